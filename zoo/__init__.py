@@ -1,0 +1,66 @@
+"""The zoo: open large language models, side by side, from one registry of blocks."""
+
+from zoo.blocks import (
+    GLU,
+    GQA,
+    MLA,
+    Branch,
+    ClampedSwiGLU,
+    GeGLU,
+    GroupedSigmoidTopK,
+    Layer,
+    LinearScaling,
+    Llama3Scaling,
+    MoE,
+    NoPE,
+    PostNorm,
+    RMSNorm,
+    RoPE,
+    SoftmaxTopK,
+    SwiGLU,
+    YarnScaling,
+    olmo,
+    post,
+    pre,
+    sandwich,
+)
+from zoo.catalog import build, from_hf, names, spec
+from zoo.cost import Stored
+from zoo.decoder import Decoder, swap_layers
+from zoo.errors import ZooError
+from zoo.registry import Spec, swap
+
+__all__ = [
+    "GLU",
+    "GQA",
+    "MLA",
+    "Branch",
+    "ClampedSwiGLU",
+    "Decoder",
+    "GeGLU",
+    "GroupedSigmoidTopK",
+    "Layer",
+    "LinearScaling",
+    "Llama3Scaling",
+    "MoE",
+    "NoPE",
+    "PostNorm",
+    "RMSNorm",
+    "RoPE",
+    "SoftmaxTopK",
+    "Spec",
+    "Stored",
+    "SwiGLU",
+    "YarnScaling",
+    "ZooError",
+    "build",
+    "from_hf",
+    "names",
+    "olmo",
+    "post",
+    "pre",
+    "sandwich",
+    "spec",
+    "swap",
+    "swap_layers",
+]

@@ -1,0 +1,37 @@
+"""Llama 3 (Grattafiori et al. 2024), the baseline: pre-norm, grouped-query attention, SwiGLU, RoPE.
+
+New in 3.1: RoPE stretched from 8k to 128k tokens by wavelength. New in 3.2: small sizes, their head tied to the embedding.
+"""
+
+from zoo.blocks import GLU, GQA, Layer, Llama3Scaling, RMSNorm, RoPE, pre
+from zoo.config import Config, Size, reads
+from zoo.decoder import Decoder
+
+
+def decoder(*, layers, heads, hidden, kv_heads=8, head_dim=128, eps=1e-5, rope, vocab=128_256, **rest) -> Decoder:
+    norm = RMSNorm(eps)
+    attn = GQA(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rope=rope)
+    layer = Layer(pre(norm, attn), pre(norm, GLU(hidden=hidden)))
+    return Decoder(layers=(layer,) * layers, norm=norm, vocab=vocab, **rest)
+
+
+@reads("llama", num_key_value_heads=None, head_dim=None, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
+def from_hf(config: Config) -> Decoder:
+    config.expect(hidden_act="silu", attention_bias=False, mlp_bias=False)
+    return decoder(**config.dense(), head_dim=config.head_dim(), rope=config.rope())
+
+
+_3 = dict(rope=RoPE(5e5), context=8192)
+_31 = dict(rope=RoPE(5e5, Llama3Scaling(factor=8, original=8192)), context=131_072)
+_32 = dict(rope=RoPE(5e5, Llama3Scaling(factor=32, original=8192)), context=131_072, tied=True)
+_8B = dict(dim=4096, layers=32, heads=32, hidden=14_336)
+_70B = dict(dim=8192, layers=80, heads=64, hidden=28_672)
+_1B = dict(dim=2048, layers=16, heads=32, hidden=8192, head_dim=64)
+_3B = dict(dim=3072, layers=28, heads=24, hidden=8192)
+SIZES = {
+    "llama3-8b": Size("meta-llama/Meta-Llama-3-8B", 8_030_261_248, decoder(**_3, **_8B)),
+    "llama3.1-8b": Size("meta-llama/Llama-3.1-8B", 8_030_261_248, decoder(**_31, **_8B)),
+    "llama3.1-70b": Size("meta-llama/Llama-3.1-70B", 70_553_706_496, decoder(**_31, **_70B)),
+    "llama3.2-1b": Size("meta-llama/Llama-3.2-1B", 1_235_814_400, decoder(**_32, **_1B)),
+    "llama3.2-3b": Size("meta-llama/Llama-3.2-3B", 3_212_749_824, decoder(**_32, **_3B)),
+}

@@ -1,0 +1,30 @@
+"""Mistral Small 3.1 (Mistral AI 2025), text part. New here: nothing but proportions. Heads narrower than dim / heads, few
+wide layers for latency, a RoPE base of 1e9 for 128k tokens, and no sliding window any more."""
+
+from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, pre
+from zoo.config import Config, Size, reads
+from zoo.decoder import Decoder
+
+
+def decoder(*, layers, heads, hidden, kv_heads=8, head_dim=128, rope=RoPE(1e9), window=None, eps=1e-5, **rest) -> Decoder:
+    norm = RMSNorm(eps)
+    attn = GQA(heads, kv_heads, head_dim, rope=rope, window=window)
+    layer = Layer(pre(norm, attn), pre(norm, GLU(hidden=hidden)))
+    return Decoder(layers=(layer,) * layers, norm=norm, **rest)
+
+
+@reads(
+    *("mistral", "mistral3"),
+    **dict(num_key_value_heads=8, head_dim=None, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False),
+    **dict(sliding_window=4096),
+)
+def from_hf(config: Config) -> Decoder:
+    config.expect(hidden_act="silu")
+    window = config.optional("sliding_window")
+    return decoder(**config.dense(), head_dim=config.head_dim(), window=window, rope=config.rope())
+
+
+_24B = dict(dim=5120, layers=40, heads=32, hidden=32_768, vocab=131_072, context=131_072)
+SIZES = {
+    "mistral-small-3.1-24b": Size("mistralai/Mistral-Small-3.1-24B-Base-2503", 23_572_403_200, decoder(**_24B)),
+}

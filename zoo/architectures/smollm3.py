@@ -1,0 +1,33 @@
+"""SmolLM3 (Hugging Face 2025). New here: every fourth layer has no position encoding at all (NoPE)."""
+
+from zoo.blocks import GLU, GQA, Layer, NoPE, RMSNorm, RoPE, pre
+from zoo.config import Config, Size, reads
+from zoo.decoder import Decoder
+
+
+def decoder(*, dim, layers, heads, kv_heads, hidden, interval=4, rope=RoPE(5e6), eps=1e-6, **rest) -> Decoder:
+    norm = RMSNorm(eps)
+
+    def layer(position):
+        attn = GQA(heads, kv_heads, head_dim=dim // heads, rope=position)
+        return Layer(pre(norm, attn), pre(norm, GLU(hidden=hidden)))
+
+    plan = tuple(layer(NoPE() if i % interval == interval - 1 else rope) for i in range(layers))
+    return Decoder(dim=dim, layers=plan, norm=norm, **rest)
+
+
+@reads(
+    *("smollm3",),
+    **dict(num_key_value_heads=4, rms_norm_eps=1e-6, rope_theta=2e6, tie_word_embeddings=True, no_rope_layer_interval=4),
+)
+def from_hf(config: Config) -> Decoder:
+    config.expect(hidden_act="silu", attention_bias=False, mlp_bias=False, use_sliding_window=False)
+    config.unused("sliding_window", "max_window_layers")
+    spec = decoder(**config.dense(), interval=config.integer("no_rope_layer_interval"), rope=config.rope())
+    config.agrees_on_windows(spec)
+    config.agrees("no_rope_layers", [int(layer.mixer.rope != NoPE()) for layer in spec.layers])
+    return spec
+
+
+_3B = dict(dim=2048, layers=36, heads=16, kv_heads=4, hidden=11_008, vocab=128_256, tied=True, context=65_536)
+SIZES = {"smollm3-3b": Size("HuggingFaceTB/SmolLM3-3B", 3_075_098_624, decoder(**_3B))}

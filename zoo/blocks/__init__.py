@@ -1,0 +1,39 @@
+"""The blocks, one file each: a public frozen spec and the private module that it builds."""
+
+from zoo.blocks.glu import GLU, Activation, ClampedSwiGLU, GeGLU, SwiGLU
+from zoo.blocks.gqa import GQA
+from zoo.blocks.layer import Branch, Layer, PostNorm, olmo, post, pre, sandwich
+from zoo.blocks.mla import MLA
+from zoo.blocks.moe import GroupedSigmoidTopK, MoE, Router, SoftmaxTopK
+from zoo.blocks.norm import RMSNorm
+from zoo.blocks.rope import LinearScaling, Llama3Scaling, NoPE, Position, RoPE, Scaling, YarnScaling, yarn_gain
+
+__all__ = [
+    "GLU",
+    "GQA",
+    "MLA",
+    "Activation",
+    "Branch",
+    "ClampedSwiGLU",
+    "GeGLU",
+    "GroupedSigmoidTopK",
+    "Layer",
+    "LinearScaling",
+    "Llama3Scaling",
+    "MoE",
+    "NoPE",
+    "Position",
+    "PostNorm",
+    "RMSNorm",
+    "RoPE",
+    "Router",
+    "Scaling",
+    "SoftmaxTopK",
+    "SwiGLU",
+    "YarnScaling",
+    "olmo",
+    "post",
+    "pre",
+    "sandwich",
+    "yarn_gain",
+]

@@ -1,0 +1,123 @@
+"""Grouped-query attention (Ainslie et al. 2023). Multi-head, multi-query and sliding-window attention are points of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from zoo.attend import attend
+from zoo.blocks.linear import Linear, linear_params
+from zoo.blocks.norm import RMSNorm
+from zoo.blocks.rope import Position
+from zoo.cache import Slot
+from zoo.cost import Stored, dense_pairs, linear_flops, visible_pairs
+from zoo.registry import Mixer, Spec
+from zoo.step import Step
+
+
+@dataclass(frozen=True)
+class GQA(Mixer):
+    """`heads` queries share `kv_heads` keys and values, all `head_dim` wide.
+
+    kv_heads == heads is multi-head attention (MHA), kv_heads == 1 multi-query (MQA). With a `window` a token sees that
+    many tokens, itself included. `qk_norm` normalises queries and keys before rotation, on each head or over the whole
+    projection. `scale` multiplies the scores, head_dim**-0.5 if None. `bias` is on all four projections. `sinks` give
+    each head a learned score for attending to nothing.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: Position
+    window: int | None = None
+    qk_norm: RMSNorm | None = None
+    qk_norm_over: Literal["head", "projection"] = "head"
+    scale: float | None = None
+    bias: bool = False
+    sinks: bool = False
+
+    def check(self) -> None:
+        self.require(self.heads % self.kv_heads == 0, f"kv_heads={self.kv_heads} must divide heads={self.heads}")
+        self.require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even: rotation pairs its halves")
+        known = ("head", "projection")
+        self.require(self.qk_norm_over in known, f"qk_norm_over={self.qk_norm_over!r} must be one of {known}")
+
+    def build(self, dim: int) -> nn.Module:
+        return _GQA(self, dim)
+
+    def params(self, dim: int) -> int:
+        projections = (
+            linear_params(dim, self.heads * self.head_dim, self.bias)
+            + 2 * linear_params(dim, self.kv_heads * self.head_dim, self.bias)
+            + linear_params(self.heads * self.head_dim, dim, self.bias)
+        )
+        norms = sum(self.qk_norm.params(width) for width in self._norm_widths()) if self.qk_norm else 0
+        return projections + norms + (self.heads if self.sinks else 0)
+
+    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        width = self.heads * self.head_dim
+        pairs = (visible_pairs if causal else dense_pairs)(past, new, self.window)
+        projections = 2 * linear_flops(new, dim, width) + 2 * linear_flops(new, dim, self.kv_heads * self.head_dim)
+        return projections + 2 * linear_flops(pairs, 1, width)  # scores, then weighted values
+
+    def stored(self) -> Stored:
+        shape = (self.kv_heads, self.head_dim)
+        return Stored(streams=(("k", shape), ("v", shape)), window=self.window)
+
+    def rotary(self) -> tuple[tuple[Spec, int], ...]:
+        return ((self.rope, self.head_dim),)
+
+    def words(self) -> str:
+        kind = {self.heads: "MHA", 1: "MQA"}.get(self.kv_heads, "GQA")
+        heads = f"{self.heads} heads" + (f" on {self.kv_heads} KV" if kind == "GQA" else "")
+        parts = [
+            f"{kind} {heads} x {self.head_dim}",
+            self.rope.words(),
+            f"window {self.window}" if self.window else "",
+            f"QK-norm per {self.qk_norm_over}" if self.qk_norm else "",
+            f"scale {self.scale**-2:g}^-1/2" if self.scale else "",
+            "biases" if self.bias else "",
+            "sinks" if self.sinks else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    def _norm_widths(self) -> tuple[int, int]:
+        per_head = self.qk_norm_over == "head"
+        return (1 if per_head else self.heads) * self.head_dim, (1 if per_head else self.kv_heads) * self.head_dim
+
+
+class _GQA(nn.Module):
+    def __init__(self, spec: GQA, dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
+        width, kv_width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        self.q = Linear(dim, width, spec.bias)
+        self.k = Linear(dim, kv_width, spec.bias)
+        self.v = Linear(dim, kv_width, spec.bias)
+        self.o = Linear(width, dim, spec.bias)
+        norms = [spec.qk_norm.build(wide) if spec.qk_norm else nn.Identity() for wide in spec._norm_widths()]
+        self.q_norm, self.k_norm = norms
+        self.sinks = nn.Parameter(torch.empty(spec.heads)) if spec.sinks else None
+
+    def forward(self, x: Tensor, step: Step, slot: Slot) -> Tensor:
+        """(b, t, dim) -> (b, t, dim)"""
+        table = step.tables[self.spec.rope, self.spec.head_dim]
+        q = self.spec.rope.rotate(self._heads(self.q(x), self.q_norm), table)
+        k = self.spec.rope.rotate(self._heads(self.k(x), self.k_norm), table)
+        v = self._heads(self.v(x))
+        k, v, mask = slot.append(step, k, v)
+        out = attend(q, k, v, mask, self.scale, self.sinks)
+        return self.o(rearrange(out, "b h t d -> b t (h d)"))
+
+    def _heads(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """(b, t, h * d) -> (b, h, t, d), normalised over the projection or over each head."""
+        whole = self.spec.qk_norm_over == "projection"
+        if norm is not None and whole:
+            x = norm(x)
+        x = rearrange(x, "b t (h d) -> b h t d", d=self.spec.head_dim)
+        return x if norm is None or whole else norm(x)

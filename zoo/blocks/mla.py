@@ -1,0 +1,137 @@
+"""Multi-head latent attention (DeepSeek-V2, section 2.1): keys and values are kept as one small latent per token."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from zoo.attend import attend
+from zoo.blocks.linear import Linear, linear_params
+from zoo.blocks.norm import RMSNorm
+from zoo.blocks.rope import Position
+from zoo.cache import Slot
+from zoo.cost import Stored, dense_pairs, linear_flops, visible_pairs
+from zoo.registry import Mixer, Spec
+from zoo.step import Step
+
+
+@dataclass(frozen=True)
+class MLA(Mixer):
+    """Each token keeps `kv_rank` latent numbers and one key of `rope_dim` rotated numbers that all heads share.
+
+    A head's query and key are `nope_dim` numbers without position beside `rope_dim` with; its value is `v_dim` wide.
+    Queries come through a latent of `q_rank` too, or straight from x if None. `norm` is on both latents. `scale`
+    multiplies the scores, (nope_dim + rope_dim)**-0.5 if None.
+    """
+
+    heads: int
+    q_rank: int | None
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    v_dim: int
+    norm: RMSNorm
+    rope: Position
+    scale: float | None = None
+
+    def check(self) -> None:
+        self.require(self.rope_dim % 2 == 0, f"rope_dim={self.rope_dim} must be even: rotation pairs its halves")
+
+    def build(self, dim: int) -> nn.Module:
+        return _MLA(self, dim)
+
+    def params(self, dim: int) -> int:
+        q_width = self.heads * (self.nope_dim + self.rope_dim)
+        if self.q_rank is None:
+            queries = linear_params(dim, q_width)
+        else:
+            queries = linear_params(dim, self.q_rank) + self.norm.params(self.q_rank)
+            queries += linear_params(self.q_rank, q_width)
+        latent = linear_params(dim, self.kv_rank + self.rope_dim) + self.norm.params(self.kv_rank)
+        expand = linear_params(self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
+        return queries + latent + expand + linear_params(self.heads * self.v_dim, dim)
+
+    def absorbs(self, past: int, new: int) -> bool:
+        """Whether attention runs over the latents, the up-projections folded into query and output, rather than over
+        keys and values expanded from them. Decoding always does; a longer pass does where it costs fewer FLOPs."""
+        expanding = past * self.kv_rank * (self.nope_dim + self.v_dim)
+        wider = visible_pairs(past, new) * (2 * self.kv_rank - self.nope_dim - self.v_dim)
+        return new == 1 or expanding > wider
+
+    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        q_width = self.heads * (self.nope_dim + self.rope_dim)
+        if self.q_rank is None:
+            queries = linear_flops(new, dim, q_width)
+        else:
+            queries = linear_flops(new, dim, self.q_rank) + linear_flops(new, self.q_rank, q_width)
+        absorbed = self.absorbs(past, new)
+        up = linear_flops(new if absorbed else past + new, self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
+        widths = 2 * self.kv_rank if absorbed else self.nope_dim + self.v_dim
+        pairs = (visible_pairs if causal else dense_pairs)(past, new)
+        attention = linear_flops(pairs, 1, self.heads * (widths + self.rope_dim))
+        down = linear_flops(new, dim, self.kv_rank + self.rope_dim)
+        return queries + down + up + attention + linear_flops(new, self.heads * self.v_dim, dim)
+
+    def stored(self) -> Stored:
+        return Stored(streams=(("latent", (1, self.kv_rank + self.rope_dim)),))
+
+    def rotary(self) -> tuple[tuple[Spec, int], ...]:
+        return ((self.rope, self.rope_dim),)
+
+    def words(self) -> str:
+        query = f"query rank {self.q_rank}" if self.q_rank else "full-rank query"
+        return (
+            f"MLA {self.heads} heads x ({self.nope_dim} + {self.rope_dim}, value {self.v_dim}), "
+            f"KV rank {self.kv_rank}, {query}, {self.rope.words()}"
+        )
+
+
+class _MLA(nn.Module):
+    def __init__(self, spec: MLA, dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.scale = (spec.nope_dim + spec.rope_dim) ** -0.5 if spec.scale is None else spec.scale
+        q_width = spec.heads * (spec.nope_dim + spec.rope_dim)
+        if spec.q_rank is None:
+            self.q = Linear(dim, q_width, bias=False)
+        else:
+            down, norm, up = Linear(dim, spec.q_rank, False), spec.norm.build(spec.q_rank), Linear(spec.q_rank, q_width, False)
+            self.q = nn.Sequential(OrderedDict(down=down, norm=norm, up=up))
+        self.kv_down = Linear(dim, spec.kv_rank + spec.rope_dim, bias=False)
+        self.kv_norm = spec.norm.build(spec.kv_rank)
+        self.kv_up = Linear(spec.kv_rank, spec.heads * (spec.nope_dim + spec.v_dim), bias=False)
+        self.o = Linear(spec.heads * spec.v_dim, dim, bias=False)
+
+    def forward(self, x: Tensor, step: Step, slot: Slot) -> Tensor:
+        """(b, t, dim) -> (b, t, dim)"""
+        spec, table = self.spec, step.tables[self.spec.rope, self.spec.rope_dim]
+        q = rearrange(self.q(x), "b t (h d) -> b h t d", h=spec.heads)
+        q_nope, q_rope = q.split([spec.nope_dim, spec.rope_dim], dim=-1)
+        q_rope = spec.rope.rotate(q_rope, table)
+        compressed, k_rope = self.kv_down(x).unsqueeze(1).split([spec.kv_rank, spec.rope_dim], dim=-1)
+        new = torch.cat([self.kv_norm(compressed), spec.rope.rotate(k_rope, table)], dim=-1)
+        latent, mask = slot.append(step, new)
+        past = latent.shape[2] - x.shape[1]
+        form = self._absorbed if spec.absorbs(past, x.shape[1]) else self._expanded
+        out = form(q_nope, q_rope, latent, mask)
+        return self.o(rearrange(out, "b h t v -> b t (h v)"))
+
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
+        """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v), attending over the latents themselves."""
+        up = rearrange(self.kv_up.weight, "(h w) r -> h w r", h=self.spec.heads)
+        k_up, v_up = up.split([self.spec.nope_dim, self.spec.v_dim], dim=1)
+        q = torch.cat([torch.einsum("bhtn,hnr->bhtr", q_nope, k_up), q_rope], dim=-1)
+        out = attend(q, latent, latent[..., : self.spec.kv_rank], mask, self.scale)
+        return torch.einsum("bhtr,hvr->bhtv", out, v_up)
+
+    def _expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
+        """The same, attending over keys and values expanded from the latents."""
+        compressed, k_rope = latent.split([self.spec.kv_rank, self.spec.rope_dim], dim=-1)
+        kv = rearrange(self.kv_up(compressed.squeeze(1)), "b s (h w) -> b h s w", h=self.spec.heads)
+        k_nope, v = kv.split([self.spec.nope_dim, self.spec.v_dim], dim=-1)
+        k = torch.cat([k_nope, k_rope.expand(-1, self.spec.heads, -1, -1)], dim=-1)
+        return attend(torch.cat([q_nope, q_rope], dim=-1), k, v, mask, self.scale)

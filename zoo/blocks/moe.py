@@ -1,0 +1,215 @@
+"""Mixture of experts: many feed-forward blocks, of which each token visits a few (Shazeer et al. 2017)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.blocks.glu import GLU
+from zoo.blocks.linear import linear_params
+from zoo.cost import linear_flops
+from zoo.registry import Block, Spec
+
+
+class Router(Spec, abstract=True):
+    """Chooses `k` experts for each token and weighs them."""
+
+    k: int
+    slot = "router"
+
+    @abstractmethod
+    def build(self, dim: int, experts: int) -> nn.Module:
+        """A module (n, dim) -> weights and expert ids, both (n, k)."""
+
+    @abstractmethod
+    def params(self, dim: int, experts: int) -> int:
+        """Stored numbers."""
+
+    def check_experts(self, experts: int) -> None:
+        """Raise SpecError unless this routes among that many experts."""
+        self.require(self.k <= experts, f"k={self.k} is above the {experts} experts there are")
+
+
+@dataclass(frozen=True)
+class SoftmaxTopK(Router):
+    """The k experts of the largest softmax probability. `renormalise` divides by the sum of the k, which is a softmax
+    over their logits alone (Qwen3, gpt-oss). `bias` adds a learned bias to the logits."""
+
+    k: int
+    renormalise: bool = True
+    bias: bool = False
+
+    def build(self, dim: int, experts: int) -> nn.Module:
+        return _SoftmaxTopK(self, dim, experts)
+
+    def params(self, dim: int, experts: int) -> int:
+        return linear_params(dim, experts, self.bias)
+
+    def words(self) -> str:
+        return f"softmax top-{self.k}" + ("" if self.renormalise else ", not renormalised") + (", bias" if self.bias else "")
+
+
+class _SoftmaxTopK(nn.Module):
+    def __init__(self, spec: SoftmaxTopK, dim: int, experts: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(experts, dim))
+        self.bias = nn.Parameter(torch.empty(experts)) if spec.bias else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = F.linear(x, self.weight, self.bias).float()
+        scores = logits if self.spec.renormalise else logits.softmax(-1)
+        top, chosen = scores.topk(self.spec.k)
+        return (top.softmax(-1) if self.spec.renormalise else top).to(x.dtype), chosen
+
+
+@dataclass(frozen=True)
+class GroupedSigmoidTopK(Router):
+    """DeepSeek-V3's routing (section 2.1.2), in float32 whatever the model's dtype.
+
+    Scores are sigmoids. A learned correction is added for choosing only: first the `keep` best of `groups` equal groups
+    of experts, each judged by its two best, then the k best experts in them. The weights are the uncorrected scores of
+    the chosen, divided by their sum and multiplied by `scale`.
+    """
+
+    k: int
+    groups: int
+    keep: int
+    scale: float
+
+    def build(self, dim: int, experts: int) -> nn.Module:
+        return _GroupedSigmoidTopK(self, dim, experts)
+
+    def params(self, dim: int, experts: int) -> int:
+        return linear_params(dim, experts, bias=True)
+
+    def check(self) -> None:
+        self.require(self.keep <= self.groups, f"keep={self.keep} is above groups={self.groups}")
+
+    def check_experts(self, experts: int) -> None:
+        self.require(experts % self.groups == 0, f"groups={self.groups} must divide the {experts} experts")
+        self.require(experts // self.groups >= 2, f"groups={self.groups} leave fewer than 2 of {experts} experts in each")
+        reach = self.keep * experts // self.groups
+        self.require(self.k <= reach, f"k={self.k} is above the {reach} experts in {self.keep} groups")
+
+    def words(self) -> str:
+        return f"sigmoid top-{self.k} in {self.keep} of {self.groups} groups, x{self.scale:g}"
+
+
+class _GroupedSigmoidTopK(nn.Module):
+    def __init__(self, spec: GroupedSigmoidTopK, dim: int, experts: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(experts, dim))
+        self.correction = nn.Parameter(torch.empty(experts, dtype=torch.float32))
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        """The correction follows the module to a device, never to a dtype: its steps are finer than bfloat16's."""
+        kept = self.correction.detach()
+        super()._apply(fn, recurse)
+        if self.correction.dtype != torch.float32:
+            self.correction.data = kept.to(self.correction.device)
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = F.linear(x.float(), self.weight.float()).sigmoid()
+        chosen = self._choose(scores + self.correction)
+        top = scores.gather(-1, chosen)
+        return (top / (top.sum(-1, keepdim=True) + 1e-20) * self.spec.scale).to(x.dtype), chosen
+
+    def _choose(self, scores: Tensor) -> Tensor:
+        """(n, experts) corrected scores -> (n, k) expert ids."""
+        grouped = scores.unflatten(-1, (self.spec.groups, -1))
+        best = grouped.topk(2).values.sum(-1).topk(self.spec.keep).indices
+        kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, True)
+        return grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2).topk(self.spec.k).indices
+
+
+@dataclass(frozen=True)
+class MoE(Block):
+    """`experts` blocks like `expert`, of which `router` chooses k for each token, beside a `shared` one for all."""
+
+    experts: int
+    expert: GLU
+    router: Router
+    shared: GLU | None = None
+
+    slot = "ffn"
+
+    def check(self) -> None:
+        self.require(isinstance(self.expert, GLU), f"expert must be a GLU, not {type(self.expert).__name__}")
+        self.router.check_experts(self.experts)
+
+    def build(self, dim: int) -> nn.Module:
+        return _MoE(self, dim)
+
+    def params(self, dim: int) -> int:
+        return self._params(dim, self.experts)
+
+    def active_params(self, dim: int) -> int:
+        return self._params(dim, self.router.k)
+
+    def _params(self, dim: int, experts: int) -> int:
+        shared = self.shared.params(dim) if self.shared else 0
+        return self.router.params(dim, self.experts) + experts * self.expert.params(dim) + shared
+
+    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        shared = self.shared.flops(dim, past, new, causal) if self.shared else 0
+        routed = self.router.k * self.expert.flops(dim, past, new, causal)
+        return linear_flops(new, dim, self.experts) + routed + shared
+
+    def words(self) -> str:
+        shared = f" + shared {self.shared.words()}" if self.shared else ""
+        return f"MoE {self.experts} x {self.expert.words()}{shared}, {self.router.words()}"
+
+
+class _MoE(nn.Module):
+    def __init__(self, spec: MoE, dim: int) -> None:
+        super().__init__()
+        self.router = spec.router.build(dim, spec.experts)
+        self.experts = _Experts(spec, dim)
+        self.shared = spec.shared.build(dim) if spec.shared else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, -2)
+        weights, chosen = self.router(tokens)
+        out = self.experts(tokens, weights, chosen).view_as(x)
+        return out if self.shared is None else out + self.shared(x)
+
+
+class _Experts(nn.Module):
+    """All experts of a layer, stacked: gate and up (experts, hidden, dim), down (experts, dim, hidden)."""
+
+    def __init__(self, spec: MoE, dim: int) -> None:
+        super().__init__()
+        self.act, hidden = spec.expert.act, spec.expert.hidden
+        self.gate = nn.Parameter(torch.empty(spec.experts, hidden, dim))
+        self.up = nn.Parameter(torch.empty(spec.experts, hidden, dim))
+        self.down = nn.Parameter(torch.empty(spec.experts, dim, hidden))
+        bias = spec.expert.bias
+        self.gate_bias = nn.Parameter(torch.empty(spec.experts, hidden)) if bias else None
+        self.up_bias = nn.Parameter(torch.empty(spec.experts, hidden)) if bias else None
+        self.down_bias = nn.Parameter(torch.empty(spec.experts, dim)) if bias else None
+
+    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """x (n, dim), weights and chosen (n, k) -> (n, dim). Tokens are sorted by expert, so that each expert that is
+        hit reads its matrices once and multiplies one contiguous block."""
+        k = chosen.shape[-1]
+        order = chosen.flatten().argsort(stable=True)
+        counts = chosen.flatten().bincount(minlength=len(self.gate)).tolist()
+        blocks = x[order // k].split(counts)
+        done = torch.cat([self._expert(e, block) for e, block in enumerate(blocks) if len(block)])
+        unsorted = torch.empty_like(done).index_copy_(0, order, done).view(*chosen.shape, -1)
+        return (unsorted * weights[..., None]).sum(-2)
+
+    def _expert(self, e: int, x: Tensor) -> Tensor:
+        def bias(stacked: Tensor | None) -> Tensor | None:
+            return None if stacked is None else stacked[e]
+
+        gate = F.linear(x, self.gate[e], bias(self.gate_bias))
+        up = F.linear(x, self.up[e], bias(self.up_bias))
+        return F.linear(self.act.join(gate, up), self.down[e], bias(self.down_bias))

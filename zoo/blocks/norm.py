@@ -1,0 +1,55 @@
+"""RMSNorm (Zhang and Sennrich 2019) in the three roundings that released models use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zoo.registry import Block
+
+
+@dataclass(frozen=True)
+class RMSNorm(Block):
+    """x / rms(x) * w, with rms(x) = sqrt(mean(x^2) + eps) in float32.
+
+    `unit_offset` multiplies by 1 + w (Gemma). `scale_in_fp32` rounds to the input's dtype after the weight (OLMo 2,
+    gpt-oss, Gemma) and not before it (Llama).
+    """
+
+    eps: float
+    unit_offset: bool = False
+    scale_in_fp32: bool = False
+
+    slot = "norm"
+
+    def build(self, dim: int) -> nn.Module:
+        return _RMSNorm(self, dim)
+
+    def params(self, dim: int) -> int:
+        return dim
+
+    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        return 0
+
+    def words(self) -> str:
+        offset = " with 1 + w" if self.unit_offset else ""
+        rounding = ", scaled in float32" if self.scale_in_fp32 else ""
+        return f"RMSNorm{offset}, eps {self.eps:g}{rounding}"
+
+
+class _RMSNorm(nn.Module):
+    def __init__(self, spec: RMSNorm, dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.identity = 0.0 if spec.unit_offset else 1.0  # the weight that scales by one
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = x.float()
+        normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + self.spec.eps)
+        weight = self.weight.float() + 1.0 if self.spec.unit_offset else self.weight
+        if self.spec.scale_in_fp32:
+            return (normed * weight).to(x.dtype)
+        return normed.to(x.dtype) * weight

@@ -1,0 +1,174 @@
+"""Rotary position embedding (Su et al. 2021), its scalings for longer contexts, and none at all.
+
+Rotated pairs are (i, i + width/2), the half-split order of Hugging Face checkpoints; other orders are undone on loading.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from zoo.registry import Spec
+
+Table = tuple[Tensor, Tensor]  # cos and sin, each (t, width / 2), float32
+
+
+class Scaling(Spec, abstract=True):
+    """A change of the rotary frequencies that stretches a trained context."""
+
+    slot = "scaling"
+    gain: float = 1.0  # multiplies cos and sin, hence scores by its square
+
+    @abstractmethod
+    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
+        """(width / 2,) frequencies in radians per token, highest first -> the same, scaled."""
+
+
+@dataclass(frozen=True)
+class LinearScaling(Scaling):
+    """All positions divided by `factor` (Chen et al. 2023, section 2.3)."""
+
+    factor: float
+
+    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
+        return frequencies / self.factor
+
+    def words(self) -> str:
+        return f"/{self.factor:g}"
+
+
+@dataclass(frozen=True)
+class Llama3Scaling(Scaling):
+    """Wavelengths above original / low are divided by `factor`, those below original / high kept, in between blended
+    (Llama 3.1, as released)."""
+
+    factor: float
+    original: int
+    low: float = 1.0
+    high: float = 4.0
+
+    def check(self) -> None:
+        self.require(self.low < self.high, f"low={self.low} must be below high={self.high}")
+
+    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
+        turns = self.original / (2 * math.pi / frequencies)  # full turns within the original context
+        blend = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return (1 - blend) * frequencies / self.factor + blend * frequencies
+
+    def words(self) -> str:
+        return f"Llama 3 x{self.factor:g} from {self.original}"
+
+
+@dataclass(frozen=True)
+class YarnScaling(Scaling):
+    """YaRN (Peng et al. 2023, section 3.2): dimensions that turn at least `fast` times within the original context are
+    kept, those that turn at most `slow` times divided by `factor`, a linear ramp over the dimensions between.
+
+    `truncate` rounds the ramp's ends outward to whole dimensions. `gain` multiplies cos and sin (section 3.3: see
+    `yarn_gain`); DeepSeek has 1.0 here and the gain in its attention scale.
+    """
+
+    factor: float
+    original: int
+    gain: float
+    fast: float = 32.0
+    slow: float = 1.0
+    truncate: bool = True
+
+    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
+        half = len(frequencies)
+
+        def dimension(turns: float) -> float:
+            return half * math.log(self.original / (turns * 2 * math.pi)) / math.log(theta)
+
+        low, high = dimension(self.fast), dimension(self.slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, 2 * half - 1)
+        ramp = (torch.arange(half, dtype=torch.float32) - low) / (high - low if high != low else 0.001)
+        keep = 1 - ramp.clamp(0, 1)
+        return frequencies / self.factor * (1 - keep) + frequencies * keep
+
+    def words(self) -> str:
+        return f"YaRN x{self.factor:g} from {self.original}"
+
+
+def yarn_gain(factor: float, mscale: float = 1.0) -> float:
+    """YaRN's gain on the scores' temperature (Peng et al. 2023, equation 22): 0.1 * mscale * ln(factor) + 1."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+class Position(Spec, abstract=True):
+    """How a layer knows where a token is: a table for each pass, applied to queries and keys."""
+
+    slot = "rope"
+
+    @abstractmethod
+    def table(self, positions: Tensor, width: int) -> Table | None:
+        """(t,) positions -> what `rotate` needs for heads of this `width`."""
+
+    @abstractmethod
+    def rotate(self, x: Tensor, table: Table | None) -> Tensor:
+        """(..., t, width) -> the same shape, with its positions."""
+
+
+@dataclass(frozen=True)
+class NoPE(Position):
+    """No position encoding: order is known from the causal mask alone (Kazemnejad et al. 2023)."""
+
+    def table(self, positions: Tensor, width: int) -> Table | None:
+        return None
+
+    def rotate(self, x: Tensor, table: Table | None) -> Tensor:
+        return x
+
+    def words(self) -> str:
+        return "NoPE"
+
+
+@dataclass(frozen=True)
+class RoPE(Position):
+    """Pair i of `width / 2` turns by theta^(-2i / width) radians per token."""
+
+    theta: float
+    scaling: Scaling | None = None
+
+    def check(self) -> None:
+        self.require(self.theta > 1, f"theta={self.theta:g} must be above 1")
+
+    def table(self, positions: Tensor, width: int) -> Table | None:
+        angles = positions.float()[:, None] * _frequencies(self, width).to(positions.device)
+        gain = self.scaling.gain if self.scaling else 1.0
+        return angles.cos() * gain, angles.sin() * gain
+
+    def rotate(self, x: Tensor, table: Table | None) -> Tensor:
+        assert table is not None
+        cos, sin = table
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        return turned.to(x.dtype)  # the rotation itself is in the table's float32
+
+    def words(self) -> str:
+        scaling = f" {self.scaling.words()}" if self.scaling else ""
+        return f"RoPE {_short(self.theta)}{scaling}"
+
+
+@cache
+def _frequencies(rope: RoPE, width: int) -> Tensor:
+    """(width / 2,) radians per token, in the float32 arithmetic of the released models: a more exact power would differ
+    from theirs by a hundredth of a radian at position 100,000."""
+    exponents = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
+    frequencies = 1.0 / rope.theta**exponents
+    return rope.scaling.scale(frequencies, rope.theta) if rope.scaling else frequencies
+
+
+def _short(number: float) -> str:
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:g}{name}"
+    return f"{number:g}"

@@ -1,0 +1,147 @@
+"""The KV cache: one slot a layer, built from the `Stored` that the layer's spec reports.
+
+`Slot.append(step, *new)` stores the new tokens and returns every stream to attend over, with the mask. `NoSlot` stands
+where there is no cache and hands its arguments back, so layers have no `if cache`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from zoo.cost import Stored
+from zoo.errors import CacheFullError, UsageError
+from zoo.step import Step, View, visible
+
+
+class Slot(Protocol):
+    """Where a layer keeps its tokens."""
+
+    @property
+    def geometry(self) -> Hashable: ...
+    def view(self, positions: Tensor, past: int) -> View: ...
+    def append(self, step: Step, *new: Tensor) -> tuple[Tensor | None, ...]:
+        """New streams, each (batch, heads, new, width) -> the streams to attend over (batch, heads, keys, width), and
+        last the mask (new, keys) or None."""
+        ...
+
+
+class NoSlot:
+    """No cache: a pass sees only its own tokens."""
+
+    def __init__(self, window: int | None) -> None:
+        self.window = window
+        self.geometry: Hashable = ("none", window)
+
+    def view(self, positions: Tensor, past: int) -> View:
+        whole = self.window is None or len(positions) <= self.window
+        return View(positions, positions, None if whole else visible(positions, positions, self.window))
+
+    def append(self, step: Step, *new: Tensor) -> tuple[Tensor | None, ...]:
+        return (*new, step.views[self.geometry].mask)
+
+
+class _Allocated:
+    """Streams of (batch, heads, tokens, width), allocated once."""
+
+    def __init__(self, stored: Stored, batch: int, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.streams = [
+            torch.zeros(batch, heads, tokens, width, dtype=dtype, device=device)
+            for _, (heads, width) in stored.streams
+        ]
+
+
+class FullSlot(_Allocated):
+    """Every token, at the index of its position."""
+
+    geometry: Hashable = "full"
+
+    def view(self, positions: Tensor, past: int) -> View:
+        keys = torch.arange(past + len(positions), device=positions.device)
+        plain = past == 0 or len(positions) == 1
+        return View(positions, keys, None if plain else visible(positions, keys))
+
+    def append(self, step: Step, *new: Tensor) -> tuple[Tensor | None, ...]:
+        write, keys, mask = step.views[self.geometry]
+        for stream, tokens in zip(self.streams, new, strict=True):
+            stream.index_copy_(2, write, tokens.detach())
+        return (*(stream[:, :, : len(keys)] for stream in self.streams), mask)
+
+
+class RingSlot(_Allocated):
+    """The last `window` tokens; position p lies at index p mod window.
+
+    A lone token is written first and the ring read as it lies: it holds exactly the window that token sees. Several
+    tokens attend over what the ring held and themselves, and are written afterwards: the first of them still needs
+    keys that the last of them overwrites.
+    """
+
+    def __init__(self, stored: Stored, batch: int, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(stored, batch, tokens, dtype, device)
+        self.window = tokens
+        self.geometry: Hashable = ("ring", tokens)
+
+    def view(self, positions: Tensor, past: int) -> View:
+        write = positions[-self.window :] % self.window
+        if len(positions) == 1:
+            return View(write, self._held(past + 1, positions.device), None)
+        keys = torch.cat([self._held(past, positions.device), positions])
+        plain = past == 0 and len(positions) <= self.window
+        return View(write, keys, None if plain else visible(positions, keys, self.window))
+
+    def _held(self, past: int, device: torch.device) -> Tensor:
+        """Positions in the ring, by index, after `past` tokens: at index i the last p < past with p mod window == i."""
+        index = torch.arange(min(past, self.window), device=device)
+        return past - 1 - (past - 1 - index) % self.window
+
+    def append(self, step: Step, *new: Tensor) -> tuple[Tensor | None, ...]:
+        write, keys, mask = step.views[self.geometry]
+        alone = new[0].shape[2] == 1
+        kept = len(keys) - new[0].shape[2]
+        read = []
+        for stream, tokens in zip(self.streams, new, strict=True):
+            if not alone:
+                read.append(torch.cat([stream[:, :, :kept], tokens], dim=2) if kept else tokens)
+            stream.index_copy_(2, write, tokens[:, :, -len(write) :].detach())
+        return (*(read or (stream[:, :, : len(keys)] for stream in self.streams)), mask)
+
+
+class Cache:
+    """Slots for all layers, for `batch` sequences of equal length and at most `tokens` tokens.
+
+    It is for inference: what it returns carries no gradient to earlier passes. `length` is how many tokens it holds.
+    """
+
+    def __init__(
+        self, stored: Sequence[Stored], batch: int, tokens: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        if batch < 1 or tokens < 1:
+            raise UsageError(f"a cache needs a batch and tokens of at least 1, not {batch} and {tokens}")
+        self.batch, self.tokens, self.length = batch, tokens, 0
+        self.slots: list[FullSlot | RingSlot] = [
+            # A window that never fills is no ring: the token limit comes first.
+            (FullSlot if layer.tokens(tokens) == tokens else RingSlot)(
+                layer, batch, layer.tokens(tokens), dtype, device
+            )
+            for layer in stored
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of storage behind the streams, each storage counted once."""
+        storages = [stream.untyped_storage() for slot in self.slots for stream in slot.streams]
+        # By identity, not by address: on the meta device all addresses are 0.
+        return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+    def admit(self, batch: int, new: int) -> None:
+        """Raise unless `new` tokens of each of `batch` sequences fit."""
+        if batch != self.batch:
+            raise UsageError(f"the cache holds {self.batch} sequences, the tokens {batch}")
+        if self.length + new > self.tokens:
+            raise CacheFullError(
+                f"the cache is full: it holds {self.length} of {self.tokens} tokens and {new} more do not fit; "
+                f"make one with new_cache(batch, tokens={self.length + new})"
+            )

@@ -1,0 +1,54 @@
+"""Counting, without torch: what a layer stores, which (query, key) pairs attention computes, what a matmul costs.
+
+One FLOP convention everywhere: 2 per multiply-add, matrix products only (projections, scores, weighted values, router,
+head). Norms, rotations, activations and softmax are not counted, as in Kaplan et al. 2020 (section 2.1) and in torch's
+own counter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What one layer keeps of each token: named streams of (heads, width) numbers, for all tokens or the last `window`.
+
+    The cache allocates from this object and the tables print from it, so the two cannot disagree.
+    """
+
+    streams: tuple[tuple[str, tuple[int, int]], ...]
+    window: int | None = None
+
+    def numbers(self) -> int:
+        """Numbers kept of one token."""
+        return sum(prod(shape) for _, shape in self.streams)
+
+    def tokens(self, context: int) -> int:
+        """Tokens kept once `context` of them have been read."""
+        return context if self.window is None else min(context, self.window)
+
+
+def linear_flops(tokens: int, fan_in: int, fan_out: int) -> int:
+    """FLOPs of a (tokens, fan_in) x (fan_in, fan_out) product."""
+    return 2 * tokens * fan_in * fan_out
+
+
+def visible_pairs(past: int, new: int, window: int | None = None) -> int:
+    """(query, key) pairs that `new` tokens after `past` may look at: token i sees min(i + 1, window) keys."""
+    if window is None:
+        return new * past + new * (new + 1) // 2
+    ramp = min(max(window - past, 0), new)
+    return ramp * past + ramp * (ramp + 1) // 2 + (new - ramp) * window
+
+
+def dense_pairs(past: int, new: int, window: int | None = None) -> int:
+    """Pairs a dense masked kernel computes for the same tokens: every query against every key that it is handed.
+
+    A windowed layer is handed the ring's content and the new keys; for a single new token that is the window itself.
+    """
+    held = past if window is None else min(past, window)
+    if new == 1:
+        return held + 1 if window is None else min(held + 1, window)
+    return new * (held + new)

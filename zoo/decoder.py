@@ -1,0 +1,195 @@
+"""The whole model: embedding, layers, norm, head."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.blocks.layer import Layer
+from zoo.blocks.linear import Linear
+from zoo.blocks.norm import RMSNorm, _RMSNorm
+from zoo.cache import Cache, NoSlot, Slot
+from zoo.cost import linear_flops
+from zoo.errors import SpecError, UsageError
+from zoo.registry import Spec, swap
+from zoo.sampling import Sampler
+from zoo.step import plan
+
+
+@dataclass(frozen=True)
+class Decoder(Spec):
+    """A decoder-only transformer. `layers` is the resolved plan, one spec a layer.
+
+    `tied`: the head is the embedding's matrix. `embed_scale` multiplies embeddings. `context`: the positions it was
+    trained or extended to, None if nobody says.
+    """
+
+    vocab: int
+    dim: int
+    layers: tuple[Layer, ...]
+    norm: RMSNorm
+    tied: bool = False
+    embed_scale: float = 1.0
+    context: int | None = None
+
+    def check(self) -> None:
+        self.require(len(self.layers) > 0, "a model needs at least one layer")
+
+    def build(self) -> Model:
+        """The module, allocated on the current default device in the current default dtype, not initialised."""
+        return Model(self)
+
+    def params(self) -> int:
+        """Stored numbers, a tied head once."""
+        return self._outside() + sum(n * layer.params(self.dim) for layer, n in self._counted())
+
+    def active_params(self) -> int:
+        """Stored numbers less those of experts that a token is not routed to."""
+        return self._outside() + sum(n * layer.active_params(self.dim) for layer, n in self._counted())
+
+    def embedding_params(self) -> int:
+        """Stored numbers of the embedding and, where it is not tied, the head."""
+        return self.vocab * self.dim * (1 if self.tied else 2)
+
+    def flops(self, past: int, new: int, logits: int | None = None, causal: bool = True) -> int:
+        """FLOPs of a forward of `new` tokens after `past`, for one sequence, by the convention of zoo.cost.
+
+        `logits`: positions that go through the head (None: all `new`). `causal=False` counts every pair that a masked
+        dense kernel computes, the form torch's counter sees.
+        """
+        body = sum(n * layer.flops(self.dim, past, new, causal) for layer, n in self._counted())
+        return body + linear_flops(new if logits is None else logits, self.dim, self.vocab)
+
+    def kv_bytes(self, context: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
+        """Bytes of a cache made for `context` tokens: what `new_cache(batch, context)` allocates."""
+        stored = ((layer.stored(), n) for layer, n in self._counted())
+        return batch * dtype.itemsize * sum(n * kept.numbers() * kept.tokens(context) for kept, n in stored)
+
+    def kv_growth(self, dtype: torch.dtype = torch.bfloat16) -> tuple[int, int]:
+        """(fixed bytes, bytes per token) of one sequence's cache: exact once every window is full."""
+        fixed = slope = 0
+        for layer, n in self._counted():
+            kept = layer.stored()
+            numbers = n * kept.numbers() * dtype.itemsize
+            fixed += numbers * (kept.window or 0)
+            slope += numbers if kept.window is None else 0
+        return fixed, slope
+
+    def runs(self) -> Iterator[tuple[int, Layer]]:
+        """The plan, run-length-encoded: (how many, layer)."""
+        start = 0
+        for i in range(1, len(self.layers) + 1):
+            if i == len(self.layers) or self.layers[i] != self.layers[start]:
+                yield i - start, self.layers[start]
+                start = i
+
+    def _outside(self) -> int:
+        return self.embedding_params() + self.norm.params(self.dim)
+
+    def _counted(self) -> Iterator[tuple[Layer, int]]:
+        yield from Counter(self.layers).items()
+
+
+def swap_layers(
+    spec: Decoder, which: Callable[[int], bool], kind: type[Spec], change: Spec | Callable[[Any], Spec]
+) -> Decoder:
+    """`swap` in the layers i for which `which(i)` is true. Raises SpecError when none is, or none holds a `kind`."""
+    if not any(map(which, range(len(spec.layers)))):
+        raise SpecError(f"nothing to swap: none of the {len(spec.layers)} layers was chosen")
+    layers = (swap(layer, kind, change) if which(i) else layer for i, layer in enumerate(spec.layers))
+    return replace(spec, layers=tuple(layers))
+
+
+class Model(nn.Module):
+    """The module of a Decoder: `embed`, `layers`, `norm`, and `head` unless that is tied to `embed`."""
+
+    def __init__(self, spec: Decoder) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed = nn.Embedding(spec.vocab, spec.dim, _weight=torch.empty(spec.vocab, spec.dim))
+        self.layers = nn.ModuleList(layer.build(spec.dim) for layer in spec.layers)
+        self.norm = spec.norm.build(spec.dim)
+        self.head = None if spec.tied else Linear(spec.dim, spec.vocab, bias=False)
+        self._rotary = list(dict.fromkeys(need for layer in spec.layers for need in layer.rotary()))
+        self._no_slots = [NoSlot(layer.stored().window) for layer in spec.layers]
+
+    def forward(self, tokens: Tensor, cache: Cache | None = None, logits_to_keep: int = 0) -> Tensor:
+        """Token ids (batch, new) -> logits (batch, new, vocab), or of the last `logits_to_keep` positions if not 0.
+
+        With a `cache` the tokens follow those it holds, and are added to it. Raises CacheFullError when they do not fit.
+        """
+        if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point():
+            raise UsageError(f"tokens must be integers of shape (batch, new), not {tokens.dtype} {tuple(tokens.shape)}")
+        past, slots = 0, self._no_slots
+        if cache is not None:
+            cache.admit(*tokens.shape)
+            past, slots = cache.length, cache.slots
+        step = plan(past, tokens.shape[1], self._rotary, slots, tokens.device)
+        x = self.embed(tokens)
+        if self.spec.embed_scale != 1.0:
+            x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)  # rounded first, as Gemma's own code does
+        for layer, slot in zip(self.layers, slots, strict=True):
+            x = layer(x, step, slot)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        x = self.norm(x[:, -logits_to_keep:])
+        return F.linear(x, self.embed.weight) if self.head is None else self.head(x)
+
+    def new_cache(self, batch: int, tokens: int) -> Cache:
+        """An empty cache for `batch` sequences of up to `tokens` tokens, of this model's dtype and on its device."""
+        weight = self.embed.weight
+        return Cache([layer.stored() for layer in self.spec.layers], batch, tokens, weight.dtype, weight.device)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Iterable[int] = (),
+    ) -> Iterator[Tensor]:
+        """Continue prompts (batch, t) of equal length; yields each step's token ids (batch,).
+
+        Ends after `max_new_tokens`, or when every row has met one of the token ids in `stop`; a row that has repeats
+        its own. `temperature` 0 takes the likeliest token; otherwise samples among the `top_k` likeliest and the fewest
+        that hold `top_p` of the probability.
+        """
+        sampler = Sampler(temperature, top_k, top_p, seed, tokens.device)
+        cache = self.new_cache(tokens.shape[0], tokens.shape[1] + max_new_tokens)
+        ends = torch.tensor(sorted(set(stop)), dtype=torch.long, device=tokens.device)
+        done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
+        last, fed = torch.zeros_like(tokens[:, 0]), tokens
+        for _ in range(max_new_tokens):
+            drawn = sampler(self(fed, cache, logits_to_keep=1)[:, -1])
+            last = torch.where(done, last, drawn)
+            yield last
+            done |= torch.isin(last, ends)
+            if len(ends) and done.all():
+                return
+            fed = last[:, None]
+
+    def generate(self, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+        """`stream`, gathered: the new tokens (batch, new)."""
+        return torch.stack(list(self.stream(tokens, max_new_tokens, **options)), dim=1)
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, seed: int) -> None:
+    """Weights of a fresh model: matrices normal with variance 1 / fan-in, norms the identity, biases and sinks zero."""
+    generators: dict[torch.device, torch.Generator] = {}
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            if weight.ndim >= 2:
+                generator = generators.setdefault(weight.device, torch.Generator(weight.device).manual_seed(seed))
+                weight.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
+            else:
+                weight.fill_(module.identity if isinstance(module, _RMSNorm) else 0.0)

@@ -1,0 +1,51 @@
+"""The errors a reader meets. Each carries the exit code a command line ends with, and reads as one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ZooError(Exception):
+    """Base of every error raised on purpose: what went wrong, where, and what to do about it, in one line."""
+
+    exit_code = 1
+
+
+class CheckFailed(ZooError):
+    """A proof did not hold (exit 1): two figures that must be equal are not."""
+
+
+class UsageError(ZooError, ValueError):
+    """The call cannot be carried out as it was asked (exit 2)."""
+
+    exit_code = 2
+
+
+class SpecError(UsageError):
+    """A spec that describes no model: heads that do not divide, more active experts than there are, ..."""
+
+
+class CacheFullError(UsageError):
+    """More tokens than the cache was made for."""
+
+
+class NotAvailable(ZooError):
+    """Something outside is missing: a file, a network, a package, memory (exit 3)."""
+
+    exit_code = 3
+
+
+class MalformedError(ZooError, ValueError):
+    """An input file says something that cannot be true (exit 4)."""
+
+    exit_code = 4
+
+
+def unknown(what: str, word: str, known: Iterable[str]) -> UsageError:
+    """An error for a `word` that is no `what`, naming the nearest of the `known` ones."""
+    known = sorted(known)
+    folded = {name.lower().replace("_", "-"): name for name in known}
+    close = get_close_matches(word.lower().replace("_", "-"), folded, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(folded[name] for name in close)}?" if close else f"known: {', '.join(known)}"
+    return UsageError(f"unknown {what} {word!r}; {hint}")

@@ -1,0 +1,43 @@
+"""Drawing the next token from logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zoo.errors import UsageError
+
+
+class Sampler:
+    """Greedy at temperature 0; else a draw from softmax(logits / temperature), cut to `top_k` and `top_p`.
+
+    `top_p` keeps the fewest likeliest tokens whose probabilities reach it (nucleus sampling, Holtzman et al. 2019), after
+    `top_k`. `seed` makes the draws repeatable, apart from any other randomness in the process.
+    """
+
+    def __init__(
+        self, temperature: float, top_k: int | None, top_p: float | None, seed: int | None, device: torch.device
+    ) -> None:
+        for holds, message in (
+            (temperature >= 0, f"temperature {temperature} is below 0"),
+            (top_k is None or top_k >= 1, f"top_k {top_k} is below 1"),
+            (top_p is None or 0 < top_p <= 1, f"top_p {top_p} is not in (0, 1]"),
+        ):
+            if not holds:
+                raise UsageError(message)
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """(batch, vocab) -> (batch,) token ids."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        scores, ids = (logits.float() / self.temperature).sort(-1, descending=True)
+        if self.top_k is not None:
+            scores, ids = scores[:, : self.top_k], ids[:, : self.top_k]
+        probabilities = scores.softmax(-1)
+        if self.top_p is not None:
+            before = probabilities.cumsum(-1) - probabilities
+            probabilities = probabilities.masked_fill(before >= self.top_p, 0.0)
+        drawn = torch.multinomial(probabilities, 1, generator=self.generator)
+        return ids.gather(-1, drawn).squeeze(-1)

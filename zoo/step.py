@@ -1,0 +1,73 @@
+"""One forward pass, planned before the first layer runs: positions, rotary tables, and what each slot reads and masks.
+
+Layers only look things up in a `Step`. Everything here follows from positions alone, so rings, chunks and single tokens
+need no masks of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class View(NamedTuple):
+    """What a pass reads and writes in slots of one geometry.
+
+    `write` (w,): indices the last w new tokens are stored at. `keys` (s,): the position of each key that is read.
+    `mask` (t, s): True where a query sees a key; None where each query sees all keys up to itself and the queries are
+    the last t of the s keys, either a lone new token or a pass with nothing before it.
+    """
+
+    write: Tensor
+    keys: Tensor
+    mask: Tensor | None
+
+
+class Rotary(Protocol):
+    """A position encoding: tables for a pass, and their application."""
+
+    def table(self, positions: Tensor, width: int) -> tuple[Tensor, Tensor] | None: ...
+
+
+class Planner(Protocol):
+    """A slot, as far as planning sees it. Slots of one geometry share a view."""
+
+    @property
+    def geometry(self) -> Hashable: ...
+    def view(self, positions: Tensor, past: int) -> View: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """A planned pass: `tables` by (rotary spec, width), `views` by slot geometry."""
+
+    tables: dict[tuple[Any, int], tuple[Tensor, Tensor] | None]
+    views: dict[Hashable, View]
+
+
+def plan(
+    past: int,
+    new: int,
+    rotary: Iterable[tuple[Rotary, int]],
+    slots: Iterable[Planner],
+    device: torch.device | None = None,
+) -> Step:
+    """Plan a pass of `new` tokens after `past`, for layers with these `rotary` needs and `slots`."""
+    positions = torch.arange(past, past + new, device=device)
+    views: dict[Hashable, View] = {}
+    for slot in slots:
+        if slot.geometry not in views:
+            views[slot.geometry] = slot.view(positions, past)
+    return Step({(rope, width): rope.table(positions, width) for rope, width in rotary}, views)
+
+
+def visible(queries: Tensor, keys: Tensor, window: int | None = None) -> Tensor:
+    """(t,) and (s,) positions -> (t, s), True where the query sees the key: not after it, and in a window of `window`
+    tokens that includes the query itself. A key at position -1 is an empty place that nobody sees."""
+    distance = queries[:, None] - keys[None, :]
+    seen = (distance >= 0) & (keys >= 0)
+    return seen if window is None else seen & (distance < window)

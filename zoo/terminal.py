@@ -1,0 +1,181 @@
+"""What all command lines share: exit codes, one-line errors, tables in every format, and facts about this machine.
+
+Data goes to stdout or a file, everything else to stderr. Exit codes: 0 done, 1 a check failed, 2 usage, 3 not
+available, 4 malformed input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import click
+import torch
+import typer
+from tabulate import tabulate
+
+from zoo.errors import NotAvailable, ZooError
+
+SCHEMA_VERSION = 1
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of the terminal.")]
+
+
+class Format(StrEnum):
+    """How rows are written."""
+
+    table = "table"
+    md = "md"
+    csv = "csv"
+    json = "json"
+    jsonl = "jsonl"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: the key of its value in a row, the header a person reads, and how a value is shown."""
+
+    key: str
+    header: str
+    show: Callable[[Any], str] = str
+
+
+def run(app: typer.Typer, prog: str, args: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line and exit: with its code, or with the error's after one line on stderr."""
+    sys.exit(exit_code(app, prog, sys.argv[1:] if args is None else args))
+
+
+def exit_code(app: typer.Typer, prog: str, args: Sequence[str]) -> int:
+    """Run a command line and return what it exits with."""
+    try:
+        code = typer.main.get_command(app).main(list(args), prog_name=prog, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, args)
+    except click.exceptions.Abort:
+        return _fail("interrupted", 130, args)
+    except click.ClickException as error:
+        return _fail(f"{error.format_message()} (see {prog} --help)", error.exit_code, args)
+    except ZooError as error:
+        return _fail(str(error), error.exit_code, args)
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # a defect of ours: still one line, and how to see more
+        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, args)
+
+
+def _fail(message: str, code: int, args: Sequence[str]) -> int:
+    if "--debug" in args:
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def write(
+    rows: Sequence[dict[str, Any]],
+    columns: Sequence[Column],
+    format: Format = Format.table,
+    out: Path | None = None,
+    about: dict[str, Any] | None = None,
+) -> None:
+    """Write rows to stdout, or to the file `out`, as a whole or not at all.
+
+    Tables show the `columns`; csv holds their raw values; json and jsonl hold the rows as they are, with
+    `schema_version`, the machine and what else is told `about` them.
+    """
+    text = _render(rows, columns, format, about or {})
+    if out is None:
+        print(text)
+        return
+    try:
+        part = out.with_name(out.name + ".part")
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(out)
+    except OSError as error:
+        raise NotAvailable(f"cannot write {out}: {error.strerror}") from error
+
+
+def _render(
+    rows: Sequence[dict[str, Any]], columns: Sequence[Column], format: Format, about: dict[str, Any]
+) -> str:
+    if format is Format.json:
+        return json.dumps({"schema_version": SCHEMA_VERSION, "machine": machine(), **about, "rows": rows}, indent=2)
+    if format is Format.jsonl:
+        head = {"schema_version": SCHEMA_VERSION, "machine": machine(), **about}
+        return "\n".join(json.dumps(line) for line in [head, *rows])
+    if format is Format.csv:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([column.key for column in columns])
+        writer.writerows([[row.get(column.key) for column in columns] for row in rows])
+        return text.getvalue().rstrip("\n")
+    cells = [[_cell(row.get(column.key), column) for column in columns] for row in rows]
+    numeric = [all(_is_number(row.get(column.key)) for row in rows) for column in columns]
+    return tabulate(
+        cells,
+        headers=[column.header for column in columns],
+        tablefmt="github" if format is Format.md else "simple",
+        colalign=["right" if right else "left" for right in numeric],
+        disable_numparse=True,
+    )
+
+
+def _cell(value: Any, column: Column) -> str:
+    return "" if value is None else column.show(value)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def machine() -> dict[str, Any]:
+    """The machine these figures come from."""
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def count(number: float) -> str:
+    """A number of things in three digits: 671.0B, 8.03B, 268M."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= unit:
+            return _three(number / unit) + name
+    return _three(number)
+
+
+def size(nbytes: float) -> str:
+    """Bytes in binary units: 16.0 GiB, 416 MiB, 0 B."""
+    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if abs(nbytes) >= unit:
+            return f"{_three(nbytes / unit)} {name}"
+    return f"{nbytes:.0f} B"
+
+
+def _three(number: float) -> str:
+    digits = 0 if number >= 100 or number == int(number) else 1 if number >= 10 else 2
+    return f"{number:.{digits}f}"
