@@ -1,5 +1,7 @@
 """The zoo: open large language models, side by side, from one registry of blocks."""
 
+from typing import Any
+
 from zoo.blocks import (
     GLU,
     GQA,
@@ -64,3 +66,10 @@ __all__ = [
     "swap",
     "swap_layers",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Blocks added in files of their own: every kind in the registry is here by name."""
+    if name in Spec.kinds:
+        return Spec.kinds[name]
+    raise AttributeError(f"module 'zoo' has no attribute {name!r}")

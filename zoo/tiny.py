@@ -24,6 +24,7 @@ TOY = {
     "v_dim": 20,
     "window": 16,
     "original": 64,
+    "limit": 1.0,  # low enough that toy activations reach it
 }
 VOCAB, DIM, CONTEXT = 512, 64, 1024
 WIDE_HEAD = 24  # where head_dim * heads is not dim

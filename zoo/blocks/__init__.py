@@ -1,4 +1,10 @@
-"""The blocks, one file each: a public frozen spec and the private module that it builds."""
+"""The blocks, one file each: a public frozen spec and the private module that it builds.
+
+The folder is scanned: the specs of a new file are in `Spec.kinds`, hence on the command line, without an edit here.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from zoo.blocks.glu import GLU, Activation, ClampedSwiGLU, GeGLU, SwiGLU
 from zoo.blocks.gqa import GQA
@@ -37,3 +43,6 @@ __all__ = [
     "sandwich",
     "yarn_gain",
 ]
+
+for _info in iter_modules(__path__):
+    import_module(f"{__name__}.{_info.name}")

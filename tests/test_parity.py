@@ -1,0 +1,157 @@
+"""Every architecture computes what the released implementation computes, and a spec changed in one field does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import weights
+import zoo
+from tests.reference import toy_config, toy_reference
+from zoo.catalog import allocate
+
+BOUND = 1e-5  # of max(1, largest logit), in float32
+LENGTH = 80  # past 3 windows of 16 + 1, and past every toy `original` of 64
+
+
+def distinct() -> list[str]:
+    """One preset for each tiny spec that differs."""
+    return list({zoo.spec(name, tiny=True): name for name in reversed(zoo.names())}.values())[::-1]
+
+
+@dataclass
+class Case:
+    """A reference, its weights in a folder, and what it computes."""
+
+    folder: Path
+    tokens: Tensor
+    logits: Tensor
+
+    @property
+    def bound(self) -> float:
+        return BOUND * max(1.0, self.logits.abs().max().item())
+
+
+@pytest.fixture(scope="module", params=distinct())
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def case(name: str, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp(name)
+    reference = toy_reference(toy_config(name, layers=len(zoo.spec(name, tiny=True).layers)))
+    reference.save_pretrained(folder)
+    tokens = torch.randint(0, 512, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return Case(folder, tokens, reference(tokens).logits)
+
+
+@pytest.fixture(scope="module")
+def model(case: Case) -> nn.Module:
+    return weights.load(case.folder)
+
+
+def test_the_toy_stands_for_the_released_model(name: str, model: nn.Module, case: Case) -> None:
+    """Its plan holds as many kinds of layers, the loader read the very spec, and the logits are no noise."""
+    full, small = zoo.spec(name), zoo.spec(name, tiny=True)
+    assert model.spec == small
+    assert len(set(full.layers)) == len(set(small.layers))
+    windows = [layer.stored().window for layer in small.layers]
+    assert all(3 * window + 1 <= LENGTH for window in windows if window)
+    assert all(scaling.original < LENGTH for scaling in small.walk() if hasattr(scaling, "original"))
+    assert case.logits.abs().max() > 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk", [LENGTH, 33, 7, 1])
+def test_logits_equal_the_reference(model: nn.Module, case: Case, chunk: int) -> None:
+    """In one pass, in chunks, and token by token."""
+    cache = model.new_cache(*case.tokens.shape)
+    logits = torch.cat([model(part, cache) for part in case.tokens.split(chunk, dim=1)], dim=1)
+    assert (logits - case.logits).abs().max() <= case.bound
+
+
+@torch.no_grad()
+def test_logits_without_a_cache(model: nn.Module, case: Case) -> None:
+    assert (model(case.tokens) - case.logits).abs().max() <= case.bound
+
+
+@torch.no_grad()
+def test_every_mutant_is_found(name: str, model: nn.Module, case: Case) -> None:
+    """One field of the spec changed, the same weights: off by at least 50 times the bound, for each of the changes."""
+    off = {label: _distance(mutant, model, case) for label, mutant in mutants(model.spec)}
+    assert len(off) >= 3
+    survivors = {label: distance for label, distance in off.items() if not distance >= 50 * case.bound}
+    assert not survivors, f"{name}: {survivors}"
+
+
+def _distance(mutant: zoo.Decoder, model: nn.Module, case: Case) -> float:
+    changed = allocate(mutant)
+    given = model.state_dict()
+    for parameter, value in changed.state_dict().items():
+        moved = parameter.replace(".pre.", ".post.") if ".pre." in parameter else parameter.replace(".post.", ".pre.")
+        value.copy_(given[parameter if parameter in given else moved])
+    return (changed(case.tokens) - case.logits).abs().max().item()
+
+
+def mutants(spec: zoo.Decoder) -> Iterator[tuple[str, zoo.Decoder]]:
+    """(what was changed, the spec with it), for each distinct part and each field that could be misread."""
+    for part in dict.fromkeys(spec.walk()):
+        if isinstance(part, zoo.Branch) and (part.pre is None) != (part.post is None):
+            yield "the norm on the other side", _replace(spec, part, replace(part, pre=part.post, post=part.pre))
+        for field in fields(part):
+            for value in _changes(part, field.name, getattr(part, field.name)):
+                label = f"{type(part).__name__}.{field.name}: {getattr(part, field.name)} -> {value}"
+                try:
+                    changed = replace(part, **{field.name: value})
+                    yield label, _replace(spec, part, changed)
+                except zoo.ZooError:
+                    continue  # no such model
+
+
+def _replace(spec: zoo.Decoder, old: zoo.Spec, new: zoo.Spec) -> zoo.Decoder:
+    return new if spec == old else spec.map(lambda child: _replace(child, old, new))
+
+
+def _changes(part: zoo.Spec, name: str, value: Any) -> list[Any]:
+    """Other values of a field that leave every parameter its shape."""
+    if value is None or isinstance(part, zoo.Layer):
+        return []
+    match name:
+        case "window":
+            return [value - 1, value + 1, None]
+        case "theta" | "factor" | "original":
+            return [value * 2]
+        case "low" | "high":
+            return [value * 2]
+        case "scale" | "alpha" | "gain" | "embed_scale":
+            return [value * 1.1]
+        case "limit" | "eps":
+            return [value * 2 if name == "limit" else 0.1]
+        case "unit_offset" | "truncate" | "renormalise":
+            return [not value]
+        case "qk_norm" | "pre" | "post":
+            return [None]
+        case "sinks" | "bias":
+            return [False] if value else []
+        case "k":
+            return [value - 1]
+        case "groups" | "keep":
+            return [value // 2, value + 1]
+        case "act":
+            return [zoo.GeGLU() if value != zoo.GeGLU() else zoo.SwiGLU()]
+        case "rope":
+            return [zoo.RoPE(1e4) if value == zoo.NoPE() else zoo.NoPE()]
+        case "scaling":
+            return [None]
+        case "layers":
+            alike = len({layer.params(part.dim) for layer in value}) == 1
+            return [value[1:] + value[:1]] if alike and len(set(value)) > 1 else []
+    return []
