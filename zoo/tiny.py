@@ -19,9 +19,9 @@ TOY = {
     "keep": 2,
     "q_rank": 40,
     "kv_rank": 32,
-    "nope_dim": 12,
-    "rope_dim": 8,
-    "v_dim": 20,
+    "nope_dim": 32,
+    "rope_dim": 16,
+    "v_dim": 24,
     "window": 16,
     "original": 64,
     "limit": 1.0,  # low enough that toy activations reach it
@@ -50,7 +50,15 @@ def _shrink(spec: Spec, dim: int) -> Spec:
     if "head_dim" in values:
         square = values["heads"] * values["head_dim"] == dim
         cut["head_dim"] = DIM // cut["heads"] if square else WIDE_HEAD
+    if "nope_dim" in values and values["scale"] is not None:  # it carries a gain on top of width**-0.5: keep the gain
+        cut["scale"] = values["scale"] * (_width(values) / _width(values | cut)) ** 0.5
     return replace(spec.map(lambda part: _shrink(part, dim)), **cut)
+
+
+def _width(values: dict[str, Any]) -> int:
+    """A latent-attention head's width."""
+    width: int = values["nope_dim"] + values["rope_dim"]
+    return width
 
 
 def _embed_scale(spec: Decoder) -> float:
