@@ -4,6 +4,19 @@ correction bias, beside a shared one; the first three layers dense. YaRN's gain 
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, YarnScaling, pre, yarn_gain
 from zoo.config import Config, Size, reads
 from zoo.decoder import Decoder
+from zoo.layout import PairedRows, Same, Skipped
+
+WEIGHTS = (
+    Same("attn.block.q.down", "self_attn.q_a_proj"),
+    Same("attn.block.q.norm", "self_attn.q_a_layernorm"),
+    PairedRows("attn.block.q.up", "self_attn.q_b_proj", "nope_dim", "rope_dim"),
+    PairedRows("attn.block.q", "self_attn.q_proj", "nope_dim", "rope_dim"),
+    PairedRows("attn.block.kv_down", "self_attn.kv_a_proj_with_mqa", "kv_rank", "rope_dim"),
+    Same("attn.block.kv_norm", "self_attn.kv_a_layernorm"),
+    Same("attn.block.kv_up", "self_attn.kv_b_proj"),
+    Same("ffn.block.router.correction", "mlp.gate.e_score_correction_bias"),
+    Skipped("model.layers.{layers}.", "the multi-token prediction layer"),
+)
 
 LATENT_NORM = RMSNorm(1e-6)  # whatever the config's eps
 
@@ -21,6 +34,7 @@ def from_hf(config: Config) -> Decoder:
     config.expect(scoring_func="sigmoid", topk_method="noaux_tc", num_key_value_heads=config.get("num_attention_heads"))
     shape = config.common()
     nope_dim, rope_dim = config.integer("qk_nope_head_dim"), config.integer("qk_rope_head_dim")
+    config.expect(head_dim=rope_dim, qk_head_dim=nope_dim + rope_dim)  # as transformers writes them
     gain = yarn_gain(config.rope_field("factor") or 1, config.rope_field("mscale_all_dim") or 0)
     attn = MLA(
         heads=shape.pop("heads"),

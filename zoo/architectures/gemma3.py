@@ -4,6 +4,9 @@ its own RoPE base; sandwich norms that multiply by 1 + w; embeddings scaled by s
 from zoo.blocks import GLU, GQA, GeGLU, Layer, LinearScaling, RMSNorm, RoPE, sandwich
 from zoo.config import Config, Size, reads
 from zoo.decoder import Decoder
+from zoo.layout import Same
+
+WEIGHTS = (Same("ffn.pre", "pre_feedforward_layernorm"),)
 
 
 def decoder(*, dim, layers, heads, kv_heads, head_dim, hidden, window, scale, full, local=RoPE(1e4), eps=1e-6, **rest):

@@ -4,9 +4,20 @@ with a clamped SwiGLU as wide as the model itself, and YaRN with unrounded ends.
 from zoo.blocks import GLU, GQA, ClampedSwiGLU, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, pre, yarn_gain
 from zoo.config import Config, Size, reads
 from zoo.decoder import Decoder
+from zoo.layout import GATE_UP, Interleaved, InterleavedTransposed, Same, Transposed
+
+WEIGHTS = (
+    Same("ffn.block.router", "mlp.router"),
+    InterleavedTransposed(GATE_UP, "mlp.experts.gate_up_proj"),
+    Interleaved(tuple(f"{name}_bias" for name in GATE_UP), "mlp.experts.gate_up_proj_bias"),
+    Transposed("ffn.block.experts.down", "mlp.experts.down_proj"),
+    Same("ffn.block.experts.down_bias", "mlp.experts.down_proj_bias"),
+)
 
 
-def decoder(*, layers, heads, kv_heads, head_dim, window, hidden, experts, k, limit, rope, alpha=1.702, eps=1e-5, **rest):
+def decoder(
+    *, layers, heads, kv_heads, head_dim, window, hidden, experts, k, limit, rope, alpha=1.702, eps=1e-5, **rest
+):
     norm = RMSNorm(eps, scale_in_fp32=True)
     expert = GLU(hidden=hidden, act=ClampedSwiGLU(alpha, limit), bias=True)
     moe = MoE(experts, expert, SoftmaxTopK(k, bias=True))

@@ -6,7 +6,9 @@ from zoo.config import Config, Size, reads
 from zoo.decoder import Decoder
 
 
-def decoder(*, layers, heads, hidden, kv_heads=8, head_dim=128, rope=RoPE(1e9), window=None, eps=1e-5, **rest) -> Decoder:
+def decoder(
+    *, layers, heads, hidden, kv_heads=8, head_dim=128, rope=RoPE(1e9), window=None, eps=1e-5, **rest
+) -> Decoder:
     norm = RMSNorm(eps)
     attn = GQA(heads, kv_heads, head_dim, rope=rope, window=window)
     layer = Layer(pre(norm, attn), pre(norm, GLU(hidden=hidden)))

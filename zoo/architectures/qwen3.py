@@ -6,7 +6,9 @@ from zoo.config import Config, Size, reads
 from zoo.decoder import Decoder
 
 
-def decoder(*, layers, heads, ffn, kv_heads=8, head_dim=128, eps=1e-6, rope=RoPE(1e6), vocab=151_936, **rest) -> Decoder:
+def decoder(
+    *, layers, heads, ffn, kv_heads=8, head_dim=128, eps=1e-6, rope=RoPE(1e6), vocab=151_936, **rest
+) -> Decoder:
     norm = RMSNorm(eps)
     attn = GQA(heads, kv_heads, head_dim, rope=rope, qk_norm=norm)
     layer = Layer(pre(norm, attn), pre(norm, ffn))

@@ -1,0 +1,5 @@
+"""Released weights for the zoo's models."""
+
+from weights.loading import load
+
+__all__ = ["load"]

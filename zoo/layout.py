@@ -1,0 +1,169 @@
+"""How Hugging Face checkpoints store our parameters: a table of rules that run both ways.
+
+A rule ties parameters of ours to tensors of theirs. Names are local to a layer ("attn.block.q" is stored as
+"self_attn.q_proj"), or full outside the layers; a module's name stands for its weight and its bias. `COMMON` holds what
+the architectures share. An architecture's `WEIGHTS` holds what is odd about it, and is looked at first.
+
+Gate and up are (experts, hidden, dim), down is (experts, dim, hidden); "theirs" below is in order of the file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from zoo.blocks.layer import Layer
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """Parameters `ours` are stored as tensors `theirs`, where "{e}" stands for each expert's number."""
+
+    ours: str | tuple[str, ...]
+    theirs: str
+
+    @abstractmethod
+    def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        """Stored tensors -> our parameters."""
+
+    @abstractmethod
+    def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        """Our parameters -> the tensors to store. The inverse of `read`, and on meta tensors the shapes to expect."""
+
+
+class Same(Rule):
+    """The same tensor under another name."""
+
+    def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return theirs
+
+    def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return ours
+
+
+class Stacked(Rule):
+    """One tensor an expert, ours stacked."""
+
+    def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return [torch.stack(list(theirs))]
+
+    def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return ours[0].unbind()
+
+
+class Halves(Rule):
+    """Gate rows, then up rows, in one tensor (experts, 2 * hidden, dim)."""
+
+    def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return theirs[0].chunk(2, dim=1)
+
+    def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return [torch.cat(list(ours), dim=1)]
+
+
+class Transposed(Rule):
+    """The last two axes exchanged, as in x @ W."""
+
+    def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return [theirs[0].mT]
+
+    def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return [ours[0].mT]
+
+
+class Interleaved(Rule):
+    """Gate and up by turns along the last axis."""
+
+    def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return [theirs[0][..., 0::2], theirs[0][..., 1::2]]
+
+    def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return [torch.stack(list(ours), dim=-1).flatten(-2)]
+
+
+class InterleavedTransposed(Interleaved):
+    """Gate and up by turns along the last axis of (experts, dim, 2 * hidden)."""
+
+    def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return [part.mT for part in super().read(theirs, layer)]
+
+    def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return super().write([part.mT for part in ours], layer)
+
+
+@dataclass(frozen=True)
+class PairedRows(Rule):
+    """Rows of each head: those without position, then those with, where pair j is rows (2j, 2j + 1); ours is (j, j + half).
+
+    `plain` and `turned` name the mixer's fields that count these rows.
+    """
+
+    plain: str
+    turned: str
+
+    def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return [self._reorder(theirs[0], layer, "h (pair side) d -> h (side pair) d")]
+
+    def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return [self._reorder(ours[0], layer, "h (side pair) d -> h (pair side) d")]
+
+    def _reorder(self, rows: Tensor, layer: Layer | None, order: str) -> Tensor:
+        assert layer is not None
+        plain, turned = getattr(layer.mixer, self.plain), getattr(layer.mixer, self.turned)
+        heads = rearrange(rows, "(h rows) d -> h rows d", rows=plain + turned)
+        moved = rearrange(heads[:, plain:], order, side=2)
+        return torch.cat([heads[:, :plain], moved], dim=1).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Tensors whose names start with `prefix` are left alone: they hold `what`. "{layers}" is the number of layers."""
+
+    prefix: str
+    what: str
+
+
+Rules = tuple[Rule | Skipped, ...]
+
+GATE_UP = ("ffn.block.experts.gate", "ffn.block.experts.up")
+COMMON: Rules = (
+    Same("embed", "model.embed_tokens"),
+    Same("norm", "model.norm"),
+    Same("head", "lm_head"),
+    Same("attn.pre", "input_layernorm"),
+    Same("attn.post", "post_attention_layernorm"),
+    Same("ffn.pre", "post_attention_layernorm"),
+    Same("ffn.post", "post_feedforward_layernorm"),
+    Same("attn.block.q", "self_attn.q_proj"),
+    Same("attn.block.k", "self_attn.k_proj"),
+    Same("attn.block.v", "self_attn.v_proj"),
+    Same("attn.block.o", "self_attn.o_proj"),
+    Same("attn.block.q_norm", "self_attn.q_norm"),
+    Same("attn.block.k_norm", "self_attn.k_norm"),
+    Same("attn.block.sinks", "self_attn.sinks"),
+    Same("ffn.block.gate", "mlp.gate_proj"),
+    Same("ffn.block.up", "mlp.up_proj"),
+    Same("ffn.block.down", "mlp.down_proj"),
+    Same("ffn.block.router", "mlp.gate"),
+    Same("ffn.block.shared.gate", "mlp.shared_experts.gate_proj"),
+    Same("ffn.block.shared.up", "mlp.shared_experts.up_proj"),
+    Same("ffn.block.shared.down", "mlp.shared_experts.down_proj"),
+    # A tensor for each expert on disk; one for all in files written from the module tree of transformers 5.
+    Stacked("ffn.block.experts.gate", "mlp.experts.{e}.gate_proj.weight"),
+    Stacked("ffn.block.experts.up", "mlp.experts.{e}.up_proj.weight"),
+    Stacked("ffn.block.experts.down", "mlp.experts.{e}.down_proj.weight"),
+    Halves(GATE_UP, "mlp.experts.gate_up_proj"),
+    Same("ffn.block.experts.down", "mlp.experts.down_proj"),
+    # Multimodal wrappers: the text part is read.
+    Skipped("vision_tower.", "the vision tower"),
+    Skipped("model.vision_tower.", "the vision tower"),
+    Skipped("multi_modal_projector.", "the vision projector"),
+    Skipped("model.multi_modal_projector.", "the vision projector"),
+)
+# How a wrapper's names of the text part begin, in the older and the newer spelling, and what they are without it.
+WRAPPERS = {"language_model.model.": "model.", "language_model.lm_head.": "lm_head.", "model.language_model.": "model."}
