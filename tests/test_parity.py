@@ -127,10 +127,10 @@ def _changes(part: zoo.Spec, name: str, value: Any) -> list[Any]:
     match name:
         case "window":
             return [value - 1, value + 1, None]
-        case "theta" | "factor" | "original":
+        case "theta" | "factor" | "low" | "high":
             return [value * 2]
-        case "low" | "high":
-            return [value * 2]
+        case "original":
+            return [value * 4]  # enough to move a ramp whose ends are rounded
         case "scale" | "alpha" | "gain" | "embed_scale":
             return [value * 1.1]
         case "limit" | "eps":

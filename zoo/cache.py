@@ -49,8 +49,7 @@ class _Allocated:
 
     def __init__(self, stored: Stored, batch: int, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         self.streams = [
-            torch.zeros(batch, heads, tokens, width, dtype=dtype, device=device)
-            for _, (heads, width) in stored.streams
+            torch.zeros(batch, heads, tokens, width, dtype=dtype, device=device) for _, (heads, width) in stored.streams
         ]
 
 

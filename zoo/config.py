@@ -54,13 +54,13 @@ _ABSENT = object()
 
 
 class Config:
-    """The fields of one config.json, each handed out once it is asked for by name, and `finish` to see that all were."""
+    """The fields of one config.json, handed out by name, and `finish` to see that all have been asked for."""
 
     def __init__(self, values: dict[str, Any], defaults: dict[str, Any]) -> None:
         self.values, self.defaults, self.read = values, defaults, set[str]()
 
     def get(self, name: str) -> Any:
-        """The field's value, or the published default of its model_type. Raises MalformedError where there is neither."""
+        """The field's value, or the published default of its model_type; MalformedError where there is neither."""
         self.read.add(name)
         value = self.values.get(name, self.defaults.get(name, _ABSENT))
         if value is _ABSENT:

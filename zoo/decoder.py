@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo.blocks.layer import Layer
 from zoo.blocks.linear import Linear
 from zoo.blocks.norm import RMSNorm, _RMSNorm
-from zoo.cache import Cache, NoSlot, Slot
+from zoo.cache import Cache, NoSlot
 from zoo.cost import linear_flops
 from zoo.errors import SpecError, UsageError
 from zoo.registry import Spec, swap
@@ -122,7 +122,7 @@ class Model(nn.Module):
     def forward(self, tokens: Tensor, cache: Cache | None = None, logits_to_keep: int = 0) -> Tensor:
         """Token ids (batch, new) -> logits (batch, new, vocab), or of the last `logits_to_keep` positions if not 0.
 
-        With a `cache` the tokens follow those it holds, and are added to it. Raises CacheFullError when they do not fit.
+        With a `cache` the tokens follow those it holds, and are added to it. Raises CacheFullError if they do not fit.
         """
         if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point():
             raise UsageError(f"tokens must be integers of shape (batch, new), not {tokens.dtype} {tuple(tokens.shape)}")

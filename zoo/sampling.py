@@ -11,8 +11,8 @@ from zoo.errors import UsageError
 class Sampler:
     """Greedy at temperature 0; else a draw from softmax(logits / temperature), cut to `top_k` and `top_p`.
 
-    `top_p` keeps the fewest likeliest tokens whose probabilities reach it (nucleus sampling, Holtzman et al. 2019), after
-    `top_k`. `seed` makes the draws repeatable, apart from any other randomness in the process.
+    `top_p` keeps the fewest likeliest tokens whose probabilities reach it (nucleus sampling, Holtzman et al. 2019),
+    after `top_k`. `seed` makes the draws repeatable, apart from any other randomness in the process.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ def tiny(spec: Decoder) -> Decoder:
 
 
 def _shrink(spec: Spec, dim: int) -> Spec:
-    """`spec` with its sizes cut to TOY, keeping the relations that make it its kind: MHA, MQA, dim = heads * head_dim."""
+    """`spec` with its sizes cut to TOY, keeping what makes it its kind: MHA, MQA, dim = heads * head_dim."""
     values: dict[str, Any] = {field.name: getattr(spec, field.name) for field in fields(spec)}
     cut = {name: min(value, TOY[name]) for name, value in values.items() if name in TOY and value is not None}
     if "kv_heads" in cut and values["kv_heads"] == values["heads"]:

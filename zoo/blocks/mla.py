@@ -96,11 +96,12 @@ class _MLA(nn.Module):
         self.spec = spec
         self.scale = (spec.nope_dim + spec.rope_dim) ** -0.5 if spec.scale is None else spec.scale
         q_width = spec.heads * (spec.nope_dim + spec.rope_dim)
+        self.q: nn.Module
         if spec.q_rank is None:
             self.q = Linear(dim, q_width, bias=False)
         else:
-            down, norm, up = Linear(dim, spec.q_rank, False), spec.norm.build(spec.q_rank), Linear(spec.q_rank, q_width, False)
-            self.q = nn.Sequential(OrderedDict(down=down, norm=norm, up=up))
+            down, up = Linear(dim, spec.q_rank, bias=False), Linear(spec.q_rank, q_width, bias=False)
+            self.q = nn.Sequential(OrderedDict(down=down, norm=spec.norm.build(spec.q_rank), up=up))
         self.kv_down = Linear(dim, spec.kv_rank + spec.rope_dim, bias=False)
         self.kv_norm = spec.norm.build(spec.kv_rank)
         self.kv_up = Linear(spec.kv_rank, spec.heads * (spec.nope_dim + spec.v_dim), bias=False)

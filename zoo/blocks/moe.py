@@ -50,7 +50,8 @@ class SoftmaxTopK(Router):
         return linear_params(dim, experts, self.bias)
 
     def words(self) -> str:
-        return f"softmax top-{self.k}" + ("" if self.renormalise else ", not renormalised") + (", bias" if self.bias else "")
+        weights = "" if self.renormalise else ", not renormalised"
+        return f"softmax top-{self.k}{weights}" + (", bias" if self.bias else "")
 
 
 class _SoftmaxTopK(nn.Module):
@@ -92,7 +93,7 @@ class GroupedSigmoidTopK(Router):
 
     def check_experts(self, experts: int) -> None:
         self.require(experts % self.groups == 0, f"groups={self.groups} must divide the {experts} experts")
-        self.require(experts // self.groups >= 2, f"groups={self.groups} leave fewer than 2 of {experts} experts in each")
+        self.require(experts >= 2 * self.groups, f"groups={self.groups} leave fewer than 2 of {experts} experts each")
         reach = self.keep * experts // self.groups
         self.require(self.k <= reach, f"k={self.k} is above the {reach} experts in {self.keep} groups")
 

@@ -1,6 +1,6 @@
 """Rotary position embedding (Su et al. 2021), its scalings for longer contexts, and none at all.
 
-Rotated pairs are (i, i + width/2), the half-split order of Hugging Face checkpoints; other orders are undone on loading.
+Rotated pairs are (i, i + width/2), the half-split order of most checkpoints; other orders are undone on loading.
 """
 
 from __future__ import annotations
