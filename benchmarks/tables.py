@@ -1,0 +1,113 @@
+"""The tables of the main job: which columns they show, and what each column means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.costs import FLOPS_CONTEXT
+from benchmarks.report import Table
+from benchmarks.tiny_throughput import DECODE, PREFILL, WARMUPS
+from zoo.terminal import Column, count, machine
+
+Rows = Sequence[dict[str, Any]]
+
+
+def parameters(rows: Rows) -> Table:
+    """Parameters and the arithmetic of one token."""
+    columns = [
+        Column("model", "model"),
+        Column("layers", "layers"),
+        Column("params", "total (B)", _in(1e9, 3)),
+        Column("active_params", "active (B)", _in(1e9, 3)),
+        Column("publisher_active_params", "card (B)", _in(1e9, 3)),
+        Column("flops_per_token_4k", "GFLOPs/token", _in(1e9, 2)),
+    ]
+    legend = [
+        "total (B): 10^9 parameters of the text model, each stored value once, a tied head too.",
+        "active (B): total less the experts that a token is not routed to.",
+        *_publisher_rules(rows),
+        f"GFLOPs/token: 10^9 FLOPs for one token that sees {FLOPS_CONTEXT:,}, itself included; 2 per multiply-add of "
+        "all matrix products, attention's too; masked pairs are not counted.",
+    ]
+    return Table("Parameters and arithmetic", columns, legend, rows)
+
+
+def kv_cache(rows: Rows) -> Table:
+    """Cache bytes of one sequence."""
+    columns = [
+        Column("model", "model"),
+        Column("windows", "windowed", _windows),
+        Column("kv_fixed_bytes", "fixed MiB", _in(2**20, 1)),
+        Column("kv_bytes_per_token", "KiB/token", _in(2**10, 1)),
+        Column("kv_bytes_32k", "32k GiB", _in(2**30, 2)),
+        Column("longest_context", "up to", _positions),
+        Column("kv_bytes_longest_context", "GiB", _in(2**30, 2)),
+    ]
+    legend = [
+        "windowed: layers x tokens, of layers that keep only their last tokens. Full, these take fixed MiB in all.",
+        "KiB/token: what the other layers add for each token of context.",
+        "32k GiB: at 32,768 tokens, even where the model was trained for fewer.",
+        "up to, GiB: at 128k tokens, or at the model's own context where that is shorter. k, KiB, MiB and GiB are powers "
+        "of 1024.",
+    ]
+    return Table("KV cache of one sequence in bfloat16", columns, legend, rows)
+
+
+def tiny_throughput(rows: Rows) -> Table:
+    """Speed of the tiny forms on this machine."""
+    columns = [
+        Column("model", "tiny model"),
+        Column("prefill_tokens_per_s", "prefill/s", count),
+        Column("prefill_range", "min-max"),
+        Column("decode_tokens_per_s", "decode/s", _in(1, 0)),
+        Column("decode_range", "min-max"),
+        Column("decode_us_per_layer", "us/layer", _in(1, 0)),
+    ]
+    legend = [
+        "Tiny forms have toy widths, random weights and at least one layer of each kind. They measure the code's "
+        "overhead per layer, not the speed of the released models.",
+        f"prefill/s: {PREFILL} tokens in one pass. decode/s: {DECODE} more, one at a time, with the cache.",
+        "us/layer: microseconds for a decoded token, divided by the number of layers.",
+        _method(rows),
+    ]
+    return Table("Tokens a second of tiny models on this machine", columns, legend, rows, derive=_ranges)
+
+
+def _publisher_rules(rows: Rows) -> list[str]:
+    """A legend line where a publisher counts active parameters by a rule that is not ours."""
+    models: dict[str, list[str]] = {}
+    for row in rows:
+        if row["publisher_active_rule"]:
+            models.setdefault(row["publisher_active_rule"], []).append(row["model"])
+    told = "; ".join(f"{', '.join(named)}: {rule}" for rule, named in models.items())
+    return [f"card (B): active as the publisher counts it ({told})."] if told else []
+
+
+def _method(rows: Rows) -> str:
+    """How often it was measured, and on what."""
+    rounds = {len(row[f"{phase}_seconds"]) for row in rows for phase in ("prefill", "decode")}
+    first, here = rows[0], machine()
+    return (
+        f"Medians of {'-'.join(map(str, sorted(rounds)))} rounds, after {WARMUPS} of warm-up, models taking turns; "
+        f"{first['dtype']}, batch {first['batch']}, threads: {first['threads']}, {here['cpu']}, torch {here['torch']}."
+    )
+
+
+def _ranges(row: dict[str, Any]) -> dict[str, str]:
+    def between(phase: str, show: Callable[[Any], str]) -> str:
+        return f"{show(row[f'{phase}_tokens_per_s_min'])}-{show(row[f'{phase}_tokens_per_s_max'])}"
+
+    return {"prefill_range": between("prefill", count), "decode_range": between("decode", _in(1, 0))}
+
+
+def _in(unit: float, digits: int) -> Callable[[Any], str]:
+    return lambda value: f"{value / unit:,.{digits}f}"
+
+
+def _positions(value: int) -> str:
+    return f"{value // 1024}k" if value % 1024 == 0 else f"{value:,}"
+
+
+def _windows(value: Sequence[dict[str, int]]) -> str:
+    return " + ".join(f"{window['layers']} x {window['tokens']:,}" for window in value)
