@@ -48,8 +48,8 @@ def kv_cache(rows: Rows) -> Table:
         "windowed: layers x tokens, of layers that keep only their last tokens. Full, these take fixed MiB in all.",
         "KiB/token: what the other layers add for each token of context.",
         "32k GiB: at 32,768 tokens, even where the model was trained for fewer.",
-        "up to, GiB: at 128k tokens, or at the model's own context where that is shorter. k, KiB, MiB and GiB are powers "
-        "of 1024.",
+        "up to, GiB: at 128k tokens, or at the model's own context where that is shorter. k, KiB, MiB and GiB are "
+        "powers of 1024.",
     ]
     return Table("KV cache of one sequence in bfloat16", columns, legend, rows)
 

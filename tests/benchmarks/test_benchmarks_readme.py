@@ -1,0 +1,44 @@
+"""The README shows today's figures, and its examples print what they say."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import zoo
+from benchmarks.__main__ import app
+from zoo.terminal import exit_code
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_tables_are_todays(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every line of the README's static tables is printed, blanks apart: a new, longer name may move the columns."""
+    assert exit_code(app, "benchmarks", ["--static"]) == 0
+    printed = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("```\n")[2].partition("Tokens a second")[0].splitlines()
+    assert sum(line.startswith("llama3-8b ") for line in shown) == 2
+    for line in shown:
+        if not line.startswith("---"):
+            assert " ".join(line.split()) in printed
+
+
+def test_the_examples_print_what_they_say() -> None:
+    failed, tried = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert tried > 10
+    assert failed == 0
+
+
+def test_the_glossary_explains_fields_that_exist() -> None:
+    """In its tables of specs, every word of the first column is a field."""
+    known = {field.name for kind in zoo.Spec.kinds.values() for field in fields(kind)}
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    specs = glossary.partition("## What it costs")[0]
+    words = {word for row in re.findall(r"^\| (`.*?) \|", specs, re.MULTILINE) for word in re.findall(r"`(\w+)`", row)}
+    assert len(words) > 40
+    assert words <= known
