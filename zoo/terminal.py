@@ -91,12 +91,12 @@ def write(
     out: Path | None = None,
     about: dict[str, Any] | None = None,
 ) -> None:
-    """Write rows to stdout, or to the file `out`, as a whole or not at all.
+    """`render` the rows and `emit` them."""
+    emit(render(rows, columns, format, about), out)
 
-    Tables show the `columns`; csv holds their raw values; json and jsonl hold the rows as they are, with
-    `schema_version`, the machine and what else is told `about` them.
-    """
-    text = _render(rows, columns, format, about or {})
+
+def emit(text: str, out: Path | None = None) -> None:
+    """Write text to stdout, or to the file `out`, as a whole or not at all."""
     if out is None:
         print(text)
         return
@@ -108,9 +108,18 @@ def write(
         raise NotAvailable(f"cannot write {out}: {error.strerror}") from error
 
 
-def _render(
-    rows: Sequence[dict[str, Any]], columns: Sequence[Column], format: Format, about: dict[str, Any]
+def render(
+    rows: Sequence[dict[str, Any]],
+    columns: Sequence[Column],
+    format: Format = Format.table,
+    about: dict[str, Any] | None = None,
 ) -> str:
+    """Rows as text.
+
+    Tables show the `columns`; csv holds their raw values; json and jsonl hold the rows as they are, with
+    `schema_version`, the machine and what else is told `about` them.
+    """
+    about = about or {}
     if format is Format.json:
         return json.dumps({"schema_version": SCHEMA_VERSION, "machine": machine(), **about, "rows": rows}, indent=2)
     if format is Format.jsonl:
