@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import click
+import tabulate
 import torch
 import typer
-from tabulate import tabulate
 
 from zoo.errors import NotAvailable, ZooError
 
 SCHEMA_VERSION = 1
+tabulate.MIN_PADDING = 0  # it would widen each header by two: tables are to fit 80 columns
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of the terminal.")]
@@ -133,7 +134,7 @@ def render(
         return text.getvalue().rstrip("\n")
     cells = [[_cell(row.get(column.key), column) for column in columns] for row in rows]
     numeric = [all(_is_number(row.get(column.key)) for row in rows) for column in columns]
-    return tabulate(
+    return tabulate.tabulate(
         cells,
         headers=[column.header for column in columns],
         tablefmt="github" if format is Format.md else "simple",
