@@ -13,13 +13,13 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import tabulate
 import torch
 import typer
@@ -52,23 +52,32 @@ class Column:
     show: Callable[[Any], str] = str
 
 
+# An unknown option, a missing argument, a bad value. Some releases of typer hold click within, others import it; what
+# BadParameter derives from is click's UsageError in both.
+_BadCall: type[Exception] = typer.BadParameter.__bases__[0]
+
+
 def run(app: typer.Typer, prog: str, args: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit: with its code, or with the error's after one line on stderr."""
     sys.exit(exit_code(app, prog, sys.argv[1:] if args is None else args))
 
 
 def exit_code(app: typer.Typer, prog: str, args: Sequence[str]) -> int:
-    """Run a command line and return what it exits with."""
+    """Run a command line and return what it exits with: 0, or what its function returned if that is an integer."""
+    command = typer.main.get_command(app)
     try:
-        code = typer.main.get_command(app).main(list(args), prog_name=prog, standalone_mode=False)
+        # Not command.main(): that swallows interrupts and closed pipes, differently from one typer to the next.
+        with command.make_context(prog, list(args)) as context:
+            code = command.invoke(context)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except KeyboardInterrupt:
+    except typer.Exit as stop:  # --help, for one
+        return stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130, args)
-    except click.exceptions.Abort:
-        return _fail("interrupted", 130, args)
-    except click.ClickException as error:
-        return _fail(f"{error.format_message()} (see {prog} --help)", error.exit_code, args)
+    except _BadCall as error:
+        message: str = error.format_message()  # type: ignore[attr-defined]
+        return _fail(f"{message[:1].lower()}{message[1:].rstrip('.')} (see {prog} --help)", 2, args)
     except ZooError as error:
         return _fail(str(error), error.exit_code, args)
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
@@ -101,12 +110,14 @@ def emit(text: str, out: Path | None = None) -> None:
     if out is None:
         print(text)
         return
+    part = out.with_name(out.name + ".part")
     try:
-        part = out.with_name(out.name + ".part")
         part.write_text(text + "\n", encoding="utf-8")
         part.replace(out)
     except OSError as error:
         raise NotAvailable(f"cannot write {out}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def render(
@@ -120,12 +131,10 @@ def render(
     Tables show the `columns`; csv holds their raw values; json and jsonl hold the rows as they are, with
     `schema_version`, the machine and what else is told `about` them.
     """
-    about = about or {}
     if format is Format.json:
-        return json.dumps({"schema_version": SCHEMA_VERSION, "machine": machine(), **about, "rows": rows}, indent=2)
+        return document({**(about or {}), "rows": rows})
     if format is Format.jsonl:
-        head = {"schema_version": SCHEMA_VERSION, "machine": machine(), **about}
-        return "\n".join(json.dumps(line) for line in [head, *rows])
+        return "\n".join(json.dumps(_plain(line)) for line in [_stamped(about or {}), *rows])
     if format is Format.csv:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -151,6 +160,24 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
+def document(facts: Mapping[str, Any]) -> str:
+    """Facts as one JSON object, under `schema_version` and the machine."""
+    return json.dumps(_plain(_stamped(facts)), indent=2)
+
+
+def _stamped(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"schema_version": SCHEMA_VERSION, "machine": machine(), **facts}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can say: it knows no NaN and no infinity."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
 def machine() -> dict[str, Any]:
     """The machine these figures come from."""
     return {
@@ -168,6 +195,39 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; None where nobody can say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    return min((found for found in (_free_on_machine(), *_free_in_group()) if found is not None), default=None)
+
+
+def _free_on_machine() -> int | None:
+    """Linux's own estimate; elsewhere all memory there is, an upper bound."""
+    try:
+        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        return int(facts["MemAvailable"].removesuffix("kB")) * 1024
+    except (OSError, KeyError):
+        sysconf = getattr(os, "sysconf", None)  # not on Windows
+        return sysconf("SC_PHYS_PAGES") * sysconf("SC_PAGE_SIZE") if sysconf else None
+
+
+def _free_in_group() -> Iterator[int]:
+    """What a container's limit leaves: control groups, version 2 and 1. Cached file pages can be had back."""
+    for folder, limit, usage, cached in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            allowed, used, stat = (Path(folder, name).read_text(encoding="ascii") for name in (limit, usage, "memory.stat"))
+            pages = dict(line.split() for line in stat.splitlines())
+            yield int(allowed) - int(used) + int(pages[cached])
+        except (OSError, KeyError, ValueError):  # no such group, or no limit ("max")
+            continue
 
 
 def count(number: float) -> str:

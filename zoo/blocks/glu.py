@@ -78,7 +78,7 @@ class GLU(Block):
         return 3 * linear_flops(new, dim, self.hidden)
 
     def words(self) -> str:
-        return f"{self.act.words()} {self.hidden}" + (", biases" if self.bias else "")
+        return f"{self.act.words()}, width {self.hidden}" + (", biases" if self.bias else "")
 
 
 class _GLU(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -15,6 +16,16 @@ class Placement(Block, abstract=True):
     """A block beside the residual stream. Its cost is the block's and the norms'."""
 
     block: Block
+
+    @property
+    @abstractmethod
+    def placement(self) -> str:
+        """The word for where the norms stand."""
+
+    @property
+    @abstractmethod
+    def formula(self) -> str:
+        """What becomes of x, with f for the block."""
 
     def norms(self) -> tuple[RMSNorm, ...]:
         """The norms of this placement, in the order they are applied."""
@@ -48,6 +59,11 @@ class Branch(Placement):
             self.pre is not None, self.post is not None
         ]
 
+    @property
+    def formula(self) -> str:
+        inside = "f(norm(x))" if self.pre else "f(x)"
+        return f"x + norm({inside})" if self.post else f"x + {inside}"
+
 
 class _Branch(nn.Module):
     def __init__(self, spec: Branch, dim: int) -> None:
@@ -67,10 +83,17 @@ class PostNorm(Placement):
     block: Block
     norm: RMSNorm
 
-    placement = "post"
-
     def build(self, dim: int) -> nn.Module:
         return _PostNorm(self, dim)
+
+    @property
+    def placement(self) -> str:
+        """post"""
+        return "post"
+
+    @property
+    def formula(self) -> str:
+        return "norm(x + f(x))"
 
 
 class _PostNorm(nn.Module):

@@ -83,11 +83,15 @@ class MLA(Mixer):
         return ((self.rope, self.rope_dim),)
 
     def words(self) -> str:
-        query = f"query rank {self.q_rank}" if self.q_rank else "full-rank query"
-        return (
-            f"MLA {self.heads} heads x ({self.nope_dim} + {self.rope_dim}, value {self.v_dim}), "
-            f"KV rank {self.kv_rank}, {query}, {self.rope.words()}"
-        )
+        parts = [
+            f"MLA, {self.heads} heads of {self.nope_dim} + {self.rope_dim} rotary",
+            f"values of {self.v_dim}",
+            f"KV rank {self.kv_rank}",
+            f"query rank {self.q_rank}" if self.q_rank else "full-rank queries",
+            self.rope.words(),
+            f"scale {self.scale**-2:.4g}^-1/2" if self.scale else "",
+        ]
+        return ", ".join(part for part in parts if part)
 
 
 class _MLA(nn.Module):

@@ -51,7 +51,7 @@ class SoftmaxTopK(Router):
 
     def words(self) -> str:
         weights = "" if self.renormalise else ", not renormalised"
-        return f"softmax top-{self.k}{weights}" + (", bias" if self.bias else "")
+        return f"softmax top-{self.k} router{weights}" + (", router bias" if self.bias else "")
 
 
 class _SoftmaxTopK(nn.Module):
@@ -98,7 +98,7 @@ class GroupedSigmoidTopK(Router):
         self.require(self.k <= reach, f"k={self.k} is above the {reach} experts in {self.keep} groups")
 
     def words(self) -> str:
-        return f"sigmoid top-{self.k} in {self.keep} of {self.groups} groups, x{self.scale:g}"
+        return f"sigmoid top-{self.k} router in {self.keep} of {self.groups} groups, weights x{self.scale:g}"
 
 
 class _GroupedSigmoidTopK(nn.Module):
@@ -164,8 +164,8 @@ class MoE(Block):
         return linear_flops(new, dim, self.experts) + routed + shared
 
     def words(self) -> str:
-        shared = f" + shared {self.shared.words()}" if self.shared else ""
-        return f"MoE {self.experts} x {self.expert.words()}{shared}, {self.router.words()}"
+        shared = f" + shared ({self.shared.words()})" if self.shared else ""
+        return f"MoE {self.experts} x ({self.expert.words()}){shared}, {self.router.words()}"
 
 
 class _MoE(nn.Module):

@@ -34,9 +34,9 @@ class RMSNorm(Block):
         return 0
 
     def words(self) -> str:
-        offset = " with 1 + w" if self.unit_offset else ""
+        offset = ", times 1 + w" if self.unit_offset else ""
         rounding = ", scaled in float32" if self.scale_in_fp32 else ""
-        return f"RMSNorm{offset}, eps {self.eps:g}{rounding}"
+        return f"RMSNorm, eps {self.eps:g}{offset}{rounding}"
 
 
 class _RMSNorm(nn.Module):

@@ -39,7 +39,7 @@ class LinearScaling(Scaling):
         return frequencies / self.factor
 
     def words(self) -> str:
-        return f"/{self.factor:g}"
+        return f"linear x{self.factor:g}"
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class RoPE(Position):
         return turned.to(x.dtype)  # the rotation itself is in the table's float32
 
     def words(self) -> str:
-        scaling = f" {self.scaling.words()}" if self.scaling else ""
+        scaling = f" ({self.scaling.words()})" if self.scaling else ""
         return f"RoPE {_short(self.theta)}{scaling}"
 
 
