@@ -79,6 +79,10 @@ class Config:
             raise MalformedError(f"config.json: {name}={value!r} is no positive integer")
         return value
 
+    def integers(self, **names: str) -> dict[str, int]:
+        """Positive integers, under our names: integers(kv_rank="kv_lora_rank")."""
+        return {ours: self.integer(name) for ours, name in names.items()}
+
     def optional(self, name: str) -> int | None:
         """A positive integer, or None where the field is null."""
         return None if self.get(name) is None else self.integer(name)
@@ -110,7 +114,7 @@ class Config:
 
     def common(self) -> dict[str, Any]:
         """What every architecture's `decoder` takes, under our names."""
-        return {ours: self.integer(name) for ours, name in COMMON.items()} | {
+        return self.integers(**COMMON) | {
             "eps": self.number("rms_norm_eps"),
             "tied": self.flag("tie_word_embeddings"),
         }
