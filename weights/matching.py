@@ -31,7 +31,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Move:
-    """Stored tensors `theirs` become the parameters `ours`, by a rule, in a layer of the plan or outside all of them."""
+    """Stored tensors `theirs` become the parameters `ours`, by a rule, in one layer of the plan or outside them all."""
 
     rule: Rule
     layer: Layer | None

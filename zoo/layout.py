@@ -98,9 +98,8 @@ class InterleavedTransposed(Interleaved):
 
 @dataclass(frozen=True)
 class PairedRows(Rule):
-    """Rows of each head: those without position, then those with, where pair j is rows (2j, 2j + 1); ours is (j, j + half).
-
-    `plain` and `turned` name the mixer's fields that count these rows.
+    """Rows of each head: `plain` ones, then those that are `turned` by position, counted by the mixer's fields of these
+    names. Theirs turns rows 2j and 2j + 1 as a pair, ours rows j and j + half.
     """
 
     plain: str

@@ -1,5 +1,5 @@
-"""DeepSeek-V3 (DeepSeek-AI 2024). New here: multi-head latent attention; 256 experts in 8 groups, chosen by sigmoid with a
-correction bias, beside a shared one; the first three layers dense. YaRN's gain is on the scores, not on cos and sin."""
+"""DeepSeek-V3 (DeepSeek-AI 2024). New here: multi-head latent attention; 256 experts in 8 groups, chosen by sigmoid
+with a correction bias, beside a shared one; three dense layers first. YaRN's gain is on the scores, not cos and sin."""
 
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, YarnScaling, pre, yarn_gain
 from zoo.config import Config, Size, reads
@@ -18,58 +18,44 @@ WEIGHTS = (
     Skipped("model.layers.{layers}.", "the multi-token prediction layer"),
 )
 
-LATENT_NORM = RMSNorm(1e-6)  # whatever the config's eps
 
-
-def decoder(*, layers, dense, attn, hidden, moe, eps=1e-6, **rest) -> Decoder:
+def decoder(*, layers, dense, attn, hidden, moe, eps=1e-6, **rest):
     norm = RMSNorm(eps)
-    first = Layer(pre(norm, attn), pre(norm, GLU(hidden=hidden)))
-    later = Layer(pre(norm, attn), pre(norm, moe))
+    first, later = (Layer(pre(norm, attn), pre(norm, ffn)) for ffn in (GLU(hidden), moe))
     return Decoder(layers=(first,) * dense + (later,) * (layers - dense), norm=norm, **rest)
+
+
+def attention(*, nope_dim, rope_dim, gain, **rest):
+    scale = (nope_dim + rope_dim) ** -0.5 * gain**2
+    return MLA(
+        nope_dim=nope_dim, rope_dim=rope_dim, norm=RMSNorm(1e-6), scale=scale, **rest
+    )  # whatever the config's eps
 
 
 @reads("deepseek_v3", rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False, q_lora_rank=None)
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="silu", attention_bias=False, rope_interleave=True, norm_topk_prob=True, moe_layer_freq=1)
     config.expect(scoring_func="sigmoid", topk_method="noaux_tc", num_key_value_heads=config.get("num_attention_heads"))
-    shape = config.common()
-    nope_dim, rope_dim = config.integer("qk_nope_head_dim"), config.integer("qk_rope_head_dim")
-    config.expect(head_dim=rope_dim, qk_head_dim=nope_dim + rope_dim)  # as transformers writes them
+    shape = config.common() | config.integers(dense="first_k_dense_replace", hidden="intermediate_size")
+    heads = config.integers(nope_dim="qk_nope_head_dim", rope_dim="qk_rope_head_dim", v_dim="v_head_dim")
+    config.expect(head_dim=heads["rope_dim"], qk_head_dim=heads["nope_dim"] + heads["rope_dim"])
+    heads |= {
+        "heads": shape.pop("heads"),
+        "kv_rank": config.integer("kv_lora_rank"),
+        "q_rank": config.optional("q_lora_rank"),
+    }
     gain = yarn_gain(config.rope_field("factor") or 1, config.rope_field("mscale_all_dim") or 0)
-    attn = MLA(
-        heads=shape.pop("heads"),
-        q_rank=config.optional("q_lora_rank"),
-        kv_rank=config.integer("kv_lora_rank"),
-        nope_dim=nope_dim,
-        rope_dim=rope_dim,
-        v_dim=config.integer("v_head_dim"),
-        norm=LATENT_NORM,
-        rope=config.rope(),
-        scale=(nope_dim + rope_dim) ** -0.5 * gain**2,
-    )
+    attn = attention(**heads, rope=config.rope(), gain=gain)
     expert, shared = GLU(config.integer("moe_intermediate_size")), config.integer("n_shared_experts")
-    router = GroupedSigmoidTopK(
-        k=config.integer("num_experts_per_tok"),
-        groups=config.integer("n_group"),
-        keep=config.integer("topk_group"),
-        scale=config.number("routed_scaling_factor"),
-    )
+    choice = config.integers(k="num_experts_per_tok", groups="n_group", keep="topk_group")
+    router = GroupedSigmoidTopK(**choice, scale=config.number("routed_scaling_factor"))
     moe = MoE(config.integer("n_routed_experts"), expert, router, shared=GLU(shared * expert.hidden))
-    dense, hidden = config.integer("first_k_dense_replace"), config.integer("intermediate_size")
-    return decoder(**shape, dense=dense, attn=attn, hidden=hidden, moe=moe)
+    return decoder(**shape, attn=attn, moe=moe)
 
 
-_ATTN = MLA(
-    heads=128,
-    q_rank=1536,
-    kv_rank=512,
-    nope_dim=128,
-    rope_dim=64,
-    v_dim=128,
-    norm=LATENT_NORM,
-    rope=RoPE(1e4, YarnScaling(factor=40, original=4096, gain=1.0)),
-    scale=192**-0.5 * yarn_gain(40) ** 2,
-)
+_ROPE = RoPE(1e4, YarnScaling(factor=40, original=4096, gain=1.0))
+_HEADS = dict(heads=128, q_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, v_dim=128)
+_ATTN = attention(**_HEADS, rope=_ROPE, gain=yarn_gain(40))
 _MOE = MoE(256, GLU(2048), GroupedSigmoidTopK(k=8, groups=8, keep=4, scale=2.5), shared=GLU(2048))
 _671B = dict(dim=7168, layers=61, dense=3, attn=_ATTN, hidden=18_432, moe=_MOE, vocab=129_280, context=163_840)
 SIZES = {"deepseek-v3-671b": Size("deepseek-ai/DeepSeek-V3", 671_026_419_200, decoder(**_671B))}

@@ -1,5 +1,5 @@
-"""Gemma 3 (Gemma Team 2025), text part. New here: five sliding-window layers to one that sees everything, each kind with
-its own RoPE base; sandwich norms that multiply by 1 + w; embeddings scaled by sqrt(dim); GeGLU."""
+"""Gemma 3 (Gemma Team 2025), text part. New here: five sliding-window layers to one that sees everything, each kind
+with its own RoPE base; sandwich norms that multiply by 1 + w; embeddings scaled by sqrt(dim); GeGLU."""
 
 from zoo.blocks import GLU, GQA, GeGLU, Layer, LinearScaling, RMSNorm, RoPE, sandwich
 from zoo.config import Config, Size, reads
@@ -20,36 +20,34 @@ def decoder(*, dim, layers, heads, kv_heads, head_dim, hidden, window, scale, fu
     return Decoder(dim=dim, layers=plan, norm=norm, embed_scale=dim**0.5, **rest)
 
 
-@reads(
-    *("gemma3_text", "gemma3"),
-    **dict(vocab_size=262_208, num_attention_heads=8, num_key_value_heads=4, head_dim=256, query_pre_attn_scalar=256),
-    **dict(sliding_window=4096, rms_norm_eps=1e-6, max_position_embeddings=131_072, tie_word_embeddings=True),
-    **dict(rope_theta=1e6, rope_local_base_freq=1e4),
+DEFAULTS = dict(vocab_size=262_208, num_attention_heads=8, num_key_value_heads=4, head_dim=256, sliding_window=4096)
+DEFAULTS |= dict(
+    query_pre_attn_scalar=256, rms_norm_eps=1e-6, max_position_embeddings=131_072, tie_word_embeddings=True
 )
+DEFAULTS |= dict(rope_theta=1e6, rope_local_base_freq=1e4)
+
+
+@reads("gemma3_text", "gemma3", **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_activation="gelu_pytorch_tanh", attention_bias=False, use_bidirectional_attention=False)
     config.expect(attn_logit_softcapping=None, final_logit_softcapping=None)
     config.expect(sliding_window_pattern=6, _sliding_window_pattern=6)
-    spec = decoder(
-        **config.dense(),
-        head_dim=config.head_dim(),
-        window=config.integer("sliding_window"),
-        scale=config.number("query_pre_attn_scalar") ** -0.5,
-        full=config.rope("full_attention"),
-        local=config.rope("sliding_attention", theta="rope_local_base_freq", scaled=False),
-    )
+    shape = config.dense() | {"head_dim": config.head_dim(), "window": config.integer("sliding_window")}
+    full = config.rope("full_attention")
+    local = config.rope("sliding_attention", theta="rope_local_base_freq", scaled=False)
+    spec = decoder(**shape, scale=config.number("query_pre_attn_scalar") ** -0.5, full=full, local=local)
     config.agrees_on_windows(spec)
     return spec
 
 
-_SMALL = dict(kv_heads=1, heads=4, head_dim=256, scale=256**-0.5, window=512, full=RoPE(1e6), vocab=262_144)
-_LARGE = dict(head_dim=256, scale=256**-0.5, window=1024, full=RoPE(1e6, LinearScaling(8)), vocab=262_208)
-_270M = dict(_SMALL, dim=640, layers=18, hidden=2048, tied=True, context=32_768)
-_1B = dict(_SMALL, dim=1152, layers=26, hidden=6912, tied=True, context=32_768)
-_4B = dict(_LARGE, dim=2560, layers=34, heads=8, kv_heads=4, hidden=10_240, tied=True, context=131_072)
-_12B = dict(_LARGE, dim=3840, layers=48, heads=16, kv_heads=8, hidden=15_360, tied=True, context=131_072)
-_27B = dict(_LARGE, dim=5376, layers=62, heads=32, kv_heads=16, hidden=21_504, tied=True, context=131_072)
-_27B |= dict(head_dim=128, scale=168**-0.5)
+_BOTH = dict(head_dim=256, scale=256**-0.5, tied=True)
+_SMALL = dict(_BOTH, heads=4, kv_heads=1, window=512, full=RoPE(1e6), vocab=262_144, context=32_768)
+_LARGE = dict(_BOTH, window=1024, full=RoPE(1e6, LinearScaling(8)), vocab=262_208, context=131_072)
+_270M = dict(_SMALL, dim=640, layers=18, hidden=2048)
+_1B = dict(_SMALL, dim=1152, layers=26, hidden=6912)
+_4B = dict(_LARGE, dim=2560, layers=34, heads=8, kv_heads=4, hidden=10_240)
+_12B = dict(_LARGE, dim=3840, layers=48, heads=16, kv_heads=8, hidden=15_360)
+_27B = dict(_LARGE, dim=5376, layers=62, heads=32, kv_heads=16, hidden=21_504, head_dim=128, scale=168**-0.5)
 SIZES = {
     "gemma3-270m": Size("google/gemma-3-270m", 268_098_176, decoder(**_270M)),
     "gemma3-1b": Size("google/gemma-3-1b-pt", 999_885_952, decoder(**_1B)),

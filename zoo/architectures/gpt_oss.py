@@ -1,5 +1,5 @@
-"""gpt-oss (OpenAI 2025). New here: attention sinks, biases everywhere, a window of 128 tokens in every other layer, experts
-with a clamped SwiGLU as wide as the model itself, and YaRN with unrounded ends."""
+"""gpt-oss (OpenAI 2025). New here: attention sinks, biases everywhere, a window of 128 tokens in every other layer,
+experts with a clamped SwiGLU as wide as the model itself, and YaRN with unrounded ends."""
 
 from zoo.blocks import GLU, GQA, ClampedSwiGLU, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, pre, yarn_gain
 from zoo.config import Config, Size, reads
@@ -15,52 +15,37 @@ WEIGHTS = (
 )
 
 
-def decoder(
-    *, layers, heads, kv_heads, head_dim, window, hidden, experts, k, limit, rope, alpha=1.702, eps=1e-5, **rest
-):
+def decoder(*, layers, heads, kv_heads, head_dim, window, experts, hidden, act, k, rope, eps=1e-5, **rest):
     norm = RMSNorm(eps, scale_in_fp32=True)
-    expert = GLU(hidden=hidden, act=ClampedSwiGLU(alpha, limit), bias=True)
-    moe = MoE(experts, expert, SoftmaxTopK(k, bias=True))
+    moe = MoE(experts, GLU(hidden, act, bias=True), SoftmaxTopK(k, bias=True))
 
     def layer(window):
         attn = GQA(heads, kv_heads, head_dim, rope=rope, window=window, bias=True, sinks=True)
         return Layer(pre(norm, attn), pre(norm, moe))
 
-    plan = tuple(layer(window if i % 2 == 0 else None) for i in range(layers))
-    return Decoder(layers=plan, norm=norm, **rest)
+    return Decoder(layers=tuple(layer(None if i % 2 else window) for i in range(layers)), norm=norm, **rest)
 
 
-@reads(
-    *("gpt_oss",),
-    **dict(rms_norm_eps=1e-5, rope_theta=1.5e5, tie_word_embeddings=False, swiglu_alpha=1.702, swiglu_limit=7.0),
-)
+DEFAULTS = dict(rms_norm_eps=1e-5, rope_theta=1.5e5, tie_word_embeddings=False, swiglu_alpha=1.702, swiglu_limit=7.0)
+
+
+@reads("gpt_oss", **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_act="silu", attention_bias=True)
-    k = config.integer("num_experts_per_tok")
-    config.expect(experts_per_token=k, initial_context_length=config.rope_field("original_max_position_embeddings"))
-    spec = decoder(
-        **config.dense(),
-        head_dim=config.head_dim(),
-        window=config.integer("sliding_window"),
-        experts=config.integer("num_local_experts"),
-        k=k,
-        alpha=config.number("swiglu_alpha"),
-        limit=config.number("swiglu_limit"),
-        rope=config.rope(),
-    )
+    config.expect(hidden_act="silu", attention_bias=True, experts_per_token=config.get("num_experts_per_tok"))
+    config.expect(initial_context_length=config.rope_field("original_max_position_embeddings"))
+    shape = config.integers(window="sliding_window", experts="num_local_experts", k="num_experts_per_tok")
+    act = ClampedSwiGLU(config.number("swiglu_alpha"), config.number("swiglu_limit"))
+    spec = decoder(**config.dense(), **shape, head_dim=config.head_dim(), act=act, rope=config.rope())
     config.agrees_on_windows(spec)
     return spec
 
 
 _ROPE = RoPE(1.5e5, YarnScaling(factor=32, original=4096, gain=yarn_gain(32), truncate=False))
-_ATTN = dict(heads=64, kv_heads=8, head_dim=64, window=128, rope=_ROPE)
-_BOTH = dict(_ATTN, dim=2880, hidden=2880, k=4, limit=7.0, vocab=201_088, context=131_072)
+_ATTN = dict(heads=64, kv_heads=8, head_dim=64, window=128, rope=_ROPE, vocab=201_088, context=131_072)
+_BOTH = dict(_ATTN, dim=2880, hidden=2880, act=ClampedSwiGLU(1.702, 7.0), k=4)
+_20B, _120B = decoder(**_BOTH, layers=24, experts=32), decoder(**_BOTH, layers=36, experts=128)
 RULE = "without the input embedding"
 SIZES = {
-    "gpt-oss-20b": Size(
-        "openai/gpt-oss-20b", 20_914_757_184, decoder(**_BOTH, layers=24, experts=32), (3_608_307_264, RULE)
-    ),
-    "gpt-oss-120b": Size(
-        "openai/gpt-oss-120b", 116_829_156_672, decoder(**_BOTH, layers=36, experts=128), (5_132_849_472, RULE)
-    ),
+    "gpt-oss-20b": Size("openai/gpt-oss-20b", 20_914_757_184, _20B, active=(3_608_307_264, RULE)),
+    "gpt-oss-120b": Size("openai/gpt-oss-120b", 116_829_156_672, _120B, active=(5_132_849_472, RULE)),
 }

@@ -1,5 +1,5 @@
-"""Mistral Small 3.1 (Mistral AI 2025), text part. New here: nothing but proportions. Heads narrower than dim / heads, few
-wide layers for latency, a RoPE base of 1e9 for 128k tokens, and no sliding window any more."""
+"""Mistral Small 3.1 (Mistral AI 2025), text part. New here: nothing but proportions. Heads narrower than dim / heads,
+few wide layers for latency, a RoPE base of 1e9 for 128k tokens, and no sliding window any more."""
 
 from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, pre
 from zoo.config import Config, Size, reads
@@ -15,11 +15,10 @@ def decoder(
     return Decoder(layers=(layer,) * layers, norm=norm, **rest)
 
 
-@reads(
-    *("mistral", "mistral3"),
-    **dict(num_key_value_heads=8, head_dim=None, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False),
-    **dict(sliding_window=4096),
-)
+DEFAULTS = dict(num_key_value_heads=8, head_dim=None, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
+
+
+@reads("mistral", "mistral3", **DEFAULTS, sliding_window=4096)
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="silu")
     window = config.optional("sliding_window")

@@ -16,12 +16,10 @@ def decoder(*, dim, layers, heads, kv_heads, hidden, interval=4, rope=RoPE(5e6),
     return Decoder(dim=dim, layers=plan, norm=norm, **rest)
 
 
-@reads(
-    *("smollm3",),
-    **dict(
-        num_key_value_heads=4, rms_norm_eps=1e-6, rope_theta=2e6, tie_word_embeddings=True, no_rope_layer_interval=4
-    ),
-)
+DEFAULTS = dict(num_key_value_heads=4, rms_norm_eps=1e-6, rope_theta=2e6, tie_word_embeddings=True)
+
+
+@reads("smollm3", **DEFAULTS, no_rope_layer_interval=4)
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="silu", attention_bias=False, mlp_bias=False, use_sliding_window=False)
     config.unused("sliding_window", "max_window_layers")
