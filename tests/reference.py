@@ -35,10 +35,8 @@ TOY = {
     "v_head_dim": 24,
     "initial_context_length": 64,
     "swiglu_limit": 1.0,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": None,
 }
+TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 
 
 @cache
@@ -50,8 +48,11 @@ def published() -> dict[str, dict[str, Any]]:
 def toy_config(name: str, layers: int) -> dict[str, Any]:
     """The published config of a preset at toy widths, with its first `layers` layers."""
     full = published()[name]["config"]
-    config = {field: TOY.get(field, value) for field, value in full.items() if field != "quantization_config"}
-    config["num_hidden_layers"] = layers
+    config = {
+        field: value if field not in TOY or value is None else min(value, TOY[field]) for field, value in full.items()
+    }
+    config |= TOKENS | {"num_hidden_layers": layers}
+    config.pop("quantization_config", None)
     heads, kv_heads = full["num_attention_heads"], full["num_key_value_heads"]
     config["num_key_value_heads"] = 4 if kv_heads == heads else min(kv_heads, 2)
     if "head_dim" in full:

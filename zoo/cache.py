@@ -7,7 +7,7 @@ where there is no cache and hands its arguments back, so layers have no `if cach
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class Slot(Protocol):
     @property
     def geometry(self) -> Hashable: ...
     def view(self, positions: Tensor, past: int) -> View: ...
-    def append(self, step: Step, *new: Tensor) -> tuple[Tensor | None, ...]:
+    def append(self, step: Step, *new: Tensor) -> tuple[Any, ...]:
         """New streams, each (batch, heads, new, width) -> the streams to attend over (batch, heads, keys, width), and
         last the mask (new, keys) or None."""
         ...
@@ -40,7 +40,7 @@ class NoSlot:
         whole = self.window is None or len(positions) <= self.window
         return View(positions, positions, None if whole else visible(positions, positions, self.window))
 
-    def append(self, step: Step, *new: Tensor) -> tuple[Tensor | None, ...]:
+    def append(self, step: Step, *new: Tensor) -> tuple[Any, ...]:
         return (*new, step.views[self.geometry].mask)
 
 
@@ -63,7 +63,7 @@ class FullSlot(_Allocated):
         plain = past == 0 or len(positions) == 1
         return View(positions, keys, None if plain else visible(positions, keys))
 
-    def append(self, step: Step, *new: Tensor) -> tuple[Tensor | None, ...]:
+    def append(self, step: Step, *new: Tensor) -> tuple[Any, ...]:
         write, keys, mask = step.views[self.geometry]
         for stream, tokens in zip(self.streams, new, strict=True):
             stream.index_copy_(2, write, tokens.detach())
@@ -96,7 +96,7 @@ class RingSlot(_Allocated):
         index = torch.arange(min(past, self.window), device=device)
         return past - 1 - (past - 1 - index) % self.window
 
-    def append(self, step: Step, *new: Tensor) -> tuple[Tensor | None, ...]:
+    def append(self, step: Step, *new: Tensor) -> tuple[Any, ...]:
         write, keys, mask = step.views[self.geometry]
         alone = new[0].shape[2] == 1
         kept = len(keys) - new[0].shape[2]

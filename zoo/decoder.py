@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo.blocks.layer import Layer
 from zoo.blocks.linear import Linear
 from zoo.blocks.norm import RMSNorm, _RMSNorm
-from zoo.cache import Cache, NoSlot
+from zoo.cache import Cache, NoSlot, Slot
 from zoo.cost import linear_flops
 from zoo.errors import SpecError, UsageError
 from zoo.registry import Spec, swap
@@ -117,7 +117,7 @@ class Model(nn.Module):
         self.norm = spec.norm.build(spec.dim)
         self.head = None if spec.tied else Linear(spec.dim, spec.vocab, bias=False)
         self._rotary = list(dict.fromkeys(need for layer in spec.layers for need in layer.rotary()))
-        self._no_slots = [NoSlot(layer.stored().window) for layer in spec.layers]
+        self._no_slots: Sequence[Slot] = [NoSlot(layer.stored().window) for layer in spec.layers]
 
     def forward(self, tokens: Tensor, cache: Cache | None = None, logits_to_keep: int = 0) -> Tensor:
         """Token ids (batch, new) -> logits (batch, new, vocab), or of the last `logits_to_keep` positions if not 0.

@@ -27,12 +27,6 @@ class View(NamedTuple):
     mask: Tensor | None
 
 
-class Rotary(Protocol):
-    """A position encoding: tables for a pass, and their application."""
-
-    def table(self, positions: Tensor, width: int) -> tuple[Tensor, Tensor] | None: ...
-
-
 class Planner(Protocol):
     """A slot, as far as planning sees it. Slots of one geometry share a view."""
 
@@ -52,11 +46,12 @@ class Step:
 def plan(
     past: int,
     new: int,
-    rotary: Iterable[tuple[Rotary, int]],
+    rotary: Iterable[tuple[Any, int]],
     slots: Iterable[Planner],
     device: torch.device | None = None,
 ) -> Step:
-    """Plan a pass of `new` tokens after `past`, for layers with these `rotary` needs and `slots`."""
+    """Plan a pass of `new` tokens after `past`, for layers that need tables of these (position encoding, width) pairs
+    and keep their tokens in these `slots`."""
     positions = torch.arange(past, past + new, device=device)
     views: dict[Hashable, View] = {}
     for slot in slots:

@@ -223,7 +223,8 @@ def _free_in_group() -> Iterator[int]:
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         try:
-            allowed, used, stat = (Path(folder, name).read_text(encoding="ascii") for name in (limit, usage, "memory.stat"))
+            files = (Path(folder, name) for name in (limit, usage, "memory.stat"))
+            allowed, used, stat = (file.read_text(encoding="ascii") for file in files)
             pages = dict(line.split() for line in stat.splitlines())
             yield int(allowed) - int(used) + int(pages[cached])
         except (OSError, KeyError, ValueError):  # no such group, or no limit ("max")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
+from zoo.blocks.layer import Layer
 from zoo.decoder import Decoder
 from zoo.registry import Spec
 
@@ -32,7 +33,7 @@ WIDE_HEAD = 24  # where head_dim * heads is not dim
 
 def tiny(spec: Decoder) -> Decoder:
     """`spec` at toy widths, with as many layers as it takes to hold every distinct kind of layer of the full plan."""
-    kinds, seen, depth = set(spec.layers), set(), 0
+    kinds, seen, depth = set(spec.layers), set[Layer](), 0
     while seen != kinds:
         seen.add(spec.layers[depth])
         depth += 1

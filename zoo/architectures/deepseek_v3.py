@@ -26,10 +26,8 @@ def decoder(*, layers, dense, attn, hidden, moe, eps=1e-6, **rest):
 
 
 def attention(*, nope_dim, rope_dim, gain, **rest):
-    scale = (nope_dim + rope_dim) ** -0.5 * gain**2
-    return MLA(
-        nope_dim=nope_dim, rope_dim=rope_dim, norm=RMSNorm(1e-6), scale=scale, **rest
-    )  # whatever the config's eps
+    scale, norm = (nope_dim + rope_dim) ** -0.5 * gain**2, RMSNorm(1e-6)  # of the latents, whatever the config's eps
+    return MLA(nope_dim=nope_dim, rope_dim=rope_dim, norm=norm, scale=scale, **rest)
 
 
 @reads("deepseek_v3", rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False, q_lora_rank=None)
@@ -39,13 +37,9 @@ def from_hf(config: Config) -> Decoder:
     shape = config.common() | config.integers(dense="first_k_dense_replace", hidden="intermediate_size")
     heads = config.integers(nope_dim="qk_nope_head_dim", rope_dim="qk_rope_head_dim", v_dim="v_head_dim")
     config.expect(head_dim=heads["rope_dim"], qk_head_dim=heads["nope_dim"] + heads["rope_dim"])
-    heads |= {
-        "heads": shape.pop("heads"),
-        "kv_rank": config.integer("kv_lora_rank"),
-        "q_rank": config.optional("q_lora_rank"),
-    }
     gain = yarn_gain(config.rope_field("factor") or 1, config.rope_field("mscale_all_dim") or 0)
-    attn = attention(**heads, rope=config.rope(), gain=gain)
+    ranks = {"q_rank": config.optional("q_lora_rank"), "kv_rank": config.integer("kv_lora_rank")}
+    attn = attention(heads=shape.pop("heads"), **ranks, **heads, rope=config.rope(), gain=gain)
     expert, shared = GLU(config.integer("moe_intermediate_size")), config.integer("n_shared_experts")
     choice = config.integers(k="num_experts_per_tok", groups="n_group", keep="topk_group")
     router = GroupedSigmoidTopK(**choice, scale=config.number("routed_scaling_factor"))

@@ -20,11 +20,9 @@ def decoder(*, dim, layers, heads, kv_heads, head_dim, hidden, window, scale, fu
     return Decoder(dim=dim, layers=plan, norm=norm, embed_scale=dim**0.5, **rest)
 
 
-DEFAULTS = dict(vocab_size=262_208, num_attention_heads=8, num_key_value_heads=4, head_dim=256, sliding_window=4096)
-DEFAULTS |= dict(
-    query_pre_attn_scalar=256, rms_norm_eps=1e-6, max_position_embeddings=131_072, tie_word_embeddings=True
-)
-DEFAULTS |= dict(rope_theta=1e6, rope_local_base_freq=1e4)
+ROPE = dict(rope_theta=1e6, rope_local_base_freq=1e4, max_position_embeddings=131_072)
+HEADS = dict(num_attention_heads=8, num_key_value_heads=4, head_dim=256, query_pre_attn_scalar=256, sliding_window=4096)
+DEFAULTS = ROPE | HEADS | dict(vocab_size=262_208, rms_norm_eps=1e-6, tie_word_embeddings=True)
 
 
 @reads("gemma3_text", "gemma3", **DEFAULTS)

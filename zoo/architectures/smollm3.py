@@ -25,7 +25,7 @@ def from_hf(config: Config) -> Decoder:
     config.unused("sliding_window", "max_window_layers")
     spec = decoder(**config.dense(), interval=config.integer("no_rope_layer_interval"), rope=config.rope())
     config.agrees_on_windows(spec)
-    config.agrees("no_rope_layers", [int(layer.mixer.rope != NoPE()) for layer in spec.layers])
+    config.agrees("no_rope_layers", [int(layer.rotary()[0][0] != NoPE()) for layer in spec.layers])
     return spec
 
 

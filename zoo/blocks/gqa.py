@@ -1,4 +1,4 @@
-"""Grouped-query attention (Ainslie et al. 2023); multi-head, multi-query and sliding-window attention are cases of it."""
+"""Grouped-query attention (Ainslie et al. 2023); multi-head, multi-query, sliding-window attention are cases of it."""
 
 from __future__ import annotations
 

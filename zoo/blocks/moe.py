@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -108,10 +110,10 @@ class _GroupedSigmoidTopK(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts, dim))
         self.correction = nn.Parameter(torch.empty(experts, dtype=torch.float32))
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """The correction follows the module to a device, never to a dtype: its steps are finer than bfloat16's."""
         kept = self.correction.detach()
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.correction.dtype != torch.float32:
             self.correction.data = kept.to(self.correction.device)
         return self
