@@ -77,12 +77,14 @@ def _decoder(name_or_spec: str | Decoder, tiny: bool) -> Decoder:
     return _tiny(name_or_spec) if tiny else name_or_spec
 
 
-def family_of(config: dict[str, Any]) -> ModuleType:
+def family_of(config: Any) -> ModuleType:
     """The architecture module that reads a published config.json, by its model_type."""
     by_type = {kind: family for family in families().values() for kind in family.from_hf.model_types}
-    model_type = config.get("model_type")
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise MalformedError("config.json: is no object with a model_type, which says what it configures")
+    model_type = str(config["model_type"])
     if model_type not in by_type:
-        raise MalformedError(f"config.json: {unknown('model_type', str(model_type), by_type)}")
+        raise MalformedError(f"config.json: {unknown('model_type', model_type, by_type)}")
     return by_type[model_type]
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from reprlib import repr as brief
 from typing import Any, Protocol
 
 from zoo.blocks.rope import LinearScaling, Llama3Scaling, RoPE, Scaling, YarnScaling, yarn_gain
 from zoo.decoder import Decoder
 from zoo.errors import MalformedError, SpecError
+from zoo.fields import MOST, Fields
 
 
 @dataclass(frozen=True)
@@ -50,71 +52,29 @@ COMMON = {
     "heads": "num_attention_heads",
     "context": "max_position_embeddings",
 }
-_ABSENT = object()
+MOST_LAYERS = 10_000  # a plan holds each layer: a damaged number would fill the memory
+ROPE_DEFAULTS = {
+    "attention_factor": None,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": None,
+    "mscale_all_dim": None,
+    "truncate": True,
+}
 
 
-class Config:
-    """The fields of one config.json, handed out by name, and `finish` to see that all have been asked for."""
-
-    def __init__(self, values: dict[str, Any], defaults: dict[str, Any]) -> None:
-        self.values, self.defaults, self.read = values, defaults, set[str]()
-
-    def get(self, name: str) -> Any:
-        """The field's value, or the published default of its model_type; MalformedError where there is neither."""
-        self.read.add(name)
-        value = self.values.get(name, self.defaults.get(name, _ABSENT))
-        if value is _ABSENT:
-            raise MalformedError(f"config.json: {name} is missing, and this model_type has no default for it")
-        return value
+class Config(Fields):
+    """The fields of one config.json, in the words that architectures share."""
 
     @property
     def model_type(self) -> Any:
         """Which published code this config is for."""
         return self.values.get("model_type")
 
-    def integer(self, name: str) -> int:
-        """A positive integer."""
-        value = self.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise MalformedError(f"config.json: {name}={value!r} is no positive integer")
-        return value
-
-    def integers(self, **names: str) -> dict[str, int]:
-        """Positive integers, under our names: integers(kv_rank="kv_lora_rank")."""
-        return {ours: self.integer(name) for ours, name in names.items()}
-
-    def optional(self, name: str) -> int | None:
-        """A positive integer, or None where the field is null."""
-        return None if self.get(name) is None else self.integer(name)
-
-    def number(self, name: str) -> float:
-        """A positive number."""
-        value = self.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-            raise MalformedError(f"config.json: {name}={value!r} is no positive number")
-        return float(value)
-
-    def flag(self, name: str) -> bool:
-        """True or false."""
-        value = self.get(name)
-        if not isinstance(value, bool):
-            raise MalformedError(f"config.json: {name}={value!r} is neither true nor false")
-        return value
-
-    def expect(self, **only: Any) -> None:
-        """Fields that this architecture knows in one value only, the one they have where they are absent."""
-        for name, value in only.items():
-            self.read.add(name)
-            if self.values.get(name, value) != value:
-                raise MalformedError(f"config.json: {name}={self.values[name]!r} is not supported, only {value!r}")
-
-    def unused(self, *names: str) -> None:
-        """Fields that other fields have switched off."""
-        self.read.update(names)
-
     def common(self) -> dict[str, Any]:
         """What every architecture's `decoder` takes, under our names."""
-        return self.integers(**COMMON) | {
+        most = {"layers": MOST_LAYERS}
+        return {ours: self.integer(name, most.get(ours, MOST)) for ours, name in COMMON.items()} | {
             "eps": self.number("rms_norm_eps"),
             "tied": self.flag("tie_word_embeddings"),
         }
@@ -126,37 +86,43 @@ class Config:
 
     def head_dim(self) -> int:
         """A head's width; hidden_size / num_attention_heads where the field is null."""
-        return self.optional("head_dim") or self.integer("hidden_size") // self.integer("num_attention_heads")
+        given = self.optional("head_dim")
+        dim, heads = self.integer("hidden_size"), self.integer("num_attention_heads")
+        if given is None and dim % heads:
+            raise self.wrong(f"hidden_size={dim} is no multiple of num_attention_heads={heads}")
+        return given or dim // heads
 
     def rope(self, kind: str | None = None, theta: str = "rope_theta", scaled: bool = True) -> RoPE:
         """The rotary encoding, of layers of this `kind` where each kind has its own.
 
         Newer files hold `rope_parameters`, by kind of layer or for all; older ones the base under the name `theta`, and
-        `rope_scaling`, which only `scaled` layers heed.
+        `rope_scaling`, which only `scaled` layers heed. A field in the spelling that is not used must be null or agree.
         """
-        self.unused("rope_parameters", "rope_scaling", theta)
-        given = self.values.get("rope_parameters")
-        if given is not None and kind is not None:
-            given = given.get(kind)
-        if given is None:
-            given = (self.values.get("rope_scaling") if scaled else None) or {}
-        given = dict(given)
-        base = given.pop("rope_theta", None)
-        return RoPE(float(self.number(theta) if base is None else base), _scaling(given))
+        given = self._rope_fields()
+        if self._newer and kind is not None:
+            given = given.object(kind, ROPE_DEFAULTS)
+        elif not self._newer and not scaled:
+            given = Fields({})
+        inner = given.values.get("rope_theta")
+        base = self.number(theta) if inner is None else given.number("rope_theta")
+        if self.values.get(theta) in (None, base):
+            self.unused(theta)
+        return RoPE(base, _scaling(given))
 
-    def rope_field(self, name: str) -> Any:
-        """One entry of rope_parameters or rope_scaling, None where it is absent."""
-        given = self.values.get("rope_parameters") or self.values.get("rope_scaling") or {}
-        return given.get(name)
+    def rope_field(self, name: str) -> float | None:
+        """One number of rope_parameters or rope_scaling, None where it is absent."""
+        given = self._rope_fields()
+        return None if given.values.get(name) is None else given.number(name)
 
-    def agrees(self, name: str, plan: Iterable[Any]) -> None:
-        """A published list with one entry a layer must say what the plan says."""
-        plan = list(plan)
-        given = self.values.get(name)
-        self.read.add(name)
-        if given is not None and given != plan:
-            differs = next((i for i, (a, b) in enumerate(zip(given, plan, strict=False)) if a != b), len(plan))
-            raise MalformedError(f"config.json: {name} differs from this architecture's plan, first at layer {differs}")
+    @property
+    def _newer(self) -> bool:
+        return self.values.get("rope_parameters") not in (None, {})
+
+    def _rope_fields(self) -> Fields:
+        used, other = ("rope_parameters", "rope_scaling") if self._newer else ("rope_scaling", "rope_parameters")
+        if self.values.get(other) in (None, {}):
+            self.unused(other)
+        return self.object(used, ROPE_DEFAULTS)
 
     def agrees_on_windows(self, spec: Decoder) -> None:
         """`layer_types` must name the plan's windowed layers."""
@@ -164,62 +130,50 @@ class Config:
         self.agrees("layer_types", (kinds[layer.stored().window is None] for layer in spec.layers))
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
-        """Raise MalformedError naming every field that nobody has read."""
-        left = [name for name in self.values if name not in self.read | INERT | set(ignore)]
-        if left:
-            told = ", ".join(f"{name}={self.values[name]!r}" for name in left)
-            raise MalformedError(
-                f"config.json: not understood: {told}; pass --ignore-field NAME (ignore_fields=) to vouch for one"
-            )
+        """Raise MalformedError naming every field that nobody has read, but for those in `ignore` or INERT."""
+        super().finish({*ignore, *INERT})
 
 
-def _linear(take: Callable[..., Any]) -> Scaling:
-    return LinearScaling(factor=take("factor"))
+def _linear(given: Fields) -> Scaling:
+    return LinearScaling(factor=given.number("factor"))
 
 
-def _llama3(take: Callable[..., Any]) -> Scaling:
+def _llama3(given: Fields) -> Scaling:
     return Llama3Scaling(
-        factor=take("factor"),
-        original=take("original_max_position_embeddings"),
-        low=take("low_freq_factor"),
-        high=take("high_freq_factor"),
+        factor=given.number("factor"),
+        original=given.integer("original_max_position_embeddings"),
+        low=given.number("low_freq_factor"),
+        high=given.number("high_freq_factor"),
     )
 
 
-def _yarn(take: Callable[..., Any]) -> Scaling:
-    factor, mscale, all_dim = take("factor"), take("mscale", None), take("mscale_all_dim", None)
-    split = yarn_gain(factor, mscale) / yarn_gain(factor, all_dim) if mscale and all_dim else yarn_gain(factor)
-    given = take("attention_factor", None)
+def _yarn(given: Fields) -> Scaling:
+    factor, mscale = given.number("factor"), given.optional_number("mscale")
+    all_dim, gain = given.optional_number("mscale_all_dim"), given.optional_number("attention_factor")
+    if gain is None:
+        gain = yarn_gain(factor, mscale) / yarn_gain(factor, all_dim) if mscale and all_dim else yarn_gain(factor)
     return YarnScaling(
         factor=factor,
-        original=take("original_max_position_embeddings"),
-        gain=split if given is None else given,
-        fast=take("beta_fast", 32.0),
-        slow=take("beta_slow", 1.0),
-        truncate=take("truncate", True),
+        original=given.integer("original_max_position_embeddings"),
+        gain=gain,
+        fast=given.number("beta_fast"),
+        slow=given.number("beta_slow"),
+        truncate=given.flag("truncate"),
     )
 
 
-SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}
+SCALINGS: dict[str, Callable[[Fields], Scaling]] = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}
 
 
-def _scaling(given: dict[str, Any]) -> Scaling | None:
-    """rope_parameters or rope_scaling, less its base -> the scaling, None for type "default" or nothing."""
-    spelled = [given.pop(name) for name in ("rope_type", "type") if name in given]
-    kind = spelled[0] if spelled else "default"
-    if kind != "default" and kind not in SCALINGS:
-        raise MalformedError(f"config.json: unknown rope type {kind!r}; known: default, {', '.join(SCALINGS)}")
-
-    def take(name: str, default: Any = _ABSENT) -> Any:
-        value = given.pop(name, default)
-        if value is _ABSENT:
-            raise MalformedError(f"config.json: rope type {kind!r} needs {name}")
-        return value
-
-    scaling = SCALINGS[kind](take) if kind != "default" else None
-    if given:
-        raise MalformedError(f"config.json: rope type {kind!r} has fields that are not understood: {given}")
-    return scaling
+def _scaling(given: Fields) -> Scaling | None:
+    """rope_parameters or rope_scaling -> the scaling, None for type "default" or nothing."""
+    kind = given.values.get("rope_type", given.values.get("type", "default"))
+    if kind not in ("default", *SCALINGS):
+        raise given.wrong(f"unknown rope type {brief(kind)}; known: default, {', '.join(SCALINGS)}")
+    given.expect(rope_type=kind, type=kind)  # the newer and the older word for it
+    if kind == "default":
+        return None
+    return SCALINGS[kind](given)
 
 
 class FromHF(Protocol):
@@ -239,12 +193,15 @@ def reads(*model_types: str, **defaults: Any) -> Callable[[Callable[[Config], De
 
     def decorate(read: Callable[[Config], Decoder]) -> FromHF:
         def from_hf(config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder:
-            fields = Config(text_part(config), defaults)
+            ignore = set(ignore_fields)
+            fields = Config(text_part(config, ignore), defaults)
+            if fields.model_type not in (None, *model_types):
+                raise fields.wrong(f"model_type={brief(fields.model_type)} is not {' or '.join(model_types)}")
             try:
                 spec = read(fields)
             except SpecError as error:
                 raise MalformedError(f"config.json: {error}") from error
-            fields.finish(ignore_fields)
+            fields.finish(ignore)
             return spec
 
         from_hf.model_types = model_types  # type: ignore[attr-defined]
@@ -254,13 +211,14 @@ def reads(*model_types: str, **defaults: Any) -> Callable[[Callable[[Config], De
     return decorate
 
 
-def text_part(config: dict[str, Any]) -> dict[str, Any]:
+def text_part(config: dict[str, Any], ignore: Iterable[str] = ()) -> dict[str, Any]:
     """The language model's fields of a multimodal wrapper's config; any other config as it is."""
     if "text_config" not in config:
         return config
-    text = dict(config["text_config"])
-    if "tie_word_embeddings" in config:
-        text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
-    outside = {name: value for name, value in config.items() if name not in VISION | {"tie_word_embeddings"}}
-    Config(outside, {}).finish()
-    return text
+    wrapper = Config(config)
+    if not isinstance(config["text_config"], dict):
+        raise wrapper.wrong(f"text_config={brief(config['text_config'])} is no object")
+    wrapper.unused("tie_word_embeddings", *VISION)
+    wrapper.finish(ignore)
+    shared = {name: value for name, value in config.items() if name == "tie_word_embeddings"}
+    return shared | config["text_config"]

@@ -26,15 +26,16 @@ def decoder(*, layers, dense, attn, hidden, moe, eps=1e-6, **rest):
 
 
 def attention(*, nope_dim, rope_dim, gain, **rest):
-    scale, norm = (nope_dim + rope_dim) ** -0.5 * gain**2, RMSNorm(1e-6)  # of the latents, whatever the config's eps
+    scale, norm = (nope_dim + rope_dim) ** -0.5 * gain * gain, RMSNorm(1e-6)  # of the latents, whatever the config's eps
     return MLA(nope_dim=nope_dim, rope_dim=rope_dim, norm=norm, scale=scale, **rest)
 
 
 @reads("deepseek_v3", rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False, q_lora_rank=None)
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="silu", attention_bias=False, rope_interleave=True, norm_topk_prob=True, moe_layer_freq=1)
-    config.expect(scoring_func="sigmoid", topk_method="noaux_tc", num_key_value_heads=config.get("num_attention_heads"))
-    shape = config.common() | config.integers(dense="first_k_dense_replace", hidden="intermediate_size")
+    shape = config.common() | config.integers(hidden="intermediate_size")
+    shape["dense"] = config.integer("first_k_dense_replace", most=shape["layers"])
+    config.expect(scoring_func="sigmoid", topk_method="noaux_tc", num_key_value_heads=shape["heads"])
     heads = config.integers(nope_dim="qk_nope_head_dim", rope_dim="qk_rope_head_dim", v_dim="v_head_dim")
     config.expect(head_dim=heads["rope_dim"], qk_head_dim=heads["nope_dim"] + heads["rope_dim"])
     gain = yarn_gain(config.rope_field("factor") or 1, config.rope_field("mscale_all_dim") or 0)

@@ -1,0 +1,39 @@
+"""Published config.json files in the forms they come in: older and newer spelling, alone or in a multimodal wrapper."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from typing import Any
+
+from tests.reference import published
+
+WRAPPERS = {"gemma3_text": "gemma3", "mistral": "mistral3"}  # text model_type -> that of the wrapper around it
+
+
+def smallest() -> list[str]:
+    """The smallest published size of each model_type."""
+    by_size = sorted(published(), key=lambda name: published()[name]["total_parameters"], reverse=True)
+    return list({published()[name]["config"]["model_type"]: name for name in by_size}.values())
+
+
+def wrapped_names() -> list[str]:
+    """The sizes whose text model is also published inside a multimodal one."""
+    return [name for name, facts in published().items() if facts["config"]["model_type"] in WRAPPERS]
+
+
+def older(name: str, **changes: Any) -> dict[str, Any]:
+    """A preset's config as published, with some fields set."""
+    return deepcopy(published()[name]["config"]) | changes
+
+
+def newer(name: str, **changes: Any) -> dict[str, Any]:
+    """The same as transformers 5 writes it: one rope_parameters, defaults filled in, derived fields beside them."""
+    from transformers import AutoConfig
+
+    return json.loads(AutoConfig.for_model(**older(name)).to_json_string()) | changes
+
+
+def wrapped(text: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A multimodal model's config with this one as its text part."""
+    return {"model_type": WRAPPERS[text["model_type"]], "text_config": text, "vision_config": {}} | changes

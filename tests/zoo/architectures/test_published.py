@@ -1,0 +1,88 @@
+"""Every released size is what its publisher says: its parameters three ways, and its config.json in every spelling."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import zoo
+from tests.configs import older, wrapped, wrapped_names
+from tests.reference import published
+from zoo.architectures import families
+from zoo.catalog import sizes
+
+
+def test_the_facts_are_complete() -> None:
+    assert published().keys() <= set(zoo.names())
+    for family in families().values():
+        known = family.SIZES.keys() & published().keys()
+        assert known in (set(), family.SIZES.keys()), f"only {sorted(known)} of {family.__name__} in published.json"
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_the_formula_the_built_model_and_the_published_total_are_equal(name: str) -> None:
+    spec = zoo.spec(name)
+    model = zoo.build(name, device="meta")
+    assert spec.params() == sum(weight.numel() for weight in model.parameters())
+    assert spec.params() == sizes()[name].params
+    for layer, module in zip(spec.layers, model.layers, strict=True):
+        assert layer.params(spec.dim) == sum(weight.numel() for weight in module.parameters())
+
+
+@pytest.mark.parametrize("name", published())
+def test_published_totals(name: str) -> None:
+    facts, size = published()[name], sizes()[name]
+    assert size.hub == facts["repo_id"]
+    assert size.params == facts["total_parameters"]
+
+
+@pytest.mark.parametrize("name", published())
+def test_active_parameters(name: str) -> None:
+    """All of a dense model; of a mixture of experts what its publisher says, by the publisher's rule."""
+    facts, size, spec = published()[name], sizes()[name], zoo.spec(name)
+    ours = spec.active_params()
+    if "active_parameters" not in facts:
+        assert ours == spec.params()
+        assert size.active is None
+        return
+    if size.active is not None:
+        figure, rule = size.active
+        assert rule == "without the input embedding"
+        ours -= spec.vocab * spec.dim
+        assert figure == ours
+    assert ours == facts["active_parameters"] < spec.params()
+    billions = float(facts["active_parameters_published"].removesuffix("B"))
+    assert ours / 1e9 == pytest.approx(billions, rel=0.02)
+
+
+@pytest.mark.parametrize("name", published())
+def test_the_published_config_is_the_preset(name: str) -> None:
+    config = older(name)
+    assert zoo.from_hf(config) == zoo.spec(name) == zoo.spec(sizes()[name].hub)
+    assert config == older(name), "reading a config changed it"
+
+
+@pytest.mark.parametrize("name", published())
+def test_the_newer_spelling_is_the_same_preset(name: str, tmp_path: Path) -> None:
+    """What transformers 5 writes to a folder."""
+    from transformers import AutoConfig
+
+    AutoConfig.for_model(**older(name)).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert "rope_parameters" in written
+    assert "rope_theta" not in written
+    assert zoo.from_hf(written) == zoo.spec(name)
+
+
+@pytest.mark.parametrize("name", wrapped_names())
+def test_the_multimodal_wrapper_is_the_same_preset(name: str, tmp_path: Path) -> None:
+    """As published, in the sparse form that Gemma's files have, and as transformers 5 writes it."""
+    from transformers import AutoConfig
+
+    facts = published()[name]
+    for text in filter(None, (facts["config"], facts.get("published_text_config"))):
+        assert zoo.from_hf(wrapped(text)) == zoo.spec(name)
+        AutoConfig.for_model(**wrapped(text)).save_pretrained(tmp_path)
+        assert zoo.from_hf(json.loads((tmp_path / "config.json").read_text())) == zoo.spec(name)
