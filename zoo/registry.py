@@ -8,8 +8,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from math import isfinite
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from functools import cache
+from reprlib import repr as brief
+from sys import float_info
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from zoo.cost import Stored
 from zoo.errors import SpecError
@@ -37,12 +40,14 @@ class Spec(ABC):
             Spec.kinds[cls.__name__] = cls
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _check_number(self, field.name, str(field.type), getattr(self, field.name))
+        for name, hint in _hints(type(self)).items():
+            value = getattr(self, name)
+            self.require(_fits(value, hint), f"{name} must be {_wanted(hint)}, not {_given(value)}")
         self.check()
 
     def check(self) -> None:
-        """Raise SpecError where fields contradict each other. Numbers have been checked one by one already."""
+        """Raise SpecError where fields contradict each other. Each has been checked against its annotation already: an
+        int is positive, a float positive and finite."""
 
     def require(self, holds: bool, message: str) -> None:
         """Raise SpecError naming this kind unless `holds`."""
@@ -115,19 +120,44 @@ class Mixer(Block, abstract=True):
         return ()
 
 
-def _check_number(spec: Spec, name: str, annotation: str, value: Any) -> None:
-    """An int field is a positive integer, a float field a finite number; `| None` allows None."""
-    kinds = annotation.replace(" ", "").split("|")
-    if value is None and "None" in kinds:
-        return
-    if "int" in kinds:
-        spec.require(isinstance(value, int) and not isinstance(value, bool), f"{name}={value!r} is no integer")
-        spec.require(value > 0, f"{name}={value} is not positive")
-    elif "float" in kinds:
-        spec.require(isinstance(value, int | float) and not isinstance(value, bool), f"{name}={value!r} is no number")
-        spec.require(isfinite(value), f"{name}={value} is not finite")
-    elif "bool" in kinds:
-        spec.require(isinstance(value, bool), f"{name}={value!r} is neither True nor False")
+@cache
+def _hints(kind: type[Spec]) -> dict[str, Any]:
+    """Field name -> its annotation, evaluated."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a field annotated `hint` may hold `value`."""
+    origin, of = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in of)
+    if origin is Literal:
+        return value in of
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, of[0]) for item in value)
+    if hint in (int, float):
+        number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+        return number and 0 < value <= float_info.max
+    return isinstance(value, hint)
+
+
+def _wanted(hint: Any) -> str:
+    """What a field annotated `hint` holds, in words."""
+    origin, of = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_wanted, of))
+    if origin is Literal:
+        return " or ".join(map(repr, of))
+    if origin is tuple:
+        return f"a tuple of {_wanted(of[0])}"
+    words = {int: "a positive integer", float: "a positive number", bool: "True or False", type(None): "None"}
+    return words[hint] if hint in words else str(hint.__name__)
+
+
+def _given(value: Any) -> str:
+    """What it was given: a number or a word itself, of anything larger its kind."""
+    return brief(value) if isinstance(value, int | float | str | None) else type(value).__name__
 
 
 def swap(spec: S, kind: type[Spec], change: Spec | Callable[[Any], Spec]) -> S:

@@ -43,8 +43,6 @@ class GQA(Mixer):
     def check(self) -> None:
         self.require(self.heads % self.kv_heads == 0, f"kv_heads={self.kv_heads} must divide heads={self.heads}")
         self.require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even: rotation pairs its halves")
-        known = ("head", "projection")
-        self.require(self.qk_norm_over in known, f"qk_norm_over={self.qk_norm_over!r} must be one of {known}")
 
     def build(self, dim: int) -> nn.Module:
         return _GQA(self, dim)

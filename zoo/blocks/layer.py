@@ -137,7 +137,10 @@ class Layer(Block):
     ffn: Branch | PostNorm
 
     def check(self) -> None:
-        self.require(isinstance(self.attn.block, Mixer), "attn must hold a mixer, in which tokens see each other")
+        held = type(self.attn.block).__name__
+        self.require(isinstance(self.attn.block, Mixer), f"attn must hold a mixer, in which tokens see each other, not {held}")
+        mixers = [type(part).__name__ for part in self.ffn.walk() if isinstance(part, Mixer)]
+        self.require(not mixers, f"ffn must hold no mixer, not {', '.join(mixers)}: it is not handed a slot")
 
     def build(self, dim: int) -> nn.Module:
         return _Layer(self, dim)

@@ -144,7 +144,6 @@ class MoE(Block):
     slot = "ffn"
 
     def check(self) -> None:
-        self.require(isinstance(self.expert, GLU), f"expert must be a GLU, not {type(self.expert).__name__}")
         self.router.check_experts(self.experts)
 
     def build(self, dim: int) -> nn.Module:
