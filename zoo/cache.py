@@ -119,7 +119,7 @@ class Cache:
     ) -> None:
         if batch < 1 or tokens < 1:
             raise UsageError(f"a cache needs a batch and tokens of at least 1, not {batch} and {tokens}")
-        self.batch, self.tokens, self.length = batch, tokens, 0
+        self.stored, self.batch, self.tokens, self.length = tuple(stored), batch, tokens, 0
         self.slots: list[FullSlot | RingSlot] = [
             # A window that never fills is no ring: the token limit comes first.
             (FullSlot if layer.tokens(tokens) == tokens else RingSlot)(
@@ -135,8 +135,10 @@ class Cache:
         # By identity, not by address: on the meta device all addresses are 0.
         return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
-    def admit(self, batch: int, new: int) -> None:
-        """Raise unless `new` tokens of each of `batch` sequences fit."""
+    def admit(self, stored: tuple[Stored, ...], batch: int, new: int) -> None:
+        """Raise unless layers that keep `stored` may add `new` tokens to each of `batch` sequences."""
+        if stored != self.stored:
+            raise UsageError("the cache was made for another model; make one with this model's new_cache")
         if batch != self.batch:
             raise UsageError(f"the cache holds {self.batch} sequences, the tokens {batch}")
         if self.length + new > self.tokens:

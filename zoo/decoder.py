@@ -100,9 +100,10 @@ def swap_layers(
     spec: Decoder, which: Callable[[int], bool], kind: type[Spec], change: Spec | Callable[[Any], Spec]
 ) -> Decoder:
     """`swap` in the layers i for which `which(i)` is true. Raises SpecError when none is, or none holds a `kind`."""
-    if not any(map(which, range(len(spec.layers)))):
+    chosen = {i for i in range(len(spec.layers)) if which(i)}
+    if not chosen:
         raise SpecError(f"nothing to swap: none of the {len(spec.layers)} layers was chosen")
-    layers = (swap(layer, kind, change) if which(i) else layer for i, layer in enumerate(spec.layers))
+    layers = (swap(layer, kind, change) if i in chosen else layer for i, layer in enumerate(spec.layers))
     return replace(spec, layers=tuple(layers))
 
 
@@ -117,18 +118,20 @@ class Model(nn.Module):
         self.norm = spec.norm.build(spec.dim)
         self.head = None if spec.tied else Linear(spec.dim, spec.vocab, bias=False)
         self._rotary = list(dict.fromkeys(need for layer in spec.layers for need in layer.rotary()))
-        self._no_slots: Sequence[Slot] = [NoSlot(layer.stored().window) for layer in spec.layers]
+        self._stored = tuple(layer.stored() for layer in spec.layers)
+        self._no_slots: Sequence[Slot] = [NoSlot(stored.window) for stored in self._stored]
 
     def forward(self, tokens: Tensor, cache: Cache | None = None, logits_to_keep: int = 0) -> Tensor:
         """Token ids (batch, new) -> logits (batch, new, vocab), or of the last `logits_to_keep` positions if not 0.
 
-        With a `cache` the tokens follow those it holds, and are added to it. Raises CacheFullError if they do not fit.
+        With a `cache` the tokens follow those it holds and are added to it. Raises CacheFullError if they do not fit.
         """
-        if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point():
-            raise UsageError(f"tokens must be integers of shape (batch, new), not {tokens.dtype} {tuple(tokens.shape)}")
+        _check(tokens)
+        if logits_to_keep < 0:
+            raise UsageError(f"logits_to_keep={logits_to_keep} is below 0")
         past, slots = 0, self._no_slots
         if cache is not None:
-            cache.admit(*tokens.shape)
+            cache.admit(self._stored, *tokens.shape)
             past, slots = cache.length, cache.slots
         step = plan(past, tokens.shape[1], self._rotary, slots, tokens.device)
         x = self.embed(tokens)
@@ -144,7 +147,7 @@ class Model(nn.Module):
     def new_cache(self, batch: int, tokens: int) -> Cache:
         """An empty cache for `batch` sequences of up to `tokens` tokens, of this model's dtype and on its device."""
         weight = self.embed.weight
-        return Cache([layer.stored() for layer in self.spec.layers], batch, tokens, weight.dtype, weight.device)
+        return Cache(self._stored, batch, tokens, weight.dtype, weight.device)
 
     @torch.no_grad()
     def stream(
@@ -161,13 +164,16 @@ class Model(nn.Module):
 
         Ends after `max_new_tokens`, or when every row has met one of the token ids in `stop`; a row that has repeats
         its own. `temperature` 0 takes the likeliest token; otherwise samples among the `top_k` likeliest and the fewest
-        that hold `top_p` of the probability.
+        that hold `top_p` of the probability. Raises UsageError for tokens or options that make no sense.
         """
+        _check(tokens, self.spec.vocab)
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens={max_new_tokens} is below 1")
         sampler = Sampler(temperature, top_k, top_p, seed, tokens.device)
         cache = self.new_cache(tokens.shape[0], tokens.shape[1] + max_new_tokens)
         ends = torch.tensor(sorted(set(stop)), dtype=torch.long, device=tokens.device)
         done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
-        last, fed = torch.zeros_like(tokens[:, 0]), tokens
+        last, fed = tokens[:, -1], tokens
         for _ in range(max_new_tokens):
             drawn = sampler(self(fed, cache, logits_to_keep=1)[:, -1])
             last = torch.where(done, last, drawn)
@@ -180,6 +186,15 @@ class Model(nn.Module):
     def generate(self, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
         """`stream`, gathered: the new tokens (batch, new)."""
         return torch.stack(list(self.stream(tokens, max_new_tokens, **options)), dim=1)
+
+
+def _check(tokens: Tensor, vocab: int | None = None) -> None:
+    """Raise UsageError unless `tokens` are integers (batch, new), and ids below `vocab` where that is asked: looking at
+    the ids makes a device wait."""
+    if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int32, torch.int64):
+        raise UsageError(f"tokens must be integers of shape (batch, new), not {tokens.dtype} {tuple(tokens.shape)}")
+    if vocab is not None and not 0 <= tokens.min() <= tokens.max() < vocab:
+        raise UsageError(f"token ids must be from 0 to {vocab - 1}, not {int(tokens.min())} to {int(tokens.max())}")
 
 
 @torch.no_grad()

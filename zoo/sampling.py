@@ -30,14 +30,16 @@ class Sampler:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """(batch, vocab) -> (batch,) token ids."""
-        if self.temperature == 0:
+        if self.temperature < torch.finfo(torch.float32).tiny:
             return logits.argmax(-1)
-        scores, ids = (logits.float() / self.temperature).sort(-1, descending=True)
+        scores, ids = logits.float().sort(-1, descending=True)
+        scores = (scores - scores[:, :1]) / self.temperature  # the likeliest at 0, so that none overflows
         if self.top_k is not None:
             scores, ids = scores[:, : self.top_k], ids[:, : self.top_k]
         probabilities = scores.softmax(-1)
         if self.top_p is not None:
             before = probabilities.cumsum(-1) - probabilities
+            before[:, 0] = -1.0  # the likeliest is kept, however small top_p is
             probabilities = probabilities.masked_fill(before >= self.top_p, 0.0)
         drawn = torch.multinomial(probabilities, 1, generator=self.generator)
         return ids.gather(-1, drawn).squeeze(-1)

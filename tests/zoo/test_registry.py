@@ -96,7 +96,7 @@ IMPOSSIBLE: dict[str, Callable[[], Any]] = {
     "keep=5 is above groups=4": lambda: replace(ROUTER, keep=5),
     "MoE: expert must be GLU, not RMSNorm": lambda: MoE(4, NORM, SoftmaxTopK(2)),
     "Layer: attn must be Branch or PostNorm, not GQA": lambda: Layer(GQA_, pre(NORM, GLU(8))),
-    "attn must hold a mixer, in which tokens see each other, not GLU": lambda: Layer(LAYER.ffn, LAYER.ffn),
+    "attn must hold a mixer such as GQA, not GLU": lambda: Layer(LAYER.ffn, LAYER.ffn),
     "ffn must hold no mixer, not GQA": lambda: Layer(LAYER.attn, LAYER.attn),
     "ffn must hold no mixer, not MLA": lambda: Layer(LAYER.attn, Branch(Layer(pre(NORM, MLA_), LAYER.ffn))),
     "Decoder: a model needs at least one layer": lambda: zoo.Decoder(9, 8, (), NORM),

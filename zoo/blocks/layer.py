@@ -138,7 +138,7 @@ class Layer(Block):
 
     def check(self) -> None:
         held = type(self.attn.block).__name__
-        self.require(isinstance(self.attn.block, Mixer), f"attn must hold a mixer, in which tokens see each other, not {held}")
+        self.require(isinstance(self.attn.block, Mixer), f"attn must hold a mixer such as GQA, not {held}")
         mixers = [type(part).__name__ for part in self.ffn.walk() if isinstance(part, Mixer)]
         self.require(not mixers, f"ffn must hold no mixer, not {', '.join(mixers)}: it is not handed a slot")
 

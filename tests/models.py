@@ -1,0 +1,122 @@
+"""Tiny models of every released composition, with every parameter drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import zoo
+from zoo.blocks.moe import _MoE
+from zoo.catalog import allocate
+from zoo.decoder import Model
+
+BOUND = 1e-5  # of max(1, largest logit), in float32
+
+
+def distinct() -> list[str]:
+    """One preset for each tiny spec that differs."""
+    return list({zoo.spec(name, tiny=True): name for name in reversed(zoo.names())}.values())[::-1]
+
+
+@torch.no_grad()
+def randomised(spec: zoo.Decoder, seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:
+    """Matrices are N(0, (1.2 / sqrt(fan_in))^2), so that logits reach 1 and mistakes show; norms, biases, sinks and
+    corrections are off their fresh values by N(0, 0.3^2), which would hide mistakes in them."""
+    model, generator = allocate(spec, dtype=dtype), torch.Generator().manual_seed(seed)
+    for parent in model.modules():
+        for name, weight in parent.named_parameters(recurse=False):
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight.ndim == 1 or name.endswith("bias"):
+                weight.copy_(getattr(parent, "identity", 0.0) + 0.3 * noise)
+            else:
+                weight.copy_(1.2 * weight.shape[-1] ** -0.5 * noise)
+    return model
+
+
+def bound(logits: Tensor) -> float:
+    """The largest error that counts as equal to these logits."""
+    return BOUND * max(1.0, logits.abs().max().item())
+
+
+def tokens_of(spec: zoo.Decoder, batch: int, length: int, seed: int = 0) -> Tensor:
+    """Random token ids (batch, length)."""
+    return torch.randint(spec.vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def chunks(tokens: Tensor, sizes: list[int]) -> Iterator[Tensor]:
+    """`tokens` in chunks of these sizes along the sequence, the last size repeated to the end."""
+    start, sizes = 0, list(sizes)
+    while start < tokens.shape[1]:
+        size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
+        yield tokens[:, start : start + size]
+        start += size
+
+
+class Choice(NamedTuple):
+    """What one router chose for each token of the batch."""
+
+    experts: Tensor  # (batch, t, k), in ascending order
+    margin: Tensor  # (batch, t): how much the scores would have to move to change it
+
+
+@contextmanager
+def routing(model: Model, batch: int) -> Iterator[list[Choice]]:
+    """The choices of each router in the model, in order of layers, gathered over all passes made meanwhile."""
+    routers = [part.router for part in model.modules() if isinstance(part, _MoE)]
+    passes: list[list[Choice]] = [[] for _ in routers]
+
+    def record(into: list[Choice], router: nn.Module, x: Tensor, chosen: Tensor) -> None:
+        into.append(Choice(chosen.sort(-1).values.view(batch, -1, chosen.shape[-1]), margin(router, x).view(batch, -1)))
+
+    hooks = [
+        router.register_forward_hook(lambda router, args, out, into=into: record(into, router, args[0], out[1]))
+        for router, into in zip(routers, passes, strict=True)
+    ]
+    gathered: list[Choice] = []
+    try:
+        yield gathered
+    finally:
+        for hook in hooks:
+            hook.remove()
+    gathered += [Choice(*(torch.cat(parts, dim=1) for parts in zip(*made, strict=True))) for made in passes]
+
+
+def margin(router: nn.Module, x: Tensor) -> Tensor:
+    """(n, dim) -> (n,) distance between the last chosen and the first not chosen, of experts or of groups of them."""
+    spec = router.spec
+    if isinstance(spec, zoo.SoftmaxTopK):
+        return gap(F.linear(x, router.weight, router.bias), spec.k)
+    scores = F.linear(x, router.weight).sigmoid() + router.correction
+    grouped = scores.unflatten(-1, (spec.groups, -1))
+    best = grouped.topk(2).values.sum(-1)
+    worst_kept = best.topk(spec.keep).values[:, -1:]
+    kept = grouped.masked_fill((best < worst_kept)[..., None], float("-inf")).flatten(-2)
+    return torch.minimum(gap(kept, spec.k), gap(best, spec.keep))
+
+
+def gap(scores: Tensor, k: int) -> Tensor:
+    """(n, choices) -> (n,) the k-th largest less the next, infinite where there is no next."""
+    if k == scores.shape[-1]:
+        return torch.full_like(scores[:, 0], float("inf"))
+    top = scores.topk(k + 1).values
+    return top[:, k - 1] - top[:, k]
+
+
+def ties(one: list[Choice], other: list[Choice]) -> tuple[Tensor, int]:
+    """(batch, t) where two runs agree so far, and how many choices a tie decided differently.
+
+    Raises AssertionError where they chose differently though the margin was no tie. A token whose expert differs
+    changes what it and every later token of its row hold in the layers above: nothing is asked of those.
+    """
+    agree, count = torch.ones(()).bool(), 0
+    for a, b in zip(one, other, strict=True):
+        differ = (a.experts != b.experts).any(-1) & agree
+        assert not (differ & (a.margin > BOUND)).any(), "another expert was chosen where there was no tie"
+        count += int(differ.sum())
+        agree = agree & ~differ.cummax(-1).values
+    return agree, count

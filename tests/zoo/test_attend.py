@@ -1,0 +1,120 @@
+"""Attention against a naive softmax in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from zoo.attend import attend
+from zoo.step import visible
+
+
+def naive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
+    """One head, one query and one row at a time; a sink is one more key, of value zero."""
+    q, k, v = q.double(), k.double(), v.double()
+    batch, heads, new, _ = q.shape
+    share, keys = heads // k.shape[1], k.shape[2]
+    out = torch.zeros(batch, heads, new, v.shape[3], dtype=torch.float64)
+    for b in range(batch):
+        for h in range(heads):
+            for t in range(new):
+                seen = range(keys - new + t + 1) if mask is None else mask[t].nonzero().flatten().tolist()
+                scores = [scale * (q[b, h, t] @ k[b, h // share, s]) for s in seen]
+                if sinks is not None:
+                    scores.append(sinks[h].double())
+                weights = torch.stack(scores).softmax(0)
+                out[b, h, t] = sum(weight * v[b, h // share, s] for weight, s in zip(weights, seen, strict=False))
+    return out
+
+
+def inputs(heads: int, kv_heads: int, new: int, keys: int, value: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = ((2, heads, new, 8), (2, kv_heads, keys, 8), (2, kv_heads, keys, value))
+    q, k, v = (torch.randn(shape) * 2 for shape in shapes)
+    return q, k, v
+
+
+# (new, keys, window): a pass of its own, a lone query over a past, a chunk over a past, a windowed chunk.
+PASSES = {
+    "whole": (5, 5, None),
+    "lone": (1, 7, None),
+    "first": (1, 1, None),
+    "chunk": (3, 7, None),
+    "windowed": (5, 9, 3),
+}
+
+
+def mask_of(new: int, keys: int, window: int | None) -> Tensor | None:
+    """As the slots make it: None for a lone query or a pass of its own."""
+    if window is None and (new in (1, keys)):
+        return None
+    return visible(torch.arange(keys - new, keys), torch.arange(keys), window)
+
+
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("case", PASSES)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 2), (4, 1), (1, 1)])
+def test_attention_is_a_softmax_over_the_keys_seen(heads: int, kv_heads: int, case: str, with_sinks: bool) -> None:
+    """Multi-head, grouped and multi-query, with values narrower than keys."""
+    new, keys, window = PASSES[case]
+    q, k, v = inputs(heads, kv_heads, new, keys)
+    mask, sinks = mask_of(new, keys, window), torch.randn(heads) if with_sinks else None
+    out = attend(q, k, v, mask, 0.3, sinks)
+    expected = naive(q, k, v, mask, 0.3, sinks)
+    assert out.shape == expected.shape
+    assert (out - expected).abs().max() < 2e-6
+    double = attend(q.double(), k.double(), v.double(), mask, 0.3, None if sinks is None else sinks.double())
+    if sinks is None:
+        assert (double - expected).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("case", PASSES)
+def test_a_shuffled_order_of_keys_changes_nothing(case: str, with_sinks: bool) -> None:
+    """A ring hands its keys out as they lie; the mask says who sees whom."""
+    new, keys, window = PASSES[case]
+    q, k, v = inputs(4, 2, new, keys)
+    sinks, order = torch.randn(4) if with_sinks else None, torch.randperm(keys)
+    mask = visible(torch.arange(keys - new, keys), torch.arange(keys), window)
+    shuffled = attend(q, k[:, :, order], v[:, :, order], mask[:, order], 0.3, sinks)
+    assert (attend(q, k, v, mask, 0.3, sinks) - shuffled).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("case", PASSES)
+def test_bfloat16_is_bounded_by_its_rounding(case: str, with_sinks: bool) -> None:
+    """Inputs and outputs have 8 bits, weights at worst too: within 2^-7 of the largest value."""
+    new, keys, window = PASSES[case]
+    q, k, v = (x.bfloat16() for x in inputs(4, 2, new, keys))
+    mask, sinks = mask_of(new, keys, window), torch.randn(4).bfloat16() if with_sinks else None
+    out = attend(q, k, v, mask, 0.3, sinks)
+    assert out.dtype == torch.bfloat16
+    error = (out - naive(q, k, v, mask, 0.3, sinks)).abs().max() / v.abs().max()
+    assert error < 2**-6
+
+
+def test_a_sink_of_minus_infinity_is_none_and_a_large_one_takes_all() -> None:
+    q, k, v = inputs(4, 2, 5, 5)
+    without = attend(q, k, v, None, 0.3)
+    assert (attend(q, k, v, None, 0.3, torch.full((4,), float("-inf"))) - without).abs().max() < 2e-6
+    assert attend(q, k, v, None, 0.3, torch.full((4,), 1e4)).abs().max() == 0
+    one = attend(q, k, v, None, 0.3, torch.tensor([1e4, -1e4, 1e4, -1e4]))
+    assert one[:, ::2].abs().max() == 0
+    assert (one - without)[:, 1::2].abs().max() < 2e-6
+
+
+def test_large_scores_do_not_overflow() -> None:
+    q, k, v = inputs(4, 2, 5, 5)
+    for sinks in (None, torch.tensor([500.0, -500.0, 0.0, 80.0])):
+        out = attend(q * 100, k * 100, v, None, 1.0, sinks)
+        assert out.isfinite().all()
+        assert (out - naive(q * 100, k * 100, v, None, 1.0, sinks)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+def test_gradients_reach_queries_keys_values_and_sinks(with_sinks: bool) -> None:
+    q, k, v = (x.double().requires_grad_() for x in inputs(4, 2, 3, 5))
+    mask = visible(torch.arange(2, 5), torch.arange(5))
+    sinks = torch.randn(4, dtype=torch.float64, requires_grad=True) if with_sinks else None
+    attend(q, k, v, mask, 0.3, sinks).square().sum().backward()
+    assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in (q, k, v, *([sinks] if with_sinks else [])))

@@ -1,0 +1,237 @@
+"""The whole model: its figures, its forward, and continuing prompts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+import zoo
+from tests.models import bound, distinct, randomised, tokens_of
+from zoo import GQA, NoPE, RoPE
+from zoo.decoder import Model
+from zoo.errors import SpecError, UsageError
+
+SCREEN = distinct()
+PROMPT, NEW = 20, 24  # past a tiny window of 16
+
+
+@cache
+def model_of(name: str) -> Model:
+    return randomised(zoo.spec(name, tiny=True))
+
+
+@cache
+def greedy(name: str) -> Tensor:
+    """(3, NEW) likeliest tokens after three prompts."""
+    return model_of(name).generate(tokens_of(model_of(name).spec, 3, PROMPT), NEW)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_figures_are_sums_over_the_plan(name: str) -> None:
+    spec = zoo.spec(name)
+    layers = spec.layers
+    outside = spec.params() - sum(layer.params(spec.dim) for layer in layers)
+    assert outside == spec.embedding_params() + spec.dim
+    assert spec.embedding_params() == spec.vocab * spec.dim * (1 if spec.tied else 2)
+    assert spec.active_params() == outside + sum(layer.active_params(spec.dim) for layer in layers)
+    head = 2 * spec.dim * spec.vocab
+    assert spec.flops(100, 7, logits=0) == sum(layer.flops(spec.dim, 100, 7) for layer in layers)
+    assert spec.flops(100, 7) - spec.flops(100, 7, logits=0) == 7 * head
+    assert spec.flops(100, 7, logits=1) - spec.flops(100, 7, logits=0) == head
+    assert spec.kv_bytes(100, batch=3, dtype=torch.float32) == 6 * spec.kv_bytes(100)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_a_plan_is_its_runs(name: str) -> None:
+    spec = zoo.spec(name)
+    runs = list(spec.runs())
+    assert [layer for count, layer in runs for _ in range(count)] == list(spec.layers)
+    assert all(one != other for (_, one), (_, other) in pairwise(runs))
+
+
+@pytest.mark.parametrize("name", SCREEN)
+def test_a_seed_is_the_same_model_and_another_seed_another(name: str) -> None:
+    one, same, other = (zoo.build(name, tiny=True, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not all(torch.equal(one[key], other[key]) for key in one)
+    assert all(weight.isfinite().all() for weight in one.values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SCREEN)
+def test_a_later_token_changes_nothing_before_it(name: str) -> None:
+    model = model_of(name)
+    tokens = tokens_of(model.spec, 2, PROMPT)
+    changed = tokens.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % model.spec.vocab
+    before, after = model(tokens), model(changed)
+    assert (before - after)[:, :-1].abs().max() <= bound(before)
+    assert (before - after)[:, -1].abs().max() > 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SCREEN)
+def test_the_order_of_earlier_tokens_matters(name: str) -> None:
+    model = model_of(name)
+    tokens = tokens_of(model.spec, 1, 12)
+    swapped = tokens[:, [1, 0, *range(2, 12)]]
+    assert (model(tokens) - model(swapped))[:, -1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", SCREEN)
+def test_other_dtypes_compute_about_the_same(name: str, dtype: torch.dtype) -> None:
+    """Within a rounding of 8 bits, carried through the layers; in float64 to float32's own precision."""
+    with torch.no_grad():
+        model, tokens = model_of(name), tokens_of(model_of(name).spec, 2, PROMPT)
+        expected = model(tokens)
+        other = randomised(model.spec, dtype=dtype)
+        for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
+            mine.copy_(theirs)
+        logits = other(tokens)
+    assert logits.dtype == dtype
+    worst = (logits.float() - expected).abs().flatten(2).amax(-1) / expected.abs().max()
+    assert worst.median() < {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-5}[dtype]
+
+
+@pytest.mark.parametrize("name", SCREEN)
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    """Also after a pass without gradients, whose tables are kept. What only chooses experts gets none."""
+    model = randomised(zoo.spec(name, tiny=True))
+    tokens = tokens_of(model.spec, 2, 2 * PROMPT)
+    with torch.inference_mode():
+        model(tokens)
+    model(tokens).square().mean().backward()
+    without = {key.rpartition(".")[2] for key, weight in model.named_parameters() if weight.grad is None}
+    assert without <= {"correction"}
+    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        torch.zeros(4, dtype=torch.long),
+        torch.zeros(1, 2, 3, dtype=torch.long),
+        torch.zeros(2, 0, dtype=torch.long),
+        torch.zeros(0, 2, dtype=torch.long),
+        torch.zeros(1, 4),
+        torch.zeros(1, 4, dtype=torch.bool),
+        torch.zeros(1, 4, dtype=torch.complex64),
+    ],
+    ids=lambda tokens: f"{tokens.dtype}{tuple(tokens.shape)}",
+)
+def test_what_are_no_tokens_is_refused(tokens: Tensor) -> None:
+    model = model_of(SCREEN[0])
+    with pytest.raises(UsageError, match=r"tokens must be integers of shape \(batch, new\), not "):
+        model(tokens)
+    with pytest.raises(UsageError, match=r"tokens must be integers of shape \(batch, new\), not "):
+        model.generate(tokens, 1)
+
+
+def test_arguments_out_of_range_are_refused() -> None:
+    model, vocab = model_of(SCREEN[0]), model_of(SCREEN[0]).spec.vocab
+    tokens = tokens_of(model.spec, 2, 4)
+    with pytest.raises(UsageError, match="logits_to_keep=-1 is below 0"):
+        model(tokens, logits_to_keep=-1)
+    for count in (0, -3):
+        with pytest.raises(UsageError, match=f"max_new_tokens={count} is below 1"):
+            model.generate(tokens, count)
+    for wrong in (-1, vocab):
+        with pytest.raises(UsageError, match=f"token ids must be from 0 to {vocab - 1}, not "):
+            model.generate(torch.full_like(tokens, wrong), 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SCREEN)
+def test_greedy_takes_the_likeliest_of_the_full_forward(name: str) -> None:
+    """Each new token by one forward over all before it, without a cache."""
+    model, prompts, new = model_of(name), tokens_of(model_of(name).spec, 3, PROMPT), greedy(name)
+    assert new.shape == (3, NEW)
+    logits = model(torch.cat([prompts, new], dim=1))[:, PROMPT - 1 : -1]
+    best = logits.max(-1).values
+    taken = logits.gather(-1, new[..., None]).squeeze(-1)
+    assert (best - taken).max() <= bound(logits)  # a tie may go either way
+
+
+@pytest.mark.parametrize("name", SCREEN)
+def test_streaming_yields_each_step_as_it_is_made(name: str) -> None:
+    model = model_of(name)
+    stream = model.stream(tokens_of(model.spec, 3, PROMPT), NEW)
+    assert torch.equal(next(stream), greedy(name)[:, 0])
+    assert torch.equal(torch.stack(list(stream), dim=1), greedy(name)[:, 1:])
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", SCREEN)
+def test_a_row_that_met_a_stop_token_repeats_it_and_all_stop_together(name: str) -> None:
+    model, free = model_of(name), greedy(name)
+    stop = free[:, 2].tolist()  # each row's third token, or an earlier one of the same id, ends it
+    ends = [next(i for i, token in enumerate(row) if token in stop) for row in free.tolist()]
+    new = model.generate(tokens_of(model.spec, 3, PROMPT), NEW, stop=stop)
+    assert new.shape == (3, max(ends) + 1)
+    for row, given, end in zip(new.tolist(), free.tolist(), ends, strict=True):
+        assert row == given[: end + 1] + [given[end]] * (max(ends) - end)
+    one = model.generate(tokens_of(model.spec, 3, PROMPT), NEW, stop=stop[:1])
+    assert one.shape[1] == (NEW if any(stop[0] not in row for row in free.tolist()) else max(ends) + 1)
+
+
+def test_a_stop_token_that_is_never_drawn_changes_nothing() -> None:
+    name = SCREEN[0]
+    unused = next(token for token in range(512) if not (greedy(name) == token).any())
+    new = model_of(name).generate(tokens_of(model_of(name).spec, 3, PROMPT), NEW, stop=[unused])
+    assert torch.equal(new, greedy(name))
+
+
+def test_rows_do_not_depend_on_their_batch() -> None:
+    name = SCREEN[0]
+    alone = model_of(name).generate(tokens_of(model_of(name).spec, 3, PROMPT)[1:2], NEW)
+    assert torch.equal(alone, greedy(name)[1:2])
+
+
+def test_a_seed_repeats_a_sample_and_leaves_other_randomness_alone() -> None:
+    model = model_of(SCREEN[0])
+    tokens = tokens_of(model.spec, 2, 5)
+
+    def sample(seed: int | None) -> Tensor:
+        return model.generate(tokens, 12, temperature=1.0, seed=seed)
+
+    torch.manual_seed(0)
+    drawn = torch.rand(3)
+    torch.manual_seed(0)
+    one = sample(7)
+    assert torch.equal(torch.rand(3), drawn)
+    assert torch.equal(sample(7), one)
+    assert not torch.equal(sample(8), one)
+    assert not torch.equal(sample(None), sample(None))
+
+
+def test_temperature_near_zero_and_top_k_1_are_greedy() -> None:
+    name = SCREEN[0]
+    tokens = tokens_of(model_of(name).spec, 3, PROMPT)
+    for options in ({"temperature": 1e-6}, {"temperature": 5.0, "top_k": 1}, {"temperature": 5.0, "top_p": 1e-9}):
+        assert torch.equal(model_of(name).generate(tokens, NEW, **options), greedy(name))
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_swap_layers_changes_the_chosen_and_no_other(name: str) -> None:
+    spec = zoo.spec(name)
+    changed = zoo.swap_layers(spec, lambda i: i % 3 == 1, zoo.RMSNorm, lambda norm: replace(norm, eps=0.5))
+    for i, (layer, old) in enumerate(zip(changed.layers, spec.layers, strict=True)):
+        assert (layer != old) == (i % 3 == 1)
+        assert layer.mixer == old.mixer or i % 3 == 1
+    assert replace(changed, layers=spec.layers) == spec
+    assert zoo.swap_layers(spec, lambda i: True, zoo.RMSNorm, lambda norm: norm) == spec
+
+
+def test_swap_layers_says_when_nothing_is_chosen_or_held() -> None:
+    spec = zoo.spec("qwen3")
+    with pytest.raises(SpecError, match=f"none of the {len(spec.layers)} layers was chosen"):
+        zoo.swap_layers(spec, lambda i: False, GQA, lambda attn: attn)
+    with pytest.raises(SpecError, match="no MLA here, only Branch, GLU, GQA"):
+        zoo.swap_layers(spec, lambda i: i == 0, zoo.MLA, lambda attn: attn)
+    assert zoo.swap_layers(spec, lambda i: i % 4 == 3, RoPE, NoPE()).layers[3].mixer.rope == NoPE()
