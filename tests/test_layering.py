@@ -42,7 +42,7 @@ HOUSE = (
     Row(2, "zoo/blocks/__init__.py",                                     ANY,    ""),
     Row(2, "zoo/blocks/*.py",                                            BASICS, TENSORS),
     Row(3, "zoo/decoder.py zoo/sampling.py zoo/tiny.py",                 ANY,    TENSORS),
-    Row(3, "zoo/config.py zoo/layout.py",                                ANY,    TENSORS),
+    Row(3, "zoo/fields.py zoo/config.py zoo/layout.py",                  ANY,    TENSORS),
     Row(4, "zoo/architectures/*.py",                                     NONE,   "torch"),
     Row(5, "zoo/catalog.py zoo/__init__.py",                             ANY,    "torch"),
     Row(5, "zoo/grammar.py zoo/card.py zoo/terminal.py zoo/build.py",    ANY,    COMMAND),
