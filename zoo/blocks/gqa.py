@@ -72,12 +72,11 @@ class GQA(Mixer):
     def words(self) -> str:
         kind = {self.heads: "MHA", 1: "MQA"}.get(self.kv_heads, "GQA")
         heads = f"{self.heads} heads" + (f" on {self.kv_heads} KV heads" if kind == "GQA" else "")
-        whole = self.qk_norm_over == "projection"
         parts = [
             f"{kind}, {heads} of {self.head_dim}",
             self.rope.words(),
             f"window {self.window}" if self.window else "",
-            f"QK-norm {'over the projection' if whole else 'per head'}" if self.qk_norm else "",
+            f"QK-norm per {self.qk_norm_over}" if self.qk_norm else "",
             f"scale {self.scale**-2:.4g}^-1/2" if self.scale else "",
             "biases" if self.bias else "",
             "sinks" if self.sinks else "",

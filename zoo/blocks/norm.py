@@ -34,7 +34,7 @@ class RMSNorm(Block):
         return 0
 
     def words(self) -> str:
-        offset = ", times 1 + w" if self.unit_offset else ""
+        offset = ", scales by 1 + w" if self.unit_offset else ""
         rounding = ", scaled in float32" if self.scale_in_fp32 else ""
         return f"RMSNorm, eps {self.eps:g}{offset}{rounding}"
 
