@@ -95,7 +95,8 @@ class GroupedSigmoidTopK(Router):
 
     def check_experts(self, experts: int) -> None:
         self.require(experts % self.groups == 0, f"groups={self.groups} must divide the {experts} experts")
-        self.require(experts >= 2 * self.groups, f"groups={self.groups} leave fewer than 2 of {experts} experts in each")
+        few = f"groups={self.groups} leave fewer than 2 of {experts} experts in each"
+        self.require(experts >= 2 * self.groups, few)
         reach = self.keep * experts // self.groups
         self.require(self.k <= reach, f"k={self.k} is above the {reach} experts in {self.keep} groups")
 
