@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.registry import Block
@@ -47,9 +48,8 @@ class _RMSNorm(nn.Module):
         self.identity = 0.0 if spec.unit_offset else 1.0  # the weight that scales by one
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = x.float()
-        normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + self.spec.eps)
+        normed = F.rms_norm(x.float(), self.weight.shape, eps=self.spec.eps)
+        if not self.spec.scale_in_fp32:
+            normed = normed.to(x.dtype)
         weight = self.weight.float() + 1.0 if self.spec.unit_offset else self.weight
-        if self.spec.scale_in_fp32:
-            return (normed * weight).to(x.dtype)
-        return normed.to(x.dtype) * weight
+        return (normed * weight).to(x.dtype)

@@ -90,7 +90,8 @@ class YarnScaling(Scaling):
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, 2 * half - 1)
-        ramp = (torch.arange(half, dtype=torch.float32) - low) / (high - low if high != low else 0.001)
+        dimensions = torch.arange(half, dtype=torch.float32, device=frequencies.device)
+        ramp = (dimensions - low) / (high - low if high != low else 0.001)
         keep = 1 - ramp.clamp(0, 1)
         return frequencies / self.factor * (1 - keep) + frequencies * keep
 
@@ -142,7 +143,7 @@ class RoPE(Position):
         self.require(self.theta > 1, f"theta={self.theta:g} must be above 1")
 
     def table(self, positions: Tensor, width: int) -> Table | None:
-        angles = positions.float()[:, None] * _frequencies(self, width).to(positions.device)
+        angles = positions.float()[:, None] * _frequencies(self, width, positions.device)
         gain = self.scaling.gain if self.scaling else 1.0
         return angles.cos() * gain, angles.sin() * gain
 
@@ -159,12 +160,14 @@ class RoPE(Position):
 
 
 @cache
-def _frequencies(rope: RoPE, width: int) -> Tensor:
+def _frequencies(rope: RoPE, width: int, device: torch.device) -> Tensor:
     """(width / 2,) radians per token, in the float32 arithmetic of the released models: a more exact power would differ
-    from theirs by a hundredth of a radian at position 100,000."""
+    from theirs by a hundredth of a radian at position 100,000. Computed on the CPU, so equal on every device."""
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
     frequencies = 1.0 / rope.theta**exponents
-    return rope.scaling.scale(frequencies, rope.theta) if rope.scaling else frequencies
+    if rope.scaling:
+        frequencies = rope.scaling.scale(frequencies, rope.theta)
+    return frequencies.to(device)
 
 
 def _short(number: float) -> str:
