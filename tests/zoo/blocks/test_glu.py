@@ -1,0 +1,60 @@
+"""The gated linear unit and its activations, against their formulas in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from zoo import GLU, ClampedSwiGLU, GeGLU, SwiGLU
+from zoo.blocks.glu import Activation
+
+
+def silu(x: float) -> float:
+    return x / (1 + math.exp(-x))
+
+
+def gelu_tanh(x: float) -> float:
+    return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def clamped(gate: float, up: float, alpha: float = 1.702, limit: float = 2.0) -> float:
+    """gpt-oss: the gate is bounded from above only, up on both sides; one is added to up."""
+    gate, up = min(gate, limit), max(-limit, min(up, limit))
+    return gate / (1 + math.exp(-alpha * gate)) * (up + 1)
+
+
+FORMULAS = {
+    SwiGLU(): lambda gate, up: silu(gate) * up,
+    GeGLU(): lambda gate, up: gelu_tanh(gate) * up,
+    ClampedSwiGLU(alpha=1.702, limit=2.0): clamped,
+}
+
+
+@pytest.mark.parametrize("act", FORMULAS, ids=lambda act: type(act).__name__)
+def test_activations_are_their_formulas(act: Activation) -> None:
+    """Far enough out on both sides to reach every clamp."""
+    gate, up = torch.meshgrid(torch.linspace(-6, 6, 41), torch.linspace(-6, 6, 41), indexing="ij")
+    joined = act.join(gate, up)
+    for i in range(0, 41, 4):
+        for j in range(41):
+            assert joined[i, j].item() == pytest.approx(FORMULAS[act](gate[i, j].item(), up[i, j].item()), abs=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("act", FORMULAS, ids=lambda act: type(act).__name__)
+def test_down_of_gate_and_up(act: Activation, bias: bool) -> None:
+    spec = GLU(hidden=12, act=act, bias=bias)
+    module = spec.build(8)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.normal_()
+    x = torch.randn(2, 3, 8)
+    w = {name: value.double() for name, value in module.state_dict().items()}
+    gate, up = (x.double() @ w[f"{part}.weight"].T + w.get(f"{part}.bias", 0) for part in ("gate", "up"))
+    expected = act.join(gate, up) @ w["down.weight"].T + w.get("down.bias", 0)
+    torch.testing.assert_close(module(x).double(), expected, rtol=1e-4, atol=1e-4)
+    assert spec.params(8) == sum(weight.numel() for weight in module.parameters())
+    assert spec.flops(8, past=100, new=6) == 2 * 6 * 3 * 8 * 12
+    assert ("bias" in spec.words()) == bias

@@ -1,0 +1,202 @@
+"""Routers and experts against loops over tokens, and what stays float32 in narrow models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zoo import GLU, ClampedSwiGLU, GroupedSigmoidTopK, MoE, SoftmaxTopK
+from zoo.blocks.moe import Router
+
+DIM, EXPERTS, TOKENS = 16, 12, 40
+SOFTMAX = {
+    f"{renormalise=} {bias=}": SoftmaxTopK(3, renormalise, bias)
+    for renormalise in (True, False)
+    for bias in (True, False)
+}
+GROUPED = {
+    "some groups": GroupedSigmoidTopK(k=3, groups=4, keep=2, scale=2.5),
+    "every group": GroupedSigmoidTopK(k=5, groups=3, keep=3, scale=1.0),
+    "one group": GroupedSigmoidTopK(k=4, groups=1, keep=1, scale=0.5),
+    "all experts of a group": GroupedSigmoidTopK(k=3, groups=4, keep=1, scale=2.5),
+}
+MOES = {
+    "softmax": MoE(EXPERTS, GLU(10), SOFTMAX["renormalise=True bias=False"]),
+    "gpt-oss": MoE(EXPERTS, GLU(10, ClampedSwiGLU(1.7, 1.0), bias=True), SOFTMAX["renormalise=True bias=True"]),
+    "shared": MoE(EXPERTS, GLU(10), GROUPED["some groups"], shared=GLU(20)),
+    "one of one": MoE(1, GLU(10), SoftmaxTopK(1)),
+    "all": MoE(EXPERTS, GLU(10), SoftmaxTopK(EXPERTS)),
+}
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.normal_(std=0.4)
+    return module
+
+
+def ids(chosen: Tensor) -> list[list[int]]:
+    return chosen.sort(-1).values.tolist()
+
+
+@pytest.mark.parametrize("case", SOFTMAX)
+def test_softmax_routing_token_by_token(case: str) -> None:
+    spec = SOFTMAX[case]
+    router, x = randomised(spec.build(DIM, EXPERTS)), torch.randn(TOKENS, DIM)
+    weights, chosen = router(x)
+    for token in range(TOKENS):
+        logits = router.weight.double() @ x[token].double() + (router.bias.double() if spec.bias else 0)
+        order = logits.argsort(descending=True)[: spec.k]
+        assert chosen[token].sort().values.tolist() == order.sort().values.tolist()
+        probabilities = logits.softmax(-1)
+        total = probabilities[order].sum() if spec.renormalise else 1.0
+        expected = probabilities[chosen[token]] / total
+        torch.testing.assert_close(weights[token].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", GROUPED)
+def test_grouped_sigmoid_routing_token_by_token(case: str) -> None:
+    """DeepSeek-V3, section 2.1.2: groups by their two best corrected scores, weights from the uncorrected."""
+    spec = GROUPED[case]
+    router, x = randomised(spec.build(DIM, EXPERTS)), torch.randn(TOKENS, DIM)
+    weights, chosen = router(x)
+    size = EXPERTS // spec.groups
+    for token in range(TOKENS):
+        scores = (router.weight.double() @ x[token].double()).sigmoid().tolist()
+        corrected = [score + correction for score, correction in zip(scores, router.correction.tolist(), strict=True)]
+        groups = [list(range(g * size, (g + 1) * size)) for g in range(spec.groups)]
+        worth = [sum(sorted((corrected[e] for e in group), reverse=True)[:2]) for group in groups]
+        kept = sorted(range(spec.groups), key=lambda g: -worth[g])[: spec.keep]
+        best = sorted((e for g in kept for e in groups[g]), key=lambda e: -corrected[e])[: spec.k]
+        assert sorted(chosen[token].tolist()) == sorted(best)
+        total = sum(scores[e] for e in best)
+        expected = [spec.scale * scores[e] / total for e in chosen[token].tolist()]
+        assert weights[token].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_correction_chooses_and_does_not_weigh() -> None:
+    """Equal for all experts it changes nothing; for one expert it changes who is chosen, and no weight but by that."""
+    spec = GROUPED["every group"]
+    router, x = randomised(spec.build(DIM, EXPERTS)), torch.randn(TOKENS, DIM)
+    with torch.no_grad():
+        router.correction.zero_()
+        weights, chosen = router(x)
+        router.correction.fill_(0.25)
+        again, same = router(x)
+        assert ids(same) == ids(chosen)
+        torch.testing.assert_close(again.sort(-1).values, weights.sort(-1).values)
+        router.correction[7] = 10.0
+        _, forced = router(x)
+        assert (forced == 7).any(-1).all()
+        router.correction[7] = -10.0
+        _, avoided = router(x)
+        assert not (avoided == 7).any()
+        assert not (chosen == 7).any(-1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", GROUPED)
+def test_grouped_routing_is_float32_in_narrow_models(case: str, dtype: torch.dtype) -> None:
+    """The same choice as a float32 router of the same values makes, to the bit but for the weights' last rounding."""
+    narrow = randomised(GROUPED[case].build(DIM, EXPERTS)).to(dtype)
+    wide = GROUPED[case].build(DIM, EXPERTS)
+    wide.load_state_dict(narrow.state_dict())
+    x = torch.randn(TOKENS, DIM).to(dtype)
+    (weights, chosen), (expected, same) = narrow(x), wide(x.float())
+    assert torch.equal(chosen, same)
+    assert torch.equal(weights, expected.to(dtype))
+
+
+MOVES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "to(bfloat16)": lambda module: module.to(torch.bfloat16),
+    "half()": lambda module: module.half(),
+    "bfloat16()": lambda module: module.bfloat16(),
+    "double()": lambda module: module.double(),
+    "to(cpu, bfloat16)": lambda module: module.to("cpu", torch.bfloat16),
+    "half().float()": lambda module: module.half().float(),
+    "inside another": lambda module: nn.ModuleList([nn.Sequential(module)]).half()[0][0],
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_the_correction_stays_float32_and_exact(move: str) -> None:
+    """Steps of a correction are finer than a narrow type's; everything else follows the model."""
+    moe = randomised(MOES["shared"].build(DIM))
+    before = moe.router.correction.clone()
+    moved = MOVES[move](moe)
+    assert moved.router.correction.dtype == torch.float32
+    assert torch.equal(moved.router.correction, before)
+    assert isinstance(moved.router.correction, nn.Parameter)
+    assert moved.router.weight.dtype == moved.experts.gate.dtype
+    x = torch.randn(3, DIM, dtype=moved.router.weight.dtype)
+    assert moved(x).dtype == x.dtype
+
+
+def test_the_correction_follows_to_a_device() -> None:
+    router = GROUPED["some groups"].build(DIM, EXPERTS)
+    assert router.to("meta").correction.device.type == "meta"
+    moved = GROUPED["some groups"].build(DIM, EXPERTS).to("meta", torch.bfloat16)
+    assert moved.correction.device.type == "meta"
+    assert moved.correction.dtype == torch.float32
+    assert moved.weight.dtype == torch.bfloat16
+    assert moved.to_empty(device="cpu").correction.dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 5)], ids=str)
+@pytest.mark.parametrize("case", MOES)
+def test_a_mixture_is_the_weighed_sum_of_its_experts_token_by_token(case: str, shape: tuple[int, int]) -> None:
+    spec = MOES[case]
+    moe, x = randomised(spec.build(DIM)), torch.randn(*shape, DIM)
+    weights, chosen = (part.view(*shape, -1) for part in moe.router(x.flatten(0, 1)))
+    expected = torch.zeros_like(x, dtype=torch.float64)
+    for b in range(shape[0]):
+        for t in range(shape[1]):
+            for weight, e in zip(weights[b, t].tolist(), chosen[b, t].tolist(), strict=True):
+                expected[b, t] += weight * expert_of(moe, spec, e)(x[b, t].double())
+            if spec.shared:
+                expected[b, t] += moe.shared.double()(x[b, t].double())
+                moe.shared.float()
+    torch.testing.assert_close(moe(x).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def expert_of(moe: nn.Module, spec: MoE, e: int) -> nn.Module:
+    """One expert as the dense block it is."""
+    glu = spec.expert.build(DIM).double()
+    with torch.no_grad():
+        for part in ("gate", "up", "down"):
+            getattr(glu, part).weight.copy_(getattr(moe.experts, part)[e])
+            if spec.expert.bias:
+                getattr(glu, part).bias.copy_(getattr(moe.experts, f"{part}_bias")[e])
+    return glu
+
+
+@pytest.mark.parametrize("case", MOES)
+def test_parameters_are_all_and_active_those_of_k_experts(case: str) -> None:
+    spec = MOES[case]
+    module = spec.build(DIM)
+    assert spec.params(DIM) == sum(weight.numel() for weight in module.parameters())
+    idle = (spec.experts - spec.router.k) * spec.expert.params(DIM)
+    assert spec.active_params(DIM) == spec.params(DIM) - idle
+    assert spec.router.params(DIM, spec.experts) == sum(weight.numel() for weight in module.router.parameters())
+
+
+def test_only_the_chosen_experts_get_a_gradient() -> None:
+    moe = randomised(MOES["gpt-oss"].build(DIM))
+    x = torch.randn(1, 2, DIM)
+    moe(x).sum().backward()
+    chosen = set(moe.router(x.flatten(0, 1))[1].flatten().tolist())
+    assert len(chosen) < EXPERTS
+    for stacked in moe.experts.parameters():
+        assert {e for e in range(EXPERTS) if stacked.grad[e].abs().sum() > 0} == chosen
+
+
+@pytest.mark.parametrize("router", [*SOFTMAX.values(), *GROUPED.values()], ids=lambda router: router.words())
+def test_a_router_that_reaches_too_few_experts_is_no_spec(router: Router) -> None:
+    MoE(EXPERTS, GLU(10), router)
+    with pytest.raises(ValueError, match="k=13 is above the "):
+        MoE(EXPERTS, GLU(10), replace(router, k=13))
