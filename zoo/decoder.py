@@ -202,8 +202,8 @@ def initialise(model: nn.Module, seed: int) -> None:
     """Weights of a fresh model: matrices normal with variance 1 / fan-in, norms the identity, biases and sinks zero."""
     generators: dict[torch.device, torch.Generator] = {}
     for module in model.modules():
-        for weight in module.parameters(recurse=False):
-            if weight.ndim >= 2:
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.ndim >= 2 and not name.endswith("bias"):  # experts' biases are stacked
                 generator = generators.setdefault(weight.device, torch.Generator(weight.device).manual_seed(seed))
                 weight.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
             else:

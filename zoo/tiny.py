@@ -49,10 +49,12 @@ def _shrink(spec: Spec, dim: int) -> Spec:
     if "kv_heads" in cut and values["kv_heads"] == values["heads"]:
         cut["kv_heads"] = cut["heads"]
     if "head_dim" in values:
-        square = values["heads"] * values["head_dim"] == dim
+        square = values["heads"] * values["head_dim"] == dim and DIM % cut["heads"] == 0
         cut["head_dim"] = DIM // cut["heads"] if square else WIDE_HEAD
     if "nope_dim" in values and values["scale"] is not None:  # it carries a gain on top of width**-0.5: keep the gain
         cut["scale"] = values["scale"] * (_width(values) / _width(values | cut)) ** 0.5
+    if cut.get("keep") == 1:
+        cut["groups"] = min(cut["groups"], 2)  # one group is then large enough to choose k experts from
     return replace(spec.map(lambda part: _shrink(part, dim)), **cut)
 
 
