@@ -99,5 +99,5 @@ def test_figures(case: str) -> None:
     projections = 2 * 7 * DIM * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
     assert spec.flops(DIM, past=100, new=7) == projections + 2 * pairs * spec.heads * 2 * spec.head_dim
     assert spec.words().startswith(
-        {4: "MHA 4 heads x 6", 2: "GQA 4 heads on 2 KV x 6", 1: "MQA 4 heads x 6"}[spec.kv_heads]
+        {4: "MHA, 4 heads of 6", 2: "GQA, 4 heads on 2 KV heads of 6", 1: "MQA, 4 heads of 6"}[spec.kv_heads]
     )
