@@ -88,7 +88,7 @@ def _double(original: Facts, swapped: Facts) -> list[str]:
     before, after = _rows(original), _rows(swapped)
     for key, label in (("params", "parameters"), ("kv_bytes_32k", "KV cache"), ("flops_per_token_4k", "FLOPs")):
         if original[key] != swapped[key]:
-            where = f" at {KV_CONTEXT:,} tokens" if label == "KV cache" else ""
+            where = {"KV cache": f" at {KV_CONTEXT:,} tokens", "parameters": " in all"}.get(label, "")
             after[label] = [*after[label], f"{swapped[key] / original[key] - 1:+.1%}{where}"]
     lines = _row("", [["original"], ["swapped"]], column)
     for label, old in before.items():
