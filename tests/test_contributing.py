@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("zoo", "weights", "benchmarks", "tests", "pyproject.toml", "README.md", "CONTRIBUTING.md")
+PARTS = ("zoo", "weights", "benchmarks", "tests", "docs", "pyproject.toml", "README.md", "CONTRIBUTING.md")
 
 
 @pytest.fixture(scope="module")

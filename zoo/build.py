@@ -1,0 +1,105 @@
+"""python -m zoo.build NAME: what a model is made of and what it costs; with --tiny or a --device, a run of it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from zoo import card, listing, trial
+from zoo.catalog import resolve, sizes
+from zoo.decoder import Decoder
+from zoo.errors import CheckFailed, SpecError, UsageError
+from zoo.grammar import apply_swap
+from zoo.terminal import Debug, count, document, emit, run
+from zoo.tiny import tiny as at_toy_widths
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+class DType(StrEnum):
+    """What numbers are stored as."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@app.command()
+def main(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A size, an architecture, or a hub id.")] = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Toy widths, every kind of layer kept; and run it.")] = False,
+    swap: Annotated[
+        list[str] | None, typer.Option(metavar="SWAP", help="Change a block: 'GQA(window=512)', attn=MQA. Repeatable.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to build and run it: cpu, cuda, meta (no run).")] = None,
+    dtype: Annotated[DType | None, typer.Option(help="float32 where it is run, else bfloat16.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the fresh weights and the tokens.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="The same facts as JSON.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="All blocks against all architectures; all sizes.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a model is made of and what it costs; with --tiny, run it too.
+
+    Without --tiny it is built on the meta device, which allocates nothing.
+    """
+    if list_:
+        emit(document({"blocks": listing.rows(), "sizes": listing.sizes()}) if json else listing.text())
+        return
+    if name is None:
+        raise UsageError("which model? For example: python -m zoo.build qwen3 --tiny; --list names them all")
+    preset = resolve(name)
+    place = trial.find_device(device or ("cpu" if tiny else "meta"))
+    number = getattr(torch, dtype or ("bfloat16" if place.type == "meta" else "float32"))
+    report = _report(preset, tiny, swap or [], place, number, seed)
+    emit(document(report) if json else card.text(report))
+    if report["failures"]:
+        raise CheckFailed("; ".join(report["failures"]))
+
+
+def _report(
+    preset: str, tiny: bool, swaps: list[str], device: torch.device, dtype: torch.dtype, seed: int
+) -> dict[str, Any]:
+    """The card of a model, built on a device and, unless that is meta, run."""
+    published, runs = sizes()[preset], device.type != "meta"
+    original = at_toy_widths(published.spec) if tiny else published.spec
+    spec, dropped = _swapped(original, swaps, tiny)
+    if runs:
+        trial.check_memory(spec, device, dtype)
+    if not tiny:
+        building = f"building {count(spec.params())} parameters on {device}"
+        print(building if runs else "not run: --tiny runs it at toy widths, --device cpu in full", file=sys.stderr)
+    model, built = trial.allocate(spec, device, dtype, seed)
+    decoded = trial.decode(model, dtype, seed) if runs else None
+    return {
+        "model": preset,
+        "hub": published.hub,
+        "tiny": tiny,
+        "swaps": swaps,
+        "dropped": dropped,
+        "original": card.facts(original, dtype) if swaps else None,
+        "card": card.facts(spec, dtype, None if tiny or swaps else published.active),
+        "built": asdict(built),
+        "decoded": asdict(decoded) if decoded else None,
+        "failures": trial.failures(built, decoded),
+    }
+
+
+def _swapped(spec: Decoder, swaps: list[str], tiny: bool) -> tuple[Decoder, list[str]]:
+    """Every swap in turn -> the spec, and all that was dropped."""
+    dropped: dict[str, None] = {}
+    for text in swaps:
+        try:
+            spec, lost = apply_swap(spec, text)
+        except SpecError as error:
+            raise SpecError(f"{error} (at the toy widths of --tiny)" if tiny else str(error)) from error
+        dropped.update(dict.fromkeys(lost))
+    return spec, list(dropped)
+
+
+if __name__ == "__main__":
+    run(app, "python -m zoo.build")
