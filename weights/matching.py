@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -110,7 +111,11 @@ def skipped(spec: Decoder, rules: Rules, names: Iterable[str]) -> dict[str, list
 
 
 def check(
-    moves: Iterable[Move], parameters: Mapping[str, Tensor], stored: Mapping[str, Stored], beside: Container[str]
+    where: Path,
+    moves: Iterable[Move],
+    parameters: Mapping[str, Tensor],
+    stored: Mapping[str, Stored],
+    beside: Container[str],
 ) -> None:
     """Raise one MalformedError naming everything that does not fit: tensors missing, in surplus (neither used nor
     `beside`), of a wrong shape, of a dtype that holds no plain numbers."""
@@ -132,7 +137,7 @@ def check(
         f"neither float32, bfloat16, float16 nor float64: {_listed(dtypes)}" if dtypes else "",
     ]
     if any(told):
-        raise MalformedError(f"the tensors do not fit the config; {'; '.join(part for part in told if part)}")
+        raise MalformedError(f"{where}: the tensors do not fit the model; {'; '.join(part for part in told if part)}")
 
 
 def _listed(lines: Iterable[str]) -> str:
