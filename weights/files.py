@@ -108,8 +108,9 @@ class Folder:
             opened = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise MalformedError(f"{path}: no readable safetensors file: {error}") from error
-        self._held |= dict.fromkeys(opened.keys(), opened)
-        return list(opened.keys())
+        names = list(opened.keys())  # type: ignore[no-untyped-call]
+        self._held |= dict.fromkeys(names, opened)
+        return names
 
     def _open_shards(self, index: dict[str, Any]) -> None:
         """Open every shard the index names, and see that each holds what the index says and nothing else."""

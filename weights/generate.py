@@ -45,7 +45,7 @@ def main(
         raise UsageError("give either a PROMPT in words or --tokens with ids")
     place, opened = usable(device), open_source(source)
     tokenizer = None if prompt is None else read_tokenizer(opened)
-    ids = _numbers(tokens) if tokens is not None else tokenizer.encode(prompt).ids
+    ids = _numbers(tokens or "") if tokenizer is None else tokenizer.encode(prompt).ids
     began = time.perf_counter()
     model = fill(opened.spec(ignore_field or ()), opened, place, dtype)
     _note(f"{count(model.spec.params())} parameters, {_name(model)} on {place}, in {time.perf_counter() - began:.1f} s")

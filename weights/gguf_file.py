@@ -14,10 +14,10 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from torch import Tensor
 
-from weights.extras import need
 from weights.matching import Stored, match
 from zoo import catalog
 from zoo.architectures import families
@@ -133,7 +133,6 @@ class GGUFFile:
     @cached_property
     def _names(self) -> dict[str, str]:
         """Hugging Face's name of every tensor of this model -> GGUF's."""
-        gguf = need("gguf", "gguf")
         spec = self._preset[1]
         kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
         table = gguf.get_tensor_name_map(kinds[self.kind], len(spec.layers))
@@ -143,7 +142,6 @@ class GGUFFile:
 
     def get(self, name: str) -> Tensor:
         """The tensor by Hugging Face's name, dequantised."""
-        gguf = need("gguf", "gguf")
         tensor = self._tensors[self._names[name]]
         try:
             numbers = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type))
@@ -163,7 +161,7 @@ def _says(spec: Decoder) -> dict[str, Any]:
     assert isinstance(whole.rope, RoPE)
     assert isinstance(ffn, GLU)
     sizes = (len(spec.layers), spec.dim, ffn.hidden, whole.heads, whole.kv_heads, whole.head_dim)
-    says = dict(zip(DIMENSIONS, sizes, strict=True)) | {
+    says: dict[str, Any] = dict(zip(DIMENSIONS, sizes, strict=True)) | {
         "attention.value_length": whole.head_dim,
         "attention.layer_norm_rms_epsilon": spec.norm.eps,
         "rope.dimension_count": whole.head_dim,
@@ -183,33 +181,32 @@ def _equal(theirs: Any, ours: Any) -> bool:
     return bool(theirs == ours)
 
 
+class _Reader(gguf.GGUFReader):  # type: ignore[misc]
+    """The library's, which takes ten seconds over a vocabulary, entry by entry: long lists are stepped over."""
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type == gguf.GGUFValueType.ARRAY:
+            kind, (length,) = int(self._get(orig_offs, "u4")[0]), self._get(orig_offs + 4, "u8")
+            if length > LONG:
+                return 12 + self._extent(orig_offs + 12, gguf.GGUFValueType(kind), int(length)), [], [], []
+        return super()._get_field_parts(orig_offs, raw_type)
+
+    def _extent(self, start: int, kind: Any, length: int) -> int:
+        """Bytes of `length` entries from `start` on."""
+        if kind != gguf.GGUFValueType.STRING:
+            return length * self.gguf_scalar_to_np[kind]().itemsize
+        raw, at = memoryview(self.data), start
+        for _ in range(length):
+            if at >= len(raw):
+                raise ValueError(f"a list of {length} entries is cut short")
+            at += 8 + int.from_bytes(raw[at : at + 8], "little")
+        return at - start
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields and the tensors of a .gguf file, by name."""
-    gguf = need("gguf", "gguf")
-
-    class Reader(gguf.GGUFReader):  # type: ignore[misc]
-        """Steps over the vocabulary in one go: entry by entry it costs ten seconds."""
-
-        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
-            if raw_type == gguf.GGUFValueType.ARRAY:
-                kind, (length,) = int(self._get(orig_offs, "u4")[0]), self._get(orig_offs + 4, "u8")
-                if length > LONG:
-                    return 12 + self._extent(orig_offs + 12, gguf.GGUFValueType(kind), int(length)), [], [], []
-            return super()._get_field_parts(orig_offs, raw_type)
-
-        def _extent(self, start: int, kind: Any, length: int) -> int:
-            """Bytes of `length` entries from `start` on."""
-            if kind != gguf.GGUFValueType.STRING:
-                return length * self.gguf_scalar_to_np[kind]().itemsize
-            raw, at = memoryview(self.data), start
-            for _ in range(length):
-                if at >= len(raw):
-                    raise ValueError(f"a list of {length} entries is cut short")
-                at += 8 + int.from_bytes(raw[at : at + 8], "little")
-            return at - start
-
     try:
-        reader = Reader(path, "c")  # copy on write: torch warns about memory that cannot be written
+        reader = _Reader(path, "c")  # copy on write: torch warns about memory that cannot be written
         fields = {name: field.contents() for name, field in reader.fields.items() if field.data}
         return fields, {tensor.name: tensor for tensor in reader.tensors}
     except Exception as error:  # the library has no errors of its own: what it stumbles over is the file's fault

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from weights.extras import need
 from weights.files import WORDS, Folder
-from weights.gguf_file import GGUFFile
 from weights.matching import EMBED, HEAD, Stored, check, match, skipped, text_names
 from zoo import catalog
 from zoo.decoder import Decoder, Model
@@ -73,6 +73,9 @@ def open_source(source: str | Path) -> Source:
     if path.is_dir():
         return Folder(path)
     if path.is_file() and path.suffix == ".gguf":
+        need("gguf", "gguf")
+        from weights.gguf_file import GGUFFile  # only here, for what it imports is an extra
+
         return GGUFFile(path)
     if path.exists():
         raise UsageError(f"{path} is neither a folder with config.json and safetensors files nor a .gguf file")
