@@ -63,7 +63,7 @@ class Folder:
         said = self._said("dtype") or self._said("torch_dtype")
         if said is None:
             return next((tensor.dtype for tensor in self.stored() if tensor.dtype), torch.float32)
-        if said not in WORDS:
+        if not isinstance(said, str) or said not in WORDS:
             raise MalformedError(f"{self.path / CONFIG}: dtype {said!r} is none of {', '.join(WORDS)}")
         return WORDS[said]
 

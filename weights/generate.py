@@ -46,6 +46,8 @@ def main(
     place, opened = usable(device), open_source(source)
     tokenizer = None if prompt is None else read_tokenizer(opened)
     ids = _numbers(tokens or "") if tokenizer is None else tokenizer.encode(prompt).ids
+    if not ids:
+        raise UsageError("the prompt holds no token")
     began = time.perf_counter()
     model = fill(opened.spec(ignore_field or ()), opened, place, dtype)
     _note(f"{count(model.spec.params())} parameters, {_name(model)} on {place}, in {time.perf_counter() - began:.1f} s")
@@ -61,7 +63,7 @@ def main(
         seed=seed,
         stop=opened.ends,
     )
-    _write(new, len(ids), _listing() if tokenizer is None else _spelling(tokenizer, ids))
+    _write(new, len(ids), _listing() if tokenizer is None else spelling(tokenizer, ids))
 
 
 def _write(new: Iterator[torch.Tensor], given: int, show: Callable[[int], str]) -> None:
@@ -85,7 +87,7 @@ def _listing() -> Callable[[int], str]:
     return lambda token: f"{next(before, ',')}{token}"
 
 
-def _spelling(tokenizer: Any, ids: list[int]) -> Callable[[int], str]:
+def spelling(tokenizer: Any, ids: list[int]) -> Callable[[int], str]:
     """Tokens as the text that each completes, which for a part of a character is none yet."""
     decoders = need("tokenizers.decoders", "text")
     stream = decoders.DecodeStream(ids=ids, skip_special_tokens=True)
