@@ -108,7 +108,7 @@ class Folder:
             opened = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise MalformedError(f"{path}: no readable safetensors file: {error}") from error
-        names = list(opened.keys())  # type: ignore[no-untyped-call]
+        names = list(opened.keys())
         self._held |= dict.fromkeys(names, opened)
         return names
 

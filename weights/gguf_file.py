@@ -87,7 +87,7 @@ class GGUFFile:
                 f"without {self.kind}., to vouch for one"
             )
         unsaid = ["the plan of layers", *(key for key in _says(spec) if key not in said and key not in IMPLIED)]
-        log.info("%s has the dimensions of %s, which adds: %s", self.path.name, name, ", ".join(unsaid))
+        log.info("%s does not say %s: taken from %s, of the same dimensions", self.path.name, ", ".join(unsaid), name)
         return spec
 
     @cached_property

@@ -71,9 +71,8 @@ def test_the_preset_of_equal_dimensions(
         full.norm,
         full.embed_scale,
     )
-    assert caplog.messages == [
-        f"x.gguf has the dimensions of {preset}, which adds: the plan of layers, rope.freq_base_swa"
-    ]
+    unsaid = "the plan of layers, rope.freq_base_swa"
+    assert caplog.messages == [f"x.gguf does not say {unsaid}: taken from {preset}, of the same dimensions"]
     assert file.ends == [1]
 
 
@@ -89,7 +88,7 @@ def test_the_preset_of_equal_dimensions(
         ({"attention.sliding_window": 1024}, ["attention.sliding_window 1024 instead of 512"]),
         ({"rope.scaling.factor": 8.0}, ["not understood: gemma3.rope.scaling.factor=8.0", "--ignore-field"]),
         ({"final_logit_softcapping": 30.0}, ["not understood: gemma3.final_logit_softcapping=30.0"]),
-        ({"context_length": 0}, ["context=0 is not positive"]),
+        ({"context_length": 0}, ["context must be a positive integer"]),
     ],
 )
 def test_files_of_no_preset(fields: dict[str, Any], phrases: list[str], tmp_path: Path) -> None:
