@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from weights.matching import Stored, folded
+from weights.matching import Entry, folded
 from zoo import catalog
 from zoo.decoder import Decoder
 from zoo.errors import MalformedError, NotAvailable
@@ -33,7 +33,7 @@ WORDS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.
 
 
 class Folder:
-    """The tensors of a folder: `stored` says what there is, `get` maps one into memory without reading it."""
+    """The tensors of a folder: `entries` says what there is, `get` maps one into memory without reading it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,7 +62,7 @@ class Folder:
         """What config.json says, else the first tensor's."""
         said = self._said("dtype") or self._said("torch_dtype")
         if said is None:
-            return next((tensor.dtype for tensor in self.stored() if tensor.dtype), torch.float32)
+            return next((tensor.dtype for tensor in self.entries() if tensor.dtype), torch.float32)
         if not isinstance(said, str) or said not in WORDS:
             raise MalformedError(f"{self.path / CONFIG}: dtype {said!r} is none of {', '.join(WORDS)}")
         return WORDS[said]
@@ -88,17 +88,17 @@ class Folder:
         said = self.config.get(name)
         return text.get(name) if said is None and isinstance(text, dict) else said
 
-    def stored(self) -> list[Stored]:
+    def entries(self) -> list[Entry]:
         """Every tensor there is, in order of the files."""
-        return [self._stored(name) for name in self._held]
+        return [self._entry(name) for name in self._held]
 
     def get(self, name: str) -> Tensor:
         """The tensor as it is stored, sharing the file's pages."""
         return self._held[name].get_tensor(name)
 
-    def _stored(self, name: str) -> Stored:
+    def _entry(self, name: str) -> Entry:
         view = self._held[name].get_slice(name)
-        return Stored(name, tuple(view.get_shape()), DTYPES.get(view.get_dtype()))
+        return Entry(name, tuple(view.get_shape()), DTYPES.get(view.get_dtype()))
 
     def _open(self, name: str) -> list[str]:
         """Open one safetensors file of the folder -> the names it holds, now in `_held`."""

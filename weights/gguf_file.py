@@ -18,7 +18,7 @@ import gguf
 import torch
 from torch import Tensor
 
-from weights.matching import Stored, match
+from weights.matching import Entry, match
 from zoo import catalog
 from zoo.architectures import families
 from zoo.blocks import GLU, GQA, LinearScaling, RoPE
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class GGUFFile:
-    """The tensors of a .gguf file: `stored` says what there is, `get` dequantises one."""
+    """The tensors of a .gguf file: `entries` says what there is, `get` dequantises one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -122,11 +122,11 @@ class GGUFFile:
             f"{key} {theirs} instead of {ours}" for key, (theirs, ours) in pairs.items() if not _equal(theirs, ours)
         ]
 
-    def stored(self) -> list[Stored]:
+    def entries(self) -> list[Entry]:
         """Every tensor there is, by the name that Hugging Face gives it; one that it has no name for by its own."""
         names = {gguf: name for name, gguf in self._names.items()}
         return [
-            Stored(names.get(name, name), tuple(int(n) for n in reversed(tensor.shape)), torch.float32)
+            Entry(names.get(name, name), tuple(int(n) for n in reversed(tensor.shape)), torch.float32)
             for name, tensor in self._tensors.items()
         ]
 

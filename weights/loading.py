@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weights.extras import need
 from weights.files import WORDS, Folder
-from weights.matching import EMBED, HEAD, Stored, check, match, skipped, text_names
+from weights.matching import EMBED, HEAD, Entry, check, match, skipped, text_names
 from zoo import catalog
 from zoo.decoder import Decoder, Model
 from zoo.errors import MalformedError, NotAvailable, UsageError, unknown
@@ -33,7 +33,7 @@ class Source(Protocol):
     @property
     def ends(self) -> list[int]: ...
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder: ...
-    def stored(self) -> list[Stored]: ...
+    def entries(self) -> list[Entry]: ...
     def get(self, name: str) -> Tensor: ...
 
 
@@ -49,10 +49,9 @@ def load(
 
     `dtype` "auto" is the source's own; float32 where that is quantised. On the CPU in its own dtype, parameters that
     are stored as we hold them share the file's pages. `ignore_fields` are fields of the config that the caller vouches
-    for.
-    `revision` is for sources that have any: a folder and a file have not.
+    for. `revision` is for sources that have any: a folder and a file have not.
 
-    Raises NotAvailable for what is not there, MalformedError for what does not fit, all of it named at once.
+    Raises NotAvailable for what is not there, MalformedError for what does not fit, naming all of it at once.
     """
     if revision is not None:
         raise UsageError(f"{source} has no revisions: revision={revision!r} says nothing there")
@@ -87,7 +86,7 @@ def open_source(source: str | Path) -> Source:
 
 def fill(spec: Decoder, source: Source, device: str | torch.device, dtype: str | torch.dtype) -> Model:
     """A model of this spec: everything is seen to fit before the first tensor is read, and read one move at a time."""
-    stored = text_names(source.stored())
+    stored = text_names(source.path, source.entries())
     model = catalog.allocate(spec, "meta", number_type(dtype, source))
     parameters = dict(model.named_parameters())
     moves = match(spec, parameters, source.rules, stored)
