@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +17,88 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from weights.matching import Stored, folded
+from weights.matching import Entry, folded
+from zoo import catalog
+from zoo.decoder import Decoder
 from zoo.errors import MalformedError, NotAvailable
+from zoo.layout import COMMON, Rules
 
 MB = 10**6
 CONFIG_LIMIT, INDEX_LIMIT, HEADER_LIMIT = 1 * MB, 32 * MB, 8 * MB
+CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+WORDS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Folder:
-    """The tensors of a folder: `stored` says what there is, `get` maps one into memory without reading it."""
+    """The tensors of a folder: `entries` says what there is, `get` maps one into memory without reading it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = read_json(member(path, "config.json"), CONFIG_LIMIT)
+        self.config = read_json(member(path, CONFIG), CONFIG_LIMIT)
+        self.family = catalog.family_of(self.config)
         self._held: dict[str, Any] = {}  # tensor -> the open file that holds it
+        packed = self._said("quantization_config")
+        if packed is not None:
+            method = packed.get("quant_method") if isinstance(packed, dict) else packed
+            raise MalformedError(
+                f"{path}: the weights are packed ({method}), and packed weights are not read; "
+                "use a copy in bfloat16, float16 or float32"
+            )
         if (path / SINGLE).exists() or not (path / INDEX).exists():
             self._open(SINGLE)
         else:
             self._open_shards(read_json(member(path, INDEX), INDEX_LIMIT))
 
-    def stored(self) -> list[Stored]:
+    @property
+    def rules(self) -> Rules:
+        """The layout of this family's tensors."""
+        return (*getattr(self.family, "WEIGHTS", ()), *COMMON)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What config.json says, else the first tensor's."""
+        said = self._said("dtype") or self._said("torch_dtype")
+        if said is None:
+            return next((tensor.dtype for tensor in self.entries() if tensor.dtype), torch.float32)
+        if not isinstance(said, str) or said not in WORDS:
+            raise MalformedError(f"{self.path / CONFIG}: dtype {said!r} is none of {', '.join(WORDS)}")
+        return WORDS[said]
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end a text, by generation_config.json or else by config.json."""
+        path = self.path / GENERATION
+        said = read_json(member(self.path, GENERATION), CONFIG_LIMIT).get("eos_token_id") if path.exists() else None
+        said = self._said("eos_token_id") if said is None else said
+        ends = said if isinstance(said, list) else [] if said is None else [said]
+        if not all(isinstance(end, int) for end in ends):
+            raise MalformedError(f"{self.path}: eos_token_id {said!r} is no token id")
+        return ends
+
+    def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
+        """The model that config.json describes."""
+        return catalog.from_hf(self.config, ignore_fields)
+
+    def _said(self, name: str) -> Any:
+        """A field of config.json that a multimodal wrapper may say for its parts."""
+        text = self.config.get("text_config")
+        said = self.config.get(name)
+        return text.get(name) if said is None and isinstance(text, dict) else said
+
+    def entries(self) -> list[Entry]:
         """Every tensor there is, in order of the files."""
-        return [self._stored(name) for name in self._held]
+        return [self._entry(name) for name in self._held]
 
     def get(self, name: str) -> Tensor:
         """The tensor as it is stored, sharing the file's pages."""
         return self._held[name].get_tensor(name)
 
-    def _stored(self, name: str) -> Stored:
+    def _entry(self, name: str) -> Entry:
         view = self._held[name].get_slice(name)
-        return Stored(name, tuple(view.get_shape()), DTYPES.get(view.get_dtype()))
+        return Entry(name, tuple(view.get_shape()), DTYPES.get(view.get_dtype()))
 
     def _open(self, name: str) -> list[str]:
         """Open one safetensors file of the folder -> the names it holds, now in `_held`."""
@@ -63,8 +108,9 @@ class Folder:
             opened = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise MalformedError(f"{path}: no readable safetensors file: {error}") from error
-        self._held |= dict.fromkeys(opened.keys(), opened)
-        return list(opened.keys())
+        names = list(opened.keys())
+        self._held |= dict.fromkeys(names, opened)
+        return names
 
     def _open_shards(self, index: dict[str, Any]) -> None:
         """Open every shard the index names, and see that each holds what the index says and nothing else."""

@@ -5,19 +5,36 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from weights.files import Folder
-from weights.matching import EMBED, HEAD, check, match, skipped, text_names
+from weights.extras import need
+from weights.files import WORDS, Folder
+from weights.matching import EMBED, HEAD, Entry, check, match, skipped, text_names
 from zoo import catalog
 from zoo.decoder import Decoder, Model
-from zoo.errors import MalformedError, NotAvailable, unknown
-from zoo.layout import COMMON, Rules
+from zoo.errors import MalformedError, NotAvailable, UsageError, unknown
+from zoo.layout import Rules
 
-FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Where weights come from: which model they are of, what is stored, and each tensor by its name."""
+
+    path: Path
+
+    @property
+    def rules(self) -> Rules: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def ends(self) -> list[int]: ...
+    def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder: ...
+    def entries(self) -> list[Entry]: ...
+    def get(self, name: str) -> Tensor: ...
 
 
 def load(
@@ -28,79 +45,78 @@ def load(
     revision: str | None = None,
     ignore_fields: Iterable[str] = (),
 ) -> Model:
-    """A released model, in eval mode, from a folder in Hugging Face layout.
+    """A released model, in eval mode, from a folder in Hugging Face layout or a .gguf file.
 
-    `dtype` "auto" is the checkpoint's own. On the CPU in that dtype, parameters that are stored as we hold them share
-    the file's pages. `ignore_fields`: fields of config.json that the caller vouches for. Raises NotAvailable for what
-    is not there and MalformedError for what does not fit, naming all of it.
+    `dtype` "auto" is the source's own; float32 where that is quantised. On the CPU in its own dtype, parameters that
+    are stored as we hold them share the file's pages. `ignore_fields` are fields of the config that the caller vouches
+    for. `revision` is for sources that have any: a folder and a file have not.
+
+    Raises NotAvailable for what is not there, MalformedError for what does not fit, naming all of it at once.
     """
-    path = Path(source)
-    if path.is_dir():
-        folder = Folder(path)
-        return fill(catalog.from_hf(folder.config, ignore_fields), folder, device, dtype)
-    raise NotAvailable(f"{source} is no folder")
+    if revision is not None:
+        raise UsageError(f"{source} has no revisions: revision={revision!r} says nothing there")
+    opened = open_source(source)
+    return fill(opened.spec(ignore_fields), opened, device, dtype)
 
 
 def load_into(
     spec: Decoder, source: str | Path, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "auto"
 ) -> Model:
-    """A model of the given spec with a folder's weights, whatever else its config.json says than which family it is."""
-    return fill(spec, Folder(Path(source)), device, dtype)
+    """A model of the given spec with the weights of a source, whose config says only which family they are of."""
+    return fill(spec, open_source(source), device, dtype)
 
 
-def fill(spec: Decoder, folder: Folder, device: str | torch.device, dtype: str | torch.dtype) -> Model:
+def open_source(source: str | Path) -> Source:
+    """The folder or the file behind a name. Raises NotAvailable where there is neither."""
+    path = Path(source)
+    if path.is_dir():
+        return Folder(path)
+    if path.is_file() and path.suffix == ".gguf":
+        need("gguf", "gguf")
+        from weights.gguf_file import GGUFFile  # only here, for what it imports is an extra
+
+        return GGUFFile(path)
+    if path.exists():
+        raise UsageError(f"{path} is neither a folder with config.json and safetensors files nor a .gguf file")
+    raise NotAvailable(
+        f"there is no folder and no .gguf file {str(path)!r}; for a model of the Hugging Face Hub, "
+        "`hf download ORG/NAME --local-dir FOLDER` first"
+    )
+
+
+def fill(spec: Decoder, source: Source, device: str | torch.device, dtype: str | torch.dtype) -> Model:
     """A model of this spec: everything is seen to fit before the first tensor is read, and read one move at a time."""
-    refuse_packed(folder)
-    rules: Rules = (*getattr(catalog.family_of(folder.config), "WEIGHTS", ()), *COMMON)
-    stored = text_names(folder.stored())
-    model = catalog.allocate(spec, "meta", number_type(dtype, folder))
+    stored = text_names(source.path, source.entries())
+    model = catalog.allocate(spec, "meta", number_type(dtype, source))
     parameters = dict(model.named_parameters())
-    moves = match(spec, parameters, rules, stored)
-    left = skipped(spec, rules, stored)
-    check(moves, parameters, stored, {name for names in left.values() for name in names})
+    moves = match(spec, parameters, source.rules, stored)
+    left = skipped(spec, source.rules, stored)
+    check(source.path, moves, parameters, stored, {name for names in left.values() for name in names})
     if spec.tied and HEAD in stored:
-        check_copy(folder, stored[HEAD].name, stored[EMBED].name)
+        check_copy(source, stored[HEAD].name, stored[EMBED].name)
     filled: dict[str, Tensor] = {}
     for move in moves:
-        for name, tensor in move.read(folder.get(stored[their].name) for their in move.theirs).items():
+        for name, tensor in move.read(source.get(stored[their].name) for their in move.theirs).items():
             filled[name] = tensor.to(device, parameters[name].dtype).contiguous()
     model.load_state_dict(filled, assign=True)
     for what, names in left.items():
-        log.info("left alone: %d tensors of %s", len(names), what)
+        log.info("left alone: %d tensor%s, %s", len(names), "s" * (len(names) > 1), what)
     return model
 
 
-def refuse_packed(folder: Folder) -> None:
-    """Raise MalformedError for weights that are stored in fewer bits than a number has."""
-    for config in (folder.config, folder.config.get("text_config") or {}):
-        packed = config.get("quantization_config")
-        if packed is not None:
-            method = packed.get("quant_method", "unknown") if isinstance(packed, dict) else packed
-            raise MalformedError(
-                f"{folder.path}: the weights are packed (quantization_config: {method}), and packed weights are not "
-                "read; use a copy in bfloat16, float16 or float32"
-            )
-
-
-def number_type(dtype: str | torch.dtype, folder: Folder) -> torch.dtype:
-    """The dtype asked for; for "auto" the one config.json names, else that of the first tensor."""
+def number_type(dtype: str | torch.dtype, source: Source) -> torch.dtype:
+    """The dtype of a word, "auto" being the source's own."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype != "auto":
-        if dtype not in FLOATS:
-            raise unknown("dtype", dtype, ["auto", *FLOATS])
-        return FLOATS[dtype]
-    for config in (folder.config, folder.config.get("text_config") or {}):
-        named = config.get("dtype", config.get("torch_dtype"))
-        if named is not None:
-            if named not in FLOATS:
-                raise MalformedError(f"{folder.path / 'config.json'}: dtype {named!r} is none of {', '.join(FLOATS)}")
-            return FLOATS[named]
-    return next((tensor.dtype for tensor in folder.stored() if tensor.dtype), torch.float32)
+    if dtype == "auto":
+        return source.dtype
+    if dtype not in WORDS:
+        raise unknown("dtype", dtype, ["auto", *WORDS])
+    return WORDS[dtype]
 
 
-def check_copy(folder: Folder, head: str, embed: str) -> None:
+def check_copy(source: Source, head: str, embed: str) -> None:
     """A head that is stored although it is tied must be the embedding, bit by bit."""
-    one, other = folder.get(head), folder.get(embed)
+    one, other = source.get(head), source.get(embed)
     if one.dtype != other.dtype or not torch.equal(one.view(torch.uint8), other.view(torch.uint8)):
-        raise MalformedError(f"{folder.path}: the head is tied to the embedding, yet {head} differs from {embed}")
+        raise MalformedError(f"{source.path}: the head is tied to the embedding, yet {head} differs from {embed}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor in a file, not read yet: its own name there, its shape, and its dtype, None if torch has no such one."""
+class Entry:
+    """A tensor in a file, not read yet: its own name there, its shape, and its dtype, None for one that is not read."""
 
     name: str
     shape: tuple[int, ...]
@@ -31,7 +32,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Move:
-    """Stored tensors `theirs` become the parameters `ours`, by a rule, in one layer of the plan or outside them all."""
+    """Entry tensors `theirs` become the parameters `ours`, by a rule, in one layer of the plan or outside them all."""
 
     rule: Rule
     layer: Layer | None
@@ -48,30 +49,39 @@ class Move:
         return {name: tuple(tensor.shape) for name, tensor in zip(self.theirs, written, strict=True)}
 
 
-def text_names(stored: Iterable[Stored]) -> dict[str, Stored]:
+def text_names(where: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
     """By name, without the prefixes of a multimodal wrapper."""
-    named: dict[str, Stored] = {}
-    for tensor in stored:
+    named: dict[str, Entry] = {}
+    for tensor in entries:
         prefix = next((prefix for prefix in WRAPPERS if tensor.name.startswith(prefix)), "")
         name = WRAPPERS.get(prefix, "") + tensor.name[len(prefix) :]
         if name in named:
-            raise MalformedError(f"{tensor.name} and {named[name].name} are both stored, for the same parameter")
+            raise MalformedError(
+                f"{where}: {tensor.name} and {named[name].name} are both stored, for the same parameter"
+            )
         named[name] = tensor
     return named
 
 
 def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Container[str]) -> list[Move]:
-    """The moves that fill all parameters. Of several rules for one, the first that finds any of its tensors stored."""
+    """The moves that fill all parameters. Of several rules for one, the first that finds any of its tensors stored.
+
+    Raises UsageError naming the parameters that no rule is for.
+    """
     moves: list[Move] = []
     filled: set[str] = set()
+    homeless: list[str] = []
     for parameter in parameters:
         if parameter in filled:
             continue
         found = [move for rule in rules if isinstance(rule, Rule) and (move := _bind(spec, rule, parameter))]
         if not found:
-            raise UsageError(f"{parameter} has no place in a published checkpoint: no rule of the layout names it")
+            homeless.append(parameter)
+            continue
         moves.append(next((move for move in found if any(name in stored for name in move.theirs)), found[0]))
         filled.update(moves[-1].ours)
+    if homeless:
+        raise UsageError(f"no released checkpoint has a place for {_listed(homeless)}")
     return moves
 
 
@@ -95,7 +105,7 @@ def _bind(spec: Decoder, rule: Rule, parameter: str) -> Move | None:
 
 
 def skipped(spec: Decoder, rules: Rules, names: Iterable[str]) -> dict[str, list[str]]:
-    """Stored tensors that no parameter of this model is for: what they are -> their names."""
+    """Entry tensors that no parameter of this model is for: what they are -> their names."""
     names = list(names)
     left = {"the embedding, stored again as the head": [HEAD]} if spec.tied and HEAD in names else {}
     skips = [
@@ -110,7 +120,11 @@ def skipped(spec: Decoder, rules: Rules, names: Iterable[str]) -> dict[str, list
 
 
 def check(
-    moves: Iterable[Move], parameters: Mapping[str, Tensor], stored: Mapping[str, Stored], beside: Container[str]
+    where: Path,
+    moves: Iterable[Move],
+    parameters: Mapping[str, Tensor],
+    stored: Mapping[str, Entry],
+    beside: Container[str],
 ) -> None:
     """Raise one MalformedError naming everything that does not fit: tensors missing, in surplus (neither used nor
     `beside`), of a wrong shape, of a dtype that holds no plain numbers."""
@@ -132,7 +146,7 @@ def check(
         f"neither float32, bfloat16, float16 nor float64: {_listed(dtypes)}" if dtypes else "",
     ]
     if any(told):
-        raise MalformedError(f"the tensors do not fit the config; {'; '.join(part for part in told if part)}")
+        raise MalformedError(f"{where}: the tensors do not fit the model; {'; '.join(part for part in told if part)}")
 
 
 def _listed(lines: Iterable[str]) -> str:

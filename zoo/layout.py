@@ -4,7 +4,7 @@ A rule ties parameters of ours to tensors of theirs. Names are local to a layer 
 "self_attn.q_proj"), or full outside the layers; a module's name stands for its weight and its bias. `COMMON` holds what
 the architectures share. An architecture's `WEIGHTS` holds what is odd about it, and is looked at first.
 
-Gate and up are (experts, hidden, dim), down is (experts, dim, hidden); "theirs" below is in order of the file.
+We hold the experts' gate and up as (experts, hidden, dim), and down as (experts, dim, hidden).
 """
 
 from __future__ import annotations

@@ -31,9 +31,10 @@ DEFAULTS = dict(rms_norm_eps=1e-5, rope_theta=1.5e5, tie_word_embeddings=False, 
 
 @reads("gpt_oss", **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_act="silu", attention_bias=True, experts_per_token=config.get("num_experts_per_tok"))
-    config.expect(initial_context_length=config.rope_field("original_max_position_embeddings"))
+    config.expect(hidden_act="silu", attention_bias=True)
     shape = config.integers(window="sliding_window", experts="num_local_experts", k="num_experts_per_tok")
+    original = config.rope_field("original_max_position_embeddings")
+    config.expect(experts_per_token=shape["k"], initial_context_length=original)
     act = ClampedSwiGLU(config.number("swiglu_alpha"), config.number("swiglu_limit"))
     spec = decoder(**config.dense(), **shape, head_dim=config.head_dim(), act=act, rope=config.rope())
     config.agrees_on_windows(spec)

@@ -1,0 +1,292 @@
+"""What a broken or hostile folder gets: one line that says what, where and what to do; its exit code; no model."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import weights
+from tests.weights.checkpoints import read, read_index, write, write_index
+from weights.generate import app
+from weights.matching import folded
+from zoo import terminal
+from zoo.errors import MalformedError, NotAvailable, ZooError
+
+Saved = Callable[[str], Path]
+SHARD = "model-00002-of-00003.safetensors"
+CASES: dict[str, tuple[Callable[[Path], None], type[ZooError], list[str]]] = {}
+
+
+def case(error: type[ZooError], *phrases: str) -> Callable:
+    """A way to damage a folder of three shards, and what must be said about it."""
+
+    def register(damage: Callable[[Path], None]) -> Callable[[Path], None]:
+        CASES[damage.__name__] = (damage, error, list(phrases))
+        return damage
+
+    return register
+
+
+@case(NotAvailable, "there is no config.json")
+def no_config(folder):
+    (folder / "config.json").unlink()
+
+
+@case(MalformedError, "config.json is not JSON")
+def config_cut_short(folder):
+    (folder / "config.json").write_text('{"model_type": "qwen3",')
+
+
+@case(MalformedError, "config.json is not JSON")
+def config_nested_too_deep(folder):
+    (folder / "config.json").write_text("[" * 100_000)
+
+
+@case(MalformedError, "config.json is not JSON")
+def config_of_bytes(folder):
+    (folder / "config.json").write_bytes(b"\xff\xfe\x00")
+
+
+@case(MalformedError, "config.json holds a list, not an object")
+def config_of_a_list(folder):
+    (folder / "config.json").write_text("[]")
+
+
+@case(MalformedError, "config.json has 2000002 bytes, above the 1000000")
+def config_too_large(folder):
+    (folder / "config.json").write_text(" " * 2_000_000 + "{}")
+
+
+@case(MalformedError, "config.json: unknown model_type 'qwen33'", "did you mean qwen3")
+def config_of_another_architecture(folder):
+    set_config(folder, model_type="qwen33")
+
+
+@case(MalformedError, "config.json: not understood: wings=2", "--ignore-field")
+def config_with_an_unread_field(folder):
+    set_config(folder, wings=2)
+
+
+@case(MalformedError, "dtype 'int8' is none of float32, bfloat16, float16")
+def config_of_an_unknown_dtype(folder):
+    set_config(folder, dtype="int8")
+
+
+@case(MalformedError, "the weights are packed (fp8), and packed weights are not read; use a copy in bfloat16")
+def packed(folder):
+    set_config(folder, quantization_config={"quant_method": "fp8"})
+
+
+@case(NotAvailable, "there is no model.safetensors")
+def no_weights(folder):
+    for path in folder.glob("model*"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle, never opened")
+
+
+@case(NotAvailable, f"names files that are not there: {SHARD}")
+def missing_shard(folder):
+    (folder / SHARD).unlink()
+
+
+@case(
+    MalformedError,
+    f"{SHARD} lacks model.extra.weight, model.norm.weight; ",
+    "-00003.safetensors holds model.norm.weight against",
+)
+def index_names_a_missing_tensor(folder):
+    write_index(folder, read_index(folder) | {"model.norm.weight": SHARD, "model.extra.weight": SHARD})
+
+
+@case(MalformedError, "holds model.norm.weight against the index")
+def index_leaves_out_a_tensor(folder):
+    index = read_index(folder)
+    del index["model.norm.weight"]
+    write_index(folder, index)
+
+
+@case(MalformedError, "weight_map must say for each tensor which file holds it")
+def index_of_numbers(folder):
+    write_index(folder, {"model.norm.weight": 2})
+
+
+@case(MalformedError, "weight_map must say for each tensor which file holds it")
+def index_without_a_map(folder):
+    write_index(folder, [])
+
+
+@case(MalformedError, "index.json is not JSON")
+def index_cut_short(folder):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {')
+
+
+@case(
+    MalformedError,
+    "not the plain name of a .safetensors file",
+    "'../outside.safetensors'",
+    "'/etc/x.safetensors'",
+    "'x.bin'",
+)
+def index_leaves_the_folder(folder):
+    outside = ["../outside.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "x.bin", "..", "a\\b.safetensors"]
+    write_index(folder, {f"model.{i}": name for i, name in enumerate(outside)} | read_index(folder))
+
+
+@case(MalformedError, "is a link that leads out of its folder")
+def shard_is_a_link_out(folder):
+    outside = (folder / SHARD).rename(folder.parent / "outside.safetensors")
+    (folder / SHARD).symlink_to(outside)
+
+
+@case(MalformedError, "is a link that leads out of its folder")
+def config_is_a_link_out(folder):
+    outside = (folder / "config.json").rename(folder.parent / "config.json")
+    (folder / "config.json").symlink_to(outside)
+
+
+@case(MalformedError, SHARD, "cut short: 4 bytes")
+def shard_of_four_bytes(folder):
+    (folder / SHARD).write_bytes(b"1234")
+
+
+@case(MalformedError, SHARD, "no readable safetensors file")
+def shard_cut_short(folder):
+    data = (folder / SHARD).read_bytes()
+    (folder / SHARD).write_bytes(data[:-10])
+
+
+@case(MalformedError, SHARD, "cut short")
+def header_longer_than_the_file(folder):
+    data = (folder / SHARD).read_bytes()
+    (folder / SHARD).write_bytes(struct.pack("<Q", len(data)) + data[8:])
+
+
+@case(MalformedError, SHARD, "a header of 9000000 bytes is above the limit of 8000000")
+def header_too_large(folder):
+    (folder / SHARD).write_bytes(struct.pack("<Q", 9_000_000) + b" " * 9_000_000)
+
+
+@case(MalformedError, SHARD, "no readable safetensors file")
+def header_is_not_json(folder):
+    (folder / SHARD).write_bytes(struct.pack("<Q", 16) + b"{" * 16)
+
+
+@case(MalformedError, SHARD, "no readable safetensors file")
+def shard_is_a_pickle(folder):
+    torch.save({"x": torch.ones(2)}, folder / "pickle")
+    data = (folder / "pickle").read_bytes()
+    (folder / SHARD).write_bytes(struct.pack("<Q", 64) + data)
+
+
+@case(MalformedError, "the head is tied to the embedding, yet lm_head.weight differs from model.embed_tokens.weight")
+def tied_head_differs(folder):
+    config, tensors = read_all(folder)
+    head = tensors["model.embed_tokens.weight"].clone()
+    head[-1, -1] += 1
+    rewrite(folder, config, tensors | {"lm_head.weight": head})
+
+
+@case(MalformedError, "yet lm_head.weight differs from model.embed_tokens.weight")
+def tied_head_has_another_shape(folder):
+    config, tensors = read_all(folder)
+    rewrite(folder, config, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"][:, 1:]})
+
+
+@case(
+    MalformedError,
+    "missing: model.layers.{0-1}.self_attn.q_norm.weight, model.norm.weight",
+    "not understood: model.layers.{0-1}.self_attn.q_proj.bias, model.spare",
+    "wrong shape: model.layers.1.mlp.up_proj.weight [96, 65] instead of [96, 64]",
+    "neither float32, bfloat16, float16 nor float64: model.layers.0.mlp.gate_proj.weight",
+)
+def many_things_at_once(folder):
+    config, tensors = read_all(folder)
+    del tensors["model.norm.weight"]
+    for i in range(2):
+        del tensors[f"model.layers.{i}.self_attn.q_norm.weight"]
+        tensors[f"model.layers.{i}.self_attn.q_proj.bias"] = torch.zeros(64)
+    tensors["model.spare"] = torch.zeros(1)
+    tensors["model.layers.1.mlp.up_proj.weight"] = torch.zeros(96, 65)
+    tensors["model.layers.0.mlp.gate_proj.weight"] = torch.zeros(96, 64, dtype=torch.int8)
+    rewrite(folder, config, tensors)
+
+
+@case(MalformedError, "are both stored, for the same parameter")
+def two_spellings_of_one_tensor(folder):
+    config, tensors = read_all(folder)
+    rewrite(folder, config, tensors | {"language_model.model.norm.weight": tensors["model.norm.weight"]})
+
+
+def set_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def read_all(folder):
+    """Config and tensors of a folder of shards."""
+    config, tensors = json.loads((folder / "config.json").read_text()), {}
+    for shard in sorted(set(read_index(folder).values())):
+        tensors |= load_file(folder / shard)
+    return config, tensors
+
+
+def rewrite(folder, config, tensors):
+    for path in folder.glob("*"):
+        path.unlink()
+    write(folder, config, tensors, shards=3)
+
+
+@pytest.fixture
+def folder(saved: Saved, tmp_path: Path) -> Path:
+    return write(tmp_path / "model", *read(saved("qwen3-0.6b")), shards=3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_damage(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage, kind, phrases = CASES[name]
+    damage(folder)
+    with pytest.raises(kind) as caught:
+        weights.load(folder)
+    assert type(caught.value) is kind
+    told = str(caught.value)
+    assert all(phrase in told for phrase in phrases), told
+    assert "\n" not in told
+    code = terminal.exit_code(app, "python -m weights.generate", [str(folder), "--tokens", "1,2"])
+    assert code == {NotAvailable: 3, MalformedError: 4}[kind]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line for line in err.splitlines() if not line.startswith("left alone")] == [f"error: {told}"]
+
+
+def test_the_blobs_of_the_hub_cache_are_no_way_out(saved: Saved, tmp_path: Path) -> None:
+    """Its snapshots are folders of links into blobs/ beside them."""
+    snapshot, blobs = tmp_path / "models--org--name/snapshots/0123abc", tmp_path / "models--org--name/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for path in saved("qwen3-0.6b").iterdir():
+        (blobs / f"{path.name}-blob").write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(Path("../../blobs") / f"{path.name}-blob")
+    assert weights.load(snapshot).spec == weights.load(saved("qwen3-0.6b")).spec
+
+
+def test_weights_that_are_not_finite_are_loaded(folder: Path) -> None:
+    """They are what the file holds."""
+    config, tensors = read_all(folder)
+    tensors["model.norm.weight"].fill_(torch.nan)
+    rewrite(folder, config, tensors)
+    assert weights.load(folder).norm.weight.isnan().all()
+
+
+def test_names_are_folded_without_loss() -> None:
+    experts = [f"model.layers.{i}.mlp.experts.{e}.up_proj.weight" for i in range(3) for e in (0, 1, 2, 5)]
+    assert folded(experts) == ["model.layers.{0-2}.mlp.experts.{0-2,5}.up_proj.weight"]
+    assert folded(experts[1:]) == [
+        "model.layers.0.mlp.experts.{1-2,5}.up_proj.weight",
+        "model.layers.{1-2}.mlp.experts.{0-2,5}.up_proj.weight",
+    ]
+    assert folded(["norm.weight", "model.layers.10.x", "model.layers.9.x"]) == ["model.layers.{9-10}.x", "norm.weight"]
+    assert folded([]) == []

@@ -1,0 +1,143 @@
+"""The command line that continues a prompt: words where there is a tokenizer, ids where there is none."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+import weights
+from tests.weights.checkpoints import read, write
+from weights.generate import app, spelling
+from zoo import terminal
+
+Saved = Callable[[str], Path]
+WORDS = Tokenizer(models.WordLevel({f"w{i}": i for i in range(512)}, unk_token="w0"))
+WORDS.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+
+
+@pytest.fixture
+def folder(saved: Saved, tmp_path: Path) -> Path:
+    """A toy model with a tokenizer whose every token is a word."""
+    folder = write(tmp_path / "model", *read(saved("qwen3-0.6b")))
+    WORDS.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*args: object) -> tuple[int, str, str]:
+        code = terminal.exit_code(app, "python -m weights.generate", list(map(str, args)))
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def continued(folder: Path, count: int, **options: object) -> list[int]:
+    """What the model makes of the tokens 5, 6, 7."""
+    return weights.load(folder).generate(torch.tensor([[5, 6, 7]]), count, **options)[0].tolist()
+
+
+def test_words_and_ids(folder: Path, run: Callable) -> None:
+    new = continued(folder, 6, stop=[1])
+    code, out, err = run(folder, "w5 w6 w7", "--max-new-tokens", 6)
+    assert (code, out.split()) == (0, [f"w{token}" for token in new])
+    assert "tokens/s" in err
+    assert run(folder, "--tokens", "5,6,7", "--max-new-tokens", 6)[:2] == (0, ",".join(map(str, new)) + "\n")
+
+
+def test_samples_repeat_with_their_seed(folder: Path, run: Callable) -> None:
+    options = ("--temperature", 2, "--top-k", 50, "--top-p", 0.9, "--seed", 3)
+    out = run(folder, "--tokens", "5,6,7", "--max-new-tokens", 6, *options)[1]
+    assert out == run(folder, "--tokens", "5,6,7", "--max-new-tokens", 6, *options)[1]
+    new = continued(folder, 6, temperature=2.0, top_k=50, top_p=0.9, seed=3, stop=[1])
+    assert out == ",".join(map(str, new)) + "\n"
+
+
+@pytest.mark.parametrize("ends", [lambda end: end, lambda end: [511, end]])
+def test_it_stops_at_the_end_token(ends: Callable, folder: Path, run: Callable) -> None:
+    """generation_config.json's before config.json's."""
+    first = continued(folder, 1)[0]
+    for name in ("config.json", "generation_config.json"):
+        other = folder / "generation_config.json"
+        other.unlink(missing_ok=True)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / name).write_text(json.dumps(config | {"eos_token_id": ends(first)}), encoding="utf-8")
+        if name == "generation_config.json":
+            (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 510}), encoding="utf-8")
+        assert run(folder, "--tokens", "5,6,7", "--max-new-tokens", 6)[:2] == (0, f"{first}\n")
+
+
+def test_a_character_of_several_tokens_comes_whole() -> None:
+    """Bytes as tokens: é is two of them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    show = spelling(tokenizer, tokenizer.encode("caf").ids)
+    assert [show(token) for token in tokenizer.encode("é au").ids] == ["", "é", " ", "a", "u"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "phrase"),
+    [
+        ([], 2, "give either a PROMPT in words or --tokens with ids"),
+        (["w1", "--tokens", "1"], 2, "give either a PROMPT in words or --tokens with ids"),
+        (["--tokens", "1,x"], 2, "--tokens '1,x': not ids with commas between, as in 2,818,5279"),
+        (["--tokens", ""], 2, "not ids with commas between"),
+        ([""], 2, "the prompt holds no token"),
+        (["--tokens", "1,512,-1"], 2, "no tokens of this model, which has 512: 512, -1"),
+        (["--tokens", "1", "--max-new-tokens", "0"], 2, "max-new-tokens"),
+        (["--tokens", "1", "--dtype", "int8"], 2, "unknown dtype 'int8'"),
+        (["--tokens", "1", "--top-p", "2"], 2, "top_p 2.0 is not in (0, 1]"),
+        (["--tokens", "1", "--device", "gpu"], 2, "'gpu' names no device"),
+        (["--tokens", "1", "--device", "cpu:x"], 2, "'cpu:x' names no device"),
+        (["--tokens", "1", "--device", "cuda:99"], 3, "device 'cuda:99' cannot be used here"),
+    ],
+)
+def test_usage(args: list[str], code: int, phrase: str, folder: Path, run: Callable) -> None:
+    found, out, err = run(folder, *args)
+    assert (found, out) == (code, "")
+    assert phrase in err.splitlines()[-1]
+
+
+def test_what_is_not_there(folder: Path, run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, err = run(folder / "nothing", "w1")
+    assert code == 3
+    assert "no folder and no .gguf file" in err
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    code, _, err = run(folder, "w1")
+    assert code == 4
+    assert "no readable tokenizer" in err
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    code, _, err = run(folder, "w1")
+    assert code == 3
+    assert "pip install 'zoo-llm[text]'" in err
+    (folder / "tokenizer.json").unlink()
+    code, _, err = run(folder, "w1")
+    assert code == 3
+    assert "has no tokenizer.json to read a prompt with; give ids: --tokens" in err
+
+
+def test_in_a_pipe(folder: Path) -> None:
+    """As a user runs it: data on stdout, notes on stderr, and a field vouched for."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"wings": 2}), encoding="utf-8")
+    command = [sys.executable, "-m", "weights.generate", str(folder), "w5 w6 w7", "--max-new-tokens", "2"]
+    done = subprocess.run(
+        [*command, "--ignore-field", "wings"], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == [f"w{token}" for token in continued_ignoring(folder)]
+    assert len(done.stderr.splitlines()) == 2
+    failed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (failed.returncode, failed.stdout, len(failed.stderr.splitlines())) == (4, "", 1)
+    assert failed.stderr.startswith("error: config.json: not understood: wings=2")
+
+
+def continued_ignoring(folder: Path) -> list[int]:
+    model = weights.load(folder, ignore_fields=["wings"])
+    return model.generate(torch.tensor([[5, 6, 7]]), 2)[0].tolist()

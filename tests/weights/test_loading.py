@@ -1,0 +1,189 @@
+"""Every layout that released checkpoints come in fills the same parameters; what is left alone is named."""
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import weights
+import zoo
+from tests.weights.checkpoints import Config, Tensors, read, write
+from weights.files import Folder
+from weights.loading import fill, load_into
+from zoo.architectures import families
+from zoo.blocks import MoE
+from zoo.errors import MalformedError, NotAvailable, UsageError
+
+Saved = Callable[[str], Path]
+DENSE, MIXED, LATENT, SANDWICH = "qwen3-0.6b", "qwen3-30b-a3b", "deepseek-v3-671b", "gemma3-4b"
+WRAPPED = (SANDWICH, "mistral-small-3.1-24b")
+
+
+def fused(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+    """The experts of a layer in one tensor each for gate with up, and for down."""
+    rest = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for layer in sorted({name.split("experts.")[0] for name in tensors if ".experts." in name}):
+        count = sum(
+            name.startswith(layer) and name.endswith("down_proj.weight") for name in tensors if ".experts." in name
+        )
+        gate, up, down = (
+            torch.stack([tensors[f"{layer}experts.{e}.{part}_proj.weight"] for e in range(count)])
+            for part in ("gate", "up", "down")
+        )
+        rest |= {f"{layer}experts.gate_up_proj": torch.cat([gate, up], dim=1), f"{layer}experts.down_proj": down}
+    return config, rest
+
+
+def wrapped(config: Config, tensors: Tensors, newer: bool = False) -> tuple[Config, Tensors]:
+    """The text part of a multimodal checkpoint, beside a vision tower and its projector."""
+    kind = {"gemma3_text": "gemma3", "mistral": "mistral3"}[config["model_type"]]
+    outer = {"model_type": kind, "text_config": config, "vision_config": {}, "dtype": "float32"}
+    named = {}
+    for name, tensor in tensors.items():
+        text = name if newer and name.startswith("lm_head") else f"language_model.{name}"
+        named[text.replace("language_model.model.", "model.language_model.") if newer else text] = tensor
+    before = "model." if newer else ""
+    named[f"{before}vision_tower.patch_conv.weight"] = torch.randn(4, 3)
+    named[f"{before}multi_modal_projector.linear_1.weight"] = torch.randn(4, 3)
+    return outer, named
+
+
+def wrapped_newer(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+    """The same in the spelling of transformers 5's module tree."""
+    return wrapped(config, tensors, newer=True)
+
+
+def head_stored_twice(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+    """A tied head that is in the file all the same, as Qwen3-0.6B has it. NaN is not equal to itself, its bits are."""
+    tensors["model.embed_tokens.weight"][7, 7] = torch.nan
+    return config, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+
+
+def with_prediction_layer(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+    """DeepSeek-V3's last layer, which predicts the token after the next."""
+    extra = {f"model.layers.{config['num_hidden_layers']}.{name}": torch.randn(3) for name in ("enorm.weight", "x")}
+    return config, tensors | extra
+
+
+FORMS = [
+    (DENSE, head_stored_twice, ["1 tensor, the embedding, stored again as the head"]),
+    (MIXED, fused, []),
+    (LATENT, fused, []),
+    (LATENT, with_prediction_layer, ["2 tensors, the multi-token prediction layer"]),
+    *(
+        (name, form, ["1 tensor, the vision tower", "1 tensor, the vision projector"])
+        for name in WRAPPED
+        for form in (wrapped, wrapped_newer)
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "form", "left"), FORMS, ids=lambda value: getattr(value, "__name__", None))
+def test_forms_fill_the_same_parameters(
+    name: str, form: Callable, left: list[str], saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What transformers writes (and the parity tests compare) and the released form of the same tensors."""
+    config, tensors = form(*read(saved(name)))
+    with caplog.at_level(logging.INFO, "weights"):
+        loaded = weights.load(write(tmp_path / "form", config, tensors))
+    expected = weights.load(saved(name))
+    assert loaded.spec == expected.spec
+    for parameter, value in expected.state_dict().items():
+        same = value.clone()
+        if form is head_stored_twice and parameter == "embed.weight":
+            same[7, 7] = torch.nan
+        torch.testing.assert_close(loaded.state_dict()[parameter], same, rtol=0, atol=0, equal_nan=True)
+    assert sorted(re.findall(r"left alone: (.*)", caplog.text)) == sorted(left)
+
+
+@pytest.mark.parametrize("name", [min(module.SIZES) for module in families().values()])
+def test_shards_fill_the_same_parameters(name: str, saved: Saved, tmp_path: Path) -> None:
+    loaded = weights.load(write(tmp_path / "shards", *read(saved(name)), shards=3))
+    for parameter, value in weights.load(saved(name)).state_dict().items():
+        assert torch.equal(loaded.state_dict()[parameter], value), parameter
+
+
+def test_a_loaded_model_is_ready_to_use(saved: Saved) -> None:
+    model = weights.load(str(saved(DENSE)))
+    assert not model.training
+    assert not any(parameter.is_meta for parameter in model.parameters())
+    assert model.generate(torch.tensor([[1, 2, 3]]), 4).shape == (1, 4)
+
+
+@pytest.mark.parametrize("name", [DENSE, LATENT])
+def test_dtypes(name: str, saved: Saved, tmp_path: Path) -> None:
+    """ "auto" is the file's, whether config.json says it or not; a router's correction stays float32 in all."""
+    config, tensors = read(saved(name))
+    correction = "e_score_correction_bias"
+    halved = {key: value if correction in key else value.bfloat16() for key, value in tensors.items()}
+    for field in ("dtype", "torch_dtype", "initializer_range"):
+        said = {key: value for key, value in config.items() if key != "dtype"} | (
+            {field: "bfloat16"} if "dtype" in field else {}
+        )
+        folder = write(tmp_path / field, said, halved)
+        assert _dtypes(weights.load(folder)) == {"correction": torch.float32, "": torch.bfloat16}
+    for word, dtype in (("float32", torch.float32), ("float16", torch.float16), (torch.bfloat16, torch.bfloat16)):
+        assert _dtypes(weights.load(folder, dtype=word)) == {"correction": torch.float32, "": dtype}
+    exact = weights.load(saved(name), dtype="bfloat16").state_dict()
+    assert all(torch.equal(value, exact[key]) for key, value in weights.load(folder).state_dict().items())
+    with pytest.raises(UsageError, match=r"unknown dtype 'int8'; known: auto, bfloat16"):
+        weights.load(folder, dtype="int8")
+
+
+def _dtypes(model: torch.nn.Module) -> dict[str, torch.dtype]:
+    found = {"correction": torch.float32}
+    for name, parameter in model.named_parameters():
+        kind = "correction" if name.endswith("correction") else ""
+        assert found.setdefault(kind, parameter.dtype) == parameter.dtype, name
+    return found
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_parameters_share_the_pages_of_the_file(name: str, saved: Saved) -> None:
+    """On the CPU in the file's dtype nothing is copied but experts that are stacked and rows that change places."""
+    folder = Folder(saved(name))
+    model = fill(folder.spec(), folder, "cpu", "auto")
+    mapped = {folder.get(stored.name).data_ptr() for stored in folder.entries()}
+    copied = {key for key, parameter in model.named_parameters() if parameter.data_ptr() not in mapped}
+    experts = {"gate", "up", "down", "gate_bias", "up_bias"}
+    stacked = {key for key in copied if ".experts." in key and key.rpartition(".")[2] in experts}
+    moved = {key for key in copied if key.endswith(("q.up.weight", "kv_down.weight"))}
+    assert copied == stacked | moved
+    assert bool(stacked) == any(isinstance(layer.ffn.block, MoE) for layer in model.spec.layers)
+    assert bool(moved) == any(isinstance(layer.mixer, zoo.MLA) for layer in model.spec.layers)
+
+
+def test_changing_a_model_leaves_the_file_as_it_is(saved: Saved) -> None:
+    before = (saved(DENSE) / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        weights.load(saved(DENSE)).embed.weight.zero_()
+    assert (saved(DENSE) / "model.safetensors").read_bytes() == before
+
+
+def test_a_given_spec_is_filled(saved: Saved) -> None:
+    spec = zoo.swap(zoo.spec(DENSE, tiny=True), zoo.RoPE, zoo.NoPE())
+    assert load_into(spec, saved(DENSE)).spec == spec
+    with pytest.raises(UsageError, match=r"no released checkpoint has a place for layers\.{0-1}\.attn\.norm\.weight"):
+        load_into(zoo.swap(spec, zoo.Branch, lambda branch: zoo.post(branch.pre, branch.block)), saved(DENSE))
+
+
+def test_nothing_is_read_before_all_of_it_fits(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(saved(DENSE))
+    monkeypatch.setattr(folder, "get", lambda name: pytest.fail(f"read {name}"))
+    spec = zoo.swap(folder.spec(), zoo.GLU, lambda glu: zoo.GLU(glu.hidden + 1))
+    with pytest.raises(MalformedError, match="wrong shape"):
+        fill(spec, folder, "cpu", "auto")
+
+
+def test_sources_that_are_none(saved: Saved, tmp_path: Path) -> None:
+    with pytest.raises(NotAvailable, match=r"no folder and no \.gguf file 'google/gemma-3-270m'.*hf download"):
+        weights.load("google/gemma-3-270m")
+    with pytest.raises(NotAvailable, match=r"there is no config\.json"):
+        weights.load(tmp_path)
+    with pytest.raises(UsageError, match="neither a folder"):
+        weights.load(saved(DENSE) / "model.safetensors")
+    with pytest.raises(UsageError, match="has no revisions"):
+        weights.load(saved(DENSE), revision="main")
