@@ -45,7 +45,12 @@ def main(
 ) -> None:
     """Show what a model is made of and what it costs; with --tiny, run it too.
 
-    Without --tiny it is built on the meta device, which allocates nothing.
+    Without --tiny it is built on the meta device, which allocates nothing. A NAME is one of --list.
+
+    \b
+    python -m zoo.build gemma3 --tiny
+    python -m zoo.build deepseek-v3-671b
+    python -m zoo.build qwen3 --swap 'GQA(window=512)' --swap norm=olmo
     """
     if list_:
         emit(document({"blocks": listing.rows(), "sizes": listing.sizes()}) if json else listing.text())
