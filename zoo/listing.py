@@ -15,7 +15,7 @@ from zoo.blocks.layer import PLACEMENTS, Placement
 from zoo.registry import Spec
 from zoo.remake import POINTS, features, points
 
-WIDTH, LABEL = 80, 30
+WIDTH = 80
 SLOTS = {
     "attn": "attention",
     "rope": "position",
@@ -53,18 +53,20 @@ def sizes() -> dict[str, list[str]]:
 
 def text() -> str:
     """The table in 80 columns, each architecture's name above its own column, then the names of all sizes."""
-    known = list(families())
-    lines = [f"{'':{LABEL}}{'| ' * i}{name}" for i, name in enumerate(known)]
+    known, table = list(families()), rows()
+    cells = [f"  {'+ ' * row['option']}{row['block']}" for row in table]
+    label = max(map(len, cells)) + 2
+    lines = [f"{'':{label}}{'| ' * i}{name}" for i, name in enumerate(known)]
     slot = None
-    for row in rows():
+    for row, cell in zip(table, cells, strict=True):
         if row["slot"] != slot:
             slot = row["slot"]
-            lines.append(f"{SLOTS.get(slot, slot):{LABEL}}{'| ' * len(known)}".rstrip())
-        marks = " ".join("x" if name in row["architectures"] else "." for name in known)
-        lines.append(f"  {'+ ' * row['option']}{row['block']}".ljust(LABEL) + marks)
+            lines.append(f"{SLOTS.get(slot, slot):{label}}{'| ' * len(known)}".rstrip())
+        lines.append(f"{cell:{label}}" + " ".join("x" if name in row["architectures"] else "." for name in known))
     lines += ["", "sizes (an architecture's name alone is its smallest)"]
+    indent = max(map(len, known)) + 4
     for family, names in sizes().items():
-        lines += wrap(f"  {family:{LABEL // 2 - 2}}" + " ".join(names), WIDTH, subsequent_indent=" " * (LABEL // 2))
+        lines += wrap(f"  {family:{indent - 2}}{' '.join(names)}", WIDTH, subsequent_indent=" " * indent)
     return "\n".join(lines)
 
 
