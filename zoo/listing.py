@@ -66,7 +66,9 @@ def text() -> str:
     lines += ["", "sizes (an architecture's name alone is its smallest)"]
     indent = max(map(len, known)) + 4
     for family, names in sizes().items():
-        lines += wrap(f"  {family:{indent - 2}}{' '.join(names)}", WIDTH, subsequent_indent=" " * indent)
+        lines += wrap(
+            f"  {family:{indent - 2}}{' '.join(names)}", WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False
+        )
     return "\n".join(lines)
 
 
