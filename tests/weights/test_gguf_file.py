@@ -85,6 +85,7 @@ def test_the_preset_of_equal_dimensions(
         ),
         ({"rope.freq_base": 1e4}, ["gemma3-270m is nearest", "rope.freq_base 10000.0 instead of 1000000.0"]),
         ({"rope.freq_base_swa": 1e5}, ["rope.freq_base_swa 100000.0 instead of 10000.0"]),
+        ({"attention.layer_norm_rms_epsilon": 1.01e-6}, ["attention.layer_norm_rms_epsilon 1.0"]),
         ({"attention.sliding_window": 1024}, ["attention.sliding_window 1024 instead of 512"]),
         ({"rope.scaling.factor": 8.0}, ["not understood: gemma3.rope.scaling.factor=8.0", "--ignore-field"]),
         ({"final_logit_softcapping": 30.0}, ["not understood: gemma3.final_logit_softcapping=30.0"]),
@@ -139,6 +140,17 @@ def test_a_damaged_header(at: int, value: bytes, tmp_path: Path) -> None:
     data[at : at + len(value)] = value
     path.write_bytes(data)
     with pytest.raises(MalformedError, match=r"no readable \.gguf file"):
+        weights.load(path)
+
+
+def test_a_list_of_absurd_length(tmp_path: Path) -> None:
+    """It is not counted to its end."""
+    path = write(tmp_path / "x.gguf", GEMMA_270M)
+    data = path.read_bytes()
+    at = data.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 8
+    assert data[at : at + 8] == struct.pack("<Q", 5000)
+    path.write_bytes(data[:at] + struct.pack("<Q", 2**60) + data[at + 8 :])
+    with pytest.raises(MalformedError, match="cut short"):
         weights.load(path)
 
 
