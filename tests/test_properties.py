@@ -1,0 +1,189 @@
+"""Random compositions of every block in the registry keep what is promised of the released ones.
+
+Specs are drawn from their annotations, so a new block is composed with the others without an edit here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import zoo
+from tests.models import chunks, randomised, tokens_of
+from zoo.blocks.layer import PLACEMENTS
+from zoo.cost import visible_pairs
+from zoo.errors import SpecError
+from zoo.registry import Mixer
+from zoo.tiny import tiny
+
+# Of a spec that fails a test hypothesis shows its fields, and not its class's.
+zoo.Spec._repr_pretty_ = lambda spec, printer, cycle: printer.text(repr(spec))
+
+# By field name where not every value makes sense. Other numbers are 0.3 to 1.5, other integers 2 to 6: a product over
+# one number alone is a multiplication to torch, which its counter does not see.
+VALUES: dict[str, list[Any]] = {
+    "heads": [1, 2, 3, 4],
+    "kv_heads": [1, 2, 3],
+    "head_dim": [2, 4, 6],
+    "rope_dim": [2, 4],
+    "window": [1, 2, 3, 5, 8],
+    "experts": [4, 6, 8],
+    "k": [1, 2, 3],
+    "groups": [1, 2],
+    "keep": [1, 2],
+    "original": [4, 8],
+    "eps": [1e-6, 1e-2],
+    "theta": [10.0, 1e4],
+    "factor": [1.5, 8.0],
+    "high": [2.0, 4.0],
+    "fast": [2.0, 32.0],
+}
+
+
+def of(hint: Any, name: str) -> st.SearchStrategy[Any]:
+    """Values for a field of this name and annotation."""
+    if get_origin(hint) is UnionType:
+        return st.one_of(*(of(option, name) for option in get_args(hint)))
+    if hint is type(None):
+        return st.none()
+    if get_origin(hint) is Literal:
+        return st.sampled_from(get_args(hint))
+    if hint is bool:
+        return st.booleans()
+    if name in VALUES:
+        return st.sampled_from(VALUES[name])
+    if hint in (int, float):
+        return st.integers(2, 6) if hint is int else st.floats(0.3, 1.5)
+    return specs(hint)
+
+
+@cache
+def values_of(kind: type[zoo.Spec]) -> dict[str, st.SearchStrategy[Any]]:
+    """Values for each field of a kind."""
+    hints = get_type_hints(kind)
+    return {field.name: of(hints[field.name], field.name) for field in fields(kind)}
+
+
+@st.composite
+def specs(draw: st.DrawFn, base: type[zoo.Spec], slot: str | None = None) -> Any:
+    """A spec of any kind that is a `base`, its fields drawn until they make one."""
+    kinds = [k for k in zoo.Spec.kinds.values() if issubclass(k, base) and slot in (None, k.slot)]
+    kind = draw(st.sampled_from(kinds))
+    for _ in range(20):
+        try:
+            return kind(**{name: draw(values) for name, values in values_of(kind).items()})
+        except SpecError:
+            continue
+    return assume(False)
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> zoo.Layer:
+    placements = st.sampled_from([*PLACEMENTS.values(), lambda norm, block: zoo.Branch(block)])
+    attn, ffn = draw(specs(Mixer)), draw(specs(zoo.Spec, slot="ffn"))
+    return zoo.Layer(*(draw(placements)(draw(specs(zoo.RMSNorm)), block) for block in (attn, ffn)))
+
+
+@st.composite
+def decoders(draw: st.DrawFn) -> zoo.Decoder:
+    """A plan of up to five layers of up to three kinds."""
+    kinds = draw(st.lists(layers(), min_size=1, max_size=3))
+    return zoo.Decoder(
+        vocab=draw(st.integers(2, 30)),
+        dim=draw(st.integers(2, 20)),
+        layers=tuple(draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=5))),
+        norm=draw(specs(zoo.RMSNorm)),
+        tied=draw(st.booleans()),
+        embed_scale=draw(st.sampled_from([1.0, 3.5])),
+    )
+
+
+thoroughly = settings(max_examples=4 * settings().max_examples)
+SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=5)
+
+
+def test_every_block_is_composed() -> None:
+    """Each kind in the registry is one that the strategies can reach."""
+    reached: set[str] = set()
+
+    @settings(max_examples=80, database=None)
+    @given(decoders())
+    def reach(spec: zoo.Decoder) -> None:
+        reached.update(type(part).__name__ for part in spec.walk())
+
+    reach()
+    assert reached == zoo.Spec.kinds.keys()
+
+
+@thoroughly
+@given(decoders())
+def test_formulas_are_the_built_modules(spec: zoo.Decoder) -> None:
+    for made in (spec, tiny(spec)):
+        model = zoo.build(made, device="meta")
+        assert made.params() == sum(weight.numel() for weight in model.parameters())
+        assert 0 < made.active_params() <= made.params()
+    assert spec.map(lambda part: part) is spec
+    assert all(part.words().isprintable() for part in spec.walk())
+
+
+@thoroughly
+@given(decoders(), st.integers(1, 3), st.integers(1, 12), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_bytes_allocated_are_the_formula(spec: zoo.Decoder, batch: int, context: int, dtype: torch.dtype) -> None:
+    cache = zoo.build(spec, device="meta", dtype=dtype).new_cache(batch, context)
+    assert cache.nbytes == spec.kv_bytes(context, batch, dtype)
+    fixed, slope = spec.kv_growth(dtype)
+    assert spec.kv_bytes(8 + context, dtype=dtype) == fixed + slope * (8 + context)
+
+
+@thoroughly
+@given(decoders(), SIZES, st.integers(0, 2**31))
+@torch.no_grad()
+def test_cached_equals_uncached(spec: zoo.Decoder, sizes: list[int], seed: int) -> None:
+    """In float64, where a router's choice does not hang on the order of a sum."""
+    model, tokens = randomised(spec, seed, torch.float64), tokens_of(spec, 2, 24, seed)
+    expected, cache = model(tokens), model.new_cache(2, 24)
+    logits = torch.cat([model(part, cache) for part in chunks(tokens, sizes)], dim=1)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert cache.length == 24
+
+
+@thoroughly
+@given(decoders(), st.integers(0, 12), st.integers(1, 12))
+@torch.no_grad()
+def test_flops_are_those_that_torch_counts(spec: zoo.Decoder, past: int, new: int) -> None:
+    """A first pass, a chunk after a past, a lone token; in dense kernels, which compute masked pairs too."""
+    model, tokens = randomised(spec), tokens_of(spec, 1, past + new)
+    cache = model.new_cache(1, past + new)
+    with sdpa_kernel(SDPBackend.MATH):
+        if past:
+            model(tokens[:, :past], cache)
+        with FlopCounterMode(display=False) as counted:
+            model(tokens[:, past:], cache)
+        assert counted.get_total_flops() == spec.flops(past, new, causal=False)
+        with FlopCounterMode(display=False) as counted:
+            model(tokens, logits_to_keep=1)
+        assert counted.get_total_flops() == spec.flops(0, past + new, logits=1, causal=False)
+
+
+@thoroughly
+@given(decoders(), st.integers(0, 40), st.integers(1, 40))
+def test_causal_flops_leave_out_the_pairs_that_nobody_sees(spec: zoo.Decoder, past: int, new: int) -> None:
+    """Of scores and weighted values, 2 FLOPs a multiply-add each, pair by pair."""
+    assert spec.flops(past, 1) == spec.flops(past, 1, causal=False)
+    assert spec.flops(past, new) <= spec.flops(past, new, causal=False)
+    for layer in spec.layers:
+        mixer, dim = layer.mixer, spec.dim
+        if isinstance(mixer, zoo.GQA):  # one form: a pass costs what its tokens cost one after another
+            assert mixer.flops(dim, past, new) == sum(mixer.flops(dim, i, 1) for i in range(past, past + new))
+            pair = 4 * mixer.heads * mixer.head_dim
+            assert (mixer.flops(dim, past, new) - new * mixer.flops(dim, 0, 1)) == pair * (
+                visible_pairs(past, new, mixer.window) - new
+            )
