@@ -63,6 +63,5 @@ def plan(
 def visible(queries: Tensor, keys: Tensor, window: int | None = None) -> Tensor:
     """(t,) and (s,) positions -> (t, s), True where the query sees the key: not after it, and in a window of `window`
     tokens that includes the query itself. A key at position -1 is an empty place that nobody sees."""
-    distance = queries[:, None] - keys[None, :]
-    seen = (distance >= 0) & (keys >= 0)
-    return seen if window is None else seen & (distance < window)
+    seen = (keys <= queries[:, None]) & (keys >= 0)
+    return seen if window is None else seen & (keys > queries[:, None] - window)

@@ -63,9 +63,6 @@ def test_attention_is_a_softmax_over_the_keys_seen(heads: int, kv_heads: int, ca
     expected = naive(q, k, v, mask, 0.3, sinks)
     assert out.shape == expected.shape
     assert (out - expected).abs().max() < 2e-6
-    double = attend(q.double(), k.double(), v.double(), mask, 0.3, None if sinks is None else sinks.double())
-    if sinks is None:
-        assert (double - expected).abs().max() < 1e-14
 
 
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
@@ -111,10 +108,12 @@ def test_large_scores_do_not_overflow() -> None:
         assert (out - naive(q * 100, k * 100, v, None, 1.0, sinks)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
-def test_gradients_reach_queries_keys_values_and_sinks(with_sinks: bool) -> None:
-    q, k, v = (x.double().requires_grad_() for x in inputs(4, 2, 3, 5))
-    mask = visible(torch.arange(2, 5), torch.arange(5))
-    sinks = torch.randn(4, dtype=torch.float64, requires_grad=True) if with_sinks else None
-    attend(q, k, v, mask, 0.3, sinks).square().sum().backward()
-    assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in (q, k, v, *([sinks] if with_sinks else [])))
+@pytest.mark.parametrize("sink", [None, -1e4, 0.5, 1e4])
+def test_gradients_reach_queries_keys_values_and_sinks(sink: float | None) -> None:
+    """All of them, and finite ones, also where the sink takes everything or nothing."""
+    q, k, v = (x.requires_grad_() for x in inputs(4, 2, 3, 5))
+    sinks = None if sink is None else torch.full((4,), sink, requires_grad=True)
+    attend(q, k, v, visible(torch.arange(2, 5), torch.arange(5)), 0.3, sinks).square().sum().backward()
+    for x in (q, k, v, *(() if sinks is None else (sinks,))):
+        assert x.grad.isfinite().all()
+        assert (x.grad.abs().sum() > 0) == (sink is None or abs(sink) < 1e4 or (sink < 0 and x is not sinks))

@@ -92,11 +92,3 @@ def test_the_meta_device_allocates_nothing() -> None:
     model = zoo.build("deepseek-v3-671b", device="meta")
     assert all(weight.device.type == "meta" for weight in model.parameters())
     assert model.new_cache(1, 10).slots[0].streams[0].device.type == "meta"
-
-
-def test_a_forward_on_meta_gives_shapes() -> None:
-    dense = [name for name in families() if not any(isinstance(part, zoo.MoE) for part in zoo.spec(name).walk())]
-    assert dense, "which experts a token hits is data"
-    for family in dense:
-        model = zoo.build(family, device="meta")
-        assert model(torch.zeros(1, 3, dtype=torch.long, device="meta")).shape == (1, 3, model.spec.vocab)
