@@ -29,14 +29,14 @@ class Table:
 
     def text(self, format: Format) -> str:
         """Title, table and legend, as plain text at most 80 columns wide or as Markdown. Columns without a value in any
-        row are left out."""
+        row are left out, and a table without columns is its legend."""
         rows = [{**row, **self.derive(row)} for row in self.rows]
         held = [column for column in self.columns if any(row.get(column.key) not in (None, []) for row in rows)]
-        body = render(rows, held, format)
+        body = [render(rows, held, format)] if held else []
         if format is Format.md:
-            return "\n\n".join([f"### {self.title}", body, "\n".join(f"- {line}" for line in self.legend)])
+            return "\n\n".join([f"### {self.title}", *body, "\n".join(f"- {line}" for line in self.legend)])
         legend = [textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in self.legend]
-        return "\n".join([self.title, "", body, "", *legend])
+        return "\n\n".join([self.title, *body, "\n".join(legend)])
 
 
 class Report:

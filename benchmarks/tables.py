@@ -13,6 +13,11 @@ from zoo.terminal import Column, count, machine
 Rows = Sequence[dict[str, Any]]
 
 
+def static(rows: Rows) -> tuple[Table, ...]:
+    """What follows from the specs alone."""
+    return parameters(rows), kv_cache(rows)
+
+
 def parameters(rows: Rows) -> Table:
     """Parameters and the arithmetic of one token."""
     columns = [

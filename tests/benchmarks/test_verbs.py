@@ -1,0 +1,128 @@
+"""What holds for every verb: its tables fit 80 columns, all its formats parse, and its JSON follows the schema."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from benchmarks.__main__ import app
+from benchmarks.verbs import verbs
+from zoo.terminal import exit_code
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
+Draft202012Validator.check_schema(SCHEMA)
+CALLS = {
+    "costs": ["costs", "--static"],
+    "params": ["params"],
+}
+
+
+@pytest.fixture(params=CALLS, ids=str)
+def call(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run one verb on all models, with more arguments -> what it prints."""
+
+    def run(*more: str) -> str:
+        assert exit_code(app, "python -m benchmarks", [*CALLS[request.param], *more]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        return out
+
+    return run
+
+
+def test_every_verb_is_tested_here_or_measures() -> None:
+    assert verbs().keys() - CALLS.keys() == set()
+
+
+def test_tables_fit_80_columns(call: Callable[..., str]) -> None:
+    out = call()
+    assert out.count("\n\n") > 1
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_markdown_tables_have_equal_rows(call: Callable[..., str]) -> None:
+    for block in call("--format", "md").split("\n\n"):
+        if block.startswith("|"):
+            assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def validate(document: Any) -> None:
+    errors = [
+        f"{list(error.path)}: {error.message[:200]}" for error in Draft202012Validator(SCHEMA).iter_errors(document)
+    ]
+    assert errors == []
+
+
+def test_json_follows_the_schema(call: Callable[..., str]) -> None:
+    document = json.loads(call("--json"))
+    validate(document)
+    assert document["rows"]
+
+
+def test_jsonl_is_the_same_document_line_by_line(call: Callable[..., str]) -> None:
+    head, *rows = map(json.loads, call("--format", "jsonl").splitlines())
+    assert rows == json.loads(call("--json"))["rows"]
+    validate({**head, "rows": rows})
+
+
+def test_csv_has_the_scalars_of_every_row(call: Callable[..., str]) -> None:
+    rows = list(csv.DictReader(io.StringIO(call("--format", "csv"))))
+    document = json.loads(call("--json"))["rows"]
+    assert len(rows) == len(document)
+    for written, row in zip(rows, document, strict=True):
+        expected = {key: value for key, value in row.items() if not isinstance(value, list)}
+        assert {key: value for key, value in written.items() if value} == {
+            key: str(value) for key, value in expected.items() if value is not None
+        }
+
+
+def test_out_writes_what_the_terminal_would_show(call: Callable[..., str], tmp_path: Path) -> None:
+    shown = call("--json", "qwen3-8b")
+    assert call("--json", "qwen3-8b", "--out", str(tmp_path / "out.json")) == ""
+    assert (tmp_path / "out.json").read_text(encoding="utf-8") == shown
+
+
+def test_a_measured_row_follows_the_schema_too() -> None:
+    from benchmarks import tiny_throughput
+    from zoo import spec
+
+    samples = {("qwen3", way): [0.5, 0.25] for way in ("prefill", "decode")}
+    (row,) = tiny_throughput.rows({"qwen3": spec("qwen3", tiny=True)}, samples)
+    validate_row = Draft202012Validator({**SCHEMA["$defs"]["row"], "$defs": SCHEMA["$defs"]})
+    assert list(validate_row.iter_errors(row)) == []
+    assert list(validate_row.iter_errors(row | {"surprise": 1}))
+
+
+def test_the_schema_has_teeth() -> None:
+    """A row that misses a key, has one too many or says a negative number is refused."""
+    validator = Draft202012Validator({**SCHEMA["$defs"]["row"], "$defs": SCHEMA["$defs"]})
+    for name, definition in SCHEMA["$defs"].items():
+        if "table" in definition.get("properties", {}):
+            assert set(definition["required"]) == set(definition["properties"]), name
+            assert definition["additionalProperties"] is False
+            assert not validator.is_valid({"table": name})
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (["parms"], 2, "did you mean params"),
+        (["--json", "params"], 2, "the verb comes first"),
+        (["params", "qwen4"], 2, "did you mean qwen3"),
+        (["params", "./nowhere"], 3, "neither a folder here"),
+    ],
+)
+def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, told: str, capsys: Any) -> None:
+    assert exit_code(app, "python -m benchmarks", args) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert told in err
+    assert len(err.splitlines()) == 1
