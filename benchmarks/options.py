@@ -5,11 +5,17 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
+import torch
 import typer
 
 from zoo.terminal import Format
 
-UNITS = {"": 1, "k": 2**10, "m": 2**20}
+TOKENS = {"": 1, "k": 2**10, "m": 2**20}
+BYTES = {"": 2**30, "gib": 2**30, "mib": 2**20, "tib": 2**40, "gb": 10**9, "mb": 10**6, "tb": 10**12}
+DTYPES = {
+    **{"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float8": torch.float8_e4m3fn},
+    **{"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn},
+}
 
 
 def tokens(text: str) -> int:
@@ -17,7 +23,25 @@ def tokens(text: str) -> int:
     match = re.fullmatch(r"(\d+)([km]?)", str(text).strip().lower().replace(",", "").replace("_", ""))
     if not match or not int(match[1]):
         raise typer.BadParameter(f"{text!r} is no number of tokens; write 4096 or 4k")
-    return int(match[1]) * UNITS[match[2]]
+    return int(match[1]) * TOKENS[match[2]]
+
+
+def memory(text: str | int) -> int:
+    """Bytes: 24GiB, 80GB; a bare number in words is GiB. An int, the default, is bytes already."""
+    if isinstance(text, int):
+        return text
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip().lower())
+    if not match or match[2] not in BYTES or not float(match[1]):
+        raise typer.BadParameter(f"{text!r} is no amount of memory; write 24GiB or 80GB")
+    return int(float(match[1]) * BYTES[match[2]])
+
+
+def dtype(text: str) -> torch.dtype:
+    """A dtype by its name or its usual abbreviation."""
+    word = str(text).lower().removeprefix("torch.")
+    if word not in DTYPES:
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(DTYPES)}")
+    return DTYPES[word]
 
 
 Names = Annotated[
@@ -29,3 +53,18 @@ IgnoreField = Annotated[
     typer.Option("--ignore-field", metavar="NAME", help="A field of a folder's config.json to vouch for. Repeatable."),
 ]
 AsFormat = Annotated[Format, typer.Option("--format", help="How to write the rows.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Sequences, each of the same context.")]
+CacheType = Annotated[
+    torch.dtype,
+    typer.Option("--cache-dtype", parser=dtype, metavar="DTYPE", help="Of the cache. [bfloat16]", show_default=False),
+]
+WeightType = Annotated[
+    torch.dtype,
+    typer.Option("--dtype", parser=dtype, metavar="DTYPE", help="Of the weights. [bfloat16]", show_default=False),
+]
+Memory = Annotated[
+    int,
+    typer.Option(
+        "--memory", parser=memory, metavar="SIZE", help="Of the card: 24GiB, 80GB. [80GiB]", show_default=False
+    ),
+]

@@ -21,6 +21,7 @@ SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encodin
 Draft202012Validator.check_schema(SCHEMA)
 CALLS = {
     "costs": ["costs", "--static"],
+    "kv": ["kv", "--context", "4k", "--context", "128k", "--batch", "4"],
     "params": ["params"],
 }
 
@@ -118,6 +119,10 @@ def test_the_schema_has_teeth() -> None:
         (["--json", "params"], 2, "the verb comes first"),
         (["params", "qwen4"], 2, "did you mean qwen3"),
         (["params", "./nowhere"], 3, "neither a folder here"),
+        (["kv", "--memory", "3 apples"], 2, "write 24GiB or 80GB"),
+        (["kv", "--context", "long"], 2, "write 4096 or 4k"),
+        (["kv", "--cache-dtype", "int3"], 2, "none of float32"),
+        (["kv", "--against", "gemma"], 2, "unknown model 'gemma'"),
     ],
 )
 def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, told: str, capsys: Any) -> None:
