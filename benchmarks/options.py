@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated
 
 import torch
 import typer
 
+from benchmarks.roofline import Device, device, devices
+from zoo.errors import UsageError
 from zoo.terminal import Format
 
 TOKENS = {"": 1, "k": 2**10, "m": 2**20}
@@ -68,3 +71,20 @@ Memory = Annotated[
         "--memory", parser=memory, metavar="SIZE", help="Of the card: 24GiB, 80GB. [80GiB]", show_default=False
     ),
 ]
+Contexts = Annotated[
+    list[int] | None, typer.Option("--context", parser=tokens, metavar="TOKENS", help="As 4096 or 32k. Repeatable.")
+]
+DeviceSpec = Annotated[str, typer.Option("--device-spec", metavar="NAME", help=f"One of {', '.join(devices())}.")]
+Bandwidth = Annotated[
+    float | None, typer.Option("--bandwidth", metavar="GB/S", help="Of another device; with --flops.")
+]
+Flops = Annotated[float | None, typer.Option("--flops", metavar="TFLOPS", help="Of another device; with --bandwidth.")]
+
+
+def the_device(name: str, bandwidth: float | None, flops: float | None) -> Device:
+    """The device of that name, or one of these GB/s and TFLOPS. Raises UsageError unless both are given or neither."""
+    if bandwidth is None and flops is None:
+        return device(name)
+    if bandwidth is None or flops is None or not (0 < bandwidth < math.inf and 0 < flops < math.inf):
+        raise UsageError("--bandwidth (GB/s) and --flops (TFLOPS) go together, and both are above 0")
+    return Device(f"{flops:g} TFLOPS and {bandwidth:g} GB/s", flops * 1e12, bandwidth * 1e9)

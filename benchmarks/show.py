@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,13 @@ from typing import Any
 def unit(of: float, digits: int) -> Callable[[Any], str]:
     """Shows a number in units of `of`."""
     return lambda value: f"{value / of:,.{digits}f}"
+
+
+def three(value: float) -> str:
+    """Three significant digits, without an exponent: 0.0123, 1.23, 123, 12,345."""
+    rounded = float(f"{value:.3g}")
+    digits = 2 - math.floor(math.log10(abs(rounded))) if rounded else 2
+    return f"{value:,.{max(digits, 0)}f}"
 
 
 def positions(value: int) -> str:

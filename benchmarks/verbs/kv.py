@@ -12,17 +12,13 @@ import typer
 from benchmarks import kv
 from benchmarks.kv import Setting
 from benchmarks.models import chosen, one
-from benchmarks.options import AsFormat, Batch, CacheType, IgnoreField, Memory, Names, WeightType, tokens
+from benchmarks.options import AsFormat, Batch, CacheType, Contexts, IgnoreField, Memory, Names, WeightType
 from benchmarks.report import Report, Table
 from benchmarks.show import positions, unit
 from zoo.terminal import Column, Debug, Format, Json, Out, size
 
 Row = dict[str, Any]
 Rows = Sequence[Row]
-Contexts = Annotated[
-    list[int] | None,
-    typer.Option("--context", parser=tokens, metavar="TOKENS", help="As 4096 or 32k. Repeatable. [32k]"),
-]
 Against = Annotated[str, typer.Option("--against", metavar="NAME", help="The model whose cache all are held against.")]
 DEFAULT_CONTEXT = 32 * 1024
 

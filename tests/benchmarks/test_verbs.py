@@ -21,6 +21,7 @@ SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encodin
 Draft202012Validator.check_schema(SCHEMA)
 CALLS = {
     "costs": ["costs", "--static"],
+    "flops": ["flops", "--context", "1k", "--context", "32k", "--batch", "16"],
     "kv": ["kv", "--context", "4k", "--context", "128k", "--batch", "4"],
     "params": ["params"],
 }
@@ -119,6 +120,9 @@ def test_the_schema_has_teeth() -> None:
         (["--json", "params"], 2, "the verb comes first"),
         (["params", "qwen4"], 2, "did you mean qwen3"),
         (["params", "./nowhere"], 3, "neither a folder here"),
+        (["flops", "--device-spec", "h10"], 2, "did you mean h100"),
+        (["flops", "--bandwidth", "900"], 2, "go together"),
+        (["flops", "--bandwidth", "900", "--flops", "-1"], 2, "above 0"),
         (["kv", "--memory", "3 apples"], 2, "write 24GiB or 80GB"),
         (["kv", "--context", "long"], 2, "write 4096 or 4k"),
         (["kv", "--cache-dtype", "int3"], 2, "none of float32"),
