@@ -49,7 +49,8 @@ def row(model: Model) -> dict[str, Any]:
 
 def about(model: Model) -> dict[str, Any]:
     """What every row says of its model first."""
-    return {"model": model.name, "hub": model.size.hub if model.size else None}
+    hub = model.size.hub if model.size else None
+    return {"model": model.name, "hub": hub, "swap": model.swap, "dropped": model.dropped}
 
 
 def longest_context(limit: int | None) -> int:

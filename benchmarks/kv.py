@@ -91,11 +91,11 @@ def crossing_rows(models: Iterable[Model], against: Model, dtype: torch.dtype) -
 
 
 def _crossing(model: Model, against: Model, changes: Sequence[growth.Change]) -> Row:
-    less = {-1: model.name, 0: None, 1: against.name}
+    less = {-1: model.label, 0: None, 1: against.label}
     return {
         "table": "crossing",
         **about(model),
-        "against": against.name,
+        "against": against.label,
         "from_context": changes[-1].start,
         "less": less[changes[-1].sign],
         "changes": [{"from_context": change.start, "less": less[change.sign]} for change in changes],

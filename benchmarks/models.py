@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,30 +12,59 @@ from zoo.catalog import from_hf, resolve, sizes
 from zoo.config import Size
 from zoo.decoder import Decoder
 from zoo.errors import MalformedError, NotAvailable, UsageError
+from zoo.grammar import apply_swap
 
 CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A row of a table: a spec under a name, and the published size that it is, None for one from a folder."""
+    """A row of a table: a spec under a name, and the published size that it is, None if it is none.
+
+    `swap`: the swaps that made it of the model of that name, and `dropped` the features that they lost, in words.
+    """
 
     name: str
     spec: Decoder
     size: Size | None = None
+    swap: str | None = None
+    dropped: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name, starred where a swap has changed it."""
+        return self.name + ("*" if self.swap else "")
 
 
-def chosen(words: Iterable[str], ignore_fields: Iterable[str] = ()) -> list[Model]:
+def chosen(words: Sequence[str], swaps: Sequence[str] = (), ignore_fields: Iterable[str] = ()) -> list[Model]:
     """The models in the order asked for, each once: of a family all sizes; of a preset, hub id or folder the one; of no
-    words every published size. Raises UsageError for a word that is none of these."""
+    words every published size. With `swaps`, each is followed by its swapped form. Raises UsageError for a word that
+    means nothing, and for swaps without words."""
     models = (model for word in words or families() for model in _models(word, ignore_fields))
-    return list({model.name: model for model in models}.values())
+    return _beside(models, words, swaps)
 
 
-def representatives(words: Iterable[str], ignore_fields: Iterable[str] = ()) -> list[Model]:
+def representatives(words: Sequence[str], swaps: Sequence[str] = (), ignore_fields: Iterable[str] = ()) -> list[Model]:
     """One model a word, under the word's canonical name: of a family its smallest. Of no words, every family's."""
     models = (_smallest(word) or one(word, ignore_fields) for word in words or families())
-    return list({model.name: model for model in models}.values())
+    return _beside(models, words, swaps)
+
+
+def swapped(model: Model, swaps: Sequence[str]) -> Model:
+    """The model with swaps (zoo.grammar) applied in turn, under its own name."""
+    spec, dropped = model.spec, dict[str, None]()
+    for swap in swaps:
+        spec, lost = apply_swap(spec, swap)
+        dropped.update(dict.fromkeys(lost))
+    return Model(model.name, spec, swap="; ".join(swaps), dropped=", ".join(dropped) or None)
+
+
+def _beside(models: Iterable[Model], words: Sequence[str], swaps: Sequence[str]) -> list[Model]:
+    """Each model once, followed by its swapped form where there are swaps."""
+    if swaps and not words:
+        raise UsageError("--swap changes the models that are named: name one, as in qwen3-8b --swap 'GQA(window=4096)'")
+    once = {model.name: model for model in models}.values()
+    return [each for model in once for each in ((model, swapped(model, swaps)) if swaps else (model,))]
 
 
 def one(word: str, ignore_fields: Iterable[str] = ()) -> Model:

@@ -55,6 +55,14 @@ IgnoreField = Annotated[
     list[str] | None,
     typer.Option("--ignore-field", metavar="NAME", help="A field of a folder's config.json to vouch for. Repeatable."),
 ]
+Swap = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--swap",
+        metavar="CHANGE",
+        help="Add each model with a block changed: 'GQA(window=512)', norm=olmo. Repeat.",
+    ),
+]
 AsFormat = Annotated[Format, typer.Option("--format", help="How to write the rows.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Sequences, each of the same context.")]
 CacheType = Annotated[

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from benchmarks import hub
 from benchmarks.costs import about
 from benchmarks.models import Model
+from zoo.plan import labels
 
 PARTS = ("embedding", "head", "attn", "ffn", "routed", "shared", "router", "norm")
 
@@ -40,3 +42,24 @@ def row(model: Model) -> dict[str, Any]:
         "name_params": claimed,
         "name_active_params": claimed_active,
     }
+
+
+def layer_rows(models: Iterable[Model]) -> list[dict[str, Any]]:
+    """One row for each distinct kind of layer of each model: how many there are, and what one of them holds."""
+    return [row for model in models for row in _layers(model)]
+
+
+def _layers(model: Model) -> Iterator[dict[str, Any]]:
+    spec = model.spec
+    for (layer, number), label in zip(Counter(spec.layers).items(), labels(spec), strict=True):
+        parts = layer.param_parts(spec.dim)
+        yield {
+            "table": "layers",
+            **about(model),
+            "kind": label,
+            "layers": number,
+            "params": layer.params(spec.dim),
+            "active_params": layer.active_params(spec.dim),
+            **{f"{part}_params": parts.get(part, 0) for part in PARTS if part not in ("embedding", "head")},
+            "other_params": sum(number for part, number in parts.items() if part not in PARTS),
+        }

@@ -20,10 +20,11 @@ from benchmarks.options import (
     Flops,
     IgnoreField,
     Names,
+    Swap,
     WeightType,
     the_device,
 )
-from benchmarks.report import Report, Table
+from benchmarks.report import Report, Table, named
 from benchmarks.roofline import Device
 from benchmarks.show import positions, three
 from zoo.terminal import Column, Debug, Format, Json, Out, count
@@ -42,6 +43,7 @@ def command(
     flops_: Flops = None,
     dtype: WeightType = torch.bfloat16,
     cache_dtype: CacheType = torch.bfloat16,
+    swap: Swap = None,
     ignore_field: IgnoreField = None,
     format: AsFormat = Format.table,
     json: Json = False,
@@ -52,7 +54,7 @@ def command(
 
     A ceiling is the roofline of a device, by --device-spec or by --bandwidth and --flops.
     """
-    models, device = chosen(names or [], ignore_field or []), the_device(device_spec, bandwidth, flops_)
+    models, device = chosen(names or [], swap or [], ignore_field or []), the_device(device_spec, bandwidth, flops_)
     setting = Setting(batch, cache_dtype, dtype)
     report = Report(Format.json if json else format, out)
     for tokens in context or [DEFAULT_CONTEXT]:
@@ -126,7 +128,7 @@ def _masking(title: str, rows: Rows, unit: float) -> Table:
 
 
 def _ceilings(decode: Rows, prefill: Rows, device: Device) -> Table:
-    first, beside = decode[0], {row["model"]: row for row in prefill}
+    first, beside = decode[0], {(row["model"], row["swap"]): row for row in prefill}
     columns = [
         Column("model", "model"),
         Column("tokens_per_s", "decode/s", count),
@@ -144,13 +146,17 @@ def _ceilings(decode: Rows, prefill: Rows, device: Device) -> Table:
         f"expected to hit, and the cache ({first['cache_dtype']}).",
         "FLOP/B: FLOPs a byte. bound: by memory or by compute, which begins at "
         f"{three(device.flops / device.bandwidth)} FLOP/B here.",
-        *_too_large(decode, prefill),
+        *_too_large(decode),
     ]
     keys = {"prefill": "tokens_per_s", "prefill_bound": "bound", "prefill_intensity": "flops_per_byte"}
+
+    def both(row: Row) -> Row:
+        return {shown: beside[row["model"], row["swap"]][key] for shown, key in keys.items()}
+
     title = f"Ceilings at {positions(first['context'])}, batch {first['batch']}"
-    return Table(title, columns, legend, decode, lambda row: {k: beside[row["model"]][v] for k, v in keys.items()})
+    return Table(title, columns, legend, decode, both)
 
 
-def _too_large(decode: Rows, prefill: Rows) -> list[str]:
-    large = [row["model"] for row in decode if row["fits"] is False]
+def _too_large(decode: Rows) -> list[str]:
+    large = [named(row) for row in decode if row["fits"] is False]
     return [f"Too large for one: {', '.join(large)}."] if large else []

@@ -12,8 +12,8 @@ import typer
 from benchmarks import kv
 from benchmarks.kv import Setting
 from benchmarks.models import chosen, one
-from benchmarks.options import AsFormat, Batch, CacheType, Contexts, IgnoreField, Memory, Names, WeightType
-from benchmarks.report import Report, Table
+from benchmarks.options import AsFormat, Batch, CacheType, Contexts, IgnoreField, Memory, Names, Swap, WeightType
+from benchmarks.report import Report, Table, named
 from benchmarks.show import positions, unit
 from zoo.terminal import Column, Debug, Format, Json, Out, size
 
@@ -31,6 +31,7 @@ def command(
     dtype: WeightType = torch.bfloat16,
     memory: Memory = 80 * 2**30,
     against: Against = "llama3.1-8b",
+    swap: Swap = None,
     ignore_field: IgnoreField = None,
     format: AsFormat = Format.table,
     json: Json = False,
@@ -41,7 +42,7 @@ def command(
 
     Beside the exact bytes stands what the usual rule of thumb makes of them.
     """
-    models, setting = chosen(names or [], ignore_field or []), Setting(batch, cache_dtype, dtype)
+    models, setting = chosen(names or [], swap or [], ignore_field or []), Setting(batch, cache_dtype, dtype)
     report = Report(Format.json if json else format, out)
     report.add(
         cache(kv.cache_rows(models, context or [DEFAULT_CONTEXT], setting)),
@@ -112,7 +113,7 @@ def when(row: Row) -> str:
     """The contexts at which the row's model needs less, in words."""
     if row["changes"] == [{"from_context": 1, "less": None}]:
         return "never: both are the same"
-    return ", ".join(_span(start, end) for start, end, less in _spans(row) if less == row["model"]) or "never"
+    return ", ".join(_span(start, end) for start, end, less in _spans(row) if less == named(row)) or "never"
 
 
 def _span(start: int, end: int | None) -> str:

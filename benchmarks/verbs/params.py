@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks import params
 from benchmarks.models import chosen
-from benchmarks.options import AsFormat, IgnoreField, Names
-from benchmarks.report import Report, Table
+from benchmarks.options import AsFormat, IgnoreField, Names, Swap
+from benchmarks.report import Report, Table, named
 from zoo.terminal import Column, Debug, Format, Json, Out, count
 
 Row = dict[str, Any]
@@ -16,6 +16,7 @@ Row = dict[str, Any]
 
 def command(
     names: Names = None,
+    swap: Swap = None,
     ignore_field: IgnoreField = None,
     format: AsFormat = Format.table,
     json: Json = False,
@@ -27,14 +28,15 @@ def command(
     The parts add up to the total, and the lines below them to what the Hub shows.
     """
     report = Report(Format.json if json else format, out)
-    report.add(*tables(params.rows(chosen(names or [], ignore_field or []))))
+    models = chosen(names or [], swap or [], ignore_field or [])
+    report.add(*tables(params.rows(models), params.layer_rows(models)))
     report.finish()
 
 
-def tables(rows: Sequence[Row]) -> list[Table]:
-    """The parts, the experts where there are any, and the reconciliation."""
+def tables(rows: Sequence[Row], layers: Sequence[Row]) -> list[Table]:
+    """The parts, the experts where there are any, the kinds of layers, and the reconciliation."""
     sparse = [row for row in rows if row["routed_params"]]
-    return [_parts(rows), *([_experts(sparse)] if sparse else []), _reconciled(rows)]
+    return [_parts(rows), *([_experts(sparse)] if sparse else []), _layers(layers), _reconciled(rows)]
 
 
 def _parts(rows: Sequence[Row]) -> Table:
@@ -82,13 +84,30 @@ def _active_share(row: Row) -> Row:
     return {"active_share": row["active_params"] / row["params"]}
 
 
+def _layers(rows: Sequence[Row]) -> Table:
+    columns = [
+        Column("model", "model"),
+        Column("layers", "layers"),
+        Column("kind", "kind"),
+        Column("params", "each", count),
+        Column("active_params", "active", count),
+        Column("attn_params", "attn", count),
+        Column("all_ffn_params", "ffn", count),
+        Column("norm_params", "norms", count),
+    ]
+    legend = [
+        "kind: what sets the layers of a model apart, full if they see all tokens. each: total of one layer, as all figures here."
+    ]
+    return Table("Kinds of layers", columns, legend, rows, derive=_all_ffn)
+
+
 def _reconciled(rows: Sequence[Row]) -> Table:
     return Table("What the Hub and the name say", [], [reconciliation(row) for row in rows], [])
 
 
 def reconciliation(row: Row) -> str:
     """Our count, what the Hub shows, and what the name claims, as one line that adds up."""
-    ours, name = row["params"], row["model"]
+    ours, name = row["params"], named(row)
     if row["hub_beside"]:
         beside = " + ".join(f"{part['params']:,} {part['what']}" for part in row["hub_beside"])
         line = f"{name}: {ours:,} + {beside} = {row['hub_params']:,} on the Hub"

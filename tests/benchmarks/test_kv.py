@@ -133,3 +133,10 @@ def test_every_model_has_a_row_in_every_table() -> None:
         kv.crossing_rows(models, one("llama3"), torch.bfloat16),
     ):
         assert [row["model"] for row in rows] == zoo.names()
+
+
+def test_a_swapped_model_is_held_against_its_original() -> None:
+    _, windowed = chosen(["qwen3-8b"], ["GQA(window=4096)"])
+    (row,) = kv.crossing_rows([windowed], one("qwen3-8b"), torch.bfloat16)
+    assert [change["less"] for change in row["changes"]] == [None, "qwen3-8b*"]
+    assert when(row) == "from 4,097 on"

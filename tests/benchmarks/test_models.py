@@ -68,7 +68,7 @@ def test_a_field_that_is_not_understood_can_be_vouched_for(folder: Path) -> None
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(MalformedError, match=r"my-qwen/config\.json: .*novelty=3.*--ignore-field"):
         chosen([str(folder)])
-    assert chosen([str(folder)], ["novelty"])[0].spec == zoo.spec("qwen3-8b")
+    assert chosen([str(folder)], ignore_fields=["novelty"])[0].spec == zoo.spec("qwen3-8b")
 
 
 def test_what_is_no_model_says_why(folder: Path) -> None:
@@ -84,3 +84,27 @@ def test_what_is_no_model_says_why(folder: Path) -> None:
 def test_an_unknown_word_is_told_its_nearest() -> None:
     with pytest.raises(UsageError, match=r"unknown model 'qwen4'; did you mean qwen3"):
         chosen(["llama3", "qwen4"])
+
+
+def test_a_swap_adds_a_row_below_each_model() -> None:
+    models = chosen(["gpt-oss-20b", "smollm3"], ["attn=MQA", "GQA(window=256)"])
+    assert [model.label for model in models] == ["gpt-oss-20b", "gpt-oss-20b*", "smollm3-3b", "smollm3-3b*"]
+    for before, after in zip(models[::2], models[1::2], strict=True):
+        assert after.swap == "attn=MQA; GQA(window=256)"
+        assert after.size is None
+        assert {(layer.mixer.kv_heads, layer.mixer.window) for layer in after.spec.layers} == {(1, 256)}  # type: ignore[attr-defined]
+        assert before == one(before.name)
+
+
+def test_what_a_swap_drops_is_told() -> None:
+    mla = "attn=MLA(q_rank=none, kv_rank=256, nope_dim=64, rope_dim=32, v_dim=64)"
+    _, plain, _, sinks = chosen(["llama3.1-8b", "gpt-oss-20b"], [mla])
+    assert plain.dropped is None
+    assert sinks.dropped == "window 128, biases, sinks"
+
+
+def test_swaps_need_a_model() -> None:
+    with pytest.raises(UsageError, match="--swap changes the models that are named"):
+        chosen([], ["norm=olmo"])
+    with pytest.raises(UsageError, match="there is no GQA here"):
+        chosen(["deepseek-v3"], ["GQA(window=256)"])

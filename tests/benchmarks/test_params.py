@@ -10,7 +10,7 @@ import pytest
 
 import zoo
 from benchmarks import hub, params
-from benchmarks.models import Model, chosen
+from benchmarks.models import Model, chosen, one
 from benchmarks.verbs.params import reconciliation
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -111,3 +111,14 @@ def test_a_model_from_elsewhere_claims_nothing() -> None:
     (row,) = params.rows([Model("my-7b", zoo.spec("qwen3-8b"))])
     assert (row["hub"], row["hub_params"], row["hub_beside"], row["name_params"]) == (None, None, [], None)
     assert reconciliation(row) == "my-7b: 8,190,735,360."
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_the_kinds_of_layers_and_what_is_outside_are_the_whole(name: str) -> None:
+    kinds = params.layer_rows([one(name)])
+    inside = sum(row["layers"] * row["params"] for row in kinds)
+    assert inside == ROWS[name]["params"] - zoo.spec(name).embedding_params() - zoo.spec(name).dim
+    assert sum(row["layers"] for row in kinds) == len(zoo.spec(name).layers)
+    for row in kinds:
+        assert sum(row.get(f"{part}_params", 0) for part in params.PARTS) == row["params"]
+    assert len({row["kind"] for row in kinds}) == len(set(zoo.spec(name).layers))

@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+import zoo
+from benchmarks import tiny_throughput
 from benchmarks.__main__ import app
+from benchmarks.costs import about
+from benchmarks.models import one
 from benchmarks.verbs import verbs
 from zoo.terminal import exit_code
 
@@ -38,6 +42,22 @@ def call(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> 
         return out
 
     return run
+
+
+def test_a_swapped_model_is_a_row_like_any_other(call: Callable[..., str]) -> None:
+    """Named models first: without a name there is nothing to swap."""
+    mla = "attn=MLA(q_rank=none, kv_rank=256, nope_dim=64, rope_dim=32, v_dim=64)"
+    args = ("gpt-oss-20b", "mistral-small-3.1-24b", "--swap", mla)
+    rows = json.loads(call("--json", *args))["rows"]
+    validate({**json.loads(call("--json")), "rows": rows})
+    assert {(row["model"], row["dropped"]) for row in rows if row["swap"]} == {
+        ("gpt-oss-20b", "window 128, biases, sinks"),
+        ("mistral-small-3.1-24b", None),
+    }
+    out = call(*args)
+    assert "gpt-oss-20b* has no window 128, biases, sinks" in " ".join(out.split())
+    assert f"*: after --swap {mla}." in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_every_verb_is_tested_here_or_measures() -> None:
@@ -93,11 +113,9 @@ def test_out_writes_what_the_terminal_would_show(call: Callable[..., str], tmp_p
 
 
 def test_a_measured_row_follows_the_schema_too() -> None:
-    from benchmarks import tiny_throughput
-    from zoo import spec
-
     samples = {("qwen3", way): [0.5, 0.25] for way in ("prefill", "decode")}
-    (row,) = tiny_throughput.rows({"qwen3": spec("qwen3", tiny=True)}, samples)
+    (measured,) = tiny_throughput.rows({"qwen3": zoo.spec("qwen3", tiny=True)}, samples)
+    row = measured | about(one("qwen3"))
     validate_row = Draft202012Validator({**SCHEMA["$defs"]["row"], "$defs": SCHEMA["$defs"]})
     assert list(validate_row.iter_errors(row)) == []
     assert list(validate_row.iter_errors(row | {"surprise": 1}))
