@@ -96,6 +96,7 @@ def _crossing(model: Model, against: Model, changes: Sequence[growth.Change]) ->
         "table": "crossing",
         **about(model),
         "against": against.label,
+        "against_swap": against.swap,
         "from_context": changes[-1].start,
         "less": less[changes[-1].sign],
         "changes": [{"from_context": change.start, "less": less[change.sign]} for change in changes],

@@ -11,7 +11,7 @@ import typer
 
 from benchmarks import kv
 from benchmarks.kv import Setting
-from benchmarks.models import chosen, one
+from benchmarks.models import Model, chosen, one
 from benchmarks.options import AsFormat, Batch, CacheType, Contexts, IgnoreField, Memory, Names, Swap, WeightType
 from benchmarks.report import Report, Table, named
 from benchmarks.show import positions, unit
@@ -20,7 +20,7 @@ from zoo.terminal import Column, Debug, Format, Json, Out, size
 Row = dict[str, Any]
 Rows = Sequence[Row]
 Against = Annotated[str, typer.Option("--against", metavar="NAME", help="The model whose cache all are held against.")]
-DEFAULT_CONTEXT = 32 * 1024
+DEFAULT_CONTEXT, AGAINST = 32 * 1024, "llama3.1-8b"
 
 
 def command(
@@ -30,7 +30,7 @@ def command(
     cache_dtype: CacheType = torch.bfloat16,
     dtype: WeightType = torch.bfloat16,
     memory: Memory = 80 * 2**30,
-    against: Against = "llama3.1-8b",
+    against: Against = AGAINST,
     swap: Swap = None,
     ignore_field: IgnoreField = None,
     format: AsFormat = Format.table,
@@ -44,12 +44,17 @@ def command(
     """
     models, setting = chosen(names or [], swap or [], ignore_field or []), Setting(batch, cache_dtype, dtype)
     report = Report(Format.json if json else format, out)
-    report.add(
-        cache(kv.cache_rows(models, context or [DEFAULT_CONTEXT], setting)),
-        fit(kv.fit_rows(models, memory, setting)),
-        crossing(kv.crossing_rows(models, one(against, ignore_field or []), cache_dtype)),
-    )
+    report.add(*tables(models, context or [DEFAULT_CONTEXT], one(against, ignore_field or []), memory, setting))
     report.finish()
+
+
+def tables(
+    models: Sequence[Model], contexts: Sequence[int], against: Model, memory: int, setting: Setting
+) -> Iterator[Table]:
+    """Bytes, what fits, and where the caches cross that of `against`."""
+    yield cache(kv.cache_rows(models, contexts, setting))
+    yield fit(kv.fit_rows(models, memory, setting))
+    yield crossing(kv.crossing_rows(models, against, setting.cache))
 
 
 def cache(rows: Rows) -> Table:
@@ -113,16 +118,17 @@ def when(row: Row) -> str:
     """The contexts at which the row's model needs less, in words."""
     if row["changes"] == [{"from_context": 1, "less": None}]:
         return "never: both are the same"
-    return ", ".join(_span(start, end) for start, end, less in _spans(row) if less == named(row)) or "never"
+    return ", ".join(span(start, end) for start, end, less in spans(row) if less == named(row)) or "never"
 
 
-def _span(start: int, end: int | None) -> str:
+def span(start: int, end: int | None) -> str:
+    """Contexts from `start` to `end`, None for no end, in words."""
     if end is None:
         return "at every context" if start == 1 else f"from {start:,} on"
-    return f"up to {end:,}" if start == 1 else f"{start:,} to {end:,}"
+    return f"up to {end:,}" if start == 1 else f"at {start:,}" if start == end else f"{start:,} to {end:,}"
 
 
-def _spans(row: Row) -> Iterator[tuple[int, int | None, str | None]]:
+def spans(row: Row) -> Iterator[tuple[int, int | None, str | None]]:
     """(first context, last context, who needs less)."""
     changes = row["changes"]
     for change, following in zip(changes, [*changes[1:], None], strict=True):

@@ -96,7 +96,8 @@ def _layers(rows: Sequence[Row]) -> Table:
         Column("norm_params", "norms", count),
     ]
     legend = [
-        "kind: what sets the layers of a model apart, full if they see all tokens. each: total of one layer, as all figures here."
+        "kind: what sets the layers of a model apart; full: they see all tokens. each: the total of one layer; all "
+        "figures here are of one.",
     ]
     return Table("Kinds of layers", columns, legend, rows, derive=_all_ffn)
 

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
 Draft202012Validator.check_schema(SCHEMA)
 CALLS = {
+    "all": ["all"],
     "costs": ["costs", "--static"],
     "flops": ["flops", "--context", "1k", "--context", "32k", "--batch", "16"],
     "kv": ["kv", "--context", "4k", "--context", "128k", "--batch", "4"],
@@ -60,8 +61,19 @@ def test_a_swapped_model_is_a_row_like_any_other(call: Callable[..., str]) -> No
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_every_verb_is_tested_here_or_measures() -> None:
-    assert verbs().keys() - CALLS.keys() == set()
+def test_every_verb_is_tested_here() -> None:
+    """compare needs two models, so that what follows is called for it below."""
+    assert verbs().keys() - CALLS.keys() == {"compare"}
+
+
+def test_compare_fits_and_follows_the_schema_for_any_two(capsys: pytest.CaptureFixture[str]) -> None:
+    mla = "attn=MLA(q_rank=none, kv_rank=256, nope_dim=64, rope_dim=32, v_dim=64)"
+    first, *others = zoo.names()
+    for args in [*([first, other] for other in others), ["gpt-oss", "--swap", mla]]:
+        assert exit_code(app, "python -m benchmarks", ["compare", *args]) == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 80, args
+        assert exit_code(app, "python -m benchmarks", ["compare", *args, "--json"]) == 0
+        validate(json.loads(capsys.readouterr().out))
 
 
 def test_tables_fit_80_columns(call: Callable[..., str]) -> None:
