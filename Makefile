@@ -19,13 +19,16 @@ install = @echo "installing $(1) into $(VENV): some minutes the first time" >&2 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help compare test test-slow check format dev clean
+.PHONY: help compare docs test test-slow check format dev clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 compare: $(VENV)/.run ## all architectures side by side: parameters, KV cache, FLOPs, tokens/s
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(VENV)/.run ## write the generated page docs/comparisons.md
+	@$(BIN)/python -m benchmarks compare --docs --out docs/comparisons.md
 
 test: $(VENV)/.test ## the tests: offline, on the CPU
 	$(PYTEST) $(ARGS)

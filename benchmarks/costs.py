@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from zoo.config import Size
+from benchmarks.models import Model
 from zoo.decoder import Decoder
 
 FLOPS_CONTEXT = 4096
 KV_CONTEXT, KV_LONGEST = 32 * 1024, 128 * 1024
 
 
-def rows(models: Mapping[str, Size]) -> list[dict[str, Any]]:
-    """One row of costs for each named model."""
-    return [row(name, size) for name, size in models.items()]
+def rows(models: Iterable[Model]) -> list[dict[str, Any]]:
+    """One row of costs for each model."""
+    return [row(model) for model in models]
 
 
-def row(name: str, size: Size) -> dict[str, Any]:
+def row(model: Model) -> dict[str, Any]:
     """Parameters, FLOPs of a token, and cache bytes of one sequence in bfloat16.
 
     `longest_context` is 128k tokens or the model's own `context` where that is shorter; `windows` tells which layers
     keep only their last tokens.
     """
-    spec = size.spec
-    publisher_active, rule = size.active or (None, None)
+    spec = model.spec
+    publisher_active, rule = (model.size and model.size.active) or (None, None)
     fixed, per_token = spec.kv_growth()
     longest = longest_context(spec.context)
     return {
         "table": "costs",
-        "model": name,
-        "hub": size.hub,
+        **about(model),
         "layers": len(spec.layers),
         "context": spec.context,
         "params": spec.params(),
@@ -46,6 +45,12 @@ def row(name: str, size: Size) -> dict[str, Any]:
         "longest_context": longest,
         "kv_bytes_longest_context": spec.kv_bytes(longest),
     }
+
+
+def about(model: Model) -> dict[str, Any]:
+    """What every row says of its model first."""
+    hub = model.size.hub if model.size else None
+    return {"model": model.name, "hub": hub, "swap": model.swap, "dropped": model.dropped}
 
 
 def longest_context(limit: int | None) -> int:

@@ -29,14 +29,27 @@ class Table:
 
     def text(self, format: Format) -> str:
         """Title, table and legend, as plain text at most 80 columns wide or as Markdown. Columns without a value in any
-        row are left out."""
-        rows = [{**row, **self.derive(row)} for row in self.rows]
+        row are left out, and a table without columns is its legend."""
+        rows = [{**row, **self.derive(row), **({"model": named(row)} if "model" in row else {})} for row in self.rows]
         held = [column for column in self.columns if any(row.get(column.key) not in (None, []) for row in rows)]
-        body = render(rows, held, format)
+        legend = [*self.legend, *_stars(self.rows)]
+        body = [render(rows, held, format)] if held else []
         if format is Format.md:
-            return "\n\n".join([f"### {self.title}", body, "\n".join(f"- {line}" for line in self.legend)])
-        legend = [textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in self.legend]
-        return "\n".join([self.title, "", body, "", *legend])
+            return "\n\n".join([f"### {self.title}", *body, "\n".join(f"- {line}" for line in legend)])
+        legend = [textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in legend]
+        return "\n\n".join([self.title, *body, "\n".join(legend)])
+
+
+def named(row: dict[str, Any]) -> str:
+    """The name of a row's model, starred where a swap has changed it."""
+    return row["model"] + ("*" if row.get("swap") else "")
+
+
+def _stars(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What stars mean, and what was lost on the way."""
+    swaps = dict.fromkeys(row["swap"] for row in rows if row.get("swap"))
+    dropped = dict.fromkeys(f"{named(row)} has no {row['dropped']}" for row in rows if row.get("dropped"))
+    return [f"*: after --swap {swap}." for swap in swaps] + [f"Dropped: {'; '.join(dropped)}." for _ in dropped][:1]
 
 
 class Report:

@@ -7,10 +7,16 @@ from typing import Any
 
 from benchmarks.costs import FLOPS_CONTEXT
 from benchmarks.report import Table
+from benchmarks.show import positions, unit
 from benchmarks.tiny_throughput import DECODE, PREFILL, WARMUPS
 from zoo.terminal import Column, count, machine
 
 Rows = Sequence[dict[str, Any]]
+
+
+def static(rows: Rows) -> tuple[Table, ...]:
+    """What follows from the specs alone."""
+    return parameters(rows), kv_cache(rows)
 
 
 def parameters(rows: Rows) -> Table:
@@ -18,10 +24,10 @@ def parameters(rows: Rows) -> Table:
     columns = [
         Column("model", "model"),
         Column("layers", "layers"),
-        Column("params", "total (B)", _in(1e9, 3)),
-        Column("active_params", "active (B)", _in(1e9, 3)),
-        Column("publisher_active_params", "card (B)", _in(1e9, 3)),
-        Column("flops_per_token_4k", "GFLOPs/token", _in(1e9, 2)),
+        Column("params", "total (B)", unit(1e9, 3)),
+        Column("active_params", "active (B)", unit(1e9, 3)),
+        Column("publisher_active_params", "card (B)", unit(1e9, 3)),
+        Column("flops_per_token_4k", "GFLOPs/token", unit(1e9, 2)),
     ]
     legend = [
         "total (B): 10^9 parameters of the text model, each stored value once, a tied head too.",
@@ -38,11 +44,11 @@ def kv_cache(rows: Rows) -> Table:
     columns = [
         Column("model", "model"),
         Column("windows", "windowed", _windows),
-        Column("kv_fixed_bytes", "fixed MiB", _in(2**20, 1)),
-        Column("kv_bytes_per_token", "KiB/token", _in(2**10, 1)),
-        Column("kv_bytes_32k", "32k GiB", _in(2**30, 2)),
-        Column("longest_context", "up to", _positions),
-        Column("kv_bytes_longest_context", "GiB", _in(2**30, 2)),
+        Column("kv_fixed_bytes", "fixed MiB", unit(2**20, 1)),
+        Column("kv_bytes_per_token", "KiB/token", unit(2**10, 1)),
+        Column("kv_bytes_32k", "32k GiB", unit(2**30, 2)),
+        Column("longest_context", "up to", positions),
+        Column("kv_bytes_longest_context", "GiB", unit(2**30, 2)),
     ]
     legend = [
         "windowed: layers x tokens, of layers that keep only their last tokens. Full, these take fixed MiB in all.",
@@ -60,9 +66,9 @@ def tiny_throughput(rows: Rows) -> Table:
         Column("model", "tiny model"),
         Column("prefill_tokens_per_s", "prefill/s", count),
         Column("prefill_range", "min-max"),
-        Column("decode_tokens_per_s", "decode/s", _in(1, 0)),
+        Column("decode_tokens_per_s", "decode/s", unit(1, 0)),
         Column("decode_range", "min-max"),
-        Column("decode_us_per_layer", "us/layer", _in(1, 0)),
+        Column("decode_us_per_layer", "us/layer", unit(1, 0)),
     ]
     legend = [
         "Tiny forms have toy widths, random weights and at least one layer of each kind. They measure the code's "
@@ -98,15 +104,7 @@ def _ranges(row: dict[str, Any]) -> dict[str, str]:
     def between(phase: str, show: Callable[[Any], str]) -> str:
         return f"{show(row[f'{phase}_tokens_per_s_min'])}-{show(row[f'{phase}_tokens_per_s_max'])}"
 
-    return {"prefill_range": between("prefill", count), "decode_range": between("decode", _in(1, 0))}
-
-
-def _in(unit: float, digits: int) -> Callable[[Any], str]:
-    return lambda value: f"{value / unit:,.{digits}f}"
-
-
-def _positions(value: int) -> str:
-    return f"{value // 1024}k" if value % 1024 == 0 else f"{value:,}"
+    return {"prefill_range": between("prefill", count), "decode_range": between("decode", unit(1, 0))}
 
 
 def _windows(value: Sequence[dict[str, int]]) -> str:

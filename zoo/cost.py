@@ -7,8 +7,20 @@ own counter.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
+
+Parts = Mapping[str, int]  # a total, by the part of the model that it belongs to: "attn", "norm", "routed", ...
+
+
+def together(counted: Iterable[tuple[int, Parts]]) -> Parts:
+    """(how many, parts of one) -> the parts of all, added up by name."""
+    summed: Counter[str] = Counter()
+    for many, parts in counted:
+        summed.update({name: many * number for name, number in parts.items()})
+    return dict(summed)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from zoo.blocks.layer import Layer
 from zoo.blocks.linear import Linear
 from zoo.blocks.norm import RMSNorm, _RMSNorm
 from zoo.cache import Cache, NoSlot, Slot
-from zoo.cost import linear_flops
+from zoo.cost import Parts, linear_flops, together
 from zoo.errors import SpecError, UsageError
 from zoo.registry import Spec, swap
 from zoo.sampling import Sampler
@@ -53,6 +53,18 @@ class Decoder(Spec):
         """Stored numbers less those of experts that a token is not routed to."""
         return self._outside() + sum(n * layer.active_params(self.dim) for layer, n in self._counted())
 
+    def read_params(self, tokens: int) -> float:
+        """Stored numbers that a pass of `tokens` tokens, of all sequences together, reads: all but the rows of an
+        untied embedding beyond one a token, and the experts that none of them is expected to be routed to."""
+        unread = 0 if self.tied else max(self.vocab - tokens, 0) * self.dim
+        return self._outside() - unread + sum(n * layer.read_params(self.dim, tokens) for layer, n in self._counted())
+
+    def param_parts(self) -> Parts:
+        """`params` by part: embedding, head (0 where it is tied), and the parts of the blocks."""
+        table = self.vocab * self.dim
+        outside = {"embedding": table, "head": 0 if self.tied else table} | dict(self.norm.param_parts(self.dim))
+        return together([(1, outside), *((n, layer.param_parts(self.dim)) for layer, n in self._counted())])
+
     def embedding_params(self) -> int:
         """Stored numbers of the embedding and, where it is not tied, the head."""
         return self.vocab * self.dim * (1 if self.tied else 2)
@@ -65,6 +77,12 @@ class Decoder(Spec):
         """
         body = sum(n * layer.flops(self.dim, past, new, causal) for layer, n in self._counted())
         return body + linear_flops(new if logits is None else logits, self.dim, self.vocab)
+
+    def flop_parts(self, past: int, new: int, logits: int | None = None, causal: bool = True) -> Parts:
+        """`flops` by part: head, and the parts of the blocks."""
+        head = {"head": linear_flops(new if logits is None else logits, self.dim, self.vocab)}
+        layers = ((n, layer.flop_parts(self.dim, past, new, causal)) for layer, n in self._counted())
+        return together([*layers, (1, head)])
 
     def kv_bytes(self, context: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
         """Bytes of a cache made for `context` tokens: what `new_cache(batch, context)` allocates."""

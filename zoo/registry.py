@@ -14,7 +14,7 @@ from sys import float_info
 from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from zoo.cost import Stored
+from zoo.cost import Parts, Stored
 from zoo.errors import SpecError
 
 if TYPE_CHECKING:
@@ -100,10 +100,23 @@ class Block(Spec, abstract=True):
         """Stored numbers that one token uses: all but those of the experts it is not routed to."""
         return self.params(dim)
 
+    def read_params(self, dim: int, tokens: int) -> float:
+        """Stored numbers that a pass of `tokens` tokens reads: all but those of experts that none of them is routed to,
+        as expected where every expert is as likely. For one token these are the active ones."""
+        return self.params(dim)
+
+    def param_parts(self, dim: int) -> Parts:
+        """`params` by part: attn, norm, ffn, routed, shared, router. A block of one part is named by its slot."""
+        return {self.slot: self.params(dim)}
+
     @abstractmethod
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         """FLOPs of a forward of `new` tokens after `past`, by the convention of zoo.cost. `causal=False` counts every
         pair that a dense masked kernel computes, not only the visible ones."""
+
+    def flop_parts(self, dim: int, past: int, new: int, causal: bool = True) -> Parts:
+        """`flops` by part: projections, scores (with the weighted values), ffn, routed, shared, router."""
+        return {self.slot: self.flops(dim, past, new, causal)}
 
 
 class Mixer(Block, abstract=True):

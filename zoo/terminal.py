@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any, NoReturn
 
 import tabulate
@@ -45,11 +46,15 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: the key of its value in a row, the header a person reads, and how a value is shown."""
+    """One column of a table: the key of its value in a row, the header a person reads, and how a value is shown.
+
+    A plain table breaks its lines at `width` characters; None: it does not break them.
+    """
 
     key: str
     header: str
     show: Callable[[Any], str] = str
+    width: int | None = None
 
 
 # An unknown option, a missing argument, a bad value. Some releases of typer hold click within, others import it; what
@@ -141,7 +146,7 @@ def render(
         writer.writerow([column.key for column in columns])
         writer.writerows([[row.get(column.key) for column in columns] for row in rows])
         return text.getvalue().rstrip("\n")
-    cells = [[_cell(row.get(column.key), column) for column in columns] for row in rows]
+    cells = [[_cell(row.get(column.key), column, format) for column in columns] for row in rows]
     numeric = [all(_is_number(row.get(column.key)) for row in rows) for column in columns]
     return tabulate.tabulate(
         cells,
@@ -152,8 +157,9 @@ def render(
     )
 
 
-def _cell(value: Any, column: Column) -> str:
-    return "" if value is None else column.show(value)
+def _cell(value: Any, column: Column, format: Format) -> str:
+    shown = "" if value is None else column.show(value)
+    return fill(shown, column.width) if column.width and format is Format.table else shown
 
 
 def _is_number(value: Any) -> bool:

@@ -66,6 +66,16 @@ def test_names_restrict_both_parts(measured, capsys) -> None:
     ]
 
 
+def test_a_swapped_model_is_measured_too(measured, capsys) -> None:
+    measured(None)
+    assert call("--json", "qwen3", "--swap", "GQA(window=64)") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["model"], row["swap"]) for row in rows if row["table"] == "throughput"] == [
+        ("qwen3", None),
+        ("qwen3", "GQA(window=64)"),
+    ]
+
+
 @pytest.mark.parametrize("models", [0, 2])
 def test_an_interruption_leaves_what_there_is_and_valid_json(measured, models, capsys, tmp_path) -> None:
     measured(KeyboardInterrupt(), models)

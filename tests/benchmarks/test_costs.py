@@ -10,7 +10,7 @@ import pytest
 
 import zoo
 from benchmarks import costs
-from benchmarks.models import published
+from benchmarks.models import chosen
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 KV = json.loads((DATA / "kv_reference.json").read_text(encoding="utf-8"))
@@ -18,7 +18,7 @@ PUBLISHED = json.loads((DATA / "published.json").read_text(encoding="utf-8"))
 
 
 def row(name: str) -> dict[str, Any]:
-    (only,) = costs.rows(published([name]))
+    (only,) = costs.rows(chosen([name]))
     return only
 
 

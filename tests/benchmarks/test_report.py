@@ -12,12 +12,12 @@ import pytest
 
 import zoo
 from benchmarks import costs, tables, tiny_throughput
-from benchmarks.models import published
+from benchmarks.models import chosen
 from benchmarks.report import Report, Table
 from zoo.errors import NotAvailable
 from zoo.terminal import Column, Format
 
-COSTS = costs.rows(published([]))
+COSTS = costs.rows(chosen([]))
 SAMPLES = {(name, way): [0.9, 0.001, 1e-4] for name in zoo.names() for way in ("prefill", "decode")}
 SPEEDS = tiny_throughput.rows({name: zoo.spec(name, tiny=True) for name in zoo.names()}, SAMPLES)
 TABLES = [tables.parameters(COSTS), tables.kv_cache(COSTS), tables.tiny_throughput(SPEEDS)]
@@ -77,9 +77,9 @@ def test_csv_holds_both_tables_under_one_header(tmp_path: Path) -> None:
 
 
 def test_a_column_that_nobody_fills_is_left_out() -> None:
-    text = tables.parameters(costs.rows(published(["llama3"]))).text(Format.table)
+    text = tables.parameters(costs.rows(chosen(["llama3"]))).text(Format.table)
     assert "card" not in text
-    assert "windowed" not in tables.kv_cache(costs.rows(published(["llama3"]))).text(Format.table).split("\n\n")[1]
+    assert "windowed" not in tables.kv_cache(costs.rows(chosen(["llama3"]))).text(Format.table).split("\n\n")[1]
 
 
 def test_windows_of_several_sizes_are_told_apart() -> None:

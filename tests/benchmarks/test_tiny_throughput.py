@@ -13,6 +13,7 @@ from benchmarks.models import representatives
 from benchmarks.timing import Samples, Task, measure
 from zoo.architectures import families
 from zoo.decoder import Decoder, Model
+from zoo.tiny import tiny
 
 SPEC = zoo.spec("llama3", tiny=True)
 
@@ -40,7 +41,7 @@ def test_every_family_runs_in_its_tiny_form(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(bench, "PREFILL", 20)
     monkeypatch.setattr(bench, "DECODE", 2)
     monkeypatch.setattr(bench, "measure", lambda *a, **k: measure(*a, **k | {"clock": lambda: float(next(ticks))}))
-    specs, samples = {name: zoo.spec(name, tiny=True) for name in representatives([])}, Samples()
+    specs, samples = {model.name: tiny(model.spec) for model in representatives([])}, Samples()
     bench.run(specs, seed=0, samples=samples)
     rows = bench.rows(specs, samples)
     assert [row["model"] for row in rows] == list(families())

@@ -14,7 +14,7 @@ from zoo.blocks.linear import Linear, linear_params
 from zoo.blocks.norm import RMSNorm
 from zoo.blocks.rope import Position
 from zoo.cache import Slot
-from zoo.cost import Stored, dense_pairs, linear_flops, visible_pairs
+from zoo.cost import Parts, Stored, dense_pairs, linear_flops, visible_pairs
 from zoo.registry import Mixer, Spec
 from zoo.step import Step
 
@@ -48,19 +48,25 @@ class GQA(Mixer):
         return _GQA(self, dim)
 
     def params(self, dim: int) -> int:
+        return sum(self.param_parts(dim).values())
+
+    def param_parts(self, dim: int) -> Parts:
         projections = (
             linear_params(dim, self.heads * self.head_dim, self.bias)
             + 2 * linear_params(dim, self.kv_heads * self.head_dim, self.bias)
             + linear_params(self.heads * self.head_dim, dim, self.bias)
         )
         norms = sum(self.qk_norm.params(width) for width in self._norm_widths()) if self.qk_norm else 0
-        return projections + norms + (self.heads if self.sinks else 0)
+        return {"attn": projections + (self.heads if self.sinks else 0), "norm": norms}
 
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        return sum(self.flop_parts(dim, past, new, causal).values())
+
+    def flop_parts(self, dim: int, past: int, new: int, causal: bool = True) -> Parts:
         width = self.heads * self.head_dim
         pairs = (visible_pairs if causal else dense_pairs)(past, new, self.window)
         projections = 2 * linear_flops(new, dim, width) + 2 * linear_flops(new, dim, self.kv_heads * self.head_dim)
-        return projections + 2 * linear_flops(pairs, 1, width)  # scores, then weighted values
+        return {"projections": projections, "scores": 2 * linear_flops(pairs, 1, width)}  # and weighted values
 
     def stored(self) -> Stored:
         shape = (self.kv_heads, self.head_dim)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from zoo.blocks.norm import RMSNorm
-from zoo.cost import Stored
+from zoo.cost import Parts, Stored, together
 from zoo.registry import Block, Mixer, Spec
 
 
@@ -37,8 +37,17 @@ class Placement(Block, abstract=True):
     def active_params(self, dim: int) -> int:
         return self.block.active_params(dim) + sum(norm.params(dim) for norm in self.norms())
 
+    def read_params(self, dim: int, tokens: int) -> float:
+        return self.block.read_params(dim, tokens) + sum(norm.params(dim) for norm in self.norms())
+
+    def param_parts(self, dim: int) -> Parts:
+        return together((1, part.param_parts(dim)) for part in (self.block, *self.norms()))
+
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         return self.block.flops(dim, past, new, causal)
+
+    def flop_parts(self, dim: int, past: int, new: int, causal: bool = True) -> Parts:
+        return self.block.flop_parts(dim, past, new, causal)
 
 
 @dataclass(frozen=True)
@@ -151,8 +160,17 @@ class Layer(Block):
     def active_params(self, dim: int) -> int:
         return self.attn.active_params(dim) + self.ffn.active_params(dim)
 
+    def read_params(self, dim: int, tokens: int) -> float:
+        return self.attn.read_params(dim, tokens) + self.ffn.read_params(dim, tokens)
+
+    def param_parts(self, dim: int) -> Parts:
+        return together((1, branch.param_parts(dim)) for branch in (self.attn, self.ffn))
+
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         return self.attn.flops(dim, past, new, causal) + self.ffn.flops(dim, past, new, causal)
+
+    def flop_parts(self, dim: int, past: int, new: int, causal: bool = True) -> Parts:
+        return together((1, branch.flop_parts(dim, past, new, causal)) for branch in (self.attn, self.ffn))
 
     @property
     def mixer(self) -> Mixer:

@@ -14,7 +14,7 @@ from zoo.blocks.linear import Linear, linear_params
 from zoo.blocks.norm import RMSNorm
 from zoo.blocks.rope import Position
 from zoo.cache import Slot
-from zoo.cost import Stored, dense_pairs, linear_flops, visible_pairs
+from zoo.cost import Parts, Stored, dense_pairs, linear_flops, visible_pairs
 from zoo.registry import Mixer, Spec
 from zoo.step import Step
 
@@ -45,15 +45,19 @@ class MLA(Mixer):
         return _MLA(self, dim)
 
     def params(self, dim: int) -> int:
+        return sum(self.param_parts(dim).values())
+
+    def param_parts(self, dim: int) -> Parts:
         q_width = self.heads * (self.nope_dim + self.rope_dim)
+        norms = self.norm.params(self.kv_rank)
         if self.q_rank is None:
             queries = linear_params(dim, q_width)
         else:
-            queries = linear_params(dim, self.q_rank) + self.norm.params(self.q_rank)
-            queries += linear_params(self.q_rank, q_width)
-        latent = linear_params(dim, self.kv_rank + self.rope_dim) + self.norm.params(self.kv_rank)
+            queries = linear_params(dim, self.q_rank) + linear_params(self.q_rank, q_width)
+            norms += self.norm.params(self.q_rank)
+        latent = linear_params(dim, self.kv_rank + self.rope_dim)
         expand = linear_params(self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
-        return queries + latent + expand + linear_params(self.heads * self.v_dim, dim)
+        return {"attn": queries + latent + expand + linear_params(self.heads * self.v_dim, dim), "norm": norms}
 
     def absorbs(self, past: int, new: int) -> bool:
         """Whether attention runs over the latents, the up-projections folded into query and output, rather than over
@@ -63,6 +67,9 @@ class MLA(Mixer):
         return new == 1 or expanding > wider
 
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        return sum(self.flop_parts(dim, past, new, causal).values())
+
+    def flop_parts(self, dim: int, past: int, new: int, causal: bool = True) -> Parts:
         q_width = self.heads * (self.nope_dim + self.rope_dim)
         if self.q_rank is None:
             queries = linear_flops(new, dim, q_width)
@@ -72,9 +79,10 @@ class MLA(Mixer):
         up = linear_flops(new if absorbed else past + new, self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
         widths = 2 * self.kv_rank if absorbed else self.nope_dim + self.v_dim
         pairs = (visible_pairs if causal else dense_pairs)(past, new)
-        attention = linear_flops(pairs, 1, self.heads * (widths + self.rope_dim))
+        scores = linear_flops(pairs, 1, self.heads * (widths + self.rope_dim))
         down = linear_flops(new, dim, self.kv_rank + self.rope_dim)
-        return queries + down + up + attention + linear_flops(new, self.heads * self.v_dim, dim)
+        projections = queries + down + up + linear_flops(new, self.heads * self.v_dim, dim)
+        return {"projections": projections, "scores": scores}
 
     def stored(self) -> Stored:
         return Stored(streams=(("latent", (1, self.kv_rank + self.rope_dim)),))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.glu import GLU
 from zoo.blocks.linear import linear_params
-from zoo.cost import linear_flops
+from zoo.cost import Parts, linear_flops
 from zoo.registry import Block, Spec
 
 
@@ -151,19 +151,31 @@ class MoE(Block):
         return _MoE(self, dim)
 
     def params(self, dim: int) -> int:
-        return self._params(dim, self.experts)
+        return sum(self.param_parts(dim).values())
+
+    def param_parts(self, dim: int) -> Parts:
+        return {
+            "routed": self.experts * self.expert.params(dim),
+            "shared": self.shared.params(dim) if self.shared else 0,
+            "router": self.router.params(dim, self.experts),
+        }
 
     def active_params(self, dim: int) -> int:
-        return self._params(dim, self.router.k)
+        return self.params(dim) - (self.experts - self.router.k) * self.expert.params(dim)
 
-    def _params(self, dim: int, experts: int) -> int:
-        shared = self.shared.params(dim) if self.shared else 0
-        return self.router.params(dim, self.experts) + experts * self.expert.params(dim) + shared
+    def read_params(self, dim: int, tokens: int) -> float:
+        missed = self.experts * (1 - self.router.k / self.experts) ** tokens  # experts that no token is routed to
+        return self.params(dim) - missed * self.expert.params(dim)
 
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        shared = self.shared.flops(dim, past, new, causal) if self.shared else 0
-        routed = self.router.k * self.expert.flops(dim, past, new, causal)
-        return linear_flops(new, dim, self.experts) + routed + shared
+        return sum(self.flop_parts(dim, past, new, causal).values())
+
+    def flop_parts(self, dim: int, past: int, new: int, causal: bool = True) -> Parts:
+        return {
+            "routed": self.router.k * self.expert.flops(dim, past, new, causal),
+            "shared": self.shared.flops(dim, past, new, causal) if self.shared else 0,
+            "router": linear_flops(new, dim, self.experts),
+        }
 
     def words(self) -> str:
         shared = f" + shared ({self.shared.words()})" if self.shared else ""

@@ -1,0 +1,59 @@
+"""The main job: costs of all published sizes, and the speed of tiny models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from benchmarks import costs, tables, tiny_throughput
+from benchmarks.models import Model, chosen, representatives
+from benchmarks.options import AsFormat, IgnoreField, Names, Swap
+from benchmarks.report import Report
+from benchmarks.timing import Samples
+from zoo.terminal import Debug, Format, Json, Out
+from zoo.tiny import tiny
+
+Static = Annotated[bool, typer.Option("--static", "--no-run", help="Only what follows from the specs; build nothing.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the tiny models' weights and tokens.")]
+
+
+def command(
+    names: Names = None,
+    static: Static = False,
+    seed: Seed = 0,
+    swap: Swap = None,
+    ignore_field: IgnoreField = None,
+    format: AsFormat = Format.table,
+    json: Json = False,
+    out: Out = None,
+    debug: Debug = False,
+) -> None:
+    """The main job: all costs, then the speed of tiny models.
+
+    Parameters, FLOPs and KV cache of the published sizes; then prefill and decode of tiny models on this machine.
+    Ctrl-C while it measures prints what there is. csv, json and jsonl hold all rows, each with the name of its table.
+    """
+    models = chosen(names or [], swap or [], ignore_field or [])
+    report = Report(Format.json if json else format, out)
+    report.add(*tables.static(costs.rows(models)))
+    try:
+        if not static:
+            measure(representatives(names or [], swap or [], ignore_field or []), seed, report)
+    finally:
+        report.finish()
+
+
+def measure(models: Sequence[Model], seed: int, report: Report) -> None:
+    """Time the tiny models and add them to the report, as far as it came when it is interrupted."""
+    named = {model.label: model for model in models}
+    specs = {label: tiny(model.spec) for label, model in named.items()}
+    samples: Samples = {}
+    report.about["complete"] = False
+    try:
+        tiny_throughput.run(specs, seed, samples)
+        report.about["complete"] = True
+    finally:
+        if rows := tiny_throughput.rows(specs, samples):
+            report.add(tables.tiny_throughput([row | costs.about(named[row["model"]]) for row in rows]))
