@@ -103,12 +103,12 @@ def _family(word: str) -> str | None:
 
 
 def _in_folder(folder: Path, ignore_fields: Iterable[str]) -> Model:
-    """The model that a folder's config.json describes, under the folder's name."""
+    """The model that a folder's config.json describes, under the folder's name, which a preset's is told apart from."""
     path = folder / CONFIG
     if not path.is_file():
         raise NotAvailable(f"{folder}: there is no {CONFIG} in this folder")
-    config = read_json(path, CONFIG_LIMIT)
+    config, name = read_json(path, CONFIG_LIMIT), folder.resolve().name
     try:
-        return Model(folder.resolve().name, from_hf(config, ignore_fields))
+        return Model(f"./{name}" if name in sizes() else name, from_hf(config, ignore_fields))
     except MalformedError as error:
         raise MalformedError(f"{folder}/{error}") from error

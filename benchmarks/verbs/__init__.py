@@ -53,4 +53,12 @@ def make_app() -> typer.Typer:
     return app
 
 
-HELP = f"""What the architectures cost, side by side. Without a verb: {MAIN}, the main job."""
+HELP = f"""What the architectures cost, side by side.
+
+Without a verb: {MAIN}, the main job. Each verb has its own --help.
+
+\b
+python -m benchmarks gpt-oss qwen3-8b --static
+python -m benchmarks kv --context 128k --memory 24GiB
+python -m benchmarks compare llama3.1-8b gemma3-27b
+"""

@@ -128,7 +128,7 @@ def _masking(title: str, rows: Rows, unit: float) -> Table:
 
 
 def _ceilings(decode: Rows, prefill: Rows, device: Device) -> Table:
-    first, beside = decode[0], {(row["model"], row["swap"]): row for row in prefill}
+    first, beside = decode[0], dict(zip(map(id, decode), prefill, strict=True))
     columns = [
         Column("model", "model"),
         Column("tokens_per_s", "decode/s", count),
@@ -151,7 +151,7 @@ def _ceilings(decode: Rows, prefill: Rows, device: Device) -> Table:
     keys = {"prefill": "tokens_per_s", "prefill_bound": "bound", "prefill_intensity": "flops_per_byte"}
 
     def both(row: Row) -> Row:
-        return {shown: beside[row["model"], row["swap"]][key] for shown, key in keys.items()}
+        return {shown: beside[id(row)][key] for shown, key in keys.items()}
 
     title = f"Ceilings at {positions(first['context'])}, batch {first['batch']}"
     return Table(title, columns, legend, decode, both)

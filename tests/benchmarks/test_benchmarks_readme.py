@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -26,6 +27,19 @@ def test_the_tables_are_todays(capsys: pytest.CaptureFixture[str]) -> None:
     for line in shown:
         if not line.startswith("---"):
             assert " ".join(line.split()) in printed
+
+
+def test_the_commands_run_and_print_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those under "More tables", which measure nothing. Output that is shown is the beginning of what is printed."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## More tables")[2].partition("\n## ")[0]
+    commands = re.findall(r"^    python -m benchmarks (.*?)(?: +#.*)?$", section, re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        assert exit_code(app, "benchmarks", shlex.split(command)) == 0
+    capsys.readouterr()
+    ((command, shown),) = re.findall(r"```\n\$ python -m benchmarks (.*)\n((?:.*\n)*?)```", section)
+    assert exit_code(app, "benchmarks", shlex.split(command)) == 0
+    assert capsys.readouterr().out.startswith(shown)
 
 
 def test_the_examples_print_what_they_say() -> None:

@@ -61,6 +61,7 @@ def test_a_preset_is_meant_even_where_a_folder_has_its_name(folder: Path, monkey
     folder.rename("gemma3-1b")
     assert one("gemma3-1b").spec == zoo.spec("gemma3-1b")
     assert one("./gemma3-1b").spec == zoo.spec("qwen3-8b")
+    assert names(chosen(["gemma3-1b", "./gemma3-1b"])) == ["gemma3-1b", "./gemma3-1b"]
 
 
 def test_a_field_that_is_not_understood_can_be_vouched_for(folder: Path) -> None:

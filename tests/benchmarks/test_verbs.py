@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,3 +167,22 @@ def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, told: s
     assert out == ""
     assert told in err
     assert len(err.splitlines()) == 1
+
+
+LIMITS = """
+import io, resource, sys, time
+from benchmarks.__main__ import app
+from zoo.terminal import exit_code
+sys.stdout, start = io.StringIO(), time.process_time()
+assert exit_code(app, "benchmarks", ["all"]) == 0
+seconds, peak = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(seconds, peak * (1 if sys.platform == "darwin" else 1024), file=sys.__stdout__)
+"""
+
+
+def test_all_static_tables_take_less_than_a_second_and_600_megabytes() -> None:
+    """Processor time after imports, a quarter of that here; memory with imports, most of it torch's."""
+    done = subprocess.run([sys.executable, "-c", LIMITS], cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, peak = map(float, done.stdout.split())
+    assert seconds < 1
+    assert peak < 600e6

@@ -234,3 +234,11 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch) -> None:
     assert list(terminal._free_in_group()) == [2500]
     (tmp_path / "memory.max").write_text("max\n")
     assert list(terminal._free_in_group()) == []
+
+
+def test_a_column_with_a_width_breaks_its_lines_in_plain_tables_only() -> None:
+    rows = [{"a": "one two three four", "b": "x"}]
+    columns = [Column("a", "a", width=9), Column("b", "b")]
+    assert render(rows, columns).splitlines()[2:] == ["one two  x", "three", "four"]
+    assert "one two three four" in render(rows, columns, Format.md)
+    assert "one two three four" in render(rows, columns, Format.csv)
