@@ -60,7 +60,7 @@ def _of_layer(layer: Layer) -> Iterator[tuple[str, Any]]:
     for slot, branch in branches.items():
         yield from _of(slot, branch.block)
     for branch in branches.values():
-        yield "norm placement", branch.placement
+        yield "norm placement", f"{branch.placement}: {branch.formula}"
         yield from (("norm", norm) for norm in branch.norms())
 
 

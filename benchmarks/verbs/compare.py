@@ -136,7 +136,7 @@ def _figures(first: Model, second: Model, rows: Sequence[Row], context: int, set
     sequences = "one sequence" if setting.batch == 1 else f"{setting.batch} sequences"
     legend = [
         f"ratio: {second.label} over {first.label}. Cache in {name_of(setting.cache)}, fixed and each token of one "
-        f"sequence, at {', '.join(map(positions, KV_CONTEXTS))} of {sequences}.",
+        f"sequence, at {', '.join(map(positions, KV_CONTEXTS))} of {sequences}, also where a model is for fewer.",
         f"decode: a token that sees {positions(context)}; prefill: {positions(context)} tokens. ceiling: tokens/s of "
         f"{sequences} on {device.name}, weights in {name_of(setting.weights)}, whether they fit or not.",
     ]

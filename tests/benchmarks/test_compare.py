@@ -52,7 +52,7 @@ SWAPS = {
     "GQA(kv_heads=8)": {"attn": ("MHA", "GQA"), "attn.kv_heads": ("16", "8")},
     "GLU(hidden=4096)": {"ffn.hidden": ("8,192", "4,096")},
     "act=GeGLU": {"ffn.act": ("SwiGLU", "GeGLU")},
-    "norm=pre": {"norm placement": ("olmo", "pre")},
+    "norm=pre": {"norm placement": ("olmo: x + norm(f(x))", "pre: x + f(norm(x))")},
     "rope=NoPE": {"attn.rope": ("RoPE 500k", "NoPE")},
 }
 

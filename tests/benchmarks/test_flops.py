@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
-from benchmarks import flops, roofline
+from benchmarks import flops, kv, params, roofline
 from benchmarks.kv import Setting
 from benchmarks.models import Model, chosen, one
 from benchmarks.roofline import Device, decode, prefill
 from benchmarks.show import three
+from benchmarks.verbs.flops import tables
+from benchmarks.verbs.kv import cache as kv_table
 from zoo.architectures import families
+from zoo.cost import Stored
 from zoo.errors import UsageError
+from zoo.registry import Mixer
+from zoo.terminal import Format
 
 BF16 = torch.bfloat16
 H100 = roofline.device("h100")
@@ -164,3 +170,36 @@ def test_ceilings_are_finite_for_every_model_and_batch() -> None:
 )
 def test_three_digits_without_an_exponent(value: float, shown: str) -> None:
     assert three(value) == shown
+
+
+@dataclass(frozen=True)
+class _Averaging(Mixer):
+    """A mixer that tells what it costs in all and nothing of its parts."""
+
+    width: int
+
+    def build(self, dim: int) -> torch.nn.Module:
+        raise NotImplementedError
+
+    def params(self, dim: int) -> int:
+        return dim * self.width
+
+    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        return 2 * new * dim * self.width
+
+    def stored(self) -> Stored:
+        return Stored((("sum", (1, self.width)),))
+
+
+def test_a_block_without_parts_of_its_own_is_counted_whole() -> None:
+    """Its parameters under its slot, its FLOPs, which are neither projections nor scores, as other; no naive cache."""
+    averaging = Model("averaging", zoo.swap(zoo.spec("qwen3-0.6b"), zoo.GQA, _Averaging(128)))
+    (parts,) = params.rows([averaging])
+    assert (parts["attn_params"], parts["other_params"]) == (28 * 1024 * 128, 0)
+    row, _ = flops.rows([averaging], 4096, Setting(), H100)
+    assert (row["other_flops"], row["projections_flops"]) == (28 * 2 * 1024 * 128, 0)
+    assert "other" in next(tables(flops.rows([averaging], 4096, Setting(), H100), H100)).text(Format.table)
+    (cache,) = kv.cache_rows([averaging], [4096], Setting())
+    assert cache["kv_bytes"] == 28 * 128 * 4096 * 2
+    assert (cache["naive_kv_bytes"], cache["naive_error"], cache["naive_rule"]) == (None, None, None)
+    assert "naive" not in kv_table([cache]).text(Format.table).splitlines()[2]
