@@ -30,6 +30,7 @@ from zoo.catalog import build, from_hf, names, spec
 from zoo.cost import Stored
 from zoo.decoder import Decoder, swap_layers
 from zoo.errors import ZooError
+from zoo.export import to_hf
 from zoo.registry import Spec, swap
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "spec",
     "swap",
     "swap_layers",
+    "to_hf",
 ]
 
 

@@ -177,9 +177,11 @@ def _scaling(given: Fields) -> Scaling | None:
 
 
 class FromHF(Protocol):
-    """An architecture's `from_hf`: a published config -> its spec."""
+    """An architecture's `from_hf`: a published config -> its spec; and what it was made of."""
 
     model_types: tuple[str, ...]
+    defaults: dict[str, Any]
+    read: Callable[[Config], Decoder]
 
     def __call__(self, config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder: ...
 
@@ -204,7 +206,7 @@ def reads(*model_types: str, **defaults: Any) -> Callable[[Callable[[Config], De
             fields.finish(ignore)
             return spec
 
-        from_hf.model_types = model_types  # type: ignore[attr-defined]
+        vars(from_hf).update(model_types=model_types, defaults=defaults, read=read)
         from_hf.__doc__ = f"A published config.json of model_type {' or '.join(model_types)} -> its spec."
         return from_hf  # type: ignore[return-value]
 

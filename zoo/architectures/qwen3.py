@@ -35,7 +35,7 @@ def from_hf(config: Config) -> Decoder:
 
 def _mixture(config):
     config.expect(decoder_sparse_step=1, mlp_only_layers=[])
-    count = "num_local_experts" if "num_local_experts" in config.values else "num_experts"
+    count = "num_experts" if "num_experts" in config.values else "num_local_experts"
     shape = config.integers(hidden="moe_intermediate_size", experts=count, k="num_experts_per_tok")
     return mixture(**shape, renormalise=config.flag("norm_topk_prob"))
 

@@ -1,0 +1,85 @@
+"""Swapped tiny models: some that a published config can say, and some that none can."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import zoo
+from zoo.blocks import yarn_gain
+
+DENSE, MIXED, LATENT, SANDWICH, SINKS, LLAMA = (
+    zoo.spec(name, tiny=True)
+    for name in ("qwen3-0.6b", "qwen3-30b-a3b", "deepseek-v3-671b", "gemma3-1b", "gpt-oss-20b", "llama3-8b")
+)
+MISTRAL, NO_POSITIONS = (zoo.spec(name, tiny=True) for name in ("mistral-small-3.1-24b", "smollm3-3b"))
+GAIN = yarn_gain(40, 0.707)
+
+
+def change(spec: zoo.Decoder, kind: type[zoo.Spec], **values: Any) -> zoo.Decoder:
+    """`spec` with these fields in every block of a kind."""
+    return zoo.swap(spec, kind, lambda part: replace(part, **values))
+
+
+# What was swapped -> the model_type that says it, and the model.
+SAYABLE: dict[str, tuple[str, zoo.Decoder]] = {
+    "a window for Mistral": ("mistral", change(MISTRAL, zoo.GQA, window=7)),
+    "experts for Qwen3": ("qwen3_moe", zoo.swap(DENSE, zoo.GLU, MIXED.layers[0].ffn.block)),
+    "no positions for Llama": ("smollm3", zoo.swap(LLAMA, zoo.RoPE, zoo.NoPE())),
+    "another interval": ("smollm3", replace(NO_POSITIONS, layers=NO_POSITIONS.layers[2:] * 2)),
+    "raw probabilities": ("qwen3_moe", change(MIXED, zoo.SoftmaxTopK, renormalise=False)),
+    "queries without a latent": ("deepseek_v3", change(LATENT, zoo.MLA, q_rank=None)),
+    "dense layers alone": ("deepseek_v3", replace(LATENT, layers=LATENT.layers[:3])),
+    "latents for Llama": ("deepseek_v3", zoo.swap(LLAMA, zoo.GQA, LATENT.layers[0].mixer)),
+    "a shared expert of two": ("deepseek_v3", change(LATENT, zoo.MoE, shared=zoo.GLU(192))),
+    "another gain on the scores": ("deepseek_v3", change(LATENT, zoo.MLA, scale=48**-0.5 * GAIN * GAIN)),
+    "another gain on cos and sin": ("gpt_oss", change(SINKS, zoo.YarnScaling, gain=1.25)),
+    "both gains": ("deepseek_v3", change(LATENT, zoo.YarnScaling, gain=1.25)),
+    "another clamp": ("gpt_oss", change(SINKS, zoo.ClampedSwiGLU, alpha=1.5, limit=0.5)),
+    "another scale": ("gemma3_text", change(SANDWICH, zoo.GQA, scale=30**-0.5)),
+    "another stretch": ("llama", change(LLAMA, zoo.RoPE, scaling=zoo.YarnScaling(factor=4, original=32, gain=1.0))),
+}
+
+# What was swapped -> the model, the nearest model_type, and what differs.
+UNSAYABLE: dict[str, tuple[zoo.Decoder, str, str]] = {
+    "a window": (change(DENSE, zoo.GQA, window=7), "qwen3", "layers[0].attn.block: GQA.window is 7 here, None there"),
+    "a window in one layer": (
+        zoo.swap_layers(LLAMA, lambda i: i == 1, zoo.GQA, lambda attn: replace(attn, window=7)),
+        "llama",
+        "layers[1].attn.block: GQA.window is 7 here, None there",
+    ),
+    "no sinks": (
+        change(SINKS, zoo.GQA, sinks=False),
+        "gpt_oss",
+        "layers[0].attn.block: GQA.sinks is False here, True there",
+    ),
+    "another placement": (
+        zoo.swap(DENSE, zoo.Branch, lambda branch: zoo.post(branch.pre, branch.block)),
+        "smollm3",
+        "layers[0]: Layer.attn is PostNorm here, Branch there",
+    ),
+    "another activation": (change(DENSE, zoo.GLU, act=zoo.GeGLU()), "qwen3", "GLU.act is GeGLU here, SwiGLU there"),
+    "experts in every layer": (
+        replace(LATENT, layers=LATENT.layers[3:] * 4),
+        "deepseek_v3",
+        "layers[0].ffn: Branch.block is MoE here, GLU there",
+    ),
+    "half a shared expert": (
+        change(LATENT, zoo.MoE, shared=zoo.GLU(48)),
+        "deepseek_v3",
+        "layers[3].ffn.block.shared: GLU.hidden is 48 here, 96 there",
+    ),
+    "a scale that is no root": (
+        change(SANDWICH, zoo.GQA, scale=0.1234),
+        "gemma3_text",
+        "GQA.scale is 0.1234 here, 0.1",
+    ),
+    "a scale of next to nothing": (change(SANDWICH, zoo.GQA, scale=1e-200), "gemma3_text", "GQA.scale is 1e-200 here"),
+    "one norm apart": (
+        replace(DENSE, norm=zoo.RMSNorm(1e-3)),
+        "qwen3",
+        "attn.pre: RMSNorm.eps is 1e-06 here, 0.001 there",
+    ),
+    "untied widths": (replace(SANDWICH, embed_scale=2.0), "gemma3_text", "Decoder.embed_scale is 2.0 here, 8.0 there"),
+    "no context": (replace(DENSE, context=None), "qwen3", "Decoder.context is None here, 40960 there"),
+}
