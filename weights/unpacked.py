@@ -11,13 +11,14 @@ from torch import Tensor
 from weights.files import CONFIG, Folder
 from weights.fp8 import FP8
 from weights.matching import Entry
+from weights.mxfp4 import MXFP4
 from weights.packing import Format
 from zoo.decoder import Decoder
 from zoo.errors import MalformedError
 from zoo.fields import Fields
 from zoo.layout import Rules
 
-FORMATS: dict[str, Format] = {"fp8": FP8()}  # by quant_method
+FORMATS: dict[str, Format] = {"fp8": FP8(), "mxfp4": MXFP4()}  # by quant_method
 log = logging.getLogger(__name__)
 
 

@@ -93,6 +93,17 @@ class Interleaved(Rule):
         return [torch.stack(list(ours), dim=-1).flatten(-2)]
 
 
+class InterleavedRows(Rule):
+    """Gate and up by turns along the rows of (experts, 2 * hidden, dim)."""
+
+    def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        both = theirs[0]
+        return [both[:, 0::2], both[:, 1::2]]
+
+    def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return [torch.stack(list(ours), dim=2).flatten(1, 2)]
+
+
 class InterleavedTransposed(Interleaved):
     """Gate and up by turns along the last axis of (experts, dim, 2 * hidden)."""
 

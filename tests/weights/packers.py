@@ -44,3 +44,38 @@ def pack_fp8(tensors: Tensors) -> tuple[Tensors, Tensors]:
         else:
             stored[name] = numbers[name] = tensor
     return stored, numbers
+
+
+MXFP4_CONFIG = {"modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"], "quant_method": "mxfp4"}
+MXFP4_CODES = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6]
+
+
+def mxfp4(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """(experts, out, in) -> blocks (experts, out, in / 32, 16) and scales (experts, out, in / 32): the nearest codes to
+    numbers whose largest is taken to between 4 and 8, the even ones in the low half of a byte."""
+    grouped = numbers.double().unflatten(-1, (-1, 32))
+    exponents = grouped.abs().amax(-1).clamp(min=2.0**-126).log2().floor() - 2
+    distance = (grouped / 2 ** exponents[..., None])[..., None] - torch.tensor(MXFP4_CODES, dtype=torch.float64)
+    codes = distance.abs().argmin(-1)
+    return (codes[..., 0::2] + 16 * codes[..., 1::2]).to(torch.uint8), (exponents + 127).to(torch.uint8)
+
+
+def mxfp4_numbers(blocks: Tensor, scales: Tensor) -> Tensor:
+    """What they stand for, in float64: code times 2^(scale - 127)."""
+    halves = torch.stack([blocks % 16, blocks // 16], dim=-1).flatten(-2).long()
+    powers = torch.full(scales.shape, 2.0, dtype=torch.float64) ** (scales.double() - 127)
+    return (torch.tensor(MXFP4_CODES, dtype=torch.float64)[halves] * powers[..., None]).flatten(-2)
+
+
+def pack_mxfp4(tensors: Tensors) -> tuple[Tensors, Tensors]:
+    """gpt-oss's bf16 layout, whose experts are (in, out) -> as it is released, (out, in) in MXFP4, and the numbers that
+    this stands for in the bf16 layout, in float32."""
+    stored, numbers = {}, {}
+    for name, tensor in tensors.items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            blocks, scales = mxfp4(tensor.transpose(1, 2))
+            stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+            numbers[name] = mxfp4_numbers(blocks, scales).float().transpose(1, 2)
+        else:
+            stored[name] = numbers[name] = tensor
+    return stored, numbers
