@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from weights.matching import Entry, folded
+from weights.matching import READ, Entry, folded
 from zoo import catalog
 from zoo.decoder import Decoder
 from zoo.errors import MalformedError, NotAvailable
@@ -29,6 +29,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8}  # of packed weights
 WORDS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,13 +41,6 @@ class Folder:
         self.config = read_json(member(path, CONFIG), CONFIG_LIMIT)
         self.family = catalog.family_of(self.config)
         self._held: dict[str, Any] = {}  # tensor -> the open file that holds it
-        packed = self._said("quantization_config")
-        if packed is not None:
-            method = packed.get("quant_method") if isinstance(packed, dict) else packed
-            raise MalformedError(
-                f"{path}: the weights are packed ({method}), and packed weights are not read; "
-                "use a copy in bfloat16, float16 or float32"
-            )
         if (path / SINGLE).exists() or not (path / INDEX).exists():
             self._open(SINGLE)
         else:
@@ -59,10 +53,10 @@ class Folder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What config.json says, else the first tensor's."""
+        """What config.json says, else that of the first tensor of plain numbers."""
         said = self._said("dtype") or self._said("torch_dtype")
         if said is None:
-            return next((tensor.dtype for tensor in self.entries() if tensor.dtype), torch.float32)
+            return next((tensor.dtype for tensor in self.entries() if tensor.dtype in READ), torch.float32)
         if not isinstance(said, str) or said not in WORDS:
             raise MalformedError(f"{self.path / CONFIG}: dtype {said!r} is none of {', '.join(WORDS)}")
         return WORDS[said]
@@ -82,6 +76,11 @@ class Folder:
         """The model that config.json describes."""
         return catalog.from_hf(self.config, ignore_fields)
 
+    @property
+    def packing(self) -> Any:
+        """What config.json says of how the weights are packed, None if nothing."""
+        return self._said("quantization_config")
+
     def _said(self, name: str) -> Any:
         """A field of config.json that a multimodal wrapper may say for its parts."""
         text = self.config.get("text_config")
@@ -92,9 +91,9 @@ class Folder:
         """Every tensor there is, in order of the files."""
         return [self._entry(name) for name in self._held]
 
-    def get(self, name: str) -> Tensor:
-        """The tensor as it is stored, sharing the file's pages."""
-        return self._held[name].get_tensor(name)
+    def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor, on the CPU and as it is stored unless said: then it shares the file's pages."""
+        return self._held[name].get_tensor(name).to(device, dtype)
 
     def _entry(self, name: str) -> Entry:
         view = self._held[name].get_slice(name)

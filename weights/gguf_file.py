@@ -140,8 +140,8 @@ class GGUFFile:
         wanted = (name for move in match(spec, parameters, self.rules, ()) for name in move.theirs)
         return {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in wanted}
 
-    def get(self, name: str) -> Tensor:
-        """The tensor by Hugging Face's name, dequantised."""
+    def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor by Hugging Face's name, dequantised to float32 unless said."""
         tensor = self._tensors[self._names[name]]
         try:
             numbers = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type))
@@ -149,7 +149,8 @@ class GGUFFile:
             raise MalformedError(
                 f"{self.path}: {tensor.name} is quantised in a way that is not read: {error}"
             ) from error
-        return numbers - 1 if self.kind in SHIFTED and name.endswith("norm.weight") else numbers
+        moved = numbers - 1 if self.kind in SHIFTED and name.endswith("norm.weight") else numbers
+        return moved.to(device, dtype)
 
 
 def _says(spec: Decoder) -> dict[str, Any]:

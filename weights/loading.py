@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from weights.extras import need
 from weights.files import WORDS, Folder
 from weights.matching import EMBED, HEAD, Entry, check, match, skipped, text_names
+from weights.unpacked import unpacked
 from zoo import catalog
 from zoo.decoder import Decoder, Model
 from zoo.errors import MalformedError, NotAvailable, UsageError, unknown
@@ -34,7 +36,23 @@ class Source(Protocol):
     def ends(self) -> list[int]: ...
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder: ...
     def entries(self) -> list[Entry]: ...
-    def get(self, name: str) -> Tensor: ...
+    def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Stored(Sequence[Tensor]):
+    """Tensors of a source, each read when it is looked at and not kept."""
+
+    source: Source
+    names: Sequence[str]
+    device: str | torch.device
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.source.get(self.names[i], self.device, self.dtype)
 
 
 def load(
@@ -47,9 +65,10 @@ def load(
 ) -> Model:
     """A released model, in eval mode, from a folder in Hugging Face layout or a .gguf file.
 
-    `dtype` "auto" is the source's own; float32 where that is quantised. On the CPU in its own dtype, parameters that
-    are stored as we hold them share the file's pages. `ignore_fields` are fields of the config that the caller vouches
-    for. `revision` is for sources that have any: a folder and a file have not.
+    `dtype` "auto" is the source's own: what its config.json says, float32 for a quantised .gguf. On the CPU in its own
+    dtype, parameters that are stored as we hold them share the file's pages; packed ones (fp8) are unpacked one at a
+    time. `ignore_fields` are fields of the config that the caller vouches for. `revision` is for sources that have any:
+    a folder and a file have not.
 
     Raises NotAvailable for what is not there, MalformedError for what does not fit, naming all of it at once.
     """
@@ -70,7 +89,7 @@ def open_source(source: str | Path) -> Source:
     """The folder or the file behind a name. Raises NotAvailable where there is neither."""
     path = Path(source)
     if path.is_dir():
-        return Folder(path)
+        return unpacked(Folder(path))
     if path.is_file() and path.suffix == ".gguf":
         need("gguf", "gguf")
         from weights.gguf_file import GGUFFile  # only here, for what it imports is an extra
@@ -96,8 +115,9 @@ def fill(spec: Decoder, source: Source, device: str | torch.device, dtype: str |
         check_copy(source, stored[HEAD].name, stored[EMBED].name)
     filled: dict[str, Tensor] = {}
     for move in moves:
-        for name, tensor in move.read(source.get(stored[their].name) for their in move.theirs).items():
-            filled[name] = tensor.to(device, parameters[name].dtype).contiguous()
+        kind = parameters[move.ours[0]].dtype
+        theirs = Stored(source, [stored[name].name for name in move.theirs], device, kind)
+        filled |= {name: tensor.contiguous() for name, tensor in move.read(theirs).items()}
     model.load_state_dict(filled, assign=True)
     for what, names in left.items():
         log.info("left alone: %d tensor%s, %s", len(names), "s" * (len(names) > 1), what)

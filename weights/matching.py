@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,9 +39,9 @@ class Move:
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
 
-    def read(self, theirs: Iterable[Tensor]) -> dict[str, Tensor]:
+    def read(self, theirs: Sequence[Tensor]) -> dict[str, Tensor]:
         """The stored tensors, in order -> parameters by name."""
-        return dict(zip(self.ours, self.rule.read(list(theirs), self.layer), strict=True))
+        return dict(zip(self.ours, self.rule.read(theirs, self.layer), strict=True))
 
     def expected(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         """The shapes that parameters on the meta device ask of the stored tensors."""
@@ -81,7 +81,7 @@ def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Contai
         moves.append(next((move for move in found if any(name in stored for name in move.theirs)), found[0]))
         filled.update(moves[-1].ours)
     if homeless:
-        raise UsageError(f"no released checkpoint has a place for {_listed(homeless)}")
+        raise UsageError(f"no released checkpoint has a place for {listed(homeless)}")
     return moves
 
 
@@ -140,16 +140,17 @@ def check(
     ]
     dtypes = [stored[name].name for name in used if name in stored and stored[name].dtype not in READ]
     told = [
-        f"missing: {_listed(missing)}" if missing else "",
-        f"not understood: {_listed(surplus)}" if surplus else "",
-        f"wrong shape: {_listed(shapes)}" if shapes else "",
-        f"neither float32, bfloat16, float16 nor float64: {_listed(dtypes)}" if dtypes else "",
+        f"missing: {listed(missing)}" if missing else "",
+        f"not understood: {listed(surplus)}" if surplus else "",
+        f"wrong shape: {listed(shapes)}" if shapes else "",
+        f"neither float32, bfloat16, float16 nor float64: {listed(dtypes)}" if dtypes else "",
     ]
     if any(told):
         raise MalformedError(f"{where}: the tensors do not fit the model; {'; '.join(part for part in told if part)}")
 
 
-def _listed(lines: Iterable[str]) -> str:
+def listed(lines: Iterable[str]) -> str:
+    """Lines as one, those that differ in a number alone folded."""
     return ", ".join(folded(lines))
 
 

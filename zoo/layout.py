@@ -29,7 +29,8 @@ class Rule(ABC):
 
     @abstractmethod
     def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        """Stored tensors -> our parameters."""
+        """Stored tensors -> our parameters. Each of `theirs` may be read from a file, and unpacked, when it is looked
+        at: a rule looks at each once, and holds no more of them than it must."""
 
     @abstractmethod
     def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
@@ -50,7 +51,12 @@ class Stacked(Rule):
     """One tensor an expert, ours stacked."""
 
     def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        return [torch.stack(list(theirs))]
+        first = theirs[0]
+        stacked = first.new_empty(len(theirs), *first.shape)
+        stacked[0] = first
+        for e in range(1, len(theirs)):
+            stacked[e] = theirs[e]
+        return [stacked]
 
     def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         return ours[0].unbind()
@@ -80,10 +86,22 @@ class Interleaved(Rule):
     """Gate and up by turns along the last axis."""
 
     def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        return [theirs[0][..., 0::2], theirs[0][..., 1::2]]
+        both = theirs[0]
+        return [both[..., 0::2], both[..., 1::2]]
 
     def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         return [torch.stack(list(ours), dim=-1).flatten(-2)]
+
+
+class InterleavedRows(Rule):
+    """Gate and up by turns along the rows of (experts, 2 * hidden, dim)."""
+
+    def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        both = theirs[0]
+        return [both[:, 0::2], both[:, 1::2]]
+
+    def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return [torch.stack(list(ours), dim=2).flatten(1, 2)]
 
 
 class InterleavedTransposed(Interleaved):
@@ -106,17 +124,20 @@ class PairedRows(Rule):
     turned: str
 
     def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        return [self._reorder(theirs[0], layer, "h (pair side) d -> h (side pair) d")]
+        rows = theirs[0]
+        return [rows[self._order(len(rows), layer).to(rows.device)]]
 
     def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        return [self._reorder(ours[0], layer, "h (side pair) d -> h (pair side) d")]
+        rows = ours[0]
+        return [rows[self._order(len(rows), layer).argsort().to(rows.device)]]
 
-    def _reorder(self, rows: Tensor, layer: Layer | None, order: str) -> Tensor:
+    def _order(self, rows: int, layer: Layer | None) -> Tensor:
+        """Which row of theirs each row of ours is."""
         assert layer is not None
         plain, turned = getattr(layer.mixer, self.plain), getattr(layer.mixer, self.turned)
-        heads = rearrange(rows, "(h rows) d -> h rows d", rows=plain + turned)
-        moved = rearrange(heads[:, plain:], order, side=2)
-        return torch.cat([heads[:, :plain], moved], dim=1).flatten(0, 1)
+        heads = rearrange(torch.arange(rows), "(h rows) -> h rows", rows=plain + turned)
+        moved = rearrange(heads[:, plain:], "h (pair side) -> h (side pair)", side=2)
+        return torch.cat([heads[:, :plain], moved], dim=1).flatten()
 
 
 @dataclass(frozen=True)

@@ -76,11 +76,6 @@ def config_of_an_unknown_dtype(folder):
     set_config(folder, dtype="int8")
 
 
-@case(MalformedError, "the weights are packed (fp8), and packed weights are not read; use a copy in bfloat16")
-def packed(folder):
-    set_config(folder, quantization_config={"quant_method": "fp8"})
-
-
 @case(NotAvailable, "there is no model.safetensors")
 def no_weights(folder):
     for path in folder.glob("model*"):

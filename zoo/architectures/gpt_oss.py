@@ -4,7 +4,7 @@ experts with a clamped SwiGLU as wide as the model itself, and YaRN with unround
 from zoo.blocks import GLU, GQA, ClampedSwiGLU, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, pre, yarn_gain
 from zoo.config import Config, Size, reads
 from zoo.decoder import Decoder
-from zoo.layout import GATE_UP, Interleaved, InterleavedTransposed, Same, Transposed
+from zoo.layout import GATE_UP, Interleaved, InterleavedRows, InterleavedTransposed, Same, Transposed
 
 WEIGHTS = (
     Same("ffn.block.router", "mlp.router"),
@@ -12,6 +12,9 @@ WEIGHTS = (
     Interleaved(tuple(f"{name}_bias" for name in GATE_UP), "mlp.experts.gate_up_proj_bias"),
     Transposed("ffn.block.experts.down", "mlp.experts.down_proj"),
     Same("ffn.block.experts.down_bias", "mlp.experts.down_proj_bias"),
+    # As released, in MXFP4: by the names of their codes, not transposed.
+    InterleavedRows(GATE_UP, "mlp.experts.gate_up_proj_blocks"),
+    Same("ffn.block.experts.down", "mlp.experts.down_proj_blocks"),
 )
 
 

@@ -1,0 +1,81 @@
+"""Packing tensors as releases store them, and what the packed ones stand for in float64: independent of the loader."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from tests.weights.checkpoints import Tensors
+
+FP8_CONFIG = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
+# Which of DeepSeek-V3's matrices are packed: those of attention and of the feed-forwards, but not the router.
+FP8_NAMES = re.compile(r".*\.(self_attn|mlp|mlp\.shared_experts|mlp\.experts\.\d+)\.\w+_proj(_with_mqa)?\.weight")
+
+
+def fp8(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix -> its codes, and a scale for each block of 128 x 128 that takes the largest number to 448."""
+    height, width = matrix.shape
+    codes = torch.empty(height, width, dtype=torch.float8_e4m3fn)
+    scales = torch.empty((height + 127) // 128, (width + 127) // 128)
+    for row in range(0, height, 128):
+        for column in range(0, width, 128):
+            block = matrix[row : row + 128, column : column + 128]
+            scale = block.abs().max() / 448
+            scales[row // 128, column // 128] = scale
+            codes[row : row + 128, column : column + 128] = (block / scale).to(torch.float8_e4m3fn)
+    return codes, scales
+
+
+def fp8_numbers(codes: Tensor, scales: Tensor) -> Tensor:
+    """What they stand for, in float64: element (i, j) has scale (i // 128, j // 128)."""
+    rows, columns = (torch.arange(side) // 128 for side in codes.shape)
+    return codes.double() * scales.double()[rows][:, columns]
+
+
+def pack_fp8(tensors: Tensors) -> tuple[Tensors, Tensors]:
+    """A checkpoint -> the same as DeepSeek-V3's is stored, and the numbers that this stands for, in float32."""
+    stored, numbers = {}, {}
+    for name, tensor in tensors.items():
+        if FP8_NAMES.fullmatch(name):
+            stored[name], stored[f"{name}_scale_inv"] = codes, scales = fp8(tensor)
+            numbers[name] = fp8_numbers(codes, scales).float()
+        else:
+            stored[name] = numbers[name] = tensor
+    return stored, numbers
+
+
+MXFP4_CONFIG = {"modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"], "quant_method": "mxfp4"}
+MXFP4_CODES = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6]
+
+
+def mxfp4(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """(experts, out, in) -> blocks (experts, out, in / 32, 16) and scales (experts, out, in / 32): the nearest codes to
+    numbers whose largest is taken to between 4 and 8, the even ones in the low half of a byte."""
+    grouped = numbers.double().unflatten(-1, (-1, 32))
+    exponents = grouped.abs().amax(-1).clamp(min=2.0**-126).log2().floor() - 2
+    distance = (grouped / 2 ** exponents[..., None])[..., None] - torch.tensor(MXFP4_CODES, dtype=torch.float64)
+    codes = distance.abs().argmin(-1)
+    return (codes[..., 0::2] + 16 * codes[..., 1::2]).to(torch.uint8), (exponents + 127).to(torch.uint8)
+
+
+def mxfp4_numbers(blocks: Tensor, scales: Tensor) -> Tensor:
+    """What they stand for, in float64: code times 2^(scale - 127)."""
+    halves = torch.stack([blocks % 16, blocks // 16], dim=-1).flatten(-2).long()
+    powers = torch.full(scales.shape, 2.0, dtype=torch.float64) ** (scales.double() - 127)
+    return (torch.tensor(MXFP4_CODES, dtype=torch.float64)[halves] * powers[..., None]).flatten(-2)
+
+
+def pack_mxfp4(tensors: Tensors) -> tuple[Tensors, Tensors]:
+    """gpt-oss's bf16 layout, whose experts are (in, out) -> as it is released, (out, in) in MXFP4, and the numbers that
+    this stands for in the bf16 layout, in float32."""
+    stored, numbers = {}, {}
+    for name, tensor in tensors.items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            blocks, scales = mxfp4(tensor.transpose(1, 2))
+            stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+            numbers[name] = mxfp4_numbers(blocks, scales).float().transpose(1, 2)
+        else:
+            stored[name] = numbers[name] = tensor
+    return stored, numbers

@@ -1,0 +1,89 @@
+"""A folder of packed weights, read as if it held plain numbers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from weights.files import CONFIG, Folder
+from weights.fp8 import FP8
+from weights.matching import Entry
+from weights.mxfp4 import MXFP4
+from weights.packing import Format
+from zoo.decoder import Decoder
+from zoo.errors import MalformedError
+from zoo.fields import Fields
+from zoo.layout import Rules
+
+FORMATS: dict[str, Format] = {"fp8": FP8(), "mxfp4": MXFP4()}  # by quant_method
+log = logging.getLogger(__name__)
+
+
+class Unpacked:
+    """The tensors of a folder, packed ones under the name of their codes. `get` unpacks one at a time."""
+
+    def __init__(self, folder: Folder, packing: Format, said: Fields) -> None:
+        self._folder, self._packing, self._said = folder, packing, said
+        self.path = folder.path
+        entries = folder.entries()
+        self._packed = packing.pairs(folder.path, entries)
+        if not self._packed:
+            raise MalformedError(f"{folder.path}: {CONFIG} says {packing.words}, yet no tensor is stored so")
+        scales = {packed.scales.name for packed in self._packed.values()}
+        self._entries = [
+            self._packed[entry.name].plain if entry.name in self._packed else entry
+            for entry in entries
+            if entry.name not in scales
+        ]
+        log.info("%d packed tensors (%s) are unpacked as they are read", len(self._packed), packing.words)
+
+    @property
+    def rules(self) -> Rules:
+        """The layout of this family's tensors."""
+        return self._folder.rules
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What config.json says, else that of the first tensor that is not packed."""
+        return self._folder.dtype
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end a text."""
+        return self._folder.ends
+
+    def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
+        """The model that config.json describes."""
+        self._said.finish(ignore_fields)
+        return self._folder.spec(ignore_fields)
+
+    def entries(self) -> list[Entry]:
+        """Every tensor there is, unpacked."""
+        return self._entries
+
+    def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor's numbers, unpacked on the device: float32 unless said."""
+        packed = self._packed.get(name)
+        if packed is None:
+            return self._folder.get(name, device, dtype)
+        codes, scales = (self._folder.get(entry.name, device) for entry in (packed.codes, packed.scales))
+        return self._packing.unpack(codes, scales, dtype or torch.float32)
+
+
+def unpacked(folder: Folder) -> Folder | Unpacked:
+    """The folder itself where its config says nothing of packing. Raises MalformedError for one not known here."""
+    said = folder.packing
+    if said is None:
+        return folder
+    if not isinstance(said, dict):
+        raise MalformedError(f"{folder.path / CONFIG}: quantization_config {said!r} is no object")
+    fields = Fields(said, where="quantization_config.")
+    method = fields.get("quant_method")
+    if method not in FORMATS:
+        known = ", ".join(packing.words for packing in FORMATS.values())
+        raise fields.wrong(f"quant_method={method!r} is not read; {known} are, and bfloat16, float16 and float32")
+    FORMATS[method].check_config(fields)
+    return Unpacked(folder, FORMATS[method], fields)
