@@ -19,7 +19,7 @@ from zoo.cost import Parts, linear_flops, together
 from zoo.errors import SpecError, UsageError
 from zoo.registry import Spec, swap
 from zoo.sampling import Sampler
-from zoo.step import plan
+from zoo.step import Step, plan
 
 
 @dataclass(frozen=True)
@@ -144,22 +144,35 @@ class Model(nn.Module):
 
         With a `cache` the tokens follow those it holds and are added to it. Raises CacheFullError if they do not fit.
         """
-        _check(tokens)
         if logits_to_keep < 0:
             raise UsageError(f"logits_to_keep={logits_to_keep} is below 0")
-        past, slots = 0, self._no_slots
-        if cache is not None:
-            cache.admit(self._stored, *tokens.shape)
-            past, slots = cache.length, cache.slots
-        step = plan(past, tokens.shape[1], self._rotary, slots, tokens.device)
-        x = self.embed(tokens)
-        if self.spec.embed_scale != 1.0:
-            x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)  # rounded first, as Gemma's own code does
+        step, slots = self.step(tokens, cache)
+        x = self.embedded(tokens)
         for layer, slot in zip(self.layers, slots, strict=True):
             x = layer(x, step, slot)
         if cache is not None:
             cache.length += tokens.shape[1]
-        x = self.norm(x[:, -logits_to_keep:])
+        return self.logits(x[:, -logits_to_keep:])
+
+    def step(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Step, Sequence[Slot]]:
+        """A forward pass of `tokens`, planned, and the slot of each layer in it."""
+        _check(tokens)
+        past, slots = 0, self._no_slots
+        if cache is not None:
+            cache.admit(self._stored, *tokens.shape)
+            past, slots = cache.length, cache.slots
+        return plan(past, tokens.shape[1], self._rotary, slots, tokens.device), slots
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """Token ids (batch, t) -> what the first layer is given (batch, t, dim)."""
+        x = self.embed(tokens)
+        if self.spec.embed_scale != 1.0:
+            x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)  # rounded first, as Gemma's own code does
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What the last layer gives (batch, t, dim) -> logits (batch, t, vocab)."""
+        x = self.norm(x)
         return F.linear(x, self.embed.weight) if self.head is None else self.head(x)
 
     def new_cache(self, batch: int, tokens: int) -> Cache:
