@@ -209,7 +209,7 @@ class Model(nn.Module):
             drawn = sampler(self(fed, cache, logits_to_keep=1)[:, -1])
             last = torch.where(done, last, drawn)
             yield last
-            done |= torch.isin(last, ends)
+            done = torch.isin(last, ends)  # a row that was done still is: it repeats the token that ended it
             if len(ends) and done.all():
                 return
             fed = last[:, None]

@@ -99,6 +99,18 @@ def test_other_dtypes_compute_about_the_same(name: str, dtype: torch.dtype) -> N
     assert worst.median() < {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-5}[dtype]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_embeddings_are_scaled_by_a_number_of_their_own_dtype(dtype: torch.dtype) -> None:
+    """As if the embedding held the products; sqrt(dim) is rounded to the dtype before it multiplies (Gemma)."""
+    spec = replace(zoo.spec(SCREEN[0], tiny=True), tied=False, embed_scale=640**0.5)
+    one, other = randomised(spec, dtype=dtype), randomised(replace(spec, embed_scale=1.0), dtype=dtype)
+    other.load_state_dict(one.state_dict())
+    other.embed.weight *= torch.tensor(640**0.5, dtype=dtype)
+    tokens = tokens_of(spec, 2, PROMPT)
+    assert torch.equal(one(tokens), other(tokens))
+
+
 @pytest.mark.parametrize("name", SCREEN)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     """Also after a pass without gradients, whose tables are kept. What only chooses experts gets none."""
@@ -169,15 +181,20 @@ def test_streaming_yields_each_step_as_it_is_made(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCREEN)
 def test_a_row_that_met_a_stop_token_repeats_it_and_all_stop_together(name: str) -> None:
-    model, free = model_of(name), greedy(name)
-    stop = free[:, 2].tolist()  # each row's third token, or an earlier one of the same id, ends it
+    model = model_of(name)
+
+    def sampled(stop: list[int]) -> Tensor:
+        return model.generate(tokens_of(model.spec, 3, PROMPT), NEW, temperature=2.0, seed=0, stop=stop)
+
+    free = sampled([])
+    stop = [int(free[row, 3 * row + 1]) for row in range(3)]  # ids that end the rows one after another
     ends = [next(i for i, token in enumerate(row) if token in stop) for row in free.tolist()]
-    new = model.generate(tokens_of(model.spec, 3, PROMPT), NEW, stop=stop)
+    assert max(ends) > min(ends)
+    new = sampled(stop)
     assert new.shape == (3, max(ends) + 1)
     for row, given, end in zip(new.tolist(), free.tolist(), ends, strict=True):
         assert row == given[: end + 1] + [given[end]] * (max(ends) - end)
-    one = model.generate(tokens_of(model.spec, 3, PROMPT), NEW, stop=stop[:1])
-    assert one.shape[1] == (NEW if any(stop[0] not in row for row in free.tolist()) else max(ends) + 1)
+    assert sampled(stop[:1]).shape == (3, NEW), "one row goes on"
 
 
 def test_a_stop_token_that_is_never_drawn_changes_nothing() -> None:

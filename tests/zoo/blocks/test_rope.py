@@ -23,6 +23,15 @@ ROPES: dict[str, tuple[RoPE, int]] = {
     for rope, width in layer.rotary()
     if isinstance(rope, RoPE)
 }
+# Ramps that begin before the first dimension, and that end after the last.
+ROPES |= {
+    f"{words} ramp": (RoPE(1e4, scaling), 64)
+    for words, scaling in {
+        "an early": YarnScaling(8, original=100, gain=1.0),
+        "an early, unrounded": YarnScaling(8, original=100, gain=1.3, truncate=False),
+        "a late": YarnScaling(8, original=10**9, gain=1.0, fast=1e6),
+    }.items()
+}
 
 
 def paper(rope: RoPE, width: int) -> list[float]:
