@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,23 +48,23 @@ class Decoder(Spec):
 
     def params(self) -> int:
         """Stored numbers, a tied head once."""
-        return self._outside() + sum(n * layer.params(self.dim) for layer, n in self._counted())
+        return self._outside() + sum(n * layer.params(self.dim) for layer, n in self._counted)
 
     def active_params(self) -> int:
         """Stored numbers less those of experts that a token is not routed to."""
-        return self._outside() + sum(n * layer.active_params(self.dim) for layer, n in self._counted())
+        return self._outside() + sum(n * layer.active_params(self.dim) for layer, n in self._counted)
 
     def read_params(self, tokens: int) -> float:
         """Stored numbers that a pass of `tokens` tokens, of all sequences together, reads: all but the rows of an
         untied embedding beyond one a token, and the experts that none of them is expected to be routed to."""
         unread = 0 if self.tied else max(self.vocab - tokens, 0) * self.dim
-        return self._outside() - unread + sum(n * layer.read_params(self.dim, tokens) for layer, n in self._counted())
+        return self._outside() - unread + sum(n * layer.read_params(self.dim, tokens) for layer, n in self._counted)
 
     def param_parts(self) -> Parts:
         """`params` by part: embedding, head (0 where it is tied), and the parts of the blocks."""
         table = self.vocab * self.dim
         outside = {"embedding": table, "head": 0 if self.tied else table} | dict(self.norm.param_parts(self.dim))
-        return together([(1, outside), *((n, layer.param_parts(self.dim)) for layer, n in self._counted())])
+        return together([(1, outside), *((n, layer.param_parts(self.dim)) for layer, n in self._counted)])
 
     def embedding_params(self) -> int:
         """Stored numbers of the embedding and, where it is not tied, the head."""
@@ -75,24 +76,24 @@ class Decoder(Spec):
         `logits`: positions that go through the head (None: all `new`). `causal=False` counts every pair that a masked
         dense kernel computes, the form torch's counter sees.
         """
-        body = sum(n * layer.flops(self.dim, past, new, causal) for layer, n in self._counted())
+        body = sum(n * layer.flops(self.dim, past, new, causal) for layer, n in self._counted)
         return body + linear_flops(new if logits is None else logits, self.dim, self.vocab)
 
     def flop_parts(self, past: int, new: int, logits: int | None = None, causal: bool = True) -> Parts:
         """`flops` by part: head, and the parts of the blocks."""
         head = {"head": linear_flops(new if logits is None else logits, self.dim, self.vocab)}
-        layers = ((n, layer.flop_parts(self.dim, past, new, causal)) for layer, n in self._counted())
+        layers = ((n, layer.flop_parts(self.dim, past, new, causal)) for layer, n in self._counted)
         return together([*layers, (1, head)])
 
     def kv_bytes(self, context: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
         """Bytes of a cache made for `context` tokens: what `new_cache(batch, context)` allocates."""
-        stored = ((layer.stored(), n) for layer, n in self._counted())
+        stored = ((layer.stored(), n) for layer, n in self._counted)
         return batch * dtype.itemsize * sum(n * kept.numbers() * kept.tokens(context) for kept, n in stored)
 
     def kv_growth(self, dtype: torch.dtype = torch.bfloat16) -> tuple[int, int]:
         """(fixed bytes, bytes per token) of one sequence's cache: exact once every window is full."""
         fixed = slope = 0
-        for layer, n in self._counted():
+        for layer, n in self._counted:
             kept = layer.stored()
             numbers = n * kept.numbers() * dtype.itemsize
             fixed += numbers * (kept.window or 0)
@@ -110,8 +111,10 @@ class Decoder(Spec):
     def _outside(self) -> int:
         return self.embedding_params() + self.norm.params(self.dim)
 
-    def _counted(self) -> Iterator[tuple[Layer, int]]:
-        yield from Counter(self.layers).items()
+    @cached_property
+    def _counted(self) -> tuple[tuple[Layer, int], ...]:
+        """Each distinct layer and how many there are. Counted once: hashing a long plan costs more than any figure."""
+        return tuple(Counter(self.layers).items())
 
 
 def swap_layers(

@@ -41,8 +41,8 @@ class Spec(ABC):
 
     def __post_init__(self) -> None:
         for name, hint in _hints(type(self)).items():
-            value = getattr(self, name)
-            self.require(_fits(value, hint), f"{name} must be {_wanted(hint)}, not {_given(value)}")
+            if not _fits(value := getattr(self, name), hint):
+                self.require(False, f"{name} must be {_wanted(hint)}, not {_given(value)}")
         self.check()
 
     def check(self) -> None:
