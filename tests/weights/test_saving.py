@@ -1,0 +1,253 @@
+"""A saved model is read back bit by bit, and by the reference with equal logits; a failure leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import weights
+import zoo
+from tests.models import bound, distinct, randomised, tokens_of
+from tests.swapped import SAYABLE, UNSAYABLE
+from tests.weights.checkpoints import read, read_index
+from weights import saving
+from zoo.decoder import Model
+from zoo.errors import NotAvailable, SpecError, UsageError
+
+DENSE, LATENT = "qwen3-0.6b", "deepseek-v3-671b"
+MODELS = {name: zoo.spec(name, tiny=True) for name in distinct()} | {name: spec for name, (_, spec) in SAYABLE.items()}
+
+
+@pytest.fixture
+def dense() -> Model:
+    return randomised(zoo.spec(DENSE, tiny=True))
+
+
+def check_equal(one: Model, other: Model) -> None:
+    """The same spec, and the same bits in the same dtypes."""
+    assert one.spec == other.spec
+    mine, theirs = one.state_dict(), other.state_dict()
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert value.dtype == theirs[name].dtype, name
+        assert torch.equal(value, theirs[name]), name
+
+
+def check_reference(folder: Path, model: Model) -> None:
+    """The reference fills every parameter of its own from the folder, and computes equal logits."""
+    from transformers import AutoModelForCausalLM
+
+    reference, loading = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(loading.values()), loading
+    assert reference.dtype == model.embed.weight.dtype
+    tokens = tokens_of(model.spec, 2, 80)
+    with torch.no_grad():
+        expected = reference.eval()(tokens).logits
+        assert (model(tokens) - expected).abs().max() <= bound(expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_round_trip(name: str, tmp_path: Path) -> None:
+    """Every released composition, and every swapped one that a config can say."""
+    model = randomised(MODELS[name])
+    weights.save(model, tmp_path / "saved")
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"config.json", "model.safetensors"}
+    check_equal(weights.load(tmp_path / "saved"), model)
+    check_reference(tmp_path / "saved", model)
+
+
+@pytest.mark.parametrize("name", distinct())
+def test_tensors_are_those_that_the_reference_stores(name: str, saved: Callable[[str], Path], tmp_path: Path) -> None:
+    """Under the same names, each expert by itself, a tied head not at all; and the same numbers."""
+    weights.save(weights.load(saved(name)), tmp_path / "again")
+    _, expected = read(saved(name))
+    _, tensors = read(tmp_path / "again")
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("name", [DENSE, LATENT])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_dtypes(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """All in the model's, but for a router's correction, which stays float32."""
+    model = randomised(zoo.spec(name, tiny=True)).to(dtype)
+    weights.save(model, tmp_path / "saved")
+    config, tensors = read(tmp_path / "saved")
+    assert config["dtype"] == str(dtype).removeprefix("torch.")
+    for key, tensor in tensors.items():
+        assert tensor.dtype == (torch.float32 if "correction" in key else dtype), key
+    check_equal(weights.load(tmp_path / "saved"), model)
+
+
+@pytest.mark.parametrize("name", [DENSE, LATENT, "gpt-oss-20b"])
+def test_shards(name: str, tmp_path: Path) -> None:
+    """No more than was asked in each but for a tensor that is larger, numbered, and every tensor in the index."""
+    model = randomised(zoo.spec(name, tiny=True))
+    folder, most = tmp_path / "saved", 100_000
+    weights.save(model, folder, shard_bytes=most)
+    index = read_index(folder)
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert len(shards) > 2
+    assert shards == [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    total = 0
+    for shard in shards:
+        with safe_open(folder / shard, framework="pt") as file:
+            assert file.metadata() == {"format": "pt"}
+            sizes = {key: file.get_tensor(key).nbytes for key in file.keys()}  # noqa: SIM118
+        assert sum(sizes.values()) <= most or len(sizes) == 1
+        assert {key for key, held in index.items() if held == shard} == sizes.keys()
+        total += sum(sizes.values())
+    metadata = json.loads((folder / "model.safetensors.index.json").read_text())["metadata"]
+    assert metadata == {"total_size": total}
+    check_equal(weights.load(folder), model)
+    check_reference(folder, model)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "Ctrl-C"])
+def test_a_failure_in_the_second_shard_leaves_nothing(
+    error: BaseException, dense: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, begun = saving._write_safetensors, []
+
+    def fail(path: Path, *args: object) -> None:
+        assert not (tmp_path / "saved").exists()
+        begun.append(path.name)
+        if len(begun) == 2:
+            raise error
+        write(path, *args)
+
+    monkeypatch.setattr(saving, "_write_safetensors", fail)
+    with pytest.raises(NotAvailable if isinstance(error, OSError) else KeyboardInterrupt) as raised:
+        weights.save(dense, tmp_path / "saved", shard_bytes=100_000)
+    assert len(begun) == 2
+    assert list(tmp_path.iterdir()) == []
+    if isinstance(error, OSError):
+        assert str(raised.value) == f"{tmp_path / 'saved'} cannot be written: No space left on device"
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_exit_3(dense: Model, tmp_path: Path) -> None:
+    """For real: no file may grow beyond a hundred thousand bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(NotAvailable, match=r"saved cannot be written: File too large$") as raised:
+            weights.save(dense, tmp_path / "saved")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.exit_code == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_too_small_is_known_at_once(dense: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 5, 5))
+    with pytest.raises(NotAvailable, match=r"saved needs 0\.00 GB, and 0\.00 GB are free"):
+        weights.save(dense, tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_over(dense: Model, tmp_path: Path) -> None:
+    folder, file = tmp_path / "there", tmp_path / "file"
+    folder.mkdir()
+    (folder / "mine").write_text("kept")
+    file.write_text("kept")
+    for place in (folder, file):
+        with pytest.raises(UsageError, match="is there already"):
+            weights.save(dense, place)
+    assert (folder / "mine").read_text() == file.read_text() == "kept"
+    assert {path.name for path in tmp_path.iterdir()} == {"there", "file"}
+
+
+def test_a_folder_that_comes_meanwhile_is_kept(dense: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, write = tmp_path / "saved", saving._write_safetensors
+
+    def slow(*args: object) -> None:
+        write(*args)
+        folder.mkdir()
+        (folder / "mine").write_text("kept")
+
+    monkeypatch.setattr(saving, "_write_safetensors", slow)
+    with pytest.raises(NotAvailable, match="cannot be written: Directory not empty"):
+        weights.save(dense, folder)
+    assert [path.name for path in tmp_path.rglob("*")] == ["saved", "mine"]
+
+
+def test_an_empty_folder_and_parents_that_are_not_there_will_do(dense: Model, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", str(tmp_path / "a" / "b")):
+        weights.save(dense, folder)
+        check_equal(weights.load(folder), dense)
+
+
+def test_files_have_the_usual_permissions(dense: Model, tmp_path: Path) -> None:
+    weights.save(dense, tmp_path / "saved")
+    usual, file = tmp_path / "usual", tmp_path / "file"
+    usual.mkdir()
+    file.touch()
+    assert (tmp_path / "saved").stat().st_mode == usual.stat().st_mode
+    assert {path.stat().st_mode for path in (tmp_path / "saved").iterdir()} == {file.stat().st_mode}
+
+
+@pytest.mark.parametrize("swapped", UNSAYABLE)
+def test_a_model_that_no_config_says_is_refused_before_anything_is_written(swapped: str, tmp_path: Path) -> None:
+    spec, _, differs = UNSAYABLE[swapped]
+    with pytest.raises(SpecError) as raised:
+        weights.save(randomised(spec), tmp_path / "saved")
+    assert differs in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_that_cannot_be_saved(dense: Model, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="meta device has no weights"):
+        weights.save(zoo.build(DENSE, tiny=True, device="meta"), tmp_path / "saved")
+    with pytest.raises(UsageError, match=r"torch\.float64 cannot be saved"):
+        weights.save(randomised(zoo.spec(DENSE, tiny=True)).double(), tmp_path / "saved")
+    with pytest.raises(UsageError, match="shard_bytes=0 is below 1"):
+        weights.save(dense, tmp_path / "saved", shard_bytes=0)
+    dense.layers[0].ffn.block.up = torch.nn.Linear(64, 90, bias=False)
+    dense.layers[1].attn.pre.bfloat16()
+    with pytest.raises(UsageError) as raised:
+        weights.save(dense, tmp_path / "saved")
+    assert str(raised.value) == (
+        "the model is not what its spec says: layers.0.ffn.block.up.weight (float32 [90, 64] instead of float32 [96, "
+        "64]), layers.1.attn.pre.weight (bfloat16 [64] instead of float32 [64])"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+MEASURE = """
+import resource
+import sys
+from dataclasses import replace
+import torch, weights, zoo
+
+toy, folder = zoo.spec("gpt-oss", tiny=True), sys.argv[1]
+spec = replace(zoo.swap(toy, zoo.GLU, lambda glu: replace(glu, hidden=512)), dim=1024, layers=toy.layers * 3)
+spec = zoo.swap(spec, zoo.MoE, lambda moe: replace(moe, expert=replace(moe.expert, hidden=512)))
+weights.save(zoo.build(toy), f"{folder}/warm")
+model = zoo.build(spec)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+weights.save(model, f"{folder}/saved", shard_bytes=100_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_stays_at_one_tensor(tmp_path: Path) -> None:
+    """Of experts that are stored otherwise than we hold them: the largest tensor has 34 MB, all have 300 in 4 files."""
+    done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=True)
+    largest = 8 * 2 * 512 * 1024 * 4
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) == 4
+    assert int(done.stdout) * 1024 <= 1.75 * largest  # the allocator keeps some of what was freed

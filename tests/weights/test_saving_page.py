@@ -1,0 +1,18 @@
+"""docs/saving.md shows what happens."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "saving.md"
+
+
+def test_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = doctest.testfile(str(PAGE), module_relative=False)
+    assert done.attempted >= 7
+    assert done.failed == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["experts"]
