@@ -89,12 +89,18 @@ def _double(original: Facts, swapped: Facts) -> list[str]:
     for key, label in (("params", "parameters"), ("kv_bytes_32k", "KV cache"), ("flops_per_token_4k", "FLOPs")):
         if original[key] != swapped[key]:
             where = {"KV cache": f" at {KV_CONTEXT:,} tokens", "parameters": " in all"}.get(label, "")
-            after[label] = [*after[label], f"{swapped[key] / original[key] - 1:+.1%}{where}"]
+            after[label] = [*after[label], f"{_change(original[key], swapped[key])}{where}"]
     lines = _row("", [["original"], ["swapped"]], column)
     for label, old in before.items():
         same = old == after[label]
         lines += _row(label if same else f"{label} *", [old, ["same"] if same else after[label]], column)
     return lines
+
+
+def _change(before: int, after: int) -> str:
+    """By how much, in percent: -87.5%, and no change that there is as 0.0%."""
+    share = after / before - 1
+    return f"{share:+.1%}" if abs(share) >= 0.001 else f"{100 * share:+.1g}%"
 
 
 def _trial(built: Facts, decoded: Facts | None) -> Rows:

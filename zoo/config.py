@@ -169,7 +169,8 @@ def _scaling(given: Fields) -> Scaling | None:
     """rope_parameters or rope_scaling -> the scaling, None for type "default" or nothing."""
     kind = given.values.get("rope_type", given.values.get("type", "default"))
     if kind not in ("default", *SCALINGS):
-        raise given.wrong(f"unknown rope type {brief(kind)}; known: default, {', '.join(SCALINGS)}")
+        name = "rope_type" if "rope_type" in given.values else "type"
+        raise given.wrong(f"{name}={brief(kind)} is unknown; known: default, {', '.join(SCALINGS)}")
     given.expect(rope_type=kind, type=kind)  # the newer and the older word for it
     if kind == "default":
         return None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.layer import Layer
 from zoo.blocks.linear import Linear
-from zoo.blocks.norm import RMSNorm, _RMSNorm
+from zoo.blocks.norm import RMSNorm
 from zoo.cache import Cache, NoSlot, Slot
 from zoo.cost import Parts, linear_flops, together
 from zoo.errors import SpecError, UsageError
@@ -99,14 +99,6 @@ class Decoder(Spec):
             fixed += numbers * (kept.window or 0)
             slope += numbers if kept.window is None else 0
         return fixed, slope
-
-    def runs(self) -> Iterator[tuple[int, Layer]]:
-        """The plan, run-length-encoded: (how many, layer)."""
-        start = 0
-        for i in range(1, len(self.layers) + 1):
-            if i == len(self.layers) or self.layers[i] != self.layers[start]:
-                yield i - start, self.layers[start]
-                start = i
 
     def _outside(self) -> int:
         return self.embedding_params() + self.norm.params(self.dim)
@@ -241,4 +233,4 @@ def initialise(model: nn.Module, seed: int) -> None:
                 generator = generators.setdefault(weight.device, torch.Generator(weight.device).manual_seed(seed))
                 weight.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
             else:
-                weight.fill_(module.identity if isinstance(module, _RMSNorm) else 0.0)
+                weight.fill_(getattr(module, "identity", 0.0))  # a norm says which weight scales by one

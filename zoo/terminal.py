@@ -81,7 +81,7 @@ def exit_code(app: typer.Typer, prog: str, args: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130, args)
     except _BadCall as error:
-        message: str = error.format_message()  # type: ignore[attr-defined]
+        message: str = error.format_message().replace("Value error, ", "")  # type: ignore[attr-defined]
         return _fail(f"{message[:1].lower()}{message[1:].rstrip('.')} (see {prog} --help)", 2, args)
     except ZooError as error:
         return _fail(str(error), error.exit_code, args)

@@ -99,6 +99,13 @@ def test_a_swap_stands_beside_the_original() -> None:
     assert "-50.0% at 32,768 tokens" in shown
 
 
+def test_a_small_change_is_not_told_as_none() -> None:
+    """Of the windowed layers' 64 tokens one less, beside 32,768 in each of the others."""
+    shown = text(report(example(), ("SWA(window=63)",)))
+    assert "-0.006% at 32,768 tokens" in shown
+    assert "0.0%" not in shown
+
+
 def test_the_run_is_told_with_its_bound() -> None:
     decoded = Decoded(3, 50, (12, 12, 10), 16, 4.0, 2e-6, 4e-5, 1024, 1024)
     shown = text(report(example(), decoded=decoded))

@@ -54,14 +54,14 @@ def with_rope(name: str, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", smallest())
 def test_an_unknown_rope_type_is_refused(name: str) -> None:
     known = "known: default, linear, llama3, yarn"
-    assert f"unknown rope type 'dynamic'; {known}" in refusal(with_rope(name, rope_type="dynamic"))
+    assert f"rope_type='dynamic' is unknown; {known}" in refusal(with_rope(name, rope_type="dynamic"))
     assert "rope_scaling.type='dynamic' is not supported, only" in refusal(
         with_rope(name, rope_type="linear", type="dynamic")
     )
     config = newer(name)
     for rope in _by_kind(config["rope_parameters"]):
         rope["rope_type"] = ["yarn"]
-    assert f"unknown rope type ['yarn']; {known}" in refusal(config)
+    assert f"rope_type=['yarn'] is unknown; {known}" in refusal(config)
 
 
 def _by_kind(rope: dict[str, Any]) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
 
 import pytest
 import torch
@@ -44,14 +43,6 @@ def test_figures_are_sums_over_the_plan(name: str) -> None:
     assert spec.flops(100, 7) - spec.flops(100, 7, logits=0) == 7 * head
     assert spec.flops(100, 7, logits=1) - spec.flops(100, 7, logits=0) == head
     assert spec.kv_bytes(100, batch=3, dtype=torch.float32) == 6 * spec.kv_bytes(100)
-
-
-@pytest.mark.parametrize("name", zoo.names())
-def test_a_plan_is_its_runs(name: str) -> None:
-    spec = zoo.spec(name)
-    runs = list(spec.runs())
-    assert [layer for count, layer in runs for _ in range(count)] == list(spec.layers)
-    assert all(one != other for (_, one), (_, other) in pairwise(runs))
 
 
 @pytest.mark.parametrize("name", SCREEN)

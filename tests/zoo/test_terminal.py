@@ -44,7 +44,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
-def main(what: str, times: Annotated[int, typer.Option(min=1)] = 1, debug: Debug = False) -> int | None:
+def main(
+    what: str, times: Annotated[int, typer.Option(min=1)] = 1, format: Format = Format.table, debug: Debug = False
+) -> int | None:
     """Do something."""
     if what in ERRORS:
         raise ERRORS[what]
@@ -65,6 +67,7 @@ def main(what: str, times: Annotated[int, typer.Option(min=1)] = 1, debug: Debug
         ([], 2, "error: missing argument"),
         (["x", "y"], 2, "error: got unexpected extra argument(s) (y) (see prog --help)"),
         (["x", "--times", "0"], 2, "error: invalid value for '--times'"),
+        (["x", "--format", "xml"], 2, "error: invalid value for '--format': 'xml' is not one of"),
         (["x", "--tims", "2"], 2, "error: no such option: --tims"),
     ],
 )

@@ -10,6 +10,6 @@ from types import ModuleType
 
 @cache
 def families() -> dict[str, ModuleType]:
-    """Family name -> its module, in order of release of the files' names: "deepseek-v3", "gemma3", ..."""
+    """Family name -> its module, in order of the files' names: "deepseek-v3", "gemma3", ..."""
     names = sorted(info.name for info in iter_modules(__path__) if not info.name.startswith("_"))
     return {name.replace("_", "-"): import_module(f"{__name__}.{name}") for name in names}

@@ -26,10 +26,8 @@ def decoder(*, layers, dense, attn, hidden, moe, eps=1e-6, **rest):
 
 
 def attention(*, nope_dim, rope_dim, gain, **rest):
-    scale, norm = (
-        (nope_dim + rope_dim) ** -0.5 * gain * gain,
-        RMSNorm(1e-6),
-    )  # of the latents, whatever the config's eps
+    scale = (nope_dim + rope_dim) ** -0.5 * gain * gain
+    norm = RMSNorm(1e-6)  # of the latents, whatever the config's eps
     return MLA(nope_dim=nope_dim, rope_dim=rope_dim, norm=norm, scale=scale, **rest)
 
 
