@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,10 +38,6 @@ class Move:
     layer: Layer | None
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
-
-    def read(self, theirs: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The stored tensors, in order -> parameters by name."""
-        return dict(zip(self.ours, self.rule.read(theirs, self.layer), strict=True))
 
     def expected(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         """The shapes that parameters on the meta device ask of the stored tensors."""

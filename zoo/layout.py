@@ -29,12 +29,26 @@ class Rule(ABC):
 
     @abstractmethod
     def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        """Stored tensors -> our parameters. Each of `theirs` may be read from a file, and unpacked, when it is looked
-        at: a rule looks at each once, and holds no more of them than it must."""
+        """Stored tensors -> our parameters. Each of `theirs` may be read from a file when it is looked at: a rule looks
+        at each once."""
 
     @abstractmethod
     def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         """Our parameters -> the tensors to store. The inverse of `read`, and on meta tensors the shapes to expect."""
+
+    def fill(self, ours: Sequence[Tensor], theirs: Sequence[Tensor], layer: Layer | None) -> None:
+        """`read` into memory that is there already, holding no more of `theirs` at a time than it must."""
+        for parameter, value in zip(ours, self.read(theirs, layer), strict=True):
+            parameter.copy_(value)
+
+
+def _stacked(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """torch.stack, which for meta tensors imports the compiler: a second and 60 MB."""
+    first = parts[0]
+    whole = first.new_empty(*first.shape[:dim], len(parts), *first.shape[dim:])
+    for i, part in enumerate(parts):
+        whole.select(dim, i).copy_(part)
+    return whole
 
 
 class Same(Rule):
@@ -51,12 +65,11 @@ class Stacked(Rule):
     """One tensor an expert, ours stacked."""
 
     def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        first = theirs[0]
-        stacked = first.new_empty(len(theirs), *first.shape)
-        stacked[0] = first
-        for e in range(1, len(theirs)):
-            stacked[e] = theirs[e]
-        return [stacked]
+        return [torch.stack(list(theirs))]
+
+    def fill(self, ours: Sequence[Tensor], theirs: Sequence[Tensor], layer: Layer | None) -> None:
+        for place, expert in zip(ours[0], theirs, strict=True):
+            place.copy_(expert)
 
     def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         return ours[0].unbind()
@@ -69,7 +82,7 @@ class Halves(Rule):
         return theirs[0].chunk(2, dim=1)
 
     def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        return [torch.cat(list(ours), dim=1)]
+        return [_stacked(ours, 1).flatten(1, 2)]
 
 
 class Transposed(Rule):
@@ -90,7 +103,7 @@ class Interleaved(Rule):
         return [both[..., 0::2], both[..., 1::2]]
 
     def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        return [torch.stack(list(ours), dim=-1).flatten(-2)]
+        return [_stacked(ours, ours[0].ndim).flatten(-2)]
 
 
 class InterleavedRows(Rule):
@@ -101,7 +114,7 @@ class InterleavedRows(Rule):
         return [both[:, 0::2], both[:, 1::2]]
 
     def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        return [torch.stack(list(ours), dim=2).flatten(1, 2)]
+        return [_stacked(ours, 2).flatten(1, 2)]
 
 
 class InterleavedTransposed(Interleaved):
@@ -125,11 +138,11 @@ class PairedRows(Rule):
 
     def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         rows = theirs[0]
-        return [rows[self._order(len(rows), layer).to(rows.device)]]
+        return [rows.index_select(0, self._order(len(rows), layer).to(rows.device))]
 
     def write(self, ours: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         rows = ours[0]
-        return [rows[self._order(len(rows), layer).argsort().to(rows.device)]]
+        return [rows.index_select(0, self._order(len(rows), layer).argsort().to(rows.device))]
 
     def _order(self, rows: int, layer: Layer | None) -> Tensor:
         """Which row of theirs each row of ours is."""

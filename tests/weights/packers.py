@@ -46,6 +46,22 @@ def pack_fp8(tensors: Tensors) -> tuple[Tensors, Tensors]:
     return stored, numbers
 
 
+def per_expert(tensors: Tensors) -> Tensors:
+    """transformers' fused experts as they are stored, one by one."""
+    single = {}
+    for name, tensor in tensors.items():
+        before, _, part = name.rpartition(".")
+        for e in range(len(tensor) if before.endswith("experts") else 0):
+            if part == "gate_up_proj":
+                gate, up = tensor[e].chunk(2)
+                single |= {f"{before}.{e}.gate_proj.weight": gate, f"{before}.{e}.up_proj.weight": up}
+            else:
+                single[f"{before}.{e}.down_proj.weight"] = tensor[e]
+        if not before.endswith("experts"):
+            single[name] = tensor
+    return single
+
+
 MXFP4_CONFIG = {"modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"], "quant_method": "mxfp4"}
 MXFP4_CODES = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import weights
 from tests.reference import toy_config, toy_reference
 from tests.weights.checkpoints import Config, Tensors, read, write
-from tests.weights.packers import FP8_CONFIG, FP8_NAMES, fp8, fp8_numbers, pack_fp8
+from tests.weights.packers import FP8_CONFIG, FP8_NAMES, fp8, fp8_numbers, pack_fp8, per_expert
 from weights.fp8 import FP8
 from zoo.errors import MalformedError
 
@@ -50,7 +50,7 @@ def packed() -> tuple[Config, Tensors, Tensors, Tensor, Tensor]:
     """Config, stored tensors, what they stand for, tokens, and the reference's logits with those weights."""
     config = toy_config(PRESET, LAYERS) | WIDTHS
     reference = toy_reference(config)
-    stored, numbers = pack_fp8(per_expert(reference.state_dict(), config))
+    stored, numbers = pack_fp8(per_expert(reference.state_dict()))
     reference.load_state_dict(fused(numbers, config))
     tokens = torch.randint(0, config["vocab_size"], (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -58,24 +58,8 @@ def packed() -> tuple[Config, Tensors, Tensors, Tensor, Tensor]:
     return config | {"quantization_config": FP8_CONFIG, "torch_dtype": "float32"}, stored, numbers, tokens, logits
 
 
-def per_expert(tensors: Tensors, config: Config) -> Tensors:
-    """transformers' fused experts as they are stored, one by one."""
-    single = {}
-    for name, tensor in tensors.items():
-        before, _, part = name.rpartition(".")
-        for e in range(len(tensor) if before.endswith("experts") else 0):
-            if part == "gate_up_proj":
-                gate, up = tensor[e].chunk(2)
-                single |= {f"{before}.{e}.gate_proj.weight": gate, f"{before}.{e}.up_proj.weight": up}
-            else:
-                single[f"{before}.{e}.down_proj.weight"] = tensor[e]
-        if not before.endswith("experts"):
-            single[name] = tensor
-    return single
-
-
 def fused(tensors: Tensors, config: Config) -> Tensors:
-    """The way back."""
+    """The way back from `per_expert`."""
     count = config["n_routed_experts"]
     whole = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
     for layer in {name.partition("experts.")[0] for name in tensors if ".experts." in name}:
