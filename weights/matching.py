@@ -13,15 +13,16 @@ from torch import Tensor
 from zoo.blocks import MoE
 from zoo.blocks.layer import Layer
 from zoo.decoder import Decoder
-from zoo.errors import MalformedError, UsageError
+from zoo.errors import MalformedError, UsageError, enough
 from zoo.layout import WRAPPERS, Rule, Rules, Skipped
 
 READ = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
 LEAVES = ("weight", "bias")
+FOLDED = 20_000  # lines, which take a kilobyte each while they are folded
 HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A tensor in a file, not read yet: its own name there, its shape, and its dtype, None for one that is not read."""
 
@@ -81,7 +82,7 @@ def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Contai
         moves.append(next((move for move in found if any(name in stored for name in move.theirs)), found[0]))
         filled.update(moves[-1].ours)
     if homeless:
-        raise UsageError(f"no released checkpoint has a place for {_listed(homeless)}")
+        raise UsageError(f"no released checkpoint has a place for {listed(homeless)}")
     return moves
 
 
@@ -140,17 +141,20 @@ def check(
     ]
     dtypes = [stored[name].name for name in used if name in stored and stored[name].dtype not in READ]
     told = [
-        f"missing: {_listed(missing)}" if missing else "",
-        f"not understood: {_listed(surplus)}" if surplus else "",
-        f"wrong shape: {_listed(shapes)}" if shapes else "",
-        f"neither float32, bfloat16, float16 nor float64: {_listed(dtypes)}" if dtypes else "",
+        f"missing: {listed(missing)}" if missing else "",
+        f"not understood: {listed(surplus)}" if surplus else "",
+        f"wrong shape: {listed(shapes)}" if shapes else "",
+        f"neither float32, bfloat16, float16 nor float64: {listed(dtypes)}" if dtypes else "",
     ]
     if any(told):
         raise MalformedError(f"{where}: the tensors do not fit the model; {'; '.join(part for part in told if part)}")
 
 
-def _listed(lines: Iterable[str]) -> str:
-    return ", ".join(folded(lines))
+def listed(lines: Iterable[str]) -> str:
+    """Lines as one, those that differ in a number alone folded; above FOLDED, the first and how many there are."""
+    lines = list(lines)
+    rest = f", ... ({len(lines)} in all)" if len(lines) > FOLDED else ""
+    return enough(folded(lines[:FOLDED])) + rest
 
 
 def folded(lines: Iterable[str]) -> list[str]:
