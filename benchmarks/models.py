@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from weights.files import CONFIG_LIMIT, read_json
+from weights.untrusted import CONFIG_LIMIT, read_json
 from zoo.architectures import families
 from zoo.catalog import from_hf, resolve, sizes
 from zoo.config import Size

@@ -1,35 +1,34 @@
 """A folder in Hugging Face layout: config.json, and one safetensors file or several with an index.
 
-Nothing in the folder is trusted. A shard's name must be a plain file name, every file must lie in the folder (or be one
-of the hub cache's own blobs), JSON has a size limit, a header is held against its file before it is parsed, and pickles
-are never opened.
+Nothing in the folder is trusted: docs/loading.md says what a broken or a hostile one gets.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from weights.matching import READ, Entry, folded
+from weights.header import read_header
+from weights.matching import READ, Entry, listed
+from weights.untrusted import CONFIG_LIMIT, INDEX_LIMIT, member, read_json
 from zoo import catalog
+from zoo.blocks import MoE
 from zoo.decoder import Decoder
-from zoo.errors import MalformedError, NotAvailable
+from zoo.errors import MalformedError, NotAvailable, enough
 from zoo.layout import COMMON, Rules
 
-MB = 10**6
-CONFIG_LIMIT, INDEX_LIMIT, HEADER_LIMIT = 1 * MB, 32 * MB, 8 * MB
 CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8}  # of packed weights
+MOST_PARAMETERS, MOST_EXPERTS = 10**14, 10**5  # in all layers: beyond what any release has, and what torch can size
+MOST_TOLD = 20  # shards about which something is said
 WORDS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,11 +39,9 @@ class Folder:
         self.path = path
         self.config = read_json(member(path, CONFIG), CONFIG_LIMIT)
         self.family = catalog.family_of(self.config)
-        self._held: dict[str, Any] = {}  # tensor -> the open file that holds it
-        if (path / SINGLE).exists() or not (path / INDEX).exists():
-            self._open(SINGLE)
-        else:
-            self._open_shards(read_json(member(path, INDEX), INDEX_LIMIT))
+        whole = (path / SINGLE).exists() or not (path / INDEX).exists()
+        self._entries, self._shard = self._whole() if whole else self._sharded()
+        self._opened: dict[str, Any] = {}  # shard -> its mapped file
 
     @property
     def rules(self) -> Rules:
@@ -58,7 +55,7 @@ class Folder:
         if said is None:
             return next((tensor.dtype for tensor in self.entries() if tensor.dtype in READ), torch.float32)
         if not isinstance(said, str) or said not in WORDS:
-            raise MalformedError(f"{self.path / CONFIG}: dtype {said!r} is none of {', '.join(WORDS)}")
+            raise MalformedError(f"{self.path / CONFIG}: dtype {brief(said)} is none of {', '.join(WORDS)}")
         return WORDS[said]
 
     @property
@@ -68,13 +65,26 @@ class Folder:
         said = read_json(member(self.path, GENERATION), CONFIG_LIMIT).get("eos_token_id") if path.exists() else None
         said = self._said("eos_token_id") if said is None else said
         ends = said if isinstance(said, list) else [] if said is None else [said]
-        if not all(isinstance(end, int) for end in ends):
-            raise MalformedError(f"{self.path}: eos_token_id {said!r} is no token id")
+        if not all(type(end) is int and end >= 0 for end in ends):
+            raise MalformedError(f"{self.path}: eos_token_id {brief(said)} is no token id")
         return ends
 
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
-        """The model that config.json describes."""
-        return catalog.from_hf(self.config, ignore_fields)
+        """The model that config.json describes, as far as the files can hold it."""
+        spec = catalog.from_hf(self.config, ignore_fields)
+        experts = sum(layer.ffn.block.experts for layer in spec.layers if isinstance(layer.ffn.block, MoE))
+        told = [
+            f"{what}: {number} {least}"
+            for what, number, most, least in (
+                ("layers", len(spec.layers), len(self._entries), f"with {len(self._entries)} tensors in the files"),
+                ("experts in all layers", experts, MOST_EXPERTS, f"above {MOST_EXPERTS}"),
+                ("parameters", spec.params(), MOST_PARAMETERS, f"above {MOST_PARAMETERS}"),
+            )
+            if number > most
+        ]
+        if told:
+            raise MalformedError(f"{self.path / CONFIG} describes an impossible model; {', '.join(told)}")
+        return spec
 
     @property
     def packing(self) -> Any:
@@ -89,87 +99,67 @@ class Folder:
 
     def entries(self) -> list[Entry]:
         """Every tensor there is, in order of the files."""
-        return [self._entry(name) for name in self._held]
+        return list(self._entries.values())
 
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
         """The tensor, on the CPU and as it is stored unless said: then it shares the file's pages."""
-        return self._held[name].get_tensor(name).to(device, dtype)
+        shard = self._shard[name]
+        if shard not in self._opened:
+            self._opened[shard] = self._open(shard)
+        return self._opened[shard].get_tensor(name).to(device, dtype)
 
-    def _entry(self, name: str) -> Entry:
-        view = self._held[name].get_slice(name)
-        return Entry(name, tuple(view.get_shape()), DTYPES.get(view.get_dtype()))
-
-    def _open(self, name: str) -> list[str]:
-        """Open one safetensors file of the folder -> the names it holds, now in `_held`."""
-        path = member(self.path, name)
-        check_header(path)
+    def _open(self, shard: str) -> Any:
+        path = member(self.path, shard)
         try:
-            opened = safe_open(path, framework="pt")
+            return safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise MalformedError(f"{path}: no readable safetensors file: {error}") from error
-        names = list(opened.keys())
-        self._held |= dict.fromkeys(names, opened)
-        return names
 
-    def _open_shards(self, index: dict[str, Any]) -> None:
-        """Open every shard the index names, and see that each holds what the index says and nothing else."""
-        where = self.path / INDEX
-        shards = index.get("weight_map")
-        if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
-            raise MalformedError(f"{where}: weight_map must say for each tensor which file holds it")
-        bad = sorted({shard for shard in shards.values() if not SHARD.fullmatch(shard)})
-        if bad:
-            raise MalformedError(f"{where}: not the plain name of a .safetensors file: {', '.join(map(repr, bad))}")
-        absent = [shard for shard in sorted(set(shards.values())) if not (self.path / shard).exists()]
-        if absent:
-            raise NotAvailable(f"{self.path}: {INDEX} names files that are not there: {', '.join(folded(absent))}")
-        found = {(name, shard) for shard in sorted(set(shards.values())) for name in self._open(shard)}
-        said = set(shards.items())
-        told = [
-            *(f"{shard} lacks {', '.join(names)}" for shard, names in _by_shard(said - found)),
-            *(f"{shard} holds {', '.join(names)} against the index" for shard, names in _by_shard(found - said)),
-        ]
+    def _whole(self) -> tuple[dict[str, Entry], dict[str, str]]:
+        """What the one file holds, and where it is: name -> entry, name -> file."""
+        entries = {entry.name: entry for entry in read_header(member(self.path, SINGLE))}
+        return entries, dict.fromkeys(entries, SINGLE)
+
+    def _sharded(self) -> tuple[dict[str, Entry], dict[str, str]]:
+        """The same for many files, each seen to hold what the index says and nothing else. One error for all."""
+        weight_map = self._weight_map()
+        said: dict[str, set[str]] = {}
+        for name, shard in weight_map.items():
+            said.setdefault(shard, set()).add(name)
+        entries: dict[str, Entry] = {}
+        told: list[str] = []
+        for shard, names in sorted(said.items()):
+            try:
+                held = {entry.name: entry for entry in read_header(member(self.path, shard))}
+            except MalformedError as error:
+                told.append(str(error))
+                continue
+            if lacks := [ascii_name(name) for name in names if name not in held]:
+                told.append(f"{shard} lacks {listed(lacks)}")
+            if surplus := [name for name in held if name not in names]:
+                told.append(f"{shard} holds {listed(surplus)} against the index")
+            else:
+                entries |= held
         if told:
-            raise MalformedError(f"{where}: {'; '.join(told)}")
+            raise MalformedError(f"{self.path / INDEX}: {'; '.join(told[:MOST_TOLD])}")
+        return entries, weight_map
+
+    def _weight_map(self) -> dict[str, str]:
+        """Tensor -> shard, by the index, whose shards are all there."""
+        where = self.path / INDEX
+        weight_map = read_json(member(self.path, INDEX), INDEX_LIMIT).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map or not all(type(v) is str for v in weight_map.values()):
+            raise MalformedError(f"{where}: weight_map must say for each tensor which file holds it")
+        shards = sorted(set(weight_map.values()))
+        bad = [shard for shard in shards if not SHARD.fullmatch(shard)]
+        if bad:
+            raise MalformedError(f"{where}: not the plain name of a .safetensors file: {enough(map(ascii, bad))}")
+        absent = [shard for shard in shards if not (self.path / shard).exists()]
+        if absent:
+            raise NotAvailable(f"{self.path}: {INDEX} names files that are not there: {listed(absent)}")
+        return weight_map
 
 
-def _by_shard(pairs: set[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    shards = sorted({shard for _, shard in pairs})
-    return [(shard, folded(name for name, held in pairs if held == shard)) for shard in shards]
-
-
-def member(folder: Path, name: str) -> Path:
-    """A file of the folder. Raises NotAvailable if it is not there, MalformedError if it is a link that leads out."""
-    path = folder / name
-    if not path.is_file():
-        raise NotAvailable(f"{folder}: there is no {name}")
-    real, home = path.resolve(), folder.resolve()
-    blobs = home.parent.parent / "blobs"  # of the hub's cache, whose snapshots/<commit>/ are links
-    if not real.is_relative_to(home) and not (home.parent.name == "snapshots" and real.parent == blobs):
-        raise MalformedError(f"{path} is a link that leads out of its folder, to {real}")
-    return path
-
-
-def read_json(path: Path, limit: int) -> dict[str, Any]:
-    """A JSON object from a file of at most `limit` bytes."""
-    size = path.stat().st_size
-    if size > limit:
-        raise MalformedError(f"{path} has {size} bytes, above the {limit} that such a file can need")
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise MalformedError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise MalformedError(f"{path} holds a {type(value).__name__}, not an object")
-    return value
-
-
-def check_header(path: Path) -> None:
-    """Raise MalformedError if a safetensors header cannot be what its first 8 bytes, its length, say."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > size - 8:
-        raise MalformedError(f"{path} is cut short: {size} bytes cannot hold the {length} of its header")
-    if length > HEADER_LIMIT:
-        raise MalformedError(f"{path}: a header of {length} bytes is above the limit of {HEADER_LIMIT}")
+def ascii_name(name: str) -> str:
+    """A name that a terminal can be shown."""
+    return name if name.isprintable() else ascii(name)

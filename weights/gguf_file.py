@@ -40,6 +40,9 @@ DIMENSIONS = (
 )
 IMPLIED = ("attention.value_length", "rope.dimension_count")  # by attention.key_length
 LONG = 4096  # a list of more entries describes the vocabulary, not the layers
+VERSIONS = (2, 3)
+MOST_TENSORS, MOST_FIELDS, MOST_ENTRIES = 5_000, 1_000, 20_000  # the library makes half a dozen objects of each
+LEAST_TENSOR, LEAST_FIELD = 32, 13  # bytes that one takes
 log = logging.getLogger(__name__)
 
 
@@ -185,9 +188,14 @@ def _equal(theirs: Any, ours: Any) -> bool:
 class _Reader(gguf.GGUFReader):  # type: ignore[misc]
     """The library's, which takes ten seconds over a vocabulary, entry by entry: long lists are stepped over."""
 
+    entries = 0  # of the lists that are not
+
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         if raw_type == gguf.GGUFValueType.ARRAY:
             kind, (length,) = int(self._get(orig_offs, "u4")[0]), self._get(orig_offs + 4, "u8")
+            self.entries += int(length) if length <= LONG else 0
+            if self.entries > MOST_ENTRIES:
+                raise ValueError(f"its short lists hold more than {MOST_ENTRIES} entries")
             if length > LONG:
                 return 12 + self._extent(orig_offs + 12, gguf.GGUFValueType(kind), int(length)), [], [], []
         return super()._get_field_parts(orig_offs, raw_type)
@@ -206,9 +214,33 @@ class _Reader(gguf.GGUFReader):  # type: ignore[misc]
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields and the tensors of a .gguf file, by name."""
+    _check_start(path)
     try:
         reader = _Reader(path, "c")  # copy on write: torch warns about memory that cannot be written
         fields = {name: field.contents() for name, field in reader.fields.items() if field.data}
         return fields, {tensor.name: tensor for tensor in reader.tensors}
     except Exception as error:  # the library has no errors of its own: what it stumbles over is the file's fault
         raise MalformedError(f"{path}: no readable .gguf file: {type(error).__name__}: {error}") from error
+
+
+def _check_start(path: Path) -> None:
+    """Raise MalformedError unless the first 24 bytes can be those of a .gguf file of this size."""
+    with path.open("rb") as file:
+        size, start = path.stat().st_size, file.read(24)
+    magic, version = start[:4], int.from_bytes(start[4:8], "little")
+    tensors, fields = int.from_bytes(start[8:16], "little"), int.from_bytes(start[16:24], "little")
+    if len(start) < 24:
+        wrong = f"{size} bytes are too few for its start"
+    elif magic != b"GGUF":
+        wrong = f"it starts with {magic!r} instead of b'GGUF'"
+    elif version not in VERSIONS:
+        wrong = f"version {version} is none of {', '.join(map(str, VERSIONS))}"
+    elif tensors > MOST_TENSORS or fields > MOST_FIELDS:
+        wrong = (
+            f"{tensors} tensors and {fields} fields are more than the {MOST_TENSORS} and {MOST_FIELDS} of any release"
+        )
+    elif tensors * LEAST_TENSOR + fields * LEAST_FIELD > size:
+        wrong = f"{size} bytes are too few for {tensors} tensors and {fields} fields"
+    else:
+        return
+    raise MalformedError(f"{path}: no readable .gguf file: {wrong}")

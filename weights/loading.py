@@ -13,7 +13,7 @@ from torch import Tensor
 
 from weights.extras import need
 from weights.files import WORDS, Folder
-from weights.matching import EMBED, HEAD, Entry, Move, check, match, skipped, text_names
+from weights.matching import EMBED, HEAD, Entry, Move, check, listed, match, skipped, text_names
 from weights.unpacked import unpacked
 from zoo import catalog
 from zoo.decoder import Decoder, Model
@@ -62,20 +62,21 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     ignore_fields: Iterable[str] = (),
+    check_finite: bool = False,
 ) -> Model:
     """A released model, in eval mode, from a folder in Hugging Face layout or a .gguf file.
 
     `dtype` "auto" is the source's own: what its config.json says, float32 for a quantised .gguf. On the CPU in its own
-    dtype, parameters that are stored as we hold them share the file's pages; packed ones (fp8) are unpacked one at a
-    time. `ignore_fields` are fields of the config that the caller vouches for. `revision` is for sources that have any:
-    a folder and a file have not.
+    dtype, parameters that are stored as we hold them share the file's pages; packed ones are unpacked one at a time.
+    `ignore_fields` are fields of the config that the caller vouches for. `check_finite` reads every number first, and
+    refuses NaN and infinity. `revision` is for sources that have any: a folder and a file have not.
 
     Raises NotAvailable for what is not there, MalformedError for what does not fit, naming all of it at once.
     """
     if revision is not None:
         raise UsageError(f"{source} has no revisions: revision={revision!r} says nothing there")
     opened = open_source(source)
-    return fill(opened.spec(ignore_fields), opened, device, dtype)
+    return fill(opened.spec(ignore_fields), opened, device, dtype, check_finite)
 
 
 def load_into(
@@ -104,7 +105,13 @@ def open_source(source: str | Path) -> Source:
 
 
 @torch.no_grad()
-def fill(spec: Decoder, source: Source, device: str | torch.device, dtype: str | torch.dtype) -> Model:
+def fill(
+    spec: Decoder,
+    source: Source,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    check_finite: bool = False,
+) -> Model:
     """A model of this spec: everything is seen to fit before the first tensor is read, and read one move at a time."""
     stored = text_names(source.path, source.entries())
     model = catalog.allocate(spec, "meta", number_type(dtype, source))
@@ -114,6 +121,8 @@ def fill(spec: Decoder, source: Source, device: str | torch.device, dtype: str |
     check(source.path, moves, parameters, stored, {name for names in left.values() for name in names})
     if spec.tied and HEAD in stored:
         check_copy(source, stored[HEAD].name, stored[EMBED].name)
+    if check_finite:
+        check_numbers(source, [stored[name].name for move in moves for name in move.theirs])
     model.load_state_dict(read_all(moves, parameters, source, stored, device), assign=True)
     for what, names in left.items():
         log.info("left alone: %d tensor%s, %s", len(names), "s" * (len(names) > 1), what)
@@ -165,3 +174,11 @@ def check_copy(source: Source, head: str, embed: str) -> None:
     one, other = source.get(head), source.get(embed)
     if one.dtype != other.dtype or not torch.equal(one.view(torch.uint8), other.view(torch.uint8)):
         raise MalformedError(f"{source.path}: the head is tied to the embedding, yet {head} differs from {embed}")
+
+
+def check_numbers(source: Source, names: Iterable[str]) -> None:
+    """Raise one MalformedError for all tensors that hold a NaN or an infinity."""
+    ends = ((name, torch.aminmax(source.get(name))) for name in names)  # a NaN is both ends
+    wrong = [name for name, (least, most) in ends if not (least.isfinite() and most.isfinite())]
+    if wrong:
+        raise MalformedError(f"{source.path}: NaN or infinite numbers in {listed(wrong)}")

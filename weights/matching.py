@@ -13,15 +13,16 @@ from torch import Tensor
 from zoo.blocks import MoE
 from zoo.blocks.layer import Layer
 from zoo.decoder import Decoder
-from zoo.errors import MalformedError, UsageError
+from zoo.errors import MalformedError, UsageError, enough
 from zoo.layout import WRAPPERS, Rule, Rules, Skipped
 
 READ = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
 LEAVES = ("weight", "bias")
+FOLDED = 20_000  # lines, which take a kilobyte each while they are folded
 HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A tensor in a file, not read yet: its own name there, its shape, and its dtype, None for one that is not read."""
 
@@ -146,8 +147,10 @@ def check(
 
 
 def listed(lines: Iterable[str]) -> str:
-    """Lines as one, those that differ in a number alone folded."""
-    return ", ".join(folded(lines))
+    """Lines as one, those that differ in a number alone folded; above FOLDED, the first and how many there are."""
+    lines = list(lines)
+    rest = f", ... ({len(lines)} in all)" if len(lines) > FOLDED else ""
+    return enough(folded(lines[:FOLDED])) + rest
 
 
 def folded(lines: Iterable[str]) -> list[str]:

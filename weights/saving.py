@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weights.files import CONFIG, DTYPES, INDEX, SINGLE, WORDS
+from weights.files import CONFIG, INDEX, SINGLE, WORDS
+from weights.header import DTYPES
 from weights.matching import Entry, Move, folded, match
 from zoo import catalog
 from zoo.decoder import Model

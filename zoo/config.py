@@ -52,7 +52,7 @@ COMMON = {
     "heads": "num_attention_heads",
     "context": "max_position_embeddings",
 }
-MOST_LAYERS = 10_000  # a plan holds each layer: a damaged number would fill the memory
+MOST_LAYERS = 1_000  # a plan holds each layer: a damaged number would fill the memory
 ROPE_DEFAULTS = {
     "attention_factor": None,
     "beta_fast": 32.0,

@@ -42,9 +42,15 @@ class MalformedError(ZooError, ValueError):
     exit_code = 4
 
 
+def enough(lines: Iterable[str], most: int = 100) -> str:
+    """All of them with commas between; of more than a damaged file deserves, the first and how many there are."""
+    lines = list(lines)
+    return ", ".join(lines if len(lines) <= most else [*lines[:most], f"... ({len(lines)} in all)"])
+
+
 def unknown(what: str, word: str, known: Iterable[str]) -> UsageError:
     """An error for a `word` that is no `what`, naming the nearest of the `known` ones."""
-    known = sorted(known)
+    known, word = sorted(known), word[:80]
     folded = {name.lower().replace("_", "-"): name for name in known}
     close = get_close_matches(word.lower().replace("_", "-"), folded, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(folded[name] for name in close)}?" if close else f"known: {', '.join(known)}"

@@ -7,7 +7,7 @@ from reprlib import repr as brief
 from sys import float_info
 from typing import Any
 
-from zoo.errors import MalformedError
+from zoo.errors import MalformedError, enough
 
 MOST = 2**31 - 1  # of anything a model has: what is above is a damaged file
 _ABSENT = object()
@@ -118,4 +118,4 @@ class Fields:
         left = [f"{path}={brief(value)}" for path, value in self.left() if path not in ignore]
         if left:
             vouch = "pass --ignore-field NAME (ignore_fields=) to vouch for one"
-            raise MalformedError(f"config.json: not understood: {', '.join(left)}; {vouch}")
+            raise MalformedError(f"config.json: not understood: {enough(left)}; {vouch}")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import weights
 from tests.weights.checkpoints import read, read_index, write, write_index
+from weights.files import Folder
 from weights.generate import app
 from weights.matching import folded
 from zoo import terminal
@@ -54,6 +55,21 @@ def config_of_bytes(folder):
 @case(MalformedError, "config.json holds a list, not an object")
 def config_of_a_list(folder):
     (folder / "config.json").write_text("[]")
+
+
+@case(MalformedError, "config.json is not JSON: said twice: 'hidden_size'")
+def config_says_a_field_twice(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("{", '{"hidden_size": 128, ', 1))
+
+
+@case(
+    MalformedError,
+    "config.json describes an impossible model; layers: 1000 with 24 tensors in the files, parameters: ",
+    "above 100000000000000",
+)
+def config_of_an_absurd_model(folder):
+    set_config(folder, num_hidden_layers=1000, vocab_size=2**31 - 1, hidden_size=2**31 - 1, layer_types=None)
 
 
 @case(MalformedError, "config.json has 2000002 bytes, above the 1000000")
@@ -137,6 +153,22 @@ def shard_is_a_link_out(folder):
     (folder / SHARD).symlink_to(outside)
 
 
+@case(MalformedError, "index.json is not JSON: said twice: 'model.norm.weight'")
+def index_names_a_tensor_twice(folder):
+    path = folder / "model.safetensors.index.json"
+    path.write_text(path.read_text().replace('"weight_map": {', f'"weight_map": {{"model.norm.weight": "{SHARD}", '))
+
+
+@case(MalformedError, "index.json has 32000001 bytes, above the 32000000")
+def index_too_large(folder):
+    (folder / "model.safetensors.index.json").write_bytes(b"{" + b" " * 31_999_999 + b"}")
+
+
+@case(MalformedError, "index.json holds more than the 100000 values that it can need")
+def index_of_too_much(folder):
+    write_index(folder, {f"x{i}": SHARD for i in range(100_001)})
+
+
 @case(MalformedError, "is a link that leads out of its folder")
 def config_is_a_link_out(folder):
     outside = (folder / "config.json").rename(folder.parent / "config.json")
@@ -148,10 +180,12 @@ def shard_of_four_bytes(folder):
     (folder / SHARD).write_bytes(b"1234")
 
 
-@case(MalformedError, SHARD, "no readable safetensors file")
-def shard_cut_short(folder):
-    data = (folder / SHARD).read_bytes()
-    (folder / SHARD).write_bytes(data[:-10])
+@case(
+    MalformedError, f"{SHARD} is cut short: 10 bytes are missing at the end, of model.", "; /", "-00003.safetensors is"
+)
+def two_shards_cut_short(folder):
+    for path in (folder / SHARD, folder / "model-00003-of-00003.safetensors"):
+        path.write_bytes(path.read_bytes()[:-10])
 
 
 @case(MalformedError, SHARD, "cut short")
@@ -165,16 +199,78 @@ def header_too_large(folder):
     (folder / SHARD).write_bytes(struct.pack("<Q", 9_000_000) + b" " * 9_000_000)
 
 
-@case(MalformedError, SHARD, "no readable safetensors file")
+@case(MalformedError, SHARD, "the header is not JSON")
 def header_is_not_json(folder):
     (folder / SHARD).write_bytes(struct.pack("<Q", 16) + b"{" * 16)
 
 
-@case(MalformedError, SHARD, "no readable safetensors file")
+@case(MalformedError, f"{SHARD}: the header is not JSON: said twice: 'model.norm.weight'")
+def one_name_twice_in_a_header(folder):
+    """The library keeps the last of them."""
+    said = '{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]}'
+    header = f'{{"model.norm.weight":{said % (0, 4)},"model.norm.weight":{said % (4, 8)}}}'.encode()
+    (folder / SHARD).write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+
+
+@case(MalformedError, f"{SHARD}: tensors overlap: a and b, b and c")
+def overlapping_tensors(folder):
+    write_header(folder / SHARD, {"a": ("F32", [2], 0, 8), "b": ("F32", [2], 4, 12), "c": ("F32", [2], 8, 16)}, 16)
+
+
+@case(MalformedError, f"{SHARD} holds 20 bytes of tensors, of which its header leaves some unnamed")
+def a_hole_between_tensors(folder):
+    write_header(folder / SHARD, {"a": ("F32", [2], 0, 8), "b": ("F32", [2], 12, 20)}, 20)
+
+
+@case(MalformedError, f"{SHARD} holds 9 bytes of tensors, of which its header leaves some unnamed")
+def bytes_after_the_last_tensor(folder):
+    write_header(folder / SHARD, {"a": ("F32", [2], 0, 8)}, 9)
+
+
+@case(
+    MalformedError,
+    f"{SHARD}: the header does not describe a tensor under 'bools', '\\x1b[2J', 'dtype', 'few', 'floats', '{'n' * 512}'"
+    ", 'negative', 'rank', 'signed', 'types', ''",
+)
+def headers_of_no_tensors(folder):
+    tensors = {
+        "bools": ("F32", [True, 2], 0, 8),
+        "\x1b[2J": ("F32", [2], 0, 8),
+        "dtype": ("F31", [2], 0, 8),
+        "few": ("F32", [3], 0, 8),
+        "fine": ("F32", [2], 0, 8),
+        "floats": ("F32", [2.0], 0, 8),
+        "n" * 513: ("F32", [2], 0, 8),
+        "negative": ("F32", [-2], 8, 0),
+        "rank": ("F32", [1] * 16 + [2], 0, 8),
+        "signed": ("F32", [2], -8, 0),
+        "types": (["F32"], 2, 0, 8),
+        "": ("F32", [2], 0, 8),
+    }
+    write_header(folder / SHARD, tensors, 8)
+
+
+@case(MalformedError, SHARD, "the header's __metadata__ holds more than text")
+def metadata_of_numbers(folder):
+    header = json.dumps({"__metadata__": {"format": 1}}).encode()
+    (folder / SHARD).write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+@case(MalformedError, f"{SHARD} is a pickle, which can run code and is never opened")
 def shard_is_a_pickle(folder):
-    torch.save({"x": torch.ones(2)}, folder / "pickle")
-    data = (folder / "pickle").read_bytes()
-    (folder / SHARD).write_bytes(struct.pack("<Q", 64) + data)
+    torch.save(Trap(), folder / SHARD)
+
+
+@case(MalformedError, f"{SHARD} is a pickle, which can run code and is never opened")
+def shard_is_an_old_pickle(folder):
+    torch.save(Trap(), folder / SHARD, _use_new_zipfile_serialization=False)
+
+
+@case(MalformedError, "-00003.safetensors holds model.norm.weight against the index")
+def one_tensor_in_two_shards(folder):
+    home = read_index(folder)["model.norm.weight"]
+    other = next(path for path in sorted(folder.glob("model-*")) if path.name != home)
+    save_file(load_file(other) | {"model.norm.weight": torch.ones(64)}, other)
 
 
 @case(MalformedError, "the head is tied to the embedding, yet lm_head.weight differs from model.embed_tokens.weight")
@@ -214,6 +310,23 @@ def many_things_at_once(folder):
 def two_spellings_of_one_tensor(folder):
     config, tensors = read_all(folder)
     rewrite(folder, config, tensors | {"language_model.model.norm.weight": tensors["model.norm.weight"]})
+
+
+class Trap:
+    """Leaves a trace where it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was opened",)
+
+
+def write_header(path, tensors, size):
+    """A safetensors file whose header says what it likes: name -> (dtype, shape, begin, end)."""
+    said = {
+        name: {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+        for name, (dtype, shape, begin, end) in tensors.items()
+    }
+    header = json.dumps(said).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
 
 
 def set_config(folder, **fields):
@@ -268,12 +381,74 @@ def test_the_blobs_of_the_hub_cache_are_no_way_out(saved: Saved, tmp_path: Path)
     assert weights.load(snapshot).spec == weights.load(saved("qwen3-0.6b")).spec
 
 
-def test_weights_that_are_not_finite_are_loaded(folder: Path) -> None:
-    """They are what the file holds."""
+def test_a_link_from_the_hub_cache_to_elsewhere_is_one(saved: Saved, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--name/snapshots/0123abc"
+    snapshot.parent.mkdir(parents=True)
+    (tmp_path / "models--org--name/blobs").mkdir()
+    write(snapshot, *read(saved("qwen3-0.6b")))
+    outside = (snapshot / "model.safetensors").rename(tmp_path / "elsewhere")
+    (snapshot / "model.safetensors").symlink_to(outside)
+    with pytest.raises(MalformedError, match="is a link that leads out of its folder"):
+        weights.load(snapshot)
+
+
+def test_weights_that_are_not_finite(folder: Path) -> None:
+    """They are what the file holds; who asks is told of all."""
     config, tensors = read_all(folder)
-    tensors["model.norm.weight"].fill_(torch.nan)
+    tensors["model.norm.weight"][3] = torch.nan
+    for i in range(2):
+        tensors[f"model.layers.{i}.mlp.down_proj.weight"][-1, -1] = -torch.inf
     rewrite(folder, config, tensors)
-    assert weights.load(folder).norm.weight.isnan().all()
+    assert weights.load(folder).norm.weight.isnan().sum() == 1
+    with pytest.raises(MalformedError) as caught:
+        weights.load(folder, check_finite=True)
+    wrong = "model.layers.{0-1}.mlp.down_proj.weight, model.norm.weight"
+    assert str(caught.value) == f"{folder}: NaN or infinite numbers in {wrong}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_weights_that_are_finite(dtype: torch.dtype, folder: Path) -> None:
+    config, tensors = read_all(folder)
+    tensors["model.norm.weight"][3] = torch.finfo(torch.float16).max
+    rewrite(folder, config, {name: tensor.to(dtype) for name, tensor in tensors.items()})
+    weights.load(folder, check_finite=True)
+
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "head_dim", "num_local_experts")
+NO_SIZES = (True, 64.0, -1, 0, 2**31, 10**30, "64", [64], {}, float("nan"), float("inf"))
+
+
+@pytest.mark.parametrize("field", SIZES)
+def test_sizes_that_are_none(field: str, saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before anything is allocated."""
+    folder = write(tmp_path / "model", *read(saved("qwen3-30b-a3b")))
+    monkeypatch.setattr("zoo.catalog.allocate", lambda *_: pytest.fail("allocated"))
+    for value in NO_SIZES:
+        set_config(folder, **{field: value})
+        with pytest.raises(MalformedError, match=rf"config\.json: {field}=.* is no integer from 1 to"):
+            weights.load(folder)
+
+
+def test_more_experts_than_can_be_named(saved: Saved, tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", *read(saved("qwen3-30b-a3b")))
+    set_config(folder, num_local_experts=2**31 - 1)
+    with pytest.raises(MalformedError, match=r"impossible model; experts in all layers: \d+ above 100000"):
+        weights.load(folder)
+
+
+@pytest.mark.parametrize("ends", [[1, True], -1, 1.0, "</s>", {}])
+def test_end_tokens_that_are_none(ends: object, folder: Path) -> None:
+    set_config(folder, eos_token_id=ends)
+    with pytest.raises(MalformedError, match=r"eos_token_id .* is no token id"):
+        Folder(folder).ends  # noqa: B018
+
+
+def test_there_is_an_end_to_what_is_listed(folder: Path) -> None:
+    config, tensors = read_all(folder)
+    rewrite(folder, config, tensors | {f"spare{i}": torch.ones(1) for i in range(1000)})
+    with pytest.raises(MalformedError, match=r"not understood: spare0, .*, \.\.\. \(1000 in all\)$") as caught:
+        weights.load(folder)
+    assert len(str(caught.value)) < 2000
 
 
 def test_names_are_folded_without_loss() -> None:
