@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from weights.files import CONFIG, INDEX, SINGLE, WORDS
-from weights.header import DTYPES
-from weights.matching import Entry, Move, folded, match
+from weights.matching import Entry, Move, listed, match
 from zoo import catalog
 from zoo.decoder import Model
 from zoo.errors import NotAvailable, UsageError
@@ -32,7 +31,7 @@ from zoo.layout import COMMON
 
 log = logging.getLogger(__name__)
 
-CODES = {dtype: code for code, dtype in DTYPES.items()}
+CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 NAMES = {dtype: word for word, dtype in WORDS.items()}
 
 
@@ -83,7 +82,7 @@ def _parameters(model: Model) -> dict[str, Tensor]:
     forms = {name: (_form(held.get(name)), _form(meant.get(name))) for name in (*meant, *held)}
     odd = [f"{name} ({given} instead of {form})" for name, (given, form) in forms.items() if given != form]
     if odd:
-        raise UsageError(f"the model is not what its spec says: {', '.join(folded(odd))}")
+        raise UsageError(f"the model is not what its spec says: {listed(odd)}")
     return held
 
 
