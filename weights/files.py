@@ -170,6 +170,6 @@ def check_header(path: Path) -> None:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
-        raise MalformedError(f"{path} is cut short: {size} bytes cannot hold the {length} of its header")
+        raise MalformedError(f"{path} is cut short: {size} bytes, and its header alone needs {length + 8}")
     if length > HEADER_LIMIT:
         raise MalformedError(f"{path}: a header of {length} bytes is above the limit of {HEADER_LIMIT}")
