@@ -40,7 +40,7 @@ def read_header(path: Path) -> list[Entry]:
         if start.startswith(PICKLES):
             raise MalformedError(f"{path} is a pickle, which can run code and is never opened; save it as safetensors")
         if size < 8 or length > size - 8:
-            raise MalformedError(f"{path} is cut short: {size} bytes cannot hold the {length} of its header")
+            raise MalformedError(f"{path} is cut short: {size} bytes, and its header alone needs {length + 8}")
         if length > HEADER_LIMIT:
             raise MalformedError(f"{path}: a header of {length} bytes is above the limit of {HEADER_LIMIT}")
         said = parse(f"{path}: the header", file, length, PIECES)

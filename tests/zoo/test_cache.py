@@ -16,8 +16,8 @@ from zoo.errors import CacheFullError, UsageError
 
 SCREEN = distinct()
 WINDOW = 16  # of every tiny layer that has one; a length like any other for the rest
-LENGTH = 3 * WINDOW
-PLANS = [(p, c) for p in (1, WINDOW - 1, WINDOW, WINDOW + 1) for c in (1, 7, WINDOW, LENGTH)] + [(LENGTH, LENGTH)]
+LENGTH = 3 * WINDOW + 9  # after the longest prefill, too, there are chunks
+PLANS = [(p, c) for p in (1, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW) for c in (1, 7, WINDOW, LENGTH)]
 
 
 @cache
