@@ -26,7 +26,7 @@ from zoo.layout import COMMON, Rules
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
+SHARD = re.compile(r"[A-Za-z0-9._-]{1,200}\.safetensors")
 MOST_PARAMETERS, MOST_EXPERTS = 10**14, 10**5  # in all layers: beyond what any release has, and what torch can size
 MOST_TOLD = 20  # shards about which something is said
 WORDS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -122,10 +122,13 @@ class Folder:
 
     def _sharded(self) -> tuple[dict[str, Entry], dict[str, str]]:
         """The same for many files, each seen to hold what the index says and nothing else. One error for all."""
-        weight_map = self._weight_map()
+        shards = weight_map(self.path)
         said: dict[str, set[str]] = {}
-        for name, shard in weight_map.items():
+        for name, shard in shards.items():
             said.setdefault(shard, set()).add(name)
+        absent = [shard for shard in said if not (self.path / shard).exists()]
+        if absent:
+            raise NotAvailable(f"{self.path}: {INDEX} names files that are not there: {listed(absent)}")
         entries: dict[str, Entry] = {}
         told: list[str] = []
         for shard, names in sorted(said.items()):
@@ -142,22 +145,20 @@ class Folder:
                 entries |= held
         if told:
             raise MalformedError(f"{self.path / INDEX}: {'; '.join(told[:MOST_TOLD])}")
-        return entries, weight_map
+        return entries, shards
 
-    def _weight_map(self) -> dict[str, str]:
-        """Tensor -> shard, by the index, whose shards are all there."""
-        where = self.path / INDEX
-        weight_map = read_json(member(self.path, INDEX), INDEX_LIMIT).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map or not all(type(v) is str for v in weight_map.values()):
-            raise MalformedError(f"{where}: weight_map must say for each tensor which file holds it")
-        shards = sorted(set(weight_map.values()))
-        bad = [shard for shard in shards if not SHARD.fullmatch(shard)]
-        if bad:
-            raise MalformedError(f"{where}: not the plain name of a .safetensors file: {enough(map(ascii, bad))}")
-        absent = [shard for shard in shards if not (self.path / shard).exists()]
-        if absent:
-            raise NotAvailable(f"{self.path}: {INDEX} names files that are not there: {listed(absent)}")
-        return weight_map
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """Tensor -> shard, as the index of the folder says. The names of the shards are plain file names."""
+    where = folder / INDEX
+    said = read_json(member(folder, INDEX), INDEX_LIMIT).get("weight_map")
+    if not isinstance(said, dict) or not said or not all(type(shard) is str for shard in said.values()):
+        raise MalformedError(f"{where}: weight_map must say for each tensor which file holds it")
+    bad = sorted({shard for shard in said.values() if not SHARD.fullmatch(shard)})
+    if bad:
+        names = enough(ascii(shard[:100]) for shard in bad)
+        raise MalformedError(f"{where}: not the plain name of a .safetensors file: {names}")
+    return said
 
 
 def ascii_name(name: str) -> str:

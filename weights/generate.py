@@ -1,4 +1,4 @@
-"""python -m weights.generate SOURCE PROMPT: continue a prompt with a released model.
+"""python -m weights.generate SOURCE PROMPT: continue a prompt with a released model, or answer it (--chat).
 
 Words in, words out, where the source has a tokenizer.json. Token ids in, token ids out: --tokens 2,818,5279.
 """
@@ -9,13 +9,17 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
+from weights.chat import chat_prompt
 from weights.extras import need
 from weights.loading import Source, fill, open_source
+from weights.sources import TOKENIZER
+from weights.untrusted import member
 from zoo.decoder import Model
 from zoo.errors import MalformedError, NotAvailable, UsageError
 from zoo.terminal import Debug, count, run
@@ -25,8 +29,11 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    source: Annotated[str, typer.Argument(help="A folder in Hugging Face layout, or a .gguf file.")],
-    prompt: Annotated[str | None, typer.Argument(help="Text to continue.")] = None,
+    source: Annotated[
+        str, typer.Argument(help="ORG/NAME or ORG/NAME@REVISION on the hub, a preset, a folder, or a .gguf file.")
+    ],
+    prompt: Annotated[str | None, typer.Argument(help="Text to continue; - reads it from stdin.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the source's chat template.")] = False,
     tokens: Annotated[str | None, typer.Option(help="Token ids to continue instead, as 2,818,5279.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; above, sample.")] = 0.0,
@@ -35,6 +42,9 @@ def main(
     seed: Annotated[int | None, typer.Option(help="Make the samples repeatable.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a source on the hub.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Take from the download cache only.")] = False,
+    check_finite: Annotated[bool, typer.Option("--check-finite", help="Refuse weights that are NaN or Inf.")] = False,
     ignore_field: Annotated[list[str] | None, typer.Option(help="A field of the config to vouch for.")] = None,
     debug: Debug = False,
 ) -> None:
@@ -43,13 +53,16 @@ def main(
     logging.getLogger("weights").setLevel(logging.INFO)
     if (prompt is None) == (tokens is None):
         raise UsageError("give either a PROMPT in words or --tokens with ids")
-    place, opened = usable(device), open_source(source)
-    tokenizer = None if prompt is None else read_tokenizer(opened)
-    ids = _numbers(tokens or "") if tokenizer is None else tokenizer.encode(prompt).ids
+    if chat and prompt is None:
+        raise UsageError("--chat is for a PROMPT in words")
+    text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    place, opened = usable(device), open_source(source, revision, offline)
+    tokenizer = None if text is None else read_tokenizer(opened)
+    ids = _numbers(tokens or "") if text is None else encode(tokenizer, opened, text, chat)
     if not ids:
         raise UsageError("the prompt holds no token")
     began = time.perf_counter()
-    model = fill(opened.spec(ignore_field or ()), opened, place, dtype)
+    model = fill(opened.spec(ignore_field or ()), opened, place, dtype, check_finite)
     _note(f"{count(model.spec.params())} parameters, {_name(model)} on {place}, in {time.perf_counter() - began:.1f} s")
     outside = [token for token in ids if not 0 <= token < model.spec.vocab]
     if outside:
@@ -94,12 +107,28 @@ def spelling(tokenizer: Any, ids: list[int]) -> Callable[[int], str]:
     return lambda token: stream.step(tokenizer, token) or ""
 
 
+def encode(tokenizer: Any, source: Source, text: str, chat: bool) -> list[int]:
+    """A text's tokens, with those that the tokenizer puts around each; a chat template has put them there itself."""
+    if chat:
+        text = chat_prompt(home(source), text)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the prompt is no text in UTF-8: {error.reason} at {error.start}") from error
+    return list(tokenizer.encode(text, add_special_tokens=not chat).ids)
+
+
+def home(source: Source) -> Path:
+    """The folder in which a source's other files are."""
+    return source.path if source.path.is_dir() else source.path.parent
+
+
 def read_tokenizer(source: Source) -> Any:
     """The tokenizer.json in the folder of the source. Raises NotAvailable where there is none."""
-    path = (source.path if source.path.is_dir() else source.path.parent) / "tokenizer.json"
-    if not path.is_file():
-        raise NotAvailable(f"{path.parent} has no tokenizer.json to read a prompt with; give ids: --tokens 2,818,5279")
-    tokenizers = need("tokenizers", "text")
+    folder = home(source)
+    if not (folder / TOKENIZER).is_file():
+        raise NotAvailable(f"{folder} has no {TOKENIZER} to read a prompt with; give ids: --tokens 2,818,5279")
+    path, tokenizers = member(folder, TOKENIZER), need("tokenizers", "text")
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library has no errors of its own

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cached_property
 from math import isclose
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 import gguf
@@ -23,7 +24,7 @@ from zoo import catalog
 from zoo.architectures import families
 from zoo.blocks import GLU, GQA, LinearScaling, RoPE
 from zoo.decoder import Decoder
-from zoo.errors import MalformedError, SpecError, unknown
+from zoo.errors import MalformedError, SpecError, enough, unknown
 from zoo.layout import COMMON, Rules
 
 FAMILIES = {"gemma3": "gemma3"}  # GGUF's name of an architecture -> ours
@@ -83,7 +84,7 @@ class GGUFFile:
         name, spec = self._preset
         said = self._said()
         vouched = {"context_length", "vocab_size", *_says(spec), *ignore_fields}
-        left = [f"{self.kind}.{key}={value!r}" for key, value in said.items() if key not in vouched]
+        left = [f"{self.kind}.{key}={brief(value)}" for key, value in said.items() if key not in vouched]
         if left:
             raise MalformedError(
                 f"{self.path}: not understood: {', '.join(left)}; pass --ignore-field NAME (ignore_fields=), the name "
@@ -217,6 +218,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     _check_start(path)
     try:
         reader = _Reader(path, "c")  # copy on write: torch warns about memory that cannot be written
+        if odd := [name for name in (*reader.fields, *(t.name for t in reader.tensors)) if not name.isprintable()]:
+            raise ValueError(f"names that cannot be printed: {enough(ascii(name[:100]) for name in odd)}")
         fields = {name: field.contents() for name, field in reader.fields.items() if field.data}
         return fields, {tensor.name: tensor for tensor in reader.tensors}
     except Exception as error:  # the library has no errors of its own: what it stumbles over is the file's fault

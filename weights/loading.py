@@ -14,10 +14,11 @@ from torch import Tensor
 from weights.extras import need
 from weights.files import WORDS, Folder
 from weights.matching import EMBED, HEAD, Entry, Move, check, listed, match, skipped, text_names
+from weights.sources import locate
 from weights.unpacked import unpacked
 from zoo import catalog
 from zoo.decoder import Decoder, Model
-from zoo.errors import MalformedError, NotAvailable, UsageError, unknown
+from zoo.errors import MalformedError, UsageError, unknown
 from zoo.layout import Rules, Same
 
 log = logging.getLogger(__name__)
@@ -61,21 +62,21 @@ def load(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
+    offline: bool = False,
     ignore_fields: Iterable[str] = (),
     check_finite: bool = False,
 ) -> Model:
-    """A released model, in eval mode, from a folder in Hugging Face layout or a .gguf file.
+    """A released model, in eval mode: a hub id, "org/name" or "org/name@revision", a preset's name, a folder in Hugging
+    Face layout, or a .gguf file.
 
     `dtype` "auto" is the source's own: what its config.json says, float32 for a quantised .gguf. On the CPU in its own
     dtype, parameters that are stored as we hold them share the file's pages; packed ones are unpacked one at a time.
     `ignore_fields` are fields of the config that the caller vouches for. `check_finite` reads every number first, and
-    refuses NaN and infinity. `revision` is for sources that have any: a folder and a file have not.
+    refuses NaN and infinity. `offline` takes from the download cache only.
 
     Raises NotAvailable for what is not there, MalformedError for what does not fit, naming all of it at once.
     """
-    if revision is not None:
-        raise UsageError(f"{source} has no revisions: revision={revision!r} says nothing there")
-    opened = open_source(source)
+    opened = open_source(source, revision, offline)
     return fill(opened.spec(ignore_fields), opened, device, dtype, check_finite)
 
 
@@ -86,9 +87,9 @@ def load_into(
     return fill(spec, open_source(source), device, dtype)
 
 
-def open_source(source: str | Path) -> Source:
-    """The folder or the file behind a name. Raises NotAvailable where there is neither."""
-    path = Path(source)
+def open_source(source: str | Path, revision: str | None = None, offline: bool = False) -> Source:
+    """What a name stands for, fetched where it is not here yet. Raises NotAvailable where that cannot be had."""
+    path = locate(source, revision, offline)
     if path.is_dir():
         return unpacked(Folder(path))
     if path.is_file() and path.suffix == ".gguf":
@@ -96,12 +97,7 @@ def open_source(source: str | Path) -> Source:
         from weights.gguf_file import GGUFFile  # only here, for what it imports is an extra
 
         return GGUFFile(path)
-    if path.exists():
-        raise UsageError(f"{path} is neither a folder with config.json and safetensors files nor a .gguf file")
-    raise NotAvailable(
-        f"there is no folder and no .gguf file {str(path)!r}; for a model of the Hugging Face Hub, "
-        "`hf download ORG/NAME --local-dir FOLDER` first"
-    )
+    raise UsageError(f"{path} is neither a folder with config.json and safetensors files nor a .gguf file")
 
 
 @torch.no_grad()

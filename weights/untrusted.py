@@ -7,6 +7,7 @@ alone that have a limit, but also the values.
 from __future__ import annotations
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,8 @@ def member(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
         raise NotAvailable(f"{folder}: there is no {name}")
+    if not os.access(path, os.R_OK):
+        raise NotAvailable(f"{path} may not be read")
     real, home = path.resolve(), folder.resolve()
     blobs = home.parent.parent / "blobs"  # of the hub's cache, whose snapshots/<commit>/ are links
     if not real.is_relative_to(home) and not (home.parent.name == "snapshots" and real.parent == blobs):
