@@ -1,7 +1,8 @@
 """A .gguf file, as llama.cpp writes it, under the names and in the layout of Hugging Face.
 
-The gguf library reads it, names its tensors and undoes their quantisation. What such a file does not say about its
-architecture (Gemma's plan of layers, the RoPE base of its local ones) comes from the preset of equal dimensions.
+The gguf library reads it, names its tensors and undoes their quantisation. What such a file does not say of its
+architecture (Gemma's plan of layers and RoPE base of its local ones, SmolLM3's layers without positions) comes from the
+preset of equal dimensions.
 """
 
 from __future__ import annotations
@@ -10,36 +11,46 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
-from math import isclose
 from pathlib import Path
 from reprlib import repr as brief
+from types import ModuleType
 from typing import Any
 
 import gguf
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from weights.matching import Entry, match
+from weights.gguf_words import differences, rope_factors, unsaid, unused_words, words_of
+from weights.matching import HEAD, Entry, match
 from zoo import catalog
 from zoo.architectures import families
-from zoo.blocks import GLU, GQA, LinearScaling, RoPE
+from zoo.blocks import GQA
 from zoo.decoder import Decoder
 from zoo.errors import MalformedError, SpecError, enough, unknown
-from zoo.layout import COMMON, Rules
+from zoo.layout import COMMON, Rules, Same
 
-FAMILIES = {"gemma3": "gemma3"}  # GGUF's name of an architecture -> ours
+# GGUF's name of an architecture -> ours. Mistral Small 3.1 goes by Llama's.
+FAMILIES = {
+    "gemma3": ("gemma3",),
+    "gpt-oss": ("gpt-oss",),
+    "llama": ("llama3", "mistral3"),
+    "mistral3": ("mistral3",),
+    "olmo2": ("olmo2",),
+    "qwen3": ("qwen3",),
+    "qwen3moe": ("qwen3",),
+    "smollm3": ("smollm3",),
+}
 SHIFTED = {"gemma3"}  # llama.cpp stores what a norm multiplies by, 1 + w, where Hugging Face stores w
-EMBEDDING = "token_embd.weight"
-PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-DIMENSIONS = (
-    "block_count",
-    "embedding_length",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
+PAIRED = {"llama", "mistral3", "smollm3"}  # and rows of queries and keys 2j and 2j + 1 that turn together
+# Experts are stacked, gate and up apart, neither transposed nor by turns.
+EXPERTS: Rules = (
+    *(Same(f"ffn.block.experts.{part}", f"mlp.experts.{part}_proj.weight") for part in ("gate", "up", "down")),
+    *(Same(f"ffn.block.experts.{part}_bias", f"mlp.experts.{part}_proj.bias") for part in ("gate", "up", "down")),
+    Same("attn.block.sinks", "self_attn.sinks.weight"),
 )
-IMPLIED = ("attention.value_length", "rope.dimension_count")  # by attention.key_length
+EMBEDDING, ROPE_FREQS = "token_embd.weight", "rope_freqs.weight"
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LONG = 4096  # a list of more entries describes the vocabulary, not the layers
 VERSIONS = (2, 3)
 MOST_TENSORS, MOST_FIELDS, MOST_ENTRIES = 5_000, 1_000, 20_000  # the library makes half a dozen objects of each
@@ -56,12 +67,11 @@ class GGUFFile:
         self.kind = str(self._fields.get("general.architecture"))
         if self.kind not in FAMILIES:
             raise MalformedError(f"{path}: {unknown('GGUF architecture', self.kind, FAMILIES)}")
-        self.family = families()[FAMILIES[self.kind]]
 
     @property
     def rules(self) -> Rules:
         """The layout of this family's tensors."""
-        return (*getattr(self.family, "WEIGHTS", ()), *COMMON)
+        return (*EXPERTS, *getattr(self._preset[1], "WEIGHTS", ()), *COMMON)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,50 +91,62 @@ class GGUFFile:
 
         Raises MalformedError where there is none, or where the file says something else that is not understood.
         """
-        name, spec = self._preset
-        said = self._said()
-        vouched = {"context_length", "vocab_size", *_says(spec), *ignore_fields}
-        left = [f"{self.kind}.{key}={brief(value)}" for key, value in said.items() if key not in vouched]
+        name, _, spec = self._preset
+        vouched = {*words_of(spec), *unused_words(spec), *ignore_fields}
+        left = [f"{self.kind}.{key}={brief(value)}" for key, value in self._said.items() if key not in vouched]
         if left:
             raise MalformedError(
                 f"{self.path}: not understood: {', '.join(left)}; pass --ignore-field NAME (ignore_fields=), the name "
                 f"without {self.kind}., to vouch for one"
             )
-        unsaid = ["the plan of layers", *(key for key in _says(spec) if key not in said and key not in IMPLIED)]
-        log.info("%s does not say %s: taken from %s, of the same dimensions", self.path.name, ", ".join(unsaid), name)
+        missing = [*unsaid(self._said, spec), *(["rope_freqs"] if self._lacks_factors(spec) else [])]
+        log.info("%s does not say %s: taken from %s, of the same dimensions", self.path.name, ", ".join(missing), name)
         return spec
 
     @cached_property
-    def _preset(self) -> tuple[str, Decoder]:
-        """The preset that says what the file says wherever both say something, dimensions being said by both."""
+    def _preset(self) -> tuple[str, ModuleType, Decoder]:
+        """The preset that says what the file says wherever both say something, dimensions being said by both. Of
+        several the one of the file's context."""
         differ: dict[str, list[str]] = {}
-        for name, size in self.family.SIZES.items():
-            differ[name] = self._differences(size.spec)
-            if not differ[name]:
-                return name, self._sized(size.spec)
-        nearest = min(differ, key=lambda name: len(differ[name]))
-        told = ", ".join(differ[nearest])
-        raise MalformedError(f"{self.path}: no preset has its dimensions; {nearest} is nearest, but for {told}")
+        found: list[tuple[str, ModuleType, Decoder]] = []
+        for family in (families()[name] for name in FAMILIES[self.kind]):
+            for name, size in family.SIZES.items():
+                differ[name] = [*differences(self._said, size.spec), *self._other_factors(size.spec)]
+                if not differ[name]:
+                    found.append((name, family, size.spec))
+        if not found:
+            nearest = min(differ, key=lambda name: len(differ[name]))
+            told = ", ".join(differ[nearest])
+            raise MalformedError(f"{self.path}: no preset has its dimensions; {nearest} is nearest, but for {told}")
+        context = self._said.get("context_length")
+        name, family, spec = min(found, key=lambda each: (each[2].context != context, self._lacks_factors(each[2])))
+        return name, family, self._sized(spec)
 
     def _sized(self, spec: Decoder) -> Decoder:
         """The preset with this file's vocabulary and context, which converters change."""
         rows = int(self._tensors[EMBEDDING].shape[-1]) if EMBEDDING in self._tensors else spec.vocab
         try:
-            return replace(spec, vocab=rows, context=self._said().get("context_length"))
+            return replace(spec, vocab=rows, context=self._said.get("context_length"))
         except SpecError as error:
             raise MalformedError(f"{self.path}: {error}") from error
 
+    @cached_property
     def _said(self) -> dict[str, Any]:
         """What the file says about its architecture, by the key without the architecture's name."""
         prefix = f"{self.kind}."
         return {key.removeprefix(prefix): value for key, value in self._fields.items() if key.startswith(prefix)}
 
-    def _differences(self, spec: Decoder) -> list[str]:
-        said = self._said()
-        pairs = {key: (said.get(key, None if key in DIMENSIONS else ours), ours) for key, ours in _says(spec).items()}
-        return [
-            f"{key} {theirs} instead of {ours}" for key, (theirs, ours) in pairs.items() if not _equal(theirs, ours)
-        ]
+    def _lacks_factors(self, spec: Decoder) -> bool:
+        return rope_factors(spec) is not None and ROPE_FREQS not in self._tensors
+
+    def _other_factors(self, spec: Decoder) -> list[str]:
+        """A table of rotary factors, where there is one, must be the preset's: of ones where that scales nothing."""
+        if ROPE_FREQS not in self._tensors:
+            return []
+        theirs, ours = self._numbers(self._tensors[ROPE_FREQS]), rope_factors(spec)
+        ours = torch.ones(words_of(spec)["rope.dimension_count"] // 2) if ours is None else ours
+        equal = theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=1e-5, atol=0)
+        return [] if equal else ["another table of rope_freqs"]
 
     def entries(self) -> list[Entry]:
         """Every tensor there is, by the name that Hugging Face gives it; one that it has no name for by its own."""
@@ -132,58 +154,44 @@ class GGUFFile:
         return [
             Entry(names.get(name, name), tuple(int(n) for n in reversed(tensor.shape)), torch.float32)
             for name, tensor in self._tensors.items()
+            if name != ROPE_FREQS  # it was held against the preset's
         ]
 
     @cached_property
     def _names(self) -> dict[str, str]:
         """Hugging Face's name of every tensor of this model -> GGUF's."""
-        spec = self._preset[1]
+        spec = self._preset[2]
         kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
         table = gguf.get_tensor_name_map(kinds[self.kind], len(spec.layers))
         parameters = dict(catalog.allocate(spec, "meta").named_parameters())
-        wanted = (name for move in match(spec, parameters, self.rules, ()) for name in move.theirs)
-        return {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in wanted}
+        wanted = [name for move in match(spec, parameters, self.rules, ()) for name in move.theirs]
+        return {
+            name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in dict.fromkeys([*wanted, HEAD])
+        }
 
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
         """The tensor by Hugging Face's name, dequantised to float32 unless said."""
-        tensor = self._tensors[self._names[name]]
+        numbers = self._numbers(self._tensors[self._names[name]])
+        if self.kind in SHIFTED and name.endswith("norm.weight"):
+            numbers = numbers - 1
+        if self.kind in PAIRED and name.endswith(("q_proj.weight", "k_proj.weight")):
+            numbers = self._halved(numbers, name)
+        return numbers.to(device, dtype)
+
+    def _halved(self, rows: Tensor, name: str) -> Tensor:
+        """Rows that turn together, from side by side to half a head apart."""
+        mixer = self._preset[2].layers[0].mixer
+        assert isinstance(mixer, GQA)
+        heads = mixer.heads if name.endswith("q_proj.weight") else mixer.kv_heads
+        return rearrange(rows, "(h pair side) d -> (h side pair) d", h=heads, side=2)
+
+    def _numbers(self, tensor: Any) -> Tensor:
         try:
-            numbers = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type))
+            return torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type))
         except NotImplementedError as error:
             raise MalformedError(
                 f"{self.path}: {tensor.name} is quantised in a way that is not read: {error}"
             ) from error
-        moved = numbers - 1 if self.kind in SHIFTED and name.endswith("norm.weight") else numbers
-        return moved.to(device, dtype)
-
-
-def _says(spec: Decoder) -> dict[str, Any]:
-    """What a file of this model says of it, in GGUF's words. Layers differ in windows and positions only."""
-    windowed = next((layer.mixer for layer in spec.layers if layer.stored().window), None)
-    whole = next((layer.mixer for layer in spec.layers if not layer.stored().window), windowed)
-    ffn = spec.layers[0].ffn.block
-    assert isinstance(whole, GQA)
-    assert isinstance(whole.rope, RoPE)
-    assert isinstance(ffn, GLU)
-    sizes = (len(spec.layers), spec.dim, ffn.hidden, whole.heads, whole.kv_heads, whole.head_dim)
-    says: dict[str, Any] = dict(zip(DIMENSIONS, sizes, strict=True)) | {
-        "attention.value_length": whole.head_dim,
-        "attention.layer_norm_rms_epsilon": spec.norm.eps,
-        "rope.dimension_count": whole.head_dim,
-        "rope.freq_base": whole.rope.theta,
-    }
-    if isinstance(windowed, GQA) and isinstance(windowed.rope, RoPE):
-        says |= {"attention.sliding_window": windowed.window, "rope.freq_base_swa": windowed.rope.theta}
-    if isinstance(whole.rope.scaling, LinearScaling):
-        says |= {"rope.scaling.type": "linear", "rope.scaling.factor": whole.rope.scaling.factor}
-    return says
-
-
-def _equal(theirs: Any, ours: Any) -> bool:
-    """Equal as far as the float32 of a file can say."""
-    if isinstance(ours, float) and isinstance(theirs, int | float):
-        return isclose(theirs, ours, rel_tol=1e-6)
-    return bool(theirs == ours)
 
 
 class _Reader(gguf.GGUFReader):  # type: ignore[misc]
