@@ -26,6 +26,9 @@ def main(
     reference: Annotated[
         str | None, typer.Option(help="Another source for the reference: what SOURCE was made from.")
     ] = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Hold one layer at a time, for models too large for memory.")
+    ] = False,
     ignore_field: Annotated[list[str] | None, typer.Option(help="A field of the config to vouch for.")] = None,
     as_json: Json = False,
     out: Out = None,
@@ -44,6 +47,7 @@ def main(
         seed=seed,
         text=text,
         reference=reference,
+        streaming=streaming,
         ignore_fields=ignore_field or (),
     )
     emit(document(report.as_dict()) if as_json else table(report), out)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weights.parity_measure import Logits, slices
+from weights.parity_measure import slices
 from weights.parity_routing import choices, margin
 from zoo.decoder import Model
 
@@ -85,11 +85,10 @@ class Probe:
         tie = (chosen != seen.experts).any(-1) & (margin(router, into[0]) <= self.bound)
         self._add("feed-forward", seen.layer, apart.masked_fill(tie.view_as(apart), 0), int(tie.sum()))
 
-    def head(self, x: Tensor, logits: Logits) -> None:
+    def head(self, x: Tensor, logits: Tensor) -> None:
         """`x`: what the reference's last layer gave (batch, t, dim); `logits`: what it made of it."""
-        batch, length = self.tokens.shape
-        chunks = slices(batch, length, self.model.spec.vocab)
-        apart = [_apart(self.model.logits(x[:, part]), logits(part)) for part in chunks]
+        chunks = slices(*logits.shape)
+        apart = [_apart(self.model.logits(x[:, part]), logits[:, part]) for part in chunks]
         self._add("head", None, torch.cat(apart, dim=1))
 
     def _add(self, name: str, layer: int | None, apart: Tensor, ties: int = 0) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, nan
 
 import torch
 from torch import Tensor
 
-Logits = Callable[[slice], Tensor]  # of some positions: -> (batch, positions, vocab)
 CHUNK = 2**24  # numbers of a chunk of logits: each is compared in float64
 
 
@@ -39,11 +38,6 @@ class Difference:
     by_position: tuple[Position, ...]
 
 
-def held(logits: Tensor) -> Logits:
-    """Logits (batch, t, vocab) that are in memory."""
-    return lambda positions: logits[:, positions]
-
-
 def slices(batch: int, length: int, vocab: int) -> Iterator[slice]:
     """Positions in chunks of which the logits fit in memory several times."""
     step = max(1, CHUNK // (batch * vocab))
@@ -51,14 +45,14 @@ def slices(batch: int, length: int, vocab: int) -> Iterator[slice]:
 
 
 @torch.no_grad()
-def compare(reference: Logits, other: Logits, counted: Tensor, vocab: int) -> Difference:
-    """The difference over the tokens that are `counted` (batch, t)."""
-    batch, length = counted.shape
+def compare(reference: Tensor, other: Tensor, counted: Tensor) -> Difference:
+    """The difference of logits (batch, t, vocab) from the reference's, over the tokens `counted` (batch, t)."""
+    batch, length, vocab = reference.shape
     numbers = int(counted.sum()) * vocab
     beyond = numbers - ceil(0.999 * numbers) + 1  # so many differences are at or above the percentile
     columns, tail, scale = [], torch.empty(0), 0.0
     for positions in slices(batch, length, vocab):
-        one, two = reference(positions), other(positions)
+        one, two = reference[:, positions], other[:, positions]
         scale = max(scale, float(one.abs().max()))
         apart = (one.float() - two.float()).abs()
         columns.append(torch.stack([apart.amax(-1).double(), apart.double().mean(-1), *_distributions(one, two)]))

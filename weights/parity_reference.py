@@ -60,6 +60,21 @@ def quiet() -> Iterator[None]:
             said.enable_progress_bar()
 
 
+def config_of(source: Source) -> Any:
+    """The source's config as transformers reads it."""
+    folder, named = place(source)
+    with quiet():
+        return transformers().AutoConfig.from_pretrained(folder, **named)
+
+
+def whole(source: Source) -> bool:
+    """Whether transformers reads the weights exactly and nothing but the text part: neither packed nor multimodal."""
+    if not source.path.is_dir():
+        return True
+    config = config_of(source)
+    return config.get_text_config() is config and getattr(config, "quantization_config", None) is None
+
+
 def load_reference(source: Source, dtype: torch.dtype) -> Reference:
     """The reference of a source in memory, its weights read by transformers."""
     folder, named = place(source)

@@ -20,9 +20,9 @@ import weights
 import zoo
 from tests.models import distinct
 from tests.weights.checkpoints import read, write
-from weights.parity_check import chunks
-from weights.parity_measure import compare, held
+from weights.parity_measure import compare
 from weights.parity_routing import agreement
+from weights.parity_runs import chunks
 from zoo.errors import NotAvailable, UsageError
 from zoo.terminal import exit_code
 
@@ -214,7 +214,7 @@ def test_the_figures_against_plain_arithmetic() -> None:
     two = one + 0.3 * torch.randn(2, 5, 40, generator=generator)
     counted = torch.ones(2, 5, dtype=torch.bool)
     counted[1, 2:] = False
-    told = compare(held(one), held(two), counted, 40)
+    told = compare(one, two, counted)
     a, b = one[counted].double(), two[counted].double()
     apart = (a - b).abs().flatten().sort().values
     assert told.tokens == 7
@@ -230,14 +230,14 @@ def test_the_figures_against_plain_arithmetic() -> None:
     ]
     assert told.top10 == pytest.approx(sum(shared) / 7)
     assert told.by_position[4].largest == pytest.approx(float((one - two)[0, 4].abs().max()))
-    nothing = compare(held(one), held(two), torch.zeros(2, 5, dtype=torch.bool), 40)
+    nothing = compare(one, two, torch.zeros(2, 5, dtype=torch.bool))
     assert isnan(nothing.largest)
 
 
 def test_a_percentile_over_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weights.parity_measure.CHUNK", 3000)
     one, two = torch.zeros(1, 8, 1000), torch.arange(8000.0).view(1, 8, 1000)
-    told = compare(held(one), held(two), torch.ones(1, 8, dtype=torch.bool), 1000)
+    told = compare(one, two, torch.ones(1, 8, dtype=torch.bool))
     assert told.p999 == 7991  # 7992 of 8000 are at most that
 
 
