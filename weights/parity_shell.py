@@ -41,9 +41,7 @@ def filled_reference(source: Source, dtype: torch.dtype) -> Reference:
     """The reference in memory, its weights read as the zoo reads them."""
     model = shell(source, dtype)
     stored = text_names(source.path, source.entries())
-    for name, module in model.named_modules():
-        if not list(module.children()):
-            fill_part(module, name, source, stored)
+    fill_part(model, "", source, stored)
     return Reference(model, "text part, weights read by the zoo")
 
 
