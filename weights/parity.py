@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from weights import parity_plot
 from weights.parity_check import parity
 from weights.parity_table import table
 from zoo.terminal import Debug, Json, Out, document, emit, run
@@ -30,6 +32,7 @@ def main(
         bool, typer.Option("--streaming", help="Hold one layer at a time, for models too large for memory.")
     ] = False,
     ignore_field: Annotated[list[str] | None, typer.Option(help="A field of the config to vouch for.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the error against position: .png or .svg.")] = None,
     as_json: Json = False,
     out: Out = None,
     debug: Debug = False,
@@ -40,6 +43,8 @@ def main(
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("weights").setLevel(logging.INFO)
+    if plot is not None:
+        parity_plot.check(plot)
     report = parity(
         source,
         tokens=tokens,
@@ -51,6 +56,8 @@ def main(
         ignore_fields=ignore_field or (),
     )
     emit(document(report.as_dict()) if as_json else table(report), out)
+    if plot is not None:
+        parity_plot.plot(report, plot)
     return 0 if report.passed else 1
 
 
