@@ -23,6 +23,7 @@ BASICS = "zoo/blocks/norm.py zoo/blocks/rope.py zoo/blocks/linear.py zoo/blocks/
 TENSORS = "torch einops"
 COMMAND = "torch typer tabulate tqdm"
 LOADER = f"{COMMAND} einops numpy safetensors huggingface_hub"
+REFERENCE = "tokenizers transformers matplotlib"
 
 
 class Row(NamedTuple):
@@ -47,7 +48,7 @@ HOUSE = (
     Row(5, "zoo/catalog.py zoo/export.py zoo/__init__.py",               ANY,    "torch"),
     Row(5, "zoo/grammar.py zoo/remake.py zoo/listing.py zoo/plan.py",    ANY,    "torch"),
     Row(5, "zoo/card.py zoo/trial.py zoo/terminal.py zoo/build.py",      ANY,    COMMAND),
-    Row(6, "weights/parity*.py",                                         ANY,    f"{LOADER} tokenizers transformers"),
+    Row(6, "weights/parity*.py",                                         ANY,    f"{LOADER} {REFERENCE}"),
     Row(6, "weights/*.py",                                               ANY,    f"{LOADER} tokenizers jinja2 gguf"),
     Row(7, "benchmarks/peer*.py",                                        ANY,    f"{COMMAND} transformers"),
     Row(7, "benchmarks/*.py",                                            ANY,    COMMAND),

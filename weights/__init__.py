@@ -1,6 +1,8 @@
 """Released weights for the zoo's models."""
 
 from weights.loading import load
+from weights.parity_check import parity
+from weights.parity_report import Report
 from weights.saving import save
 
-__all__ = ["load", "save"]
+__all__ = ["Report", "load", "parity", "save"]

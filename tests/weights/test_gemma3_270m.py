@@ -56,6 +56,16 @@ def test_greedy_tokens_and_their_logits_equal_the_reference(model: Any, text: st
     torch.testing.assert_close(torch.tensor(logits), torch.tensor(prompt["logits"]), rtol=0, atol=5e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_parity_report(path: Path, dtype: str) -> None:
+    """transformers reads the same file by itself; the prompt leaves the window."""
+    report = weights.parity(path, dtype=dtype, tokens=544)
+    assert report.passed, str(report)
+    assert report.window == 512
+    assert report.reference.endswith("weights read by transformers")
+
+
 def test_from_the_command_line(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a tokenizer.json: ids in, ids out."""
     prompt = REFERENCE["prompts"][0]

@@ -1,0 +1,65 @@
+"""python -m weights.parity SOURCE: how equal the zoo's model is to the released implementation, on the same weights."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weights import parity_plot
+from weights.parity_check import parity
+from weights.parity_table import table
+from zoo.terminal import Debug, Json, Out, document, emit, run
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    source: Annotated[str, typer.Argument(help="A folder in Hugging Face layout, or a .gguf file.")],
+    tokens: Annotated[
+        int | None, typer.Option(help="Tokens of each prompt.", show_default="past the widest window")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, on both sides.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Of the random token ids.")] = 0,
+    text: Annotated[str | None, typer.Option(help="Text to compare on, where there is a tokenizer.json.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Another source for the reference: what SOURCE was made from.")
+    ] = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Hold one layer at a time, for models too large for memory.")
+    ] = False,
+    ignore_field: Annotated[list[str] | None, typer.Option(help="A field of the config to vouch for.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the error against position: .png or .svg.")] = None,
+    as_json: Json = False,
+    out: Out = None,
+    debug: Debug = False,
+) -> int:
+    """Compare the zoo with the released implementation, in transformers, on the same weights and prompts.
+
+    Exit code 1 if they differ by more than rounding. Everything runs on the CPU.
+    """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("weights").setLevel(logging.INFO)
+    if plot is not None:
+        parity_plot.check(plot)
+    report = parity(
+        source,
+        tokens=tokens,
+        dtype=dtype,
+        seed=seed,
+        text=text,
+        reference=reference,
+        streaming=streaming,
+        ignore_fields=ignore_field or (),
+    )
+    emit(document(report.as_dict()) if as_json else table(report), out)
+    if plot is not None:
+        parity_plot.plot(report, plot)
+    return 0 if report.passed else 1
+
+
+if __name__ == "__main__":
+    run(app, "python -m weights.parity")
