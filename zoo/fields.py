@@ -10,6 +10,7 @@ from typing import Any
 from zoo.errors import MalformedError, enough
 
 MOST = 2**31 - 1  # of anything a model has: what is above is a damaged file
+LONGEST = 200  # of the names that are told as they are
 _ABSENT = object()
 
 
@@ -108,7 +109,7 @@ class Fields:
         """(path, value) of every field that nobody has read."""
         for name, value in self.values.items():
             if name not in self.read:
-                yield self.where + (name if name.isprintable() else repr(name)), value
+                yield self.where + (name if name.isprintable() and len(name) <= LONGEST else brief(name)), value
         for inner in self.inner.values():
             yield from inner.left()
 
