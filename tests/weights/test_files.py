@@ -87,6 +87,11 @@ def config_with_an_unread_field(folder):
     set_config(folder, wings=2)
 
 
+@case(MalformedError, "config.json: not understood: '\\x1b[2J'=0, 'nnnnnnnnnnnn...nnnnnnnnnnnnn'=0; pass --ignore")
+def config_with_names_for_no_terminal(folder):
+    set_config(folder, **{"\x1b[2J": 0, "n" * 1000: 0})
+
+
 @case(MalformedError, "dtype 'int8' is none of float32, bfloat16, float16")
 def config_of_an_unknown_dtype(folder):
     set_config(folder, dtype="int8")
@@ -144,6 +149,7 @@ def index_cut_short(folder):
 )
 def index_leaves_the_folder(folder):
     outside = ["../outside.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "x.bin", "..", "a\\b.safetensors"]
+    outside += [f"{'n' * 201}.safetensors", "\x1b.safetensors", "a\0.safetensors"]
     write_index(folder, {f"model.{i}": name for i, name in enumerate(outside)} | read_index(folder))
 
 

@@ -119,6 +119,11 @@ def test_a_field_can_be_vouched_for_and_all_tensors_are_named(tmp_path: Path) ->
         assert phrase in str(caught.value)
 
 
+def test_names_for_no_terminal(tmp_path: Path) -> None:
+    with pytest.raises(MalformedError, match=r"names that cannot be printed: 'gemma3\.\\x1b\[2J'$"):
+        weights.load(write(tmp_path / "x.gguf", GEMMA_270M | {"\x1b[2J": 1}))
+
+
 def test_another_architecture(tmp_path: Path) -> None:
     with pytest.raises(MalformedError, match="unknown GGUF architecture 'gemma2'; did you mean gemma3"):
         weights.load(write(tmp_path / "x.gguf", {}, kind="gemma2"))
@@ -129,6 +134,9 @@ def test_another_architecture(tmp_path: Path) -> None:
     [
         (0, b"GGML"),  # magic
         (4, struct.pack("<I", 99)),  # version
+        (4, struct.pack(">I", 3)),  # the other byte order
+        (8, struct.pack("<Q", 100)),  # more tensors than there are
+        (16, struct.pack("<Q", 1)),  # fewer fields than there are
         (8, struct.pack("<Q", 2**60)),  # number of tensors
         (16, struct.pack("<Q", 2**60)),  # number of fields
         (24, struct.pack("<Q", 2**60)),  # length of the first key

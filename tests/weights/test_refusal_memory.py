@@ -15,7 +15,10 @@ from tests.weights.checkpoints import read, write, write_index
 from weights.gguf_file import MOST_ENTRIES, MOST_FIELDS, MOST_TENSORS
 from weights.untrusted import CONFIG_LIMIT, HEADER_LIMIT, INDEX_LIMIT
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc"),
+    pytest.mark.xdist_group("refusal_memory"),  # its files are written once
+]
 LIMIT = 100 * 10**6
 # Imports once, then one process for each source: its peak starts at what the imports take.
 SCRIPT = """

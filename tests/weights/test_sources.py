@@ -74,7 +74,8 @@ def ask(hub: Hub, tmp_path: Path) -> Callable[..., list[tuple[str, str]]]:
 
 
 def run(hub: Hub, tmp_path: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", **environment}
+    settings = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    settings |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **environment}
     return subprocess.run(
         [sys.executable, *args], env=os.environ | settings, capture_output=True, text=True, check=False, timeout=120
     )
