@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from reprlib import repr as brief
 
 import torch
 from torch import Tensor
@@ -79,11 +80,11 @@ def unpacked(folder: Folder) -> Folder | Unpacked:
     if said is None:
         return folder
     if not isinstance(said, dict):
-        raise MalformedError(f"{folder.path / CONFIG}: quantization_config {said!r} is no object")
+        raise MalformedError(f"{folder.path / CONFIG}: quantization_config={brief(said)} is no object")
     fields = Fields(said, where="quantization_config.")
     method = fields.get("quant_method")
-    if method not in FORMATS:
+    if not isinstance(method, str) or method not in FORMATS:
         known = ", ".join(packing.words for packing in FORMATS.values())
-        raise fields.wrong(f"quant_method={method!r} is not read; {known} are, and bfloat16, float16 and float32")
+        raise fields.wrong(f"quant_method={brief(method)} is not read; {known} are, and bfloat16, float16 and float32")
     FORMATS[method].check_config(fields)
     return Unpacked(folder, FORMATS[method], fields)

@@ -164,6 +164,7 @@ def refused(folder: Path) -> str:
     [
         ({"quant_method": "awq"}, "quant_method='awq' is not read; fp8 e4m3, a scale for each 128 x 128"),
         ({"quant_method": None}, "quant_method=None is not read"),
+        ({"quant_method": {}}, "quant_method={} is not read"),
         ({"fmt": "e5m2"}, "quantization_config.fmt='e5m2' is not supported, only 'e4m3'"),
         ({"weight_block_size": [64, 64]}, "quantization_config.weight_block_size=[64, 64] is not supported"),
         ({"weight_block_size": None}, "quantization_config.weight_block_size=None is not supported"),
