@@ -20,6 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo.architectures import families
+from zoo.errors import ZooError
+
 TOKENS = 16
 PAGE = os.sysconf("SC_PAGE_SIZE")
 EVERY = 0.001  # seconds between two looks at the memory
@@ -62,9 +65,10 @@ def _held() -> tuple[int, int]:
 
 
 def by_zoo(source: str, dtype: str) -> Callable[[], nn.Module]:
-    """A load, all imports done."""
+    """A load, all imports done: those of the architectures, too."""
     import weights
 
+    families()
     return lambda: weights.load(source, dtype=dtype)
 
 
@@ -73,8 +77,10 @@ def by_transformers(source: str, dtype: str) -> Callable[[], nn.Module]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
-    import_module(auto._model_mapping[type(AutoConfig.from_pretrained(source))].__module__)
-    return lambda: auto.from_pretrained(source, dtype=dtype)
+    path = Path(source)
+    place, given = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
+    import_module(auto._model_mapping[type(AutoConfig.from_pretrained(place, **given))].__module__)
+    return lambda: auto.from_pretrained(place, dtype=dtype, **given)
 
 
 LOADERS = {"zoo": by_zoo, "transformers": by_transformers}
@@ -96,5 +102,15 @@ def measure(who: str, source: str, dtype: str) -> dict[str, Any]:
     return {"load_s": loaded - began, "ready_s": ready - began, "model_bytes": held} | peak.stop()
 
 
+def main(who: str, source: str, dtype: str) -> None:
+    """Print what `measure` finds, or why there is nothing: {"error": ..., "exit_code": ...}."""
+    try:
+        found = measure(who, source, dtype)
+    except Exception as error:
+        told = " ".join(f"{'' if isinstance(error, ZooError) else f'{type(error).__name__}: '}{error}".split())
+        found = {"error": told, "exit_code": getattr(error, "exit_code", 1)}
+    print(json.dumps(found))
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure(*sys.argv[1:4])))
+    main(*sys.argv[1:4])

@@ -2,6 +2,8 @@
 
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from zoo.architectures import families
 from zoo.blocks import MoE
 from zoo.errors import MalformedError, NotAvailable, UsageError
 
+ROOT = Path(__file__).parents[2]
 Saved = Callable[[str], Path]
 DENSE, MIXED, LATENT, SANDWICH = "qwen3-0.6b", "qwen3-30b-a3b", "deepseek-v3-671b", "gemma3-4b"
 WRAPPED = (SANDWICH, "mistral-small-3.1-24b")
@@ -161,6 +164,17 @@ def test_changing_a_model_leaves_the_file_as_it_is(saved: Saved) -> None:
     with torch.no_grad():
         weights.load(saved(DENSE)).embed.weight.zero_()
     assert (saved(DENSE) / "model.safetensors").read_bytes() == before
+
+
+def test_loading_leaves_the_compiler_out(saved: Saved) -> None:
+    """Shapes on the meta device are asked for in ways that do not import half of torch: a second, and 60 MB."""
+    folders = [str(saved(name)) for name in (DENSE, MIXED, LATENT, "gpt-oss-20b")]
+    code = f"import sys, weights; [weights.load(folder) for folder in {folders}]; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "'weights.loading'" in done.stdout
+    assert "'torch._dynamo'" not in done.stdout
+    assert "'sympy'" not in done.stdout
 
 
 def test_a_given_spec_is_filled(saved: Saved) -> None:

@@ -1,0 +1,114 @@
+"""Text parts of multimodal checkpoints: written by the multimodal reference itself, vision tower, projector and all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import weights
+import zoo
+from tests.reference import randomise, toy_config
+from tests.weights.checkpoints import Config, Tensors, write
+from zoo.errors import MalformedError
+
+VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "gemma3-4b": {"model_type": "gemma3", "mm_tokens_per_image": 4, "vision_config": VISION},
+    "mistral-small-3.1-24b": {
+        "model_type": "mistral3",
+        "vision_config": VISION | {"model_type": "pixtral", "head_dim": 16},
+        "spatial_merge_size": 2,
+    },
+}
+
+
+class Made:
+    """A multimodal reference, the folder it saved, and its logits for text."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        from transformers import AutoConfig, AutoModelForImageTextToText
+
+        text = toy_config(name, layers=len(zoo.spec(name, tiny=True).layers))
+        config = AutoConfig.for_model(**KINDS[name], text_config=text, tie_word_embeddings=name.startswith("gemma"))
+        self.model: nn.Module = AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+        randomise(self.model, seed=0)
+        self.model.eval().save_pretrained(folder)
+        self.folder, self.tokens = folder, torch.randint(2, 500, (2, 60), generator=torch.Generator().manual_seed(1))
+        self.config: Config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        with torch.no_grad():
+            self.logits: Tensor = self.model(self.tokens).logits
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def as_released(made: Made) -> Tensors:
+    """language_model.model.layers..., vision_tower..., as the files on the Hub have it."""
+    return load_file(made.folder / "model.safetensors")
+
+
+def by_module_tree(made: Made) -> Tensors:
+    """model.language_model.layers..., model.vision_tower..., lm_head outside, as transformers 5 names its modules."""
+    tensors = made.model.state_dict()
+    if made.config.get("tie_word_embeddings", made.config["model_type"] == "gemma3"):
+        del tensors["lm_head.weight"]
+    return tensors
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("spelling", "text"), [(as_released, "language_model.model."), (by_module_tree, "model.language_model.")]
+)
+def test_the_text_part_is_the_reference(
+    made: Made,
+    spelling: Callable[[Made], Tensors],
+    text: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Logits for text are equal; what belongs to pictures is counted and named, all of it and nothing else."""
+    tensors = spelling(made)
+    assert sum(name.startswith(text) for name in tensors) > 10
+    with caplog.at_level(logging.INFO, "weights"):
+        model = weights.load(write(tmp_path / "x", made.config, tensors, shards=2))
+    assert made.logits.abs().max() > 1
+    assert (model(made.tokens) - made.logits).abs().max() <= 1e-5 * made.logits.abs().max()
+    towers = sum("vision_tower." in name for name in tensors)
+    projectors = sum("multi_modal_projector." in name for name in tensors)
+    assert towers > 10
+    told = re.findall(r"left alone: (.*)", caplog.text)
+    assert sorted(told) == sorted(
+        [f"{projectors} tensors, the vision projector", f"{towers} tensors, the vision tower"]
+    )
+
+
+def test_the_two_spellings_may_not_be_mixed_for_one_tensor(made: Made, tmp_path: Path) -> None:
+    tensors = as_released(made)
+    twice = tensors | {"model.language_model.norm.weight": tensors["language_model.model.norm.weight"]}
+    with pytest.raises(MalformedError, match="are both stored, for the same parameter"):
+        weights.load(write(tmp_path / "x", made.config, twice))
+
+
+def test_another_tower_is_not_understood(made: Made, tmp_path: Path) -> None:
+    """Only what is known to belong to pictures is left alone."""
+    tensors = as_released(made) | {"audio_tower.layers.0.weight": torch.ones(2)}
+    with pytest.raises(MalformedError, match=r"not understood: audio_tower\.layers\.0\.weight"):
+        weights.load(write(tmp_path / "x", made.config, tensors))
