@@ -32,20 +32,23 @@ def parity(
     reference: str | Path | None = None,
     spec: Decoder | None = None,
     streaming: bool = False,
+    revision: str | None = None,
+    offline: bool = False,
     ignore_fields: Iterable[str] = (),
 ) -> Report:
     """How equal the zoo's model of a source is to what transformers makes of it, on the CPU.
 
-    Prompts have `tokens` tokens, None being enough to leave every window: random ids from `seed`, and `text` where the
-    source has a tokenizer. `reference` is another source for the reference's weights, `spec` another model for the
-    zoo's: what a conversion or a change of one block does. `streaming` holds one layer at a time in memory.
+    `source`, `revision` and `offline` are as for `weights.load`. Prompts have `tokens` tokens, None being enough to
+    leave every window: random ids from `seed`, and `text` where the source has a tokenizer. `reference` is another
+    source for the reference's weights, `spec` another model for the zoo's: what a conversion or a change of one block
+    does. `streaming` holds one layer at a time in memory.
 
     Raises what `weights.load` raises, and NotAvailable where transformers is not installed.
     """
     kind = _number_type(dtype)
     transformers()
-    ours = open_source(source)
-    theirs = ours if reference is None else open_source(reference)
+    ours = open_source(source, revision, offline)
+    theirs = ours if reference is None else open_source(reference, None, offline)
     spec = ours.spec(ignore_fields) if spec is None else spec
     given = prompts(ours.path, spec, tokens, text, seed)
     runs = (streamed if streaming else loaded)(spec, ours, theirs, kind, given.tokens)
