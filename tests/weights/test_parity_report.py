@@ -192,6 +192,18 @@ def test_what_cannot_be_done_is_one_line(
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("llama3-8b", "smollm3-3b", "cannot be compared: layers"),
+        ("qwen3-8b", "qwen3-30b-a3b", "layers with experts 0 and"),
+    ],
+)
+def test_models_that_do_not_compare(saved: Saved, one: str, other: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        weights.parity(saved(one), reference=saved(other), tokens=8)
+
+
 def test_without_the_reference(
     saved: Saved, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
