@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +12,16 @@ import typer
 from weights import parity_plot
 from weights.parity_check import parity
 from weights.parity_table import table
-from zoo.terminal import Debug, Json, Out, document, emit, run
+from zoo.terminal import Debug, Out, document, emit, run
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def main(
-    source: Annotated[str, typer.Argument(help="A folder in Hugging Face layout, or a .gguf file.")],
+    source: Annotated[
+        str, typer.Argument(help="ORG/NAME or ORG/NAME@REVISION on the hub, a preset, a folder, or a .gguf file.")
+    ],
     tokens: Annotated[
         int | None, typer.Option(help="Tokens of each prompt.", show_default="past the widest window")
     ] = None,
@@ -31,9 +34,11 @@ def main(
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Hold one layer at a time, for models too large for memory.")
     ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a source on the hub.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Take from the download cache only.")] = False,
     ignore_field: Annotated[list[str] | None, typer.Option(help="A field of the config to vouch for.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the error against position: .png or .svg.")] = None,
-    as_json: Json = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON, each position by itself.")] = False,
     out: Out = None,
     debug: Debug = False,
 ) -> int:
@@ -41,7 +46,9 @@ def main(
 
     Exit code 1 if they differ by more than rounding. Everything runs on the CPU.
     """
-    logging.basicConfig(format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.addFilter(_fresh())  # a source that is streamed is opened again and again
+    logging.basicConfig(format="%(message)s", handlers=[handler])
     logging.getLogger("weights").setLevel(logging.INFO)
     if plot is not None:
         parity_plot.check(plot)
@@ -53,12 +60,26 @@ def main(
         text=text,
         reference=reference,
         streaming=streaming,
+        revision=revision,
+        offline=offline,
         ignore_fields=ignore_field or (),
     )
     emit(document(report.as_dict()) if as_json else table(report), out)
     if plot is not None:
         parity_plot.plot(report, plot)
     return 0 if report.passed else 1
+
+
+def _fresh() -> Callable[[logging.LogRecord], bool]:
+    """Whether a note has not been made before."""
+    said: set[str] = set()
+
+    def fresh(record: logging.LogRecord) -> bool:
+        before = len(said)
+        said.add(record.getMessage())
+        return len(said) > before
+
+    return fresh
 
 
 if __name__ == "__main__":

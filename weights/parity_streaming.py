@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from weights.loading import Source, open_source, read_all
 from weights.matching import check, match, skipped, text_names
@@ -101,8 +102,14 @@ def streamed(spec: Decoder, ours: Source, theirs: Source, dtype: torch.dtype, to
     zoo = Lockstep(Parts(spec, ours, dtype), tokens, dtype)
     exact = None if dtype == torch.float32 else _logits(shell(theirs, torch.float32), theirs, tokens)
     model = shell(theirs, dtype)
-    with _streaming(model, theirs), watched(Reference(model, ""), spec, ours.rules, zoo.visit):
-        hidden = model.get_decoder()(tokens, use_cache=False).last_hidden_state
+    with tqdm(total=len(spec.layers), unit="layer", disable=None, leave=False) as bar:
+
+        def visit(seen: Passed) -> None:
+            zoo.visit(seen)
+            bar.update()
+
+        with _streaming(model, theirs), watched(Reference(model, ""), spec, ours.rules, visit):
+            hidden = model.get_decoder()(tokens, use_cache=False).last_hidden_state
     logits = _head(model, theirs, hidden)
     with zoo.parts.holding("norm", "embed" if spec.tied else "head"):
         zoo.probe.head(zoo.last, logits)

@@ -103,7 +103,7 @@ def _notes(report: Report) -> str:
     ties = sum(part.ties for part in report.parts)
     worst = max(report.parts, key=lambda part: part.error / part.bound)
     lines = [SIDES[name][1].format(dtype=report.dtype) for name in _sides(report)]
-    lines.append("KL: of the second's distribution of the next token from the first's, in nats a token.")
+    lines.append("KL: divergence from the reference's distribution of the next token, in nats a token.")
     given = f"Each of {len(report.parts)} parts, given what the reference gave its own"
     if report.first is not None:
         errs = f"{_error(report.first.error)} of a token's vector, where rounding explains {_error(report.first.bound)}"

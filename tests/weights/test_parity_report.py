@@ -23,6 +23,7 @@ from tests.weights.checkpoints import read, write
 from weights.parity_measure import compare
 from weights.parity_routing import agreement
 from weights.parity_runs import chunks
+from zoo.architectures import families
 from zoo.errors import NotAvailable, UsageError
 from zoo.terminal import exit_code
 
@@ -191,6 +192,18 @@ def test_what_cannot_be_done_is_one_line(
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("llama3-8b", "smollm3-3b", "cannot be compared: layers"),
+        ("qwen3-8b", "qwen3-30b-a3b", "layers with experts 0 and"),
+    ],
+)
+def test_models_that_do_not_compare(saved: Saved, one: str, other: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        weights.parity(saved(one), reference=saved(other), tokens=8)
+
+
 def test_without_the_reference(
     saved: Saved, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +212,20 @@ def test_without_the_reference(
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert command(folder) == 3
     assert capsys.readouterr().err == "error: this needs the package transformers: pip install 'zoo-llm[parity]'\n"
+
+
+def smallest() -> list[str]:
+    """The smallest released size of each family that fits a machine of 32 GB in float32, twice."""
+    sizes = {module: min(module.SIZES.values(), key=lambda size: size.params) for module in families().values()}
+    return [size.hub for size in sizes.values() if size.params < 4e9]
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("hub", smallest())
+def test_the_released_model(hub: str, dtype: str) -> None:
+    report = weights.parity(hub, dtype=dtype)
+    assert report.passed, str(report)
 
 
 def test_importing_weights_imports_no_reference() -> None:
