@@ -135,7 +135,8 @@ def read_all(
     """Every parameter by name, of the shapes and dtypes of `parameters`.
 
     First those that are stored as they are held: nothing is copied that need not be. Then room for all the others is
-    made at once, and filled: what is read on the way stands behind it, and leaves no gaps between.
+    made at once, and filled: what is read on the way stands behind it, and leaves no gaps between. One after the other:
+    torch's own threads copy and convert, and several readers would each hold a tensor beside the model.
     """
     alike, others = ([move for move in moves if isinstance(move.rule, Same) is same] for same in (True, False))
     reading = {
