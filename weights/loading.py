@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,8 +20,9 @@ from weights.unpacked import unpacked
 from zoo import catalog
 from zoo.decoder import Decoder, Model
 from zoo.errors import MalformedError, UsageError, unknown
-from zoo.layout import Rules, Same
+from zoo.layout import Rules, Same, Stacked
 
+READERS = 2  # as measured, on two cores
 log = logging.getLogger(__name__)
 
 
@@ -135,8 +137,9 @@ def read_all(
     """Every parameter by name, of the shapes and dtypes of `parameters`.
 
     First those that are stored as they are held: nothing is copied that need not be. Then room for all the others is
-    made at once, and filled: what is read on the way stands behind it, and leaves no gaps between. One after the other:
-    torch's own threads copy and convert, and several readers would each hold a tensor beside the model.
+    made at once, and filled: what is read on the way stands behind it, and leaves no gaps between. Stacked experts are
+    read several at a time: many small tensors, too small for torch's own threads (a third less time to float32, on two
+    cores). Other tensors are not: there several readers were no faster, and each would hold one beside the model.
     """
     alike, others = ([move for move in moves if isinstance(move.rule, Same) is same] for same in (True, False))
     reading = {
@@ -145,8 +148,15 @@ def read_all(
     }
     filled = {move.ours[0]: reading[move][0] for move in alike}
     filled |= {name: _room(parameters[name], device) for move in others for name in move.ours}
-    for move in others:
+
+    def fill(move: Move) -> None:
         move.rule.fill([filled[name] for name in move.ours], reading[move], move.layer)
+
+    with ThreadPoolExecutor(READERS) as readers:
+        list(readers.map(fill, (move for move in others if isinstance(move.rule, Stacked))))
+    for move in others:
+        if not isinstance(move.rule, Stacked):
+            fill(move)
     return filled
 
 
