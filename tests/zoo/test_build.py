@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,15 @@ def test_the_command_itself() -> None:
     assert callable(build)
 
 
+@pytest.fixture
+def _heeds_interrupts() -> Iterator[None]:
+    """What a shell starts in the background ignores interrupts, and so does all that it starts in turn."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heeds_interrupts")
 def test_an_interrupt_is_one_line() -> None:
     """Interrupted while it builds a size that takes a while, after it has said so."""
     smallest = min(names(), key=lambda name: sizes()[name].params)
