@@ -20,9 +20,9 @@ from weights.extras import need
 from weights.loading import Source, fill, open_source
 from weights.sources import TOKENIZER
 from weights.untrusted import member
-from zoo.decoder import Model
 from zoo.errors import MalformedError, NotAvailable, UsageError
 from zoo.terminal import Debug, count, run
+from zoo.trial import find_device, name_of
 
 app = typer.Typer(add_completion=False)
 
@@ -56,14 +56,15 @@ def main(
     if chat and prompt is None:
         raise UsageError("--chat is for a PROMPT in words")
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
-    place, opened = usable(device), open_source(source, revision, offline)
+    place, opened = find_device(device), open_source(source, revision, offline)
     tokenizer = None if text is None else read_tokenizer(opened)
     ids = _numbers(tokens or "") if text is None else encode(tokenizer, opened, text, chat)
     if not ids:
         raise UsageError("the prompt holds no token")
     began = time.perf_counter()
     model = fill(opened.spec(ignore_field or ()), opened, place, dtype, check_finite)
-    _note(f"{count(model.spec.params())} parameters, {_name(model)} on {place}, in {time.perf_counter() - began:.1f} s")
+    held, seconds = name_of(model.embed.weight.dtype), time.perf_counter() - began
+    _note(f"{count(model.spec.params())} parameters, {held} on {place}, in {seconds:.1f} s")
     outside = [token for token in ids if not 0 <= token < model.spec.vocab]
     if outside:
         raise UsageError(f"no tokens of this model, which has {model.spec.vocab}: {', '.join(map(str, outside))}")
@@ -135,27 +136,11 @@ def read_tokenizer(source: Source) -> Any:
         raise MalformedError(f"{path}: no readable tokenizer: {error}") from error
 
 
-def usable(device: str) -> torch.device:
-    """The device, once it has held a tensor. Raises UsageError for no device's name, NotAvailable for one not here."""
-    try:
-        named = torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"{device!r} names no device; try cpu, cuda, cuda:1 or mps") from error
-    try:
-        return torch.empty(0, device=named).device
-    except (RuntimeError, AssertionError) as error:
-        raise NotAvailable(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-
-
 def _numbers(tokens: str) -> list[int]:
     try:
         return [int(token) for token in tokens.split(",")]
     except ValueError as error:
         raise UsageError(f"--tokens {tokens!r}: not ids with commas between, as in 2,818,5279") from error
-
-
-def _name(model: Model) -> str:
-    return str(model.embed.weight.dtype).removeprefix("torch.")
 
 
 def _note(text: str) -> None:

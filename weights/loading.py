@@ -82,13 +82,6 @@ def load(
     return fill(opened.spec(ignore_fields), opened, device, dtype, check_finite)
 
 
-def load_into(
-    spec: Decoder, source: str | Path, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "auto"
-) -> Model:
-    """A model of the given spec with the weights of a source, whose config says only which family they are of."""
-    return fill(spec, open_source(source), device, dtype)
-
-
 def open_source(source: str | Path, revision: str | None = None, offline: bool = False) -> Source:
     """What a name stands for, fetched where it is not here yet. Raises NotAvailable where that cannot be had."""
     path = locate(source, revision, offline)

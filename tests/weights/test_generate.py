@@ -94,9 +94,9 @@ def test_a_character_of_several_tokens_comes_whole() -> None:
         (["--tokens", "1", "--max-new-tokens", "0"], 2, "max-new-tokens"),
         (["--tokens", "1", "--dtype", "int8"], 2, "unknown dtype 'int8'"),
         (["--tokens", "1", "--top-p", "2"], 2, "top_p 2.0 is not in (0, 1]"),
-        (["--tokens", "1", "--device", "gpu"], 2, "'gpu' names no device"),
-        (["--tokens", "1", "--device", "cpu:x"], 2, "'cpu:x' names no device"),
-        (["--tokens", "1", "--device", "cuda:99"], 3, "device 'cuda:99' cannot be used here"),
+        (["--tokens", "1", "--device", "gpu"], 2, "unknown device 'gpu'"),
+        (["--tokens", "1", "--device", "cpu:x"], 2, "unknown device 'cpu:x'"),
+        (["--tokens", "1", "--device", "cuda:99"], 3, "no device cuda:99 here"),
     ],
 )
 def test_usage(args: list[str], code: int, phrase: str, folder: Path, run: Callable) -> None:

@@ -14,7 +14,7 @@ import weights
 import zoo
 from tests.weights.checkpoints import Config, Tensors, read, write
 from weights.files import Folder
-from weights.loading import fill, load_into
+from weights.loading import fill, open_source
 from zoo.architectures import families
 from zoo.blocks import MoE
 from zoo.errors import MalformedError, NotAvailable, UsageError
@@ -179,9 +179,10 @@ def test_loading_leaves_the_compiler_out(saved: Saved) -> None:
 
 def test_a_given_spec_is_filled(saved: Saved) -> None:
     spec = zoo.swap(zoo.spec(DENSE, tiny=True), zoo.RoPE, zoo.NoPE())
-    assert load_into(spec, saved(DENSE)).spec == spec
+    source = open_source(saved(DENSE))
+    assert fill(spec, source, "cpu", "auto").spec == spec
     with pytest.raises(UsageError, match=r"no released checkpoint has a place for layers\.{0-1}\.attn\.norm\.weight"):
-        load_into(zoo.swap(spec, zoo.Branch, lambda branch: zoo.post(branch.pre, branch.block)), saved(DENSE))
+        fill(zoo.swap(spec, zoo.Branch, lambda branch: zoo.post(branch.pre, branch.block)), source, "cpu", "auto")
 
 
 def test_nothing_is_read_before_all_of_it_fits(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
