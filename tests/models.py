@@ -71,7 +71,12 @@ def routing(model: Model, batch: int) -> Iterator[list[Choice]]:
     passes: list[list[Choice]] = [[] for _ in routers]
 
     def record(into: list[Choice], router: nn.Module, x: Tensor, chosen: Tensor) -> None:
-        into.append(Choice(chosen.sort(-1).values.view(batch, -1, chosen.shape[-1]), margin(router, x).view(batch, -1)))
+        into.append(
+            Choice(
+                chosen.sort(-1).values.view(batch, -1, chosen.shape[-1]),
+                margin(router, x.flatten(0, -2)).view(batch, -1),
+            )
+        )
 
     hooks = [
         router.register_forward_hook(lambda router, args, out, into=into: record(into, router, args[0], out[1]))

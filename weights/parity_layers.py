@@ -74,7 +74,9 @@ class Probe:
         self._add("attention", seen.layer, _apart(between, seen.between))
         into: list[Tensor] = []
         with choices(layer) as made:
-            hooks = [router.register_forward_pre_hook(lambda _, args: into.append(args[0])) for router in made]
+            hooks = [
+                router.register_forward_pre_hook(lambda _, args: into.append(args[0].flatten(0, -2))) for router in made
+            ]
             out = layer.ffn(seen.between)
             for hook in hooks:
                 hook.remove()
@@ -82,7 +84,7 @@ class Probe:
         if seen.experts is None:
             return self._add("feed-forward", seen.layer, apart)
         router, (chosen,) = next(iter(made.items()))
-        tie = (chosen != seen.experts).any(-1) & (margin(router, into[0]) <= self.bound)
+        tie = (chosen != seen.experts).any(-1) & (margin(router, into[0].flatten(0, -2)) <= self.bound)
         self._add("feed-forward", seen.layer, apart.masked_fill(tie.view_as(apart), 0), int(tie.sum()))
 
     def head(self, x: Tensor, logits: Tensor) -> None:

@@ -27,7 +27,7 @@ def choices(module: nn.Module) -> Iterator[Choices]:
     made: Choices = {router: [] for router in routers(module)}
 
     def record(router: nn.Module, args: tuple[Tensor, ...], out: tuple[Tensor, Tensor]) -> None:
-        made[router].append(out[1].sort(-1).values)
+        made[router].append(out[1].flatten(0, -2).sort(-1).values)
 
     hooks = [router.register_forward_hook(record) for router in made]
     try:

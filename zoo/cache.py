@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.cost import Stored
 from zoo.errors import CacheFullError, UsageError
-from zoo.step import Step, View, visible
+from zoo.step import Step, View, visible, windowed
 
 
 class Slot(Protocol):
@@ -25,7 +25,7 @@ class Slot(Protocol):
     def view(self, positions: Tensor, past: int) -> View: ...
     def append(self, step: Step, *new: Tensor) -> tuple[Any, ...]:
         """New streams, each (batch, heads, new, width) -> the streams to attend over (batch, heads, keys, width), and
-        last the mask (new, keys) or None."""
+        last the mask."""
         ...
 
 
@@ -37,8 +37,8 @@ class NoSlot:
         self.geometry: Hashable = ("none", window)
 
     def view(self, positions: Tensor, past: int) -> View:
-        whole = self.window is None or len(positions) <= self.window
-        return View(positions, positions, None if whole else visible(positions, positions, self.window))
+        mask = None if self.window is None else windowed(positions, positions, self.window)
+        return View(positions, positions, mask)
 
     def append(self, step: Step, *new: Tensor) -> tuple[Any, ...]:
         return (*new, step.views[self.geometry].mask)
@@ -88,8 +88,7 @@ class RingSlot(_Allocated):
         if len(positions) == 1:
             return View(write, self._held(past + 1, positions.device), None)
         keys = torch.cat([self._held(past, positions.device), positions])
-        plain = past == 0 and len(positions) <= self.window
-        return View(write, keys, None if plain else visible(positions, keys, self.window))
+        return View(write, keys, windowed(positions, keys, self.window))
 
     def _held(self, past: int, device: torch.device) -> Tensor:
         """Positions in the ring, by index, after `past` tokens: at index i the last p < past with p mod window == i."""

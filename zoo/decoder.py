@@ -9,13 +9,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.layer import Layer
-from zoo.blocks.linear import Linear
+from zoo.blocks.linear import Linear, linear
 from zoo.blocks.norm import RMSNorm
 from zoo.cache import Cache, NoSlot, Slot
+from zoo.compiled import HeadPass, LayerPass, compiled, layer_pass
 from zoo.cost import Parts, linear_flops, together
 from zoo.errors import SpecError, UsageError
 from zoo.registry import Spec, swap
@@ -133,6 +133,18 @@ class Model(nn.Module):
         self._rotary = list(dict.fromkeys(need for layer in spec.layers for need in layer.rotary()))
         self._stored = tuple(layer.stored() for layer in spec.layers)
         self._no_slots: Sequence[Slot] = [NoSlot(stored.window) for stored in self._stored]
+        self._passes: Sequence[LayerPass] = [layer_pass] * len(spec.layers)
+        self._head_pass: HeadPass = Model.logits
+
+    def compile(self, **options: Any) -> None:
+        """Compile in place, one function for each distinct layer; passes are compiled as they come, once for a first
+        pass, a pass after others and a lone token each, for every length. `options` are torch.compile's.
+
+        Raises NotAvailable where there is no C++ compiler for the CPU.
+        """
+        passes = {layer: compiled(layer_pass, self.embed.weight.device, **options) for layer in set(self.spec.layers)}
+        self._passes = [passes[layer] for layer in self.spec.layers]
+        self._head_pass = compiled(Model.logits, self.embed.weight.device, **options)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None, logits_to_keep: int = 0) -> Tensor:
         """Token ids (batch, new) -> logits (batch, new, vocab), or of the last `logits_to_keep` positions if not 0.
@@ -143,11 +155,11 @@ class Model(nn.Module):
             raise UsageError(f"logits_to_keep={logits_to_keep} is below 0")
         step, slots = self.step(tokens, cache)
         x = self.embedded(tokens)
-        for layer, slot in zip(self.layers, slots, strict=True):
-            x = layer(x, step, slot)
+        for layer, run, slot in zip(self.layers, self._passes, slots, strict=True):
+            x = run(layer, x, step, slot)
         if cache is not None:
             cache.length += tokens.shape[1]
-        return self.logits(x[:, -logits_to_keep:])
+        return self._head_pass(self, x[:, -logits_to_keep:])
 
     def step(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Step, Sequence[Slot]]:
         """A forward pass of `tokens`, planned, and the slot of each layer in it."""
@@ -168,7 +180,7 @@ class Model(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """What the last layer gives (batch, t, dim) -> logits (batch, t, vocab)."""
         x = self.norm(x)
-        return F.linear(x, self.embed.weight) if self.head is None else self.head(x)
+        return linear(x, self.embed.weight) if self.head is None else self.head(x)
 
     def new_cache(self, batch: int, tokens: int) -> Cache:
         """An empty cache for `batch` sequences of up to `tokens` tokens, of this model's dtype and on its device."""

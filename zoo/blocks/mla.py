@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.attend import attend
-from zoo.blocks.linear import Linear, linear_params
+from zoo.blocks.linear import Linear, linear_params, per_head
 from zoo.blocks.norm import RMSNorm
 from zoo.blocks.rope import Position
 from zoo.cache import Slot
@@ -137,9 +137,9 @@ class _MLA(nn.Module):
         """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v), attending over the latents themselves."""
         up = rearrange(self.kv_up.weight, "(h w) r -> h w r", h=self.spec.heads)
         k_up, v_up = up.split([self.spec.nope_dim, self.spec.v_dim], dim=1)
-        q = torch.cat([torch.einsum("bhtn,hnr->bhtr", q_nope, k_up), q_rope], dim=-1)
+        q = torch.cat([per_head(q_nope, k_up.transpose(1, 2)), q_rope], dim=-1)
         out = attend(q, latent, latent[..., : self.spec.kv_rank], mask, self.scale)
-        return torch.einsum("bhtr,hvr->bhtv", out, v_up)
+        return per_head(out, v_up)
 
     def _expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
         """The same, attending over keys and values expanded from the latents."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.glu import GLU
-from zoo.blocks.linear import linear_params
+from zoo.blocks.linear import linear, linear_params, sums
+from zoo.blocks.stacked import gathered, grouped
 from zoo.cost import Parts, linear_flops
 from zoo.registry import Block, Spec
 
@@ -25,7 +25,7 @@ class Router(Spec, abstract=True):
 
     @abstractmethod
     def build(self, dim: int, experts: int) -> nn.Module:
-        """A module (n, dim) -> weights and expert ids, both (n, k)."""
+        """A module (b, t, dim) -> weights and expert ids, both (b, t, k)."""
 
     @abstractmethod
     def params(self, dim: int, experts: int) -> int:
@@ -64,7 +64,7 @@ class _SoftmaxTopK(nn.Module):
         self.bias = nn.Parameter(torch.empty(experts)) if spec.bias else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = F.linear(x, self.weight, self.bias).float()
+        logits = linear(x, self.weight, self.bias).float()
         scores = logits if self.spec.renormalise else logits.softmax(-1)
         top, chosen = scores.topk(self.spec.k)
         return (top.softmax(-1) if self.spec.renormalise else top).to(x.dtype), chosen
@@ -120,13 +120,13 @@ class _GroupedSigmoidTopK(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scores = F.linear(x.float(), self.weight.float()).sigmoid()
+        scores = linear(x.float(), self.weight.float()).sigmoid()
         chosen = self._choose(scores + self.correction)
         top = scores.gather(-1, chosen)
         return (top / (top.sum(-1, keepdim=True) + 1e-20) * self.spec.scale).to(x.dtype), chosen
 
     def _choose(self, scores: Tensor) -> Tensor:
-        """(n, experts) corrected scores -> (n, k) expert ids."""
+        """(..., experts) corrected scores -> (..., k) expert ids."""
         grouped = scores.unflatten(-1, (self.spec.groups, -1))
         best = grouped.topk(2).values.sum(-1).topk(self.spec.keep).indices
         kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, True)
@@ -190,9 +190,10 @@ class _MoE(nn.Module):
         self.shared = spec.shared.build(dim) if spec.shared else None
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(0, -2)
-        weights, chosen = self.router(tokens)
-        out = self.experts(tokens, weights, chosen).view_as(x)
+        """(b, t, dim) -> (b, t, dim)"""
+        weights, chosen = self.router(x)
+        visited = self.experts(x, chosen)
+        out = (visited * weights[..., None]).sum(-2)
         return out if self.shared is None else out + self.shared(x)
 
 
@@ -210,21 +211,20 @@ class _Experts(nn.Module):
         self.up_bias = nn.Parameter(torch.empty(spec.experts, hidden)) if bias else None
         self.down_bias = nn.Parameter(torch.empty(spec.experts, dim)) if bias else None
 
-    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """x (n, dim), weights and chosen (n, k) -> (n, dim). Tokens are sorted by expert, so that each expert that is
-        hit reads its matrices once and multiplies one contiguous block."""
-        k = chosen.shape[-1]
-        order = chosen.flatten().argsort(stable=True)
-        counts = chosen.flatten().bincount(minlength=len(self.gate)).tolist()
-        blocks = x[order // k].split(counts)
-        done = torch.cat([self._expert(e, block) for e, block in enumerate(blocks) if len(block)])
-        unsorted = torch.empty_like(done).index_copy_(0, order, done).view(*chosen.shape, -1)
-        return (unsorted * weights[..., None]).sum(-2)
+    def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """x (b, t, dim), expert ids (b, t, k) -> what each of them makes of its token (b, t, k, dim)."""
+        if sums(x):
+            return self._through(x.unsqueeze(-2), lambda x, weight, bias: gathered(x, chosen, weight, bias))
+        # Tokens are sorted by expert: each that is hit reads its matrices once and multiplies one contiguous block.
+        ids = chosen.flatten()
+        order = ids.argsort(stable=True)
+        counts = torch.zeros(len(self.gate), dtype=torch.long, device=ids.device)
+        counts.scatter_add_(0, ids, torch.ones_like(ids))
+        tokens = x.flatten(0, -2)[order // chosen.shape[-1]]
+        done = self._through(tokens, lambda x, weight, bias: grouped(x, counts, weight, bias))
+        return torch.empty_like(done).index_copy_(0, order, done).view(*chosen.shape, -1)
 
-    def _expert(self, e: int, x: Tensor) -> Tensor:
-        def bias(stacked: Tensor | None) -> Tensor | None:
-            return None if stacked is None else stacked[e]
-
-        gate = F.linear(x, self.gate[e], bias(self.gate_bias))
-        up = F.linear(x, self.up[e], bias(self.up_bias))
-        return F.linear(self.act.join(gate, up), self.down[e], bias(self.down_bias))
+    def _through(self, x: Tensor, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
+        gate = linear(x, self.gate, self.gate_bias)
+        up = linear(x, self.up, self.up_bias)
+        return linear(self.act.join(gate, up), self.down, self.down_bias)

@@ -1,0 +1,38 @@
+"""Linear maps of many experts at once, their matrices stacked: for sorted tokens, and for a few that are not."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.blocks.linear import dot
+
+
+def gathered(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (..., k or 1, in), expert ids (..., k), weight (experts, out, in), bias (experts, out) -> (..., k, out).
+
+    For compiled functions: the matrices are read where they lie. Uncompiled, they would be copied first.
+    """
+    y = dot(weight[ids], x)
+    return y if bias is None else y + bias[ids]
+
+
+def grouped(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (n, in), sorted by expert, counts (experts,) of its rows, weight and bias as above -> (n, out)."""
+    # A compiled function cannot loop over counts that it does not know: there it is one opaque operator.
+    return (_operator if torch.compiler.is_compiling() else _grouped)(x, counts, weight, bias)
+
+
+def _grouped(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    sizes = counts.tolist()
+    blocks = ((e, block) for e, block in enumerate(x.split(sizes)) if len(block))
+    return torch.cat([F.linear(block, weight[e], None if bias is None else bias[e]) for e, block in blocks])
+
+
+_operator = torch.library.custom_op("zoo::grouped_linear", _grouped, mutates_args=())
+
+
+@_operator.register_fake
+def _shape(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
