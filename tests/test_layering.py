@@ -18,7 +18,7 @@ PACKAGES = ("zoo", "weights", "benchmarks")
 
 ANY = "*"
 NONE = ""
-BASICS = "zoo/blocks/norm.py zoo/blocks/rope.py zoo/blocks/linear.py zoo/blocks/glu.py"
+BASICS = "zoo/blocks/norm.py zoo/blocks/rope.py zoo/blocks/linear.py zoo/blocks/stacked.py zoo/blocks/glu.py"
 
 TENSORS = "torch einops"
 COMMAND = "torch typer tabulate tqdm"
@@ -42,7 +42,7 @@ HOUSE = (
     Row(1, "zoo/step.py zoo/cache.py zoo/attend.py",                     ANY,    TENSORS),
     Row(2, "zoo/blocks/__init__.py",                                     ANY,    ""),
     Row(2, "zoo/blocks/*.py",                                            BASICS, TENSORS),
-    Row(3, "zoo/decoder.py zoo/sampling.py zoo/tiny.py",                 ANY,    TENSORS),
+    Row(3, "zoo/decoder.py zoo/compiled.py zoo/sampling.py zoo/tiny.py", ANY,    TENSORS),
     Row(3, "zoo/fields.py zoo/config.py zoo/layout.py zoo/published.py", ANY,    TENSORS),
     Row(4, "zoo/architectures/*.py",                                     NONE,   "torch"),
     Row(5, "zoo/catalog.py zoo/export.py zoo/__init__.py",               ANY,    "torch"),

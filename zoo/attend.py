@@ -51,7 +51,8 @@ def _can_fuse(q: Tensor, v: Tensor) -> bool:
     """Whether torch's fused kernel says the denominator too. Its gradient would not know of it, and who forbids the
     kernel (torch.nn.attention.sdpa_kernel) wants the products to be seen."""
     fits = q.device.type == "cpu" and q.shape[-1] == v.shape[-1]
-    return fits and torch.backends.cuda.flash_sdp_enabled() and not torch.is_grad_enabled()
+    allowed = torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled()
+    return fits and allowed and not torch.is_grad_enabled()
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:

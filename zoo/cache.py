@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.cost import Stored
 from zoo.errors import CacheFullError, UsageError
-from zoo.step import Step, View, visible, windowed
+from zoo.step import Band, Step, View, visible
 
 
 class Slot(Protocol):
@@ -37,8 +37,9 @@ class NoSlot:
         self.geometry: Hashable = ("none", window)
 
     def view(self, positions: Tensor, past: int) -> View:
-        mask = None if self.window is None else windowed(positions, positions, self.window)
-        return View(positions, positions, mask)
+        if self.window is None or len(positions) <= self.window:
+            return View(positions, positions, None)
+        return View(positions, positions, Band(positions, positions, self.window))
 
     def append(self, step: Step, *new: Tensor) -> tuple[Any, ...]:
         return (*new, step.views[self.geometry].mask)
@@ -88,7 +89,8 @@ class RingSlot(_Allocated):
         if len(positions) == 1:
             return View(write, self._held(past + 1, positions.device), None)
         keys = torch.cat([self._held(past, positions.device), positions])
-        return View(write, keys, windowed(positions, keys, self.window))
+        plain = past == 0 and len(positions) <= self.window
+        return View(write, keys, None if plain else Band(positions, keys, self.window))
 
     def _held(self, past: int, device: torch.device) -> Tensor:
         """Positions in the ring, by index, after `past` tokens: at index i the last p < past with p mod window == i."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-BLOCK = 256  # queries that attend together where a window is short: more waste pairs, fewer waste calls
+BLOCK = 256  # queries that attend together where windows end: with more, pairs are wasted, with fewer, calls
 Parts = Mapping[str, int]  # a total, by the part of the model that it belongs to: "attn", "norm", "routed", ...
 
 
@@ -59,20 +59,16 @@ def visible_pairs(past: int, new: int, window: int | None = None) -> int:
 def dense_pairs(past: int, new: int, window: int | None = None) -> int:
     """Pairs a dense masked kernel computes for the same tokens: every query against every key that it is handed.
 
-    A windowed layer is handed the ring's content and the new keys, for a single new token the window itself; a long
-    pass hands out the keys that a block of queries reaches (`bands`).
+    A windowed layer is handed the window by a single new token, and by more the keys that each block of them reaches.
     """
-    held = past if window is None else min(past, window)
+    if window is None:
+        return new * (past + new)
+    held = min(past, window)
     if new == 1:
-        return held + 1 if window is None else min(held + 1, window)
-    if window is not None and in_bands(new, window):
-        return sum((end - start) * (held + end - first) for start, end, first in bands(held, new, window))
-    return new * (held + new)
-
-
-def in_bands(new: int, window: int) -> bool:
-    """Whether a pass of `new` tokens attends block by block: it would compute more than twice what windows reach."""
-    return new > 2 * window
+        return min(held + 1, window)
+    if held == 0 and new <= window:
+        return new * new
+    return sum((end - start) * (held + end - first) for start, end, first in bands(held, new, window))
 
 
 def bands(past: int, new: int, window: int) -> Iterator[tuple[int, int, int]]:

@@ -13,13 +13,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from zoo.cost import in_bands
-
 
 class Band(NamedTuple):
-    """Who sees whom where a window is much shorter than the pass, as the positions it follows from: a query sees the
-    keys of its window. The queries (t,) are the last of the keys (s,); those before them lie in any order and are at
-    most `window`."""
+    """Who sees whom where windows end, as the positions it follows from. The queries (t,) are the last of the keys
+    (s,); the keys before them lie in any order and are at most `window`."""
 
     queries: Tensor
     keys: Tensor
@@ -34,7 +31,7 @@ class View(NamedTuple):
 
     `write` (w,): indices the last w new tokens are stored at. `keys` (s,): the position of each key that is read.
     `mask` (t, s): True where a query sees a key; None where each query sees all keys up to itself and the queries are
-    the last t of the s keys, either a lone new token or a pass with nothing before it; a Band for a long pass.
+    the last t of the s keys, either a lone new token or a pass with nothing before it; a Band where windows end.
     """
 
     write: Tensor
@@ -80,12 +77,3 @@ def visible(queries: Tensor, keys: Tensor, window: int | None = None) -> Tensor:
     tokens that includes the query itself. A key at position -1 is an empty place that nobody sees."""
     seen = (keys <= queries[:, None]) & (keys >= 0)
     return seen if window is None else seen & (keys > queries[:, None] - window)
-
-
-def windowed(queries: Tensor, keys: Tensor, window: int) -> Mask:
-    """The mask of a pass whose queries (t,) are the last of its keys (s,), of which those before are at most `window`:
-    None, drawn in full, or a Band where that computes less."""
-    past = len(keys) - len(queries)
-    if past == 0 and len(queries) <= window:
-        return None
-    return Band(queries, keys, window) if in_bands(len(queries), window) else visible(queries, keys, window)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from zoo import attend as module
 from zoo.attend import attend
-from zoo.step import visible
+from zoo.step import Band, visible
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
@@ -75,6 +76,35 @@ def test_a_shuffled_order_of_keys_changes_nothing(case: str, with_sinks: bool) -
     mask = visible(torch.arange(keys - new, keys), torch.arange(keys), window)
     shuffled = attend(q, k[:, :, order], v[:, :, order], mask[:, order], 0.3, sinks)
     assert (attend(q, k, v, mask, 0.3, sinks) - shuffled).abs().max() < 2e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("window", [1, 2, 5, 300])
+@pytest.mark.parametrize("new", [2, 5, 11, 700])
+def test_a_band_shows_what_its_mask_shows(new: int, window: int, with_sinks: bool) -> None:
+    """After no past, a part of a window, and a ring of one in the order it lies in."""
+    sinks = torch.randn(4) if with_sinks else None
+    for past in {0, window // 2, window}:
+        held = torch.arange(past).roll(past // 3)
+        queries = torch.arange(past, past + new)
+        keys = torch.cat([held, queries])
+        q, k, v = inputs(4, 2, new, len(keys))
+        drawn = attend(q, k, v, visible(queries, keys, window), 0.3, sinks)
+        assert (attend(q, k, v, Band(queries, keys, window), 0.3, sinks) - drawn).abs().max() < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", PASSES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_fused_kernel_says_the_denominator_of_the_plain_softmax(case: str, dtype: torch.dtype) -> None:
+    new, keys, window = PASSES[case]
+    q, k, v = (x.to(dtype) for x in inputs(4, 2, new, keys, value=8))
+    mask, causal = mask_of(new, keys, window), new == keys and new > 1
+    fused, plain = (form(q, k, v, mask, causal, 0.3) for form in (module._fused, module._plain))
+    near = 2e-2 if dtype == torch.bfloat16 else 2e-6
+    for a, b in zip(fused, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=near, atol=2 * near, check_dtype=False)
 
 
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])

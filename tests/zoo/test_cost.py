@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.cost import Stored, dense_pairs, linear_flops, visible_pairs
+from zoo.cost import BLOCK, Stored, bands, dense_pairs, linear_flops, visible_pairs
 
 LENGTHS = st.integers(0, 40)
 WINDOWS = st.none() | st.integers(1, 50)
@@ -25,6 +25,24 @@ def test_visible_pairs_are_the_pairs_that_see_each_other(past: int, new: int, wi
 def test_dense_pairs_hold_every_visible_one(past: int, new: int, window: int | None) -> None:
     assert dense_pairs(past, new, window) >= visible_pairs(past, new, window)
     assert dense_pairs(past, 1, window) == visible_pairs(past, 1, window)
+
+
+@given(past=LENGTHS, new=st.integers(1, 1200), window=st.integers(1, 700))
+def test_bands_hold_every_visible_pair_once(past: int, new: int, window: int) -> None:
+    """The blocks are the queries in order; each is handed every new key that a window of its reaches."""
+    past, end = min(past, window), 0
+    for start, stop, first in bands(past, new, window):
+        assert start == end < stop <= start + BLOCK
+        assert first <= max(0, past + start + 1 - window)
+        assert first == 0 or first >= past
+        end = stop
+    assert end == new
+
+
+@given(window=st.integers(1, 2000), new=st.integers(1, 20_000))
+def test_a_long_pass_costs_what_its_windows_cost(window: int, new: int) -> None:
+    """Not the square: at most twice the pairs that are seen, and what the first window leaves unseen."""
+    assert dense_pairs(0, new, window) <= 2 * visible_pairs(0, new, window) + window * min(new, window)
 
 
 @given(past=LENGTHS, parts=st.lists(st.integers(0, 12), max_size=5), window=WINDOWS)

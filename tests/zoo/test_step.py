@@ -8,7 +8,7 @@ import torch
 import zoo
 from zoo.cache import FullSlot, NoSlot, RingSlot
 from zoo.cost import Stored
-from zoo.step import View, plan, visible
+from zoo.step import Band, View, plan, visible
 
 WINDOW = 5
 
@@ -25,8 +25,9 @@ def seen(view: View, past: int, new: int) -> list[set[int]]:
     """The positions each query sees, by a view: every one that is read, or by the mask."""
     keys = view.keys.tolist()
     if view.mask is not None:
-        assert view.mask.shape == (new, len(keys))
-        return [{keys[i] for i in row.nonzero().flatten().tolist()} for row in view.mask]
+        mask = visible(*view.mask) if isinstance(view.mask, Band) else view.mask
+        assert mask.shape == (new, len(keys))
+        return [{keys[i] for i in row.nonzero().flatten().tolist()} for row in mask]
     if new == 1:
         return [set(keys)]
     assert past == 0, "without a mask several queries see what is_causal shows them"
