@@ -1,0 +1,5 @@
+"""A picture of any model, drawn from its spec: `zoo.diagram.svg(spec, title)`."""
+
+from zoo.diagram.picture import svg
+
+__all__ = ["svg"]
