@@ -42,22 +42,22 @@ def text_width(words: str, size: float, bold: bool = False) -> float:
 
 def fitted(words: str, size: float, room: float, bold: bool = False) -> str:
     """As much of a text as fits `room`, an ellipsis where some does not."""
-    if text_width(words, size, bold) <= room:
+    if text_width(words, size, bold) <= room + 0.01:  # a room may have been made from that width
         return words
     while words and text_width(f"{words}…", size, bold) > room:
         words = words[:-1]
     return f"{words.rstrip()}…"
 
 
-def wrapped(words: str, size: float, room: float) -> list[str]:
+def wrapped(words: str, size: float, room: float, bold: bool = False) -> list[str]:
     """A text in lines that fit `room`; a word that does not is cut short."""
     lines: list[str] = []
     for word in words.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and text_width(longer, size) <= room:
+        if lines and text_width(longer, size, bold) <= room:
             lines[-1] = longer
         else:
-            lines.append(fitted(word, size, room))
+            lines.append(fitted(word, size, room, bold))
     return lines
 
 
@@ -68,6 +68,7 @@ class Canvas:
         self.root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "class": "zoo-diagram", "role": "img"})
         self.width, self.height = width, 0.0
         self.against = against
+        self.marks = 0  # how often something was marked
         self._told = {"title": title, "desc": description}
         for tag, words in self._told.items():
             SubElement(self.root, tag).text = words
@@ -139,6 +140,7 @@ class Canvas:
         """The look of what says something, with a mark if the other model does not say it at that place."""
         self._facts.add((fact, says))
         differs = self.against is not None and (fact, says) not in self.against
+        self.marks += differs
         return f"{look} differs" if differs else look
 
     def _add(self, tag: str, look: str, **attributes: str) -> Element:

@@ -13,7 +13,7 @@ from zoo.registry import Block, Mixer
 from zoo.terminal import count, size
 
 RIGHT = {"params": 396.0, "kv": 472.0, "flops": 534.0}  # where each column ends
-WIDE = {"params": 60.0, "kv": 72.0, "flops": 56.0}
+WIDE = {"params": 60.0, "kv": 72.0, "flops": 60.0}
 HEADS = {"params": "parameters", "kv": "KV per token", "flops": "FLOPs"}
 SIZE, SMALL = 10.5, 9.0
 
@@ -52,11 +52,12 @@ class Cost:
     kv: int = 0  # bytes a token
     window: int | None = None  # tokens that are kept; None: all
     flops: int = 0
+    scores: int = 0  # FLOPs among these that grow with the context
 
 
 def of_block(block: Block, layers: int, whole: Totals) -> Cost:
     """The cost of a block, a branch or a whole layer, in each of some layers."""
-    dim, context = whole.spec.dim, whole.context
+    dim, past = whole.spec.dim, whole.context - 1
     stored = next((part.stored() for part in block.walk() if isinstance(part, Mixer)), None)
     kept = stored.numbers() * whole.dtype.itemsize if stored else 0
     return Cost(
@@ -65,7 +66,8 @@ def of_block(block: Block, layers: int, whole: Totals) -> Cost:
         active=layers * block.active_params(dim),
         kv=layers * kept,
         window=stored.window if stored else None,
-        flops=layers * block.flops(dim, context - 1, 1),
+        flops=layers * block.flops(dim, past, 1),
+        scores=layers * block.flop_parts(dim, past, 1).get("scores", 0),
     )
 
 
@@ -102,6 +104,8 @@ def columns(canvas: Canvas, y: float, cost: Cost, whole: Totals, detailed: bool 
         figures["params"] += [f"active {count(cost.active)}"]
     if detailed and cost.window:
         figures["kv"] += [f"of last {cost.window:,}"]
+    if detailed and cost.scores:
+        figures["flops"] += [f"scores {_percent(cost.scores / whole.flops)}"]
     for name, lines in figures.items():
         if not lines:
             continue

@@ -96,13 +96,13 @@ def _(block: MoE, room: Room) -> float:
     y = _titled(room, "MoE", f"{router.k:,} of {block.experts:,} experts active", "kind", "experts")
     y = _grid(room.down(y + 7), block.experts, *choice(router, block.experts))
     y += 13
-    each = room.down(y)
-    each.line(f"each {block.expert.act.words()} {_shape(block.expert, room.dim)}", "expert")
+    room.down(y).line(f"each {_shape(block.expert, room.dim)}", "expert")
     if block.shared:
         y += 16
         room.canvas.rect(room.x, y - 8, 9, 9, "chosen", 1.5)
-        room.down(y).line(f"shared: {block.shared.act.words()} {_shape(block.shared, room.dim)}", "shared", at=15)
-    chips = [(words, "chip") for words in router.words().split(", ")]
+        room.down(y).line(f"shared by all: {_shape(block.shared, room.dim)}", "shared", at=15)
+    chips = [(act.words(), "chip") for act in dict.fromkeys(each.act for each in (block.expert, block.shared) if each)]
+    chips += [(words, "chip") for words in router.words().split(", ")]
     chips += [("biases", "chip")] * block.expert.bias
     return _chips(room.down(y + 7), chips)
 
@@ -138,7 +138,7 @@ def _shape(block: GLU, dim: int) -> str:
 
 
 def _position(rope: Spec) -> list[tuple[str, str]]:
-    return [(rope.words(), "chip" if isinstance(rope, NoPE) else "chip-rope")]
+    return [(rope.words(), "chip-nope" if isinstance(rope, NoPE) else "chip-rope")]
 
 
 def _titled(room: Room, title: str, beside: str, *facts: str) -> float:
@@ -156,7 +156,7 @@ def _headline(room: Room, block: Mixer, title: str, heads: str, widths: str) -> 
     free = GLYPH + 8
     end = room.down(room.y + BIG).line(title, "kind", BIG, "strong", less=free) + 8
     room.down(room.y + BIG).line(heads, "heads", less=free, at=end)
-    room.down(room.y + BIG + 15).line(widths, "widths", look="faint", less=free)
+    at = room.down(room.y + BIG + 17).line(widths, "widths", look="faint", less=free) + 8
     window = block.stored().window
     seen = f"window {window}" if window else "full"
     x = room.x + room.width - GLYPH
@@ -170,8 +170,8 @@ def _headline(room: Room, block: Mixer, title: str, heads: str, widths: str) -> 
         for i in range(cells)
     )
     room.canvas.path(steps, "seen-window" if window else "seen")
-    bottom = room.y + BIG + 18
-    return _chips(room.down(bottom + 4), [(seen, "chip-window" if window else "chip")], "window", less=free)
+    chips = [(seen, "chip-window" if window else "chip")]
+    return max(_chips(room.down(room.y + BIG + 6), chips, "window", free, at), room.y + GLYPH)
 
 
 def _heads(room: Room, heads: int, kv_heads: int) -> float:
@@ -243,9 +243,9 @@ def _grid(room: Room, experts: int, groups: int, chosen: list[int]) -> float:
     return y - gap
 
 
-def _chips(room: Room, chips: list[tuple[str, str]], fact: str = "says", less: float = 0) -> float:
-    """Words in boxes, side by side as far as there is room."""
-    x, y, height, end = room.x, room.y, 15.0, room.x + room.width - less
+def _chips(room: Room, chips: list[tuple[str, str]], fact: str = "says", less: float = 0, at: float = 0) -> float:
+    """Words in boxes, side by side as far as there is room; `less` of it is kept free, the first line begins `at`."""
+    x, y, height, end = room.x + at, room.y, 15.0, room.x + room.width - less
     for words, look in chips:
         width = min(text_width(words, TINY) + 12, end - room.x)
         if x + width > end:

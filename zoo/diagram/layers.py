@@ -13,7 +13,7 @@ from zoo.diagram.insides import SMALL, Room, inside
 from zoo.registry import Block
 from zoo.remake import features
 
-LEFT, STREAM, RAIL = 16.0, 36.0, 82.0  # a card's edge, the residual stream, where a branch runs between its blocks
+LEFT, FRONT, STREAM, RAIL = 16.0, 22.0, 36.0, 82.0  # a card, what stands on the stream, the stream, a branch
 BLOCK, BLOCK_END, END = 62.0, 326.0, 544.0
 GAP, BAR, PLUS = 11.0, 19.0, 7.0
 LOOKS = ("attn", "ffn")  # of the slots with a colour of their own
@@ -67,16 +67,19 @@ class Cards:
         self._plus(y)
         y += PLUS
         if isinstance(placement, PostNorm) and earlier is None:
-            y = self.norm(y + 7, placement.norm, number, f"{slot}.norm on the stream", STREAM - 14)
+            y = self.norm(y + 7, placement.norm, number, f"{slot}.norm on the stream", FRONT)
         return y + 4
 
     def _block(self, y: float, slot: str, block: Block, number: int) -> float:
         cost = of_block(block, number, self.whole)
         with self.canvas.group("part", tip(NAMES.get(slot, slot), cost)):
-            box = self.canvas.rect(BLOCK, y, BLOCK_END - BLOCK, 0, slot if slot in LOOKS else "block", 6)
+            look, before = slot if slot in LOOKS else "block", self.canvas.marks
+            box = self.canvas.rect(BLOCK, y, BLOCK_END - BLOCK, 0, look, 6)
             room = Room(self.canvas, BLOCK + 10, y + 7, BLOCK_END - BLOCK - 20, self.whole.spec.dim, slot)
             bottom = max(inside(block, room) + 9, y + 48)
             stretch(box, bottom)
+            if self.canvas.marks == before:  # it may differ in what is not drawn
+                box.set("class", self.canvas.marked(look, f"{slot}.block", repr(block)))
             columns(self.canvas, y + 18, cost, self.whole, detailed=True)
         return bottom
 
@@ -94,10 +97,15 @@ class Cards:
     def _same(self, y: float, slot: str, placement: Placement, earlier: str, number: int) -> float:
         cost = of_block(placement, number, self.whole)
         words = f"{NAMES.get(slot, slot)} as in the {earlier} layers"
-        self.canvas.rect(BLOCK, y, BLOCK_END - BLOCK, BAR + 3, "ghost", 4)
-        self.canvas.text(BLOCK + 10, y + 14.5, words, SMALL, BLOCK_END - BLOCK - 20, "faint")
-        columns(self.canvas, y + 14.5, cost, self.whole)
+        with self.canvas.group("part", tip(words, cost)):
+            self.canvas.rect(BLOCK, y, BLOCK_END - BLOCK, BAR + 3, "ghost", 4)
+            self.canvas.text(BLOCK + 10, y + 14.5, words, SMALL, BLOCK_END - BLOCK - 20, "faint")
+            columns(self.canvas, y + 14.5, cost, self.whole)
         return y + BAR + 3
+
+    def stream(self, y: float, end: float) -> None:
+        """The residual stream from `y` to `end`."""
+        self.canvas.path(f"M{STREAM} {y}V{end}", "residual")
 
     def _arrow(self, y: float) -> float:
         """From one block of a branch down to the next."""

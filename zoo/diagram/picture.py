@@ -9,15 +9,15 @@ import torch
 
 from zoo.blocks import Layer
 from zoo.decoder import Decoder
-from zoo.diagram.canvas import Canvas, Facts, stretch, wrapped
+from zoo.diagram.canvas import Canvas, Facts, stretch, text_width, wrapped
 from zoo.diagram.costs import Cost, Totals, columns, headings, of_table, tip
 from zoo.diagram.insides import SMALL, TINY
-from zoo.diagram.layers import BAR, BLOCK_END, END, GAP, LEFT, STREAM, Cards
+from zoo.diagram.layers import BLOCK_END, END, FRONT, GAP, LEFT, Cards
 from zoo.diagram.style import css
 from zoo.plan import fold, labels
 from zoo.terminal import count, size
 
-WIDTH = 560.0
+WIDTH, EDGE, TABLE = 560.0, 8.0, 26.0
 STRIP = 14.0
 SHADES = 3  # colours for kinds of layer that see everything, and as many for those with a window
 
@@ -47,15 +47,23 @@ def _drawn(spec: Decoder, title: str, context: int, dtype: torch.dtype, against:
     kinds = dict(zip(dict.fromkeys(spec.layers), labels(spec), strict=True))
     colours = _colours(list(kinds))
     paper = canvas.rect(0, 0, WIDTH, 0, "paper", 10)
-    canvas.text(LEFT, 32, title, 19, END - LEFT, "strong")
-    y = _figures(canvas, whole, 46)
+    y = _figures(canvas, whole, _title(canvas, title, 32) + 14)
     y = _plan(canvas, spec, kinds, colours, y + 14)
     headings(canvas, y + 20)
-    y = _flow(canvas, whole, kinds, colours, y + 30)
-    y = _notes(canvas, whole, y + 20)
+    y = _flow(canvas, whole, kinds, colours, y + 26)
+    y = _notes(canvas, whole, y + 18)
     stretch(paper, y)
     canvas.height = y
     return canvas
+
+
+def _title(canvas: Canvas, title: str, y: float) -> float:
+    """Large where it fits one line. Returns the last line's y."""
+    tall = 19.0 if text_width(title, 19, bold=True) <= END - LEFT else 13.0
+    lines = wrapped(title, tall, END - LEFT, bold=True)
+    for i, line in enumerate(lines):
+        canvas.text(LEFT, y + i * 1.3 * tall, line, tall, END - LEFT, "strong")
+    return y + max(len(lines) - 1, 0) * 1.3 * tall
 
 
 def _figures(canvas: Canvas, whole: Totals, y: float) -> float:
@@ -75,8 +83,10 @@ def _figures(canvas: Canvas, whole: Totals, y: float) -> float:
         canvas.rect(x, y, width, 54, "card", 6)
         canvas.text(x + 8, y + 14, name, TINY, room, "faint")
         end = canvas.text(x + 8, y + 31, figure, 13.5, room, "strong")
-        canvas.text(x + 12 + end, y + 31, unit, TINY, room - end - 4, "faint")
-        canvas.text(x + 8, y + 45, beside, TINY, room, "faint")
+        if unit:
+            canvas.text(x + 12 + end, y + 31, unit, TINY, room - end - 4, "faint")
+        if beside:
+            canvas.text(x + 8, y + 45, beside, TINY, room, "faint", fact=name if name == "layers" else "")
         x += width + 8
     return y + 54
 
@@ -110,39 +120,46 @@ def _runs(spec: Decoder) -> list[tuple[Layer, int]]:
 def _flow(canvas: Canvas, whole: Totals, kinds: dict[Layer, str], colours: dict[Layer, str], y: float) -> float:
     """The way of a token: embedding, layers, norm, head."""
     spec, counts = whole.spec, Counter(whole.spec.layers)
+    cards, top = Cards(canvas, whole), y + GAP
+    canvas.text(FRONT, y - 6, "token id", SMALL, 80, "faint")
+    cards.stream(y, top)
     scale = f", scaled by {spec.embed_scale:.4g}" if spec.embed_scale != 1 else ""
-    y = _table(canvas, y, "Embedding", f"{spec.vocab:,} × {spec.dim:,}{scale}", of_table(whole, True, True), whole)
-    cards = Cards(canvas, whole)
+    y = _table(cards, top, "Embedding", f"{spec.vocab:,} × {spec.dim:,}{scale}", of_table(whole, True, True))
     for layer, label in kinds.items():
         y = cards.card(y + GAP, layer, label, counts[layer], colours[layer])
-    canvas.path(f"M{STREAM} {y}v{GAP}", "residual")
-    y = cards.norm(y + GAP, spec.norm, 1, "final norm", STREAM - 14)
-    canvas.path(f"M{STREAM} {y}v{GAP}", "residual")
-    words = "the embedding's matrix" if spec.tied else f"{spec.dim:,} × {spec.vocab:,}"
-    cost = of_table(whole, False, not spec.tied)
-    return _table(canvas, y + GAP, "Head", words, cost, whole, "tied" if spec.tied else "")
+    cards.stream(y, y + GAP)
+    y = cards.norm(y + GAP, spec.norm, 1, "final norm", FRONT)
+    cards.stream(y, y + GAP)
+    words = "the embedding's matrix, tied" if spec.tied else f"{spec.dim:,} × {spec.vocab:,}"
+    y = _table(cards, y + GAP, "Head", words, of_table(whole, False, not spec.tied))
+    if spec.tied:
+        middle = TABLE / 2
+        canvas.path(f"M{FRONT} {top + middle}H{EDGE + 4}q-4 0 -4 4V{y - middle - 4}q0 4 4 4H{FRONT}", "branch tied")
+    cards.stream(y, y + GAP)
+    canvas.text(FRONT, y + GAP + 10, f"logits of {spec.vocab:,} tokens", SMALL, 200, "faint")
+    return y + GAP + 14
 
 
-def _table(canvas: Canvas, y: float, name: str, words: str, cost: Cost, whole: Totals, look: str = "") -> float:
-    left = STREAM - 14
+def _table(cards: Cards, y: float, name: str, words: str, cost: Cost) -> float:
+    """The embedding or the head."""
+    canvas = cards.canvas
     with canvas.group("part", tip(name, cost)):
-        box = f"table {look}".strip()
-        canvas.rect(left, y, BLOCK_END - left, BAR + 7, canvas.marked(box, name, box), 5)
-        end = canvas.text(left + 10, y + 17, name, 12, 100, "strong")
-        at = left + 10 + end + 8
-        canvas.text(at, y + 17, words, SMALL, BLOCK_END - at - 8, fact=name)
-        columns(canvas, y + 17, cost, whole)
-    return y + BAR + 7
+        canvas.rect(FRONT, y, BLOCK_END - FRONT, TABLE, canvas.marked("table", name, words), 5)
+        end = FRONT + 18 + canvas.text(FRONT + 10, y + 17, name, 12, 100, "strong")
+        canvas.text(end, y + 17, words, SMALL, BLOCK_END - end - 8, fact=name)
+        columns(canvas, y + 17, cost, cards.whole)
+    return y + TABLE
 
 
 def _notes(canvas: Canvas, whole: Totals, y: float) -> float:
     """What the columns count."""
     dtype = str(whole.dtype).removeprefix("torch.")
-    marked = " Marked: what the other model does not have there." if canvas.against is not None else ""
     note = (
-        f"Columns add up over the layers of a card. KV: bytes of cache in {dtype}. FLOPs: share of one token's that "
-        f"sees {whole.context:,}, 2 per multiply-add.{marked}"
+        f"Columns add up over the layers of a card; each: one layer. KV: bytes of cache in {dtype}. FLOPs: share of "
+        f"one token's that sees {whole.context:,}, 2 per multiply-add."
     )
+    if canvas.against is not None:
+        note += " Marked in red: what the model it is compared with does not have there."
     for line in wrapped(note, TINY, END - LEFT):
         canvas.text(LEFT, y, line, TINY, END - LEFT, "faint")
         y += 12

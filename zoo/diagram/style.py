@@ -66,6 +66,7 @@ RULES = {
     "seen-window": "fill:@window-edge",
     "chip": "fill:@paper;stroke:@edge",
     "chip-rope": "fill:@rope;stroke:@rope-edge",
+    "chip-nope": "fill:@paper;stroke:@rope-edge;stroke-dasharray:3 2",
     "chip-window": "fill:@window;stroke:@window-edge",
     "chip-norm": "fill:@norm;stroke:@norm-edge",
     "residual": "fill:none;stroke:@line;stroke-width:2.5",
