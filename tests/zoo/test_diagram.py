@@ -21,8 +21,9 @@ import zoo
 from tests.test_properties import decoders
 from zoo import GLU, GQA, Decoder, Layer, MoE, NoPE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, names, pre, spec, swap
 from zoo.blocks import PostNorm
-from zoo.diagram import svg
+from zoo.diagram import colours, svg
 from zoo.diagram.canvas import text_width
+from zoo.diagram.style import PALETTE, RULES, css
 from zoo.grammar import apply_swap
 from zoo.registry import Block
 from zoo.terminal import exit_code
@@ -157,6 +158,8 @@ def test_misplaced_text_is_found() -> None:
     assert any("is off the paper" in found for found in misplaced(root))
     title = next(root.iter(f"{SVG}text"))
     chip.text, chip.attrib = "x", title.attrib
+    rects(root, "attn")[0].set("height", "200")
+    assert any("cross" in found for found in misplaced(root))
     assert any("cover each other" in found for found in misplaced(root))
 
 
@@ -350,6 +353,32 @@ def test_a_new_kind_of_block_is_told_in_its_words() -> None:
     assert list(misplaced(root)) == []
     assert _Mystery().words() in " ".join(texts(root))
     assert "_Mystery" in texts(root, "strong")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2.1) of #rrggbb."""
+    channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("words", ["ink", "faint", "differs"])
+@pytest.mark.parametrize("behind", ["paper", "card", "attn", "ffn", "norm", "table", "rope", "window"])
+def test_text_stands_out_from_what_is_behind_it(scheme, words, behind) -> None:
+    """By 4.5 to 1, the contrast that WCAG 2.1 asks of small text (criterion 1.4.3)."""
+    low, high = sorted(luminance(PALETTE[name][scheme]) for name in (words, behind))
+    assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_every_look_has_its_rule_and_every_rule_its_colours() -> None:
+    styled = {look for rule in RULES for look in rule.split()}
+    for model in MODELS.values():
+        used = {look for element in drawn(model).iter() for look in looks(element)}
+        assert used - {"zoo-diagram", "part"} <= styled
+    for name in re.findall(r"@([\w-]+)", " ".join(RULES.values())):
+        assert f"var(--zoo-{name})" in css()
+        assert all(f"--zoo-{name}:{PALETTE[name][dark]}" in colours(dark=bool(dark)) for dark in (0, 1))
 
 
 # The command.

@@ -12,8 +12,8 @@ from zoo.diagram.canvas import Canvas
 from zoo.registry import Block, Mixer
 from zoo.terminal import count, size
 
-RIGHT = {"params": 396.0, "kv": 472.0, "flops": 534.0}  # where each column ends
-WIDE = {"params": 60.0, "kv": 72.0, "flops": 60.0}
+RIGHT = {"params": 392.0, "kv": 466.0, "flops": 534.0}  # where each column ends
+WIDE = {"params": 60.0, "kv": 69.0, "flops": 58.0}
 HEADS = {"params": "parameters", "kv": "KV per token", "flops": "FLOPs"}
 SIZE, SMALL = 10.5, 9.0
 
@@ -98,8 +98,8 @@ def columns(canvas: Canvas, y: float, cost: Cost, whole: Totals, detailed: bool 
         "flops": [_percent(shares["flops"])] if cost.flops else [],
     }
     if detailed and cost.layers > 1:
-        figures["params"] += [f"each {count(cost.params / cost.layers)}"]
-        figures["kv"] += [f"each {size(cost.kv / cost.layers)}"] * bool(cost.kv)
+        figures["params"] += [f"{count(cost.params / cost.layers)}/layer"]
+        figures["kv"] += [f"{size(cost.kv / cost.layers)}/layer"] * bool(cost.kv)
     if detailed and cost.active < cost.params:
         figures["params"] += [f"active {count(cost.active)}"]
     if detailed and cost.window:

@@ -9,7 +9,8 @@ from zoo.blocks.layer import Branch, Placement, PostNorm
 from zoo.blocks.norm import RMSNorm
 from zoo.diagram.canvas import Canvas, stretch
 from zoo.diagram.costs import Totals, columns, of_block, tip
-from zoo.diagram.insides import SMALL, Room, inside
+from zoo.diagram.insides import inside
+from zoo.diagram.shapes import SMALL, Room
 from zoo.registry import Block
 from zoo.remake import features
 

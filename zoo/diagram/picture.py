@@ -11,8 +11,8 @@ from zoo.blocks import Layer
 from zoo.decoder import Decoder
 from zoo.diagram.canvas import Canvas, Facts, stretch, text_width, wrapped
 from zoo.diagram.costs import Cost, Totals, columns, headings, of_table, tip
-from zoo.diagram.insides import SMALL, TINY
 from zoo.diagram.layers import BLOCK_END, END, FRONT, GAP, LEFT, Cards
+from zoo.diagram.shapes import SMALL, TINY
 from zoo.diagram.style import css
 from zoo.plan import fold, labels
 from zoo.terminal import count, size
@@ -155,8 +155,8 @@ def _notes(canvas: Canvas, whole: Totals, y: float) -> float:
     """What the columns count."""
     dtype = str(whole.dtype).removeprefix("torch.")
     note = (
-        f"Columns add up over the layers of a card; each: one layer. KV: bytes of cache in {dtype}. FLOPs: share of "
-        f"one token's that sees {whole.context:,}, 2 per multiply-add."
+        f"Columns add up over the layers of a card; bars are shares of the whole model. KV: cache in {dtype}, its bars "
+        f"at {whole.context:,} tokens. FLOPs: of one token that sees {whole.context:,}, 2 per multiply-add."
     )
     if canvas.against is not None:
         note += " Marked in red: what the model it is compared with does not have there."

@@ -87,11 +87,13 @@ MARKS = {
 }
 
 
+def colours(dark: bool = False) -> str:
+    """The variables of a scheme, as declarations: for a page that lets its reader choose one."""
+    return ";".join(f"--zoo-{name}:{pair[dark]}" for name, pair in PALETTE.items())
+
+
 def css() -> str:
     """The style sheet, the same for every diagram."""
-
-    def colours(column: int) -> str:
-        return ";".join(f"--zoo-{name}:{pair[column]}" for name, pair in PALETTE.items())
 
     def declared(text: str) -> str:
         """Each colour twice, as itself and as its variable."""
@@ -104,6 +106,6 @@ def css() -> str:
 
     rules = {f".{name}": text for name, text in RULES.items()} | MARKS
     sheet = [f".zoo-diagram {selector}{{{declared(text)}}}" for selector, text in rules.items()]
-    dark = f"@media(prefers-color-scheme:dark){{:where(.zoo-diagram){{{colours(1)}}}}}"
+    dark = f"@media(prefers-color-scheme:dark){{:where(.zoo-diagram){{{colours(dark=True)}}}}}"
     base = f".zoo-diagram{{font-family:{FONT}}}.zoo-diagram text{{font-variant-numeric:tabular-nums}}"
-    return "\n".join([f":where(.zoo-diagram){{{colours(0)}}}", dark, base, *sheet])
+    return "\n".join([f":where(.zoo-diagram){{{colours()}}}", dark, base, *sheet])
