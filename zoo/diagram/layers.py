@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from zoo.blocks import Layer
 from zoo.blocks.layer import Branch, Placement, PostNorm
 from zoo.blocks.norm import RMSNorm
-from zoo.diagram.canvas import Canvas, stretch
+from zoo.diagram.canvas import Canvas, stretch, trace
 from zoo.diagram.costs import Totals, columns, of_block, tip
 from zoo.diagram.insides import inside
 from zoo.diagram.shapes import SMALL, Room
@@ -43,7 +43,7 @@ class Cards:
             bottom = self._branch(bottom, slot, branch, label, number)
         bottom += 6
         stretch(frame, bottom)
-        stream.set("d", f"M{STREAM} {y - GAP}V{bottom + 1}")
+        trace(stream, f"M{STREAM} {y - GAP}V{bottom + 1}")
         return bottom
 
     def _branch(self, y: float, slot: str, placement: Placement, label: str, number: int) -> float:

@@ -73,7 +73,7 @@ RULES = {
     "rule": "fill:none;stroke:@edge",
     "branch": "fill:none;stroke:@line;stroke-width:1.3",
     "tip": "fill:@line",
-    "plus": "fill:@paper;stroke:@line;stroke-width:1.5",
+    "plus": "fill:@card;stroke:@line;stroke-width:1.5",
     "track": "fill:@edge;fill-opacity:.6",
     "params": "fill:@table-edge",
     "kv": "fill:@kept",
@@ -83,7 +83,7 @@ RULES = {
 
 MARKS = {
     "text.differs": "fill:@differs;text-decoration:underline",
-    "rect.differs": "stroke:@differs;stroke-width:2.2",
+    "rect.differs": "stroke:@differs;stroke-width:2",
 }
 
 
