@@ -30,7 +30,6 @@ from zoo.registry import Block
 from zoo.terminal import exit_code
 
 SVG = "{http://www.w3.org/2000/svg}"
-BLOCKS = ("attn", "ffn", "block")
 APP = runpy.run_module("zoo.build")["app"]
 
 

@@ -49,7 +49,6 @@ RULES = {
     "strong": "fill:@ink;font-weight:600",
     "attn": "fill:@attn;stroke:@attn-edge",
     "ffn": "fill:@ffn;stroke:@ffn-edge",
-    "block": "fill:@card;stroke:@line",
     "norm": "fill:@norm;stroke:@norm-edge",
     "table": "fill:@table;stroke:@table-edge",
     "tied": "stroke-dasharray:4 3",
