@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.attend import attend
@@ -53,7 +52,7 @@ class _ExpandedMLA(_MLA):
         q_nope, q_rope, latent = self._project(x, step)
         k, v, mask = slot.append(step, *self._expand(latent))
         out = attend(torch.cat([q_nope, q_rope], dim=-1), k, v, mask, self.scale)
-        return self.o(rearrange(out, "b h t v -> b t (h v)"))
+        return self.o(out.transpose(1, 2).flatten(2))
 
 
 _KINDS: dict[str, type[MLA]] = {EXPANDED: _Expanded, LATENT: _Latent, ABSORBED: MLA}
