@@ -48,8 +48,9 @@ def command(
 ) -> None:
     """Three ways to decode with latent attention, measured.
 
-    One layer's attention, one token at each context, on the CPU: with keys and values of all heads kept (expanded),
-    with latents that are expanded at each step (latent), and over the latents themselves (absorbed, the zoo's MLA).
+    One layer's attention, one token at each context (1k, 4k and 32k), on the CPU: with keys and values of all heads
+    kept (expanded), with latents that are expanded at each step (latent), and over the latents themselves (absorbed,
+    the zoo's MLA).
     All have the same weights, and their outputs must be equal. A form that does not fit the free memory says so.
     """
     model = swapped(one(name), swap) if swap else one(name)
