@@ -35,39 +35,44 @@ def _softmax(
 ) -> Tensor:
     """`alone`: the queries are heads of one token, and see what it sees."""
     causal = mask is None and not alone
-    if sinks is None and alone and q.device.type == "cpu" and k.shape[3] != v.shape[3]:
-        return _in_steps(q, k, v, mask, scale)
     if sinks is None:
-        grouped = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
-        )
+        if alone and _has_fused(q) and v.shape[3] < k.shape[3]:
+            return _in_steps(q, k, v, mask, scale)
+        return _without_sinks(q, k, v, mask, causal, scale)
     sinks = sinks.view(1, -1, 1) if not alone else sinks.view(1, k.shape[1], -1)
-    out, total = (_fused if _can_fuse(q, v) else _plain)(q, k, v, mask, causal, scale)
+    can_fuse = _has_fused(q) and q.shape[3] == v.shape[3] and not torch.is_grad_enabled()
+    out, total = (_fused if can_fuse else _plain)(q, k, v, mask, causal, scale)
     # The sink adds e^sink to the softmax's denominator, e^total without it, and nothing to the values: no key is copied
     # to make room for one more. In prefill of 2,048 tokens 3 x faster than scores written out.
     return (out * torch.sigmoid(total - sinks.to(total.dtype)).unsqueeze(-1)).to(v.dtype)
 
 
+def _without_sinks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+    grouped, width = q.shape[1] != k.shape[1], v.shape[3]
+    if _has_fused(q) and width < k.shape[3]:
+        # The kernel wants keys and values of one width; without it torch writes out all scores and copies all keys to
+        # scale them: 3 x slower here.
+        v = F.pad(v, (0, k.shape[3] - width))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
+    return out[..., :width]
+
+
 def _in_steps(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Keys wider than values, as in latent attention, find no fused kernel on a CPU, and torch's way without one copies
-    all keys to scale them: 435 ms against 108 ms here for 128 heads over 8192 keys of their own."""
+    """A lone token's keys and values are too many to be copied for the kernel's sake."""
     scores = (q * scale) @ k.transpose(2, 3)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype) @ v
 
 
-def _can_fuse(q: Tensor, v: Tensor) -> bool:
-    """Whether torch's fused kernel says the denominator too. Its gradient would not know of it, and who forbids the
-    kernel (torch.nn.attention.sdpa_kernel) wants the products to be seen."""
-    fits = q.device.type == "cpu" and q.shape[-1] == v.shape[-1]
-    allowed = torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled()
-    return fits and allowed and not torch.is_grad_enabled()
+def _has_fused(q: Tensor) -> bool:
+    """Whether torch's kernel for the CPU is there. Who forbids it (torch.nn.attention.sdpa_kernel) wants to see the
+    products."""
+    return q.device.type == "cpu" and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """-> values (b, h, t, w) and the logarithm of the softmax's denominator (b, h, t)."""
+    """-> values (b, h, t, w) and the logarithm of the softmax's denominator (b, h, t), which has no gradient."""
     bias = None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
     out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, causal, attn_mask=bias, scale=scale

@@ -78,6 +78,7 @@ class MLA(Mixer):
         absorbed = self.absorbs(past, new)
         up = linear_flops(new if absorbed else past + new, self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
         widths = 2 * self.kv_rank if absorbed else self.nope_dim + self.v_dim
+        widths += self.rope_dim if absorbed and not causal else 0  # which the kernel takes along among the values
         pairs = (visible_pairs if causal else dense_pairs)(past, new)
         scores = linear_flops(pairs, 1, self.heads * (widths + self.rope_dim))
         down = linear_flops(new, dim, self.kv_rank + self.rope_dim)
@@ -142,8 +143,9 @@ class _MLA(nn.Module):
         up = rearrange(self.kv_up.weight, "(h w) r -> h w r", h=self.spec.heads)
         k_up, v_up = up.split([self.spec.nope_dim, self.spec.v_dim], dim=1)
         q = torch.cat([per_head(q_nope, k_up.transpose(1, 2)), q_rope], dim=-1)
-        out = attend(q, latent, latent[..., : self.spec.kv_rank], mask, self.scale)
-        return per_head(out, v_up)
+        # The rotary key rides along among the values: a kernel that wants both of one width need not copy either.
+        out = attend(q, latent, latent, mask, self.scale)
+        return per_head(out[..., : self.spec.kv_rank], v_up)
 
     def _expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
         """The same, attending over keys and values expanded from the latents."""
