@@ -6,7 +6,7 @@ where there is no cache and hands its arguments back, so layers have no `if cach
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -46,9 +46,16 @@ class NoSlot:
 
 
 class _Allocated:
-    """Streams of (batch, heads, tokens, width), allocated once."""
+    """Streams of (batch, heads, tokens, width), allocated once.
 
-    def __init__(self, stored: Stored, batch: int, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+    A `static` slot hands all its places to a lone token, under a mask: every step has the same shapes and follows from
+    the tensor of positions, so that a CUDA graph of one step is a graph of them all.
+    """
+
+    def __init__(
+        self, stored: Stored, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool = False
+    ) -> None:
+        self.tokens, self.static = tokens, static
         self.streams = [
             torch.zeros(batch, heads, tokens, width, dtype=dtype, device=device) for _, (heads, width) in stored.streams
         ]
@@ -60,6 +67,9 @@ class FullSlot(_Allocated):
     geometry: Hashable = "full"
 
     def view(self, positions: Tensor, past: int) -> View:
+        if self.static and len(positions) == 1:
+            index = torch.arange(self.tokens, device=positions.device)
+            return View(positions, index, visible(positions, index))
         keys = torch.arange(past + len(positions), device=positions.device)
         plain = past == 0 or len(positions) == 1
         return View(positions, keys, None if plain else visible(positions, keys))
@@ -79,13 +89,19 @@ class RingSlot(_Allocated):
     keys that the last of them overwrites.
     """
 
-    def __init__(self, stored: Stored, batch: int, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(stored, batch, tokens, dtype, device)
+    def __init__(
+        self, stored: Stored, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool = False
+    ) -> None:
+        super().__init__(stored, batch, tokens, dtype, device, static)
         self.window = tokens
         self.geometry: Hashable = ("ring", tokens)
 
     def view(self, positions: Tensor, past: int) -> View:
         write = positions[-self.window :] % self.window
+        if self.static and len(positions) == 1:
+            index = torch.arange(self.window, device=positions.device)
+            held = positions - (positions - index) % self.window  # below 0: an empty place
+            return View(write, held, visible(positions, held))
         if len(positions) == 1:
             return View(write, self._held(past + 1, positions.device), None)
         keys = torch.cat([self._held(past, positions.device), positions])
@@ -113,18 +129,27 @@ class Cache:
     """Slots for all layers, for `batch` sequences of equal length and at most `tokens` tokens.
 
     It is for inference: what it returns carries no gradient to earlier passes. `length` is how many tokens it holds.
+    Slots are `static` on CUDA unless said otherwise.
     """
 
     def __init__(
-        self, stored: Sequence[Stored], batch: int, tokens: int, dtype: torch.dtype, device: torch.device
+        self,
+        stored: Sequence[Stored],
+        batch: int,
+        tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        static: bool | None = None,
     ) -> None:
         if batch < 1 or tokens < 1:
             raise UsageError(f"a cache needs a batch and tokens of at least 1, not {batch} and {tokens}")
         self.stored, self.batch, self.tokens, self.length = tuple(stored), batch, tokens, 0
+        self.static = device.type == "cuda" if static is None else static
+        self.replay: Callable[[Tensor, int], Tensor] | None = None  # a lone token's pass over this very cache, captured
         self.slots: list[FullSlot | RingSlot] = [
             # A window that never fills is no ring: the token limit comes first.
             (FullSlot if layer.tokens(tokens) == tokens else RingSlot)(
-                layer, batch, layer.tokens(tokens), dtype, device
+                layer, batch, layer.tokens(tokens), dtype, device, self.static
             )
             for layer in stored
         ]

@@ -19,8 +19,9 @@ from zoo.compiled import HeadPass, LayerPass, compiled, layer_pass
 from zoo.cost import Parts, linear_flops, together
 from zoo.errors import SpecError, UsageError
 from zoo.registry import Spec, swap
+from zoo.replay import Replay
 from zoo.sampling import Sampler
-from zoo.step import Step, plan
+from zoo.step import Step, plan, plan_at
 
 
 @dataclass(frozen=True)
@@ -135,16 +136,20 @@ class Model(nn.Module):
         self._no_slots: Sequence[Slot] = [NoSlot(stored.window) for stored in self._stored]
         self._passes: Sequence[LayerPass] = [layer_pass] * len(spec.layers)
         self._head_pass: HeadPass = Model.logits
+        self._replays = False
 
     def compile(self, **options: Any) -> None:
         """Compile in place, one function for each distinct layer; passes are compiled as they come, once for a first
-        pass, a pass after others and a lone token each, for every length. `options` are torch.compile's.
+        pass, a pass after others and a lone token each, for every length. On CUDA lone tokens are replayed as a graph,
+        which each cache captures once. `options` are torch.compile's.
 
         Raises NotAvailable where there is no C++ compiler for the CPU.
         """
-        passes = {layer: compiled(layer_pass, self.embed.weight.device, **options) for layer in set(self.spec.layers)}
+        device = self.embed.weight.device
+        passes = {layer: compiled(layer_pass, device, **options) for layer in set(self.spec.layers)}
         self._passes = [passes[layer] for layer in self.spec.layers]
-        self._head_pass = compiled(Model.logits, self.embed.weight.device, **options)
+        self._head_pass = compiled(Model.logits, device, **options)
+        self._replays = device.type == "cuda"
 
     def forward(self, tokens: Tensor, cache: Cache | None = None, logits_to_keep: int = 0) -> Tensor:
         """Token ids (batch, new) -> logits (batch, new, vocab), or of the last `logits_to_keep` positions if not 0.
@@ -153,13 +158,30 @@ class Model(nn.Module):
         """
         if logits_to_keep < 0:
             raise UsageError(f"logits_to_keep={logits_to_keep} is below 0")
-        step, slots = self.step(tokens, cache)
+        if self._replays and cache is not None and cache.static and tokens.shape[1] == 1:
+            logits = self._replayed(tokens, cache)
+        else:
+            logits = self._through(tokens, *self.step(tokens, cache), logits_to_keep)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return logits
+
+    def _through(self, tokens: Tensor, step: Step, slots: Sequence[Slot], logits_to_keep: int = 0) -> Tensor:
         x = self.embedded(tokens)
         for layer, run, slot in zip(self.layers, self._passes, slots, strict=True):
             x = run(layer, x, step, slot)
-        if cache is not None:
-            cache.length += tokens.shape[1]
         return self._head_pass(self, x[:, -logits_to_keep:])
+
+    def _replayed(self, tokens: Tensor, cache: Cache) -> Tensor:
+        _check(tokens)
+        cache.admit(self._stored, *tokens.shape)
+        if cache.replay is None:
+            cache.replay = Replay(lambda tokens, position: self._lone(tokens, position, cache), tokens, cache.length)
+        return cache.replay(tokens, cache.length)
+
+    def _lone(self, tokens: Tensor, position: Tensor, cache: Cache) -> Tensor:
+        """Tokens (b, 1) at a `position` (1,) that only the device knows -> logits, over a static cache."""
+        return self._through(tokens, plan_at(position, cache.length, self._rotary, cache.slots), cache.slots)
 
     def step(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Step, Sequence[Slot]]:
         """A forward pass of `tokens`, planned, and the slot of each layer in it."""

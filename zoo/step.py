@@ -64,7 +64,11 @@ def plan(
 ) -> Step:
     """Plan a pass of `new` tokens after `past`, for layers that need tables of these (position encoding, width) pairs
     and keep their tokens in these `slots`."""
-    positions = torch.arange(past, past + new, device=device)
+    return plan_at(torch.arange(past, past + new, device=device), past, rotary, slots)
+
+
+def plan_at(positions: Tensor, past: int, rotary: Iterable[tuple[Any, int]], slots: Iterable[Planner]) -> Step:
+    """The same for tokens at `positions` (t,). A lone token in static slots is planned from these alone, not `past`."""
     views: dict[Hashable, View] = {}
     for slot in slots:
         if slot.geometry not in views:

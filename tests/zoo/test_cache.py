@@ -11,8 +11,10 @@ from torch import Tensor
 
 import zoo
 from tests.models import Choice, bound, chunks, distinct, randomised, routing, ties, tokens_of
+from zoo.cache import Cache
 from zoo.decoder import Model
 from zoo.errors import CacheFullError, UsageError
+from zoo.step import plan_at
 
 SCREEN = distinct()
 WINDOW = 16  # of every tiny layer that has one; a length like any other for the rest
@@ -56,6 +58,27 @@ def test_cached_equals_uncached(
     assert (difference * agree).max() <= bound(expected)
     assert agree.float().mean() > 0.5
     assert kv.length == LENGTH
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefill", [1, WINDOW, LENGTH - WINDOW - 1])
+@pytest.mark.parametrize("name", SCREEN)
+def test_static_slots_decode_what_others_decode(name: str, prefill: int) -> None:
+    """From positions that only a tensor knows, in shapes that never change."""
+    model, tokens = model_of(name), tokens_of(model_of(name).spec, 2, LENGTH)
+    plain = model.new_cache(2, LENGTH)
+    static = Cache(plain.stored, 2, LENGTH, torch.float32, torch.device("cpu"), static=True)
+    assert static.nbytes == plain.nbytes
+    shapes = set()
+    for kv in (plain, static):
+        model(tokens[:, :prefill], kv)
+    for i in range(prefill, LENGTH):
+        token, position = tokens[:, i : i + 1], torch.tensor([i])
+        step = plan_at(position, prefill, model._rotary, static.slots)
+        shapes.add(tuple((view.write.shape, view.keys.shape, view.mask.shape) for view in step.views.values()))
+        logits = model._through(token, step, static.slots)
+        assert (logits - model(token, plain)).abs().max() <= bound(logits)
+    assert len(shapes) == 1
 
 
 def test_a_choice_that_no_tie_decided_is_found() -> None:
