@@ -11,10 +11,12 @@ from benchmarks import throughput_tables
 from benchmarks.environment import environment
 from benchmarks.progress import progress
 from benchmarks.report import Report
+from benchmarks.runners import workloads
 from benchmarks.subjects import Subject, check_memory, need
-from benchmarks.throughput import Entrant, Found, Setting, of_zoo, run
+from benchmarks.throughput import TINY_THREADS, Entrant, Found, Setting, of_zoo, run
 from benchmarks.throughput_rows import ceiling_rows, rows
 from zoo.errors import UsageError
+from zoo.trial import find_device
 
 
 def number_type(given: torch.dtype | None, device: torch.device) -> torch.dtype:
@@ -22,6 +24,34 @@ def number_type(given: torch.dtype | None, device: torch.device) -> torch.dtype:
     if given is not None and given.itemsize < 2:
         raise UsageError(f"--dtype {str(given).removeprefix('torch.')}: no model here multiplies in it; take bfloat16")
     return given or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+
+
+def setting(
+    dtype: torch.dtype | None,
+    *,
+    device: str = "cpu",
+    batch: int = 1,
+    prompt: int = 512,
+    generate: int = 128,
+    depths: Sequence[int] = (0,),
+    threads: int | None = None,
+    seed: int = 0,
+    repetitions: int = 5,
+    tiny: bool = False,
+) -> Setting:
+    """What holds for all that is measured together, of the options that were given.
+
+    Raises UsageError for options that leave nothing to measure, NotAvailable for a device that is not here.
+    """
+    place = find_device(device)
+    return Setting(
+        works=workloads(prompt, generate, depths, batch),
+        dtype=number_type(dtype, place),
+        device=place,
+        threads=threads or (TINY_THREADS if tiny else torch.get_num_threads()),
+        seed=seed,
+        repetitions=repetitions,
+    )
 
 
 def measure(

@@ -94,6 +94,13 @@ Bandwidth = Annotated[
 Flops = Annotated[float | None, typer.Option("--flops", metavar="TFLOPS", help="Of another device; with --bandwidth.")]
 
 
+Tiny = Annotated[bool, typer.Option("--tiny", help="Toy widths, every kind of layer kept.")]
+Layers = Annotated[
+    int | None,
+    typer.Option("--layers", min=1, help="Only so many layers: the first of each kind, then the first others."),
+]
+
+
 def the_device(name: str, bandwidth: float | None, flops: float | None) -> Device:
     """The device of that name, or one of these GB/s and TFLOPS. Raises UsageError unless both are given or neither."""
     if bandwidth is None and flops is None:

@@ -44,7 +44,7 @@ class PeerRunner:
         return transformers.DynamicCache(config=self.model.config)
 
     def __call__(self, tokens: Tensor, cache: Any) -> object:
-        call = self.call or self.model
+        call = self.model if self.call is None else self.call
         return call(input_ids=tokens, use_cache=True, logits_to_keep=1, **{_cache_word(self.model): cache}).logits
 
     def keep(self, cache: Any) -> Callable[[], Any]:

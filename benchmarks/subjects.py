@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +67,7 @@ def chosen(words: Sequence[str], form: Form, ignore_fields: Iterable[str] = ()) 
     A .gguf file, or a folder with safetensors files, is measured with the weights in it, unless its form is another.
     """
     named = [_named(word, form, ignore_fields) for word in words] or [map(Subject, representatives([]))]
-    found = [_formed(each, form) for subjects in named for each in subjects]
+    found = [formed(each, form) for subjects in named for each in subjects]
     return [each for subject in found for each in (subject, *_swapped(subject, form))]
 
 
@@ -87,7 +88,7 @@ def _source(word: str, form: Form) -> Source | None:
     return open_source(word) if stored or (form.released and not path.is_dir()) else None
 
 
-def _formed(subject: Subject, form: Form) -> Subject:
+def formed(subject: Subject, form: Form) -> Subject:
     """Its tiny form or its first layers; with fresh weights, unless it is the same."""
     spec = form.changes(subject.spec)
     same = spec == subject.spec
@@ -130,30 +131,25 @@ def need(works: Sequence[Workload], modes: int, copies: int = 1) -> Need:
 
 def check_memory(subjects: Sequence[Subject], needed: Need, device: torch.device, dtype: torch.dtype) -> None:
     """Raise NotAvailable, before anything is allocated, unless all fit together into the memory that is free."""
-    free = free_memory(device)
-    wanted = sum(needed(subject.spec, dtype) for subject in subjects)
+    free, specs = free_memory(device), [subject.spec for subject in subjects]
+    wanted = sum(needed(spec, dtype) for spec in specs)
     if free is None or wanted <= free:
         return
-    largest = max(subjects, key=lambda subject: needed(subject.spec, dtype))
-    left = free - (wanted - needed(largest.spec, dtype))
     told = ", ".join(f"{each.label} ({count(each.spec.params())} parameters)" for each in subjects)
-    together = " together" if len(subjects) > 1 else ""
+    together = ("needs", "") if len(subjects) == 1 else ("need", " together")
     raise NotAvailable(
-        f"{told} in {name_of(dtype)} need {size(wanted)}{together} on {device}, and {size(free)} is free; "
-        f"what would fit: {', '.join(_fitting(largest, needed, dtype, left))}"
+        f"{told} in {name_of(dtype)} {together[0]} {size(wanted)}{together[1]} on {device}, and {size(free)} is free; "
+        f"what would fit: {', '.join(_fitting(specs, needed, dtype, free))}"
     )
 
 
-def _fitting(subject: Subject, needed: Need, dtype: torch.dtype, free: int) -> list[str]:
-    """Options with which a subject takes at most `free` bytes."""
-    spec, coarse = subject.spec, torch.bfloat16
-    fitting = []
-    if dtype.itemsize > coarse.itemsize and needed(spec, coarse) <= free:
-        fitting.append("--dtype bfloat16")
-    most = max(
-        (number for number in range(1, len(spec.layers)) if needed(first_layers(spec, number), dtype) <= free),
-        default=None,
-    )
-    if most:
-        fitting.append(f"--layers {most} of {len(spec.layers)}")
-    return [*fitting, "--tiny"]
+def _fitting(specs: Sequence[Decoder], needed: Need, dtype: torch.dtype, free: int) -> list[str]:
+    """Options with which the specs take at most `free` bytes in all."""
+
+    def fits(number: int, dtype: torch.dtype = dtype) -> bool:
+        return sum(needed(first_layers(spec, number), dtype) for spec in specs) <= free
+
+    all_layers, coarse = max(len(spec.layers) for spec in specs), torch.bfloat16
+    half = ["--dtype bfloat16"] if dtype.itemsize > coarse.itemsize and fits(all_layers, coarse) else []
+    most = bisect(range(1, all_layers), False, key=lambda number: not fits(number))
+    return [*half, *([f"--layers {most}"] if most else []), "--tiny"]

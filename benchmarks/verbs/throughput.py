@@ -9,13 +9,11 @@ import torch
 import typer
 
 from benchmarks import measuring
-from benchmarks.options import AsFormat, Batch, IgnoreField, Swap, dtype, tokens_or_none
+from benchmarks.options import AsFormat, Batch, IgnoreField, Layers, Swap, Tiny, dtype, tokens_or_none
 from benchmarks.report import Report
-from benchmarks.runners import workloads
 from benchmarks.subjects import Form, chosen
-from benchmarks.throughput import COMPILED, EAGER, TINY_THREADS, Setting
+from benchmarks.throughput import COMPILED, EAGER
 from zoo.terminal import Debug, Format, Json, Out
-from zoo.trial import find_device
 
 
 class Mode(StrEnum):
@@ -39,10 +37,10 @@ Names = Annotated[
     ),
 ]
 Prompt = Annotated[
-    int, typer.Option("--prompt", "-p", parser=tokens_or_none, metavar="TOKENS", help="Of a prefill; 0: none. [512]")
+    int, typer.Option("--prompt", "-p", parser=tokens_or_none, metavar="TOKENS", help="Of a prefill; 0: none.")
 ]
 Generate = Annotated[
-    int, typer.Option("--generate", "-n", parser=tokens_or_none, metavar="TOKENS", help="To decode; 0: none. [128]")
+    int, typer.Option("--generate", "-n", parser=tokens_or_none, metavar="TOKENS", help="To decode; 0: none.")
 ]
 Depth = Annotated[
     list[int] | None,
@@ -57,11 +55,6 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 Repeat = Annotated[int, typer.Option("--repeat", "-r", min=1, help="Repetitions that count.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of random weights and tokens.")]
 Modes = Annotated[list[Mode], typer.Option("--mode", help="How to run it. Repeat for both, in turns.")]
-Tiny = Annotated[bool, typer.Option("--tiny", help="Toy widths, every kind of layer kept.")]
-Layers = Annotated[
-    int | None,
-    typer.Option("--layers", min=1, help="Only so many layers: the first of each kind, then the first others."),
-]
 Released = Annotated[bool, typer.Option("--released", help="Presets and hub ids with their released weights.")]
 WithPeer = Annotated[Peer | None, typer.Option("--peer", help="Measure another implementation beside the zoo's.")]
 PeerCompiled = Annotated[bool, typer.Option("--peer-compiled", help="The peer compiled, with a static cache, too.")]
@@ -100,14 +93,18 @@ def command(
     python -m benchmarks throughput gemma3-270m llama3.2-1b --dtype bfloat16 --peer transformers
     python -m benchmarks throughput qwen3-8b --layers 4 --swap 'GQA(window=512)'
     """
-    report, place, tiny = Report(Format.json if json else format, out), find_device(device), tiny or not names
-    setting = Setting(
-        works=workloads(prompt, generate, depth or [0], batch),
-        dtype=measuring.number_type(dtype, place),
-        device=place,
-        threads=threads or (TINY_THREADS if tiny else torch.get_num_threads()),
+    report, tiny = Report(Format.json if json else format, out), tiny or not names
+    setting = measuring.setting(
+        dtype,
+        device=device,
+        batch=batch,
+        prompt=prompt,
+        generate=generate,
+        depths=depth or [0],
+        threads=threads,
         seed=seed,
         repetitions=repeat,
+        tiny=tiny,
     )
     form = Form(tiny, layers, tuple(swap or ()), released)
     subjects = chosen(names or [], form, ignore_field or [])
