@@ -28,8 +28,8 @@ def tables(rows: Rows, ceilings: Rows, machine: Row) -> Iterator[Table]:
 def speeds(rows: Rows, machine: Row) -> Table:
     """Tokens a second of each test."""
     columns = [
-        Column("model", "model", width=18),
-        Column("test", "test"),
+        Column("model", "model", width=13),
+        Column("test", "test", width=13),
         Column("by", "by", width=12),
         Column("tokens_per_s", "tokens/s", count),
         Column("spread", "std"),
@@ -99,22 +99,24 @@ def _speed(row: Row) -> Row:
 
 def limits(rows: Rows) -> Table:
     """What each speed was held back by: memory, arithmetic, or the code."""
+    large = max(row["peak_bytes"] or 0 for row in rows) >= 2**30
+    word, of, digits = ("GiB", 2**30, 2) if large else ("MiB", 2**20, 1)
     columns = [
-        Column("model", "model", width=18),
-        Column("test", "test"),
+        Column("model", "model", width=13),
+        Column("test", "test", width=13),
         Column("by", "by", width=12),
-        Column("ceiling_tokens_per_s", "ceiling/s", count),
+        Column("ceiling_tokens_per_s", "ceiling", count),
         Column("mbu", "MBU", _percent),
         Column("mfu", "MFU", _percent),
         Column("own", "own", _percent),
-        Column("peak_bytes", "MiB", unit(2**20, 0)),
+        Column("peak_bytes", word, unit(of, digits)),
         Column("signs", ""),
     ]
     legend = [
-        "ceiling/s: tokens a second if only reading weights and cache once a pass, or the arithmetic, took time.",
+        "ceiling: tokens a second if only reading weights and cache once a pass, or the arithmetic, took time.",
         "MBU, MFU: of the read bandwidth and of the arithmetic rate below. own: of the speed at which the products of "
         "the pass with its weights alone run, one after the other.",
-        "MiB: weights, and the most that cache and passes took beside them.",
+        f"{word}: weights, and the most that cache and passes took beside them.",
         *_experts(rows),
         _overhead(rows),
         *_signs(rows),
