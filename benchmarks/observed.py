@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -29,20 +29,16 @@ class Observed:
 
 
 def observe(task: Task, weight_bytes: int, meter: Meter, model: Model | None) -> Observed:
-    """Run the task for the first time, which makes and fills its cache. Of a `model` of the zoo, running eagerly, it is
-    run again to see experts and products."""
+    """Run the task for the first time, which makes and fills its cache. Experts and products are seen of a `model` of
+    the zoo that runs eagerly."""
     meter.start()
-    task.prepare()()
+    run = task.prepare()
+    products, counts = Products(), dict[int, list[int]]()
+    with _counting(model, counts) if model is not None else nullcontext(), products:
+        run()
     taken = meter.peak()
-    found = Observed(None if taken is None else weight_bytes + taken)
-    if model is not None:
-        run = task.prepare()
-        products, counts = Products(), dict[int, list[int]]()
-        with _counting(model, counts), products:
-            run()
-        found.products = products.seen
-        found.hits = {layer: fmean(hits) for layer, hits in counts.items()}
-    return found
+    hits = {layer: fmean(each) for layer, each in counts.items()}
+    return Observed(None if taken is None else weight_bytes + taken, hits, products.seen)
 
 
 class Products(TorchFunctionMode):

@@ -92,7 +92,7 @@ def run(entrants: Sequence[Entrant], setting: Setting, found: Found, bar: Progre
         tasks = {entrant.key(work): _task(entrant, work, setting) for work in setting.works for entrant in entrants}
         beside: list[Task] = []
         if setting.thorough:
-            bar.doing("looking")
+            bar.doing("first runs")
             _look(entrants, setting, tasks, found)
             found.kernels = ceilings.kernels(setting.device, setting.dtype, timer)
             beside += [_harness(work, setting) for work in setting.works]
@@ -129,12 +129,15 @@ def _task(entrant: Entrant, work: Workload, setting: Setting) -> Task:
 
 
 def _look(entrants: Sequence[Entrant], setting: Setting, tasks: dict[Key, Task], found: Found) -> None:
-    """Watch each task once. The products of a decode step are not held against the model: it has little else."""
+    """Watch each task once; what is compiled has run before, since compiling takes memory, too. The products of the
+    zoo's prefills alone are kept: a decode step is little else than reading the same weights."""
     gauge = meter(setting.device)
     for entrant in entrants:
         for work in setting.works:
+            if entrant.mode == COMPILED:
+                _task(entrant, work, setting).prepare()()
             seen = observe(tasks[entrant.key(work)], entrant.runner.weight_bytes, gauge, entrant.watched)
-            if work.phase == "decode":
+            if work.phase == "decode" or entrant.watched is None:
                 seen.products.clear()
             found.observed[entrant.key(work)] = seen
 

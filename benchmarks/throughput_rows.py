@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from statistics import fmean
 from typing import Any
 
@@ -148,6 +149,7 @@ def _marks(row: Row, warmups: Sequence[float], setting: Setting) -> list[str]:
     holds = {
         "above_bandwidth": (row["mbu"] or 0) > 1,
         "above_matmul_rate": (row["mfu"] or 0) > 1,
+        "above_own_matrices": row["tokens_per_s"] > (row["own_matrices_tokens_per_s"] or inf),
         "weights_in_cache": cache is not None and row["params"] * setting.dtype.itemsize < cache,
         "not_settled": not settled(warmups),
     }

@@ -14,7 +14,8 @@ from zoo.terminal import Column, count, size
 Row = dict[str, Any]
 Rows = Sequence[Row]
 
-SIGNS = {"above_bandwidth": "!", "above_matmul_rate": "!", "weights_in_cache": "c", "not_settled": "~"}
+ABOVE = dict.fromkeys(("above_bandwidth", "above_matmul_rate", "above_own_matrices"), "!")
+SIGNS = ABOVE | {"weights_in_cache": "c", "not_settled": "~"}
 
 
 def tables(rows: Rows, ceilings: Rows, machine: Row) -> Iterator[Table]:

@@ -116,6 +116,9 @@ def test_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput_rows, "last_cache", lambda device: None)
     assert marks(each, found(each, seconds=(60.0,))) == set()
     assert marks(each, found(each, seconds=(1e-3,))) == {"above_bandwidth", "above_matmul_rate"}
+    faster = found(each, seconds=(60.0,))
+    faster.samples[own_key(each.key(PREFILL))] = [61.0]
+    assert marks(each, faster) == {"above_own_matrices"}
     monkeypatch.setattr(throughput_rows, "last_cache", lambda device: 2 * zoo.spec("qwen3-0.6b").params() + 1)
     assert marks(each, found(each, seconds=(60.0,))) == {"weights_in_cache"}
     monkeypatch.setattr(throughput_rows, "last_cache", lambda device: 2**20)
