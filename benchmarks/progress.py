@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-DELAY = 2  # seconds
+DELAY, EVERY = 2, 0.1  # seconds until it comes, and between two looks
 
 
 class Progress:
@@ -33,5 +33,6 @@ class Progress:
 @contextmanager
 def progress(what: str) -> Iterator[Progress]:
     """A bar while the block runs; it goes when the block ends, and does not come where that takes under two seconds."""
-    with tqdm(desc=what, unit="run", file=sys.stderr, disable=None, leave=False, delay=DELAY, smoothing=0) as bar:
+    options = {"file": sys.stderr, "disable": None, "leave": False, "delay": DELAY, "mininterval": EVERY}
+    with tqdm(desc=what, unit="run", miniters=1, smoothing=0, **options) as bar:  # paced by all runs, not the last ones
         yield Progress(bar)
