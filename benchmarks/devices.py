@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,12 +50,16 @@ class Meter(Protocol):
 
 
 class Resident:
-    """Of this process, by Linux's own record of the most pages it had, which can be reset."""
+    """Of this process, by Linux's own record of the most pages it had, which can be reset.
+
+    What was freed before is handed back first: else it would be used again, and not counted.
+    """
 
     def __init__(self) -> None:
         self._before: int | None = None
 
     def start(self) -> None:
+        _trim()
         try:
             RESET.write_text("5", encoding="ascii")
             self._before = _status("VmRSS")
@@ -83,6 +89,12 @@ class Allocated:
 def meter(device: torch.device) -> Meter:
     """The meter of a device."""
     return Allocated(device) if device.type == "cuda" else Resident()
+
+
+def _trim() -> None:
+    """Hand freed memory back to the system, where the C library can."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(name: str) -> int:
