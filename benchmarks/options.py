@@ -29,6 +29,11 @@ def tokens(text: str) -> int:
     return int(match[1]) * TOKENS[match[2]]
 
 
+def tokens_or_none(text: str | int) -> int:
+    """A number of tokens that may be 0. An int, a default, is one already."""
+    return int(text) if str(text).strip() == "0" or isinstance(text, int) else tokens(text)
+
+
 def memory(text: str | int) -> int:
     """Bytes: 24GiB, 80GB; a bare number in words is GiB. An int, the default, is bytes already."""
     if isinstance(text, int):
@@ -104,6 +109,13 @@ ComputingType = Annotated[
 ]
 Repeat = Annotated[int, typer.Option("--repeat", min=1, help="Runs of each that count.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of weights and inputs.")]
+
+
+Tiny = Annotated[bool, typer.Option("--tiny", help="Toy widths, every kind of layer kept.")]
+Layers = Annotated[
+    int | None,
+    typer.Option("--layers", min=1, help="Only so many layers: the first of each kind, then the first others."),
+]
 
 
 def the_device(name: str, bandwidth: float | None, flops: float | None) -> Device:

@@ -18,7 +18,8 @@ WIDTH = 80
 class Table:
     """Rows, and how a person reads them: the columns under a title, one legend line or more beneath.
 
-    `derive` makes the cells that no single value of a row fills, such as a range.
+    `derive` makes the cells that no single value of a row fills, such as a range. A row that is not one of `lines` has
+    no line of its own: what it says stands in those of others.
     """
 
     title: str
@@ -26,11 +27,13 @@ class Table:
     legend: Sequence[str]
     rows: Sequence[dict[str, Any]]
     derive: Callable[[dict[str, Any]], dict[str, Any]] = lambda row: {}
+    lines: Callable[[dict[str, Any]], bool] = lambda row: True
 
     def text(self, format: Format) -> str:
         """Title, table and legend, as plain text at most 80 columns wide or as Markdown. Columns without a value in any
         row are left out, and a table without columns is its legend."""
-        rows = [{**row, **self.derive(row), **({"model": named(row)} if "model" in row else {})} for row in self.rows]
+        lines = filter(self.lines, self.rows)
+        rows = [{**row, **self.derive(row), **({"model": named(row)} if "model" in row else {})} for row in lines]
         held = [column for column in self.columns if any(row.get(column.key) not in (None, []) for row in rows)]
         legend = [*self.legend, *_stars(self.rows)]
         body = [render(rows, held, format)] if held else []

@@ -8,10 +8,12 @@ from typing import Any
 from benchmarks.costs import FLOPS_CONTEXT
 from benchmarks.report import Table
 from benchmarks.show import positions, unit
-from benchmarks.tiny_throughput import DECODE, PREFILL, WARMUPS
+from benchmarks.throughput_tables import repetitions
+from benchmarks.tiny_throughput import DECODE, PREFILL
 from zoo.terminal import Column, count, machine
 
-Rows = Sequence[dict[str, Any]]
+Row = dict[str, Any]
+Rows = Sequence[Row]
 
 
 def static(rows: Rows) -> tuple[Table, ...]:
@@ -61,23 +63,39 @@ def kv_cache(rows: Rows) -> Table:
 
 
 def tiny_throughput(rows: Rows) -> Table:
-    """Speed of the tiny forms on this machine."""
+    """Speed of the tiny forms on this machine: a line for each model that was timed in both phases."""
     columns = [
         Column("model", "tiny model"),
-        Column("prefill_tokens_per_s", "prefill/s", count),
+        Column("prefill", "prefill/s", count),
         Column("prefill_range", "min-max"),
-        Column("decode_tokens_per_s", "decode/s", unit(1, 0)),
+        Column("tokens_per_s", "decode/s", unit(1, 0)),
         Column("decode_range", "min-max"),
-        Column("decode_us_per_layer", "us/layer", unit(1, 0)),
+        Column("us_per_layer", "us/layer", unit(1, 0)),
     ]
+    first, here = rows[0], machine()
     legend = [
         "Tiny forms have toy widths, random weights and at least one layer of each kind. They measure the code's "
         "overhead per layer, not the speed of the released models.",
         f"prefill/s: {PREFILL} tokens in one pass. decode/s: {DECODE} more, one at a time, with the cache.",
         "us/layer: microseconds for a decoded token, divided by the number of layers.",
-        _method(rows),
+        f"{repetitions(rows)}, models taking turns; {first['dtype']}, batch {first['batch']}, "
+        f"threads: {first['threads']}, {here['cpu']}, torch {here['torch']}.",
     ]
-    return Table("Tokens a second of tiny models on this machine", columns, legend, rows, derive=_ranges)
+    prefill = {(row["model"], row["swap"]): row for row in rows if row["phase"] == "prefill"}
+
+    def timed_twice(row: Row) -> bool:
+        return row["phase"] == "decode" and (row["model"], row["swap"]) in prefill
+
+    def both(row: Row) -> Row:
+        before = prefill[row["model"], row["swap"]]
+        return {
+            "prefill": before["tokens_per_s"],
+            "prefill_range": _range(before, count),
+            "decode_range": _range(row, unit(1, 0)),
+            "us_per_layer": 1e6 / row["tokens_per_s"] / row["layers"],
+        }
+
+    return Table("Tokens a second of tiny models on this machine", columns, legend, rows, both, timed_twice)
 
 
 def _publisher_rules(rows: Rows) -> list[str]:
@@ -90,21 +108,8 @@ def _publisher_rules(rows: Rows) -> list[str]:
     return [f"card (B): active as the publisher counts it ({told})."] if told else []
 
 
-def _method(rows: Rows) -> str:
-    """How often it was measured, and on what."""
-    rounds = {len(row[f"{phase}_seconds"]) for row in rows for phase in ("prefill", "decode")}
-    first, here = rows[0], machine()
-    return (
-        f"Medians of {'-'.join(map(str, sorted(rounds)))} rounds, after {WARMUPS} of warm-up, models taking turns; "
-        f"{first['dtype']}, batch {first['batch']}, threads: {first['threads']}, {here['cpu']}, torch {here['torch']}."
-    )
-
-
-def _ranges(row: dict[str, Any]) -> dict[str, str]:
-    def between(phase: str, show: Callable[[Any], str]) -> str:
-        return f"{show(row[f'{phase}_tokens_per_s_min'])}-{show(row[f'{phase}_tokens_per_s_max'])}"
-
-    return {"prefill_range": between("prefill", count), "decode_range": between("decode", unit(1, 0))}
+def _range(row: Row, show: Callable[[Any], str]) -> str:
+    return f"{show(row['tokens_per_s_min'])}-{show(row['tokens_per_s_max'])}"
 
 
 def _windows(value: Sequence[dict[str, int]]) -> str:

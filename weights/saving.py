@@ -46,15 +46,28 @@ def save(model: Model, folder: str | Path, *, shard_bytes: int = 5_000_000_000) 
     """
     if shard_bytes < 1:
         raise UsageError(f"shard_bytes={shard_bytes} is below 1")
-    parameters = _parameters(model)
-    config = to_hf(model.spec) | {"dtype": NAMES[model.embed.weight.dtype]}
-    rules = (*getattr(catalog.family_of(config), "WEIGHTS", ()), *COMMON)
-    moves = match(model.spec, parameters, rules, stored=())  # nothing to go by: as in the released files
+    config, parameters, moves = _planned(model)
     shards = list(_shards((entry for move in moves for entry in _entries(move, parameters)), shard_bytes))
     tensors = chain.from_iterable(_written(move, parameters) for move in moves)
     with _appearing(Path(folder), sum(map(_nbytes, chain(*shards)))) as fresh:
         _write_json(fresh / CONFIG, config)
         _write_shards(fresh, shards, tensors)
+
+
+def described(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config.json and the tensors by name that `save` would write. What is stored as it is held is the parameter
+    itself, not a copy. Raises as `save` does."""
+    config, parameters, moves = _planned(model)
+    written = ((_entries(move, parameters), _written(move, parameters)) for move in moves)
+    return config, {entry.name: tensor for pair in written for entry, tensor in zip(*pair, strict=True)}
+
+
+def _planned(model: Model) -> tuple[dict[str, Any], dict[str, Tensor], list[Move]]:
+    """The config.json, the parameters, and which of them become which tensors."""
+    parameters = _parameters(model)
+    config = to_hf(model.spec) | {"dtype": NAMES[model.embed.weight.dtype]}
+    rules = (*getattr(catalog.family_of(config), "WEIGHTS", ()), *COMMON)
+    return config, parameters, match(model.spec, parameters, rules, stored=())  # nothing to go by: as in released files
 
 
 def _write_shards(folder: Path, shards: list[list[Entry]], tensors: Iterator[Tensor]) -> None:

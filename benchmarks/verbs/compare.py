@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks import compare, kv
+from benchmarks import compare, kv, measuring
 from benchmarks.compare import KV_CONTEXTS
 from benchmarks.kv import Setting, name_of
 from benchmarks.models import Model, one, swapped
@@ -20,7 +20,9 @@ from benchmarks.options import (
     DeviceSpec,
     Flops,
     IgnoreField,
+    Layers,
     Swap,
+    Tiny,
     WeightType,
     the_device,
     tokens,
@@ -28,6 +30,8 @@ from benchmarks.options import (
 from benchmarks.report import Report, Table
 from benchmarks.roofline import Device
 from benchmarks.show import positions
+from benchmarks.subjects import Form, Subject, formed
+from benchmarks.throughput import EAGER
 from benchmarks.verbs.kv import span, spans
 from zoo.errors import UsageError
 from zoo.terminal import Column, Debug, Format, Json, Out, count, emit, size
@@ -38,6 +42,7 @@ Pair = Annotated[
     typer.Argument(help="Two presets, families, hub ids or folders; or one, with --swap.", metavar="A B"),
 ]
 Context = Annotated[int, typer.Option("--context", parser=tokens, metavar="TOKENS", help="Of FLOPs and ceilings.")]
+Measure = Annotated[bool, typer.Option("--measure", help="Measure both on this machine, too: pp512 and tg128.")]
 Docs = Annotated[bool, typer.Option("--docs", help="Write docs/comparisons.md: six pairs, as Markdown.")]
 PAIRS = (
     ("llama3.1-8b", "olmo2-7b"),
@@ -64,6 +69,9 @@ def command(
     cache_dtype: CacheType = torch.bfloat16,
     swap: Swap = None,
     ignore_field: IgnoreField = None,
+    measure: Measure = False,
+    tiny: Tiny = False,
+    layers: Layers = None,
     docs: Docs = False,
     format: AsFormat = Format.table,
     json: Json = False,
@@ -72,7 +80,8 @@ def command(
 ) -> None:
     """Two architectures: blocks and costs that differ.
 
-    With --swap a model is compared with its own swapped form.
+    With --swap a model is compared with its own swapped form. --measure times both, with random weights in --dtype, in
+    turns; --tiny and --layers then say in which form.
     """
     setting, device = Setting(batch, cache_dtype, dtype), the_device(device_spec, bandwidth, flops_)
     if docs:
@@ -81,7 +90,12 @@ def command(
     first, second = pair(names or [], swap or [], ignore_field or [])
     report = Report(Format.json if json else format, out)
     report.add(*tables(first, second, context, setting, device))
-    report.finish()
+    try:
+        if measure:
+            subjects = [formed(Subject(model), Form(tiny, layers)) for model in (first, second)]
+            measuring.measure(report, subjects, measuring.setting(dtype, batch=batch, tiny=tiny), [EAGER])
+    finally:
+        report.finish()
 
 
 def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str]) -> tuple[Model, Model]:

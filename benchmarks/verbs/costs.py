@@ -7,16 +7,15 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import costs, tables, tiny_throughput
+from benchmarks import costs, tables, throughput_rows, tiny_throughput
 from benchmarks.models import Model, chosen, representatives
 from benchmarks.options import AsFormat, IgnoreField, Names, Swap
 from benchmarks.report import Report
-from benchmarks.timing import Samples
+from benchmarks.throughput import Found
 from zoo.terminal import Debug, Format, Json, Out
-from zoo.tiny import tiny
 
 Static = Annotated[bool, typer.Option("--static", "--no-run", help="Only what follows from the specs; build nothing.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of the tiny models' weights and tokens.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of tiny weights and tokens.")]
 
 
 def command(
@@ -47,13 +46,12 @@ def command(
 
 def measure(models: Sequence[Model], seed: int, report: Report) -> None:
     """Time the tiny models and add them to the report, as far as it came when it is interrupted."""
-    named = {model.label: model for model in models}
-    specs = {label: tiny(model.spec) for label, model in named.items()}
-    samples: Samples = {}
+    setting, found = tiny_throughput.setting(seed), Found()
+    entrants = tiny_throughput.entrants(models, setting)
     report.about["complete"] = False
     try:
-        tiny_throughput.run(specs, seed, samples)
+        tiny_throughput.measure(entrants, setting, found)
         report.about["complete"] = True
     finally:
-        if rows := tiny_throughput.rows(specs, samples):
-            report.add(tables.tiny_throughput([row | costs.about(named[row["model"]]) for row in rows]))
+        if rows := throughput_rows.rows(entrants, setting, found):
+            report.add(tables.tiny_throughput(rows))

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import tiny_throughput
 from benchmarks.__main__ import app
-from benchmarks.timing import Samples
+from benchmarks.throughput import Entrant, Found, Setting
 from zoo.architectures import families
 from zoo.terminal import exit_code
 
@@ -28,13 +28,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None,
     """Replace the measurement: one sample each for the first so many models, then perhaps an exception."""
 
     def replace(end: BaseException | None, models: int = 99) -> None:
-        def run(specs: dict[str, object], seed: int, samples: Samples) -> None:
-            for name in list(specs)[:models]:
-                samples[name, "prefill"], samples[name, "decode"] = [0.5], [0.25]
+        def measure(entrants: list[Entrant], setting: Setting, found: Found) -> None:
+            for entrant in entrants[:models]:
+                for work in setting.works:
+                    found.samples[entrant.key(work)] = [0.5]
             if end is not None:
                 raise end
 
-        monkeypatch.setattr(tiny_throughput, "run", run)
+        monkeypatch.setattr(tiny_throughput, "measure", measure)
 
     return replace
 
@@ -62,6 +63,8 @@ def test_names_restrict_both_parts(measured, capsys) -> None:
         ("costs", "smollm3-3b"),
         ("costs", "llama3-8b"),
         ("throughput", "smollm3"),
+        ("throughput", "smollm3"),
+        ("throughput", "llama3-8b"),
         ("throughput", "llama3-8b"),
     ]
 
@@ -70,9 +73,11 @@ def test_a_swapped_model_is_measured_too(measured, capsys) -> None:
     measured(None)
     assert call("--json", "qwen3", "--swap", "GQA(window=64)") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [(row["model"], row["swap"]) for row in rows if row["table"] == "throughput"] == [
-        ("qwen3", None),
-        ("qwen3", "GQA(window=64)"),
+    assert [(row["model"], row["swap"], row["test"]) for row in rows if row["table"] == "throughput"] == [
+        ("qwen3", None, "pp256"),
+        ("qwen3", None, "tg32"),
+        ("qwen3", "GQA(window=64)", "pp256"),
+        ("qwen3", "GQA(window=64)", "tg32"),
     ]
 
 
@@ -83,7 +88,7 @@ def test_an_interruption_leaves_what_there_is_and_valid_json(measured, models, c
     assert call("--json", "--out", str(out)) == 130
     document = json.loads(out.read_text(encoding="utf-8"))
     assert document["complete"] is False
-    assert [row["table"] for row in document["rows"]].count("throughput") == models
+    assert [row["table"] for row in document["rows"]].count("throughput") == 2 * models
     assert call() == 130
     assert ("Tokens a second" in capsys.readouterr().out) == bool(models)
 
@@ -100,6 +105,7 @@ def test_a_whole_run_says_that_it_is(measured, capsys) -> None:
         (["qwen4"], 2, "did you mean qwen3"),
         (["--format", "xml"], 2, "xml"),
         (["--sizes"], 2, "--sizes"),
+        (["--static", "--seed", "-5"], 2, "--seed"),
         (["--static", "--out", "no/such/folder/file"], 3, "no folder"),
     ],
 )
@@ -118,4 +124,4 @@ def test_in_a_pipe_there_is_data_and_nothing_else() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     *_, row = json.loads(done.stdout)["rows"]
     assert row["table"] == "throughput"
-    assert row["decode_tokens_per_s_min"] <= row["decode_tokens_per_s"] <= row["decode_tokens_per_s_max"]
+    assert row["tokens_per_s_min"] <= row["tokens_per_s"] <= row["tokens_per_s_max"]

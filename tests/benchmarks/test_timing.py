@@ -2,44 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 
 import pytest
 
-from benchmarks.timing import Samples, Spread, Task, measure, rate
+from benchmarks.timing import MOST_WARMUPS, Samples, Spread, Task, measure, rate, settled, spread
+from tests.benchmarks.fakes import Clock
 
 
-class Clock:
-    """Seconds that pass when somebody says so."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def task(name: str, clock: Clock, seconds: Iterator[float], log: list[str], preparing: float = 0.0) -> Task:
+def task(name: str, clock: Clock, seconds: Iterable[float], log: list[str], preparing: float = 0.0) -> Task:
     """Takes the next of `seconds` each time it runs, and `preparing` seconds before that."""
+    left = iter(seconds)
 
     def prepare() -> Callable[[], None]:
         clock.now += preparing
 
         def run() -> None:
             log.append(name)
-            clock.now += next(seconds)
+            clock.now += next(left)
 
         return run
 
     return Task((name,), prepare)
 
 
-def test_tasks_take_turns_and_warm_up_rounds_are_not_kept() -> None:
-    clock, log, samples = Clock(), list[str](), Samples()
-    tasks = [task("a", clock, iter([9, 8, 1, 2, 3]), log), task("b", clock, iter([7, 6, 4, 5, 6]), log)]
-    measure(tasks, samples, warmups=2, repetitions=3, clock=clock)
+def test_tasks_take_turns_and_warm_up_rounds_are_kept_apart() -> None:
+    clock, log, samples, warmups = Clock(), list[str](), Samples(), Samples()
+    tasks = [task("a", clock, [9, 8, 1, 2, 3], log), task("b", clock, [7, 6, 4, 5, 6], log)]
+    measure(tasks, samples, warmups=warmups, most_warmups=2, repetitions=3, clock=clock)
     assert log == ["a", "b"] * 5
     assert samples == {("a",): [1, 2, 3], ("b",): [4, 5, 6]}
+    assert warmups == {("a",): [9, 8], ("b",): [7, 6]}
+
+
+def test_warm_up_ends_when_the_slowest_to_settle_has_settled() -> None:
+    """b's medians of three are 20, 10, 4 and 4: the sixth sample brings agreement, and a waits for it."""
+    clock, samples, warmups = Clock(), Samples(), Samples()
+    tasks = [task("a", clock, repeat(1), []), task("b", clock, [40, 20, 10, 4, 4, 4, *[5] * 5], [])]
+    measure(tasks, samples, warmups=warmups, clock=clock)
+    assert warmups == {("a",): [1] * 6, ("b",): [40, 20, 10, 4, 4, 4]}
+    assert samples == {("a",): [1] * 5, ("b",): [5] * 5}
+
+
+def test_warm_up_of_what_never_settles_is_capped() -> None:
+    clock, samples, warmups = Clock(), Samples(), Samples()
+    measure([task("a", clock, (2.0**n for n in range(99)), [])], samples, warmups=warmups, clock=clock)
+    assert len(warmups["a",]) == MOST_WARMUPS
+    assert len(samples["a",]) == 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "is_so"),
+    [
+        ([1, 1, 1], False),  # one median only
+        ([1, 1, 1, 1], True),
+        ([9, 1, 1, 9], True),  # outliers on either side
+        ([1.0, 1.0, 1.02, 1.02], True),
+        ([1.0, 1.0, 1.04, 1.04], False),
+        ([4, 3, 2, 1], False),
+    ],
+)
+def test_settled_is_two_successive_medians_within_three_per_cent(seconds: list[float], is_so: bool) -> None:
+    assert settled(seconds) is is_so
 
 
 def test_preparation_and_the_progress_bar_are_not_timed() -> None:
@@ -49,10 +74,20 @@ def test_preparation_and_the_progress_bar_are_not_timed() -> None:
         clock.now += 1000
         ticks.append(clock.now)
 
-    tasks = [task("a", clock, iter([1, 2, 3]), [], preparing=50)]
-    measure(tasks, samples, warmups=1, repetitions=2, clock=clock, tick=tick)
+    measure(
+        [task("a", clock, [1, 2, 3], [], preparing=50)], samples, most_warmups=1, repetitions=2, clock=clock, tick=tick
+    )
     assert samples == {("a",): [2, 3]}
     assert len(ticks) == 3
+
+
+def test_the_runs_that_are_expected_grow_with_the_warm_up() -> None:
+    clock, expected = Clock(), list[int]()
+    tasks = [task("a", clock, [9, 8, 7, 6, 5, *repeat(5, 9)], []), task("b", clock, repeat(1), [])]
+    log: list[int] = []
+    measure(tasks, Samples(), clock=clock, tick=lambda: log.append(1), expect=expected.append)
+    assert expected == [18, 18, 18, 18, 20, 22, 24]
+    assert len(log) == expected[-1]
 
 
 def test_what_was_measured_before_an_interruption_is_kept() -> None:
@@ -62,12 +97,17 @@ def test_what_was_measured_before_an_interruption_is_kept() -> None:
         yield from (1, 2, 3)
         raise KeyboardInterrupt
 
-    tasks = [task("a", clock, iter([1] * 9), []), task("b", clock, seconds(), [])]
+    tasks = [task("a", clock, [1] * 9, []), task("b", clock, seconds(), [])]
     with pytest.raises(KeyboardInterrupt):
-        measure(tasks, samples, warmups=1, repetitions=5, clock=clock)
+        measure(tasks, samples, most_warmups=1, repetitions=5, clock=clock)
     assert samples == {("a",): [1, 1, 1], ("b",): [2, 3]}
 
 
 def test_a_rate_is_that_of_the_median_with_the_slowest_and_the_fastest() -> None:
-    assert rate(60, [2.0, 30.0, 3.0, 1.0, 6.0]) == Spread(median=20.0, low=2.0, high=60.0)
-    assert rate(60, [2.0, 4.0]) == Spread(median=20.0, low=15.0, high=30.0)
+    found = rate(60, [2.0, 30.0, 3.0, 1.0, 6.0])
+    assert (found.median, found.low, found.high) == (20.0, 2.0, 60.0)
+    assert rate(60, [2.0, 4.0]) == Spread(median=20.0, std=pytest.approx(112.5**0.5), low=15.0, high=30.0)
+
+
+def test_a_lone_sample_has_no_deviation() -> None:
+    assert spread([3.0]) == Spread(median=3.0, std=0.0, low=3.0, high=3.0)

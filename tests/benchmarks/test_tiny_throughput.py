@@ -1,55 +1,37 @@
-"""What is timed is the forwards that the row names, and nothing else."""
+"""The main job's measurement: the tiny forms, in two tests, and one line a model."""
 
 from __future__ import annotations
-
-from itertools import count
 
 import pytest
 import torch
 
-import zoo
-from benchmarks import tiny_throughput as bench
-from benchmarks.models import representatives
-from benchmarks.timing import Samples, Task, measure
+from benchmarks import tables, throughput, tiny_throughput
+from benchmarks.models import one, representatives
+from benchmarks.subjects import Subject
+from benchmarks.throughput import TINY_THREADS, Found
+from benchmarks.throughput_rows import rows
+from tests.benchmarks.fakes import Ticking, fake_rows
 from zoo.architectures import families
-from zoo.decoder import Decoder, Model
-from zoo.tiny import tiny
-
-SPEC = zoo.spec("llama3", tiny=True)
-
-
-def forwards(task: Task, model: Model) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Shapes of the tokens that go through the model while a task is prepared, and while it runs."""
-    seen: list[tuple[int, ...]] = []
-    hook = model.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
-    run = task.prepare()
-    before = len(seen)
-    run()
-    hook.remove()
-    return seen[:before], seen[before:]
-
-
-def test_prefill_times_one_pass_and_decode_single_tokens_after_it() -> None:
-    model = zoo.build(SPEC)
-    prefill, decode = bench._tasks("x", model, seed=0)
-    assert forwards(prefill, model) == ([], [(1, bench.PREFILL)])
-    assert forwards(decode, model) == ([(1, bench.PREFILL)], [(1, 1)] * bench.DECODE)
+from zoo.terminal import Format
 
 
 def test_every_family_runs_in_its_tiny_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = count()
-    monkeypatch.setattr(bench, "PREFILL", 20)
-    monkeypatch.setattr(bench, "DECODE", 2)
-    monkeypatch.setattr(bench, "measure", lambda *a, **k: measure(*a, **k | {"clock": lambda: float(next(ticks))}))
-    specs, samples = {model.name: tiny(model.spec) for model in representatives([])}, Samples()
-    bench.run(specs, seed=0, samples=samples)
-    rows = bench.rows(specs, samples)
-    assert [row["model"] for row in rows] == list(families())
-    for row in rows:
-        assert row["prefill_tokens_per_s"] == row["prefill_tokens_per_s_min"] == 20.0  # each run takes one tick
-        assert row["decode_tokens_per_s"] == row["decode_tokens_per_s_max"] == 2.0
-        assert len(row["prefill_seconds"]) == len(row["decode_seconds"]) == bench.REPETITIONS >= 3
-        assert row["decode_us_per_layer"] == 500_000 / row["layers"]
+    monkeypatch.setattr(tiny_throughput, "PREFILL", 20)
+    monkeypatch.setattr(tiny_throughput, "DECODE", 2)
+    monkeypatch.setattr(throughput, "clock", lambda device: Ticking())
+    setting, found = tiny_throughput.setting(0), Found()
+    entrants = tiny_throughput.entrants(representatives([]), setting)
+    tiny_throughput.measure(entrants, setting, found)
+    made = rows(entrants, setting, found)
+    assert [(row["model"], row["test"]) for row in made] == [
+        (family, test) for family in families() for test in ("pp20", "tg2")
+    ]
+    for row in made:
+        assert row["tiny"]
+        assert row["layers"] < 10
+        assert row["tokens_per_s"] == row["tokens_per_s_min"] == row["tokens"]  # each run takes a second
+        assert row["seconds"] == [1.0] * 5
+        assert row["warmups"] == 4
 
 
 def test_threads_are_as_before_once_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,20 +41,36 @@ def test_threads_are_as_before_once_it_is_over(monkeypatch: pytest.MonkeyPatch) 
         inside.append((torch.get_num_threads(), torch.is_inference_mode_enabled()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "measure", interrupted)
-    before = torch.get_num_threads()
+    monkeypatch.setattr(throughput, "measure", interrupted)
+    setting, before = tiny_throughput.setting(0), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            bench.run({"x": SPEC}, seed=0, samples=Samples())
-        assert inside == [(bench.THREADS, True)]
+            tiny_throughput.measure(tiny_throughput.entrants([one("llama3")], setting), setting, Found())
+        assert inside == [(TINY_THREADS, True)]
         assert torch.get_num_threads() == 2
         assert not torch.is_inference_mode_enabled()
     finally:
         torch.set_num_threads(before)
 
 
-def test_a_model_measured_in_one_way_only_has_no_row() -> None:
-    specs: dict[str, Decoder] = {"a": SPEC, "b": SPEC, "c": SPEC}
-    samples: Samples = {("a", "prefill"): [1.0], ("a", "decode"): [1.0], ("b", "prefill"): [1.0]}
-    assert [row["model"] for row in bench.rows(specs, samples)] == ["a"]
+def test_the_table_has_a_line_for_each_model_that_was_timed_in_both_ways() -> None:
+    made = fake_rows([Subject(one(name), tiny=True) for name in ("qwen3", "llama3")], [2.0])
+    text = tables.tiny_throughput(made[:3]).text(Format.table)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "qwen3-0.6b 128 128-128 16 16-16 2,232" in lines  # of 28 layers
+    assert not any(line.startswith("llama3") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [([1.0], "One repetition after 4 rounds of warm-up"), ([1.0] * 5, "Medians of 5 repetitions after 4 rounds")],
+)
+def test_the_legend_says_how_often_it_was_measured(seconds: list[float], told: str) -> None:
+    assert told in tables.tiny_throughput(fake_rows([Subject(one("qwen3"))], seconds)).text(Format.table)
+
+
+def test_an_interruption_in_the_middle_of_a_round_is_told() -> None:
+    made = fake_rows([Subject(one("qwen3"))], [1.0, 1.0])
+    made[1]["seconds"] = [1.0]
+    assert "Medians of 1 to 2 repetitions" in tables.tiny_throughput(made).text(Format.table)

@@ -15,10 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import zoo
-from benchmarks import tiny_throughput
 from benchmarks.__main__ import app
-from benchmarks.costs import about
-from benchmarks.models import one
 from benchmarks.verbs import verbs
 from zoo.terminal import exit_code
 
@@ -64,9 +61,9 @@ def test_a_swapped_model_is_a_row_like_any_other(call: Callable[..., str]) -> No
 
 
 def test_every_verb_is_tested_here() -> None:
-    """compare needs two models, so that what follows is called for it below; load needs files: test_load.py. The verbs
-    that measure blocks take no list of models: test_measured_verbs.py."""
-    assert verbs().keys() - CALLS.keys() == {"compare", "load", "mla", "blocks"}
+    """compare needs two models, so that what follows is called for it below; load needs files: test_load.py. What is
+    measured needs a fake clock: test_throughput_command.py, and, without a list of models, test_measured_verbs.py."""
+    assert verbs().keys() - CALLS.keys() == {"compare", "load", "throughput", "mla", "blocks"}
 
 
 def test_compare_fits_and_follows_the_schema_for_any_two(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,15 +122,6 @@ def test_out_writes_what_the_terminal_would_show(call: Callable[..., str], tmp_p
     shown = call("--json", "qwen3-8b")
     assert call("--json", "qwen3-8b", "--out", str(tmp_path / "out.json")) == ""
     assert (tmp_path / "out.json").read_text(encoding="utf-8") == shown
-
-
-def test_a_measured_row_follows_the_schema_too() -> None:
-    samples = {("qwen3", way): [0.5, 0.25] for way in ("prefill", "decode")}
-    (measured,) = tiny_throughput.rows({"qwen3": zoo.spec("qwen3", tiny=True)}, samples)
-    row = measured | about(one("qwen3"))
-    validate_row = Draft202012Validator({**SCHEMA["$defs"]["row"], "$defs": SCHEMA["$defs"]})
-    assert list(validate_row.iter_errors(row)) == []
-    assert list(validate_row.iter_errors(row | {"surprise": 1}))
 
 
 def test_the_schema_has_teeth() -> None:

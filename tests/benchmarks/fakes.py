@@ -1,0 +1,41 @@
+"""A clock that only the tests move, and measurements that nobody made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import tiny_throughput
+from benchmarks.runners import Nothing
+from benchmarks.subjects import Subject
+from benchmarks.throughput import EAGER, ZOO, Entrant, Found
+from benchmarks.throughput_rows import rows
+
+
+class Clock:
+    """Seconds that pass when somebody says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Ticking(Clock):
+    """Each reading is a second after the one before."""
+
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
+def fake_rows(subjects: Sequence[Subject], seconds: Sequence[float] = (0.9, 0.001, 1e-4)) -> list[dict[str, Any]]:
+    """The rows of the main job, had every run taken these seconds."""
+    setting, found = tiny_throughput.setting(0), Found()
+    entrants = [Entrant(subject, ZOO, EAGER, Nothing()) for subject in subjects]
+    for entrant in entrants:
+        for work in setting.works:
+            found.samples[entrant.key(work)] = list(seconds)
+            found.warmups[entrant.key(work)] = [1.0] * 4
+    return rows(entrants, setting, found)

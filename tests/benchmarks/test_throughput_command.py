@@ -1,0 +1,222 @@
+"""python -m benchmarks throughput and compare --measure, as their users call them, under a clock nobody waits for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jsonschema import Draft202012Validator
+
+import weights
+import zoo
+from benchmarks import ceilings, measuring, throughput
+from benchmarks.__main__ import app
+from benchmarks.timing import measure
+from tests.benchmarks.fakes import Ticking
+from zoo.terminal import exit_code
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
+SHORT = ("--tiny", "-p", "20", "-n", "2")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "clock", lambda device: Ticking())
+    monkeypatch.setattr(ceilings, "BUFFER", 64 * 4 * ceilings.WIDTH)
+
+
+def call(*args: str, verb: str = "throughput") -> int:
+    return exit_code(app, "python -m benchmarks", [verb, *args])
+
+
+def written(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert list(Draft202012Validator(SCHEMA).iter_errors(document)) == []
+    return document
+
+
+def test_json_has_rows_ceilings_and_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("qwen3", "gpt-oss", *SHORT, "-d", "0", "-d", "30", "--batch", "2", "--json") == 0
+    document = written(capsys)
+    assert document["complete"] is True
+    assert {"isa", "blas", "commit", "last_cache_bytes"} <= document["machine"].keys()
+    rows = [row for row in document["rows"] if row["table"] == "throughput"]
+    tests = ("pp20", "tg2", "pp20 @ d30", "tg2 @ d30")
+    assert [(row["model"], row["test"]) for row in rows] == [
+        (name, test) for name in ("qwen3", "gpt-oss") for test in tests
+    ]
+    for row in rows:
+        assert row["tokens_per_s"] == 2 * row["tokens"]  # each run takes a second
+        assert row["overhead"] == 1.0  # as does one of a model that does nothing
+        assert (row["experts_hit"] is None) == (row["model"] == "qwen3")
+        assert (row["own_matrices_tokens_per_s"] is None) == (row["phase"] == "decode")
+    kinds = [row["kind"] for row in document["rows"] if row["table"] == "ceilings"]
+    assert set(kinds) == {"bandwidth", "matmul"}
+
+
+def test_tables_on_stdout_and_nothing_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("qwen3", *SHORT, "--swap", "GQA(window=8)") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.count("qwen3* ") == 4  # two tests in two tables
+    assert "*: after --swap GQA(window=8)." in out
+
+
+@pytest.mark.parametrize("ended", [0, 3])
+def test_an_interruption_leaves_what_there_is_and_valid_json(
+    ended: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the first round that counts, after so many runs."""
+
+    def interrupted(tasks: Any, samples: Any, *, tick: Any, **rest: Any) -> None:
+        left = ended
+
+        def ticking() -> None:
+            nonlocal left
+            if samples:
+                left -= 1
+            if left <= 0 and (samples or not ended):
+                raise KeyboardInterrupt
+            tick()
+
+        measure(tasks, samples, tick=ticking, **rest)
+
+    monkeypatch.setattr(throughput, "measure", interrupted)
+    assert call("qwen3", "llama3", *SHORT, "--json") == 130
+    document = written(capsys)
+    assert document["complete"] is False
+    assert [row["seconds"] for row in document["rows"]] == [[1.0]] * ended
+    assert call("qwen3", "llama3", *SHORT) == 130
+    out, err = capsys.readouterr()
+    assert err == "error: interrupted\n"
+    assert ("One repetition after 4 rounds" in out) == bool(ended)
+
+
+def test_a_peer_has_the_same_weights_and_a_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("gemma3", "gpt-oss", *SHORT, "-d", "30", "--peer", "transformers", "--json") == 0
+    rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
+    assert {(row["implementation"], row["mode"]) for row in rows if row["model"] == "gpt-oss"} == {
+        ("zoo", "eager"),
+        ("transformers", "eager"),
+    }
+    assert {row["mode"] for row in rows if row["model"] == "gemma3"} == {"eager", "sdpa"}
+    assert {row["ratio"] for row in rows} == {None, 1.0}
+
+
+def test_a_peer_that_computes_something_else_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import peer_throughput
+
+    load = peer_throughput.load
+
+    def broken(*args: Any) -> Any:
+        theirs = load(*args)
+        with torch.no_grad():  # not in place: the tensor is the zoo's, too
+            theirs.model.norm.weight = torch.nn.Parameter(theirs.model.norm.weight * 1.001)
+        return theirs
+
+    monkeypatch.setattr(peer_throughput, "load", broken)
+    assert call("llama3", *SHORT, "--peer", "transformers") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "llama3: the logits of transformers differ by" in err
+    assert "nothing was measured" in err
+
+
+def test_a_model_that_the_peer_has_not_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("llama3", *SHORT, "--swap", "norm=sandwich", "--peer", "transformers") == 2
+    assert "no published config says this model" in capsys.readouterr().err
+
+
+def test_a_peer_that_does_not_compile_is_told_and_the_rest_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        def run(**___: Any) -> Any:
+            raise RuntimeError("no such luck")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    assert call("llama3", *SHORT, "--peer", "transformers", "--peer-compiled", "--json") == 0
+    out, err = capsys.readouterr()
+    assert err == "transformers does not run llama3 compiled: RuntimeError: no such luck\n"
+    assert {row.get("mode") for row in json.loads(out)["rows"]} == {"eager", "sdpa", None}
+
+
+@pytest.mark.slow
+def test_both_modes_of_both_implementations(capsys: pytest.CaptureFixture[str]) -> None:
+    """It compiles, for a minute or two."""
+    options = ("--mode", "eager", "--mode", "compiled", "--peer", "transformers", "--peer-compiled", "--json")
+    assert call("llama3", *SHORT, *options) == 0
+    rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
+    assert [(row["implementation"], row["mode"]) for row in rows if row["phase"] == "decode"] == [
+        ("zoo", "eager"),
+        ("zoo", "compiled"),
+        ("transformers", "sdpa"),
+        ("transformers", "compiled"),
+    ]
+
+
+def test_compiled_models_share_their_weights() -> None:
+    model = zoo.build("deepseek-v3", tiny=True)
+    twin = throughput.compiled(model)
+    held = {parameter.data_ptr() for parameter in model.parameters()}
+    assert {parameter.data_ptr() for parameter in twin.parameters()} == held
+    assert twin.spec == model.spec
+    assert not twin.training
+
+
+def test_weights_of_a_folder_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights.save(zoo.build("qwen3", tiny=True), tmp_path / "mine")
+    assert call(str(tmp_path / "mine"), "-p", "20", "-n", "2", "--json") == 0
+    row = written(capsys)["rows"][0]
+    assert (row["model"], row["weights"], row["tiny"], row["hub"]) == ("mine", "mine", False, None)
+
+
+def test_compare_measures_when_it_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("qwen3", "llama3", "--measure", "--tiny", "--json", verb="compare") == 0
+    rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
+    assert [(row["model"], row["test"], row["dtype"]) for row in rows] == [
+        (name, test, "bfloat16") for name in ("qwen3-0.6b", "llama3.2-1b") for test in ("pp512", "tg128")
+    ]
+
+
+def test_where_it_does_not_fit_nothing_is_built(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measuring, "run", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr("benchmarks.subjects.free_memory", lambda device: 2**30)
+    assert call("deepseek-v3-671b") == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "what would fit: --tiny" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (["nope"], 2, "unknown model 'nope'"),
+        (["qwen3", "-p", "0", "-n", "0"], 2, "nothing to measure"),
+        (["qwen3", "-d", "deep"], 2, "write 4096 or 4k"),
+        (["qwen3", "--dtype", "fp8"], 2, "no model here multiplies in it"),
+        (["qwen3", "--mode", "fast"], 2, "fast"),
+        (["qwen3", "--peer", "vllm"], 2, "vllm"),
+        (["qwen3", "--layers", "0"], 2, "--layers"),
+        (["qwen3", "--seed", "-1"], 2, "--seed"),
+        (["qwen3", "--device", "cdua"], 2, "did you mean cuda"),
+        (["qwen3", "--out", "no/such/folder/file"], 3, "no folder"),
+        (["no.gguf"], 3, "no.gguf"),
+    ],
+)
+def test_misuse_is_one_line(args: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*args) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert told in err
+    assert err.count("\n") == 1
