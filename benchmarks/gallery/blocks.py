@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from benchmarks.gallery.drawings import DRAWINGS, draw
 from zoo.architectures import families
 from zoo.blocks.layer import Placement
 from zoo.catalog import sizes
-from zoo.registry import Spec
 from zoo.remake import features, points
 from zoo.terminal import Column, Format, count, render, size
 
@@ -29,6 +29,7 @@ HEADING = re.compile(r"<h(\d)>(.*?)</h\1>")
 ONE = re.compile(r'<img src="blocks/([\w-]+)\.svg" alt="([^"]*)" />')
 
 
+@cache
 def markdown() -> str:
     """docs/blocks.md."""
     shown = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
@@ -61,23 +62,22 @@ def _lower(match: re.Match[str]) -> str:
 
 def used(word: str, named: str | None = None) -> str:
     """Who uses a block, a point of one, an option or a placement, in a sentence."""
-    found = {
-        family: [name for name in module.SIZES if word in words(sizes()[name].spec)]
-        for family, module in families().items()
-    }
+    found = {family: [name for name in module.SIZES if word in words(name)] for family, module in families().items()}
     told = [_told(family, names) for family, names in found.items() if names]
     return f"*Who uses {named or word}:* {', '.join(told) or 'none of these'}."
 
 
-def words(spec: Spec) -> set[str]:
-    """Every word for a part of a model: kinds, points of grouped-query attention, placements and options in use."""
+@cache
+def words(name: str) -> frozenset[str]:
+    """Every word for a part of a preset: kinds, points of grouped-query attention, placements and options in use."""
     found = set[str]()
-    for node in spec.walk():
+    layers = dict.fromkeys(sizes()[name].spec.layers)
+    for node in (node for layer in layers for node in layer.walk()):
         if isinstance(node, Placement):  # its options are where norms stand, which it has a word for
             found.add(node.placement)
         else:
             found |= {*points(node), *features(node).values()}
-    return found
+    return frozenset(found)
 
 
 def costs() -> str:

@@ -74,6 +74,9 @@ def put(path: Path, content: bytes) -> None:
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotAvailable(f"cannot write to {path.parent}: {error.strerror}") from error
+    try:
         part.write_bytes(content)
         part.replace(path)
     except OSError as error:
