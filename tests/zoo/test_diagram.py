@@ -24,12 +24,12 @@ from zoo.blocks import PostNorm
 from zoo.diagram import colours, svg
 from zoo.diagram.canvas import text_width
 from zoo.diagram.style import PALETTE, RULES, css
+from zoo.errors import UsageError
 from zoo.grammar import apply_swap
 from zoo.registry import Block
 from zoo.terminal import exit_code
 
 SVG = "{http://www.w3.org/2000/svg}"
-BLOCKS = ("attn", "ffn", "block")
 APP = runpy.run_module("zoo.build")["app"]
 
 
@@ -168,6 +168,16 @@ def test_any_composition_is_drawn(model, other) -> None:
     root = drawn(model, against=other)
     assert list(misplaced(root)) == []
     assert svg(model, "a title", against=other) == svg(model, "a title", against=other)
+
+
+def test_a_title_of_any_letters_is_a_document() -> None:
+    title = ElementTree.fromstring(svg(BASE, "a\x0cb\n\udc80]]><script>")).find(f"{SVG}title").text
+    assert title == "a b  ]]><script>"
+
+
+def test_no_token_sees_nothing() -> None:
+    with pytest.raises(UsageError, match="context=0 is below 1"):
+        svg(BASE, "a title", context=0)
 
 
 def test_two_diagrams_in_one_page_share_no_id() -> None:

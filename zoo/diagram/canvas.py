@@ -13,7 +13,6 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 Facts = frozenset[tuple[str, str]]
-TALL = 1.2  # height of a line of text, in font sizes
 
 # Advances of DejaVu Sans in hundredths of the font size: the widest face that a system's own font is likely to be.
 _ADVANCES = {
@@ -92,22 +91,21 @@ class Canvas:
         return ElementTree.tostring(self.root, encoding="unicode")
 
     @contextmanager
-    def group(self, look: str, tip: str = "") -> Iterator[Element]:
+    def group(self, look: str, tip: str) -> Iterator[None]:
         """What is drawn inside belongs together; `tip` is shown where a pointer rests on it."""
         outer, self._into = self._into, self._add("g", look)
-        if tip:
-            SubElement(self._into, "title").text = tip
-        yield self._into
+        SubElement(self._into, "title").text = tip
+        yield
         self._into = outer
 
     def rect(self, x: float, y: float, width: float, height: float, look: str, round: float = 0) -> Element:
-        """A rectangle. Its height may be set anew once what stands in it is drawn."""
+        """A rectangle, which `stretch` may make higher once it is known what stands in it."""
         corners = {"rx": _n(round)} if round else {}
         return self._add("rect", look, x=_n(x), y=_n(y), width=_n(width), height=_n(height), **corners)
 
     def path(self, d: str, look: str) -> Element:
-        """A path. Its data may hold numbers of any length."""
-        return self._add("path", look, d=_LONG.sub(lambda number: _n(float(number[0])), d))
+        """A path, which `trace` may draw anew once it is known where it ends."""
+        return trace(self._add("path", look), d)
 
     def circle(self, x: float, y: float, radius: float, look: str) -> Element:
         """A circle."""
@@ -132,8 +130,7 @@ class Canvas:
         element = self._add("text", look, x=_n(x), y=_n(y), **{"font-size": _n(size)}, **places)
         element.text = shown
         if shown != words:
-            tip = SubElement(element, "title")
-            tip.text = words
+            SubElement(element, "title").text = words
         return text_width(shown, size, bold)
 
     def marked(self, look: str, fact: str, says: str) -> str:
@@ -155,3 +152,9 @@ def _n(number: float) -> str:
 def stretch(rect: Element, bottom: float) -> None:
     """Let a rectangle end at `bottom`."""
     rect.set("height", _n(bottom - float(rect.get("y", 0))))
+
+
+def trace(path: Element, d: str) -> Element:
+    """Let a path run along `d`, whose numbers may be of any length."""
+    path.set("d", _LONG.sub(lambda number: _n(float(number[0])), d))
+    return path

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from zoo.cost import linear_flops
 from zoo.decoder import Decoder
 from zoo.diagram.canvas import Canvas
 from zoo.registry import Block, Mixer
@@ -71,11 +71,16 @@ def of_block(block: Block, layers: int, whole: Totals) -> Cost:
     )
 
 
-def of_table(whole: Totals, looked_up: bool, stored: bool) -> Cost:
-    """The cost of the embedding, or of the head, which is multiplied with; 0 parameters where the other stores them."""
-    spec = whole.spec
-    params = spec.vocab * spec.dim if stored else 0
-    return Cost(1, params, params, flops=0 if looked_up else linear_flops(1, spec.dim, spec.vocab))
+def of_embedding(whole: Totals) -> Cost:
+    """The cost of the embedding, in which a row is looked up."""
+    params = whole.spec.param_parts()["embedding"]
+    return Cost(1, params, params)
+
+
+def of_head(whole: Totals) -> Cost:
+    """The cost of the head; it stores nothing where it is tied to the embedding."""
+    params = whole.spec.param_parts()["head"]
+    return Cost(1, params, params, flops=whole.spec.flop_parts(whole.context - 1, 1)["head"])
 
 
 def headings(canvas: Canvas, y: float) -> None:
@@ -87,34 +92,32 @@ def headings(canvas: Canvas, y: float) -> None:
 def columns(canvas: Canvas, y: float, cost: Cost, whole: Totals, detailed: bool = False) -> None:
     """A block's figures on the line `y`; detailed, with bars for their shares and what one layer has below."""
     kept = cost.kv * (whole.context if cost.window is None else min(cost.window, whole.context))
-    shares = {
-        "params": cost.params / whole.params,
-        "kv": kept / whole.kv,
-        "flops": cost.flops / whole.flops,
-    }
-    figures = {
-        "params": [count(cost.params)] if cost.params else [],
-        "kv": [size(cost.kv)] if cost.kv else [],
-        "flops": [_percent(shares["flops"])] if cost.flops else [],
-    }
-    if detailed and cost.layers > 1:
-        figures["params"] += [f"{count(cost.params / cost.layers)}/layer"]
-        figures["kv"] += [f"{size(cost.kv / cost.layers)}/layer"] * bool(cost.kv)
-    if detailed and cost.active < cost.params:
-        figures["params"] += [f"active {count(cost.active)}"]
-    if detailed and cost.window:
-        figures["kv"] += [f"of last {cost.window:,}"]
-    if detailed and cost.scores:
-        figures["flops"] += [f"scores {_percent(cost.scores / whole.flops)}"]
-    for name, lines in figures.items():
-        if not lines:
+    shares = {"params": cost.params / whole.params, "kv": kept / whole.kv, "flops": cost.flops / whole.flops}
+    figures = {"params": count(cost.params), "kv": size(cost.kv), "flops": _percent(shares["flops"])}
+    for name, figure in figures.items():
+        if not getattr(cost, name):
             continue
-        canvas.text(RIGHT[name], y, lines[0], SIZE, WIDE[name], "strong" if detailed else "ink", "end")
+        right, wide = RIGHT[name], WIDE[name]
+        canvas.text(right, y, figure, SIZE, wide, "strong" if detailed else "ink", "end")
         if detailed:
-            canvas.rect(RIGHT[name] - WIDE[name], y + 5, WIDE[name], 3, "track", 1.5)
-            canvas.rect(RIGHT[name] - WIDE[name], y + 5, max(WIDE[name] * shares[name], 0.5), 3, name, 1.5)
-        for i, line in enumerate(lines[1:]):
-            canvas.text(RIGHT[name], y + 20 + 12 * i, line, SMALL, WIDE[name], "faint", "end")
+            canvas.rect(right - wide, y + 5, wide, 3, "track", 1.5)
+            canvas.rect(right - wide, y + 5, max(wide * shares[name], 0.5), 3, name, 1.5)
+            for i, line in enumerate(_details(name, cost, whole)):
+                canvas.text(right, y + 20 + 12 * i, line, SMALL, wide, "faint", "end")
+
+
+def _details(name: str, cost: Cost, whole: Totals) -> Iterator[str]:
+    """What stands below a figure."""
+    if name == "params" and cost.layers > 1:
+        yield f"{count(cost.params / cost.layers)}/layer"
+    if name == "params" and cost.active < cost.params:
+        yield f"active {count(cost.active)}"
+    if name == "kv" and cost.layers > 1:
+        yield f"{size(cost.kv / cost.layers)}/layer"
+    if name == "kv" and cost.window:
+        yield f"of last {cost.window:,}"
+    if name == "flops" and cost.scores:
+        yield f"scores {_percent(cost.scores / whole.flops)}"
 
 
 def tip(name: str, cost: Cost) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from zoo.blocks import Layer
 from zoo.blocks.layer import Branch, Placement, PostNorm
 from zoo.blocks.norm import RMSNorm
-from zoo.diagram.canvas import Canvas, stretch
+from zoo.diagram.canvas import Canvas, stretch, trace
 from zoo.diagram.costs import Totals, columns, of_block, tip
 from zoo.diagram.insides import inside
 from zoo.diagram.shapes import SMALL, Room
@@ -17,7 +17,6 @@ from zoo.remake import features
 LEFT, FRONT, STREAM, RAIL = 16.0, 22.0, 36.0, 82.0  # a card, what stands on the stream, the stream, a branch
 BLOCK, BLOCK_END, END = 62.0, 326.0, 544.0
 GAP, BAR, PLUS = 11.0, 19.0, 7.0
-LOOKS = ("attn", "ffn")  # of the slots with a colour of their own
 NAMES = {"attn": "attention", "ffn": "feed-forward"}
 
 
@@ -27,26 +26,27 @@ class Cards:
 
     canvas: Canvas
     whole: Totals
-    shown: dict[tuple[str, Placement], str] = field(default_factory=dict)
+    shown: dict[tuple[str, Placement], tuple[str, str]] = field(default_factory=dict)  # -> the card's label and look
 
     def card(self, y: float, layer: Layer, label: str, number: int, colour: str) -> float:
         """One kind of layer, of which there are `number`; returns the y below it."""
         frame = self.canvas.rect(LEFT, y, END - LEFT, 0, "card", 8)
         stream = self.canvas.path("", "residual")
-        self.canvas.rect(BLOCK, y + 9, 10, 10, f"kind-{colour}", 2)
+        look = f"kind-{colour}"
+        self.canvas.rect(BLOCK, y + 9, 10, 10, look, 2)
         title = f"{number:,} layer{'s' * (number > 1)}, {label}"
         self.canvas.text(BLOCK + 16, y + 18, title, 11.5, BLOCK_END - BLOCK - 16, "strong")
         columns(self.canvas, y + 18, of_block(layer, number, self.whole), self.whole)
         self.canvas.path(f"M{BLOCK} {y + 26}H{END - 10}", "rule")
         bottom = y + 26
         for slot, branch in (("attn", layer.attn), ("ffn", layer.ffn)):
-            bottom = self._branch(bottom, slot, branch, label, number)
+            bottom = self._branch(bottom, slot, branch, (label, look), number)
         bottom += 6
         stretch(frame, bottom)
-        stream.set("d", f"M{STREAM} {y - GAP}V{bottom + 1}")
+        trace(stream, f"M{STREAM} {y - GAP}V{bottom + 1}")
         return bottom
 
-    def _branch(self, y: float, slot: str, placement: Placement, label: str, number: int) -> float:
+    def _branch(self, y: float, slot: str, placement: Placement, card: tuple[str, str], number: int) -> float:
         """From where a branch leaves the stream to where it has come back."""
         self.canvas.circle(STREAM, y + 8, 2.6, "tip")
         y += 22
@@ -56,7 +56,7 @@ class Cards:
         if earlier is not None:
             y = self._same(y, slot, placement, earlier, number)
         else:
-            self.shown[slot, placement] = label
+            self.shown[slot, placement] = card
             before, after = (placement.pre, placement.post) if isinstance(placement, Branch) else (None, None)
             if before:
                 y = self._arrow(self.norm(y, before, number, f"{slot}.norm before"))
@@ -73,14 +73,14 @@ class Cards:
 
     def _block(self, y: float, slot: str, block: Block, number: int) -> float:
         cost = of_block(block, number, self.whole)
-        with self.canvas.group("part", tip(NAMES.get(slot, slot), cost)):
-            look, before = slot if slot in LOOKS else "block", self.canvas.marks
-            box = self.canvas.rect(BLOCK, y, BLOCK_END - BLOCK, 0, look, 6)
+        with self.canvas.group("part", tip(NAMES[slot], cost)):
+            before = self.canvas.marks
+            box = self.canvas.rect(BLOCK, y, BLOCK_END - BLOCK, 0, slot, 6)
             room = Room(self.canvas, BLOCK + 10, y + 7, BLOCK_END - BLOCK - 20, self.whole.spec.dim, slot)
             bottom = max(inside(block, room) + 9, y + 48)
             stretch(box, bottom)
             if self.canvas.marks == before:  # it may differ in what is not drawn
-                box.set("class", self.canvas.marked(look, f"{slot}.block", repr(block)))
+                box.set("class", self.canvas.marked(slot, f"{slot}.block", repr(block)))
             columns(self.canvas, y + 18, cost, self.whole, detailed=True)
         return bottom
 
@@ -95,12 +95,14 @@ class Cards:
             columns(self.canvas, y + 13, cost, self.whole)
         return y + BAR
 
-    def _same(self, y: float, slot: str, placement: Placement, earlier: str, number: int) -> float:
+    def _same(self, y: float, slot: str, placement: Placement, earlier: tuple[str, str], number: int) -> float:
         cost = of_block(placement, number, self.whole)
-        words = f"{NAMES.get(slot, slot)} as in the {earlier} layers"
-        with self.canvas.group("part", tip(words, cost)):
+        words, (label, look) = f"{NAMES[slot]} as in", earlier
+        with self.canvas.group("part", tip(f"{words} {label}", cost)):
             self.canvas.rect(BLOCK, y, BLOCK_END - BLOCK, BAR + 3, "ghost", 4)
-            self.canvas.text(BLOCK + 10, y + 14.5, words, SMALL, BLOCK_END - BLOCK - 20, "faint")
+            x = BLOCK + 16 + self.canvas.text(BLOCK + 10, y + 14.5, words, SMALL, 120, "faint")
+            self.canvas.rect(x, y + 6.5, 9, 9, look, 2)
+            self.canvas.text(x + 14, y + 14.5, label, SMALL, BLOCK_END - x - 24, "faint")
             columns(self.canvas, y + 14.5, cost, self.whole)
         return y + BAR + 3
 

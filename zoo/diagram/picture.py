@@ -10,10 +10,11 @@ import torch
 from zoo.blocks import Layer
 from zoo.decoder import Decoder
 from zoo.diagram.canvas import Canvas, Facts, stretch, text_width, wrapped
-from zoo.diagram.costs import Cost, Totals, columns, headings, of_table, tip
+from zoo.diagram.costs import Cost, Totals, columns, headings, of_embedding, of_head, tip
 from zoo.diagram.layers import BLOCK_END, END, FRONT, GAP, LEFT, Cards
 from zoo.diagram.shapes import SMALL, TINY
 from zoo.diagram.style import css
+from zoo.errors import UsageError
 from zoo.plan import fold, labels
 from zoo.terminal import count, size
 
@@ -35,8 +36,11 @@ def svg(
 
     Shares are of the FLOPs of one token that sees `context`, itself included, and of the cache of one sequence of that
     length in `dtype`. What the model `against` does not have in the same place is marked. Every id begins with
-    `prefix`, so that several diagrams can stand in one page.
+    `prefix`, so that several diagrams can stand in one page. Raises UsageError for a context below 1.
     """
+    if context < 1:
+        raise UsageError(f"context={context} is below 1")
+    title = "".join(letter if letter.isprintable() else " " for letter in title)
     facts = _drawn(against, title, context, dtype, None).facts if against else None
     canvas = _drawn(spec, title, context, dtype, facts)
     return canvas.finish(prefix)
@@ -124,14 +128,14 @@ def _flow(canvas: Canvas, whole: Totals, kinds: dict[Layer, str], colours: dict[
     canvas.text(FRONT, y - 6, "token id", SMALL, 80, "faint")
     cards.stream(y, top)
     scale = f", scaled by {spec.embed_scale:.4g}" if spec.embed_scale != 1 else ""
-    y = _table(cards, top, "Embedding", f"{spec.vocab:,} × {spec.dim:,}{scale}", of_table(whole, True, True))
+    y = _table(cards, top, "Embedding", f"{spec.vocab:,} × {spec.dim:,}{scale}", of_embedding(whole))
     for layer, label in kinds.items():
         y = cards.card(y + GAP, layer, label, counts[layer], colours[layer])
     cards.stream(y, y + GAP)
     y = cards.norm(y + GAP, spec.norm, 1, "final norm", FRONT)
     cards.stream(y, y + GAP)
     words = "the embedding's matrix, tied" if spec.tied else f"{spec.dim:,} × {spec.vocab:,}"
-    y = _table(cards, y + GAP, "Head", words, of_table(whole, False, not spec.tied))
+    y = _table(cards, y + GAP, "Head", words, of_head(whole))
     if spec.tied:
         middle = TABLE / 2
         canvas.path(f"M{FRONT} {top + middle}H{EDGE + 4}q-4 0 -4 4V{y - middle - 4}q0 4 4 4H{FRONT}", "branch tied")

@@ -34,10 +34,8 @@ class Room:
         self, words: str, fact: str, size: float = SMALL, look: str = "ink", less: float = 0, at: float = 0
     ) -> float:
         """A line of text `at` right of the left edge; returns its width. `less` of the width is kept free."""
-        room = self.width - less - at
-        return self.canvas.text(
-            self.x + at, self.y, words, size, room, look, fact=f"{self.place}.{fact}" if fact else ""
-        )
+        room, fact = self.width - less - at, f"{self.place}.{fact}"
+        return self.canvas.text(self.x + at, self.y, words, size, room, look, fact=fact)
 
 
 class Chip(NamedTuple):
@@ -60,17 +58,17 @@ def mask(room: Room, seen: str, windowed: bool) -> None:
     room.canvas.path(steps, "seen-window" if windowed else "seen")
 
 
-def heads(room: Room, heads: int, kv_heads: int) -> float:
+def heads(room: Room, queries: int, groups: int) -> float:
     """A box for each query head, and below each group's one for the key and one for the value that it shares."""
-    if heads > MOST_HEADS:
+    if queries > MOST_HEADS:
         return room.y
-    left, gap = 18.0, 3.0 if kv_heads < heads else 1.0
-    pitch = min(13.0, (room.width - left - gap * (kv_heads - 1)) / heads)
+    left, gap = 18.0, 3.0 if groups < queries else 1.0
+    pitch = min(13.0, (room.width - left - gap * (groups - 1)) / queries)
     box, corner = (pitch - 1, 1) if pitch > 4 else (pitch * 0.8, 0)
     room.canvas.text(room.x, room.y + 8, "q", TINY, left, "faint")
     room.canvas.text(room.x, room.y + 21, "kv", TINY, left, "faint")
-    per_group = heads // kv_heads
-    for group in range(kv_heads):
+    per_group = queries // groups
+    for group in range(groups):
         x = room.x + left + group * (per_group * pitch + gap)
         for i in range(per_group):
             room.canvas.rect(x + i * pitch, room.y, box, 9, "query", corner)
@@ -125,15 +123,15 @@ def grid(room: Room, experts: int, groups: int, chosen: list[int]) -> float:
     return room.y + groups * (tall + gap) - gap
 
 
-def chips(room: Room, chips: list[Chip], fact: str = "says", less: float = 0, at: float = 0) -> float:
+def chips(room: Room, told: list[Chip], fact: str = "says", less: float = 0, at: float = 0) -> float:
     """Words in boxes, side by side as far as there is room; `less` of it is kept free, the first line begins `at`."""
     x, y, height, end = room.x + at, room.y, 15.0, room.x + room.width - less
     place = f"{room.place}.{fact}"
-    for words, look in chips:
+    for words, look in told:
         width = min(text_width(words, TINY) + 12, end - room.x)
         if x + width > end:
             x, y = room.x, y + height + 4
         room.canvas.rect(x, y, width, height, room.canvas.marked(look, place, words), 7)
-        room.canvas.text(x + 6, y + 10.8, words, TINY, width - 12, fact=place)
+        room.canvas.text(x + width / 2, y + 10.8, words, TINY, width - 12, anchor="middle", fact=place)
         x += width + 5
     return y + height

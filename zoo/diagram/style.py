@@ -49,7 +49,6 @@ RULES = {
     "strong": "fill:@ink;font-weight:600",
     "attn": "fill:@attn;stroke:@attn-edge",
     "ffn": "fill:@ffn;stroke:@ffn-edge",
-    "block": "fill:@card;stroke:@line",
     "norm": "fill:@norm;stroke:@norm-edge",
     "table": "fill:@table;stroke:@table-edge",
     "tied": "stroke-dasharray:4 3",
@@ -73,7 +72,7 @@ RULES = {
     "rule": "fill:none;stroke:@edge",
     "branch": "fill:none;stroke:@line;stroke-width:1.3",
     "tip": "fill:@line",
-    "plus": "fill:@paper;stroke:@line;stroke-width:1.5",
+    "plus": "fill:@card;stroke:@line;stroke-width:1.5",
     "track": "fill:@edge;fill-opacity:.6",
     "params": "fill:@table-edge",
     "kv": "fill:@kept",
@@ -83,7 +82,7 @@ RULES = {
 
 MARKS = {
     "text.differs": "fill:@differs;text-decoration:underline",
-    "rect.differs": "stroke:@differs;stroke-width:2.2",
+    "rect.differs": "stroke:@differs;stroke-width:2",
 }
 
 
