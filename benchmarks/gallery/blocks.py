@@ -14,9 +14,10 @@ from typing import Any
 import jinja2
 import mistune
 
-from benchmarks.gallery.data import typical
 from benchmarks.gallery.diagrams import bare
 from benchmarks.gallery.drawings import DRAWINGS, draw
+from benchmarks.gallery.groups import typical
+from benchmarks.models import Model, chosen
 from zoo.architectures import families
 from zoo.blocks.layer import Placement
 from zoo.catalog import sizes
@@ -82,7 +83,7 @@ def words(name: str) -> frozenset[str]:
 
 def costs() -> str:
     """A table of one layer's attention in each architecture, a line for each kind of layer."""
-    rows = [row for family in families() for row in _costs(typical(family))]
+    rows = [row for model in typical(chosen([])) for row in _costs(model)]
     columns = [
         Column("model", "model"),
         Column("layers", "layers"),
@@ -94,8 +95,8 @@ def costs() -> str:
     return render(rows, columns, Format.md)
 
 
-def _costs(name: str) -> Iterable[dict[str, Any]]:
-    spec = sizes()[name].spec
+def _costs(model: Model) -> Iterable[dict[str, Any]]:
+    spec = model.spec
     found: dict[tuple[str, int, int, int], int] = {}
     for layer in spec.layers:
         kept = layer.stored()
@@ -107,7 +108,7 @@ def _costs(name: str) -> Iterable[dict[str, Any]]:
         )
         found[key] = found.get(key, 0) + 1
     for (attn, params, each, at), layers in found.items():
-        yield {"model": name, "layers": layers, "attn": attn, "params": params, "bytes": each, "at": at}
+        yield {"model": model.name, "layers": layers, "attn": attn, "params": params, "bytes": each, "at": at}
 
 
 def _told(family: str, names: list[str]) -> str:

@@ -231,25 +231,21 @@ def _ceilings() -> alt.LayerChart:
 
 
 def _measured() -> alt.FacetChart:
-    base = alt.Chart().encode(y=alt.Y("model:N", sort=None).title(None))
-    colour = alt.Color("implementation:N").legend(orient="bottom", title=None)
-    x = alt.X("tokens_per_s:Q").scale(type="log", nice=False, padding=12).title("tokens a second")
+    """A panel for each case, a line for each implementation and mode."""
+    colour = alt.Color("how:N", sort=None).scale(range=list(palette.HUES)).legend(orient="bottom", title=None)
+    base = alt.Chart().encode(y=alt.Y("model:N", sort=None).title(None), yOffset=alt.YOffset("how:N", sort=None))
+    x = alt.X("low:Q").scale(type="log", nice=False, padding=12).axis(labelExpr=AS_COUNT, grid=True, tickCount=6)
     tips = [
-        *(alt.Tooltip(f"{name}:N") for name in ("model", "implementation", "mode", "test", "batch", "dtype", "device")),
+        *(alt.Tooltip(f"{name}:N") for name in ("model", "how", "case")),
         *(alt.Tooltip(f"{name}:Q", format=",.1f") for name in ("tokens_per_s", "low", "high", "ceiling")),
     ]
-    shift = alt.YOffset("implementation:N")
-    bars = base.mark_rule(strokeWidth=2).encode(
-        x=x.axis(labelExpr=AS_COUNT, grid=True), x2="high:Q", color=colour, yOffset=shift
-    )
-    bars = bars.encode(x=alt.X("low:Q").scale(type="log", nice=False, padding=12))
-    points = base.mark_point(filled=True, size=60, opacity=1).encode(x=x, color=colour, yOffset=shift, tooltip=tips)
-    ticks = base.transform_filter("isValid(datum.ceiling)").mark_tick(thickness=2, color="@accent", bandSize=16)
-    ticks = ticks.encode(x="ceiling:Q", yOffset=shift, tooltip=tips)
-    layers = alt.layer(bars, points, ticks).properties(width=WIDTH, height=alt.Step(16))
-    return layers.facet(row=alt.Row("test:N").title(None), data=alt.NamedData("measured")).resolve_scale(
-        x="independent", y="independent"
-    )
+    bars = base.mark_rule(strokeWidth=2).encode(x=x.title("tokens a second"), x2="high:Q", color=colour)
+    points = base.mark_point(filled=True, size=60, opacity=1).encode(x="tokens_per_s:Q", color=colour, tooltip=tips)
+    ceilings = base.transform_filter("isValid(datum.ceiling)").mark_tick(thickness=2, color="@accent", bandSize=14)
+    layers = alt.layer(bars, points, ceilings.encode(x="ceiling:Q", tooltip=tips))
+    header = alt.Row("case:N", sort=None).header(title=None, labelOrient="top", labelAnchor="start", labelPadding=2)
+    panels = layers.properties(width=WIDTH, height=alt.Step(16)).facet(row=header, data=alt.NamedData("measured"))
+    return panels.resolve_scale(x="independent", y="independent")
 
 
 COLUMNS = 4

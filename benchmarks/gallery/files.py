@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gallery import blocks, charts, series
-from benchmarks.gallery.data import DEVICE, defaults, typical
+from benchmarks.gallery.data import DEVICE
+from benchmarks.gallery.groups import typical
 from benchmarks.gallery.overview import overview
 from benchmarks.gallery.page import page
 from benchmarks.gallery.series import Table
-from benchmarks.models import Model, one
+from benchmarks.models import Model, chosen
 from benchmarks.roofline import device
-from zoo.architectures import families
 from zoo.errors import NotAvailable
 
 FORMATS = ("png", "svg")
@@ -46,8 +46,7 @@ def write(
 
 def pictures(models: Sequence[Model], rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     """File name -> picture, of the models that the page begins with, at its first settings."""
-    names, card = defaults(models), device(DEVICE)
-    tables = series.tables([model for model in models if model.name in names], rows)
+    card, tables = device(DEVICE), series.tables(typical(models), rows)
     params = {"rate": card.flops, "bandwidth": card.bandwidth}
     drawn = {name: picture for name, picture in charts.pictures().items() if tables[picture.tables[0]].rows}
     return {f"{name}.{kind}": charts.image(name, tables, params, kind) for name in drawn for kind in FORMATS}
@@ -64,7 +63,7 @@ def as_csv(table: Table) -> str:
 
 def documents() -> dict[str, bytes]:
     """What docs/ holds: path below it -> content. Text is the same on every machine."""
-    held = {"overview.svg": overview([one(typical(family)) for family in families()]), "blocks.md": blocks.markdown()}
+    held = {"overview.svg": overview(typical(chosen([]))), "blocks.md": blocks.markdown()}
     held |= {f"blocks/{name}": text for name, text in blocks.pictures().items()}
     return {name: f"{text}\n".encode() for name, text in held.items()}
 

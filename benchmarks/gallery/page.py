@@ -14,10 +14,10 @@ import jinja2
 import vl_convert
 
 from benchmarks.gallery import blocks, charts, diagrams
-from benchmarks.gallery.data import data, defaults
+from benchmarks.gallery.data import data
+from benchmarks.gallery.groups import groups, typical
 from benchmarks.gallery.overview import overview
 from benchmarks.models import Model
-from zoo.architectures import families
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("sums", "show", "diagrams", "whatif", "charts")
@@ -38,9 +38,9 @@ def page(models: Sequence[Model], measured: Mapping[str, Any] | None = None) -> 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
     html = environment.from_string(_read("page.html")).render(
         style=_read("style.css") + diagrams.style(models[0]),
-        families=len(families()),
+        families=len(groups(models)),
         models=len(models),
-        overview=diagrams.bare(overview([model for model in models if model.name in defaults(models)], "overview-")),
+        overview=diagrams.bare(overview(typical(models), "overview-")),
         pictures=charts.pictures(),
         measured=_machine(measured),
         blocks=blocks.html(),

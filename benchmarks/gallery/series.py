@@ -13,6 +13,7 @@ from benchmarks import growth
 from benchmarks.flops import PHASES
 from benchmarks.models import Model
 from benchmarks.params import PARTS
+from benchmarks.report import named
 
 Row = dict[str, Any]
 CONTEXTS = tuple(round(2 ** (8 + i / 2)) for i in range(25))  # 256 to 1M tokens, two for each doubling
@@ -43,7 +44,7 @@ def tables(models: Sequence[Model], measured: Sequence[Mapping[str, Any]] = ()) 
         "active": _active(models),
         "flops": _flops(models),
         "passes": _passes(models),
-        "measured": measured_rows(measured),
+        "measured": _measured(measured),
     }
     return {name: _table(name, rows) for name, rows in made.items()}
 
@@ -120,19 +121,14 @@ def _passes(models: Sequence[Model]) -> Iterator[Row]:
             }
 
 
-def measured_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
+def _measured(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
     """The speeds of a document of `python -m benchmarks throughput --json`."""
     for row in rows:
         if row.get("table") == "throughput":
             yield {
-                "model": row["model"] + (" (tiny)" if row["tiny"] else ""),
-                "implementation": row["implementation"],
-                "mode": row["mode"],
-                "test": row["test"],
-                "phase": row["phase"],
-                "batch": row["batch"],
-                "dtype": row["dtype"],
-                "device": row["device"],
+                "model": named(dict(row)) + (" (tiny)" if row["tiny"] else ""),
+                "how": f"{row['implementation']}, {row['mode']}",
+                "case": f"{row['test']}, batch {row['batch']}, {row['dtype']} on {row['device']}",
                 "tokens_per_s": row["tokens_per_s"],
                 "low": row["tokens_per_s_min"],
                 "high": row["tokens_per_s_max"],

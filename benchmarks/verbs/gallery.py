@@ -1,4 +1,4 @@
-"""The gallery: a web page of all architectures."""
+"""The gallery: a web page of the architectures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.models import chosen
+from benchmarks.options import Names
 from weights.extras import need
 from zoo.errors import MalformedError, NotAvailable
 from zoo.terminal import Debug, emit, size
 
+KEPT = Path(__file__).resolve().parents[2] / "docs" / "performance.json"  # speeds that come with the repository
 Folder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to write it; made if it is not there.")]
 Png = Annotated[bool, typer.Option("--png", help="Each chart as a PNG and an SVG file, too.")]
 Measured = Annotated[
@@ -26,6 +28,7 @@ Open = Annotated[bool, typer.Option("--open", help="Show it in a browser.")]
 
 
 def command(
+    names: Names = None,
     out: Folder = Path("gallery"),
     png: Png = False,
     measured: Measured = None,
@@ -33,12 +36,14 @@ def command(
     open: Open = False,
     debug: Debug = False,
 ) -> None:
-    """A web page of all architectures: diagrams, charts, what fits, what a swap costs.
+    """A web page of the architectures: diagrams, charts, what fits, what a swap costs.
 
     One file, index.html, which needs no network; beside it data/, the numbers of each chart as CSV, and with --png
     charts/, each chart for papers.
     """
-    speeds = read_measured(measured) if measured else None
+    models = chosen(names or [])
+    kept = measured or (KEPT if KEPT.is_file() else None)
+    speeds = read_measured(kept) if kept else None
     for package in ("altair", "vl_convert", "jinja2", "mistune"):
         need(package, "gallery")
     from benchmarks.gallery import files  # needs what was just looked for
@@ -47,7 +52,7 @@ def command(
         for name, content in files.documents().items():
             files.put(out / name, content)
         return
-    index, *others = files.write(out, chosen([]), speeds, images=png, told=lambda what: print(what, file=sys.stderr))
+    index, *others = files.write(out, models, speeds, images=png, told=lambda what: print(what, file=sys.stderr))
     emit(f"{index}  {size(index.stat().st_size)}, {len(others)} files beside it")
     if open:
         webbrowser.open(index.absolute().as_uri())

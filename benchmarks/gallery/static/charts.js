@@ -27,7 +27,7 @@ function filled(name, width) {
   for (const table of SPECS[name].tables) spec.data.find(data => data.name === table).values = records(table, names);
   for (const signal of spec.signals || []) {
     if (signal.name in set) signal.value = set[signal.name];
-    if (signal.name === "child_width") signal.value = Math.max(200, width - 190);
+    if (signal.name === "child_width") signal.value = Math.max(140, width - 190);
   }
   const colour = spec.scales.find(scale => scale.name === "color");
   if (SPECS[name].by_model) Object.assign(colour, {domain: names, range: names.map(each => MODELS.get(each).colour)});
@@ -53,6 +53,8 @@ function draw(figure) {
   legend(spec, figure);
   drawn.set(name, vegaEmbed(plot, spec, {...QUIET, renderer: "svg", tooltip}).then(async made => {
     (await before)?.finalize();
+    if (plot.scrollWidth > plot.clientWidth) plot.tabIndex = 0; // so that a keyboard can scroll it
+    else plot.removeAttribute("tabindex");
     return made;
   }));
   return drawn.get(name);

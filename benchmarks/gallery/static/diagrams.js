@@ -75,7 +75,7 @@ function compare() {
 
 function startDiagrams() {
   byId("cards").replaceChildren(...DATA.families.map(card));
-  const [first, second] = DATA.pairs[1];
+  const [first, second] = DATA.pairs[1] || DATA.pairs[0] || [0, -1].map(i => DATA.models.at(i).name);
   modelOptions(byId("first"), first);
   modelOptions(byId("second"), second);
   byId("first").addEventListener("change", compare);

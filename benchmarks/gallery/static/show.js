@@ -1,7 +1,14 @@
 // How values are shown, as zoo/terminal.py shows them, and making elements.
 
 const digits = number => (number >= 100 || number === Math.trunc(number) ? 0 : number >= 10 ? 1 : 2);
-const three = number => number.toFixed(digits(number));
+const three = number => fixed(number, digits(number));
+
+// toFixed, but halves to the even digit, as Python has it. Only eighths can lie right in the middle of two or fewer places.
+function fixed(number, places) {
+  const scaled = number * 10 ** places, below = Math.floor(scaled);
+  const half = Number.isInteger(8 * number) && scaled - below === 0.5;
+  return half && below % 2 === 0 ? (below / 10 ** places).toFixed(places) : number.toFixed(places);
+}
 
 function count(number) {
   for (const [unit, name] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]])

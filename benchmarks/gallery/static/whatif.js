@@ -127,7 +127,8 @@ function startSwap() {
     byId("swap-note").textContent = positioned(model());
     byId("swap-code").textContent = code(model());
   };
-  modelOptions(byId("swap-model"), "llama3.1-8b");
+  const llama = DATA.families.find(family => family.name === "llama3") || DATA.families[0];
+  modelOptions(byId("swap-model"), llama.typical);
   fillSwap(model());
   const context = slider("swap-context", CONTEXTS, 32768, value => `${tokens(value)} tokens`, update);
   byId("swap-model").addEventListener("change", () => { fillSwap(model()); settle(model()); update(); });

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ import pytest
 
 import zoo
 from benchmarks.__main__ import app
-from benchmarks.gallery import charts, data, files, series
-from benchmarks.models import one
+from benchmarks.gallery import charts, files, groups, series
+from benchmarks.models import chosen
 from benchmarks.verbs.gallery import read_measured
+from tests.benchmarks.gallery.conftest import SHOWN
 from tests.benchmarks.gallery.speeds import MEASURED
 from zoo.errors import MalformedError, NotAvailable
 from zoo.terminal import exit_code
 
 pytestmark = pytest.mark.xdist_group("gallery")
 LIMIT = 4 * 10**6
+MODELS = chosen([])
 
 
 class _Links(HTMLParser):
@@ -66,7 +69,7 @@ def test_the_data_is_what_a_script_element_may_hold(folder: Path) -> None:
 
 
 def test_every_table_is_a_csv_file(folder: Path) -> None:
-    tables = series.tables([one(name) for name in zoo.names()], MEASURED["rows"])
+    tables = series.tables(SHOWN, MEASURED["rows"])
     assert {path.stem for path in (folder / "data").iterdir()} == set(tables)
     for name, table in tables.items():
         with (folder / "data" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
@@ -85,31 +88,29 @@ def test_every_chart_is_a_picture_for_papers(folder: Path) -> None:
         assert "var(--" not in drawn, "a picture has no page to take colours from"
         assert (folder / "charts" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     kv = (folder / "charts" / "kv.svg").read_text(encoding="utf-8")
-    assert all(f">{name}<" in kv for name in data.defaults([one(name) for name in zoo.names()]))
+    assert all(f">{model.name}<" in kv for model in groups.typical(MODELS))
 
 
 def test_one_model_stands_for_each_architecture() -> None:
-    families = zoo.architectures.families()
-    names = data.defaults([one(name) for name in zoo.names()])
-    assert [next(family for family, module in families.items() if name in module.SIZES) for name in names] == list(
-        families
-    )
+    found = groups.groups(MODELS)
+    assert [group.name for group in found] == list(zoo.architectures.families())
+    assert [model for group in found for model in group.models] == MODELS
+    assert all(group.typical in group.models for group in found)
+    assert groups.typical([*MODELS[:1], replace(MODELS[0], name="mine")])[1].name == "mine"
 
 
-@pytest.mark.parametrize("family", zoo.architectures.families())
-def test_what_is_new_in_an_architecture_is_told_whole(family: str) -> None:
+@pytest.mark.parametrize("group", groups.groups(MODELS), ids=lambda group: group.name)
+def test_what_is_new_in_an_architecture_is_told_whole(group: groups.Group) -> None:
     """The file's docstring, cut in three."""
-    told = data._family(family)
-    doc = " ".join((zoo.architectures.families()[family].__doc__ or "").split())
-    assert doc.startswith(f"{told['title']} ({told['source']})")
+    doc = " ".join((zoo.architectures.families()[group.name].__doc__ or "").split())
+    assert doc.startswith(f"{group.title} ({group.source})")
     letters = re.sub(r"\W", "", doc.replace("New here: ", "")).lower()
-    assert letters == re.sub(r"\W", "", told["title"] + told["source"] + told["new"]).lower()
+    assert letters == re.sub(r"\W", "", group.title + group.source + group.new).lower()
 
 
 def test_crossings_are_where_the_smaller_cache_changes() -> None:
-    models = [one(name) for name in zoo.names()]
-    specs = {model.name: model.spec for model in models}
-    rows = series.tables(models)["crossings"].records()
+    specs = {model.name: model.spec for model in MODELS}
+    rows = series.tables(MODELS)["crossings"].records()
     assert len(rows) > 20
     for row in rows:
         less, more = specs[row["less"]], specs[row["more"]]
