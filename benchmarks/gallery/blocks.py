@@ -26,6 +26,8 @@ from zoo.terminal import Column, Format, count, render, size
 
 SOURCE = Path(__file__).parent / "static" / "blocks.md"
 IMAGE = re.compile(r'<p>((?:<img src="blocks/[\w-]+\.svg" alt="[^"]*" />\s*)+)</p>')
+TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+BOX = '<div class="{}" tabindex="0" role="group" aria-label="{}">{}</div>'  # scrolls, by keyboard too
 HEADING = re.compile(r"<h(\d)>(.*?)</h\1>")
 ONE = re.compile(r'<img src="blocks/([\w-]+)\.svg" alt="([^"]*)" />')
 
@@ -47,10 +49,14 @@ def html() -> str:
     """The section of the page: headings one level lower, drawings inside, and what is wide in a box that scrolls."""
     text: str = mistune.create_markdown(escape=False, plugins=["table"])(markdown())
     text = HEADING.sub(_lower, text)
-    text = IMAGE.sub(lambda match: f'<div class="drawings">{ONE.sub(_inside, match[1])}</div>', text)
+    text = IMAGE.sub(
+        lambda match: (
+            f'<div class="drawings" tabindex="0" role="group" aria-label="Drawing">{ONE.sub(_inside, match[1])}</div>'
+        ),
+        text,
+    )
     text = text.replace("<p><em>Who uses", '<p class="used"><em>Who uses')
-    scrolls = '<div class="scroll" tabindex="0" role="region" aria-label="{}"><table>'
-    text = text.replace("<table>", scrolls.format("What attention costs")).replace("</table>", "</table></div>")
+    text = TABLE.sub(lambda match: BOX.format("scroll", "What attention costs", match[0]), text)
     return re.sub(r"<th(?=[ >])", '<th scope="col"', text.replace("<pre>", '<pre tabindex="0">'))
 
 

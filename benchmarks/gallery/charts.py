@@ -1,39 +1,31 @@
 """The charts, in Vega-Lite: what each shows of its tables, at the settings that its parameters have.
 
-The page compiles nothing: it is handed Vega, fills in the rows of the models that are picked, and sets the parameters.
+Colours begin with @: whoever compiles a chart says what they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import altair as alt
-import vl_convert
 
 from benchmarks.gallery import palette
-from benchmarks.gallery.series import Table
-
-WIDTH, HEIGHT = 720, 420
-ROW = 22  # pixels of a model's row
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-TOKENS = [2**i for i in range(8, 21, 2)]
-BYTES = [2**i for i in range(16, 51, 4)]
-TEN = [10**i for i in range(-3, 19)]
-# Vega expressions of axis labels.
-AS_TOKENS = (
-    "datum.value >= pow(2, 20) ? datum.value / pow(2, 20) + 'M' : "
-    "datum.value >= pow(2, 10) ? datum.value / pow(2, 10) + 'k' : datum.value"
+from benchmarks.gallery.encoding import (
+    AS_BYTES,
+    AS_COUNT,
+    AS_TOKENS,
+    BYTES,
+    COLUMNS,
+    TEN,
+    TOKENS,
+    WIDTH,
+    model_colour,
+    on_device,
+    param,
+    sized,
+    tall,
 )
-AS_BYTES = (
-    "datum.value >= pow(2, 40) ? datum.value / pow(2, 40) + ' TiB' : datum.value >= pow(2, 30) ? "
-    "datum.value / pow(2, 30) + ' GiB' : datum.value >= pow(2, 20) ? datum.value / pow(2, 20) + ' MiB' : "
-    "datum.value / pow(2, 10) + ' KiB'"
-)
-AS_COUNT = "replace(format(datum.value, '.3~s'), 'G', 'B')"
-Spec = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -107,7 +99,7 @@ def _lines(table: str, y: alt.Y, tips: list[alt.Tooltip], **calculated: str) -> 
     x = alt.X("context:Q").scale(type="log", base=2, nice=False, domain=[2**8, 2**20])
     x = x.axis(values=TOKENS, labelExpr=AS_TOKENS).title("tokens of context")
     tips = [alt.Tooltip("model:N"), alt.Tooltip("context:Q", format=","), *tips]
-    line = base.encode(x=x, y=y, color=_model(), tooltip=tips)
+    line = base.encode(x=x, y=y, color=model_colour(), tooltip=tips)
     within = line.transform_filter("!datum.beyond").mark_line(strokeWidth=2.2)
     # The stretch from the last point within to the first beyond belongs to the dashes.
     outside = line.transform_window(
@@ -130,7 +122,7 @@ def _kv() -> alt.LayerChart:
             alt.Tooltip("context:Q", format=","),
         ],
     )
-    return _sized(alt.layer(lines, rings).add_params(_param("batch", 1), _param("itemsize", 2)))
+    return sized(alt.layer(lines, rings).add_params(param("batch", 1), param("itemsize", 2)))
 
 
 SCALED = "datum.numbers * batch * itemsize"
@@ -138,7 +130,7 @@ SCALED = "datum.numbers * batch * itemsize"
 
 def _flops() -> alt.LayerChart:
     y = alt.Y("flops:Q").scale(type="log", nice=False).title("FLOPs a token").axis(values=TEN, labelExpr=AS_COUNT)
-    return _sized(_lines("flops", y, [alt.Tooltip("flops:Q", format=".4s")]))
+    return sized(_lines("flops", y, [alt.Tooltip("flops:Q", format=".4s")]))
 
 
 def _params() -> alt.LayerChart:
@@ -159,7 +151,7 @@ def _params() -> alt.LayerChart:
         shown="replace(format(datum.all, '.3s'), 'G', 'B')"
     )
     words = totals.mark_text(align="left", dx=6, color="@faint").encode(y=y, x=alt.datum(1), text="shown:N")
-    return _tall(alt.layer(stacked, words))
+    return tall(alt.layer(stacked, words))
 
 
 def _active() -> alt.LayerChart:
@@ -170,8 +162,8 @@ def _active() -> alt.LayerChart:
     between = base.mark_rule(strokeWidth=2, strokeOpacity=0.5).encode(y=y, x=x.title("parameters"), x2="params:Q")
     full = base.mark_point(filled=True, size=80, opacity=1).encode(y=y, x="active:Q", tooltip=tips)
     hollow = base.mark_point(filled=False, size=110, strokeWidth=1.8).encode(y=y, x="params:Q", tooltip=tips)
-    colour = _model().legend(None)
-    return _tall(alt.layer(*(mark.encode(color=colour) for mark in (between, hollow, full))))
+    colour = model_colour().legend(None)
+    return tall(alt.layer(*(mark.encode(color=colour) for mark in (between, hollow, full))))
 
 
 INTENSITY, RATE = "datum.flops / datum.bytes", "min(rate, bandwidth * datum.flops / datum.bytes)"
@@ -205,9 +197,9 @@ def _roofline() -> alt.LayerChart:
     points = (
         _passes()
         .mark_point(size=80, strokeWidth=1.8, opacity=0.95)
-        .encode(x="intensity:Q", y="reached:Q", color=_model("top"), shape=shape, tooltip=PASS_TIPS)
+        .encode(x="intensity:Q", y="reached:Q", color=model_colour("top"), shape=shape, tooltip=PASS_TIPS)
     )
-    return _sized(_on_device(alt.layer(roof, points)))
+    return sized(on_device(alt.layer(roof, points)))
 
 
 def _ceilings() -> alt.LayerChart:
@@ -215,19 +207,11 @@ def _ceilings() -> alt.LayerChart:
     x = alt.X("tokens_per_s:Q").scale(type="log", nice=False, padding=12).title("tokens a second")
     shape = alt.Shape("pass:N", sort=None).legend(orient="bottom", columns=COLUMNS, title=None)
     span = _passes().transform_aggregate(low="min(tokens_per_s)", high="max(tokens_per_s)", groupby=["model"])
-    lines = span.mark_rule(strokeOpacity=0.35).encode(y=y, x=alt.X("low:Q"), x2="high:Q", color=_model().legend(None))
-    points = (
-        _passes()
-        .mark_point(size=80, strokeWidth=1.8, opacity=1)
-        .encode(
-            y=y,
-            x=x.axis(values=TEN, labelExpr=AS_COUNT, grid=True),
-            color=_model().legend(None),
-            shape=shape,
-            tooltip=PASS_TIPS,
-        )
-    )
-    return _tall(_on_device(alt.layer(lines, points)))
+    lines = span.mark_rule(strokeOpacity=0.35).encode(y=y, x=alt.X("low:Q"), x2="high:Q")
+    points = _passes().mark_point(size=80, strokeWidth=1.8, opacity=1)
+    points = points.encode(y=y, x=x.axis(values=TEN, labelExpr=AS_COUNT, grid=True), shape=shape, tooltip=PASS_TIPS)
+    colour = model_colour().legend(None)
+    return tall(on_device(alt.layer(*(mark.encode(color=colour) for mark in (lines, points)))))
 
 
 def _measured() -> alt.FacetChart:
@@ -246,88 +230,3 @@ def _measured() -> alt.FacetChart:
     header = alt.Row("case:N", sort=None).header(title=None, labelOrient="top", labelAnchor="start", labelPadding=2)
     panels = layers.properties(width=WIDTH, height=alt.Step(16)).facet(row=header, data=alt.NamedData("measured"))
     return panels.resolve_scale(x="independent", y="independent")
-
-
-COLUMNS = 4
-
-
-def _model(orient: str = "bottom") -> alt.Color:
-    """A model's colour; who draws it says which there are."""
-    return alt.Color("model:N", sort=None).legend(orient=orient, columns=COLUMNS, title=None, symbolType="stroke")
-
-
-def _param(name: str, value: float) -> alt.Parameter:
-    return alt.param(name=name, value=value)
-
-
-def _on_device(chart: alt.LayerChart) -> alt.LayerChart:
-    return chart.add_params(_param("rate", 1.0), _param("bandwidth", 1.0))
-
-
-def _sized(chart: alt.LayerChart) -> alt.LayerChart:
-    return chart.properties(width=WIDTH, height=HEIGHT)
-
-
-def _tall(chart: alt.LayerChart) -> alt.LayerChart:
-    return chart.properties(width=WIDTH, height=alt.Step(ROW))
-
-
-@cache
-def vega(name: str) -> Spec:
-    """A chart compiled to Vega, its tables empty, with the page's colours."""
-    spec: Spec = vl_convert.vegalite_to_vega(_styled(pictures()[name].draws(), palette.PAGE))
-    return spec
-
-
-def image(name: str, tables: Mapping[str, Table], params: Mapping[str, float], format: str) -> bytes:
-    """A chart as PNG (two pixels a point) or SVG, in light colours, of the tables' rows and at these parameters."""
-    spec = _styled(pictures()[name].draws(), palette.LIGHT)
-    spec["datasets"] = {table: tables[table].records() for table in pictures()[name].tables}
-    shown = list(dict.fromkeys(row["model"] for row in tables[pictures()[name].tables[0]].records()))
-    spec["title"] = pictures()[name].title
-    for param in spec.get("params", []):
-        param["value"] = params.get(param["name"], param["value"])
-    _coloured(spec, shown)
-    if format == "svg":
-        return vl_convert.vegalite_to_svg(spec).encode()
-    return vl_convert.vegalite_to_png(spec, scale=2)
-
-
-def _coloured(node: Any, shown: Sequence[str]) -> None:
-    """Give every colour by model its domain: the models that are shown."""
-    if isinstance(node, dict):
-        if isinstance(node.get("color"), dict) and node["color"].get("field") == "model":
-            colours = palette.models()
-            node["color"]["scale"] = {"domain": shown, "range": [colours.get(name, palette.OTHER) for name in shown]}
-        for child in node.values():
-            _coloured(child, shown)
-    elif isinstance(node, list):
-        for child in node:
-            _coloured(child, shown)
-
-
-def _styled(chart: alt.TopLevelMixin, colours: Mapping[str, str]) -> Spec:
-    """A chart as a dict, its @names replaced by colours."""
-    axis = {"domainColor": "@faint", "tickColor": "@faint", "gridColor": "@grid", "labelColor": "@ink"}
-    words = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 12, "titleFontSize": 12, "titleColor": "@faint"}
-    config = {
-        "background": None,
-        "font": FONT,
-        "view": {"stroke": None},
-        "axis": axis | words | {"titleFontWeight": "normal", "titlePadding": 10, "labelPadding": 6},
-        "legend": words | {"labelColor": "@ink", "labelLimit": 220, "symbolStrokeWidth": 2, "offset": 16},
-        "title": {"color": "@ink", "font": FONT, "fontSize": 15, "anchor": "start", "offset": 14},
-        "text": {"font": FONT, "fontSize": 12},
-        "rule": {"color": "@faint"},
-        "header": {"labelColor": "@ink", "labelFont": FONT, "labelFontSize": 13, "labelAngle": 0, "labelAlign": "left"},
-    }
-    spec: Spec = _filled(chart.to_dict() | {"config": config}, colours)
-    return spec
-
-
-def _filled(node: Any, colours: Mapping[str, str]) -> Any:
-    if isinstance(node, dict):
-        return {key: _filled(value, colours) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_filled(item, colours) for item in node]
-    return colours[node[1:]] if isinstance(node, str) and node.startswith("@") else node

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gallery import blocks, charts, series
+from benchmarks.gallery import blocks, charts, series, vega
 from benchmarks.gallery.data import DEVICE
 from benchmarks.gallery.groups import typical
 from benchmarks.gallery.overview import overview
@@ -49,7 +49,7 @@ def pictures(models: Sequence[Model], rows: Sequence[Mapping[str, Any]]) -> dict
     card, tables = device(DEVICE), series.tables(typical(models), rows)
     params = {"rate": card.flops, "bandwidth": card.bandwidth}
     drawn = {name: picture for name, picture in charts.pictures().items() if tables[picture.tables[0]].rows}
-    return {f"{name}.{kind}": charts.image(name, tables, params, kind) for name in drawn for kind in FORMATS}
+    return {f"{name}.{kind}": vega.image(name, tables, params, kind) for name in drawn for kind in FORMATS}
 
 
 def as_csv(table: Table) -> str:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import vl_convert
 
-from benchmarks.gallery import blocks, charts, diagrams
+from benchmarks.gallery import blocks, charts, diagrams, vega
 from benchmarks.gallery.data import data
 from benchmarks.gallery.groups import groups, typical
 from benchmarks.gallery.overview import overview
@@ -48,7 +46,7 @@ def page(models: Sequence[Model], measured: Mapping[str, Any] | None = None) -> 
         diagrams={model.name: diagrams.drawing(model) for model in models},
         data=_json(held),
         specs=_json(specs()),
-        vega=vega(),
+        vega=vega.javascript(),
         script="\n".join(_read(f"{name}.js") for name in SCRIPTS),
     )
     return Page(html, held)
@@ -57,16 +55,9 @@ def page(models: Sequence[Model], measured: Mapping[str, Any] | None = None) -> 
 def specs() -> dict[str, Any]:
     """Every chart in Vega, the tables it reads, and whether its colours tell models apart."""
     return {
-        name: {"vega": charts.vega(name), "tables": picture.tables, "by_model": picture.by_model}
+        name: {"vega": vega.compiled(name), "tables": picture.tables, "by_model": picture.by_model}
         for name, picture in charts.pictures().items()
     }
-
-
-@cache
-def vega() -> str:
-    """The JavaScript that draws charts."""
-    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return bundle.replace("</script", "<\\/script")
 
 
 def _machine(measured: Mapping[str, Any] | None) -> str:

@@ -10,7 +10,7 @@ function diagram(name, prefix) {
 }
 
 function drawing(svg, label) {
-  return make("div", {class: "drawing", tabindex: "0", role: "region", "aria-label": label}, svg);
+  return make("div", {class: "drawing", tabindex: "0", role: "group", "aria-label": label}, svg);
 }
 
 function card(family) {
@@ -36,7 +36,7 @@ function table(caption, heads, rows) {
   const right = rows[0]?.querySelector(".number") ? "number" : "";
   const head = make("thead", {}, make("tr", {}, ...heads.map((text, i) => make("th", {scope: "col", class: i ? right : ""}, text))));
   const found = make("table", {}, make("caption", {}, caption), head, make("tbody", {}, ...rows));
-  return make("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": caption}, found);
+  return make("div", {class: "scroll", tabindex: "0", role: "group", "aria-label": caption}, found);
 }
 
 // The fields that differ, in the order of the first model's spec.

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import compare, growth, roofline
+from benchmarks.flops import PHASES
 from benchmarks.gallery import charts, swaps, terms
 from benchmarks.gallery.groups import groups
 from benchmarks.models import one
@@ -276,6 +277,34 @@ def test_every_chart_is_drawn_and_follows_what_is_picked(page: Any) -> None:
     page.wait_for_function(
         "before => document.querySelector('[data-chart=\"kv\"] .plot svg').innerHTML !== before", arg=before
     )
+
+
+ROWS = """async ([name, columns]) => {
+  const {view} = await drawn.get(name);
+  const rows = SPECS[name].vega.data.flatMap(table => view.data(table.name));
+  return rows.filter(row => columns.every(column => column in row))
+    .map(row => Object.fromEntries(columns.map(column => [column, row[column]])));
+}"""
+
+
+def test_the_charts_draw_what_python_says(page: Any) -> None:
+    """What they calculate from their rows: bytes of caches, and ceilings on a device."""
+    drawn(page)
+    page.locator("#kv-batch").select_option("16")
+    page.locator("#kv-dtype").select_option("float32")
+    page.locator("#chart-device").select_option("rtx4090")
+    specs, device = {model.name: model.spec for model in SHOWN}, roofline.device("rtx4090")
+    kept = page.evaluate(ROWS, ["kv", ["model", "context", "bytes"]])
+    assert len({row["model"] for row in kept}) == 8
+    for row in kept:
+        assert row["bytes"] == specs[row["model"]].kv_bytes(row["context"], 16, torch.float32)
+    passes = page.evaluate(ROWS, ["ceilings", ["model", "pass", "context", "batch", "tokens_per_s", "bound"]])
+    assert len({(row["model"], row["pass"]) for row in passes}) == 8 * 4
+    for row in passes:
+        phase = PHASES[row["pass"].partition(",")[0]]
+        work = phase(specs[row["model"]], row["context"], row["batch"], torch.bfloat16, torch.bfloat16)
+        assert row["tokens_per_s"] == pytest.approx(work.tokens_per_s(device), rel=1e-9)
+        assert row["bound"] == work.bound(device)
 
 
 def test_a_chart_is_saved_with_what_it_shows(page: Any, folder: Path) -> None:
