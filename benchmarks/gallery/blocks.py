@@ -49,12 +49,7 @@ def html() -> str:
     """The section of the page: headings one level lower, drawings inside, and what is wide in a box that scrolls."""
     text: str = mistune.create_markdown(escape=False, plugins=["table"])(markdown())
     text = HEADING.sub(_lower, text)
-    text = IMAGE.sub(
-        lambda match: (
-            f'<div class="drawings" tabindex="0" role="group" aria-label="Drawing">{ONE.sub(_inside, match[1])}</div>'
-        ),
-        text,
-    )
+    text = IMAGE.sub(lambda match: BOX.format("drawings", "Drawing", ONE.sub(_inside, match[1])), text)
     text = text.replace("<p><em>Who uses", '<p class="used"><em>Who uses')
     text = TABLE.sub(lambda match: BOX.format("scroll", "What attention costs", match[0]), text)
     return re.sub(r"<th(?=[ >])", '<th scope="col"', text.replace("<pre>", '<pre tabindex="0">'))

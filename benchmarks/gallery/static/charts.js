@@ -53,6 +53,8 @@ function draw(figure) {
   legend(spec, figure);
   drawn.set(name, vegaEmbed(plot, spec, {...QUIET, renderer: "svg", tooltip}).then(async made => {
     (await before)?.finalize();
+    plot.setAttribute("role", "img"); // with the heading as its name: axes read out one by one say nothing
+    for (const name of ["aria-label", "aria-roledescription"]) plot.removeAttribute(name);
     if (plot.scrollWidth > plot.clientWidth) plot.tabIndex = 0; // so that a keyboard can scroll it
     else plot.removeAttribute("tabindex");
     return made;

@@ -345,6 +345,18 @@ def test_everything_can_be_reached_with_a_keyboard(open_page: Open) -> None:
     assert page.locator("#pairs button").first.get_attribute("aria-pressed") == "true"
 
 
+def test_everything_has_a_name_for_those_who_do_not_see_it(page: Any) -> None:
+    """A browser takes an output inside a label for what the label names, so sliders have to be named by their ids."""
+    drawn(page)
+    for section, names in (("fit", ("Context", "Sequences", "Memory")), ("swap", ("Context",))):
+        for name in names:
+            assert page.locator(f"#{section}").get_by_role("slider", name=name).count() == 1
+    for picture in charts.pictures().values():
+        assert page.get_by_role("img", name=picture.title, exact=True).count() == 1
+    for card in page.locator(".card").all():
+        assert card.get_by_role("img", name=card.locator("select").input_value()).count() == 1
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_one_is_kept_out_and_nothing_sticks_out(open_page: Open, width: int, scheme: str) -> None:
