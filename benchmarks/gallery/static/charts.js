@@ -63,10 +63,10 @@ function draw(figure) {
 }
 
 function tooltip(handler, event, item, value) {
-  document.querySelector(".tip")?.remove();
+  document.querySelector(".tooltip")?.remove();
   if (!value) return;
   const lines = Object.entries(value).flatMap(([key, text], i) => [...(i ? [make("br")] : []), `${key}: `, make("b", {}, String(text))]);
-  const tip = make("div", {class: "tip", "aria-hidden": "true"}, ...lines);
+  const tip = make("div", {class: "tooltip", "aria-hidden": "true"}, ...lines);
   document.body.append(tip);
   tip.style.left = `${Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8)}px`;
   tip.style.top = `${Math.min(event.clientY + 14, innerHeight - tip.offsetHeight - 8)}px`;

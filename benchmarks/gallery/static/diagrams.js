@@ -22,7 +22,7 @@ function card(family) {
   draw();
   const source = make("span", {class: "source"}, family.source);
   const top = make("div", {class: "top"}, make("h3", {}, family.title, " ", source), select);
-  return make("article", {class: "card", "data-family": family.name}, top, make("p", {}, family.new), place);
+  return make("article", {class: "architecture", "data-family": family.name}, top, make("p", {}, family.new), place);
 }
 
 function marked(name, other, prefix) {

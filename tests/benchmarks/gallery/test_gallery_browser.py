@@ -65,7 +65,7 @@ def test_it_opens_at_once(page: Any) -> None:
 
 def test_every_architecture_has_a_card(page: Any) -> None:
     for group in groups(SHOWN):
-        card = page.locator(f'.card[data-family="{group.name}"]')
+        card = page.locator(f'.architecture[data-family="{group.name}"]')
         assert card.locator("h3").inner_text().startswith(group.title)
         assert card.locator("option").all_inner_texts() == [model.name for model in group.models]
         assert card.locator("svg > title").text_content() == group.typical.name
@@ -73,7 +73,7 @@ def test_every_architecture_has_a_card(page: Any) -> None:
 
 def test_a_card_shows_the_size_that_is_chosen(page: Any) -> None:
     group = next(group for group in groups(SHOWN) if len(group.models) > 1)
-    card = page.locator(f'.card[data-family="{group.name}"]')
+    card = page.locator(f'.architecture[data-family="{group.name}"]')
     for model in group.models:
         card.locator("select").select_option(model.name)
         assert card.locator("svg > title").text_content() == model.name
@@ -279,6 +279,17 @@ def test_every_chart_is_drawn_and_follows_what_is_picked(page: Any) -> None:
     )
 
 
+def test_a_tooltip_tells_of_the_point_under_the_pointer(page: Any) -> None:
+    """And goes again, taking nothing of the page with it."""
+    drawn(page)
+    elements = page.evaluate("document.querySelectorAll('*').length")
+    page.locator('[data-chart="active"] .plot .mark-symbol path').first.hover(force=True)
+    assert groups(SHOWN)[0].typical.name in page.locator(".tooltip").inner_text()
+    page.mouse.move(1, 1)
+    page.locator(".tooltip").wait_for(state="detached")
+    assert page.evaluate("document.querySelectorAll('*').length") == elements
+
+
 ROWS = """async ([name, columns]) => {
   const {view} = await drawn.get(name);
   const rows = SPECS[name].vega.data.flatMap(table => view.data(table.name));
@@ -353,7 +364,7 @@ def test_everything_has_a_name_for_those_who_do_not_see_it(page: Any) -> None:
             assert page.locator(f"#{section}").get_by_role("slider", name=name).count() == 1
     for picture in charts.pictures().values():
         assert page.get_by_role("img", name=picture.title, exact=True).count() == 1
-    for card in page.locator(".card").all():
+    for card in page.locator(".architecture").all():
         assert card.get_by_role("img", name=card.locator("select").input_value()).count() == 1
 
 
