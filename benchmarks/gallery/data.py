@@ -79,7 +79,7 @@ def _model(model: Model, runs: Once) -> Json:
     def grid(made: Grid) -> Json:
         cells = [[None if cell is None else placed(cell) for cell in row] for row in made.cells]
         axes = [
-            {"name": axis.name, "choices": [[choice.label, choice.code] for choice in axis.choices]}
+            [[choice.label, choice.code, ", ".join(choice.drops(spec))] for choice in axis]
             for axis in (made.rows, made.columns)
         ]
         return {"axes": axes, "cells": cells}
@@ -88,6 +88,7 @@ def _model(model: Model, runs: Once) -> Json:
         "name": model.name,
         "context": spec.context,
         "layers": len(spec.layers),
+        "code": _code(model),
         "colour": palette.models().get(model.name, palette.OTHER),
         "outside": placed(((1, terms.outside(spec)),)),
         "attention": grid(swaps.attention_grid(spec)),
@@ -95,6 +96,13 @@ def _model(model: Model, runs: Once) -> Json:
         "positions": swaps.positions(spec),
         "costs": [value for _, _, value in compare.costs(spec, CONTEXT, Setting(), device(DEVICE))],
     }
+
+
+def _code(model: Model) -> str:
+    """The Python that makes its spec."""
+    if model.size:
+        return f'spec = zoo.spec("{model.name}")'
+    return 'spec = zoo.from_hf(json.load(open("config.json")))'
 
 
 def _comparisons(models: Sequence[Model]) -> Json:

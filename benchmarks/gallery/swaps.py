@@ -32,47 +32,48 @@ class Choice:
     """One setting of an axis: what becomes of a spec, and the Python that does it.
 
     `change` is told which layers of the spec it is given stand, in the model, at an i with i % every == every - 1.
+    `text` is the change as zoo.grammar has it, where it is one.
     """
 
     label: str
     change: Change = lambda spec, last: spec
     code: str = ""
     every: int = 1
+    text: str = ""
+
+    def drops(self, spec: Decoder) -> list[str]:
+        """The features that are lost on the way."""
+        few = replace(spec, layers=tuple(dict.fromkeys(spec.layers)))
+        try:
+            return apply_swap(few, self.text)[1] if self.text else []
+        except ZooError:
+            return []
 
 
 RELEASED = Choice("as released")
 
 
 @dataclass(frozen=True)
-class Axis:
-    """A name and its choices."""
-
-    name: str
-    choices: tuple[Choice, ...]
-
-
-@dataclass(frozen=True)
 class Grid:
     """Terms by the choices of two axes, None where the two do not go together."""
 
-    rows: Axis
-    columns: Axis
+    rows: tuple[Choice, ...]
+    columns: tuple[Choice, ...]
     cells: tuple[tuple[Counted | None, ...], ...]
 
 
 def attention_grid(spec: Decoder) -> Grid:
     """Keys and values by window."""
-    return _grid(Axis("keys and values", _keys(spec)), Axis("window", tuple(_windows())), spec, attention)
+    return _grid(_keys(spec), tuple(_windows()), spec, attention)
 
 
 def expert_grid(spec: Decoder) -> Grid:
     """Experts by how many of them a token visits."""
     sparse = any(isinstance(node, MoE) for node in spec.walk())
-    experts = (Choice(f"{n}", *_moe(sparse, experts=n)) for n in EXPERTS)
-    dense = (Choice("one: dense", _written("ffn=GLU"), _code("ffn=GLU")),) if sparse else ()
-    chosen = (Choice(f"{k} of them", *_moe(True, k=k)) for k in CHOSEN)
-    rows, columns = Axis("experts", (RELEASED, *dense, *experts)), Axis("visited by a token", (RELEASED, *chosen))
-    return _grid(rows, columns, spec, feed_forward)
+    experts = (_written(f"{n}", f"MoE(experts={n})" if sparse else f"ffn=MoE(experts={n}, k=2)") for n in EXPERTS)
+    dense = (_written("one: dense", "ffn=GLU"),) if sparse else ()
+    chosen = (_written(f"{k} of them", f"MoE(k={k})") for k in CHOSEN)
+    return _grid((RELEASED, *dense, *experts), (RELEASED, *chosen), spec, feed_forward)
 
 
 def positions(spec: Decoder) -> list[dict[str, Any]]:
@@ -90,12 +91,17 @@ def _free(layer: Layer) -> bool:
     return any(isinstance(node, NoPE) for node in layer.walk())
 
 
-def _grid(rows: Axis, columns: Axis, spec: Decoder, terms: Callable[[Mapping[Layer, int], int], Counted]) -> Grid:
+def _grid(
+    rows: tuple[Choice, ...],
+    columns: tuple[Choice, ...],
+    spec: Decoder,
+    terms: Callable[[Mapping[Layer, int], int], Counted],
+) -> Grid:
     def cell(row: Choice, column: Choice) -> Counted | None:
         layers = _changed(spec, row, column)
         return None if layers is None else terms(layers, spec.dim)
 
-    return Grid(rows, columns, tuple(tuple(cell(row, column) for column in columns.choices) for row in rows.choices))
+    return Grid(rows, columns, tuple(tuple(cell(row, column) for column in columns) for row in rows))
 
 
 def _changed(spec: Decoder, *choices: Choice) -> dict[Layer, int] | None:
@@ -128,7 +134,7 @@ def _keys(spec: Decoder) -> tuple[Choice, ...]:
         texts |= {_heads(n, attn.heads): f"attn=GQA(kv_heads={n}, head_dim={attn.v_dim})" for n in (1, 8, attn.heads)}
     else:
         texts = {}
-    return RELEASED, *(Choice(label, _written(text), _code(text)) for label, text in texts.items())
+    return RELEASED, *(_written(label, text) for label, text in texts.items())
 
 
 def _heads(kv_heads: int, heads: int) -> str:
@@ -138,7 +144,7 @@ def _heads(kv_heads: int, heads: int) -> str:
 
 def _windows() -> Iterator[Choice]:
     yield RELEASED
-    yield Choice("none", _written("GQA(window=none)"), _code("GQA(window=none)"))
+    yield _written("none", "GQA(window=none)")
     for window in WINDOWS:
         for every in EVERY:
             which = "all layers" if every is None else f"all but every {_nth(every)} layer"
@@ -164,7 +170,7 @@ def _windowed_code(window: int, every: int | None) -> str:
 
 def _nopes() -> Iterator[Choice]:
     yield RELEASED
-    yield Choice("all layers rotate", _written("rope=RoPE"), _code("rope=RoPE"))
+    yield _written("all layers rotate", "rope=RoPE")
     for every in NOPE_EVERY:
         label = "NoPE everywhere" if every == 1 else f"NoPE in every {_nth(every)} layer"
         code = f"spec = swap_layers(spec, lambda i: i % {every} == {every - 1}, RoPE, NoPE())"
@@ -175,15 +181,9 @@ def _unrotated(spec: Decoder, last: Sequence[bool]) -> Decoder:
     return swap_layers(apply_swap(spec, "rope=RoPE")[0], lambda i: last[i], RoPE, NoPE())
 
 
-def _moe(sparse: bool, **given: int) -> tuple[Change, str]:
-    """A change of the experts that are there; where there are none, a mixture put in."""
-    fields = ", ".join(f"{name}={value}" for name, value in given.items())
-    text = f"MoE({fields})" if sparse else f"ffn=MoE({fields}, k=2)"
-    return _written(text), _code(text)
-
-
-def _written(text: str) -> Change:
-    return lambda spec, last: apply_swap(spec, text)[0]
+def _written(label: str, text: str) -> Choice:
+    """A change that zoo.grammar can say."""
+    return Choice(label, lambda spec, last: apply_swap(spec, text)[0], _code(text), text=text)
 
 
 def _code(text: str) -> str:

@@ -68,7 +68,7 @@ const cell = (model, grid, i, j) => model[grid].cells[i][j];
 
 function fillSwap(model) {
   for (const [axis, [grid, i]] of Object.entries(AXES))
-    options(swapSelect(axis), model[grid].axes[i].choices.map(([label], at) => [at, label]), 0);
+    options(swapSelect(axis), model[grid].axes[i].map(([label], at) => [at, label]), 0);
   options(swapSelect("positions"), model.positions.map((choice, at) => [at, choice.label]), 0);
 }
 
@@ -92,23 +92,29 @@ function swapped(model) {
     ...cell(model, "experts", chosen("experts"), chosen("chosen"))];
 }
 
+// Of each axis what is chosen: label, Python, and what it drops.
+const picks = model => Object.entries(AXES).map(([axis, [grid, i]]) => model[grid].axes[i][chosen(axis)]);
+
 // The Python that does it: only the names that it needs are imported.
 function code(model) {
-  const axes = Object.entries(AXES).map(([axis, [grid, i]]) => model[grid].axes[i].choices[chosen(axis)][1]);
+  const axes = picks(model).map(([, lines]) => lines);
   const lines = [...axes, model.positions[chosen("positions")].code].filter(Boolean).join("\n");
   const named = ["GQA", "NoPE", "RoPE", "swap_layers"].filter(name => new RegExp(`\\b${name}\\b`).test(lines.replace(/"[^"]*"/g, "")));
   return [
-    ...(lines.includes("replace(") ? ["from dataclasses import replace"] : []), "import zoo",
+    ...(lines.includes("replace(") ? ["from dataclasses import replace"] : []),
+    model.code.includes("json") ? "import json, zoo" : "import zoo",
     ...(named.length ? [`from zoo import ${named.join(", ")}`] : []),
     ...(lines.includes("apply_swap") ? ["from zoo.grammar import apply_swap"] : []), "",
-    `spec = zoo.spec("${model.name}")`, ...(lines ? [lines] : []), "print(spec.params(), spec.kv_growth())",
+    model.code, ...(lines ? [lines] : []), "print(spec.params(), spec.kv_growth())",
   ].join("\n");
 }
 
-function positioned(model) {
-  const free = model.positions[chosen("positions")].without;
-  if (!free) return `All ${model.layers} layers have a position encoding.`;
-  return `${free} of ${model.layers} layers ${free === 1 ? "has" : "have"} no position encoding, which costs nothing and saves nothing.`;
+function note(model) {
+  const free = model.positions[chosen("positions")].without, dropped = picks(model).map(([, , lost]) => lost).filter(Boolean);
+  const told = free
+    ? `${free} of ${model.layers} layers ${free === 1 ? "has" : "have"} no position encoding, which costs nothing and saves nothing.`
+    : `All ${model.layers} layers have a position encoding.`;
+  return dropped.length ? `${told} Dropped on the way: ${dropped.join(", ")}.` : told;
 }
 
 function startSwap() {
@@ -124,7 +130,7 @@ function startSwap() {
     ];
     byId("swap-table").tBodies[0].replaceChildren(...costs.map(([name, show, a, b]) =>
       row(name, [number(show(a)), number(show(b)), number(change(a, b))])));
-    byId("swap-note").textContent = positioned(model());
+    byId("swap-note").textContent = note(model());
     byId("swap-code").textContent = code(model());
   };
   const llama = DATA.families.find(family => family.name === "llama3") || DATA.families[0];

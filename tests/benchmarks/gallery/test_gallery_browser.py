@@ -258,6 +258,14 @@ def test_choices_that_do_not_go_together_cannot_be_chosen(page: Any) -> None:
     page.locator("#swap-reset").click()
 
 
+def test_what_a_swap_drops_is_told(page: Any) -> None:
+    page.locator("#swap-model").select_option("gpt-oss-20b")
+    page.locator("#swap-keys").select_option(label="a latent of 512 (MLA)")
+    assert "Dropped on the way: window 128, biases, sinks." in page.locator("#swap-note").inner_text()
+    page.locator("#swap-reset").click()
+    assert "Dropped" not in page.locator("#swap-note").inner_text()
+
+
 def drawn(page: Any) -> None:
     """Bring every chart into view once, and wait until it is drawn."""
     for name in charts.pictures():

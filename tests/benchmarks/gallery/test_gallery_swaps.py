@@ -34,7 +34,7 @@ def merged(counted: Counted | None) -> Counter[str]:
 
 def some(grid: Grid) -> list[tuple[int, int]]:
     """Every row and every column at least once: the first ones in full, and a diagonal."""
-    rows, columns = len(grid.rows.choices), len(grid.columns.choices)
+    rows, columns = len(grid.rows), len(grid.columns)
     pairs = [(i, 0) for i in range(rows)] + [(0, j) for j in range(columns)]
     return pairs + [(i % rows, i % columns) for i in range(max(rows, columns))]
 
@@ -47,7 +47,7 @@ def test_the_code_shown_makes_what_the_grid_holds(kind: str, name: str) -> None:
     grid, checked = made(spec), 0
     assert merged(grid.cells[0][0]) == merged(of(Counter(spec.layers), spec.dim))
     for i, j in some(grid):
-        codes = grid.rows.choices[i].code, grid.columns.choices[j].code
+        codes = grid.rows[i].code, grid.columns[j].code
         if grid.cells[i][j] is None:
             with pytest.raises(zoo.ZooError):
                 ran(spec, *codes)
@@ -63,8 +63,8 @@ def test_attention_and_feed_forward_do_not_know_of_each_other(name: str) -> None
     """The sum of one cell of each grid and of what is outside is what a model with both swaps costs."""
     spec = zoo.spec(name)
     attention, experts = swaps.attention_grid(spec), swaps.expert_grid(spec)
-    i, k = len(attention.rows.choices) - 1, len(experts.rows.choices) - 1
-    changed = ran(spec, attention.rows.choices[i].code, experts.rows.choices[k].code)
+    i, k = len(attention.rows) - 1, len(experts.rows) - 1
+    changed = ran(spec, attention.rows[i].code, experts.rows[k].code)
     chosen = attention.cells[i][0], experts.cells[k][0]
     counted: list[tuple[int, Run]] = [(1, terms.outside(spec)), *(chosen[0] or ()), *(chosen[1] or ())]
     assert sum(n * sum(run.params.values()) for n, run in counted) == changed.params()
