@@ -33,7 +33,7 @@ def page(models: Sequence[Model], measured: Mapping[str, Any] | None = None) -> 
     """The gallery of these models. `measured`: the document of `python -m benchmarks throughput --json`."""
     marks = {model.name: diagrams.marks(model, models) for model in models}
     held = data(models, marks, measured)
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, keep_trailing_newline=True)
     html = environment.from_string(_read("page.html")).render(
         style=_read("style.css") + diagrams.style(models[0]),
         families=len(groups(models)),

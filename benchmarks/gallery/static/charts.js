@@ -46,11 +46,19 @@ function legend(spec, figure) {
     make("li", {}, make("span", {style: `background:${range[i]}`}), name)));
 }
 
+// The rings of the first chart, for those who cannot point at them.
+function crossings() {
+  const found = records("crossings", picked()).sort((a, b) => a.context - b.context);
+  byId("crossings").replaceChildren(...found.map(({less, more, context}) =>
+    make("li", {}, `From ${context.toLocaleString("en")} tokens on ${less} has the smaller cache, and no longer ${more}.`)));
+}
+
 function draw(figure) {
   const plot = figure.querySelector(".plot"), name = figure.dataset.chart;
   if (!plot) return;
   const before = drawn.get(name), spec = filled(name, plot.clientWidth);
   legend(spec, figure);
+  if (name === "kv") crossings();
   drawn.set(name, vegaEmbed(plot, spec, {...QUIET, renderer: "svg", tooltip}).then(async made => {
     (await before)?.finalize();
     plot.setAttribute("role", "img"); // with the heading as its name: axes read out one by one say nothing

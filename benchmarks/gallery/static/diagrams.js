@@ -2,7 +2,8 @@
 
 // A copy of a model's diagram. Its ids get a prefix, since several copies may stand in the page.
 function diagram(name, prefix) {
-  const copy = document.querySelector(`template[data-diagram="${name}"]`).content.firstElementChild.cloneNode(true);
+  const template = [...document.querySelectorAll("template")].find(each => each.dataset.diagram === name);
+  const copy = template.content.firstElementChild.cloneNode(true);
   const labels = copy.getAttribute("aria-labelledby").split(" ");
   for (const label of labels) copy.querySelector(`#${label}`).id = prefix + label;
   copy.setAttribute("aria-labelledby", labels.map(label => prefix + label).join(" "));

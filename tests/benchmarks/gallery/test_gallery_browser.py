@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,13 @@ def test_every_chart_is_drawn_and_follows_what_is_picked(page: Any) -> None:
     page.locator('#picker input[value="qwen3-8b"]').uncheck()
     page.wait_for_function("document.querySelectorAll('[data-chart=\"kv\"] .legend li').length === 7")
     page.locator('#picker input[value="qwen3-8b"]').check()
+    told = page.locator("#crossings li").all_text_contents()
+    shown = {group.typical.name: group.typical.spec for group in groups(SHOWN)}
+    for row in told:
+        tokens, less, more = re.fullmatch(r"From ([\d,]+) tokens on (\S+) has .* no longer (\S+)\.", row).groups()
+        context = int(tokens.replace(",", ""))
+        assert shown[less].kv_bytes(context) < shown[more].kv_bytes(context)
+    assert len(told) == page.locator('[data-chart="kv"] .plot .mark-symbol path').count() > 3
     before = page.locator('[data-chart="kv"] .plot svg').inner_html()
     page.locator("#kv-batch").select_option("64")
     page.wait_for_function(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 from dataclasses import replace
@@ -15,7 +16,8 @@ import pytest
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.gallery import charts, files, groups, series
-from benchmarks.models import chosen
+from benchmarks.gallery.page import page
+from benchmarks.models import Model, chosen, one
 from benchmarks.verbs.gallery import read_measured
 from tests.benchmarks.gallery.conftest import SHOWN
 from tests.benchmarks.gallery.speeds import MEASURED
@@ -51,6 +53,15 @@ def test_the_page_is_small_and_needs_nothing_else(folder: Path) -> None:
     assert [link for link in links.loaded if not link.startswith("data:")] == []
     assert [link for link in links.opened if not link.startswith("#")] == ["https://vega.github.io/vega/"]
     assert not re.search(r"@import|url\((?!['\"]?(data:|#))", text.split("<script>")[0])
+
+
+def test_a_folder_of_any_name_is_on_the_page_as_text() -> None:
+    odd = """a"b'<i>&</script>"""
+    text = page([one("smollm3"), Model(odd, one("qwen3").spec)]).html
+    assert "<i>" not in text
+    assert text.count("</script>") == 4
+    names = [html.unescape(name) for name in re.findall(r'<template data-diagram="(.*?)">', text)]
+    assert names == ["smollm3-3b", odd]
 
 
 def test_every_link_in_the_page_leads_somewhere(folder: Path) -> None:
