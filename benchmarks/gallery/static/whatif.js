@@ -15,10 +15,12 @@ function fitRow(model, set) {
   return {model, weights, cache, fits, longest: found, beyond, speed};
 }
 
+// Weights, then cache; what is more than the bar has room for is cut off.
 function bar(found, set) {
-  const width = bytes => `width:${Math.min(100, 100 * ROOM * bytes / set.memory).toFixed(2)}%`;
+  const share = bytes => 100 * ROOM * bytes / set.memory;
+  const weights = Math.min(share(found.weights), 100), cache = Math.min(share(found.cache), 100 - weights);
   return make("td", {}, make("span", {class: "bar", "aria-hidden": "true"},
-    make("i", {class: "weights", style: width(found.weights)}), make("i", {class: "cache", style: width(found.cache)}),
+    make("i", {class: "weights", style: `width:${weights.toFixed(2)}%`}), make("i", {class: "cache", style: `width:${cache.toFixed(2)}%`}),
     make("i", {class: "limit"})));
 }
 
