@@ -17,6 +17,7 @@ from benchmarks.gallery.encoding import (
     AS_TOKENS,
     BYTES,
     COLUMNS,
+    ROUND,
     TEN,
     TOKENS,
     WIDTH,
@@ -218,7 +219,7 @@ def _measured() -> alt.FacetChart:
     """A panel for each case, a line for each implementation and mode."""
     colour = alt.Color("how:N", sort=None).scale(range=list(palette.HUES)).legend(orient="bottom", title=None)
     base = alt.Chart().encode(y=alt.Y("model:N", sort=None).title(None), yOffset=alt.YOffset("how:N", sort=None))
-    x = alt.X("low:Q").scale(type="log", nice=False, padding=12).axis(labelExpr=AS_COUNT, grid=True, tickCount=6)
+    x = alt.X("low:Q").scale(type="log", nice=False, padding=12).axis(values=ROUND, labelExpr=AS_COUNT, grid=True)
     tips = [
         *(alt.Tooltip(f"{name}:N") for name in ("model", "how", "case")),
         *(alt.Tooltip(f"{name}:Q", format=",.1f") for name in ("tokens_per_s", "low", "high", "ceiling")),

@@ -9,6 +9,7 @@ ROW = 22  # pixels of a model's row
 TOKENS = [2**i for i in range(8, 21, 2)]
 BYTES = [2**i for i in range(16, 51, 4)]
 TEN = [10**i for i in range(-3, 19)]
+ROUND = [digit * 10**i for i in range(-3, 9) for digit in (1, 2, 5)]
 # Vega expressions of axis labels.
 AS_TOKENS = (
     "datum.value >= pow(2, 20) ? datum.value / pow(2, 20) + 'M' : "

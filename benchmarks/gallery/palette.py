@@ -10,7 +10,7 @@ from itertools import cycle
 
 from zoo.architectures import families
 
-HUES = ("#3b76d6", "#d9731a", "#2f9e5b", "#d6455d", "#9a5fd0", "#1295a0", "#a0714a", "#d459a6")
+HUES = ("#3b76d6", "#d9731a", "#2f9e5b", "#d6455d", "#9a5fd0", "#1295a0", "#8f8412", "#d459a6")
 SPREAD = 0.16  # between the lightest and the darkest size, of 1
 PARTS = {
     "embedding": "#7565c2",
