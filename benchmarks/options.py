@@ -52,6 +52,14 @@ def dtype(text: str) -> torch.dtype:
     return DTYPES[word]
 
 
+def computing_dtype(text: str) -> torch.dtype:
+    """A dtype that layers compute in."""
+    found = dtype(text)
+    if found.itemsize < 2:
+        raise typer.BadParameter(f"{text!r} is for storing only; choose float32, bfloat16 or float16")
+    return found
+
+
 Names = Annotated[
     list[str] | None,
     typer.Argument(help="Presets, hub ids, families (all their sizes) or folders with a config.json; none: all."),
@@ -93,7 +101,14 @@ Bandwidth = Annotated[
 ]
 Flops = Annotated[float | None, typer.Option("--flops", metavar="TFLOPS", help="Of another device; with --bandwidth.")]
 
-
+ComputingType = Annotated[
+    torch.dtype,
+    typer.Option(
+        "--dtype", parser=computing_dtype, metavar="DTYPE", help="Of weights and cache. [float32]", show_default=False
+    ),
+]
+Repeat = Annotated[int, typer.Option("--repeat", "-r", min=1, help="Runs of each that count.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of random weights and inputs.")]
 Tiny = Annotated[bool, typer.Option("--tiny", help="Toy widths, every kind of layer kept.")]
 Layers = Annotated[
     int | None,

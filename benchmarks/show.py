@@ -19,6 +19,11 @@ def three(value: float) -> str:
     return f"{value:,.{max(digits, 0)}f}"
 
 
+def three_in(of: float) -> Callable[[float], str]:
+    """Shows a number in units of `of`, in three significant digits."""
+    return lambda value: three(value / of)
+
+
 def positions(value: int) -> str:
     """A number of tokens, in k where that is exact."""
     return f"{value // 1024}k" if value % 1024 == 0 else f"{value:,}"

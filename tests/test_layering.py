@@ -47,6 +47,7 @@ HOUSE = (
     Row(4, "zoo/architectures/*.py",                                     NONE,   "torch"),
     Row(5, "zoo/catalog.py zoo/export.py zoo/__init__.py",               ANY,    "torch"),
     Row(5, "zoo/grammar.py zoo/remake.py zoo/listing.py zoo/plan.py",    ANY,    "torch"),
+    Row(5, "zoo/diagram/*.py",                                           ANY,    "torch"),
     Row(5, "zoo/card.py zoo/trial.py zoo/terminal.py zoo/build.py",      ANY,    COMMAND),
     Row(6, "weights/parity*.py",                                         ANY,    f"{LOADER} {REFERENCE}"),
     Row(6, "weights/*.py",                                               ANY,    f"{LOADER} tokenizers jinja2 gguf"),

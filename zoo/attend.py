@@ -20,11 +20,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, s
     if new == 1:
         # Heads that share a key become queries of that key: the kernel reads each key once, without repeating it.
         q = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        if q.device.type == "cpu" and k.shape[3] != v.shape[3]:
+            out = _attend_in_steps(q, k, v, mask, scale)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         return out.reshape(out.shape[0], heads, 1, out.shape[3])
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=heads != k.shape[1]
     )
+
+
+def _attend_in_steps(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Keys wider than values, as in latent attention, find no fused kernel on a CPU, and torch's way without one copies
+    all keys to scale them: 435 ms against 108 ms here for 128 heads over 8192 keys of their own."""
+    scores = (q * scale) @ k.transpose(2, 3)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype) @ v
 
 
 def _attend_with_sinks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor) -> Tensor:

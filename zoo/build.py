@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from zoo import card, listing, trial
+from zoo import card, diagram, listing, trial
 from zoo.catalog import resolve, sizes
 from zoo.decoder import Decoder
 from zoo.errors import CheckFailed, SpecError, UsageError
@@ -40,6 +41,7 @@ def main(
     dtype: Annotated[DType | None, typer.Option(help="float32 where it is run, else bfloat16.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the fresh weights and the tokens.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="The same facts as JSON.")] = False,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it into FILE, no run; - is stdout.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="All blocks against all architectures; all sizes.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -51,6 +53,7 @@ def main(
     python -m zoo.build gemma3 --tiny
     python -m zoo.build deepseek-v3-671b
     python -m zoo.build qwen3 --swap 'GQA(window=512)' --swap norm=olmo
+    python -m zoo.build gpt-oss --svg gpt-oss.svg
     """
     if list_:
         emit(document({"blocks": listing.rows(), "sizes": listing.sizes()}) if json else listing.text())
@@ -58,6 +61,11 @@ def main(
     if name is None:
         raise UsageError("which model? For example: python -m zoo.build qwen3 --tiny; --list names them all")
     preset = resolve(name)
+    if svg is not None:
+        if json or device:
+            raise UsageError("--svg draws and builds nothing: leave --json and --device out")
+        emit(_drawn(preset, tiny, swap or [], dtype or DType.bfloat16), None if svg == Path("-") else svg)
+        return
     place = trial.find_device(device or ("cpu" if tiny else "meta"))
     number = getattr(torch, dtype or ("bfloat16" if place.type == "meta" else "float32"))
     report = _report(preset, tiny, swap or [], place, number, seed)
@@ -92,6 +100,18 @@ def _report(
         "decoded": asdict(decoded) if decoded else None,
         "failures": trial.failures(built, decoded),
     }
+
+
+def _drawn(preset: str, tiny: bool, swaps: list[str], dtype: DType) -> str:
+    """The diagram of a model; of a swapped one, what differs from the original is marked."""
+    published = sizes()[preset].spec
+    original = at_toy_widths(published) if tiny else published
+    spec, dropped = _swapped(original, swaps, tiny)
+    if dropped:
+        print(f"dropped: {', '.join(dropped)}", file=sys.stderr)
+    title = f"{preset} at toy widths" if tiny else preset
+    title += f" with {', '.join(card.spaced(swap) for swap in swaps)}" if swaps else ""
+    return diagram.svg(spec, title, dtype=getattr(torch, dtype), against=original if swaps else None)
 
 
 def _swapped(spec: Decoder, swaps: list[str], tiny: bool) -> tuple[Decoder, list[str]]:

@@ -69,13 +69,18 @@ def text(report: Facts) -> str:
     """What `python -m zoo.build` found, for a reader: name, swaps, card or both cards, and what the built model did."""
     name = f"{report['model']} at toy widths" if report["tiny"] else report["model"]
     parts = [f"{name}  ({report['hub']})"]
-    swaps = [re.sub(r",\s*", ", ", swap) for swap in report["swaps"]]
+    swaps = [spaced(swap) for swap in report["swaps"]]
     changes = {"swap": swaps, "dropped": [", ".join(report["dropped"]) or "nothing"]} if swaps else {}
     parts += ["", *_single(changes)] if changes else []
     parts += ["", *(_double(report["original"], report["card"]) if swaps else _single(_rows(report["card"])))]
     parts += ["", *_single(_trial(report["built"], report["decoded"]))]
     parts += ["", *wrap(f"FLOPs are {CONVENTION}.", WIDTH)]
     return "\n".join(parts)
+
+
+def spaced(swap: str) -> str:
+    """A swap so that a line can break at its commas."""
+    return re.sub(r",\s*", ", ", swap)
 
 
 def _single(rows: Rows) -> list[str]:

@@ -9,13 +9,12 @@ import typer
 
 from benchmarks import costs, tables, throughput_rows, tiny_throughput
 from benchmarks.models import Model, chosen, representatives
-from benchmarks.options import AsFormat, IgnoreField, Names, Swap
+from benchmarks.options import AsFormat, IgnoreField, Names, Seed, Swap
 from benchmarks.report import Report
 from benchmarks.throughput import Found
 from zoo.terminal import Debug, Format, Json, Out
 
 Static = Annotated[bool, typer.Option("--static", "--no-run", help="Only what follows from the specs; build nothing.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of tiny weights and tokens.")]
 
 
 def command(

@@ -204,7 +204,7 @@ def test_where_it_does_not_fit_nothing_is_built(
         (["nope"], 2, "unknown model 'nope'"),
         (["qwen3", "-p", "0", "-n", "0"], 2, "nothing to measure"),
         (["qwen3", "-d", "deep"], 2, "write 4096 or 4k"),
-        (["qwen3", "--dtype", "fp8"], 2, "no model here multiplies in it"),
+        (["qwen3", "--dtype", "fp8"], 2, "for storing only"),
         (["qwen3", "--mode", "fast"], 2, "fast"),
         (["qwen3", "--peer", "vllm"], 2, "vllm"),
         (["qwen3", "--layers", "0"], 2, "--layers"),

@@ -53,11 +53,14 @@ def mask_of(new: int, keys: int, window: int | None) -> Tensor | None:
 
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("case", PASSES)
+@pytest.mark.parametrize("value", [6, 8])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 2), (4, 1), (1, 1)])
-def test_attention_is_a_softmax_over_the_keys_seen(heads: int, kv_heads: int, case: str, with_sinks: bool) -> None:
-    """Multi-head, grouped and multi-query, with values narrower than keys."""
+def test_attention_is_a_softmax_over_the_keys_seen(
+    heads: int, kv_heads: int, value: int, case: str, with_sinks: bool
+) -> None:
+    """Multi-head, grouped and multi-query, with values narrower than keys and as wide."""
     new, keys, window = PASSES[case]
-    q, k, v = inputs(heads, kv_heads, new, keys)
+    q, k, v = inputs(heads, kv_heads, new, keys, value)
     mask, sinks = mask_of(new, keys, window), torch.randn(heads) if with_sinks else None
     out = attend(q, k, v, mask, 0.3, sinks)
     expected = naive(q, k, v, mask, 0.3, sinks)

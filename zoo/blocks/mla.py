@@ -121,17 +121,21 @@ class _MLA(nn.Module):
 
     def forward(self, x: Tensor, step: Step, slot: Slot) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
+        q_nope, q_rope, new = self._project(x, step)
+        latent, mask = slot.append(step, new)
+        past = latent.shape[2] - x.shape[1]
+        form = self._absorbed if self.spec.absorbs(past, x.shape[1]) else self._expanded
+        out = form(q_nope, q_rope, latent, mask)
+        return self.o(rearrange(out, "b h t v -> b t (h v)"))
+
+    def _project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """(b, t, dim) -> queries without and with position, each (b, h, t, d), and latents (b, 1, t, r + rope_dim)."""
         spec, table = self.spec, step.tables[self.spec.rope, self.spec.rope_dim]
         q = rearrange(self.q(x), "b t (h d) -> b h t d", h=spec.heads)
         q_nope, q_rope = q.split([spec.nope_dim, spec.rope_dim], dim=-1)
-        q_rope = spec.rope.rotate(q_rope, table)
         compressed, k_rope = self.kv_down(x).unsqueeze(1).split([spec.kv_rank, spec.rope_dim], dim=-1)
-        new = torch.cat([self.kv_norm(compressed), spec.rope.rotate(k_rope, table)], dim=-1)
-        latent, mask = slot.append(step, new)
-        past = latent.shape[2] - x.shape[1]
-        form = self._absorbed if spec.absorbs(past, x.shape[1]) else self._expanded
-        out = form(q_nope, q_rope, latent, mask)
-        return self.o(rearrange(out, "b h t v -> b t (h v)"))
+        latent = torch.cat([self.kv_norm(compressed), spec.rope.rotate(k_rope, table)], dim=-1)
+        return q_nope, spec.rope.rotate(q_rope, table), latent
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
         """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v), attending over the latents themselves."""
@@ -143,8 +147,11 @@ class _MLA(nn.Module):
 
     def _expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
         """The same, attending over keys and values expanded from the latents."""
+        return attend(torch.cat([q_nope, q_rope], dim=-1), *self._expand(latent), mask, self.scale)
+
+    def _expand(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, 1, s, r + rope_dim) -> keys and values of all heads, (b, h, s, nope_dim + rope_dim) and (b, h, s, v)."""
         compressed, k_rope = latent.split([self.spec.kv_rank, self.spec.rope_dim], dim=-1)
         kv = rearrange(self.kv_up(compressed.squeeze(1)), "b s (h w) -> b h s w", h=self.spec.heads)
         k_nope, v = kv.split([self.spec.nope_dim, self.spec.v_dim], dim=-1)
-        k = torch.cat([k_nope, k_rope.expand(-1, self.spec.heads, -1, -1)], dim=-1)
-        return attend(torch.cat([q_nope, q_rope], dim=-1), k, v, mask, self.scale)
+        return torch.cat([k_nope, k_rope.expand(-1, self.spec.heads, -1, -1)], dim=-1), v
