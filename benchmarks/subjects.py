@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from weights.loading import Source, fill, open_source
 from zoo.catalog import build
 from zoo.decoder import Decoder
 from zoo.decoder import Model as Module
-from zoo.errors import NotAvailable
+from zoo.errors import NotAvailable, UsageError
 from zoo.terminal import count, free_memory, size
 from zoo.tiny import tiny
 
@@ -68,6 +69,8 @@ def chosen(words: Sequence[str], form: Form, ignore_fields: Iterable[str] = ()) 
     """
     named = [_named(word, form, ignore_fields) for word in words] or [map(Subject, representatives([]))]
     found = [formed(each, form) for subjects in named for each in subjects]
+    if twice := [name for name, times in Counter(each.label for each in found).items() if times > 1]:
+        raise UsageError(f"{twice[0]} is named twice: samples are kept by name")
     return [each for subject in found for each in (subject, *_swapped(subject, form))]
 
 

@@ -40,7 +40,8 @@ def speeds(rows: Rows, machine: Row) -> Table:
     first = rows[0]
     legend = [
         "pp: tokens a second of a prompt of so many tokens, in one pass. tg: of so many decoded one at a time, after "
-        "the first. @ d: with so many tokens in the cache before. Over all sequences.",
+        "the first. Over all sequences.",
+        *(["@ d: with so many tokens in the cache before."] if any(row["depth"] for row in rows) else []),
         *(["zoo is: the zoo's speed over this one's."] if any(row["ratio"] for row in rows) else []),
         *(
             ["Tiny forms have toy widths: they measure the code's overhead."]

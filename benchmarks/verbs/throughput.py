@@ -104,7 +104,7 @@ def command(
     python -m benchmarks throughput gemma3-270m llama3.2-1b --dtype bfloat16 --peer transformers
     python -m benchmarks throughput qwen3-8b --layers 4 --swap 'GQA(window=512)'
     """
-    report, tiny = Report(Format.json if json else format, out), tiny or not names
+    report, tiny = Report.asked(format, json, out), tiny or not names
     setting = measuring.setting(
         dtype,
         device=device,

@@ -14,7 +14,7 @@ from benchmarks import subjects
 from benchmarks.runners import workloads
 from benchmarks.subjects import Form, Subject, check_memory, chosen, first_layers, need
 from zoo.architectures import families
-from zoo.errors import NotAvailable
+from zoo.errors import NotAvailable, UsageError
 
 CPU, F32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
 WORKS = workloads(512, 128, [0, 4096], 1)
@@ -50,6 +50,11 @@ def test_forms_and_swaps() -> None:
     (small,) = chosen(["qwen3-8b"], Form(tiny=True))
     assert small.spec == zoo.spec("qwen3-8b", tiny=True)
     assert (plain.tiny, small.tiny) == (False, True)
+
+
+def test_a_name_stands_for_one_model() -> None:
+    with pytest.raises(UsageError, match="qwen3 is named twice"):
+        chosen(["qwen3", "llama3", "qwen3"], Form())
 
 
 @pytest.fixture
