@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from benchmarks.ceilings import BUFFER
 from benchmarks.report import Table, named
 from benchmarks.show import three, unit
 from benchmarks.throughput import EAGER, ZOO
@@ -22,7 +23,7 @@ def tables(rows: Rows, ceilings: Rows, machine: Row) -> Iterator[Table]:
     """Speeds, what holds them back, and the ceilings themselves."""
     yield speeds(rows, machine)
     if ceilings:
-        yield limits(rows)
+        yield limits(rows, machine)
         yield kernels(ceilings)
 
 
@@ -99,7 +100,7 @@ def _speed(row: Row) -> Row:
     }
 
 
-def limits(rows: Rows) -> Table:
+def limits(rows: Rows, machine: Row) -> Table:
     """What each speed was held back by: memory, arithmetic, or the code."""
     large = max(row["peak_bytes"] or 0 for row in rows) >= 2**30
     word, of, digits = ("GiB", 2**30, 2) if large else ("MiB", 2**20, 1)
@@ -122,6 +123,7 @@ def limits(rows: Rows) -> Table:
         *_experts(rows),
         _overhead(rows),
         *_signs(rows),
+        *(["How large the last cache is, nobody says."] if machine["last_cache_bytes"] is None else []),
     ]
     return Table("What this machine would have allowed", columns, legend, rows, derive=_limit)
 
@@ -177,10 +179,15 @@ def kernels(rows: Rows) -> Table:
     ]
     read = next((row["amount"] for row in rows if row["kind"] == "bandwidth"), 0)
     legend = [
-        f"The fastest of each kind counts. Reading: {size(read)} each time. GB/s and GFLOPS are 10^9 a second.",
+        f"The fastest of each kind counts. Reading: {size(read)} each time{_short(read)}. GB/s and GFLOPS are 10^9 a "
+        "second.",
         "Measured in each round, in turns with the models.",
     ]
     return Table("Ceilings of this machine", columns, legend, rows, derive=_kernel)
+
+
+def _short(read: int) -> str:
+    return ", for want of memory" if read < BUFFER else ""
 
 
 def _kernel(row: Row) -> Row:

@@ -13,7 +13,7 @@ from benchmarks.throughput_rows import rows
 
 MACHINE = {
     **{"cpu": "a processor", "cores": 8, "isa": ["avx2"], "torch": "2.13", "blas": "a library"},
-    **{"gpu": None, "driver": None},
+    **{"gpu": None, "driver": None, "last_cache_bytes": None},
 }
 
 

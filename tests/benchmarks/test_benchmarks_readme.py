@@ -51,11 +51,16 @@ def test_measured_tables_have_todays_columns_and_legends() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     rows = fake_rows([Subject(one("gemma3-270m"))])
     beside = [*rows, *(row | {"implementation": "transformers", "mode": "sdpa", "ratio": 1.0} for row in rows)]
-    shown = [tables.tiny_throughput(rows), throughput_tables.speeds(beside, MACHINE), throughput_tables.limits(beside)]
-    for table in shown:
+    speeds, limits = (of(beside, MACHINE) for of in (throughput_tables.speeds, throughput_tables.limits))
+    shown = [tables.tiny_throughput(rows), speeds, limits]
+    for table in shown:  # what depends on the machine, or on what happened, is left out
         assert table.title in readme
         assert all(column.header in readme for column in table.columns)
-        fixed = [line for line in table.legend if not re.search(r"Medians|threads|harness|cores|^[~!c]:|GiB|MiB", line)]
+        fixed = [
+            line
+            for line in table.legend
+            if not re.search(r"Medians|threads|harness|cores|^[~!c]:|GiB|MiB|nobody says", line)
+        ]
         assert len(fixed) > 1
         assert all(line in readme for line in fixed)
 

@@ -47,9 +47,10 @@ def test_forms_and_swaps() -> None:
     assert (plain.label, starred.label) == ("qwen3-8b", "qwen3-8b*")
     assert plain.spec == first_layers(zoo.spec("qwen3-8b"), 4)
     assert {layer.stored().window for layer in starred.spec.layers} == {64}
-    (small,) = chosen(["qwen3-8b"], Form(tiny=True))
+    small, windowed = chosen(["qwen3-8b"], Form(tiny=True, swaps=("GQA(window=4096)",)))
     assert small.spec == zoo.spec("qwen3-8b", tiny=True)
     assert (plain.tiny, small.tiny) == (False, True)
+    assert {layer.stored().window for layer in windowed.spec.layers} == {16}  # toy, as all widths
 
 
 def test_a_name_stands_for_one_model() -> None:
