@@ -44,11 +44,7 @@ def speeds(rows: Rows, machine: Row) -> Table:
         "the first. Over all sequences.",
         *(["@ d: with so many tokens in the cache before."] if any(row["depth"] for row in rows) else []),
         *(["zoo is: the zoo's speed over this one's."] if any(row["ratio"] for row in rows) else []),
-        *(
-            ["Tiny forms have toy widths: they measure the code's overhead."]
-            if any(row["tiny"] for row in rows)
-            else []
-        ),
+        *(["Tiny forms, at toy widths, measure the code's overhead."] if any(row["tiny"] for row in rows) else []),
         f"{repetitions(rows)}, models taking turns; {first['dtype']}, batch {first['batch']}, "
         f"{first['device']}{_weights(rows)}.",
         f"{machine['cpu']}, {first['threads']} of {machine['cores']} cores, {' '.join(machine['isa'])}; "
@@ -60,12 +56,8 @@ def speeds(rows: Rows, machine: Row) -> Table:
 def repetitions(rows: Rows) -> str:
     """How often it was measured, and after what: as much of it as an interruption has left."""
     counted, warm = ({of(row) for row in rows} for of in (lambda row: len(row["seconds"]), lambda row: row["warmups"]))
-    times = _span(counted, "repetition")
-    return (
-        f"Medians of {times} after {_span(warm, 'round')} of warm-up"
-        if counted != {1}
-        else f"One repetition after {_span(warm, 'round')} of warm-up"
-    )
+    times = "One repetition" if counted == {1} else f"Medians of {_span(counted, 'repetition')}"
+    return f"{times} after {_span(warm, 'round')} of warm-up"
 
 
 def _span(numbers: set[int], what: str) -> str:
@@ -83,12 +75,9 @@ def _gpu(machine: Row) -> str:
 
 
 def by(row: Row) -> str:
-    """Who ran it, and how."""
-    return (
-        row["implementation"]
-        if (row["implementation"], row["mode"]) == (ZOO, EAGER)
-        else f"{row['implementation']} {row['mode']}"
-    )
+    """Who ran it, and how; the zoo's eager mode goes without saying."""
+    who, how = row["implementation"], row["mode"]
+    return who if (who, how) == (ZOO, EAGER) else f"{who} {how}"
 
 
 def _speed(row: Row) -> Row:

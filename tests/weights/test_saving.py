@@ -73,13 +73,13 @@ def test_the_round_trip(name: str, tmp_path: Path) -> None:
 def test_what_would_be_written_is_what_is_written(name: str, tmp_path: Path) -> None:
     """The same config and the same tensors; those that are stored as they are held are no copies."""
     model = randomised(MODELS[name])
-    described = saving.described(model)
+    config, tensors = saving.described(model)
     weights.save(model, tmp_path / "saved")
-    for ours, theirs in zip(described, read(tmp_path / "saved"), strict=True):
-        assert ours.keys() == theirs.keys()
-    assert described[0] == read(tmp_path / "saved")[0]
-    assert all(torch.equal(described[1][name], tensor) for name, tensor in read(tmp_path / "saved")[1].items())
-    assert described[1]["model.norm.weight"].data_ptr() == model.norm.weight.data_ptr()
+    written_config, written = read(tmp_path / "saved")
+    assert config == written_config
+    assert tensors.keys() == written.keys()
+    assert all(torch.equal(tensor, written[name]) for name, tensor in tensors.items())
+    assert tensors["model.norm.weight"].data_ptr() == model.norm.weight.data_ptr()
 
 
 @pytest.mark.parametrize("name", distinct())
