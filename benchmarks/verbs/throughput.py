@@ -101,7 +101,7 @@ def command(
 
     \b
     python -m benchmarks throughput qwen3-0.6b -d 0 -d 4096
-    python -m benchmarks throughput gemma3-270m llama3.2-1b --dtype bfloat16 --peer transformers
+    python -m benchmarks throughput path/to/model.gguf --peer transformers
     python -m benchmarks throughput qwen3-8b --layers 4 --swap 'GQA(window=512)'
     """
     report, tiny = Report.asked(format, json, out), tiny or not names
