@@ -20,7 +20,9 @@ SIGNS = ABOVE | {"weights_in_cache": "c", "not_settled": "~"}
 
 
 def tables(rows: Rows, ceilings: Rows, machine: Row) -> Iterator[Table]:
-    """Speeds, what holds them back, and the ceilings themselves."""
+    """Speeds, what holds them back, and the ceilings themselves; what was timed in one test stands together."""
+    tests = list(dict.fromkeys(row["test"] for row in rows))
+    rows = sorted(rows, key=lambda row: tests.index(row["test"]))
     yield speeds(rows, machine)
     if ceilings:
         yield limits(rows, machine)
