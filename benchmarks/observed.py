@@ -34,7 +34,7 @@ def observe(task: Task, weight_bytes: int, meter: Meter, model: Model | None) ->
     meter.start()
     run = task.prepare()
     products, counts = Products(), dict[int, list[int]]()
-    with _counting(model, counts) if model is not None else nullcontext(), products:
+    with _watching(model, products, counts) if model is not None else nullcontext():
         run()
     taken = meter.peak()
     hits = {layer: fmean(each) for layer, each in counts.items()}
@@ -55,6 +55,13 @@ class Products(TorchFunctionMode):
             x, weight = args[:2]
             self.seen.append((weight, x.numel() // x.shape[-1]))
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _watching(model: Model, products: Products, counts: dict[int, list[int]]) -> Iterator[None]:
+    """Products are seen for eager models only: a compiled one would be compiled again, with the watching in it."""
+    with products, _counting(model, counts):
+        yield
 
 
 @contextmanager
