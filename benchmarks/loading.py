@@ -10,8 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tqdm import tqdm
-
+from benchmarks.progress import progress
 from zoo.errors import CheckFailed, MalformedError, NotAvailable, UsageError, ZooError
 
 ZOO, PEER = "zoo", "transformers"
@@ -25,14 +24,12 @@ def run(
     """Load in turns, once more than counted, since the first time brings the files into memory; `found` is filled as
     time goes -> why a peer could not load, by its name. Raises what the zoo's own load raised."""
     failed: dict[str, str] = {}
-    bar = tqdm(
-        total=len(loaders) * (1 + repetitions), desc="loading", file=sys.stderr, disable=None, leave=False, unit="load"
-    )
-    with bar:
+    with progress("loading") as bar:
+        bar.expect(len(loaders) * (1 + repetitions))
         for turn in range(1 + repetitions):
             for loader in (loader for loader in loaders if loader not in failed):
                 sample = once(loader, path, dtype)
-                bar.update()
+                bar.tick()
                 if "error" in sample and loader == ZOO:
                     raise ERRORS.get(sample["exit_code"], ZooError)(sample["error"])
                 if "error" in sample:

@@ -15,6 +15,7 @@ from benchmarks.runners import workloads
 from benchmarks.subjects import Subject, check_memory, need
 from benchmarks.throughput import TINY_THREADS, Entrant, Found, Setting, of_zoo, run
 from benchmarks.throughput_rows import ceiling_rows, rows
+from weights.extras import need as need_package
 from zoo.errors import UsageError
 from zoo.trial import find_device
 
@@ -67,6 +68,9 @@ def measure(
     Raises NotAvailable, before anything is built, where they do not fit into memory; CheckFailed where a peer's logits
     are not equal.
     """
+    peer = peer or peer_compiled
+    if peer:
+        need_package("transformers", "parity")
     runs = len(modes) + peer + peer_compiled
     check_memory(subjects, need(setting.works, runs, copies=2 if peer else 1), setting.device, setting.dtype)
     found, entrants = Found(), list[Entrant]()
@@ -88,7 +92,7 @@ def _entrants(
 ) -> Iterator[Entrant]:
     model = subject.build(setting.device, setting.dtype, setting.seed)
     yield from of_zoo(subject, model, modes)
-    if peer or peer_compiled:
+    if peer:
         from benchmarks import peer_throughput  # only here: it imports transformers, an extra
 
         for each in peer_throughput.peers(subject, model, setting, peer_compiled):

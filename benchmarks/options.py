@@ -107,10 +107,8 @@ ComputingType = Annotated[
         "--dtype", parser=computing_dtype, metavar="DTYPE", help="Of weights and cache. [float32]", show_default=False
     ),
 ]
-Repeat = Annotated[int, typer.Option("--repeat", min=1, help="Runs of each that count.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of weights and inputs.")]
-
-
+Repeat = Annotated[int, typer.Option("--repeat", "-r", min=1, help="Runs of each that count.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of random weights and inputs.")]
 Tiny = Annotated[bool, typer.Option("--tiny", help="Toy widths, every kind of layer kept.")]
 Layers = Annotated[
     int | None,

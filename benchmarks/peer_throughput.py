@@ -86,7 +86,7 @@ def peers(subject: Subject, model: Model, setting: Setting, with_compiled: bool)
     yield Entrant(subject, PEER, theirs.config._attn_implementation, PeerRunner(theirs))
     if with_compiled:
         runner = PeerRunner(theirs, static=True, call=torch.compile(theirs))
-        why = _why_not(runner, setting)
+        why = _why_not(runner, PeerRunner(theirs), setting)
         yield (
             f"{PEER} does not run {subject.label} compiled: {why}" if why else Entrant(subject, PEER, COMPILED, runner)
         )
@@ -123,13 +123,20 @@ def check_logits(subject: Subject, model: Model, theirs: Any, setting: Setting) 
         )
 
 
-def _why_not(runner: PeerRunner, setting: Setting) -> str | None:
-    """Why it does not run, in a line; None if it does."""
+def _why_not(runner: PeerRunner, plain: PeerRunner, setting: Setting) -> str | None:
+    """Why it does not run, or not as the `plain` one does, in a line; None if all is well."""
     try:
         with threads(setting.threads):
-            cache = runner.new_cache(1, 8)
-            for new in (2, 1, 1):
-                runner(torch.zeros(1, new, dtype=torch.long, device=setting.device), cache)
+            ours, theirs = (_steps(each, setting.device) for each in (runner, plain))
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return None
+    apart, bound = (ours - theirs).abs().max().item(), TOLERANCE[setting.dtype] * max(1.0, theirs.abs().max().item())
+    return None if apart <= bound else f"its logits differ by {apart:.1e}"
+
+
+def _steps(runner: PeerRunner, device: torch.device) -> Tensor:
+    """The logits after a short prompt and two tokens."""
+    cache, tokens = runner.new_cache(1, 8), torch.arange(4, device=device)[None]
+    *_, last = [runner(part, cache) for part in tokens.split([2, 1, 1], dim=1)]
+    assert isinstance(last, Tensor)
+    return last

@@ -69,6 +69,11 @@ class Report:
         self.tables: list[Table] = []
         self.about: dict[str, Any] = {}
 
+    @classmethod
+    def asked(cls, format: Format, json: bool, out: Path | None) -> Report:
+        """The report that the options of a verb ask for: --json is short for --format json."""
+        return cls(Format.json if json else format, out)
+
     @property
     def for_people(self) -> bool:
         """Whether the tables are read as they are, rather than by a program."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from benchmarks.timing import WINDOW
 from zoo.cache import Cache
 from zoo.decoder import initialise
 from zoo.registry import Block, Mixer
@@ -19,7 +20,7 @@ from zoo.step import Step, plan
 
 CPU = torch.device("cpu")
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-WARMUPS = 2  # rounds that a bar expects before those that count
+WARMUPS = WINDOW + 1  # rounds that a bar expects before those that count: there may be more
 
 
 def made(spec: Block, dim: int, dtype: torch.dtype, seed: int) -> nn.Module:

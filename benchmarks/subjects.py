@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from weights.loading import Source, fill, open_source
 from zoo.catalog import build
 from zoo.decoder import Decoder
 from zoo.decoder import Model as Module
-from zoo.errors import NotAvailable
+from zoo.errors import NotAvailable, UsageError
 from zoo.terminal import count, free_memory, size
 from zoo.tiny import tiny
 
@@ -65,10 +66,13 @@ def chosen(words: Sequence[str], form: Form, ignore_fields: Iterable[str] = ()) 
     """A subject for each word, followed by its swapped form where there are swaps; no words: every architecture.
 
     A .gguf file, or a folder with safetensors files, is measured with the weights in it, unless its form is another.
+    A swap changes the full model, as everywhere here, and the other forms are made of what it leaves.
     """
     named = [_named(word, form, ignore_fields) for word in words] or [map(Subject, representatives([]))]
-    found = [formed(each, form) for subjects in named for each in subjects]
-    return [each for subject in found for each in (subject, *_swapped(subject, form))]
+    found = [subject for subjects in named for subject in subjects]
+    if twice := [name for name, times in Counter(each.label for each in found).items() if times > 1]:
+        raise UsageError(f"{twice[0]} is named twice: samples are kept by name")
+    return [formed(each, form) for subject in found for each in (subject, *_swapped(subject, form.swaps))]
 
 
 def _named(word: str, form: Form, ignore_fields: Iterable[str]) -> Iterator[Subject]:
@@ -95,9 +99,8 @@ def formed(subject: Subject, form: Form) -> Subject:
     return Subject(replace(subject.model, spec=spec), subject.source if same else None, form.tiny)
 
 
-def _swapped(subject: Subject, form: Form) -> list[Subject]:
-    """After the form, as in `python -m zoo.build --tiny --swap`: values of a swap are those that are built."""
-    return [Subject(swapped(subject.model, form.swaps), None, form.tiny)] if form.swaps else []
+def _swapped(subject: Subject, swaps: Sequence[str]) -> list[Subject]:
+    return [Subject(swapped(subject.model, swaps))] if swaps else []
 
 
 def first_layers(spec: Decoder, number: int) -> Decoder:

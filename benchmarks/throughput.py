@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from benchmarks import ceilings
 from benchmarks.ceilings import Kernel
 from benchmarks.devices import clock, meter
+from benchmarks.kv import name_of
 from benchmarks.observed import Observed, observe
 from benchmarks.progress import Progress
 from benchmarks.runners import Nothing, Runner, Workload, ZooRunner, inputs, task
@@ -177,7 +178,7 @@ def overhead(work: Workload, seconds: Sequence[float], found: Found) -> float | 
 def environment_of(setting: Setting) -> dict[str, Any]:
     """What holds for all rows."""
     return {
-        "dtype": str(setting.dtype).removeprefix("torch."),
+        "dtype": name_of(setting.dtype),
         "device": str(setting.device),
         "threads": setting.threads,
     }

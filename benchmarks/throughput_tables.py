@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from benchmarks.ceilings import BUFFER
 from benchmarks.report import Table, named
 from benchmarks.show import three, unit
 from benchmarks.throughput import EAGER, ZOO
@@ -19,10 +20,12 @@ SIGNS = ABOVE | {"weights_in_cache": "c", "not_settled": "~"}
 
 
 def tables(rows: Rows, ceilings: Rows, machine: Row) -> Iterator[Table]:
-    """Speeds, what holds them back, and the ceilings themselves."""
+    """Speeds, what holds them back, and the ceilings themselves; what was timed in one test stands together."""
+    tests = list(dict.fromkeys(row["test"] for row in rows))
+    rows = sorted(rows, key=lambda row: tests.index(row["test"]))
     yield speeds(rows, machine)
     if ceilings:
-        yield limits(rows)
+        yield limits(rows, machine)
         yield kernels(ceilings)
 
 
@@ -40,13 +43,10 @@ def speeds(rows: Rows, machine: Row) -> Table:
     first = rows[0]
     legend = [
         "pp: tokens a second of a prompt of so many tokens, in one pass. tg: of so many decoded one at a time, after "
-        "the first. @ d: with so many tokens in the cache before. Over all sequences.",
+        "the first. Over all sequences.",
+        *(["@ d: with so many tokens in the cache before."] if any(row["depth"] for row in rows) else []),
         *(["zoo is: the zoo's speed over this one's."] if any(row["ratio"] for row in rows) else []),
-        *(
-            ["Tiny forms have toy widths: they measure the code's overhead."]
-            if any(row["tiny"] for row in rows)
-            else []
-        ),
+        *(["Tiny forms, at toy widths, measure the code's overhead."] if any(row["tiny"] for row in rows) else []),
         f"{repetitions(rows)}, models taking turns; {first['dtype']}, batch {first['batch']}, "
         f"{first['device']}{_weights(rows)}.",
         f"{machine['cpu']}, {first['threads']} of {machine['cores']} cores, {' '.join(machine['isa'])}; "
@@ -58,12 +58,8 @@ def speeds(rows: Rows, machine: Row) -> Table:
 def repetitions(rows: Rows) -> str:
     """How often it was measured, and after what: as much of it as an interruption has left."""
     counted, warm = ({of(row) for row in rows} for of in (lambda row: len(row["seconds"]), lambda row: row["warmups"]))
-    times = _span(counted, "repetition")
-    return (
-        f"Medians of {times} after {_span(warm, 'round')} of warm-up"
-        if counted != {1}
-        else f"One repetition after {_span(warm, 'round')} of warm-up"
-    )
+    times = "One repetition" if counted == {1} else f"Medians of {_span(counted, 'repetition')}"
+    return f"{times} after {_span(warm, 'round')} of warm-up"
 
 
 def _span(numbers: set[int], what: str) -> str:
@@ -81,12 +77,9 @@ def _gpu(machine: Row) -> str:
 
 
 def by(row: Row) -> str:
-    """Who ran it, and how."""
-    return (
-        row["implementation"]
-        if (row["implementation"], row["mode"]) == (ZOO, EAGER)
-        else f"{row['implementation']} {row['mode']}"
-    )
+    """Who ran it, and how; the zoo's eager mode goes without saying."""
+    who, how = row["implementation"], row["mode"]
+    return who if (who, how) == (ZOO, EAGER) else f"{who} {how}"
 
 
 def _speed(row: Row) -> Row:
@@ -98,7 +91,7 @@ def _speed(row: Row) -> Row:
     }
 
 
-def limits(rows: Rows) -> Table:
+def limits(rows: Rows, machine: Row) -> Table:
     """What each speed was held back by: memory, arithmetic, or the code."""
     large = max(row["peak_bytes"] or 0 for row in rows) >= 2**30
     word, of, digits = ("GiB", 2**30, 2) if large else ("MiB", 2**20, 1)
@@ -121,6 +114,7 @@ def limits(rows: Rows) -> Table:
         *_experts(rows),
         _overhead(rows),
         *_signs(rows),
+        *(["How large the last cache is, nobody says."] if machine["last_cache_bytes"] is None else []),
     ]
     return Table("What this machine would have allowed", columns, legend, rows, derive=_limit)
 
@@ -176,10 +170,15 @@ def kernels(rows: Rows) -> Table:
     ]
     read = next((row["amount"] for row in rows if row["kind"] == "bandwidth"), 0)
     legend = [
-        f"The fastest of each kind counts. Reading: {size(read)} each time. GB/s and GFLOPS are 10^9 a second.",
+        f"The fastest of each kind counts. Reading: {size(read)} each time{_short(read)}. GB/s and GFLOPS are 10^9 a "
+        "second.",
         "Measured in each round, in turns with the models.",
     ]
     return Table("Ceilings of this machine", columns, legend, rows, derive=_kernel)
+
+
+def _short(read: int) -> str:
+    return ", for want of memory" if read < BUFFER else ""
 
 
 def _kernel(row: Row) -> Row:

@@ -61,4 +61,5 @@ Without a verb: {MAIN}, the main job. Each verb has its own --help.
 python -m benchmarks gpt-oss qwen3-8b --static
 python -m benchmarks kv --context 128k --memory 24GiB
 python -m benchmarks compare llama3.1-8b gemma3-27b
+python -m benchmarks throughput qwen3-0.6b -d 0 -d 4096
 """

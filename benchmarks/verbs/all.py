@@ -50,7 +50,7 @@ def command(
     """
     models, setting = chosen(names or [], swap or [], ignore_field or []), Setting(batch, cache_dtype, dtype)
     device = the_device(device_spec, bandwidth, flops_)
-    report = Report(Format.json if json else format, out)
+    report = Report.asked(format, json, out)
     report.add(*tables.static(costs.rows(models)))
     report.add(*params_verb.tables(params.rows(models), params.layer_rows(models)))
     report.add(*kv_verb.tables(models, [kv_verb.DEFAULT_CONTEXT], one(kv_verb.AGAINST), memory, setting))

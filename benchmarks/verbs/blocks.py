@@ -45,7 +45,7 @@ def command(
     """
     setting, listed = Setting(dim, tokens, context, dtype, repeat, seed), entries(dim)
     block_trials.check_memory(listed, setting)
-    report, samples = Report(Format.json if json else format, out), Samples()
+    report, samples = Report.asked(format, json, out), Samples()
     report.about["complete"] = False
     try:
         block_trials.run(listed, setting, samples)

@@ -88,11 +88,12 @@ def command(
         emit(document(context, setting, device), out)
         return
     first, second = pair(names or [], swap or [], ignore_field or [])
-    report = Report(Format.json if json else format, out)
+    report = Report.asked(format, json, out)
     report.add(*tables(first, second, context, setting, device))
     try:
         if measure:
-            subjects = [formed(Subject(model), Form(tiny, layers)) for model in (first, second)]
+            once = {model.label: model for model in (first, second)}
+            subjects = [formed(Subject(model), Form(tiny, layers)) for model in once.values()]
             measuring.measure(report, subjects, measuring.setting(dtype, batch=batch, tiny=tiny), [EAGER])
     finally:
         report.finish()

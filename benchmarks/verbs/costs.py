@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from benchmarks import costs, tables, throughput_rows, tiny_throughput
+from benchmarks.environment import environment
 from benchmarks.models import Model, chosen, representatives
-from benchmarks.options import AsFormat, IgnoreField, Names, Swap
+from benchmarks.options import AsFormat, IgnoreField, Names, Seed, Swap
 from benchmarks.report import Report
 from benchmarks.throughput import Found
 from zoo.terminal import Debug, Format, Json, Out
 
 Static = Annotated[bool, typer.Option("--static", "--no-run", help="Only what follows from the specs; build nothing.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of tiny weights and tokens.")]
 
 
 def command(
@@ -35,7 +35,7 @@ def command(
     Ctrl-C while it measures prints what there is. csv, json and jsonl hold all rows, each with the name of its table.
     """
     models = chosen(names or [], swap or [], ignore_field or [])
-    report = Report(Format.json if json else format, out)
+    report = Report.asked(format, json, out)
     report.add(*tables.static(costs.rows(models)))
     try:
         if not static:
@@ -48,7 +48,7 @@ def measure(models: Sequence[Model], seed: int, report: Report) -> None:
     """Time the tiny models and add them to the report, as far as it came when it is interrupted."""
     setting, found = tiny_throughput.setting(seed), Found()
     entrants = tiny_throughput.entrants(models, setting)
-    report.about["complete"] = False
+    report.about |= {"complete": False, "machine": environment(setting.device)}
     try:
         tiny_throughput.measure(entrants, setting, found)
         report.about["complete"] = True

@@ -56,7 +56,7 @@ def command(
     """
     models, device = chosen(names or [], swap or [], ignore_field or []), the_device(device_spec, bandwidth, flops_)
     setting = Setting(batch, cache_dtype, dtype)
-    report = Report(Format.json if json else format, out)
+    report = Report.asked(format, json, out)
     for tokens in context or [DEFAULT_CONTEXT]:
         report.add(*tables(flops.rows(models, tokens, setting, device), device))
     report.finish()

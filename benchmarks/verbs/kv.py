@@ -43,7 +43,7 @@ def command(
     Beside the exact bytes stands what the usual rule of thumb makes of them.
     """
     models, setting = chosen(names or [], swap or [], ignore_field or []), Setting(batch, cache_dtype, dtype)
-    report = Report(Format.json if json else format, out)
+    report = Report.asked(format, json, out)
     report.add(*tables(models, context or [DEFAULT_CONTEXT], one(against, ignore_field or []), memory, setting))
     report.finish()
 

@@ -41,7 +41,7 @@ def command(
     Each load has a process of its own, the two loaders take turns, and the medians are shown. The first load of each
     does not count: it brings the files into memory.
     """
-    report = Report(Format.json if json else format, out)
+    report = Report.asked(format, json, out)
     opened = open_source(source)
     opened.spec()
     number_type(dtype, opened)  # what is wrong with it is told before anything runs

@@ -57,7 +57,7 @@ def command(
     spec, dim = attention(model, tiny)
     setting = Setting(sorted(set(context or CONTEXTS)), dtype, repeat, seed)
     mla_trials.check_memory(spec, dim, setting)
-    report = Report(Format.json if json else format, out)
+    report = Report.asked(format, json, out)
     outcomes, samples = list[Outcome](), Samples()
     report.about["complete"] = False
     try:

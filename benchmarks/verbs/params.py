@@ -27,7 +27,7 @@ def command(
 
     The parts add up to the total, and the lines below them to what the Hub shows.
     """
-    report = Report(Format.json if json else format, out)
+    report = Report.asked(format, json, out)
     models = chosen(names or [], swap or [], ignore_field or [])
     report.add(*tables(params.rows(models), params.layer_rows(models)))
     report.finish()

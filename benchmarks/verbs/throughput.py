@@ -9,7 +9,18 @@ import torch
 import typer
 
 from benchmarks import measuring
-from benchmarks.options import AsFormat, Batch, IgnoreField, Layers, Swap, Tiny, dtype, tokens_or_none
+from benchmarks.options import (
+    AsFormat,
+    Batch,
+    IgnoreField,
+    Layers,
+    Repeat,
+    Seed,
+    Swap,
+    Tiny,
+    computing_dtype,
+    tokens_or_none,
+)
 from benchmarks.report import Report
 from benchmarks.subjects import Form, chosen
 from benchmarks.throughput import COMPILED, EAGER
@@ -48,12 +59,12 @@ Depth = Annotated[
 ]
 DType = Annotated[
     torch.dtype | None,
-    typer.Option("--dtype", parser=dtype, metavar="DTYPE", help="Of weights and cache. [float32; on a GPU bfloat16]"),
+    typer.Option(
+        "--dtype", parser=computing_dtype, metavar="DTYPE", help="Of weights and cache. [float32; on a GPU bfloat16]"
+    ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="[torch's own; of tiny forms 1]")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
-Repeat = Annotated[int, typer.Option("--repeat", "-r", min=1, help="Repetitions that count.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of random weights and tokens.")]
 Modes = Annotated[list[Mode], typer.Option("--mode", help="How to run it. Repeat for both, in turns.")]
 Released = Annotated[bool, typer.Option("--released", help="Presets and hub ids with their released weights.")]
 WithPeer = Annotated[Peer | None, typer.Option("--peer", help="Measure another implementation beside the zoo's.")]
@@ -90,10 +101,10 @@ def command(
 
     \b
     python -m benchmarks throughput qwen3-0.6b -d 0 -d 4096
-    python -m benchmarks throughput gemma3-270m llama3.2-1b --dtype bfloat16 --peer transformers
+    python -m benchmarks throughput path/to/model.gguf --peer transformers
     python -m benchmarks throughput qwen3-8b --layers 4 --swap 'GQA(window=512)'
     """
-    report, tiny = Report(Format.json if json else format, out), tiny or not names
+    report, tiny = Report.asked(format, json, out), tiny or not names
     setting = measuring.setting(
         dtype,
         device=device,

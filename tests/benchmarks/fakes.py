@@ -11,6 +11,11 @@ from benchmarks.subjects import Subject
 from benchmarks.throughput import EAGER, ZOO, Entrant, Found
 from benchmarks.throughput_rows import rows
 
+MACHINE = {
+    **{"cpu": "a processor", "cores": 8, "isa": ["avx2"], "torch": "2.13", "blas": "a library"},
+    **{"gpu": None, "driver": None, "last_cache_bytes": None},
+}
+
 
 class Clock:
     """Seconds that pass when somebody says so."""

@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 
 import zoo
+from benchmarks import tables, throughput_tables
 from benchmarks.__main__ import app
+from benchmarks.models import one
+from benchmarks.subjects import Subject
+from tests.benchmarks.fakes import MACHINE, fake_rows
 from zoo.terminal import exit_code
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +44,25 @@ def test_the_commands_run_and_print_what_they_say(capsys: pytest.CaptureFixture[
     ((command, shown),) = re.findall(r"```\n\$ python -m benchmarks (.*)\n((?:.*\n)*?)```", section)
     assert exit_code(app, "benchmarks", shlex.split(command)) == 0
     assert capsys.readouterr().out.startswith(shown)
+
+
+def test_measured_tables_have_todays_columns_and_legends() -> None:
+    """Their figures are those of another machine and another day."""
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    rows = fake_rows([Subject(one("gemma3-270m"))])
+    beside = [*rows, *(row | {"implementation": "transformers", "mode": "sdpa", "ratio": 1.0} for row in rows)]
+    speeds, limits = (of(beside, MACHINE) for of in (throughput_tables.speeds, throughput_tables.limits))
+    shown = [tables.tiny_throughput(rows), speeds, limits]
+    for table in shown:  # what depends on the machine, or on what happened, is left out
+        assert table.title in readme
+        assert all(column.header in readme for column in table.columns)
+        fixed = [
+            line
+            for line in table.legend
+            if not re.search(r"Medians|threads|harness|cores|^[~!c]:|GiB|MiB|nobody says", line)
+        ]
+        assert len(fixed) > 1
+        assert all(line in readme for line in fixed)
 
 
 def test_the_examples_print_what_they_say() -> None:

@@ -63,6 +63,13 @@ def test_the_peak_is_the_weights_and_what_was_taken_beside_them() -> None:
     assert seen(model, Workload("decode", 1), peak=None).peak_bytes is None
 
 
+@torch.inference_mode()
+def test_of_others_nothing_but_memory_is_seen() -> None:
+    model, work = zoo.build("gpt-oss", tiny=True), Workload("prefill", 8)
+    once = task(("x",), ZooRunner(model), work, inputs(work, model.spec.vocab, 0, torch.device("cpu")))
+    assert observe(once, 7, Fixed(1), None) == Observed(peak_bytes=8, hits={}, products=[])
+
+
 def test_hooks_are_gone_afterwards() -> None:
     model = zoo.build("gpt-oss", tiny=True)
     seen(model, Workload("decode", 1))

@@ -14,7 +14,7 @@ from benchmarks import subjects
 from benchmarks.runners import workloads
 from benchmarks.subjects import Form, Subject, check_memory, chosen, first_layers, need
 from zoo.architectures import families
-from zoo.errors import NotAvailable
+from zoo.errors import NotAvailable, UsageError
 
 CPU, F32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
 WORKS = workloads(512, 128, [0, 4096], 1)
@@ -47,9 +47,15 @@ def test_forms_and_swaps() -> None:
     assert (plain.label, starred.label) == ("qwen3-8b", "qwen3-8b*")
     assert plain.spec == first_layers(zoo.spec("qwen3-8b"), 4)
     assert {layer.stored().window for layer in starred.spec.layers} == {64}
-    (small,) = chosen(["qwen3-8b"], Form(tiny=True))
+    small, windowed = chosen(["qwen3-8b"], Form(tiny=True, swaps=("GQA(window=4096)",)))
     assert small.spec == zoo.spec("qwen3-8b", tiny=True)
     assert (plain.tiny, small.tiny) == (False, True)
+    assert {layer.stored().window for layer in windowed.spec.layers} == {16}  # toy, as all widths
+
+
+def test_a_name_stands_for_one_model() -> None:
+    with pytest.raises(UsageError, match="qwen3 is named twice"):
+        chosen(["qwen3", "llama3", "qwen3"], Form())
 
 
 @pytest.fixture

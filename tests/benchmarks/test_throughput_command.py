@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 import weights
 import zoo
-from benchmarks import ceilings, measuring, throughput
+from benchmarks import ceilings, devices, measuring, throughput
 from benchmarks.__main__ import app
 from benchmarks.timing import measure
 from tests.benchmarks.fakes import Ticking
@@ -46,7 +46,7 @@ def test_json_has_rows_ceilings_and_the_machine(capsys: pytest.CaptureFixture[st
     rows = [row for row in document["rows"] if row["table"] == "throughput"]
     tests = ("pp20", "tg2", "pp20 @ d30", "tg2 @ d30")
     assert [(row["model"], row["test"]) for row in rows] == [
-        (name, test) for name in ("qwen3", "gpt-oss") for test in tests
+        (name, test) for test in tests for name in ("qwen3", "gpt-oss")
     ]
     for row in rows:
         assert row["tokens_per_s"] == 2 * row["tokens"]  # each run takes a second
@@ -150,6 +150,7 @@ def test_a_peer_that_does_not_compile_is_told_and_the_rest_is_measured(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's, about what it was given of transformers
 def test_both_modes_of_both_implementations(capsys: pytest.CaptureFixture[str]) -> None:
     """It compiles, for a minute or two."""
     options = ("--mode", "eager", "--mode", "compiled", "--peer", "transformers", "--peer-compiled", "--json")
@@ -183,8 +184,28 @@ def test_compare_measures_when_it_is_asked(capsys: pytest.CaptureFixture[str]) -
     assert call("qwen3", "llama3", "--measure", "--tiny", "--json", verb="compare") == 0
     rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
     assert [(row["model"], row["test"], row["dtype"]) for row in rows] == [
-        (name, test, "bfloat16") for name in ("qwen3-0.6b", "llama3.2-1b") for test in ("pp512", "tg128")
+        (name, test, "bfloat16") for test in ("pp512", "tg128") for name in ("qwen3-0.6b", "llama3.2-1b")
     ]
+
+
+def test_compare_measures_a_model_with_itself_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("qwen3", "qwen3", "--measure", "--tiny", "--json", verb="compare") == 0
+    rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
+    assert [row["test"] for row in rows] == ["pp512", "tg128"]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_time_and_memory_are_the_devices(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(throughput, "clock", devices.clock)
+    assert call("gpt-oss", *SHORT, "-d", "30", "--device", "cuda", "--peer", "transformers", "--json") == 0
+    document = written(capsys)
+    assert document["machine"]["gpu"]
+    assert {row["device"] for row in document["rows"]} == {"cuda"}
+    rows = [row for row in document["rows"] if row["table"] == "throughput"]
+    assert all(row["dtype"] == "bfloat16" for row in rows)
+    assert all(row["peak_bytes"] > 2 * row["params"] for row in rows)
 
 
 def test_where_it_does_not_fit_nothing_is_built(
@@ -204,7 +225,7 @@ def test_where_it_does_not_fit_nothing_is_built(
         (["nope"], 2, "unknown model 'nope'"),
         (["qwen3", "-p", "0", "-n", "0"], 2, "nothing to measure"),
         (["qwen3", "-d", "deep"], 2, "write 4096 or 4k"),
-        (["qwen3", "--dtype", "fp8"], 2, "no model here multiplies in it"),
+        (["qwen3", "--dtype", "fp8"], 2, "for storing only"),
         (["qwen3", "--mode", "fast"], 2, "fast"),
         (["qwen3", "--peer", "vllm"], 2, "vllm"),
         (["qwen3", "--layers", "0"], 2, "--layers"),

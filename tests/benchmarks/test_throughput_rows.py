@@ -16,14 +16,11 @@ from benchmarks.runners import Nothing, Workload
 from benchmarks.subjects import Subject
 from benchmarks.throughput import COMPILED, EAGER, ZOO, Entrant, Found, Setting, harness_key, own_key
 from benchmarks.throughput_rows import ceiling_rows, expected, least_work, rows
+from tests.benchmarks.fakes import MACHINE
 from zoo.terminal import Format
 
 PREFILL, DECODE = Workload("prefill", 8, 40, batch=2), Workload("decode", 3, 40, batch=2)
 SETTING = Setting((PREFILL, DECODE), dtype=torch.bfloat16)
-MACHINE = {
-    **{"cpu": "a processor", "cores": 8, "isa": ["avx2"], "torch": "2.13", "blas": "a library"},
-    **{"gpu": None, "driver": None},
-}
 
 
 def entrant(name: str = "qwen3-0.6b", implementation: str = ZOO, mode: str = EAGER) -> Entrant:

@@ -70,6 +70,19 @@ def test_the_round_trip(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", distinct())
+def test_what_would_be_written_is_what_is_written(name: str, tmp_path: Path) -> None:
+    """The same config and the same tensors; those that are stored as they are held are no copies."""
+    model = randomised(MODELS[name])
+    config, tensors = saving.described(model)
+    weights.save(model, tmp_path / "saved")
+    written_config, written = read(tmp_path / "saved")
+    assert config == written_config
+    assert tensors.keys() == written.keys()
+    assert all(torch.equal(tensor, written[name]) for name, tensor in tensors.items())
+    assert tensors["model.norm.weight"].data_ptr() == model.norm.weight.data_ptr()
+
+
+@pytest.mark.parametrize("name", distinct())
 def test_tensors_are_those_that_the_reference_stores(name: str, saved: Callable[[str], Path], tmp_path: Path) -> None:
     """Under the same names, each expert by itself, a tied head not at all; and the same numbers."""
     weights.save(weights.load(saved(name)), tmp_path / "again")
