@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from benchmarks.timing import measure
 from tests.benchmarks.fakes import Ticking
 from zoo.terminal import exit_code
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
 SHORT = ("--tiny", "-p", "20", "-n", "2")
 
 
@@ -195,6 +198,22 @@ def test_compare_measures_a_model_with_itself_once(capsys: pytest.CaptureFixture
     assert call("qwen3", "qwen3", "--measure", "--tiny", "--json", verb="compare") == 0
     rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
     assert [row["test"] for row in rows] == ["pp512", "tg128"]
+
+
+def test_commands_on_the_pages_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    pages = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/benchmarks.md"))
+    commands = [
+        command
+        for page in pages
+        for command in re.findall(
+            r"^(?:    |\$ )python -m benchmarks ((?:throughput|compare) .*?)(?: +#.*)?$", page, re.M
+        )
+    ]
+    assert len(commands) > 8
+    for command in commands:
+        assert exit_code(app, "python -m benchmarks", [*shlex.split(command), "--help"]) == 0, command
+        assert "Usage:" in capsys.readouterr().out
+    assert call("--no-such-option", "--help") == 2  # which would have been told
 
 
 @pytest.mark.gpu
