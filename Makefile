@@ -19,7 +19,7 @@ install = @echo "installing $(1) into $(VENV): some minutes the first time" >&2 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help compare docs test test-slow check format dev clean
+.PHONY: help compare gallery docs test test-slow check format dev clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,8 +27,12 @@ help: ## this list
 compare: $(VENV)/.run ## all architectures side by side: parameters, KV cache, FLOPs, tokens/s
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-docs: $(VENV)/.run ## write the generated page docs/comparisons.md
+gallery: $(VENV)/.gallery ## write gallery/index.html: diagrams, charts and what-if of all architectures
+	@$(BIN)/python -m benchmarks gallery --out gallery $(ARGS)
+
+docs: $(VENV)/.gallery ## write what is generated in docs/: comparisons, blocks and their drawings
 	@$(BIN)/python -m benchmarks compare --docs --out docs/comparisons.md
+	@$(BIN)/python -m benchmarks gallery --docs --out docs
 
 test: $(VENV)/.test ## the tests: offline, on the CPU
 	$(PYTEST) $(ARGS)
@@ -68,9 +72,13 @@ $(VENV)/.run: pyproject.toml $(VENV)/.python
 	$(call install,.)
 	@touch $@
 
+$(VENV)/.gallery: pyproject.toml $(VENV)/.python
+	$(call install,'.[gallery]')
+	@touch $@ $(VENV)/.run
+
 $(VENV)/.test: pyproject.toml $(VENV)/.python
 	$(call install,'.[test]')
-	@touch $@ $(VENV)/.run
+	@touch $@ $(VENV)/.run $(VENV)/.gallery
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.python
 	$(call install,'.[dev]')

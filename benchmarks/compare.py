@@ -116,7 +116,7 @@ def _shown(value: Any) -> str:
 
 def figure_rows(first: Model, second: Model, context: int, setting: Setting, device: Device) -> list[Row]:
     """One row for each cost in which the two differ: both values and the second over the first."""
-    mine, others = (_costs(model.spec, context, setting, device) for model in (first, second))
+    mine, others = (costs(model.spec, context, setting, device) for model in (first, second))
     return [
         {
             "table": "figures",
@@ -132,8 +132,8 @@ def figure_rows(first: Model, second: Model, context: int, setting: Setting, dev
     ]
 
 
-def _costs(spec: Decoder, context: int, setting: Setting, device: Device) -> Iterator[tuple[str, str, float]]:
-    """(figure, unit, value) of one model."""
+def costs(spec: Decoder, context: int, setting: Setting, device: Device) -> Iterator[tuple[str, str, float]]:
+    """(figure, unit, value) of one model: all that two are compared in."""
     yield "parameters", "parameters", spec.params()
     yield "active parameters", "parameters", spec.active_params()
     parts = spec.param_parts()

@@ -56,6 +56,13 @@ def test_the_architecture_is_in_the_table_of_costs(copy: Path) -> None:
     assert "mixtral-8x7b" in run(copy, "benchmarks", "--static")
 
 
+def test_the_architecture_is_on_the_page(copy: Path) -> None:
+    run(copy, "benchmarks", "gallery", "mixtral", "--out", "gallery")
+    page = (copy / "gallery" / "index.html").read_text(encoding="utf-8")
+    assert '<template data-diagram="mixtral-8x7b">' in page
+    assert '"title":"Mixtral"' in page
+
+
 def test_the_architecture_is_in_the_tests(copy: Path) -> None:
     collected = run(copy, "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests", "-k", "mixtral")
     files = {line.partition("::")[0] for line in collected.splitlines() if "mixtral-8x7b" in line}

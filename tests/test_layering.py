@@ -23,6 +23,7 @@ BASICS = "zoo/blocks/norm.py zoo/blocks/rope.py zoo/blocks/linear.py zoo/blocks/
 TENSORS = "torch einops"
 COMMAND = "torch typer tabulate tqdm"
 LOADER = f"{COMMAND} einops numpy safetensors huggingface_hub"
+PAGE = "altair vl_convert jinja2 mistune"
 REFERENCE = "tokenizers transformers matplotlib"
 
 
@@ -52,6 +53,7 @@ HOUSE = (
     Row(6, "weights/parity*.py",                                         ANY,    f"{LOADER} {REFERENCE}"),
     Row(6, "weights/*.py",                                               ANY,    f"{LOADER} tokenizers jinja2 gguf"),
     Row(7, "benchmarks/peer*.py",                                        ANY,    f"{COMMAND} transformers"),
+    Row(7, "benchmarks/gallery/*.py benchmarks/verbs/gallery.py",        ANY,    f"{COMMAND} {PAGE}"),
     Row(7, "benchmarks/*.py",                                            ANY,    COMMAND),
 )
 # fmt: on

@@ -32,7 +32,7 @@ from benchmarks.roofline import Device
 from benchmarks.show import positions
 from benchmarks.subjects import Form, Subject, formed
 from benchmarks.throughput import EAGER
-from benchmarks.verbs.kv import span, spans
+from benchmarks.verbs.kv import whose
 from zoo.errors import UsageError
 from zoo.terminal import Column, Debug, Format, Json, Out, count, emit, size
 
@@ -167,5 +167,4 @@ def _with_units(row: Row) -> Row:
 
 def _crossing(first: Model, second: Model, setting: Setting) -> Table:
     rows = kv.crossing_rows([first], second, setting.cache)
-    told = "; ".join(f"{less or 'both alike'} {span(start, end)}" for start, end, less in spans(rows[0]))
-    return Table("Whose cache is smaller, by tokens of context", [], [f"{told}."], rows)
+    return Table("Whose cache is smaller, by tokens of context", [], [whose(rows[0])], rows)

@@ -121,6 +121,11 @@ def when(row: Row) -> str:
     return ", ".join(span(start, end) for start, end, less in spans(row) if less == named(row)) or "never"
 
 
+def whose(row: Row) -> str:
+    """Who needs less, and where, in words."""
+    return "; ".join(f"{less or 'both alike'} {span(start, end)}" for start, end, less in spans(row)) + "."
+
+
 def span(start: int, end: int | None) -> str:
     """Contexts from `start` to `end`, None for no end, in words."""
     if end is None:

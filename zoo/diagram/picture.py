@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 from itertools import groupby
 
 import torch
@@ -41,9 +42,15 @@ def svg(
     if context < 1:
         raise UsageError(f"context={context} is below 1")
     title = "".join(letter if letter.isprintable() else " " for letter in title)
-    facts = _drawn(against, title, context, dtype, None).facts if against else None
+    facts = _facts(against, context, dtype) if against else None
     canvas = _drawn(spec, title, context, dtype, facts)
     return canvas.finish(prefix)
+
+
+@lru_cache(maxsize=64)
+def _facts(spec: Decoder, context: int, dtype: torch.dtype) -> Facts:
+    """What a model's diagram says. Kept: a page draws each model against every other."""
+    return _drawn(spec, "", context, dtype, None).facts
 
 
 def _drawn(spec: Decoder, title: str, context: int, dtype: torch.dtype, against: Facts | None) -> Canvas:

@@ -1,0 +1,114 @@
+"""The text on blocks: its code prints what it shows, and who uses a block is what the specs say."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+import zoo
+from benchmarks.gallery import blocks, drawings
+from benchmarks.gallery.overview import overview
+from benchmarks.models import one
+from zoo.blocks.layer import PLACEMENTS
+from zoo.remake import POINTS
+
+CODE = re.findall(r"```pycon\n(.*?)```", blocks.markdown(), re.DOTALL)
+SPACE = "{http://www.w3.org/2000/svg}"
+
+
+def test_the_code_prints_what_is_shown() -> None:
+    """From top to bottom, as a reader would paste it."""
+    assert len(CODE) > 10
+    grad = torch.is_grad_enabled()
+    scope: dict[str, object] = {}
+    told: list[str] = []
+    try:
+        for i, text in enumerate(CODE):
+            test = doctest.DocTestParser().get_doctest(text, scope, f"example {i + 1}", "docs/blocks.md", 0)
+            runner = doctest.DocTestRunner(verbose=False)
+            runner.run(test, out=told.append, clear_globs=False)
+            scope = test.globs
+    finally:
+        torch.set_grad_enabled(grad)
+    assert not told, "".join(told)
+
+
+def test_every_kind_of_block_is_in_the_text() -> None:
+    """A new block in the registry has to be told of."""
+    text = blocks.SOURCE.read_text(encoding="utf-8")
+    kinds = {name for name, kind in zoo.Spec.kinds.items() if kind.slot}
+    for word in {*kinds, *POINTS, *PLACEMENTS}:
+        assert re.search(rf"\b{word}\b", text), word
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("MHA", "olmo2 (olmo2-1b, olmo2-7b, olmo2-13b)"),
+        ("MLA", "deepseek-v3"),
+        ("SWA", "gemma3, gpt-oss"),
+        ("sandwich", "gemma3"),
+        ("post", "none of these"),
+        ("NoPE", "smollm3"),
+    ],
+)
+def test_who_uses_a_block(word: str, told: str) -> None:
+    assert blocks.used(word) == f"*Who uses {word}:* {told}."
+
+
+def test_the_table_of_costs_holds_every_layer() -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in blocks.costs().splitlines()[2:]]
+    layers: dict[str, int] = {}
+    for model, number, *_ in rows:
+        layers[model] = layers.get(model, 0) + int(number)
+    assert layers == {name: len(zoo.spec(name).layers) for name in layers}
+    assert len(layers) == len(zoo.architectures.families())
+
+
+@pytest.mark.parametrize("name", drawings.DRAWINGS)
+def test_a_drawing_stays_in_its_frame_and_says_what_it_shows(name: str) -> None:
+    root = ElementTree.fromstring(drawings.draw(name, "What it shows.", "here-"))
+    assert [root.findtext(f"{SPACE}{tag}") for tag in ("title", "desc")][1] == "What it shows."
+    assert {element.get("id") for element in root.iter() if element.get("id")} == {"here-title", "here-desc"}
+    inside(root)
+
+
+def inside(root: ElementTree.Element) -> None:
+    """Every box and the beginning of every text is in the picture."""
+    width, height = float(root.get("width", 0)), float(root.get("height", 0))
+    for element in root.iter():
+        if element.tag in (f"{SPACE}rect", f"{SPACE}text"):
+            x, y, wide, tall = (float(element.get(name, 0)) for name in ("x", "y", "width", "height"))
+            assert 0 <= x <= x + wide <= width, ElementTree.tostring(element)
+            assert 0 <= y <= y + tall <= height, ElementTree.tostring(element)
+
+
+def test_every_drawing_is_named_in_the_text() -> None:
+    assert {f"{name}.svg" for name in drawings.DRAWINGS} == set(blocks.pictures())
+
+
+def test_the_overview_has_a_box_for_each_layer_of_each_model() -> None:
+    models = [one(name) for name in zoo.names()]
+    root = ElementTree.fromstring(overview(models))
+    inside(root)
+    looks = [element.get("class", "") for element in root.iter(f"{SPACE}rect")]
+    key = 3
+    assert sum(look.startswith("kind-") for look in looks) == key + sum(len(model.spec.layers) for model in models)
+    windowed = sum(bool(layer.stored().window) for model in models for layer in model.spec.layers)
+    assert looks.count("kind-window-0") == 1 + windowed
+    words = [element.text for element in root.iter(f"{SPACE}text")]
+    assert {model.name for model in models} <= set(words)
+
+
+def test_the_section_of_the_page_is_one_level_lower() -> None:
+    html = blocks.html()
+    assert "<h1" not in html
+    assert html.count("<h2") == 1
+    assert html.count("<svg") == len(drawings.DRAWINGS)
+    assert "<style" not in html
+    ids = re.findall(r'id="([^"]+)"', html)
+    assert len(ids) == len(set(ids))

@@ -1,0 +1,403 @@
+"""The page in a real browser: it shows what Python says, asks nothing of a network, and everyone can use it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import compare, growth, roofline
+from benchmarks.flops import PHASES
+from benchmarks.gallery import charts, swaps, terms
+from benchmarks.gallery.groups import groups
+from benchmarks.models import one
+from benchmarks.options import DTYPES
+from benchmarks.verbs.compare import PAIRS
+from tests.benchmarks.gallery.conftest import SHOWN
+from zoo.terminal import count, size
+
+pytestmark = pytest.mark.xdist_group("gallery")
+SECTIONS = ("architectures", "compare", "charts", "fit", "swap", "blocks")
+WIDTHS, SCHEMES = (390, 1920), ("light", "dark")
+ARTEFACTS = Path(__file__).resolve().parents[3] / ".artifacts" / "gallery"
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def open_page(browser: Any, folder: Path) -> Iterator[Open]:
+    """Open the page at a width and in a scheme. At the end: no console message, and no request but for the page."""
+    told: list[str] = []
+    contexts = []
+
+    def opened(width: int = 1280, scheme: str = "light") -> Any:
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(30_000)
+        page.on("console", lambda message: told.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: told.append(f"error: {error}"))
+        page.on("request", lambda request: told.append(request.url) if not request.url.startswith("blob:") else None)
+        page.goto((folder / "index.html").as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert set(told) == {(folder / "index.html").as_uri()}
+
+
+@pytest.fixture(scope="module")
+def page(open_page: Open) -> Any:
+    """One page that tests share; each sets what it needs."""
+    return open_page()
+
+
+def test_it_opens_at_once(page: Any) -> None:
+    """It is loaded before anything is measured here, so this says only that it needs nothing that comes late."""
+    assert page.title() == "zoo: open language models, side by side"
+    assert page.evaluate("document.readyState") == "complete"
+
+
+def test_every_architecture_has_a_card(page: Any) -> None:
+    for group in groups(SHOWN):
+        card = page.locator(f'.architecture[data-family="{group.name}"]')
+        assert card.locator("h3").inner_text().startswith(group.title)
+        assert card.locator("option").all_inner_texts() == [model.name for model in group.models]
+        assert card.locator("svg > title").text_content() == group.typical.name
+
+
+def test_a_card_shows_the_size_that_is_chosen(page: Any) -> None:
+    group = next(group for group in groups(SHOWN) if len(group.models) > 1)
+    card = page.locator(f'.architecture[data-family="{group.name}"]')
+    for model in group.models:
+        card.locator("select").select_option(model.name)
+        assert card.locator("svg > title").text_content() == model.name
+
+
+def test_ids_are_unique_whatever_is_shown(page: Any) -> None:
+    page.locator("#first").select_option(SHOWN[0].name)
+    page.locator("#second").select_option(SHOWN[0].name)
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(element => element.id)")
+    assert len(ids) == len(set(ids))
+    assert "Nothing differs" in page.locator("#differences").inner_text()
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=" ".join)
+def test_a_pair_is_one_click_away_and_shows_its_differences(page: Any, pair: tuple[str, str]) -> None:
+    first, second = map(one, pair)
+    page.locator(f'[data-pair="{pair[0]} {pair[1]}"]').click()
+    fields, figures = page.locator("#differences table").all()
+    rows = compare.difference_rows(first, second)
+    shown = fields.locator("tbody tr").all()
+    assert [row.locator("th").inner_text() for row in shown] == [row["field"] for row in rows]
+    assert [row.locator("td").all_inner_texts() for row in shown] == [
+        [row["value"] or "", row["other"] or ""] for row in rows
+    ]
+    costs = compare.figure_rows(first, second, 4096, compare.Setting(), roofline.device("h100"))
+    told = [row.locator("th").inner_text() for row in figures.locator("tbody tr").all()]
+    assert told == [row["figure"] for row in costs]
+    marked = page.evaluate(
+        "[...document.querySelectorAll('#diagrams svg')].map(s => s.querySelectorAll('.differs').length)"
+    )
+    assert min(marked) > 3
+
+
+def test_two_models_the_other_way_round(page: Any) -> None:
+    """Differences are kept once for two models: the columns change places."""
+    first, second = PAIRS[0]
+    for a, b in ((first, second), (second, first)):
+        page.locator("#first").select_option(a)
+        page.locator("#second").select_option(b)
+        found = dict(zip(page.locator("#differences table").first.locator("tbody th").all_inner_texts(),
+                         page.locator("#differences table").first.locator("tbody tr td:nth-child(2)").all_inner_texts(),
+                         strict=True))  # fmt: skip
+        assert found == {row["field"]: row["value"] or "" for row in compare.difference_rows(one(a), one(b))}
+
+
+CONTEXTS, BATCHES = (1, 127, 129, 512, 1025, 4096, 100_003, 1_048_576), (1, 8, 256)
+
+
+@pytest.mark.parametrize("model", SHOWN, ids=lambda model: model.name)
+def test_the_page_adds_up_to_what_python_says(page: Any, model: Any) -> None:
+    """Every figure that the page computes by itself, on a grid."""
+    spec, device = model.spec, roofline.device("a100")
+    found = page.evaluate(
+        """([name, contexts, batches]) => {
+          const runs = released(MODELS.get(name)), device = DATA.devices.a100;
+          return {
+            params: sums.params(runs), active: sums.active(runs), flops: contexts.map(at => sums.flops(runs, at)),
+            cache: contexts.flatMap(at => batches.map(many => sums.cache(runs, at, many, 2))),
+            ceiling: contexts.flatMap(at => batches.map(many => ceiling(runs, at, many, 4, 2, device))),
+            longest: batches.map(many => longest(runs, 5e9, many, 2)),
+          };
+        }""",
+        [model.name, CONTEXTS, BATCHES],
+    )
+    grid = [(context, batch) for context in CONTEXTS for batch in BATCHES]
+    assert found["params"] == spec.params()
+    assert found["active"] == spec.active_params()
+    assert found["flops"] == [spec.flops(context - 1, 1) for context in CONTEXTS]
+    assert found["cache"] == [spec.kv_bytes(context, batch) for context, batch in grid]
+    pieces = growth.pieces(spec, torch.bfloat16)
+    assert found["longest"] == [growth.longest(pieces, int(5e9) // batch) for batch in BATCHES]
+    decoded = (roofline.decode(spec, *at, torch.float32, torch.bfloat16).tokens_per_s(device) for at in grid)
+    assert found["ceiling"] == pytest.approx(list(decoded), rel=1e-12)
+
+
+def test_numbers_are_shown_as_everywhere_else(page: Any) -> None:
+    numbers = [
+        0,
+        1,
+        1.125,
+        1.375,
+        1.145,
+        2.675,
+        12.25,
+        9.994,
+        12.34,
+        999,
+        1125,
+        1375,
+        1145,
+        12_250,
+        1000,
+        1536,
+        4.19e9,
+        6.71e11,
+        2**20,
+        3 * 2**30,
+        1.5 * 2**40,
+        5.2e15,
+    ]
+    assert page.evaluate("numbers => numbers.map(count)", numbers) == [count(number) for number in numbers]
+    whole = [int(number) for number in numbers] + [1152, 1408, 12_544]
+    assert page.evaluate("numbers => numbers.map(size)", whole) == [size(number) for number in whole]
+
+
+def test_the_sliders_say_what_fits(page: Any) -> None:
+    values = page.evaluate("[CONTEXTS, DATA.batches, MEMORIES]")
+    for context, batch, memory, weights, cache in (
+        (131_072, 1, 24, "bfloat16", "bfloat16"),
+        (8192, 16, 141, "float8", "bfloat16"),
+        (1_048_576, 4, 80, "float32", "float8"),
+    ):
+        for name, chosen, held in zip(("context", "batch", "memory"), (context, batch, memory), values, strict=True):
+            page.locator(f"#fit-{name}").fill(str(held.index(chosen)))
+        page.locator("#fit-weights").select_option(weights)
+        page.locator("#fit-cache").select_option(cache)
+        assert page.locator("#fit-memory-shown").inner_text() == f"{memory} GB"
+        for row, model in zip(page.locator("#fit-table tbody tr").all(), SHOWN, strict=True):
+            held = model.spec.params() * DTYPES[weights].itemsize
+            kept = model.spec.kv_bytes(context, batch, DTYPES[cache])
+            cells = row.locator("td").all_inner_texts()
+            assert row.locator("th").inner_text() == model.name
+            assert cells[1:5] == [
+                size(held),
+                size(kept),
+                size(held + kept),
+                "yes" if held + kept <= memory * 1e9 else "no",
+            ]
+
+
+def test_a_card_sets_the_memory(page: Any) -> None:
+    page.locator("#fit-device").select_option("rtx4090")
+    assert page.locator("#fit-memory-shown").inner_text() == "24 GB"
+    page.locator("#fit-device").select_option("h100")
+
+
+@pytest.mark.parametrize("name", [group.typical.name for group in groups(SHOWN)])
+def test_a_swap_costs_what_python_says(page: Any, name: str) -> None:
+    """The last row and column of both grids that go together: what the page shows, and the sums behind it."""
+    spec = one(name).spec
+    attention, experts = swaps.attention_grid(spec), swaps.expert_grid(spec)
+    page.locator("#swap-model").select_option(name)
+    counted = [(1, terms.outside(spec))]
+    for grid, rows, columns in ((attention, "keys", "window"), (experts, "experts", "chosen")):
+        i, j = max((i, j) for i, row in enumerate(grid.cells) for j, cell in enumerate(row) if cell is not None)
+        page.locator(f"#swap-{rows}").select_option(str(i))
+        page.locator(f"#swap-{columns}").select_option(str(j))
+        counted += grid.cells[i][j] or ()
+    context = page.evaluate("CONTEXTS[document.getElementById('swap-context').value]")
+    released = {"params": spec.params(), "active": spec.active_params(), "kv": spec.kv_bytes(context)}
+    swapped = {
+        "params": sum(n * sum(run.params.values()) for n, run in counted),
+        "active": sum(n * run.active for n, run in counted),
+        "kv": 2 * sum(n * run.stored * run.seen(context) for n, run in counted),
+    }
+    rows = [row.locator("td").all_inner_texts() for row in page.locator("#swap-table tbody tr").all()]
+    shows = {"params": count, "active": count, "kv": size}
+    assert [row[:2] for row in rows[:3]] == [[show(released[key]), show(swapped[key])] for key, show in shows.items()]
+    page.locator("#swap-reset").click()
+    assert {row.locator("td").last.inner_text() for row in page.locator("#swap-table tbody tr").all()} == {"the same"}
+
+
+def test_the_python_beside_a_swap_does_it(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    page.locator("#swap-model").select_option("llama3.1-8b")
+    for axis, label in (("keys", "2 KV heads (GQA)"), ("window", "512, all but every fourth layer"), ("experts", "8")):
+        page.locator(f"#swap-{axis}").select_option(label=label)
+    page.locator("#swap-positions").select_option(label="NoPE in every fourth layer")
+    exec(page.locator("#swap-code").inner_text(), {})
+    params = int(capsys.readouterr().out.split()[0])
+    assert page.locator("#swap-table tbody tr").first.locator("td").nth(1).inner_text() == count(params)
+    page.locator("#swap-reset").click()
+
+
+def test_choices_that_do_not_go_together_cannot_be_chosen(page: Any) -> None:
+    """MLA has no window: choosing it takes the window away."""
+    page.locator("#swap-model").select_option("llama3.1-8b")
+    page.locator("#swap-window").select_option(label="512, all layers")
+    page.locator("#swap-keys").select_option(label="a latent of 512 (MLA)")
+    chosen = page.locator("#swap-window option:checked")
+    assert chosen.inner_text() == "as released"
+    assert page.locator("#swap-window option:disabled").count() == 12 + 1
+    page.locator("#swap-reset").click()
+
+
+def test_what_a_swap_drops_is_told(page: Any) -> None:
+    page.locator("#swap-model").select_option("gpt-oss-20b")
+    page.locator("#swap-keys").select_option(label="a latent of 512 (MLA)")
+    assert "Dropped on the way: window 128, biases, sinks." in page.locator("#swap-note").inner_text()
+    page.locator("#swap-reset").click()
+    assert "Dropped" not in page.locator("#swap-note").inner_text()
+
+
+def drawn(page: Any) -> None:
+    """Bring every chart into view once, and wait until it is drawn."""
+    for name in charts.pictures():
+        page.locator(f'[data-chart="{name}"]').scroll_into_view_if_needed()
+        page.locator(f'[data-chart="{name}"] .plot svg').wait_for()
+
+
+def test_every_chart_is_drawn_and_follows_what_is_picked(page: Any) -> None:
+    drawn(page)
+    lines = page.locator('[data-chart="kv"] .legend li')
+    assert lines.all_inner_texts() == [group.typical.name for group in groups(SHOWN)]
+    page.locator('#picker input[value="qwen3-8b"]').uncheck()
+    page.wait_for_function("document.querySelectorAll('[data-chart=\"kv\"] .legend li').length === 7")
+    page.locator('#picker input[value="qwen3-8b"]').check()
+    told = page.locator("#crossings li").all_text_contents()
+    shown = {group.typical.name: group.typical.spec for group in groups(SHOWN)}
+    for row in told:
+        tokens, less, more = re.fullmatch(r"From ([\d,]+) tokens on (\S+) has .* no longer (\S+)\.", row).groups()
+        context = int(tokens.replace(",", ""))
+        assert shown[less].kv_bytes(context) < shown[more].kv_bytes(context)
+    assert len(told) == page.locator('[data-chart="kv"] .plot .mark-symbol path').count() > 3
+    before = page.locator('[data-chart="kv"] .plot svg').inner_html()
+    page.locator("#kv-batch").select_option("64")
+    page.wait_for_function(
+        "before => document.querySelector('[data-chart=\"kv\"] .plot svg').innerHTML !== before", arg=before
+    )
+
+
+def test_a_tooltip_tells_of_the_point_under_the_pointer(page: Any) -> None:
+    """And goes again, taking nothing of the page with it."""
+    drawn(page)
+    elements = page.evaluate("document.querySelectorAll('*').length")
+    page.locator('[data-chart="active"] .plot .mark-symbol path').first.hover(force=True)
+    assert groups(SHOWN)[0].typical.name in page.locator(".tooltip").inner_text()
+    page.mouse.move(1, 1)
+    page.locator(".tooltip").wait_for(state="detached")
+    assert page.evaluate("document.querySelectorAll('*').length") == elements
+
+
+ROWS = """async ([name, columns]) => {
+  const {view} = await drawn.get(name);
+  const rows = SPECS[name].vega.data.flatMap(table => view.data(table.name));
+  return rows.filter(row => columns.every(column => column in row))
+    .map(row => Object.fromEntries(columns.map(column => [column, row[column]])));
+}"""
+
+
+def test_the_charts_draw_what_python_says(page: Any) -> None:
+    """What they calculate from their rows: bytes of caches, and ceilings on a device."""
+    drawn(page)
+    page.locator("#kv-batch").select_option("16")
+    page.locator("#kv-dtype").select_option("float32")
+    page.locator("#chart-device").select_option("rtx4090")
+    specs, device = {model.name: model.spec for model in SHOWN}, roofline.device("rtx4090")
+    kept = page.evaluate(ROWS, ["kv", ["model", "context", "bytes"]])
+    assert len({row["model"] for row in kept}) == 8
+    for row in kept:
+        assert row["bytes"] == specs[row["model"]].kv_bytes(row["context"], 16, torch.float32)
+    passes = page.evaluate(ROWS, ["ceilings", ["model", "pass", "context", "batch", "tokens_per_s", "bound"]])
+    assert len({(row["model"], row["pass"]) for row in passes}) == 8 * 4
+    for row in passes:
+        phase = PHASES[row["pass"].partition(",")[0]]
+        work = phase(specs[row["model"]], row["context"], row["batch"], torch.bfloat16, torch.bfloat16)
+        assert row["tokens_per_s"] == pytest.approx(work.tokens_per_s(device), rel=1e-9)
+        assert row["bound"] == work.bound(device)
+
+
+def test_a_chart_is_saved_with_what_it_shows(page: Any, folder: Path) -> None:
+    drawn(page)
+    for kind in ("csv", "svg", "png"):
+        with page.expect_download() as download:
+            page.locator(f'[data-chart="flops"] [data-save="{kind}"]').click()
+        assert download.value.suggested_filename == f"flops.{kind}"
+        content = Path(download.value.path()).read_bytes()
+        if kind == "csv":
+            saved = list(csv.reader(io.StringIO(content.decode())))
+            kept = list(csv.reader(io.StringIO((folder / "data" / "flops.csv").read_text(encoding="utf-8"))))
+            assert [[cell.lower() for cell in row] for row in saved] == [[cell.lower() for cell in row] for row in kept]
+        elif kind == "svg":
+            assert "var(--" not in content.decode()
+            assert "FLOPs a token" in content.decode()
+        else:
+            assert content.startswith(b"\x89PNG")
+
+
+def test_everything_can_be_reached_with_a_keyboard(open_page: Open) -> None:
+    """From the top, the link past the header comes first, and nothing that can be used is left out."""
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "To the architectures"
+    reached = page.evaluate(
+        """() => [...document.querySelectorAll('a[href], button, select, input, [tabindex]')]
+          .filter(each => each.offsetParent !== null && (each.tabIndex < 0 || each.disabled))
+          .map(each => each.outerHTML.slice(0, 200))"""
+    )
+    assert reached == []
+    page.locator("#fit-context").focus()
+    before = page.locator("#fit-context-shown").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#fit-context-shown").inner_text() != before
+    page.locator("#pairs button").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#pairs button").first.get_attribute("aria-pressed") == "true"
+
+
+def test_everything_has_a_name_for_those_who_do_not_see_it(page: Any) -> None:
+    """A browser takes an output inside a label for what the label names, so sliders have to be named by their ids."""
+    drawn(page)
+    for section, names in (("fit", ("Context", "Sequences", "Memory")), ("swap", ("Context",))):
+        for name in names:
+            assert page.locator(f"#{section}").get_by_role("slider", name=name).count() == 1
+    for picture in charts.pictures().values():
+        assert page.get_by_role("img", name=picture.title, exact=True).count() == 1
+    for card in page.locator(".architecture").all():
+        assert card.get_by_role("img", name=card.locator("select").input_value()).count() == 1
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_one_is_kept_out_and_nothing_sticks_out(open_page: Open, width: int, scheme: str) -> None:
+    """axe-core finds nothing serious, the page is no wider than its window; and a picture of each section is kept."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install 'zoo-llm[test]'").Axe()
+    page = open_page(width, scheme)
+    drawn(page)
+    found = axe.run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    grave = [each for each in found if each["impact"] in ("serious", "critical")]
+    assert not grave, json.dumps([(each["id"], [node["html"] for node in each["nodes"][:3]]) for each in grave])
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    page.add_style_tag(content="header { position: static !important }")
+    for section in SECTIONS:
+        path = ARTEFACTS / f"{section}-{width}-{scheme}.png"
+        page.locator(f"#{section}").screenshot(path=path)
+        assert path.stat().st_size > 10_000

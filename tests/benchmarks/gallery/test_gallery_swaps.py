@@ -1,0 +1,84 @@
+"""A swap in the grid is that swap: the Python shown beside it, run on the whole model, has the same terms."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+import zoo
+from benchmarks.gallery import swaps, terms
+from benchmarks.gallery.swaps import Grid
+from benchmarks.gallery.terms import Counted, Run
+from zoo.decoder import Decoder
+from zoo.grammar import apply_swap
+
+NAMES = {name: getattr(zoo, name) for name in zoo.__all__} | {"apply_swap": apply_swap, "replace": replace}
+GRIDS = {"attention": (swaps.attention_grid, terms.attention), "experts": (swaps.expert_grid, terms.feed_forward)}
+
+
+def ran(spec: Decoder, *codes: str) -> Decoder:
+    scope = NAMES | {"spec": spec}
+    for code in codes:
+        exec(code, scope)
+    return scope["spec"]
+
+
+def merged(counted: Counted | None) -> Counter[str]:
+    found = Counter[str]()
+    for n, run in counted or ():
+        found[repr(run)] += n
+    return found
+
+
+def some(grid: Grid) -> list[tuple[int, int]]:
+    """Every row and every column at least once: the first ones in full, and a diagonal."""
+    rows, columns = len(grid.rows), len(grid.columns)
+    pairs = [(i, 0) for i in range(rows)] + [(0, j) for j in range(columns)]
+    return pairs + [(i % rows, i % columns) for i in range(max(rows, columns))]
+
+
+@pytest.mark.parametrize("name", zoo.architectures.families())
+@pytest.mark.parametrize("kind", GRIDS)
+def test_the_code_shown_makes_what_the_grid_holds(kind: str, name: str) -> None:
+    spec = zoo.spec(name)
+    made, of = GRIDS[kind]
+    grid, checked = made(spec), 0
+    assert merged(grid.cells[0][0]) == merged(of(Counter(spec.layers), spec.dim))
+    for i, j in some(grid):
+        codes = grid.rows[i].code, grid.columns[j].code
+        if grid.cells[i][j] is None:
+            with pytest.raises(zoo.ZooError):
+                ran(spec, *codes)
+        else:
+            changed = ran(spec, *codes)
+            assert merged(grid.cells[i][j]) == merged(of(Counter(changed.layers), spec.dim)), codes
+            checked += 1
+    assert checked > 3
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_attention_and_feed_forward_do_not_know_of_each_other(name: str) -> None:
+    """The sum of one cell of each grid and of what is outside is what a model with both swaps costs."""
+    spec = zoo.spec(name)
+    attention, experts = swaps.attention_grid(spec), swaps.expert_grid(spec)
+    i, k = len(attention.rows) - 1, len(experts.rows) - 1
+    changed = ran(spec, attention.rows[i].code, experts.rows[k].code)
+    chosen = attention.cells[i][0], experts.cells[k][0]
+    counted: list[tuple[int, Run]] = [(1, terms.outside(spec)), *(chosen[0] or ()), *(chosen[1] or ())]
+    assert sum(n * sum(run.params.values()) for n, run in counted) == changed.params()
+    assert sum(n * run.flops(9000) for n, run in counted) == changed.flops(8999, 1)
+
+
+@pytest.mark.parametrize("name", zoo.architectures.families())
+def test_positions_cost_nothing(name: str) -> None:
+    spec = zoo.spec(name)
+    choices = swaps.positions(spec)
+    assert len(choices) > 3
+    for choice in choices:
+        changed = ran(spec, choice["code"])
+        free = sum("NoPE" in repr(layer) for layer in changed.layers)
+        assert choice["without"] == free
+        assert (changed.params(), changed.flops(99, 1)) == (spec.params(), spec.flops(99, 1))
+        assert changed.kv_bytes(99) == spec.kv_bytes(99)
