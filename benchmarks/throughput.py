@@ -67,6 +67,11 @@ class Found:
     observed: dict[Key, Observed] = field(default_factory=dict)
     kernels: list[Kernel] = field(default_factory=list)
 
+    @property
+    def timed(self) -> Samples:
+        """The samples that count; of what was interrupted before it had any, those of its warm-up."""
+        return self.warmups | self.samples
+
 
 def of_zoo(subject: Subject, model: Model, modes: Iterable[str]) -> Iterator[Entrant]:
     """The zoo's own entrants; those of several modes share their weights."""
@@ -171,7 +176,7 @@ def _own(key: Key, products: Sequence[tuple[Tensor, int]]) -> Task:
 
 def overhead(work: Workload, seconds: Sequence[float], found: Found) -> float | None:
     """The share of the time taken that is the harness's own: a loop around a model that does nothing."""
-    nothing = found.samples.get(harness_key(work))
+    nothing = found.timed.get(harness_key(work))
     return median(nothing) / median(seconds) if nothing else None
 
 

@@ -26,7 +26,7 @@ Row = dict[str, Any]
 def rows(entrants: Sequence[Entrant], setting: Setting, found: Found) -> list[Row]:
     """One row for each entrant and workload that has been timed at least once."""
     machine = ceilings.measured(ceiling_rows(setting, found))
-    timed = ((entrant, work) for entrant in entrants for work in setting.works if found.samples.get(entrant.key(work)))
+    timed = ((entrant, work) for entrant in entrants for work in setting.works if entrant.key(work) in found.timed)
     made = [_row(entrant, work, setting, found, machine) for entrant, work in timed]
     for row in made:
         row["ratio"] = _ratio(row, made)
@@ -35,12 +35,12 @@ def rows(entrants: Sequence[Entrant], setting: Setting, found: Found) -> list[Ro
 
 def ceiling_rows(setting: Setting, found: Found) -> list[Row]:
     """What the machine was found to be able to do."""
-    return ceilings.rows(found.kernels, found.samples, setting.device, setting.threads)
+    return ceilings.rows(found.kernels, found.timed, setting.device, setting.threads)
 
 
 def _row(entrant: Entrant, work: Workload, setting: Setting, found: Found, machine: Device | None) -> Row:
     subject, key = entrant.subject, entrant.key(work)
-    seconds, tokens = found.samples[key], work.batch * work.tokens
+    seconds, tokens = found.timed[key], work.batch * work.tokens
     speed = rate(tokens, seconds)
     seen, watched = found.observed.get(key), _watched(subject.label, work, found)
     least = least_work(subject.spec, work, setting.dtype, watched.hits if watched else {})
@@ -64,7 +64,7 @@ def _row(entrant: Entrant, work: Workload, setting: Setting, found: Found, machi
         "tokens_per_s_min": speed.low,
         "tokens_per_s_max": speed.high,
         "seconds": seconds,
-        "warmups": len(found.warmups.get(key, ())),
+        "warmups": len(found.warmups.get(key, ())) if key in found.samples else 0,
         "flops": least.flops,
         "weight_bytes_read": round(least.weight_bytes),
         "kv_bytes_read": least.kv_bytes,
@@ -78,7 +78,7 @@ def _row(entrant: Entrant, work: Workload, setting: Setting, found: Found, machi
         "overhead": overhead(work, seconds, found),
         "ratio": None,
     }
-    return row | {"marks": _marks(row, found.warmups.get(key, ()), setting)}
+    return row | {"marks": _marks(row, found, key, setting)}
 
 
 def _watched(label: str, work: Workload, found: Found) -> Observed | None:
@@ -87,7 +87,7 @@ def _watched(label: str, work: Workload, found: Found) -> Observed | None:
 
 
 def _own_rate(key: tuple[str, ...], tokens: int, found: Found) -> float | None:
-    seconds = found.samples.get(own_key(key))
+    seconds = found.timed.get(own_key(key))
     return rate(tokens, seconds).median if seconds else None
 
 
@@ -143,7 +143,7 @@ def _ratio(row: Row, rows: Sequence[Row]) -> float | None:
     return ours and ours / row["tokens_per_s"]
 
 
-def _marks(row: Row, warmups: Sequence[float], setting: Setting) -> list[str]:
+def _marks(row: Row, found: Found, key: tuple[str, ...], setting: Setting) -> list[str]:
     """What a reader must know before they believe a figure."""
     cache = last_cache(setting.device)
     holds = {
@@ -151,6 +151,7 @@ def _marks(row: Row, warmups: Sequence[float], setting: Setting) -> list[str]:
         "above_matmul_rate": (row["mfu"] or 0) > 1,
         "above_own_matrices": row["tokens_per_s"] > (row["own_matrices_tokens_per_s"] or inf),
         "weights_in_cache": cache is not None and row["params"] * setting.dtype.itemsize < cache,
-        "not_settled": not settled(warmups),
+        "not_settled": key in found.samples and not settled(found.warmups.get(key, ())),
+        "warming_up": key not in found.samples,
     }
     return [mark for mark, is_so in holds.items() if is_so]

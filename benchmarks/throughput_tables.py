@@ -16,7 +16,7 @@ Row = dict[str, Any]
 Rows = Sequence[Row]
 
 ABOVE = dict.fromkeys(("above_bandwidth", "above_matmul_rate", "above_own_matrices"), "!")
-SIGNS = ABOVE | {"weights_in_cache": "c", "not_settled": "~"}
+SIGNS = ABOVE | {"weights_in_cache": "c", "not_settled": "~", "warming_up": "w"}
 
 
 def tables(rows: Rows, ceilings: Rows, machine: Row) -> Iterator[Table]:
@@ -59,6 +59,8 @@ def repetitions(rows: Rows) -> str:
     """How often it was measured, and after what: as much of it as an interruption has left."""
     counted, warm = ({of(row) for row in rows} for of in (lambda row: len(row["seconds"]), lambda row: row["warmups"]))
     times = "One repetition" if counted == {1} else f"Medians of {_span(counted, 'repetition')}"
+    if warm == {0}:
+        return f"{times} of the warm-up, interrupted before any that counts"
     return f"{times} after {_span(warm, 'round')} of warm-up"
 
 
@@ -153,6 +155,7 @@ def _signs(rows: Rows) -> list[str]:
     meanings = {
         "!": "above a ceiling: the machine was not the same all the time, or the figure is read from a cache.",
         "c": "the weights fit into the last cache, so the memory's bandwidth is no ceiling.",
+        "w": "interrupted while it warmed up: nothing counts yet.",
         "~": f"not settled after {MOST_WARMUPS} rounds of warm-up.",
     }
     used = {SIGNS[mark] for row in rows for mark in row["marks"]}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from benchmarks.timing import measure
 from tests.benchmarks.fakes import Ticking
 from zoo.terminal import exit_code
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
 SHORT = ("--tiny", "-p", "20", "-n", "2")
 
 
@@ -66,34 +69,37 @@ def test_tables_on_stdout_and_nothing_on_stderr(capsys: pytest.CaptureFixture[st
     assert "*: after --swap GQA(window=8)." in out
 
 
-@pytest.mark.parametrize("ended", [0, 3])
+@pytest.mark.parametrize(("runs", "counted"), [(0, False), (1, False), (3, True)])
 def test_an_interruption_leaves_what_there_is_and_valid_json(
-    ended: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: int, counted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the first round that counts, after so many runs."""
+    """After so many runs of the warm-up, or of the first round that counts."""
 
-    def interrupted(tasks: Any, samples: Any, *, tick: Any, **rest: Any) -> None:
-        left = ended
+    def interrupted(tasks: Any, samples: Any, *, warmups: Any, tick: Any, **rest: Any) -> None:
+        if not runs:
+            raise KeyboardInterrupt
 
         def ticking() -> None:
-            nonlocal left
-            if samples:
-                left -= 1
-            if left <= 0 and (samples or not ended):
+            if len(samples if counted else warmups) == runs:
                 raise KeyboardInterrupt
             tick()
 
-        measure(tasks, samples, tick=ticking, **rest)
+        measure(tasks, samples, warmups=warmups, tick=ticking, **rest)
 
     monkeypatch.setattr(throughput, "measure", interrupted)
     assert call("qwen3", "llama3", *SHORT, "--json") == 130
     document = written(capsys)
+    rows = [row for row in document["rows"] if row["table"] == "throughput"]
     assert document["complete"] is False
-    assert [row["seconds"] for row in document["rows"]] == [[1.0]] * ended
+    assert {tuple(row["seconds"]) for row in rows if "warming_up" not in row["marks"]} == (
+        {(1.0,)} if counted else set()
+    )
+    assert [row["warmups"] for row in rows] == ([4, 4, 4, 0] if counted else [0] * runs)
     assert call("qwen3", "llama3", *SHORT) == 130
     out, err = capsys.readouterr()
     assert err == "error: interrupted\n"
-    assert ("One repetition after 4 rounds" in out) == bool(ended)
+    assert ("repetition" in out) == bool(runs)
+    assert ("nothing counts yet" in out) == (counted)
 
 
 def test_a_peer_has_the_same_weights_and_a_ratio(capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,6 +198,24 @@ def test_compare_measures_a_model_with_itself_once(capsys: pytest.CaptureFixture
     assert call("qwen3", "qwen3", "--measure", "--tiny", "--json", verb="compare") == 0
     rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
     assert [row["test"] for row in rows] == ["pp512", "tg128"]
+
+
+def test_commands_on_the_pages_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    pages = (
+        (ROOT / name).read_text(encoding="utf-8").replace("\\\n", "") for name in ("README.md", "docs/benchmarks.md")
+    )
+    commands = [
+        command
+        for page in pages
+        for command in re.findall(
+            r"^(?:    |\$ )python -m benchmarks ((?:throughput|compare) .*?)(?: +#.*)?$", page, re.M
+        )
+    ]
+    assert len(commands) > 8
+    for command in commands:
+        assert exit_code(app, "python -m benchmarks", [*shlex.split(command), "--help"]) == 0, command
+        assert "Usage:" in capsys.readouterr().out
+    assert call("--no-such-option", "--help") == 2  # which would have been told
 
 
 @pytest.mark.gpu

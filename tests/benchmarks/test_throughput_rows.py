@@ -127,11 +127,26 @@ def test_marks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_row_for_what_was_timed_before_an_interruption_and_no_ceiling_before_both_are_measured() -> None:
     each = entrant()
     made = found(each)
-    del made.samples[each.key(DECODE)], made.samples[made.kernels[0].key]
+    for key in (each.key(DECODE), made.kernels[0].key):
+        del made.samples[key]
+    del made.warmups[each.key(DECODE)]
     (row,) = rows([each], SETTING, made)
     assert row["phase"] == "prefill"
     assert row["ceiling_tokens_per_s"] is row["mbu"] is row["mfu"] is None
     assert row["marks"] == []
+
+
+def test_what_was_interrupted_in_its_warm_up_shows_that() -> None:
+    each = entrant()
+    made = found(each)
+    made.samples.clear()
+    made.warmups[each.key(PREFILL)] = [2.0, 4.0]
+    shown = {row["phase"]: row for row in rows([each], SETTING, made)}
+    assert shown["prefill"]["seconds"] == [2.0, 4.0]
+    assert {row["warmups"] for row in shown.values()} == {0}
+    assert all("warming_up" in row["marks"] for row in shown.values())
+    legend = throughput_tables.speeds(list(shown.values()), MACHINE).legend
+    assert any("2 to 4 repetitions of the warm-up, interrupted before any that counts" in line for line in legend)
 
 
 def test_tables_fit_80_columns_with_the_longest_names_and_two_marks(monkeypatch: pytest.MonkeyPatch) -> None:
