@@ -104,10 +104,21 @@ def test_the_fused_kernel_says_the_denominator_of_the_plain_softmax(case: str, d
     new, keys, window = PASSES[case]
     q, k, v = (x.to(dtype) for x in inputs(4, 2, new, keys, value=8))
     mask, causal = mask_of(new, keys, window), new == keys and new > 1
-    fused, plain = (form(q, k, v, mask, causal, 0.3) for form in (module._fused, module._plain))
+    drawn = torch.ones(new, keys, dtype=torch.bool).tril() if causal else mask
+    fused, plain = module._fused(q, k, v, mask, causal, 0.3), module._written_out(q, k, v, drawn, 0.3)
     near = 2e-2 if dtype == torch.bfloat16 else 2e-6
     for a, b in zip(fused, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=near, atol=2 * near, check_dtype=False)
+
+
+@pytest.mark.parametrize("with_mask", [False, True], ids=["", "mask"])
+def test_scores_as_sums_are_scores(with_mask: bool) -> None:
+    q, k, v = (x.double() for x in inputs(4, 4, 3, 7))
+    mask = visible(torch.arange(4, 7), torch.arange(7)) if with_mask else None
+    for sums, products in zip(
+        module._written_out(q, k, v, mask, 0.3, True), module._written_out(q, k, v, mask, 0.3), strict=True
+    ):
+        torch.testing.assert_close(sums, products)
 
 
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])

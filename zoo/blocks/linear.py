@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Up to this many tokens a product reads its matrix at the memory's speed as a sum: Inductor makes one loop of it that
-# reads each weight once. The library's product reads at 0.4 of that speed for a lone token in float32 and 0.6 in
-# bfloat16; from 8 tokens on it is the faster one in bfloat16.
-FEW = 4
+from zoo.products import side_by_side, sums
 
 
 class Linear(nn.Linear):
@@ -37,26 +33,6 @@ def per_head(x: Tensor, weight: Tensor) -> Tensor:
     if not sums(x.transpose(1, 2)):
         return x @ weight.transpose(1, 2)
     return side_by_side(x.squeeze(2), weight).unsqueeze(2)
-
-
-def sums(x: Tensor) -> bool:
-    """Whether a product with x (b, t, ...) is best written as a sum: in a compiled function, on the CPU, for one new
-    token of few sequences. Uncompiled, a sum would write the products out first."""
-    if not torch.compiler.is_compiling() or x.device.type != "cpu" or x.ndim < 3:
-        return False
-    return x.shape[1] == 1 and x.shape[0] <= FEW
-
-
-def side_by_side(x: Tensor, weight: Tensor) -> Tensor:
-    """x (b, ..., in), weight (..., out, in) -> (b, ..., out), a sum a row, which Inductor runs in one loop over the
-    weights."""
-    return torch.stack([dot(weight, row) for row in x.unbind()])
-
-
-def dot(weight: Tensor, x: Tensor) -> Tensor:
-    """weight (..., out, in), x (..., in) -> (..., out), added up in float32 at least."""
-    exact = torch.promote_types(x.dtype, torch.float32)
-    return (weight.to(exact) * x.to(exact).unsqueeze(-2)).sum(-1).to(x.dtype)
 
 
 def linear_params(fan_in: int, fan_out: int, bias: bool = False) -> int:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.blocks.glu import GLU
-from zoo.blocks.linear import FEW, linear, linear_params
+from zoo.blocks.linear import linear, linear_params
 from zoo.blocks.stacked import gathered, grouped
 from zoo.cost import Parts, linear_flops
+from zoo.products import few
 from zoo.registry import Block, Spec
 
 
@@ -213,7 +214,7 @@ class _Experts(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
         """x (b, t, dim), expert ids (b, t, k) -> what each of them makes of its token (b, t, k, dim)."""
-        if torch.compiler.is_compiling() and x.ndim == 3 and x.shape[1] == 1 and x.shape[0] <= FEW:
+        if few(x):
             return self._through(x.unsqueeze(-2), lambda x, weight, bias: gathered(x, chosen, weight, bias))
         # Tokens are sorted by expert: each that is hit reads its matrices once and multiplies one contiguous block.
         ids = chosen.flatten()
