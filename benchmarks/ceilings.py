@@ -45,12 +45,12 @@ class Kernel:
         return (CEILING, self.kind, self.name, name_of(self.dtype))
 
 
-def kernels(device: torch.device, dtype: torch.dtype, clock: Clock) -> list[Kernel]:
-    """All of them, ready to run."""
-    return [*reading(device, dtype), *multiplying(device, dtype, clock)]
+def kernels(device: torch.device, dtype: torch.dtype, clock: Clock, compiled: bool = False) -> list[Kernel]:
+    """All of them, ready to run; with the `compiled` one, which reads fastest, where compiled models are measured."""
+    return [*reading(device, dtype, compiled), *multiplying(device, dtype, clock)]
 
 
-def reading(device: torch.device, dtype: torch.dtype) -> list[Kernel]:
+def reading(device: torch.device, dtype: torch.dtype, compiled: bool = False) -> list[Kernel]:
     """Kernels that read the same buffer: as sums, as a maximum, and as a matrix that a vector is multiplied with."""
     free = free_memory(device)
     size = BUFFER if free is None else min(BUFFER, free // SHARE)
@@ -61,6 +61,7 @@ def reading(device: torch.device, dtype: torch.dtype) -> list[Kernel]:
         ("sum", torch.float32, buffer.sum),
         ("max", torch.int32, buffer.view(torch.int32).amax),
         *(("matrix x vector", each, _matrix_vector(buffer.view(each).view(-1, WIDTH))) for each in dtypes),
+        *([("sums of rows, compiled", torch.float32, _row_sums(buffer.view(-1, WIDTH)))] if compiled else []),
     ]
     return [Kernel("bandwidth", name, each, buffer.nbytes, run) for name, each, run in runs]
 
@@ -68,6 +69,12 @@ def reading(device: torch.device, dtype: torch.dtype) -> list[Kernel]:
 def _matrix_vector(matrix: Tensor) -> Callable[[], object]:
     vector = torch.ones(1, matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
     return lambda: F.linear(vector, matrix)
+
+
+def _row_sums(matrix: Tensor) -> Callable[[], object]:
+    summed = torch.compile(lambda rows: rows.sum(-1), dynamic=False)
+    summed(matrix)  # compiles it
+    return lambda: summed(matrix)
 
 
 def multiplying(device: torch.device, dtype: torch.dtype, clock: Clock) -> list[Kernel]:

@@ -100,7 +100,8 @@ def run(entrants: Sequence[Entrant], setting: Setting, found: Found, bar: Progre
         if setting.thorough:
             bar.doing("first runs")
             _look(entrants, setting, tasks, found)
-            found.kernels = ceilings.kernels(setting.device, setting.dtype, timer)
+            compiles = any(entrant.mode == COMPILED for entrant in entrants)
+            found.kernels = ceilings.kernels(setting.device, setting.dtype, timer, compiles)
             beside += [_harness(work, setting) for work in setting.works]
             beside += [_own(key, seen.products) for key, seen in found.observed.items() if seen.products]
             beside += ceilings.tasks(found.kernels)

@@ -73,7 +73,7 @@ def _row(entrant: Entrant, work: Workload, setting: Setting, found: Found, machi
         "ceiling_tokens_per_s": machine and least.tokens_per_s(machine),
         "mbu": machine and (least.weight_bytes + least.kv_bytes) * speed.median / tokens / machine.bandwidth,
         "mfu": machine and least.flops * speed.median / tokens / machine.flops,
-        "own_matrices_tokens_per_s": _own_rate(key, tokens, found),
+        "own_matrices_tokens_per_s": _own_rate(entrant, work, found),
         "peak_bytes": seen.peak_bytes if seen else None,
         "overhead": overhead(work, seconds, found),
         "ratio": None,
@@ -86,9 +86,11 @@ def _watched(label: str, work: Workload, found: Found) -> Observed | None:
     return found.observed.get((label, ZOO, EAGER, work.label))
 
 
-def _own_rate(key: tuple[str, ...], tokens: int, found: Found) -> float | None:
-    seconds = found.timed.get(own_key(key))
-    return rate(tokens, seconds).median if seconds else None
+def _own_rate(entrant: Entrant, work: Workload, found: Found) -> float | None:
+    """Of the zoo's passes in either mode: the products are seen in the eager one."""
+    key = (entrant.subject.label, ZOO, EAGER, work.label)
+    seconds = found.timed.get(own_key(key)) if entrant.implementation == ZOO else None
+    return rate(work.batch * work.tokens, seconds).median if seconds else None
 
 
 def least_work(spec: Decoder, work: Workload, dtype: torch.dtype, hits: dict[int, float]) -> Pass:
@@ -131,16 +133,14 @@ def _expert(spec: Decoder, layer: int) -> int:
 
 
 def _ratio(row: Row, rows: Sequence[Row]) -> float | None:
-    """The zoo's speed over a peer's: compiled where both are, else eager."""
-    if row["implementation"] == ZOO:
-        return None
-    same = {
-        each["mode"]: each["tokens_per_s"]
+    """A speed over the peer's as that runs by default; None of that itself, and where there is no peer."""
+    peers = [
+        each
         for each in rows
-        if each["implementation"] == ZOO and all(each[name] == row[name] for name in ("model", "swap", "test"))
-    }
-    ours = same.get(COMPILED if row["mode"] == COMPILED else EAGER) or next(iter(same.values()), None)
-    return ours and ours / row["tokens_per_s"]
+        if each["implementation"] != ZOO and all(each[name] == row[name] for name in ("model", "swap", "test"))
+    ]
+    default = next((each for each in peers if each["mode"] != COMPILED), None)
+    return None if default is None or default is row else row["tokens_per_s"] / default["tokens_per_s"]
 
 
 def _marks(row: Row, found: Found, key: tuple[str, ...], setting: Setting) -> list[str]:

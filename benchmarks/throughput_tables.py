@@ -38,14 +38,14 @@ def speeds(rows: Rows, machine: Row) -> Table:
         Column("tokens_per_s", "tokens/s", count),
         Column("spread", "std"),
         Column("range", "min-max"),
-        Column("ratio", "zoo is", lambda ratio: f"{three(ratio)}x"),
+        Column("ratio", "x peer", three),
     ]
     first = rows[0]
     legend = [
         "pp: tokens a second of a prompt of so many tokens, in one pass. tg: of so many decoded one at a time, after "
         "the first. Over all sequences.",
         *(["@ d: with so many tokens in the cache before."] if any(row["depth"] for row in rows) else []),
-        *(["zoo is: the zoo's speed over this one's."] if any(row["ratio"] for row in rows) else []),
+        *(["x peer: over the peer's speed as it runs by default."] if any(row["ratio"] for row in rows) else []),
         *(["Tiny forms, at toy widths, measure the code's overhead."] if any(row["tiny"] for row in rows) else []),
         f"{repetitions(rows)}, models taking turns; {first['dtype']}, batch {first['batch']}, "
         f"{first['device']}{_weights(rows)}.",

@@ -11,6 +11,7 @@ from zoo.products import dot
 from zoo.step import Band, Mask, visible
 
 SHARED = 8  # heads on one key whose scores are sums in one loop over the keys
+ROWS = 128  # queries whose scores are written out together
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Tensor | None = None) -> Tensor:
@@ -45,6 +46,9 @@ def _lone(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, si
 
 
 def _several(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
+    if q.dtype.itemsize < 4 and _has_fused(q) and not torch.is_grad_enabled():
+        blocks = _blocks_operator if torch.compiler.is_compiling() else _blocks
+        return blocks(q, k, v, mask, scale, sinks)
     if sinks is not None:
         return _with_sinks(q, k, v, mask, mask is None, scale, sinks[:, None])
     width, grouped = v.shape[3], q.shape[1] != k.shape[1]
@@ -115,6 +119,41 @@ def _written_out(
         scores = scores.masked_fill(~mask, float("-inf"))
     out = scores.softmax(-1).to(v.dtype).flatten(2, 3) @ v
     return out.unflatten(2, (-1, new)).flatten(1, 2), scores.logsumexp(-1).flatten(1, 2)
+
+
+def _blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
+    """A block of queries at a time, its scores written out in their narrow dtype, as released code does in eager mode.
+
+    Torch's kernel computes a pass in bfloat16 no faster than in float32 on a CPU. This takes a third of its time for
+    512 tokens and half for 2,048.
+    """
+    (batch, heads, new, _), (groups, keys), width = q.shape, k.shape[1:3], v.shape[3]
+    grouped, turned, values = q.unflatten(1, (groups, -1)), k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
+    done = []
+    for start in range(0, new, ROWS):
+        end = min(start + ROWS, new)
+        reach = keys if mask is not None else keys - new + end
+        block = grouped[:, :, :, start:end].flatten(2, 3).flatten(0, 1)  # (b * g, h/g * t, d)
+        scores = torch.baddbmm(block.new_empty(1, 1, 1), block, turned[:, :, :reach], beta=0, alpha=scale)
+        scores = scores.view(batch, heads, end - start, reach)
+        if mask is None:
+            later = torch.ones(end - start, end - start, dtype=torch.bool).triu(1)
+            scores[..., start - end :].masked_fill_(later, float("-inf"))
+        else:
+            scores.masked_fill_(~mask[start:end], float("-inf"))
+        out = (scores.softmax(-1).view(*block.shape[:2], reach) @ values[:, :reach]).view(batch, heads, -1, width)
+        if sinks is not None:
+            out = out * torch.sigmoid(scores.float().logsumexp(-1) - sinks.float()[:, None]).unsqueeze(-1)
+        done.append(out.to(v.dtype))
+    return torch.cat(done, dim=2)
+
+
+_blocks_operator = torch.library.custom_op("zoo::attention_in_blocks", _blocks, mutates_args=())
+
+
+@_blocks_operator.register_fake
+def _blocks_shape(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
+    return q.new_empty(*q.shape[:3], v.shape[3])
 
 
 def _banded(

@@ -1,8 +1,8 @@
 """Products with one token, in the form that reads a matrix at the memory's speed when compiled for a CPU: as sums.
 
 Inductor makes one loop of such a sum, which reads each weight once, also of narrow numbers that are added up in
-float32. Of the memory's speed a library's product with one token reaches 0.4 in float32 and 0.4 to 0.6 in bfloat16, this
-form 0.8 to 1. Not compiled, the products would be written to memory first: nothing here is for that.
+float32. Of the memory's speed a library's product with one token reaches 0.4 in float32 and 0.4 to 0.6 in bfloat16,
+this form 0.8 to 1. Not compiled, the products would be written to memory first: nothing here is for that.
 """
 
 from __future__ import annotations
