@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Rows in one loop: with more, their sums no longer fit the registers. In bfloat16 a library wins from 8 on.
-FEW = 4
+FEW = 4  # tokens whose sums are one loop
+FEW_FLOAT32 = 8  # tokens up to which sums are faster than a library's product; in bfloat16 they are not
 
 
 def sums(x: Tensor) -> bool:
@@ -22,12 +22,17 @@ def sums(x: Tensor) -> bool:
 
 def few(x: Tensor) -> bool:
     """Whether a compiled function is given one new token of few sequences, x (b, t, ...)."""
-    return torch.compiler.is_compiling() and x.ndim > 2 and x.shape[1] == 1 and x.shape[0] <= FEW
+    most = FEW_FLOAT32 if x.dtype == torch.float32 else FEW
+    return torch.compiler.is_compiling() and x.ndim > 2 and x.shape[1] == 1 and x.shape[0] <= most
 
 
 def side_by_side(x: Tensor, weight: Tensor) -> Tensor:
-    """x (n, ..., in), weight (..., out, in) -> (n, ..., out): a sum a row, all in one loop over the weights."""
-    return torch.stack([dot(weight, row) for row in x.unbind()])
+    """x (n, ..., in), weight (..., out, in) -> (n, ..., out): a sum a row, all in one loop over the weights.
+
+    Of many rows the loop goes over both halves of the matrix at once, so that what it loads of x serves twice.
+    """
+    parts = weight.chunk(2, dim=-2) if len(x) > FEW else (weight,)
+    return torch.stack([torch.cat([dot(part, row) for part in parts], dim=-1) for row in x.unbind()])
 
 
 def dot(weight: Tensor, x: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def test_compiled_equals_uncompiled_at_every_length(name: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", [2, 5])
+@pytest.mark.parametrize("batch", [2, 5, 9])
 def test_several_sequences(batch: int) -> None:
     """So few that a product with a lone token of each is a sum, and more."""
     plain, fast = pair(zoo.spec(DEFAULT, tiny=True))
