@@ -17,13 +17,14 @@ FEW_FLOAT32 = 8  # tokens up to which sums are faster than a library's product; 
 def sums(x: Tensor) -> bool:
     """Whether a product with x (b, t, ...) is best written as a sum: in a compiled function, on the CPU, for one new
     token of few sequences."""
-    return few(x) and x.device.type == "cpu"
+    return x.device.type == "cpu" and few(x)
 
 
 def few(x: Tensor) -> bool:
-    """Whether a compiled function is given one new token of few sequences, x (b, t, ...)."""
-    most = FEW_FLOAT32 if x.dtype == torch.float32 else FEW
-    return torch.compiler.is_compiling() and x.ndim > 2 and x.shape[1] == 1 and x.shape[0] <= most
+    """Whether a compiled function is given one new token of few sequences, x (b, t, ...); on a GPU, of any number."""
+    if not torch.compiler.is_compiling() or x.ndim < 3 or x.shape[1] != 1:
+        return False
+    return x.device.type == "cuda" or x.shape[0] <= (FEW_FLOAT32 if x.dtype == torch.float32 else FEW)
 
 
 def side_by_side(x: Tensor, weight: Tensor) -> Tensor:

@@ -1,0 +1,68 @@
+"""The page of measured speeds: its table is what the kept document says, and the commands on it exist."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from jsonschema import Draft202012Validator
+
+from benchmarks import performance
+from benchmarks.performance import DOCS, KEPT, PAGE, gather, page, table
+
+
+def document() -> dict:
+    return json.loads(KEPT.read_text(encoding="utf-8"))
+
+
+def test_the_page_shows_the_kept_document() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert page(text, document()) == text, "run python -m benchmarks.performance"
+
+
+def test_the_kept_document_follows_the_schema() -> None:
+    schema = json.loads((DOCS / "benchmarks.schema.json").read_text(encoding="utf-8"))
+    Draft202012Validator(schema).validate(document())
+
+
+def test_documents_are_gathered_under_the_first_one(tmp_path: Path) -> None:
+    files = [tmp_path / f"{n}.json" for n in range(2)]
+    for n, file in enumerate(files):
+        file.write_text(json.dumps({"machine": f"m{n}", "rows": [n, n + 10]}), encoding="utf-8")
+    assert gather(files) == {"machine": "m0", "rows": [0, 10, 1, 11]}
+
+
+def speed(implementation: str, mode: str, rate: float, **more: object) -> dict:
+    row = {"table": "throughput", "model": "m", "dtype": "float32", "test": "tg8", "own_matrices_tokens_per_s": None}
+    row |= {"implementation": implementation, "mode": mode, "tokens_per_s": rate, "ceiling_tokens_per_s": 40.0}
+    return row | {"mbu": rate / 40, "ratio": None} | more
+
+
+def test_a_row_says_what_was_reached_and_what_could_have_been() -> None:
+    rows = [
+        speed("zoo", "eager", 10.0, ratio=1.0),
+        speed("zoo", "compiled", 30.0, ratio=3.0),
+        speed("transformers", "sdpa", 10.0),
+        speed("zoo", "eager", 90.0, test="pp8", own_matrices_tokens_per_s=100.0),
+    ]
+    lines = table({"rows": rows}).splitlines()
+    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == [
+        *("m", "float32", "tg8", "10", "10", "1.00", "30", "3.00", "4.00", "75%")
+    ]
+    assert [cell.strip() for cell in lines[3].strip("|").split("|")] == [
+        *("m", "float32", "pp8", "", "90", "", "", "", "", "90%")
+    ]
+
+
+def test_writing_gathers_first_where_files_are_named(tmp_path: Path, monkeypatch) -> None:
+    kept, shown, measured = tmp_path / "kept.json", tmp_path / "page.md", tmp_path / "one.json"
+    monkeypatch.setattr(performance, "KEPT", kept)
+    monkeypatch.setattr(performance, "PAGE", shown)
+    measured.write_text(json.dumps({"rows": [speed("zoo", "eager", 20.0)]}), encoding="utf-8")
+    shown.write_text("before\n<!-- measured -->\nold\n<!-- end -->\nafter\n", encoding="utf-8")
+    performance.main([str(measured)])
+    text = shown.read_text(encoding="utf-8")
+    assert "50%" in text
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("<!-- end -->\nafter\n")
