@@ -165,12 +165,12 @@ def own_key(key: Key) -> Key:
 
 def _own(key: Key, products: Sequence[tuple[Tensor, int]]) -> Task:
     """Every product of a pass with a weight, one after the other, and nothing between."""
-    shapes = {(rows, weight.shape[-1]): weight for weight, rows in products}
-    given = {shape: torch.randn(shape, device=weight.device).to(weight.dtype) for shape, weight in shapes.items()}
+    kinds = {(rows, weight.shape[-1], weight.dtype): weight.device for weight, rows in products}  # routers are float32
+    given = {kind: torch.randn(kind[:2], device=device).to(kind[2]) for kind, device in kinds.items()}
 
     def run() -> None:
         for weight, rows in products:
-            F.linear(given[rows, weight.shape[-1]], weight)
+            F.linear(given[rows, weight.shape[-1], weight.dtype], weight)
 
     return Task(own_key(key), lambda: run)
 

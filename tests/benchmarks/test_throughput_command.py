@@ -102,6 +102,13 @@ def test_an_interruption_leaves_what_there_is_and_valid_json(
     assert ("nothing counts yet" in out) == (counted)
 
 
+def test_a_router_of_another_dtype_is_among_the_own_products(capsys: pytest.CaptureFixture[str]) -> None:
+    """DeepSeek's multiplies in float32 in a model of bfloat16."""
+    assert call("deepseek-v3", *SHORT, "-n", "0", "--dtype", "bfloat16", "--json") == 0
+    row = next(row for row in written(capsys)["rows"] if row["table"] == "throughput")
+    assert row["own_matrices_tokens_per_s"] == 20.0
+
+
 def test_a_peer_has_the_same_weights_and_a_ratio(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("gemma3", "gpt-oss", *SHORT, "-d", "30", "--peer", "transformers", "--json") == 0
     rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
