@@ -39,7 +39,7 @@ def test_a_wrong_mask_is_found(monkeypatch) -> None:
     """A window one token too short wherever a mask is made; a single token reads the ring as it lies, without one."""
     model = build(windowed(16))
     assert failures(BUILT, decode(model, FP32, 0)) == []
-    monkeypatch.setattr("zoo.cache.visible", lambda queries, keys, window: visible(queries, keys, window - 1))
+    monkeypatch.setattr("zoo.attend.visible", lambda queries, keys, window: visible(queries, keys, window - 1))
     assert "differs from the forward" in failures(BUILT, decode(model, FP32, 0))[0]
 
 
