@@ -61,20 +61,23 @@ def run(model: Model, tokens: Tensor, sizes: list[int], room: int = 0) -> Tensor
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled_equals_uncompiled_at_every_length(name: str) -> None:
-    """First passes, passes after others and lone tokens, over caches of several sizes: three graphs a kind of layer.
-    Without a cache a pass is a fourth, and one that fills its cache to the last place a fifth."""
+    """First passes, passes after others and lone tokens, over caches of several sizes: three graphs for layers that keep
+    every token. Windows add a first pass within one, latents their second form, and lengths that happen to be equal when
+    they are first met another. Without a cache a pass is one more, and so is one that fills its cache to the last place.
+    """
     plain, fast = pair(zoo.spec(name, tiny=True))
     for length, sizes, room in ((90, [40, 1, 1, 23, 1, 24], 5), (90, [70, 1, 1, 1, 17], 37), (57, [5, 1, 50, 1], 1)):
         tokens = tokens_of(plain.spec, 1, length, seed=length)
         expected = run(plain, tokens, sizes, room)
         assert (run(fast, tokens, sizes, room) - expected).abs().max() <= bound(expected)
-    kinds, heads = len(set(plain.spec.layers)), 2
-    assert counters["stats"]["unique_graphs"] <= 3 * kinds + heads
+    kinds, heads = set(plain.spec.layers), 2
+    simple = all(isinstance(layer.mixer, zoo.GQA) and layer.mixer.window is None for layer in kinds)
+    assert counters["stats"]["unique_graphs"] <= (3 if simple else 5) * len(kinds) + heads
     tokens = tokens_of(plain.spec, 1, 90)
     expected = plain(tokens)
     assert (fast(tokens) - expected).abs().max() <= bound(expected)
     assert (run(fast, tokens, [50, 1, 39]) - expected).abs().max() <= bound(expected)
-    assert counters["stats"]["unique_graphs"] <= 5 * kinds + heads
+    assert counters["stats"]["unique_graphs"] <= (5 if simple else 7) * len(kinds) + heads
 
 
 @torch.no_grad()
