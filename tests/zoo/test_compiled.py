@@ -61,9 +61,10 @@ def run(model: Model, tokens: Tensor, sizes: list[int], room: int = 0) -> Tensor
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled_equals_uncompiled_at_every_length(name: str) -> None:
-    """First passes, passes after others and lone tokens, over caches of several sizes: three graphs for layers that keep
-    every token. Windows add a first pass within one, latents their second form, and lengths that happen to be equal when
-    they are first met another. Without a cache a pass is one more, and so is one that fills its cache to the last place.
+    """First passes, passes after others and lone tokens, over caches of several sizes: three graphs for layers that
+    keep every token. Windows add a first pass within one, latents their second form, and lengths that happen to be
+    equal when they are first met another. Without a cache a pass is one more, and so is one that fills its cache to the
+    last place.
     """
     plain, fast = pair(zoo.spec(name, tiny=True))
     for length, sizes, room in ((90, [40, 1, 1, 23, 1, 24], 5), (90, [70, 1, 1, 1, 17], 37), (57, [5, 1, 50, 1], 1)):
