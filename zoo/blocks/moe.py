@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.glu import GLU
 from zoo.blocks.linear import linear, linear_params
-from zoo.blocks.stacked import gathered, grouped
+from zoo.blocks.stacked import expert, gathered, grouped
 from zoo.cost import Parts, linear_flops
 from zoo.products import few
 from zoo.registry import Block, Spec
@@ -222,7 +223,11 @@ class _Experts(nn.Module):
         counts = torch.zeros(len(self.gate), dtype=torch.long, device=ids.device)
         counts.scatter_add_(0, ids, torch.ones_like(ids))
         tokens = x.flatten(0, -2)[order // chosen.shape[-1]]
-        done = self._through(tokens, lambda x, weight, bias: grouped(x, counts, weight, bias))
+        if torch.compiler.is_compiling() or x.device.type == "cuda":
+            done = self._through(tokens, lambda x, weight, bias: grouped(x, counts, weight, bias))
+        else:  # one expert after the other: what is between its products stays in the processor's caches
+            blocks = enumerate(tokens.split(counts.tolist()))
+            done = torch.cat([self._through(block, partial(expert, e)) for e, block in blocks if len(block)])
         return torch.empty_like(done).index_copy_(0, order, done).view(*chosen.shape, -1)
 
     def _through(self, x: Tensor, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:

@@ -33,10 +33,14 @@ def grouped_at_once(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | No
     return y if bias is None else y + bias[torch.bucketize(torch.arange(len(x), device=x.device), ends, right=True)]
 
 
+def expert(e: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (n, in) through expert `e` alone -> (n, out)."""
+    return F.linear(x, weight[e], None if bias is None else bias[e])
+
+
 def _grouped(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    sizes = counts.tolist()
-    blocks = ((e, block) for e, block in enumerate(x.split(sizes)) if len(block))
-    return torch.cat([F.linear(block, weight[e], None if bias is None else bias[e]) for e, block in blocks])
+    blocks = enumerate(x.split(counts.tolist()))
+    return torch.cat([expert(e, block, weight, bias) for e, block in blocks if len(block)])
 
 
 _operator = torch.library.custom_op("zoo::grouped_linear", _grouped, mutates_args=())
