@@ -20,6 +20,7 @@ import weights
 import zoo
 from tests.models import distinct
 from tests.weights.checkpoints import read, write
+from weights import parity_runs
 from weights.parity_measure import compare
 from weights.parity_routing import agreement
 from weights.parity_runs import chunks
@@ -38,13 +39,24 @@ def command(*args: object) -> int:
 
 @pytest.mark.parametrize("name", distinct())
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_architecture_passes(saved: Saved, name: str, dtype: str) -> None:
+def test_every_architecture_passes(saved: Saved, name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against transformers' own classes: in bfloat16 they may round bit for bit as the zoo does."""
+    made: list[str] = []
+    reference = parity_runs._reference
+
+    def watched(*given: Any) -> Any:
+        found = reference(*given)
+        made.append(type(found.model).__module__)
+        return found
+
+    monkeypatch.setattr(parity_runs, "_reference", watched)
     report = weights.parity(saved(name), dtype=dtype, tokens=TOKENS)
+    assert made
+    assert all(module.startswith("transformers.models.") for module in made)
     assert report.passed, str(report)
     assert len(report.parts) == 2 * len(zoo.spec(name, tiny=True).layers) + 2
     assert report.logits.scale > 1  # no noise
-    # Not one model compared with itself; in bfloat16 the reference may round just as the zoo does.
-    assert report.logits.largest > 0 or dtype == "bfloat16"
+    assert report.logits.largest > 0 or dtype == "bfloat16"  # not one model compared with itself
     assert (report.own is not None) == (dtype == "bfloat16")
 
 
