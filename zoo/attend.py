@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.library import custom_op
 
 from zoo.cost import bands
 from zoo.products import dot
@@ -148,7 +149,7 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, 
     return torch.cat(done, dim=2)
 
 
-_blocks_operator = torch.library.custom_op("zoo::attention_in_blocks", _blocks, mutates_args=())
+_blocks_operator = custom_op("zoo::attention_in_blocks", _blocks, mutates_args=())
 
 
 @_blocks_operator.register_fake
@@ -175,7 +176,7 @@ def _banded(
     return torch.cat(blocks, dim=2)
 
 
-_banded_operator = torch.library.custom_op("zoo::banded_attention", _banded, mutates_args=())
+_banded_operator = custom_op("zoo::banded_attention", _banded, mutates_args=())
 
 
 @_banded_operator.register_fake

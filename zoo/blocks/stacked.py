@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.library import custom_op
 
 from zoo.products import dot
 
@@ -43,7 +44,7 @@ def _grouped(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None) -> 
     return torch.cat([expert(e, block, weight, bias) for e, block in blocks if len(block)])
 
 
-_operator = torch.library.custom_op("zoo::grouped_linear", _grouped, mutates_args=())
+_operator = custom_op("zoo::grouped_linear", _grouped, mutates_args=())
 
 
 @_operator.register_fake
