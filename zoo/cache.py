@@ -37,7 +37,7 @@ class NoSlot:
         self.geometry: Hashable = ("none", window)
 
     def view(self, positions: Tensor, past: int) -> View:
-        if self.window is None or len(positions) <= self.window:
+        if self.window is None or len(positions) == 1:
             return View(positions, positions, None)
         return View(positions, positions, Band(positions, positions, self.window))
 
@@ -76,13 +76,16 @@ class FullSlot(_Allocated):
 
     def append(self, step: Step, *new: Tensor) -> tuple[Any, ...]:
         write, keys, mask = step.views[self.geometry]
+        several = new[0].shape[2] > 1
         for stream, tokens in zip(self.streams, new, strict=True):
             stream.index_copy_(2, write, tokens.detach())
-        return (*(stream[:, :, : len(keys)] for stream in self.streams), mask)
+        if several and len(keys) == new[0].shape[2]:  # no other token is there yet
+            return (*new, mask)
+        return (*(_first(stream, keys, several) for stream in self.streams), mask)
 
 
 class RingSlot(_Allocated):
-    """The last `window` tokens; position p lies at index p mod window.
+    """The last `tokens` tokens, a window or all there will ever be; position p lies at index p mod tokens.
 
     A lone token is written first and the ring read as it lies: it holds exactly the window that token sees. Several
     tokens attend over what the ring held and themselves, and are written afterwards: the first of them still needs
@@ -93,36 +96,43 @@ class RingSlot(_Allocated):
         self, stored: Stored, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool = False
     ) -> None:
         super().__init__(stored, batch, tokens, dtype, device, static)
-        self.window = tokens
-        self.geometry: Hashable = ("ring", tokens)
+        self.geometry: Hashable = ("ring", stored.window)
 
     def view(self, positions: Tensor, past: int) -> View:
-        write = positions[-self.window :] % self.window
+        write = positions[-self.tokens :] % self.tokens
         if self.static and len(positions) == 1:
-            index = torch.arange(self.window, device=positions.device)
-            held = positions - (positions - index) % self.window  # below 0: an empty place
+            index = torch.arange(self.tokens, device=positions.device)
+            held = positions - (positions - index) % self.tokens  # below 0: an empty place
             return View(write, held, visible(positions, held))
         if len(positions) == 1:
             return View(write, self._held(past + 1, positions.device), None)
         keys = torch.cat([self._held(past, positions.device), positions])
-        plain = past == 0 and len(positions) <= self.window
-        return View(write, keys, None if plain else Band(positions, keys, self.window))
+        return View(write, keys, Band(positions, keys, self.tokens))
 
     def _held(self, past: int, device: torch.device) -> Tensor:
-        """Positions in the ring, by index, after `past` tokens: at index i the last p < past with p mod window == i."""
-        index = torch.arange(min(past, self.window), device=device)
-        return past - 1 - (past - 1 - index) % self.window
+        """Positions in the ring, by index, after `past` tokens: at index i the last p < past with p mod tokens == i."""
+        index = torch.arange(min(past, self.tokens), device=device)
+        return past - 1 - (past - 1 - index) % self.tokens
 
     def append(self, step: Step, *new: Tensor) -> tuple[Any, ...]:
         write, keys, mask = step.views[self.geometry]
-        alone = new[0].shape[2] == 1
-        kept = len(keys) - new[0].shape[2]
-        read = []
+        several = new[0].shape[2] > 1
+        read = list(new)
+        if several and len(keys) > new[0].shape[2]:
+            held = torch.arange(len(keys) - new[0].shape[2], device=keys.device)
+            read = [torch.cat([_first(s, held, several), t], dim=2) for s, t in zip(self.streams, new, strict=True)]
         for stream, tokens in zip(self.streams, new, strict=True):
-            if not alone:
-                read.append(torch.cat([stream[:, :, :kept], tokens], dim=2) if kept else tokens)
-            stream.index_copy_(2, write, tokens[:, :, -len(write) :].detach())
-        return (*(read or (stream[:, :, : len(keys)] for stream in self.streams)), mask)
+            last = tokens.detach().transpose(1, 2)[:, -len(write) :]
+            stream.transpose(1, 2).index_copy_(1, write, last)
+        return (*(read if several else (_first(stream, keys, several) for stream in self.streams)), mask)
+
+
+def _first(stream: Tensor, keys: Tensor, several: bool) -> Tensor:
+    """As many tokens of a stream as there are keys. A compiler would ask whether a part lies in memory as the whole
+    does, and compile anew when a slot is full: for several tokens it is given a copy, which costs them little."""
+    if several and torch.compiler.is_compiling():
+        return stream.index_select(2, torch.arange(len(keys), device=keys.device))
+    return stream.narrow(2, 0, len(keys))
 
 
 class Cache:
@@ -147,8 +157,7 @@ class Cache:
         self.static = device.type == "cuda" if static is None else static
         self.replay: Callable[[Tensor, int], Tensor] | None = None  # a lone token's pass over this very cache, captured
         self.slots: list[FullSlot | RingSlot] = [
-            # A window that never fills is no ring: the token limit comes first.
-            (FullSlot if layer.tokens(tokens) == tokens else RingSlot)(
+            (FullSlot if layer.window is None else RingSlot)(
                 layer, batch, layer.tokens(tokens), dtype, device, self.static
             )
             for layer in stored

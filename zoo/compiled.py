@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -15,6 +15,7 @@ from zoo.step import Step
 LayerPass = Callable[[nn.Module, Tensor, Step, Slot], Tensor]
 HeadPass = Callable[[Any, Tensor], Tensor]
 F = TypeVar("F", bound=Callable[..., Any])
+HINT = 1024  # keys of a lone token, where the compiler asks what is worth doing
 
 
 def layer_pass(layer: nn.Module, x: Tensor, step: Step, slot: Slot) -> Tensor:
@@ -27,11 +28,34 @@ def compiled(function: F, device: torch.device, **options: Any) -> F:
     """`function` compiled for every length at once, apart from whatever else is compiled of it."""
     if device.type == "cpu":
         find_compiler()
-    # Modules are told apart by their specs, which are equal here: to look at each of their parts again on every call
-    # would cost a tenth of a millisecond a layer.
-    kept = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    kept = {"guard_filter_fn": _guards}
     ours: dict[str, Any] = {"dynamic": True, "fullgraph": True, "isolate_recompiles": True, "options": kept}
     return cast(F, torch.compile(function, **(ours | options)))
+
+
+def _guards(entries: Sequence[Any]) -> list[bool]:
+    """Which of the facts that compiled code relies on are checked on every call: neither modules, which are told apart
+    by their specs, nor what is global, such as functions, which stays as it is. To look at them all again would cost a
+    tenth of a millisecond a layer."""
+    own = torch.compiler.skip_guard_on_all_nn_modules_unsafe(entries)
+    return [kept and not entry.is_global for kept, entry in zip(own, entries, strict=True)]
+
+
+def own_lengths(step: Step, new: int) -> None:
+    """Tell the compiler which lengths of a step of `new` tokens are of their own. It takes equal ones for one and the
+    same, and would compile anew as soon as two differ that were equal by chance.
+
+    How many keys a lone token reads on the CPU it is not told at all: it would ask whether they are one, more than
+    4,096, or as many as there is room for, and compile anew each time that the answer changes.
+    """
+    from torch._dynamo.decorators import mark_unbacked, maybe_mark_dynamic
+
+    for view in step.views.values():
+        if new == 1 and view.keys.device.type == "cpu":
+            mark_unbacked(view.keys, 0, hint_override=HINT)
+        else:
+            maybe_mark_dynamic(view.keys, 0)
+            maybe_mark_dynamic(view.write, 0)
 
 
 def find_compiler() -> None:

@@ -15,7 +15,7 @@ from zoo.blocks.layer import Layer
 from zoo.blocks.linear import Linear, linear
 from zoo.blocks.norm import RMSNorm
 from zoo.cache import Cache, NoSlot, Slot
-from zoo.compiled import HeadPass, LayerPass, compiled, layer_pass
+from zoo.compiled import HeadPass, LayerPass, compiled, layer_pass, own_lengths
 from zoo.cost import Parts, linear_flops, together
 from zoo.errors import SpecError, UsageError
 from zoo.registry import Spec, swap
@@ -128,7 +128,8 @@ class Model(nn.Module):
         super().__init__()
         self.spec = spec
         self.embed = nn.Embedding(spec.vocab, spec.dim, _weight=torch.empty(spec.vocab, spec.dim))
-        self.layers = nn.ModuleList(layer.build(spec.dim) for layer in spec.layers)
+        kinds = {layer: layer for layer in spec.layers}  # equal layers get one spec, by which a compiler knows them
+        self.layers = nn.ModuleList(kinds[layer].build(spec.dim) for layer in spec.layers)
         self.norm = spec.norm.build(spec.dim)
         self.head = None if spec.tied else Linear(spec.dim, spec.vocab, bias=False)
         self._rotary = list(dict.fromkeys(need for layer in spec.layers for need in layer.rotary()))
@@ -136,7 +137,7 @@ class Model(nn.Module):
         self._no_slots: Sequence[Slot] = [NoSlot(stored.window) for stored in self._stored]
         self._passes: Sequence[LayerPass] = [layer_pass] * len(spec.layers)
         self._head_pass: HeadPass = Model.logits
-        self._replays = False
+        self._compiled = self._replays = False
 
     def compile(self, **options: Any) -> None:
         """Compile in place, one function for each distinct layer; passes are compiled as they come, once for a first
@@ -149,7 +150,7 @@ class Model(nn.Module):
         passes = {layer: compiled(layer_pass, device, **options) for layer in set(self.spec.layers)}
         self._passes = [passes[layer] for layer in self.spec.layers]
         self._head_pass = compiled(Model.logits, device, **options)
-        self._replays = device.type == "cuda"
+        self._compiled, self._replays = True, device.type == "cuda"
 
     def forward(self, tokens: Tensor, cache: Cache | None = None, logits_to_keep: int = 0) -> Tensor:
         """Token ids (batch, new) -> logits (batch, new, vocab), or of the last `logits_to_keep` positions if not 0.
@@ -167,6 +168,8 @@ class Model(nn.Module):
         return logits
 
     def _through(self, tokens: Tensor, step: Step, slots: Sequence[Slot], logits_to_keep: int = 0) -> Tensor:
+        if self._compiled:
+            own_lengths(step, tokens.shape[1])
         x = self.embedded(tokens)
         for layer, run, slot in zip(self.layers, self._passes, slots, strict=True):
             x = run(layer, x, step, slot)

@@ -33,10 +33,21 @@ def side_by_side(x: Tensor, weight: Tensor) -> Tensor:
     Of many rows the loop goes over both halves of the matrix at once, so that what it loads of x serves twice.
     """
     parts = weight.chunk(2, dim=-2) if len(x) > FEW else (weight,)
-    return torch.stack([torch.cat([dot(part, row) for part in parts], dim=-1) for row in x.unbind()])
+    rows = widened(x).unbind()
+    return torch.stack([torch.cat([dot(part, row) for part in parts], dim=-1) for row in rows]).to(x.dtype)
 
 
 def dot(weight: Tensor, x: Tensor) -> Tensor:
-    """weight (..., out, in), x (..., in) -> (..., out), added up in float32 at least."""
-    exact = torch.promote_types(x.dtype, torch.float32)
-    return (weight.to(exact) * x.to(exact).unsqueeze(-2)).sum(-1).to(x.dtype)
+    """weight (..., out, in), `widened` x (..., in) -> (..., out), in the dtype of x."""
+    return (weight.to(x.dtype) * x.unsqueeze(-2)).sum(-1)
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in float32 at least: a compiled loop would else widen it anew for each row of a matrix, and a core goes through
+    a matrix in bfloat16 1.5 times as fast without that."""
+    return x if x.dtype.itemsize >= 4 else written(x.float())
+
+
+def written(x: Tensor) -> Tensor:
+    """A result just computed, in memory of its own: the compiler fuses nothing with what this view is of."""
+    return x.as_strided(x.shape, x.stride())
