@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zoo.products import FEW, FEW_FLOAT32, dot, few, side_by_side, sums
+from zoo.products import FEW, FEW_FLOAT32, dot, few, side_by_side, sums, widened
 
 
 @pytest.mark.parametrize("rows", [1, FEW, FEW + 1, FEW_FLOAT32])
@@ -19,11 +19,21 @@ def test_rows_side_by_side_are_a_product(rows: int, out: int) -> None:
 
 
 def test_narrow_numbers_are_added_up_in_float32() -> None:
-    """4,096 ones: in bfloat16 a sum would stop growing at 256."""
-    ones = torch.ones(4096, dtype=torch.bfloat16)
-    out = dot(ones[None], ones)
-    assert out.dtype == torch.bfloat16
-    assert out.item() == 4096
+    """4,097 ones: in bfloat16 a sum would stop growing at 256, and say 4,096 at last."""
+    ones = torch.ones(4097, dtype=torch.bfloat16)
+    out = dot(ones[None], widened(ones))
+    assert out.dtype == torch.float32
+    assert out.item() == 4097
+    assert side_by_side(ones[None], ones[None]).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_what_is_widened_is_the_same_numbers_wherever_they_lie(dtype: torch.dtype) -> None:
+    x = torch.randn(4, 6).to(dtype)
+    for part in (x, x[1:, 2:], x.T, x[:, ::2], x[2]):
+        wide = widened(part)
+        assert wide.dtype.itemsize >= 4
+        assert torch.equal(wide, part.to(wide.dtype))
 
 
 def test_uncompiled_nothing_is_a_sum() -> None:
