@@ -62,8 +62,8 @@ def _product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float,
     return out.contiguous()  # as `_like` says: kernels return it in other orders
 
 
-def _like(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
-    """What an operator of these arguments returns, to a compiler."""
+def _like(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+    """What an operator for a lone token returns, to a compiler."""
     return q.new_empty(*q.shape[:3], v.shape[3])
 
 
@@ -99,18 +99,25 @@ def _is_written(q: Tensor, k: Tensor, mask: Tensor | None, sinks: Tensor | None)
     return q.dtype.itemsize < 4 or (q.dtype == torch.float32 and plain)
 
 
-def _in_order(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
-    """`_several`, laid out as `_ordered` says."""
-    return _several(q, k, v, mask, scale, sinks).transpose(1, 2).contiguous().transpose(1, 2)
+def _by_token(out: Tensor) -> Tensor:
+    """(b, h, t, w), in memory token by token, as the next projection reads it."""
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _ordered(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
-    """What comes of several tokens, to a compiler: in memory token by token, as the next projection reads it."""
-    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+def _like_by_token(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+    """What an operator for several tokens returns, to a compiler. One that returns it otherwise needs a new name: code
+    that was compiled once and kept knows it by that alone."""
+    return _by_token(q.new_empty(*q.shape[:3], v.shape[3]))
 
 
-_several_operator = custom_op("zoo::attention", _in_order, mutates_args=())
-_several_operator.register_fake(_ordered)
+@custom_op("zoo::attention", mutates_args=())
+def _several_operator(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None
+) -> Tensor:
+    return _by_token(_several(q, k, v, mask, scale, sinks))
+
+
+_several_operator.register_fake(_like_by_token)
 
 
 def _with_sinks(
@@ -220,11 +227,11 @@ def _banded(
     return torch.cat(blocks, dim=2)
 
 
-_banded_operator = custom_op("zoo::banded_attention", _banded, mutates_args=())
-
-
-@_banded_operator.register_fake
-def _banded_shape(
+@custom_op("zoo::windowed_attention", mutates_args=())
+def _banded_operator(
     q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, window: int, scale: float, sinks: Tensor | None
 ) -> Tensor:
-    return q.new_empty(*q.shape[:3], v.shape[3])
+    return _by_token(_banded(q, k, v, queries, keys, window, scale, sinks))
+
+
+_banded_operator.register_fake(_like_by_token)
