@@ -9,7 +9,7 @@ from benchmarks.ceilings import BUFFER
 from benchmarks.report import Table, named
 from benchmarks.show import three, unit
 from benchmarks.throughput import EAGER, ZOO
-from benchmarks.timing import MOST_WARMUPS
+from benchmarks.timing import MOST_SECONDS, MOST_WARMUPS
 from zoo.terminal import Column, count, size
 
 Row = dict[str, Any]
@@ -156,7 +156,7 @@ def _signs(rows: Rows) -> list[str]:
         "!": "above a ceiling: the machine was not the same all the time, or the figure is read from a cache.",
         "c": "the weights fit into the last cache, so the memory's bandwidth is no ceiling.",
         "w": "interrupted while it warmed up: nothing counts yet.",
-        "~": f"not settled after {MOST_WARMUPS} rounds of warm-up.",
+        "~": f"not settled when the warm-up ended, after {MOST_WARMUPS} rounds or {MOST_SECONDS} s.",
     }
     used = {SIGNS[mark] for row in rows for mark in row["marks"]}
     return [f"{sign}: {meaning}" for sign, meaning in meanings.items() if sign in used]

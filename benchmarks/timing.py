@@ -17,6 +17,7 @@ Clock = Callable[[], float]
 WINDOW = 3  # samples under one median while it warms up
 AGREEMENT = 0.03  # by which two successive medians may differ once it is warm
 MOST_WARMUPS = 10  # rounds; a machine that is never quiet has to be measured as it is
+MOST_SECONDS = 120  # of warm-up, after which no round of it begins
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ def measure(
     tick: Callable[[], object] = lambda: None,
     expect: Callable[[int], object] = lambda runs: None,
 ) -> None:
-    """Run every task in each round: rounds of warm-up until all tasks are `settled`, `most_warmups` at most, and then
-    `repetitions`, whose seconds are appended to `samples` by the task's name; those of the warm-up to `warmups`.
+    """Run every task in each round: rounds of warm-up until all tasks are `settled`, `most_warmups` at most and
+    none after MOST_SECONDS, and then `repetitions`, whose seconds are appended to `samples` by the task's name; those
+    of the warm-up to `warmups`.
 
     Both are filled as time goes, so they hold what there is when an exception, Ctrl-C among them, ends the rounds
     early. `tick` is called after each run, outside the time taken; `expect` before each round, with the number of runs
@@ -60,7 +62,8 @@ def measure(
     """
     warmups = {} if warmups is None else warmups
     for turn in range(most_warmups):
-        if all(settled(warmups.get(task.name, ())) for task in tasks):
+        taken = sum(map(sum, warmups.values()))
+        if taken >= MOST_SECONDS or all(settled(warmups.get(task.name, ())) for task in tasks):
             break
         expect(len(tasks) * (max(turn, min(WINDOW, most_warmups - 1)) + 1 + repetitions))
         _round(tasks, warmups, clock, tick)

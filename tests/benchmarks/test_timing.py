@@ -7,7 +7,7 @@ from itertools import repeat
 
 import pytest
 
-from benchmarks.timing import MOST_WARMUPS, Samples, Spread, Task, measure, rate, settled, spread
+from benchmarks.timing import MOST_SECONDS, MOST_WARMUPS, Samples, Spread, Task, measure, rate, settled, spread
 from tests.benchmarks.fakes import Clock
 
 
@@ -47,9 +47,17 @@ def test_warm_up_ends_when_the_slowest_to_settle_has_settled() -> None:
 
 def test_warm_up_of_what_never_settles_is_capped() -> None:
     clock, samples, warmups = Clock(), Samples(), Samples()
-    measure([task("a", clock, (2.0**n for n in range(99)), [])], samples, warmups=warmups, clock=clock)
+    measure([task("a", clock, (0.1 * 2.0**n for n in range(99)), [])], samples, warmups=warmups, clock=clock)
     assert len(warmups["a",]) == MOST_WARMUPS
     assert len(samples["a",]) == 5
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(MOST_SECONDS / 2, 2), (MOST_SECONDS + 1, 1)])
+def test_warm_up_of_what_is_slow_ends_in_time(seconds: float, rounds: int) -> None:
+    clock, samples, warmups = Clock(), Samples(), Samples()
+    measure([task("a", clock, repeat(seconds), [])], samples, warmups=warmups, repetitions=2, clock=clock)
+    assert warmups == {("a",): [seconds] * rounds}
+    assert samples == {("a",): [seconds] * 2}
 
 
 @pytest.mark.parametrize(
