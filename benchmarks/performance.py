@@ -55,8 +55,7 @@ def _row(rows: Sequence[Row]) -> Row:
     eager, compiled = by_mode.get("eager"), by_mode.get(COMPILED)
     best = compiled or eager
     assert best is not None
-    own = best["own_matrices_tokens_per_s"]
-    limit = own or best["ceiling_tokens_per_s"]
+    limit = best["own_matrices_tokens_per_s"] or best["ceiling_tokens_per_s"]
     return {
         **{name: best[name] for name in ("model", "dtype", "test")},
         "peer": peer and peer["tokens_per_s"],
@@ -65,7 +64,7 @@ def _row(rows: Sequence[Row]) -> Row:
         "compiled": compiled and compiled["tokens_per_s"],
         "compiled_ratio": compiled and compiled["ratio"],
         "most": peer and limit / peer["tokens_per_s"],
-        "share": best["tokens_per_s"] / own if own else best["mbu"],
+        "share": best["tokens_per_s"] / limit,
     }
 
 
