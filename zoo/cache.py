@@ -81,7 +81,7 @@ class FullSlot(_Allocated):
             stream.index_copy_(2, write, tokens.detach())
         if several and len(keys) == new[0].shape[2]:  # no other token is there yet
             return (*new, mask)
-        return (*(_first(stream, keys, several) for stream in self.streams), mask)
+        return (*(_first(stream, len(keys), several) for stream in self.streams), mask)
 
 
 class RingSlot(_Allocated):
@@ -116,23 +116,22 @@ class RingSlot(_Allocated):
 
     def append(self, step: Step, *new: Tensor) -> tuple[Any, ...]:
         write, keys, mask = step.views[self.geometry]
-        several = new[0].shape[2] > 1
+        several, held = new[0].shape[2] > 1, len(keys) - new[0].shape[2]
         read = list(new)
-        if several and len(keys) > new[0].shape[2]:
-            held = torch.arange(len(keys) - new[0].shape[2], device=keys.device)
+        if several and held > 0:
             read = [torch.cat([_first(s, held, several), t], dim=2) for s, t in zip(self.streams, new, strict=True)]
         for stream, tokens in zip(self.streams, new, strict=True):
             last = tokens.detach().transpose(1, 2)[:, -len(write) :]
             stream.transpose(1, 2).index_copy_(1, write, last)
-        return (*(read if several else (_first(stream, keys, several) for stream in self.streams)), mask)
+        return (*(read if several else (_first(stream, len(keys), several) for stream in self.streams)), mask)
 
 
-def _first(stream: Tensor, keys: Tensor, several: bool) -> Tensor:
-    """As many tokens of a stream as there are keys. A compiler would ask whether a part lies in memory as the whole
+def _first(stream: Tensor, count: int, several: bool) -> Tensor:
+    """What is at the first `count` places of a stream. A compiler would ask whether a part lies in memory as the whole
     does, and compile anew when a slot is full: for several tokens it is given a copy, which costs them little."""
     if several and torch.compiler.is_compiling():
-        return stream.index_select(2, torch.arange(len(keys), device=keys.device))
-    return stream.narrow(2, 0, len(keys))
+        return stream.index_select(2, torch.arange(count, device=stream.device))
+    return stream.narrow(2, 0, count)
 
 
 class Cache:

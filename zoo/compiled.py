@@ -46,12 +46,13 @@ def own_lengths(step: Step, new: int) -> None:
     same, and would compile anew as soon as two differ that were equal by chance.
 
     How many keys a lone token reads on the CPU it is not told at all: it would ask whether they are one, more than
-    4,096, or as many as there is room for, and compile anew each time that the answer changes.
+    4,096, or as many as there is room for, and compile anew each time that the answer changes. (A static slot's are
+    as many always.)
     """
     from torch._dynamo.decorators import mark_unbacked, maybe_mark_dynamic
 
     for view in step.views.values():
-        if new == 1 and view.keys.device.type == "cpu":
+        if new == 1 and view.mask is None and view.keys.device.type == "cpu":
             mark_unbacked(view.keys, 0, hint_override=HINT)
         else:
             maybe_mark_dynamic(view.keys, 0)

@@ -80,9 +80,7 @@ def test_parts_add_up_and_masking_only_saves(name: str) -> None:
         assert row["other_flops"] == 0
     one_token, _ = rows(name)
     latent = [layer.mixer for layer in zoo.spec(name).layers if isinstance(layer.mixer, zoo.MLA)]
-    along = sum(
-        2 * 4096 * mixer.heads * mixer.rope_dim for mixer in latent
-    )  # rotary keys, taken along among the values
+    along = sum(2 * 4096 * mixer.heads * mixer.rope_dim for mixer in latent)  # rotary keys among the values
     assert one_token["flops"] == zoo.spec(name).flops(4095, 1) == one_token["full_square_flops"] - along
 
 
