@@ -28,8 +28,7 @@ def compiled(function: F, device: torch.device, **options: Any) -> F:
     """`function` compiled for every length at once, apart from whatever else is compiled of it."""
     if device.type == "cpu":
         find_compiler()
-    kept = {"guard_filter_fn": _guards}
-    ours: dict[str, Any] = {"dynamic": True, "fullgraph": True, "isolate_recompiles": True, "options": kept}
+    ours: dict[str, Any] = {"dynamic": True, "fullgraph": True, "isolate_recompiles": True, "options": OPTIONS}
     return cast(F, torch.compile(function, **(ours | options)))
 
 
@@ -39,6 +38,10 @@ def _guards(entries: Sequence[Any]) -> list[bool]:
     tenth of a millisecond a layer."""
     own = torch.compiler.skip_guard_on_all_nn_modules_unsafe(entries)
     return [kept and not entry.is_global for kept, entry in zip(own, entries, strict=True)]
+
+
+# A product and the sum it goes into are rounded once, in one instruction: sums over matrices are 1.05 times as fast.
+OPTIONS = {"guard_filter_fn": _guards, "cpp.enable_floating_point_contract_flag": "fast"}
 
 
 def own_lengths(step: Step, new: int) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.products import dot, widened
+from zoo.products import dot, written
 
 
 def gathered(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -15,7 +15,7 @@ def gathered(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
     For compiled functions: the matrices are read where they lie. Uncompiled, they would be copied first.
     """
-    y = dot(weight[ids], widened(x)).to(x.dtype)
+    y = dot(weight[ids], written(x)).to(x.dtype)
     return y if bias is None else y + bias[ids]
 
 
