@@ -111,10 +111,12 @@ def test_the_fused_kernel_says_the_denominator_of_the_plain_softmax(case: str, d
         torch.testing.assert_close(a, b, rtol=near, atol=2 * near, check_dtype=False)
 
 
+@pytest.mark.parametrize(("new", "value"), [(1, 5), (3, 5), (1, module.WIDE), (1, 2 * module.WIDE), (3, module.WIDE)])
 @pytest.mark.parametrize("with_mask", [False, True], ids=["", "mask"])
-def test_scores_as_sums_are_scores(with_mask: bool) -> None:
-    q, k, v = (x.double() for x in inputs(4, 4, 3, 7))
-    mask = visible(torch.arange(4, 7), torch.arange(7)) if with_mask else None
+def test_scores_and_values_as_sums_are_those_of_products(with_mask: bool, new: int, value: int) -> None:
+    """Of values that are read whole, and of such that are not."""
+    q, k, v = (x.double() for x in inputs(4, 4, new, 7, value))
+    mask = visible(torch.arange(7 - new, 7), torch.arange(7), 3) if with_mask else None
     for sums, products in zip(
         module._written_out(q, k, v, mask, 0.3, True), module._written_out(q, k, v, mask, 0.3), strict=True
     ):
