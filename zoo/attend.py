@@ -175,10 +175,7 @@ def _written_out(
     powers = (scores - largest).exp()
     total = powers.sum(-1, keepdim=True)
     weights = (powers / total).flatten(2, 3)
-    if by_sums:
-        out = _weighted(weights, v).to(v.dtype)
-    else:
-        out = weights.to(v.dtype) @ v
+    out = _weighted(weights, v).to(v.dtype) if by_sums else weights.to(v.dtype) @ v
     return out.unflatten(2, (-1, new)).flatten(1, 2), (largest + total.log()).squeeze(-1).flatten(1, 2)
 
 
