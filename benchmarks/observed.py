@@ -16,12 +16,13 @@ from benchmarks.devices import Meter
 from benchmarks.timing import Task
 from zoo.blocks import MoE
 from zoo.decoder import Model
+from zoo.products import ONEDNN
 
 
 @dataclass
 class Observed:
     """`peak_bytes`: weights, and the most that cache and passes took beside them; None if nobody says. `hits`: for each
-    layer with experts, how many of them a pass hit, on average. `products`: (weight, rows) of each call of F.linear."""
+    layer with experts, how many of them a pass hit, on average. `products`: (weight, rows) of each linear map."""
 
     peak_bytes: int | None = None
     hits: dict[int, float] = field(default_factory=dict)
@@ -42,7 +43,7 @@ def observe(task: Task, weight_bytes: int, meter: Meter, model: Model | None) ->
 
 
 class Products(TorchFunctionMode):
-    """Meanwhile, each call of F.linear is noted: its weight, and the rows that it is multiplied with."""
+    """Meanwhile, each linear map is noted: its weight, and the rows that it is multiplied with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class Products(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.linear:
+        if func is F.linear or func is ONEDNN:
             x, weight = args[:2]
             self.seen.append((weight, x.numel() // x.shape[-1]))
         return func(*args, **(kwargs or {}))

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks import ceilings
 from benchmarks.ceilings import Kernel
@@ -22,6 +21,7 @@ from benchmarks.runners import Nothing, Runner, Workload, ZooRunner, inputs, tas
 from benchmarks.subjects import Subject
 from benchmarks.timing import MOST_WARMUPS, Clock, Samples, Task, measure
 from zoo.decoder import Model
+from zoo.products import product
 
 ZOO, EAGER, COMPILED = "zoo", "eager", "compiled"
 OWN, HARNESS = "own matrices", "harness"
@@ -170,7 +170,7 @@ def _own(key: Key, products: Sequence[tuple[Tensor, int]]) -> Task:
 
     def run() -> None:
         for weight, rows in products:
-            F.linear(given[rows, weight.shape[-1], weight.dtype], weight)
+            product(given[rows, weight.shape[-1], weight.dtype], weight)
 
     return Task(own_key(key), lambda: run)
 

@@ -149,7 +149,7 @@ def _marks(row: Row, found: Found, key: tuple[str, ...], setting: Setting) -> li
     holds = {
         "above_bandwidth": (row["mbu"] or 0) > 1,
         "above_matmul_rate": (row["mfu"] or 0) > 1,
-        # Compiled, the head's product with the last token is a sum, and faster than F.linear: no ceiling.
+        # Compiled, the head's product with the last token is a sum, and faster than a library's: no ceiling.
         "above_own_matrices": row["mode"] == EAGER and row["tokens_per_s"] > (row["own_matrices_tokens_per_s"] or inf),
         "weights_in_cache": cache is not None and row["params"] * setting.dtype.itemsize < cache,
         "not_settled": key in found.samples and not settled(found.warmups.get(key, ())),

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
 from zoo.cost import bands
-from zoo.products import dot, written
+from zoo.products import dot, product, written
 from zoo.step import Band, Mask, visible
 
 SHARED = 8  # heads on one key whose scores are sums in one loop over the keys
 WIDE = 128  # numbers of a value that is worth reading whole
 LOAD = 64  # bytes that one instruction loads
-ROWS = 128  # queries whose scores are written out together in two bytes; in four, half as many
-WRITTEN = 2048  # keys up to which scores in float32 are
+ROWS = 128  # queries whose scores are written out together
+LARGE = 512  # rows, queries times heads on one key, that make a product in float32 worth its call
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Tensor | None = None) -> Tensor:
@@ -76,7 +78,7 @@ _product_operator.register_fake(_like)
 def _several(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
     if torch.compiler.is_compiling() and _has_fused(q) and not torch.is_grad_enabled():
         return _several_operator(q, k, v, mask, scale, sinks)  # one operator for every number of keys
-    if _is_written(q, k, mask, sinks):
+    if _is_written(q, k):
         return _blocks(q, k, v, mask, scale, sinks)
     if sinks is not None:
         return _with_sinks(q, k, v, mask, mask is None, scale, sinks[:, None])
@@ -91,14 +93,13 @@ def _several(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float,
     return out[..., :width]
 
 
-def _is_written(q: Tensor, k: Tensor, mask: Tensor | None, sinks: Tensor | None) -> bool:
-    """Whether scores of several tokens are best written out, in blocks, on the CPU. In bfloat16 torch's kernel is no
-    faster than in float32: it takes 3 times as long at 512 keys and 1.8 times at 8,192. In float32 it takes 1.5 times
-    as long at 512, as long at 2,048 and less beyond, and with a mask or with sinks no longer at any."""
+def _is_written(q: Tensor, k: Tensor) -> bool:
+    """Whether scores of several tokens are best written out, in blocks, on the CPU. torch's kernel is no faster in
+    bfloat16 than in float32: it takes 3 times as long at 512 keys and 1.8 times at 8,192. In float32 it asks MKL: with
+    oneDNN's products, where they are large enough, blocks take half to 0.8 of its time."""
     if not _has_fused(q) or torch.is_grad_enabled():
         return False
-    plain = mask is None and sinks is None and k.shape[2] <= WRITTEN
-    return q.dtype.itemsize < 4 or (q.dtype == torch.float32 and plain)
+    return q.dtype.itemsize < 4 or (q.dtype == torch.float32 and q.shape[2] * q.shape[1] >= LARGE * k.shape[1])
 
 
 def _by_token(out: Tensor) -> Tensor:
@@ -152,6 +153,8 @@ def _has_fused(q: Tensor) -> bool:
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """-> values (b, h, t, w) and the logarithm of the softmax's denominator (b, h, t), which has no gradient."""
     bias = None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
+    # The kernel takes a head's numbers to lie side by side, and does not look: those of a turned head of two do not.
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, causal, attn_mask=bias, scale=scale
     )
@@ -194,28 +197,53 @@ def _weighted(weights: Tensor, v: Tensor) -> Tensor:
 
 def _blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
     """A block of queries at a time, its scores written out in the dtype of q, as released code does in eager mode."""
+    (batch, heads, new, _), groups = q.shape, k.shape[1]
+    out = q.new_empty(batch, new, heads, v.shape[3]).transpose(1, 2)
+    if q.dtype.itemsize < 4:
+        _write_blocks(out, q, k, v, mask, scale, sinks)
+        return out
+    for b, g in itertools.product(range(batch), range(groups)):  # one matrix at a time, which is what `product` takes
+        one, key = slice(b, b + 1), slice(g, g + 1)
+        shared = slice(g * heads // groups, (g + 1) * heads // groups)
+        _write_blocks(
+            out[one, shared],
+            q[one, shared],
+            k[one, key],
+            v[one, key],
+            mask,
+            scale,
+            None if sinks is None else sinks[shared],
+        )
+    return out
+
+
+def _write_blocks(
+    out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None
+) -> None:
     (batch, heads, new, _), (groups, keys), width = q.shape, k.shape[1:3], v.shape[3]
-    grouped, turned, values = q.unflatten(1, (groups, -1)), k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
-    rows = ROWS if q.dtype.itemsize < 4 else ROWS // 2
-    out = q.new_empty(batch, new, heads, width).transpose(1, 2)
+    grouped, k, turned = q.unflatten(1, (groups, -1)), k.flatten(0, 1), v.flatten(0, 1).transpose(1, 2)
+    rows = ROWS if q.dtype.itemsize < 4 else max(ROWS, LARGE * groups // heads)
     for start in range(0, new, rows):
         end = min(start + rows, new)
         reach = keys if mask is not None else keys - new + end
         block = grouped[:, :, :, start:end].flatten(2, 3).flatten(0, 1)  # (b * g, h/g * t, d)
-        scores = torch.baddbmm(block.new_empty(1, 1, 1), block, turned[:, :, :reach], beta=0, alpha=scale)
-        scores = scores.view(batch, heads, end - start, reach)
+        scores = _products(block * scale, k[:, :reach]).view(batch, heads, end - start, reach)
         if mask is None:
             later = torch.ones(end - start, end - start, dtype=torch.bool).triu(1)
             scores[..., start - end :].masked_fill_(later, float("-inf"))
         else:
             scores.masked_fill_(~mask[start:end], float("-inf"))
         weights = scores.softmax(-1)
-        seen = (weights.view(*block.shape[:2], reach) @ values[:, :reach]).view(batch, heads, -1, width)
+        seen = _products(weights.view(*block.shape[:2], reach), turned[:, :, :reach]).view(batch, heads, -1, width)
         if sinks is not None:
             total = scores.amax(-1).float() - weights.amax(-1).float().log()
             seen = _sunk(seen, total, sinks[:, None])
         out[:, :, start:end] = seen
-    return out
+
+
+def _products(x: Tensor, weight: Tensor) -> Tensor:
+    """x (n, r, d), weight (n, s, d) -> (n, r, s)."""
+    return product(x[0], weight[0].contiguous())[None] if len(x) == 1 else x @ weight.transpose(1, 2)
 
 
 def _banded(

@@ -1,18 +1,55 @@
-"""Products with one token, in the form that reads a matrix at the memory's speed when compiled for a CPU: as sums.
+"""Products with a matrix, in the form that is fastest: by the fastest library, or as sums.
 
-Inductor makes one loop of such a sum, which reads each weight once, also of narrow numbers that are added up in
-float32. Of the memory's speed a library's product with one token reaches 0.4 in float32 and 0.4 to 0.6 in bfloat16,
-this form 0.8 to 1. Not compiled, the products would be written to memory first: nothing here is for that.
+Compiled for a CPU, products with one token are sums, which read the matrix at the memory's speed. Inductor makes one
+loop of such a sum, which reads each weight once, also of narrow numbers that are added up in float32. Of the memory's
+speed a library's product with one token reaches 0.4 to 0.8 in float32 and 0.4 to 0.6 in bfloat16, this form 0.8 to 1.
+Not compiled, what is summed would be written to memory first: sums are not for that.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.library import custom_op
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 PARTS = 4  # of a matrix that a loop goes over at once, for a lone row
-FEW = 4  # tokens whose sums are one loop
-FEW_FLOAT32 = 8  # tokens up to which sums are faster than a library's product; in bfloat16 they are not
+FEW = 4  # sequences up to which sums are faster than a library's product
+
+# oneDNN's linear map, where torch has it, and what it counts as. In float32 torch itself asks MKL, which on AMD's
+# processors takes 1.6 to 2.9 times as long, for one row or for hundreds.
+ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+if ONEDNN is not None and ONEDNN not in flop_registry:
+
+    @register_flop_formula(ONEDNN)
+    def _flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+        return 2 * x.numel() * weight[0]
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., in), weight (out, in), bias (out,) -> (..., out), by the fastest library."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
+        return F.linear(x, weight, bias)
+    # Inductor knows oneDNN's map of weights that never change alone: to it, this is one operator.
+    return (_operator if torch.compiler.is_compiling() else _product)(x, weight, bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if ONEDNN is None or not weight.is_contiguous():  # whose slowest code, 300 times slower, would take such a weight
+        return F.linear(x, weight, bias)
+    y: Tensor = ONEDNN(x, weight, bias, "none", [], "")
+    return y
+
+
+_operator = custom_op("zoo::linear", _product, mutates_args=())
+
+
+@_operator.register_fake
+def _like(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 def sums(x: Tensor) -> bool:
@@ -25,7 +62,7 @@ def few(x: Tensor) -> bool:
     """Whether a compiled function is given one new token of few sequences, x (b, t, ...); on a GPU, of any number."""
     if not torch.compiler.is_compiling() or x.ndim < 3 or x.shape[1] != 1:
         return False
-    return x.device.type == "cuda" or x.shape[0] <= (FEW_FLOAT32 if x.dtype == torch.float32 else FEW)
+    return x.device.type == "cuda" or x.shape[0] <= FEW
 
 
 def side_by_side(x: Tensor, weight: Tensor) -> Tensor:

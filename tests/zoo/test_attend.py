@@ -105,10 +105,35 @@ def test_the_fused_kernel_says_the_denominator_of_the_plain_softmax(case: str, d
     q, k, v = (x.to(dtype) for x in inputs(4, 2, new, keys, value=8))
     mask, causal = mask_of(new, keys, window), new == keys and new > 1
     drawn = torch.ones(new, keys, dtype=torch.bool).tril() if causal else mask
-    fused, plain = module._fused(q, k, v, mask, causal, 0.3), module._written_out(q, k, v, drawn, 0.3)
+    plain = module._written_out(q, k, v, drawn, 0.3)
     near = 2e-2 if dtype == torch.bfloat16 else 2e-6
-    for a, b in zip(fused, plain, strict=True):
-        torch.testing.assert_close(a, b, rtol=near, atol=2 * near, check_dtype=False)
+    turned = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (q, k, v)]  # a head's numbers far apart
+    for given in ((q, k, v), turned):
+        for a, b in zip(module._fused(*given, mask, causal, 0.3), plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=near, atol=2 * near, check_dtype=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads", "value"), [(4, 2, 6), (6, 1, 8), (2, 2, 8)])
+@pytest.mark.parametrize("past", [0, 40])
+def test_blocks_are_the_kernel(
+    heads: int, kv_heads: int, value: int, past: int, dtype: torch.dtype, with_sinks: bool
+) -> None:
+    """As many queries as are written out in float32 too, in several blocks, of two sequences."""
+    new = module.LARGE + 77
+    q, k, v = (x.to(dtype) for x in inputs(heads, kv_heads, new, past + new, value))
+    sinks = torch.randn(heads) if with_sinks else None
+    mask = visible(torch.arange(past, past + new), torch.arange(past + new), None)
+    assert module._is_written(q, k)
+    out, total = module._written_out(q.double(), k.double(), v.double(), mask, 0.3)
+    expected = out if sinks is None else module._sunk(out, total, sinks[:, None])
+    near = 0.2 if dtype == torch.bfloat16 else 5e-6  # scores up to 20 are rounded, so weights by a tenth
+    for drawn in (mask, None) if past == 0 else (mask,):
+        torch.testing.assert_close(
+            attend(q, k, v, drawn, 0.3, sinks), expected, rtol=near, atol=near, check_dtype=False
+        )
 
 
 @pytest.mark.parametrize(("new", "value"), [(1, 5), (3, 5), (1, module.WIDE), (1, 2 * module.WIDE), (3, module.WIDE)])

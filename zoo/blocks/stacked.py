@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.products import dot, written
+from zoo.products import dot, product, written
 
 
 def gathered(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -36,7 +36,7 @@ def grouped_at_once(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | No
 
 def expert(e: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (n, in) through expert `e` alone -> (n, out)."""
-    return F.linear(x, weight[e], None if bias is None else bias[e])
+    return product(x, weight[e], None if bias is None else bias[e])
 
 
 def _grouped(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
