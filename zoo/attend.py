@@ -16,8 +16,8 @@ from zoo.step import Band, Mask, visible
 SHARED = 8  # heads on one key whose scores are sums in one loop over the keys
 WIDE = 128  # numbers of a value that is worth reading whole
 LOAD = 64  # bytes that one instruction loads
-ROWS = 128  # queries whose scores are written out together
-LARGE = 512  # rows, queries times heads on one key, that make a product in float32 worth its call
+ROWS = 128  # queries whose scores are written out together: at most, and in float32 at least
+LARGE = 512  # rows, queries times heads on one key, that make a product large
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Tensor | None = None) -> Tensor:
@@ -222,12 +222,12 @@ def _write_blocks(
 ) -> None:
     (batch, heads, new, _), (groups, keys), width = q.shape, k.shape[1:3], v.shape[3]
     grouped, k, turned = q.unflatten(1, (groups, -1)), k.flatten(0, 1), v.flatten(0, 1).transpose(1, 2)
-    rows = ROWS if q.dtype.itemsize < 4 else max(ROWS, LARGE * groups // heads)
+    rows = (min if q.dtype.itemsize < 4 else max)(ROWS, LARGE * groups // heads)
     for start in range(0, new, rows):
         end = min(start + rows, new)
         reach = keys if mask is not None else keys - new + end
         block = grouped[:, :, :, start:end].flatten(2, 3).flatten(0, 1)  # (b * g, h/g * t, d)
-        scores = _products(block * scale, k[:, :reach]).view(batch, heads, end - start, reach)
+        scores = _products(block, k[:, :reach], scale).view(batch, heads, end - start, reach)
         if mask is None:
             later = torch.ones(end - start, end - start, dtype=torch.bool).triu(1)
             scores[..., start - end :].masked_fill_(later, float("-inf"))
@@ -241,9 +241,11 @@ def _write_blocks(
         out[:, :, start:end] = seen
 
 
-def _products(x: Tensor, weight: Tensor) -> Tensor:
-    """x (n, r, d), weight (n, s, d) -> (n, r, s)."""
-    return product(x[0], weight[0].contiguous())[None] if len(x) == 1 else x @ weight.transpose(1, 2)
+def _products(x: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
+    """x (n, r, d), weight (n, s, d) -> (n, r, s), scaled; in float32 n is one."""
+    if x.dtype == torch.float32:
+        return product(x[0] * scale, weight[0].contiguous()).unsqueeze(0)
+    return torch.baddbmm(x.new_empty(1, 1, 1), x, weight.transpose(1, 2), beta=0, alpha=scale)
 
 
 def _banded(
