@@ -22,7 +22,7 @@ from zoo.products import ONEDNN
 @dataclass
 class Observed:
     """`peak_bytes`: weights, and the most that cache and passes took beside them; None if nobody says. `hits`: for each
-    layer with experts, how many of them a pass hit, on average. `products`: (weight, rows) of each linear map."""
+    layer with experts, how many of them a pass hit, on average. `products`: (weight, rows) of each product with one."""
 
     peak_bytes: int | None = None
     hits: dict[int, float] = field(default_factory=dict)
@@ -34,34 +34,39 @@ def observe(task: Task, weight_bytes: int, meter: Meter, model: Model | None) ->
     the zoo that runs eagerly."""
     meter.start()
     run = task.prepare()
-    products, counts = Products(), dict[int, list[int]]()
+    products, counts = list[tuple[Tensor, int]](), dict[int, list[int]]()
     with _watching(model, products, counts) if model is not None else nullcontext():
         run()
     taken = meter.peak()
     hits = {layer: fmean(each) for layer, each in counts.items()}
-    return Observed(None if taken is None else weight_bytes + taken, hits, products.seen)
+    return Observed(None if taken is None else weight_bytes + taken, hits, products)
 
 
 class Products(TorchFunctionMode):
-    """Meanwhile, each linear map is noted: its weight, and the rows that it is multiplied with."""
+    """Meanwhile, each product with a weight of the model is noted in `seen`, with the rows that it is multiplied with.
+    (Attention multiplies the same way, with keys and values.)"""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Model, seen: list[tuple[Tensor, int]]) -> None:
         super().__init__()
-        self.seen: list[tuple[Tensor, int]] = []
+        self.seen, self.weights = seen, {_memory(weight) for weight in model.parameters()}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.linear or func is ONEDNN:
+        if (func is F.linear or func is ONEDNN) and _memory(args[1]) in self.weights:
             x, weight = args[:2]
             self.seen.append((weight, x.numel() // x.shape[-1]))
         return func(*args, **(kwargs or {}))
 
 
+def _memory(weight: Tensor) -> int:
+    return weight.untyped_storage().data_ptr()
+
+
 @contextmanager
-def _watching(model: Model, products: Products, counts: dict[int, list[int]]) -> Iterator[None]:
+def _watching(model: Model, products: list[tuple[Tensor, int]], counts: dict[int, list[int]]) -> Iterator[None]:
     """Products are seen for eager models only: a compiled one would be compiled again, with the watching in it."""
-    with products, _counting(model, counts):
+    with Products(model, products), _counting(model, counts):
         yield
 
 

@@ -1,7 +1,8 @@
-"""docs/performance.md: its table, from the measurements kept in docs/performance.json.
+"""docs/performance.md: its table, from the measurements kept in docs/performance.json and performance-before.json.
 
-python -m benchmarks.performance              write the page anew
-python -m benchmarks.performance FILE ...     first gather what these files of `throughput --json --out FILE` hold
+python -m benchmarks.performance                    write the page anew
+python -m benchmarks.performance FILE ...           first gather what these files of `throughput --json --out FILE` hold
+python -m benchmarks.performance --before FILE ...  the same for files that an earlier version wrote, to compare with
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from zoo.terminal import Column, Format, count, render
 
 Row = dict[str, Any]
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-KEPT, PAGE = DOCS / "performance.json", DOCS / "performance.md"
+KEPT, EARLIER, PAGE = DOCS / "performance.json", DOCS / "performance-before.json", DOCS / "performance.md"
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 
 
@@ -28,15 +29,17 @@ def gather(files: Sequence[Path]) -> Row:
     return documents[0] | {"rows": [row for document in documents for row in document["rows"]]}
 
 
-def table(document: Row) -> str:
-    """A row for each model, dtype and test, as Markdown."""
+def table(document: Row, earlier: Row) -> str:
+    """A row for each model, dtype and test, as Markdown; of the earlier document how the zoo stood to transformers."""
     rows = [row for row in document["rows"] if row["table"] == "throughput"]
-    tests = dict.fromkeys((row["model"], row["dtype"], row["test"]) for row in rows)
-    made = [_row([row for row in rows if (row["model"], row["dtype"], row["test"]) == test]) for test in tests]
+    before = {_test(row): row["ratio"] for row in earlier["rows"] if row["table"] == "throughput" and row["ratio"]}
+    tests = dict.fromkeys(map(_test, rows))
+    made = [_row([row for row in rows if _test(row) == test]) | {"before": before.get(test)} for test in tests]
     columns = [
         Column("model", "model"),
         Column("dtype", "dtype"),
         Column("test", "test"),
+        Column("before", "before, x", three),
         Column("peer", "transformers", count),
         Column("eager", "zoo", count),
         Column("eager_ratio", "x", three),
@@ -46,6 +49,10 @@ def table(document: Row) -> str:
         Column("share", "MBU or own", lambda share: f"{share:.0%}"),
     ]
     return render(made, columns, Format.md)
+
+
+def _test(row: Row) -> tuple[str, str, str]:
+    return row["model"], row["dtype"], row["test"]
 
 
 def _row(rows: Sequence[Row]) -> Row:
@@ -68,18 +75,21 @@ def _row(rows: Sequence[Row]) -> Row:
     }
 
 
-def page(text: str, document: Row) -> str:
-    """The page with its table as the document says."""
+def page(text: str, document: Row, earlier: Row) -> str:
+    """The page with its table as the documents say."""
     before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{table(document)}\n\n{END}{rest.partition(END)[2]}"
+    return f"{before}{BEGIN}\n\n{table(document, earlier)}\n\n{END}{rest.partition(END)[2]}"
 
 
 def main(files: Sequence[str]) -> None:
     """Gather, if there is something to, and write."""
+    into = KEPT
+    if files[:1] == ["--before"]:
+        into, files = EARLIER, files[1:]
     if files:
-        KEPT.write_text(json.dumps(gather([Path(file) for file in files]), indent=1) + "\n", encoding="utf-8")
-    document = json.loads(KEPT.read_text(encoding="utf-8"))
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), document), encoding="utf-8")
+        into.write_text(json.dumps(gather([Path(file) for file in files]), indent=1) + "\n", encoding="utf-8")
+    document, earlier = (json.loads(file.read_text(encoding="utf-8")) for file in (KEPT, EARLIER))
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), document, earlier), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 PARTS = 4  # of a matrix that a loop goes over at once, for a lone row
 FEW = 4  # sequences up to which sums are faster than a library's product
 
-# oneDNN's linear map, where torch has it, and what it counts as. In float32 torch itself asks MKL, which on AMD's
-# processors takes 1.6 to 2.9 times as long, for one row or for hundreds.
-ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-if ONEDNN is not None and ONEDNN not in flop_registry:
+# oneDNN's linear map, where torch itself would ask MKL in float32, which on AMD's processors takes 1.3 to 2.9 times as
+# long, for one row or for hundreds.
+_ASKS_MKL = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _ASKS_MKL else None
+if ONEDNN is not None and ONEDNN not in flop_registry:  # what it counts as
 
     @register_flop_formula(ONEDNN)
     def _flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from jsonschema import Draft202012Validator
 
 from benchmarks import performance
-from benchmarks.performance import DOCS, KEPT, PAGE, gather, page, table
+from benchmarks.performance import DOCS, EARLIER, KEPT, PAGE, gather, page, table
 
 
-def document() -> dict:
-    return json.loads(KEPT.read_text(encoding="utf-8"))
+def document(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
-def test_the_page_shows_the_kept_document() -> None:
+def test_the_page_shows_the_kept_documents() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert page(text, document()) == text, "run python -m benchmarks.performance"
+    assert page(text, document(KEPT), document(EARLIER)) == text, "run python -m benchmarks.performance"
 
 
-def test_the_kept_document_follows_the_schema() -> None:
-    schema = json.loads((DOCS / "benchmarks.schema.json").read_text(encoding="utf-8"))
-    Draft202012Validator(schema).validate(document())
+@pytest.mark.parametrize("file", [KEPT, EARLIER], ids=lambda file: file.name)
+def test_the_kept_documents_follow_the_schema(file: Path) -> None:
+    Draft202012Validator(document(DOCS / "benchmarks.schema.json")).validate(document(file))
 
 
 def test_documents_are_gathered_under_the_first_one(tmp_path: Path) -> None:
@@ -45,24 +46,30 @@ def test_a_row_says_what_was_reached_and_what_could_have_been() -> None:
         speed("transformers", "sdpa", 10.0),
         speed("zoo", "eager", 90.0, test="pp8", own_matrices_tokens_per_s=100.0),
     ]
-    lines = table({"rows": rows}).splitlines()
+    earlier = [speed("zoo", "eager", 8.0, ratio=0.7), speed("transformers", "sdpa", 11.0)]
+    lines = table({"rows": rows}, {"rows": earlier}).splitlines()
     assert [cell.strip() for cell in lines[2].strip("|").split("|")] == [
-        *("m", "float32", "tg8", "10", "10", "1.00", "30", "3.00", "4.00", "75%")
+        *("m", "float32", "tg8", "0.7", "10", "10", "1.00", "30", "3.00", "4.00", "75%")
     ]
     assert [cell.strip() for cell in lines[3].strip("|").split("|")] == [
-        *("m", "float32", "pp8", "", "90", "", "", "", "", "90%")
+        *("m", "float32", "pp8", "", "", "90", "", "", "", "", "90%")
     ]
 
 
 def test_writing_gathers_first_where_files_are_named(tmp_path: Path, monkeypatch) -> None:
-    kept, shown, measured = tmp_path / "kept.json", tmp_path / "page.md", tmp_path / "one.json"
-    monkeypatch.setattr(performance, "KEPT", kept)
+    shown, measured = tmp_path / "page.md", tmp_path / "one.json"
+    monkeypatch.setattr(performance, "KEPT", tmp_path / "kept.json")
+    monkeypatch.setattr(performance, "EARLIER", tmp_path / "earlier.json")
     monkeypatch.setattr(performance, "PAGE", shown)
-    measured.write_text(json.dumps({"rows": [speed("zoo", "eager", 20.0)]}), encoding="utf-8")
     shown.write_text("before\n<!-- measured -->\nold\n<!-- end -->\nafter\n", encoding="utf-8")
+    performance.KEPT.write_text('{"rows": []}', encoding="utf-8")
+    measured.write_text(json.dumps({"rows": [speed("zoo", "eager", 5.0, ratio=0.8)]}), encoding="utf-8")
+    performance.main(["--before", str(measured)])
+    measured.write_text(json.dumps({"rows": [speed("zoo", "eager", 20.0)]}), encoding="utf-8")
     performance.main([str(measured)])
     text = shown.read_text(encoding="utf-8")
     assert "50%" in text
+    assert "0.8" in text
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("<!-- end -->\nafter\n")
