@@ -49,7 +49,7 @@ def test_a_row_says_what_was_reached_and_what_could_have_been() -> None:
     earlier = [speed("zoo", "eager", 8.0, ratio=0.7), speed("transformers", "sdpa", 11.0)]
     lines = table({"rows": rows}, {"rows": earlier}).splitlines()
     assert [cell.strip() for cell in lines[2].strip("|").split("|")] == [
-        *("m", "float32", "tg8", "0.7", "10", "10", "1.00", "30", "3.00", "4.00", "75%")
+        *("m", "float32", "tg8", "0.700", "10", "10", "1.00", "30", "3.00", "4.00", "75%")
     ]
     assert [cell.strip() for cell in lines[3].strip("|").split("|")] == [
         *("m", "float32", "pp8", "", "", "90", "", "", "", "", "90%")
