@@ -17,6 +17,7 @@ from torch.library import custom_op
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 PARTS = 4  # of a matrix that a loop goes over at once, for a lone row
+SMALL = 2**16  # multiplications below which oneDNN's call, 8 us longer than MKL's, costs more than it saves
 FEW = 4  # sequences up to which sums are faster than a library's product
 
 # oneDNN's linear map, where torch itself would ask MKL in float32, which on AMD's processors takes 1.3 to 2.9 times as
@@ -39,7 +40,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if ONEDNN is None or not weight.is_contiguous():  # whose slowest code, 300 times slower, would take such a weight
+    small = x.shape[:-1].numel() * weight.numel() < SMALL
+    if ONEDNN is None or small or not weight.is_contiguous():  # its slowest code takes the last, 300 times slower
         return F.linear(x, weight, bias)
     y: Tensor = ONEDNN(x, weight, bias, "none", [], "")
     return y

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from zoo import products
 from zoo.products import FEW, PARTS, dot, few, product, side_by_side, sums, written
 
 
@@ -13,8 +14,17 @@ from zoo.products import FEW, PARTS, dot, few, product, side_by_side, sums, writ
 @pytest.mark.parametrize("turned", [False, True], ids=["", "turned"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(6,), (1, 6), (2, 3, 6), (0, 6)], ids=str)
-def test_a_product_is_a_linear_map(shape: tuple[int, ...], dtype: torch.dtype, turned: bool, bias: bool) -> None:
+@pytest.mark.parametrize("small", [0, products.SMALL], ids=["by oneDNN", ""])
+def test_a_product_is_a_linear_map(
+    small: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    turned: bool,
+    bias: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Of a matrix that lies column by column, too; and the same with gradients as without."""
+    monkeypatch.setattr(products, "SMALL", small)
     x, weight = torch.randn(shape).to(dtype), torch.randn(5, 6).to(dtype)
     weight = weight.T.contiguous().T if turned else weight
     given = torch.randn(5).to(dtype) if bias else None
@@ -26,7 +36,8 @@ def test_a_product_is_a_linear_map(shape: tuple[int, ...], dtype: torch.dtype, t
 
 
 @torch.no_grad()
-def test_its_arithmetic_is_counted() -> None:
+def test_its_arithmetic_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "SMALL", 0)
     with FlopCounterMode(display=False) as counted:
         product(torch.randn(2, 3, 6), torch.randn(5, 6))
     assert counted.get_total_flops() == 2 * 2 * 3 * 5 * 6
