@@ -18,6 +18,7 @@ WIDE = 128  # numbers of a value that is worth reading whole
 LOAD = 64  # bytes that one instruction loads
 ROWS = 128  # queries whose scores are written out together: at most, and in float32 at least
 LARGE = 512  # rows, queries times heads on one key, that make a product large
+WORTH = 2**15  # numbers in the queries on one key from which products in float32 are worth their calls
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Tensor | None = None) -> Tensor:
@@ -99,7 +100,7 @@ def _is_written(q: Tensor, k: Tensor) -> bool:
     oneDNN's products, where they are large enough, blocks take half to 0.8 of its time."""
     if not _has_fused(q) or torch.is_grad_enabled():
         return False
-    return q.dtype.itemsize < 4 or (q.dtype == torch.float32 and q.shape[2] * q.shape[1] >= LARGE * k.shape[1])
+    return q.dtype.itemsize < 4 or (q.dtype == torch.float32 and q[0].numel() >= WORTH * k.shape[1])
 
 
 def _by_token(out: Tensor) -> Tensor:

@@ -119,9 +119,16 @@ def test_the_fused_kernel_says_the_denominator_of_the_plain_softmax(case: str, d
 @pytest.mark.parametrize(("heads", "kv_heads", "value"), [(4, 2, 6), (6, 1, 8), (2, 2, 8)])
 @pytest.mark.parametrize("past", [0, 40])
 def test_blocks_are_the_kernel(
-    heads: int, kv_heads: int, value: int, past: int, dtype: torch.dtype, with_sinks: bool
+    heads: int,
+    kv_heads: int,
+    value: int,
+    past: int,
+    dtype: torch.dtype,
+    with_sinks: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As many queries as are written out in float32 too, in several blocks, of two sequences."""
+    """Queries of two sequences in several blocks, in float32 too."""
+    monkeypatch.setattr(module, "WORTH", 0)
     new = module.LARGE + 77
     q, k, v = (x.to(dtype) for x in inputs(heads, kv_heads, new, past + new, value))
     sinks = torch.randn(heads) if with_sinks else None
