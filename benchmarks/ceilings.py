@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.kv import name_of
 from benchmarks.roofline import Device
 from benchmarks.timing import Clock, Samples, Task, rate
-from zoo.products import product
+from zoo.products import linear
 from zoo.terminal import free_memory
 
 Row = dict[str, Any]
@@ -68,7 +68,7 @@ def reading(device: torch.device, dtype: torch.dtype, compiled: bool = False) ->
 
 def _matrix_vector(matrix: Tensor) -> Callable[[], object]:
     vector = torch.ones(1, matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
-    return lambda: product(vector, matrix)
+    return lambda: linear(vector, matrix)
 
 
 def _row_sums(matrix: Tensor) -> Callable[[], object]:
@@ -83,7 +83,7 @@ def multiplying(device: torch.device, dtype: torch.dtype, clock: Clock) -> list[
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         found = [
             Kernel("matmul", f"matmul {side}", dtype, 2 * side**3, lambda a=a, b=b: a @ b),  # type: ignore[misc]
-            Kernel("matmul", f"linear {side}", dtype, 2 * side**3, lambda a=a, b=b: product(a, b)),  # type: ignore[misc]
+            Kernel("matmul", f"linear {side}", dtype, 2 * side**3, lambda a=a, b=b: linear(a, b)),  # type: ignore[misc]
         ]
         if 8 * min(_seconds(found[0], clock) for _ in range(3)) > LONG:  # the next side takes eight times as long
             break

@@ -21,7 +21,7 @@ from benchmarks.runners import Nothing, Runner, Workload, ZooRunner, inputs, tas
 from benchmarks.subjects import Subject
 from benchmarks.timing import MOST_WARMUPS, Clock, Samples, Task, measure
 from zoo.decoder import Model
-from zoo.products import product
+from zoo.products import linear
 
 ZOO, EAGER, COMPILED = "zoo", "eager", "compiled"
 OWN, HARNESS = "own matrices", "harness"
@@ -170,7 +170,7 @@ def _own(key: Key, products: Sequence[tuple[Tensor, int]]) -> Task:
 
     def run() -> None:
         for weight, rows in products:
-            product(given[rows, weight.shape[-1], weight.dtype], weight)
+            linear(given[rows, weight.shape[-1], weight.dtype], weight)
 
     return Task(own_key(key), lambda: run)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.library import custom_op
 
 from zoo.cost import bands
-from zoo.products import dot, product, written
+from zoo.kernels import Race, active
+from zoo.products import bucket, dot, is_plain_memory, linear, materialize, threads
 from zoo.step import Band, Mask, visible
 
 SHARED = 8  # heads on one key whose scores are sums in one loop over the keys
@@ -18,7 +20,9 @@ WIDE = 128  # numbers of a value that is worth reading whole
 LOAD = 64  # bytes that one instruction loads
 ROWS = 128  # queries whose scores are written out together: at most, and in float32 at least
 LARGE = 512  # rows, queries times heads on one key, that make a product large
-WORTH = 2**15  # numbers in the queries on one key from which products in float32 are worth their calls
+MIN_PRODUCTS = 2**22  # multiply-adds of a pass from which blocks can earn back what choosing them costs
+RACE_PRODUCTS = 2**27  # multiply-adds of what is timed, about a millisecond
+RACE_QUERIES, RACE_KEYS = 512, 2048  # at most, of what is timed
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Tensor | None = None) -> Tensor:
@@ -30,9 +34,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Ten
     2023, section 3.3).
     """
     if isinstance(mask, Band):
-        # A compiled function cannot loop over a number of blocks that it does not know: there it is one operator.
-        banded = _banded_operator if torch.compiler.is_compiling() else _banded
-        return banded(q, k, v, mask.queries, mask.keys, mask.window, scale, sinks)
+        if not torch.compiler.is_compiling():
+            return _banded(q, k, v, mask.queries, mask.keys, mask.window, scale, sinks)
+        # A compiled function cannot loop over a number of blocks that it does not know: there it is one operator. An
+        # operator has no gradient and no autocast; with these the window is a mask.
+        if _takes_operators(q, k, v):
+            return _banded_operator(q, k, v, mask.queries, mask.keys, mask.window, scale, sinks)
+        return _several(q, k, v, visible(mask.queries, mask.keys, mask.window), scale, sinks)
     if q.shape[2] > 1:
         return _several(q, k, v, mask, scale, sinks)
     # Heads that share a key become queries of that key: the kernel reads each key once, without repeating it.
@@ -41,19 +49,65 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Ten
     return out.reshape(*q.shape[:3], v.shape[3])
 
 
+def _takes_operators(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether kernels that know nothing but plain memory on the CPU may compute this: no gradients, no autocast, no
+    tensor subclasses."""
+    return (
+        q.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_exporting()
+        and is_plain_memory(q, k)
+        and is_plain_memory(q, v)
+    )
+
+
 def _lone(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
     """One token's heads: q (b, g, h/g, d), sinks (g, h/g)."""
     if not torch.compiler.is_compiling() or q.device.type != "cpu":
         return _product(q, k, v, mask, scale, sinks)
     # A compiler is not told how many keys there are, so that it never compiles anew for another number. It makes loops
     # of sums over them; what calls a library is one operator to it.
-    return (_summed if q.shape[2] <= SHARED else _product_operator)(q, k, v, mask, scale, sinks)
+    if not _takes_operators(q, k, v):
+        return _summed(q, k, v, mask, scale, sinks, by_sums=False)
+    if q.shape[2] <= SHARED and _reduction_wins(q.dtype, int(k.shape[1]), int(q.shape[2]), int(q.shape[3])):
+        return _summed(q, k, v, mask, scale, sinks)
+    return _product_operator(q, k, v, mask, scale, sinks)
 
 
-def _summed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
-    """Scores and values as sums (zoo.products): for up to 8 heads a key, keys and values are read 1.2 times as fast as
-    with torch's kernel in float32, and 1.2 to 4 times in bfloat16."""
-    out, total = _written_out(q, k, v, mask, scale, by_sums=True)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _reduction_wins(dtype: torch.dtype, groups: int, share: int, width: int) -> bool:
+    """Called by the compiler while it traces: the choice is part of the code that it makes."""
+    size = ("decode attention", dtype, f"heads per key {share}", f"width {width}", threads())
+    return active().pick_traced(size, "reduction", partial(_race_reduction, dtype, groups, share, width))
+
+
+def _race_reduction(dtype: torch.dtype, groups: int, share: int, width: int) -> Race:
+    """One token over RACE_KEYS keys, as Inductor compiles the reductions, and by torch's kernel."""
+
+    def drawn(count: int) -> Tensor:
+        return torch.randn(1, groups, count, width).to(dtype)
+
+    q, caches = drawn(share), [(drawn(RACE_KEYS), drawn(RACE_KEYS)) for _ in range(2)]
+    reduce = torch.compile(_summed, dynamic=True, fullgraph=True)
+    scale = width**-0.5
+    plain = [partial(_product, q, k, v, None, scale, None) for k, v in caches]
+    return Race(plain, [partial(reduce, q, k, v, None, scale, None) for k, v in reversed(caches)], cold=True)
+
+
+def _summed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    sinks: Tensor | None,
+    by_sums: bool = True,
+) -> Tensor:
+    """Scores and values as reductions over the keys (zoo.products), for up to SHARED heads a key. Measured on an AMD
+    EPYC, two cores: keys and values are read 1.2 times as fast as by torch's kernel in float32, 1.2 to 4 times in
+    bfloat16."""
+    out, total = _written_out(q, k, v, mask, scale, by_sums)
     return (out if sinks is None else _sunk(out, total, sinks)).to(v.dtype)
 
 
@@ -77,10 +131,16 @@ _product_operator.register_fake(_like)
 
 
 def _several(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
-    if torch.compiler.is_compiling() and _has_fused(q) and not torch.is_grad_enabled():
-        return _several_operator(q, k, v, mask, scale, sinks)  # one operator for every number of keys
-    if _is_written(q, k):
+    if torch.compiler.is_compiling():
+        if _takes_operators(q, k, v):
+            return _several_operator(q, k, v, mask, scale, sinks)  # one operator for every number of keys
+    elif _blocks_win(q, k, v, mask, scale, sinks):
         return _blocks(q, k, v, mask, scale, sinks)
+    return _sdpa(q, k, v, mask, scale, sinks)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
+    """By torch's own kernels."""
     if sinks is not None:
         return _with_sinks(q, k, v, mask, mask is None, scale, sinks[:, None])
     width, grouped = v.shape[3], q.shape[1] != k.shape[1]
@@ -94,13 +154,42 @@ def _several(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float,
     return out[..., :width]
 
 
-def _is_written(q: Tensor, k: Tensor) -> bool:
-    """Whether scores of several tokens are best written out, in blocks, on the CPU. torch's kernel is no faster in
-    bfloat16 than in float32: it takes 3 times as long at 512 keys and 1.8 times at 8,192. In float32 it asks MKL: with
-    oneDNN's products, where they are large enough, blocks take half to 0.8 of its time."""
-    if not _has_fused(q) or torch.is_grad_enabled():
+def _blocks_win(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> bool:
+    """Whether attention of several tokens is computed in blocks, with their scores in memory."""
+    (heads, new, width), (groups, keys) = q.shape[1:], k.shape[1:3]
+    if heads * new * keys * width < MIN_PRODUCTS or not _has_fused(q) or not _takes_operators(q, k, v):
         return False
-    return q.dtype.itemsize < 4 or (q.dtype == torch.float32 and q[0].numel() >= WORTH * k.shape[1])
+    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return False
+    size = (
+        "attention",
+        q.dtype,
+        f"heads per key {heads // groups}",
+        f"width {width}",
+        f"new {bucket(new)}",
+        f"keys {bucket(keys)}",
+        "causal" if mask is None else "masked",
+        threads(),
+    )
+    return active().pick(size, "blocks", partial(_race_blocks, q, k, v, mask, scale, sinks))
+
+
+def _race_blocks(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None
+) -> Race:
+    """Both on the same queries and keys: one sequence, and as many heads, queries and keys as take about 1 ms."""
+    (heads, new, width), (groups, keys) = q.shape[1:], k.shape[1:3]
+    share = heads // groups
+    new = min(new, RACE_QUERIES)
+    keys = new if mask is None else min(keys, RACE_KEYS)
+    groups = min(groups, max(RACE_PRODUCTS // (2 * share * new * keys * width), 1))
+    heads = groups * share
+    if mask is None:
+        given = q[:1, :heads, :new], k[:1, :groups, :new], v[:1, :groups, :new], None
+    else:
+        given = q[:1, :heads, -new:], k[:1, :groups, -keys:], v[:1, :groups, -keys:], mask[-new:, -keys:]
+    given_sinks = None if sinks is None else sinks[:heads]
+    return Race([partial(_sdpa, *given, scale, given_sinks)], [partial(_blocks, *given, scale, given_sinks)])
 
 
 def _by_token(out: Tensor) -> Tensor:
@@ -129,7 +218,7 @@ def _with_sinks(
 ) -> Tensor:
     """No key is copied to make room for one more, and a pass of 2,048 tokens takes a third of the time that it takes
     with its scores written out."""
-    can_fuse = _has_fused(q) and q.shape[3] == v.shape[3] and not torch.is_grad_enabled()
+    can_fuse = _has_fused(q) and q.shape[3] == v.shape[3] and _takes_operators(q, k, v)
     if can_fuse:
         out, total = _fused(q, k, v, mask, causal, scale)
     else:
@@ -169,7 +258,7 @@ def _written_out(
     new, groups, exact = q.shape[2], k.shape[1], torch.promote_types(q.dtype, torch.float32)
     grouped = q.unflatten(1, (groups, -1)).flatten(2, 3)  # heads of one key side by side: (b, g, h/g * t, d)
     if by_sums:
-        scores = torch.stack([dot(k, row) for row in written(grouped.to(exact) * scale).unbind(2)], dim=2)
+        scores = torch.stack([dot(k, row) for row in materialize(grouped.to(exact) * scale).unbind(2)], dim=2)
     else:
         scores = (grouped @ k.transpose(2, 3)).to(exact) * scale
     scores = scores.unflatten(2, (-1, new))
@@ -192,7 +281,7 @@ def _weighted(weights: Tensor, v: Tensor) -> Tensor:
     width = v.shape[3]
     whole = width >= WIDE and weights.shape[2] * width <= 2 * WIDE
     parts = v.split(LOAD // v.dtype.itemsize if whole else width, dim=3)
-    rows = written(weights).unsqueeze(-1).unbind(2)
+    rows = materialize(weights).unsqueeze(-1).unbind(2)
     return torch.stack([torch.cat([(row * part).sum(-2) for part in parts], dim=-1) for row in rows], dim=2)
 
 
@@ -203,7 +292,7 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, 
     if q.dtype.itemsize < 4:
         _write_blocks(out, q, k, v, mask, scale, sinks)
         return out
-    for b, g in itertools.product(range(batch), range(groups)):  # one matrix at a time, which is what `product` takes
+    for b, g in itertools.product(range(batch), range(groups)):  # one matrix at a time, which is what `linear` takes
         one, key = slice(b, b + 1), slice(g, g + 1)
         shared = slice(g * heads // groups, (g + 1) * heads // groups)
         _write_blocks(
@@ -223,7 +312,7 @@ def _write_blocks(
 ) -> None:
     (batch, heads, new, _), (groups, keys), width = q.shape, k.shape[1:3], v.shape[3]
     grouped, k, turned = q.unflatten(1, (groups, -1)), k.flatten(0, 1), v.flatten(0, 1).transpose(1, 2)
-    rows = (min if q.dtype.itemsize < 4 else max)(ROWS, LARGE * groups // heads)
+    rows = (min if q.dtype.itemsize < 4 else max)(ROWS, max(LARGE * groups // heads, 1))
     for start in range(0, new, rows):
         end = min(start + rows, new)
         reach = keys if mask is not None else keys - new + end
@@ -245,7 +334,7 @@ def _write_blocks(
 def _products(x: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
     """x (n, r, d), weight (n, s, d) -> (n, r, s), scaled; in float32 n is one."""
     if x.dtype == torch.float32:
-        return product(x[0] * scale, weight[0].contiguous()).unsqueeze(0)
+        return linear(x[0] * scale, weight[0].contiguous()).unsqueeze(0)
     return torch.baddbmm(x.new_empty(1, 1, 1), x, weight.transpose(1, 2), beta=0, alpha=scale)
 
 

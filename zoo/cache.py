@@ -6,7 +6,7 @@ where there is no cache and hands its arguments back, so layers have no `if cach
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +27,16 @@ class Slot(Protocol):
         """New streams, each (batch, heads, new, width) -> the streams to attend over (batch, heads, keys, width), and
         last the mask."""
         ...
+
+
+class Captured(Protocol):
+    """A lone token's pass of one model over one cache, as a CUDA graph."""
+
+    def is_of(self, model: object, fingerprint: Hashable) -> bool:
+        """Whether it is of this model, whose structure and memory are as when it was captured."""
+        ...
+
+    def __call__(self, tokens: Tensor, position: int) -> Tensor: ...
 
 
 class NoSlot:
@@ -154,7 +164,7 @@ class Cache:
             raise UsageError(f"a cache needs a batch and tokens of at least 1, not {batch} and {tokens}")
         self.stored, self.batch, self.tokens, self.length = tuple(stored), batch, tokens, 0
         self.static = device.type == "cuda" if static is None else static
-        self.replay: Callable[[Tensor, int], Tensor] | None = None  # a lone token's pass over this very cache, captured
+        self.replay: Captured | None = None  # a lone token's pass over this very cache
         self.slots: list[FullSlot | RingSlot] = [
             (FullSlot if layer.window is None else RingSlot)(
                 layer, batch, layer.tokens(tokens), dtype, device, self.static

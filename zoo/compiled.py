@@ -1,21 +1,36 @@
-"""Compiling a model: a function for each distinct layer, which every layer equal to it calls with its own weights."""
+"""Compiling a model: one function for each distinct layer, which every layer equal to it calls with its own weights.
+
+torch would check on every call that no module and no global is another than when it compiled: a tenth of a millisecond a
+layer. For a layer that is as its spec builds it, the spec and the facts of its parameters say all that can differ, so
+these guards are left out and one look at the whole model (zoo.watch) takes their place. A layer that was changed (an
+adapter in place of a projection, a tensor subclass as a weight) is compiled apart, with all of torch's guards; one with
+hooks runs uncompiled. So what is changed after `compile()` is seen on the next pass.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from zoo.cache import Slot
 from zoo.errors import NotAvailable
+from zoo.kernels import active
 from zoo.step import Step
+from zoo.watch import Watch, has_global_hooks, has_hooks, has_opaque_parameters, is_as_built, parameter_facts
+
+if TYPE_CHECKING:
+    from zoo.decoder import Model
 
 LayerPass = Callable[[nn.Module, Tensor, Step, Slot], Tensor]
 HeadPass = Callable[[Any, Tensor], Tensor]
 F = TypeVar("F", bound=Callable[..., Any])
 HINT = 1024  # keys of a lone token, where the compiler asks what is worth doing
+log = logging.getLogger(__name__)
 
 
 def layer_pass(layer: nn.Module, x: Tensor, step: Step, slot: Slot) -> Tensor:
@@ -24,24 +39,121 @@ def layer_pass(layer: nn.Module, x: Tensor, step: Step, slot: Slot) -> Tensor:
     return out
 
 
-def compiled(function: F, device: torch.device, **options: Any) -> F:
-    """`function` compiled for every length at once, apart from whatever else is compiled of it."""
-    if device.type == "cpu":
-        find_compiler()
-    ours: dict[str, Any] = {"dynamic": True, "fullgraph": True, "isolate_recompiles": True, "options": OPTIONS}
-    return cast(F, torch.compile(function, **(ours | options)))
+def head_pass(model: Any, x: Tensor) -> Tensor:
+    """The last norm and the head: (b, t, dim) -> logits (b, t, vocab)."""
+    out: Tensor = model.logits(x)
+    return out
+
+
+class Passes(NamedTuple):
+    """What a forward pass calls: a function for each layer, and one for the head. `replayable`: nothing in the model has
+    a hook, which a CUDA graph would not call."""
+
+    layers: Sequence[LayerPass]
+    head: HeadPass
+    replayable: bool
+
+
+class Compiled:
+    """The compiled functions of a model. `options` are torch.compile's.
+
+    `version` counts the changes of the model that were seen. Not for pickling: a copy of a model is not compiled.
+    """
+
+    def __init__(self, model: Model, options: dict[str, Any]) -> None:
+        if model.embed.weight.device.type == "cpu":
+            find_compiler()
+        self._model, self._options = model, options
+        self._functions: dict[Hashable, Callable[..., Any]] = {}
+        self._passes: dict[bool, Passes] = {}
+        self._watch: Watch | None = None
+        self.version = 0
+
+    def passes(self) -> Passes:
+        """The functions for the model as it is now."""
+        if self._watch is None or not self._watch.holds():
+            self._watch, self._passes = Watch(self._model), {}
+            self.version += 1
+        differentiates = torch.is_grad_enabled()
+        if differentiates not in self._passes:
+            self._passes[differentiates] = self._choose(differentiates)
+        return self._passes[differentiates]
+
+    def settle(self) -> None:
+        """After a pass: measure kernels that came up while it was traced, and compile anew what took a slower one."""
+        if active().pending and active().settle():
+            self._functions.clear()
+            self._passes.clear()
+
+    def fingerprint(self) -> Hashable:
+        """What a CUDA graph of the model depends on: its structure, where its weights lie, and autocast."""
+        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+        return self.version, autocast, tuple(weight.data_ptr() for weight in self._model.parameters())
+
+    def _choose(self, differentiates: bool) -> Passes:
+        model = self._model
+        reference = _reference(model)
+        built = {spec: module for spec, module in zip(reference.spec.layers, reference.layers, strict=True)}
+        layers = [
+            self._function(layer_pass, (spec,), [(layer, built[spec])], differentiates)
+            for spec, layer in zip(model.spec.layers, model.layers, strict=True)
+        ]
+        parts = [(getattr(model, name), getattr(reference, name)) for name in ("norm", "head" if model.head else "embed")]
+        head = self._function(head_pass, ("head", model.spec.norm, model.spec.tied), parts, differentiates)
+        edited = sum(each is layer_pass for each in layers) + (head is head_pass)
+        if edited:
+            log.warning("%d of %d parts of the model have hooks or tensors that torch cannot trace: these run uncompiled", edited, len(layers) + 1)
+        return Passes(layers, head, not edited and not has_hooks(model) and not has_global_hooks())
+
+    def _function(
+        self,
+        function: F,
+        spec: tuple[Hashable, ...],
+        parts: Sequence[tuple[nn.Module, nn.Module]],
+        differentiates: bool,
+    ) -> F:
+        """`function`, compiled for modules like these: each with what its spec builds."""
+        modules = [module for module, _ in parts]
+        if has_global_hooks() or any(has_hooks(module) or has_opaque_parameters(module) for module in modules):
+            return function
+        as_built = all(is_as_built(module, reference) for module, reference in parts)
+        facts = tuple(parameter_facts(module, differentiates) for module in modules)
+        structure = () if as_built else tuple((n, type(m)) for module in modules for n, m in module.named_modules())
+        training = tuple(module.training for module in modules)
+        key = (function, spec, structure, facts, training, differentiates)
+        if key not in self._functions:
+            self._functions[key] = compiled(function, as_built, **self._options)
+        return cast(F, self._functions[key])
+
+
+def _reference(model: Model) -> Model:
+    """The model as its spec builds it, without memory, with one layer of each kind."""
+    with torch.device("meta"):
+        kinds = tuple(dict.fromkeys(model.spec.layers))
+        return replace(model.spec, layers=kinds).build()
+
+
+def compiled(function: F, as_built: bool = True, **options: Any) -> F:
+    """`function` compiled for every length at once, apart from whatever else is compiled of it. Where the modules that
+    it is given are not `as_built`, torch keeps all its guards, and calls what it cannot compile."""
+    ours: dict[str, Any] = {"dynamic": True, "fullgraph": as_built, "isolate_recompiles": True}
+    own = dict(GUARDS) if as_built else {}  # a copy: torch.compile takes its own entries out
+    if options.get("backend", "inductor") == "inductor" and "mode" not in options:
+        own |= INDUCTOR
+    given = {name: value for name, value in options.items() if name != "options"}
+    return cast(F, torch.compile(function, **(ours | given), options=own | (options.get("options") or {}) or None))
 
 
 def _guards(entries: Sequence[Any]) -> list[bool]:
-    """Which of the facts that compiled code relies on are checked on every call: neither modules, which are told apart
-    by their specs, nor what is global, such as functions, which stays as it is. To look at them all again would cost a
-    tenth of a millisecond a layer."""
+    """Guards kept in compiled code: all but those on modules, which zoo.watch looks at, and on globals, such as functions,
+    which stay as they are."""
     own = torch.compiler.skip_guard_on_all_nn_modules_unsafe(entries)
     return [kept and not entry.is_global for kept, entry in zip(own, entries, strict=True)]
 
 
-# A product and the sum it goes into are rounded once, in one instruction: sums over matrices are 1.05 times as fast.
-OPTIONS = {"guard_filter_fn": _guards, "cpp.enable_floating_point_contract_flag": "fast"}
+GUARDS = {"guard_filter_fn": _guards}
+# A product and the sum it goes into are rounded once, in one instruction: reductions over matrices are 1.05 times as fast.
+INDUCTOR = {"cpp.enable_floating_point_contract_flag": "fast"}
 
 
 def own_lengths(step: Step, new: int) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.blocks.layer import Layer
-from zoo.blocks.linear import Linear, linear
+from zoo.blocks.linear import Linear
 from zoo.blocks.norm import RMSNorm
 from zoo.cache import Cache, NoSlot, Slot
-from zoo.compiled import HeadPass, LayerPass, compiled, layer_pass, own_lengths
+from zoo.compiled import Compiled, Passes, head_pass, layer_pass, own_lengths
 from zoo.cost import Parts, linear_flops, together
 from zoo.errors import SpecError, UsageError
+from zoo.products import linear
 from zoo.registry import Spec, swap
 from zoo.replay import Replay
 from zoo.sampling import Sampler
@@ -135,22 +136,23 @@ class Model(nn.Module):
         self._rotary = list(dict.fromkeys(need for layer in spec.layers for need in layer.rotary()))
         self._stored = tuple(layer.stored() for layer in spec.layers)
         self._no_slots: Sequence[Slot] = [NoSlot(stored.window) for stored in self._stored]
-        self._passes: Sequence[LayerPass] = [layer_pass] * len(spec.layers)
-        self._head_pass: HeadPass = Model.logits
-        self._compiled = self._replays = False
+        self._passes = Passes([layer_pass] * len(spec.layers), head_pass, replayable=False)
+        self._compiled: Compiled | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As torch's own modules: a copy, and what is unpickled, is not compiled."""
+        return self.__dict__ | {"_compiled": None}
 
     def compile(self, **options: Any) -> None:
         """Compile in place, one function for each distinct layer; passes are compiled as they come, once for a first
         pass, a pass after others and a lone token each, for every length. On CUDA lone tokens are replayed as a graph,
         which each cache captures once. `options` are torch.compile's.
 
-        Raises NotAvailable where there is no C++ compiler for the CPU.
+        What is changed afterwards is seen on the next pass: weights, their dtype, device and need of gradients, train
+        and eval mode, modules put in the place of others, which are compiled apart, and hooks, whose layers run
+        uncompiled. A copy is not compiled. Raises NotAvailable where there is no C++ compiler for the CPU.
         """
-        device = self.embed.weight.device
-        passes = {layer: compiled(layer_pass, device, **options) for layer in set(self.spec.layers)}
-        self._passes = [passes[layer] for layer in self.spec.layers]
-        self._head_pass = compiled(Model.logits, device, **options)
-        self._compiled, self._replays = True, device.type == "cuda"
+        self._compiled = Compiled(self, options)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None, logits_to_keep: int = 0) -> Tensor:
         """Token ids (batch, new) -> logits (batch, new, vocab), or of the last `logits_to_keep` positions if not 0.
@@ -159,32 +161,41 @@ class Model(nn.Module):
         """
         if logits_to_keep < 0:
             raise UsageError(f"logits_to_keep={logits_to_keep} is below 0")
-        if self._replays and cache is not None and cache.static and tokens.shape[1] == 1:
-            logits = self._replayed(tokens, cache)
+        compiled = self._compiled
+        passes = self._passes if compiled is None else compiled.passes()
+        if compiled is not None and cache is not None and _is_replayable(passes, tokens, cache):
+            logits = self._replayed(tokens, cache, passes, compiled.fingerprint())
         else:
-            logits = self._through(tokens, *self.step(tokens, cache), logits_to_keep)
+            logits = self._through(tokens, *self.step(tokens, cache), passes, logits_to_keep)
+        if compiled is not None:
+            compiled.settle()
         if cache is not None:
             cache.length += tokens.shape[1]
         return logits
 
-    def _through(self, tokens: Tensor, step: Step, slots: Sequence[Slot], logits_to_keep: int = 0) -> Tensor:
-        if self._compiled:
+    def _through(
+        self, tokens: Tensor, step: Step, slots: Sequence[Slot], passes: Passes, logits_to_keep: int = 0
+    ) -> Tensor:
+        if self._compiled is not None:
             own_lengths(step, tokens.shape[1])
         x = self.embedded(tokens)
-        for layer, run, slot in zip(self.layers, self._passes, slots, strict=True):
+        for layer, run, slot in zip(self.layers, passes.layers, slots, strict=True):
             x = run(layer, x, step, slot)
-        return self._head_pass(self, x[:, -logits_to_keep:])
+        return passes.head(self, x[:, -logits_to_keep:])
 
-    def _replayed(self, tokens: Tensor, cache: Cache) -> Tensor:
+    def _replayed(self, tokens: Tensor, cache: Cache, passes: Passes, fingerprint: Hashable) -> Tensor:
+        """A lone token's pass as a CUDA graph, captured anew for another model, or where this one's weights moved."""
         _check(tokens)
         cache.admit(self._stored, *tokens.shape)
-        if cache.replay is None:
-            cache.replay = Replay(lambda tokens, position: self._lone(tokens, position, cache), tokens, cache.length)
+        if cache.replay is None or not cache.replay.is_of(self, fingerprint):
+            step = partial(self._lone, cache=cache, passes=passes)
+            cache.replay = None  # its memory is free before the next is captured
+            cache.replay = Replay(step, tokens, cache.length, self, fingerprint)
         return cache.replay(tokens, cache.length)
 
-    def _lone(self, tokens: Tensor, position: Tensor, cache: Cache) -> Tensor:
+    def _lone(self, tokens: Tensor, position: Tensor, cache: Cache, passes: Passes) -> Tensor:
         """Tokens (b, 1) at a `position` (1,) that only the device knows -> logits, over a static cache."""
-        return self._through(tokens, plan_at(position, cache.length, self._rotary, cache.slots), cache.slots)
+        return self._through(tokens, plan_at(position, cache.length, self._rotary, cache.slots), cache.slots, passes)
 
     def step(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Step, Sequence[Slot]]:
         """A forward pass of `tokens`, planned, and the slot of each layer in it."""
@@ -249,6 +260,18 @@ class Model(nn.Module):
     def generate(self, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
         """`stream`, gathered: the new tokens (batch, new)."""
         return torch.stack(list(self.stream(tokens, max_new_tokens, **options)), dim=1)
+
+
+def _is_replayable(passes: Passes, tokens: Tensor, cache: Cache) -> bool:
+    """Whether a pass may be replayed: one token on a GPU over a cache of static shapes, without gradients or hooks."""
+    return (
+        passes.replayable
+        and cache.static
+        and tokens.ndim == 2
+        and tokens.shape[1] == 1
+        and tokens.device.type == "cuda"
+        and not torch.is_grad_enabled()
+    )
 
 
 def _check(tokens: Tensor, vocab: int | None = None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -15,9 +16,18 @@ class Replay:
 
     The step may depend on nothing but these two tensors and what they lead to in memory that stays where it is: the
     weights, and a static cache. Passes before the capture write at `position`, where the step itself writes next.
+    A graph is of one model: `fingerprint` says how it was and where its weights lay.
     """
 
-    def __init__(self, step: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, position: int) -> None:
+    def __init__(
+        self,
+        step: Callable[[Tensor, Tensor], Tensor],
+        tokens: Tensor,
+        position: int,
+        model: object,
+        fingerprint: Hashable,
+    ) -> None:
+        self._model, self._fingerprint = weakref.ref(model), fingerprint
         self.tokens = tokens.clone()
         self.position = torch.full((1,), position, device=tokens.device)
         aside = torch.cuda.Stream(tokens.device)
@@ -29,6 +39,10 @@ class Replay:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.logits = step(self.tokens, self.position)
+
+    def is_of(self, model: object, fingerprint: Hashable) -> bool:
+        """Whether the graph is of this model, as it is now."""
+        return self._model() is model and self._fingerprint == fingerprint
 
     def __call__(self, tokens: Tensor, position: int) -> Tensor:
         """Logits of the tokens at this position. They are the caller's: the next replay does not overwrite them."""

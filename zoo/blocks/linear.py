@@ -1,10 +1,10 @@
-"""A linear map, in the form that is fastest for the tokens at hand."""
+"""A linear map as a module, and one matrix a head."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from zoo.products import product, side_by_side, sums
+from zoo.products import gemv_reduce, linear, use_gemv
 
 
 class Linear(nn.Linear):
@@ -19,19 +19,11 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., in), weight (out, in), bias (out,) -> (..., out)."""
-    if not sums(x):
-        return product(x, weight, bias)
-    y = side_by_side(x.squeeze(1), weight).unsqueeze(1)
-    return y if bias is None else y + bias
-
-
 def per_head(x: Tensor, weight: Tensor) -> Tensor:
     """x (b, h, t, in), weight (h, out, in) -> (b, h, t, out), a matrix for each head."""
-    if not sums(x.transpose(1, 2)):
+    if not use_gemv(x.transpose(1, 2), weight):
         return x @ weight.transpose(1, 2)
-    return side_by_side(x.squeeze(2), weight).unsqueeze(2)
+    return gemv_reduce(x.squeeze(2), weight).unsqueeze(2)
 
 
 def linear_params(fan_in: int, fan_out: int, bias: bool = False) -> int:

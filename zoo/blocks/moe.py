@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.blocks.glu import GLU
-from zoo.blocks.linear import linear, linear_params
+from zoo.blocks.linear import linear_params
 from zoo.blocks.stacked import expert, gathered, grouped
 from zoo.cost import Parts, linear_flops
-from zoo.products import few
+from zoo.products import is_single_token, linear, use_gemv
 from zoo.registry import Block, Spec
 
 
@@ -215,7 +215,7 @@ class _Experts(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
         """x (b, t, dim), expert ids (b, t, k) -> what each of them makes of its token (b, t, k, dim)."""
-        if few(x):
+        if use_gemv(x, self.gate) or (x.device.type == "cuda" and is_single_token(x)):
             return self._through(x.unsqueeze(-2), lambda x, weight, bias: gathered(x, chosen, weight, bias))
         # Tokens are sorted by expert: each that is hit reads its matrices once and multiplies one contiguous block.
         ids = chosen.flatten()

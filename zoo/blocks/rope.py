@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -159,15 +158,29 @@ class RoPE(Position):
         return f"RoPE {_short(self.theta)}{scaling}"
 
 
-@cache
+_KEPT: dict[tuple[RoPE, int, torch.device], Tensor] = {}
+
+
 def _frequencies(rope: RoPE, width: int, device: torch.device) -> Tensor:
-    """(width / 2,) radians per token, in the float32 arithmetic of the released models: a more exact power would differ
-    from theirs by a hundredth of a radian at position 100,000. Computed on the CPU, so equal on every device."""
-    exponents = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
-    frequencies = 1.0 / rope.theta**exponents
-    if rope.scaling:
-        frequencies = rope.scaling.scale(frequencies, rope.theta)
-    return frequencies.to(device)
+    """(width / 2,) radians per token, computed once. What is made while a compiler or torch.export traces is no tensor
+    with numbers in it, and is not kept."""
+    kept = _KEPT.get((rope, width, device))
+    if kept is None:
+        kept = _computed_frequencies(rope, width).to(device)
+        if type(kept) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference(kept):
+            _KEPT[rope, width, device] = kept
+    return kept
+
+
+def _computed_frequencies(rope: RoPE, width: int) -> Tensor:
+    """In the float32 arithmetic of the released models: a more exact power would differ from theirs by a hundredth of a
+    radian at position 100,000. Computed on the CPU, so equal on every device."""
+    with torch.inference_mode(False):  # so that they can be kept for passes with gradients
+        exponents = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
+        frequencies = 1.0 / rope.theta**exponents
+        if rope.scaling:
+            frequencies = rope.scaling.scale(frequencies, rope.theta)
+        return frequencies
 
 
 def _short(number: float) -> str:

@@ -1,0 +1,236 @@
+"""Which kernel computes an operation: chosen by measuring on the machine at hand.
+
+Every operation has a plain form: the call that torch itself offers. Where another kernel computes the same, the two
+take turns when a class of sizes first comes up, and the other one is taken if it wins clearly. So nothing is tuned to
+one processor, and nothing is slower than plain torch. The environment variable ZOO_KERNELS, or `use`, sets the choice:
+
+    ZOO_KERNELS=plain    torch's own calls, nothing is measured
+    ZOO_KERNELS=FILE     as in a file that `save` wrote; a class that it does not name is plain
+
+Choices change speed and, since kernels add up in different orders, the last bits of results. With the same file a run
+repeats bit by bit on one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from zoo.errors import MalformedError, NotAvailable, unknown
+
+PLAIN = "plain"
+VARIABLE = "ZOO_KERNELS"
+SCHEMA_VERSION = 1
+# Operation -> the kernels that may take the place of the plain one.
+OPERATIONS: dict[str, tuple[str, ...]] = {
+    "linear": ("onednn",),  # float32 matrix products: oneDNN instead of the BLAS library that torch was built with
+    "attention": ("blocks",),  # several tokens: scores in memory, a block of queries at a time, instead of torch's SDPA
+    "decode linear": ("gemv",),  # compiled, one token: a reduction that Inductor compiles, instead of the library
+    "decode attention": ("reduction",),  # compiled, one token: the same for scores and weighted values
+}
+CLASS_SECONDS, PROCESS_SECONDS = 0.05, 0.3  # spent at most on one class of sizes, and on all of them
+MIN_TURNS, MAX_TURNS = 3, 9
+MARGIN = 0.95  # a kernel wins a turn if it takes at most this part of the plain one's time
+SHARE = 2 / 3  # of the turns it must win
+FLUSH_BYTES = 64 * 2**20  # read between turns that must find their weights in memory, not in a cache
+
+Class = tuple[object, ...]  # (operation, sizes ...)
+Run = Callable[[], object]
+
+
+@dataclass
+class Race:
+    """What is timed in turns: `plain` and `other`, each a list of calls that is gone through turn by turn, so that the
+    two never read the same memory in one turn. `cold`: their memory is driven out of the caches before each turn."""
+
+    plain: Sequence[Run]
+    other: Sequence[Run]
+    cold: bool = False
+
+
+@dataclass
+class Kernels:
+    """The choices of a process. `said`: what a file or the caller asked for, by class or by operation, None to measure.
+
+    `chosen`: the choice for each class that came up. `seconds`: what measuring took so far. `pending`: classes that came
+    up while a compiler was tracing, when nothing can be measured, with what to measure.
+    """
+
+    said: Mapping[str, str] | None = None
+    chosen: dict[Class, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    pending: dict[Class, Callable[[], Race]] = field(default_factory=dict)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no operation is ever computed by another kernel than the plain one."""
+        return self.said is not None and all(kernel == PLAIN for kernel in self.said.values())
+
+    def pick(self, size: Class, other: str, race: Callable[[], Race]) -> bool:
+        """Whether the kernel `other` computes operations of this size; the `race` decides where nobody has said so."""
+        found = self.chosen.get(size)
+        if found is None:
+            found = self._decide(size, other, race)
+        return found == other
+
+    def pick_traced(self, size: Class, other: str, race: Callable[[], Race]) -> bool:
+        """The same while a compiler traces. What is not decided yet is `other`, until `settle`."""
+        found = self.chosen.get(size) or self._said(size)
+        if found is None:
+            self.pending[size] = race
+            return True
+        return found == other
+
+    def settle(self) -> bool:
+        """Decide what came up while a compiler traced. Whether any of it turned out plain: code was compiled otherwise."""
+        changed = False
+        while self.pending:
+            size, race = self.pending.popitem()
+            if size in self.chosen:
+                continue
+            if not _can_measure():
+                self.pending[size] = race
+                break
+            kernel = OPERATIONS[str(size[0])][0]
+            self.chosen[size] = kernel if _wins(race()) else PLAIN
+            changed = changed or self.chosen[size] == PLAIN
+        return changed
+
+    def _said(self, size: Class) -> str | None:
+        if self.said is None:
+            return None
+        return self.said.get(_name(size)) or self.said.get(str(size[0])) or PLAIN
+
+    def _decide(self, size: Class, other: str, race: Callable[[], Race]) -> str:
+        said = self._said(size)
+        if said is None:
+            if not _can_measure():
+                return PLAIN  # now; another time it may be measured
+            began = perf_counter()
+            said = other if self.seconds < PROCESS_SECONDS and _wins(race()) else PLAIN
+            self.seconds += perf_counter() - began
+        self.chosen[size] = said
+        return said
+
+
+def _can_measure() -> bool:
+    """Not while a compiler traces or a mode watches what is called, not beside other threads of the program, and not
+    where several processes must agree."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and threading.current_thread() is threading.main_thread()
+        and not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    )
+
+
+def _wins(race: Race) -> bool:
+    """Whether the other kernel is clearly faster than the plain one."""
+    began, turns, won = perf_counter(), 0, 0
+    flush = torch.ones(FLUSH_BYTES // 4) if race.cold else None
+    for run in (*race.plain, *race.other):
+        run()  # kernels are made on their first call
+    while turns < MAX_TURNS and (turns < 1 or perf_counter() - began < CLASS_SECONDS):
+        if flush is not None:
+            flush.sum()
+        runs = {PLAIN: race.plain[turns % len(race.plain)], "other": race.other[turns % len(race.other)]}
+        order = list(runs) if turns % 2 else list(runs)[::-1]
+        seconds = {name: _time(runs[name]) for name in order}
+        won += seconds["other"] <= MARGIN * seconds[PLAIN]
+        turns += 1
+    return turns >= MIN_TURNS and won > SHARE * turns
+
+
+def _time(run: Run) -> float:
+    start = perf_counter()
+    run()
+    return perf_counter() - start
+
+
+def _name(size: Class) -> str:
+    """A class in words: "linear, float32, rows 1, threads 2"."""
+    return ", ".join(str(part).removeprefix("torch.") for part in size)
+
+
+_active: Kernels | None = None
+
+
+def active() -> Kernels:
+    """The choices of this process. Raises NotAvailable or MalformedError for a ZOO_KERNELS that cannot be read."""
+    global _active
+    if _active is None:
+        _active = Kernels(_read(os.environ.get(VARIABLE)))
+    return _active
+
+
+def use(setting: str | Path | Mapping[str, str] | None) -> None:
+    """Begin anew: "plain", a file that `save` wrote, choices by operation or class, or None to measure.
+
+    A model that is compiled already keeps the kernels it was compiled with. Raises NotAvailable for a file that is not
+    there, MalformedError for one that holds something else.
+    """
+    global _active
+    _active = Kernels(_checked(setting, "use") if isinstance(setting, Mapping) else _read(setting))
+
+
+@contextmanager
+def using(setting: str | Path | Mapping[str, str] | None) -> Iterator[Kernels]:
+    """`use` for a while: what was chosen before is back afterwards."""
+    global _active
+    before = _active
+    use(setting)
+    try:
+        yield active()
+    finally:
+        _active = before
+
+
+def choices() -> dict[str, str]:
+    """The kernel of each class of sizes that came up so far, by the class's name."""
+    return {_name(size): kernel for size, kernel in sorted(active().chosen.items(), key=lambda item: _name(item[0]))}
+
+
+def save(path: str | Path) -> None:
+    """Write the choices so far to a file for ZOO_KERNELS. Raises NotAvailable where it cannot be written."""
+    text = json.dumps({"schema_version": SCHEMA_VERSION, "kernels": choices()}, indent=2)
+    try:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise NotAvailable(f"cannot write {path}: {error.strerror}") from error
+
+
+def _read(setting: str | Path | None) -> Mapping[str, str] | None:
+    if setting is None or setting == "":
+        return None
+    if setting == PLAIN:
+        return {}
+    try:
+        found = json.loads(Path(setting).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NotAvailable(f"{VARIABLE}={setting}: neither {PLAIN!r} nor a file: {error.strerror}") from error
+    except ValueError as error:
+        raise MalformedError(f"{VARIABLE}={setting}: not JSON: {error}") from error
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version != SCHEMA_VERSION or not isinstance(found.get("kernels"), dict):
+        raise MalformedError(f"{VARIABLE}={setting}: not a file of choices of schema_version {SCHEMA_VERSION}")
+    return _checked(found["kernels"], str(setting))
+
+
+def _checked(said: Mapping[str, str], where: str) -> Mapping[str, str]:
+    """`said`, if every operation and kernel in it exists."""
+    for name, kernel in said.items():
+        operation = name.partition(",")[0]
+        if operation not in OPERATIONS:
+            raise MalformedError(f"{where}: {unknown('operation', operation, OPERATIONS)}")
+        if kernel not in (PLAIN, *OPERATIONS[operation]):
+            raise MalformedError(f"{where}: {unknown(f'kernel of {operation}', str(kernel), (PLAIN, *OPERATIONS[operation]))}")
+    return said
