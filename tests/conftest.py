@@ -8,6 +8,7 @@ THREADS = 1 if WORKER else min(2, os.cpu_count() or 1)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # HF_HUB_OFFLINE=0 pytest -m network
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for the commands that tests start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("ZOO_KERNELS", "plain")  # nothing is measured; tests of other kernels say so (zoo.kernels.using)
 
 import random
 

@@ -13,6 +13,7 @@ from zoo.architectures import families
 from zoo.config import Size
 from zoo.decoder import Decoder, Model, initialise
 from zoo.errors import MalformedError, unknown
+from zoo.kernels import active
 from zoo.tiny import tiny as _tiny
 
 
@@ -61,7 +62,9 @@ def build(
 
 
 def allocate(spec: Decoder, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
-    """A model in eval mode whose weights are whatever its memory held."""
+    """A model in eval mode whose weights are whatever its memory held. Raises NotAvailable or MalformedError for a
+    ZOO_KERNELS that cannot be read, before anything is built."""
+    active()
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from zoo import attend as module
+from zoo import kernels
 from zoo.attend import attend
 from zoo.step import Band, visible
 
@@ -128,19 +129,63 @@ def test_blocks_are_the_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Queries of two sequences in several blocks, in float32 too."""
-    monkeypatch.setattr(module, "WORTH", 0)
+    monkeypatch.setattr(module, "MIN_PRODUCTS", 0)
     new = module.LARGE + 77
     q, k, v = (x.to(dtype) for x in inputs(heads, kv_heads, new, past + new, value))
     sinks = torch.randn(heads) if with_sinks else None
     mask = visible(torch.arange(past, past + new), torch.arange(past + new), None)
-    assert module._is_written(q, k)
     out, total = module._written_out(q.double(), k.double(), v.double(), mask, 0.3)
     expected = out if sinks is None else module._sunk(out, total, sinks[:, None])
     near = 0.2 if dtype == torch.bfloat16 else 5e-6  # scores up to 20 are rounded, so weights by a tenth
     for drawn in (mask, None) if past == 0 else (mask,):
-        torch.testing.assert_close(
-            attend(q, k, v, drawn, 0.3, sinks), expected, rtol=near, atol=near, check_dtype=False
-        )
+        with kernels.using({"attention": "blocks"}) as active:
+            got = attend(q, k, v, drawn, 0.3, sinks)
+            assert list(active.chosen.values()) == ["blocks"]
+        torch.testing.assert_close(got, expected, rtol=near, atol=near, check_dtype=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_more_heads_on_one_key_than_a_block_has_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MIN_PRODUCTS", 0)
+    q, k, v = (x.to(dtype) for x in inputs(module.LARGE + 3, 1, 3, 3))
+    with kernels.using({"attention": "blocks"}):
+        got = attend(q, k, v, None, 0.3)
+    torch.testing.assert_close(got, attend(q, k, v, None, 0.3), rtol=0.05, atol=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+@pytest.mark.parametrize(("heads", "kv_heads", "new", "keys"), [(8, 2, 700, 700), (8, 8, 3, 5000), (128, 1, 40, 40)])
+def test_what_is_timed_to_choose_is_a_part_of_the_pass(
+    heads: int, kv_heads: int, new: int, keys: int, masked: bool, with_sinks: bool
+) -> None:
+    """Both kernels run on it and agree, whatever the shapes."""
+    q, k, v = inputs(heads, kv_heads, new, keys, value=8)
+    mask = visible(torch.arange(keys - new, keys), torch.arange(keys)) if masked or new < keys else None
+    race = module._race_blocks(q, k, v, mask, 0.3, torch.randn(heads) if with_sinks else None)
+    plain, blocks = race.plain[0](), race.other[0]()
+    assert plain.shape == blocks.shape
+    assert plain.shape[1] % (heads // kv_heads) == 0
+    torch.testing.assert_close(blocks, plain, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("new", [1, 9])
+def test_autocast_is_obeyed(new: int, with_sinks: bool, window: int | None) -> None:
+    """As softmax and products that torch casts itself; eager and compiled."""
+    q, k, v = inputs(4, 2, new, 9, value=8)
+    queries, keys = torch.arange(9 - new, 9), torch.arange(9)
+    mask = Band(queries, keys, window) if window and new > 1 else (None if new in (1, 9) else visible(queries, keys))
+    sinks = torch.randn(4) if with_sinks else None
+    exact = attend(q, k, v, mask, 0.3, sinks)
+    for call in (attend, torch.compile(attend, backend="eager")):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = call(q, k, v, mask, 0.3, sinks)
+        torch.testing.assert_close(out.float(), exact, rtol=0.1, atol=0.15)
 
 
 @pytest.mark.parametrize(("new", "value"), [(1, 5), (3, 5), (1, module.WIDE), (1, 2 * module.WIDE), (3, module.WIDE)])
