@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -105,14 +105,11 @@ def skipped(spec: Decoder, rules: Rules, names: Iterable[str]) -> dict[str, list
     """Entry tensors that no parameter of this model is for: what they are -> their names."""
     names = list(names)
     left = {"the embedding, stored again as the head": [HEAD]} if spec.tied and HEAD in names else {}
-    skips = [
-        replace(rule, prefix=rule.prefix.format(layers=len(spec.layers))) for rule in rules if isinstance(rule, Skipped)
-    ]
+    skips = [(rule.what, rule.matcher(len(spec.layers))) for rule in rules if isinstance(rule, Skipped)]
     for name in names:
-        for skip in skips:
-            if name.startswith(skip.prefix):
-                left.setdefault(skip.what, []).append(name)
-                break
+        what = next((what for what, matcher in skips if matcher.fullmatch(name)), None)
+        if what is not None:
+            left.setdefault(what, []).append(name)
     return left
 
 
