@@ -1,4 +1,4 @@
-"""No field is left out of the mutants in silence: of each somebody has said, or its annotation says, what else it is."""
+"""No field is left out of the mutants in silence: somebody or its annotation says what else each may be."""
 
 from __future__ import annotations
 

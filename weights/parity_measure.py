@@ -65,7 +65,7 @@ def compare(reference: Tensor, other: Tensor, counted: Tensor) -> Difference:
     each = torch.cat(columns, dim=2)  # (quantity, batch, t)
     if not numbers:
         nowhere = tuple(Position(nan, nan, nan) for _ in range(length))
-        return Difference(0, scale, *[nan] * 9, nowhere)
+        return Difference(0, scale, nan, nan, nan, nan, nan, nan, nan, nan, nan, nowhere)
     largest, mean, kl, top1, top10 = each[:, counted]
     return Difference(
         tokens=len(kl),

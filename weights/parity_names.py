@@ -68,8 +68,9 @@ def recipes(model: Any, stored: Iterable[str]) -> Mapping[str, Recipe]:
         converter = by_pattern.get(pattern)
         recipe = found.setdefault(first, Recipe(first, converter))
         recipe.stored.setdefault(pattern or name, []).append(name)
-        for other in converter.target_patterns[1:] if converter else ():
-            found[first.replace(converter.target_patterns[0], other)] = recipe
+        if converter is not None:
+            for other in converter.target_patterns[1:]:
+                found[first.replace(converter.target_patterns[0], other)] = recipe
     return found
 
 

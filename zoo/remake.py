@@ -69,7 +69,7 @@ def remake(call: Call, old: Spec | None, around: tuple[Spec, ...]) -> Spec:
     Raises UsageError for fields that are unknown or missing, SpecError where they contradict each other.
     """
     kind, near = call.kind, (*((old,) if old else ()), *around)
-    values = {}
+    values: Values = {}
     for source in (_first(kind, near), old):  # of either only the fields that the kind has: it may be a subclass
         values |= {name: value for name, value in _values(source).items() if name in names(kind)}
     for name, takes in _parts(kind).items():
