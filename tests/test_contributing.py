@@ -127,6 +127,7 @@ COMMANDS = [  # every command that draws, counts or runs a model: what it is tol
     (("benchmarks", "compare", "primer", "qwen3-0.6b"), "MLP"),
     (("benchmarks", "compare", "deepseek-v3-671b", *SWAP), "MLP"),
     (("benchmarks", "throughput", "primer", "--tiny", "-r", "1", "-p", "8", "-n", "2"), "primer"),
+    (("benchmarks", "blocks", "--dim", "256", "--tokens", "16", "--context", "64", "-r", "1"), "squared ReLU"),
     (("benchmarks", "gallery", "primer", "qwen3-0.6b", "mixtral", "--out", "gallery"), "index.html"),
 ]
 

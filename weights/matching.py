@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zoo.blocks import MoE
 from zoo.blocks.layer import Layer
 from zoo.decoder import Decoder
 from zoo.errors import MalformedError, UsageError, enough
@@ -96,9 +95,15 @@ def _bind(spec: Decoder, rule: Rule, parameter: str) -> Move | None:
         return None
     layer = spec.layers[int(inside[1])] if inside else None
     theirs = f"model.{place}{rule.theirs}{suffix}" if inside else rule.theirs + suffix
-    experts = range(layer.ffn.block.experts) if layer and isinstance(layer.ffn.block, MoE) else ()
+    experts = range(_experts(layer)) if layer else ()
     each = [theirs.replace("{e}", str(e)) for e in experts] if "{e}" in theirs else [theirs]
     return Move(rule, layer, tuple(f"{place}{name}{suffix}" for name in ours), tuple(each))
+
+
+def _experts(layer: Layer) -> int:
+    """How many experts a layer's feed-forward has, whatever its kind; 0 where it has none."""
+    counts = (getattr(part, "experts", None) for part in layer.ffn.walk())
+    return next((count for count in counts if isinstance(count, int)), 0)
 
 
 def skipped(spec: Decoder, rules: Rules, names: Iterable[str]) -> dict[str, list[str]]:
