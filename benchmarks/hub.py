@@ -37,7 +37,9 @@ def shown(preset: str, params: int) -> Shown:
 
 
 def named(preset: str) -> tuple[int | None, int | None]:
-    """(total, active) parameters as a name claims them: "qwen3-30b-a3b" -> 30 billion, 3 billion."""
-    claims = re.findall(r"(?<![a-z0-9.])(a?)(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", preset.lower())
-    found = {prefix: round(float(number) * UNITS[unit]) for prefix, number, unit in claims}
+    """(total, active) parameters as a name claims them: "qwen3-30b-a3b" -> 30 billion, 3 billion. A name as
+    "mixtral-8x7b" claims eight times seven billion, though experts share all but the feed-forward. None for what a name
+    does not claim."""
+    claims = re.findall(r"(?<![a-z0-9.])(a?)(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", preset.lower())
+    found = {prefix: round(int(times or 1) * float(number) * UNITS[unit]) for prefix, times, number, unit in claims}
     return found.get(""), found.get("a")

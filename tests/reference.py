@@ -55,6 +55,9 @@ def toy_config(name: str, layers: int) -> dict[str, Any]:
     config.pop("quantization_config", None)
     heads, kv_heads = full["num_attention_heads"], full["num_key_value_heads"]
     config["num_key_value_heads"] = 4 if kv_heads == heads else min(kv_heads, 2)
+    if full.get("shared_expert_intermediate_size"):  # as many times as wide as the routed ones
+        times = full["shared_expert_intermediate_size"] / full["moe_intermediate_size"]
+        config["shared_expert_intermediate_size"] = round(times * config["moe_intermediate_size"])
     if "head_dim" in full:
         config["head_dim"] = 16 if full["head_dim"] * heads == full["hidden_size"] else 24
     if full.get("sliding_window") is not None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 import weights
 import zoo
 from tests.models import bound, distinct
+from tests.mutants import mutants
 from tests.reference import toy_config, toy_reference
 from zoo.catalog import allocate
 
@@ -104,59 +103,3 @@ def _distance(mutant: zoo.Decoder, model: nn.Module, case: Case) -> float:
         moved = parameter.replace(".pre.", ".post.") if ".pre." in parameter else parameter.replace(".post.", ".pre.")
         value.copy_(given[parameter if parameter in given else moved])
     return (changed(case.tokens) - case.logits).abs().max().item()
-
-
-def mutants(spec: zoo.Decoder) -> Iterator[tuple[str, zoo.Decoder]]:
-    """(what was changed, the spec with it), for each distinct part and each field that could be misread."""
-    for part in dict.fromkeys(spec.walk()):
-        if isinstance(part, zoo.Branch) and (part.pre is None) != (part.post is None):
-            yield "the norm on the other side", _replace(spec, part, replace(part, pre=part.post, post=part.pre))
-        for field in fields(part):
-            for value in _changes(part, field.name, getattr(part, field.name)):
-                label = f"{type(part).__name__}.{field.name}: {getattr(part, field.name)} -> {value}"
-                try:
-                    changed = replace(part, **{field.name: value})
-                    yield label, _replace(spec, part, changed)
-                except zoo.ZooError:
-                    continue  # no such model
-
-
-def _replace(spec: zoo.Decoder, old: zoo.Spec, new: zoo.Spec) -> zoo.Decoder:
-    return new if spec == old else spec.map(lambda child: _replace(child, old, new))
-
-
-def _changes(part: zoo.Spec, name: str, value: Any) -> list[Any]:
-    """Other values of a field that leave every parameter its shape."""
-    if value is None or isinstance(part, zoo.Layer):
-        return []
-    match name:
-        case "window":
-            return [value - 1, value + 1, None]
-        case "theta" | "factor" | "low" | "high":
-            return [value * 2]
-        case "original":
-            return [value * 4]  # enough to move a ramp whose ends are rounded
-        case "scale" | "alpha" | "gain" | "embed_scale":
-            return [value * 1.1]
-        case "limit" | "eps":
-            return [value * 2 if name == "limit" else 0.1]
-        case "unit_offset" | "truncate" | "renormalise":
-            return [not value]
-        case "qk_norm" | "pre" | "post":
-            return [None]
-        case "sinks" | "bias":
-            return [False] if value else []
-        case "k":
-            return [value - 1]
-        case "groups" | "keep":
-            return [value // 2, value + 1]
-        case "act":
-            return [zoo.GeGLU() if value != zoo.GeGLU() else zoo.SwiGLU()]
-        case "rope":
-            return [zoo.RoPE(1e4) if value == zoo.NoPE() else zoo.NoPE()]
-        case "scaling":
-            return [None]
-        case "layers":
-            alike = len({layer.params(part.dim) for layer in value}) == 1
-            return [value[1:] + value[:1]] if alike and len(set(value)) > 1 else []
-    return []

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from zoo.blocks import MoE
 from zoo.blocks.layer import Layer
 from zoo.decoder import Decoder
 from zoo.errors import MalformedError, UsageError, enough
@@ -96,23 +95,26 @@ def _bind(spec: Decoder, rule: Rule, parameter: str) -> Move | None:
         return None
     layer = spec.layers[int(inside[1])] if inside else None
     theirs = f"model.{place}{rule.theirs}{suffix}" if inside else rule.theirs + suffix
-    experts = range(layer.ffn.block.experts) if layer and isinstance(layer.ffn.block, MoE) else ()
+    experts = range(_experts(layer)) if layer else ()
     each = [theirs.replace("{e}", str(e)) for e in experts] if "{e}" in theirs else [theirs]
     return Move(rule, layer, tuple(f"{place}{name}{suffix}" for name in ours), tuple(each))
+
+
+def _experts(layer: Layer) -> int:
+    """How many experts a layer's feed-forward has, whatever its kind; 0 where it has none."""
+    counts = (getattr(part, "experts", None) for part in layer.ffn.walk())
+    return next((count for count in counts if isinstance(count, int)), 0)
 
 
 def skipped(spec: Decoder, rules: Rules, names: Iterable[str]) -> dict[str, list[str]]:
     """Entry tensors that no parameter of this model is for: what they are -> their names."""
     names = list(names)
     left = {"the embedding, stored again as the head": [HEAD]} if spec.tied and HEAD in names else {}
-    skips = [
-        replace(rule, prefix=rule.prefix.format(layers=len(spec.layers))) for rule in rules if isinstance(rule, Skipped)
-    ]
+    skips = [(rule.what, rule.matcher(len(spec.layers))) for rule in rules if isinstance(rule, Skipped)]
     for name in names:
-        for skip in skips:
-            if name.startswith(skip.prefix):
-                left.setdefault(skip.what, []).append(name)
-                break
+        what = next((what for what, matcher in skips if matcher.fullmatch(name)), None)
+        if what is not None:
+            left.setdefault(what, []).append(name)
     return left
 
 

@@ -75,6 +75,7 @@ def parity(
         cached=compare(runs.full, runs.cached, steady if in_float32 else everywhere),
         exact=None if runs.exact is None else compare(runs.exact, runs.full, everywhere),
         own=None if runs.exact is None else compare(runs.exact, runs.reference, everywhere),
+        routed=bool(runs.chosen["reference"]),
         rerouted=rerouted,
         parts=runs.parts,
     )

@@ -24,14 +24,17 @@ class Position:
 @dataclass(frozen=True)
 class Difference:
     """How far logits are from those of a reference: absolute differences; KL (reference || other) in nats a token; the
-    share of tokens with the same likeliest token, and of the ten likeliest that are among the other's ten."""
+    share of tokens with the same likeliest token, and of the ten likeliest that are among the other's ten. `median` and
+    `kl_median` are of the tokens' own mean difference and KL."""
 
     tokens: int  # compared
     scale: float  # the reference's largest absolute logit
     largest: float
     mean: float
+    median: float
     p999: float  # 99.9th percentile
     kl_mean: float
+    kl_median: float
     kl_max: float
     top1: float
     top10: float
@@ -62,15 +65,17 @@ def compare(reference: Tensor, other: Tensor, counted: Tensor) -> Difference:
     each = torch.cat(columns, dim=2)  # (quantity, batch, t)
     if not numbers:
         nowhere = tuple(Position(nan, nan, nan) for _ in range(length))
-        return Difference(0, scale, nan, nan, nan, nan, nan, nan, nan, nowhere)
+        return Difference(0, scale, nan, nan, nan, nan, nan, nan, nan, nan, nan, nowhere)
     largest, mean, kl, top1, top10 = each[:, counted]
     return Difference(
         tokens=len(kl),
         scale=scale,
         largest=float(largest.max()),
         mean=float(mean.mean()),
+        median=float(mean.median()),
         p999=float(tail[-1]),
         kl_mean=float(kl.mean()),
+        kl_median=float(kl.median()),
         kl_max=float(kl.max()),
         top1=float(top1.mean()),
         top10=float(top10.mean()),

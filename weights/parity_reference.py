@@ -15,11 +15,11 @@ from weights.extras import need
 from weights.loading import Source
 from weights.parity_layers import Passed
 from zoo.decoder import Decoder
-from zoo.errors import MalformedError
+from zoo.errors import CheckFailed, MalformedError
 from zoo.layout import Rule, Rules
 
 EXTRA = "parity"
-FEED_FORWARD = "mlp"  # its name in every layer of transformers'
+FEED_FORWARD = "ffn.block."  # how the zoo names the parameters of a layer's feed-forward
 
 
 @dataclass
@@ -101,7 +101,7 @@ def watched(reference: Reference, spec: Decoder, rules: Rules, visit: Callable[[
     """Meanwhile, `visit` sees what goes through each layer of the reference, right after the layer."""
     hooks: list[Any] = []
     for index, layer in enumerate(reference.layers):
-        hooks += _watch(index, layer, entrance(spec, rules, index), visit)
+        hooks += _watch(index, layer, entrance(spec, rules, index, layer), visit)
     try:
         yield
     finally:
@@ -135,9 +135,20 @@ def _watch(index: int, layer: nn.Module, middle: str, visit: Callable[[Passed], 
     ]
 
 
-def entrance(spec: Decoder, rules: Rules, layer: int) -> str:
-    """The module of the reference's layer that is first given what attention has left: the feed-forward's norm, by the
-    name that the rules of the layout give it, or the feed-forward itself where no norm stands before it."""
-    if not getattr(spec.layers[layer].ffn, "pre", None):
-        return FEED_FORWARD
-    return next(rule.theirs for rule in rules if isinstance(rule, Rule) and rule.ours == "ffn.pre")
+def entrance(spec: Decoder, rules: Rules, index: int, layer: nn.Module) -> str:
+    """The module of the reference's `layer` that is first given what attention has left: the feed-forward's norm or,
+    where no norm stands before it, the feed-forward itself. Its name is one that the rules of the layout have for it.
+
+    Raises CheckFailed where the layer has no module of such a name.
+    """
+    before = getattr(spec.layers[index].ffn, "pre", None) is not None
+    modules = dict(layer.named_modules())
+    for rule in rules:
+        if isinstance(rule, Rule):
+            ours = (rule.ours,) if isinstance(rule.ours, str) else rule.ours
+            held = ours == ("ffn.pre",) if before else ours[0].startswith(FEED_FORWARD)
+            name = rule.theirs if before else rule.theirs.partition(".")[0]
+            if held and name in modules:
+                return name
+    what = "norm before its feed-forward" if before else "feed-forward"
+    raise CheckFailed(f"layer {index} of the reference, {type(layer).__name__}: no rule knows the name of the {what}")

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from weights.loading import Source, open_source
 from weights.matching import EMBED, HEAD, Entry, text_names
+from weights.parity_names import Recipe, recipes
 from weights.parity_reference import Reference, config_of, quiet, transformers
 from zoo.errors import MalformedError
-
-EXPERTS = ".mlp.experts."
 
 
 def shell(source: Source, dtype: torch.dtype) -> Any:
@@ -41,22 +40,38 @@ def filled_reference(source: Source, dtype: torch.dtype) -> Reference:
     """The reference in memory, its weights read as the zoo reads them."""
     model = shell(source, dtype)
     stored = text_names(source.path, source.entries())
-    fill_part(model, "", source, stored)
+    _fill(model, "", model, source, stored, recipes(model, stored))
     return Reference(model, "text part, weights read by the zoo")
 
 
-def fill_part(module: nn.Module, prefix: str, source: Source, stored: Mapping[str, Entry]) -> None:
+class Refill:
+    """Fills parts of a reference's modules again and again. What each tensor is made of is settled once."""
+
+    def __init__(self, model: Any, source: Source) -> None:
+        self.model, self.path = model, source.path
+        self.recipes = recipes(model, text_names(source.path, source.entries()))
+
+    def __call__(self, module: nn.Module, name: str) -> None:
+        """Fill a part of the model, called `name` in it, from the source opened once more: once emptied, nothing holds
+        the pages of its files."""
+        opened = open_source(self.path)
+        _fill(module, name, self.model, opened, text_names(opened.path, opened.entries()), self.recipes)
+
+
+def _fill(
+    module: nn.Module,
+    prefix: str,
+    model: Any,
+    source: Source,
+    stored: Mapping[str, Entry],
+    made: Mapping[str, Recipe],
+) -> None:
     """Fill a part of the reference, called `prefix` in the whole."""
-    wanted = {name: (f"{prefix}.{name}" if prefix else name, like) for name, like in module.state_dict().items()}
-    module.load_state_dict(
-        {name: _tensor(full, like, source, stored) for name, (full, like) in wanted.items()}, assign=True
-    )
-
-
-def fill_afresh(module: nn.Module, prefix: str, source: Source) -> None:
-    """The same from the source opened once more: once emptied, nothing holds the pages of its files."""
-    opened = open_source(source.path)
-    fill_part(module, prefix, opened, text_names(opened.path, opened.entries()))
+    filled = {}
+    for name, like in module.state_dict().items():
+        full = f"{prefix}.{name}" if prefix else name
+        filled[name] = _tensor(full, like, model.config, source, stored, made)
+    module.load_state_dict(filled, assign=True)
 
 
 def empty(module: nn.Module) -> None:
@@ -68,24 +83,18 @@ def empty(module: nn.Module) -> None:
     module.load_state_dict(bare, assign=True)
 
 
-def _tensor(name: str, like: Tensor, source: Source, stored: Mapping[str, Entry]) -> Tensor:
+def _tensor(
+    name: str, like: Tensor, config: Any, source: Source, stored: Mapping[str, Entry], made: Mapping[str, Recipe]
+) -> Tensor:
     """The tensor that transformers calls `name`: a tied head and stacked experts have other names in files."""
 
     def get(name: str) -> Tensor:
         return source.get(stored[name].name, dtype=like.dtype)
 
-    if name in stored:
-        return get(name)
-    if name == HEAD:
-        return get(EMBED)
+    if name in made:
+        return made[name].make(name, like, get, config)
     if f"{name}_blocks" in stored:  # MXFP4 has the last two axes the other way round
         return get(f"{name}_blocks").mT.contiguous()
-    place, found, which = name.partition(EXPERTS)
-    parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(which, ())
-    if not found or any(f"{place}{EXPERTS}0.{part}.weight" not in stored for part in parts) or not parts:
-        raise MalformedError(f"{source.path}: the reference needs {name}, which is not there")
-    stacked = torch.empty(like.shape, dtype=like.dtype)
-    for e, expert in enumerate(stacked):
-        for into, part in zip(expert.chunk(len(parts)), parts, strict=True):
-            into.copy_(get(f"{place}{EXPERTS}{e}.{part}.weight"))
-    return stacked
+    if name == HEAD and EMBED in stored:
+        return get(EMBED)
+    raise MalformedError(f"{source.path}: the reference needs {name}, which is not there")

@@ -20,7 +20,7 @@ from weights.parity_layers import Passed, Probe
 from weights.parity_reference import Reference, watched
 from weights.parity_routing import choices, gathered
 from weights.parity_runs import Runs, chunks
-from weights.parity_shell import empty, fill_afresh, shell
+from weights.parity_shell import Refill, empty, shell
 from zoo import catalog
 from zoo.cache import Cache
 from zoo.decoder import Decoder
@@ -108,9 +108,10 @@ def streamed(spec: Decoder, ours: Source, theirs: Source, dtype: torch.dtype, to
             zoo.visit(seen)
             bar.update()
 
-        with _streaming(model, theirs), watched(Reference(model, ""), spec, ours.rules, visit):
+        refill = Refill(model, theirs)
+        with _streaming(model, refill), watched(Reference(model, ""), spec, ours.rules, visit):
             hidden = model.get_decoder()(tokens, use_cache=False).last_hidden_state
-    logits = _head(model, theirs, hidden)
+    logits = _head(model, refill, hidden)
     with zoo.parts.holding("norm", "embed" if spec.tied else "head"):
         zoo.probe.head(zoo.last, logits)
         full = zoo.parts.model.logits(zoo.full)
@@ -119,28 +120,29 @@ def streamed(spec: Decoder, ours: Source, theirs: Source, dtype: torch.dtype, to
 
 
 def _logits(model: Any, source: Source, tokens: Tensor) -> Tensor:
-    with _streaming(model, source):
+    refill = Refill(model, source)
+    with _streaming(model, refill):
         hidden = model.get_decoder()(tokens, use_cache=False).last_hidden_state
-    return _head(model, source, hidden)
+    return _head(model, refill, hidden)
 
 
-def _head(model: Any, source: Source, hidden: Tensor) -> Tensor:
+def _head(model: Any, refill: Refill, hidden: Tensor) -> Tensor:
     head = model.get_submodule(HEAD)
-    fill_afresh(head, HEAD, source)
+    refill(head, HEAD)
     logits: Tensor = head(hidden)
     empty(head)
     return logits
 
 
 @contextmanager
-def _streaming(model: Any, source: Source) -> Iterator[None]:
+def _streaming(model: Any, refill: Refill) -> Iterator[None]:
     """Meanwhile, every layer of the reference, its embedding and its last norm hold weights only while they run."""
     decoder = model.get_decoder()
     names = {module: name for name, module in model.named_modules()}
     parts = [decoder.embed_tokens, *decoder.layers, decoder.norm]
     hooks = []
     for part in parts:
-        hooks.append(part.register_forward_pre_hook(lambda module, args: fill_afresh(module, names[module], source)))
+        hooks.append(part.register_forward_pre_hook(lambda module, args: refill(module, names[module])))
         hooks.append(part.register_forward_hook(lambda module, args, out: empty(module)))
     try:
         yield

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 FIGURES = {
     "largest": "largest logit difference",
     "mean": "mean",
+    "median": "median token's mean",
     "p999": "99.9th percentile",
     "kl_mean": "mean KL",
+    "kl_median": "median KL",
     "kl_max": "largest KL",
     "top1": "same likeliest token",
     "top10": "shared of the ten likeliest",

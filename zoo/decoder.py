@@ -293,4 +293,4 @@ def initialise(model: nn.Module, seed: int) -> None:
                 generator = generators.setdefault(weight.device, torch.Generator(weight.device).manual_seed(seed))
                 weight.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
             else:
-                weight.fill_(getattr(module, "identity", 0.0))  # a norm says which weight scales by one
+                weight.fill_(getattr(module, "identity", {}).get(name, 0.0))  # a norm says which weight scales by one

@@ -9,6 +9,7 @@ We hold the experts' gate and up as (experts, hidden, dim), and down as (experts
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -155,10 +156,19 @@ class PairedRows(Rule):
 
 @dataclass(frozen=True)
 class Skipped:
-    """Tensors whose names start with `prefix` are left alone: they hold `what`. "{layers}" is the number of layers."""
+    """Stored tensors whose whole name is of this `pattern` are left alone: they hold `what`.
 
-    prefix: str
+    In a pattern "*" stands for any text, "{i}" for any number, and "{layers}" for the number of layers.
+    """
+
+    pattern: str
     what: str
+
+    def matcher(self, layers: int) -> re.Pattern[str]:
+        """What `fullmatch`es such names in a checkpoint of so many layers."""
+        stands = {"*": ".*", "{i}": r"\d+", "{layers}": str(layers)}
+        pieces = re.split(r"(\*|\{\w+\})", self.pattern)
+        return re.compile("".join(stands[each] if i % 2 else re.escape(each) for i, each in enumerate(pieces)))
 
 
 Rules = tuple[Rule | Skipped, ...]
@@ -193,10 +203,13 @@ COMMON: Rules = (
     Halves(GATE_UP, "mlp.experts.gate_up_proj"),
     Same("ffn.block.experts.down", "mlp.experts.down_proj"),
     # Multimodal wrappers: the text part is read.
-    Skipped("vision_tower.", "the vision tower"),
-    Skipped("model.vision_tower.", "the vision tower"),
-    Skipped("multi_modal_projector.", "the vision projector"),
-    Skipped("model.multi_modal_projector.", "the vision projector"),
+    Skipped("vision_tower.*", "the vision tower"),
+    Skipped("model.vision_tower.*", "the vision tower"),
+    Skipped("multi_modal_projector.*", "the vision projector"),
+    Skipped("model.multi_modal_projector.*", "the vision projector"),
+    # Buffers that older versions of transformers stored: they follow from the config.
+    Skipped("model.layers.{i}.self_attn.rotary_emb.inv_freq", "rotary frequencies, which the config says"),
+    Skipped("model.rotary_emb.inv_freq", "rotary frequencies, which the config says"),
 )
 # How a wrapper's names of the text part begin, in the older and the newer spelling, and what they are without it.
 WRAPPERS = {"language_model.model.": "model.", "language_model.lm_head.": "lm_head.", "model.language_model.": "model."}

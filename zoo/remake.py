@@ -69,8 +69,9 @@ def remake(call: Call, old: Spec | None, around: tuple[Spec, ...]) -> Spec:
     Raises UsageError for fields that are unknown or missing, SpecError where they contradict each other.
     """
     kind, near = call.kind, (*((old,) if old else ()), *around)
-    values = _values(_first(kind, near))
-    values |= {name: value for name, value in _values(old).items() if name in names(kind)}
+    values: Values = {}
+    for source in (_first(kind, near), old):  # of either only the fields that the kind has: it may be a subclass
+        values |= {name: value for name, value in _values(source).items() if name in names(kind)}
     for name, takes in _parts(kind).items():
         if name not in values and (found := _first(takes, near)):
             values[name] = found
@@ -100,20 +101,42 @@ def lost(old: Spec, new: Spec) -> Iterator[str]:
             if name not in kept and isinstance(value, Spec) and value.slot == name:
                 yield value.words()
             elif name not in kept:
-                yield term if isinstance(value, bool | Spec) else f"{term} {value:g}"
+                yield f"{term} {_amount(value)}".strip()
 
 
 def features(spec: Spec) -> dict[str, str]:
     """The optional fields of a block that are in use, by name, as a reader calls them."""
     values = _values(spec)
-    used = [field.name for field in fields(spec) if field.default not in (MISSING, values[field.name])]
-    terms = {name: TERMS.get(name, name.replace("_", " ")).format(**values) for name in used}
+    used = [
+        name for name, value in values.items() if name not in _required(type(spec)) and value != _default(spec, name)
+    ]
+    terms = {name: _term(name, values) for name in used}
     return {name: term for name, term in terms.items() if term}
 
 
+def _term(name: str, values: Values) -> str:
+    """A field as a reader calls it: by TERMS, where the block has what the term names, else by its own name."""
+    try:
+        if name in TERMS:
+            return TERMS[name].format(**values)
+    except KeyError:
+        pass
+    off = values[name] is False or values[name] is None  # by default it is on
+    return f"no {name.replace('_', ' ')}" if off else name.replace("_", " ")
+
+
+def _amount(value: Any) -> str:
+    """What stands behind a term to say how much of it, or which: "" of what is there or is not."""
+    if value is None or isinstance(value, bool | Spec):
+        return ""
+    if isinstance(value, tuple | list):
+        return ", ".join(each.words() if isinstance(each, Spec) else _amount(each) or str(each) for each in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def names(kind: type[Spec]) -> list[str]:
-    """The fields of a kind."""
-    return [field.name for field in fields(kind)]
+    """The fields that a kind is made of."""
+    return [field.name for field in fields(kind) if field.init]
 
 
 def _hand_down(kind: type[Spec], values: Values, given: Values, near: tuple[Spec, ...]) -> Values:
@@ -170,7 +193,14 @@ def _values(spec: Spec | None) -> Values:
 
 
 def _required(kind: type[Spec]) -> set[str]:
-    return {field.name for field in fields(kind) if field.default is MISSING}
+    """The fields that must be given."""
+    return {each.name for each in fields(kind) if each.init and each.default is each.default_factory is MISSING}
+
+
+def _default(spec: Spec, name: str) -> Any:
+    """What a field is if nobody gives it."""
+    field = next(each for each in fields(spec) if each.name == name)
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 @cache

@@ -55,7 +55,16 @@ def _shrink(spec: Spec, dim: int) -> Spec:
         cut["scale"] = values["scale"] * (_width(values) / _width(values | cut)) ** 0.5
     if cut.get("keep") == 1:
         cut["groups"] = min(cut["groups"], 2)  # one group is then large enough to choose k experts from
-    return replace(spec.map(lambda part: _shrink(part, dim)), **cut)
+    small = replace(spec.map(lambda part: _shrink(part, dim)), **cut)
+    return _proportioned(spec, small)
+
+
+def _proportioned(spec: Any, small: Any) -> Spec:
+    """`small` with its shared expert as many times as wide as the routed ones as in `spec`, where both say a width."""
+    shared, expert = (getattr(getattr(spec, name, None), "hidden", None) for name in ("shared", "expert"))
+    if shared is None or expert is None:
+        return small
+    return replace(small, shared=replace(small.shared, hidden=max(1, round(small.expert.hidden * shared / expert))))
 
 
 def _width(values: dict[str, Any]) -> int:

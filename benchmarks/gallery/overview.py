@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from benchmarks.models import Model
-from zoo.blocks import GQA, MoE, NoPE, RoPE
+from zoo.blocks import GQA, MLA, MoE, NoPE
 from zoo.blocks.layer import Layer
 from zoo.decoder import Decoder
 from zoo.diagram.canvas import Canvas
@@ -87,20 +87,25 @@ def _attention(spec: Decoder) -> tuple[str, str]:
     """The kind of the first layer's attention, and what is special about it."""
     attn = spec.layers[0].mixer
     kind = next(word for word in points(attn) if word != "SWA")
-    heads = f"{attn.heads} : {attn.kv_heads}" if isinstance(attn, GQA) else f"latent of {attn.stored().numbers()}"
-    bases = dict.fromkeys(
-        node.words().split(" (")[0].removeprefix("RoPE ") for node in spec.walk() if isinstance(node, RoPE)
-    )
+    kept = attn.stored().numbers()
+    what = "latent of" if isinstance(attn, MLA) else "keeps"
+    heads = f"{attn.heads} : {attn.kv_heads}" if isinstance(attn, GQA) else f"{what} {kept}" if kept else ""
+    bases: dict[str, dict[str, None]] = {}  # kind of position encoding -> what else is said of each, in brackets not
+    for node in spec.walk():
+        if node.slot == "rope" and not isinstance(node, NoPE):
+            word, _, base = node.words().split(" (")[0].partition(" ")
+            bases.setdefault(word, {})[base] = None
     special = [term for name, term in features(attn).items() if name in ("qk_norm", "sinks")]
-    return f"{kind} {heads}", ", ".join([*special, f"RoPE {' and '.join(bases)}"])
+    told = [*special, *(f"{word} {' and '.join(each)}".strip() for word, each in bases.items())]
+    return f"{kind} {heads}".strip(), ", ".join(told)
 
 
 def _rest(spec: Decoder) -> tuple[str, str]:
-    """The last layer's feed-forward, and where its norms stand."""
+    """The last layer's feed-forward, by its activation if it says one, and where its norms stand."""
     layer = spec.layers[-1]
     block = layer.ffn.block
     chosen = f"{block.router.k} of {block.experts} experts" if isinstance(block, MoE) else ""
-    act = next(node.words() for node in block.walk() if node.slot == "act")
+    act = next((node.words() for node in block.walk() if node.slot == "act"), type(block).__name__)
     return chosen or act, ", ".join([*([act] if chosen else []), layer.ffn.formula])
 
 

@@ -71,10 +71,21 @@ def with_prediction_layer(config: Config, tensors: Tensors) -> tuple[Config, Ten
     return config, tensors | extra
 
 
+def with_rotary_buffers(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+    """The frequencies that older versions of transformers stored with every layer."""
+    places = [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(config["num_hidden_layers"])]
+    return config, tensors | {place: torch.randn(8) for place in (*places, "model.rotary_emb.inv_freq")}
+
+
 FORMS = [
     (DENSE, head_stored_twice, ["1 tensor, the embedding, stored again as the head"]),
     (MIXED, fused, []),
     (LATENT, fused, []),
+    *(
+        (name, with_rotary_buffers, [f"{layers + 1} tensors, rotary frequencies, which the config says"])
+        for name in (DENSE, LATENT, "llama3-8b")
+        for layers in (len(zoo.spec(name, tiny=True).layers),)
+    ),
     (LATENT, with_prediction_layer, ["2 tensors, the multi-token prediction layer"]),
     *(
         (name, form, ["1 tensor, the vision tower", "1 tensor, the vision projector"])

@@ -426,7 +426,7 @@ def test_the_command_draws_swapped_and_tiny_models(capsys) -> None:
         (["--svg", "/no/such/folder/a.svg"], 3, "error: cannot write /no/such/folder/a.svg: "),
         (["--svg", "-", "--json"], 2, "leave --json and --device out"),
         (["--svg", "-", "--device", "cpu"], 2, "leave --json and --device out"),
-        (["--svg", "-", "--swap", "attn=MLP"], 2, "unknown block 'MLP'"),
+        (["--svg", "-", "--swap", "attn=Nowhere"], 2, "unknown block 'Nowhere'"),
         (["--svg"], 2, "--svg"),
     ],
 )

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import zoo
-from weights.matching import Move, match
+from weights.matching import Move, match, skipped
 from zoo.architectures import families
 from zoo.catalog import allocate, sizes
 from zoo.errors import UsageError
-from zoo.layout import COMMON, InterleavedTransposed, PairedRows, Rule, Rules, Transposed
+from zoo.layout import COMMON, InterleavedTransposed, PairedRows, Rule, Rules, Skipped, Transposed
 
 
 def layout(name: str) -> Rules:
@@ -73,6 +73,30 @@ def moves_of(spec: zoo.Decoder, rule: Rule, parameters: dict[str, torch.Tensor])
         except UsageError:  # not by this rule
             continue
     return found
+
+
+SKIPS = {  # pattern -> names that it is for, and names that it is not for
+    "model.layers.{i}.rope.inv_freq": (
+        ["model.layers.0.rope.inv_freq", "model.layers.61.rope.inv_freq"],
+        ["model.layers.x.rope.inv_freq", "model.layers.0.rope.inv_freq.more", "model.layers.0.ropeXinv_freq"],
+    ),
+    "*.masked_bias": (["h.3.attn.masked_bias", "model.h.3.attn.masked_bias"], ["h.3.attn.bias", "masked_bias"]),
+    "model.layers.{layers}.*": (["model.layers.2.x", "model.layers.2.x.y"], ["model.layers.1.x", "model.layers.21.x"]),
+    "vision_tower.*": (["vision_tower.conv.weight"], ["a.vision_tower.conv.weight", "vision_towers.x"]),
+    "(exact)[name]+": (["(exact)[name]+"], ["exact", "exactn"]),
+}
+
+
+@pytest.mark.parametrize("pattern", SKIPS)
+def test_what_is_skipped_is_named_by_a_pattern(pattern: str) -> None:
+    (matches, others), spec = SKIPS[pattern], zoo.spec("llama3", tiny=True)
+    assert len(spec.layers) == 2
+    assert skipped(spec, (Skipped(pattern, "it"), *COMMON), [*others, *matches]) == {"it": matches}
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_nothing_that_a_model_needs_is_skipped(name: str) -> None:
+    assert not skipped(zoo.spec(name), layout(name), [stored for stored, _ in stored_shapes(name)])
 
 
 def test_rotary_pairs_of_rows_become_halves() -> None:

@@ -88,7 +88,7 @@ IMPOSSIBLE: dict[str, Callable[[], Any]] = {
     "GQA: rope must be Position, not RMSNorm": lambda: replace(GQA_, rope=NORM),
     "MLA: rope_dim=5 must be even": lambda: replace(MLA_, rope_dim=5),
     "RoPE: theta=1 must be above 1": lambda: RoPE(1),
-    "Llama3Scaling: low=4.0 must be below high=4.0": lambda: zoo.Llama3Scaling(8, 64, low=4.0),
+    "Llama3Scaling: low=4.5 is above high=4.0": lambda: zoo.Llama3Scaling(8, 64, low=4.5),
     "SoftmaxTopK: k=5 is above the 4 experts": lambda: MoE(4, GLU(8), SoftmaxTopK(5)),
     "groups=4 must divide the 10 experts": lambda: MoE(10, GLU(8), ROUTER),
     "groups=4 leave fewer than 2 of 4 experts in each": lambda: MoE(4, GLU(8), ROUTER),

@@ -29,6 +29,10 @@ def composition(spec: zoo.Spec, dim: int) -> Any:
     return type(spec), tuple(parts.items())
 
 
+def mixed(part: zoo.Spec) -> bool:
+    return isinstance(part, MoE)
+
+
 @pytest.mark.parametrize("name", zoo.names())
 def test_every_distinct_kind_of_layer_is_there_in_the_plans_order(name: str) -> None:
     full, small = zoo.spec(name), zoo.spec(name, tiny=True)
@@ -70,6 +74,22 @@ def test_a_tiny_models_tiny_form_is_itself(name: str) -> None:
     small = zoo.spec(name, tiny=True)
     assert tiny(small) == small
     assert zoo.spec(name, tiny=True) == small
+
+
+@pytest.mark.parametrize(("shared", "toy"), [(1, 1), (2, 2), (4, 4), (0.5, 0.5), (1.5, 1.5)])
+@pytest.mark.parametrize("name", [name for name in zoo.names() if any(map(mixed, zoo.spec(name).walk()))])
+def test_a_shared_expert_stays_as_many_times_as_wide(name: str, shared: float, toy: float) -> None:
+    """It stands for as many routed ones: `to_hf` says how many, and reads it again."""
+    spec = zoo.spec(name)
+    width = next(part.expert.hidden for part in spec.walk() if mixed(part))
+    spec = zoo.swap(spec, MoE, lambda moe: replace(moe, shared=GLU(int(width * shared))))
+    small = tiny(spec)
+    found = {(part.shared.hidden / part.expert.hidden, part.expert.hidden) for part in small.walk() if mixed(part)}
+    assert found == {(toy, 96)}
+    assert tiny(small) == small
+    if name == "deepseek-v3-671b" and shared >= 1 and shared == int(shared):
+        assert zoo.to_hf(small)["n_shared_experts"] == zoo.to_hf(spec)["n_shared_experts"] == shared
+        assert zoo.from_hf(zoo.to_hf(small)) == small
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 5, 6, 7, 12])

@@ -15,7 +15,7 @@ WEIGHTS = (
     Same("attn.block.kv_norm", "self_attn.kv_a_layernorm"),
     Same("attn.block.kv_up", "self_attn.kv_b_proj"),
     Same("ffn.block.router.correction", "mlp.gate.e_score_correction_bias"),
-    Skipped("model.layers.{layers}.", "the multi-token prediction layer"),
+    Skipped("model.layers.{layers}.*", "the multi-token prediction layer"),
 )
 
 

@@ -45,7 +45,7 @@ class _RMSNorm(nn.Module):
         super().__init__()
         self.spec = spec
         self.weight = nn.Parameter(torch.empty(dim))
-        self.identity = 0.0 if spec.unit_offset else 1.0  # the weight that scales by one
+        self.identity = {"weight": 0.0 if spec.unit_offset else 1.0}  # the parameters that change nothing
 
     def forward(self, x: Tensor) -> Tensor:
         normed = F.rms_norm(x.float(), self.weight.shape, eps=self.spec.eps)

@@ -43,8 +43,8 @@ class LinearScaling(Scaling):
 
 @dataclass(frozen=True)
 class Llama3Scaling(Scaling):
-    """Wavelengths above original / low are divided by `factor`, those below original / high kept, in between blended
-    (Llama 3.1, as released)."""
+    """Frequencies of wavelengths above original / low are divided by `factor`, those below original / high kept, in
+    between blended (Llama 3.1, as released). Where low = high nothing lies between (Llama 4 Scout)."""
 
     factor: float
     original: int
@@ -52,11 +52,15 @@ class Llama3Scaling(Scaling):
     high: float = 4.0
 
     def check(self) -> None:
-        self.require(self.low < self.high, f"low={self.low} must be below high={self.high}")
+        self.require(self.low <= self.high, f"low={self.low} is above high={self.high}")
 
     def scale(self, frequencies: Tensor, theta: float) -> Tensor:
-        turns = self.original / (2 * math.pi / frequencies)  # full turns within the original context
-        blend = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        wavelengths = 2 * math.pi / frequencies
+        if self.low == self.high:
+            blend = (wavelengths <= self.original / self.high).to(frequencies.dtype)
+        else:
+            turns = self.original / wavelengths  # full turns within the original context
+            blend = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
         return (1 - blend) * frequencies / self.factor + blend * frequencies
 
     def words(self) -> str:

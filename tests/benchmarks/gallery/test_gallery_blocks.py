@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import doctest
 import re
+from dataclasses import dataclass
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from torch import nn
 
 import zoo
 from benchmarks.gallery import blocks, drawings
+from benchmarks.gallery.data import data
 from benchmarks.gallery.overview import overview
-from benchmarks.models import one
+from benchmarks.models import Model, one
 from zoo.blocks.layer import PLACEMENTS
+from zoo.cost import Stored, linear_flops
+from zoo.diagram import svg
+from zoo.registry import Block, Mixer
 from zoo.remake import POINTS
 
 CODE = re.findall(r"```pycon\n(.*?)```", blocks.markdown(), re.DOTALL)
@@ -102,6 +108,63 @@ def test_the_overview_has_a_box_for_each_layer_of_each_model() -> None:
     assert looks.count("kind-window-0") == 1 + windowed
     words = [element.text for element in root.iter(f"{SPACE}text")]
     assert {model.name for model in models} <= set(words)
+
+
+@dataclass(frozen=True)
+class _Mean(Mixer):
+    """A mixer that has no heads, no positions and keeps one number."""
+
+    def build(self, dim: int) -> nn.Module:
+        raise NotImplementedError
+
+    def params(self, dim: int) -> int:
+        return dim
+
+    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        return 0
+
+    def stored(self) -> Stored:
+        return Stored((("sum", (1, 1)),))
+
+
+@dataclass(frozen=True)
+class _Plain(Block):
+    """A feed-forward without an activation that is a spec, or a width."""
+
+    slot = "ffn"
+
+    def build(self, dim: int) -> nn.Module:
+        raise NotImplementedError
+
+    def params(self, dim: int) -> int:
+        return dim * dim
+
+    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        return linear_flops(new, dim, dim)
+
+
+UNSEEN = {
+    "_Mean": lambda spec: zoo.swap(spec, zoo.GQA, _Mean()),
+    "_Plain": lambda spec: zoo.swap(spec, zoo.GLU, _Plain()),
+    "_Mean and _Plain": lambda spec: zoo.swap(zoo.swap(spec, zoo.GQA, _Mean()), zoo.GLU, _Plain()),
+    "NoPE": lambda spec: zoo.swap(spec, zoo.RoPE, zoo.NoPE()),
+}
+
+
+@pytest.mark.parametrize("change", UNSEEN)
+def test_blocks_that_nobody_has_seen_are_on_the_page(change: str) -> None:
+    """They are told by what every block must have: drawn, compared, swapped as far as a swap applies, and counted."""
+    spec = UNSEEN[change](zoo.spec("qwen3-0.6b"))
+    models = [Model("unseen", spec), one("qwen3-0.6b")]
+    root = ElementTree.fromstring(overview(models))
+    inside(root)
+    words = [element.text or "" for element in root.iter(f"{SPACE}text")]
+    assert all(any(word in text for text in words) for word in change.split(" and ") if word != "NoPE")
+    assert not any(text.endswith(" ") or text == "RoPE " for text in words)
+    told = data(models, {}, None)
+    assert len(told["models"]) == 2
+    for model in models:
+        inside(ElementTree.fromstring(svg(model.spec, model.name, against=models[0].spec)))
 
 
 def test_the_section_of_the_page_is_one_level_lower() -> None:

@@ -18,6 +18,14 @@ NAMES = {name: getattr(zoo, name) for name in zoo.__all__} | {"apply_swap": appl
 GRIDS = {"attention": (swaps.attention_grid, terms.attention), "experts": (swaps.expert_grid, terms.feed_forward)}
 
 
+# The blocks that each grid's swaps are about. Of a model in other blocks it holds what was released, and little else.
+SWAPPED = {"attention": (zoo.GQA, zoo.MLA), "experts": (zoo.GLU, zoo.MoE)}
+
+
+def holds(spec: Decoder, *kinds: type[zoo.Spec]) -> bool:
+    return any(isinstance(part, kinds) for part in spec.walk())
+
+
 def ran(spec: Decoder, *codes: str) -> Decoder:
     scope = NAMES | {"spec": spec}
     for code in codes:
@@ -55,7 +63,7 @@ def test_the_code_shown_makes_what_the_grid_holds(kind: str, name: str) -> None:
             changed = ran(spec, *codes)
             assert merged(grid.cells[i][j]) == merged(of(Counter(changed.layers), spec.dim)), codes
             checked += 1
-    assert checked > 3
+    assert checked > (3 if holds(spec, *SWAPPED[kind]) else 0)
 
 
 @pytest.mark.parametrize("name", zoo.names())
@@ -63,7 +71,7 @@ def test_attention_and_feed_forward_do_not_know_of_each_other(name: str) -> None
     """The sum of one cell of each grid and of what is outside is what a model with both swaps costs."""
     spec = zoo.spec(name)
     attention, experts = swaps.attention_grid(spec), swaps.expert_grid(spec)
-    i, k = len(attention.rows) - 1, len(experts.rows) - 1
+    i, k = (max(i for i, row in enumerate(grid.cells) if row[0] is not None) for grid in (attention, experts))
     changed = ran(spec, attention.rows[i].code, experts.rows[k].code)
     chosen = attention.cells[i][0], experts.cells[k][0]
     counted: list[tuple[int, Run]] = [(1, terms.outside(spec)), *(chosen[0] or ()), *(chosen[1] or ())]
@@ -75,7 +83,7 @@ def test_attention_and_feed_forward_do_not_know_of_each_other(name: str) -> None
 def test_positions_cost_nothing(name: str) -> None:
     spec = zoo.spec(name)
     choices = swaps.positions(spec)
-    assert len(choices) > 3
+    assert len(choices) > (3 if holds(spec, zoo.RoPE) else 0)
     for choice in choices:
         changed = ran(spec, choice["code"])
         free = sum("NoPE" in repr(layer) for layer in changed.layers)

@@ -32,6 +32,8 @@ ROPES |= {
         "a late": YarnScaling(8, original=10**9, gain=1.0, fast=1e6),
     }.items()
 }
+# Nothing between the wavelengths that are kept and those that are divided, as Llama 4 Scout has it.
+ROPES["a step at one wavelength"] = (RoPE(5e5, Llama3Scaling(16, original=8192, low=1.0, high=1.0)), 128)
 
 
 def paper(rope: RoPE, width: int) -> list[float]:
@@ -62,6 +64,8 @@ def paper(rope: RoPE, width: int) -> list[float]:
 
 def gamma(x: float, low: float, high: float) -> float:
     """0 up to `low`, 1 from `high`, linear between."""
+    if low == high:
+        return float(x >= high)
     return min(max((x - low) / (high - low), 0.0), 1.0)
 
 
@@ -111,6 +115,21 @@ def test_frequencies_are_the_reference_implementations(name: str) -> None:
         assert (rope.scaling.gain if rope.scaling else 1.0) == pytest.approx(gain, rel=1e-12)
         compared += 1
     assert compared > len(layers) // 2
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (4.0, 4.0), (1.0, 4.0), (3.999, 4.0)])
+def test_a_blend_of_any_width_is_the_reference_implementations(low: float, high: float) -> None:
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    said = {"rope_type": "llama3", "factor": 16.0, "original_max_position_embeddings": 8192}
+    said |= {"low_freq_factor": low, "high_freq_factor": high, "rope_theta": 5e5}
+    config = AutoConfig.for_model("llama", hidden_size=1024, num_attention_heads=8, rope_parameters=said)
+    theirs, gain = ROPE_INIT_FUNCTIONS["llama3"](config, CPU)
+    ours = _frequencies(RoPE(5e5, Llama3Scaling(16, 8192, low, high)), 128, CPU)
+    assert ours.isfinite().all()
+    assert (ours.view(torch.int32) - theirs.view(torch.int32)).abs().max() <= 1
+    assert gain == 1.0
 
 
 @pytest.mark.parametrize("case", ROPES)

@@ -1,0 +1,67 @@
+"""No field is left out of the mutants in silence: somebody or its annotation says what else each may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import pytest
+
+import zoo
+from tests.mutants import changes, known, mutants
+
+FIELDS = [(kind, field.name) for kind in zoo.Spec.kinds.values() for field in fields(kind)]
+
+
+@dataclass(frozen=True)
+class _Odd(zoo.Spec):
+    """A kind that nobody has told the mutants of."""
+
+    stride: int = 4
+    causal: bool = True
+    side: Literal["left", "right", "both"] = "left"
+    slope: float = 0.5
+    reach: int | None = 8
+    decay: float | None = 0.25
+    unset: float | None = None
+    heads: int = 2
+
+
+@pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda each: getattr(each, "__name__", each))
+def test_every_field_of_every_block_has_its_changes(kind: type[zoo.Spec], name: str) -> None:
+    assert known(kind, name) is not None, f"say in tests/mutants.py what a wrong value of {kind.__name__}.{name} is"
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("causal", [False]),
+        ("side", ["right", "both"]),
+        ("slope", [1.0]),
+        ("reach", [None]),
+        ("decay", [None, 0.5]),
+        ("unset", []),
+        ("heads", []),
+    ],
+)
+def test_an_unknown_field_is_changed_by_its_annotation(name: str, others: list[object]) -> None:
+    assert changes(_Odd(), name) == others
+
+
+def test_an_unknown_field_that_no_annotation_helps_with_is_an_error() -> None:
+    with pytest.raises(AssertionError, match=r"no mutant changes _Odd\.stride: say in tests/mutants\.py"):
+        changes(_Odd(), "stride")
+
+
+def test_changes_that_make_no_model_are_an_error() -> None:
+    @dataclass(frozen=True)
+    class _Fixed(zoo.RMSNorm):
+        steady: bool = True
+
+        def check(self) -> None:
+            self.require(self.steady, "nothing else is possible")
+
+    spec = zoo.spec("llama3", tiny=True)
+    spec = zoo.swap(spec, zoo.RMSNorm, _Fixed(1e-5))
+    with pytest.raises(AssertionError, match=r"_Fixed\.steady: none of \[False\] makes a model"):
+        list(mutants(spec))
