@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,15 @@ from torch._dynamo.utils import counters
 
 import zoo
 from tests.models import bound, distinct, randomised, tokens_of
+from zoo import attend, kernels, products
 from zoo.compiled import find_compiler
 from zoo.decoder import Model
 from zoo.errors import NotAvailable
 
 DEFAULT = "qwen3-0.6b"  # of the others each costs some ten seconds
+# Every kernel that may take the place of a plain one, and none.
+FORCED = {operation: others[0] for operation, others in kernels.OPERATIONS.items()}
+KERNELS = [pytest.param(FORCED, id="every kernel"), pytest.param(kernels.PLAIN, marks=pytest.mark.slow)]
 NAMES = [name if name == DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in distinct()]
 
 
@@ -37,10 +42,11 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _strict() -> Iterator[None]:
-    """No graph of another test counts, and one too many is an error instead of an uncompiled call."""
+    """No graph of another test counts, and one too many is an error instead of an uncompiled call. All kernels are
+    used, unless a test says otherwise."""
     torch.compiler.reset()
     counters.clear()
-    with dynamo.patch(fail_on_recompile_limit_hit=True):
+    with dynamo.patch(fail_on_recompile_limit_hit=True), kernels.using(FORCED):
         yield
     torch.compiler.reset()
 
@@ -60,12 +66,14 @@ def run(model: Model, tokens: Tensor, sizes: list[int], room: int = 0) -> Tensor
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
-def test_compiled_equals_uncompiled_at_every_length_with_three_graphs_a_layer(name: str) -> None:
+@pytest.mark.parametrize("chosen", KERNELS)
+def test_compiled_equals_uncompiled_at_every_length_with_three_graphs_a_layer(chosen: Any, name: str) -> None:
     """First passes, passes after others and lone tokens, over caches of several sizes: below, at and above a window,
     with room left and full to the last place by several tokens or one; the first token of all alone, and one after
     more than a compiled sum is made of in one piece (4,096). Latents have two forms for a pass after others. A pass
     without a cache is one more, since it stores nothing.
     """
+    kernels.use(chosen)
     plain, fast = pair(zoo.spec(name, tiny=True))
     for sizes, room in (
         ([40, 1, 1, 23, 1, 24], 5),
@@ -130,6 +138,43 @@ def test_equal_layers_share_their_graphs() -> None:
     for length in (9, 1, 1, 7, 1, 5):
         model(tokens_of(spec, 1, length), cache)
     assert len(made) == 3 * len(set(spec.layers)) + 2
+
+
+@torch.no_grad()
+def test_kernels_that_lose_are_compiled_anew_as_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes up while the first single token is traced is measured after it; the pass after that is plain."""
+    monkeypatch.setattr(kernels, "_wins", lambda race: False)
+    made: list[str] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        made.append(graph.print_readable(print_output=False))
+        return graph
+
+    kernels.use(None)
+    plain, fast = pair(zoo.spec(DEFAULT, tiny=True))
+    fast.compile(backend=keep)
+    tokens = tokens_of(plain.spec, 1, 12)
+    expected = run(plain, tokens, [10, 1, 1])
+    assert (run(fast, tokens, [10, 1, 1]) - expected).abs().max() <= bound(expected)
+    assert {name.partition(",")[0]: kernel for name, kernel in kernels.choices().items()} == {
+        "decode linear": kernels.PLAIN,
+        "decode attention": kernels.PLAIN,
+    }
+    assert not kernels.active().pending
+    assert sum("as_strided" in text for text in made) == 2, "a layer and the head, as reductions, and then no more"
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "share"), [(1, 1), (4, 8)])
+def test_reductions_are_raced_against_the_library(dtype: torch.dtype, batch: int, share: int) -> None:
+    """Both run and agree on what is timed; which of them is faster is the machine's business."""
+    near = 1e-4 if dtype == torch.float32 else 0.1
+    for race in (products._race_gemv(dtype, batch), attend._race_reduction(dtype, 2, share, 64)):
+        for one, other in zip(race.plain, reversed(race.other), strict=True):
+            torch.testing.assert_close(one(), other(), rtol=near, atol=10 * near)
+        assert kernels._wins(race) in (True, False)
 
 
 def test_without_a_compiler_it_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 import zoo
 from tests.configs import newer
+from tests.models import bound, randomised, tokens_of
 from tests.reference import published
 from zoo import LinearScaling, Llama3Scaling, NoPE, RoPE, YarnScaling
+from zoo.blocks import rope as module
 from zoo.blocks.rope import _frequencies, yarn_gain
 
 CPU = torch.device("cpu")
@@ -201,3 +203,32 @@ RAMPS: dict[str, Callable[[], YarnScaling]] = {
 def test_a_ramp_without_width_is_a_step(case: str) -> None:
     frequencies, plain = (_frequencies(RoPE(1e4, scaling), 16, CPU) for scaling in (RAMPS[case](), None))
     assert set((plain / frequencies).round(decimals=3).tolist()) <= {1.0, 4.0}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it exports
+@pytest.mark.parametrize("name", ["qwen3", "deepseek-v3"])
+def test_tables_made_while_a_model_is_exported_are_not_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing computes with tensors that hold no numbers: kept, they would poison every later model of the process.
+    The exported program is plain torch, but for experts, which no graph can loop over."""
+    monkeypatch.setattr(module, "_KEPT", {})
+    model = randomised(zoo.spec(name, tiny=True))
+    tokens = tokens_of(model.spec, 1, 12)
+    with torch.no_grad():
+        exported = torch.export.export(model, (tokens,))
+        expected = model(tokens)
+        assert all(type(table) is Tensor for table in module._KEPT.values())
+        assert module._KEPT
+        assert (exported.module()(tokens) - expected).abs().max() <= bound(expected)
+        assert (torch.export.export(model, (tokens,)).module()(tokens) - expected).abs().max() <= bound(expected)
+    own = {str(node.target) for node in exported.graph.nodes if "zoo" in str(node.target)}
+    assert own <= {"zoo.grouped_linear.default"}
+
+
+def test_tables_made_in_inference_mode_serve_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_KEPT", {})
+    model = randomised(zoo.spec("qwen3", tiny=True))
+    tokens = tokens_of(model.spec, 1, 12)
+    with torch.inference_mode():
+        model(tokens)
+    model(tokens).sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters())
