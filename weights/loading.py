@@ -95,7 +95,6 @@ def open_source(source: str | Path, revision: str | None = None, offline: bool =
     raise UsageError(f"{path} is neither a folder with config.json and safetensors files nor a .gguf file")
 
 
-@torch.no_grad()
 def fill(
     spec: Decoder,
     source: Source,
@@ -103,7 +102,18 @@ def fill(
     dtype: str | torch.dtype,
     check_finite: bool = False,
 ) -> Model:
-    """A model of this spec: everything is seen to fit before the first tensor is read, and read one move at a time."""
+    """A model of this spec: everything is seen to fit before the first tensor is read, and read one move at a time.
+
+    The parameters are normal tensors under `torch.inference_mode()` too, so that the model can be trained and compiled
+    afterwards. Threads that read do not inherit that mode, and without it nothing may write into its tensors.
+    """
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+        return _fill(spec, source, device, dtype, check_finite)
+
+
+def _fill(
+    spec: Decoder, source: Source, device: str | torch.device, dtype: str | torch.dtype, check_finite: bool
+) -> Model:
     stored = text_names(source.path, source.entries())
     model = catalog.allocate(spec, "meta", number_type(dtype, source))
     parameters = dict(model.named_parameters())
