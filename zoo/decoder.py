@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo import inductor
 from zoo.blocks.layer import Layer
 from zoo.blocks.linear import Linear, linear
 from zoo.blocks.norm import RMSNorm
@@ -146,6 +147,7 @@ class Model(nn.Module):
 
         Raises NotAvailable where there is no C++ compiler for the CPU.
         """
+        inductor.load()
         device = self.embed.weight.device
         passes = {layer: compiled(layer_pass, device, **options) for layer in set(self.spec.layers)}
         self._passes = [passes[layer] for layer in self.spec.layers]
