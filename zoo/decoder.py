@@ -152,6 +152,8 @@ class Model(nn.Module):
         passes = {layer: compiled(layer_pass, device, **options) for layer in set(self.spec.layers)}
         self._passes = [passes[layer] for layer in self.spec.layers]
         self._head_pass = compiled(Model.logits, device, **options)
+        if device.type == "cpu":
+            inductor.separate_cache()
         self._compiled, self._replays = True, device.type == "cuda"
 
     def forward(self, tokens: Tensor, cache: Cache | None = None, logits_to_keep: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""Importing torch's compiler where text files are read as ASCII."""
+"""torch's compiler on other machines: where text files are read as ASCII, and where its cache is another processor's."""
 
 from __future__ import annotations
 
@@ -24,3 +24,18 @@ def load() -> None:
         import_module("torch._inductor.lowering")
     finally:
         locale.setlocale(locale.LC_CTYPE, before)
+
+
+def separate_cache() -> None:
+    """Give each width of vectors its own entries in the compiler's cache on disk.
+
+    The cache finds code by the graph and the compiler's settings, and not by the instructions that it was made for.
+    Code for AVX-512 would be taken from a cache that is shared with a processor that has AVX2 alone, and would give
+    NaN. The width is a setting: it is set to the one that the compiler would choose.
+    """
+    from torch._inductor import config
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    if config.cpp.simdlen is None:
+        isa = pick_vec_isa()
+        config.cpp.simdlen = isa.bit_width() if isa else 1  # 1: no vectors
