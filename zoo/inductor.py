@@ -1,4 +1,4 @@
-"""torch's compiler on other machines: where text files are read as ASCII, and where its cache is another processor's."""
+"""torch's compiler on other machines: where text is read as ASCII, and where its cache is another processor's."""
 
 from __future__ import annotations
 
