@@ -38,10 +38,10 @@ class Row(NamedTuple):
 
 # fmt: off
 HOUSE = (
-    Row(0, "zoo/errors.py",                                              NONE,   ""),
+    Row(0, "zoo/errors.py zoo/interrupt.py",                             NONE,   ""),
     Row(0, "zoo/registry.py zoo/cost.py",                                ANY,    ""),
     Row(1, "zoo/step.py zoo/cache.py zoo/attend.py zoo/products.py",     ANY,    TENSORS),
-    Row(1, "zoo/kernels.py zoo/watch.py",                                ANY,    "torch"),
+    Row(1, "zoo/kernels.py zoo/watch.py zoo/inductor.py",                ANY,    "torch"),
     Row(2, "zoo/blocks/__init__.py",                                     ANY,    ""),
     Row(2, "zoo/blocks/*.py",                                            BASICS, TENSORS),
     Row(3, "zoo/decoder.py zoo/compiled.py zoo/replay.py",               ANY,    TENSORS),

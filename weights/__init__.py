@@ -1,5 +1,8 @@
 """Released weights for the zoo's models."""
 
+from zoo import interrupt  # noqa: F401 - before torch, so that Ctrl-C is answered while that is imported
+
+# isort: split
 from weights.loading import load
 from weights.parity_check import parity
 from weights.parity_report import Report

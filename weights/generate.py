@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,22 +77,25 @@ def main(
         seed=seed,
         stop=opened.ends,
     )
-    _write(new, len(ids), _listing() if tokenizer is None else spelling(tokenizer, ids))
+    _write(new, len(ids), _listing() if tokenizer is None else spelling(tokenizer, ids), opened.ends)
 
 
-def _write(new: Iterator[torch.Tensor], given: int, show: Callable[[int], str]) -> None:
-    """Print each token as it comes, and at last how fast they came. The first one comes with the prompt's pass."""
-    times = [time.perf_counter()]
+def _write(new: Iterator[torch.Tensor], given: int, show: Callable[[int], str], ends: Container[int]) -> None:
+    """Print each token as it comes, and at last how fast they came and why no more did. The first one comes with the
+    prompt's pass."""
+    times, last = [time.perf_counter()], -1
     try:
         for token in new:
             times.append(time.perf_counter())
-            print(show(int(token)), end="", flush=True)
+            last = int(token)
+            print(show(last), end="", flush=True)
     finally:
         if len(times) > 1:
             print()
     first, rest, steps = times[1] - times[0], times[-1] - times[1], len(times) - 2
     later = f", then {steps} in {rest:.2f} s ({steps / rest:.1f} tokens/s)" if steps else ""
-    _note(f"prompt of {given} tokens in {first:.2f} s ({given / first:.1f} tokens/s){later}")
+    why = f"stopped by end token {last}" if last in ends else f"stopped after --max-new-tokens {len(times) - 1}"
+    _note(f"prompt of {given} tokens in {first:.2f} s ({given / first:.1f} tokens/s){later}; {why}")
 
 
 def _listing() -> Callable[[int], str]:

@@ -73,6 +73,8 @@ def load(
 
     `dtype` "auto" is the source's own: what its config.json says, float32 for a quantised .gguf. On the CPU in its own
     dtype, parameters that are stored as we hold them share the file's pages; packed ones are unpacked one at a time.
+    They are normal tensors under `torch.inference_mode()` too.
+
     `ignore_fields` are fields of the config that the caller vouches for. `check_finite` reads every number first, and
     refuses NaN and infinity. `offline` takes from the download cache only.
 
@@ -95,7 +97,6 @@ def open_source(source: str | Path, revision: str | None = None, offline: bool =
     raise UsageError(f"{path} is neither a folder with config.json and safetensors files nor a .gguf file")
 
 
-@torch.no_grad()
 def fill(
     spec: Decoder,
     source: Source,
@@ -103,7 +104,19 @@ def fill(
     dtype: str | torch.dtype,
     check_finite: bool = False,
 ) -> Model:
-    """A model of this spec: everything is seen to fit before the first tensor is read, and read one move at a time."""
+    """A model of this spec: everything is seen to fit before the first tensor is read, and read one move at a time.
+
+    The modes around the call do not matter. Under `torch.inference_mode()` the parameters are normal tensors, so the
+    model can be trained and compiled afterwards. (The threads that read do not inherit that mode. They could not write
+    into tensors that were made in it.) Temporary tensors are on the CPU, whatever the default device is.
+    """
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+        return _fill(spec, source, device, dtype, check_finite)
+
+
+def _fill(
+    spec: Decoder, source: Source, device: str | torch.device, dtype: str | torch.dtype, check_finite: bool
+) -> Model:
     stored = text_names(source.path, source.entries())
     model = catalog.allocate(spec, "meta", number_type(dtype, source))
     parameters = dict(model.named_parameters())

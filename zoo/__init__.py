@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from zoo import interrupt  # noqa: F401 - before torch, so that Ctrl-C is answered while that is imported
+
+# isort: split
 from zoo.blocks import (
     GLU,
     GQA,

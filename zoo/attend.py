@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
+from zoo import inductor
 from zoo.cost import bands
 from zoo.kernels import Race, active
 from zoo.products import bucket, dot, is_plain_memory, linear, materialize, threads
@@ -89,7 +90,7 @@ def _race_reduction(dtype: torch.dtype, groups: int, share: int, width: int) -> 
         return torch.randn(1, groups, count, width).to(dtype)
 
     q, caches = drawn(share), [(drawn(RACE_KEYS), drawn(RACE_KEYS)) for _ in range(2)]
-    reduce = torch.compile(_summed, dynamic=True, fullgraph=True)
+    reduce = torch.compile(_summed, dynamic=True, fullgraph=True, options=inductor.options())
     scale = width**-0.5
     plain = [partial(_product, q, k, v, None, scale, None) for k, v in caches]
     return Race(plain, [partial(reduce, q, k, v, None, scale, None) for k, v in reversed(caches)], cold=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from zoo import inductor
 from zoo.cache import Slot
 from zoo.errors import NotAvailable
 from zoo.kernels import active
@@ -61,6 +62,7 @@ class Compiled:
     """
 
     def __init__(self, model: Model, options: dict[str, Any]) -> None:
+        inductor.load()
         if model.embed.weight.device.type == "cpu":
             find_compiler()
         self._model, self._options = model, options
@@ -139,7 +141,7 @@ def compiled(function: F, as_built: bool = True, **options: Any) -> F:
     ours: dict[str, Any] = {"dynamic": True, "fullgraph": as_built, "isolate_recompiles": True}
     own = dict(GUARDS) if as_built else {}  # a copy: torch.compile takes its own entries out
     if options.get("backend", "inductor") == "inductor" and "mode" not in options:
-        own |= INDUCTOR
+        own |= inductor.options()
     given = {name: value for name, value in options.items() if name != "options"}
     return cast(F, torch.compile(function, **(ours | given), options=own | (options.get("options") or {}) or None))
 
@@ -152,8 +154,6 @@ def _guards(entries: Sequence[Any]) -> list[bool]:
 
 
 GUARDS = {"guard_filter_fn": _guards}
-# A product and the sum it goes into are rounded once, in one instruction: reductions over matrices are 1.05 times as fast.
-INDUCTOR = {"cpp.enable_floating_point_contract_flag": "fast"}
 
 
 def own_lengths(step: Step, new: int) -> None:

@@ -223,7 +223,6 @@ class Model(nn.Module):
         weight = self.embed.weight
         return Cache(self._stored, batch, tokens, weight.dtype, weight.device)
 
-    @torch.no_grad()
     def stream(
         self,
         tokens: Tensor,
@@ -238,14 +237,19 @@ class Model(nn.Module):
 
         Ends after `max_new_tokens`, or when every row has met one of the token ids in `stop`; a row that has repeats
         its own. `temperature` 0 takes the likeliest token; otherwise samples among the `top_k` likeliest and the fewest
-        that hold `top_p` of the probability. Raises UsageError for tokens or options that make no sense.
+        that hold `top_p` of the probability. The call raises UsageError for tokens or options that make no sense; the
+        model runs as the result is iterated over.
         """
         _check(tokens, self.spec.vocab)
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens={max_new_tokens} is below 1")
-        sampler = Sampler(temperature, top_k, top_p, seed, tokens.device)
-        cache = self.new_cache(tokens.shape[0], tokens.shape[1] + max_new_tokens)
         ends = torch.tensor(sorted(set(stop)), dtype=torch.long, device=tokens.device)
+        return self._stream(tokens, max_new_tokens, Sampler(temperature, top_k, top_p, seed, tokens.device), ends)
+
+    @torch.no_grad()
+    def _stream(self, tokens: Tensor, max_new_tokens: int, sampler: Sampler, ends: Tensor) -> Iterator[Tensor]:
+        """`stream`, its arguments checked: a generator's body runs at the first `next`, and not at the call."""
+        cache = self.new_cache(tokens.shape[0], tokens.shape[1] + max_new_tokens)
         done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
         last, fed = tokens[:, -1], tokens
         for _ in range(max_new_tokens):

@@ -87,6 +87,7 @@ class Kernels:
         if found is None:
             self.pending[size] = race
             return True
+        self.chosen[size] = found
         return found == other
 
     def settle(self) -> bool:

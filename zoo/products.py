@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from torch.library import custom_op
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from zoo import inductor
 from zoo.kernels import Race, active
 
 PARTS = 4  # of a matrix that a loop goes over at once, for a lone row
@@ -168,7 +169,7 @@ def _race_gemv(dtype: torch.dtype, rows: int) -> Race:
     width = 1024
     x = torch.randn(rows, width).to(dtype)
     matrices = [torch.randn(2**24 // dtype.itemsize // width, width).to(dtype) for _ in range(2)]
-    reduce = torch.compile(gemv_reduce, dynamic=True, fullgraph=True)
+    reduce = torch.compile(gemv_reduce, dynamic=True, fullgraph=True, options=inductor.options())
     plain = [partial(linear, x, matrix) for matrix in matrices]
     return Race(plain, [partial(reduce, x, matrix) for matrix in reversed(matrices)], cold=True)
 

@@ -26,6 +26,7 @@ import torch
 import typer
 
 from zoo.errors import NotAvailable, ZooError
+from zoo.interrupt import EXIT_CODE, raised
 
 SCHEMA_VERSION = 1
 tabulate.MIN_PADDING = 0  # it would widen each header by two: tables are to fit 80 columns
@@ -72,14 +73,14 @@ def exit_code(app: typer.Typer, prog: str, args: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         # Not command.main(): that swallows interrupts and closed pipes, differently from one typer to the next.
-        with command.make_context(prog, list(args)) as context:
+        with raised(), command.make_context(prog, list(args)) as context:
             code = command.invoke(context)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except typer.Exit as stop:  # --help, for one
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", 130, args)
+        return _fail("interrupted", EXIT_CODE, args)
     except _BadCall as error:
         message: str = error.format_message().replace("Value error, ", "")  # type: ignore[attr-defined]
         return _fail(f"{message[:1].lower()}{message[1:].rstrip('.')} (see {prog} --help)", 2, args)

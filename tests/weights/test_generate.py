@@ -69,7 +69,32 @@ def test_it_stops_at_the_end_token(ends: Callable, folder: Path, run: Callable) 
         (folder / name).write_text(json.dumps(config | {"eos_token_id": ends(first)}), encoding="utf-8")
         if name == "generation_config.json":
             (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 510}), encoding="utf-8")
-        assert run(folder, "--tokens", "5,6,7", "--max-new-tokens", 6)[:2] == (0, f"{first}\n")
+        code, out, err = run(folder, "--tokens", "5,6,7", "--max-new-tokens", 6)
+        assert (code, out) == (0, f"{first}\n")
+        assert err.endswith(f"; stopped by end token {first}\n")
+
+
+def test_it_says_why_it_stopped(folder: Path, run: Callable) -> None:
+    """Also where an end token comes first, which is no text, and where one comes last of all that were asked for."""
+    new = continued(folder, 6)
+    assert len(set(new[:3])) == 3
+    text = ("w5 w6 w7", "--max-new-tokens")
+    assert run(folder, *text, 2)[2].endswith("; stopped after --max-new-tokens 2\n")
+    for place in (0, 2):
+        end = new[place]
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"eos_token_id": [end]}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        for most in (place + 1, 6):
+            code, out, err = run(folder, *text, most)
+            assert (code, out.split()) == (0, [f"w{token}" for token in new[: place + 1]])
+            assert err.endswith(f"; stopped by end token {end}\n")
+    special = Tokenizer.from_str(WORDS.to_str())
+    special.add_special_tokens([f"w{end}"])
+    special.save(str(folder / "tokenizer.json"))
+    code, out, err = run(folder, *text, 6)
+    assert (code, out.split()) == (0, [f"w{token}" for token in new[:2]])
+    assert err.endswith(f"; stopped by end token {end}\n")
 
 
 def test_a_character_of_several_tokens_comes_whole() -> None:

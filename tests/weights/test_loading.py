@@ -4,7 +4,8 @@ import logging
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 import weights
 import zoo
+from tests.models import distinct, tokens_of
 from tests.weights.checkpoints import Config, Tensors, read, write
 from weights.files import Folder
 from weights.loading import fill, open_source
@@ -168,6 +170,44 @@ def test_parameters_share_the_pages_of_the_file(name: str, saved: Saved) -> None
     assert copied == stacked | moved
     assert bool(stacked) == any(isinstance(layer.ffn.block, MoE) for layer in model.spec.layers)
     assert bool(moved) == any(isinstance(layer.mixer, zoo.MLA) for layer in model.spec.layers)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)
+
+
+MODES = {
+    "inference_mode": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "default device": lambda: torch.device("meta"),
+    "default dtype": lambda: default_dtype(torch.float64),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", distinct())
+def test_a_model_is_the_same_whatever_mode_it_is_loaded_in(name: str, mode: str, saved: Saved) -> None:
+    """And can be run in that mode, and trained after it."""
+    expected = weights.load(saved(name))
+    tokens = tokens_of(expected.spec, 1, 20)
+    with MODES[mode]():
+        model = weights.load(saved(name))
+        if mode != "default device":
+            model(tokens.clone())
+    for (key, parameter), other in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert (parameter.dtype, parameter.device, parameter.requires_grad) == (other.dtype, other.device, True), key
+        assert not parameter.is_inference(), key
+        assert torch.equal(parameter, other), key
+    for one in (model, expected):
+        one(tokens).square().mean().backward()
+    for parameter, other in zip(model.parameters(), expected.parameters(), strict=True):
+        assert (parameter.grad is None) == (other.grad is None)
+        assert other.grad is None or (other.grad - parameter.grad).abs().max() <= 1e-5 * other.grad.abs().max()
 
 
 def test_changing_a_model_leaves_the_file_as_it_is(saved: Saved) -> None:

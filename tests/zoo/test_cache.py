@@ -199,9 +199,16 @@ WINDOWED = [name for name in SCREEN if any(layer.stored().window for layer in zo
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("name", WINDOWED)
 def test_a_token_outside_the_window_has_no_say_and_one_inside_has(name: str, cached: bool) -> None:
-    """By perturbation, on a model of one windowed layer: token i depends on tokens i - window + 1 to i exactly."""
+    """By perturbation, on a model of one windowed layer: token i depends on tokens i - window + 1 to i exactly.
+
+    One expert stands for a mixture of them. Tokens of one expert share a product, whose rows may round differently when
+    there are more or fewer of them: any token can change that, within a window or without. The two tests below look at
+    mixtures too.
+    """
     spec = zoo.spec(name, tiny=True)
     layer = next(layer for layer in spec.layers if layer.stored().window)
+    if isinstance(layer.ffn.block, zoo.MoE):
+        layer = zoo.swap(layer, zoo.MoE, lambda mixture: mixture.expert)
     model = randomised(zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale))
     tokens = tokens_of(spec, 1, LENGTH)
 
@@ -217,6 +224,29 @@ def test_a_token_outside_the_window_has_no_say_and_one_inside_has(name: str, cac
         changed[0, i] = (changed[0, i] + 1) % spec.vocab
         depends.append(not torch.equal(last(changed), expected))
     assert depends == [i > LENGTH - 1 - WINDOW for i in range(LENGTH)]
+
+
+MIXED = [name for name in WINDOWED if any(isinstance(x.ffn.block, zoo.MoE) for x in zoo.spec(name, tiny=True).layers)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MIXED)
+def test_with_a_mixture_of_experts_a_token_outside_the_window_has_no_say_but_in_roundings(name: str) -> None:
+    """The same with all experts: what they are given is the same to the bit, what comes out within a rounding."""
+    spec = zoo.spec(name, tiny=True)
+    layer = next(layer for layer in spec.layers if layer.stored().window)
+    model = randomised(zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale))
+    given: list[Tensor] = []
+    model.layers[0].ffn.register_forward_pre_hook(lambda module, args: given.append(args[0][0, -1]))
+    tokens = tokens_of(spec, 1, LENGTH)
+    expected = model(tokens)[0, -1]
+    for i in range(LENGTH):
+        changed = tokens.clone()
+        changed[0, i] = (changed[0, i] + 1) % spec.vocab
+        moved = (model(changed)[0, -1] - expected).abs().max()
+        inside = i > LENGTH - 1 - WINDOW
+        assert torch.equal(given[-1], given[0]) == (not inside)
+        assert (moved > bound(expected)) == inside
 
 
 @pytest.mark.parametrize("name", WINDOWED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -149,6 +150,24 @@ def test_arguments_out_of_range_are_refused() -> None:
             model.generate(torch.full_like(tokens, wrong), 1)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": 0},
+        {"tokens": torch.zeros(1, 0, dtype=torch.long)},
+        {"tokens": torch.full((1, 3), -1)},
+        {"temperature": -1.0},
+        {"top_k": 0},
+        {"top_p": 0.0},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_streaming_refuses_arguments_before_the_first_token_is_asked_for(options: dict[str, Any]) -> None:
+    model = model_of(SCREEN[0])
+    with pytest.raises(UsageError):
+        model.stream(**{"tokens": tokens_of(model.spec, 1, 3), "max_new_tokens": 1} | options)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", SCREEN)
 def test_greedy_takes_the_likeliest_of_the_full_forward(name: str) -> None:
@@ -168,6 +187,20 @@ def test_streaming_yields_each_step_as_it_is_made(name: str) -> None:
     assert torch.equal(next(stream), greedy(name)[:, 0])
     assert torch.equal(torch.stack(list(stream), dim=1), greedy(name)[:, 1:])
     assert torch.is_grad_enabled()
+
+
+def test_streaming_takes_no_gradients_and_leaves_the_mode_alone_between_steps() -> None:
+    """Whichever mode each of its tokens is asked for in."""
+    name, taken = SCREEN[0], []
+    model = randomised(zoo.spec(name, tiny=True))
+    model.register_forward_hook(lambda *_: taken.append(torch.is_grad_enabled()))
+    stream = model.stream(tokens_of(model.spec, 3, PROMPT), NEW, stop=iter([model.spec.vocab]))
+    for i, mode in enumerate([torch.enable_grad, torch.no_grad, torch.inference_mode, torch.enable_grad]):
+        with mode():
+            before = torch.is_grad_enabled()
+            assert torch.equal(next(stream), greedy(name)[:, i])
+            assert torch.is_grad_enabled() == before
+    assert taken == [False] * 4
 
 
 @pytest.mark.parametrize("name", SCREEN)
