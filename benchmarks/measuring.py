@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from benchmarks import throughput_tables
-from benchmarks.environment import environment
+from benchmarks.environment import recorded
 from benchmarks.progress import progress
 from benchmarks.report import Report
 from benchmarks.runners import workloads
@@ -74,14 +74,12 @@ def measure(
     runs = len(modes) + peer + peer_compiled
     check_memory(subjects, need(setting.works, runs, copies=2 if peer else 1), setting.device, setting.dtype)
     found, entrants = Found(), list[Entrant]()
-    report.about |= {"complete": False, "machine": environment(setting.device)}
     try:
-        with progress("building") as bar:
+        with recorded(report, setting.device), progress("building") as bar:
             for subject in subjects:
                 bar.doing(f"building {subject.label}")
                 entrants += _entrants(subject, setting, modes, peer, peer_compiled)
             run(entrants, setting, found, bar)
-        report.about["complete"] = True
     finally:
         if made := rows(entrants, setting, found):
             report.add(*throughput_tables.tables(made, ceiling_rows(setting, found), report.about["machine"]))

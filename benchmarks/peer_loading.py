@@ -22,6 +22,7 @@ from torch import nn
 
 from zoo.architectures import families
 from zoo.errors import ZooError
+from zoo.kernels import choices
 
 TOKENS = 16
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -99,7 +100,8 @@ def measure(who: str, source: str, dtype: str) -> dict[str, Any]:
     model(tokens)
     ready = time.perf_counter()
     held = sum(parameter.nbytes for parameter in model.parameters())
-    return {"load_s": loaded - began, "ready_s": ready - began, "model_bytes": held} | peak.stop()
+    found = {"load_s": loaded - began, "ready_s": ready - began, "model_bytes": held} | peak.stop()
+    return found | {"kernels": choices() if who == "zoo" else {}}
 
 
 def main(who: str, source: str, dtype: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.costs import FLOPS_CONTEXT
+from benchmarks.environment import chosen_kernels, kernel_summary
 from benchmarks.report import Table
 from benchmarks.show import positions, unit
 from benchmarks.throughput_tables import repetitions
@@ -80,6 +81,7 @@ def tiny_throughput(rows: Rows) -> Table:
         "us/layer: microseconds for a decoded token, divided by the number of layers.",
         f"{repetitions(rows)}, models taking turns; {first['dtype']}, batch {first['batch']}, "
         f"threads: {first['threads']}, {here['cpu']}, torch {here['torch']}.",
+        f"{kernel_summary(chosen_kernels())}.",
     ]
     prefill = {(row["model"], row["swap"]): row for row in rows if row["phase"] == "prefill"}
 

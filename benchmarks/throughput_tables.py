@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.ceilings import BUFFER
+from benchmarks.environment import kernel_summary
 from benchmarks.report import Table, named
 from benchmarks.show import three, unit
 from benchmarks.throughput import EAGER, ZOO
@@ -51,6 +52,7 @@ def speeds(rows: Rows, machine: Row) -> Table:
         f"{first['device']}{_weights(rows)}.",
         f"{machine['cpu']}, {first['threads']} of {machine['cores']} cores, {' '.join(machine['isa'])}; "
         f"{_gpu(machine)}torch {machine['torch']}, {machine['blas']}.",
+        *([f"{told}."] if (told := kernel_summary(machine)) else []),
     ]
     return Table("Tokens a second, as measured", columns, legend, rows, derive=_speed)
 

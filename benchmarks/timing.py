@@ -10,7 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median, stdev
+from math import exp, inf, log, sqrt
+from statistics import NormalDist, fmean, median, stdev
+from typing import NamedTuple
 
 Clock = Callable[[], float]
 
@@ -18,6 +20,13 @@ WINDOW = 3  # samples under one median while it warms up
 AGREEMENT = 0.03  # by which two successive medians may differ once it is warm
 MOST_WARMUPS = 10  # rounds; a machine that is never quiet has to be measured as it is
 MOST_SECONDS = 120  # of warm-up, after which no round of it begins
+# 97.5 % quantiles of Student's t distribution with 1, 2, 3 ... degrees of freedom: a 95 % interval reaches as far to
+# either side.
+T_QUANTILES = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,14 @@ class Spread:
 
     median: float
     std: float
+    low: float
+    high: float
+
+
+class PairedRatio(NamedTuple):
+    """How many times as fast as a baseline, with the ends of its 95 % interval."""
+
+    ratio: float
     low: float
     high: float
 
@@ -98,3 +115,31 @@ def rate(amount: float, seconds: Sequence[float]) -> Spread:
     """`amount` a second, over samples of the seconds it took. The median is that of the seconds."""
     rates = spread([amount / each for each in seconds])
     return Spread(amount / median(seconds), rates.std, rates.low, rates.high)
+
+
+def paired_ratio(seconds: Sequence[float], baseline_seconds: Sequence[float]) -> PairedRatio:
+    """How many times as fast something is as a baseline that took turns with it: above 1 it is faster.
+
+    The n-th samples of both are from the same round, so a drift of the machine cancels in their ratio. The ratio is the
+    geometric mean over the rounds; the interval is Student's for the mean of the ratios' logarithms, as if these were
+    independent and normally distributed. A round that an interruption left without one of the two does not count. One
+    round says nothing about the spread: its interval is from 0 to infinity. Raises ValueError without any round.
+    """
+    logs = [log(base / own) for own, base in zip(seconds, baseline_seconds, strict=False)]
+    if not logs:
+        raise ValueError("a paired ratio needs a round in which both were timed")
+    if len(logs) == 1:
+        return PairedRatio(exp(logs[0]), 0.0, inf)
+    mean, margin = fmean(logs), t_quantile(len(logs) - 1) * stdev(logs) / sqrt(len(logs))
+    return PairedRatio(exp(mean), exp(mean - margin), exp(mean + margin))
+
+
+def t_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t distribution with so many degrees of freedom, 1 or more, to three digits.
+
+    From 31 on by its expansion around the normal quantile in powers of 1 / freedom (Abramowitz and Stegun, 26.7.5).
+    """
+    if freedom <= len(T_QUANTILES):
+        return T_QUANTILES[freedom - 1]
+    z = NormalDist().inv_cdf(0.975)
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

@@ -11,9 +11,11 @@ import typer
 from benchmarks import block_trials
 from benchmarks.block_list import EXPERTS, HEAD_DIM, SHARE, WINDOW, entries
 from benchmarks.block_trials import Setting
+from benchmarks.environment import chosen_kernels, kernel_summary, recorded
 from benchmarks.options import AsFormat, ComputingType, Repeat, Seed, tokens
 from benchmarks.report import Report, Table
 from benchmarks.show import positions, three, three_in
+from benchmarks.side_by_side import CPU
 from benchmarks.timing import Samples
 from zoo.terminal import Column, Debug, Format, Json, Out, machine
 
@@ -46,10 +48,9 @@ def command(
     setting, listed = Setting(dim, tokens, context, dtype, repeat, seed), entries(dim)
     block_trials.check_memory(listed, setting)
     report, samples = Report.asked(format, json, out), Samples()
-    report.about["complete"] = False
     try:
-        block_trials.run(listed, setting, samples)
-        report.about["complete"] = True
+        with recorded(report, CPU):
+            block_trials.run(listed, setting, samples)
     finally:
         rows = block_trials.rows(listed, setting, samples)
         report.add(*(tables(rows) if rows else ()))
@@ -110,6 +111,7 @@ def _times(title: str, rows: Rows) -> Table:
         f"Medians of {'-'.join(map(str, rounds))} after warm-up; blocks take turns, so that each finds its weights in "
         f"memory, as in a model, and not in the processor's caches. {first['dtype']}, batch 1, "
         f"threads: {first['threads']}, {here['cpu']}, torch {here['torch']}.",
+        f"{kernel_summary(chosen_kernels())}.",
     ]
 
     def ranges(row: Row) -> Row:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import costs, tables, throughput_rows, tiny_throughput
-from benchmarks.environment import environment
+from benchmarks.environment import recorded
 from benchmarks.models import Model, chosen, representatives
 from benchmarks.options import AsFormat, IgnoreField, Names, Seed, Swap
 from benchmarks.report import Report
@@ -48,10 +48,9 @@ def measure(models: Sequence[Model], seed: int, report: Report) -> None:
     """Time the tiny models and add them to the report, as far as it came when it is interrupted."""
     setting, found = tiny_throughput.setting(seed), Found()
     entrants = tiny_throughput.entrants(models, setting)
-    report.about |= {"complete": False, "machine": environment(setting.device)}
     try:
-        tiny_throughput.measure(entrants, setting, found)
-        report.about["complete"] = True
+        with recorded(report, setting.device):
+            tiny_throughput.measure(entrants, setting, found)
     finally:
         if rows := throughput_rows.rows(entrants, setting, found):
             report.add(tables.tiny_throughput(rows))

@@ -12,11 +12,11 @@ import typer
 
 from benchmarks.models import chosen
 from benchmarks.options import Names
+from benchmarks.performance import kept
 from weights.extras import need
 from zoo.errors import MalformedError, NotAvailable
 from zoo.terminal import Debug, emit, size
 
-KEPT = Path(__file__).resolve().parents[2] / "docs" / "performance.json"  # speeds that come with the repository
 Folder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to write it; made if it is not there.")]
 Png = Annotated[bool, typer.Option("--png", help="Each chart as a PNG and an SVG file, too.")]
 Measured = Annotated[
@@ -42,8 +42,8 @@ def command(
     charts/, each chart for papers.
     """
     models = chosen(names or [])
-    kept = measured or (KEPT if KEPT.is_file() else None)
-    speeds = read_measured(kept) if kept else None
+    samples = measured or next(iter(kept().values()), None)  # those of the first processor, if nothing else is said
+    speeds = read_measured(samples) if samples else None
     for package in ("altair", "vl_convert", "jinja2", "mistune"):
         need(package, "gallery")
     from benchmarks.gallery import files  # needs what was just looked for

@@ -8,9 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from benchmarks import loading
+from benchmarks.environment import kernel_summary, merged, recorded
 from benchmarks.loading import PEER, ZOO, Found
 from benchmarks.options import AsFormat
 from benchmarks.peer_loading import TOKENS
@@ -49,19 +51,19 @@ def command(
     if not alone and not beside:
         print("without transformers beside it: pip install 'zoo-llm[parity]'", file=sys.stderr)
     found: dict[str, list[Found]] = {}
-    report.about["complete"] = False
     try:
-        failed = loading.run(opened.path, dtype, [ZOO, PEER] if beside else [ZOO], repeat, found)
-        report.about["complete"] = True
+        with recorded(report, torch.device("cpu")):
+            failed = loading.run(opened.path, dtype, [ZOO, PEER] if beside else [ZOO], repeat, found)
         for loader, why in failed.items():
             print(f"{loader} does not load it: {why}", file=sys.stderr)
     finally:
         if found:
-            report.add(table(loading.rows(opened.path, dtype, found)))
+            report.about["machine"]["kernels"] = merged(sample.get("kernels", {}) for sample in found.get(ZOO, []))
+            report.add(table(loading.rows(opened.path, dtype, found), report.about["machine"]))
             report.finish()
 
 
-def table(rows: Rows) -> Table:
+def table(rows: Rows, machine: dict[str, Any]) -> Table:
     """A row a loader."""
     first, mib = rows[0], unit(2**20, 1)
     columns = [
@@ -79,5 +81,6 @@ def table(rows: Rows) -> Table:
         "own: most memory above that of the imports which only this process can use. with files: and the pages of the "
         "files, which the system takes back when it needs them.",
         f"Medians of {len(first['load_seconds'])}, files in memory, dtype {first['dtype']}, on the CPU.",
+        f"{kernel_summary(machine)}.",
     ]
     return Table(f"{Path(first['source']).name}: {size(first['file_bytes'])} of files", columns, legend, rows)

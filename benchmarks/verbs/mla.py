@@ -10,12 +10,14 @@ import typer
 
 from benchmarks import mla_trials
 from benchmarks.costs import about
+from benchmarks.environment import chosen_kernels, kernel_summary, recorded
 from benchmarks.mla_forms import ABSORBED, EXPANDED, LATENT
 from benchmarks.mla_trials import Outcome, Setting
 from benchmarks.models import Model, one, swapped
 from benchmarks.options import AsFormat, ComputingType, Contexts, Repeat, Seed
 from benchmarks.report import Report, Table, named
 from benchmarks.show import positions, three, three_in, unit
+from benchmarks.side_by_side import CPU
 from benchmarks.timing import Samples
 from zoo.blocks.mla import MLA
 from zoo.errors import CheckFailed, UsageError
@@ -59,10 +61,9 @@ def command(
     mla_trials.check_memory(spec, dim, setting)
     report = Report.asked(format, json, out)
     outcomes, samples = list[Outcome](), Samples()
-    report.about["complete"] = False
     try:
-        mla_trials.run(spec, dim, setting, outcomes, samples)
-        report.about["complete"] = True
+        with recorded(report, CPU):
+            mla_trials.run(spec, dim, setting, outcomes, samples)
     finally:
         found = mla_trials.rows(spec, dim, setting, outcomes, samples)
         rows = [{**about(model), "tiny": tiny, **row} for row in found]
@@ -155,3 +156,4 @@ def _method(rows: Rows) -> Iterator[str]:
             f"Medians of {'-'.join(map(str, sorted(rounds)))} after warm-up, forms taking turns; {first['dtype']}, "
             f"batch 1, threads: {first['threads']}, {here['cpu']}, torch {here['torch']}."
         )
+        yield f"{kernel_summary(chosen_kernels())}."

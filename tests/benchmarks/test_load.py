@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jsonschema import Draft202012Validator
 
-from benchmarks import loading
+from benchmarks import loading, peer_loading
 from benchmarks.__main__ import app
 from tests.reference import toy_config, toy_reference
+from zoo import kernels
 from zoo.errors import MalformedError
 from zoo.terminal import exit_code
 
@@ -40,6 +42,23 @@ def test_both_loaders_in_turns(folder: Path, capsys: pytest.CaptureFixture[str])
     assert zoo["model_bytes"] == peer["model_bytes"]
     assert zoo["file_bytes"] == (folder / "model.safetensors").stat().st_size
     assert 0 < zoo["load_s"] < zoo["ready_s"]
+    assert {"isa", "kernels", "kernels_set"} <= document["machine"].keys()
+
+
+def test_kernels_are_those_of_the_loads_own_processes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = iter([{"linear, float32, rows 1": kernel} for kernel in ("gemv", "onednn", "plain")])
+    monkeypatch.setattr(loading, "once", lambda *given: fake(*given) | {"kernels": next(chosen)})
+    assert call(str(folder), "--alone", "--repeat", "2", "--json") == 0
+    kernels = json.loads(capsys.readouterr().out)["machine"]["kernels"]
+    assert kernels == {"linear, float32, rows 1": "onednn or plain"}  # the first load does not count
+
+
+def test_a_process_says_which_kernels_its_load_and_pass_chose(folder: Path) -> None:
+    with kernels.using({"linear": "onednn"}):
+        kernels.active().pick(("linear", torch.float32, "rows 1"), "onednn", lambda: pytest.fail("a race"))
+        assert peer_loading.measure("zoo", str(folder), "auto")["kernels"] == kernels.choices() != {}
 
 
 def fake(loader: str, path: Path, dtype: str) -> dict[str, Any]:

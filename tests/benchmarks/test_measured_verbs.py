@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def test_tables_fit_80_columns_and_say_how_they_were_measured(call: Callable[...
     out = call()
     assert max(map(len, out.splitlines())) <= 80
     assert "Medians of " in out
+    assert re.search(r"^kernels\b.*: ", out, re.MULTILINE)
     assert " taking turns" in " ".join(out.split()) or " take turns" in " ".join(out.split())
 
 
@@ -76,6 +78,7 @@ def test_json_jsonl_and_csv_hold_the_same_rows_by_the_schema(call: Callable[...,
     errors = [error.message[:300] for error in Draft202012Validator(SCHEMA).iter_errors(document)]
     assert errors == []
     assert document["complete"] is True
+    assert {"isa", "kernels", "kernels_set"} <= document["machine"].keys()
     head, *rows = map(json.loads, call("--format", "jsonl").splitlines())
     assert head["complete"] is True
     assert stable(rows) == stable(document["rows"])
@@ -111,4 +114,5 @@ def test_ctrl_c_while_it_measures_leaves_valid_json(verb: str) -> None:
     assert done.returncode == 128 + signal.SIGINT
     document = json.loads(done.stdout)
     assert (document["complete"], document["rows"]) == (False, [])
+    assert document["machine"]["kernels"] == {}
     assert done.stderr == "error: interrupted\n"

@@ -18,6 +18,7 @@ from benchmarks import ceilings, devices, measuring, throughput
 from benchmarks.__main__ import app
 from benchmarks.timing import measure
 from tests.benchmarks.fakes import Ticking
+from zoo import kernels
 from zoo.terminal import exit_code
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +59,35 @@ def test_json_has_rows_ceilings_and_the_machine(capsys: pytest.CaptureFixture[st
         assert (row["own_matrices_tokens_per_s"] is None) == (row["phase"] == "decode")
     kinds = [row["kind"] for row in document["rows"] if row["table"] == "ceilings"]
     assert set(kinds) == {"bandwidth", "matmul"}
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_kernels_that_are_chosen_while_it_runs_are_told(
+    interrupted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In JSON and beneath the table, after Ctrl-C too."""
+
+    def choosing(tasks: Any, samples: Any, **rest: Any) -> None:
+        measure(tasks, samples, **rest)
+        for rows in (1, 4):
+            kernels.active().pick(("linear", torch.float32, f"rows {rows}"), "onednn", lambda: pytest.fail("a race"))
+        if interrupted:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(throughput, "measure", choosing)
+    monkeypatch.setenv("ZOO_KERNELS", "choices.json")
+    setting = {"linear": "onednn", "linear, float32, rows 4": "plain"}
+    with kernels.using(setting):
+        assert call("qwen3", *SHORT, "--json") == (130 if interrupted else 0)
+    machine = written(capsys)["machine"]
+    chosen = {name: kernel for name, kernel in machine["kernels"].items() if name.count(",") == 2}
+    assert chosen == {"linear, float32, rows 1": "onednn", "linear, float32, rows 4": "plain"}
+    assert machine["kernels_set"] == "choices.json"
+    with kernels.using(setting):
+        assert call("qwen3", *SHORT) == (130 if interrupted else 0)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert re.search(r"^kernels \(ZOO_KERNELS=choices.json\): .*linear float32: onednn", out, re.MULTILINE)
 
 
 def test_tables_on_stdout_and_nothing_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

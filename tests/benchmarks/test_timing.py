@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
+from math import cos, exp, gamma, inf, pi, sqrt, tan
 
 import pytest
 
-from benchmarks.timing import MOST_SECONDS, MOST_WARMUPS, Samples, Spread, Task, measure, rate, settled, spread
+from benchmarks.timing import (
+    MOST_SECONDS,
+    MOST_WARMUPS,
+    Samples,
+    Spread,
+    Task,
+    measure,
+    paired_ratio,
+    rate,
+    settled,
+    spread,
+    t_quantile,
+)
 from tests.benchmarks.fakes import Clock
 
 
@@ -119,3 +132,59 @@ def test_a_rate_is_that_of_the_median_with_the_slowest_and_the_fastest() -> None
 
 def test_a_lone_sample_has_no_deviation() -> None:
     assert spread([3.0]) == Spread(median=3.0, std=0.0, low=3.0, high=3.0)
+
+
+def probability(within: float, freedom: int, steps: int = 2000) -> float:
+    """That a variable of Student's t distribution is between -within and within, by Simpson's rule for its density,
+    with x = tan(u) sqrt(freedom)."""
+    scale = gamma((freedom + 1) / 2) / (sqrt(pi) * gamma(freedom / 2))
+    low, high = 0.0, next_angle(within, freedom)
+    width = (high - low) / steps
+    weights = [1 if n in (0, steps) else 4 if n % 2 else 2 for n in range(steps + 1)]
+    return 2 * scale * width / 3 * sum(w * cos(n * width) ** (freedom - 1) for n, w in enumerate(weights))
+
+
+def next_angle(within: float, freedom: int) -> float:
+    """The angle u with tan(u) sqrt(freedom) = within, by bisection."""
+    low, high = 0.0, pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if tan(middle) * sqrt(freedom) < within else (low, middle)
+    return low
+
+
+@pytest.mark.parametrize("freedom", [*range(1, 61), 120, 300])
+def test_a_quantile_leaves_five_per_cent_outside(freedom: int) -> None:
+    assert probability(t_quantile(freedom), freedom) == pytest.approx(0.95, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "published"), [(1, 12.706), (4, 2.776), (30, 2.042), (40, 2.021), (60, 2.000), (120, 1.980)]
+)
+def test_quantiles_are_those_of_printed_tables(freedom: int, published: float) -> None:
+    assert round(t_quantile(freedom), 3) == published
+
+
+def test_a_paired_ratio_is_the_geometric_mean_with_its_interval() -> None:
+    """Ratios 1, e and e^2: their logarithms have mean 1 and deviation 1, and t with 2 degrees of freedom is 4.303."""
+    found = paired_ratio([1.0, 2.0, 3.0], [1.0, 2.0 * exp(1), 3.0 * exp(2)])
+    assert found == pytest.approx((exp(1), exp(1 - 4.303 / sqrt(3)), exp(1 + 4.303 / sqrt(3))))
+
+
+def test_a_drift_of_the_machine_cancels_in_a_paired_ratio() -> None:
+    """Twice as fast in every round, though the rounds get ten times slower."""
+    assert paired_ratio([1.0, 3.0, 10.0], [2.0, 6.0, 20.0]) == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_swapping_both_inverts_a_paired_ratio() -> None:
+    ours, theirs = [1.0, 1.2, 1.1, 1.4], [1.5, 1.4, 1.9, 1.6]
+    ratio, low, high = paired_ratio(ours, theirs)
+    assert paired_ratio(theirs, ours) == pytest.approx((1 / ratio, 1 / high, 1 / low))
+    assert low < ratio < high
+
+
+def test_a_round_without_its_pair_does_not_count_and_a_lone_round_has_no_interval() -> None:
+    assert paired_ratio([1.0, 1.0, 1.0], [2.0, 3.0]) == paired_ratio([1.0, 1.0], [2.0, 3.0])
+    assert paired_ratio([1.0], [2.0, 3.0]) == (2.0, 0.0, inf)
+    with pytest.raises(ValueError, match="needs a round"):
+        paired_ratio([], [1.0])
