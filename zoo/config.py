@@ -15,7 +15,7 @@ from zoo.blocks.rope import LinearScaling, Llama3Scaling, RoPE, Scaling, YarnSca
 from zoo.config_fields import NEUTRAL, VISION, is_inert
 from zoo.decoder import Decoder
 from zoo.errors import MalformedError, SpecError
-from zoo.fields import MOST, Fields
+from zoo.fields import LONGEST, MOST, Fields
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,10 @@ class Config(Fields):
         given, classes = self.values.get("architectures"), sorted(set(classes))
         named = given if isinstance(given, list) else [given]
         if given is not None and "architectures" not in set(ignore) and any(name not in classes for name in named):
+            told = repr(given) if len(repr(given)) <= LONGEST else brief(given)
             raise self.wrong(
-                f"architectures={brief(given)} is not read, only {' or '.join(classes)}: another class has another head, "
-                "or none, and other weights"
+                f"architectures={told} is not read, only {' or '.join(classes)}: another class has another head, or none; "
+                "pass --ignore-field architectures (ignore_fields=) to ignore it"
             )
         if remote is not None and remote.released(self.values.get("auto_map")):
             self.unused("auto_map")
