@@ -101,6 +101,6 @@ def _name(packing: dict[str, Any], method: Any) -> str:
 def _unsupported(scheme: str, evidence: str) -> MalformedError:
     known = ", ".join(packing.words for packing in FORMATS.values())
     return MalformedError(
-        f"config.json: the weights are quantised with a scheme that is not supported, {scheme}: {evidence}; {known} are, "
-        "and bfloat16, float16 and float32. Take another repository of this model"
+        f"config.json: the weights are quantised with a scheme that is not supported, {scheme}: {evidence}; {known} "
+        "are, and bfloat16, float16 and float32. Take another repository of this model"
     )

@@ -73,7 +73,7 @@ class Unpacked:
 
 
 def unpacked(folder: Folder) -> Folder | Unpacked:
-    """The folder itself where its config says nothing of packing, which is in one of FORMATS: see weights/schemes.py."""
+    """The folder itself where its config says nothing of packing, else unpacked: `Folder` refuses other schemes."""
     said = folder.packing
     if said is None:
         return folder

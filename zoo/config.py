@@ -6,8 +6,8 @@ Every field is read by the architecture, or has no effect on a forward pass (zoo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from reprlib import repr as brief
 from typing import Any, Protocol
 
@@ -108,7 +108,8 @@ class Config(Fields):
     def _rope_fields(self) -> Fields:
         """The object that says how positions are scaled. A scaling of another model's context takes the model's own
         context where it does not say which it stretches, as the reference does."""
-        used, other = ("rope_parameters", "rope_scaling") if self._newer else ("rope_scaling", "rope_parameters")
+        plain = self.values.get("rope_parameters") == {} and not self.values.get("rope_scaling")  # no default then
+        used, other = ("rope_parameters", "rope_scaling")[:: 1 if self._newer or plain else -1]
         if self.values.get(other) in (None, {}):
             self.unused(other)
         context = self.values.get("max_position_embeddings", self.defaults.get("max_position_embeddings"))
@@ -119,22 +120,22 @@ class Config(Fields):
         kinds = {True: "full_attention", False: "sliding_attention"}
         self.agrees("layer_types", (kinds[layer.stored().window is None] for layer in spec.layers))
 
-    def check_released(self, classes: Iterable[str], remote: Remote | None, ignore: Iterable[str] = ()) -> None:
+    def check_released(self, kinds: Sequence[ModelType], ignore: Iterable[str] = ()) -> None:
         """`architectures` and `auto_map` must name released classes, for which the layout of the weights is known.
 
         Other heads (a classifier's, a reward model's, a draft model's) and bare models compute something else from
         the same fields. Raises MalformedError for `architectures`; an `auto_map` is left to `finish`.
         """
         self.read.add("architectures")
-        given, classes = self.values.get("architectures"), sorted(set(classes))
+        given, classes = self.values.get("architectures"), sorted({kind.reference for kind in kinds})
         named = given if isinstance(given, list) else [given]
         if given is not None and "architectures" not in set(ignore) and any(name not in classes for name in named):
             told = repr(given) if len(repr(given)) <= LONGEST else brief(given)
             raise self.wrong(
-                f"architectures={told} is not read, only {' or '.join(classes)}: another class has another head, or none; "
-                "pass --ignore-field architectures (ignore_fields=) to ignore it"
+                f"architectures={told} is not read, only {' or '.join(classes)}: another class has another head, or "
+                "none; pass --ignore-field architectures (ignore_fields=) to ignore it"
             )
-        if remote is not None and remote.released(self.values.get("auto_map")):
+        if any(kind.remote and kind.remote.released(self.values.get("auto_map")) for kind in kinds):
             self.unused("auto_map")
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
@@ -205,6 +206,22 @@ class Remote:
         return all(code.fullmatch(name) for name in auto_map.values())
 
 
+@dataclass(frozen=True)
+class ModelType:
+    """A model_type: its name in config.json, the reference's class where that is not the name in capitals with
+    "ForCausalLM", published values of fields that files of this model_type leave out, and the code it came with."""
+
+    name: str
+    class_name: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    remote: Remote | None = None
+
+    @property
+    def reference(self) -> str:
+        """The reference's class."""
+        return self.class_name or "".join(word.capitalize() for word in self.name.split("_")) + "ForCausalLM"
+
+
 class FromHF(Protocol):
     """An architecture's `from_hf`: a published config -> its spec; and what it was made of."""
 
@@ -216,38 +233,34 @@ class FromHF(Protocol):
     def __call__(self, config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder: ...
 
 
-def reads(
-    *model_types: str,
-    classes: Mapping[str, str] | None = None,
-    by_type: Mapping[str, dict[str, Any]] | None = None,
-    remote: Remote | None = None,
-    **defaults: Any,
-) -> Callable[[Callable[[Config], Decoder]], FromHF]:
+def reads(*kinds: str | ModelType, **defaults: Any) -> Callable[[Callable[[Config], Decoder]], FromHF]:
     """Make `from_hf(config, ignore_fields=())` of a function that reads a Config.
 
-    `model_types` are those it takes, a multimodal wrapper's among them; `defaults` the published values of fields that
-    files leave out, `by_type` those of one model_type. `classes` are the reference's, model_type -> class, where one is
-    not the model_type in capitals and "ForCausalLM". `remote` is what `auto_map` may name. Raises MalformedError for
-    what the file gets wrong or this architecture does not understand.
+    `kinds` are the model_types it takes, a multimodal wrapper's among them; `defaults` the published values of fields
+    that files leave out, for all of them. Raises MalformedError for what the file gets wrong or this architecture does
+    not understand.
     """
-    by_type, named = by_type or {}, {kind: _class(kind) for kind in model_types} | dict(classes or {})
+    known = {kind.name: kind for kind in (ModelType(kind) if isinstance(kind, str) else kind for kind in kinds)}
+
+    def some(model_type: Any) -> list[ModelType]:
+        """The kind of this name; every kind where there is none."""
+        return [known[model_type]] if isinstance(model_type, str) and model_type in known else list(known.values())
 
     def defaults_of(model_type: Any) -> dict[str, Any]:
-        return defaults | (by_type.get(model_type, {}) if isinstance(model_type, str) else {})
+        own = some(model_type)
+        return defaults | (dict(own[0].defaults) if len(own) == 1 else {})
 
     def decorate(read: Callable[[Config], Decoder]) -> FromHF:
         def from_hf(config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder:
-            ignore = set(ignore_fields)
+            ignore, text = set(ignore_fields), config
             if "text_config" in config:
                 wrapper = Config(config)
-                wrapper.check_released(_of(wrapper.model_type), remote, ignore)
+                wrapper.check_released(some(wrapper.model_type), ignore)
                 text = text_part(wrapper, ignore)
-            else:
-                text = config
             fields = Config(text, defaults_of(text.get("model_type")))
-            if fields.model_type not in (None, *model_types):
-                raise fields.wrong(f"model_type={brief(fields.model_type)} is not {' or '.join(model_types)}")
-            fields.check_released(named.values() if text is not config else _of(fields.model_type), remote, ignore)
+            if fields.model_type not in (None, *known):
+                raise fields.wrong(f"model_type={brief(fields.model_type)} is not {' or '.join(known)}")
+            fields.check_released(some(fields.model_type if text is config else None), ignore)
             try:
                 spec = read(fields)
             except SpecError as error:
@@ -255,19 +268,12 @@ def reads(
             fields.finish(ignore)
             return spec
 
-        def _of(model_type: Any) -> list[str]:
-            return [named[model_type]] if isinstance(model_type, str) and model_type in named else list(named.values())
-
-        vars(from_hf).update(model_types=model_types, classes=named, defaults=defaults_of, read=read)
-        from_hf.__doc__ = f"A published config.json of model_type {' or '.join(model_types)} -> its spec."
+        classes = {name: kind.reference for name, kind in known.items()}
+        vars(from_hf).update(model_types=tuple(known), classes=classes, defaults=defaults_of, read=read)
+        from_hf.__doc__ = f"A published config.json of model_type {' or '.join(known)} -> its spec."
         return from_hf  # type: ignore[return-value]
 
     return decorate
-
-
-def _class(model_type: str) -> str:
-    """The reference's class, where it goes by the model_type."""
-    return "".join(word.capitalize() for word in model_type.split("_")) + "ForCausalLM"
 
 
 def text_part(wrapper: Config, ignore: Iterable[str] = ()) -> dict[str, Any]:

@@ -37,8 +37,8 @@ SAMPLING = """
 LABELS = "_num_labels finetuning_task id2label label2id num_labels prefix problem_type task_specific_params"
 # The tokenizer and its lengths. Ids of tokens are below, in PATTERNS.
 TOKENIZER = """
-    bos_token chat_template cls_token eos_token mask_token max_sequence_length model_max_length pad_token processor_class
-    sep_token tokenizer_class tokenizer_model_max_length tokenizer_padding_side unk_token
+    bos_token chat_template cls_token eos_token mask_token max_sequence_length model_max_length pad_token
+    processor_class sep_token tokenizer_class tokenizer_model_max_length tokenizer_padding_side unk_token
 """
 # Which outputs a call returns, and which kernels compute them.
 EXECUTION = """
@@ -46,7 +46,6 @@ EXECUTION = """
     _experts_implementation_internal _flash_attn_2_enabled _output_attentions attn_implementation
     chunk_size_feed_forward experts_implementation output_attentions output_hidden_states return_dict tf_legacy_loss
     tie_last_hidden_states torchscript use_bfloat16 use_cache use_flash_attention use_flash_attention_2 use_flash_attn
-    use_return_dict
 """
 # How the weights are stored, which `weights` looks at, and which library or tool wrote the file.
 STORAGE = """

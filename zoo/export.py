@@ -24,6 +24,7 @@ from zoo.registry import Spec
 TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 NO_SCALING = {"rope_type": "default"}  # where a file that says nothing of it gets the model_type's own
 
+
 def to_hf(spec: Decoder) -> Words:
     """The published config.json of this model: `zoo.from_hf` of it is the spec again.
 

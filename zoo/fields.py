@@ -87,11 +87,12 @@ class Fields:
         return self.inner[name]
 
     def expect(self, **only: Any) -> None:
-        """Fields that are understood in one value only, the one they have where they are absent."""
+        """Fields that are understood in one value only, the one they have where they are absent and have no default."""
         for name, value in only.items():
             self.read.add(name)
-            if self.values.get(name, value) != value:
-                raise self.wrong(f"{name}={brief(self.values[name])} is not supported, only {value!r}")
+            if (given := self.values.get(name, self.defaults.get(name, value))) != value:
+                whence = "" if name in self.values else " (its default)"
+                raise self.wrong(f"{name}={brief(given)}{whence} is not supported, only {value!r}")
 
     def neutral(self, **off: Any) -> None:
         """Fields that name a feature, read in the value that says it is off. In any other, `finish` refuses them."""

@@ -6,6 +6,7 @@ The slow sweep is the proof: each ignored field is set on the reference, and its
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -35,7 +36,7 @@ VALUES: dict[str, list[Any]] = {
     "attn_implementation": ["eager"],
     "bad_words_ids": [[[3]]],
     "begin_suppress_tokens": [[3]],
-    "bos_token_id": [7, [7, 8]],
+    "bos_token_id": [7],
     "boi_token_index": [500],
     "boi_token_id": [500],
     "cache_config": [{"batch_size": 2}],
@@ -68,7 +69,8 @@ VALUES: dict[str, list[Any]] = {
     "processor_class": ["X"],
     "quantization": [{"group_size": 64, "bits": 4}],
     "quantization_config": [{"quant_method": "awq", "bits": 4}],  # the numbers are what the loader makes of the file
-    "return_dict": [False],
+    "return_dict": [True, False],
+    "router_aux_loss_coef": [0.5],
     "return_dict_in_generate": [True],
     "sequence_bias": [[[[3], 2.0]]],
     "stop_strings": [["x"]],
@@ -80,6 +82,7 @@ VALUES: dict[str, list[Any]] = {
     "unk_token_id": [12],
     "unsloth_fixed": [True],
     "unsloth_version": ["2024.9"],
+    "use_cache": [False],
     "watermarking_config": [{"bias": 2.5}],
 }
 SOME: list[Any] = [True, 3]  # for all others
@@ -177,8 +180,8 @@ def test_other_heads_are_refused_by_name(name: str) -> None:
     config = older(name)
     named = family_of(config).from_hf.classes[config["model_type"]]
     stem = named.removesuffix("ForCausalLM")
-    for other in ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model", "ForCausalLMEagle",
-                  "ForCausalLMEagle3", "ForRewardModel", "MTP"):  # fmt: skip
+    heads = "ForSequenceClassification ForTokenClassification ForQuestionAnswering ForRewardModel Model MTP"
+    for other in (*heads.split(), "ForCausalLMEagle", "ForCausalLMEagle3"):
         message = refusal(older(name, architectures=[stem + other], surprise=3))
         assert f"architectures=['{stem}{other}'] is not read, only {named}" in message.replace('"', "'")
         assert zoo.from_hf(older(name, architectures=[stem + other]), ["architectures"]) == zoo.spec(name)
@@ -266,7 +269,9 @@ def logits(config: dict[str, Any]) -> Tensor:
 
     auto: Any = AutoModelForImageTextToText if "text_config" in config else AutoModelForCausalLM
     model = auto.from_config(AutoConfig.for_model(**config), attn_implementation="eager", dtype=torch.float32)
-    randomise(model, seed=0)
+    parts = [model.model.language_model, model.lm_head] if "text_config" in config else [model]
+    for part in parts:  # without the vision tower, whose shapes some of the swept fields set
+        randomise(part, seed=0)
     tokens = torch.randint(13, 400, (2, 24), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         out = model.eval()(tokens)
@@ -279,12 +284,22 @@ PICTURES = {"mm_tokens_per_image": 1, "multimodal_projector_bias": True, "projec
 SWEPT = [(name, False) for name in smallest()] + [(name, True) for name in wrapped_names()[-2:]]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Thousands of toy passes: on a busy machine, threads that wait for each other take ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("name", "outside"), SWEPT, ids=[f"{name}{'-wrapper' * outside}" for name, outside in SWEPT])
 def test_the_reference_does_not_read_them(name: str, outside: bool) -> None:
     """Ignored names set on the reference's config, one at a time: its logits do not move."""
     config = toy(name, outside)
-    before, moved, unbuilt = logits(config), [], []
+    before, moved, seen, unbuilt = logits(config), [], set(), []
     bound = 1e-5 * max(1.0, float(before.abs().max()))
     swept = {field: VALUES.get(field, SOME) for field in sorted(INERT | VALUES.keys())}
     swept |= {field: [off] for field, off in NEUTRAL.items()}
@@ -298,15 +313,14 @@ def test_the_reference_does_not_read_them(name: str, outside: bool) -> None:
             for changed in levels:
                 try:
                     after = logits(changed)
-                except Exception as error:  # what the reference does not take in this value, no file can hold
+                except Exception as error:  # the reference does not run with this value; it must with another
                     unbuilt.append((field, value, f"{type(error).__name__}: {str(error)[:100]}"))
                     continue
                 if after.shape != before.shape or (after - before).abs().max() > bound:
                     moved.append((field, value))
+                seen.add(field)
     assert moved == []
-    tried = {field for field, values in swept.items() if values}
-    failed = {field for field, *_ in unbuilt}
-    assert len(failed) <= 0.1 * len(tried), unbuilt
+    assert seen == {field for field, values in swept.items() if values}, unbuilt
 
 
 @pytest.mark.slow

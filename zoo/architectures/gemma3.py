@@ -2,7 +2,7 @@
 with its own RoPE base; sandwich norms that multiply by 1 + w; embeddings scaled by sqrt(dim); GeGLU."""
 
 from zoo.blocks import GLU, GQA, GeGLU, Layer, LinearScaling, RMSNorm, RoPE, sandwich
-from zoo.config import Config, Size, reads
+from zoo.config import Config, ModelType, Size, reads
 from zoo.decoder import Decoder
 from zoo.layout import Same
 
@@ -25,10 +25,10 @@ HEADS = dict(num_attention_heads=8, num_key_value_heads=4, head_dim=256, query_p
 DEFAULTS = ROPE | HEADS | dict(vocab_size=262_208, rms_norm_eps=1e-6, tie_word_embeddings=True)
 
 
-CLASSES = {"gemma3_text": "Gemma3ForCausalLM", "gemma3": "Gemma3ForConditionalGeneration"}
+TEXT, WRAPPER = ModelType("gemma3_text", "Gemma3ForCausalLM"), ModelType("gemma3", "Gemma3ForConditionalGeneration")
 
 
-@reads(*CLASSES, classes=CLASSES, **DEFAULTS)
+@reads(TEXT, WRAPPER, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_activation="gelu_pytorch_tanh", attention_bias=False)
     config.neutral(use_bidirectional_attention=False)

@@ -41,7 +41,7 @@ def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="silu", attention_bias=True)
     shape = config.integers(window="sliding_window", experts="num_local_experts", k="num_experts_per_tok")
     rope = config.rope()
-    config.expect(experts_per_token=shape["k"], initial_context_length=getattr(rope.scaling, "original", None))
+    config.neutral(experts_per_token=shape["k"], initial_context_length=getattr(rope.scaling, "original", None))
     act = ClampedSwiGLU(config.number("swiglu_alpha"), config.number("swiglu_limit"))
     spec = decoder(**config.dense(), **shape, head_dim=config.head_dim(), act=act, rope=rope)
     config.agrees_on_windows(spec)

@@ -9,10 +9,10 @@ from zoo.decoder import Decoder
 
 
 def decoder(
-    *, layers, heads, hidden, kv_heads=8, head_dim=128, bias=False, ffn_bias=False, eps=1e-5, rope, vocab=128_256, **rest
+    *, layers, heads, hidden, kv_heads=8, head_dim=128, biases=(False, False), eps=1e-5, rope, vocab=128_256, **rest
 ) -> Decoder:
-    norm = RMSNorm(eps)
-    attn = GQA(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rope=rope, bias=bias)
+    norm, (attn_bias, ffn_bias) = RMSNorm(eps), biases
+    attn = GQA(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rope=rope, bias=attn_bias)
     layer = Layer(pre(norm, attn), pre(norm, GLU(hidden=hidden, bias=ffn_bias)))
     return Decoder(layers=(layer,) * layers, norm=norm, vocab=vocab, **rest)
 
@@ -25,8 +25,8 @@ DEFAULTS = WIDTHS | dict(attention_bias=False, mlp_bias=False, tie_word_embeddin
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="silu")
     config.neutral(rope_interleaved=False)
-    biases = {"bias": config.flag("attention_bias"), "ffn_bias": config.flag("mlp_bias")}
-    return decoder(**config.dense(), **biases, head_dim=config.head_dim(), rope=config.rope())
+    biases = config.flag("attention_bias"), config.flag("mlp_bias")
+    return decoder(**config.dense(), biases=biases, head_dim=config.head_dim(), rope=config.rope())
 
 
 _3 = dict(rope=RoPE(5e5), context=8192)

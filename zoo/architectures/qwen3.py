@@ -2,7 +2,7 @@
 is not dim / heads; and experts without a shared one, the weights of the chosen renormalised."""
 
 from zoo.blocks import GLU, GQA, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
-from zoo.config import Config, Size, reads
+from zoo.config import Config, ModelType, Size, reads
 from zoo.decoder import Decoder
 
 
@@ -18,14 +18,12 @@ def mixture(hidden, experts=128, k=8, renormalise=True):
     return MoE(experts, expert=GLU(hidden), router=SoftmaxTopK(k, renormalise))
 
 
-BY_TYPE = {
-    "qwen3": dict(num_key_value_heads=32, head_dim=128),
-    "qwen3_moe": dict(num_key_value_heads=4, head_dim=None, norm_topk_prob=False),
-}
+DENSE = ModelType("qwen3", defaults=dict(num_key_value_heads=32, head_dim=128))
+SPARSE = ModelType("qwen3_moe", defaults=dict(num_key_value_heads=4, head_dim=None, norm_topk_prob=False))
 DEFAULTS = dict(max_position_embeddings=32_768, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
 
 
-@reads(*BY_TYPE, by_type=BY_TYPE, **DEFAULTS)
+@reads(DENSE, SPARSE, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="silu", attention_bias=False, use_sliding_window=False)
     config.neutral(qkv_bias=False, mlp_bias=False, use_qk_norm=True)
