@@ -52,7 +52,8 @@ def toy_config(name: str, layers: int) -> dict[str, Any]:
         field: value if field not in TOY or value is None else min(value, TOY[field]) for field, value in full.items()
     }
     config |= TOKENS | {"num_hidden_layers": layers}
-    config.pop("quantization_config", None)
+    for unread in ("quantization_config", "auto_map"):
+        config.pop(unread, None)
     heads, kv_heads = full["num_attention_heads"], full["num_key_value_heads"]
     config["num_key_value_heads"] = 4 if kv_heads == heads else min(kv_heads, 2)
     if full.get("shared_expert_intermediate_size"):  # as many times as wide as the routed ones

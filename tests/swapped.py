@@ -37,6 +37,8 @@ SAYABLE: dict[str, tuple[str, zoo.Decoder]] = {
     "both gains": ("deepseek_v3", change(LATENT, zoo.YarnScaling, gain=1.25)),
     "another clamp": ("gpt_oss", change(SINKS, zoo.ClampedSwiGLU, alpha=1.5, limit=0.5)),
     "another scale": ("gemma3_text", change(SANDWICH, zoo.GQA, scale=30**-0.5)),
+    "biases in attention": ("llama", change(LLAMA, zoo.GQA, bias=True)),
+    "biases in the feed-forward": ("llama", change(LLAMA, zoo.GLU, bias=True)),
     "another stretch": ("llama", change(LLAMA, zoo.RoPE, scaling=zoo.YarnScaling(factor=4, original=32, gain=1.0))),
 }
 

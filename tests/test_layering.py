@@ -46,6 +46,7 @@ HOUSE = (
     Row(2, "zoo/blocks/*.py",                                            BASICS, TENSORS),
     Row(3, "zoo/decoder.py zoo/compiled.py zoo/replay.py",               ANY,    TENSORS),
     Row(3, "zoo/sampling.py zoo/tiny.py",                                ANY,    TENSORS),
+    Row(0, "zoo/config_fields.py",                                       NONE,   ""),
     Row(3, "zoo/fields.py zoo/config.py zoo/layout.py zoo/published.py", ANY,    TENSORS),
     Row(4, "zoo/architectures/*.py",                                     NONE,   "torch"),
     Row(5, "zoo/catalog.py zoo/export.py zoo/__init__.py",               ANY,    "torch"),

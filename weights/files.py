@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
@@ -16,10 +17,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weights.header import read_header
-from weights.matching import READ, Entry, listed
+from weights.matching import HEAD, READ, Entry, listed, text_names
+from weights.schemes import check_scheme
 from weights.untrusted import CONFIG_LIMIT, INDEX_LIMIT, member, read_json
 from zoo import catalog
 from zoo.blocks import MoE
+from zoo.config import contradicts_on_tying
 from zoo.decoder import Decoder
 from zoo.errors import MalformedError, NotAvailable, enough
 from zoo.layout import COMMON, Rules
@@ -38,6 +41,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = read_json(member(path, CONFIG), CONFIG_LIMIT)
+        check_scheme(path, self.config)
         self.family = catalog.family_of(self.config)
         whole = (path / SINGLE).exists() or not (path / INDEX).exists()
         self._entries, self._shard = self._whole() if whole else self._sharded()
@@ -72,6 +76,8 @@ class Folder:
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
         """The model that config.json describes, as far as the files can hold it."""
         spec = catalog.from_hf(self.config, ignore_fields)
+        if contradicts_on_tying(self.config):  # the reference ties only what is not stored twice
+            spec = replace(spec, tied=HEAD not in text_names(self.path, self.entries()))
         experts = sum(layer.ffn.block.experts for layer in spec.layers if isinstance(layer.ffn.block, MoE))
         told = [
             f"{what}: {number} {least}"

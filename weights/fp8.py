@@ -25,8 +25,9 @@ class FP8(Format):
 
     def check_config(self, said: Fields) -> None:
         """Activations are not rounded here; which matrices are packed, and how scales were rounded, the files say."""
-        said.expect(fmt="e4m3", weight_block_size=[SIDE, SIDE])
-        said.unused("activation_scheme", "modules_to_not_convert", "scale_fmt")
+        said.expect(fmt="e4m3", weight_block_size=[SIDE, SIDE], expert_dtype="fp8")
+        said.unused("modules_to_convert", "modules_to_not_convert", "ignored_layers")
+        said.unused("activation_scheme", "dequantize", "scale_fmt")
 
     def unpacked_shape(self, codes: Shape) -> Shape | None:
         return codes if len(codes) == 2 else None

@@ -26,7 +26,7 @@ class MXFP4(Format):
 
     def check_config(self, said: Fields) -> None:
         """Which tensors are packed, the files say."""
-        said.unused("modules_to_not_convert")
+        said.unused("dequantize", "modules_to_not_convert")
 
     def unpacked_shape(self, codes: Shape) -> Shape | None:
         experts, out, blocks, width = codes if len(codes) == 4 else (0, 0, 0, 0)

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from weights.extras import need
+from weights.files import CONFIG
 from weights.loading import Source
 from weights.parity_layers import Passed
+from weights.untrusted import CONFIG_LIMIT, member, read_json
+from zoo.catalog import family_of
 from zoo.decoder import Decoder
 from zoo.errors import CheckFailed, MalformedError
 from zoo.layout import Rule, Rules
@@ -61,10 +64,19 @@ def quiet() -> Iterator[None]:
 
 
 def config_of(source: Source) -> Any:
-    """The source's config as transformers reads it."""
+    """The source's config as transformers reads it; by another name of the architecture where it lacks this one."""
     folder, named = place(source)
+    known = transformers().CONFIG_MAPPING
+    reader = transformers().AutoConfig
+    if source.path.is_dir():
+        said = read_json(member(source.path, CONFIG), CONFIG_LIMIT)
+        names = family_of(said).from_hf.model_types
+        if said["model_type"] not in known:  # kimi_k2, which is deepseek_v3
+            reader = next((known[name] for name in names if name in known), reader)
     with quiet():
-        return transformers().AutoConfig.from_pretrained(folder, **named)
+        config = reader.from_pretrained(folder, **named)
+    config.model_type = type(config).model_type  # the file's is kept otherwise, and says how tensors are named
+    return config
 
 
 def whole(source: Source) -> bool:
@@ -80,9 +92,10 @@ def load_reference(source: Source, dtype: torch.dtype) -> Reference:
     folder, named = place(source)
     if named:
         need("accelerate", EXTRA)  # transformers reads no .gguf file without it
+    given: dict[str, Any] = named or {"config": config_of(source)}
     with quiet():
         model, told = transformers().AutoModelForCausalLM.from_pretrained(
-            folder, **named, dtype=dtype, attn_implementation="eager", output_loading_info=True
+            folder, **given, dtype=dtype, attn_implementation="eager", output_loading_info=True
         )
     if told["missing_keys"]:
         raise MalformedError(f"{source.path}: transformers finds no {', '.join(sorted(told['missing_keys']))} there")

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from weights.files import CONFIG, GENERATION, INDEX, SINGLE, weight_map
+from weights.schemes import MODELOPT, check_config
 from zoo import catalog
 from zoo.errors import NotAvailable, UsageError, ZooError, enough
 
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
-SMALL = (CONFIG, GENERATION, INDEX, TOKENIZER, "tokenizer_config.json", TEMPLATE, "chat_template.json")
+SMALL = (CONFIG, GENERATION, INDEX, TOKENIZER, "tokenizer_config.json", TEMPLATE, "chat_template.json", MODELOPT)
 NAME = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def download(repo: str, revision: str | None, offline: bool) -> Path:
     """The cache's folder of a repository, with all files that are read of it."""
     folder = _snapshot(repo, revision, SMALL, offline)
     log.info("%s at commit %s", repo, folder.name)
+    check_config(folder)  # before gigabytes are fetched that cannot be read
     shards = sorted(set(weight_map(folder).values())) if (folder / INDEX).exists() else [SINGLE]
     if not _is_offline(offline):
         _snapshot(repo, folder.name, (*SMALL, *shards), offline)

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 
 from weights.files import CONFIG, Folder
-from weights.fp8 import FP8
 from weights.matching import Entry
-from weights.mxfp4 import MXFP4
 from weights.packing import Format
+from weights.schemes import FORMATS
 from zoo.decoder import Decoder
 from zoo.errors import MalformedError
 from zoo.fields import Fields
 from zoo.layout import Rules
 
-FORMATS: dict[str, Format] = {"fp8": FP8(), "mxfp4": MXFP4()}  # by quant_method
 log = logging.getLogger(__name__)
 
 
@@ -75,16 +73,13 @@ class Unpacked:
 
 
 def unpacked(folder: Folder) -> Folder | Unpacked:
-    """The folder itself where its config says nothing of packing. Raises MalformedError for one not known here."""
+    """The folder itself where its config says nothing of packing, else unpacked: `Folder` refuses other schemes."""
     said = folder.packing
     if said is None:
         return folder
     if not isinstance(said, dict):
         raise MalformedError(f"{folder.path / CONFIG}: quantization_config={brief(said)} is no object")
     fields = Fields(said, where="quantization_config.")
-    method = fields.get("quant_method")
-    if not isinstance(method, str) or method not in FORMATS:
-        known = ", ".join(packing.words for packing in FORMATS.values())
-        raise fields.wrong(f"quant_method={brief(method)} is not read; {known} are, and bfloat16, float16 and float32")
-    FORMATS[method].check_config(fields)
-    return Unpacked(folder, FORMATS[method], fields)
+    packing = FORMATS[fields.get("quant_method")]
+    packing.check_config(fields)
+    return Unpacked(folder, packing, fields)

@@ -1,19 +1,21 @@
 """Published sizes, and reading a published config.json: strictly, in the older and the newer spelling.
 
-Every field is read by the architecture, or is on the short list of those that cannot change a number, or is an error.
+Every field is read by the architecture, or has no effect on a forward pass (zoo/config_fields.py), or is an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from reprlib import repr as brief
 from typing import Any, Protocol
 
 from zoo.blocks.rope import LinearScaling, Llama3Scaling, RoPE, Scaling, YarnScaling, yarn_gain
+from zoo.config_fields import NEUTRAL, VISION, is_inert
 from zoo.decoder import Decoder
 from zoo.errors import MalformedError, SpecError
-from zoo.fields import MOST, Fields
+from zoo.fields import LONGEST, MOST, Fields
 
 
 @dataclass(frozen=True)
@@ -29,21 +31,6 @@ class Size:
     active: tuple[int, str] | None = None
 
 
-# These say how a model was trained, stored or is to be sampled from; none changes what a forward pass computes.
-INERT = frozenset(
-    """
-    _name_or_path architectures attention_dropout aux_loss_alpha bos_token_id dtype eos_token_id ep_size
-    initializer_range model_type num_mtp_layers num_nextn_predict_layers output_router_logits pad_token_id
-    pretraining_tp quantization_config router_aux_loss_coef seq_aux torch_dtype transformers_version use_cache
-    """.split()
-)
-# A multimodal wrapper's own fields: the text part is read, the vision part is not built.
-VISION = frozenset(
-    """
-    boi_token_index boi_token_id eoi_token_index eoi_token_id image_token_index image_token_id mm_tokens_per_image
-    multimodal_projector_bias projector_hidden_act spatial_merge_size text_config vision_config vision_feature_layer
-    """.split()
-)
 # One name a quantity on our side, Hugging Face's on theirs. All eight architectures share these.
 COMMON = {
     "vocab": "vocab_size",
@@ -100,7 +87,7 @@ class Config(Fields):
         """
         given = self._rope_fields()
         if self._newer and kind is not None:
-            given = given.object(kind, ROPE_DEFAULTS)
+            given = given.object(kind, given.defaults)
         elif not self._newer and not scaled:
             given = Fields({})
         inner = given.values.get("rope_theta")
@@ -119,19 +106,44 @@ class Config(Fields):
         return self.values.get("rope_parameters") not in (None, {})
 
     def _rope_fields(self) -> Fields:
-        used, other = ("rope_parameters", "rope_scaling") if self._newer else ("rope_scaling", "rope_parameters")
+        """The object that says how positions are scaled. A scaling of another model's context takes the model's own
+        context where it does not say which it stretches, as the reference does."""
+        plain = self.values.get("rope_parameters") == {} and not self.values.get("rope_scaling")  # no default then
+        used, other = ("rope_parameters", "rope_scaling")[:: 1 if self._newer or plain else -1]
         if self.values.get(other) in (None, {}):
             self.unused(other)
-        return self.object(used, ROPE_DEFAULTS)
+        context = self.values.get("max_position_embeddings", self.defaults.get("max_position_embeddings"))
+        return self.object(used, ROPE_DEFAULTS | {"original_max_position_embeddings": context})
 
     def agrees_on_windows(self, spec: Decoder) -> None:
         """`layer_types` must name the plan's windowed layers."""
         kinds = {True: "full_attention", False: "sliding_attention"}
         self.agrees("layer_types", (kinds[layer.stored().window is None] for layer in spec.layers))
 
+    def check_released(self, kinds: Sequence[ModelType], ignore: Iterable[str] = ()) -> None:
+        """`architectures` and `auto_map` must name released classes, for which the layout of the weights is known.
+
+        Other heads (a classifier's, a reward model's, a draft model's) and bare models compute something else from
+        the same fields. Raises MalformedError for `architectures`; an `auto_map` is left to `finish`.
+        """
+        self.read.add("architectures")
+        given, classes = self.values.get("architectures"), sorted({kind.reference for kind in kinds})
+        named = given if isinstance(given, list) else [given]
+        if given is not None and "architectures" not in set(ignore) and any(name not in classes for name in named):
+            told = repr(given) if len(repr(given)) <= LONGEST else brief(given)
+            raise self.wrong(
+                f"architectures={told} is not read, only {' or '.join(classes)}: another class has another head, or "
+                "none; pass --ignore-field architectures (ignore_fields=) to ignore it"
+            )
+        if any(kind.remote and kind.remote.released(self.values.get("auto_map")) for kind in kinds):
+            self.unused("auto_map")
+
     def finish(self, ignore: Iterable[str] = ()) -> None:
-        """Raise MalformedError naming every field that nobody has read, but for those in `ignore` or INERT."""
-        super().finish({*ignore, *INERT})
+        """Raise MalformedError naming every field that nobody has read and that has an effect on a forward pass, but
+        for those in `ignore`."""
+        self.neutral(**{name: value for name, value in NEUTRAL.items() if name not in self.read})
+        self.unused(*filter(is_inert, self.values))
+        super().finish(ignore)
 
 
 def _linear(given: Fields) -> Scaling:
@@ -172,34 +184,83 @@ def _scaling(given: Fields) -> Scaling | None:
         name = "rope_type" if "rope_type" in given.values else "type"
         raise given.wrong(f"{name}={brief(kind)} is unknown; known: default, {', '.join(SCALINGS)}")
     given.expect(rope_type=kind, type=kind)  # the newer and the older word for it
+    given.neutral(partial_rotary_factor=NEUTRAL["partial_rotary_factor"])
     if kind == "default":
         return None
     return SCALINGS[kind](given)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Code that a family was released with, before the reference had it: "module.Class", and who published it."""
+
+    classes: tuple[str, ...]
+    publishers: tuple[str, ...]
+
+    def released(self, auto_map: Any) -> bool:
+        """Whether an `auto_map` names these classes only, of its own repository or ("org/name--") a publisher's."""
+        if not isinstance(auto_map, dict) or not all(isinstance(code, str) for code in auto_map.values()):
+            return False
+        owners = "|".join(map(re.escape, self.publishers))
+        code = re.compile(rf"(?:(?:{owners})/[A-Za-z0-9._-]+--)?(?:{'|'.join(map(re.escape, self.classes))})")
+        return all(code.fullmatch(name) for name in auto_map.values())
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """A model_type: its name in config.json, the reference's class where that is not the name in capitals with
+    "ForCausalLM", published values of fields that files of this model_type leave out, and the code it came with."""
+
+    name: str
+    class_name: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    remote: Remote | None = None
+
+    @property
+    def reference(self) -> str:
+        """The reference's class."""
+        return self.class_name or "".join(word.capitalize() for word in self.name.split("_")) + "ForCausalLM"
 
 
 class FromHF(Protocol):
     """An architecture's `from_hf`: a published config -> its spec; and what it was made of."""
 
     model_types: tuple[str, ...]
-    defaults: dict[str, Any]
+    classes: dict[str, str]
+    defaults: Callable[[Any], dict[str, Any]]
     read: Callable[[Config], Decoder]
 
     def __call__(self, config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder: ...
 
 
-def reads(*model_types: str, **defaults: Any) -> Callable[[Callable[[Config], Decoder]], FromHF]:
+def reads(*kinds: str | ModelType, **defaults: Any) -> Callable[[Callable[[Config], Decoder]], FromHF]:
     """Make `from_hf(config, ignore_fields=())` of a function that reads a Config.
 
-    `model_types` are those it takes, a multimodal wrapper's among them; `defaults` the published values of fields that
-    files leave out. Raises MalformedError for what the file gets wrong or this architecture does not understand.
+    `kinds` are the model_types it takes, a multimodal wrapper's among them; `defaults` the published values of fields
+    that files leave out, for all of them. Raises MalformedError for what the file gets wrong or this architecture does
+    not understand.
     """
+    known = {kind.name: kind for kind in (ModelType(kind) if isinstance(kind, str) else kind for kind in kinds)}
+
+    def some(model_type: Any) -> list[ModelType]:
+        """The kind of this name; every kind where there is none."""
+        return [known[model_type]] if isinstance(model_type, str) and model_type in known else list(known.values())
+
+    def defaults_of(model_type: Any) -> dict[str, Any]:
+        own = some(model_type)
+        return defaults | (dict(own[0].defaults) if len(own) == 1 else {})
 
     def decorate(read: Callable[[Config], Decoder]) -> FromHF:
         def from_hf(config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder:
-            ignore = set(ignore_fields)
-            fields = Config(text_part(config, ignore), defaults)
-            if fields.model_type not in (None, *model_types):
-                raise fields.wrong(f"model_type={brief(fields.model_type)} is not {' or '.join(model_types)}")
+            ignore, text = set(ignore_fields), config
+            if "text_config" in config:
+                wrapper = Config(config)
+                wrapper.check_released(some(wrapper.model_type), ignore)
+                text = text_part(wrapper, ignore)
+            fields = Config(text, defaults_of(text.get("model_type")))
+            if fields.model_type not in (None, *known):
+                raise fields.wrong(f"model_type={brief(fields.model_type)} is not {' or '.join(known)}")
+            fields.check_released(some(fields.model_type if text is config else None), ignore)
             try:
                 spec = read(fields)
             except SpecError as error:
@@ -207,21 +268,34 @@ def reads(*model_types: str, **defaults: Any) -> Callable[[Callable[[Config], De
             fields.finish(ignore)
             return spec
 
-        vars(from_hf).update(model_types=model_types, defaults=defaults, read=read)
-        from_hf.__doc__ = f"A published config.json of model_type {' or '.join(model_types)} -> its spec."
+        classes = {name: kind.reference for name, kind in known.items()}
+        vars(from_hf).update(model_types=tuple(known), classes=classes, defaults=defaults_of, read=read)
+        from_hf.__doc__ = f"A published config.json of model_type {' or '.join(known)} -> its spec."
         return from_hf  # type: ignore[return-value]
 
     return decorate
 
 
-def text_part(config: dict[str, Any], ignore: Iterable[str] = ()) -> dict[str, Any]:
-    """The language model's fields of a multimodal wrapper's config; any other config as it is."""
-    if "text_config" not in config:
-        return config
-    wrapper = Config(config)
-    if not isinstance(config["text_config"], dict):
-        raise wrapper.wrong(f"text_config={brief(config['text_config'])} is no object")
+def text_part(wrapper: Config, ignore: Iterable[str] = ()) -> dict[str, Any]:
+    """The language model's fields of a multimodal wrapper's config.
+
+    Whether the head is tied is said by the text part, and by the wrapper where the text part does not say. Mistral
+    Small 3.1 was released untied with a wrapper that does not say; transformers 5 writes `true` into that wrapper, its
+    class default, whatever the model is. So the wrapper's word counts for less. Where the two differ, `weights.load`
+    goes by the stored tensors, as the reference does: see `contradicts_on_tying`.
+    """
+    text = wrapper.values["text_config"]
+    if not isinstance(text, dict):
+        raise wrapper.wrong(f"text_config={brief(text)} is no object")
     wrapper.unused("tie_word_embeddings", *VISION)
     wrapper.finish(ignore)
-    shared = {name: value for name, value in config.items() if name == "tie_word_embeddings"}
-    return shared | config["text_config"]
+    if text.get("tie_word_embeddings") is None and wrapper.values.get("tie_word_embeddings") is not None:
+        return text | {"tie_word_embeddings": wrapper.values["tie_word_embeddings"]}
+    return text
+
+
+def contradicts_on_tying(config: dict[str, Any]) -> bool:
+    """Whether a multimodal wrapper and its text part say different things of whether the head is tied."""
+    text = config.get("text_config")
+    said = [part.get("tie_word_embeddings") for part in (config, text) if isinstance(part, dict)]
+    return len(said) == 2 and None not in said and said[0] != said[1]

@@ -22,8 +22,7 @@ from zoo.registry import Spec
 
 # A spec knows no tokenizer. Left out, these would be the model_type's own, which may lie outside the vocabulary.
 TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-# The reference's class is the model_type in capitals, but for these.
-CLASSES = {"gemma3_text": "Gemma3", "smollm3": "SmolLM3"}
+NO_SCALING = {"rope_type": "default"}  # where a file that says nothing of it gets the model_type's own
 
 
 def to_hf(spec: Decoder) -> Words:
@@ -90,12 +89,14 @@ def _drafts(family: ModuleType, spec: Decoder) -> Iterator[Draft]:
     """One for each model_type that the family reads, in that order."""
     words, released = published(spec), _released(family)
     for model_type in family.from_hf.model_types:
-        agreeable = Agreeable(words | {"model_type": model_type}, released, family.from_hf.defaults)
+        defaults = family.from_hf.defaults(model_type)
+        said_so = {"rope_scaling": words.get("rope_scaling") or NO_SCALING} if "rope_scaling" in defaults else {}
+        agreeable = Agreeable(words | {"model_type": model_type} | said_so, released, defaults)
         try:
             said = family.from_hf.read(agreeable)
         except (MalformedError, SpecError):
             continue  # it has no model of these widths
-        config = {"architectures": [_class(model_type)], "model_type": model_type, **TOKENS}
+        config = {"architectures": [family.from_hf.classes[model_type]], "model_type": model_type, **TOKENS}
         config |= {name: value for name, value in agreeable.values.items() if name in agreeable.read}
         yield Draft(family, config, said)
 
@@ -107,12 +108,6 @@ def _released(family: ModuleType) -> Words:
     for size in family.SIZES.values():
         words = published(size.spec) | words
     return words
-
-
-def _class(model_type: str) -> str:
-    """The reference implementation's class."""
-    words = CLASSES.get(model_type) or "".join(word.capitalize() for word in model_type.split("_"))
-    return f"{words}ForCausalLM"
 
 
 def _by_nearness(spec: Decoder) -> list[ModuleType]:

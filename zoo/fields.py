@@ -7,6 +7,7 @@ from reprlib import repr as brief
 from sys import float_info
 from typing import Any
 
+from zoo.config_fields import alike
 from zoo.errors import MalformedError, enough
 
 MOST = 2**31 - 1  # of anything a model has: what is above is a damaged file
@@ -25,6 +26,7 @@ class Fields:
         self.values, self.defaults, self.where = values, defaults or {}, where
         self.read: set[str] = set()
         self.inner: dict[str, Fields] = {}
+        self.off: dict[str, Any] = {}
 
     def wrong(self, message: str) -> MalformedError:
         """An error about this object."""
@@ -72,21 +74,30 @@ class Fields:
         return value
 
     def object(self, name: str, defaults: dict[str, Any] | None = None) -> Fields:
-        """The fields of an object in this one, of an empty one where it is absent or null. `finish` looks there too."""
+        """The fields of an object in this one; where it is absent, null or empty, of its default or of an empty one.
+
+        `finish` looks there too.
+        """
         self.read.add(name)
         if name not in self.inner:
             value = self.values.get(name)
             if not isinstance(value, dict | None):
                 raise self.wrong(f"{name}={brief(value)} is no object")
-            self.inner[name] = Fields(value or {}, defaults, f"{self.where}{name}.")
+            self.inner[name] = Fields(value or self.defaults.get(name) or {}, defaults, f"{self.where}{name}.")
         return self.inner[name]
 
     def expect(self, **only: Any) -> None:
-        """Fields that are understood in one value only, the one they have where they are absent."""
+        """Fields that are understood in one value only, the one they have where they are absent and have no default."""
         for name, value in only.items():
             self.read.add(name)
-            if self.values.get(name, value) != value:
-                raise self.wrong(f"{name}={brief(self.values[name])} is not supported, only {value!r}")
+            if (given := self.values.get(name, self.defaults.get(name, value))) != value:
+                whence = "" if name in self.values else " (its default)"
+                raise self.wrong(f"{name}={brief(given)}{whence} is not supported, only {value!r}")
+
+    def neutral(self, **off: Any) -> None:
+        """Fields that name a feature, read in the value that says it is off. In any other, `finish` refuses them."""
+        self.off |= off
+        self.read.update(name for name, value in off.items() if alike(self.values.get(name, value), value))
 
     def agrees(self, name: str, plan: Iterable[Any]) -> None:
         """A list with one entry a layer that must say, where it is given, what the plan says."""
@@ -105,18 +116,20 @@ class Fields:
         """Fields that other fields have switched off."""
         self.read.update(names)
 
-    def left(self) -> Iterator[tuple[str, Any]]:
-        """(path, value) of every field that nobody has read."""
+    def left(self) -> Iterator[tuple[str, str]]:
+        """(path, "path=value") of every field that nobody has read. One that is null counts as absent."""
         for name, value in self.values.items():
-            if name not in self.read:
-                yield self.where + (name if name.isprintable() and len(name) <= LONGEST else brief(name)), value
+            if name not in self.read and value is not None:
+                path = self.where + (name if name.isprintable() and len(name) <= LONGEST else brief(name))
+                only = f" (only {self.off[name]!r} is)" if name in self.off else ""
+                yield path, f"{path}={brief(value)}{only}"
         for inner in self.inner.values():
             yield from inner.left()
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
         """Raise MalformedError naming every field that nobody has read, but for those in `ignore`."""
         ignore = set(ignore)
-        left = [f"{path}={brief(value)}" for path, value in self.left() if path not in ignore]
+        left = [told for path, told in self.left() if path not in ignore]
         if left:
             vouch = "pass --ignore-field NAME (ignore_fields=) to vouch for one"
             raise MalformedError(f"config.json: not understood: {enough(left)}; {vouch}")

@@ -253,3 +253,14 @@ def test_sources_that_are_none(saved: Saved, tmp_path: Path) -> None:
         weights.load(saved(DENSE) / "model.safetensors")
     with pytest.raises(UsageError, match="has no revisions"):
         weights.load(saved(DENSE), revision="main")
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_folder_of_another_head_is_refused(family: str, saved: Saved, tmp_path: Path) -> None:
+    """A classifier, whose tensors would be told as missing and unknown otherwise."""
+    name = next(iter(families()[family].SIZES))
+    config, tensors = read(saved(name))
+    [named] = config["architectures"]
+    other = named.replace("ForCausalLM", "ForSequenceClassification")
+    with pytest.raises(MalformedError, match=rf"architectures=\['{other}'\] is not read, only {named}"):
+        weights.load(write(tmp_path / "x", config | {"architectures": [other]}, tensors))

@@ -10,7 +10,7 @@ from torch import Tensor
 import weights
 from tests.reference import toy_config, toy_reference
 from tests.weights.checkpoints import Config, Tensors, write
-from tests.weights.packers import MXFP4_CODES, MXFP4_CONFIG, mxfp4, mxfp4_numbers, pack_mxfp4
+from tests.weights.packers import FP8_CONFIG, MXFP4_CODES, MXFP4_CONFIG, mxfp4, mxfp4_numbers, pack_mxfp4
 from weights.mxfp4 import MXFP4
 from zoo.errors import MalformedError
 
@@ -131,4 +131,4 @@ def test_other_packing_is_refused(packed: tuple, tmp_path: Path) -> None:
     with pytest.raises(MalformedError, match=r"not understood: quantization_config\.wings=2"):
         weights.load(write(tmp_path / "wings", config | {"quantization_config": said | {"wings": 2}}, stored))
     with pytest.raises(MalformedError, match="yet no tensor is stored so"):
-        weights.load(write(tmp_path / "fp8", config | {"quantization_config": {"quant_method": "fp8"}}, stored))
+        weights.load(write(tmp_path / "fp8", config | {"quantization_config": FP8_CONFIG}, stored))

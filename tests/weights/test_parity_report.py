@@ -67,6 +67,22 @@ def test_every_architecture_passes(saved: Saved, name: str, dtype: str, monkeypa
     assert (report.own is not None) == (dtype == "bfloat16")
 
 
+@pytest.mark.parametrize("family", families())
+def test_a_name_that_transformers_lacks_is_measured_by_another(family: str, saved: Saved, tmp_path: Path) -> None:
+    """kimi_k2 with deepseek_v3's implementation, though its config names code of its own."""
+    from transformers import CONFIG_MAPPING
+
+    from_hf = families()[family].from_hf
+    for model_type in set(from_hf.model_types) - set(CONFIG_MAPPING):
+        name = next(name for name in distinct() if name in families()[family].SIZES)
+        config, tensors = read(saved(name))
+        code = {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}
+        folder = write(tmp_path / model_type, config | {"model_type": model_type, "auto_map": code}, tensors)
+        report = weights.parity(folder, tokens=TOKENS)
+        assert report.passed, str(report)
+        assert weights.load(folder).spec == weights.load(saved(name)).spec
+
+
 def damaged(folder: Path, original: Path, tensor: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
     config, tensors = read(original)
     return write(folder, config, tensors | {tensor: change(tensors[tensor])})

@@ -54,6 +54,7 @@ def hub(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]
         "tiny/shards": files(shards) | {"consolidated.safetensors": b"everything again"},
         "tiny/pickle": {"config.json": b"{}", "pytorch_model.bin": b"p"},
         "tiny/large": {"config.json": b"{}", "model.safetensors": os.urandom(25 * 10**6)},
+        "tiny/awq": {"config.json": b'{"quantization_config": {"quant_method": "awq"}}', "model.safetensors": b"w"},
         "tiny/hostile": {"config.json": b"{}", "model.safetensors.index.json": outside},
         **dict.fromkeys(("tiny/gated", "tiny/ill"), single),
     }
@@ -79,6 +80,14 @@ def run(hub: Hub, tmp_path: Path, *args: str, **environment: str) -> subprocess.
     return subprocess.run(
         [sys.executable, *args], env=os.environ | settings, capture_output=True, text=True, check=False, timeout=120
     )
+
+
+def test_no_weights_are_fetched_in_a_scheme_that_is_not_read(hub: Hub, ask: Callable[..., Any]) -> None:
+    """Gigabytes are not downloaded to be refused."""
+    [(kind, said)] = ask(["tiny/awq"])
+    assert kind == "MalformedError"
+    assert "quantised with a scheme that is not supported, AWQ" in said
+    assert hub.fetched("tiny/awq") == {"config.json"}
 
 
 def cache(tmp_path: Path, repo: str) -> Path:

@@ -112,3 +112,28 @@ def test_another_tower_is_not_understood(made: Made, tmp_path: Path) -> None:
     tensors = as_released(made) | {"audio_tower.layers.0.weight": torch.ones(2)}
     with pytest.raises(MalformedError, match=r"not understood: audio_tower\.layers\.0\.weight"):
         weights.load(write(tmp_path / "x", made.config, tensors))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stored", [True, False], ids=["a head is stored", "no head is stored"])
+@pytest.mark.parametrize("outside", [True, False])
+def test_the_tensors_say_whether_the_head_is_tied_where_the_config_says_both(
+    made: Made, outside: bool, stored: bool, tmp_path: Path
+) -> None:
+    """As in the reference, which ties where one of the two is not stored, and says so of a config that is wrong."""
+    from transformers import AutoModelForImageTextToText
+
+    tensors = as_released(made)
+    embed = tensors["language_model.model.embed_tokens.weight"]
+    tensors.pop("language_model.lm_head.weight", None)
+    if stored:
+        tensors["language_model.lm_head.weight"] = torch.randn_like(embed) * 0.2
+    text = made.config["text_config"] | {"tie_word_embeddings": not outside}
+    config = made.config | {"text_config": text, "tie_word_embeddings": outside}
+    folder = write(tmp_path / "x", config, tensors)
+    model = weights.load(folder)
+    assert model.spec.tied is not stored
+    if outside or stored:  # else the reference makes up a head
+        reference = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
+        expected = reference(made.tokens).logits
+        assert (model(made.tokens) - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -2,7 +2,7 @@
 with a correction bias, beside a shared one; three dense layers first. YaRN's gain is on the scores, not cos and sin."""
 
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, YarnScaling, pre, yarn_gain
-from zoo.config import Config, Size, reads
+from zoo.config import Config, ModelType, Remote, Size, reads
 from zoo.decoder import Decoder
 from zoo.layout import PairedRows, Same, Skipped
 
@@ -31,7 +31,20 @@ def attention(*, nope_dim, rope_dim, gain, **rest):
     return MLA(nope_dim=nope_dim, rope_dim=rope_dim, norm=norm, scale=scale, **rest)
 
 
-@reads("deepseek_v3", rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False, q_lora_rank=None)
+REMOTE = Remote(
+    (
+        "configuration_deepseek.DeepseekV3Config",
+        "modeling_deepseek.DeepseekV3Model",
+        "modeling_deepseek.DeepseekV3ForCausalLM",
+    ),
+    publishers=("deepseek-ai", "moonshotai"),
+)
+# kimi_k2 is the same computation under another name.
+KINDS = [ModelType(name, "DeepseekV3ForCausalLM", remote=REMOTE) for name in ("deepseek_v3", "kimi_k2")]
+WIDTHS = dict(num_key_value_heads=128, q_lora_rank=1536, max_position_embeddings=4096)
+
+
+@reads(*KINDS, **WIDTHS, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="silu", attention_bias=False, rope_interleave=True, norm_topk_prob=True, moe_layer_freq=1)
     shape = config.common() | config.integers(hidden="intermediate_size")

@@ -2,7 +2,7 @@
 with its own RoPE base; sandwich norms that multiply by 1 + w; embeddings scaled by sqrt(dim); GeGLU."""
 
 from zoo.blocks import GLU, GQA, GeGLU, Layer, LinearScaling, RMSNorm, RoPE, sandwich
-from zoo.config import Config, Size, reads
+from zoo.config import Config, ModelType, Size, reads
 from zoo.decoder import Decoder
 from zoo.layout import Same
 
@@ -25,9 +25,13 @@ HEADS = dict(num_attention_heads=8, num_key_value_heads=4, head_dim=256, query_p
 DEFAULTS = ROPE | HEADS | dict(vocab_size=262_208, rms_norm_eps=1e-6, tie_word_embeddings=True)
 
 
-@reads("gemma3_text", "gemma3", **DEFAULTS)
+TEXT, WRAPPER = ModelType("gemma3_text", "Gemma3ForCausalLM"), ModelType("gemma3", "Gemma3ForConditionalGeneration")
+
+
+@reads(TEXT, WRAPPER, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_activation="gelu_pytorch_tanh", attention_bias=False, use_bidirectional_attention=False)
+    config.expect(hidden_activation="gelu_pytorch_tanh", attention_bias=False)
+    config.neutral(use_bidirectional_attention=False)
     config.expect(attn_logit_softcapping=None, final_logit_softcapping=None)
     config.expect(sliding_window_pattern=6, _sliding_window_pattern=6)
     shape = config.dense() | {"head_dim": config.head_dim(), "window": config.integer("sliding_window")}

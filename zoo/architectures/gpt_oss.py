@@ -29,17 +29,21 @@ def decoder(*, layers, heads, kv_heads, head_dim, window, experts, hidden, act, 
     return Decoder(layers=tuple(layer(None if i % 2 else window) for i in range(layers)), norm=norm, **rest)
 
 
-DEFAULTS = dict(rms_norm_eps=1e-5, rope_theta=1.5e5, tie_word_embeddings=False, swiglu_alpha=1.702, swiglu_limit=7.0)
+ROPE = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
+HEADS = dict(num_key_value_heads=8, head_dim=64, sliding_window=128)
+EXPERTS = dict(num_local_experts=128, num_experts_per_tok=4, swiglu_alpha=1.702, swiglu_limit=7.0)
+OTHERS = dict(max_position_embeddings=131_072, rms_norm_eps=1e-5, tie_word_embeddings=False)
+DEFAULTS = HEADS | EXPERTS | OTHERS | dict(rope_theta=1.5e5, rope_scaling=ROPE)
 
 
 @reads("gpt_oss", **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="silu", attention_bias=True)
     shape = config.integers(window="sliding_window", experts="num_local_experts", k="num_experts_per_tok")
-    original = config.rope_field("original_max_position_embeddings")
-    config.expect(experts_per_token=shape["k"], initial_context_length=original)
+    rope = config.rope()
+    config.neutral(experts_per_token=shape["k"], initial_context_length=getattr(rope.scaling, "original", None))
     act = ClampedSwiGLU(config.number("swiglu_alpha"), config.number("swiglu_limit"))
-    spec = decoder(**config.dense(), **shape, head_dim=config.head_dim(), act=act, rope=config.rope())
+    spec = decoder(**config.dense(), **shape, head_dim=config.head_dim(), act=act, rope=rope)
     config.agrees_on_windows(spec)
     return spec
 

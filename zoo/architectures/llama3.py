@@ -8,17 +8,25 @@ from zoo.config import Config, Size, reads
 from zoo.decoder import Decoder
 
 
-def decoder(*, layers, heads, hidden, kv_heads=8, head_dim=128, eps=1e-5, rope, vocab=128_256, **rest) -> Decoder:
-    norm = RMSNorm(eps)
-    attn = GQA(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rope=rope)
-    layer = Layer(pre(norm, attn), pre(norm, GLU(hidden=hidden)))
+def decoder(
+    *, layers, heads, hidden, kv_heads=8, head_dim=128, biases=(False, False), eps=1e-5, rope, vocab=128_256, **rest
+) -> Decoder:
+    norm, (attn_bias, ffn_bias) = RMSNorm(eps), biases
+    attn = GQA(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rope=rope, bias=attn_bias)
+    layer = Layer(pre(norm, attn), pre(norm, GLU(hidden=hidden, bias=ffn_bias)))
     return Decoder(layers=(layer,) * layers, norm=norm, vocab=vocab, **rest)
 
 
-@reads("llama", num_key_value_heads=None, head_dim=None, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
+WIDTHS = dict(num_key_value_heads=None, head_dim=None, max_position_embeddings=2048)
+DEFAULTS = WIDTHS | dict(attention_bias=False, mlp_bias=False, tie_word_embeddings=False)
+
+
+@reads("llama", **DEFAULTS, rms_norm_eps=1e-6, rope_theta=1e4)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_act="silu", attention_bias=False, mlp_bias=False)
-    return decoder(**config.dense(), head_dim=config.head_dim(), rope=config.rope())
+    config.expect(hidden_act="silu")
+    config.neutral(rope_interleaved=False)
+    biases = config.flag("attention_bias"), config.flag("mlp_bias")
+    return decoder(**config.dense(), biases=biases, head_dim=config.head_dim(), rope=config.rope())
 
 
 _3 = dict(rope=RoPE(5e5), context=8192)

@@ -2,7 +2,7 @@
 few wide layers for latency, a RoPE base of 1e9 for 128k tokens, and no sliding window any more."""
 
 from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, pre
-from zoo.config import Config, Size, reads
+from zoo.config import Config, ModelType, Size, reads
 from zoo.decoder import Decoder
 
 
@@ -15,12 +15,14 @@ def decoder(
     return Decoder(layers=(layer,) * layers, norm=norm, **rest)
 
 
-DEFAULTS = dict(num_key_value_heads=8, head_dim=None, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
+HEADS = dict(num_key_value_heads=8, head_dim=None, sliding_window=4096, max_position_embeddings=131_072)
+DEFAULTS = HEADS | dict(rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
 
 
-@reads("mistral", "mistral3", **DEFAULTS, sliding_window=4096)
+@reads("mistral", ModelType("mistral3", "Mistral3ForConditionalGeneration"), **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="silu")
+    config.neutral(attention_bias=False, mlp_bias=False)
     window = config.optional("sliding_window")
     return decoder(**config.dense(), head_dim=config.head_dim(), window=window, rope=config.rope())
 

@@ -13,10 +13,15 @@ def decoder(*, dim, layers, heads, hidden, kv_heads, eps=1e-6, rope=RoPE(5e5), v
     return Decoder(vocab, dim, layers=(layer,) * layers, norm=norm, tied=tied, context=context)
 
 
-@reads("olmo2", num_key_value_heads=None, rms_norm_eps=1e-5, rope_theta=1e4, tie_word_embeddings=False)
+DEFAULTS = dict(num_key_value_heads=None, max_position_embeddings=2048, tie_word_embeddings=False)
+
+
+@reads("olmo2", **DEFAULTS, rms_norm_eps=1e-5, rope_theta=1e4)
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="silu", attention_bias=False)
-    return decoder(**config.dense(), rope=config.rope())
+    shape = config.dense()
+    config.neutral(head_dim=shape["dim"] // shape["heads"], mlp_bias=False)
+    return decoder(**shape, rope=config.rope())
 
 
 _1B = dict(dim=2048, layers=16, heads=16, kv_heads=16, hidden=8192)

@@ -2,7 +2,7 @@
 is not dim / heads; and experts without a shared one, the weights of the chosen renormalised."""
 
 from zoo.blocks import GLU, GQA, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
-from zoo.config import Config, Size, reads
+from zoo.config import Config, ModelType, Size, reads
 from zoo.decoder import Decoder
 
 
@@ -18,12 +18,15 @@ def mixture(hidden, experts=128, k=8, renormalise=True):
     return MoE(experts, expert=GLU(hidden), router=SoftmaxTopK(k, renormalise))
 
 
-DEFAULTS = dict(num_key_value_heads=None, head_dim=128, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
+DENSE = ModelType("qwen3", defaults=dict(num_key_value_heads=32, head_dim=128))
+SPARSE = ModelType("qwen3_moe", defaults=dict(num_key_value_heads=4, head_dim=None, norm_topk_prob=False))
+DEFAULTS = dict(max_position_embeddings=32_768, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
 
 
-@reads("qwen3", "qwen3_moe", **DEFAULTS, norm_topk_prob=False)
+@reads(DENSE, SPARSE, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="silu", attention_bias=False, use_sliding_window=False)
+    config.neutral(qkv_bias=False, mlp_bias=False, use_qk_norm=True)
     config.unused("sliding_window", "max_window_layers")
     shape = config.dense()
     dense = GLU(shape.pop("hidden"))
@@ -34,7 +37,8 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _mixture(config):
-    config.expect(decoder_sparse_step=1, mlp_only_layers=[])
+    config.expect(decoder_sparse_step=1)
+    config.neutral(mlp_only_layers=[], shared_expert_intermediate_size=0)
     count = "num_experts" if "num_experts" in config.values else "num_local_experts"
     shape = config.integers(hidden="moe_intermediate_size", experts=count, k="num_experts_per_tok")
     return mixture(**shape, renormalise=config.flag("norm_topk_prob"))

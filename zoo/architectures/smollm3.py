@@ -1,7 +1,7 @@
 """SmolLM3 (Hugging Face 2025). New here: every fourth layer has no position encoding at all (NoPE)."""
 
 from zoo.blocks import GLU, GQA, Layer, NoPE, RMSNorm, RoPE, pre
-from zoo.config import Config, Size, reads
+from zoo.config import Config, ModelType, Size, reads
 from zoo.decoder import Decoder
 
 
@@ -16,14 +16,16 @@ def decoder(*, dim, layers, heads, kv_heads, hidden, interval=4, rope=RoPE(5e6),
     return Decoder(dim=dim, layers=plan, norm=norm, **rest)
 
 
-DEFAULTS = dict(num_key_value_heads=4, rms_norm_eps=1e-6, rope_theta=2e6, tie_word_embeddings=True)
+DEFAULTS = dict(num_key_value_heads=4, max_position_embeddings=32_768, rms_norm_eps=1e-6, tie_word_embeddings=True)
 
 
-@reads("smollm3", **DEFAULTS, no_rope_layer_interval=4)
+@reads(ModelType("smollm3", "SmolLM3ForCausalLM"), **DEFAULTS, rope_theta=2e6, no_rope_layer_interval=4)
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="silu", attention_bias=False, mlp_bias=False, use_sliding_window=False)
     config.unused("sliding_window", "max_window_layers")
-    spec = decoder(**config.dense(), interval=config.integer("no_rope_layer_interval"), rope=config.rope())
+    shape = config.dense()
+    config.neutral(head_dim=shape["dim"] // shape["heads"])
+    spec = decoder(**shape, interval=config.integer("no_rope_layer_interval"), rope=config.rope())
     config.agrees_on_windows(spec)
     config.agrees("no_rope_layers", [int(layer.rotary()[0][0] != NoPE()) for layer in spec.layers])
     return spec

@@ -1,0 +1,224 @@
+"""A config means what it means to the reference: as it writes it, with a field left out, and as people publish it."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import zoo
+from tests.configs import WRAPPERS, older, smallest, wrapped, wrapped_names
+from tests.reference import published, toy_config, toy_reference
+from zoo.architectures import families
+from zoo.errors import MalformedError
+
+TYPES = {model_type: family for family in families().values() for model_type in family.from_hf.model_types}
+RENAMED = {"kimi_k2": "deepseek_v3"}  # the same computation, by a name that the reference does not have
+SMALL = {"num_hidden_layers": 6, "vocab_size": 640}  # fields that every model_type has, not at their defaults
+LISTS = ("layer_types", "no_rope_layers")  # one entry a layer
+
+
+def reference_config(config: dict[str, Any]) -> Any:
+    """The reference's reading of a config."""
+    from transformers import AutoConfig
+
+    kind = RENAMED.get(config["model_type"], config["model_type"])
+    return AutoConfig.for_model(**deepcopy(config) | {"model_type": kind})
+
+
+def reference_params(config: Any) -> int:
+    """Parameters of the text part that the reference builds, each once."""
+    from transformers import AutoModelForCausalLM
+
+    text = deepcopy(config.get_text_config())
+    text.pad_token_id = None  # may be outside a small vocabulary
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(text)
+    corrections = [name for name, _ in model.named_buffers() if name.endswith("e_score_correction_bias")]
+    counted = sum(weight.numel() for weight in model.parameters())
+    return counted + sum(model.get_buffer(name).numel() for name in corrections)
+
+
+def written(config: Any, folder: Path) -> list[dict[str, Any]]:
+    """All that the reference writes of a config: the full dump, and the file."""
+    config.save_pretrained(folder)
+    return [json.loads(json.dumps(config.to_dict(), default=str)), json.loads((folder / "config.json").read_text())]
+
+
+@pytest.mark.parametrize("sizes", [{}, SMALL], ids=["defaults", "small"])
+@pytest.mark.parametrize("model_type", TYPES)
+def test_what_the_reference_writes_is_read(model_type: str, sizes: dict[str, Any], tmp_path: Path) -> None:
+    """For each model_type, of its class defaults and of other sizes: one spec, with as many parameters."""
+    text = {"text_config": {"model_type": "mistral"} | sizes} if model_type == "mistral3" else {"text_config": sizes}
+    config = reference_config({"model_type": model_type, **(text if model_type in WRAPPERS.values() else sizes)})
+    specs = [zoo.from_hf(said | {"model_type": model_type}) for said in written(config, tmp_path)]
+    assert specs[0] == specs[1]
+    assert specs[0].params() == reference_params(config)
+    for field, value in sizes.items():
+        assert {"num_hidden_layers": len(specs[0].layers), "vocab_size": specs[0].vocab}[field] == value
+
+
+@pytest.mark.parametrize("value", ["absent", "null"])
+@pytest.mark.parametrize("name", smallest())
+def test_a_field_that_is_absent_is_the_references_default_or_demanded(name: str, value: str, tmp_path: Path) -> None:
+    """Each field in turn. Where both read the config, they read the same; the reference says what it read in full."""
+    base = toy_config(name, layers=len(zoo.spec(name, tiny=True).layers))
+    read = 0
+    for field in base.keys() - {"model_type"}:
+        config = {key: held for key, held in base.items() if key != field}
+        config |= {} if value == "absent" else {field: None}
+        try:
+            spec = zoo.from_hf(config)
+        except MalformedError:
+            continue
+        try:
+            theirs = reference_config(config)
+            params = reference_params(theirs)
+        except Exception:  # it has no default either
+            assert value == "null", field
+            continue
+        read += 1
+        for said in written(theirs, tmp_path):
+            assert zoo.from_hf(said) == spec, field
+        assert params == spec.params(), field
+    assert read > 5
+
+
+@pytest.mark.parametrize("name", smallest())
+def test_the_scaling_of_the_models_own_context(name: str) -> None:
+    """YaRN and Llama 3's scaling without the context they stretch: the reference takes the model's."""
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    llama = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    for scaling in (yarn, llama):
+        config = older(name, rope_scaling=scaling, initial_context_length=None)
+        spec = zoo.from_hf(config)
+        scalings = {part.scaling for part in spec.walk() if isinstance(part, zoo.RoPE) and part.scaling}
+        assert {part.original for part in scalings} == {config["max_position_embeddings"]}
+        theirs = reference_config(config).rope_parameters
+        full = theirs.get("full_attention", theirs)
+        assert full["original_max_position_embeddings"] == config["max_position_embeddings"]
+        assert zoo.from_hf(older(name, rope_parameters=theirs, rope_scaling=None, initial_context_length=None)) == spec
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "qwen3", "deepseek_v3"])
+def test_what_was_accepted_and_wrong(model_type: str) -> None:
+    name = next(name for name in smallest() if older(name)["model_type"] == model_type)
+    config = older(name)
+    for field in ("head_dim", "num_key_value_heads", "q_lora_rank"):
+        config.pop(field, None)
+    if model_type == "deepseek_v3":
+        attn = zoo.from_hf(config).layers[0].mixer
+        assert isinstance(attn, zoo.MLA)
+        assert attn.q_rank == 1536
+        return
+    heads, kv_heads = config["num_attention_heads"], {"qwen3_moe": 4, "qwen3": 32}[model_type]
+    config["num_attention_heads"] = 32
+    attn = zoo.from_hf(config).layers[0].mixer
+    assert isinstance(attn, zoo.GQA)
+    assert attn.kv_heads == kv_heads
+    assert attn.head_dim == {"qwen3_moe": config["hidden_size"] // 32, "qwen3": 128}[model_type]
+    assert heads in (16, 32)
+
+
+def test_gpt_oss_stretches_its_context_where_it_does_not_say() -> None:
+    """The reference's default is the released YaRN; that there is none has to be said."""
+    config = older("gpt-oss-20b", rope_scaling=None, initial_context_length=None)
+    assert zoo.from_hf(config) == zoo.spec("gpt-oss-20b")
+    assert reference_config(config).rope_parameters["rope_type"] == "yarn"
+    plain = config | {"rope_scaling": {"rope_type": "default"}}
+    assert reference_config(plain).rope_parameters["rope_type"] == "default"
+    spec = zoo.swap(zoo.spec("gpt-oss-20b"), zoo.RoPE, zoo.RoPE(1.5e5))
+    assert zoo.from_hf(plain) == zoo.from_hf(plain | {"rope_parameters": {}, "rope_scaling": None}) == spec
+    assert zoo.to_hf(spec)["rope_scaling"] == {"rope_type": "default"}
+
+
+LLAMA, MOE = older("llama3.2-1b"), older("qwen3-30b-a3b")
+DEEPSEEK = older("deepseek-v3-671b")
+MOONLIGHT = {
+    "hidden_size": 2048, "num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16,
+    "intermediate_size": 11264, "moe_intermediate_size": 1408, "n_routed_experts": 64, "n_shared_experts": 2,
+    "num_experts_per_tok": 6, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": None,
+    "routed_scaling_factor": 2.446, "rms_norm_eps": 1e-5, "rope_theta": 50_000.0, "rope_scaling": None,
+    "max_position_embeddings": 8192, "vocab_size": 163_840, "num_nextn_predict_layers": 0, "quantization_config": None,
+}  # fmt: skip
+KIMI = {
+    "model_type": "kimi_k2", "num_attention_heads": 64, "num_key_value_heads": 64, "n_routed_experts": 384,
+    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "routed_scaling_factor": 2.827, "rope_theta": 50_000.0,
+    "rope_scaling": {"type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "beta_fast": 1.0,
+                     "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+    "max_position_embeddings": 131_072, "vocab_size": 163_840, "num_nextn_predict_layers": 0,
+}  # fmt: skip
+SMOLLM2 = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49_152, "max_position_embeddings": 8192,
+    "rope_theta": 100_000, "rope_scaling": None, "is_llama_config": True, "rope_interleaved": False,
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}}, "unk_token_id": None,
+}  # fmt: skip
+GRANITE = {
+    "hidden_size": 2560, "intermediate_size": 10_240, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "head_dim": None, "vocab_size": 49_152, "max_position_embeddings": 2048,
+    "rope_theta": 10_000, "rope_scaling": None, "attention_bias": True, "mlp_bias": True,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+CODER = {
+    "qkv_bias": False, "use_qk_norm": True, "shared_expert_intermediate_size": 0, "max_window_layers": 28,
+    "rope_theta": 10_000_000, "max_position_embeddings": 262_144, "router_aux_loss_coef": 0.0,
+}  # fmt: skip
+# Configs as people publish them, and how many parameters their publishers count.
+REAL: dict[str, tuple[dict[str, Any], int]] = {
+    "saved by Unsloth": (LLAMA | {"unsloth_fixed": True, "unsloth_version": "2025.3.18", "pad_token_id": 128_004},
+                         1_235_814_400),
+    "a fine-tune": (LLAMA | {"_attn_implementation_autoset": True, "gradient_checkpointing": False, "use_cache": False,
+                             "_flash_attn_2_enabled": True, "max_sequence_length": 4096}, 1_235_814_400),
+    "SmolLM2 135M": (LLAMA | SMOLLM2, 134_515_008),
+    "granite-3b-code": (LLAMA | GRANITE, 3_482_503_680),
+    "Qwen3-Coder 30B-A3B": (MOE | CODER, 30_532_122_624),
+    "Moonlight 16B-A3B": (DEEPSEEK | MOONLIGHT, 15_960_108_544 + 1664),
+    "Kimi-K2": (DEEPSEEK | KIMI, 1_026_408_209_408 + 23_040),
+    "medgemma": (wrapped(older("gemma3-4b", cache_implementation="hybrid")), 3_880_263_168),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", REAL)
+def test_configs_as_people_publish_them(variant: str) -> None:
+    """With the parameters that are published, and that the reference builds."""
+    config, params = REAL[variant]
+    spec = zoo.from_hf(config)
+    assert spec.params() == params
+    read = {key: value for key, value in config.items() if key not in ("auto_map", "quantization_config")}
+    assert reference_params(reference_config(read)) == params
+
+
+@pytest.mark.parametrize("name", wrapped_names())
+def test_the_text_part_says_whether_the_head_is_tied_and_then_the_wrapper(name: str) -> None:
+    for inside, outside, tied in ((True, False, True), (False, True, False), (None, True, True), (None, False, False)):
+        config = wrapped(older(name, tie_word_embeddings=inside), tie_word_embeddings=outside)
+        assert zoo.from_hf(config).tied is tied
+    assert zoo.from_hf(wrapped(older(name, tie_word_embeddings=True), tie_word_embeddings=None)).tied
+
+
+@pytest.mark.parametrize("field", ["attention_bias", "mlp_bias"])
+def test_a_llama_with_biases_is_the_reference(field: str, tmp_path: Path) -> None:
+    import weights
+
+    config = toy_config("llama3.2-1b", layers=2) | {field: True}
+    reference = toy_reference(config)
+    reference.save_pretrained(tmp_path)
+    model = weights.load(tmp_path)
+    tokens = torch.randint(2, 500, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = reference(tokens).logits
+        plain = model(tokens)
+    assert (plain - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert zoo.to_hf(model.spec)[field] is True
+    assert zoo.from_hf(zoo.to_hf(model.spec)) == model.spec
+
+
+@pytest.mark.parametrize("name", published())
+def test_no_released_config_is_refused_for_its_class(name: str) -> None:
+    assert older(name)["architectures"]
+    assert zoo.from_hf(older(name)) == zoo.spec(name)
