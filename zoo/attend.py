@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -12,8 +13,8 @@ from torch.library import custom_op
 
 from zoo import inductor
 from zoo.cost import bands
-from zoo.kernels import Race, active
-from zoo.products import bucket, dot, is_plain_memory, linear, materialize, threads
+from zoo.kernels import COLD_BYTES, Race, active, bucket
+from zoo.products import dot, is_plain_memory, materialize, product
 from zoo.step import Band, Mask, visible
 
 SHARED = 8  # heads on one key whose scores are sums in one loop over the keys
@@ -22,8 +23,8 @@ LOAD = 64  # bytes that one instruction loads
 ROWS = 128  # queries whose scores are written out together: at most, and in float32 at least
 LARGE = 512  # rows, queries times heads on one key, that make a product large
 MIN_PRODUCTS = 2**22  # multiply-adds of a pass from which blocks can earn back what choosing them costs
-RACE_PRODUCTS = 2**27  # multiply-adds of what is timed, about a millisecond
-RACE_QUERIES, RACE_KEYS = 512, 2048  # at most, of what is timed
+RACE_PRODUCTS = 2**29  # multiply-adds of what is timed
+RACE_QUERIES, RACE_KEYS = 512, 1024  # at most, of what is timed
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Tensor | None = None) -> Tensor:
@@ -79,21 +80,25 @@ def _lone(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, si
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _reduction_wins(dtype: torch.dtype, groups: int, share: int, width: int) -> bool:
     """Called by the compiler while it traces: the choice is part of the code that it makes."""
-    size = ("decode attention", dtype, f"heads per key {share}", f"width {width}", threads())
-    return active().pick_traced(size, "reduction", partial(_race_reduction, dtype, groups, share, width))
+    race = partial(_race_reduction, dtype, groups, share, width)
+    return active().pick_traced("decode attention", dtype, (share, width), race)
 
 
 def _race_reduction(dtype: torch.dtype, groups: int, share: int, width: int) -> Race:
-    """One token over RACE_KEYS keys, as Inductor compiles the reductions, and by torch's kernel."""
+    """One token over keys and values that do not fit into a cache, by reductions and by torch, both compiled."""
+    count = max(COLD_BYTES // (2 * groups * RACE_KEYS * width * dtype.itemsize), 1)
+    q = torch.ones(1, groups, share, width, dtype=dtype)
+    caches = list(torch.ones(count, 2, 1, groups, RACE_KEYS, width, dtype=dtype))
+    compiled = [
+        torch.compile(form, dynamic=True, fullgraph=True, options=inductor.options())
+        for form in (_product_operator, _summed)
+    ]
 
-    def drawn(count: int) -> Tensor:
-        return torch.randn(1, groups, count, width).to(dtype)
+    def run(form: Callable[..., Tensor]) -> None:
+        for keys, values in caches:
+            form(q, keys, values, None, width**-0.5, None)
 
-    q, caches = drawn(share), [(drawn(RACE_KEYS), drawn(RACE_KEYS)) for _ in range(2)]
-    reduce = torch.compile(_summed, dynamic=True, fullgraph=True, options=inductor.options())
-    scale = width**-0.5
-    plain = [partial(_product, q, k, v, None, scale, None) for k, v in caches]
-    return Race(plain, [partial(reduce, q, k, v, None, scale, None) for k, v in reversed(caches)], cold=True)
+    return Race(*(partial(run, form) for form in compiled))
 
 
 def _summed(
@@ -162,35 +167,22 @@ def _blocks_win(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: flo
         return False
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return False
-    size = (
-        "attention",
-        q.dtype,
-        f"heads per key {heads // groups}",
-        f"width {width}",
-        f"new {bucket(new)}",
-        f"keys {bucket(keys)}",
-        "causal" if mask is None else "masked",
-        threads(),
-    )
-    return active().pick(size, "blocks", partial(_race_blocks, q, k, v, mask, scale, sinks))
+    sizes = heads // groups, width, bucket(new), bucket(keys), int(mask is not None)
+    return active().pick("attention", q.dtype, sizes, partial(_race_blocks, q, k, v, mask, scale, sinks))
 
 
-def _race_blocks(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None
-) -> Race:
-    """Both on the same queries and keys: one sequence, and as many heads, queries and keys as take about 1 ms."""
+def _race_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Race:
+    """Both on the same queries and keys: of one sequence, as many as take some milliseconds."""
     (heads, new, width), (groups, keys) = q.shape[1:], k.shape[1:3]
     share = heads // groups
     new = min(new, RACE_QUERIES)
     keys = new if mask is None else min(keys, RACE_KEYS)
     groups = min(groups, max(RACE_PRODUCTS // (2 * share * new * keys * width), 1))
     heads = groups * share
-    if mask is None:
-        given = q[:1, :heads, :new], k[:1, :groups, :new], v[:1, :groups, :new], None
-    else:
-        given = q[:1, :heads, -new:], k[:1, :groups, -keys:], v[:1, :groups, -keys:], mask[-new:, -keys:]
-    given_sinks = None if sinks is None else sinks[:heads]
-    return Race([partial(_sdpa, *given, scale, given_sinks)], [partial(_blocks, *given, scale, given_sinks)])
+    queries, keys_and_values = (slice(new), slice(keys)) if mask is None else (slice(-new, None), slice(-keys, None))
+    q, k, v = q[:1, :heads, queries], k[:1, :groups, keys_and_values], v[:1, :groups, keys_and_values]
+    mask, sinks = None if mask is None else mask[queries, keys_and_values], None if sinks is None else sinks[:heads]
+    return Race(partial(_sdpa, q, k, v, mask, scale, sinks), partial(_blocks, q, k, v, mask, scale, sinks))
 
 
 def _by_token(out: Tensor) -> Tensor:
@@ -293,7 +285,7 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, 
     if q.dtype.itemsize < 4:
         _write_blocks(out, q, k, v, mask, scale, sinks)
         return out
-    for b, g in itertools.product(range(batch), range(groups)):  # one matrix at a time, which is what `linear` takes
+    for b, g in itertools.product(range(batch), range(groups)):  # one matrix at a time, which is what `product` takes
         one, key = slice(b, b + 1), slice(g, g + 1)
         shared = slice(g * heads // groups, (g + 1) * heads // groups)
         _write_blocks(
@@ -335,7 +327,7 @@ def _write_blocks(
 def _products(x: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
     """x (n, r, d), weight (n, s, d) -> (n, r, s), scaled; in float32 n is one."""
     if x.dtype == torch.float32:
-        return linear(x[0] * scale, weight[0].contiguous()).unsqueeze(0)
+        return product(x[0] * scale, weight[0].contiguous()).unsqueeze(0)
     return torch.baddbmm(x.new_empty(1, 1, 1), x, weight.transpose(1, 2), beta=0, alpha=scale)
 
 

@@ -1,10 +1,10 @@
 """Compiling a model: one function for each distinct layer, which every layer equal to it calls with its own weights.
 
-torch would check on every call that no module and no global is another than when it compiled: a tenth of a millisecond a
-layer. For a layer that is as its spec builds it, the spec and the facts of its parameters say all that can differ, so
-these guards are left out and one look at the whole model (zoo.watch) takes their place. A layer that was changed (an
-adapter in place of a projection, a tensor subclass as a weight) is compiled apart, with all of torch's guards; one with
-hooks runs uncompiled. So what is changed after `compile()` is seen on the next pass.
+torch would check on every call that no module and no global has changed since it compiled, which takes a tenth of a
+millisecond a layer. For a layer that is as its spec builds it, the spec and the facts of its parameters say all that
+can differ. So these guards are left out, and one look at the whole model (zoo.watch) takes their place. A layer that
+was edited, by an adapter in place of a projection for example, is compiled apart with all of torch's guards. A layer
+with hooks runs uncompiled. Whatever is changed after `compile()` is seen on the next pass.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def head_pass(model: Any, x: Tensor) -> Tensor:
 
 
 class Passes(NamedTuple):
-    """What a forward pass calls: a function for each layer, and one for the head. `replayable`: nothing in the model has
-    a hook, which a CUDA graph would not call."""
+    """What a forward pass calls: a function for each layer, and one for the head. `replayable`: no module has a hook,
+    which a CUDA graph would not call."""
 
     layers: Sequence[LayerPass]
     head: HeadPass
@@ -95,16 +95,22 @@ class Compiled:
     def _choose(self, differentiates: bool) -> Passes:
         model = self._model
         reference = _reference(model)
-        built = {spec: module for spec, module in zip(reference.spec.layers, reference.layers, strict=True)}
+        built = dict(zip(reference.spec.layers, reference.layers, strict=True))
         layers = [
             self._function(layer_pass, (spec,), [(layer, built[spec])], differentiates)
             for spec, layer in zip(model.spec.layers, model.layers, strict=True)
         ]
-        parts = [(getattr(model, name), getattr(reference, name)) for name in ("norm", "head" if model.head else "embed")]
+        parts = [
+            (getattr(model, name), getattr(reference, name)) for name in ("norm", "head" if model.head else "embed")
+        ]
         head = self._function(head_pass, ("head", model.spec.norm, model.spec.tied), parts, differentiates)
         edited = sum(each is layer_pass for each in layers) + (head is head_pass)
         if edited:
-            log.warning("%d of %d parts of the model have hooks or tensors that torch cannot trace: these run uncompiled", edited, len(layers) + 1)
+            log.warning(
+                "%d of %d parts of the model have hooks or tensors that torch cannot trace: these run uncompiled",
+                edited,
+                len(layers) + 1,
+            )
         return Passes(layers, head, not edited and not has_hooks(model) and not has_global_hooks())
 
     def _function(
@@ -147,8 +153,8 @@ def compiled(function: F, as_built: bool = True, **options: Any) -> F:
 
 
 def _guards(entries: Sequence[Any]) -> list[bool]:
-    """Guards kept in compiled code: all but those on modules, which zoo.watch looks at, and on globals, such as functions,
-    which stay as they are."""
+    """Guards kept in compiled code: all but those on modules, which zoo.watch looks at, and those on globals, such as
+    functions, which stay as they are."""
     own = torch.compiler.skip_guard_on_all_nn_modules_unsafe(entries)
     return [kept and not entry.is_global for kept, entry in zip(own, entries, strict=True)]
 

@@ -30,9 +30,9 @@ def load() -> None:
 def options() -> dict[str, Any]:
     """torch.compile's options for code on this processor.
 
-    The compiler's cache on disk finds code by the graph and the compiler's settings, and not by the instructions that it
-    was made for. Code for AVX-512 would be taken from a cache that is shared with a processor that has AVX2 alone, and
-    would give NaN. The width of vectors is a setting: it is set to the one that the compiler would choose.
+    The compiler's cache on disk finds code by the graph and the compiler's settings, not by the instructions that it
+    was made for. A processor with AVX2 alone would take code for AVX-512 from a cache that it shares with another, and
+    get NaN. The width of vectors is a setting: it is set to the one that the compiler would choose.
     """
     from torch._inductor import config
     from torch._inductor.cpu_vec_isa import pick_vec_isa
@@ -42,5 +42,5 @@ def options() -> dict[str, Any]:
     return {"cpp.simdlen": width, **CONTRACTED}
 
 
-# A product and the sum it goes into are rounded once, in one instruction: reductions over matrices are 1.05 times as fast.
+# A product and the sum it goes into are rounded once, in one instruction: reductions are 1.05 times as fast.
 CONTRACTED = {"cpp.enable_floating_point_contract_flag": "fast"}

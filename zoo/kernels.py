@@ -16,11 +16,12 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 
@@ -29,39 +30,49 @@ from zoo.errors import MalformedError, NotAvailable, unknown
 PLAIN = "plain"
 VARIABLE = "ZOO_KERNELS"
 SCHEMA_VERSION = 1
-# Operation -> the kernels that may take the place of the plain one.
-OPERATIONS: dict[str, tuple[str, ...]] = {
-    "linear": ("onednn",),  # float32 matrix products: oneDNN instead of the BLAS library that torch was built with
-    "attention": ("blocks",),  # several tokens: scores in memory, a block of queries at a time, instead of torch's SDPA
-    "decode linear": ("gemv",),  # compiled, one token: a reduction that Inductor compiles, instead of the library
-    "decode attention": ("reduction",),  # compiled, one token: the same for scores and weighted values
+
+
+class Operation(NamedTuple):
+    """What may be computed by `kernel` instead of the plain one, and what the sizes in its classes are."""
+
+    kernel: str
+    sizes: tuple[str, ...]
+
+
+OPERATIONS = {
+    # float32 matrix products: oneDNN instead of the BLAS library that torch was built with
+    "linear": Operation("onednn", ("rows", "weights")),
+    # several tokens: scores in memory, a block of queries at a time, instead of torch's SDPA
+    "attention": Operation("blocks", ("heads per key", "width", "new", "keys", "masked")),
+    # compiled, one token: a reduction that Inductor compiles, instead of the library's product
+    "decode linear": Operation("gemv", ("rows",)),
+    # compiled, one token: the same for scores and weighted values
+    "decode attention": Operation("reduction", ("heads per key", "width")),
 }
 CLASS_SECONDS, PROCESS_SECONDS = 0.05, 0.3  # spent at most on one class of sizes, and on all of them
 MIN_TURNS, MAX_TURNS = 3, 9
 MARGIN = 0.95  # a kernel wins a turn if it takes at most this part of the plain one's time
 SHARE = 2 / 3  # of the turns it must win
-FLUSH_BYTES = 64 * 2**20  # read between turns that must find their weights in memory, not in a cache
+COLD_BYTES = 64 * 2**20  # gone through in each turn by what must find its operands in memory, not in a cache
 
-Class = tuple[object, ...]  # (operation, sizes ...)
+Class = tuple[str, torch.dtype, tuple[int, ...], int]  # (operation, dtype, sizes, threads)
 Run = Callable[[], object]
 
 
-@dataclass
-class Race:
-    """What is timed in turns: `plain` and `other`, each a list of calls that is gone through turn by turn, so that the
-    two never read the same memory in one turn. `cold`: their memory is driven out of the caches before each turn."""
+class Race(NamedTuple):
+    """Two calls that compute the same, to be timed in turns."""
 
-    plain: Sequence[Run]
-    other: Sequence[Run]
-    cold: bool = False
+    plain: Run
+    other: Run
 
 
 @dataclass
 class Kernels:
-    """The choices of a process. `said`: what a file or the caller asked for, by class or by operation, None to measure.
+    """The choices of a process.
 
-    `chosen`: the choice for each class that came up. `seconds`: what measuring took so far. `pending`: classes that came
-    up while a compiler was tracing, when nothing can be measured, with what to measure.
+    `said`: what a file or the caller asked for, by class or by operation; None to measure. `chosen`: the choice for
+    each class that came up. `seconds`: what measuring took so far. `pending`: classes that came up while a compiler was
+    tracing, when nothing can be measured, with what to measure.
     """
 
     said: Mapping[str, str] | None = None
@@ -74,52 +85,52 @@ class Kernels:
         """Whether no operation is ever computed by another kernel than the plain one."""
         return self.said is not None and all(kernel == PLAIN for kernel in self.said.values())
 
-    def pick(self, size: Class, other: str, race: Callable[[], Race]) -> bool:
-        """Whether the kernel `other` computes operations of this size; the `race` decides where nobody has said so."""
-        found = self.chosen.get(size)
-        if found is None:
-            found = self._decide(size, other, race)
-        return found == other
+    def pick(self, operation: str, dtype: torch.dtype, sizes: tuple[int, ...], race: Callable[[], Race]) -> bool:
+        """Whether another kernel than the plain one computes an operation; the `race` decides where nobody has said so.
 
-    def pick_traced(self, size: Class, other: str, race: Callable[[], Race]) -> bool:
-        """The same while a compiler traces. What is not decided yet is `other`, until `settle`."""
-        found = self.chosen.get(size) or self._said(size)
+        `sizes` are what OPERATIONS says they are; the number of threads is added to them.
+        """
+        key = (operation, dtype, sizes, torch.get_num_threads())
+        found = self.chosen.get(key)
         if found is None:
-            self.pending[size] = race
+            found = self._decide(key, race)
+        return found is not PLAIN and found != PLAIN
+
+    def pick_traced(self, operation: str, dtype: torch.dtype, sizes: tuple[int, ...], race: Callable[[], Race]) -> bool:
+        """The same while a compiler traces. What is not decided yet is the other kernel, until `settle`."""
+        key = (operation, dtype, sizes, torch.get_num_threads())
+        found = self.chosen.get(key) or self._said(key)
+        if found is None:
+            self.pending[key] = race
             return True
-        self.chosen[size] = found
-        return found == other
+        self.chosen[key] = found
+        return found != PLAIN
 
     def settle(self) -> bool:
-        """Decide what came up while a compiler traced. Whether any of it turned out plain: code was compiled otherwise."""
+        """Decide what came up while a compiler traced. True where a plain kernel won: code was compiled otherwise."""
         changed = False
-        while self.pending:
-            size, race = self.pending.popitem()
-            if size in self.chosen:
-                continue
-            if not _can_measure():
-                self.pending[size] = race
-                break
-            kernel = OPERATIONS[str(size[0])][0]
-            self.chosen[size] = kernel if _wins(race()) else PLAIN
-            changed = changed or self.chosen[size] == PLAIN
+        while self.pending and _can_measure():
+            key, race = self.pending.popitem()
+            self.chosen[key] = OPERATIONS[key[0]].kernel if _wins(race()) else PLAIN
+            changed = changed or self.chosen[key] == PLAIN
         return changed
 
-    def _said(self, size: Class) -> str | None:
+    def _said(self, key: Class) -> str | None:
         if self.said is None:
             return None
-        return self.said.get(_name(size)) or self.said.get(str(size[0])) or PLAIN
+        return self.said.get(_name(key)) or self.said.get(key[0]) or PLAIN
 
-    def _decide(self, size: Class, other: str, race: Callable[[], Race]) -> str:
-        said = self._said(size)
-        if said is None:
+    def _decide(self, key: Class, race: Callable[[], Race]) -> str:
+        found = self._said(key)
+        if found is None:
             if not _can_measure():
                 return PLAIN  # now; another time it may be measured
             began = perf_counter()
-            said = other if self.seconds < PROCESS_SECONDS and _wins(race()) else PLAIN
+            wins = self.seconds < PROCESS_SECONDS and _wins(race())
+            found = OPERATIONS[key[0]].kernel if wins else PLAIN
             self.seconds += perf_counter() - began
-        self.chosen[size] = said
-        return said
+        self.chosen[key] = found
+        return found
 
 
 def _can_measure() -> bool:
@@ -136,19 +147,17 @@ def _can_measure() -> bool:
 
 def _wins(race: Race) -> bool:
     """Whether the other kernel is clearly faster than the plain one."""
-    began, turns, won = perf_counter(), 0, 0
-    flush = torch.ones(FLUSH_BYTES // 4) if race.cold else None
-    for run in (*race.plain, *race.other):
-        run()  # kernels are made on their first call
-    while turns < MAX_TURNS and (turns < 1 or perf_counter() - began < CLASS_SECONDS):
-        if flush is not None:
-            flush.sum()
-        runs = {PLAIN: race.plain[turns % len(race.plain)], "other": race.other[turns % len(race.other)]}
-        order = list(runs) if turns % 2 else list(runs)[::-1]
-        seconds = {name: _time(runs[name]) for name in order}
-        won += seconds["other"] <= MARGIN * seconds[PLAIN]
+    turns = won = 0
+    for run in race:
+        run()  # kernels are made, and code is compiled, on the first call
+    began = perf_counter()
+    while turns < MAX_TURNS and perf_counter() - began < CLASS_SECONDS:
+        plain, other = _time(race.plain), _time(race.other)
+        won += other <= MARGIN * plain
         turns += 1
-    return turns >= MIN_TURNS and won > SHARE * turns
+        if turns >= MIN_TURNS and won in (0, turns):
+            break
+    return turns >= MIN_TURNS and won >= SHARE * turns
 
 
 def _time(run: Run) -> float:
@@ -157,9 +166,17 @@ def _time(run: Run) -> float:
     return perf_counter() - start
 
 
-def _name(size: Class) -> str:
-    """A class in words: "linear, float32, rows 1, threads 2"."""
-    return ", ".join(str(part).removeprefix("torch.") for part in size)
+def _name(key: Class) -> str:
+    """A class in words: "linear, float32, rows 1, weights 1048576, threads 2"."""
+    operation, dtype, sizes, threads = key
+    said = [f"{name} {size}" for name, size in zip(OPERATIONS[operation].sizes, sizes, strict=True)]
+    return ", ".join([operation, str(dtype).removeprefix("torch."), *said, f"threads {threads}"])
+
+
+def bucket(number: int, base: int = 4) -> int:
+    """The power of `base`, 4 or 16, at or below a number: sizes of one bucket are one class."""
+    bits = number.bit_length() - 1
+    return 1 << bits - bits % (base.bit_length() - 1)
 
 
 _active: Kernels | None = None
@@ -197,7 +214,7 @@ def using(setting: str | Path | Mapping[str, str] | None) -> Iterator[Kernels]:
 
 def choices() -> dict[str, str]:
     """The kernel of each class of sizes that came up so far, by the class's name."""
-    return {_name(size): kernel for size, kernel in sorted(active().chosen.items(), key=lambda item: _name(item[0]))}
+    return dict(sorted((_name(key), kernel) for key, kernel in active().chosen.items()))
 
 
 def save(path: str | Path) -> None:
@@ -232,6 +249,7 @@ def _checked(said: Mapping[str, str], where: str) -> Mapping[str, str]:
         operation = name.partition(",")[0]
         if operation not in OPERATIONS:
             raise MalformedError(f"{where}: {unknown('operation', operation, OPERATIONS)}")
-        if kernel not in (PLAIN, *OPERATIONS[operation]):
-            raise MalformedError(f"{where}: {unknown(f'kernel of {operation}', str(kernel), (PLAIN, *OPERATIONS[operation]))}")
+        known = (PLAIN, OPERATIONS[operation].kernel)
+        if kernel not in known:
+            raise MalformedError(f"{where}: {unknown(f'kernel of {operation}', str(kernel), known)}")
     return said

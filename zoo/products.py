@@ -11,6 +11,7 @@ Autocast, gradients, tensor subclasses (quantised, sharded), other layouts and w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,17 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.library import custom_op
+from torch.library import Library, register_fake
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from zoo import inductor
-from zoo.kernels import Race, active
+from zoo.kernels import COLD_BYTES, Race, active, bucket
 
 PARTS = 4  # of a matrix that a loop goes over at once, for a lone row
 FEW = 4  # sequences up to which one token of each may be multiplied by reductions
 MIN_WEIGHT = 2**17  # elements of a matrix from which another kernel can earn back what choosing it costs
 MAX_COLD_ROWS = 16  # up to which a product waits for the memory, and not for the arithmetic
-RACE_PRODUCTS = 2**27  # multiply-adds of a product that is timed: about a millisecond
+RACE_PRODUCTS = 2**28  # multiply-adds of a product that is timed
 PLAIN_TYPES = (Tensor, nn.Parameter)  # a subclass has its own F.linear
 
 # oneDNN's linear map, where torch itself would ask MKL in float32.
@@ -45,17 +46,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in), weight (out, in), bias (out,) -> (..., out), as F.linear, whose errors it raises."""
     if torch.compiler.is_compiling():
         return _traced_linear(x, weight, bias)
-    if _may_replace(x, weight, bias) and _onednn_wins(x, weight):
+    if weight.numel() >= MIN_WEIGHT and _may_replace(x, weight, bias) and _onednn_wins(x, weight):
         y: Tensor = ONEDNN(x, weight, bias, "none", [], "")
         return y
     return F.linear(x, weight, bias)
+
+
+def product(x: Tensor, other: Tensor) -> Tensor:
+    """x (rows, in), other (out, in) -> (rows, out): `linear` with a matrix of any size, such as the keys of a pass."""
+    if _may_replace(x, other, None) and _onednn_wins(x, other):
+        y: Tensor = ONEDNN(x, other, None, "none", [], "")
+        return y
+    return F.linear(x, other)
 
 
 def _traced_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if use_gemv(x, weight):
         y = gemv_reduce(x.squeeze(1), weight).unsqueeze(1)
         return y if bias is None else y + bias
-    if torch.compiler.is_exporting() or active().is_plain or not _is_replaceable(x, weight, bias):
+    small = weight.numel() < MIN_WEIGHT
+    if small or torch.compiler.is_exporting() or active().is_plain or not _is_replaceable(x, weight, bias):
         return F.linear(x, weight, bias)
     return _operator(x, weight, bias)  # which number of rows a kernel is worth is known when it runs
 
@@ -63,11 +73,10 @@ def _traced_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _may_replace(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether a kernel that knows nothing but plain float32 memory computes what F.linear would."""
     return (
-        ONEDNN is not None
-        and _is_replaceable(x, weight, bias)
-        and x.numel() > 0
+        _is_replaceable(x, weight, bias)
         and weight.is_contiguous()  # oneDNN's slowest code takes other layouts, 300 times slower
-        and torch.backends.mkldnn.enabled
+        and x.numel() > 0
+        and torch._C._get_mkldnn_enabled()
         and torch._C._functorch.peek_interpreter_stack() is None  # vmap and its like
         and forward_ad._current_level < 0
     )
@@ -76,13 +85,13 @@ def _may_replace(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def _is_replaceable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """The part of it that holds for every number of rows: dtypes, types, devices and shapes."""
     return (
-        x.dtype == torch.float32
-        and weight.numel() >= MIN_WEIGHT
+        ONEDNN is not None
+        and x.dtype is torch.float32
         and not torch.is_grad_enabled()
         and is_plain_memory(x, weight)
         and weight.ndim == 2
         and x.shape[-1] == weight.shape[1]
-        and (bias is None or (is_plain_memory(x, bias) and bias.shape == weight.shape[:1]))
+        and (bias is None or (is_plain_memory(weight, bias) and bias.shape == weight.shape[:1]))
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -92,46 +101,49 @@ def is_plain_memory(x: Tensor, other: Tensor) -> bool:
     return (
         type(x) in PLAIN_TYPES
         and type(other) in PLAIN_TYPES
-        and x.dtype == other.dtype
-        and x.device.type == other.device.type == "cpu"
-        and x.layout == other.layout == torch.strided
+        and x.dtype is other.dtype
+        and x.is_cpu
+        and other.is_cpu
+        and x.layout is other.layout is torch.strided
         and x.ndim > 0
     )
 
 
 def _onednn_wins(x: Tensor, weight: Tensor) -> bool:
-    rows = x.numel() // x.shape[-1]
-    size = ("linear", x.dtype, f"rows {bucket(rows)}", f"weights {bucket(weight.numel())}", threads())
-    return active().pick(size, "onednn", partial(_race_onednn, x, weight))
-
-
-def bucket(number: int) -> int:
-    """The power of four at or below a number: sizes of one bucket are one class."""
-    return int(4 ** ((number.bit_length() - 1) // 2))
-
-
-def threads() -> str:
-    """The part of a class that says how many threads there are."""
-    return f"threads {torch.get_num_threads()}"
+    sizes = bucket(x.numel() // x.shape[-1]), bucket(weight.numel(), 16)
+    return active().pick("linear", torch.float32, sizes, partial(_race_onednn, x, weight))
 
 
 def _race_onednn(x: Tensor, weight: Tensor) -> Race:
-    """Both kernels on the two halves of the matrix, by turns, as many rows and outputs of it as take about 1 ms."""
+    """Both kernels on as much of the product as takes a millisecond or two. A product of few rows waits for the memory:
+    it is timed on matrices that together do not fit into a cache."""
     rows = x.reshape(-1, x.shape[-1])
-    rows = rows[: max(RACE_PRODUCTS // (64 * x.shape[-1]), 1)]
-    outputs = max(RACE_PRODUCTS // rows.numel(), 64)
-    halves = [half[:outputs] for half in weight.chunk(2)]
-    plain = [partial(F.linear, rows, half) for half in halves]
-    other = [partial(ONEDNN, rows, half, None, "none", [], "") for half in reversed(halves)]
-    return Race(plain, other, cold=len(rows) <= MAX_COLD_ROWS)
+    if len(rows) <= MAX_COLD_ROWS:
+        count = max(COLD_BYTES // weight.nbytes, 1)
+        matrices = list(torch.ones(count, min(len(weight), COLD_BYTES // weight[0].nbytes), weight.shape[1]))
+    else:
+        rows = rows[: max(RACE_PRODUCTS // (64 * rows.shape[1]), MAX_COLD_ROWS)]
+        matrices = [weight[: max(RACE_PRODUCTS // rows.numel(), 64)]]
+
+    def run(kernel: Callable[..., Tensor], *rest: object) -> None:
+        for matrix in matrices:
+            kernel(rows, matrix, *rest)
+
+    return Race(partial(run, F.linear), partial(run, ONEDNN, None, "none", [], ""))
 
 
-_operator = custom_op("zoo::linear", linear, mutates_args=())
+# One operator for every number of rows. A thin one: its call takes 6 us, and torch.library.custom_op's 30.
+_LIBRARY = Library("zoo", "FRAGMENT")
+_LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+_LIBRARY.impl("linear", linear, "CPU")
+_operator = torch.ops.zoo.linear.default
 
 
-@_operator.register_fake
-def _like(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _like(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+register_fake("zoo::linear", _like, lib=_LIBRARY)
 
 
 # Reductions, for compiled functions.
@@ -160,18 +172,29 @@ def is_single_token(x: Tensor) -> bool:
 def _gemv_wins(dtype: torch.dtype, single: bool) -> bool:
     """Called by the compiler while it traces: the choice is part of the code that it makes."""
     rows = 1 if single else FEW
-    size = ("decode linear", dtype, f"rows {rows}", threads())
-    return active().pick_traced(size, "gemv", partial(_race_gemv, dtype, rows))
+    return active().pick_traced("decode linear", dtype, (rows,), partial(_race_gemv, dtype, rows))
 
 
 def _race_gemv(dtype: torch.dtype, rows: int) -> Race:
-    """The reduction as Inductor compiles it, and the library's product, on matrices of 16 MiB that lie in memory."""
+    """Matrices that do not fit into a cache, by reductions and by the library, both compiled."""
     width = 1024
-    x = torch.randn(rows, width).to(dtype)
-    matrices = [torch.randn(2**24 // dtype.itemsize // width, width).to(dtype) for _ in range(2)]
-    reduce = torch.compile(gemv_reduce, dynamic=True, fullgraph=True, options=inductor.options())
-    plain = [partial(linear, x, matrix) for matrix in matrices]
-    return Race(plain, [partial(reduce, x, matrix) for matrix in reversed(matrices)], cold=True)
+    x = torch.ones(rows, width, dtype=dtype)
+    matrices = list(torch.ones(8, COLD_BYTES // 8 // dtype.itemsize // width, width, dtype=dtype))
+    compiled = [
+        torch.compile(form, dynamic=True, fullgraph=True, options=inductor.options())
+        for form in (_library_product, gemv_reduce)
+    ]
+
+    def run(form: Callable[[Tensor, Tensor], Tensor]) -> None:
+        for matrix in matrices:
+            form(x, matrix)
+
+    return Race(*(partial(run, form) for form in compiled))
+
+
+def _library_product(x: Tensor, weight: Tensor) -> Tensor:
+    """As a compiled pass multiplies where reductions are not chosen."""
+    return _operator(x, weight, None) if _is_replaceable(x, weight, None) else F.linear(x, weight)
 
 
 def gemv_reduce(x: Tensor, weight: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ class Watch:
         self._facts = self._read()
 
     def holds(self) -> bool:
-        """Whether the model is as it was: the same modules with the same attributes, as many hooks, and parameters of the
-        same types, dtypes, devices, shapes, strides and need of gradients. The values of parameters may be others."""
+        """Whether the model is as it was: the same modules with the same attributes, as many hooks, and parameters of
+        the same types, dtypes, devices, shapes, strides and need of gradients. Their values may be others."""
         try:
             return (
                 self._children == self._held
@@ -45,7 +45,12 @@ class Watch:
 
     def _read(self) -> list[object]:
         tensors = [each for owned in self._owned for each in owned.values() if each is not None]
-        return [*map(type, tensors), *map(FACTS, tensors), *(_strides(each) for each in tensors), *map(len, self._owned)]
+        return [
+            *map(type, tensors),
+            *map(FACTS, tensors),
+            *(_strides(each) for each in tensors),
+            *map(len, self._owned),
+        ]
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...] | None:
@@ -88,7 +93,7 @@ def has_global_hooks() -> bool:
 def has_opaque_parameters(module: nn.Module) -> bool:
     """Whether a parameter is of a tensor subclass that torch's compiler does not look into: it would compute as if it
     were a plain tensor. (Subclasses that say what they wrap, as quantised and sharded ones do, it knows.)"""
-    kinds = (type(each) for each in (*module.parameters(), *module.buffers()) if type(each) not in (Tensor, nn.Parameter))
+    kinds = {type(each) for each in (*module.parameters(), *module.buffers())} - {Tensor, nn.Parameter}
     return any(not hasattr(kind, "__tensor_flatten__") for kind in kinds)
 
 
@@ -103,12 +108,16 @@ def is_as_built(module: nn.Module, reference: nn.Module) -> bool:
         return False
     for name, parameter in module._parameters.items():
         other = reference._parameters[name]
-        if type(parameter) is not type(other) or (parameter is not None and parameter.shape != other.shape):
+        if type(parameter) is not type(other):
             return False
-        if parameter is not None and not parameter.is_contiguous():
+        if parameter is None or other is None:
+            continue
+        if parameter.shape != other.shape or not parameter.is_contiguous():
             return False
     children = ((child, reference._modules[name]) for name, child in module._modules.items())
-    return all(one is other or (one is not None and other is not None and is_as_built(one, other)) for one, other in children)
+    return all(
+        one is other or (one is not None and other is not None and is_as_built(one, other)) for one, other in children
+    )
 
 
 def _attributes(module: nn.Module) -> dict[str, object]:

@@ -150,7 +150,10 @@ def test_a_file_that_says_something_else_is_refused(text: str, message: str, tmp
 
 
 def test_a_file_that_is_not_there_is_named() -> None:
-    with pytest.raises(NotAvailable, match=r"ZOO_KERNELS=none\.json: neither 'plain' nor a file"), kernels.using("none.json"):
+    with (
+        pytest.raises(NotAvailable, match=r"ZOO_KERNELS=none\.json: neither 'plain' nor a file"),
+        kernels.using("none.json"),
+    ):
         pass
 
 

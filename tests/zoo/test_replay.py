@@ -39,7 +39,9 @@ class Recorded:
 def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
     """Replaying on the CPU, with frozen copies in the place of graphs."""
     monkeypatch.setattr(decoder, "Replay", Recorded)
-    monkeypatch.setattr(decoder, "_is_replayable", lambda passes, tokens, cache: tokens.shape[1] == 1 and passes.replayable)
+    monkeypatch.setattr(
+        decoder, "_is_replayable", lambda passes, tokens, cache: tokens.shape[1] == 1 and passes.replayable
+    )
     monkeypatch.setattr(Recorded, "made", 0)
     return Recorded
 
@@ -75,7 +77,7 @@ def another(model: Model) -> Model:
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
 @pytest.mark.parametrize("edit", [assign, point_elsewhere, hook, another], ids=lambda edit: edit.__name__)
 def test_a_graph_is_of_one_model_as_it_is(edit: Any, recorded: type[Recorded]) -> None:
-    """A cache that is handed to another model of equal specs, and weights that lie elsewhere: none is replayed as it was."""
+    """Nothing is replayed as it was for another model of equal specs, nor after the weights lie elsewhere."""
     model = randomised(zoo.spec("qwen3", tiny=True))
     model.compile(backend="eager")
     tokens, cache = tokens_of(model.spec, 1, 23), model.new_cache(1, 23)
