@@ -77,7 +77,7 @@ def _lone(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, si
     return _product_operator(q, k, v, mask, scale, sinks)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@inductor.constant
 def _reduction_wins(dtype: torch.dtype, groups: int, share: int, width: int) -> bool:
     """Called by the compiler while it traces: the choice is part of the code that it makes."""
     race = partial(_race_reduction, dtype, groups, share, width)

@@ -174,8 +174,14 @@ class Model(nn.Module):
         return logits
 
     def _through(
-        self, tokens: Tensor, step: Step, slots: Sequence[Slot], passes: Passes, logits_to_keep: int = 0
+        self,
+        tokens: Tensor,
+        step: Step,
+        slots: Sequence[Slot],
+        passes: Passes | None = None,
+        logits_to_keep: int = 0,
     ) -> Tensor:
+        passes = passes or self._passes
         if self._compiled is not None:
             own_lengths(step, tokens.shape[1])
         x = self.embedded(tokens)

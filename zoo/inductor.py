@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import codecs
 import locale
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def load() -> None:
@@ -25,6 +28,13 @@ def load() -> None:
         import_module("torch._inductor.lowering")
     finally:
         locale.setlocale(locale.LC_CTYPE, before)
+
+
+def constant(function: F) -> F:
+    """Mark a function that the compiler calls while it traces, and whose result becomes part of the code that it makes.
+    torch.compiler.assume_constant_result does this too, and imports the whole compiler."""
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
 
 
 def options() -> dict[str, Any]:

@@ -168,7 +168,7 @@ def is_single_token(x: Tensor) -> bool:
     return x.device.type == "cuda" or x.shape[0] <= FEW
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@inductor.constant
 def _gemv_wins(dtype: torch.dtype, single: bool) -> bool:
     """Called by the compiler while it traces: the choice is part of the code that it makes."""
     rows = 1 if single else FEW

@@ -110,7 +110,7 @@ def _rope(says: str) -> Canvas:
         canvas.text(x, 12, str(position), TINY, pitch, "faint", "middle")
         for row, pair in enumerate(PAIRS):
             y = 24 + row * pitch + RADIUS
-            across, up = (float(side[position, pair]) * (RADIUS - 3) for side in table)
+            across, up = (float(side[position, width // 2 + pair]) * (RADIUS - 3) for side in table)
             canvas.circle(x, y, RADIUS, "inner")
             canvas.path(f"M{x} {y}l{across} {-up}", "residual")
             canvas.circle(x + across, y - up, 2.5, "query")

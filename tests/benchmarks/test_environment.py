@@ -73,7 +73,8 @@ CPU = torch.device("cpu")
 
 def chooses(operation: str = "linear", rows: int = 1) -> None:
     """An operation of one class comes up."""
-    kernels.active().pick((operation, torch.float32, f"rows {rows}"), kernels.OPERATIONS[operation][0], no_race)
+    sizes = (rows,) * len(kernels.OPERATIONS[operation].sizes)
+    kernels.active().pick(operation, torch.float32, sizes, no_race)
 
 
 def no_race() -> Race:
@@ -86,7 +87,11 @@ def test_the_machine_says_which_kernels_were_chosen_and_what_was_set(monkeypatch
         chooses("linear")
         chooses("attention")
         found = environment(CPU)
-    assert found["kernels"] == {"attention, float32, rows 1": "plain", "linear, float32, rows 1": "onednn"}
+    threads = f"threads {torch.get_num_threads()}"
+    assert found["kernels"] == {
+        f"attention, float32, heads per key 1, width 1, new 1, keys 1, masked 1, {threads}": "plain",
+        f"linear, float32, rows 1, weights 1, {threads}": "onednn",
+    }
     assert found["kernels_set"] == "choices.json"
     for setting in (None, ""):
         monkeypatch.delenv("ZOO_KERNELS") if setting is None else monkeypatch.setenv("ZOO_KERNELS", setting)
@@ -103,7 +108,8 @@ def test_kernels_are_read_when_the_measurement_ends_however_it_ends(error: type[
         chooses()
         if error is not None:
             raise error
-    assert report.about["machine"]["kernels"] == {"linear, float32, rows 1": "onednn"}
+    name = f"linear, float32, rows 1, weights 1, threads {torch.get_num_threads()}"
+    assert report.about["machine"]["kernels"] == {name: "onednn"}
     assert report.about["complete"] is (error is None)
 
 

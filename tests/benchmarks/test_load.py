@@ -57,7 +57,7 @@ def test_kernels_are_those_of_the_loads_own_processes(
 
 def test_a_process_says_which_kernels_its_load_and_pass_chose(folder: Path) -> None:
     with kernels.using({"linear": "onednn"}):
-        kernels.active().pick(("linear", torch.float32, "rows 1"), "onednn", lambda: pytest.fail("a race"))
+        kernels.active().pick("linear", torch.float32, (1, 1), lambda: pytest.fail("a race"))
         assert peer_loading.measure("zoo", str(folder), "auto")["kernels"] == kernels.choices() != {}
 
 

@@ -9,7 +9,7 @@ import zoo
 from benchmarks.devices import Resident
 from benchmarks.observed import Observed, observe
 from benchmarks.runners import Workload, ZooRunner, inputs, task
-from zoo import attend
+from zoo import attend, kernels
 from zoo.decoder import Model
 
 DENSE = ("llama3", "olmo2", "gemma3", "mistral3", "qwen3", "smollm3")
@@ -34,16 +34,18 @@ def seen(model: Model, work: Workload, tokens: torch.Tensor | None = None, peak:
     return observe(task(("x",), runner, work, tokens), runner.weight_bytes, Fixed(peak), model)
 
 
-@pytest.mark.parametrize("worth", [0, attend.WORTH], ids=["in blocks", ""])
+@pytest.mark.parametrize("kernel", ["blocks", "plain"])
 @pytest.mark.parametrize("family", DENSE)
 def test_the_products_of_a_prefill_are_those_that_the_formula_counts(
-    family: str, worth: int, monkeypatch: pytest.MonkeyPatch
+    family: str, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of its FLOPs but those of scores, which no weight takes part in; also where attention multiplies alike."""
-    monkeypatch.setattr(attend, "WORTH", worth)
+    monkeypatch.setattr(attend, "MIN_PRODUCTS", 0)
     model, spec = zoo.build(family, tiny=True), zoo.spec(family, tiny=True)
     parts = spec.flop_parts(0, 20, logits=1)
-    counted = sum(2 * rows * weight.numel() for weight, rows in seen(model, Workload("prefill", 20)).products)
+    with kernels.using({"attention": kernel, "linear": "onednn"}):
+        products = seen(model, Workload("prefill", 20)).products
+    counted = sum(2 * rows * weight.numel() for weight, rows in products)
     assert counted == sum(parts.values()) - parts["scores"]
 
 

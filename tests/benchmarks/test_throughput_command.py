@@ -70,18 +70,19 @@ def test_kernels_that_are_chosen_while_it_runs_are_told(
     def choosing(tasks: Any, samples: Any, **rest: Any) -> None:
         measure(tasks, samples, **rest)
         for rows in (1, 4):
-            kernels.active().pick(("linear", torch.float32, f"rows {rows}"), "onednn", lambda: pytest.fail("a race"))
+            kernels.active().pick("linear", torch.float32, (rows, 7), lambda: pytest.fail("a race"))
         if interrupted:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(throughput, "measure", choosing)
     monkeypatch.setenv("ZOO_KERNELS", "choices.json")
-    setting = {"linear": "onednn", "linear, float32, rows 4": "plain"}
+    setting = {"linear": "onednn", "linear, float32, rows 4, weights 7, threads 1": "plain"}
     with kernels.using(setting):
         assert call("qwen3", *SHORT, "--json") == (130 if interrupted else 0)
     machine = written(capsys)["machine"]
-    chosen = {name: kernel for name, kernel in machine["kernels"].items() if name.count(",") == 2}
-    assert chosen == {"linear, float32, rows 1": "onednn", "linear, float32, rows 4": "plain"}
+    chosen = {name: kernel for name, kernel in machine["kernels"].items() if "weights 7" in name}
+    names = [f"linear, float32, rows {rows}, weights 7, threads 1" for rows in (1, 4)]
+    assert chosen == {names[0]: "onednn", names[1]: "plain"}
     assert machine["kernels_set"] == "choices.json"
     with kernels.using(setting):
         assert call("qwen3", *SHORT) == (130 if interrupted else 0)

@@ -140,7 +140,7 @@ def test_blocks_are_the_kernel(
     for drawn in (mask, None) if past == 0 else (mask,):
         with kernels.using({"attention": "blocks"}) as active:
             got = attend(q, k, v, drawn, 0.3, sinks)
-            assert list(active.chosen.values()) == ["blocks"]
+            assert "blocks" in active.chosen.values()
         torch.testing.assert_close(got, expected, rtol=near, atol=near, check_dtype=False)
 
 
@@ -165,7 +165,7 @@ def test_what_is_timed_to_choose_is_a_part_of_the_pass(
     q, k, v = inputs(heads, kv_heads, new, keys, value=8)
     mask = visible(torch.arange(keys - new, keys), torch.arange(keys)) if masked or new < keys else None
     race = module._race_blocks(q, k, v, mask, 0.3, torch.randn(heads) if with_sinks else None)
-    plain, blocks = race.plain[0](), race.other[0]()
+    plain, blocks = race.plain(), race.other()
     assert plain.shape == blocks.shape
     assert plain.shape[1] % (heads // kv_heads) == 0
     torch.testing.assert_close(blocks, plain, rtol=1e-4, atol=1e-4)

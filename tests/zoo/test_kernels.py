@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
+from itertools import chain, cycle
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,8 @@ from zoo import kernels
 from zoo.errors import MalformedError, NotAvailable
 from zoo.kernels import PLAIN, Kernels, Race
 
-SIZE = ("linear", torch.float32, "rows 1", "weights 1048576", "threads 2")
-NAME = "linear, float32, rows 1, weights 1048576, threads 2"
+SIZE = ("linear", torch.float32, (1, 1 << 20))
+NAME = f"linear, float32, rows 1, weights 1048576, threads {torch.get_num_threads()}"
 
 
 class Clock:
@@ -30,14 +32,13 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def race(self, plain: list[float], other: list[float], cold: bool = False) -> Race:
-        def runs(seconds: list[float]) -> list[kernels.Run]:
-            return [lambda taken=taken: self._pass(taken) for taken in seconds]
+    def race(self, plain: list[float], other: list[float]) -> Race:
+        """Two calls that take these seconds, turn by turn, after a first one that does not count."""
 
-        return Race(runs(plain), runs(other), cold)
+        def run(seconds: Iterator[float]) -> None:
+            self.now += next(seconds)
 
-    def _pass(self, seconds: float) -> None:
-        self.now += seconds
+        return Race(*(partial(run, chain([0.0], cycle(seconds))) for seconds in (plain, other)))
 
 
 @pytest.fixture
@@ -55,26 +56,28 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
         ([1e-3], [0.94e-3], "onednn"),
         ([1e-3], [0.96e-3], PLAIN),  # not clearly faster
         ([1e-3], [2e-3], PLAIN),
-        ([1e-3, 1e-3, 1e-3], [0.5e-3, 2e-3, 2e-3], PLAIN),  # in a third of the turns
-        ([1e-3, 1e-3, 1e-3, 1e-3], [0.5e-3, 0.5e-3, 0.5e-3, 2e-3], "onednn"),  # in three of four
+        ([1e-3], [0.5e-3, 2e-3, 2e-3], PLAIN),  # in a third of the turns
+        ([1e-3], [0.5e-3, 0.5e-3, 2e-3], "onednn"),  # in two thirds
         ([30e-3], [1e-3], PLAIN),  # too few turns fit into the time for a class
     ],
 )
 def test_another_kernel_is_taken_only_if_it_wins_clearly(
     clock: Clock, plain: list[float], other: list[float], chosen: str
 ) -> None:
-    picked = kernels.active().pick(SIZE, "onednn", lambda: clock.race(plain, other))
+    picked = kernels.active().pick(*SIZE, lambda: clock.race(plain, other))
     assert picked is (chosen == "onednn")
     assert kernels.choices() == {NAME: chosen}
 
 
 def test_a_class_is_measured_once(clock: Clock) -> None:
-    assert kernels.active().pick(SIZE, "onednn", lambda: clock.race([1e-3], [0.5e-3]))
-    assert kernels.active().pick(SIZE, "onednn", lambda: pytest.fail("measured again"))
+    assert kernels.active().pick(*SIZE, lambda: clock.race([1e-3], [0.5e-3]))
+    assert kernels.active().pick(*SIZE, lambda: pytest.fail("measured again"))
 
 
 def test_measuring_ends_when_the_time_of_the_process_is_spent(clock: Clock) -> None:
-    counts = [kernels.active().pick((*SIZE, i), "onednn", lambda: clock.race([4e-3], [2e-3])) for i in range(30)]
+    counts = [
+        kernels.active().pick(*SIZE[:2], (1, i), lambda: clock.race([4e-3], [2e-3])) for i in range(30)
+    ]
     assert counts[0] is True
     assert counts[-1] is False
     assert kernels.active().seconds <= kernels.PROCESS_SECONDS + kernels.CLASS_SECONDS + 0.02
@@ -85,7 +88,7 @@ def test_nothing_is_measured_in_a_thread_of_the_program_or_where_calls_are_watch
     seen: list[bool] = []
 
     def pick() -> None:
-        seen.append(kernels.active().pick(SIZE, "onednn", lambda: clock.race([1e-3], [0.5e-3])))
+        seen.append(kernels.active().pick(*SIZE, lambda: clock.race([1e-3], [0.5e-3])))
 
     thread = threading.Thread(target=pick)
     thread.start()
@@ -100,22 +103,22 @@ def test_nothing_is_measured_in_a_thread_of_the_program_or_where_calls_are_watch
 
 
 def test_what_comes_up_while_tracing_is_settled_afterwards(clock: Clock) -> None:
-    active, traced = kernels.active(), ("decode linear", torch.float32, "rows 1", "threads 2")
-    assert active.pick_traced(traced, "gemv", lambda: clock.race([1e-3], [2e-3]))
+    active, traced = kernels.active(), ("decode linear", torch.float32)
+    assert active.pick_traced(*traced, (1,), lambda: clock.race([1e-3], [2e-3]))
     assert active.settle(), "what was traced is slower: it is compiled anew"
-    assert not active.pick_traced(traced, "gemv", lambda: pytest.fail("measured again"))
+    assert not active.pick_traced(*traced, (1,), lambda: pytest.fail("measured again"))
     assert not active.settle()
-    assert active.pick_traced((*traced, "more"), "gemv", lambda: clock.race([2e-3], [1e-3]))
+    assert active.pick_traced(*traced, (4,), lambda: clock.race([2e-3], [1e-3]))
     assert not active.settle()
 
 
 def test_choices_are_saved_and_set(clock: Clock, tmp_path: Path) -> None:
-    kernels.active().pick(SIZE, "onednn", lambda: clock.race([1e-3], [0.5e-3]))
+    kernels.active().pick(*SIZE, lambda: clock.race([1e-3], [0.5e-3]))
     file = tmp_path / "kernels.json"
     kernels.save(file)
     with kernels.using(file) as again:
-        assert again.pick(SIZE, "onednn", lambda: pytest.fail("measured"))
-        assert not again.pick((*SIZE, "other"), "onednn", lambda: pytest.fail("measured")), "not named: plain"
+        assert again.pick(*SIZE, lambda: pytest.fail("measured"))
+        assert not again.pick(*SIZE[:2], (1, 2), lambda: pytest.fail("measured")), "not named: plain"
         assert not again.is_plain
 
 
@@ -123,13 +126,13 @@ def test_choices_are_saved_and_set(clock: Clock, tmp_path: Path) -> None:
 def test_plain_is_plain(setting: str | dict[str, str]) -> None:
     with kernels.using(setting) as active:
         assert active.is_plain
-        assert not active.pick(SIZE, "onednn", lambda: pytest.fail("measured"))
+        assert not active.pick(*SIZE, lambda: pytest.fail("measured"))
 
 
 def test_an_operation_can_be_set_whole_and_a_class_apart() -> None:
     with kernels.using({"linear": "onednn", NAME: PLAIN}) as active:
-        assert active.pick((*SIZE, "other"), "onednn", lambda: pytest.fail("measured"))
-        assert not active.pick(SIZE, "onednn", lambda: pytest.fail("measured"))
+        assert active.pick(*SIZE[:2], (1, 2), lambda: pytest.fail("measured"))
+        assert not active.pick(*SIZE, lambda: pytest.fail("measured"))
 
 
 @pytest.mark.parametrize(
@@ -182,4 +185,9 @@ def test_a_wrong_setting_is_one_line_and_an_exit_code() -> None:
 
 def test_every_operation_names_what_may_replace_it() -> None:
     assert Kernels().said is None
-    assert all(others and PLAIN not in others for others in kernels.OPERATIONS.values())
+    assert all(operation.kernel != PLAIN and operation.sizes for operation in kernels.OPERATIONS.values())
+
+
+def test_buckets_are_powers_below() -> None:
+    assert [kernels.bucket(number) for number in (1, 3, 4, 15, 16, 17, 512)] == [1, 1, 4, 4, 16, 16, 256]
+    assert [kernels.bucket(number, 16) for number in (1, 15, 16, 255, 256, 2**21)] == [1, 1, 16, 16, 256, 2**20]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.attend import attend
@@ -116,12 +115,12 @@ class _GQA(nn.Module):
         v = self._heads(self.v(x))
         k, v, mask = slot.append(step, k, v)
         out = attend(q, k, v, mask, self.scale, self.sinks)
-        return self.o(rearrange(out, "b h t d -> b t (h d)"))
+        return self.o(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
         """(b, t, h * d) -> (b, h, t, d), normalised over the projection or over each head."""
         whole = self.spec.qk_norm_over == "projection"
         if norm is not None and whole:
             x = norm(x)
-        x = rearrange(x, "b t (h d) -> b h t d", d=self.spec.head_dim)
+        x = x.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2)
         return x if norm is None or whole else norm(x)

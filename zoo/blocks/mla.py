@@ -6,7 +6,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.attend import attend
@@ -127,12 +126,12 @@ class _MLA(nn.Module):
         past = latent.shape[2] - x.shape[1]
         form = self._absorbed if self.spec.absorbs(past, x.shape[1]) else self._expanded
         out = form(q_nope, q_rope, latent, mask)
-        return self.o(rearrange(out, "b h t v -> b t (h v)"))
+        return self.o(out.transpose(1, 2).flatten(2))
 
     def _project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """(b, t, dim) -> queries without and with position, each (b, h, t, d), and latents (b, 1, t, r + rope_dim)."""
         spec, table = self.spec, step.tables[self.spec.rope, self.spec.rope_dim]
-        q = rearrange(self.q(x), "b t (h d) -> b h t d", h=spec.heads)
+        q = self.q(x).unflatten(-1, (spec.heads, -1)).transpose(1, 2)
         q_nope, q_rope = q.split([spec.nope_dim, spec.rope_dim], dim=-1)
         compressed, k_rope = self.kv_down(x).unsqueeze(1).split([spec.kv_rank, spec.rope_dim], dim=-1)
         latent = torch.cat([self.kv_norm(compressed), spec.rope.rotate(k_rope, table)], dim=-1)
@@ -140,7 +139,7 @@ class _MLA(nn.Module):
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
         """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v), attending over the latents themselves."""
-        up = rearrange(self.kv_up.weight, "(h w) r -> h w r", h=self.spec.heads)
+        up = self.kv_up.weight.unflatten(0, (self.spec.heads, -1))
         k_up, v_up = up.split([self.spec.nope_dim, self.spec.v_dim], dim=1)
         q = torch.cat([per_head(q_nope, k_up.transpose(1, 2)), q_rope], dim=-1)
         # The rotary key rides along among the values: a kernel that wants both of one width need not copy either.
@@ -154,6 +153,6 @@ class _MLA(nn.Module):
     def _expand(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 1, s, r + rope_dim) -> keys and values of all heads, (b, h, s, nope_dim + rope_dim) and (b, h, s, v)."""
         compressed, k_rope = latent.split([self.spec.kv_rank, self.spec.rope_dim], dim=-1)
-        kv = rearrange(self.kv_up(compressed.squeeze(1)), "b s (h w) -> b h s w", h=self.spec.heads)
+        kv = self.kv_up(compressed.squeeze(1)).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
         k_nope, v = kv.split([self.spec.nope_dim, self.spec.v_dim], dim=-1)
         return torch.cat([k_nope, k_rope.expand(-1, self.spec.heads, -1, -1)], dim=-1), v

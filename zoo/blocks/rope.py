@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.registry import Spec
 
-Table = tuple[Tensor, Tensor]  # cos and sin, each (t, width / 2), float32
+Table = tuple[Tensor, Tensor]  # cos and sin of each element, (t, width), float32; the first half of sin is negated
 
 
 class Scaling(Spec, abstract=True):
@@ -147,14 +147,16 @@ class RoPE(Position):
 
     def table(self, positions: Tensor, width: int) -> Table | None:
         angles = positions.float()[:, None] * _frequencies(self, width, positions.device)
-        gain = self.scaling.gain if self.scaling else 1.0
-        return angles.cos() * gain, angles.sin() * gain
+        cos, sin = angles.cos(), angles.sin()
+        if self.scaling and self.scaling.gain != 1.0:
+            cos, sin = cos * self.scaling.gain, sin * self.scaling.gain
+        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
     def rotate(self, x: Tensor, table: Table | None) -> Tensor:
         assert table is not None
         cos, sin = table
         first, second = x.chunk(2, dim=-1)
-        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        turned = x * cos + torch.cat([second, first], dim=-1) * sin
         return turned.to(x.dtype)  # the rotation itself is in the table's float32
 
     def words(self) -> str:
