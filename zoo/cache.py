@@ -88,7 +88,7 @@ class FullSlot(_Allocated):
         write, keys, mask = step.views[self.geometry]
         several = new[0].shape[2] > 1
         for stream, tokens in zip(self.streams, new, strict=True):
-            stream.index_copy_(2, write, tokens.detach())
+            stream.index_copy_(2, write, tokens.detach().to(stream.dtype))  # under autocast they differ
         if several and len(keys) == new[0].shape[2]:  # no other token is there yet
             return (*new, mask)
         return (*(_first(stream, len(keys), several) for stream in self.streams), mask)
@@ -131,7 +131,7 @@ class RingSlot(_Allocated):
         if several and held > 0:
             read = [torch.cat([_first(s, held, several), t], dim=2) for s, t in zip(self.streams, new, strict=True)]
         for stream, tokens in zip(self.streams, new, strict=True):
-            last = tokens.detach().transpose(1, 2)[:, -len(write) :]
+            last = tokens.detach().to(stream.dtype).transpose(1, 2)[:, -len(write) :]
             stream.transpose(1, 2).index_copy_(1, write, last)
         return (*(read if several else (_first(stream, len(keys), several) for stream in self.streams)), mask)
 

@@ -276,3 +276,20 @@ def test_swap_layers_says_when_nothing_is_chosen_or_held() -> None:
     with pytest.raises(SpecError, match="no MLA here, only Branch, GLU, GQA"):
         zoo.swap_layers(spec, lambda i: i == 0, zoo.MLA, lambda attn: attn)
     assert zoo.swap_layers(spec, lambda i: i % 4 == 3, RoPE, NoPE()).layers[3].mixer.rope == NoPE()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", distinct())
+def test_autocast_computes_in_its_dtype_over_a_cache_too(name: str) -> None:
+    """A float32 model under autocast: as near to float32 as bfloat16 is, in one pass, in chunks and token by token.
+    Routers may choose other experts, so that the median token is judged."""
+    model = randomised(zoo.spec(name, tiny=True))
+    tokens = tokens_of(model.spec, 2, 30)
+    exact = model(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole, cache = model(tokens), model.new_cache(2, 30)
+        parts = torch.cat([model(part, cache) for part in tokens.split([20, 8, 1, 1], dim=1)], dim=1)
+    assert whole.dtype == torch.bfloat16
+    for got in (whole, parts):
+        errors = (got.float() - exact).abs().amax(-1) / exact.abs().max()
+        assert 1e-5 < errors.median() < 0.1

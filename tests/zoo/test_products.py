@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo import kernels, products
@@ -141,6 +144,23 @@ def test_a_tensor_subclass_computes_its_own_linear_map(onednn: list[object]) -> 
     module, x = Linear(6, 5, bias=False), torch.randn(2, 6)
     module.weight = nn.Parameter(weight.as_subclass(Logged))
     torch.testing.assert_close(module(x), x @ weight.T + 1)
+    assert not onednn
+
+
+@torch.no_grad()
+def test_a_sharded_weight_computes_as_one(onednn: list[object], tmp_path: Path) -> None:
+    """A DTensor on a mesh of one process: its own F.linear, which returns a DTensor."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        weight, x = torch.randn(5, 6), torch.randn(2, 6)
+        module = Linear(6, 5, bias=False)
+        module.weight = nn.Parameter(distribute_tensor(weight, mesh, [Shard(0)]))
+        out = module(distribute_tensor(x, mesh, [Replicate()]))
+        assert isinstance(out, DTensor)
+        torch.testing.assert_close(out.full_tensor(), x @ weight.T)
+    finally:
+        torch.distributed.destroy_process_group()
     assert not onednn
 
 
