@@ -75,9 +75,7 @@ def test_a_class_is_measured_once(clock: Clock) -> None:
 
 
 def test_measuring_ends_when_the_time_of_the_process_is_spent(clock: Clock) -> None:
-    counts = [
-        kernels.active().pick(*SIZE[:2], (1, i), lambda: clock.race([4e-3], [2e-3])) for i in range(30)
-    ]
+    counts = [kernels.active().pick(*SIZE[:2], (1, i), lambda: clock.race([4e-3], [2e-3])) for i in range(30)]
     assert counts[0] is True
     assert counts[-1] is False
     assert kernels.active().seconds <= kernels.PROCESS_SECONDS + kernels.CLASS_SECONDS + 0.02
