@@ -50,6 +50,7 @@ OPERATIONS = {
     "decode attention": Operation("reduction", ("heads per key", "width")),
 }
 CLASS_SECONDS, PROCESS_SECONDS = 0.05, 0.3  # spent at most on one class of sizes, and on all of them
+COMPILED_SECONDS = 0.5  # spent at most on a class of compiled code, whose compilation takes seconds
 MIN_TURNS, MAX_TURNS = 3, 9
 MARGIN = 0.95  # a kernel wins a turn if it takes at most this part of the plain one's time
 SHARE = 2 / 3  # of the turns it must win
@@ -111,7 +112,7 @@ class Kernels:
         changed = False
         while self.pending and _can_measure():
             key, race = self.pending.popitem()
-            self.chosen[key] = OPERATIONS[key[0]].kernel if _wins(race()) else PLAIN
+            self.chosen[key] = OPERATIONS[key[0]].kernel if _wins(race(), COMPILED_SECONDS) else PLAIN
             changed = changed or self.chosen[key] == PLAIN
         return changed
 
@@ -145,13 +146,13 @@ def _can_measure() -> bool:
     )
 
 
-def _wins(race: Race) -> bool:
-    """Whether the other kernel is clearly faster than the plain one."""
+def _wins(race: Race, seconds: float = CLASS_SECONDS) -> bool:
+    """Whether the other kernel is clearly faster than the plain one, as far as that can be seen in so many seconds."""
     turns = won = 0
     for run in race:
         run()  # kernels are made, and code is compiled, on the first call
     began = perf_counter()
-    while turns < MAX_TURNS and perf_counter() - began < CLASS_SECONDS:
+    while turns < MAX_TURNS and perf_counter() - began < seconds:
         plain, other = _time(race.plain), _time(race.other)
         won += other <= MARGIN * plain
         turns += 1

@@ -143,7 +143,7 @@ def test_equal_layers_share_their_graphs() -> None:
 @torch.no_grad()
 def test_kernels_that_lose_are_compiled_anew_as_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes up while the first single token is traced is measured after it; the pass after that is plain."""
-    monkeypatch.setattr(kernels, "_wins", lambda race: False)
+    monkeypatch.setattr(kernels, "_wins", lambda race, seconds: False)
     made: list[str] = []
 
     def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
