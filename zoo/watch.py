@@ -17,7 +17,7 @@ FACTS = attrgetter("dtype", "requires_grad", "device", "shape")
 
 
 class Watch:
-    """A model as it is now. `holds` looks again, in a quarter of a millisecond for 500 modules: all of it runs in C."""
+    """A model as it is now. `holds` looks again, in 0.3 ms for 500 modules, since nearly all of it runs in C."""
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())[1:]  # the model's own attributes are its own business
