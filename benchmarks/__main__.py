@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.verbs import make_app
-from zoo.terminal import run
+from benchmarks.commands import make_app
+from zoo.cli.terminal import run
 
 app = make_app()
 

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.environment import merged
-from benchmarks.performance_section import Row, key_of, section
+from benchmarks.measure.environment import merged
+from benchmarks.output.performance_section import Row, key_of, section
 from zoo.errors import MalformedError, NotAvailable, ZooError
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"

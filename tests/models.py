@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import zoo
 from zoo.blocks.moe import _MoE
 from zoo.catalog import allocate
-from zoo.decoder import Model
+from zoo.model.decoder import Model
 
 BOUND = 1e-5  # of max(1, largest logit), in float32
 

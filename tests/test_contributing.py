@@ -98,12 +98,12 @@ def test_the_architecture_passes_all_tests_that_are_chosen_by_its_name(copy: Pat
     assert sum(ran.values()) >= 170
     assert ran["tests/test_parity.py"] >= 8  # logits against the reference, in chunks, in bfloat16, of mutants
     assert {
-        "tests/zoo/test_cache.py",
+        "tests/zoo/core/test_cache.py",
         "tests/zoo/test_catalog.py",
         "tests/zoo/architectures/test_published.py",
-        "tests/weights/test_parity_streaming.py",
-        "tests/benchmarks/test_costs.py",
-        "tests/benchmarks/test_params.py",
+        "tests/weights/reference/test_streaming.py",
+        "tests/benchmarks/analytic/test_cost_rows.py",
+        "tests/benchmarks/analytic/test_params.py",
     } <= ran.keys()
 
 
@@ -168,7 +168,7 @@ def test_the_block_is_listed_told_of_and_composed(primer: Path) -> None:
     assert ran.keys() == {
         "tests/test_mutants.py",
         "tests/test_properties.py",
-        "tests/benchmarks/test_block_trials.py",
+        "tests/benchmarks/measure/test_block_timings.py",
         "tests/benchmarks/gallery/test_gallery_blocks.py",
     }
 
@@ -188,7 +188,7 @@ import runpy
 from contextlib import redirect_stdout
 from io import StringIO
 
-from zoo.terminal import exit_code
+from zoo.cli.terminal import exit_code
 
 for module, *args in json.load(open("commands.json", encoding="utf-8")):
     app = runpy.run_module(f"{module}.__main__" if module == "benchmarks" else module)["app"]
@@ -202,8 +202,8 @@ PRIMER = '''
 
 from zoo.blocks import GQA, Layer, NoPE, RMSNorm, pre
 from zoo.blocks.mlp import MLP
-from zoo.config import Config, Size, reads
-from zoo.decoder import Decoder
+from zoo.hf.config import Config, Size, reads
+from zoo.model.decoder import Decoder
 
 
 def decoder(*, layers, heads, kv_heads, head_dim, hidden, eps=1e-5, **rest):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from weights import files, gguf_file, header, sources, untrusted
-from zoo import config
+from weights import sources
+from weights.formats import gguf_file, hf_folder, json_limits, safetensors_header
+from zoo.hf import config
 
 PAGE = " ".join((Path(__file__).parents[1] / "docs" / "loading.md").read_text(encoding="utf-8").split())
 
@@ -14,14 +15,14 @@ PAGE = " ".join((Path(__file__).parents[1] / "docs" / "loading.md").read_text(en
 @pytest.mark.parametrize(
     "phrase",
     [
-        f"config.json above {untrusted.CONFIG_LIMIT // untrusted.MB} MB",
-        f"an index above {untrusted.INDEX_LIMIT // untrusted.MB} MB",
-        f"more than {untrusted.PIECES:,} values",
-        f"longer than itself, or above {untrusted.HEADER_LIMIT // untrusted.MB} MB",
-        f"above {header.NAME} characters",
+        f"config.json above {json_limits.CONFIG_LIMIT // json_limits.MB} MB",
+        f"an index above {json_limits.INDEX_LIMIT // json_limits.MB} MB",
+        f"more than {json_limits.PIECES:,} values",
+        f"longer than itself, or above {json_limits.HEADER_LIMIT // json_limits.MB} MB",
+        f"above {safetensors_header.NAME} characters",
         f"above {config.MOST_LAYERS:,} layers",
-        f"above {files.MOST_EXPERTS:,} experts",
-        f"above 10^{len(str(files.MOST_PARAMETERS)) - 1} parameters",
+        f"above {hf_folder.MOST_EXPERTS:,} experts",
+        f"above 10^{len(str(hf_folder.MOST_PARAMETERS)) - 1} parameters",
         f"more than {gguf_file.MOST_TENSORS:,} tensors or {gguf_file.MOST_FIELDS:,} fields",
         f"version {' or '.join(map(str, gguf_file.VERSIONS))} |",
         f"more than {gguf_file.MOST_ENTRIES:,} entries",
@@ -34,5 +35,5 @@ def test_limits(phrase: str) -> None:
 def test_what_is_fetched() -> None:
     fetched = re.search(r"\*\*What is fetched\*\*: (.*?) Nothing else", PAGE)
     assert fetched is not None
-    named = {name for name in sources.SMALL if "template" not in name and name != files.INDEX}
+    named = {name for name in sources.SMALL if "template" not in name and name != hf_folder.INDEX}
     assert {word.strip(",") for word in fetched[1].split() if ".json" in word} == named

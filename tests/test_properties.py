@@ -19,10 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from tests.models import chunks, randomised, tokens_of
 from zoo.blocks.layer import PLACEMENTS
-from zoo.cost import visible_pairs
+from zoo.costs import visible_pairs
 from zoo.errors import SpecError
 from zoo.registry import Mixer
-from zoo.tiny import tiny
+from zoo.swaps.tiny import tiny
 
 # Of a spec that fails a test hypothesis shows its fields, and not its class's.
 zoo.Spec._repr_pretty_ = lambda spec, printer, cycle: printer.text(repr(spec))

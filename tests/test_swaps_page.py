@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import zoo
-from zoo.grammar import apply_swap
-from zoo.terminal import exit_code
+from zoo.cli.terminal import exit_code
+from zoo.swaps.grammar import apply_swap
 
 PAGE = (Path(__file__).parents[1] / "docs" / "swaps.md").read_text(encoding="utf-8")
 SHOWN = dict(re.findall(r"```console\n\$ (.*?)\n(.*?)```", PAGE, re.DOTALL))

@@ -1,11 +1,11 @@
 """Released weights for the zoo's models."""
 
-from zoo import interrupt  # noqa: F401 - before torch, so that Ctrl-C is answered while that is imported
+from zoo.cli import interrupt  # noqa: F401 - before torch, so that Ctrl-C is answered while that is imported
 
 # isort: split
 from weights.loading import load
-from weights.parity_check import parity
-from weights.parity_report import Report
+from weights.reference.comparison import parity
+from weights.reference.report import Report
 from weights.saving import save
 
 __all__ = ["Report", "load", "parity", "save"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weights.extras import need
-from weights.untrusted import CONFIG_LIMIT, MB, member, read_json
+from weights.formats.json_limits import CONFIG_LIMIT, MB, member, read_json
 from zoo.errors import MalformedError, NotAvailable
 
 TEMPLATE, OLDER_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "chat_template.json", "tokenizer_config.json"

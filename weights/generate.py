@@ -17,12 +17,12 @@ import typer
 
 from weights.chat import chat_prompt
 from weights.extras import need
+from weights.formats.json_limits import member
 from weights.loading import Source, fill, open_source
 from weights.sources import TOKENIZER
-from weights.untrusted import member
+from zoo.cli.self_check import find_device, name_of
+from zoo.cli.terminal import Debug, count, run
 from zoo.errors import MalformedError, NotAvailable, UsageError
-from zoo.terminal import Debug, count, run
-from zoo.trial import find_device, name_of
 
 app = typer.Typer(add_completion=False)
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from weights.extras import need
-from weights.files import WORDS, Folder
+from weights.formats.hf_folder import WORDS, Folder
+from weights.formats.unpacked import unpacked
 from weights.matching import EMBED, HEAD, Entry, Move, check, listed, match, skipped, text_names
 from weights.sources import locate
-from weights.unpacked import unpacked
 from zoo import catalog
-from zoo.decoder import Decoder, Model
 from zoo.errors import MalformedError, UsageError, unknown
-from zoo.layout import Rules, Same, Stacked
+from zoo.hf.checkpoint_layout import Rules, Same, Stacked
+from zoo.model.decoder import Decoder, Model
 
 READERS = 2  # as measured, on two cores
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def open_source(source: str | Path, revision: str | None = None, offline: bool =
         return unpacked(Folder(path))
     if path.is_file() and path.suffix == ".gguf":
         need("gguf", "gguf")
-        from weights.gguf_file import GGUFFile  # only here, for what it imports is an extra
+        from weights.formats.gguf_file import GGUFFile  # only here, for what it imports is an extra
 
         return GGUFFile(path)
     raise UsageError(f"{path} is neither a folder with config.json and safetensors files nor a .gguf file")

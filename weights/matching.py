@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from zoo.blocks.layer import Layer
-from zoo.decoder import Decoder
 from zoo.errors import MalformedError, UsageError, enough
-from zoo.layout import WRAPPERS, Rule, Rules, Skipped
+from zoo.hf.checkpoint_layout import WRAPPERS, Rule, Rules, Skipped
+from zoo.model.decoder import Decoder
 
 READ = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
 LEAVES = ("weight", "bias")

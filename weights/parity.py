@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from weights import parity_plot
-from weights.parity_check import parity
-from weights.parity_table import table
-from zoo.terminal import Debug, Out, document, emit, run
+from weights.reference import plot as plot_module
+from weights.reference.comparison import parity
+from weights.reference.table import table
+from zoo.cli.terminal import Debug, Out, document, emit, run
 
 app = typer.Typer(add_completion=False)
 
@@ -51,7 +51,7 @@ def main(
     logging.basicConfig(format="%(message)s", handlers=[handler])
     logging.getLogger("weights").setLevel(logging.INFO)
     if plot is not None:
-        parity_plot.check(plot)
+        plot_module.check(plot)
     report = parity(
         source,
         tokens=tokens,
@@ -66,7 +66,7 @@ def main(
     )
     emit(document(report.as_dict()) if as_json else table(report), out)
     if plot is not None:
-        parity_plot.plot(report, plot)
+        plot_module.plot(report, plot)
     return 0 if report.passed else 1
 
 

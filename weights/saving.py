@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weights.files import CONFIG, INDEX, SINGLE, WORDS
+from weights.formats.hf_folder import CONFIG, INDEX, SINGLE, WORDS
 from weights.matching import Entry, Move, listed, match
 from zoo import catalog
-from zoo.decoder import Model
 from zoo.errors import NotAvailable, UsageError
-from zoo.export import to_hf
-from zoo.layout import COMMON
+from zoo.hf.checkpoint_layout import COMMON
+from zoo.hf.export import to_hf
+from zoo.model.decoder import Model
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from weights.files import CONFIG, GENERATION, INDEX, SINGLE, weight_map
-from weights.schemes import MODELOPT, check_config
+from weights.formats.hf_folder import CONFIG, GENERATION, INDEX, SINGLE, weight_map
+from weights.formats.quantization import MODELOPT, check_config
 from zoo import catalog
 from zoo.errors import NotAvailable, UsageError, ZooError, enough
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from zoo import interrupt  # noqa: F401 - before torch, so that Ctrl-C is answered while that is imported
+from zoo.cli import interrupt  # noqa: F401 - before torch, so that Ctrl-C is answered while that is imported
 
 # isort: split
 from zoo.blocks import (
@@ -30,10 +30,11 @@ from zoo.blocks import (
     sandwich,
 )
 from zoo.catalog import build, from_hf, names, spec
-from zoo.cost import Stored
-from zoo.decoder import Decoder, swap_layers
+from zoo.core import kernels
+from zoo.costs import Stored
 from zoo.errors import ZooError
-from zoo.export import to_hf
+from zoo.hf.export import to_hf
+from zoo.model.decoder import Decoder, swap_layers
 from zoo.registry import Spec, swap
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "ZooError",
     "build",
     "from_hf",
+    "kernels",
     "names",
     "olmo",
     "post",

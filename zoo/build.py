@@ -11,13 +11,14 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from zoo import card, diagram, listing, trial
+from zoo import diagram
 from zoo.catalog import resolve, sizes
-from zoo.decoder import Decoder
+from zoo.cli import card, listing, self_check
+from zoo.cli.terminal import Debug, count, document, emit, run
 from zoo.errors import CheckFailed, SpecError, UsageError
-from zoo.grammar import apply_swap
-from zoo.terminal import Debug, count, document, emit, run
-from zoo.tiny import tiny as at_toy_widths
+from zoo.model.decoder import Decoder
+from zoo.swaps.grammar import apply_swap
+from zoo.swaps.tiny import tiny as at_toy_widths
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -66,7 +67,7 @@ def main(
             raise UsageError("--svg draws and builds nothing: leave --json and --device out")
         emit(_drawn(preset, tiny, swap or [], dtype or DType.bfloat16), None if svg == Path("-") else svg)
         return
-    place = trial.find_device(device or ("cpu" if tiny else "meta"))
+    place = self_check.find_device(device or ("cpu" if tiny else "meta"))
     number = getattr(torch, dtype or ("bfloat16" if place.type == "meta" else "float32"))
     report = _report(preset, tiny, swap or [], place, number, seed)
     emit(document(report) if json else card.text(report))
@@ -82,12 +83,12 @@ def _report(
     original = at_toy_widths(published.spec) if tiny else published.spec
     spec, dropped = _swapped(original, swaps, tiny)
     if runs:
-        trial.check_memory(spec, device, dtype)
+        self_check.check_memory(spec, device, dtype)
     if not tiny:
         building = f"building {count(spec.params())} parameters on {device}"
         print(building if runs else "not run: --tiny runs it at toy widths, --device cpu in full", file=sys.stderr)
-    model, built = trial.allocate(spec, device, dtype, seed)
-    decoded = trial.decode(model, dtype, seed) if runs else None
+    model, built = self_check.allocate(spec, device, dtype, seed)
+    decoded = self_check.decode(model, dtype, seed) if runs else None
     return {
         "model": preset,
         "hub": published.hub,
@@ -98,7 +99,7 @@ def _report(
         "card": card.facts(spec, dtype, None if tiny or swaps else published.active),
         "built": asdict(built),
         "decoded": asdict(decoded) if decoded else None,
-        "failures": trial.failures(built, decoded),
+        "failures": self_check.failures(built, decoded),
     }
 
 

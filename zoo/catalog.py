@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from zoo.architectures import families
-from zoo.config import Size
-from zoo.decoder import Decoder, Model, initialise
+from zoo.core.kernels import active
 from zoo.errors import MalformedError, unknown
-from zoo.kernels import active
-from zoo.tiny import tiny as _tiny
+from zoo.hf.config import Size
+from zoo.model.decoder import Decoder, Model, initialise
+from zoo.swaps.tiny import tiny as _tiny
 
 
 @cache

@@ -14,7 +14,7 @@ from sys import float_info
 from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from zoo.cost import Parts, Stored
+from zoo.costs import Parts, Stored
 from zoo.errors import SpecError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Block(Spec, abstract=True):
 
     @abstractmethod
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        """FLOPs of a forward of `new` tokens after `past`, by the convention of zoo.cost. `causal=False` counts every
+        """FLOPs of a forward of `new` tokens after `past`, by the convention of zoo.costs. `causal=False` counts every
         pair that a dense masked kernel computes, not only the visible ones."""
 
     def flop_parts(self, dim: int, past: int, new: int, causal: bool = True) -> Parts:

@@ -14,15 +14,15 @@ from typing import Any
 import jinja2
 import mistune
 
+from benchmarks.analytic.models import Model, chosen
 from benchmarks.gallery.diagrams import bare
 from benchmarks.gallery.drawings import DRAWINGS, draw
 from benchmarks.gallery.groups import typical
-from benchmarks.models import Model, chosen
 from zoo.architectures import families
 from zoo.blocks.layer import Placement
 from zoo.catalog import sizes
-from zoo.remake import features, points
-from zoo.terminal import Column, Format, count, render, size
+from zoo.cli.terminal import Column, Format, count, render, size
+from zoo.swaps.rebuild import features, points
 
 SOURCE = Path(__file__).parent / "static" / "blocks.md"
 IMAGE = re.compile(r'<p>((?:<img src="blocks/[\w-]+\.svg" alt="[^"]*" />\s*)+)</p>')

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from benchmarks import compare, kv
-from benchmarks.compare import KV_CONTEXTS
+from benchmarks.analytic import compare, kv
+from benchmarks.analytic.compare import KV_CONTEXTS
+from benchmarks.analytic.kv import Setting
+from benchmarks.analytic.models import Model
+from benchmarks.analytic.roofline import device, devices
+from benchmarks.commands.compare import PAIRS
+from benchmarks.commands.kv import whose
 from benchmarks.gallery import palette, series, swaps, terms
 from benchmarks.gallery.groups import Group, groups
 from benchmarks.gallery.swaps import Grid
 from benchmarks.gallery.terms import BATCHES, Counted
-from benchmarks.kv import Setting
-from benchmarks.models import Model
-from benchmarks.roofline import device, devices
-from benchmarks.verbs.compare import PAIRS
-from benchmarks.verbs.kv import whose
 
 CONTEXT, DEVICE = 4096, "h100"  # of the costs that two models are compared in
 DTYPES = {"float32": 4, "bfloat16": 2, "float8": 1}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from benchmarks.models import Model
-from zoo.decoder import Decoder
+from benchmarks.analytic.models import Model
 from zoo.diagram import svg
+from zoo.model.decoder import Decoder
 
 DIFFERS = "differs"  # the class that a diagram drawn against another puts on what that one does not have
 SHEET = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL)

@@ -8,12 +8,12 @@ import torch
 
 from zoo.blocks import GLU, GQA, MLA, GroupedSigmoidTopK, MoE, RMSNorm, RoPE, SoftmaxTopK
 from zoo.blocks.layer import PLACEMENTS, Placement
+from zoo.core.forward_context import visible
 from zoo.diagram.canvas import Canvas
 from zoo.diagram.insides import inside
 from zoo.diagram.shapes import SMALL, TINY, Room
 from zoo.diagram.style import css
 from zoo.registry import Block
-from zoo.step import visible
 
 PAD, WIDE = 12.0, 330.0
 TOKENS, WINDOW, CELL = 12, 4, 13.0

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.analytic.models import Model, chosen
+from benchmarks.analytic.roofline import device
 from benchmarks.gallery import blocks, charts, series, vega
 from benchmarks.gallery.data import DEVICE
 from benchmarks.gallery.groups import typical
 from benchmarks.gallery.overview import overview
 from benchmarks.gallery.page import page
 from benchmarks.gallery.series import Table
-from benchmarks.models import Model, chosen
-from benchmarks.roofline import device
 from zoo.errors import NotAvailable
 
 FORMATS = ("png", "svg")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.models import Model
+from benchmarks.analytic.models import Model
 from zoo.architectures import families
 
 TYPICAL = 8e9  # parameters: the size nearest to this stands for its architecture

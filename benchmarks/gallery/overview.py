@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from benchmarks.models import Model
+from benchmarks.analytic.models import Model
 from zoo.blocks import GQA, MLA, MoE, NoPE
 from zoo.blocks.layer import Layer
-from zoo.decoder import Decoder
+from zoo.cli.terminal import count, size
 from zoo.diagram.canvas import Canvas
 from zoo.diagram.style import css
-from zoo.plan import fold, labels
-from zoo.remake import features, points
-from zoo.terminal import count, size
+from zoo.model.decoder import Decoder
+from zoo.model.layer_pattern import fold, labels
+from zoo.swaps.rebuild import features, points
 
 WIDTH, TOP, ROW, PAD = 920.0, 58.0, 46.0, 16.0
 STRIP, TALL = 224.0, 14.0

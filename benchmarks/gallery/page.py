@@ -11,11 +11,11 @@ from typing import Any
 
 import jinja2
 
+from benchmarks.analytic.models import Model
 from benchmarks.gallery import blocks, charts, diagrams, vega
 from benchmarks.gallery.data import data
 from benchmarks.gallery.groups import groups, typical
 from benchmarks.gallery.overview import overview
-from benchmarks.models import Model
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("sums", "show", "diagrams", "whatif", "charts")

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import growth
-from benchmarks.flops import PHASES
-from benchmarks.models import Model
-from benchmarks.params import PARTS
-from benchmarks.report import named
+from benchmarks.analytic import growth
+from benchmarks.analytic.flops import PHASES
+from benchmarks.analytic.models import Model
+from benchmarks.analytic.params import PARTS
+from benchmarks.output.report import named
 
 Row = dict[str, Any]
 CONTEXTS = tuple(round(2 ** (8 + i / 2)) for i in range(25))  # 256 to 1M tokens, two for each doubling

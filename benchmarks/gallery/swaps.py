@@ -14,10 +14,10 @@ from typing import Any
 
 from benchmarks.gallery.terms import Counted, attention, feed_forward
 from zoo.blocks import GQA, MLA, Layer, MoE, NoPE, RoPE
-from zoo.decoder import Decoder, swap_layers
 from zoo.errors import ZooError
-from zoo.grammar import apply_swap
+from zoo.model.decoder import Decoder, swap_layers
 from zoo.registry import swap
+from zoo.swaps.grammar import apply_swap
 
 Change = Callable[[Decoder, Sequence[bool]], Decoder]
 WINDOWS = (512, 1024, 4096)
@@ -32,7 +32,7 @@ class Choice:
     """One setting of an axis: what becomes of a spec, and the Python that does it.
 
     `change` is told which layers of the spec it is given stand, in the model, at an i with i % every == every - 1.
-    `text` is the change as zoo.grammar has it, where it is one.
+    `text` is the change as zoo.swaps.grammar has it, where it is one.
     """
 
     label: str
@@ -182,7 +182,7 @@ def _unrotated(spec: Decoder, last: Sequence[bool]) -> Decoder:
 
 
 def _written(label: str, text: str) -> Choice:
-    """A change that zoo.grammar can say."""
+    """A change that zoo.swaps.grammar can say."""
     return Choice(label, lambda spec, last: apply_swap(spec, text)[0], _code(text), text=text)
 
 

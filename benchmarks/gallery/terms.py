@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from zoo.blocks import Layer
-from zoo.cost import Parts, together
-from zoo.decoder import Decoder
+from zoo.costs import Parts, together
 from zoo.errors import CheckFailed
+from zoo.model.decoder import Decoder
 from zoo.registry import Block, Mixer
 
 BATCHES = tuple(2**i for i in range(9))  # a mixture of experts reads more of its weights for each of them

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import tiny_throughput
-from benchmarks.runners import Nothing
-from benchmarks.subjects import Subject
-from benchmarks.throughput import EAGER, ZOO, Entrant, Found
-from benchmarks.throughput_rows import rows
+from benchmarks.measure import tiny_throughput
+from benchmarks.measure.benchmark_models import Subject
+from benchmarks.measure.runners import Nothing
+from benchmarks.measure.throughput import EAGER, ZOO, Entrant, Found
+from benchmarks.measure.throughput_rows import rows
 
 MACHINE = {
     **{"cpu": "a processor", "cores": 8, "isa": ["avx2"], "torch": "2.13", "blas": "a library"},

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.weights.checkpoints import read, write
 from weights.chat import chat_prompt
 from weights.generate import app
-from zoo import terminal
+from zoo.cli import terminal
 from zoo.errors import MalformedError, NotAvailable
 
 Saved = Callable[[str], Path]

@@ -13,7 +13,7 @@ import torch
 import weights
 import zoo
 from weights.generate import app
-from zoo import terminal
+from zoo.cli import terminal
 
 pytestmark = pytest.mark.xdist_group("gemma3_270m")  # loaded once
 REFERENCE = json.loads((Path(__file__).parents[1] / "data/gemma3_270m_reference.json").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 import weights
 from tests.weights.checkpoints import read, write
 from weights.generate import app, spelling
-from zoo import terminal
+from zoo.cli import terminal
 
 Saved = Callable[[str], Path]
 WORDS = Tokenizer(models.WordLevel({f"w{i}": i for i in range(512)}, unk_token="w0"))

@@ -15,7 +15,7 @@ import weights
 import zoo
 from tests.models import distinct, tokens_of
 from tests.weights.checkpoints import Config, Tensors, read, write
-from weights.files import Folder
+from weights.formats.hf_folder import Folder
 from weights.loading import fill, open_source
 from zoo.architectures import families
 from zoo.blocks import MoE

@@ -12,8 +12,8 @@ import gguf
 import pytest
 
 from tests.weights.checkpoints import read, write, write_index
-from weights.gguf_file import MOST_ENTRIES, MOST_FIELDS, MOST_TENSORS
-from weights.untrusted import CONFIG_LIMIT, HEADER_LIMIT, INDEX_LIMIT
+from weights.formats.gguf_file import MOST_ENTRIES, MOST_FIELDS, MOST_TENSORS
+from weights.formats.json_limits import CONFIG_LIMIT, HEADER_LIMIT, INDEX_LIMIT
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc"),
@@ -24,7 +24,7 @@ LIMIT = 100 * 10**6
 SCRIPT = """
 import os, sys
 from pathlib import Path
-import gguf, torch, weights, weights.gguf_file
+import gguf, torch, weights, weights.formats.gguf_file
 from zoo.errors import MalformedError
 
 def memory(field):

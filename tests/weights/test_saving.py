@@ -21,8 +21,8 @@ from tests.models import bound, distinct, randomised, tokens_of
 from tests.swapped import SAYABLE, UNSAYABLE
 from tests.weights.checkpoints import read, read_index
 from weights import saving
-from zoo.decoder import Model
 from zoo.errors import NotAvailable, SpecError, UsageError
+from zoo.model.decoder import Model
 
 DENSE, LATENT = "qwen3-0.6b", "deepseek-v3-671b"
 MODELS = {name: zoo.spec(name, tiny=True) for name in distinct()} | {name: spec for name, (_, spec) in SAYABLE.items()}

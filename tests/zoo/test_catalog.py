@@ -9,8 +9,8 @@ from torch import nn
 import zoo
 from zoo.architectures import families
 from zoo.catalog import allocate, resolve, sizes
-from zoo.decoder import initialise
 from zoo.errors import UsageError
+from zoo.model.decoder import initialise
 
 
 def test_names_are_distinct_and_say_their_family() -> None:

@@ -2,9 +2,9 @@
 with a correction bias, beside a shared one; three dense layers first. YaRN's gain is on the scores, not cos and sin."""
 
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, YarnScaling, pre, yarn_gain
-from zoo.config import Config, ModelType, Remote, Size, reads
-from zoo.decoder import Decoder
-from zoo.layout import PairedRows, Same, Skipped
+from zoo.hf.checkpoint_layout import PairedRows, Same, Skipped
+from zoo.hf.config import Config, ModelType, Remote, Size, reads
+from zoo.model.decoder import Decoder
 
 WEIGHTS = (
     Same("attn.block.q.down", "self_attn.q_a_proj"),

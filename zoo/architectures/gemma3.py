@@ -2,9 +2,9 @@
 with its own RoPE base; sandwich norms that multiply by 1 + w; embeddings scaled by sqrt(dim); GeGLU."""
 
 from zoo.blocks import GLU, GQA, GeGLU, Layer, LinearScaling, RMSNorm, RoPE, sandwich
-from zoo.config import Config, ModelType, Size, reads
-from zoo.decoder import Decoder
-from zoo.layout import Same
+from zoo.hf.checkpoint_layout import Same
+from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.model.decoder import Decoder
 
 WEIGHTS = (Same("ffn.pre", "pre_feedforward_layernorm"),)
 

@@ -2,9 +2,9 @@
 experts with a clamped SwiGLU as wide as the model itself, and YaRN with unrounded ends."""
 
 from zoo.blocks import GLU, GQA, ClampedSwiGLU, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, pre, yarn_gain
-from zoo.config import Config, Size, reads
-from zoo.decoder import Decoder
-from zoo.layout import GATE_UP, Interleaved, InterleavedRows, InterleavedTransposed, Same, Transposed
+from zoo.hf.checkpoint_layout import GATE_UP, Interleaved, InterleavedRows, InterleavedTransposed, Same, Transposed
+from zoo.hf.config import Config, Size, reads
+from zoo.model.decoder import Decoder
 
 WEIGHTS = (
     Same("ffn.block.router", "mlp.router"),

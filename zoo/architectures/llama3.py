@@ -4,8 +4,8 @@ New in 3.1: RoPE stretched from 8k to 128k tokens by wavelength. New in 3.2: sma
 """
 
 from zoo.blocks import GLU, GQA, Layer, Llama3Scaling, RMSNorm, RoPE, pre
-from zoo.config import Config, Size, reads
-from zoo.decoder import Decoder
+from zoo.hf.config import Config, Size, reads
+from zoo.model.decoder import Decoder
 
 
 def decoder(

@@ -2,8 +2,8 @@
 few wide layers for latency, a RoPE base of 1e9 for 128k tokens, and no sliding window any more."""
 
 from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, pre
-from zoo.config import Config, ModelType, Size, reads
-from zoo.decoder import Decoder
+from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.model.decoder import Decoder
 
 
 def decoder(

@@ -2,8 +2,8 @@
 (x + norm(f(x)), section 3.1), and QK-norm runs over the whole projection rather than each head."""
 
 from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, olmo
-from zoo.config import Config, Size, reads
-from zoo.decoder import Decoder
+from zoo.hf.config import Config, Size, reads
+from zoo.model.decoder import Decoder
 
 
 def decoder(*, dim, layers, heads, hidden, kv_heads, eps=1e-6, rope=RoPE(5e5), vocab=100_352, context=4096, tied=False):

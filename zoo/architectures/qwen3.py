@@ -2,8 +2,8 @@
 is not dim / heads; and experts without a shared one, the weights of the chosen renormalised."""
 
 from zoo.blocks import GLU, GQA, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
-from zoo.config import Config, ModelType, Size, reads
-from zoo.decoder import Decoder
+from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.model.decoder import Decoder
 
 
 def decoder(

@@ -1,8 +1,8 @@
 """SmolLM3 (Hugging Face 2025). New here: every fourth layer has no position encoding at all (NoPE)."""
 
 from zoo.blocks import GLU, GQA, Layer, NoPE, RMSNorm, RoPE, pre
-from zoo.config import Config, ModelType, Size, reads
-from zoo.decoder import Decoder
+from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.model.decoder import Decoder
 
 
 def decoder(*, dim, layers, heads, kv_heads, hidden, interval=4, rope=RoPE(5e6), eps=1e-6, **rest) -> Decoder:

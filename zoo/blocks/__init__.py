@@ -11,8 +11,8 @@ from zoo.blocks.gqa import GQA
 from zoo.blocks.layer import Branch, Layer, PostNorm, olmo, post, pre, sandwich
 from zoo.blocks.mla import MLA
 from zoo.blocks.moe import GroupedSigmoidTopK, MoE, Router, SoftmaxTopK
-from zoo.blocks.norm import RMSNorm
-from zoo.blocks.rope import LinearScaling, Llama3Scaling, NoPE, Position, RoPE, Scaling, YarnScaling, yarn_gain
+from zoo.blocks.norms import RMSNorm
+from zoo.blocks.positions import LinearScaling, Llama3Scaling, NoPE, Position, RoPE, Scaling, YarnScaling, yarn_gain
 
 __all__ = [
     "GLU",

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.linear import Linear, linear_params
-from zoo.cost import linear_flops
+from zoo.costs import linear_flops
 from zoo.registry import Block, Spec
 
 

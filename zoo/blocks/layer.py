@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from zoo.blocks.norm import RMSNorm
-from zoo.cost import Parts, Stored, together
+from zoo.blocks.norms import RMSNorm
+from zoo.costs import Parts, Stored, together
 from zoo.registry import Block, Mixer, Spec
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from zoo.products import gemv_reduce, linear, use_gemv
+from zoo.core.linear import gemv_reduce, linear, use_gemv
 
 
 class Linear(nn.Linear):

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoo.attend import attend
 from zoo.blocks.linear import Linear, linear_params, per_head
-from zoo.blocks.norm import RMSNorm
-from zoo.blocks.rope import Position
-from zoo.cache import Slot
-from zoo.cost import Parts, Stored, dense_pairs, linear_flops, visible_pairs
+from zoo.blocks.norms import RMSNorm
+from zoo.blocks.positions import Position
+from zoo.core.attention import attend
+from zoo.core.cache import Slot
+from zoo.core.forward_context import Step
+from zoo.costs import Parts, Stored, dense_pairs, linear_flops, visible_pairs
 from zoo.registry import Mixer, Spec
-from zoo.step import Step
 
 
 @dataclass(frozen=True)

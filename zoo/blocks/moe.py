@@ -11,11 +11,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from zoo.blocks.experts import expert, gathered, grouped
 from zoo.blocks.glu import GLU
 from zoo.blocks.linear import linear_params
-from zoo.blocks.stacked import expert, gathered, grouped
-from zoo.cost import Parts, linear_flops
-from zoo.products import is_single_token, linear, use_gemv
+from zoo.core.linear import is_single_token, linear, use_gemv
+from zoo.costs import Parts, linear_flops
 from zoo.registry import Block, Spec
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from zoo.decoder import Decoder
+from zoo.cli.terminal import count, size
 from zoo.diagram.canvas import Canvas
+from zoo.model.decoder import Decoder
 from zoo.registry import Block, Mixer
-from zoo.terminal import count, size
 
 RIGHT = {"params": 392.0, "kv": 466.0, "flops": 534.0}  # where each column ends
 WIDE = {"params": 60.0, "kv": 69.0, "flops": 58.0}

@@ -9,7 +9,7 @@ from zoo.blocks import GLU, GQA, MLA, GroupedSigmoidTopK, MoE, NoPE, Router
 from zoo.diagram.canvas import text_width, wrapped
 from zoo.diagram.shapes import BIG, GLYPH, SMALL, Chip, Room, chips, flow, grid, heads, hourglass, mask
 from zoo.registry import Mixer, Spec
-from zoo.remake import points
+from zoo.swaps.rebuild import points
 
 
 @singledispatch

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 from zoo.blocks import Layer
 from zoo.blocks.layer import Branch, Placement, PostNorm
-from zoo.blocks.norm import RMSNorm
+from zoo.blocks.norms import RMSNorm
 from zoo.diagram.canvas import Canvas, stretch, trace
 from zoo.diagram.costs import Totals, columns, of_block, tip
 from zoo.diagram.insides import inside
 from zoo.diagram.shapes import SMALL, Room
 from zoo.registry import Block
-from zoo.remake import features
+from zoo.swaps.rebuild import features
 
 LEFT, FRONT, STREAM, RAIL = 16.0, 22.0, 36.0, 82.0  # a card, what stands on the stream, the stream, a branch
 BLOCK, BLOCK_END, END = 62.0, 326.0, 544.0

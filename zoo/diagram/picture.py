@@ -9,15 +9,15 @@ from itertools import groupby
 import torch
 
 from zoo.blocks import Layer
-from zoo.decoder import Decoder
+from zoo.cli.terminal import count, size
 from zoo.diagram.canvas import Canvas, Facts, stretch, text_width, wrapped
 from zoo.diagram.costs import Cost, Totals, columns, headings, of_embedding, of_head, tip
 from zoo.diagram.layers import BLOCK_END, END, FRONT, GAP, LEFT, Cards
 from zoo.diagram.shapes import SMALL, TINY
 from zoo.diagram.style import css
 from zoo.errors import UsageError
-from zoo.plan import fold, labels
-from zoo.terminal import count, size
+from zoo.model.decoder import Decoder
+from zoo.model.layer_pattern import fold, labels
 
 WIDTH, EDGE, TABLE = 560.0, 8.0, 26.0
 STRIP = 14.0

@@ -1,4 +1,4 @@
-// How values are shown, as zoo/terminal.py shows them, and making elements.
+// How values are shown, as zoo/cli/terminal.py shows them, and making elements.
 
 const digits = number => (number >= 100 || number === Math.trunc(number) ? 0 : number >= 10 ? 1 : 2);
 const three = number => fixed(number, digits(number));

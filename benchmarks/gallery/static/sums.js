@@ -28,7 +28,7 @@ function longest(runs, free, batch, itemsize) {
   return low;
 }
 
-// The most tokens a second of decoding, over all sequences: the roofline of benchmarks/roofline.py.
+// The most tokens a second of decoding, over all sequences: the roofline of benchmarks/analytic/roofline.py.
 function ceiling(runs, context, batch, weights, cache, device) {
   const bytes = weights * sums.read(runs, batch) + sums.cache(runs, context, batch, cache);
   return batch / Math.max(batch * sums.flops(runs, context) / device.flops, bytes / device.bandwidth);

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import zoo
+from benchmarks.analytic.models import chosen, one
+from benchmarks.commands.compare import PAIRS
 from benchmarks.gallery import files
 from benchmarks.gallery.groups import typical
-from benchmarks.models import chosen, one
-from benchmarks.verbs.compare import PAIRS
 from tests.benchmarks.gallery.speeds import MEASURED
 
 name_of = attrgetter("name")

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 import zoo
+from benchmarks.analytic.models import Model, one
 from benchmarks.gallery import blocks, drawings
 from benchmarks.gallery.data import data
 from benchmarks.gallery.overview import overview
-from benchmarks.models import Model, one
 from zoo.blocks.layer import PLACEMENTS
-from zoo.cost import Stored, linear_flops
+from zoo.costs import Stored, linear_flops
 from zoo.diagram import svg
 from zoo.registry import Block, Mixer
-from zoo.remake import POINTS
+from zoo.swaps.rebuild import POINTS
 
 CODE = re.findall(r"```pycon\n(.*?)```", blocks.markdown(), re.DOTALL)
 SPACE = "{http://www.w3.org/2000/svg}"

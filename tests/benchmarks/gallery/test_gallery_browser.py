@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compare, growth, roofline
-from benchmarks.flops import PHASES
+from benchmarks.analytic import compare, growth, roofline
+from benchmarks.analytic.flops import PHASES
+from benchmarks.analytic.models import one
+from benchmarks.commands.compare import PAIRS
+from benchmarks.commands.options import DTYPES
 from benchmarks.gallery import charts, swaps, terms
 from benchmarks.gallery.groups import groups
-from benchmarks.models import one
-from benchmarks.options import DTYPES
-from benchmarks.verbs.compare import PAIRS
 from tests.benchmarks.gallery.conftest import SHOWN
-from zoo.terminal import count, size
+from zoo.cli.terminal import count, size
 
 pytestmark = pytest.mark.xdist_group("gallery")
 SECTIONS = ("architectures", "compare", "charts", "fit", "swap", "blocks")

@@ -15,14 +15,14 @@ import pytest
 
 import zoo
 from benchmarks.__main__ import app
+from benchmarks.analytic.models import Model, chosen, one
+from benchmarks.commands.gallery import read_measured
 from benchmarks.gallery import charts, files, groups, series
 from benchmarks.gallery.page import page
-from benchmarks.models import Model, chosen, one
-from benchmarks.verbs.gallery import read_measured
 from tests.benchmarks.gallery.conftest import SHOWN
 from tests.benchmarks.gallery.speeds import MEASURED
+from zoo.cli.terminal import exit_code
 from zoo.errors import MalformedError, NotAvailable
-from zoo.terminal import exit_code
 
 pytestmark = pytest.mark.xdist_group("gallery")
 LIMIT = 4 * 10**6

@@ -11,8 +11,8 @@ import zoo
 from benchmarks.gallery import swaps, terms
 from benchmarks.gallery.swaps import Grid
 from benchmarks.gallery.terms import Counted, Run
-from zoo.decoder import Decoder
-from zoo.grammar import apply_swap
+from zoo.model.decoder import Decoder
+from zoo.swaps.grammar import apply_swap
 
 NAMES = {name: getattr(zoo, name) for name in zoo.__all__} | {"apply_swap": apply_swap, "replace": replace}
 GRIDS = {"attention": (swaps.attention_grid, terms.attention), "experts": (swaps.expert_grid, terms.feed_forward)}

@@ -11,8 +11,8 @@ import zoo
 from benchmarks.gallery import terms
 from benchmarks.gallery.terms import BATCHES, Counted
 from zoo.blocks import GLU, Branch
-from zoo.decoder import Decoder
 from zoo.errors import CheckFailed
+from zoo.model.decoder import Decoder
 from zoo.registry import swap
 
 CONTEXTS = (1, 2, 127, 128, 129, 511, 512, 513, 1023, 1024, 1025, 4096, 32_768, 131_072, 1_000_003)

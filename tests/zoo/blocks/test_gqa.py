@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo import GQA, NoPE, RMSNorm, RoPE
-from zoo.cache import NoSlot
-from zoo.step import plan
+from zoo.core.cache import NoSlot
+from zoo.core.forward_context import plan
 
 DIM, LENGTH = 32, 11
 SPEC = GQA(heads=4, kv_heads=2, head_dim=6, rope=RoPE(1e4))

@@ -13,9 +13,9 @@ from torch import nn
 
 from zoo import MLA, NoPE, RMSNorm, RoPE, YarnScaling
 from zoo.blocks.mla import _MLA
-from zoo.cache import Cache, NoSlot
-from zoo.cost import visible_pairs
-from zoo.step import plan, visible
+from zoo.core.cache import Cache, NoSlot
+from zoo.core.forward_context import plan, visible
+from zoo.costs import visible_pairs
 
 DIM = 32
 SPEC = MLA(heads=3, q_rank=10, kv_rank=16, nope_dim=6, rope_dim=4, v_dim=5, norm=RMSNorm(1e-6), rope=RoPE(1e4))

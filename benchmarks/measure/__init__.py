@@ -1,0 +1,1 @@
+"""Measurements on this machine: timing, ceilings, throughput, loading, blocks and latent attention."""

@@ -1,0 +1,130 @@
+"""What measured figures depend on, beyond what every document says of its machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure.devices import last_cache
+from benchmarks.output.report import Report
+from zoo.cli.terminal import machine
+from zoo.core import kernels
+
+ROOT = Path(__file__).resolve().parents[2]
+# What matters to matrix products, as Linux calls it on x86 and on ARM.
+ISA = re.compile(r"\b(avx2|fma|avx512f|avx512_bf16|avx512_fp16|avx512_vnni|amx_\w+|asimd\w*|sve\w*|i8mm|bf16)\b")
+OR = " or "
+
+
+@contextmanager
+def recorded(report: Report, device: torch.device) -> Iterator[None]:
+    """Around a measurement: the report says what it ran on, whether it is complete, and which kernels it chose.
+
+    Kernels are chosen while it runs, so they are read when it ends, by an exception or Ctrl-C too.
+    """
+    report.about |= {"complete": False, "machine": environment(device)}
+    try:
+        yield
+        report.about["complete"] = True
+    finally:
+        report.about["machine"] |= chosen_kernels()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """The machine of a measurement, with the kernels that were chosen so far.
+
+    Raises NotAvailable or MalformedError for a ZOO_KERNELS that cannot be read.
+    """
+    cuda = device.type == "cuda"
+    return {
+        **machine(),
+        "isa": _isa(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "blas": _blas(torch.__config__.show()),
+        "device": str(device),
+        "last_cache_bytes": last_cache(device),
+        "gpu": torch.cuda.get_device_name(device) if cuda else None,
+        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None,
+        "commit": _commit(),
+        **chosen_kernels(),
+    }
+
+
+def chosen_kernels() -> dict[str, Any]:
+    """The kernel of each class of sizes that came up so far in this process, and the ZOO_KERNELS setting, if any."""
+    return {"kernels": kernels.choices(), "kernels_set": os.environ.get(kernels.VARIABLE) or None}
+
+
+def merged(choices: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The choices of several processes. Where they differ, a class has all its kernels: "onednn or plain"."""
+    found: dict[str, set[str]] = {}
+    for each in choices:
+        for name, kernel in each.items():
+            found.setdefault(name, set()).update(kernel.split(OR))
+    return {name: OR.join(sorted(found[name])) for name in sorted(found)}
+
+
+def kernel_summary(machine: Mapping[str, Any]) -> str:
+    """The kernels of a machine block in one line, by operation and dtype: "linear float32: onednn (4 of 6 classes)".
+
+    Empty for a block that was written before kernels were recorded.
+    """
+    if "kernels" not in machine:
+        return ""
+    operations: dict[str, list[str]] = {}
+    for name, kernel in machine["kernels"].items():
+        operations.setdefault(" ".join(name.split(", ")[:2]), []).append(kernel)
+    told = ", ".join(f"{name}: {_counted(found)}" for name, found in operations.items())
+    setting = machine.get("kernels_set")
+    return f"kernels{f' ({kernels.VARIABLE}={Path(setting).name})' if setting else ''}: {told or kernels.PLAIN}"
+
+
+def _counted(found: list[str]) -> str:
+    """The kernels that are not plain, with the number of classes where they do not compute all of them."""
+    others = sorted(set(found) - {kernels.PLAIN})
+    return ", ".join(_of(found.count(other), len(found), other) for other in others) or kernels.PLAIN
+
+
+def _of(number: int, classes: int, kernel: str) -> str:
+    return kernel if number == classes else f"{kernel} ({number} of {classes} classes)"
+
+
+def _isa() -> list[str]:
+    """The extensions that the processor says it has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return [torch.backends.cpu.get_cpu_capability()]
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return sorted(set(ISA.findall(flags)))
+
+
+def _blas(config: str) -> str:
+    """The libraries that torch multiplies with, of what it says of its build."""
+    blas = re.search(r"BLAS_INFO=(\w+)", config)
+    named = re.findall(r"(?:oneAPI Math Kernel Library|MKL-DNN|OpenBLAS) (?:Version |v)?[\d.]+", config)
+    return "; ".join(named) or (blas[1] if blas else "unknown")
+
+
+def _commit() -> str | None:
+    """The commit of this project, where it runs from a checkout; "-dirty" with changes that are in none."""
+    top = _said("git", "-C", str(ROOT), "rev-parse", "--show-toplevel")
+    if top is None or Path(top) != ROOT:
+        return None
+    return _said("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _said(*command: str) -> str | None:
+    """The first line that a command prints; None if there is no such command, or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip().partition("\n")[0] or None if done.returncode == 0 else None

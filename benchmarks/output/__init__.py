@@ -1,0 +1,1 @@
+"""Rows as tables, documents and progress bars."""

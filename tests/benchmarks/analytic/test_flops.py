@@ -1,0 +1,207 @@
+"""FLOPs by part against torch's own counter, and ceilings against figures worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import zoo
+from benchmarks.analytic import flops, kv, params, roofline
+from benchmarks.analytic.kv import Setting
+from benchmarks.analytic.models import Model, chosen, one
+from benchmarks.analytic.roofline import Device, decode, prefill
+from benchmarks.commands.flops import tables
+from benchmarks.commands.kv import cache as kv_table
+from benchmarks.output.show import three
+from zoo.architectures import families
+from zoo.cli.terminal import Format
+from zoo.costs import Stored
+from zoo.errors import UsageError
+from zoo.registry import Mixer
+
+BF16 = torch.bfloat16
+H100 = roofline.device("h100")
+UNIT = Device("one of each", flops=1.0, bandwidth=1.0)
+
+
+def part_of(path: str) -> str | None:
+    """The part whose FLOPs torch counts under a module's path; attention's scores are what is left of its block."""
+    *_, branch, block, name = ("", "", *path.split("."))
+    if (branch, block) == ("attn", "block"):
+        return "projections"
+    experts = {"experts": "routed", "shared": "shared", "router": "router"}
+    return experts.get(name) if (branch, block) == ("ffn", "block") else None
+
+
+def counted(model: torch.nn.Module, new: int) -> dict[str, int]:
+    """FLOPs of one forward by part, from torch's counter alone."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, depth=None) as counter:
+        model(torch.zeros(1, new, dtype=torch.long))
+    by_path = {path.partition(".")[2]: sum(ops.values()) for path, ops in counter.get_flop_counts().items()}
+    parts: Counter[str] = Counter(head=counter.get_total_flops())
+    for path, number in by_path.items():
+        if part := part_of(path):
+            parts[part] += number
+        if path.endswith("attn.block"):
+            parts["scores"] += number
+        if path.endswith("ffn.block") and f"{path}.router" not in by_path:
+            parts["ffn"] += number
+        if path.startswith("layers.") and path.count(".") == 1:
+            parts["head"] -= number
+    parts["scores"] -= parts["projections"]
+    return dict(parts)
+
+
+@pytest.mark.parametrize("family", families())
+def test_every_part_is_what_torch_counts(family: str) -> None:
+    model = zoo.build(family, tiny=True)
+    expected = {part: number for part, number in model.spec.flop_parts(0, 40, causal=False).items() if number}
+    assert {part: number for part, number in counted(model, 40).items() if number} == expected
+
+
+def rows(name: str, context: int = 4096, batch: int = 1, device: Device = H100) -> tuple[dict, dict]:  # type: ignore[type-arg]
+    found = flops.rows([one(name)], context, Setting(batch), device)
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_parts_add_up_and_masking_only_saves(name: str) -> None:
+    for row in rows(name, batch=3):
+        assert sum(row[f"{part}_flops"] for part in flops.PARTS) + row["other_flops"] == row["flops"]
+        assert row["full_square_flops"] >= row["flops"]
+        assert row["other_flops"] == 0
+    one_token, _ = rows(name)
+    latent = [layer.mixer for layer in zoo.spec(name).layers if isinstance(layer.mixer, zoo.MLA)]
+    along = sum(2 * 4096 * mixer.heads * mixer.rope_dim for mixer in latent)  # rotary keys among the values
+    assert one_token["flops"] == zoo.spec(name).flops(4095, 1) == one_token["full_square_flops"] - along
+
+
+def test_llama_by_hand() -> None:
+    """Decode of Llama 3.1 8B at 4,096 tokens: every matrix but the embedding is read, and 4,096 keys and values."""
+    matrices = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14_336) + 4096 * 128_256
+    weights = 2 * (matrices + 65 * 4096 + 4096)  # norms, and one row of the embedding
+    cache = 4096 * 131_072
+    row, _ = rows("llama3.1-8b")
+    assert (row["weight_bytes_read"], row["kv_bytes"]) == (weights, cache)
+    assert row["flops"] == 2 * matrices + 32 * 4 * 4096 * 4096
+    assert row["tokens_per_s"] == pytest.approx(3.35e12 / (weights + cache))
+    assert row["bound"] == "memory"
+    assert row["flops_per_byte"] == pytest.approx(row["flops"] / (weights + cache))
+
+
+def test_a_batch_shares_the_weights_but_not_the_cache() -> None:
+    spec = zoo.spec("llama3.1-8b")
+    single, many = (decode(spec, 4096, batch, BF16, BF16) for batch in (1, 64))
+    assert many.kv_bytes == 64 * single.kv_bytes
+    assert many.flops == 64 * single.flops
+    assert many.weight_bytes - single.weight_bytes == 63 * 4096 * 2  # rows of the embedding
+
+
+def test_a_larger_batch_hits_more_experts() -> None:
+    spec = zoo.spec("qwen3-30b-a3b")
+    expert = 48 * 3 * 2048 * 768
+    for batch in (1, 2, 16, 1024):
+        missed = (1 - 8 / 128) ** batch
+        rest = spec.params() - 128 * expert - 151_936 * 2048 + batch * 2048
+        expected = 2 * (rest + 128 * (1 - missed) * expert)
+        assert decode(spec, 100, batch, BF16, BF16).weight_bytes == pytest.approx(expected, rel=1e-12)
+
+
+def test_time_is_the_longer_of_arithmetic_and_traffic() -> None:
+    work = prefill(zoo.spec("qwen3-0.6b"), 512, 2, BF16, BF16)
+    traffic = work.weight_bytes + work.kv_bytes
+    assert work.seconds(UNIT) == work.flops
+    assert work.seconds(Device("slow memory", 1e30, 1.0)) == traffic
+    assert work.tokens_per_s(UNIT) == 1024 / work.flops
+    ridge = Device("at the ridge", work.flops, traffic * 1.01)
+    assert (work.bound(UNIT), work.bound(ridge)) == ("compute", "compute")
+    assert work.bound(Device("below it", work.flops, traffic * 0.99)) == "memory"
+
+
+def test_prefill_keeps_one_position_of_logits() -> None:
+    _, row = rows("qwen3-0.6b", context=100)
+    assert row["head_flops"] == 2 * 1024 * 151_936
+    assert row["kv_bytes"] == zoo.spec("qwen3-0.6b").kv_bytes(100)
+
+
+def test_whether_a_model_fits_is_about_weights_and_cache() -> None:
+    assert [row["fits"] for row in rows("llama3.1-8b")] == [True, True]
+    assert [row["fits"] for row in rows("llama3.1-8b", context=10**6)] == [False, False]
+    assert [row["fits"] for row in rows("llama3.1-70b")] == [False, False]
+    assert [row["fits"] for row in rows("llama3.1-70b", device=UNIT)] == [None, None]
+
+
+def test_devices_have_a_source_and_plausible_rates() -> None:
+    assert set(roofline.devices()) == {"a100", "h100", "h200", "m3-max", "rtx4090"}
+    for device in roofline.devices().values():
+        assert len(device.source) > 40
+        assert device.memory
+        assert 30 < device.flops / device.bandwidth < 400  # FLOPs a byte where compute takes over
+    with pytest.raises(UsageError, match=r"unknown device 'h1000'; did you mean h100"):
+        roofline.device("h1000")
+
+
+def test_the_data_file_is_read_as_it_is() -> None:
+    raw = json.loads(Path(roofline.DATA).read_text(encoding="utf-8"))
+    assert roofline.device("H100").flops == raw["h100"]["flops"]
+
+
+def test_a_model_from_elsewhere_is_a_row_like_any_other() -> None:
+    (row, _) = flops.rows([Model("mine", zoo.spec("qwen3-8b"))], 4096, Setting(), H100)
+    published, _ = rows("qwen3-8b")
+    assert row | {"model": "qwen3-8b", "hub": "Qwen/Qwen3-8B"} == published
+
+
+def test_ceilings_are_finite_for_every_model_and_batch() -> None:
+    for batch in (1, 256):
+        for row in flops.rows(chosen([]), 131_072, Setting(batch), H100):
+            assert 0 < row["tokens_per_s"] < math.inf
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0.00"), (0.9999, "1.00"), (0.01234, "0.0123"), (9.999, "10.0"), (99.96, "100"), (12_345, "12,345")],
+)
+def test_three_digits_without_an_exponent(value: float, shown: str) -> None:
+    assert three(value) == shown
+
+
+@dataclass(frozen=True)
+class _Averaging(Mixer):
+    """A mixer that tells what it costs in all and nothing of its parts."""
+
+    width: int
+
+    def build(self, dim: int) -> torch.nn.Module:
+        raise NotImplementedError
+
+    def params(self, dim: int) -> int:
+        return dim * self.width
+
+    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        return 2 * new * dim * self.width
+
+    def stored(self) -> Stored:
+        return Stored((("sum", (1, self.width)),))
+
+
+def test_a_block_without_parts_of_its_own_is_counted_whole() -> None:
+    """Its parameters under its slot, its FLOPs, which are neither projections nor scores, as other; no naive cache."""
+    averaging = Model("averaging", zoo.swap(zoo.spec("qwen3-0.6b"), zoo.GQA, _Averaging(128)))
+    (parts,) = params.rows([averaging])
+    assert (parts["attn_params"], parts["other_params"]) == (28 * 1024 * 128, 0)
+    row, _ = flops.rows([averaging], 4096, Setting(), H100)
+    assert (row["other_flops"], row["projections_flops"]) == (28 * 2 * 1024 * 128, 0)
+    assert "other" in next(tables(flops.rows([averaging], 4096, Setting(), H100), H100)).text(Format.table)
+    (cache,) = kv.cache_rows([averaging], [4096], Setting())
+    assert cache["kv_bytes"] == 28 * 128 * 4096 * 2
+    assert (cache["naive_kv_bytes"], cache["naive_error"], cache["naive_rule"]) == (None, None, None)
+    assert "naive" not in kv_table([cache]).text(Format.table).splitlines()[2]

@@ -1,0 +1,142 @@
+"""Cache rows against integers that were derived without this code (tests/data), and against storage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from benchmarks.analytic import kv
+from benchmarks.analytic.kv import Setting
+from benchmarks.analytic.models import Model, chosen, one
+from benchmarks.analytic.naive import naive_bytes
+from benchmarks.commands.kv import when
+from zoo.core.cache import Cache
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+GOLDEN = json.loads((DATA / "kv_reference.json").read_text(encoding="utf-8"))
+CONTEXTS = {"bytes_4k": 4096, "bytes_32k": 32_768, "bytes_128k": 131_072}
+GIB = 2**30
+
+
+def test_every_published_model_has_golden_integers() -> None:
+    assert GOLDEN.keys() == json.loads((DATA / "published.json").read_text(encoding="utf-8")).keys()
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_bytes_are_the_golden_ones(name: str) -> None:
+    rows = kv.cache_rows([one(name)], list(CONTEXTS.values()), Setting())
+    assert [row["kv_bytes"] for row in rows] == [GOLDEN[name][key] for key in CONTEXTS]
+    assert {row["kv_fixed_bytes"] for row in rows} == {GOLDEN[name]["fixed_bytes"]}
+    assert {row["kv_bytes_per_token"] for row in rows} == {GOLDEN[name]["bytes_per_token"]}
+
+
+def test_batch_and_dtype_multiply() -> None:
+    (row,) = kv.cache_rows([one("gemma3-27b")], [32_768], Setting(batch=8, cache=torch.float8_e4m3fn))
+    assert row["kv_bytes"] == 8 * GOLDEN["gemma3-27b"]["bytes_32k"] // 2
+    assert row["kv_bytes_per_token"] == GOLDEN["gemma3-27b"]["bytes_per_token"] // 2
+    assert (row["batch"], row["cache_dtype"]) == (8, "float8_e4m3fn")
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_a_full_size_cache_allocates_what_is_printed(name: str) -> None:
+    """Without the weights, which the cache does not depend on: small ones in memory, the others on the meta device."""
+    spec = zoo.spec(name)
+    device = torch.device("cpu" if spec.kv_bytes(4096) < 200e6 else "meta")
+    (row,) = kv.cache_rows([one(name)], [4096], Setting(batch=2))
+    stored = [layer.stored() for layer in spec.layers]
+    assert Cache(stored, 2, 4096, torch.bfloat16, device).nbytes == row["kv_bytes"]
+
+
+def test_some_full_size_caches_are_allocated_in_memory() -> None:
+    assert sum(zoo.spec(name).kv_bytes(4096) < 200e6 for name in zoo.names()) >= 5
+
+
+# Figures that others printed for the same models, in bytes a token: windows ignored, head_dim taken for dim / heads.
+NAIVE = {"gemma3-27b": 2 * 62 * 16 * 168 * 2, "qwen3-0.6b": 2 * 28 * 8 * 64 * 2, "gpt-oss-20b": 2 * 24 * 8 * 45 * 2}
+
+
+@pytest.mark.parametrize("name", NAIVE)
+def test_the_naive_figure_is_that_of_other_calculators(name: str) -> None:
+    assert naive_bytes(zoo.spec(name), 1000, 3, torch.bfloat16) == 3000 * NAIVE[name]
+
+
+def test_for_mla_the_naive_figure_expands_the_latent() -> None:
+    (row,) = kv.cache_rows([one("deepseek-v3")], [1000], Setting())
+    assert row["naive_kv_bytes"] == 1000 * 4_997_120
+    assert row["naive_error"] == pytest.approx(4_997_120 / 70_272 - 1)
+    assert "expanded" in row["naive_rule"]
+
+
+def test_naive_is_right_where_nothing_is_special() -> None:
+    (row,) = kv.cache_rows([one("llama3.1-8b")], [5000], Setting())
+    assert row["naive_error"] == 0
+
+
+def fit(name: str, memory: int, **setting: object) -> dict[str, object]:
+    (row,) = kv.fit_rows([one(name)], memory, Setting(**setting))  # type: ignore[arg-type]
+    return row
+
+
+def test_what_fits_is_the_last_context_that_does() -> None:
+    spec = zoo.spec("qwen3-8b")
+    row = fit("qwen3-8b", 24 * GIB, batch=3)
+    longest = row["context_that_fits"]
+    assert isinstance(longest, int)
+    room = 24 * GIB - 2 * spec.params()
+    assert spec.kv_bytes(longest, 3) <= room < spec.kv_bytes(longest + 1, 3)
+    assert row["limit"] == "cache"
+
+
+def test_the_limit_is_the_weights_the_cache_or_the_models_own_context() -> None:
+    assert fit("llama3.1-70b", 80 * GIB)["limit"] == "weights"
+    assert fit("llama3.1-70b", 80 * GIB)["context_that_fits"] == 0
+    assert fit("gemma3-27b", 54 * GIB)["limit"] == "cache"
+    assert fit("gemma3-27b", 80 * GIB)["limit"] == "context"
+
+
+def test_a_cache_that_stops_growing_fits_at_any_context() -> None:
+    windowed = zoo.swap(zoo.spec("qwen3-0.6b"), zoo.GQA, zoo.spec("gemma3-1b").layers[0].mixer)
+    (row,) = kv.fit_rows([Model("windowed", windowed)], 80 * GIB, Setting())
+    assert (row["context_that_fits"], row["limit"]) == (None, "context")
+
+
+@pytest.mark.parametrize(
+    ("name", "against", "told"),
+    [
+        ("gemma3-27b", "llama3.1-8b", "from 8,875 on"),
+        ("llama3.1-8b", "gemma3-27b", "up to 8,874"),
+        ("gpt-oss-20b", "llama3.1-8b", "at every context"),
+        ("olmo2-7b", "llama3.1-8b", "never"),
+        ("llama3-8b", "llama3.1-8b", "never: both are the same"),
+    ],
+)
+def test_crossings_in_words(name: str, against: str, told: str) -> None:
+    (row,) = kv.crossing_rows([one(name)], one(against), torch.bfloat16)
+    assert when(row) == told
+
+
+def test_a_crossing_there_and_back_is_told_whole() -> None:
+    changes = [{"from_context": n, "less": less} for n, less in [(1, "a"), (10, None), (11, "b"), (20, "a"), (30, "b")]]
+    assert when({"model": "a", "against": "b", "changes": changes}) == "up to 9, 20 to 29"
+    assert when({"model": "b", "against": "a", "changes": changes}) == "11 to 19, from 30 on"
+
+
+def test_every_model_has_a_row_in_every_table() -> None:
+    models = chosen([])
+    for rows in (
+        kv.cache_rows(models, [4096], Setting()),
+        kv.fit_rows(models, 80 * GIB, Setting()),
+        kv.crossing_rows(models, one("llama3"), torch.bfloat16),
+    ):
+        assert [row["model"] for row in rows] == zoo.names()
+
+
+def test_a_swapped_model_is_held_against_its_original() -> None:
+    _, windowed = chosen(["qwen3-8b"], ["GQA(window=4096)"])
+    (row,) = kv.crossing_rows([windowed], one("qwen3-8b"), torch.bfloat16)
+    assert [change["less"] for change in row["changes"]] == [None, "qwen3-8b*"]
+    assert when(row) == "from 4,097 on"

@@ -1,0 +1,132 @@
+"""Parts that add up, and a Hub total that is derived part by part from the layouts of the checkpoints."""
+
+from __future__ import annotations
+
+import json
+import re
+from math import ceil, prod
+from pathlib import Path
+
+import pytest
+
+import zoo
+from benchmarks.analytic import hub, params
+from benchmarks.analytic.models import Model, chosen, one
+from benchmarks.commands.params import reconciliation
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+PUBLISHED = json.loads((DATA / "published.json").read_text(encoding="utf-8"))
+ROWS = {row["model"]: row for row in params.rows(chosen([]))}
+BESIDE = {name: {part["what"]: part["params"] for part in row["hub_beside"]} for name, row in ROWS.items()}
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_the_parts_add_up(name: str) -> None:
+    row = ROWS[name]
+    parts = sum(row[f"{part}_params"] for part in params.PARTS)
+    assert parts + row["other_params"] == row["params"] == zoo.spec(name).params()
+    assert row["other_params"] == 0
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_hubs_total_is_the_published_one_and_adds_up(name: str) -> None:
+    row = ROWS[name]
+    assert row["hub_params"] == PUBLISHED[name].get("hub_total_parameters", row["params"])
+    assert row["params"] + sum(BESIDE[name].values()) == row["hub_params"]
+
+
+def test_a_copied_head_is_the_embedding_again() -> None:
+    for name in ("qwen3-0.6b", "qwen3-1.7b"):
+        assert BESIDE[name] == {"stored copy of the tied head": 151_936 * PUBLISHED[name]["config"]["hidden_size"]}
+
+
+def linear(fan_in: int, fan_out: int) -> int:
+    return fan_in * fan_out + fan_out
+
+
+def test_gemmas_vision_parts_are_those_of_siglip() -> None:
+    """SigLIP so400m at 896 pixels: 27 layers of width 1152 with biases, patches of 14, 64 x 64 positions."""
+    layer = 4 * linear(1152, 1152) + 2 * 2 * 1152 + linear(1152, 4304) + linear(4304, 1152)
+    tower = linear(3 * 14 * 14, 1152) + 64 * 64 * 1152 + 27 * layer + 2 * 1152
+    for name in ("gemma3-4b", "gemma3-12b", "gemma3-27b"):
+        projector = 1152 + 1152 * PUBLISHED[name]["config"]["hidden_size"]  # a norm and a matrix
+        assert BESIDE[name] == {"vision tower": tower, "vision projector": projector}
+
+
+def test_mistrals_vision_parts_are_those_of_pixtral() -> None:
+    """24 layers of width 1024, patches of 14; the projector merges 2 x 2 patches, then two matrices without biases."""
+    tower = 3 * 14 * 14 * 1024 + 1024 + 24 * (4 * 1024**2 + 3 * 1024 * 4096 + 2 * 1024)
+    projector = 1024 + 4 * 1024 * 1024 + 1024 * 5120 + 5120 * 5120
+    assert BESIDE["mistral-small-3.1-24b"] == {"vision tower": tower, "vision projector": projector}
+
+
+def test_deepseeks_extra_layer_its_copies_and_its_scales() -> None:
+    """One more layer like the 58 sparse ones, a projection of two hidden states to one, three norms; every FP8 matrix
+    has a scale for each block of 128 x 128."""
+    dim, hidden, experts = 7168, 2048, 256
+    attn = [(1536, dim), (128 * 192, 1536), (512 + 64, dim), (128 * 256, 512), (dim, 128 * 128)]
+    expert = [(hidden, dim), (hidden, dim), (dim, hidden)]
+    dense = [(18_432, dim), (18_432, dim), (dim, 18_432)]
+    layer = sum(map(prod, attn)) + 1536 + 512 + 2 * dim + (experts + 1) * sum(map(prod, expert)) + experts * (dim + 1)
+
+    def scales(matrices: list[tuple[int, int]]) -> int:
+        return sum(ceil(rows / 128) * ceil(columns / 128) for rows, columns in matrices)
+
+    assert BESIDE["deepseek-v3-671b"] == {
+        "multi-token prediction layer": layer + 2 * dim * dim + 3 * dim,
+        "its copies of embedding and head": 2 * 129_280 * dim,
+        "FP8 scales": 62 * scales(attn) + 3 * scales(dense) + 59 * (experts + 1) * scales(expert),
+    }
+
+
+@pytest.mark.parametrize(("name", "layers", "experts"), [("gpt-oss-20b", 24, 32), ("gpt-oss-120b", 36, 128)])
+def test_the_older_reading_of_gpt_oss_adds_a_scale_for_every_32_weights(name: str, layers: int, experts: int) -> None:
+    scales = layers * experts * 3 * 2880 * 2880 // 32
+    note = ROWS[name]["hub_note"]
+    assert f"{scales:,}" in note
+    assert f"{ROWS[name]['params'] + scales:,}" in note
+
+
+@pytest.mark.parametrize(
+    ("name", "claims"),
+    [
+        ("qwen3-0.6b", (600_000_000, None)),
+        ("qwen3-30b-a3b", (30 * 10**9, 3 * 10**9)),
+        ("gemma3-270m", (270 * 10**6, None)),
+        ("mistral-small-3.1-24b", (24 * 10**9, None)),
+        ("mixtral-8x7b", (56 * 10**9, None)),
+        ("wide-4x1.5b-a2b", (6 * 10**9, 2 * 10**9)),
+        ("matrix-2x", (None, None)),
+        ("nameless", (None, None)),
+    ],
+)
+def test_what_a_name_claims(name: str, claims: tuple[int | None, int | None]) -> None:
+    assert hub.named(name) == claims
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_name_claims_its_size_to_within_a_half(name: str) -> None:
+    row = ROWS[name]
+    assert reconciliation(row).startswith(f"{name}: {row['params']:,}")
+    if row["name_params"] is None:  # a name without a size
+        assert "named" not in reconciliation(row)
+        return
+    least = 0.5 if re.search(r"\dx\d", name) else 0.9  # "8x7b": experts share all but the feed-forward
+    assert least < row["params"] / row["name_params"] < 1.5
+
+
+def test_a_model_from_elsewhere_claims_nothing() -> None:
+    (row,) = params.rows([Model("my-7b", zoo.spec("qwen3-8b"))])
+    assert (row["hub"], row["hub_params"], row["hub_beside"], row["name_params"]) == (None, None, [], None)
+    assert reconciliation(row) == "my-7b: 8,190,735,360."
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_the_kinds_of_layers_and_what_is_outside_are_the_whole(name: str) -> None:
+    kinds = params.layer_rows([one(name)])
+    inside = sum(row["layers"] * row["params"] for row in kinds)
+    assert inside == ROWS[name]["params"] - zoo.spec(name).embedding_params() - zoo.spec(name).dim
+    assert sum(row["layers"] for row in kinds) == len(zoo.spec(name).layers)
+    for row in kinds:
+        assert sum(row.get(f"{part}_params", 0) for part in params.PARTS) == row["params"]
+    assert len({row["kind"] for row in kinds}) == len(set(zoo.spec(name).layers))

@@ -1,0 +1,127 @@
+"""python -m benchmarks, as its users call it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import app
+from benchmarks.measure import tiny_throughput
+from benchmarks.measure.throughput import Entrant, Found, Setting
+from zoo.architectures import families
+from zoo.cli.terminal import exit_code
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def call(*args: str) -> int:
+    return exit_code(app, "python -m benchmarks", args)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None, int], None]:
+    """Replace the measurement: one sample each for the first so many models, then perhaps an exception."""
+
+    def replace(end: BaseException | None, models: int = 99) -> None:
+        def measure(entrants: list[Entrant], setting: Setting, found: Found) -> None:
+            for entrant in entrants[:models]:
+                for work in setting.works:
+                    found.samples[entrant.key(work)] = [0.5]
+            if end is not None:
+                raise end
+
+        monkeypatch.setattr(tiny_throughput, "measure", measure)
+
+    return replace
+
+
+def test_the_main_job_prints_three_tables(measured, capsys) -> None:
+    measured(None)
+    assert call() == 0
+    out, err = capsys.readouterr()
+    assert out.index("Parameters and arithmetic") < out.index("KV cache of one sequence") < out.index("Tokens a second")
+    assert all(f"\n{family} " in out for family in families())
+    assert err == ""
+
+
+def test_static_measures_nothing(measured, capsys) -> None:
+    measured(AssertionError("measured"))
+    assert call("--static", "olmo2") == call("--no-run", "olmo2") == 0
+    assert "Tokens a second" not in capsys.readouterr().out
+
+
+def test_names_restrict_both_parts(measured, capsys) -> None:
+    measured(None)
+    assert call("--json", "smollm3", "llama3-8b") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["table"], row["model"]) for row in rows] == [
+        ("costs", "smollm3-3b"),
+        ("costs", "llama3-8b"),
+        ("throughput", "smollm3"),
+        ("throughput", "smollm3"),
+        ("throughput", "llama3-8b"),
+        ("throughput", "llama3-8b"),
+    ]
+
+
+def test_a_swapped_model_is_measured_too(measured, capsys) -> None:
+    measured(None)
+    assert call("--json", "qwen3", "--swap", "GQA(window=64)") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["model"], row["swap"], row["test"]) for row in rows if row["table"] == "throughput"] == [
+        ("qwen3", None, "pp256"),
+        ("qwen3", None, "tg32"),
+        ("qwen3", "GQA(window=64)", "pp256"),
+        ("qwen3", "GQA(window=64)", "tg32"),
+    ]
+
+
+@pytest.mark.parametrize("models", [0, 2])
+def test_an_interruption_leaves_what_there_is_and_valid_json(measured, models, capsys, tmp_path) -> None:
+    measured(KeyboardInterrupt(), models)
+    out = tmp_path / "out.json"
+    assert call("--json", "--out", str(out)) == 130
+    document = json.loads(out.read_text(encoding="utf-8"))
+    assert document["complete"] is False
+    assert [row["table"] for row in document["rows"]].count("throughput") == 2 * models
+    assert call() == 130
+    assert ("Tokens a second" in capsys.readouterr().out) == bool(models)
+
+
+def test_a_whole_run_says_that_it_is(measured, capsys) -> None:
+    measured(None)
+    assert call("--json", "qwen3") == 0
+    assert json.loads(capsys.readouterr().out)["complete"] is True
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (["qwen4"], 2, "did you mean qwen3"),
+        (["--format", "xml"], 2, "xml"),
+        (["--sizes"], 2, "--sizes"),
+        (["--static", "--seed", "-5"], 2, "--seed"),
+        (["--static", "--out", "no/such/folder/file"], 3, "no folder"),
+    ],
+)
+def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, told: str, capsys) -> None:
+    assert call(*args) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert told in err
+    assert len(err.splitlines()) == 1
+
+
+def test_in_a_pipe_there_is_data_and_nothing_else() -> None:
+    """The real thing, measuring included: no bar on a stderr that is no terminal."""
+    command = [sys.executable, "-m", "benchmarks", "mistral3", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    *_, row = json.loads(done.stdout)["rows"]
+    assert row["table"] == "throughput"
+    assert row["tokens_per_s_min"] <= row["tokens_per_s"] <= row["tokens_per_s_max"]

@@ -1,0 +1,182 @@
+"""What holds for every verb: its tables fit 80 columns, all its formats parse, and its JSON follows the schema."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+import zoo
+from benchmarks.__main__ import app
+from benchmarks.commands import verbs
+from zoo.cli.terminal import exit_code
+
+ROOT = Path(__file__).resolve().parents[3]
+SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
+Draft202012Validator.check_schema(SCHEMA)
+CALLS = {
+    "all": ["all"],
+    "costs": ["costs", "--static"],
+    "flops": ["flops", "--context", "1k", "--context", "32k", "--batch", "16"],
+    "kv": ["kv", "--context", "4k", "--context", "128k", "--batch", "4"],
+    "params": ["params"],
+}
+
+
+@pytest.fixture(params=CALLS, ids=str)
+def call(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run one verb on all models, with more arguments -> what it prints."""
+
+    def run(*more: str) -> str:
+        assert exit_code(app, "python -m benchmarks", [*CALLS[request.param], *more]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        return out
+
+    return run
+
+
+def test_a_swapped_model_is_a_row_like_any_other(call: Callable[..., str]) -> None:
+    """Named models first: without a name there is nothing to swap."""
+    mla = "attn=MLA(q_rank=none, kv_rank=256, nope_dim=64, rope_dim=32, v_dim=64)"
+    args = ("gpt-oss-20b", "mistral-small-3.1-24b", "--swap", mla)
+    rows = json.loads(call("--json", *args))["rows"]
+    validate({**json.loads(call("--json")), "rows": rows})
+    assert {(row["model"], row["dropped"]) for row in rows if row["swap"]} == {
+        ("gpt-oss-20b", "window 128, biases, sinks"),
+        ("mistral-small-3.1-24b", None),
+    }
+    out = call(*args)
+    assert "gpt-oss-20b* has no window 128, biases, sinks" in " ".join(out.split())
+    assert f"*: after --swap {mla}." in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_every_verb_is_tested_here() -> None:
+    """compare needs two models, so that what follows is called for it below; load needs files: test_load.py; gallery
+    writes them. What is measured needs a fake clock: test_throughput_command.py, of blocks test_measured_verbs.py."""
+    assert verbs().keys() - CALLS.keys() == {"compare", "load", "throughput", "mla", "blocks", "gallery"}
+
+
+def test_compare_fits_and_follows_the_schema_for_any_two(capsys: pytest.CaptureFixture[str]) -> None:
+    mla = "attn=MLA(q_rank=none, kv_rank=256, nope_dim=64, rope_dim=32, v_dim=64)"
+    first, *others = zoo.names()
+    for args in [*([first, other] for other in others), ["gpt-oss", "--swap", mla]]:
+        assert exit_code(app, "python -m benchmarks", ["compare", *args]) == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 80, args
+        assert exit_code(app, "python -m benchmarks", ["compare", *args, "--json"]) == 0
+        validate(json.loads(capsys.readouterr().out))
+
+
+def test_tables_fit_80_columns(call: Callable[..., str]) -> None:
+    out = call()
+    assert out.count("\n\n") > 1
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_markdown_tables_have_equal_rows(call: Callable[..., str]) -> None:
+    for block in call("--format", "md").split("\n\n"):
+        if block.startswith("|"):
+            assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def validate(document: Any) -> None:
+    errors = [
+        f"{list(error.path)}: {error.message[:200]}" for error in Draft202012Validator(SCHEMA).iter_errors(document)
+    ]
+    assert errors == []
+
+
+def test_json_follows_the_schema(call: Callable[..., str]) -> None:
+    document = json.loads(call("--json"))
+    validate(document)
+    assert document["rows"]
+
+
+def test_jsonl_is_the_same_document_line_by_line(call: Callable[..., str]) -> None:
+    head, *rows = map(json.loads, call("--format", "jsonl").splitlines())
+    assert rows == json.loads(call("--json"))["rows"]
+    validate({**head, "rows": rows})
+
+
+def test_csv_has_the_scalars_of_every_row(call: Callable[..., str]) -> None:
+    rows = list(csv.DictReader(io.StringIO(call("--format", "csv"))))
+    document = json.loads(call("--json"))["rows"]
+    assert len(rows) == len(document)
+    for written, row in zip(rows, document, strict=True):
+        expected = {key: value for key, value in row.items() if not isinstance(value, list)}
+        assert {key: value for key, value in written.items() if value} == {
+            key: str(value) for key, value in expected.items() if value is not None
+        }
+
+
+def test_out_writes_what_the_terminal_would_show(call: Callable[..., str], tmp_path: Path) -> None:
+    shown = call("--json", "qwen3-8b")
+    assert call("--json", "qwen3-8b", "--out", str(tmp_path / "out.json")) == ""
+    assert (tmp_path / "out.json").read_text(encoding="utf-8") == shown
+
+
+def test_the_schema_has_teeth() -> None:
+    """A row that misses a key, has one too many or says a negative number is refused."""
+    validator = Draft202012Validator({**SCHEMA["$defs"]["row"], "$defs": SCHEMA["$defs"]})
+    for name, definition in SCHEMA["$defs"].items():
+        if "table" in definition.get("properties", {}):
+            assert set(definition["required"]) == set(definition["properties"]), name
+            assert definition["additionalProperties"] is False
+            assert not validator.is_valid({"table": name})
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (["parms"], 2, "did you mean params"),
+        (["--json", "params"], 2, "the verb comes first"),
+        (["params", "qwen4"], 2, "did you mean qwen3"),
+        (["params", "./nowhere"], 3, "neither a folder here"),
+        (["flops", "--device-spec", "h10"], 2, "did you mean h100"),
+        (["flops", "--bandwidth", "900"], 2, "go together"),
+        (["flops", "--bandwidth", "900", "--flops", "-1"], 2, "above 0"),
+        (["kv", "--memory", "3 apples"], 2, "write 24GiB or 80GB"),
+        (["kv", "--context", "long"], 2, "write 4096 or 4k"),
+        (["kv", "--cache-dtype", "int3"], 2, "none of float32"),
+        (["kv", "--against", "gemma"], 2, "unknown model 'gemma'"),
+    ],
+)
+def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, told: str, capsys: Any) -> None:
+    assert exit_code(app, "python -m benchmarks", args) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert told in err
+    assert len(err.splitlines()) == 1
+
+
+LIMITS = """
+import io, re, resource, sys, time
+from pathlib import Path
+from benchmarks.__main__ import app
+from zoo.cli.terminal import exit_code
+sys.stdout, start = io.StringIO(), time.process_time()
+assert exit_code(app, "benchmarks", ["all"]) == 0
+seconds, status = time.process_time() - start, Path("/proc/self/status")
+if status.exists():  # on Linux rusage includes what the parent held when it forked
+    peak = int(re.search(r"VmHWM:\\s*(\\d+) kB", status.read_text())[1]) * 1024
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(seconds, peak, file=sys.__stdout__)
+"""
+
+
+def test_all_static_tables_take_less_than_a_second_and_600_megabytes() -> None:
+    """Processor time after imports, a quarter of that here; memory with imports, most of it torch's."""
+    done = subprocess.run([sys.executable, "-c", LIMITS], cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, peak = map(float, done.stdout.split())
+    assert seconds < 1
+    assert peak < 600e6

@@ -1,0 +1,119 @@
+"""The verbs that measure single blocks, end to end at small sizes and under a clock of their own: every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from benchmarks.__main__ import app
+from benchmarks.measure import blocks as blocks_module
+from benchmarks.measure import mla, timing
+from zoo.cli.terminal import exit_code
+
+ROOT = Path(__file__).resolve().parents[3]
+SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
+CALLS = {
+    "mla": ["mla", "--tiny", "--context", "1k", "--context", "5", "--repeat", "5"],
+    "mla, swapped": ["mla", "--tiny", "--context", "40", "--dtype", "bf16", "--swap", "MLA(q_rank=none)"],
+    "blocks": ["blocks", "--dim", "256", "--tokens", "8", "--context", "600", "--repeat", "1"],
+}
+
+
+@pytest.fixture(params=CALLS, ids=str)
+def call(
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Run one verb with more arguments -> what it prints. Every run it times takes one millisecond."""
+    ticks, measure = count(), timing.measure
+    for module in (mla, blocks_module):
+        clock = {"clock": lambda: next(ticks) / 1000}
+        monkeypatch.setattr(module, "measure", lambda *a, clock=clock, **k: measure(*a, **k | clock))
+
+    def run(*more: str) -> str:
+        assert exit_code(app, "python -m benchmarks", [*CALLS[request.param], *more]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        return out
+
+    return run
+
+
+def stable(value: Any) -> Any:
+    """Without the noise of the clock's binary fractions."""
+    if isinstance(value, dict):
+        return {key: stable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [stable(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def test_tables_fit_80_columns_and_say_how_they_were_measured(call: Callable[..., str]) -> None:
+    out = call()
+    assert max(map(len, out.splitlines())) <= 80
+    assert "Medians of " in out
+    assert re.search(r"^kernels\b.*: ", out, re.MULTILINE)
+    assert " taking turns" in " ".join(out.split()) or " take turns" in " ".join(out.split())
+
+
+def test_markdown_tables_have_equal_rows(call: Callable[..., str]) -> None:
+    blocks = [block for block in call("--format", "md").split("\n\n") if block.startswith("|")]
+    assert len(blocks) == 2
+    for block in blocks:
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def test_json_jsonl_and_csv_hold_the_same_rows_by_the_schema(call: Callable[..., str]) -> None:
+    document = json.loads(call("--json"))
+    errors = [error.message[:300] for error in Draft202012Validator(SCHEMA).iter_errors(document)]
+    assert errors == []
+    assert document["complete"] is True
+    assert {"isa", "kernels", "kernels_set"} <= document["machine"].keys()
+    head, *rows = map(json.loads, call("--format", "jsonl").splitlines())
+    assert head["complete"] is True
+    assert stable(rows) == stable(document["rows"])
+    written = list(csv.DictReader(io.StringIO(call("--format", "csv"))))
+    names = [row.get("block") or row["form"] for row in document["rows"]]
+    assert [row.get("block") or row["form"] for row in written] == names
+    assert all(float(row["decode_s"]) == pytest.approx(0.001) for row in written)
+
+
+def test_out_writes_a_file_and_prints_nothing(call: Callable[..., str], tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    assert call("--json", "--out", str(out)) == ""
+    assert stable(json.loads(out.read_text(encoding="utf-8"))) == stable(json.loads(call("--json")))
+
+
+INTERRUPTED = """
+import os, signal, sys
+import benchmarks.measure.blocks as blocks, benchmarks.measure.mla as mla
+from benchmarks.__main__ import app
+from zoo.cli.terminal import run
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told it to ignore them
+blocks.measure = mla.measure = lambda *args, **options: os.kill(os.getpid(), signal.SIGINT)
+run(app, "benchmarks", sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("verb", ["mla", "blocks"])
+def test_ctrl_c_while_it_measures_leaves_valid_json(verb: str) -> None:
+    """The real signal, in a process of its own."""
+    size = ["--tiny", "--context", "5"] if verb == "mla" else ["--dim", "256", "--tokens", "4", "--context", "4"]
+    command = [sys.executable, "-c", INTERRUPTED, verb, *size, "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 128 + signal.SIGINT
+    document = json.loads(done.stdout)
+    assert (document["complete"], document["rows"]) == (False, [])
+    assert document["machine"]["kernels"] == {}
+    assert done.stderr == "error: interrupted\n"

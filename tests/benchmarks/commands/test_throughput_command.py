@@ -1,0 +1,305 @@
+"""python -m benchmarks throughput and compare --measure, as their users call them, under a clock nobody waits for."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jsonschema import Draft202012Validator
+
+import weights
+import zoo
+from benchmarks.__main__ import app
+from benchmarks.measure import ceilings, devices, measuring, throughput
+from benchmarks.measure.timing import measure
+from tests.benchmarks.fakes import Ticking
+from zoo.cli.terminal import exit_code
+from zoo.core import kernels
+
+ROOT = Path(__file__).resolve().parents[3]
+SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
+SHORT = ("--tiny", "-p", "20", "-n", "2")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "clock", lambda device: Ticking())
+    monkeypatch.setattr(ceilings, "BUFFER", 64 * 4 * ceilings.WIDTH)
+
+
+def call(*args: str, verb: str = "throughput") -> int:
+    return exit_code(app, "python -m benchmarks", [verb, *args])
+
+
+def written(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert list(Draft202012Validator(SCHEMA).iter_errors(document)) == []
+    return document
+
+
+def test_json_has_rows_ceilings_and_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("qwen3", "gpt-oss", *SHORT, "-d", "0", "-d", "30", "--batch", "2", "--json") == 0
+    document = written(capsys)
+    assert document["complete"] is True
+    assert {"isa", "blas", "commit", "last_cache_bytes"} <= document["machine"].keys()
+    rows = [row for row in document["rows"] if row["table"] == "throughput"]
+    tests = ("pp20", "tg2", "pp20 @ d30", "tg2 @ d30")
+    assert [(row["model"], row["test"]) for row in rows] == [
+        (name, test) for test in tests for name in ("qwen3", "gpt-oss")
+    ]
+    for row in rows:
+        assert row["tokens_per_s"] == 2 * row["tokens"]  # each run takes a second
+        assert row["overhead"] == 1.0  # as does one of a model that does nothing
+        assert (row["experts_hit"] is None) == (row["model"] == "qwen3")
+        assert (row["own_matrices_tokens_per_s"] is None) == (row["phase"] == "decode")
+    kinds = [row["kind"] for row in document["rows"] if row["table"] == "ceilings"]
+    assert set(kinds) == {"bandwidth", "matmul"}
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_kernels_that_are_chosen_while_it_runs_are_told(
+    interrupted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In JSON and beneath the table, after Ctrl-C too."""
+
+    def choosing(tasks: Any, samples: Any, **rest: Any) -> None:
+        measure(tasks, samples, **rest)
+        for rows in (1, 4):
+            kernels.active().pick("linear", torch.float32, (rows, 7), lambda: pytest.fail("a race"))
+        if interrupted:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(throughput, "measure", choosing)
+    monkeypatch.setenv("ZOO_KERNELS", "choices.json")
+    setting = {"linear": "onednn", "linear, float32, rows 4, weights 7, threads 1": "plain"}
+    with kernels.using(setting):
+        assert call("qwen3", *SHORT, "--json") == (130 if interrupted else 0)
+    machine = written(capsys)["machine"]
+    chosen = {name: kernel for name, kernel in machine["kernels"].items() if "weights 7" in name}
+    names = [f"linear, float32, rows {rows}, weights 7, threads 1" for rows in (1, 4)]
+    assert chosen == {names[0]: "onednn", names[1]: "plain"}
+    assert machine["kernels_set"] == "choices.json"
+    with kernels.using(setting):
+        assert call("qwen3", *SHORT) == (130 if interrupted else 0)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert re.search(r"^kernels \(ZOO_KERNELS=choices.json\): .*linear float32: onednn", out, re.MULTILINE)
+
+
+def test_tables_on_stdout_and_nothing_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("qwen3", *SHORT, "--swap", "GQA(window=8)") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.count("qwen3* ") == 4  # two tests in two tables
+    assert "*: after --swap GQA(window=8)." in out
+
+
+@pytest.mark.parametrize(("runs", "counted"), [(0, False), (1, False), (3, True)])
+def test_an_interruption_leaves_what_there_is_and_valid_json(
+    runs: int, counted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After so many runs of the warm-up, or of the first round that counts."""
+
+    def interrupted(tasks: Any, samples: Any, *, warmups: Any, tick: Any, **rest: Any) -> None:
+        if not runs:
+            raise KeyboardInterrupt
+
+        def ticking() -> None:
+            if len(samples if counted else warmups) == runs:
+                raise KeyboardInterrupt
+            tick()
+
+        measure(tasks, samples, warmups=warmups, tick=ticking, **rest)
+
+    monkeypatch.setattr(throughput, "measure", interrupted)
+    assert call("qwen3", "llama3", *SHORT, "--json") == 130
+    document = written(capsys)
+    rows = [row for row in document["rows"] if row["table"] == "throughput"]
+    assert document["complete"] is False
+    assert {tuple(row["seconds"]) for row in rows if "warming_up" not in row["marks"]} == (
+        {(1.0,)} if counted else set()
+    )
+    assert [row["warmups"] for row in rows] == ([4, 4, 4, 0] if counted else [0] * runs)
+    assert call("qwen3", "llama3", *SHORT) == 130
+    out, err = capsys.readouterr()
+    assert err == "error: interrupted\n"
+    assert ("repetition" in out) == bool(runs)
+    assert ("nothing counts yet" in out) == (counted)
+
+
+def test_a_router_of_another_dtype_is_among_the_own_products(capsys: pytest.CaptureFixture[str]) -> None:
+    """DeepSeek's multiplies in float32 in a model of bfloat16."""
+    assert call("deepseek-v3", *SHORT, "-n", "0", "--dtype", "bfloat16", "--json") == 0
+    row = next(row for row in written(capsys)["rows"] if row["table"] == "throughput")
+    assert row["own_matrices_tokens_per_s"] == 20.0
+
+
+def test_a_peer_has_the_same_weights_and_a_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("gemma3", "gpt-oss", *SHORT, "-d", "30", "--peer", "transformers", "--json") == 0
+    rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
+    assert {(row["implementation"], row["mode"]) for row in rows if row["model"] == "gpt-oss"} == {
+        ("zoo", "eager"),
+        ("transformers", "eager"),
+    }
+    assert {row["mode"] for row in rows if row["model"] == "gemma3"} == {"eager", "sdpa"}
+    assert {row["ratio"] for row in rows} == {None, 1.0}
+
+
+def test_a_peer_that_computes_something_else_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.measure import baseline
+
+    load = baseline.load
+
+    def broken(*args: Any) -> Any:
+        theirs = load(*args)
+        with torch.no_grad():  # not in place: the tensor is the zoo's, too
+            theirs.model.norm.weight = torch.nn.Parameter(theirs.model.norm.weight * 1.001)
+        return theirs
+
+    monkeypatch.setattr(baseline, "load", broken)
+    assert call("llama3", *SHORT, "--peer", "transformers") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "llama3: the logits of transformers differ by" in err
+    assert "nothing was measured" in err
+
+
+def test_a_model_that_the_peer_has_not_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("llama3", *SHORT, "--swap", "norm=sandwich", "--peer", "transformers") == 2
+    assert "no published config says this model" in capsys.readouterr().err
+
+
+def test_a_peer_that_does_not_compile_is_told_and_the_rest_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        def run(**___: Any) -> Any:
+            raise RuntimeError("no such luck")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    assert call("llama3", *SHORT, "--peer", "transformers", "--peer-compiled", "--json") == 0
+    out, err = capsys.readouterr()
+    assert err == "transformers does not run llama3 compiled: RuntimeError: no such luck\n"
+    assert {row.get("mode") for row in json.loads(out)["rows"]} == {"eager", "sdpa", None}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's, about what it was given of transformers
+def test_both_modes_of_both_implementations(capsys: pytest.CaptureFixture[str]) -> None:
+    """It compiles, for a minute or two."""
+    options = ("--mode", "eager", "--mode", "compiled", "--peer", "transformers", "--peer-compiled", "--json")
+    assert call("llama3", *SHORT, *options) == 0
+    rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
+    assert [(row["implementation"], row["mode"]) for row in rows if row["phase"] == "decode"] == [
+        ("zoo", "eager"),
+        ("zoo", "compiled"),
+        ("transformers", "sdpa"),
+        ("transformers", "compiled"),
+    ]
+
+
+def test_compiled_models_share_their_weights() -> None:
+    model = zoo.build("deepseek-v3", tiny=True)
+    twin = throughput.compiled(model)
+    held = {parameter.data_ptr() for parameter in model.parameters()}
+    assert {parameter.data_ptr() for parameter in twin.parameters()} == held
+    assert twin.spec == model.spec
+    assert not twin.training
+
+
+def test_weights_of_a_folder_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights.save(zoo.build("qwen3", tiny=True), tmp_path / "mine")
+    assert call(str(tmp_path / "mine"), "-p", "20", "-n", "2", "--json") == 0
+    row = written(capsys)["rows"][0]
+    assert (row["model"], row["weights"], row["tiny"], row["hub"]) == ("mine", "mine", False, None)
+
+
+def test_compare_measures_when_it_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("qwen3", "llama3", "--measure", "--tiny", "--json", verb="compare") == 0
+    rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
+    assert [(row["model"], row["test"], row["dtype"]) for row in rows] == [
+        (name, test, "bfloat16") for test in ("pp512", "tg128") for name in ("qwen3-0.6b", "llama3.2-1b")
+    ]
+
+
+def test_compare_measures_a_model_with_itself_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("qwen3", "qwen3", "--measure", "--tiny", "--json", verb="compare") == 0
+    rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
+    assert [row["test"] for row in rows] == ["pp512", "tg128"]
+
+
+def test_commands_on_the_pages_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    pages = (
+        (ROOT / name).read_text(encoding="utf-8").replace("\\\n", "") for name in ("README.md", "docs/benchmarks.md")
+    )
+    commands = [
+        command
+        for page in pages
+        for command in re.findall(
+            r"^(?:    |\$ )python -m benchmarks ((?:throughput|compare) .*?)(?: +#.*)?$", page, re.M
+        )
+    ]
+    assert len(commands) > 8
+    for command in commands:
+        assert exit_code(app, "python -m benchmarks", [*shlex.split(command), "--help"]) == 0, command
+        assert "Usage:" in capsys.readouterr().out
+    assert call("--no-such-option", "--help") == 2  # which would have been told
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_time_and_memory_are_the_devices(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(throughput, "clock", devices.clock)
+    assert call("gpt-oss", *SHORT, "-d", "30", "--device", "cuda", "--peer", "transformers", "--json") == 0
+    document = written(capsys)
+    assert document["machine"]["gpu"]
+    assert {row["device"] for row in document["rows"]} == {"cuda"}
+    rows = [row for row in document["rows"] if row["table"] == "throughput"]
+    assert all(row["dtype"] == "bfloat16" for row in rows)
+    assert all(row["peak_bytes"] > 2 * row["params"] for row in rows)
+
+
+def test_where_it_does_not_fit_nothing_is_built(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measuring, "run", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr("benchmarks.measure.benchmark_models.free_memory", lambda device: 2**30)
+    assert call("deepseek-v3-671b") == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "what would fit: --tiny" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (["nope"], 2, "unknown model 'nope'"),
+        (["qwen3", "-p", "0", "-n", "0"], 2, "nothing to measure"),
+        (["qwen3", "-d", "deep"], 2, "write 4096 or 4k"),
+        (["qwen3", "--dtype", "fp8"], 2, "for storing only"),
+        (["qwen3", "--mode", "fast"], 2, "fast"),
+        (["qwen3", "--peer", "vllm"], 2, "vllm"),
+        (["qwen3", "--layers", "0"], 2, "--layers"),
+        (["qwen3", "--seed", "-1"], 2, "--seed"),
+        (["qwen3", "--device", "cdua"], 2, "did you mean cuda"),
+        (["qwen3", "--out", "no/such/folder/file"], 3, "no folder"),
+        (["no.gguf"], 3, "no.gguf"),
+    ],
+)
+def test_misuse_is_one_line(args: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*args) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert told in err
+    assert err.count("\n") == 1

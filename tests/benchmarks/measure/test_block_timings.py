@@ -1,0 +1,121 @@
+"""The list of blocks misses none, and what is timed of each is what its row says."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.__main__ import app
+from benchmarks.measure import blocks, timing
+from benchmarks.measure.block_list import Entry, entries
+from benchmarks.measure.blocks import Setting, rows, run
+from benchmarks.measure.side_by_side import CPU, made
+from benchmarks.measure.timing import Samples
+from zoo.cli.terminal import exit_code
+from zoo.core.cache import Cache
+from zoo.errors import UsageError
+from zoo.registry import Mixer, Spec
+
+DIM = 256
+LISTED = entries(DIM)
+SETTING = Setting(DIM, tokens=6, context=20)
+# What a row cannot show: compositions of blocks, and scalings, which change a table that is made once a pass.
+WITHOUT_A_ROW = {"Layer", "Decoder", "LinearScaling", "Llama3Scaling", "YarnScaling"}
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run takes one second."""
+    ticks = count()
+    measure = timing.measure
+    monkeypatch.setattr(blocks, "measure", lambda *a, **k: measure(*a, **k | {"clock": lambda: float(next(ticks))}))
+
+
+def test_no_kind_of_block_is_forgotten() -> None:
+    """A new kind in zoo/ needs a line in benchmarks/measure/block_list.py, or here with the reason."""
+    ours = {name for name, kind in Spec.kinds.items() if kind.__module__.startswith("zoo.")}
+    measured = {type(node).__name__ for entry in LISTED for node in entry.spec.walk()}
+    assert measured | WITHOUT_A_ROW == ours
+    assert not measured & WITHOUT_A_ROW
+
+
+def test_labels_are_unique_and_specs_differ() -> None:
+    listed = entries(1024)  # at the least width, two queries that share a key are all there are
+    assert len({entry.label for entry in listed}) == len({entry.spec for entry in listed}) == len(listed)
+
+
+def test_blocks_that_are_compared_have_equal_active_parameters() -> None:
+    """Experts beside dense, but for the router."""
+    by_label = {entry.label: entry.spec for entry in entries(1024)}
+    dense = by_label["SwiGLU"].params(1024)
+    for label in ("MoE, softmax", "MoE, shared"):
+        assert 0 < by_label[label].active_params(1024) - dense <= 16 * 1024 + 16
+
+
+@pytest.mark.parametrize("dim", [1, 100, 384])
+def test_a_width_that_heads_do_not_divide_is_refused(dim: int) -> None:
+    with pytest.raises(UsageError, match="multiple of 256"):
+        entries(dim)
+
+
+@pytest.mark.parametrize("entry", LISTED, ids=lambda entry: entry.label)
+def test_a_row_says_what_the_block_is(entry: Entry) -> None:
+    samples = Samples()
+    run([entry], SETTING, samples)
+    (row,) = rows([entry], SETTING, samples)
+    assert row["params"] == sum(weight.numel() for weight in made(entry.spec, DIM, torch.float32, 0).parameters())
+    assert (row["prefill_s"], row["decode_s"]) == (1.0, 1.0)
+    assert len(row["prefill_seconds"]) == len(row["decode_seconds"]) == SETTING.repeat
+    if isinstance(entry.spec, Mixer):
+        grown = [Cache([entry.spec.stored()], 1, n, torch.float32, CPU).nbytes for n in (5000, 5001)]
+        assert row["kv_bytes_per_token"] == grown[1] - grown[0]
+        assert row["kv_fixed_bytes"] == grown[0] - 5000 * row["kv_bytes_per_token"]
+    else:
+        assert row["kv_bytes_per_token"] == row["kv_fixed_bytes"] == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("entry", LISTED, ids=lambda entry: entry.label)
+def test_what_is_timed_is_a_prefill_and_one_token(entry: Entry) -> None:
+    """One call of the whole block each; a mixer's token sees all of the context, or its window."""
+    module, seen = made(entry.spec, DIM, torch.float32, 0), list[tuple[Any, ...]]()
+    setting = Setting(DIM, tokens=6, context=600)
+    tasks = list(blocks._tasks(entry, module, setting))
+    hook = module.register_forward_pre_hook(lambda _, args: seen.append(args))
+    for task in tasks:
+        step = task.prepare()
+        before = len(seen)
+        step()
+        assert len(seen) == before + 1
+    hook.remove()
+    assert [args[0].shape for args in seen] == [(1, 6, DIM), (1, 1, DIM)]
+    if isinstance(entry.spec, Mixer):
+        keys = [len(args[1].views[args[2].geometry].keys) for args in seen]
+        assert keys == [6, min(600, entry.spec.stored().window or 600)]
+
+
+def test_a_block_measured_in_one_phase_only_has_no_row() -> None:
+    samples = {("MHA", "prefill"): [1.0], ("MHA", "decode"): [1.0], ("GQA", "prefill"): [1.0]}
+    assert [row["block"] for row in rows(LISTED, SETTING, samples)] == ["MHA"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (["--dim", "100"], 2, "--dim 100 must be a multiple of 256"),
+        (["--dim", "0"], 2, "dim"),
+        (["--dtype", "int8"], 2, "none of float32"),
+        (["--tokens", "few"], 2, "write 4096 or 4k"),
+        (["--repeat", "0"], 2, "repeat"),
+        (["--dim", "1048576"], 3, "a smaller --dim, --tokens or --context needs less"),
+    ],
+)
+def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, told: str, capsys: Any) -> None:
+    assert exit_code(app, "benchmarks", ["blocks", *args]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert told in err
+    assert len(err.splitlines()) == 1

@@ -1,0 +1,94 @@
+"""Clocks, meters and caches of the two kinds of devices."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.measure import devices
+from benchmarks.measure.devices import Allocated, DeviceClock, Resident, _cpu_cache, clock, meter
+
+
+def tree(root: Path, caches: list[tuple[str, str, str, str, str]]) -> Path:
+    """Files as Linux has them: (processor, level, type, size, shared by) of each cache."""
+    for number, (cpu, level, kind, size, shared) in enumerate(caches):
+        folder = root / cpu / "cache" / f"index{number}"
+        folder.mkdir(parents=True)
+        for name, text in (("level", level), ("type", kind), ("size", size), ("shared_cpu_list", shared)):
+            (folder / name).write_text(f"{text}\n", encoding="ascii")
+    return root
+
+
+def test_the_last_cache_is_that_of_all_sockets_counted_once(tmp_path: Path) -> None:
+    found = tree(
+        tmp_path,
+        [
+            ("cpu0", "1", "Instruction", "32K", "0"),
+            ("cpu0", "2", "Unified", "1024K", "0"),
+            ("cpu0", "3", "Unified", "32768K", "0-1"),
+            ("cpu1", "3", "Unified", "32768K", "0-1"),
+            ("cpu2", "3", "Unified", "16384K", "2-3"),
+        ],
+    )
+    assert _cpu_cache(found) == (32 + 16) * 2**20
+
+
+def test_a_machine_that_does_not_say_has_none(tmp_path: Path) -> None:
+    assert _cpu_cache(tmp_path) is None
+    assert _cpu_cache(tree(tmp_path, [("cpu0", "3", "Unified", "much", "0")])) is None
+
+
+def test_the_cpu_has_a_plain_clock_and_its_resident_memory() -> None:
+    assert clock(torch.device("cpu")) is time.perf_counter
+    assert isinstance(meter(torch.device("cpu")), Resident)
+
+
+def test_where_the_record_cannot_be_reset_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "RESET", tmp_path / "nowhere" / "clear_refs")
+    resident = Resident()
+    resident.start()
+    assert resident.peak() is None
+
+
+class Event:
+    """A CUDA event at a time that the test says, in milliseconds."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self, stream: object) -> None:
+        self.at = Event.now
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, later: Event) -> float:
+        return later.at - self.at
+
+
+def test_seconds_of_a_device_add_up_from_event_to_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    read = DeviceClock(torch.device("cuda"))
+    Event.now = 250.0
+    assert read() == 0.25
+    Event.now = 1000.0
+    assert (read(), read()) == (1.0, 1.0)
+
+
+@pytest.mark.gpu
+def test_a_device_tells_its_time_and_its_most_memory() -> None:
+    device = torch.device("cuda")
+    read, allocated = clock(device), meter(device)
+    assert isinstance(read, DeviceClock)
+    assert isinstance(allocated, Allocated)
+    allocated.start()
+    before = read()
+    torch.ones(2**26, device=device).square_()
+    assert read() > before
+    assert allocated.peak() == 2**28
+    assert (devices.last_cache(device) or 0) > 2**20

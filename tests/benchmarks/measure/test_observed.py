@@ -1,0 +1,91 @@
+"""What is seen of a run: its products are those of the formula, its experts those of the router."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import zoo
+from benchmarks.measure.devices import Resident
+from benchmarks.measure.observed import Observed, observe
+from benchmarks.measure.runners import Workload, ZooRunner, inputs, task
+from zoo.core import attention, kernels
+from zoo.model.decoder import Model
+
+DENSE = ("llama3", "olmo2", "gemma3", "mistral3", "qwen3", "smollm3")
+
+
+class Fixed:
+    """A meter that reads what it is told."""
+
+    def __init__(self, peak: int | None) -> None:
+        self._peak = peak
+
+    def start(self) -> None: ...
+
+    def peak(self) -> int | None:
+        return self._peak
+
+
+@torch.inference_mode()
+def seen(model: Model, work: Workload, tokens: torch.Tensor | None = None, peak: int | None = 0) -> Observed:
+    tokens = inputs(work, model.spec.vocab, 0, torch.device("cpu")) if tokens is None else tokens
+    runner = ZooRunner(model)
+    return observe(task(("x",), runner, work, tokens), runner.weight_bytes, Fixed(peak), model)
+
+
+@pytest.mark.parametrize("kernel", ["blocks", "plain"])
+@pytest.mark.parametrize("family", DENSE)
+def test_the_products_of_a_prefill_are_those_that_the_formula_counts(
+    family: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of its FLOPs but those of scores, which no weight takes part in; also where attention multiplies alike."""
+    monkeypatch.setattr(attention, "MIN_PRODUCTS", 0)
+    model, spec = zoo.build(family, tiny=True), zoo.spec(family, tiny=True)
+    parts = spec.flop_parts(0, 20, logits=1)
+    with kernels.using({"attention": kernel, "linear": "onednn"}):
+        products = seen(model, Workload("prefill", 20)).products
+    counted = sum(2 * rows * weight.numel() for weight, rows in products)
+    assert counted == sum(parts.values()) - parts["scores"]
+
+
+@pytest.mark.parametrize("family", ["gpt-oss", "deepseek-v3"])
+def test_one_token_hits_as_many_experts_as_it_is_routed_to(family: str) -> None:
+    model, spec = zoo.build(family, tiny=True), zoo.spec(family, tiny=True)
+    sparse = {index: layer.ffn.block for index, layer in enumerate(spec.layers) if hasattr(layer.ffn.block, "router")}
+    assert seen(model, Workload("decode", 5)).hits == {index: moe.router.k for index, moe in sparse.items()}
+
+
+def test_equal_sequences_hit_the_same_experts_and_others_more() -> None:
+    model, work = zoo.build("gpt-oss", tiny=True), Workload("decode", 1, batch=6)
+    alike = torch.full((6, work.capacity), 7)
+    assert set(seen(model, work, alike).hits.values()) == {3}
+    assert min(seen(model, work).hits.values()) > 3
+
+
+def test_the_peak_is_the_weights_and_what_was_taken_beside_them() -> None:
+    model = zoo.build("llama3", tiny=True)
+    weights = 4 * model.spec.params()
+    assert seen(model, Workload("decode", 1), peak=1000).peak_bytes == weights + 1000
+    assert seen(model, Workload("decode", 1), peak=None).peak_bytes is None
+
+
+@torch.inference_mode()
+def test_of_others_nothing_but_memory_is_seen() -> None:
+    model, work = zoo.build("gpt-oss", tiny=True), Workload("prefill", 8)
+    once = task(("x",), ZooRunner(model), work, inputs(work, model.spec.vocab, 0, torch.device("cpu")))
+    assert observe(once, 7, Fixed(1), None) == Observed(peak_bytes=8, hits={}, products=[])
+
+
+def test_hooks_are_gone_afterwards() -> None:
+    model = zoo.build("gpt-oss", tiny=True)
+    seen(model, Workload("decode", 1))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_most_memory_of_a_process_includes_what_was_let_go_again() -> None:
+    meter = Resident()
+    meter.start()
+    torch.ones(2**24)  # 64 MiB
+    peak = meter.peak()
+    assert peak is None or peak > 0.9 * 2**26  # the kernel counts pages in lots

@@ -1,0 +1,173 @@
+"""Shares of ceilings, marks and ratios, of runs that took as long as the test says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import zoo
+from benchmarks.analytic.models import one
+from benchmarks.measure import throughput_rows
+from benchmarks.measure.benchmark_models import Subject
+from benchmarks.measure.ceilings import Kernel
+from benchmarks.measure.observed import Observed
+from benchmarks.measure.runners import Nothing, Workload
+from benchmarks.measure.throughput import COMPILED, EAGER, ZOO, Entrant, Found, Setting, harness_key, own_key
+from benchmarks.measure.throughput_rows import ceiling_rows, expected, least_work, rows
+from benchmarks.output import throughput_tables
+from tests.benchmarks.fakes import MACHINE
+from zoo.cli.terminal import Format
+
+PREFILL, DECODE = Workload("prefill", 8, 40, batch=2), Workload("decode", 3, 40, batch=2)
+SETTING = Setting((PREFILL, DECODE), dtype=torch.bfloat16)
+
+
+def entrant(name: str = "qwen3-0.6b", implementation: str = ZOO, mode: str = EAGER) -> Entrant:
+    return Entrant(Subject(one(name)), implementation, mode, Nothing())
+
+
+def found(*entrants: Entrant, seconds: tuple[float, ...] = (2.0, 1.0, 4.0)) -> Found:
+    """Runs of those seconds; memory read at 1 GB/s, 10 GFLOPS."""
+    made = Found()
+    for each in entrants:
+        for work in SETTING.works:
+            made.samples[each.key(work)] = list(seconds)
+            made.warmups[each.key(work)] = [1.0] * 4
+            made.observed[each.key(work)] = Observed(peak_bytes=123)
+    for kind, amount in (("bandwidth", 10**9), ("matmul", 10**10)):
+        kernel = Kernel(kind, "k", torch.bfloat16, amount, lambda: None)
+        made.kernels.append(kernel)
+        made.samples[kernel.key] = [1.0]
+    for work in SETTING.works:
+        made.samples[harness_key(work)] = [0.001]
+    return made
+
+
+def by_test(entrants: list[Entrant], made: Found) -> dict[tuple[Any, ...], dict[str, Any]]:
+    return {(row["implementation"], row["mode"], row["phase"]): row for row in rows(entrants, SETTING, made)}
+
+
+def test_shares_of_the_ceilings_by_hand() -> None:
+    """qwen3-0.6b has no window, no experts and a tied head: all weights are read, 2 bytes each; 112 KiB a token of each
+    sequence are cached. Decode sees 42, 43 and 44 tokens, prefill 48."""
+    spec, each = zoo.spec("qwen3-0.6b"), entrant()
+    row = by_test([each], found(each))
+    weights, token = 2 * spec.params(), 112 * 1024
+    decode, prefill = row[ZOO, EAGER, "decode"], row[ZOO, EAGER, "prefill"]
+    assert decode["weight_bytes_read"] == 3 * weights
+    assert prefill["weight_bytes_read"] == weights
+    assert decode["kv_bytes_read"] == 2 * token * (42 + 43 + 44)
+    assert prefill["kv_bytes_read"] == 2 * token * 48
+    assert decode["mbu"] == pytest.approx((3 * weights + 2 * token * 129) / 2.0 / 1e9)
+    assert decode["flops"] == 2 * sum(spec.flops(past, 1) for past in (41, 42, 43))
+    assert prefill["flops"] == 2 * spec.flops(40, 8, logits=1)
+    assert prefill["mfu"] == pytest.approx(prefill["flops"] / 2.0 / 1e10)
+    assert decode["ceiling_tokens_per_s"] == pytest.approx(6 / ((3 * weights + 2 * token * 129) / 1e9))
+    assert (decode["tokens_per_s"], decode["tokens_per_s_min"], decode["tokens_per_s_max"]) == (3.0, 1.5, 6.0)
+    assert (prefill["tokens_per_s"], prefill["overhead"]) == (8.0, 0.0005)
+    assert decode["peak_bytes"] == 123
+
+
+def test_experts_that_were_counted_take_the_place_of_those_expected() -> None:
+    spec = zoo.spec("gpt-oss-20b")
+    expert = spec.layers[0].ffn.block.expert.params(spec.dim)  # type: ignore[attr-defined]
+    work = Workload("decode", 1, batch=4)
+    likely = expected(spec.layers[0].ffn.block, 4)
+    assert likely == pytest.approx(32 * (1 - (1 - 4 / 32) ** 4))
+    guessed, counted = (least_work(spec, work, torch.bfloat16, hits) for hits in ({}, {0: 10.0, 5: 12.0}))
+    assert counted.weight_bytes - guessed.weight_bytes == pytest.approx(2 * expert * (22 - 2 * likely))
+
+
+def test_own_products_and_the_counted_experts_are_in_the_row() -> None:
+    each = entrant("gpt-oss-20b")
+    made = found(each)
+    made.observed[each.key(DECODE)].hits = {0: 6.0, 1: 8.0}
+    made.samples[own_key(each.key(PREFILL))] = [1.0, 0.5, 2.0]
+    row = by_test([each], made)
+    assert row[ZOO, EAGER, "decode"]["experts_hit"] == 7.0
+    assert row[ZOO, EAGER, "decode"]["experts_hit_predicted"] == pytest.approx(32 * (1 - (28 / 32) ** 2))
+    assert row[ZOO, EAGER, "prefill"]["own_matrices_tokens_per_s"] == 16.0
+    assert row[ZOO, EAGER, "decode"]["own_matrices_tokens_per_s"] is None
+
+
+def test_a_ratio_is_to_the_peer_as_it_runs_by_default() -> None:
+    entrants = [
+        *(entrant(mode=mode) for mode in (EAGER, COMPILED)),
+        *(entrant(implementation="transformers", mode=mode) for mode in ("sdpa", COMPILED)),
+        entrant("gemma3-270m", "transformers", "sdpa"),
+    ]
+    made = found(*entrants)
+    for seconds, each in zip((1.0, 0.5, 2.0, 2.0, 1.0), entrants, strict=True):
+        made.samples[each.key(DECODE)] = [seconds]
+    ratios = [row["ratio"] for row in rows(entrants, SETTING, made) if row["phase"] == "decode"]
+    assert ratios == [2.0, 4.0, None, 1.0, None]
+
+
+def marks(each: Entrant, made: Found) -> set[str]:
+    return {mark for row in rows([each], SETTING, made) for mark in row["marks"]}
+
+
+def test_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    each = entrant()
+    monkeypatch.setattr(throughput_rows, "last_cache", lambda device: None)
+    assert marks(each, found(each, seconds=(60.0,))) == set()
+    assert marks(each, found(each, seconds=(1e-3,))) == {"above_bandwidth", "above_matmul_rate"}
+    faster = found(each, seconds=(60.0,))
+    faster.samples[own_key(each.key(PREFILL))] = [61.0]
+    assert marks(each, faster) == {"above_own_matrices"}
+    monkeypatch.setattr(throughput_rows, "last_cache", lambda device: 2 * zoo.spec("qwen3-0.6b").params() + 1)
+    assert marks(each, found(each, seconds=(60.0,))) == {"weights_in_cache"}
+    monkeypatch.setattr(throughput_rows, "last_cache", lambda device: 2**20)
+    restless = found(each, seconds=(60.0,))
+    restless.warmups[each.key(DECODE)] = [4.0, 3.0, 2.0, 1.0]
+    assert marks(each, restless) == {"not_settled"}
+
+
+def test_a_row_for_what_was_timed_before_an_interruption_and_no_ceiling_before_both_are_measured() -> None:
+    each = entrant()
+    made = found(each)
+    for key in (each.key(DECODE), made.kernels[0].key):
+        del made.samples[key]
+    del made.warmups[each.key(DECODE)]
+    (row,) = rows([each], SETTING, made)
+    assert row["phase"] == "prefill"
+    assert row["ceiling_tokens_per_s"] is row["mbu"] is row["mfu"] is None
+    assert row["marks"] == []
+
+
+def test_what_was_interrupted_in_its_warm_up_shows_that() -> None:
+    each = entrant()
+    made = found(each)
+    made.samples.clear()
+    made.warmups[each.key(PREFILL)] = [2.0, 4.0]
+    shown = {row["phase"]: row for row in rows([each], SETTING, made)}
+    assert shown["prefill"]["seconds"] == [2.0, 4.0]
+    assert {row["warmups"] for row in shown.values()} == {0}
+    assert all("warming_up" in row["marks"] for row in shown.values())
+    legend = throughput_tables.speeds(list(shown.values()), MACHINE).legend
+    assert any("2 to 4 repetitions of the warm-up, interrupted before any that counts" in line for line in legend)
+
+
+def test_tables_fit_80_columns_with_the_longest_names_and_two_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput_rows, "last_cache", lambda device: 2**60)
+    entrants = [entrant(name) for name in ("mistral-small-3.1-24b", "deepseek-v3-671b")]
+    entrants += [entrant("mistral-small-3.1-24b", "transformers", "sdpa")]
+    made = found(*entrants, seconds=(0.3, 0.9))
+    made.samples |= {kernel.key: [1e-3] for kernel in made.kernels}
+    for each in entrants:
+        made.samples[own_key(each.key(PREFILL))] = [1.0]
+        made.warmups[each.key(DECODE)] = [4.0, 3.0, 2.0, 1.0]
+        made.observed[each.key(DECODE)].peak_bytes = 90 * 2**30
+    deep = Setting((PREFILL, Workload("decode", 128, 131072)), dtype=torch.bfloat16)
+    made.samples |= {each.key(deep.works[1]): [100.0] for each in entrants}
+    made.warmups |= {each.key(deep.works[1]): [4.0, 3.0, 2.0, 1.0] for each in entrants}
+    shown = list(throughput_tables.tables(rows(entrants, deep, made), ceiling_rows(deep, made), MACHINE))
+    assert len(shown) == 3
+    for table in shown:
+        text = table.text(Format.table)
+        assert max(map(len, text.splitlines())) <= 80, text
+        legend = " ".join(table.legend)
+        for header in {column.header for column in table.columns} - {"model", "test", "by", "tokens/s", ""}:
+            assert header in legend or header in ("std", "min-max", "ceiling", "kernel", "dtype", "median"), header

@@ -1,0 +1,104 @@
+"""Tables fit a terminal and say what they hold, and every format parses."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import zoo
+from benchmarks.analytic import costs
+from benchmarks.analytic.models import chosen, one
+from benchmarks.measure.benchmark_models import Subject
+from benchmarks.output import tables
+from benchmarks.output.report import Report, Table
+from tests.benchmarks.fakes import fake_rows
+from zoo.cli.terminal import Column, Format
+from zoo.errors import NotAvailable
+
+COSTS = costs.rows(chosen([]))
+SPEEDS = fake_rows([Subject(replace(one(name), spec=zoo.spec(name, tiny=True)), tiny=True) for name in zoo.names()])
+TABLES = [tables.parameters(COSTS), tables.kv_cache(COSTS), tables.tiny_throughput(SPEEDS)]
+
+
+def written(format: Format, folder: Path) -> str:
+    report = Report(format, folder / "out")
+    report.add(*TABLES)
+    report.about["complete"] = True
+    report.finish()
+    return (folder / "out").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.title)
+def test_a_table_fits_80_columns_and_its_legend_tells_every_header(table: Table) -> None:
+    text = table.text(Format.table)
+    assert max(map(len, text.splitlines())) <= 80
+    legend = " ".join(table.legend)
+    for header in {column.header for column in table.columns} - {"model", "tiny model", "layers", "min-max"}:
+        assert header in legend, header
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.title)
+def test_markdown_has_one_line_a_row_of_equal_cells(table: Table) -> None:
+    lines = [line for line in table.text(Format.md).splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(list(filter(table.lines, table.rows)))
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_tables_in_a_file_are_the_tables_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report(Format.table, None)
+    report.add(*TABLES)
+    report.finish()
+    assert capsys.readouterr().out == written(Format.table, tmp_path)
+
+
+def test_json_holds_every_row_once_and_names_its_machine(tmp_path: Path) -> None:
+    document = json.loads(written(Format.json, tmp_path))
+    assert document["rows"] == [*COSTS, *SPEEDS]
+    assert document["complete"] is True
+    assert document["schema_version"] == 1
+    assert {"cpu", "threads", "torch"} <= document["machine"].keys()
+
+
+def test_jsonl_is_a_head_and_the_same_rows(tmp_path: Path) -> None:
+    head, *rows = map(json.loads, written(Format.jsonl, tmp_path).splitlines())
+    assert {"schema_version", "machine", "complete"} <= head.keys()
+    assert rows == [*COSTS, *SPEEDS]
+
+
+def test_csv_holds_both_tables_under_one_header(tmp_path: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(written(Format.csv, tmp_path))))
+    assert [row["table"] for row in rows] == ["costs"] * len(COSTS) + ["throughput"] * len(SPEEDS)
+    assert [int(row["params"]) for row in rows] == [row["params"] for row in [*COSTS, *SPEEDS]]
+    assert float(rows[-1]["tokens_per_s_max"]) == SPEEDS[-1]["tokens_per_s_max"]
+    assert all(None not in row and None not in row.values() for row in rows)
+
+
+def test_a_column_that_nobody_fills_is_left_out() -> None:
+    text = tables.parameters(costs.rows(chosen(["llama3"]))).text(Format.table)
+    assert "card" not in text
+    assert "windowed" not in tables.kv_cache(costs.rows(chosen(["llama3"]))).text(Format.table).split("\n\n")[1]
+
+
+def test_windows_of_several_sizes_are_told_apart() -> None:
+    row: dict[str, Any] = COSTS[0] | {"windows": [{"layers": 3, "tokens": 512}, {"layers": 2, "tokens": 4096}]}
+    assert "3 x 512 + 2 x 4,096" in tables.kv_cache([row]).text(Format.table)
+
+
+def test_derived_cells_are_shown_and_not_written(tmp_path: Path) -> None:
+    table = Table("t", [Column("sum", "sum")], [], [{"a": 1, "b": 2}], derive=lambda row: {"sum": row["a"] + row["b"]})
+    assert "3" in table.text(Format.table)
+    report = Report(Format.json, tmp_path / "out")
+    report.add(table)
+    report.finish()
+    assert json.loads((tmp_path / "out").read_text())["rows"] == [{"a": 1, "b": 2}]
+
+
+def test_a_file_in_no_folder_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(NotAvailable, match="no folder"):
+        Report(Format.json, tmp_path / "missing" / "out")

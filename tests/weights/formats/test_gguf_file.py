@@ -1,0 +1,189 @@
+"""What a .gguf file says is held against the presets; what it gets wrong is one line."""
+
+import logging
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+import weights
+import zoo
+from weights.formats.gguf_file import GGUFFile, _read
+from zoo.errors import MalformedError, NotAvailable
+
+GEMMA_270M = {
+    "context_length": 2048,
+    "block_count": 18,
+    "embedding_length": 640,
+    "feed_forward_length": 2048,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 1,
+    "attention.key_length": 256,
+    "attention.layer_norm_rms_epsilon": 1e-6,
+    "attention.sliding_window": 512,
+    "rope.freq_base": 1e6,
+}
+GEMMA_4B = GEMMA_270M | {
+    "block_count": 34,
+    "embedding_length": 2560,
+    "feed_forward_length": 10_240,
+    "attention.head_count": 8,
+    "attention.head_count_kv": 4,
+    "attention.sliding_window": 1024,
+    "rope.scaling.type": "linear",
+    "rope.scaling.factor": 8.0,
+}
+
+
+def write(path: Path, fields: dict[str, Any], kind: str = "gemma3", rows: int = 100, **tensors: np.ndarray) -> Path:
+    """A .gguf file with these fields and few tensors."""
+    writer = gguf.GGUFWriter(path, kind)
+    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for key, value in fields.items():
+        add[type(value)](f"{kind}.{key}", value)
+    writer.add_token_list([f"token {i}" for i in range(5000)])
+    writer.add_token_scores([0.0] * 5000)
+    writer.add_eos_token_id(1)
+    writer.add_tensor("token_embd.weight", np.zeros((rows, 4), dtype=np.float16))
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(("fields", "preset"), [(GEMMA_270M, "gemma3-270m"), (GEMMA_4B, "gemma3-4b")])
+def test_the_preset_of_equal_dimensions(
+    fields: dict[str, Any], preset: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = GGUFFile(write(tmp_path / "x.gguf", fields))
+    with caplog.at_level(logging.INFO, "weights"):
+        spec = file.spec()
+    assert (spec.vocab, spec.context) == (100, 2048)
+    assert (spec.layers, spec.norm, spec.embed_scale) == (
+        (full := zoo.spec(preset)).layers,
+        full.norm,
+        full.embed_scale,
+    )
+    unsaid = "the plan of layers, rope.freq_base_swa"
+    assert caplog.messages == [f"x.gguf does not say {unsaid}: taken from {preset}, of the same dimensions"]
+    assert file.ends == [1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "phrases"),
+    [
+        (
+            {"embedding_length": 641},
+            ["no preset has its dimensions; gemma3-270m is nearest", "embedding_length 641 instead of 640"],
+        ),
+        ({"rope.freq_base": 1e4}, ["gemma3-270m is nearest", "rope.freq_base 10000.0 instead of 1000000.0"]),
+        ({"rope.freq_base_swa": 1e5}, ["rope.freq_base_swa 100000.0 instead of 10000.0"]),
+        ({"attention.layer_norm_rms_epsilon": 1.01e-6}, ["attention.layer_norm_rms_epsilon 1.0"]),
+        ({"attention.sliding_window": 1024}, ["attention.sliding_window 1024 instead of 512"]),
+        ({"rope.scaling.factor": 8.0}, ["not understood: gemma3.rope.scaling.factor=8.0", "--ignore-field"]),
+        ({"final_logit_softcapping": 30.0}, ["not understood: gemma3.final_logit_softcapping=30.0"]),
+        ({"context_length": 0}, ["context must be a positive integer"]),
+    ],
+)
+def test_files_of_no_preset(fields: dict[str, Any], phrases: list[str], tmp_path: Path) -> None:
+    path = write(tmp_path / "x.gguf", GEMMA_270M | fields)
+    with pytest.raises(MalformedError) as caught:
+        weights.load(path)
+    assert all(phrase in str(caught.value) for phrase in [str(path), *phrases]), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dimension_may_not_be_left_out(tmp_path: Path) -> None:
+    fields = {key: value for key, value in GEMMA_270M.items() if key != "attention.key_length"}
+    with pytest.raises(MalformedError, match=r"attention\.key_length 160 instead of 256"):
+        weights.load(write(tmp_path / "x.gguf", fields))
+
+
+def test_a_field_can_be_vouched_for_and_all_tensors_are_named(tmp_path: Path) -> None:
+    fields = GEMMA_270M | {"final_logit_softcapping": 30.0}
+    path = write(tmp_path / "x.gguf", fields, **{"wings.weight": np.ones(8, dtype=np.float32)})
+    with pytest.raises(MalformedError) as caught:
+        weights.load(path, ignore_fields=["final_logit_softcapping"])
+    for phrase in (
+        "missing: model.layers.{0-17}.input_layernorm.weight, ",
+        "not understood: wings.weight",
+        "wrong shape: model.embed_tokens.weight [100, 4] instead of [100, 640]",
+    ):
+        assert phrase in str(caught.value)
+
+
+def test_names_for_no_terminal(tmp_path: Path) -> None:
+    with pytest.raises(MalformedError, match=r"names that cannot be printed: 'gemma3\.\\x1b\[2J'$"):
+        weights.load(write(tmp_path / "x.gguf", GEMMA_270M | {"\x1b[2J": 1}))
+
+
+def test_another_architecture(tmp_path: Path) -> None:
+    with pytest.raises(MalformedError, match="unknown GGUF architecture 'gemma2'; did you mean gemma3"):
+        weights.load(write(tmp_path / "x.gguf", {}, kind="gemma2"))
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (0, b"GGML"),  # magic
+        (4, struct.pack("<I", 99)),  # version
+        (4, struct.pack(">I", 3)),  # the other byte order
+        (8, struct.pack("<Q", 100)),  # more tensors than there are
+        (16, struct.pack("<Q", 1)),  # fewer fields than there are
+        (8, struct.pack("<Q", 2**60)),  # number of tensors
+        (16, struct.pack("<Q", 2**60)),  # number of fields
+        (24, struct.pack("<Q", 2**60)),  # length of the first key
+    ],
+)
+def test_a_damaged_header(at: int, value: bytes, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.gguf", GEMMA_270M)
+    data = bytearray(path.read_bytes())
+    data[at : at + len(value)] = value
+    path.write_bytes(data)
+    with pytest.raises(MalformedError, match=r"no readable \.gguf file"):
+        weights.load(path)
+
+
+def test_a_list_of_absurd_length(tmp_path: Path) -> None:
+    """It is not counted to its end."""
+    path = write(tmp_path / "x.gguf", GEMMA_270M)
+    data = path.read_bytes()
+    at = data.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 8
+    assert data[at : at + 8] == struct.pack("<Q", 5000)
+    path.write_bytes(data[:at] + struct.pack("<Q", 2**60) + data[at + 8 :])
+    with pytest.raises(MalformedError, match="cut short"):
+        weights.load(path)
+
+
+def test_a_file_cut_short_anywhere(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.gguf", GEMMA_270M)
+    data = path.read_bytes()
+    for length in [*range(1, len(data) - 1, len(data) // 50), len(data) - 40]:
+        path.write_bytes(data[:length])
+        with pytest.raises(MalformedError, match=r"no readable \.gguf file"):
+            weights.load(path)
+
+
+def test_stepping_over_long_lists_leaves_the_rest_as_it_is(tmp_path: Path) -> None:
+    """The library's own reader, entry by entry, is the reference."""
+    path = write(tmp_path / "x.gguf", GEMMA_270M)
+    whole = gguf.GGUFReader(path)
+    fields, tensors = _read(path)
+    assert fields == {
+        name: field.contents() for name, field in whole.fields.items() if not name.endswith(("tokens", "scores"))
+    }
+    assert [(t.name, t.data_offset) for t in tensors.values()] == [(t.name, t.data_offset) for t in whole.tensors]
+
+
+def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "x.gguf", GEMMA_270M)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(NotAvailable, match=r"pip install 'zoo-llm\[gguf\]'"):
+        weights.load(path)

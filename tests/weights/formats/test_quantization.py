@@ -1,0 +1,111 @@
+"""Quantised repositories are refused in one line that names the scheme, before any field of the config is judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import weights
+import zoo
+from tests.configs import older, smallest
+from tests.weights.checkpoints import write
+from tests.weights.packers import FP8_CONFIG, MXFP4_CONFIG
+from weights.formats.quantization import FORMATS, MODELOPT, NAMES, refuse
+from zoo.errors import MalformedError
+
+MLX = {"group_size": 64, "bits": 4}
+# What a repository of each scheme says, and the name that the refusal has for it.
+SAID: dict[str, tuple[dict[str, Any], str]] = {
+    "AWQ": ({"bits": 4, "group_size": 128, "quant_method": "awq", "version": "gemm", "zero_point": True}, "AWQ"),
+    "AWQ, older": ({"w_bit": 4, "q_group_size": 128, "zero_point": True, "version": "GEMM"}, "AWQ"),
+    "GPTQ": ({"bits": 4, "group_size": 128, "desc_act": False, "quant_method": "gptq", "sym": True}, "GPTQ"),
+    "GPTQ, older": ({"bits": 4, "group_size": 128, "damp_percent": 0.01, "desc_act": False}, "GPTQ"),
+    "bitsandbytes": (
+        {"_load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "load_in_4bit": True, "quant_method": "bitsandbytes"},
+        "bitsandbytes",
+    ),
+    "bitsandbytes, older": ({"load_in_8bit": True, "llm_int8_threshold": 6.0}, "bitsandbytes"),
+    "compressed-tensors": (
+        {"config_groups": {"group_0": {}}, "format": "float-quantized", "quant_method": "compressed-tensors"},
+        "compressed-tensors",
+    ),
+    "FP8-static": (
+        {"config_groups": {"group_0": {"input_activations": {"dynamic": False}}}, "quant_method": "compressed_tensors"},
+        "compressed-tensors",
+    ),
+    "AutoFP8": ({"activation_scheme": "static", "ignored_layers": ["lm_head"], "quant_method": "fp8"}, "AutoFP8"),
+    "FBGEMM": ({"activation_scale_ub": 1200.0, "quant_method": "fbgemm_fp8"}, "FBGEMM FP8"),
+    "ModelOpt": ({"quant_algo": "NVFP4", "quant_method": "modelopt", "producer": {"name": "modelopt"}}, "ModelOpt"),
+    "MLX, newer": (MLX | {"mode": "affine"}, "MLX"),
+    "torchao": ({"quant_method": "torchao", "quant_type": {"default": {}}}, "torchao"),
+    "a scheme of next year": ({"quant_method": "q_next"}, "'q_next'"),
+    "nothing known": ({"sparkle": 1}, "an unknown scheme"),
+}
+
+
+def refusal(folder: Path, **options: Any) -> str:
+    """The one line that a folder is refused with."""
+    with pytest.raises(MalformedError) as caught:
+        weights.load(folder, **options)
+    message = str(caught.value)
+    assert message.startswith("config.json: the weights are quantised with a scheme that is not supported, ")
+    assert message.isprintable()
+    assert "--ignore-field" not in message
+    assert all(packing.words in message for packing in FORMATS.values())
+    return message
+
+
+def config_only(folder: Path, config: dict[str, Any]) -> Path:
+    """A folder that holds a config and no weights: it is refused before they are looked for."""
+    return write(folder, config, {})
+
+
+@pytest.mark.parametrize("scheme", SAID)
+def test_the_scheme_is_named_before_any_field_is_judged(scheme: str, tmp_path: Path) -> None:
+    said, name = SAID[scheme]
+    config = older(smallest()[0], quantization_config=said, surprise=3)
+    del config["hidden_size"]
+    message = refusal(config_only(tmp_path / "x", config), ignore_fields=["quantization_config"])
+    assert name in message
+    assert "surprise" not in message
+    assert name in refusal(config_only(tmp_path / "y", config | {"model_type": "none of ours"}))
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_every_named_method_is_refused_by_its_name(method: str) -> None:
+    for spelt in (method, method.upper(), method.replace("-", "_")):
+        with pytest.raises(MalformedError, match=NAMES[method]):
+            refuse({"quantization_config": {"quant_method": spelt}})
+
+
+def test_mlx_says_it_outside_too(tmp_path: Path) -> None:
+    for i, said in enumerate(({"quantization": MLX}, {"quantization": MLX, "quantization_config": MLX})):
+        assert "MLX: quantization=" in refusal(config_only(tmp_path / str(i), older(smallest()[0], **said)))
+    read = older(smallest()[0], quantization={**MLX, "mode": "mxfp4"}, quantization_config=MXFP4_CONFIG)
+    assert "MLX" in refusal(config_only(tmp_path / "mxfp4", read))
+
+
+def test_a_multimodal_wrapper_may_say_it_for_its_text_part(tmp_path: Path) -> None:
+    config = {"model_type": "gemma3", "text_config": {"quantization_config": {"quant_method": "gptq"}}}
+    assert "GPTQ" in refusal(config_only(tmp_path / "x", config))
+
+
+def test_modelopt_may_say_it_in_a_file_of_its_own(tmp_path: Path) -> None:
+    folder = config_only(tmp_path / "x", older(smallest()[0], quantization_config=None))
+    (folder / MODELOPT).write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}), encoding="utf-8")
+    assert f"NVIDIA ModelOpt: {MODELOPT} is there" in refusal(folder)
+
+
+@pytest.mark.parametrize("said", [FP8_CONFIG, MXFP4_CONFIG, None, {}])
+def test_what_is_read_is_not_refused(said: dict[str, Any] | None) -> None:
+    refuse({"quantization_config": said or None, "quantization": said and None})
+
+
+@pytest.mark.parametrize("scheme", SAID)
+def test_the_architecture_of_a_quantised_repository_is_read_all_the_same(scheme: str) -> None:
+    """Its parameters and its cache are those of the model: a table can be made of it."""
+    name = smallest()[0]
+    assert zoo.from_hf(older(name, quantization_config=SAID[scheme][0], quantization=MLX)) == zoo.spec(name)

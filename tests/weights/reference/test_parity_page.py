@@ -1,0 +1,67 @@
+"""docs/parity.md shows what its commands print, digits apart."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import weights
+from weights.reference.layers import NOISE
+from weights.reference.report import EQUAL, KL
+from zoo.cli.terminal import exit_code
+
+PAGE = (Path(__file__).parents[3] / "docs" / "parity.md").read_text(encoding="utf-8")
+SHOWN = re.findall(r"```console\n\$ (.*?)\n(.*?)```", PAGE, re.DOTALL)
+MADE, USED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+def words(text: str) -> str:
+    """Without what differs from machine to machine: digits of errors, of which one may be zero, and versions."""
+    text = re.sub(r"\d\.\de[+-]\d\d\b|\b0(?=\s|,)|\b\d+(\.\d+)?%", "N", " ".join(text.split()))
+    text = re.sub(r"most in (layer \d+'s [a-z-]+|the [a-z]+)", "most in it", text)
+    text = re.sub(r"Routers chose other experts \d+ times?\. ", "", text)
+    return re.sub(r"-{3,}", "", re.sub(r"transformers \S+,", "transformers,", text)).replace("  ", " ")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(MADE, {})
+    return folder
+
+
+def test_three_reports_are_shown() -> None:
+    assert [re.search("^(PASS|FAIL)", shown, re.MULTILINE)[1] for _, shown in SHOWN] == ["PASS", "FAIL", "PASS"]
+
+
+@pytest.mark.parametrize(("command", "shown"), SHOWN, ids=[command for command, _ in SHOWN])
+def test_the_report_shown_is_the_report(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, shown: str
+) -> None:
+    monkeypatch.chdir(folder)
+    python, m, module, *args = shlex.split(command)
+    assert (python, m, module) == ("python", "-m", "weights.parity")
+    code = exit_code(runpy.run_module(module)["app"], "python -m weights.parity", args)
+    assert code == ("FAIL" in shown)
+    assert words(capsys.readouterr().out) == words(shown)
+
+
+def test_the_example_in_python(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    exec(USED, {"weights": weights})
+    assert "PASS" in capsys.readouterr().out
+
+
+def test_the_bounds_are_as_said() -> None:
+    assert (f"{EQUAL:.0e}", f"{KL:.0e}") == ("1e-05", "1e-03")
+    assert "The bound is 1e-5 of the largest logit" in PAGE
+    assert f"below {NOISE[torch.bfloat16]:.0%} of a vector" in PAGE

@@ -1,0 +1,71 @@
+"""--plot draws the error against position."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import weights
+from weights.reference.plot import plot
+from zoo.cli.terminal import exit_code
+
+Saved = Callable[[str], Path]
+
+
+def command(*args: object) -> int:
+    app = runpy.run_module("weights.parity")["app"]
+    return exit_code(app, "python -m weights.parity", list(map(str, args)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_line_for_each_comparison(saved: Saved, tmp_path: Path, dtype: str) -> None:
+    """In the SVG, where text is text, and curves have a point for each position."""
+    import matplotlib
+
+    report = weights.parity(saved("gemma3-270m"), tokens=40, dtype=dtype)
+    file = tmp_path / "errors.svg"
+    with matplotlib.rc_context({"svg.fonttype": "none", "path.simplify": False}):
+        plot(report, file)
+    drawn = file.read_text(encoding="utf-8")
+    expected = ["zoo to reference", "zoo, cached to full", "window of 16"]
+    expected += ["bound"] if dtype == "float32" else ["zoo to reference in float32", "reference to itself in float32"]
+    assert all(f">{label}<" in drawn for label in expected)
+    points = [len(re.findall("[ML] ", path)) for path in re.findall(r'<path d="([^"]*)"', drawn)]
+    sides = [side for side in (report.logits, report.cached, report.exact, report.own) if side is not None]
+    nonzero = [sum(position.largest > 0 for position in side.by_position) for side in sides]
+    assert max(points) == max(nonzero) > 30
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_from_the_command_line(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "errors.png"
+    assert command(saved("llama3-8b"), "--tokens", 8, "--plot", file) == 0
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert "PASS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [("errors.jpg", 2, "ends in .png or .svg"), ("nowhere/errors.png", 3, "there is no folder")],
+)
+def test_a_file_that_cannot_be(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int, said: str
+) -> None:
+    """It is said before anything is run."""
+    assert command(saved("llama3-8b"), "--plot", tmp_path / name) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+
+
+def test_without_the_package(saved: Saved, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved("llama3-8b")
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert command(folder, "--plot", "errors.png") == 3
+    assert capsys.readouterr().err == "error: this needs the package matplotlib: pip install 'zoo-llm[plot]'\n"

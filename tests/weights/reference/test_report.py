@@ -1,0 +1,366 @@
+"""python -m weights.parity: equal models pass, a damaged one fails, and the report says where it is damaged."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import weights
+import zoo
+from tests.models import distinct
+from tests.reference import toy_config, toy_reference
+from tests.weights.checkpoints import read, write
+from weights.reference import runs
+from weights.reference.logits import compare
+from weights.reference.routing import agreement
+from weights.reference.runs import chunks
+from zoo.architectures import families
+from zoo.cli.terminal import exit_code
+from zoo.errors import NotAvailable, UsageError
+
+Saved = Callable[[str], Path]
+
+
+def routed() -> list[str]:
+    """The presets among the distinct ones that have routers."""
+    return [name for name in distinct() if any(part.slot == "router" for part in zoo.spec(name, tiny=True).walk())]
+
+
+TOKENS = 80  # past 3 windows of 16 + 1
+
+
+def command(*args: object) -> int:
+    app = runpy.run_module("weights.parity")["app"]
+    return exit_code(app, "python -m weights.parity", list(map(str, args)))
+
+
+@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_architecture_passes(saved: Saved, name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against transformers' own classes, whose logits may be the zoo's bit for bit: both write their scores out."""
+    made: list[str] = []
+    reference = runs._reference
+
+    def watched(*given: Any) -> Any:
+        found = reference(*given)
+        made.append(type(found.model).__module__)
+        return found
+
+    monkeypatch.setattr(runs, "_reference", watched)
+    report = weights.parity(saved(name), dtype=dtype, tokens=TOKENS)
+    assert made
+    assert all(module.startswith("transformers.models.") for module in made)
+    assert report.passed, str(report)
+    assert len(report.parts) == 2 * len(zoo.spec(name, tiny=True).layers) + 2
+    assert report.logits.scale > 1  # no noise
+    assert (report.own is not None) == (dtype == "bfloat16")
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_name_that_transformers_lacks_is_measured_by_another(family: str, saved: Saved, tmp_path: Path) -> None:
+    """kimi_k2 with deepseek_v3's implementation, though its config names code of its own."""
+    from transformers import CONFIG_MAPPING
+
+    from_hf = families()[family].from_hf
+    for model_type in set(from_hf.model_types) - set(CONFIG_MAPPING):
+        name = next(name for name in distinct() if name in families()[family].SIZES)
+        config, tensors = read(saved(name))
+        code = {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}
+        folder = write(tmp_path / model_type, config | {"model_type": model_type, "auto_map": code}, tensors)
+        report = weights.parity(folder, tokens=TOKENS)
+        assert report.passed, str(report)
+        assert weights.load(folder).spec == weights.load(saved(name)).spec
+
+
+def damaged(folder: Path, original: Path, tensor: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
+    config, tensors = read(original)
+    return write(folder, config, tensors | {tensor: change(tensors[tensor])})
+
+
+def shaken(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor + 0.02 * tensor.std() * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0))
+
+
+DAMAGES = [  # tensor, the part that it is in
+    ("model.embed_tokens.weight", "the embedding"),
+    ("model.layers.1.self_attn.q_proj.weight", "layer 1's attention"),
+    ("model.layers.1.self_attn.o_proj.weight", "layer 1's attention"),
+    ("model.layers.1.input_layernorm.weight", "layer 1's attention"),
+    ("model.layers.1.mlp.down_proj.weight", "layer 1's feed-forward"),
+    ("model.layers.0.post_attention_layernorm.weight", "layer 0's feed-forward"),
+    ("model.norm.weight", "the head"),
+]
+
+
+@pytest.mark.parametrize(("tensor", "part"), DAMAGES)
+@pytest.mark.parametrize("name", ["llama3-8b", "qwen3-8b"])
+def test_damage_is_found_where_it_is(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, tensor: str, part: str
+) -> None:
+    """One tensor of a copy, changed by two parts in a hundred."""
+    copy = damaged(tmp_path / "copy", saved(name), tensor, shaken)
+    assert command(copy, "--reference", saved(name), "--tokens", TOKENS) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search(rf"FAIL: largest logit difference .* first in {part}$", out)
+    report = weights.parity(copy, reference=saved(name), tokens=TOKENS)
+    assert [str(each) for each in report.parts if not each.holds] == [part]
+
+
+@pytest.mark.parametrize("name", ["gemma3-270m", "olmo2-1b"])
+def test_damage_to_a_norm_after_a_branch_is_that_branchs(saved: Saved, tmp_path: Path, name: str) -> None:
+    for norm, part in (("post_attention", "layer 0's attention"), ("post_feedforward", "layer 0's feed-forward")):
+        copy = damaged(tmp_path / norm, saved(name), f"model.layers.0.{norm}_layernorm.weight", shaken)
+        report = weights.parity(copy, reference=saved(name), tokens=TOKENS)
+        assert [str(each) for each in report.parts if not each.holds] == [part]
+        assert not report.passed
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-20b", "qwen3-30b-a3b", "deepseek-v3-671b"])
+def test_a_damaged_router_is_no_matter_of_rounding(saved: Saved, tmp_path: Path, name: str) -> None:
+    """It chooses other experts, and that is not excused."""
+    layer = len(zoo.spec(name, tiny=True).layers) - 1
+    router = "router" if name == "gpt-oss-20b" else "gate"
+    copy = damaged(tmp_path / "copy", saved(name), f"model.layers.{layer}.mlp.{router}.weight", lambda w: w.flip(0))
+    report = weights.parity(copy, reference=saved(name), tokens=TOKENS)
+    assert [str(each) for each in report.parts if not each.holds] == [f"layer {layer}'s feed-forward"]
+    assert report.rerouted > 0
+    assert not report.passed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_permuted_tensor_is_found(saved: Saved, tmp_path: Path, dtype: str) -> None:
+    """Two heads of the queries exchanged: every number is there, and every shape is right."""
+
+    def exchanged(rows: torch.Tensor) -> torch.Tensor:
+        return rows.unflatten(0, (4, -1))[[1, 0, 2, 3]].flatten(0, 1)
+
+    copy = damaged(tmp_path / "copy", saved("llama3-8b"), "model.layers.0.self_attn.q_proj.weight", exchanged)
+    report = weights.parity(copy, reference=saved("llama3-8b"), tokens=TOKENS, dtype=dtype)
+    assert str(report.first) == "layer 0's attention"
+    assert not report.passed
+
+
+@pytest.mark.parametrize("window", [15, 17])
+def test_a_wrong_window_shows_from_the_window_on(saved: Saved, window: int) -> None:
+    """Off by one, it is silent until a token has left the narrower of the two."""
+    spec = zoo.spec("gemma3-270m", tiny=True)
+    first = spec.layers[0].mixer.window
+    assert first == 16
+    wrong = zoo.swap(spec, zoo.GQA, lambda a: a if a.window is None else replace(a, window=window))
+    report = weights.parity(saved("gemma3-270m"), spec=wrong, tokens=TOKENS)
+    errors = [position.largest for position in report.logits.by_position]
+    start = min(window, first)
+    bound = report.checks[0].bound
+    assert max(errors[:start]) <= bound
+    assert min(errors[start:]) > 10 * bound
+    assert str(report.first) == "layer 0's attention"
+
+
+def test_json_says_all_of_it(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report.json"
+    assert command(saved("gpt-oss-20b"), "--tokens", TOKENS, "--json", "--out", out) == 0
+    assert capsys.readouterr().out == ""
+    told = json.loads(out.read_text(encoding="utf-8"))
+    assert told["schema_version"] == 1
+    assert told["passed"] is True
+    assert told["first_divergent"] is None
+    assert len(told["logits"]["by_position"]) == TOKENS
+    assert {"largest", "mean", "p999", "kl_mean", "kl_max", "top1", "top10"} <= told["cached"].keys()
+    assert all(check["holds"] for check in told["checks"])
+    assert {part["name"] for part in told["parts"]} == {"embedding", "attention", "feed-forward", "head"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_table_fits_eighty_columns(saved: Saved, capsys: pytest.CaptureFixture[str], dtype: str) -> None:
+    assert command(saved("gpt-oss-20b"), "--tokens", TOKENS, "--dtype", dtype) == 0
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if str(saved("gpt-oss-20b")) not in line]
+    assert max(map(len, lines)) <= 80
+    assert "\nPASS: " in out
+
+
+def test_text_where_there_is_a_tokenizer(saved: Saved, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    copy = write(tmp_path / "copy", *read(saved("llama3-8b")))
+    with pytest.raises(NotAvailable, match=r"has no tokenizer\.json to read a text with"):
+        weights.parity(copy, text="one two", tokens=8)
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({"one": 1, "two": 2, "?": 0}, unk_token="?"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    model.save(str(copy / "tokenizer.json"))
+    report = weights.parity(copy, text="one two", tokens=8)
+    assert report.prompts == ("text", "random ids, seed 0")
+    assert report.logits.tokens == 16
+    assert report.passed
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["/no/such/folder"], 3, "there is no folder and no .gguf file '/no/such/folder'"),
+        (["{folder}", "--dtype", "float16"], 2, "unknown dtype to compare in 'float16'"),
+        (["{folder}", "--tokens", "1"], 2, "a prompt needs 2 at least"),
+        (["{folder}", "--tokens", "2000"], 2, "--tokens 2000 are more than the 1024 that the model was made for"),
+        (["{folder}", "--text", "hello"], 3, "no tokenizer.json to read a text with"),
+        (["{folder}", "--nonsense"], 2, "--nonsense"),
+        ([], 2, "missing argument 'source'"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    saved: Saved, capsys: pytest.CaptureFixture[str], args: list[str], code: int, said: str
+) -> None:
+    folder = saved("llama3-8b")
+    capsys.readouterr()
+    assert command(*(arg.format(folder=folder) for arg in args)) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("llama3-8b", "smollm3-3b", "cannot be compared: layers"),
+        ("qwen3-8b", "qwen3-30b-a3b", "layers with experts 0 and"),
+    ],
+)
+def test_models_that_do_not_compare(saved: Saved, one: str, other: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        weights.parity(saved(one), reference=saved(other), tokens=8)
+
+
+def test_without_the_reference(
+    saved: Saved, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved("llama3-8b")
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert command(folder) == 3
+    assert capsys.readouterr().err == "error: this needs the package transformers: pip install 'zoo-llm[parity]'\n"
+
+
+@pytest.mark.parametrize("name", routed())
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_a_few_turned_choices_in_bfloat16_are_rounding(tmp_path: Path, name: str, seed: int) -> None:
+    """Which tokens go to other experts is chance, on both sides: with few tokens they are the whole of a mean."""
+    toy_reference(toy_config(name, layers=len(zoo.spec(name, tiny=True).layers)), seed).save_pretrained(tmp_path)
+    report = weights.parity(tmp_path, dtype="bfloat16", tokens=TOKENS, seed=seed)
+    assert report.passed, str(report)
+
+
+def test_a_model_with_routers_is_judged_by_its_median_token(saved: Saved) -> None:
+    """Four tokens of 80 far off: rounding where routers may have turned, an error where there are none. Half of the
+    tokens far off: an error in both."""
+    report = weights.parity(saved(routed()[0]), dtype="bfloat16", tokens=TOKENS)
+    generator = torch.Generator().manual_seed(0)
+    exact = torch.randn(1, TOKENS, 40, generator=generator)
+    near, own = (exact + 0.01 * torch.randn(exact.shape, generator=generator) for _ in range(2))
+    everywhere = torch.ones(1, TOKENS, dtype=torch.bool)
+    for off, passes in ((4, {True: True, False: False}), (TOKENS // 2, {True: False, False: False})):
+        far = near.clone()
+        far[:, -off:] += torch.randn(far[:, -off:].shape, generator=generator)
+        figures = dict(
+            logits=compare(own, far, everywhere),
+            cached=compare(far, far, everywhere),
+            exact=compare(exact, far, everywhere),
+            own=compare(exact, own, everywhere),
+        )
+        assert {has: replace(report, **figures, routed=has).passed for has in passes} == passes
+
+
+def smallest() -> list[str]:
+    """The smallest released size of each family that fits a machine of 32 GB in float32, twice."""
+    sizes = {module: min(module.SIZES.values(), key=lambda size: size.params) for module in families().values()}
+    return [size.hub for size in sizes.values() if size.params < 4e9]
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("hub", smallest())
+def test_the_released_model(hub: str, dtype: str) -> None:
+    report = weights.parity(hub, dtype=dtype)
+    assert report.passed, str(report)
+
+
+def test_importing_weights_imports_no_reference() -> None:
+    code = "import sys, weights; print(callable(weights.parity), 'transformers' in sys.modules, 'typer' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "False", "False"], done.stderr
+
+
+def test_the_figures_against_plain_arithmetic() -> None:
+    """On logits small enough to sort."""
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(2, 5, 40, generator=generator)
+    two = one + 0.3 * torch.randn(2, 5, 40, generator=generator)
+    counted = torch.ones(2, 5, dtype=torch.bool)
+    counted[1, 2:] = False
+    told = compare(one, two, counted)
+    a, b = one[counted].double(), two[counted].double()
+    apart = (a - b).abs().flatten().sort().values
+    assert told.tokens == 7
+    assert told.largest == pytest.approx(float(apart[-1]))
+    assert told.mean == pytest.approx(float(apart.mean()))
+    assert told.p999 == pytest.approx(float(apart[-1]))  # 280 numbers: the 280th is the first with 99.9% at or below
+    kl = torch.nn.functional.kl_div(b.log_softmax(-1), a.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    assert told.kl_mean == pytest.approx(float(kl.mean()))
+    assert told.kl_max == pytest.approx(float(kl.max()))
+    assert told.kl_median == pytest.approx(float(kl.sort().values[3]))
+    assert told.median == pytest.approx(float((a - b).abs().mean(-1).sort().values[3]))
+    assert told.top1 == pytest.approx(float((a.argmax(-1) == b.argmax(-1)).double().mean()))
+    shared = [
+        len(set(x.topk(10).indices.tolist()) & set(y.topk(10).indices.tolist())) / 10 for x, y in zip(a, b, strict=True)
+    ]
+    assert told.top10 == pytest.approx(sum(shared) / 7)
+    assert told.by_position[4].largest == pytest.approx(float((one - two)[0, 4].abs().max()))
+    nothing = compare(one, two, torch.zeros(2, 5, dtype=torch.bool))
+    assert isnan(nothing.largest)
+
+
+def test_a_percentile_over_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weights.reference.logits.CHUNK", 3000)
+    one, two = torch.zeros(1, 8, 1000), torch.arange(8000.0).view(1, 8, 1000)
+    told = compare(one, two, torch.ones(1, 8, dtype=torch.bool))
+    assert told.p999 == 7991  # 7992 of 8000 are at most that
+
+
+def test_a_nan_never_passes(saved: Saved, tmp_path: Path) -> None:
+    copy = damaged(tmp_path / "copy", saved("llama3-8b"), "model.norm.weight", lambda w: w * float("nan"))
+    assert not weights.parity(copy, reference=saved("llama3-8b"), tokens=8).passed
+
+
+def test_agreement_counts_a_rerouted_token_once() -> None:
+    """And asks nothing of it, nor of the later ones of its row."""
+    one = [torch.tensor([[[0], [1], [2]], [[0], [1], [2]]])] * 2
+    other = [torch.tensor([[[0], [2], [2]], [[0], [1], [2]]]), torch.tensor([[[0], [0], [0]], [[0], [1], [0]]])]
+    agree, differing = agreement(one, other, (2, 3))
+    assert agree.tolist() == [[True, False, False], [True, True, False]]
+    assert differing == 2
+
+
+@pytest.mark.parametrize("length", [2, 3, 5, 80, 257])
+def test_chunks_are_the_whole_prompt(length: int) -> None:
+    assert sum(chunks(length)) == length
+    assert min(chunks(length)) >= 1
+
+
+def test_dtypes_as_torch_has_them(saved: Saved) -> None:
+    assert weights.parity(saved("llama3-8b"), dtype=torch.float32, tokens=8).dtype == "float32"
+    with pytest.raises(UsageError):
+        weights.parity(saved("llama3-8b"), dtype=torch.float64, tokens=8)
+
+
+def test_it_prints_as_its_table(saved: Saved) -> None:
+    report: Any = weights.parity(saved("llama3-8b"), tokens=8)
+    assert str(report).splitlines()[-1].startswith(("PASS", "  "))

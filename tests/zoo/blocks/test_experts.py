@@ -1,0 +1,53 @@
+"""Products with stacked matrices, against one expert at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from zoo.blocks.experts import gathered, grouped, grouped_at_once
+
+EXPERTS, WIDE, NARROW = 6, 16, 8
+
+
+def stacked(dtype: torch.dtype, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+    weight = torch.randn(EXPERTS, NARROW, WIDE).to(dtype)
+    return weight, torch.randn(EXPERTS, NARROW).to(dtype) if with_bias else None
+
+
+def one_by_one(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (n, in), ids (n,) -> (n, out)"""
+    rows = [
+        weight[e].double() @ row.double() + (0 if bias is None else bias[e].double())
+        for row, e in zip(x, ids, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
+def test_sorted_tokens_meet_their_experts(with_bias: bool) -> None:
+    """Some experts have many tokens, some one, some none."""
+    ids = torch.tensor([0, 0, 0, 2, 3, 3, 5])
+    counts = ids.bincount(minlength=EXPERTS)
+    for form, dtype, near in (
+        (grouped, torch.float32, 1e-5),
+        (grouped, torch.bfloat16, 2e-2),
+        (grouped_at_once, torch.bfloat16, 2e-2),
+    ):
+        weight, bias = stacked(dtype, with_bias)
+        x = torch.randn(len(ids), WIDE).to(dtype)
+        expected = one_by_one(x, ids, weight, bias)
+        assert (form(x, counts, weight, bias) - expected).abs().max() <= near * expected.abs().max()
+
+
+@pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
+def test_gathered_tokens_meet_their_experts(with_bias: bool) -> None:
+    """One x for all the experts of a token, and one for each."""
+    ids, (weight, bias) = torch.tensor([[[1, 4, 4]], [[5, 0, 2]]]), stacked(torch.float32, with_bias)
+    for width in (1, 3):
+        x = torch.randn(2, 1, width, WIDE)
+        expected = one_by_one(x.expand(2, 1, 3, WIDE).flatten(0, 2), ids.flatten(), weight, bias)
+        out = gathered(x, ids, weight, bias)
+        assert out.shape == (2, 1, 3, NARROW)
+        assert (out.flatten(0, 2) - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -1,0 +1,234 @@
+"""Rotation against complex multiplication, and frequencies against the papers and the reference implementation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import zoo
+from tests.configs import newer
+from tests.models import bound, randomised, tokens_of
+from tests.reference import published
+from zoo import LinearScaling, Llama3Scaling, NoPE, RoPE, YarnScaling
+from zoo.blocks import positions as module
+from zoo.blocks.positions import _frequencies, yarn_gain
+
+CPU = torch.device("cpu")
+ROPES: dict[str, tuple[RoPE, int]] = {
+    f"{rope.words()}, width {width}": (rope, width)
+    for name in zoo.names()
+    for layer in zoo.spec(name).layers
+    for rope, width in layer.rotary()
+    if isinstance(rope, RoPE)
+}
+# Ramps that begin before the first dimension, and that end after the last.
+ROPES |= {
+    f"{words} ramp": (RoPE(1e4, scaling), 64)
+    for words, scaling in {
+        "an early": YarnScaling(8, original=100, gain=1.0),
+        "an early, unrounded": YarnScaling(8, original=100, gain=1.3, truncate=False),
+        "a late": YarnScaling(8, original=10**9, gain=1.0, fast=1e6),
+    }.items()
+}
+# Nothing between the wavelengths that are kept and those that are divided, as Llama 4 Scout has it.
+ROPES["a step at one wavelength"] = (RoPE(5e5, Llama3Scaling(16, original=8192, low=1.0, high=1.0)), 128)
+
+
+def paper(rope: RoPE, width: int) -> list[float]:
+    """Radians per token of each pair in float64, derived again from the papers."""
+    plain = [rope.theta ** (-2 * i / width) for i in range(width // 2)]
+    scaling = rope.scaling
+    match scaling:
+        case None:
+            return plain
+        case LinearScaling():  # positions m become m / s
+            return [w / scaling.factor for w in plain]
+        case Llama3Scaling():  # by wavelength: kept below original / high, divided above original / low
+            return [
+                blended(w, scaling, gamma(scaling.original * w / (2 * math.pi), scaling.low, scaling.high))
+                for w in plain
+            ]
+        case YarnScaling():  # by dimension: the ramp's ends are where exactly fast or slow turns fit
+            ends = [
+                width * math.log(scaling.original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+                for turns in (scaling.fast, scaling.slow)
+            ]
+            if scaling.truncate:
+                ends = [math.floor(ends[0]), math.ceil(ends[1])]
+            low, high = max(ends[0], 0), min(ends[1], width - 1)
+            return [blended(w, scaling, 1 - gamma(i, low, high)) for i, w in enumerate(plain)]
+    raise AssertionError(f"no paper for {scaling}")
+
+
+def gamma(x: float, low: float, high: float) -> float:
+    """0 up to `low`, 1 from `high`, linear between."""
+    if low == high:
+        return float(x >= high)
+    return min(max((x - low) / (high - low), 0.0), 1.0)
+
+
+def blended(w: float, scaling: Llama3Scaling | YarnScaling, keep: float) -> float:
+    return keep * w + (1 - keep) * w / scaling.factor
+
+
+@pytest.mark.parametrize("case", ROPES)
+def test_frequencies_are_the_papers(case: str) -> None:
+    rope, width = ROPES[case]
+    expected = torch.tensor(paper(rope, width), dtype=torch.float64)
+    torch.testing.assert_close(_frequencies(rope, width, CPU).double(), expected, rtol=1e-6, atol=0)
+
+
+def test_each_scaling_moves_some_frequencies_and_by_no_more_than_its_factor() -> None:
+    """Else the test above compares nothing with nothing."""
+    for scaling in (LinearScaling(8), Llama3Scaling(8, 512), YarnScaling(8, 512, gain=1.0)):
+        plain, scaled = (_frequencies(RoPE(1e4, s), 64, CPU) for s in (None, scaling))
+        ratio = plain / scaled
+        assert ratio.max() == pytest.approx(8)
+        assert ratio.min() == pytest.approx(8 if isinstance(scaling, LinearScaling) else 1)
+        assert (ratio.diff() >= -1e-6).all(), "long wavelengths are stretched most"
+        assert len({round(value, 3) for value in ratio.tolist()}) > 2 or isinstance(scaling, LinearScaling)
+
+
+@pytest.mark.parametrize("name", published())
+def test_frequencies_are_the_reference_implementations(name: str) -> None:
+    """Those that transformers computes from the published config, to the last bit but one; and its gain."""
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config, layers = AutoConfig.for_model(**newer(name)), zoo.spec(name).layers
+    nested = "full_attention" in config.rope_parameters
+    kinds = config.layer_types if nested else [None] * len(layers)
+    compared = 0
+    for layer, kind in zip(layers, kinds, strict=True):
+        ((rope, width),) = layer.rotary()
+        if rope == NoPE():
+            continue
+        parameters = config.rope_parameters[kind] if nested else config.rope_parameters
+        if parameters["rope_type"] == "default":
+            theirs, gain = 1.0 / parameters["rope_theta"] ** (torch.arange(0, width, 2).float() / width), 1.0
+        else:
+            theirs, gain = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, CPU, layer_type=kind)
+        ours = _frequencies(rope, width, CPU)
+        assert (ours.view(torch.int32) - theirs.view(torch.int32)).abs().max() <= 1
+        assert (rope.scaling.gain if rope.scaling else 1.0) == pytest.approx(gain, rel=1e-12)
+        compared += 1
+    assert compared > len(layers) // 2
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (4.0, 4.0), (1.0, 4.0), (3.999, 4.0)])
+def test_a_blend_of_any_width_is_the_reference_implementations(low: float, high: float) -> None:
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    said = {"rope_type": "llama3", "factor": 16.0, "original_max_position_embeddings": 8192}
+    said |= {"low_freq_factor": low, "high_freq_factor": high, "rope_theta": 5e5}
+    config = AutoConfig.for_model("llama", hidden_size=1024, num_attention_heads=8, rope_parameters=said)
+    theirs, gain = ROPE_INIT_FUNCTIONS["llama3"](config, CPU)
+    ours = _frequencies(RoPE(5e5, Llama3Scaling(16, 8192, low, high)), 128, CPU)
+    assert ours.isfinite().all()
+    assert (ours.view(torch.int32) - theirs.view(torch.int32)).abs().max() <= 1
+    assert gain == 1.0
+
+
+@pytest.mark.parametrize("case", ROPES)
+def test_rotation_is_complex_multiplication(case: str) -> None:
+    """The pair (x_i, x_{i + width/2}) turns by position x frequency, for positions of any order and size."""
+    rope, width = ROPES[case]
+    positions = torch.tensor([0, 1, 7, 100, 8191, 131_071])
+    x = torch.randn(2, 3, len(positions), width)
+    turned = rope.rotate(x, rope.table(positions, width))
+    pairs = torch.complex(*x.double().chunk(2, dim=-1))
+    angles = positions[:, None].float() * _frequencies(rope, width, CPU)  # in float32, as every released model has it
+    gain = rope.scaling.gain if rope.scaling else 1.0
+    expected = pairs * torch.polar(torch.full_like(angles.double(), gain), angles.double())
+    torch.testing.assert_close(turned.double(), torch.cat([expected.real, expected.imag], dim=-1), rtol=0, atol=2e-6)
+
+
+def test_scores_depend_on_distance_alone() -> None:
+    rope, q, k = RoPE(1e4), torch.randn(16, dtype=torch.float64), torch.randn(16, dtype=torch.float64)
+
+    def score(query: int, key: int) -> Tensor:
+        cos, sin = (part.double() for part in rope.table(torch.tensor([query, key]), 16))
+        turned = rope.rotate(torch.stack([q, k]), (cos, sin))
+        return turned[0] @ turned[1]
+
+    assert score(30, 20) == pytest.approx(score(110, 100).item(), abs=1e-5)
+    assert score(30, 20) != pytest.approx(score(31, 20).item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_types_are_rotated_in_float32(dtype: torch.dtype) -> None:
+    """One rounding, of the result."""
+    rope, x = RoPE(1e4), torch.randn(2, 9, 16).to(dtype)
+    table = rope.table(torch.arange(9), 16)
+    assert torch.equal(rope.rotate(x, table), rope.rotate(x.float(), table).to(dtype))
+
+
+def test_position_zero_is_not_turned_and_no_position_never_is() -> None:
+    x = torch.randn(2, 5, 16)
+    assert torch.equal(RoPE(1e4).rotate(x, RoPE(1e4).table(torch.zeros(5), 16)), x)
+    assert NoPE().table(torch.arange(5), 16) is None
+    assert NoPE().rotate(x, None) is x
+
+
+@pytest.mark.parametrize("default", ["meta", "cpu"])
+def test_tables_do_not_depend_on_the_default_device(default: str) -> None:
+    """A spec is first looked up anywhere, also while a model is built on the meta device."""
+    rope = RoPE(12_345.0 if default == "meta" else 12_346.0, YarnScaling(8, 512, gain=1.0))
+    with torch.device(default):
+        cos, sin = rope.table(torch.arange(4, device="cpu"), 64)
+    assert cos.device.type == sin.device.type == "cpu"
+    assert cos.isfinite().all()
+
+
+def test_yarns_gain() -> None:
+    """0.1 mscale ln(factor) + 1, and none for a context that is not stretched (Peng et al. 2023, equation 22)."""
+    assert yarn_gain(1.0) == yarn_gain(0.5) == 1.0
+    assert yarn_gain(32) == pytest.approx(1.3465735902799727)
+    assert yarn_gain(40, 1.0) == pytest.approx(1.3688879454113936)
+    assert yarn_gain(40, 0.0) == 1.0
+
+
+RAMPS: dict[str, Callable[[], YarnScaling]] = {
+    "both ends before the first dimension": lambda: YarnScaling(4, 8, gain=1.0, fast=1e4, slow=1e3),
+    "both ends at one dimension": lambda: YarnScaling(4, 8, gain=1.0, fast=1e-9, slow=1e-9),
+}
+
+
+@pytest.mark.parametrize("case", RAMPS)
+def test_a_ramp_without_width_is_a_step(case: str) -> None:
+    frequencies, plain = (_frequencies(RoPE(1e4, scaling), 16, CPU) for scaling in (RAMPS[case](), None))
+    assert set((plain / frequencies).round(decimals=3).tolist()) <= {1.0, 4.0}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it exports
+@pytest.mark.parametrize("name", ["qwen3", "deepseek-v3"])
+def test_tables_made_while_a_model_is_exported_are_not_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing computes with tensors that hold no numbers: kept, they would poison every later model of the process.
+    The exported program is plain torch, but for experts, which no graph can loop over."""
+    monkeypatch.setattr(module, "_KEPT", {})
+    model = randomised(zoo.spec(name, tiny=True))
+    tokens = tokens_of(model.spec, 1, 12)
+    with torch.no_grad():
+        exported = torch.export.export(model, (tokens,))
+        expected = model(tokens)
+        assert all(type(table) is Tensor for table in module._KEPT.values())
+        assert module._KEPT
+        assert (exported.module()(tokens) - expected).abs().max() <= bound(expected)
+        assert (torch.export.export(model, (tokens,)).module()(tokens) - expected).abs().max() <= bound(expected)
+    own = {str(node.target) for node in exported.graph.nodes if "zoo" in str(node.target)}
+    assert own <= {"zoo.grouped_linear.default"}
+
+
+def test_tables_made_in_inference_mode_serve_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_KEPT", {})
+    model = randomised(zoo.spec("qwen3", tiny=True))
+    tokens = tokens_of(model.spec, 1, 12)
+    with torch.inference_mode():
+        model(tokens)
+    model(tokens).sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters())

@@ -1,0 +1,180 @@
+"""python -m zoo.build, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zoo import build, names, spec
+from zoo.architectures import families
+from zoo.catalog import resolve, sizes
+from zoo.cli import self_check
+from zoo.cli.terminal import exit_code
+
+PROG = "python -m zoo.build"
+APP = runpy.run_module("zoo.build")["app"]  # an import would put the module in the place of the function zoo.build
+ROOT = Path(__file__).parents[3]
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> tuple[str, str]:
+    """What it prints on stdout and stderr; it must exit with `code`."""
+    assert exit_code(APP, PROG, args) == code
+    out, err = capsys.readouterr()
+    return out, err
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_size_has_a_card(capsys, name) -> None:
+    out, err = run(capsys, name)
+    assert out.startswith(f"{name}  ({sizes()[name].hub})")
+    assert f"{sizes()[name].params:,} parameters, as the formula says" in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 80
+    assert err.startswith("not run: ")
+    told = json.loads(run(capsys, name, "--json")[0])
+    assert told["card"]["params"] == told["built"]["parameters"] == sizes()[name].params
+    assert told["built"]["device"] == "meta"
+    assert told["built"]["seconds"] < 2
+    assert told["decoded"] is None
+
+
+@pytest.mark.parametrize("family", families())
+def test_tiny_runs(capsys, family) -> None:
+    out, err = run(capsys, family, "--tiny", "--seed", "3")
+    assert err == ""
+    words = " ".join(out.split())
+    assert f"{resolve(family)} at toy widths" in words
+    assert words.count("as the formula says") == 2
+    assert "seed 3" in words
+    told = json.loads(run(capsys, sizes()[resolve(family)].hub, "--tiny", "--seed", "3", "--json")[0])
+    decoded = told["decoded"]
+    assert decoded["largest_difference"] <= decoded["bound"]
+    assert f"{decoded['largest_difference']:.1e}" in out
+    assert decoded["cache_bytes"] == decoded["cache_formula"]
+    assert told["card"]["params"] == spec(family, tiny=True).params()
+    assert told["failures"] == []
+    assert {"schema_version", "machine"} <= told.keys()
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_swap_is_built_and_run_beside_the_original(capsys, family) -> None:
+    swaps = ["attn=MQA(head_dim=16)", "norm=post", "ffn=GLU(hidden=40)"]
+    args = [family, "--tiny", *(word for swap in swaps for word in ("--swap", swap))]
+    told = json.loads(run(capsys, *args, "--json")[0])
+    assert told["swaps"] == swaps
+    assert told["original"]["params"] == spec(family, tiny=True).params()
+    assert told["card"]["params"] == told["built"]["parameters"]
+    assert {kind["norms"].partition(",")[0] for kind in told["card"]["kinds"]} == {"post"}
+    out, _ = run(capsys, *args)
+    assert "original" in out
+    assert "swapped" in out
+    assert "dropped" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_dropped_feature_is_named(capsys) -> None:
+    sunk = next(name for name in names() if any(getattr(layer.mixer, "sinks", False) for layer in spec(name).layers))
+    swap = "attn=MLA(q_rank=none, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=8)"
+    told = json.loads(run(capsys, sunk, "--swap", swap, "--json")[0])
+    assert {"sinks", "biases"} <= set(told["dropped"])
+
+
+def test_the_cache_is_counted_in_the_dtype(capsys) -> None:
+    by_dtype = {}
+    for args in ((), ("--dtype", "float32"), ("--dtype", "bfloat16")):
+        told = json.loads(run(capsys, names()[0], *args, "--json")[0])
+        by_dtype[args[-1:]] = told["card"]["kv_bytes_32k"]
+    assert by_dtype[()] == by_dtype["bfloat16",] == by_dtype["float32",] / 2
+
+
+def test_a_list_of_everything(capsys) -> None:
+    out, err = run(capsys, "--list")
+    assert err == ""
+    assert all(name in out for name in (*names(), *families(), "post", "GroupedSigmoidTopK"))
+    told = json.loads(run(capsys, "--list", "--json")[0])
+    assert set(told["sizes"]) == set(families())
+    assert {"slot", "block", "option", "architectures"} == told["blocks"][0].keys()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        ([], 2, "error: which model? For example: python -m zoo.build qwen3 --tiny; --list names them all"),
+        (["no-such-model"], 2, "error: unknown model 'no-such-model'"),
+        ([names()[0] + "x"], 2, f"did you mean {names()[0]}"),
+        ([names()[0], "--device", "tpu"], 2, "error: unknown device 'tpu'"),
+        ([names()[0], "--dtype", "int4"], 2, "'--dtype'"),
+        ([names()[0], "--seed", "-1"], 2, "'--seed'"),
+        (
+            [names()[0], "--swap", "GQQ(window=3)"],
+            2,
+            "error: swap 'GQQ(window=3)': unknown block 'GQQ'; did you mean GQA?",
+        ),
+        ([names()[0], "--tiny", "--swap", "attn=MQA(head_dim=7)"], 2, "must be even"),
+        ([names()[0], "--tiny", "--swap", "attn=MQA(head_dim=7)"], 2, "(at the toy widths of --tiny)"),
+    ],
+)
+def test_a_wrong_call_gets_one_line(capsys, args, code, says) -> None:
+    out, err = run(capsys, *args, code=code)
+    assert out == ""
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_a_size_that_does_not_fit_is_refused_before_it_is_built(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(self_check, "free_memory", lambda device: 2**20)
+    monkeypatch.setattr(self_check, "allocate", pytest.fail)
+    out, err = run(capsys, names()[0], "--device", "cpu", code=3)
+    assert out == ""
+    assert "1 MiB is free" in err
+    assert "--tiny" in err
+
+
+def test_a_difference_beyond_the_bound_fails_and_is_shown(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(self_check, "TOLERANCE", dict.fromkeys(self_check.TOLERANCE, 1e-12))
+    out, err = run(capsys, names()[0], "--tiny", code=1)
+    assert "the bound is" in " ".join(out.split())
+    assert err.startswith("error: decoding over the cache differs from the forward by ")
+    told = json.loads(run(capsys, names()[0], "--tiny", "--json", code=1)[0])
+    assert len(told["failures"]) == 1
+
+
+def command(*args: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "zoo.build", *args]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+
+
+def test_the_command_itself() -> None:
+    """No warning, since nothing has imported the module; and the function keeps its place."""
+    out, err = command(names()[0], "--tiny").communicate(timeout=60)
+    assert out.startswith(names()[0])
+    assert err == ""
+    assert callable(build)
+
+
+@pytest.fixture
+def _heeds_interrupts() -> Iterator[None]:
+    """What a shell starts in the background ignores interrupts, and so does all that it starts in turn."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heeds_interrupts")
+def test_an_interrupt_is_one_line() -> None:
+    """Interrupted while it builds a size that takes a while, after it has said so."""
+    smallest = min(names(), key=lambda name: sizes()[name].params)
+    with command(smallest, "--device", "cpu") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("building ")
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "error: interrupted\n"
+    assert process.returncode == 130

@@ -1,0 +1,112 @@
+"""Ctrl-C at moments that no `try` of a command is around, in processes of their own and by the real signal."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from zoo.cli import interrupt, terminal
+
+ROOT = Path(__file__).parents[3]
+FILES = (file for package in interrupt.PACKAGES for file in sorted((ROOT / package).rglob("*.py")))
+COMMANDS = [name for file in FILES for name in re.findall(r'\brun\(app, "python -m (.*?)"\)', file.read_text("utf-8"))]
+
+# Python imports this file at its start. The moment is a module's import, which the process interrupts by itself. The
+# signal comes within exec(), as where a dataclass is made.
+START = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {moment!r}:
+            sys.meta_path.remove(self)
+            exec("os.kill(os.getpid(), signal.SIGINT)")
+
+signal.signal(signal.SIGINT, signal.{handler})  # a shell may have told it to ignore them
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def interrupted(
+    folder: Path, moment: str, *words: str, handler: str = "default_int_handler"
+) -> subprocess.CompletedProcess[str]:
+    """A Python command line, which is interrupted as it first imports the module `moment`."""
+    (folder / "sitecustomize.py").write_text(START.format(moment=moment, handler=handler), encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    command = [sys.executable, *words]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_every_package_that_is_installed_is_watched() -> None:
+    """And has a command, or the tests below would look at fewer."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == list(interrupt.PACKAGES)
+    assert {name.partition(".")[0] for name in COMMANDS} == set(interrupt.PACKAGES)
+
+
+@pytest.mark.parametrize("moment", ["torch", "torch.nn", "zoo.cli.terminal"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_that_is_being_imported_answers_in_one_line(command: str, moment: str, tmp_path: Path) -> None:
+    done = interrupted(tmp_path, moment, "-m", command, "--help")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_an_import_within_a_command_is_interrupted_alike(tmp_path: Path) -> None:
+    done = interrupted(tmp_path, "huggingface_hub", "-m", "weights.generate", "org/name", "text")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+@pytest.mark.parametrize("words", [["-c", "import zoo"], ["-m", "tool.command"]])
+def test_a_program_that_imports_the_zoo_keeps_its_handler(words: list[str], tmp_path: Path) -> None:
+    """Also where the zoo is imported by a package as Python looks for the package's command."""
+    (tmp_path / "tool").mkdir()
+    (tmp_path / "tool" / "__init__.py").write_text("import zoo", encoding="utf-8")
+    (tmp_path / "tool" / "command.py").write_text("", encoding="utf-8")
+    done = interrupted(tmp_path, "torch", *words)
+    assert done.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in done.stderr
+    assert "error: interrupted" not in done.stderr
+
+
+def test_who_ignores_interrupts_goes_on_to_do_so(tmp_path: Path) -> None:
+    done = interrupted(tmp_path, "torch", "-m", "zoo.build", "--help", handler="SIG_IGN")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "original", "module"),
+    [
+        (["-m"], ["python", "-m", "zoo.build"], "zoo.build"),
+        (["-m", "qwen3", "-m"], ["python", "-W", "ignore", "-m", "zoo.build", "qwen3", "-m"], "zoo.build"),
+        (["-m", "x"], ["python", "-mzoo.build", "x"], "zoo.build"),
+        (["-m", "x"], ["python", "-Im", "zoo.build", "x"], "zoo.build"),
+        (["/home/zoo/build.py", "x"], ["python", "-m", "zoo.build", "x"], ""),
+        (["-c"], ["python", "-c", "import zoo"], ""),
+        ([""], ["python"], ""),
+        ([], [], ""),
+    ],
+)
+def test_which_command_is_being_looked_for(
+    argv: list[str], original: list[str], module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", original)
+    assert interrupt.command() == module
+
+
+def test_a_command_called_in_a_program_leaves_its_handler_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with interrupt.raised():
+        assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is before
+    assert terminal.EXIT_CODE == 130

@@ -1,0 +1,247 @@
+"""What all command lines share."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from typing import Annotated
+
+import pytest
+import torch
+import typer
+
+from zoo.cli import terminal
+from zoo.cli.terminal import (
+    Column,
+    Debug,
+    Format,
+    count,
+    document,
+    emit,
+    exit_code,
+    free_memory,
+    machine,
+    render,
+    size,
+    write,
+)
+from zoo.errors import CheckFailed, MalformedError, NotAvailable, UsageError
+
+ERRORS = {
+    "check": CheckFailed("two figures\n  differ"),
+    "usage": UsageError("no such thing"),
+    "absent": NotAvailable("no network"),
+    "malformed": MalformedError("bad file"),
+    "interrupted": KeyboardInterrupt(),
+    "abort": typer.Abort(),
+    "defect": ZeroDivisionError("oops"),
+}
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    what: str, times: Annotated[int, typer.Option(min=1)] = 1, format: Format = Format.table, debug: Debug = False
+) -> int | None:
+    """Do something."""
+    if what in ERRORS:
+        raise ERRORS[what]
+    print(what * times)
+    return 7 if what == "seven" else None
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["check"], 1, "error: two figures differ"),
+        (["usage"], 2, "error: no such thing"),
+        (["absent"], 3, "error: no network"),
+        (["malformed"], 4, "error: bad file"),
+        (["interrupted"], 130, "error: interrupted"),
+        (["abort"], 130, "error: interrupted"),
+        (["defect"], 1, "error: unexpected ZeroDivisionError: oops; --debug shows where"),
+        ([], 2, "error: missing argument"),
+        (["x", "y"], 2, "error: got unexpected extra argument(s) (y) (see prog --help)"),
+        (["x", "--times", "0"], 2, "error: invalid value for '--times'"),
+        (["x", "--format", "xml"], 2, "error: invalid value for '--format': 'xml' is not one of"),
+        (["x", "--tims", "2"], 2, "error: no such option: --tims"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(capsys, args, code, says) -> None:
+    assert exit_code(app, "prog", args) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(says)
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_where(capsys) -> None:
+    assert exit_code(app, "prog", ["defect", "--debug"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.endswith("oops; --debug shows where\n")
+
+
+def test_success(capsys) -> None:
+    assert exit_code(app, "prog", ["ab", "--times", "2"]) == 0
+    assert exit_code(app, "prog", ["seven"]) == 7
+    assert exit_code(app, "prog", ["--help"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("abab\nseven\nUsage: prog ")
+    assert err == ""
+
+
+def test_run_exits() -> None:
+    with pytest.raises(SystemExit) as caught:
+        terminal.run(app, "prog", ["usage"])
+    assert caught.value.code == 2
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    script = (
+        "import typer\nfrom zoo.cli.terminal import run\napp = typer.Typer()\n"
+        "@app.command()\ndef main():\n    for i in range(100_000):\n        print(i)\n"
+        "run(app, 'prog', [])"
+    )
+    code = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert code.stdout is not None
+    assert code.stderr is not None
+    with code, code.stdout, code.stderr:
+        code.stdout.readline()
+        code.stdout.close()
+        assert code.stderr.read() == b""
+    assert code.returncode == 0
+
+
+ROWS = [
+    {"name": "one", "params": 1234, "rate": 0.5, "note": None, "more": [1, 2]},
+    {"name": "two, or 2", "params": 5_678_000, "rate": float("nan"), "note": "x", "more": []},
+]
+COLUMNS = [
+    Column("name", "model"),
+    Column("params", "parameters", count),
+    Column("rate", "rate"),
+    Column("note", "note"),
+]
+TABLE = """\
+model      parameters  rate  note
+---------  ----------  ----  ----
+one             1.23k   0.5
+two, or 2       5.68M   nan  x"""
+
+
+def test_a_table() -> None:
+    assert [line.rstrip() for line in render(ROWS, COLUMNS).splitlines()] == TABLE.splitlines()
+
+
+def test_markdown() -> None:
+    lines = render(ROWS, COLUMNS, Format.md).splitlines()
+    assert [cell.strip() for cell in lines[3].strip("|").split("|")] == ["two, or 2", "5.68M", "nan", "x"]
+    assert set(lines[1]) <= set("|-:")
+
+
+def test_csv_holds_raw_values() -> None:
+    read = list(csv.DictReader(io.StringIO(render(ROWS, COLUMNS, Format.csv))))
+    assert read[0] == {"name": "one", "params": "1234", "rate": "0.5", "note": ""}
+    assert read[1]["name"] == "two, or 2"
+
+
+def test_json_says_where_it_comes_from_and_has_no_nan() -> None:
+    read = json.loads(render(ROWS, COLUMNS, Format.json, {"seed": 3}), parse_constant=pytest.fail)
+    assert read == {
+        "schema_version": terminal.SCHEMA_VERSION,
+        "machine": machine(),
+        "seed": 3,
+        "rows": [ROWS[0], ROWS[1] | {"rate": None}],
+    }
+    head, *rows = (json.loads(line) for line in render(ROWS, COLUMNS, Format.jsonl, {"seed": 3}).splitlines())
+    assert head == {key: value for key, value in read.items() if key != "rows"}
+    assert rows == read["rows"]
+    assert json.loads(document({"a": (1, float("inf"))}))["a"] == [1, None]
+
+
+def test_no_rows() -> None:
+    for format in Format:
+        assert render([], COLUMNS, format)
+
+
+def test_it_writes_a_file_as_a_whole_or_not_at_all(tmp_path, capsys) -> None:
+    out = tmp_path / "table.txt"
+    write(ROWS, COLUMNS, out=out)
+    assert out.read_text() == render(ROWS, COLUMNS) + "\n"
+    with pytest.raises(NotAvailable, match=r"cannot write .*nowhere.*: No such file"):
+        emit("x", tmp_path / "nowhere" / "x")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(NotAvailable, match="cannot write"):
+        emit("x", folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"table.txt", "folder"}
+    assert capsys.readouterr().out == ""
+    emit("x")
+    assert capsys.readouterr().out == "x\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (7, "7"),
+        (999, "999"),
+        (1234, "1.23k"),
+        (268_098_176, "268M"),
+        (8_030_261_248, "8.03B"),
+        (671_026_419_200, "671B"),
+        (1.5e12, "1.50T"),
+    ],
+)
+def test_counts(number, text) -> None:
+    assert count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [
+        (0, "0 B"),
+        (384, "384 B"),
+        (1024, "1 KiB"),
+        (70_272, "68.6 KiB"),
+        (416 * 2**20, "416 MiB"),
+        (10.4 * 2**30, "10.4 GiB"),
+        (3 * 2**40, "3 TiB"),
+    ],
+)
+def test_sizes(nbytes, text) -> None:
+    assert size(nbytes) == text
+
+
+def test_free_memory(monkeypatch) -> None:
+    free = free_memory(torch.device("cpu"))
+    assert free is not None
+    assert 0 < free <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert free_memory(torch.device("meta")) is None
+    monkeypatch.setattr(terminal, "_free_in_group", lambda: iter([1000, -5]))
+    assert free_memory(torch.device("cpu")) == -5
+
+
+def test_a_containers_limit_counts(tmp_path, monkeypatch) -> None:
+    files = {"memory.max": "5000\n", "memory.current": "3000\n", "memory.stat": "anon 2000\ninactive_file 500\n"}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    real = terminal.Path
+    here = {"/sys/fs/cgroup": str(tmp_path), "/sys/fs/cgroup/memory": str(tmp_path / "none")}
+    monkeypatch.setattr(terminal, "Path", lambda first, *rest: real(here.get(first, first), *rest))
+    assert list(terminal._free_in_group()) == [2500]
+    (tmp_path / "memory.max").write_text("max\n")
+    assert list(terminal._free_in_group()) == []
+
+
+def test_a_column_with_a_width_breaks_its_lines_in_plain_tables_only() -> None:
+    rows = [{"a": "one two three four", "b": "x"}]
+    columns = [Column("a", "a", width=9), Column("b", "b")]
+    assert render(rows, columns).splitlines()[2:] == ["one two  x", "three", "four"]
+    assert "one two three four" in render(rows, columns, Format.md)
+    assert "one two three four" in render(rows, columns, Format.csv)

@@ -1,0 +1,242 @@
+"""Attention against a naive softmax in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from zoo.core import attention as module
+from zoo.core import kernels
+from zoo.core.attention import attend
+from zoo.core.forward_context import Band, visible
+
+
+def naive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
+    """One head, one query and one row at a time; a sink is one more key, of value zero."""
+    q, k, v = q.double(), k.double(), v.double()
+    batch, heads, new, _ = q.shape
+    share, keys = heads // k.shape[1], k.shape[2]
+    out = torch.zeros(batch, heads, new, v.shape[3], dtype=torch.float64)
+    for b in range(batch):
+        for h in range(heads):
+            for t in range(new):
+                seen = range(keys - new + t + 1) if mask is None else mask[t].nonzero().flatten().tolist()
+                scores = [scale * (q[b, h, t] @ k[b, h // share, s]) for s in seen]
+                if sinks is not None:
+                    scores.append(sinks[h].double())
+                weights = torch.stack(scores).softmax(0)
+                out[b, h, t] = sum(weight * v[b, h // share, s] for weight, s in zip(weights, seen, strict=False))
+    return out
+
+
+def inputs(heads: int, kv_heads: int, new: int, keys: int, value: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = ((2, heads, new, 8), (2, kv_heads, keys, 8), (2, kv_heads, keys, value))
+    q, k, v = (torch.randn(shape) * 2 for shape in shapes)
+    return q, k, v
+
+
+# (new, keys, window): a pass of its own, a lone query over a past, a chunk over a past, a windowed chunk.
+PASSES = {
+    "whole": (5, 5, None),
+    "lone": (1, 7, None),
+    "first": (1, 1, None),
+    "chunk": (3, 7, None),
+    "windowed": (5, 9, 3),
+}
+
+
+def mask_of(new: int, keys: int, window: int | None) -> Tensor | None:
+    """As the slots make it: None for a lone query or a pass of its own."""
+    if window is None and (new in (1, keys)):
+        return None
+    return visible(torch.arange(keys - new, keys), torch.arange(keys), window)
+
+
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("case", PASSES)
+@pytest.mark.parametrize("value", [6, 8])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 2), (4, 1), (1, 1)])
+def test_attention_is_a_softmax_over_the_keys_seen(
+    heads: int, kv_heads: int, value: int, case: str, with_sinks: bool
+) -> None:
+    """Multi-head, grouped and multi-query, with values narrower than keys and as wide."""
+    new, keys, window = PASSES[case]
+    q, k, v = inputs(heads, kv_heads, new, keys, value)
+    mask, sinks = mask_of(new, keys, window), torch.randn(heads) if with_sinks else None
+    out = attend(q, k, v, mask, 0.3, sinks)
+    expected = naive(q, k, v, mask, 0.3, sinks)
+    assert out.shape == expected.shape
+    assert (out - expected).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("case", PASSES)
+def test_a_shuffled_order_of_keys_changes_nothing(case: str, with_sinks: bool) -> None:
+    """A ring hands its keys out as they lie; the mask says who sees whom."""
+    new, keys, window = PASSES[case]
+    q, k, v = inputs(4, 2, new, keys)
+    sinks, order = torch.randn(4) if with_sinks else None, torch.randperm(keys)
+    mask = visible(torch.arange(keys - new, keys), torch.arange(keys), window)
+    shuffled = attend(q, k[:, :, order], v[:, :, order], mask[:, order], 0.3, sinks)
+    assert (attend(q, k, v, mask, 0.3, sinks) - shuffled).abs().max() < 2e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("window", [1, 2, 5, 300])
+@pytest.mark.parametrize("new", [2, 5, 11, 700])
+def test_a_band_shows_what_its_mask_shows(new: int, window: int, with_sinks: bool) -> None:
+    """After no past, a part of a window, and a ring of one in the order it lies in."""
+    sinks = torch.randn(4) if with_sinks else None
+    for past in {0, window // 2, window}:
+        held = torch.arange(past).roll(past // 3)
+        queries = torch.arange(past, past + new)
+        keys = torch.cat([held, queries])
+        q, k, v = inputs(4, 2, new, len(keys))
+        drawn = attend(q, k, v, visible(queries, keys, window), 0.3, sinks)
+        assert (attend(q, k, v, Band(queries, keys, window), 0.3, sinks) - drawn).abs().max() < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", PASSES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_fused_kernel_says_the_denominator_of_the_plain_softmax(case: str, dtype: torch.dtype) -> None:
+    new, keys, window = PASSES[case]
+    q, k, v = (x.to(dtype) for x in inputs(4, 2, new, keys, value=8))
+    mask, causal = mask_of(new, keys, window), new == keys and new > 1
+    drawn = torch.ones(new, keys, dtype=torch.bool).tril() if causal else mask
+    plain = module._written_out(q, k, v, drawn, 0.3)
+    near = 2e-2 if dtype == torch.bfloat16 else 2e-6
+    turned = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (q, k, v)]  # a head's numbers far apart
+    for given in ((q, k, v), turned):
+        for a, b in zip(module._fused(*given, mask, causal, 0.3), plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=near, atol=2 * near, check_dtype=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads", "value"), [(4, 2, 6), (6, 1, 8), (2, 2, 8)])
+@pytest.mark.parametrize("past", [0, 40])
+def test_blocks_are_the_kernel(
+    heads: int,
+    kv_heads: int,
+    value: int,
+    past: int,
+    dtype: torch.dtype,
+    with_sinks: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Queries of two sequences in several blocks, in float32 too."""
+    monkeypatch.setattr(module, "MIN_PRODUCTS", 0)
+    new = module.LARGE + 77
+    q, k, v = (x.to(dtype) for x in inputs(heads, kv_heads, new, past + new, value))
+    sinks = torch.randn(heads) if with_sinks else None
+    mask = visible(torch.arange(past, past + new), torch.arange(past + new), None)
+    out, total = module._written_out(q.double(), k.double(), v.double(), mask, 0.3)
+    expected = out if sinks is None else module._sunk(out, total, sinks[:, None])
+    near = 0.2 if dtype == torch.bfloat16 else 5e-6  # scores up to 20 are rounded, so weights by a tenth
+    for drawn in (mask, None) if past == 0 else (mask,):
+        with kernels.using({"attention": "blocks"}) as active:
+            got = attend(q, k, v, drawn, 0.3, sinks)
+            assert "blocks" in active.chosen.values()
+        torch.testing.assert_close(got, expected, rtol=near, atol=near, check_dtype=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_more_heads_on_one_key_than_a_block_has_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MIN_PRODUCTS", 0)
+    q, k, v = (x.to(dtype) for x in inputs(module.LARGE + 3, 1, 3, 3))
+    with kernels.using({"attention": "blocks"}):
+        got = attend(q, k, v, None, 0.3)
+    torch.testing.assert_close(got, attend(q, k, v, None, 0.3), rtol=0.05, atol=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+@pytest.mark.parametrize(("heads", "kv_heads", "new", "keys"), [(8, 2, 700, 700), (8, 8, 3, 5000), (128, 1, 40, 40)])
+def test_what_is_timed_to_choose_is_a_part_of_the_pass(
+    heads: int, kv_heads: int, new: int, keys: int, masked: bool, with_sinks: bool
+) -> None:
+    """Both kernels run on it and agree, whatever the shapes."""
+    q, k, v = inputs(heads, kv_heads, new, keys, value=8)
+    mask = visible(torch.arange(keys - new, keys), torch.arange(keys)) if masked or new < keys else None
+    race = module._race_blocks(q, k, v, mask, 0.3, torch.randn(heads) if with_sinks else None)
+    plain, blocks = race.plain(), race.other()
+    assert plain.shape == blocks.shape
+    assert plain.shape[1] % (heads // kv_heads) == 0
+    torch.testing.assert_close(blocks, plain, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("new", [1, 9])
+def test_autocast_is_obeyed(new: int, with_sinks: bool, window: int | None) -> None:
+    """As softmax and products that torch casts itself; eager and compiled."""
+    q, k, v = inputs(4, 2, new, 9, value=8)
+    queries, keys = torch.arange(9 - new, 9), torch.arange(9)
+    mask = Band(queries, keys, window) if window and new > 1 else (None if new in (1, 9) else visible(queries, keys))
+    sinks = torch.randn(4) if with_sinks else None
+    exact = attend(q, k, v, mask, 0.3, sinks)
+    for call in (attend, torch.compile(attend, backend="eager")):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = call(q, k, v, mask, 0.3, sinks)
+        torch.testing.assert_close(out.float(), exact, rtol=0.1, atol=0.15)
+
+
+@pytest.mark.parametrize(("new", "value"), [(1, 5), (3, 5), (1, module.WIDE), (1, 2 * module.WIDE), (3, module.WIDE)])
+@pytest.mark.parametrize("with_mask", [False, True], ids=["", "mask"])
+def test_scores_and_values_as_sums_are_those_of_products(with_mask: bool, new: int, value: int) -> None:
+    """Of values that are read whole, and of such that are not."""
+    q, k, v = (x.double() for x in inputs(4, 4, new, 7, value))
+    mask = visible(torch.arange(7 - new, 7), torch.arange(7), 3) if with_mask else None
+    for sums, products in zip(
+        module._written_out(q, k, v, mask, 0.3, True), module._written_out(q, k, v, mask, 0.3), strict=True
+    ):
+        torch.testing.assert_close(sums, products)
+
+
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("case", PASSES)
+def test_bfloat16_is_bounded_by_its_rounding(case: str, with_sinks: bool) -> None:
+    """Inputs and outputs have 8 bits, weights at worst too: within 2^-7 of the largest value."""
+    new, keys, window = PASSES[case]
+    q, k, v = (x.bfloat16() for x in inputs(4, 2, new, keys))
+    mask, sinks = mask_of(new, keys, window), torch.randn(4).bfloat16() if with_sinks else None
+    out = attend(q, k, v, mask, 0.3, sinks)
+    assert out.dtype == torch.bfloat16
+    error = (out - naive(q, k, v, mask, 0.3, sinks)).abs().max() / v.abs().max()
+    assert error < 2**-6
+
+
+def test_a_sink_of_minus_infinity_is_none_and_a_large_one_takes_all() -> None:
+    q, k, v = inputs(4, 2, 5, 5)
+    without = attend(q, k, v, None, 0.3)
+    assert (attend(q, k, v, None, 0.3, torch.full((4,), float("-inf"))) - without).abs().max() < 2e-6
+    assert attend(q, k, v, None, 0.3, torch.full((4,), 1e4)).abs().max() == 0
+    one = attend(q, k, v, None, 0.3, torch.tensor([1e4, -1e4, 1e4, -1e4]))
+    assert one[:, ::2].abs().max() == 0
+    assert (one - without)[:, 1::2].abs().max() < 2e-6
+
+
+def test_large_scores_do_not_overflow() -> None:
+    q, k, v = inputs(4, 2, 5, 5)
+    for sinks in (None, torch.tensor([500.0, -500.0, 0.0, 80.0])):
+        out = attend(q * 100, k * 100, v, None, 1.0, sinks)
+        assert out.isfinite().all()
+        assert (out - naive(q * 100, k * 100, v, None, 1.0, sinks)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("sink", [None, -1e4, 0.5, 1e4])
+def test_gradients_reach_queries_keys_values_and_sinks(sink: float | None) -> None:
+    """All of them, and finite ones, also where the sink takes everything or nothing."""
+    q, k, v = (x.requires_grad_() for x in inputs(4, 2, 3, 5))
+    sinks = None if sink is None else torch.full((4,), sink, requires_grad=True)
+    attend(q, k, v, visible(torch.arange(2, 5), torch.arange(5)), 0.3, sinks).square().sum().backward()
+    for x in (q, k, v, *(() if sinks is None else (sinks,))):
+        assert x.grad.isfinite().all()
+        assert (x.grad.abs().sum() > 0) == (sink is None or abs(sink) < 1e4 or (sink < 0 and x is not sinks))

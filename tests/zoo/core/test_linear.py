@@ -1,0 +1,266 @@
+"""`linear` is F.linear, whatever computes it; and reductions are the products that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo.blocks.linear import Linear
+from zoo.core import kernels
+from zoo.core import linear as linear_module
+from zoo.core.linear import FEW, PARTS, dot, gemv_reduce, is_single_token, linear, materialize, use_gemv
+
+needs_onednn = pytest.mark.skipif(linear_module.ONEDNN is None, reason="this build of torch does not ask MKL")
+
+
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """Every product goes through oneDNN, however small, where it may; -> a list of those that did."""
+    monkeypatch.setattr(linear_module, "MIN_WEIGHT", 0)
+    used: list[object] = []
+    kernel = linear_module.ONEDNN
+
+    def counted(*args: Any) -> Tensor:
+        used.append(args[0].shape)
+        return kernel(*args)
+
+    if kernel is not None:
+        monkeypatch.setattr(linear_module, "ONEDNN", counted)
+    with kernels.using({"linear": "onednn"}):
+        yield used
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("turned", [False, True], ids=["", "turned"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(6,), (1, 6), (2, 3, 6), (0, 6)], ids=str)
+def test_a_product_is_a_linear_map(
+    onednn: list[object], shape: tuple[int, ...], dtype: torch.dtype, turned: bool, bias: bool
+) -> None:
+    """Of a matrix that lies column by column, too; and the same with gradients as without."""
+    x, weight = torch.randn(shape).to(dtype), torch.randn(5, 6).to(dtype)
+    weight = weight.T.contiguous().T if turned else weight
+    given = torch.randn(5).to(dtype) if bias else None
+    near = 4e-2 if dtype == torch.bfloat16 else 1e-5
+    expected = torch.einsum("...i,oi->...o", x.double(), weight.double()) + (0 if given is None else given)
+    for with_gradients in (False, True):
+        with torch.set_grad_enabled(with_gradients):
+            torch.testing.assert_close(linear(x, weight, given), expected, rtol=near, atol=near, check_dtype=False)
+    assert len(onednn) == int(dtype == torch.float32 and not turned and x.numel() > 0)
+
+
+@needs_onednn
+@torch.no_grad()
+def test_its_arithmetic_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_module, "MIN_WEIGHT", 0)
+    with kernels.using({"linear": "onednn"}), FlopCounterMode(display=False) as counted:
+        linear(torch.randn(2, 3, 6), torch.randn(5, 6))
+    assert counted.get_total_flops() == 2 * 2 * 3 * 5 * 6
+
+
+class Logged(torch.Tensor):
+    """A weight with a linear map of its own, as quantised and sharded ones have."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_function__(func, types, args, kwargs or {})
+        return out.as_subclass(Tensor) + 1 if func is F.linear else out
+
+
+def same(one: Callable[[], Tensor], other: Callable[[], Tensor]) -> None:
+    """Both give the same, or raise the same error."""
+    (got, error), (expected, expected_error) = outcome(one), outcome(other)
+    assert error == expected_error
+    if got is not None and expected is not None:
+        assert got.dtype == expected.dtype
+        assert torch.equal(got, expected)
+
+
+def outcome(call: Callable[[], Tensor]) -> tuple[Tensor | None, str]:
+    """What is returned, and the error that is raised instead."""
+    try:
+        return call(), ""
+    except (RuntimeError, ValueError, IndexError) as error:
+        return None, f"{type(error).__name__}: {error}"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("x", "weight", "bias"),
+    [
+        ((2, 7), (5, 6), None),  # of other widths
+        ((2, 6), (5, 6), (4,)),
+        ((2, 6), (6,), None),
+        ((2, 6), (2, 5, 6), None),
+        ((), (5, 6), None),
+        ((3, 0), (5, 0), None),
+    ],
+)
+def test_wrong_shapes_are_told_in_torchs_own_words(
+    onednn: list[object], x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | None
+) -> None:
+    given = [torch.randn(shape) if shape is not None else None for shape in (x, weight, bias)]
+    same(lambda: linear(*given), lambda: F.linear(*given))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["x", "weight", "bias"])
+def test_mixed_dtypes_are_torchs_business(onednn: list[object], case: str) -> None:
+    given = {"x": torch.randn(2, 6), "weight": torch.randn(5, 6), "bias": torch.randn(5)}
+    given[case] = given[case].bfloat16()
+    same(lambda: linear(*given.values()), lambda: F.linear(*given.values()))
+    assert not onednn
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("compiled", [False, True], ids=["", "compiled"])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_autocast_is_obeyed(onednn: list[object], tokens: int, compiled: bool) -> None:
+    module, x = Linear(6, 5), torch.randn(1, tokens, 6)
+    nn.init.normal_(module.weight)
+    nn.init.normal_(module.bias)
+    call = torch.compile(module, backend="eager") if compiled else module
+    with torch.autocast("cpu", torch.bfloat16):
+        out = call(x)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, F.linear(x.bfloat16(), module.weight.bfloat16(), module.bias.bfloat16()))
+    assert not onednn
+    assert call(x).dtype == torch.float32, "and no longer than it lasts"
+
+
+@torch.no_grad()
+def test_a_tensor_subclass_computes_its_own_linear_map(onednn: list[object]) -> None:
+    weight = torch.randn(5, 6)
+    module, x = Linear(6, 5, bias=False), torch.randn(2, 6)
+    module.weight = nn.Parameter(weight.as_subclass(Logged))
+    torch.testing.assert_close(module(x), x @ weight.T + 1)
+    assert not onednn
+
+
+@torch.no_grad()
+def test_a_sharded_weight_computes_as_one(onednn: list[object], tmp_path: Path) -> None:
+    """A DTensor on a mesh of one process: its own F.linear, which returns a DTensor."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        weight, x = torch.randn(5, 6), torch.randn(2, 6)
+        module = Linear(6, 5, bias=False)
+        module.weight = nn.Parameter(distribute_tensor(weight, mesh, [Shard(0)]))
+        out = module(distribute_tensor(x, mesh, [Replicate()]))
+        assert isinstance(out, DTensor)
+        torch.testing.assert_close(out.full_tensor(), x @ weight.T)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not onednn
+
+
+@torch.no_grad()
+def test_vmap_and_forward_derivatives_go_through(onednn: list[object]) -> None:
+    x, weight = torch.randn(4, 2, 6), torch.randn(4, 5, 6)
+    torch.testing.assert_close(torch.vmap(linear)(x, weight), torch.einsum("nbi,noi->nbo", x, weight))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x[0], torch.ones(2, 6))
+        tangent = forward_ad.unpack_dual(linear(dual, weight[0])).tangent
+    torch.testing.assert_close(tangent, torch.ones(2, 6) @ weight[0].T)
+
+
+def test_gradients_are_torchs(onednn: list[object]) -> None:
+    x, weight = torch.randn(2, 6, requires_grad=True), torch.randn(5, 6, requires_grad=True)
+    linear(x, weight).square().sum().backward()
+    gradients = x.grad.clone(), weight.grad.clone()
+    x.grad = weight.grad = None
+    F.linear(x, weight).square().sum().backward()
+    assert torch.equal(gradients[0], x.grad)
+    assert torch.equal(gradients[1], weight.grad)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:TF32")  # of a GPU that is not asked for
+def test_who_forbids_onednn_is_obeyed(onednn: list[object]) -> None:
+    with torch.backends.mkldnn.flags(enabled=False):
+        linear(torch.randn(2, 6), torch.randn(5, 6))
+    assert not onednn
+
+
+@torch.no_grad()
+def test_compiled_it_is_the_same(onednn: list[object]) -> None:
+    x, weight, bias = torch.randn(2, 3, 6), torch.randn(5, 6), torch.randn(5)
+    made = torch.compile(linear, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(made(x, weight, bias), F.linear(x, weight, bias))
+    torch.testing.assert_close(made(x, weight), F.linear(x, weight))
+
+
+@pytest.mark.parametrize("rows", [1, 2, FEW, 2 * FEW])
+@pytest.mark.parametrize("out", [1, PARTS - 1, 7, 3 * PARTS])
+def test_reductions_are_a_product(rows: int, out: int) -> None:
+    """In parts that need not be equal, nor as many as asked for; a matrix for each of several heads, too."""
+    x, weight = torch.randn(rows, 5, dtype=torch.float64), torch.randn(out, 5, dtype=torch.float64)
+    torch.testing.assert_close(gemv_reduce(x, weight), x @ weight.T)
+    x, weight = torch.randn(rows, 3, 5, dtype=torch.float64), torch.randn(3, out, 5, dtype=torch.float64)
+    torch.testing.assert_close(gemv_reduce(x, weight), torch.einsum("nhi,hoi->nho", x, weight))
+
+
+def test_narrow_numbers_are_added_up_in_float32() -> None:
+    """4,097 ones: in bfloat16 a sum would stop growing at 256, and say 4,096 at last."""
+    ones = torch.ones(4097, dtype=torch.bfloat16)
+    out = dot(ones[None], ones)
+    assert out.dtype == torch.float32
+    assert out.item() == 4097
+    assert gemv_reduce(ones[None], ones[None]).dtype == torch.bfloat16
+
+
+def test_what_is_materialized_is_the_same_elements_wherever_they_lie() -> None:
+    x = torch.randn(4, 6)
+    for part in (x, x[1:, 2:], x.T, x[:, ::2], x[2]):
+        assert torch.equal(materialize(part), part)
+
+
+def test_uncompiled_nothing_is_a_reduction() -> None:
+    assert not use_gemv(torch.randn(1, 1, 4), torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "expected"),
+    [
+        ((1, 1, 4), torch.float32, True),
+        ((FEW, 1, 4), torch.bfloat16, True),
+        ((FEW + 1, 1, 4), torch.bfloat16, False),
+        ((FEW, 1, 4), torch.float32, True),
+        ((FEW + 1, 1, 4), torch.float32, False),
+        ((1, 2, 4), torch.float32, False),
+        ((1, 4), torch.float32, False),
+    ],
+)
+@pytest.mark.parametrize("kernel", ["gemv", "plain"])
+def test_compiled_single_tokens_of_few_sequences_are(
+    kernel: str, shape: tuple[int, ...], dtype: torch.dtype, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that kernel was chosen, and nothing else than plain memory of one dtype is multiplied."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with kernels.using({"decode linear": kernel}):
+        x, weight = torch.randn(shape).to(dtype), torch.randn(3, 4).to(dtype)
+        assert use_gemv(x, weight) is (expected and kernel == "gemv")
+        assert not use_gemv(x, weight.double())
+        assert not use_gemv(x, weight.as_subclass(Logged))
+
+
+def test_on_a_gpu_experts_are_gathered_for_any_number_of_single_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to wait for their counts, which a CUDA graph cannot; and no product is a reduction."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+
+    class Elsewhere:
+        ndim, shape, dtype, device = 3, (50, 1, 4), torch.bfloat16, torch.device("cuda")
+
+    assert is_single_token(Elsewhere())
+    assert not use_gemv(Elsewhere(), torch.randn(3, 4))

@@ -1,0 +1,119 @@
+"""How checkpoints store each architecture: every parameter has a place, and the rules run both ways."""
+
+import pytest
+import torch
+
+import zoo
+from weights.matching import Move, match, skipped
+from zoo.architectures import families
+from zoo.catalog import allocate, sizes
+from zoo.errors import UsageError
+from zoo.hf.checkpoint_layout import COMMON, InterleavedTransposed, PairedRows, Rule, Rules, Skipped, Transposed
+
+
+def layout(name: str) -> Rules:
+    family = next(module for module in families().values() if name in module.SIZES)
+    return (*getattr(family, "WEIGHTS", ()), *COMMON)
+
+
+def moves(spec: zoo.Decoder, rules: Rules) -> list[Move]:
+    return match(spec, dict(allocate(spec, "meta").named_parameters()), rules, stored=())
+
+
+def stored_shapes(name: str) -> list[tuple[str, tuple[int, ...]]]:
+    """What a checkpoint of a published size is expected to hold."""
+    spec = zoo.spec(name)
+    parameters = dict(allocate(spec, "meta").named_parameters())
+    return [pair for move in moves(spec, layout(name)) for pair in move.expected(parameters).items()]
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_a_checkpoint_holds_every_number_once(name: str) -> None:
+    shapes = stored_shapes(name)
+    assert len(dict(shapes)) == len(shapes)
+    assert sum(torch.Size(shape).numel() for _, shape in shapes) == sizes()[name].params
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("qwen3-0.6b", 310), ("qwen3-14b", 443), ("qwen3-30b-a3b", 18_867), ("mistral-small-3.1-24b", 363)],
+)
+def test_released_files_hold_that_many_tensors(name: str, count: int) -> None:
+    """Of the text part, a tied head's second copy not counted."""
+    assert len(stored_shapes(name)) == count
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_reading_undoes_writing(name: str) -> None:
+    """Bit by bit, for every rule that has a parameter here: each of two ways to store the experts, too."""
+    model = zoo.build(name, tiny=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    parameters = dict(model.named_parameters())
+    covered: set[str] = set()
+    for rule in layout(name):
+        if not isinstance(rule, Rule):
+            continue
+        for move in moves_of(model.spec, rule, parameters):
+            ours = [parameters[parameter] for parameter in move.ours]
+            theirs = rule.write(ours, move.layer)
+            assert len(theirs) == len(move.theirs)
+            assert all(torch.equal(a, b) for a, b in zip(ours, rule.read(list(theirs), move.layer), strict=True))
+            covered.update(move.ours)
+    assert covered == set(parameters)
+
+
+def moves_of(spec: zoo.Decoder, rule: Rule, parameters: dict[str, torch.Tensor]) -> list[Move]:
+    """The moves by one rule alone."""
+    found = []
+    for parameter in parameters:
+        try:
+            found += match(spec, [parameter], (rule,), stored=())
+        except UsageError:  # not by this rule
+            continue
+    return found
+
+
+SKIPS = {  # pattern -> names that it is for, and names that it is not for
+    "model.layers.{i}.rope.inv_freq": (
+        ["model.layers.0.rope.inv_freq", "model.layers.61.rope.inv_freq"],
+        ["model.layers.x.rope.inv_freq", "model.layers.0.rope.inv_freq.more", "model.layers.0.ropeXinv_freq"],
+    ),
+    "*.masked_bias": (["h.3.attn.masked_bias", "model.h.3.attn.masked_bias"], ["h.3.attn.bias", "masked_bias"]),
+    "model.layers.{layers}.*": (["model.layers.2.x", "model.layers.2.x.y"], ["model.layers.1.x", "model.layers.21.x"]),
+    "vision_tower.*": (["vision_tower.conv.weight"], ["a.vision_tower.conv.weight", "vision_towers.x"]),
+    "(exact)[name]+": (["(exact)[name]+"], ["exact", "exactn"]),
+}
+
+
+@pytest.mark.parametrize("pattern", SKIPS)
+def test_what_is_skipped_is_named_by_a_pattern(pattern: str) -> None:
+    (matches, others), spec = SKIPS[pattern], zoo.spec("llama3", tiny=True)
+    assert len(spec.layers) == 2
+    assert skipped(spec, (Skipped(pattern, "it"), *COMMON), [*others, *matches]) == {"it": matches}
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_nothing_that_a_model_needs_is_skipped(name: str) -> None:
+    assert not skipped(zoo.spec(name), layout(name), [stored for stored, _ in stored_shapes(name)])
+
+
+def test_rotary_pairs_of_rows_become_halves() -> None:
+    """Two heads of one plain and four turned rows, (0, 1) and (2, 3) turning as pairs: ours are (0, 2) and (1, 3)."""
+    rule = PairedRows("attn.block.q", "q", "nope_dim", "rope_dim")
+    norm = zoo.RMSNorm(1e-6)
+    mla = zoo.MLA(heads=2, q_rank=None, kv_rank=4, nope_dim=1, rope_dim=4, v_dim=4, norm=norm, rope=zoo.NoPE())
+    layer = zoo.Layer(zoo.pre(norm, mla), zoo.pre(norm, zoo.GLU(4)))
+    (rows,) = rule.read([torch.arange(10.0)[:, None].expand(10, 3)], layer)
+    assert rows[:, 0].tolist() == [0, 1, 3, 2, 4, 5, 6, 8, 7, 9]
+
+
+def test_gpt_oss_experts_are_transposed_and_take_turns() -> None:
+    """One expert, two numbers in, three hidden: columns are gate, up, gate, up, gate, up."""
+    rule = InterleavedTransposed(("gate", "up"), "gate_up")
+    gate, up = rule.read([torch.tensor([[[1, 10, 2, 20, 3, 30], [4, 40, 5, 50, 6, 60]]])], None)
+    assert gate.tolist() == [[[1, 4], [2, 5], [3, 6]]]
+    assert up.tolist() == [[[10, 40], [20, 50], [30, 60]]]
+    (down,) = Transposed("down", "down").read([torch.tensor([[[1, 2], [3, 4]]])], None)
+    assert down.tolist() == [[[1, 3], [2, 4]]]

@@ -1,0 +1,222 @@
+"""A config.json is read strictly: what it says is read, and what is not understood is refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import zoo
+from tests.configs import newer, older, smallest, wrapped, wrapped_names
+from tests.reference import published
+from zoo.architectures import families
+from zoo.catalog import family_of
+from zoo.errors import MalformedError
+from zoo.hf.config import COMMON, Config
+
+
+def refusal(config: Any, **options: Any) -> str:
+    """What a refused config is told."""
+    with pytest.raises(MalformedError) as caught:
+        zoo.from_hf(config, **options)
+    message = str(caught.value)
+    assert message.startswith("config.json: ")
+    assert message.isprintable()
+    assert caught.value.exit_code == 4
+    return message
+
+
+@pytest.mark.parametrize("name", smallest())
+def test_an_unread_field_is_named_with_its_value_and_can_be_vouched_for(name: str) -> None:
+    config = older(name, surprise=3, another="x")
+    assert "not understood: surprise=3, another='x'; pass --ignore-field NAME" in refusal(config)
+    assert "surprise" not in refusal(config, ignore_fields=["surprise"])
+    assert zoo.from_hf(config, ignore_fields=["surprise", "another"]) == zoo.spec(name)
+
+
+@pytest.mark.parametrize("name", smallest())
+def test_an_unread_entry_of_the_rope_fields_is_refused(name: str) -> None:
+    config = newer(name)
+    config["rope_parameters"]["partial_rotary_factor"] = 0.5
+    assert "rope_parameters.partial_rotary_factor=0.5" in refusal(config)
+    assert zoo.from_hf(config, ignore_fields=["rope_parameters.partial_rotary_factor"]) == zoo.spec(name)
+
+
+def with_rope(name: str, **changes: Any) -> dict[str, Any]:
+    """An older config whose rope_scaling, "linear" if it had none, has some fields set."""
+    scaling = older(name).get("rope_scaling") or {"type": "linear", "factor": 2.0}
+    return older(name, rope_scaling=scaling | changes)
+
+
+@pytest.mark.parametrize("name", smallest())
+def test_an_unknown_rope_type_is_refused(name: str) -> None:
+    known = "known: default, linear, llama3, yarn"
+    assert f"rope_type='dynamic' is unknown; {known}" in refusal(with_rope(name, rope_type="dynamic"))
+    assert "rope_scaling.type='dynamic' is not supported, only" in refusal(
+        with_rope(name, rope_type="linear", type="dynamic")
+    )
+    config = newer(name)
+    for rope in _by_kind(config["rope_parameters"]):
+        rope["rope_type"] = ["yarn"]
+    assert f"rope_type=['yarn'] is unknown; {known}" in refusal(config)
+
+
+def _by_kind(rope: dict[str, Any]) -> list[dict[str, Any]]:
+    return [entry for entry in rope.values() if isinstance(entry, dict)] or [rope]
+
+
+@pytest.mark.parametrize("name", smallest())
+def test_two_spellings_that_differ_are_refused(name: str) -> None:
+    linear = {"type": "linear", "factor": 2.0}
+    assert "not understood: rope_scaling={'factor': 2.0, 'type'" in refusal(newer(name, rope_scaling=linear))
+    assert "not understood: rope_theta=123.0" in refusal(newer(name, rope_theta=123.0))
+    assert zoo.from_hf(newer(name, rope_scaling=None, rope_theta=None)) == zoo.spec(name)
+
+
+@pytest.mark.parametrize("field", COMMON.values())
+@pytest.mark.parametrize("name", smallest())
+def test_a_dimension_is_a_positive_integer_of_sane_size(name: str, field: str) -> None:
+    for value in (True, False, 0, -1, 4.0, float("nan"), 2**31, 10**400, "8", [8], {"value": 8}, None):
+        assert f"{field}=" in refusal(older(name, **{field: value}))
+
+
+@pytest.mark.parametrize("name", smallest())
+def test_a_number_is_positive_and_finite(name: str) -> None:
+    for value in (True, 0, -1e-6, "1e-6", [1e-6], float("nan"), float("inf"), 10**400, None):
+        assert "rms_norm_eps=" in refusal(older(name, rms_norm_eps=value))
+        assert "rope_scaling.factor=" in refusal(with_rope(name, factor=value))
+
+
+@pytest.mark.parametrize("name", smallest())
+def test_a_field_without_a_default_must_be_there(name: str) -> None:
+    config = older(name)
+    del config["hidden_size"]
+    assert "hidden_size is missing" in refusal(config)
+
+
+@pytest.mark.parametrize("field", ["layer_types", "no_rope_layers"])
+@pytest.mark.parametrize("name", smallest())
+def test_a_published_plan_must_agree(name: str, field: str) -> None:
+    plan = newer(name).get(field)
+    if plan is None:  # not understood, or refused for having an entry too few
+        assert field in refusal(newer(name, **{field: []}))
+        return
+    other = {0: 1, 1: 0, "full_attention": "sliding_attention", "sliding_attention": "full_attention"}[plan[3]]
+    assert f"{field}[3]={other!r}" in refusal(newer(name, **{field: [*plan[:3], other, *plan[4:]]}))
+    assert f"{field} has {len(plan) - 1} entries for" in refusal(newer(name, **{field: plan[:-1]}))
+    assert f"{field}=7 is no list" in refusal(newer(name, **{field: 7}))
+
+
+@pytest.mark.parametrize("name", [name for name in smallest() if "first_k_dense_replace" in older(name)])
+def test_no_more_dense_layers_than_layers(name: str) -> None:
+    layers = older(name)["num_hidden_layers"]
+    message = f"first_k_dense_replace={layers + 1} is no integer from 1 to {layers}"
+    assert message in refusal(older(name, first_k_dense_replace=layers + 1))
+
+
+@pytest.mark.parametrize("name", smallest())
+def test_dimensions_that_contradict_each_other_are_refused(name: str) -> None:
+    """As what the spec says is wrong with it, or as the one value the architecture knows."""
+    message = refusal(older(name, num_key_value_heads=7))
+    assert "kv_heads=7 must divide heads=" in message or "num_key_value_heads=7 is not supported, only" in message
+
+
+def test_heads_share_the_width_where_theirs_is_not_given() -> None:
+    values = {"hidden_size": 96, "num_attention_heads": 4, "head_dim": None}
+    assert Config(values).head_dim() == 24
+    assert Config(values | {"head_dim": 32}).head_dim() == 32
+    with pytest.raises(MalformedError, match="hidden_size=96 is no multiple of num_attention_heads=5"):
+        Config(values | {"num_attention_heads": 5}).head_dim()
+
+
+@pytest.mark.parametrize("family", families())
+def test_an_unknown_model_type_gets_the_nearest(family: str) -> None:
+    for known in families()[family].from_hf.model_types:
+        message = refusal({"model_type": known + "x"})
+        assert f"unknown model_type '{known}x'; did you mean" in message
+        assert known in message.partition("did you mean")[2]
+
+
+@pytest.mark.parametrize("config", [[], "llama", None, 3, {}, {"model_type": None}, {"model_type": ["llama"]}])
+def test_what_names_no_model_type_is_refused(config: Any) -> None:
+    assert "model_type" in refusal(config)
+
+
+@pytest.mark.parametrize("name", smallest())
+def test_another_familys_config_is_refused(name: str) -> None:
+    config = older(name)
+    for family in families().values():
+        if family is not family_of(config):
+            with pytest.raises(MalformedError, match=f"model_type='{config['model_type']}' is not "):
+                family.from_hf(config)
+
+
+@pytest.mark.parametrize("name", wrapped_names())
+def test_a_wrappers_own_fields_are_read_as_strictly(name: str) -> None:
+    text = older(name)
+    assert "not understood: surprise=3" in refusal(wrapped(text, surprise=3))
+    assert zoo.from_hf(wrapped(text, surprise=3), ignore_fields=["surprise"]) == zoo.spec(name)
+    assert "not understood: surprise=3" in refusal(wrapped(text | {"surprise": 3}))
+    assert "text_config=[1] is no object" in refusal(wrapped(text, text_config=[1]))
+    assert "model_type='t5' is not " in refusal(wrapped(text, text_config=text | {"model_type": "t5"}))
+    untied = {field: value for field, value in text.items() if field != "tie_word_embeddings"}
+    for tied in (True, False):
+        assert zoo.from_hf(wrapped(untied, tie_word_embeddings=tied)).tied is tied
+
+
+def read_or_refused(config: dict[str, Any]) -> None:
+    """Nothing but a spec or one line about what is wrong."""
+    try:
+        outcome: Any = zoo.from_hf(config)
+    except MalformedError as error:
+        outcome = error
+    assert isinstance(outcome, zoo.Decoder) or str(outcome).isprintable()
+
+
+def damaged(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """An object with each field missing, and holding each kind of wrong thing; so too in the objects it holds."""
+    for field, held in values.items():
+        yield {name: value for name, value in values.items() if name != field}
+        for value in (None, True, -1, 3, 2**70, "yarn", [1], {"factor": []}):
+            yield values | {field: value}
+        if isinstance(held, dict):
+            yield from (values | {field: inner} for inner in damaged(held))
+
+
+@pytest.mark.parametrize("spelling", [older, newer])
+@pytest.mark.parametrize("name", smallest())
+def test_every_field_may_hold_anything(name: str, spelling: Callable[[str], dict[str, Any]]) -> None:
+    for config in damaged(spelling(name)):
+        read_or_refused(config)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+FIELDS = sorted({field for name in smallest() for field in newer(name) | older(name)})
+ROPE_FIELDS = sorted({field for name in published() for field in older(name).get("rope_scaling") or {}})
+ROPE_FIELDS += ["type", "rope_theta", "attention_factor", "full_attention", "sliding_attention"]
+DAMAGE = st.dictionaries(st.sampled_from([*FIELDS, "text_config", "rope_scaling"]), JSON, min_size=1, max_size=2)
+ROPE_DAMAGE = st.dictionaries(st.sampled_from(ROPE_FIELDS), JSON | st.just("yarn"), min_size=1, max_size=2)
+
+
+@settings(max_examples=8 * settings().max_examples)
+@given(
+    name=st.sampled_from(smallest()),
+    spelling=st.sampled_from([older, newer]),
+    damage=DAMAGE | st.fixed_dictionaries({}, optional=dict.fromkeys(("rope_parameters", "rope_scaling"), ROPE_DAMAGE)),
+)
+def test_a_damaged_config_is_read_or_refused_and_raises_nothing_else(
+    name: str, spelling: Callable[[str], dict[str, Any]], damage: dict[str, Any]
+) -> None:
+    """Several fields at once, and values that nobody thought of."""
+    config = spelling(name)
+    for field, value in damage.items():
+        both = isinstance(value, dict) and isinstance(config.get(field), dict)
+        config[field] = config[field] | value if both else value
+    read_or_refused(config)

@@ -1,0 +1,189 @@
+"""Compiled models compute what they compute uncompiled, with as many graphs as there are kinds of passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo import config as dynamo
+from torch._dynamo.utils import counters
+
+import zoo
+from tests.models import bound, distinct, randomised, tokens_of
+from zoo.core import attention, kernels, linear
+from zoo.errors import NotAvailable
+from zoo.model.compile import find_compiler
+from zoo.model.decoder import Model
+
+DEFAULT = "qwen3-0.6b"  # of the others each costs some ten seconds
+# Every kernel that may take the place of a plain one, and none.
+FORCED = {name: operation.kernel for name, operation in kernels.OPERATIONS.items()}
+KERNELS = [pytest.param(FORCED, id="every kernel"), pytest.param(kernels.PLAIN, marks=pytest.mark.slow)]
+NAMES = [name if name == DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in distinct()]
+
+
+def has_compiler() -> bool:
+    try:
+        find_compiler()
+    except NotAvailable:
+        return False
+    return True
+
+
+pytestmark = [
+    pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler"),
+    pytest.mark.filterwarnings("ignore"),  # torch warns of its own code while it compiles
+]
+
+
+@pytest.fixture(autouse=True)
+def _strict() -> Iterator[None]:
+    """No graph of another test counts, and one too many is an error instead of an uncompiled call. All kernels are
+    used, unless a test says otherwise."""
+    torch.compiler.reset()
+    counters.clear()
+    with dynamo.patch(fail_on_recompile_limit_hit=True), kernels.using(FORCED):
+        yield
+    torch.compiler.reset()
+
+
+def pair(spec: zoo.Decoder, dtype: torch.dtype = torch.float32) -> tuple[Model, Model]:
+    """The same weights, uncompiled and compiled."""
+    plain, fast = randomised(spec, dtype=dtype), randomised(spec, dtype=dtype)
+    fast.compile()
+    return plain, fast
+
+
+def run(model: Model, tokens: Tensor, sizes: list[int], room: int = 0) -> Tensor:
+    """Logits of `tokens` in passes of these sizes over a cache with `room` beyond them."""
+    cache = model.new_cache(len(tokens), tokens.shape[1] + room)
+    return torch.cat([model(part, cache) for part in tokens.split(sizes, dim=1)], dim=1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("chosen", KERNELS)
+def test_compiled_equals_uncompiled_at_every_length_with_three_graphs_a_layer(chosen: Any, name: str) -> None:
+    """First passes, passes after others and lone tokens, over caches of several sizes: below, at and above a window,
+    with room left and full to the last place by several tokens or one; the first token of all alone, and one after
+    more than a compiled sum is made of in one piece (4,096). Latents have two forms for a pass after others. A pass
+    without a cache is one more, since it stores nothing.
+    """
+    kernels.use(chosen)
+    plain, fast = pair(zoo.spec(name, tiny=True))
+    for sizes, room in (
+        ([40, 1, 1, 23, 1, 24], 5),
+        ([70, 1, 1, 1, 17], 37),
+        ([5, 1, 50, 1], 1),
+        ([6, 1, 5], 0),
+        ([39, 1], 0),
+    ):
+        tokens = tokens_of(plain.spec, 1, sum(sizes), seed=room)
+        expected = run(plain, tokens, sizes, room)
+        assert (run(fast, tokens, sizes, room) - expected).abs().max() <= bound(expected)
+    lone = tokens_of(plain.spec, 1, 1)
+    for length in (0, 1, 500, 4096, 6000):  # of a memory of zeros
+        caches = [model.new_cache(1, 6001) for model in (plain, fast)]
+        for cache in caches:
+            cache.length = length
+        expected, got = (model(lone, cache) for model, cache in zip((plain, fast), caches, strict=True))
+        assert (got - expected).abs().max() <= bound(expected)
+    kinds, heads = set(plain.spec.layers), 2
+    passes = sum(4 if isinstance(layer.mixer, zoo.MLA) else 3 for layer in kinds)
+    assert counters["stats"]["unique_graphs"] <= passes + heads
+    tokens = tokens_of(plain.spec, 1, 90)
+    expected = plain(tokens)
+    assert (fast(tokens) - expected).abs().max() <= bound(expected)
+    assert counters["stats"]["unique_graphs"] <= passes + len(kinds) + heads
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [2, 5, 9])
+def test_several_sequences(batch: int) -> None:
+    """So few that a product with a lone token of each is a sum, and more."""
+    plain, fast = pair(zoo.spec(DEFAULT, tiny=True))
+    tokens = tokens_of(plain.spec, batch, 40)
+    expected = run(plain, tokens, [30, 1, 9])
+    assert (run(fast, tokens, [30, 1, 9]) - expected).abs().max() <= bound(expected)
+
+
+@torch.no_grad()
+@pytest.mark.slow
+def test_bfloat16_is_no_further_from_float32_than_uncompiled() -> None:
+    plain, fast = pair(zoo.spec(DEFAULT, tiny=True), torch.bfloat16)
+    tokens = tokens_of(plain.spec, 1, 60)
+    exact = randomised(plain.spec).to(torch.bfloat16).float()(tokens)
+    ours, theirs = ((run(model, tokens, [40] + [1] * 20) - exact).abs().mean() for model in (fast, plain))
+    assert ours <= 1.2 * theirs
+
+
+@torch.no_grad()
+def test_equal_layers_share_their_graphs() -> None:
+    """However many there are. Options reach torch.compile: here a backend that only counts."""
+    made: list[object] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        made.append(graph)
+        return graph
+
+    spec = zoo.spec(DEFAULT, tiny=True)
+    model = randomised(replace(spec, layers=spec.layers * 4))
+    model.compile(backend=count, options=None)
+    cache = model.new_cache(1, 30)
+    for length in (9, 1, 1, 7, 1, 5):
+        model(tokens_of(spec, 1, length), cache)
+    assert len(made) == 3 * len(set(spec.layers)) + 2
+
+
+@torch.no_grad()
+def test_kernels_that_lose_are_compiled_anew_as_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes up while the first single token is traced is measured after it; the pass after that is plain."""
+    monkeypatch.setattr(kernels, "_wins", lambda race, seconds: False)
+    made: list[str] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        made.append(graph.print_readable(print_output=False))
+        return graph
+
+    kernels.use(None)
+    plain, fast = pair(zoo.spec(DEFAULT, tiny=True))
+    fast.compile(backend=keep)
+    tokens = tokens_of(plain.spec, 1, 12)
+    expected = run(plain, tokens, [10, 1, 1])
+    assert (run(fast, tokens, [10, 1, 1]) - expected).abs().max() <= bound(expected)
+    assert {name.partition(",")[0]: kernel for name, kernel in kernels.choices().items()} == {
+        "decode linear": kernels.PLAIN,
+        "decode attention": kernels.PLAIN,
+    }
+    assert not kernels.active().pending
+    assert sum("as_strided" in text for text in made) == 2, "a layer and the head, as reductions, and then no more"
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "share"), [(1, 1), (4, 8)])
+def test_reductions_are_raced_against_the_library(dtype: torch.dtype, batch: int, share: int) -> None:
+    """Both run on what is timed; which of them is faster is the machine's business."""
+    for race in (linear._race_gemv(dtype, batch), attention._race_reduction(dtype, 2, share, 64)):
+        seconds = [kernels._time(run) for _ in range(3) for run in race]
+        assert min(seconds) > 1e-4, "the memory of 64 MiB cannot be read faster"
+        assert kernels._wins(race) in (True, False)
+
+
+def test_without_a_compiler_it_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder, exc
+
+    def none() -> str:
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    model = zoo.build(DEFAULT, tiny=True)
+    with pytest.raises(NotAvailable, match=r"C\+\+ compiler"):
+        model.compile()
+    assert model(tokens_of(model.spec, 1, 3)).isfinite().all()

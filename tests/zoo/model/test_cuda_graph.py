@@ -1,0 +1,132 @@
+"""Decode steps replayed as a CUDA graph, over static caches: on a GPU; and, anywhere, what a graph belongs to."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import zoo
+from tests.models import bound, distinct, randomised, tokens_of
+from zoo.model import decoder
+from zoo.model.decoder import Model
+
+LENGTH = 60
+
+
+class Recorded:
+    """Stands for a CUDA graph: it computes with the weights that the model had when it was captured."""
+
+    made = 0
+
+    def __init__(self, step: Any, tokens: Tensor, position: int, model: Model, fingerprint: Any) -> None:
+        type(self).made += 1
+        self.model, self.fingerprint = model, fingerprint
+        self.frozen = copy.deepcopy(model)
+        self.cache: Any = step.keywords["cache"]
+
+    def is_of(self, model: Model, fingerprint: Any) -> bool:
+        return self.model is model and self.fingerprint == fingerprint
+
+    def __call__(self, tokens: Tensor, position: int) -> Tensor:
+        return self.frozen._through(tokens, *self.frozen.step(tokens, self.cache), self.frozen._passes)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
+    """Replaying on the CPU, with frozen copies in the place of graphs."""
+    monkeypatch.setattr(decoder, "Replay", Recorded)
+    monkeypatch.setattr(
+        decoder, "_is_replayable", lambda passes, tokens, cache: tokens.shape[1] == 1 and passes.replayable
+    )
+    monkeypatch.setattr(Recorded, "made", 0)
+    return Recorded
+
+
+def steps(model: Model, cache: Any, tokens: Tensor) -> Tensor:
+    cache.length = 0
+    return torch.cat([model(part, cache) for part in tokens.split([20, 1, 1, 1], dim=1)], dim=1)
+
+
+def assign(model: Model) -> Model:
+    model.load_state_dict({name: weight.flip(0).clone() for name, weight in model.state_dict().items()}, assign=True)
+    return model
+
+
+def point_elsewhere(model: Model) -> Model:
+    for weight in model.parameters():
+        weight.data = weight.data.flip(0)
+    return model
+
+
+def hook(model: Model) -> Model:
+    model.layers[0].ffn.block.register_forward_hook(lambda module, args, out: -out)
+    return model
+
+
+def another(model: Model) -> Model:
+    other = randomised(model.spec, seed=1)
+    other.compile(backend="eager")
+    return other
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
+@pytest.mark.parametrize("edit", [assign, point_elsewhere, hook, another], ids=lambda edit: edit.__name__)
+def test_a_graph_is_of_one_model_as_it_is(edit: Any, recorded: type[Recorded]) -> None:
+    """Nothing is replayed as it was for another model of equal specs, nor after the weights lie elsewhere."""
+    model = randomised(zoo.spec("qwen3", tiny=True))
+    model.compile(backend="eager")
+    tokens, cache = tokens_of(model.spec, 1, 23), model.new_cache(1, 23)
+    steps(model, cache, tokens)
+    steps(model, cache, tokens)
+    assert recorded.made == 1
+    with torch.no_grad():
+        model.layers[0].attn.block.o.weight.mul_(1.0)  # in place: the memory that a graph reads
+    steps(model, cache, tokens)
+    assert recorded.made == 1
+    edited = edit(model)
+    plain = randomised(model.spec)
+    plain = randomised(model.spec, seed=1) if edit is another else edit(plain)
+    expected = steps(plain, plain.new_cache(1, 23), tokens)
+    assert (steps(edited, cache, tokens) - expected).abs().max() <= bound(expected)
+    assert recorded.made == (1 if edit is hook else 2)
+
+
+@torch.no_grad()
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", distinct())
+def test_replayed_steps_equal_uncompiled_ones(name: str) -> None:
+    """Two caches in turns, each with a graph of its own, and one that is wound back and filled again."""
+    plain = randomised(zoo.spec(name, tiny=True)).cuda()
+    fast = randomised(zoo.spec(name, tiny=True)).cuda()
+    fast.compile()
+    tokens = tokens_of(plain.spec, 2, LENGTH).cuda()
+    expected = plain(tokens)
+    caches = [fast.new_cache(2, LENGTH + room) for room in (0, 9)]
+    for _ in range(2):
+        for cache in caches:
+            cache.length = 0
+            fast(tokens[:, :20], cache)
+        for i in range(20, LENGTH):
+            for cache in caches:
+                logits = fast(tokens[:, i : i + 1], cache)
+                assert (logits - expected[:, i : i + 1]).abs().max() <= bound(expected)
+    assert all(cache.replay is not None and cache.length == LENGTH for cache in caches)
+
+
+@torch.no_grad()
+@pytest.mark.gpu
+def test_logits_of_a_step_outlive_the_next() -> None:
+    model = randomised(zoo.spec("qwen3", tiny=True)).cuda()
+    model.compile()
+    tokens = tokens_of(model.spec, 1, LENGTH).cuda()
+    cache = model.new_cache(1, LENGTH)
+    model(tokens[:, :-2], cache)
+    first = model(tokens[:, -2:-1], cache)
+    kept = first.clone()
+    model(tokens[:, -1:], cache)
+    assert torch.equal(first, kept)

@@ -1,0 +1,335 @@
+"""What is changed after `compile()` is seen on the next pass: logits and gradients are those of the uncompiled model.
+
+The backend that runs graphs as they are shows what torch's compiler front end takes for granted, in seconds.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+import zoo
+from tests.models import bound, distinct, randomised, tokens_of
+from zoo.model import compile as compiling
+from zoo.model.decoder import Model
+from zoo.model.watch import Watch, is_as_built
+
+NAME = "qwen3"
+# A mixture of experts, the rest each some ten seconds.
+MODELS = [name if name == "qwen3-30b-a3b" else pytest.param(name, marks=pytest.mark.slow) for name in distinct()]
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def pair(name: str = NAME, dtype: torch.dtype = torch.float32) -> tuple[Model, Model]:
+    """The same weights, uncompiled and compiled."""
+    spec = zoo.spec(name, tiny=True)
+    plain, fast = (randomised(spec).to(dtype) for _ in range(2))
+    fast.compile(backend="eager")
+    return plain, fast
+
+
+def run(model: Model, tokens: Tensor) -> Tensor:
+    """Logits of a first pass and a single token, over a cache."""
+    cache = model.new_cache(len(tokens), tokens.shape[1])
+    return torch.cat([model(part, cache) for part in tokens.split([25, 1], dim=1)], dim=1)
+
+
+class Adapter(nn.Module):
+    """A projection and a low-rank change of it."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.base = base
+        self.down = nn.Parameter(torch.randn(4, base.in_features, generator=generator) / 8)
+        self.up = nn.Parameter(torch.randn(base.out_features, 4, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x @ self.down.T @ self.up.T
+
+
+class Flipped(torch.Tensor):
+    """A tensor subclass with a linear map of its own, as quantised and sharded weights have."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_function__(func, types, args, kwargs or {})
+        return out.as_subclass(Tensor).flip(-1) if func is nn.functional.linear else out
+
+
+def block(model: Model) -> Any:
+    return model.layers[0].attn.block
+
+
+def first(model: Model) -> nn.Linear:
+    """A projection of the first layer, whatever its mixer."""
+    return next(part for part in model.layers[0].modules() if isinstance(part, nn.Linear))
+
+
+def adapt(model: Model) -> None:
+    for layer in model.layers:
+        for parent in list(layer.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(parent, name, Adapter(child))
+
+
+def hook(model: Model) -> None:
+    model.layers[-1].ffn.block.register_forward_hook(lambda module, args, out: out * 1.5)
+
+
+def hook_before(model: Model) -> None:
+    model.layers[0].register_forward_pre_hook(lambda module, args: (args[0] * 0.5, *args[1:]))
+
+
+def hook_head(model: Model) -> None:
+    model.norm.register_forward_hook(lambda module, args, out: -out)
+
+
+def rescale(model: Model) -> None:
+    block(model).scale *= 3.0
+
+
+def patch(model: Model) -> None:
+    linear = first(model)
+    linear.forward = types.MethodType(lambda self, x: (x @ self.weight.T).flip(-1), linear)
+
+
+def overwrite(model: Model) -> None:
+    with torch.no_grad():
+        first(model).weight.mul_(-1.0)
+
+
+def point_elsewhere(model: Model) -> None:
+    first(model).weight.data = first(model).weight.data.flip(0)
+
+
+def assign(model: Model) -> None:
+    state = {name: weight.flip(0).clone() for name, weight in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+
+
+def turn(model: Model) -> None:
+    """A matrix that lies column by column."""
+    linear = first(model)
+    linear.weight = nn.Parameter(linear.weight.detach().T.contiguous().T)
+
+
+def subclass(model: Model) -> None:
+    linear = first(model)
+    linear.weight = nn.Parameter(linear.weight.detach().as_subclass(Flipped))
+
+
+def exchange(model: Model) -> None:
+    model.layers[0].ffn, model.layers[1].ffn = model.layers[1].ffn, model.layers[0].ffn
+
+
+def replace_norm(model: Model) -> None:
+    model.norm = nn.LayerNorm(model.spec.dim)
+
+
+def untie(model: Model) -> None:
+    head = nn.Linear(model.spec.dim, model.spec.vocab)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+    model.head = head
+
+
+def widen(model: Model) -> None:
+    model.double()
+
+
+def narrow(model: Model) -> None:
+    model.to(torch.bfloat16)
+
+
+EDITS: list[Callable[[Model], object]] = [
+    adapt,
+    hook,
+    hook_before,
+    hook_head,
+    rescale,
+    patch,
+    overwrite,
+    point_elsewhere,
+    assign,
+    turn,
+    subclass,
+    exchange,
+    replace_norm,
+    untie,
+    widen,
+    narrow,
+    Model.train,
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
+def test_an_edit_after_compiling_is_seen(edit: Callable[[Model], object]) -> None:
+    plain, fast = pair()
+    tokens = tokens_of(plain.spec, 1, 26)
+    before = run(fast, tokens)
+    for model in (plain, fast):
+        edit(model)
+    expected = run(plain, tokens)
+    got = run(fast, tokens)
+    near = 0.05 * expected.abs().max() if edit is narrow else bound(expected)
+    assert (got - expected).abs().max() <= near
+    if edit not in (Model.train, turn, widen, narrow):
+        assert (before - expected).abs().max() > 0.01, "the edit changes nothing: it shows nothing"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MODELS)
+def test_norms_cast_to_float32_after_compiling_are_seen(name: str) -> None:
+    plain, fast = pair(name, torch.bfloat16)
+    tokens = tokens_of(plain.spec, 1, 26)
+    run(fast, tokens)
+    for model in (plain, fast):
+        for part in model.modules():
+            if part is not model.norm and len(list(part.parameters())) == 1 and next(part.parameters()).ndim == 1:
+                part.float()
+    expected, got = run(plain, tokens), run(fast, tokens)
+    assert got.dtype == expected.dtype
+    assert (got - expected).abs().max() <= 0.1 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_a_hook_for_all_modules_is_called() -> None:
+    _, fast = pair()
+    tokens, called = tokens_of(fast.spec, 1, 26), []
+    run(fast, tokens)
+    handle = register_module_forward_hook(lambda module, args, out: called.append(module))
+    try:
+        run(fast, tokens)
+    finally:
+        handle.remove()
+    assert {type(layer) for layer in fast.layers} <= {type(module) for module in called}
+    called.clear()
+    run(fast, tokens)
+    assert not called
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_that_are_unfrozen_get_their_gradients(name: str) -> None:
+    plain, fast = pair(name)
+    tokens = tokens_of(plain.spec, 2, 30)
+    for model in (plain, fast):
+        model.requires_grad_(False)
+        model(tokens)
+        model.layers[-1].requires_grad_(True)
+        model(tokens).square().mean().backward()
+    for (path, weight), other in zip(plain.named_parameters(), fast.parameters(), strict=True):
+        assert (weight.grad is None) == (other.grad is None) == ("layers.1." not in path), path
+        if weight.grad is not None:
+            assert (other.grad - weight.grad).abs().max() <= 1e-5 * max(weight.grad.abs().max(), 1e-3), path
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_model_serves_inference_and_gradients(name: str) -> None:
+    """In any order: under inference_mode, under no_grad, with gradients, in train mode, and back."""
+    plain, fast = pair(name)
+    tokens = tokens_of(plain.spec, 1, 26)
+    with torch.no_grad():
+        expected = run(plain, tokens)
+    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad, torch.inference_mode):
+        with mode():
+            assert (run(fast, tokens) - expected).abs().max() <= bound(expected)
+    fast.train()
+    logits = fast(tokens)
+    logits.square().mean().backward()
+    plain(tokens).square().mean().backward()
+    for weight, other in zip(plain.parameters(), fast.parameters(), strict=True):
+        assert (weight.grad is None) == (other.grad is None)
+        if weight.grad is not None:
+            assert (other.grad - weight.grad).abs().max() <= 1e-5 * max(weight.grad.abs().max(), 1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["", "pickle"])
+def test_a_compiled_model_can_be_copied(copied: Callable[[Model], Model]) -> None:
+    """As with torch's own modules, the copy is not compiled; it can be."""
+    plain, fast = pair()
+    tokens = tokens_of(plain.spec, 1, 26)
+    expected = run(fast, tokens)
+    again = copied(fast)
+    assert torch.equal(run(again, tokens), run(plain, tokens))
+    again.compile(backend="eager")
+    overwrite(fast)
+    assert (run(again, tokens) - expected).abs().max() <= bound(expected)
+
+
+@torch.no_grad()
+def test_a_second_model_of_equal_specs_has_weights_of_its_own() -> None:
+    plain, fast = pair()
+    other = randomised(plain.spec, seed=1)
+    expected, tokens = run(other, tokens_of(plain.spec, 1, 26)), tokens_of(plain.spec, 1, 26)
+    other.compile(backend="eager")
+    run(fast, tokens)
+    assert (run(other, tokens) - expected).abs().max() <= bound(expected)
+
+
+@torch.no_grad()
+def test_every_function_of_a_model_leaves_the_guards_on_modules_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the first alone: torch takes its own entries out of the options that it is given."""
+    filtered = []
+
+    def guards(entries: Any) -> list[bool]:
+        kept = torch.compiler.skip_guard_on_all_nn_modules_unsafe(entries)
+        filtered.append(len(entries) - sum(kept))
+        return kept
+
+    monkeypatch.setitem(compiling.GUARDS, "guard_filter_fn", guards)
+    made = []
+    model = randomised(zoo.spec("gemma3-1b", tiny=True))
+    model.compile(backend=lambda graph, inputs: made.append(graph) or graph)
+    run(model, tokens_of(model.spec, 1, 26))
+    assert len(filtered) == len(made) > 3
+    assert all(filtered)
+
+
+def test_a_watch_sees_what_compiled_code_relies_on_and_nothing_else() -> None:
+    model = randomised(zoo.spec(NAME, tiny=True))
+    watch = Watch(model)
+    overwrite(model)
+    model.zero_grad()
+    model(tokens_of(model.spec, 1, 5))
+    assert watch.holds()
+    for edit in (rescale, hook, adapt, widen, turn):
+        watch = Watch(model)
+        edit(model)
+        assert not watch.holds(), edit
+    block(model).table = torch.ones(3)
+    watch = Watch(model)
+    block(model).table = torch.ones(3) * 2
+    assert not watch.holds()
+
+
+def test_fresh_layers_are_as_built_and_edited_ones_are_not() -> None:
+    for name in zoo.names():
+        spec = zoo.spec(name, tiny=True)
+        for layer in dict.fromkeys(spec.layers):
+            one, other = layer.build(spec.dim), layer.build(spec.dim).to(torch.bfloat16)
+            assert is_as_built(one, other), name
+    for edit in (rescale, patch, subclass, turn, adapt):
+        model = zoo.build(NAME, tiny=True)
+        edit(model)
+        assert not is_as_built(model.layers[0], zoo.build(NAME, tiny=True).layers[0]), edit

@@ -1,0 +1,261 @@
+"""Swaps in words: what they change, what they carry over, what they drop, and how they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from zoo import (
+    GLU,
+    GQA,
+    MLA,
+    Decoder,
+    GeGLU,
+    GroupedSigmoidTopK,
+    Layer,
+    LinearScaling,
+    MoE,
+    NoPE,
+    RMSNorm,
+    RoPE,
+    SoftmaxTopK,
+    Spec,
+    SwiGLU,
+    names,
+    olmo,
+    post,
+    pre,
+    sandwich,
+    spec,
+    swap,
+)
+from zoo.blocks.layer import PLACEMENTS
+from zoo.errors import SpecError, UsageError
+from zoo.swaps.grammar import apply_swap
+
+NORM, QK_NORM = RMSNorm(1e-6), RMSNorm(1e-5)
+ROPE = RoPE(1e4, LinearScaling(8))
+ATTN = GQA(8, 2, 16, ROPE, window=4, qk_norm=QK_NORM, scale=0.5, bias=True, sinks=True)
+GLOBAL = replace(ATTN, window=None)
+FFN = GLU(96, GeGLU(), bias=True)
+MOE = MoE(8, GLU(32), SoftmaxTopK(2), shared=GLU(64))
+LATENT = "MLA(q_rank=24, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=12)"
+
+
+def model(*layers: tuple[Spec, Spec], place=pre) -> Decoder:
+    return Decoder(64, 32, tuple(Layer(place(NORM, attn), place(NORM, ffn)) for attn, ffn in layers), NORM)
+
+
+def swapped(before: Decoder, text: str) -> Decoder:
+    return apply_swap(before, text)[0]
+
+
+PLAIN = model((GQA(8, 2, 16, RoPE(1e4)), GLU(96)), (GQA(8, 2, 16, RoPE(1e4)), GLU(96)))
+RICH = model((ATTN, FFN), (GLOBAL, FFN), place=sandwich)
+ROUTED = model((GLOBAL, FFN), (GLOBAL, MOE))
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "kind", "change"),
+    [
+        (PLAIN, "GQA(window=1_024)", GQA, lambda a: replace(a, window=1024)),
+        (RICH, "GQA(window=none, sinks=false)", GQA, lambda a: replace(a, window=None, sinks=False)),
+        (RICH, "GQA(qk_norm_over=projection)", GQA, lambda a: replace(a, qk_norm_over="projection")),
+        (RICH, "RoPE(theta=1e6)", RoPE, lambda r: replace(r, theta=1e6)),
+        (PLAIN, "RoPE(scaling=LinearScaling(factor=4))", RoPE, lambda r: replace(r, scaling=LinearScaling(4))),
+        (ROUTED, "GLU(hidden=48)", GLU, lambda f: replace(f, hidden=48)),
+        (ROUTED, "MoE(shared=none)", MoE, lambda m: replace(m, shared=None)),
+        (RICH, "RMSNorm(eps=1e-3)", RMSNorm, RMSNorm(1e-3)),
+        (RICH, "Decoder(tied=true)", Decoder, lambda d: replace(d, tied=True)),
+        (RICH, "act=SwiGLU", GeGLU, SwiGLU()),
+        (RICH, "rope = NoPE()", RoPE, NoPE()),
+        (RICH, "norm=RMSNorm(eps=1)", RMSNorm, RMSNorm(1)),
+        # A field of a part: of a required one, that is.
+        (ROUTED, "MoE(k=3)", SoftmaxTopK, SoftmaxTopK(3)),
+        (ROUTED, "MoE(hidden=16)", MoE, lambda m: replace(m, expert=GLU(16))),
+        (RICH, "GQA(theta=5e5)", RoPE, lambda r: replace(r, theta=5e5)),
+        # Words for points of GQA.
+        (PLAIN, "attn=MHA", GQA, lambda a: replace(a, kv_heads=8)),
+        (PLAIN, "attn=MQA", GQA, lambda a: replace(a, kv_heads=1)),
+        (PLAIN, "attn=SWA(window=3)", GQA, lambda a: replace(a, window=3)),
+        (PLAIN, "MHA(heads=4)", GQA, lambda a: replace(a, heads=4, kv_heads=4)),
+        (PLAIN, "SWA(window=3)", GQA, lambda a: replace(a, window=3)),
+        (RICH, "SWA(window=3)", GQA, lambda a: replace(a, window=3) if a.window else a),
+    ],
+)
+def test_it_is_the_same_swap_as_in_python(before, text, kind, change) -> None:
+    assert swapped(before, text) == swap(before, kind, change) != before
+
+
+@pytest.mark.parametrize(("word", "place"), [("pre", pre), ("olmo", olmo), ("sandwich", sandwich), ("post", post)])
+def test_norms_move(word, place) -> None:
+    assert set(PLACEMENTS) == {"pre", "olmo", "sandwich", "post"}
+    for before in (model((ATTN, FFN), place=each) for each in PLACEMENTS.values()):
+        assert swapped(before, f"norm={word}") == model((ATTN, FFN), place=place)
+
+
+def test_attention_takes_what_it_can_from_the_attention_before() -> None:
+    after, dropped = apply_swap(RICH, f"attn={LATENT}")
+    wanted = MLA(8, 24, 16, 8, 4, 12, norm=QK_NORM, rope=ROPE, scale=0.5)  # heads, rope and scale; QK-norm's norm
+    assert {layer.mixer for layer in after.layers} == {wanted}
+    assert dropped == ["window 4", "QK-norm per head", "biases", "sinks"]
+
+
+def test_a_latent_norm_is_the_layers_norm_where_there_is_no_qk_norm() -> None:
+    assert swapped(PLAIN, f"attn={LATENT}").layers[0].mixer.norm == NORM
+
+
+def test_experts_are_made_of_the_feed_forward_before() -> None:
+    wanted = MoE(4, FFN, SoftmaxTopK(2))
+    for text in ("ffn=MoE(experts=4, k=2)", "ffn=MoE(experts=4, router=SoftmaxTopK(k=2))"):
+        after, dropped = apply_swap(RICH, text)
+        assert {layer.ffn.block for layer in after.layers} == {wanted}
+        assert dropped == []
+
+
+def test_the_router_is_the_kind_that_takes_the_fields_given() -> None:
+    after = swapped(PLAIN, "ffn=MoE(experts=8, hidden=16, k=2, groups=4, keep=2, scale=2.5)")
+    assert after.layers[0].ffn.block == MoE(8, GLU(16), GroupedSigmoidTopK(2, 4, 2, 2.5))
+
+
+def test_an_expert_is_what_remains_of_experts() -> None:
+    after, dropped = apply_swap(ROUTED, "ffn=GLU")
+    assert [layer.ffn.block for layer in after.layers] == [FFN, GLU(32)]
+    assert dropped == ["shared expert"]
+
+
+def test_what_is_missing_comes_from_the_other_layers() -> None:
+    assert [layer.ffn.block for layer in swapped(ROUTED, "ffn=MoE").layers] == [MOE, MOE]
+
+
+def test_a_norm_is_added_without_naming_its_fields() -> None:
+    assert swapped(PLAIN, "GQA(qk_norm=RMSNorm)").layers[0].mixer.qk_norm == NORM
+
+
+def test_scaling_is_dropped_with_the_rotation() -> None:
+    assert apply_swap(RICH, "rope=NoPE")[1] == ["linear x8"]
+    assert apply_swap(RICH, "GQA(rope=NoPE)")[1] == ["linear x8"]
+
+
+def test_what_is_taken_away_by_name_is_not_dropped() -> None:
+    assert apply_swap(RICH, "GQA(window=none, sinks=false, bias=false, qk_norm=none)")[1] == []
+
+
+@pytest.mark.parametrize("text", ["GQA(heads=8)", "norm=sandwich", "rope=RoPE", "attn=GQA", "act=GeGLU"])
+def test_asking_for_what_is_there_changes_nothing(text) -> None:
+    assert apply_swap(RICH, text) == (RICH, [])
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "says"),
+    [
+        (PLAIN, "", "a block is missing"),
+        (PLAIN, "attn=", "a block is missing"),
+        (PLAIN, "GQQ(window=3)", "unknown block 'GQQ'; did you mean GQA?"),
+        (PLAIN, "rope=nope", "unknown block 'nope'; did you mean NoPE"),
+        (PLAIN, "norm=sandwhich", "did you mean sandwich"),
+        (PLAIN, "atn=MQA", "unknown slot 'atn'; did you mean attn"),
+        (PLAIN, "attn=GLU(hidden=3)", "GLU does not go into attn, which takes GQA, MLA"),
+        (PLAIN, "MLA(kv_rank=3)", "there is no MLA here, only Branch, Decoder, GLU, GQA, Layer, RMSNorm, RoPE, SwiGLU"),
+        (PLAIN, "MLA(kv_rank=3)", "attn=MLA(...) puts one in"),
+        (PLAIN, "router=SoftmaxTopK(k=2)", "nothing stands in router here; MoE(router=...) has one"),
+        (PLAIN, "GQA", "nothing to edit: write GQA(field=value), a field being heads, kv_heads"),
+        (PLAIN, "GQA(windw=3)", "GQA has no field 'windw'; did you mean window? (fields: heads, kv_heads"),
+        (PLAIN, "ffn=MoE(experts=2, k=1, hiden=3)", "did you mean hidden?"),
+        (PLAIN, "GQA(window=)", "at character 12"),
+        (PLAIN, "  attn = GQA(window=4k)", "at character 21"),
+        (PLAIN, "GQA(3)", "every value is named"),
+        (PLAIN, "GQA(**x)", "a field is given twice, or by **"),
+        (PLAIN, "GQA(window=1, window=2)", "a field is given twice"),
+        (PLAIN, "GQA(window=[1])", "'[1]' is no number"),
+        (PLAIN, "GQA(window=open('x'))", "open: every value is named"),
+        (PLAIN, "(" * 1000, "swap"),
+        (PLAIN, "GQA(window=" + "9" * 5000 + ")", "swap"),
+        (PLAIN, "GQA(\0)", "swap"),
+        (PLAIN, "attn=SWA", "SWA needs a window"),
+        (PLAIN, "attn=MQA(kv_heads=2)", "MQA sets kv_heads itself"),
+        (PLAIN, "attn=MLA(kv_rank=16)", "MLA needs q_rank, nope_dim, rope_dim, v_dim: MLA(q_rank=..., nope_dim="),
+        (PLAIN, "ffn=MoE(experts=4)", "MoE needs router: MoE(router=SoftmaxTopK(...))"),
+        (PLAIN, "GQA(kv_heads=3)", "kv_heads=3 must divide heads=8"),
+        (PLAIN, "GQA(window=-3)", "window"),
+        (PLAIN, "GQA(window=2.5)", "window"),
+        (PLAIN, "GQA(sinks=none)", "sinks"),
+        (PLAIN, "GQA(rope=GLU(hidden=3))", "rope"),
+        (PLAIN, "GQA(qk_norm_over=layer)", "qk_norm_over"),
+        (PLAIN, "Decoder(layers=3)", "layers"),
+        (
+            ROUTED,
+            "MoE(groups=4)",
+            "MoE has no field 'groups'; router=GroupedSigmoidTopK(groups=...) has one (fields: exp",
+        ),
+        (ROUTED, "MoE(k=9)", "k=9 is above the 8 experts"),
+    ],
+)
+def test_it_refuses_in_one_line(before, text, says) -> None:
+    with pytest.raises(UsageError) as caught:
+        apply_swap(before, text)
+    assert says in str(caught.value)
+    assert str(caught.value).startswith("swap ")
+
+
+def test_an_impossible_model_is_a_spec_error() -> None:
+    with pytest.raises(SpecError):
+        apply_swap(PLAIN, "GQA(kv_heads=3)")
+
+
+WORDS = [
+    *Spec.kinds,
+    "MHA",
+    "SWA",
+    "attn=",
+    "norm=",
+    "window=",
+    "rope=",
+    "k=",
+    "(",
+    ")",
+    ",",
+    " ",
+    "3",
+    "-1e3",
+    "none",
+    "'",
+]
+
+
+@given(st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=3)), max_size=9).map("".join))
+@example("GQA(window=\n3)")
+@example("f'{1}'()")
+def test_any_text_is_a_model_or_a_usage_error(text) -> None:
+    try:
+        after, _ = apply_swap(ROUTED, text)
+    except UsageError:
+        return
+    assert isinstance(after, Decoder)
+
+
+EVERYWHERE = [
+    "GQA(window=none)",
+    "attn=MQA(head_dim=16)",
+    "attn=SWA(kv_heads=1, head_dim=16, window=5)",
+    f"attn={LATENT}",
+    "ffn=MoE(experts=4, router=GroupedSigmoidTopK(k=2, groups=2, keep=2, scale=1.5))",
+    "ffn=GLU(hidden=24)",
+    "act=SwiGLU",
+    "rope=NoPE",
+    "rope=RoPE(theta=1e4, scaling=LinearScaling(factor=2))",
+    *(f"norm={word}" for word in PLACEMENTS),
+]
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_published_model_takes_every_swap(name) -> None:
+    for text in EVERYWHERE:
+        before = spec(name, tiny=True)
+        if text.startswith("GQA") and not any(isinstance(node, GQA) for node in before.walk()):
+            continue
+        after, _ = apply_swap(before, text)
+        assert after.params() == sum(each.numel() for each in after.build().parameters())

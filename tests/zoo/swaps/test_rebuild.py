@@ -1,0 +1,121 @@
+"""Blocks made in the place of others, whatever their fields hold: of kinds that nobody here has seen, too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import pytest
+
+from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, Spec, pre
+from zoo.errors import UsageError
+from zoo.registry import Block
+from zoo.swaps.grammar import apply_swap
+from zoo.swaps.rebuild import features, lost
+
+NORM = RMSNorm(1e-6)
+
+
+@dataclass(frozen=True)
+class _Wide(GLU):
+    """A feed-forward with fields that its base has not."""
+
+    groups: int = 2
+    route: Literal["first", "last"] = "first"
+
+
+@dataclass(frozen=True)
+class _Odd(Block):
+    """Fields of every type that a spec may have, each with a default."""
+
+    slot = "ffn"
+    rate: float = 0.5
+    width: int = 4
+    mode: str = "plain"
+    depths: tuple[int, ...] = (1, 2)
+    gates: tuple[Spec, ...] = ()
+    made: tuple[int, ...] = field(default_factory=tuple)
+    inner: GLU | None = None
+    ramp: float | None = 0.25
+    smooth: bool = True
+    deep: bool = False
+    qk_norm: RMSNorm | None = None
+
+    def build(self, dim: int) -> Any:
+        raise NotImplementedError
+
+    def params(self, dim: int) -> int:
+        return dim
+
+    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        return 0
+
+
+def model(ffn: Block) -> Decoder:
+    return Decoder(64, 32, (Layer(pre(NORM, GQA(2, 2, 16, RoPE(1e4))), pre(NORM, ffn)),) * 2, NORM)
+
+
+def test_a_subclass_lends_only_the_fields_that_there_are() -> None:
+    """In its place, and from elsewhere in the model."""
+    wide = _Wide(96, bias=True, groups=4)
+    after, dropped = apply_swap(model(wide), "ffn=GLU")
+    assert after == model(GLU(96, bias=True))
+    assert type(after.layers[0].ffn.block) is GLU
+    assert dropped == ["groups 4"]
+    mixed = replace(model(wide), layers=(model(_Odd()).layers[0], model(wide).layers[0]))
+    assert apply_swap(mixed, "ffn=GLU")[0] == model(GLU(96, bias=True))
+
+
+def test_a_subclass_takes_the_place_of_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(Spec.kinds, "Wide", _Wide)
+    after, dropped = apply_swap(model(GLU(96, bias=True)), "ffn=Wide(groups=3)")
+    assert after == model(_Wide(96, bias=True, groups=3))
+    assert dropped == []
+
+
+def test_what_is_missing_is_named_and_what_is_made_by_default_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(Spec.kinds, "Odd", _Odd)
+    assert apply_swap(model(GLU(8)), "ffn=Odd(width=3)")[0] == model(_Odd(width=3))
+    with pytest.raises(UsageError, match=r"GLU needs hidden: GLU\(hidden=\.\.\.\)"):
+        apply_swap(model(_Odd()), "ffn=GLU")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (dict(rate=0.25), ["rate 0.25"]),
+        (dict(width=2_097_152), ["width 2097152"]),
+        (dict(mode="rotated"), ["mode rotated"]),
+        (dict(depths=(3, 4, 5)), ["depths 3, 4, 5"]),
+        (dict(gates=(GLU(4), NORM)), ["gates SwiGLU, width 4, RMSNorm, eps 1e-06"]),
+        (dict(made=(7,)), ["made 7"]),
+        (dict(inner=GLU(4)), ["inner"]),
+        (dict(ramp=None), ["no ramp"]),
+        (dict(smooth=False), ["no smooth"]),
+        (dict(deep=True), ["deep"]),
+        (dict(qk_norm=NORM), ["qk norm"]),  # the term for GQA's names a field that this kind has not
+        (dict(), []),
+    ],
+    ids=str,
+)
+def test_a_feature_of_any_type_is_told_when_it_is_lost(values: dict[str, Any], told: list[str]) -> None:
+    assert list(lost(_Odd(**values), RMSNorm(1.0))) == told
+    assert len(features(_Odd(**values))) == len(values)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Spec.kinds.values() if kind.slot])
+def test_every_kind_can_lose_every_field(kind: type[Spec]) -> None:
+    """Each option in use, by a value that a test of the kind need not know: nothing is formatted that cannot be."""
+    for name in (each.name for each in kind.__dataclass_fields__.values() if each.name not in _required(kind)):
+        for value in (True, False, None, 2, 0.5, "word", (1, "two"), NORM, object()):
+            spec = object.__new__(kind)
+            for each in kind.__dataclass_fields__.values():
+                object.__setattr__(spec, each.name, each.default)
+            object.__setattr__(spec, name, value)
+            assert all(isinstance(word, str) for word in lost(spec, _Odd()))
+
+
+def _required(kind: type[Spec]) -> set[str]:
+    from zoo.swaps.rebuild import _required
+
+    return _required(kind)

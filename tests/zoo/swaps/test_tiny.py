@@ -1,0 +1,115 @@
+"""A tiny model is composed like the full one: every distinct kind of layer is in it, at toy widths."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+
+import zoo
+from zoo import GLU, GQA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, pre
+from zoo.swaps.tiny import tiny
+
+
+def composition(spec: zoo.Spec, dim: int) -> Any:
+    """What a spec is composed of, less its sizes: of an integer only whether there is one, of attention which of MHA,
+    MQA and GQA it is, and whether heads fill the residual stream exactly."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, zoo.Spec):
+            return composition(value, dim)
+        return type(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    parts = {field.name: kept(getattr(spec, field.name)) for field in fields(spec)}
+    if isinstance(spec, GQA):
+        parts["kind"] = "MHA" if spec.kv_heads == spec.heads else "MQA" if spec.kv_heads == 1 else "GQA"
+        parts["fills"] = spec.heads * spec.head_dim == dim
+    return type(spec), tuple(parts.items())
+
+
+def mixed(part: zoo.Spec) -> bool:
+    return isinstance(part, MoE)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_distinct_kind_of_layer_is_there_in_the_plans_order(name: str) -> None:
+    full, small = zoo.spec(name), zoo.spec(name, tiny=True)
+    kinds, toys = ([composition(layer, spec.dim) for layer in spec.layers] for spec in (full, small))
+    assert len(set(full.layers)) == len(set(kinds)), "two kinds of layer differ in sizes alone: compare those too"
+    assert set(toys) == set(kinds)
+    assert toys == kinds[: len(toys)]
+    toy_of = dict(zip(full.layers, small.layers, strict=False))
+    assert toy_of.keys() == set(full.layers)
+    assert len(set(toy_of.values())) == len(toy_of)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_what_is_no_size_stays(name: str) -> None:
+    full, small = zoo.spec(name), zoo.spec(name, tiny=True)
+    assert small.norm == full.norm
+    assert small.tied == full.tied
+    assert (small.embed_scale == small.dim**0.5) == (full.embed_scale == full.dim**0.5)
+    assert (small.embed_scale == 1) == (full.embed_scale == 1)
+    for kind in (zoo.RMSNorm, zoo.LinearScaling, zoo.NoPE, zoo.SwiGLU, zoo.GeGLU):
+        ours, theirs = ({part for part in spec.walk() if isinstance(part, kind)} for spec in (small, full))
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_it_is_small_and_runs_past_its_windows_and_scalings(name: str) -> None:
+    small = zoo.spec(name, tiny=True)
+    assert small.params() < 500_000
+    assert small.context is not None
+    sizes = [getattr(part, "window", None) or getattr(part, "original", 0) for part in small.walk()]
+    assert max(sizes) < 80 < small.context
+    logits = zoo.build(small)(torch.zeros(1, 80, dtype=torch.long))
+    assert logits.isfinite().all()
+    assert logits.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_a_tiny_models_tiny_form_is_itself(name: str) -> None:
+    small = zoo.spec(name, tiny=True)
+    assert tiny(small) == small
+    assert zoo.spec(name, tiny=True) == small
+
+
+@pytest.mark.parametrize(("shared", "toy"), [(1, 1), (2, 2), (4, 4), (0.5, 0.5), (1.5, 1.5)])
+@pytest.mark.parametrize("name", [name for name in zoo.names() if any(map(mixed, zoo.spec(name).walk()))])
+def test_a_shared_expert_stays_as_many_times_as_wide(name: str, shared: float, toy: float) -> None:
+    """It stands for as many routed ones: `to_hf` says how many, and reads it again."""
+    spec = zoo.spec(name)
+    width = next(part.expert.hidden for part in spec.walk() if mixed(part))
+    spec = zoo.swap(spec, MoE, lambda moe: replace(moe, shared=GLU(int(width * shared))))
+    small = tiny(spec)
+    found = {(part.shared.hidden / part.expert.hidden, part.expert.hidden) for part in small.walk() if mixed(part)}
+    assert found == {(toy, 96)}
+    assert tiny(small) == small
+    if name == "deepseek-v3-671b" and shared >= 1 and shared == int(shared):
+        assert zoo.to_hf(small)["n_shared_experts"] == zoo.to_hf(spec)["n_shared_experts"] == shared
+        assert zoo.from_hf(zoo.to_hf(small)) == small
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 5, 6, 7, 12])
+def test_any_number_of_heads_has_a_tiny_form(heads: int) -> None:
+    norm = RMSNorm(1e-5)
+    for kv_heads in {n for n in range(1, heads + 1) if heads % n == 0}:
+        attn = GQA(heads, kv_heads, head_dim=16, rope=RoPE(1e4))
+        for dim in (16 * heads, 100):
+            layer = Layer(pre(norm, attn), pre(norm, GLU(10)))
+            small = tiny(zoo.Decoder(vocab=10, dim=dim, layers=(layer,) * 9, norm=norm))
+            assert len(small.layers) == 2
+            assert small.layers[0].mixer.heads <= 4
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8, 16])
+def test_any_grouped_router_has_a_tiny_form(groups: int) -> None:
+    spec = zoo.spec("deepseek-v3")
+    for keep in (1, 2, groups):
+        if keep <= groups:
+            router = GroupedSigmoidTopK(k=2, groups=groups, keep=keep, scale=1.0)
+            moe = MoE(experts=64, expert=GLU(10), router=router)
+            small = tiny(zoo.swap(spec, MoE, replace(moe, router=replace(router, k=min(8, 64 * keep // groups)))))
+            assert small.params() < 500_000

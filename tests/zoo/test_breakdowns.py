@@ -1,0 +1,83 @@
+"""Costs by part: they add up to the whole, and each part is what the built module holds under the part's names."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+import torch
+
+import zoo
+from zoo.blocks.norms import _RMSNorm
+from zoo.costs import together
+from zoo.model.decoder import Model
+
+PASSES = [(0, 1), (0, 700), (699, 1), (300, 200)]  # past, new
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter, of no norm, belongs to, by its path in the module tree alone."""
+    if match := re.search(r"ffn\.block\.(router|experts|shared)\b", name):
+        return {"experts": "routed"}.get(match[1], match[1])
+    if name.startswith(("embed.", "head.")):
+        return {"embed": "embedding"}.get(name.split(".")[0], "head")
+    return "attn" if ".attn.block." in name else "ffn"
+
+
+def counted(model: Model) -> Counter[str]:
+    norms = {name for name, module in model.named_modules() if isinstance(module, _RMSNorm)}
+    parts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        parts["norm" if name.rpartition(".")[0] in norms else part_of(name)] += parameter.numel()
+    return parts
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_parameters_by_part_are_those_of_the_built_module(name: str) -> None:
+    spec = zoo.spec(name)
+    parts = spec.param_parts()
+    assert +Counter(parts) == counted(zoo.build(spec, device="meta"))
+    assert sum(parts.values()) == spec.params()
+    assert ("head" in +Counter(parts)) != spec.tied
+
+
+@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("causal", [True, False])
+def test_flops_by_part_add_up(name: str, causal: bool) -> None:
+    spec = zoo.spec(name)
+    for past, new in PASSES:
+        parts = spec.flop_parts(past, new, causal=causal)
+        assert sum(parts.values()) == spec.flops(past, new, causal=causal)
+        kept = spec.flop_parts(past, new, logits=1, causal=causal)
+        assert kept["head"] == 2 * spec.dim * spec.vocab
+        assert {**kept, "head": 0} == {**parts, "head": 0}
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_what_does_not_look_at_other_tokens_costs_the_same_in_any_context(name: str) -> None:
+    early, late = (dict(zoo.spec(name).flop_parts(past, 1)) for past in (1, 5000))
+    assert early.pop("scores") < late.pop("scores")
+    assert early == late
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_one_token_reads_the_active_parameters_and_many_all(name: str) -> None:
+    spec = zoo.spec(name)
+    rows = 0 if spec.tied else (spec.vocab - 1) * spec.dim
+    assert spec.read_params(1) == pytest.approx(spec.active_params() - rows, rel=1e-12)
+    assert spec.read_params(10**6) == pytest.approx(spec.params(), rel=1e-12)
+    assert all(spec.read_params(n) <= spec.read_params(n + 1) for n in range(1, 200, 7))
+
+
+def test_experts_are_read_as_often_as_random_routing_hits_them() -> None:
+    """The expectation against a simulation: 4 tokens that choose 2 of 8 experts each."""
+    dim, moe = 16, zoo.MoE(experts=8, expert=zoo.GLU(32), router=zoo.SoftmaxTopK(k=2))
+    chosen = torch.rand(20_000, 4, 8).topk(2).indices.flatten(1)
+    hit = torch.zeros(20_000, 8).scatter_(1, chosen, 1.0).sum(1).mean().item()
+    expected = moe.router.params(dim, 8) + hit * moe.expert.params(dim)
+    assert moe.read_params(dim, 4) == pytest.approx(expected, rel=0.005)
+
+
+def test_parts_of_equal_name_are_added() -> None:
+    assert together([(2, {"a": 1, "b": 3}), (3, {"b": 1})]) == {"a": 2, "b": 9}

@@ -1,0 +1,97 @@
+"""The header of a safetensors file: which tensors it holds, and where.
+
+It is read here, whole and strictly, before the library maps the file. The library keeps the last of two tensors of one
+name without a word, and spends ten times a header's size on reading it.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weights.formats.json_limits import HEADER_LIMIT, parse
+from weights.matching import Entry
+from zoo.errors import MalformedError, enough
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8}  # of packed weights
+BITS = {word: 8 * dtype.itemsize for word, dtype in DTYPES.items()} | {
+    **dict.fromkeys(("BOOL", "I8", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16"), 16),
+    **dict.fromkeys(("U32", "I32"), 32),
+    **dict.fromkeys(("U64", "I64", "C64"), 64),
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+}
+NAME, RANK = 512, 16  # characters of a name and axes of a tensor: more than any checkpoint has
+PIECES = 700_000  # eight for each tensor that can be described in HEADER_LIMIT bytes
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # as torch.save has them
+
+
+def read_header(path: Path) -> list[Entry]:
+    """Every tensor of a safetensors file, in order of the name. Raises MalformedError for a file that is none."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(9)
+        length = int.from_bytes(start[:8], "little")
+        if _is_pickle(start, length, size):
+            raise MalformedError(f"{path} is a pickle, which can run code and is never opened; save it as safetensors")
+        if size < 8 or length > size - 8:
+            raise MalformedError(f"{path} is cut short: {size} bytes, and its header alone needs {length + 8}")
+        if length > HEADER_LIMIT:
+            raise MalformedError(f"{path}: a header of {length} bytes is above the limit of {HEADER_LIMIT}")
+        file.seek(8)
+        said = parse(f"{path}: the header", file, length, PIECES)
+    metadata = said.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise MalformedError(f"{path}: the header's __metadata__ holds more than text")
+    wrong = [ascii(name[:NAME]) for name, info in said.items() if not _is_tensor(name, info)]
+    if wrong:
+        raise MalformedError(f"{path}: the header does not describe a tensor under {enough(wrong)}")
+    _check_extents(path, said, size - 8 - length)
+    return [Entry(name, tuple(info["shape"]), DTYPES.get(info["dtype"])) for name, info in sorted(said.items())]
+
+
+def _is_pickle(start: bytes, length: int, size: int) -> bool:
+    """Whether a file of `size` bytes that begins with these nine is a pickle, and not a safetensors file.
+
+    A header of 640, 896, 1152 or 1408 bytes begins as a pickle does, and so does one in 2,048 of the longer ones: the
+    first bytes are its length. A pickle's would be far longer than the file, and no `{` would follow. A file of at most
+    eight bytes has no ninth: there the length decides alone.
+    """
+    if not start.startswith(PICKLES) or length <= size - 8:
+        return False
+    return length > HEADER_LIMIT if len(start) < 9 else not start.endswith(b"{")
+
+
+def _is_tensor(name: str, info: Any) -> bool:
+    """Whether a header's entry has a printable name, and says a known dtype, a shape and a range of that many bytes."""
+    if not 0 < len(name) <= NAME or not name.isprintable():
+        return False
+    if not isinstance(info, dict) or info.keys() != {"dtype", "shape", "data_offsets"}:
+        return False
+    dtype, shape, extent = info["dtype"], info["shape"], info["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS or not _counts(shape, RANK):
+        return False
+    return _counts(extent, 2) and len(extent) == 2 and 8 * (extent[1] - extent[0]) == prod(shape) * BITS[dtype]
+
+
+def _counts(value: Any, most: int) -> bool:
+    """Whether this is a list of at most so many numbers of things."""
+    return isinstance(value, list) and len(value) <= most and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def _check_extents(path: Path, said: dict[str, Any], size: int) -> None:
+    """Raise MalformedError unless the tensors lie one after the other and fill the `size` bytes."""
+    extents = sorted((*info["data_offsets"], name) for name, info in said.items())
+    ends = [(0, 0, ""), *extents, (size, size, "")]
+    if overlap := [f"{one[2]} and {other[2]}" for one, other in pairwise(extents) if other[0] < one[1]]:
+        raise MalformedError(f"{path}: tensors overlap: {enough(overlap)}")
+    if extents and extents[-1][1] > size:
+        missing = extents[-1][1] - size
+        raise MalformedError(f"{path} is cut short: {missing} bytes are missing at the end, of {extents[-1][2]}")
+    if any(one[1] != other[0] for one, other in pairwise(ends)):
+        raise MalformedError(f"{path} holds {size} bytes of tensors, of which its header leaves some unnamed")

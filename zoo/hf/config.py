@@ -1,0 +1,301 @@
+"""Published sizes, and reading a published config.json: strictly, in the older and the newer spelling.
+
+Every field is read by the architecture, or has no effect on a forward pass (zoo/hf/inert_fields.py), or is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from reprlib import repr as brief
+from typing import Any, Protocol
+
+from zoo.blocks.positions import LinearScaling, Llama3Scaling, RoPE, Scaling, YarnScaling, yarn_gain
+from zoo.errors import MalformedError, SpecError
+from zoo.hf.fields import LONGEST, MOST, Fields
+from zoo.hf.inert_fields import NEUTRAL, VISION, is_inert
+from zoo.model.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Size:
+    """A released model: its hub id, its published number of parameters (text part, each once) and its spec.
+
+    `active`: the published active parameters where the publisher's rule differs from ours, with that rule.
+    """
+
+    hub: str
+    params: int
+    spec: Decoder
+    active: tuple[int, str] | None = None
+
+
+# One name a quantity on our side, Hugging Face's on theirs. All eight architectures share these.
+COMMON = {
+    "vocab": "vocab_size",
+    "dim": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "context": "max_position_embeddings",
+}
+MOST_LAYERS = 1_000  # a plan holds each layer: a damaged number would fill the memory
+ROPE_DEFAULTS = {
+    "attention_factor": None,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": None,
+    "mscale_all_dim": None,
+    "truncate": True,
+}
+
+
+class Config(Fields):
+    """The fields of one config.json, in the words that architectures share."""
+
+    @property
+    def model_type(self) -> Any:
+        """Which published code this config is for."""
+        return self.values.get("model_type")
+
+    def common(self) -> dict[str, Any]:
+        """What every architecture's `decoder` takes, under our names."""
+        most = {"layers": MOST_LAYERS}
+        return {ours: self.integer(name, most.get(ours, MOST)) for ours, name in COMMON.items()} | {
+            "eps": self.number("rms_norm_eps"),
+            "tied": self.flag("tie_word_embeddings"),
+        }
+
+    def dense(self) -> dict[str, Any]:
+        """`common`, and what all grouped-query attention with a dense feed-forward takes."""
+        kv_heads = self.optional("num_key_value_heads") or self.integer("num_attention_heads")
+        return self.common() | {"kv_heads": kv_heads, "hidden": self.integer("intermediate_size")}
+
+    def head_dim(self) -> int:
+        """A head's width; hidden_size / num_attention_heads where the field is null."""
+        given = self.optional("head_dim")
+        dim, heads = self.integer("hidden_size"), self.integer("num_attention_heads")
+        if given is None and dim % heads:
+            raise self.wrong(f"hidden_size={dim} is no multiple of num_attention_heads={heads}")
+        return given or dim // heads
+
+    def rope(self, kind: str | None = None, theta: str = "rope_theta", scaled: bool = True) -> RoPE:
+        """The rotary encoding, of layers of this `kind` where each kind has its own.
+
+        Newer files hold `rope_parameters`, by kind of layer or for all; older ones the base under the name `theta`, and
+        `rope_scaling`, which only `scaled` layers heed. A field in the spelling that is not used must be null or agree.
+        """
+        given = self._rope_fields()
+        if self._newer and kind is not None:
+            given = given.object(kind, given.defaults)
+        elif not self._newer and not scaled:
+            given = Fields({})
+        inner = given.values.get("rope_theta")
+        base = self.number(theta) if inner is None else given.number("rope_theta")
+        if self.values.get(theta) in (None, base):
+            self.unused(theta)
+        return RoPE(base, _scaling(given))
+
+    def rope_field(self, name: str) -> float | None:
+        """One number of rope_parameters or rope_scaling, None where it is absent."""
+        given = self._rope_fields()
+        return None if given.values.get(name) is None else given.number(name)
+
+    @property
+    def _newer(self) -> bool:
+        return self.values.get("rope_parameters") not in (None, {})
+
+    def _rope_fields(self) -> Fields:
+        """The object that says how positions are scaled. A scaling of another model's context takes the model's own
+        context where it does not say which it stretches, as the reference does."""
+        plain = self.values.get("rope_parameters") == {} and not self.values.get("rope_scaling")  # no default then
+        used, other = ("rope_parameters", "rope_scaling")[:: 1 if self._newer or plain else -1]
+        if self.values.get(other) in (None, {}):
+            self.unused(other)
+        context = self.values.get("max_position_embeddings", self.defaults.get("max_position_embeddings"))
+        return self.object(used, ROPE_DEFAULTS | {"original_max_position_embeddings": context})
+
+    def agrees_on_windows(self, spec: Decoder) -> None:
+        """`layer_types` must name the plan's windowed layers."""
+        kinds = {True: "full_attention", False: "sliding_attention"}
+        self.agrees("layer_types", (kinds[layer.stored().window is None] for layer in spec.layers))
+
+    def check_released(self, kinds: Sequence[ModelType], ignore: Iterable[str] = ()) -> None:
+        """`architectures` and `auto_map` must name released classes, for which the layout of the weights is known.
+
+        Other heads (a classifier's, a reward model's, a draft model's) and bare models compute something else from
+        the same fields. Raises MalformedError for `architectures`; an `auto_map` is left to `finish`.
+        """
+        self.read.add("architectures")
+        given, classes = self.values.get("architectures"), sorted({kind.reference for kind in kinds})
+        named = given if isinstance(given, list) else [given]
+        if given is not None and "architectures" not in set(ignore) and any(name not in classes for name in named):
+            told = repr(given) if len(repr(given)) <= LONGEST else brief(given)
+            raise self.wrong(
+                f"architectures={told} is not read, only {' or '.join(classes)}: another class has another head, or "
+                "none; pass --ignore-field architectures (ignore_fields=) to ignore it"
+            )
+        if any(kind.remote and kind.remote.released(self.values.get("auto_map")) for kind in kinds):
+            self.unused("auto_map")
+
+    def finish(self, ignore: Iterable[str] = ()) -> None:
+        """Raise MalformedError naming every field that nobody has read and that has an effect on a forward pass, but
+        for those in `ignore`."""
+        self.neutral(**{name: value for name, value in NEUTRAL.items() if name not in self.read})
+        self.unused(*filter(is_inert, self.values))
+        super().finish(ignore)
+
+
+def _linear(given: Fields) -> Scaling:
+    return LinearScaling(factor=given.number("factor"))
+
+
+def _llama3(given: Fields) -> Scaling:
+    return Llama3Scaling(
+        factor=given.number("factor"),
+        original=given.integer("original_max_position_embeddings"),
+        low=given.number("low_freq_factor"),
+        high=given.number("high_freq_factor"),
+    )
+
+
+def _yarn(given: Fields) -> Scaling:
+    factor, mscale = given.number("factor"), given.optional_number("mscale")
+    all_dim, gain = given.optional_number("mscale_all_dim"), given.optional_number("attention_factor")
+    if gain is None:
+        gain = yarn_gain(factor, mscale) / yarn_gain(factor, all_dim) if mscale and all_dim else yarn_gain(factor)
+    return YarnScaling(
+        factor=factor,
+        original=given.integer("original_max_position_embeddings"),
+        gain=gain,
+        fast=given.number("beta_fast"),
+        slow=given.number("beta_slow"),
+        truncate=given.flag("truncate"),
+    )
+
+
+SCALINGS: dict[str, Callable[[Fields], Scaling]] = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}
+
+
+def _scaling(given: Fields) -> Scaling | None:
+    """rope_parameters or rope_scaling -> the scaling, None for type "default" or nothing."""
+    kind = given.values.get("rope_type", given.values.get("type", "default"))
+    if kind not in ("default", *SCALINGS):
+        name = "rope_type" if "rope_type" in given.values else "type"
+        raise given.wrong(f"{name}={brief(kind)} is unknown; known: default, {', '.join(SCALINGS)}")
+    given.expect(rope_type=kind, type=kind)  # the newer and the older word for it
+    given.neutral(partial_rotary_factor=NEUTRAL["partial_rotary_factor"])
+    if kind == "default":
+        return None
+    return SCALINGS[kind](given)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Code that a family was released with, before the reference had it: "module.Class", and who published it."""
+
+    classes: tuple[str, ...]
+    publishers: tuple[str, ...]
+
+    def released(self, auto_map: Any) -> bool:
+        """Whether an `auto_map` names these classes only, of its own repository or ("org/name--") a publisher's."""
+        if not isinstance(auto_map, dict) or not all(isinstance(code, str) for code in auto_map.values()):
+            return False
+        owners = "|".join(map(re.escape, self.publishers))
+        code = re.compile(rf"(?:(?:{owners})/[A-Za-z0-9._-]+--)?(?:{'|'.join(map(re.escape, self.classes))})")
+        return all(code.fullmatch(name) for name in auto_map.values())
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """A model_type: its name in config.json, the reference's class where that is not the name in capitals with
+    "ForCausalLM", published values of fields that files of this model_type leave out, and the code it came with."""
+
+    name: str
+    class_name: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    remote: Remote | None = None
+
+    @property
+    def reference(self) -> str:
+        """The reference's class."""
+        return self.class_name or "".join(word.capitalize() for word in self.name.split("_")) + "ForCausalLM"
+
+
+class FromHF(Protocol):
+    """An architecture's `from_hf`: a published config -> its spec; and what it was made of."""
+
+    model_types: tuple[str, ...]
+    classes: dict[str, str]
+    defaults: Callable[[Any], dict[str, Any]]
+    read: Callable[[Config], Decoder]
+
+    def __call__(self, config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder: ...
+
+
+def reads(*kinds: str | ModelType, **defaults: Any) -> Callable[[Callable[[Config], Decoder]], FromHF]:
+    """Make `from_hf(config, ignore_fields=())` of a function that reads a Config.
+
+    `kinds` are the model_types it takes, a multimodal wrapper's among them; `defaults` the published values of fields
+    that files leave out, for all of them. Raises MalformedError for what the file gets wrong or this architecture does
+    not understand.
+    """
+    known = {kind.name: kind for kind in (ModelType(kind) if isinstance(kind, str) else kind for kind in kinds)}
+
+    def some(model_type: Any) -> list[ModelType]:
+        """The kind of this name; every kind where there is none."""
+        return [known[model_type]] if isinstance(model_type, str) and model_type in known else list(known.values())
+
+    def defaults_of(model_type: Any) -> dict[str, Any]:
+        own = some(model_type)
+        return defaults | (dict(own[0].defaults) if len(own) == 1 else {})
+
+    def decorate(read: Callable[[Config], Decoder]) -> FromHF:
+        def from_hf(config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder:
+            ignore, text = set(ignore_fields), config
+            if "text_config" in config:
+                wrapper = Config(config)
+                wrapper.check_released(some(wrapper.model_type), ignore)
+                text = text_part(wrapper, ignore)
+            fields = Config(text, defaults_of(text.get("model_type")))
+            if fields.model_type not in (None, *known):
+                raise fields.wrong(f"model_type={brief(fields.model_type)} is not {' or '.join(known)}")
+            fields.check_released(some(fields.model_type if text is config else None), ignore)
+            try:
+                spec = read(fields)
+            except SpecError as error:
+                raise MalformedError(f"config.json: {error}") from error
+            fields.finish(ignore)
+            return spec
+
+        classes = {name: kind.reference for name, kind in known.items()}
+        vars(from_hf).update(model_types=tuple(known), classes=classes, defaults=defaults_of, read=read)
+        from_hf.__doc__ = f"A published config.json of model_type {' or '.join(known)} -> its spec."
+        return from_hf  # type: ignore[return-value]
+
+    return decorate
+
+
+def text_part(wrapper: Config, ignore: Iterable[str] = ()) -> dict[str, Any]:
+    """The language model's fields of a multimodal wrapper's config.
+
+    Whether the head is tied is said by the text part, and by the wrapper where the text part does not say. Mistral
+    Small 3.1 was released untied with a wrapper that does not say; transformers 5 writes `true` into that wrapper, its
+    class default, whatever the model is. So the wrapper's word counts for less. Where the two differ, `weights.load`
+    goes by the stored tensors, as the reference does: see `contradicts_on_tying`.
+    """
+    text = wrapper.values["text_config"]
+    if not isinstance(text, dict):
+        raise wrapper.wrong(f"text_config={brief(text)} is no object")
+    wrapper.unused("tie_word_embeddings", *VISION)
+    wrapper.finish(ignore)
+    if text.get("tie_word_embeddings") is None and wrapper.values.get("tie_word_embeddings") is not None:
+        return text | {"tie_word_embeddings": wrapper.values["tie_word_embeddings"]}
+    return text
+
+
+def contradicts_on_tying(config: dict[str, Any]) -> bool:
+    """Whether a multimodal wrapper and its text part say different things of whether the head is tied."""
+    text = config.get("text_config")
+    said = [part.get("tie_word_embeddings") for part in (config, text) if isinstance(part, dict)]
+    return len(said) == 2 and None not in said and said[0] != said[1]

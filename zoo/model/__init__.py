@@ -1,0 +1,1 @@
+"""Layers put together and run: the decoder, generation, compilation, CUDA graphs."""
