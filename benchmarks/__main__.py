@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.commands import make_app
-from zoo.cli.terminal import run
+from zoo.cli.runner import run
 
 app = make_app()
 

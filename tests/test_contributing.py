@@ -176,7 +176,7 @@ def test_the_block_is_listed_told_of_and_composed(primer: Path) -> None:
 @pytest.mark.slow
 def test_the_block_passes_all_tests_over_the_registry(primer: Path) -> None:
     """Of random models, of drawings, tables and plans, and of the gallery's swaps."""
-    files = [f"tests/zoo/test_{name}.py" for name in ("listing", "registry", "plan", "remake")]
+    files = [f"tests/zoo/test_{name}.py" for name in ("listing", "registry", "plan", "rebuild")]
     files += ["tests/test_properties.py", "tests/benchmarks/gallery/test_gallery_swaps.py"]
     assert passed_in(primer, *files).keys() == set(files)
 
@@ -188,7 +188,7 @@ import runpy
 from contextlib import redirect_stdout
 from io import StringIO
 
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 
 for module, *args in json.load(open("commands.json", encoding="utf-8")):
     app = runpy.run_module(f"{module}.__main__" if module == "benchmarks" else module)["app"]

@@ -75,7 +75,7 @@ def values_of(kind: type[zoo.Spec]) -> dict[str, st.SearchStrategy[Any]]:
 @st.composite
 def specs(draw: st.DrawFn, base: type[zoo.Spec], slot: str | None = None) -> Any:
     """A spec of any kind that is a `base`, its fields drawn until they make one."""
-    kinds = [k for k in zoo.Spec.kinds.values() if issubclass(k, base) and slot in (None, k.slot)]
+    kinds = [k for k in zoo.Spec.kinds.values() if issubclass(k, base) and slot in (None, k.role)]
     kind = draw(st.sampled_from(kinds))
     for _ in range(20):
         try:
@@ -131,7 +131,7 @@ def test_formulas_are_the_built_modules(spec: zoo.Decoder) -> None:
         assert made.params() == sum(weight.numel() for weight in model.parameters())
         assert 0 < made.active_params() <= made.params()
     assert spec.map(lambda part: part) is spec
-    assert all(part.words().isprintable() for part in spec.walk())
+    assert all(part.describe().isprintable() for part in spec.walk())
 
 
 @thoroughly

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import zoo
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 from zoo.swaps.grammar import apply_swap
 
 PAGE = (Path(__file__).parents[1] / "docs" / "swaps.md").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def test_every_example_is_a_swap(text) -> None:
     """On a model with routed experts, else on one without, since not each block is in each."""
     routed, plain = (
         next(
-            spec for spec in map(zoo.spec, zoo.names()) if any(node.slot == "router" for node in spec.walk()) == wanted
+            spec for spec in map(zoo.spec, zoo.names()) if any(node.role == "router" for node in spec.walk()) == wanted
         )
         for wanted in (True, False)
     )

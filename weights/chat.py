@@ -12,9 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from weights.extras import need
 from weights.formats.json_limits import CONFIG_LIMIT, MB, member, read_json
-from zoo.errors import MalformedError, NotAvailable
+from zoo.errors import MalformedError, NotAvailable, require_package
 
 TEMPLATE, OLDER_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "chat_template.json", "tokenizer_config.json"
 TOKENIZER_CONFIG_LIMIT = 8 * MB  # it can hold thousands of added tokens
@@ -26,7 +25,7 @@ def chat_prompt(folder: Path, message: str) -> str:
 
     Raises NotAvailable where the folder has no chat template, MalformedError where that fails or is refused.
     """
-    need("jinja2", "text")
+    require_package("jinja2", "text")
     settings = _settings(folder)
     template, where = _template(folder, settings)
     special = {name: text for name in SPECIAL if (text := _text(settings.get(name))) is not None}

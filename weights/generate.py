@@ -16,13 +16,13 @@ import torch
 import typer
 
 from weights.chat import chat_prompt
-from weights.extras import need
 from weights.formats.json_limits import member
 from weights.loading import Source, fill, open_source
 from weights.sources import TOKENIZER
-from zoo.cli.self_check import find_device, name_of
-from zoo.cli.terminal import Debug, count, run
-from zoo.errors import MalformedError, NotAvailable, UsageError
+from zoo.cli.runner import Debug, run
+from zoo.core.devices import find_device
+from zoo.errors import MalformedError, NotAvailable, UsageError, require_package
+from zoo.units import dtype_name, format_count
 
 app = typer.Typer(add_completion=False)
 
@@ -63,8 +63,8 @@ def main(
         raise UsageError("the prompt holds no token")
     began = time.perf_counter()
     model = fill(opened.spec(ignore_field or ()), opened, place, dtype, check_finite)
-    held, seconds = name_of(model.embed.weight.dtype), time.perf_counter() - began
-    _note(f"{count(model.spec.params())} parameters, {held} on {place}, in {seconds:.1f} s")
+    held, seconds = dtype_name(model.embed.weight.dtype), time.perf_counter() - began
+    _note(f"{format_count(model.spec.params())} parameters, {held} on {place}, in {seconds:.1f} s")
     outside = [token for token in ids if not 0 <= token < model.spec.vocab]
     if outside:
         raise UsageError(f"no tokens of this model, which has {model.spec.vocab}: {', '.join(map(str, outside))}")
@@ -106,7 +106,7 @@ def _listing() -> Callable[[int], str]:
 
 def spelling(tokenizer: Any, ids: list[int]) -> Callable[[int], str]:
     """Tokens as the text that each completes, which for a part of a character is none yet."""
-    decoders = need("tokenizers.decoders", "text")
+    decoders = require_package("tokenizers.decoders", "text")
     stream = decoders.DecodeStream(ids=ids, skip_special_tokens=True)
     return lambda token: stream.step(tokenizer, token) or ""
 
@@ -132,7 +132,7 @@ def read_tokenizer(source: Source) -> Any:
     folder = home(source)
     if not (folder / TOKENIZER).is_file():
         raise NotAvailable(f"{folder} has no {TOKENIZER} to read a prompt with; give ids: --tokens 2,818,5279")
-    path, tokenizers = member(folder, TOKENIZER), need("tokenizers", "text")
+    path, tokenizers = member(folder, TOKENIZER), require_package("tokenizers", "text")
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library has no errors of its own

@@ -12,14 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from weights.extras import need
 from weights.formats.hf_folder import WORDS, Folder
 from weights.formats.unpacked import unpacked
-from weights.matching import EMBED, HEAD, Entry, Move, check, listed, match, skipped, text_names
+from weights.matching import EMBED, HEAD, Entry, TensorMapping, check, listed, match, skipped, text_names
 from weights.sources import locate
 from zoo import catalog
-from zoo.errors import MalformedError, UsageError, unknown
-from zoo.hf.checkpoint_layout import Rules, Same, Stacked
+from zoo.errors import MalformedError, UsageError, require_package, unknown
+from zoo.hf.checkpoint_layout import Rename, Rules, Stacked
 from zoo.model.decoder import Decoder, Model
 
 READERS = 2  # as measured, on two cores
@@ -43,7 +42,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Stored(Sequence[Tensor]):
+class LazyTensors(Sequence[Tensor]):
     """Tensors of a source, each read when it is looked at and not kept."""
 
     source: Source
@@ -90,7 +89,7 @@ def open_source(source: str | Path, revision: str | None = None, offline: bool =
     if path.is_dir():
         return unpacked(Folder(path))
     if path.is_file() and path.suffix == ".gguf":
-        need("gguf", "gguf")
+        require_package("gguf", "gguf")
         from weights.formats.gguf_file import GGUFFile  # only here, for what it imports is an extra
 
         return GGUFFile(path)
@@ -134,7 +133,7 @@ def _fill(
 
 
 def read_all(
-    moves: Sequence[Move],
+    moves: Sequence[TensorMapping],
     parameters: Mapping[str, Tensor],
     source: Source,
     stored: Mapping[str, Entry],
@@ -147,15 +146,15 @@ def read_all(
     read several at a time: many small tensors, too small for torch's own threads (a third less time to float32, on two
     cores). Other tensors are not: there several readers were no faster, and each would hold one beside the model.
     """
-    alike, others = ([move for move in moves if isinstance(move.rule, Same) is same] for same in (True, False))
+    alike, others = ([move for move in moves if isinstance(move.rule, Rename) is same] for same in (True, False))
     reading = {
-        move: Stored(source, [stored[name].name for name in move.theirs], device, parameters[move.ours[0]].dtype)
+        move: LazyTensors(source, [stored[name].name for name in move.theirs], device, parameters[move.ours[0]].dtype)
         for move in moves
     }
     filled = {move.ours[0]: reading[move][0] for move in alike}
     filled |= {name: _room(parameters[name], device) for move in others for name in move.ours}
 
-    def fill(move: Move) -> None:
+    def fill(move: TensorMapping) -> None:
         move.rule.fill([filled[name] for name in move.ours], reading[move], move.layer)
 
     with ThreadPoolExecutor(READERS) as readers:

@@ -31,7 +31,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Move:
+class TensorMapping:
     """Entry tensors `theirs` become the parameters `ours`, by a rule, in one layer of the plan or outside them all."""
 
     rule: Rule
@@ -59,29 +59,29 @@ def text_names(where: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
     return named
 
 
-def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Container[str]) -> list[Move]:
+def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Container[str]) -> list[TensorMapping]:
     """The moves that fill all parameters. Of several rules for one, the first that finds any of its tensors stored.
 
     Raises UsageError naming the parameters that no rule is for.
     """
-    moves: list[Move] = []
+    moves: list[TensorMapping] = []
     filled: set[str] = set()
-    homeless: list[str] = []
+    unmapped: list[str] = []
     for parameter in parameters:
         if parameter in filled:
             continue
         found = [move for rule in rules if isinstance(rule, Rule) and (move := _bind(spec, rule, parameter))]
         if not found:
-            homeless.append(parameter)
+            unmapped.append(parameter)
             continue
         moves.append(next((move for move in found if any(name in stored for name in move.theirs)), found[0]))
         filled.update(moves[-1].ours)
-    if homeless:
-        raise UsageError(f"no released checkpoint has a place for {listed(homeless)}")
+    if unmapped:
+        raise UsageError(f"no released checkpoint has a place for {listed(unmapped)}")
     return moves
 
 
-def _bind(spec: Decoder, rule: Rule, parameter: str) -> Move | None:
+def _bind(spec: Decoder, rule: Rule, parameter: str) -> TensorMapping | None:
     """`rule` for this parameter, None if it is for others."""
     inside = re.fullmatch(r"layers\.(\d+)\.(.+)", parameter)
     place, local = (f"layers.{inside[1]}.", inside[2]) if inside else ("", parameter)
@@ -97,7 +97,7 @@ def _bind(spec: Decoder, rule: Rule, parameter: str) -> Move | None:
     theirs = f"model.{place}{rule.theirs}{suffix}" if inside else rule.theirs + suffix
     experts = range(_experts(layer)) if layer else ()
     each = [theirs.replace("{e}", str(e)) for e in experts] if "{e}" in theirs else [theirs]
-    return Move(rule, layer, tuple(f"{place}{name}{suffix}" for name in ours), tuple(each))
+    return TensorMapping(rule, layer, tuple(f"{place}{name}{suffix}" for name in ours), tuple(each))
 
 
 def _experts(layer: Layer) -> int:
@@ -120,7 +120,7 @@ def skipped(spec: Decoder, rules: Rules, names: Iterable[str]) -> dict[str, list
 
 def check(
     where: Path,
-    moves: Iterable[Move],
+    moves: Iterable[TensorMapping],
     parameters: Mapping[str, Tensor],
     stored: Mapping[str, Entry],
     beside: Container[str],

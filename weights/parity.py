@@ -12,7 +12,8 @@ import typer
 from weights.reference import plot as plot_module
 from weights.reference.comparison import parity
 from weights.reference.table import table
-from zoo.cli.terminal import Debug, Out, document, emit, run
+from zoo.cli.runner import Debug, Out, emit, run
+from zoo.cli.tables import document
 
 app = typer.Typer(add_completion=False)
 

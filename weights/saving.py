@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from weights.formats.hf_folder import CONFIG, INDEX, SINGLE, WORDS
-from weights.matching import Entry, Move, listed, match
+from weights.matching import Entry, TensorMapping, listed, match
 from zoo import catalog
 from zoo.errors import NotAvailable, UsageError
 from zoo.hf.checkpoint_layout import COMMON
@@ -62,7 +62,7 @@ def described(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, {entry.name: tensor for pair in written for entry, tensor in zip(*pair, strict=True)}
 
 
-def _planned(model: Model) -> tuple[dict[str, Any], dict[str, Tensor], list[Move]]:
+def _planned(model: Model) -> tuple[dict[str, Any], dict[str, Tensor], list[TensorMapping]]:
     """The config.json, the parameters, and which of them become which tensors."""
     parameters = _parameters(model)
     config = to_hf(model.spec) | {"dtype": NAMES[model.embed.weight.dtype]}
@@ -105,13 +105,13 @@ def _form(parameter: Tensor | None) -> str:
     return f"{str(parameter.dtype).removeprefix('torch.')} {list(parameter.shape)}"
 
 
-def _entries(move: Move, parameters: dict[str, Tensor]) -> Iterator[Entry]:
+def _entries(move: TensorMapping, parameters: dict[str, Tensor]) -> Iterator[Entry]:
     """What a move will store."""
     shapes = move.expected({name: parameters[name].to("meta") for name in move.ours})
     return (Entry(name, shape, parameters[move.ours[0]].dtype) for name, shape in shapes.items())
 
 
-def _written(move: Move, parameters: dict[str, Tensor]) -> Iterable[Tensor]:
+def _written(move: TensorMapping, parameters: dict[str, Tensor]) -> Iterable[Tensor]:
     """The tensors themselves, in the same order."""
     return move.rule.write([parameters[name].detach() for name in move.ours], move.layer)
 

@@ -31,7 +31,7 @@ from zoo.blocks import (
 )
 from zoo.catalog import build, from_hf, names, spec
 from zoo.core import kernels
-from zoo.costs import Stored
+from zoo.costs import CacheSpec
 from zoo.errors import ZooError
 from zoo.hf.export import to_hf
 from zoo.model.decoder import Decoder, swap_layers
@@ -42,6 +42,7 @@ __all__ = [
     "GQA",
     "MLA",
     "Branch",
+    "CacheSpec",
     "ClampedSwiGLU",
     "Decoder",
     "GeGLU",
@@ -56,7 +57,6 @@ __all__ = [
     "RoPE",
     "SoftmaxTopK",
     "Spec",
-    "Stored",
     "SwiGLU",
     "YarnScaling",
     "ZooError",

@@ -14,11 +14,14 @@ import typer
 from zoo import diagram
 from zoo.catalog import resolve, sizes
 from zoo.cli import card, listing, self_check
-from zoo.cli.terminal import Debug, count, document, emit, run
+from zoo.cli.runner import Debug, emit, run
+from zoo.cli.tables import document
+from zoo.core.devices import find_device
 from zoo.errors import CheckFailed, SpecError, UsageError
 from zoo.model.decoder import Decoder
 from zoo.swaps.grammar import apply_swap
 from zoo.swaps.tiny import tiny as at_toy_widths
+from zoo.units import format_count
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -67,7 +70,7 @@ def main(
             raise UsageError("--svg draws and builds nothing: leave --json and --device out")
         emit(_drawn(preset, tiny, swap or [], dtype or DType.bfloat16), None if svg == Path("-") else svg)
         return
-    place = self_check.find_device(device or ("cpu" if tiny else "meta"))
+    place = find_device(device or ("cpu" if tiny else "meta"))
     number = getattr(torch, dtype or ("bfloat16" if place.type == "meta" else "float32"))
     report = _report(preset, tiny, swap or [], place, number, seed)
     emit(document(report) if json else card.text(report))
@@ -85,7 +88,7 @@ def _report(
     if runs:
         self_check.check_memory(spec, device, dtype)
     if not tiny:
-        building = f"building {count(spec.params())} parameters on {device}"
+        building = f"building {format_count(spec.params())} parameters on {device}"
         print(building if runs else "not run: --tiny runs it at toy widths, --device cpu in full", file=sys.stderr)
     model, built = self_check.allocate(spec, device, dtype, seed)
     decoded = self_check.decode(model, dtype, seed) if runs else None

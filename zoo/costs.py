@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from math import prod
 
 BLOCK = 256  # queries that attend together where windows end: with more, pairs are wasted, with fewer, calls
-Parts = Mapping[str, int]  # a total, by the part of the model that it belongs to: "attn", "norm", "routed", ...
+Breakdown = Mapping[str, int]  # a total, by the part of the model that it belongs to: "attn", "norm", "routed", ...
 
 
-def together(counted: Iterable[tuple[int, Parts]]) -> Parts:
+def sum_breakdowns(counted: Iterable[tuple[int, Breakdown]]) -> Breakdown:
     """(how many, parts of one) -> the parts of all, added up by name."""
     summed: Counter[str] = Counter()
     for many, parts in counted:
@@ -25,18 +25,18 @@ def together(counted: Iterable[tuple[int, Parts]]) -> Parts:
 
 
 @dataclass(frozen=True)
-class Stored:
+class CacheSpec:
     """What one layer keeps of each token: named streams of (heads, width) numbers, for all tokens or the last `window`.
 
     The cache allocates from this object and the tables print from it, so the two cannot disagree.
     """
 
-    streams: tuple[tuple[str, tuple[int, int]], ...]
+    per_token: tuple[tuple[str, tuple[int, int]], ...]
     window: int | None = None
 
-    def numbers(self) -> int:
+    def elements(self) -> int:
         """Numbers kept of one token."""
-        return sum(prod(shape) for _, shape in self.streams)
+        return sum(prod(shape) for _, shape in self.per_token)
 
     def tokens(self, context: int) -> int:
         """Tokens kept once `context` of them have been read."""
@@ -68,10 +68,10 @@ def dense_pairs(past: int, new: int, window: int | None = None) -> int:
         return min(held + 1, window)
     if held == 0 and new <= window:
         return new * new
-    return sum((end - start) * (held + end - first) for start, end, first in bands(held, new, window))
+    return sum((end - start) * (held + end - first) for start, end, first in window_blocks(held, new, window))
 
 
-def bands(past: int, new: int, window: int) -> Iterator[tuple[int, int, int]]:
+def window_blocks(past: int, new: int, window: int) -> Iterator[tuple[int, int, int]]:
     """(start, end, first) for each block of `new` queries after `past` keys: queries start to end - 1 reach keys from
     `first` on. The past is handed out whole or not at all, since in a ring it lies in any order."""
     block = min(window, BLOCK)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
 
 
 class ZooError(Exception):
@@ -55,3 +57,11 @@ def unknown(what: str, word: str, known: Iterable[str]) -> UsageError:
     close = get_close_matches(word.lower().replace("_", "-"), folded, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(folded[name] for name in close)}?" if close else f"known: {', '.join(known)}"
     return UsageError(f"unknown {what} {word!r}; {hint}")
+
+
+def require_package(package: str, extra: str) -> Any:
+    """The imported package. Raises NotAvailable with the pip line of the extra that it comes with."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise NotAvailable(f"this needs the package {package}: pip install 'zoo-llm[{extra}]'") from error

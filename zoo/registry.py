@@ -14,7 +14,7 @@ from sys import float_info
 from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from zoo.costs import Parts, Stored
+from zoo.costs import Breakdown, CacheSpec
 from zoo.errors import SpecError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Spec(ABC):
     """
 
     kinds: ClassVar[dict[str, type[Spec]]] = {}
-    slot: ClassVar[str] = ""
+    role: ClassVar[str] = ""
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -54,7 +54,7 @@ class Spec(ABC):
         if not holds:
             raise SpecError(f"{type(self).__name__}: {message}")
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """This spec in a reader's words, on one line."""
         return repr(self)
 
@@ -105,27 +105,27 @@ class Block(Spec, abstract=True):
         as expected where every expert is as likely. For one token these are the active ones."""
         return self.params(dim)
 
-    def param_parts(self, dim: int) -> Parts:
+    def param_breakdown(self, dim: int) -> Breakdown:
         """`params` by part: attn, norm, ffn, routed, shared, router. A block of one part is named by its slot."""
-        return {self.slot: self.params(dim)}
+        return {self.role: self.params(dim)}
 
     @abstractmethod
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         """FLOPs of a forward of `new` tokens after `past`, by the convention of zoo.costs. `causal=False` counts every
         pair that a dense masked kernel computes, not only the visible ones."""
 
-    def flop_parts(self, dim: int, past: int, new: int, causal: bool = True) -> Parts:
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         """`flops` by part: projections, scores (with the weighted values), ffn, routed, shared, router."""
-        return {self.slot: self.flops(dim, past, new, causal)}
+        return {self.role: self.flops(dim, past, new, causal)}
 
 
 class Mixer(Block, abstract=True):
     """A block in which tokens see each other."""
 
-    slot = "attn"
+    role = "attn"
 
     @abstractmethod
-    def stored(self) -> Stored:
+    def cache_spec(self) -> CacheSpec:
         """What a layer keeps of each token."""
 
     def rotary(self) -> tuple[tuple[Spec, int], ...]:

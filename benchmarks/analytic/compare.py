@@ -15,7 +15,7 @@ from benchmarks.analytic.roofline import Device
 from zoo.blocks import Layer
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
-from zoo.swaps.rebuild import points
+from zoo.swaps.rebuild import aliases
 
 LEAVES = ("rope", "norm", "router", "act")  # slots whose specs are said in words, not field by field
 KV_CONTEXTS = (4 * 1024, 32 * 1024, 128 * 1024)
@@ -66,11 +66,11 @@ def _of_layer(layer: Layer) -> Iterator[tuple[str, Any]]:
 
 def _of(path: str, spec: Spec) -> Iterator[tuple[str, Any]]:
     """A block's kind under its path, then its fields, and those of the blocks in it."""
-    yield path, " ".join(word for word in points(spec) if word != "SWA")
+    yield path, " ".join(word for word in aliases(spec) if word != "SWA")
     for field in fields(spec):
         value = getattr(spec, field.name)
         inner = f"{path}.{field.name}"
-        if isinstance(value, Spec) and value.slot not in LEAVES:
+        if isinstance(value, Spec) and value.role not in LEAVES:
             yield from _of(inner, value)
         else:
             yield inner, value
@@ -110,7 +110,7 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     if isinstance(value, Spec):
-        return value.words()
+        return value.describe()
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -136,7 +136,7 @@ def costs(spec: Decoder, context: int, setting: Setting, device: Device) -> Iter
     """(figure, unit, value) of one model: all that two are compared in."""
     yield "parameters", "parameters", spec.params()
     yield "active parameters", "parameters", spec.active_params()
-    parts = spec.param_parts()
+    parts = spec.param_breakdown()
     outside = parts["embedding"] + parts["head"]
     yield "in embedding and head", "parameters", outside
     yield "in attention", "parameters", parts.get("attn", 0)

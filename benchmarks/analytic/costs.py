@@ -60,5 +60,5 @@ def longest_context(limit: int | None) -> int:
 
 def _windows(spec: Decoder) -> list[dict[str, int]]:
     """For each window, how many layers keep no more than that many tokens."""
-    windows = Counter(layer.stored().window for layer in spec.layers)
+    windows = Counter(layer.cache_spec().window for layer in spec.layers)
     return [{"layers": layers, "tokens": tokens} for tokens, layers in windows.items() if tokens is not None]

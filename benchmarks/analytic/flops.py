@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.analytic.costs import about
-from benchmarks.analytic.kv import Setting, name_of
+from benchmarks.analytic.kv import Setting
 from benchmarks.analytic.models import Model
 from benchmarks.analytic.roofline import Device, decode, prefill
+from zoo.units import dtype_name
 
 PARTS = ("projections", "scores", "ffn", "routed", "shared", "router", "head")
 PHASES = {"decode": decode, "prefill": prefill}
@@ -30,15 +31,15 @@ def row(model: Model, phase: str, context: int, setting: Setting, device: Device
     spec, batch = model.spec, setting.batch
     work = PHASES[phase](spec, context, batch, setting.weights, setting.cache)
     past, new = (context - 1, 1) if phase == "decode" else (0, context)
-    parts = {part: batch * number for part, number in spec.flop_parts(past, new, logits=1).items()}
+    parts = {part: batch * number for part, number in spec.flop_breakdown(past, new, logits=1).items()}
     held = spec.params() * setting.weights.itemsize + work.kv_bytes
     return {
         "table": "flops",
         **about(model),
         "phase": phase,
         "context": context,
-        **setting.words(),
-        "weights_dtype": name_of(setting.weights),
+        **setting.describe(),
+        "weights_dtype": dtype_name(setting.weights),
         "flops": work.flops,
         **{f"{part}_flops": parts.get(part, 0) for part in PARTS},
         "other_flops": sum(number for part, number in parts.items() if part not in PARTS),

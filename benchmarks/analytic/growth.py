@@ -35,9 +35,9 @@ class Change:
 
 def pieces(spec: Decoder, dtype: torch.dtype) -> list[Piece]:
     """The pieces of a model's cache, the first from 0 tokens: each window that fills ends one."""
-    layers = [layer.stored() for layer in spec.layers]
+    layers = [layer.cache_spec() for layer in spec.layers]
     starts = sorted({0, *(layer.window for layer in layers if layer.window is not None)})
-    return [_piece(start, [(each.numbers() * dtype.itemsize, each.window) for each in layers]) for start in starts]
+    return [_piece(start, [(each.elements() * dtype.itemsize, each.window) for each in layers]) for start in starts]
 
 
 def _piece(start: int, layers: Sequence[tuple[int, int | None]]) -> Piece:

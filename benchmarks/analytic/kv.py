@@ -12,6 +12,7 @@ from benchmarks.analytic import growth
 from benchmarks.analytic.costs import about
 from benchmarks.analytic.models import Model
 from benchmarks.analytic.naive import naive_bytes, rules
+from zoo.units import dtype_name
 
 Row = dict[str, Any]
 
@@ -24,14 +25,9 @@ class Setting:
     cache: torch.dtype = torch.bfloat16
     weights: torch.dtype = torch.bfloat16
 
-    def words(self) -> Row:
+    def describe(self) -> Row:
         """The setting as a row says it."""
-        return {"batch": self.batch, "cache_dtype": name_of(self.cache)}
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """A dtype's own name."""
-    return str(dtype).removeprefix("torch.")
+        return {"batch": self.batch, "cache_dtype": dtype_name(self.cache)}
 
 
 def cache_rows(models: Iterable[Model], contexts: Sequence[int], setting: Setting) -> list[Row]:
@@ -46,7 +42,7 @@ def _cache(model: Model, context: int, setting: Setting) -> Row:
     return {
         "table": "kv",
         **about(model),
-        **setting.words(),
+        **setting.describe(),
         "kv_fixed_bytes": fixed,
         "kv_bytes_per_token": per_token,
         "context": context,
@@ -74,8 +70,8 @@ def _fit(model: Model, memory: int, setting: Setting) -> Row:
     return {
         "table": "fit",
         **about(model),
-        **setting.words(),
-        "weights_dtype": name_of(setting.weights),
+        **setting.describe(),
+        "weights_dtype": dtype_name(setting.weights),
         "memory_bytes": memory,
         "weight_bytes": weights,
         "context_that_fits": longest,

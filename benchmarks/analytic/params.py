@@ -26,7 +26,7 @@ def rows(models: Iterable[Model]) -> list[dict[str, Any]]:
 def row(model: Model) -> dict[str, Any]:
     """The row of one model."""
     spec = model.spec
-    total, parts = spec.params(), spec.param_parts()
+    total, parts = spec.params(), spec.param_breakdown()
     shown = hub.shown(model.name, total) if model.size else None
     claimed, claimed_active = hub.named(model.name) if model.size else (None, None)
     return {
@@ -52,7 +52,7 @@ def layer_rows(models: Iterable[Model]) -> list[dict[str, Any]]:
 def _layers(model: Model) -> Iterator[dict[str, Any]]:
     spec = model.spec
     for (layer, number), label in zip(Counter(spec.layers).items(), labels(spec), strict=True):
-        parts = layer.param_parts(spec.dim)
+        parts = layer.param_breakdown(spec.dim)
         yield {
             "table": "layers",
             **about(model),

@@ -26,7 +26,8 @@ from benchmarks.commands.options import (
 )
 from benchmarks.output import tables
 from benchmarks.output.report import Report
-from zoo.cli.terminal import Debug, Format, Json, Out
+from zoo.cli.runner import Debug, Json, Out
+from zoo.cli.tables import Format
 
 
 def command(

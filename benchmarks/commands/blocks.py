@@ -17,7 +17,9 @@ from benchmarks.measure.side_by_side import CPU
 from benchmarks.measure.timing import Samples
 from benchmarks.output.report import Report, Table
 from benchmarks.output.show import positions, three, three_in
-from zoo.cli.terminal import Column, Debug, Format, Json, Out, machine
+from zoo.cli.runner import Debug, Json, Out
+from zoo.cli.tables import Column, Format
+from zoo.core.devices import machine
 
 Row = dict[str, Any]
 Rows = Sequence[Row]

@@ -10,7 +10,7 @@ import typer
 
 from benchmarks.analytic import compare, kv
 from benchmarks.analytic.compare import KV_CONTEXTS
-from benchmarks.analytic.kv import Setting, name_of
+from benchmarks.analytic.kv import Setting
 from benchmarks.analytic.models import Model, one, swapped
 from benchmarks.analytic.roofline import Device
 from benchmarks.commands.kv import whose
@@ -34,8 +34,10 @@ from benchmarks.measure.benchmark_models import Form, Subject, formed
 from benchmarks.measure.throughput import EAGER
 from benchmarks.output.report import Report, Table
 from benchmarks.output.show import positions
-from zoo.cli.terminal import Column, Debug, Format, Json, Out, count, emit, size
+from zoo.cli.runner import Debug, Json, Out, emit
+from zoo.cli.tables import Column, Format
 from zoo.errors import UsageError
+from zoo.units import dtype_name, format_bytes, format_count
 
 Row = dict[str, Any]
 Pair = Annotated[
@@ -151,10 +153,10 @@ def _figures(first: Model, second: Model, rows: Sequence[Row], context: int, set
     ]
     sequences = "one sequence" if setting.batch == 1 else f"{setting.batch} sequences"
     legend = [
-        f"ratio: {second.label} over {first.label}. Cache in {name_of(setting.cache)}, fixed and each token of one "
+        f"ratio: {second.label} over {first.label}. Cache in {dtype_name(setting.cache)}, fixed and each token of one "
         f"sequence, at {', '.join(map(positions, KV_CONTEXTS))} of {sequences}, also where a model is for fewer.",
         f"decode: a token that sees {positions(context)}; prefill: {positions(context)} tokens. ceiling: tokens/s of "
-        f"{sequences} on {device.name}, weights in {name_of(setting.weights)}, whether they fit or not.",
+        f"{sequences} on {device.name}, weights in {dtype_name(setting.weights)}, whether they fit or not.",
     ]
     if not rows:
         return Table("What it costs", [], ["The same."], [])
@@ -162,7 +164,7 @@ def _figures(first: Model, second: Model, rows: Sequence[Row], context: int, set
 
 
 def _with_units(row: Row) -> Row:
-    show = size if row["unit"] == "bytes" else count
+    show = format_bytes if row["unit"] == "bytes" else format_count
     return {"shown": show(row["value"]), "shown_other": show(row["other"])}
 
 

@@ -15,7 +15,8 @@ from benchmarks.measure.environment import recorded
 from benchmarks.measure.throughput import Found
 from benchmarks.output import tables
 from benchmarks.output.report import Report
-from zoo.cli.terminal import Debug, Format, Json, Out
+from zoo.cli.runner import Debug, Json, Out
+from zoo.cli.tables import Format
 
 Static = Annotated[bool, typer.Option("--static", "--no-run", help="Only what follows from the specs; build nothing.")]
 

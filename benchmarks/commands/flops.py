@@ -27,7 +27,9 @@ from benchmarks.commands.options import (
 )
 from benchmarks.output.report import Report, Table, named
 from benchmarks.output.show import positions, three
-from zoo.cli.terminal import Column, Debug, Format, Json, Out, count
+from zoo.cli.runner import Debug, Json, Out
+from zoo.cli.tables import Column, Format
+from zoo.units import format_count
 
 Row = dict[str, Any]
 Rows = Sequence[Row]
@@ -131,10 +133,10 @@ def _ceilings(decode: Rows, prefill: Rows, device: Device) -> Table:
     first, beside = decode[0], dict(zip(map(id, decode), prefill, strict=True))
     columns = [
         Column("model", "model"),
-        Column("tokens_per_s", "decode/s", count),
+        Column("tokens_per_s", "decode/s", format_count),
         Column("bound", "bound"),
         Column("flops_per_byte", "FLOP/B", three),
-        Column("prefill", "prefill/s", count),
+        Column("prefill", "prefill/s", format_count),
         Column("prefill_bound", "bound"),
         Column("prefill_intensity", "FLOP/B", three),
     ]

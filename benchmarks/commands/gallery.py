@@ -13,9 +13,9 @@ import typer
 from benchmarks.analytic.models import chosen
 from benchmarks.commands.options import Names
 from benchmarks.performance import kept
-from weights.extras import need
-from zoo.cli.terminal import Debug, emit, size
-from zoo.errors import MalformedError, NotAvailable
+from zoo.cli.runner import Debug, emit
+from zoo.errors import MalformedError, NotAvailable, require_package
+from zoo.units import format_bytes
 
 Folder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to write it; made if it is not there.")]
 Png = Annotated[bool, typer.Option("--png", help="Each chart as a PNG and an SVG file, too.")]
@@ -45,7 +45,7 @@ def command(
     samples = measured or next(iter(kept().values()), None)  # those of the first processor, if nothing else is said
     speeds = read_measured(samples) if samples else None
     for package in ("altair", "vl_convert", "jinja2", "mistune"):
-        need(package, "gallery")
+        require_package(package, "gallery")
     from benchmarks.gallery import files  # needs what was just looked for
 
     if docs:
@@ -53,7 +53,7 @@ def command(
             files.put(out / name, content)
         return
     index, *others = files.write(out, models, speeds, images=png, told=lambda what: print(what, file=sys.stderr))
-    emit(f"{index}  {size(index.stat().st_size)}, {len(others)} files beside it")
+    emit(f"{index}  {format_bytes(index.stat().st_size)}, {len(others)} files beside it")
     if open:
         webbrowser.open(index.absolute().as_uri())
 

@@ -25,7 +25,9 @@ from benchmarks.commands.options import (
 )
 from benchmarks.output.report import Report, Table, named
 from benchmarks.output.show import positions, unit
-from zoo.cli.terminal import Column, Debug, Format, Json, Out, size
+from zoo.cli.runner import Debug, Json, Out
+from zoo.cli.tables import Column, Format
+from zoo.units import format_bytes
 
 Row = dict[str, Any]
 Rows = Sequence[Row]
@@ -107,7 +109,7 @@ def fit(rows: Rows) -> Table:
         "limit: weights, which alone do not fit; cache, which fills the card before the own context is reached; "
         "context, the model's own, which fits.",
     ]
-    return Table(f"On a card of {size(first['memory_bytes'])}", columns, legend, rows, derive=_room)
+    return Table(f"On a card of {format_bytes(first['memory_bytes'])}", columns, legend, rows, derive=_room)
 
 
 def _room(row: Row) -> Row:

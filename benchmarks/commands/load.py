@@ -19,7 +19,9 @@ from benchmarks.measure.one_load import TOKENS
 from benchmarks.output.report import Report, Table
 from benchmarks.output.show import three, unit
 from weights.loading import number_type, open_source
-from zoo.cli.terminal import Column, Debug, Format, Json, Out, size
+from zoo.cli.runner import Debug, Json, Out
+from zoo.cli.tables import Column, Format
+from zoo.units import format_bytes
 
 Rows = Sequence[dict[str, Any]]
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A folder in Hugging Face layout, or a .gguf file.")]
@@ -83,4 +85,4 @@ def table(rows: Rows, machine: dict[str, Any]) -> Table:
         f"Medians of {len(first['load_seconds'])}, files in memory, dtype {first['dtype']}, on the CPU.",
         f"{kernel_summary(machine)}.",
     ]
-    return Table(f"{Path(first['source']).name}: {size(first['file_bytes'])} of files", columns, legend, rows)
+    return Table(f"{Path(first['source']).name}: {format_bytes(first['file_bytes'])} of files", columns, legend, rows)

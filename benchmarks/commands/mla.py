@@ -20,9 +20,12 @@ from benchmarks.measure.timing import Samples
 from benchmarks.output.report import Report, Table, named
 from benchmarks.output.show import positions, three, three_in, unit
 from zoo.blocks.mla import MLA
-from zoo.cli.terminal import Column, Debug, Format, Json, Out, count, machine
+from zoo.cli.runner import Debug, Json, Out
+from zoo.cli.tables import Column, Format
+from zoo.core.devices import machine
 from zoo.errors import CheckFailed, UsageError
 from zoo.swaps.tiny import tiny as toy
+from zoo.units import format_count
 
 Rows = Sequence[dict[str, Any]]
 CONTEXTS = (1024, 4096, 32_768)
@@ -102,7 +105,7 @@ def _kept(title: str, rows: Rows) -> Table:
     def words(row: dict[str, Any]) -> dict[str, str]:
         return {"keeps": heads if row["form"] == EXPANDED else "1 latent and 1 key", "expands": EXPANDS[row["form"]]}
 
-    legend = [f"{count(rows[0]['params'])} parameters at width {rows[0]['dim']:,}, the same for all forms."]
+    legend = [f"{format_count(rows[0]['params'])} parameters at width {rows[0]['dim']:,}, the same for all forms."]
     return Table(title, columns, legend, list({row["form"]: row for row in rows}.values()), words)
 
 

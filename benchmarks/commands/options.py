@@ -10,7 +10,7 @@ import torch
 import typer
 
 from benchmarks.analytic.roofline import Device, device, devices
-from zoo.cli.terminal import Format
+from zoo.cli.tables import Format
 from zoo.errors import UsageError
 
 TOKENS = {"": 1, "k": 2**10, "m": 2**20}

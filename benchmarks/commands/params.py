@@ -9,7 +9,9 @@ from benchmarks.analytic import params
 from benchmarks.analytic.models import chosen
 from benchmarks.commands.options import AsFormat, IgnoreField, Names, Swap
 from benchmarks.output.report import Report, Table, named
-from zoo.cli.terminal import Column, Debug, Format, Json, Out, count
+from zoo.cli.runner import Debug, Json, Out
+from zoo.cli.tables import Column, Format
+from zoo.units import format_count
 
 Row = dict[str, Any]
 
@@ -42,13 +44,13 @@ def tables(rows: Sequence[Row], layers: Sequence[Row]) -> list[Table]:
 def _parts(rows: Sequence[Row]) -> Table:
     columns = [
         Column("model", "model"),
-        Column("params", "total", count),
-        Column("active_params", "active", count),
-        Column("embedding_params", "embed", count),
+        Column("params", "total", format_count),
+        Column("active_params", "active", format_count),
+        Column("embedding_params", "embed", format_count),
         Column("head_params", "head", _unless_zero),
-        Column("attn_params", "attn", count),
-        Column("all_ffn_params", "ffn", count),
-        Column("norm_params", "norms", count),
+        Column("attn_params", "attn", format_count),
+        Column("all_ffn_params", "ffn", format_count),
+        Column("norm_params", "norms", format_count),
         Column("other_params", "other", _unless_zero),
     ]
     legend = [
@@ -68,9 +70,9 @@ def _experts(rows: Sequence[Row]) -> Table:
     columns = [
         Column("model", "model"),
         Column("ffn_params", "dense", _unless_zero),
-        Column("routed_params", "routed", count),
+        Column("routed_params", "routed", format_count),
         Column("shared_params", "shared", _unless_zero),
-        Column("router_params", "router", count),
+        Column("router_params", "router", format_count),
         Column("active_share", "active", lambda share: f"{share:.1%}"),
     ]
     legend = [
@@ -89,11 +91,11 @@ def _layers(rows: Sequence[Row]) -> Table:
         Column("model", "model"),
         Column("layers", "layers"),
         Column("kind", "kind"),
-        Column("params", "each", count),
-        Column("active_params", "active", count),
-        Column("attn_params", "attn", count),
-        Column("all_ffn_params", "ffn", count),
-        Column("norm_params", "norms", count),
+        Column("params", "each", format_count),
+        Column("active_params", "active", format_count),
+        Column("attn_params", "attn", format_count),
+        Column("all_ffn_params", "ffn", format_count),
+        Column("norm_params", "norms", format_count),
     ]
     legend = [
         "kind: what sets the layers of a model apart; full: they see all tokens. each: the total of one layer; all "
@@ -122,11 +124,11 @@ def _claim(row: Row) -> str:
     if claimed is None:
         return "."
     apart = f" ({row['params'] / claimed - 1:+.1%})"
-    told = f"; named {count(claimed)}{apart}"
+    told = f"; named {format_count(claimed)}{apart}"
     if active:
-        told += f", {count(active)} active ({row['active_params'] / active - 1:+.1%})"
+        told += f", {format_count(active)} active ({row['active_params'] / active - 1:+.1%})"
     return told + "."
 
 
 def _unless_zero(number: int) -> str:
-    return count(number) if number else ""
+    return format_count(number) if number else ""

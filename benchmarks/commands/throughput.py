@@ -24,7 +24,8 @@ from benchmarks.measure import measuring
 from benchmarks.measure.benchmark_models import Form, chosen
 from benchmarks.measure.throughput import COMPILED, EAGER
 from benchmarks.output.report import Report
-from zoo.cli.terminal import Debug, Format, Json, Out
+from zoo.cli.runner import Debug, Json, Out
+from zoo.cli.tables import Format
 
 
 class Mode(StrEnum):

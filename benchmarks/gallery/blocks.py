@@ -21,8 +21,9 @@ from benchmarks.gallery.groups import typical
 from zoo.architectures import families
 from zoo.blocks.layer import Placement
 from zoo.catalog import sizes
-from zoo.cli.terminal import Column, Format, count, render, size
-from zoo.swaps.rebuild import features, points
+from zoo.cli.tables import Column, Format, render
+from zoo.swaps.rebuild import aliases, features
+from zoo.units import format_bytes, format_count
 
 SOURCE = Path(__file__).parent / "static" / "blocks.md"
 IMAGE = re.compile(r'<p>((?:<img src="blocks/[\w-]+\.svg" alt="[^"]*" />\s*)+)</p>')
@@ -78,7 +79,7 @@ def words(name: str) -> frozenset[str]:
         if isinstance(node, Placement):  # its options are where norms stand, which it has a word for
             found.add(node.placement)
         else:
-            found |= {*points(node), *features(node).values()}
+            found |= {*aliases(node), *features(node).values()}
     return frozenset(found)
 
 
@@ -89,9 +90,9 @@ def costs() -> str:
         Column("model", "model"),
         Column("layers", "layers"),
         Column("attn", "attention"),
-        Column("params", "parameters", count),
-        Column("bytes", "a token", size),
-        Column("at", "at 32k tokens", size),
+        Column("params", "parameters", format_count),
+        Column("bytes", "a token", format_bytes),
+        Column("at", "at 32k tokens", format_bytes),
     ]
     return render(rows, columns, Format.md)
 
@@ -100,12 +101,12 @@ def _costs(model: Model) -> Iterable[dict[str, Any]]:
     spec = model.spec
     found: dict[tuple[str, int, int, int], int] = {}
     for layer in spec.layers:
-        kept = layer.stored()
+        kept = layer.cache_spec()
         key = (
-            layer.mixer.words(),
+            layer.mixer.describe(),
             layer.mixer.params(spec.dim),
-            2 * kept.numbers(),
-            2 * kept.numbers() * kept.tokens(32_768),
+            2 * kept.elements(),
+            2 * kept.elements() * kept.tokens(32_768),
         )
         found[key] = found.get(key, 0) + 1
     for (attn, params, each, at), layers in found.items():

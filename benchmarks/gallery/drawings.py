@@ -32,7 +32,7 @@ def _block(block: Block, dim: int) -> Callable[[str], Canvas]:
 
     def made(says: str) -> Canvas:
         canvas = Canvas(WIDE, type(block).__name__, says, css())
-        frame = canvas.rect(1, 1, WIDE - 2, 0, "ffn" if block.slot == "ffn" else "attn", 8)
+        frame = canvas.rect(1, 1, WIDE - 2, 0, "ffn" if block.role == "ffn" else "attn", 8)
         bottom = inside(block, Room(canvas, PAD, PAD, WIDE - 2 * PAD, dim, "block")) + PAD
         frame.set("height", f"{bottom - 2:.1f}")
         canvas.height = bottom

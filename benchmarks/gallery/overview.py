@@ -8,12 +8,12 @@ from itertools import groupby
 from benchmarks.analytic.models import Model
 from zoo.blocks import GQA, MLA, MoE, NoPE
 from zoo.blocks.layer import Layer
-from zoo.cli.terminal import count, size
 from zoo.diagram.canvas import Canvas
 from zoo.diagram.style import css
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
-from zoo.swaps.rebuild import features, points
+from zoo.swaps.rebuild import aliases, features
+from zoo.units import format_bytes, format_count
 
 WIDTH, TOP, ROW, PAD = 920.0, 58.0, 46.0, 16.0
 STRIP, TALL = 224.0, 14.0
@@ -50,7 +50,7 @@ def _row(canvas: Canvas, y: float, model: Model, most: int) -> None:
     spec, columns = model.spec, iter(COLUMNS.values())
     canvas.path(f"M{PAD} {y}H{WIDTH - PAD}", "rule")
     active = spec.active_params()
-    shown = count(spec.params()) + (f", {count(active)} active" if active < spec.params() else "")
+    shown = format_count(spec.params()) + (f", {format_count(active)} active" if active < spec.params() else "")
     for x, (strong, faint) in zip(
         columns, ((model.name, shown), ("", _plan(spec)), _attention(spec), _rest(spec)), strict=False
     ):
@@ -60,7 +60,7 @@ def _row(canvas: Canvas, y: float, model: Model, most: int) -> None:
     kept, x = spec.kv_bytes(CONTEXT), COLUMNS["KV cache at 32k"]
     canvas.rect(x, y + 26, BAR, 8, "track", 2)
     canvas.rect(x, y + 26, max(BAR * kept / most, 1), 8, "kept", 2)
-    canvas.text(x, y + 20, size(kept), BIG, 120, "strong")
+    canvas.text(x, y + 20, format_bytes(kept), BIG, 120, "strong")
 
 
 def _strip(canvas: Canvas, x: float, y: float, spec: Decoder) -> None:
@@ -73,7 +73,7 @@ def _strip(canvas: Canvas, x: float, y: float, spec: Decoder) -> None:
 
 
 def _look(layer: Layer) -> str:
-    if layer.stored().window:
+    if layer.cache_spec().window:
         return LOOKS["a window"]
     return LOOKS["no position" if any(isinstance(node, NoPE) for node in layer.walk()) else "sees everything"]
 
@@ -86,14 +86,14 @@ def _plan(spec: Decoder) -> str:
 def _attention(spec: Decoder) -> tuple[str, str]:
     """The kind of the first layer's attention, and what is special about it."""
     attn = spec.layers[0].mixer
-    kind = next(word for word in points(attn) if word != "SWA")
-    kept = attn.stored().numbers()
+    kind = next(word for word in aliases(attn) if word != "SWA")
+    kept = attn.cache_spec().elements()
     what = "latent of" if isinstance(attn, MLA) else "keeps"
     heads = f"{attn.heads} : {attn.kv_heads}" if isinstance(attn, GQA) else f"{what} {kept}" if kept else ""
     bases: dict[str, dict[str, None]] = {}  # kind of position encoding -> what else is said of each, in brackets not
     for node in spec.walk():
-        if node.slot == "rope" and not isinstance(node, NoPE):
-            word, _, base = node.words().split(" (")[0].partition(" ")
+        if node.role == "rope" and not isinstance(node, NoPE):
+            word, _, base = node.describe().split(" (")[0].partition(" ")
             bases.setdefault(word, {})[base] = None
     special = [term for name, term in features(attn).items() if name in ("qk_norm", "sinks")]
     told = [*special, *(f"{word} {' and '.join(each)}".strip() for word, each in bases.items())]
@@ -105,7 +105,7 @@ def _rest(spec: Decoder) -> tuple[str, str]:
     layer = spec.layers[-1]
     block = layer.ffn.block
     chosen = f"{block.router.k} of {block.experts} experts" if isinstance(block, MoE) else ""
-    act = next((node.words() for node in block.walk() if node.slot == "act"), type(block).__name__)
+    act = next((node.describe() for node in block.walk() if node.role == "act"), type(block).__name__)
     return chosen or act, ", ".join([*([act] if chosen else []), layer.ffn.formula])
 
 
@@ -116,7 +116,7 @@ def _told(model: Model) -> str:
 
 def _words(model: Model) -> Iterator[str]:
     spec = model.spec
-    yield f"{model.name}: {count(spec.params())} parameters"
+    yield f"{model.name}: {format_count(spec.params())} parameters"
     yield f"{len(spec.layers)} layers, {_plan(spec)}"
     yield " ".join(_attention(spec)[0:1] + _rest(spec))
-    yield f"{size(spec.kv_bytes(CONTEXT))} of KV cache at 32k tokens"
+    yield f"{format_bytes(spec.kv_bytes(CONTEXT))} of KV cache at 32k tokens"

@@ -85,7 +85,7 @@ def _crossings(models: Sequence[Model]) -> Iterator[Row]:
 
 def _params(models: Sequence[Model]) -> Iterator[Row]:
     for model in models:
-        parts = model.spec.param_parts()
+        parts = model.spec.param_breakdown()
         for part in [*PARTS, *(name for name in parts if name not in PARTS)]:
             if parts.get(part):
                 yield {"model": model.name, "part": part, "params": parts[part]}

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from zoo.blocks import Layer
-from zoo.costs import Parts, together
+from zoo.costs import Breakdown, sum_breakdowns
 from zoo.errors import CheckFailed
 from zoo.model.decoder import Decoder
 from zoo.registry import Block, Mixer
@@ -81,10 +81,10 @@ def feed_forward(layers: Mapping[Layer, int], dim: int) -> Counted:
 def outside(spec: Decoder) -> Run:
     """Embedding, last norm and head: the whole less its layers."""
     layers = Counter(spec.layers).items()
-    params = _less(spec.param_parts(), ((n, layer.param_parts(spec.dim)) for layer, n in layers))
+    params = _less(spec.param_breakdown(), ((n, layer.param_breakdown(spec.dim)) for layer, n in layers))
     # Whole numbers, but the layers' experts are read in expectation.
     read = (spec.read_params(b) - sum(n * layer.read_params(spec.dim, b) for layer, n in layers) for b in BATCHES)
-    flops = _less(spec.flop_parts(0, 1), ((n, layer.flop_parts(spec.dim, 0, 1)) for layer, n in layers))
+    flops = _less(spec.flop_breakdown(0, 1), ((n, layer.flop_breakdown(spec.dim, 0, 1)) for layer, n in layers))
     return Run(params, sum(params.values()), tuple(map(round, read)), flops, {})
 
 
@@ -94,24 +94,24 @@ def plain(counted: Counted) -> list[dict[str, Any]]:
 
 
 def _run(branch: Block, dim: int, mixer: Mixer | None = None) -> Run:
-    params, one = _less(branch.param_parts(dim), ()), branch.flop_parts(dim, 0, 1)
-    stored = mixer.stored() if mixer else None
-    more = _less(branch.flop_parts(dim, 1, 1), [(1, one)])  # what the second token costs more than the first
+    params, one = _less(branch.param_breakdown(dim), ()), branch.flop_breakdown(dim, 0, 1)
+    stored = mixer.cache_spec() if mixer else None
+    more = _less(branch.flop_breakdown(dim, 1, 1), [(1, one)])  # what the second token costs more than the first
     run = Run(
         params=params,
         active=branch.active_params(dim),
         read=tuple(branch.read_params(dim, batch) for batch in BATCHES),
         fixed=_less(one, [(1, more)]),
         per_seen=more,
-        stored=stored.numbers() if stored else 0,
+        stored=stored.elements() if stored else 0,
         window=stored.window if stored else None,
     )
     if run.flops(PROBE) != branch.flops(dim, PROBE - 1, 1) or sum(params.values()) != branch.params(dim):
-        raise CheckFailed(f"{type(branch).__name__}: its costs are no sum of terms: {branch.words()}")
+        raise CheckFailed(f"{type(branch).__name__}: its costs are no sum of terms: {branch.describe()}")
     return run
 
 
-def _less(parts: Parts, taken: Iterable[tuple[int, Parts]]) -> dict[str, int]:
-    """Parts less others, those that nothing is left of left out."""
-    left = together([(1, parts), *((-n, each) for n, each in taken)])
+def _less(parts: Breakdown, taken: Iterable[tuple[int, Breakdown]]) -> dict[str, int]:
+    """Breakdown less others, those that nothing is left of left out."""
+    left = sum_breakdowns([(1, parts), *((-n, each) for n, each in taken)])
     return {name: number for name, number in left.items() if number}

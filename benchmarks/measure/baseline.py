@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from benchmarks.measure.benchmark_models import Subject
 from benchmarks.measure.throughput import COMPILED, Entrant, Setting, threads
-from weights.extras import need
 from weights.reference.model import quiet
 from weights.saving import described
 from zoo.blocks import MoE
 from zoo.cli.self_check import TOLERANCE
-from zoo.errors import CheckFailed
+from zoo.errors import CheckFailed, require_package
 from zoo.model.decoder import Model
 
 PEER = "transformers"
@@ -38,7 +37,7 @@ class PeerRunner:
     call: Callable[..., Any] | None = None  # the model, compiled
 
     def new_cache(self, batch: int, tokens: int) -> Any:
-        transformers = need("transformers", "parity")
+        transformers = require_package("transformers", "parity")
         if self.static:
             return transformers.StaticCache(config=self.model.config, max_cache_len=tokens)
         return transformers.DynamicCache(config=self.model.config)
@@ -94,7 +93,7 @@ def peers(subject: Subject, model: Model, setting: Setting, with_compiled: bool)
 
 def load(model: Model, device: torch.device) -> Any:
     """The peer's model. Weights that both hold in the same form are the same memory."""
-    transformers = need("transformers", "parity")
+    transformers = require_package("transformers", "parity")
     words, tensors = described(model)
     config = transformers.AutoConfig.for_model(**words)
     kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.analytic.kv import name_of
 from benchmarks.analytic.models import Model, representatives, swapped
 from benchmarks.measure.runners import Workload
 from weights.loading import Source, fill, open_source
 from zoo.catalog import build
-from zoo.cli.terminal import count, free_memory, size
+from zoo.core.devices import free_memory
 from zoo.errors import NotAvailable, UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.decoder import Model as Module
 from zoo.swaps.tiny import tiny
+from zoo.units import dtype_name, format_bytes, format_count
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ def check_memory(subjects: Sequence[Subject], needed: Need, device: torch.device
     wanted = sum(needed(spec, dtype) for spec in specs)
     if free is None or wanted <= free:
         return
-    told = ", ".join(f"{each.label} ({count(each.spec.params())} parameters)" for each in subjects)
+    told = ", ".join(f"{each.label} ({format_count(each.spec.params())} parameters)" for each in subjects)
     together = ("needs", "") if len(subjects) == 1 else ("need", " together")
     raise NotAvailable(
-        f"{told} in {name_of(dtype)} {together[0]} {size(wanted)}{together[1]} on {device}, and {size(free)} is free; "
+        f"{told} in {dtype_name(dtype)} {together[0]} {format_bytes(wanted)}{together[1]} on {device}, and {format_bytes(free)} is free; "
         f"what would fit: {', '.join(_fitting(specs, needed, dtype, free))}"
     )
 

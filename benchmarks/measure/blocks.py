@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from benchmarks.measure.block_list import Entry
 from benchmarks.measure.side_by_side import CPU, WARMUPS, made, planned, progress, spread
 from benchmarks.measure.timing import Samples, Task, measure
-from zoo.cli.self_check import name_of
-from zoo.cli.terminal import free_memory, size
 from zoo.core.cache import Cache
-from zoo.costs import Stored
+from zoo.core.devices import free_memory
+from zoo.costs import CacheSpec
 from zoo.errors import NotAvailable
 from zoo.registry import Block, Mixer
+from zoo.units import dtype_name, format_bytes
 
 PREFILL, DECODE = "prefill", "decode"
 
@@ -46,18 +46,18 @@ def run(entries: Sequence[Entry], setting: Setting, samples: Samples) -> None:
 def check_memory(entries: Sequence[Entry], setting: Setting) -> None:
     """Raise NotAvailable unless all blocks, their caches and the largest pass between them fit the free memory."""
     weights = sum(entry.spec.params(setting.dim) for entry in entries)
-    caches = sum(kept.numbers() * (kept.tokens(setting.context) + setting.tokens) for kept in map(_stored, entries))
+    caches = sum(kept.elements() * (kept.tokens(setting.context) + setting.tokens) for kept in map(_stored, entries))
     widest = max(4, setting.tokens // 64) * 4 * setting.dim * setting.tokens  # activations; scores of every head
     needed, free = (weights + caches + widest) * setting.dtype.itemsize, free_memory(CPU)
     if free is not None and needed > free:
         raise NotAvailable(
-            f"all blocks at width {setting.dim:,} need {size(needed)}, and {size(free)} is free; "
+            f"all blocks at width {setting.dim:,} need {format_bytes(needed)}, and {format_bytes(free)} is free; "
             "a smaller --dim, --tokens or --context needs less"
         )
 
 
-def _stored(entry: Entry) -> Stored:
-    return entry.spec.stored() if isinstance(entry.spec, Mixer) else Stored(streams=())
+def _stored(entry: Entry) -> CacheSpec:
+    return entry.spec.cache_spec() if isinstance(entry.spec, Mixer) else CacheSpec(per_token=())
 
 
 def _tasks(entry: Entry, module: nn.Module, setting: Setting) -> Iterator[Task]:
@@ -73,10 +73,10 @@ def _context(spec: Block, past: int, new: int, setting: Setting, generator: torc
     """What a mixer is handed beside x: a planned step and a slot that holds `past` tokens."""
     if not isinstance(spec, Mixer):
         return ()
-    cache = Cache([spec.stored()], 1, past + new, setting.dtype, CPU)
-    for stream in cache.slots[0].streams:
+    cache = Cache([spec.cache_spec()], 1, past + new, setting.dtype, CPU)
+    for stream in cache.layers[0].streams:
         stream.normal_(generator=generator)
-    return planned(spec, cache, past, new), cache.slots[0]
+    return planned(spec, cache, past, new), cache.layers[0]
 
 
 def _task(name: tuple[str, str], module: nn.Module, x: Tensor, *context: Any) -> Task:
@@ -98,14 +98,14 @@ def rows(entries: Sequence[Entry], setting: Setting, samples: Samples) -> list[d
 
 def _row(entry: Entry, setting: Setting, taken: dict[str, list[float]]) -> dict[str, Any]:
     spec, dim, kept = entry.spec, setting.dim, _stored(entry)
-    bytes_of_one = kept.numbers() * setting.dtype.itemsize
+    bytes_of_one = kept.elements() * setting.dtype.itemsize
     return {
         "table": "blocks",
         "group": entry.group,
         "block": entry.label,
-        "words": spec.words(),
+        "words": spec.describe(),
         "dim": dim,
-        "dtype": name_of(setting.dtype),
+        "dtype": dtype_name(setting.dtype),
         "threads": torch.get_num_threads(),
         "params": spec.params(dim),
         "active_params": spec.active_params(dim),

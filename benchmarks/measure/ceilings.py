@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.analytic.kv import name_of
 from benchmarks.analytic.roofline import Device
 from benchmarks.measure.timing import Clock, Samples, Task, rate
-from zoo.cli.terminal import free_memory
+from zoo.core.devices import free_memory
 from zoo.core.linear import linear
+from zoo.units import dtype_name
 
 Row = dict[str, Any]
 
@@ -42,7 +42,7 @@ class Kernel:
     @property
     def key(self) -> tuple[str, ...]:
         """Its name among the samples."""
-        return (CEILING, self.kind, self.name, name_of(self.dtype))
+        return (CEILING, self.kind, self.name, dtype_name(self.dtype))
 
 
 def kernels(device: torch.device, dtype: torch.dtype, clock: Clock, compiled: bool = False) -> list[Kernel]:
@@ -119,7 +119,7 @@ def _row(kernel: Kernel, seconds: list[float], device: torch.device, threads: in
         "table": "ceilings",
         "kind": kernel.kind,
         "kernel": kernel.name,
-        "dtype": name_of(kernel.dtype),
+        "dtype": dtype_name(kernel.dtype),
         "device": str(device),
         "threads": threads,
         "amount": kernel.amount,

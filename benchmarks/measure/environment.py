@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.measure.devices import last_cache
 from benchmarks.output.report import Report
-from zoo.cli.terminal import machine
 from zoo.core import kernels
+from zoo.core.devices import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 # What matters to matrix products, as Linux calls it on x86 and on ARM.

@@ -15,9 +15,9 @@ from benchmarks.measure.throughput_rows import ceiling_rows, rows
 from benchmarks.output import throughput_tables
 from benchmarks.output.progress import progress
 from benchmarks.output.report import Report
-from weights.extras import need as need_package
-from zoo.cli.self_check import find_device
+from zoo.core.devices import find_device
 from zoo.errors import UsageError
+from zoo.errors import require_package as need_package
 
 
 def number_type(given: torch.dtype | None, device: torch.device) -> torch.dtype:

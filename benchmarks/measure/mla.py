@@ -13,10 +13,11 @@ from benchmarks.measure.mla_variants import ABSORBED, fill, forms, modules, scra
 from benchmarks.measure.side_by_side import CPU, WARMUPS, made, planned, progress, spread
 from benchmarks.measure.timing import Samples, Task, measure
 from zoo.blocks.mla import MLA
-from zoo.cli.self_check import TOLERANCE, name_of
-from zoo.cli.terminal import free_memory, size
+from zoo.cli.self_check import TOLERANCE
 from zoo.core.cache import Cache
+from zoo.core.devices import free_memory
 from zoo.errors import NotAvailable
+from zoo.units import dtype_name, format_bytes
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Setting:
 
     def kv_bytes(self, spec: MLA, context: int) -> int:
         """Of one layer, one sequence."""
-        return context * spec.stored().numbers() * self.dtype.itemsize
+        return context * spec.cache_spec().elements() * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def too_large(specs: dict[str, MLA], context: int, setting: Setting, free: int |
         dropped = max(scratch, scratch_numbers(form, spec, context) * setting.dtype.itemsize)
         needed = held + kept + dropped
         if free is not None and needed > free:
-            refused[form] = f"needs {size(needed)}, {size(free)} free"
+            refused[form] = f"needs {format_bytes(needed)}, {format_bytes(free)} free"
         else:
             held, scratch = held + kept, dropped
     return refused
@@ -80,7 +81,7 @@ def check_memory(spec: MLA, dim: int, setting: Setting) -> None:
     needed, free = spec.params(dim) * setting.dtype.itemsize, free_memory(CPU)
     if free is not None and needed > free:
         raise NotAvailable(
-            f"the weights of one layer's attention need {size(needed)}, and {size(free)} is free; "
+            f"the weights of one layer's attention need {format_bytes(needed)}, and {format_bytes(free)} is free; "
             "--tiny measures it at toy widths"
         )
 
@@ -111,10 +112,10 @@ def _task(form: str, context: int, step: Callable[[], Tensor]) -> Task:
 
 def _step(form: str, spec: MLA, module: nn.Module, latent: Tensor, x: Tensor) -> tuple[Cache, Callable[[], Tensor]]:
     past = latent.shape[2]
-    cache = Cache([spec.stored()], 1, past + 1, x.dtype, CPU)
-    fill(form, module, cache.slots[0].streams, latent)
+    cache = Cache([spec.cache_spec()], 1, past + 1, x.dtype, CPU)
+    fill(form, module, cache.layers[0].streams, latent)
     plan = planned(spec, cache, past, 1)
-    return cache, lambda: module(x, plan, cache.slots[0])
+    return cache, lambda: module(x, plan, cache.layers[0])
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
@@ -143,10 +144,10 @@ def _row(spec: MLA, dim: int, setting: Setting, outcome: Outcome, samples: Sampl
         "dim": dim,
         "heads": spec.heads,
         "params": spec.params(dim),
-        "dtype": name_of(setting.dtype),
+        "dtype": dtype_name(setting.dtype),
         "threads": torch.get_num_threads(),
         "context": context,
-        "numbers_per_token": spec.stored().numbers(),
+        "numbers_per_token": spec.cache_spec().elements(),
         "kv_bytes_per_token": setting.kv_bytes(spec, 1),
         "kv_bytes": setting.kv_bytes(spec, context),
         "allocated_bytes": outcome.allocated,

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.blocks.mla import _MLA, MLA
-from zoo.core.attention import attend
-from zoo.core.cache import Slot
-from zoo.core.forward_context import Step
-from zoo.costs import Parts, Stored, linear_flops
+from zoo.core.attention import attention
+from zoo.core.cache import LayerCache
+from zoo.core.forward_context import ForwardContext
+from zoo.costs import Breakdown, CacheSpec, linear_flops
 
 EXPANDED, LATENT, ABSORBED = "expanded", "latent", "absorbed"
 
@@ -37,21 +37,21 @@ class _Expanded(_Latent):
     def build(self, dim: int) -> nn.Module:
         return _ExpandedMLA(self, dim)
 
-    def flop_parts(self, dim: int, past: int, new: int, causal: bool = True) -> Parts:
-        parts = super().flop_parts(dim, past, new, causal)
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        parts = super().flop_breakdown(dim, past, new, causal)
         again = linear_flops(past, self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
         return {**parts, "projections": parts["projections"] - again}
 
-    def stored(self) -> Stored:
+    def cache_spec(self) -> CacheSpec:
         keys, values = (self.heads, self.nope_dim + self.rope_dim), (self.heads, self.v_dim)
-        return Stored(streams=(("k", keys), ("v", values)))
+        return CacheSpec(per_token=(("k", keys), ("v", values)))
 
 
 class _ExpandedMLA(_MLA):
-    def forward(self, x: Tensor, step: Step, slot: Slot) -> Tensor:
+    def forward(self, x: Tensor, step: ForwardContext, slot: LayerCache) -> Tensor:
         q_nope, q_rope, latent = self._project(x, step)
         k, v, mask = slot.append(step, *self._expand(latent))
-        out = attend(torch.cat([q_nope, q_rope], dim=-1), k, v, mask, self.scale)
+        out = attention(torch.cat([q_nope, q_rope], dim=-1), k, v, mask, self.scale)
         return self.o(out.transpose(1, 2).flatten(2))
 
 

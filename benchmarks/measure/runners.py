@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure.timing import Task
-from zoo.core.cache import Cache, RingSlot
+from zoo.core.cache import Cache, SlidingWindowCache
 from zoo.errors import UsageError
 from zoo.model.decoder import Model
 
@@ -54,7 +54,7 @@ class ZooRunner:
     def keep(self, cache: Cache) -> Callable[[], Cache]:
         """Slots that hold every token need their length back, and no more; of rings, what was in them."""
         length = cache.length
-        rings = [stream for slot in cache.slots if isinstance(slot, RingSlot) for stream in slot.streams]
+        rings = [stream for slot in cache.layers if isinstance(slot, SlidingWindowCache) for stream in slot.streams]
         copies = [ring.clone() for ring in rings]
 
         def again() -> Cache:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from benchmarks.measure.timing import WINDOW
 from zoo.core.cache import Cache
-from zoo.core.forward_context import Step, plan
+from zoo.core.forward_context import ForwardContext, prepare_forward
 from zoo.model.decoder import initialise
 from zoo.registry import Block, Mixer
 
@@ -35,9 +35,9 @@ def made(spec: Block, dim: int, dtype: torch.dtype, seed: int) -> nn.Module:
     return module
 
 
-def planned(spec: Mixer, cache: Cache, past: int, new: int) -> Step:
+def planned(spec: Mixer, cache: Cache, past: int, new: int) -> ForwardContext:
     """A pass of `new` tokens after `past` through one block that keeps its tokens in `cache`."""
-    return plan(past, new, spec.rotary(), cache.slots, CPU)
+    return prepare_forward(past, new, spec.rotary(), cache.layers, CPU)
 
 
 @contextmanager

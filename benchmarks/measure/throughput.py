@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.analytic.kv import name_of
 from benchmarks.measure import ceilings
 from benchmarks.measure.benchmark_models import Subject
 from benchmarks.measure.ceilings import Kernel
@@ -22,6 +21,7 @@ from benchmarks.measure.timing import MOST_WARMUPS, Clock, Samples, Task, measur
 from benchmarks.output.progress import Progress
 from zoo.core.linear import linear
 from zoo.model.decoder import Model
+from zoo.units import dtype_name
 
 ZOO, EAGER, COMPILED = "zoo", "eager", "compiled"
 OWN, HARNESS = "own matrices", "harness"
@@ -184,7 +184,7 @@ def overhead(work: Workload, seconds: Sequence[float], found: Found) -> float | 
 def environment_of(setting: Setting) -> dict[str, Any]:
     """What holds for all rows."""
     return {
-        "dtype": name_of(setting.dtype),
+        "dtype": dtype_name(setting.dtype),
         "device": str(setting.device),
         "threads": setting.threads,
     }

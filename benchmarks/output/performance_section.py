@@ -9,7 +9,8 @@ from benchmarks.measure.environment import kernel_summary
 from benchmarks.measure.throughput import COMPILED, EAGER, ZOO
 from benchmarks.measure.timing import PairedRatio, paired_ratio
 from benchmarks.output.show import three
-from zoo.cli.terminal import Column, Format, count, render, size
+from zoo.cli.tables import Column, Format, render
+from zoo.units import format_bytes, format_count
 
 Row = dict[str, Any]
 
@@ -45,7 +46,7 @@ def _facts(slug: str, document: Row) -> Iterator[str]:
     machine = document["machine"]
     threads = sorted({row["threads"] for row in document["rows"] if "threads" in row})
     cache = machine["last_cache_bytes"]
-    yield f"Processor: {machine['cpu']}, {machine['cores']} cores{f', last cache {size(cache)}' if cache else ''}"
+    yield f"Processor: {machine['cpu']}, {machine['cores']} cores{f', last cache {format_bytes(cache)}' if cache else ''}"
     yield f"ISA: {' '.join(machine['isa'])}"
     yield f"Threads: {', '.join(map(str, threads))}"
     yield f"torch {machine['torch']} with {machine['blas']}"
@@ -102,10 +103,10 @@ def table(tests: Sequence[Row]) -> str:
         Column("model", "model"),
         Column("dtype", "dtype"),
         Column("test", "test"),
-        Column("baseline", "transformers tokens/s", count),
-        Column("eager", "zoo eager tokens/s", count),
+        Column("baseline", "transformers tokens/s", format_count),
+        Column("eager", "zoo eager tokens/s", format_count),
         Column("eager_ratio", "vs transformers", interval),
-        Column("compiled", "compiled tokens/s", count),
+        Column("compiled", "compiled tokens/s", format_count),
         Column("compiled_ratio", "vs transformers", interval),
         Column("max_speedup", "max speedup", three),
         Column("bandwidth", "% of bandwidth", percent),

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.terminal import Column, Format, emit, render
+from zoo.cli.runner import emit
+from zoo.cli.tables import Column, Format, render
 from zoo.errors import NotAvailable
 
 WIDTH = 80

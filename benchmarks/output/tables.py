@@ -11,7 +11,9 @@ from benchmarks.measure.tiny_throughput import DECODE, PREFILL
 from benchmarks.output.report import Table
 from benchmarks.output.show import positions, unit
 from benchmarks.output.throughput_tables import repetitions
-from zoo.cli.terminal import Column, count, machine
+from zoo.cli.tables import Column
+from zoo.core.devices import machine
+from zoo.units import format_count
 
 Row = dict[str, Any]
 Rows = Sequence[Row]
@@ -67,7 +69,7 @@ def tiny_throughput(rows: Rows) -> Table:
     """Speed of the tiny forms on this machine: a line for each model that was timed in both phases."""
     columns = [
         Column("model", "tiny model"),
-        Column("prefill", "prefill/s", count),
+        Column("prefill", "prefill/s", format_count),
         Column("prefill_range", "min-max"),
         Column("tokens_per_s", "decode/s", unit(1, 0)),
         Column("decode_range", "min-max"),
@@ -92,7 +94,7 @@ def tiny_throughput(rows: Rows) -> Table:
         before = prefill[row["model"], row["swap"]]
         return {
             "prefill": before["tokens_per_s"],
-            "prefill_range": _range(before, count),
+            "prefill_range": _range(before, format_count),
             "decode_range": _range(row, unit(1, 0)),
             "us_per_layer": 1e6 / row["tokens_per_s"] / row["layers"],
         }

@@ -11,7 +11,8 @@ from benchmarks.measure.throughput import EAGER, ZOO
 from benchmarks.measure.timing import MOST_SECONDS, MOST_WARMUPS
 from benchmarks.output.report import Table, named
 from benchmarks.output.show import three, unit
-from zoo.cli.terminal import Column, count, size
+from zoo.cli.tables import Column
+from zoo.units import format_bytes, format_count
 
 Row = dict[str, Any]
 Rows = Sequence[Row]
@@ -36,7 +37,7 @@ def speeds(rows: Rows, machine: Row) -> Table:
         Column("model", "model", width=13),
         Column("test", "test", width=13),
         Column("by", "by", width=12),
-        Column("tokens_per_s", "tokens/s", count),
+        Column("tokens_per_s", "tokens/s", format_count),
         Column("spread", "std"),
         Column("range", "min-max"),
         Column("ratio", "x peer", three),
@@ -91,7 +92,7 @@ def _speed(row: Row) -> Row:
     return {
         "by": by(row),
         "spread": f"{row['tokens_per_s_std'] / speed:.0%}",
-        "range": f"{count(row['tokens_per_s_min'])}-{count(row['tokens_per_s_max'])}",
+        "range": f"{format_count(row['tokens_per_s_min'])}-{format_count(row['tokens_per_s_max'])}",
     }
 
 
@@ -103,7 +104,7 @@ def limits(rows: Rows, machine: Row) -> Table:
         Column("model", "model", width=13),
         Column("test", "test", width=13),
         Column("by", "by", width=12),
-        Column("ceiling_tokens_per_s", "ceiling", count),
+        Column("ceiling_tokens_per_s", "ceiling", format_count),
         Column("mbu", "MBU", _percent),
         Column("mfu", "MFU", _percent),
         Column("own", "own", _percent),
@@ -175,7 +176,7 @@ def kernels(rows: Rows) -> Table:
     ]
     read = next((row["amount"] for row in rows if row["kind"] == "bandwidth"), 0)
     legend = [
-        f"The fastest of each kind counts. Reading: {size(read)} each time{_short(read)}. GB/s and GFLOPS are 10^9 a "
+        f"The fastest of each kind counts. Reading: {format_bytes(read)} each time{_short(read)}. GB/s and GFLOPS are 10^9 a "
         "second.",
         "Measured in each round, in turns with the models.",
     ]

@@ -10,7 +10,7 @@ import torch
 
 import zoo
 from zoo.blocks.norms import _RMSNorm
-from zoo.costs import together
+from zoo.costs import sum_breakdowns
 from zoo.model.decoder import Model
 
 PASSES = [(0, 1), (0, 700), (699, 1), (300, 200)]  # past, new
@@ -36,7 +36,7 @@ def counted(model: Model) -> Counter[str]:
 @pytest.mark.parametrize("name", zoo.names())
 def test_parameters_by_part_are_those_of_the_built_module(name: str) -> None:
     spec = zoo.spec(name)
-    parts = spec.param_parts()
+    parts = spec.param_breakdown()
     assert +Counter(parts) == counted(zoo.build(spec, device="meta"))
     assert sum(parts.values()) == spec.params()
     assert ("head" in +Counter(parts)) != spec.tied
@@ -47,16 +47,16 @@ def test_parameters_by_part_are_those_of_the_built_module(name: str) -> None:
 def test_flops_by_part_add_up(name: str, causal: bool) -> None:
     spec = zoo.spec(name)
     for past, new in PASSES:
-        parts = spec.flop_parts(past, new, causal=causal)
+        parts = spec.flop_breakdown(past, new, causal=causal)
         assert sum(parts.values()) == spec.flops(past, new, causal=causal)
-        kept = spec.flop_parts(past, new, logits=1, causal=causal)
+        kept = spec.flop_breakdown(past, new, logits=1, causal=causal)
         assert kept["head"] == 2 * spec.dim * spec.vocab
         assert {**kept, "head": 0} == {**parts, "head": 0}
 
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_what_does_not_look_at_other_tokens_costs_the_same_in_any_context(name: str) -> None:
-    early, late = (dict(zoo.spec(name).flop_parts(past, 1)) for past in (1, 5000))
+    early, late = (dict(zoo.spec(name).flop_breakdown(past, 1)) for past in (1, 5000))
     assert early.pop("scores") < late.pop("scores")
     assert early == late
 
@@ -80,4 +80,4 @@ def test_experts_are_read_as_often_as_random_routing_hits_them() -> None:
 
 
 def test_parts_of_equal_name_are_added() -> None:
-    assert together([(2, {"a": 1, "b": 3}), (3, {"b": 1})]) == {"a": 2, "b": 9}
+    assert sum_breakdowns([(2, {"a": 1, "b": 3}), (3, {"b": 1})]) == {"a": 2, "b": 9}

@@ -119,4 +119,4 @@ def test_building_leaves_the_default_dtype_alone(dtype: torch.dtype) -> None:
 def test_the_meta_device_allocates_nothing() -> None:
     model = zoo.build("deepseek-v3-671b", device="meta")
     assert all(weight.device.type == "meta" for weight in model.parameters())
-    assert model.new_cache(1, 10).slots[0].streams[0].device.type == "meta"
+    assert model.new_cache(1, 10).layers[0].streams[0].device.type == "meta"

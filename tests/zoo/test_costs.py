@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.costs import BLOCK, Stored, bands, dense_pairs, linear_flops, visible_pairs
+from zoo.costs import BLOCK, CacheSpec, dense_pairs, linear_flops, visible_pairs, window_blocks
 
 LENGTHS = st.integers(0, 40)
 WINDOWS = st.none() | st.integers(1, 50)
@@ -31,7 +31,7 @@ def test_dense_pairs_hold_every_visible_one(past: int, new: int, window: int | N
 def test_bands_hold_every_visible_pair_once(past: int, new: int, window: int) -> None:
     """The blocks are the queries in order; each is handed every new key that a window of its reaches."""
     past, end = min(past, window), 0
-    for start, stop, first in bands(past, new, window):
+    for start, stop, first in window_blocks(past, new, window):
         assert start == end < stop <= start + BLOCK
         assert first <= max(0, past + start + 1 - window)
         assert first == 0 or first >= past
@@ -52,10 +52,10 @@ def test_visible_pairs_add_up_over_chunks(past: int, parts: list[int], window: i
 
 
 def test_stored_counts_numbers_and_tokens() -> None:
-    stored = Stored(streams=(("k", (2, 8)), ("v", (2, 4))), window=16)
-    assert stored.numbers() == 24
+    stored = CacheSpec(per_token=(("k", (2, 8)), ("v", (2, 4))), window=16)
+    assert stored.elements() == 24
     assert [stored.tokens(context) for context in (1, 15, 16, 17, 1000)] == [1, 15, 16, 16, 16]
-    assert Stored(streams=stored.streams).tokens(1000) == 1000
+    assert CacheSpec(per_token=stored.streams).tokens(1000) == 1000
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 5)])

@@ -137,7 +137,7 @@ def test_specs_are_frozen_and_have_words_on_one_line(kind: str) -> None:
     for field in fields(spec):
         with pytest.raises(FrozenInstanceError):
             setattr(spec, field.name, None)
-    assert spec.words().isprintable()
+    assert spec.describe().isprintable()
 
 
 def test_walk_is_outermost_first() -> None:

@@ -27,7 +27,7 @@ from zoo import catalog
 from zoo.architectures import families
 from zoo.blocks import GQA
 from zoo.errors import MalformedError, SpecError, enough, unknown
-from zoo.hf.checkpoint_layout import COMMON, Rules, Same
+from zoo.hf.checkpoint_layout import COMMON, Rename, Rules
 from zoo.model.decoder import Decoder
 
 # GGUF's name of an architecture -> ours. Mistral Small 3.1 goes by Llama's.
@@ -45,9 +45,9 @@ SHIFTED = {"gemma3"}  # llama.cpp stores what a norm multiplies by, 1 + w, where
 PAIRED = {"llama", "mistral3", "smollm3"}  # and rows of queries and keys 2j and 2j + 1 that turn together
 # Experts are stacked, gate and up apart, neither transposed nor by turns.
 EXPERTS: Rules = (
-    *(Same(f"ffn.block.experts.{part}", f"mlp.experts.{part}_proj.weight") for part in ("gate", "up", "down")),
-    *(Same(f"ffn.block.experts.{part}_bias", f"mlp.experts.{part}_proj.bias") for part in ("gate", "up", "down")),
-    Same("attn.block.sinks", "self_attn.sinks.weight"),
+    *(Rename(f"ffn.block.experts.{part}", f"mlp.experts.{part}_proj.weight") for part in ("gate", "up", "down")),
+    *(Rename(f"ffn.block.experts.{part}_bias", f"mlp.experts.{part}_proj.bias") for part in ("gate", "up", "down")),
+    Rename("attn.block.sinks", "self_attn.sinks.weight"),
 )
 EMBEDDING, ROPE_FREQS = "token_embd.weight", "rope_freqs.weight"
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -23,7 +23,7 @@ IMPLIED = frozenset("attention.head_count_kv attention.key_length attention.valu
 
 def words_of(spec: Decoder) -> dict[str, Any]:
     """What a file of this model says of it. Layers differ in windows and positions only."""
-    windowed = next((layer.mixer for layer in spec.layers if layer.stored().window), None)
+    windowed = next((layer.mixer for layer in spec.layers if layer.cache_spec().window), None)
     whole = next((layer.mixer for layer in spec.layers if _sees_all(layer.mixer)), windowed)
     assert isinstance(whole, GQA)
     assert isinstance(whole.rope, RoPE)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weights.extras import need
+from zoo.errors import require_package
 
 Get = Callable[[str], Tensor]
 
@@ -57,8 +57,8 @@ class Recipe:
 
 def recipes(model: Any, stored: Iterable[str]) -> Mapping[str, Recipe]:
     """Name of a parameter or buffer of the reference -> its recipe, for every stored name that is read into one."""
-    loading = need("transformers.core_model_loading", "parity")
-    mapping = need("transformers.conversion_mapping", "parity").get_model_conversion_mapping(model)
+    loading = require_package("transformers.core_model_loading", "parity")
+    mapping = require_package("transformers.conversion_mapping", "parity").get_model_conversion_mapping(model)
     converters = [each for each in mapping if isinstance(each, loading.WeightConverter)]
     renamings = [each for each in mapping if isinstance(each, loading.WeightRenaming)]
     by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}

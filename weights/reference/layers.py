@@ -60,7 +60,7 @@ class Probe:
 
     def __init__(self, model: Model, tokens: Tensor, dtype: torch.dtype) -> None:
         self.model, self.tokens, self.bound = model, tokens, NOISE[dtype]
-        self.step, self.slots = model.step(tokens)
+        self.ctx, self.layer_caches = model.prepare(tokens)
         self.parts: list[Part] = []
 
     def embedding(self, x: Tensor) -> None:
@@ -70,7 +70,7 @@ class Probe:
     def layer(self, seen: Passed) -> None:
         """Both branches of one layer."""
         layer: Any = self.model.layers[seen.layer]
-        between = layer.attn(seen.x, self.step, self.slots[seen.layer])
+        between = layer.attn(seen.x, self.ctx, self.layer_caches[seen.layer])
         self._add("attention", seen.layer, _apart(between, seen.between))
         into: list[Tensor] = []
         with choices(layer) as made:

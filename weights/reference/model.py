@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weights.extras import need
 from weights.formats.hf_folder import CONFIG
 from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
 from weights.loading import Source
 from weights.reference.layers import Passed
 from zoo.catalog import family_of
-from zoo.errors import CheckFailed, MalformedError
+from zoo.errors import CheckFailed, MalformedError, require_package
 from zoo.hf.checkpoint_layout import Rule, Rules
 from zoo.model.decoder import Decoder
 
@@ -44,7 +43,7 @@ class Reference:
 
 def transformers() -> Any:
     """The package. Raises NotAvailable with the line to type."""
-    return need("transformers", EXTRA)
+    return require_package("transformers", EXTRA)
 
 
 @contextmanager
@@ -91,7 +90,7 @@ def load_reference(source: Source, dtype: torch.dtype) -> Reference:
     """The reference of a source in memory, its weights read by transformers."""
     folder, named = place(source)
     if named:
-        need("accelerate", EXTRA)  # transformers reads no .gguf file without it
+        require_package("accelerate", EXTRA)  # transformers reads no .gguf file without it
     given: dict[str, Any] = named or {"config": config_of(source)}
     with quiet():
         model, told = transformers().AutoModelForCausalLM.from_pretrained(

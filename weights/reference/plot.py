@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from weights.extras import need
 from weights.reference.report import Report
-from zoo.errors import NotAvailable, UsageError
+from zoo.errors import NotAvailable, UsageError, require_package
 
 KINDS = (".png", ".svg")
 LABELS = {
@@ -24,13 +23,13 @@ def check(file: Path) -> None:
         raise UsageError(f"--plot {file}: give it a name that ends in {' or '.join(KINDS)}")
     if not file.parent.is_dir():
         raise NotAvailable(f"cannot write {file}: there is no folder {file.parent}")
-    need("matplotlib", "plot")
+    require_package("matplotlib", "plot")
 
 
 def plot(report: Report, file: Path) -> None:
     """Write the largest difference of a logit at each position, over all prompts, to a .png or .svg file."""
-    need("matplotlib", "plot")
-    figure = need("matplotlib.figure", "plot").Figure(figsize=(8, 4.5), layout="constrained")
+    require_package("matplotlib", "plot")
+    figure = require_package("matplotlib.figure", "plot").Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, label in LABELS.items():
         side = getattr(report, name)

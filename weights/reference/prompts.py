@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from weights.extras import need
-from zoo.errors import MalformedError, NotAvailable, UsageError
+from zoo.errors import MalformedError, NotAvailable, UsageError, require_package
 from zoo.model.decoder import Decoder
 
 FEWEST, PAST = 256, 64  # tokens by default, and tokens past the widest window
@@ -50,7 +49,7 @@ def prompts(path: Path, spec: Decoder, length: int | None, text: str | None, see
 
 def widest(spec: Decoder) -> int:
     """Tokens of the widest window, 0 if there is none."""
-    return max((layer.stored().window or 0 for layer in spec.layers), default=0)
+    return max((layer.cache_spec().window or 0 for layer in spec.layers), default=0)
 
 
 def _length(spec: Decoder, length: int | None) -> int:
@@ -64,7 +63,7 @@ def _length(spec: Decoder, length: int | None) -> int:
 
 
 def _words(file: Path, text: str, length: int, vocab: int) -> Tensor:
-    tokenizers = need("tokenizers", "text")
+    tokenizers = require_package("tokenizers", "text")
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library has no errors of its own

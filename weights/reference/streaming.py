@@ -28,7 +28,7 @@ from zoo.model.decoder import Decoder
 HEAD = "lm_head"
 
 
-class Parts:
+class LoadedParts:
     """The zoo's model on the meta device, seen to fit its source; `holding` fills parts of it for a while."""
 
     def __init__(self, spec: Decoder, source: Source, dtype: torch.dtype) -> None:
@@ -41,7 +41,7 @@ class Parts:
 
     @contextmanager
     def holding(self, *parts: str) -> Iterator[None]:
-        """Parts by name: "embed", "layers.3"."""
+        """LoadedParts by name: "embed", "layers.3"."""
         source = open_source(self.source.path)  # anew: once emptied, nothing holds the pages of its files
         moves = [move for move in self.moves if move.ours[0].startswith(tuple(f"{part}." for part in parts))]
         stored = text_names(source.path, source.entries())
@@ -57,15 +57,15 @@ class Parts:
 class Lockstep:
     """The zoo's runs, a layer at a time: in full, and in chunks through a cache."""
 
-    def __init__(self, parts: Parts, tokens: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, parts: LoadedParts, tokens: Tensor, dtype: torch.dtype) -> None:
         self.parts, self.tokens, self.probe = parts, tokens, Probe(parts.model, tokens, dtype)
         self.batch, length = tokens.shape
         self.sizes = chunks(length)
-        stored = [layer.stored() for layer in parts.model.spec.layers]
+        stored = [layer.cache_spec() for layer in parts.model.spec.layers]
         self.cache = Cache(stored, self.batch, length, dtype, tokens.device)
         self.steps = []
         for part in tokens.split(self.sizes, dim=1):
-            self.steps.append(parts.model.step(part, self.cache)[0])
+            self.steps.append(parts.model.prepare(part, self.cache)[0])
             self.cache.length += part.shape[1]
         self.full, self.cached = torch.empty(0), torch.empty(0)  # (batch, t, dim)
         self.chosen: dict[str, list[Tensor]] = {"reference": [], "full": [], "cached": []}
@@ -81,8 +81,8 @@ class Lockstep:
         with self.parts.holding(f"layers.{seen.layer}"):
             self.probe.layer(seen)
             with self._choices(layer, "full"):
-                self.full = layer(self.full, self.probe.step, self.probe.slots[seen.layer])
-            slot, pieces = self.cache.slots[seen.layer], self.cached.split(self.sizes, dim=1)
+                self.full = layer(self.full, self.probe.ctx, self.probe.layer_caches[seen.layer])
+            slot, pieces = self.cache.layers[seen.layer], self.cached.split(self.sizes, dim=1)
             with self._choices(layer, "cached"):
                 done = [layer(piece, step, slot) for piece, step in zip(pieces, self.steps, strict=True)]
             self.cached = torch.cat(done, dim=1)
@@ -99,7 +99,7 @@ class Lockstep:
 
 def streamed(spec: Decoder, ours: Source, theirs: Source, dtype: torch.dtype, tokens: Tensor) -> Runs:
     """Both models, a layer at a time; the reference in float32 before, where that is another."""
-    zoo = Lockstep(Parts(spec, ours, dtype), tokens, dtype)
+    zoo = Lockstep(LoadedParts(spec, ours, dtype), tokens, dtype)
     exact = None if dtype == torch.float32 else _logits(shell(theirs, torch.float32), theirs, tokens)
     model = shell(theirs, dtype)
     with tqdm(total=len(spec.layers), unit="layer", disable=None, leave=False) as bar:

@@ -9,7 +9,8 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from weights.reference.logits import Difference, Position
-from zoo.cli.terminal import Column, count, render
+from zoo.cli.tables import Column, render
+from zoo.units import format_count
 
 if TYPE_CHECKING:
     from weights.reference.report import Check, Report
@@ -43,7 +44,7 @@ def table(report: Report) -> str:
 def _head(report: Report) -> str:
     prompts = " and ".join(report.prompts)
     lines = [
-        f"{report.source}: {count(report.parameters)} parameters, {report.dtype}",
+        f"{report.source}: {format_count(report.parameters)} parameters, {report.dtype}",
         f"against {report.reference}",
         f"{len(report.prompts)} prompt{'s' * (len(report.prompts) > 1)} of {report.length} tokens: {prompts}",
     ]

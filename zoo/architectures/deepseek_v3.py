@@ -2,19 +2,19 @@
 with a correction bias, beside a shared one; three dense layers first. YaRN's gain is on the scores, not cos and sin."""
 
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, YarnScaling, pre, yarn_gain
-from zoo.hf.checkpoint_layout import PairedRows, Same, Skipped
+from zoo.hf.checkpoint_layout import PairedRows, Rename, Skipped
 from zoo.hf.config import Config, ModelType, Remote, Size, reads
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (
-    Same("attn.block.q.down", "self_attn.q_a_proj"),
-    Same("attn.block.q.norm", "self_attn.q_a_layernorm"),
+    Rename("attn.block.q.down", "self_attn.q_a_proj"),
+    Rename("attn.block.q.norm", "self_attn.q_a_layernorm"),
     PairedRows("attn.block.q.up", "self_attn.q_b_proj", "nope_dim", "rope_dim"),
     PairedRows("attn.block.q", "self_attn.q_proj", "nope_dim", "rope_dim"),
     PairedRows("attn.block.kv_down", "self_attn.kv_a_proj_with_mqa", "kv_rank", "rope_dim"),
-    Same("attn.block.kv_norm", "self_attn.kv_a_layernorm"),
-    Same("attn.block.kv_up", "self_attn.kv_b_proj"),
-    Same("ffn.block.router.correction", "mlp.gate.e_score_correction_bias"),
+    Rename("attn.block.kv_norm", "self_attn.kv_a_layernorm"),
+    Rename("attn.block.kv_up", "self_attn.kv_b_proj"),
+    Rename("ffn.block.router.correction", "mlp.gate.e_score_correction_bias"),
     Skipped("model.layers.{layers}.*", "the multi-token prediction layer"),
 )
 

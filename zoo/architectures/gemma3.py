@@ -2,11 +2,11 @@
 with its own RoPE base; sandwich norms that multiply by 1 + w; embeddings scaled by sqrt(dim); GeGLU."""
 
 from zoo.blocks import GLU, GQA, GeGLU, Layer, LinearScaling, RMSNorm, RoPE, sandwich
-from zoo.hf.checkpoint_layout import Same
+from zoo.hf.checkpoint_layout import Rename
 from zoo.hf.config import Config, ModelType, Size, reads
 from zoo.model.decoder import Decoder
 
-WEIGHTS = (Same("ffn.pre", "pre_feedforward_layernorm"),)
+WEIGHTS = (Rename("ffn.pre", "pre_feedforward_layernorm"),)
 
 
 def decoder(*, dim, layers, heads, kv_heads, head_dim, hidden, window, scale, full, local=RoPE(1e4), eps=1e-6, **rest):

@@ -2,19 +2,19 @@
 experts with a clamped SwiGLU as wide as the model itself, and YaRN with unrounded ends."""
 
 from zoo.blocks import GLU, GQA, ClampedSwiGLU, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, pre, yarn_gain
-from zoo.hf.checkpoint_layout import GATE_UP, Interleaved, InterleavedRows, InterleavedTransposed, Same, Transposed
+from zoo.hf.checkpoint_layout import GATE_UP, Interleaved, InterleavedRows, InterleavedTransposed, Rename, Transposed
 from zoo.hf.config import Config, Size, reads
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (
-    Same("ffn.block.router", "mlp.router"),
+    Rename("ffn.block.router", "mlp.router"),
     InterleavedTransposed(GATE_UP, "mlp.experts.gate_up_proj"),
     Interleaved(tuple(f"{name}_bias" for name in GATE_UP), "mlp.experts.gate_up_proj_bias"),
     Transposed("ffn.block.experts.down", "mlp.experts.down_proj"),
-    Same("ffn.block.experts.down_bias", "mlp.experts.down_proj_bias"),
+    Rename("ffn.block.experts.down_bias", "mlp.experts.down_proj_bias"),
     # As released, in MXFP4: by the names of their codes, not transposed.
     InterleavedRows(GATE_UP, "mlp.experts.gate_up_proj_blocks"),
-    Same("ffn.block.experts.down", "mlp.experts.down_proj_blocks"),
+    Rename("ffn.block.experts.down", "mlp.experts.down_proj_blocks"),
 )
 
 

@@ -17,13 +17,13 @@ from zoo.registry import Block, Spec
 class Activation(Spec, abstract=True):
     """Joins gate and up, both (..., hidden), into (..., hidden). No parameters."""
 
-    slot = "act"
+    role = "act"
 
     @abstractmethod
     def join(self, gate: Tensor, up: Tensor) -> Tensor:
         """(..., hidden) twice -> (..., hidden)."""
 
-    def words(self) -> str:
+    def describe(self) -> str:
         return type(self).__name__
 
 
@@ -54,7 +54,7 @@ class ClampedSwiGLU(Activation):
         gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
         return gate * torch.sigmoid(self.alpha * gate) * (up + 1)
 
-    def words(self) -> str:
+    def describe(self) -> str:
         return f"SwiGLU clamped at {self.limit:g}"
 
 
@@ -66,7 +66,7 @@ class GLU(Block):
     act: Activation = SwiGLU()
     bias: bool = False
 
-    slot = "ffn"
+    role = "ffn"
 
     def build(self, dim: int) -> nn.Module:
         return _GLU(self, dim)
@@ -77,8 +77,8 @@ class GLU(Block):
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         return 3 * linear_flops(new, dim, self.hidden)
 
-    def words(self) -> str:
-        return f"{self.act.words()}, width {self.hidden}" + (", biases" if self.bias else "")
+    def describe(self) -> str:
+        return f"{self.act.describe()}, width {self.hidden}" + (", biases" if self.bias else "")
 
 
 class _GLU(nn.Module):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from zoo.blocks.linear import Linear, linear_params
 from zoo.blocks.norms import RMSNorm
 from zoo.blocks.positions import Position
-from zoo.core.attention import attend
-from zoo.core.cache import Slot
-from zoo.core.forward_context import Step
-from zoo.costs import Parts, Stored, dense_pairs, linear_flops, visible_pairs
+from zoo.core.attention import attention
+from zoo.core.cache import LayerCache
+from zoo.core.forward_context import ForwardContext
+from zoo.costs import Breakdown, CacheSpec, dense_pairs, linear_flops, visible_pairs
 from zoo.registry import Mixer, Spec
 
 
@@ -47,9 +47,9 @@ class GQA(Mixer):
         return _GQA(self, dim)
 
     def params(self, dim: int) -> int:
-        return sum(self.param_parts(dim).values())
+        return sum(self.param_breakdown(dim).values())
 
-    def param_parts(self, dim: int) -> Parts:
+    def param_breakdown(self, dim: int) -> Breakdown:
         projections = (
             linear_params(dim, self.heads * self.head_dim, self.bias)
             + 2 * linear_params(dim, self.kv_heads * self.head_dim, self.bias)
@@ -59,27 +59,27 @@ class GQA(Mixer):
         return {"attn": projections + (self.heads if self.sinks else 0), "norm": norms}
 
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return sum(self.flop_parts(dim, past, new, causal).values())
+        return sum(self.flop_breakdown(dim, past, new, causal).values())
 
-    def flop_parts(self, dim: int, past: int, new: int, causal: bool = True) -> Parts:
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         width = self.heads * self.head_dim
         pairs = (visible_pairs if causal else dense_pairs)(past, new, self.window)
         projections = 2 * linear_flops(new, dim, width) + 2 * linear_flops(new, dim, self.kv_heads * self.head_dim)
         return {"projections": projections, "scores": 2 * linear_flops(pairs, 1, width)}  # and weighted values
 
-    def stored(self) -> Stored:
+    def cache_spec(self) -> CacheSpec:
         shape = (self.kv_heads, self.head_dim)
-        return Stored(streams=(("k", shape), ("v", shape)), window=self.window)
+        return CacheSpec(per_token=(("k", shape), ("v", shape)), window=self.window)
 
     def rotary(self) -> tuple[tuple[Spec, int], ...]:
         return ((self.rope, self.head_dim),)
 
-    def words(self) -> str:
+    def describe(self) -> str:
         kind = {self.heads: "MHA", 1: "MQA"}.get(self.kv_heads, "GQA")
         heads = f"{self.heads} heads" + (f" on {self.kv_heads} KV heads" if kind == "GQA" else "")
         parts = [
             f"{kind}, {heads} of {self.head_dim}",
-            self.rope.words(),
+            self.rope.describe(),
             f"window {self.window}" if self.window else "",
             f"QK-norm per {self.qk_norm_over}" if self.qk_norm else "",
             f"scale {self.scale**-2:.4g}^-1/2" if self.scale else "",
@@ -107,14 +107,14 @@ class _GQA(nn.Module):
         self.q_norm, self.k_norm = norms
         self.sinks = nn.Parameter(torch.empty(spec.heads)) if spec.sinks else None
 
-    def forward(self, x: Tensor, step: Step, slot: Slot) -> Tensor:
+    def forward(self, x: Tensor, step: ForwardContext, slot: LayerCache) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
         table = step.tables[self.spec.rope, self.spec.head_dim]
         q = self.spec.rope.rotate(self._heads(self.q(x), self.q_norm), table)
         k = self.spec.rope.rotate(self._heads(self.k(x), self.k_norm), table)
         v = self._heads(self.v(x))
         k, v, mask = slot.append(step, k, v)
-        out = attend(q, k, v, mask, self.scale, self.sinks)
+        out = attention(q, k, v, mask, self.scale, self.sinks)
         return self.o(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:

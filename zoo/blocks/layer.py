@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from zoo.blocks.norms import RMSNorm
-from zoo.costs import Parts, Stored, together
+from zoo.costs import Breakdown, CacheSpec, sum_breakdowns
 from zoo.registry import Block, Mixer, Spec
 
 
@@ -40,14 +40,14 @@ class Placement(Block, abstract=True):
     def read_params(self, dim: int, tokens: int) -> float:
         return self.block.read_params(dim, tokens) + sum(norm.params(dim) for norm in self.norms())
 
-    def param_parts(self, dim: int) -> Parts:
-        return together((1, part.param_parts(dim)) for part in (self.block, *self.norms()))
+    def param_breakdown(self, dim: int) -> Breakdown:
+        return sum_breakdowns((1, part.param_breakdown(dim)) for part in (self.block, *self.norms()))
 
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         return self.block.flops(dim, past, new, causal)
 
-    def flop_parts(self, dim: int, past: int, new: int, causal: bool = True) -> Parts:
-        return self.block.flop_parts(dim, past, new, causal)
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        return self.block.flop_breakdown(dim, past, new, causal)
 
 
 @dataclass(frozen=True)
@@ -163,14 +163,14 @@ class Layer(Block):
     def read_params(self, dim: int, tokens: int) -> float:
         return self.attn.read_params(dim, tokens) + self.ffn.read_params(dim, tokens)
 
-    def param_parts(self, dim: int) -> Parts:
-        return together((1, branch.param_parts(dim)) for branch in (self.attn, self.ffn))
+    def param_breakdown(self, dim: int) -> Breakdown:
+        return sum_breakdowns((1, branch.param_breakdown(dim)) for branch in (self.attn, self.ffn))
 
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         return self.attn.flops(dim, past, new, causal) + self.ffn.flops(dim, past, new, causal)
 
-    def flop_parts(self, dim: int, past: int, new: int, causal: bool = True) -> Parts:
-        return together((1, branch.flop_parts(dim, past, new, causal)) for branch in (self.attn, self.ffn))
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        return sum_breakdowns((1, branch.flop_breakdown(dim, past, new, causal)) for branch in (self.attn, self.ffn))
 
     @property
     def mixer(self) -> Mixer:
@@ -178,9 +178,9 @@ class Layer(Block):
         assert isinstance(self.attn.block, Mixer)
         return self.attn.block
 
-    def stored(self) -> Stored:
+    def cache_spec(self) -> CacheSpec:
         """What this layer keeps of each token."""
-        return self.mixer.stored()
+        return self.mixer.cache_spec()
 
     def rotary(self) -> tuple[tuple[Spec, int], ...]:
         """The position tables this layer looks up."""

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from zoo.blocks.linear import Linear, linear_params, per_head
 from zoo.blocks.norms import RMSNorm
 from zoo.blocks.positions import Position
-from zoo.core.attention import attend
-from zoo.core.cache import Slot
-from zoo.core.forward_context import Step
-from zoo.costs import Parts, Stored, dense_pairs, linear_flops, visible_pairs
+from zoo.core.attention import attention
+from zoo.core.cache import LayerCache
+from zoo.core.forward_context import ForwardContext
+from zoo.costs import Breakdown, CacheSpec, dense_pairs, linear_flops, visible_pairs
 from zoo.registry import Mixer, Spec
 
 
@@ -44,9 +44,9 @@ class MLA(Mixer):
         return _MLA(self, dim)
 
     def params(self, dim: int) -> int:
-        return sum(self.param_parts(dim).values())
+        return sum(self.param_breakdown(dim).values())
 
-    def param_parts(self, dim: int) -> Parts:
+    def param_breakdown(self, dim: int) -> Breakdown:
         q_width = self.heads * (self.nope_dim + self.rope_dim)
         norms = self.norm.params(self.kv_rank)
         if self.q_rank is None:
@@ -66,9 +66,9 @@ class MLA(Mixer):
         return new == 1 or expanding > wider
 
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return sum(self.flop_parts(dim, past, new, causal).values())
+        return sum(self.flop_breakdown(dim, past, new, causal).values())
 
-    def flop_parts(self, dim: int, past: int, new: int, causal: bool = True) -> Parts:
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         q_width = self.heads * (self.nope_dim + self.rope_dim)
         if self.q_rank is None:
             queries = linear_flops(new, dim, q_width)
@@ -84,19 +84,19 @@ class MLA(Mixer):
         projections = queries + down + up + linear_flops(new, self.heads * self.v_dim, dim)
         return {"projections": projections, "scores": scores}
 
-    def stored(self) -> Stored:
-        return Stored(streams=(("latent", (1, self.kv_rank + self.rope_dim)),))
+    def cache_spec(self) -> CacheSpec:
+        return CacheSpec(per_token=(("latent", (1, self.kv_rank + self.rope_dim)),))
 
     def rotary(self) -> tuple[tuple[Spec, int], ...]:
         return ((self.rope, self.rope_dim),)
 
-    def words(self) -> str:
+    def describe(self) -> str:
         parts = [
             f"MLA, {self.heads} heads of {self.nope_dim} + {self.rope_dim} rotary",
             f"values of {self.v_dim}",
             f"KV rank {self.kv_rank}",
             f"query rank {self.q_rank}" if self.q_rank else "full-rank queries",
-            self.rope.words(),
+            self.rope.describe(),
             f"scale {self.scale**-2:.4g}^-1/2" if self.scale else "",
         ]
         return ", ".join(part for part in parts if part)
@@ -119,7 +119,7 @@ class _MLA(nn.Module):
         self.kv_up = Linear(spec.kv_rank, spec.heads * (spec.nope_dim + spec.v_dim), bias=False)
         self.o = Linear(spec.heads * spec.v_dim, dim, bias=False)
 
-    def forward(self, x: Tensor, step: Step, slot: Slot) -> Tensor:
+    def forward(self, x: Tensor, step: ForwardContext, slot: LayerCache) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
         q_nope, q_rope, new = self._project(x, step)
         latent, mask = slot.append(step, new)
@@ -128,7 +128,7 @@ class _MLA(nn.Module):
         out = form(q_nope, q_rope, latent, mask)
         return self.o(out.transpose(1, 2).flatten(2))
 
-    def _project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, step: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
         """(b, t, dim) -> queries without and with position, each (b, h, t, d), and latents (b, 1, t, r + rope_dim)."""
         spec, table = self.spec, step.tables[self.spec.rope, self.spec.rope_dim]
         q = self.q(x).unflatten(-1, (spec.heads, -1)).transpose(1, 2)
@@ -143,12 +143,12 @@ class _MLA(nn.Module):
         k_up, v_up = up.split([self.spec.nope_dim, self.spec.v_dim], dim=1)
         q = torch.cat([per_head(q_nope, k_up.transpose(1, 2)), q_rope], dim=-1)
         # The rotary key rides along among the values: a kernel that wants both of one width need not copy either.
-        out = attend(q, latent, latent, mask, self.scale)
+        out = attention(q, latent, latent, mask, self.scale)
         return per_head(out[..., : self.spec.kv_rank], v_up)
 
     def _expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
         """The same, attending over keys and values expanded from the latents."""
-        return attend(torch.cat([q_nope, q_rope], dim=-1), *self._expand(latent), mask, self.scale)
+        return attention(torch.cat([q_nope, q_rope], dim=-1), *self._expand(latent), mask, self.scale)
 
     def _expand(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 1, s, r + rope_dim) -> keys and values of all heads, (b, h, s, nope_dim + rope_dim) and (b, h, s, v)."""

@@ -15,7 +15,7 @@ from zoo.blocks.experts import expert, gathered, grouped
 from zoo.blocks.glu import GLU
 from zoo.blocks.linear import linear_params
 from zoo.core.linear import is_single_token, linear, use_gemv
-from zoo.costs import Parts, linear_flops
+from zoo.costs import Breakdown, linear_flops
 from zoo.registry import Block, Spec
 
 
@@ -23,7 +23,7 @@ class Router(Spec, abstract=True):
     """Chooses `k` experts for each token and weighs them."""
 
     k: int
-    slot = "router"
+    role = "router"
 
     @abstractmethod
     def build(self, dim: int, experts: int) -> nn.Module:
@@ -53,7 +53,7 @@ class SoftmaxTopK(Router):
     def params(self, dim: int, experts: int) -> int:
         return linear_params(dim, experts, self.bias)
 
-    def words(self) -> str:
+    def describe(self) -> str:
         weights = "" if self.renormalise else ", not renormalised"
         return f"softmax top-{self.k} router{weights}" + (", router bias" if self.bias else "")
 
@@ -102,7 +102,7 @@ class GroupedSigmoidTopK(Router):
         reach = self.keep * experts // self.groups
         self.require(self.k <= reach, f"k={self.k} is above the {reach} experts in {self.keep} groups")
 
-    def words(self) -> str:
+    def describe(self) -> str:
         return f"sigmoid top-{self.k} router in {self.keep} of {self.groups} groups, weights x{self.scale:g}"
 
 
@@ -144,7 +144,7 @@ class MoE(Block):
     router: Router
     shared: GLU | None = None
 
-    slot = "ffn"
+    role = "ffn"
 
     def check(self) -> None:
         self.router.check_experts(self.experts)
@@ -153,9 +153,9 @@ class MoE(Block):
         return _MoE(self, dim)
 
     def params(self, dim: int) -> int:
-        return sum(self.param_parts(dim).values())
+        return sum(self.param_breakdown(dim).values())
 
-    def param_parts(self, dim: int) -> Parts:
+    def param_breakdown(self, dim: int) -> Breakdown:
         return {
             "routed": self.experts * self.expert.params(dim),
             "shared": self.shared.params(dim) if self.shared else 0,
@@ -170,18 +170,18 @@ class MoE(Block):
         return self.params(dim) - missed * self.expert.params(dim)
 
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return sum(self.flop_parts(dim, past, new, causal).values())
+        return sum(self.flop_breakdown(dim, past, new, causal).values())
 
-    def flop_parts(self, dim: int, past: int, new: int, causal: bool = True) -> Parts:
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         return {
             "routed": self.router.k * self.expert.flops(dim, past, new, causal),
             "shared": self.shared.flops(dim, past, new, causal) if self.shared else 0,
             "router": linear_flops(new, dim, self.experts),
         }
 
-    def words(self) -> str:
-        shared = f" + shared ({self.shared.words()})" if self.shared else ""
-        return f"MoE {self.experts} x ({self.expert.words()}){shared}, {self.router.words()}"
+    def describe(self) -> str:
+        shared = f" + shared ({self.shared.describe()})" if self.shared else ""
+        return f"MoE {self.experts} x ({self.expert.describe()}){shared}, {self.router.describe()}"
 
 
 class _MoE(nn.Module):

@@ -23,7 +23,7 @@ class RMSNorm(Block):
     unit_offset: bool = False
     scale_in_fp32: bool = False
 
-    slot = "norm"
+    role = "norm"
 
     def build(self, dim: int) -> nn.Module:
         return _RMSNorm(self, dim)
@@ -34,7 +34,7 @@ class RMSNorm(Block):
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         return 0
 
-    def words(self) -> str:
+    def describe(self) -> str:
         offset = ", scales by 1 + w" if self.unit_offset else ""
         rounding = ", scaled in float32" if self.scale_in_fp32 else ""
         return f"RMSNorm, eps {self.eps:g}{offset}{rounding}"

@@ -20,7 +20,7 @@ Table = tuple[Tensor, Tensor]  # cos and sin of each element, (t, width), float3
 class Scaling(Spec, abstract=True):
     """A change of the rotary frequencies that stretches a trained context."""
 
-    slot = "scaling"
+    role = "scaling"
     gain: float = 1.0  # multiplies cos and sin, hence scores by its square
 
     @abstractmethod
@@ -37,7 +37,7 @@ class LinearScaling(Scaling):
     def scale(self, frequencies: Tensor, theta: float) -> Tensor:
         return frequencies / self.factor
 
-    def words(self) -> str:
+    def describe(self) -> str:
         return f"linear x{self.factor:g}"
 
 
@@ -63,7 +63,7 @@ class Llama3Scaling(Scaling):
             blend = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
         return (1 - blend) * frequencies / self.factor + blend * frequencies
 
-    def words(self) -> str:
+    def describe(self) -> str:
         return f"Llama 3 x{self.factor:g} from {self.original}"
 
 
@@ -98,7 +98,7 @@ class YarnScaling(Scaling):
         keep = 1 - ramp.clamp(0, 1)
         return frequencies / self.factor * (1 - keep) + frequencies * keep
 
-    def words(self) -> str:
+    def describe(self) -> str:
         return f"YaRN x{self.factor:g} from {self.original}"
 
 
@@ -110,7 +110,7 @@ def yarn_gain(factor: float, mscale: float = 1.0) -> float:
 class Position(Spec, abstract=True):
     """How a layer knows where a token is: a table for each pass, applied to queries and keys."""
 
-    slot = "rope"
+    role = "rope"
 
     @abstractmethod
     def table(self, positions: Tensor, width: int) -> Table | None:
@@ -131,7 +131,7 @@ class NoPE(Position):
     def rotate(self, x: Tensor, table: Table | None) -> Tensor:
         return x
 
-    def words(self) -> str:
+    def describe(self) -> str:
         return "NoPE"
 
 
@@ -159,8 +159,8 @@ class RoPE(Position):
         turned = x * cos + torch.cat([second, first], dim=-1) * sin
         return turned.to(x.dtype)  # the rotation itself is in the table's float32
 
-    def words(self) -> str:
-        scaling = f" ({self.scaling.words()})" if self.scaling else ""
+    def describe(self) -> str:
+        scaling = f" ({self.scaling.describe()})" if self.scaling else ""
         return f"RoPE {_short(self.theta)}{scaling}"
 
 

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from zoo.blocks import Branch, Layer, PostNorm
-from zoo.cli.self_check import name_of
-from zoo.cli.terminal import count, size
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
+from zoo.units import dtype_name, format_bytes, format_count
 
 WIDTH, LABEL = 80, 15
 KV_CONTEXT, FLOPS_CONTEXT = 32 * 1024, 4096
@@ -38,14 +37,14 @@ def facts(spec: Decoder, dtype: torch.dtype, publisher_active: tuple[int, str] |
         "vocab": spec.vocab,
         "tied": spec.tied,
         "embed_scale": spec.embed_scale,
-        "norm": spec.norm.words(),
+        "norm": spec.norm.describe(),
         "context": spec.context,
         "params": spec.params(),
         "active_params": spec.active_params(),
         "publisher_active_params": publisher_active and publisher_active[0],
         "publisher_active_rule": publisher_active and publisher_active[1],
         "embedding_params": spec.embedding_params(),
-        "kv_dtype": name_of(dtype),
+        "kv_dtype": dtype_name(dtype),
         "kv_fixed_bytes": fixed,
         "kv_bytes_per_token": per_token,
         "kv_bytes_32k": spec.kv_bytes(KV_CONTEXT, dtype=dtype),
@@ -57,12 +56,12 @@ def facts(spec: Decoder, dtype: torch.dtype, publisher_active: tuple[int, str] |
 
 def _blocks(layer: Layer) -> Facts:
     def norms(branch: Branch | PostNorm) -> str:
-        kinds = " and ".join(dict.fromkeys(norm.words() for norm in branch.norms())) or "no norm"
+        kinds = " and ".join(dict.fromkeys(norm.describe() for norm in branch.norms())) or "no norm"
         return f"{branch.placement}, {branch.formula}: {kinds}"
 
     attn, ffn = norms(layer.attn), norms(layer.ffn)
     both = attn if attn == ffn else f"attn {attn}; ffn {ffn}"
-    return {"attn": layer.attn.block.words(), "ffn": layer.ffn.block.words(), "norms": both}
+    return {"attn": layer.attn.block.describe(), "ffn": layer.ffn.block.describe(), "norms": both}
 
 
 def text(report: Facts) -> str:
@@ -135,7 +134,7 @@ def _rows(card: Facts) -> Rows:
     scale = f", scaled by {card['embed_scale']:g}" if card["embed_scale"] != 1 else ""
     head = "tied to the head" if card["tied"] else "beside a head of the same size"
     active = card["active_params"]
-    share = ["all active"] if active == card["params"] else [f"{active:,} ({count(active)}) active"]
+    share = ["all active"] if active == card["params"] else [f"{active:,} ({format_count(active)}) active"]
     if card["publisher_active_params"]:
         share += [f"{card['publisher_active_params']:,} by its publisher's count, {card['publisher_active_rule']}"]
     return {
@@ -145,13 +144,13 @@ def _rows(card: Facts) -> Rows:
         "norms": _each(card, "norms"),
         "embedding": [f"{card['vocab']:,} tokens x {card['dim']:,}{scale}, {head}"],
         "parameters": [
-            f"{card['params']:,} ({count(card['params'])}), {share[0]}",
+            f"{card['params']:,} ({format_count(card['params'])}), {share[0]}",
             *share[1:],
             f"{card['embedding_params'] / card['params']:.1%} in embedding and head",
         ],
         "KV cache": _cache(card),
         "FLOPs": [
-            f"{count(card['flops_per_token_4k']).replace('B', 'G')} per token at {FLOPS_CONTEXT:,} tokens of context"
+            f"{format_count(card['flops_per_token_4k']).replace('B', 'G')} per token at {FLOPS_CONTEXT:,} tokens of context"
         ],
     }
 
@@ -166,11 +165,15 @@ def _each(card: Facts, part: str) -> list[str]:
 
 def _cache(card: Facts) -> list[str]:
     fixed, per_token, own = card["kv_fixed_bytes"], card["kv_bytes_per_token"], card["context"]
-    growth = f"{per_token:,}{' per token' if fixed else ' bytes per token'} ({size(per_token)})"
-    parts = [f"{fixed:,} bytes ({size(fixed)})"] * bool(fixed) + [growth] * bool(per_token)
-    at = f"{size(card['kv_bytes_32k'])} at {KV_CONTEXT:,} tokens"
+    growth = f"{per_token:,}{' per token' if fixed else ' bytes per token'} ({format_bytes(per_token)})"
+    parts = [f"{fixed:,} bytes ({format_bytes(fixed)})"] * bool(fixed) + [growth] * bool(per_token)
+    at = f"{format_bytes(card['kv_bytes_32k'])} at {KV_CONTEXT:,} tokens"
     if own is not None:
-        at += ", its own context" if own == KV_CONTEXT else f", {size(card['kv_bytes_context'])} at its own {own:,}"
+        at += (
+            ", its own context"
+            if own == KV_CONTEXT
+            else f", {format_bytes(card['kv_bytes_context'])} at its own {own:,}"
+        )
     return [f"{' + '.join(parts)}, in {card['kv_dtype']}", at]
 
 

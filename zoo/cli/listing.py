@@ -13,7 +13,7 @@ from zoo.architectures import families
 from zoo.blocks import GQA
 from zoo.blocks.layer import PLACEMENTS, Placement
 from zoo.registry import Spec
-from zoo.swaps.rebuild import POINTS, features, points
+from zoo.swaps.rebuild import ALIASES, aliases, features
 
 WIDTH = 80
 SLOTS = {
@@ -75,10 +75,10 @@ def text() -> str:
 def _registered() -> Iterator[Word]:
     """Every block of the registry, used or not."""
     for name, kind in Spec.kinds.items():
-        if kind.slot:
-            yield kind.slot, name, False
+        if kind.role:
+            yield kind.role, name, False
         if kind is GQA:
-            yield from ((kind.slot, word, False) for word in POINTS)
+            yield from ((kind.role, word, False) for word in ALIASES)
     yield from (("placement", word, False) for word in PLACEMENTS)
 
 
@@ -92,10 +92,10 @@ def _of(spec: Spec) -> Iterator[Word]:
     if isinstance(spec, Placement):
         yield "placement", spec.placement, False
     else:
-        yield from ((spec.slot, word, False) for word in points(spec) if spec.slot)
+        yield from ((spec.role, word, False) for word in aliases(spec) if spec.role)
         for name, term in features(spec).items():
             value = getattr(spec, name)
-            if name != "window" and not (isinstance(value, Spec) and value.slot == name):  # those have their own row
-                yield spec.slot or "model", term, True
+            if name != "window" and not (isinstance(value, Spec) and value.role == name):  # those have their own row
+                yield spec.role or "model", term, True
     for child in dict.fromkeys(child for _, child in spec.children()):
         yield from _of(child)

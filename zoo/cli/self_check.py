@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from zoo.catalog import build
-from zoo.cli.terminal import count, free_memory, size
-from zoo.errors import NotAvailable, unknown
+from zoo.core.devices import free_memory
+from zoo.errors import NotAvailable
 from zoo.model.decoder import Decoder, Model
+from zoo.units import dtype_name, format_bytes, format_count
 
 PAST_WINDOW, CHUNKS, STEPS = 50, 3, 16  # chunks that are no multiple of a window
 LONGEST = 4096  # a window beyond this is not filled: the run is a check, not a benchmark
@@ -53,7 +54,7 @@ def allocate(spec: Decoder, device: torch.device, dtype: torch.dtype, seed: int)
     model = build(spec, device=device, dtype=dtype, seed=seed)
     seconds = perf_counter() - start
     parameters = sum(each.numel() for each in model.parameters())
-    return model, Built(str(device), name_of(dtype), seconds, parameters, spec.params())
+    return model, Built(str(device), dtype_name(dtype), seconds, parameters, spec.params())
 
 
 @torch.no_grad()
@@ -103,21 +104,7 @@ def failures(built: Built, decoded: Decoded | None) -> list[str]:
 
 def tokens_needed(spec: Decoder) -> int:
     """A few dozen tokens beyond every window."""
-    return min(max(layer.stored().window or 0 for layer in spec.layers), LONGEST) + PAST_WINDOW
-
-
-def find_device(name: str) -> torch.device:
-    """A device by torch's name for it. Raises UsageError for no device, NotAvailable for one that is not here."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise unknown("device", name, ["cpu", "cuda", "meta", "mps"]) from None
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise NotAvailable(f"no device {name} here: {reason}") from error
-    return device
+    return min(max(layer.cache_spec().window or 0 for layer in spec.layers), LONGEST) + PAST_WINDOW
 
 
 def check_memory(spec: Decoder, device: torch.device, dtype: torch.dtype) -> None:
@@ -130,15 +117,10 @@ def check_memory(spec: Decoder, device: torch.device, dtype: torch.dtype) -> Non
         return
     halve = " --dtype bfloat16 halves it," if dtype.itemsize > 2 else ""
     raise NotAvailable(
-        f"{count(spec.params())} parameters in {name_of(dtype)} need {size(weights + rest)} on {device} "
-        f"(weights {size(weights)}, cache and logits {size(rest)}), and {size(free)} is free;{halve} "
+        f"{format_count(spec.params())} parameters in {dtype_name(dtype)} need {format_bytes(weights + rest)} on {device} "
+        f"(weights {format_bytes(weights)}, cache and logits {format_bytes(rest)}), and {format_bytes(free)} is free;{halve} "
         "--tiny builds the same composition at toy widths"
     )
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """float32, bfloat16, ..."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _apart(a: Tensor, b: Tensor) -> Tensor:
@@ -147,4 +129,4 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
 
 def _is_judged(spec: Decoder, dtype: torch.dtype) -> bool:
     """In a coarse dtype a router's near tie may go either way, and then the rest of the sequence differs rightly."""
-    return dtype.itemsize >= 4 or not any(node.slot == "router" for node in spec.walk())
+    return dtype.itemsize >= 4 or not any(node.role == "router" for node in spec.walk())

@@ -12,42 +12,42 @@ from torch import Tensor
 from torch.library import custom_op
 
 from zoo.core import inductor
-from zoo.core.forward_context import Band, Mask, visible
+from zoo.core.forward_context import Mask, SlidingWindowMask, visible
 from zoo.core.kernels import COLD_BYTES, Race, active, bucket
 from zoo.core.linear import dot, is_plain_memory, materialize, product
-from zoo.costs import bands
+from zoo.costs import window_blocks
 
-SHARED = 8  # heads on one key whose scores are sums in one loop over the keys
-WIDE = 128  # numbers of a value that is worth reading whole
-LOAD = 64  # bytes that one instruction loads
-ROWS = 128  # queries whose scores are written out together: at most, and in float32 at least
-LARGE = 512  # rows, queries times heads on one key, that make a product large
+MAX_REDUCTION_HEADS = 8  # heads on one key whose scores are sums in one loop over the keys
+MIN_WHOLE_WIDTH = 128  # numbers of a value that is worth reading whole
+LOAD_BYTES = 64  # bytes that one instruction loads
+MAX_BLOCK_QUERIES = 128  # queries whose scores are written out together: at most, and in float32 at least
+MIN_BLOCK_ROWS = 512  # rows, queries times heads on one key, that make a product large
 MIN_PRODUCTS = 2**22  # multiply-adds of a pass from which blocks can earn back what choosing them costs
 RACE_PRODUCTS = 2**29  # multiply-adds of what is timed
 RACE_QUERIES, RACE_KEYS = 512, 1024  # at most, of what is timed
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Tensor | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Tensor | None = None) -> Tensor:
     """q (b, h, t, d), k (b, g, s, d), v (b, g, s, w) -> (b, h, t, w); heads i * h/g to (i + 1) * h/g - 1 share key i.
 
-    `mask` (t, s) is True where a query sees a key, or it is a Band, which is never drawn in full. None means that each
-    query sees all keys up to itself, the queries being the last t of the s keys: a lone query, or s == t. `sinks` (h,)
-    are scores of one more key of value zero that each head may attend to instead (gpt-oss; StreamingLLM, Xiao et al.
-    2023, section 3.3).
+    `mask` (t, s) is True where a query sees a key; a SlidingWindowMask is never built in full. None: each query sees all
+    keys up to itself, the queries being the last t of the s keys (a single query, or s == t). `sinks` (h,) are scores of
+    one more key of value zero that each head may attend to instead (gpt-oss; StreamingLLM, Xiao et al. 2023, section
+    3.3).
     """
-    if isinstance(mask, Band):
+    if isinstance(mask, SlidingWindowMask):
         if not torch.compiler.is_compiling():
-            return _banded(q, k, v, mask.queries, mask.keys, mask.window, scale, sinks)
+            return _sliding_window_attention(q, k, v, mask.queries, mask.keys, mask.window, scale, sinks)
         # A compiled function cannot loop over a number of blocks that it does not know: there it is one operator. An
         # operator has no gradient and no autocast; with these the window is a mask.
         if _takes_operators(q, k, v):
-            return _banded_operator(q, k, v, mask.queries, mask.keys, mask.window, scale, sinks)
-        return _several(q, k, v, visible(mask.queries, mask.keys, mask.window), scale, sinks)
+            return _sliding_window_operator(q, k, v, mask.queries, mask.keys, mask.window, scale, sinks)
+        return _prefill(q, k, v, visible(mask.queries, mask.keys, mask.window), scale, sinks)
     if q.shape[2] > 1:
-        return _several(q, k, v, mask, scale, sinks)
+        return _prefill(q, k, v, mask, scale, sinks)
     # Heads that share a key become queries of that key: the kernel reads each key once, without repeating it.
     folded = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
-    out = _lone(folded, k, v, mask, scale, None if sinks is None else sinks.view(k.shape[1], -1))
+    out = _decode(folded, k, v, mask, scale, None if sinks is None else sinks.view(k.shape[1], -1))
     return out.reshape(*q.shape[:3], v.shape[3])
 
 
@@ -64,7 +64,7 @@ def _takes_operators(q: Tensor, k: Tensor, v: Tensor) -> bool:
     )
 
 
-def _lone(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
+def _decode(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
     """One token's heads: q (b, g, h/g, d), sinks (g, h/g)."""
     if not torch.compiler.is_compiling() or q.device.type != "cpu":
         return _product(q, k, v, mask, scale, sinks)
@@ -72,9 +72,11 @@ def _lone(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, si
     # of sums over them; what calls a library is one operator to it.
     if not _takes_operators(q, k, v):
         return _summed(q, k, v, mask, scale, sinks, by_sums=False)
-    if q.shape[2] <= SHARED and _reduction_wins(q.dtype, int(k.shape[1]), int(q.shape[2]), int(q.shape[3])):
+    if q.shape[2] <= MAX_REDUCTION_HEADS and _reduction_wins(
+        q.dtype, int(k.shape[1]), int(q.shape[2]), int(q.shape[3])
+    ):
         return _summed(q, k, v, mask, scale, sinks)
-    return _product_operator(q, k, v, mask, scale, sinks)
+    return _decode_operator(q, k, v, mask, scale, sinks)
 
 
 @inductor.constant
@@ -91,7 +93,7 @@ def _race_reduction(dtype: torch.dtype, groups: int, share: int, width: int) -> 
     caches = list(torch.ones(count, 2, 1, groups, RACE_KEYS, width, dtype=dtype))
     compiled = [
         torch.compile(form, dynamic=True, fullgraph=True, options=inductor.options())
-        for form in (_product_operator, _summed)
+        for form in (_decode_operator, _summed)
     ]
 
     def run(form: Callable[..., Tensor]) -> None:
@@ -110,18 +112,18 @@ def _summed(
     sinks: Tensor | None,
     by_sums: bool = True,
 ) -> Tensor:
-    """Scores and values as reductions over the keys (zoo.core.linear), for up to SHARED heads a key. Measured on an AMD
-    EPYC, two cores: keys and values are read 1.2 times as fast as by torch's kernel in float32, 1.2 to 4 times in
-    bfloat16."""
-    out, total = _written_out(q, k, v, mask, scale, by_sums)
-    return (out if sinks is None else _sunk(out, total, sinks)).to(v.dtype)
+    """Scores and values as reductions over the keys (zoo.core.linear), for up to MAX_REDUCTION_HEADS heads per key.
+    Measured on an AMD EPYC, two cores: keys and values are read 1.2 times as fast as by torch's kernel in float32, 1.2
+    to 4 times in bfloat16."""
+    out, total = _explicit_attention(q, k, v, mask, scale, by_sums)
+    return (out if sinks is None else _apply_sinks(out, total, sinks)).to(v.dtype)
 
 
 def _product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
     if sinks is not None:
         out = _with_sinks(q, k, v, mask, False, scale, sinks)
     elif q.shape[3] != v.shape[3]:  # no kernel takes keys wider than values, and to copy either would take longest
-        out = _written_out(q, k, v, mask, scale)[0]
+        out = _explicit_attention(q, k, v, mask, scale)[0]
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return out.contiguous()  # as `_like` says: kernels return it in other orders
@@ -132,14 +134,14 @@ def _like(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
     return q.new_empty(*q.shape[:3], v.shape[3])
 
 
-_product_operator = custom_op("zoo::lone_attention", _product, mutates_args=())
-_product_operator.register_fake(_like)
+_decode_operator = custom_op("zoo::decode_attention", _product, mutates_args=())
+_decode_operator.register_fake(_like)
 
 
-def _several(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
+def _prefill(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
     if torch.compiler.is_compiling():
         if _takes_operators(q, k, v):
-            return _several_operator(q, k, v, mask, scale, sinks)  # one operator for every number of keys
+            return _prefill_operator(q, k, v, mask, scale, sinks)  # one operator for every number of keys
     elif _blocks_win(q, k, v, mask, scale, sinks):
         return _blocks(q, k, v, mask, scale, sinks)
     return _sdpa(q, k, v, mask, scale, sinks)
@@ -197,13 +199,13 @@ def _like_by_token(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
 
 
 @custom_op("zoo::attention", mutates_args=())
-def _several_operator(
+def _prefill_operator(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None
 ) -> Tensor:
-    return _by_token(_several(q, k, v, mask, scale, sinks))
+    return _by_token(_prefill(q, k, v, mask, scale, sinks))
 
 
-_several_operator.register_fake(_like_by_token)
+_prefill_operator.register_fake(_like_by_token)
 
 
 def _with_sinks(
@@ -217,11 +219,11 @@ def _with_sinks(
     else:
         if causal:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        out, total = _written_out(q, k, v, mask, scale)
-    return _sunk(out, total, sinks).to(v.dtype)
+        out, total = _explicit_attention(q, k, v, mask, scale)
+    return _apply_sinks(out, total, sinks).to(v.dtype)
 
 
-def _sunk(out: Tensor, total: Tensor, sinks: Tensor) -> Tensor:
+def _apply_sinks(out: Tensor, total: Tensor, sinks: Tensor) -> Tensor:
     """A sink adds e^sink to the softmax's denominator, which is e^total without it, and nothing to the values. So it
     rescales what comes out."""
     return out * torch.sigmoid(total - sinks.to(total.dtype)).unsqueeze(-1)
@@ -244,7 +246,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, s
     return out, total
 
 
-def _written_out(
+def _explicit_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, by_sums: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The same, with the scores written to memory; softmax in float32 at least."""
@@ -272,8 +274,8 @@ def _weighted(weights: Tensor, v: Tensor) -> Tensor:
     sums of a whole value fit the processor's registers, side by side, wide values are read 1.2 to 1.5 times as fast.
     """
     width = v.shape[3]
-    whole = width >= WIDE and weights.shape[2] * width <= 2 * WIDE
-    parts = v.split(LOAD // v.dtype.itemsize if whole else width, dim=3)
+    whole = width >= MIN_WHOLE_WIDTH and weights.shape[2] * width <= 2 * MIN_WHOLE_WIDTH
+    parts = v.split(LOAD_BYTES // v.dtype.itemsize if whole else width, dim=3)
     rows = materialize(weights).unsqueeze(-1).unbind(2)
     return torch.stack([torch.cat([(row * part).sum(-2) for part in parts], dim=-1) for row in rows], dim=2)
 
@@ -305,7 +307,7 @@ def _write_blocks(
 ) -> None:
     (batch, heads, new, _), (groups, keys), width = q.shape, k.shape[1:3], v.shape[3]
     grouped, k, turned = q.unflatten(1, (groups, -1)), k.flatten(0, 1), v.flatten(0, 1).transpose(1, 2)
-    rows = (min if q.dtype.itemsize < 4 else max)(ROWS, max(LARGE * groups // heads, 1))
+    rows = (min if q.dtype.itemsize < 4 else max)(MAX_BLOCK_QUERIES, max(MIN_BLOCK_ROWS * groups // heads, 1))
     for start in range(0, new, rows):
         end = min(start + rows, new)
         reach = keys if mask is not None else keys - new + end
@@ -320,7 +322,7 @@ def _write_blocks(
         seen = _products(weights.view(*block.shape[:2], reach), turned[:, :, :reach]).view(batch, heads, -1, width)
         if sinks is not None:
             total = scores.amax(-1).float() - weights.amax(-1).float().log()
-            seen = _sunk(seen, total, sinks[:, None])
+            seen = _apply_sinks(seen, total, sinks[:, None])
         out[:, :, start:end] = seen
 
 
@@ -331,15 +333,15 @@ def _products(x: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
     return torch.baddbmm(x.new_empty(1, 1, 1), x, weight.transpose(1, 2), beta=0, alpha=scale)
 
 
-def _banded(
+def _sliding_window_attention(
     q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, window: int, scale: float, sinks: Tensor | None
 ) -> Tensor:
     """A block of queries at a time, each over the keys its windows reach: what is computed grows with the window."""
     past = k.shape[2] - q.shape[2]
     if past == 0 and q.shape[2] <= window:
-        return _several(q, k, v, None, scale, sinks)
+        return _prefill(q, k, v, None, scale, sinks)
     blocks = [
-        _several(
+        _prefill(
             q[:, :, start:end],
             k[:, :, first : past + end],
             v[:, :, first : past + end],
@@ -347,16 +349,16 @@ def _banded(
             scale,
             sinks,
         )
-        for start, end, first in bands(past, q.shape[2], window)
+        for start, end, first in window_blocks(past, q.shape[2], window)
     ]
     return torch.cat(blocks, dim=2)
 
 
 @custom_op("zoo::windowed_attention", mutates_args=())
-def _banded_operator(
+def _sliding_window_operator(
     q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, window: int, scale: float, sinks: Tensor | None
 ) -> Tensor:
-    return _by_token(_banded(q, k, v, queries, keys, window, scale, sinks))
+    return _by_token(_sliding_window_attention(q, k, v, queries, keys, window, scale, sinks))
 
 
-_banded_operator.register_fake(_like_by_token)
+_sliding_window_operator.register_fake(_like_by_token)

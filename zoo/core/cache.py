@@ -1,7 +1,7 @@
-"""The KV cache: one slot a layer, built from the `Stored` that the layer's spec reports.
+"""The KV cache: one LayerCache per layer, built from the `CacheSpec` that the layer's spec reports.
 
-`Slot.append(step, *new)` stores the new tokens and returns every stream to attend over, with the mask. `NoSlot` stands
-where there is no cache and hands its arguments back, so layers have no `if cache`.
+`LayerCache.append(ctx, *new)` stores the new tokens and returns every stream to attend over, with the mask. `NoCache`
+stands in where there is no cache and returns its arguments, so that layers have no `if cache`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from zoo.core.forward_context import Band, Step, View, visible
-from zoo.costs import Stored
+from zoo.core.forward_context import CacheView, ForwardContext, SlidingWindowMask, visible
+from zoo.costs import CacheSpec
 from zoo.errors import CacheFullError, UsageError
 
 
-class Slot(Protocol):
+class LayerCache(Protocol):
     """Where a layer keeps its tokens."""
 
     @property
     def geometry(self) -> Hashable: ...
-    def view(self, positions: Tensor, past: int) -> View: ...
-    def append(self, step: Step, *new: Tensor) -> tuple[Any, ...]:
+    def view(self, positions: Tensor, past: int) -> CacheView: ...
+    def append(self, step: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
         """New streams, each (batch, heads, new, width) -> the streams to attend over (batch, heads, keys, width), and
         last the mask."""
         ...
@@ -39,23 +39,23 @@ class Captured(Protocol):
     def __call__(self, tokens: Tensor, position: int) -> Tensor: ...
 
 
-class NoSlot:
+class NoCache:
     """No cache: a pass sees only its own tokens."""
 
     def __init__(self, window: int | None) -> None:
         self.window = window
         self.geometry: Hashable = ("none", window)
 
-    def view(self, positions: Tensor, past: int) -> View:
+    def view(self, positions: Tensor, past: int) -> CacheView:
         if self.window is None or len(positions) == 1:
-            return View(positions, positions, None)
-        return View(positions, positions, Band(positions, positions, self.window))
+            return CacheView(positions, positions, None)
+        return CacheView(positions, positions, SlidingWindowMask(positions, positions, self.window))
 
-    def append(self, step: Step, *new: Tensor) -> tuple[Any, ...]:
+    def append(self, step: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
         return (*new, step.views[self.geometry].mask)
 
 
-class _Allocated:
+class _AllocatedCache:
     """Streams of (batch, heads, tokens, width), allocated once.
 
     A `static` slot hands all its places to a lone token, under a mask: every step has the same shapes and follows from
@@ -63,28 +63,29 @@ class _Allocated:
     """
 
     def __init__(
-        self, stored: Stored, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool = False
+        self, stored: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool = False
     ) -> None:
         self.tokens, self.static = tokens, static
         self.streams = [
-            torch.zeros(batch, heads, tokens, width, dtype=dtype, device=device) for _, (heads, width) in stored.streams
+            torch.zeros(batch, heads, tokens, width, dtype=dtype, device=device)
+            for _, (heads, width) in stored.per_token
         ]
 
 
-class FullSlot(_Allocated):
+class FullCache(_AllocatedCache):
     """Every token, at the index of its position."""
 
     geometry: Hashable = "full"
 
-    def view(self, positions: Tensor, past: int) -> View:
+    def view(self, positions: Tensor, past: int) -> CacheView:
         if self.static and len(positions) == 1:
             index = torch.arange(self.tokens, device=positions.device)
-            return View(positions, index, visible(positions, index))
+            return CacheView(positions, index, visible(positions, index))
         keys = torch.arange(past + len(positions), device=positions.device)
         plain = past == 0 or len(positions) == 1
-        return View(positions, keys, None if plain else visible(positions, keys))
+        return CacheView(positions, keys, None if plain else visible(positions, keys))
 
-    def append(self, step: Step, *new: Tensor) -> tuple[Any, ...]:
+    def append(self, step: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
         write, keys, mask = step.views[self.geometry]
         several = new[0].shape[2] > 1
         for stream, tokens in zip(self.streams, new, strict=True):
@@ -94,7 +95,7 @@ class FullSlot(_Allocated):
         return (*(_first(stream, len(keys), several) for stream in self.streams), mask)
 
 
-class RingSlot(_Allocated):
+class SlidingWindowCache(_AllocatedCache):
     """The last `tokens` tokens, a window or all there will ever be; position p lies at index p mod tokens.
 
     A lone token is written first and the ring read as it lies: it holds exactly the window that token sees. Several
@@ -103,28 +104,28 @@ class RingSlot(_Allocated):
     """
 
     def __init__(
-        self, stored: Stored, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool = False
+        self, stored: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool = False
     ) -> None:
         super().__init__(stored, batch, tokens, dtype, device, static)
         self.geometry: Hashable = ("ring", stored.window)
 
-    def view(self, positions: Tensor, past: int) -> View:
+    def view(self, positions: Tensor, past: int) -> CacheView:
         write = positions[-self.tokens :] % self.tokens
         if self.static and len(positions) == 1:
             index = torch.arange(self.tokens, device=positions.device)
             held = positions - (positions - index) % self.tokens  # below 0: an empty place
-            return View(write, held, visible(positions, held))
+            return CacheView(write, held, visible(positions, held))
         if len(positions) == 1:
-            return View(write, self._held(past + 1, positions.device), None)
+            return CacheView(write, self._held(past + 1, positions.device), None)
         keys = torch.cat([self._held(past, positions.device), positions])
-        return View(write, keys, Band(positions, keys, self.tokens))
+        return CacheView(write, keys, SlidingWindowMask(positions, keys, self.tokens))
 
     def _held(self, past: int, device: torch.device) -> Tensor:
         """Positions in the ring, by index, after `past` tokens: at index i the last p < past with p mod tokens == i."""
         index = torch.arange(min(past, self.tokens), device=device)
         return past - 1 - (past - 1 - index) % self.tokens
 
-    def append(self, step: Step, *new: Tensor) -> tuple[Any, ...]:
+    def append(self, step: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
         write, keys, mask = step.views[self.geometry]
         several, held = new[0].shape[2] > 1, len(keys) - new[0].shape[2]
         read = list(new)
@@ -153,7 +154,7 @@ class Cache:
 
     def __init__(
         self,
-        stored: Sequence[Stored],
+        stored: Sequence[CacheSpec],
         batch: int,
         tokens: int,
         dtype: torch.dtype,
@@ -164,9 +165,9 @@ class Cache:
             raise UsageError(f"a cache needs a batch and tokens of at least 1, not {batch} and {tokens}")
         self.stored, self.batch, self.tokens, self.length = tuple(stored), batch, tokens, 0
         self.static = device.type == "cuda" if static is None else static
-        self.replay: Captured | None = None  # a lone token's pass over this very cache
-        self.slots: list[FullSlot | RingSlot] = [
-            (FullSlot if layer.window is None else RingSlot)(
+        self.graph: Captured | None = None  # a lone token's pass over this very cache
+        self.layers: list[FullCache | SlidingWindowCache] = [
+            (FullCache if layer.window is None else SlidingWindowCache)(
                 layer, batch, layer.tokens(tokens), dtype, device, self.static
             )
             for layer in stored
@@ -175,11 +176,11 @@ class Cache:
     @property
     def nbytes(self) -> int:
         """Bytes of storage behind the streams, each storage counted once."""
-        storages = [stream.untyped_storage() for slot in self.slots for stream in slot.streams]
+        storages = [stream.untyped_storage() for slot in self.layers for stream in slot.streams]
         # By identity, not by address: on the meta device all addresses are 0.
         return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
-    def admit(self, stored: tuple[Stored, ...], batch: int, new: int) -> None:
+    def admit(self, stored: tuple[CacheSpec, ...], batch: int, new: int) -> None:
         """Raise unless layers that keep `stored` may add `new` tokens to each of `batch` sequences."""
         if stored != self.stored:
             raise UsageError("the cache was made for another model; make one with this model's new_cache")

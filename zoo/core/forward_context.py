@@ -1,7 +1,7 @@
-"""One forward pass, planned before the first layer runs: positions, rotary tables, and what each slot reads and masks.
+"""Positions, rotary tables and masks, computed once per forward pass.
 
-Layers only look things up in a `Step`. Everything here follows from positions alone, so rings, chunks and single tokens
-need no masks of their own.
+Layers only look them up in the `ForwardContext`. Masks follow from positions alone, so ring buffers, chunked prefill and
+single-token decode need no special cases.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-class Band(NamedTuple):
+class SlidingWindowMask(NamedTuple):
     """Who sees whom where windows end, as the positions it follows from. The queries (t,) are the last of the keys
     (s,); the keys before them lie in any order and are at most `window`."""
 
@@ -23,15 +23,15 @@ class Band(NamedTuple):
     window: int
 
 
-Mask = Tensor | Band | None
+Mask = Tensor | SlidingWindowMask | None
 
 
-class View(NamedTuple):
+class CacheView(NamedTuple):
     """What a pass reads and writes in slots of one geometry.
 
     `write` (w,): indices the last w new tokens are stored at. `keys` (s,): the position of each key that is read.
     `mask` (t, s): True where a query sees a key; None where each query sees all keys up to itself and the queries are
-    the last t of the s keys, either a lone new token or a pass with nothing before it; a Band where windows end.
+    the last t of the s keys (single-token decode, or prefill into an empty cache); a SlidingWindowMask for windows.
     """
 
     write: Tensor
@@ -44,36 +44,38 @@ class Planner(Protocol):
 
     @property
     def geometry(self) -> Hashable: ...
-    def view(self, positions: Tensor, past: int) -> View: ...
+    def view(self, positions: Tensor, past: int) -> CacheView: ...
 
 
 @dataclass(frozen=True)
-class Step:
+class ForwardContext:
     """A planned pass: `tables` by (rotary spec, width), `views` by slot geometry."""
 
     tables: dict[tuple[Any, int], tuple[Tensor, Tensor] | None]
-    views: dict[Hashable, View]
+    views: dict[Hashable, CacheView]
 
 
-def plan(
+def prepare_forward(
     past: int,
     new: int,
     rotary: Iterable[tuple[Any, int]],
     slots: Iterable[Planner],
     device: torch.device | None = None,
-) -> Step:
+) -> ForwardContext:
     """Plan a pass of `new` tokens after `past`, for layers that need tables of these (position encoding, width) pairs
     and keep their tokens in these `slots`."""
-    return plan_at(torch.arange(past, past + new, device=device), past, rotary, slots)
+    return prepare_forward_at(torch.arange(past, past + new, device=device), past, rotary, slots)
 
 
-def plan_at(positions: Tensor, past: int, rotary: Iterable[tuple[Any, int]], slots: Iterable[Planner]) -> Step:
+def prepare_forward_at(
+    positions: Tensor, past: int, rotary: Iterable[tuple[Any, int]], slots: Iterable[Planner]
+) -> ForwardContext:
     """The same for tokens at `positions` (t,). A lone token in static slots is planned from these alone, not `past`."""
-    views: dict[Hashable, View] = {}
+    views: dict[Hashable, CacheView] = {}
     for slot in slots:
         if slot.geometry not in views:
             views[slot.geometry] = slot.view(positions, past)
-    return Step({(rope, width): rope.table(positions, width) for rope, width in rotary}, views)
+    return ForwardContext({(rope, width): rope.table(positions, width) for rope, width in rotary}, views)
 
 
 def visible(queries: Tensor, keys: Tensor, window: int | None = None) -> Tensor:

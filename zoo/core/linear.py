@@ -25,8 +25,8 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from zoo.core import inductor
 from zoo.core.kernels import COLD_BYTES, Race, active, bucket
 
-PARTS = 4  # of a matrix that a loop goes over at once, for a lone row
-FEW = 4  # sequences up to which one token of each may be multiplied by reductions
+GEMV_PARTS = 4  # of a matrix that a loop goes over at once, for a lone row
+MAX_GEMV_BATCH = 4  # sequences up to which one token of each may be multiplied by reductions
 MIN_WEIGHT = 2**17  # elements of a matrix from which another kernel can earn back what choosing it costs
 MAX_COLD_ROWS = 16  # up to which a product waits for the memory, and not for the arithmetic
 RACE_PRODUCTS = 2**28  # multiply-adds of a product that is timed
@@ -165,13 +165,13 @@ def is_single_token(x: Tensor) -> bool:
     """Whether a compiled function is given one new token of few sequences, x (b, t, ...); on a GPU, of any number."""
     if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or x.ndim < 3 or x.shape[1] != 1:
         return False
-    return x.device.type == "cuda" or x.shape[0] <= FEW
+    return x.device.type == "cuda" or x.shape[0] <= MAX_GEMV_BATCH
 
 
 @inductor.constant
 def _gemv_wins(dtype: torch.dtype, single: bool) -> bool:
     """Called by the compiler while it traces: the choice is part of the code that it makes."""
-    rows = 1 if single else FEW
+    rows = 1 if single else MAX_GEMV_BATCH
     return active().pick_traced("decode linear", dtype, (rows,), partial(_race_gemv, dtype, rows))
 
 
@@ -203,7 +203,7 @@ def gemv_reduce(x: Tensor, weight: Tensor) -> Tensor:
     The loop goes over several parts of the matrix at once, so that what it loads of x serves each of them: 1.1 times as
     fast for a single row in float32, 1.5 times in bfloat16 from 4,096 elements on (AMD EPYC, two cores).
     """
-    parts = weight.chunk(max(2, PARTS // len(x)), dim=-2)
+    parts = weight.chunk(max(2, GEMV_PARTS // len(x)), dim=-2)
     rows = materialize(x).unbind()
     return torch.stack([torch.cat([dot(part, row) for part in parts], dim=-1) for row in rows]).to(x.dtype)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from zoo.cli.terminal import count, size
 from zoo.diagram.canvas import Canvas
 from zoo.model.decoder import Decoder
 from zoo.registry import Block, Mixer
+from zoo.units import format_bytes, format_count
 
 RIGHT = {"params": 392.0, "kv": 466.0, "flops": 534.0}  # where each column ends
 WIDE = {"params": 60.0, "kv": 69.0, "flops": 58.0}
@@ -58,8 +58,8 @@ class Cost:
 def of_block(block: Block, layers: int, whole: Totals) -> Cost:
     """The cost of a block, a branch or a whole layer, in each of some layers."""
     dim, past = whole.spec.dim, whole.context - 1
-    stored = next((part.stored() for part in block.walk() if isinstance(part, Mixer)), None)
-    kept = stored.numbers() * whole.dtype.itemsize if stored else 0
+    stored = next((part.cache_spec() for part in block.walk() if isinstance(part, Mixer)), None)
+    kept = stored.elements() * whole.dtype.itemsize if stored else 0
     return Cost(
         layers,
         params=layers * block.params(dim),
@@ -67,20 +67,20 @@ def of_block(block: Block, layers: int, whole: Totals) -> Cost:
         kv=layers * kept,
         window=stored.window if stored else None,
         flops=layers * block.flops(dim, past, 1),
-        scores=layers * block.flop_parts(dim, past, 1).get("scores", 0),
+        scores=layers * block.flop_breakdown(dim, past, 1).get("scores", 0),
     )
 
 
 def of_embedding(whole: Totals) -> Cost:
     """The cost of the embedding, in which a row is looked up."""
-    params = whole.spec.param_parts()["embedding"]
+    params = whole.spec.param_breakdown()["embedding"]
     return Cost(1, params, params)
 
 
 def of_head(whole: Totals) -> Cost:
     """The cost of the head; it stores nothing where it is tied to the embedding."""
-    params = whole.spec.param_parts()["head"]
-    return Cost(1, params, params, flops=whole.spec.flop_parts(whole.context - 1, 1)["head"])
+    params = whole.spec.param_breakdown()["head"]
+    return Cost(1, params, params, flops=whole.spec.flop_breakdown(whole.context - 1, 1)["head"])
 
 
 def headings(canvas: Canvas, y: float) -> None:
@@ -93,7 +93,7 @@ def columns(canvas: Canvas, y: float, cost: Cost, whole: Totals, detailed: bool 
     """A block's figures on the line `y`; detailed, with bars for their shares and what one layer has below."""
     kept = cost.kv * (whole.context if cost.window is None else min(cost.window, whole.context))
     shares = {"params": cost.params / whole.params, "kv": kept / whole.kv, "flops": cost.flops / whole.flops}
-    figures = {"params": count(cost.params), "kv": size(cost.kv), "flops": _percent(shares["flops"])}
+    figures = {"params": format_count(cost.params), "kv": format_bytes(cost.kv), "flops": _percent(shares["flops"])}
     for name, figure in figures.items():
         if not getattr(cost, name):
             continue
@@ -109,11 +109,11 @@ def columns(canvas: Canvas, y: float, cost: Cost, whole: Totals, detailed: bool 
 def _details(name: str, cost: Cost, whole: Totals) -> Iterator[str]:
     """What stands below a figure."""
     if name == "params" and cost.layers > 1:
-        yield f"{count(cost.params / cost.layers)}/layer"
+        yield f"{format_count(cost.params / cost.layers)}/layer"
     if name == "params" and cost.active < cost.params:
-        yield f"active {count(cost.active)}"
+        yield f"active {format_count(cost.active)}"
     if name == "kv" and cost.layers > 1:
-        yield f"{size(cost.kv / cost.layers)}/layer"
+        yield f"{format_bytes(cost.kv / cost.layers)}/layer"
     if name == "kv" and cost.window:
         yield f"of last {cost.window:,}"
     if name == "flops" and cost.scores:

@@ -9,7 +9,7 @@ from zoo.blocks import GLU, GQA, MLA, GroupedSigmoidTopK, MoE, NoPE, Router
 from zoo.diagram.canvas import text_width, wrapped
 from zoo.diagram.shapes import BIG, GLYPH, SMALL, Chip, Room, chips, flow, grid, heads, hourglass, mask
 from zoo.registry import Mixer, Spec
-from zoo.swaps.rebuild import points
+from zoo.swaps.rebuild import aliases
 
 
 @singledispatch
@@ -17,7 +17,7 @@ def inside(block: Spec, room: Room) -> float:
     """Draw a block's inside; returns the y below it."""
     y = room.y + BIG
     room.down(y).line(type(block).__name__, "kind", BIG, "strong")
-    for line in wrapped(block.words(), SMALL, room.width):
+    for line in wrapped(block.describe(), SMALL, room.width):
         y += 14
         room.down(y).line(line, "words")
     return y + 4
@@ -51,7 +51,7 @@ def _(block: MLA, room: Room) -> float:
 
 @inside.register
 def _(block: GLU, room: Room) -> float:
-    y = _titled(room, (block.act.words(), "act"), (_shape(block, room.dim), "hidden"))
+    y = _titled(room, (block.act.describe(), "act"), (_shape(block, room.dim), "hidden"))
     y = hourglass(room.down(y + 6), block.hidden)
     return chips(room.down(y + 6), [Chip("biases")]) if block.bias else y
 
@@ -66,8 +66,8 @@ def _(block: MoE, room: Room) -> float:
         y += 16
         room.canvas.rect(room.x, y - 8, 9, 9, "chosen", 1.5)
         room.down(y).line(f"shared by all: {_shape(block.shared, room.dim)}", "shared", at=15)
-    told = [Chip(act.words()) for act in dict.fromkeys(each.act for each in (block.expert, block.shared) if each)]
-    told += [Chip(words) for words in block.router.words().split(", ")]
+    told = [Chip(act.describe()) for act in dict.fromkeys(each.act for each in (block.expert, block.shared) if each)]
+    told += [Chip(words) for words in block.router.describe().split(", ")]
     told += [Chip("biases")] * block.expert.bias
     return chips(room.down(y + 7), told)
 
@@ -95,7 +95,7 @@ def _spread(k: int, among: int) -> list[int]:
 
 
 def _kind(block: Spec) -> str:
-    return next(word for word in points(block) if word != "SWA")
+    return next(word for word in aliases(block) if word != "SWA")
 
 
 def _shape(block: GLU, dim: int) -> str:
@@ -103,7 +103,7 @@ def _shape(block: GLU, dim: int) -> str:
 
 
 def _position(rope: Spec) -> Chip:
-    return Chip(rope.words(), "chip-nope" if isinstance(rope, NoPE) else "chip-rope")
+    return Chip(rope.describe(), "chip-nope" if isinstance(rope, NoPE) else "chip-rope")
 
 
 def _scale(scale: float | None) -> list[Chip]:
@@ -126,7 +126,7 @@ def _headline(room: Room, block: Mixer, shared: str, widths: str) -> float:
     at = room.down(room.y + BIG).line(_kind(block), "kind", BIG, "strong", less=free) + 8
     room.down(room.y + BIG).line(shared, "heads", less=free, at=at)
     at = room.down(room.y + BIG + 17).line(widths, "widths", look="faint", less=free) + 8
-    window = block.stored().window
+    window = block.cache_spec().window
     seen = Chip(f"window {window}", "chip-window") if window else Chip("full")
     mask(room, seen.words, windowed=window is not None)
     return max(chips(room.down(room.y + BIG + 6), [seen], "window", free, at), room.y + GLYPH)

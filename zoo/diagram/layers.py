@@ -88,8 +88,8 @@ class Cards:
         """A norm, as a bar; from `left` on so that the stream runs into it."""
         cost = of_block(norm, number, self.whole)
         words = ", ".join([type(norm).__name__, *features(norm).values()])
-        look = self.canvas.marked("norm", place, norm.words())
-        with self.canvas.group("part", tip(norm.words(), cost)):
+        look = self.canvas.marked("norm", place, norm.describe())
+        with self.canvas.group("part", tip(norm.describe(), cost)):
             self.canvas.rect(left, y, BLOCK_END - left, BAR, look, 4)
             self.canvas.text(left + 10, y + 13, words, SMALL, BLOCK_END - left - 20)
             columns(self.canvas, y + 13, cost, self.whole)

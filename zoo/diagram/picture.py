@@ -9,7 +9,6 @@ from itertools import groupby
 import torch
 
 from zoo.blocks import Layer
-from zoo.cli.terminal import count, size
 from zoo.diagram.canvas import Canvas, Facts, stretch, text_width, wrapped
 from zoo.diagram.costs import Cost, Totals, columns, headings, of_embedding, of_head, tip
 from zoo.diagram.layers import BLOCK_END, END, FRONT, GAP, LEFT, Cards
@@ -18,6 +17,7 @@ from zoo.diagram.style import css
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
+from zoo.units import format_bytes, format_count
 
 WIDTH, EDGE, TABLE = 560.0, 8.0, 26.0
 STRIP = 14.0
@@ -82,10 +82,10 @@ def _figures(canvas: Canvas, whole: Totals, y: float) -> float:
     spec = whole.spec
     fixed, growth = spec.kv_growth(whole.dtype)
     tiles = (
-        (0.92, "parameters", count(spec.params()), "", _active(spec)),
+        (0.92, "parameters", format_count(spec.params()), "", _active(spec)),
         (0.84, "layers", f"{len(spec.layers):,}", "", f"context {_tokens(spec.context)}" if spec.context else ""),
-        (1.22, "KV cache", size(growth), "a token", f"and {size(fixed)} in windows" if fixed else ""),
-        (1.02, "FLOPs", count(whole.flops).replace("B", "G"), "a token", f"at context {_tokens(whole.context)}"),
+        (1.22, "KV cache", format_bytes(growth), "a token", f"and {format_bytes(fixed)} in windows" if fixed else ""),
+        (1.02, "FLOPs", format_count(whole.flops).replace("B", "G"), "a token", f"at context {_tokens(whole.context)}"),
     )
     x, step = LEFT, (END - LEFT + 8) / len(tiles)
     for share, name, figure, unit, beside in tiles:
@@ -104,7 +104,7 @@ def _figures(canvas: Canvas, whole: Totals, y: float) -> float:
 
 def _active(spec: Decoder) -> str:
     active = spec.active_params()
-    return "all active" if active == spec.params() else f"{count(active)} active"
+    return "all active" if active == spec.params() else f"{format_count(active)} active"
 
 
 def _plan(canvas: Canvas, spec: Decoder, kinds: dict[Layer, str], colours: dict[Layer, str], y: float) -> float:
@@ -182,7 +182,7 @@ def _colours(kinds: list[Layer]) -> dict[Layer, str]:
     colours: dict[Layer, str] = {}
     seen: Counter[str] = Counter()
     for layer in kinds:
-        family = "window" if layer.stored().window else "full"
+        family = "window" if layer.cache_spec().window else "full"
         colours[layer] = f"{family}-{seen[family] % SHADES}"
         seen[family] += 1
     return colours
@@ -199,6 +199,6 @@ def _described(spec: Decoder) -> str:
     told.append(f"Embedding {spec.vocab:,} by {spec.dim:,}, {'tied to the head' if spec.tied else 'and a head'}.")
     for layer, label in kinds.items():
         branches = ((name, getattr(layer, slot)) for slot, name in (("attn", "attention"), ("ffn", "feed-forward")))
-        blocks = "; ".join(f"{name} {b.formula} with {b.block.words()}" for name, b in branches)
+        blocks = "; ".join(f"{name} {b.formula} with {b.block.describe()}" for name, b in branches)
         told.append(f"[{label}] {blocks}.")
     return " ".join(told)

@@ -52,7 +52,7 @@ def _stacked(parts: Sequence[Tensor], dim: int) -> Tensor:
     return whole
 
 
-class Same(Rule):
+class Rename(Rule):
     """The same tensor under another name."""
 
     def read(self, theirs: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
@@ -175,33 +175,33 @@ Rules = tuple[Rule | Skipped, ...]
 
 GATE_UP = ("ffn.block.experts.gate", "ffn.block.experts.up")
 COMMON: Rules = (
-    Same("embed", "model.embed_tokens"),
-    Same("norm", "model.norm"),
-    Same("head", "lm_head"),
-    Same("attn.pre", "input_layernorm"),
-    Same("attn.post", "post_attention_layernorm"),
-    Same("ffn.pre", "post_attention_layernorm"),
-    Same("ffn.post", "post_feedforward_layernorm"),
-    Same("attn.block.q", "self_attn.q_proj"),
-    Same("attn.block.k", "self_attn.k_proj"),
-    Same("attn.block.v", "self_attn.v_proj"),
-    Same("attn.block.o", "self_attn.o_proj"),
-    Same("attn.block.q_norm", "self_attn.q_norm"),
-    Same("attn.block.k_norm", "self_attn.k_norm"),
-    Same("attn.block.sinks", "self_attn.sinks"),
-    Same("ffn.block.gate", "mlp.gate_proj"),
-    Same("ffn.block.up", "mlp.up_proj"),
-    Same("ffn.block.down", "mlp.down_proj"),
-    Same("ffn.block.router", "mlp.gate"),
-    Same("ffn.block.shared.gate", "mlp.shared_experts.gate_proj"),
-    Same("ffn.block.shared.up", "mlp.shared_experts.up_proj"),
-    Same("ffn.block.shared.down", "mlp.shared_experts.down_proj"),
+    Rename("embed", "model.embed_tokens"),
+    Rename("norm", "model.norm"),
+    Rename("head", "lm_head"),
+    Rename("attn.pre", "input_layernorm"),
+    Rename("attn.post", "post_attention_layernorm"),
+    Rename("ffn.pre", "post_attention_layernorm"),
+    Rename("ffn.post", "post_feedforward_layernorm"),
+    Rename("attn.block.q", "self_attn.q_proj"),
+    Rename("attn.block.k", "self_attn.k_proj"),
+    Rename("attn.block.v", "self_attn.v_proj"),
+    Rename("attn.block.o", "self_attn.o_proj"),
+    Rename("attn.block.q_norm", "self_attn.q_norm"),
+    Rename("attn.block.k_norm", "self_attn.k_norm"),
+    Rename("attn.block.sinks", "self_attn.sinks"),
+    Rename("ffn.block.gate", "mlp.gate_proj"),
+    Rename("ffn.block.up", "mlp.up_proj"),
+    Rename("ffn.block.down", "mlp.down_proj"),
+    Rename("ffn.block.router", "mlp.gate"),
+    Rename("ffn.block.shared.gate", "mlp.shared_experts.gate_proj"),
+    Rename("ffn.block.shared.up", "mlp.shared_experts.up_proj"),
+    Rename("ffn.block.shared.down", "mlp.shared_experts.down_proj"),
     # A tensor for each expert on disk; one for all in files written from the module tree of transformers 5.
     Stacked("ffn.block.experts.gate", "mlp.experts.{e}.gate_proj.weight"),
     Stacked("ffn.block.experts.up", "mlp.experts.{e}.up_proj.weight"),
     Stacked("ffn.block.experts.down", "mlp.experts.{e}.down_proj.weight"),
     Halves(GATE_UP, "mlp.experts.gate_up_proj"),
-    Same("ffn.block.experts.down", "mlp.experts.down_proj"),
+    Rename("ffn.block.experts.down", "mlp.experts.down_proj"),
     # Multimodal wrappers: the text part is read.
     Skipped("vision_tower.*", "the vision tower"),
     Skipped("model.vision_tower.*", "the vision tower"),

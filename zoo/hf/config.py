@@ -118,7 +118,7 @@ class Config(Fields):
     def agrees_on_windows(self, spec: Decoder) -> None:
         """`layer_types` must name the plan's windowed layers."""
         kinds = {True: "full_attention", False: "sliding_attention"}
-        self.agrees("layer_types", (kinds[layer.stored().window is None] for layer in spec.layers))
+        self.agrees("layer_types", (kinds[layer.cache_spec().window is None] for layer in spec.layers))
 
     def check_released(self, kinds: Sequence[ModelType], ignore: Iterable[str] = ()) -> None:
         """`architectures` and `auto_map` must name released classes, for which the layout of the weights is known.

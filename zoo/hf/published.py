@@ -108,7 +108,7 @@ def _decoder(spec: Decoder) -> Words:
 
 def _plan(spec: Decoder) -> Words:
     """What differs from layer to layer."""
-    windows = [layer.stored().window for layer in spec.layers]
+    windows = [layer.cache_spec().window for layer in spec.layers]
     turned = [not _holds(layer, NoPE) for layer in spec.layers]
     dense = [not _holds(layer, MoE) for layer in spec.layers]
     return {
@@ -130,8 +130,8 @@ def _rotary(spec: Decoder) -> Words:
     turned = [(layer, part) for layer in spec.layers for part in layer.walk() if isinstance(part, RoPE)]
     if not turned:
         return {}
-    layer, full = next((pair for pair in turned if not pair[0].stored().window), turned[0])
-    _, local = next((pair for pair in turned if pair[0].stored().window), turned[0])
+    layer, full = next((pair for pair in turned if not pair[0].cache_spec().window), turned[0])
+    _, local = next((pair for pair in turned if pair[0].cache_spec().window), turned[0])
     said: Words = {"rope_theta": float(full.theta), "rope_local_base_freq": float(local.theta), "rope_scaling": None}
     if type(full.scaling) not in SCALINGS:
         return said

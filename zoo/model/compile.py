@@ -2,8 +2,8 @@
 
 torch would check on every call that no module and no global has changed since it compiled, which takes a tenth of a
 millisecond a layer. For a layer that is as its spec builds it, the spec and the facts of its parameters say all that
-can differ. So these guards are left out, and one look at the whole model (zoo.model.watch) takes their place. A layer that
-was edited, by an adapter in place of a projection for example, is compiled apart with all of torch's guards. A layer
+can differ. So these guards are left out, and one look at the whole model (zoo.model.watch) takes their place. A layer
+that was edited, by an adapter in place of a projection for example, is compiled apart with all of torch's guards. A layer
 with hooks runs uncompiled. Whatever is changed after `compile()` is seen on the next pass.
 """
 
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core import inductor
-from zoo.core.cache import Slot
-from zoo.core.forward_context import Step
+from zoo.core.cache import LayerCache
+from zoo.core.forward_context import ForwardContext
 from zoo.core.kernels import active
 from zoo.errors import NotAvailable
 from zoo.model.watch import Watch, has_global_hooks, has_hooks, has_opaque_parameters, is_as_built, parameter_facts
@@ -27,14 +27,14 @@ from zoo.model.watch import Watch, has_global_hooks, has_hooks, has_opaque_param
 if TYPE_CHECKING:
     from zoo.model.decoder import Model
 
-LayerPass = Callable[[nn.Module, Tensor, Step, Slot], Tensor]
+LayerPass = Callable[[nn.Module, Tensor, ForwardContext, LayerCache], Tensor]
 HeadPass = Callable[[Any, Tensor], Tensor]
 F = TypeVar("F", bound=Callable[..., Any])
 HINT = 1024  # keys of a lone token, where the compiler asks what is worth doing
 log = logging.getLogger(__name__)
 
 
-def layer_pass(layer: nn.Module, x: Tensor, step: Step, slot: Slot) -> Tensor:
+def layer_pass(layer: nn.Module, x: Tensor, step: ForwardContext, slot: LayerCache) -> Tensor:
     """A layer on its input (b, t, dim) -> (b, t, dim)."""
     out: Tensor = layer(x, step, slot)
     return out
@@ -153,8 +153,8 @@ def compiled(function: F, as_built: bool = True, **options: Any) -> F:
 
 
 def _guards(entries: Sequence[Any]) -> list[bool]:
-    """Guards kept in compiled code: all but those on modules, which zoo.model.watch looks at, and those on globals, such as
-    functions, which stay as they are."""
+    """Guards kept in compiled code: all but those on modules, which zoo.model.watch checks, and those on globals, such
+    as functions, which do not change."""
     own = torch.compiler.skip_guard_on_all_nn_modules_unsafe(entries)
     return [kept and not entry.is_global for kept, entry in zip(own, entries, strict=True)]
 
@@ -162,7 +162,7 @@ def _guards(entries: Sequence[Any]) -> list[bool]:
 GUARDS = {"guard_filter_fn": _guards}
 
 
-def own_lengths(step: Step, new: int) -> None:
+def mark_dynamic_lengths(step: ForwardContext, new: int) -> None:
     """Tell the compiler which lengths of a step of `new` tokens are of their own. It takes equal ones for one and the
     same, and would compile anew as soon as two differ that were equal by chance.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 WARMUPS = 3  # passes before the capture: kernels are compiled and workspaces allocated in them
 
 
-class Replay:
+class CudaGraph:
     """A step (tokens (b, 1), position (1,)) -> logits, captured once and replayed for every token after.
 
     The step may depend on nothing but these two tensors and what they lead to in memory that stays where it is: the

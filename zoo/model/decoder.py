@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from zoo.blocks.layer import Layer
 from zoo.blocks.linear import Linear
 from zoo.blocks.norms import RMSNorm
-from zoo.core.cache import Cache, NoSlot, Slot
-from zoo.core.forward_context import Step, plan, plan_at
+from zoo.core.cache import Cache, LayerCache, NoCache
+from zoo.core.forward_context import ForwardContext, prepare_forward, prepare_forward_at
 from zoo.core.linear import linear
-from zoo.costs import Parts, linear_flops, together
+from zoo.costs import Breakdown, linear_flops, sum_breakdowns
 from zoo.errors import SpecError, UsageError
-from zoo.model.compile import Compiled, Passes, head_pass, layer_pass, own_lengths
-from zoo.model.cuda_graph import Replay
+from zoo.model.compile import Compiled, Passes, head_pass, layer_pass, mark_dynamic_lengths
+from zoo.model.cuda_graph import CudaGraph
 from zoo.model.sampling import Sampler
 from zoo.registry import Spec, swap
 
@@ -62,11 +62,11 @@ class Decoder(Spec):
         unread = 0 if self.tied else max(self.vocab - tokens, 0) * self.dim
         return self._outside() - unread + sum(n * layer.read_params(self.dim, tokens) for layer, n in self._counted)
 
-    def param_parts(self) -> Parts:
+    def param_breakdown(self) -> Breakdown:
         """`params` by part: embedding, head (0 where it is tied), and the parts of the blocks."""
         table = self.vocab * self.dim
-        outside = {"embedding": table, "head": 0 if self.tied else table} | dict(self.norm.param_parts(self.dim))
-        return together([(1, outside), *((n, layer.param_parts(self.dim)) for layer, n in self._counted)])
+        outside = {"embedding": table, "head": 0 if self.tied else table} | dict(self.norm.param_breakdown(self.dim))
+        return sum_breakdowns([(1, outside), *((n, layer.param_breakdown(self.dim)) for layer, n in self._counted)])
 
     def embedding_params(self) -> int:
         """Stored numbers of the embedding and, where it is not tied, the head."""
@@ -81,23 +81,23 @@ class Decoder(Spec):
         body = sum(n * layer.flops(self.dim, past, new, causal) for layer, n in self._counted)
         return body + linear_flops(new if logits is None else logits, self.dim, self.vocab)
 
-    def flop_parts(self, past: int, new: int, logits: int | None = None, causal: bool = True) -> Parts:
+    def flop_breakdown(self, past: int, new: int, logits: int | None = None, causal: bool = True) -> Breakdown:
         """`flops` by part: head, and the parts of the blocks."""
         head = {"head": linear_flops(new if logits is None else logits, self.dim, self.vocab)}
-        layers = ((n, layer.flop_parts(self.dim, past, new, causal)) for layer, n in self._counted)
-        return together([*layers, (1, head)])
+        layers = ((n, layer.flop_breakdown(self.dim, past, new, causal)) for layer, n in self._counted)
+        return sum_breakdowns([*layers, (1, head)])
 
     def kv_bytes(self, context: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
         """Bytes of a cache made for `context` tokens: what `new_cache(batch, context)` allocates."""
-        stored = ((layer.stored(), n) for layer, n in self._counted)
-        return batch * dtype.itemsize * sum(n * kept.numbers() * kept.tokens(context) for kept, n in stored)
+        stored = ((layer.cache_spec(), n) for layer, n in self._counted)
+        return batch * dtype.itemsize * sum(n * kept.elements() * kept.tokens(context) for kept, n in stored)
 
     def kv_growth(self, dtype: torch.dtype = torch.bfloat16) -> tuple[int, int]:
         """(fixed bytes, bytes per token) of one sequence's cache: exact once every window is full."""
         fixed = slope = 0
         for layer, n in self._counted:
-            kept = layer.stored()
-            numbers = n * kept.numbers() * dtype.itemsize
+            kept = layer.cache_spec()
+            numbers = n * kept.elements() * dtype.itemsize
             fixed += numbers * (kept.window or 0)
             slope += numbers if kept.window is None else 0
         return fixed, slope
@@ -134,8 +134,8 @@ class Model(nn.Module):
         self.norm = spec.norm.build(spec.dim)
         self.head = None if spec.tied else Linear(spec.dim, spec.vocab, bias=False)
         self._rotary = list(dict.fromkeys(need for layer in spec.layers for need in layer.rotary()))
-        self._stored = tuple(layer.stored() for layer in spec.layers)
-        self._no_slots: Sequence[Slot] = [NoSlot(stored.window) for stored in self._stored]
+        self._stored = tuple(layer.cache_spec() for layer in spec.layers)
+        self._no_cache: Sequence[LayerCache] = [NoCache(stored.window) for stored in self._stored]
         self._passes = Passes([layer_pass] * len(spec.layers), head_pass, replayable=False)
         self._compiled: Compiled | None = None
 
@@ -164,9 +164,9 @@ class Model(nn.Module):
         compiled = self._compiled
         passes = self._passes if compiled is None else compiled.passes()
         if compiled is not None and cache is not None and _is_replayable(passes, tokens, cache):
-            logits = self._replayed(tokens, cache, passes, compiled.fingerprint())
+            logits = self._decode_graph(tokens, cache, passes, compiled.fingerprint())
         else:
-            logits = self._through(tokens, *self.step(tokens, cache), passes, logits_to_keep)
+            logits = self._through(tokens, *self.prepare(tokens, cache), passes, logits_to_keep)
         if compiled is not None:
             compiled.settle()
         if cache is not None:
@@ -176,41 +176,43 @@ class Model(nn.Module):
     def _through(
         self,
         tokens: Tensor,
-        step: Step,
-        slots: Sequence[Slot],
+        step: ForwardContext,
+        slots: Sequence[LayerCache],
         passes: Passes | None = None,
         logits_to_keep: int = 0,
     ) -> Tensor:
         passes = passes or self._passes
         if self._compiled is not None:
-            own_lengths(step, tokens.shape[1])
+            mark_dynamic_lengths(step, tokens.shape[1])
         x = self.embedded(tokens)
         for layer, run, slot in zip(self.layers, passes.layers, slots, strict=True):
             x = run(layer, x, step, slot)
         return passes.head(self, x[:, -logits_to_keep:])
 
-    def _replayed(self, tokens: Tensor, cache: Cache, passes: Passes, fingerprint: Hashable) -> Tensor:
+    def _decode_graph(self, tokens: Tensor, cache: Cache, passes: Passes, fingerprint: Hashable) -> Tensor:
         """A lone token's pass as a CUDA graph, captured anew for another model, or where this one's weights moved."""
         _check(tokens)
         cache.admit(self._stored, *tokens.shape)
-        if cache.replay is None or not cache.replay.is_of(self, fingerprint):
-            step = partial(self._lone, cache=cache, passes=passes)
-            cache.replay = None  # its memory is free before the next is captured
-            cache.replay = Replay(step, tokens, cache.length, self, fingerprint)
-        return cache.replay(tokens, cache.length)
+        if cache.graph is None or not cache.graph.is_of(self, fingerprint):
+            step = partial(self._decode_step, cache=cache, passes=passes)
+            cache.graph = None  # its memory is free before the next is captured
+            cache.graph = CudaGraph(step, tokens, cache.length, self, fingerprint)
+        return cache.graph(tokens, cache.length)
 
-    def _lone(self, tokens: Tensor, position: Tensor, cache: Cache, passes: Passes) -> Tensor:
+    def _decode_step(self, tokens: Tensor, position: Tensor, cache: Cache, passes: Passes) -> Tensor:
         """Tokens (b, 1) at a `position` (1,) that only the device knows -> logits, over a static cache."""
-        return self._through(tokens, plan_at(position, cache.length, self._rotary, cache.slots), cache.slots, passes)
+        return self._through(
+            tokens, prepare_forward_at(position, cache.length, self._rotary, cache.layers), cache.layers, passes
+        )
 
-    def step(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Step, Sequence[Slot]]:
+    def prepare(self, tokens: Tensor, cache: Cache | None = None) -> tuple[ForwardContext, Sequence[LayerCache]]:
         """A forward pass of `tokens`, planned, and the slot of each layer in it."""
         _check(tokens)
-        past, slots = 0, self._no_slots
+        past, slots = 0, self._no_cache
         if cache is not None:
             cache.admit(self._stored, *tokens.shape)
-            past, slots = cache.length, cache.slots
-        return plan(past, tokens.shape[1], self._rotary, slots, tokens.device), slots
+            past, slots = cache.length, cache.layers
+        return prepare_forward(past, tokens.shape[1], self._rotary, slots, tokens.device), slots
 
     def embedded(self, tokens: Tensor) -> Tensor:
         """Token ids (batch, t) -> what the first layer is given (batch, t, dim)."""

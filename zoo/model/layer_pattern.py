@@ -7,7 +7,7 @@ from itertools import groupby
 
 from zoo.blocks import Layer
 from zoo.model.decoder import Decoder
-from zoo.swaps.rebuild import points
+from zoo.swaps.rebuild import aliases
 
 
 def labels(spec: Decoder) -> list[str]:
@@ -25,14 +25,14 @@ def labels(spec: Decoder) -> list[str]:
 
 
 def _window(layer: Layer) -> str:
-    window = layer.stored().window
+    window = layer.cache_spec().window
     return f"window {window}" if window else "full"
 
 
 ASPECTS: tuple[Callable[[Layer], str], ...] = (
     _window,
-    lambda layer: " ".join(type(node).__name__ for node in layer.walk() if node.slot == "rope"),
-    lambda layer: points(layer.mixer)[0],
+    lambda layer: " ".join(type(node).__name__ for node in layer.walk() if node.role == "rope"),
+    lambda layer: aliases(layer.mixer)[0],
     lambda layer: type(layer.ffn.block).__name__,
     lambda layer: layer.attn.placement,
 )

@@ -5,8 +5,8 @@
     norm=pre | olmo | sandwich | post    moves the norms
 
 Kinds are the names in `Spec.kinds`. MHA, MQA and SWA are words for points of GQA: they edit the GQAs that are there or,
-where none is, move every GQA there. Fields that are not given are carried over (zoo.swaps.rebuild). Values are numbers, true,
-false, none, words, and blocks again: `ffn=MoE(experts=8, router=SoftmaxTopK(k=2))`.
+where none is, move every GQA there. Fields that are not given are carried over (zoo.swaps.rebuild). Values are numbers,
+true, false, none, words, and blocks again: `ffn=MoE(experts=8, router=SoftmaxTopK(k=2))`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zoo.blocks.layer import PLACEMENTS, Placement
 from zoo.errors import UsageError, unknown
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
-from zoo.swaps.rebuild import POINTS, Call, lost, names, remake
+from zoo.swaps.rebuild import ALIASES, Call, dropped_features, field_names, rebuild
 
 LONGEST = 120  # characters of a swap that an error repeats
 CONSTANTS = {"none": None, "true": True, "false": False}
@@ -48,8 +48,8 @@ def _apply(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
     dropped: dict[str, None] = {}
 
     def change(old: Spec) -> Spec:
-        new = remake(call, old, (spec,))
-        dropped.update(dict.fromkeys(lost(old, new)))
+        new = rebuild(call, old, (spec,))
+        dropped.update(dict.fromkeys(dropped_features(old, new)))
         return new
 
     return _everywhere(spec, chosen, change), list(dropped)
@@ -75,33 +75,35 @@ def _present(spec: Decoder, call: Call) -> Callable[[Spec], bool]:
     kind = call.kind
     if not any(isinstance(node, kind) for node in spec.walk()):
         held = sorted({type(node).__name__ for node in spec.walk()} & Spec.kinds.keys())
-        hint = f"; {kind.slot}={call.word}(...) puts one in" if kind.slot in _slots(spec) else ""
+        hint = f"; {kind.role}={call.word}(...) puts one in" if kind.role in _slots(spec) else ""
         raise UsageError(f"there is no {call.word} here, only {', '.join(held)}{hint}")
-    if call.word in POINTS:
-        there = {node for node in spec.walk() if isinstance(node, GQA) and POINTS[call.word](node)}
+    if call.word in ALIASES:
+        there = {node for node in spec.walk() if isinstance(node, GQA) and ALIASES[call.word](node)}
         return lambda node: isinstance(node, GQA) and (node in there or not there)
     if not call.given:
-        raise UsageError(f"nothing to edit: write {call.word}(field=value), a field being {', '.join(names(kind))}")
+        raise UsageError(
+            f"nothing to edit: write {call.word}(field=value), a field being {', '.join(field_names(kind))}"
+        )
     return lambda node: isinstance(node, kind)
 
 
 def _standing(spec: Decoder, slot: str, call: Call) -> Callable[[Spec], bool]:
     """Whatever stands in the slot."""
-    every = {kind.slot for kind in Spec.kinds.values() if kind.slot}
+    every = {kind.role for kind in Spec.kinds.values() if kind.role}
     if slot not in every:
         raise unknown("slot", slot, every)
-    if call.kind.slot != slot:
-        takes = ", ".join(name for name, kind in Spec.kinds.items() if kind.slot == slot)
+    if call.kind.role != slot:
+        takes = ", ".join(name for name, kind in Spec.kinds.items() if kind.role == slot)
         raise UsageError(f"{call.word} does not go into {slot}, which takes {takes}")
     if slot not in _slots(spec):
-        holders = [f"{name}({slot}=...)" for name, kind in Spec.kinds.items() if slot in names(kind)]
+        holders = [f"{name}({slot}=...)" for name, kind in Spec.kinds.items() if slot in field_names(kind)]
         hint = f"; {' or '.join(holders)} has one" if holders else ""
         raise UsageError(f"nothing stands in {slot} here{hint}")
-    return lambda node: node.slot == slot
+    return lambda node: node.role == slot
 
 
 def _slots(spec: Decoder) -> set[str]:
-    return {node.slot for node in spec.walk() if node.slot}
+    return {node.role for node in spec.walk() if node.role}
 
 
 # Reading.
@@ -118,7 +120,7 @@ def _read(text: str) -> tuple[str, Call | str]:
     if isinstance(value, Call):
         return slot, value
     places = PLACEMENTS if slot == "norm" else ()
-    raise unknown("block", written, [*Spec.kinds, *POINTS, *places])
+    raise unknown("block", written, [*Spec.kinds, *ALIASES, *places])
 
 
 def _parse(written: str, start: int) -> ast.expr:

@@ -18,7 +18,7 @@ from zoo.registry import Spec
 
 Values = dict[str, Any]
 # Words for points of grouped-query attention.
-POINTS: dict[str, Callable[[GQA], bool]] = {
+ALIASES: dict[str, Callable[[GQA], bool]] = {
     "MHA": lambda attn: attn.kv_heads == attn.heads,
     "MQA": lambda attn: attn.kv_heads == 1,
     "SWA": lambda attn: attn.window is not None,
@@ -41,9 +41,9 @@ TERMS = {
 }
 
 
-def points(spec: Spec) -> list[str]:
+def aliases(spec: Spec) -> list[str]:
     """The words for a block: its kind or, for grouped-query attention, the points it is at."""
-    words = [word for word, holds in POINTS.items() if isinstance(spec, GQA) and holds(spec)]
+    words = [word for word, holds in ALIASES.items() if isinstance(spec, GQA) and holds(spec)]
     return words if {"MHA", "MQA"} & set(words) else [type(spec).__name__, *words]
 
 
@@ -56,14 +56,14 @@ class Call(NamedTuple):
     @property
     def kind(self) -> type[Spec]:
         """The registered kind. Raises UsageError with the nearest ones."""
-        if self.word in POINTS:
+        if self.word in ALIASES:
             return GQA
         if self.word not in Spec.kinds:
-            raise unknown("block", self.word, [*Spec.kinds, *POINTS])
+            raise unknown("block", self.word, [*Spec.kinds, *ALIASES])
         return Spec.kinds[self.word]
 
 
-def remake(call: Call, old: Spec | None, around: tuple[Spec, ...]) -> Spec:
+def rebuild(call: Call, old: Spec | None, around: tuple[Spec, ...]) -> Spec:
     """The block that was called for, in the place of `old`. Its parts are looked for in `old`, then `around`.
 
     Raises UsageError for fields that are unknown or missing, SpecError where they contradict each other.
@@ -71,35 +71,35 @@ def remake(call: Call, old: Spec | None, around: tuple[Spec, ...]) -> Spec:
     kind, near = call.kind, (*((old,) if old else ()), *around)
     values: Values = {}
     for source in (_first(kind, near), old):  # of either only the fields that the kind has: it may be a subclass
-        values |= {name: value for name, value in _values(source).items() if name in names(kind)}
+        values |= {name: value for name, value in _values(source).items() if name in field_names(kind)}
     for name, takes in _parts(kind).items():
         if name not in values and (found := _first(takes, near)):
             values[name] = found
-    own = {name: value for name, value in call.given.items() if name in names(kind)}
+    own = {name: value for name, value in call.given.items() if name in field_names(kind)}
     left = _hand_down(kind, values, {name: value for name, value in call.given.items() if name not in own}, near)
     if left:
         raise _no_field(call.word, kind, next(iter(left)))
     for name, value in own.items():
         held = values.get(name)
         is_block = isinstance(held, Spec)
-        values[name] = remake(value, held if is_block else None, near) if isinstance(value, Call) else value
-    if call.word in POINTS:
+        values[name] = rebuild(value, held if is_block else None, near) if isinstance(value, Call) else value
+    if call.word in ALIASES:
         _move(call, values)
-    missing = [name for name in names(kind) if name in _required(kind) and name not in values]
+    missing = [name for name in field_names(kind) if name in _required(kind) and name not in values]
     if missing:
         example = ", ".join(f"{name}={_example(_parts(kind).get(name))}" for name in missing)
         raise UsageError(f"{call.word} needs {', '.join(missing)}: {call.word}({example})")
     return kind(**values)
 
 
-def lost(old: Spec, new: Spec) -> Iterator[str]:
+def dropped_features(old: Spec, new: Spec) -> Iterator[str]:
     """The features of `old` that no block in `new` has a field for: "sinks", "window 128", ..."""
-    kept = {name for node in new.walk() for name in names(type(node))}
+    kept = {name for node in new.walk() for name in field_names(type(node))}
     for node in old.walk():
         for name, term in features(node).items():
             value = getattr(node, name)
-            if name not in kept and isinstance(value, Spec) and value.slot == name:
-                yield value.words()
+            if name not in kept and isinstance(value, Spec) and value.role == name:
+                yield value.describe()
             elif name not in kept:
                 yield f"{term} {_amount(value)}".strip()
 
@@ -130,11 +130,11 @@ def _amount(value: Any) -> str:
     if value is None or isinstance(value, bool | Spec):
         return ""
     if isinstance(value, tuple | list):
-        return ", ".join(each.words() if isinstance(each, Spec) else _amount(each) or str(each) for each in value)
+        return ", ".join(each.describe() if isinstance(each, Spec) else _amount(each) or str(each) for each in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def names(kind: type[Spec]) -> list[str]:
+def field_names(kind: type[Spec]) -> list[str]:
     """The fields that a kind is made of."""
     return [field.name for field in fields(kind) if field.init]
 
@@ -145,10 +145,10 @@ def _hand_down(kind: type[Spec], values: Values, given: Values, near: tuple[Spec
     for name, takes in _parts(kind).items():
         held = values.get(name)
         options = [type(held)] if held else [option for option in Spec.kinds.values() if issubclass(option, takes)]
-        part = max(options, key=lambda option: len(given.keys() & set(names(option))))
-        taken = {each: value for each, value in given.items() if each in names(part)}
+        part = max(options, key=lambda option: len(given.keys() & set(field_names(option))))
+        taken = {each: value for each, value in given.items() if each in field_names(part)}
         if taken and (held or _required(part) <= taken.keys()):
-            values[name] = remake(Call(part.__name__, taken), held, near)
+            values[name] = rebuild(Call(part.__name__, taken), held, near)
             given = {each: value for each, value in given.items() if each not in taken}
     return given
 
@@ -171,12 +171,12 @@ def _no_field(word: str, kind: type[Spec], name: str) -> UsageError:
         for part, takes in _parts(kind).items()
         for option, its in Spec.kinds.items()
         if issubclass(its, takes)
-        for each in names(its)
+        for each in field_names(its)
     ]
     elsewhere = next((f"; {written} has one" for each, written in inner if each == name), "")
-    close = get_close_matches(name, [*names(kind), *(each for each, _ in inner)], n=1)
+    close = get_close_matches(name, [*field_names(kind), *(each for each, _ in inner)], n=1)
     meant = elsewhere or (f"; did you mean {close[0]}?" if close else "")
-    return UsageError(f"{word} has no field {name!r}{meant} (fields: {', '.join(names(kind)) or 'none'})")
+    return UsageError(f"{word} has no field {name!r}{meant} (fields: {', '.join(field_names(kind)) or 'none'})")
 
 
 def _example(takes: tuple[type[Spec], ...] | None) -> str:
@@ -189,7 +189,7 @@ def _first(kind: type[Spec] | tuple[type[Spec], ...], near: tuple[Spec, ...]) ->
 
 
 def _values(spec: Spec | None) -> Values:
-    return {name: getattr(spec, name) for name in names(type(spec))} if spec else {}
+    return {name: getattr(spec, name) for name in field_names(type(spec))} if spec else {}
 
 
 def _required(kind: type[Spec]) -> set[str]:

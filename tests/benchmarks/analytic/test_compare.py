@@ -17,7 +17,7 @@ from benchmarks.analytic import compare, roofline
 from benchmarks.analytic.kv import Setting
 from benchmarks.analytic.models import Model, one, swapped
 from benchmarks.commands.compare import PAIRS
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 from zoo.swaps.grammar import apply_swap
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -66,7 +66,7 @@ def test_a_swap_shows_as_the_fields_it_changes(text: str) -> None:
 def test_specs_that_the_same_words_stand_for_are_told_by_all_their_fields() -> None:
     model = one("gpt-oss-20b")
     other = swapped(model, ["YarnScaling(truncate=true)"])
-    assert model.spec.layers[0].mixer.words() == other.spec.layers[0].mixer.words()
+    assert model.spec.layers[0].mixer.describe() == other.spec.layers[0].mixer.describe()
     ((field, (before, after)),) = differences(model, other).items()
     assert field == "attn.rope"
     assert "truncate=False" in str(before)

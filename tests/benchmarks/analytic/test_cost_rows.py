@@ -41,7 +41,7 @@ def test_parameters_are_the_published_ones(name: str) -> None:
         theirs = found["publisher_active_params"]
         assert (found["active_params"] if theirs is None else theirs) == expected["active_parameters"]
     else:
-        routed = any(part.slot == "router" for part in zoo.spec(name).walk())
+        routed = any(part.role == "router" for part in zoo.spec(name).walk())
         assert (found["active_params"] < found["params"]) == routed
         assert found["publisher_active_params"] is None
 

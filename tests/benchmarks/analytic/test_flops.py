@@ -22,8 +22,8 @@ from benchmarks.commands.flops import tables
 from benchmarks.commands.kv import cache as kv_table
 from benchmarks.output.show import three
 from zoo.architectures import families
-from zoo.cli.terminal import Format
-from zoo.costs import Stored
+from zoo.cli.tables import Format
+from zoo.costs import CacheSpec
 from zoo.errors import UsageError
 from zoo.registry import Mixer
 
@@ -63,7 +63,7 @@ def counted(model: torch.nn.Module, new: int) -> dict[str, int]:
 @pytest.mark.parametrize("family", families())
 def test_every_part_is_what_torch_counts(family: str) -> None:
     model = zoo.build(family, tiny=True)
-    expected = {part: number for part, number in model.spec.flop_parts(0, 40, causal=False).items() if number}
+    expected = {part: number for part, number in model.spec.flop_breakdown(0, 40, causal=False).items() if number}
     assert {part: number for part, number in counted(model, 40).items() if number} == expected
 
 
@@ -189,8 +189,8 @@ class _Averaging(Mixer):
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         return 2 * new * dim * self.width
 
-    def stored(self) -> Stored:
-        return Stored((("sum", (1, self.width)),))
+    def cache_spec(self) -> CacheSpec:
+        return CacheSpec((("sum", (1, self.width)),))
 
 
 def test_a_block_without_parts_of_its_own_is_counted_whole() -> None:

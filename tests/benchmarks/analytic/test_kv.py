@@ -47,7 +47,7 @@ def test_a_full_size_cache_allocates_what_is_printed(name: str) -> None:
     spec = zoo.spec(name)
     device = torch.device("cpu" if spec.kv_bytes(4096) < 200e6 else "meta")
     (row,) = kv.cache_rows([one(name)], [4096], Setting(batch=2))
-    stored = [layer.stored() for layer in spec.layers]
+    stored = [layer.cache_spec() for layer in spec.layers]
     assert Cache(stored, 2, 4096, torch.bfloat16, device).nbytes == row["kv_bytes"]
 
 

@@ -14,7 +14,7 @@ from benchmarks.__main__ import app
 from benchmarks.measure import tiny_throughput
 from benchmarks.measure.throughput import Entrant, Found, Setting
 from zoo.architectures import families
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 
 ROOT = Path(__file__).resolve().parents[3]
 

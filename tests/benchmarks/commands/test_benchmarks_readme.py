@@ -16,7 +16,7 @@ from benchmarks.analytic.models import one
 from benchmarks.measure.benchmark_models import Subject
 from benchmarks.output import tables, throughput_tables
 from tests.benchmarks.fakes import MACHINE, fake_rows
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 
 ROOT = Path(__file__).resolve().parents[3]
 

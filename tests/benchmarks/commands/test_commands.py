@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.commands import verbs
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
@@ -162,7 +162,7 @@ LIMITS = """
 import io, re, resource, sys, time
 from pathlib import Path
 from benchmarks.__main__ import app
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 sys.stdout, start = io.StringIO(), time.process_time()
 assert exit_code(app, "benchmarks", ["all"]) == 0
 seconds, status = time.process_time() - start, Path("/proc/self/status")

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from benchmarks.__main__ import app
 from benchmarks.measure import loading, one_load
 from tests.reference import toy_config, toy_reference
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 from zoo.core import kernels
 from zoo.errors import MalformedError
 

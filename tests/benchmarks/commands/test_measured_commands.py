@@ -20,7 +20,7 @@ from jsonschema import Draft202012Validator
 from benchmarks.__main__ import app
 from benchmarks.measure import blocks as blocks_module
 from benchmarks.measure import mla, timing
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ INTERRUPTED = """
 import os, signal, sys
 import benchmarks.measure.blocks as blocks, benchmarks.measure.mla as mla
 from benchmarks.__main__ import app
-from zoo.cli.terminal import run
+from zoo.cli.runner import run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told it to ignore them
 blocks.measure = mla.measure = lambda *args, **options: os.kill(os.getpid(), signal.SIGINT)
 run(app, "benchmarks", sys.argv[1:])

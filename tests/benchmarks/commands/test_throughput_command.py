@@ -18,7 +18,7 @@ from benchmarks.__main__ import app
 from benchmarks.measure import ceilings, devices, measuring, throughput
 from benchmarks.measure.timing import measure
 from tests.benchmarks.fakes import Ticking
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 from zoo.core import kernels
 
 ROOT = Path(__file__).resolve().parents[3]

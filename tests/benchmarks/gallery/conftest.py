@@ -18,12 +18,12 @@ from benchmarks.gallery import files
 from benchmarks.gallery.groups import typical
 from tests.benchmarks.gallery.speeds import MEASURED
 
-name_of = attrgetter("name")
+dtype_name = attrgetter("name")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 # Of every architecture the size that stands for it, and those of the six pairs: all of them would take twice as long.
-SHOWN = [one(name) for name in zoo.names() if name in {*map(name_of, typical(chosen([]))), *chain(*PAIRS)}]
+SHOWN = [one(name) for name in zoo.names() if name in {*map(dtype_name, typical(chosen([]))), *chain(*PAIRS)}]
 
 
 @pytest.fixture(scope="session")

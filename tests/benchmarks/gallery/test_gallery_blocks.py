@@ -17,10 +17,10 @@ from benchmarks.gallery import blocks, drawings
 from benchmarks.gallery.data import data
 from benchmarks.gallery.overview import overview
 from zoo.blocks.layer import PLACEMENTS
-from zoo.costs import Stored, linear_flops
+from zoo.costs import CacheSpec, linear_flops
 from zoo.diagram import svg
 from zoo.registry import Block, Mixer
-from zoo.swaps.rebuild import POINTS
+from zoo.swaps.rebuild import ALIASES
 
 CODE = re.findall(r"```pycon\n(.*?)```", blocks.markdown(), re.DOTALL)
 SPACE = "{http://www.w3.org/2000/svg}"
@@ -46,8 +46,8 @@ def test_the_code_prints_what_is_shown() -> None:
 def test_every_kind_of_block_is_in_the_text() -> None:
     """A new block in the registry has to be told of."""
     text = blocks.SOURCE.read_text(encoding="utf-8")
-    kinds = {name for name, kind in zoo.Spec.kinds.items() if kind.slot}
-    for word in {*kinds, *POINTS, *PLACEMENTS}:
+    kinds = {name for name, kind in zoo.Spec.kinds.items() if kind.role}
+    for word in {*kinds, *ALIASES, *PLACEMENTS}:
         assert re.search(rf"\b{word}\b", text), word
 
 
@@ -104,7 +104,7 @@ def test_the_overview_has_a_box_for_each_layer_of_each_model() -> None:
     looks = [element.get("class", "") for element in root.iter(f"{SPACE}rect")]
     key = 3
     assert sum(look.startswith("kind-") for look in looks) == key + sum(len(model.spec.layers) for model in models)
-    windowed = sum(bool(layer.stored().window) for model in models for layer in model.spec.layers)
+    windowed = sum(bool(layer.cache_spec().window) for model in models for layer in model.spec.layers)
     assert looks.count("kind-window-0") == 1 + windowed
     words = [element.text for element in root.iter(f"{SPACE}text")]
     assert {model.name for model in models} <= set(words)
@@ -123,15 +123,15 @@ class _Mean(Mixer):
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         return 0
 
-    def stored(self) -> Stored:
-        return Stored((("sum", (1, 1)),))
+    def cache_spec(self) -> CacheSpec:
+        return CacheSpec((("sum", (1, 1)),))
 
 
 @dataclass(frozen=True)
 class _Plain(Block):
     """A feed-forward without an activation that is a spec, or a width."""
 
-    slot = "ffn"
+    role = "ffn"
 
     def build(self, dim: int) -> nn.Module:
         raise NotImplementedError

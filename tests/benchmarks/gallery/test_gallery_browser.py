@@ -21,7 +21,7 @@ from benchmarks.commands.options import DTYPES
 from benchmarks.gallery import charts, swaps, terms
 from benchmarks.gallery.groups import groups
 from tests.benchmarks.gallery.conftest import SHOWN
-from zoo.cli.terminal import count, size
+from zoo.units import format_bytes, format_count
 
 pytestmark = pytest.mark.xdist_group("gallery")
 SECTIONS = ("architectures", "compare", "charts", "fit", "swap", "blocks")
@@ -175,9 +175,9 @@ def test_numbers_are_shown_as_everywhere_else(page: Any) -> None:
         1.5 * 2**40,
         5.2e15,
     ]
-    assert page.evaluate("numbers => numbers.map(count)", numbers) == [count(number) for number in numbers]
+    assert page.evaluate("numbers => numbers.map(count)", numbers) == [format_count(number) for number in numbers]
     whole = [int(number) for number in numbers] + [1152, 1408, 12_544]
-    assert page.evaluate("numbers => numbers.map(size)", whole) == [size(number) for number in whole]
+    assert page.evaluate("numbers => numbers.map(size)", whole) == [format_bytes(number) for number in whole]
 
 
 def test_the_sliders_say_what_fits(page: Any) -> None:
@@ -198,9 +198,9 @@ def test_the_sliders_say_what_fits(page: Any) -> None:
             cells = row.locator("td").all_inner_texts()
             assert row.locator("th").inner_text() == model.name
             assert cells[1:5] == [
-                size(held),
-                size(kept),
-                size(held + kept),
+                format_bytes(held),
+                format_bytes(kept),
+                format_bytes(held + kept),
                 "yes" if held + kept <= memory * 1e9 else "no",
             ]
 
@@ -231,7 +231,7 @@ def test_a_swap_costs_what_python_says(page: Any, name: str) -> None:
         "kv": 2 * sum(n * run.stored * run.seen(context) for n, run in counted),
     }
     rows = [row.locator("td").all_inner_texts() for row in page.locator("#swap-table tbody tr").all()]
-    shows = {"params": count, "active": count, "kv": size}
+    shows = {"params": format_count, "active": format_count, "kv": format_bytes}
     assert [row[:2] for row in rows[:3]] == [[show(released[key]), show(swapped[key])] for key, show in shows.items()]
     page.locator("#swap-reset").click()
     assert {row.locator("td").last.inner_text() for row in page.locator("#swap-table tbody tr").all()} == {"the same"}
@@ -244,7 +244,7 @@ def test_the_python_beside_a_swap_does_it(page: Any, capsys: pytest.CaptureFixtu
     page.locator("#swap-positions").select_option(label="NoPE in every fourth layer")
     exec(page.locator("#swap-code").inner_text(), {})
     params = int(capsys.readouterr().out.split()[0])
-    assert page.locator("#swap-table tbody tr").first.locator("td").nth(1).inner_text() == count(params)
+    assert page.locator("#swap-table tbody tr").first.locator("td").nth(1).inner_text() == format_count(params)
     page.locator("#swap-reset").click()
 
 

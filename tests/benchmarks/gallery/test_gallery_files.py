@@ -21,7 +21,7 @@ from benchmarks.gallery import charts, files, groups, series
 from benchmarks.gallery.page import page
 from tests.benchmarks.gallery.conftest import SHOWN
 from tests.benchmarks.gallery.speeds import MEASURED
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 from zoo.errors import MalformedError, NotAvailable
 
 pytestmark = pytest.mark.xdist_group("gallery")

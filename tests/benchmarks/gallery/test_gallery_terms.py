@@ -54,7 +54,7 @@ def test_the_terms_add_up_to_what_the_spec_says(spec: Decoder) -> None:
 
 def test_so_do_the_parts(spec: Decoder) -> None:
     counted = terms.runs(spec)
-    for kind, wanted in (("params", spec.param_parts()), ("fixed", spec.flop_parts(4095, 1))):
+    for kind, wanted in (("params", spec.param_breakdown()), ("fixed", spec.flop_breakdown(4095, 1))):
         found: dict[str, int] = {}
         for n, run in counted:
             parts = {**getattr(run, kind)}

@@ -46,11 +46,11 @@ def test_forms_and_swaps() -> None:
     plain, starred = chosen(["qwen3-8b"], Form(layers=4, swaps=("GQA(window=64)",)))
     assert (plain.label, starred.label) == ("qwen3-8b", "qwen3-8b*")
     assert plain.spec == first_layers(zoo.spec("qwen3-8b"), 4)
-    assert {layer.stored().window for layer in starred.spec.layers} == {64}
+    assert {layer.cache_spec().window for layer in starred.spec.layers} == {64}
     small, windowed = chosen(["qwen3-8b"], Form(tiny=True, swaps=("GQA(window=4096)",)))
     assert small.spec == zoo.spec("qwen3-8b", tiny=True)
     assert (plain.tiny, small.tiny) == (False, True)
-    assert {layer.stored().window for layer in windowed.spec.layers} == {16}  # toy, as all widths
+    assert {layer.cache_spec().window for layer in windowed.spec.layers} == {16}  # toy, as all widths
 
 
 def test_a_name_stands_for_one_model() -> None:

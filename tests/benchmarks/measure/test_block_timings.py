@@ -14,7 +14,7 @@ from benchmarks.measure.block_list import Entry, entries
 from benchmarks.measure.blocks import Setting, rows, run
 from benchmarks.measure.side_by_side import CPU, made
 from benchmarks.measure.timing import Samples
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 from zoo.core.cache import Cache
 from zoo.errors import UsageError
 from zoo.registry import Mixer, Spec
@@ -70,7 +70,7 @@ def test_a_row_says_what_the_block_is(entry: Entry) -> None:
     assert (row["prefill_s"], row["decode_s"]) == (1.0, 1.0)
     assert len(row["prefill_seconds"]) == len(row["decode_seconds"]) == SETTING.repeat
     if isinstance(entry.spec, Mixer):
-        grown = [Cache([entry.spec.stored()], 1, n, torch.float32, CPU).nbytes for n in (5000, 5001)]
+        grown = [Cache([entry.spec.cache_spec()], 1, n, torch.float32, CPU).nbytes for n in (5000, 5001)]
         assert row["kv_bytes_per_token"] == grown[1] - grown[0]
         assert row["kv_fixed_bytes"] == grown[0] - 5000 * row["kv_bytes_per_token"]
     else:
@@ -94,7 +94,7 @@ def test_what_is_timed_is_a_prefill_and_one_token(entry: Entry) -> None:
     assert [args[0].shape for args in seen] == [(1, 6, DIM), (1, 1, DIM)]
     if isinstance(entry.spec, Mixer):
         keys = [len(args[1].views[args[2].geometry].keys) for args in seen]
-        assert keys == [6, min(600, entry.spec.stored().window or 600)]
+        assert keys == [6, min(600, entry.spec.cache_spec().window or 600)]
 
 
 def test_a_block_measured_in_one_phase_only_has_no_row() -> None:

@@ -12,7 +12,7 @@ import torch
 from benchmarks.measure import environment as module
 from benchmarks.measure.environment import _blas, environment, kernel_summary, merged, recorded
 from benchmarks.output.report import Report
-from zoo.cli.terminal import Format
+from zoo.cli.tables import Format
 from zoo.core import kernels
 from zoo.core.kernels import Race
 from zoo.errors import MalformedError

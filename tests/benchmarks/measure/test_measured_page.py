@@ -17,7 +17,7 @@ from benchmarks.measure.block_list import entries
 from benchmarks.measure.mla import Outcome
 from benchmarks.measure.mla_variants import forms
 from benchmarks.output.report import Table
-from zoo.cli.terminal import Format
+from zoo.cli.tables import Format
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "measured.md").read_text(encoding="utf-8")
 SHOWN = {

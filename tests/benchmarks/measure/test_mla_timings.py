@@ -17,7 +17,8 @@ from benchmarks.measure.mla import Outcome, Setting, failures, rows, run, too_la
 from benchmarks.measure.mla_variants import ABSORBED, EXPANDED, LATENT, _ExpandedMLA, forms
 from benchmarks.measure.timing import Samples
 from zoo import MLA
-from zoo.cli.terminal import Format, exit_code
+from zoo.cli.runner import exit_code
+from zoo.cli.tables import Format
 
 SPEC, DIM = next(node for node in zoo.spec("deepseek-v3", tiny=True).walk() if isinstance(node, MLA)), 64
 FORMS = [EXPANDED, LATENT, ABSORBED]

@@ -38,10 +38,10 @@ MLAS = st.builds(
 
 def passed(spec: MLA, module: nn.Module, chunks: list[Tensor]) -> Iterator[Tensor]:
     """The chunks (1, t, dim), one after the other, over a cache."""
-    cache = Cache([spec.stored()], 1, sum(x.shape[1] for x in chunks), torch.float64, CPU)
+    cache = Cache([spec.cache_spec()], 1, sum(x.shape[1] for x in chunks), torch.float64, CPU)
     past = 0
     for x in chunks:
-        yield module(x, planned(spec, cache, past, x.shape[1]), cache.slots[0])
+        yield module(x, planned(spec, cache, past, x.shape[1]), cache.layers[0])
         past += x.shape[1]
 
 
@@ -67,12 +67,12 @@ def test_a_filled_cache_is_the_one_that_the_tokens_would_have_made(spec: MLA, to
     x = torch.randn(1, tokens, DIM, dtype=torch.float64)
     built = mla_variants.modules(spec, source, DIM)
     for form, each in forms(spec).items():
-        ran, filled = (Cache([each.stored()], 1, tokens, torch.float64, CPU) for _ in range(2))
+        ran, filled = (Cache([each.cache_spec()], 1, tokens, torch.float64, CPU) for _ in range(2))
         step = planned(each, ran, 0, tokens)
-        built[form](x, step, ran.slots[0])
+        built[form](x, step, ran.layers[0])
         *_, latent = source._project(x, step)
-        mla_variants.fill(form, built[form], filled.slots[0].streams, latent, chunk)
-        for one, other in zip(ran.slots[0].streams, filled.slots[0].streams, strict=True):
+        mla_variants.fill(form, built[form], filled.layers[0].streams, latent, chunk)
+        for one, other in zip(ran.layers[0].streams, filled.layers[0].streams, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
@@ -84,27 +84,27 @@ def test_flops_of_a_decoded_token_are_what_torch_counts(spec: MLA, past: int) ->
     source = made(spec, DIM, torch.float32, seed=0)
     for form, module in mla_variants.modules(spec, source, DIM).items():
         each = forms(spec)[form]
-        cache = Cache([each.stored()], 1, past + 1, torch.float32, CPU)
+        cache = Cache([each.cache_spec()], 1, past + 1, torch.float32, CPU)
         step = planned(each, cache, past, 1)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            module(torch.randn(1, 1, DIM), step, cache.slots[0])
+            module(torch.randn(1, 1, DIM), step, cache.layers[0])
         assert counter.get_total_flops() == each.flops(DIM, past, 1, causal=False), form
 
 
 @given(spec=MLAS, tokens=st.integers(1, 50))
 def test_what_a_form_keeps_is_what_is_allocated(spec: MLA, tokens: int) -> None:
-    kept = {form: each.stored().numbers() for form, each in forms(spec).items()}
+    kept = {form: each.cache_spec().elements() for form, each in forms(spec).items()}
     assert kept[LATENT] == kept[ABSORBED] == spec.kv_rank + spec.rope_dim
     assert kept[EXPANDED] == spec.heads * (spec.nope_dim + spec.rope_dim + spec.v_dim)
     for form, each in forms(spec).items():
-        assert Cache([each.stored()], 1, tokens, torch.float32, CPU).nbytes == 4 * tokens * kept[form]
+        assert Cache([each.cache_spec()], 1, tokens, torch.float32, CPU).nbytes == 4 * tokens * kept[form]
 
 
 def test_deepseek_by_hand() -> None:
     """DeepSeek-V3: 128 heads, keys of 128 + 64, values of 128, a latent of 512; decoding the last of 32k tokens."""
     spec = next(node for node in zoo.spec("deepseek-v3").walk() if isinstance(node, MLA))
     specs, context = forms(spec), 32_768
-    assert [specs[form].stored().numbers() for form in (EXPANDED, LATENT)] == [128 * (192 + 128), 576]
+    assert [specs[form].cache_spec().elements() for form in (EXPANDED, LATENT)] == [128 * (192 + 128), 576]
     expand = 512 * 128 * (128 + 128)
     around = 7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 128 * 128 * 7168
     scores = context * 128 * (192 + 128)

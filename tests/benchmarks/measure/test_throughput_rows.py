@@ -18,7 +18,7 @@ from benchmarks.measure.throughput import COMPILED, EAGER, ZOO, Entrant, Found, 
 from benchmarks.measure.throughput_rows import ceiling_rows, expected, least_work, rows
 from benchmarks.output import throughput_tables
 from tests.benchmarks.fakes import MACHINE
-from zoo.cli.terminal import Format
+from zoo.cli.tables import Format
 
 PREFILL, DECODE = Workload("prefill", 8, 40, batch=2), Workload("decode", 3, 40, batch=2)
 SETTING = Setting((PREFILL, DECODE), dtype=torch.bfloat16)

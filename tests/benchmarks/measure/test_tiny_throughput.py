@@ -13,7 +13,7 @@ from benchmarks.measure.throughput_rows import rows
 from benchmarks.output import tables
 from tests.benchmarks.fakes import Ticking, fake_rows
 from zoo.architectures import families
-from zoo.cli.terminal import Format
+from zoo.cli.tables import Format
 
 
 def test_every_family_runs_in_its_tiny_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from benchmarks.measure.benchmark_models import Subject
 from benchmarks.output import tables
 from benchmarks.output.report import Report, Table
 from tests.benchmarks.fakes import fake_rows
-from zoo.cli.terminal import Column, Format
+from zoo.cli.tables import Column, Format
 from zoo.errors import NotAvailable
 
 COSTS = costs.rows(chosen([]))

@@ -13,7 +13,7 @@ import torch
 import weights
 from weights.reference.layers import NOISE
 from weights.reference.report import EQUAL, KL
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 
 PAGE = (Path(__file__).parents[3] / "docs" / "parity.md").read_text(encoding="utf-8")
 SHOWN = re.findall(r"```console\n\$ (.*?)\n(.*?)```", PAGE, re.DOTALL)

@@ -12,7 +12,7 @@ import pytest
 
 import weights
 from weights.reference.plot import plot
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 
 Saved = Callable[[str], Path]
 

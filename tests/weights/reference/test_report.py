@@ -26,7 +26,7 @@ from weights.reference.logits import compare
 from weights.reference.routing import agreement
 from weights.reference.runs import chunks
 from zoo.architectures import families
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 from zoo.errors import NotAvailable, UsageError
 
 Saved = Callable[[str], Path]
@@ -34,7 +34,7 @@ Saved = Callable[[str], Path]
 
 def routed() -> list[str]:
     """The presets among the distinct ones that have routers."""
-    return [name for name in distinct() if any(part.slot == "router" for part in zoo.spec(name, tiny=True).walk())]
+    return [name for name in distinct() if any(part.role == "router" for part in zoo.spec(name, tiny=True).walk())]
 
 
 TOKENS = 80  # past 3 windows of 16 + 1

@@ -43,7 +43,7 @@ def test_active_parameters(name: str) -> None:
     """All of a dense model; of a mixture of experts what its publisher says, by the publisher's rule, if it says it."""
     facts, size, spec = published()[name], sizes()[name], zoo.spec(name)
     ours = spec.active_params()
-    routed = any(part.slot == "router" for part in spec.walk())
+    routed = any(part.role == "router" for part in spec.walk())
     assert (ours < spec.params()) == routed
     if "active_parameters" not in facts:
         assert size.active is None

@@ -57,4 +57,4 @@ def test_down_of_gate_and_up(act: Activation, bias: bool) -> None:
     torch.testing.assert_close(module(x).double(), expected, rtol=1e-4, atol=1e-4)
     assert spec.params(8) == sum(weight.numel() for weight in module.parameters())
     assert spec.flops(8, past=100, new=6) == 2 * 6 * 3 * 8 * 12
-    assert ("bias" in spec.words()) == bias
+    assert ("bias" in spec.describe()) == bias

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo import GQA, NoPE, RMSNorm, RoPE
-from zoo.core.cache import NoSlot
-from zoo.core.forward_context import plan
+from zoo.core.cache import NoCache
+from zoo.core.forward_context import prepare_forward
 
 DIM, LENGTH = 32, 11
 SPEC = GQA(heads=4, kv_heads=2, head_dim=6, rope=RoPE(1e4))
@@ -68,8 +68,8 @@ def naive(module: nn.Module, spec: GQA, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", SPECS)
 def test_every_option_head_by_head(case: str) -> None:
     spec = SPECS[case]
-    module, x, slot = built(spec), torch.randn(2, LENGTH, DIM, dtype=torch.float64), NoSlot(spec.window)
-    out = module(x, plan(0, LENGTH, spec.rotary(), [slot]), slot)
+    module, x, slot = built(spec), torch.randn(2, LENGTH, DIM, dtype=torch.float64), NoCache(spec.window)
+    out = module(x, prepare_forward(0, LENGTH, spec.rotary(), [slot]), slot)
     # Norms, rotary tables and sinks are float32 arithmetic in any dtype.
     torch.testing.assert_close(out, naive(module, spec, x), rtol=1e-5, atol=2e-6)
 
@@ -83,8 +83,8 @@ def test_every_option_matters(case: str) -> None:
     without = plain.build(DIM).double()
     without.load_state_dict(module.state_dict(), strict=False)
     one, other = (
-        made(x, plan(0, LENGTH, s.rotary(), [slot]), slot)
-        for made, s, slot in ((module, spec, NoSlot(spec.window)), (without, plain, NoSlot(None)))
+        made(x, prepare_forward(0, LENGTH, s.rotary(), [slot]), slot)
+        for made, s, slot in ((module, spec, NoCache(spec.window)), (without, plain, NoCache(None)))
     )
     assert (one - other).abs().max() > 1e-2
 
@@ -93,11 +93,11 @@ def test_every_option_matters(case: str) -> None:
 def test_figures(case: str) -> None:
     spec = SPECS[case]
     assert spec.params(DIM) == sum(weight.numel() for weight in built(spec).parameters())
-    assert spec.stored().numbers() == 2 * spec.kv_heads * spec.head_dim
-    assert spec.stored().window == spec.window
+    assert spec.cache_spec().elements() == 2 * spec.kv_heads * spec.head_dim
+    assert spec.cache_spec().window == spec.window
     pairs = sum(min(i + 1, spec.window or i + 1) for i in range(100, 107))
     projections = 2 * 7 * DIM * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
     assert spec.flops(DIM, past=100, new=7) == projections + 2 * pairs * spec.heads * 2 * spec.head_dim
-    assert spec.words().startswith(
+    assert spec.describe().startswith(
         {4: "MHA, 4 heads of 6", 2: "GQA, 4 heads on 2 KV heads of 6", 1: "MQA, 4 heads of 6"}[spec.kv_heads]
     )

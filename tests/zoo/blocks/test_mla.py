@@ -13,8 +13,8 @@ from torch import nn
 
 from zoo import MLA, NoPE, RMSNorm, RoPE, YarnScaling
 from zoo.blocks.mla import _MLA
-from zoo.core.cache import Cache, NoSlot
-from zoo.core.forward_context import plan, visible
+from zoo.core.cache import Cache, NoCache
+from zoo.core.forward_context import prepare_forward, visible
 from zoo.costs import visible_pairs
 
 DIM = 32
@@ -55,8 +55,8 @@ def naive(module: nn.Module, spec: MLA, x: torch.Tensor) -> torch.Tensor:
 
 
 def run(module: nn.Module, spec: MLA, x: torch.Tensor, slot: object = None) -> torch.Tensor:
-    slot = slot or NoSlot(None)
-    return module(x, plan(0, x.shape[1], spec.rotary(), [slot], x.device), slot)
+    slot = slot or NoCache(None)
+    return module(x, prepare_forward(0, x.shape[1], spec.rotary(), [slot], x.device), slot)
 
 
 @torch.no_grad()
@@ -128,15 +128,15 @@ def test_the_form_that_runs_is_the_one_that_is_counted(case: str) -> None:
         return patch.object(_MLA, name, lambda self, *args: ran.append(name) or form(self, *args))
 
     for past, new in ((0, 1), (0, 6), (5, 1), (5, 2), (9, 5), (3, 9)):
-        cache = Cache([spec.stored()], 1, 20, torch.float64, torch.device("cpu"))
+        cache = Cache([spec.cache_spec()], 1, 20, torch.float64, torch.device("cpu"))
         with noted("_absorbed"), noted("_expanded"):
             for start, length in [(0, past), (past, new)] if past else [(0, new)]:
-                step = plan(start, length, spec.rotary(), cache.slots, torch.device("cpu"))
-                module(torch.randn(1, length, DIM, dtype=torch.float64), step, cache.slots[0])
+                step = prepare_forward(start, length, spec.rotary(), cache.layers, torch.device("cpu"))
+                module(torch.randn(1, length, DIM, dtype=torch.float64), step, cache.layers[0])
         assert ran[-1] == ("_absorbed" if spec.absorbs(past, new) else "_expanded")
 
 
 def test_a_token_keeps_one_latent_and_one_rotated_key() -> None:
-    assert SPEC.stored().streams == (("latent", (1, 16 + 4)),)
-    assert SPEC.stored().window is None
+    assert SPEC.cache_spec().streams == (("latent", (1, 16 + 4)),)
+    assert SPEC.cache_spec().window is None
     assert SPEC.params(DIM) == sum(weight.numel() for weight in SPEC.build(DIM).parameters())

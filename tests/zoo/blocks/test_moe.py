@@ -195,7 +195,7 @@ def test_only_the_chosen_experts_get_a_gradient() -> None:
         assert {e for e in range(EXPERTS) if stacked.grad[e].abs().sum() > 0} == chosen
 
 
-@pytest.mark.parametrize("router", [*SOFTMAX.values(), *GROUPED.values()], ids=lambda router: router.words())
+@pytest.mark.parametrize("router", [*SOFTMAX.values(), *GROUPED.values()], ids=lambda router: router.describe())
 def test_a_router_that_reaches_too_few_experts_is_no_spec(router: Router) -> None:
     MoE(EXPERTS, GLU(10), router)
     with pytest.raises(ValueError, match="k=13 is above the "):

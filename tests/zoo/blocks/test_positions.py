@@ -19,7 +19,7 @@ from zoo.blocks.positions import _frequencies, yarn_gain
 
 CPU = torch.device("cpu")
 ROPES: dict[str, tuple[RoPE, int]] = {
-    f"{rope.words()}, width {width}": (rope, width)
+    f"{rope.describe()}, width {width}": (rope, width)
     for name in zoo.names()
     for layer in zoo.spec(name).layers
     for rope, width in layer.rotary()

@@ -17,7 +17,7 @@ from zoo import build, names, spec
 from zoo.architectures import families
 from zoo.catalog import resolve, sizes
 from zoo.cli import self_check
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 
 PROG = "python -m zoo.build"
 APP = runpy.run_module("zoo.build")["app"]  # an import would put the module in the place of the function zoo.build

@@ -53,7 +53,7 @@ def test_every_package_that_is_installed_is_watched() -> None:
     assert {name.partition(".")[0] for name in COMMANDS} == set(interrupt.PACKAGES)
 
 
-@pytest.mark.parametrize("moment", ["torch", "torch.nn", "zoo.cli.terminal"])
+@pytest.mark.parametrize("moment", ["torch", "torch.nn", "zoo.cli.runner"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_that_is_being_imported_answers_in_one_line(command: str, moment: str, tmp_path: Path) -> None:
     done = interrupted(tmp_path, moment, "-m", command, "--help")

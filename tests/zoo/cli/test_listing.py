@@ -20,7 +20,7 @@ def users(slot: str, block: str) -> set[str]:
 
 
 def test_every_kind_of_the_registry_has_a_row() -> None:
-    parts = {kind.__name__ for kind in Spec.kinds.values() if kind.slot}
+    parts = {kind.__name__ for kind in Spec.kinds.values() if kind.role}
     assert parts <= {block for _, block in ROWS}
     assert len(ROWS) == len(listing.rows())
 
@@ -28,11 +28,11 @@ def test_every_kind_of_the_registry_has_a_row() -> None:
 @pytest.mark.parametrize("family", families())
 def test_marks_are_what_the_specs_hold(family) -> None:
     sizes = [size.spec for size in families()[family].SIZES.values()]
-    kinds = {(type(node).slot, type(node).__name__) for size in sizes for node in size.walk() if node.slot}
+    kinds = {(type(node).role, type(node).__name__) for size in sizes for node in size.walk() if node.role}
     for slot, name in kinds - {("attn", "GQA")}:
         assert family in users(slot, name)
     mixers = [layer.mixer for size in sizes for layer in size.layers]
-    assert (family in users("attn", "SWA")) == any(mixer.stored().window for mixer in mixers)
+    assert (family in users("attn", "SWA")) == any(mixer.cache_spec().window for mixer in mixers)
     assert (family in users("attn", "sinks")) == any(getattr(mixer, "sinks", False) for mixer in mixers)
     heads = [(mixer.heads, mixer.kv_heads) for mixer in mixers if hasattr(mixer, "kv_heads")]
     assert (family in users("attn", "MHA")) == any(kv_heads == all_heads for all_heads, kv_heads in heads)

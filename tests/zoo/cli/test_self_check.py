@@ -10,7 +10,8 @@ import torch
 from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, names, pre, spec
 from zoo.catalog import build
 from zoo.cli import self_check
-from zoo.cli.self_check import Built, Decoded, allocate, check_memory, decode, failures, find_device, tokens_needed
+from zoo.cli.self_check import Built, Decoded, allocate, check_memory, decode, failures, tokens_needed
+from zoo.core.devices import find_device
 from zoo.core.forward_context import visible
 from zoo.errors import NotAvailable, UsageError
 
@@ -26,7 +27,7 @@ def test_every_published_model_decodes_as_it_computes(name) -> None:
     assert failures(built, decoded) == []
     assert 0 < decoded.largest_difference <= decoded.bound == pytest.approx(1e-5 * max(1, decoded.largest_logit))
     assert sum(decoded.chunks) + decoded.steps == decoded.tokens
-    windows = [layer.stored().window or 0 for layer in model.spec.layers]
+    windows = [layer.cache_spec().window or 0 for layer in model.spec.layers]
     assert decoded.tokens > max(windows) + 24
 
 
@@ -57,7 +58,7 @@ def test_each_failure_is_told() -> None:
 def test_a_coarse_dtype_is_judged_unless_a_router_chooses(name) -> None:
     model, built = allocate(spec(name, tiny=True), CPU, torch.bfloat16, seed=0)
     decoded = decode(model, torch.bfloat16, seed=0)
-    routed = any(node.slot == "router" for node in model.spec.walk())
+    routed = any(node.role == "router" for node in model.spec.walk())
     assert (decoded.bound is None) == routed
     assert failures(built, decoded) == []
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from zoo.core import attention as module
 from zoo.core import kernels
-from zoo.core.attention import attend
-from zoo.core.forward_context import Band, visible
+from zoo.core.attention import attention
+from zoo.core.forward_context import SlidingWindowMask, visible
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
@@ -64,7 +64,7 @@ def test_attention_is_a_softmax_over_the_keys_seen(
     new, keys, window = PASSES[case]
     q, k, v = inputs(heads, kv_heads, new, keys, value)
     mask, sinks = mask_of(new, keys, window), torch.randn(heads) if with_sinks else None
-    out = attend(q, k, v, mask, 0.3, sinks)
+    out = attention(q, k, v, mask, 0.3, sinks)
     expected = naive(q, k, v, mask, 0.3, sinks)
     assert out.shape == expected.shape
     assert (out - expected).abs().max() < 2e-6
@@ -78,8 +78,8 @@ def test_a_shuffled_order_of_keys_changes_nothing(case: str, with_sinks: bool) -
     q, k, v = inputs(4, 2, new, keys)
     sinks, order = torch.randn(4) if with_sinks else None, torch.randperm(keys)
     mask = visible(torch.arange(keys - new, keys), torch.arange(keys), window)
-    shuffled = attend(q, k[:, :, order], v[:, :, order], mask[:, order], 0.3, sinks)
-    assert (attend(q, k, v, mask, 0.3, sinks) - shuffled).abs().max() < 2e-6
+    shuffled = attention(q, k[:, :, order], v[:, :, order], mask[:, order], 0.3, sinks)
+    assert (attention(q, k, v, mask, 0.3, sinks) - shuffled).abs().max() < 2e-6
 
 
 @torch.no_grad()
@@ -94,8 +94,8 @@ def test_a_band_shows_what_its_mask_shows(new: int, window: int, with_sinks: boo
         queries = torch.arange(past, past + new)
         keys = torch.cat([held, queries])
         q, k, v = inputs(4, 2, new, len(keys))
-        drawn = attend(q, k, v, visible(queries, keys, window), 0.3, sinks)
-        assert (attend(q, k, v, Band(queries, keys, window), 0.3, sinks) - drawn).abs().max() < 1e-5
+        drawn = attention(q, k, v, visible(queries, keys, window), 0.3, sinks)
+        assert (attention(q, k, v, SlidingWindowMask(queries, keys, window), 0.3, sinks) - drawn).abs().max() < 1e-5
 
 
 @torch.no_grad()
@@ -106,7 +106,7 @@ def test_the_fused_kernel_says_the_denominator_of_the_plain_softmax(case: str, d
     q, k, v = (x.to(dtype) for x in inputs(4, 2, new, keys, value=8))
     mask, causal = mask_of(new, keys, window), new == keys and new > 1
     drawn = torch.ones(new, keys, dtype=torch.bool).tril() if causal else mask
-    plain = module._written_out(q, k, v, drawn, 0.3)
+    plain = module._explicit_attention(q, k, v, drawn, 0.3)
     near = 2e-2 if dtype == torch.bfloat16 else 2e-6
     turned = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (q, k, v)]  # a head's numbers far apart
     for given in ((q, k, v), turned):
@@ -130,16 +130,16 @@ def test_blocks_are_the_kernel(
 ) -> None:
     """Queries of two sequences in several blocks, in float32 too."""
     monkeypatch.setattr(module, "MIN_PRODUCTS", 0)
-    new = module.LARGE + 77
+    new = module.MIN_BLOCK_ROWS + 77
     q, k, v = (x.to(dtype) for x in inputs(heads, kv_heads, new, past + new, value))
     sinks = torch.randn(heads) if with_sinks else None
     mask = visible(torch.arange(past, past + new), torch.arange(past + new), None)
-    out, total = module._written_out(q.double(), k.double(), v.double(), mask, 0.3)
-    expected = out if sinks is None else module._sunk(out, total, sinks[:, None])
+    out, total = module._explicit_attention(q.double(), k.double(), v.double(), mask, 0.3)
+    expected = out if sinks is None else module._apply_sinks(out, total, sinks[:, None])
     near = 0.2 if dtype == torch.bfloat16 else 5e-6  # scores up to 20 are rounded, so weights by a tenth
     for drawn in (mask, None) if past == 0 else (mask,):
         with kernels.using({"attention": "blocks"}) as active:
-            got = attend(q, k, v, drawn, 0.3, sinks)
+            got = attention(q, k, v, drawn, 0.3, sinks)
             assert "blocks" in active.chosen.values()
         torch.testing.assert_close(got, expected, rtol=near, atol=near, check_dtype=False)
 
@@ -148,10 +148,10 @@ def test_blocks_are_the_kernel(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_more_heads_on_one_key_than_a_block_has_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MIN_PRODUCTS", 0)
-    q, k, v = (x.to(dtype) for x in inputs(module.LARGE + 3, 1, 3, 3))
+    q, k, v = (x.to(dtype) for x in inputs(module.MIN_BLOCK_ROWS + 3, 1, 3, 3))
     with kernels.using({"attention": "blocks"}):
-        got = attend(q, k, v, None, 0.3)
-    torch.testing.assert_close(got, attend(q, k, v, None, 0.3), rtol=0.05, atol=0.05)
+        got = attention(q, k, v, None, 0.3)
+    torch.testing.assert_close(got, attention(q, k, v, None, 0.3), rtol=0.05, atol=0.05)
 
 
 @torch.no_grad()
@@ -179,23 +179,32 @@ def test_autocast_is_obeyed(new: int, with_sinks: bool, window: int | None) -> N
     """As softmax and products that torch casts itself; eager and compiled."""
     q, k, v = inputs(4, 2, new, 9, value=8)
     queries, keys = torch.arange(9 - new, 9), torch.arange(9)
-    mask = Band(queries, keys, window) if window and new > 1 else (None if new in (1, 9) else visible(queries, keys))
+    mask = (
+        SlidingWindowMask(queries, keys, window)
+        if window and new > 1
+        else (None if new in (1, 9) else visible(queries, keys))
+    )
     sinks = torch.randn(4) if with_sinks else None
-    exact = attend(q, k, v, mask, 0.3, sinks)
-    for call in (attend, torch.compile(attend, backend="eager")):
+    exact = attention(q, k, v, mask, 0.3, sinks)
+    for call in (attention, torch.compile(attention, backend="eager")):
         with torch.autocast("cpu", torch.bfloat16):
             out = call(q, k, v, mask, 0.3, sinks)
         torch.testing.assert_close(out.float(), exact, rtol=0.1, atol=0.15)
 
 
-@pytest.mark.parametrize(("new", "value"), [(1, 5), (3, 5), (1, module.WIDE), (1, 2 * module.WIDE), (3, module.WIDE)])
+@pytest.mark.parametrize(
+    ("new", "value"),
+    [(1, 5), (3, 5), (1, module.MIN_WHOLE_WIDTH), (1, 2 * module.MIN_WHOLE_WIDTH), (3, module.MIN_WHOLE_WIDTH)],
+)
 @pytest.mark.parametrize("with_mask", [False, True], ids=["", "mask"])
 def test_scores_and_values_as_sums_are_those_of_products(with_mask: bool, new: int, value: int) -> None:
     """Of values that are read whole, and of such that are not."""
     q, k, v = (x.double() for x in inputs(4, 4, new, 7, value))
     mask = visible(torch.arange(7 - new, 7), torch.arange(7), 3) if with_mask else None
     for sums, products in zip(
-        module._written_out(q, k, v, mask, 0.3, True), module._written_out(q, k, v, mask, 0.3), strict=True
+        module._explicit_attention(q, k, v, mask, 0.3, True),
+        module._explicit_attention(q, k, v, mask, 0.3),
+        strict=True,
     ):
         torch.testing.assert_close(sums, products)
 
@@ -207,7 +216,7 @@ def test_bfloat16_is_bounded_by_its_rounding(case: str, with_sinks: bool) -> Non
     new, keys, window = PASSES[case]
     q, k, v = (x.bfloat16() for x in inputs(4, 2, new, keys))
     mask, sinks = mask_of(new, keys, window), torch.randn(4).bfloat16() if with_sinks else None
-    out = attend(q, k, v, mask, 0.3, sinks)
+    out = attention(q, k, v, mask, 0.3, sinks)
     assert out.dtype == torch.bfloat16
     error = (out - naive(q, k, v, mask, 0.3, sinks)).abs().max() / v.abs().max()
     assert error < 2**-6
@@ -215,10 +224,10 @@ def test_bfloat16_is_bounded_by_its_rounding(case: str, with_sinks: bool) -> Non
 
 def test_a_sink_of_minus_infinity_is_none_and_a_large_one_takes_all() -> None:
     q, k, v = inputs(4, 2, 5, 5)
-    without = attend(q, k, v, None, 0.3)
-    assert (attend(q, k, v, None, 0.3, torch.full((4,), float("-inf"))) - without).abs().max() < 2e-6
-    assert attend(q, k, v, None, 0.3, torch.full((4,), 1e4)).abs().max() == 0
-    one = attend(q, k, v, None, 0.3, torch.tensor([1e4, -1e4, 1e4, -1e4]))
+    without = attention(q, k, v, None, 0.3)
+    assert (attention(q, k, v, None, 0.3, torch.full((4,), float("-inf"))) - without).abs().max() < 2e-6
+    assert attention(q, k, v, None, 0.3, torch.full((4,), 1e4)).abs().max() == 0
+    one = attention(q, k, v, None, 0.3, torch.tensor([1e4, -1e4, 1e4, -1e4]))
     assert one[:, ::2].abs().max() == 0
     assert (one - without)[:, 1::2].abs().max() < 2e-6
 
@@ -226,7 +235,7 @@ def test_a_sink_of_minus_infinity_is_none_and_a_large_one_takes_all() -> None:
 def test_large_scores_do_not_overflow() -> None:
     q, k, v = inputs(4, 2, 5, 5)
     for sinks in (None, torch.tensor([500.0, -500.0, 0.0, 80.0])):
-        out = attend(q * 100, k * 100, v, None, 1.0, sinks)
+        out = attention(q * 100, k * 100, v, None, 1.0, sinks)
         assert out.isfinite().all()
         assert (out - naive(q * 100, k * 100, v, None, 1.0, sinks)).abs().max() < 1e-4
 
@@ -236,7 +245,7 @@ def test_gradients_reach_queries_keys_values_and_sinks(sink: float | None) -> No
     """All of them, and finite ones, also where the sink takes everything or nothing."""
     q, k, v = (x.requires_grad_() for x in inputs(4, 2, 3, 5))
     sinks = None if sink is None else torch.full((4,), sink, requires_grad=True)
-    attend(q, k, v, visible(torch.arange(2, 5), torch.arange(5)), 0.3, sinks).square().sum().backward()
+    attention(q, k, v, visible(torch.arange(2, 5), torch.arange(5)), 0.3, sinks).square().sum().backward()
     for x in (q, k, v, *(() if sinks is None else (sinks,))):
         assert x.grad.isfinite().all()
         assert (x.grad.abs().sum() > 0) == (sink is None or abs(sink) < 1e4 or (sink < 0 and x is not sinks))

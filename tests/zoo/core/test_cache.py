@@ -12,7 +12,7 @@ from torch import Tensor
 import zoo
 from tests.models import Choice, bound, chunks, distinct, randomised, routing, ties, tokens_of
 from zoo.core.cache import Cache
-from zoo.core.forward_context import plan_at
+from zoo.core.forward_context import prepare_forward_at
 from zoo.errors import CacheFullError, UsageError
 from zoo.model.decoder import Model
 
@@ -37,7 +37,10 @@ def whole(name: str) -> tuple[Tensor, list[Choice]]:
 
 
 def test_tiny_windows_are_the_one_tested_here() -> None:
-    assert {layer.stored().window for name in SCREEN for layer in zoo.spec(name, tiny=True).layers} == {None, WINDOW}
+    assert {layer.cache_spec().window for name in SCREEN for layer in zoo.spec(name, tiny=True).layers} == {
+        None,
+        WINDOW,
+    }
 
 
 @torch.no_grad()
@@ -74,9 +77,9 @@ def test_static_slots_decode_what_others_decode(name: str, prefill: int) -> None
         model(tokens[:, :prefill], kv)
     for i in range(prefill, LENGTH):
         token, position = tokens[:, i : i + 1], torch.tensor([i])
-        step = plan_at(position, prefill, model._rotary, static.slots)
+        step = prepare_forward_at(position, prefill, model._rotary, static.layers)
         shapes.add(tuple((view.write.shape, view.keys.shape, view.mask.shape) for view in step.views.values()))
-        logits = model._through(token, step, static.slots)
+        logits = model._through(token, step, static.layers)
         assert (logits - model(token, plain)).abs().max() <= bound(logits)
     assert len(shapes) == 1
 
@@ -103,13 +106,13 @@ def test_the_storage_allocated_is_the_formula_to_the_byte(name: str, batch: int,
     model = zoo.build(spec, dtype=dtype)
     for context in (1, WINDOW - 1, WINDOW, WINDOW + 1, 5 * WINDOW):
         kv = model.new_cache(batch, context)
-        streams = [stream for slot in kv.slots for stream in slot.streams]
+        streams = [stream for slot in kv.layers for stream in slot.streams]
         storages = {stream.untyped_storage().data_ptr(): stream.untyped_storage().nbytes() for stream in streams}
         assert sum(storages.values()) == kv.nbytes == spec.kv_bytes(context, batch, dtype)
         if dtype == torch.float32:
             with torch.no_grad():
                 model(tokens_of(spec, batch, context), kv)
-            assert [s.untyped_storage().data_ptr() for slot in kv.slots for s in slot.streams] == list(storages)
+            assert [s.untyped_storage().data_ptr() for slot in kv.layers for s in slot.streams] == list(storages)
             assert kv.nbytes == spec.kv_bytes(context, batch, dtype)
 
 
@@ -126,7 +129,7 @@ def test_full_sizes_allocate_the_formula_too(name: str) -> None:
 def test_growth_is_exact_once_every_window_is_full(name: str) -> None:
     spec = zoo.spec(name)
     fixed, slope = spec.kv_growth()
-    largest = max(layer.stored().window or 1 for layer in spec.layers)
+    largest = max(layer.cache_spec().window or 1 for layer in spec.layers)
     for context in (largest, largest + 1, 3 * largest, spec.context):
         assert spec.kv_bytes(context) == fixed + slope * context
     assert spec.kv_growth(torch.float32) == (2 * fixed, 2 * slope)
@@ -193,7 +196,7 @@ def test_the_last_logits_are_the_last_of_all(name: str) -> None:
     assert (logits - expected[:, -2:]).abs().max() <= bound(expected)
 
 
-WINDOWED = [name for name in SCREEN if any(layer.stored().window for layer in zoo.spec(name, tiny=True).layers)]
+WINDOWED = [name for name in SCREEN if any(layer.cache_spec().window for layer in zoo.spec(name, tiny=True).layers)]
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -206,7 +209,7 @@ def test_a_token_outside_the_window_has_no_say_and_one_inside_has(name: str, cac
     mixtures too.
     """
     spec = zoo.spec(name, tiny=True)
-    layer = next(layer for layer in spec.layers if layer.stored().window)
+    layer = next(layer for layer in spec.layers if layer.cache_spec().window)
     if isinstance(layer.ffn.block, zoo.MoE):
         layer = zoo.swap(layer, zoo.MoE, lambda mixture: mixture.expert)
     model = randomised(zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale))
@@ -234,7 +237,7 @@ MIXED = [name for name in WINDOWED if any(isinstance(x.ffn.block, zoo.MoE) for x
 def test_with_a_mixture_of_experts_a_token_outside_the_window_has_no_say_but_in_roundings(name: str) -> None:
     """The same with all experts: what they are given is the same to the bit, what comes out within a rounding."""
     spec = zoo.spec(name, tiny=True)
-    layer = next(layer for layer in spec.layers if layer.stored().window)
+    layer = next(layer for layer in spec.layers if layer.cache_spec().window)
     model = randomised(zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale))
     given: list[Tensor] = []
     model.layers[0].ffn.register_forward_pre_hook(lambda module, args: given.append(args[0][0, -1]))
@@ -252,7 +255,7 @@ def test_with_a_mixture_of_experts_a_token_outside_the_window_has_no_say_but_in_
 @pytest.mark.parametrize("name", WINDOWED)
 def test_no_gradient_reaches_a_token_outside_the_window(name: str) -> None:
     spec = zoo.spec(name, tiny=True)
-    layer = next(layer for layer in spec.layers if layer.stored().window)
+    layer = next(layer for layer in spec.layers if layer.cache_spec().window)
     model = randomised(zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale))
     embedded = []
     model.embed.register_forward_hook(lambda module, args, out: embedded.append(out) or out.retain_grad())

@@ -6,26 +6,26 @@ import pytest
 import torch
 
 import zoo
-from zoo.core.cache import FullSlot, NoSlot, RingSlot
-from zoo.core.forward_context import Band, View, plan, visible
-from zoo.costs import Stored
+from zoo.core.cache import FullCache, NoCache, SlidingWindowCache
+from zoo.core.forward_context import CacheView, SlidingWindowMask, prepare_forward, visible
+from zoo.costs import CacheSpec
 
 WINDOW = 5
 
 
-def slots(window: int | None, tokens: int = 64) -> list[NoSlot | FullSlot | RingSlot]:
+def slots(window: int | None, tokens: int = 64) -> list[NoCache | FullCache | SlidingWindowCache]:
     """Every slot a layer with this window may have."""
-    stored, cpu = Stored(streams=(("k", (1, 2)),), window=window), torch.device("cpu")
+    stored, cpu = CacheSpec(per_token=(("k", (1, 2)),), window=window), torch.device("cpu")
     if window is None:
-        return [NoSlot(None), FullSlot(stored, 1, tokens, torch.float32, cpu)]
-    return [NoSlot(window), RingSlot(stored, 1, window, torch.float32, cpu)]
+        return [NoCache(None), FullCache(stored, 1, tokens, torch.float32, cpu)]
+    return [NoCache(window), SlidingWindowCache(stored, 1, window, torch.float32, cpu)]
 
 
-def seen(view: View, past: int, new: int) -> list[set[int]]:
+def seen(view: CacheView, past: int, new: int) -> list[set[int]]:
     """The positions each query sees, by a view: every one that is read, or by the mask."""
     keys = view.keys.tolist()
     if view.mask is not None:
-        mask = visible(*view.mask) if isinstance(view.mask, Band) else view.mask
+        mask = visible(*view.mask) if isinstance(view.mask, SlidingWindowMask) else view.mask
         assert mask.shape == (new, len(keys))
         return [{keys[i] for i in row.nonzero().flatten().tolist()} for row in mask]
     if new == 1:
@@ -38,7 +38,7 @@ def seen(view: View, past: int, new: int) -> list[set[int]]:
 def test_token_i_sees_exactly_the_last_window_tokens(window: int | None) -> None:
     """min(i + 1, window) keys, itself included, whatever came before and however many tokens come at once."""
     for slot in slots(window):
-        for past in [0] if isinstance(slot, NoSlot) else range(3 * WINDOW + 2):
+        for past in [0] if isinstance(slot, NoCache) else range(3 * WINDOW + 2):
             for new in range(1, 3 * WINDOW + 2):
                 view = slot.view(torch.arange(past, past + new), past)
                 for i, keys in enumerate(seen(view, past, new), start=past):
@@ -70,10 +70,10 @@ def test_a_step_is_planned_once_for_each_geometry_and_rotary_width(name: str) ->
     spec = zoo.spec(name)
     model = zoo.build(spec, device="meta")
     cache, planned = model.new_cache(1, 300_000), []
-    for slot in cache.slots:
+    for slot in cache.layers:
         slot.view = lambda *given, view=slot.view: planned.append(given) or view(*given)
-    step = plan(7, 3, model._rotary, cache.slots, torch.device("cpu"))
-    assert len(planned) == len(step.views) == len({layer.stored().window for layer in spec.layers})
+    step = prepare_forward(7, 3, model._rotary, cache.layers, torch.device("cpu"))
+    assert len(planned) == len(step.views) == len({layer.cache_spec().window for layer in spec.layers})
     assert step.tables.keys() == {need for layer in spec.layers for need in layer.rotary()}
     for (rope, width), table in step.tables.items():
         if table is None:

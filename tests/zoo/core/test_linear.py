@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo.blocks.linear import Linear
 from zoo.core import kernels
 from zoo.core import linear as linear_module
-from zoo.core.linear import FEW, PARTS, dot, gemv_reduce, is_single_token, linear, materialize, use_gemv
+from zoo.core.linear import GEMV_PARTS, MAX_GEMV_BATCH, dot, gemv_reduce, is_single_token, linear, materialize, use_gemv
 
 needs_onednn = pytest.mark.skipif(linear_module.ONEDNN is None, reason="this build of torch does not ask MKL")
 
@@ -201,8 +201,8 @@ def test_compiled_it_is_the_same(onednn: list[object]) -> None:
     torch.testing.assert_close(made(x, weight), F.linear(x, weight))
 
 
-@pytest.mark.parametrize("rows", [1, 2, FEW, 2 * FEW])
-@pytest.mark.parametrize("out", [1, PARTS - 1, 7, 3 * PARTS])
+@pytest.mark.parametrize("rows", [1, 2, MAX_GEMV_BATCH, 2 * MAX_GEMV_BATCH])
+@pytest.mark.parametrize("out", [1, GEMV_PARTS - 1, 7, 3 * GEMV_PARTS])
 def test_reductions_are_a_product(rows: int, out: int) -> None:
     """In parts that need not be equal, nor as many as asked for; a matrix for each of several heads, too."""
     x, weight = torch.randn(rows, 5, dtype=torch.float64), torch.randn(out, 5, dtype=torch.float64)
@@ -234,10 +234,10 @@ def test_uncompiled_nothing_is_a_reduction() -> None:
     ("shape", "dtype", "expected"),
     [
         ((1, 1, 4), torch.float32, True),
-        ((FEW, 1, 4), torch.bfloat16, True),
-        ((FEW + 1, 1, 4), torch.bfloat16, False),
-        ((FEW, 1, 4), torch.float32, True),
-        ((FEW + 1, 1, 4), torch.float32, False),
+        ((MAX_GEMV_BATCH, 1, 4), torch.bfloat16, True),
+        ((MAX_GEMV_BATCH + 1, 1, 4), torch.bfloat16, False),
+        ((MAX_GEMV_BATCH, 1, 4), torch.float32, True),
+        ((MAX_GEMV_BATCH + 1, 1, 4), torch.float32, False),
         ((1, 2, 4), torch.float32, False),
         ((1, 4), torch.float32, False),
     ],

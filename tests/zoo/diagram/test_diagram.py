@@ -21,7 +21,7 @@ import zoo
 from tests.test_properties import decoders
 from zoo import GLU, GQA, Decoder, Layer, MoE, NoPE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, names, pre, spec, swap
 from zoo.blocks import PostNorm
-from zoo.cli.terminal import exit_code
+from zoo.cli.runner import exit_code
 from zoo.diagram import colours, svg
 from zoo.diagram.canvas import text_width
 from zoo.diagram.style import PALETTE, RULES, css
@@ -134,8 +134,8 @@ def test_it_is_well_formed_and_says_what_it_is(name) -> None:
     assert root.get("role") == "img"
     assert root.get("aria-labelledby").split() == [title.get("id"), described.get("id")] == ["a-title", "a-desc"]
     for layer in dict.fromkeys(MODELS[name].layers):
-        assert layer.attn.block.words() in described.text
-        assert layer.ffn.block.words() in described.text
+        assert layer.attn.block.describe() in described.text
+        assert layer.ffn.block.describe() in described.text
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -201,7 +201,7 @@ def test_the_strip_holds_every_layer_in_order(name) -> None:
             strip += looks(rect) * (rect.get("y") == top)
     assert len(strip) == len(layers)
     assert len(dict.fromkeys(zip(strip, layers, strict=True))) == len(set(layers)) == len(set(strip))
-    windows = [bool(layer.stored().window) for layer in layers]
+    windows = [bool(layer.cache_spec().window) for layer in layers]
     assert [look.startswith("kind-window") for look in strip] == windows
 
 
@@ -256,8 +256,8 @@ def test_heads_and_experts_are_drawn_one_by_one(name) -> None:
 def test_every_kind_of_layer_says_its_facts(name) -> None:
     said = Counter(texts(drawn(spec(name))))
     for block in shown_once(spec(name), "attn"):
-        assert said[block.rope.words()]
-        assert said[f"window {block.stored().window}" if block.stored().window else "full"]
+        assert said[block.rope.describe()]
+        assert said[f"window {block.cache_spec().window}" if block.cache_spec().window else "full"]
         assert said["sinks"] or not getattr(block, "sinks", False)
         assert said["biases"] or not getattr(block, "bias", False)
         assert any(words.startswith(f"{block.heads} heads") for words in said)
@@ -343,7 +343,7 @@ def test_what_differs_is_marked_and_nothing_else(case) -> None:
 class _Mystery(Block):
     """A kind that the diagrams have never heard of."""
 
-    slot = "ffn"
+    role = "ffn"
 
     def build(self, dim: int) -> nn.Module:
         raise NotImplementedError
@@ -354,14 +354,14 @@ class _Mystery(Block):
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         return 6 * dim * new
 
-    def words(self) -> str:
+    def describe(self) -> str:
         return "three times nothing, said at such length that it takes more than a single line of the block"
 
 
 def test_a_new_kind_of_block_is_told_in_its_words() -> None:
     root = drawn(swap(BASE, GLU, _Mystery()))
     assert list(misplaced(root)) == []
-    assert _Mystery().words() in " ".join(texts(root))
+    assert _Mystery().describe() in " ".join(texts(root))
     assert "_Mystery" in texts(root, "strong")
 
 

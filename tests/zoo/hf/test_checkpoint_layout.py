@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import zoo
-from weights.matching import Move, match, skipped
+from weights.matching import TensorMapping, match, skipped
 from zoo.architectures import families
 from zoo.catalog import allocate, sizes
 from zoo.errors import UsageError
@@ -16,7 +16,7 @@ def layout(name: str) -> Rules:
     return (*getattr(family, "WEIGHTS", ()), *COMMON)
 
 
-def moves(spec: zoo.Decoder, rules: Rules) -> list[Move]:
+def moves(spec: zoo.Decoder, rules: Rules) -> list[TensorMapping]:
     return match(spec, dict(allocate(spec, "meta").named_parameters()), rules, stored=())
 
 
@@ -64,7 +64,7 @@ def test_reading_undoes_writing(name: str) -> None:
     assert covered == set(parameters)
 
 
-def moves_of(spec: zoo.Decoder, rule: Rule, parameters: dict[str, torch.Tensor]) -> list[Move]:
+def moves_of(spec: zoo.Decoder, rule: Rule, parameters: dict[str, torch.Tensor]) -> list[TensorMapping]:
     """The moves by one rule alone."""
     found = []
     for parameter in parameters:

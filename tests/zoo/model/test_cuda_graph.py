@@ -32,13 +32,13 @@ class Recorded:
         return self.model is model and self.fingerprint == fingerprint
 
     def __call__(self, tokens: Tensor, position: int) -> Tensor:
-        return self.frozen._through(tokens, *self.frozen.step(tokens, self.cache), self.frozen._passes)
+        return self.frozen._through(tokens, *self.frozen.prepare(tokens, self.cache), self.frozen._passes)
 
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
     """Replaying on the CPU, with frozen copies in the place of graphs."""
-    monkeypatch.setattr(decoder, "Replay", Recorded)
+    monkeypatch.setattr(decoder, "CudaGraph", Recorded)
     monkeypatch.setattr(
         decoder, "_is_replayable", lambda passes, tokens, cache: tokens.shape[1] == 1 and passes.replayable
     )

@@ -11,7 +11,7 @@ from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, Spec, pre
 from zoo.errors import UsageError
 from zoo.registry import Block
 from zoo.swaps.grammar import apply_swap
-from zoo.swaps.rebuild import features, lost
+from zoo.swaps.rebuild import dropped_features, features
 
 NORM = RMSNorm(1e-6)
 
@@ -28,7 +28,7 @@ class _Wide(GLU):
 class _Odd(Block):
     """Fields of every type that a spec may have, each with a default."""
 
-    slot = "ffn"
+    role = "ffn"
     rate: float = 0.5
     width: int = 4
     mode: str = "plain"
@@ -99,11 +99,11 @@ def test_what_is_missing_is_named_and_what_is_made_by_default_is_not(monkeypatch
     ids=str,
 )
 def test_a_feature_of_any_type_is_told_when_it_is_lost(values: dict[str, Any], told: list[str]) -> None:
-    assert list(lost(_Odd(**values), RMSNorm(1.0))) == told
+    assert list(dropped_features(_Odd(**values), RMSNorm(1.0))) == told
     assert len(features(_Odd(**values))) == len(values)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in Spec.kinds.values() if kind.slot])
+@pytest.mark.parametrize("kind", [kind for kind in Spec.kinds.values() if kind.role])
 def test_every_kind_can_lose_every_field(kind: type[Spec]) -> None:
     """Each option in use, by a value that a test of the kind need not know: nothing is formatted that cannot be."""
     for name in (each.name for each in kind.__dataclass_fields__.values() if each.name not in _required(kind)):
@@ -112,7 +112,7 @@ def test_every_kind_can_lose_every_field(kind: type[Spec]) -> None:
             for each in kind.__dataclass_fields__.values():
                 object.__setattr__(spec, each.name, each.default)
             object.__setattr__(spec, name, value)
-            assert all(isinstance(word, str) for word in lost(spec, _Odd()))
+            assert all(isinstance(word, str) for word in dropped_features(spec, _Odd()))
 
 
 def _required(kind: type[Spec]) -> set[str]:

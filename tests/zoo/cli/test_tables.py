@@ -15,21 +15,11 @@ import torch
 import typer
 
 from zoo.cli import terminal
-from zoo.cli.terminal import (
-    Column,
-    Debug,
-    Format,
-    count,
-    document,
-    emit,
-    exit_code,
-    free_memory,
-    machine,
-    render,
-    size,
-    write,
-)
+from zoo.cli.runner import Debug, emit, exit_code
+from zoo.cli.tables import Column, Format, document, render, write
+from zoo.core.devices import free_memory, machine
 from zoo.errors import CheckFailed, MalformedError, NotAvailable, UsageError
+from zoo.units import format_bytes, format_count
 
 ERRORS = {
     "check": CheckFailed("two figures\n  differ"),
@@ -103,7 +93,7 @@ def test_run_exits() -> None:
 
 def test_a_closed_pipe_is_no_error() -> None:
     script = (
-        "import typer\nfrom zoo.cli.terminal import run\napp = typer.Typer()\n"
+        "import typer\nfrom zoo.cli.runner import run\napp = typer.Typer()\n"
         "@app.command()\ndef main():\n    for i in range(100_000):\n        print(i)\n"
         "run(app, 'prog', [])"
     )
@@ -123,7 +113,7 @@ ROWS = [
 ]
 COLUMNS = [
     Column("name", "model"),
-    Column("params", "parameters", count),
+    Column("params", "parameters", format_count),
     Column("rate", "rate"),
     Column("note", "note"),
 ]
@@ -199,7 +189,7 @@ def test_it_writes_a_file_as_a_whole_or_not_at_all(tmp_path, capsys) -> None:
     ],
 )
 def test_counts(number, text) -> None:
-    assert count(number) == text
+    assert format_count(number) == text
 
 
 @pytest.mark.parametrize(
@@ -215,7 +205,7 @@ def test_counts(number, text) -> None:
     ],
 )
 def test_sizes(nbytes, text) -> None:
-    assert size(nbytes) == text
+    assert format_bytes(nbytes) == text
 
 
 def test_free_memory(monkeypatch) -> None:

@@ -1,0 +1,78 @@
+"""Running a command line: exit codes, one-line errors, interrupts and closed pipes.
+
+Data goes to stdout or a file, everything else to stderr. Exit codes: 0 done, 1 a check failed, 2 usage, 3 not
+available, 4 malformed input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from zoo.cli.interrupt import EXIT_CODE, raised
+from zoo.errors import NotAvailable, ZooError
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of the terminal.")]
+# An unknown option, a missing argument, a bad value. Some releases of typer hold click within, others import it; what
+# BadParameter derives from is click's UsageError in both.
+_BadCall: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def run(app: typer.Typer, prog: str, args: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line and exit: with its code, or with the error's after one line on stderr."""
+    sys.exit(exit_code(app, prog, sys.argv[1:] if args is None else args))
+
+
+def exit_code(app: typer.Typer, prog: str, args: Sequence[str]) -> int:
+    """Run a command line and return what it exits with: 0, or what its function returned if that is an integer."""
+    command = typer.main.get_command(app)
+    try:
+        # Not command.main(): that swallows interrupts and closed pipes, differently from one typer to the next.
+        with raised(), command.make_context(prog, list(args)) as context:
+            code = command.invoke(context)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except typer.Exit as stop:  # --help, for one
+        return stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", EXIT_CODE, args)
+    except _BadCall as error:
+        message: str = error.format_message().replace("Value error, ", "")  # type: ignore[attr-defined]
+        return _fail(f"{message[:1].lower()}{message[1:].rstrip('.')} (see {prog} --help)", 2, args)
+    except ZooError as error:
+        return _fail(str(error), error.exit_code, args)
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # a defect of ours: still one line, and how to see more
+        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, args)
+
+
+def _fail(message: str, code: int, args: Sequence[str]) -> int:
+    if "--debug" in args:
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def emit(text: str, out: Path | None = None) -> None:
+    """Write text to stdout, or to the file `out`, as a whole or not at all."""
+    if out is None:
+        print(text)
+        return
+    part = out.with_name(out.name + ".part")
+    try:
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(out)
+    except OSError as error:
+        raise NotAvailable(f"cannot write {out}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)

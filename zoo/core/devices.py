@@ -1,0 +1,80 @@
+"""The machine and its devices: names, free memory, and what a document says of them."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.errors import NotAvailable, unknown
+
+
+def find_device(name: str) -> torch.device:
+    """A device by torch's name for it. Raises UsageError for no device, NotAvailable for one that is not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise unknown("device", name, ["cpu", "cuda", "meta", "mps"]) from None
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise NotAvailable(f"no device {name} here: {reason}") from error
+    return device
+
+
+def machine() -> dict[str, Any]:
+    """The machine these figures come from."""
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; None where nobody can say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    return min((found for found in (_free_on_machine(), *_free_in_group()) if found is not None), default=None)
+
+
+def _free_on_machine() -> int | None:
+    """Linux's own estimate; elsewhere all memory there is, an upper bound."""
+    try:
+        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        return int(facts["MemAvailable"].removesuffix("kB")) * 1024
+    except (OSError, KeyError):
+        sysconf = getattr(os, "sysconf", None)  # not on Windows
+        return sysconf("SC_PHYS_PAGES") * sysconf("SC_PAGE_SIZE") if sysconf else None
+
+
+def _free_in_group() -> Iterator[int]:
+    """What a container's limit leaves: control groups, version 2 and 1. Cached file pages can be had back."""
+    for folder, limit, usage, cached in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            files = (Path(folder, name) for name in (limit, usage, "memory.stat"))
+            allowed, used, stat = (file.read_text(encoding="ascii") for file in files)
+            pages = dict(line.split() for line in stat.splitlines())
+            yield int(allowed) - int(used) + int(pages[cached])
+        except (OSError, KeyError, ValueError):  # no such group, or no limit ("max")
+            continue
