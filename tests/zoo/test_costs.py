@@ -51,11 +51,11 @@ def test_visible_pairs_add_up_over_chunks(past: int, parts: list[int], window: i
     assert chunks == visible_pairs(past, sum(parts), window)
 
 
-def test_stored_counts_numbers_and_tokens() -> None:
+def test_a_cache_spec_counts_elements_and_tokens() -> None:
     stored = CacheSpec(per_token=(("k", (2, 8)), ("v", (2, 4))), window=16)
     assert stored.elements() == 24
     assert [stored.tokens(context) for context in (1, 15, 16, 17, 1000)] == [1, 15, 16, 16, 16]
-    assert CacheSpec(per_token=stored.streams).tokens(1000) == 1000
+    assert CacheSpec(per_token=stored.per_token).tokens(1000) == 1000
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 5)])

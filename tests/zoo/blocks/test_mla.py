@@ -137,6 +137,6 @@ def test_the_form_that_runs_is_the_one_that_is_counted(case: str) -> None:
 
 
 def test_a_token_keeps_one_latent_and_one_rotated_key() -> None:
-    assert SPEC.cache_spec().streams == (("latent", (1, 16 + 4)),)
+    assert SPEC.cache_spec().per_token == (("latent", (1, 16 + 4)),)
     assert SPEC.cache_spec().window is None
     assert SPEC.params(DIM) == sum(weight.numel() for weight in SPEC.build(DIM).parameters())

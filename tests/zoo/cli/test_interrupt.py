@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.cli import interrupt, terminal
+from zoo.cli import interrupt, runner
 
 ROOT = Path(__file__).parents[3]
 FILES = (file for package in interrupt.PACKAGES for file in sorted((ROOT / package).rglob("*.py")))
@@ -109,4 +109,4 @@ def test_a_command_called_in_a_program_leaves_its_handler_alone() -> None:
     with interrupt.raised():
         assert signal.getsignal(signal.SIGINT) is before
     assert signal.getsignal(signal.SIGINT) is before
-    assert terminal.EXIT_CODE == 130
+    assert runner.EXIT_CODE == 130

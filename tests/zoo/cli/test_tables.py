@@ -14,9 +14,10 @@ import pytest
 import torch
 import typer
 
-from zoo.cli import terminal
+from zoo.cli import runner, tables
 from zoo.cli.runner import Debug, emit, exit_code
 from zoo.cli.tables import Column, Format, document, render, write
+from zoo.core import devices
 from zoo.core.devices import free_memory, machine
 from zoo.errors import CheckFailed, MalformedError, NotAvailable, UsageError
 from zoo.units import format_bytes, format_count
@@ -87,7 +88,7 @@ def test_success(capsys) -> None:
 
 def test_run_exits() -> None:
     with pytest.raises(SystemExit) as caught:
-        terminal.run(app, "prog", ["usage"])
+        runner.run(app, "prog", ["usage"])
     assert caught.value.code == 2
 
 
@@ -143,7 +144,7 @@ def test_csv_holds_raw_values() -> None:
 def test_json_says_where_it_comes_from_and_has_no_nan() -> None:
     read = json.loads(render(ROWS, COLUMNS, Format.json, {"seed": 3}), parse_constant=pytest.fail)
     assert read == {
-        "schema_version": terminal.SCHEMA_VERSION,
+        "schema_version": tables.SCHEMA_VERSION,
         "machine": machine(),
         "seed": 3,
         "rows": [ROWS[0], ROWS[1] | {"rate": None}],
@@ -213,7 +214,7 @@ def test_free_memory(monkeypatch) -> None:
     assert free is not None
     assert 0 < free <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert free_memory(torch.device("meta")) is None
-    monkeypatch.setattr(terminal, "_free_in_group", lambda: iter([1000, -5]))
+    monkeypatch.setattr(devices, "_free_in_group", lambda: iter([1000, -5]))
     assert free_memory(torch.device("cpu")) == -5
 
 
@@ -221,12 +222,12 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch) -> None:
     files = {"memory.max": "5000\n", "memory.current": "3000\n", "memory.stat": "anon 2000\ninactive_file 500\n"}
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    real = terminal.Path
+    real = devices.Path
     here = {"/sys/fs/cgroup": str(tmp_path), "/sys/fs/cgroup/memory": str(tmp_path / "none")}
-    monkeypatch.setattr(terminal, "Path", lambda first, *rest: real(here.get(first, first), *rest))
-    assert list(terminal._free_in_group()) == [2500]
+    monkeypatch.setattr(devices, "Path", lambda first, *rest: real(here.get(first, first), *rest))
+    assert list(devices._free_in_group()) == [2500]
     (tmp_path / "memory.max").write_text("max\n")
-    assert list(terminal._free_in_group()) == []
+    assert list(devices._free_in_group()) == []
 
 
 def test_a_column_with_a_width_breaks_its_lines_in_plain_tables_only() -> None:

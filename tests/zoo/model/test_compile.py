@@ -102,8 +102,7 @@ def test_compiled_equals_uncompiled_at_every_length_with_three_graphs_a_layer(ch
 
 
 @torch.no_grad()
-@pytest.mark.slow
-@pytest.mark.parametrize("batch", [2, 5, 9])
+@pytest.mark.parametrize("batch", [2, pytest.param(5, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)])
 def test_several_sequences(batch: int) -> None:
     """So few that a product with a lone token of each is a sum, and more."""
     plain, fast = pair(zoo.spec(DEFAULT, tiny=True))
