@@ -141,7 +141,8 @@ def check_memory(subjects: Sequence[Subject], needed: Need, device: torch.device
     told = ", ".join(f"{each.label} ({format_count(each.spec.params())} parameters)" for each in subjects)
     together = ("needs", "") if len(subjects) == 1 else ("need", " together")
     raise NotAvailable(
-        f"{told} in {dtype_name(dtype)} {together[0]} {format_bytes(wanted)}{together[1]} on {device}, and {format_bytes(free)} is free; "
+        f"{told} in {dtype_name(dtype)} {together[0]} {format_bytes(wanted)}{together[1]} on {device}, "
+        f"and {format_bytes(free)} is free; "
         f"what would fit: {', '.join(_fitting(specs, needed, dtype, free))}"
     )
 

@@ -46,7 +46,8 @@ def _facts(slug: str, document: Row) -> Iterator[str]:
     machine = document["machine"]
     threads = sorted({row["threads"] for row in document["rows"] if "threads" in row})
     cache = machine["last_cache_bytes"]
-    yield f"Processor: {machine['cpu']}, {machine['cores']} cores{f', last cache {format_bytes(cache)}' if cache else ''}"
+    last_cache = f", last cache {format_bytes(cache)}" if cache else ""
+    yield f"Processor: {machine['cpu']}, {machine['cores']} cores{last_cache}"
     yield f"ISA: {' '.join(machine['isa'])}"
     yield f"Threads: {', '.join(map(str, threads))}"
     yield f"torch {machine['torch']} with {machine['blas']}"

@@ -176,8 +176,8 @@ def kernels(rows: Rows) -> Table:
     ]
     read = next((row["amount"] for row in rows if row["kind"] == "bandwidth"), 0)
     legend = [
-        f"The fastest of each kind counts. Reading: {format_bytes(read)} each time{_short(read)}. GB/s and GFLOPS are 10^9 a "
-        "second.",
+        f"The fastest of each kind counts. Reading: {format_bytes(read)} each time{_short(read)}. "
+        "GB/s and GFLOPS are 10^9 a second.",
         "Measured in each round, in turns with the models.",
     ]
     return Table("Ceilings of this machine", columns, legend, rows, derive=_kernel)

@@ -150,7 +150,8 @@ def _rows(card: Facts) -> Rows:
         ],
         "KV cache": _cache(card),
         "FLOPs": [
-            f"{format_count(card['flops_per_token_4k']).replace('B', 'G')} per token at {FLOPS_CONTEXT:,} tokens of context"
+            f"{format_count(card['flops_per_token_4k']).replace('B', 'G')} per token "
+            f"at {FLOPS_CONTEXT:,} tokens of context"
         ],
     }
 

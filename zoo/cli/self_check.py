@@ -117,8 +117,9 @@ def check_memory(spec: Decoder, device: torch.device, dtype: torch.dtype) -> Non
         return
     halve = " --dtype bfloat16 halves it," if dtype.itemsize > 2 else ""
     raise NotAvailable(
-        f"{format_count(spec.params())} parameters in {dtype_name(dtype)} need {format_bytes(weights + rest)} on {device} "
-        f"(weights {format_bytes(weights)}, cache and logits {format_bytes(rest)}), and {format_bytes(free)} is free;{halve} "
+        f"{format_count(spec.params())} parameters in {dtype_name(dtype)} need {format_bytes(weights + rest)} on "
+        f"{device} (weights {format_bytes(weights)}, cache and logits {format_bytes(rest)}), and {format_bytes(free)} "
+        f"is free;{halve} "
         "--tiny builds the same composition at toy widths"
     )
 

@@ -30,10 +30,10 @@ RACE_QUERIES, RACE_KEYS = 512, 1024  # at most, of what is timed
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Tensor | None = None) -> Tensor:
     """q (b, h, t, d), k (b, g, s, d), v (b, g, s, w) -> (b, h, t, w); heads i * h/g to (i + 1) * h/g - 1 share key i.
 
-    `mask` (t, s) is True where a query sees a key; a SlidingWindowMask is never built in full. None: each query sees all
-    keys up to itself, the queries being the last t of the s keys (a single query, or s == t). `sinks` (h,) are scores of
-    one more key of value zero that each head may attend to instead (gpt-oss; StreamingLLM, Xiao et al. 2023, section
-    3.3).
+    `mask` (t, s) is True where a query sees a key; a SlidingWindowMask is never built in full. None: each query sees
+    all keys up to itself, the queries being the last t of the s keys (a single query, or s == t). `sinks` (h,) are
+    scores of one more key of value zero that each head may attend to instead (gpt-oss; StreamingLLM, Xiao et al. 2023,
+    section 3.3).
     """
     if isinstance(mask, SlidingWindowMask):
         if not torch.compiler.is_compiling():

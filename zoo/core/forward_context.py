@@ -1,7 +1,7 @@
 """Positions, rotary tables and masks, computed once per forward pass.
 
-Layers only look them up in the `ForwardContext`. Masks follow from positions alone, so ring buffers, chunked prefill and
-single-token decode need no special cases.
+Layers only look them up in the `ForwardContext`. Masks follow from positions alone, so ring buffers, chunked prefill
+and single-token decode need no special cases.
 """
 
 from __future__ import annotations

@@ -157,7 +157,9 @@ def use_gemv(x: Tensor, weight: Tensor) -> bool:
         and is_single_token(x)
         and is_plain_memory(x, weight)
         and not torch.is_autocast_enabled("cpu")
-        and _gemv_wins(x.dtype, 1 if x.shape[0] == 1 else FEW)  # a guard on the batch, and a constant to the compiler
+        and _gemv_wins(
+            x.dtype, 1 if x.shape[0] == 1 else MAX_GEMV_BATCH
+        )  # a guard on the batch, and a constant to the compiler
     )
 
 
@@ -171,10 +173,6 @@ def is_single_token(x: Tensor) -> bool:
 @inductor.constant
 def _gemv_wins(dtype: torch.dtype, rows: int) -> bool:
     """Called by the compiler while it traces: the choice is part of the code that it makes."""
-<<<<<<< HEAD:zoo/core/linear.py
-    rows = 1 if single else MAX_GEMV_BATCH
-=======
->>>>>>> main:zoo/products.py
     return active().pick_traced("decode linear", dtype, (rows,), partial(_race_gemv, dtype, rows))
 
 

@@ -1,6 +1,7 @@
 """`to_hf`, the inverse of every architecture's `from_hf`: a spec -> the published config.json that says it.
 
-Nothing is written by hand for an architecture. zoo/hf/published.py says each field of a spec; which a model_type has is seen from what its `from_hf` reads; and what that makes of them must be the very spec.
+Nothing is written by hand for an architecture. zoo/hf/published.py says each field of a spec; which of them a
+model_type has is seen from what its `from_hf` reads; and what that makes of them must be the very spec.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 torch would check on every call that no module and no global has changed since it compiled, which takes a tenth of a
 millisecond a layer. For a layer that is as its spec builds it, the spec and the facts of its parameters say all that
 can differ. So these guards are left out, and one look at the whole model (zoo.model.watch) takes their place. A layer
-that was edited, by an adapter in place of a projection for example, is compiled apart with all of torch's guards. A layer
-with hooks runs uncompiled. Whatever is changed after `compile()` is seen on the next pass.
+that was edited, by an adapter in place of a projection for example, is compiled apart with all of torch's guards. A
+layer with hooks runs uncompiled. Whatever is changed after `compile()` is seen on the next pass.
 """
 
 from __future__ import annotations
