@@ -10,7 +10,7 @@ from benchmarks.analytic.models import chosen, one
 from benchmarks.commands import flops as flops_verb
 from benchmarks.commands import kv as kv_verb
 from benchmarks.commands import params as params_verb
-from benchmarks.commands.options import (
+from benchmarks.options import (
     AsFormat,
     Bandwidth,
     Batch,

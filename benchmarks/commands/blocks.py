@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.commands.options import AsFormat, ComputingType, Repeat, Seed, tokens
+from benchmarks.options import AsFormat, ComputingType, Repeat, Seed, tokens
 from benchmarks.measure import blocks
 from benchmarks.measure.block_list import EXPERTS, HEAD_DIM, SHARE, WINDOW, entries
 from benchmarks.measure.blocks import Setting

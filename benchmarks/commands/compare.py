@@ -14,7 +14,7 @@ from benchmarks.analytic.kv import Setting
 from benchmarks.analytic.models import Model, one, swapped
 from benchmarks.analytic.roofline import Device
 from benchmarks.commands.kv import whose
-from benchmarks.commands.options import (
+from benchmarks.options import (
     AsFormat,
     Bandwidth,
     Batch,

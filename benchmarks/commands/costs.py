@@ -9,7 +9,7 @@ import typer
 
 from benchmarks.analytic import costs
 from benchmarks.analytic.models import Model, chosen, representatives
-from benchmarks.commands.options import AsFormat, IgnoreField, Names, Seed, Swap
+from benchmarks.options import AsFormat, IgnoreField, Names, Seed, Swap
 from benchmarks.measure import throughput_rows, tiny_throughput
 from benchmarks.measure.environment import recorded
 from benchmarks.measure.throughput import Found

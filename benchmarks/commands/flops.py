@@ -11,7 +11,7 @@ from benchmarks.analytic import flops
 from benchmarks.analytic.kv import Setting
 from benchmarks.analytic.models import chosen
 from benchmarks.analytic.roofline import Device
-from benchmarks.commands.options import (
+from benchmarks.options import (
     AsFormat,
     Bandwidth,
     Batch,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.analytic.models import chosen
-from benchmarks.commands.options import Names
+from benchmarks.options import Names
 from benchmarks.performance import kept
 from zoo.cli.runner import Debug, emit
 from zoo.errors import MalformedError, NotAvailable, require_package

@@ -12,7 +12,7 @@ import typer
 from benchmarks.analytic import kv
 from benchmarks.analytic.kv import Setting
 from benchmarks.analytic.models import Model, chosen, one
-from benchmarks.commands.options import (
+from benchmarks.options import (
     AsFormat,
     Batch,
     CacheType,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.commands.options import AsFormat
+from benchmarks.options import AsFormat
 from benchmarks.measure import loading
 from benchmarks.measure.environment import kernel_summary, merged, recorded
 from benchmarks.measure.loading import PEER, ZOO, Found

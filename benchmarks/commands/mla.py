@@ -10,7 +10,7 @@ import typer
 
 from benchmarks.analytic.costs import about
 from benchmarks.analytic.models import Model, one, swapped
-from benchmarks.commands.options import AsFormat, ComputingType, Contexts, Repeat, Seed
+from benchmarks.options import AsFormat, ComputingType, Contexts, Repeat, Seed
 from benchmarks.measure import mla
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
 from benchmarks.measure.mla import Outcome, Setting

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.analytic import params
 from benchmarks.analytic.models import chosen
-from benchmarks.commands.options import AsFormat, IgnoreField, Names, Swap
+from benchmarks.options import AsFormat, IgnoreField, Names, Swap
 from benchmarks.output.report import Report, Table, named
 from zoo.cli.runner import Debug, Json, Out
 from zoo.cli.tables import Column, Format

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.commands.options import (
+from benchmarks.options import (
     AsFormat,
     Batch,
     IgnoreField,

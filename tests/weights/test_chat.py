@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.weights.checkpoints import read, write
 from weights.chat import chat_prompt
 from weights.generate import app
-from zoo.cli import terminal
+from zoo.cli import runner
 from zoo.errors import MalformedError, NotAvailable
 
 Saved = Callable[[str], Path]
@@ -156,7 +156,7 @@ def folder(saved: Saved, tmp_path: Path) -> Path:
 
 
 def generate(folder: Path, capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
-    code = terminal.exit_code(app, "python -m weights.generate", [str(folder), *args, "--max-new-tokens", "4"])
+    code = runner.exit_code(app, "python -m weights.generate", [str(folder), *args, "--max-new-tokens", "4"])
     return code, *capsys.readouterr()
 
 

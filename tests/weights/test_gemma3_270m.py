@@ -13,7 +13,7 @@ import torch
 import weights
 import zoo
 from weights.generate import app
-from zoo.cli import terminal
+from zoo.cli import runner
 
 pytestmark = pytest.mark.xdist_group("gemma3_270m")  # loaded once
 REFERENCE = json.loads((Path(__file__).parents[1] / "data/gemma3_270m_reference.json").read_text(encoding="utf-8"))
@@ -71,10 +71,10 @@ def test_from_the_command_line(path: Path, capsys: pytest.CaptureFixture[str]) -
     prompt = REFERENCE["prompts"][0]
     ids = ",".join(map(str, prompt["tokens"]))
     args = [str(path), "--tokens", ids, "--max-new-tokens", "3"]
-    assert terminal.exit_code(app, "python -m weights.generate", args) == 0
+    assert runner.exit_code(app, "python -m weights.generate", args) == 0
     out, err = capsys.readouterr()
     assert out == ",".join(map(str, prompt["new"][:3])) + "\n"
     assert "268M parameters, float32 on cpu" in err
     assert "tokens/s" in err
-    assert terminal.exit_code(app, "python -m weights.generate", [str(path), "The capital of France is"]) == 3
+    assert runner.exit_code(app, "python -m weights.generate", [str(path), "The capital of France is"]) == 3
     assert "no tokenizer.json to read a prompt with; give ids: --tokens" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 import weights
 from tests.weights.checkpoints import read, write
 from weights.generate import app, spelling
-from zoo.cli import terminal
+from zoo.cli import runner
 
 Saved = Callable[[str], Path]
 WORDS = Tokenizer(models.WordLevel({f"w{i}": i for i in range(512)}, unk_token="w0"))
@@ -31,7 +31,7 @@ def folder(saved: Saved, tmp_path: Path) -> Path:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     def run(*args: object) -> tuple[int, str, str]:
-        code = terminal.exit_code(app, "python -m weights.generate", list(map(str, args)))
+        code = runner.exit_code(app, "python -m weights.generate", list(map(str, args)))
         return code, *capsys.readouterr()
 
     return run

@@ -106,7 +106,7 @@ function code(model) {
     ...(lines.includes("replace(") ? ["from dataclasses import replace"] : []),
     model.code.includes("json") ? "import json, zoo" : "import zoo",
     ...(named.length ? [`from zoo import ${named.join(", ")}`] : []),
-    ...(lines.includes("apply_swap") ? ["from zoo.grammar import apply_swap"] : []), "",
+    ...(lines.includes("apply_swap") ? ["from zoo.swaps.grammar import apply_swap"] : []), "",
     model.code, ...(lines ? [lines] : []), "print(spec.params(), spec.kv_growth())",
   ].join("\n");
 }

@@ -17,7 +17,7 @@ from benchmarks.analytic import compare, growth, roofline
 from benchmarks.analytic.flops import PHASES
 from benchmarks.analytic.models import one
 from benchmarks.commands.compare import PAIRS
-from benchmarks.commands.options import DTYPES
+from benchmarks.options import DTYPES
 from benchmarks.gallery import charts, swaps, terms
 from benchmarks.gallery.groups import groups
 from tests.benchmarks.gallery.conftest import SHOWN

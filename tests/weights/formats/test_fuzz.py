@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.weights.test_gguf_file import GEMMA_270M
-from tests.weights.test_gguf_file import write as write_gguf
+from tests.weights.formats.test_gguf_file import GEMMA_270M
+from tests.weights.formats.test_gguf_file import write as write_gguf
 
 import weights
 import zoo

@@ -14,7 +14,7 @@ from tests.weights.checkpoints import read, read_index, write, write_index
 from weights.formats.hf_folder import Folder
 from weights.generate import app
 from weights.matching import folded
-from zoo.cli import terminal
+from zoo.cli import runner
 from zoo.errors import MalformedError, NotAvailable, ZooError
 
 Saved = Callable[[str], Path]
@@ -369,7 +369,7 @@ def test_damage(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     told = str(caught.value)
     assert all(phrase in told for phrase in phrases), told
     assert "\n" not in told
-    code = terminal.exit_code(app, "python -m weights.generate", [str(folder), "--tokens", "1,2"])
+    code = runner.exit_code(app, "python -m weights.generate", [str(folder), "--tokens", "1,2"])
     assert code == {NotAvailable: 3, MalformedError: 4}[kind]
     out, err = capsys.readouterr()
     assert out == ""
