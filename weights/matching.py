@@ -85,7 +85,7 @@ def _bind(spec: Decoder, rule: Rule, parameter: str) -> TensorMapping | None:
     """`rule` for this parameter, None if it is for others."""
     inside = re.fullmatch(r"layers\.(\d+)\.(.+)", parameter)
     place, local = (f"layers.{inside[1]}.", inside[2]) if inside else ("", parameter)
-    ours = (rule.ours,) if isinstance(rule.ours, str) else rule.ours
+    ours = (rule.module_names,) if isinstance(rule.module_names, str) else rule.module_names
     stem, _, leaf = local.rpartition(".")
     if local in ours:
         suffix = ""
@@ -94,7 +94,7 @@ def _bind(spec: Decoder, rule: Rule, parameter: str) -> TensorMapping | None:
     else:
         return None
     layer = spec.layers[int(inside[1])] if inside else None
-    theirs = f"model.{place}{rule.theirs}{suffix}" if inside else rule.theirs + suffix
+    theirs = f"model.{place}{rule.checkpoint_names}{suffix}" if inside else rule.checkpoint_names + suffix
     experts = range(_experts(layer)) if layer else ()
     each = [theirs.replace("{e}", str(e)) for e in experts] if "{e}" in theirs else [theirs]
     return TensorMapping(rule, layer, tuple(f"{place}{name}{suffix}" for name in ours), tuple(each))

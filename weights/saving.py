@@ -24,9 +24,9 @@ from torch import Tensor
 from weights.formats.hf_folder import CONFIG, INDEX, SINGLE, WORDS
 from weights.matching import Entry, TensorMapping, listed, match
 from zoo import catalog
+from zoo.catalog import to_hf
 from zoo.errors import NotAvailable, UsageError
 from zoo.hf.checkpoint_layout import COMMON
-from zoo.hf.export import to_hf
 from zoo.model.decoder import Model
 
 log = logging.getLogger(__name__)

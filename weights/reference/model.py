@@ -157,9 +157,9 @@ def entrance(spec: Decoder, rules: Rules, index: int, layer: nn.Module) -> str:
     modules = dict(layer.named_modules())
     for rule in rules:
         if isinstance(rule, Rule):
-            ours = (rule.ours,) if isinstance(rule.ours, str) else rule.ours
+            ours = (rule.module_names,) if isinstance(rule.module_names, str) else rule.module_names
             held = ours == ("ffn.pre",) if before else ours[0].startswith(FEED_FORWARD)
-            name = rule.theirs if before else rule.theirs.partition(".")[0]
+            name = rule.checkpoint_names if before else rule.checkpoint_names.partition(".")[0]
             if held and name in modules:
                 return name
     what = "norm before its feed-forward" if before else "feed-forward"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks import GroupedSigmoidTopK, SoftmaxTopK
-from zoo.blocks.moe import Router
+from zoo.blocks.routers import Router
 
 Choices = dict[nn.Module, list[Tensor]]  # router -> (n, k) expert ids of each pass, in ascending order
 

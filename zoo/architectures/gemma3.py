@@ -4,6 +4,7 @@ with its own RoPE base; sandwich norms that multiply by 1 + w; embeddings scaled
 from zoo.blocks import GLU, GQA, GeGLU, Layer, LinearScaling, RMSNorm, RoPE, sandwich
 from zoo.hf.checkpoint_layout import Rename
 from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first, first_rope, window_fields
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (Rename("ffn.pre", "pre_feedforward_layernorm"),)
@@ -16,8 +17,8 @@ def decoder(*, dim, layers, heads, kv_heads, head_dim, hidden, window, scale, fu
         attn = GQA(heads, kv_heads, head_dim, rope=rope, window=window, qk_norm=norm, scale=scale)
         return Layer(sandwich(norm, attn), sandwich(norm, GLU(hidden=hidden, act=GeGLU())))
 
-    plan = tuple(layer(full, None) if i % 6 == 5 else layer(local, window) for i in range(layers))
-    return Decoder(dim=dim, layers=plan, norm=norm, embed_scale=dim**0.5, **rest)
+    pattern = tuple(layer(full, None) if i % 6 == 5 else layer(local, window) for i in range(layers))
+    return Decoder(dim=dim, layers=pattern, norm=norm, embed_scale=dim**0.5, **rest)
 
 
 ROPE = dict(rope_theta=1e6, rope_local_base_freq=1e4, max_position_embeddings=131_072)
@@ -40,6 +41,21 @@ def from_hf(config: Config) -> Decoder:
     spec = decoder(**shape, scale=config.number("query_pre_attn_scalar") ** -0.5, full=full, local=local)
     config.agrees_on_windows(spec)
     return spec
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    attn, local = first(spec, GQA), first_rope(spec, windowed=True)
+    scale = {"query_pre_attn_scalar": round(max(attn.scale, 1e-6) ** -2)} if attn and attn.scale else {}
+    return {
+        "model_type": "gemma3_text",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        **dense_fields(spec),
+        **fields_of(spec, GQA, head_dim="head_dim"),
+        **window_fields(spec),
+        **scale,  # an integer in every release
+        **({"rope_local_base_freq": float(local.theta)} if local else {}),
+    }
 
 
 _BOTH = dict(head_dim=256, scale=256**-0.5, tied=True)

@@ -3,6 +3,7 @@ is not dim / heads; and experts without a shared one, the weights of the chosen 
 
 from zoo.blocks import GLU, GQA, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
 from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first, window_fields
 from zoo.model.decoder import Decoder
 
 
@@ -22,10 +23,12 @@ DENSE = ModelType("qwen3", defaults=dict(num_key_value_heads=32, head_dim=128))
 SPARSE = ModelType("qwen3_moe", defaults=dict(num_key_value_heads=4, head_dim=None, norm_topk_prob=False))
 DEFAULTS = dict(max_position_embeddings=32_768, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
 
+EXPECTED = dict(hidden_act="silu", attention_bias=False, use_sliding_window=False)
+
 
 @reads(DENSE, SPARSE, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_act="silu", attention_bias=False, use_sliding_window=False)
+    config.expect(**EXPECTED)
     config.neutral(qkv_bias=False, mlp_bias=False, use_qk_norm=True)
     config.unused("sliding_window", "max_window_layers")
     shape = config.dense()
@@ -42,6 +45,23 @@ def _mixture(config):
     count = "num_experts" if "num_experts" in config.values else "num_local_experts"
     shape = config.integers(hidden="moe_intermediate_size", experts=count, k="num_experts_per_tok")
     return mixture(**shape, renormalise=config.flag("norm_topk_prob"))
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    moe = {
+        "model_type": "qwen3_moe",
+        **fields_of(spec, MoE, experts="num_experts"),
+        **fields_of(spec, GLU, hidden="moe_intermediate_size"),
+        **fields_of(spec, SoftmaxTopK, k="num_experts_per_tok", renormalise="norm_topk_prob"),
+    }
+    return {
+        "model_type": "qwen3",
+        **EXPECTED,
+        **dense_fields(spec),
+        **fields_of(spec, GQA, head_dim="head_dim"),
+        **window_fields(spec),
+        **(moe if first(spec, MoE) else {}),
+    }
 
 
 _SMALL = dict(layers=28, heads=16, tied=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from reprlib import repr as brief
 from typing import Any, Protocol
 
-from zoo.blocks.positions import LinearScaling, Llama3Scaling, RoPE, Scaling, YarnScaling, yarn_gain
+from zoo.blocks import LinearScaling, Llama3Scaling, RoPE, Scaling, YarnScaling, yarn_gain
 from zoo.errors import MalformedError, SpecError
-from zoo.hf.fields import LONGEST, MOST, Fields
+from zoo.hf.fields import MAX_INTEGER, MAX_NAME_CHARACTERS, Fields
 from zoo.hf.inert_fields import NEUTRAL, VISION, is_inert
 from zoo.model.decoder import Decoder
 
@@ -31,7 +31,7 @@ class Size:
     active: tuple[int, str] | None = None
 
 
-# One name a quantity on our side, Hugging Face's on theirs. All eight architectures share these.
+# The zoo's name of a quantity -> its name in config.json, in all architectures.
 COMMON = {
     "vocab": "vocab_size",
     "dim": "hidden_size",
@@ -39,7 +39,7 @@ COMMON = {
     "heads": "num_attention_heads",
     "context": "max_position_embeddings",
 }
-MOST_LAYERS = 1_000  # a plan holds each layer: a damaged number would fill the memory
+MAX_LAYERS = 1_000  # a spec holds every layer: a damaged number would fill the memory
 ROPE_DEFAULTS = {
     "attention_factor": None,
     "beta_fast": 32.0,
@@ -51,39 +51,40 @@ ROPE_DEFAULTS = {
 
 
 class Config(Fields):
-    """The fields of one config.json, in the words that architectures share."""
+    """The fields of one config.json, read in the groups that architectures share."""
 
     @property
     def model_type(self) -> Any:
-        """Which published code this config is for."""
+        """The field that says which published code this config is for."""
         return self.values.get("model_type")
 
     def common(self) -> dict[str, Any]:
-        """What every architecture's `decoder` takes, under our names."""
-        most = {"layers": MOST_LAYERS}
-        return {ours: self.integer(name, most.get(ours, MOST)) for ours, name in COMMON.items()} | {
+        """The arguments of every architecture's `decoder`."""
+        most = {"layers": MAX_LAYERS}
+        return {ours: self.integer(name, most.get(ours, MAX_INTEGER)) for ours, name in COMMON.items()} | {
             "eps": self.number("rms_norm_eps"),
             "tied": self.flag("tie_word_embeddings"),
         }
 
     def dense(self) -> dict[str, Any]:
-        """`common`, and what all grouped-query attention with a dense feed-forward takes."""
+        """`common`, and the arguments for grouped-query attention with a dense feed-forward."""
         kv_heads = self.optional("num_key_value_heads") or self.integer("num_attention_heads")
         return self.common() | {"kv_heads": kv_heads, "hidden": self.integer("intermediate_size")}
 
     def head_dim(self) -> int:
-        """A head's width; hidden_size / num_attention_heads where the field is null."""
+        """The width of a head; hidden_size / num_attention_heads where the field is null."""
         given = self.optional("head_dim")
         dim, heads = self.integer("hidden_size"), self.integer("num_attention_heads")
         if given is None and dim % heads:
-            raise self.wrong(f"hidden_size={dim} is no multiple of num_attention_heads={heads}")
+            raise self.error(f"hidden_size={dim} must be a multiple of num_attention_heads={heads}")
         return given or dim // heads
 
     def rope(self, kind: str | None = None, theta: str = "rope_theta", scaled: bool = True) -> RoPE:
-        """The rotary encoding, of layers of this `kind` where each kind has its own.
+        """The rotary encoding; that of the layers of a `kind` where each kind of layer has its own.
 
-        Newer files hold `rope_parameters`, by kind of layer or for all; older ones the base under the name `theta`, and
-        `rope_scaling`, which only `scaled` layers heed. A field in the spelling that is not used must be null or agree.
+        Newer files hold `rope_parameters`, by kind of layer or for all layers. Older files hold the base under the name
+        `theta`, and `rope_scaling`, which applies to `scaled` layers only. A field of the other spelling must be null
+        or agree.
         """
         given = self._rope_fields()
         if self._newer and kind is not None:
@@ -97,7 +98,7 @@ class Config(Fields):
         return RoPE(base, _scaling(given))
 
     def rope_field(self, name: str) -> float | None:
-        """One number of rope_parameters or rope_scaling, None where it is absent."""
+        """A number in rope_parameters or rope_scaling, None where it is absent."""
         given = self._rope_fields()
         return None if given.values.get(name) is None else given.number(name)
 
@@ -106,8 +107,8 @@ class Config(Fields):
         return self.values.get("rope_parameters") not in (None, {})
 
     def _rope_fields(self) -> Fields:
-        """The object that says how positions are scaled. A scaling of another model's context takes the model's own
-        context where it does not say which it stretches, as the reference does."""
+        """The object with the scaling of positions. Where it does not state the original context, that is the model's
+        own context, as in the reference."""
         plain = self.values.get("rope_parameters") == {} and not self.values.get("rope_scaling")  # no default then
         used, other = ("rope_parameters", "rope_scaling")[:: 1 if self._newer or plain else -1]
         if self.values.get(other) in (None, {}):
@@ -116,9 +117,8 @@ class Config(Fields):
         return self.object(used, ROPE_DEFAULTS | {"original_max_position_embeddings": context})
 
     def agrees_on_windows(self, spec: Decoder) -> None:
-        """`layer_types` must name the plan's windowed layers."""
-        kinds = {True: "full_attention", False: "sliding_attention"}
-        self.agrees("layer_types", (kinds[layer.cache_spec().window is None] for layer in spec.layers))
+        """`layer_types` must name the layers that have a window."""
+        self.agrees("layer_types", layer_types(spec))
 
     def check_released(self, kinds: Sequence[ModelType], ignore: Iterable[str] = ()) -> None:
         """`architectures` and `auto_map` must name released classes, for which the layout of the weights is known.
@@ -130,24 +130,25 @@ class Config(Fields):
         given, classes = self.values.get("architectures"), sorted({kind.reference for kind in kinds})
         named = given if isinstance(given, list) else [given]
         if given is not None and "architectures" not in set(ignore) and any(name not in classes for name in named):
-            told = repr(given) if len(repr(given)) <= LONGEST else brief(given)
-            raise self.wrong(
-                f"architectures={told} is not read, only {' or '.join(classes)}: another class has another head, or "
+            shown = repr(given) if len(repr(given)) <= MAX_NAME_CHARACTERS else brief(given)
+            raise self.error(
+                f"architectures={shown} is not read, only {' or '.join(classes)}: another class has another head, or "
                 "none; pass --ignore-field architectures (ignore_fields=) to ignore it"
             )
         if any(kind.remote and kind.remote.released(self.values.get("auto_map")) for kind in kinds):
             self.unused("auto_map")
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
-        """Raise MalformedError naming every field that nobody has read and that has an effect on a forward pass, but
-        for those in `ignore`."""
+        """Raise MalformedError naming every field, except those in `ignore`, that was not read and has an effect on a
+        forward pass."""
         self.neutral(**{name: value for name, value in NEUTRAL.items() if name not in self.read})
         self.unused(*filter(is_inert, self.values))
         super().finish(ignore)
 
 
-def _linear(given: Fields) -> Scaling:
-    return LinearScaling(factor=given.number("factor"))
+def layer_types(spec: Decoder) -> list[str]:
+    """The published name of each layer's kind: "sliding_attention" where it has a window, else "full_attention"."""
+    return ["sliding_attention" if layer.cache_spec().window else "full_attention" for layer in spec.layers]
 
 
 def _llama3(given: Fields) -> Scaling:
@@ -174,19 +175,22 @@ def _yarn(given: Fields) -> Scaling:
     )
 
 
-SCALINGS: dict[str, Callable[[Fields], Scaling]] = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}
+SCALINGS: dict[str, Callable[[Fields], Scaling | None]] = {
+    "default": lambda given: None,
+    "linear": lambda given: LinearScaling(factor=given.number("factor")),
+    "llama3": _llama3,
+    "yarn": _yarn,
+}
 
 
 def _scaling(given: Fields) -> Scaling | None:
-    """rope_parameters or rope_scaling -> the scaling, None for type "default" or nothing."""
+    """rope_parameters or rope_scaling -> the scaling, None for type "default" or an empty object."""
     kind = given.values.get("rope_type", given.values.get("type", "default"))
-    if kind not in ("default", *SCALINGS):
+    if not isinstance(kind, str) or kind not in SCALINGS:
         name = "rope_type" if "rope_type" in given.values else "type"
-        raise given.wrong(f"{name}={brief(kind)} is unknown; known: default, {', '.join(SCALINGS)}")
-    given.expect(rope_type=kind, type=kind)  # the newer and the older word for it
+        raise given.error(f"{name}={brief(kind)} is unknown; known: {', '.join(SCALINGS)}")
+    given.expect(rope_type=kind, type=kind)  # the newer and the older spelling
     given.neutral(partial_rotary_factor=NEUTRAL["partial_rotary_factor"])
-    if kind == "default":
-        return None
     return SCALINGS[kind](given)
 
 
@@ -209,7 +213,7 @@ class Remote:
 @dataclass(frozen=True)
 class ModelType:
     """A model_type: its name in config.json, the reference's class where that is not the name in capitals with
-    "ForCausalLM", published values of fields that files of this model_type leave out, and the code it came with."""
+    "ForCausalLM", the defaults of this model_type only, and the code it was released with."""
 
     name: str
     class_name: str | None = None
@@ -223,44 +227,40 @@ class ModelType:
 
 
 class FromHF(Protocol):
-    """An architecture's `from_hf`: a published config -> its spec; and what it was made of."""
+    """An architecture's `from_hf`: a published config -> its spec. Also the model_types it reads, each with the
+    reference's class."""
 
     model_types: tuple[str, ...]
     classes: dict[str, str]
-    defaults: Callable[[Any], dict[str, Any]]
-    read: Callable[[Config], Decoder]
 
     def __call__(self, config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder: ...
 
 
 def reads(*kinds: str | ModelType, **defaults: Any) -> Callable[[Callable[[Config], Decoder]], FromHF]:
-    """Make `from_hf(config, ignore_fields=())` of a function that reads a Config.
+    """Decorator: make `from_hf(config, ignore_fields=())` of a function that reads a Config.
 
-    `kinds` are the model_types it takes, a multimodal wrapper's among them; `defaults` the published values of fields
-    that files leave out, for all of them. Raises MalformedError for what the file gets wrong or this architecture does
-    not understand.
+    `kinds` are the model_types it reads, those of multimodal wrappers included; `defaults` the published values of
+    fields that files leave out. Raises MalformedError for a malformed config, and for one that says something the
+    architecture does not support.
     """
     known = {kind.name: kind for kind in (ModelType(kind) if isinstance(kind, str) else kind for kind in kinds)}
 
-    def some(model_type: Any) -> list[ModelType]:
-        """The kind of this name; every kind where there is none."""
+    def candidates(model_type: Any) -> list[ModelType]:
+        """The kind of this name; every kind where the name is not known."""
         return [known[model_type]] if isinstance(model_type, str) and model_type in known else list(known.values())
-
-    def defaults_of(model_type: Any) -> dict[str, Any]:
-        own = some(model_type)
-        return defaults | (dict(own[0].defaults) if len(own) == 1 else {})
 
     def decorate(read: Callable[[Config], Decoder]) -> FromHF:
         def from_hf(config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder:
             ignore, text = set(ignore_fields), config
             if "text_config" in config:
                 wrapper = Config(config)
-                wrapper.check_released(some(wrapper.model_type), ignore)
+                wrapper.check_released(candidates(wrapper.model_type), ignore)
                 text = text_part(wrapper, ignore)
-            fields = Config(text, defaults_of(text.get("model_type")))
+            own = candidates(text.get("model_type"))
+            fields = Config(text, defaults | (dict(own[0].defaults) if len(own) == 1 else {}))
             if fields.model_type not in (None, *known):
-                raise fields.wrong(f"model_type={brief(fields.model_type)} is not {' or '.join(known)}")
-            fields.check_released(some(fields.model_type if text is config else None), ignore)
+                raise fields.error(f"model_type={brief(fields.model_type)} is not {' or '.join(known)}")
+            fields.check_released(candidates(fields.model_type if text is config else None), ignore)
             try:
                 spec = read(fields)
             except SpecError as error:
@@ -269,7 +269,7 @@ def reads(*kinds: str | ModelType, **defaults: Any) -> Callable[[Callable[[Confi
             return spec
 
         classes = {name: kind.reference for name, kind in known.items()}
-        vars(from_hf).update(model_types=tuple(known), classes=classes, defaults=defaults_of, read=read)
+        vars(from_hf).update(model_types=tuple(known), classes=classes)
         from_hf.__doc__ = f"A published config.json of model_type {' or '.join(known)} -> its spec."
         return from_hf  # type: ignore[return-value]
 
@@ -279,14 +279,14 @@ def reads(*kinds: str | ModelType, **defaults: Any) -> Callable[[Callable[[Confi
 def text_part(wrapper: Config, ignore: Iterable[str] = ()) -> dict[str, Any]:
     """The language model's fields of a multimodal wrapper's config.
 
-    Whether the head is tied is said by the text part, and by the wrapper where the text part does not say. Mistral
-    Small 3.1 was released untied with a wrapper that does not say; transformers 5 writes `true` into that wrapper, its
-    class default, whatever the model is. So the wrapper's word counts for less. Where the two differ, `weights.load`
-    goes by the stored tensors, as the reference does: see `contradicts_on_tying`.
+    `tie_word_embeddings` of the text part counts, and the wrapper's only where the text part has none. Mistral Small
+    3.1 was released untied, with a wrapper that does not have the field; transformers 5 writes `true` into that
+    wrapper, its class default, whatever the model is. Where the two differ, `weights.load` goes by the stored tensors,
+    as the reference does: see `contradicts_on_tying`.
     """
     text = wrapper.values["text_config"]
     if not isinstance(text, dict):
-        raise wrapper.wrong(f"text_config={brief(text)} is no object")
+        raise wrapper.error(f"text_config must be an object, got {brief(text)}")
     wrapper.unused("tie_word_embeddings", *VISION)
     wrapper.finish(ignore)
     if text.get("tie_word_embeddings") is None and wrapper.values.get("tie_word_embeddings") is not None:
@@ -295,7 +295,7 @@ def text_part(wrapper: Config, ignore: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def contradicts_on_tying(config: dict[str, Any]) -> bool:
-    """Whether a multimodal wrapper and its text part say different things of whether the head is tied."""
+    """Whether a multimodal wrapper and its text part have different values of `tie_word_embeddings`."""
     text = config.get("text_config")
-    said = [part.get("tie_word_embeddings") for part in (config, text) if isinstance(part, dict)]
-    return len(said) == 2 and None not in said and said[0] != said[1]
+    tied = [part.get("tie_word_embeddings") for part in (config, text) if isinstance(part, dict)]
+    return len(tied) == 2 and None not in tied and tied[0] != tied[1]

@@ -1,6 +1,6 @@
 """Fields of a published config.json that do not change what a forward pass computes.
 
-A field is listed here only if no forward pass of the reference implementation reads it, in any of the model types; a
+A field is listed only if no forward pass of the reference implementation reads it, for any of the model types; a
 slow test sets each of them on the reference and compares logits. Two kinds:
 
 - INERT: has no effect in any value.

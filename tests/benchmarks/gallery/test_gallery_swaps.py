@@ -14,7 +14,7 @@ from benchmarks.gallery.terms import Counted, Run
 from zoo.model.decoder import Decoder
 from zoo.swaps.grammar import apply_swap
 
-NAMES = {name: getattr(zoo, name) for name in zoo.__all__} | {"apply_swap": apply_swap, "replace": replace}
+NAMES = vars(zoo) | {"apply_swap": apply_swap, "replace": replace}
 GRIDS = {"attention": (swaps.attention_grid, terms.attention), "experts": (swaps.expert_grid, terms.feed_forward)}
 
 

@@ -8,7 +8,7 @@ from weights.matching import TensorMapping, match, skipped
 from zoo.architectures import families
 from zoo.catalog import allocate, sizes
 from zoo.errors import UsageError
-from zoo.hf.checkpoint_layout import COMMON, InterleavedTransposed, PairedRows, Rule, Rules, Skipped, Transposed
+from zoo.hf.checkpoint_layout import COMMON, PairedRows, Rearranged, Rule, Rules, Skipped
 
 
 def layout(name: str) -> Rules:
@@ -111,9 +111,9 @@ def test_rotary_pairs_of_rows_become_halves() -> None:
 
 def test_gpt_oss_experts_are_transposed_and_take_turns() -> None:
     """One expert, two numbers in, three hidden: columns are gate, up, gate, up, gate, up."""
-    rule = InterleavedTransposed(("gate", "up"), "gate_up")
+    rule = Rearranged(("gate", "up"), "gate_up", "e dim (hidden gate_up) -> gate_up e hidden dim")
     gate, up = rule.read([torch.tensor([[[1, 10, 2, 20, 3, 30], [4, 40, 5, 50, 6, 60]]])], None)
     assert gate.tolist() == [[[1, 4], [2, 5], [3, 6]]]
     assert up.tolist() == [[[10, 40], [20, 50], [30, 60]]]
-    (down,) = Transposed("down", "down").read([torch.tensor([[[1, 2], [3, 4]]])], None)
+    (down,) = Rearranged("down", "down", "e hidden dim -> e dim hidden").read([torch.tensor([[[1, 2], [3, 4]]])], None)
     assert down.tolist() == [[[1, 3], [2, 4]]]
