@@ -14,7 +14,7 @@ from zoo.core.kernels import active
 from zoo.errors import MalformedError, SpecError, unknown
 from zoo.hf.config import Size
 from zoo.model.decoder import Decoder, Model, initialise
-from zoo.registry import Difference, differences
+from zoo.registry import differences, distance
 from zoo.swaps.tiny import tiny as _tiny
 
 
@@ -110,23 +110,21 @@ def to_hf(spec: Decoder) -> dict[str, Any]:
     several model_types can describe the model, it is the one with the nearest released size. Raises SpecError if none
     can, naming each block that differs from what the nearest model_type can describe.
     """
-    nearest: dict[str, list[Difference]] = {}
-    for family in sorted(families().values(), key=lambda family: min(_distance(spec, size) for size in family.SIZES)):
-        config = _config(family, spec)
-        read = _read_back(family, config)
-        if read == spec and family.from_hf(config) == spec:
-            return config
-        if read is not None:
-            nearest[config["model_type"]] = list(differences(spec, read))
-    if not nearest:
+
+    def release(family: ModuleType) -> int:
+        return min(distance(spec, size.spec) for size in family.SIZES.values())
+
+    configs = {family: _config(family, spec) for family in families().values()}
+    described = {family: other for family in configs if (other := _read_back(family, configs[family])) is not None}
+    exact = [family for family, other in described.items() if other == spec == family.from_hf(configs[family])]
+    if exact:
+        return configs[min(exact, key=release)]
+    if not described:
         raise SpecError("no published config describes this model, nor one like it")
-    model_type = min(nearest, key=lambda name: sum(each.size() for each in nearest[name]))
-    listed = "; ".join(map(str, nearest[model_type]))
-    raise SpecError(f"no published config says this model. The nearest, of {model_type}: {listed}")
-
-
-def _distance(spec: Decoder, size: str) -> int:
-    return sum(each.size() for each in differences(spec, sizes()[size].spec))
+    nearest = min(described, key=lambda family: (distance(spec, described[family]), release(family)))
+    listed = "; ".join(map(str, differences(spec, described[nearest])))
+    model_type = configs[nearest]["model_type"]
+    raise SpecError(f"no published config describes this model. The nearest, of {model_type}: {listed}")
 
 
 def _config(family: ModuleType, spec: Decoder) -> dict[str, Any]:
@@ -137,9 +135,9 @@ def _config(family: ModuleType, spec: Decoder) -> dict[str, Any]:
 
 
 def _read_back(family: ModuleType, config: dict[str, Any]) -> Decoder | None:
-    """The spec that a config describes; where its lists contradict the family's layer pattern, without them. None where
-    the family has no model of these sizes."""
-    for ignored in ((), PER_LAYER):
+    """The spec that a config describes; where fields contradict what the family has in common, without them. None
+    where the family has no model of these sizes."""
+    for ignored in ((), PER_LAYER, (*PER_LAYER, "head_dim")):
         try:
             spec: Decoder = family.from_hf({name: value for name, value in config.items() if name not in ignored})
         except MalformedError:

@@ -209,36 +209,31 @@ class Difference:
 
     def __str__(self) -> str:
         def shown(value: Any) -> str:
-            if isinstance(value, tuple):
-                return f"{len(value)} of them"
-            return type(value).__name__ if isinstance(value, Spec) else repr(value)
+            kind = f"{len(value)} of them" if isinstance(value, tuple) else type(value).__name__
+            return kind if isinstance(value, tuple | Spec) else repr(value)
 
         where = f"{self.path}: " if self.path else ""
         return f"{where}{self.field} is {shown(self.here)} here, {shown(self.there)} there"
 
-    def size(self) -> int:
-        """How many fields differ: where a block is of another kind, all of its fields."""
 
-        def count(value: Any) -> int:
-            return 1 + sum(len(fields(part)) for part in value.walk()) if isinstance(value, Spec) else 1
-
-        return max(count(self.here), count(self.there))
-
-
-def differences(here: Spec, there: Spec, path: str = "") -> Iterator[Difference]:
+def differences(here: Spec, there: Spec, path: str = "") -> list[Difference]:
     """Every field in which two specs of one kind differ; for equal pairs of layers, in the first pair only."""
+    found = []
     for field in fields(here):
         one, other = getattr(here, field.name), getattr(there, field.name)
         inside = f"{path}.{field.name}" if path else field.name
-        if one == other:
-            continue
+        alike = isinstance(one, tuple) and len(one) == len(other)
         if isinstance(one, Spec) and type(one) is type(other):
-            yield from differences(one, other, inside)
-        elif not isinstance(one, tuple):
-            yield Difference(path, f"{type(here).__name__}.{field.name}", one, other)
-        else:
-            if len(one) != len(other):
-                yield Difference(path, f"{type(here).__name__}.{field.name}", one, other)
+            found += differences(one, other, inside)
+        elif one != other and not alike:
+            found.append(Difference(path, f"{type(here).__name__}.{field.name}", one, other))
+        if isinstance(one, tuple):
             pairs = list(zip(one, other, strict=False))
             for pair in dict.fromkeys(pairs):
-                yield from differences(*pair, f"{inside}[{pairs.index(pair)}]")
+                found += differences(*pair, f"{inside}[{pairs.index(pair)}]")
+    return found
+
+
+def distance(here: Spec, there: Spec) -> int:
+    """How much two specs of one kind differ: 1 for each field, 10 where it holds another kind of block."""
+    return sum(10 if isinstance(each.here or each.there, Spec) else 1 for each in differences(here, there))

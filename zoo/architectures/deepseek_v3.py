@@ -48,45 +48,37 @@ KINDS = [ModelType(name, "DeepseekV3ForCausalLM", remote=REMOTE) for name in ("d
 WIDTHS = dict(num_key_value_heads=128, q_lora_rank=1536, max_position_embeddings=4096)
 EXPECTED = dict(hidden_act="silu", attention_bias=False, rope_interleave=True, moe_layer_freq=1)
 EXPECTED |= dict(scoring_func="sigmoid", topk_method="noaux_tc", norm_topk_prob=True)
-HEADS = dict(nope_dim="qk_nope_head_dim", rope_dim="qk_rope_head_dim", v_dim="v_head_dim")
-ROUTER = dict(k="num_experts_per_tok", groups="n_group", keep="topk_group")
+ATTENTION = dict(heads="num_attention_heads", q_rank="q_lora_rank", kv_rank="kv_lora_rank")
+ATTENTION |= dict(nope_dim="qk_nope_head_dim", rope_dim="qk_rope_head_dim", v_dim="v_head_dim")
+ROUTER = dict(k="num_experts_per_tok", groups="n_group", keep="topk_group", scale="routed_scaling_factor")
 
 
 @reads(*KINDS, **WIDTHS, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
 def from_hf(config: Config) -> Decoder:
     shape = config.common() | config.integers(hidden="intermediate_size")
-    config.expect(**EXPECTED, num_key_value_heads=shape["heads"])
+    config.expect(**EXPECTED, num_key_value_heads=shape.pop("heads"))
     shape["dense"] = config.integer("first_k_dense_replace", most=shape["layers"])
-    heads = config.integers(**HEADS)
-    config.expect(head_dim=heads["rope_dim"], qk_head_dim=heads["nope_dim"] + heads["rope_dim"])
+    widths = config.typed(MLA, **ATTENTION)
+    config.expect(head_dim=widths["rope_dim"], qk_head_dim=widths["nope_dim"] + widths["rope_dim"])
     gain = yarn_gain(config.rope_field("factor") or 1, config.rope_field("mscale_all_dim") or 0)
-    ranks = {"q_rank": config.optional("q_lora_rank"), "kv_rank": config.integer("kv_lora_rank")}
-    attn = attention(heads=shape.pop("heads"), **ranks, **heads, rope=config.rope(), gain=gain)
     expert, shared = GLU(config.integer("moe_intermediate_size")), config.integer("n_shared_experts")
-    router = GroupedSigmoidTopK(**config.integers(**ROUTER), scale=config.number("routed_scaling_factor"))
+    router = GroupedSigmoidTopK(**config.typed(GroupedSigmoidTopK, **ROUTER))
     moe = MoE(config.integer("n_routed_experts"), expert, router, shared=GLU(shared * expert.hidden))
-    return decoder(**shape, attn=attn, moe=moe)
+    return decoder(**shape, attn=attention(**widths, rope=config.rope(), gain=gain), moe=moe)
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
     attn, moe = first(spec, MLA), first(spec, MoE)
+    config = {"model_type": "deepseek_v3"} | EXPECTED | common_fields(spec)
+    config |= rope_fields(spec, mscale_all_dim=_mscale_all_dim(attn)) | fields_of(spec, MLA, **ATTENTION)
+    config |= fields_of(spec, MLA, heads="num_key_value_heads") | fields_of(spec, GLU, hidden="intermediate_size")
     sparse = [first(layer, MoE) is not None for layer in spec.layers]
-    widths = {"moe_intermediate_size": moe.expert.hidden} if moe else {}
+    config["first_k_dense_replace"] = [*sparse, True].index(True) or 1
+    if moe:
+        config |= {"n_routed_experts": moe.experts, "moe_intermediate_size": moe.expert.hidden}
     if moe and moe.shared:  # its width is a multiple of a routed expert's
-        widths["n_shared_experts"] = moe.shared.hidden // moe.expert.hidden or 1
-    return {
-        "model_type": "deepseek_v3",
-        **EXPECTED,
-        **common_fields(spec),
-        **rope_fields(spec, mscale_all_dim=_mscale_all_dim(attn)),
-        **fields_of(spec, MLA, heads="num_attention_heads", q_rank="q_lora_rank", kv_rank="kv_lora_rank", **HEADS),
-        **fields_of(spec, MLA, heads="num_key_value_heads"),
-        **fields_of(spec, GLU, hidden="intermediate_size"),
-        "first_k_dense_replace": [*sparse, True].index(True) or 1,
-        **fields_of(spec, MoE, experts="n_routed_experts"),
-        **widths,
-        **fields_of(spec, GroupedSigmoidTopK, scale="routed_scaling_factor", **ROUTER),
-    }
+        config["n_shared_experts"] = moe.shared.hidden // moe.expert.hidden or 1
+    return config | fields_of(spec, GroupedSigmoidTopK, **ROUTER)
 
 
 def _mscale_all_dim(attn):

@@ -4,7 +4,7 @@ with its own RoPE base; sandwich norms that multiply by 1 + w; embeddings scaled
 from zoo.blocks import GLU, GQA, GeGLU, Layer, LinearScaling, RMSNorm, RoPE, sandwich
 from zoo.hf.checkpoint_layout import Rename
 from zoo.hf.config import Config, ModelType, Size, reads
-from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first, first_rope, window_fields
+from zoo.hf.write_config import ConfigFields, dense_fields, first, first_rope, window_fields
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (Rename("ffn.pre", "pre_feedforward_layernorm"),)
@@ -23,15 +23,15 @@ def decoder(*, dim, layers, heads, kv_heads, head_dim, hidden, window, scale, fu
 
 ROPE = dict(rope_theta=1e6, rope_local_base_freq=1e4, max_position_embeddings=131_072)
 HEADS = dict(num_attention_heads=8, num_key_value_heads=4, head_dim=256, query_pre_attn_scalar=256, sliding_window=4096)
+EXPECTED = dict(hidden_activation="gelu_pytorch_tanh", attention_bias=False)
 DEFAULTS = ROPE | HEADS | dict(vocab_size=262_208, rms_norm_eps=1e-6, tie_word_embeddings=True)
-
 
 TEXT, WRAPPER = ModelType("gemma3_text", "Gemma3ForCausalLM"), ModelType("gemma3", "Gemma3ForConditionalGeneration")
 
 
 @reads(TEXT, WRAPPER, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_activation="gelu_pytorch_tanh", attention_bias=False)
+    config.expect(**EXPECTED)
     config.neutral(use_bidirectional_attention=False)
     config.expect(attn_logit_softcapping=None, final_logit_softcapping=None)
     config.expect(sliding_window_pattern=6, _sliding_window_pattern=6)
@@ -44,18 +44,12 @@ def from_hf(config: Config) -> Decoder:
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    attn, local = first(spec, GQA), first_rope(spec, windowed=True)
-    scale = {"query_pre_attn_scalar": round(max(attn.scale, 1e-6) ** -2)} if attn and attn.scale else {}
-    return {
-        "model_type": "gemma3_text",
-        "hidden_activation": "gelu_pytorch_tanh",
-        "attention_bias": False,
-        **dense_fields(spec),
-        **fields_of(spec, GQA, head_dim="head_dim"),
-        **window_fields(spec),
-        **scale,  # an integer in every release
-        **({"rope_local_base_freq": float(local.theta)} if local else {}),
-    }
+    config = {"model_type": "gemma3_text"} | EXPECTED | dense_fields(spec) | window_fields(spec)
+    if (attn := first(spec, GQA)) and attn.scale:
+        config["query_pre_attn_scalar"] = round(max(attn.scale, 1e-6) ** -2)  # an integer in every release
+    if local := first_rope(spec, windowed=True):
+        config["rope_local_base_freq"] = float(local.theta)
+    return config
 
 
 _BOTH = dict(head_dim=256, scale=256**-0.5, tied=True)

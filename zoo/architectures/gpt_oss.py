@@ -37,6 +37,7 @@ EXPERTS = dict(num_local_experts=128, num_experts_per_tok=4, swiglu_alpha=1.702,
 OTHERS = dict(max_position_embeddings=131_072, rms_norm_eps=1e-5, tie_word_embeddings=False)
 DEFAULTS = HEADS | EXPERTS | OTHERS | dict(rope_theta=1.5e5, rope_scaling=ROPE)
 
+ACT = dict(alpha="swiglu_alpha", limit="swiglu_limit")
 EXPECTED = dict(hidden_act="silu", attention_bias=True)
 
 
@@ -46,28 +47,19 @@ def from_hf(config: Config) -> Decoder:
     shape = config.integers(window="sliding_window", experts="num_local_experts", k="num_experts_per_tok")
     rope = config.rope()
     config.neutral(experts_per_token=shape["k"], initial_context_length=getattr(rope.scaling, "original", None))
-    act = ClampedSwiGLU(config.number("swiglu_alpha"), config.number("swiglu_limit"))
+    act = ClampedSwiGLU(**config.typed(ClampedSwiGLU, **ACT))
     spec = decoder(**config.dense(), **shape, head_dim=config.head_dim(), act=act, rope=rope)
     config.agrees_on_windows(spec)
     return spec
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    rope = first_rope(spec)
-    k = fields_of(spec, SoftmaxTopK, k="num_experts_per_tok")
-    return {
-        "model_type": "gpt_oss",
-        **EXPECTED,
-        **dense_fields(spec),
-        **rope_fields(spec, unscaled={"rope_type": "default"}),  # without the field, the reference scales
-        "initial_context_length": getattr(rope and rope.scaling, "original", None),
-        **fields_of(spec, GQA, head_dim="head_dim"),
-        **window_fields(spec),
-        **fields_of(spec, MoE, experts="num_local_experts"),
-        **k,
-        "experts_per_token": k.get("num_experts_per_tok"),
-        **fields_of(spec, ClampedSwiGLU, alpha="swiglu_alpha", limit="swiglu_limit"),
-    }
+    rope, k = first_rope(spec), fields_of(spec, SoftmaxTopK, k="num_experts_per_tok").get("num_experts_per_tok")
+    k = {"num_experts_per_tok": k, "experts_per_token": k} if k else {}
+    context = {"initial_context_length": getattr(rope and rope.scaling, "original", None)}
+    scaling = rope_fields(spec, unscaled={"rope_type": "default"}) | context  # absent, it is the default: YaRN
+    moe = fields_of(spec, MoE, experts="num_local_experts") | k | fields_of(spec, ClampedSwiGLU, **ACT)
+    return {"model_type": "gpt_oss"} | EXPECTED | dense_fields(spec) | window_fields(spec) | scaling | moe
 
 
 _ROPE = RoPE(1.5e5, YarnScaling(factor=32, original=4096, gain=yarn_gain(32), truncate=False))

@@ -31,13 +31,8 @@ def from_hf(config: Config) -> Decoder:
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    return {
-        "model_type": "llama",
-        "hidden_act": "silu",
-        **dense_fields(spec),
-        **fields_of(spec, GQA, head_dim="head_dim", bias="attention_bias"),
-        **fields_of(spec, GLU, bias="mlp_bias"),
-    }
+    biases = fields_of(spec, GQA, bias="attention_bias") | fields_of(spec, GLU, bias="mlp_bias")
+    return {"model_type": "llama", "hidden_act": "silu"} | dense_fields(spec) | biases
 
 
 _3 = dict(rope=RoPE(5e5), context=8192)

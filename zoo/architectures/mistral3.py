@@ -29,8 +29,8 @@ def from_hf(config: Config) -> Decoder:
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    attention = fields_of(spec, GQA, head_dim="head_dim", window="sliding_window")
-    return {"model_type": "mistral", "hidden_act": "silu", **dense_fields(spec), **attention}
+    window = fields_of(spec, GQA, window="sliding_window")
+    return {"model_type": "mistral", "hidden_act": "silu"} | dense_fields(spec) | window
 
 
 _24B = dict(dim=5120, layers=40, heads=32, hidden=32_768, vocab=131_072, context=131_072)

@@ -26,7 +26,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    return {"model_type": "olmo2", "hidden_act": "silu", "attention_bias": False, **dense_fields(spec)}
+    return {"model_type": "olmo2", "hidden_act": "silu", "attention_bias": False} | dense_fields(spec)
 
 
 _1B = dict(dim=2048, layers=16, heads=16, kv_heads=16, hidden=8192)

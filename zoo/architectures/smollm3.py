@@ -35,15 +35,9 @@ def from_hf(config: Config) -> Decoder:
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    rotated = [first(layer, NoPE) is None for layer in spec.layers]
-    return {
-        "model_type": "smollm3",
-        **EXPECTED,
-        **dense_fields(spec),
-        **window_fields(spec),
-        "no_rope_layer_interval": [*rotated, False].index(False) + 1,
-        "no_rope_layers": list(map(int, rotated)),  # 1 where a layer has RoPE
-    }
+    rotated = [int(first(layer, NoPE) is None) for layer in spec.layers]
+    positions = {"no_rope_layers": rotated, "no_rope_layer_interval": [*rotated, 0].index(0) + 1}
+    return {"model_type": "smollm3"} | EXPECTED | dense_fields(spec) | window_fields(spec) | positions
 
 
 _3B = dict(dim=2048, layers=36, heads=16, kv_heads=4, hidden=11_008, vocab=128_256, tied=True, context=65_536)

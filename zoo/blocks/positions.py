@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.registry import Spec
+from zoo.units import format_count
 
 __all__ = ["LinearScaling", "Llama3Scaling", "NoPE", "Position", "RoPE", "Scaling", "YarnScaling", "yarn_gain"]
 
@@ -163,7 +164,7 @@ class RoPE(Position):
 
     def describe(self) -> str:
         scaling = f" ({self.scaling.describe()})" if self.scaling else ""
-        return f"RoPE {_short(self.theta)}{scaling}"
+        return f"RoPE {format_count(self.theta)}{scaling}"
 
 
 _KEPT: dict[tuple[RoPE, int, torch.device], Tensor] = {}
@@ -189,10 +190,3 @@ def _computed_frequencies(rope: RoPE, width: int) -> Tensor:
         if rope.scaling:
             frequencies = rope.scaling.scale(frequencies, rope.theta)
         return frequencies
-
-
-def _short(number: float) -> str:
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= unit:
-            return f"{number / unit:g}{name}"
-    return f"{number:g}"

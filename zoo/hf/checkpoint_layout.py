@@ -144,6 +144,7 @@ class Skipped:
 Rules = tuple[Rule | Skipped, ...]
 
 GATE_UP = ("ffn.block.experts.gate", "ffn.block.experts.up")
+GLU_NAMES = ("gate", "up", "down")
 COMMON: Rules = (
     Rename("embed", "model.embed_tokens"),
     Rename("norm", "model.norm"),
@@ -152,24 +153,13 @@ COMMON: Rules = (
     Rename("attn.post", "post_attention_layernorm"),
     Rename("ffn.pre", "post_attention_layernorm"),
     Rename("ffn.post", "post_feedforward_layernorm"),
-    Rename("attn.block.q", "self_attn.q_proj"),
-    Rename("attn.block.k", "self_attn.k_proj"),
-    Rename("attn.block.v", "self_attn.v_proj"),
-    Rename("attn.block.o", "self_attn.o_proj"),
-    Rename("attn.block.q_norm", "self_attn.q_norm"),
-    Rename("attn.block.k_norm", "self_attn.k_norm"),
-    Rename("attn.block.sinks", "self_attn.sinks"),
-    Rename("ffn.block.gate", "mlp.gate_proj"),
-    Rename("ffn.block.up", "mlp.up_proj"),
-    Rename("ffn.block.down", "mlp.down_proj"),
+    *(Rename(f"attn.block.{name}", f"self_attn.{name}_proj") for name in ("q", "k", "v", "o")),
+    *(Rename(f"attn.block.{name}", f"self_attn.{name}") for name in ("q_norm", "k_norm", "sinks")),
+    *(Rename(f"ffn.block.{name}", f"mlp.{name}_proj") for name in GLU_NAMES),
+    *(Rename(f"ffn.block.shared.{name}", f"mlp.shared_experts.{name}_proj") for name in GLU_NAMES),
     Rename("ffn.block.router", "mlp.gate"),
-    Rename("ffn.block.shared.gate", "mlp.shared_experts.gate_proj"),
-    Rename("ffn.block.shared.up", "mlp.shared_experts.up_proj"),
-    Rename("ffn.block.shared.down", "mlp.shared_experts.down_proj"),
     # One tensor per expert in released files; one for all experts in files that transformers 5 writes of its modules.
-    Stacked("ffn.block.experts.gate", "mlp.experts.{e}.gate_proj.weight"),
-    Stacked("ffn.block.experts.up", "mlp.experts.{e}.up_proj.weight"),
-    Stacked("ffn.block.experts.down", "mlp.experts.{e}.down_proj.weight"),
+    *(Stacked(f"ffn.block.experts.{name}", f"mlp.experts.{{e}}.{name}_proj.weight") for name in GLU_NAMES),
     Rearranged(GATE_UP, "mlp.experts.gate_up_proj", "e (gate_up hidden) dim -> gate_up e hidden dim"),
     Rename("ffn.block.experts.down", "mlp.experts.down_proj"),
     # Multimodal wrappers: only the text part is loaded.

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from reprlib import repr as brief
-from typing import Any, Protocol
+from typing import Any
 
 from zoo.blocks import LinearScaling, Llama3Scaling, RoPE, Scaling, YarnScaling, yarn_gain
 from zoo.errors import MalformedError, SpecError
@@ -32,22 +32,22 @@ class Size:
 
 
 # The zoo's name of a quantity -> its name in config.json, in all architectures.
-COMMON = {
-    "vocab": "vocab_size",
-    "dim": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "context": "max_position_embeddings",
-}
+COMMON = dict(vocab="vocab_size", dim="hidden_size", layers="num_hidden_layers", heads="num_attention_heads")
+COMMON |= dict(context="max_position_embeddings")
 MAX_LAYERS = 1_000  # a spec holds every layer: a damaged number would fill the memory
-ROPE_DEFAULTS = {
-    "attention_factor": None,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": None,
-    "mscale_all_dim": None,
-    "truncate": True,
+# rope_type -> the scaling and the published names of its fields. YaRN's gain has several: see `_gain`.
+ORIGINAL = "original_max_position_embeddings"
+YARN = dict(factor="factor", original=ORIGINAL, fast="beta_fast", slow="beta_slow", truncate="truncate")
+SCALINGS: dict[str, tuple[type[Scaling], dict[str, str]]] = {
+    "linear": (LinearScaling, dict(factor="factor")),
+    "llama3": (
+        Llama3Scaling,
+        dict(factor="factor", original=ORIGINAL, low="low_freq_factor", high="high_freq_factor"),
+    ),
+    "yarn": (YarnScaling, YARN),
 }
+ROPE_DEFAULTS = dict(attention_factor=None, mscale=None, mscale_all_dim=None)
+ROPE_DEFAULTS |= dict(beta_fast=32.0, beta_slow=1.0, truncate=True)
 
 
 class Config(Fields):
@@ -114,7 +114,7 @@ class Config(Fields):
         if self.values.get(other) in (None, {}):
             self.unused(other)
         context = self.values.get("max_position_embeddings", self.defaults.get("max_position_embeddings"))
-        return self.object(used, ROPE_DEFAULTS | {"original_max_position_embeddings": context})
+        return self.object(used, ROPE_DEFAULTS | {ORIGINAL: context})
 
     def agrees_on_windows(self, spec: Decoder) -> None:
         """`layer_types` must name the layers that have a window."""
@@ -151,47 +151,28 @@ def layer_types(spec: Decoder) -> list[str]:
     return ["sliding_attention" if layer.cache_spec().window else "full_attention" for layer in spec.layers]
 
 
-def _llama3(given: Fields) -> Scaling:
-    return Llama3Scaling(
-        factor=given.number("factor"),
-        original=given.integer("original_max_position_embeddings"),
-        low=given.number("low_freq_factor"),
-        high=given.number("high_freq_factor"),
-    )
-
-
-def _yarn(given: Fields) -> Scaling:
-    factor, mscale = given.number("factor"), given.optional_number("mscale")
-    all_dim, gain = given.optional_number("mscale_all_dim"), given.optional_number("attention_factor")
-    if gain is None:
-        gain = yarn_gain(factor, mscale) / yarn_gain(factor, all_dim) if mscale and all_dim else yarn_gain(factor)
-    return YarnScaling(
-        factor=factor,
-        original=given.integer("original_max_position_embeddings"),
-        gain=gain,
-        fast=given.number("beta_fast"),
-        slow=given.number("beta_slow"),
-        truncate=given.flag("truncate"),
-    )
-
-
-SCALINGS: dict[str, Callable[[Fields], Scaling | None]] = {
-    "default": lambda given: None,
-    "linear": lambda given: LinearScaling(factor=given.number("factor")),
-    "llama3": _llama3,
-    "yarn": _yarn,
-}
-
-
 def _scaling(given: Fields) -> Scaling | None:
     """rope_parameters or rope_scaling -> the scaling, None for type "default" or an empty object."""
-    kind = given.values.get("rope_type", given.values.get("type", "default"))
-    if not isinstance(kind, str) or kind not in SCALINGS:
+    rope_type = given.values.get("rope_type", given.values.get("type", "default"))
+    if rope_type not in ("default", *SCALINGS):
         name = "rope_type" if "rope_type" in given.values else "type"
-        raise given.error(f"{name}={brief(kind)} is unknown; known: {', '.join(SCALINGS)}")
-    given.expect(rope_type=kind, type=kind)  # the newer and the older spelling
+        raise given.error(f"{name}={brief(rope_type)} is unknown; known: default, {', '.join(SCALINGS)}")
+    given.expect(rope_type=rope_type, type=rope_type)  # the newer and the older spelling
     given.neutral(partial_rotary_factor=NEUTRAL["partial_rotary_factor"])
-    return SCALINGS[kind](given)
+    if rope_type == "default":
+        return None
+    kind, names = SCALINGS[rope_type]
+    gain = {"gain": _gain(given)} if kind is YarnScaling else {}
+    return kind(**given.typed(kind, **names), **gain)
+
+
+def _gain(given: Fields) -> float:
+    """YaRN's gain on cos and sin: `attention_factor`, or the ratio of two gains (DeepSeek), or the usual one."""
+    factor, mscale = given.number("factor"), given.optional_number("mscale")
+    all_dim, gain = given.optional_number("mscale_all_dim"), given.optional_number("attention_factor")
+    if gain is not None:
+        return gain
+    return yarn_gain(factor, mscale) / yarn_gain(factor, all_dim) if mscale and all_dim else yarn_gain(factor)
 
 
 @dataclass(frozen=True)
@@ -226,54 +207,49 @@ class ModelType:
         return self.class_name or "".join(word.capitalize() for word in self.name.split("_")) + "ForCausalLM"
 
 
-class FromHF(Protocol):
-    """An architecture's `from_hf`: a published config -> its spec. Also the model_types it reads, each with the
-    reference's class."""
+class FromHF:
+    """An architecture's `from_hf`: a published config -> its spec. Made by `reads`.
 
-    model_types: tuple[str, ...]
-    classes: dict[str, str]
+    `classes`: each model_type that it reads -> the reference's class.
+    """
 
-    def __call__(self, config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder: ...
+    def __init__(self, read: Callable[[Config], Decoder], kinds: Sequence[ModelType], defaults: dict[str, Any]) -> None:
+        self._read, self._kinds, self._defaults = read, {kind.name: kind for kind in kinds}, defaults
+        self.model_types = tuple(self._kinds)
+        self.classes = {kind.name: kind.reference for kind in kinds}
+
+    def __call__(self, config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder:
+        """Raises MalformedError for a malformed config, and for one that the architecture does not support."""
+        ignore, text = set(ignore_fields), config
+        if "text_config" in config:
+            wrapper = Config(config)
+            wrapper.check_released(self._candidates(wrapper.model_type), ignore)
+            text = text_part(wrapper, ignore)
+        own = self._candidates(text.get("model_type"))
+        fields = Config(text, self._defaults | (dict(own[0].defaults) if len(own) == 1 else {}))
+        if fields.model_type not in (None, *self.model_types):
+            raise fields.error(f"model_type={brief(fields.model_type)} is not {' or '.join(self.model_types)}")
+        fields.check_released(own if text is config else list(self._kinds.values()), ignore)
+        try:
+            spec = self._read(fields)
+        except SpecError as error:
+            raise MalformedError(f"config.json: {error}") from error
+        fields.finish(ignore)
+        return spec
+
+    def _candidates(self, model_type: Any) -> list[ModelType]:
+        """The kind of this name; every kind where the name is not known."""
+        known = isinstance(model_type, str) and model_type in self._kinds
+        return [self._kinds[model_type]] if known else list(self._kinds.values())
 
 
 def reads(*kinds: str | ModelType, **defaults: Any) -> Callable[[Callable[[Config], Decoder]], FromHF]:
     """Decorator: make `from_hf(config, ignore_fields=())` of a function that reads a Config.
 
     `kinds` are the model_types it reads, those of multimodal wrappers included; `defaults` the published values of
-    fields that files leave out. Raises MalformedError for a malformed config, and for one that says something the
-    architecture does not support.
+    fields that files leave out.
     """
-    known = {kind.name: kind for kind in (ModelType(kind) if isinstance(kind, str) else kind for kind in kinds)}
-
-    def candidates(model_type: Any) -> list[ModelType]:
-        """The kind of this name; every kind where the name is not known."""
-        return [known[model_type]] if isinstance(model_type, str) and model_type in known else list(known.values())
-
-    def decorate(read: Callable[[Config], Decoder]) -> FromHF:
-        def from_hf(config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder:
-            ignore, text = set(ignore_fields), config
-            if "text_config" in config:
-                wrapper = Config(config)
-                wrapper.check_released(candidates(wrapper.model_type), ignore)
-                text = text_part(wrapper, ignore)
-            own = candidates(text.get("model_type"))
-            fields = Config(text, defaults | (dict(own[0].defaults) if len(own) == 1 else {}))
-            if fields.model_type not in (None, *known):
-                raise fields.error(f"model_type={brief(fields.model_type)} is not {' or '.join(known)}")
-            fields.check_released(candidates(fields.model_type if text is config else None), ignore)
-            try:
-                spec = read(fields)
-            except SpecError as error:
-                raise MalformedError(f"config.json: {error}") from error
-            fields.finish(ignore)
-            return spec
-
-        classes = {name: kind.reference for name, kind in known.items()}
-        vars(from_hf).update(model_types=tuple(known), classes=classes)
-        from_hf.__doc__ = f"A published config.json of model_type {' or '.join(known)} -> its spec."
-        return from_hf  # type: ignore[return-value]
-
-    return decorate
+    return lambda read: FromHF(read, [ModelType(each) if isinstance(each, str) else each for each in kinds], defaults)
 
 
 def text_part(wrapper: Config, ignore: Iterable[str] = ()) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from reprlib import repr as brief
 from sys import float_info
-from typing import Any
+from typing import Any, get_type_hints
 
 from zoo.errors import MalformedError, enough
 from zoo.hf.inert_fields import alike
+from zoo.registry import Spec
 
 MAX_INTEGER = 2**31 - 1  # above this, a size is damage
 MAX_NAME_CHARACTERS = 200  # longer names are shortened in errors
@@ -53,6 +54,12 @@ class Fields:
     def integers(self, **names: str) -> dict[str, int]:
         """Integers under other names: integers(kv_rank="kv_lora_rank") -> {"kv_rank": ...}."""
         return {ours: self.integer(name) for ours, name in names.items()}
+
+    def typed(self, kind: type[Spec], **names: str) -> dict[str, Any]:
+        """Arguments of a kind of spec, each read as the type of its annotation: typed(MLA, kv_rank="kv_lora_rank")."""
+        readers = {int: self.integer, float: self.number, bool: self.flag, int | None: self.optional}
+        hints = get_type_hints(kind)
+        return {field: readers[hints[field]](name) for field, name in names.items()}
 
     def number(self, name: str) -> float:
         """A positive, finite number."""

@@ -13,8 +13,8 @@ from itertools import chain
 from sys import float_info
 from typing import Any, TypeVar
 
-from zoo.blocks import GLU, GQA, LinearScaling, Llama3Scaling, RoPE, Scaling, YarnScaling, yarn_gain
-from zoo.hf.config import layer_types
+from zoo.blocks import GLU, GQA, RoPE, Scaling, YarnScaling, yarn_gain
+from zoo.hf.config import SCALINGS, layer_types
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
 
@@ -52,9 +52,9 @@ def common_fields(spec: Decoder) -> ConfigFields:
 
 
 def dense_fields(spec: Decoder) -> ConfigFields:
-    """`common_fields`, grouped-query attention and a dense feed-forward; what `Config.dense` reads."""
-    attention = fields_of(spec, GQA, heads="num_attention_heads", kv_heads="num_key_value_heads")
-    return common_fields(spec) | attention | fields_of(spec, GLU, hidden="intermediate_size")
+    """`common_fields`, grouped-query attention and a dense feed-forward; what `Config.dense` and `head_dim` read."""
+    heads = dict(heads="num_attention_heads", kv_heads="num_key_value_heads", head_dim="head_dim")
+    return common_fields(spec) | fields_of(spec, GQA, **heads) | fields_of(spec, GLU, hidden="intermediate_size")
 
 
 def window_fields(spec: Decoder) -> ConfigFields:
@@ -82,31 +82,16 @@ def first_rope(spec: Decoder, windowed: bool = False) -> RoPE | None:
 
 def scaling_fields(scaling: Scaling, mscale_all_dim: float | None = None) -> ConfigFields | None:
     """A scaling as `rope_scaling`, None for a kind that no config has. `mscale_all_dim`: the gain on the scores."""
-    more: ConfigFields = {"mscale_all_dim": mscale_all_dim} if mscale_all_dim else {}
-    if isinstance(scaling, LinearScaling):
-        return more | {"rope_type": "linear", "factor": float(scaling.factor)}
-    if isinstance(scaling, Llama3Scaling):
-        return more | {
-            "rope_type": "llama3",
-            "factor": float(scaling.factor),
-            "low_freq_factor": float(scaling.low),
-            "high_freq_factor": float(scaling.high),
-            "original_max_position_embeddings": scaling.original,
-        }
-    if not isinstance(scaling, YarnScaling):
+    kinds = {kind: (rope_type, names) for rope_type, (kind, names) in SCALINGS.items()}
+    if type(scaling) not in kinds:
         return None
-    if scaling.gain == 1 and mscale_all_dim:
-        more["mscale"] = mscale_all_dim  # the gain is the ratio of the two, as in DeepSeek's configs
-    elif scaling.gain != yarn_gain(scaling.factor):
-        more["attention_factor"] = float(scaling.gain)
-    return more | {
-        "rope_type": "yarn",
-        "factor": float(scaling.factor),
-        "original_max_position_embeddings": scaling.original,
-        "beta_fast": float(scaling.fast),
-        "beta_slow": float(scaling.slow),
-        "truncate": scaling.truncate,
-    }
+    rope_type, names = kinds[type(scaling)]
+    gain: ConfigFields = {"mscale_all_dim": mscale_all_dim} if mscale_all_dim else {}
+    if isinstance(scaling, YarnScaling) and scaling.gain == 1 and mscale_all_dim:
+        gain["mscale"] = mscale_all_dim  # the gain is the ratio of the two, as in DeepSeek's configs
+    elif isinstance(scaling, YarnScaling) and scaling.gain != yarn_gain(scaling.factor):
+        gain["attention_factor"] = float(scaling.gain)
+    return {"rope_type": rope_type, **fields_of(scaling, type(scaling), **names), **gain}
 
 
 def solve(formula: Callable[[float], float], value: float, guess: float) -> float:

@@ -431,7 +431,7 @@ def test_sizes_that_are_none(field: str, saved: Saved, tmp_path: Path, monkeypat
     monkeypatch.setattr("zoo.catalog.allocate", lambda *_: pytest.fail("allocated"))
     for value in NO_SIZES:
         set_config(folder, **{field: value})
-        with pytest.raises(MalformedError, match=rf"config\.json: {field}=.* is no integer from 1 to"):
+        with pytest.raises(MalformedError, match=rf"config\.json: {field} must be an integer from 1 to"):
             weights.load(folder)
 
 
