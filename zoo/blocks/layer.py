@@ -16,7 +16,7 @@ __all__ = ["Branch", "Layer", "PostNorm", "olmo", "post", "pre", "sandwich"]
 
 
 class Composite(Block, abstract=True):
-    """A block made of blocks of the same `dim`: each of its costs is the sum of theirs."""
+    """A block made of blocks of the same `dim`: each cost is the sum over those blocks."""
 
     def blocks(self) -> Iterator[Block]:
         """The blocks held directly, in field order."""

@@ -182,7 +182,7 @@ def _frequencies(rope: RoPE, width: int, device: torch.device) -> Tensor:
 
 
 def _computed_frequencies(rope: RoPE, width: int) -> Tensor:
-    """Computed in float32, as in the released models: a more exact power would differ from theirs by a hundredth of a
+    """Computed in float32, as in the released models: a more exact power would differ by a hundredth of a
     radian at position 100,000. Computed on the CPU, so equal on every device."""
     with torch.inference_mode(False):  # so that later passes with gradients can use them
         exponents = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width

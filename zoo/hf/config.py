@@ -22,7 +22,7 @@ from zoo.model.decoder import Decoder
 class Size:
     """A released model: its hub id, its published number of parameters (text part, each once) and its spec.
 
-    `active`: the published active parameters where the publisher's rule differs from ours, with that rule.
+    `active`: the published active parameters where the publisher counts by another rule than the zoo, with that rule.
     """
 
     hub: str
@@ -61,7 +61,7 @@ class Config(Fields):
     def common(self) -> dict[str, Any]:
         """The arguments of every architecture's `decoder`."""
         most = {"layers": MAX_LAYERS}
-        return {ours: self.integer(name, most.get(ours, MAX_INTEGER)) for ours, name in COMMON.items()} | {
+        return {field: self.integer(name, most.get(field, MAX_INTEGER)) for field, name in COMMON.items()} | {
             "eps": self.number("rms_norm_eps"),
             "tied": self.flag("tie_word_embeddings"),
         }

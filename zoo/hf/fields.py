@@ -53,7 +53,7 @@ class Fields:
 
     def integers(self, **names: str) -> dict[str, int]:
         """Integers under other names: integers(kv_rank="kv_lora_rank") -> {"kv_rank": ...}."""
-        return {ours: self.integer(name) for ours, name in names.items()}
+        return {field: self.integer(name) for field, name in names.items()}
 
     def typed(self, kind: type[Spec], **names: str) -> dict[str, Any]:
         """Arguments of a kind of spec, each read as the type of its annotation: typed(MLA, kv_rank="kv_lora_rank")."""
