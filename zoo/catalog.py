@@ -14,7 +14,7 @@ from zoo.core.kernels import active
 from zoo.errors import MalformedError, SpecError, unknown
 from zoo.hf.config import Size
 from zoo.model.decoder import Decoder, Model, initialise
-from zoo.registry import differences, distance
+from zoo.registry import differences
 from zoo.swaps.tiny import tiny as _tiny
 
 
@@ -106,37 +106,37 @@ PER_LAYER = ("layer_types", "no_rope_layers")
 def to_hf(spec: Decoder) -> dict[str, Any]:
     """The published config.json of this model: `from_hf` of it is the spec again.
 
-    It is in the older spelling (`rope_theta`, `rope_scaling`), which every version of the reference reads. If
-    several model_types can describe the model, it is the one with the nearest released size. Raises SpecError if none
-    can, naming each block that differs from what the nearest model_type can describe.
+    It is in the older spelling (`rope_theta`, `rope_scaling`), which every version of the reference reads. If several
+    model_types can describe the model, it is the one with the nearest released size. Raises SpecError if none can,
+    naming each block that differs from what the nearest model_type can describe.
     """
 
-    def release(family: ModuleType) -> int:
-        return min(distance(spec, size.spec) for size in family.SIZES.values())
+    def distance(family: ModuleType) -> int:  # of its nearest released size
+        return min(sum(differences(spec, size.spec).values()) for size in family.SIZES.values())
 
     configs = {family: _config(family, spec) for family in families().values()}
     described = {family: other for family in configs if (other := _read_back(family, configs[family])) is not None}
     exact = [family for family, other in described.items() if other == spec == family.from_hf(configs[family])]
     if exact:
-        return configs[min(exact, key=release)]
+        return configs[min(exact, key=distance)]
     if not described:
         raise SpecError("no published config describes this model, nor one like it")
-    nearest = min(described, key=lambda family: (distance(spec, described[family]), release(family)))
-    listed = "; ".join(map(str, differences(spec, described[nearest])))
-    model_type = configs[nearest]["model_type"]
+    differs = {family: differences(spec, other) for family, other in described.items()}
+    nearest = min(differs, key=lambda family: (sum(differs[family].values()), distance(family)))
+    model_type, listed = configs[nearest]["model_type"], "; ".join(differs[nearest])
     raise SpecError(f"no published config describes this model. The nearest, of {model_type}: {listed}")
 
 
 def _config(family: ModuleType, spec: Decoder) -> dict[str, Any]:
-    """What this family's config can say of a spec. Fields of blocks that the spec does not hold are those of the
+    """The family's config that is nearest to a spec: fields of blocks that the spec does not hold are those of the
     family's first size."""
     fields = family.to_hf(next(iter(family.SIZES.values())).spec) | family.to_hf(spec)
     return {"architectures": [family.from_hf.classes[fields["model_type"]]], **TOKENS, **fields}
 
 
 def _read_back(family: ModuleType, config: dict[str, Any]) -> Decoder | None:
-    """The spec that a config describes; where fields contradict what the family has in common, without them. None
-    where the family has no model of these sizes."""
+    """The spec that a config describes; if it contradicts the family's layer pattern or head_dim, without those fields.
+    None if the family has no such model."""
     for ignored in ((), PER_LAYER, (*PER_LAYER, "head_dim")):
         try:
             spec: Decoder = family.from_hf({name: value for name, value in config.items() if name not in ignored})

@@ -198,42 +198,27 @@ def _swap(spec: Any, kind: type[Spec], change: Callable[[Any], Spec]) -> Any:
     return change(spec) if isinstance(spec, kind) else spec.map(lambda child: _swap(child, kind, change))
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A field in which two specs differ: "layers[3].attn.block", "GQA.window", and its value in each."""
-
-    path: str
-    field: str
-    here: Any
-    there: Any
-
-    def __str__(self) -> str:
-        def shown(value: Any) -> str:
-            kind = f"{len(value)} of them" if isinstance(value, tuple) else type(value).__name__
-            return kind if isinstance(value, tuple | Spec) else repr(value)
-
-        where = f"{self.path}: " if self.path else ""
-        return f"{where}{self.field} is {shown(self.here)} here, {shown(self.there)} there"
-
-
-def differences(here: Spec, there: Spec, path: str = "") -> list[Difference]:
-    """Every field in which two specs of one kind differ; for equal pairs of layers, in the first pair only."""
-    found = []
+def differences(here: Spec, there: Spec, path: str = "") -> dict[str, int]:
+    """Every field in which two specs of one kind differ, as a line of text, with a weight: 10 where it holds another
+    kind of block, else 1. For equal pairs of layers, in the first pair only."""
+    found: dict[str, int] = {}
     for field in fields(here):
         one, other = getattr(here, field.name), getattr(there, field.name)
         inside = f"{path}.{field.name}" if path else field.name
-        alike = isinstance(one, tuple) and len(one) == len(other)
         if isinstance(one, Spec) and type(one) is type(other):
-            found += differences(one, other, inside)
-        elif one != other and not alike:
-            found.append(Difference(path, f"{type(here).__name__}.{field.name}", one, other))
+            found |= differences(one, other, inside)
+        elif one != other and not (isinstance(one, tuple) and len(one) == len(other)):
+            where = f"{path}: " if path else ""
+            line = f"{where}{type(here).__name__}.{field.name} is {_shown(one)} here, {_shown(other)} there"
+            found[line] = 10 if isinstance(one or other, Spec) else 1
         if isinstance(one, tuple):
             pairs = list(zip(one, other, strict=False))
             for pair in dict.fromkeys(pairs):
-                found += differences(*pair, f"{inside}[{pairs.index(pair)}]")
+                found |= differences(*pair, f"{inside}[{pairs.index(pair)}]")
     return found
 
 
-def distance(here: Spec, there: Spec) -> int:
-    """How much two specs of one kind differ: 1 for each field, 10 where it holds another kind of block."""
-    return sum(10 if isinstance(each.here or each.there, Spec) else 1 for each in differences(here, there))
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"{len(value)} of them"
+    return type(value).__name__ if isinstance(value, Spec) else repr(value)

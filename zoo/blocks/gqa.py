@@ -48,20 +48,21 @@ class GQA(Mixer):
     def build(self, dim: int) -> nn.Module:
         return _GQA(self, dim)
 
+    def _projections(self, dim: int) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of the projections q, k, v and o."""
+        width, kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return (dim, width), (dim, kv_width), (dim, kv_width), (width, dim)
+
     def param_breakdown(self, dim: int) -> Breakdown:
-        projections = (
-            linear_params(dim, self.heads * self.head_dim, self.bias)
-            + 2 * linear_params(dim, self.kv_heads * self.head_dim, self.bias)
-            + linear_params(self.heads * self.head_dim, dim, self.bias)
-        )
+        projections = sum(linear_params(*widths, self.bias) for widths in self._projections(dim))
         norms = sum(self.qk_norm.params(width) for width in self._norm_widths()) if self.qk_norm else 0
         return {"attn": projections + (self.heads if self.sinks else 0), "norm": norms}
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        width = self.heads * self.head_dim
         pairs = (visible_pairs if causal else dense_pairs)(past, new, self.window)
-        projections = 2 * linear_flops(new, dim, width) + 2 * linear_flops(new, dim, self.kv_heads * self.head_dim)
-        return {"projections": projections, "scores": 2 * linear_flops(pairs, 1, width)}  # q @ k.T and weights @ v
+        projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
+        scores = 2 * linear_flops(pairs, 1, self.heads * self.head_dim)  # q @ k.T and weights @ v
+        return {"projections": projections, "scores": scores}
 
     def cache_spec(self) -> CacheSpec:
         shape = (self.kv_heads, self.head_dim)
@@ -96,11 +97,7 @@ class _GQA(nn.Module):
         super().__init__()
         self.spec = spec
         self.scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
-        width, kv_width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        self.q = Linear(dim, width, spec.bias)
-        self.k = Linear(dim, kv_width, spec.bias)
-        self.v = Linear(dim, kv_width, spec.bias)
-        self.o = Linear(width, dim, spec.bias)
+        self.q, self.k, self.v, self.o = (Linear(*widths, spec.bias) for widths in spec._projections(dim))
         norms = [spec.qk_norm.build(width) if spec.qk_norm else nn.Identity() for width in spec._norm_widths()]
         self.q_norm, self.k_norm = norms
         self.sinks = nn.Parameter(torch.empty(spec.heads)) if spec.sinks else None

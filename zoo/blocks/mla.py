@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -45,17 +46,17 @@ class MLA(Mixer):
     def build(self, dim: int) -> nn.Module:
         return _MLA(self, dim)
 
+    def _projections(self, dim: int) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the projections of new tokens: of queries, of the latent, of the output."""
+        q_width, ranks = self.heads * (self.nope_dim + self.rope_dim), [self.q_rank] if self.q_rank else []
+        queries = list(pairwise([dim, *ranks, q_width]))
+        return [*queries, (dim, self.kv_rank + self.rope_dim), (self.heads * self.v_dim, dim)]
+
     def param_breakdown(self, dim: int) -> Breakdown:
-        q_width = self.heads * (self.nope_dim + self.rope_dim)
-        norms = self.norm.params(self.kv_rank)
-        if self.q_rank is None:
-            queries = linear_params(dim, q_width)
-        else:
-            queries = linear_params(dim, self.q_rank) + linear_params(self.q_rank, q_width)
-            norms += self.norm.params(self.q_rank)
-        latent = linear_params(dim, self.kv_rank + self.rope_dim)
         expand = linear_params(self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
-        return {"attn": queries + latent + expand + linear_params(self.heads * self.v_dim, dim), "norm": norms}
+        projections = sum(linear_params(*widths) for widths in self._projections(dim))
+        norms = self.norm.params(self.kv_rank) + (self.norm.params(self.q_rank) if self.q_rank else 0)
+        return {"attn": projections + expand, "norm": norms}
 
     def absorbs(self, past: int, new: int) -> bool:
         """Whether attention runs over the latents, with the up-projections folded into query and output, instead of
@@ -65,20 +66,14 @@ class MLA(Mixer):
         return new == 1 or expanding > wider
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        q_width = self.heads * (self.nope_dim + self.rope_dim)
-        if self.q_rank is None:
-            queries = linear_flops(new, dim, q_width)
-        else:
-            queries = linear_flops(new, dim, self.q_rank) + linear_flops(new, self.q_rank, q_width)
         absorbed = self.absorbs(past, new)
         up = linear_flops(new if absorbed else past + new, self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
         widths = 2 * self.kv_rank if absorbed else self.nope_dim + self.v_dim
         widths += self.rope_dim if absorbed and not causal else 0  # the kernel computes them as values too
         pairs = (visible_pairs if causal else dense_pairs)(past, new)
         scores = linear_flops(pairs, 1, self.heads * (widths + self.rope_dim))
-        down = linear_flops(new, dim, self.kv_rank + self.rope_dim)
-        projections = queries + down + up + linear_flops(new, self.heads * self.v_dim, dim)
-        return {"projections": projections, "scores": scores}
+        projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
+        return {"projections": projections + up, "scores": scores}
 
     def cache_spec(self) -> CacheSpec:
         return CacheSpec(per_token=(("latent", (1, self.kv_rank + self.rope_dim)),))

@@ -46,7 +46,7 @@ SCALINGS: dict[str, tuple[type[Scaling], dict[str, str]]] = {
     ),
     "yarn": (YarnScaling, YARN),
 }
-ROPE_DEFAULTS = dict(attention_factor=None, mscale=None, mscale_all_dim=None)
+ROPE_DEFAULTS: dict[str, Any] = dict(attention_factor=None, mscale=None, mscale_all_dim=None)
 ROPE_DEFAULTS |= dict(beta_fast=32.0, beta_slow=1.0, truncate=True)
 
 

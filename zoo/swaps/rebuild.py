@@ -33,11 +33,11 @@ TERMS = {
     "qk_norm_over": "",
     "renormalise": "not renormalised",
     "scale": "attention scale",
-    "scale_in_fp32": "scaled in float32",
+    "scale_in_fp32": "multiplied in float32",
     "shared": "shared expert",
     "tied": "tied head",
     "truncate": "unrounded ramp",
-    "unit_offset": "scales by 1 + w",
+    "unit_offset": "weight 1 + w",
 }
 
 
