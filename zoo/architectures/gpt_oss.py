@@ -36,7 +36,6 @@ HEADS = dict(num_key_value_heads=8, head_dim=64, sliding_window=128)
 EXPERTS = dict(num_local_experts=128, num_experts_per_tok=4, swiglu_alpha=1.702, swiglu_limit=7.0)
 OTHERS = dict(max_position_embeddings=131_072, rms_norm_eps=1e-5, tie_word_embeddings=False)
 DEFAULTS = HEADS | EXPERTS | OTHERS | dict(rope_theta=1.5e5, rope_scaling=ROPE)
-
 ACT = dict(alpha="swiglu_alpha", limit="swiglu_limit")
 EXPECTED = dict(hidden_act="silu", attention_bias=True)
 
@@ -54,12 +53,13 @@ def from_hf(config: Config) -> Decoder:
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    rope, k = first_rope(spec), fields_of(spec, SoftmaxTopK, k="num_experts_per_tok").get("num_experts_per_tok")
-    k = {"num_experts_per_tok": k, "experts_per_token": k} if k else {}
-    context = {"initial_context_length": getattr(rope and rope.scaling, "original", None)}
-    scaling = rope_fields(spec, unscaled={"rope_type": "default"}) | context  # absent, it is the default: YaRN
-    moe = fields_of(spec, MoE, experts="num_local_experts") | k | fields_of(spec, ClampedSwiGLU, **ACT)
-    return {"model_type": "gpt_oss"} | EXPECTED | dense_fields(spec) | window_fields(spec) | scaling | moe
+    rope = first_rope(spec)
+    config = {"model_type": "gpt_oss"} | EXPECTED | dense_fields(spec) | window_fields(spec)
+    config |= rope_fields(spec, unscaled={"rope_type": "default"})  # a file without the field means the released YaRN
+    config["initial_context_length"] = getattr(rope and rope.scaling, "original", None)
+    for name in ("num_experts_per_tok", "experts_per_token"):
+        config |= fields_of(spec, SoftmaxTopK, k=name)
+    return config | fields_of(spec, MoE, experts="num_local_experts") | fields_of(spec, ClampedSwiGLU, **ACT)
 
 
 _ROPE = RoPE(1.5e5, YarnScaling(factor=32, original=4096, gain=yarn_gain(32), truncate=False))

@@ -18,7 +18,6 @@ def decoder(*, dim, layers, heads, kv_heads, hidden, interval=4, rope=RoPE(5e6),
 
 
 DEFAULTS = dict(num_key_value_heads=4, max_position_embeddings=32_768, rms_norm_eps=1e-6, tie_word_embeddings=True)
-
 EXPECTED = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, use_sliding_window=False)
 
 
