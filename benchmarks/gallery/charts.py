@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import altair as alt
 
 from benchmarks.gallery import palette
-from benchmarks.gallery.encoding import (
+from benchmarks.gallery.chart_style import (
     AS_BYTES,
     AS_COUNT,
     AS_TOKENS,

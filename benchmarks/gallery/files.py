@@ -10,12 +10,12 @@ from typing import Any
 
 from benchmarks.analytic.models import Model, chosen
 from benchmarks.analytic.roofline import device
-from benchmarks.gallery import blocks, charts, series, vega
-from benchmarks.gallery.data import DEVICE
+from benchmarks.gallery import blocks_page, chart_tables, charts, vega
+from benchmarks.gallery.chart_tables import Table
 from benchmarks.gallery.groups import typical
 from benchmarks.gallery.overview import overview
 from benchmarks.gallery.page import page
-from benchmarks.gallery.series import Table
+from benchmarks.gallery.page_data import DEVICE
 from zoo.errors import NotAvailable
 
 FORMATS = ("png", "svg")
@@ -33,7 +33,7 @@ def write(
     told("drawing and adding up")
     files = {folder / "index.html": page(models, measured).html.encode()}
     rows = measured["rows"] if measured else ()
-    for name, table in series.tables(models, rows).items():
+    for name, table in chart_tables.tables(models, rows).items():
         if table.rows:
             files[folder / "data" / f"{name}.csv"] = as_csv(table).encode()
     if images:
@@ -46,7 +46,7 @@ def write(
 
 def pictures(models: Sequence[Model], rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     """File name -> picture, of the models that the page begins with, at its first settings."""
-    card, tables = device(DEVICE), series.tables(typical(models), rows)
+    card, tables = device(DEVICE), chart_tables.tables(typical(models), rows)
     params = {"rate": card.flops, "bandwidth": card.bandwidth}
     drawn = {name: picture for name, picture in charts.pictures().items() if tables[picture.tables[0]].rows}
     return {f"{name}.{kind}": vega.image(name, tables, params, kind) for name in drawn for kind in FORMATS}
@@ -63,8 +63,8 @@ def as_csv(table: Table) -> str:
 
 def documents() -> dict[str, bytes]:
     """What docs/ holds: path below it -> content. Text is the same on every machine."""
-    held = {"overview.svg": overview(typical(chosen([]))), "blocks.md": blocks.markdown()}
-    held |= {f"blocks/{name}": text for name, text in blocks.pictures().items()}
+    held = {"overview.svg": overview(typical(chosen([]))), "blocks.md": blocks_page.markdown()}
+    held |= {f"blocks/{name}": text for name, text in blocks_page.pictures().items()}
     return {name: f"{text}\n".encode() for name, text in held.items()}
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import jinja2
 
 from benchmarks.analytic.models import Model
-from benchmarks.gallery import blocks, charts, diagrams, vega
-from benchmarks.gallery.data import data
+from benchmarks.gallery import blocks_page, charts, diagrams, vega
 from benchmarks.gallery.groups import groups, typical
 from benchmarks.gallery.overview import overview
+from benchmarks.gallery.page_data import data
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("sums", "show", "diagrams", "whatif", "charts")
@@ -41,7 +41,7 @@ def page(models: Sequence[Model], measured: Mapping[str, Any] | None = None) -> 
         overview=diagrams.bare(overview(typical(models), "overview-")),
         pictures=charts.pictures(),
         measured=_machine(measured),
-        blocks=blocks.html(),
+        blocks=blocks_page.html(),
         version=version("zoo-llm"),
         diagrams={model.name: diagrams.drawing(model) for model in models},
         data=_json(held),

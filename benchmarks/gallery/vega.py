@@ -10,8 +10,8 @@ import altair as alt
 import vl_convert
 
 from benchmarks.gallery import palette
+from benchmarks.gallery.chart_tables import Table
 from benchmarks.gallery.charts import pictures
-from benchmarks.gallery.series import Table
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 Spec = dict[str, Any]

@@ -13,16 +13,16 @@ from torch import nn
 
 import zoo
 from benchmarks.analytic.models import Model, one
-from benchmarks.gallery import blocks, drawings
-from benchmarks.gallery.data import data
+from benchmarks.gallery import block_drawings, blocks_page
 from benchmarks.gallery.overview import overview
+from benchmarks.gallery.page_data import data
 from zoo.blocks.layer import PLACEMENTS
 from zoo.costs import CacheSpec, linear_flops
 from zoo.diagram import svg
 from zoo.registry import Block, Mixer
 from zoo.swaps.rebuild import ALIASES
 
-CODE = re.findall(r"```pycon\n(.*?)```", blocks.markdown(), re.DOTALL)
+CODE = re.findall(r"```pycon\n(.*?)```", blocks_page.markdown(), re.DOTALL)
 SPACE = "{http://www.w3.org/2000/svg}"
 
 
@@ -45,7 +45,7 @@ def test_the_code_prints_what_is_shown() -> None:
 
 def test_every_kind_of_block_is_in_the_text() -> None:
     """A new block in the registry has to be told of."""
-    text = blocks.SOURCE.read_text(encoding="utf-8")
+    text = blocks_page.SOURCE.read_text(encoding="utf-8")
     kinds = {name for name, kind in zoo.Spec.kinds.items() if kind.role}
     for word in {*kinds, *ALIASES, *PLACEMENTS}:
         assert re.search(rf"\b{word}\b", text), word
@@ -63,11 +63,11 @@ def test_every_kind_of_block_is_in_the_text() -> None:
     ],
 )
 def test_who_uses_a_block(word: str, told: str) -> None:
-    assert blocks.used(word) == f"*Who uses {word}:* {told}."
+    assert blocks_page.used(word) == f"*Who uses {word}:* {told}."
 
 
 def test_the_table_of_costs_holds_every_layer() -> None:
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in blocks.costs().splitlines()[2:]]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in blocks_page.costs().splitlines()[2:]]
     layers: dict[str, int] = {}
     for model, number, *_ in rows:
         layers[model] = layers.get(model, 0) + int(number)
@@ -75,9 +75,9 @@ def test_the_table_of_costs_holds_every_layer() -> None:
     assert len(layers) == len(zoo.architectures.families())
 
 
-@pytest.mark.parametrize("name", drawings.DRAWINGS)
+@pytest.mark.parametrize("name", block_drawings.DRAWINGS)
 def test_a_drawing_stays_in_its_frame_and_says_what_it_shows(name: str) -> None:
-    root = ElementTree.fromstring(drawings.draw(name, "What it shows.", "here-"))
+    root = ElementTree.fromstring(block_drawings.draw(name, "What it shows.", "here-"))
     assert [root.findtext(f"{SPACE}{tag}") for tag in ("title", "desc")][1] == "What it shows."
     assert {element.get("id") for element in root.iter() if element.get("id")} == {"here-title", "here-desc"}
     inside(root)
@@ -94,7 +94,7 @@ def inside(root: ElementTree.Element) -> None:
 
 
 def test_every_drawing_is_named_in_the_text() -> None:
-    assert {f"{name}.svg" for name in drawings.DRAWINGS} == set(blocks.pictures())
+    assert {f"{name}.svg" for name in block_drawings.DRAWINGS} == set(blocks_page.pictures())
 
 
 def test_the_overview_has_a_box_for_each_layer_of_each_model() -> None:
@@ -168,10 +168,10 @@ def test_blocks_that_nobody_has_seen_are_on_the_page(change: str) -> None:
 
 
 def test_the_section_of_the_page_is_one_level_lower() -> None:
-    html = blocks.html()
+    html = blocks_page.html()
     assert "<h1" not in html
     assert html.count("<h2") == 1
-    assert html.count("<svg") == len(drawings.DRAWINGS)
+    assert html.count("<svg") == len(block_drawings.DRAWINGS)
     assert "<style" not in html
     ids = re.findall(r'id="([^"]+)"', html)
     assert len(ids) == len(set(ids))

@@ -17,9 +17,9 @@ from benchmarks.analytic import compare, growth, roofline
 from benchmarks.analytic.flops import PHASES
 from benchmarks.analytic.models import one
 from benchmarks.commands.compare import PAIRS
-from benchmarks.options import DTYPES
-from benchmarks.gallery import charts, swaps, terms
+from benchmarks.gallery import charts, swap_grid, terms
 from benchmarks.gallery.groups import groups
+from benchmarks.options import DTYPES
 from tests.benchmarks.gallery.conftest import SHOWN
 from zoo.units import format_bytes, format_count
 
@@ -215,7 +215,7 @@ def test_a_card_sets_the_memory(page: Any) -> None:
 def test_a_swap_costs_what_python_says(page: Any, name: str) -> None:
     """The last row and column of both grids that go together: what the page shows, and the sums behind it."""
     spec = one(name).spec
-    attention, experts = swaps.attention_grid(spec), swaps.expert_grid(spec)
+    attention, experts = swap_grid.attention_grid(spec), swap_grid.expert_grid(spec)
     page.locator("#swap-model").select_option(name)
     counted = [(1, terms.outside(spec))]
     for grid, rows, columns in ((attention, "keys", "window"), (experts, "experts", "chosen")):

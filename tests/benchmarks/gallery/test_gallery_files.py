@@ -17,7 +17,7 @@ import zoo
 from benchmarks.__main__ import app
 from benchmarks.analytic.models import Model, chosen, one
 from benchmarks.commands.gallery import read_measured
-from benchmarks.gallery import charts, files, groups, series
+from benchmarks.gallery import chart_tables, charts, files, groups
 from benchmarks.gallery.page import page
 from tests.benchmarks.gallery.conftest import SHOWN
 from tests.benchmarks.gallery.speeds import MEASURED
@@ -80,7 +80,7 @@ def test_the_data_is_what_a_script_element_may_hold(folder: Path) -> None:
 
 
 def test_every_table_is_a_csv_file(folder: Path) -> None:
-    tables = series.tables(SHOWN, MEASURED["rows"])
+    tables = chart_tables.tables(SHOWN, MEASURED["rows"])
     assert {path.stem for path in (folder / "data").iterdir()} == set(tables)
     for name, table in tables.items():
         with (folder / "data" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
@@ -121,7 +121,7 @@ def test_what_is_new_in_an_architecture_is_told_whole(group: groups.Group) -> No
 
 def test_crossings_are_where_the_smaller_cache_changes() -> None:
     specs = {model.name: model.spec for model in MODELS}
-    rows = series.tables(MODELS)["crossings"].records()
+    rows = chart_tables.tables(MODELS)["crossings"].records()
     assert len(rows) > 20
     for row in rows:
         less, more = specs[row["less"]], specs[row["more"]]

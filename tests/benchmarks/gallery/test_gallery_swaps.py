@@ -8,14 +8,17 @@ from dataclasses import replace
 import pytest
 
 import zoo
-from benchmarks.gallery import swaps, terms
-from benchmarks.gallery.swaps import Grid
+from benchmarks.gallery import swap_grid, terms
+from benchmarks.gallery.swap_grid import Grid
 from benchmarks.gallery.terms import Counted, Run
 from zoo.model.decoder import Decoder
 from zoo.swaps.grammar import apply_swap
 
 NAMES = {name: getattr(zoo, name) for name in zoo.__all__} | {"apply_swap": apply_swap, "replace": replace}
-GRIDS = {"attention": (swaps.attention_grid, terms.attention), "experts": (swaps.expert_grid, terms.feed_forward)}
+GRIDS = {
+    "attention": (swap_grid.attention_grid, terms.attention),
+    "experts": (swap_grid.expert_grid, terms.feed_forward),
+}
 
 
 # The blocks that each grid's swaps are about. Of a model in other blocks it holds what was released, and little else.
@@ -70,7 +73,7 @@ def test_the_code_shown_makes_what_the_grid_holds(kind: str, name: str) -> None:
 def test_attention_and_feed_forward_do_not_know_of_each_other(name: str) -> None:
     """The sum of one cell of each grid and of what is outside is what a model with both swaps costs."""
     spec = zoo.spec(name)
-    attention, experts = swaps.attention_grid(spec), swaps.expert_grid(spec)
+    attention, experts = swap_grid.attention_grid(spec), swap_grid.expert_grid(spec)
     i, k = (max(i for i, row in enumerate(grid.cells) if row[0] is not None) for grid in (attention, experts))
     changed = ran(spec, attention.rows[i].code, experts.rows[k].code)
     chosen = attention.cells[i][0], experts.cells[k][0]
@@ -82,7 +85,7 @@ def test_attention_and_feed_forward_do_not_know_of_each_other(name: str) -> None
 @pytest.mark.parametrize("name", zoo.architectures.families())
 def test_positions_cost_nothing(name: str) -> None:
     spec = zoo.spec(name)
-    choices = swaps.positions(spec)
+    choices = swap_grid.positions(spec)
     assert len(choices) > (3 if holds(spec, zoo.RoPE) else 0)
     for choice in choices:
         changed = ran(spec, choice["code"])

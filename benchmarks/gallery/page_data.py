@@ -16,9 +16,9 @@ from benchmarks.analytic.models import Model
 from benchmarks.analytic.roofline import device, devices
 from benchmarks.commands.compare import PAIRS
 from benchmarks.commands.kv import whose
-from benchmarks.gallery import palette, series, swaps, terms
+from benchmarks.gallery import chart_tables, palette, swap_grid, terms
 from benchmarks.gallery.groups import Group, groups
-from benchmarks.gallery.swaps import Grid
+from benchmarks.gallery.swap_grid import Grid
 from benchmarks.gallery.terms import BATCHES, Counted
 
 CONTEXT, DEVICE = 4096, "h100"  # of the costs that two models are compared in
@@ -51,7 +51,7 @@ def data(
     """What the page is given. `marks`: of each model the elements of its diagram that differ from each other's."""
     runs = Once()
     described = [_model(model, runs) | {"marks": marks.get(model.name, [])} for model in models]
-    tables = series.tables(models, measured["rows"] if measured else ())
+    tables = chart_tables.tables(models, measured["rows"] if measured else ())
     return {
         "models": described,
         "runs": [asdict(run) for run in runs.values],
@@ -91,9 +91,9 @@ def _model(model: Model, runs: Once) -> Json:
         "code": _code(model),
         "colour": palette.models().get(model.name, palette.OTHER),
         "outside": placed(((1, terms.outside(spec)),)),
-        "attention": grid(swaps.attention_grid(spec)),
-        "experts": grid(swaps.expert_grid(spec)),
-        "positions": swaps.positions(spec),
+        "attention": grid(swap_grid.attention_grid(spec)),
+        "experts": grid(swap_grid.expert_grid(spec)),
+        "positions": swap_grid.positions(spec),
         "costs": [value for _, _, value in compare.costs(spec, CONTEXT, Setting(), device(DEVICE))],
     }
 

@@ -15,8 +15,8 @@ import jinja2
 import mistune
 
 from benchmarks.analytic.models import Model, chosen
+from benchmarks.gallery.block_drawings import DRAWINGS, draw
 from benchmarks.gallery.diagrams import bare
-from benchmarks.gallery.drawings import DRAWINGS, draw
 from benchmarks.gallery.groups import typical
 from zoo.architectures import families
 from zoo.blocks.layer import Placement
