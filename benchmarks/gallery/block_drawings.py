@@ -1,7 +1,8 @@
-"""Small drawings of single blocks, in the diagrams' own shapes and colours."""
+"""Small drawings of single blocks, in the shapes and colours of the model diagrams."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -15,186 +16,186 @@ from zoo.diagram.shapes import SMALL, TINY, Room
 from zoo.diagram.style import css
 from zoo.registry import Block
 
-PAD, WIDE = 12.0, 330.0
-TOKENS, WINDOW, CELL = 12, 4, 13.0
-PAIRS, PLACES, RADIUS = (0, 2, 5, 10), 9, 15.0  # of RoPE: pairs that are shown, and positions
-STEP, BOX, TALL = 96.0, 84.0, 24.0  # of the way of a token
-NORM = RMSNorm(1e-6)
+Draw = Callable[[Canvas], None]
+PAD, BLOCK_WIDTH = 12.0, 330.0
+STYLE_SHEET = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL)
 
 
-def draw(name: str, says: str, prefix: str = "") -> str:
-    """A drawing by its name, as SVG. `says` tells in words what it shows; every id begins with `prefix`."""
-    return DRAWINGS[name](says).finish(prefix)
+def draw(name: str, description: str, prefix: str = "") -> str:
+    """A drawing by its name, as SVG, with its `description` for screen readers. Every id in it begins with `prefix`."""
+    title, width, drawing = DRAWINGS[name]
+    canvas = Canvas(width, title, description, css())
+    drawing(canvas)
+    return canvas.finish(prefix)
 
 
-def _block(block: Block, dim: int) -> Callable[[str], Canvas]:
+def without_style(drawing: str) -> str:
+    """An SVG without its style sheet, for a page that has the style sheet of all drawings once."""
+    return STYLE_SHEET.sub("", drawing)
+
+
+def _block(block: Block, dim: int) -> tuple[str, float, Draw]:
     """The inside of a block, as in the diagrams."""
 
-    def made(says: str) -> Canvas:
-        canvas = Canvas(WIDE, type(block).__name__, says, css())
-        frame = canvas.rect(1, 1, WIDE - 2, 0, "ffn" if block.role == "ffn" else "attn", 8)
-        bottom = inside(block, Room(canvas, PAD, PAD, WIDE - 2 * PAD, dim, "block")) + PAD
-        frame.set("height", f"{bottom - 2:.1f}")
-        canvas.height = bottom
-        return canvas
+    def drawing(canvas: Canvas) -> None:
+        frame = canvas.rect(1, 1, BLOCK_WIDTH - 2, 0, "ffn" if block.role == "ffn" else "attn", 8)
+        canvas.height = inside(block, Room(canvas, PAD, PAD, BLOCK_WIDTH - 2 * PAD, dim, "block")) + PAD
+        frame.set("height", f"{canvas.height - 2:.1f}")
 
-    return made
+    return type(block).__name__, BLOCK_WIDTH, drawing
 
 
-def _head(says: str) -> Canvas:
-    """One head, from a token's row to what it adds: three matrices, scores, their softmax, values."""
+STAGES = (  # of a forward pass: name, what it holds, look
+    ("text", "to be or not", "card"),
+    ("token ids", "116 111 32 …", "card"),
+    ("embedding", "a row per token", "table"),
+    ("layers", "attention, ffn", "attn"),
+    ("norm", "of the last row", "norm"),
+    ("head", "logits", "table"),
+    ("softmax", "probabilities", "card"),
+)
+STAGE_PITCH, STAGE_WIDTH = 96.0, 84.0
+
+
+def _forward_pass(canvas: Canvas) -> None:
+    """From text to the probabilities of the next token."""
+    for i, (name, content, look) in enumerate(STAGES):
+        x = 8 + i * STAGE_PITCH
+        if i:
+            canvas.path(f"M{x - STAGE_PITCH + STAGE_WIDTH} {28}h{STAGE_PITCH - STAGE_WIDTH - 5}", "branch")
+            canvas.path(f"M{x - 1} 28l-5 -3v6z", "tip")
+        for shift in (6, 3, 0) if name == "layers" else (0,):  # layers: a stack of boxes
+            canvas.rect(x + shift, 16 - shift, STAGE_WIDTH, 24, look, 5)
+        canvas.text(x + STAGE_WIDTH / 2, 32, name, SMALL, STAGE_WIDTH - 6, "strong", "middle")
+        canvas.text(x + STAGE_WIDTH / 2, 56, content, TINY, STAGE_WIDTH + 10, "faint", "middle")
+    canvas.height = 66
+
+
+def _one_head(canvas: Canvas) -> None:
+    """One head, from the rows of the stream to the rows it adds: projections, scores, softmax, weighted values."""
     tokens, cell = 6, 9.0
-    canvas = Canvas(560, "One head", says, css())
 
-    def grid(x: float, y: float, columns: int, look: str, words: str, lower: bool = False) -> None:
+    def matrix(x: float, y: float, columns: int, look: str, label: str, causal: bool = False) -> None:
         for row in range(tokens):
             for column in range(columns):
-                shown = "unseen" if lower and column > row else look
-                canvas.rect(x + column * cell, y + row * cell, cell - 1.5, cell - 1.5, shown, 1.5)
-        canvas.text(x + columns * cell / 2, y + tokens * cell + 11, words, TINY, 110, "faint", "middle")
+                cell_look = "unseen" if causal and column > row else look
+                canvas.rect(x + column * cell, y + row * cell, cell - 1.5, cell - 1.5, cell_look, 1.5)
+        canvas.text(x + columns * cell / 2, y + tokens * cell + 11, label, TINY, 110, "faint", "middle")
+
+    def weight(x: float, y: float, name: str) -> None:
+        canvas.rect(x, y, 34, 28, "attn", 4)
+        canvas.text(x + 17, y + 18, name, SMALL, 30, "strong", "middle")
 
     def arrow(x: float, y: float, to: float, down: float = 0) -> None:
         canvas.path(f"M{x} {y}H{x + 8}V{y + down}H{to - 5}", "branch")
         canvas.path(f"M{to - 1} {y + down}l-5 -3v6z", "tip")
 
     middle = 118.0
-    grid(8, middle - 27, 5, "kind-full-0", "x")
+    matrix(8, middle - 27, 5, "kind-full-0", "x")
     for i, (name, look) in enumerate((("q", "query"), ("k", "kept"), ("v", "kept"))):
         y = 20.0 + i * 84
         arrow(58, middle, 92, y + 27 - middle)
-        canvas.rect(92, y + 13, 34, 28, "attn", 4)
-        canvas.text(109, y + 31, f"W{name}", SMALL, 30, "strong", "middle")
+        weight(92, y + 13, f"W{name}")
         arrow(128, y + 27, 152)
-        grid(154, y, 3, look, f"{name} = x W{name}")
+        matrix(154, y, 3, look, f"{name} = x W{name}")
     arrow(186, 47, 248, 34)
     arrow(186, 131, 248, -50)
-    grid(250, 54, 6, "seen", "softmax(q kᵀ / √d)", lower=True)
+    matrix(250, 54, 6, "seen", "softmax(q kᵀ / √d)", causal=True)
     arrow(308, 81, 372, 60)
     arrow(186, 215, 372, -74)
-    grid(374, 114, 3, "kept", "weighted values")
+    matrix(374, 114, 3, "kept", "weighted values")
     arrow(406, 141, 430)
-    canvas.rect(430, 127, 34, 28, "attn", 4)
-    canvas.text(447, 145, "Wo", SMALL, 30, "strong", "middle")
+    weight(430, 127, "Wo")
     arrow(466, 141, 490)
-    grid(492, 114, 5, "kind-full-0", "out")
+    matrix(492, 114, 5, "kind-full-0", "out")
     canvas.height = 262
-    return canvas
 
 
-def _masks(says: str) -> Canvas:
-    """Who sees whom: everything before, and a window."""
-    side = TOKENS * CELL
-    canvas = Canvas(2 * side + 5 * PAD, "What a token sees", says, css())
-    positions = torch.arange(TOKENS)
-    for i, (window, words) in enumerate(((None, "full"), (WINDOW, f"window of {WINDOW}"))):
-        left = PAD + i * (side + 3 * PAD)
-        canvas.text(left, 14, words, SMALL, side, "strong")
-        for row, seen in enumerate(visible(positions, positions, window).tolist()):
-            for column, sees in enumerate(seen):
+MASK_TOKENS, MASK_WINDOW, MASK_CELL = 12, 4, 13.0
+MASK_SIDE = MASK_TOKENS * MASK_CELL
+
+
+def _masks(canvas: Canvas) -> None:
+    """Which keys each query sees: all earlier ones, and a window."""
+    positions = torch.arange(MASK_TOKENS)
+    for i, (window, label) in enumerate(((None, "full"), (MASK_WINDOW, f"window of {MASK_WINDOW}"))):
+        left = PAD + i * (MASK_SIDE + 3 * PAD)
+        canvas.text(left, 14, label, SMALL, MASK_SIDE, "strong")
+        for row, mask in enumerate(visible(positions, positions, window).tolist()):
+            for column, sees in enumerate(mask):
                 look = ("seen" if window is None else "seen-window") if sees else "unseen"
-                canvas.rect(left + column * CELL, 22 + row * CELL, CELL - 1.5, CELL - 1.5, look, 2)
-        canvas.text(left, 36 + side, "rows: queries, columns: keys", TINY, side, "faint")
-    canvas.height = side + 42
-    return canvas
+                x, y = left + column * MASK_CELL, 22 + row * MASK_CELL
+                canvas.rect(x, y, MASK_CELL - 1.5, MASK_CELL - 1.5, look, 2)
+        canvas.text(left, 36 + MASK_SIDE, "rows: queries, columns: keys", TINY, MASK_SIDE, "faint")
+    canvas.height = MASK_SIDE + 42
 
 
-def _rope(says: str) -> Canvas:
-    """Pairs of numbers at one position after another, as arrows."""
-    pitch = 2 * RADIUS + 8
-    canvas = Canvas(84 + PLACES * pitch, "Rotary position embedding", says, css())
-    width, rope = 32, RoPE(1e2)
-    table = rope.table(torch.arange(PLACES), width)
+ROPE_PAIRS, ROPE_POSITIONS, ROPE_DIM, RADIUS = (0, 2, 5, 10), 9, 32, 15.0
+ROPE_PITCH = 2 * RADIUS + 8
+
+
+def _rope(canvas: Canvas) -> None:
+    """Pairs of elements as arrows, at one position after another."""
+    table = RoPE(1e2).table(torch.arange(ROPE_POSITIONS), ROPE_DIM)
     assert table is not None
-    for position in range(PLACES):
-        x = 84 + position * pitch + RADIUS
-        canvas.text(x, 12, str(position), TINY, pitch, "faint", "middle")
-        for row, pair in enumerate(PAIRS):
-            y = 24 + row * pitch + RADIUS
-            across, up = (float(side[position, width // 2 + pair]) * (RADIUS - 3) for side in table)
+    for position in range(ROPE_POSITIONS):
+        x = 84 + position * ROPE_PITCH + RADIUS
+        canvas.text(x, 12, str(position), TINY, ROPE_PITCH, "faint", "middle")
+        for row, pair in enumerate(ROPE_PAIRS):
+            y = 24 + row * ROPE_PITCH + RADIUS
+            across, up = (float(side[position, ROPE_DIM // 2 + pair]) * (RADIUS - 3) for side in table)
             canvas.circle(x, y, RADIUS, "inner")
             canvas.path(f"M{x} {y}l{across} {-up}", "residual")
             canvas.circle(x + across, y - up, 2.5, "query")
     canvas.text(8, 12, "position", TINY, 70, "faint")
-    for row, pair in enumerate(PAIRS):
-        canvas.text(8, 27 + row * pitch + RADIUS, f"pair {pair} of {width // 2}", TINY, 74, "faint")
-    canvas.height = 24 + len(PAIRS) * pitch
-    return canvas
+    for row, pair in enumerate(ROPE_PAIRS):
+        canvas.text(8, 27 + row * ROPE_PITCH + RADIUS, f"pair {pair} of {ROPE_DIM // 2}", TINY, 74, "faint")
+    canvas.height = 24 + len(ROPE_PAIRS) * ROPE_PITCH
 
 
-def _norms(says: str) -> Canvas:
-    """A branch for each place a norm may stand in."""
-    width = 150.0
-    canvas = Canvas(len(PLACEMENTS) * width, "Where norms stand", says, css())
-    for i, (name, put) in enumerate(PLACEMENTS.items()):
-        _branch(canvas, i * width, name, put(NORM, GLU(1)))
+NORM = RMSNorm(1e-6)
+BRANCH_WIDTH = 150.0
+
+
+def _norms(canvas: Canvas) -> None:
+    """A branch for each norm placement."""
+    for i, (name, place) in enumerate(PLACEMENTS.items()):
+        _branch(canvas, i * BRANCH_WIDTH, name, place(NORM, GLU(1)))
     canvas.height = 250
-    return canvas
 
 
 def _branch(canvas: Canvas, left: float, name: str, branch: Placement) -> None:
+    def box(x: float, y: float, label: str, width: float) -> None:
+        canvas.rect(x, y, width, 22, "norm" if label == "norm" else "ffn", 5)
+        canvas.text(x + width / 2, y + 15, label, SMALL, width - 6, anchor="middle")
+
     stream, block, top, bottom = left + 18, left + 42, 52.0, 236.0
     canvas.text(left + 8, 16, name, SMALL, 130, "strong")
     canvas.text(left + 8, 31, branch.formula, TINY, 140, "faint")
-    on_sum = branch.placement == "post"
-    inner = ["norm"] * ("f(norm" in branch.formula) + ["f"] + ["norm"] * branch.formula.startswith("x + norm")
-    join = bottom - (48 if on_sum else 22)
+    post_norm = branch.placement == "post"
+    boxes = ["norm"] * ("f(norm" in branch.formula) + ["f"] + ["norm"] * branch.formula.startswith("x + norm")
+    join = bottom - (48 if post_norm else 22)
     canvas.path(f"M{stream} {top - 10}V{bottom}", "residual")
     canvas.path(f"M{stream} {top + 4}H{block + 40}V{join}H{stream + 8}", "branch")
-    y = top + 16 + (3 - len(inner)) * 17
-    for each in inner:
-        _box(canvas, block, y, each, 80)
-        y += 36
+    for i, label in enumerate(boxes):
+        box(block, top + 16 + (3 - len(boxes)) * 17 + i * 36, label, 80)
     canvas.circle(stream, join, 7, "plus")
     canvas.path(f"M{stream - 3.5} {join}h7M{stream} {join - 3.5}v7", "branch")
-    if on_sum:
-        _box(canvas, left + 4, bottom - 34, "norm", 62)
+    if post_norm:
+        box(left + 4, bottom - 34, "norm", 62)
 
 
-def _box(canvas: Canvas, x: float, y: float, words: str, width: float) -> None:
-    canvas.rect(x, y, width, 22, "norm" if words == "norm" else "ffn", 5)
-    canvas.text(x + width / 2, y + 15, words, SMALL, width - 6, anchor="middle")
-
-
-WAY = (
-    ("text", "to be or not", "card"),
-    ("token ids", "116 111 32 …", "card"),
-    ("embedding", "a row for each", "table"),
-    ("layers", "attention, ffn", "attn"),
-    ("norm", "of the last row", "norm"),
-    ("head", "a logit for each", "table"),
-    ("softmax", "probabilities", "card"),
-)
-
-
-def _way(says: str) -> Canvas:
-    """From text to the next token's probabilities."""
-    canvas = Canvas(len(WAY) * STEP + 4, "The way of a token", says, css())
-    for i, (name, does, look) in enumerate(WAY):
-        x = 8 + i * STEP
-        if i:
-            canvas.path(f"M{x - STEP + BOX} {28}h{STEP - BOX - 5}", "branch")
-            canvas.path(f"M{x - 1} 28l-5 -3v6z", "tip")
-        if name == "layers":  # several, one behind the other
-            for back in (6, 3):
-                canvas.rect(x + back, 16 - back, BOX, TALL, look, 5)
-        canvas.rect(x, 16, BOX, TALL, look, 5)
-        canvas.text(x + BOX / 2, 32, name, SMALL, BOX - 6, "strong", "middle")
-        canvas.text(x + BOX / 2, 56, does, TINY, BOX + 10, "faint", "middle")
-    canvas.height = 66
-    return canvas
-
-
-DRAWINGS: dict[str, Callable[[str], Canvas]] = {
-    "way": _way,
-    "one-head": _head,
+DRAWINGS: dict[str, tuple[str, float, Draw]] = {  # name -> title, width, how to draw it
+    "forward-pass": ("A forward pass", len(STAGES) * STAGE_PITCH + 4, _forward_pass),
+    "one-head": ("One head", 560, _one_head),
     "mha": _block(GQA(8, 8, 64, RoPE(5e5)), 512),
     "gqa": _block(GQA(8, 2, 64, RoPE(5e5)), 512),
     "mqa": _block(GQA(8, 1, 64, RoPE(5e5)), 512),
     "mla": _block(MLA(128, 1536, 512, 128, 64, 128, NORM, RoPE(1e4)), 7168),
-    "masks": _masks,
-    "rope": _rope,
+    "masks": ("Visible tokens", 2 * MASK_SIDE + 5 * PAD, _masks),
+    "rope": ("Rotary position embedding", 84 + ROPE_POSITIONS * ROPE_PITCH, _rope),
     "glu": _block(GLU(14_336), 4096),
     "moe": _block(MoE(32, GLU(2880), SoftmaxTopK(4)), 2880),
     "grouped": _block(MoE(256, GLU(2048), GroupedSigmoidTopK(8, 8, 4, 2.5), shared=GLU(2048)), 7168),
-    "norms": _norms,
+    "norms": ("Norm placements", len(PLACEMENTS) * BRANCH_WIDTH, _norms),
 }
