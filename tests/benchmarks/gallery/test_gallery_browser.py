@@ -195,15 +195,15 @@ def test_sliders_update_what_fits(page: Any) -> None:
         page.locator("#fit-cache").select_option(cache)
         assert page.locator("#fit-memory-shown").inner_text() == f"{memory} GB"
         for row, model in zip(page.locator("#fit-table tbody tr").all(), SHOWN, strict=True):
-            held = model.spec.params() * DTYPES[weights].itemsize
-            kept = model.spec.kv_bytes(context, batch, DTYPES[cache])
+            weights_bytes = model.spec.params() * DTYPES[weights].itemsize
+            cache_bytes = model.spec.kv_bytes(context, batch, DTYPES[cache])
             cells = row.locator("td").all_inner_texts()
             assert row.locator("th").inner_text() == model.name
             assert cells[1:5] == [
-                format_bytes(held),
-                format_bytes(kept),
-                format_bytes(held + kept),
-                "yes" if held + kept <= memory * 1e9 else "no",
+                format_bytes(weights_bytes),
+                format_bytes(cache_bytes),
+                format_bytes(weights_bytes + cache_bytes),
+                "yes" if weights_bytes + cache_bytes <= memory * 1e9 else "no",
             ]
 
 
@@ -324,9 +324,9 @@ def test_figures_of_the_charts_equal_python(page: Any) -> None:
     page.locator("#kv-dtype").select_option("float32")
     page.locator("#chart-device").select_option("rtx4090")
     specs, device = {model.name: model.spec for model in SHOWN}, roofline.device("rtx4090")
-    kept = page.evaluate(ROWS, ["kv", ["model", "context", "bytes"]])
-    assert len({row["model"] for row in kept}) == 8
-    for row in kept:
+    rows = page.evaluate(ROWS, ["kv", ["model", "context", "bytes"]])
+    assert len({row["model"] for row in rows}) == 8
+    for row in rows:
         assert row["bytes"] == specs[row["model"]].kv_bytes(row["context"], 16, torch.float32)
     passes = page.evaluate(ROWS, ["ceilings", ["model", "pass", "context", "batch", "tokens_per_s", "bound"]])
     assert len({(row["model"], row["pass"]) for row in passes}) == 8 * 4
@@ -346,8 +346,10 @@ def test_chart_is_saved_as_shown(page: Any, folder: Path) -> None:
         content = Path(download.value.path()).read_bytes()
         if kind == "csv":
             saved = list(csv.reader(io.StringIO(content.decode())))
-            kept = list(csv.reader(io.StringIO((folder / "data" / "flops.csv").read_text(encoding="utf-8"))))
-            assert [[cell.lower() for cell in row] for row in saved] == [[cell.lower() for cell in row] for row in kept]
+            expected = list(csv.reader(io.StringIO((folder / "data" / "flops.csv").read_text(encoding="utf-8"))))
+            assert [[cell.lower() for cell in row] for row in saved] == [
+                [cell.lower() for cell in row] for row in expected
+            ]
         elif kind == "svg":
             assert "var(--" not in content.decode()
             assert "FLOPs per token" in content.decode()
