@@ -19,6 +19,14 @@ from zoo.swaps.rebuild import aliases
 
 LEAVES = ("rope", "norm", "router", "act")  # slots whose specs are said in words, not field by field
 KV_CONTEXTS = (4 * 1024, 32 * 1024, 128 * 1024)
+PAIRS = (
+    ("llama3.1-8b", "olmo2-7b"),
+    ("olmo2-32b", "gemma3-27b"),
+    ("gemma3-27b", "mistral-small-3.1-24b"),
+    ("llama3.2-1b", "qwen3-0.6b"),
+    ("deepseek-v3-671b", "qwen3-235b-a22b"),
+    ("smollm3-3b", "qwen3-4b"),
+)
 Row = dict[str, Any]
 Values = dict[str, Counter[Any]]  # a field -> its values, each as often as layers have it
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,3 +97,22 @@ def _crossing(model: Model, against: Model, changes: Sequence[growth.Change]) ->
         "less": less[changes[-1].sign],
         "changes": [{"from_context": change.start, "less": less[change.sign]} for change in changes],
     }
+
+
+def describe_crossing(row: Row) -> str:
+    """Which of the two models of a crossing row has the smaller cache, by context."""
+    return "; ".join(f"{less or 'both alike'} {span(start, end)}" for start, end, less in spans(row)) + "."
+
+
+def span(start: int, end: int | None) -> str:
+    """Contexts from `start` to `end` (None: no end), as text."""
+    if end is None:
+        return "at every context" if start == 1 else f"from {start:,} on"
+    return f"up to {end:,}" if start == 1 else f"at {start:,}" if start == end else f"{start:,} to {end:,}"
+
+
+def spans(row: Row) -> Iterator[tuple[int, int | None, str | None]]:
+    """(first context, last context, the model with the smaller cache) of a crossing row."""
+    changes = row["changes"]
+    for change, following in zip(changes, [*changes[1:], None], strict=True):
+        yield change["from_context"], following["from_context"] - 1 if following else None, change["less"]

@@ -9,11 +9,13 @@ import torch
 import typer
 
 from benchmarks.analytic import compare, kv
-from benchmarks.analytic.compare import KV_CONTEXTS
+from benchmarks.analytic.compare import KV_CONTEXTS, PAIRS
 from benchmarks.analytic.kv import Setting
 from benchmarks.analytic.models import Model, one, swapped
 from benchmarks.analytic.roofline import Device
-from benchmarks.commands.kv import whose
+from benchmarks.measure import measuring
+from benchmarks.measure.benchmark_models import Form, Subject, formed
+from benchmarks.measure.throughput import EAGER
 from benchmarks.options import (
     AsFormat,
     Bandwidth,
@@ -29,9 +31,6 @@ from benchmarks.options import (
     the_device,
     tokens,
 )
-from benchmarks.measure import measuring
-from benchmarks.measure.benchmark_models import Form, Subject, formed
-from benchmarks.measure.throughput import EAGER
 from benchmarks.output.report import Report, Table
 from benchmarks.output.show import positions
 from zoo.cli.runner import Debug, Json, Out, emit
@@ -47,14 +46,6 @@ Pair = Annotated[
 Context = Annotated[int, typer.Option("--context", parser=tokens, metavar="TOKENS", help="Of FLOPs and ceilings.")]
 Measure = Annotated[bool, typer.Option("--measure", help="Measure both on this machine, too: pp512 and tg128.")]
 Docs = Annotated[bool, typer.Option("--docs", help="Write docs/comparisons.md: six pairs, as Markdown.")]
-PAIRS = (
-    ("llama3.1-8b", "olmo2-7b"),
-    ("olmo2-32b", "gemma3-27b"),
-    ("gemma3-27b", "mistral-small-3.1-24b"),
-    ("llama3.2-1b", "qwen3-0.6b"),
-    ("deepseek-v3-671b", "qwen3-235b-a22b"),
-    ("smollm3-3b", "qwen3-4b"),
-)
 INTRODUCTION = """# Comparisons
 
 Pairs of architectures, and only what differs between the two. Written by `make docs`; a test holds it to what
@@ -170,4 +161,4 @@ def _with_units(row: Row) -> Row:
 
 def _crossing(first: Model, second: Model, setting: Setting) -> Table:
     rows = kv.crossing_rows([first], second, setting.cache)
-    return Table("Whose cache is smaller, by tokens of context", [], [whose(rows[0])], rows)
+    return Table("Whose cache is smaller, by tokens of context", [], [kv.describe_crossing(rows[0])], rows)

@@ -10,7 +10,7 @@ import torch
 import typer
 
 from benchmarks.analytic import kv
-from benchmarks.analytic.kv import Setting
+from benchmarks.analytic.kv import Setting, span, spans
 from benchmarks.analytic.models import Model, chosen, one
 from benchmarks.options import (
     AsFormat,
@@ -131,25 +131,6 @@ def when(row: Row) -> str:
     if row["changes"] == [{"from_context": 1, "less": None}]:
         return "never: both are the same"
     return ", ".join(span(start, end) for start, end, less in spans(row) if less == named(row)) or "never"
-
-
-def whose(row: Row) -> str:
-    """Who needs less, and where, in words."""
-    return "; ".join(f"{less or 'both alike'} {span(start, end)}" for start, end, less in spans(row)) + "."
-
-
-def span(start: int, end: int | None) -> str:
-    """Contexts from `start` to `end`, None for no end, in words."""
-    if end is None:
-        return "at every context" if start == 1 else f"from {start:,} on"
-    return f"up to {end:,}" if start == 1 else f"at {start:,}" if start == end else f"{start:,} to {end:,}"
-
-
-def spans(row: Row) -> Iterator[tuple[int, int | None, str | None]]:
-    """(first context, last context, who needs less)."""
-    changes = row["changes"]
-    for change, following in zip(changes, [*changes[1:], None], strict=True):
-        yield change["from_context"], following["from_context"] - 1 if following else None, change["less"]
 
 
 def _sequences(row: Row) -> str:

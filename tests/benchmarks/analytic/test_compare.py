@@ -14,9 +14,9 @@ import torch
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.analytic import compare, roofline
+from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.kv import Setting
 from benchmarks.analytic.models import Model, one, swapped
-from benchmarks.commands.compare import PAIRS
 from zoo.cli.runner import exit_code
 from zoo.swaps.grammar import apply_swap
 
