@@ -9,10 +9,8 @@ import torch
 from zoo.blocks import GLU, GQA, MLA, GroupedSigmoidTopK, MoE, RMSNorm, RoPE, SoftmaxTopK
 from zoo.blocks.layer import PLACEMENTS, Placement
 from zoo.core.forward_context import visible
-from zoo.diagram.canvas import Canvas
-from zoo.diagram.insides import inside
-from zoo.diagram.shapes import SMALL, TINY, Room
-from zoo.diagram.style import css
+from zoo.diagram.canvas import Canvas, css
+from zoo.diagram.insides import SMALL, TINY, Region, inside
 from zoo.registry import Block
 
 PAD, WIDE = 12.0, 330.0
@@ -33,7 +31,7 @@ def _block(block: Block, dim: int) -> Callable[[str], Canvas]:
     def made(says: str) -> Canvas:
         canvas = Canvas(WIDE, type(block).__name__, says, css())
         frame = canvas.rect(1, 1, WIDE - 2, 0, "ffn" if block.role == "ffn" else "attn", 8)
-        bottom = inside(block, Room(canvas, PAD, PAD, WIDE - 2 * PAD, dim, "block")) + PAD
+        bottom = inside(block, Region(canvas, PAD, PAD, WIDE - 2 * PAD, dim, "block")) + PAD
         frame.set("height", f"{bottom - 2:.1f}")
         canvas.height = bottom
         return canvas
