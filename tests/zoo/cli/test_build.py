@@ -100,7 +100,7 @@ def test_a_list_of_everything(capsys) -> None:
     assert all(name in out for name in (*names(), *families(), "post", "GroupedSigmoidTopK"))
     told = json.loads(run(capsys, "--list", "--json")[0])
     assert set(told["sizes"]) == set(families())
-    assert {"slot", "block", "option", "architectures"} == told["blocks"][0].keys()
+    assert {"role", "block", "option", "architectures"} == told["blocks"][0].keys()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_wrong_call_gets_one_line(capsys, args, code, says) -> None:
 
 def test_a_size_that_does_not_fit_is_refused_before_it_is_built(capsys, monkeypatch) -> None:
     monkeypatch.setattr(self_check, "free_memory", lambda device: 2**20)
-    monkeypatch.setattr(self_check, "allocate", pytest.fail)
+    monkeypatch.setattr(self_check, "check_build", pytest.fail)
     out, err = run(capsys, names()[0], "--device", "cpu", code=3)
     assert out == ""
     assert "1 MiB is free" in err
