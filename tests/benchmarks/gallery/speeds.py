@@ -26,7 +26,7 @@ def speed(model: str, implementation: str, test: str, tokens_per_s: float) -> di
 
 
 MEASURED: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "machine": {"cpu": "A processor", "platform": "Linux", "torch": "2.13.0", "threads": 1, "python": "3.13"},
     "rows": [
         speed(model, implementation, test, rate)
