@@ -17,6 +17,7 @@ from tabulate import tabulate
 from zoo.core.devices import machine
 
 SCHEMA_VERSION = 2
+Row = dict[str, Any]
 
 
 class Format(StrEnum):
@@ -43,10 +44,7 @@ class Column:
 
 
 def render(
-    rows: Sequence[dict[str, Any]],
-    columns: Sequence[Column],
-    format: Format = Format.table,
-    about: dict[str, Any] | None = None,
+    rows: Sequence[Row], columns: Sequence[Column], format: Format = Format.table, about: Row | None = None
 ) -> str:
     """Rows as text.
 
@@ -66,7 +64,7 @@ def render(
     return _table(rows, columns, plain=format is Format.table)
 
 
-def _table(rows: Sequence[dict[str, Any]], columns: Sequence[Column], plain: bool) -> str:
+def _table(rows: Sequence[Row], columns: Sequence[Column], plain: bool) -> str:
     """A plain or a Markdown table. Headers are its first row, since tabulate pads what it knows as a header by two."""
 
     def cell(value: Any, column: Column) -> str:
@@ -93,7 +91,7 @@ def document(facts: Mapping[str, Any]) -> str:
     return json.dumps(_json_value(_with_origin(facts)), indent=2)
 
 
-def _with_origin(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _with_origin(facts: Mapping[str, Any]) -> Row:
     return {"schema_version": SCHEMA_VERSION, "machine": machine(), **facts}
 
 

@@ -6,7 +6,6 @@ The columns are parameters, KV cache per token, and share of the FLOPs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -33,22 +32,6 @@ COLUMNS = {  # name -> right edge, width, heading
 BRANCH_NAMES = {"attn": "attention", "ffn": "feed-forward"}
 
 
-class Totals(NamedTuple):
-    """A model and its totals, which shares refer to."""
-
-    spec: Decoder
-    context: int  # tokens
-    dtype: torch.dtype  # of the cache
-    params: int
-    kv: int  # bytes of one sequence's cache at `context`
-    flops: int  # of one new token that sees `context` tokens, itself included
-
-    @classmethod
-    def of(cls, spec: Decoder, context: int, dtype: torch.dtype) -> Totals:
-        """The totals of a model."""
-        return cls(spec, context, dtype, spec.params(), spec.kv_bytes(context, dtype=dtype), spec.flops(context - 1, 1))
-
-
 class Cost(NamedTuple):
     """What `layers` equal blocks cost together."""
 
@@ -60,45 +43,8 @@ class Cost(NamedTuple):
     flops: int = 0
     scores: int = 0  # FLOPs among these that grow with the context
 
-    @classmethod
-    def of(cls, block: Block, layers: int, totals: Totals) -> Cost:
-        """The cost of a block, a branch or a whole layer, in each of `layers` layers."""
-        dim, past = totals.spec.dim, totals.context - 1
-        cache = next((part.cache_spec() for part in block.walk() if isinstance(part, Mixer)), None)
-        return cls(
-            layers,
-            params=layers * block.params(dim),
-            active=layers * block.active_params(dim),
-            kv=layers * cache.elements() * totals.dtype.itemsize if cache else 0,
-            window=cache.window if cache else None,
-            flops=layers * block.flops(dim, past, 1),
-            scores=layers * block.flop_breakdown(dim, past, 1).get("scores", 0),
-        )
 
-
-def draw_headings(canvas: Canvas, y: float) -> None:
-    """The headings of the cost columns."""
-    for right, width, heading in COLUMNS.values():
-        canvas.text(right, y, heading, TINY, width + 12, "faint", "end")
-
-
-def draw_columns(canvas: Canvas, y: float, cost: Cost, totals: Totals, detailed: bool = False) -> None:
-    """A cost in the columns, on the line `y`; detailed, with bars for its shares and the cost of one layer below."""
-    kept = cost.kv * (totals.context if cost.window is None else min(cost.window, totals.context))
-    shares = {"params": cost.params / totals.params, "kv": kept / totals.kv, "flops": cost.flops / totals.flops}
-    figures = {"params": format_count(cost.params), "kv": format_bytes(cost.kv), "flops": _percent(shares["flops"])}
-    for name, (right, width, _) in COLUMNS.items():
-        if not getattr(cost, name):
-            continue
-        canvas.text(right, y, figures[name], 10.5, width, "strong" if detailed else "ink", "end")
-        if detailed:
-            canvas.rect(right - width, y + 5, width, 3, "track", 1.5)
-            canvas.rect(right - width, y + 5, max(width * shares[name], 0.5), 3, name, 1.5)
-            for i, line in enumerate(_details(name, cost, totals)):
-                canvas.text(right, y + 20 + 12 * i, line, TINY, width, "faint", "end")
-
-
-def _details(name: str, cost: Cost, totals: Totals) -> Iterator[str]:
+def _details(name: str, cost: Cost, whole_flops: int) -> Iterator[str]:
     """The lines below a figure."""
     if name == "params" and cost.layers > 1:
         yield f"{format_count(cost.params / cost.layers)}/layer"
@@ -109,7 +55,7 @@ def _details(name: str, cost: Cost, totals: Totals) -> Iterator[str]:
     if name == "kv" and cost.window:
         yield f"of last {cost.window:,}"
     if name == "flops" and cost.scores:
-        yield f"scores {_percent(cost.scores / totals.flops)}"
+        yield f"scores {_percent(cost.scores / whole_flops)}"
 
 
 def _percent(share: float) -> str:
@@ -123,13 +69,52 @@ def tooltip(name: str, cost: Cost) -> str:
     return f"{name}: {cost.params:,} parameters{kept}, {cost.flops:,} FLOPs{where}"
 
 
-@dataclass
 class Cards:
-    """The cards, drawn one below the other. A branch that an earlier card shows is not drawn again."""
+    """The cards, drawn one below the other. A branch that an earlier card shows is not drawn again.
 
-    canvas: Canvas
-    totals: Totals
-    shown: dict[tuple[str, Placement], tuple[str, str]] = field(default_factory=dict)  # -> a card's label and CSS class
+    KV caches are of one sequence of `context` tokens in `dtype`, FLOPs of one new token that sees `context` tokens,
+    itself included.
+    """
+
+    def __init__(self, canvas: Canvas, spec: Decoder, context: int, dtype: torch.dtype) -> None:
+        self.canvas, self.spec, self.context, self.dtype = canvas, spec, context, dtype
+        self.params, self.flops = spec.params(), spec.flops(context - 1, 1)
+        self.kv = spec.kv_bytes(context, dtype=dtype)
+        self.shown: dict[tuple[str, Placement], tuple[str, str]] = {}  # -> the card's label and CSS class
+
+    def cost(self, block: Block, layers: int) -> Cost:
+        """The cost of a block, a branch or a whole layer, in each of `layers` layers."""
+        dim, past = self.spec.dim, self.context - 1
+        cache = next((part.cache_spec() for part in block.walk() if isinstance(part, Mixer)), None)
+        return Cost(
+            layers,
+            params=layers * block.params(dim),
+            active=layers * block.active_params(dim),
+            kv=layers * cache.elements() * self.dtype.itemsize if cache else 0,
+            window=cache.window if cache else None,
+            flops=layers * block.flops(dim, past, 1),
+            scores=layers * block.flop_breakdown(dim, past, 1).get("scores", 0),
+        )
+
+    def headings(self, y: float) -> None:
+        """The headings of the cost columns."""
+        for right, width, heading in COLUMNS.values():
+            self.canvas.text(right, y, heading, TINY, width + 12, "faint", "end")
+
+    def columns(self, y: float, cost: Cost, detailed: bool = False) -> None:
+        """A cost in the columns on the line `y`; detailed, with bars for its shares and the cost of one layer below."""
+        kept = cost.kv * (self.context if cost.window is None else min(cost.window, self.context))
+        shares = {"params": cost.params / self.params, "kv": kept / self.kv, "flops": cost.flops / self.flops}
+        figures = {"params": format_count(cost.params), "kv": format_bytes(cost.kv), "flops": _percent(shares["flops"])}
+        for name, (right, width, _) in COLUMNS.items():
+            if not getattr(cost, name):
+                continue
+            self.canvas.text(right, y, figures[name], 10.5, width, "strong" if detailed else "ink", "end")
+            if detailed:
+                self.canvas.rect(right - width, y + 5, width, 3, "track", 1.5)
+                self.canvas.rect(right - width, y + 5, max(width * shares[name], 0.5), 3, name, 1.5)
+                for i, line in enumerate(_details(name, cost, self.flops)):
+                    self.canvas.text(right, y + 20 + 12 * i, line, TINY, width, "faint", "end")
 
     def draw(self, y: float, layer: Layer, label: str, layers: int, colour: str) -> float:
         """The card of one kind of layer, of which the model has `layers`; returns the y below it."""
@@ -139,7 +124,7 @@ class Cards:
         canvas.rect(BLOCK, y + 9, 10, 10, f"kind-{colour}", 2)
         title = f"{layers:,} layer{'s' * (layers > 1)}, {label}"
         canvas.text(BLOCK + 16, y + 18, title, 11.5, BLOCK_END - BLOCK - 16, "strong")
-        draw_columns(canvas, y + 18, Cost.of(layer, layers, self.totals), self.totals)
+        self.columns(y + 18, self.cost(layer, layers))
         canvas.path(f"M{BLOCK} {y + 26}H{END - 10}", "rule")
         bottom = y + 26
         for role, branch in (("attn", layer.attn), ("ffn", layer.ffn)):
@@ -177,26 +162,26 @@ class Cards:
         return y + 4
 
     def _block(self, y: float, role: str, block: Block, layers: int) -> float:
-        canvas, cost = self.canvas, Cost.of(block, layers, self.totals)
+        canvas, cost = self.canvas, self.cost(block, layers)
         with canvas.group("part", tooltip(BRANCH_NAMES[role], cost)):
             marks = canvas.marks
             box = canvas.rect(BLOCK, y, BLOCK_END - BLOCK, 0, role, 6)
-            region = Region(canvas, BLOCK + 10, y + 7, BLOCK_END - BLOCK - 20, self.totals.spec.dim, role)
+            region = Region(canvas, BLOCK + 10, y + 7, BLOCK_END - BLOCK - 20, self.spec.dim, role)
             bottom = max(inside(block, region) + 9, y + 48)
             stretch(box, bottom)
             if canvas.marks == marks:  # the blocks may differ in a field that is not drawn
                 box.set("class", canvas.marked(role, f"{role}.block", repr(block)))
-            draw_columns(canvas, y + 18, cost, self.totals, detailed=True)
+            self.columns(y + 18, cost, detailed=True)
         return bottom
 
     def norm(self, y: float, norm: RMSNorm, layers: int, place: str, left: float = BLOCK) -> float:
         """A norm as a bar from `left` on; from FRONT on, the stream runs into it. Returns the y below it."""
-        canvas, cost = self.canvas, Cost.of(norm, layers, self.totals)
+        canvas, cost = self.canvas, self.cost(norm, layers)
         text = ", ".join([type(norm).__name__, *features(norm).values()])
         with canvas.group("part", tooltip(norm.describe(), cost)):
             canvas.rect(left, y, BLOCK_END - left, BAR, canvas.marked("norm", place, norm.describe()), 4)
             canvas.text(left + 10, y + 13, text, SMALL, BLOCK_END - left - 20)
-            draw_columns(canvas, y + 13, cost, self.totals)
+            self.columns(y + 13, cost)
         return y + BAR
 
     def table(self, y: float, name: str, text: str, cost: Cost) -> float:
@@ -206,19 +191,19 @@ class Cards:
             canvas.rect(FRONT, y, BLOCK_END - FRONT, TABLE, canvas.marked("table", name, text), 5)
             end = FRONT + 18 + canvas.text(FRONT + 10, y + 17, name, 12, 100, "strong")
             canvas.text(end, y + 17, text, SMALL, BLOCK_END - end - 8, place=name)
-            draw_columns(canvas, y + 17, cost, self.totals)
+            self.columns(y + 17, cost)
         return y + TABLE
 
     def _reference(self, y: float, role: str, branch: Placement, earlier: tuple[str, str], layers: int) -> float:
         """A bar that names the card on which this branch is drawn."""
-        canvas, cost = self.canvas, Cost.of(branch, layers, self.totals)
+        canvas, cost = self.canvas, self.cost(branch, layers)
         text, (label, css_class) = f"{BRANCH_NAMES[role]} as in", earlier
         with canvas.group("part", tooltip(f"{text} {label}", cost)):
             canvas.rect(BLOCK, y, BLOCK_END - BLOCK, BAR + 3, "ghost", 4)
             x = BLOCK + 16 + canvas.text(BLOCK + 10, y + 14.5, text, SMALL, 120, "faint")
             canvas.rect(x, y + 6.5, 9, 9, css_class, 2)
             canvas.text(x + 14, y + 14.5, label, SMALL, BLOCK_END - x - 24, "faint")
-            draw_columns(canvas, y + 14.5, cost, self.totals)
+            self.columns(y + 14.5, cost)
         return y + BAR + 3
 
     def stream(self, y: float, end: float) -> None:

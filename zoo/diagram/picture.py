@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import groupby
 
@@ -11,7 +12,7 @@ import torch
 from zoo.blocks import Layer
 from zoo.diagram.canvas import Canvas, Facts, css, stretch, text_width, wrap_text
 from zoo.diagram.insides import SMALL, TINY
-from zoo.diagram.layers import BRANCH_NAMES, END, FRONT, GAP, LEFT, TABLE, Cards, Cost, Totals, draw_headings
+from zoo.diagram.layers import BRANCH_NAMES, END, FRONT, GAP, LEFT, TABLE, Cards, Cost
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
@@ -53,14 +54,15 @@ def _facts(spec: Decoder, context: int, dtype: torch.dtype) -> Facts:
 def _draw(spec: Decoder, title: str, context: int, dtype: torch.dtype, against: Facts | None) -> Canvas:
     names = dict(zip(dict.fromkeys(spec.layers), labels(spec), strict=True))  # of the kinds of layer
     pattern = fold([names[layer] for layer in spec.layers])
-    totals, colours = Totals.of(spec, context, dtype), _layer_colours(list(names))
     canvas = Canvas(DIAGRAM_WIDTH, title, _description(spec, names, pattern), css(), against)
+    cards = Cards(canvas, spec, context, dtype)
     paper = canvas.rect(0, 0, DIAGRAM_WIDTH, 0, "paper", 10)
-    y = _draw_figures(canvas, totals, _draw_title(canvas, title, 32) + 14)
+    y = _draw_figures(cards, _draw_title(canvas, title, 32) + 14)
+    colours = _layer_colours(names)
     y = _draw_strip(canvas, spec, pattern, colours, y + 14)
-    draw_headings(canvas, y + 20)
-    y = _draw_model(canvas, totals, names, colours, y + 26)
-    canvas.height = _draw_notes(canvas, totals, y + 18)
+    cards.headings(y + 20)
+    y = _draw_model(cards, names, colours, y + 26)
+    canvas.height = _draw_notes(cards, y + 18)
     stretch(paper, canvas.height)
     return canvas
 
@@ -74,18 +76,18 @@ def _draw_title(canvas: Canvas, title: str, y: float) -> float:
     return y + max(len(lines) - 1, 0) * 1.3 * size
 
 
-def _draw_figures(canvas: Canvas, totals: Totals, y: float) -> float:
+def _draw_figures(cards: Cards, y: float) -> float:
     """The model's costs in four tiles."""
-    spec, active = totals.spec, totals.spec.active_params()
-    fixed, growth = spec.kv_growth(totals.dtype)
-    share = "all active" if active == totals.params else f"{format_count(active)} active"
+    canvas, spec, active = cards.canvas, cards.spec, cards.spec.active_params()
+    fixed, growth = spec.kv_growth(cards.dtype)
+    share = "all active" if active == cards.params else f"{format_count(active)} active"
     context = f"context {_tokens(spec.context)}" if spec.context else ""
-    flops = format_count(totals.flops).replace("B", "G")
+    flops = format_count(cards.flops).replace("B", "G")
     tiles = (  # width, name, figure, unit, detail
-        (0.92, "parameters", format_count(totals.params), "", share),
+        (0.92, "parameters", format_count(cards.params), "", share),
         (0.84, "layers", f"{len(spec.layers):,}", "", context),
         (1.22, "KV cache", format_bytes(growth), "a token", f"and {format_bytes(fixed)} in windows" if fixed else ""),
-        (1.02, "FLOPs", flops, "a token", f"at context {_tokens(totals.context)}"),
+        (1.02, "FLOPs", flops, "a token", f"at context {_tokens(cards.context)}"),
     )
     x, step = LEFT, (END - LEFT + 8) / len(tiles)
     for relative, name, figure, unit, detail in tiles:
@@ -105,13 +107,11 @@ def _draw_strip(canvas: Canvas, spec: Decoder, pattern: str, colours: dict[Layer
     """A strip of all layers from the first to the last, and their pattern in text."""
     pitch = (END - LEFT) / len(spec.layers)
     gap = 1.0 if pitch > 3 else 0.0  # without gaps, equal layers are one rectangle
-    runs = (
-        ((layer, 1) for layer in spec.layers) if gap else ((key, len(list(run))) for key, run in groupby(spec.layers))
-    )
+    runs = [[layer] for layer in spec.layers] if gap else [list(run) for _, run in groupby(spec.layers)]
     x = LEFT
-    for layer, length in runs:
-        canvas.rect(x, y, length * pitch - gap, STRIP_HEIGHT, f"kind-{colours[layer]}", 2 * gap)
-        x += length * pitch
+    for run in runs:
+        canvas.rect(x, y, len(run) * pitch - gap, STRIP_HEIGHT, f"kind-{colours[run[0]]}", 2 * gap)
+        x += len(run) * pitch
     y += STRIP_HEIGHT + 15
     for line in wrap_text(pattern.replace(" x ", " × "), SMALL, END - LEFT):
         canvas.text(LEFT, y, line, SMALL, END - LEFT, place="pattern")
@@ -119,11 +119,11 @@ def _draw_strip(canvas: Canvas, spec: Decoder, pattern: str, colours: dict[Layer
     return y - 13
 
 
-def _draw_model(canvas: Canvas, totals: Totals, names: dict[Layer, str], colours: dict[Layer, str], y: float) -> float:
+def _draw_model(cards: Cards, names: dict[Layer, str], colours: dict[Layer, str], y: float) -> float:
     """A token's path: embedding, layers, norm, head."""
-    spec, counts = totals.spec, Counter(totals.spec.layers)
-    params, head_flops = spec.param_breakdown(), spec.flop_breakdown(totals.context - 1, 1)["head"]
-    cards, top = Cards(canvas, totals), y + GAP
+    canvas, spec, counts = cards.canvas, cards.spec, Counter(cards.spec.layers)
+    params, head_flops = spec.param_breakdown(), spec.flop_breakdown(cards.context - 1, 1)["head"]
+    top = y + GAP
     canvas.text(FRONT, y - 6, "token id", SMALL, 80, "faint")
     cards.stream(y, top)
     scale = f", scaled by {spec.embed_scale:.4g}" if spec.embed_scale != 1 else ""
@@ -144,22 +144,22 @@ def _draw_model(canvas: Canvas, totals: Totals, names: dict[Layer, str], colours
     return y + GAP + 14
 
 
-def _draw_notes(canvas: Canvas, totals: Totals, y: float) -> float:
+def _draw_notes(cards: Cards, y: float) -> float:
     """What the columns count."""
     note = (
         f"Columns add up over the layers of a card; bars are shares of the whole model. KV: cache in "
-        f"{dtype_name(totals.dtype)}, its bars at {totals.context:,} tokens. FLOPs: of one token that sees "
-        f"{totals.context:,}, 2 per multiply-add."
+        f"{dtype_name(cards.dtype)}, its bars at {cards.context:,} tokens. FLOPs: of one token that sees "
+        f"{cards.context:,}, 2 per multiply-add."
     )
-    if canvas.against is not None:
+    if cards.canvas.against is not None:
         note += " Marked in red: what the model it is compared with does not have there."
     for line in wrap_text(note, TINY, END - LEFT):
-        canvas.text(LEFT, y, line, TINY, END - LEFT, "faint")
+        cards.canvas.text(LEFT, y, line, TINY, END - LEFT, "faint")
         y += 12
     return y + 2
 
 
-def _layer_colours(kinds: list[Layer]) -> dict[Layer, str]:
+def _layer_colours(kinds: Iterable[Layer]) -> dict[Layer, str]:
     """A colour for each kind of layer, from one family for full attention and from another for a window."""
     colours: dict[Layer, str] = {}
     seen: Counter[str] = Counter()

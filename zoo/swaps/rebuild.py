@@ -68,7 +68,7 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...]) -> Spec
     """
     kind, near = call.kind, (*((old,) if old else ()), *around)
     names, parts = field_names(kind), _parts(kind)
-    values = {}
+    values: Values = {}
     for source in filter(None, (_first(kind, near), old)):  # a source may be of a subclass with more fields
         values |= {name: value for name, value in _values(source).items() if name in names}
     for name, kinds in parts.items():
