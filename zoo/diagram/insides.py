@@ -11,7 +11,7 @@ from functools import singledispatch
 from math import gcd
 from typing import NamedTuple
 
-from zoo.blocks import GLU, GQA, MLA, GroupedSigmoidTopK, MoE, NoPE, Router
+from zoo.blocks import GLU, GQA, MLA, MoE, NoPE, Router
 from zoo.diagram.canvas import Canvas, text_width, wrap_text
 from zoo.registry import Mixer, Spec
 from zoo.swaps.rebuild import aliases
@@ -100,7 +100,7 @@ def _(block: GLU, region: Region) -> float:
 def _(block: MoE, region: Region) -> float:
     active = f"{block.router.k:,} of {block.experts:,} experts active"
     y = _title(region, (_kind(block), "kind"), (active, "experts"))
-    y = _grid(region.at(y + 7), block.experts, *example_choice(block.router, block.experts)) + 13
+    y = _grid(region.at(y + 7), block.experts, *_example_choice(block.router, block.experts)) + 13
     region.at(y).line(f"each {_widths(block.expert, region.dim)}", "expert")
     if block.shared:
         y += 16
@@ -111,17 +111,11 @@ def _(block: MoE, region: Region) -> float:
     return _chips(region.at(y + 7), labels + [Chip("biases")] * block.expert.bias)
 
 
-@singledispatch
-def example_choice(router: Router, experts: int) -> tuple[int, list[int]]:
-    """An example of a router's choice: the number of groups, and k experts that it can choose together."""
-    return 1, _spread(router.k, experts)
-
-
-@example_choice.register
-def _(router: GroupedSigmoidTopK, experts: int) -> tuple[int, list[int]]:
-    size = experts // router.groups
-    kept = _spread(router.keep, router.groups)
-    return router.groups, [kept[i // size] * size + i % size for i in _spread(router.k, router.keep * size)]
+def _example_choice(router: Router, experts: int) -> tuple[int, list[int]]:
+    """An example of a router's choice: the number of its groups, and k experts that it can choose together."""
+    groups, keep = getattr(router, "groups", 1), getattr(router, "keep", 1)
+    size, kept = experts // groups, _spread(keep, groups)
+    return groups, [kept[i // size] * size + i % size for i in _spread(router.k, keep * size)]
 
 
 def _spread(k: int, number: int) -> list[int]:

@@ -14,7 +14,7 @@ from zoo.errors import UsageError, unknown
 from zoo.registry import Spec
 
 Values = dict[str, Any]
-# Words for points of grouped-query attention.
+# Aliases for forms of grouped-query attention -> whether a spec has that form.
 ALIASES: dict[str, Callable[[GQA], bool]] = {
     "MHA": lambda attn: attn.kv_heads == attn.heads,
     "MQA": lambda attn: attn.kv_heads == 1,
@@ -39,9 +39,9 @@ TERMS = {
 
 
 def aliases(spec: Spec) -> list[str]:
-    """The words for a block: its kind or, for grouped-query attention, the points it is at."""
-    words = [word for word, holds in ALIASES.items() if isinstance(spec, GQA) and holds(spec)]
-    return words if {"MHA", "MQA"} & set(words) else [type(spec).__name__, *words]
+    """The names of a block: its kind and its aliases; MHA and MQA replace GQA."""
+    names = [name for name, holds in ALIASES.items() if isinstance(spec, GQA) and holds(spec)]
+    return names if {"MHA", "MQA"} & set(names) else [type(spec).__name__, *names]
 
 
 class BlockCall(NamedTuple):
@@ -74,15 +74,16 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...]) -> Spec
     for name, kinds in parts.items():
         if name not in values and (found := _first(kinds, near)):
             values[name] = found
-    unused = _give_to_parts(kind, values, {name: call.given[name] for name in call.given if name not in names}, near)
+    own = {name: value for name, value in call.given.items() if name in names}
+    unused = _give_to_parts(kind, values, {name: call.given[name] for name in call.given if name not in own}, near)
     if unused:
         raise _unknown_field(call.name, kind, next(iter(unused)))
-    for name, value in ((name, call.given[name]) for name in call.given if name in names):
+    for name, value in own.items():
         previous = values.get(name) if isinstance(values.get(name), Spec) else None
         values[name] = rebuild(value, previous, near) if isinstance(value, BlockCall) else value
     if call.name in ALIASES:
         _apply_alias(call, values)
-    missing = [name for name in names if name in _required(kind) and name not in values]
+    missing = [name for name in names if name in required_fields(kind) and name not in values]
     if missing:
         example = ", ".join(f"{name}={_example(parts.get(name))}" for name in missing)
         raise UsageError(f"{call.name} needs {', '.join(missing)}: {call.name}({example})")
@@ -97,7 +98,7 @@ def _give_to_parts(kind: type[Spec], values: Values, given: Values, near: tuple[
         options = [type(held)] if held else [option for option in Spec.kinds.values() if issubclass(option, kinds)]
         part = max(options, key=lambda option: len(given.keys() & set(field_names(option))))
         taken = {each: value for each, value in given.items() if each in field_names(part)}
-        if taken and (held or _required(part) <= taken.keys()):
+        if taken and (held or required_fields(part) <= taken.keys()):
             values[name] = rebuild(BlockCall(part.__name__, taken), held, near)
             given = {each: value for each, value in given.items() if each not in taken}
     return given
@@ -154,7 +155,7 @@ def dropped_features(old: Spec, new: Spec) -> Iterator[str]:
 
 def features(spec: Spec) -> dict[str, str]:
     """The optional fields of a block that are in use: field name -> its term."""
-    values, required = _values(spec), _required(type(spec))
+    values, required = _values(spec), required_fields(type(spec))
     optional = [each for each in fields(spec) if each.name in values and each.name not in required]
     used = [each.name for each in optional if values[each.name] != _default(each)]
     return {name: term for name in used if (term := _term(name, values))}
@@ -189,7 +190,7 @@ def _values(spec: Spec) -> Values:
     return {name: getattr(spec, name) for name in field_names(type(spec))}
 
 
-def _required(kind: type[Spec]) -> set[str]:
+def required_fields(kind: type[Spec]) -> set[str]:
     """The fields without a default."""
     return {each.name for each in fields(kind) if each.init and each.default is each.default_factory is MISSING}
 
@@ -201,6 +202,6 @@ def _default(field: Field[Any]) -> Any:
 @cache
 def _parts(kind: type[Spec]) -> dict[str, tuple[type[Spec], ...]]:
     """The required fields of a kind that hold one block, and the kinds that each may hold."""
-    hints = {name: hint for name, hint in get_type_hints(kind).items() if name in _required(kind)}
+    hints = {name: hint for name, hint in get_type_hints(kind).items() if name in required_fields(kind)}
     kinds = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
     return {name: of for name, of in kinds.items() if all(isinstance(t, type) and issubclass(t, Spec) for t in of)}

@@ -130,15 +130,15 @@ def test_a_published_active_count_is_shown_with_its_rule() -> None:
 @pytest.mark.parametrize("name", names())
 def test_the_data_equals_the_specs(name) -> None:
     whole = spec(name)
-    told = card(whole, torch.float32)
-    assert sum(kind["layers"] for kind in told["kinds"]) == told["layers"] == len(whole.layers)
-    assert sorted(kind["layers"] for kind in told["kinds"]) == sorted(Counter(whole.layers).values())
-    assert told["params"] == whole.params()
-    assert told["flops_per_token_4k"] == whole.flops(4095, 1)
+    data = card(whole, torch.float32)
+    assert sum(kind["layers"] for kind in data["kinds"]) == data["layers"] == len(whole.layers)
+    assert sorted(kind["layers"] for kind in data["kinds"]) == sorted(Counter(whole.layers).values())
+    assert data["params"] == whole.params()
+    assert data["flops_per_token_4k"] == whole.flops(4095, 1)
     for tokens, key in ((32 * 1024, "kv_bytes_32k"), (whole.context, "kv_bytes_context")):
-        assert told[key] == whole.kv_bytes(tokens, dtype=torch.float32)
+        assert data[key] == whole.kv_bytes(tokens, dtype=torch.float32)
     # fixed bytes + bytes per token is exact once every window is full.
-    assert told["kv_fixed_bytes"] + told["kv_bytes_per_token"] * 32 * 1024 == told["kv_bytes_32k"]
+    assert data["kv_fixed_bytes"] + data["kv_bytes_per_token"] * 32 * 1024 == data["kv_bytes_32k"]
 
 
 @pytest.mark.parametrize("tiny", [False, True])

@@ -439,7 +439,7 @@ def test_the_command_draws_swapped_and_tiny_models(capsys) -> None:
         (["--svg"], 2, "--svg"),
     ],
 )
-def test_a_wrong_call_gets_one_line(capsys, args, code, says) -> None:
+def test_a_wrong_call_is_a_one_line_error(capsys, args, code, says) -> None:
     out, err = run(capsys, "qwen3", *args, code=code)
     assert out == ""
     assert says in err

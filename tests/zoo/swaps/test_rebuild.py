@@ -11,7 +11,7 @@ from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, Spec, pre
 from zoo.errors import UsageError
 from zoo.registry import Block
 from zoo.swaps.grammar import apply_swap
-from zoo.swaps.rebuild import dropped_features, features
+from zoo.swaps.rebuild import dropped_features, features, required_fields
 
 NORM = RMSNorm(1e-6)
 
@@ -106,16 +106,10 @@ def test_a_dropped_feature_of_any_type_is_named(values: dict[str, Any], dropped:
 @pytest.mark.parametrize("kind", [kind for kind in Spec.kinds.values() if kind.role])
 def test_every_field_of_every_kind_can_be_dropped(kind: type[Spec]) -> None:
     """Each optional field in use, with values of every type, those of another type too: all are formatted."""
-    for name in (each.name for each in kind.__dataclass_fields__.values() if each.name not in _required(kind)):
+    for name in (each.name for each in kind.__dataclass_fields__.values() if each.name not in required_fields(kind)):
         for value in (True, False, None, 2, 0.5, "word", (1, "two"), NORM, object()):
             spec = object.__new__(kind)
             for each in kind.__dataclass_fields__.values():
                 object.__setattr__(spec, each.name, each.default)
             object.__setattr__(spec, name, value)
             assert all(isinstance(word, str) for word in dropped_features(spec, _Odd()))
-
-
-def _required(kind: type[Spec]) -> set[str]:
-    from zoo.swaps.rebuild import _required
-
-    return _required(kind)
