@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.analytic.costs import about
+from benchmarks.analytic.models import about
 from benchmarks.analytic.roofline import Device, Pass
 from benchmarks.measure import ceilings
 from benchmarks.measure.devices import last_cache
