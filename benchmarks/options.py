@@ -17,8 +17,9 @@ from typing import Annotated, Any, get_type_hints
 import torch
 import typer
 
-from benchmarks.analytic import models, roofline
+from benchmarks.analytic import roofline
 from benchmarks.analytic.kv import InferenceConfig
+from benchmarks.analytic.models import Model, chosen
 from benchmarks.output.report import Report
 from zoo.cli.runner import Debug, Json, Out
 from zoo.cli.tables import Format
@@ -80,6 +81,13 @@ computing_dtype_option = partial(
 )
 memory_option = partial(typer.Option, parser=parse_memory, metavar="SIZE", show_default=False)
 
+
+def flag(help: str, *names: str) -> Any:
+    """An option without a value. Its name is given, or typer would add a --no-... to it."""
+    return typer.Option(*names, help=help)
+
+
+Words = list[str] | None
 Contexts = Annotated[list[int] | None, tokens_option("--context", help="As 4096 or 32k. Repeatable.")]
 ComputingType = Annotated[torch.dtype, computing_dtype_option(help="Of weights and cache. [float32]")]
 MEMORY = 80 * 2**30  # bytes
@@ -87,54 +95,48 @@ Memory = Annotated[int, memory_option(help="Of the card: 24GiB, 80GB. [80GiB]")]
 Batch = Annotated[int, typer.Option(min=1, help="Sequences, each of the same context.")]
 Repeat = Annotated[int, typer.Option("--repeat", "-r", min=1, help="Runs of each that count.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of random weights and inputs.")]
-Tiny = Annotated[bool, typer.Option("--tiny", help="Toy widths, every kind of layer kept.")]
+Tiny = Annotated[bool, flag("Toy widths, every kind of layer kept.", "--tiny")]
 Layers = Annotated[
-    int | None,
-    typer.Option("--layers", min=1, help="Only so many layers: the first of each kind, then the first others."),
+    int | None, typer.Option(min=1, help="Only so many layers: the first of each kind, then the first others.")
 ]
 Names = Annotated[
-    list[str] | None,
-    typer.Argument(help="Presets, hub ids, families (all their sizes) or folders with a config.json; none: all."),
+    Words, typer.Argument(help="Presets, hub ids, families (all their sizes) or folders with a config.json; none: all.")
 ]
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """Which models a verb is about."""
+class SwapOptions:
+    """What is changed in the models that are named, and how their configs are read."""
 
-    names: Names = None
     swap: Annotated[
-        list[str] | None,
+        Words,
         typer.Option(
             metavar="CHANGE", help="Add each model with a block changed: 'GQA(window=512)', norm=olmo. Repeat."
         ),
     ] = None
     ignore_field: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A field of a folder's config.json to ignore. Repeatable."),
+        Words, typer.Option(metavar="NAME", help="A field of a folder's config.json to ignore. Repeatable.")
     ] = None
-
-    @property
-    def words(self) -> tuple[list[str], list[str], list[str]]:
-        """(names, swaps, ignored fields), as the functions of analytic.models take them."""
-        return self.names or [], self.swap or [], self.ignore_field or []
-
-    def chosen(self) -> list[models.Model]:
-        """The models that are named."""
-        return models.chosen(*self.words)
 
 
 @dataclass(frozen=True)
-class InferenceOptions:
+class ModelOptions(SwapOptions):
+    """Which models a verb is about."""
+
+    names: Names = None
+
+    def chosen(self, choose: Callable[..., list[Model]] = chosen) -> list[Model]:
+        """The models that are named, by a function of analytic.models."""
+        return choose(self.names or [], self.swap or [], self.ignore_field or [])
+
+
+@dataclass(frozen=True)
+class InferenceOptions(InferenceConfig):
     """How a model is run: how many sequences, and in which dtypes."""
 
     batch: Batch = 1
-    dtype: Annotated[torch.dtype, dtype_option(help="Of the weights. [bfloat16]")] = torch.bfloat16
-    cache_dtype: Annotated[torch.dtype, dtype_option(help="Of the cache. [bfloat16]")] = torch.bfloat16
-
-    def config(self) -> InferenceConfig:
-        """The same, as analytic takes it."""
-        return InferenceConfig(self.batch, self.cache_dtype, self.dtype)
+    weights: Annotated[torch.dtype, dtype_option("--dtype", help="Of the weights. [bfloat16]")] = torch.bfloat16
+    cache: Annotated[torch.dtype, dtype_option("--cache-dtype", help="Of the cache. [bfloat16]")] = torch.bfloat16
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class ReportOptions:
 
 
 def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with one parameter for each field of the groups of options that it takes, for typer."""
+    """The command as typer takes it: with one parameter for each field of the groups of options."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters: list[Parameter] = []

@@ -31,11 +31,11 @@ USUAL_FORMULAS: dict[type[Mixer], tuple[str, Callable[[Any, int], Fraction]]] = 
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How a model is run: `batch` sequences, and the dtypes of `cache` and `weights`."""
+    """How a model is run: `batch` sequences, and the dtypes of `weights` and `cache`."""
 
     batch: int = 1
-    cache: torch.dtype = torch.bfloat16
     weights: torch.dtype = torch.bfloat16
+    cache: torch.dtype = torch.bfloat16
 
     def describe(self) -> Row:
         """The keys of a row: batch and cache dtype."""

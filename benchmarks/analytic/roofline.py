@@ -79,21 +79,20 @@ class Pass:
 
 def decode(spec: Decoder, context: int, batch: int, weights: torch.dtype, cache: torch.dtype) -> Pass:
     """One token of each sequence that sees `context` tokens, itself included: the cache is read once."""
-    return Pass(
-        tokens=batch,
-        flops=batch * spec.flops(context - 1, 1),
-        weight_bytes=spec.read_params(batch) * weights.itemsize,
-        kv_bytes=spec.kv_bytes(context, batch, cache),
-    )
+    return _forward(spec, context - 1, 1, batch, weights, cache)
 
 
 def prefill(spec: Decoder, context: int, batch: int, weights: torch.dtype, cache: torch.dtype) -> Pass:
     """`context` tokens of each sequence in one pass, the last one's logits kept: the cache is written once."""
+    return _forward(spec, 0, context, batch, weights, cache)
+
+
+def _forward(spec: Decoder, past: int, new: int, batch: int, weights: torch.dtype, cache: torch.dtype) -> Pass:
     return Pass(
-        tokens=batch * context,
-        flops=batch * spec.flops(0, context, logits=1),
-        weight_bytes=spec.read_params(batch * context) * weights.itemsize,
-        kv_bytes=spec.kv_bytes(context, batch, cache),
+        tokens=batch * new,
+        flops=batch * spec.flops(past, new, logits=1),
+        weight_bytes=spec.read_params(batch * new) * weights.itemsize,
+        kv_bytes=spec.kv_bytes(past + new, batch, cache),
     )
 
 

@@ -20,9 +20,9 @@ def command(
 
     Each at its verb's own contexts; call a verb by itself to choose them.
     """
-    chosen, config, device, against = models.chosen(), inference.config(), peak.device(), one(kv.AGAINST)
+    chosen, device, against = models.chosen(), peak.device(), one(kv.AGAINST)
     with to.report() as report:
         report.add(*costs.static_tables([*map(cost_row, chosen)]))
         report.add(*params.tables(chosen))
-        report.add(*kv.tables(chosen, [kv.DEFAULT_CONTEXT], against, memory, config))
-        report.add(*flops.tables(chosen, flops.DEFAULT_CONTEXT, config, device))
+        report.add(*kv.tables(chosen, [kv.DEFAULT_CONTEXT], against, memory, inference))
+        report.add(*flops.tables(chosen, flops.DEFAULT_CONTEXT, inference, device))

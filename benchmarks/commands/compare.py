@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -14,7 +14,17 @@ from benchmarks.analytic.roofline import Device
 from benchmarks.measure import measuring
 from benchmarks.measure.benchmark_models import Form, Subject, formed
 from benchmarks.measure.throughput import EAGER
-from benchmarks.options import DeviceOptions, InferenceOptions, Layers, ModelOptions, ReportOptions, Tiny, tokens_option
+from benchmarks.options import (
+    DeviceOptions,
+    InferenceOptions,
+    Layers,
+    ReportOptions,
+    SwapOptions,
+    Tiny,
+    Words,
+    flag,
+    tokens_option,
+)
 from benchmarks.output.report import Row, Table, columns
 from benchmarks.output.show import format_sequences, format_tokens, smaller_by_context
 from zoo.cli.runner import emit
@@ -28,36 +38,19 @@ Pairs of architectures, and only what differs between the two. Written by `make 
 `python -m benchmarks compare A B` prints."""
 
 
-@dataclass(frozen=True)
-class PairOptions(ModelOptions):
-    """The two models to compare."""
-
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(help="Two presets, families, hub ids or folders; or one, with --swap.", metavar="A B"),
-    ] = None
-
-    def pair(self) -> tuple[Model, Model]:
-        """The two models. Raises UsageError unless there are two, or one with swaps."""
-        names, swaps, ignored = self.words
-        if len(names) != (1 if swaps else 2):
-            raise UsageError("compare takes two models, or one with --swap: llama3 qwen3, or qwen3 --swap rope=NoPE")
-        first = one(names[0], ignored)
-        return first, swapped(first, swaps) if swaps else one(names[1], ignored)
-
-
 def command(
     *,
+    names: Annotated[
+        Words, typer.Argument(help="Two presets, families, hub ids or folders; or one, with --swap.", metavar="A B")
+    ] = None,
     context: Annotated[int, tokens_option(help="Of FLOPs and ceilings.")] = 4096,
     inference: InferenceOptions,
     peak: DeviceOptions,
-    models: PairOptions,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Measure both on this machine, too: pp512 and tg128.")
-    ] = False,
+    changes: SwapOptions,
+    measure: Annotated[bool, flag("Measure both on this machine, too: pp512 and tg128.", "--measure")] = False,
     tiny: Tiny = False,
     layers: Layers = None,
-    docs: Annotated[bool, typer.Option("--docs", help="Write docs/comparisons.md: six pairs, as Markdown.")] = False,
+    docs: Annotated[bool, flag("Write docs/comparisons.md: six pairs, as Markdown.", "--docs")] = False,
     to: ReportOptions,
 ) -> None:
     """Two architectures: blocks and costs that differ.
@@ -65,18 +58,26 @@ def command(
     With --swap a model is compared with its own swapped form. --measure times both, with random weights in --dtype, in
     turns; --tiny and --layers then say in which form.
     """
-    config, device = inference.config(), peak.device()
+    device = peak.device()
     if docs:
-        emit(document(context, config, device), to.out)
+        emit(document(context, inference, device), to.out)
         return
-    pair = models.pair()
+    models = pair(names or [], changes.swap or [], changes.ignore_field or [])
     with to.report() as report:
-        report.add(*tables(*pair, context, config, device))
+        report.add(*tables(*models, context, inference, device))
         if measure:
-            once = {model.label: model for model in pair}
+            once = {model.label: model for model in models}
             subjects = [formed(Subject(model), Form(tiny, layers)) for model in once.values()]
-            setting = measuring.setting(inference.dtype, batch=inference.batch, tiny=tiny)
+            setting = measuring.setting(inference.weights, batch=inference.batch, tiny=tiny)
             measuring.measure(report, subjects, setting, [EAGER])
+
+
+def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str]) -> tuple[Model, Model]:
+    """The two models to compare. Raises UsageError unless there are two, or one with swaps."""
+    if len(names) != (1 if swaps else 2):
+        raise UsageError("compare takes two models, or one with --swap: llama3 qwen3, or qwen3 --swap rope=NoPE")
+    first = one(names[0], ignore_fields)
+    return first, swapped(first, swaps) if swaps else one(names[1], ignore_fields)
 
 
 def document(context: int, config: InferenceConfig, device: Device) -> str:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-import typer
-
 from benchmarks.analytic.models import Model, representatives
 from benchmarks.analytic.params import FLOPS_CONTEXT, cost_row
 from benchmarks.measure import throughput_rows, tiny_throughput
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
 from benchmarks.measure.throughput import Found
-from benchmarks.options import ModelOptions, ReportOptions, Seed
+from benchmarks.options import ModelOptions, ReportOptions, Seed, flag
 from benchmarks.output.report import Report, Row, Rows, Table, columns
 from benchmarks.output.show import format_tokens, measured_on, min_max, unit
 from benchmarks.output.throughput_tables import repetitions
@@ -21,9 +19,7 @@ from zoo.units import format_count
 
 def command(
     *,
-    static: Annotated[
-        bool, typer.Option("--static", "--no-run", help="Only what follows from the specs; build nothing.")
-    ] = False,
+    static: Annotated[bool, flag("Only what follows from the specs; build nothing.", "--static", "--no-run")] = False,
     seed: Seed = 0,
     models: ModelOptions,
     to: ReportOptions,
@@ -37,7 +33,7 @@ def command(
     with to.report() as report:
         report.add(*static_tables([cost_row(model) for model in chosen]))
         if not static:
-            measure(representatives(*models.words), seed, report)
+            measure(models.chosen(representatives), seed, report)
 
 
 def measure(models: Sequence[Model], seed: int, report: Report) -> None:

@@ -27,10 +27,10 @@ def command(
 
     A ceiling is the roofline of a device, by --device-spec or by --bandwidth and --flops.
     """
-    chosen, config, device = models.chosen(), inference.config(), peak.device()
+    chosen, device = models.chosen(), peak.device()
     with to.report() as report:
         for tokens in context or [DEFAULT_CONTEXT]:
-            report.add(*tables(chosen, tokens, config, device))
+            report.add(*tables(chosen, tokens, inference, device))
 
 
 def tables(models: Sequence[Model], context: int, config: InferenceConfig, device: Device) -> Iterator[Table]:

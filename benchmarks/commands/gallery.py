@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.analytic.models import chosen
-from benchmarks.options import Names
+from benchmarks.options import Names, flag
 from benchmarks.performance import kept
 from zoo.cli.runner import Debug, emit
 from zoo.cli.tables import SCHEMA_VERSION
@@ -24,15 +24,13 @@ FOLDER = Path("gallery")
 def command(
     names: Names = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write it; made if it is not there.")] = FOLDER,
-    png: Annotated[bool, typer.Option("--png", help="Each chart as a PNG and an SVG file, too.")] = False,
+    png: Annotated[bool, flag("Each chart as a PNG and an SVG file, too.", "--png")] = False,
     measured: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="What `python -m benchmarks throughput --json` wrote: speeds to show."),
     ] = None,
-    docs: Annotated[
-        bool, typer.Option("--docs", help="Write what docs/ holds of it: the text on blocks, and pictures.")
-    ] = False,
-    open: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+    docs: Annotated[bool, flag("Write what docs/ holds of it: the text on blocks, and pictures.", "--docs")] = False,
+    open: Annotated[bool, flag("Show it in a browser.", "--open")] = False,
     debug: Debug = False,
 ) -> None:
     """A web page of the architectures: diagrams, charts, what fits, what a swap costs.

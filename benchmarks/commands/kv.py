@@ -35,7 +35,7 @@ def command(
     """
     chosen, other = models.chosen(), one(against, models.ignore_field or [])
     with to.report() as report:
-        report.add(*tables(chosen, context or [DEFAULT_CONTEXT], other, memory, inference.config()))
+        report.add(*tables(chosen, context or [DEFAULT_CONTEXT], other, memory, inference))
 
 
 def tables(

@@ -14,7 +14,7 @@ from benchmarks.measure import loading
 from benchmarks.measure.environment import kernel_summary, merged, recorded
 from benchmarks.measure.loading import PEER, ZOO, Found
 from benchmarks.measure.one_load import TOKENS
-from benchmarks.options import ReportOptions
+from benchmarks.options import ReportOptions, flag
 from benchmarks.output.report import Row, Rows, Table, columns
 from benchmarks.output.show import three, three_in, unit
 from weights.loading import number_type, open_source
@@ -26,7 +26,7 @@ def command(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder in Hugging Face layout, or a .gguf file.")],
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     repeat: Annotated[int, typer.Option(min=1, help="Loads that count, of each loader.")] = 5,
-    alone: Annotated[bool, typer.Option("--alone", help="Without transformers beside it.")] = False,
+    alone: Annotated[bool, flag("Without transformers beside it.", "--alone")] = False,
     to: ReportOptions,
 ) -> None:
     """Seconds and memory of loading, next to transformers.

@@ -15,7 +15,7 @@ from benchmarks.measure.mla import Outcome, Setting
 from benchmarks.measure.mla_variants import ABSORBED, EXPANDED, LATENT
 from benchmarks.measure.side_by_side import CPU
 from benchmarks.measure.timing import Samples
-from benchmarks.options import ComputingType, Contexts, Repeat, ReportOptions, Seed
+from benchmarks.options import ComputingType, Contexts, Repeat, ReportOptions, Seed, Words, flag
 from benchmarks.output.report import Row, Rows, Table, columns, named
 from benchmarks.output.show import format_tokens, measured_on, min_max, three, three_in, unit
 from zoo.blocks.mla import MLA
@@ -25,20 +25,19 @@ from zoo.units import format_count
 
 CONTEXTS = (1024, 4096, 32_768)
 EXPANDS = {EXPANDED: "each token once", LATENT: "all, at each step", ABSORBED: "nothing"}
-Swap = Annotated[
-    list[str] | None, typer.Option(metavar="CHANGE", help="Change a block first: 'MLA(heads=16)'. Repeat.")
-]
 
 
 def command(
     *,
     name: Annotated[str, typer.Argument(help="A preset, hub id, family or folder with MLA.")] = "deepseek-v3",
     context: Contexts = None,
-    tiny: Annotated[bool, typer.Option("--tiny", help="At toy widths.")] = False,
+    tiny: Annotated[bool, flag("At toy widths.", "--tiny")] = False,
     dtype: ComputingType = torch.float32,
     repeat: Repeat = 5,
     seed: Seed = 0,
-    swap: Swap = None,
+    swap: Annotated[
+        Words, typer.Option(metavar="CHANGE", help="Change a block first: 'MLA(heads=16)'. Repeat.")
+    ] = None,
     to: ReportOptions,
 ) -> None:
     """Three ways to decode with latent attention, measured.

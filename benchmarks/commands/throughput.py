@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
@@ -15,12 +14,14 @@ from benchmarks.measure.throughput import COMPILED, EAGER
 from benchmarks.options import (
     Batch,
     Layers,
-    ModelOptions,
     Repeat,
     ReportOptions,
     Seed,
+    SwapOptions,
     Tiny,
+    Words,
     computing_dtype_option,
+    flag,
     tokens_or_none_option,
 )
 
@@ -38,22 +39,16 @@ class Peer(StrEnum):
     transformers = "transformers"
 
 
-@dataclass(frozen=True)
-class MeasuredModelOptions(ModelOptions):
-    """Which models are measured."""
-
+def command(
+    *,
     names: Annotated[
-        list[str] | None,
+        Words,
         typer.Argument(
             help="Presets, families (their smallest), hub ids or folders with a config.json: with random weights. "
             "Folders with safetensors files, and .gguf files: with theirs. None: the tiny form of each architecture, "
             "in a minute."
         ),
-    ] = None
-
-
-def command(
-    *,
+    ] = None,
     prompt: Annotated[int, tokens_or_none_option("--prompt", "-p", help="Of a prefill; 0: none.")] = 512,
     generate: Annotated[int, tokens_or_none_option("--generate", "-n", help="To decode; 0: none.")] = 128,
     depth: Annotated[
@@ -72,14 +67,10 @@ def command(
     seed: Seed = 0,
     tiny: Tiny = False,
     layers: Layers = None,
-    released: Annotated[
-        bool, typer.Option("--released", help="Presets and hub ids with their released weights.")
-    ] = False,
+    released: Annotated[bool, flag("Presets and hub ids with their released weights.", "--released")] = False,
     peer: Annotated[Peer | None, typer.Option(help="Measure another implementation beside the zoo's.")] = None,
-    peer_compiled: Annotated[
-        bool, typer.Option("--peer-compiled", help="The peer compiled, with a static cache, too.")
-    ] = False,
-    models: MeasuredModelOptions,
+    peer_compiled: Annotated[bool, flag("The peer compiled, with a static cache, too.", "--peer-compiled")] = False,
+    changes: SwapOptions,
     to: ReportOptions,
 ) -> None:
     """Tokens per second, beside what this machine would have allowed.
@@ -91,7 +82,6 @@ def command(
     python -m benchmarks throughput path/to/model.gguf --peer transformers
     python -m benchmarks throughput qwen3-8b --layers 4 --swap 'GQA(window=512)'
     """
-    names, swaps, ignored = models.words
     tiny = tiny or not names
     setting = measuring.setting(
         dtype,
@@ -105,6 +95,7 @@ def command(
         repetitions=repeat,
         tiny=tiny,
     )
-    subjects = chosen(names, Form(tiny, layers, tuple(swaps), released), ignored)
+    form = Form(tiny, layers, tuple(changes.swap or ()), released)
+    subjects = chosen(names or [], form, changes.ignore_field or [])
     with to.report() as report:
         measuring.measure(report, subjects, setting, mode, peer is not None, peer_compiled)
