@@ -26,7 +26,7 @@ from benchmarks.options import (
     tokens_option,
 )
 from benchmarks.output.report import Row, Table, columns
-from benchmarks.output.show import format_sequences, format_tokens, smaller_by_context
+from benchmarks.output.show import describe_crossing, format_sequences, format_tokens
 from zoo.cli.runner import emit
 from zoo.cli.tables import Column, Format
 from zoo.errors import UsageError
@@ -93,7 +93,7 @@ def document(context: int, config: InferenceConfig, device: Device) -> str:
 def tables(first: Model, second: Model, context: int, config: InferenceConfig, device: Device) -> list[Table]:
     """What differs in the specs, in costs, and whose cache is the smaller."""
     row = crossing_row(first, second, config.cache)
-    crossing = Table("Whose cache is smaller, by tokens of context", [], [smaller_by_context(row)], [row])
+    crossing = Table("Whose cache is smaller, by tokens of context", [], [describe_crossing(row)], [row])
     return [_differences(first, second), _figures(first, second, context, config, device), crossing]
 
 
