@@ -13,7 +13,7 @@ from zoo.catalog import from_hf, resolve, sizes
 from zoo.errors import MalformedError, NotAvailable, UsageError
 from zoo.hf.config import Size
 from zoo.model.decoder import Decoder
-from zoo.swaps.grammar import apply_swap
+from zoo.swaps.grammar import apply_swaps
 
 CONFIG = "config.json"
 Row = dict[str, Any]
@@ -74,10 +74,7 @@ def _chosen(
 
 def swapped(model: Model, swaps: Sequence[str]) -> Model:
     """The model with swaps (zoo.swaps.grammar) applied in turn, under its own name."""
-    spec, dropped = model.spec, dict[str, None]()
-    for swap in swaps:
-        spec, features = apply_swap(spec, swap)
-        dropped.update(dict.fromkeys(features))
+    spec, dropped = apply_swaps(model.spec, swaps)
     return Model(model.name, spec, swap="; ".join(swaps), dropped=", ".join(dropped) or None)
 
 

@@ -10,10 +10,8 @@ import torch
 from zoo.blocks import GLU, GQA, MLA, GroupedSigmoidTopK, MoE, RMSNorm, RoPE, SoftmaxTopK
 from zoo.blocks.layer import PLACEMENTS, Placement
 from zoo.core.forward_context import visible
-from zoo.diagram.canvas import Canvas
-from zoo.diagram.insides import inside
-from zoo.diagram.shapes import SMALL, TINY, Room
-from zoo.diagram.style import css
+from zoo.diagram.canvas import Canvas, css
+from zoo.diagram.insides import SMALL, TINY, Region, inside
 from zoo.registry import Block
 
 Draw = Callable[[Canvas], None]
@@ -39,7 +37,7 @@ def _block(block: Block, dim: int) -> tuple[str, float, Draw]:
 
     def drawing(canvas: Canvas) -> None:
         frame = canvas.rect(1, 1, BLOCK_WIDTH - 2, 0, "ffn" if block.role == "ffn" else "attn", 8)
-        canvas.height = inside(block, Room(canvas, PAD, PAD, BLOCK_WIDTH - 2 * PAD, dim, "block")) + PAD
+        canvas.height = inside(block, Region(canvas, PAD, PAD, BLOCK_WIDTH - 2 * PAD, dim, "block")) + PAD
         frame.set("height", f"{canvas.height - 2:.1f}")
 
     return type(block).__name__, BLOCK_WIDTH, drawing

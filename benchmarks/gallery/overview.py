@@ -10,8 +10,7 @@ from benchmarks.analytic.models import Model
 from zoo.architectures import families
 from zoo.blocks import GQA, MLA, MoE, NoPE
 from zoo.blocks.layer import Layer
-from zoo.diagram.canvas import Canvas
-from zoo.diagram.style import css
+from zoo.diagram.canvas import Canvas, css
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
 from zoo.swaps.rebuild import aliases, features

@@ -21,7 +21,7 @@ def document(file: Path) -> dict:
 
 
 def measured(*rows: dict, **machine: object) -> dict:
-    return {"schema_version": 1, "machine": MACHINE | machine, "complete": True, "rows": list(rows)}
+    return {"schema_version": 2, "machine": MACHINE | machine, "complete": True, "rows": list(rows)}
 
 
 def put(file: Path, content: object) -> Path:

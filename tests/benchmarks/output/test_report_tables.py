@@ -66,7 +66,7 @@ def test_json_holds_every_row_once_and_names_its_machine(tmp_path: Path) -> None
     document = json.loads(written(Format.json, tmp_path))
     assert document["rows"] == [*COSTS, *SPEEDS]
     assert document["complete"] is True
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert {"cpu", "threads", "torch"} <= document["machine"].keys()
 
 
