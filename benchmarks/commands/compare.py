@@ -19,9 +19,9 @@ from benchmarks.options import (
     InferenceOptions,
     Layers,
     ReportOptions,
+    Strings,
     SwapOptions,
     Tiny,
-    Words,
     flag,
     tokens_option,
 )
@@ -41,7 +41,7 @@ Pairs of architectures, and only what differs between the two. Written by `make 
 def command(
     *,
     names: Annotated[
-        Words, typer.Argument(help="Two presets, families, hub ids or folders; or one, with --swap.", metavar="A B")
+        Strings, typer.Argument(help="Two presets, families, hub ids or folders; or one, with --swap.", metavar="A B")
     ] = None,
     context: Annotated[int, tokens_option(help="Of FLOPs and ceilings.")] = 4096,
     inference: InferenceOptions,
