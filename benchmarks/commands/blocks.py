@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.options import AsFormat, ComputingType, Repeat, Seed, tokens
 from benchmarks.measure import blocks
 from benchmarks.measure.block_list import EXPERTS, HEAD_DIM, SHARE, WINDOW, entries
 from benchmarks.measure.blocks import Setting
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
 from benchmarks.measure.side_by_side import CPU
 from benchmarks.measure.timing import Samples
+from benchmarks.options import AsFormat, ComputingType, Repeat, Seed, tokens
 from benchmarks.output.report import Report, Table
 from benchmarks.output.show import positions, three, three_in
 from zoo.cli.runner import Debug, Json, Out

@@ -14,6 +14,9 @@ from benchmarks.analytic.kv import Setting
 from benchmarks.analytic.models import Model, one, swapped
 from benchmarks.analytic.roofline import Device
 from benchmarks.commands.kv import whose
+from benchmarks.measure import measuring
+from benchmarks.measure.benchmark_models import Form, Subject, formed
+from benchmarks.measure.throughput import EAGER
 from benchmarks.options import (
     AsFormat,
     Bandwidth,
@@ -29,9 +32,6 @@ from benchmarks.options import (
     the_device,
     tokens,
 )
-from benchmarks.measure import measuring
-from benchmarks.measure.benchmark_models import Form, Subject, formed
-from benchmarks.measure.throughput import EAGER
 from benchmarks.output.report import Report, Table
 from benchmarks.output.show import positions
 from zoo.cli.runner import Debug, Json, Out, emit

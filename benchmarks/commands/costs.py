@@ -9,10 +9,10 @@ import typer
 
 from benchmarks.analytic import costs
 from benchmarks.analytic.models import Model, chosen, representatives
-from benchmarks.options import AsFormat, IgnoreField, Names, Seed, Swap
 from benchmarks.measure import throughput_rows, tiny_throughput
 from benchmarks.measure.environment import recorded
 from benchmarks.measure.throughput import Found
+from benchmarks.options import AsFormat, IgnoreField, Names, Seed, Swap
 from benchmarks.output import tables
 from benchmarks.output.report import Report
 from zoo.cli.runner import Debug, Json, Out

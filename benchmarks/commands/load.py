@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.options import AsFormat
 from benchmarks.measure import loading
 from benchmarks.measure.environment import kernel_summary, merged, recorded
 from benchmarks.measure.loading import PEER, ZOO, Found
 from benchmarks.measure.one_load import TOKENS
+from benchmarks.options import AsFormat
 from benchmarks.output.report import Report, Table
 from benchmarks.output.show import three, unit
 from weights.loading import number_type, open_source

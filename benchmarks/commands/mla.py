@@ -10,13 +10,13 @@ import typer
 
 from benchmarks.analytic.costs import about
 from benchmarks.analytic.models import Model, one, swapped
-from benchmarks.options import AsFormat, ComputingType, Contexts, Repeat, Seed
 from benchmarks.measure import mla
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
 from benchmarks.measure.mla import Outcome, Setting
 from benchmarks.measure.mla_variants import ABSORBED, EXPANDED, LATENT
 from benchmarks.measure.side_by_side import CPU
 from benchmarks.measure.timing import Samples
+from benchmarks.options import AsFormat, ComputingType, Contexts, Repeat, Seed
 from benchmarks.output.report import Report, Table, named
 from benchmarks.output.show import positions, three, three_in, unit
 from zoo.blocks.mla import MLA

@@ -8,6 +8,9 @@ from typing import Annotated
 import torch
 import typer
 
+from benchmarks.measure import measuring
+from benchmarks.measure.benchmark_models import Form, chosen
+from benchmarks.measure.throughput import COMPILED, EAGER
 from benchmarks.options import (
     AsFormat,
     Batch,
@@ -20,9 +23,6 @@ from benchmarks.options import (
     computing_dtype,
     tokens_or_none,
 )
-from benchmarks.measure import measuring
-from benchmarks.measure.benchmark_models import Form, chosen
-from benchmarks.measure.throughput import COMPILED, EAGER
 from benchmarks.output.report import Report
 from zoo.cli.runner import Debug, Json, Out
 from zoo.cli.tables import Format

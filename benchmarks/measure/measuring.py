@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from benchmarks.measure import throughput_tables
 from benchmarks.measure.benchmark_models import Subject, check_memory, need
 from benchmarks.measure.environment import recorded
 from benchmarks.measure.runners import workloads
 from benchmarks.measure.throughput import TINY_THREADS, Entrant, Found, Setting, of_zoo, run
 from benchmarks.measure.throughput_rows import ceiling_rows, rows
-from benchmarks.output import throughput_tables
 from benchmarks.output.progress import progress
 from benchmarks.output.report import Report
 from zoo.core.devices import find_device

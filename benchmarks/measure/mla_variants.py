@@ -49,8 +49,8 @@ class _Expanded(_Latent):
 
 class _ExpandedMLA(_MLA):
     def forward(self, x: Tensor, step: ForwardContext, slot: LayerCache) -> Tensor:
-        q_nope, q_rope, latent = self._project(x, step)
-        k, v, mask = slot.append(step, *self._expand(latent))
+        q_nope, q_rope, latent = self.project(x, step)
+        k, v, mask = slot.append(step, *self.expand(latent))
         out = attention(torch.cat([q_nope, q_rope], dim=-1), k, v, mask, self.scale)
         return self.o(out.transpose(1, 2).flatten(2))
 
@@ -88,6 +88,6 @@ def fill(form: str, module: Any, streams: list[Tensor], latent: Tensor, chunk: i
     expanded where it keeps keys and values, `chunk` tokens at a time."""
     for start in range(0, latent.shape[2], chunk):
         part = latent[:, :, start : start + chunk]
-        kept = module._expand(part) if form == EXPANDED else (part,)
+        kept = module.expand(part) if form == EXPANDED else (part,)
         for stream, tokens in zip(streams, kept, strict=True):
             stream[:, :, start : start + part.shape[2]] = tokens

@@ -7,10 +7,10 @@ from typing import Any
 
 from benchmarks.analytic.costs import FLOPS_CONTEXT
 from benchmarks.measure.environment import chosen_kernels, kernel_summary
+from benchmarks.measure.throughput_tables import repetitions
 from benchmarks.measure.tiny_throughput import DECODE, PREFILL
 from benchmarks.output.report import Table
 from benchmarks.output.show import positions, unit
-from benchmarks.output.throughput_tables import repetitions
 from zoo.cli.tables import Column
 from zoo.core.devices import machine
 from zoo.units import format_count

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
-from tests.benchmarks.output.test_performance_section import MACHINE, speed
 
 from benchmarks import performance
 from benchmarks.performance import EARLIER, FOLDER, PAGE, gather, kept, page
+from tests.benchmarks.output.test_performance_section import MACHINE, speed
 from zoo.errors import MalformedError, NotAvailable
 
 SAMPLES = sorted(FOLDER.glob("*.json"))

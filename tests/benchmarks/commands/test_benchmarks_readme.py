@@ -13,8 +13,9 @@ import pytest
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.analytic.models import one
+from benchmarks.measure import throughput_tables
 from benchmarks.measure.benchmark_models import Subject
-from benchmarks.output import tables, throughput_tables
+from benchmarks.output import tables
 from tests.benchmarks.fakes import MACHINE, fake_rows
 from zoo.cli.runner import exit_code
 

@@ -17,9 +17,9 @@ from benchmarks.analytic import compare, growth, roofline
 from benchmarks.analytic.flops import PHASES
 from benchmarks.analytic.models import one
 from benchmarks.commands.compare import PAIRS
-from benchmarks.options import DTYPES
 from benchmarks.gallery import charts, swaps, terms
 from benchmarks.gallery.groups import groups
+from benchmarks.options import DTYPES
 from tests.benchmarks.gallery.conftest import SHOWN
 from zoo.units import format_bytes, format_count
 

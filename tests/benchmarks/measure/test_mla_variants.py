@@ -70,7 +70,7 @@ def test_a_filled_cache_is_the_one_that_the_tokens_would_have_made(spec: MLA, to
         ran, filled = (Cache([each.cache_spec()], 1, tokens, torch.float64, CPU) for _ in range(2))
         step = planned(each, ran, 0, tokens)
         built[form](x, step, ran.layers[0])
-        *_, latent = source._project(x, step)
+        *_, latent = source.project(x, step)
         mla_variants.fill(form, built[form], filled.layers[0].streams, latent, chunk)
         for one, other in zip(ran.layers[0].streams, filled.layers[0].streams, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

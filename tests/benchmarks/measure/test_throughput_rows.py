@@ -9,14 +9,13 @@ import torch
 
 import zoo
 from benchmarks.analytic.models import one
-from benchmarks.measure import throughput_rows
+from benchmarks.measure import throughput_rows, throughput_tables
 from benchmarks.measure.benchmark_models import Subject
 from benchmarks.measure.ceilings import Kernel
 from benchmarks.measure.observed import Observed
 from benchmarks.measure.runners import Nothing, Workload
 from benchmarks.measure.throughput import COMPILED, EAGER, ZOO, Entrant, Found, Setting, harness_key, own_key
 from benchmarks.measure.throughput_rows import ceiling_rows, expected, least_work, rows
-from benchmarks.output import throughput_tables
 from tests.benchmarks.fakes import MACHINE
 from zoo.cli.tables import Format
 
