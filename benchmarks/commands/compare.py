@@ -14,9 +14,9 @@ from benchmarks.analytic.kv import Setting
 from benchmarks.analytic.models import Model, one, swapped
 from benchmarks.analytic.roofline import Device
 from benchmarks.commands.kv import whose
-from benchmarks.measure import measuring
-from benchmarks.measure.benchmark_models import Form, Subject, formed
-from benchmarks.measure.throughput import EAGER
+from benchmarks.measure.benchmark_models import BenchmarkModel, Variant
+from benchmarks.measure.runners import EAGER
+from benchmarks.measure.throughput import measure_throughput, throughput_config
 from benchmarks.options import (
     AsFormat,
     Bandwidth,
@@ -96,8 +96,8 @@ def command(
     try:
         if measure:
             once = {model.label: model for model in (first, second)}
-            subjects = [formed(Subject(model), Form(tiny, layers)) for model in once.values()]
-            measuring.measure(report, subjects, measuring.setting(dtype, batch=batch, tiny=tiny), [EAGER])
+            subjects = [Variant(tiny, layers).of(BenchmarkModel(model)) for model in once.values()]
+            measure_throughput(report, subjects, throughput_config(dtype, batch=batch, tiny=tiny), [EAGER])
     finally:
         report.finish()
 

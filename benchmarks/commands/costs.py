@@ -9,9 +9,10 @@ import typer
 
 from benchmarks.analytic import costs
 from benchmarks.analytic.models import Model, chosen, representatives
-from benchmarks.measure import throughput_rows, tiny_throughput
+from benchmarks.measure import throughput
+from benchmarks.measure.candidates import Results
 from benchmarks.measure.environment import recorded
-from benchmarks.measure.throughput import Found
+from benchmarks.measure.throughput_rows import rows as throughput_rows
 from benchmarks.options import AsFormat, IgnoreField, Names, Seed, Swap
 from benchmarks.output import tables
 from benchmarks.output.report import Report
@@ -49,11 +50,11 @@ def command(
 
 def measure(models: Sequence[Model], seed: int, report: Report) -> None:
     """Time the tiny models and add them to the report, as far as it came when it is interrupted."""
-    setting, found = tiny_throughput.setting(seed), Found()
-    entrants = tiny_throughput.entrants(models, setting)
+    config, results = throughput.tiny_config(seed), Results()
+    candidates = throughput.tiny_candidates(models, config)
     try:
-        with recorded(report, setting.device):
-            tiny_throughput.measure(entrants, setting, found)
+        with recorded(report, config.device):
+            throughput.measure_tiny(candidates, config, results)
     finally:
-        if rows := throughput_rows.rows(entrants, setting, found):
+        if rows := throughput_rows(candidates, config, results):
             report.add(tables.tiny_throughput(rows))

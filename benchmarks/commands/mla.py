@@ -11,10 +11,9 @@ import typer
 from benchmarks.analytic.costs import about
 from benchmarks.analytic.models import Model, one, swapped
 from benchmarks.measure import mla
+from benchmarks.measure.devices import CPU
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
-from benchmarks.measure.mla import Outcome, Setting
-from benchmarks.measure.mla_variants import ABSORBED, EXPANDED, LATENT
-from benchmarks.measure.side_by_side import CPU
+from benchmarks.measure.mla import ABSORBED, EXPANDED, LATENT, MLAConfig, Outcome
 from benchmarks.measure.timing import Samples
 from benchmarks.options import AsFormat, ComputingType, Contexts, Repeat, Seed
 from benchmarks.output.report import Report, Table, named
@@ -60,15 +59,15 @@ def command(
     """
     model = swapped(one(name), swap) if swap else one(name)
     spec, dim = attention(model, tiny)
-    setting = Setting(sorted(set(context or CONTEXTS)), dtype, repeat, seed)
-    mla.check_memory(spec, dim, setting)
+    config = MLAConfig(sorted(set(context or CONTEXTS)), dtype, repeat, seed)
+    mla.require_weight_memory(spec, dim, config)
     report = Report.asked(format, json, out)
     outcomes, samples = list[Outcome](), Samples()
     try:
         with recorded(report, CPU):
-            mla.run(spec, dim, setting, outcomes, samples)
+            mla.run(spec, dim, config, outcomes, samples)
     finally:
-        found = mla.rows(spec, dim, setting, outcomes, samples)
+        found = mla.rows(spec, dim, config, outcomes, samples)
         rows = [{**about(model), "tiny": tiny, **row} for row in found]
         report.add(*(tables(rows) if rows else ()))
         report.finish()
@@ -94,25 +93,28 @@ def tables(rows: Rows) -> Iterator[Table]:
 
 def _kept(title: str, rows: Rows) -> Table:
     columns = [
-        Column("form", "form"),
+        Column("variant", "variant"),
         Column("keeps", "keeps of each token"),
         Column("expands", "expands"),
-        Column("numbers_per_token", "numbers", unit(1, 0)),
+        Column("elements_per_token", "elements", unit(1, 0)),
         Column("kv_bytes_per_token", "KiB/token", three_in(2**10)),
     ]
     heads = f"{rows[0]['heads']} keys and values"
 
     def words(row: dict[str, Any]) -> dict[str, str]:
-        return {"keeps": heads if row["form"] == EXPANDED else "1 latent and 1 key", "expands": EXPANDS[row["form"]]}
+        return {
+            "keeps": heads if row["variant"] == EXPANDED else "1 latent and 1 key",
+            "expands": EXPANDS[row["variant"]],
+        }
 
-    legend = [f"{format_count(rows[0]['params'])} parameters at width {rows[0]['dim']:,}, the same for all forms."]
-    return Table(title, columns, legend, list({row["form"]: row for row in rows}.values()), words)
+    legend = [f"{format_count(rows[0]['params'])} parameters at width {rows[0]['dim']:,}, the same for all variants."]
+    return Table(title, columns, legend, list({row["variant"]: row for row in rows}.values()), words)
 
 
 def _measured(title: str, rows: Rows) -> Table:
     columns = [
         Column("context", "context", positions),
-        Column("form", "form"),
+        Column("variant", "variant"),
         Column("kv_bytes", "MiB", three_in(2**20)),
         Column("flops", "GFLOPs", three_in(1e9)),
         Column("decode_s", "ms", three_in(1e-3)),
@@ -136,13 +138,15 @@ def _measured(title: str, rows: Rows) -> Table:
 
 
 def _too_large(rows: Rows) -> Iterator[str]:
-    left_out = [f"{row['form']} at {positions(row['context'])} {row['too_large']}" for row in rows if row["too_large"]]
+    left_out = [
+        f"{row['variant']} at {positions(row['context'])} {row['too_large']}" for row in rows if row["too_large"]
+    ]
     if left_out:
         yield f"Too large for this machine: {'; '.join(left_out)}."
 
 
 def _equality(rows: Rows) -> Iterator[str]:
-    apart = [row["difference"] for row in rows if row["form"] != ABSORBED and row["difference"] is not None]
+    apart = [row["difference"] for row in rows if row["variant"] != ABSORBED and row["difference"] is not None]
     if apart:
         verdict = "NOT equal" if mla.failures(rows) else "equal"
         yield (
@@ -156,7 +160,7 @@ def _method(rows: Rows) -> Iterator[str]:
     first, here = rows[0], machine()
     if rounds:
         yield (
-            f"Medians of {'-'.join(map(str, sorted(rounds)))} after warm-up, forms taking turns; {first['dtype']}, "
+            f"Medians of {'-'.join(map(str, sorted(rounds)))} after warm-up, variants taking turns; {first['dtype']}, "
             f"batch 1, threads: {first['threads']}, {here['cpu']}, torch {here['torch']}."
         )
         yield f"{kernel_summary(chosen_kernels())}."

@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks.analytic.costs import FLOPS_CONTEXT
 from benchmarks.measure.environment import chosen_kernels, kernel_summary
+from benchmarks.measure.throughput import TINY_DECODE, TINY_PREFILL
 from benchmarks.measure.throughput_tables import repetitions
-from benchmarks.measure.tiny_throughput import DECODE, PREFILL
 from benchmarks.output.report import Table
 from benchmarks.output.show import positions, unit
 from zoo.cli.tables import Column
@@ -79,7 +79,7 @@ def tiny_throughput(rows: Rows) -> Table:
     legend = [
         "Tiny forms have toy widths, random weights and at least one layer of each kind. They measure the code's "
         "overhead per layer, not the speed of the released models.",
-        f"prefill/s: {PREFILL} tokens in one pass. decode/s: {DECODE} more, one at a time, with the cache.",
+        f"prefill/s: {TINY_PREFILL} tokens in one pass. decode/s: {TINY_DECODE} more, one at a time, with the cache.",
         "us/layer: microseconds for a decoded token, divided by the number of layers.",
         f"{repetitions(rows)}, models taking turns; {first['dtype']}, batch {first['batch']}, "
         f"threads: {first['threads']}, {here['cpu']}, torch {here['torch']}.",

@@ -18,7 +18,7 @@ import tabulate
 from zoo.cli.runner import emit
 from zoo.core.devices import machine
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 tabulate.MIN_PADDING = 0  # it would widen each header by two: tables are to fit 80 columns
 
 

@@ -14,7 +14,7 @@ import pytest
 import zoo
 from benchmarks.analytic import costs
 from benchmarks.analytic.models import chosen, one
-from benchmarks.measure.benchmark_models import Subject
+from benchmarks.measure.benchmark_models import BenchmarkModel
 from benchmarks.output import tables
 from benchmarks.output.report import Report, Table
 from tests.benchmarks.fakes import fake_rows
@@ -22,7 +22,9 @@ from zoo.cli.tables import Column, Format
 from zoo.errors import NotAvailable
 
 COSTS = costs.rows(chosen([]))
-SPEEDS = fake_rows([Subject(replace(one(name), spec=zoo.spec(name, tiny=True)), tiny=True) for name in zoo.names()])
+SPEEDS = fake_rows(
+    [BenchmarkModel(replace(one(name), spec=zoo.spec(name, tiny=True)), tiny=True) for name in zoo.names()]
+)
 TABLES = [tables.parameters(COSTS), tables.kv_cache(COSTS), tables.tiny_throughput(SPEEDS)]
 
 
@@ -61,7 +63,7 @@ def test_json_holds_every_row_once_and_names_its_machine(tmp_path: Path) -> None
     document = json.loads(written(Format.json, tmp_path))
     assert document["rows"] == [*COSTS, *SPEEDS]
     assert document["complete"] is True
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert {"cpu", "threads", "torch"} <= document["machine"].keys()
 
 
