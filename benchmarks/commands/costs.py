@@ -10,7 +10,6 @@ import typer
 from benchmarks.analytic import costs
 from benchmarks.analytic.models import Model, chosen, representatives
 from benchmarks.measure import throughput
-from benchmarks.measure.candidates import Results
 from benchmarks.measure.environment import recorded
 from benchmarks.measure.throughput_rows import rows as throughput_rows
 from benchmarks.options import AsFormat, IgnoreField, Names, Seed, Swap
@@ -50,11 +49,10 @@ def command(
 
 def measure(models: Sequence[Model], seed: int, report: Report) -> None:
     """Time the tiny models and add them to the report, as far as it came when it is interrupted."""
-    config, results = throughput.tiny_config(seed), Results()
-    candidates = throughput.tiny_candidates(models, config)
+    results = throughput.prepare_tiny(models, seed)
     try:
-        with recorded(report, config.device):
-            throughput.measure_tiny(candidates, config, results)
+        with recorded(report, results.config.device):
+            throughput.measure_tiny(results)
     finally:
-        if rows := throughput_rows(candidates, config, results):
+        if rows := throughput_rows(results):
             report.add(tables.tiny_throughput(rows))

@@ -1,4 +1,4 @@
-"""What takes part in a throughput measurement: its configuration, its candidates, and the results so far."""
+"""A throughput measurement: its configuration, the candidates that take part, and the results so far."""
 
 from __future__ import annotations
 
@@ -53,8 +53,10 @@ class Candidate:
 
 @dataclass
 class Results:
-    """What was measured so far, by `Candidate.key` or by a name of its own."""
+    """The candidates of a measurement, and what was measured so far by `Candidate.key` or by a name of its own."""
 
+    config: ThroughputConfig
+    candidates: list[Candidate] = field(default_factory=list)
     samples: Samples = field(default_factory=dict)
     warmups: Samples = field(default_factory=dict)
     observed: dict[Key, Observed] = field(default_factory=dict)

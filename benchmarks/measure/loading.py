@@ -78,9 +78,9 @@ def rows(path: Path, dtype: str, samples: dict[str, list[Sample]]) -> list[dict[
 
 
 def _row(path: Path, size: int, dtype: str, loader: str, samples: list[Sample]) -> dict[str, Any]:
-    middle = {
-        key: median(sample[key] for sample in samples) for key in ("load_s", "ready_s", "peak_bytes", "anonymous_bytes")
-    }
+    def middle(key: str) -> float:
+        return median(sample[key] for sample in samples)
+
     return {
         "table": "load",
         "source": str(path),
@@ -88,11 +88,11 @@ def _row(path: Path, size: int, dtype: str, loader: str, samples: list[Sample]) 
         "dtype": dtype,
         "file_bytes": size,
         "model_bytes": samples[0]["model_bytes"],
-        "load_s": middle["load_s"],
-        "ready_s": middle["ready_s"],
-        "ready_bytes_per_s": size / middle["ready_s"],
-        "peak_bytes": int(middle["peak_bytes"]),
-        "anonymous_bytes": int(middle["anonymous_bytes"]),
+        "load_s": middle("load_s"),
+        "ready_s": middle("ready_s"),
+        "ready_bytes_per_s": size / middle("ready_s"),
+        "peak_bytes": int(middle("peak_bytes")),
+        "anonymous_bytes": int(middle("anonymous_bytes")),
         "load_seconds": [sample["load_s"] for sample in samples],
         "ready_seconds": [sample["ready_s"] for sample in samples],
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -70,16 +71,13 @@ def _address(weight: Tensor) -> int:
 @contextmanager
 def _recording(model: Model, gemms: list[tuple[Tensor, int]], counts: dict[int, list[int]]) -> Iterator[None]:
     """Fill `gemms`, and `counts` with the number of distinct experts that each pass of each layer's router chooses."""
-    hooks = []
-    for index, (spec, layer) in enumerate(zip(model.spec.layers, model.layers, strict=True)):
-        if isinstance(spec.ffn.block, MoE):
-            hits = counts.setdefault(index, [])
 
-            def count(_: Any, __: Any, out: tuple[Tensor, Tensor], hits: list[int] = hits) -> None:
-                hits.append(out[1].unique().numel())
+    def count(layer: int, router: Any, args: Any, out: tuple[Tensor, Tensor]) -> None:
+        counts.setdefault(layer, []).append(out[1].unique().numel())
 
-            router: Any = layer.get_submodule("ffn.block.router")
-            hooks.append(router.register_forward_hook(count))
+    sparse = [layer for layer, spec in enumerate(model.spec.layers) if isinstance(spec.ffn.block, MoE)]
+    routers = {layer: model.layers[layer].get_submodule("ffn.block.router") for layer in sparse}
+    hooks = [router.register_forward_hook(partial(count, layer)) for layer, router in routers.items()]
     try:
         with _Gemms(model, gemms):
             yield

@@ -80,16 +80,16 @@ def measure_throughput(
     runs = len(modes) + peer + peer_compiled
     need = memory_need(config.workloads, runs, copies=2 if peer else 1)
     require_model_memory(models, need, config.device, config.dtype)
-    results, candidates = Results(), list[Candidate]()
+    results = Results(config)
     try:
         with recorded(report, config.device), progress("building") as bar:
             for model in models:
                 bar.doing(f"building {model.label}")
-                candidates += _candidates(model, config, modes, peer, peer_compiled)
-            run(candidates, config, results, bar)
+                results.candidates += _candidates(model, config, modes, peer, peer_compiled)
+            run(results, bar)
     finally:
-        if timed := rows(candidates, config, results):
-            report.add(*tables(timed, ceiling_rows(config, results), report.about["machine"]))
+        if timed := rows(results):
+            report.add(*tables(timed, ceiling_rows(results), report.about["machine"]))
 
 
 def _candidates(
@@ -103,21 +103,16 @@ def _candidates(
         yield from baseline.baseline_candidates(benchmark_model, model, config, peer_compiled)
 
 
-def run(
-    candidates: Sequence[Candidate],
-    config: ThroughputConfig,
-    results: Results,
-    bar: Progress,
-    timer: Clock | None = None,
-) -> None:
-    """Time everything in turns, filling `results`; the candidates of a workload follow each other."""
+def run(results: Results, bar: Progress, timer: Clock | None = None) -> None:
+    """Time the candidates in turns, filling `results`; the candidates of a workload follow each other."""
+    config, candidates = results.config, results.candidates
     timer = timer or clock(config.device)
     with inference(config.threads):
         tasks = {each.key(work): each.task(work, config) for work in config.workloads for each in candidates}
         beside: list[Task] = []
         if config.thorough:
             bar.doing("first runs")
-            _observe(candidates, config, tasks, results)
+            _observe(results, tasks)
             compiles = any(candidate.mode == COMPILED for candidate in candidates)
             results.kernels = ceilings.kernels(config.device, config.dtype, timer, compiles)
             beside += [_harness_task(work, config) for work in config.workloads]
@@ -135,20 +130,19 @@ def run(
         )
 
 
-def _observe(
-    candidates: Sequence[Candidate], config: ThroughputConfig, tasks: dict[Key, Task], results: Results
-) -> None:
+def _observe(results: Results, tasks: dict[Key, Task]) -> None:
     """Observe each task once; a compiled model has run before, since compiling takes memory too. GEMMs are kept for the
     zoo's prefills alone: a decode step does little else than read the same weights."""
-    start_meter = partial(start_memory_meter, config.device)
-    for candidate in candidates:
+    config = results.config
+    for candidate in results.candidates:
         for work in config.workloads:
             if candidate.mode == COMPILED:
                 candidate.task(work, config).prepare()()
-            seen = observe(tasks[candidate.key(work)], candidate.runner.weight_bytes, start_meter, candidate.watched)
+            key, start_meter = candidate.key(work), partial(start_memory_meter, config.device)
+            seen = observe(tasks[key], candidate.runner.weight_bytes, start_meter, candidate.watched)
             if work.phase == "decode":
                 seen.gemms.clear()
-            results.observed[candidate.key(work)] = seen
+            results.observed[key] = seen
 
 
 def _harness_task(work: Workload, config: ThroughputConfig) -> Task:
@@ -156,21 +150,17 @@ def _harness_task(work: Workload, config: ThroughputConfig) -> Task:
     return task(harness_key(work), NullRunner(), work, random_tokens(work, 1, config.seed, config.device))
 
 
-def tiny_config(seed: int) -> ThroughputConfig:
-    """The configuration of the main command: one prefill and one decode in float32 on the CPU. At toy widths there is
-    next to no arithmetic: what is measured is the code's overhead per layer."""
+def prepare_tiny(entries: Sequence[Model], seed: int) -> Results:
+    """The tiny form of each model, built, to prefill and decode in eager float32 on the CPU. At toy widths there
+    is next to no arithmetic: timing them measures the code's overhead per layer."""
     works = (Workload("prefill", TINY_PREFILL), Workload("decode", TINY_DECODE))
-    return ThroughputConfig(works, threads=TINY_THREADS, seed=seed, thorough=False)
-
-
-def tiny_candidates(entries: Sequence[Model], config: ThroughputConfig) -> list[Candidate]:
-    """The tiny form of each model, built, in eager mode."""
+    config = ThroughputConfig(works, threads=TINY_THREADS, seed=seed, thorough=False)
     models = [Variant(tiny=True).of(BenchmarkModel(entry)) for entry in entries]
     built = [(model, model.build(config.device, config.dtype, config.seed)) for model in models]
-    return [candidate for model, module in built for candidate in zoo_candidates(model, module, [EAGER])]
+    return Results(config, [each for model, module in built for each in zoo_candidates(model, module, [EAGER])])
 
 
-def measure_tiny(candidates: Sequence[Candidate], config: ThroughputConfig, results: Results) -> None:
+def measure_tiny(results: Results) -> None:
     """Time the tiny forms, filling `results`."""
     with progress("measuring") as bar:
-        run(candidates, config, results, bar)
+        run(results, bar)

@@ -13,7 +13,7 @@ import torch
 from benchmarks.analytic.costs import about
 from benchmarks.analytic.roofline import Device, Pass
 from benchmarks.measure import ceilings
-from benchmarks.measure.candidates import Candidate, Key, Results, ThroughputConfig
+from benchmarks.measure.candidates import Candidate, Key, Results
 from benchmarks.measure.devices import last_cache
 from benchmarks.measure.observed import Observed, gemm_key
 from benchmarks.measure.runners import COMPILED, EAGER, ZOO, Workload
@@ -25,19 +25,19 @@ from zoo.units import dtype_name
 Row = dict[str, Any]
 
 
-def rows(candidates: Sequence[Candidate], config: ThroughputConfig, results: Results) -> list[Row]:
+def rows(results: Results) -> list[Row]:
     """One row for each candidate and workload that was timed at least once."""
-    machine = ceilings.measured_device(ceiling_rows(config, results))
-    pairs = [(candidate, work) for candidate in candidates for work in config.workloads]
-    found = [_row(each, work, config, results, machine) for each, work in pairs if each.key(work) in results.timed]
+    machine = ceilings.measured_device(ceiling_rows(results))
+    pairs = [(candidate, work) for candidate in results.candidates for work in results.config.workloads]
+    found = [_row(each, work, results, machine) for each, work in pairs if each.key(work) in results.timed]
     for row in found:
         row["ratio"] = _ratio(row, found)
     return found
 
 
-def ceiling_rows(config: ThroughputConfig, results: Results) -> list[Row]:
+def ceiling_rows(results: Results) -> list[Row]:
     """The measured ceilings of the machine, a row for each kernel."""
-    return ceilings.rows(results.kernels, results.timed, config.device, config.threads)
+    return ceilings.rows(results.kernels, results.timed, results.config.device, results.config.threads)
 
 
 def harness_key(work: Workload) -> Key:
@@ -45,10 +45,8 @@ def harness_key(work: Workload) -> Key:
     return ("harness", work.label)
 
 
-def _row(
-    candidate: Candidate, work: Workload, config: ThroughputConfig, results: Results, machine: Device | None
-) -> Row:
-    model, key = candidate.model, candidate.key(work)
+def _row(candidate: Candidate, work: Workload, results: Results, machine: Device | None) -> Row:
+    config, model, key = results.config, candidate.model, candidate.key(work)
     seconds, tokens = results.timed[key], work.batch * work.tokens
     speed = rate(tokens, seconds)
     # Experts and GEMMs are seen in the zoo's eager mode, and are the same whoever runs the model.
@@ -90,7 +88,7 @@ def _row(
         "overhead": median(harness) / median(seconds) if harness else None,
         "ratio": None,
     }
-    return row | {"marks": _marks(row, results, key, config)}
+    return row | {"marks": _marks(row, results, key)}
 
 
 def least_work(spec: Decoder, work: Workload, dtype: torch.dtype, hits: dict[int, float]) -> Pass:
@@ -136,9 +134,9 @@ def _ratio(row: Row, rows: Sequence[Row]) -> float | None:
     return None if default is None or default is row else row["tokens_per_s"] / default["tokens_per_s"]
 
 
-def _marks(row: Row, results: Results, key: Key, config: ThroughputConfig) -> list[str]:
+def _marks(row: Row, results: Results, key: Key) -> list[str]:
     """What a reader must know before believing a figure."""
-    cache = last_cache(config.device)
+    config, cache = results.config, last_cache(results.config.device)
     holds = {
         "above_bandwidth": (row["mbu"] or 0) > 1,
         "above_matmul_rate": (row["mfu"] or 0) > 1,

@@ -37,10 +37,10 @@ class Ticking(Clock):
 
 def fake_rows(models: Sequence[BenchmarkModel], seconds: Sequence[float] = (0.9, 0.001, 1e-4)) -> list[dict[str, Any]]:
     """The rows of the main job, had every run taken these seconds."""
-    config, results = throughput.tiny_config(0), Results()
     candidates = [Candidate(model, ZOO, EAGER, NullRunner()) for model in models]
+    results = Results(throughput.prepare_tiny([], 0).config, candidates)
     for candidate in candidates:
-        for work in config.workloads:
+        for work in results.config.workloads:
             results.samples[candidate.key(work)] = list(seconds)
             results.warmups[candidate.key(work)] = [1.0] * 4
-    return rows(candidates, config, results)
+    return rows(results)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.__main__ import app
 from benchmarks.measure import throughput
-from benchmarks.measure.candidates import Candidate, Results, ThroughputConfig
+from benchmarks.measure.candidates import Results
 from zoo.architectures import families
 from zoo.cli.runner import exit_code
 
@@ -28,9 +28,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None,
     """Replace the measurement: one sample each for the first so many models, then perhaps an exception."""
 
     def replace(end: BaseException | None, models: int = 99) -> None:
-        def measure(candidates: list[Candidate], config: ThroughputConfig, results: Results) -> None:
-            for candidate in candidates[:models]:
-                for work in config.workloads:
+        def measure(results: Results) -> None:
+            for candidate in results.candidates[:models]:
+                for work in results.config.workloads:
                     results.samples[candidate.key(work)] = [0.5]
             if end is not None:
                 raise end

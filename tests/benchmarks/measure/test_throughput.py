@@ -8,8 +8,7 @@ import torch
 from benchmarks.analytic.models import one, representatives
 from benchmarks.measure import throughput
 from benchmarks.measure.benchmark_models import BenchmarkModel
-from benchmarks.measure.candidates import Results
-from benchmarks.measure.throughput import TINY_THREADS, measure_tiny, tiny_candidates, tiny_config
+from benchmarks.measure.throughput import TINY_THREADS, measure_tiny, prepare_tiny
 from benchmarks.measure.throughput_rows import rows
 from benchmarks.output import tables
 from tests.benchmarks.fakes import Ticking, fake_rows
@@ -21,10 +20,9 @@ def test_every_family_runs_in_its_tiny_form(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(throughput, "TINY_PREFILL", 20)
     monkeypatch.setattr(throughput, "TINY_DECODE", 2)
     monkeypatch.setattr(throughput, "clock", lambda device: Ticking())
-    config, results = tiny_config(0), Results()
-    candidates = tiny_candidates(representatives([]), config)
-    measure_tiny(candidates, config, results)
-    made = rows(candidates, config, results)
+    results = prepare_tiny(representatives([]), 0)
+    measure_tiny(results)
+    made = rows(results)
     assert [(row["model"], row["test"]) for row in made] == [
         (family, test) for family in families() for test in ("pp20", "tg2")
     ]
@@ -44,11 +42,11 @@ def test_threads_are_as_before_once_it_is_over(monkeypatch: pytest.MonkeyPatch) 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(throughput, "measure", interrupted)
-    config, before = tiny_config(0), torch.get_num_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            measure_tiny(tiny_candidates([one("llama3")], config), config, Results())
+            measure_tiny(prepare_tiny([one("llama3")], 0))
         assert inside == [(TINY_THREADS, True)]
         assert torch.get_num_threads() == 2
         assert not torch.is_inference_mode_enabled()

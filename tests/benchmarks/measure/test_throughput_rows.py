@@ -29,7 +29,7 @@ def candidate(name: str = "qwen3-0.6b", implementation: str = ZOO, mode: str = E
 
 def found(*candidates: Candidate, seconds: tuple[float, ...] = (2.0, 1.0, 4.0)) -> Results:
     """Runs of those seconds; memory read at 1 GB/s, 10 GFLOPS."""
-    made = Results()
+    made = Results(CONFIG, list(candidates))
     for each in candidates:
         for work in CONFIG.workloads:
             made.samples[each.key(work)] = list(seconds)
@@ -44,15 +44,15 @@ def found(*candidates: Candidate, seconds: tuple[float, ...] = (2.0, 1.0, 4.0)) 
     return made
 
 
-def by_test(candidates: list[Candidate], made: Results) -> dict[tuple[Any, ...], dict[str, Any]]:
-    return {(row["implementation"], row["mode"], row["phase"]): row for row in rows(candidates, CONFIG, made)}
+def by_test(made: Results) -> dict[tuple[Any, ...], dict[str, Any]]:
+    return {(row["implementation"], row["mode"], row["phase"]): row for row in rows(made)}
 
 
 def test_shares_of_the_ceilings_by_hand() -> None:
     """qwen3-0.6b has no window, no experts and a tied head: all weights are read, 2 bytes each; 112 KiB a token of each
     sequence are cached. Decode sees 42, 43 and 44 tokens, prefill 48."""
     spec, each = zoo.spec("qwen3-0.6b"), candidate()
-    row = by_test([each], found(each))
+    row = by_test(found(each))
     weights, token = 2 * spec.params(), 112 * 1024
     decode, prefill = row[ZOO, EAGER, "decode"], row[ZOO, EAGER, "prefill"]
     assert decode["weight_bytes_read"] == 3 * weights
@@ -84,7 +84,7 @@ def test_gemms_alone_and_the_counted_experts_are_in_the_row() -> None:
     made = found(each)
     made.observed[each.key(DECODE)].hits = {0: 6.0, 1: 8.0}
     made.samples[gemm_key(each.key(PREFILL))] = [1.0, 0.5, 2.0]
-    row = by_test([each], made)
+    row = by_test(made)
     assert row[ZOO, EAGER, "decode"]["experts_hit"] == 7.0
     assert row[ZOO, EAGER, "decode"]["experts_hit_predicted"] == pytest.approx(32 * (1 - (28 / 32) ** 2))
     assert row[ZOO, EAGER, "prefill"]["gemms_tokens_per_s"] == 16.0
@@ -100,28 +100,28 @@ def test_a_ratio_is_to_the_baseline_as_it_runs_by_default() -> None:
     made = found(*candidates)
     for seconds, each in zip((1.0, 0.5, 2.0, 2.0, 1.0), candidates, strict=True):
         made.samples[each.key(DECODE)] = [seconds]
-    ratios = [row["ratio"] for row in rows(candidates, CONFIG, made) if row["phase"] == "decode"]
+    ratios = [row["ratio"] for row in rows(made) if row["phase"] == "decode"]
     assert ratios == [2.0, 4.0, None, 1.0, None]
 
 
-def marks(each: Candidate, made: Results) -> set[str]:
-    return {mark for row in rows([each], CONFIG, made) for mark in row["marks"]}
+def marks(made: Results) -> set[str]:
+    return {mark for row in rows(made) for mark in row["marks"]}
 
 
 def test_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     each = candidate()
     monkeypatch.setattr(throughput_rows, "last_cache", lambda device: None)
-    assert marks(each, found(each, seconds=(60.0,))) == set()
-    assert marks(each, found(each, seconds=(1e-3,))) == {"above_bandwidth", "above_matmul_rate"}
+    assert marks(found(each, seconds=(60.0,))) == set()
+    assert marks(found(each, seconds=(1e-3,))) == {"above_bandwidth", "above_matmul_rate"}
     faster = found(each, seconds=(60.0,))
     faster.samples[gemm_key(each.key(PREFILL))] = [61.0]
-    assert marks(each, faster) == {"above_gemms"}
+    assert marks(faster) == {"above_gemms"}
     monkeypatch.setattr(throughput_rows, "last_cache", lambda device: 2 * zoo.spec("qwen3-0.6b").params() + 1)
-    assert marks(each, found(each, seconds=(60.0,))) == {"weights_in_cache"}
+    assert marks(found(each, seconds=(60.0,))) == {"weights_in_cache"}
     monkeypatch.setattr(throughput_rows, "last_cache", lambda device: 2**20)
     restless = found(each, seconds=(60.0,))
     restless.warmups[each.key(DECODE)] = [4.0, 3.0, 2.0, 1.0]
-    assert marks(each, restless) == {"not_settled"}
+    assert marks(restless) == {"not_settled"}
 
 
 def test_a_row_for_what_was_timed_before_an_interruption_and_no_ceiling_before_both_are_measured() -> None:
@@ -130,7 +130,7 @@ def test_a_row_for_what_was_timed_before_an_interruption_and_no_ceiling_before_b
     for key in (each.key(DECODE), made.kernels[0].key):
         del made.samples[key]
     del made.warmups[each.key(DECODE)]
-    (row,) = rows([each], CONFIG, made)
+    (row,) = rows(made)
     assert row["phase"] == "prefill"
     assert row["ceiling_tokens_per_s"] is row["mbu"] is row["mfu"] is None
     assert row["marks"] == []
@@ -141,7 +141,7 @@ def test_what_was_interrupted_in_its_warm_up_shows_that() -> None:
     made = found(each)
     made.samples.clear()
     made.warmups[each.key(PREFILL)] = [2.0, 4.0]
-    shown = {row["phase"]: row for row in rows([each], CONFIG, made)}
+    shown = {row["phase"]: row for row in rows(made)}
     assert shown["prefill"]["seconds"] == [2.0, 4.0]
     assert {row["warmups"] for row in shown.values()} == {0}
     assert all("warming_up" in row["marks"] for row in shown.values())
@@ -159,10 +159,10 @@ def test_tables_fit_80_columns_with_the_longest_names_and_two_marks(monkeypatch:
         made.samples[gemm_key(each.key(PREFILL))] = [1.0]
         made.warmups[each.key(DECODE)] = [4.0, 3.0, 2.0, 1.0]
         made.observed[each.key(DECODE)].peak_bytes = 90 * 2**30
-    deep = ThroughputConfig((PREFILL, Workload("decode", 128, 131072)), dtype=torch.bfloat16)
+    made.config = deep = ThroughputConfig((PREFILL, Workload("decode", 128, 131072)), dtype=torch.bfloat16)
     made.samples |= {each.key(deep.workloads[1]): [100.0] for each in candidates}
     made.warmups |= {each.key(deep.workloads[1]): [4.0, 3.0, 2.0, 1.0] for each in candidates}
-    shown = list(throughput_tables.tables(rows(candidates, deep, made), ceiling_rows(deep, made), MACHINE))
+    shown = list(throughput_tables.tables(rows(made), ceiling_rows(made), MACHINE))
     assert len(shown) == 3
     for table in shown:
         text = table.text(Format.table)
