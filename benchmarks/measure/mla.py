@@ -10,8 +10,9 @@ All have the same weights and the same outputs; `failures` says where they diffe
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -150,8 +151,7 @@ def run(spec: MLA, dim: int, config: MLAConfig, outcomes: list[Outcome], samples
             refused = too_large(variants(spec), context, config, free_memory(CPU))
             outcomes += [Outcome(variant, context, reason) for variant, reason in refused.items()]
             turns = {variant: module for variant, module in built.items() if variant not in refused}
-            steps = _steps(spec, dim, turns, context, config, outcomes)
-            tasks = [Task.ready((variant, str(context)), step) for variant, step in steps]
+            tasks = _tasks(spec, dim, turns, context, config, outcomes)
             end += context
             share = context / (len(tasks) * (MIN_WARMUP_ROUNDS + config.repeat) or 1)
 
@@ -178,33 +178,26 @@ def too_large(specs: dict[str, MLA], context: int, config: MLAConfig, free: int 
     return refused
 
 
-def _steps(
+def _tasks(
     spec: MLA, dim: int, turns: Mapping[str, nn.Module], context: int, config: MLAConfig, outcomes: list[Outcome]
-) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """(variant, decoding one token) after `context` - 1 whose latents are drawn at random, as those of random
-    activations are. Each step has been run once and compared."""
+) -> list[Task]:
+    """Decoding one token in each variant, after `context` - 1 tokens whose latents are drawn at random, as those of
+    random activations are. Each has been run once and compared."""
     generator = torch.Generator().manual_seed(config.seed)
     latent = torch.randn(1, 1, context - 1, spec.kv_rank + spec.rope_dim, generator=generator).to(config.dtype)
     x = torch.randn(1, 1, dim, generator=generator).to(config.dtype)
-    steps = {variant: _step(variant, variants(spec)[variant], turns[variant], latent, x) for variant in turns}
-    outputs = {variant: step().float() for variant, (_, step) in steps.items()}
+    caches, steps = dict[str, Cache](), dict[str, Callable[[], Tensor]]()
+    for variant, module in turns.items():
+        each = variants(spec)[variant]
+        caches[variant] = cache = Cache([each.cache_spec()], 1, context, config.dtype, CPU)
+        fill_cache(variant, module, cache.layers[0].streams, latent)
+        steps[variant] = partial(module, x, block_context(each, cache, context - 1, 1), cache.layers[0])
+    outputs = {variant: step().float() for variant, step in steps.items()}
     expected = outputs.get(ABSORBED)
-    for variant, (cache, step) in steps.items():
-        difference = None if expected is None else _difference(outputs[variant], expected)
-        outcomes.append(Outcome(variant, context, allocated=cache.nbytes, difference=difference))
-        yield variant, step
-
-
-def _step(variant: str, spec: MLA, module: nn.Module, latent: Tensor, x: Tensor) -> tuple[Cache, Callable[[], Tensor]]:
-    past = latent.shape[2]
-    cache = Cache([spec.cache_spec()], 1, past + 1, x.dtype, CPU)
-    fill_cache(variant, module, cache.layers[0].streams, latent)
-    ctx = block_context(spec, cache, past, 1)
-    return cache, lambda: module(x, ctx, cache.layers[0])
-
-
-def _difference(output: Tensor, expected: Tensor) -> float:
-    return float((output - expected).abs().max() / expected.abs().max())
+    for variant, output in outputs.items():
+        difference = None if expected is None else float((output - expected).abs().max() / expected.abs().max())
+        outcomes.append(Outcome(variant, context, allocated=caches[variant].nbytes, difference=difference))
+    return [Task.ready((variant, str(context)), step) for variant, step in steps.items()]
 
 
 def rows(spec: MLA, dim: int, config: MLAConfig, outcomes: Sequence[Outcome], samples: Samples) -> list[dict[str, Any]]:

@@ -107,15 +107,12 @@ def _round(tasks: Sequence[Task], samples: Samples, clock: Clock, tick: Callable
         tick()
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """The spread of some values; a single one has a standard deviation of 0."""
-    return Spread(median(values), stdev(values) if len(values) > 1 else 0.0, min(values), max(values))
-
-
 def rate(amount: float, seconds: Sequence[float]) -> Spread:
-    """`amount` per second, over samples of the seconds it took. The median is that of the seconds."""
-    rates = spread([amount / each for each in seconds])
-    return Spread(amount / median(seconds), rates.std, rates.min, rates.max)
+    """`amount` per second, over samples of the seconds it took. The median is that of the seconds; a single sample has a
+    standard deviation of 0."""
+    rates = [amount / each for each in seconds]
+    std = stdev(rates) if len(rates) > 1 else 0.0
+    return Spread(amount / median(seconds), std, min(rates), max(rates))
 
 
 def paired_ratio(seconds: Sequence[float], baseline_seconds: Sequence[float]) -> PairedRatio:

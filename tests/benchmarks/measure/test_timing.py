@@ -18,7 +18,6 @@ from benchmarks.measure.timing import (
     paired_ratio,
     rate,
     settled,
-    spread,
     t_quantile,
 )
 from tests.benchmarks.fakes import Clock
@@ -131,7 +130,7 @@ def test_a_rate_is_that_of_the_median_with_the_slowest_and_the_fastest() -> None
 
 
 def test_a_single_sample_has_no_deviation() -> None:
-    assert spread([3.0]) == Spread(median=3.0, std=0.0, min=3.0, max=3.0)
+    assert rate(3.0, [1.0]) == Spread(median=3.0, std=0.0, min=3.0, max=3.0)
 
 
 def probability(within: float, freedom: int, steps: int = 2000) -> float:
