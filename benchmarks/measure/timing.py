@@ -108,8 +108,8 @@ def _round(tasks: Sequence[Task], samples: Samples, clock: Clock, tick: Callable
 
 
 def rate(amount: float, seconds: Sequence[float]) -> Spread:
-    """`amount` per second, over samples of the seconds it took. The median is that of the seconds; a single sample has a
-    standard deviation of 0."""
+    """`amount` per second, over samples of the seconds it took. The median is that of the seconds; a single sample has
+    a standard deviation of 0."""
     rates = [amount / each for each in seconds]
     std = stdev(rates) if len(rates) > 1 else 0.0
     return Spread(amount / median(seconds), std, min(rates), max(rates))
