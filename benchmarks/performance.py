@@ -15,17 +15,15 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.measure.environment import kernel_summary, merged
 from benchmarks.measure.runners import COMPILED, EAGER, ZOO
 from benchmarks.measure.timing import PairedRatio, paired_ratio
+from benchmarks.output.report import Row, columns
 from benchmarks.output.show import three
-from zoo.cli.tables import SCHEMA_VERSION, Column, Format, render
+from zoo.cli.tables import SCHEMA_VERSION, Format, render
 from zoo.errors import MalformedError, NotAvailable, ZooError
 from zoo.units import format_bytes, format_count
-
-Row = dict[str, Any]
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 FOLDER = PAGE.with_suffix("")
@@ -198,18 +196,16 @@ def _ratio(row: Row | None, baseline: Row | None) -> PairedRatio | None:
 
 def table(tests: Sequence[Row]) -> str:
     """The tests as a Markdown table."""
-    columns = [
-        *(Column(name, name) for name in ("model", "dtype", "test")),
-        Column("baseline", "transformers tokens/s", format_count),
-        Column("eager", "zoo eager tokens/s", format_count),
-        Column("eager_ratio", "vs transformers", interval),
-        Column("compiled", "compiled tokens/s", format_count),
-        Column("compiled_ratio", "vs transformers", interval),
-        Column("max_speedup", "max speedup", three),
-        Column("bandwidth", "% of bandwidth", "{:.0%}".format),
-        Column("gemms", "% of GEMMs alone", "{:.0%}".format),
+    shown = [
+        *columns(model="model", dtype="dtype", test="test"),
+        *columns(format_count, baseline="transformers tokens/s", eager="zoo eager tokens/s"),
+        *columns(interval, eager_ratio="vs transformers"),
+        *columns(format_count, compiled="compiled tokens/s"),
+        *columns(interval, compiled_ratio="vs transformers"),
+        *columns(three, max_speedup="max speedup"),
+        *columns("{:.0%}".format, bandwidth="% of bandwidth", gemms="% of GEMMs alone"),
     ]
-    return render(tests, columns, Format.md)
+    return render(tests, shown, Format.md)
 
 
 def interval(found: PairedRatio) -> str:

@@ -10,16 +10,15 @@ from typing import Any
 import torch
 
 from benchmarks.analytic import compare, kv
-from benchmarks.analytic.compare import KV_CONTEXTS
-from benchmarks.analytic.kv import Setting
+from benchmarks.analytic.compare import KV_CONTEXTS, PAIRS
+from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import Model
 from benchmarks.analytic.roofline import device, devices
-from benchmarks.commands.compare import PAIRS
-from benchmarks.commands.kv import whose
 from benchmarks.gallery import palette, series, swaps, terms
 from benchmarks.gallery.groups import Group, groups
 from benchmarks.gallery.swaps import Grid
 from benchmarks.gallery.terms import BATCHES, Counted
+from benchmarks.output.show import smaller_by_context
 
 CONTEXT, DEVICE = 4096, "h100"  # of the costs that two models are compared in
 DTYPES = {"float32": 4, "bfloat16": 2, "float8": 1}
@@ -94,7 +93,7 @@ def _model(model: Model, runs: Once) -> Json:
         "attention": grid(swaps.attention_grid(spec)),
         "experts": grid(swaps.expert_grid(spec)),
         "positions": swaps.positions(spec),
-        "costs": [value for _, _, value in compare.costs(spec, CONTEXT, Setting(), device(DEVICE))],
+        "costs": [value for _, _, value in compare.costs(spec, CONTEXT, InferenceConfig(), device(DEVICE))],
     }
 
 
@@ -113,10 +112,10 @@ def _comparisons(models: Sequence[Model]) -> Json:
         rows = compare.difference_rows(first, second)
         told = [[strings.at(row[key]) for key in ("field", "value", "other")] for row in rows]
         differences[f"{first.name} {second.name}"] = told
-        (crossing,) = kv.crossing_rows([first], second, torch.bfloat16)
-        caches[f"{first.name} {second.name}"] = whose(crossing)
+        crossing = kv.crossing_row(first, second, torch.bfloat16)
+        caches[f"{first.name} {second.name}"] = smaller_by_context(crossing)
     spec = models[0].spec
-    names = [[figure, unit] for figure, unit, _ in compare.costs(spec, CONTEXT, Setting(), device(DEVICE))]
+    names = [[figure, unit] for figure, unit, _ in compare.costs(spec, CONTEXT, InferenceConfig(), device(DEVICE))]
     return {
         "strings": strings.values,
         "differences": differences,

@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.analytic.roofline import Device
 from benchmarks.measure.timing import Clock, Samples, Task, rate
+from benchmarks.output.report import Row
 from zoo.core.devices import free_memory
 from zoo.core.linear import linear
 from zoo.units import dtype_name
-
-Row = dict[str, Any]
 
 BUFFER_BYTES = 2**30  # read by each kernel, where there is room
 MEMORY_PARTS = 4  # the buffer takes at most one part in so many of the free memory

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.analytic.costs import about
+from benchmarks.analytic.models import about
 from benchmarks.analytic.roofline import Device, Pass
 from benchmarks.measure import ceilings
 from benchmarks.measure.candidates import Candidate, Key, Results
@@ -18,11 +18,10 @@ from benchmarks.measure.devices import last_cache
 from benchmarks.measure.observed import Observed, gemm_key
 from benchmarks.measure.runners import COMPILED, EAGER, ZOO, Workload
 from benchmarks.measure.timing import rate, settled
+from benchmarks.output.report import Row
 from zoo.blocks import MoE
 from zoo.model.decoder import Decoder
 from zoo.units import dtype_name
-
-Row = dict[str, Any]
 
 
 def rows(results: Results) -> list[Row]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from benchmarks.measure.ceilings import BUFFER_BYTES
 from benchmarks.measure.environment import kernel_summary
 from benchmarks.measure.runners import EAGER, ZOO
 from benchmarks.measure.timing import MAX_WARMUP_ROUNDS, MAX_WARMUP_SECONDS
-from benchmarks.output.report import Table, named
-from benchmarks.output.show import three, unit
+from benchmarks.output.report import Row, Rows, Table, columns, named
+from benchmarks.output.show import min_max, three, three_in, unit
 from zoo.cli.tables import Column
 from zoo.units import format_bytes, format_count
-
-Row = dict[str, Any]
-Rows = Sequence[Row]
 
 # Mark of a row -> its sign in the table; sign -> what it means.
 ABOVE = dict.fromkeys(("above_bandwidth", "above_matmul_rate", "above_gemms"), "!")
@@ -41,12 +37,11 @@ def tables(rows: Rows, ceilings: Rows, machine: Row) -> Iterator[Table]:
 
 def speeds(rows: Rows, machine: Row) -> Table:
     """Tokens per second of each test."""
-    columns = [
+    shown = [
         *TEST_COLUMNS,
-        Column("tokens_per_s", "tokens/s", format_count),
-        Column("spread", "std"),
-        Column("range", "min-max"),
-        Column("ratio", "speedup", three),
+        *columns(format_count, tokens_per_s="tokens/s"),
+        *columns(spread="std", range="min-max"),
+        *columns(three, ratio="speedup"),
     ]
     first, weights = rows[0], ", ".join(dict.fromkeys(row["weights"] for row in rows))
     gpu = f"{machine['gpu']}, driver {machine['driver']}; " if machine["gpu"] else ""
@@ -62,14 +57,14 @@ def speeds(rows: Rows, machine: Row) -> Table:
         f"{gpu}torch {machine['torch']}, {machine['blas']}.",
         *([f"{summary}."] if (summary := kernel_summary(machine)) else []),
     ]
-    return Table("Tokens per second, as measured", columns, legend, rows, derive=_speed)
+    return Table("Tokens per second, as measured", shown, legend, rows, derive=_speed)
 
 
 def _speed(row: Row) -> Row:
     return {
         "by": by(row),
         "spread": f"{row['tokens_per_s_std'] / row['tokens_per_s']:.0%}",
-        "range": f"{format_count(row['tokens_per_s_min'])}-{format_count(row['tokens_per_s_max'])}",
+        "range": min_max(row, "tokens_per_s", format_count),
     }
 
 
@@ -97,14 +92,12 @@ def limits(rows: Rows, machine: Row) -> Table:
     """The share of the machine's ceilings that each speed reaches, and the peak memory."""
     large = max(row["peak_bytes"] or 0 for row in rows) >= 2**30
     word, of, digits = ("GiB", 2**30, 2) if large else ("MiB", 2**20, 1)
-    columns = [
+    shown = [
         *TEST_COLUMNS,
-        Column("ceiling_tokens_per_s", "ceiling", format_count),
-        Column("mbu", "MBU", _percent),
-        Column("mfu", "MFU", _percent),
-        Column("gemms", "GEMMs", _percent),
-        Column("peak_bytes", word, unit(of, digits)),
-        Column("signs", ""),
+        *columns(format_count, ceiling_tokens_per_s="ceiling"),
+        *columns(_percent, mbu="MBU", mfu="MFU", gemms="GEMMs"),
+        *columns(unit(of, digits), peak_bytes=word),
+        *columns(signs=""),
     ]
     slowest = max(rows, key=lambda row: row["overhead"] or 0)
     experts = dict.fromkeys(
@@ -124,7 +117,7 @@ def limits(rows: Rows, machine: Row) -> Table:
         *(f"{sign}: {meaning}" for sign, meaning in MEANINGS.items() if sign in used),
         *(["The size of the last cache is not known."] if machine["last_cache_bytes"] is None else []),
     ]
-    return Table("What this machine would have allowed", columns, legend, rows, derive=_limit)
+    return Table("What this machine would have allowed", shown, legend, rows, derive=_limit)
 
 
 def _percent(share: float) -> str:
@@ -142,13 +135,7 @@ def _limit(row: Row) -> Row:
 
 def machine_ceilings(rows: Rows) -> Table:
     """What the machine reaches, by kernel."""
-    columns = [
-        Column("kind", "ceiling"),
-        Column("kernel", "kernel"),
-        Column("dtype", "dtype"),
-        Column("shown", "median"),
-        Column("range", "min-max"),
-    ]
+    shown = columns(kind="ceiling", kernel="kernel", dtype="dtype", shown="median", range="min-max")
     size = next((row["amount"] for row in rows if row["kind"] == "bandwidth"), 0)
     short = ", for want of memory" if size < BUFFER_BYTES else ""
     legend = [
@@ -156,10 +143,9 @@ def machine_ceilings(rows: Rows) -> Table:
         "GB/s and GFLOPS are 10^9 per second.",
         "Measured in each round, in turns with the models.",
     ]
-    return Table("Ceilings of this machine", columns, legend, rows, derive=_ceiling)
+    return Table("Ceilings of this machine", shown, legend, rows, derive=_ceiling)
 
 
 def _ceiling(row: Row) -> Row:
-    word = "GB/s" if row["kind"] == "bandwidth" else "GFLOPS"
-    show: Callable[[str], str] = lambda key: three(row[key] / 1e9)  # noqa: E731
-    return {"shown": f"{show('median')} {word}", "range": f"{show('min')}-{show('max')}"}
+    word, show = "GB/s" if row["kind"] == "bandwidth" else "GFLOPS", three_in(1e9)
+    return {"shown": f"{show(row['median'])} {word}", "range": f"{show(row['min'])}-{show(row['max'])}"}

@@ -14,9 +14,9 @@ import torch
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.analytic import compare, roofline
-from benchmarks.analytic.kv import Setting
+from benchmarks.analytic.compare import PAIRS
+from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import Model, one, swapped
-from benchmarks.commands.compare import PAIRS
 from zoo.cli.runner import exit_code
 from zoo.swaps.grammar import apply_swap
 
@@ -29,7 +29,7 @@ def differences(first: Model, second: Model) -> dict[str, tuple[str | None, str 
 
 
 def figures(first: Model, second: Model, context: int = 4096) -> dict[str, dict[str, Any]]:
-    rows = compare.figure_rows(first, second, context, Setting(), H100)
+    rows = compare.figure_rows(first, second, context, InferenceConfig(), H100)
     return {row["figure"]: row for row in rows}
 
 
@@ -103,10 +103,10 @@ def test_figures_are_the_specs_own() -> None:
     expected = {
         "parameters": (a.params(), b.params()),
         "KV cache, fixed": (0, 436_207_616),
-        "KV cache, each token": (131_072, 81_920),
+        "KV cache per token": (131_072, 81_920),
         "KV cache at 128k": (a.kv_bytes(131_072), b.kv_bytes(131_072)),
-        "decode, FLOPs a token": (a.flops(999, 1), b.flops(999, 1)),
-        "prefill, FLOPs a token": (a.flops(0, 1000, logits=1) / 1000, b.flops(0, 1000, logits=1) / 1000),
+        "decode, FLOPs per token": (a.flops(999, 1), b.flops(999, 1)),
+        "prefill, FLOPs per token": (a.flops(0, 1000, logits=1) / 1000, b.flops(0, 1000, logits=1) / 1000),
     }
     for figure, (x, y) in expected.items():
         assert (found[figure]["value"], found[figure]["other"]) == (x, y)

@@ -44,7 +44,9 @@ def test_the_main_job_prints_three_tables(measured, capsys) -> None:
     measured(None)
     assert call() == 0
     out, err = capsys.readouterr()
-    assert out.index("Parameters and arithmetic") < out.index("KV cache of one sequence") < out.index("Tokens a second")
+    assert (
+        out.index("Parameters and arithmetic") < out.index("KV cache of one sequence") < out.index("Tokens per second")
+    )
     assert all(f"\n{family} " in out for family in families())
     assert err == ""
 
@@ -52,7 +54,7 @@ def test_the_main_job_prints_three_tables(measured, capsys) -> None:
 def test_static_measures_nothing(measured, capsys) -> None:
     measured(AssertionError("measured"))
     assert call("--static", "olmo2") == call("--no-run", "olmo2") == 0
-    assert "Tokens a second" not in capsys.readouterr().out
+    assert "Tokens per second" not in capsys.readouterr().out
 
 
 def test_names_restrict_both_parts(measured, capsys) -> None:
@@ -90,7 +92,7 @@ def test_an_interruption_leaves_what_there_is_and_valid_json(measured, models, c
     assert document["complete"] is False
     assert [row["table"] for row in document["rows"]].count("throughput") == 2 * models
     assert call() == 130
-    assert ("Tokens a second" in capsys.readouterr().out) == bool(models)
+    assert ("Tokens per second" in capsys.readouterr().out) == bool(models)
 
 
 def test_a_whole_run_says_that_it_is(measured, capsys) -> None:

@@ -13,9 +13,9 @@ import pytest
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.analytic.models import one
+from benchmarks.commands import costs
 from benchmarks.measure import throughput_tables
 from benchmarks.measure.benchmark_models import BenchmarkModel
-from benchmarks.output import tables
 from tests.benchmarks.fakes import MACHINE, fake_rows
 from zoo.cli.runner import exit_code
 
@@ -27,7 +27,7 @@ def test_the_tables_are_todays(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(app, "benchmarks", ["--static"]) == 0
     printed = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.partition("```\n")[2].partition("Tokens a second")[0].splitlines()
+    shown = readme.partition("```\n")[2].partition("Tokens per second")[0].splitlines()
     assert sum(line.startswith("llama3-8b ") for line in shown) == 2
     for line in shown:
         if not line.startswith("---"):
@@ -53,7 +53,7 @@ def test_measured_tables_have_todays_columns_and_legends() -> None:
     rows = fake_rows([BenchmarkModel(one("gemma3-270m"))])
     beside = [*rows, *(row | {"implementation": "transformers", "mode": "sdpa", "ratio": 1.0} for row in rows)]
     speeds, limits = (of(beside, MACHINE) for of in (throughput_tables.speeds, throughput_tables.limits))
-    shown = [tables.tiny_throughput(rows), speeds, limits]
+    shown = [costs.tiny_throughput_table(rows), speeds, limits]
     for table in shown:  # what depends on the machine, or on what happened, is left out
         assert table.title in readme
         assert all(column.header in readme for column in table.columns)

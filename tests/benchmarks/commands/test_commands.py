@@ -17,7 +17,10 @@ from jsonschema import Draft202012Validator
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.commands import verbs
+from benchmarks.commands.gallery import read_measured
 from zoo.cli.runner import exit_code
+from zoo.cli.tables import SCHEMA_VERSION
+from zoo.errors import MalformedError
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
@@ -132,6 +135,15 @@ def test_the_schema_has_teeth() -> None:
             assert set(definition["required"]) == set(definition["properties"]), name
             assert definition["additionalProperties"] is False
             assert not validator.is_valid({"table": name})
+
+
+@pytest.mark.parametrize(("version", "age"), [(SCHEMA_VERSION - 1, "an older"), (SCHEMA_VERSION + 1, "another")])
+def test_a_measured_file_of_another_schema_version_is_refused_by_name(version: int, age: str, tmp_path: Path) -> None:
+    path = tmp_path / "speeds.json"
+    path.write_text(json.dumps({"schema_version": version, "machine": {}, "rows": []}), encoding="utf-8")
+    told = f"written by {age} version, schema_version {version}; this version reads {SCHEMA_VERSION}"
+    with pytest.raises(MalformedError, match=told):
+        read_measured(path)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import zoo
+from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.models import chosen, one
-from benchmarks.commands.compare import PAIRS
 from benchmarks.gallery import files
 from benchmarks.gallery.groups import typical
 from tests.benchmarks.gallery.speeds import MEASURED

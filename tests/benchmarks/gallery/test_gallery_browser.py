@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from benchmarks.analytic import compare, growth, roofline
-from benchmarks.analytic.flops import PHASES
+from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.models import one
-from benchmarks.commands.compare import PAIRS
+from benchmarks.analytic.roofline import PHASES
 from benchmarks.gallery import charts, swaps, terms
 from benchmarks.gallery.groups import groups
 from benchmarks.options import DTYPES
@@ -99,7 +99,7 @@ def test_a_pair_is_one_click_away_and_shows_its_differences(page: Any, pair: tup
     assert [row.locator("td").all_inner_texts() for row in shown] == [
         [row["value"] or "", row["other"] or ""] for row in rows
     ]
-    costs = compare.figure_rows(first, second, 4096, compare.Setting(), roofline.device("h100"))
+    costs = compare.figure_rows(first, second, 4096, compare.InferenceConfig(), roofline.device("h100"))
     told = [row.locator("th").inner_text() for row in figures.locator("tbody tr").all()]
     assert told == [row["figure"] for row in costs]
     marked = page.evaluate(

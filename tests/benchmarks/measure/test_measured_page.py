@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.analytic.costs import about
-from benchmarks.analytic.models import one
+from benchmarks.analytic.models import about, one
 from benchmarks.commands import blocks, mla
 from benchmarks.measure import blocks as blocks_module
 from benchmarks.measure import mla as mla_module

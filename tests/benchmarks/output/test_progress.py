@@ -33,7 +33,7 @@ def shown(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_it_says_what_is_done_and_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DELAY", 0)
-    monkeypatch.setattr(module, "EVERY", 0)
+    monkeypatch.setattr(module, "MIN_INTERVAL", 0)
     text = shown(Terminal(), monkeypatch)
     assert "measuring:" in text
     assert " 2/4 " in text
