@@ -9,10 +9,9 @@ import torch
 import typer
 
 from benchmarks.measure import blocks
-from benchmarks.measure.block_list import EXPERTS, HEAD_DIM, SHARE, WINDOW, entries
-from benchmarks.measure.blocks import Setting
+from benchmarks.measure.blocks import EXPERTS, HEAD_DIM, QUERIES_PER_KEY, WINDOW, BlockConfig, block_list
+from benchmarks.measure.devices import CPU
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
-from benchmarks.measure.side_by_side import CPU
 from benchmarks.measure.timing import Samples
 from benchmarks.options import ComputingType, Repeat, ReportOptions, Seed, tokens_option
 from benchmarks.output.report import Row, Rows, Table, columns
@@ -36,15 +35,15 @@ def command(
     Attention (MHA, GQA, MQA, SWA, MLA; RoPE and NoPE), feed-forward (dense and experts), norms and where they stand:
     parameters, KV cache, FLOPs, and the time of a prefill and of one decoded token.
     """
-    setting, listed = Setting(dim, tokens, context, dtype, repeat, seed), entries(dim)
-    blocks.check_memory(listed, setting)
+    config, listed = BlockConfig(dim, tokens, context, dtype, repeat, seed), block_list(dim)
+    blocks.require_block_memory(listed, config)
     samples = Samples()
     with to.report() as report:
         try:
             with recorded(report, CPU):
-                blocks.run(listed, setting, samples)
+                blocks.run(listed, config, samples)
         finally:
-            rows = blocks.rows(listed, setting, samples)
+            rows = blocks.rows(listed, config, samples)
             report.add(*(tables(rows) if rows else ()))
 
 
@@ -65,9 +64,9 @@ def _costs(title: str, rows: Rows) -> Table:
         *columns(three_in(1e6), decode_flops="decode M"),
     ]
     legend = [
-        f"Attention: {first['dim'] // HEAD_DIM} heads of {HEAD_DIM}; in GQA {SHARE} share a key; SWA is GQA with a "
-        f"window of {WINDOW}. MoE: {EXPERTS} experts, as many active parameters as dense. pre, olmo, sandwich, post: "
-        "where norms stand around SwiGLU.",
+        f"Attention: {first['dim'] // HEAD_DIM} heads of {HEAD_DIM}; in GQA {QUERIES_PER_KEY} share a key; SWA is GQA "
+        f"with a window of {WINDOW}. MoE: {EXPERTS} experts, as many active parameters as dense. pre, olmo, sandwich, "
+        "post: where norms stand around SwiGLU.",
         f"B/token, fixed KiB: what the cache keeps, in {first['dtype']}.",
         f"prefill G: 10^9 FLOPs of {format_tokens(first['tokens'])} tokens in one pass. decode M: 10^6 of one token "
         f"that sees {format_tokens(first['context'])}, itself included. 2 per multiply-add of matrix products; masked "

@@ -11,9 +11,9 @@ from benchmarks.analytic.compare import KV_CONTEXTS, PAIRS, difference_rows, fig
 from benchmarks.analytic.kv import InferenceConfig, crossing_row
 from benchmarks.analytic.models import Model, one, swapped
 from benchmarks.analytic.roofline import Device
-from benchmarks.measure import measuring
-from benchmarks.measure.benchmark_models import Form, Subject, formed
-from benchmarks.measure.throughput import EAGER
+from benchmarks.measure.benchmark_models import BenchmarkModel, Variant
+from benchmarks.measure.runners import EAGER
+from benchmarks.measure.throughput import measure_throughput, throughput_config
 from benchmarks.options import (
     DeviceOptions,
     InferenceOptions,
@@ -67,9 +67,9 @@ def command(
         report.add(*tables(*models, context, inference, device))
         if measure:
             once = {model.label: model for model in models}
-            subjects = [formed(Subject(model), Form(tiny, layers)) for model in once.values()]
-            setting = measuring.setting(inference.weights, batch=inference.batch, tiny=tiny)
-            measuring.measure(report, subjects, setting, [EAGER])
+            measured = [Variant(tiny, layers).of(BenchmarkModel(model)) for model in once.values()]
+            throughput = throughput_config(inference.weights, batch=inference.batch, tiny=tiny)
+            measure_throughput(report, measured, throughput, [EAGER])
 
 
 def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str]) -> tuple[Model, Model]:

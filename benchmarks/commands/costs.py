@@ -7,13 +7,14 @@ from typing import Annotated
 
 from benchmarks.analytic.models import Model, representatives
 from benchmarks.analytic.params import FLOPS_CONTEXT, cost_row
-from benchmarks.measure import throughput_rows, tiny_throughput
+from benchmarks.measure import throughput
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
-from benchmarks.measure.throughput import Found
+from benchmarks.measure.throughput import TINY_DECODE, TINY_PREFILL
+from benchmarks.measure.throughput_rows import rows as throughput_rows
+from benchmarks.measure.throughput_tables import repetitions
 from benchmarks.options import ModelOptions, ReportOptions, Seed, flag
 from benchmarks.output.report import Report, Row, Rows, Table, columns
 from benchmarks.output.show import format_tokens, measured_on, min_max, unit
-from benchmarks.output.throughput_tables import repetitions
 from zoo.units import format_count
 
 
@@ -38,13 +39,12 @@ def command(
 
 def measure(models: Sequence[Model], seed: int, report: Report) -> None:
     """Time the tiny models and add the results to the report, those before an interruption too."""
-    setting, found = tiny_throughput.setting(seed), Found()
-    entrants = tiny_throughput.entrants(models, setting)
+    results = throughput.prepare_tiny(models, seed)
     try:
-        with recorded(report, setting.device):
-            tiny_throughput.measure(entrants, setting, found)
+        with recorded(report, results.config.device):
+            throughput.measure_tiny(results)
     finally:
-        if rows := throughput_rows.rows(entrants, setting, found):
+        if rows := throughput_rows(results):
             report.add(tiny_throughput_table(rows))
 
 
@@ -114,8 +114,7 @@ def tiny_throughput_table(rows: Rows) -> Table:
     legend = [
         "Tiny forms have toy widths, random weights and at least one layer of each kind. They measure the code's "
         "overhead per layer, not the speed of the released models.",
-        f"prefill/s: {tiny_throughput.PREFILL} tokens in one pass. decode/s: {tiny_throughput.DECODE} more, one at a "
-        "time, with the cache.",
+        f"prefill/s: {TINY_PREFILL} tokens in one pass. decode/s: {TINY_DECODE} more, one at a time, with the cache.",
         "us/layer: microseconds for a decoded token, divided by the number of layers.",
         f"{repetitions(rows)}, models taking turns; {measured_on(rows[0])}",
         f"{kernel_summary(chosen_kernels())}.",

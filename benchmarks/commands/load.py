@@ -12,8 +12,8 @@ import typer
 
 from benchmarks.measure import loading
 from benchmarks.measure.environment import kernel_summary, merged, recorded
-from benchmarks.measure.loading import PEER, ZOO, Found
-from benchmarks.measure.one_load import TOKENS
+from benchmarks.measure.loading import PASS_TOKENS, Sample
+from benchmarks.measure.runners import BASELINE, ZOO
 from benchmarks.options import ReportOptions, flag
 from benchmarks.output.report import Row, Rows, Table, columns
 from benchmarks.output.show import three, three_in, unit
@@ -40,10 +40,10 @@ def command(
     beside = not alone and find_spec("transformers") is not None
     if not alone and not beside:
         print("without transformers beside it: pip install 'zoo-llm[parity]'", file=sys.stderr)
-    found: dict[str, list[Found]] = {}
+    found: dict[str, list[Sample]] = {}
     try:
         with recorded(report, torch.device("cpu")):
-            failed = loading.run(opened.path, dtype, [ZOO, PEER] if beside else [ZOO], repeat, found)
+            failed = loading.run(opened.path, dtype, [ZOO, BASELINE] if beside else [ZOO], repeat, found)
         for loader, why in failed.items():
             print(f"{loader} does not load it: {why}", file=sys.stderr)
     finally:
@@ -64,8 +64,8 @@ def table(rows: Rows, machine: Row) -> Table:
         *columns(unit(2**20, 1), anonymous_bytes="own MiB", peak_bytes="with files MiB", model_bytes="model MiB"),
     ]
     legend = [
-        f"load: until there is a model. ready: until it has passed {TOKENS} tokens, which reads what was only mapped. "
-        "GB/s: of the files, 10^9 bytes, until ready.",
+        f"load: until there is a model. ready: until it has passed {PASS_TOKENS} tokens, which reads what was only "
+        "mapped. GB/s: of the files, 10^9 bytes, until ready.",
         "own: most memory above that of the imports which only this process can use. with files: and the pages of the "
         "files, which the system takes back when it needs them.",
         f"Medians of {len(first['load_seconds'])}, files in memory, dtype {first['dtype']}, on the CPU.",

@@ -10,10 +10,9 @@ import typer
 
 from benchmarks.analytic.models import Model, about, one, swapped
 from benchmarks.measure import mla
+from benchmarks.measure.devices import CPU
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
-from benchmarks.measure.mla import Outcome, Setting
-from benchmarks.measure.mla_variants import ABSORBED, EXPANDED, LATENT
-from benchmarks.measure.side_by_side import CPU
+from benchmarks.measure.mla import ABSORBED, EXPANDED, LATENT, MLAConfig, Outcome
 from benchmarks.measure.timing import Samples
 from benchmarks.options import ComputingType, Contexts, Repeat, ReportOptions, Seed, Strings, flag
 from benchmarks.output.report import Row, Rows, Table, columns, named
@@ -45,19 +44,19 @@ def command(
     One layer's attention, one token at each context (1k, 4k and 32k), on the CPU: with keys and values of all heads
     kept (expanded), with latents that are expanded at each step (latent), and over the latents themselves (absorbed,
     the zoo's MLA).
-    All have the same weights, and their outputs must be equal. A form that does not fit the free memory says so.
+    All have the same weights, and their outputs must be equal. A variant that does not fit the free memory says so.
     """
     model = swapped(one(name), swap) if swap else one(name)
     spec, dim = attention(model, tiny)
-    setting = Setting(sorted(set(context or CONTEXTS)), dtype, repeat, seed)
-    mla.check_memory(spec, dim, setting)
+    config = MLAConfig(sorted(set(context or CONTEXTS)), dtype, repeat, seed)
+    mla.require_weight_memory(spec, dim, config)
     outcomes, samples = list[Outcome](), Samples()
     with to.report() as report:
         try:
             with recorded(report, CPU):
-                mla.run(spec, dim, setting, outcomes, samples)
+                mla.run(spec, dim, config, outcomes, samples)
         finally:
-            measured = mla.rows(spec, dim, setting, outcomes, samples)
+            measured = mla.rows(spec, dim, config, outcomes, samples)
             rows = [{**about(model), "tiny": tiny, **row} for row in measured]
             report.add(*(tables(rows) if rows else ()))
     if failed := mla.failures(rows):
@@ -73,7 +72,7 @@ def attention(model: Model, tiny: bool) -> tuple[MLA, int]:
 
 
 def tables(rows: Rows) -> Iterator[Table]:
-    """What each form keeps of a token; then what it takes at each context."""
+    """What each variant keeps of a token; then what it takes at each context."""
     first = rows[0]
     yield _kept(f"One layer's attention of {named(first)}{' at toy widths' if first['tiny'] else ''}", rows)
     yield _measured("Decoding one token, in milliseconds", rows)
@@ -81,24 +80,27 @@ def tables(rows: Rows) -> Iterator[Table]:
 
 def _kept(title: str, rows: Rows) -> Table:
     shown = [
-        *columns(form="form", keeps="keeps of each token", expands="expands"),
-        *columns(unit(1, 0), numbers_per_token="elements"),
+        *columns(variant="variant", keeps="keeps of each token", expands="expands"),
+        *columns(unit(1, 0), elements_per_token="elements"),
         *columns(three_in(2**10), kv_bytes_per_token="KiB/token"),
     ]
     heads = f"{rows[0]['heads']} keys and values"
 
     def kept(row: Row) -> Row:
-        return {"keeps": heads if row["form"] == EXPANDED else "1 latent and 1 key", "expands": EXPANDS[row["form"]]}
+        return {
+            "keeps": heads if row["variant"] == EXPANDED else "1 latent and 1 key",
+            "expands": EXPANDS[row["variant"]],
+        }
 
-    legend = [f"{format_count(rows[0]['params'])} parameters at width {rows[0]['dim']:,}, the same for all forms."]
-    return Table(title, shown, legend, list({row["form"]: row for row in rows}.values()), kept)
+    legend = [f"{format_count(rows[0]['params'])} parameters at width {rows[0]['dim']:,}, the same for all variants."]
+    return Table(title, shown, legend, list({row["variant"]: row for row in rows}.values()), kept)
 
 
 def _measured(title: str, rows: Rows) -> Table:
     milliseconds = three_in(1e-3)
     shown = [
         *columns(format_tokens, context="context"),
-        *columns(form="form"),
+        *columns(variant="variant"),
         *columns(three_in(2**20), kv_bytes="MiB"),
         *columns(three_in(1e9), flops="GFLOPs"),
         *columns(milliseconds, decode_s="ms"),
@@ -121,14 +123,14 @@ def _notes(rows: Rows) -> Iterator[str]:
     """What did not fit, whether the outputs are equal, and how the times were measured."""
     first = rows[0]
     if skipped := [
-        f"{row['form']} at {format_tokens(row['context'])} {row['too_large']}" for row in rows if row["too_large"]
+        f"{row['variant']} at {format_tokens(row['context'])} {row['too_large']}" for row in rows if row["too_large"]
     ]:
         yield f"Too large for this machine: {'; '.join(skipped)}."
-    if apart := [row["difference"] for row in rows if row["form"] != ABSORBED and row["difference"] is not None]:
+    if apart := [row["difference"] for row in rows if row["variant"] != ABSORBED and row["difference"] is not None]:
         yield (
             f"Outputs {'NOT equal' if mla.failures(rows) else 'equal'}: at most {max(apart):.1e} from absorbed's, "
             f"relative to its largest; the bound is {first['bound']:.0e}."
         )
     if rounds := sorted({len(row["decode_seconds"]) for row in rows if row["decode_seconds"]}):
-        yield f"Medians of {'-'.join(map(str, rounds))} after warm-up, forms taking turns; {measured_on(first)}"
+        yield f"Medians of {'-'.join(map(str, rounds))} after warm-up, variants taking turns; {measured_on(first)}"
         yield f"{kernel_summary(chosen_kernels())}."

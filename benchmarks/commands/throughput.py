@@ -8,9 +8,9 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.measure import measuring
-from benchmarks.measure.benchmark_models import Form, chosen
-from benchmarks.measure.throughput import COMPILED, EAGER
+from benchmarks.measure.benchmark_models import Variant, benchmark_models
+from benchmarks.measure.runners import COMPILED, EAGER
+from benchmarks.measure.throughput import measure_throughput, throughput_config
 from benchmarks.options import (
     Batch,
     Layers,
@@ -83,7 +83,7 @@ def command(
     python -m benchmarks throughput qwen3-8b --layers 4 --swap 'GQA(window=512)'
     """
     tiny = tiny or not names
-    setting = measuring.setting(
+    config = throughput_config(
         dtype,
         device=device,
         batch=batch,
@@ -95,7 +95,7 @@ def command(
         repetitions=repeat,
         tiny=tiny,
     )
-    form = Form(tiny, layers, tuple(changes.swap or ()), released)
-    subjects = chosen(names or [], form, changes.ignore_field or [])
+    variant = Variant(tiny, layers, tuple(changes.swap or ()), released)
+    models = benchmark_models(names or [], variant, changes.ignore_field or [])
     with to.report() as report:
-        measuring.measure(report, subjects, setting, mode, peer is not None, peer_compiled)
+        measure_throughput(report, models, config, mode, peer is not None, peer_compiled)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import app
-from benchmarks.measure import tiny_throughput
-from benchmarks.measure.throughput import Entrant, Found, Setting
+from benchmarks.measure import throughput
+from benchmarks.measure.candidates import Results
 from zoo.architectures import families
 from zoo.cli.runner import exit_code
 
@@ -28,14 +28,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None,
     """Replace the measurement: one sample each for the first so many models, then perhaps an exception."""
 
     def replace(end: BaseException | None, models: int = 99) -> None:
-        def measure(entrants: list[Entrant], setting: Setting, found: Found) -> None:
-            for entrant in entrants[:models]:
-                for work in setting.works:
-                    found.samples[entrant.key(work)] = [0.5]
+        def measure(results: Results) -> None:
+            for candidate in results.candidates[:models]:
+                for work in results.config.workloads:
+                    results.samples[candidate.key(work)] = [0.5]
             if end is not None:
                 raise end
 
-        monkeypatch.setattr(tiny_throughput, "measure", measure)
+        monkeypatch.setattr(throughput, "measure_tiny", measure)
 
     return replace
 

@@ -14,8 +14,8 @@ import zoo
 from benchmarks.__main__ import app
 from benchmarks.analytic.models import one
 from benchmarks.commands import costs
-from benchmarks.measure.benchmark_models import Subject
-from benchmarks.output import throughput_tables
+from benchmarks.measure import throughput_tables
+from benchmarks.measure.benchmark_models import BenchmarkModel
 from tests.benchmarks.fakes import MACHINE, fake_rows
 from zoo.cli.runner import exit_code
 
@@ -50,7 +50,7 @@ def test_the_commands_run_and_print_what_they_say(capsys: pytest.CaptureFixture[
 def test_measured_tables_have_todays_columns_and_legends() -> None:
     """Their figures are those of another machine and another day."""
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    rows = fake_rows([Subject(one("gemma3-270m"))])
+    rows = fake_rows([BenchmarkModel(one("gemma3-270m"))])
     beside = [*rows, *(row | {"implementation": "transformers", "mode": "sdpa", "ratio": 1.0} for row in rows)]
     speeds, limits = (of(beside, MACHINE) for of in (throughput_tables.speeds, throughput_tables.limits))
     shown = [costs.tiny_throughput_table(rows), speeds, limits]
@@ -60,7 +60,7 @@ def test_measured_tables_have_todays_columns_and_legends() -> None:
         fixed = [
             line
             for line in table.legend
-            if not re.search(r"Medians|threads|harness|cores|^[~!c]:|GiB|MiB|nobody says|^kernels", line)
+            if not re.search(r"Medians|threads|Harness|cores|^[~!c]:|GiB|MiB|is not known|^kernels", line)
         ]
         assert len(fixed) > 1
         assert all(line in readme for line in fixed)

@@ -84,8 +84,8 @@ def test_json_jsonl_and_csv_hold_the_same_rows_by_the_schema(call: Callable[...,
     assert head["complete"] is True
     assert stable(rows) == stable(document["rows"])
     written = list(csv.DictReader(io.StringIO(call("--format", "csv"))))
-    names = [row.get("block") or row["form"] for row in document["rows"]]
-    assert [row.get("block") or row["form"] for row in written] == names
+    names = [row.get("block") or row["variant"] for row in document["rows"]]
+    assert [row.get("block") or row["variant"] for row in written] == names
     assert all(float(row["decode_s"]) == pytest.approx(0.001) for row in written)
 
 

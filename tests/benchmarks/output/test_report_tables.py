@@ -15,14 +15,16 @@ import zoo
 from benchmarks.analytic.models import chosen, one
 from benchmarks.analytic.params import cost_row
 from benchmarks.commands import costs
-from benchmarks.measure.benchmark_models import Subject
+from benchmarks.measure.benchmark_models import BenchmarkModel
 from benchmarks.output.report import Report, Table
 from tests.benchmarks.fakes import fake_rows
 from zoo.cli.tables import Column, Format
 from zoo.errors import NotAvailable
 
 COSTS = [cost_row(model) for model in chosen([])]
-SPEEDS = fake_rows([Subject(replace(one(name), spec=zoo.spec(name, tiny=True)), tiny=True) for name in zoo.names()])
+SPEEDS = fake_rows(
+    [BenchmarkModel(replace(one(name), spec=zoo.spec(name, tiny=True)), tiny=True) for name in zoo.names()]
+)
 TABLES = [costs.parameter_table(COSTS), costs.kv_table(COSTS), costs.tiny_throughput_table(SPEEDS)]
 
 
