@@ -87,7 +87,7 @@ def flag(help: str, *names: str) -> Any:
     return typer.Option(*names, help=help)
 
 
-Words = list[str] | None
+Strings = list[str] | None
 Contexts = Annotated[list[int] | None, tokens_option("--context", help="As 4096 or 32k. Repeatable.")]
 ComputingType = Annotated[torch.dtype, computing_dtype_option(help="Of weights and cache. [float32]")]
 MEMORY = 80 * 2**30  # bytes
@@ -100,7 +100,8 @@ Layers = Annotated[
     int | None, typer.Option(min=1, help="Only so many layers: the first of each kind, then the first others.")
 ]
 Names = Annotated[
-    Words, typer.Argument(help="Presets, hub ids, families (all their sizes) or folders with a config.json; none: all.")
+    Strings,
+    typer.Argument(help="Presets, hub ids, families (all their sizes) or folders with a config.json; none: all."),
 ]
 
 
@@ -109,13 +110,13 @@ class SwapOptions:
     """What is changed in the models that are named, and how their configs are read."""
 
     swap: Annotated[
-        Words,
+        Strings,
         typer.Option(
             metavar="CHANGE", help="Add each model with a block changed: 'GQA(window=512)', norm=olmo. Repeat."
         ),
     ] = None
     ignore_field: Annotated[
-        Words, typer.Option(metavar="NAME", help="A field of a folder's config.json to ignore. Repeatable.")
+        Strings, typer.Option(metavar="NAME", help="A field of a folder's config.json to ignore. Repeatable.")
     ] = None
 
 

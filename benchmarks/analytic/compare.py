@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import Model, Row, about
+from benchmarks.analytic.params import FFN_PARTS
 from benchmarks.analytic.roofline import PHASES, Device
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
@@ -134,12 +135,11 @@ def figure_rows(first: Model, second: Model, context: int, config: InferenceConf
 def costs(spec: Decoder, context: int, config: InferenceConfig, device: Device) -> Iterator[tuple[str, str, float]]:
     """(figure, unit, value) of one model: the costs that two models are compared in."""
     parts = spec.param_breakdown()
-    ffn = sum(parts.get(part, 0) for part in ("ffn", "routed", "shared", "router"))
     yield "parameters", "parameters", spec.params()
     yield "active parameters", "parameters", spec.active_params()
     yield "in embedding and head", "parameters", parts["embedding"] + parts["head"]
     yield "in attention", "parameters", parts.get("attn", 0)
-    yield "in feed-forwards", "parameters", ffn
+    yield "in feed-forwards", "parameters", sum(parts.get(part, 0) for part in FFN_PARTS)
     fixed, per_token = spec.kv_growth(config.cache)
     yield "KV cache, fixed", "bytes", fixed
     yield "KV cache per token", "bytes", per_token

@@ -1,4 +1,4 @@
-"""Which models the words of a command line mean."""
+"""The models that a command line names: presets, families, hub ids and folders with a config.json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zoo.catalog import from_hf, resolve, sizes
 from zoo.errors import MalformedError, NotAvailable, UsageError
 from zoo.hf.config import Size
 from zoo.model.decoder import Decoder
-from zoo.swaps.grammar import apply_swap
+from zoo.swaps.grammar import apply_swaps
 
 CONFIG = "config.json"
 Row = dict[str, Any]
@@ -44,53 +44,50 @@ def about(model: Model) -> Row:
     return {"model": model.name, "hub": hub, "swap": model.swap, "dropped": model.dropped}
 
 
-def chosen(words: Sequence[str], swaps: Sequence[str] = (), ignore_fields: Iterable[str] = ()) -> list[Model]:
-    """The models that the words name, in their order and without repeats: a family means all its sizes, no words mean
-    every published size. With `swaps`, each model is followed by its swapped form.
+def chosen(names: Sequence[str], swaps: Sequence[str] = (), ignore_fields: Iterable[str] = ()) -> list[Model]:
+    """The named models, in their order and without repeats: a family means all its sizes, no names mean every published
+    size. With `swaps`, each model is followed by its swapped form.
 
-    Raises UsageError for an unknown word, and for swaps without words.
+    Raises UsageError for an unknown name, and for swaps without names.
     """
     sizes_of = {family: [_preset(name) for name in module.SIZES] for family, module in families().items()}
-    return _chosen(sizes_of, words, swaps, ignore_fields)
+    return _chosen(sizes_of, names, swaps, ignore_fields)
 
 
-def representatives(words: Sequence[str], swaps: Sequence[str] = (), ignore_fields: Iterable[str] = ()) -> list[Model]:
+def representatives(names: Sequence[str], swaps: Sequence[str] = (), ignore_fields: Iterable[str] = ()) -> list[Model]:
     """As `chosen`, but a family means its smallest size, under the family's name."""
     smallest = {family: [replace(_preset(resolve(family)), name=family)] for family in families()}
-    return _chosen(smallest, words, swaps, ignore_fields)
+    return _chosen(smallest, names, swaps, ignore_fields)
 
 
 def _chosen(
-    by_family: Mapping[str, Sequence[Model]], words: Sequence[str], swaps: Sequence[str], ignore_fields: Iterable[str]
+    by_family: Mapping[str, Sequence[Model]], names: Sequence[str], swaps: Sequence[str], ignore_fields: Iterable[str]
 ) -> list[Model]:
-    if swaps and not words:
+    if swaps and not names:
         raise UsageError("--swap changes the models that are named: name one, as in qwen3-8b --swap 'GQA(window=4096)'")
     found: dict[str, Model] = {}
-    for word in words or by_family:
-        models = by_family.get(word.lower().replace("_", "-")) or [one(word, ignore_fields)]
-        found |= {model.name: model for model in models if model.name not in found}
+    for name in names or by_family:
+        models = by_family.get(name.lower().replace("_", "-")) or [one(name, ignore_fields)]
+        found |= {model.name: model for model in models}
     return [each for model in found.values() for each in ((model, swapped(model, swaps)) if swaps else (model,))]
 
 
 def swapped(model: Model, swaps: Sequence[str]) -> Model:
     """The model with swaps (zoo.swaps.grammar) applied in turn, under its own name."""
-    spec, dropped = model.spec, dict[str, None]()
-    for swap in swaps:
-        spec, features = apply_swap(spec, swap)
-        dropped.update(dict.fromkeys(features))
+    spec, dropped = apply_swaps(model.spec, swaps)
     return Model(model.name, spec, swap="; ".join(swaps), dropped=", ".join(dropped) or None)
 
 
-def one(word: str, ignore_fields: Iterable[str] = ()) -> Model:
+def one(name: str, ignore_fields: Iterable[str] = ()) -> Model:
     """The model of a preset, a hub id or a folder with a config.json; of a family the smallest preset."""
     try:
-        return _preset(resolve(word))
+        return _preset(resolve(name))
     except UsageError:
-        folder = Path(word).parent if Path(word).name == CONFIG else Path(word)
+        folder = Path(name).parent if Path(name).name == CONFIG else Path(name)
         if folder.is_dir():
             return _in_folder(folder, ignore_fields)
-        if "/" in word:
-            raise NotAvailable(f"{word} is neither a folder here nor the hub id of a preset") from None
+        if "/" in name:
+            raise NotAvailable(f"{name} is neither a folder here nor the hub id of a preset") from None
         raise
 
 

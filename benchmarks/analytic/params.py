@@ -21,7 +21,8 @@ HUB_DATA = Path(__file__).parents[1] / "data" / "hub.json"
 FLOPS_CONTEXT = 4096  # tokens
 KV_CONTEXT, MAX_KV_CONTEXT = 32 * 1024, 128 * 1024  # tokens
 OUTSIDE_LAYERS = ("embedding", "head")
-LAYER_PARTS = ("attn", "ffn", "routed", "shared", "router", "norm")
+FFN_PARTS = ("ffn", "routed", "shared", "router")
+LAYER_PARTS = ("attn", *FFN_PARTS, "norm")
 PARTS = (*OUTSIDE_LAYERS, *LAYER_PARTS)
 NAME_UNITS = {"b": 10**9, "m": 10**6}
 

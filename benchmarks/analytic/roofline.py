@@ -16,12 +16,13 @@ import torch
 
 from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import Model, Row, about
+from benchmarks.analytic.params import FFN_PARTS
 from zoo.errors import unknown
 from zoo.model.decoder import Decoder
 from zoo.units import dtype_name
 
 DEVICE_DATA = Path(__file__).parents[1] / "data" / "devices.json"
-FLOP_PARTS = ("projections", "scores", "ffn", "routed", "shared", "router", "head")
+FLOP_PARTS = ("projections", "scores", *FFN_PARTS, "head")
 
 
 @dataclass(frozen=True)

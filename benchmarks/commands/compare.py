@@ -19,14 +19,14 @@ from benchmarks.options import (
     InferenceOptions,
     Layers,
     ReportOptions,
+    Strings,
     SwapOptions,
     Tiny,
-    Words,
     flag,
     tokens_option,
 )
 from benchmarks.output.report import Row, Table, columns
-from benchmarks.output.show import format_sequences, format_tokens, smaller_by_context
+from benchmarks.output.show import describe_crossing, format_sequences, format_tokens
 from zoo.cli.runner import emit
 from zoo.cli.tables import Column, Format
 from zoo.errors import UsageError
@@ -41,7 +41,7 @@ Pairs of architectures, and only what differs between the two. Written by `make 
 def command(
     *,
     names: Annotated[
-        Words, typer.Argument(help="Two presets, families, hub ids or folders; or one, with --swap.", metavar="A B")
+        Strings, typer.Argument(help="Two presets, families, hub ids or folders; or one, with --swap.", metavar="A B")
     ] = None,
     context: Annotated[int, tokens_option(help="Of FLOPs and ceilings.")] = 4096,
     inference: InferenceOptions,
@@ -93,7 +93,7 @@ def document(context: int, config: InferenceConfig, device: Device) -> str:
 def tables(first: Model, second: Model, context: int, config: InferenceConfig, device: Device) -> list[Table]:
     """What differs in the specs, in costs, and whose cache is the smaller."""
     row = crossing_row(first, second, config.cache)
-    crossing = Table("Whose cache is smaller, by tokens of context", [], [smaller_by_context(row)], [row])
+    crossing = Table("Whose cache is smaller, by tokens of context", [], [describe_crossing(row)], [row])
     return [_differences(first, second), _figures(first, second, context, config, device), crossing]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import Model
+from benchmarks.analytic.params import FFN_PARTS
 from benchmarks.analytic.roofline import PHASES, Device, flop_row
 from benchmarks.options import Contexts, DeviceOptions, InferenceOptions, ModelOptions, ReportOptions
 from benchmarks.output.report import Row, Rows, Table, columns, named
@@ -61,12 +62,12 @@ def _parts(title: str, rows: Rows, unit: float) -> Table:
 
 
 def _all_ffn(row: Row) -> Row:
-    total = sum(row[f"{part}_flops"] for part in ("ffn", "routed", "shared", "router"))
+    total = sum(row[f"{part}_flops"] for part in FFN_PARTS)
     return {"all_ffn_flops": total, "shown_other": row["other_flops"] or None}
 
 
 def _experts(rows: Rows, unit: float) -> Table:
-    headers = {f"{part}_flops": part for part in ("ffn", "routed", "shared", "router")}
+    headers = {f"{part}_flops": part for part in FFN_PARTS}
     legend = ["ffn: of dense layers. routed: of the experts that a token is routed to. shared: of the expert of all."]
     shown = [*columns(model="model"), *columns(_unless_zero(unit), **headers)]
     return Table("The same, inside the ffn of mixtures of experts", shown, legend, rows)

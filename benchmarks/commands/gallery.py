@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import webbrowser
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,10 +47,10 @@ def command(
     from benchmarks.gallery import files  # imports the packages above
 
     if docs:
-        for name, content in files.documents().items():
-            files.put(out / name, content)
+        for name, content in files.docs_files().items():
+            files.write_file(out / name, content)
         return
-    index, *others = files.write(out, models, speeds, images=png, told=lambda what: print(what, file=sys.stderr))
+    index, *others = files.write_gallery(out, models, speeds, images=png, progress=partial(print, file=sys.stderr))
     emit(f"{index}  {format_bytes(index.stat().st_size)}, {len(others)} files beside it")
     if open:
         webbrowser.open(index.absolute().as_uri())

@@ -14,7 +14,7 @@ from benchmarks.measure.devices import CPU
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
 from benchmarks.measure.mla import ABSORBED, EXPANDED, LATENT, MLAConfig, Outcome
 from benchmarks.measure.timing import Samples
-from benchmarks.options import ComputingType, Contexts, Repeat, ReportOptions, Seed, Words, flag
+from benchmarks.options import ComputingType, Contexts, Repeat, ReportOptions, Seed, Strings, flag
 from benchmarks.output.report import Row, Rows, Table, columns, named
 from benchmarks.output.show import format_tokens, measured_on, min_max, three, three_in, unit
 from zoo.blocks.mla import MLA
@@ -35,7 +35,7 @@ def command(
     repeat: Repeat = 5,
     seed: Seed = 0,
     swap: Annotated[
-        Words, typer.Option(metavar="CHANGE", help="Change a block first: 'MLA(heads=16)'. Repeat.")
+        Strings, typer.Option(metavar="CHANGE", help="Change a block first: 'MLA(heads=16)'. Repeat.")
     ] = None,
     to: ReportOptions,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.analytic.models import Model
-from benchmarks.analytic.params import layer_rows, param_row
+from benchmarks.analytic.params import FFN_PARTS, layer_rows, param_row
 from benchmarks.options import ModelOptions, ReportOptions
 from benchmarks.output.report import Row, Rows, Table, columns, named
 from zoo.units import format_count
@@ -47,8 +47,8 @@ def _parts(rows: Rows) -> Table:
 
 
 def _all_ffn(row: Row) -> Row:
-    parts = ("ffn", "routed", "shared", "router")
-    return {"all_ffn_params": sum(row[f"{part}_params"] for part in parts), "other_params": row["other_params"] or None}
+    total = sum(row[f"{part}_params"] for part in FFN_PARTS)
+    return {"all_ffn_params": total, "other_params": row["other_params"] or None}
 
 
 def _experts(rows: Rows) -> Table:

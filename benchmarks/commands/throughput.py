@@ -17,9 +17,9 @@ from benchmarks.options import (
     Repeat,
     ReportOptions,
     Seed,
+    Strings,
     SwapOptions,
     Tiny,
-    Words,
     computing_dtype_option,
     flag,
     tokens_or_none_option,
@@ -42,7 +42,7 @@ class Peer(StrEnum):
 def command(
     *,
     names: Annotated[
-        Words,
+        Strings,
         typer.Argument(
             help="Presets, families (their smallest), hub ids or folders with a config.json: with random weights. "
             "Folders with safetensors files, and .gguf files: with theirs. None: the tiny form of each architecture, "

@@ -56,7 +56,7 @@ def smaller_at(crossing: Mapping[str, Any], label: str) -> str:
     return ", ".join(at for smaller, at in _spans(crossing) if smaller == label) or "never"
 
 
-def smaller_by_context(crossing: Mapping[str, Any]) -> str:
+def describe_crossing(crossing: Mapping[str, Any]) -> str:
     """Which model of a "crossing" row has the smaller cache, for all contexts."""
     return "; ".join(f"{smaller or 'both alike'} {at}" for smaller, at in _spans(crossing)) + "."
 

@@ -39,12 +39,12 @@ def test_a_model_does_not_differ_from_itself() -> None:
         assert figures(one(name), one(name)) == {}
 
 
-def test_any_two_specs_that_differ_have_a_row_and_it_tells_two_things_apart() -> None:
+def test_any_two_specs_that_differ_have_a_row_of_two_different_values() -> None:
     for a, b in combinations(map(one, zoo.names()), 2):
         rows = differences(a, b)
         assert bool(rows) == (a.spec != b.spec), (a.name, b.name)
         assert all(value != other for value, other in rows.values()), (a.name, b.name)
-        assert {field: told[::-1] for field, told in rows.items()} == differences(b, a)
+        assert {field: values[::-1] for field, values in rows.items()} == differences(b, a)
 
 
 SWAPS = {
@@ -63,7 +63,7 @@ def test_a_swap_shows_as_the_fields_it_changes(text: str) -> None:
     assert differences(model, swapped(model, [text])) == SWAPS[text]
 
 
-def test_specs_that_the_same_words_stand_for_are_told_by_all_their_fields() -> None:
+def test_specs_with_equal_descriptions_are_shown_with_all_their_fields() -> None:
     model = one("gpt-oss-20b")
     other = swapped(model, ["YarnScaling(truncate=true)"])
     assert model.spec.layers[0].mixer.describe() == other.spec.layers[0].mixer.describe()

@@ -18,7 +18,7 @@ SMALL = zoo.spec("gemma3-1b", tiny=True)
 
 @dataclass(frozen=True)
 class Kept:
-    """One layer: bytes a token, and a window."""
+    """One layer: bytes per token, and a window."""
 
     size: int
     window: int | None

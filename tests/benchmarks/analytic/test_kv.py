@@ -53,7 +53,7 @@ def test_some_full_size_caches_are_allocated_in_memory() -> None:
     assert sum(zoo.spec(name).kv_bytes(4096) < 200e6 for name in zoo.names()) >= 5
 
 
-# Figures that others printed for the same models, in bytes a token: windows ignored, head_dim taken for dim / heads.
+# Figures that others printed for the same models, in bytes per token: windows ignored, head_dim taken for dim / heads.
 USUAL = {"gemma3-27b": 2 * 62 * 16 * 168 * 2, "qwen3-0.6b": 2 * 28 * 8 * 64 * 2, "gpt-oss-20b": 2 * 24 * 8 * 45 * 2}
 
 
@@ -102,7 +102,7 @@ def test_a_cache_that_stops_growing_fits_at_any_context() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "against", "told"),
+    ("name", "against", "contexts"),
     [
         ("gemma3-27b", "llama3.1-8b", "from 8,875 on"),
         ("llama3.1-8b", "gemma3-27b", "up to 8,874"),
@@ -111,11 +111,11 @@ def test_a_cache_that_stops_growing_fits_at_any_context() -> None:
         ("llama3-8b", "llama3.1-8b", "never: both are the same"),
     ],
 )
-def test_crossings_in_words(name: str, against: str, told: str) -> None:
-    assert smaller_at(crossing_row(one(name), one(against), torch.bfloat16), name) == told
+def test_crossings_as_text(name: str, against: str, contexts: str) -> None:
+    assert smaller_at(crossing_row(one(name), one(against), torch.bfloat16), name) == contexts
 
 
-def test_a_crossing_there_and_back_is_told_whole() -> None:
+def test_a_crossing_there_and_back_is_shown_whole() -> None:
     smaller = [(1, "a"), (10, None), (11, "b"), (20, "a"), (30, "b")]
     row = {"changes": [{"from_context": start, "smaller": model} for start, model in smaller]}
     assert smaller_at(row, "a") == "up to 9, 20 to 29"

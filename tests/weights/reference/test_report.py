@@ -172,7 +172,7 @@ def test_json_says_all_of_it(saved: Saved, tmp_path: Path, capsys: pytest.Captur
     assert command(saved("gpt-oss-20b"), "--tokens", TOKENS, "--json", "--out", out) == 0
     assert capsys.readouterr().out == ""
     told = json.loads(out.read_text(encoding="utf-8"))
-    assert told["schema_version"] == 1
+    assert told["schema_version"] == 2
     assert told["passed"] is True
     assert told["first_divergent"] is None
     assert len(told["logits"]["by_position"]) == TOKENS
