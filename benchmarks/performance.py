@@ -78,17 +78,12 @@ def gather(files: Sequence[Path]) -> Row:
     machines = [document["machine"] for document in documents]
     for file, machine in zip(files, machines, strict=True):
         for fact in SHARED:
-            ours, first = machine.get(fact), machines[0].get(fact)
-            if ours != first:
-                raise MalformedError(f"{file}: {fact} is {ours}, and {first} in {files[0]}")
-    speeds = [(n, row) for n, document in enumerate(documents) for row in document["rows"] if _is_speed(row)]
-    last = {key_of(row): n for n, row in speeds}
-    rows = [
-        row
-        for n, document in enumerate(documents)
-        for row in document["rows"]
-        if not _is_speed(row) or last[key_of(row)] == n
-    ]
+            here, first = machine.get(fact), machines[0].get(fact)
+            if here != first:
+                raise MalformedError(f"{file}: {fact} is {here}, and {first} in {files[0]}")
+    numbered = [(n, row) for n, document in enumerate(documents) for row in document["rows"]]
+    last = {key_of(row): n for n, row in numbered if _is_speed(row)}
+    rows = [row for n, row in numbered if not _is_speed(row) or last[key_of(row)] == n]
     complete = all(document.get("complete", True) for document in documents)
     return documents[0] | {"machine": machines[0] | _kernels(machines), "complete": complete, "rows": rows}
 
@@ -144,10 +139,8 @@ def section(slug: str, document: Row) -> str:
 def _facts(slug: str, document: Row) -> Iterator[str]:
     machine = document["machine"]
     threads = sorted({row["threads"] for row in document["rows"] if "threads" in row})
-    cache = machine["last_cache_bytes"]
-    yield f"Processor: {machine['cpu']}, {machine['cores']} cores" + (
-        f", last cache {format_bytes(cache)}" if cache else ""
-    )
+    cache = f", last cache {format_bytes(machine['last_cache_bytes'])}" if machine["last_cache_bytes"] else ""
+    yield f"Processor: {machine['cpu']}, {machine['cores']} cores{cache}"
     yield f"ISA: {' '.join(machine['isa'])}"
     yield f"Threads: {', '.join(map(str, threads))}"
     yield f"torch {machine['torch']} with {machine['blas']}"

@@ -137,6 +137,6 @@ def require_model_memory(
         options += [f"--layers {most}"] if most else []
         return f"what would fit: {', '.join([*options, '--tiny'])}"
 
-    told = ", ".join(f"{model.label} ({format_count(model.spec.params())} parameters)" for model in models)
-    what = f"{told} in {dtype_name(dtype)} {'needs' if len(models) == 1 else 'need together'}"
+    names = ", ".join(f"{model.label} ({format_count(model.spec.params())} parameters)" for model in models)
+    what = f"{names} in {dtype_name(dtype)} {'needs' if len(models) == 1 else 'need together'}"
     require_memory(sum(needed(spec, dtype) for spec in specs), device, what, advice)

@@ -89,8 +89,8 @@ def kernel_summary(machine: Mapping[str, Any]) -> str:
 def _counted(found: list[str]) -> str:
     """The kernels other than plain, each with its number of classes unless it computes all of them."""
     counts = {kernel: found.count(kernel) for kernel in sorted({*found} - {kernels.PLAIN})}
-    told = (k if n == len(found) else f"{k} ({n} of {len(found)} classes)" for k, n in counts.items())
-    return ", ".join(told) or kernels.PLAIN
+    words = (k if n == len(found) else f"{k} ({n} of {len(found)} classes)" for k, n in counts.items())
+    return ", ".join(words) or kernels.PLAIN
 
 
 def _isa() -> list[str]:

@@ -99,7 +99,7 @@ def limits(rows: Rows, machine: Row) -> Table:
         *columns(unit(of, digits), peak_bytes=word),
         *columns(signs=""),
     ]
-    slowest = max(rows, key=lambda row: row["overhead"] or 0)
+    largest = max(rows, key=lambda row: row["overhead"] or 0)
     experts = dict.fromkeys(
         f"{named(row)} {row['test']} {row['experts_hit']:.1f} ({row['experts_hit_predicted']:.1f} expected)"
         for row in rows
@@ -112,7 +112,7 @@ def limits(rows: Rows, machine: Row) -> Table:
         "pass's own products with weights, one after the other.",
         f"{word}: weights, and the peak of cache and passes beside them.",
         *([f"Experts hit per pass, mean over the layers with experts: {'; '.join(experts)}."] if experts else []),
-        f"Harness overhead: at most {slowest['overhead'] or 0:.2%} of the time ({named(slowest)} {slowest['test']}), "
+        f"Harness overhead: at most {largest['overhead'] or 0:.2%} of the time ({named(largest)} {largest['test']}), "
         "measured as the same loop around a model that computes nothing.",
         *(f"{sign}: {meaning}" for sign, meaning in MEANINGS.items() if sign in used),
         *(["The size of the last cache is not known."] if machine["last_cache_bytes"] is None else []),
@@ -137,7 +137,7 @@ def machine_ceilings(rows: Rows) -> Table:
     """What the machine reaches, by kernel."""
     shown = columns(kind="ceiling", kernel="kernel", dtype="dtype", shown="median", range="min-max")
     size = next((row["amount"] for row in rows if row["kind"] == "bandwidth"), 0)
-    short = ", for want of memory" if size < BUFFER_BYTES else ""
+    short = ", limited by the free memory" if size < BUFFER_BYTES else ""
     legend = [
         f"The fastest of each kind counts. Reading: {format_bytes(size)} each time{short}. "
         "GB/s and GFLOPS are 10^9 per second.",

@@ -1,4 +1,4 @@
-"""A clock that only the tests move, and measurements that nobody made."""
+"""Fake clocks, and rows of fake measurements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MACHINE = {
 
 
 class Clock:
-    """Seconds that pass when somebody says so."""
+    """A clock that only the test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -36,7 +36,7 @@ class Ticking(Clock):
 
 
 def fake_rows(models: Sequence[BenchmarkModel], seconds: Sequence[float] = (0.9, 0.001, 1e-4)) -> list[dict[str, Any]]:
-    """The rows of the main job, had every run taken these seconds."""
+    """The rows of the main command if every run had taken these seconds."""
     candidates = [Candidate(model, ZOO, EAGER, NullRunner()) for model in models]
     results = Results(throughput.prepare_tiny([], 0).config, candidates)
     for candidate in candidates:

@@ -166,7 +166,7 @@ def test_writing_gathers_first_where_files_are_named(tmp_path: Path) -> None:
         (["--processor", EARLIER, "x.json"], "lower-case words"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options_are_refused(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         performance.main(arguments)
     assert told in capsys.readouterr().err

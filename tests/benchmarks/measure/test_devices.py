@@ -36,7 +36,7 @@ def test_the_last_cache_is_that_of_all_sockets_counted_once(tmp_path: Path) -> N
     assert _cpu_cache(found) == (32 + 16) * 2**20
 
 
-def test_a_machine_that_does_not_say_has_none(tmp_path: Path) -> None:
+def test_a_machine_without_readable_caches_has_no_last_cache(tmp_path: Path) -> None:
     assert _cpu_cache(tmp_path) is None
     assert _cpu_cache(tree(tmp_path, [("cpu0", "3", "Unified", "much", "0")])) is None
 
@@ -47,7 +47,9 @@ def test_the_cpu_has_a_plain_clock_and_its_resident_memory() -> None:
     assert taken is None or taken >= 0
 
 
-def test_where_the_record_cannot_be_reset_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_is_unknown_where_the_record_cannot_be_reset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(devices, "RESET", tmp_path / "nowhere" / "clear_refs")
     assert start_memory_meter(devices.CPU)() is None
 
@@ -69,7 +71,7 @@ class Event:
         return later.at - self.at
 
 
-def test_seconds_of_a_device_add_up_from_event_to_event(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_of_a_cuda_device_add_up_from_event_to_event(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     read = CudaClock(torch.device("cuda"))
@@ -80,7 +82,7 @@ def test_seconds_of_a_device_add_up_from_event_to_event(monkeypatch: pytest.Monk
 
 
 @pytest.mark.gpu
-def test_a_device_tells_its_time_and_its_most_memory() -> None:
+def test_a_cuda_device_has_its_own_clock_and_peak_memory() -> None:
     device = torch.device("cuda")
     read, peak = clock(device), start_memory_meter(device)
     assert isinstance(read, CudaClock)

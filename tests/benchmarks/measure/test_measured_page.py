@@ -51,7 +51,7 @@ def of_blocks() -> list[Table]:
 @pytest.mark.parametrize(
     ("verb", "tables", "untimed"), [("mla", of_variants(), 4), ("blocks", of_blocks(), 1)], ids=["mla", "blocks"]
 )
-def test_all_but_the_times_is_todays(verb: str, tables: Sequence[Table], untimed: int) -> None:
+def test_the_tables_are_up_to_date_except_for_their_times(verb: str, tables: Sequence[Table], untimed: int) -> None:
     static, timed = (table.text(Format.table) for table in tables)
     title = timed.splitlines()[0]
     shown, _, times = SHOWN[verb].partition(title)

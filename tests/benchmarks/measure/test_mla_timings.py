@@ -1,4 +1,4 @@
-"""What is timed is one token through one variant; what does not fit is told; what is not equal fails."""
+"""One token through one variant is timed; a variant that does not fit says so; outputs that differ are a failure."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_variant_that_does_not_fit_beside_the_smaller_ones_is_left_out() -> No
     assert list(too_large(specs, 1000, config, 0)) == [ABSORBED, LATENT, EXPANDED]
 
 
-def test_what_was_left_out_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variant_that_does_not_fit_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mla, "free_memory", lambda _: 3_000_000)
     expanded, latent, absorbed = measured(MLAConfig([4096]))
     assert (expanded["too_large"], latent["too_large"]) == (
@@ -178,7 +178,9 @@ def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, told: s
     assert len(err.splitlines()) == 1
 
 
-def test_weights_that_do_not_fit_are_told_before_they_are_made(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_weights_that_do_not_fit_are_an_error_before_they_are_allocated(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     monkeypatch.setattr(devices, "free_memory", lambda _: 10**8)
     assert exit_code(app, "benchmarks", ["mla"]) == 3
     assert "need 714 MiB, and 95.4 MiB is free" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def test_equal_sequences_hit_the_same_experts_and_others_more() -> None:
     assert min(seen(model, work).hits.values()) > 3
 
 
-def test_the_peak_is_the_weights_and_what_was_taken_beside_them() -> None:
+def test_the_peak_is_the_weights_and_what_was_allocated_beside_them() -> None:
     model = zoo.build("llama3", tiny=True)
     weights = 4 * model.spec.params()
     assert seen(model, Workload("decode", 1), peak=1000).peak_bytes == weights + 1000
@@ -59,7 +59,7 @@ def test_the_peak_is_the_weights_and_what_was_taken_beside_them() -> None:
 
 
 @torch.inference_mode()
-def test_of_others_nothing_but_memory_is_seen() -> None:
+def test_without_a_model_of_the_zoo_only_memory_is_observed() -> None:
     model, work = zoo.build("gpt-oss", tiny=True), Workload("prefill", 8)
     once = task(("x",), ZooRunner(model), work, random_tokens(work, model.spec.vocab, 0, CPU))
     assert observe(once, 7, lambda: lambda: 1, None) == Observed(peak_bytes=8, hits={}, gemms=[])
@@ -71,7 +71,7 @@ def test_hooks_are_gone_afterwards() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_the_most_memory_of_a_process_includes_what_was_let_go_again() -> None:
+def test_peak_memory_of_a_process_includes_what_was_freed() -> None:
     meter = start_memory_meter(CPU)
     torch.ones(2**24)  # 64 MiB
     peak = meter()

@@ -51,7 +51,7 @@ def test_a_depth_is_filled_once_and_in_parts() -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("family", families())
 @pytest.mark.parametrize("depth", [0, 7, 40])  # 40 fills the toy windows
-def test_a_cache_that_was_kept_is_as_it_was(family: str, depth: int) -> None:
+def test_a_restored_cache_gives_the_same_logits(family: str, depth: int) -> None:
     """The same passes give the same logits again, bit by bit; also those of a cache that never was anything else."""
     model = zoo.build(family, tiny=True)
     tokens = torch.randint(model.spec.vocab, (2, depth + 12))
@@ -104,7 +104,7 @@ def test_the_same_seed_gives_the_same_tokens() -> None:
     assert not torch.equal(random_tokens(work, 512, 1, CPU), random_tokens(work, 512, 2, CPU))
 
 
-def test_a_model_that_does_nothing_goes_through_the_same_loop() -> None:
+def test_the_null_runner_goes_through_the_same_loop() -> None:
     work = Workload("decode", 3)
     runner, calls = NullRunner(), 0
 

@@ -1,4 +1,4 @@
-"""Shares of ceilings, marks and ratios, of runs that took as long as the test says."""
+"""Shares of ceilings, marks and ratios of rows whose times the test sets."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def marks(made: Results) -> set[str]:
     return {mark for row in rows(made) for mark in row["marks"]}
 
 
-def test_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_mark_has_its_condition(monkeypatch: pytest.MonkeyPatch) -> None:
     each = candidate()
     monkeypatch.setattr(throughput_rows, "last_cache", lambda device: None)
     assert marks(found(each, seconds=(60.0,))) == set()
@@ -136,7 +136,7 @@ def test_a_row_for_what_was_timed_before_an_interruption_and_no_ceiling_before_b
     assert row["marks"] == []
 
 
-def test_what_was_interrupted_in_its_warm_up_shows_that() -> None:
+def test_rows_of_an_interrupted_warm_up_are_marked() -> None:
     each = candidate()
     made = found(each)
     made.samples.clear()
