@@ -45,7 +45,7 @@ def primer(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("primer") / "copy"
     shutil.copytree(copy, folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "zoo" / "architectures" / "primer.py").write_text(PRIMER, encoding="utf-8")
-    listed, told = folder / "benchmarks/measure/block_list.py", folder / "benchmarks/gallery/static/blocks.md"
+    listed, told = folder / "benchmarks/measure/blocks.py", folder / "benchmarks/gallery/static/blocks.md"
     text = listed.read_text(encoding="utf-8")
     entry = '        "SwiGLU": dense,\n'
     assert entry in text

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from benchmarks.analytic import growth
-from benchmarks.analytic.flops import PHASES
 from benchmarks.analytic.models import Model
 from benchmarks.analytic.params import PARTS
+from benchmarks.analytic.roofline import PHASES
 from benchmarks.output.report import named
 from zoo.model.decoder import Decoder
 

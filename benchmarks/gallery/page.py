@@ -14,8 +14,8 @@ from typing import Any
 import jinja2
 import torch
 
-from benchmarks.analytic import compare, kv
-from benchmarks.analytic.kv import Setting
+from benchmarks.analytic import compare
+from benchmarks.analytic.kv import InferenceConfig, crossing_row
 from benchmarks.analytic.models import Model
 from benchmarks.analytic.roofline import device, devices
 from benchmarks.gallery import blocks_page, charts, cost_terms, swap_grid
@@ -25,6 +25,7 @@ from benchmarks.gallery.chart_tables import tables
 from benchmarks.gallery.cost_terms import BATCHES, Terms
 from benchmarks.gallery.overview import groups, overview, typical
 from benchmarks.gallery.swap_grid import Grid
+from benchmarks.output.show import describe_crossing
 from zoo.diagram import svg
 
 STATIC = Path(__file__).parent / "static"
@@ -142,7 +143,7 @@ def _model(model: Model, terms: Interned) -> Json:
         "attention": grid(swap_grid.attention_grid(spec)),
         "experts": grid(swap_grid.expert_grid(spec)),
         "positions": swap_grid.positions(spec),
-        "costs": [value for _, _, value in compare.costs(spec, CONTEXT, Setting(), device(DEVICE))],
+        "costs": [value for _, _, value in compare.costs(spec, CONTEXT, InferenceConfig(), device(DEVICE))],
     }
 
 
@@ -154,8 +155,8 @@ def _comparisons(models: Sequence[Model]) -> Json:
         pair = f"{first.name} {second.name}"
         rows = compare.difference_rows(first, second)
         differences[pair] = [[_index(strings, row[key]) for key in ("field", "value", "other")] for row in rows]
-        caches[pair] = kv.describe_crossing(*kv.crossing_rows([first], second, torch.bfloat16))
-    costs = compare.costs(models[0].spec, CONTEXT, Setting(), device(DEVICE))
+        caches[pair] = describe_crossing(crossing_row(first, second, torch.bfloat16))
+    costs = compare.costs(models[0].spec, CONTEXT, InferenceConfig(), device(DEVICE))
     return {
         "strings": [value for _, value in strings.values()],
         "differences": differences,

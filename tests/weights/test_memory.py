@@ -124,7 +124,7 @@ def load(made: Made, dtype: str) -> dict[str, Any]:
     """Peaks of a load in a process of its own, in bytes."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.measure.one_load", "zoo", str(made.folder), dtype],
+        [sys.executable, "-m", "benchmarks.measure.loading", "zoo", str(made.folder), dtype],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -65,7 +65,8 @@ def render(
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], plain: bool) -> str:
-    """A plain or a Markdown table. Headers are its first row, since tabulate pads what it knows as a header by two."""
+    """A plain or a Markdown table. Headers, which may have several lines in a plain table, are its first row, since
+    tabulate pads what it knows as a header by two."""
 
     def cell(value: Any, column: Column) -> str:
         shown = "" if value is None else column.show(value)
@@ -73,13 +74,15 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], plain: bool) -> str:
         return fill(shown, column.width) if column.width and plain else shown
 
     headers = [column.header for column in columns]
-    rule, header, *body = tabulate(
+    height = 1 + max((header.count("\n") for header in headers), default=0)
+    rule, *lines = tabulate(
         [headers, *([cell(row.get(column.key), column) for column in columns] for row in rows)],
         tablefmt="simple" if plain else "github",
         colalign=["right" if all(_is_number(row.get(c.key)) for row in rows) else "left" for c in columns],
         disable_numparse=True,
     ).split("\n")
-    return "\n".join([header, rule, *(body[:-1] if plain else body)])  # a plain table without a header ends in a rule
+    body = lines[height:-1] if plain else lines[height:]  # a plain table without a header ends in a rule
+    return "\n".join([*lines[:height], rule, *body])
 
 
 def _is_number(value: Any) -> bool:

@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.analytic import compare, growth, roofline
 from benchmarks.analytic.compare import PAIRS
-from benchmarks.analytic.flops import PHASES
 from benchmarks.analytic.models import one
+from benchmarks.analytic.roofline import PHASES
 from benchmarks.gallery import charts, swap_grid
 from benchmarks.gallery.cost_terms import outside_terms
 from benchmarks.gallery.overview import groups
@@ -100,7 +100,7 @@ def test_button_of_a_pair_shows_its_differences(page: Any, pair: tuple[str, str]
     assert [row.locator("td").all_inner_texts() for row in shown] == [
         [row["value"] or "", row["other"] or ""] for row in rows
     ]
-    costs = compare.figure_rows(first, second, 4096, compare.Setting(), roofline.device("h100"))
+    costs = compare.figure_rows(first, second, 4096, compare.InferenceConfig(), roofline.device("h100"))
     names = [row.locator("th").inner_text() for row in figures.locator("tbody tr").all()]
     assert names == [row["figure"] for row in costs]
     marked = page.evaluate(
