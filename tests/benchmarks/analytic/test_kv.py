@@ -78,7 +78,7 @@ def fit(name: str, memory: int, **config: object) -> dict[str, object]:
     return fit_row(one(name), memory, InferenceConfig(**config))  # type: ignore[arg-type]
 
 
-def test_what_fits_is_the_last_context_that_does() -> None:
+def test_the_context_that_fits_is_the_longest_that_does() -> None:
     spec = zoo.spec("qwen3-8b")
     row = fit("qwen3-8b", 24 * GIB, batch=3)
     longest = row["context_that_fits"]

@@ -56,7 +56,7 @@ def test_a_folder_or_its_config_is_a_model_under_the_folders_name(folder: Path) 
     assert chosen([str(folder)]) == chosen([f"{folder}/config.json"]) == representatives([f"{folder}/"]) == expected
 
 
-def test_a_preset_is_meant_even_where_a_folder_has_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preset_wins_over_a_folder_of_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     folder.rename("gemma3-1b")
     assert one("gemma3-1b").spec == zoo.spec("gemma3-1b")
@@ -72,7 +72,7 @@ def test_a_field_that_is_not_understood_can_be_ignored(folder: Path) -> None:
     assert chosen([str(folder)], ignore_fields=["novelty"])[0].spec == zoo.spec("qwen3-8b")
 
 
-def test_what_is_no_model_says_why(folder: Path) -> None:
+def test_the_error_of_a_name_that_is_no_model_says_why(folder: Path) -> None:
     with pytest.raises(NotAvailable, match=r"there is no config\.json"):
         one(str(folder.parent))
     with pytest.raises(NotAvailable, match="neither a folder here nor the hub id"):

@@ -91,14 +91,14 @@ def test_every_row_is_consistent(name: str) -> None:
     assert (found["kv_fixed_bytes"] > 0) == bool(found["windows"])
 
 
-def test_a_model_that_names_no_context_is_taken_to_the_longest() -> None:
+def test_a_model_without_a_context_is_shown_at_128k() -> None:
     assert longest_context(None) == 131_072
     assert longest_context(131_073) == 131_072
     assert longest_context(4096) == 4096
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_the_parts_add_up(name: str) -> None:
+def test_parts_add_up_to_the_total(name: str) -> None:
     row = ROWS[name]
     parts = sum(row[f"{part}_params"] for part in PARTS)
     assert parts + row["other_params"] == row["params"] == zoo.spec(name).params()
@@ -192,14 +192,14 @@ def test_every_published_name_claims_its_size_to_within_a_half(name: str) -> Non
     assert least < row["params"] / row["name_params"] < 1.5
 
 
-def test_a_model_from_elsewhere_claims_nothing() -> None:
+def test_an_unpublished_model_has_no_hub_total_and_no_claim() -> None:
     row = param_row(Model("my-7b", zoo.spec("qwen3-8b")))
     assert (row["hub"], row["hub_params"], row["hub_beside"], row["name_params"]) == (None, None, [], None)
     assert reconciliation(row) == "my-7b: 8,190,735,360."
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_the_kinds_of_layers_and_what_is_outside_are_the_whole(name: str) -> None:
+def test_kinds_of_layers_and_what_is_outside_add_up_to_the_total(name: str) -> None:
     kinds = list(layer_rows(one(name)))
     inside = sum(row["layers"] * row["params"] for row in kinds)
     assert inside == ROWS[name]["params"] - zoo.spec(name).embedding_params() - zoo.spec(name).dim

@@ -157,7 +157,7 @@ def test_the_data_file_is_read_as_it_is() -> None:
     assert roofline.device("H100").flops == raw["h100"]["flops"]
 
 
-def test_a_model_from_elsewhere_is_a_row_like_any_other() -> None:
+def test_an_unpublished_model_is_a_row_like_any_other() -> None:
     row = flop_row(Model("mine", zoo.spec("qwen3-8b")), "decode", 4096, InferenceConfig(), H100)
     published, _ = rows("qwen3-8b")
     assert row | {"model": "qwen3-8b", "hub": "Qwen/Qwen3-8B"} == published

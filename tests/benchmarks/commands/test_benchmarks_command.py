@@ -102,7 +102,7 @@ def test_a_whole_run_says_that_it_is(measured, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "told"),
+    ("args", "code", "message"),
     [
         (["qwen4"], 2, "did you mean qwen3"),
         (["--format", "xml"], 2, "xml"),
@@ -111,11 +111,11 @@ def test_a_whole_run_says_that_it_is(measured, capsys) -> None:
         (["--static", "--out", "no/such/folder/file"], 3, "no folder"),
     ],
 )
-def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, told: str, capsys) -> None:
+def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, message: str, capsys) -> None:
     assert call(*args) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert told in err
+    assert message in err
     assert len(err.splitlines()) == 1
 
 

@@ -89,7 +89,7 @@ def failing(who: str) -> Callable[[str, Path, str], dict[str, Any]]:
     return lambda loader, *_: {"error": "torn", "exit_code": 4} if loader == who else fake("", Path(), "")
 
 
-def test_a_peer_that_cannot_load_is_told(
+def test_an_error_of_transformers_is_shown_and_the_rest_is_measured(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(loading, "load_once", failing("transformers"))
@@ -115,7 +115,7 @@ def test_a_broken_tensor_ends_the_process_of_its_load_only(folder: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "told"),
+    ("args", "code", "message"),
     [
         (["nowhere"], 3, "nowhere"),
         ([], 2, "SOURCE"),
@@ -125,10 +125,10 @@ def test_a_broken_tensor_ends_the_process_of_its_load_only(folder: Path, tmp_pat
     ],
 )
 def test_misuse_is_one_line(
-    args: list[str], code: int, told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    args: list[str], code: int, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(*[str(folder) if word == "FOLDER" else word for word in args]) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1

@@ -100,7 +100,7 @@ import os, signal, sys
 import benchmarks.measure.blocks as blocks, benchmarks.measure.mla as mla
 from benchmarks.__main__ import app
 from zoo.cli.runner import run
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told it to ignore them
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have made it ignore them
 blocks.measure = mla.measure = lambda *args, **options: os.kill(os.getpid(), signal.SIGINT)
 run(app, "benchmarks", sys.argv[1:])
 """

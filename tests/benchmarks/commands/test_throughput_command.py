@@ -62,7 +62,7 @@ def test_json_has_rows_ceilings_and_the_machine(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_kernels_that_are_chosen_while_it_runs_are_told(
+def test_kernels_that_are_chosen_while_it_runs_are_reported(
     interrupted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In JSON and beneath the table, after Ctrl-C too."""
@@ -177,7 +177,7 @@ def test_a_model_that_transformers_does_not_have_is_named(capsys: pytest.Capture
     assert "no published config says this model" in capsys.readouterr().err
 
 
-def test_a_baseline_that_does_not_compile_is_told_and_the_rest_is_measured(
+def test_a_baseline_that_does_not_compile_is_reported_and_the_rest_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
@@ -282,7 +282,7 @@ def test_where_it_does_not_fit_nothing_is_built(
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "told"),
+    ("args", "code", "message"),
     [
         (["nope"], 2, "unknown model 'nope'"),
         (["qwen3", "-p", "0", "-n", "0"], 2, "nothing to measure"),
@@ -297,9 +297,9 @@ def test_where_it_does_not_fit_nothing_is_built(
         (["no.gguf"], 3, "no.gguf"),
     ],
 )
-def test_misuse_is_one_line(args: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_misuse_is_one_line(args: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*args) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1

@@ -51,7 +51,7 @@ def test_a_table_fits_80_columns_and_its_legend_tells_every_header(table: Table)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.title)
-def test_markdown_has_one_line_a_row_of_equal_cells(table: Table) -> None:
+def test_markdown_has_one_line_per_row_of_equal_cells(table: Table) -> None:
     lines = [line for line in table.text(Format.md).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(list(filter(table.lines, table.rows)))
     assert len({line.count("|") for line in lines}) == 1
@@ -86,13 +86,13 @@ def test_csv_holds_both_tables_under_one_header(tmp_path: Path) -> None:
     assert all(None not in row and None not in row.values() for row in rows)
 
 
-def test_a_column_that_nobody_fills_is_left_out() -> None:
+def test_an_empty_column_is_left_out() -> None:
     rows = [cost_row(model) for model in chosen(["llama3"])]
     assert "published" not in costs.parameter_table(rows).text(Format.table)
     assert "windowed" not in costs.kv_table(rows).text(Format.table).split("\n\n")[1]
 
 
-def test_windows_of_several_sizes_are_told_apart() -> None:
+def test_windows_of_several_sizes_are_listed() -> None:
     row: dict[str, Any] = COSTS[0] | {"windows": [{"layers": 3, "tokens": 512}, {"layers": 2, "tokens": 4096}]}
     assert "3 x 512 + 2 x 4,096" in costs.kv_table([row]).text(Format.table)
 
