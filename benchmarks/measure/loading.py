@@ -98,34 +98,32 @@ def _row(path: Path, size: int, dtype: str, loader: str, samples: list[Sample]) 
     }
 
 
-class PeakMemory(threading.Thread):
-    """Peak memory of this process, polled until `stop`.
+def poll_memory() -> Callable[[], dict[str, int]]:
+    """Poll the memory of this process until the function that is returned gives its peaks, in bytes above those of now.
 
     Anonymous memory is the process's own. Resident memory also counts pages of mapped files, which are the system's
     cache: it takes them back when it needs them.
     """
+    before, ended = _held_bytes(), threading.Event()
+    peaks = list(before)
 
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self._ended = threading.Event()
-        self._before = self._peak = _held_bytes()
+    def poll() -> None:
+        peaks[:] = map(max, peaks, _held_bytes())
 
-    def run(self) -> None:
-        """Poll until the end."""
-        while not self._ended.wait(POLL_SECONDS):
-            self._poll()
+    def run() -> None:
+        while not ended.wait(POLL_SECONDS):
+            poll()
 
-    def stop(self) -> dict[str, int]:
-        """Peaks above what was held at the start, in bytes."""
-        self._poll()
-        self._ended.set()
-        self.join()
-        resident, anonymous = (peak - before for peak, before in zip(self._peak, self._before, strict=True))
+    def stop() -> dict[str, int]:
+        poll()
+        ended.set()
+        thread.join()
+        resident, anonymous = (peak - held for peak, held in zip(peaks, before, strict=True))
         return {"peak_bytes": resident, "anonymous_bytes": anonymous}
 
-    def _poll(self) -> None:
-        resident, anonymous = _held_bytes()
-        self._peak = max(self._peak[0], resident), max(self._peak[1], anonymous)
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return stop
 
 
 def _held_bytes() -> tuple[int, int]:
@@ -162,15 +160,14 @@ def measure_load(loader: str, source: str, dtype: str) -> Sample:
     """Seconds of the load alone, and with a first pass, which reads what was only mapped; peaks in bytes."""
     load = LOADERS[loader](source, dtype)
     tokens = torch.arange(1, PASS_TOKENS + 1)[None]
-    peak = PeakMemory()
-    peak.start()
+    stop = poll_memory()
     start = time.perf_counter()
     model = load()
     loaded = time.perf_counter()
     model(tokens)
     ready = time.perf_counter()
     held = sum(parameter.nbytes for parameter in model.parameters())
-    sample = {"load_s": loaded - start, "ready_s": ready - start, "model_bytes": held} | peak.stop()
+    sample = {"load_s": loaded - start, "ready_s": ready - start, "model_bytes": held} | stop()
     return sample | {"kernels": choices() if loader == ZOO else {}}
 
 

@@ -47,9 +47,7 @@ def test_the_cpu_has_a_plain_clock_and_its_resident_memory() -> None:
     assert taken is None or taken >= 0
 
 
-def test_peak_memory_is_unknown_where_the_record_cannot_be_reset(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_peak_memory_is_unknown_without_a_record_to_reset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "RESET", tmp_path / "nowhere" / "clear_refs")
     assert start_memory_meter(devices.CPU)() is None
 
