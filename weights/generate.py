@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from weights.chat import chat_prompt
+from weights.tokenizer import chat_prompt
 from weights.formats.json_limits import member
 from weights.loading import Source, fill, open_source
 from weights.sources import TOKENIZER

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weights.formats.packing import Format, Shape
+from weights.formats.fp8_mxfp4 import Format, Shape
 from zoo.hf.fields import Fields
 
 SIDE = 128

@@ -12,7 +12,7 @@ from typing import Any
 from weights.formats.fp8 import FP8
 from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
 from weights.formats.mxfp4 import MXFP4
-from weights.formats.packing import Format
+from weights.formats.fp8_mxfp4 import Format
 from zoo.errors import MalformedError
 
 MODELOPT = "hf_quant_config.json"  # older files of ModelOpt say it there and not in config.json

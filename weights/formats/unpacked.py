@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weights.formats.hf_folder import CONFIG, Folder
-from weights.formats.packing import Format
+from weights.formats.fp8_mxfp4 import Format
 from weights.formats.quantization import FORMATS
 from weights.matching import Entry
 from zoo.errors import MalformedError

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.weights.checkpoints import read, write
-from weights.chat import chat_prompt
+from weights.tokenizer import chat_prompt
 from weights.generate import app
 from zoo.cli import runner
 from zoo.errors import MalformedError, NotAvailable
