@@ -18,7 +18,7 @@ from benchmarks.measure.loading import PEER, ZOO, Found
 from benchmarks.measure.one_load import TOKENS
 from benchmarks.output.report import Report, Table
 from benchmarks.output.show import three, unit
-from weights.loading import number_type, open_source
+from weights.loading import open_source, resolve_dtype
 from zoo.cli.runner import Debug, Json, Out
 from zoo.cli.tables import Column, Format
 from zoo.units import format_bytes
@@ -48,7 +48,7 @@ def command(
     report = Report.asked(format, json, out)
     opened = open_source(source)
     opened.spec()
-    number_type(dtype, opened)  # what is wrong with it is told before anything runs
+    resolve_dtype(dtype, opened)  # what is wrong with it is told before anything runs
     beside = not alone and find_spec("transformers") is not None
     if not alone and not beside:
         print("without transformers beside it: pip install 'zoo-llm[parity]'", file=sys.stderr)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.measure.benchmark_models import Subject
 from benchmarks.measure.throughput import COMPILED, Entrant, Setting, threads
 from weights.reference.model import quiet
-from weights.saving import described
+from weights.saving import to_checkpoint
 from zoo.blocks import MoE
 from zoo.cli.self_check import TOLERANCE
 from zoo.errors import CheckFailed, require_package
@@ -94,7 +94,7 @@ def peers(subject: Subject, model: Model, setting: Setting, with_compiled: bool)
 def load(model: Model, device: torch.device) -> Any:
     """The peer's model. Weights that both hold in the same form are the same memory."""
     transformers = require_package("transformers", "parity")
-    words, tensors = described(model)
+    words, tensors = to_checkpoint(model)
     config = transformers.AutoConfig.for_model(**words)
     kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
     with quiet():

@@ -12,7 +12,8 @@ import torch
 
 from benchmarks.analytic.models import Model, representatives, swapped
 from benchmarks.measure.runners import Workload
-from weights.loading import Source, fill, open_source
+from weights.loading import fill, open_source
+from weights.matching import Source
 from zoo.catalog import build
 from zoo.core.devices import free_memory
 from zoo.errors import NotAvailable, UsageError

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import weights
 from tests.weights.checkpoints import read, write
-from weights.generate import app, spelling
+from weights.generate import app
+from weights.tokenizer import decoder
 from zoo.cli import runner
 
 Saved = Callable[[str], Path]
@@ -103,7 +104,7 @@ def test_a_character_of_several_tokens_comes_whole() -> None:
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    show = spelling(tokenizer, tokenizer.encode("caf").ids)
+    show = decoder(tokenizer, tokenizer.encode("caf").ids)
     assert [show(token) for token in tokenizer.encode("é au").ids] == ["", "é", " ", "a", "u"]
 
 
@@ -112,10 +113,10 @@ def test_a_character_of_several_tokens_comes_whole() -> None:
     [
         ([], 2, "give either a PROMPT in words or --tokens with ids"),
         (["w1", "--tokens", "1"], 2, "give either a PROMPT in words or --tokens with ids"),
-        (["--tokens", "1,x"], 2, "--tokens '1,x': not ids with commas between, as in 2,818,5279"),
-        (["--tokens", ""], 2, "not ids with commas between"),
-        ([""], 2, "the prompt holds no token"),
-        (["--tokens", "1,512,-1"], 2, "no tokens of this model, which has 512: 512, -1"),
+        (["--tokens", "1,x"], 2, "--tokens must be ids with commas between, as in 2,818,5279, got '1,x'"),
+        (["--tokens", ""], 2, "must be ids with commas between"),
+        ([""], 2, "the prompt has no tokens"),
+        (["--tokens", "1,512,-1"], 2, "token ids must be below 512, got 512, -1"),
         (["--tokens", "1", "--max-new-tokens", "0"], 2, "max-new-tokens"),
         (["--tokens", "1", "--dtype", "int8"], 2, "unknown dtype 'int8'"),
         (["--tokens", "1", "--top-p", "2"], 2, "top_p 2.0 is not in (0, 1]"),
@@ -137,7 +138,7 @@ def test_what_is_not_there(folder: Path, run: Callable, monkeypatch: pytest.Monk
     (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
     code, _, err = run(folder, "w1")
     assert code == 4
-    assert "no readable tokenizer" in err
+    assert "is not a readable tokenizer" in err
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     code, _, err = run(folder, "w1")
     assert code == 3
@@ -149,7 +150,7 @@ def test_what_is_not_there(folder: Path, run: Callable, monkeypatch: pytest.Monk
 
 
 def test_in_a_pipe(folder: Path) -> None:
-    """As a user runs it: data on stdout, notes on stderr, and a field vouched for."""
+    """As a user runs it: data on stdout, notes on stderr, and a field ignored."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"wings": 2}), encoding="utf-8")
     command = [sys.executable, "-m", "weights.generate", str(folder), "w5 w6 w7", "--max-new-tokens", "2"]

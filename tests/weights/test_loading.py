@@ -15,7 +15,7 @@ import weights
 import zoo
 from tests.models import distinct, tokens_of
 from tests.weights.checkpoints import Config, Tensors, read, write
-from weights.formats.hf_folder import Folder
+from weights.formats.hf_folder import HFFolder
 from weights.loading import fill, open_source
 from zoo.architectures import families
 from zoo.blocks import MoE
@@ -160,9 +160,9 @@ def _dtypes(model: torch.nn.Module) -> dict[str, torch.dtype]:
 @pytest.mark.parametrize("name", zoo.names())
 def test_parameters_share_the_pages_of_the_file(name: str, saved: Saved) -> None:
     """On the CPU in the file's dtype nothing is copied but experts that are stacked and rows that change places."""
-    folder = Folder(saved(name))
+    folder = HFFolder(saved(name))
     model = fill(folder.spec(), folder, "cpu", "auto")
-    mapped = {folder.get(stored.name).data_ptr() for stored in folder.entries()}
+    mapped = {folder.get(stored.name).data_ptr() for stored in folder.stored()}
     copied = {key for key, parameter in model.named_parameters() if parameter.data_ptr() not in mapped}
     experts = {"gate", "up", "down", "gate_bias", "up_bias"}
     stacked = {key for key in copied if ".experts." in key and key.rpartition(".")[2] in experts}
@@ -237,7 +237,7 @@ def test_a_given_spec_is_filled(saved: Saved) -> None:
 
 
 def test_nothing_is_read_before_all_of_it_fits(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Folder(saved(DENSE))
+    folder = HFFolder(saved(DENSE))
     monkeypatch.setattr(folder, "get", lambda name: pytest.fail(f"read {name}"))
     spec = zoo.swap(folder.spec(), zoo.GLU, lambda glu: zoo.GLU(glu.hidden + 1))
     with pytest.raises(MalformedError, match="wrong shape"):

@@ -12,7 +12,7 @@ import gguf
 import pytest
 
 from tests.weights.checkpoints import read, write, write_index
-from weights.formats.gguf_file import MOST_ENTRIES, MOST_FIELDS, MOST_TENSORS
+from weights.formats.gguf_file import MAX_ENTRIES, MAX_FIELDS, MAX_TENSORS
 from weights.formats.json_limits import CONFIG_LIMIT, HEADER_LIMIT, INDEX_LIMIT
 
 pytestmark = [
@@ -159,7 +159,7 @@ def gguf_of_impossible_counts(folder: Path) -> Path:
 def gguf_of_many_fields(folder: Path) -> Path:
     path, kind = folder / "x.gguf", struct.pack("<I", gguf.GGUFValueType.STRING)
     path.write_bytes(
-        gguf_start(0, MOST_FIELDS) + b"".join(string(f"{i}") + kind + string("x") for i in range(MOST_FIELDS))
+        gguf_start(0, MAX_FIELDS) + b"".join(string(f"{i}") + kind + string("x") for i in range(MAX_FIELDS))
     )
     return path
 
@@ -169,7 +169,7 @@ def gguf_of_many_lists(folder: Path) -> Path:
     path = folder / "x.gguf"
     head = struct.pack("<IIQ", gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING, 4000)
     lists = [string(f"{i}") + head + string("x") * 4000 for i in range(100)]
-    assert len(lists) * 4000 > MOST_ENTRIES
+    assert len(lists) * 4000 > MAX_ENTRIES
     path.write_bytes(gguf_start(0, len(lists)) + b"".join(lists))
     return path
 
@@ -177,9 +177,9 @@ def gguf_of_many_lists(folder: Path) -> Path:
 @case
 def gguf_of_many_tensors(folder: Path) -> Path:
     path = folder / "x.gguf"
-    infos = [string(f"{i}") + struct.pack("<IQIQ", 1, 1, 0, 32 * i) for i in range(MOST_TENSORS)]
+    infos = [string(f"{i}") + struct.pack("<IQIQ", 1, 1, 0, 32 * i) for i in range(MAX_TENSORS)]
     kind = string("general.architecture") + struct.pack("<I", gguf.GGUFValueType.STRING) + string("gemma3")
-    path.write_bytes((gguf_start(MOST_TENSORS, 1) + kind + b"".join(infos)).ljust(10**6, b"\0"))
+    path.write_bytes((gguf_start(MAX_TENSORS, 1) + kind + b"".join(infos)).ljust(10**6, b"\0"))
     return path
 
 

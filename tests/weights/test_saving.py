@@ -73,7 +73,7 @@ def test_the_round_trip(name: str, tmp_path: Path) -> None:
 def test_what_would_be_written_is_what_is_written(name: str, tmp_path: Path) -> None:
     """The same config and the same tensors; those that are stored as they are held are no copies."""
     model = randomised(MODELS[name])
-    config, tensors = saving.described(model)
+    config, tensors = saving.to_checkpoint(model)
     weights.save(model, tmp_path / "saved")
     written_config, written = read(tmp_path / "saved")
     assert config == written_config
@@ -228,7 +228,7 @@ def test_models_that_cannot_be_saved(dense: Model, tmp_path: Path) -> None:
         weights.save(zoo.build(DENSE, tiny=True, device="meta"), tmp_path / "saved")
     with pytest.raises(UsageError, match=r"torch\.float64 cannot be saved"):
         weights.save(randomised(zoo.spec(DENSE, tiny=True)).double(), tmp_path / "saved")
-    with pytest.raises(UsageError, match="shard_bytes=0 is below 1"):
+    with pytest.raises(UsageError, match="shard_bytes must be at least 1, got 0"):
         weights.save(dense, tmp_path / "saved", shard_bytes=0)
     dense.layers[0].ffn.block.up = torch.nn.Linear(64, 90, bias=False)
     dense.layers[1].attn.pre.bfloat16()

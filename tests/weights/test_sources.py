@@ -121,10 +121,10 @@ def test_what_cannot_be_had(ask: Callable) -> None:
     assert {kind for kind, _ in answers} == {"NotAvailable"}
     expected = [
         ["tiny/single@nope: there is no such revision; see the branches, tags and commits at ", "/tiny/single/commits"],
-        ["tiny/none: there is no such repository, or it is private; see ", "/tiny/none, or say who you are with `hf"],
-        ["tiny/gated: access is gated; ask for it at ", "/tiny/gated, then say who you are with `hf auth login` or HF"],
+        ["tiny/none: there is no such repository, or it is private; see ", "/tiny/none, or log in with `hf"],
+        ["tiny/gated: access is gated; ask for it at ", "/tiny/gated, then log in with `hf auth login` or HF"],
         ["tiny/ill: not in the download cache, and the hub cannot be reached: HfHubHTTPError: Server error '500"],
-        [f"tiny/pickle at commit {COMMIT}: model.safetensors not in the repository; see what it holds"],
+        [f"tiny/pickle at commit {COMMIT}: model.safetensors not in the repository; see which files it has"],
         ["tiny/none: not in the download cache, and --offline (offline=) forbids to fetch; fetch once without it"],
     ]
     for (_, told), phrases in zip(answers, expected, strict=True):

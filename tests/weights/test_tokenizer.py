@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.weights.checkpoints import read, write
-from weights.tokenizer import chat_prompt
 from weights.generate import app
+from weights.tokenizer import chat_prompt
 from zoo.cli import runner
 from zoo.errors import MalformedError, NotAvailable
 
@@ -118,7 +118,7 @@ def test_where_templates_stand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "phrase"),
     [
-        ("tokenizer_config.json", b'{"chat_template": 7}', "chat_template is a int, not text"),
+        ("tokenizer_config.json", b'{"chat_template": 7}', "chat_template must be text, got a int"),
         ("tokenizer_config.json", b"[]", "holds a list, not an object"),
         ("tokenizer_config.json", b" " * 8_000_001, "above the 8000000"),
         ("chat_template.json", b"{", "is not JSON"),
@@ -173,7 +173,7 @@ def test_a_chat_has_its_special_tokens_once(folder: Path, capsys: pytest.Capture
 def test_a_prompt_from_stdin(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the newline that ends it."""
     given: list[str] = []
-    monkeypatch.setattr("weights.generate.chat_prompt", lambda folder, text: given.append(text) or text)
+    monkeypatch.setattr("weights.tokenizer.chat_prompt", lambda folder, text: given.append(text) or text)
     monkeypatch.setattr(sys, "stdin", io.StringIO("w5\nw6\n\n"))
     expected = generate(folder, capsys, "w5 w6")[:2]
     assert generate(folder, capsys, "-", "--chat")[0] == 0

@@ -1,6 +1,6 @@
-"""Schemes of quantised weights: those that are read, and the names of those that are not.
+"""Quantisation schemes: those that are read, and the names of those that are refused.
 
-A source is refused for its scheme before any field of its config is judged: whatever the fields say, it cannot be read.
+A source is refused for its scheme before any field of its config is checked, since no field can make it readable.
 """
 
 from __future__ import annotations
@@ -9,59 +9,38 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
-from weights.formats.fp8 import FP8
+from weights.formats.fp8_mxfp4 import FP8, MXFP4, PackedFormat
 from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
-from weights.formats.mxfp4 import MXFP4
-from weights.formats.fp8_mxfp4 import Format
 from zoo.errors import MalformedError
 
-MODELOPT = "hf_quant_config.json"  # older files of ModelOpt say it there and not in config.json
-FORMATS: dict[str, Format] = {"fp8": FP8(), "mxfp4": MXFP4()}  # those that are read, by quant_method
+MODELOPT = "hf_quant_config.json"  # where older files of ModelOpt name their scheme, instead of config.json
+FORMATS: dict[str, PackedFormat] = {"fp8": FP8(), "mxfp4": MXFP4()}  # quant_method -> the format, if it is read
 
-# quant_method, in small letters and with hyphens -> the name that people know it by.
-NAMES = {
-    "aqlm": "AQLM",
+_SPELT_ALIKE = (
+    "AQLM|AWQ|BitNet|bitsandbytes|compressed-tensors|EETQ|FBGEMM FP8|FP-Quant|GGUF|GPTQ|HIGGS|HQQ|MXFP8|NVFP4|Quanto|"
+    "SINQ|SpQR|torchao|VPTQ"
+)
+# quant_method, in lower case and with hyphens -> the scheme's usual name.
+NAMES = {name.lower().replace(" ", "-"): name for name in _SPELT_ALIKE.split("|")} | {
     "auto-round": "AutoRound",
-    "awq": "AWQ",
-    "bitnet": "BitNet",
-    "bitsandbytes": "bitsandbytes",
-    "compressed-tensors": "compressed-tensors",
-    "eetq": "EETQ",
-    "fbgemm-fp8": "FBGEMM FP8",
-    "fp-quant": "FP-Quant",
-    "gguf": "GGUF",
-    "gptq": "GPTQ",
-    "higgs": "HIGGS",
-    "hqq": "HQQ",
     "intel/auto-round": "AutoRound",
     "modelopt": "NVIDIA ModelOpt",
     "modelopt-fp4": "NVIDIA ModelOpt",
-    "mxfp8": "MXFP8",
-    "nvfp4": "NVFP4",
-    "quanto": "Quanto",
     "quark": "AMD Quark",
-    "sinq": "SINQ",
-    "spqr": "SpQR",
-    "torchao": "torchao",
-    "vptq": "VPTQ",
 }
-# Fields that tell the scheme where quant_method is missing. The first that is there counts.
+# Where quant_method is missing, any of these fields reveals the scheme. The first scheme counts.
 MARKS = {
-    "load_in_4bit": "bitsandbytes",
-    "load_in_8bit": "bitsandbytes",
-    "config_groups": "compressed-tensors",
-    "quant_algo": "NVIDIA ModelOpt",
-    "desc_act": "GPTQ",
-    "damp_percent": "GPTQ",
-    "zero_point": "AWQ",
-    "q_group_size": "AWQ",
-    "w_bit": "AWQ",
-    "group_size": "MLX",
+    "bitsandbytes": ("load_in_4bit", "load_in_8bit"),
+    "compressed-tensors": ("config_groups",),
+    "NVIDIA ModelOpt": ("quant_algo",),
+    "GPTQ": ("desc_act", "damp_percent"),
+    "AWQ": ("zero_point", "q_group_size", "w_bit"),
+    "MLX": ("group_size",),
 }
 
 
 def check_scheme(folder: Path, config: dict[str, Any]) -> None:
-    """Raise MalformedError, naming the scheme, for a folder whose weights are quantised in a way that is not read."""
+    """Raise MalformedError naming the scheme of a folder whose weights are quantised in one that is not read."""
     text = config.get("text_config")
     for part in (config, *([text] if isinstance(text, dict) else [])):
         refuse(part)
@@ -75,31 +54,31 @@ def check_config(folder: Path) -> None:
         check_scheme(folder, read_json(member(folder, "config.json"), CONFIG_LIMIT))
 
 
-def refuse(said: dict[str, Any]) -> None:
-    """Raise MalformedError for a scheme that is not read. What is no scheme at all is left to the reader."""
-    if mlx := said.get("quantization"):
+def refuse(config: dict[str, Any]) -> None:
+    """Raise MalformedError for a scheme that is not read. A field that is malformed is left to the reader."""
+    if mlx := config.get("quantization"):
         raise _unsupported("MLX", f"quantization={brief(mlx)}")
-    if sparse := said.get("compression_config"):
+    if sparse := config.get("compression_config"):
         raise _unsupported("compressed-tensors", f"compression_config={brief(sparse)}")
-    packing = said.get("quantization_config")
-    if not isinstance(packing, dict):
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict):
         return
-    method = packing.get("quant_method")
-    if method == "fp8" and packing.get("weight_block_size") is None:
+    method = quantization.get("quant_method")
+    if method == "fp8" and quantization.get("weight_block_size") is None:
         size = "quantization_config.weight_block_size=None is not supported"
         raise _unsupported("fp8 with one scale per tensor or row, as of AutoFP8 and FP8-static", size)
-    if not isinstance(method, str) or method not in FORMATS:
-        raise _unsupported(_name(packing, method), f"quantization_config.quant_method={brief(method)} is not read")
-
-
-def _name(packing: dict[str, Any], method: Any) -> str:
-    if isinstance(method, str):
-        return NAMES.get(method.lower().replace("_", "-"), brief(method))
-    return next((name for mark, name in MARKS.items() if packing.get(mark) is not None), "an unknown scheme")
+    if not isinstance(method, str):
+        present = {field for field, value in quantization.items() if value is not None}
+        scheme = next((name for name, marks in MARKS.items() if present & {*marks}), "an unknown scheme")
+    elif method in FORMATS:
+        return
+    else:
+        scheme = NAMES.get(method.lower().replace("_", "-"), brief(method))
+    raise _unsupported(scheme, f"quantization_config.quant_method={brief(method)} is not read")
 
 
 def _unsupported(scheme: str, evidence: str) -> MalformedError:
-    known = ", ".join(packing.words for packing in FORMATS.values())
+    known = ", ".join(each.description for each in FORMATS.values())
     return MalformedError(
         f"config.json: the weights are quantised with a scheme that is not supported, {scheme}: {evidence}; {known} "
         "are, and bfloat16, float16 and float32. Take another repository of this model"

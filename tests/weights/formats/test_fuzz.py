@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.weights.formats.test_gguf_file import GEMMA_270M
-from tests.weights.formats.test_gguf_file import write as write_gguf
 
 import weights
 import zoo
 from tests.reference import toy_config, toy_reference
 from tests.weights.checkpoints import Config, Tensors, read, write
+from tests.weights.formats.test_gguf_file import GEMMA_270M
+from tests.weights.formats.test_gguf_file import write as write_gguf
 from tests.weights.packers import FP8_CONFIG, MXFP4_CONFIG, pack_fp8, pack_mxfp4
 from zoo.errors import MalformedError, NotAvailable
 

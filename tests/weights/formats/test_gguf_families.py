@@ -200,7 +200,7 @@ def test_logits_equal_the_reference(
     tokens, logits = case.logits()
     assert logits.abs().max() > 1
     assert (model(tokens) - logits).abs().max() <= 1e-5 * logits.abs().max()
-    assert re.search(r"x\.gguf does not say the plan of layers.*: taken from toy, of the same dimensions", caplog.text)
+    assert re.search(r"x\.gguf does not say the layer pattern.*: taken from toy, of the same dimensions", caplog.text)
 
 
 @torch.no_grad()
@@ -234,7 +234,7 @@ def test_rope_freqs_that_are_missing_are_told(
     del case.tensors["rope_freqs.weight"]
     with caplog.at_level(logging.INFO, "weights"):
         weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors))
-    assert "does not say the plan of layers, rope_freqs: taken from toy" in caplog.text
+    assert "does not say the layer pattern, rope_freqs: taken from toy" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_presets_that_differ_in_their_context_alone(tmp_path: Path) -> None:
     said |= {"attention.key_length": 128, "attention.value_length": 128}
     for context, preset in ((8192, "llama3-8b"), (131_072, "llama3.1-8b")):
         path = write(tmp_path / f"{context}.gguf", "llama", said | {"context_length": context}, {})
-        assert GGUFFile(path)._preset[0] == preset
+        assert GGUFFile(path).preset[0] == preset
 
 
 def test_a_head_stored_although_it_is_tied(toy: Callable[[Case], Case], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import weights
 import zoo
-from weights.formats.gguf_file import GGUFFile, _read
+from weights.formats.gguf_file import GGUFFile, read_gguf
 from zoo.errors import MalformedError, NotAvailable
 
 GEMMA_270M = {
@@ -71,9 +71,9 @@ def test_the_preset_of_equal_dimensions(
         full.norm,
         full.embed_scale,
     )
-    unsaid = "the plan of layers, rope.freq_base_swa"
-    assert caplog.messages == [f"x.gguf does not say {unsaid}: taken from {preset}, of the same dimensions"]
-    assert file.ends == [1]
+    missing = "the layer pattern, rope.freq_base_swa"
+    assert caplog.messages == [f"x.gguf does not say {missing}: taken from {preset}, of the same dimensions"]
+    assert file.end_tokens == [1]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_dimension_may_not_be_left_out(tmp_path: Path) -> None:
         weights.load(write(tmp_path / "x.gguf", fields))
 
 
-def test_a_field_can_be_vouched_for_and_all_tensors_are_named(tmp_path: Path) -> None:
+def test_a_field_can_be_ignored_and_all_tensors_are_named(tmp_path: Path) -> None:
     fields = GEMMA_270M | {"final_logit_softcapping": 30.0}
     path = write(tmp_path / "x.gguf", fields, **{"wings.weight": np.ones(8, dtype=np.float32)})
     with pytest.raises(MalformedError) as caught:
@@ -147,7 +147,7 @@ def test_a_damaged_header(at: int, value: bytes, tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[at : at + len(value)] = value
     path.write_bytes(data)
-    with pytest.raises(MalformedError, match=r"no readable \.gguf file"):
+    with pytest.raises(MalformedError, match=r"not a readable \.gguf file"):
         weights.load(path)
 
 
@@ -167,7 +167,7 @@ def test_a_file_cut_short_anywhere(tmp_path: Path) -> None:
     data = path.read_bytes()
     for length in [*range(1, len(data) - 1, len(data) // 50), len(data) - 40]:
         path.write_bytes(data[:length])
-        with pytest.raises(MalformedError, match=r"no readable \.gguf file"):
+        with pytest.raises(MalformedError, match=r"not a readable \.gguf file"):
             weights.load(path)
 
 
@@ -175,7 +175,7 @@ def test_stepping_over_long_lists_leaves_the_rest_as_it_is(tmp_path: Path) -> No
     """The library's own reader, entry by entry, is the reference."""
     path = write(tmp_path / "x.gguf", GEMMA_270M)
     whole = gguf.GGUFReader(path)
-    fields, tensors = _read(path)
+    fields, tensors = read_gguf(path)
     assert fields == {
         name: field.contents() for name, field in whole.fields.items() if not name.endswith(("tokens", "scores"))
     }

@@ -11,7 +11,7 @@ import weights
 from tests.reference import toy_config, toy_reference
 from tests.weights.checkpoints import Config, Tensors, write
 from tests.weights.packers import FP8_CONFIG, MXFP4_CODES, MXFP4_CONFIG, mxfp4, mxfp4_numbers, pack_mxfp4
-from weights.formats.mxfp4 import MXFP4
+from weights.formats.fp8_mxfp4 import MXFP4
 from zoo.errors import MalformedError
 
 PRESET, LAYERS = "gpt-oss-20b", 4

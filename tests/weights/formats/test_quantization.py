@@ -54,7 +54,7 @@ def refusal(folder: Path, **options: Any) -> str:
     assert message.startswith("config.json: the weights are quantised with a scheme that is not supported, ")
     assert message.isprintable()
     assert "--ignore-field" not in message
-    assert all(packing.words in message for packing in FORMATS.values())
+    assert all(each.description in message for each in FORMATS.values())
     return message
 
 

@@ -15,12 +15,12 @@ from safetensors import safe_open
 
 from weights.formats.json_limits import HEADER_LIMIT
 from weights.formats.safetensors_header import PICKLES, read_header
-from weights.matching import Entry
+from weights.matching import StoredTensor
 from zoo.errors import MalformedError
 
 ALIKE = [640, 896, 1152, 1408]  # lengths whose first two bytes are a pickle's: its mark and its protocol, 2 to 5
 TENSOR = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
-HELD = [Entry("a", (2,), torch.float32)]
+HELD = [StoredTensor("a", (2,), torch.float32)]
 
 
 def safetensors(length: int) -> bytes:

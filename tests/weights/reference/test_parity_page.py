@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import weights
-from weights.reference.layers import NOISE
-from weights.reference.report import EQUAL, KL
+from weights.reference.layers import ROUNDING
+from weights.reference.report import EQUAL, MAX_MEAN_KL
 from zoo.cli.runner import exit_code
 
 PAGE = (Path(__file__).parents[3] / "docs" / "parity.md").read_text(encoding="utf-8")
@@ -62,6 +62,6 @@ def test_the_example_in_python(
 
 
 def test_the_bounds_are_as_said() -> None:
-    assert (f"{EQUAL:.0e}", f"{KL:.0e}") == ("1e-05", "1e-03")
+    assert (f"{EQUAL:.0e}", f"{MAX_MEAN_KL:.0e}") == ("1e-05", "1e-03")
     assert "The bound is 1e-5 of the largest logit" in PAGE
-    assert f"below {NOISE[torch.bfloat16]:.0%} of a vector" in PAGE
+    assert f"below {ROUNDING[torch.bfloat16]:.0%} of a vector" in PAGE

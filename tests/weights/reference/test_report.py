@@ -22,9 +22,9 @@ from tests.models import distinct
 from tests.reference import toy_config, toy_reference
 from tests.weights.checkpoints import read, write
 from weights.reference import runs
+from weights.reference.layers import agreement
 from weights.reference.logits import compare
-from weights.reference.routing import agreement
-from weights.reference.runs import chunks
+from weights.reference.runs import chunk_sizes
 from zoo.architectures import families
 from zoo.cli.runner import exit_code
 from zoo.errors import NotAvailable, UsageError
@@ -64,7 +64,7 @@ def test_every_architecture_passes(saved: Saved, name: str, dtype: str, monkeypa
     assert report.passed, str(report)
     assert len(report.parts) == 2 * len(zoo.spec(name, tiny=True).layers) + 2
     assert report.logits.scale > 1  # no noise
-    assert (report.own is not None) == (dtype == "bfloat16")
+    assert (report.reference_to_float32 is not None) == (dtype == "bfloat16")
 
 
 @pytest.mark.parametrize("family", families())
@@ -114,7 +114,7 @@ def test_damage_is_found_where_it_is(
     out = " ".join(capsys.readouterr().out.split())
     assert re.search(rf"FAIL: largest logit difference .* first in {part}$", out)
     report = weights.parity(copy, reference=saved(name), tokens=TOKENS)
-    assert [str(each) for each in report.parts if not each.holds] == [part]
+    assert [str(each) for each in report.parts if not each.passed] == [part]
 
 
 @pytest.mark.parametrize("name", ["gemma3-270m", "olmo2-1b"])
@@ -122,7 +122,7 @@ def test_damage_to_a_norm_after_a_branch_is_that_branchs(saved: Saved, tmp_path:
     for norm, part in (("post_attention", "layer 0's attention"), ("post_feedforward", "layer 0's feed-forward")):
         copy = damaged(tmp_path / norm, saved(name), f"model.layers.0.{norm}_layernorm.weight", shaken)
         report = weights.parity(copy, reference=saved(name), tokens=TOKENS)
-        assert [str(each) for each in report.parts if not each.holds] == [part]
+        assert [str(each) for each in report.parts if not each.passed] == [part]
         assert not report.passed
 
 
@@ -133,7 +133,7 @@ def test_a_damaged_router_is_no_matter_of_rounding(saved: Saved, tmp_path: Path,
     router = "router" if name == "gpt-oss-20b" else "gate"
     copy = damaged(tmp_path / "copy", saved(name), f"model.layers.{layer}.mlp.{router}.weight", lambda w: w.flip(0))
     report = weights.parity(copy, reference=saved(name), tokens=TOKENS)
-    assert [str(each) for each in report.parts if not each.holds] == [f"layer {layer}'s feed-forward"]
+    assert [str(each) for each in report.parts if not each.passed] == [f"layer {layer}'s feed-forward"]
     assert report.rerouted > 0
     assert not report.passed
 
@@ -177,7 +177,7 @@ def test_json_says_all_of_it(saved: Saved, tmp_path: Path, capsys: pytest.Captur
     assert told["first_divergent"] is None
     assert len(told["logits"]["by_position"]) == TOKENS
     assert {"largest", "mean", "p999", "kl_mean", "kl_max", "top1", "top10"} <= told["cached"].keys()
-    assert all(check["holds"] for check in told["checks"])
+    assert all(check["passed"] for check in told["checks"])
     assert {part["name"] for part in told["parts"]} == {"embedding", "attention", "feed-forward", "head"}
 
 
@@ -209,8 +209,8 @@ def test_text_where_there_is_a_tokenizer(saved: Saved, tmp_path: Path) -> None:
     [
         (["/no/such/folder"], 3, "there is no folder and no .gguf file '/no/such/folder'"),
         (["{folder}", "--dtype", "float16"], 2, "unknown dtype to compare in 'float16'"),
-        (["{folder}", "--tokens", "1"], 2, "a prompt needs 2 at least"),
-        (["{folder}", "--tokens", "2000"], 2, "--tokens 2000 are more than the 1024 that the model was made for"),
+        (["{folder}", "--tokens", "1"], 2, "--tokens must be at least 2, so that one sees another, got 1"),
+        (["{folder}", "--tokens", "2000"], 2, "--tokens must be at most the model's context of 1024, got 2000"),
         (["{folder}", "--text", "hello"], 3, "no tokenizer.json to read a text with"),
         (["{folder}", "--nonsense"], 2, "--nonsense"),
         ([], 2, "missing argument 'source'"),
@@ -273,10 +273,10 @@ def test_a_model_with_routers_is_judged_by_its_median_token(saved: Saved) -> Non
         figures = dict(
             logits=compare(own, far, everywhere),
             cached=compare(far, far, everywhere),
-            exact=compare(exact, far, everywhere),
-            own=compare(exact, own, everywhere),
+            zoo_to_float32=compare(exact, far, everywhere),
+            reference_to_float32=compare(exact, own, everywhere),
         )
-        assert {has: replace(report, **figures, routed=has).passed for has in passes} == passes
+        assert {has: replace(report, **figures, has_routers=has).passed for has in passes} == passes
 
 
 def smallest() -> list[str]:
@@ -329,7 +329,7 @@ def test_the_figures_against_plain_arithmetic() -> None:
 
 
 def test_a_percentile_over_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weights.reference.logits.CHUNK", 3000)
+    monkeypatch.setattr("weights.reference.logits.CHUNK_ELEMENTS", 3000)
     one, two = torch.zeros(1, 8, 1000), torch.arange(8000.0).view(1, 8, 1000)
     told = compare(one, two, torch.ones(1, 8, dtype=torch.bool))
     assert told.p999 == 7991  # 7992 of 8000 are at most that
@@ -351,8 +351,8 @@ def test_agreement_counts_a_rerouted_token_once() -> None:
 
 @pytest.mark.parametrize("length", [2, 3, 5, 80, 257])
 def test_chunks_are_the_whole_prompt(length: int) -> None:
-    assert sum(chunks(length)) == length
-    assert min(chunks(length)) >= 1
+    assert sum(chunk_sizes(length)) == length
+    assert min(chunk_sizes(length)) >= 1
 
 
 def test_dtypes_as_torch_has_them(saved: Saved) -> None:
