@@ -49,10 +49,6 @@ class MatchedModel:
     mappings: list[TensorMapping]
     skipped: dict[str, list[str]]  # what they are -> names
 
-    def stored(self, mapping: TensorMapping) -> list[str]:
-        """The mapping's tensors, by their full names."""
-        return [self.source.tensors[name].name for name in mapping.checkpoint_names]
-
     def read(self, mappings: Sequence[TensorMapping], device: str | torch.device = "cpu") -> dict[str, Tensor]:
         """The parameters that these mappings fill, by name, in the shapes and dtypes of the model.
 
@@ -64,7 +60,7 @@ class MatchedModel:
         wanted = dict(self.model.named_parameters())
 
         def tensors(mapping: TensorMapping) -> LazyTensors:
-            return LazyTensors(self.source, self.stored(mapping), device, wanted[mapping.module_names[0]].dtype)
+            return LazyTensors(self.source, mapping.checkpoint_names, device, wanted[mapping.module_names[0]].dtype)
 
         renamed = [mapping for mapping in mappings if isinstance(mapping.rule, Rename)]
         others = [mapping for mapping in mappings if not isinstance(mapping.rule, Rename)]
@@ -135,9 +131,9 @@ def fill(
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         matched = match_model(spec, source, resolve_dtype(dtype, source))
         if spec.tied and HEAD in source.tensors:
-            _check_tied_head(source, source.tensors[HEAD].name, source.tensors[EMBED].name)
+            _check_tied_head(source)
         if check_finite:
-            _check_finite(source, [name for mapping in matched.mappings for name in matched.stored(mapping)])
+            _check_finite(source, [name for mapping in matched.mappings for name in mapping.checkpoint_names])
         matched.model.load_state_dict(matched.read(matched.mappings, device), assign=True)
         for what, names in matched.skipped.items():
             log.info("left alone: %d tensor%s, %s", len(names), "s" * (len(names) > 1), what)
@@ -166,16 +162,16 @@ def resolve_dtype(dtype: str | torch.dtype, source: Source) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _check_tied_head(source: Source, head: str, embed: str) -> None:
+def _check_tied_head(source: Source) -> None:
     """A head that is stored although it is tied must equal the embedding bit by bit."""
-    one, other = source.get(head), source.get(embed)
-    if one.dtype != other.dtype or not torch.equal(one.view(torch.uint8), other.view(torch.uint8)):
-        raise MalformedError(f"{source.path}: the head is tied to the embedding, yet {head} differs from {embed}")
+    head, embed = source.get(HEAD), source.get(EMBED)
+    if head.dtype != embed.dtype or not torch.equal(head.view(torch.uint8), embed.view(torch.uint8)):
+        differs = f"{source.tensors[HEAD].name} differs from {source.tensors[EMBED].name}"
+        raise MalformedError(f"{source.path}: the head is tied to the embedding, yet {differs}")
 
 
 def _check_finite(source: Source, names: Iterable[str]) -> None:
     """Raise one MalformedError naming every tensor that holds a NaN or an infinity."""
     extremes = ((name, torch.aminmax(source.get(name))) for name in names)  # aminmax propagates NaN
-    wrong = [name for name, (low, high) in extremes if not (low.isfinite() and high.isfinite())]
-    if wrong:
+    if wrong := [source.tensors[name].name for name, ends in extremes if not all(end.isfinite() for end in ends)]:
         raise MalformedError(f"{source.path}: NaN or infinite numbers in {listed(wrong)}")

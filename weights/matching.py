@@ -84,11 +84,11 @@ class Source(ABC):
 
     @abstractmethod
     def stored(self) -> list[StoredTensor]:
-        """Every tensor, under its full name."""
+        """Every tensor, under its name in the files."""
 
     @abstractmethod
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor of this full name; `dtype` None: as it is stored, float32 where it is quantised."""
+        """The tensor of a name in `tensors`. `dtype` None: as it is stored, or float32 where it is quantised."""
 
 
 @dataclass(frozen=True)

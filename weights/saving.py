@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,7 +132,7 @@ def _write_safetensors(path: Path, entries: Iterable[StoredTensor], tensors: Ite
         header[entry.name] = {"dtype": SAFETENSORS_NAMES[entry.dtype], **extent}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors are aligned
-    with _synced_file(path) as file:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.writelines(map(_bytes, tensors))  # writelines drops each tensor before it asks for the next
 
@@ -142,17 +142,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    with _synced_file(path) as file:
-        file.write(json.dumps(value, indent=2).encode() + b"\n")
-
-
-@contextmanager
-def _synced_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, whose bytes are on disk in the end."""
-    with path.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -170,7 +160,8 @@ def _new_folder(target: Path, nbytes: int) -> Iterator[Path]:
         fresh.mkdir()
         try:
             yield fresh
-            _sync(fresh)
+            for path in (*fresh.iterdir(), fresh):
+                _sync(path)
             fresh.rename(target)  # fails if something has been written there meanwhile
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -180,9 +171,9 @@ def _new_folder(target: Path, nbytes: int) -> Iterator[Path]:
         raise NotAvailable(f"{target} cannot be written: {error.strerror or error}") from error
 
 
-def _sync(folder: Path) -> None:
-    """Flush the names in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Flush a file's bytes, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

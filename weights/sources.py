@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from weights.formats.hf_folder import CONFIG, GENERATION, INDEX, SINGLE, weight_map
-from weights.formats.quantization import MODELOPT, check_config
+from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
+from weights.formats.quantization import MODELOPT, check_scheme
 from weights.tokenizer import OLDER_TEMPLATE, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from zoo import catalog
 from zoo.errors import NotAvailable, UsageError, ZooError, enough
@@ -57,7 +58,8 @@ def download(repo: str, revision: str | None, offline: bool) -> Path:
     """The folder in the download cache that holds all the files of a repository that are read here."""
     folder = _snapshot(repo, revision, SMALL_FILES, offline)
     log.info("%s at commit %s", repo, folder.name)
-    check_config(folder)  # before gigabytes are downloaded that cannot be read
+    if (folder / CONFIG).exists():  # before gigabytes are downloaded that cannot be read
+        check_scheme(folder, read_json(member(folder, CONFIG), CONFIG_LIMIT))
     shards = sorted(set(weight_map(folder).values())) if (folder / INDEX).exists() else [SINGLE]
     if not _is_offline(offline):
         _snapshot(repo, folder.name, (*SMALL_FILES, *shards), offline)

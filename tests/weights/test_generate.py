@@ -43,7 +43,7 @@ def continued(folder: Path, count: int, **options: object) -> list[int]:
     return weights.load(folder).generate(torch.tensor([[5, 6, 7]]), count, **options)[0].tolist()
 
 
-def test_words_and_ids(folder: Path, run: Callable) -> None:
+def test_text_and_token_ids(folder: Path, run: Callable) -> None:
     new = continued(folder, 6, stop=[1])
     code, out, err = run(folder, "w5 w6 w7", "--max-new-tokens", 6)
     assert (code, out.split()) == (0, [f"w{token}" for token in new])
@@ -75,7 +75,7 @@ def test_it_stops_at_the_end_token(ends: Callable, folder: Path, run: Callable) 
         assert err.endswith(f"; stopped by end token {first}\n")
 
 
-def test_it_says_why_it_stopped(folder: Path, run: Callable) -> None:
+def test_the_reason_for_stopping_is_printed(folder: Path, run: Callable) -> None:
     """Also where an end token comes first, which is no text, and where one comes last of all that were asked for."""
     new = continued(folder, 6)
     assert len(set(new[:3])) == 3
@@ -98,7 +98,7 @@ def test_it_says_why_it_stopped(folder: Path, run: Callable) -> None:
     assert err.endswith(f"; stopped by end token {end}\n")
 
 
-def test_a_character_of_several_tokens_comes_whole() -> None:
+def test_a_character_of_several_tokens_is_printed_whole() -> None:
     """Bytes as tokens: é is two of them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
@@ -131,7 +131,7 @@ def test_usage(args: list[str], code: int, phrase: str, folder: Path, run: Calla
     assert phrase in err.splitlines()[-1]
 
 
-def test_what_is_not_there(folder: Path, run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files(folder: Path, run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = run(folder / "nothing", "w1")
     assert code == 3
     assert "no folder and no .gguf file" in err

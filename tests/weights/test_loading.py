@@ -244,7 +244,7 @@ def test_nothing_is_read_before_all_of_it_fits(saved: Saved, monkeypatch: pytest
         fill(spec, folder, "cpu", "auto")
 
 
-def test_sources_that_are_none(saved: Saved, tmp_path: Path) -> None:
+def test_unknown_sources(saved: Saved, tmp_path: Path) -> None:
     with pytest.raises(NotAvailable, match=r"no folder and no \.gguf file 'nothing', and it is neither a hub id"):
         weights.load("nothing")
     with pytest.raises(NotAvailable, match=r"there is no config\.json"):

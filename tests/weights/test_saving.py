@@ -70,7 +70,7 @@ def test_the_round_trip(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", distinct())
-def test_what_would_be_written_is_what_is_written(name: str, tmp_path: Path) -> None:
+def test_to_checkpoint_is_what_save_writes(name: str, tmp_path: Path) -> None:
     """The same config and the same tensors; those that are stored as they are held are no copies."""
     model = randomised(MODELS[name])
     config, tensors = saving.to_checkpoint(model)
@@ -151,7 +151,7 @@ def test_a_failure_in_the_second_shard_leaves_nothing(
         assert str(raised.value) == f"{tmp_path / 'saved'} cannot be written: No space left on device"
 
 
-def test_a_disk_that_takes_no_more_is_one_line_and_exit_3(dense: Model, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_exit_3(dense: Model, tmp_path: Path) -> None:
     """For real: no file may grow beyond a hundred thousand bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
@@ -198,7 +198,7 @@ def test_a_folder_that_comes_meanwhile_is_kept(dense: Model, tmp_path: Path, mon
     assert [path.name for path in tmp_path.rglob("*")] == ["saved", "mine"]
 
 
-def test_an_empty_folder_and_parents_that_are_not_there_will_do(dense: Model, tmp_path: Path) -> None:
+def test_an_empty_folder_and_missing_parents_are_accepted(dense: Model, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", str(tmp_path / "a" / "b")):
         weights.save(dense, folder)
@@ -215,7 +215,9 @@ def test_files_have_the_usual_permissions(dense: Model, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("swapped", UNSAYABLE)
-def test_a_model_that_no_config_says_is_refused_before_anything_is_written(swapped: str, tmp_path: Path) -> None:
+def test_a_model_that_no_config_can_describe_is_refused_before_anything_is_written(
+    swapped: str, tmp_path: Path
+) -> None:
     spec, _, differs = UNSAYABLE[swapped]
     with pytest.raises(SpecError) as raised:
         weights.save(randomised(spec), tmp_path / "saved")

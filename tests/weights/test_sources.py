@@ -114,7 +114,7 @@ def test_only_the_files_that_are_read_are_fetched(hub: Hub, ask: Callable, tmp_p
     assert set(asked) == {"Bearer hf_a_token"}
 
 
-def test_what_cannot_be_had(ask: Callable) -> None:
+def test_repositories_that_are_not_available(ask: Callable) -> None:
     answers = ask(
         ["tiny/single@nope"], ["tiny/none"], ["tiny/gated"], ["tiny/ill"], ["tiny/pickle"], ["tiny/none", None, True]
     )

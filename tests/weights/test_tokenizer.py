@@ -94,7 +94,7 @@ def test_as_the_reference_renders_it(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_reaches_out_is_refused(name: str, tmp_path: Path) -> None:
+def test_templates_that_leave_the_sandbox_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(HOSTILE[name], encoding="utf-8")
     with pytest.raises(MalformedError, match=r"chat_template\.jinja: the chat template fails: ") as caught:
         chat_prompt(tmp_path, "hello")
@@ -102,7 +102,7 @@ def test_what_reaches_out_is_refused(name: str, tmp_path: Path) -> None:
     assert len(str(caught.value)) < 1000
 
 
-def test_where_templates_stand(tmp_path: Path) -> None:
+def test_the_three_places_of_a_template(tmp_path: Path) -> None:
     """The newest place counts; special tokens may be objects."""
     with pytest.raises(NotAvailable, match="has no chat template; continue the prompt as it is, without --chat"):
         chat_prompt(tmp_path, "hi")

@@ -48,8 +48,12 @@ class HFFolder(Source):
         self.config = read_json(member(path, CONFIG), CONFIG_LIMIT)
         check_scheme(path, self.config)
         self.family = catalog.family_of(self.config)
-        single = (path / SINGLE).exists() or not (path / INDEX).exists()
-        self._stored, self._shard_of = self._read_single() if single else self._read_shards()
+        if (path / SINGLE).exists() or not (path / INDEX).exists():
+            self._stored = read_header(member(path, SINGLE))
+            self._shard_of = {tensor.name: SINGLE for tensor in self._stored}
+        else:
+            self._shard_of = weight_map(path)
+            self._stored = self._read_shards()
         self._opened: dict[str, Any] = {}  # shard -> its mapped file
         self._packed: dict[str, PackedTensor] = {}
         self._quantization: Fields | None = None
@@ -74,10 +78,9 @@ class HFFolder(Source):
     @property
     def end_tokens(self) -> list[int]:
         """What generation_config.json says, else config.json."""
-        generation = self.path / GENERATION
-        ids = (
-            read_json(member(self.path, GENERATION), CONFIG_LIMIT).get("eos_token_id") if generation.exists() else None
-        )
+        has_file = (self.path / GENERATION).exists()
+        generation = read_json(member(self.path, GENERATION), CONFIG_LIMIT) if has_file else {}
+        ids = generation.get("eos_token_id")
         ids = self._field("eos_token_id") if ids is None else ids
         ends = ids if isinstance(ids, list) else [] if ids is None else [ids]
         if not all(type(end) is int and end >= 0 for end in ends):
@@ -93,16 +96,12 @@ class HFFolder(Source):
             spec = replace(spec, tied=HEAD not in self.tensors)
         experts = sum(layer.ffn.block.experts for layer in spec.layers if isinstance(layer.ffn.block, MoE))
         count = len(self._shard_of)
-        problems = [
-            f"{what}: {number} {limit}"
-            for what, number, most, limit in (
-                ("layers", len(spec.layers), count, f"with {count} tensors in the files"),
-                ("experts in all layers", experts, MAX_EXPERTS, f"above {MAX_EXPERTS}"),
-                ("parameters", spec.params(), MAX_PARAMETERS, f"above {MAX_PARAMETERS}"),
-            )
-            if number > most
-        ]
-        if problems:
+        limits = (
+            ("layers", len(spec.layers), count, f"with {count} tensors in the files"),
+            ("experts in all layers", experts, MAX_EXPERTS, f"above {MAX_EXPERTS}"),
+            ("parameters", spec.params(), MAX_PARAMETERS, f"above {MAX_PARAMETERS}"),
+        )
+        if problems := [f"{what}: {number} {limit}" for what, number, most, limit in limits if number > most]:
             raise MalformedError(f"{self.path / CONFIG} describes an impossible model; {', '.join(problems)}")
         return spec
 
@@ -111,6 +110,7 @@ class HFFolder(Source):
 
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
         """The tensor. On the CPU and in its own dtype it shares the file's pages, unless it is packed."""
+        name = self.tensors[name].name
         if (packed := self._packed.get(name)) is None:
             return self._mapped(name).to(device, dtype)
         codes, scales = (self._mapped(tensor.name).to(device) for tensor in (packed.codes, packed.scales))
@@ -151,16 +151,10 @@ class HFFolder(Source):
         ]
         log.info("%d packed tensors (%s) are unpacked as they are read", len(self._packed), name)
 
-    def _read_single(self) -> tuple[list[StoredTensor], dict[str, str]]:
-        """The tensors in the one file, and the file of each: name -> file."""
-        tensors = read_header(member(self.path, SINGLE))
-        return tensors, {tensor.name: SINGLE for tensor in tensors}
-
-    def _read_shards(self) -> tuple[list[StoredTensor], dict[str, str]]:
-        """The same for several files. One MalformedError for all files that do not hold what the index says."""
-        shard_of = weight_map(self.path)
+    def _read_shards(self) -> list[StoredTensor]:
+        """The tensors of all shards. Raises one MalformedError for all files that do not hold what the index says."""
         expected: dict[str, set[str]] = {}
-        for name, shard in shard_of.items():
+        for name, shard in self._shard_of.items():
             expected.setdefault(shard, set()).add(name)
         if absent := [shard for shard in expected if not (self.path / shard).exists()]:
             raise NotAvailable(f"{self.path}: {INDEX} names files that are not there: {listed(absent)}")
@@ -181,7 +175,7 @@ class HFFolder(Source):
                 tensors += found
         if problems:
             raise MalformedError(f"{self.path / INDEX}: {'; '.join(problems[:MAX_BROKEN_SHARDS])}")
-        return tensors, shard_of
+        return tensors
 
 
 def weight_map(folder: Path) -> dict[str, str]:

@@ -10,7 +10,6 @@ from reprlib import repr as brief
 from typing import Any
 
 from weights.formats.fp8_mxfp4 import FP8, MXFP4, PackedFormat
-from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
 from zoo.errors import MalformedError
 
 MODELOPT = "hf_quant_config.json"  # where older files of ModelOpt name their scheme, instead of config.json
@@ -46,12 +45,6 @@ def check_scheme(folder: Path, config: dict[str, Any]) -> None:
         refuse(part)
     if config.get("quantization_config") is None and (folder / MODELOPT).exists():
         raise _unsupported("NVIDIA ModelOpt", f"{MODELOPT} is there")
-
-
-def check_config(folder: Path) -> None:
-    """`check_scheme` of a folder's config.json, where there is one."""
-    if (folder / "config.json").exists():
-        check_scheme(folder, read_json(member(folder, "config.json"), CONFIG_LIMIT))
 
 
 def refuse(config: dict[str, Any]) -> None:

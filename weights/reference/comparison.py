@@ -25,8 +25,8 @@ from zoo.model.decoder import Decoder
 from zoo.units import dtype_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MIN_TOKENS, TOKENS_PAST_WINDOW = 256, 64  # of a prompt, unless said
-MAX_TOKENS = 4096  # unless said, however wide the window is: attention's scores grow with the square
+MIN_TOKENS, TOKENS_PAST_WINDOW = 256, 64  # the default length of a prompt
+MAX_TOKENS = 4096  # by default, however wide the window is: attention scores grow with the square
 # The second paragraph of the Declaration of Independence, 1776.
 TEXT = """We hold these truths to be self-evident, that all men are created equal, that they are endowed by their \
 Creator with certain unalienable Rights, that among these are Life, Liberty and the pursuit of Happiness.--That to \

@@ -121,7 +121,7 @@ class MetaModel:
         """The tensor that transformers calls `name`: a tied head and stacked experts have other names in files."""
 
         def read(stored: str) -> Tensor:
-            return source.get(source.tensors[stored].name, dtype=like.dtype)
+            return source.get(stored, dtype=like.dtype)
 
         if name in self.conversions:
             return self.conversions[name].make(name, like, read, self.model.config)

@@ -31,28 +31,19 @@ FIGURES = {
     "top10": "shared top-10 tokens",
 }
 SHARES = ("top1", "top10")
-# Field of the report -> head of its column, note below the table, label in the plot.
-SIDES = {
-    "logits": (
-        "zoo",
-        "zoo: its logits from the reference's in {}, on the same weights and prompts.",
-        "zoo to reference",
-    ),
-    "cached": (
-        "cached",
-        "cached: the zoo's through a cache, in chunks and single tokens, from its own in one forward pass.",
-        "zoo, cached to full",
-    ),
-    "zoo_to_float32": (
-        "zoo, f32",
-        "zoo, f32: the zoo's in {} from the reference's in float32.",
-        "zoo to reference in float32",
-    ),
-    "reference_to_float32": (
-        "ref, f32",
-        "ref, f32: the reference's in {} from its own in float32, the yardstick.",
-        "reference to itself in float32",
-    ),
+# Field of the report -> the head of its column, the note below the tables, the label in the plot.
+HEADS = {"logits": "zoo", "cached": "cached", "zoo_to_float32": "zoo, f32", "reference_to_float32": "ref, f32"}
+NOTES = {
+    "logits": "its logits from the reference's in {}, on the same weights and prompts.",
+    "cached": "the zoo's through a cache, in chunks and single tokens, from its own in one forward pass.",
+    "zoo_to_float32": "the zoo's in {} from the reference's in float32.",
+    "reference_to_float32": "the reference's in {} from its own in float32, the yardstick.",
+}
+LABELS = {
+    "logits": "zoo to reference",
+    "cached": "zoo, cached to full",
+    "zoo_to_float32": "zoo to reference in float32",
+    "reference_to_float32": "reference to itself in float32",
 }
 FIRST_BUCKET, BUCKET_GROWTH = 16, 4  # positions of the first bucket, and how many times further each next one reaches
 
@@ -142,7 +133,7 @@ class Report:
     @property
     def sides(self) -> dict[str, Difference]:
         """The comparisons that were made, by field."""
-        return {name: side for name in SIDES if (side := getattr(self, name)) is not None}
+        return {name: side for name in HEADS if (side := getattr(self, name)) is not None}
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, in values that JSON has."""
@@ -199,12 +190,12 @@ def _table(report: Report, rows: list[dict[str, str]], key: str, head: str) -> s
     from zoo.cli.tables import Column, render  # here, since `import weights` must not import a command line's packages
 
     width = max(map(len, FIGURES.values()))
-    columns = [Column(name, f"{SIDES[name][0]:>9}", lambda cell: f"{cell:>9}") for name in report.sides]
+    columns = [Column(name, f"{HEADS[name]:>9}", lambda cell: f"{cell:>9}") for name in report.sides]
     return render(rows, [Column(key, f"{head:<{width}}"), *columns])
 
 
 def _notes(report: Report) -> Iterator[str]:
-    yield from (SIDES[name][1].format(report.dtype) for name in report.sides)
+    yield from (f"{HEADS[name]}: {NOTES[name].format(report.dtype)}" for name in report.sides)
     yield "KL: divergence from the reference's distribution of the next token, in nats per token."
     bad = [part for part in report.parts if not part.passed]
     parts = f"Each of {len(report.parts)} parts, on the input of the reference's own"
@@ -258,7 +249,7 @@ def write_plot(report: Report, file: Path) -> None:
     for name, side in report.sides.items():
         # A logarithmic axis cannot show an error of zero: NaN interrupts the line.
         errors = [each.largest if each.largest > 0 else nan for each in side.by_position]
-        axes.plot(range(len(errors)), errors, linewidth=1, label=SIDES[name][2])
+        axes.plot(range(len(errors)), errors, linewidth=1, label=LABELS[name])
     if report.reference_to_float32 is None:
         axes.axhline(report.checks[0].bound, color="black", linestyle="--", linewidth=0.8, label="bound")
     if 0 < report.window < report.length:

@@ -69,22 +69,22 @@ def run_in_memory(spec: Decoder, source: Source, reference: Source, dtype: torch
     if dtype != torch.float32:
         in_float32 = _reference(reference, torch.float32).logits(tokens)
         began = _log_seconds("the reference in float32", began)
-    theirs, comparison = _reference(reference, dtype), PartwiseComparison(model, tokens, dtype)
+    loaded, comparison = _reference(reference, dtype), PartwiseComparison(model, tokens, dtype)
 
     def visit(layer: LayerActivations) -> None:
         if layer.layer == 0:
             comparison.embedding(layer.x)
         comparison.layer(layer)
 
-    with observed_layers(theirs.model, spec, source.rules, visit):
-        logits = theirs.logits(tokens)
+    with observed_layers(loaded.model, spec, source.rules, visit):
+        logits = loaded.logits(tokens)
     comparison.head(logits)
     _log_seconds("the reference, and each part by itself", began)
     length = tokens.shape[1]
     full, full_experts = _forward(model, tokens, [length])
     cached, cached_experts = _forward(model, tokens, chunk_sizes(length), in_cache=True)
     experts = {"reference": comparison.experts, "full": full_experts, "cached": cached_experts}
-    return Runs(logits, full, cached, in_float32, experts, tuple(comparison.parts), theirs.origin)
+    return Runs(logits, full, cached, in_float32, experts, tuple(comparison.parts), loaded.origin)
 
 
 def _forward(model: Model, tokens: Tensor, sizes: list[int], in_cache: bool = False) -> tuple[Tensor, list[Tensor]]:

@@ -227,7 +227,7 @@ def test_rope_freqs_must_be_the_presets(toy: Callable[[Case], Case], tmp_path: P
         weights.load(write(tmp_path / "short.gguf", case.kind, case.said, case.tensors))
 
 
-def test_rope_freqs_that_are_missing_are_told(
+def test_missing_rope_freqs_are_logged(
     toy: Callable[[Case], Case], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     case = toy(Case("llama3.1-8b"))

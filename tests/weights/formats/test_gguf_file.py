@@ -119,7 +119,7 @@ def test_a_field_can_be_ignored_and_all_tensors_are_named(tmp_path: Path) -> Non
         assert phrase in str(caught.value)
 
 
-def test_names_for_no_terminal(tmp_path: Path) -> None:
+def test_unprintable_names(tmp_path: Path) -> None:
     with pytest.raises(MalformedError, match=r"names that cannot be printed: 'gemma3\.\\x1b\[2J'$"):
         weights.load(write(tmp_path / "x.gguf", GEMMA_270M | {"\x1b[2J": 1}))
 
@@ -171,7 +171,7 @@ def test_a_file_cut_short_anywhere(tmp_path: Path) -> None:
             weights.load(path)
 
 
-def test_stepping_over_long_lists_leaves_the_rest_as_it_is(tmp_path: Path) -> None:
+def test_skipping_long_lists_leaves_the_rest_unchanged(tmp_path: Path) -> None:
     """The library's own reader, entry by entry, is the reference."""
     path = write(tmp_path / "x.gguf", GEMMA_270M)
     whole = gguf.GGUFReader(path)

@@ -425,7 +425,9 @@ NO_SIZES = (True, 64.0, -1, 0, 2**31, 10**30, "64", [64], {}, float("nan"), floa
 
 
 @pytest.mark.parametrize("field", SIZES)
-def test_sizes_that_are_none(field: str, saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_must_be_positive_integers(
+    field: str, saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Refused before anything is allocated."""
     folder = write(tmp_path / "model", *read(saved("qwen3-30b-a3b")))
     monkeypatch.setattr("zoo.catalog.allocate", lambda *_: pytest.fail("allocated"))
@@ -443,13 +445,13 @@ def test_more_experts_than_can_be_named(saved: Saved, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ends", [[1, True], -1, 1.0, "</s>", {}])
-def test_end_tokens_that_are_none(ends: object, folder: Path) -> None:
+def test_malformed_end_tokens(ends: object, folder: Path) -> None:
     set_config(folder, eos_token_id=ends)
     with pytest.raises(MalformedError, match=r"eos_token_id must be a token id or a list of them, got "):
         HFFolder(folder).end_tokens  # noqa: B018
 
 
-def test_there_is_an_end_to_what_is_listed(folder: Path) -> None:
+def test_long_lists_of_names_are_cut(folder: Path) -> None:
     config, tensors = read_all(folder)
     rewrite(folder, config, tensors | {f"spare{i}": torch.ones(1) for i in range(1000)})
     with pytest.raises(MalformedError, match=r"not understood: spare0, .*, \.\.\. \(1000 in all\)$") as caught:

@@ -81,26 +81,26 @@ def test_every_named_method_is_refused_by_its_name(method: str) -> None:
             refuse({"quantization_config": {"quant_method": spelt}})
 
 
-def test_mlx_says_it_outside_too(tmp_path: Path) -> None:
+def test_mlx_schemes_outside_quantization_config(tmp_path: Path) -> None:
     for i, said in enumerate(({"quantization": MLX}, {"quantization": MLX, "quantization_config": MLX})):
         assert "MLX: quantization=" in refusal(config_only(tmp_path / str(i), older(smallest()[0], **said)))
     read = older(smallest()[0], quantization={**MLX, "mode": "mxfp4"}, quantization_config=MXFP4_CONFIG)
     assert "MLX" in refusal(config_only(tmp_path / "mxfp4", read))
 
 
-def test_a_multimodal_wrapper_may_say_it_for_its_text_part(tmp_path: Path) -> None:
+def test_schemes_in_the_text_config_of_a_multimodal_wrapper(tmp_path: Path) -> None:
     config = {"model_type": "gemma3", "text_config": {"quantization_config": {"quant_method": "gptq"}}}
     assert "GPTQ" in refusal(config_only(tmp_path / "x", config))
 
 
-def test_modelopt_may_say_it_in_a_file_of_its_own(tmp_path: Path) -> None:
+def test_modelopt_schemes_in_a_file_of_their_own(tmp_path: Path) -> None:
     folder = config_only(tmp_path / "x", older(smallest()[0], quantization_config=None))
     (folder / MODELOPT).write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}), encoding="utf-8")
     assert f"NVIDIA ModelOpt: {MODELOPT} is there" in refusal(folder)
 
 
 @pytest.mark.parametrize("said", [FP8_CONFIG, MXFP4_CONFIG, None, {}])
-def test_what_is_read_is_not_refused(said: dict[str, Any] | None) -> None:
+def test_supported_schemes_are_not_refused(said: dict[str, Any] | None) -> None:
     refuse({"quantization_config": said or None, "quantization": said and None})
 
 

@@ -51,7 +51,7 @@ def test_every_length_of_a_header_is_read(file: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [*ALIKE, 2**16 + 640])
-def test_such_a_file_cut_short_is_called_that(length: int, file: Path) -> None:
+def test_a_truncated_file_with_such_a_header_is_named_as_truncated(length: int, file: Path) -> None:
     whole = safetensors(length)
     for size in [*range(2, 64), length // 2, *range(length, len(whole))]:
         file.write_bytes(whole[:size])
@@ -101,7 +101,7 @@ VALUES = {
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_pickle_is_called_that_whole_or_cut_short(writer: str, value: str, file: Path) -> None:
+def test_a_pickle_is_recognised_whole_or_truncated(writer: str, value: str, file: Path) -> None:
     WRITERS[writer](VALUES[value], file)
     whole = file.read_bytes()
     assert whole.startswith(PICKLES)

@@ -118,7 +118,7 @@ def test_damage_is_found_where_it_is(
 
 
 @pytest.mark.parametrize("name", ["gemma3-270m", "olmo2-1b"])
-def test_damage_to_a_norm_after_a_branch_is_that_branchs(saved: Saved, tmp_path: Path, name: str) -> None:
+def test_damage_to_a_norm_after_a_branch_counts_to_the_branch(saved: Saved, tmp_path: Path, name: str) -> None:
     for norm, part in (("post_attention", "layer 0's attention"), ("post_feedforward", "layer 0's feed-forward")):
         copy = damaged(tmp_path / norm, saved(name), f"model.layers.0.{norm}_layernorm.weight", shaken)
         report = weights.parity(copy, reference=saved(name), tokens=TOKENS)
@@ -127,7 +127,7 @@ def test_damage_to_a_norm_after_a_branch_is_that_branchs(saved: Saved, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["gpt-oss-20b", "qwen3-30b-a3b", "deepseek-v3-671b"])
-def test_a_damaged_router_is_no_matter_of_rounding(saved: Saved, tmp_path: Path, name: str) -> None:
+def test_a_damaged_router_is_not_excused_as_rounding(saved: Saved, tmp_path: Path, name: str) -> None:
     """It chooses other experts, and that is not excused."""
     layer = len(zoo.spec(name, tiny=True).layers) - 1
     router = "router" if name == "gpt-oss-20b" else "gate"
@@ -167,7 +167,7 @@ def test_a_wrong_window_shows_from_the_window_on(saved: Saved, window: int) -> N
     assert str(report.first) == "layer 0's attention"
 
 
-def test_json_says_all_of_it(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_holds_the_whole_report(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report.json"
     assert command(saved("gpt-oss-20b"), "--tokens", TOKENS, "--json", "--out", out) == 0
     assert capsys.readouterr().out == ""
@@ -216,7 +216,7 @@ def test_text_where_there_is_a_tokenizer(saved: Saved, tmp_path: Path) -> None:
         ([], 2, "missing argument 'source'"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(
+def test_usage_errors_are_one_line(
     saved: Saved, capsys: pytest.CaptureFixture[str], args: list[str], code: int, said: str
 ) -> None:
     folder = saved("llama3-8b")
@@ -235,12 +235,12 @@ def test_what_cannot_be_done_is_one_line(
         ("qwen3-8b", "qwen3-30b-a3b", "layers with experts 0 and"),
     ],
 )
-def test_models_that_do_not_compare(saved: Saved, one: str, other: str, said: str) -> None:
+def test_models_that_cannot_be_compared(saved: Saved, one: str, other: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         weights.parity(saved(one), reference=saved(other), tokens=8)
 
 
-def test_without_the_reference(
+def test_without_transformers(
     saved: Saved, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = saved("llama3-8b")
@@ -252,7 +252,7 @@ def test_without_the_reference(
 
 @pytest.mark.parametrize("name", routed())
 @pytest.mark.parametrize("seed", [3, 4, 5])
-def test_a_few_turned_choices_in_bfloat16_are_rounding(tmp_path: Path, name: str, seed: int) -> None:
+def test_a_few_other_experts_in_bfloat16_are_rounding(tmp_path: Path, name: str, seed: int) -> None:
     """Which tokens go to other experts is chance, on both sides: with few tokens they are the whole of a mean."""
     toy_reference(toy_config(name, layers=len(zoo.spec(name, tiny=True).layers)), seed).save_pretrained(tmp_path)
     report = weights.parity(tmp_path, dtype="bfloat16", tokens=TOKENS, seed=seed)
