@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from weights.formats.hf_folder import DTYPES, HFFolder
-from weights.matching import EMBED, HEAD, Source, TensorMapping, check, listed, match, skipped
+from weights.matching import EMBED, HEAD, Source, TensorMapping, check_fit, listed, match, skipped
 from weights.sources import locate
 from zoo import catalog
 from zoo.errors import MalformedError, UsageError, require_package, unknown
@@ -147,7 +147,7 @@ def match_model(spec: Decoder, source: Source, dtype: torch.dtype) -> MatchedMod
     parameters = dict(model.named_parameters())
     mappings = match(spec, parameters, source.rules, source.tensors)
     skip = skipped(spec, source.rules, source.tensors)
-    check(source, mappings, parameters, {name for names in skip.values() for name in names})
+    check_fit(source, mappings, parameters, {name for names in skip.values() for name in names})
     return MatchedModel(source, model, mappings, skip)
 
 

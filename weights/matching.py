@@ -183,7 +183,9 @@ def skipped(spec: Decoder, rules: Rules, names: Iterable[str]) -> dict[str, list
     return found
 
 
-def check(source: Source, mappings: Sequence[TensorMapping], parameters: Mapping[str, Tensor], skip: set[str]) -> None:
+def check_fit(
+    source: Source, mappings: Sequence[TensorMapping], parameters: Mapping[str, Tensor], skip: set[str]
+) -> None:
     """Raise one MalformedError naming every tensor that does not fit: missing, neither used nor one to `skip`, of a
     wrong shape, of a dtype that cannot be read."""
     stored = source.tensors
@@ -202,10 +204,10 @@ def check(source: Source, mappings: Sequence[TensorMapping], parameters: Mapping
         "neither float32, bfloat16, float16 nor float64": [stored[name].name for name in wrong_dtypes],
     }
     if any(problems.values()):
-        raise MalformedError(f"{source.path}: the tensors do not fit the model; {described(problems)}")
+        raise MalformedError(f"{source.path}: the tensors do not fit the model; {joined_problems(problems)}")
 
 
-def described(problems: Mapping[str, Iterable[str]]) -> str:
+def joined_problems(problems: Mapping[str, Iterable[str]]) -> str:
     """What is wrong -> the names that it is wrong of, as one line; kinds without names are left out."""
     return "; ".join(f"{what}: {listed(names)}" for what, names in problems.items() if names)
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from weights.formats.hf_folder import CONFIG, DTYPES, INDEX, SINGLE
+from weights.formats.safetensors_header import DTYPES as SAFETENSORS_DTYPES
 from weights.matching import StoredTensor, layout, listed, match
 from zoo import catalog
 from zoo.errors import NotAvailable, UsageError
@@ -28,7 +29,7 @@ from zoo.hf.export import to_hf
 from zoo.model.decoder import Model
 from zoo.units import dtype_name
 
-SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 log = logging.getLogger(__name__)
 
 

@@ -17,9 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from weights.formats.fp8_mxfp4 import PackedTensor
+from weights.formats.fp8_mxfp4 import FORMATS, PackedTensor, check_scheme
 from weights.formats.json_limits import CONFIG_LIMIT, INDEX_LIMIT, member, read_json
-from weights.formats.quantization import FORMATS, check_scheme
 from weights.formats.safetensors_header import read_header
 from weights.matching import HEAD, READABLE_DTYPES, Source, StoredTensor, layout, listed
 from zoo import catalog

@@ -22,7 +22,6 @@ from zoo.errors import CheckFailed, MalformedError, require_package
 from zoo.hf.checkpoint_layout import Rule, Rules
 from zoo.model.decoder import Decoder
 
-EXTRA = "parity"
 FEED_FORWARD = "ffn.block."  # the prefix of a feed-forward's parameters in a layer of the zoo
 
 
@@ -40,7 +39,7 @@ class Reference:
 
 def transformers() -> Any:
     """The package. Raises NotAvailable with the pip line where it is missing."""
-    return require_package("transformers", EXTRA)
+    return require_package("transformers", "parity")
 
 
 @contextmanager
@@ -91,7 +90,7 @@ def load_reference(source: Source, dtype: torch.dtype) -> Reference:
     """The reference of a source in memory, its weights read by transformers."""
     options: dict[str, Any] = _gguf_file(source)
     if options:
-        require_package("accelerate", EXTRA)  # transformers needs it for .gguf files
+        require_package("accelerate", "parity")  # transformers needs it for .gguf files
     else:
         options = {"config": config_of(source)}
     options |= {"dtype": dtype, "attn_implementation": "eager", "output_loading_info": True}

@@ -113,8 +113,8 @@ class Report:
         average = "median" if self.has_routers else "mean"
 
         def check(what: str, side: Difference, figure: str, least: float = 0.0, factor: float = 1.0) -> Check:
-            bound = max(least, factor * YARDSTICKS * getattr(own, figure))
-            return Check(f"{average} {what}", getattr(side, figure), bound)
+            bound = factor * YARDSTICKS * getattr(own, figure)
+            return Check(f"{average} {what}", getattr(side, figure), max(bound, least))  # NaN, in front, stays NaN
 
         return [
             check("logit difference to float32", exact, average),

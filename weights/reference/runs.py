@@ -35,7 +35,6 @@ from zoo.core.cache import Cache
 from zoo.model.decoder import Decoder, Model
 
 DECODED_TOKENS = 4  # at the end of a prompt, one by one through the cache
-HEAD = "lm_head"
 log = logging.getLogger(__name__)
 
 
@@ -184,7 +183,7 @@ def _streamed_logits(meta: MetaModel, tokens: Tensor, observed: AbstractContextM
     entered around the forward pass, and its hooks see a layer that is empty again."""
     decoder = meta.model.get_decoder()
     names = {module: name for name, module in meta.model.named_modules()}
-    head = meta.model.get_submodule(HEAD)
+    head = meta.model.get_output_embeddings()
     parts = (decoder.embed_tokens, *decoder.layers, decoder.norm, head)
     before = (part.register_forward_pre_hook(lambda module, _: meta.reload_submodule(names[module])) for part in parts)
     after = (part.register_forward_hook(lambda module, _, out: empty(module)) for part in parts)

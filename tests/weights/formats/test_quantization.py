@@ -13,7 +13,7 @@ import zoo
 from tests.configs import older, smallest
 from tests.weights.checkpoints import write
 from tests.weights.packers import FP8_CONFIG, MXFP4_CONFIG
-from weights.formats.quantization import FORMATS, MODELOPT, NAMES, refuse
+from weights.formats.fp8_mxfp4 import FORMATS, MODELOPT, NAMES, refuse
 from zoo.errors import MalformedError
 
 MLX = {"group_size": 64, "bits": 4}
