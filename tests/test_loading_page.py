@@ -1,4 +1,4 @@
-"""docs/loading.md says the limits that the code has."""
+"""docs/loading.md states the limits in the code."""
 
 import re
 from pathlib import Path

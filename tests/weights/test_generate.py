@@ -1,4 +1,4 @@
-"""The command line that continues a prompt: words where there is a tokenizer, ids where there is none."""
+"""The command line that continues a prompt: text with a tokenizer, token ids without one."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 
 def continued(folder: Path, count: int, **options: object) -> list[int]:
-    """What the model makes of the tokens 5, 6, 7."""
+    """The model's continuation of the tokens 5, 6, 7."""
     return weights.load(folder).generate(torch.tensor([[5, 6, 7]]), count, **options)[0].tolist()
 
 
@@ -61,7 +61,7 @@ def test_samples_repeat_with_their_seed(folder: Path, run: Callable) -> None:
 
 @pytest.mark.parametrize("ends", [lambda end: end, lambda end: [511, end]])
 def test_it_stops_at_the_end_token(ends: Callable, folder: Path, run: Callable) -> None:
-    """generation_config.json's before config.json's."""
+    """generation_config.json's end token takes precedence over config.json's."""
     first = continued(folder, 1)[0]
     for name in ("config.json", "generation_config.json"):
         other = folder / "generation_config.json"
@@ -76,7 +76,7 @@ def test_it_stops_at_the_end_token(ends: Callable, folder: Path, run: Callable) 
 
 
 def test_the_reason_for_stopping_is_printed(folder: Path, run: Callable) -> None:
-    """Also where an end token comes first, which is no text, and where one comes last of all that were asked for."""
+    """Also where an end token is the first new token, which has no text, and where it is the last one allowed."""
     new = continued(folder, 6)
     assert len(set(new[:3])) == 3
     text = ("w5 w6 w7", "--max-new-tokens")
@@ -150,7 +150,7 @@ def test_missing_files(folder: Path, run: Callable, monkeypatch: pytest.MonkeyPa
 
 
 def test_in_a_pipe(folder: Path) -> None:
-    """As a user runs it: data on stdout, notes on stderr, and a field ignored."""
+    """As a user runs it: data on stdout, notes on stderr, and --ignore-field."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"wings": 2}), encoding="utf-8")
     command = [sys.executable, "-m", "weights.generate", str(folder), "w5 w6 w7", "--max-new-tokens", "2"]

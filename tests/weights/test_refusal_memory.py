@@ -47,7 +47,7 @@ CASES: dict[str, Callable[[Path], Path | None]] = {}
 
 
 def case(hostile: Callable[[Path], Path | None]) -> Callable[[Path], Path | None]:
-    """A way to make a good folder hostile; the path of the source where that is another."""
+    """Register a way to make a valid folder hostile. It may return the path of another source."""
     CASES[hostile.__name__] = hostile
     return hostile
 
@@ -185,7 +185,7 @@ def gguf_of_many_tensors(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def peaks(saved: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
-    """Case -> its peak in bytes, and what was said."""
+    """Case -> its peak in bytes, and the error message."""
     sources = []
     for name, hostile in CASES.items():
         folder = write(tmp_path_factory.mktemp("refused") / name, *read(saved("qwen3-0.6b")))

@@ -1,4 +1,4 @@
-"""Chat templates: as the reference renders them, and shut in where they reach out."""
+"""Chat templates: rendered as transformers renders them, and confined to the sandbox."""
 
 import io
 import json
@@ -171,7 +171,7 @@ def test_a_chat_has_its_special_tokens_once(folder: Path, capsys: pytest.Capture
 
 
 def test_a_prompt_from_stdin(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the newline that ends it."""
+    """Without the trailing newline."""
     given: list[str] = []
     monkeypatch.setattr("weights.tokenizer.chat_prompt", lambda folder, text: given.append(text) or text)
     monkeypatch.setattr(sys, "stdin", io.StringIO("w5\nw6\n\n"))

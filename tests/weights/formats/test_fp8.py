@@ -37,7 +37,7 @@ def test_numbers_are_exact(shape: tuple[int, int], dtype: torch.dtype) -> None:
 
 
 def test_every_code() -> None:
-    """All 256, on a block's edge each: two are NaN, and those alone."""
+    """All 256, each on a block's edge: exactly two are NaN."""
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).repeat(2, 1)
     numbers = FP8().unpack(codes, torch.tensor([[0.3, 7.0]]), torch.float32)
     exact = fp8_numbers(codes, torch.tensor([[0.3, 7.0]])).float()
@@ -47,7 +47,7 @@ def test_every_code() -> None:
 
 @pytest.fixture(scope="module")
 def packed() -> tuple[Config, Tensors, Tensors, Tensor, Tensor]:
-    """Config, stored tensors, what they stand for, tokens, and the reference's logits with those weights."""
+    """Config, stored tensors, the same unpacked, tokens, and the reference's logits with these weights."""
     config = toy_config(PRESET, LAYERS) | WIDTHS
     reference = toy_reference(config)
     stored, numbers = pack_fp8(per_expert(reference.state_dict()))
@@ -73,7 +73,7 @@ def fused(tensors: Tensors, config: Config) -> Tensors:
 
 @torch.no_grad()
 def test_logits_equal_the_reference(packed: tuple, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """With a prediction layer behind the last one, packed too, which is left alone."""
+    """With a multi-token prediction layer after the last one, packed too, which is not read."""
     config, stored, _, tokens, logits = packed
     extra = {
         name.replace(f"layers.{LAYERS - 1}.", f"layers.{LAYERS}."): tensor
@@ -95,7 +95,7 @@ def test_logits_equal_the_reference(packed: tuple, tmp_path: Path, caplog: pytes
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])
 def test_parameters_are_those_of_the_unpacked_checkpoint(dtype: str, packed: tuple, tmp_path: Path) -> None:
-    """Bit by bit, in every dtype: no number is rounded twice on the way."""
+    """Bit by bit, in every dtype: no value is rounded twice."""
     config, stored, numbers, *_ = packed
     plain = {field: value for field, value in config.items() if field != "quantization_config"}
     expected = weights.load(write(tmp_path / "plain", plain, numbers), dtype=dtype).state_dict()
@@ -152,7 +152,7 @@ def test_damage(damage: dict[str, Tensor | None], phrases: list[str], packed: tu
 
 
 def refused(folder: Path) -> str:
-    """The one line that a folder is refused with."""
+    """The error message for a folder, one line."""
     with pytest.raises(MalformedError) as caught:
         weights.load(folder)
     assert "\n" not in str(caught.value)
@@ -178,7 +178,7 @@ def test_other_packing_is_refused(said: Config, phrase: str, packed: tuple, tmp_
 
 
 def test_config_and_tensors_must_agree(packed: tuple, tmp_path: Path) -> None:
-    """Packed tensors that config.json does not mention, and none though it does: numbers without scales, it may be."""
+    """Packed tensors without a quantization_config are refused, and a quantization_config without packed tensors."""
     config, stored, numbers, *_ = packed
     assert "yet no tensor is stored so" in refused(write(tmp_path / "plain", config, numbers))
     silent = {field: value for field, value in config.items() if field != "quantization_config"}

@@ -91,7 +91,7 @@ def experts(part: str, layer: str, tensor: Tensor, kind: str) -> Tensors:
 
 
 def fields(config: Config, kind: str) -> dict[str, Any]:
-    """What the converter writes of a config."""
+    """The metadata that the converter writes for a config."""
     said = {
         "context_length": config["max_position_embeddings"],
         "block_count": config["num_hidden_layers"],
@@ -149,7 +149,7 @@ def write(path: Path, kind: str, said: dict[str, Any], tensors: dict[str, Any]) 
 
 
 def mxfp4_bytes(blocks: Tensor, scales: Tensor) -> np.ndarray:
-    """gpt-oss's blocks -> 17 bytes each: the scale, then numbers 0 to 15 in low halves beside 16 to 31 in high ones."""
+    """gpt-oss's blocks -> 17 bytes each: the scale, then elements 0 to 15 in low halves and 16 to 31 in high halves."""
     codes = torch.stack([blocks % 16, blocks // 16], dim=-1).flatten(-2)
     packed = torch.cat([scales[..., None], codes[..., :16] + 16 * codes[..., 16:]], dim=-1)
     return packed.flatten(-2).numpy()
@@ -178,7 +178,7 @@ class Case:
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Callable[[Case], Case]:
-    """Makes a preset of a case's dimensions: "toy"."""
+    """Registers a preset "toy" with a case's dimensions."""
 
     def register(case: Case) -> Case:
         family = next(module for module in families().values() if case.name in module.SIZES)
@@ -205,7 +205,7 @@ def test_logits_equal_the_reference(
 
 @torch.no_grad()
 def test_mxfp4_experts(toy: Callable[[Case], Case], tmp_path: Path) -> None:
-    """gpt-oss as it is released in this form: what the codes stand for is what is loaded."""
+    """gpt-oss as released in .gguf files: parameters equal the unpacked codes."""
     case = toy(Case("gpt-oss-20b"))
     for name, tensor in list(case.tensors.items()):
         if name.endswith("exps.weight"):

@@ -1,4 +1,4 @@
-"""What a .gguf file says is held against the presets; what it gets wrong is one line."""
+"""The metadata of a .gguf file is compared with the presets; an error is one line."""
 
 import logging
 import struct
@@ -152,7 +152,7 @@ def test_a_damaged_header(at: int, value: bytes, tmp_path: Path) -> None:
 
 
 def test_a_list_of_absurd_length(tmp_path: Path) -> None:
-    """It is not counted to its end."""
+    """Reading stops at the end of the file."""
     path = write(tmp_path / "x.gguf", GEMMA_270M)
     data = path.read_bytes()
     at = data.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 8
@@ -172,7 +172,7 @@ def test_a_file_cut_short_anywhere(tmp_path: Path) -> None:
 
 
 def test_skipping_long_lists_leaves_the_rest_unchanged(tmp_path: Path) -> None:
-    """The library's own reader, entry by entry, is the reference."""
+    """Compared with the library's own reader, which reads every entry."""
     path = write(tmp_path / "x.gguf", GEMMA_270M)
     whole = gguf.GGUFReader(path)
     fields, tensors = read_gguf(path)

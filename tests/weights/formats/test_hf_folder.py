@@ -23,7 +23,7 @@ CASES: dict[str, tuple[Callable[[Path], None], type[ZooError], list[str]]] = {}
 
 
 def case(error: type[ZooError], *phrases: str) -> Callable:
-    """A way to damage a folder of three shards, and what must be said about it."""
+    """Register a way to damage a folder of three shards, with the phrases of its error."""
 
     def register(damage: Callable[[Path], None]) -> Callable[[Path], None]:
         CASES[damage.__name__] = (damage, error, list(phrases))
@@ -212,7 +212,7 @@ def header_is_not_json(folder):
 
 @case(MalformedError, f"{SHARD}: the header is not JSON: duplicate key: 'model.norm.weight'")
 def one_name_twice_in_a_header(folder):
-    """The library keeps the last of them."""
+    """The library keeps the last one."""
     said = '{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]}'
     header = f'{{"model.norm.weight":{said % (0, 4)},"model.norm.weight":{said % (4, 8)}}}'.encode()
     (folder / SHARD).write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
@@ -326,7 +326,7 @@ class Trap:
 
 
 def write_header(path, tensors, size):
-    """A safetensors file whose header says what it likes: name -> (dtype, shape, begin, end)."""
+    """A safetensors file with any header: name -> (dtype, shape, begin, end)."""
     said = {
         name: {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
         for name, (dtype, shape, begin, end) in tensors.items()
@@ -399,7 +399,7 @@ def test_a_link_from_the_hub_cache_to_elsewhere_is_one(saved: Saved, tmp_path: P
 
 
 def test_weights_that_are_not_finite(folder: Path) -> None:
-    """They are what the file holds; who asks is told of all."""
+    """They are loaded as they are; `check_finite` names all of them."""
     config, tensors = read_all(folder)
     tensors["model.norm.weight"][3] = torch.nan
     for i in range(2):

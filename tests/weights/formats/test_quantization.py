@@ -1,4 +1,4 @@
-"""Quantised repositories are refused in one line that names the scheme, before any field of the config is judged."""
+"""Quantised repositories are refused in one line that names the scheme, before any field of the config is checked."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def refusal(folder: Path, **options: Any) -> str:
-    """The one line that a folder is refused with."""
+    """The error message for a folder, one line."""
     with pytest.raises(MalformedError) as caught:
         weights.load(folder, **options)
     message = str(caught.value)
@@ -59,7 +59,7 @@ def refusal(folder: Path, **options: Any) -> str:
 
 
 def config_only(folder: Path, config: dict[str, Any]) -> Path:
-    """A folder that holds a config and no weights: it is refused before they are looked for."""
+    """A folder that holds a config and no weights: the scheme is refused first."""
     return write(folder, config, {})
 
 
@@ -106,6 +106,6 @@ def test_supported_schemes_are_not_refused(said: dict[str, Any] | None) -> None:
 
 @pytest.mark.parametrize("scheme", SAID)
 def test_the_architecture_of_a_quantised_repository_is_read_all_the_same(scheme: str) -> None:
-    """Its parameters and its cache are those of the model: a table can be made of it."""
+    """The scheme does not matter for the spec, and so for tables of parameters and caches."""
     name = smallest()[0]
     assert zoo.from_hf(older(name, quantization_config=SAID[scheme][0], quantization=MLX)) == zoo.spec(name)

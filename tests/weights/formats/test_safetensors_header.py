@@ -1,4 +1,4 @@
-"""What a file is by its first bytes: a safetensors file whose header's length begins as a pickle does, or a pickle."""
+"""Safetensors files whose first bytes, the header's length, are those of a pickle, and real pickles."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_truncated_file_with_such_a_header_is_named_as_truncated(length: int, 
 
 
 def test_a_header_as_long_as_a_zip_archive_says_is_too_long(file: Path) -> None:
-    """The file has holes, and takes no room."""
+    """The file is sparse and takes no space on disk."""
     length = int.from_bytes(b"PK\x03\x04", "little")
     assert length > HEADER_LIMIT
     for size in (8 + length, 2**30):
@@ -80,7 +80,7 @@ def unzipped(value: Any, path: Path) -> None:
 
 
 def plain(protocol: int) -> Callable[[Any, Path], None]:
-    """Python's own, of one protocol."""
+    """Python's own pickle, of one protocol."""
 
     def save(value: Any, path: Path) -> None:
         path.write_bytes(pickle.dumps(value, protocol))

@@ -1,4 +1,4 @@
-"""The tensors of the reference are made of the stored ones as transformers makes them itself, whatever their names."""
+"""The reference's tensors are converted from the stored ones as transformers converts them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_tensor_of_the_reference_is_made_of_its_own_file(reference: Any, t
 
 
 def test_experts_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    """And of ten or more, 10 comes after 9."""
+    """With ten or more experts, 10 comes after 9."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model("mixtral", **SMALL | {"num_local_experts": 12, "num_experts": 12})

@@ -1,4 +1,4 @@
-"""docs/parity.md shows what its commands print, digits apart."""
+"""docs/parity.md shows the output of its commands, apart from digits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MADE, USED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def words(text: str) -> str:
-    """Without what differs from machine to machine: digits of errors, of which one may be zero, and versions."""
+    """Text without what differs between machines: versions, and the digits of errors, which may be zero."""
     text = re.sub(r"\d\.\de[+-]\d\d\b|\b0(?=\s|,)|\b\d+(\.\d+)?%", "N", " ".join(text.split()))
     text = re.sub(r"most in (layer \d+'s [a-z-]+|the [a-z]+)", "most in it", text)
     text = re.sub(r"Routers chose other experts \d+ times?\. ", "", text)

@@ -24,7 +24,7 @@ def command(*args: object) -> int:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_line_for_each_comparison(saved: Saved, tmp_path: Path, dtype: str) -> None:
-    """In the SVG, where text is text, and curves have a point for each position."""
+    """Read from the SVG, in which text is text and curves have a point for each position."""
     import matplotlib
 
     report = weights.parity(saved("gemma3-270m"), tokens=40, dtype=dtype)
@@ -57,7 +57,7 @@ def test_from_the_command_line(saved: Saved, tmp_path: Path, capsys: pytest.Capt
 def test_a_file_that_cannot_be(
     saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int, said: str
 ) -> None:
-    """It is said before anything is run."""
+    """The error comes before anything is run."""
     assert command(saved("llama3-8b"), "--plot", tmp_path / name) == code
     out, err = capsys.readouterr()
     assert out == ""

@@ -48,7 +48,7 @@ def command(*args: object) -> int:
 @pytest.mark.parametrize("name", distinct())
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_architecture_passes(saved: Saved, name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against transformers' own classes, whose logits may be the zoo's bit for bit: both write their scores out."""
+    """Against transformers' own classes, whose logits may equal the zoo's bit for bit: both use explicit attention."""
     made: list[str] = []
     reference = runs._reference
 
@@ -108,7 +108,7 @@ DAMAGES = [  # tensor, the part that it is in
 def test_damage_is_found_where_it_is(
     saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, tensor: str, part: str
 ) -> None:
-    """One tensor of a copy, changed by two parts in a hundred."""
+    """One tensor of a copy, changed by two percent."""
     copy = damaged(tmp_path / "copy", saved(name), tensor, shaken)
     assert command(copy, "--reference", saved(name), "--tokens", TOKENS) == 1
     out = " ".join(capsys.readouterr().out.split())
@@ -128,7 +128,7 @@ def test_damage_to_a_norm_after_a_branch_counts_to_the_branch(saved: Saved, tmp_
 
 @pytest.mark.parametrize("name", ["gpt-oss-20b", "qwen3-30b-a3b", "deepseek-v3-671b"])
 def test_a_damaged_router_is_not_excused_as_rounding(saved: Saved, tmp_path: Path, name: str) -> None:
-    """It chooses other experts, and that is not excused."""
+    """It chooses other experts, and these are not counted as ties."""
     layer = len(zoo.spec(name, tiny=True).layers) - 1
     router = "router" if name == "gpt-oss-20b" else "gate"
     copy = damaged(tmp_path / "copy", saved(name), f"model.layers.{layer}.mlp.{router}.weight", lambda w: w.flip(0))
@@ -140,7 +140,7 @@ def test_a_damaged_router_is_not_excused_as_rounding(saved: Saved, tmp_path: Pat
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_permuted_tensor_is_found(saved: Saved, tmp_path: Path, dtype: str) -> None:
-    """Two heads of the queries exchanged: every number is there, and every shape is right."""
+    """Two query heads exchanged: every value is present, and every shape is right."""
 
     def exchanged(rows: torch.Tensor) -> torch.Tensor:
         return rows.unflatten(0, (4, -1))[[1, 0, 2, 3]].flatten(0, 1)
@@ -253,7 +253,7 @@ def test_without_transformers(
 @pytest.mark.parametrize("name", routed())
 @pytest.mark.parametrize("seed", [3, 4, 5])
 def test_a_few_other_experts_in_bfloat16_are_rounding(tmp_path: Path, name: str, seed: int) -> None:
-    """Which tokens go to other experts is chance, on both sides: with few tokens they are the whole of a mean."""
+    """Which tokens go to other experts is chance on both sides: with few tokens they dominate a mean."""
     toy_reference(toy_config(name, layers=len(zoo.spec(name, tiny=True).layers)), seed).save_pretrained(tmp_path)
     report = weights.parity(tmp_path, dtype="bfloat16", tokens=TOKENS, seed=seed)
     assert report.passed, str(report)
@@ -341,7 +341,7 @@ def test_a_nan_never_passes(saved: Saved, tmp_path: Path) -> None:
 
 
 def test_agreement_counts_a_rerouted_token_once() -> None:
-    """And asks nothing of it, nor of the later ones of its row."""
+    """That token and the later ones of its row are not compared."""
     one = [torch.tensor([[[0], [1], [2]], [[0], [1], [2]]])] * 2
     other = [torch.tensor([[[0], [2], [2]], [[0], [1], [2]]]), torch.tensor([[[0], [0], [0]], [[0], [1], [0]]])]
     agree, differing = agreement(one, other, (2, 3))

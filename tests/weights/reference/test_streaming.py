@@ -1,4 +1,4 @@
-"""The streamed comparison says what the one in memory says, in the memory of two layers."""
+"""The streamed report equals the one made in memory, and takes the memory of two layers."""
 
 from __future__ import annotations
 
