@@ -1,4 +1,4 @@
-"""Every architecture's logits equal the released implementation's, and those of a spec with one changed field differ."""
+"""Logits of every architecture equal the released implementation's; those of a spec with one changed field differ."""
 
 from __future__ import annotations
 
