@@ -17,7 +17,7 @@ from benchmarks.measure.runners import BASELINE, ZOO
 from benchmarks.options import ReportOptions, flag
 from benchmarks.output.report import Row, Rows, Table, columns
 from benchmarks.output.show import three, three_in, unit
-from weights.loading import number_type, open_source
+from weights.loading import resolve_dtype, open_source
 from zoo.units import format_bytes
 
 
@@ -36,7 +36,7 @@ def command(
     """
     report, opened = to.report(), open_source(source)
     opened.spec()
-    number_type(dtype, opened)  # errors of the source or the dtype come before anything runs
+    resolve_dtype(dtype, opened)  # errors of the source or the dtype come before anything runs
     beside = not alone and find_spec("transformers") is not None
     if not alone and not beside:
         print("without transformers beside it: pip install 'zoo-llm[parity]'", file=sys.stderr)

@@ -20,7 +20,7 @@ from benchmarks.measure.benchmark_models import BenchmarkModel
 from benchmarks.measure.candidates import Candidate, ThroughputConfig, inference
 from benchmarks.measure.runners import BASELINE, COMPILED
 from weights.reference.model import quiet
-from weights.saving import described
+from weights.saving import to_checkpoint
 from zoo.blocks import MoE
 from zoo.cli.self_check import TOLERANCE
 from zoo.errors import CheckFailed, require_package
@@ -96,7 +96,7 @@ def baseline_candidates(
 def build_baseline(model: Model, device: torch.device) -> Any:
     """The model in transformers. Weights that both hold in the same layout are the same memory."""
     transformers = require_package("transformers", "parity")
-    fields, tensors = described(model)
+    fields, tensors = to_checkpoint(model)
     config = transformers.AutoConfig.for_model(**fields)
     kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
     dtype = model.embed.weight.dtype

@@ -13,7 +13,8 @@ import torch
 from benchmarks.analytic.models import Model, representatives, swapped
 from benchmarks.measure.devices import require_memory
 from benchmarks.measure.runners import Workload
-from weights.loading import Source, fill, open_source
+from weights.loading import fill, open_source
+from weights.matching import Source
 from zoo.catalog import build
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder

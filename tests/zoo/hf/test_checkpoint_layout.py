@@ -56,11 +56,11 @@ def test_reading_undoes_writing(name: str) -> None:
         if not isinstance(rule, Rule):
             continue
         for move in moves_of(model.spec, rule, parameters):
-            ours = [parameters[parameter] for parameter in move.ours]
+            ours = [parameters[parameter] for parameter in move.module_names]
             theirs = rule.write(ours, move.layer)
-            assert len(theirs) == len(move.theirs)
+            assert len(theirs) == len(move.checkpoint_names)
             assert all(torch.equal(a, b) for a, b in zip(ours, rule.read(list(theirs), move.layer), strict=True))
-            covered.update(move.ours)
+            covered.update(move.module_names)
     assert covered == set(parameters)
 
 
