@@ -1,4 +1,4 @@
-"""Swapped tiny models: some that a published config can say, and some that none can."""
+"""Swapped tiny models: some that a published config can describe, and some that none can."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def change(spec: zoo.Decoder, kind: type[zoo.Spec], **values: Any) -> zoo.Decode
     return zoo.swap(spec, kind, lambda part: replace(part, **values))
 
 
-# What was swapped -> the model_type that says it, and the model.
-SAYABLE: dict[str, tuple[str, zoo.Decoder]] = {
+# What was swapped -> the model_type that describes it, and the model.
+DESCRIBABLE: dict[str, tuple[str, zoo.Decoder]] = {
     "a window for Mistral": ("mistral", change(MISTRAL, zoo.GQA, window=7)),
     "experts for Qwen3": ("qwen3_moe", zoo.swap(DENSE, zoo.GLU, MIXED.layers[0].ffn.block)),
     "no positions for Llama": ("smollm3", zoo.swap(LLAMA, zoo.RoPE, zoo.NoPE())),
@@ -43,7 +43,7 @@ SAYABLE: dict[str, tuple[str, zoo.Decoder]] = {
 }
 
 # What was swapped -> the model, the nearest model_type, and what differs.
-UNSAYABLE: dict[str, tuple[zoo.Decoder, str, str]] = {
+INDESCRIBABLE: dict[str, tuple[zoo.Decoder, str, str]] = {
     "a window": (change(DENSE, zoo.GQA, window=7), "qwen3", "layers[0].attn.block: GQA.window is 7 here, None there"),
     "a window in one layer": (
         zoo.swap_layers(LLAMA, lambda i: i == 1, zoo.GQA, lambda attn: replace(attn, window=7)),
@@ -57,7 +57,7 @@ UNSAYABLE: dict[str, tuple[zoo.Decoder, str, str]] = {
     ),
     "another placement": (
         zoo.swap(DENSE, zoo.Branch, lambda branch: zoo.post(branch.pre, branch.block)),
-        "smollm3",
+        "qwen3",
         "layers[0]: Layer.attn is PostNorm here, Branch there",
     ),
     "another activation": (change(DENSE, zoo.GLU, act=zoo.GeGLU()), "qwen3", "GLU.act is GeGLU here, SwiGLU there"),

@@ -176,7 +176,8 @@ def test_the_block_is_listed_told_of_and_composed(primer: Path) -> None:
 @pytest.mark.slow
 def test_the_block_passes_all_tests_over_the_registry(primer: Path) -> None:
     """Of random models, of drawings, tables and plans, and of the gallery's swaps."""
-    files = [f"tests/zoo/test_{name}.py" for name in ("listing", "registry", "plan", "rebuild")]
+    files = ["cli/test_listing", "test_registry", "model/test_layer_pattern", "swaps/test_rebuild"]
+    files = [f"tests/zoo/{name}.py" for name in files]
     files += ["tests/test_properties.py", "tests/benchmarks/gallery/test_gallery_swaps.py"]
     assert passed_in(primer, *files).keys() == set(files)
 
@@ -203,6 +204,7 @@ PRIMER = '''
 from zoo.blocks import GQA, Layer, NoPE, RMSNorm, pre
 from zoo.blocks.mlp import MLP
 from zoo.hf.config import Config, Size, reads
+from zoo.hf.write_config import dense_fields, fields_of
 from zoo.model.decoder import Decoder
 
 
@@ -216,6 +218,11 @@ def decoder(*, layers, heads, kv_heads, head_dim, hidden, eps=1e-5, **rest):
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="relu2")
     return decoder(**config.dense(), head_dim=config.head_dim())
+
+
+def to_hf(spec):
+    width = fields_of(spec, MLP, hidden="intermediate_size")
+    return {"model_type": "primer", "hidden_act": "relu2"} | dense_fields(spec) | width
 
 
 _1B = dict(dim=2048, layers=16, heads=32, kv_heads=8, head_dim=64, hidden=8192, vocab=32_000, context=4096)

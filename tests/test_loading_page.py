@@ -20,7 +20,7 @@ PAGE = " ".join((Path(__file__).parents[1] / "docs" / "loading.md").read_text(en
         f"more than {json_limits.MAX_VALUES:,} values",
         f"longer than itself, or above {json_limits.HEADER_LIMIT // json_limits.MB} MB",
         f"above {safetensors_header.MAX_NAME_CHARACTERS} characters",
-        f"above {config.MOST_LAYERS:,} layers",
+        f"above {config.MAX_LAYERS:,} layers",
         f"above {hf_folder.MAX_EXPERTS:,} experts",
         f"above 10^{len(str(hf_folder.MAX_PARAMETERS)) - 1} parameters",
         f"more than {gguf_file.MAX_TENSORS:,} tensors or {gguf_file.MAX_FIELDS:,} fields",

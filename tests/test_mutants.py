@@ -1,4 +1,4 @@
-"""No field is left out of the mutants in silence: somebody or its annotation says what else each may be."""
+"""Every field of every block has mutants: by its annotation, or by its name in tests/mutants.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FIELDS = [(kind, field.name) for kind in zoo.Spec.kinds.values() for field in fi
 
 @dataclass(frozen=True)
 class _Odd(zoo.Spec):
-    """A kind that nobody has told the mutants of."""
+    """A kind that tests/mutants.py does not know."""
 
     stride: int = 4
     causal: bool = True
@@ -29,7 +29,7 @@ class _Odd(zoo.Spec):
 
 @pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda each: getattr(each, "__name__", each))
 def test_every_field_of_every_block_has_its_changes(kind: type[zoo.Spec], name: str) -> None:
-    assert known(kind, name) is not None, f"say in tests/mutants.py what a wrong value of {kind.__name__}.{name} is"
+    assert known(kind, name) is not None, f"add the other values of {kind.__name__}.{name} to tests/mutants.py"
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,10 @@ def test_an_unknown_field_is_changed_by_its_annotation(name: str, others: list[o
     assert changes(_Odd(), name) == others
 
 
-def test_an_unknown_field_that_no_annotation_helps_with_is_an_error() -> None:
-    with pytest.raises(AssertionError, match=r"no mutant changes _Odd\.stride: say in tests/mutants\.py"):
+def test_an_unknown_field_without_a_telling_annotation_is_an_error() -> None:
+    with pytest.raises(
+        AssertionError, match=r"no mutant changes _Odd\.stride: add its other values to tests/mutants\.py"
+    ):
         changes(_Odd(), "stride")
 
 

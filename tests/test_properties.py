@@ -1,6 +1,6 @@
-"""Random compositions of every block in the registry keep what is promised of the released ones.
+"""Random compositions of every block in the registry hold to the same checks as the released models.
 
-Specs are drawn from their annotations, so a new block is composed with the others without an edit here.
+Specs are drawn by their annotations, so a new block is composed with the others without an edit here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from zoo.errors import SpecError
 from zoo.registry import Mixer
 from zoo.swaps.tiny import tiny
 
-# Of a spec that fails a test hypothesis shows its fields, and not its class's.
+# When a test fails, hypothesis prints the spec itself.
 zoo.Spec._repr_pretty_ = lambda spec, printer, cycle: printer.text(repr(spec))
 
 # By field name where not every value makes sense. Other numbers are 0.3 to 1.5, other integers 2 to 6: a product over
@@ -73,9 +73,9 @@ def values_of(kind: type[zoo.Spec]) -> dict[str, st.SearchStrategy[Any]]:
 
 
 @st.composite
-def specs(draw: st.DrawFn, base: type[zoo.Spec], slot: str | None = None) -> Any:
+def specs(draw: st.DrawFn, base: type[zoo.Spec], role: str | None = None) -> Any:
     """A spec of any kind that is a `base`, its fields drawn until they make one."""
-    kinds = [k for k in zoo.Spec.kinds.values() if issubclass(k, base) and slot in (None, k.role)]
+    kinds = [k for k in zoo.Spec.kinds.values() if issubclass(k, base) and role in (None, k.role)]
     kind = draw(st.sampled_from(kinds))
     for _ in range(20):
         try:
@@ -88,13 +88,13 @@ def specs(draw: st.DrawFn, base: type[zoo.Spec], slot: str | None = None) -> Any
 @st.composite
 def layers(draw: st.DrawFn) -> zoo.Layer:
     placements = st.sampled_from([*PLACEMENTS.values(), lambda norm, block: zoo.Branch(block)])
-    attn, ffn = draw(specs(Mixer)), draw(specs(zoo.Spec, slot="ffn"))
+    attn, ffn = draw(specs(Mixer)), draw(specs(zoo.Spec, role="ffn"))
     return zoo.Layer(*(draw(placements)(draw(specs(zoo.RMSNorm)), block) for block in (attn, ffn)))
 
 
 @st.composite
 def decoders(draw: st.DrawFn) -> zoo.Decoder:
-    """A plan of up to five layers of up to three kinds."""
+    """A model of up to five layers of up to three kinds."""
     kinds = draw(st.lists(layers(), min_size=1, max_size=3))
     return zoo.Decoder(
         vocab=draw(st.integers(2, 30)),
@@ -147,7 +147,7 @@ def test_bytes_allocated_are_the_formula(spec: zoo.Decoder, batch: int, context:
 @given(decoders(), SIZES, st.integers(0, 2**31))
 @torch.no_grad()
 def test_cached_equals_uncached(spec: zoo.Decoder, sizes: list[int], seed: int) -> None:
-    """In float64, where a router's choice does not hang on the order of a sum."""
+    """In float64, where the order of a sum does not change a router's choice."""
     model, tokens = randomised(spec, seed, torch.float64), tokens_of(spec, 2, 24, seed)
     expected, cache = model(tokens), model.new_cache(2, 24)
     logits = torch.cat([model(part, cache) for part in chunks(tokens, sizes)], dim=1)
@@ -159,7 +159,7 @@ def test_cached_equals_uncached(spec: zoo.Decoder, sizes: list[int], seed: int) 
 @given(decoders(), st.integers(0, 12), st.integers(1, 12))
 @torch.no_grad()
 def test_flops_are_those_that_torch_counts(spec: zoo.Decoder, past: int, new: int) -> None:
-    """A first pass, a chunk after a past, a lone token; in dense kernels, which compute masked pairs too."""
+    """A prefill, a chunk after cached tokens, a single token; in dense kernels, which compute masked pairs too."""
     model, tokens = randomised(spec), tokens_of(spec, 1, past + new)
     cache = model.new_cache(1, past + new)
     with sdpa_kernel(SDPBackend.MATH):
@@ -175,15 +175,15 @@ def test_flops_are_those_that_torch_counts(spec: zoo.Decoder, past: int, new: in
 
 @thoroughly
 @given(decoders(), st.integers(0, 40), st.integers(1, 40))
-def test_causal_flops_leave_out_the_pairs_that_nobody_sees(spec: zoo.Decoder, past: int, new: int) -> None:
-    """Of scores and weighted values, 2 FLOPs a multiply-add each, pair by pair."""
+def test_causal_flops_leave_out_masked_pairs(spec: zoo.Decoder, past: int, new: int) -> None:
+    """Scores and weighted values: 2 FLOPs per multiply-add, pair by pair."""
     latent = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, zoo.MLA)]
-    along = sum(2 * (past + 1) * mixer.heads * mixer.rope_dim for mixer in latent)  # rotary keys among the values
+    along = sum(2 * (past + 1) * mixer.heads * mixer.rope_dim for mixer in latent)  # rotary keys computed as values
     assert spec.flops(past, 1) == spec.flops(past, 1, causal=False) - along
     assert spec.flops(past, new) <= spec.flops(past, new, causal=False)
     for layer in spec.layers:
         mixer, dim = layer.mixer, spec.dim
-        if isinstance(mixer, zoo.GQA):  # one form: a pass costs what its tokens cost one after another
+        if isinstance(mixer, zoo.GQA):  # prefill costs as much as its tokens one by one
             assert mixer.flops(dim, past, new) == sum(mixer.flops(dim, i, 1) for i in range(past, past + new))
             pair = 4 * mixer.heads * mixer.head_dim
             assert (mixer.flops(dim, past, new) - new * mixer.flops(dim, 0, 1)) == pair * (

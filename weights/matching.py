@@ -118,7 +118,8 @@ def layout(family: ModuleType) -> Rules:
 
 def rule_names(rule: Rule) -> tuple[tuple[str, ...], str]:
     """A rule's module names, and the checkpoint name that they are stored under."""
-    return (rule.ours,) if isinstance(rule.ours, str) else rule.ours, rule.theirs
+    names = rule.module_names
+    return (names,) if isinstance(names, str) else names, rule.checkpoint_names
 
 
 def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Container[str]) -> list[TensorMapping]:

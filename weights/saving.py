@@ -24,8 +24,8 @@ from weights.formats.hf_folder import CONFIG, DTYPES, INDEX, SINGLE
 from weights.formats.safetensors_header import DTYPES as SAFETENSORS_DTYPES
 from weights.matching import StoredTensor, layout, listed, match
 from zoo import catalog
+from zoo.catalog import to_hf
 from zoo.errors import NotAvailable, UsageError
-from zoo.hf.export import to_hf
 from zoo.model.decoder import Model
 from zoo.units import dtype_name
 

@@ -11,9 +11,10 @@ import torch
 
 from zoo.architectures import families
 from zoo.core.kernels import active
-from zoo.errors import MalformedError, unknown
+from zoo.errors import MalformedError, SpecError, unknown
 from zoo.hf.config import Size
 from zoo.model.decoder import Decoder, Model, initialise
+from zoo.registry import differences
 from zoo.swaps.tiny import tiny as _tiny
 
 
@@ -41,7 +42,7 @@ def resolve(name: str) -> str:
 
 
 def spec(name: str, tiny: bool = False) -> Decoder:
-    """The spec of a preset, a family or a preset's hub id; `tiny` at toy widths with the same composition."""
+    """The spec of a preset, a family or a preset's hub id; `tiny`: the same composition at toy widths."""
     full = sizes()[resolve(name)].spec
     return _tiny(full) if tiny else full
 
@@ -62,8 +63,8 @@ def build(
 
 
 def allocate(spec: Decoder, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
-    """A model in eval mode whose weights are whatever its memory held. Raises NotAvailable or MalformedError for a
-    ZOO_KERNELS that cannot be read, before anything is built."""
+    """A model in eval mode with uninitialised weights. Raises NotAvailable or MalformedError for a ZOO_KERNELS that
+    cannot be read, before anything is built."""
     active()
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -84,7 +85,7 @@ def family_of(config: Any) -> ModuleType:
     """The architecture module that reads a published config.json, by its model_type."""
     by_type = {kind: family for family in families().values() for kind in family.from_hf.model_types}
     if not isinstance(config, dict) or "model_type" not in config:
-        raise MalformedError("config.json: is no object with a model_type, which says what it configures")
+        raise MalformedError("config.json: must be an object with a model_type")
     model_type = str(config["model_type"])
     if model_type not in by_type:
         raise MalformedError(f"config.json: {unknown('model_type', model_type, by_type)}")
@@ -92,6 +93,54 @@ def family_of(config: Any) -> ModuleType:
 
 
 def from_hf(config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder:
-    """A published config.json of any of the architectures -> its spec. Raises MalformedError for what it cannot be."""
+    """A published config.json of any architecture -> its spec. Raises MalformedError for one that is not supported."""
     spec: Decoder = family_of(config).from_hf(config, ignore_fields)
     return spec
+
+
+# A spec has no tokenizer. Absent fields would get the model_type's own defaults, which may lie outside the vocabulary.
+TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+PER_LAYER = ("layer_types", "no_rope_layers")
+
+
+def to_hf(spec: Decoder) -> dict[str, Any]:
+    """The published config.json of this model: `from_hf` of it is the spec again.
+
+    It is in the older spelling (`rope_theta`, `rope_scaling`), which every version of the reference reads. If several
+    model_types can describe the model, it is the one with the nearest released size. Raises SpecError if none can,
+    naming each block that differs from what the nearest model_type can describe.
+    """
+
+    def distance(family: ModuleType) -> int:  # of its nearest released size
+        return min(sum(differences(spec, size.spec).values()) for size in family.SIZES.values())
+
+    configs = {family: _config(family, spec) for family in families().values()}
+    described = {family: other for family in configs if (other := _read_back(family, configs[family])) is not None}
+    exact = [family for family, other in described.items() if other == spec == family.from_hf(configs[family])]
+    if exact:
+        return configs[min(exact, key=distance)]
+    if not described:
+        raise SpecError("no published config describes this model, nor one like it")
+    differs = {family: differences(spec, other) for family, other in described.items()}
+    nearest = min(differs, key=lambda family: (sum(differs[family].values()), distance(family)))
+    model_type, listed = configs[nearest]["model_type"], "; ".join(differs[nearest])
+    raise SpecError(f"no published config describes this model. The nearest, of {model_type}: {listed}")
+
+
+def _config(family: ModuleType, spec: Decoder) -> dict[str, Any]:
+    """The family's config that is nearest to a spec: fields of blocks that the spec does not hold are those of the
+    family's first size."""
+    fields = family.to_hf(next(iter(family.SIZES.values())).spec) | family.to_hf(spec)
+    return {"architectures": [family.from_hf.classes[fields["model_type"]]], **TOKENS, **fields}
+
+
+def _read_back(family: ModuleType, config: dict[str, Any]) -> Decoder | None:
+    """The spec that a config describes; if it contradicts the family's layer pattern or head_dim, without those fields.
+    None if the family has no such model."""
+    for ignored in ((), PER_LAYER, (*PER_LAYER, "head_dim")):
+        try:
+            spec: Decoder = family.from_hf({name: value for name, value in config.items() if name not in ignored})
+        except MalformedError:
+            continue
+        return spec
+    return None

@@ -1,4 +1,4 @@
-"""Counting, without torch: what a layer stores, which (query, key) pairs attention computes, what a matmul costs.
+"""Costs, without torch: cache elements of a layer, (query, key) pairs of attention, FLOPs of matrix products.
 
 One FLOP convention everywhere: 2 per multiply-add, matrix products only (projections, scores, weighted values, router,
 head). Norms, rotations, activations and softmax are not counted, as in Kaplan et al. 2020 (section 2.1) and in torch's
@@ -12,34 +12,34 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-BLOCK = 256  # queries that attend together where windows end: with more, pairs are wasted, with fewer, calls
-Breakdown = Mapping[str, int]  # a total, by the part of the model that it belongs to: "attn", "norm", "routed", ...
+BLOCK = 256  # queries per block of sliding-window attention: larger blocks waste pairs, smaller ones need more calls
+Breakdown = Mapping[str, int]  # a total by part of the model: "attn", "norm", "routed", ...
 
 
 def sum_breakdowns(counted: Iterable[tuple[int, Breakdown]]) -> Breakdown:
-    """(how many, parts of one) -> the parts of all, added up by name."""
-    summed: Counter[str] = Counter()
-    for many, parts in counted:
-        summed.update({name: many * number for name, number in parts.items()})
-    return dict(summed)
+    """(count, breakdown of one) pairs -> the sum by name."""
+    total: Counter[str] = Counter()
+    for count, parts in counted:
+        total.update({name: count * amount for name, amount in parts.items()})
+    return dict(total)
 
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What one layer keeps of each token: named streams of (heads, width) numbers, for all tokens or the last `window`.
+    """The cache of one layer: named streams of (heads, width) elements per token, for all tokens or the last `window`.
 
-    The cache allocates from this object and the tables print from it, so the two cannot disagree.
+    The cache is allocated from this object and the tables are printed from it, so the two cannot disagree.
     """
 
     per_token: tuple[tuple[str, tuple[int, int]], ...]
     window: int | None = None
 
     def elements(self) -> int:
-        """Numbers kept of one token."""
+        """Cache elements per token."""
         return sum(prod(shape) for _, shape in self.per_token)
 
     def tokens(self, context: int) -> int:
-        """Tokens kept once `context` of them have been read."""
+        """Tokens in the cache after `context` tokens."""
         return context if self.window is None else min(context, self.window)
 
 
@@ -49,7 +49,7 @@ def linear_flops(tokens: int, fan_in: int, fan_out: int) -> int:
 
 
 def visible_pairs(past: int, new: int, window: int | None = None) -> int:
-    """(query, key) pairs that `new` tokens after `past` may look at: token i sees min(i + 1, window) keys."""
+    """Unmasked (query, key) pairs of `new` tokens after `past`: token i attends to min(i + 1, window) keys."""
     if window is None:
         return new * past + new * (new + 1) // 2
     ramp = min(max(window - past, 0), new)
@@ -57,9 +57,9 @@ def visible_pairs(past: int, new: int, window: int | None = None) -> int:
 
 
 def dense_pairs(past: int, new: int, window: int | None = None) -> int:
-    """Pairs a dense masked kernel computes for the same tokens: every query against every key that it is handed.
+    """Pairs that a dense masked kernel computes for the same tokens: every query with every key that it is given.
 
-    A windowed layer is handed the window by a single new token, and by more the keys that each block of them reaches.
+    With a window, those are the window for a single new token, else the keys that each block of queries reaches.
     """
     if window is None:
         return new * (past + new)
@@ -72,8 +72,8 @@ def dense_pairs(past: int, new: int, window: int | None = None) -> int:
 
 
 def window_blocks(past: int, new: int, window: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, first) for each block of `new` queries after `past` keys: queries start to end - 1 reach keys from
-    `first` on. The past is handed out whole or not at all, since in a ring it lies in any order."""
+    """(start, end, first) of each block of `new` queries after `past` keys: queries start to end - 1 attend to keys
+    from `first` on. All past keys or none: in a ring buffer they are in no order."""
     block = min(window, BLOCK)
     for start in range(0, new, block):
         first = past + start + 1 - window

@@ -1,4 +1,4 @@
-"""The errors a reader meets. Each carries the exit code a command line ends with, and reads as one line."""
+"""The errors that are raised on purpose, each of one line and with the exit code of a command that ends with it."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ from typing import Any
 
 
 class ZooError(Exception):
-    """Base of every error raised on purpose: what went wrong, where, and what to do about it, in one line."""
+    """Base class: says what went wrong, where, and what to do about it."""
 
     exit_code = 1
 
 
 class CheckFailed(ZooError):
-    """A proof did not hold (exit 1): two figures that must be equal are not."""
+    """A check failed (exit 1): two figures that must be equal are not."""
 
 
 class UsageError(ZooError, ValueError):
-    """The call cannot be carried out as it was asked (exit 2)."""
+    """The arguments are wrong (exit 2)."""
 
     exit_code = 2
 
 
 class SpecError(UsageError):
-    """A spec that describes no model: heads that do not divide, more active experts than there are, ..."""
+    """A spec that describes no model: kv_heads that do not divide heads, more active experts than experts, ..."""
 
 
 class CacheFullError(UsageError):
-    """More tokens than the cache was made for."""
+    """More tokens than the cache was allocated for."""
 
 
 class NotAvailable(ZooError):
-    """Something outside is missing: a file, a network, a package, memory (exit 3)."""
+    """A file, the network, a package or memory is missing (exit 3)."""
 
     exit_code = 3
 
 
 class MalformedError(ZooError, ValueError):
-    """An input file says something that cannot be true (exit 4)."""
+    """An input file is malformed or contradicts itself (exit 4)."""
 
     exit_code = 4
 
 
 def enough(lines: Iterable[str], most: int = 100) -> str:
-    """All of them with commas between; of more than a damaged file deserves, the first and how many there are."""
+    """All lines, joined by commas; of more than `most`, the first ones and how many there are."""
     lines = list(lines)
     return ", ".join(lines if len(lines) <= most else [*lines[:most], f"... ({len(lines)} in all)"])
 
 
 def unknown(what: str, word: str, known: Iterable[str]) -> UsageError:
-    """An error for a `word` that is no `what`, naming the nearest of the `known` ones."""
+    """An error for a `word` that is not a known `what`, with the most similar known ones."""
     known, word = sorted(known), word[:80]
     folded = {name.lower().replace("_", "-"): name for name in known}
     close = get_close_matches(word.lower().replace("_", "-"), folded, n=3, cutoff=0.5)

@@ -1,6 +1,6 @@
-"""Specs: frozen descriptions of blocks, the table of their kinds, and swapping one for another.
+"""Specs: frozen descriptions of blocks, the registry of their kinds, and replacing one spec by another.
 
-A spec says everything that can be said before a tensor exists, and builds the module. Equal specs are equal blocks.
+A spec holds everything known about a block before a tensor exists, and builds its module. Equal specs are equal blocks.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ S = TypeVar("S", bound="Spec")
 class Spec(ABC):
     """A frozen description of a part of a model.
 
-    `Spec.kinds` maps each public, concrete subclass by its name: the block registry. Classes enter it when they are
-    defined; nobody writes to it by hand. `slot` names the place such a spec stands in (attn, ffn, norm, rope, ...).
+    `Spec.kinds` is the block registry: class name -> class, for each public, concrete subclass. Classes enter it when
+    they are defined. `role` names where such a spec can stand: attn, ffn, norm, rope, router, act, ...
     """
 
     kinds: ClassVar[dict[str, type[Spec]]] = {}
@@ -46,8 +46,8 @@ class Spec(ABC):
         self.check()
 
     def check(self) -> None:
-        """Raise SpecError where fields contradict each other. Each has been checked against its annotation already: an
-        int is positive, a float positive and finite."""
+        """Raise SpecError where fields contradict each other. Types are already checked against the annotations; an int
+        is positive, a float positive and finite."""
 
     def require(self, holds: bool, message: str) -> None:
         """Raise SpecError naming this kind unless `holds`."""
@@ -55,11 +55,11 @@ class Spec(ABC):
             raise SpecError(f"{type(self).__name__}: {message}")
 
     def describe(self) -> str:
-        """This spec in a reader's words, on one line."""
+        """One line of text for cards, tables and pictures."""
         return repr(self)
 
     def children(self) -> Iterator[tuple[str, Spec]]:
-        """(field name, spec) of every spec held directly, in field order; a tuple's members share its name."""
+        """(field name, spec) of each spec held directly, in field order; the members of a tuple share its name."""
         for field in fields(self):
             value = getattr(self, field.name)
             for item in value if isinstance(value, tuple) else (value,):
@@ -86,33 +86,42 @@ class Spec(ABC):
 
 
 class Block(Spec, abstract=True):
-    """A part with parameters. `dim` is the width of the residual stream, handed down and never kept in a spec."""
+    """A part with parameters. `dim`, the width of the residual stream, is an argument and never a field.
+
+    A subclass defines `params` or `param_breakdown`, and `flops` or `flop_breakdown`: each follows from the other.
+    """
+
+    def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(abstract=abstract, **kwargs)
+        for total, parts in (("params", "param_breakdown"), ("flops", "flop_breakdown")):
+            if not abstract and all(getattr(cls, name) is getattr(Block, name) for name in (total, parts)):
+                raise TypeError(f"{cls.__name__} must define {total} or {parts}")
 
     @abstractmethod
     def build(self, dim: int) -> nn.Module:
         """The module, allocated and not initialised."""
 
-    @abstractmethod
     def params(self, dim: int) -> int:
-        """Stored numbers."""
+        """Parameters."""
+        return sum(self.param_breakdown(dim).values())
 
     def active_params(self, dim: int) -> int:
-        """Stored numbers that one token uses: all but those of the experts it is not routed to."""
+        """Parameters that one token uses: all but those of the experts it is not routed to."""
         return self.params(dim)
 
     def read_params(self, dim: int, tokens: int) -> float:
-        """Stored numbers that a pass of `tokens` tokens reads: all but those of experts that none of them is routed to,
-        as expected where every expert is as likely. For one token these are the active ones."""
+        """Parameters that a forward pass of `tokens` tokens is expected to read: all but those of experts that no token
+        is routed to, where every expert is equally likely. For one token these are the active ones."""
         return self.params(dim)
 
     def param_breakdown(self, dim: int) -> Breakdown:
-        """`params` by part: attn, norm, ffn, routed, shared, router. A block of one part is named by its slot."""
+        """`params` by part: attn, norm, ffn, routed, shared, router. A block of one part is named by its role."""
         return {self.role: self.params(dim)}
 
-    @abstractmethod
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        """FLOPs of a forward of `new` tokens after `past`, by the convention of zoo.costs. `causal=False` counts every
-        pair that a dense masked kernel computes, not only the visible ones."""
+        """FLOPs of a forward pass of `new` tokens after `past`, by the convention of zoo.costs. `causal=False` counts
+        every pair that a dense masked kernel computes, not only the visible ones."""
+        return sum(self.flop_breakdown(dim, past, new, causal).values())
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         """`flops` by part: projections, scores (with the weighted values), ffn, routed, shared, router."""
@@ -120,16 +129,16 @@ class Block(Spec, abstract=True):
 
 
 class Mixer(Block, abstract=True):
-    """A block in which tokens see each other."""
+    """A block in which tokens attend to each other."""
 
     role = "attn"
 
     @abstractmethod
     def cache_spec(self) -> CacheSpec:
-        """What a layer keeps of each token."""
+        """What the layer's cache keeps of each token."""
 
     def rotary(self) -> tuple[tuple[Spec, int], ...]:
-        """The (position encoding, width) pairs whose tables a forward looks up."""
+        """(position encoding, width) of each position table that a forward pass looks up."""
         return ()
 
 
@@ -156,7 +165,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _wanted(hint: Any) -> str:
-    """What a field annotated `hint` holds, in words."""
+    """What a field annotated `hint` holds, for an error message."""
     origin, of = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return " or ".join(map(_wanted, of))
@@ -164,12 +173,12 @@ def _wanted(hint: Any) -> str:
         return " or ".join(map(repr, of))
     if origin is tuple:
         return f"a tuple of {_wanted(of[0])}"
-    words = {int: "a positive integer", float: "a positive number", bool: "True or False", type(None): "None"}
-    return words[hint] if hint in words else str(hint.__name__)
+    names = {int: "a positive integer", float: "a positive number", bool: "True or False", type(None): "None"}
+    return names[hint] if hint in names else str(hint.__name__)
 
 
 def _given(value: Any) -> str:
-    """What it was given: a number or a word itself, of anything larger its kind."""
+    """The value in an error message: a number or a string itself, of anything larger the type."""
     return brief(value) if isinstance(value, int | float | str | None) else type(value).__name__
 
 
@@ -187,3 +196,29 @@ def swap(spec: S, kind: type[Spec], change: Spec | Callable[[Any], Spec]) -> S:
 
 def _swap(spec: Any, kind: type[Spec], change: Callable[[Any], Spec]) -> Any:
     return change(spec) if isinstance(spec, kind) else spec.map(lambda child: _swap(child, kind, change))
+
+
+def differences(here: Spec, there: Spec, path: str = "") -> dict[str, int]:
+    """Every field in which two specs of one kind differ, as a line of text, with a weight: 10 where it holds another
+    kind of block, else 1. For equal pairs of layers, in the first pair only."""
+    found: dict[str, int] = {}
+    for field in fields(here):
+        one, other = getattr(here, field.name), getattr(there, field.name)
+        inside = f"{path}.{field.name}" if path else field.name
+        if isinstance(one, Spec) and type(one) is type(other):
+            found |= differences(one, other, inside)
+        elif one != other and not (isinstance(one, tuple) and len(one) == len(other)):
+            where = f"{path}: " if path else ""
+            line = f"{where}{type(here).__name__}.{field.name} is {_shown(one)} here, {_shown(other)} there"
+            found[line] = 10 if isinstance(one or other, Spec) else 1
+        if isinstance(one, tuple):
+            pairs = list(zip(one, other, strict=False))
+            for pair in dict.fromkeys(pairs):
+                found |= differences(*pair, f"{inside}[{pairs.index(pair)}]")
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"{len(value)} of them"
+    return type(value).__name__ if isinstance(value, Spec) else repr(value)

@@ -17,7 +17,7 @@ from benchmarks.measure.runners import BASELINE, ZOO
 from benchmarks.options import ReportOptions, flag
 from benchmarks.output.report import Row, Rows, Table, columns
 from benchmarks.output.show import three, three_in, unit
-from weights.loading import resolve_dtype, open_source
+from weights.loading import open_source, resolve_dtype
 from zoo.units import format_bytes
 
 

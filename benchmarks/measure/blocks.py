@@ -20,9 +20,10 @@ from zoo.blocks.glu import GLU, ClampedSwiGLU, GeGLU, SwiGLU
 from zoo.blocks.gqa import GQA
 from zoo.blocks.layer import PLACEMENTS
 from zoo.blocks.mla import MLA
-from zoo.blocks.moe import GroupedSigmoidTopK, MoE, SoftmaxTopK
+from zoo.blocks.moe import MoE
 from zoo.blocks.norms import RMSNorm
 from zoo.blocks.positions import NoPE, RoPE
+from zoo.blocks.routers import GroupedSigmoidTopK, SoftmaxTopK
 from zoo.core.cache import Cache
 from zoo.core.forward_context import ForwardContext, prepare_forward
 from zoo.costs import CacheSpec

@@ -84,7 +84,7 @@ FORMS = [
     (MIXED, fused, []),
     (LATENT, fused, []),
     *(
-        (name, with_rotary_buffers, [f"{layers + 1} tensors, rotary frequencies, which the config says"])
+        (name, with_rotary_buffers, [f"{layers + 1} tensors, rotary frequencies, which follow from the config"])
         for name in (DENSE, LATENT, "llama3-8b")
         for layers in (len(zoo.spec(name, tiny=True).layers),)
     ),

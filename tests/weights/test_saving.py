@@ -18,7 +18,7 @@ from safetensors import safe_open
 import weights
 import zoo
 from tests.models import bound, distinct, randomised, tokens_of
-from tests.swapped import SAYABLE, UNSAYABLE
+from tests.swapped import INDESCRIBABLE, SAYABLE
 from tests.weights.checkpoints import read, read_index
 from weights import saving
 from zoo.errors import NotAvailable, SpecError, UsageError
@@ -214,11 +214,11 @@ def test_files_have_the_usual_permissions(dense: Model, tmp_path: Path) -> None:
     assert {path.stat().st_mode for path in (tmp_path / "saved").iterdir()} == {file.stat().st_mode}
 
 
-@pytest.mark.parametrize("swapped", UNSAYABLE)
+@pytest.mark.parametrize("swapped", INDESCRIBABLE)
 def test_a_model_that_no_config_can_describe_is_refused_before_anything_is_written(
     swapped: str, tmp_path: Path
 ) -> None:
-    spec, _, differs = UNSAYABLE[swapped]
+    spec, _, differs = INDESCRIBABLE[swapped]
     with pytest.raises(SpecError) as raised:
         weights.save(randomised(spec), tmp_path / "saved")
     assert differs in str(raised.value)

@@ -1,4 +1,4 @@
-"""Specs: what they refuse, how they are walked and swapped, and the table of their kinds."""
+"""Specs: what they refuse, how they are walked and swapped, and the registry of their kinds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXAMPLES: dict[str, zoo.Spec] = {
 
 
 def refusal(make: Callable[[], Any]) -> str:
-    """What an impossible spec is told."""
+    """The error for an impossible spec."""
     with pytest.raises(SpecError) as caught:
         make()
     assert str(caught.value).isprintable()
@@ -79,7 +79,7 @@ def test_none_is_for_optional_fields_alone(kind: str) -> None:
             assert f"{field.name} must be " in refusal(lambda field=field: replace(spec, **{field.name: None}))
 
 
-# Part of what it is told: a spec that describes no model.
+# Part of the error -> a spec that describes no model.
 IMPOSSIBLE: dict[str, Callable[[], Any]] = {
     "GQA: kv_heads=3 must divide heads=4": lambda: replace(GQA_, kv_heads=3),
     "GQA: kv_heads=8 must divide heads=4": lambda: replace(GQA_, kv_heads=8),
@@ -105,9 +105,9 @@ IMPOSSIBLE: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("told", IMPOSSIBLE)
-def test_an_impossible_spec_is_told_what_is_wrong(told: str) -> None:
-    assert told in refusal(IMPOSSIBLE[told])
+@pytest.mark.parametrize("message", IMPOSSIBLE)
+def test_an_impossible_spec_is_refused_with_the_reason(message: str) -> None:
+    assert message in refusal(IMPOSSIBLE[message])
 
 
 @pytest.mark.parametrize("name", zoo.names())
@@ -132,7 +132,7 @@ def _rebuilt(spec: zoo.Spec) -> zoo.Spec:
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
-def test_specs_are_frozen_and_have_words_on_one_line(kind: str) -> None:
+def test_specs_are_frozen_and_describe_themselves_on_one_line(kind: str) -> None:
     spec = EXAMPLES[kind]
     for field in fields(spec):
         with pytest.raises(FrozenInstanceError):

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from weights.reference.logits import chunks_of_positions
 from zoo.blocks import GroupedSigmoidTopK, SoftmaxTopK
-from zoo.blocks.moe import Router
+from zoo.blocks.routers import Router
 from zoo.model.decoder import Model
 
 # The largest rounding error: relative to the norm of a token's vector, and to the largest score of a router.

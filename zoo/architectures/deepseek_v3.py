@@ -4,6 +4,7 @@ with a correction bias, beside a shared one; three dense layers first. YaRN's ga
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, YarnScaling, pre, yarn_gain
 from zoo.hf.checkpoint_layout import PairedRows, Rename, Skipped
 from zoo.hf.config import Config, ModelType, Remote, Size, reads
+from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first, rope_fields, solve
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (
@@ -26,9 +27,12 @@ def decoder(*, layers, dense, attn, hidden, moe, eps=1e-6, **rest):
 
 
 def attention(*, nope_dim, rope_dim, gain, **rest):
-    scale = (nope_dim + rope_dim) ** -0.5 * gain * gain
     norm = RMSNorm(1e-6)  # of the latents, whatever the config's eps
-    return MLA(nope_dim=nope_dim, rope_dim=rope_dim, norm=norm, scale=scale, **rest)
+    return MLA(nope_dim=nope_dim, rope_dim=rope_dim, norm=norm, scale=score_scale(nope_dim, rope_dim, gain), **rest)
+
+
+def score_scale(nope_dim, rope_dim, gain):
+    return (nope_dim + rope_dim) ** -0.5 * gain * gain
 
 
 REMOTE = Remote(
@@ -42,24 +46,51 @@ REMOTE = Remote(
 # kimi_k2 is the same computation under another name.
 KINDS = [ModelType(name, "DeepseekV3ForCausalLM", remote=REMOTE) for name in ("deepseek_v3", "kimi_k2")]
 WIDTHS = dict(num_key_value_heads=128, q_lora_rank=1536, max_position_embeddings=4096)
+EXPECTED = dict(hidden_act="silu", attention_bias=False, rope_interleave=True, moe_layer_freq=1)
+EXPECTED |= dict(scoring_func="sigmoid", topk_method="noaux_tc", norm_topk_prob=True)
+ATTENTION = dict(heads="num_attention_heads", q_rank="q_lora_rank", kv_rank="kv_lora_rank")
+ATTENTION |= dict(nope_dim="qk_nope_head_dim", rope_dim="qk_rope_head_dim", v_dim="v_head_dim")
+ROUTER = dict(k="num_experts_per_tok", groups="n_group", keep="topk_group", scale="routed_scaling_factor")
 
 
 @reads(*KINDS, **WIDTHS, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_act="silu", attention_bias=False, rope_interleave=True, norm_topk_prob=True, moe_layer_freq=1)
     shape = config.common() | config.integers(hidden="intermediate_size")
+    config.expect(**EXPECTED, num_key_value_heads=shape.pop("heads"))
     shape["dense"] = config.integer("first_k_dense_replace", most=shape["layers"])
-    config.expect(scoring_func="sigmoid", topk_method="noaux_tc", num_key_value_heads=shape["heads"])
-    heads = config.integers(nope_dim="qk_nope_head_dim", rope_dim="qk_rope_head_dim", v_dim="v_head_dim")
-    config.expect(head_dim=heads["rope_dim"], qk_head_dim=heads["nope_dim"] + heads["rope_dim"])
+    widths = config.typed(MLA, **ATTENTION)
+    config.expect(head_dim=widths["rope_dim"], qk_head_dim=widths["nope_dim"] + widths["rope_dim"])
     gain = yarn_gain(config.rope_field("factor") or 1, config.rope_field("mscale_all_dim") or 0)
-    ranks = {"q_rank": config.optional("q_lora_rank"), "kv_rank": config.integer("kv_lora_rank")}
-    attn = attention(heads=shape.pop("heads"), **ranks, **heads, rope=config.rope(), gain=gain)
     expert, shared = GLU(config.integer("moe_intermediate_size")), config.integer("n_shared_experts")
-    choice = config.integers(k="num_experts_per_tok", groups="n_group", keep="topk_group")
-    router = GroupedSigmoidTopK(**choice, scale=config.number("routed_scaling_factor"))
+    router = GroupedSigmoidTopK(**config.typed(GroupedSigmoidTopK, **ROUTER))
     moe = MoE(config.integer("n_routed_experts"), expert, router, shared=GLU(shared * expert.hidden))
-    return decoder(**shape, attn=attn, moe=moe)
+    return decoder(**shape, attn=attention(**widths, rope=config.rope(), gain=gain), moe=moe)
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    attn, moe = first(spec, MLA), first(spec, MoE)
+    config = {"model_type": "deepseek_v3"} | EXPECTED | common_fields(spec)
+    config |= rope_fields(spec, mscale_all_dim=_mscale_all_dim(attn)) | fields_of(spec, MLA, **ATTENTION)
+    config |= fields_of(spec, MLA, heads="num_key_value_heads") | fields_of(spec, GLU, hidden="intermediate_size")
+    sparse = [first(layer, MoE) is not None for layer in spec.layers]
+    config["first_k_dense_replace"] = [*sparse, True].index(True) or 1
+    if moe:
+        config |= {"n_routed_experts": moe.experts, "moe_intermediate_size": moe.expert.hidden}
+    if moe and moe.shared:  # its width is a multiple of a routed expert's
+        config["n_shared_experts"] = moe.shared.hidden // moe.expert.hidden or 1
+    return config | fields_of(spec, GroupedSigmoidTopK, **ROUTER)
+
+
+def _mscale_all_dim(attn):
+    """The gain on the scores: the mscale_all_dim for which `from_hf` computes this attention's scale."""
+    factor = getattr(getattr(attn and attn.rope, "scaling", None), "factor", 1)
+    if factor <= 1 or attn.scale is None:
+        return None
+    widths = attn.nope_dim, attn.rope_dim
+    guess = ((attn.scale / score_scale(*widths, gain=1)) ** 0.5 - 1) / (yarn_gain(factor) - 1)
+    if guess <= 0:
+        return None
+    return solve(lambda mscale: score_scale(*widths, yarn_gain(factor, mscale)), attn.scale, guess)
 
 
 _ROPE = RoPE(1e4, YarnScaling(factor=40, original=4096, gain=1.0))

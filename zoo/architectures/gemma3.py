@@ -4,6 +4,7 @@ with its own RoPE base; sandwich norms that multiply by 1 + w; embeddings scaled
 from zoo.blocks import GLU, GQA, GeGLU, Layer, LinearScaling, RMSNorm, RoPE, sandwich
 from zoo.hf.checkpoint_layout import Rename
 from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.write_config import ConfigFields, dense_fields, first, first_rope, window_fields
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (Rename("ffn.pre", "pre_feedforward_layernorm"),)
@@ -16,21 +17,21 @@ def decoder(*, dim, layers, heads, kv_heads, head_dim, hidden, window, scale, fu
         attn = GQA(heads, kv_heads, head_dim, rope=rope, window=window, qk_norm=norm, scale=scale)
         return Layer(sandwich(norm, attn), sandwich(norm, GLU(hidden=hidden, act=GeGLU())))
 
-    plan = tuple(layer(full, None) if i % 6 == 5 else layer(local, window) for i in range(layers))
-    return Decoder(dim=dim, layers=plan, norm=norm, embed_scale=dim**0.5, **rest)
+    pattern = tuple(layer(full, None) if i % 6 == 5 else layer(local, window) for i in range(layers))
+    return Decoder(dim=dim, layers=pattern, norm=norm, embed_scale=dim**0.5, **rest)
 
 
 ROPE = dict(rope_theta=1e6, rope_local_base_freq=1e4, max_position_embeddings=131_072)
 HEADS = dict(num_attention_heads=8, num_key_value_heads=4, head_dim=256, query_pre_attn_scalar=256, sliding_window=4096)
+EXPECTED = dict(hidden_activation="gelu_pytorch_tanh", attention_bias=False)
 DEFAULTS = ROPE | HEADS | dict(vocab_size=262_208, rms_norm_eps=1e-6, tie_word_embeddings=True)
-
 
 TEXT, WRAPPER = ModelType("gemma3_text", "Gemma3ForCausalLM"), ModelType("gemma3", "Gemma3ForConditionalGeneration")
 
 
 @reads(TEXT, WRAPPER, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_activation="gelu_pytorch_tanh", attention_bias=False)
+    config.expect(**EXPECTED)
     config.neutral(use_bidirectional_attention=False)
     config.expect(attn_logit_softcapping=None, final_logit_softcapping=None)
     config.expect(sliding_window_pattern=6, _sliding_window_pattern=6)
@@ -40,6 +41,15 @@ def from_hf(config: Config) -> Decoder:
     spec = decoder(**shape, scale=config.number("query_pre_attn_scalar") ** -0.5, full=full, local=local)
     config.agrees_on_windows(spec)
     return spec
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    config = {"model_type": "gemma3_text"} | EXPECTED | dense_fields(spec) | window_fields(spec)
+    if (attn := first(spec, GQA)) and attn.scale:
+        config["query_pre_attn_scalar"] = round(max(attn.scale, 1e-6) ** -2)  # an integer in every release
+    if local := first_rope(spec, windowed=True):
+        config["rope_local_base_freq"] = float(local.theta)
+    return config
 
 
 _BOTH = dict(head_dim=256, scale=256**-0.5, tied=True)

@@ -2,18 +2,20 @@
 experts with a clamped SwiGLU as wide as the model itself, and YaRN with unrounded ends."""
 
 from zoo.blocks import GLU, GQA, ClampedSwiGLU, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, pre, yarn_gain
-from zoo.hf.checkpoint_layout import GATE_UP, Interleaved, InterleavedRows, InterleavedTransposed, Rename, Transposed
+from zoo.hf.checkpoint_layout import GATE_UP, Rearranged, Rename
 from zoo.hf.config import Config, Size, reads
+from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first_rope, rope_fields, window_fields
 from zoo.model.decoder import Decoder
 
+GATE_UP_BIAS = tuple(f"{name}_bias" for name in GATE_UP)
 WEIGHTS = (
     Rename("ffn.block.router", "mlp.router"),
-    InterleavedTransposed(GATE_UP, "mlp.experts.gate_up_proj"),
-    Interleaved(tuple(f"{name}_bias" for name in GATE_UP), "mlp.experts.gate_up_proj_bias"),
-    Transposed("ffn.block.experts.down", "mlp.experts.down_proj"),
+    Rearranged(GATE_UP, "mlp.experts.gate_up_proj", "e dim (hidden gate_up) -> gate_up e hidden dim"),
+    Rearranged(GATE_UP_BIAS, "mlp.experts.gate_up_proj_bias", "e (hidden gate_up) -> gate_up e hidden"),
+    Rearranged("ffn.block.experts.down", "mlp.experts.down_proj", "e hidden dim -> e dim hidden"),
     Rename("ffn.block.experts.down_bias", "mlp.experts.down_proj_bias"),
-    # As released, in MXFP4: by the names of their codes, not transposed.
-    InterleavedRows(GATE_UP, "mlp.experts.gate_up_proj_blocks"),
+    # As released, in MXFP4: the tensors of codes are not transposed.
+    Rearranged(GATE_UP, "mlp.experts.gate_up_proj_blocks", "e (hidden gate_up) dim -> gate_up e hidden dim"),
     Rename("ffn.block.experts.down", "mlp.experts.down_proj_blocks"),
 )
 
@@ -35,17 +37,29 @@ EXPERTS = dict(num_local_experts=128, num_experts_per_tok=4, swiglu_alpha=1.702,
 OTHERS = dict(max_position_embeddings=131_072, rms_norm_eps=1e-5, tie_word_embeddings=False)
 DEFAULTS = HEADS | EXPERTS | OTHERS | dict(rope_theta=1.5e5, rope_scaling=ROPE)
 
+ACT = dict(alpha="swiglu_alpha", limit="swiglu_limit")
+EXPECTED = dict(hidden_act="silu", attention_bias=True)
+
 
 @reads("gpt_oss", **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_act="silu", attention_bias=True)
+    config.expect(**EXPECTED)
     shape = config.integers(window="sliding_window", experts="num_local_experts", k="num_experts_per_tok")
     rope = config.rope()
     config.neutral(experts_per_token=shape["k"], initial_context_length=getattr(rope.scaling, "original", None))
-    act = ClampedSwiGLU(config.number("swiglu_alpha"), config.number("swiglu_limit"))
+    act = ClampedSwiGLU(**config.typed(ClampedSwiGLU, **ACT))
     spec = decoder(**config.dense(), **shape, head_dim=config.head_dim(), act=act, rope=rope)
     config.agrees_on_windows(spec)
     return spec
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    rope, k = first_rope(spec), fields_of(spec, SoftmaxTopK, k="num_experts_per_tok").get("num_experts_per_tok")
+    k = {"num_experts_per_tok": k, "experts_per_token": k} if k else {}
+    context = {"initial_context_length": getattr(rope and rope.scaling, "original", None)}
+    scaling = rope_fields(spec, unscaled={"rope_type": "default"}) | context  # absent, it is the default: YaRN
+    moe = fields_of(spec, MoE, experts="num_local_experts") | k | fields_of(spec, ClampedSwiGLU, **ACT)
+    return {"model_type": "gpt_oss"} | EXPECTED | dense_fields(spec) | window_fields(spec) | scaling | moe
 
 
 _ROPE = RoPE(1.5e5, YarnScaling(factor=32, original=4096, gain=yarn_gain(32), truncate=False))

@@ -5,6 +5,7 @@ New in 3.1: RoPE stretched from 8k to 128k tokens by wavelength. New in 3.2: sma
 
 from zoo.blocks import GLU, GQA, Layer, Llama3Scaling, RMSNorm, RoPE, pre
 from zoo.hf.config import Config, Size, reads
+from zoo.hf.write_config import ConfigFields, dense_fields, fields_of
 from zoo.model.decoder import Decoder
 
 
@@ -27,6 +28,11 @@ def from_hf(config: Config) -> Decoder:
     config.neutral(rope_interleaved=False)
     biases = config.flag("attention_bias"), config.flag("mlp_bias")
     return decoder(**config.dense(), biases=biases, head_dim=config.head_dim(), rope=config.rope())
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    biases = fields_of(spec, GQA, bias="attention_bias") | fields_of(spec, GLU, bias="mlp_bias")
+    return {"model_type": "llama", "hidden_act": "silu"} | dense_fields(spec) | biases
 
 
 _3 = dict(rope=RoPE(5e5), context=8192)

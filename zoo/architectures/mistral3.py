@@ -3,6 +3,7 @@ few wide layers for latency, a RoPE base of 1e9 for 128k tokens, and no sliding 
 
 from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, pre
 from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.write_config import ConfigFields, dense_fields, fields_of
 from zoo.model.decoder import Decoder
 
 
@@ -25,6 +26,11 @@ def from_hf(config: Config) -> Decoder:
     config.neutral(attention_bias=False, mlp_bias=False)
     window = config.optional("sliding_window")
     return decoder(**config.dense(), head_dim=config.head_dim(), window=window, rope=config.rope())
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    window = fields_of(spec, GQA, window="sliding_window")
+    return {"model_type": "mistral", "hidden_act": "silu"} | dense_fields(spec) | window
 
 
 _24B = dict(dim=5120, layers=40, heads=32, hidden=32_768, vocab=131_072, context=131_072)

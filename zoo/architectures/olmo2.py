@@ -3,6 +3,7 @@
 
 from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, olmo
 from zoo.hf.config import Config, Size, reads
+from zoo.hf.write_config import ConfigFields, dense_fields
 from zoo.model.decoder import Decoder
 
 
@@ -22,6 +23,10 @@ def from_hf(config: Config) -> Decoder:
     shape = config.dense()
     config.neutral(head_dim=shape["dim"] // shape["heads"], mlp_bias=False)
     return decoder(**shape, rope=config.rope())
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    return {"model_type": "olmo2", "hidden_act": "silu", "attention_bias": False} | dense_fields(spec)
 
 
 _1B = dict(dim=2048, layers=16, heads=16, kv_heads=16, hidden=8192)

@@ -3,6 +3,7 @@ is not dim / heads; and experts without a shared one, the weights of the chosen 
 
 from zoo.blocks import GLU, GQA, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
 from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first, window_fields
 from zoo.model.decoder import Decoder
 
 
@@ -22,10 +23,13 @@ DENSE = ModelType("qwen3", defaults=dict(num_key_value_heads=32, head_dim=128))
 SPARSE = ModelType("qwen3_moe", defaults=dict(num_key_value_heads=4, head_dim=None, norm_topk_prob=False))
 DEFAULTS = dict(max_position_embeddings=32_768, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
 
+ROUTER = dict(k="num_experts_per_tok", renormalise="norm_topk_prob")
+EXPECTED = dict(hidden_act="silu", attention_bias=False, use_sliding_window=False)
+
 
 @reads(DENSE, SPARSE, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_act="silu", attention_bias=False, use_sliding_window=False)
+    config.expect(**EXPECTED)
     config.neutral(qkv_bias=False, mlp_bias=False, use_qk_norm=True)
     config.unused("sliding_window", "max_window_layers")
     shape = config.dense()
@@ -40,8 +44,16 @@ def _mixture(config):
     config.expect(decoder_sparse_step=1)
     config.neutral(mlp_only_layers=[], shared_expert_intermediate_size=0)
     count = "num_experts" if "num_experts" in config.values else "num_local_experts"
-    shape = config.integers(hidden="moe_intermediate_size", experts=count, k="num_experts_per_tok")
-    return mixture(**shape, renormalise=config.flag("norm_topk_prob"))
+    shape = config.integers(hidden="moe_intermediate_size", experts=count)
+    return mixture(**shape, **config.typed(SoftmaxTopK, **ROUTER))
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    config = {"model_type": "qwen3"} | EXPECTED | dense_fields(spec) | window_fields(spec)
+    if not first(spec, MoE):
+        return config
+    experts = fields_of(spec, MoE, experts="num_experts") | fields_of(spec, GLU, hidden="moe_intermediate_size")
+    return config | {"model_type": "qwen3_moe"} | experts | fields_of(spec, SoftmaxTopK, **ROUTER)
 
 
 _SMALL = dict(layers=28, heads=16, tied=True)

@@ -2,6 +2,7 @@
 
 from zoo.blocks import GLU, GQA, Layer, NoPE, RMSNorm, RoPE, pre
 from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.write_config import ConfigFields, dense_fields, first, window_fields
 from zoo.model.decoder import Decoder
 
 
@@ -12,23 +13,31 @@ def decoder(*, dim, layers, heads, kv_heads, hidden, interval=4, rope=RoPE(5e6),
         attn = GQA(heads, kv_heads, head_dim=dim // heads, rope=position)
         return Layer(pre(norm, attn), pre(norm, GLU(hidden=hidden)))
 
-    plan = tuple(layer(NoPE() if i % interval == interval - 1 else rope) for i in range(layers))
-    return Decoder(dim=dim, layers=plan, norm=norm, **rest)
+    pattern = tuple(layer(NoPE() if i % interval == interval - 1 else rope) for i in range(layers))
+    return Decoder(dim=dim, layers=pattern, norm=norm, **rest)
 
 
 DEFAULTS = dict(num_key_value_heads=4, max_position_embeddings=32_768, rms_norm_eps=1e-6, tie_word_embeddings=True)
 
+EXPECTED = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, use_sliding_window=False)
+
 
 @reads(ModelType("smollm3", "SmolLM3ForCausalLM"), **DEFAULTS, rope_theta=2e6, no_rope_layer_interval=4)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_act="silu", attention_bias=False, mlp_bias=False, use_sliding_window=False)
+    config.expect(**EXPECTED)
     config.unused("sliding_window", "max_window_layers")
     shape = config.dense()
     config.neutral(head_dim=shape["dim"] // shape["heads"])
     spec = decoder(**shape, interval=config.integer("no_rope_layer_interval"), rope=config.rope())
     config.agrees_on_windows(spec)
-    config.agrees("no_rope_layers", [int(layer.rotary()[0][0] != NoPE()) for layer in spec.layers])
+    config.agrees("no_rope_layers", [int(first(layer, NoPE) is None) for layer in spec.layers])
     return spec
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    rotated = [int(first(layer, NoPE) is None) for layer in spec.layers]
+    positions = {"no_rope_layers": rotated, "no_rope_layer_interval": [*rotated, 0].index(0) + 1}
+    return {"model_type": "smollm3"} | EXPECTED | dense_fields(spec) | window_fields(spec) | positions
 
 
 _3B = dict(dim=2048, layers=36, heads=16, kv_heads=4, hidden=11_008, vocab=128_256, tied=True, context=65_536)

@@ -13,9 +13,11 @@ from zoo.blocks.linear import Linear, linear_params
 from zoo.costs import linear_flops
 from zoo.registry import Block, Spec
 
+__all__ = ["GLU", "Activation", "ClampedSwiGLU", "GeGLU", "SwiGLU"]
+
 
 class Activation(Spec, abstract=True):
-    """Joins gate and up, both (..., hidden), into (..., hidden). No parameters."""
+    """Combines gate and up, both (..., hidden), into (..., hidden). No parameters."""
 
     role = "act"
 
@@ -60,7 +62,7 @@ class ClampedSwiGLU(Activation):
 
 @dataclass(frozen=True)
 class GLU(Block):
-    """down(act(gate(x), up(x))), through `hidden` numbers."""
+    """down(act(gate(x), up(x))), of hidden width `hidden`."""
 
     hidden: int
     act: Activation = SwiGLU()

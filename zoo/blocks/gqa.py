@@ -1,4 +1,4 @@
-"""Grouped-query attention (Ainslie et al. 2023); multi-head, multi-query, sliding-window attention are cases of it."""
+"""Grouped-query attention (Ainslie et al. 2023) and its special cases: multi-head, multi-query, sliding-window."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from zoo.core.forward_context import ForwardContext
 from zoo.costs import Breakdown, CacheSpec, dense_pairs, linear_flops, visible_pairs
 from zoo.registry import Mixer, Spec
 
+__all__ = ["GQA"]
+
 
 @dataclass(frozen=True)
 class GQA(Mixer):
     """`heads` queries share `kv_heads` keys and values, all `head_dim` wide.
 
-    kv_heads == heads is multi-head attention (MHA), kv_heads == 1 multi-query (MQA). With a `window` a token sees that
-    many tokens, itself included. `qk_norm` normalises queries and keys before rotation, on each head or over the whole
-    projection. `scale` multiplies the scores, head_dim**-0.5 if None. `bias` is on all four projections. `sinks` give
-    each head a learned score for attending to nothing.
+    kv_heads == heads is multi-head attention (MHA), kv_heads == 1 multi-query (MQA). With a `window` a token attends to
+    the last `window` tokens, itself included. `qk_norm` normalises queries and keys before rotation, each head or the
+    whole projection. `scale` multiplies the scores, head_dim**-0.5 if None. `bias`: on all four projections. `sinks`:
+    one learned logit per head in the softmax, without a value.
     """
 
     heads: int
@@ -46,26 +48,21 @@ class GQA(Mixer):
     def build(self, dim: int) -> nn.Module:
         return _GQA(self, dim)
 
-    def params(self, dim: int) -> int:
-        return sum(self.param_breakdown(dim).values())
+    def _projections(self, dim: int) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of the projections q, k, v and o."""
+        width, kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return (dim, width), (dim, kv_width), (dim, kv_width), (width, dim)
 
     def param_breakdown(self, dim: int) -> Breakdown:
-        projections = (
-            linear_params(dim, self.heads * self.head_dim, self.bias)
-            + 2 * linear_params(dim, self.kv_heads * self.head_dim, self.bias)
-            + linear_params(self.heads * self.head_dim, dim, self.bias)
-        )
+        projections = sum(linear_params(*widths, self.bias) for widths in self._projections(dim))
         norms = sum(self.qk_norm.params(width) for width in self._norm_widths()) if self.qk_norm else 0
         return {"attn": projections + (self.heads if self.sinks else 0), "norm": norms}
 
-    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return sum(self.flop_breakdown(dim, past, new, causal).values())
-
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        width = self.heads * self.head_dim
         pairs = (visible_pairs if causal else dense_pairs)(past, new, self.window)
-        projections = 2 * linear_flops(new, dim, width) + 2 * linear_flops(new, dim, self.kv_heads * self.head_dim)
-        return {"projections": projections, "scores": 2 * linear_flops(pairs, 1, width)}  # and weighted values
+        projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
+        scores = 2 * linear_flops(pairs, 1, self.heads * self.head_dim)  # q @ k.T and weights @ v
+        return {"projections": projections, "scores": scores}
 
     def cache_spec(self) -> CacheSpec:
         shape = (self.kv_heads, self.head_dim)
@@ -89,8 +86,10 @@ class GQA(Mixer):
         return ", ".join(part for part in parts if part)
 
     def _norm_widths(self) -> tuple[int, int]:
-        per_head = self.qk_norm_over == "head"
-        return (1 if per_head else self.heads) * self.head_dim, (1 if per_head else self.kv_heads) * self.head_dim
+        """Elements that the norms of queries and of keys average over."""
+        if self.qk_norm_over == "head":
+            return self.head_dim, self.head_dim
+        return self.heads * self.head_dim, self.kv_heads * self.head_dim
 
 
 class _GQA(nn.Module):
@@ -98,29 +97,25 @@ class _GQA(nn.Module):
         super().__init__()
         self.spec = spec
         self.scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
-        width, kv_width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        self.q = Linear(dim, width, spec.bias)
-        self.k = Linear(dim, kv_width, spec.bias)
-        self.v = Linear(dim, kv_width, spec.bias)
-        self.o = Linear(width, dim, spec.bias)
-        norms = [spec.qk_norm.build(wide) if spec.qk_norm else nn.Identity() for wide in spec._norm_widths()]
+        self.q, self.k, self.v, self.o = (Linear(*widths, spec.bias) for widths in spec._projections(dim))
+        norms = [spec.qk_norm.build(width) if spec.qk_norm else nn.Identity() for width in spec._norm_widths()]
         self.q_norm, self.k_norm = norms
         self.sinks = nn.Parameter(torch.empty(spec.heads)) if spec.sinks else None
 
-    def forward(self, x: Tensor, step: ForwardContext, slot: LayerCache) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
-        table = step.tables[self.spec.rope, self.spec.head_dim]
+        table = ctx.tables[self.spec.rope, self.spec.head_dim]
         q = self.spec.rope.rotate(self._heads(self.q(x), self.q_norm), table)
         k = self.spec.rope.rotate(self._heads(self.k(x), self.k_norm), table)
         v = self._heads(self.v(x))
-        k, v, mask = slot.append(step, k, v)
+        k, v, mask = cache.append(ctx, k, v)
         out = attention(q, k, v, mask, self.scale, self.sinks)
         return self.o(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
         """(b, t, h * d) -> (b, h, t, d), normalised over the projection or over each head."""
-        whole = self.spec.qk_norm_over == "projection"
-        if norm is not None and whole:
+        over_projection = self.spec.qk_norm_over == "projection"
+        if norm is not None and over_projection:
             x = norm(x)
         x = x.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2)
-        return x if norm is None or whole else norm(x)
+        return x if norm is None or over_projection else norm(x)

@@ -1,8 +1,9 @@
-"""A layer: two branches off the residual stream, and where their norms stand."""
+"""A layer: attention and feed-forward, each a branch off the residual stream, and where the norms stand."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -11,43 +12,47 @@ from zoo.blocks.norms import RMSNorm
 from zoo.costs import Breakdown, CacheSpec, sum_breakdowns
 from zoo.registry import Block, Mixer, Spec
 
+__all__ = ["Branch", "Layer", "PostNorm", "olmo", "post", "pre", "sandwich"]
 
-class Placement(Block, abstract=True):
-    """A block beside the residual stream. Its cost is the block's and the norms'."""
+
+class Composite(Block, abstract=True):
+    """A block made of blocks of the same `dim`: each cost is the sum over those blocks."""
+
+    def blocks(self) -> Iterator[Block]:
+        """The blocks held directly, in field order."""
+        return (child for _, child in self.children() if isinstance(child, Block))
+
+    def active_params(self, dim: int) -> int:
+        return sum(block.active_params(dim) for block in self.blocks())
+
+    def read_params(self, dim: int, tokens: int) -> float:
+        return sum(block.read_params(dim, tokens) for block in self.blocks())
+
+    def param_breakdown(self, dim: int) -> Breakdown:
+        return sum_breakdowns((1, block.param_breakdown(dim)) for block in self.blocks())
+
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        return sum_breakdowns((1, block.flop_breakdown(dim, past, new, causal)) for block in self.blocks())
+
+
+class Placement(Composite, abstract=True):
+    """A block, its residual connection and its norms."""
 
     block: Block
 
     @property
     @abstractmethod
     def placement(self) -> str:
-        """The word for where the norms stand."""
+        """Where the norms stand: pre, olmo, sandwich, post, or none."""
 
     @property
     @abstractmethod
     def formula(self) -> str:
-        """What becomes of x, with f for the block."""
+        """The formula in x, with f for the block."""
 
     def norms(self) -> tuple[RMSNorm, ...]:
         """The norms of this placement, in the order they are applied."""
         return tuple(child for name, child in self.children() if isinstance(child, RMSNorm) and name != "block")
-
-    def params(self, dim: int) -> int:
-        return self.block.params(dim) + sum(norm.params(dim) for norm in self.norms())
-
-    def active_params(self, dim: int) -> int:
-        return self.block.active_params(dim) + sum(norm.params(dim) for norm in self.norms())
-
-    def read_params(self, dim: int, tokens: int) -> float:
-        return self.block.read_params(dim, tokens) + sum(norm.params(dim) for norm in self.norms())
-
-    def param_breakdown(self, dim: int) -> Breakdown:
-        return sum_breakdowns((1, part.param_breakdown(dim)) for part in (self.block, *self.norms()))
-
-    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return self.block.flops(dim, past, new, causal)
-
-    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        return self.block.flop_breakdown(dim, past, new, causal)
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,9 @@ class Branch(Placement):
 
     @property
     def placement(self) -> str:
-        """pre, olmo, sandwich, or none."""
-        return {(True, False): "pre", (False, True): "olmo", (True, True): "sandwich", (False, False): "none"}[
-            self.pre is not None, self.post is not None
-        ]
+        if self.pre:
+            return "sandwich" if self.post else "pre"
+        return "olmo" if self.post else "none"
 
     @property
     def formula(self) -> str:
@@ -97,7 +101,6 @@ class PostNorm(Placement):
 
     @property
     def placement(self) -> str:
-        """post"""
         return "post"
 
     @property
@@ -139,7 +142,7 @@ PLACEMENTS = {"pre": pre, "olmo": olmo, "sandwich": sandwich, "post": post}
 
 
 @dataclass(frozen=True)
-class Layer(Block):
+class Layer(Composite):
     """Attention, then feed-forward."""
 
     attn: Branch | PostNorm
@@ -149,41 +152,23 @@ class Layer(Block):
         held = type(self.attn.block).__name__
         self.require(isinstance(self.attn.block, Mixer), f"attn must hold a mixer such as GQA, not {held}")
         mixers = [type(part).__name__ for part in self.ffn.walk() if isinstance(part, Mixer)]
-        self.require(not mixers, f"ffn must hold no mixer, not {', '.join(mixers)}: it is not handed a slot")
+        self.require(not mixers, f"ffn must hold no mixer, not {', '.join(mixers)}: it is not given a cache")
 
     def build(self, dim: int) -> nn.Module:
         return _Layer(self, dim)
 
-    def params(self, dim: int) -> int:
-        return self.attn.params(dim) + self.ffn.params(dim)
-
-    def active_params(self, dim: int) -> int:
-        return self.attn.active_params(dim) + self.ffn.active_params(dim)
-
-    def read_params(self, dim: int, tokens: int) -> float:
-        return self.attn.read_params(dim, tokens) + self.ffn.read_params(dim, tokens)
-
-    def param_breakdown(self, dim: int) -> Breakdown:
-        return sum_breakdowns((1, branch.param_breakdown(dim)) for branch in (self.attn, self.ffn))
-
-    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return self.attn.flops(dim, past, new, causal) + self.ffn.flops(dim, past, new, causal)
-
-    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        return sum_breakdowns((1, branch.flop_breakdown(dim, past, new, causal)) for branch in (self.attn, self.ffn))
-
     @property
     def mixer(self) -> Mixer:
-        """The block in which tokens see each other."""
+        """The block in which tokens attend to each other."""
         assert isinstance(self.attn.block, Mixer)
         return self.attn.block
 
     def cache_spec(self) -> CacheSpec:
-        """What this layer keeps of each token."""
+        """What this layer's cache keeps of each token."""
         return self.mixer.cache_spec()
 
     def rotary(self) -> tuple[tuple[Spec, int], ...]:
-        """The position tables this layer looks up."""
+        """(position encoding, width) of each position table that this layer looks up."""
         return self.mixer.rotary()
 
 
@@ -194,5 +179,5 @@ class _Layer(nn.Module):
         self.ffn = spec.ffn.build(dim)
 
     def forward(self, x: Tensor, *context: object) -> Tensor:
-        """(b, t, dim) -> (b, t, dim); `context` is the step and the layer's slot."""
+        """x (b, t, dim), ForwardContext, LayerCache -> (b, t, dim)"""
         return self.ffn(self.attn(x, *context))

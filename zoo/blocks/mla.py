@@ -1,9 +1,10 @@
-"""Multi-head latent attention (DeepSeek-V2, section 2.1): keys and values are kept as one small latent per token."""
+"""Multi-head latent attention (DeepSeek-V2, section 2.1): the cache keeps one compressed latent per token."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,15 @@ from zoo.core.forward_context import ForwardContext
 from zoo.costs import Breakdown, CacheSpec, dense_pairs, linear_flops, visible_pairs
 from zoo.registry import Mixer, Spec
 
+__all__ = ["MLA"]
+
 
 @dataclass(frozen=True)
 class MLA(Mixer):
-    """Each token keeps `kv_rank` latent numbers and one key of `rope_dim` rotated numbers that all heads share.
+    """The cache keeps, per token, a latent of `kv_rank` elements and one rotary key of `rope_dim` that all heads share.
 
-    A head's query and key are `nope_dim` numbers without position beside `rope_dim` with; its value is `v_dim` wide.
-    Queries come through a latent of `q_rank` too, or straight from x if None. `norm` is on both latents. `scale`
+    A head's query and key are `nope_dim` plain elements and `rope_dim` rotary ones; its value is `v_dim` wide.
+    Queries are projected through a latent of `q_rank`, or directly from x if None. `norm` is on both latents. `scale`
     multiplies the scores, (nope_dim + rope_dim)**-0.5 if None.
     """
 
@@ -43,46 +46,34 @@ class MLA(Mixer):
     def build(self, dim: int) -> nn.Module:
         return _MLA(self, dim)
 
-    def params(self, dim: int) -> int:
-        return sum(self.param_breakdown(dim).values())
+    def _projections(self, dim: int) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the projections of new tokens: of queries, of the latent, of the output."""
+        q_width, ranks = self.heads * (self.nope_dim + self.rope_dim), [self.q_rank] if self.q_rank else []
+        queries = list(pairwise([dim, *ranks, q_width]))
+        return [*queries, (dim, self.kv_rank + self.rope_dim), (self.heads * self.v_dim, dim)]
 
     def param_breakdown(self, dim: int) -> Breakdown:
-        q_width = self.heads * (self.nope_dim + self.rope_dim)
-        norms = self.norm.params(self.kv_rank)
-        if self.q_rank is None:
-            queries = linear_params(dim, q_width)
-        else:
-            queries = linear_params(dim, self.q_rank) + linear_params(self.q_rank, q_width)
-            norms += self.norm.params(self.q_rank)
-        latent = linear_params(dim, self.kv_rank + self.rope_dim)
         expand = linear_params(self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
-        return {"attn": queries + latent + expand + linear_params(self.heads * self.v_dim, dim), "norm": norms}
+        projections = sum(linear_params(*widths) for widths in self._projections(dim))
+        norms = self.norm.params(self.kv_rank) + (self.norm.params(self.q_rank) if self.q_rank else 0)
+        return {"attn": projections + expand, "norm": norms}
 
     def absorbs(self, past: int, new: int) -> bool:
-        """Whether attention runs over the latents, the up-projections folded into query and output, rather than over
-        keys and values expanded from them. Decoding always does; a longer pass does where it costs fewer FLOPs."""
+        """Whether attention runs over the latents, with the up-projections folded into query and output, instead of
+        over expanded keys and values. Decoding always does; a longer pass does where that takes fewer FLOPs."""
         expanding = past * self.kv_rank * (self.nope_dim + self.v_dim)
         wider = visible_pairs(past, new) * (2 * self.kv_rank - self.nope_dim - self.v_dim)
         return new == 1 or expanding > wider
 
-    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return sum(self.flop_breakdown(dim, past, new, causal).values())
-
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        q_width = self.heads * (self.nope_dim + self.rope_dim)
-        if self.q_rank is None:
-            queries = linear_flops(new, dim, q_width)
-        else:
-            queries = linear_flops(new, dim, self.q_rank) + linear_flops(new, self.q_rank, q_width)
         absorbed = self.absorbs(past, new)
         up = linear_flops(new if absorbed else past + new, self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
         widths = 2 * self.kv_rank if absorbed else self.nope_dim + self.v_dim
-        widths += self.rope_dim if absorbed and not causal else 0  # which the kernel takes along among the values
+        widths += self.rope_dim if absorbed and not causal else 0  # the kernel computes them as values too
         pairs = (visible_pairs if causal else dense_pairs)(past, new)
         scores = linear_flops(pairs, 1, self.heads * (widths + self.rope_dim))
-        down = linear_flops(new, dim, self.kv_rank + self.rope_dim)
-        projections = queries + down + up + linear_flops(new, self.heads * self.v_dim, dim)
-        return {"projections": projections, "scores": scores}
+        projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
+        return {"projections": projections + up, "scores": scores}
 
     def cache_spec(self) -> CacheSpec:
         return CacheSpec(per_token=(("latent", (1, self.kv_rank + self.rope_dim)),))
@@ -119,18 +110,18 @@ class _MLA(nn.Module):
         self.kv_up = Linear(spec.kv_rank, spec.heads * (spec.nope_dim + spec.v_dim), bias=False)
         self.o = Linear(spec.heads * spec.v_dim, dim, bias=False)
 
-    def forward(self, x: Tensor, step: ForwardContext, slot: LayerCache) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
-        q_nope, q_rope, new = self.project(x, step)
-        latent, mask = slot.append(step, new)
+        q_nope, q_rope, new = self.project(x, ctx)
+        latent, mask = cache.append(ctx, new)
         past = latent.shape[2] - x.shape[1]
         form = self._absorbed if self.spec.absorbs(past, x.shape[1]) else self._expanded
         out = form(q_nope, q_rope, latent, mask)
         return self.o(out.transpose(1, 2).flatten(2))
 
-    def project(self, x: Tensor, step: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
-        """(b, t, dim) -> queries without and with position, each (b, h, t, d), and latents (b, 1, t, r + rope_dim)."""
-        spec, table = self.spec, step.tables[self.spec.rope, self.spec.rope_dim]
+    def project(self, x: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
+        """(b, t, dim) -> plain and rotary queries, each (b, h, t, d), and latents (b, 1, t, r + rope_dim)."""
+        spec, table = self.spec, ctx.tables[self.spec.rope, self.spec.rope_dim]
         q = self.q(x).unflatten(-1, (spec.heads, -1)).transpose(1, 2)
         q_nope, q_rope = q.split([spec.nope_dim, spec.rope_dim], dim=-1)
         compressed, k_rope = self.kv_down(x).unsqueeze(1).split([spec.kv_rank, spec.rope_dim], dim=-1)
@@ -138,11 +129,11 @@ class _MLA(nn.Module):
         return q_nope, spec.rope.rotate(q_rope, table), latent
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
-        """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v), attending over the latents themselves."""
+        """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v), attending over the latents."""
         up = self.kv_up.weight.unflatten(0, (self.spec.heads, -1))
         k_up, v_up = up.split([self.spec.nope_dim, self.spec.v_dim], dim=1)
         q = torch.cat([per_head(q_nope, k_up.transpose(1, 2)), q_rope], dim=-1)
-        # The rotary key rides along among the values: a kernel that wants both of one width need not copy either.
+        # The values keep the rotary columns: a kernel that needs keys and values of one width copies neither.
         out = attention(q, latent, latent, mask, self.scale)
         return per_head(out[..., : self.spec.kv_rank], v_up)
 

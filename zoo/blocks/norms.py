@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.costs import Breakdown
 from zoo.registry import Block
+
+__all__ = ["RMSNorm"]
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,12 @@ class RMSNorm(Block):
     def params(self, dim: int) -> int:
         return dim
 
-    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return 0
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        return {}  # no matrix products
 
     def describe(self) -> str:
-        offset = ", scales by 1 + w" if self.unit_offset else ""
-        rounding = ", scaled in float32" if self.scale_in_fp32 else ""
+        offset = ", weight 1 + w" if self.unit_offset else ""
+        rounding = ", multiplied in float32" if self.scale_in_fp32 else ""
         return f"RMSNorm, eps {self.eps:g}{offset}{rounding}"
 
 
@@ -45,7 +48,7 @@ class _RMSNorm(nn.Module):
         super().__init__()
         self.spec = spec
         self.weight = nn.Parameter(torch.empty(dim))
-        self.identity = {"weight": 0.0 if spec.unit_offset else 1.0}  # the parameters that change nothing
+        self.identity = {"weight": 0.0 if spec.unit_offset else 1.0}  # values at which the norm multiplies by one
 
     def forward(self, x: Tensor) -> Tensor:
         normed = F.rms_norm(x.float(), self.weight.shape, eps=self.spec.eps)

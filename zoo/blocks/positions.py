@@ -1,6 +1,6 @@
-"""Rotary position embedding (Su et al. 2021), its scalings for longer contexts, and none at all.
+"""Rotary position embedding (Su et al. 2021), its scalings for longer contexts, and no position encoding (NoPE).
 
-Rotated pairs are (i, i + width/2), the half-split order of most checkpoints; other orders are undone on loading.
+Rotated pairs are (i, i + width/2), the half-split order of most checkpoints; others are permuted on loading.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from zoo.registry import Spec
+from zoo.units import format_count
+
+__all__ = ["LinearScaling", "Llama3Scaling", "NoPE", "Position", "RoPE", "Scaling", "YarnScaling", "yarn_gain"]
 
 Table = tuple[Tensor, Tensor]  # cos and sin of each element, (t, width), float32; the first half of sin is negated
 
@@ -21,7 +24,7 @@ class Scaling(Spec, abstract=True):
     """A change of the rotary frequencies that stretches a trained context."""
 
     role = "scaling"
-    gain: float = 1.0  # multiplies cos and sin, hence scores by its square
+    gain: float = 1.0  # multiplies cos and sin, so scores by its square
 
     @abstractmethod
     def scale(self, frequencies: Tensor, theta: float) -> Tensor:
@@ -43,8 +46,8 @@ class LinearScaling(Scaling):
 
 @dataclass(frozen=True)
 class Llama3Scaling(Scaling):
-    """Frequencies of wavelengths above original / low are divided by `factor`, those below original / high kept, in
-    between blended (Llama 3.1, as released). Where low = high nothing lies between (Llama 4 Scout)."""
+    """Frequencies with wavelengths above original / low are divided by `factor`, those below original / high are kept,
+    those between are interpolated (Llama 3.1, as released). low = high: none between (Llama 4 Scout)."""
 
     factor: float
     original: int
@@ -69,10 +72,10 @@ class Llama3Scaling(Scaling):
 
 @dataclass(frozen=True)
 class YarnScaling(Scaling):
-    """YaRN (Peng et al. 2023, section 3.2): dimensions that turn at least `fast` times within the original context are
-    kept, those that turn at most `slow` times divided by `factor`, a linear ramp over the dimensions between.
+    """YaRN (Peng et al. 2023, section 3.2): dimensions that rotate at least `fast` times within the original context
+    are kept, those that rotate at most `slow` times are divided by `factor`, with a linear ramp between.
 
-    `truncate` rounds the ramp's ends outward to whole dimensions. `gain` multiplies cos and sin (section 3.3: see
+    `truncate` rounds the ramp's ends outward to whole dimensions. `gain` multiplies cos and sin (section 3.3:
     `yarn_gain`); DeepSeek has 1.0 here and the gain in its attention scale.
     """
 
@@ -108,22 +111,22 @@ def yarn_gain(factor: float, mscale: float = 1.0) -> float:
 
 
 class Position(Spec, abstract=True):
-    """How a layer knows where a token is: a table for each pass, applied to queries and keys."""
+    """A position encoding: a table computed once per forward pass, applied to queries and keys."""
 
     role = "rope"
 
     @abstractmethod
     def table(self, positions: Tensor, width: int) -> Table | None:
-        """(t,) positions -> what `rotate` needs for heads of this `width`."""
+        """(t,) positions -> the table that `rotate` takes, for heads of this `width`."""
 
     @abstractmethod
     def rotate(self, x: Tensor, table: Table | None) -> Tensor:
-        """(..., t, width) -> the same shape, with its positions."""
+        """(..., t, width) -> the same shape, positions encoded."""
 
 
 @dataclass(frozen=True)
 class NoPE(Position):
-    """No position encoding: order is known from the causal mask alone (Kazemnejad et al. 2023)."""
+    """No position encoding: order comes from the causal mask alone (Kazemnejad et al. 2023)."""
 
     def table(self, positions: Tensor, width: int) -> Table | None:
         return None
@@ -137,7 +140,7 @@ class NoPE(Position):
 
 @dataclass(frozen=True)
 class RoPE(Position):
-    """Pair i of `width / 2` turns by theta^(-2i / width) radians per token."""
+    """Pair i of `width / 2` rotates by theta^(-2i / width) radians per token."""
 
     theta: float
     scaling: Scaling | None = None
@@ -156,41 +159,34 @@ class RoPE(Position):
         assert table is not None
         cos, sin = table
         first, second = x.chunk(2, dim=-1)
-        turned = x * cos + torch.cat([second, first], dim=-1) * sin
-        return turned.to(x.dtype)  # the rotation itself is in the table's float32
+        rotated = x * cos + torch.cat([second, first], dim=-1) * sin
+        return rotated.to(x.dtype)  # the rotation is computed in the table's float32
 
     def describe(self) -> str:
         scaling = f" ({self.scaling.describe()})" if self.scaling else ""
-        return f"RoPE {_short(self.theta)}{scaling}"
+        return f"RoPE {format_count(self.theta)}{scaling}"
 
 
 _KEPT: dict[tuple[RoPE, int, torch.device], Tensor] = {}
 
 
 def _frequencies(rope: RoPE, width: int, device: torch.device) -> Tensor:
-    """(width / 2,) radians per token, computed once. What is made while a compiler or torch.export traces is no tensor
-    with numbers in it, and is not kept."""
-    kept = _KEPT.get((rope, width, device))
-    if kept is None:
-        kept = _computed_frequencies(rope, width).to(device)
-        if type(kept) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference(kept):
-            _KEPT[rope, width, device] = kept
-    return kept
+    """(width / 2,) radians per token, computed once. A tensor made while a compiler or torch.export traces holds no
+    values, and is not kept."""
+    frequencies = _KEPT.get((rope, width, device))
+    if frequencies is None:
+        frequencies = _computed_frequencies(rope, width).to(device)
+        if type(frequencies) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference(frequencies):
+            _KEPT[rope, width, device] = frequencies
+    return frequencies
 
 
 def _computed_frequencies(rope: RoPE, width: int) -> Tensor:
-    """In the float32 arithmetic of the released models: a more exact power would differ from theirs by a hundredth of a
+    """Computed in float32, as in the released models: a more exact power would differ by a hundredth of a
     radian at position 100,000. Computed on the CPU, so equal on every device."""
-    with torch.inference_mode(False):  # so that they can be kept for passes with gradients
+    with torch.inference_mode(False):  # so that later passes with gradients can use them
         exponents = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
         frequencies = 1.0 / rope.theta**exponents
         if rope.scaling:
             frequencies = rope.scaling.scale(frequencies, rope.theta)
         return frequencies
-
-
-def _short(number: float) -> str:
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= unit:
-            return f"{number / unit:g}{name}"
-    return f"{number:g}"

@@ -9,11 +9,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from reprlib import repr as brief
-from typing import Any, Protocol
+from typing import Any
 
-from zoo.blocks.positions import LinearScaling, Llama3Scaling, RoPE, Scaling, YarnScaling, yarn_gain
+from zoo.blocks import LinearScaling, Llama3Scaling, RoPE, Scaling, YarnScaling, yarn_gain
 from zoo.errors import MalformedError, SpecError
-from zoo.hf.fields import LONGEST, MOST, Fields
+from zoo.hf.fields import MAX_INTEGER, MAX_NAME_CHARACTERS, Fields
 from zoo.hf.inert_fields import NEUTRAL, VISION, is_inert
 from zoo.model.decoder import Decoder
 
@@ -22,7 +22,7 @@ from zoo.model.decoder import Decoder
 class Size:
     """A released model: its hub id, its published number of parameters (text part, each once) and its spec.
 
-    `active`: the published active parameters where the publisher's rule differs from ours, with that rule.
+    `active`: the published active parameters where the publisher counts by another rule than the zoo, with that rule.
     """
 
     hub: str
@@ -31,59 +31,60 @@ class Size:
     active: tuple[int, str] | None = None
 
 
-# One name a quantity on our side, Hugging Face's on theirs. All eight architectures share these.
-COMMON = {
-    "vocab": "vocab_size",
-    "dim": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "context": "max_position_embeddings",
+# The zoo's name of a quantity -> its name in config.json, in all architectures.
+COMMON = dict(vocab="vocab_size", dim="hidden_size", layers="num_hidden_layers", heads="num_attention_heads")
+COMMON |= dict(context="max_position_embeddings")
+MAX_LAYERS = 1_000  # a spec holds every layer: a damaged number would fill the memory
+# rope_type -> the scaling and the published names of its fields. YaRN's gain has several: see `_gain`.
+ORIGINAL = "original_max_position_embeddings"
+YARN = dict(factor="factor", original=ORIGINAL, fast="beta_fast", slow="beta_slow", truncate="truncate")
+SCALINGS: dict[str, tuple[type[Scaling], dict[str, str]]] = {
+    "linear": (LinearScaling, dict(factor="factor")),
+    "llama3": (
+        Llama3Scaling,
+        dict(factor="factor", original=ORIGINAL, low="low_freq_factor", high="high_freq_factor"),
+    ),
+    "yarn": (YarnScaling, YARN),
 }
-MOST_LAYERS = 1_000  # a plan holds each layer: a damaged number would fill the memory
-ROPE_DEFAULTS = {
-    "attention_factor": None,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": None,
-    "mscale_all_dim": None,
-    "truncate": True,
-}
+ROPE_DEFAULTS: dict[str, Any] = dict(attention_factor=None, mscale=None, mscale_all_dim=None)
+ROPE_DEFAULTS |= dict(beta_fast=32.0, beta_slow=1.0, truncate=True)
 
 
 class Config(Fields):
-    """The fields of one config.json, in the words that architectures share."""
+    """The fields of one config.json, read in the groups that architectures share."""
 
     @property
     def model_type(self) -> Any:
-        """Which published code this config is for."""
+        """The field that says which published code this config is for."""
         return self.values.get("model_type")
 
     def common(self) -> dict[str, Any]:
-        """What every architecture's `decoder` takes, under our names."""
-        most = {"layers": MOST_LAYERS}
-        return {ours: self.integer(name, most.get(ours, MOST)) for ours, name in COMMON.items()} | {
+        """The arguments of every architecture's `decoder`."""
+        most = {"layers": MAX_LAYERS}
+        return {field: self.integer(name, most.get(field, MAX_INTEGER)) for field, name in COMMON.items()} | {
             "eps": self.number("rms_norm_eps"),
             "tied": self.flag("tie_word_embeddings"),
         }
 
     def dense(self) -> dict[str, Any]:
-        """`common`, and what all grouped-query attention with a dense feed-forward takes."""
+        """`common`, and the arguments for grouped-query attention with a dense feed-forward."""
         kv_heads = self.optional("num_key_value_heads") or self.integer("num_attention_heads")
         return self.common() | {"kv_heads": kv_heads, "hidden": self.integer("intermediate_size")}
 
     def head_dim(self) -> int:
-        """A head's width; hidden_size / num_attention_heads where the field is null."""
+        """The width of a head; hidden_size / num_attention_heads where the field is null."""
         given = self.optional("head_dim")
         dim, heads = self.integer("hidden_size"), self.integer("num_attention_heads")
         if given is None and dim % heads:
-            raise self.wrong(f"hidden_size={dim} is no multiple of num_attention_heads={heads}")
+            raise self.error(f"hidden_size={dim} must be a multiple of num_attention_heads={heads}")
         return given or dim // heads
 
     def rope(self, kind: str | None = None, theta: str = "rope_theta", scaled: bool = True) -> RoPE:
-        """The rotary encoding, of layers of this `kind` where each kind has its own.
+        """The rotary encoding; that of the layers of a `kind` where each kind of layer has its own.
 
-        Newer files hold `rope_parameters`, by kind of layer or for all; older ones the base under the name `theta`, and
-        `rope_scaling`, which only `scaled` layers heed. A field in the spelling that is not used must be null or agree.
+        Newer files hold `rope_parameters`, by kind of layer or for all layers. Older files hold the base under the name
+        `theta`, and `rope_scaling`, which applies to `scaled` layers only. A field of the other spelling must be null
+        or agree.
         """
         given = self._rope_fields()
         if self._newer and kind is not None:
@@ -97,7 +98,7 @@ class Config(Fields):
         return RoPE(base, _scaling(given))
 
     def rope_field(self, name: str) -> float | None:
-        """One number of rope_parameters or rope_scaling, None where it is absent."""
+        """A number in rope_parameters or rope_scaling, None where it is absent."""
         given = self._rope_fields()
         return None if given.values.get(name) is None else given.number(name)
 
@@ -106,19 +107,18 @@ class Config(Fields):
         return self.values.get("rope_parameters") not in (None, {})
 
     def _rope_fields(self) -> Fields:
-        """The object that says how positions are scaled. A scaling of another model's context takes the model's own
-        context where it does not say which it stretches, as the reference does."""
+        """The object with the scaling of positions. Where it does not state the original context, that is the model's
+        own context, as in the reference."""
         plain = self.values.get("rope_parameters") == {} and not self.values.get("rope_scaling")  # no default then
         used, other = ("rope_parameters", "rope_scaling")[:: 1 if self._newer or plain else -1]
         if self.values.get(other) in (None, {}):
             self.unused(other)
         context = self.values.get("max_position_embeddings", self.defaults.get("max_position_embeddings"))
-        return self.object(used, ROPE_DEFAULTS | {"original_max_position_embeddings": context})
+        return self.object(used, ROPE_DEFAULTS | {ORIGINAL: context})
 
     def agrees_on_windows(self, spec: Decoder) -> None:
-        """`layer_types` must name the plan's windowed layers."""
-        kinds = {True: "full_attention", False: "sliding_attention"}
-        self.agrees("layer_types", (kinds[layer.cache_spec().window is None] for layer in spec.layers))
+        """`layer_types` must name the layers that have a window."""
+        self.agrees("layer_types", layer_types(spec))
 
     def check_released(self, kinds: Sequence[ModelType], ignore: Iterable[str] = ()) -> None:
         """`architectures` and `auto_map` must name released classes, for which the layout of the weights is known.
@@ -130,64 +130,49 @@ class Config(Fields):
         given, classes = self.values.get("architectures"), sorted({kind.reference for kind in kinds})
         named = given if isinstance(given, list) else [given]
         if given is not None and "architectures" not in set(ignore) and any(name not in classes for name in named):
-            told = repr(given) if len(repr(given)) <= LONGEST else brief(given)
-            raise self.wrong(
-                f"architectures={told} is not read, only {' or '.join(classes)}: another class has another head, or "
+            shown = repr(given) if len(repr(given)) <= MAX_NAME_CHARACTERS else brief(given)
+            raise self.error(
+                f"architectures={shown} is not read, only {' or '.join(classes)}: another class has another head, or "
                 "none; pass --ignore-field architectures (ignore_fields=) to ignore it"
             )
         if any(kind.remote and kind.remote.released(self.values.get("auto_map")) for kind in kinds):
             self.unused("auto_map")
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
-        """Raise MalformedError naming every field that nobody has read and that has an effect on a forward pass, but
-        for those in `ignore`."""
+        """Raise MalformedError naming every field, except those in `ignore`, that was not read and has an effect on a
+        forward pass."""
         self.neutral(**{name: value for name, value in NEUTRAL.items() if name not in self.read})
         self.unused(*filter(is_inert, self.values))
         super().finish(ignore)
 
 
-def _linear(given: Fields) -> Scaling:
-    return LinearScaling(factor=given.number("factor"))
-
-
-def _llama3(given: Fields) -> Scaling:
-    return Llama3Scaling(
-        factor=given.number("factor"),
-        original=given.integer("original_max_position_embeddings"),
-        low=given.number("low_freq_factor"),
-        high=given.number("high_freq_factor"),
-    )
-
-
-def _yarn(given: Fields) -> Scaling:
-    factor, mscale = given.number("factor"), given.optional_number("mscale")
-    all_dim, gain = given.optional_number("mscale_all_dim"), given.optional_number("attention_factor")
-    if gain is None:
-        gain = yarn_gain(factor, mscale) / yarn_gain(factor, all_dim) if mscale and all_dim else yarn_gain(factor)
-    return YarnScaling(
-        factor=factor,
-        original=given.integer("original_max_position_embeddings"),
-        gain=gain,
-        fast=given.number("beta_fast"),
-        slow=given.number("beta_slow"),
-        truncate=given.flag("truncate"),
-    )
-
-
-SCALINGS: dict[str, Callable[[Fields], Scaling]] = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}
+def layer_types(spec: Decoder) -> list[str]:
+    """The published name of each layer's kind: "sliding_attention" where it has a window, else "full_attention"."""
+    return ["sliding_attention" if layer.cache_spec().window else "full_attention" for layer in spec.layers]
 
 
 def _scaling(given: Fields) -> Scaling | None:
-    """rope_parameters or rope_scaling -> the scaling, None for type "default" or nothing."""
-    kind = given.values.get("rope_type", given.values.get("type", "default"))
-    if kind not in ("default", *SCALINGS):
+    """rope_parameters or rope_scaling -> the scaling, None for type "default" or an empty object."""
+    rope_type = given.values.get("rope_type", given.values.get("type", "default"))
+    if rope_type not in ("default", *SCALINGS):
         name = "rope_type" if "rope_type" in given.values else "type"
-        raise given.wrong(f"{name}={brief(kind)} is unknown; known: default, {', '.join(SCALINGS)}")
-    given.expect(rope_type=kind, type=kind)  # the newer and the older word for it
+        raise given.error(f"{name}={brief(rope_type)} is unknown; known: default, {', '.join(SCALINGS)}")
+    given.expect(rope_type=rope_type, type=rope_type)  # the newer and the older spelling
     given.neutral(partial_rotary_factor=NEUTRAL["partial_rotary_factor"])
-    if kind == "default":
+    if rope_type == "default":
         return None
-    return SCALINGS[kind](given)
+    kind, names = SCALINGS[rope_type]
+    gain = {"gain": _gain(given)} if kind is YarnScaling else {}
+    return kind(**given.typed(kind, **names), **gain)
+
+
+def _gain(given: Fields) -> float:
+    """YaRN's gain on cos and sin: `attention_factor`, or the ratio of two gains (DeepSeek), or the usual one."""
+    factor, mscale = given.number("factor"), given.optional_number("mscale")
+    all_dim, gain = given.optional_number("mscale_all_dim"), given.optional_number("attention_factor")
+    if gain is not None:
+        return gain
+    return yarn_gain(factor, mscale) / yarn_gain(factor, all_dim) if mscale and all_dim else yarn_gain(factor)
 
 
 @dataclass(frozen=True)
@@ -209,7 +194,7 @@ class Remote:
 @dataclass(frozen=True)
 class ModelType:
     """A model_type: its name in config.json, the reference's class where that is not the name in capitals with
-    "ForCausalLM", published values of fields that files of this model_type leave out, and the code it came with."""
+    "ForCausalLM", the defaults of this model_type only, and the code it was released with."""
 
     name: str
     class_name: str | None = None
@@ -222,71 +207,62 @@ class ModelType:
         return self.class_name or "".join(word.capitalize() for word in self.name.split("_")) + "ForCausalLM"
 
 
-class FromHF(Protocol):
-    """An architecture's `from_hf`: a published config -> its spec; and what it was made of."""
+class FromHF:
+    """An architecture's `from_hf`: a published config -> its spec. Made by `reads`.
 
-    model_types: tuple[str, ...]
-    classes: dict[str, str]
-    defaults: Callable[[Any], dict[str, Any]]
-    read: Callable[[Config], Decoder]
+    `classes`: each model_type that it reads -> the reference's class.
+    """
 
-    def __call__(self, config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder: ...
+    def __init__(self, read: Callable[[Config], Decoder], kinds: Sequence[ModelType], defaults: dict[str, Any]) -> None:
+        self._read, self._kinds, self._defaults = read, {kind.name: kind for kind in kinds}, defaults
+        self.model_types = tuple(self._kinds)
+        self.classes = {kind.name: kind.reference for kind in kinds}
+
+    def __call__(self, config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder:
+        """Raises MalformedError for a malformed config, and for one that the architecture does not support."""
+        ignore, text = set(ignore_fields), config
+        if "text_config" in config:
+            wrapper = Config(config)
+            wrapper.check_released(self._candidates(wrapper.model_type), ignore)
+            text = text_part(wrapper, ignore)
+        own = self._candidates(text.get("model_type"))
+        fields = Config(text, self._defaults | (dict(own[0].defaults) if len(own) == 1 else {}))
+        if fields.model_type not in (None, *self.model_types):
+            raise fields.error(f"model_type={brief(fields.model_type)} is not {' or '.join(self.model_types)}")
+        fields.check_released(own if text is config else list(self._kinds.values()), ignore)
+        try:
+            spec = self._read(fields)
+        except SpecError as error:
+            raise MalformedError(f"config.json: {error}") from error
+        fields.finish(ignore)
+        return spec
+
+    def _candidates(self, model_type: Any) -> list[ModelType]:
+        """The kind of this name; every kind where the name is not known."""
+        known = isinstance(model_type, str) and model_type in self._kinds
+        return [self._kinds[model_type]] if known else list(self._kinds.values())
 
 
 def reads(*kinds: str | ModelType, **defaults: Any) -> Callable[[Callable[[Config], Decoder]], FromHF]:
-    """Make `from_hf(config, ignore_fields=())` of a function that reads a Config.
+    """Decorator: make `from_hf(config, ignore_fields=())` of a function that reads a Config.
 
-    `kinds` are the model_types it takes, a multimodal wrapper's among them; `defaults` the published values of fields
-    that files leave out, for all of them. Raises MalformedError for what the file gets wrong or this architecture does
-    not understand.
+    `kinds` are the model_types it reads, those of multimodal wrappers included; `defaults` the published values of
+    fields that files leave out.
     """
-    known = {kind.name: kind for kind in (ModelType(kind) if isinstance(kind, str) else kind for kind in kinds)}
-
-    def some(model_type: Any) -> list[ModelType]:
-        """The kind of this name; every kind where there is none."""
-        return [known[model_type]] if isinstance(model_type, str) and model_type in known else list(known.values())
-
-    def defaults_of(model_type: Any) -> dict[str, Any]:
-        own = some(model_type)
-        return defaults | (dict(own[0].defaults) if len(own) == 1 else {})
-
-    def decorate(read: Callable[[Config], Decoder]) -> FromHF:
-        def from_hf(config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder:
-            ignore, text = set(ignore_fields), config
-            if "text_config" in config:
-                wrapper = Config(config)
-                wrapper.check_released(some(wrapper.model_type), ignore)
-                text = text_part(wrapper, ignore)
-            fields = Config(text, defaults_of(text.get("model_type")))
-            if fields.model_type not in (None, *known):
-                raise fields.wrong(f"model_type={brief(fields.model_type)} is not {' or '.join(known)}")
-            fields.check_released(some(fields.model_type if text is config else None), ignore)
-            try:
-                spec = read(fields)
-            except SpecError as error:
-                raise MalformedError(f"config.json: {error}") from error
-            fields.finish(ignore)
-            return spec
-
-        classes = {name: kind.reference for name, kind in known.items()}
-        vars(from_hf).update(model_types=tuple(known), classes=classes, defaults=defaults_of, read=read)
-        from_hf.__doc__ = f"A published config.json of model_type {' or '.join(known)} -> its spec."
-        return from_hf  # type: ignore[return-value]
-
-    return decorate
+    return lambda read: FromHF(read, [ModelType(each) if isinstance(each, str) else each for each in kinds], defaults)
 
 
 def text_part(wrapper: Config, ignore: Iterable[str] = ()) -> dict[str, Any]:
     """The language model's fields of a multimodal wrapper's config.
 
-    Whether the head is tied is said by the text part, and by the wrapper where the text part does not say. Mistral
-    Small 3.1 was released untied with a wrapper that does not say; transformers 5 writes `true` into that wrapper, its
-    class default, whatever the model is. So the wrapper's word counts for less. Where the two differ, `weights.load`
-    goes by the stored tensors, as the reference does: see `contradicts_on_tying`.
+    `tie_word_embeddings` of the text part counts, and the wrapper's only where the text part has none. Mistral Small
+    3.1 was released untied, with a wrapper that does not have the field; transformers 5 writes `true` into that
+    wrapper, its class default, whatever the model is. Where the two differ, `weights.load` goes by the stored tensors,
+    as the reference does: see `contradicts_on_tying`.
     """
     text = wrapper.values["text_config"]
     if not isinstance(text, dict):
-        raise wrapper.wrong(f"text_config={brief(text)} is no object")
+        raise wrapper.error(f"text_config must be an object, got {brief(text)}")
     wrapper.unused("tie_word_embeddings", *VISION)
     wrapper.finish(ignore)
     if text.get("tie_word_embeddings") is None and wrapper.values.get("tie_word_embeddings") is not None:
@@ -295,7 +271,7 @@ def text_part(wrapper: Config, ignore: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def contradicts_on_tying(config: dict[str, Any]) -> bool:
-    """Whether a multimodal wrapper and its text part say different things of whether the head is tied."""
+    """Whether a multimodal wrapper and its text part have different values of `tie_word_embeddings`."""
     text = config.get("text_config")
-    said = [part.get("tie_word_embeddings") for part in (config, text) if isinstance(part, dict)]
-    return len(said) == 2 and None not in said and said[0] != said[1]
+    tied = [part.get("tie_word_embeddings") for part in (config, text) if isinstance(part, dict)]
+    return len(tied) == 2 and None not in tied and tied[0] != tied[1]

@@ -1,25 +1,26 @@
-"""Reading a JSON object strictly: each field as what it must be, and none left over."""
+"""Reading a JSON object strictly: every field has a checked type, and a field that nobody read is an error."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from reprlib import repr as brief
 from sys import float_info
-from typing import Any
+from typing import Any, get_type_hints
 
 from zoo.errors import MalformedError, enough
 from zoo.hf.inert_fields import alike
+from zoo.registry import Spec
 
-MOST = 2**31 - 1  # of anything a model has: what is above is a damaged file
-LONGEST = 200  # of the names that are told as they are
+MAX_INTEGER = 2**31 - 1  # above this, a size is damage
+MAX_NAME_CHARACTERS = 200  # longer names are shortened in errors
 _ABSENT = object()
 
 
 class Fields:
-    """The fields of an object in config.json, each read by its name, and `finish` to see that all were.
+    """The fields of an object in config.json, each read by its name; `finish` checks that all were read.
 
-    `defaults` stand in for fields that are absent. `where` is the path to the object: "", "rope_scaling.", ... Every
-    method raises MalformedError, naming the field and its value, for what is missing or of another kind.
+    `defaults` are the values of absent fields. `where` is the path to the object: "", "rope_scaling.", ... Every method
+    raises MalformedError, with the field's name and value, where the field is missing or of another type.
     """
 
     def __init__(self, values: dict[str, Any], defaults: dict[str, Any] | None = None, where: str = "") -> None:
@@ -28,7 +29,7 @@ class Fields:
         self.inner: dict[str, Fields] = {}
         self.off: dict[str, Any] = {}
 
-    def wrong(self, message: str) -> MalformedError:
+    def error(self, message: str) -> MalformedError:
         """An error about this object."""
         return MalformedError(f"config.json: {self.where}{message}")
 
@@ -37,26 +38,32 @@ class Fields:
         self.read.add(name)
         value = self.values.get(name, self.defaults.get(name, _ABSENT))
         if value is _ABSENT:
-            raise self.wrong(f"{name} is missing, and there is no default for it")
+            raise self.error(f"{name} is missing, and has no default")
         return value
 
-    def integer(self, name: str, most: int = MOST) -> int:
-        """An integer from 1 to `most`."""
+    def _typed(self, name: str, wanted: str, types: Any, most: float) -> Any:
         value = self.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise self.wrong(f"{name}={brief(value)} is no integer from 1 to {most}")
+        if not isinstance(value, types) or isinstance(value, bool) or not 0 < value <= most:
+            raise self.error(f"{name} must be {wanted}, got {brief(value)}")
         return value
+
+    def integer(self, name: str, most: int = MAX_INTEGER) -> int:
+        """An integer from 1 to `most`."""
+        return int(self._typed(name, f"an integer from 1 to {most}", int, most))
 
     def integers(self, **names: str) -> dict[str, int]:
-        """Integers under our names: integers(kv_rank="kv_lora_rank")."""
-        return {ours: self.integer(name) for ours, name in names.items()}
+        """Integers under other names: integers(kv_rank="kv_lora_rank") -> {"kv_rank": ...}."""
+        return {field: self.integer(name) for field, name in names.items()}
+
+    def typed(self, kind: type[Spec], **names: str) -> dict[str, Any]:
+        """Arguments of a kind of spec, each read as the type of its annotation: typed(MLA, kv_rank="kv_lora_rank")."""
+        readers = {int: self.integer, float: self.number, bool: self.flag, int | None: self.optional}
+        hints = get_type_hints(kind)
+        return {field: readers[hints[field]](name) for field, name in names.items()}
 
     def number(self, name: str) -> float:
         """A positive, finite number."""
-        value = self.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= float_info.max:
-            raise self.wrong(f"{name}={brief(value)} is no positive number")
-        return float(value)
+        return float(self._typed(name, "a positive number", int | float, float_info.max))
 
     def optional(self, name: str) -> int | None:
         """An `integer`, or None where the field is null."""
@@ -70,11 +77,11 @@ class Fields:
         """True or false."""
         value = self.get(name)
         if not isinstance(value, bool):
-            raise self.wrong(f"{name}={brief(value)} is neither true nor false")
+            raise self.error(f"{name} must be true or false, got {brief(value)}")
         return value
 
     def object(self, name: str, defaults: dict[str, Any] | None = None) -> Fields:
-        """The fields of an object in this one; where it is absent, null or empty, of its default or of an empty one.
+        """The fields of an object in this one; its default, or an empty object, where it is absent, null or empty.
 
         `finish` looks there too.
         """
@@ -82,54 +89,54 @@ class Fields:
         if name not in self.inner:
             value = self.values.get(name)
             if not isinstance(value, dict | None):
-                raise self.wrong(f"{name}={brief(value)} is no object")
+                raise self.error(f"{name} must be an object, got {brief(value)}")
             self.inner[name] = Fields(value or self.defaults.get(name) or {}, defaults, f"{self.where}{name}.")
         return self.inner[name]
 
     def expect(self, **only: Any) -> None:
-        """Fields that are understood in one value only, the one they have where they are absent and have no default."""
+        """Fields with one supported value, which is also their default unless `defaults` has another."""
         for name, value in only.items():
             self.read.add(name)
             if (given := self.values.get(name, self.defaults.get(name, value))) != value:
-                whence = "" if name in self.values else " (its default)"
-                raise self.wrong(f"{name}={brief(given)}{whence} is not supported, only {value!r}")
+                source = "" if name in self.values else " (its default)"
+                raise self.error(f"{name}={brief(given)}{source} is not supported, only {value!r}")
 
     def neutral(self, **off: Any) -> None:
-        """Fields that name a feature, read in the value that says it is off. In any other, `finish` refuses them."""
+        """Fields that name a feature, with the value that turns it off. `finish` refuses any other value."""
         self.off |= off
         self.read.update(name for name, value in off.items() if alike(self.values.get(name, value), value))
 
-    def agrees(self, name: str, plan: Iterable[Any]) -> None:
-        """A list with one entry a layer that must say, where it is given, what the plan says."""
-        plan, given = list(plan), self.values.get(name)
+    def agrees(self, name: str, layers: Iterable[Any]) -> None:
+        """A list with one entry per layer that must, where it is given, equal `layers`."""
+        expected, given = list(layers), self.values.get(name)
         self.read.add(name)
-        if given is None or given == plan:
+        if given is None or given == expected:
             return
         if not isinstance(given, list):
-            raise self.wrong(f"{name}={brief(given)} is no list")
-        if len(given) != len(plan):
-            raise self.wrong(f"{name} has {len(given)} entries for {len(plan)} layers")
-        i = next(i for i, (entry, planned) in enumerate(zip(given, plan, strict=True)) if entry != planned)
-        raise self.wrong(f"{name}[{i}]={brief(given[i])}, where this architecture's plan has {plan[i]!r}")
+            raise self.error(f"{name} must be a list, got {brief(given)}")
+        if len(given) != len(expected):
+            raise self.error(f"{name} has {len(given)} entries for {len(expected)} layers")
+        i = next(i for i, pair in enumerate(zip(given, expected, strict=True)) if pair[0] != pair[1])
+        raise self.error(f"{name}[{i}]={brief(given[i])} is not supported, only {expected[i]!r} in this architecture")
 
     def unused(self, *names: str) -> None:
-        """Fields that other fields have switched off."""
+        """Fields that have no effect because of the values of other fields."""
         self.read.update(names)
 
     def left(self) -> Iterator[tuple[str, str]]:
-        """(path, "path=value") of every field that nobody has read. One that is null counts as absent."""
+        """(path, "path=value") of every field that was not read. A field that is null counts as absent."""
         for name, value in self.values.items():
             if name not in self.read and value is not None:
-                path = self.where + (name if name.isprintable() and len(name) <= LONGEST else brief(name))
+                path = self.where + (name if name.isprintable() and len(name) <= MAX_NAME_CHARACTERS else brief(name))
                 only = f" (only {self.off[name]!r} is)" if name in self.off else ""
                 yield path, f"{path}={brief(value)}{only}"
         for inner in self.inner.values():
             yield from inner.left()
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
-        """Raise MalformedError naming every field that nobody has read, but for those in `ignore`."""
+        """Raise MalformedError naming every field that was not read, except those in `ignore`."""
         ignore = set(ignore)
-        left = [told for path, told in self.left() if path not in ignore]
+        left = [shown for path, shown in self.left() if path not in ignore]
         if left:
-            vouch = "pass --ignore-field NAME (ignore_fields=) to vouch for one"
-            raise MalformedError(f"config.json: not understood: {enough(left)}; {vouch}")
+            advice = "pass --ignore-field NAME (ignore_fields=) to ignore one"
+            raise MalformedError(f"config.json: not understood: {enough(left)}; {advice}")

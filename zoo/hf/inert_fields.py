@@ -1,6 +1,6 @@
 """Fields of a published config.json that do not change what a forward pass computes.
 
-A field is listed here only if no forward pass of the reference implementation reads it, in any of the model types; a
+A field is listed only if no forward pass of the reference implementation reads it, for any of the model types; a
 slow test sets each of them on the reference and compares logits. Two kinds:
 
 - INERT: has no effect in any value.
@@ -15,13 +15,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# How the weights were trained. Dropouts act in training only.
+# Training. Dropout acts in training only.
 TRAINING = """
     attention_dropout attn_pdrop aux_loss_alpha classifier_dropout embd_pdrop ep_size gradient_checkpointing
     hidden_dropout hidden_dropout_prob initializer_range neftune_noise_alpha num_mtp_layers num_nextn_predict_layers
     output_router_logits pretraining_tp resid_pdrop residual_dropout router_aux_loss_coef seq_aux
 """
-# How text is sampled. The reference drops these from a config that it reads, or has them in generation_config.json.
+# Sampling. The reference drops these fields from a config, or keeps them in generation_config.json.
 SAMPLING = """
     assistant_confidence_threshold assistant_early_exit assistant_lookbehind bad_words_ids begin_suppress_tokens
     cache_config cache_implementation constraints diversity_penalty disable_compile do_sample dola_layers early_stopping
@@ -33,7 +33,7 @@ SAMPLING = """
     renormalize_logits repetition_penalty return_dict_in_generate sequence_bias stop_strings suppress_tokens
     target_lookbehind temperature token_healing top_h top_k top_p typical_p use_mtp watermarking_config
 """
-# Labels of a classifier, which the classes that are read here do not have, and the task of a fine-tune.
+# Labels of a classifier (the classes read here have none), and the task of a fine-tune.
 LABELS = "_num_labels finetuning_task id2label label2id num_labels prefix problem_type task_specific_params"
 # The tokenizer and its lengths. Ids of tokens are below, in PATTERNS.
 TOKENIZER = """
@@ -47,17 +47,17 @@ EXECUTION = """
     chunk_size_feed_forward experts_implementation output_attentions output_hidden_states return_dict tf_legacy_loss
     tie_last_hidden_states torchscript use_bfloat16 use_cache use_flash_attention use_flash_attention_2 use_flash_attn
 """
-# How the weights are stored, which `weights` looks at, and which library or tool wrote the file.
+# Storage of the weights, which the package `weights` reads, and the library or tool that wrote the file.
 STORAGE = """
     _commit_hash _name_or_path compression_config dtype is_llama_config model_type name_or_path quantization
     quantization_config torch_dtype transformers.js_config transformers_version
 """
 INERT = frozenset(" ".join((TRAINING, SAMPLING, LABELS, TOKENIZER, EXECUTION, STORAGE)).split())
-# Families of inert names: an id of a token, whichever; the marks of Unsloth. `experts_per_token` is not one of them.
+# Inert names by pattern: ids of tokens, and fields that Unsloth adds. `experts_per_token` is not inert.
 PATTERNS = (r"[a-z0-9_]+_token_(id|ids|index)", r"unsloth_[a-z0-9_]+")
 _PATTERN = re.compile("|".join(PATTERNS))
 
-# These name a feature that none of the architectures has: read in this value only.
+# Features that none of the architectures has, each with the value that turns it off.
 NEUTRAL: dict[str, Any] = {
     "add_cross_attention": False,
     "is_causal": True,  # the reference drops the causal mask where it is false
@@ -78,10 +78,10 @@ VISION = frozenset(
 
 
 def is_inert(name: str) -> bool:
-    """Whether the field has no effect on a forward pass, whatever it says."""
+    """Whether the field has no effect on a forward pass, whatever its value."""
     return name in INERT or _PATTERN.fullmatch(name) is not None
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Equal, and not one of them a bool where the other is a number."""
+    """Whether two values are equal, and both or neither are bools."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)

@@ -174,7 +174,7 @@ def test_a_baseline_that_computes_something_else_is_not_measured(
 
 def test_a_model_that_transformers_does_not_have_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("llama3", *SHORT, "--swap", "norm=sandwich", "--peer", "transformers") == 2
-    assert "no published config says this model" in capsys.readouterr().err
+    assert "no published config describes this model" in capsys.readouterr().err
 
 
 def test_a_baseline_that_does_not_compile_is_reported_and_the_rest_is_measured(

@@ -14,7 +14,7 @@ from benchmarks.gallery.swap_grid import Grid
 from zoo.model.decoder import Decoder
 from zoo.swaps.grammar import apply_swap
 
-NAMES = {name: getattr(zoo, name) for name in zoo.__all__} | {"apply_swap": apply_swap, "replace": replace}
+NAMES = vars(zoo) | {"apply_swap": apply_swap, "replace": replace}
 GRIDS = {
     "attention": (swap_grid.attention_grid, attention_terms),
     "experts": (swap_grid.expert_grid, feed_forward_terms),

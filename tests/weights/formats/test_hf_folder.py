@@ -433,7 +433,7 @@ def test_sizes_must_be_positive_integers(
     monkeypatch.setattr("zoo.catalog.allocate", lambda *_: pytest.fail("allocated"))
     for value in NO_SIZES:
         set_config(folder, **{field: value})
-        with pytest.raises(MalformedError, match=rf"config\.json: {field}=.* is no integer from 1 to"):
+        with pytest.raises(MalformedError, match=rf"config\.json: {field} must be an integer from 1 to"):
             weights.load(folder)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.blocks.experts import gathered, grouped, grouped_at_once
+from zoo.blocks.experts import gathered_linear, grouped_linear, grouped_mm
 
 EXPERTS, WIDE, NARROW = 6, 16, 8
 
@@ -31,9 +31,9 @@ def test_sorted_tokens_meet_their_experts(with_bias: bool) -> None:
     ids = torch.tensor([0, 0, 0, 2, 3, 3, 5])
     counts = ids.bincount(minlength=EXPERTS)
     for form, dtype, near in (
-        (grouped, torch.float32, 1e-5),
-        (grouped, torch.bfloat16, 2e-2),
-        (grouped_at_once, torch.bfloat16, 2e-2),
+        (grouped_linear, torch.float32, 1e-5),
+        (grouped_linear, torch.bfloat16, 2e-2),
+        (grouped_mm, torch.bfloat16, 2e-2),
     ):
         weight, bias = stacked(dtype, with_bias)
         x = torch.randn(len(ids), WIDE).to(dtype)
@@ -48,6 +48,6 @@ def test_gathered_tokens_meet_their_experts(with_bias: bool) -> None:
     for width in (1, 3):
         x = torch.randn(2, 1, width, WIDE)
         expected = one_by_one(x.expand(2, 1, 3, WIDE).flatten(0, 2), ids.flatten(), weight, bias)
-        out = gathered(x, ids, weight, bias)
+        out = gathered_linear(x, ids, weight, bias)
         assert out.shape == (2, 1, 3, NARROW)
         assert (out.flatten(0, 2) - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -68,8 +68,8 @@ def naive(module: nn.Module, spec: GQA, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", SPECS)
 def test_every_option_head_by_head(case: str) -> None:
     spec = SPECS[case]
-    module, x, slot = built(spec), torch.randn(2, LENGTH, DIM, dtype=torch.float64), NoCache(spec.window)
-    out = module(x, prepare_forward(0, LENGTH, spec.rotary(), [slot]), slot)
+    module, x, cache = built(spec), torch.randn(2, LENGTH, DIM, dtype=torch.float64), NoCache(spec.window)
+    out = module(x, prepare_forward(0, LENGTH, spec.rotary(), [cache]), cache)
     # Norms, rotary tables and sinks are float32 arithmetic in any dtype.
     torch.testing.assert_close(out, naive(module, spec, x), rtol=1e-5, atol=2e-6)
 
@@ -83,8 +83,8 @@ def test_every_option_matters(case: str) -> None:
     without = plain.build(DIM).double()
     without.load_state_dict(module.state_dict(), strict=False)
     one, other = (
-        made(x, prepare_forward(0, LENGTH, s.rotary(), [slot]), slot)
-        for made, s, slot in ((module, spec, NoCache(spec.window)), (without, plain, NoCache(None)))
+        made(x, prepare_forward(0, LENGTH, s.rotary(), [cache]), cache)
+        for made, s, cache in ((module, spec, NoCache(spec.window)), (without, plain, NoCache(None)))
     )
     assert (one - other).abs().max() > 1e-2
 

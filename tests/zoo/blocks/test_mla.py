@@ -54,9 +54,9 @@ def naive(module: nn.Module, spec: MLA, x: torch.Tensor) -> torch.Tensor:
     return module.o(torch.cat(out, dim=-1))
 
 
-def run(module: nn.Module, spec: MLA, x: torch.Tensor, slot: object = None) -> torch.Tensor:
-    slot = slot or NoCache(None)
-    return module(x, prepare_forward(0, x.shape[1], spec.rotary(), [slot], x.device), slot)
+def run(module: nn.Module, spec: MLA, x: torch.Tensor, cache: object = None) -> torch.Tensor:
+    cache = cache or NoCache(None)
+    return module(x, prepare_forward(0, x.shape[1], spec.rotary(), [cache], x.device), cache)
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def test_the_forms_agree_over_a_past(case: str) -> None:
     v_dim=st.integers(1, 200),
 )
 def test_the_cheaper_form_is_taken(past: int, new: int, kv_rank: int, nope_dim: int, v_dim: int) -> None:
-    """By counting each form's products of one head again. A lone token always absorbs: decoding expands nothing."""
+    """By counting each form's products of one head again. A single token always absorbs: decoding expands nothing."""
     spec = replace(SPEC, kv_rank=kv_rank, nope_dim=nope_dim, v_dim=v_dim)
     pairs = visible_pairs(past, new)
     absorbed = new * kv_rank * (nope_dim + v_dim) + pairs * (kv_rank + spec.rope_dim + kv_rank)

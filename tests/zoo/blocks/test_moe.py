@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import GLU, ClampedSwiGLU, GroupedSigmoidTopK, MoE, SoftmaxTopK
-from zoo.blocks.moe import Router
+from zoo.blocks.routers import Router
 
 DIM, EXPERTS, TOKENS = 16, 12, 40
 SOFTMAX = {

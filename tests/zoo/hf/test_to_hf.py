@@ -1,4 +1,4 @@
-"""Every released size is said as its publisher said it; a swapped model is said exactly, or refused by name."""
+"""to_hf: every released size gets its published config; any other model an exact config, or an error that names why."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import zoo
 from tests.configs import older
 from tests.models import distinct
 from tests.reference import published
-from tests.swapped import SAYABLE, UNSAYABLE
+from tests.swapped import DESCRIBABLE, INDESCRIBABLE
 from zoo.architectures import families
-from zoo.errors import SpecError
+from zoo.errors import MalformedError, SpecError
 from zoo.hf.inert_fields import is_inert
 
 
@@ -28,7 +28,7 @@ def read_back(spec: zoo.Decoder) -> zoo.Decoder:
 
 @pytest.mark.parametrize("tiny", [False, True], ids=["full", "tiny"])
 @pytest.mark.parametrize("name", zoo.names())
-def test_reading_undoes_saying(name: str, tiny: bool) -> None:
+def test_from_hf_inverts_to_hf(name: str, tiny: bool) -> None:
     spec = zoo.spec(name, tiny)
     assert read_back(spec) == spec
     family = next(module for module in families().values() if name in module.SIZES)
@@ -36,8 +36,8 @@ def test_reading_undoes_saying(name: str, tiny: bool) -> None:
 
 
 @pytest.mark.parametrize("name", published())
-def test_what_the_publisher_says_is_said_alike(name: str) -> None:
-    """All but how it was trained and stored, and the width of dense layers where there are none."""
+def test_fields_equal_the_published_ones(name: str) -> None:
+    """All but the fields on training and storage, and the width of dense layers where there are none."""
     theirs, ours = older(name), zoo.to_hf(zoo.spec(name))
     idle = {field for field in theirs if is_inert(field)} - {"model_type"}
     idle |= {"intermediate_size"} if "num_experts" in theirs else set()
@@ -61,25 +61,122 @@ def test_the_reference_knows_the_class(name: str) -> None:
     assert said["architectures"] == [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[AutoConfig.for_model(**said).model_type]]
 
 
-@pytest.mark.parametrize("swapped", SAYABLE)
-def test_a_swap_that_a_config_can_say(swapped: str) -> None:
-    model_type, spec = SAYABLE[swapped]
+@pytest.mark.parametrize("swapped", DESCRIBABLE)
+def test_a_swap_that_a_config_can_describe(swapped: str) -> None:
+    model_type, spec = DESCRIBABLE[swapped]
     assert zoo.to_hf(spec)["model_type"] == model_type
     assert read_back(spec) == spec
 
 
-@pytest.mark.parametrize("swapped", UNSAYABLE)
-def test_a_swap_that_none_can_say_is_refused_by_name(swapped: str) -> None:
-    spec, nearest, differs = UNSAYABLE[swapped]
-    with pytest.raises(SpecError, match="no published config says this model") as refused:
+@pytest.mark.parametrize("swapped", INDESCRIBABLE)
+def test_a_swap_that_none_can_describe_is_refused_by_name(swapped: str) -> None:
+    spec, nearest, differs = INDESCRIBABLE[swapped]
+    with pytest.raises(SpecError, match="no published config describes this model") as refused:
         zoo.to_hf(spec)
     assert f"The nearest, of {nearest}: " in str(refused.value)
     assert differs in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
+SCALING = st.one_of(
+    st.none(),
+    st.just({"rope_type": "default"}),
+    st.fixed_dictionaries({"rope_type": st.just("linear"), "factor": st.floats(1, 64)}),
+    st.fixed_dictionaries(
+        {"rope_type": st.just("llama3"), "factor": st.floats(1, 64), "low_freq_factor": st.floats(0.5, 2)}
+        | {"high_freq_factor": st.floats(2, 8), "original_max_position_embeddings": st.integers(1, 9999)}
+    ),
+    st.fixed_dictionaries(
+        {"rope_type": st.just("yarn"), "factor": st.floats(1, 64)},
+        optional={"beta_fast": st.floats(1, 64), "beta_slow": st.floats(0.1, 8), "truncate": st.booleans()}
+        | {"original_max_position_embeddings": st.integers(1, 9999), "attention_factor": st.floats(0.5, 2)}
+        | dict.fromkeys(("mscale", "mscale_all_dim"), st.sampled_from([0.5, 0.707, 1.0])),
+    ),
+)
+# Fields that few values make sense for; of the others an integer is 1 to 300, a number 1 to 1e6.
+SOME = {
+    "hidden_size": [32, 64, 192],
+    "num_hidden_layers": [1, 3, 6, 12],
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_group", "topk_group"), (1, 2, 4, 8)),
+    **dict.fromkeys(("head_dim", "qk_rope_head_dim"), (2, 8, 24)),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (8, 16)),
+    "first_k_dense_replace": [1, 2, 4],
+    "num_experts_per_tok": [1, 2],
+    "q_lora_rank": [None, 8],
+}
+RESTATED = ("layer_types", "no_rope_layers", "experts_per_token", "initial_context_length")  # what other fields say
+
+
+def values_of(field: str, held: Any) -> st.SearchStrategy[Any]:
+    """Other values of a field of a config."""
+    if field == "rope_scaling":
+        return SCALING
+    if field in SOME:
+        return st.sampled_from(SOME[field])
+    if isinstance(held, bool):
+        return st.booleans()
+    if isinstance(held, int):
+        return st.integers(1, 300)
+    return st.floats(1, 1e6) if isinstance(held, float) else st.just(held)
+
+
+def changed(config: dict[str, Any], field: str, value: Any) -> dict[str, Any] | None:
+    """The config with another value of a field, None where that describes no model."""
+    latent = {"num_key_value_heads": value} if "kv_lora_rank" in config and field == "num_attention_heads" else {}
+    try:
+        zoo.from_hf(other := config | {field: value} | latent)
+    except MalformedError:
+        return None
+    return other
+
+
+def plain(name: str) -> dict[str, Any]:
+    """The config of a tiny model, without the fields that restate others."""
+    config = zoo.to_hf(zoo.spec(name, tiny=True))
+    restated = {*RESTATED, "head_dim"} if config["model_type"] in ("olmo2", "smollm3") else RESTATED
+    return {field: value for field, value in config.items() if field not in restated}
+
+
+@pytest.mark.parametrize("name", distinct())
+@given(st.data())
+def test_any_config_that_is_read_can_be_written(name: str, data: st.DataObject) -> None:
+    """Every field that `from_hf` reads, several at a time."""
+    config = plain(name)
+    for field in data.draw(st.lists(st.sampled_from(sorted(config)), min_size=1, max_size=5)):
+        config = changed(config, field, data.draw(values_of(field, config[field]))) or config
+    spec = zoo.from_hf(config)
+    assert read_back(spec) == spec
+
+
+# Examples of values, for fields that are not in SOME: by the type of what they hold.
+EXAMPLES: dict[type, list[Any]] = {int: [7, 48, 300], float: [2.5, 12345.0], bool: [True, False]}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+SCALINGS = [None, {"rope_type": "linear", "factor": 2.0}, YARN, YARN | {"attention_factor": 1.5, "truncate": False}]
+SCALINGS += [YARN | {"beta_fast": 8.0, "beta_slow": 2.0, "mscale": 1.0, "mscale_all_dim": 0.5}]
+SCALINGS += [{"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.5, "high_freq_factor": 3.0}]
+# Fields with one value in all models of a model_type, and those that other fields settle.
+ONE_VALUE = {"architectures", "model_type", "bos_token_id", "eos_token_id", "pad_token_id", "hidden_act"}
+ONE_VALUE |= {"hidden_activation", "use_sliding_window", "scoring_func", "topk_method", "norm_topk_prob"}
+ONE_VALUE |= {"rope_interleave", "moe_layer_freq", "attention_bias", "num_key_value_heads", "intermediate_size"}
+ONE_VALUE |= {"sliding_window", "mlp_bias"}
+
+
+@pytest.mark.parametrize("name", distinct())
+def test_every_field_alone(name: str) -> None:
+    """Each field of a config in other values: what is read is written, and no field is left at one value."""
+    config, untouched = plain(name), set()
+    spec = zoo.from_hf(config)
+    for field, held in config.items():
+        values = SCALINGS if field == "rope_scaling" else SOME.get(field, EXAMPLES.get(type(held), []))
+        others = {zoo.from_hf(other) for value in values if (other := changed(config, field, value))} - {spec}
+        assert all(read_back(other) == other for other in others)
+        if not others:
+            untouched.add(field)
+    assert untouched <= ONE_VALUE
+
+
 def _values() -> dict[str, list[Any]]:
-    """Field name -> all that it is in any tiny model."""
+    """Field name -> its values in all tiny models."""
     found: dict[str, dict[Any, None]] = defaultdict(dict)
     for name in distinct():
         for part in zoo.spec(name, tiny=True).walk():
@@ -115,7 +212,7 @@ def _replaced(spec: Any, old: zoo.Spec, new: zoo.Spec) -> Any:
 
 
 @given(swapped_models())
-def test_any_model_is_said_exactly_or_refused(spec: zoo.Decoder) -> None:
+def test_any_model_gets_an_exact_config_or_is_refused(spec: zoo.Decoder) -> None:
     try:
         said = zoo.to_hf(spec)
     except SpecError:

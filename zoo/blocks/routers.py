@@ -1,0 +1,133 @@
+"""Routers of a mixture of experts: which experts a token is sent to, and with which weights."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from zoo.blocks.linear import linear_params
+from zoo.core.linear import linear
+from zoo.registry import Spec
+
+__all__ = ["GroupedSigmoidTopK", "Router", "SoftmaxTopK"]
+
+
+class Router(Spec, abstract=True):
+    """Chooses `k` experts for each token, and their weights."""
+
+    k: int
+    role = "router"
+
+    @abstractmethod
+    def build(self, dim: int, experts: int) -> nn.Module:
+        """A module: x (b, t, dim) -> weights and expert ids, both (b, t, k)."""
+
+    @abstractmethod
+    def params(self, dim: int, experts: int) -> int:
+        """Parameters."""
+
+    def check_experts(self, experts: int) -> None:
+        """Raise SpecError unless this can route among that many experts."""
+        self.require(self.k <= experts, f"k={self.k} is above the {experts} experts there are")
+
+
+@dataclass(frozen=True)
+class SoftmaxTopK(Router):
+    """The k experts of the highest softmax probability. `renormalise` divides by the sum of the k probabilities, which
+    equals a softmax over the k logits (Qwen3, gpt-oss). `bias` adds a learned bias to the logits."""
+
+    k: int
+    renormalise: bool = True
+    bias: bool = False
+
+    def build(self, dim: int, experts: int) -> nn.Module:
+        return _SoftmaxTopK(self, dim, experts)
+
+    def params(self, dim: int, experts: int) -> int:
+        return linear_params(dim, experts, self.bias)
+
+    def describe(self) -> str:
+        weights = "" if self.renormalise else ", not renormalised"
+        return f"softmax top-{self.k} router{weights}" + (", router bias" if self.bias else "")
+
+
+class _SoftmaxTopK(nn.Module):
+    def __init__(self, spec: SoftmaxTopK, dim: int, experts: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(experts, dim))
+        self.bias = nn.Parameter(torch.empty(experts)) if spec.bias else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = linear(x, self.weight, self.bias).float()
+        scores = logits if self.spec.renormalise else logits.softmax(-1)
+        top, chosen = scores.topk(self.spec.k)
+        return (top.softmax(-1) if self.spec.renormalise else top).to(x.dtype), chosen
+
+
+@dataclass(frozen=True)
+class GroupedSigmoidTopK(Router):
+    """DeepSeek-V3's routing (section 2.1.2), in float32 whatever the model's dtype.
+
+    Scores are sigmoids. A learned correction is added for the choice only: first the `keep` best of `groups` equal
+    groups of experts, each ranked by the sum of its two best scores, then the k best experts in them. The weights are
+    the uncorrected scores of the chosen experts, divided by their sum and multiplied by `scale`.
+    """
+
+    k: int
+    groups: int
+    keep: int
+    scale: float
+
+    def build(self, dim: int, experts: int) -> nn.Module:
+        return _GroupedSigmoidTopK(self, dim, experts)
+
+    def params(self, dim: int, experts: int) -> int:
+        return linear_params(dim, experts, bias=True)
+
+    def check(self) -> None:
+        self.require(self.keep <= self.groups, f"keep={self.keep} is above groups={self.groups}")
+
+    def check_experts(self, experts: int) -> None:
+        self.require(experts % self.groups == 0, f"groups={self.groups} must divide the {experts} experts")
+        few = f"groups={self.groups} leave fewer than 2 of {experts} experts in each"
+        self.require(experts >= 2 * self.groups, few)
+        reach = self.keep * experts // self.groups
+        self.require(self.k <= reach, f"k={self.k} is above the {reach} experts in {self.keep} groups")
+
+    def describe(self) -> str:
+        return f"sigmoid top-{self.k} router in {self.keep} of {self.groups} groups, weights x{self.scale:g}"
+
+
+class _GroupedSigmoidTopK(nn.Module):
+    def __init__(self, spec: GroupedSigmoidTopK, dim: int, experts: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(experts, dim))
+        self.correction = nn.Parameter(torch.empty(experts, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Keep the correction in float32 when the module changes dtype: its steps are finer than bfloat16's."""
+        kept = self.correction.detach()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.correction.dtype != torch.float32:
+            self.correction.data = kept.to(self.correction.device)
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = linear(x.float(), self.weight.float()).sigmoid()
+        chosen = self._choose(scores + self.correction)
+        top = scores.gather(-1, chosen)
+        return (top / (top.sum(-1, keepdim=True) + 1e-20) * self.spec.scale).to(x.dtype), chosen
+
+    def _choose(self, scores: Tensor) -> Tensor:
+        """(..., experts) corrected scores -> (..., k) expert ids."""
+        grouped = scores.unflatten(-1, (self.spec.groups, -1))
+        best = grouped.topk(2).values.sum(-1).topk(self.spec.keep).indices
+        kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, True)
+        return grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2).topk(self.spec.k).indices

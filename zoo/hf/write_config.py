@@ -1,0 +1,101 @@
+"""Writing a published config.json: the fields that architectures share, each from the spec it describes.
+
+An architecture's `to_hf(spec)` lists its fields, in the older spelling (`rope_theta`, `rope_scaling`), which every
+version of the reference reads. A block that the spec does not hold leaves its fields out. `zoo.to_hf` proves the result
+by reading it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from itertools import chain
+from sys import float_info
+from typing import Any, TypeVar
+
+from zoo.blocks import GLU, GQA, RoPE, Scaling, YarnScaling, yarn_gain
+from zoo.hf.config import SCALINGS, layer_types
+from zoo.model.decoder import Decoder
+from zoo.registry import Spec
+
+S = TypeVar("S", bound=Spec)
+ConfigFields = dict[str, Any]
+
+
+def first(spec: Spec, kind: type[S]) -> S | None:
+    """The first block of a kind, None where the spec holds none."""
+    return next((part for part in spec.walk() if isinstance(part, kind)), None)
+
+
+def fields_of(spec: Spec, kind: type[Spec], **names: str) -> ConfigFields:
+    """Fields of the first block of a kind, under their published names: fields_of(spec, GQA, bias="attention_bias")."""
+    block = first(spec, kind)
+    floats = {field.name for field in fields(kind) if field.type == "float"}  # where a spec may hold an int too
+
+    def value(field: str) -> Any:
+        held = getattr(block, field)
+        return float(held) if field in floats else held
+
+    return {name: value(field) for field, name in names.items()} if block else {}
+
+
+def common_fields(spec: Decoder) -> ConfigFields:
+    """The fields that every config has, but for those of its blocks; what `Config.common` and `Config.rope` read."""
+    common = {
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.dim,
+        "num_hidden_layers": len(spec.layers),
+        "rms_norm_eps": float(spec.norm.eps),
+        "tie_word_embeddings": spec.tied,
+    }
+    return common | ({"max_position_embeddings": spec.context} if spec.context else {}) | rope_fields(spec)
+
+
+def dense_fields(spec: Decoder) -> ConfigFields:
+    """`common_fields`, grouped-query attention and a dense feed-forward; what `Config.dense` and `head_dim` read."""
+    heads = dict(heads="num_attention_heads", kv_heads="num_key_value_heads", head_dim="head_dim")
+    return common_fields(spec) | fields_of(spec, GQA, **heads) | fields_of(spec, GLU, hidden="intermediate_size")
+
+
+def window_fields(spec: Decoder) -> ConfigFields:
+    """`layer_types`, and the `sliding_window` of the first layer that has one."""
+    window = next(filter(None, (layer.cache_spec().window for layer in spec.layers)), None)
+    return {"layer_types": layer_types(spec)} | ({"sliding_window": window} if window else {})
+
+
+def rope_fields(
+    spec: Decoder, unscaled: ConfigFields | None = None, mscale_all_dim: float | None = None
+) -> ConfigFields:
+    """`rope_theta` and `rope_scaling` of the layers without a window, `unscaled` where there is no scaling."""
+    rope = first_rope(spec)
+    if rope is None:
+        return {}
+    scaling = scaling_fields(rope.scaling, mscale_all_dim) if rope.scaling else unscaled
+    return {"rope_theta": float(rope.theta), "rope_scaling": scaling}
+
+
+def first_rope(spec: Decoder, windowed: bool = False) -> RoPE | None:
+    """The rotary encoding of the first layer with, or without, a window; where none has one, of the first layer."""
+    layers = sorted(spec.layers, key=lambda layer: (layer.cache_spec().window is None) is windowed)
+    return next((rope for layer in layers if (rope := first(layer, RoPE))), None)
+
+
+def scaling_fields(scaling: Scaling, mscale_all_dim: float | None = None) -> ConfigFields | None:
+    """A scaling as `rope_scaling`, None for a kind that no config has. `mscale_all_dim`: the gain on the scores."""
+    kinds = {kind: (rope_type, names) for rope_type, (kind, names) in SCALINGS.items()}
+    if type(scaling) not in kinds:
+        return None
+    rope_type, names = kinds[type(scaling)]
+    gain: ConfigFields = {"mscale_all_dim": mscale_all_dim} if mscale_all_dim else {}
+    if isinstance(scaling, YarnScaling) and scaling.gain == 1 and mscale_all_dim:
+        gain["mscale"] = mscale_all_dim  # the gain is the ratio of the two, as in DeepSeek's configs
+    elif isinstance(scaling, YarnScaling) and scaling.gain != yarn_gain(scaling.factor):
+        gain["attention_factor"] = float(scaling.gain)
+    return {"rope_type": rope_type, **fields_of(scaling, type(scaling), **names), **gain}
+
+
+def solve(formula: Callable[[float], float], value: float, guess: float) -> float:
+    """The number near `guess`, with the fewest digits, for which `formula` gives exactly `value`; else `guess`."""
+    shorter = (float(f"{guess:.{digits}g}") for digits in range(1, 17))
+    near = (guess * (1 + step * float_info.epsilon) for step in range(-8, 9))
+    return next((number for number in chain(shorter, near) if formula(number) == value), guess)
