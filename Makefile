@@ -40,10 +40,11 @@ test: $(VENV)/.test ## the tests: offline, on the CPU
 test-slow: $(VENV)/.test ## the tests marked slow
 	$(PYTEST) -m 'slow and not gpu and not network' $(ARGS)
 
-check: $(VENV)/.dev ## lint, format and types, changing nothing
+check: $(VENV)/.dev ## lint, format, types and which room imports which, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/.dev ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
@@ -53,7 +54,7 @@ dev: $(VENV)/.dev $(VENV)/.test ## everything for working on the code, with the 
 	$(BIN)/pre-commit install
 
 clean: ## remove .venv and every cache
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: .python the environment, then what was installed into it. Serial, also under -j: pip does not share.

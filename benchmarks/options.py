@@ -1,15 +1,27 @@
-"""Words that the verbs of the command line share: options, and how their values are read."""
+"""Options that the verbs of the command line share, in groups, and how their values are read.
+
+A verb's `command` takes a group as one parameter, annotated with the group's class. `with_groups` makes of it the
+function that typer needs, with one parameter for each field of the group.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial, wraps
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, get_type_hints
 
 import torch
 import typer
 
-from benchmarks.analytic.roofline import Device, device, devices
+from benchmarks.analytic import roofline
+from benchmarks.analytic.kv import InferenceConfig
+from benchmarks.analytic.models import Model, chosen
+from benchmarks.output.report import Report
+from zoo.cli.runner import Debug, Json, Out
 from zoo.cli.tables import Format
 from zoo.errors import UsageError
 
@@ -21,30 +33,30 @@ DTYPES = {
 }
 
 
-def tokens(text: str) -> int:
+def parse_tokens(text: str) -> int:
     """A number of tokens: 4096, 32k (of 1,024), 1M."""
     match = re.fullmatch(r"(\d+)([km]?)", str(text).strip().lower().replace(",", "").replace("_", ""))
     if not match or not int(match[1]):
-        raise typer.BadParameter(f"{text!r} is no number of tokens; write 4096 or 4k")
+        raise typer.BadParameter(f"{text!r} is not a number of tokens; write 4096 or 4k")
     return int(match[1]) * TOKENS[match[2]]
 
 
-def tokens_or_none(text: str | int) -> int:
-    """A number of tokens that may be 0. An int, a default, is one already."""
-    return int(text) if str(text).strip() == "0" or isinstance(text, int) else tokens(text)
+def parse_tokens_or_none(text: str | int) -> int:
+    """A number of tokens that may be 0. An int, the default, is returned as it is."""
+    return int(text) if str(text).strip() == "0" or isinstance(text, int) else parse_tokens(text)
 
 
-def memory(text: str | int) -> int:
-    """Bytes: 24GiB, 80GB; a bare number in words is GiB. An int, the default, is bytes already."""
+def parse_memory(text: str | int) -> int:
+    """Bytes: 24GiB, 80GB; a number without a unit is GiB. An int, the default, is returned as it is."""
     if isinstance(text, int):
         return text
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip().lower())
     if not match or match[2] not in BYTES or not float(match[1]):
-        raise typer.BadParameter(f"{text!r} is no amount of memory; write 24GiB or 80GB")
+        raise typer.BadParameter(f"{text!r} is not an amount of memory; write 24GiB or 80GB")
     return int(float(match[1]) * BYTES[match[2]])
 
 
-def dtype(text: str) -> torch.dtype:
+def parse_dtype(text: str) -> torch.dtype:
     """A dtype by its name or its usual abbreviation."""
     word = str(text).lower().removeprefix("torch.")
     if word not in DTYPES:
@@ -52,74 +64,135 @@ def dtype(text: str) -> torch.dtype:
     return DTYPES[word]
 
 
-def computing_dtype(text: str) -> torch.dtype:
+def parse_computing_dtype(text: str) -> torch.dtype:
     """A dtype that layers compute in."""
-    found = dtype(text)
+    found = parse_dtype(text)
     if found.itemsize < 2:
         raise typer.BadParameter(f"{text!r} is for storing only; choose float32, bfloat16 or float16")
     return found
 
 
-Names = Annotated[
-    list[str] | None,
-    typer.Argument(help="Presets, hub ids, families (all their sizes) or folders with a config.json; none: all."),
-]
-IgnoreField = Annotated[
-    list[str] | None,
-    typer.Option("--ignore-field", metavar="NAME", help="A field of a folder's config.json to vouch for. Repeatable."),
-]
-Swap = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--swap",
-        metavar="CHANGE",
-        help="Add each model with a block changed: 'GQA(window=512)', norm=olmo. Repeat.",
-    ),
-]
-AsFormat = Annotated[Format, typer.Option("--format", help="How to write the rows.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Sequences, each of the same context.")]
-CacheType = Annotated[
-    torch.dtype,
-    typer.Option("--cache-dtype", parser=dtype, metavar="DTYPE", help="Of the cache. [bfloat16]", show_default=False),
-]
-WeightType = Annotated[
-    torch.dtype,
-    typer.Option("--dtype", parser=dtype, metavar="DTYPE", help="Of the weights. [bfloat16]", show_default=False),
-]
-Memory = Annotated[
-    int,
-    typer.Option(
-        "--memory", parser=memory, metavar="SIZE", help="Of the card: 24GiB, 80GB. [80GiB]", show_default=False
-    ),
-]
-Contexts = Annotated[
-    list[int] | None, typer.Option("--context", parser=tokens, metavar="TOKENS", help="As 4096 or 32k. Repeatable.")
-]
-DeviceSpec = Annotated[str, typer.Option("--device-spec", metavar="NAME", help=f"One of {', '.join(devices())}.")]
-Bandwidth = Annotated[
-    float | None, typer.Option("--bandwidth", metavar="GB/S", help="Of another device; with --flops.")
-]
-Flops = Annotated[float | None, typer.Option("--flops", metavar="TFLOPS", help="Of another device; with --bandwidth.")]
+tokens_option = partial(typer.Option, parser=parse_tokens, metavar="TOKENS")
+tokens_or_none_option = partial(typer.Option, parser=parse_tokens_or_none, metavar="TOKENS")
+# Their help says the default, which typer would show as torch.float32 or in bytes.
+dtype_option = partial(typer.Option, parser=parse_dtype, metavar="DTYPE", show_default=False)
+computing_dtype_option = partial(
+    typer.Option, "--dtype", parser=parse_computing_dtype, metavar="DTYPE", show_default=False
+)
+memory_option = partial(typer.Option, parser=parse_memory, metavar="SIZE", show_default=False)
 
-ComputingType = Annotated[
-    torch.dtype,
-    typer.Option(
-        "--dtype", parser=computing_dtype, metavar="DTYPE", help="Of weights and cache. [float32]", show_default=False
-    ),
-]
+
+def flag(help: str, *names: str) -> Any:
+    """An option without a value. Its name is given, or typer would add a --no-... to it."""
+    return typer.Option(*names, help=help)
+
+
+Strings = list[str] | None
+Contexts = Annotated[list[int] | None, tokens_option("--context", help="As 4096 or 32k. Repeatable.")]
+ComputingType = Annotated[torch.dtype, computing_dtype_option(help="Of weights and cache. [float32]")]
+MEMORY = 80 * 2**30  # bytes
+Memory = Annotated[int, memory_option(help="Of the card: 24GiB, 80GB. [80GiB]")]
+Batch = Annotated[int, typer.Option(min=1, help="Sequences, each of the same context.")]
 Repeat = Annotated[int, typer.Option("--repeat", "-r", min=1, help="Runs of each that count.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of random weights and inputs.")]
-Tiny = Annotated[bool, typer.Option("--tiny", help="Toy widths, every kind of layer kept.")]
+Tiny = Annotated[bool, flag("Toy widths, every kind of layer kept.", "--tiny")]
 Layers = Annotated[
-    int | None,
-    typer.Option("--layers", min=1, help="Only so many layers: the first of each kind, then the first others."),
+    int | None, typer.Option(min=1, help="Only so many layers: the first of each kind, then the first others.")
+]
+Names = Annotated[
+    Strings,
+    typer.Argument(help="Presets, hub ids, families (all their sizes) or folders with a config.json; none: all."),
 ]
 
 
-def the_device(name: str, bandwidth: float | None, flops: float | None) -> Device:
-    """The device of that name, or one of these GB/s and TFLOPS. Raises UsageError unless both are given or neither."""
-    if bandwidth is None and flops is None:
-        return device(name)
-    if bandwidth is None or flops is None or not (0 < bandwidth < math.inf and 0 < flops < math.inf):
-        raise UsageError("--bandwidth (GB/s) and --flops (TFLOPS) go together, and both are above 0")
-    return Device(f"{flops:g} TFLOPS and {bandwidth:g} GB/s", flops * 1e12, bandwidth * 1e9)
+@dataclass(frozen=True)
+class SwapOptions:
+    """What is changed in the models that are named, and how their configs are read."""
+
+    swap: Annotated[
+        Strings,
+        typer.Option(
+            metavar="CHANGE", help="Add each model with a block changed: 'GQA(window=512)', norm=olmo. Repeat."
+        ),
+    ] = None
+    ignore_field: Annotated[
+        Strings, typer.Option(metavar="NAME", help="A field of a folder's config.json to ignore. Repeatable.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class ModelOptions(SwapOptions):
+    """Which models a verb is about."""
+
+    names: Names = None
+
+    def chosen(self, choose: Callable[..., list[Model]] = chosen) -> list[Model]:
+        """The models that are named, by a function of analytic.models."""
+        return choose(self.names or [], self.swap or [], self.ignore_field or [])
+
+
+@dataclass(frozen=True)
+class InferenceOptions(InferenceConfig):
+    """How a model is run: how many sequences, and in which dtypes."""
+
+    batch: Batch = 1
+    weights: Annotated[torch.dtype, dtype_option("--dtype", help="Of the weights. [bfloat16]")] = torch.bfloat16
+    cache: Annotated[torch.dtype, dtype_option("--cache-dtype", help="Of the cache. [bfloat16]")] = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Whose peak rates the ceilings are of: a device by name, or the rates of another."""
+
+    device_spec: Annotated[str, typer.Option(metavar="NAME", help=f"One of {', '.join(roofline.devices())}.")] = "h100"
+    bandwidth: Annotated[float | None, typer.Option(metavar="GB/S", help="Of another device; with --flops.")] = None
+    flops: Annotated[float | None, typer.Option(metavar="TFLOPS", help="Of another device; with --bandwidth.")] = None
+
+    def device(self) -> roofline.Device:
+        """The device. Raises UsageError unless both rates are given or neither, and above 0."""
+        if self.bandwidth is None and self.flops is None:
+            return roofline.device(self.device_spec)
+        bandwidth, flops = self.bandwidth or 0, self.flops or 0
+        if not (0 < bandwidth < math.inf and 0 < flops < math.inf):
+            raise UsageError("--bandwidth (GB/s) and --flops (TFLOPS) go together, and both are above 0")
+        return roofline.Device(f"{flops:g} TFLOPS and {bandwidth:g} GB/s", flops * 1e12, bandwidth * 1e9)
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """How and where to write the rows."""
+
+    format: Annotated[Format, typer.Option(help="How to write the rows.")] = Format.table
+    json: Json = False
+    out: Out = None
+    debug: Debug = False
+
+    def report(self) -> Report:
+        """An empty report."""
+        return Report(Format.json if self.json else self.format, self.out)
+
+
+def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command as typer takes it: with one parameter for each field of the groups of options."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[Parameter] = []
+    for given in signature(command).parameters.values():
+        if group := groups.get(given.name):
+            types = get_type_hints(group, include_extras=True)
+            parameters += [
+                Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
+                for field in fields(group)
+            ]
+        else:
+            parameters.append(given.replace(annotation=hints[given.name]))
+
+    @wraps(command)
+    def call(**values: Any) -> Any:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        return command(**values)
+
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {each.name: each.annotation for each in parameters}
+    return call

@@ -45,7 +45,7 @@ def primer(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("primer") / "copy"
     shutil.copytree(copy, folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "zoo" / "architectures" / "primer.py").write_text(PRIMER, encoding="utf-8")
-    listed, told = folder / "benchmarks/measure/block_list.py", folder / "benchmarks/gallery/static/blocks.md"
+    listed, told = folder / "benchmarks/measure/blocks.py", folder / "benchmarks/gallery/static/blocks.md"
     text = listed.read_text(encoding="utf-8")
     entry = '        "SwiGLU": dense,\n'
     assert entry in text
@@ -162,7 +162,7 @@ def test_what_a_mixture_cannot_be_made_of_is_said(primer: Path, swap: str, says:
 
 def test_the_block_is_listed_told_of_and_composed(primer: Path) -> None:
     """The tests that notice a block without a line, and those that draw random models from the registry."""
-    notice = ["test_no_kind_of_block_is_forgotten", "test_every_kind_of_block_is_in_the_text"]
+    notice = ["test_no_kind_of_block_is_forgotten", "test_text_mentions_every_kind_of_block"]
     compose = ["test_every_block_is_composed", "test_formulas_are_the_built_modules", "test_every_field_of_every_block"]
     ran = passed_in(primer, "tests", "-k", " or ".join([*notice, *compose]))
     assert ran.keys() == {

@@ -1,4 +1,4 @@
-"""Every architecture computes what the released implementation computes, and a spec changed in one field does not."""
+"""Logits of every architecture equal the released implementation's; those of a spec with one changed field differ."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def model(case: Case) -> nn.Module:
 
 
 def test_the_toy_stands_for_the_released_model(name: str, model: nn.Module, case: Case) -> None:
-    """Its plan holds as many kinds of layers, the loader read the very spec, and the logits are no noise."""
+    """It has as many distinct layers, loading gives its spec, and the logits are of realistic size."""
     full, small = zoo.spec(name), zoo.spec(name, tiny=True)
     assert model.spec == small
     assert len(set(full.layers)) == len(set(small.layers))
@@ -81,7 +81,7 @@ def test_logits_without_a_cache(model: nn.Module, case: Case) -> None:
 
 @torch.no_grad()
 def test_bfloat16_is_as_near_as_the_reference_in_bfloat16(case: Case) -> None:
-    """To float32, at the median position: a router's near tie may turn, and then all of that position differs."""
+    """Error to float32 at the median position: where a router's near tie flips, the whole position differs."""
     model = weights.load(case.folder, dtype=torch.bfloat16)
     ours, theirs = ((each.float() - case.logits).abs().amax(-1).median() for each in (model(case.tokens), case.coarse))
     assert ours <= 1.5 * theirs
@@ -89,7 +89,7 @@ def test_bfloat16_is_as_near_as_the_reference_in_bfloat16(case: Case) -> None:
 
 @torch.no_grad()
 def test_every_mutant_is_found(name: str, model: nn.Module, case: Case) -> None:
-    """One field of the spec changed, the same weights: off by at least 50 times the bound, for each of the changes."""
+    """Each spec with one changed field, on the same weights, is off by at least 50 times the bound."""
     off = {label: _distance(mutant, model, case) for label, mutant in mutants(model.spec)}
     assert len(off) >= 3
     survivors = {label: distance for label, distance in off.items() if not distance >= 50 * case.bound}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from weights.reference import plot as plot_module
 from weights.reference.comparison import parity
-from weights.reference.table import table
+from weights.reference.report import check_plot, write_plot
 from zoo.cli.runner import Debug, Out, emit, run
 from zoo.cli.tables import document
 
@@ -36,10 +34,10 @@ def main(
         bool, typer.Option("--streaming", help="Hold one layer at a time, for models too large for memory.")
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a source on the hub.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Take from the download cache only.")] = False,
-    ignore_field: Annotated[list[str] | None, typer.Option(help="A field of the config to vouch for.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use the download cache only.")] = False,
+    ignore_field: Annotated[list[str] | None, typer.Option(help="A field of the config to ignore.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the error against position: .png or .svg.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON, each position by itself.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON, with each position.")] = False,
     out: Out = None,
     debug: Debug = False,
 ) -> int:
@@ -47,12 +45,13 @@ def main(
 
     Exit code 1 if they differ by more than rounding. Everything runs on the CPU.
     """
-    handler = logging.StreamHandler()
-    handler.addFilter(_fresh())  # a source that is streamed is opened again and again
+    handler, logged = logging.StreamHandler(), dict[str, logging.LogRecord]()
+    # A streamed source is opened again for every layer: each message is shown once.
+    handler.addFilter(lambda record: logged.setdefault(record.getMessage(), record) is record)
     logging.basicConfig(format="%(message)s", handlers=[handler])
     logging.getLogger("weights").setLevel(logging.INFO)
     if plot is not None:
-        plot_module.check(plot)
+        check_plot(plot)
     report = parity(
         source,
         tokens=tokens,
@@ -65,22 +64,10 @@ def main(
         offline=offline,
         ignore_fields=ignore_field or (),
     )
-    emit(document(report.as_dict()) if as_json else table(report), out)
+    emit(document(report.as_dict()) if as_json else str(report), out)
     if plot is not None:
-        plot_module.plot(report, plot)
+        write_plot(report, plot)
     return 0 if report.passed else 1
-
-
-def _fresh() -> Callable[[logging.LogRecord], bool]:
-    """Whether a note has not been made before."""
-    said: set[str] = set()
-
-    def fresh(record: logging.LogRecord) -> bool:
-        before = len(said)
-        said.add(record.getMessage())
-        return len(said) > before
-
-    return fresh
 
 
 if __name__ == "__main__":

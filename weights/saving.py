@@ -1,7 +1,7 @@
 """Saving a model as a folder in Hugging Face layout, which `weights.load` and the reference implementation read.
 
-The folder takes its name when all of it is on disk, so there is never half of one. Tensors are written one at a time,
-in the layout of the released files, by the rules that reading goes by.
+The folder gets its name when all of it is on disk, so that it is never there in part. Tensors are written one at a
+time, in the layout of the released files, by the rules that loading reads them with.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
-from math import prod
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -21,134 +20,122 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weights.formats.hf_folder import CONFIG, INDEX, SINGLE, WORDS
-from weights.matching import Entry, TensorMapping, listed, match
+from weights.formats.hf_folder import CONFIG, DTYPES, INDEX, SINGLE
+from weights.formats.safetensors_header import DTYPES as SAFETENSORS_DTYPES
+from weights.matching import StoredTensor, layout, listed, match
 from zoo import catalog
 from zoo.catalog import to_hf
 from zoo.errors import NotAvailable, UsageError
-from zoo.hf.checkpoint_layout import COMMON
 from zoo.model.decoder import Model
+from zoo.units import dtype_name
 
+SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 log = logging.getLogger(__name__)
-
-CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-NAMES = {dtype: word for word, dtype in WORDS.items()}
 
 
 def save(model: Model, folder: str | Path, *, shard_bytes: int = 5_000_000_000) -> None:
     """Write a model to a new folder: config.json and safetensors, in files of at most `shard_bytes` of tensors each.
 
-    A larger tensor has a file of its own; with several files there is an index. Every number is stored in the dtype it
-    has, a tied head not at all. The tokenizer is no part of a model: it and generation_config.json are yours to add.
+    A larger tensor gets a file of its own; several files get an index. Every tensor keeps its dtype; a tied head is not
+    stored. The tokenizer is not part of a model: add its files and generation_config.json yourself.
 
-    Raises SpecError for a model that no published config says, UsageError for a folder that holds something already, or
-    for a model without weights or with other parameters than its spec says, NotAvailable where the disk fails.
+    Raises SpecError for a model that no published config can describe, UsageError for a folder that already holds
+    something, or for a model without weights or with other parameters than its spec says, NotAvailable where the disk
+    fails.
     """
     if shard_bytes < 1:
-        raise UsageError(f"shard_bytes={shard_bytes} is below 1")
-    config, parameters, moves = _planned(model)
-    shards = list(_shards((entry for move in moves for entry in _entries(move, parameters)), shard_bytes))
-    tensors = chain.from_iterable(_written(move, parameters) for move in moves)
-    with _appearing(Path(folder), sum(map(_nbytes, chain(*shards)))) as fresh:
+        raise UsageError(f"shard_bytes must be at least 1, got {shard_bytes}")
+    config, entries, tensors = _checkpoint(model)
+    shards = list(_shards(entries, shard_bytes))
+    with _new_folder(Path(folder), _nbytes(entries)) as fresh:
         _write_json(fresh / CONFIG, config)
         _write_shards(fresh, shards, tensors)
 
 
-def described(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config.json and the tensors by name that `save` would write. What is stored as it is held is the parameter
-    itself, not a copy. Raises as `save` does."""
-    config, parameters, moves = _planned(model)
-    written = ((_entries(move, parameters), _written(move, parameters)) for move in moves)
-    return config, {entry.name: tensor for pair in written for entry, tensor in zip(*pair, strict=True)}
+def to_checkpoint(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config.json that `save` would write, and the tensors by name. One that is stored as the model holds it is the
+    parameter itself, not a copy. Raises as `save` does."""
+    config, entries, tensors = _checkpoint(model)
+    return config, {entry.name: tensor for entry, tensor in zip(entries, tensors, strict=True)}
 
 
-def _planned(model: Model) -> tuple[dict[str, Any], dict[str, Tensor], list[TensorMapping]]:
-    """The config.json, the parameters, and which of them become which tensors."""
+def _checkpoint(model: Model) -> tuple[dict[str, Any], list[StoredTensor], Iterator[Tensor]]:
+    """The config.json, what will be stored, and the tensors themselves, each made when it is asked for."""
     parameters = _parameters(model)
-    config = to_hf(model.spec) | {"dtype": NAMES[model.embed.weight.dtype]}
-    rules = (*getattr(catalog.family_of(config), "WEIGHTS", ()), *COMMON)
-    return config, parameters, match(model.spec, parameters, rules, stored=())  # nothing to go by: as in released files
+    config = to_hf(model.spec) | {"dtype": dtype_name(model.embed.weight.dtype)}
+    mappings = match(model.spec, parameters, layout(catalog.family_of(config)), stored=())  # as in released files
+    meta = {name: parameter.to("meta") for name, parameter in parameters.items()}
+    entries = [
+        StoredTensor(name, shape, parameters[mapping.module_names[0]].dtype)
+        for mapping in mappings
+        for name, shape in mapping.expected(meta).items()
+    ]
+    return config, entries, chain.from_iterable(mapping.write(parameters) for mapping in mappings)
 
 
-def _write_shards(folder: Path, shards: list[list[Entry]], tensors: Iterator[Tensor]) -> None:
-    """The files, which take the tensors in turn, and their index where there are several."""
+def _parameters(model: Model) -> dict[str, Tensor]:
+    """The parameters by name. Raises UsageError unless they are those that loading would make for the spec."""
+    held = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    dtype = model.embed.weight.dtype
+    if any(parameter.is_meta for parameter in held.values()):
+        raise UsageError("a model on the meta device has no weights to save")
+    if dtype not in DTYPES.values():
+        raise UsageError(f"a model in {dtype} cannot be saved, only one in {', '.join(DTYPES)}: model.to(...) first")
+    expected = dict(catalog.allocate(model.spec, "meta", dtype).named_parameters())
+    both = {name: (_type(held.get(name)), _type(expected.get(name))) for name in (*expected, *held)}
+    if wrong := [f"{name} ({got} instead of {wanted})" for name, (got, wanted) in both.items() if got != wanted]:
+        raise UsageError(f"the model is not what its spec says: {listed(wrong)}")
+    return held
+
+
+def _type(parameter: Tensor | None) -> str:
+    return "none" if parameter is None else f"{dtype_name(parameter.dtype)} {list(parameter.shape)}"
+
+
+def _nbytes(entries: Iterable[StoredTensor]) -> int:
+    return sum(entry.nbytes for entry in entries)
+
+
+def _shards(entries: Iterable[StoredTensor], max_bytes: int) -> Iterator[list[StoredTensor]]:
+    """Runs of at most `max_bytes`, and of at least one tensor."""
+    shard: list[StoredTensor] = []
+    total = 0
+    for entry in entries:
+        if shard and total + entry.nbytes > max_bytes:
+            yield shard
+            shard, total = [], 0
+        shard.append(entry)
+        total += entry.nbytes
+    yield shard
+
+
+def _write_shards(folder: Path, shards: list[list[StoredTensor]], tensors: Iterator[Tensor]) -> None:
+    """The files, which take the tensors in turn, and an index where there are several."""
     index: dict[str, str] = {}
     for i, shard in enumerate(shards):
         name = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
         _write_safetensors(folder / name, shard, islice(tensors, len(shard)))
-        log.info("%s: %d tensors, %.2f GB", name, len(shard), sum(map(_nbytes, shard)) / 1e9)
+        log.info("%s: %d tensors, %.2f GB", name, len(shard), _nbytes(shard) / 1e9)
         index |= {entry.name: name for entry in shard}
     if len(shards) > 1:
-        size = {"total_size": sum(map(_nbytes, chain(*shards)))}
+        size = {"total_size": sum(map(_nbytes, shards))}
         _write_json(folder / INDEX, {"metadata": size, "weight_map": dict(sorted(index.items()))})
 
 
-def _parameters(model: Model) -> dict[str, Tensor]:
-    """The parameters by name. Raises UsageError unless they are what reading them back would make of the spec."""
-    held: dict[str, Tensor] = dict(model.named_parameters())
-    dtype = model.embed.weight.dtype
-    if any(parameter.is_meta for parameter in held.values()):
-        raise UsageError("a model on the meta device has no weights to save")
-    if dtype not in NAMES:
-        raise UsageError(f"a model in {dtype} cannot be saved, only one in {', '.join(WORDS)}: model.to(...) first")
-    meant = dict(catalog.allocate(model.spec, "meta", dtype).named_parameters())
-    forms = {name: (_form(held.get(name)), _form(meant.get(name))) for name in (*meant, *held)}
-    odd = [f"{name} ({given} instead of {form})" for name, (given, form) in forms.items() if given != form]
-    if odd:
-        raise UsageError(f"the model is not what its spec says: {listed(odd)}")
-    return held
-
-
-def _form(parameter: Tensor | None) -> str:
-    if parameter is None:
-        return "none"
-    return f"{str(parameter.dtype).removeprefix('torch.')} {list(parameter.shape)}"
-
-
-def _entries(move: TensorMapping, parameters: dict[str, Tensor]) -> Iterator[Entry]:
-    """What a move will store."""
-    shapes = move.expected({name: parameters[name].to("meta") for name in move.ours})
-    return (Entry(name, shape, parameters[move.ours[0]].dtype) for name, shape in shapes.items())
-
-
-def _written(move: TensorMapping, parameters: dict[str, Tensor]) -> Iterable[Tensor]:
-    """The tensors themselves, in the same order."""
-    return move.rule.write([parameters[name].detach() for name in move.ours], move.layer)
-
-
-def _nbytes(entry: Entry) -> int:
-    assert entry.dtype is not None
-    return prod(entry.shape) * entry.dtype.itemsize
-
-
-def _shards(entries: Iterable[Entry], most: int) -> Iterator[list[Entry]]:
-    """Runs of at most `most` bytes, and of at least one tensor."""
-    shard: list[Entry] = []
-    held = 0
-    for entry in entries:
-        if shard and held + _nbytes(entry) > most:
-            yield shard
-            shard, held = [], 0
-        shard.append(entry)
-        held += _nbytes(entry)
-    yield shard
-
-
-def _write_safetensors(path: Path, entries: Iterable[Entry], tensors: Iterable[Tensor]) -> None:
-    """A safetensors file, holding one tensor at a time. (The library's own writer takes all of a file's at once.)"""
+def _write_safetensors(path: Path, entries: Iterable[StoredTensor], tensors: Iterable[Tensor]) -> None:
+    """A safetensors file, written one tensor at a time. (The library's own writer takes all of a file's at once.)"""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for entry in entries:
         assert entry.dtype is not None
-        start, end = end, end + _nbytes(entry)
-        header[entry.name] = {"dtype": CODES[entry.dtype], "shape": entry.shape, "data_offsets": [start, end]}
+        start, end = end, end + entry.nbytes
+        extent = {"shape": entry.shape, "data_offsets": [start, end]}
+        header[entry.name] = {"dtype": SAFETENSORS_NAMES[entry.dtype], **extent}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors are aligned
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.writelines(map(_bytes, tensors))  # which lets go of each before it asks for the next
-        file.flush()
-        os.fsync(file.fileno())
+        file.writelines(map(_bytes, tensors))  # writelines drops each tensor before it asks for the next
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -156,40 +143,38 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def _appearing(place: Path, nbytes: int) -> Iterator[Path]:
-    """A folder to write `nbytes` into, beside `place` and hidden. It is `place` in the end, or gone after an error."""
-    if place.is_file() or (place.is_dir() and any(place.iterdir())):
-        raise UsageError(f"{place} is there already, and nothing is written over it: give another name, or remove it")
-    parent = place.absolute().parent
-    fresh = parent / f".{place.name}.{token_hex(4)}"
+def _new_folder(target: Path, nbytes: int) -> Iterator[Path]:
+    """A hidden folder beside `target` to write `nbytes` into. In the end it is renamed to `target`, or removed."""
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UsageError(f"{target} is there already, and nothing is overwritten: give another name, or remove it")
+    parent = target.absolute().parent
+    fresh = parent / f".{target.name}.{token_hex(4)}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(parent).free
         if free < nbytes:
-            raise NotAvailable(f"{place} needs {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there")
+            raise NotAvailable(f"{target} needs {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there")
         fresh.mkdir()
         try:
             yield fresh
-            _sync(fresh)
-            fresh.rename(place)  # which fails if something has come to be there meanwhile
+            for path in (*fresh.iterdir(), fresh):
+                _sync(path)
+            fresh.rename(target)  # fails if something has been written there meanwhile
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
         _sync(parent)
     except OSError as error:
-        raise NotAvailable(f"{place} cannot be written: {error.strerror or error}") from error
+        raise NotAvailable(f"{target} cannot be written: {error.strerror or error}") from error
 
 
-def _sync(folder: Path) -> None:
-    """See to it that the names in a folder are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Flush a file's bytes, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,7 +1,7 @@
-"""From the name of a source to what is here: a folder, a .gguf file, a repository of the Hugging Face Hub in the cache.
+"""The name of a source -> its place on disk: a folder, a .gguf file, a downloaded repository of the Hugging Face Hub.
 
-A repository is fetched by huggingface_hub into its own cache, with its progress bar and its settings (HF_HOME,
-HF_TOKEN, HF_HUB_OFFLINE, HF_ENDPOINT), and only the files that are read here.
+huggingface_hub downloads a repository into its own cache, with its progress bar and its settings (HF_HOME, HF_TOKEN,
+HF_HUB_OFFLINE, HF_ENDPOINT). Only the files that are read here are downloaded.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from weights.formats.fp8_mxfp4 import MODELOPT, check_scheme
 from weights.formats.hf_folder import CONFIG, GENERATION, INDEX, SINGLE, weight_map
-from weights.formats.quantization import MODELOPT, check_config
+from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
+from weights.tokenizer import OLDER_TEMPLATE, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from zoo import catalog
 from zoo.errors import NotAvailable, UsageError, ZooError, enough
 
-TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
-SMALL = (CONFIG, GENERATION, INDEX, TOKENIZER, "tokenizer_config.json", TEMPLATE, "chat_template.json", MODELOPT)
-NAME = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
+SMALL_FILES = (CONFIG, GENERATION, INDEX, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, OLDER_TEMPLATE, MODELOPT)
+HUB_ID = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
 log = logging.getLogger(__name__)
 
 
 def locate(source: str | Path, revision: str | None = None, offline: bool = False) -> Path:
     """The folder or file of a source: a path, a preset, or a repository, "org/name" or "org/name@revision".
 
-    A repository's name and the commit that it was resolved to are logged. `offline` asks nothing of the network.
-    Raises UsageError for a revision of what has none, and NotAvailable, with what to do, for what cannot be had.
+    The repository's name and its resolved commit are logged. `offline` makes no network requests. Raises UsageError for
+    a revision of a path, and NotAvailable, with what to do, for what cannot be found or downloaded.
     """
     path = Path(source)
     if path.exists():
         if revision is not None:
-            raise UsageError(f"{source} has no revisions: revision={revision!r} says nothing there")
+            raise UsageError(f"{source} is a path and has no revisions, got revision={revision!r}")
         return path
     name, _, at = str(source).partition("@")
     if at and revision not in (None, at):
@@ -41,8 +42,8 @@ def locate(source: str | Path, revision: str | None = None, offline: bool = Fals
 
 
 def repository(name: str) -> str:
-    """The hub id that a name stands for: itself, or that of a preset. Raises NotAvailable where it is neither."""
-    if NAME.fullmatch(name) and not name.startswith(".") and not name.endswith(".gguf"):
+    """The hub id of a name: itself, or the preset's. Raises NotAvailable where it is neither."""
+    if HUB_ID.fullmatch(name) and not name.startswith(".") and not name.endswith(".gguf"):
         return name
     try:
         return catalog.sizes()[catalog.resolve(name)].hub
@@ -54,40 +55,36 @@ def repository(name: str) -> str:
 
 
 def download(repo: str, revision: str | None, offline: bool) -> Path:
-    """The cache's folder of a repository, with all files that are read of it."""
-    folder = _snapshot(repo, revision, SMALL, offline)
+    """The folder in the download cache that holds all the files of a repository that are read here."""
+    folder = _snapshot(repo, revision, SMALL_FILES, offline)
     log.info("%s at commit %s", repo, folder.name)
-    check_config(folder)  # before gigabytes are fetched that cannot be read
+    if (folder / CONFIG).exists():  # before gigabytes are downloaded that cannot be read
+        check_scheme(folder, read_json(member(folder, CONFIG), CONFIG_LIMIT))
     shards = sorted(set(weight_map(folder).values())) if (folder / INDEX).exists() else [SINGLE]
     if not _is_offline(offline):
-        _snapshot(repo, folder.name, (*SMALL, *shards), offline)
-    absent = [name for name in (CONFIG, *shards) if not (folder / name).exists()]
-    if absent:
-        where = "the repository; see what it holds, or take another revision"
-        if _is_offline(offline):
-            where = f"the download cache, and {_why(offline)} forbids to fetch; fetch once without it"
+        _snapshot(repo, folder.name, (*SMALL_FILES, *shards), offline)
+    if absent := [name for name in (CONFIG, *shards) if not (folder / name).exists()]:
+        in_repository = "the repository; see which files it has, or take another revision"
+        where = _not_cached(offline) if _is_offline(offline) else in_repository
         raise NotAvailable(f"{repo} at commit {folder.name}: {enough(absent)} not in {where}")
     return folder
 
 
 def _snapshot(repo: str, revision: str | None, files: Iterable[str], offline: bool) -> Path:
-    """The cache's folder of a repository, with those of these files that it has."""
-    from huggingface_hub import snapshot_download  # only here: it takes a third of a second
+    """The folder in the download cache, with those of these files that the repository has."""
+    from huggingface_hub import snapshot_download  # here, since it takes a third of a second
     from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
-        """The hub's own, but none where stderr is no terminal."""
+        """The hub's progress bar, disabled where stderr is not a terminal."""
 
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **{"disable": None, **settings})  # type: ignore[no-untyped-call]
 
     try:
-        return Path(
-            snapshot_download(
-                repo, revision=revision, allow_patterns=list(files), local_files_only=offline, tqdm_class=Bar
-            )
-        )
-    except Exception as error:  # its own, those of its HTTP library, the system's: all of them are the outside's
+        options: dict[str, Any] = dict(allow_patterns=list(files), local_files_only=offline, tqdm_class=Bar)
+        return Path(snapshot_download(repo, revision=revision, **options))
+    except Exception as error:  # the hub's own errors, its HTTP library's and the system's: all are external
         raise NotAvailable(f"{repo}{f'@{revision}' if revision else ''}: {_reason(error, repo, offline)}") from error
 
 
@@ -97,34 +94,34 @@ def _is_offline(offline: bool) -> bool:
     return offline or constants.HF_HUB_OFFLINE
 
 
-def _why(offline: bool) -> str:
-    return "--offline (offline=)" if offline else "HF_HUB_OFFLINE"
+def _not_cached(offline: bool) -> str:
+    option = "--offline (offline=)" if offline else "HF_HUB_OFFLINE"
+    return f"the download cache, and {option} forbids to fetch; fetch once without it"
 
 
 def _reason(error: Exception, repo: str, offline: bool) -> str:
-    """Why a repository cannot be had, and what to do about it."""
+    """Why a repository cannot be downloaded, and what to do about it."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{repo}"
     login = "`hf auth login` or HF_TOKEN"
     match error:
         case errors.GatedRepoError():
-            return f"access is gated; ask for it at {page}, then say who you are with {login}"
+            return f"access is gated; ask for it at {page}, then log in with {login}"
         case errors.RepositoryNotFoundError():
-            return f"there is no such repository, or it is private; see {page}, or say who you are with {login}"
+            return f"there is no such repository, or it is private; see {page}, or log in with {login}"
         case errors.RevisionNotFoundError():
             return f"there is no such revision; see the branches, tags and commits at {page}/commits/main"
         case errors.LocalEntryNotFoundError() if _is_offline(offline):
             missing = re.search(r"files?\(?s?\)? are missing \((.*?)\)\.", str(error))
-            what = f"{missing[1]} not in the download cache" if missing else "not in the download cache"
-            return f"{what}, and {_why(offline)} forbids to fetch; fetch once without it"
+            return f"{missing[1] if missing else ''} not in {_not_cached(offline)}".lstrip()
         case errors.LocalEntryNotFoundError():
-            return f"not in the download cache, and the hub cannot be reached: {_told(error.__cause__ or error)}"
+            return f"not in the download cache, and the hub cannot be reached: {_first_line(error.__cause__ or error)}"
         case OSError() if error.errno is not None:
             return f"cannot be stored in {constants.HF_HUB_CACHE}: {error.strerror}"
         case _:
-            return f"the hub does not answer as it should: {_told(error)}"
+            return f"unexpected answer of the hub: {_first_line(error)}"
 
 
-def _told(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

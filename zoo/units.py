@@ -1,29 +1,29 @@
-"""Numbers as people read them."""
+"""Counts, bytes and dtypes as text."""
 
 from __future__ import annotations
 
 
 def format_count(number: float) -> str:
-    """A number of things in three digits: 671.0B, 8.03B, 268M."""
+    """A count in three digits: 671B, 8.03B, 268M, 12."""
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= unit:
-            return _three(number / unit) + name
-    return _three(number)
+            return _three_digits(number / unit) + name
+    return _three_digits(number)
 
 
 def format_bytes(nbytes: float) -> str:
     """Bytes in binary units: 16.0 GiB, 416 MiB, 0 B."""
     for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if abs(nbytes) >= unit:
-            return f"{_three(nbytes / unit)} {name}"
+            return f"{_three_digits(nbytes / unit)} {name}"
     return f"{nbytes:.0f} B"
 
 
-def _three(number: float) -> str:
+def _three_digits(number: float) -> str:
     digits = 0 if number >= 100 or number == int(number) else 1 if number >= 10 else 2
     return f"{number:.{digits}f}"
 
 
 def dtype_name(dtype: object) -> str:
-    """float32, bfloat16, ..."""
+    """A torch dtype's name: float32, bfloat16, ..."""
     return str(dtype).removeprefix("torch.")

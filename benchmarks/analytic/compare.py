@@ -7,84 +7,84 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
-from benchmarks.analytic.costs import about
-from benchmarks.analytic.flops import PHASES
-from benchmarks.analytic.kv import Setting
-from benchmarks.analytic.models import Model
-from benchmarks.analytic.roofline import Device
-from zoo.blocks import Layer
+from benchmarks.analytic.kv import InferenceConfig
+from benchmarks.analytic.models import Model, Row, about
+from benchmarks.analytic.params import FFN_PARTS
+from benchmarks.analytic.roofline import PHASES, Device
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
 from zoo.swaps.rebuild import aliases
 
-LEAVES = ("rope", "norm", "router", "act")  # slots whose specs are said in words, not field by field
+DESCRIBED_ROLES = ("rope", "norm", "router", "act")  # specs of these roles are one value, not one for each field
 KV_CONTEXTS = (4 * 1024, 32 * 1024, 128 * 1024)
-Row = dict[str, Any]
-Values = dict[str, Counter[Any]]  # a field -> its values, each as often as layers have it
+PAIRS = (
+    ("llama3.1-8b", "olmo2-7b"),
+    ("olmo2-32b", "gemma3-27b"),
+    ("gemma3-27b", "mistral-small-3.1-24b"),
+    ("llama3.2-1b", "qwen3-0.6b"),
+    ("deepseek-v3-671b", "qwen3-235b-a22b"),
+    ("smollm3-3b", "qwen3-4b"),
+)  # those of docs/comparisons.md
+FieldValues = dict[str, Counter[Any]]  # field path -> value -> in how many layers
 
 
 def difference_rows(first: Model, second: Model) -> list[Row]:
-    """One row for each field of the specs whose values differ, or stand in another share of the layers.
+    """One row for each field of the specs whose values differ, or are those of another share of the layers.
 
-    Not for an option that is off in one of them and that the block in the other does not have.
+    An option that is off in one model makes no row where the other model's block has no such option.
     """
-    a, b = described(first.spec), described(second.spec)
+    a, b = field_values(first.spec), field_values(second.spec)
     return [
-        {"table": "differences", **both(first, second), "field": field, "value": x, "other": y}
+        {"table": "differences", **about_pair(first, second), "field": field, "value": x, "other": y}
         for field in sorted({*a, *b}, key=_order(a, b))
-        if _shares(a.get(field)) != _shares(b.get(field)) and not _off(a.get(field), b.get(field))
-        for x, y in [_told(a.get(field), b.get(field))]
+        if _shares(a.get(field)) != _shares(b.get(field)) and not _is_off(a.get(field), b.get(field))
+        for x, y in [_described_apart(a.get(field), b.get(field))]
     ]
 
 
-def both(first: Model, second: Model) -> Row:
-    """What a row says of two models first."""
+def about_pair(first: Model, second: Model) -> Row:
+    """The keys that begin every row about two models."""
     return {**about(first), "against": second.label, "against_swap": second.swap}
 
 
-def described(spec: Decoder) -> Values:
-    """Every field of a spec, by its path: of the whole model once, of layers as often as there are layers."""
-    values: Values = {"layers": Counter([len(spec.layers)])}
+def field_values(spec: Decoder) -> FieldValues:
+    """The values of every field of a spec, by its path. Fields of the whole model are counted once."""
+    values: FieldValues = {"layers": Counter([len(spec.layers)])}
     for field in fields(spec):
         if field.name not in ("layers", "norm"):
             values[field.name] = Counter([getattr(spec, field.name)])
     for layer, number in Counter(spec.layers).items():
-        for path, value in _of_layer(layer):
+        branches = {"attn": layer.attn, "ffn": layer.ffn}
+        found = [pair for role, branch in branches.items() for pair in _of_block(role, branch.block)]
+        for branch in branches.values():
+            found += [("norm placement", f"{branch.placement}: {branch.formula}")]
+            found += [("norm", norm) for norm in branch.norms()]
+        for path, value in found:
             values.setdefault(path, Counter())[value] += number
     values["norm"][spec.norm] += 1
     return values
 
 
-def _of_layer(layer: Layer) -> Iterator[tuple[str, Any]]:
-    branches = {"attn": layer.attn, "ffn": layer.ffn}
-    for slot, branch in branches.items():
-        yield from _of(slot, branch.block)
-    for branch in branches.values():
-        yield "norm placement", f"{branch.placement}: {branch.formula}"
-        yield from (("norm", norm) for norm in branch.norms())
-
-
-def _of(path: str, spec: Spec) -> Iterator[tuple[str, Any]]:
-    """A block's kind under its path, then its fields, and those of the blocks in it."""
+def _of_block(path: str, spec: Spec) -> Iterator[tuple[str, Any]]:
+    """(path, value) of a block's kind, of its fields, and of those of the blocks in it."""
     yield path, " ".join(word for word in aliases(spec) if word != "SWA")
     for field in fields(spec):
-        value = getattr(spec, field.name)
-        inner = f"{path}.{field.name}"
-        if isinstance(value, Spec) and value.role not in LEAVES:
-            yield from _of(inner, value)
+        value, inner = getattr(spec, field.name), f"{path}.{field.name}"
+        if isinstance(value, Spec) and value.role not in DESCRIBED_ROLES:
+            yield from _of_block(inner, value)
         else:
             yield inner, value
 
 
-def _order(a: Values, b: Values) -> Callable[[str], tuple[int, int]]:
-    """Fields as the specs hold them, those of one part together."""
+def _order(a: FieldValues, b: FieldValues) -> Callable[[str], tuple[int, int]]:
+    """Sort key: fields in the order of the specs, with those of one part together."""
     order = list(dict.fromkeys([*a, *b]))
     parts = list(dict.fromkeys(field.partition(".")[0] for field in order))
     return lambda field: (parts.index(field.partition(".")[0]), order.index(field))
 
 
-def _off(a: Counter[Any] | None, b: Counter[Any] | None) -> bool:
-    """Whether one side has no such field and the other does not use it."""
+def _is_off(a: Counter[Any] | None, b: Counter[Any] | None) -> bool:
+    """Whether one model has no such field and the other does not use it."""
     return (a is None or b is None) and {*(a or b or ())} <= {None, False}
 
 
@@ -92,13 +92,13 @@ def _shares(values: Counter[Any] | None) -> dict[Any, float]:
     return {value: number / values.total() for value, number in values.items()} if values else {}
 
 
-def _told(a: Counter[Any] | None, b: Counter[Any] | None) -> tuple[str | None, str | None]:
-    """Both sides in words; specs that the same words stand for are told by all their fields."""
-    x, y = _words(a, _shown), _words(b, _shown)
-    return (_words(a, repr), _words(b, repr)) if x == y else (x, y)
+def _described_apart(a: Counter[Any] | None, b: Counter[Any] | None) -> tuple[str | None, str | None]:
+    """Both sides as text; specs with equal descriptions are shown with all their fields."""
+    x, y = _text(a, _shown), _text(b, _shown)
+    return (_text(a, repr), _text(b, repr)) if x == y else (x, y)
 
 
-def _words(values: Counter[Any] | None, show: Any) -> str | None:
+def _text(values: Counter[Any] | None, show: Callable[[Any], str]) -> str | None:
     if values is None:
         return None
     if len(values) == 1:
@@ -114,39 +114,38 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def figure_rows(first: Model, second: Model, context: int, setting: Setting, device: Device) -> list[Row]:
-    """One row for each cost in which the two differ: both values and the second over the first."""
-    mine, others = (costs(model.spec, context, setting, device) for model in (first, second))
+def figure_rows(first: Model, second: Model, context: int, config: InferenceConfig, device: Device) -> list[Row]:
+    """One row for each cost in which the two differ: both values, and the ratio of the second to the first."""
+    pairs = zip(*(costs(model.spec, context, config, device) for model in (first, second)), strict=True)
     return [
         {
             "table": "figures",
-            **both(first, second),
+            **about_pair(first, second),
             "figure": figure,
             "unit": unit,
             "value": a,
             "other": b,
             "ratio": b / a if a else None,
         }
-        for (figure, unit, a), (_, _, b) in zip(mine, others, strict=True)
+        for (figure, unit, a), (_, _, b) in pairs
         if a != b
     ]
 
 
-def costs(spec: Decoder, context: int, setting: Setting, device: Device) -> Iterator[tuple[str, str, float]]:
-    """(figure, unit, value) of one model: all that two are compared in."""
+def costs(spec: Decoder, context: int, config: InferenceConfig, device: Device) -> Iterator[tuple[str, str, float]]:
+    """(figure, unit, value) of one model: the costs that two models are compared in."""
+    parts = spec.param_breakdown()
     yield "parameters", "parameters", spec.params()
     yield "active parameters", "parameters", spec.active_params()
-    parts = spec.param_breakdown()
-    outside = parts["embedding"] + parts["head"]
-    yield "in embedding and head", "parameters", outside
+    yield "in embedding and head", "parameters", parts["embedding"] + parts["head"]
     yield "in attention", "parameters", parts.get("attn", 0)
-    yield "in feed-forwards", "parameters", sum(parts.get(part, 0) for part in ("ffn", "routed", "shared", "router"))
-    fixed, per_token = spec.kv_growth(setting.cache)
+    yield "in feed-forwards", "parameters", sum(parts.get(part, 0) for part in FFN_PARTS)
+    fixed, per_token = spec.kv_growth(config.cache)
     yield "KV cache, fixed", "bytes", fixed
-    yield "KV cache, each token", "bytes", per_token
+    yield "KV cache per token", "bytes", per_token
     for tokens in KV_CONTEXTS:
-        yield f"KV cache at {tokens // 1024}k", "bytes", spec.kv_bytes(tokens, setting.batch, setting.cache)
+        yield f"KV cache at {tokens // 1024}k", "bytes", spec.kv_bytes(tokens, config.batch, config.cache)
     for name, phase in PHASES.items():
-        work = phase(spec, context, setting.batch, setting.weights, setting.cache)
-        yield f"{name}, FLOPs a token", "FLOPs", work.flops / work.tokens
+        work = phase(spec, context, config.batch, config.weights, config.cache)
+        yield f"{name}, FLOPs per token", "FLOPs", work.flops / work.tokens
         yield f"{name}, ceiling", "tokens/s", work.tokens_per_s(device)

@@ -1,58 +1,110 @@
-"""Parameters by part: rows of exact integers that add up, and how they relate to what others print."""
+"""Rows of parameters: the costs of the main table, the total by part, and why the Hub and a name say another number.
+
+data/hub.json holds the presets whose total on the Hub differs from ours: that `total` (over the headers of the
+safetensors files), the parameters in it that are stored `beside` the text model, and a `note` on other totals there.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from benchmarks.analytic import hub
-from benchmarks.analytic.costs import about
-from benchmarks.analytic.models import Model
+from benchmarks.analytic.models import Model, Row, about
 from zoo.model.layer_pattern import labels
 
-PARTS = ("embedding", "head", "attn", "ffn", "routed", "shared", "router", "norm")
+HUB_DATA = Path(__file__).parents[1] / "data" / "hub.json"
+FLOPS_CONTEXT = 4096  # tokens
+KV_CONTEXT, MAX_KV_CONTEXT = 32 * 1024, 128 * 1024  # tokens
+OUTSIDE_LAYERS = ("embedding", "head")
+FFN_PARTS = ("ffn", "routed", "shared", "router")
+LAYER_PARTS = ("attn", *FFN_PARTS, "norm")
+PARTS = (*OUTSIDE_LAYERS, *LAYER_PARTS)
+NAME_UNITS = {"b": 10**9, "m": 10**6}
 
 
-def rows(models: Iterable[Model]) -> list[dict[str, Any]]:
-    """One row for each model: `params`, and the same by part, which add up to it.
+def cost_row(model: Model) -> Row:
+    """The main table's row: parameters, FLOPs of one token, and cache bytes of one sequence in bfloat16.
 
-    `hub_params` is what the Hub shows of a published size, by `hub_beside` more than `params`; `name_params` and
-    `name_active_params` are what its name claims.
+    `longest_context` is 128k tokens, or the model's own `context` where that is shorter; `windows` lists how many
+    layers keep only their last so many tokens.
     """
-    return [row(model) for model in models]
-
-
-def row(model: Model) -> dict[str, Any]:
-    """The row of one model."""
     spec = model.spec
-    total, parts = spec.params(), spec.param_breakdown()
-    shown = hub.shown(model.name, total) if model.size else None
-    claimed, claimed_active = hub.named(model.name) if model.size else (None, None)
+    publisher_active, rule = (model.size and model.size.active) or (None, None)
+    fixed, per_token = spec.kv_growth()
+    longest = longest_context(spec.context)
+    windows = Counter(layer.cache_spec().window for layer in spec.layers)
+    return {
+        "table": "costs",
+        **about(model),
+        "layers": len(spec.layers),
+        "context": spec.context,
+        "params": spec.params(),
+        "active_params": spec.active_params(),
+        "publisher_active_params": publisher_active,
+        "publisher_active_rule": rule,
+        "flops_per_token_4k": spec.flops(past=FLOPS_CONTEXT - 1, new=1),
+        "windows": [{"layers": layers, "tokens": tokens} for tokens, layers in windows.items() if tokens is not None],
+        "kv_fixed_bytes": fixed,
+        "kv_bytes_per_token": per_token,
+        "kv_bytes_32k": spec.kv_bytes(KV_CONTEXT),
+        "longest_context": longest,
+        "kv_bytes_longest_context": spec.kv_bytes(longest),
+    }
+
+
+def longest_context(limit: int | None) -> int:
+    """128k tokens, or the model's own `limit` where that is shorter."""
+    return MAX_KV_CONTEXT if limit is None else min(limit, MAX_KV_CONTEXT)
+
+
+def param_row(model: Model) -> Row:
+    """`params`, and the parts that add up to it.
+
+    `hub_params` is what the Hub shows of a published size: `params` and the parts in `hub_beside`. `name_params` and
+    `name_active_params` are what the model's name claims.
+    """
+    total = model.spec.params()
+    hub = _hub().get(model.name, {"total": total}) if model.size else {}
+    claimed, claimed_active = claims(model.name) if model.size else (None, None)
     return {
         "table": "params",
         **about(model),
         "params": total,
-        "active_params": spec.active_params(),
-        **{f"{part}_params": parts.get(part, 0) for part in PARTS},
-        "other_params": sum(number for part, number in parts.items() if part not in PARTS),
-        "hub_params": shown.total if shown else None,
-        "hub_beside": [{"what": what, "params": number} for what, number in shown.beside.items()] if shown else [],
-        "hub_note": shown.note if shown else None,
+        "active_params": model.spec.active_params(),
+        **_by_part(model.spec.param_breakdown(), PARTS),
+        "hub_params": hub.get("total"),
+        "hub_beside": [{"what": what, "params": params} for what, params in hub.get("beside", {}).items()],
+        "hub_note": hub.get("note"),
         "name_params": claimed,
         "name_active_params": claimed_active,
     }
 
 
-def layer_rows(models: Iterable[Model]) -> list[dict[str, Any]]:
-    """One row for each distinct kind of layer of each model: how many there are, and what one of them holds."""
-    return [row for model in models for row in _layers(model)]
+@cache
+def _hub() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads(HUB_DATA.read_text(encoding="utf-8"))
+    return found
 
 
-def _layers(model: Model) -> Iterator[dict[str, Any]]:
+def claims(preset: str) -> tuple[int | None, int | None]:
+    """(total, active) parameters as a name claims them: "qwen3-30b-a3b" -> 30 billion, 3 billion; None: no claim.
+
+    "mixtral-8x7b" claims eight times seven billion, though experts share all but the feed-forward.
+    """
+    found = re.findall(r"(?<![a-z0-9.])(a?)(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", preset.lower())
+    sizes = {prefix: round(int(times or 1) * float(size) * NAME_UNITS[unit]) for prefix, times, size, unit in found}
+    return sizes.get(""), sizes.get("a")
+
+
+def layer_rows(model: Model) -> Iterator[Row]:
+    """One row for each distinct kind of layer: how many there are, and the parameters of one of them."""
     spec = model.spec
     for (layer, number), label in zip(Counter(spec.layers).items(), labels(spec), strict=True):
-        parts = layer.param_breakdown(spec.dim)
         yield {
             "table": "layers",
             **about(model),
@@ -60,6 +112,10 @@ def _layers(model: Model) -> Iterator[dict[str, Any]]:
             "layers": number,
             "params": layer.params(spec.dim),
             "active_params": layer.active_params(spec.dim),
-            **{f"{part}_params": parts.get(part, 0) for part in PARTS if part not in ("embedding", "head")},
-            "other_params": sum(number for part, number in parts.items() if part not in PARTS),
+            **_by_part(layer.param_breakdown(spec.dim), LAYER_PARTS),
         }
+
+
+def _by_part(breakdown: Mapping[str, int], parts: Iterable[str]) -> Row:
+    known = {f"{part}_params": breakdown.get(part, 0) for part in parts}
+    return {**known, "other_params": sum(breakdown.values()) - sum(known.values())}

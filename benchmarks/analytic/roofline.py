@@ -1,7 +1,7 @@
-"""The least time that a pass can take: FLOPs over the arithmetic rate or bytes over the bandwidth, whichever is longer.
+"""FLOPs of a pass by part, and its roofline: the least time that it can take on a device.
 
-(Williams, Waterman and Patterson 2009.) Nothing else is counted: no activations, no launches, no waiting. A measured
-figure stays below these ceilings, and how far below says how good the code is.
+That time is FLOPs over the arithmetic rate or bytes over the bandwidth, whichever is longer (Williams, Waterman and
+Patterson 2009). Activations, launches and waiting are not counted, so a measured figure stays below these ceilings.
 """
 
 from __future__ import annotations
@@ -14,16 +14,21 @@ from typing import Literal
 
 import torch
 
+from benchmarks.analytic.kv import InferenceConfig
+from benchmarks.analytic.models import Model, Row, about
+from benchmarks.analytic.params import FFN_PARTS
 from zoo.errors import unknown
 from zoo.model.decoder import Decoder
+from zoo.units import dtype_name
 
-DATA = Path(__file__).parents[1] / "data" / "devices.json"
+DEVICE_DATA = Path(__file__).parents[1] / "data" / "devices.json"
+FLOP_PARTS = ("projections", "scores", *FFN_PARTS, "head")
 
 
 @dataclass(frozen=True)
 class Device:
-    """Peak rates: `flops` a second of 16-bit matrix products without sparsity, `bandwidth` in bytes a second, and bytes
-    of memory, None if unknown. `source` says who published them."""
+    """Peak rates: `flops` per second of dense 16-bit matrix products, `bandwidth` in bytes per second, and bytes of
+    `memory` (None: unknown). `source` says who published them."""
 
     name: str
     flops: float
@@ -34,8 +39,8 @@ class Device:
 
 @cache
 def devices() -> dict[str, Device]:
-    """The devices that are known by name."""
-    return {name: Device(**entry) for name, entry in json.loads(DATA.read_text(encoding="utf-8")).items()}
+    """Every device of data/devices.json by its name."""
+    return {name: Device(**entry) for name, entry in json.loads(DEVICE_DATA.read_text(encoding="utf-8")).items()}
 
 
 def device(name: str) -> Device:
@@ -48,7 +53,7 @@ def device(name: str) -> Device:
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward of `tokens` tokens in all: its FLOPs, and the bytes that must at least be moved."""
+    """A forward pass of `tokens` tokens over all sequences: its FLOPs, and the bytes that must at least be moved."""
 
     tokens: int
     flops: int
@@ -57,7 +62,7 @@ class Pass:
 
     @property
     def intensity(self) -> float:
-        """FLOPs a byte."""
+        """FLOPs per byte."""
         return self.flops / (self.weight_bytes + self.kv_bytes)
 
     def seconds(self, device: Device) -> float:
@@ -65,29 +70,67 @@ class Pass:
         return max(self.flops / device.flops, (self.weight_bytes + self.kv_bytes) / device.bandwidth)
 
     def bound(self, device: Device) -> Literal["memory", "compute"]:
-        """What that time is spent on."""
+        """What limits that time."""
         return "compute" if self.intensity > device.flops / device.bandwidth else "memory"
 
     def tokens_per_s(self, device: Device) -> float:
-        """The ceiling on speed, over all sequences."""
+        """The most tokens per second on this device, over all sequences."""
         return self.tokens / self.seconds(device)
 
 
 def decode(spec: Decoder, context: int, batch: int, weights: torch.dtype, cache: torch.dtype) -> Pass:
-    """One token for each sequence, which sees `context` tokens, itself included: the cache is read once."""
-    return Pass(
-        tokens=batch,
-        flops=batch * spec.flops(context - 1, 1),
-        weight_bytes=spec.read_params(batch) * weights.itemsize,
-        kv_bytes=spec.kv_bytes(context, batch, cache),
-    )
+    """One token of each sequence that sees `context` tokens, itself included: the cache is read once."""
+    return _forward(spec, context - 1, 1, batch, weights, cache)
 
 
 def prefill(spec: Decoder, context: int, batch: int, weights: torch.dtype, cache: torch.dtype) -> Pass:
     """`context` tokens of each sequence in one pass, the last one's logits kept: the cache is written once."""
+    return _forward(spec, 0, context, batch, weights, cache)
+
+
+def _forward(spec: Decoder, past: int, new: int, batch: int, weights: torch.dtype, cache: torch.dtype) -> Pass:
     return Pass(
-        tokens=batch * context,
-        flops=batch * spec.flops(0, context, logits=1),
-        weight_bytes=spec.read_params(batch * context) * weights.itemsize,
-        kv_bytes=spec.kv_bytes(context, batch, cache),
+        tokens=batch * new,
+        flops=batch * spec.flops(past, new, logits=1),
+        weight_bytes=spec.read_params(batch * new) * weights.itemsize,
+        kv_bytes=spec.kv_bytes(past + new, batch, cache),
     )
+
+
+PHASES = {"decode": decode, "prefill": prefill}
+
+
+def flop_row(model: Model, phase: str, context: int, config: InferenceConfig, device: Device) -> Row:
+    """One phase of all sequences together: decode of one token that sees `context` tokens, or prefill of `context`
+    tokens with the last token's logits.
+
+    The parts add up to `flops`, which counts the pairs that are not masked; `full_square_flops` counts every pair that
+    a masked dense kernel computes.
+    """
+    spec, batch = model.spec, config.batch
+    work = PHASES[phase](spec, context, batch, config.weights, config.cache)
+    past, new = (context - 1, 1) if phase == "decode" else (0, context)
+    parts = {part: batch * flops for part, flops in spec.flop_breakdown(past, new, logits=1).items()}
+    needed = spec.params() * config.weights.itemsize + work.kv_bytes
+    return {
+        "table": "flops",
+        **about(model),
+        "phase": phase,
+        "context": context,
+        **config.describe(),
+        "weights_dtype": dtype_name(config.weights),
+        "flops": work.flops,
+        **{f"{part}_flops": parts.get(part, 0) for part in FLOP_PARTS},
+        "other_flops": sum(flops for part, flops in parts.items() if part not in FLOP_PARTS),
+        "full_square_flops": batch * spec.flops(past, new, logits=1, causal=False),
+        "weight_bytes_read": round(work.weight_bytes),
+        "kv_bytes": work.kv_bytes,
+        "flops_per_byte": work.intensity,
+        "device": device.name,
+        "device_flops": device.flops,
+        "device_bandwidth": device.bandwidth,
+        "fits": None if device.memory is None else needed <= device.memory,
+        "seconds": work.seconds(device),
+        "bound": work.bound(device),
+        "tokens_per_s": work.tokens_per_s(device),
+    }

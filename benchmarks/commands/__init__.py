@@ -1,4 +1,4 @@
-"""The verbs of `python -m benchmarks`, a file each: the tables it shows and its `command`.
+"""The verbs of `python -m benchmarks`: each file with a `command` is one, and holds the tables that it shows.
 
 The folder is scanned, so a new file is a new verb. Without a verb the main job runs.
 """
@@ -14,45 +14,11 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from benchmarks.options import with_groups
 from zoo.catalog import names
 from zoo.errors import UsageError
 
 MAIN = "costs"
-
-
-def verbs() -> dict[str, Callable[..., None]]:
-    """Verb -> the function that typer makes a command of."""
-    found = sorted(info.name for info in iter_modules(__path__))
-    return {name: import_module(f"{__name__}.{name}").command for name in found}
-
-
-class Verbs(TyperGroup):
-    """A group of commands that takes words without a verb for those of the main job."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the main job's verb in front where there is none."""
-        if not args or args[0] not in (*self.commands, "--help"):
-            self._check(args)
-            args = [MAIN, *args]
-        return super().parse_args(ctx, args)
-
-    def _check(self, args: list[str]) -> None:
-        """Raise UsageError for a verb that is misspelt or comes late."""
-        late = next((word for word in args if word in self.commands), None)
-        if late:
-            raise UsageError(f"the verb comes first: python -m benchmarks {late} ...")
-        if args and args[0] not in names() and (close := get_close_matches(args[0], self.commands, n=1, cutoff=0.75)):
-            raise UsageError(f"unknown verb or model {args[0]!r}; did you mean {close[0]}?")
-
-
-def make_app() -> typer.Typer:
-    """The command line, with every verb of this folder."""
-    app = typer.Typer(add_completion=False, cls=Verbs, help=HELP, rich_markup_mode=None)
-    for name, command in verbs().items():
-        app.command(name)(command)
-    return app
-
-
 HELP = f"""What the architectures cost, side by side.
 
 Without a verb: {MAIN}, the main job. Each verb has its own --help.
@@ -63,3 +29,31 @@ python -m benchmarks kv --context 128k --memory 24GiB
 python -m benchmarks compare llama3.1-8b gemma3-27b
 python -m benchmarks throughput qwen3-0.6b -d 0 -d 4096
 """
+
+
+def verbs() -> dict[str, Callable[..., None]]:
+    """The `command` of each file of this folder that has one, by the file's name."""
+    files = {name: import_module(f"{__name__}.{name}") for name in sorted(info.name for info in iter_modules(__path__))}
+    return {name: file.command for name, file in files.items() if hasattr(file, "command")}
+
+
+class Verbs(TyperGroup):
+    """A group of commands that runs the main job where no verb is given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the main job's verb in front where there is none. Raises UsageError for a misspelt or misplaced verb."""
+        if args and args[0] in (*self.commands, "--help"):
+            return super().parse_args(ctx, args)
+        if late := next((word for word in args if word in self.commands), None):
+            raise UsageError(f"the verb comes first: python -m benchmarks {late} ...")
+        if args and args[0] not in names() and (close := get_close_matches(args[0], self.commands, n=1, cutoff=0.75)):
+            raise UsageError(f"unknown verb or model {args[0]!r}; did you mean {close[0]}?")
+        return super().parse_args(ctx, [MAIN, *args])
+
+
+def make_app() -> typer.Typer:
+    """The command line, with every verb of this folder."""
+    app = typer.Typer(add_completion=False, cls=Verbs, help=HELP, rich_markup_mode=None)
+    for name, command in verbs().items():
+        app.command(name)(with_groups(command))
+    return app

@@ -3,58 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
 
-from benchmarks.analytic import compare, kv
-from benchmarks.analytic.compare import KV_CONTEXTS
-from benchmarks.analytic.kv import Setting
+from benchmarks.analytic.compare import KV_CONTEXTS, PAIRS, difference_rows, figure_rows
+from benchmarks.analytic.kv import InferenceConfig, crossing_row
 from benchmarks.analytic.models import Model, one, swapped
 from benchmarks.analytic.roofline import Device
-from benchmarks.commands.kv import whose
+from benchmarks.measure.benchmark_models import BenchmarkModel, Variant
+from benchmarks.measure.runners import EAGER
+from benchmarks.measure.throughput import measure_throughput, throughput_config
 from benchmarks.options import (
-    AsFormat,
-    Bandwidth,
-    Batch,
-    CacheType,
-    DeviceSpec,
-    Flops,
-    IgnoreField,
+    DeviceOptions,
+    InferenceOptions,
     Layers,
-    Swap,
+    ReportOptions,
+    Strings,
+    SwapOptions,
     Tiny,
-    WeightType,
-    the_device,
-    tokens,
+    flag,
+    tokens_option,
 )
-from benchmarks.measure import measuring
-from benchmarks.measure.benchmark_models import Form, Subject, formed
-from benchmarks.measure.throughput import EAGER
-from benchmarks.output.report import Report, Table
-from benchmarks.output.show import positions
-from zoo.cli.runner import Debug, Json, Out, emit
+from benchmarks.output.report import Row, Table, columns
+from benchmarks.output.show import describe_crossing, format_sequences, format_tokens
+from zoo.cli.runner import emit
 from zoo.cli.tables import Column, Format
 from zoo.errors import UsageError
 from zoo.units import dtype_name, format_bytes, format_count
 
-Row = dict[str, Any]
-Pair = Annotated[
-    list[str] | None,
-    typer.Argument(help="Two presets, families, hub ids or folders; or one, with --swap.", metavar="A B"),
-]
-Context = Annotated[int, typer.Option("--context", parser=tokens, metavar="TOKENS", help="Of FLOPs and ceilings.")]
-Measure = Annotated[bool, typer.Option("--measure", help="Measure both on this machine, too: pp512 and tg128.")]
-Docs = Annotated[bool, typer.Option("--docs", help="Write docs/comparisons.md: six pairs, as Markdown.")]
-PAIRS = (
-    ("llama3.1-8b", "olmo2-7b"),
-    ("olmo2-32b", "gemma3-27b"),
-    ("gemma3-27b", "mistral-small-3.1-24b"),
-    ("llama3.2-1b", "qwen3-0.6b"),
-    ("deepseek-v3-671b", "qwen3-235b-a22b"),
-    ("smollm3-3b", "qwen3-4b"),
-)
 INTRODUCTION = """# Comparisons
 
 Pairs of architectures, and only what differs between the two. Written by `make docs`; a test holds it to what
@@ -62,44 +39,37 @@ Pairs of architectures, and only what differs between the two. Written by `make 
 
 
 def command(
-    names: Pair = None,
-    context: Context = 4096,
-    batch: Batch = 1,
-    device_spec: DeviceSpec = "h100",
-    bandwidth: Bandwidth = None,
-    flops_: Flops = None,
-    dtype: WeightType = torch.bfloat16,
-    cache_dtype: CacheType = torch.bfloat16,
-    swap: Swap = None,
-    ignore_field: IgnoreField = None,
-    measure: Measure = False,
+    *,
+    names: Annotated[
+        Strings, typer.Argument(help="Two presets, families, hub ids or folders; or one, with --swap.", metavar="A B")
+    ] = None,
+    context: Annotated[int, tokens_option(help="Of FLOPs and ceilings.")] = 4096,
+    inference: InferenceOptions,
+    peak: DeviceOptions,
+    changes: SwapOptions,
+    measure: Annotated[bool, flag("Measure both on this machine, too: pp512 and tg128.", "--measure")] = False,
     tiny: Tiny = False,
     layers: Layers = None,
-    docs: Docs = False,
-    format: AsFormat = Format.table,
-    json: Json = False,
-    out: Out = None,
-    debug: Debug = False,
+    docs: Annotated[bool, flag("Write docs/comparisons.md: six pairs, as Markdown.", "--docs")] = False,
+    to: ReportOptions,
 ) -> None:
     """Two architectures: blocks and costs that differ.
 
     With --swap a model is compared with its own swapped form. --measure times both, with random weights in --dtype, in
     turns; --tiny and --layers then say in which form.
     """
-    setting, device = Setting(batch, cache_dtype, dtype), the_device(device_spec, bandwidth, flops_)
+    device = peak.device()
     if docs:
-        emit(document(context, setting, device), out)
+        emit(document(context, inference, device), to.out)
         return
-    first, second = pair(names or [], swap or [], ignore_field or [])
-    report = Report.asked(format, json, out)
-    report.add(*tables(first, second, context, setting, device))
-    try:
+    models = pair(names or [], changes.swap or [], changes.ignore_field or [])
+    with to.report() as report:
+        report.add(*tables(*models, context, inference, device))
         if measure:
-            once = {model.label: model for model in (first, second)}
-            subjects = [formed(Subject(model), Form(tiny, layers)) for model in once.values()]
-            measuring.measure(report, subjects, measuring.setting(dtype, batch=batch, tiny=tiny), [EAGER])
-    finally:
-        report.finish()
+            once = {model.label: model for model in models}
+            measured = [Variant(tiny, layers).of(BenchmarkModel(model)) for model in once.values()]
+            throughput = throughput_config(inference.weights, batch=inference.batch, tiny=tiny)
+            measure_throughput(report, measured, throughput, [EAGER])
 
 
 def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str]) -> tuple[Model, Model]:
@@ -110,64 +80,56 @@ def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str
     return first, swapped(first, swaps) if swaps else one(names[1], ignore_fields)
 
 
-def tables(first: Model, second: Model, context: int, setting: Setting, device: Device) -> list[Table]:
-    """What differs in the specs, in costs, and whose cache is the smaller."""
-    return [
-        _differences(first, second),
-        _figures(first, second, compare.figure_rows(first, second, context, setting, device), context, setting, device),
-        _crossing(first, second, setting),
-    ]
-
-
-def document(context: int, setting: Setting, device: Device) -> str:
+def document(context: int, config: InferenceConfig, device: Device) -> str:
     """docs/comparisons.md."""
     parts = [INTRODUCTION]
     for names in PAIRS:
         first, second = map(one, names)
         parts.append(f"## {first.label} and {second.label}")
-        parts += [table.text(Format.md) for table in tables(first, second, context, setting, device)]
+        parts += [table.text(Format.md) for table in tables(first, second, context, config, device)]
     return "\n\n".join(parts)
 
 
+def tables(first: Model, second: Model, context: int, config: InferenceConfig, device: Device) -> list[Table]:
+    """What differs in the specs, in costs, and whose cache is the smaller."""
+    row = crossing_row(first, second, config.cache)
+    crossing = Table("Whose cache is smaller, by tokens of context", [], [describe_crossing(row)], [row])
+    return [_differences(first, second), _figures(first, second, context, config, device), crossing]
+
+
 def _differences(first: Model, second: Model) -> Table:
-    columns = [
+    rows = difference_rows(first, second)
+    shown = [
         Column("field", "field", width=18),
         Column("value", first.label, width=28),
         Column("other", second.label, width=28),
     ]
-    rows = compare.difference_rows(first, second)
     legend = [
         "Fields of the specs, those of attn and ffn by layer: 4 in 10 is 4 in 10 layers. The others are the same."
+        if rows
+        else "Nothing."
     ]
-    dropped = [f"{second.label} is {second.name} after --swap {second.swap}."] if second.swap else []
-    dropped += [f"The swap dropped: {second.dropped}."] if second.dropped else []
-    return Table("What differs", columns if rows else [], [*(legend if rows else ["Nothing."]), *dropped], rows)
+    legend += [f"{second.label} is {second.name} after --swap {second.swap}."] if second.swap else []
+    legend += [f"The swap dropped: {second.dropped}."] if second.dropped else []
+    return Table("What differs", shown if rows else [], legend, rows)
 
 
-def _figures(first: Model, second: Model, rows: Sequence[Row], context: int, setting: Setting, device: Device) -> Table:
-    columns = [
-        Column("figure", "cost"),
-        Column("shown", first.label),
-        Column("shown_other", second.label),
-        Column("ratio", "ratio", lambda ratio: f"{ratio:.3g}"),
-    ]
-    sequences = "one sequence" if setting.batch == 1 else f"{setting.batch} sequences"
-    legend = [
-        f"ratio: {second.label} over {first.label}. Cache in {dtype_name(setting.cache)}, fixed and each token of one "
-        f"sequence, at {', '.join(map(positions, KV_CONTEXTS))} of {sequences}, also where a model is for fewer.",
-        f"decode: a token that sees {positions(context)}; prefill: {positions(context)} tokens. ceiling: tokens/s of "
-        f"{sequences} on {device.name}, weights in {dtype_name(setting.weights)}, whether they fit or not.",
-    ]
+def _figures(first: Model, second: Model, context: int, config: InferenceConfig, device: Device) -> Table:
+    rows = figure_rows(first, second, context, config, device)
     if not rows:
         return Table("What it costs", [], ["The same."], [])
-    return Table("What it costs", columns, legend, rows, derive=_with_units)
+    shown = columns(figure="cost", shown=first.label, shown_other=second.label)
+    shown += columns("{:.3g}".format, ratio="ratio")
+    sequences = format_sequences(config.batch)
+    legend = [
+        f"ratio: {second.label} over {first.label}. Cache in {dtype_name(config.cache)}, fixed and per token of one "
+        f"sequence, at {', '.join(map(format_tokens, KV_CONTEXTS))} of {sequences}, also where a model is for fewer.",
+        f"decode: a token that sees {format_tokens(context)}; prefill: {format_tokens(context)} tokens. ceiling: "
+        f"tokens/s of {sequences} on {device.name}, weights in {dtype_name(config.weights)}, whether they fit or not.",
+    ]
 
+    def with_units(row: Row) -> Row:
+        show = format_bytes if row["unit"] == "bytes" else format_count
+        return {"shown": show(row["value"]), "shown_other": show(row["other"])}
 
-def _with_units(row: Row) -> Row:
-    show = format_bytes if row["unit"] == "bytes" else format_count
-    return {"shown": show(row["value"]), "shown_other": show(row["other"])}
-
-
-def _crossing(first: Model, second: Model, setting: Setting) -> Table:
-    rows = kv.crossing_rows([first], second, setting.cache)
-    return Table("Whose cache is smaller, by tokens of context", [], [whose(rows[0])], rows)
+    return Table("What it costs", shown, legend, rows, with_units)

@@ -5,55 +5,132 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-import typer
-
-from benchmarks.analytic import costs
-from benchmarks.analytic.models import Model, chosen, representatives
-from benchmarks.options import AsFormat, IgnoreField, Names, Seed, Swap
-from benchmarks.measure import throughput_rows, tiny_throughput
-from benchmarks.measure.environment import recorded
-from benchmarks.measure.throughput import Found
-from benchmarks.output import tables
-from benchmarks.output.report import Report
-from zoo.cli.runner import Debug, Json, Out
-from zoo.cli.tables import Format
-
-Static = Annotated[bool, typer.Option("--static", "--no-run", help="Only what follows from the specs; build nothing.")]
+from benchmarks.analytic.models import Model, representatives
+from benchmarks.analytic.params import FLOPS_CONTEXT, cost_row
+from benchmarks.measure import throughput
+from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
+from benchmarks.measure.throughput import TINY_DECODE, TINY_PREFILL
+from benchmarks.measure.throughput_rows import rows as throughput_rows
+from benchmarks.measure.throughput_tables import repetitions
+from benchmarks.options import ModelOptions, ReportOptions, Seed, flag
+from benchmarks.output.report import Report, Row, Rows, Table, columns
+from benchmarks.output.show import format_tokens, measured_on, min_max, unit
+from zoo.units import format_count
 
 
 def command(
-    names: Names = None,
-    static: Static = False,
+    *,
+    static: Annotated[bool, flag("Only what follows from the specs; build nothing.", "--static", "--no-run")] = False,
     seed: Seed = 0,
-    swap: Swap = None,
-    ignore_field: IgnoreField = None,
-    format: AsFormat = Format.table,
-    json: Json = False,
-    out: Out = None,
-    debug: Debug = False,
+    models: ModelOptions,
+    to: ReportOptions,
 ) -> None:
     """The main job: all costs, then the speed of tiny models.
 
     Parameters, FLOPs and KV cache of the published sizes; then prefill and decode of tiny models on this machine.
     Ctrl-C while it measures prints what there is. csv, json and jsonl hold all rows, each with the name of its table.
     """
-    models = chosen(names or [], swap or [], ignore_field or [])
-    report = Report.asked(format, json, out)
-    report.add(*tables.static(costs.rows(models)))
-    try:
+    chosen = models.chosen()
+    with to.report() as report:
+        report.add(*static_tables([cost_row(model) for model in chosen]))
         if not static:
-            measure(representatives(names or [], swap or [], ignore_field or []), seed, report)
-    finally:
-        report.finish()
+            measure(models.chosen(representatives), seed, report)
 
 
 def measure(models: Sequence[Model], seed: int, report: Report) -> None:
-    """Time the tiny models and add them to the report, as far as it came when it is interrupted."""
-    setting, found = tiny_throughput.setting(seed), Found()
-    entrants = tiny_throughput.entrants(models, setting)
+    """Time the tiny models and add the results to the report, those before an interruption too."""
+    results = throughput.prepare_tiny(models, seed)
     try:
-        with recorded(report, setting.device):
-            tiny_throughput.measure(entrants, setting, found)
+        with recorded(report, results.config.device):
+            throughput.measure_tiny(results)
     finally:
-        if rows := throughput_rows.rows(entrants, setting, found):
-            report.add(tables.tiny_throughput(rows))
+        if rows := throughput_rows(results):
+            report.add(tiny_throughput_table(rows))
+
+
+def static_tables(rows: Rows) -> tuple[Table, ...]:
+    """The tables that follow from the specs alone."""
+    return parameter_table(rows), kv_table(rows)
+
+
+def parameter_table(rows: Rows) -> Table:
+    """Parameters, and the arithmetic of one token."""
+    shown = [
+        *columns(model="model", layers="layers"),
+        *columns(unit(1e9, 3), params="total (B)", active_params="active (B)"),
+        *columns(unit(1e9, 3), publisher_active_params="published\nactive (B)"),
+        *columns(unit(1e9, 2), flops_per_token_4k="GFLOPs/token"),
+    ]
+    rules: dict[str, list[str]] = {}
+    for row in rows:
+        if rule := row["publisher_active_rule"]:
+            rules.setdefault(rule, []).append(row["model"])
+    published = "; ".join(f"{', '.join(names)}: {rule}" for rule, names in rules.items())
+    legend = [
+        "total (B): 10^9 parameters of the text model, each stored value once, a tied head too.",
+        "active (B): total less the experts that a token is not routed to.",
+        *([f"published active (B): as the publisher counts it ({published})."] if published else []),
+        f"GFLOPs/token: 10^9 FLOPs for one token that sees {FLOPS_CONTEXT:,}, itself included; 2 per multiply-add of "
+        "all matrix products, attention's too; masked pairs are not counted.",
+    ]
+    return Table("Parameters and arithmetic", shown, legend, rows)
+
+
+def kv_table(rows: Rows) -> Table:
+    """Cache bytes of one sequence."""
+
+    def layers_x_tokens(windows: Sequence[dict[str, int]]) -> str:
+        return " + ".join(f"{window['layers']} x {window['tokens']:,}" for window in windows)
+
+    shown = [
+        *columns(model="model"),
+        *columns(layers_x_tokens, windows="windowed"),
+        *columns(unit(2**20, 1), kv_fixed_bytes="fixed MiB"),
+        *columns(unit(2**10, 1), kv_bytes_per_token="KiB/token"),
+        *columns(unit(2**30, 2), kv_bytes_32k="32k GiB"),
+        *columns(format_tokens, longest_context="max\ncontext"),
+        *columns(unit(2**30, 2), kv_bytes_longest_context="GiB"),
+    ]
+    legend = [
+        "windowed: layers x tokens, of layers that keep only their last tokens. Full, these take fixed MiB in all.",
+        "KiB/token: what the other layers add for each token of context.",
+        "32k GiB: at 32,768 tokens, even where the model was trained for fewer.",
+        "max context, GiB: at 128k tokens, or at the model's own context where that is shorter. k, KiB, MiB and GiB "
+        "are powers of 1024.",
+    ]
+    return Table("KV cache of one sequence in bfloat16", shown, legend, rows)
+
+
+def tiny_throughput_table(rows: Rows) -> Table:
+    """Speed of the tiny forms on this machine: a line for each model that was timed in both phases."""
+    shown = [
+        *columns(model="tiny model"),
+        *columns(format_count, prefill="prefill/s"),
+        *columns(prefill_range="min-max"),
+        *columns(unit(1, 0), tokens_per_s="decode/s"),
+        *columns(decode_range="min-max"),
+        *columns(unit(1, 0), us_per_layer="us/layer"),
+    ]
+    legend = [
+        "Tiny forms have toy widths, random weights and at least one layer of each kind. They measure the code's "
+        "overhead per layer, not the speed of the released models.",
+        f"prefill/s: {TINY_PREFILL} tokens in one pass. decode/s: {TINY_DECODE} more, one at a time, with the cache.",
+        "us/layer: microseconds for a decoded token, divided by the number of layers.",
+        f"{repetitions(rows)}, models taking turns; {measured_on(rows[0])}",
+        f"{kernel_summary(chosen_kernels())}.",
+    ]
+    prefill = {(row["model"], row["swap"]): row for row in rows if row["phase"] == "prefill"}
+
+    def has_both_phases(row: Row) -> bool:
+        return row["phase"] == "decode" and (row["model"], row["swap"]) in prefill
+
+    def cells(row: Row) -> Row:
+        other = prefill[row["model"], row["swap"]]
+        return {
+            "prefill": other["tokens_per_s"],
+            "prefill_range": min_max(other, "tokens_per_s", format_count),
+            "decode_range": min_max(row, "tokens_per_s", unit(1, 0)),
+            "us_per_layer": 1e6 / row["tokens_per_s"] / row["layers"],
+        }
+
+    return Table("Tokens per second of tiny models on this machine", shown, legend, rows, cells, has_both_phases)

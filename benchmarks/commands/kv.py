@@ -1,156 +1,102 @@
-"""The KV cache: bytes, what calculators elsewhere make of them, what fits on a card, and where two models cross."""
+"""The KV cache: bytes, what other calculators make of them, what fits on a card, and where two models cross."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import inf
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
 
-from benchmarks.analytic import kv
-from benchmarks.analytic.kv import Setting
-from benchmarks.analytic.models import Model, chosen, one
-from benchmarks.options import (
-    AsFormat,
-    Batch,
-    CacheType,
-    Contexts,
-    IgnoreField,
-    Memory,
-    Names,
-    Swap,
-    WeightType,
-)
-from benchmarks.output.report import Report, Table, named
-from benchmarks.output.show import positions, unit
-from zoo.cli.runner import Debug, Json, Out
-from zoo.cli.tables import Column, Format
+from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row
+from benchmarks.analytic.models import Model, one
+from benchmarks.options import MEMORY, Contexts, InferenceOptions, Memory, ModelOptions, ReportOptions
+from benchmarks.output.report import Row, Rows, Table, columns, named
+from benchmarks.output.show import format_sequences, format_tokens, smaller_at, unit
 from zoo.units import format_bytes
 
-Row = dict[str, Any]
-Rows = Sequence[Row]
-Against = Annotated[str, typer.Option("--against", metavar="NAME", help="The model whose cache all are held against.")]
 DEFAULT_CONTEXT, AGAINST = 32 * 1024, "llama3.1-8b"
 
 
 def command(
-    names: Names = None,
+    *,
     context: Contexts = None,
-    batch: Batch = 1,
-    cache_dtype: CacheType = torch.bfloat16,
-    dtype: WeightType = torch.bfloat16,
-    memory: Memory = 80 * 2**30,
-    against: Against = AGAINST,
-    swap: Swap = None,
-    ignore_field: IgnoreField = None,
-    format: AsFormat = Format.table,
-    json: Json = False,
-    out: Out = None,
-    debug: Debug = False,
+    inference: InferenceOptions,
+    memory: Memory = MEMORY,
+    against: Annotated[
+        str, typer.Option(metavar="NAME", help="The model whose cache all are compared with.")
+    ] = AGAINST,
+    models: ModelOptions,
+    to: ReportOptions,
 ) -> None:
     """Cache bytes, what fits on a card, and where models cross.
 
-    Beside the exact bytes stands what the usual rule of thumb makes of them.
+    Beside the exact bytes stands the result of the usual formula.
     """
-    models, setting = chosen(names or [], swap or [], ignore_field or []), Setting(batch, cache_dtype, dtype)
-    report = Report.asked(format, json, out)
-    report.add(*tables(models, context or [DEFAULT_CONTEXT], one(against, ignore_field or []), memory, setting))
-    report.finish()
+    chosen, other = models.chosen(), one(against, models.ignore_field or [])
+    with to.report() as report:
+        report.add(*tables(chosen, context or [DEFAULT_CONTEXT], other, memory, inference))
 
 
 def tables(
-    models: Sequence[Model], contexts: Sequence[int], against: Model, memory: int, setting: Setting
+    models: Sequence[Model], contexts: Sequence[int], against: Model, memory: int, config: InferenceConfig
 ) -> Iterator[Table]:
     """Bytes, what fits, and where the caches cross that of `against`."""
-    yield cache(kv.cache_rows(models, contexts, setting))
-    yield fit(kv.fit_rows(models, memory, setting))
-    yield crossing(kv.crossing_rows(models, against, setting.cache))
+    yield cache([cache_row(model, context, config) for model in models for context in contexts])
+    yield fit([fit_row(model, memory, config) for model in models])
+    yield crossing([crossing_row(model, against, config.cache) for model in models])
 
 
 def cache(rows: Rows) -> Table:
-    """Bytes at a context, exact and naive."""
-    columns = [
-        Column("model", "model"),
-        Column("kv_fixed_bytes", "fixed MiB", unit(2**20, 1)),
-        Column("kv_bytes_per_token", "KiB/token", unit(2**10, 1)),
-        Column("context", "context", positions),
-        Column("kv_bytes", "GiB", unit(2**30, 2)),
-        Column("naive_kv_bytes", "naive GiB", unit(2**30, 2)),
-        Column("naive_error", "error", lambda error: f"{error:+.0%}"),
+    """Bytes at a context, exact and by the usual formula."""
+    gib = unit(2**30, 2)
+    shown = [
+        *columns(model="model"),
+        *columns(unit(2**20, 1), kv_fixed_bytes="fixed MiB"),
+        *columns(unit(2**10, 1), kv_bytes_per_token="KiB/token"),
+        *columns(format_tokens, context="context"),
+        *columns(gib, kv_bytes="GiB", usual_formula_kv_bytes="usual GiB"),
+        *columns("{:+.0%}".format, usual_formula_error="error"),
     ]
-    rules = dict.fromkeys(rule for row in rows for rule in (row["naive_rule"] or "").split("; ") if rule)
+    formulas = dict.fromkeys(each for row in rows for each in (row["usual_formula"] or "").split("; ") if each)
     legend = [
         "fixed MiB: layers with a window, once it is full. KiB/token: what the others add for each token. Both are of "
         "one sequence.",
-        f"GiB: the cache of {_sequences(rows[0])} at this context.",
-        *(f"naive GiB: {rule}." for rule in rules),
-        "error: of the naive figure. k, KiB, MiB and GiB are powers of 1024.",
+        f"GiB: the cache of {format_sequences(rows[0]['batch'])} at this context.",
+        *(f"usual GiB, as other calculators count it: {formula}." for formula in formulas),
+        "error: of the usual formula. k, KiB, MiB and GiB are powers of 1024.",
     ]
-    return Table(f"KV cache in {rows[0]['cache_dtype']}", columns, legend, rows)
+    return Table(f"KV cache in {rows[0]['cache_dtype']}", shown, legend, rows)
 
 
 def fit(rows: Rows) -> Table:
     """What a card has room for."""
     first = rows[0]
-    columns = [
-        Column("model", "model"),
-        Column("weight_bytes", "weights GiB", unit(2**30, 1)),
-        Column("left_bytes", "left GiB", unit(2**30, 1)),
-        Column("fits", "context that fits", lambda tokens: "any" if tokens == inf else f"{tokens:,}"),
-        Column("own_context", "own", positions),
-        Column("limit", "limit"),
+    shown = [
+        *columns(model="model"),
+        *columns(unit(2**30, 1), weight_bytes="weights GiB", left_bytes="left GiB"),
+        *columns(lambda tokens: "any" if tokens == inf else f"{tokens:,}", fits="context\nthat fits"),
+        *columns(format_tokens, trained_context="trained"),
+        *columns(limit="limit"),
     ]
     legend = [
-        f"weights in {first['weights_dtype']}, the cache of {_sequences(first)} in {first['cache_dtype']}; activations "
-        "and workspace are not counted.",
-        "own: the context that the model was trained or extended to.",
-        "limit: weights, which alone do not fit; cache, which fills the card before the own context is reached; "
-        "context, the model's own, which fits.",
+        f"weights in {first['weights_dtype']}, the cache of {format_sequences(first['batch'])} in "
+        f"{first['cache_dtype']}; activations and workspace are not counted.",
+        "trained: the context that the model was trained or extended to.",
+        "limit: weights, which alone do not fit; cache, which fills the card before the trained context is reached; "
+        "context, the trained one, which fits.",
     ]
-    return Table(f"On a card of {format_bytes(first['memory_bytes'])}", columns, legend, rows, derive=_room)
+    return Table(f"On a card of {format_bytes(first['memory_bytes'])}", shown, legend, rows, derive=_left)
 
 
-def _room(row: Row) -> Row:
+def _left(row: Row) -> Row:
     left, longest = row["memory_bytes"] - row["weight_bytes"], row["context_that_fits"]
-    if left < 0:
-        return {}
-    return {"left_bytes": left, "fits": inf if longest is None else longest}
+    return {"left_bytes": left, "fits": inf if longest is None else longest} if left >= 0 else {}
 
 
 def crossing(rows: Rows) -> Table:
     """Which cache is the smaller, by context."""
-    columns = [Column("model", "model"), Column("when", "has the smaller cache")]
-    legend = [f"The contexts, in tokens, at which its cache is smaller than that of {rows[0]['against']}."]
-    return Table(f"Against {rows[0]['against']}", columns, legend, rows, derive=lambda row: {"when": when(row)})
-
-
-def when(row: Row) -> str:
-    """The contexts at which the row's model needs less, in words."""
-    if row["changes"] == [{"from_context": 1, "less": None}]:
-        return "never: both are the same"
-    return ", ".join(span(start, end) for start, end, less in spans(row) if less == named(row)) or "never"
-
-
-def whose(row: Row) -> str:
-    """Who needs less, and where, in words."""
-    return "; ".join(f"{less or 'both alike'} {span(start, end)}" for start, end, less in spans(row)) + "."
-
-
-def span(start: int, end: int | None) -> str:
-    """Contexts from `start` to `end`, None for no end, in words."""
-    if end is None:
-        return "at every context" if start == 1 else f"from {start:,} on"
-    return f"up to {end:,}" if start == 1 else f"at {start:,}" if start == end else f"{start:,} to {end:,}"
-
-
-def spans(row: Row) -> Iterator[tuple[int, int | None, str | None]]:
-    """(first context, last context, who needs less)."""
-    changes = row["changes"]
-    for change, following in zip(changes, [*changes[1:], None], strict=True):
-        yield change["from_context"], following["from_context"] - 1 if following else None, change["less"]
-
-
-def _sequences(row: Row) -> str:
-    return "one sequence" if row["batch"] == 1 else f"{row['batch']} sequences"
+    against = rows[0]["against"]
+    legend = [f"The contexts, in tokens, at which its cache is smaller than that of {against}."]
+    shown = columns(model="model", when="has the smaller cache")
+    return Table(f"Against {against}", shown, legend, rows, lambda row: {"when": smaller_at(row, named(row))})

@@ -3,86 +3,72 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 
-from benchmarks.options import AsFormat
 from benchmarks.measure import loading
 from benchmarks.measure.environment import kernel_summary, merged, recorded
-from benchmarks.measure.loading import PEER, ZOO, Found
-from benchmarks.measure.one_load import TOKENS
-from benchmarks.output.report import Report, Table
-from benchmarks.output.show import three, unit
-from weights.loading import number_type, open_source
-from zoo.cli.runner import Debug, Json, Out
-from zoo.cli.tables import Column, Format
+from benchmarks.measure.loading import PASS_TOKENS, Sample
+from benchmarks.measure.runners import BASELINE, ZOO
+from benchmarks.options import ReportOptions, flag
+from benchmarks.output.report import Row, Rows, Table, columns
+from benchmarks.output.show import three, three_in, unit
+from weights.loading import open_source, resolve_dtype
 from zoo.units import format_bytes
-
-Rows = Sequence[dict[str, Any]]
-Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A folder in Hugging Face layout, or a .gguf file.")]
-AsDType = Annotated[str, typer.Option("--dtype", help="auto (as stored), float32, bfloat16, float16.")]
-Repeat = Annotated[int, typer.Option("--repeat", min=1, help="Loads that count, of each loader.")]
-Alone = Annotated[bool, typer.Option("--alone", help="Without transformers beside it.")]
 
 
 def command(
-    source: Source,
-    dtype: AsDType = "auto",
-    repeat: Repeat = 5,
-    alone: Alone = False,
-    format: AsFormat = Format.table,
-    json: Json = False,
-    out: Out = None,
-    debug: Debug = False,
+    *,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder in Hugging Face layout, or a .gguf file.")],
+    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
+    repeat: Annotated[int, typer.Option(min=1, help="Loads that count, of each loader.")] = 5,
+    alone: Annotated[bool, flag("Without transformers beside it.", "--alone")] = False,
+    to: ReportOptions,
 ) -> None:
     """Seconds and memory of loading, next to transformers.
 
     Each load has a process of its own, the two loaders take turns, and the medians are shown. The first load of each
     does not count: it brings the files into memory.
     """
-    report = Report.asked(format, json, out)
-    opened = open_source(source)
+    report, opened = to.report(), open_source(source)
     opened.spec()
-    number_type(dtype, opened)  # what is wrong with it is told before anything runs
+    resolve_dtype(dtype, opened)  # errors of the source or the dtype come before anything runs
     beside = not alone and find_spec("transformers") is not None
     if not alone and not beside:
         print("without transformers beside it: pip install 'zoo-llm[parity]'", file=sys.stderr)
-    found: dict[str, list[Found]] = {}
+    found: dict[str, list[Sample]] = {}
     try:
         with recorded(report, torch.device("cpu")):
-            failed = loading.run(opened.path, dtype, [ZOO, PEER] if beside else [ZOO], repeat, found)
+            failed = loading.run(opened.path, dtype, [ZOO, BASELINE] if beside else [ZOO], repeat, found)
         for loader, why in failed.items():
             print(f"{loader} does not load it: {why}", file=sys.stderr)
     finally:
         if found:
-            report.about["machine"]["kernels"] = merged(sample.get("kernels", {}) for sample in found.get(ZOO, []))
-            report.add(table(loading.rows(opened.path, dtype, found), report.about["machine"]))
+            machine = report.about["machine"]
+            machine["kernels"] = merged(sample.get("kernels", {}) for sample in found.get(ZOO, []))
+            report.add(table(loading.rows(opened.path, dtype, found), machine))
             report.finish()
 
 
-def table(rows: Rows, machine: dict[str, Any]) -> Table:
-    """A row a loader."""
-    first, mib = rows[0], unit(2**20, 1)
-    columns = [
-        Column("loader", "loader"),
-        Column("load_s", "load s", three),
-        Column("ready_s", "ready s", three),
-        Column("ready_bytes_per_s", "GB/s", lambda rate: three(rate / 1e9)),
-        Column("anonymous_bytes", "own MiB", mib),
-        Column("peak_bytes", "with files MiB", mib),
-        Column("model_bytes", "model MiB", mib),
+def table(rows: Rows, machine: Row) -> Table:
+    """One line for each loader."""
+    first = rows[0]
+    shown = [
+        *columns(loader="loader"),
+        *columns(three, load_s="load s", ready_s="ready s"),
+        *columns(three_in(1e9), ready_bytes_per_s="GB/s"),
+        *columns(unit(2**20, 1), anonymous_bytes="own MiB", peak_bytes="with files MiB", model_bytes="model MiB"),
     ]
     legend = [
-        f"load: until there is a model. ready: until it has passed {TOKENS} tokens, which reads what was only mapped. "
-        "GB/s: of the files, 10^9 bytes, until ready.",
+        f"load: until there is a model. ready: until it has passed {PASS_TOKENS} tokens, which reads what was only "
+        "mapped. GB/s: of the files, 10^9 bytes, until ready.",
         "own: most memory above that of the imports which only this process can use. with files: and the pages of the "
         "files, which the system takes back when it needs them.",
         f"Medians of {len(first['load_seconds'])}, files in memory, dtype {first['dtype']}, on the CPU.",
         f"{kernel_summary(machine)}.",
     ]
-    return Table(f"{Path(first['source']).name}: {format_bytes(first['file_bytes'])} of files", columns, legend, rows)
+    return Table(f"{Path(first['source']).name}: {format_bytes(first['file_bytes'])} of files", shown, legend, rows)

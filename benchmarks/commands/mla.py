@@ -1,162 +1,136 @@
-"""Three forms of decoding with latent attention, side by side: what each keeps, computes and takes."""
+"""Three ways to decode with latent attention, side by side: cache, FLOPs and measured times."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 import typer
 
-from benchmarks.analytic.costs import about
-from benchmarks.analytic.models import Model, one, swapped
-from benchmarks.options import AsFormat, ComputingType, Contexts, Repeat, Seed
+from benchmarks.analytic.models import Model, about, one, swapped
 from benchmarks.measure import mla
+from benchmarks.measure.devices import CPU
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
-from benchmarks.measure.mla import Outcome, Setting
-from benchmarks.measure.mla_variants import ABSORBED, EXPANDED, LATENT
-from benchmarks.measure.side_by_side import CPU
+from benchmarks.measure.mla import ABSORBED, EXPANDED, LATENT, MLAConfig, Outcome
 from benchmarks.measure.timing import Samples
-from benchmarks.output.report import Report, Table, named
-from benchmarks.output.show import positions, three, three_in, unit
+from benchmarks.options import ComputingType, Contexts, Repeat, ReportOptions, Seed, Strings, flag
+from benchmarks.output.report import Row, Rows, Table, columns, named
+from benchmarks.output.show import format_tokens, measured_on, min_max, three, three_in, unit
 from zoo.blocks.mla import MLA
-from zoo.cli.runner import Debug, Json, Out
-from zoo.cli.tables import Column, Format
-from zoo.core.devices import machine
 from zoo.errors import CheckFailed, UsageError
-from zoo.swaps.tiny import tiny as toy
+from zoo.swaps.tiny import tiny as tiny_form
 from zoo.units import format_count
 
-Rows = Sequence[dict[str, Any]]
 CONTEXTS = (1024, 4096, 32_768)
-Name = Annotated[str, typer.Argument(help="A preset, hub id, family or folder with MLA.")]
-Tiny = Annotated[bool, typer.Option("--tiny", help="At toy widths.")]
-Swap = Annotated[
-    list[str] | None,
-    typer.Option("--swap", metavar="CHANGE", help="Change a block first: 'MLA(heads=16)'. Repeat."),
-]
 EXPANDS = {EXPANDED: "each token once", LATENT: "all, at each step", ABSORBED: "nothing"}
 
 
 def command(
-    name: Name = "deepseek-v3",
+    *,
+    name: Annotated[str, typer.Argument(help="A preset, hub id, family or folder with MLA.")] = "deepseek-v3",
     context: Contexts = None,
-    tiny: Tiny = False,
+    tiny: Annotated[bool, flag("At toy widths.", "--tiny")] = False,
     dtype: ComputingType = torch.float32,
     repeat: Repeat = 5,
     seed: Seed = 0,
-    swap: Swap = None,
-    format: AsFormat = Format.table,
-    json: Json = False,
-    out: Out = None,
-    debug: Debug = False,
+    swap: Annotated[
+        Strings, typer.Option(metavar="CHANGE", help="Change a block first: 'MLA(heads=16)'. Repeat.")
+    ] = None,
+    to: ReportOptions,
 ) -> None:
     """Three ways to decode with latent attention, measured.
 
     One layer's attention, one token at each context (1k, 4k and 32k), on the CPU: with keys and values of all heads
     kept (expanded), with latents that are expanded at each step (latent), and over the latents themselves (absorbed,
     the zoo's MLA).
-    All have the same weights, and their outputs must be equal. A form that does not fit the free memory says so.
+    All have the same weights, and their outputs must be equal. A variant that does not fit the free memory says so.
     """
     model = swapped(one(name), swap) if swap else one(name)
     spec, dim = attention(model, tiny)
-    setting = Setting(sorted(set(context or CONTEXTS)), dtype, repeat, seed)
-    mla.check_memory(spec, dim, setting)
-    report = Report.asked(format, json, out)
+    config = MLAConfig(sorted(set(context or CONTEXTS)), dtype, repeat, seed)
+    mla.require_weight_memory(spec, dim, config)
     outcomes, samples = list[Outcome](), Samples()
-    try:
-        with recorded(report, CPU):
-            mla.run(spec, dim, setting, outcomes, samples)
-    finally:
-        found = mla.rows(spec, dim, setting, outcomes, samples)
-        rows = [{**about(model), "tiny": tiny, **row} for row in found]
-        report.add(*(tables(rows) if rows else ()))
-        report.finish()
+    with to.report() as report:
+        try:
+            with recorded(report, CPU):
+                mla.run(spec, dim, config, outcomes, samples)
+        finally:
+            measured = mla.rows(spec, dim, config, outcomes, samples)
+            rows = [{**about(model), "tiny": tiny, **row} for row in measured]
+            report.add(*(tables(rows) if rows else ()))
     if failed := mla.failures(rows):
         raise CheckFailed("; ".join(failed))
 
 
 def attention(model: Model, tiny: bool) -> tuple[MLA, int]:
-    """The latent attention of a model's first layer that has one, and the model's width."""
-    spec = toy(model.spec) if tiny else model.spec
-    found = next((layer.mixer for layer in spec.layers if isinstance(layer.mixer, MLA)), None)
-    if found is None:
-        raise UsageError(f"{model.label} has no MLA; one that has: deepseek-v3")
-    return found, spec.dim
+    """The latent attention of a model's first layer that has one, and the model's width. Raises UsageError for none."""
+    spec = tiny_form(model.spec) if tiny else model.spec
+    if found := next((layer.mixer for layer in spec.layers if isinstance(layer.mixer, MLA)), None):
+        return found, spec.dim
+    raise UsageError(f"{model.label} has no MLA; one that has: deepseek-v3")
 
 
 def tables(rows: Rows) -> Iterator[Table]:
-    """What each form keeps of a token; then what it takes at each context."""
+    """What each variant keeps of a token; then what it takes at each context."""
     first = rows[0]
     yield _kept(f"One layer's attention of {named(first)}{' at toy widths' if first['tiny'] else ''}", rows)
     yield _measured("Decoding one token, in milliseconds", rows)
 
 
 def _kept(title: str, rows: Rows) -> Table:
-    columns = [
-        Column("form", "form"),
-        Column("keeps", "keeps of each token"),
-        Column("expands", "expands"),
-        Column("numbers_per_token", "numbers", unit(1, 0)),
-        Column("kv_bytes_per_token", "KiB/token", three_in(2**10)),
+    shown = [
+        *columns(variant="variant", keeps="keeps of each token", expands="expands"),
+        *columns(unit(1, 0), elements_per_token="elements"),
+        *columns(three_in(2**10), kv_bytes_per_token="KiB/token"),
     ]
     heads = f"{rows[0]['heads']} keys and values"
 
-    def words(row: dict[str, Any]) -> dict[str, str]:
-        return {"keeps": heads if row["form"] == EXPANDED else "1 latent and 1 key", "expands": EXPANDS[row["form"]]}
+    def kept(row: Row) -> Row:
+        return {
+            "keeps": heads if row["variant"] == EXPANDED else "1 latent and 1 key",
+            "expands": EXPANDS[row["variant"]],
+        }
 
-    legend = [f"{format_count(rows[0]['params'])} parameters at width {rows[0]['dim']:,}, the same for all forms."]
-    return Table(title, columns, legend, list({row["form"]: row for row in rows}.values()), words)
+    legend = [f"{format_count(rows[0]['params'])} parameters at width {rows[0]['dim']:,}, the same for all variants."]
+    return Table(title, shown, legend, list({row["variant"]: row for row in rows}.values()), kept)
 
 
 def _measured(title: str, rows: Rows) -> Table:
-    columns = [
-        Column("context", "context", positions),
-        Column("form", "form"),
-        Column("kv_bytes", "MiB", three_in(2**20)),
-        Column("flops", "GFLOPs", three_in(1e9)),
-        Column("decode_s", "ms", three_in(1e-3)),
-        Column("range", "min-max"),
-        Column("against_absorbed", "x absorbed", three),
+    milliseconds = three_in(1e-3)
+    shown = [
+        *columns(format_tokens, context="context"),
+        *columns(variant="variant"),
+        *columns(three_in(2**20), kv_bytes="MiB"),
+        *columns(three_in(1e9), flops="GFLOPs"),
+        *columns(milliseconds, decode_s="ms"),
+        *columns(range="min-max"),
+        *columns(three, against_absorbed="x absorbed"),
     ]
-
-    def between(row: dict[str, Any]) -> dict[str, str]:
-        if row["too_large"]:
-            return {"range": "too large"}
-        return {"range": f"{three(row['decode_s_min'] * 1e3)}-{three(row['decode_s_max'] * 1e3)}"}
-
     legend = [
-        "context: tokens that the decoded one sees, itself included. MiB: what is kept of them, allocated as the "
-        "formula says. GFLOPs: 2 per multiply-add of all matrix products.",
-        *_too_large(rows),
-        *_equality(rows),
-        *_method(rows),
+        "context: tokens that the decoded one sees, itself included. MiB: the cache of them, allocated as the formula "
+        "says. GFLOPs: 2 per multiply-add of all matrix products.",
+        *_notes(rows),
     ]
-    return Table(title, columns, legend, rows, between)
+
+    def ranges(row: Row) -> Row:
+        return {"range": "too large" if row["too_large"] else min_max(row, "decode_s", milliseconds)}
+
+    return Table(title, shown, legend, rows, ranges)
 
 
-def _too_large(rows: Rows) -> Iterator[str]:
-    left_out = [f"{row['form']} at {positions(row['context'])} {row['too_large']}" for row in rows if row["too_large"]]
-    if left_out:
-        yield f"Too large for this machine: {'; '.join(left_out)}."
-
-
-def _equality(rows: Rows) -> Iterator[str]:
-    apart = [row["difference"] for row in rows if row["form"] != ABSORBED and row["difference"] is not None]
-    if apart:
-        verdict = "NOT equal" if mla.failures(rows) else "equal"
+def _notes(rows: Rows) -> Iterator[str]:
+    """What did not fit, whether the outputs are equal, and how the times were measured."""
+    first = rows[0]
+    if skipped := [
+        f"{row['variant']} at {format_tokens(row['context'])} {row['too_large']}" for row in rows if row["too_large"]
+    ]:
+        yield f"Too large for this machine: {'; '.join(skipped)}."
+    if apart := [row["difference"] for row in rows if row["variant"] != ABSORBED and row["difference"] is not None]:
         yield (
-            f"Outputs {verdict}: at most {max(apart):.1e} from absorbed's, of its largest; the bound is "
-            f"{rows[0]['bound']:.0e}."
+            f"Outputs {'NOT equal' if mla.failures(rows) else 'equal'}: at most {max(apart):.1e} from absorbed's, "
+            f"relative to its largest; the bound is {first['bound']:.0e}."
         )
-
-
-def _method(rows: Rows) -> Iterator[str]:
-    rounds = {len(row["decode_seconds"]) for row in rows if row["decode_seconds"]}
-    first, here = rows[0], machine()
-    if rounds:
-        yield (
-            f"Medians of {'-'.join(map(str, sorted(rounds)))} after warm-up, forms taking turns; {first['dtype']}, "
-            f"batch 1, threads: {first['threads']}, {here['cpu']}, torch {here['torch']}."
-        )
+    if rounds := sorted({len(row["decode_seconds"]) for row in rows if row["decode_seconds"]}):
+        yield f"Medians of {'-'.join(map(str, rounds))} after warm-up, variants taking turns; {measured_on(first)}"
         yield f"{kernel_summary(chosen_kernels())}."

@@ -3,131 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from benchmarks.analytic import params
-from benchmarks.analytic.models import chosen
-from benchmarks.options import AsFormat, IgnoreField, Names, Swap
-from benchmarks.output.report import Report, Table, named
-from zoo.cli.runner import Debug, Json, Out
-from zoo.cli.tables import Column, Format
+from benchmarks.analytic.models import Model
+from benchmarks.analytic.params import FFN_PARTS, layer_rows, param_row
+from benchmarks.options import ModelOptions, ReportOptions
+from benchmarks.output.report import Row, Rows, Table, columns, named
 from zoo.units import format_count
 
-Row = dict[str, Any]
 
-
-def command(
-    names: Names = None,
-    swap: Swap = None,
-    ignore_field: IgnoreField = None,
-    format: AsFormat = Format.table,
-    json: Json = False,
-    out: Out = None,
-    debug: Debug = False,
-) -> None:
+def command(*, models: ModelOptions, to: ReportOptions) -> None:
     """Parameters by part, and what the Hub and the name say.
 
     The parts add up to the total, and the lines below them to what the Hub shows.
     """
-    report = Report.asked(format, json, out)
-    models = chosen(names or [], swap or [], ignore_field or [])
-    report.add(*tables(params.rows(models), params.layer_rows(models)))
-    report.finish()
+    chosen = models.chosen()
+    with to.report() as report:
+        report.add(*tables(chosen))
 
 
-def tables(rows: Sequence[Row], layers: Sequence[Row]) -> list[Table]:
+def tables(models: Sequence[Model]) -> list[Table]:
     """The parts, the experts where there are any, the kinds of layers, and the reconciliation."""
+    rows = [param_row(model) for model in models]
+    layers = [row for model in models for row in layer_rows(model)]
     sparse = [row for row in rows if row["routed_params"]]
-    return [_parts(rows), *([_experts(sparse)] if sparse else []), _layers(layers), _reconciled(rows)]
+    reconciled = Table("What the Hub and the name say", [], [reconciliation(row) for row in rows], [])
+    return [_parts(rows), *([_experts(sparse)] if sparse else []), _layers(layers), reconciled]
 
 
-def _parts(rows: Sequence[Row]) -> Table:
-    columns = [
-        Column("model", "model"),
-        Column("params", "total", format_count),
-        Column("active_params", "active", format_count),
-        Column("embedding_params", "embed", format_count),
-        Column("head_params", "head", _unless_zero),
-        Column("attn_params", "attn", format_count),
-        Column("all_ffn_params", "ffn", format_count),
-        Column("norm_params", "norms", format_count),
-        Column("other_params", "other", _unless_zero),
+def _parts(rows: Rows) -> Table:
+    shown = [
+        *columns(model="model"),
+        *columns(format_count, params="total", active_params="active", embedding_params="embed"),
+        *columns(_unless_zero, head_params="head"),
+        *columns(format_count, attn_params="attn", all_ffn_params="ffn", norm_params="norms"),
+        *columns(_unless_zero, other_params="other"),
     ]
     legend = [
-        "total: stored numbers of the text model, each once; the parts add up to it. A tied head is in embed.",
+        "total: stored parameters of the text model, each once; the parts add up to it. A tied head is in embed.",
         "active: total less the experts that a token is not routed to.",
         "attn: projections, biases and sinks. ffn: dense layers, experts and routers. norms: QK-norms too.",
     ]
-    return Table("Parameters by part", columns, legend, rows, derive=_all_ffn)
+    return Table("Parameters by part", shown, legend, rows, derive=_all_ffn)
 
 
 def _all_ffn(row: Row) -> Row:
-    parts = ("ffn", "routed", "shared", "router")
-    return {"all_ffn_params": sum(row[f"{part}_params"] for part in parts), "other_params": row["other_params"] or None}
+    total = sum(row[f"{part}_params"] for part in FFN_PARTS)
+    return {"all_ffn_params": total, "other_params": row["other_params"] or None}
 
 
-def _experts(rows: Sequence[Row]) -> Table:
-    columns = [
-        Column("model", "model"),
-        Column("ffn_params", "dense", _unless_zero),
-        Column("routed_params", "routed", format_count),
-        Column("shared_params", "shared", _unless_zero),
-        Column("router_params", "router", format_count),
-        Column("active_share", "active", lambda share: f"{share:.1%}"),
+def _experts(rows: Rows) -> Table:
+    shown = [
+        *columns(model="model"),
+        *columns(_unless_zero, ffn_params="dense"),
+        *columns(format_count, routed_params="routed"),
+        *columns(_unless_zero, shared_params="shared"),
+        *columns(format_count, router_params="router"),
+        *columns("{:.1%}".format, active_share="active"),
     ]
     legend = [
         "dense: feed-forwards without experts. routed: experts that a router chooses among.",
         "shared: the expert of every token. active: the share of all parameters that is active.",
     ]
-    return Table("Feed-forward of the mixtures of experts", columns, legend, rows, derive=_active_share)
+    title = "Feed-forward of the mixtures of experts"
+    return Table(title, shown, legend, rows, lambda row: {"active_share": row["active_params"] / row["params"]})
 
 
-def _active_share(row: Row) -> Row:
-    return {"active_share": row["active_params"] / row["params"]}
-
-
-def _layers(rows: Sequence[Row]) -> Table:
-    columns = [
-        Column("model", "model"),
-        Column("layers", "layers"),
-        Column("kind", "kind"),
-        Column("params", "each", format_count),
-        Column("active_params", "active", format_count),
-        Column("attn_params", "attn", format_count),
-        Column("all_ffn_params", "ffn", format_count),
-        Column("norm_params", "norms", format_count),
+def _layers(rows: Rows) -> Table:
+    shown = [
+        *columns(model="model", layers="layers", kind="kind"),
+        *columns(format_count, params="each", active_params="active"),
+        *columns(format_count, attn_params="attn", all_ffn_params="ffn", norm_params="norms"),
     ]
     legend = [
-        "kind: what sets the layers of a model apart; full: they see all tokens. each: the total of one layer; all "
-        "figures here are of one.",
+        "kind: how the layers of a model differ; full: they see all tokens. each: the total of one layer; all figures "
+        "here are of one.",
     ]
-    return Table("Kinds of layers", columns, legend, rows, derive=_all_ffn)
-
-
-def _reconciled(rows: Sequence[Row]) -> Table:
-    return Table("What the Hub and the name say", [], [reconciliation(row) for row in rows], [])
+    return Table("Kinds of layers", shown, legend, rows, derive=_all_ffn)
 
 
 def reconciliation(row: Row) -> str:
     """Our count, what the Hub shows, and what the name claims, as one line that adds up."""
-    ours, name = row["params"], named(row)
+    line = f"{named(row)}: {row['params']:,}"
     if row["hub_beside"]:
         beside = " + ".join(f"{part['params']:,} {part['what']}" for part in row["hub_beside"])
-        line = f"{name}: {ours:,} + {beside} = {row['hub_params']:,} on the Hub"
-    else:
-        line = f"{name}: {ours:,}" + (", as on the Hub" if row["hub_params"] else "")
-    return line + (f" ({row['hub_note']})" if row["hub_note"] else "") + _claim(row)
-
-
-def _claim(row: Row) -> str:
-    claimed, active = row["name_params"], row["name_active_params"]
-    if claimed is None:
-        return "."
-    apart = f" ({row['params'] / claimed - 1:+.1%})"
-    told = f"; named {format_count(claimed)}{apart}"
-    if active:
-        told += f", {format_count(active)} active ({row['active_params'] / active - 1:+.1%})"
-    return told + "."
+        line += f" + {beside} = {row['hub_params']:,} on the Hub"
+    elif row["hub_params"]:
+        line += ", as on the Hub"
+    if row["hub_note"]:
+        line += f" ({row['hub_note']})"
+    if claimed := row["name_params"]:
+        line += f"; named {format_count(claimed)} ({row['params'] / claimed - 1:+.1%})"
+        if active := row["name_active_params"]:
+            line += f", {format_count(active)} active ({row['active_params'] / active - 1:+.1%})"
+    return line + "."
 
 
 def _unless_zero(number: int) -> str:

@@ -1,4 +1,4 @@
-"""The folder of a gallery: the page, the numbers behind its charts, and the charts as pictures."""
+"""The files of a gallery: the page, the data of its charts, the charts as pictures, and what docs/ holds of it."""
 
 from __future__ import annotations
 
@@ -10,66 +10,64 @@ from typing import Any
 
 from benchmarks.analytic.models import Model, chosen
 from benchmarks.analytic.roofline import device
-from benchmarks.gallery import blocks, charts, series, vega
-from benchmarks.gallery.data import DEVICE
-from benchmarks.gallery.groups import typical
-from benchmarks.gallery.overview import overview
-from benchmarks.gallery.page import page
-from benchmarks.gallery.series import Table
+from benchmarks.gallery import blocks_page, charts
+from benchmarks.gallery.chart_tables import Row, tables
+from benchmarks.gallery.overview import overview, typical
+from benchmarks.gallery.page import DEVICE, page
 from zoo.errors import NotAvailable
 
 FORMATS = ("png", "svg")
 
 
-def write(
+def write_gallery(
     folder: Path,
     models: Sequence[Model],
     measured: Mapping[str, Any] | None,
     images: bool,
-    told: Callable[[str], None] = lambda what: None,
+    progress: Callable[[str], None] = lambda step: None,
 ) -> list[Path]:
-    """Write index.html, data/*.csv and, with `images`, charts/*.png and *.svg -> the files, the page first. `told` is
-    handed what is being done."""
-    told("drawing and adding up")
-    files = {folder / "index.html": page(models, measured).html.encode()}
-    rows = measured["rows"] if measured else ()
-    for name, table in series.tables(models, rows).items():
-        if table.rows:
-            files[folder / "data" / f"{name}.csv"] = as_csv(table).encode()
+    """Write index.html, data/*.csv and, with `images`, charts/*.png and *.svg -> the files, the page first. `progress`
+    is called with the name of each step. Raises NotAvailable if a file cannot be written."""
+    progress("drawing and adding up")
+    files = {folder / "index.html": page(models, measured).encode()}
+    speeds = measured["rows"] if measured else ()
+    for name, rows in tables(models, speeds).items():
+        if rows:
+            files[folder / "data" / f"{name}.csv"] = as_csv(rows).encode()
     if images:
-        told("drawing charts")
-        files |= {folder / "charts" / name: image for name, image in pictures(models, rows).items()}
+        progress("drawing charts")
+        files |= {folder / "charts" / name: image for name, image in chart_images(models, speeds).items()}
     for path, content in files.items():
-        put(path, content)
+        write_file(path, content)
     return list(files)
 
 
-def pictures(models: Sequence[Model], rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """File name -> picture, of the models that the page begins with, at its first settings."""
-    card, tables = device(DEVICE), series.tables(typical(models), rows)
+def chart_images(models: Sequence[Model], speeds: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    """File name -> image of each chart that has data, for one model of each architecture and the page's defaults."""
+    card, data = device(DEVICE), tables(typical(models), speeds)
     params = {"rate": card.flops, "bandwidth": card.bandwidth}
-    drawn = {name: picture for name, picture in charts.pictures().items() if tables[picture.tables[0]].rows}
-    return {f"{name}.{kind}": vega.image(name, tables, params, kind) for name in drawn for kind in FORMATS}
+    names = [name for name, chart in charts.CHARTS.items() if data[chart.tables[0]]]
+    return {f"{name}.{kind}": charts.image(name, data, params, kind) for name in names for kind in FORMATS}
 
 
-def as_csv(table: Table) -> str:
+def as_csv(rows: Sequence[Row]) -> str:
     """A table as CSV."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows(table.rows)
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
 
 
-def documents() -> dict[str, bytes]:
-    """What docs/ holds: path below it -> content. Text is the same on every machine."""
-    held = {"overview.svg": overview(typical(chosen([]))), "blocks.md": blocks.markdown()}
-    held |= {f"blocks/{name}": text for name, text in blocks.pictures().items()}
-    return {name: f"{text}\n".encode() for name, text in held.items()}
+def docs_files() -> dict[str, bytes]:
+    """Path in docs/ -> content of every file there that the gallery generates; the same on every machine."""
+    texts = {"overview.svg": overview(typical(chosen([]))), "blocks.md": blocks_page.markdown()}
+    texts |= {f"blocks/{name}": drawing for name, drawing in blocks_page.pictures().items()}
+    return {name: f"{text}\n".encode() for name, text in texts.items()}
 
 
-def put(path: Path, content: bytes) -> None:
-    """The whole file or none of it."""
+def write_file(path: Path, content: bytes) -> None:
+    """Write a whole file or none of it. Raises NotAvailable if it cannot be written."""
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

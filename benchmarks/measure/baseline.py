@@ -1,12 +1,13 @@
-"""The implementation that transformers has of a model, with the same weights in memory, as an entrant beside the zoo's.
+"""The baseline: transformers' implementation of a model, with the same weights in memory, beside the zoo's.
 
-It is measured in the attention that it takes by itself, and on request compiled, with a cache of fixed size. Before
-that, its logits must be the zoo's.
+It is measured with the attention that it chooses by default, and on request compiled with a static cache. Before that,
+its logits must equal the zoo's.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from inspect import signature
@@ -15,26 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure.benchmark_models import Subject
-from benchmarks.measure.throughput import COMPILED, Entrant, Setting, threads
+from benchmarks.measure.benchmark_models import BenchmarkModel
+from benchmarks.measure.candidates import Candidate, ThroughputConfig, inference
+from benchmarks.measure.runners import BASELINE, COMPILED
 from weights.reference.model import quiet
-from weights.saving import described
+from weights.saving import to_checkpoint
 from zoo.blocks import MoE
 from zoo.cli.self_check import TOLERANCE
 from zoo.errors import CheckFailed, require_package
 from zoo.model.decoder import Model
 
-PEER = "transformers"
-TOKENS = 64  # whose logits are compared
+CHECKED_TOKENS = 64  # whose logits are compared
 
 
 @dataclass(frozen=True)
-class PeerRunner:
-    """A causal language model of transformers, with the cache that it makes itself or with one of fixed size."""
+class BaselineRunner:
+    """A causal language model of transformers, with its own dynamic cache or a static one. `call`: it, compiled."""
 
     model: Any
     static: bool = False
-    call: Callable[..., Any] | None = None  # the model, compiled
+    call: Callable[..., Any] | None = None
 
     def new_cache(self, batch: int, tokens: int) -> Any:
         transformers = require_package("transformers", "parity")
@@ -42,12 +43,15 @@ class PeerRunner:
             return transformers.StaticCache(config=self.model.config, max_cache_len=tokens)
         return transformers.DynamicCache(config=self.model.config)
 
-    def __call__(self, tokens: Tensor, cache: Any) -> object:
+    def __call__(self, tokens: Tensor, cache: Any) -> Tensor:
+        # Releases that know `cache` warn about the older name.
+        name = "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"
         call = self.model if self.call is None else self.call
-        return call(input_ids=tokens, use_cache=True, logits_to_keep=1, **{_cache_word(self.model): cache}).logits
+        logits: Tensor = call(input_ids=tokens, use_cache=True, logits_to_keep=1, **{name: cache}).logits
+        return logits
 
-    def keep(self, cache: Any) -> Callable[[], Any]:
-        """A cache of fixed size keeps its place in memory, which compiled code may rely on."""
+    def snapshot(self, cache: Any) -> Callable[[], Any]:
+        """A static cache is restored in place: compiled code may rely on its address."""
         kept = copy.deepcopy(cache)
         return (lambda: _restored(cache, kept)) if self.static else (lambda: copy.deepcopy(kept))
 
@@ -56,13 +60,8 @@ class PeerRunner:
         return sum(parameter.nbytes for parameter in self.model.parameters())
 
 
-def _cache_word(model: Any) -> str:
-    """What the model calls its cache: some releases warn of the word that others know."""
-    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
-
-
 def _restored(cache: Any, kept: Any) -> Any:
-    """`cache` as it was when `kept` was copied from it; an empty one is emptied."""
+    """`cache` as it was when `kept` was copied from it; reset if it was empty."""
     for layer, before in zip(cache.layers, kept.layers, strict=True):
         if not before.is_initialized:
             layer.reset()
@@ -75,67 +74,74 @@ def _restored(cache: Any, kept: Any) -> Any:
     return cache
 
 
-def peers(subject: Subject, model: Model, setting: Setting, with_compiled: bool) -> Iterator[Entrant | str]:
-    """The peer's entrants, or why there is none in some mode, in a line.
+def baseline_candidates(
+    benchmark_model: BenchmarkModel, model: Model, config: ThroughputConfig, with_compiled: bool
+) -> Iterator[Candidate]:
+    """The baseline's candidates. If it does not run compiled, the reason is a line on stderr.
 
-    Raises CheckFailed unless the logits are equal, SpecError for a model that no config of transformers says.
+    Raises CheckFailed unless the logits are equal, SpecError for a model that no config of transformers describes.
     """
-    theirs = load(model, setting.device)
-    check_logits(subject, model, theirs, setting)
-    yield Entrant(subject, PEER, theirs.config._attn_implementation, PeerRunner(theirs))
+    reference = build_baseline(model, config.device)
+    check_logits(benchmark_model, model, reference, config)
+    eager = BaselineRunner(reference)
+    yield Candidate(benchmark_model, BASELINE, reference.config._attn_implementation, eager)
     if with_compiled:
-        runner = PeerRunner(theirs, static=True, call=torch.compile(theirs))
-        why = _why_not(runner, PeerRunner(theirs), setting)
-        yield (
-            f"{PEER} does not run {subject.label} compiled: {why}" if why else Entrant(subject, PEER, COMPILED, runner)
-        )
+        compiled = BaselineRunner(reference, static=True, call=torch.compile(reference))
+        if problem := _problem(compiled, eager, config):
+            print(f"{BASELINE} does not run {benchmark_model.label} compiled: {problem}", file=sys.stderr)
+        else:
+            yield Candidate(benchmark_model, BASELINE, COMPILED, compiled)
 
 
-def load(model: Model, device: torch.device) -> Any:
-    """The peer's model. Weights that both hold in the same form are the same memory."""
+def build_baseline(model: Model, device: torch.device) -> Any:
+    """The model in transformers. Weights that both hold in the same layout are the same memory."""
     transformers = require_package("transformers", "parity")
-    words, tensors = described(model)
-    config = transformers.AutoConfig.for_model(**words)
+    fields, tensors = to_checkpoint(model)
+    config = transformers.AutoConfig.for_model(**fields)
     kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+    dtype = model.embed.weight.dtype
     with quiet():
-        theirs: nn.Module = kind.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=model.embed.weight.dtype
-        )
-    return theirs.to(device).eval()
+        reference: nn.Module = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+    return reference.to(device).eval()
 
 
-def check_logits(subject: Subject, model: Model, theirs: Any, setting: Setting) -> None:
+def check_logits(benchmark_model: BenchmarkModel, model: Model, reference: Any, config: ThroughputConfig) -> None:
     """Raise CheckFailed unless both compute the same logits, up to rounding.
 
-    In 16 bits a router's near tie may go either way, and then the rest differs rightly: that is not judged.
+    A mixture of experts in 16 bits is not judged: a near tie in a router may go either way, and the rest then differs.
     """
-    generator = torch.Generator().manual_seed(setting.seed)
-    tokens = torch.randint(model.spec.vocab, (1, TOKENS), generator=generator).to(setting.device)
-    with threads(setting.threads):
-        ours, other = model(tokens), theirs(input_ids=tokens, use_cache=False).logits
-    apart, bound = (ours - other).abs().max().item(), TOLERANCE[setting.dtype] * max(1.0, ours.abs().max().item())
-    judged = setting.dtype.itemsize >= 4 or not any(isinstance(part, MoE) for part in model.spec.walk())
-    if judged and not apart <= bound:  # a NaN is a failure, too
+    generator = torch.Generator().manual_seed(config.seed)
+    tokens = torch.randint(model.spec.vocab, (1, CHECKED_TOKENS), generator=generator).to(config.device)
+    with inference(config.threads):
+        expected, logits = model(tokens), reference(input_ids=tokens, use_cache=False).logits
+    difference, bound = _difference(logits, expected, config.dtype)
+    judged = config.dtype.itemsize >= 4 or not any(isinstance(part, MoE) for part in model.spec.walk())
+    if judged and not difference <= bound:  # a NaN is a failure, too
         raise CheckFailed(
-            f"{subject.label}: the logits of {PEER} differ by {apart:.1e} from the zoo's, above {bound:.1e}; nothing "
-            "was measured"
+            f"{benchmark_model.label}: the logits of {BASELINE} differ by {difference:.1e} from the zoo's, above "
+            f"{bound:.1e}; nothing was measured"
         )
 
 
-def _why_not(runner: PeerRunner, plain: PeerRunner, setting: Setting) -> str | None:
-    """Why it does not run, or not as the `plain` one does, in a line; None if all is well."""
+def _difference(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """The largest difference, and the bound that rounding in this dtype stays below."""
+    bound = TOLERANCE[dtype] * max(1.0, expected.abs().max().item())
+    return (logits - expected).abs().max().item(), bound
+
+
+def _problem(runner: BaselineRunner, eager: BaselineRunner, config: ThroughputConfig) -> str | None:
+    """Why the runner does not run, or computes something else than `eager`, in a line; None if all is well."""
     try:
-        with threads(setting.threads):
-            ours, theirs = (_steps(each, setting.device) for each in (runner, plain))
+        with inference(config.threads):
+            logits, expected = (_decoded(each, config.device) for each in (runner, eager))
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    apart, bound = (ours - theirs).abs().max().item(), TOLERANCE[setting.dtype] * max(1.0, theirs.abs().max().item())
-    return None if apart <= bound else f"its logits differ by {apart:.1e}"
+    difference, bound = _difference(logits, expected, config.dtype)
+    return None if difference <= bound else f"its logits differ by {difference:.1e}"
 
 
-def _steps(runner: PeerRunner, device: torch.device) -> Tensor:
-    """The logits after a short prompt and two tokens."""
+def _decoded(runner: BaselineRunner, device: torch.device) -> Tensor:
+    """The last logits after a prefill of two tokens and two decoded ones."""
     cache, tokens = runner.new_cache(1, 8), torch.arange(4, device=device)[None]
     *_, last = [runner(part, cache) for part in tokens.split([2, 1, 1], dim=1)]
-    assert isinstance(last, Tensor)
     return last

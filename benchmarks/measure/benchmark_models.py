@@ -1,4 +1,4 @@
-"""Models that are to be measured: which, with what weights, and whether they fit into memory."""
+"""Models to measure: which ones, in which variant, with what weights, and whether they fit into memory."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from pathlib import Path
 import torch
 
 from benchmarks.analytic.models import Model, representatives, swapped
+from benchmarks.measure.devices import require_memory
 from benchmarks.measure.runners import Workload
-from weights.loading import Source, fill, open_source
+from weights.loading import fill, open_source
+from weights.matching import Source
 from zoo.catalog import build
-from zoo.core.devices import free_memory
-from zoo.errors import NotAvailable, UsageError
+from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.decoder import Model as Module
 from zoo.swaps.tiny import tiny
-from zoo.units import dtype_name, format_bytes, format_count
+from zoo.units import dtype_name, format_count
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model to measure: its spec, as it is built, under a name. Without a `source` its weights are random."""
+class BenchmarkModel:
+    """A model to measure. `entry`: its name and the spec that is built. Without a `source`, weights are random."""
 
-    model: Model
+    entry: Model
     source: Source | None = None
     tiny: bool = False
 
     @property
     def spec(self) -> Decoder:
-        """What is built."""
-        return self.model.spec
+        """The spec that is built."""
+        return self.entry.spec
 
     @property
     def label(self) -> str:
-        """Its name in tables."""
-        return self.model.label
+        """The name in tables."""
+        return self.entry.label
 
     def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> Module:
         """The module, in eval mode."""
@@ -48,112 +49,95 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Form:
-    """What is made of each model that is named: its tiny form, its first layers, or the form that swaps give it."""
+class Variant:
+    """The form in which each named model is measured: tiny, its first `layers` only, and beside it with `swaps`."""
 
     tiny: bool = False
     layers: int | None = None
     swaps: tuple[str, ...] = ()
-    released: bool = False  # weights of presets, too, are the released ones
+    released: bool = False  # presets, too, with their released weights
 
-    def changes(self, spec: Decoder) -> Decoder:
-        """The tiny form or the first layers."""
-        spec = tiny(spec) if self.tiny else spec
-        return spec if self.layers is None else first_layers(spec, self.layers)
+    def of(self, model: BenchmarkModel) -> BenchmarkModel:
+        """The tiny form or the first layers of a model; with random weights where that changes it."""
+        spec = tiny(model.spec) if self.tiny else model.spec
+        spec = spec if self.layers is None else first_layers(spec, self.layers)
+        source = model.source if spec == model.spec else None
+        return BenchmarkModel(replace(model.entry, spec=spec), source, self.tiny)
 
 
-def chosen(words: Sequence[str], form: Form, ignore_fields: Iterable[str] = ()) -> list[Subject]:
-    """A subject for each word, followed by its swapped form where there are swaps; no words: every architecture.
+def benchmark_models(names: Sequence[str], variant: Variant, ignore_fields: Iterable[str] = ()) -> list[BenchmarkModel]:
+    """Each named model in its variant, followed by its swapped form if there are swaps; no names: every architecture.
 
-    A .gguf file, or a folder with safetensors files, is measured with the weights in it, unless its form is another.
-    A swap changes the full model, as everywhere here, and the other forms are made of what it leaves.
+    A .gguf file, or a folder with safetensors files, is measured with the weights in it, unless its variant differs. A
+    swap changes the full model, as in every command; the tiny form or first layers are taken of the result.
     """
-    named = [_named(word, form, ignore_fields) for word in words] or [map(Subject, representatives([]))]
-    found = [subject for subjects in named for subject in subjects]
-    if twice := [name for name, times in Counter(each.label for each in found).items() if times > 1]:
-        raise UsageError(f"{twice[0]} is named twice: samples are kept by name")
-    return [formed(each, form) for subject in found for each in (subject, *_swapped(subject, form.swaps))]
+    named = [_named(name, variant, ignore_fields) for name in names] or [map(BenchmarkModel, representatives([]))]
+    found = [model for models in named for model in models]
+    if repeated := [label for label, times in Counter(model.label for model in found).items() if times > 1]:
+        raise UsageError(f"{repeated[0]} is named twice: samples are kept by name")
+    swaps = variant.swaps
+    both = [(model, *([BenchmarkModel(swapped(model.entry, swaps))] if swaps else [])) for model in found]
+    return [variant.of(model) for models in both for model in models]
 
 
-def _named(word: str, form: Form, ignore_fields: Iterable[str]) -> Iterator[Subject]:
-    if not (source := _source(word, form)):
-        yield from map(Subject, representatives([word], (), ignore_fields))
+def _named(name: str, variant: Variant, ignore_fields: Iterable[str]) -> Iterator[BenchmarkModel]:
+    path = Path(name)
+    holds_weights = path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.safetensors")))
+    if not (holds_weights or (variant.released and not path.is_dir())):
+        yield from map(BenchmarkModel, representatives([name], (), ignore_fields))
         return
+    source = open_source(name)
     spec = source.spec(ignore_fields)
-    if Path(word).exists():
-        yield Subject(Model(source.path.stem if source.path.is_file() else source.path.resolve().name, spec), source)
+    if path.exists():
+        yield BenchmarkModel(Model(source.path.stem if path.is_file() else source.path.resolve().name, spec), source)
     else:
-        yield Subject(replace(representatives([word])[0], spec=spec), source)
-
-
-def _source(word: str, form: Form) -> Source | None:
-    path = Path(word)
-    stored = path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.safetensors")))
-    return open_source(word) if stored or (form.released and not path.is_dir()) else None
-
-
-def formed(subject: Subject, form: Form) -> Subject:
-    """Its tiny form or its first layers; with fresh weights, unless it is the same."""
-    spec = form.changes(subject.spec)
-    same = spec == subject.spec
-    return Subject(replace(subject.model, spec=spec), subject.source if same else None, form.tiny)
-
-
-def _swapped(subject: Subject, swaps: Sequence[str]) -> list[Subject]:
-    return [Subject(swapped(subject.model, swaps))] if swaps else []
+        yield BenchmarkModel(replace(representatives([name])[0], spec=spec), source)
 
 
 def first_layers(spec: Decoder, number: int) -> Decoder:
-    """`number` layers of the plan, in its order: the first of each kind, as far as they go, and then the first others.
-
-    All of the plan if it has no more than that.
-    """
+    """The spec with `number` of its layers, in their order: the first of each kind, as far as they go, then the first
+    others; with all layers if it has no more than that."""
     firsts = [spec.layers.index(kind) for kind in dict.fromkeys(spec.layers)]
     others = (index for index in range(len(spec.layers)) if index not in set(firsts))
     kept = sorted([*firsts, *others][:number])
     return replace(spec, layers=tuple(spec.layers[index] for index in kept))
 
 
-Need = Callable[[Decoder, torch.dtype], int]
+MemoryNeed = Callable[[Decoder, torch.dtype], int]
 
 
-def need(works: Sequence[Workload], modes: int, copies: int = 1) -> Need:
-    """Bytes that a spec takes in a dtype: weights, `copies` times; for each of `modes` a cache for each workload, with
-    what was in its rings; and room for the widest pass."""
+def memory_need(workloads: Sequence[Workload], modes: int, copies: int = 1) -> MemoryNeed:
+    """A function of spec and dtype -> bytes: weights, `copies` times; for each of `modes` and each workload a cache and
+    a snapshot of its sliding windows; and the activations of the widest pass."""
 
-    def bytes_of(spec: Decoder, dtype: torch.dtype) -> int:
-        caches = sum(spec.kv_bytes(work.capacity, work.batch, dtype) for work in works)
-        rings = sum(spec.kv_growth(dtype)[0] * work.batch for work in works if work.depth)
-        widest = max(work.batch * max(new for _, new in work.passes) for work in works)
-        hidden = max(layer.active_params(spec.dim) // spec.dim for layer in spec.layers)  # numbers a token, at most
-        room = widest * (hidden + 4 * spec.dim) * dtype.itemsize + works[0].batch * spec.vocab * dtype.itemsize
-        return copies * spec.params() * dtype.itemsize + modes * (caches + min(rings, caches)) + room
+    def needed(spec: Decoder, dtype: torch.dtype) -> int:
+        caches = sum(spec.kv_bytes(work.capacity, work.batch, dtype) for work in workloads)
+        snapshots = sum(spec.kv_growth(dtype)[0] * work.batch for work in workloads if work.depth)
+        widest = max(work.batch * max(new for _, new in work.passes) for work in workloads)
+        hidden = max(layer.active_params(spec.dim) // spec.dim for layer in spec.layers)  # elements per token, at most
+        room = (widest * (hidden + 4 * spec.dim) + workloads[0].batch * spec.vocab) * dtype.itemsize
+        return copies * spec.params() * dtype.itemsize + modes * (caches + min(snapshots, caches)) + room
 
-    return bytes_of
-
-
-def check_memory(subjects: Sequence[Subject], needed: Need, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise NotAvailable, before anything is allocated, unless all fit together into the memory that is free."""
-    free, specs = free_memory(device), [subject.spec for subject in subjects]
-    wanted = sum(needed(spec, dtype) for spec in specs)
-    if free is None or wanted <= free:
-        return
-    told = ", ".join(f"{each.label} ({format_count(each.spec.params())} parameters)" for each in subjects)
-    together = ("needs", "") if len(subjects) == 1 else ("need", " together")
-    raise NotAvailable(
-        f"{told} in {dtype_name(dtype)} {together[0]} {format_bytes(wanted)}{together[1]} on {device}, "
-        f"and {format_bytes(free)} is free; "
-        f"what would fit: {', '.join(_fitting(specs, needed, dtype, free))}"
-    )
+    return needed
 
 
-def _fitting(specs: Sequence[Decoder], needed: Need, dtype: torch.dtype, free: int) -> list[str]:
-    """Options with which the specs take at most `free` bytes in all."""
+def require_model_memory(
+    models: Sequence[BenchmarkModel], needed: MemoryNeed, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Raise NotAvailable, before anything is allocated, unless all models fit together into the free memory. The
+    message names the options with which they would fit."""
+    specs = [model.spec for model in models]
 
-    def fits(number: int, dtype: torch.dtype = dtype) -> bool:
-        return sum(needed(first_layers(spec, number), dtype) for spec in specs) <= free
+    def total(number: int, dtype: torch.dtype) -> int:
+        return sum(needed(first_layers(spec, number), dtype) for spec in specs)
 
-    all_layers, coarse = max(len(spec.layers) for spec in specs), torch.bfloat16
-    half = ["--dtype bfloat16"] if dtype.itemsize > coarse.itemsize and fits(all_layers, coarse) else []
-    most = bisect(range(1, all_layers), False, key=lambda number: not fits(number))
-    return [*half, *([f"--layers {most}"] if most else []), "--tiny"]
+    def advice(free: int) -> str:
+        layers, half = max(len(spec.layers) for spec in specs), torch.bfloat16
+        options = ["--dtype bfloat16"] if dtype.itemsize > half.itemsize and total(layers, half) <= free else []
+        most = bisect(range(1, layers), False, key=lambda number: total(number, dtype) > free)
+        options += [f"--layers {most}"] if most else []
+        return f"what would fit: {', '.join([*options, '--tiny'])}"
+
+    names = ", ".join(f"{model.label} ({format_count(model.spec.params())} parameters)" for model in models)
+    what = f"{names} in {dtype_name(dtype)} {'needs' if len(models) == 1 else 'need together'}"
+    require_memory(sum(needed(spec, dtype) for spec in specs), device, what, advice)

@@ -1,30 +1,109 @@
-"""Each block alone, measured: a prefill of some tokens, and one token decoded at a context, the blocks taking turns."""
+"""Each block alone, measured: a prefill, and one decoded token at a context, the blocks taking turns.
+
+`block_list` is the one place where the measured blocks are listed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure.block_list import Entry
-from benchmarks.measure.side_by_side import CPU, WARMUPS, made, planned, progress, spread
+from benchmarks.measure.devices import CPU, require_memory
 from benchmarks.measure.timing import Samples, Task, measure
+from benchmarks.output.progress import progress
+from zoo.blocks.glu import GLU, ClampedSwiGLU, GeGLU, SwiGLU
+from zoo.blocks.gqa import GQA
+from zoo.blocks.layer import PLACEMENTS
+from zoo.blocks.mla import MLA
+from zoo.blocks.moe import MoE
+from zoo.blocks.norms import RMSNorm
+from zoo.blocks.positions import NoPE, RoPE
+from zoo.blocks.routers import GroupedSigmoidTopK, SoftmaxTopK
 from zoo.core.cache import Cache
-from zoo.core.devices import free_memory
+from zoo.core.forward_context import ForwardContext, prepare_forward
 from zoo.costs import CacheSpec
-from zoo.errors import NotAvailable
+from zoo.errors import UsageError
+from zoo.model.decoder import initialise
 from zoo.registry import Block, Mixer
-from zoo.units import dtype_name, format_bytes
+from zoo.units import dtype_name
 
 PREFILL, DECODE = "prefill", "decode"
+HEAD_DIM, QUERIES_PER_KEY = 64, 4  # width of a head; query heads that share a key in GQA
+WINDOW = 512
+EXPERTS, ACTIVE_EXPERTS = 16, 4  # each 1 / ACTIVE_EXPERTS as wide as the dense block: active parameters are equal
+
+
+class Entry(NamedTuple):
+    """A block under its name in tables. `group`: attention, feed-forward, norm or placement."""
+
+    group: str
+    label: str
+    spec: Block
+
+
+def block_list(dim: int) -> list[Entry]:
+    """Every block at width `dim`, which must be a multiple of 256, each beside those it is compared with.
+
+    Attention has dim / 64 heads of 64, MLA in the proportions of DeepSeek-V2 (section 2.1.3). A feed-forward block has
+    4 x dim active hidden units, dense or in experts. Raises UsageError for another width.
+    """
+    unit = HEAD_DIM * QUERIES_PER_KEY
+    if dim < 1 or dim % unit:
+        raise UsageError(f"--dim {dim} must be a multiple of {unit}, for heads of {HEAD_DIM} in fours")
+    ffn, norm = _feed_forward(dim), RMSNorm(1e-6)
+    groups: dict[str, dict[str, Block]] = {
+        "attention": _attention(dim),
+        "feed-forward": ffn,
+        "placement": {name: place(norm, ffn["SwiGLU"]) for name, place in PLACEMENTS.items()},
+        # The roundings of the released models, by the first that has each. Norms are last: they take a few
+        # microseconds, and would show the memory that an MoE before them gave back.
+        "norm": {
+            "RMSNorm, Llama": norm,
+            "RMSNorm, OLMo": replace(norm, scale_in_fp32=True),
+            "RMSNorm, Gemma": replace(norm, unit_offset=True, scale_in_fp32=True),
+        },
+    }
+    return [Entry(group, label, spec) for group, specs in groups.items() for label, spec in specs.items()]
+
+
+def _attention(dim: int) -> dict[str, Block]:
+    heads, rope = dim // HEAD_DIM, RoPE(1e4)
+    mha = GQA(heads=heads, kv_heads=heads, head_dim=HEAD_DIM, rope=rope)
+    gqa = replace(mha, kv_heads=heads // QUERIES_PER_KEY)
+    ranks = {"q_rank": 12 * HEAD_DIM, "kv_rank": 4 * HEAD_DIM}
+    widths = {"nope_dim": HEAD_DIM, "rope_dim": HEAD_DIM // 2, "v_dim": HEAD_DIM}
+    return {
+        "MHA": mha,
+        "GQA": gqa,
+        "MQA": replace(mha, kv_heads=1),
+        "SWA": replace(gqa, window=WINDOW),
+        "MLA": MLA(heads=heads, **ranks, **widths, norm=RMSNorm(1e-6), rope=rope),
+        "GQA, NoPE": replace(gqa, rope=NoPE()),
+        "GQA, QK-norm": replace(gqa, qk_norm=RMSNorm(1e-6)),
+        "GQA, sinks": replace(gqa, sinks=True),
+    }
+
+
+def _feed_forward(dim: int) -> dict[str, Block]:
+    dense, expert = GLU(4 * dim, SwiGLU()), GLU(4 * dim // ACTIVE_EXPERTS)
+    grouped = GroupedSigmoidTopK(k=ACTIVE_EXPERTS - 1, groups=4, keep=2, scale=2.5)
+    return {
+        "SwiGLU": dense,
+        "GeGLU": replace(dense, act=GeGLU()),
+        "clamped SwiGLU": replace(dense, act=ClampedSwiGLU(alpha=1.702, limit=7.0)),
+        "MoE, softmax": MoE(EXPERTS, expert, SoftmaxTopK(k=ACTIVE_EXPERTS)),
+        "MoE, shared": MoE(EXPERTS, expert, grouped, shared=expert),
+    }
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How to measure. `tokens`: of a prefill. `context`: tokens that a decoded one sees, itself included."""
+class BlockConfig:
+    """How blocks are measured. `tokens`: of a prefill. `context`: tokens that a decoded one sees, itself included."""
 
     dim: int
     tokens: int
@@ -34,87 +113,104 @@ class Setting:
     seed: int = 0
 
 
-def run(entries: Sequence[Entry], setting: Setting, samples: Samples) -> None:
+def run(entries: Sequence[Entry], config: BlockConfig, samples: Samples) -> None:
     """Fill `samples` by (label, phase)."""
-    runs = len(entries) * 2 * (WARMUPS + setting.repeat)
-    with torch.inference_mode(), progress(runs) as stage:
-        modules = {entry.label: made(entry.spec, setting.dim, setting.dtype, setting.seed) for entry in entries}
-        tasks = [task for entry in entries for task in _tasks(entry, modules[entry.label], setting)]
-        measure(tasks, samples, repetitions=setting.repeat, tick=stage(runs, runs))
+    with torch.inference_mode(), progress("measuring") as bar:
+        modules = [build_block(entry.spec, config.dim, config.dtype, config.seed) for entry in entries]
+        pairs = zip(entries, modules, strict=True)
+        tasks = [task for entry, module in pairs for task in block_tasks(entry, module, config)]
+        measure(tasks, samples, repetitions=config.repeat, tick=bar.tick, expect=bar.expect)
 
 
-def check_memory(entries: Sequence[Entry], setting: Setting) -> None:
-    """Raise NotAvailable unless all blocks, their caches and the largest pass between them fit the free memory."""
-    weights = sum(entry.spec.params(setting.dim) for entry in entries)
-    caches = sum(kept.elements() * (kept.tokens(setting.context) + setting.tokens) for kept in map(_stored, entries))
-    widest = max(4, setting.tokens // 64) * 4 * setting.dim * setting.tokens  # activations; scores of every head
-    needed, free = (weights + caches + widest) * setting.dtype.itemsize, free_memory(CPU)
-    if free is not None and needed > free:
-        raise NotAvailable(
-            f"all blocks at width {setting.dim:,} need {format_bytes(needed)}, and {format_bytes(free)} is free; "
-            "a smaller --dim, --tokens or --context needs less"
-        )
+def require_block_memory(entries: Sequence[Entry], config: BlockConfig) -> None:
+    """Raise NotAvailable unless all blocks, their caches and the largest pass fit together into the free memory."""
+    weights = sum(entry.spec.params(config.dim) for entry in entries)
+    specs = [_cache_spec(entry) for entry in entries]
+    caches = sum(spec.elements() * (spec.tokens(config.context) + config.tokens) for spec in specs)
+    widest = max(4, config.tokens // 64) * 4 * config.dim * config.tokens  # activations; scores of every head
+    needed = (weights + caches + widest) * config.dtype.itemsize
+    advice = "a smaller --dim, --tokens or --context needs less"
+    require_memory(needed, CPU, f"all blocks at width {config.dim:,} need", lambda free: advice)
 
 
-def _stored(entry: Entry) -> CacheSpec:
+def _cache_spec(entry: Entry) -> CacheSpec:
     return entry.spec.cache_spec() if isinstance(entry.spec, Mixer) else CacheSpec(per_token=())
 
 
-def _tasks(entry: Entry, module: nn.Module, setting: Setting) -> Iterator[Task]:
-    """Prefill, then decode. A mixer has a cache, which holds a past drawn at random; a pass is planned beforehand, as a
-    model does it once for all layers."""
-    generator = torch.Generator().manual_seed(setting.seed)
-    for phase, past, new in ((PREFILL, 0, setting.tokens), (DECODE, setting.context - 1, 1)):
-        x = torch.randn(1, new, setting.dim, generator=generator).to(setting.dtype)
-        yield _task((entry.label, phase), module, x, *_context(entry.spec, past, new, setting, generator))
+def build_block(spec: Block, dim: int, dtype: torch.dtype, seed: int) -> nn.Module:
+    """The block's module on the CPU, in eval mode, with random weights drawn from `seed`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        module = spec.build(dim).eval()
+    finally:
+        torch.set_default_dtype(before)
+    initialise(module, seed)
+    return module
 
 
-def _context(spec: Block, past: int, new: int, setting: Setting, generator: torch.Generator) -> tuple[Any, ...]:
-    """What a mixer is handed beside x: a planned step and a slot that holds `past` tokens."""
-    if not isinstance(spec, Mixer):
-        return ()
-    cache = Cache([spec.cache_spec()], 1, past + new, setting.dtype, CPU)
-    for stream in cache.layers[0].streams:
-        stream.normal_(generator=generator)
-    return planned(spec, cache, past, new), cache.layers[0]
+def block_context(spec: Mixer, cache: Cache, past: int, new: int) -> ForwardContext:
+    """The context of a pass of `new` tokens after `past` through one mixer over its `cache`."""
+    return prepare_forward(past, new, spec.rotary(), cache.layers, CPU)
 
 
-def _task(name: tuple[str, str], module: nn.Module, x: Tensor, *context: Any) -> Task:
+def block_tasks(entry: Entry, module: nn.Module, config: BlockConfig) -> Iterator[Task]:
+    """Prefill, then decode. A mixer gets a cache whose past is drawn at random, and a forward context that is prepared
+    beforehand, as a model prepares it once for all layers."""
+    generator = torch.Generator().manual_seed(config.seed)
+    for phase, past, new in ((PREFILL, 0, config.tokens), (DECODE, config.context - 1, 1)):
+        x = torch.randn(1, new, config.dim, generator=generator).to(config.dtype)
+        rest: tuple[Any, ...] = ()
+        if isinstance(entry.spec, Mixer):
+            cache = Cache([entry.spec.cache_spec()], 1, past + new, config.dtype, CPU)
+            for stream in cache.layers[0].streams:
+                stream.normal_(generator=generator)
+            rest = block_context(entry.spec, cache, past, new), cache.layers[0]
+        yield _task((entry.label, phase), module, x, *rest)
+
+
+def _task(name: tuple[str, str], module: nn.Module, x: Tensor, *rest: Any) -> Task:
     def run() -> None:
-        module(x, *context)
+        module(x, *rest)
 
     def prepare() -> Callable[[], None]:
-        x.clone()  # in a model, x has just been written: whatever ran before this block here pushed it out of reach
+        x.clone()  # in a model x was just written; here the block that ran before has pushed it out of the caches
         return run
 
     return Task(name, prepare)
 
 
-def rows(entries: Sequence[Entry], setting: Setting, samples: Samples) -> list[dict[str, Any]]:
+def rows(entries: Sequence[Entry], config: BlockConfig, samples: Samples) -> list[dict[str, Any]]:
     """One row for each block that was measured at least once in both phases."""
-    both = [{phase: samples.get((entry.label, phase), []) for phase in (PREFILL, DECODE)} for entry in entries]
-    return [_row(entry, setting, taken) for entry, taken in zip(entries, both, strict=True) if all(taken.values())]
+    timed = [entry for entry in entries if all(samples.get((entry.label, phase)) for phase in (PREFILL, DECODE))]
+    return [_row(entry, config, samples) for entry in timed]
 
 
-def _row(entry: Entry, setting: Setting, taken: dict[str, list[float]]) -> dict[str, Any]:
-    spec, dim, kept = entry.spec, setting.dim, _stored(entry)
-    bytes_of_one = kept.elements() * setting.dtype.itemsize
+def _row(entry: Entry, config: BlockConfig, samples: Samples) -> dict[str, Any]:
+    spec, dim, kept = entry.spec, config.dim, _cache_spec(entry)
+    token_bytes = kept.elements() * config.dtype.itemsize
     return {
         "table": "blocks",
         "group": entry.group,
         "block": entry.label,
-        "words": spec.describe(),
+        "description": spec.describe(),
         "dim": dim,
-        "dtype": dtype_name(setting.dtype),
+        "dtype": dtype_name(config.dtype),
         "threads": torch.get_num_threads(),
         "params": spec.params(dim),
         "active_params": spec.active_params(dim),
-        "kv_fixed_bytes": bytes_of_one * (kept.window or 0),
-        "kv_bytes_per_token": 0 if kept.window else bytes_of_one,
-        "tokens": setting.tokens,
-        "context": setting.context,
-        "prefill_flops": spec.flops(dim, 0, setting.tokens),
-        "decode_flops": spec.flops(dim, setting.context - 1, 1),
-        **spread(PREFILL, taken[PREFILL]),
-        **spread(DECODE, taken[DECODE]),
+        "kv_fixed_bytes": token_bytes * (kept.window or 0),
+        "kv_bytes_per_token": 0 if kept.window else token_bytes,
+        "tokens": config.tokens,
+        "context": config.context,
+        "prefill_flops": spec.flops(dim, 0, config.tokens),
+        "decode_flops": spec.flops(dim, config.context - 1, 1),
+        **time_columns(PREFILL, samples[entry.label, PREFILL]),
+        **time_columns(DECODE, samples[entry.label, DECODE]),
     }
+
+
+def time_columns(phase: str, seconds: Sequence[float]) -> dict[str, Any]:
+    """Median, minimum and maximum of some samples, and the samples, as columns of a row; null where there are none."""
+    middle, low, high = (of(seconds) if seconds else None for of in (median, min, max))
+    return {f"{phase}_s": middle, f"{phase}_s_min": low, f"{phase}_s_max": high, f"{phase}_seconds": list(seconds)}

@@ -1,4 +1,4 @@
-"""What the two kinds of devices measure differently: their clock, and the most memory that something takes."""
+"""Clock, peak memory, free memory and cache size of a device: the CPU or a CUDA device."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from benchmarks.measure.timing import Clock
+from zoo.core.devices import free_memory
+from zoo.errors import NotAvailable
+from zoo.units import format_bytes
 
+CPU = torch.device("cpu")
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-class DeviceClock:
-    """Seconds by a CUDA device's own events. Each reading waits until all that was asked of the device is done."""
+class CudaClock:
+    """Seconds by a CUDA device's own events. Each reading waits until the device has finished all work."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._seconds = device, 0.0
@@ -38,63 +42,33 @@ class DeviceClock:
 
 def clock(device: torch.device) -> Clock:
     """The clock of a device."""
-    return DeviceClock(device) if device.type == "cuda" else time.perf_counter
+    return CudaClock(device) if device.type == "cuda" else time.perf_counter
 
 
-class Meter(Protocol):
-    """The most memory held since `start`, above what was held then."""
+def start_memory_meter(device: torch.device) -> Callable[[], int | None]:
+    """A function -> peak memory since now, in bytes above what is held now; None where the system does not say.
 
-    def start(self) -> None: ...
-    def peak(self) -> int | None:
-        """Bytes; None where the system does not say."""
-
-
-class Resident:
-    """Of this process, by Linux's own record of the most pages it had, which can be reset.
-
-    What was freed before is handed back first: else it would be used again, and not counted.
+    On a CUDA device it counts by torch's allocator; elsewhere the resident memory of this process, by Linux's record of
+    its peak, which can be reset. Memory that is free now goes back to the system first, or it would be used uncounted.
     """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        allocated = torch.cuda.memory_allocated(device)
 
-    def __init__(self) -> None:
-        self._before: int | None = None
+        def peak() -> int:
+            torch.cuda.synchronize(device)
+            return torch.cuda.max_memory_allocated(device) - allocated
 
-    def start(self) -> None:
-        _trim()
-        try:
-            RESET.write_text("5", encoding="ascii")
-            self._before = _status("VmRSS")
-        except OSError:  # another system, or one that does not allow it
-            self._before = None
-
-    def peak(self) -> int | None:
-        return None if self._before is None else max(_status("VmHWM") - self._before, 0)
-
-
-class Allocated:
-    """Of a CUDA device, by torch's allocator."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._before = device, 0
-
-    def start(self) -> None:
-        torch.cuda.synchronize(self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
-        self._before = torch.cuda.memory_allocated(self._device)
-
-    def peak(self) -> int | None:
-        torch.cuda.synchronize(self._device)
-        return torch.cuda.max_memory_allocated(self._device) - self._before
-
-
-def meter(device: torch.device) -> Meter:
-    """The meter of a device."""
-    return Allocated(device) if device.type == "cuda" else Resident()
-
-
-def _trim() -> None:
-    """Hand freed memory back to the system, where the C library can."""
-    with suppress(OSError, AttributeError, TypeError):
+        return peak
+    with suppress(OSError, AttributeError, TypeError):  # a C library that cannot
         ctypes.CDLL(None).malloc_trim(0)
+    try:
+        RESET.write_text("5", encoding="ascii")
+        resident = _status("VmRSS")
+    except OSError:  # another system, or one that does not allow it
+        return lambda: None
+    return lambda: max(_status("VmHWM") - resident, 0)
 
 
 def _status(name: str) -> int:
@@ -103,27 +77,33 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
+def require_memory(needed: int, device: torch.device, what: str, advice: Callable[[int], str]) -> None:
+    """Raise NotAvailable unless `needed` bytes are free. The message is `what` ("the weights need"), both amounts, and
+    the `advice` for so many free bytes."""
+    free = free_memory(device)
+    if free is not None and needed > free:
+        raise NotAvailable(
+            f"{what} {format_bytes(needed)}, and {format_bytes(free)} is free on {device}; {advice(free)}"
+        )
+
+
 def last_cache(device: torch.device) -> int | None:
-    """Bytes of the last cache before memory; None where nobody says."""
+    """Bytes of the last cache before memory; None where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     return _cpu_cache(Path("/sys/devices/system/cpu")) if device.type == "cpu" else None
 
 
 def _cpu_cache(cpus: Path) -> int | None:
-    """All of the highest level, that of several sockets added up: each cache tells the processors that share it."""
-    found: dict[tuple[int, str], int] = {}
+    """Bytes of the highest cache level, all sockets together: processors that share a cache name it alike."""
+    sizes: dict[tuple[int, str], int] = {}
     for index in cpus.glob("cpu[0-9]*/cache/index*"):
-        read: Callable[[str], str] = lambda name, index=index: (index / name).read_text(encoding="ascii").strip()  # type: ignore[misc]  # noqa: E731
         try:
-            if read("type") != "Instruction":
-                found[int(read("level")), read("shared_cpu_list")] = _kibibytes(read("size"))
+            files = (index / name for name in ("type", "level", "shared_cpu_list", "size"))
+            kind, level, shared, size = (file.read_text(encoding="ascii").strip() for file in files)
+            if kind != "Instruction":
+                sizes[int(level), shared] = int(size.removesuffix("K")) * 1024
         except (OSError, ValueError):
             continue
-    last = max((level for level, _ in found), default=None)
-    return sum(size for (level, _), size in found.items() if level == last) or None
-
-
-def _kibibytes(text: str) -> int:
-    """32768K -> bytes"""
-    return int(text.removesuffix("K")) * 1024
+    last = max((level for level, _ in sizes), default=None)
+    return sum(size for (level, _), size in sizes.items() if level == last) or None

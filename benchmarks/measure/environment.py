@@ -1,4 +1,4 @@
-"""What measured figures depend on, beyond what every document says of its machine."""
+"""The environment of a measurement: what figures depend on beyond the machine that every document names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zoo.core import kernels
 from zoo.core.devices import machine
 
 ROOT = Path(__file__).resolve().parents[2]
-# What matters to matrix products, as Linux calls it on x86 and on ARM.
+# The extensions that matter to matrix products, as Linux names them on x86 and on ARM.
 ISA = re.compile(r"\b(avx2|fma|avx512f|avx512_bf16|avx512_fp16|avx512_vnni|amx_\w+|asimd\w*|sve\w*|i8mm|bf16)\b")
 OR = " or "
 
@@ -38,7 +38,7 @@ def recorded(report: Report, device: torch.device) -> Iterator[None]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """The machine of a measurement, with the kernels that were chosen so far.
+    """The machine of a measurement, with the kernels chosen so far.
 
     Raises NotAvailable or MalformedError for a ZOO_KERNELS that cannot be read.
     """
@@ -51,14 +51,14 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "last_cache_bytes": last_cache(device),
         "gpu": torch.cuda.get_device_name(device) if cuda else None,
-        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None,
+        "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None,
         "commit": _commit(),
         **chosen_kernels(),
     }
 
 
 def chosen_kernels() -> dict[str, Any]:
-    """The kernel of each class of sizes that came up so far in this process, and the ZOO_KERNELS setting, if any."""
+    """The kernel of each size class that came up so far in this process, and the ZOO_KERNELS setting, if any."""
     return {"kernels": kernels.choices(), "kernels_set": os.environ.get(kernels.VARIABLE) or None}
 
 
@@ -74,30 +74,27 @@ def merged(choices: Iterable[Mapping[str, str]]) -> dict[str, str]:
 def kernel_summary(machine: Mapping[str, Any]) -> str:
     """The kernels of a machine block in one line, by operation and dtype: "linear float32: onednn (4 of 6 classes)".
 
-    Empty for a block that was written before kernels were recorded.
+    Empty for a block without recorded kernels.
     """
     if "kernels" not in machine:
         return ""
     operations: dict[str, list[str]] = {}
     for name, kernel in machine["kernels"].items():
         operations.setdefault(" ".join(name.split(", ")[:2]), []).append(kernel)
-    told = ", ".join(f"{name}: {_counted(found)}" for name, found in operations.items())
+    summary = ", ".join(f"{name}: {_counted(found)}" for name, found in operations.items())
     setting = machine.get("kernels_set")
-    return f"kernels{f' ({kernels.VARIABLE}={Path(setting).name})' if setting else ''}: {told or kernels.PLAIN}"
+    return f"kernels{f' ({kernels.VARIABLE}={Path(setting).name})' if setting else ''}: {summary or kernels.PLAIN}"
 
 
 def _counted(found: list[str]) -> str:
-    """The kernels that are not plain, with the number of classes where they do not compute all of them."""
-    others = sorted(set(found) - {kernels.PLAIN})
-    return ", ".join(_of(found.count(other), len(found), other) for other in others) or kernels.PLAIN
-
-
-def _of(number: int, classes: int, kernel: str) -> str:
-    return kernel if number == classes else f"{kernel} ({number} of {classes} classes)"
+    """The kernels other than plain, each with its number of classes unless it computes all of them."""
+    counts = {kernel: found.count(kernel) for kernel in sorted({*found} - {kernels.PLAIN})}
+    words = (k if n == len(found) else f"{k} ({n} of {len(found)} classes)" for k, n in counts.items())
+    return ", ".join(words) or kernels.PLAIN
 
 
 def _isa() -> list[str]:
-    """The extensions that the processor says it has."""
+    """The instruction set extensions that the processor reports."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -107,21 +104,21 @@ def _isa() -> list[str]:
 
 
 def _blas(config: str) -> str:
-    """The libraries that torch multiplies with, of what it says of its build."""
+    """The matrix libraries that torch was built with, from its build configuration."""
     blas = re.search(r"BLAS_INFO=(\w+)", config)
     named = re.findall(r"(?:oneAPI Math Kernel Library|MKL-DNN|OpenBLAS) (?:Version |v)?[\d.]+", config)
     return "; ".join(named) or (blas[1] if blas else "unknown")
 
 
 def _commit() -> str | None:
-    """The commit of this project, where it runs from a checkout; "-dirty" with changes that are in none."""
-    top = _said("git", "-C", str(ROOT), "rev-parse", "--show-toplevel")
+    """The commit of this project where it runs from a checkout, "-dirty" with uncommitted changes; None elsewhere."""
+    top = _first_line("git", "-C", str(ROOT), "rev-parse", "--show-toplevel")
     if top is None or Path(top) != ROOT:
         return None
-    return _said("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return _first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
-def _said(*command: str) -> str | None:
+def _first_line(*command: str) -> str | None:
     """The first line that a command prints; None if there is no such command, or it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)

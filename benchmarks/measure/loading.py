@@ -1,79 +1,185 @@
-"""Loading a checkpoint, by the zoo and by transformers in turns, each time in a new process."""
+"""Loading a checkpoint, by the zoo and by transformers in turns: seconds and memory, each load in a new process.
+
+    python -m benchmarks.measure.loading zoo|transformers SOURCE DTYPE
+
+is one load and prints its figures as JSON. Memory is counted above what the imports took, from the start of the load to
+the end of a short forward pass.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+from torch import nn
+
+from benchmarks.measure.runners import BASELINE, ZOO
 from benchmarks.output.progress import progress
+from zoo.architectures import families
+from zoo.core.kernels import choices
 from zoo.errors import CheckFailed, MalformedError, NotAvailable, UsageError, ZooError
 
-ZOO, PEER = "zoo", "transformers"
-Found = dict[str, Any]
+Sample = dict[str, Any]  # what one load printed
+
+PASS_TOKENS = 16  # of the forward pass after a load
+POLL_SECONDS = 0.001  # between two readings of the memory
 ERRORS = {kind.exit_code: kind for kind in (CheckFailed, UsageError, NotAvailable, MalformedError)}
 
 
 def run(
-    path: Path, dtype: str, loaders: Sequence[str], repetitions: int, found: dict[str, list[Found]]
+    path: Path, dtype: str, loaders: Sequence[str], repetitions: int, samples: dict[str, list[Sample]]
 ) -> dict[str, str]:
-    """Load in turns, once more than counted, since the first time brings the files into memory; `found` is filled as
-    time goes -> why a peer could not load, by its name. Raises what the zoo's own load raised."""
+    """Load in turns and fill `samples` by loader; return why the baseline could not load, by loader.
+
+    The first load of each does not count: it brings the files into memory. Raises what the zoo's own load raised.
+    """
     failed: dict[str, str] = {}
     with progress("loading") as bar:
         bar.expect(len(loaders) * (1 + repetitions))
         for turn in range(1 + repetitions):
             for loader in (loader for loader in loaders if loader not in failed):
-                sample = once(loader, path, dtype)
+                sample = load_once(loader, path, dtype)
                 bar.tick()
                 if "error" in sample and loader == ZOO:
                     raise ERRORS.get(sample["exit_code"], ZooError)(sample["error"])
                 if "error" in sample:
                     failed[loader] = sample["error"]
                 elif turn:
-                    found.setdefault(loader, []).append(sample)
+                    samples.setdefault(loader, []).append(sample)
     return failed
 
 
-def once(loader: str, path: Path, dtype: str) -> Found:
-    """One load in a process of its own: what benchmarks.measure.one_load prints."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.measure.one_load", loader, str(path), dtype]
+def load_once(loader: str, path: Path, dtype: str) -> Sample:
+    """One load in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.measure.loading", loader, str(path), dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
-        sample: Found = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):  # it was killed, for its memory perhaps
+        sample: Sample = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):  # it was killed, perhaps for its memory
         return {"error": f"the process ended with {done.returncode}", "exit_code": NotAvailable.exit_code}
     return sample
 
 
-def files(path: Path) -> int:
-    """Bytes of the .gguf file, or of the folder's model*.safetensors."""
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.glob("model*.safetensors")))
+def rows(path: Path, dtype: str, samples: dict[str, list[Sample]]) -> list[dict[str, Any]]:
+    """A row for each loader: medians, with the seconds of every sample."""
+    # The .gguf file, or the folder's model*.safetensors.
+    size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.glob("model*.safetensors")))
+    return [_row(path, size, dtype, loader, found) for loader, found in samples.items()]
 
 
-def rows(path: Path, dtype: str, found: dict[str, list[Found]]) -> list[dict[str, Any]]:
-    """Medians of each loader, with the seconds of every sample."""
-    return [_row(path, dtype, loader, samples) for loader, samples in found.items()]
+def _row(path: Path, size: int, dtype: str, loader: str, samples: list[Sample]) -> dict[str, Any]:
+    def middle(key: str) -> float:
+        return median(sample[key] for sample in samples)
 
-
-def _row(path: Path, dtype: str, loader: str, samples: list[Found]) -> dict[str, Any]:
-    middle: Callable[[str], float] = lambda key: median(sample[key] for sample in samples)  # noqa: E731
     return {
         "table": "load",
         "source": str(path),
         "loader": loader,
         "dtype": dtype,
-        "file_bytes": files(path),
+        "file_bytes": size,
         "model_bytes": samples[0]["model_bytes"],
         "load_s": middle("load_s"),
         "ready_s": middle("ready_s"),
-        "ready_bytes_per_s": files(path) / middle("ready_s"),
+        "ready_bytes_per_s": size / middle("ready_s"),
         "peak_bytes": int(middle("peak_bytes")),
         "anonymous_bytes": int(middle("anonymous_bytes")),
         "load_seconds": [sample["load_s"] for sample in samples],
         "ready_seconds": [sample["ready_s"] for sample in samples],
     }
+
+
+def poll_memory() -> Callable[[], dict[str, int]]:
+    """Poll the memory of this process until the function that is returned gives its peaks, in bytes above those of now.
+
+    Anonymous memory is the process's own. Resident memory also counts pages of mapped files, which are the system's
+    cache: it takes them back when it needs them.
+    """
+    before, ended = _held_bytes(), threading.Event()
+    peaks = list(before)
+
+    def poll() -> None:
+        peaks[:] = map(max, peaks, _held_bytes())
+
+    def run() -> None:
+        while not ended.wait(POLL_SECONDS):
+            poll()
+
+    def stop() -> dict[str, int]:
+        poll()
+        ended.set()
+        thread.join()
+        resident, anonymous = (peak - held for peak, held in zip(peaks, before, strict=True))
+        return {"peak_bytes": resident, "anonymous_bytes": anonymous}
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return stop
+
+
+def _held_bytes() -> tuple[int, int]:
+    """(resident, anonymous) bytes of this process now."""
+    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text(encoding="ascii").split())
+    page = os.sysconf("SC_PAGE_SIZE")
+    return resident * page, (resident - shared) * page
+
+
+def by_zoo(source: str, dtype: str) -> Callable[[], nn.Module]:
+    """A load by the zoo. All imports are done before, those of the architectures too."""
+    import weights
+
+    families()
+    return lambda: weights.load(source, dtype=dtype)
+
+
+def by_transformers(source: str, dtype: str) -> Callable[[], nn.Module]:
+    """A load by transformers. All imports are done before, those of the model's own code too."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    path = Path(source)
+    folder, options = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
+    import_module(auto._model_mapping[type(AutoConfig.from_pretrained(folder, **options))].__module__)
+    return lambda: auto.from_pretrained(folder, dtype=dtype, **options)
+
+
+LOADERS = {ZOO: by_zoo, BASELINE: by_transformers}
+
+
+@torch.no_grad()
+def measure_load(loader: str, source: str, dtype: str) -> Sample:
+    """Seconds of the load alone, and with a first pass, which reads what was only mapped; peaks in bytes."""
+    load = LOADERS[loader](source, dtype)
+    tokens = torch.arange(1, PASS_TOKENS + 1)[None]
+    stop = poll_memory()
+    start = time.perf_counter()
+    model = load()
+    loaded = time.perf_counter()
+    model(tokens)
+    ready = time.perf_counter()
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    sample = {"load_s": loaded - start, "ready_s": ready - start, "model_bytes": held} | stop()
+    return sample | {"kernels": choices() if loader == ZOO else {}}
+
+
+def main(loader: str, source: str, dtype: str) -> None:
+    """Print what `measure_load` returns, or why it failed: {"error": ..., "exit_code": ...}."""
+    try:
+        sample = measure_load(loader, source, dtype)
+    except Exception as error:
+        message = " ".join(f"{'' if isinstance(error, ZooError) else f'{type(error).__name__}: '}{error}".split())
+        sample = {"error": message, "exit_code": getattr(error, "exit_code", 1)}
+    print(json.dumps(sample))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])

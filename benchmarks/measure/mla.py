@@ -1,28 +1,116 @@
-"""The three forms of latent attention, measured: one token decoded at each context, the forms taking turns."""
+"""Latent attention (MLA) decoded in three variants, measured: one token at each context, the variants taking turns.
+
+absorbed: the zoo's own `MLA`. Latents are cached and attended over, the up-projections folded into query and output.
+latent: latents are cached, and keys and values of all heads expanded from them at each step, as transformers does.
+expanded: keys and values of all heads are cached, each expanded once, when its token comes.
+
+All have the same weights and the same outputs; `failures` says where they differ.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from benchmarks.measure.mla_variants import ABSORBED, fill, forms, modules, scratch_numbers
-from benchmarks.measure.side_by_side import CPU, WARMUPS, made, planned, progress, spread
-from benchmarks.measure.timing import Samples, Task, measure
+from benchmarks.measure.blocks import block_context, build_block, time_columns
+from benchmarks.measure.devices import CPU, require_memory
+from benchmarks.measure.timing import MIN_WARMUP_ROUNDS, Samples, Task, measure
 from zoo.blocks.mla import MLA
 from zoo.cli.self_check import TOLERANCE
-from zoo.core.cache import Cache
+from zoo.core.attention import attention
+from zoo.core.cache import Cache, LayerCache
 from zoo.core.devices import free_memory
-from zoo.errors import NotAvailable
+from zoo.core.forward_context import ForwardContext
+from zoo.costs import Breakdown, CacheSpec, linear_flops
 from zoo.units import dtype_name, format_bytes
+
+EXPANDED, LATENT, ABSORBED = "expanded", "latent", "absorbed"
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How to measure. `contexts`: tokens that the decoded one sees, itself included."""
+class _Latent(MLA):
+    """Latents are cached, and expanded again at each step."""
+
+    def absorbs(self, past: int, new: int) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class _Expanded(_Latent):
+    """Keys and values of all heads are cached."""
+
+    def build(self, dim: int) -> nn.Module:
+        return ExpandedAttention(super().build(dim))
+
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        parts = super().flop_breakdown(dim, past, new, causal)
+        again = linear_flops(past, self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
+        return {**parts, "projections": parts["projections"] - again}
+
+    def cache_spec(self) -> CacheSpec:
+        keys, values = (self.heads, self.nope_dim + self.rope_dim), (self.heads, self.v_dim)
+        return CacheSpec(per_token=(("k", keys), ("v", values)))
+
+
+class ExpandedAttention(nn.Module):
+    """MLA over a cache of expanded keys and values. `mla`: the module of an MLA spec, whose weights it uses."""
+
+    def __init__(self, mla: Any) -> None:
+        super().__init__()
+        self.mla = mla
+
+    def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
+        """(b, t, dim) -> (b, t, dim)"""
+        q_nope, q_rope, latent = self.mla.project(x, ctx)
+        k, v, mask = cache.append(ctx, *self.mla.expand(latent))
+        out = attention(torch.cat([q_nope, q_rope], dim=-1), k, v, mask, self.mla.scale)
+        return self.mla.o(out.transpose(1, 2).flatten(2))
+
+
+def variants(spec: MLA) -> dict[str, MLA]:
+    """Variant -> a spec of equal fields that decodes in it, the costliest in memory first."""
+    values = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    return {EXPANDED: _Expanded(**values), LATENT: _Latent(**values), ABSORBED: MLA(**values)}
+
+
+def modules(spec: MLA, source: nn.Module, dim: int) -> dict[str, nn.Module]:
+    """Variant -> a module with the weights of `source`, the module of `spec`; no weight is copied."""
+    with torch.device("meta"):
+        latent = variants(spec)[LATENT].build(dim).eval()
+    latent.load_state_dict(source.state_dict(), assign=True)
+    return {EXPANDED: ExpandedAttention(latent).eval(), LATENT: latent, ABSORBED: source}
+
+
+def scratch_elements(variant: str, spec: MLA, context: int) -> int:
+    """Elements of the large temporary tensors of a step at `context` tokens: scores, their softmax, and in the latent
+    variant the expanded keys and values, before and after keys are joined with their rotary part."""
+    scores = 3 * spec.heads * context
+    joined = spec.nope_dim + spec.v_dim + spec.nope_dim + spec.rope_dim
+    return scores + (context * spec.heads * joined if variant == LATENT else 0)
+
+
+@torch.no_grad()
+def fill_cache(variant: str, module: Any, streams: list[Tensor], latent: Tensor, chunk: int = 1024) -> None:
+    """Write `latent` (1, 1, past, kv_rank + rope_dim) into the streams of a layer cache as its first `past` tokens,
+    expanded by `module` where the variant caches keys and values, `chunk` tokens at a time."""
+    for start in range(0, latent.shape[2], chunk):
+        part = latent[:, :, start : start + chunk]
+        kept = module.mla.expand(part) if variant == EXPANDED else (part,)
+        for stream, tokens in zip(streams, kept, strict=True):
+            stream[:, :, start : start + part.shape[2]] = tokens
+
+
+@dataclass(frozen=True)
+class MLAConfig:
+    """How the variants are measured. `contexts`: tokens that the decoded one sees, itself included."""
 
     contexts: Sequence[int]
     dtype: torch.dtype = torch.float32
@@ -30,140 +118,130 @@ class Setting:
     seed: int = 0
 
     def kv_bytes(self, spec: MLA, context: int) -> int:
-        """Of one layer, one sequence."""
+        """Cache bytes of one layer and one sequence."""
         return context * spec.cache_spec().elements() * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One form at one context. `why` it was not run, if it was not; otherwise the bytes that were allocated, and the
-    largest `difference` of its output from the absorbed form's, as a share of the largest output."""
+    """One variant at one context. `too_large`: why it was not run. Otherwise `allocated`: the bytes of its cache;
+    `difference`: the largest one between its output and the absorbed variant's, as a share of the largest output."""
 
-    form: str
+    variant: str
     context: int
-    why: str | None = None
+    too_large: str | None = None
     allocated: int | None = None
     difference: float | None = None
 
 
-def run(spec: MLA, dim: int, setting: Setting, outcomes: list[Outcome], samples: Samples) -> None:
-    """Fill `outcomes`, a form and context each, and `samples` by (form, context in digits)."""
-    built = modules(spec, made(spec, dim, setting.dtype, setting.seed), dim)
-    with torch.inference_mode(), progress(sum(setting.contexts)) as stage:
-        for context in setting.contexts:
-            refused = too_large(forms(spec), context, setting, free_memory(CPU))
-            outcomes += [Outcome(form, context, why) for form, why in refused.items()]
-            turns = {form: module for form, module in built.items() if form not in refused}
-            tasks = [_task(form, context, step) for form, step in _steps(spec, dim, turns, context, setting, outcomes)]
-            tick = stage(len(tasks) * (WARMUPS + setting.repeat), context)
-            measure(tasks, samples, repetitions=setting.repeat, tick=tick)
+def require_weight_memory(spec: MLA, dim: int, config: MLAConfig) -> None:
+    """Raise NotAvailable where not even the weights fit into the free memory."""
+    advice = "--tiny measures it at toy widths"
+    needed = spec.params(dim) * config.dtype.itemsize
+    require_memory(needed, CPU, "the weights of one layer's attention need", lambda free: advice)
 
 
-def too_large(specs: dict[str, MLA], context: int, setting: Setting, free: int | None) -> dict[str, str]:
-    """Form -> what it needs and what is free, of those that do not fit beside the ones that need less.
+def run(spec: MLA, dim: int, config: MLAConfig, outcomes: list[Outcome], samples: Samples) -> None:
+    """Fill `outcomes`, one for each variant and context, and `samples` by (variant, context in digits)."""
+    built = modules(spec, build_block(spec, dim, config.dtype, config.seed), dim)
+    total, end = sum(config.contexts), 0  # a step takes time in proportion to its context
+    options = {"desc": "measuring", "file": sys.stderr, "disable": None, "leave": False, "bar_format": BAR}
+    with torch.inference_mode(), tqdm(total=total, **options) as bar:
+        for context in config.contexts:
+            refused = too_large(variants(spec), context, config, free_memory(CPU))
+            outcomes += [Outcome(variant, context, reason) for variant, reason in refused.items()]
+            turns = {variant: module for variant, module in built.items() if variant not in refused}
+            tasks = _tasks(spec, dim, turns, context, config, outcomes)
+            end += context
+            share = context / (len(tasks) * (MIN_WARMUP_ROUNDS + config.repeat) or 1)
 
-    All that are measured at a context hold their caches at the same time; what a step makes and drops, one at a time.
+            def tick(share: float = share, end: int = end) -> None:
+                bar.update(min(share, end - bar.n))  # more warm-up rounds than expected add nothing
+
+            measure(tasks, samples, repetitions=config.repeat, tick=tick)
+
+
+def too_large(specs: dict[str, MLA], context: int, config: MLAConfig, free: int | None) -> dict[str, str]:
+    """Variant -> what it needs and what is free, for those that do not fit beside the ones that need less.
+
+    The caches of all variants at a context exist at the same time; the scratch memory of their steps does not.
     """
     refused, held, scratch = {}, 0, 0
-    for form, spec in reversed(specs.items()):
-        kept = setting.kv_bytes(spec, context)
-        dropped = max(scratch, scratch_numbers(form, spec, context) * setting.dtype.itemsize)
-        needed = held + kept + dropped
+    for variant, spec in reversed(specs.items()):
+        kept = config.kv_bytes(spec, context)
+        largest = max(scratch, scratch_elements(variant, spec, context) * config.dtype.itemsize)
+        needed = held + kept + largest
         if free is not None and needed > free:
-            refused[form] = f"needs {format_bytes(needed)}, {format_bytes(free)} free"
+            refused[variant] = f"needs {format_bytes(needed)}, {format_bytes(free)} free"
         else:
-            held, scratch = held + kept, dropped
+            held, scratch = held + kept, largest
     return refused
 
 
-def check_memory(spec: MLA, dim: int, setting: Setting) -> None:
-    """Raise NotAvailable where not even the weights fit the memory that is free."""
-    needed, free = spec.params(dim) * setting.dtype.itemsize, free_memory(CPU)
-    if free is not None and needed > free:
-        raise NotAvailable(
-            f"the weights of one layer's attention need {format_bytes(needed)}, and {format_bytes(free)} is free; "
-            "--tiny measures it at toy widths"
-        )
-
-
-def _steps(
-    spec: MLA, dim: int, turns: Mapping[str, nn.Module], context: int, setting: Setting, outcomes: list[Outcome]
-) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """Form -> decoding one token after `context` - 1 of which the latents are drawn at random, as those of random
-    activations are. Each has been run once and compared."""
-    generator = torch.Generator().manual_seed(setting.seed)
-    latent = torch.randn(1, 1, context - 1, spec.kv_rank + spec.rope_dim, generator=generator).to(setting.dtype)
-    x = torch.randn(1, 1, dim, generator=generator).to(setting.dtype)
-    steps = {form: _step(form, forms(spec)[form], turns[form], latent, x) for form in turns}
-    outputs = {form: step().float() for form, (_, step) in steps.items()}
+def _tasks(
+    spec: MLA, dim: int, turns: Mapping[str, nn.Module], context: int, config: MLAConfig, outcomes: list[Outcome]
+) -> list[Task]:
+    """Decoding one token in each variant, after `context` - 1 tokens whose latents are drawn at random, as those of
+    random activations are. Each has been run once and compared."""
+    generator = torch.Generator().manual_seed(config.seed)
+    latent = torch.randn(1, 1, context - 1, spec.kv_rank + spec.rope_dim, generator=generator).to(config.dtype)
+    x = torch.randn(1, 1, dim, generator=generator).to(config.dtype)
+    caches, steps = dict[str, Cache](), dict[str, Callable[[], Tensor]]()
+    for variant, module in turns.items():
+        each = variants(spec)[variant]
+        caches[variant] = cache = Cache([each.cache_spec()], 1, context, config.dtype, CPU)
+        fill_cache(variant, module, cache.layers[0].streams, latent)
+        steps[variant] = partial(module, x, block_context(each, cache, context - 1, 1), cache.layers[0])
+    outputs = {variant: step().float() for variant, step in steps.items()}
     expected = outputs.get(ABSORBED)
-    for form, (cache, step) in steps.items():
-        difference = None if expected is None else _apart(outputs[form], expected)
-        outcomes.append(Outcome(form, context, allocated=cache.nbytes, difference=difference))
-        yield form, step
+    for variant, output in outputs.items():
+        difference = None if expected is None else float((output - expected).abs().max() / expected.abs().max())
+        outcomes.append(Outcome(variant, context, allocated=caches[variant].nbytes, difference=difference))
+    return [Task.ready((variant, str(context)), step) for variant, step in steps.items()]
 
 
-def _task(form: str, context: int, step: Callable[[], Tensor]) -> Task:
-    def run() -> None:
-        step()
-
-    return Task((form, str(context)), lambda: run)
-
-
-def _step(form: str, spec: MLA, module: nn.Module, latent: Tensor, x: Tensor) -> tuple[Cache, Callable[[], Tensor]]:
-    past = latent.shape[2]
-    cache = Cache([spec.cache_spec()], 1, past + 1, x.dtype, CPU)
-    fill(form, module, cache.layers[0].streams, latent)
-    plan = planned(spec, cache, past, 1)
-    return cache, lambda: module(x, plan, cache.layers[0])
-
-
-def _apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max() / other.abs().max())
-
-
-def rows(spec: MLA, dim: int, setting: Setting, outcomes: Sequence[Outcome], samples: Samples) -> list[dict[str, Any]]:
-    """One row for each form and context that was measured or found too large, in the order of `forms`."""
-    specs = forms(spec)
-    found = {(each.context, each.form): each for each in outcomes}
-    order = [found[context, form] for context in setting.contexts for form in specs if (context, form) in found]
-    done = [each for each in order if each.why or (each.form, str(each.context)) in samples]
-    told = [_row(specs[each.form], dim, setting, each, samples) for each in done]
-    absorbed = {row["context"]: row["decode_s"] for row in told if row["form"] == ABSORBED}
-    for row in told:
+def rows(spec: MLA, dim: int, config: MLAConfig, outcomes: Sequence[Outcome], samples: Samples) -> list[dict[str, Any]]:
+    """One row for each variant and context that was measured or found too large, in the order of `variants`."""
+    specs = variants(spec)
+    found = {(each.context, each.variant): each for each in outcomes}
+    order = [found[context, variant] for context in config.contexts for variant in specs if (context, variant) in found]
+    done = [each for each in order if each.too_large or (each.variant, str(each.context)) in samples]
+    made = [_row(specs[each.variant], dim, config, each, samples) for each in done]
+    absorbed = {row["context"]: row["decode_s"] for row in made if row["variant"] == ABSORBED}
+    for row in made:
         base = absorbed.get(row["context"])
         row["against_absorbed"] = row["decode_s"] / base if row["decode_s"] and base else None
-    return told
+    return made
 
 
-def _row(spec: MLA, dim: int, setting: Setting, outcome: Outcome, samples: Samples) -> dict[str, Any]:
+def _row(spec: MLA, dim: int, config: MLAConfig, outcome: Outcome, samples: Samples) -> dict[str, Any]:
     context = outcome.context
     return {
         "table": "mla",
-        "form": outcome.form,
+        "variant": outcome.variant,
         "dim": dim,
         "heads": spec.heads,
         "params": spec.params(dim),
-        "dtype": dtype_name(setting.dtype),
+        "dtype": dtype_name(config.dtype),
         "threads": torch.get_num_threads(),
         "context": context,
-        "numbers_per_token": spec.cache_spec().elements(),
-        "kv_bytes_per_token": setting.kv_bytes(spec, 1),
-        "kv_bytes": setting.kv_bytes(spec, context),
+        "elements_per_token": spec.cache_spec().elements(),
+        "kv_bytes_per_token": config.kv_bytes(spec, 1),
+        "kv_bytes": config.kv_bytes(spec, context),
         "allocated_bytes": outcome.allocated,
         "flops": spec.flops(dim, context - 1, 1),
         "difference": outcome.difference,
-        "bound": TOLERANCE[setting.dtype],
-        "too_large": outcome.why,
-        **spread("decode", samples.get((outcome.form, str(context)), [])),
+        "bound": TOLERANCE[config.dtype],
+        "too_large": outcome.too_large,
+        **time_columns("decode", samples.get((outcome.variant, str(context)), [])),
     }
 
 
 def failures(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What should be equal and is not, a line each."""
+    """A line for each allocation that is not the formula's, and each output that is not the absorbed variant's."""
     found = []
     for row in rows:
-        where = f"{row['form']} at {row['context']} tokens"
+        where = f"{row['variant']} at {row['context']} tokens"
         if row["allocated_bytes"] not in (None, row["kv_bytes"]):
             found.append(f"{where} allocated {row['allocated_bytes']:,} bytes, the formula says {row['kv_bytes']:,}")
         # "not <=": a NaN is a failure.

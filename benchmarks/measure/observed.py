@@ -1,90 +1,103 @@
-"""A run of a workload that is watched and not timed: the memory it takes, the experts it hits, its products."""
+"""One untimed run of a workload: its peak memory, the experts that tokens hit, and its GEMMs with weights.
+
+The GEMMs are then timed alone, as a task beside the pass that they belong to.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.measure.devices import Meter
 from benchmarks.measure.timing import Task
 from zoo.blocks import MoE
-from zoo.core.linear import ONEDNN
+from zoo.core.linear import ONEDNN, linear
 from zoo.model.decoder import Model
 
 
 @dataclass
 class Observed:
-    """`peak_bytes`: weights, and the most that cache and passes took beside them; None if nobody says. `hits`: for each
-    layer with experts, how many of them a pass hit, on average. `products`: (weight, rows) of each product with one."""
+    """What a run showed. `peak_bytes`: weights, and the peak of cache and passes beside them; None if unknown.
+    `hits`: distinct experts per pass, on average, by layer. `gemms`: weight and rows of x of each GEMM."""
 
     peak_bytes: int | None = None
     hits: dict[int, float] = field(default_factory=dict)
-    products: list[tuple[Tensor, int]] = field(default_factory=list)
+    gemms: list[tuple[Tensor, int]] = field(default_factory=list)
 
 
-def observe(task: Task, weight_bytes: int, meter: Meter, model: Model | None) -> Observed:
-    """Run the task for the first time, which makes and fills its cache. Experts and products are seen of a `model` of
-    the zoo that runs eagerly."""
-    meter.start()
+def observe(
+    task: Task, weight_bytes: int, start_meter: Callable[[], Callable[[], int | None]], model: Model | None
+) -> Observed:
+    """Run the task for the first time, which allocates and fills its cache, under a memory meter. Experts and GEMMs are
+    recorded of a `model` of the zoo that runs eagerly: a compiled one would be compiled again, recording included."""
+    peak = start_meter()
     run = task.prepare()
-    products, counts = list[tuple[Tensor, int]](), dict[int, list[int]]()
-    with _watching(model, products, counts) if model is not None else nullcontext():
+    gemms, counts = list[tuple[Tensor, int]](), dict[int, list[int]]()
+    with _recording(model, gemms, counts) if model is not None else nullcontext():
         run()
-    taken = meter.peak()
+    taken = peak()
     hits = {layer: fmean(each) for layer, each in counts.items()}
-    return Observed(None if taken is None else weight_bytes + taken, hits, products)
+    return Observed(None if taken is None else weight_bytes + taken, hits, gemms)
 
 
-class Products(TorchFunctionMode):
-    """Meanwhile, each product with a weight of the model is noted in `seen`, with the rows that it is multiplied with.
-    (Attention multiplies the same way, with keys and values.)"""
+class _Gemms(TorchFunctionMode):
+    """Records each GEMM with a weight of the model. (Attention calls the same function, on keys and values.)"""
 
-    def __init__(self, model: Model, seen: list[tuple[Tensor, int]]) -> None:
+    def __init__(self, model: Model, gemms: list[tuple[Tensor, int]]) -> None:
         super().__init__()
-        self.seen, self.weights = seen, {_memory(weight) for weight in model.parameters()}
+        self.gemms, self.weights = gemms, {_address(weight) for weight in model.parameters()}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if (func is F.linear or func is ONEDNN) and _memory(args[1]) in self.weights:
+        if (func is F.linear or func is ONEDNN) and _address(args[1]) in self.weights:
             x, weight = args[:2]
-            self.seen.append((weight, x.numel() // x.shape[-1]))
+            self.gemms.append((weight, x.numel() // x.shape[-1]))
         return func(*args, **(kwargs or {}))
 
 
-def _memory(weight: Tensor) -> int:
+def _address(weight: Tensor) -> int:
     return weight.untyped_storage().data_ptr()
 
 
 @contextmanager
-def _watching(model: Model, products: list[tuple[Tensor, int]], counts: dict[int, list[int]]) -> Iterator[None]:
-    """Products are seen for eager models only: a compiled one would be compiled again, with the watching in it."""
-    with Products(model, products), _counting(model, counts):
-        yield
+def _recording(model: Model, gemms: list[tuple[Tensor, int]], counts: dict[int, list[int]]) -> Iterator[None]:
+    """Fill `gemms`, and `counts` with the number of distinct experts that each pass of each layer's router chooses."""
 
+    def count(layer: int, router: Any, args: Any, out: tuple[Tensor, Tensor]) -> None:
+        counts.setdefault(layer, []).append(out[1].unique().numel())
 
-@contextmanager
-def _counting(model: Model, counts: dict[int, list[int]]) -> Iterator[None]:
-    """Meanwhile, `counts` gets the number of distinct experts that each pass of each router chooses."""
-    hooks = []
-    for index, (spec, layer) in enumerate(zip(model.spec.layers, model.layers, strict=True)):
-        if isinstance(spec.ffn.block, MoE):
-            hits = counts.setdefault(index, [])
-
-            def chosen(_: Any, __: Any, out: tuple[Tensor, Tensor], hits: list[int] = hits) -> None:
-                hits.append(out[1].unique().numel())
-
-            router: Any = layer.get_submodule("ffn.block.router")
-            hooks.append(router.register_forward_hook(chosen))
+    sparse = [layer for layer, spec in enumerate(model.spec.layers) if isinstance(spec.ffn.block, MoE)]
+    routers = {layer: model.layers[layer].get_submodule("ffn.block.router") for layer in sparse}
+    hooks = [router.register_forward_hook(partial(count, layer)) for layer, router in routers.items()]
     try:
-        yield
+        with _Gemms(model, gemms):
+            yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def gemm_key(key: tuple[str, ...]) -> tuple[str, ...]:
+    """The name among the samples of the GEMMs alone, of the pass named `key`."""
+    return ("GEMMs alone", *key)
+
+
+def gemm_task(key: tuple[str, ...], gemms: Sequence[tuple[Tensor, int]]) -> Task:
+    """Every GEMM of a pass, one after the other, and nothing between."""
+    kinds = {(rows, weight.shape[-1], weight.dtype): weight.device for weight, rows in gemms}  # routers are float32
+    inputs = {kind: torch.randn(kind[:2], device=device).to(kind[2]) for kind, device in kinds.items()}
+
+    def run() -> None:
+        for weight, rows in gemms:
+            linear(inputs[rows, weight.shape[-1], weight.dtype], weight)
+
+    return Task.ready(gemm_key(key), run)

@@ -1,4 +1,4 @@
-"""What is timed of a model: passes over a cache, and nothing else. No sampling, no text.
+"""Runners and workloads: the passes over a cache that are timed, without sampling and without text.
 
 A `Runner` is a model as one implementation runs it. A `Workload` says which passes, under the labels of llama-bench.
 """
@@ -18,8 +18,11 @@ from zoo.core.cache import Cache, SlidingWindowCache
 from zoo.errors import UsageError
 from zoo.model.decoder import Model
 
+ZOO, BASELINE = "zoo", "transformers"  # implementations
+EAGER, COMPILED = "eager", "compiled"  # modes
+FILL_TOKENS = 512  # in one pass while a cache is filled to its depth
+
 Phase = Literal["prefill", "decode"]
-FILL = 512  # tokens in one pass while a cache is filled
 
 
 class Runner(Protocol):
@@ -29,14 +32,14 @@ class Runner(Protocol):
         """An empty cache for `batch` sequences of up to `tokens` tokens."""
 
     def __call__(self, tokens: Tensor, cache: Any) -> object:
-        """Token ids (batch, new) after those in the cache -> logits of the last of them."""
+        """Token ids (batch, new) after those in the cache -> logits of the last one."""
 
-    def keep(self, cache: Any) -> Callable[[], Any]:
-        """A function that gives back the cache as it is now, however often passes are added to it."""
+    def snapshot(self, cache: Any) -> Callable[[], Any]:
+        """A function that returns the cache as it is now, whatever passes were added to it."""
 
     @property
     def weight_bytes(self) -> int:
-        """Of the parameters, each once."""
+        """Bytes of the parameters, each counted once."""
 
 
 @dataclass(frozen=True)
@@ -51,27 +54,31 @@ class ZooRunner:
     def __call__(self, tokens: Tensor, cache: Cache) -> object:
         return self.model(tokens, cache, logits_to_keep=1)
 
-    def keep(self, cache: Cache) -> Callable[[], Cache]:
-        """Slots that hold every token need their length back, and no more; of rings, what was in them."""
+    def snapshot(self, cache: Cache) -> Callable[[], Cache]:
+        """A full cache needs its length back and nothing else; a sliding-window cache also needs its contents."""
         length = cache.length
-        rings = [stream for slot in cache.layers if isinstance(slot, SlidingWindowCache) for stream in slot.streams]
-        copies = [ring.clone() for ring in rings]
+        windows = [
+            stream for layer in cache.layers if isinstance(layer, SlidingWindowCache) for stream in layer.streams
+        ]
+        copies = [stream.clone() for stream in windows]
 
-        def again() -> Cache:
+        def restore() -> Cache:
             cache.length = length
-            for ring, copy in zip(rings, copies, strict=True):
-                ring.copy_(copy)
+            for stream, copy in zip(windows, copies, strict=True):
+                stream.copy_(copy)
             return cache
 
-        return again
+        return restore
 
     @property
     def weight_bytes(self) -> int:
         return sum(parameter.nbytes for parameter in self.model.parameters())
 
 
-class Nothing:
-    """A model that computes nothing: what is timed with it is the harness itself."""
+class NullRunner:
+    """A model that computes nothing: timing it gives the harness overhead."""
+
+    weight_bytes = 0
 
     def new_cache(self, batch: int, tokens: int) -> None:
         return None
@@ -79,18 +86,14 @@ class Nothing:
     def __call__(self, tokens: Tensor, cache: None) -> None:
         return None
 
-    def keep(self, cache: None) -> Callable[[], None]:
+    def snapshot(self, cache: None) -> Callable[[], None]:
         return lambda: None
-
-    @property
-    def weight_bytes(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A prefill of `tokens` tokens in one pass, or as many decoded one at a time after a first one; both of `batch`
-    sequences that hold `depth` tokens already."""
+    """Prefill: `tokens` tokens in one pass. Decode: as many, one at a time, after a first one. Both run on `batch`
+    sequences whose cache already holds `depth` tokens."""
 
     phase: Phase
     tokens: int
@@ -103,50 +106,50 @@ class Workload:
         return f"{'pp' if self.phase == 'prefill' else 'tg'}{self.tokens}" + (f" @ d{self.depth}" if self.depth else "")
 
     @property
-    def first(self) -> int:
-        """Tokens between the depth and what is timed: decode begins after its first token."""
+    def untimed(self) -> int:
+        """Tokens between the depth and the timed ones: decode begins after its first token."""
         return 1 if self.phase == "decode" else 0
 
     @property
     def capacity(self) -> int:
-        """Tokens that the cache of a sequence must hold."""
-        return self.depth + self.first + self.tokens
+        """Tokens that the cache of one sequence must hold."""
+        return self.depth + self.untimed + self.tokens
 
     @property
     def passes(self) -> list[tuple[int, int]]:
-        """(tokens before, new tokens) of each pass that is timed, in one sequence."""
+        """(past tokens, new tokens) of each timed pass, for one sequence."""
+        start = self.depth + self.untimed
         if self.phase == "prefill":
-            return [(self.depth, self.tokens)]
-        start = self.depth + self.first
+            return [(start, self.tokens)]
         return [(past, 1) for past in range(start, start + self.tokens)]
 
 
 def workloads(prompt: int, generate: int, depths: Sequence[int], batch: int) -> tuple[Workload, ...]:
-    """A prefill and a decode at each depth, of which 0 tokens leave one out. Raises UsageError if that leaves none."""
+    """A prefill of `prompt` and a decode of `generate` tokens at each depth; 0 tokens leave one out. Raises UsageError
+    if nothing is left."""
     tests: list[tuple[Phase, int]] = [("prefill", prompt), ("decode", generate)]
-    works = [
-        Workload(phase, tokens, depth, batch) for depth in dict.fromkeys(depths) for phase, tokens in tests if tokens
-    ]
-    if not works:
+    found = [Workload(phase, n, depth, batch) for depth in dict.fromkeys(depths) for phase, n in tests if n]
+    if not found:
         raise UsageError("--prompt 0 and --generate 0 leave nothing to measure")
-    return tuple(works)
+    return tuple(found)
 
 
-def task(name: tuple[str, ...], runner: Runner, work: Workload, tokens: Tensor) -> Task:
-    """Time `work` on `tokens` (batch, capacity). The depth is filled once, and found again before each repetition."""
-    past, first, rest = tokens.split([work.depth, work.first, work.tokens], dim=1)
-    timed = rest.split(1 if work.phase == "decode" else work.tokens, dim=1)
+def task(name: tuple[str, ...], runner: Runner, workload: Workload, tokens: Tensor) -> Task:
+    """Time `workload` on `tokens` (batch, capacity). The cache is filled to its depth once, and restored before each
+    repetition."""
+    past, first, rest = tokens.split([workload.depth, workload.untimed, workload.tokens], dim=1)
+    timed = rest.split(1 if workload.phase == "decode" else workload.tokens, dim=1)
 
     @cache
     def filled() -> Callable[[], Any]:
-        empty = runner.new_cache(work.batch, work.capacity)
-        for part in past.split(FILL, dim=1) if work.depth else ():
+        empty = runner.new_cache(workload.batch, workload.capacity)
+        for part in past.split(FILL_TOKENS, dim=1) if workload.depth else ():
             runner(part, empty)
-        return runner.keep(empty)
+        return runner.snapshot(empty)
 
     def prepare() -> Callable[[], None]:
         held = filled()()
-        if work.first:
+        if workload.untimed:
             runner(first, held)
 
         def run() -> None:
@@ -158,7 +161,7 @@ def task(name: tuple[str, ...], runner: Runner, work: Workload, tokens: Tensor) 
     return Task(name, prepare)
 
 
-def inputs(work: Workload, vocab: int, seed: int, device: torch.device) -> Tensor:
-    """Random tokens (batch, capacity), the same for every model of a vocabulary."""
+def random_tokens(workload: Workload, vocab: int, seed: int, device: torch.device) -> Tensor:
+    """Random token ids (batch, capacity), the same for every model with this vocabulary size."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(vocab, (work.batch, work.capacity), generator=generator).to(device)
+    return torch.randint(vocab, (workload.batch, workload.capacity), generator=generator).to(device)

@@ -1,190 +1,166 @@
-"""Measured speed: models, implementations and the machine's own ceilings take turns, and every figure is a row."""
+"""How a throughput row is timed: `measure_throughput` builds the candidates, `run` times them in turns.
+
+The machine's ceilings take turns with them. Whatever was timed, before an interruption too, becomes rows and tables.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from statistics import median
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
 
+from benchmarks.analytic.models import Model
 from benchmarks.measure import ceilings
-from benchmarks.measure.benchmark_models import Subject
-from benchmarks.measure.ceilings import Kernel
-from benchmarks.measure.devices import clock, meter
-from benchmarks.measure.observed import Observed, observe
-from benchmarks.measure.runners import Nothing, Runner, Workload, ZooRunner, inputs, task
-from benchmarks.measure.timing import MOST_WARMUPS, Clock, Samples, Task, measure
-from benchmarks.output.progress import Progress
-from zoo.core.linear import linear
-from zoo.model.decoder import Model
-from zoo.units import dtype_name
+from benchmarks.measure.benchmark_models import BenchmarkModel, Variant, memory_need, require_model_memory
+from benchmarks.measure.candidates import Candidate, Key, Results, ThroughputConfig, inference, zoo_candidates
+from benchmarks.measure.devices import clock, start_memory_meter
+from benchmarks.measure.environment import recorded
+from benchmarks.measure.observed import gemm_task, observe
+from benchmarks.measure.runners import COMPILED, EAGER, NullRunner, Workload, random_tokens, task, workloads
+from benchmarks.measure.throughput_rows import ceiling_rows, harness_key, rows
+from benchmarks.measure.throughput_tables import tables
+from benchmarks.measure.timing import Clock, Task, measure
+from benchmarks.output.progress import Progress, progress
+from benchmarks.output.report import Report
+from zoo.core.devices import find_device
+from zoo.errors import UsageError, require_package
 
-ZOO, EAGER, COMPILED = "zoo", "eager", "compiled"
-OWN, HARNESS = "own matrices", "harness"
 TINY_THREADS = 1  # toy matrices leave a second thread nothing but waiting, which would be measured too
-Key = tuple[str, ...]
+TINY_PREFILL, TINY_DECODE = 256, 32  # tokens
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What holds for all that is measured together. `thorough`: ceilings, memory, experts and overhead, too."""
+def throughput_config(
+    dtype: torch.dtype | None,
+    *,
+    device: str = "cpu",
+    batch: int = 1,
+    prompt: int = 512,
+    generate: int = 128,
+    depths: Sequence[int] = (0,),
+    threads: int | None = None,
+    seed: int = 0,
+    repetitions: int = 5,
+    tiny: bool = False,
+) -> ThroughputConfig:
+    """The configuration that a command's options ask for. `dtype` None: bfloat16 on a GPU, float32 elsewhere.
 
-    works: tuple[Workload, ...]
-    dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
-    threads: int = 1
-    seed: int = 0
-    repetitions: int = 5
-    most_warmups: int = MOST_WARMUPS
-    thorough: bool = True
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """A model as one implementation runs it in one mode. `watched`: a module of the zoo that shows what it does."""
-
-    subject: Subject
-    implementation: str
-    mode: str
-    runner: Runner
-    watched: Model | None = None
-
-    def key(self, work: Workload) -> Key:
-        """Its name among the samples of a workload."""
-        return (self.subject.label, self.implementation, self.mode, work.label)
-
-
-@dataclass
-class Found:
-    """What has been found out so far, by `Entrant.key` or by a name of its own."""
-
-    samples: Samples = field(default_factory=dict)
-    warmups: Samples = field(default_factory=dict)
-    observed: dict[Key, Observed] = field(default_factory=dict)
-    kernels: list[Kernel] = field(default_factory=list)
-
-    @property
-    def timed(self) -> Samples:
-        """The samples that count; of what was interrupted before it had any, those of its warm-up."""
-        return self.warmups | self.samples
+    Raises UsageError for options that leave nothing to measure and for a dtype that nothing is computed in,
+    NotAvailable for a device that is not here.
+    """
+    place = find_device(device)
+    if dtype is not None and dtype.itemsize < 2:
+        raise UsageError(f"--dtype {str(dtype).removeprefix('torch.')}: no model here computes in it; choose bfloat16")
+    return ThroughputConfig(
+        workloads=workloads(prompt, generate, depths, batch),
+        dtype=dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32),
+        device=place,
+        threads=threads or (TINY_THREADS if tiny else torch.get_num_threads()),
+        seed=seed,
+        repetitions=repetitions,
+    )
 
 
-def of_zoo(subject: Subject, model: Model, modes: Iterable[str]) -> Iterator[Entrant]:
-    """The zoo's own entrants; those of several modes share their weights."""
-    for mode in modes:
-        if mode == EAGER:
-            yield Entrant(subject, ZOO, mode, ZooRunner(model), model)
-        else:
-            yield Entrant(subject, ZOO, mode, ZooRunner(compiled(model)))
+def measure_throughput(
+    report: Report,
+    models: Sequence[BenchmarkModel],
+    config: ThroughputConfig,
+    modes: Sequence[str],
+    peer: bool = False,
+    peer_compiled: bool = False,
+) -> None:
+    """Build and time all models together, with `peer` transformers beside the zoo, and add the tables to the report.
+
+    Raises NotAvailable, before anything is built, where they do not fit into memory; CheckFailed where the logits of
+    transformers are not equal.
+    """
+    peer = peer or peer_compiled
+    if peer:
+        require_package("transformers", "parity")
+    runs = len(modes) + peer + peer_compiled
+    need = memory_need(config.workloads, runs, copies=2 if peer else 1)
+    require_model_memory(models, need, config.device, config.dtype)
+    results = Results(config)
+    try:
+        with recorded(report, config.device), progress("building") as bar:
+            for model in models:
+                bar.doing(f"building {model.label}")
+                results.candidates += _candidates(model, config, modes, peer, peer_compiled)
+            run(results, bar)
+    finally:
+        if timed := rows(results):
+            report.add(*tables(timed, ceiling_rows(results), report.about["machine"]))
 
 
-def compiled(model: Model) -> Model:
-    """A second module with the same weights, compiled."""
-    with torch.device("meta"):
-        twin = Model(model.spec).eval()
-    twin.load_state_dict(model.state_dict(), assign=True)
-    twin.compile()
-    return twin
+def _candidates(
+    benchmark_model: BenchmarkModel, config: ThroughputConfig, modes: Sequence[str], peer: bool, peer_compiled: bool
+) -> Iterator[Candidate]:
+    model = benchmark_model.build(config.device, config.dtype, config.seed)
+    yield from zoo_candidates(benchmark_model, model, modes)
+    if peer:
+        from benchmarks.measure import baseline  # only here: it imports transformers, an extra
+
+        yield from baseline.baseline_candidates(benchmark_model, model, config, peer_compiled)
 
 
-def run(entrants: Sequence[Entrant], setting: Setting, found: Found, bar: Progress, timer: Clock | None = None) -> None:
-    """Time everything in turns, filling `found`; entrants of a workload follow on each other."""
-    timer = timer or clock(setting.device)
-    with threads(setting.threads):
-        tasks = {entrant.key(work): _task(entrant, work, setting) for work in setting.works for entrant in entrants}
+def run(results: Results, bar: Progress, timer: Clock | None = None) -> None:
+    """Time the candidates in turns, filling `results`; the candidates of a workload follow each other."""
+    config, candidates = results.config, results.candidates
+    timer = timer or clock(config.device)
+    with inference(config.threads):
+        tasks = {each.key(work): each.task(work, config) for work in config.workloads for each in candidates}
         beside: list[Task] = []
-        if setting.thorough:
+        if config.thorough:
             bar.doing("first runs")
-            _look(entrants, setting, tasks, found)
-            compiles = any(entrant.mode == COMPILED for entrant in entrants)
-            found.kernels = ceilings.kernels(setting.device, setting.dtype, timer, compiles)
-            beside += [_harness(work, setting) for work in setting.works]
-            beside += [_own(key, seen.products) for key, seen in found.observed.items() if seen.products]
-            beside += ceilings.tasks(found.kernels)
+            _observe(results, tasks)
+            compiles = any(candidate.mode == COMPILED for candidate in candidates)
+            results.kernels = ceilings.kernels(config.device, config.dtype, timer, compiles)
+            beside += [_harness_task(work, config) for work in config.workloads]
+            beside += [gemm_task(key, seen.gemms) for key, seen in results.observed.items() if seen.gemms]
+            beside += ceilings.tasks(results.kernels)
         bar.doing("measuring")
         measure(
             [*tasks.values(), *beside],
-            found.samples,
-            warmups=found.warmups,
-            repetitions=setting.repetitions,
-            most_warmups=setting.most_warmups,
+            results.samples,
+            warmups=results.warmups,
+            repetitions=config.repetitions,
             clock=timer,
             tick=bar.tick,
             expect=bar.expect,
         )
 
 
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Run on this many threads, and without keeping what gradients would need."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        torch.set_num_threads(before)
+def _observe(results: Results, tasks: dict[Key, Task]) -> None:
+    """Observe each task once; a compiled model has run before, since compiling takes memory too. GEMMs are kept for the
+    zoo's prefills alone: a decode step does little else than read the same weights."""
+    config = results.config
+    for candidate in results.candidates:
+        for work in config.workloads:
+            if candidate.mode == COMPILED:
+                candidate.task(work, config).prepare()()
+            key, start_meter = candidate.key(work), partial(start_memory_meter, config.device)
+            seen = observe(tasks[key], candidate.runner.weight_bytes, start_meter, candidate.watched)
+            if work.phase == "decode":
+                seen.gemms.clear()
+            results.observed[key] = seen
 
 
-def _task(entrant: Entrant, work: Workload, setting: Setting) -> Task:
-    tokens = inputs(work, entrant.subject.spec.vocab, setting.seed, setting.device)
-    return task(entrant.key(work), entrant.runner, work, tokens)
+def _harness_task(work: Workload, config: ThroughputConfig) -> Task:
+    """The same loop around a model that computes nothing."""
+    return task(harness_key(work), NullRunner(), work, random_tokens(work, 1, config.seed, config.device))
 
 
-def _look(entrants: Sequence[Entrant], setting: Setting, tasks: dict[Key, Task], found: Found) -> None:
-    """Watch each task once; what is compiled has run before, since compiling takes memory, too. The products of the
-    zoo's prefills alone are kept: a decode step is little else than reading the same weights."""
-    gauge = meter(setting.device)
-    for entrant in entrants:
-        for work in setting.works:
-            if entrant.mode == COMPILED:
-                _task(entrant, work, setting).prepare()()
-            seen = observe(tasks[entrant.key(work)], entrant.runner.weight_bytes, gauge, entrant.watched)
-            if work.phase == "decode" or entrant.watched is None:
-                seen.products.clear()
-            found.observed[entrant.key(work)] = seen
+def prepare_tiny(entries: Sequence[Model], seed: int) -> Results:
+    """The tiny form of each model, built, to prefill and decode in eager float32 on the CPU. At toy widths there
+    is next to no arithmetic: timing them measures the code's overhead per layer."""
+    works = (Workload("prefill", TINY_PREFILL), Workload("decode", TINY_DECODE))
+    config = ThroughputConfig(works, threads=TINY_THREADS, seed=seed, thorough=False)
+    models = [Variant(tiny=True).of(BenchmarkModel(entry)) for entry in entries]
+    built = [(model, model.build(config.device, config.dtype, config.seed)) for model in models]
+    return Results(config, [each for model, module in built for each in zoo_candidates(model, module, [EAGER])])
 
 
-def harness_key(work: Workload) -> Key:
-    """The name among the samples of a workload that is run with a model that does nothing."""
-    return (HARNESS, work.label)
-
-
-def _harness(work: Workload, setting: Setting) -> Task:
-    return task(harness_key(work), Nothing(), work, inputs(work, 1, setting.seed, setting.device))
-
-
-def own_key(key: Key) -> Key:
-    """The name among the samples of the products of a pass."""
-    return (OWN, *key)
-
-
-def _own(key: Key, products: Sequence[tuple[Tensor, int]]) -> Task:
-    """Every product of a pass with a weight, one after the other, and nothing between."""
-    kinds = {(rows, weight.shape[-1], weight.dtype): weight.device for weight, rows in products}  # routers are float32
-    given = {kind: torch.randn(kind[:2], device=device).to(kind[2]) for kind, device in kinds.items()}
-
-    def run() -> None:
-        for weight, rows in products:
-            linear(given[rows, weight.shape[-1], weight.dtype], weight)
-
-    return Task(own_key(key), lambda: run)
-
-
-def overhead(work: Workload, seconds: Sequence[float], found: Found) -> float | None:
-    """The share of the time taken that is the harness's own: a loop around a model that does nothing."""
-    nothing = found.timed.get(harness_key(work))
-    return median(nothing) / median(seconds) if nothing else None
-
-
-def environment_of(setting: Setting) -> dict[str, Any]:
-    """What holds for all rows."""
-    return {
-        "dtype": dtype_name(setting.dtype),
-        "device": str(setting.device),
-        "threads": setting.threads,
-    }
+def measure_tiny(results: Results) -> None:
+    """Time the tiny forms, filling `results`."""
+    with progress("measuring") as bar:
+        run(results, bar)

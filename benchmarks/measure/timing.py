@@ -1,8 +1,7 @@
-"""Timing: tasks take turns, rounds before the figures settle are not counted, and every sample is kept.
+"""Timing in turns: every task runs once a round, warm-up rounds are kept apart, and every sample is kept.
 
-Taking turns (A B C, A B C, ...) spreads a machine's drift over all tasks alike; medians and extremes then say how far a
-difference can be trusted. The clock is an argument, so that all of this is tested without waiting, and so that a device
-can bring its own.
+Turns (A B C, A B C, ...) spread a machine's drift over all tasks alike; medians and extremes then say how far a
+difference can be trusted. The clock is an argument: tests do not wait, and a device brings its own.
 """
 
 from __future__ import annotations
@@ -15,13 +14,14 @@ from statistics import NormalDist, fmean, median, stdev
 from typing import NamedTuple
 
 Clock = Callable[[], float]
+Samples = dict[tuple[str, ...], list[float]]  # seconds of each run, by the task's name
 
-WINDOW = 3  # samples under one median while it warms up
-AGREEMENT = 0.03  # by which two successive medians may differ once it is warm
-MOST_WARMUPS = 10  # rounds; a machine that is never quiet has to be measured as it is
-MOST_SECONDS = 120  # of warm-up, after which no round of it begins
-# 97.5 % quantiles of Student's t distribution with 1, 2, 3 ... degrees of freedom: a 95 % interval reaches as far to
-# either side.
+MEDIAN_SAMPLES = 3  # samples under each median of the warm-up
+MEDIAN_TOLERANCE = 0.03  # two successive medians that differ by no more than this share have settled
+MIN_WARMUP_ROUNDS = MEDIAN_SAMPLES + 1  # before which nothing can have settled
+MAX_WARMUP_ROUNDS = 10  # a machine that is never quiet has to be measured as it is
+MAX_WARMUP_SECONDS = 120  # no warm-up round begins later
+# 97.5 % quantiles of Student's t distribution with 1, 2, 3 ... degrees of freedom: the half width of a 95 % interval.
 T_QUANTILES = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
@@ -31,20 +31,25 @@ T_QUANTILES = (
 
 @dataclass(frozen=True)
 class Task:
-    """Something to time. `prepare` is not timed; it returns what is."""
+    """Something to time. `prepare` is not timed; it returns the function that is."""
 
     name: tuple[str, ...]
-    prepare: Callable[[], Callable[[], None]]
+    prepare: Callable[[], Callable[[], object]]
+
+    @classmethod
+    def ready(cls, name: tuple[str, ...], run: Callable[[], object]) -> Task:
+        """A task that needs no preparation."""
+        return cls(name, lambda: run)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle, the standard deviation and the extremes of some samples."""
+    """The median, the standard deviation and the extremes of some samples."""
 
     median: float
     std: float
-    low: float
-    high: float
+    min: float
+    max: float
 
 
 class PairedRatio(NamedTuple):
@@ -55,45 +60,41 @@ class PairedRatio(NamedTuple):
     high: float
 
 
-Samples = dict[tuple[str, ...], list[float]]
-
-
 def measure(
     tasks: Sequence[Task],
     samples: Samples,
     *,
     warmups: Samples | None = None,
     repetitions: int = 5,
-    most_warmups: int = MOST_WARMUPS,
+    max_warmups: int = MAX_WARMUP_ROUNDS,
     clock: Clock = time.perf_counter,
     tick: Callable[[], object] = lambda: None,
     expect: Callable[[int], object] = lambda runs: None,
 ) -> None:
-    """Run every task in each round: rounds of warm-up until all tasks are `settled`, `most_warmups` at most and
-    none after MOST_SECONDS, and then `repetitions`, whose seconds are appended to `samples` by the task's name; those
-    of the warm-up to `warmups`.
+    """Run every task once a round: warm-up rounds until all tasks have `settled` (at most `max_warmups`, none after
+    MAX_WARMUP_SECONDS), whose seconds go to `warmups`; then `repetitions` rounds, whose seconds go to `samples`.
 
-    Both are filled as time goes, so they hold what there is when an exception, Ctrl-C among them, ends the rounds
-    early. `tick` is called after each run, outside the time taken; `expect` before each round, with the number of runs
-    that there will be in all if the warm-up ends with it.
+    Both are filled as time goes, so they hold what was measured when an exception or Ctrl-C ends the rounds early.
+    `tick` is called after each run and not timed; `expect` before each warm-up round, with the number of runs in all if
+    the warm-up ends with that round.
     """
     warmups = {} if warmups is None else warmups
-    for turn in range(most_warmups):
-        taken = sum(map(sum, warmups.values()))
-        if taken >= MOST_SECONDS or all(settled(warmups.get(task.name, ())) for task in tasks):
+    for done in range(max_warmups):
+        seconds = sum(map(sum, warmups.values()))
+        if seconds >= MAX_WARMUP_SECONDS or all(settled(warmups.get(task.name, ())) for task in tasks):
             break
-        expect(len(tasks) * (max(turn, min(WINDOW, most_warmups - 1)) + 1 + repetitions))
+        expect(len(tasks) * (max(done + 1, min(MIN_WARMUP_ROUNDS, max_warmups)) + repetitions))
         _round(tasks, warmups, clock, tick)
     for _ in range(repetitions):
         _round(tasks, samples, clock, tick)
 
 
 def settled(seconds: Sequence[float]) -> bool:
-    """Whether the median of the last samples agrees with the one before it: nothing is warming up any more."""
-    if len(seconds) <= WINDOW:
+    """Whether the median of the last samples agrees with the one before it: the warm-up is over."""
+    if len(seconds) < MIN_WARMUP_ROUNDS:
         return False
-    before, now = median(seconds[-WINDOW - 1 : -1]), median(seconds[-WINDOW:])
-    return abs(now - before) <= AGREEMENT * before
+    before, now = median(seconds[-MEDIAN_SAMPLES - 1 : -1]), median(seconds[-MEDIAN_SAMPLES:])
+    return abs(now - before) <= MEDIAN_TOLERANCE * before
 
 
 def _round(tasks: Sequence[Task], samples: Samples, clock: Clock, tick: Callable[[], object]) -> None:
@@ -106,15 +107,12 @@ def _round(tasks: Sequence[Task], samples: Samples, clock: Clock, tick: Callable
         tick()
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Of some values; the standard deviation of a lone one is 0."""
-    return Spread(median(values), stdev(values) if len(values) > 1 else 0.0, min(values), max(values))
-
-
 def rate(amount: float, seconds: Sequence[float]) -> Spread:
-    """`amount` a second, over samples of the seconds it took. The median is that of the seconds."""
-    rates = spread([amount / each for each in seconds])
-    return Spread(amount / median(seconds), rates.std, rates.low, rates.high)
+    """`amount` per second, over samples of the seconds it took. The median is that of the seconds; a single sample has
+    a standard deviation of 0."""
+    rates = [amount / each for each in seconds]
+    std = stdev(rates) if len(rates) > 1 else 0.0
+    return Spread(amount / median(seconds), std, min(rates), max(rates))
 
 
 def paired_ratio(seconds: Sequence[float], baseline_seconds: Sequence[float]) -> PairedRatio:
@@ -122,10 +120,10 @@ def paired_ratio(seconds: Sequence[float], baseline_seconds: Sequence[float]) ->
 
     The n-th samples of both are from the same round, so a drift of the machine cancels in their ratio. The ratio is the
     geometric mean over the rounds; the interval is Student's for the mean of the ratios' logarithms, as if these were
-    independent and normally distributed. A round that an interruption left without one of the two does not count. One
+    independent and normally distributed. A round with only one of the two, after an interruption, does not count. One
     round says nothing about the spread: its interval is from 0 to infinity. Raises ValueError without any round.
     """
-    logs = [log(base / own) for own, base in zip(seconds, baseline_seconds, strict=False)]
+    logs = [log(baseline / own) for own, baseline in zip(seconds, baseline_seconds, strict=False)]
     if not logs:
         raise ValueError("a paired ratio needs a round in which both were timed")
     if len(logs) == 1:
@@ -135,9 +133,9 @@ def paired_ratio(seconds: Sequence[float], baseline_seconds: Sequence[float]) ->
 
 
 def t_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t distribution with so many degrees of freedom, 1 or more, to three digits.
+    """The 97.5 % quantile of Student's t distribution with `freedom` >= 1 degrees of freedom, to three digits.
 
-    From 31 on by its expansion around the normal quantile in powers of 1 / freedom (Abramowitz and Stegun, 26.7.5).
+    Above 30 by its expansion around the normal quantile in powers of 1 / freedom (Abramowitz and Stegun, 26.7.5).
     """
     if freedom <= len(T_QUANTILES):
         return T_QUANTILES[freedom - 1]

@@ -1,10 +1,10 @@
-"""Tables and what stands around them: titles, columns, legends, and writing them all in one format."""
+"""Tables with titles, columns and legends, and the report that writes them all in one format."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,55 +12,65 @@ from zoo.cli.runner import emit
 from zoo.cli.tables import Column, Format, render
 from zoo.errors import NotAvailable
 
-WIDTH = 80
+MAX_WIDTH = 80  # characters
+Row = dict[str, Any]
+Rows = Sequence[Row]
+
+
+def columns(show: Callable[[Any], str] = str, /, **headers: str) -> list[Column]:
+    """Columns whose values are shown alike, as key=header. A header may have two lines."""
+    return [Column(key, header, show) for key, header in headers.items()]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows, and how a person reads them: the columns under a title, one legend line or more beneath.
+    """Rows and their layout: a title, the columns, and one legend line or more beneath.
 
-    `derive` makes the cells that no single value of a row fills, such as a range. A row that is not one of `lines` has
-    no line of its own: what it says stands in those of others.
+    `derive` makes the cells that no single value of a row fills, such as a range. A row for which `lines` is false has
+    no line of its own: its values are shown in other rows' lines.
     """
 
     title: str
     columns: Sequence[Column]
     legend: Sequence[str]
-    rows: Sequence[dict[str, Any]]
-    derive: Callable[[dict[str, Any]], dict[str, Any]] = lambda row: {}
-    lines: Callable[[dict[str, Any]], bool] = lambda row: True
+    rows: Rows
+    derive: Callable[[Row], Row] = lambda row: {}
+    lines: Callable[[Row], bool] = lambda row: True
 
     def text(self, format: Format) -> str:
         """Title, table and legend, as plain text at most 80 columns wide or as Markdown. Columns without a value in any
         row are left out, and a table without columns is its legend."""
         lines = filter(self.lines, self.rows)
         rows = [{**row, **self.derive(row), **({"model": named(row)} if "model" in row else {})} for row in lines]
-        held = [column for column in self.columns if any(row.get(column.key) not in (None, []) for row in rows)]
-        legend = [*self.legend, *_stars(self.rows)]
-        body = [render(rows, held, format)] if held else []
+        shown = [column for column in self.columns if any(row.get(column.key) not in (None, []) for row in rows)]
+        legend = [*self.legend, *_swap_notes(self.rows)]
         if format is Format.md:
-            return "\n\n".join([f"### {self.title}", *body, "\n".join(f"- {line}" for line in legend)])
-        legend = [textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in legend]
-        return "\n\n".join([self.title, *body, "\n".join(legend)])
+            shown = [replace(column, header=column.header.replace("\n", " ")) for column in shown]
+            title, notes = f"### {self.title}", [f"- {line}" for line in legend]
+        else:
+            title = self.title
+            notes = [textwrap.fill(line, MAX_WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in legend]
+        return "\n\n".join([title, *([render(rows, shown, format)] if shown else []), "\n".join(notes)])
 
 
-def named(row: dict[str, Any]) -> str:
+def named(row: Row) -> str:
     """The name of a row's model, starred where a swap has changed it."""
     return row["model"] + ("*" if row.get("swap") else "")
 
 
-def _stars(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What stars mean, and what was lost on the way."""
+def _swap_notes(rows: Rows) -> list[str]:
+    """Legend lines: what the star stands for, and which features the swaps removed."""
     swaps = dict.fromkeys(row["swap"] for row in rows if row.get("swap"))
     dropped = dict.fromkeys(f"{named(row)} has no {row['dropped']}" for row in rows if row.get("dropped"))
-    return [f"*: after --swap {swap}." for swap in swaps] + [f"Dropped: {'; '.join(dropped)}." for _ in dropped][:1]
+    return [f"*: after --swap {swap}." for swap in swaps] + ([f"Dropped: {'; '.join(dropped)}."] if dropped else [])
 
 
 class Report:
     """Tables in the order they are added.
 
     On stdout, tables for people appear one by one. In any other format, or in a file, all is written at the end as one
-    document: csv, json and jsonl hold each row once, with the name of its `table`.
+    document: csv, json and jsonl hold each row once, with the name of its `table`. As a context manager, the report is
+    finished when the block ends, by an exception or Ctrl-C too.
     """
 
     def __init__(self, format: Format, out: Path | None) -> None:
@@ -68,16 +78,17 @@ class Report:
             raise NotAvailable(f"cannot write {out}: there is no folder {out.parent}")
         self.format, self.out = format, out
         self.tables: list[Table] = []
-        self.about: dict[str, Any] = {}
+        self.about: Row = {}
 
-    @classmethod
-    def asked(cls, format: Format, json: bool, out: Path | None) -> Report:
-        """The report that the options of a verb ask for: --json is short for --format json."""
-        return cls(Format.json if json else format, out)
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
 
     @property
     def for_people(self) -> bool:
-        """Whether the tables are read as they are, rather than by a program."""
+        """Whether the format is for people rather than for programs."""
         return self.format in (Format.table, Format.md)
 
     def add(self, *tables: Table) -> None:
@@ -89,18 +100,10 @@ class Report:
 
     def finish(self) -> None:
         """Write what has not been written yet."""
-        if not self.for_people:
-            rows = self._rows()
-            emit(render(rows, _raw(rows), self.format, self.about), self.out)
-        elif self.out is not None:
-            emit("\n\n".join(table.text(self.format) for table in self.tables), self.out)
-
-    def _rows(self) -> list[dict[str, Any]]:
-        """Every row once: two tables may show different columns of the same rows."""
-        return list({id(row): row for table in self.tables for row in table.rows}.values())
-
-
-def _raw(rows: Sequence[dict[str, Any]]) -> list[Column]:
-    """A column for each key, but for those that hold lists: csv has no place for them."""
-    keys = dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, list))
-    return [Column(key, key) for key in keys]
+        if self.for_people:
+            if self.out is not None:
+                emit("\n\n".join(table.text(self.format) for table in self.tables), self.out)
+            return
+        rows = list({id(row): row for table in self.tables for row in table.rows}.values())  # tables may share rows
+        keys = dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, list))
+        emit(render(rows, [Column(key, key) for key in keys], self.format, self.about), self.out)  # csv has no lists

@@ -1,10 +1,12 @@
-"""How values are shown in tables."""
+"""How values are shown in tables: units, digits, ranges, and contexts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from zoo.core.devices import machine
 
 
 def unit(of: float, digits: int) -> Callable[[Any], str]:
@@ -24,6 +26,48 @@ def three_in(of: float) -> Callable[[float], str]:
     return lambda value: three(value / of)
 
 
-def positions(value: int) -> str:
+def min_max(row: Mapping[str, Any], key: str, show: Callable[[Any], str]) -> str:
+    """The range of a measured value, of `key`_min and `key`_max."""
+    return f"{show(row[f'{key}_min'])}-{show(row[f'{key}_max'])}"
+
+
+def format_tokens(number: int) -> str:
     """A number of tokens, in k where that is exact."""
-    return f"{value // 1024}k" if value % 1024 == 0 else f"{value:,}"
+    return f"{number // 1024}k" if number % 1024 == 0 else f"{number:,}"
+
+
+def format_sequences(batch: int) -> str:
+    """one sequence, 4 sequences."""
+    return "one sequence" if batch == 1 else f"{batch} sequences"
+
+
+def measured_on(row: Mapping[str, Any]) -> str:
+    """What a legend says of the measurement: dtype, batch, threads, processor and torch."""
+    here = machine()
+    return (
+        f"{row['dtype']}, batch {row.get('batch', 1)}, threads: {row['threads']}, {here['cpu']}, torch {here['torch']}."
+    )
+
+
+def smaller_at(crossing: Mapping[str, Any], label: str) -> str:
+    """The contexts at which the cache of the model `label` is the smaller one of a "crossing" row."""
+    if crossing["changes"] == [{"from_context": 1, "smaller": None}]:
+        return "never: both are the same"
+    return ", ".join(at for smaller, at in _spans(crossing) if smaller == label) or "never"
+
+
+def describe_crossing(crossing: Mapping[str, Any]) -> str:
+    """Which model of a "crossing" row has the smaller cache, for all contexts."""
+    return "; ".join(f"{smaller or 'both alike'} {at}" for smaller, at in _spans(crossing)) + "."
+
+
+def _spans(crossing: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
+    """(model with the smaller cache, contexts as text)."""
+    changes = crossing["changes"]
+    for change, following in zip(changes, [*changes[1:], None], strict=True):
+        start, end = change["from_context"], following["from_context"] - 1 if following else None
+        if end is None:
+            at = "at every context" if start == 1 else f"from {start:,} on"
+        else:
+            at = f"up to {end:,}" if start == 1 else f"at {start:,}" if start == end else f"{start:,} to {end:,}"
+        yield change["smaller"], at

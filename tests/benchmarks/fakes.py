@@ -1,14 +1,14 @@
-"""A clock that only the tests move, and measurements that nobody made."""
+"""Fake clocks, and rows of fake measurements."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.measure import tiny_throughput
-from benchmarks.measure.benchmark_models import Subject
-from benchmarks.measure.runners import Nothing
-from benchmarks.measure.throughput import EAGER, ZOO, Entrant, Found
+from benchmarks.measure import throughput
+from benchmarks.measure.benchmark_models import BenchmarkModel
+from benchmarks.measure.candidates import Candidate, Results
+from benchmarks.measure.runners import EAGER, ZOO, NullRunner
 from benchmarks.measure.throughput_rows import rows
 
 MACHINE = {
@@ -18,7 +18,7 @@ MACHINE = {
 
 
 class Clock:
-    """Seconds that pass when somebody says so."""
+    """A clock that only the test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -35,12 +35,12 @@ class Ticking(Clock):
         return self.now
 
 
-def fake_rows(subjects: Sequence[Subject], seconds: Sequence[float] = (0.9, 0.001, 1e-4)) -> list[dict[str, Any]]:
-    """The rows of the main job, had every run taken these seconds."""
-    setting, found = tiny_throughput.setting(0), Found()
-    entrants = [Entrant(subject, ZOO, EAGER, Nothing()) for subject in subjects]
-    for entrant in entrants:
-        for work in setting.works:
-            found.samples[entrant.key(work)] = list(seconds)
-            found.warmups[entrant.key(work)] = [1.0] * 4
-    return rows(entrants, setting, found)
+def fake_rows(models: Sequence[BenchmarkModel], seconds: Sequence[float] = (0.9, 0.001, 1e-4)) -> list[dict[str, Any]]:
+    """The rows of the main command if every run had taken these seconds."""
+    candidates = [Candidate(model, ZOO, EAGER, NullRunner()) for model in models]
+    results = Results(throughput.prepare_tiny([], 0).config, candidates)
+    for candidate in candidates:
+        for work in results.config.workloads:
+            results.samples[candidate.key(work)] = list(seconds)
+            results.warmups[candidate.key(work)] = [1.0] * 4
+    return rows(results)

@@ -1,4 +1,5 @@
-"""The page of measured speeds: its sections are what the kept documents say, and files are gathered by processor."""
+"""The page of measured speeds: its sections are what the kept documents say, files are gathered by processor, and a
+section says what each row reached and which targets are missed."""
 
 from __future__ import annotations
 
@@ -7,13 +8,32 @@ from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
-from tests.benchmarks.output.test_performance_section import MACHINE, speed
 
 from benchmarks import performance
-from benchmarks.performance import EARLIER, FOLDER, PAGE, gather, kept, page
+from benchmarks.measure.timing import PairedRatio
+from benchmarks.performance import EARLIER, FOLDER, PAGE, compared, gather, interval, kept, misses, page, section, table
 from zoo.errors import MalformedError, NotAvailable
 
 SAMPLES = sorted(FOLDER.glob("*.json"))
+MACHINE = {
+    "cpu": "A processor",
+    "isa": ["avx2", "avx512f"],
+    "cores": 2,
+    "torch": "2.13.0",
+    "blas": "A library",
+    "device": "cpu",
+    "gpu": None,
+    "last_cache_bytes": 2**25,
+    "commit": "0123456789",
+}
+
+
+def speed(implementation: str, mode: str, rate: float, **more: object) -> dict:
+    """A row whose 8 tokens took as long in each of two rounds."""
+    row = {"table": "throughput", "model": "m", "dtype": "float32", "test": "tg8", "phase": "decode", "depth": 0}
+    row |= {"implementation": implementation, "mode": mode, "tokens_per_s": rate, "seconds": [8 / rate, 8 / rate]}
+    row |= {"ceiling_tokens_per_s": 40.0, "gemms_tokens_per_s": None, "experts_hit_predicted": None}
+    return row | {"mbu": rate / 40, "threads": 2} | more
 
 
 def document(file: Path) -> dict:
@@ -21,7 +41,7 @@ def document(file: Path) -> dict:
 
 
 def measured(*rows: dict, **machine: object) -> dict:
-    return {"schema_version": 1, "machine": MACHINE | machine, "complete": True, "rows": list(rows)}
+    return {"schema_version": 2, "machine": MACHINE | machine, "complete": True, "rows": list(rows)}
 
 
 def put(file: Path, content: object) -> Path:
@@ -94,6 +114,14 @@ def test_a_file_that_holds_something_else_is_refused(text: str, tmp_path: Path) 
         gather([tmp_path / "nowhere.json"])
 
 
+def test_a_document_of_an_older_version_is_refused_by_name(tmp_path: Path) -> None:
+    file = put(tmp_path / "x.json", measured() | {"schema_version": 1})
+    told = r"x\.json: written by an older version \(schema_version 1\); this version reads 2"
+    for refuse in (lambda: gather([file]), lambda: performance.write(None, [], PAGE, tmp_path)):
+        with pytest.raises(MalformedError, match=told):
+            refuse()
+
+
 def test_sections_are_renewed_added_and_removed_and_prose_stays() -> None:
     first = page("top\n\n<!-- measured: a -->\nold\n<!-- end -->\n\nprose\n", {"a": measured(cpu="A")})
     assert first.startswith("top\n\n<!-- measured: a -->\n## A, AVX-512\n")
@@ -138,7 +166,7 @@ def test_writing_gathers_first_where_files_are_named(tmp_path: Path) -> None:
         (["--processor", EARLIER, "x.json"], "lower-case words"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options_are_refused(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         performance.main(arguments)
     assert told in capsys.readouterr().err
@@ -151,3 +179,89 @@ def test_a_file_that_is_not_there_is_one_line_and_changes_nothing(capsys: pytest
     assert capsys.readouterr().err == "error: cannot read nowhere.json: No such file or directory\n"
     assert performance.PAGE.read_text(encoding="utf-8") == before
     assert not performance.FOLDER.exists()
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_row_says_what_was_reached_and_what_could_have_been() -> None:
+    rows = [
+        speed("zoo", "eager", 10.0),
+        speed("zoo", "compiled", 30.0),
+        speed("transformers", "compiled", 99.0),
+        speed("transformers", "sdpa", 10.0),
+        speed("zoo", "eager", 90.0, test="pp8", phase="prefill", gemms_tokens_per_s=100.0),
+    ]
+    head, _, decode, prefill = table(compared({"rows": rows})).splitlines()
+    assert cells(head)[3:] == [
+        *("transformers tokens/s", "zoo eager tokens/s", "vs transformers", "compiled tokens/s", "vs transformers"),
+        *("max speedup", "% of bandwidth", "% of GEMMs alone"),
+    ]
+    assert cells(decode) == [
+        *("m", "float32", "tg8", "10", "10", "1.00 (1.00 to 1.00)", "30", "3.00 (3.00 to 3.00)", "4.00", "75%", "")
+    ]
+    assert cells(prefill) == ["m", "float32", "pp8", "", "90", "", "", "", "", "", "90%"]
+
+
+def test_an_interval_is_of_the_rounds_that_both_took_part_in() -> None:
+    rows = [speed("zoo", "eager", 1.0, seconds=[1.0, 1.0]), speed("transformers", "sdpa", 1.0, seconds=[2.0, 2.0, 9.0])]
+    assert compared({"rows": rows})[0]["eager_ratio"] == pytest.approx((2.0, 2.0, 2.0))
+    assert interval(PairedRatio(1.934, 1.882, 1.988)) == "1.93 (1.88 to 1.99)"
+    single = [speed("zoo", "eager", 1.0, seconds=[1.0]), speed("transformers", "sdpa", 1.0, seconds=[2.0])]
+    assert "2.00 (one round)" in table(compared({"rows": single}))
+
+
+DECODE = {"phase": "decode", "depth": 512, "dense": True, "dtype": "float32", "bandwidth": 0.9, "gemms": None}
+PREFILL = {"phase": "prefill", "depth": 0, "dense": True, "dtype": "float32", "bandwidth": None, "gemms": 0.9}
+SLOW, EVEN, FAST = PairedRatio(0.9, 0.8, 0.99), PairedRatio(0.97, 0.9, 1.0), PairedRatio(2.5, 2.4, 2.6)
+ALMOST = PairedRatio(1.9, 1.8, 2.1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (DECODE, []),
+        (DECODE | {"eager_ratio": EVEN}, []),  # its interval reaches 1.0
+        (DECODE | {"eager_ratio": SLOW}, ["eager is 0.900 (0.800 to 0.990) times"]),
+        (PREFILL | {"eager_ratio": SLOW}, ["eager is 0.900"]),
+        (DECODE | {"bandwidth": 0.85}, []),
+        (DECODE | {"bandwidth": 0.849}, ["reads at 84.9% of the bandwidth; the target is 85%"]),
+        (DECODE | {"bandwidth": 0.849, "dense": False}, []),
+        (DECODE | {"bandwidth": 0.849, "depth": 4096}, []),
+        (DECODE | {"bandwidth": 0.75, "dtype": "bfloat16"}, []),
+        (DECODE | {"bandwidth": 0.74, "dtype": "bfloat16", "dense": False}, ["reads at 74.0%", "the target is 75%"]),
+        (DECODE | {"bandwidth": 0.1, "dtype": "float16"}, []),
+        (DECODE | {"compiled_ratio": ALMOST}, ["compiled decode is 1.90 (1.80 to 2.10) times", "max speedup of 3.00"]),
+        (DECODE | {"compiled_ratio": ALMOST, "max_speedup": 2.3}, ["the target is 2.0"]),
+        (DECODE | {"compiled_ratio": ALMOST, "max_speedup": 2.29}, []),
+        (DECODE | {"compiled_ratio": None, "max_speedup": None, "eager_ratio": None}, []),
+        (DECODE | {"compiled": None, "compiled_ratio": None, "bandwidth": 0.1}, []),
+        (PREFILL | {"compiled_ratio": EVEN}, ["compiled prefill is 0.970", "and runs at 90.0% of its GEMMs alone"]),
+        (PREFILL | {"compiled_ratio": EVEN, "gemms": 0.95}, []),
+        (PREFILL | {"compiled_ratio": EVEN, "gemms": None}, ["compiled prefill is 0.970"]),
+        (PREFILL | {"compiled_ratio": PairedRatio(1.05, 1.0, 1.1)}, []),
+    ],
+)
+def test_a_target_that_is_missed_is_told_with_its_numbers(changed: dict, told: list[str]) -> None:
+    test = {"model": "m", "test": "t", "compiled": 1.0, "eager_ratio": FAST, "compiled_ratio": FAST, "max_speedup": 3.0}
+    found = list(misses(test | changed))
+    assert len(found) == bool(told)
+    for part in told:
+        assert part in found[0]
+
+
+def test_a_section_names_the_processor_its_kernels_and_its_samples() -> None:
+    rows = [speed("zoo", "compiled", 30.0, depth=512), speed("transformers", "sdpa", 20.0)]
+    old = section("a-1", {"machine": MACHINE, "rows": rows})
+    assert old.startswith("## A processor, AVX-512\n\n- Processor: A processor, 2 cores, last cache 32 MiB\n")
+    for fact in ("ISA: avx2 avx512f", "Threads: 2", "torch 2.13.0 with A library", "commit 0123456"):
+        assert f"{fact}\n" in old
+    assert "- Kernels: not recorded in these samples\n" in old
+    assert "[performance/a-1.json](performance/a-1.json)" in old
+    assert "Below the targets:\n\n- m, float32, tg8: compiled decode reads at 75.0%" in old
+    chosen = MACHINE | {"kernels": {"linear, float32, rows 1": "onednn"}, "kernels_set": None, "isa": ["sve"]}
+    new = section("a-1", {"machine": chosen, "rows": []})
+    assert new.startswith("## A processor, SVE\n")
+    assert "- Kernels: linear float32: onednn\n" in new
+    assert new.endswith("None of these rows is below a target.")

@@ -20,7 +20,7 @@ def read(folder: Path) -> tuple[Config, Tensors]:
 
 
 def write(folder: Path, config: Config, tensors: Tensors, shards: int = 1) -> Path:
-    """A folder in Hugging Face layout, its tensors dealt out to files by turns."""
+    """A folder in Hugging Face layout; tensors are distributed over the shards in turn."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}

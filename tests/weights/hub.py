@@ -1,4 +1,4 @@
-"""A small Hugging Face Hub on this machine: test code, as the client speaks to the real one."""
+"""A small Hugging Face Hub on this machine, which answers the client as the real one does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packing tensors as releases store them, and what the packed ones stand for in float64: independent of the loader."""
+"""Packing tensors as releases store them, and unpacking them in float64: independent of the loader."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def fp8(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fp8_numbers(codes: Tensor, scales: Tensor) -> Tensor:
-    """What they stand for, in float64: element (i, j) has scale (i // 128, j // 128)."""
+    """The unpacked matrix in float64: element (i, j) has scale (i // 128, j // 128)."""
     rows, columns = (torch.arange(side) // 128 for side in codes.shape)
     return codes.double() * scales.double()[rows][:, columns]
 
 
 def pack_fp8(tensors: Tensors) -> tuple[Tensors, Tensors]:
-    """A checkpoint -> the same as DeepSeek-V3's is stored, and the numbers that this stands for, in float32."""
+    """A checkpoint -> the same packed as DeepSeek-V3 is stored, and unpacked again in float32."""
     stored, numbers = {}, {}
     for name, tensor in tensors.items():
         if FP8_NAMES.fullmatch(name):
@@ -77,7 +77,7 @@ def mxfp4(numbers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mxfp4_numbers(blocks: Tensor, scales: Tensor) -> Tensor:
-    """What they stand for, in float64: code times 2^(scale - 127)."""
+    """The unpacked tensor in float64: code times 2^(scale - 127)."""
     halves = torch.stack([blocks % 16, blocks // 16], dim=-1).flatten(-2).long()
     powers = torch.full(scales.shape, 2.0, dtype=torch.float64) ** (scales.double() - 127)
     return (torch.tensor(MXFP4_CODES, dtype=torch.float64)[halves] * powers[..., None]).flatten(-2)

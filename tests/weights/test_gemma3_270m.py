@@ -42,7 +42,7 @@ def test_it_is_the_released_model(model: Any) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("text", PROMPTS)
 def test_greedy_tokens_and_their_logits_equal_the_reference(model: Any, text: str) -> None:
-    """The logits too: a mistake can leave every likeliest token the likeliest."""
+    """The logits too: an error can leave every argmax unchanged."""
     prompt = PROMPTS[text]
     given, expected = torch.tensor([prompt["tokens"]]), prompt["new"]
     cache = model.new_cache(1, given.shape[1] + len(expected))

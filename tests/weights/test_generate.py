@@ -1,4 +1,4 @@
-"""The command line that continues a prompt: words where there is a tokenizer, ids where there is none."""
+"""The command line that continues a prompt: text with a tokenizer, token ids without one."""
 
 import json
 import subprocess
@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import weights
 from tests.weights.checkpoints import read, write
-from weights.generate import app, spelling
+from weights.generate import app
+from weights.tokenizer import decoder
 from zoo.cli import runner
 
 Saved = Callable[[str], Path]
@@ -38,11 +39,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 
 def continued(folder: Path, count: int, **options: object) -> list[int]:
-    """What the model makes of the tokens 5, 6, 7."""
+    """The model's continuation of the tokens 5, 6, 7."""
     return weights.load(folder).generate(torch.tensor([[5, 6, 7]]), count, **options)[0].tolist()
 
 
-def test_words_and_ids(folder: Path, run: Callable) -> None:
+def test_text_and_token_ids(folder: Path, run: Callable) -> None:
     new = continued(folder, 6, stop=[1])
     code, out, err = run(folder, "w5 w6 w7", "--max-new-tokens", 6)
     assert (code, out.split()) == (0, [f"w{token}" for token in new])
@@ -60,7 +61,7 @@ def test_samples_repeat_with_their_seed(folder: Path, run: Callable) -> None:
 
 @pytest.mark.parametrize("ends", [lambda end: end, lambda end: [511, end]])
 def test_it_stops_at_the_end_token(ends: Callable, folder: Path, run: Callable) -> None:
-    """generation_config.json's before config.json's."""
+    """generation_config.json's end token takes precedence over config.json's."""
     first = continued(folder, 1)[0]
     for name in ("config.json", "generation_config.json"):
         other = folder / "generation_config.json"
@@ -74,8 +75,8 @@ def test_it_stops_at_the_end_token(ends: Callable, folder: Path, run: Callable) 
         assert err.endswith(f"; stopped by end token {first}\n")
 
 
-def test_it_says_why_it_stopped(folder: Path, run: Callable) -> None:
-    """Also where an end token comes first, which is no text, and where one comes last of all that were asked for."""
+def test_the_reason_for_stopping_is_printed(folder: Path, run: Callable) -> None:
+    """Also where an end token is the first new token, which has no text, and where it is the last one allowed."""
     new = continued(folder, 6)
     assert len(set(new[:3])) == 3
     text = ("w5 w6 w7", "--max-new-tokens")
@@ -97,13 +98,13 @@ def test_it_says_why_it_stopped(folder: Path, run: Callable) -> None:
     assert err.endswith(f"; stopped by end token {end}\n")
 
 
-def test_a_character_of_several_tokens_comes_whole() -> None:
+def test_a_character_of_several_tokens_is_printed_whole() -> None:
     """Bytes as tokens: é is two of them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    show = spelling(tokenizer, tokenizer.encode("caf").ids)
+    show = decoder(tokenizer, tokenizer.encode("caf").ids)
     assert [show(token) for token in tokenizer.encode("é au").ids] == ["", "é", " ", "a", "u"]
 
 
@@ -112,10 +113,10 @@ def test_a_character_of_several_tokens_comes_whole() -> None:
     [
         ([], 2, "give either a PROMPT in words or --tokens with ids"),
         (["w1", "--tokens", "1"], 2, "give either a PROMPT in words or --tokens with ids"),
-        (["--tokens", "1,x"], 2, "--tokens '1,x': not ids with commas between, as in 2,818,5279"),
-        (["--tokens", ""], 2, "not ids with commas between"),
-        ([""], 2, "the prompt holds no token"),
-        (["--tokens", "1,512,-1"], 2, "no tokens of this model, which has 512: 512, -1"),
+        (["--tokens", "1,x"], 2, "--tokens must be ids with commas between, as in 2,818,5279, got '1,x'"),
+        (["--tokens", ""], 2, "must be ids with commas between"),
+        ([""], 2, "the prompt has no tokens"),
+        (["--tokens", "1,512,-1"], 2, "token ids must be below 512, got 512, -1"),
         (["--tokens", "1", "--max-new-tokens", "0"], 2, "max-new-tokens"),
         (["--tokens", "1", "--dtype", "int8"], 2, "unknown dtype 'int8'"),
         (["--tokens", "1", "--top-p", "2"], 2, "top_p 2.0 is not in (0, 1]"),
@@ -130,14 +131,14 @@ def test_usage(args: list[str], code: int, phrase: str, folder: Path, run: Calla
     assert phrase in err.splitlines()[-1]
 
 
-def test_what_is_not_there(folder: Path, run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files(folder: Path, run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = run(folder / "nothing", "w1")
     assert code == 3
     assert "no folder and no .gguf file" in err
     (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
     code, _, err = run(folder, "w1")
     assert code == 4
-    assert "no readable tokenizer" in err
+    assert "is not a readable tokenizer" in err
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     code, _, err = run(folder, "w1")
     assert code == 3
@@ -149,7 +150,7 @@ def test_what_is_not_there(folder: Path, run: Callable, monkeypatch: pytest.Monk
 
 
 def test_in_a_pipe(folder: Path) -> None:
-    """As a user runs it: data on stdout, notes on stderr, and a field vouched for."""
+    """As a user runs it: data on stdout, notes on stderr, and --ignore-field."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"wings": 2}), encoding="utf-8")
     command = [sys.executable, "-m", "weights.generate", str(folder), "w5 w6 w7", "--max-new-tokens", "2"]

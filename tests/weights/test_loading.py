@@ -1,4 +1,4 @@
-"""Every layout that released checkpoints come in fills the same parameters; what is left alone is named."""
+"""Every layout of released checkpoints fills the same parameters; tensors that are left alone are named."""
 
 import logging
 import re
@@ -15,7 +15,7 @@ import weights
 import zoo
 from tests.models import distinct, tokens_of
 from tests.weights.checkpoints import Config, Tensors, read, write
-from weights.formats.hf_folder import Folder
+from weights.formats.hf_folder import HFFolder
 from weights.loading import fill, open_source
 from zoo.architectures import families
 from zoo.blocks import MoE
@@ -62,13 +62,13 @@ def wrapped_newer(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
 
 
 def head_stored_twice(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
-    """A tied head that is in the file all the same, as Qwen3-0.6B has it. NaN is not equal to itself, its bits are."""
+    """A tied head that is stored nevertheless, as in Qwen3-0.6B. NaN is not equal to itself, but its bits are."""
     tensors["model.embed_tokens.weight"][7, 7] = torch.nan
     return config, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
 
 
 def with_prediction_layer(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
-    """DeepSeek-V3's last layer, which predicts the token after the next."""
+    """DeepSeek-V3's multi-token prediction layer."""
     extra = {f"model.layers.{config['num_hidden_layers']}.{name}": torch.randn(3) for name in ("enorm.weight", "x")}
     return config, tensors | extra
 
@@ -159,10 +159,10 @@ def _dtypes(model: torch.nn.Module) -> dict[str, torch.dtype]:
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_parameters_share_the_pages_of_the_file(name: str, saved: Saved) -> None:
-    """On the CPU in the file's dtype nothing is copied but experts that are stacked and rows that change places."""
-    folder = Folder(saved(name))
+    """On the CPU in the file's dtype, only stacked experts and permuted rows are copied."""
+    folder = HFFolder(saved(name))
     model = fill(folder.spec(), folder, "cpu", "auto")
-    mapped = {folder.get(stored.name).data_ptr() for stored in folder.entries()}
+    mapped = {folder.get(stored.name).data_ptr() for stored in folder.stored()}
     copied = {key for key, parameter in model.named_parameters() if parameter.data_ptr() not in mapped}
     experts = {"gate", "up", "down", "gate_bias", "up_bias"}
     stacked = {key for key in copied if ".experts." in key and key.rpartition(".")[2] in experts}
@@ -192,7 +192,7 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", distinct())
 def test_a_model_is_the_same_whatever_mode_it_is_loaded_in(name: str, mode: str, saved: Saved) -> None:
-    """And can be run in that mode, and trained after it."""
+    """It can be run in that mode and trained afterwards."""
     expected = weights.load(saved(name))
     tokens = tokens_of(expected.spec, 1, 20)
     with MODES[mode]():
@@ -218,7 +218,7 @@ def test_changing_a_model_leaves_the_file_as_it_is(saved: Saved) -> None:
 
 
 def test_loading_leaves_the_compiler_out(saved: Saved) -> None:
-    """Shapes on the meta device are asked for in ways that do not import half of torch: a second, and 60 MB."""
+    """Shapes on the meta device are computed without torch's compiler, whose import takes a second and 60 MB."""
     folders = [str(saved(name)) for name in (DENSE, MIXED, LATENT, "gpt-oss-20b")]
     code = f"import sys, weights; [weights.load(folder) for folder in {folders}]; print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -237,14 +237,14 @@ def test_a_given_spec_is_filled(saved: Saved) -> None:
 
 
 def test_nothing_is_read_before_all_of_it_fits(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Folder(saved(DENSE))
+    folder = HFFolder(saved(DENSE))
     monkeypatch.setattr(folder, "get", lambda name: pytest.fail(f"read {name}"))
     spec = zoo.swap(folder.spec(), zoo.GLU, lambda glu: zoo.GLU(glu.hidden + 1))
     with pytest.raises(MalformedError, match="wrong shape"):
         fill(spec, folder, "cpu", "auto")
 
 
-def test_sources_that_are_none(saved: Saved, tmp_path: Path) -> None:
+def test_unknown_sources(saved: Saved, tmp_path: Path) -> None:
     with pytest.raises(NotAvailable, match=r"no folder and no \.gguf file 'nothing', and it is neither a hub id"):
         weights.load("nothing")
     with pytest.raises(NotAvailable, match=r"there is no config\.json"):
@@ -257,7 +257,7 @@ def test_sources_that_are_none(saved: Saved, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", families())
 def test_a_folder_of_another_head_is_refused(family: str, saved: Saved, tmp_path: Path) -> None:
-    """A classifier, whose tensors would be told as missing and unknown otherwise."""
+    """A classifier: otherwise its tensors would be listed as missing and as not understood."""
     name = next(iter(families()[family].SIZES))
     config, tensors = read(saved(name))
     [named] = config["architectures"]

@@ -1,6 +1,6 @@
-"""What loading holds: pages of the file where they can be used, else the model and one layer's experts beside it.
+"""Memory of loading: shared pages of the file where possible, else the model and one layer's experts beside it.
 
-Each load runs in a process of its own, which looks at its memory every millisecond.
+Each load runs in a process of its own, which samples its memory every millisecond.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SLACK = 12 * 2**20  # what threads, buffers and the forward pass take
 
 
 class Made(NamedTuple):
-    """A checkpoint on disk: bytes of its files, and of the largest layer's experts or tensor once unpacked."""
+    """A checkpoint on disk; bytes of its files and of its largest piece, a layer's experts or a tensor, unpacked."""
 
     folder: Path
     file_bytes: int
@@ -110,7 +110,7 @@ FORMS: list[Callable[[], tuple[Config, Tensors]]] = [dense, experts, fused_exper
 
 @pytest.fixture(scope="module", params=FORMS, ids=lambda form: form.__name__)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Each form on disk, in turn: numbers are zero, and take as much memory as any."""
+    """Each form on disk, in turn. All values are zero, which does not change the memory they take."""
     config, tensors = request.param()
     real = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors.items()}
     folder = write(tmp_path_factory.mktemp("made"), config | {"torch_dtype": "bfloat16"}, real, shards=2)
@@ -124,7 +124,7 @@ def load(made: Made, dtype: str) -> dict[str, Any]:
     """Peaks of a load in a process of its own, in bytes."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.measure.one_load", "zoo", str(made.folder), dtype],
+        [sys.executable, "-m", "benchmarks.measure.loading", "zoo", str(made.folder), dtype],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -138,7 +138,7 @@ def load(made: Made, dtype: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
 def test_anonymous_memory(made: Made, dtype: str, request: pytest.FixtureRequest) -> None:
-    """Nothing where the file is as we hold it; else at most the model and one tensor, or one layer's experts."""
+    """None where files hold what the model holds; else at most the model and one tensor or one layer's experts."""
     held = load(made, dtype)
     shared = dtype == "auto" and "dense" in request.node.name
     width = 4 if dtype == "float32" else 2

@@ -12,7 +12,7 @@ import gguf
 import pytest
 
 from tests.weights.checkpoints import read, write, write_index
-from weights.formats.gguf_file import MOST_ENTRIES, MOST_FIELDS, MOST_TENSORS
+from weights.formats.gguf_file import MAX_ENTRIES, MAX_FIELDS, MAX_TENSORS
 from weights.formats.json_limits import CONFIG_LIMIT, HEADER_LIMIT, INDEX_LIMIT
 
 pytestmark = [
@@ -47,7 +47,7 @@ CASES: dict[str, Callable[[Path], Path | None]] = {}
 
 
 def case(hostile: Callable[[Path], Path | None]) -> Callable[[Path], Path | None]:
-    """A way to make a good folder hostile; the path of the source where that is another."""
+    """Register a way to make a valid folder hostile. It may return the path of another source."""
     CASES[hostile.__name__] = hostile
     return hostile
 
@@ -159,7 +159,7 @@ def gguf_of_impossible_counts(folder: Path) -> Path:
 def gguf_of_many_fields(folder: Path) -> Path:
     path, kind = folder / "x.gguf", struct.pack("<I", gguf.GGUFValueType.STRING)
     path.write_bytes(
-        gguf_start(0, MOST_FIELDS) + b"".join(string(f"{i}") + kind + string("x") for i in range(MOST_FIELDS))
+        gguf_start(0, MAX_FIELDS) + b"".join(string(f"{i}") + kind + string("x") for i in range(MAX_FIELDS))
     )
     return path
 
@@ -169,7 +169,7 @@ def gguf_of_many_lists(folder: Path) -> Path:
     path = folder / "x.gguf"
     head = struct.pack("<IIQ", gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING, 4000)
     lists = [string(f"{i}") + head + string("x") * 4000 for i in range(100)]
-    assert len(lists) * 4000 > MOST_ENTRIES
+    assert len(lists) * 4000 > MAX_ENTRIES
     path.write_bytes(gguf_start(0, len(lists)) + b"".join(lists))
     return path
 
@@ -177,15 +177,15 @@ def gguf_of_many_lists(folder: Path) -> Path:
 @case
 def gguf_of_many_tensors(folder: Path) -> Path:
     path = folder / "x.gguf"
-    infos = [string(f"{i}") + struct.pack("<IQIQ", 1, 1, 0, 32 * i) for i in range(MOST_TENSORS)]
+    infos = [string(f"{i}") + struct.pack("<IQIQ", 1, 1, 0, 32 * i) for i in range(MAX_TENSORS)]
     kind = string("general.architecture") + struct.pack("<I", gguf.GGUFValueType.STRING) + string("gemma3")
-    path.write_bytes((gguf_start(MOST_TENSORS, 1) + kind + b"".join(infos)).ljust(10**6, b"\0"))
+    path.write_bytes((gguf_start(MAX_TENSORS, 1) + kind + b"".join(infos)).ljust(10**6, b"\0"))
     return path
 
 
 @pytest.fixture(scope="module")
 def peaks(saved: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
-    """Case -> its peak in bytes, and what was said."""
+    """Case -> its peak in bytes, and the error message."""
     sources = []
     for name, hostile in CASES.items():
         folder = write(tmp_path_factory.mktemp("refused") / name, *read(saved("qwen3-0.6b")))

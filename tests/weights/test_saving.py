@@ -18,15 +18,14 @@ from safetensors import safe_open
 import weights
 import zoo
 from tests.models import bound, distinct, randomised, tokens_of
-from tests.swapped import DESCRIBABLE, INDESCRIBABLE
+from tests.swapped import INDESCRIBABLE, SAYABLE
 from tests.weights.checkpoints import read, read_index
 from weights import saving
 from zoo.errors import NotAvailable, SpecError, UsageError
 from zoo.model.decoder import Model
 
 DENSE, LATENT = "qwen3-0.6b", "deepseek-v3-671b"
-MODELS = {name: zoo.spec(name, tiny=True) for name in distinct()}
-MODELS |= {name: spec for name, (_, spec) in DESCRIBABLE.items()}
+MODELS = {name: zoo.spec(name, tiny=True) for name in distinct()} | {name: spec for name, (_, spec) in SAYABLE.items()}
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def check_reference(folder: Path, model: Model) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_round_trip(name: str, tmp_path: Path) -> None:
-    """Every released composition, and every swapped one that a config can say."""
+    """Every released architecture, and every swapped one that a config can describe."""
     model = randomised(MODELS[name])
     weights.save(model, tmp_path / "saved")
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
@@ -71,10 +70,10 @@ def test_the_round_trip(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", distinct())
-def test_what_would_be_written_is_what_is_written(name: str, tmp_path: Path) -> None:
-    """The same config and the same tensors; those that are stored as they are held are no copies."""
+def test_to_checkpoint_is_what_save_writes(name: str, tmp_path: Path) -> None:
+    """The same config and tensors; those that are stored as the model holds them are not copied."""
     model = randomised(MODELS[name])
-    config, tensors = saving.described(model)
+    config, tensors = saving.to_checkpoint(model)
     weights.save(model, tmp_path / "saved")
     written_config, written = read(tmp_path / "saved")
     assert config == written_config
@@ -85,7 +84,7 @@ def test_what_would_be_written_is_what_is_written(name: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", distinct())
 def test_tensors_are_those_that_the_reference_stores(name: str, saved: Callable[[str], Path], tmp_path: Path) -> None:
-    """Under the same names, each expert by itself, a tied head not at all; and the same numbers."""
+    """The same names and values: each expert by itself, a tied head not at all."""
     weights.save(weights.load(saved(name)), tmp_path / "again")
     _, expected = read(saved(name))
     _, tensors = read(tmp_path / "again")
@@ -96,7 +95,7 @@ def test_tensors_are_those_that_the_reference_stores(name: str, saved: Callable[
 @pytest.mark.parametrize("name", [DENSE, LATENT])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_dtypes(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """All in the model's, but for a router's correction, which stays float32."""
+    """All in the model's dtype, except a router's correction, which stays float32."""
     model = randomised(zoo.spec(name, tiny=True)).to(dtype)
     weights.save(model, tmp_path / "saved")
     config, tensors = read(tmp_path / "saved")
@@ -108,7 +107,7 @@ def test_dtypes(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [DENSE, LATENT, "gpt-oss-20b"])
 def test_shards(name: str, tmp_path: Path) -> None:
-    """No more than was asked in each but for a tensor that is larger, numbered, and every tensor in the index."""
+    """Numbered, none above the limit unless it holds one larger tensor, and every tensor is in the index."""
     model = randomised(zoo.spec(name, tiny=True))
     folder, most = tmp_path / "saved", 100_000
     weights.save(model, folder, shard_bytes=most)
@@ -152,8 +151,8 @@ def test_a_failure_in_the_second_shard_leaves_nothing(
         assert str(raised.value) == f"{tmp_path / 'saved'} cannot be written: No space left on device"
 
 
-def test_a_disk_that_takes_no_more_is_one_line_and_exit_3(dense: Model, tmp_path: Path) -> None:
-    """For real: no file may grow beyond a hundred thousand bytes."""
+def test_a_full_disk_is_one_line_and_exit_3(dense: Model, tmp_path: Path) -> None:
+    """With a real limit: no file may exceed 100,000 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
@@ -199,7 +198,7 @@ def test_a_folder_that_comes_meanwhile_is_kept(dense: Model, tmp_path: Path, mon
     assert [path.name for path in tmp_path.rglob("*")] == ["saved", "mine"]
 
 
-def test_an_empty_folder_and_parents_that_are_not_there_will_do(dense: Model, tmp_path: Path) -> None:
+def test_an_empty_folder_and_missing_parents_are_accepted(dense: Model, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", str(tmp_path / "a" / "b")):
         weights.save(dense, folder)
@@ -216,7 +215,9 @@ def test_files_have_the_usual_permissions(dense: Model, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("swapped", INDESCRIBABLE)
-def test_a_model_that_no_config_says_is_refused_before_anything_is_written(swapped: str, tmp_path: Path) -> None:
+def test_a_model_that_no_config_can_describe_is_refused_before_anything_is_written(
+    swapped: str, tmp_path: Path
+) -> None:
     spec, _, differs = INDESCRIBABLE[swapped]
     with pytest.raises(SpecError) as raised:
         weights.save(randomised(spec), tmp_path / "saved")
@@ -229,7 +230,7 @@ def test_models_that_cannot_be_saved(dense: Model, tmp_path: Path) -> None:
         weights.save(zoo.build(DENSE, tiny=True, device="meta"), tmp_path / "saved")
     with pytest.raises(UsageError, match=r"torch\.float64 cannot be saved"):
         weights.save(randomised(zoo.spec(DENSE, tiny=True)).double(), tmp_path / "saved")
-    with pytest.raises(UsageError, match="shard_bytes=0 is below 1"):
+    with pytest.raises(UsageError, match="shard_bytes must be at least 1, got 0"):
         weights.save(dense, tmp_path / "saved", shard_bytes=0)
     dense.layers[0].ffn.block.up = torch.nn.Linear(64, 90, bias=False)
     dense.layers[1].attn.pre.bfloat16()
@@ -260,7 +261,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_memory_stays_at_one_tensor(tmp_path: Path) -> None:
-    """Of experts that are stored otherwise than we hold them: the largest tensor has 34 MB, all have 300 in 4 files."""
+    """For experts stored in another layout than in the model: the largest tensor has 34 MB, all 300 MB in 4 files."""
     done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=True)
     largest = 8 * 2 * 512 * 1024 * 4
     assert len(list((tmp_path / "saved").glob("*.safetensors"))) == 4

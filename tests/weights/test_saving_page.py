@@ -1,4 +1,4 @@
-"""docs/saving.md shows what happens."""
+"""The examples of docs/saving.md run as shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repositories by name: what is fetched, what is said, and what is told to whom it cannot be had.
+"""Repositories by name: which files are fetched, what is logged, and the errors where one is not available.
 
 The hub is a server on this machine, and the client runs in processes of its own, since it reads its settings once.
 """
@@ -64,7 +64,7 @@ def hub(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]
 
 @pytest.fixture
 def ask(hub: Hub, tmp_path: Path) -> Callable[..., list[tuple[str, str]]]:
-    """What becomes of calls of locate, in one process with its own, empty cache in tmp_path/home."""
+    """The results of calls of `locate`, in one process with its own, empty cache in tmp_path/home."""
 
     def ask(*calls: list[Any], **environment: str) -> list[tuple[str, str]]:
         done = run(hub, tmp_path, "-c", SCRIPT, *map(json.dumps, calls), **environment)
@@ -83,7 +83,7 @@ def run(hub: Hub, tmp_path: Path, *args: str, **environment: str) -> subprocess.
 
 
 def test_no_weights_are_fetched_in_a_scheme_that_is_not_read(hub: Hub, ask: Callable[..., Any]) -> None:
-    """Gigabytes are not downloaded to be refused."""
+    """Weights that would be refused are not downloaded."""
     [(kind, said)] = ask(["tiny/awq"])
     assert kind == "MalformedError"
     assert "quantised with a scheme that is not supported, AWQ" in said
@@ -114,17 +114,17 @@ def test_only_the_files_that_are_read_are_fetched(hub: Hub, ask: Callable, tmp_p
     assert set(asked) == {"Bearer hf_a_token"}
 
 
-def test_what_cannot_be_had(ask: Callable) -> None:
+def test_repositories_that_are_not_available(ask: Callable) -> None:
     answers = ask(
         ["tiny/single@nope"], ["tiny/none"], ["tiny/gated"], ["tiny/ill"], ["tiny/pickle"], ["tiny/none", None, True]
     )
     assert {kind for kind, _ in answers} == {"NotAvailable"}
     expected = [
         ["tiny/single@nope: there is no such revision; see the branches, tags and commits at ", "/tiny/single/commits"],
-        ["tiny/none: there is no such repository, or it is private; see ", "/tiny/none, or say who you are with `hf"],
-        ["tiny/gated: access is gated; ask for it at ", "/tiny/gated, then say who you are with `hf auth login` or HF"],
+        ["tiny/none: there is no such repository, or it is private; see ", "/tiny/none, or log in with `hf"],
+        ["tiny/gated: access is gated; ask for it at ", "/tiny/gated, then log in with `hf auth login` or HF"],
         ["tiny/ill: not in the download cache, and the hub cannot be reached: HfHubHTTPError: Server error '500"],
-        [f"tiny/pickle at commit {COMMIT}: model.safetensors not in the repository; see what it holds"],
+        [f"tiny/pickle at commit {COMMIT}: model.safetensors not in the repository; see which files it has"],
         ["tiny/none: not in the download cache, and --offline (offline=) forbids to fetch; fetch once without it"],
     ]
     for (_, told), phrases in zip(answers, expected, strict=True):
@@ -140,7 +140,7 @@ def test_an_index_that_leaves_the_folder_fetches_nothing(hub: Hub, ask: Callable
 
 
 def test_without_a_network(ask: Callable, tmp_path: Path) -> None:
-    """The cache answers where it can, and what it lacks is named."""
+    """The cache is used where it has the files, and a missing file is named."""
     found = str(snapshot(tmp_path, "tiny/shards"))
     assert ask(["tiny/shards"]) == [("path", found)]
     call, offline = ["tiny/shards"], ["tiny/shards", None, True]
@@ -159,7 +159,7 @@ def test_without_a_network(ask: Callable, tmp_path: Path) -> None:
 
 
 def test_a_cache_that_another_tool_has_filled(saved: Saved, ask: Callable, tmp_path: Path) -> None:
-    """Links into blobs/, a branch in refs/, and no list of what else there was."""
+    """Links into blobs/, a branch in refs/, and no list of the repository's other files."""
     home = cache(tmp_path, "tiny/other")
     for folder in ("blobs", "refs", f"snapshots/{COMMIT}"):
         (home / folder).mkdir(parents=True)
@@ -195,7 +195,7 @@ def test_a_download_goes_on_where_it_stopped(hub: Hub, ask: Callable, tmp_path: 
 
 
 def test_from_the_command_line(hub: Hub, saved: Saved, tmp_path: Path) -> None:
-    """Data on stdout; the repository, its commit and no bar on stderr, which is no terminal."""
+    """Data on stdout; the repository and its commit on stderr, without a bar, since it is not a terminal."""
     command = ["-m", "weights.generate", "tiny/shards", "--tokens", "5,6,7", "--max-new-tokens", "4"]
     done = run(hub, tmp_path, *command)
     expected = run(hub, tmp_path, *command[:2], str(saved(DENSE)), *command[3:])

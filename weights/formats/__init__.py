@@ -1,1 +1,1 @@
-"""File formats that weights come in: Hugging Face folders, safetensors, GGUF, and quantized blocks."""
+"""File formats of weights: Hugging Face folders, safetensors, GGUF, and block-quantised tensors (fp8, MXFP4)."""

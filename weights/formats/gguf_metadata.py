@@ -1,4 +1,4 @@
-"""What a .gguf file says of a model, in its own words, and how far that is what a spec says."""
+"""The metadata that describes a model in a .gguf file, by GGUF's keys, and how it is compared with a spec."""
 
 from __future__ import annotations
 
@@ -12,59 +12,63 @@ from torch import Tensor
 from zoo.blocks import GLU, GQA, LinearScaling, Llama3Scaling, MoE, RoPE, YarnScaling
 from zoo.model.decoder import Decoder
 
-Said = Mapping[str, Any]
-# A file must say these: they tell one preset from another.
+Metadata = Mapping[str, Any]
+# A file must have these: they tell one preset from another.
 REQUIRED = frozenset(
     "block_count embedding_length feed_forward_length attention.head_count expert_count expert_used_count".split()
 )
-# These follow from others where a file leaves them out, by the definition of GGUF.
+# Where a file leaves these out, they follow from others, by the definition of GGUF.
 IMPLIED = frozenset("attention.head_count_kv attention.key_length attention.value_length rope.dimension_count".split())
 
 
-def words_of(spec: Decoder) -> dict[str, Any]:
-    """What a file of this model says of it. Layers differ in windows and positions only."""
+def metadata_of(spec: Decoder) -> dict[str, Any]:
+    """The metadata of a file of this model. Layers differ in windows and positions only."""
     windowed = next((layer.mixer for layer in spec.layers if layer.cache_spec().window), None)
-    whole = next((layer.mixer for layer in spec.layers if _sees_all(layer.mixer)), windowed)
-    assert isinstance(whole, GQA)
-    assert isinstance(whole.rope, RoPE)
-    says: dict[str, Any] = {
+    mixers = (layer.mixer for layer in spec.layers)
+    full = next((m for m in mixers if isinstance(m, GQA) and m.window is None and isinstance(m.rope, RoPE)), windowed)
+    assert isinstance(full, GQA)
+    assert isinstance(full.rope, RoPE)
+    metadata: dict[str, Any] = {
         "block_count": len(spec.layers),
         "embedding_length": spec.dim,
         **_ffn(spec),
-        "attention.head_count": whole.heads,
-        "attention.head_count_kv": whole.kv_heads,
-        "attention.key_length": whole.head_dim,
-        "attention.value_length": whole.head_dim,
+        "attention.head_count": full.heads,
+        "attention.head_count_kv": full.kv_heads,
+        "attention.key_length": full.head_dim,
+        "attention.value_length": full.head_dim,
         "attention.layer_norm_rms_epsilon": spec.norm.eps,
-        "rope.dimension_count": whole.head_dim,
-        "rope.freq_base": whole.rope.theta,
-        **_scaling(whole.rope),
+        "rope.dimension_count": full.head_dim,
+        "rope.freq_base": full.rope.theta,
+        **_scaling(full.rope),
     }
     if isinstance(windowed, GQA):
-        says["attention.sliding_window"] = windowed.window
-        if isinstance(windowed.rope, RoPE) and windowed.rope != whole.rope:
-            says["rope.freq_base_swa"] = windowed.rope.theta
-    return says
+        metadata["attention.sliding_window"] = windowed.window
+        if isinstance(windowed.rope, RoPE) and windowed.rope != full.rope:
+            metadata["rope.freq_base_swa"] = windowed.rope.theta
+    return metadata
 
 
-def unused_words(spec: Decoder) -> set[str]:
-    """What a file may say that no number of this model depends on: among them the width of dense layers it has not."""
-    return {"context_length", "vocab_size"} | ({"feed_forward_length"} if "expert_count" in words_of(spec) else set())
+def unused_keys(spec: Decoder) -> set[str]:
+    """Keys that no value of this model depends on: with experts, the width of dense layers is one."""
+    experts = isinstance(spec.layers[0].ffn.block, MoE)
+    return {"context_length", "vocab_size"} | ({"feed_forward_length"} if experts else set())
 
 
-def differences(said: Said, spec: Decoder) -> list[str]:
-    """Where a file and a spec differ, in words: both must say what is required, other things where both say any."""
+def differences(metadata: Metadata, spec: Decoder) -> list[str]:
+    """Where a file and a spec differ: in a required key, or in another key that the file has."""
     found = []
-    for key, ours in words_of(spec).items():
-        theirs = said.get(key, _implied(said, key, None if key in REQUIRED else ours))
-        if not _equal(theirs, ours):
-            found.append(f"{key} {theirs} instead of {ours}")
+    for key, expected in metadata_of(spec).items():
+        value = metadata.get(key, _implied(metadata, key, None if key in REQUIRED else expected))
+        # Files hold float32.
+        numbers = isinstance(expected, float) and isinstance(value, int | float)
+        if not (isclose(value, expected, rel_tol=1e-6) if numbers else value == expected):
+            found.append(f"{key} {value} instead of {expected}")
     return found
 
 
-def unsaid(said: Said, spec: Decoder) -> list[str]:
-    """What a spec says and a file leaves to it."""
-    return ["the plan of layers", *(key for key in words_of(spec) if key not in said and key not in IMPLIED)]
+def missing_keys(metadata: Metadata, spec: Decoder) -> list[str]:
+    """What a file leaves to the spec."""
+    return ["the layer pattern", *(key for key in metadata_of(spec) if key not in metadata and key not in IMPLIED)]
 
 
 def rope_factors(spec: Decoder) -> Tensor | None:
@@ -74,10 +78,6 @@ def rope_factors(spec: Decoder) -> Tensor | None:
             plain = mixer.rope.theta ** -(torch.arange(0, mixer.head_dim, 2) / mixer.head_dim)
             return plain / mixer.rope.scaling.scale(plain, mixer.rope.theta)
     return None
-
-
-def _sees_all(mixer: Any) -> bool:
-    return isinstance(mixer, GQA) and mixer.window is None and isinstance(mixer.rope, RoPE)
 
 
 def _ffn(spec: Decoder) -> dict[str, Any]:
@@ -100,18 +100,11 @@ def _scaling(rope: RoPE) -> dict[str, Any]:
     return {}
 
 
-def _implied(said: Said, key: str, default: Any) -> Any:
-    """What an absent key stands for."""
-    heads, dim = said.get("attention.head_count"), said.get("embedding_length")
+def _implied(metadata: Metadata, key: str, default: Any) -> Any:
+    """The value of an absent key."""
+    heads, dim = metadata.get("attention.head_count"), metadata.get("embedding_length")
     if key == "attention.head_count_kv":
         return heads
     if key == "attention.key_length" and isinstance(heads, int) and isinstance(dim, int) and heads > 0:
         return dim // heads
     return default
-
-
-def _equal(theirs: Any, ours: Any) -> bool:
-    """Equal as far as the float32 of a file can say."""
-    if isinstance(ours, float) and isinstance(theirs, int | float):
-        return isclose(theirs, ours, rel_tol=1e-6)
-    return bool(theirs == ours)

@@ -5,6 +5,7 @@ Nothing in the folder is trusted: docs/loading.md says what a broken or a hostil
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,157 +17,173 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from weights.formats.fp8_mxfp4 import FORMATS, PackedTensor, check_scheme
 from weights.formats.json_limits import CONFIG_LIMIT, INDEX_LIMIT, member, read_json
-from weights.formats.quantization import check_scheme
 from weights.formats.safetensors_header import read_header
-from weights.matching import HEAD, READ, Entry, listed, text_names
+from weights.matching import HEAD, READABLE_DTYPES, Source, StoredTensor, layout, listed
 from zoo import catalog
 from zoo.blocks import MoE
 from zoo.errors import MalformedError, NotAvailable, enough
-from zoo.hf.checkpoint_layout import COMMON, Rules
+from zoo.hf.checkpoint_layout import Rules
 from zoo.hf.config import contradicts_on_tying
+from zoo.hf.fields import Fields
 from zoo.model.decoder import Decoder
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"[A-Za-z0-9._-]{1,200}\.safetensors")
-MOST_PARAMETERS, MOST_EXPERTS = 10**14, 10**5  # in all layers: beyond what any release has, and what torch can size
-MOST_TOLD = 20  # shards about which something is said
-WORDS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAX_PARAMETERS, MAX_EXPERTS = 10**14, 10**5  # in all layers: more than any release has, less than torch can size
+MAX_BROKEN_SHARDS = 20  # in one error message
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+log = logging.getLogger(__name__)
 
 
-class Folder:
-    """The tensors of a folder: `entries` says what there is, `get` maps one into memory without reading it."""
+class HFFolder(Source):
+    """The tensors of a folder. `get` maps one into memory without reading it; a packed one (fp8, MXFP4) has the name of
+    its codes, and `get` unpacks it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = read_json(member(path, CONFIG), CONFIG_LIMIT)
         check_scheme(path, self.config)
         self.family = catalog.family_of(self.config)
-        whole = (path / SINGLE).exists() or not (path / INDEX).exists()
-        self._entries, self._shard = self._whole() if whole else self._sharded()
+        if (path / SINGLE).exists() or not (path / INDEX).exists():
+            self._stored = read_header(member(path, SINGLE))
+            self._shard_of = {tensor.name: SINGLE for tensor in self._stored}
+        else:
+            self._shard_of = weight_map(path)
+            self._stored = self._read_shards()
         self._opened: dict[str, Any] = {}  # shard -> its mapped file
+        self._packed: dict[str, PackedTensor] = {}
+        self._quantization: Fields | None = None
+        if (quantization := self._field("quantization_config")) is not None:
+            self._read_packed(quantization)
 
     @property
     def rules(self) -> Rules:
-        """The layout of this family's tensors."""
-        return (*getattr(self.family, "WEIGHTS", ()), *COMMON)
+        return layout(self.family)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What config.json says, else that of the first tensor of plain numbers."""
-        said = self._said("dtype") or self._said("torch_dtype")
-        if said is None:
-            return next((tensor.dtype for tensor in self.entries() if tensor.dtype in READ), torch.float32)
-        if not isinstance(said, str) or said not in WORDS:
-            raise MalformedError(f"{self.path / CONFIG}: dtype {brief(said)} is none of {', '.join(WORDS)}")
-        return WORDS[said]
+        """What config.json says, else the dtype of the first tensor that is not packed."""
+        name = self._field("dtype") or self._field("torch_dtype")
+        if name is None:
+            unpacked = (each.dtype for each in self._stored if each.name not in self._packed)
+            return next((dtype for dtype in unpacked if dtype in READABLE_DTYPES), torch.float32)
+        if not isinstance(name, str) or name not in DTYPES:
+            raise MalformedError(f"{self.path / CONFIG}: dtype must be one of {', '.join(DTYPES)}, got {brief(name)}")
+        return DTYPES[name]
 
     @property
-    def ends(self) -> list[int]:
-        """Tokens that end a text, by generation_config.json or else by config.json."""
-        path = self.path / GENERATION
-        said = read_json(member(self.path, GENERATION), CONFIG_LIMIT).get("eos_token_id") if path.exists() else None
-        said = self._said("eos_token_id") if said is None else said
-        ends = said if isinstance(said, list) else [] if said is None else [said]
+    def end_tokens(self) -> list[int]:
+        """What generation_config.json says, else config.json."""
+        has_file = (self.path / GENERATION).exists()
+        generation = read_json(member(self.path, GENERATION), CONFIG_LIMIT) if has_file else {}
+        ids = generation.get("eos_token_id")
+        ids = self._field("eos_token_id") if ids is None else ids
+        ends = ids if isinstance(ids, list) else [] if ids is None else [ids]
         if not all(type(end) is int and end >= 0 for end in ends):
-            raise MalformedError(f"{self.path}: eos_token_id {brief(said)} is no token id")
+            raise MalformedError(f"{self.path}: eos_token_id must be a token id or a list of them, got {brief(ids)}")
         return ends
 
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
-        """The model that config.json describes, as far as the files can hold it."""
+        """The model that config.json describes. Raises MalformedError for one that the files cannot hold."""
+        if self._quantization is not None:
+            self._quantization.finish(ignore_fields)
         spec = catalog.from_hf(self.config, ignore_fields)
-        if contradicts_on_tying(self.config):  # the reference ties only what is not stored twice
-            spec = replace(spec, tied=HEAD not in text_names(self.path, self.entries()))
+        if contradicts_on_tying(self.config):  # the reference ties a head only where none is stored
+            spec = replace(spec, tied=HEAD not in self.tensors)
         experts = sum(layer.ffn.block.experts for layer in spec.layers if isinstance(layer.ffn.block, MoE))
-        told = [
-            f"{what}: {number} {least}"
-            for what, number, most, least in (
-                ("layers", len(spec.layers), len(self._entries), f"with {len(self._entries)} tensors in the files"),
-                ("experts in all layers", experts, MOST_EXPERTS, f"above {MOST_EXPERTS}"),
-                ("parameters", spec.params(), MOST_PARAMETERS, f"above {MOST_PARAMETERS}"),
-            )
-            if number > most
-        ]
-        if told:
-            raise MalformedError(f"{self.path / CONFIG} describes an impossible model; {', '.join(told)}")
+        count = len(self._shard_of)
+        limits = (
+            ("layers", len(spec.layers), count, f"with {count} tensors in the files"),
+            ("experts in all layers", experts, MAX_EXPERTS, f"above {MAX_EXPERTS}"),
+            ("parameters", spec.params(), MAX_PARAMETERS, f"above {MAX_PARAMETERS}"),
+        )
+        if problems := [f"{what}: {number} {limit}" for what, number, most, limit in limits if number > most]:
+            raise MalformedError(f"{self.path / CONFIG} describes an impossible model; {', '.join(problems)}")
         return spec
 
-    @property
-    def packing(self) -> Any:
-        """What config.json says of how the weights are packed, None if nothing."""
-        return self._said("quantization_config")
-
-    def _said(self, name: str) -> Any:
-        """A field of config.json that a multimodal wrapper may say for its parts."""
-        text = self.config.get("text_config")
-        said = self.config.get(name)
-        return text.get(name) if said is None and isinstance(text, dict) else said
-
-    def entries(self) -> list[Entry]:
-        """Every tensor there is, in order of the files."""
-        return list(self._entries.values())
+    def stored(self) -> list[StoredTensor]:
+        return self._stored
 
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor, on the CPU and as it is stored unless said: then it shares the file's pages."""
-        shard = self._shard[name]
+        """The tensor. On the CPU and in its own dtype it shares the file's pages, unless it is packed."""
+        name = self.tensors[name].name
+        if (packed := self._packed.get(name)) is None:
+            return self._mapped(name).to(device, dtype)
+        codes, scales = (self._mapped(tensor.name).to(device) for tensor in (packed.codes, packed.scales))
+        return self._format.unpack(codes, scales, dtype or torch.float32)
+
+    def _mapped(self, name: str) -> Tensor:
+        shard = self._shard_of[name]
         if shard not in self._opened:
-            self._opened[shard] = self._open(shard)
-        return self._opened[shard].get_tensor(name).to(device, dtype)
-
-    def _open(self, shard: str) -> Any:
-        path = member(self.path, shard)
-        try:
-            return safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise MalformedError(f"{path}: no readable safetensors file: {error}") from error
-
-    def _whole(self) -> tuple[dict[str, Entry], dict[str, str]]:
-        """What the one file holds, and where it is: name -> entry, name -> file."""
-        entries = {entry.name: entry for entry in read_header(member(self.path, SINGLE))}
-        return entries, dict.fromkeys(entries, SINGLE)
-
-    def _sharded(self) -> tuple[dict[str, Entry], dict[str, str]]:
-        """The same for many files, each seen to hold what the index says and nothing else. One error for all."""
-        shards = weight_map(self.path)
-        said: dict[str, set[str]] = {}
-        for name, shard in shards.items():
-            said.setdefault(shard, set()).add(name)
-        absent = [shard for shard in said if not (self.path / shard).exists()]
-        if absent:
-            raise NotAvailable(f"{self.path}: {INDEX} names files that are not there: {listed(absent)}")
-        entries: dict[str, Entry] = {}
-        told: list[str] = []
-        for shard, names in sorted(said.items()):
+            path = member(self.path, shard)
             try:
-                held = {entry.name: entry for entry in read_header(member(self.path, shard))}
+                self._opened[shard] = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise MalformedError(f"{path} is not a readable safetensors file: {error}") from error
+        return self._opened[shard].get_tensor(name)
+
+    def _field(self, name: str) -> Any:
+        """A field of config.json, which a multimodal wrapper may hold in its text_config."""
+        value, text = self.config.get(name), self.config.get("text_config")
+        return text.get(name) if value is None and isinstance(text, dict) else value
+
+    def _read_packed(self, quantization: Any) -> None:
+        """Pair packed tensors with their scales. (`check_scheme` has refused other schemes.)"""
+        if not isinstance(quantization, dict):
+            where = f"{self.path / CONFIG}: quantization_config"
+            raise MalformedError(f"{where} must be an object, got {brief(quantization)}")
+        self._quantization = Fields(quantization, where="quantization_config.")
+        self._format = FORMATS[self._quantization.get("quant_method")]
+        self._format.check_config(self._quantization)
+        self._packed = self._format.pairs(self.path, self._stored)
+        name = self._format.description
+        if not self._packed:
+            raise MalformedError(f"{self.path}: {CONFIG} says {name}, yet no tensor is stored so")
+        scales = {packed.scales.name for packed in self._packed.values()}
+        self._stored = [
+            self._packed[each.name].unpacked if each.name in self._packed else each
+            for each in self._stored
+            if each.name not in scales
+        ]
+        log.info("%d packed tensors (%s) are unpacked as they are read", len(self._packed), name)
+
+    def _read_shards(self) -> list[StoredTensor]:
+        """The tensors of all shards. Raises one MalformedError for all files that do not hold what the index says."""
+        expected: dict[str, set[str]] = {}
+        for name, shard in self._shard_of.items():
+            expected.setdefault(shard, set()).add(name)
+        if absent := [shard for shard in expected if not (self.path / shard).exists()]:
+            raise NotAvailable(f"{self.path}: {INDEX} names files that are not there: {listed(absent)}")
+        tensors: list[StoredTensor] = []
+        problems: list[str] = []
+        for shard, names in sorted(expected.items()):
+            try:
+                found = read_header(member(self.path, shard))
             except MalformedError as error:
-                told.append(str(error))
+                problems.append(str(error))
                 continue
-            if lacks := [ascii_name(name) for name in names if name not in held]:
-                told.append(f"{shard} lacks {listed(lacks)}")
-            if surplus := [name for name in held if name not in names]:
-                told.append(f"{shard} holds {listed(surplus)} against the index")
+            held = {tensor.name for tensor in found}
+            if missing := [name if name.isprintable() else ascii(name) for name in names - held]:
+                problems.append(f"{shard} lacks {listed(missing)}")
+            if surplus := held - names:
+                problems.append(f"{shard} holds {listed(surplus)} against the index")
             else:
-                entries |= held
-        if told:
-            raise MalformedError(f"{self.path / INDEX}: {'; '.join(told[:MOST_TOLD])}")
-        return entries, shards
+                tensors += found
+        if problems:
+            raise MalformedError(f"{self.path / INDEX}: {'; '.join(problems[:MAX_BROKEN_SHARDS])}")
+        return tensors
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """Tensor -> shard, as the index of the folder says. The names of the shards are plain file names."""
+    """Tensor -> shard, by the index of the folder. Raises MalformedError for a shard that is not a plain file name."""
     where = folder / INDEX
-    said = read_json(member(folder, INDEX), INDEX_LIMIT).get("weight_map")
-    if not isinstance(said, dict) or not said or not all(type(shard) is str for shard in said.values()):
+    shards = read_json(member(folder, INDEX), INDEX_LIMIT).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(type(shard) is str for shard in shards.values()):
         raise MalformedError(f"{where}: weight_map must say for each tensor which file holds it")
-    bad = sorted({shard for shard in said.values() if not SHARD.fullmatch(shard)})
-    if bad:
+    if bad := sorted({shard for shard in shards.values() if not SHARD.fullmatch(shard)}):
         names = enough(ascii(shard[:100]) for shard in bad)
         raise MalformedError(f"{where}: not the plain name of a .safetensors file: {names}")
-    return said
-
-
-def ascii_name(name: str) -> str:
-    """A name that a terminal can be shown."""
-    return name if name.isprintable() else ascii(name)
+    return shards

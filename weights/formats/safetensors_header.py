@@ -1,7 +1,7 @@
 """The header of a safetensors file: which tensors it holds, and where.
 
-It is read here, whole and strictly, before the library maps the file. The library keeps the last of two tensors of one
-name without a word, and spends ten times a header's size on reading it.
+It is read strictly here before the library maps the file. The library silently keeps the last of two tensors of one
+name, and takes ten times the size of a header in memory to read it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from weights.formats.json_limits import HEADER_LIMIT, parse
-from weights.matching import Entry
+from weights.matching import StoredTensor
 from zoo.errors import MalformedError, enough
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8}  # of packed weights
+DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8}  # packed weights
 BITS = {word: 8 * dtype.itemsize for word, dtype in DTYPES.items()} | {
     **dict.fromkeys(("BOOL", "I8", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("U16", "I16"), 16),
@@ -26,13 +26,13 @@ BITS = {word: 8 * dtype.itemsize for word, dtype in DTYPES.items()} | {
     **dict.fromkeys(("U64", "I64", "C64"), 64),
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
 }
-NAME, RANK = 512, 16  # characters of a name and axes of a tensor: more than any checkpoint has
-PIECES = 700_000  # eight for each tensor that can be described in HEADER_LIMIT bytes
-PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # as torch.save has them
+MAX_NAME_CHARACTERS, MAX_AXES = 512, 16  # more than any checkpoint has
+MAX_VALUES = 700_000  # eight for each tensor that can be described in HEADER_LIMIT bytes
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how torch.save's files begin
 
 
-def read_header(path: Path) -> list[Entry]:
-    """Every tensor of a safetensors file, in order of the name. Raises MalformedError for a file that is none."""
+def read_header(path: Path) -> list[StoredTensor]:
+    """Every tensor of a safetensors file, sorted by name. Raises MalformedError for a file that is not a valid one."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(9)
@@ -44,23 +44,24 @@ def read_header(path: Path) -> list[Entry]:
         if length > HEADER_LIMIT:
             raise MalformedError(f"{path}: a header of {length} bytes is above the limit of {HEADER_LIMIT}")
         file.seek(8)
-        said = parse(f"{path}: the header", file, length, PIECES)
-    metadata = said.pop("__metadata__", {})
+        header = parse(f"{path}: the header", file, length, MAX_VALUES)
+    metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise MalformedError(f"{path}: the header's __metadata__ holds more than text")
-    wrong = [ascii(name[:NAME]) for name, info in said.items() if not _is_tensor(name, info)]
-    if wrong:
+    if wrong := [ascii(name[:MAX_NAME_CHARACTERS]) for name, info in header.items() if not _is_tensor(name, info)]:
         raise MalformedError(f"{path}: the header does not describe a tensor under {enough(wrong)}")
-    _check_extents(path, said, size - 8 - length)
-    return [Entry(name, tuple(info["shape"]), DTYPES.get(info["dtype"])) for name, info in sorted(said.items())]
+    _check_extents(path, header, size - 8 - length)
+    return [
+        StoredTensor(name, tuple(info["shape"]), DTYPES.get(info["dtype"])) for name, info in sorted(header.items())
+    ]
 
 
 def _is_pickle(start: bytes, length: int, size: int) -> bool:
     """Whether a file of `size` bytes that begins with these nine is a pickle, and not a safetensors file.
 
-    A header of 640, 896, 1152 or 1408 bytes begins as a pickle does, and so does one in 2,048 of the longer ones: the
-    first bytes are its length. A pickle's would be far longer than the file, and no `{` would follow. A file of at most
-    eight bytes has no ninth: there the length decides alone.
+    A safetensors file begins with the length of its header: those of 640, 896, 1152 and 1408 bytes, and one in 2,048 of
+    the longer ones, begin as a pickle does. The first eight bytes of a pickle, read as a length, are far more than its
+    size, and the ninth is not `{`. A file of at most eight bytes has no ninth: the length alone decides.
     """
     if not start.startswith(PICKLES) or length <= size - 8:
         return False
@@ -68,25 +69,27 @@ def _is_pickle(start: bytes, length: int, size: int) -> bool:
 
 
 def _is_tensor(name: str, info: Any) -> bool:
-    """Whether a header's entry has a printable name, and says a known dtype, a shape and a range of that many bytes."""
-    if not 0 < len(name) <= NAME or not name.isprintable():
+    """Whether an entry of the header has a printable name, a known dtype, a shape, and a range of that many bytes."""
+    if not 0 < len(name) <= MAX_NAME_CHARACTERS or not name.isprintable():
         return False
     if not isinstance(info, dict) or info.keys() != {"dtype", "shape", "data_offsets"}:
         return False
     dtype, shape, extent = info["dtype"], info["shape"], info["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in BITS or not _counts(shape, RANK):
+    if not isinstance(dtype, str) or dtype not in BITS or not _counts(shape, MAX_AXES):
         return False
     return _counts(extent, 2) and len(extent) == 2 and 8 * (extent[1] - extent[0]) == prod(shape) * BITS[dtype]
 
 
-def _counts(value: Any, most: int) -> bool:
-    """Whether this is a list of at most so many numbers of things."""
-    return isinstance(value, list) and len(value) <= most and all(type(n) is int and 0 <= n < 2**63 for n in value)
+def _counts(value: Any, max_length: int) -> bool:
+    """Whether this is a list of non-negative integers, at most `max_length` of them."""
+    return (
+        isinstance(value, list) and len(value) <= max_length and all(type(n) is int and 0 <= n < 2**63 for n in value)
+    )
 
 
-def _check_extents(path: Path, said: dict[str, Any], size: int) -> None:
-    """Raise MalformedError unless the tensors lie one after the other and fill the `size` bytes."""
-    extents = sorted((*info["data_offsets"], name) for name, info in said.items())
+def _check_extents(path: Path, header: dict[str, Any], size: int) -> None:
+    """Raise MalformedError unless the tensors follow one another and fill the `size` bytes."""
+    extents = sorted((*info["data_offsets"], name) for name, info in header.items())
     ends = [(0, 0, ""), *extents, (size, size, "")]
     if overlap := [f"{one[2]} and {other[2]}" for one, other in pairwise(extents) if other[0] < one[1]]:
         raise MalformedError(f"{path}: tensors overlap: {enough(overlap)}")

@@ -1,4 +1,7 @@
-"""parity: the reference and the zoo on the same weights and prompts, compared."""
+"""parity: the reference and the zoo on the same weights and prompts, compared.
+
+The prompts are random token ids, and text where the source has a tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from weights.loading import open_source
+from weights.reference.layers import agreement
 from weights.reference.logits import compare
 from weights.reference.model import transformers
-from weights.reference.prompts import prompts, widest
 from weights.reference.report import Report
-from weights.reference.routing import agreement
-from weights.reference.runs import loaded
-from weights.reference.streaming import streamed
+from weights.reference.runs import run_in_memory, run_streaming
+from weights.tokenizer import TOKENIZER, read_tokenizer
 from zoo.blocks import MoE
-from zoo.errors import UsageError, unknown
+from zoo.errors import MalformedError, NotAvailable, UsageError, unknown
 from zoo.model.decoder import Decoder
+from zoo.units import dtype_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MIN_TOKENS, TOKENS_PAST_WINDOW = 256, 64  # the default length of a prompt
+MAX_TOKENS = 4096  # by default, however wide the window is: attention scores grow with the square
+# The second paragraph of the Declaration of Independence, 1776.
+TEXT = """We hold these truths to be self-evident, that all men are created equal, that they are endowed by their \
+Creator with certain unalienable Rights, that among these are Life, Liberty and the pursuit of Happiness.--That to \
+secure these rights, Governments are instituted among Men, deriving their just powers from the consent of the \
+governed, --That whenever any Form of Government becomes destructive of these ends, it is the Right of the People to \
+alter or to abolish it, and to institute new Government, laying its foundation on such principles and organizing its \
+powers in such form, as to them shall seem most likely to effect their Safety and Happiness. """
 
 
 @torch.no_grad()
@@ -38,69 +51,107 @@ def parity(
     offline: bool = False,
     ignore_fields: Iterable[str] = (),
 ) -> Report:
-    """How equal the zoo's model of a source is to what transformers makes of it, on the CPU.
+    """How equal the zoo's model of a source is to the one that transformers makes of it, on the CPU.
 
     `source`, `revision` and `offline` are as for `weights.load`. Prompts have `tokens` tokens, None being enough to
     leave every window: random ids from `seed`, and `text` where the source has a tokenizer. `reference` is another
-    source for the reference's weights, `spec` another model for the zoo's: what a conversion or a change of one block
-    does. `streaming` holds one layer at a time in memory.
+    source for the reference's weights, `spec` another model for the zoo's: to see what a conversion, or a change
+    of one block, does. `streaming` holds one layer at a time in memory.
 
     Raises what `weights.load` raises, and NotAvailable where transformers is not installed.
     """
-    kind = _number_type(dtype)
+    if (name := dtype_name(dtype)) not in DTYPES:
+        raise unknown("dtype to compare in", name, DTYPES)
     transformers()
-    ours = open_source(source, revision, offline)
-    theirs = ours if reference is None else open_source(reference, None, offline)
-    spec = ours.spec(ignore_fields) if spec is None else spec
+    opened = open_source(source, revision, offline)
+    other = opened if reference is None else open_source(reference, None, offline)
+    spec = opened.spec(ignore_fields) if spec is None else spec
     if reference is not None:
-        _comparable(spec, theirs.spec(ignore_fields), f"{source} and {reference}")
-    given = prompts(ours.path, spec, tokens, text, seed)
-    runs = (streamed if streaming else loaded)(spec, ours, theirs, kind, given.tokens)
-    shape = given.tokens.shape[0], given.tokens.shape[1]
-    everywhere = torch.ones(shape, dtype=torch.bool)
-    agree, rerouted = agreement(runs.chosen["reference"], runs.chosen["full"], shape)
-    steady, _ = agreement(runs.chosen["full"], runs.chosen["cached"], shape)
-    in_float32 = runs.exact is None
+        _check_comparable(spec, other.spec(ignore_fields), f"{source} and {reference}")
+    rows = prompts(opened.folder, spec, tokens, text, seed)
+    run = run_streaming if streaming else run_in_memory
+    runs = run(spec, opened, other, DTYPES[name], torch.stack(list(rows.values())))
+    experts, (batch, length) = runs.experts, runs.reference.shape[:2]
+    agree, rerouted = agreement(experts["reference"], experts["full"], (batch, length))
+    cached_agree, _ = agreement(experts["full"], experts["cached"], (batch, length))
+    exact = runs.reference_float32  # of a comparison in bfloat16; then all tokens are counted
     return Report(
         source=str(source),
         parameters=spec.params(),
-        dtype=str(kind).removeprefix("torch."),
-        prompts=given.rows,
-        length=shape[1],
+        dtype=name,
+        prompts=tuple(rows),
+        length=length,
         seed=seed,
-        window=widest(spec),
+        window=widest_window(spec),
         streaming=streaming,
         reference=f"transformers {transformers().__version__}, eager attention, {runs.origin}",
-        logits=compare(runs.reference, runs.full, agree if in_float32 else everywhere),
-        cached=compare(runs.full, runs.cached, steady if in_float32 else everywhere),
-        exact=None if runs.exact is None else compare(runs.exact, runs.full, everywhere),
-        own=None if runs.exact is None else compare(runs.exact, runs.reference, everywhere),
-        routed=bool(runs.chosen["reference"]),
+        logits=compare(runs.reference, runs.full, agree if exact is None else None),
+        cached=compare(runs.full, runs.cached, cached_agree if exact is None else None),
+        zoo_to_float32=None if exact is None else compare(exact, runs.full),
+        reference_to_float32=None if exact is None else compare(exact, runs.reference),
+        has_routers=bool(experts["reference"]),
         rerouted=rerouted,
         parts=runs.parts,
     )
 
 
-def _comparable(ours: Decoder, theirs: Decoder, what: str) -> None:
-    """Raise UsageError for models of which the one's parts cannot take what went into the other's."""
+def _check_comparable(one: Decoder, other: Decoder, what: str) -> None:
+    """Raise UsageError for two models whose parts cannot take each other's inputs."""
 
     def shape(spec: Decoder) -> dict[str, Any]:
-        routed = [any(isinstance(part, MoE) for part in layer.ffn.walk()) for layer in spec.layers]
+        has_experts = [any(isinstance(part, MoE) for part in layer.ffn.walk()) for layer in spec.layers]
         return {
             "layers": len(spec.layers),
             "width": spec.dim,
             "vocabulary": spec.vocab,
-            "layers with experts": sum(routed),
-            "places of these": [i for i, has in enumerate(routed) if has],
+            "layers with experts": sum(has_experts),
+            "indices of these": [i for i, has in enumerate(has_experts) if has],
         }
 
-    pairs = zip(shape(ours).items(), shape(theirs).values(), strict=True)
-    if differ := [f"{name} {one} and {other}" for (name, one), other in pairs if one != other]:
+    pairs = zip(shape(one).items(), shape(other).values(), strict=True)
+    if differ := [f"{name} {first} and {second}" for (name, first), second in pairs if first != second]:
         raise UsageError(f"{what} cannot be compared: {', '.join(differ[:4])}")
 
 
-def _number_type(dtype: str | torch.dtype) -> torch.dtype:
-    word = str(dtype).removeprefix("torch.")
-    if word not in DTYPES:
-        raise unknown("dtype to compare in", word, DTYPES)
-    return DTYPES[word]
+def prompts(folder: Path, spec: Decoder, length: int | None, text: str | None, seed: int) -> dict[str, Tensor]:
+    """Prompts of token ids (t,), by what they are: random ids and, where the folder has a tokenizer.json, text.
+
+    `length` None is long enough to leave every window. `text` replaces the zoo's own; it is repeated to the length.
+    """
+    length = _prompt_length(spec, length)
+    generator = torch.Generator().manual_seed(seed)
+    rows = {f"random ids, seed {seed}": torch.randint(spec.vocab, (length,), generator=generator)}
+    if (folder / TOKENIZER).is_file():
+        rows = {"text": _text_ids(folder, TEXT if text is None else text, length, spec.vocab)} | rows
+    elif text is not None:
+        raise NotAvailable(f"{folder} has no {TOKENIZER} to read a text with")
+    return rows
+
+
+def widest_window(spec: Decoder) -> int:
+    """Tokens of the widest sliding window, 0 without one."""
+    return max((layer.cache_spec().window or 0 for layer in spec.layers), default=0)
+
+
+def _prompt_length(spec: Decoder, length: int | None) -> int:
+    if length is None:
+        past_window = widest_window(spec) + TOKENS_PAST_WINDOW
+        length = min(max(MIN_TOKENS, past_window), MAX_TOKENS, spec.context or MAX_TOKENS)
+    if length < 2:
+        raise UsageError(f"--tokens must be at least 2, so that one sees another, got {length}")
+    if spec.context is not None and length > spec.context:
+        raise UsageError(f"--tokens must be at most the model's context of {spec.context}, got {length}")
+    return length
+
+
+def _text_ids(folder: Path, text: str, length: int, vocab: int) -> Tensor:
+    tokenizer = read_tokenizer(folder)
+    first = tokenizer.encode(text).ids
+    again = tokenizer.encode(text, add_special_tokens=False).ids
+    if not again:
+        raise UsageError("the text has no tokens")
+    ids = torch.tensor(first + again * (length // len(again) + 1))[:length]
+    if int(ids.max()) >= vocab:
+        problem = f"token ids must be below the model's {vocab}, got {int(ids.max())}"
+        raise MalformedError(f"{folder / TOKENIZER}: {problem}")
+    return ids

@@ -1,31 +1,37 @@
-"""Each part of a model by itself, given what the reference gave its own: where a difference begins.
+"""Each part of a model on the reference's own input, and the experts its routers choose: where a difference begins.
 
-A whole forward pass hands every difference on to the layers above. Here each branch of each layer starts from the very
-numbers that went into the reference's, so that what differs in its output arose in it.
+A whole forward pass hands every difference on to the layers above. Here each branch of each layer gets exactly what the
+reference's branch got, so that a difference in its output began in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from weights.reference.logits import slices
-from weights.reference.routing import choices, margin
+from weights.reference.logits import chunks_of_positions
+from zoo.blocks import GroupedSigmoidTopK, SoftmaxTopK
+from zoo.blocks.routers import Router
 from zoo.model.decoder import Model
 
-# What counts as rounding: of the length of a token's vector, and of the largest score of a router.
-NOISE = {torch.float32: 1e-5, torch.bfloat16: 2**-4}
+# The largest rounding error: relative to the norm of a token's vector, and to the largest score of a router.
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-4}
+Choices = dict[nn.Module, list[Tensor]]  # router -> (n, k) expert ids of each forward pass, in ascending order
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the model: "embedding", a layer's "attention" or "feed-forward", or "head", the last norm included.
+    """One part of the model: "embedding", a layer's "attention" or "feed-forward", or "head", with the last norm.
 
-    `error` is the largest over all tokens of |zoo - reference| / |reference|, lengths of the token's vector; within
-    `bound` it is rounding. `ties` tokens chose other experts, rounding deciding it, and are left out.
+    `error` is the largest of all tokens' |zoo - reference| / |reference|, norms of the token's vector; up to `bound` it
+    is rounding. `ties` counts tokens that chose other experts by rounding; they are left out of `error`.
     """
 
     name: str
@@ -35,7 +41,7 @@ class Part:
     ties: int = 0
 
     @property
-    def holds(self) -> bool:
+    def passed(self) -> bool:
         """Whether the difference is rounding."""
         return self.error <= self.bound
 
@@ -44,9 +50,9 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Passed:
-    """What went through one layer of the reference, (batch, t, dim) each: into attention, from there into the
-    feed-forward, out of it; and the experts (n, k) that were chosen, in ascending order, where there are any."""
+class LayerActivations:
+    """One layer of the reference in a forward pass: the inputs of attention and of the feed-forward and the layer's
+    output, (batch, t, dim) each, and the chosen experts (n, k) in ascending order, None without a router."""
 
     layer: int
     x: Tensor
@@ -55,49 +61,122 @@ class Passed:
     experts: Tensor | None
 
 
-class Probe:
-    """The zoo's side: `parts`, filled by handing over what the reference computes, as it computes it."""
+class PartwiseComparison:
+    """The zoo's parts, each run on what the reference's got, as the reference computes it; `parts` collects them, and
+    `experts` the reference's choices, layer by layer (batch, t, k)."""
 
     def __init__(self, model: Model, tokens: Tensor, dtype: torch.dtype) -> None:
-        self.model, self.tokens, self.bound = model, tokens, NOISE[dtype]
+        self.model, self.tokens, self.bound = model, tokens, ROUNDING[dtype]
         self.ctx, self.layer_caches = model.prepare(tokens)
         self.parts: list[Part] = []
+        self.experts: list[Tensor] = []
+        self.last = torch.empty(0)  # the output of the reference's last layer
 
     def embedding(self, x: Tensor) -> None:
-        """`x`: the reference's embeddings (batch, t, dim)."""
-        self._add("embedding", None, _apart(self.model.embedded(self.tokens), x))
+        """Compare with the reference's embeddings `x` (batch, t, dim)."""
+        self._add("embedding", None, _relative_error(self.model.embedded(self.tokens), x))
 
-    def layer(self, seen: Passed) -> None:
-        """Both branches of one layer."""
-        layer: Any = self.model.layers[seen.layer]
-        between = layer.attn(seen.x, self.ctx, self.layer_caches[seen.layer])
-        self._add("attention", seen.layer, _apart(between, seen.between))
-        into: list[Tensor] = []
-        with choices(layer) as made:
-            hooks = [
-                router.register_forward_pre_hook(lambda _, args: into.append(args[0].flatten(0, -2))) for router in made
-            ]
-            out = layer.ffn(seen.between)
-            for hook in hooks:
-                hook.remove()
-        apart = _apart(out, seen.out)
-        if seen.experts is None:
-            return self._add("feed-forward", seen.layer, apart)
-        router, (chosen,) = next(iter(made.items()))
-        tie = (chosen != seen.experts).any(-1) & (margin(router, into[0].flatten(0, -2)) <= self.bound)
-        self._add("feed-forward", seen.layer, apart.masked_fill(tie.view_as(apart), 0), int(tie.sum()))
+    def layer(self, reference: LayerActivations) -> None:
+        """Compare both branches of one layer."""
+        index, self.last = reference.layer, reference.out
+        layer: Any = self.model.layers[index]
+        between = layer.attn(reference.x, self.ctx, self.layer_caches[index])
+        self._add("attention", index, _relative_error(between, reference.between))
+        inputs: list[Tensor] = []
+        with recorded_choices(layer, lambda router, x: inputs.append(x.flatten(0, -2))) as choices:
+            error = _relative_error(layer.ffn(reference.between), reference.out)
+        if reference.experts is None:
+            return self._add("feed-forward", index, error)
+        self.experts.append(reference.experts.unflatten(0, (len(self.tokens), -1)))
+        router, (chosen,) = next(iter(choices.items()))
+        tie = (chosen != reference.experts).any(-1) & (margin(router, inputs[0]) <= self.bound)
+        self._add("feed-forward", index, error.masked_fill(tie.view_as(error), 0), int(tie.sum()))
 
-    def head(self, x: Tensor, logits: Tensor) -> None:
-        """`x`: what the reference's last layer gave (batch, t, dim); `logits`: what it made of it."""
-        chunks = slices(*logits.shape)
-        apart = [_apart(self.model.logits(x[:, part]), logits[:, part]) for part in chunks]
-        self._add("head", None, torch.cat(apart, dim=1))
+    def head(self, logits: Tensor) -> None:
+        """Compare the last norm and the head with the reference's `logits` (batch, t, vocab)."""
+        chunks = chunks_of_positions(*logits.shape)
+        errors = [_relative_error(self.model.logits(self.last[:, chunk]), logits[:, chunk]) for chunk in chunks]
+        self._add("head", None, torch.cat(errors, dim=1))
 
-    def _add(self, name: str, layer: int | None, apart: Tensor, ties: int = 0) -> None:
-        self.parts.append(Part(name, layer, float(apart.max()), self.bound, ties))
+    def _add(self, name: str, layer: int | None, error: Tensor, ties: int = 0) -> None:
+        self.parts.append(Part(name, layer, float(error.max()), self.bound, ties))
 
 
-def _apart(ours: Tensor, theirs: Tensor) -> Tensor:
+def _relative_error(value: Tensor, reference: Tensor) -> Tensor:
     """(batch, t, width) twice -> (batch, t)."""
-    length = theirs.float().norm(dim=-1)
-    return (ours.float() - theirs.float()).norm(dim=-1) / length.clamp_min(torch.finfo(torch.float32).tiny)
+    norm = reference.float().norm(dim=-1)
+    return (value.float() - reference.float()).norm(dim=-1) / norm.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+@contextmanager
+def removed_after(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Register hooks now, and remove them in the end."""
+    hooks = list(hooks)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def recorded_choices(
+    module: nn.Module, see_input: Callable[[nn.Module, Tensor], None] | None = None
+) -> Iterator[Choices]:
+    """The experts that each of the zoo's routers in a module chooses meanwhile; `see_input` gets what it chooses by."""
+    routers = [part for part in module.modules() if isinstance(getattr(part, "spec", None), Router)]
+    choices: Choices = {router: [] for router in routers}
+
+    def record(router: nn.Module, args: tuple[Tensor, ...], out: tuple[Tensor, Tensor]) -> None:
+        choices[router].append(out[1].flatten(0, -2).sort(-1).values)
+        if see_input is not None:
+            see_input(router, args[0])
+
+    with removed_after(router.register_forward_hook(record) for router in routers):
+        yield choices
+
+
+def gathered(choices: Choices, batch: int) -> list[Tensor]:
+    """The choices of each router over all its forward passes: (batch, t, k)."""
+    return [torch.cat([each.unflatten(0, (batch, -1)) for each in passes], dim=1) for passes in choices.values()]
+
+
+def agreement(one: Sequence[Tensor], other: Sequence[Tensor], shape: tuple[int, int]) -> tuple[Tensor, int]:
+    """Two runs' choices, layer by layer -> (batch, t) whether they agree up to there, and the number of choices that
+    differ.
+
+    A token with another expert changes that token and every later one of its row in the layers above: these need not be
+    equal, and their choices are not counted again.
+    """
+    agree, differing = torch.ones(shape, dtype=torch.bool), 0
+    for first, second in zip(one, other, strict=True):
+        differ = (first != second).any(-1) & agree
+        differing += int(differ.sum())
+        agree &= ~differ.cummax(-1).values
+    return agree, differing
+
+
+def margin(router: nn.Module, x: Tensor) -> Tensor:
+    """(n, dim) -> (n,) the lead of the last chosen expert, or group of experts, over the first that is not chosen,
+    relative to the largest score. Infinite for an unknown kind of router: none of its choices counts as a tie."""
+    spec: Any = router.spec
+    weight, parameters = router.get_parameter("weight"), dict(router.named_parameters())
+    if isinstance(spec, SoftmaxTopK):
+        scores = F.linear(x, weight, parameters.get("bias")).float()
+        return _lead(scores, spec.k) / scores.abs().amax(-1)
+    if isinstance(spec, GroupedSigmoidTopK):
+        scores = F.linear(x.float(), weight.float()).sigmoid() + parameters["correction"]
+        grouped = scores.unflatten(-1, (spec.groups, -1))
+        best = grouped.topk(2).values.sum(-1)
+        kept = grouped.masked_fill((best < best.topk(spec.keep).values[:, -1:])[..., None], float("-inf"))
+        lead = torch.minimum(_lead(kept.flatten(-2), spec.k), _lead(best, spec.keep))
+        return lead / scores.abs().amax(-1)
+    return torch.full_like(x[:, 0], float("inf"))
+
+
+def _lead(scores: Tensor, k: int) -> Tensor:
+    """(n, scores) -> (n,) the k-th largest minus the next, infinite where there is no next."""
+    if k == scores.shape[-1]:
+        return torch.full_like(scores[:, 0], float("inf"))
+    top = scores.topk(k + 1).values
+    return top[:, k - 1] - top[:, k]

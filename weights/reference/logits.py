@@ -9,12 +9,12 @@ from math import ceil, nan
 import torch
 from torch import Tensor
 
-CHUNK = 2**24  # numbers of a chunk of logits: each is compared in float64
+CHUNK_ELEMENTS = 2**24  # logits compared at a time, in float64
 
 
 @dataclass(frozen=True)
 class Position:
-    """The difference at one position, over the prompts compared there; NaN where there is none."""
+    """The difference at one position, over the prompts compared there; NaN where there are none."""
 
     largest: float
     mean: float
@@ -23,9 +23,9 @@ class Position:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far logits are from those of a reference: absolute differences; KL (reference || other) in nats a token; the
-    share of tokens with the same likeliest token, and of the ten likeliest that are among the other's ten. `median` and
-    `kl_median` are of the tokens' own mean difference and KL."""
+    """How far logits are from a reference's: absolute differences; KL (reference || other) in nats per token; `top1`,
+    the share of tokens with the same argmax; `top10`, the share of the ten most likely tokens that are among the
+    other's ten. `median` and `kl_median` are over each token's own mean difference and KL."""
 
     tokens: int  # compared
     scale: float  # the reference's largest absolute logit
@@ -41,31 +41,33 @@ class Difference:
     by_position: tuple[Position, ...]
 
 
-def slices(batch: int, length: int, vocab: int) -> Iterator[slice]:
-    """Positions in chunks of which the logits fit in memory several times."""
-    step = max(1, CHUNK // (batch * vocab))
+def chunks_of_positions(batch: int, length: int, vocab: int) -> Iterator[slice]:
+    """Slices of positions with at most CHUNK_ELEMENTS logits each, and at least one position."""
+    step = max(1, CHUNK_ELEMENTS // (batch * vocab))
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
 @torch.no_grad()
-def compare(reference: Tensor, other: Tensor, counted: Tensor) -> Difference:
-    """The difference of logits (batch, t, vocab) from the reference's, over the tokens `counted` (batch, t)."""
+def compare(reference: Tensor, other: Tensor, counted: Tensor | None = None) -> Difference:
+    """The difference of logits (batch, t, vocab) from the reference's, over tokens `counted` (batch, t); None: all."""
     batch, length, vocab = reference.shape
-    numbers = int(counted.sum()) * vocab
-    beyond = numbers - ceil(0.999 * numbers) + 1  # so many differences are at or above the percentile
+    counted = torch.ones(batch, length, dtype=torch.bool) if counted is None else counted
+    elements = int(counted.sum()) * vocab
+    tail_size = elements - ceil(0.999 * elements) + 1  # how many differences are at or above the percentile
     columns, tail, scale = [], torch.empty(0), 0.0
-    for positions in slices(batch, length, vocab):
-        one, two = reference[:, positions], other[:, positions]
+    for chunk in chunks_of_positions(batch, length, vocab):
+        one, two = reference[:, chunk], other[:, chunk]
         scale = max(scale, float(one.abs().max()))
-        apart = (one.float() - two.float()).abs()
-        columns.append(torch.stack([apart.amax(-1).double(), apart.double().mean(-1), *_distributions(one, two)]))
-        if numbers:
-            both = torch.cat([tail, apart[counted[:, positions]].flatten()])
-            tail = both.topk(min(beyond, len(both))).values
+        difference = (one.float() - two.float()).abs()
+        largest_and_mean = difference.amax(-1).double(), difference.double().mean(-1)
+        columns.append(torch.stack([*largest_and_mean, *_distributions(one, two)]))
+        if elements:
+            both = torch.cat([tail, difference[counted[:, chunk]].flatten()])
+            tail = both.topk(min(tail_size, len(both))).values
     each = torch.cat(columns, dim=2)  # (quantity, batch, t)
-    if not numbers:
-        nowhere = tuple(Position(nan, nan, nan) for _ in range(length))
-        return Difference(0, scale, nan, nan, nan, nan, nan, nan, nan, nan, nan, nowhere)
+    by_position = tuple(_position(each[:3, :, i], counted[:, i]) for i in range(length))
+    if not elements:
+        return Difference(0, scale, nan, nan, nan, nan, nan, nan, nan, nan, nan, by_position)
     largest, mean, kl, top1, top10 = each[:, counted]
     return Difference(
         tokens=len(kl),
@@ -79,12 +81,12 @@ def compare(reference: Tensor, other: Tensor, counted: Tensor) -> Difference:
         kl_max=float(kl.max()),
         top1=float(top1.mean()),
         top10=float(top10.mean()),
-        by_position=tuple(_position(each[:3, :, i], counted[:, i]) for i in range(length)),
+        by_position=by_position,
     )
 
 
 def _distributions(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KL (one || two), whether the likeliest token is the same, and the share of the ten likeliest: each (batch, t)."""
+    """KL (one || two), whether the argmax is the same, and the share of the top 10 in common: each (batch, t)."""
     p, q = one.double().log_softmax(-1), two.double().log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(-1)
     k = min(10, one.shape[-1])

@@ -1,92 +1,191 @@
-"""The runs that are compared: the reference, the zoo in one pass and the zoo through a cache, all in memory."""
+"""The runs that are compared: the reference, the zoo in one forward pass, and the zoo through a cache.
+
+In memory, or streaming: both models together, with one layer's weights at a time. Peak memory of streaming is the
+embedding or two layers, whichever is more, beside the activations, which include the prompts' logits. Every file is
+read once for each model, twice in bfloat16.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from weights.loading import Source, fill
-from weights.reference.layers import Part, Passed, Probe
-from weights.reference.meta_model import filled_reference
-from weights.reference.model import Reference, load_reference, watched, whole
-from weights.reference.routing import choices, gathered
+from weights.loading import fill, match_model, open_source
+from weights.matching import Source
+from weights.reference.layers import (
+    LayerActivations,
+    Part,
+    PartwiseComparison,
+    gathered,
+    recorded_choices,
+    removed_after,
+)
+from weights.reference.meta_model import ORIGIN, MetaModel, empty, filled_reference
+from weights.reference.model import Reference, load_reference, observed_layers, transformers_reads
+from zoo.core.cache import Cache
 from zoo.model.decoder import Decoder, Model
 
-ALONE = 4  # tokens at the end that go through the cache one by one
+DECODED_TOKENS = 4  # at the end of a prompt, one by one through the cache
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Runs:
-    """What the runs of one comparison gave: logits (batch, t, vocab), and the experts that were chosen, layer by
-    layer (batch, t, k)."""
+    """The results of one comparison's runs: logits (batch, t, vocab), and the chosen experts, layer by layer
+    (batch, t, k)."""
 
     reference: Tensor
     full: Tensor
     cached: Tensor
-    exact: Tensor | None  # the reference in float32, where the others are not
-    chosen: dict[str, list[Tensor]]  # by the reference, in full, cached
+    reference_float32: Tensor | None  # None where the others are in float32
+    experts: dict[str, list[Tensor]]  # by "reference", "full", "cached"
     parts: tuple[Part, ...]
     origin: str
 
 
-def chunks(length: int) -> list[int]:
+def chunk_sizes(length: int) -> list[int]:
     """How a prompt goes through the cache: one half, most of the other, and single tokens."""
-    alone = min(ALONE, length - 1)
-    half = (length - alone + 1) // 2
-    return [size for size in (half, length - alone - half, *[1] * alone) if size]
+    decoded = min(DECODED_TOKENS, length - 1)
+    half = (length - decoded + 1) // 2
+    return [size for size in (half, length - decoded - half, *[1] * decoded) if size]
 
 
-def loaded(spec: Decoder, ours: Source, theirs: Source, dtype: torch.dtype, tokens: Tensor) -> Runs:
-    """Both models in memory, the references one after the other."""
+def run_in_memory(spec: Decoder, source: Source, reference: Source, dtype: torch.dtype, tokens: Tensor) -> Runs:
+    """Both models in memory, and the reference in float32 before, where `dtype` is another."""
     began = time.perf_counter()
-    model = fill(spec, ours, "cpu", dtype)
-    began = _told("the zoo's model", began)
-    exact = None
+    model = fill(spec, source, "cpu", dtype)
+    began = _log_seconds("the zoo's model", began)
+    in_float32 = None
     if dtype != torch.float32:
-        exact = _reference(theirs, torch.float32).logits(tokens)
-        began = _told("the reference in float32", began)
-    reference = _reference(theirs, dtype)
-    probe = Probe(model, tokens, dtype)
-    seen: list[Tensor | None] = []
-    last: list[Tensor] = []
+        in_float32 = _reference(reference, torch.float32).logits(tokens)
+        began = _log_seconds("the reference in float32", began)
+    loaded, comparison = _reference(reference, dtype), PartwiseComparison(model, tokens, dtype)
 
-    def visit(passed: Passed) -> None:
-        if passed.layer == 0:
-            probe.embedding(passed.x)
-        probe.layer(passed)
-        seen.append(passed.experts)
-        last[:] = [passed.out]
+    def visit(layer: LayerActivations) -> None:
+        if layer.layer == 0:
+            comparison.embedding(layer.x)
+        comparison.layer(layer)
 
-    with watched(reference, spec, ours.rules, visit):
-        logits = reference.logits(tokens)
-    probe.head(last[0], logits)
-    _told("the reference, and each part by itself", began)
-    batch = tokens.shape[0]
-    chosen = {"reference": [each.unflatten(0, (batch, -1)) for each in seen if each is not None]}
-    full, chosen["full"] = _pass(model, tokens, [tokens.shape[1]])
-    cached, chosen["cached"] = _pass(model, tokens, chunks(tokens.shape[1]), in_cache=True)
-    return Runs(logits, full, cached, exact, chosen, tuple(probe.parts), reference.origin)
+    with observed_layers(loaded.model, spec, source.rules, visit):
+        logits = loaded.logits(tokens)
+    comparison.head(logits)
+    _log_seconds("the reference, and each part by itself", began)
+    length = tokens.shape[1]
+    full, full_experts = _forward(model, tokens, [length])
+    cached, cached_experts = _forward(model, tokens, chunk_sizes(length), in_cache=True)
+    experts = {"reference": comparison.experts, "full": full_experts, "cached": cached_experts}
+    return Runs(logits, full, cached, in_float32, experts, tuple(comparison.parts), loaded.origin)
 
 
-def _pass(model: Model, tokens: Tensor, sizes: list[int], in_cache: bool = False) -> tuple[Tensor, list[Tensor]]:
-    """The zoo's logits and choices, in chunks of these sizes."""
+def _forward(model: Model, tokens: Tensor, sizes: list[int], in_cache: bool = False) -> tuple[Tensor, list[Tensor]]:
+    """The zoo's logits and chosen experts, in chunks of these sizes."""
     cache = model.new_cache(*tokens.shape) if in_cache else None
-    with choices(model) as made:
-        logits = torch.cat([model(part, cache) for part in tokens.split(sizes, dim=1)], dim=1)
-    return logits, gathered(made, tokens.shape[0])
+    with recorded_choices(model) as choices:
+        logits = torch.cat([model(chunk, cache) for chunk in tokens.split(sizes, dim=1)], dim=1)
+    return logits, gathered(choices, tokens.shape[0])
 
 
 def _reference(source: Source, dtype: torch.dtype) -> Reference:
-    return load_reference(source, dtype) if whole(source) else filled_reference(source, dtype)
+    return load_reference(source, dtype) if transformers_reads(source) else filled_reference(source, dtype)
 
 
-def _told(what: str, began: float) -> float:
-    """Note what was done and how long it took -> now."""
+def _log_seconds(what: str, began: float) -> float:
+    """Log what was done and how long it took -> now."""
     now = time.perf_counter()
     log.info("%s: %.1f s", what, now - began)
     return now
+
+
+class LayerwiseRuns:
+    """The zoo's runs, a layer at a time: in one forward pass, and in chunks through a cache."""
+
+    def __init__(self, spec: Decoder, source: Source, dtype: torch.dtype, tokens: Tensor) -> None:
+        self.matched, self.tokens = match_model(spec, source, dtype), tokens
+        self.model = self.matched.model
+        self.comparison = PartwiseComparison(self.model, tokens, dtype)
+        batch, length = tokens.shape
+        self.sizes = chunk_sizes(length)
+        self.cache = Cache([layer.cache_spec() for layer in spec.layers], batch, length, dtype, tokens.device)
+        self.contexts = []
+        for chunk in tokens.split(self.sizes, dim=1):
+            self.contexts.append(self.model.prepare(chunk, self.cache)[0])
+            self.cache.length += chunk.shape[1]
+        self.full, self.cached = torch.empty(0), torch.empty(0)  # (batch, t, dim)
+        self.experts: dict[str, list[Tensor]] = {"reference": self.comparison.experts, "full": [], "cached": []}
+
+    @contextmanager
+    def filled(self, *names: str) -> Iterator[None]:
+        """Meanwhile, these submodules ("embed", "layers.3") hold weights."""
+        matched = replace(self.matched, source=open_source(self.matched.source.path))  # nothing else holds its pages
+        prefixes = tuple(f"{name}." for name in names)
+        mappings = [mapping for mapping in matched.mappings if mapping.module_names[0].startswith(prefixes)]
+        self.model.load_state_dict(matched.read(mappings), strict=False, assign=True)
+        del matched
+        try:
+            yield
+        finally:
+            for name in names:
+                empty(self.model.get_submodule(name))
+
+    def visit(self, reference: LayerActivations) -> None:
+        """Run the zoo's layer, after the reference's."""
+        index = reference.layer
+        if index == 0:
+            with self.filled("embed"):
+                self.comparison.embedding(reference.x)
+                self.full = self.cached = self.model.embedded(self.tokens)
+        layer: Any = self.model.layers[index]
+        with self.filled(f"layers.{index}"):
+            self.comparison.layer(reference)
+            no_cache, ctx = self.comparison.layer_caches[index], self.comparison.ctx
+            self.full = self._run("full", layer, no_cache, [self.full], [ctx])
+            chunks = self.cached.split(self.sizes, dim=1)
+            self.cached = self._run("cached", layer, self.cache.layers[index], chunks, self.contexts)
+
+    def _run(self, name: str, layer: Any, cache: Any, chunks: Sequence[Tensor], contexts: Sequence[Any]) -> Tensor:
+        """The layer's output, (batch, t, dim), for these chunks of its input."""
+        with recorded_choices(layer) as choices:
+            out = [layer(chunk, ctx, cache) for chunk, ctx in zip(chunks, contexts, strict=True)]
+        self.experts[name] += gathered(choices, len(self.tokens))
+        return torch.cat(out, dim=1)
+
+
+def run_streaming(spec: Decoder, source: Source, reference: Source, dtype: torch.dtype, tokens: Tensor) -> Runs:
+    """Both models, a layer at a time; the reference in float32 before, where `dtype` is another."""
+    zoo = LayerwiseRuns(spec, source, dtype, tokens)
+    in_float32 = None if dtype == torch.float32 else _streamed_logits(MetaModel(reference, torch.float32), tokens)
+    meta = MetaModel(reference, dtype)
+    with tqdm(total=len(spec.layers), unit="layer", disable=None, leave=False) as bar:
+
+        def visit(layer: LayerActivations) -> None:
+            zoo.visit(layer)
+            bar.update()
+
+        logits = _streamed_logits(meta, tokens, observed_layers(meta.model, spec, source.rules, visit))
+    with zoo.filled("norm", "embed" if spec.tied else "head"):
+        zoo.comparison.head(logits)
+        full = zoo.model.logits(zoo.full)
+        cached = torch.cat([zoo.model.logits(chunk) for chunk in zoo.cached.split(zoo.sizes, dim=1)], dim=1)
+    return Runs(logits, full, cached, in_float32, zoo.experts, tuple(zoo.comparison.parts), ORIGIN)
+
+
+def _streamed_logits(meta: MetaModel, tokens: Tensor, observed: AbstractContextManager[None] = nullcontext()) -> Tensor:
+    """The reference's logits. Its layers, embedding, last norm and head hold weights only while they run; `observed` is
+    entered around the forward pass, and its hooks see a layer that is empty again."""
+    decoder = meta.model.get_decoder()
+    names = {module: name for name, module in meta.model.named_modules()}
+    head = meta.model.get_output_embeddings()
+    parts = (decoder.embed_tokens, *decoder.layers, decoder.norm, head)
+    before = (part.register_forward_pre_hook(lambda module, _: meta.reload_submodule(names[module])) for part in parts)
+    after = (part.register_forward_hook(lambda module, _, out: empty(module)) for part in parts)
+    with removed_after(chain(before, after)), observed:
+        return head(decoder(tokens, use_cache=False).last_hidden_state)

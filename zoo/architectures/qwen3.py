@@ -22,7 +22,6 @@ def mixture(hidden, experts=128, k=8, renormalise=True):
 DENSE = ModelType("qwen3", defaults=dict(num_key_value_heads=32, head_dim=128))
 SPARSE = ModelType("qwen3_moe", defaults=dict(num_key_value_heads=4, head_dim=None, norm_topk_prob=False))
 DEFAULTS = dict(max_position_embeddings=32_768, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
-
 ROUTER = dict(k="num_experts_per_tok", renormalise="norm_topk_prob")
 EXPECTED = dict(hidden_act="silu", attention_bias=False, use_sliding_window=False)
 

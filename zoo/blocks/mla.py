@@ -112,14 +112,14 @@ class _MLA(nn.Module):
 
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
-        q_nope, q_rope, new = self._project(x, ctx)
+        q_nope, q_rope, new = self.project(x, ctx)
         latent, mask = cache.append(ctx, new)
         past = latent.shape[2] - x.shape[1]
         form = self._absorbed if self.spec.absorbs(past, x.shape[1]) else self._expanded
         out = form(q_nope, q_rope, latent, mask)
         return self.o(out.transpose(1, 2).flatten(2))
 
-    def _project(self, x: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
         """(b, t, dim) -> plain and rotary queries, each (b, h, t, d), and latents (b, 1, t, r + rope_dim)."""
         spec, table = self.spec, ctx.tables[self.spec.rope, self.spec.rope_dim]
         q = self.q(x).unflatten(-1, (spec.heads, -1)).transpose(1, 2)
@@ -139,9 +139,9 @@ class _MLA(nn.Module):
 
     def _expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
         """The same, attending over keys and values expanded from the latents."""
-        return attention(torch.cat([q_nope, q_rope], dim=-1), *self._expand(latent), mask, self.scale)
+        return attention(torch.cat([q_nope, q_rope], dim=-1), *self.expand(latent), mask, self.scale)
 
-    def _expand(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+    def expand(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 1, s, r + rope_dim) -> keys and values of all heads, (b, h, s, nope_dim + rope_dim) and (b, h, s, v)."""
         compressed, k_rope = latent.split([self.spec.kv_rank, self.spec.rope_dim], dim=-1)
         kv = self.kv_up(compressed.squeeze(1)).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)

@@ -1,1 +1,1 @@
-"""What the command lines share: running, tables, devices, and the parts of python -m zoo.build."""
+"""What command lines share (errors and exit codes, interrupts, tables), and the output of python -m zoo.build."""

@@ -1,38 +1,83 @@
-"""A model's card: what a reader wants to know of it before a tensor exists, as data and as text."""
+"""A model's card (layers, blocks, costs) and the report of python -m zoo.build, each as data and as text."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import zip_longest
 from textwrap import wrap
 from typing import Any
 
 import torch
 
-from zoo.blocks import Branch, Layer, PostNorm
+from zoo.blocks import Layer
+from zoo.blocks.layer import Placement
+from zoo.catalog import sizes
+from zoo.cli import self_check
+from zoo.errors import SpecError
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
+from zoo.swaps.grammar import apply_swaps
+from zoo.swaps.tiny import tiny as at_toy_widths
 from zoo.units import dtype_name, format_bytes, format_count
 
-WIDTH, LABEL = 80, 15
-KV_CONTEXT, FLOPS_CONTEXT = 32 * 1024, 4096
+WIDTH, LABEL_WIDTH = 80, 15  # characters
+KV_CONTEXT, FLOPS_CONTEXT = 32 * 1024, 4096  # tokens
 CONVENTION = f"2 per multiply-add, matrix products only, of one new token that sees {FLOPS_CONTEXT:,}, itself included"
 Facts = dict[str, Any]
 Rows = dict[str, list[str]]  # label -> paragraphs
 
 
-def facts(spec: Decoder, dtype: torch.dtype, publisher_active: tuple[int, str] | None = None) -> Facts:
-    """The card as data: a model's plan, blocks and costs. Bytes are of one sequence's cache in `dtype`;
-    `publisher_active` are the active parameters that the publisher counts, by another rule than ours, and that rule."""
-    kinds = dict(zip(dict.fromkeys(spec.layers), labels(spec), strict=True))
+def swapped_specs(preset: str, tiny: bool, swaps: Sequence[str]) -> tuple[Decoder, Decoder, list[str]]:
+    """A published size, at toy widths if `tiny`; the same with every swap in turn; and the features that these drop."""
+    original = at_toy_widths(sizes()[preset].spec) if tiny else sizes()[preset].spec
+    try:
+        return original, *apply_swaps(original, swaps)
+    except SpecError as error:
+        raise SpecError(f"{error} (at the toy widths of --tiny)" if tiny else str(error)) from error
+
+
+def build_report(
+    preset: str, tiny: bool, swaps: Sequence[str], device: torch.device, dtype: torch.dtype, seed: int
+) -> Facts:
+    """The card of a published size, and the checks of the model built on a device (on meta, of its parameters only)."""
+    original, spec, dropped = swapped_specs(preset, tiny, swaps)
+    runs = device.type != "meta"
+    if runs:
+        self_check.require_memory(spec, device, dtype)
+    if not tiny:
+        building = f"building {format_count(spec.params())} parameters on {device}"
+        print(building if runs else "not run: --tiny runs it at toy widths, --device cpu in full", file=sys.stderr)
+    model, built = self_check.check_build(spec, device, dtype, seed)
+    decoded = self_check.check_decoding(model, dtype, seed) if runs else None
+    return {
+        "model": preset,
+        "hub": sizes()[preset].hub,
+        "tiny": tiny,
+        "swaps": swaps,
+        "dropped": dropped,
+        "original": card(original, dtype) if swaps else None,
+        "card": card(spec, dtype, None if tiny or swaps else sizes()[preset].active),
+        "built": asdict(built),
+        "decoded": asdict(decoded) if decoded else None,
+        "failures": self_check.failures(built, decoded),
+    }
+
+
+def card(spec: Decoder, dtype: torch.dtype, published_active: tuple[int, str] | None = None) -> Facts:
+    """A model's layers, blocks and costs. Bytes are of one sequence's cache in `dtype`; `published_active` is the
+    publisher's count of active parameters and the rule by which it differs from the zoo's."""
+    names = dict(zip(dict.fromkeys(spec.layers), labels(spec), strict=True))
     counts = Counter(spec.layers)
     fixed, per_token = spec.kv_growth(dtype)
+    active, rule = published_active or (None, None)
     return {
         "layers": len(spec.layers),
-        "plan": fold([kinds[layer] for layer in spec.layers]),
-        "kinds": [{"label": label, "layers": counts[layer]} | _blocks(layer) for layer, label in kinds.items()],
+        "layer_pattern": fold([names[layer] for layer in spec.layers]),
+        "kinds": [{"label": name, "layers": counts[layer]} | _blocks(layer) for layer, name in names.items()],
         "dim": spec.dim,
         "vocab": spec.vocab,
         "tied": spec.tied,
@@ -41,8 +86,8 @@ def facts(spec: Decoder, dtype: torch.dtype, publisher_active: tuple[int, str] |
         "context": spec.context,
         "params": spec.params(),
         "active_params": spec.active_params(),
-        "publisher_active_params": publisher_active and publisher_active[0],
-        "publisher_active_rule": publisher_active and publisher_active[1],
+        "published_active_params": active,
+        "published_active_rule": rule,
         "embedding_params": spec.embedding_params(),
         "kv_dtype": dtype_name(dtype),
         "kv_fixed_bytes": fixed,
@@ -55,7 +100,7 @@ def facts(spec: Decoder, dtype: torch.dtype, publisher_active: tuple[int, str] |
 
 
 def _blocks(layer: Layer) -> Facts:
-    def norms(branch: Branch | PostNorm) -> str:
+    def norms(branch: Placement) -> str:
         kinds = " and ".join(dict.fromkeys(norm.describe() for norm in branch.norms())) or "no norm"
         return f"{branch.placement}, {branch.formula}: {kinds}"
 
@@ -64,36 +109,41 @@ def _blocks(layer: Layer) -> Facts:
     return {"attn": layer.attn.block.describe(), "ffn": layer.ffn.block.describe(), "norms": both}
 
 
-def text(report: Facts) -> str:
-    """What `python -m zoo.build` found, for a reader: name, swaps, card or both cards, and what the built model did."""
+def report_text(report: Facts) -> str:
+    """A report in 80 columns: name, swaps, the card or both cards, and the checks of the built model."""
     name = f"{report['model']} at toy widths" if report["tiny"] else report["model"]
-    parts = [f"{name}  ({report['hub']})"]
-    swaps = [spaced(swap) for swap in report["swaps"]]
-    changes = {"swap": swaps, "dropped": [", ".join(report["dropped"]) or "nothing"]} if swaps else {}
-    parts += ["", *_single(changes)] if changes else []
-    parts += ["", *(_double(report["original"], report["card"]) if swaps else _single(_rows(report["card"])))]
-    parts += ["", *_single(_trial(report["built"], report["decoded"]))]
-    parts += ["", *wrap(f"FLOPs are {CONVENTION}.", WIDTH)]
-    return "\n".join(parts)
+    sections = [[f"{name}  ({report['hub']})"]]
+    if report["swaps"]:
+        dropped = ", ".join(report["dropped"]) or "nothing"
+        sections += [_one_column({"swap": [spaced(swap) for swap in report["swaps"]], "dropped": [dropped]})]
+        sections += [_two_columns(report["original"], report["card"])]
+    else:
+        sections += [_one_column(_card_rows(report["card"]))]
+    sections += [_one_column(_check_rows(report["built"], report["decoded"])), wrap(f"FLOPs are {CONVENTION}.", WIDTH)]
+    return "\n\n".join("\n".join(lines) for lines in sections)
 
 
 def spaced(swap: str) -> str:
-    """A swap so that a line can break at its commas."""
+    """A swap with a space after each comma, where a line may break."""
     return re.sub(r",\s*", ", ", swap)
 
 
-def _single(rows: Rows) -> list[str]:
-    return [line for label, paragraphs in rows.items() for line in _row(label, [paragraphs], WIDTH - LABEL)]
+def _one_column(rows: Rows) -> list[str]:
+    return [line for label, cell in rows.items() for line in _row(label, [cell], WIDTH - LABEL_WIDTH)]
 
 
-def _double(original: Facts, swapped: Facts) -> list[str]:
-    """Both cards side by side, a star at the rows that differ."""
-    column = (WIDTH - LABEL - 2) // 2
-    before, after = _rows(original), _rows(swapped)
-    for key, label in (("params", "parameters"), ("kv_bytes_32k", "KV cache"), ("flops_per_token_4k", "FLOPs")):
+def _two_columns(original: Facts, swapped: Facts) -> list[str]:
+    """Both cards side by side, with a star at the rows that differ."""
+    column = (WIDTH - LABEL_WIDTH - 2) // 2
+    before, after = _card_rows(original), _card_rows(swapped)
+    changes = {
+        "parameters": ("params", " in all"),
+        "KV cache": ("kv_bytes_32k", f" at {KV_CONTEXT:,} tokens"),
+        "FLOPs": ("flops_per_token_4k", ""),
+    }
+    for label, (key, where) in changes.items():
         if original[key] != swapped[key]:
-            where = {"KV cache": f" at {KV_CONTEXT:,} tokens", "parameters": " in all"}.get(label, "")
-            after[label] = [*after[label], f"{_change(original[key], swapped[key])}{where}"]
+            after[label].append(f"{_percent_change(original[key], swapped[key])}{where}")
     lines = _row("", [["original"], ["swapped"]], column)
     for label, old in before.items():
         same = old == after[label]
@@ -101,88 +151,82 @@ def _double(original: Facts, swapped: Facts) -> list[str]:
     return lines
 
 
-def _change(before: int, after: int) -> str:
-    """By how much, in percent: -87.5%, and no change that there is as 0.0%."""
+def _percent_change(before: int, after: int) -> str:
+    """A signed change: -87.5%, and one below 0.1% with the digit that it needs, never as 0.0%."""
     share = after / before - 1
     return f"{share:+.1%}" if abs(share) >= 0.001 else f"{100 * share:+.1g}%"
 
 
-def _trial(built: Facts, decoded: Facts | None) -> Rows:
-    def agree(number: int, formula: int) -> str:
-        return "as the formula says" if number == formula else f"and the formula says {formula:,}"
-
-    parameters = f"{built['parameters']:,} parameters, {agree(built['parameters'], built['formula'])}"
-    rows = {"built": [f"on {built['device']} in {built['dtype']}, in {built['seconds']:.2g} s: {parameters}"]}
-    if decoded is None:
-        return rows
-    largest, apart, bound = decoded["largest_logit"], decoded["largest_difference"], decoded["bound"]
-    chunks = " + ".join(map(str, decoded["chunks"]))
-    judged = "not judged: coarse numbers may turn a router's choice"
-    if bound is not None:
-        judged = f"the bound is {bound:.1e}, {bound / max(1, largest):.0e} of it"
-    return rows | {
-        "forward": [f"{decoded['tokens']} random tokens, seed {decoded['seed']}: logits up to {largest:.2f}"],
-        "decoding": [
-            f"over the cache, {chunks} tokens, then {decoded['steps']} one by one",
-            f"differs by {apart:.1e} at most, {apart / (largest or 1):.1e} of the largest logit; {judged}",
-        ],
-        "cache": [f"{decoded['cache_bytes']:,} bytes, {agree(decoded['cache_bytes'], decoded['cache_formula'])}"],
-    }
-
-
-def _rows(card: Facts) -> Rows:
-    scale = f", scaled by {card['embed_scale']:g}" if card["embed_scale"] != 1 else ""
-    head = "tied to the head" if card["tied"] else "beside a head of the same size"
-    active = card["active_params"]
-    share = ["all active"] if active == card["params"] else [f"{active:,} ({format_count(active)}) active"]
-    if card["publisher_active_params"]:
-        share += [f"{card['publisher_active_params']:,} by its publisher's count, {card['publisher_active_rule']}"]
-    return {
-        "layers": [card["plan"] if len(card["kinds"]) == 1 else f"{card['layers']} = {card['plan']}"],
-        "attention": _each(card, "attn"),
-        "feed-forward": _each(card, "ffn"),
-        "norms": _each(card, "norms"),
-        "embedding": [f"{card['vocab']:,} tokens x {card['dim']:,}{scale}, {head}"],
-        "parameters": [
-            f"{card['params']:,} ({format_count(card['params'])}), {share[0]}",
-            *share[1:],
-            f"{card['embedding_params'] / card['params']:.1%} in embedding and head",
-        ],
-        "KV cache": _cache(card),
-        "FLOPs": [
-            f"{format_count(card['flops_per_token_4k']).replace('B', 'G')} per token "
-            f"at {FLOPS_CONTEXT:,} tokens of context"
-        ],
-    }
-
-
-def _each(card: Facts, part: str) -> list[str]:
-    """What a part is in each kind of layer, said once where it is the same in all."""
-    where: dict[str, list[str]] = {}
-    for kind in card["kinds"]:
-        where.setdefault(kind[part], []).append(f"[{kind['label']}]")
-    return list(where) if len(where) == 1 else [f"{' '.join(labels)} {words}" for words, labels in where.items()]
-
-
-def _cache(card: Facts) -> list[str]:
-    fixed, per_token, own = card["kv_fixed_bytes"], card["kv_bytes_per_token"], card["context"]
-    growth = f"{per_token:,}{' per token' if fixed else ' bytes per token'} ({format_bytes(per_token)})"
-    parts = [f"{fixed:,} bytes ({format_bytes(fixed)})"] * bool(fixed) + [growth] * bool(per_token)
-    at = f"{format_bytes(card['kv_bytes_32k'])} at {KV_CONTEXT:,} tokens"
-    if own is not None:
-        at += (
-            ", its own context"
-            if own == KV_CONTEXT
-            else f", {format_bytes(card['kv_bytes_context'])} at its own {own:,}"
-        )
-    return [f"{' + '.join(parts)}, in {card['kv_dtype']}", at]
-
-
 def _row(label: str, cells: Sequence[Sequence[str]], column: int) -> list[str]:
-    """A label, and beside it columns of wrapped paragraphs."""
+    """A label and its cells beside it, each a list of paragraphs that are wrapped to `column` characters."""
     columns = [
         [line for each in cell for line in wrap(each, column, subsequent_indent="  ", break_on_hyphens=False)]
         for cell in cells
     ]
     rows = zip_longest([label], *columns, fillvalue="")
-    return [f"{row[0]:{LABEL}}{'  '.join(line.ljust(column) for line in row[1:])}".rstrip() for row in rows]
+    return [f"{row[0]:{LABEL_WIDTH}}{'  '.join(line.ljust(column) for line in row[1:])}".rstrip() for row in rows]
+
+
+def _card_rows(card: Facts) -> Rows:
+    scale = f", scaled by {card['embed_scale']:g}" if card["embed_scale"] != 1 else ""
+    head = "tied to the head" if card["tied"] else "beside a head of the same size"
+    params, active = card["params"], card["active_params"]
+    share = "all active" if active == params else f"{active:,} ({format_count(active)}) active"
+    published = f"{card['published_active_params'] or 0:,} published active, {card['published_active_rule']}"
+    flops = format_count(card["flops_per_token_4k"]).replace("B", "G")
+    return {
+        "layers": [f"{card['layers']} = " * (len(card["kinds"]) > 1) + card["layer_pattern"]],
+        "attention": _by_kind(card, "attn"),
+        "feed-forward": _by_kind(card, "ffn"),
+        "norms": _by_kind(card, "norms"),
+        "embedding": [f"{card['vocab']:,} tokens x {card['dim']:,}{scale}, {head}"],
+        "parameters": [
+            f"{params:,} ({format_count(params)}), {share}",
+            *[published] * bool(card["published_active_params"]),
+            f"{card['embedding_params'] / params:.1%} in embedding and head",
+        ],
+        "KV cache": _cache_cell(card),
+        "FLOPs": [f"{flops} per token at {FLOPS_CONTEXT:,} tokens of context"],
+    }
+
+
+def _by_kind(card: Facts, key: str) -> list[str]:
+    """A description for each kind of layer, each once; labelled if there are several."""
+    found: dict[str, list[str]] = {}
+    for kind in card["kinds"]:
+        found.setdefault(kind[key], []).append(f"[{kind['label']}]")
+    return list(found) if len(found) == 1 else [f"{' '.join(labels)} {text}" for text, labels in found.items()]
+
+
+def _cache_cell(card: Facts) -> list[str]:
+    fixed, per_token, context = card["kv_fixed_bytes"], card["kv_bytes_per_token"], card["context"]
+    growth = f"{per_token:,}{' per token' if fixed else ' bytes per token'} ({format_bytes(per_token)})"
+    terms = [f"{fixed:,} bytes ({format_bytes(fixed)})"] * bool(fixed) + [growth] * bool(per_token)
+    sizes = f"{format_bytes(card['kv_bytes_32k'])} at {KV_CONTEXT:,} tokens"
+    if context == KV_CONTEXT:
+        sizes += ", the max context"
+    elif context is not None:
+        sizes += f", {format_bytes(card['kv_bytes_context'])} at max context {context:,}"
+    return [f"{' + '.join(terms)}, in {card['kv_dtype']}", sizes]
+
+
+def _check_rows(built: Facts, decoded: Facts | None) -> Rows:
+    def agreement(number: int, formula: int) -> str:
+        return "as the formula says" if number == formula else f"and the formula says {formula:,}"
+
+    parameters = f"{built['parameters']:,} parameters, {agreement(built['parameters'], built['formula'])}"
+    rows = {"built": [f"on {built['device']} in {built['dtype']}, in {built['seconds']:.2g} s: {parameters}"]}
+    if decoded is None:
+        return rows
+    largest, difference, bound = decoded["largest_logit"], decoded["largest_difference"], decoded["bound"]
+    verdict = "not judged: in this dtype, rounding may change a router's choice"
+    if bound is not None:
+        verdict = f"the bound is {bound:.1e}, {bound / max(1, largest):.0e} of it"
+    return rows | {
+        "forward": [f"{decoded['tokens']} random tokens, seed {decoded['seed']}: logits up to {largest:.2f}"],
+        "decoding": [
+            f"over the cache, {' + '.join(map(str, decoded['chunks']))} tokens, then {decoded['steps']} one by one",
+            f"differs by {difference:.1e} at most, {difference / (largest or 1):.1e} of the largest logit; {verdict}",
+        ],
+        "cache": [f"{decoded['cache_bytes']:,} bytes, {agreement(decoded['cache_bytes'], decoded['cache_formula'])}"],
+    }

@@ -1,8 +1,8 @@
-"""Ctrl-C while a command of ours starts or ends: one line and exit code 130, as in between.
+"""Ctrl-C while a command starts or ends: one line and exit code 130, as while it runs.
 
-`python -m zoo.build` imports its packages, and with them torch, for seconds before the first line of the command runs.
-No `try` can stand around that. So each package imports this file before anything else, and this file sets a handler for
-SIGINT, but only where the process is such a command: a program or a notebook that imports the zoo keeps its own.
+`python -m zoo.build` imports its packages, and with them torch, for seconds before the first line of the command runs;
+no `try` can be around that. So each package imports this module before anything else, and it sets a handler for SIGINT,
+but only if the process is one of these commands: other programs that import the zoo keep their own handler.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def command() -> str:
     return word.partition("m")[2] if word.startswith("-") else word  # -mzoo.build is one word
 
 
-def leave(number: int, frame: FrameType | None) -> None:
-    """The handler: say that the command was interrupted, and end the process at once.
+def exit_now(number: int, frame: FrameType | None) -> None:
+    """The handler: print that the command was interrupted, and end the process at once.
 
-    Raising KeyboardInterrupt would not do. In an import it shows a traceback, and some imports swallow it.
+    A KeyboardInterrupt in an import would show a traceback, and some imports swallow it.
     """
     _flush()
     os.write(2, b"error: interrupted\n")
@@ -40,8 +40,8 @@ def leave(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Within, Ctrl-C raises KeyboardInterrupt as usual, also where `leave` was set."""
-    if signal.getsignal(signal.SIGINT) is not leave:
+    """Within, Ctrl-C raises KeyboardInterrupt as usual, also where `exit_now` was set."""
+    if signal.getsignal(signal.SIGINT) is not exit_now:
         yield
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -52,14 +52,14 @@ def raised() -> Iterator[None]:
         _interrupted = True
         raise
     finally:
-        signal.signal(signal.SIGINT, leave)
+        signal.signal(signal.SIGINT, exit_now)
 
 
 def _end() -> None:
     """The last callback at exit: an interrupted process ends with EXIT_CODE.
 
-    Without it Python would kill itself by the signal where the KeyboardInterrupt came through exec(text), although it
-    was caught. Making a dataclass calls that, and so does many an import within a command.
+    Otherwise Python kills itself by the signal if a KeyboardInterrupt came through exec(text), although it was caught.
+    Defining a dataclass calls that, and so do many imports within a command.
     """
     if _interrupted:
         _flush()
@@ -68,11 +68,11 @@ def _end() -> None:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # a closed pipe, or a write that the signal came into
+        with suppress(Exception):  # a closed pipe, or a write that the signal interrupted
             stream.flush()
 
 
-# Python's own handler alone is replaced: who started the process may have told it to ignore interrupts.
+# Only Python's own handler is replaced: whoever started the process may have told it to ignore interrupts.
 if command().partition(".")[0] in PACKAGES and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, leave)
-    atexit.register(_end)  # the last registered is called first, and nothing has registered anything yet
+    signal.signal(signal.SIGINT, exit_now)
+    atexit.register(_end)  # callbacks run in reverse order, and nothing else has registered yet: this one runs last

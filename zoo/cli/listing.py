@@ -1,4 +1,4 @@
-"""The registry as a table: blocks and what they can do, against the architectures that use them.
+"""The registry as a table: blocks and their options against the architectures that use them.
 
 Everything is found by walking specs: a new architecture is a new column, a new block or option a new row.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from textwrap import wrap
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoo.architectures import families
 from zoo.blocks import GQA
@@ -15,8 +15,7 @@ from zoo.blocks.layer import PLACEMENTS, Placement
 from zoo.registry import Spec
 from zoo.swaps.rebuild import ALIASES, aliases, features
 
-WIDTH = 80
-SLOTS = {
+ROLES = {
     "attn": "attention",
     "rope": "position",
     "scaling": "RoPE scaling",
@@ -27,75 +26,76 @@ SLOTS = {
     "placement": "norm placement",
     "model": "model",
 }
-Word = tuple[str, str, bool]  # the slot, a block or one of its options, and whether it is an option
 
 
-def rows() -> list[dict[str, Any]]:
-    """For each block and option its slot, and the architectures of which some size uses it."""
-    used = {family: dict.fromkeys(_of_family(family)) for family in families()}
-    words = dict.fromkeys([*_registered(), *(word for found in used.values() for word in found)])
-    order = [*SLOTS, *dict.fromkeys(slot for slot, _, _ in words if slot not in SLOTS)]
+class Entry(NamedTuple):
+    """A block, or an option of the blocks of a role."""
+
+    role: str
+    block: str
+    option: bool
+
+
+def block_rows() -> list[dict[str, Any]]:
+    """A row for each block and option: role, block, option, and the architectures of which some size uses it."""
+    used = {
+        name: dict.fromkeys(e for size in family.SIZES.values() for e in _used(size.spec))
+        for name, family in families().items()
+    }
+    entries = dict.fromkeys([*_registered(), *(entry for found in used.values() for entry in found)])
+    order = [*ROLES, *dict.fromkeys(entry.role for entry in entries if entry.role not in ROLES)]
     return [
-        {
-            "slot": word[0],
-            "block": word[1],
-            "option": word[2],
-            "architectures": [family for family in used if word in used[family]],
-        }
-        for word in sorted(words, key=lambda word: (order.index(word[0]), word[2]))
+        entry._asdict() | {"architectures": [family for family in used if entry in used[family]]}
+        for entry in sorted(entries, key=lambda entry: (order.index(entry.role), entry.option))
     ]
 
 
-def sizes() -> dict[str, list[str]]:
+def published_sizes() -> dict[str, list[str]]:
     """Architecture -> its published sizes."""
     return {family: list(module.SIZES) for family, module in families().items()}
 
 
-def text() -> str:
+def listing_text() -> str:
     """The table in 80 columns, each architecture's name above its own column, then the names of all sizes."""
-    known, table = list(families()), rows()
-    cells = [f"  {'+ ' * row['option']}{row['block']}" for row in table]
-    label = max(map(len, cells)) + 2
-    lines = [f"{'':{label}}{'| ' * i}{name}" for i, name in enumerate(known)]
-    slot = None
-    for row, cell in zip(table, cells, strict=True):
-        if row["slot"] != slot:
-            slot = row["slot"]
-            lines.append(f"{SLOTS.get(slot, slot):{label}}{'| ' * len(known)}".rstrip())
-        lines.append(f"{cell:{label}}" + " ".join("x" if name in row["architectures"] else "." for name in known))
+    names, rows = list(families()), block_rows()
+    cells = [f"  {'+ ' * row['option']}{row['block']}" for row in rows]
+    width = max(map(len, cells)) + 2
+    lines = [f"{'':{width}}{'| ' * i}{name}" for i, name in enumerate(names)]
+    role = None
+    for row, cell in zip(rows, cells, strict=True):
+        if row["role"] != role:
+            role = row["role"]
+            lines.append(f"{ROLES.get(role, role):{width}}{'| ' * len(names)}".rstrip())
+        lines.append(f"{cell:{width}}" + " ".join("x" if name in row["architectures"] else "." for name in names))
     lines += ["", "sizes (an architecture's name alone is its smallest)"]
-    indent = max(map(len, known)) + 4
-    for family, names in sizes().items():
-        lines += wrap(
-            f"  {family:{indent - 2}}{' '.join(names)}", WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False
-        )
+    indent = " " * (max(map(len, names)) + 4)
+    for family, sizes in published_sizes().items():
+        line = f"  {family:{len(indent) - 2}}{' '.join(sizes)}"
+        lines += wrap(line, 80, subsequent_indent=indent, break_on_hyphens=False)
     return "\n".join(lines)
 
 
-def _registered() -> Iterator[Word]:
+def _registered() -> Iterator[Entry]:
     """Every block of the registry, used or not."""
     for name, kind in Spec.kinds.items():
         if kind.role:
-            yield kind.role, name, False
+            yield Entry(kind.role, name, False)
         if kind is GQA:
-            yield from ((kind.role, word, False) for word in ALIASES)
-    yield from (("placement", word, False) for word in PLACEMENTS)
+            yield from (Entry(kind.role, alias, False) for alias in ALIASES)
+    yield from (Entry("placement", name, False) for name in PLACEMENTS)
 
 
-def _of_family(family: str) -> Iterator[Word]:
-    for size in families()[family].SIZES.values():
-        yield from _of(size.spec)
-
-
-def _of(spec: Spec) -> Iterator[Word]:
-    """The words for a spec and for all that is in it."""
+def _used(spec: Spec) -> Iterator[Entry]:
+    """The blocks and options of a spec and of everything in it."""
     if isinstance(spec, Placement):
-        yield "placement", spec.placement, False
+        yield Entry("placement", spec.placement, False)
     else:
-        yield from ((spec.role, word, False) for word in aliases(spec) if spec.role)
+        yield from (Entry(spec.role, name, False) for name in aliases(spec) if spec.role)
         for name, term in features(spec).items():
             value = getattr(spec, name)
-            if name != "window" and not (isinstance(value, Spec) and value.role == name):  # those have their own row
-                yield spec.role or "model", term, True
+            if name != "window" and not (
+                isinstance(value, Spec) and value.role == name
+            ):  # these have rows of their own
+                yield Entry(spec.role or "model", term, True)
     for child in dict.fromkeys(child for _, child in spec.children()):
-        yield from _of(child)
+        yield from _used(child)

@@ -21,21 +21,20 @@ from zoo.errors import NotAvailable, ZooError
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of the terminal.")]
-# An unknown option, a missing argument, a bad value. Some releases of typer hold click within, others import it; what
-# BadParameter derives from is click's UsageError in both.
+# click's UsageError (an unknown option, a missing argument, a bad value), whether typer imports click or contains it.
 _BadCall: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 def run(app: typer.Typer, prog: str, args: Sequence[str] | None = None) -> NoReturn:
-    """Run a command line and exit: with its code, or with the error's after one line on stderr."""
+    """Run a command line and exit with its code; an error is one line on stderr."""
     sys.exit(exit_code(app, prog, sys.argv[1:] if args is None else args))
 
 
 def exit_code(app: typer.Typer, prog: str, args: Sequence[str]) -> int:
-    """Run a command line and return what it exits with: 0, or what its function returned if that is an integer."""
+    """Run a command line and return its exit code: 0, an integer that its function returned, or the error's."""
     command = typer.main.get_command(app)
     try:
-        # Not command.main(): that swallows interrupts and closed pipes, differently from one typer to the next.
+        # Not command.main(), which swallows interrupts and closed pipes, differently in each release of typer.
         with raised(), command.make_context(prog, list(args)) as context:
             code = command.invoke(context)
         sys.stdout.flush()
@@ -49,10 +48,10 @@ def exit_code(app: typer.Typer, prog: str, args: Sequence[str]) -> int:
         return _fail(f"{message[:1].lower()}{message[1:].rstrip('.')} (see {prog} --help)", 2, args)
     except ZooError as error:
         return _fail(str(error), error.exit_code, args)
-    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # a defect of ours: still one line, and how to see more
+    except Exception as error:  # a bug: still one line, and how to see more
         return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, args)
 
 
@@ -64,7 +63,7 @@ def _fail(message: str, code: int, args: Sequence[str]) -> int:
 
 
 def emit(text: str, out: Path | None = None) -> None:
-    """Write text to stdout, or to the file `out`, as a whole or not at all."""
+    """Write text to stdout or to the file `out`, which is written as a whole or not at all."""
     if out is None:
         print(text)
         return

@@ -9,17 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
-from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import tabulate
+from tabulate import tabulate
 
-from zoo.cli.runner import emit
 from zoo.core.devices import machine
 
-SCHEMA_VERSION = 1
-tabulate.MIN_PADDING = 0  # it would widen each header by two: tables are to fit 80 columns
+SCHEMA_VERSION = 2
+Row = dict[str, Any]
 
 
 class Format(StrEnum):
@@ -34,9 +32,9 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: the key of its value in a row, the header a person reads, and how a value is shown.
+    """A column of a table: the key of its value in a row, its header, and how a value is shown.
 
-    A plain table breaks its lines at `width` characters; None: it does not break them.
+    A plain table wraps the column at `width` characters; None: not at all.
     """
 
     key: str
@@ -45,52 +43,46 @@ class Column:
     width: int | None = None
 
 
-def write(
-    rows: Sequence[dict[str, Any]],
-    columns: Sequence[Column],
-    format: Format = Format.table,
-    out: Path | None = None,
-    about: dict[str, Any] | None = None,
-) -> None:
-    """`render` the rows and `emit` them."""
-    emit(render(rows, columns, format, about), out)
-
-
 def render(
-    rows: Sequence[dict[str, Any]],
-    columns: Sequence[Column],
-    format: Format = Format.table,
-    about: dict[str, Any] | None = None,
+    rows: Sequence[Row], columns: Sequence[Column], format: Format = Format.table, about: Row | None = None
 ) -> str:
     """Rows as text.
 
     Tables show the `columns`; csv holds their raw values; json and jsonl hold the rows as they are, with
-    `schema_version`, the machine and what else is told `about` them.
+    `schema_version`, the machine and the facts `about` the rows.
     """
     if format is Format.json:
         return document({**(about or {}), "rows": rows})
     if format is Format.jsonl:
-        return "\n".join(json.dumps(_plain(line)) for line in [_stamped(about or {}), *rows])
+        return "\n".join(json.dumps(_json_value(line)) for line in [_with_origin(about or {}), *rows])
     if format is Format.csv:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([column.key for column in columns])
         writer.writerows([[row.get(column.key) for column in columns] for row in rows])
         return text.getvalue().rstrip("\n")
-    cells = [[_cell(row.get(column.key), column, format) for column in columns] for row in rows]
-    numeric = [all(_is_number(row.get(column.key)) for row in rows) for column in columns]
-    return tabulate.tabulate(
-        cells,
-        headers=[column.header for column in columns],
-        tablefmt="github" if format is Format.md else "simple",
-        colalign=["right" if right else "left" for right in numeric],
+    return _table(rows, columns, plain=format is Format.table)
+
+
+def _table(rows: Sequence[Row], columns: Sequence[Column], plain: bool) -> str:
+    """A plain or a Markdown table. Headers, which may have several lines in a plain table, are its first row, since
+    tabulate pads what it knows as a header by two."""
+
+    def cell(value: Any, column: Column) -> str:
+        shown = "" if value is None else column.show(value)
+        # Not tabulate's maxcolwidths, which breaks deepseek-v3-671b anywhere instead of at a hyphen.
+        return fill(shown, column.width) if column.width and plain else shown
+
+    headers = [column.header for column in columns]
+    height = 1 + max((header.count("\n") for header in headers), default=0)
+    rule, *lines = tabulate(
+        [headers, *([cell(row.get(column.key), column) for column in columns] for row in rows)],
+        tablefmt="simple" if plain else "github",
+        colalign=["right" if all(_is_number(row.get(c.key)) for row in rows) else "left" for c in columns],
         disable_numparse=True,
-    )
-
-
-def _cell(value: Any, column: Column, format: Format) -> str:
-    shown = "" if value is None else column.show(value)
-    return fill(shown, column.width) if column.width and format is Format.table else shown
+    ).split("\n")
+    body = lines[height:-1] if plain else lines[height:]  # a plain table without a header ends in a rule
+    return "\n".join([*lines[:height], rule, *body])
 
 
 def _is_number(value: Any) -> bool:
@@ -98,18 +90,18 @@ def _is_number(value: Any) -> bool:
 
 
 def document(facts: Mapping[str, Any]) -> str:
-    """Facts as one JSON object, under `schema_version` and the machine."""
-    return json.dumps(_plain(_stamped(facts)), indent=2)
+    """Facts as one JSON object, with `schema_version` and the machine."""
+    return json.dumps(_json_value(_with_origin(facts)), indent=2)
 
 
-def _stamped(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _with_origin(facts: Mapping[str, Any]) -> Row:
     return {"schema_version": SCHEMA_VERSION, "machine": machine(), **facts}
 
 
-def _plain(value: Any) -> Any:
-    """What JSON can say: it knows no NaN and no infinity."""
+def _json_value(value: Any) -> Any:
+    """A value that JSON can hold: NaN and infinity become null."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value

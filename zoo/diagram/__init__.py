@@ -1,6 +1,6 @@
-"""A picture of any model, drawn from its spec: `zoo.diagram.svg(spec, title)`."""
+"""A diagram of any model, drawn from its spec: `zoo.diagram.svg(spec, title)`. Imports no command-line package."""
 
+from zoo.diagram.canvas import colours
 from zoo.diagram.picture import svg
-from zoo.diagram.style import colours
 
 __all__ = ["colours", "svg"]

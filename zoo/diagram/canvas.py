@@ -1,7 +1,10 @@
-"""SVG, as little of it as the diagrams need: shapes and text in absolute coordinates, and how wide a text may get.
+"""A small SVG canvas: shapes and text in absolute coordinates, the width of a text, and the style sheet.
 
-Whatever says something about a model is drawn with a `fact`, the place it speaks of: the pair (place, what is drawn
-there) is kept in `facts`. Drawn against the facts of another model, what that one does not have is marked.
+Text and shapes that state something about a model are drawn with a `place`; the pairs (place, text) are its `facts`. A
+canvas that compares against another model's facts marks what that model does not have in the same place.
+
+A page restyles its diagrams by setting the variables --zoo-ink and so on of `.zoo-diagram`. Each rule names its light
+colour before the variable, for programs that do not support variables.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from xml.etree.ElementTree import Element, SubElement
 
 Facts = frozenset[tuple[str, str]]
 
-# Advances of DejaVu Sans in hundredths of the font size: the widest face that a system's own font is likely to be.
+FONT = 'system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Noto Sans","Liberation Sans",Arial,sans-serif'
+# Advance widths of DejaVu Sans in hundredths of the font size: the widest face among the usual system fonts.
 _ADVANCES = {
     28: "'ijl",
     32: "IJ ,.·",
@@ -30,118 +34,211 @@ _ADVANCES = {
     86: "w#+<=>^~×→−M",
 }
 _WIDTHS = {letter: width / 100 for width, letters in _ADVANCES.items() for letter in letters}
-_BOLD = 1.13
+_BOLD = 1.13  # width of bold text relative to regular
 _LONG = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 
+# name -> (light, dark)
+PALETTE = {
+    "paper": ("#ffffff", "#11151c"),
+    "card": ("#f6f7f9", "#191f29"),
+    "edge": ("#d3d8e0", "#343d4b"),
+    "ink": ("#1a222e", "#e9edf3"),
+    "faint": ("#566170", "#a2adbc"),
+    "line": ("#3d4858", "#b4bfcd"),
+    "attn": ("#e2ecfb", "#182a45"),
+    "attn-edge": ("#3a70c4", "#6a9eea"),
+    "ffn": ("#e0f3e4", "#15301e"),
+    "ffn-edge": ("#2c8a4b", "#55b878"),
+    "norm": ("#fdf0cc", "#382e12"),
+    "norm-edge": ("#b98200", "#d6a630"),
+    "table": ("#eeebf9", "#272243"),
+    "table-edge": ("#7565c2", "#9c8de8"),
+    "kept": ("#d9622b", "#ef8b51"),
+    "rope": ("#f1e8fa", "#2f2043"),
+    "rope-edge": ("#8a57c4", "#b78ae8"),
+    "window": ("#d9f1f1", "#0f3033"),
+    "window-edge": ("#0d878c", "#3fbcc0"),
+    "full-0": ("#5a6b86", "#8b9bb5"),
+    "full-1": ("#aab6c8", "#56657d"),
+    "full-2": ("#2f3b50", "#c9d3e2"),
+    "window-0": ("#14969b", "#2fb0b5"),
+    "window-1": ("#7fcfd1", "#1d6c70"),
+    "window-2": ("#0a5f63", "#8adfe2"),
+    "differs": ("#c8105f", "#ff6fae"),
+}
 
-def text_width(words: str, size: float, bold: bool = False) -> float:
-    """The most that a line of text takes, in the unit of its font `size`."""
-    return size * sum(_WIDTHS.get(letter, 1.0) for letter in words) * (_BOLD if bold else 1)
+# class -> declarations; @name is a colour of the palette
+RULES = {
+    "paper": "fill:@paper",
+    "card": "fill:@card;stroke:@edge",
+    "ink": "fill:@ink",
+    "faint": "fill:@faint",
+    "strong": "fill:@ink;font-weight:600",
+    "attn": "fill:@attn;stroke:@attn-edge",
+    "ffn": "fill:@ffn;stroke:@ffn-edge",
+    "norm": "fill:@norm;stroke:@norm-edge",
+    "table": "fill:@table;stroke:@table-edge",
+    "tied": "stroke-dasharray:4 3",
+    "ghost": "fill:none;stroke:@edge;stroke-dasharray:3 3",
+    "inner": "fill:@paper;stroke:@edge",
+    "latent": "fill:@paper;stroke:@kept;stroke-width:1.5",
+    "query": "fill:@attn-edge",
+    "kept": "fill:@kept",
+    "idle": "fill:none;stroke:@ffn-edge;stroke-opacity:.55",
+    "chosen": "fill:@ffn-edge",
+    "wide": "fill:@ffn-edge;fill-opacity:.25",
+    "unseen": "fill:@paper;stroke:@edge",
+    "seen": "fill:@attn-edge",
+    "seen-window": "fill:@window-edge",
+    "chip": "fill:@paper;stroke:@edge",
+    "chip-rope": "fill:@rope;stroke:@rope-edge",
+    "chip-nope": "fill:@paper;stroke:@rope-edge;stroke-dasharray:3 2",
+    "chip-window": "fill:@window;stroke:@window-edge",
+    "chip-norm": "fill:@norm;stroke:@norm-edge",
+    "residual": "fill:none;stroke:@line;stroke-width:2.5",
+    "rule": "fill:none;stroke:@edge",
+    "branch": "fill:none;stroke:@line;stroke-width:1.3",
+    "tip": "fill:@line",
+    "plus": "fill:@card;stroke:@line;stroke-width:1.5",
+    "track": "fill:@edge;fill-opacity:.6",
+    "params": "fill:@table-edge",
+    "kv": "fill:@kept",
+    "flops": "fill:@attn-edge",
+    **{f"kind-{name}": f"fill:@{name}" for name in PALETTE if name[-1].isdigit()},
+}
+
+MARKS = {
+    "text.differs": "fill:@differs;text-decoration:underline",
+    "rect.differs": "stroke:@differs;stroke-width:2",
+}
 
 
-def fitted(words: str, size: float, room: float, bold: bool = False) -> str:
-    """As much of a text as fits `room`, an ellipsis where some does not."""
-    if text_width(words, size, bold) <= room + 0.01:  # a room may have been made from that width
-        return words
-    while words and text_width(f"{words}…", size, bold) > room:
-        words = words[:-1]
-    return f"{words.rstrip()}…"
+def colours(dark: bool = False) -> str:
+    """CSS declarations of the light or the dark scheme's variables, for a page that lets its reader choose one."""
+    return ";".join(f"--zoo-{name}:{pair[dark]}" for name, pair in PALETTE.items())
 
 
-def wrapped(words: str, size: float, room: float, bold: bool = False) -> list[str]:
-    """A text in lines that fit `room`; a word that does not is cut short."""
+def css() -> str:
+    """The style sheet, the same for every diagram."""
+
+    def with_variables(rule: str) -> Iterator[str]:
+        """Each declaration with its light colour, and again with the variable."""
+        for declaration in rule.split(";"):
+            light = re.sub(r"@([\w-]+)", lambda found: PALETTE[found[1]][0], declaration)
+            yield from dict.fromkeys((light, re.sub(r"@([\w-]+)", r"var(--zoo-\1)", declaration)))
+
+    rules = {f".{name}": rule for name, rule in RULES.items()} | MARKS
+    sheet = [f".zoo-diagram {selector}{{{';'.join(with_variables(rule))}}}" for selector, rule in rules.items()]
+    dark = f"@media(prefers-color-scheme:dark){{:where(.zoo-diagram){{{colours(dark=True)}}}}}"
+    base = f".zoo-diagram{{font-family:{FONT}}}.zoo-diagram text{{font-variant-numeric:tabular-nums}}"
+    return "\n".join([f":where(.zoo-diagram){{{colours()}}}", dark, base, *sheet])
+
+
+def text_width(text: str, size: float, bold: bool = False) -> float:
+    """An upper bound for the width of a line of text, in the unit of its font `size`."""
+    return size * sum(_WIDTHS.get(letter, 1.0) for letter in text) * (_BOLD if bold else 1)
+
+
+def fit_text(text: str, size: float, width: float, bold: bool = False) -> str:
+    """The text, cut to `width` with an ellipsis where it is longer."""
+    if text_width(text, size, bold) <= width + 0.01:  # the width may have been computed from this text
+        return text
+    while text and text_width(f"{text}…", size, bold) > width:
+        text = text[:-1]
+    return f"{text.rstrip()}…"
+
+
+def wrap_text(text: str, size: float, width: float, bold: bool = False) -> list[str]:
+    """The text in lines of at most `width`; a longer word is cut."""
     lines: list[str] = []
-    for word in words.split():
+    for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and text_width(longer, size, bold) <= room:
+        if lines and text_width(longer, size, bold) <= width:
             lines[-1] = longer
         else:
-            lines.append(fitted(word, size, room, bold))
+            lines.append(fit_text(word, size, width, bold))
     return lines
 
 
 class Canvas:
-    """An <svg> being drawn, `width` wide. Looks are class names of zoo/diagram/style.py."""
+    """An <svg> being drawn, `width` wide; set `height` before `finish`. CSS classes are the names in RULES."""
 
     def __init__(self, width: float, title: str, description: str, css: str, against: Facts | None = None) -> None:
         self.root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "class": "zoo-diagram", "role": "img"})
         self.width, self.height = width, 0.0
         self.against = against
-        self.marks = 0  # how often something was marked
-        self._told = {"title": title, "desc": description}
-        for tag, words in self._told.items():
-            SubElement(self.root, tag).text = words
+        self.marks = 0  # number of marked texts and shapes
+        self.facts: set[tuple[str, str]] = set()  # every (place, text) drawn so far
+        self._labels = [SubElement(self.root, tag) for tag in ("title", "desc")]
+        for label, text in zip(self._labels, (title, description), strict=True):
+            label.text = text
         SubElement(self.root, "style").text = css
-        self._into = self.root
-        self._facts: set[tuple[str, str]] = set()
-
-    @property
-    def facts(self) -> Facts:
-        """Every (place, what is drawn there) so far."""
-        return frozenset(self._facts)
+        self._parent = self.root
 
     def finish(self, prefix: str) -> str:
-        """The document; every id begins with `prefix`."""
+        """The document as text. Every id begins with `prefix`."""
         size = {"width": _n(self.width), "height": _n(self.height)}
-        for element in self.root:
-            if element.tag in self._told:
-                element.set("id", f"{prefix}{element.tag}")
-        labelled = " ".join(f"{prefix}{tag}" for tag in self._told)
-        self.root.attrib |= {"viewBox": f"0 0 {size['width']} {size['height']}", "aria-labelledby": labelled} | size
+        ids = [f"{prefix}{label.tag}" for label in self._labels]
+        for label, label_id in zip(self._labels, ids, strict=True):
+            label.set("id", label_id)
+        self.root.attrib |= {
+            "viewBox": f"0 0 {size['width']} {size['height']}",
+            "aria-labelledby": " ".join(ids),
+        } | size
         return ElementTree.tostring(self.root, encoding="unicode")
 
     @contextmanager
-    def group(self, look: str, tip: str) -> Iterator[None]:
-        """What is drawn inside belongs together; `tip` is shown where a pointer rests on it."""
-        outer, self._into = self._into, self._add("g", look)
-        SubElement(self._into, "title").text = tip
+    def group(self, css_class: str, tooltip: str) -> Iterator[None]:
+        """A group of everything drawn within, with a tooltip."""
+        outer, self._parent = self._parent, self._add("g", css_class)
+        SubElement(self._parent, "title").text = tooltip
         yield
-        self._into = outer
+        self._parent = outer
 
-    def rect(self, x: float, y: float, width: float, height: float, look: str, round: float = 0) -> Element:
-        """A rectangle, which `stretch` may make higher once it is known what stands in it."""
-        corners = {"rx": _n(round)} if round else {}
-        return self._add("rect", look, x=_n(x), y=_n(y), width=_n(width), height=_n(height), **corners)
+    def rect(self, x: float, y: float, width: float, height: float, css_class: str, radius: float = 0) -> Element:
+        """A rectangle; `stretch` changes its height once its contents are known."""
+        corners = {"rx": _n(radius)} if radius else {}
+        return self._add("rect", css_class, x=_n(x), y=_n(y), width=_n(width), height=_n(height), **corners)
 
-    def path(self, d: str, look: str) -> Element:
-        """A path, which `trace` may draw anew once it is known where it ends."""
-        return trace(self._add("path", look), d)
+    def path(self, d: str, css_class: str) -> Element:
+        """A path; `trace` changes it once its end is known."""
+        return trace(self._add("path", css_class), d)
 
-    def circle(self, x: float, y: float, radius: float, look: str) -> Element:
-        """A circle."""
-        return self._add("circle", look, cx=_n(x), cy=_n(y), r=_n(radius))
+    def circle(self, x: float, y: float, radius: float, css_class: str) -> Element:
+        """A circle around (x, y)."""
+        return self._add("circle", css_class, cx=_n(x), cy=_n(y), r=_n(radius))
 
     def text(
         self,
         x: float,
         y: float,
-        words: str,
+        text: str,
         size: float,
-        room: float,
-        look: str = "ink",
+        max_width: float,
+        css_class: str = "ink",
         anchor: str = "start",
-        fact: str = "",
+        place: str = "",
     ) -> float:
-        """A line of text on the baseline `y`, cut to `room`; its whole is then its tip. Returns its greatest width."""
-        bold = "strong" in look.split()
-        shown = fitted(words, size, room, bold)
-        places = {} if anchor == "start" else {"text-anchor": anchor}
-        look = self.marked(look, fact, words) if fact else look
-        element = self._add("text", look, x=_n(x), y=_n(y), **{"font-size": _n(size)}, **places)
+        """A line of text on the baseline `y`; cut to `max_width`, with the whole as its tooltip. Returns its width."""
+        bold = "strong" in css_class.split()
+        shown = fit_text(text, size, max_width, bold)
+        anchors = {} if anchor == "start" else {"text-anchor": anchor}
+        css_class = self.marked(css_class, place, text) if place else css_class
+        element = self._add("text", css_class, x=_n(x), y=_n(y), **{"font-size": _n(size)}, **anchors)
         element.text = shown
-        if shown != words:
-            SubElement(element, "title").text = words
+        if shown != text:
+            SubElement(element, "title").text = text
         return text_width(shown, size, bold)
 
-    def marked(self, look: str, fact: str, says: str) -> str:
-        """The look of what says something, with a mark if the other model does not say it at that place."""
-        self._facts.add((fact, says))
-        differs = self.against is not None and (fact, says) not in self.against
+    def marked(self, css_class: str, place: str, text: str) -> str:
+        """The class of what states `text` at `place`, with "differs" where the other model does not state it there."""
+        self.facts.add((place, text))
+        differs = self.against is not None and (place, text) not in self.against
         self.marks += differs
-        return f"{look} differs" if differs else look
+        return f"{css_class} differs" if differs else css_class
 
-    def _add(self, tag: str, look: str, **attributes: str) -> Element:
-        return SubElement(self._into, tag, {"class": look} | attributes)
+    def _add(self, tag: str, css_class: str, **attributes: str) -> Element:
+        return SubElement(self._parent, tag, {"class": css_class} | attributes)
 
 
 def _n(number: float) -> str:
@@ -150,11 +247,11 @@ def _n(number: float) -> str:
 
 
 def stretch(rect: Element, bottom: float) -> None:
-    """Let a rectangle end at `bottom`."""
+    """Make a rectangle end at `bottom`."""
     rect.set("height", _n(bottom - float(rect.get("y", 0))))
 
 
 def trace(path: Element, d: str) -> Element:
-    """Let a path run along `d`, whose numbers may be of any length."""
+    """Set the commands of a path, its coordinates rounded to a hundredth."""
     path.set("d", _LONG.sub(lambda number: _n(float(number[0])), d))
     return path

@@ -1,109 +1,209 @@
-"""A card for each kind of layer: the residual stream at the left, and its two branches with their norms."""
+"""A card for each kind of layer: the residual stream, its two branches with their norms, and the cost columns beside.
+
+The columns are parameters, KV cache per token, and share of the FLOPs.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
 
 from zoo.blocks import Layer
 from zoo.blocks.layer import Branch, Placement, PostNorm
 from zoo.blocks.norms import RMSNorm
 from zoo.diagram.canvas import Canvas, stretch, trace
-from zoo.diagram.costs import Totals, columns, of_block, tip
-from zoo.diagram.insides import inside
-from zoo.diagram.shapes import SMALL, Room
-from zoo.registry import Block
+from zoo.diagram.insides import SMALL, TINY, Region, inside
+from zoo.model.decoder import Decoder
+from zoo.registry import Block, Mixer
 from zoo.swaps.rebuild import features
+from zoo.units import format_bytes, format_count
 
-LEFT, FRONT, STREAM, RAIL = 16.0, 22.0, 36.0, 82.0  # a card, what stands on the stream, the stream, a branch
-BLOCK, BLOCK_END, END = 62.0, 326.0, 544.0
-GAP, BAR, PLUS = 11.0, 19.0, 7.0
-NAMES = {"attn": "attention", "ffn": "feed-forward"}
+LEFT, END = 16.0, 544.0  # x of a card's edges
+STREAM, RAIL = 36.0, 82.0  # x of the residual stream and of a branch
+FRONT, BLOCK, BLOCK_END = 22.0, 62.0, 326.0  # x where bars on the stream and blocks begin, and where both end
+GAP, BAR, TABLE, PLUS = 11.0, 19.0, 26.0, 7.0  # space between, a norm's height, a table's, the radius of a sum
+COLUMNS = {  # name -> right edge, width, heading
+    "params": (392.0, 60.0, "parameters"),
+    "kv": (466.0, 69.0, "KV per token"),
+    "flops": (534.0, 58.0, "FLOPs"),
+}
+BRANCH_NAMES = {"attn": "attention", "ffn": "feed-forward"}
 
 
-@dataclass
+class Cost(NamedTuple):
+    """What `layers` equal blocks cost together."""
+
+    layers: int
+    params: int
+    active: int  # parameters
+    kv: int = 0  # bytes per token
+    window: int | None = None  # tokens kept; None: all
+    flops: int = 0
+    scores: int = 0  # FLOPs among these that grow with the context
+
+
+def _details(name: str, cost: Cost, whole_flops: int) -> Iterator[str]:
+    """The lines below a figure."""
+    if name == "params" and cost.layers > 1:
+        yield f"{format_count(cost.params / cost.layers)}/layer"
+    if name == "params" and cost.active < cost.params:
+        yield f"active {format_count(cost.active)}"
+    if name == "kv" and cost.layers > 1:
+        yield f"{format_bytes(cost.kv / cost.layers)}/layer"
+    if name == "kv" and cost.window:
+        yield f"of last {cost.window:,}"
+    if name == "flops" and cost.scores:
+        yield f"scores {_percent(cost.scores / whole_flops)}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}"
+
+
+def tooltip(name: str, cost: Cost) -> str:
+    """The exact figures of a part."""
+    kept = f", {cost.kv:,} bytes of cache a token" if cost.kv else ""
+    where = "" if cost.layers == 1 else f" in {cost.layers:,} layers"
+    return f"{name}: {cost.params:,} parameters{kept}, {cost.flops:,} FLOPs{where}"
+
+
 class Cards:
-    """The cards as they are drawn, one below the other. A branch that an earlier card shows is not drawn again."""
+    """The cards, drawn one below the other. A branch that an earlier card shows is not drawn again.
 
-    canvas: Canvas
-    whole: Totals
-    shown: dict[tuple[str, Placement], tuple[str, str]] = field(default_factory=dict)  # -> the card's label and look
+    KV caches are of one sequence of `context` tokens in `dtype`, FLOPs of one new token that sees `context` tokens,
+    itself included.
+    """
 
-    def card(self, y: float, layer: Layer, label: str, number: int, colour: str) -> float:
-        """One kind of layer, of which there are `number`; returns the y below it."""
-        frame = self.canvas.rect(LEFT, y, END - LEFT, 0, "card", 8)
-        stream = self.canvas.path("", "residual")
-        look = f"kind-{colour}"
-        self.canvas.rect(BLOCK, y + 9, 10, 10, look, 2)
-        title = f"{number:,} layer{'s' * (number > 1)}, {label}"
-        self.canvas.text(BLOCK + 16, y + 18, title, 11.5, BLOCK_END - BLOCK - 16, "strong")
-        columns(self.canvas, y + 18, of_block(layer, number, self.whole), self.whole)
-        self.canvas.path(f"M{BLOCK} {y + 26}H{END - 10}", "rule")
+    def __init__(self, canvas: Canvas, spec: Decoder, context: int, dtype: torch.dtype) -> None:
+        self.canvas, self.spec, self.context, self.dtype = canvas, spec, context, dtype
+        self.params, self.flops = spec.params(), spec.flops(context - 1, 1)
+        self.kv = spec.kv_bytes(context, dtype=dtype)
+        self.shown: dict[tuple[str, Placement], tuple[str, str]] = {}  # -> the card's label and CSS class
+
+    def cost(self, block: Block, layers: int) -> Cost:
+        """The cost of a block, a branch or a whole layer, in each of `layers` layers."""
+        dim, past = self.spec.dim, self.context - 1
+        cache = next((part.cache_spec() for part in block.walk() if isinstance(part, Mixer)), None)
+        return Cost(
+            layers,
+            params=layers * block.params(dim),
+            active=layers * block.active_params(dim),
+            kv=layers * cache.elements() * self.dtype.itemsize if cache else 0,
+            window=cache.window if cache else None,
+            flops=layers * block.flops(dim, past, 1),
+            scores=layers * block.flop_breakdown(dim, past, 1).get("scores", 0),
+        )
+
+    def headings(self, y: float) -> None:
+        """The headings of the cost columns."""
+        for right, width, heading in COLUMNS.values():
+            self.canvas.text(right, y, heading, TINY, width + 12, "faint", "end")
+
+    def columns(self, y: float, cost: Cost, detailed: bool = False) -> None:
+        """A cost in the columns on the line `y`; detailed, with bars for its shares and the cost of one layer below."""
+        kept = cost.kv * (self.context if cost.window is None else min(cost.window, self.context))
+        shares = {"params": cost.params / self.params, "kv": kept / self.kv, "flops": cost.flops / self.flops}
+        figures = {"params": format_count(cost.params), "kv": format_bytes(cost.kv), "flops": _percent(shares["flops"])}
+        for name, (right, width, _) in COLUMNS.items():
+            if not getattr(cost, name):
+                continue
+            self.canvas.text(right, y, figures[name], 10.5, width, "strong" if detailed else "ink", "end")
+            if detailed:
+                self.canvas.rect(right - width, y + 5, width, 3, "track", 1.5)
+                self.canvas.rect(right - width, y + 5, max(width * shares[name], 0.5), 3, name, 1.5)
+                for i, line in enumerate(_details(name, cost, self.flops)):
+                    self.canvas.text(right, y + 20 + 12 * i, line, TINY, width, "faint", "end")
+
+    def draw(self, y: float, layer: Layer, label: str, layers: int, colour: str) -> float:
+        """The card of one kind of layer, of which the model has `layers`; returns the y below it."""
+        canvas = self.canvas
+        frame = canvas.rect(LEFT, y, END - LEFT, 0, "card", 8)
+        stream = canvas.path("", "residual")
+        canvas.rect(BLOCK, y + 9, 10, 10, f"kind-{colour}", 2)
+        title = f"{layers:,} layer{'s' * (layers > 1)}, {label}"
+        canvas.text(BLOCK + 16, y + 18, title, 11.5, BLOCK_END - BLOCK - 16, "strong")
+        self.columns(y + 18, self.cost(layer, layers))
+        canvas.path(f"M{BLOCK} {y + 26}H{END - 10}", "rule")
         bottom = y + 26
-        for slot, branch in (("attn", layer.attn), ("ffn", layer.ffn)):
-            bottom = self._branch(bottom, slot, branch, (label, look), number)
+        for role, branch in (("attn", layer.attn), ("ffn", layer.ffn)):
+            bottom = self._branch(bottom, role, branch, (label, f"kind-{colour}"), layers)
         bottom += 6
         stretch(frame, bottom)
         trace(stream, f"M{STREAM} {y - GAP}V{bottom + 1}")
         return bottom
 
-    def _branch(self, y: float, slot: str, placement: Placement, card: tuple[str, str], number: int) -> float:
-        """From where a branch leaves the stream to where it has come back."""
-        self.canvas.circle(STREAM, y + 8, 2.6, "tip")
+    def _branch(self, y: float, role: str, branch: Placement, card: tuple[str, str], layers: int) -> float:
+        """From where a branch leaves the stream to where it is added to it."""
+        canvas = self.canvas
+        canvas.circle(STREAM, y + 8, 2.6, "tip")
         y += 22
-        self.canvas.path(f"M{STREAM} {y - 14}H{RAIL - 6}q6 0 6 6v4", "branch")
-        self.canvas.path(f"M{RAIL} {y}l-3 -5h6z", "tip")
-        earlier = self.shown.get((slot, placement))
+        canvas.path(f"M{STREAM} {y - 14}H{RAIL - 6}q6 0 6 6v4", "branch")
+        canvas.path(f"M{RAIL} {y}l-3 -5h6z", "tip")
+        earlier = self.shown.get((role, branch))
         if earlier is not None:
-            y = self._same(y, slot, placement, earlier, number)
+            y = self._reference(y, role, branch, earlier, layers)
         else:
-            self.shown[slot, placement] = card
-            before, after = (placement.pre, placement.post) if isinstance(placement, Branch) else (None, None)
-            if before:
-                y = self._arrow(self.norm(y, before, number, f"{slot}.norm before"))
-            y = self._block(y, slot, placement.block, number)
-            if after:
-                y = self.norm(self._arrow(y), after, number, f"{slot}.norm after")
-        self.canvas.path(f"M{RAIL} {y}v5q0 6 -6 6H{STREAM + PLUS}", "branch")
+            self.shown[role, branch] = card
+            pre, post = (branch.pre, branch.post) if isinstance(branch, Branch) else (None, None)
+            if pre:
+                y = self._arrow(self.norm(y, pre, layers, f"{role}.norm before"))
+            y = self._block(y, role, branch.block, layers)
+            if post:
+                y = self.norm(self._arrow(y), post, layers, f"{role}.norm after")
+        canvas.path(f"M{RAIL} {y}v5q0 6 -6 6H{STREAM + PLUS}", "branch")
         y += 11
-        self._plus(y)
+        canvas.circle(STREAM, y, PLUS, "plus")
+        canvas.path(f"M{STREAM - 3.5} {y}h7M{STREAM} {y - 3.5}v7", "branch")
         y += PLUS
-        if isinstance(placement, PostNorm) and earlier is None:
-            y = self.norm(y + 7, placement.norm, number, f"{slot}.norm on the stream", FRONT)
+        if isinstance(branch, PostNorm) and earlier is None:
+            y = self.norm(y + 7, branch.norm, layers, f"{role}.norm on the stream", FRONT)
         return y + 4
 
-    def _block(self, y: float, slot: str, block: Block, number: int) -> float:
-        cost = of_block(block, number, self.whole)
-        with self.canvas.group("part", tip(NAMES[slot], cost)):
-            before = self.canvas.marks
-            box = self.canvas.rect(BLOCK, y, BLOCK_END - BLOCK, 0, slot, 6)
-            room = Room(self.canvas, BLOCK + 10, y + 7, BLOCK_END - BLOCK - 20, self.whole.spec.dim, slot)
-            bottom = max(inside(block, room) + 9, y + 48)
+    def _block(self, y: float, role: str, block: Block, layers: int) -> float:
+        canvas, cost = self.canvas, self.cost(block, layers)
+        with canvas.group("part", tooltip(BRANCH_NAMES[role], cost)):
+            marks = canvas.marks
+            box = canvas.rect(BLOCK, y, BLOCK_END - BLOCK, 0, role, 6)
+            region = Region(canvas, BLOCK + 10, y + 7, BLOCK_END - BLOCK - 20, self.spec.dim, role)
+            bottom = max(inside(block, region) + 9, y + 48)
             stretch(box, bottom)
-            if self.canvas.marks == before:  # it may differ in what is not drawn
-                box.set("class", self.canvas.marked(slot, f"{slot}.block", repr(block)))
-            columns(self.canvas, y + 18, cost, self.whole, detailed=True)
+            if canvas.marks == marks:  # the blocks may differ in a field that is not drawn
+                box.set("class", canvas.marked(role, f"{role}.block", repr(block)))
+            self.columns(y + 18, cost, detailed=True)
         return bottom
 
-    def norm(self, y: float, norm: RMSNorm, number: int, place: str, left: float = BLOCK) -> float:
-        """A norm, as a bar; from `left` on so that the stream runs into it."""
-        cost = of_block(norm, number, self.whole)
-        words = ", ".join([type(norm).__name__, *features(norm).values()])
-        look = self.canvas.marked("norm", place, norm.describe())
-        with self.canvas.group("part", tip(norm.describe(), cost)):
-            self.canvas.rect(left, y, BLOCK_END - left, BAR, look, 4)
-            self.canvas.text(left + 10, y + 13, words, SMALL, BLOCK_END - left - 20)
-            columns(self.canvas, y + 13, cost, self.whole)
+    def norm(self, y: float, norm: RMSNorm, layers: int, place: str, left: float = BLOCK) -> float:
+        """A norm as a bar from `left` on; from FRONT on, the stream runs into it. Returns the y below it."""
+        canvas, cost = self.canvas, self.cost(norm, layers)
+        text = ", ".join([type(norm).__name__, *features(norm).values()])
+        with canvas.group("part", tooltip(norm.describe(), cost)):
+            canvas.rect(left, y, BLOCK_END - left, BAR, canvas.marked("norm", place, norm.describe()), 4)
+            canvas.text(left + 10, y + 13, text, SMALL, BLOCK_END - left - 20)
+            self.columns(y + 13, cost)
         return y + BAR
 
-    def _same(self, y: float, slot: str, placement: Placement, earlier: tuple[str, str], number: int) -> float:
-        cost = of_block(placement, number, self.whole)
-        words, (label, look) = f"{NAMES[slot]} as in", earlier
-        with self.canvas.group("part", tip(f"{words} {label}", cost)):
-            self.canvas.rect(BLOCK, y, BLOCK_END - BLOCK, BAR + 3, "ghost", 4)
-            x = BLOCK + 16 + self.canvas.text(BLOCK + 10, y + 14.5, words, SMALL, 120, "faint")
-            self.canvas.rect(x, y + 6.5, 9, 9, look, 2)
-            self.canvas.text(x + 14, y + 14.5, label, SMALL, BLOCK_END - x - 24, "faint")
-            columns(self.canvas, y + 14.5, cost, self.whole)
+    def table(self, y: float, name: str, text: str, cost: Cost) -> float:
+        """The embedding or the head as a bar on the stream; returns the y below it."""
+        canvas = self.canvas
+        with canvas.group("part", tooltip(name, cost)):
+            canvas.rect(FRONT, y, BLOCK_END - FRONT, TABLE, canvas.marked("table", name, text), 5)
+            end = FRONT + 18 + canvas.text(FRONT + 10, y + 17, name, 12, 100, "strong")
+            canvas.text(end, y + 17, text, SMALL, BLOCK_END - end - 8, place=name)
+            self.columns(y + 17, cost)
+        return y + TABLE
+
+    def _reference(self, y: float, role: str, branch: Placement, earlier: tuple[str, str], layers: int) -> float:
+        """A bar that names the card on which this branch is drawn."""
+        canvas, cost = self.canvas, self.cost(branch, layers)
+        text, (label, css_class) = f"{BRANCH_NAMES[role]} as in", earlier
+        with canvas.group("part", tooltip(f"{text} {label}", cost)):
+            canvas.rect(BLOCK, y, BLOCK_END - BLOCK, BAR + 3, "ghost", 4)
+            x = BLOCK + 16 + canvas.text(BLOCK + 10, y + 14.5, text, SMALL, 120, "faint")
+            canvas.rect(x, y + 6.5, 9, 9, css_class, 2)
+            canvas.text(x + 14, y + 14.5, label, SMALL, BLOCK_END - x - 24, "faint")
+            self.columns(y + 14.5, cost)
         return y + BAR + 3
 
     def stream(self, y: float, end: float) -> None:
@@ -111,11 +211,7 @@ class Cards:
         self.canvas.path(f"M{STREAM} {y}V{end}", "residual")
 
     def _arrow(self, y: float) -> float:
-        """From one block of a branch down to the next."""
+        """An arrow from one block of a branch down to the next; returns the y of its tip."""
         self.canvas.path(f"M{RAIL} {y}v{GAP - 4}", "branch")
         self.canvas.path(f"M{RAIL} {y + GAP}l-3 -5h6z", "tip")
         return y + GAP
-
-    def _plus(self, y: float) -> None:
-        self.canvas.circle(STREAM, y, PLUS, "plus")
-        self.canvas.path(f"M{STREAM - 3.5} {y}h7M{STREAM} {y - 3.5}v7", "branch")

@@ -1,27 +1,26 @@
-"""The whole picture: figures, the plan across the depth, embedding, a card for each kind of layer, norm, head."""
+"""The whole diagram: figures, the layers across the depth, embedding, a card for each kind of layer, norm, head."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import groupby
 
 import torch
 
 from zoo.blocks import Layer
-from zoo.diagram.canvas import Canvas, Facts, stretch, text_width, wrapped
-from zoo.diagram.costs import Cost, Totals, columns, headings, of_embedding, of_head, tip
-from zoo.diagram.layers import BLOCK_END, END, FRONT, GAP, LEFT, Cards
-from zoo.diagram.shapes import SMALL, TINY
-from zoo.diagram.style import css
+from zoo.diagram.canvas import Canvas, Facts, css, stretch, text_width, wrap_text
+from zoo.diagram.insides import SMALL, TINY
+from zoo.diagram.layers import BRANCH_NAMES, END, FRONT, GAP, LEFT, TABLE, Cards, Cost
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
-from zoo.units import format_bytes, format_count
+from zoo.units import dtype_name, format_bytes, format_count
 
-WIDTH, EDGE, TABLE = 560.0, 8.0, 26.0
-STRIP = 14.0
-SHADES = 3  # colours for kinds of layer that see everything, and as many for those with a window
+DIAGRAM_WIDTH, EDGE = 560.0, 8.0
+STRIP_HEIGHT = 14.0  # of the layers across the depth
+SHADES = 3  # colours for layers with full attention, and as many for layers with a window
 
 
 def svg(
@@ -35,114 +34,108 @@ def svg(
 ) -> str:
     """A model as an SVG document, drawn from its spec.
 
-    Shares are of the FLOPs of one token that sees `context`, itself included, and of the cache of one sequence of that
-    length in `dtype`. What the model `against` does not have in the same place is marked. Every id begins with
+    Shares are of the FLOPs of one token that sees `context` tokens, itself included, and of the cache of one sequence
+    of that length in `dtype`. What the model `against` does not have in the same place is marked. Every id begins with
     `prefix`, so that several diagrams can stand in one page. Raises UsageError for a context below 1.
     """
     if context < 1:
         raise UsageError(f"context={context} is below 1")
     title = "".join(letter if letter.isprintable() else " " for letter in title)
     facts = _facts(against, context, dtype) if against else None
-    canvas = _drawn(spec, title, context, dtype, facts)
-    return canvas.finish(prefix)
+    return _draw(spec, title, context, dtype, facts).finish(prefix)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # a page compares every model with every other
 def _facts(spec: Decoder, context: int, dtype: torch.dtype) -> Facts:
-    """What a model's diagram says. Kept: a page draws each model against every other."""
-    return _drawn(spec, "", context, dtype, None).facts
+    """What a model's diagram states."""
+    return frozenset(_draw(spec, "", context, dtype, None).facts)
 
 
-def _drawn(spec: Decoder, title: str, context: int, dtype: torch.dtype, against: Facts | None) -> Canvas:
-    canvas, whole = Canvas(WIDTH, title, _described(spec), css(), against), Totals(spec, context, dtype)
-    kinds = dict(zip(dict.fromkeys(spec.layers), labels(spec), strict=True))
-    colours = _colours(list(kinds))
-    paper = canvas.rect(0, 0, WIDTH, 0, "paper", 10)
-    y = _figures(canvas, whole, _title(canvas, title, 32) + 14)
-    y = _plan(canvas, spec, kinds, colours, y + 14)
-    headings(canvas, y + 20)
-    y = _flow(canvas, whole, kinds, colours, y + 26)
-    y = _notes(canvas, whole, y + 18)
-    stretch(paper, y)
-    canvas.height = y
+def _draw(spec: Decoder, title: str, context: int, dtype: torch.dtype, against: Facts | None) -> Canvas:
+    names = dict(zip(dict.fromkeys(spec.layers), labels(spec), strict=True))  # of the kinds of layer
+    pattern = fold([names[layer] for layer in spec.layers])
+    canvas = Canvas(DIAGRAM_WIDTH, title, _description(spec, names, pattern), css(), against)
+    cards = Cards(canvas, spec, context, dtype)
+    paper = canvas.rect(0, 0, DIAGRAM_WIDTH, 0, "paper", 10)
+    y = _draw_figures(cards, _draw_title(canvas, title, 32) + 14)
+    colours = _layer_colours(names)
+    y = _draw_strip(canvas, spec, pattern, colours, y + 14)
+    cards.headings(y + 20)
+    y = _draw_model(cards, names, colours, y + 26)
+    canvas.height = _draw_notes(cards, y + 18)
+    stretch(paper, canvas.height)
     return canvas
 
 
-def _title(canvas: Canvas, title: str, y: float) -> float:
-    """Large where it fits one line. Returns the last line's y."""
-    tall = 19.0 if text_width(title, 19, bold=True) <= END - LEFT else 13.0
-    lines = wrapped(title, tall, END - LEFT, bold=True)
+def _draw_title(canvas: Canvas, title: str, y: float) -> float:
+    """The title, large where it fits one line; returns its last line's y."""
+    size = 19.0 if text_width(title, 19, bold=True) <= END - LEFT else 13.0
+    lines = wrap_text(title, size, END - LEFT, bold=True)
     for i, line in enumerate(lines):
-        canvas.text(LEFT, y + i * 1.3 * tall, line, tall, END - LEFT, "strong")
-    return y + max(len(lines) - 1, 0) * 1.3 * tall
+        canvas.text(LEFT, y + i * 1.3 * size, line, size, END - LEFT, "strong")
+    return y + max(len(lines) - 1, 0) * 1.3 * size
 
 
-def _figures(canvas: Canvas, whole: Totals, y: float) -> float:
-    """What the model costs, in four figures."""
-    spec = whole.spec
-    fixed, growth = spec.kv_growth(whole.dtype)
-    tiles = (
-        (0.92, "parameters", format_count(spec.params()), "", _active(spec)),
-        (0.84, "layers", f"{len(spec.layers):,}", "", f"context {_tokens(spec.context)}" if spec.context else ""),
+def _draw_figures(cards: Cards, y: float) -> float:
+    """The model's costs in four tiles."""
+    canvas, spec, active = cards.canvas, cards.spec, cards.spec.active_params()
+    fixed, growth = spec.kv_growth(cards.dtype)
+    share = "all active" if active == cards.params else f"{format_count(active)} active"
+    context = f"context {_tokens(spec.context)}" if spec.context else ""
+    flops = format_count(cards.flops).replace("B", "G")
+    tiles = (  # width, name, figure, unit, detail
+        (0.92, "parameters", format_count(cards.params), "", share),
+        (0.84, "layers", f"{len(spec.layers):,}", "", context),
         (1.22, "KV cache", format_bytes(growth), "a token", f"and {format_bytes(fixed)} in windows" if fixed else ""),
-        (1.02, "FLOPs", format_count(whole.flops).replace("B", "G"), "a token", f"at context {_tokens(whole.context)}"),
+        (1.02, "FLOPs", flops, "a token", f"at context {_tokens(cards.context)}"),
     )
     x, step = LEFT, (END - LEFT + 8) / len(tiles)
-    for share, name, figure, unit, beside in tiles:
-        width = share * step - 8
-        room = width - 16
+    for relative, name, figure, unit, detail in tiles:
+        width = relative * step - 8
         canvas.rect(x, y, width, 54, "card", 6)
-        canvas.text(x + 8, y + 14, name, TINY, room, "faint")
-        end = canvas.text(x + 8, y + 31, figure, 13.5, room, "strong")
+        canvas.text(x + 8, y + 14, name, TINY, width - 16, "faint")
+        end = canvas.text(x + 8, y + 31, figure, 13.5, width - 16, "strong")
         if unit:
-            canvas.text(x + 12 + end, y + 31, unit, TINY, room - end - 4, "faint")
-        if beside:
-            canvas.text(x + 8, y + 45, beside, TINY, room, "faint", fact=name if name == "layers" else "")
+            canvas.text(x + 12 + end, y + 31, unit, TINY, width - 20 - end, "faint")
+        if detail:
+            canvas.text(x + 8, y + 45, detail, TINY, width - 16, "faint", place=name if name == "layers" else "")
         x += width + 8
     return y + 54
 
 
-def _active(spec: Decoder) -> str:
-    active = spec.active_params()
-    return "all active" if active == spec.params() else f"{format_count(active)} active"
-
-
-def _plan(canvas: Canvas, spec: Decoder, kinds: dict[Layer, str], colours: dict[Layer, str], y: float) -> float:
-    """A strip of all layers from the first to the last, and what its colours stand for."""
+def _draw_strip(canvas: Canvas, spec: Decoder, pattern: str, colours: dict[Layer, str], y: float) -> float:
+    """A strip of all layers from the first to the last, and their pattern in text."""
     pitch = (END - LEFT) / len(spec.layers)
-    gap = 1.0 if pitch > 3 else 0.0
+    gap = 1.0 if pitch > 3 else 0.0  # without gaps, equal layers are one rectangle
+    runs = [[layer] for layer in spec.layers] if gap else [list(run) for _, run in groupby(spec.layers)]
     x = LEFT
-    runs = [(layer, 1) for layer in spec.layers] if gap else _runs(spec)
-    for layer, length in runs:
-        canvas.rect(x, y, length * pitch - gap, STRIP, f"kind-{colours[layer]}", 2 * gap)
-        x += length * pitch
-    y += STRIP + 15
-    plan = fold([kinds[layer] for layer in spec.layers])
-    for line in wrapped(plan.replace(" x ", " × "), SMALL, END - LEFT):
-        canvas.text(LEFT, y, line, SMALL, END - LEFT, fact="plan")
+    for run in runs:
+        canvas.rect(x, y, len(run) * pitch - gap, STRIP_HEIGHT, f"kind-{colours[run[0]]}", 2 * gap)
+        x += len(run) * pitch
+    y += STRIP_HEIGHT + 15
+    for line in wrap_text(pattern.replace(" x ", " × "), SMALL, END - LEFT):
+        canvas.text(LEFT, y, line, SMALL, END - LEFT, place="pattern")
         y += 13
     return y - 13
 
 
-def _runs(spec: Decoder) -> list[tuple[Layer, int]]:
-    return [(layer, len(list(run))) for layer, run in groupby(spec.layers)]
-
-
-def _flow(canvas: Canvas, whole: Totals, kinds: dict[Layer, str], colours: dict[Layer, str], y: float) -> float:
-    """The way of a token: embedding, layers, norm, head."""
-    spec, counts = whole.spec, Counter(whole.spec.layers)
-    cards, top = Cards(canvas, whole), y + GAP
+def _draw_model(cards: Cards, names: dict[Layer, str], colours: dict[Layer, str], y: float) -> float:
+    """A token's path: embedding, layers, norm, head."""
+    canvas, spec, counts = cards.canvas, cards.spec, Counter(cards.spec.layers)
+    params, head_flops = spec.param_breakdown(), spec.flop_breakdown(cards.context - 1, 1)["head"]
+    top = y + GAP
     canvas.text(FRONT, y - 6, "token id", SMALL, 80, "faint")
     cards.stream(y, top)
     scale = f", scaled by {spec.embed_scale:.4g}" if spec.embed_scale != 1 else ""
-    y = _table(cards, top, "Embedding", f"{spec.vocab:,} × {spec.dim:,}{scale}", of_embedding(whole))
-    for layer, label in kinds.items():
-        y = cards.card(y + GAP, layer, label, counts[layer], colours[layer])
+    cost = Cost(1, params["embedding"], params["embedding"])  # rows are looked up: no FLOPs
+    y = cards.table(top, "Embedding", f"{spec.vocab:,} × {spec.dim:,}{scale}", cost)
+    for layer, name in names.items():
+        y = cards.draw(y + GAP, layer, name, counts[layer], colours[layer])
     cards.stream(y, y + GAP)
     y = cards.norm(y + GAP, spec.norm, 1, "final norm", FRONT)
     cards.stream(y, y + GAP)
-    words = "the embedding's matrix, tied" if spec.tied else f"{spec.dim:,} × {spec.vocab:,}"
-    y = _table(cards, y + GAP, "Head", words, of_head(whole))
+    text = "the embedding's matrix, tied" if spec.tied else f"{spec.dim:,} × {spec.vocab:,}"
+    y = cards.table(y + GAP, "Head", text, Cost(1, params["head"], params["head"], flops=head_flops))
     if spec.tied:
         middle = TABLE / 2
         canvas.path(f"M{FRONT} {top + middle}H{EDGE + 4}q-4 0 -4 4V{y - middle - 4}q0 4 4 4H{FRONT}", "branch tied")
@@ -151,34 +144,23 @@ def _flow(canvas: Canvas, whole: Totals, kinds: dict[Layer, str], colours: dict[
     return y + GAP + 14
 
 
-def _table(cards: Cards, y: float, name: str, words: str, cost: Cost) -> float:
-    """The embedding or the head."""
-    canvas = cards.canvas
-    with canvas.group("part", tip(name, cost)):
-        canvas.rect(FRONT, y, BLOCK_END - FRONT, TABLE, canvas.marked("table", name, words), 5)
-        end = FRONT + 18 + canvas.text(FRONT + 10, y + 17, name, 12, 100, "strong")
-        canvas.text(end, y + 17, words, SMALL, BLOCK_END - end - 8, fact=name)
-        columns(canvas, y + 17, cost, cards.whole)
-    return y + TABLE
-
-
-def _notes(canvas: Canvas, whole: Totals, y: float) -> float:
+def _draw_notes(cards: Cards, y: float) -> float:
     """What the columns count."""
-    dtype = str(whole.dtype).removeprefix("torch.")
     note = (
-        f"Columns add up over the layers of a card; bars are shares of the whole model. KV: cache in {dtype}, its bars "
-        f"at {whole.context:,} tokens. FLOPs: of one token that sees {whole.context:,}, 2 per multiply-add."
+        f"Columns add up over the layers of a card; bars are shares of the whole model. KV: cache in "
+        f"{dtype_name(cards.dtype)}, its bars at {cards.context:,} tokens. FLOPs: of one token that sees "
+        f"{cards.context:,}, 2 per multiply-add."
     )
-    if canvas.against is not None:
+    if cards.canvas.against is not None:
         note += " Marked in red: what the model it is compared with does not have there."
-    for line in wrapped(note, TINY, END - LEFT):
-        canvas.text(LEFT, y, line, TINY, END - LEFT, "faint")
+    for line in wrap_text(note, TINY, END - LEFT):
+        cards.canvas.text(LEFT, y, line, TINY, END - LEFT, "faint")
         y += 12
     return y + 2
 
 
-def _colours(kinds: list[Layer]) -> dict[Layer, str]:
-    """A colour for each kind of layer: of one family those that see everything, of another those with a window."""
+def _layer_colours(kinds: Iterable[Layer]) -> dict[Layer, str]:
+    """A colour for each kind of layer, from one family for full attention and from another for a window."""
     colours: dict[Layer, str] = {}
     seen: Counter[str] = Counter()
     for layer in kinds:
@@ -192,13 +174,11 @@ def _tokens(number: int) -> str:
     return f"{number // 1024:,}k" if number % 1024 == 0 else f"{number:,}"
 
 
-def _described(spec: Decoder) -> str:
-    """The picture in words."""
-    kinds = dict(zip(dict.fromkeys(spec.layers), labels(spec), strict=True))
-    told = [f"{len(spec.layers):,} layers: {fold([kinds[layer] for layer in spec.layers])}."]
-    told.append(f"Embedding {spec.vocab:,} by {spec.dim:,}, {'tied to the head' if spec.tied else 'and a head'}.")
-    for layer, label in kinds.items():
-        branches = ((name, getattr(layer, slot)) for slot, name in (("attn", "attention"), ("ffn", "feed-forward")))
-        blocks = "; ".join(f"{name} {b.formula} with {b.block.describe()}" for name, b in branches)
-        told.append(f"[{label}] {blocks}.")
-    return " ".join(told)
+def _description(spec: Decoder, names: dict[Layer, str], pattern: str) -> str:
+    """The diagram as text."""
+    parts = [f"{len(spec.layers):,} layers: {pattern}."]
+    parts.append(f"Embedding {spec.vocab:,} by {spec.dim:,}, {'tied to the head' if spec.tied else 'and a head'}.")
+    for layer, name in names.items():
+        branches = ((BRANCH_NAMES[role], getattr(layer, role)) for role in BRANCH_NAMES)
+        parts.append(f"[{name}] {'; '.join(f'{n} {b.formula} with {b.block.describe()}' for n, b in branches)}.")
+    return " ".join(parts)

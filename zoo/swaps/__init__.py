@@ -1,1 +1,1 @@
-"""Specs edited: the grammar of --swap, one block rebuilt as another, tiny forms."""
+"""Editing specs: the grammar of --swap, one block rebuilt as another, tiny models."""

@@ -1,13 +1,10 @@
-"""Making a block from a few of its fields, in the place of another; and what was lost on the way.
-
-A field that is not given comes from the block that was there, else from a block of the new kind elsewhere in the model,
-else from the kind's default.
-"""
+"""Building a block from a few of its fields in the place of another, and naming the features that this drops."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
+from contextlib import suppress
+from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -17,13 +14,13 @@ from zoo.errors import UsageError, unknown
 from zoo.registry import Spec
 
 Values = dict[str, Any]
-# Words for points of grouped-query attention.
+# Aliases for forms of grouped-query attention -> whether a spec has that form.
 ALIASES: dict[str, Callable[[GQA], bool]] = {
     "MHA": lambda attn: attn.kv_heads == attn.heads,
     "MQA": lambda attn: attn.kv_heads == 1,
     "SWA": lambda attn: attn.window is not None,
 }
-# What a reader calls an optional field that is in use, where that is not the field's own name; "" where it goes unsaid.
+# Optional field in use -> its term, where that is not the field's own name; "" where it is not mentioned.
 TERMS = {
     "bias": "biases",
     "context": "",
@@ -42,54 +39,106 @@ TERMS = {
 
 
 def aliases(spec: Spec) -> list[str]:
-    """The words for a block: its kind or, for grouped-query attention, the points it is at."""
-    words = [word for word, holds in ALIASES.items() if isinstance(spec, GQA) and holds(spec)]
-    return words if {"MHA", "MQA"} & set(words) else [type(spec).__name__, *words]
+    """The names of a block: its kind and its aliases; MHA and MQA replace GQA."""
+    names = [name for name, holds in ALIASES.items() if isinstance(spec, GQA) and holds(spec)]
+    return names if {"MHA", "MQA"} & set(names) else [type(spec).__name__, *names]
 
 
-class Call(NamedTuple):
-    """KIND(field=value, ...) as it was written; a value may be a Call itself."""
+class BlockCall(NamedTuple):
+    """KIND(field=value, ...) as parsed from a swap; a value may be a BlockCall itself."""
 
-    word: str
+    name: str
     given: Values
 
     @property
     def kind(self) -> type[Spec]:
-        """The registered kind. Raises UsageError with the nearest ones."""
-        if self.word in ALIASES:
+        """The registered kind. Raises UsageError with the nearest names."""
+        if self.name in ALIASES:
             return GQA
-        if self.word not in Spec.kinds:
-            raise unknown("block", self.word, [*Spec.kinds, *ALIASES])
-        return Spec.kinds[self.word]
+        if self.name not in Spec.kinds:
+            raise unknown("block", self.name, [*Spec.kinds, *ALIASES])
+        return Spec.kinds[self.name]
 
 
-def rebuild(call: Call, old: Spec | None, around: tuple[Spec, ...]) -> Spec:
-    """The block that was called for, in the place of `old`. Its parts are looked for in `old`, then `around`.
+def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...]) -> Spec:
+    """The block that `call` describes, in the place of `old`. Fields that it does not give come from `old`, then from
+    the first block of the same kind in `around`, then from the kind's defaults.
 
     Raises UsageError for fields that are unknown or missing, SpecError where they contradict each other.
     """
     kind, near = call.kind, (*((old,) if old else ()), *around)
+    names, parts = field_names(kind), _parts(kind)
     values: Values = {}
-    for source in (_first(kind, near), old):  # of either only the fields that the kind has: it may be a subclass
-        values |= {name: value for name, value in _values(source).items() if name in field_names(kind)}
-    for name, takes in _parts(kind).items():
-        if name not in values and (found := _first(takes, near)):
+    for source in filter(None, (_first(kind, near), old)):  # a source may be of a subclass with more fields
+        values |= {name: value for name, value in _values(source).items() if name in names}
+    for name, kinds in parts.items():
+        if name not in values and (found := _first(kinds, near)):
             values[name] = found
-    own = {name: value for name, value in call.given.items() if name in field_names(kind)}
-    left = _hand_down(kind, values, {name: value for name, value in call.given.items() if name not in own}, near)
-    if left:
-        raise _no_field(call.word, kind, next(iter(left)))
+    own = {name: value for name, value in call.given.items() if name in names}
+    unused = _give_to_parts(kind, values, {name: call.given[name] for name in call.given if name not in own}, near)
+    if unused:
+        raise _unknown_field(call.name, kind, next(iter(unused)))
     for name, value in own.items():
-        held = values.get(name)
-        is_block = isinstance(held, Spec)
-        values[name] = rebuild(value, held if is_block else None, near) if isinstance(value, Call) else value
-    if call.word in ALIASES:
-        _move(call, values)
-    missing = [name for name in field_names(kind) if name in _required(kind) and name not in values]
+        previous = values.get(name) if isinstance(values.get(name), Spec) else None
+        values[name] = rebuild(value, previous, near) if isinstance(value, BlockCall) else value
+    if call.name in ALIASES:
+        _apply_alias(call, values)
+    missing = [name for name in names if name in required_fields(kind) and name not in values]
     if missing:
-        example = ", ".join(f"{name}={_example(_parts(kind).get(name))}" for name in missing)
-        raise UsageError(f"{call.word} needs {', '.join(missing)}: {call.word}({example})")
+        example = ", ".join(f"{name}={_example(parts.get(name))}" for name in missing)
+        raise UsageError(f"{call.name} needs {', '.join(missing)}: {call.name}({example})")
     return kind(**values)
+
+
+def _give_to_parts(kind: type[Spec], values: Values, given: Values, near: tuple[Spec, ...]) -> Values:
+    """Set fields that belong to the kind's parts: k of a router, hidden of an expert. A part that is not there yet
+    becomes the kind that takes most of the fields. Changes `values`; returns the fields that no part takes."""
+    for name, kinds in _parts(kind).items():
+        held = values.get(name)
+        options = [type(held)] if held else [option for option in Spec.kinds.values() if issubclass(option, kinds)]
+        part = max(options, key=lambda option: len(given.keys() & set(field_names(option))))
+        taken = {each: value for each, value in given.items() if each in field_names(part)}
+        if taken and (held or required_fields(part) <= taken.keys()):
+            values[name] = rebuild(BlockCall(part.__name__, taken), held, near)
+            given = {each: value for each, value in given.items() if each not in taken}
+    return given
+
+
+def _apply_alias(call: BlockCall, values: Values) -> None:
+    """Give GQA's `values` the form that the alias stands for."""
+    if call.name == "SWA":
+        if values.get("window") is None:
+            raise UsageError("SWA needs a window: SWA(window=512)")
+        return
+    if "kv_heads" in call.given:
+        raise UsageError(f"{call.name} sets kv_heads itself; for another number write GQA(kv_heads=...)")
+    if "heads" in values:
+        values["kv_heads"] = values["heads"] if call.name == "MHA" else 1
+
+
+def _unknown_field(name: str, kind: type[Spec], field: str) -> UsageError:
+    inner = {  # a field of one of the kind's parts -> where to write it; the first part of several wins
+        each: f"{part}={option}({each}=...)"
+        for part, kinds in reversed(_parts(kind).items())
+        for option, of in reversed(Spec.kinds.items())
+        if issubclass(of, kinds)
+        for each in field_names(of)
+    }
+    close = get_close_matches(field, [*field_names(kind), *inner], n=1)
+    hint = f"; {inner[field]} has one" if field in inner else f"; did you mean {close[0]}?" if close else ""
+    return UsageError(f"{name} has no field {field!r}{hint} (fields: {', '.join(field_names(kind)) or 'none'})")
+
+
+def _example(kinds: tuple[type[Spec], ...] | None) -> str:
+    """A value to show for a missing field: for a part, the first kind it may be."""
+    return next((f"{name}(...)" for name, kind in Spec.kinds.items() if kinds and issubclass(kind, kinds)), "...")
+
+
+def _first(kind: type[Spec] | tuple[type[Spec], ...], near: tuple[Spec, ...]) -> Spec | None:
+    return next((node for spec in near for node in spec.walk() if isinstance(node, kind)), None)
+
+
+# Features: optional fields in use.
 
 
 def dropped_features(old: Spec, new: Spec) -> Iterator[str]:
@@ -105,28 +154,23 @@ def dropped_features(old: Spec, new: Spec) -> Iterator[str]:
 
 
 def features(spec: Spec) -> dict[str, str]:
-    """The optional fields of a block that are in use, by name, as a reader calls them."""
-    values = _values(spec)
-    used = [
-        name for name, value in values.items() if name not in _required(type(spec)) and value != _default(spec, name)
-    ]
-    terms = {name: _term(name, values) for name in used}
-    return {name: term for name, term in terms.items() if term}
+    """The optional fields of a block that are in use: field name -> its term."""
+    values, required = _values(spec), required_fields(type(spec))
+    optional = [each for each in fields(spec) if each.name in values and each.name not in required]
+    used = [each.name for each in optional if values[each.name] != _default(each)]
+    return {name: term for name in used if (term := _term(name, values))}
 
 
 def _term(name: str, values: Values) -> str:
-    """A field as a reader calls it: by TERMS, where the block has what the term names, else by its own name."""
-    try:
-        if name in TERMS:
-            return TERMS[name].format(**values)
-    except KeyError:
-        pass
-    off = values[name] is False or values[name] is None  # by default it is on
+    """The term for a field: from TERMS, where the block has the fields that it refers to, else the field's name."""
+    with suppress(KeyError):
+        return TERMS[name].format(**values)
+    off = values[name] is False or values[name] is None  # on by default
     return f"no {name.replace('_', ' ')}" if off else name.replace("_", " ")
 
 
 def _amount(value: Any) -> str:
-    """What stands behind a term to say how much of it, or which: "" of what is there or is not."""
+    """The value of a feature as text after its term; "" for a switch or a block."""
     if value is None or isinstance(value, bool | Spec):
         return ""
     if isinstance(value, tuple | list):
@@ -134,78 +178,30 @@ def _amount(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+# Fields of a kind.
+
+
 def field_names(kind: type[Spec]) -> list[str]:
-    """The fields that a kind is made of."""
+    """The fields that a kind is constructed from."""
     return [field.name for field in fields(kind) if field.init]
 
 
-def _hand_down(kind: type[Spec], values: Values, given: Values, near: tuple[Spec, ...]) -> Values:
-    """Fields that the kind itself has not go to the parts it is made of: k to a router, hidden to an expert. A part of
-    which there is none yet becomes the kind that takes most of them. Returns what nobody takes."""
-    for name, takes in _parts(kind).items():
-        held = values.get(name)
-        options = [type(held)] if held else [option for option in Spec.kinds.values() if issubclass(option, takes)]
-        part = max(options, key=lambda option: len(given.keys() & set(field_names(option))))
-        taken = {each: value for each, value in given.items() if each in field_names(part)}
-        if taken and (held or _required(part) <= taken.keys()):
-            values[name] = rebuild(Call(part.__name__, taken), held, near)
-            given = {each: value for each, value in given.items() if each not in taken}
-    return given
+def _values(spec: Spec) -> Values:
+    return {name: getattr(spec, name) for name in field_names(type(spec))}
 
 
-def _move(call: Call, values: Values) -> None:
-    """To the point of GQA that the word stands for."""
-    if call.word == "SWA":
-        if values.get("window") is None:
-            raise UsageError("SWA needs a window: SWA(window=512)")
-        return
-    if "kv_heads" in call.given:
-        raise UsageError(f"{call.word} sets kv_heads itself; for another number write GQA(kv_heads=...)")
-    if "heads" in values:
-        values["kv_heads"] = values["heads"] if call.word == "MHA" else 1
-
-
-def _no_field(word: str, kind: type[Spec], name: str) -> UsageError:
-    inner = [
-        (each, f"{part}={option}({each}=...)")
-        for part, takes in _parts(kind).items()
-        for option, its in Spec.kinds.items()
-        if issubclass(its, takes)
-        for each in field_names(its)
-    ]
-    elsewhere = next((f"; {written} has one" for each, written in inner if each == name), "")
-    close = get_close_matches(name, [*field_names(kind), *(each for each, _ in inner)], n=1)
-    meant = elsewhere or (f"; did you mean {close[0]}?" if close else "")
-    return UsageError(f"{word} has no field {name!r}{meant} (fields: {', '.join(field_names(kind)) or 'none'})")
-
-
-def _example(takes: tuple[type[Spec], ...] | None) -> str:
-    """A value to show for a field: of a part, the first kind it may be of."""
-    return next((f"{name}(...)" for name, kind in Spec.kinds.items() if takes and issubclass(kind, takes)), "...")
-
-
-def _first(kind: type[Spec] | tuple[type[Spec], ...], near: tuple[Spec, ...]) -> Spec | None:
-    return next((node for spec in near for node in spec.walk() if isinstance(node, kind)), None)
-
-
-def _values(spec: Spec | None) -> Values:
-    return {name: getattr(spec, name) for name in field_names(type(spec))} if spec else {}
-
-
-def _required(kind: type[Spec]) -> set[str]:
-    """The fields that must be given."""
+def required_fields(kind: type[Spec]) -> set[str]:
+    """The fields without a default."""
     return {each.name for each in fields(kind) if each.init and each.default is each.default_factory is MISSING}
 
 
-def _default(spec: Spec, name: str) -> Any:
-    """What a field is if nobody gives it."""
-    field = next(each for each in fields(spec) if each.name == name)
+def _default(field: Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 @cache
 def _parts(kind: type[Spec]) -> dict[str, tuple[type[Spec], ...]]:
-    """The required fields of a kind that hold one block, and what each takes."""
-    hints = {name: hint for name, hint in get_type_hints(kind).items() if name in _required(kind)}
-    takes = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
-    return {name: of for name, of in takes.items() if all(isinstance(t, type) and issubclass(t, Spec) for t in of)}
+    """The required fields of a kind that hold one block, and the kinds that each may hold."""
+    hints = {name: hint for name, hint in get_type_hints(kind).items() if name in required_fields(kind)}
+    kinds = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
+    return {name: of for name, of in kinds.items() if all(isinstance(t, type) and issubclass(t, Spec) for t in of)}

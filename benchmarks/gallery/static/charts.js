@@ -1,19 +1,19 @@
-// The charts: Vega is handed the rows of the picked models, and draws once a chart comes into view.
+// The charts: Vega gets the rows of the selected models, and draws a chart once it comes into view.
 
 const SPECS = JSON.parse(byId("specs").textContent);
-const QUIET = {mode: "vega", actions: false, defaultStyle: false};
-const drawn = new Map(); // chart -> the promise of what was drawn last
+const EMBED_OPTIONS = {mode: "vega", actions: false, defaultStyle: false};
+const drawn = new Map(); // chart -> the promise of its last drawing
 
-const picked = () => [...document.querySelectorAll("#picker input:checked")].map(input => input.value);
+const selectedModels = () => [...document.querySelectorAll("#picker input:checked")].map(input => input.value);
 
 function records(name, names) {
   const {columns, rows} = DATA.tables[name];
   const all = rows.map(values => Object.fromEntries(columns.map((column, i) => [column, values[i]])));
-  const about = ["model", "less", "more"].filter(column => columns.includes(column));
-  return name === "measured" ? all : all.filter(each => about.every(column => names.includes(each[column])));
+  const modelColumns = ["model", "smaller", "larger"].filter(column => columns.includes(column));
+  return name === "measured" ? all : all.filter(each => modelColumns.every(column => names.includes(each[column])));
 }
 
-function settings() {
+function chartParams() {
   const device = DATA.devices[byId("chart-device").value];
   return {
     batch: Number(byId("kv-batch").value), itemsize: DATA.dtypes[byId("kv-dtype").value],
@@ -21,12 +21,12 @@ function settings() {
   };
 }
 
-// A chart's Vega with its rows, parameters, colours and width filled in.
-function filled(name, width) {
-  const spec = structuredClone(SPECS[name].vega), names = picked(), set = settings();
+// A chart's Vega specification with its rows, parameters, colours and width.
+function chartSpec(name, width) {
+  const spec = structuredClone(SPECS[name].vega), names = selectedModels(), params = chartParams();
   for (const table of SPECS[name].tables) spec.data.find(data => data.name === table).values = records(table, names);
   for (const signal of spec.signals || []) {
-    if (signal.name in set) signal.value = set[signal.name];
+    if (signal.name in params) signal.value = params[signal.name];
     if (signal.name === "child_width") signal.value = Math.max(140, width - 190);
   }
   const colour = spec.scales.find(scale => scale.name === "color");
@@ -37,7 +37,7 @@ function filled(name, width) {
   return spec;
 }
 
-// What colours stand for, as text that wraps: a picture that is saved has it inside.
+// The legend of the colours as HTML, which wraps; in a saved picture Vega draws it.
 function legend(spec, figure) {
   const {domain, range} = spec.scales.find(scale => scale.name === "color");
   if (!Array.isArray(domain)) return;
@@ -46,26 +46,26 @@ function legend(spec, figure) {
     make("li", {}, make("span", {style: `background:${range[i]}`}), name)));
 }
 
-// The rings of the first chart, for those who cannot point at them.
+// The crossings of the first chart as text, for readers who cannot point at a ring.
 function crossings() {
-  const found = records("crossings", picked()).sort((a, b) => a.context - b.context);
-  byId("crossings").replaceChildren(...found.map(({less, more, context}) =>
-    make("li", {}, `From ${context.toLocaleString("en")} tokens on ${less} has the smaller cache, and no longer ${more}.`)));
+  const rows = records("crossings", selectedModels()).sort((a, b) => a.context - b.context);
+  byId("crossings").replaceChildren(...rows.map(({smaller, larger, context}) =>
+    make("li", {}, `From ${context.toLocaleString("en")} tokens on, ${smaller} has a smaller cache than ${larger}.`)));
 }
 
 function draw(figure) {
   const plot = figure.querySelector(".plot"), name = figure.dataset.chart;
   if (!plot) return;
-  const before = drawn.get(name), spec = filled(name, plot.clientWidth);
+  const before = drawn.get(name), spec = chartSpec(name, plot.clientWidth);
   legend(spec, figure);
   if (name === "kv") crossings();
-  drawn.set(name, vegaEmbed(plot, spec, {...QUIET, renderer: "svg", tooltip}).then(async made => {
+  drawn.set(name, vegaEmbed(plot, spec, {...EMBED_OPTIONS, renderer: "svg", tooltip}).then(async result => {
     (await before)?.finalize();
-    plot.setAttribute("role", "img"); // with the heading as its name: axes read out one by one say nothing
+    plot.setAttribute("role", "img"); // named by its heading: axes read out one by one are of no use
     for (const name of ["aria-label", "aria-roledescription"]) plot.removeAttribute(name);
     if (plot.scrollWidth > plot.clientWidth) plot.tabIndex = 0; // so that a keyboard can scroll it
     else plot.removeAttribute("tabindex");
-    return made;
+    return result;
   }));
   return drawn.get(name);
 }
@@ -93,18 +93,18 @@ function csv(name) {
   return [columns, ...rows].map(values => values.map(quoted).join(",")).join("\n") + "\n";
 }
 
-// A picture on its own has no page to take colours from.
+// A saved picture cannot take colours from the page's style sheet.
 async function picture(name, kind) {
-  const look = getComputedStyle(document.documentElement);
-  const text = JSON.stringify(filled(name, 720)).replace(/var\((--\w+)\)/g, (_, colour) => look.getPropertyValue(colour).trim());
-  const spec = {...JSON.parse(text), background: look.getPropertyValue("--paper").trim()};
-  const {view} = await vegaEmbed(make("div"), spec, {...QUIET, renderer: "none"});
+  const pageStyle = getComputedStyle(document.documentElement);
+  const text = JSON.stringify(chartSpec(name, 720)).replace(/var\((--\w+)\)/g, (_, colour) => pageStyle.getPropertyValue(colour).trim());
+  const spec = {...JSON.parse(text), background: pageStyle.getPropertyValue("--paper").trim()};
+  const {view} = await vegaEmbed(make("div"), spec, {...EMBED_OPTIONS, renderer: "none"});
   if (kind === "svg") return new Blob([await view.toSVG()], {type: "image/svg+xml"});
   const canvas = await view.toCanvas(2);
   return new Promise(resolve => canvas.toBlob(resolve));
 }
 
-async function saving(figure, kind) {
+async function saveChart(figure, kind) {
   const name = figure.dataset.chart, table = SPECS[name].tables[0];
   save(kind === "csv" ? table : name, kind === "csv" ? new Blob([csv(table)], {type: "text/csv"}) : await picture(name, kind), kind);
 }
@@ -120,22 +120,22 @@ function startCharts() {
   options(byId("kv-dtype"), Object.keys(DATA.dtypes).map(name => [name, name]), "bfloat16");
   options(byId("chart-device"), Object.entries(DATA.devices).map(([key, device]) => [key, device.name]), "h100");
   const figures = [...document.querySelectorAll(".chart")];
-  const again = () => figures.filter(figure => drawn.has(figure.dataset.chart)).forEach(draw);
-  for (const id of ["picker", "kv-batch", "kv-dtype", "chart-device"]) byId(id).addEventListener("change", again);
-  const watch = new IntersectionObserver(entries => entries.filter(entry => entry.isIntersecting).forEach(entry => {
-    watch.unobserve(entry.target);
+  const redraw = () => figures.filter(figure => drawn.has(figure.dataset.chart)).forEach(draw);
+  for (const id of ["picker", "kv-batch", "kv-dtype", "chart-device"]) byId(id).addEventListener("change", redraw);
+  const observer = new IntersectionObserver(entries => entries.filter(entry => entry.isIntersecting).forEach(entry => {
+    observer.unobserve(entry.target);
     draw(entry.target);
   }), {rootMargin: "600px"});
-  let waiting, width = innerWidth;
+  let timer, width = innerWidth;
   addEventListener("resize", () => {
-    if (innerWidth === width) return; // a phone's bars came or went
+    if (innerWidth === width) return; // only a phone's browser bars appeared or disappeared
     width = innerWidth;
-    clearTimeout(waiting);
-    waiting = setTimeout(again, 150);
+    clearTimeout(timer);
+    timer = setTimeout(redraw, 150);
   });
   for (const figure of figures) {
-    watch.observe(figure);
-    for (const button of figure.querySelectorAll("[data-save]")) button.addEventListener("click", () => saving(figure, button.dataset.save));
+    observer.observe(figure);
+    for (const button of figure.querySelectorAll("[data-save]")) button.addEventListener("click", () => saveChart(figure, button.dataset.save));
   }
 }
 

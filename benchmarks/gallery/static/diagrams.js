@@ -1,6 +1,6 @@
-// The cards, and two diagrams side by side.
+// The cards of the architectures, and two diagrams side by side.
 
-// A copy of a model's diagram. Its ids get a prefix, since several copies may stand in the page.
+// A copy of a model's diagram. Its ids get a prefix, because the page may hold several copies.
 function diagram(name, prefix) {
   const template = [...document.querySelectorAll("template")].find(each => each.dataset.diagram === name);
   const copy = template.content.firstElementChild.cloneNode(true);
@@ -16,7 +16,7 @@ function drawing(svg, label) {
 
 function card(family) {
   const select = make("select", {"aria-label": `Size of ${family.title}`});
-  options(select, family.sizes.map(name => [name, name]), family.typical);
+  options(select, family.models.map(name => [name, name]), family.typical);
   const place = make("div");
   const draw = () => place.replaceChildren(drawing(diagram(select.value, `card-${family.name}-`), `Diagram of ${select.value}`));
   select.addEventListener("change", draw);
@@ -28,7 +28,7 @@ function card(family) {
 
 function marked(name, other, prefix) {
   const svg = diagram(name, prefix), elements = svg.querySelectorAll("*");
-  for (const i of MODELS.get(name).marks[DATA.models.findIndex(model => model.name === other)])
+  for (const i of MODELS.get(name).differing[DATA.models.findIndex(model => model.name === other)])
     elements[i].classList.add("differs");
   return svg;
 }
@@ -36,38 +36,38 @@ function marked(name, other, prefix) {
 function table(caption, heads, rows) {
   const right = rows[0]?.querySelector(".number") ? "number" : "";
   const head = make("thead", {}, make("tr", {}, ...heads.map((text, i) => make("th", {scope: "col", class: i ? right : ""}, text))));
-  const found = make("table", {}, make("caption", {}, caption), head, make("tbody", {}, ...rows));
-  return make("div", {class: "scroll", tabindex: "0", role: "group", "aria-label": caption}, found);
+  const element = make("table", {}, make("caption", {}, caption), head, make("tbody", {}, ...rows));
+  return make("div", {class: "scroll", tabindex: "0", role: "group", "aria-label": caption}, element);
 }
 
-// The fields that differ, in the order of the first model's spec.
+// The fields that differ, with the first model's value first.
 function differences(first, second) {
   const {strings, differences} = DATA.comparisons;
-  const straight = differences[`${first} ${second}`];
-  const rows = straight || differences[`${second} ${first}`] || [];
-  return rows.map(places => places.map(place => strings[place]))
-    .map(([field, value, other]) => (straight ? [field, value, other] : [field, other, value]));
+  const inOrder = differences[`${first} ${second}`];
+  const rows = inOrder || differences[`${second} ${first}`] || [];
+  return rows.map(indices => indices.map(index => strings[index]))
+    .map(([field, value, other]) => (inOrder ? [field, value, other] : [field, other, value]));
 }
 
 function costs(first, second) {
-  const show = (value, unit) => (unit === "bytes" ? size(value) : unit === "FLOPs" ? flops(value) : count(value));
-  const [mine, others] = [first, second].map(name => MODELS.get(name).costs);
-  return DATA.comparisons.costs.map(([figure, unit], i) => [figure, unit, mine[i], others[i]])
+  const format = (value, unit) => ({bytes: formatBytes, FLOPs: formatFlops}[unit] || formatCount)(value);
+  const [ours, others] = [first, second].map(name => MODELS.get(name).costs);
+  return DATA.comparisons.costs.map(([figure, unit], i) => [figure, unit, ours[i], others[i]])
     .filter(([, , a, b]) => a !== b)
-    .map(([figure, unit, a, b]) => row(figure, [number(show(a, unit)), number(show(b, unit)), number(a ? (b / a).toPrecision(3) : "")]));
+    .map(([figure, unit, a, b]) => row(figure, [numberCell(format(a, unit)), numberCell(format(b, unit)), numberCell(a ? (b / a).toPrecision(3) : "")]));
 }
 
 function compare() {
   const first = byId("first").value, second = byId("second").value;
   byId("diagrams").replaceChildren(...[[first, second, "first-"], [second, first, "second-"]].map(([name, other, prefix]) =>
-    make("figure", {}, drawing(marked(name, other, prefix), `Diagram of ${name}, marked where ${other} differs`))));
+    make("figure", {}, drawing(marked(name, other, prefix), `Diagram of ${name}, with differences from ${other} marked`))));
   const fields = differences(first, second).map(([field, a, b]) => row(field, [a ?? "", b ?? ""]));
   const figures = costs(first, second);
-  const told = DATA.comparisons.caches[`${first} ${second}`] || DATA.comparisons.caches[`${second} ${first}`] || "";
-  const under = make("p", {class: "note"}, `At ${tokens(DATA.comparisons.context)} tokens of context and bfloat16; ceilings on one ${DATA.comparisons.device}. Smaller cache: ${told || "both are the same."}`);
-  const left = fields.length ? table("What differs", ["field", first, second], fields) : make("p", {}, "Nothing differs in their specs.");
-  const right = figures.length ? table("What it costs", ["cost", first, second, "ratio"], figures) : make("p", {}, "They cost the same.");
-  byId("differences").replaceChildren(make("div", {}, left), make("div", {}, right, under));
+  const smaller = DATA.comparisons.caches[`${first} ${second}`] || DATA.comparisons.caches[`${second} ${first}`] || "";
+  const note = make("p", {class: "note"}, `At ${formatTokens(DATA.comparisons.context)} tokens of context, in bfloat16; ceilings on one ${DATA.comparisons.device}. Smaller cache: ${smaller || "both are equal."}`);
+  const left = fields.length ? table("What differs", ["field", first, second], fields) : make("p", {}, "Their specs are equal.");
+  const right = figures.length ? table("What it costs", ["cost", first, second, "ratio"], figures) : make("p", {}, "Their costs are equal.");
+  byId("differences").replaceChildren(make("div", {}, left), make("div", {}, right, note));
   byId("compare-code").textContent = `python -m benchmarks compare ${first} ${second}`;
   byId("compared").textContent = `${first} and ${second}: ${fields.length} fields differ.`;
   for (const button of byId("pairs").children)

@@ -1,33 +1,33 @@
-// How values are shown, as zoo/cli/terminal.py shows them, and making elements.
+// Formatting values as zoo/units.py does, and creating elements.
 
 const digits = number => (number >= 100 || number === Math.trunc(number) ? 0 : number >= 10 ? 1 : 2);
-const three = number => fixed(number, digits(number));
+const threeDigits = number => fixed(number, digits(number));
 
-// toFixed, but halves to the even digit, as Python has it. Only eighths can lie right in the middle of two or fewer places.
+// toFixed, but rounding halves to the even digit, as Python does. With at most two places only eighths can be halves.
 function fixed(number, places) {
   const scaled = number * 10 ** places, below = Math.floor(scaled);
   const half = Number.isInteger(8 * number) && scaled - below === 0.5;
   return half && below % 2 === 0 ? (below / 10 ** places).toFixed(places) : number.toFixed(places);
 }
 
-function count(number) {
+function formatCount(number) {
   for (const [unit, name] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]])
-    if (number >= unit) return three(number / unit) + name;
-  return three(number);
+    if (number >= unit) return threeDigits(number / unit) + name;
+  return threeDigits(number);
 }
 
-function size(bytes) {
+function formatBytes(bytes) {
   for (const [unit, name] of [[2 ** 40, "TiB"], [2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]])
-    if (bytes >= unit) return `${three(bytes / unit)} ${name}`;
+    if (bytes >= unit) return `${threeDigits(bytes / unit)} ${name}`;
   return `${bytes} B`;
 }
 
-const flops = number => count(number).replace("B", "G");
+const formatFlops = number => formatCount(number).replace("B", "G");
 
-const tokens = number =>
+const formatTokens = number =>
   number % 2 ** 20 === 0 ? `${number / 2 ** 20}M` : number % 1024 === 0 ? `${number / 1024}k` : number.toLocaleString("en");
 
-function change(before, after) {
+function formatChange(before, after) {
   if (before === after) return "the same";
   const percent = 100 * (after / before - 1);
   return `${percent > 0 ? "+" : "−"}${Math.abs(percent) < 10 ? Math.abs(percent).toPrecision(2) : Math.abs(percent).toFixed(0)}%`;
@@ -47,33 +47,33 @@ function row(name, cells) {
   return make("tr", {}, make("th", {scope: "row"}, name), ...cells.map(cell => cell instanceof Element ? cell : make("td", {}, cell)));
 }
 
-const number = text => make("td", {class: "number"}, text);
+const numberCell = text => make("td", {class: "number"}, text);
 
 function options(select, values, chosen) {
   select.replaceChildren(...values.map(([value, label]) => make("option", {value}, label)));
   if (chosen !== undefined) select.value = chosen;
 }
 
-// All models in a select, those of one architecture together.
+// All models in a select, grouped by architecture.
 function modelOptions(select, chosen) {
   select.replaceChildren(...DATA.families.map(family =>
-    make("optgroup", {label: family.title}, ...family.sizes.map(name => make("option", {value: name}, name)))));
+    make("optgroup", {label: family.title}, ...family.models.map(name => make("option", {value: name}, name)))));
   select.value = chosen;
 }
 
-// A range over a list of values, shown in words beside it; calls back with the value.
+// A slider over a list of values, with the value as text beside it; `changed` is called after each move.
 function slider(id, values, chosen, show, changed) {
   const input = byId(id), shown = byId(`${id}-shown`);
   input.min = 0; input.max = values.length - 1; input.value = values.indexOf(chosen);
-  const tell = () => {
+  const showValue = () => {
     const text = show(values[input.value]);
     shown.textContent = text;
     input.setAttribute("aria-valuetext", text);
   };
-  input.addEventListener("input", () => { tell(); changed(); });
-  tell();
+  input.addEventListener("input", () => { showValue(); changed(); });
+  showValue();
   return {
     get value() { return values[input.value]; },
-    set value(value) { input.value = values.indexOf(value); tell(); },
+    set value(value) { input.value = values.indexOf(value); showValue(); },
   };
 }

@@ -14,9 +14,9 @@ import torch
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.analytic import compare, roofline
-from benchmarks.analytic.kv import Setting
+from benchmarks.analytic.compare import PAIRS
+from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import Model, one, swapped
-from benchmarks.commands.compare import PAIRS
 from zoo.cli.runner import exit_code
 from zoo.swaps.grammar import apply_swap
 
@@ -29,7 +29,7 @@ def differences(first: Model, second: Model) -> dict[str, tuple[str | None, str 
 
 
 def figures(first: Model, second: Model, context: int = 4096) -> dict[str, dict[str, Any]]:
-    rows = compare.figure_rows(first, second, context, Setting(), H100)
+    rows = compare.figure_rows(first, second, context, InferenceConfig(), H100)
     return {row["figure"]: row for row in rows}
 
 
@@ -39,12 +39,12 @@ def test_a_model_does_not_differ_from_itself() -> None:
         assert figures(one(name), one(name)) == {}
 
 
-def test_any_two_specs_that_differ_have_a_row_and_it_tells_two_things_apart() -> None:
+def test_any_two_specs_that_differ_have_a_row_of_two_different_values() -> None:
     for a, b in combinations(map(one, zoo.names()), 2):
         rows = differences(a, b)
         assert bool(rows) == (a.spec != b.spec), (a.name, b.name)
         assert all(value != other for value, other in rows.values()), (a.name, b.name)
-        assert {field: told[::-1] for field, told in rows.items()} == differences(b, a)
+        assert {field: values[::-1] for field, values in rows.items()} == differences(b, a)
 
 
 SWAPS = {
@@ -63,7 +63,7 @@ def test_a_swap_shows_as_the_fields_it_changes(text: str) -> None:
     assert differences(model, swapped(model, [text])) == SWAPS[text]
 
 
-def test_specs_that_the_same_words_stand_for_are_told_by_all_their_fields() -> None:
+def test_specs_with_equal_descriptions_are_shown_with_all_their_fields() -> None:
     model = one("gpt-oss-20b")
     other = swapped(model, ["YarnScaling(truncate=true)"])
     assert model.spec.layers[0].mixer.describe() == other.spec.layers[0].mixer.describe()
@@ -103,10 +103,10 @@ def test_figures_are_the_specs_own() -> None:
     expected = {
         "parameters": (a.params(), b.params()),
         "KV cache, fixed": (0, 436_207_616),
-        "KV cache, each token": (131_072, 81_920),
+        "KV cache per token": (131_072, 81_920),
         "KV cache at 128k": (a.kv_bytes(131_072), b.kv_bytes(131_072)),
-        "decode, FLOPs a token": (a.flops(999, 1), b.flops(999, 1)),
-        "prefill, FLOPs a token": (a.flops(0, 1000, logits=1) / 1000, b.flops(0, 1000, logits=1) / 1000),
+        "decode, FLOPs per token": (a.flops(999, 1), b.flops(999, 1)),
+        "prefill, FLOPs per token": (a.flops(0, 1000, logits=1) / 1000, b.flops(0, 1000, logits=1) / 1000),
     }
     for figure, (x, y) in expected.items():
         assert (found[figure]["value"], found[figure]["other"]) == (x, y)

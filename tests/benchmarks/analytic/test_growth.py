@@ -18,7 +18,7 @@ SMALL = zoo.spec("gemma3-1b", tiny=True)
 
 @dataclass(frozen=True)
 class Kept:
-    """One layer: bytes a token, and a window."""
+    """One layer: bytes per token, and a window."""
 
     size: int
     window: int | None
@@ -30,8 +30,8 @@ class Kept:
 layers = st.lists(st.builds(Kept, st.integers(1, 5), st.none() | st.integers(1, 12)), min_size=1, max_size=5)
 
 
-def plan(kept: list[Kept]) -> zoo.Decoder:
-    """A decoder whose layers keep so much: in bfloat16, `size` heads of 2 numbers, keys and values."""
+def decoder(kept: list[Kept]) -> zoo.Decoder:
+    """A decoder with these caches: in bfloat16, keys and values of `size` heads of 2 elements."""
     layer = SMALL.layers[0]
     attn = layer.mixer
     assert isinstance(attn, zoo.GQA)
@@ -40,7 +40,7 @@ def plan(kept: list[Kept]) -> zoo.Decoder:
 
 
 def bytes_at(kept: list[Kept], context: int) -> int:
-    return sum(8 * each.at(context) for each in kept)  # 2 streams x 2 numbers x 2 bytes
+    return sum(8 * each.at(context) for each in kept)  # 2 streams x 2 elements x 2 bytes
 
 
 def value(growth: list[Piece], context: int) -> int:
@@ -49,11 +49,11 @@ def value(growth: list[Piece], context: int) -> int:
 
 @given(layers)
 def test_pieces_are_the_cache_at_every_context(kept: list[Kept]) -> None:
-    growth = pieces(plan(kept), BF16)
+    growth = pieces(decoder(kept), BF16)
     for context in range(30):
         assert value(growth, context) == bytes_at(kept, context)
     for context in range(1, 30):
-        assert value(growth, context) == plan(kept).kv_bytes(context)
+        assert value(growth, context) == decoder(kept).kv_bytes(context)
 
 
 @given(layers, layers)
@@ -64,14 +64,14 @@ def test_changes_are_those_of_a_search(first: list[Kept], second: list[Kept]) ->
         sign = (difference > 0) - (difference < 0)
         if not found or found[-1].sign != sign:
             found.append(Change(context, sign))
-    assert changes(pieces(plan(first), BF16), pieces(plan(second), BF16)) == found
+    assert changes(pieces(decoder(first), BF16), pieces(decoder(second), BF16)) == found
 
 
 @given(layers, st.integers(-10, 900))
 def test_the_longest_context_is_that_of_a_search(kept: list[Kept], free: int) -> None:
     fits = [context for context in range(400) if bytes_at(kept, context) <= free]
     expected = None if len(fits) == 400 else max(fits, default=0)
-    assert longest(pieces(plan(kept), BF16), free) == expected
+    assert longest(pieces(decoder(kept), BF16), free) == expected
 
 
 def test_two_models_of_the_zoo_cross_where_a_search_finds_it() -> None:

@@ -9,11 +9,9 @@ import pytest
 import torch
 
 import zoo
-from benchmarks.analytic import kv
-from benchmarks.analytic.kv import Setting
+from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row, usual_formula_bytes
 from benchmarks.analytic.models import Model, chosen, one
-from benchmarks.analytic.naive import naive_bytes
-from benchmarks.commands.kv import when
+from benchmarks.output.show import smaller_at
 from zoo.core.cache import Cache
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -28,14 +26,14 @@ def test_every_published_model_has_golden_integers() -> None:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_bytes_are_the_golden_ones(name: str) -> None:
-    rows = kv.cache_rows([one(name)], list(CONTEXTS.values()), Setting())
+    rows = [cache_row(one(name), context, InferenceConfig()) for context in CONTEXTS.values()]
     assert [row["kv_bytes"] for row in rows] == [GOLDEN[name][key] for key in CONTEXTS]
     assert {row["kv_fixed_bytes"] for row in rows} == {GOLDEN[name]["fixed_bytes"]}
     assert {row["kv_bytes_per_token"] for row in rows} == {GOLDEN[name]["bytes_per_token"]}
 
 
 def test_batch_and_dtype_multiply() -> None:
-    (row,) = kv.cache_rows([one("gemma3-27b")], [32_768], Setting(batch=8, cache=torch.float8_e4m3fn))
+    row = cache_row(one("gemma3-27b"), 32_768, InferenceConfig(batch=8, cache=torch.float8_e4m3fn))
     assert row["kv_bytes"] == 8 * GOLDEN["gemma3-27b"]["bytes_32k"] // 2
     assert row["kv_bytes_per_token"] == GOLDEN["gemma3-27b"]["bytes_per_token"] // 2
     assert (row["batch"], row["cache_dtype"]) == (8, "float8_e4m3fn")
@@ -46,7 +44,7 @@ def test_a_full_size_cache_allocates_what_is_printed(name: str) -> None:
     """Without the weights, which the cache does not depend on: small ones in memory, the others on the meta device."""
     spec = zoo.spec(name)
     device = torch.device("cpu" if spec.kv_bytes(4096) < 200e6 else "meta")
-    (row,) = kv.cache_rows([one(name)], [4096], Setting(batch=2))
+    row = cache_row(one(name), 4096, InferenceConfig(batch=2))
     stored = [layer.cache_spec() for layer in spec.layers]
     assert Cache(stored, 2, 4096, torch.bfloat16, device).nbytes == row["kv_bytes"]
 
@@ -55,33 +53,32 @@ def test_some_full_size_caches_are_allocated_in_memory() -> None:
     assert sum(zoo.spec(name).kv_bytes(4096) < 200e6 for name in zoo.names()) >= 5
 
 
-# Figures that others printed for the same models, in bytes a token: windows ignored, head_dim taken for dim / heads.
-NAIVE = {"gemma3-27b": 2 * 62 * 16 * 168 * 2, "qwen3-0.6b": 2 * 28 * 8 * 64 * 2, "gpt-oss-20b": 2 * 24 * 8 * 45 * 2}
+# Figures that others printed for the same models, in bytes per token: windows ignored, head_dim taken for dim / heads.
+USUAL = {"gemma3-27b": 2 * 62 * 16 * 168 * 2, "qwen3-0.6b": 2 * 28 * 8 * 64 * 2, "gpt-oss-20b": 2 * 24 * 8 * 45 * 2}
 
 
-@pytest.mark.parametrize("name", NAIVE)
-def test_the_naive_figure_is_that_of_other_calculators(name: str) -> None:
-    assert naive_bytes(zoo.spec(name), 1000, 3, torch.bfloat16) == 3000 * NAIVE[name]
+@pytest.mark.parametrize("name", USUAL)
+def test_the_usual_formula_gives_the_figures_of_other_calculators(name: str) -> None:
+    assert usual_formula_bytes(zoo.spec(name), 1000, 3, torch.bfloat16) == 3000 * USUAL[name]
 
 
-def test_for_mla_the_naive_figure_expands_the_latent() -> None:
-    (row,) = kv.cache_rows([one("deepseek-v3")], [1000], Setting())
-    assert row["naive_kv_bytes"] == 1000 * 4_997_120
-    assert row["naive_error"] == pytest.approx(4_997_120 / 70_272 - 1)
-    assert "expanded" in row["naive_rule"]
+def test_for_mla_the_usual_formula_expands_the_latent() -> None:
+    row = cache_row(one("deepseek-v3"), 1000, InferenceConfig())
+    assert row["usual_formula_kv_bytes"] == 1000 * 4_997_120
+    assert row["usual_formula_error"] == pytest.approx(4_997_120 / 70_272 - 1)
+    assert "expanded" in row["usual_formula"]
 
 
-def test_naive_is_right_where_nothing_is_special() -> None:
-    (row,) = kv.cache_rows([one("llama3.1-8b")], [5000], Setting())
-    assert row["naive_error"] == 0
+def test_the_usual_formula_is_right_for_plain_attention() -> None:
+    row = cache_row(one("llama3.1-8b"), 5000, InferenceConfig())
+    assert row["usual_formula_error"] == 0
 
 
-def fit(name: str, memory: int, **setting: object) -> dict[str, object]:
-    (row,) = kv.fit_rows([one(name)], memory, Setting(**setting))  # type: ignore[arg-type]
-    return row
+def fit(name: str, memory: int, **config: object) -> dict[str, object]:
+    return fit_row(one(name), memory, InferenceConfig(**config))  # type: ignore[arg-type]
 
 
-def test_what_fits_is_the_last_context_that_does() -> None:
+def test_the_context_that_fits_is_the_longest_that_does() -> None:
     spec = zoo.spec("qwen3-8b")
     row = fit("qwen3-8b", 24 * GIB, batch=3)
     longest = row["context_that_fits"]
@@ -100,12 +97,12 @@ def test_the_limit_is_the_weights_the_cache_or_the_models_own_context() -> None:
 
 def test_a_cache_that_stops_growing_fits_at_any_context() -> None:
     windowed = zoo.swap(zoo.spec("qwen3-0.6b"), zoo.GQA, zoo.spec("gemma3-1b").layers[0].mixer)
-    (row,) = kv.fit_rows([Model("windowed", windowed)], 80 * GIB, Setting())
+    row = fit_row(Model("windowed", windowed), 80 * GIB, InferenceConfig())
     assert (row["context_that_fits"], row["limit"]) == (None, "context")
 
 
 @pytest.mark.parametrize(
-    ("name", "against", "told"),
+    ("name", "against", "contexts"),
     [
         ("gemma3-27b", "llama3.1-8b", "from 8,875 on"),
         ("llama3.1-8b", "gemma3-27b", "up to 8,874"),
@@ -114,29 +111,29 @@ def test_a_cache_that_stops_growing_fits_at_any_context() -> None:
         ("llama3-8b", "llama3.1-8b", "never: both are the same"),
     ],
 )
-def test_crossings_in_words(name: str, against: str, told: str) -> None:
-    (row,) = kv.crossing_rows([one(name)], one(against), torch.bfloat16)
-    assert when(row) == told
+def test_crossings_as_text(name: str, against: str, contexts: str) -> None:
+    assert smaller_at(crossing_row(one(name), one(against), torch.bfloat16), name) == contexts
 
 
-def test_a_crossing_there_and_back_is_told_whole() -> None:
-    changes = [{"from_context": n, "less": less} for n, less in [(1, "a"), (10, None), (11, "b"), (20, "a"), (30, "b")]]
-    assert when({"model": "a", "against": "b", "changes": changes}) == "up to 9, 20 to 29"
-    assert when({"model": "b", "against": "a", "changes": changes}) == "11 to 19, from 30 on"
+def test_a_crossing_there_and_back_is_shown_whole() -> None:
+    smaller = [(1, "a"), (10, None), (11, "b"), (20, "a"), (30, "b")]
+    row = {"changes": [{"from_context": start, "smaller": model} for start, model in smaller]}
+    assert smaller_at(row, "a") == "up to 9, 20 to 29"
+    assert smaller_at(row, "b") == "11 to 19, from 30 on"
 
 
 def test_every_model_has_a_row_in_every_table() -> None:
-    models = chosen([])
-    for rows in (
-        kv.cache_rows(models, [4096], Setting()),
-        kv.fit_rows(models, 80 * GIB, Setting()),
-        kv.crossing_rows(models, one("llama3"), torch.bfloat16),
-    ):
-        assert [row["model"] for row in rows] == zoo.names()
+    for model in map(one, zoo.names()):
+        for row in (
+            cache_row(model, 4096, InferenceConfig()),
+            fit_row(model, 80 * GIB, InferenceConfig()),
+            crossing_row(model, one("llama3"), torch.bfloat16),
+        ):
+            assert row["model"] == model.name
 
 
-def test_a_swapped_model_is_held_against_its_original() -> None:
+def test_a_swapped_model_is_compared_with_its_original() -> None:
     _, windowed = chosen(["qwen3-8b"], ["GQA(window=4096)"])
-    (row,) = kv.crossing_rows([windowed], one("qwen3-8b"), torch.bfloat16)
-    assert [change["less"] for change in row["changes"]] == [None, "qwen3-8b*"]
-    assert when(row) == "from 4,097 on"
+    row = crossing_row(windowed, one("qwen3-8b"), torch.bfloat16)
+    assert [change["smaller"] for change in row["changes"]] == [None, "qwen3-8b*"]
+    assert smaller_at(row, "qwen3-8b*") == "from 4,097 on"

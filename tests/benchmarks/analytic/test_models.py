@@ -1,4 +1,4 @@
-"""Which models the words of a command line mean."""
+"""The models that a command line names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return inside
 
 
-def test_no_word_means_all() -> None:
+def test_no_name_means_all() -> None:
     assert names(chosen([])) == zoo.names()
     assert names(representatives([])) == list(families())
 
@@ -45,10 +45,10 @@ def test_a_family_means_its_sizes_and_is_measured_as_its_smallest(family: str) -
 
 
 def test_presets_and_hub_ids_mean_one_each_in_the_order_given_and_once() -> None:
-    words = ["qwen3-8b", "openai/gpt-oss-20b", "gemma3", "gemma3-1b"]
-    first, second, *gemmas = names(chosen(words))
+    given = ["qwen3-8b", "openai/gpt-oss-20b", "gemma3", "gemma3-1b"]
+    first, second, *gemmas = names(chosen(given))
     assert (first, second, gemmas) == ("qwen3-8b", "gpt-oss-20b", list(families()["gemma3"].SIZES))
-    assert names(representatives(words)) == ["qwen3-8b", "gpt-oss-20b", "gemma3", "gemma3-1b"]
+    assert names(representatives(given)) == ["qwen3-8b", "gpt-oss-20b", "gemma3", "gemma3-1b"]
 
 
 def test_a_folder_or_its_config_is_a_model_under_the_folders_name(folder: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_folder_or_its_config_is_a_model_under_the_folders_name(folder: Path) 
     assert chosen([str(folder)]) == chosen([f"{folder}/config.json"]) == representatives([f"{folder}/"]) == expected
 
 
-def test_a_preset_is_meant_even_where_a_folder_has_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preset_wins_over_a_folder_of_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     folder.rename("gemma3-1b")
     assert one("gemma3-1b").spec == zoo.spec("gemma3-1b")
@@ -64,7 +64,7 @@ def test_a_preset_is_meant_even_where_a_folder_has_its_name(folder: Path, monkey
     assert names(chosen(["gemma3-1b", "./gemma3-1b"])) == ["gemma3-1b", "./gemma3-1b"]
 
 
-def test_a_field_that_is_not_understood_can_be_vouched_for(folder: Path) -> None:
+def test_a_field_that_is_not_understood_can_be_ignored(folder: Path) -> None:
     config = PUBLISHED["qwen3-8b"]["config"] | {"novelty": 3}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(MalformedError, match=r"my-qwen/config\.json: .*novelty=3.*--ignore-field"):
@@ -72,7 +72,7 @@ def test_a_field_that_is_not_understood_can_be_vouched_for(folder: Path) -> None
     assert chosen([str(folder)], ignore_fields=["novelty"])[0].spec == zoo.spec("qwen3-8b")
 
 
-def test_what_is_no_model_says_why(folder: Path) -> None:
+def test_the_error_of_a_name_that_is_no_model_says_why(folder: Path) -> None:
     with pytest.raises(NotAvailable, match=r"there is no config\.json"):
         one(str(folder.parent))
     with pytest.raises(NotAvailable, match="neither a folder here nor the hub id"):
@@ -82,7 +82,7 @@ def test_what_is_no_model_says_why(folder: Path) -> None:
         one(str(folder))
 
 
-def test_an_unknown_word_is_told_its_nearest() -> None:
+def test_the_error_of_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"unknown model 'qwen4'; did you mean qwen3"):
         chosen(["llama3", "qwen4"])
 
@@ -97,7 +97,7 @@ def test_a_swap_adds_a_row_below_each_model() -> None:
         assert before == one(before.name)
 
 
-def test_what_a_swap_drops_is_told() -> None:
+def test_a_swap_says_which_features_it_drops() -> None:
     mla = "attn=MLA(q_rank=none, kv_rank=256, nope_dim=64, rope_dim=32, v_dim=64)"
     _, plain, _, sinks = chosen(["llama3.1-8b", "gpt-oss-20b"], [mla])
     assert plain.dropped is None

@@ -1,4 +1,5 @@
-"""Parts that add up, and a Hub total that is derived part by part from the layouts of the checkpoints."""
+"""Published facts, integers that were derived without this code (tests/data), parts that add up, and the Hub's totals,
+derived part by part from the layouts of the checkpoints."""
 
 from __future__ import annotations
 
@@ -6,24 +7,100 @@ import json
 import re
 from math import ceil, prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import zoo
-from benchmarks.analytic import hub, params
-from benchmarks.analytic.models import Model, chosen, one
+from benchmarks.analytic.models import Model, one
+from benchmarks.analytic.params import LAYER_PARTS, PARTS, claims, cost_row, layer_rows, longest_context, param_row
 from benchmarks.commands.params import reconciliation
 
 DATA = Path(__file__).resolve().parents[2] / "data"
+KV = json.loads((DATA / "kv_reference.json").read_text(encoding="utf-8"))
 PUBLISHED = json.loads((DATA / "published.json").read_text(encoding="utf-8"))
-ROWS = {row["model"]: row for row in params.rows(chosen([]))}
+ROWS = {name: param_row(one(name)) for name in zoo.names()}
 BESIDE = {name: {part["what"]: part["params"] for part in row["hub_beside"]} for name, row in ROWS.items()}
 
 
+def costs(name: str) -> dict[str, Any]:
+    return cost_row(one(name))
+
+
+@pytest.mark.parametrize("name", KV)
+def test_cache_bytes_are_the_derived_ones(name: str) -> None:
+    expected, found = KV[name], costs(name)
+    assert found["kv_fixed_bytes"] == expected["fixed_bytes"]
+    assert found["kv_bytes_per_token"] == expected["bytes_per_token"]
+    assert found["kv_bytes_32k"] == expected["bytes_32k"]
+    assert found["longest_context"] == expected["longest_context"]
+    assert found["kv_bytes_longest_context"] == expected["bytes_longest_context"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_the_published_ones(name: str) -> None:
+    expected, found = PUBLISHED[name], costs(name)
+    assert found["params"] == expected["total_parameters"]
+    assert found["hub"] == expected["repo_id"]
+    if "active_parameters" in expected:
+        published = found["publisher_active_params"]
+        assert (found["active_params"] if published is None else published) == expected["active_parameters"]
+    else:
+        routed = any(part.role == "router" for part in zoo.spec(name).walk())
+        assert (found["active_params"] < found["params"]) == routed
+        assert found["publisher_active_params"] is None
+
+
+def test_where_the_publisher_counts_otherwise_the_rule_explains_the_difference() -> None:
+    found = costs("gpt-oss-20b")
+    assert found["publisher_active_rule"] == "without the input embedding"
+    assert found["active_params"] - found["publisher_active_params"] == 201_088 * 2880
+
+
+# One token that sees 4,096, by hand: 2 x every matrix entry it meets, and 2 x 2 x width x keys in attention.
+FLOPS = {
+    "llama3.1-8b": 2 * 128_256 * 4096
+    + 32 * 2 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14_336)
+    + 32 * 4 * (32 * 128) * 4096,
+    "gemma3-270m": 2 * 262_144 * 640
+    + 18 * 2 * (2 * 640 * 1024 + 2 * 640 * 256 + 3 * 640 * 2048)
+    + 4 * (4 * 256) * (3 * 4096 + 15 * 512),
+    "gpt-oss-20b": 2 * 201_088 * 2880
+    + 24 * 2 * (2 * 2880 * 4096 + 2 * 2880 * 512 + 2880 * 32 + 4 * 3 * 2880 * 2880)
+    + 4 * (64 * 64) * (12 * 4096 + 12 * 128),
+    "deepseek-v3-671b": 2 * 129_280 * 7168
+    + 61 * 2 * (7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 * 128 * 256 + 128 * 128 * 7168)
+    + 61 * 2 * 128 * (576 + 512) * 4096
+    + 3 * 2 * 3 * 7168 * 18_432
+    + 58 * 2 * (7168 * 256 + 9 * 3 * 7168 * 2048),
+}
+
+
+@pytest.mark.parametrize("name", FLOPS)
+def test_flops_are_those_counted_by_hand(name: str) -> None:
+    assert costs(name)["flops_per_token_4k"] == FLOPS[name]
+
+
 @pytest.mark.parametrize("name", zoo.names())
-def test_the_parts_add_up(name: str) -> None:
+def test_every_row_is_consistent(name: str) -> None:
+    found = costs(name)
+    assert 0 < found["active_params"] <= found["params"]
+    assert found["longest_context"] == min(found["context"], 128 * 1024)
+    assert found["kv_bytes_longest_context"] >= found["kv_bytes_per_token"] * found["longest_context"]
+    assert sum(window["layers"] for window in found["windows"]) <= found["layers"]
+    assert (found["kv_fixed_bytes"] > 0) == bool(found["windows"])
+
+
+def test_a_model_without_a_context_is_shown_at_128k() -> None:
+    assert longest_context(None) == 131_072
+    assert longest_context(131_073) == 131_072
+    assert longest_context(4096) == 4096
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_parts_add_up_to_the_total(name: str) -> None:
     row = ROWS[name]
-    parts = sum(row[f"{part}_params"] for part in params.PARTS)
+    parts = sum(row[f"{part}_params"] for part in PARTS)
     assert parts + row["other_params"] == row["params"] == zoo.spec(name).params()
     assert row["other_params"] == 0
 
@@ -88,7 +165,7 @@ def test_the_older_reading_of_gpt_oss_adds_a_scale_for_every_32_weights(name: st
 
 
 @pytest.mark.parametrize(
-    ("name", "claims"),
+    ("name", "claimed"),
     [
         ("qwen3-0.6b", (600_000_000, None)),
         ("qwen3-30b-a3b", (30 * 10**9, 3 * 10**9)),
@@ -100,8 +177,8 @@ def test_the_older_reading_of_gpt_oss_adds_a_scale_for_every_32_weights(name: st
         ("nameless", (None, None)),
     ],
 )
-def test_what_a_name_claims(name: str, claims: tuple[int | None, int | None]) -> None:
-    assert hub.named(name) == claims
+def test_what_a_name_claims(name: str, claimed: tuple[int | None, int | None]) -> None:
+    assert claims(name) == claimed
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -115,18 +192,18 @@ def test_every_published_name_claims_its_size_to_within_a_half(name: str) -> Non
     assert least < row["params"] / row["name_params"] < 1.5
 
 
-def test_a_model_from_elsewhere_claims_nothing() -> None:
-    (row,) = params.rows([Model("my-7b", zoo.spec("qwen3-8b"))])
+def test_an_unpublished_model_has_no_hub_total_and_no_claim() -> None:
+    row = param_row(Model("my-7b", zoo.spec("qwen3-8b")))
     assert (row["hub"], row["hub_params"], row["hub_beside"], row["name_params"]) == (None, None, [], None)
     assert reconciliation(row) == "my-7b: 8,190,735,360."
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_the_kinds_of_layers_and_what_is_outside_are_the_whole(name: str) -> None:
-    kinds = params.layer_rows([one(name)])
+def test_kinds_of_layers_and_what_is_outside_add_up_to_the_total(name: str) -> None:
+    kinds = list(layer_rows(one(name)))
     inside = sum(row["layers"] * row["params"] for row in kinds)
     assert inside == ROWS[name]["params"] - zoo.spec(name).embedding_params() - zoo.spec(name).dim
     assert sum(row["layers"] for row in kinds) == len(zoo.spec(name).layers)
     for row in kinds:
-        assert sum(row.get(f"{part}_params", 0) for part in params.PARTS) == row["params"]
+        assert sum(row[f"{part}_params"] for part in LAYER_PARTS) == row["params"]
     assert len({row["kind"] for row in kinds}) == len(set(zoo.spec(name).layers))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import app
-from benchmarks.measure import tiny_throughput
-from benchmarks.measure.throughput import Entrant, Found, Setting
+from benchmarks.measure import throughput
+from benchmarks.measure.candidates import Results
 from zoo.architectures import families
 from zoo.cli.runner import exit_code
 
@@ -28,14 +28,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None,
     """Replace the measurement: one sample each for the first so many models, then perhaps an exception."""
 
     def replace(end: BaseException | None, models: int = 99) -> None:
-        def measure(entrants: list[Entrant], setting: Setting, found: Found) -> None:
-            for entrant in entrants[:models]:
-                for work in setting.works:
-                    found.samples[entrant.key(work)] = [0.5]
+        def measure(results: Results) -> None:
+            for candidate in results.candidates[:models]:
+                for work in results.config.workloads:
+                    results.samples[candidate.key(work)] = [0.5]
             if end is not None:
                 raise end
 
-        monkeypatch.setattr(tiny_throughput, "measure", measure)
+        monkeypatch.setattr(throughput, "measure_tiny", measure)
 
     return replace
 
@@ -44,7 +44,9 @@ def test_the_main_job_prints_three_tables(measured, capsys) -> None:
     measured(None)
     assert call() == 0
     out, err = capsys.readouterr()
-    assert out.index("Parameters and arithmetic") < out.index("KV cache of one sequence") < out.index("Tokens a second")
+    assert (
+        out.index("Parameters and arithmetic") < out.index("KV cache of one sequence") < out.index("Tokens per second")
+    )
     assert all(f"\n{family} " in out for family in families())
     assert err == ""
 
@@ -52,7 +54,7 @@ def test_the_main_job_prints_three_tables(measured, capsys) -> None:
 def test_static_measures_nothing(measured, capsys) -> None:
     measured(AssertionError("measured"))
     assert call("--static", "olmo2") == call("--no-run", "olmo2") == 0
-    assert "Tokens a second" not in capsys.readouterr().out
+    assert "Tokens per second" not in capsys.readouterr().out
 
 
 def test_names_restrict_both_parts(measured, capsys) -> None:
@@ -90,7 +92,7 @@ def test_an_interruption_leaves_what_there_is_and_valid_json(measured, models, c
     assert document["complete"] is False
     assert [row["table"] for row in document["rows"]].count("throughput") == 2 * models
     assert call() == 130
-    assert ("Tokens a second" in capsys.readouterr().out) == bool(models)
+    assert ("Tokens per second" in capsys.readouterr().out) == bool(models)
 
 
 def test_a_whole_run_says_that_it_is(measured, capsys) -> None:
@@ -100,7 +102,7 @@ def test_a_whole_run_says_that_it_is(measured, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "told"),
+    ("args", "code", "message"),
     [
         (["qwen4"], 2, "did you mean qwen3"),
         (["--format", "xml"], 2, "xml"),
@@ -109,11 +111,11 @@ def test_a_whole_run_says_that_it_is(measured, capsys) -> None:
         (["--static", "--out", "no/such/folder/file"], 3, "no folder"),
     ],
 )
-def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, told: str, capsys) -> None:
+def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, message: str, capsys) -> None:
     assert call(*args) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert told in err
+    assert message in err
     assert len(err.splitlines()) == 1
 
 

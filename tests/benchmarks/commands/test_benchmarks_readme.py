@@ -13,8 +13,9 @@ import pytest
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.analytic.models import one
-from benchmarks.measure.benchmark_models import Subject
-from benchmarks.output import tables, throughput_tables
+from benchmarks.commands import costs
+from benchmarks.measure import throughput_tables
+from benchmarks.measure.benchmark_models import BenchmarkModel
 from tests.benchmarks.fakes import MACHINE, fake_rows
 from zoo.cli.runner import exit_code
 
@@ -26,7 +27,7 @@ def test_the_tables_are_todays(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(app, "benchmarks", ["--static"]) == 0
     printed = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.partition("```\n")[2].partition("Tokens a second")[0].splitlines()
+    shown = readme.partition("```\n")[2].partition("Tokens per second")[0].splitlines()
     assert sum(line.startswith("llama3-8b ") for line in shown) == 2
     for line in shown:
         if not line.startswith("---"):
@@ -49,17 +50,17 @@ def test_the_commands_run_and_print_what_they_say(capsys: pytest.CaptureFixture[
 def test_measured_tables_have_todays_columns_and_legends() -> None:
     """Their figures are those of another machine and another day."""
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    rows = fake_rows([Subject(one("gemma3-270m"))])
+    rows = fake_rows([BenchmarkModel(one("gemma3-270m"))])
     beside = [*rows, *(row | {"implementation": "transformers", "mode": "sdpa", "ratio": 1.0} for row in rows)]
     speeds, limits = (of(beside, MACHINE) for of in (throughput_tables.speeds, throughput_tables.limits))
-    shown = [tables.tiny_throughput(rows), speeds, limits]
+    shown = [costs.tiny_throughput_table(rows), speeds, limits]
     for table in shown:  # what depends on the machine, or on what happened, is left out
         assert table.title in readme
         assert all(column.header in readme for column in table.columns)
         fixed = [
             line
             for line in table.legend
-            if not re.search(r"Medians|threads|harness|cores|^[~!c]:|GiB|MiB|nobody says|^kernels", line)
+            if not re.search(r"Medians|threads|Harness|cores|^[~!c]:|GiB|MiB|is not known|^kernels", line)
         ]
         assert len(fixed) > 1
         assert all(line in readme for line in fixed)

@@ -17,7 +17,10 @@ from jsonschema import Draft202012Validator
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.commands import verbs
+from benchmarks.commands.gallery import read_measured
 from zoo.cli.runner import exit_code
+from zoo.cli.tables import SCHEMA_VERSION
+from zoo.errors import MalformedError
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
@@ -124,7 +127,7 @@ def test_out_writes_what_the_terminal_would_show(call: Callable[..., str], tmp_p
     assert (tmp_path / "out.json").read_text(encoding="utf-8") == shown
 
 
-def test_the_schema_has_teeth() -> None:
+def test_the_schema_refuses_rows_with_missing_or_extra_keys() -> None:
     """A row that misses a key, has one too many or says a negative number is refused."""
     validator = Draft202012Validator({**SCHEMA["$defs"]["row"], "$defs": SCHEMA["$defs"]})
     for name, definition in SCHEMA["$defs"].items():
@@ -134,8 +137,17 @@ def test_the_schema_has_teeth() -> None:
             assert not validator.is_valid({"table": name})
 
 
+@pytest.mark.parametrize(("version", "age"), [(SCHEMA_VERSION - 1, "an older"), (SCHEMA_VERSION + 1, "another")])
+def test_a_measured_file_of_another_schema_version_is_refused_by_name(version: int, age: str, tmp_path: Path) -> None:
+    path = tmp_path / "speeds.json"
+    path.write_text(json.dumps({"schema_version": version, "machine": {}, "rows": []}), encoding="utf-8")
+    message = f"written by {age} version, schema_version {version}; this version reads {SCHEMA_VERSION}"
+    with pytest.raises(MalformedError, match=message):
+        read_measured(path)
+
+
 @pytest.mark.parametrize(
-    ("args", "code", "told"),
+    ("args", "code", "message"),
     [
         (["parms"], 2, "did you mean params"),
         (["--json", "params"], 2, "the verb comes first"),
@@ -150,11 +162,11 @@ def test_the_schema_has_teeth() -> None:
         (["kv", "--against", "gemma"], 2, "unknown model 'gemma'"),
     ],
 )
-def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, told: str, capsys: Any) -> None:
+def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, message: str, capsys: Any) -> None:
     assert exit_code(app, "python -m benchmarks", args) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert told in err
+    assert message in err
     assert len(err.splitlines()) == 1
 
 

@@ -12,7 +12,7 @@ import torch
 from jsonschema import Draft202012Validator
 
 from benchmarks.__main__ import app
-from benchmarks.measure import loading, one_load
+from benchmarks.measure import loading
 from tests.reference import toy_config, toy_reference
 from zoo.cli.runner import exit_code
 from zoo.core import kernels
@@ -49,7 +49,7 @@ def test_kernels_are_those_of_the_loads_own_processes(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = iter([{"linear, float32, rows 1": kernel} for kernel in ("gemv", "onednn", "plain")])
-    monkeypatch.setattr(loading, "once", lambda *given: fake(*given) | {"kernels": next(chosen)})
+    monkeypatch.setattr(loading, "load_once", lambda *given: fake(*given) | {"kernels": next(chosen)})
     assert call(str(folder), "--alone", "--repeat", "2", "--json") == 0
     kernels = json.loads(capsys.readouterr().out)["machine"]["kernels"]
     assert kernels == {"linear, float32, rows 1": "onednn or plain"}  # the first load does not count
@@ -58,7 +58,7 @@ def test_kernels_are_those_of_the_loads_own_processes(
 def test_a_process_says_which_kernels_its_load_and_pass_chose(folder: Path) -> None:
     with kernels.using({"linear": "onednn"}):
         kernels.active().pick("linear", torch.float32, (1, 1), lambda: pytest.fail("a race"))
-        assert one_load.measure("zoo", str(folder), "auto")["kernels"] == kernels.choices() != {}
+        assert loading.measure_load("zoo", str(folder), "auto")["kernels"] == kernels.choices() != {}
 
 
 def fake(loader: str, path: Path, dtype: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def fake(loader: str, path: Path, dtype: str) -> dict[str, Any]:
 def test_the_table_fits_80_columns(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loading, "once", fake)
+    monkeypatch.setattr(loading, "load_once", fake)
     assert call(str(folder)) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
@@ -79,7 +79,7 @@ def test_the_table_fits_80_columns(
 
 def test_the_first_load_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([9.0, 1.0, 2.0, 6.0])
-    monkeypatch.setattr(loading, "once", lambda *_: fake("", Path(), "") | {"load_s": next(seconds)})
+    monkeypatch.setattr(loading, "load_once", lambda *_: fake("", Path(), "") | {"load_s": next(seconds)})
     found: dict[str, Any] = {}
     assert loading.run(Path(), "auto", ["zoo"], 3, found) == {}
     assert [sample["load_s"] for sample in found["zoo"]] == [1.0, 2.0, 6.0]
@@ -89,10 +89,10 @@ def failing(who: str) -> Callable[[str, Path, str], dict[str, Any]]:
     return lambda loader, *_: {"error": "torn", "exit_code": 4} if loader == who else fake("", Path(), "")
 
 
-def test_a_peer_that_cannot_load_is_told(
+def test_an_error_of_transformers_is_shown_and_the_rest_is_measured(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loading, "once", failing("transformers"))
+    monkeypatch.setattr(loading, "load_once", failing("transformers"))
     assert call(str(folder), "--json") == 0
     out, err = capsys.readouterr()
     assert [row["loader"] for row in json.loads(out)["rows"]] == ["zoo"]
@@ -100,7 +100,7 @@ def test_a_peer_that_cannot_load_is_told(
 
 
 def test_what_the_zoo_cannot_load_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "once", failing("zoo"))
+    monkeypatch.setattr(loading, "load_once", failing("zoo"))
     with pytest.raises(MalformedError, match="torn"):
         loading.run(Path(), "auto", ["zoo", "transformers"], 1, {})
 
@@ -109,13 +109,13 @@ def test_a_broken_tensor_ends_the_process_of_its_load_only(folder: Path, tmp_pat
     """A real child: it hands the error back, with the exit code."""
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"short")
-    sample = loading.once("zoo", tmp_path, "auto")
+    sample = loading.load_once("zoo", tmp_path, "auto")
     assert sample["exit_code"] == 4
     assert "model.safetensors" in sample["error"]
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "told"),
+    ("args", "code", "message"),
     [
         (["nowhere"], 3, "nowhere"),
         ([], 2, "SOURCE"),
@@ -125,10 +125,10 @@ def test_a_broken_tensor_ends_the_process_of_its_load_only(folder: Path, tmp_pat
     ],
 )
 def test_misuse_is_one_line(
-    args: list[str], code: int, told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    args: list[str], code: int, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(*[str(folder) if word == "FOLDER" else word for word in args]) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1

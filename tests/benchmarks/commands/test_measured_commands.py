@@ -84,8 +84,8 @@ def test_json_jsonl_and_csv_hold_the_same_rows_by_the_schema(call: Callable[...,
     assert head["complete"] is True
     assert stable(rows) == stable(document["rows"])
     written = list(csv.DictReader(io.StringIO(call("--format", "csv"))))
-    names = [row.get("block") or row["form"] for row in document["rows"]]
-    assert [row.get("block") or row["form"] for row in written] == names
+    names = [row.get("block") or row["variant"] for row in document["rows"]]
+    assert [row.get("block") or row["variant"] for row in written] == names
     assert all(float(row["decode_s"]) == pytest.approx(0.001) for row in written)
 
 
@@ -100,7 +100,7 @@ import os, signal, sys
 import benchmarks.measure.blocks as blocks, benchmarks.measure.mla as mla
 from benchmarks.__main__ import app
 from zoo.cli.runner import run
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told it to ignore them
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have made it ignore them
 blocks.measure = mla.measure = lambda *args, **options: os.kill(os.getpid(), signal.SIGINT)
 run(app, "benchmarks", sys.argv[1:])
 """

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 import weights
 import zoo
 from benchmarks.__main__ import app
-from benchmarks.measure import ceilings, devices, measuring, throughput
+from benchmarks.measure import candidates, ceilings, devices, throughput
 from benchmarks.measure.timing import measure
 from tests.benchmarks.fakes import Ticking
 from zoo.cli.runner import exit_code
@@ -29,7 +29,7 @@ SHORT = ("--tiny", "-p", "20", "-n", "2")
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "clock", lambda device: Ticking())
-    monkeypatch.setattr(ceilings, "BUFFER", 64 * 4 * ceilings.WIDTH)
+    monkeypatch.setattr(ceilings, "BUFFER_BYTES", 64 * 4 * ceilings.MATRIX_WIDTH)
 
 
 def call(*args: str, verb: str = "throughput") -> int:
@@ -56,13 +56,13 @@ def test_json_has_rows_ceilings_and_the_machine(capsys: pytest.CaptureFixture[st
         assert row["tokens_per_s"] == 2 * row["tokens"]  # each run takes a second
         assert row["overhead"] == 1.0  # as does one of a model that does nothing
         assert (row["experts_hit"] is None) == (row["model"] == "qwen3")
-        assert (row["own_matrices_tokens_per_s"] is None) == (row["phase"] == "decode")
+        assert (row["gemms_tokens_per_s"] is None) == (row["phase"] == "decode")
     kinds = [row["kind"] for row in document["rows"] if row["table"] == "ceilings"]
     assert set(kinds) == {"bandwidth", "matmul"}
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_kernels_that_are_chosen_while_it_runs_are_told(
+def test_kernels_that_are_chosen_while_it_runs_are_reported(
     interrupted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In JSON and beneath the table, after Ctrl-C too."""
@@ -133,14 +133,14 @@ def test_an_interruption_leaves_what_there_is_and_valid_json(
     assert ("nothing counts yet" in out) == (counted)
 
 
-def test_a_router_of_another_dtype_is_among_the_own_products(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_router_of_another_dtype_is_among_the_gemms(capsys: pytest.CaptureFixture[str]) -> None:
     """DeepSeek's multiplies in float32 in a model of bfloat16."""
     assert call("deepseek-v3", *SHORT, "-n", "0", "--dtype", "bfloat16", "--json") == 0
     row = next(row for row in written(capsys)["rows"] if row["table"] == "throughput")
-    assert row["own_matrices_tokens_per_s"] == 20.0
+    assert row["gemms_tokens_per_s"] == 20.0
 
 
-def test_a_peer_has_the_same_weights_and_a_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_baseline_has_the_same_weights_and_a_ratio(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("gemma3", "gpt-oss", *SHORT, "-d", "30", "--peer", "transformers", "--json") == 0
     rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
     assert {(row["implementation"], row["mode"]) for row in rows if row["model"] == "gpt-oss"} == {
@@ -151,20 +151,20 @@ def test_a_peer_has_the_same_weights_and_a_ratio(capsys: pytest.CaptureFixture[s
     assert {row["ratio"] for row in rows} == {None, 1.0}
 
 
-def test_a_peer_that_computes_something_else_is_not_measured(
+def test_a_baseline_that_computes_something_else_is_not_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from benchmarks.measure import baseline
 
-    load = baseline.load
+    build = baseline.build_baseline
 
     def broken(*args: Any) -> Any:
-        theirs = load(*args)
-        with torch.no_grad():  # not in place: the tensor is the zoo's, too
-            theirs.model.norm.weight = torch.nn.Parameter(theirs.model.norm.weight * 1.001)
-        return theirs
+        reference = build(*args)
+        with torch.no_grad():  # not in place: the tensor is the zoo's too
+            reference.model.norm.weight = torch.nn.Parameter(reference.model.norm.weight * 1.001)
+        return reference
 
-    monkeypatch.setattr(baseline, "load", broken)
+    monkeypatch.setattr(baseline, "build_baseline", broken)
     assert call("llama3", *SHORT, "--peer", "transformers") == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -172,12 +172,12 @@ def test_a_peer_that_computes_something_else_is_not_measured(
     assert "nothing was measured" in err
 
 
-def test_a_model_that_the_peer_has_not_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_transformers_does_not_have_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("llama3", *SHORT, "--swap", "norm=sandwich", "--peer", "transformers") == 2
     assert "no published config describes this model" in capsys.readouterr().err
 
 
-def test_a_peer_that_does_not_compile_is_told_and_the_rest_is_measured(
+def test_a_baseline_that_does_not_compile_is_reported_and_the_rest_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
@@ -210,7 +210,7 @@ def test_both_modes_of_both_implementations(capsys: pytest.CaptureFixture[str]) 
 
 def test_compiled_models_share_their_weights() -> None:
     model = zoo.build("deepseek-v3", tiny=True)
-    twin = throughput.compiled(model)
+    twin = candidates.compiled_twin(model)
     held = {parameter.data_ptr() for parameter in model.parameters()}
     assert {parameter.data_ptr() for parameter in twin.parameters()} == held
     assert twin.spec == model.spec
@@ -273,8 +273,8 @@ def test_on_a_gpu_time_and_memory_are_the_devices(
 def test_where_it_does_not_fit_nothing_is_built(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(measuring, "run", lambda *_: pytest.fail("it ran"))
-    monkeypatch.setattr("benchmarks.measure.benchmark_models.free_memory", lambda device: 2**30)
+    monkeypatch.setattr(throughput, "run", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr("benchmarks.measure.devices.free_memory", lambda device: 2**30)
     assert call("deepseek-v3-671b") == 3
     out, err = capsys.readouterr()
     assert out == ""
@@ -282,7 +282,7 @@ def test_where_it_does_not_fit_nothing_is_built(
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "told"),
+    ("args", "code", "message"),
     [
         (["nope"], 2, "unknown model 'nope'"),
         (["qwen3", "-p", "0", "-n", "0"], 2, "nothing to measure"),
@@ -297,9 +297,9 @@ def test_where_it_does_not_fit_nothing_is_built(
         (["no.gguf"], 3, "no.gguf"),
     ],
 )
-def test_misuse_is_one_line(args: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_misuse_is_one_line(args: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*args) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1

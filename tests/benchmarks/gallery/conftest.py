@@ -1,42 +1,41 @@
-"""One gallery and one browser for all tests of it: both take seconds to start."""
+"""One gallery and one browser for all tests: both take seconds to start."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
 from itertools import chain
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import zoo
+from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.models import chosen, one
-from benchmarks.commands.compare import PAIRS
 from benchmarks.gallery import files
-from benchmarks.gallery.groups import typical
+from benchmarks.gallery.overview import typical
 from tests.benchmarks.gallery.speeds import MEASURED
 
-dtype_name = attrgetter("name")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-# Of every architecture the size that stands for it, and those of the six pairs: all of them would take twice as long.
-SHOWN = [one(name) for name in zoo.names() if name in {*map(dtype_name, typical(chosen([]))), *chain(*PAIRS)}]
+# One size of every architecture, and those of the six pairs: all sizes would take twice as long.
+SHOWN_NAMES = {*(model.name for model in typical(chosen([]))), *chain(*PAIRS)}
+SHOWN = [one(name) for name in zoo.names() if name in SHOWN_NAMES]
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A gallery with speeds and with pictures."""
+    """A gallery with measured speeds and with chart images."""
     out = tmp_path_factory.mktemp("gallery")
-    files.write(out, SHOWN, MEASURED, images=True)
+    files.write_gallery(out, SHOWN, MEASURED, images=True)
     return out
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """A headless Chromium that is on this machine."""
+    """The headless Chromium of this machine."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'zoo-llm[test]'")
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if path is None:

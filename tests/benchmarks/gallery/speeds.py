@@ -1,8 +1,10 @@
-"""A document of measured speeds, as far as a gallery reads it."""
+"""A document of measured speeds: the fields that a gallery reads."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from zoo.cli.tables import SCHEMA_VERSION
 
 
 def speed(model: str, implementation: str, test: str, tokens_per_s: float) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def speed(model: str, implementation: str, test: str, tokens_per_s: float) -> di
 
 
 MEASURED: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": SCHEMA_VERSION,
     "machine": {"cpu": "A processor", "platform": "Linux", "torch": "2.13.0", "threads": 1, "python": "3.13"},
     "rows": [
         speed(model, implementation, test, rate)

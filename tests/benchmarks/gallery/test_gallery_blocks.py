@@ -1,4 +1,4 @@
-"""The text on blocks: its code prints what it shows, and who uses a block is what the specs say."""
+"""The tutorial on blocks: its code prints the output shown, and the users of a block follow from the specs."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from torch import nn
 
 import zoo
 from benchmarks.analytic.models import Model, one
-from benchmarks.gallery import blocks, drawings
-from benchmarks.gallery.data import data
+from benchmarks.gallery import block_drawings, blocks_page
 from benchmarks.gallery.overview import overview
+from benchmarks.gallery.page import data
 from zoo.blocks.layer import PLACEMENTS
 from zoo.costs import CacheSpec, linear_flops
 from zoo.diagram import svg
 from zoo.registry import Block, Mixer
 from zoo.swaps.rebuild import ALIASES
 
-CODE = re.findall(r"```pycon\n(.*?)```", blocks.markdown(), re.DOTALL)
+CODE = re.findall(r"```pycon\n(.*?)```", blocks_page.markdown(), re.DOTALL)
 SPACE = "{http://www.w3.org/2000/svg}"
 
 
-def test_the_code_prints_what_is_shown() -> None:
-    """From top to bottom, as a reader would paste it."""
+def test_code_prints_the_output_shown() -> None:
+    """All examples in one namespace, from top to bottom."""
     assert len(CODE) > 10
     grad = torch.is_grad_enabled()
     scope: dict[str, object] = {}
-    told: list[str] = []
+    failures: list[str] = []
     try:
         for i, text in enumerate(CODE):
             test = doctest.DocTestParser().get_doctest(text, scope, f"example {i + 1}", "docs/blocks.md", 0)
             runner = doctest.DocTestRunner(verbose=False)
-            runner.run(test, out=told.append, clear_globs=False)
+            runner.run(test, out=failures.append, clear_globs=False)
             scope = test.globs
     finally:
         torch.set_grad_enabled(grad)
-    assert not told, "".join(told)
+    assert not failures, "".join(failures)
 
 
-def test_every_kind_of_block_is_in_the_text() -> None:
-    """A new block in the registry has to be told of."""
-    text = blocks.SOURCE.read_text(encoding="utf-8")
+def test_text_mentions_every_kind_of_block() -> None:
+    """Also one that is new in the registry."""
+    text = blocks_page.SOURCE.read_text(encoding="utf-8")
     kinds = {name for name, kind in zoo.Spec.kinds.items() if kind.role}
     for word in {*kinds, *ALIASES, *PLACEMENTS}:
         assert re.search(rf"\b{word}\b", text), word
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "users"),
     [
         ("MHA", "olmo2 (olmo2-1b, olmo2-7b, olmo2-13b)"),
         ("MLA", "deepseek-v3"),
@@ -62,12 +62,12 @@ def test_every_kind_of_block_is_in_the_text() -> None:
         ("NoPE", "smollm3"),
     ],
 )
-def test_who_uses_a_block(word: str, told: str) -> None:
-    assert blocks.used(word) == f"*Who uses {word}:* {told}."
+def test_users_of_a_block(word: str, users: str) -> None:
+    assert blocks_page.used(word) == f"*Who uses {word}:* {users}."
 
 
-def test_the_table_of_costs_holds_every_layer() -> None:
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in blocks.costs().splitlines()[2:]]
+def test_cost_table_counts_every_layer() -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in blocks_page.costs().splitlines()[2:]]
     layers: dict[str, int] = {}
     for model, number, *_ in rows:
         layers[model] = layers.get(model, 0) + int(number)
@@ -75,44 +75,44 @@ def test_the_table_of_costs_holds_every_layer() -> None:
     assert len(layers) == len(zoo.architectures.families())
 
 
-@pytest.mark.parametrize("name", drawings.DRAWINGS)
-def test_a_drawing_stays_in_its_frame_and_says_what_it_shows(name: str) -> None:
-    root = ElementTree.fromstring(drawings.draw(name, "What it shows.", "here-"))
-    assert [root.findtext(f"{SPACE}{tag}") for tag in ("title", "desc")][1] == "What it shows."
+@pytest.mark.parametrize("name", block_drawings.DRAWINGS)
+def test_drawing_fits_its_frame_and_has_a_description(name: str) -> None:
+    root = ElementTree.fromstring(block_drawings.draw(name, "A description.", "here-"))
+    assert [root.findtext(f"{SPACE}{tag}") for tag in ("title", "desc")][1] == "A description."
     assert {element.get("id") for element in root.iter() if element.get("id")} == {"here-title", "here-desc"}
-    inside(root)
+    assert_inside(root)
 
 
-def inside(root: ElementTree.Element) -> None:
-    """Every box and the beginning of every text is in the picture."""
+def assert_inside(root: ElementTree.Element) -> None:
+    """Every box, and the start of every text, is inside the picture."""
     width, height = float(root.get("width", 0)), float(root.get("height", 0))
     for element in root.iter():
         if element.tag in (f"{SPACE}rect", f"{SPACE}text"):
-            x, y, wide, tall = (float(element.get(name, 0)) for name in ("x", "y", "width", "height"))
-            assert 0 <= x <= x + wide <= width, ElementTree.tostring(element)
-            assert 0 <= y <= y + tall <= height, ElementTree.tostring(element)
+            x, y, w, h = (float(element.get(name, 0)) for name in ("x", "y", "width", "height"))
+            assert 0 <= x <= x + w <= width, ElementTree.tostring(element)
+            assert 0 <= y <= y + h <= height, ElementTree.tostring(element)
 
 
-def test_every_drawing_is_named_in_the_text() -> None:
-    assert {f"{name}.svg" for name in drawings.DRAWINGS} == set(blocks.pictures())
+def test_text_names_every_drawing() -> None:
+    assert {f"{name}.svg" for name in block_drawings.DRAWINGS} == set(blocks_page.pictures())
 
 
-def test_the_overview_has_a_box_for_each_layer_of_each_model() -> None:
+def test_overview_has_a_box_for_each_layer_of_each_model() -> None:
     models = [one(name) for name in zoo.names()]
     root = ElementTree.fromstring(overview(models))
-    inside(root)
+    assert_inside(root)
     looks = [element.get("class", "") for element in root.iter(f"{SPACE}rect")]
-    key = 3
-    assert sum(look.startswith("kind-") for look in looks) == key + sum(len(model.spec.layers) for model in models)
+    legend = 3
+    assert sum(look.startswith("kind-") for look in looks) == legend + sum(len(model.spec.layers) for model in models)
     windowed = sum(bool(layer.cache_spec().window) for model in models for layer in model.spec.layers)
     assert looks.count("kind-window-0") == 1 + windowed
-    words = [element.text for element in root.iter(f"{SPACE}text")]
-    assert {model.name for model in models} <= set(words)
+    texts = [element.text for element in root.iter(f"{SPACE}text")]
+    assert {model.name for model in models} <= set(texts)
 
 
 @dataclass(frozen=True)
 class _Mean(Mixer):
-    """A mixer that has no heads, no positions and keeps one number."""
+    """A mixer without heads and positions that caches one element per token."""
 
     def build(self, dim: int) -> nn.Module:
         raise NotImplementedError
@@ -129,7 +129,7 @@ class _Mean(Mixer):
 
 @dataclass(frozen=True)
 class _Plain(Block):
-    """A feed-forward without an activation that is a spec, or a width."""
+    """A feed-forward without an activation spec and without a hidden width."""
 
     role = "ffn"
 
@@ -143,7 +143,7 @@ class _Plain(Block):
         return linear_flops(new, dim, dim)
 
 
-UNSEEN = {
+UNKNOWN_BLOCKS = {
     "_Mean": lambda spec: zoo.swap(spec, zoo.GQA, _Mean()),
     "_Plain": lambda spec: zoo.swap(spec, zoo.GLU, _Plain()),
     "_Mean and _Plain": lambda spec: zoo.swap(zoo.swap(spec, zoo.GQA, _Mean()), zoo.GLU, _Plain()),
@@ -151,27 +151,26 @@ UNSEEN = {
 }
 
 
-@pytest.mark.parametrize("change", UNSEEN)
-def test_blocks_that_nobody_has_seen_are_on_the_page(change: str) -> None:
-    """They are told by what every block must have: drawn, compared, swapped as far as a swap applies, and counted."""
-    spec = UNSEEN[change](zoo.spec("qwen3-0.6b"))
-    models = [Model("unseen", spec), one("qwen3-0.6b")]
+@pytest.mark.parametrize("change", UNKNOWN_BLOCKS)
+def test_page_shows_unknown_kinds_of_block(change: str) -> None:
+    """Drawings, comparisons, swaps and costs rely only on what every block must have."""
+    spec = UNKNOWN_BLOCKS[change](zoo.spec("qwen3-0.6b"))
+    models = [Model("unknown", spec), one("qwen3-0.6b")]
     root = ElementTree.fromstring(overview(models))
-    inside(root)
-    words = [element.text or "" for element in root.iter(f"{SPACE}text")]
-    assert all(any(word in text for text in words) for word in change.split(" and ") if word != "NoPE")
-    assert not any(text.endswith(" ") or text == "RoPE " for text in words)
-    told = data(models, {}, None)
-    assert len(told["models"]) == 2
+    assert_inside(root)
+    texts = [element.text or "" for element in root.iter(f"{SPACE}text")]
+    assert all(any(word in text for text in texts) for word in change.split(" and ") if word != "NoPE")
+    assert not any(text.endswith(" ") or text == "RoPE " for text in texts)
+    assert len(data(models)["models"]) == 2
     for model in models:
-        inside(ElementTree.fromstring(svg(model.spec, model.name, against=models[0].spec)))
+        assert_inside(ElementTree.fromstring(svg(model.spec, model.name, against=models[0].spec)))
 
 
-def test_the_section_of_the_page_is_one_level_lower() -> None:
-    html = blocks.html()
+def test_section_of_the_page_has_lower_headings_and_inline_drawings() -> None:
+    html = blocks_page.html()
     assert "<h1" not in html
     assert html.count("<h2") == 1
-    assert html.count("<svg") == len(drawings.DRAWINGS)
+    assert html.count("<svg") == len(block_drawings.DRAWINGS)
     assert "<style" not in html
     ids = re.findall(r'id="([^"]+)"', html)
     assert len(ids) == len(set(ids))

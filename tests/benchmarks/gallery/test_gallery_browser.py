@@ -1,4 +1,4 @@
-"""The page in a real browser: it shows what Python says, asks nothing of a network, and everyone can use it."""
+"""The page in a real browser: its figures equal Python's, it uses no network, and it is accessible."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from benchmarks.analytic import compare, growth, roofline
-from benchmarks.analytic.flops import PHASES
+from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.models import one
-from benchmarks.commands.compare import PAIRS
+from benchmarks.analytic.roofline import PHASES
+from benchmarks.gallery import charts, swap_grid
+from benchmarks.gallery.cost_terms import outside_terms
+from benchmarks.gallery.overview import groups
 from benchmarks.options import DTYPES
-from benchmarks.gallery import charts, swaps, terms
-from benchmarks.gallery.groups import groups
 from tests.benchmarks.gallery.conftest import SHOWN
 from zoo.units import format_bytes, format_count
 
@@ -32,34 +33,34 @@ Open = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def open_page(browser: Any, folder: Path) -> Iterator[Open]:
-    """Open the page at a width and in a scheme. At the end: no console message, and no request but for the page."""
-    told: list[str] = []
+    """Opens the page at a width, in a colour scheme. Afterwards: no console message, no request but for the page."""
+    events: list[str] = []
     contexts = []
 
     def opened(width: int = 1280, scheme: str = "light") -> Any:
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
         page = contexts[-1].new_page()
         page.set_default_timeout(30_000)
-        page.on("console", lambda message: told.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: told.append(f"error: {error}"))
-        page.on("request", lambda request: told.append(request.url) if not request.url.startswith("blob:") else None)
+        page.on("console", lambda message: events.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: events.append(f"error: {error}"))
+        page.on("request", lambda request: events.append(request.url) if not request.url.startswith("blob:") else None)
         page.goto((folder / "index.html").as_uri())
         return page
 
     yield opened
     for context in contexts:
         context.close()
-    assert set(told) == {(folder / "index.html").as_uri()}
+    assert set(events) == {(folder / "index.html").as_uri()}
 
 
 @pytest.fixture(scope="module")
 def page(open_page: Open) -> Any:
-    """One page that tests share; each sets what it needs."""
+    """A page that the tests share; each sets the controls that it needs."""
     return open_page()
 
 
-def test_it_opens_at_once(page: Any) -> None:
-    """It is loaded before anything is measured here, so this says only that it needs nothing that comes late."""
+def test_page_opens(page: Any) -> None:
+    """The page is complete when it is loaded."""
     assert page.title() == "zoo: open language models, side by side"
     assert page.evaluate("document.readyState") == "complete"
 
@@ -72,7 +73,7 @@ def test_every_architecture_has_a_card(page: Any) -> None:
         assert card.locator("svg > title").text_content() == group.typical.name
 
 
-def test_a_card_shows_the_size_that_is_chosen(page: Any) -> None:
+def test_card_shows_the_selected_size(page: Any) -> None:
     group = next(group for group in groups(SHOWN) if len(group.models) > 1)
     card = page.locator(f'.architecture[data-family="{group.name}"]')
     for model in group.models:
@@ -80,16 +81,16 @@ def test_a_card_shows_the_size_that_is_chosen(page: Any) -> None:
         assert card.locator("svg > title").text_content() == model.name
 
 
-def test_ids_are_unique_whatever_is_shown(page: Any) -> None:
+def test_ids_are_unique_with_one_model_shown_twice(page: Any) -> None:
     page.locator("#first").select_option(SHOWN[0].name)
     page.locator("#second").select_option(SHOWN[0].name)
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map(element => element.id)")
     assert len(ids) == len(set(ids))
-    assert "Nothing differs" in page.locator("#differences").inner_text()
+    assert "Their specs are equal." in page.locator("#differences").inner_text()
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=" ".join)
-def test_a_pair_is_one_click_away_and_shows_its_differences(page: Any, pair: tuple[str, str]) -> None:
+def test_button_of_a_pair_shows_its_differences(page: Any, pair: tuple[str, str]) -> None:
     first, second = map(one, pair)
     page.locator(f'[data-pair="{pair[0]} {pair[1]}"]').click()
     fields, figures = page.locator("#differences table").all()
@@ -99,17 +100,17 @@ def test_a_pair_is_one_click_away_and_shows_its_differences(page: Any, pair: tup
     assert [row.locator("td").all_inner_texts() for row in shown] == [
         [row["value"] or "", row["other"] or ""] for row in rows
     ]
-    costs = compare.figure_rows(first, second, 4096, compare.Setting(), roofline.device("h100"))
-    told = [row.locator("th").inner_text() for row in figures.locator("tbody tr").all()]
-    assert told == [row["figure"] for row in costs]
+    costs = compare.figure_rows(first, second, 4096, compare.InferenceConfig(), roofline.device("h100"))
+    names = [row.locator("th").inner_text() for row in figures.locator("tbody tr").all()]
+    assert names == [row["figure"] for row in costs]
     marked = page.evaluate(
         "[...document.querySelectorAll('#diagrams svg')].map(s => s.querySelectorAll('.differs').length)"
     )
     assert min(marked) > 3
 
 
-def test_two_models_the_other_way_round(page: Any) -> None:
-    """Differences are kept once for two models: the columns change places."""
+def test_two_models_in_either_order(page: Any) -> None:
+    """The page stores the differences of two models once, and swaps the columns."""
     first, second = PAIRS[0]
     for a, b in ((first, second), (second, first)):
         page.locator("#first").select_option(a)
@@ -124,17 +125,18 @@ CONTEXTS, BATCHES = (1, 127, 129, 512, 1025, 4096, 100_003, 1_048_576), (1, 8, 2
 
 
 @pytest.mark.parametrize("model", SHOWN, ids=lambda model: model.name)
-def test_the_page_adds_up_to_what_python_says(page: Any, model: Any) -> None:
-    """Every figure that the page computes by itself, on a grid."""
+def test_sums_of_the_page_equal_python(page: Any, model: Any) -> None:
+    """Every figure that the page computes, on a grid of contexts and batches."""
     spec, device = model.spec, roofline.device("a100")
     found = page.evaluate(
         """([name, contexts, batches]) => {
-          const runs = released(MODELS.get(name)), device = DATA.devices.a100;
+          const layers = released(MODELS.get(name)), device = DATA.devices.a100;
           return {
-            params: sums.params(runs), active: sums.active(runs), flops: contexts.map(at => sums.flops(runs, at)),
-            cache: contexts.flatMap(at => batches.map(many => sums.cache(runs, at, many, 2))),
-            ceiling: contexts.flatMap(at => batches.map(many => ceiling(runs, at, many, 4, 2, device))),
-            longest: batches.map(many => longest(runs, 5e9, many, 2)),
+            params: sums.params(layers), active: sums.activeParams(layers),
+            flops: contexts.map(context => sums.flops(layers, context)),
+            cache: contexts.flatMap(context => batches.map(batch => sums.cacheBytes(layers, context, batch, 2))),
+            ceiling: contexts.flatMap(context => batches.map(batch => ceiling(layers, context, batch, 4, 2, device))),
+            longest: batches.map(batch => longestContext(layers, 5e9, batch, 2)),
           };
         }""",
         [model.name, CONTEXTS, BATCHES],
@@ -150,7 +152,7 @@ def test_the_page_adds_up_to_what_python_says(page: Any, model: Any) -> None:
     assert found["ceiling"] == pytest.approx(list(decoded), rel=1e-12)
 
 
-def test_numbers_are_shown_as_everywhere_else(page: Any) -> None:
+def test_numbers_are_formatted_as_in_python(page: Any) -> None:
     numbers = [
         0,
         1,
@@ -175,12 +177,12 @@ def test_numbers_are_shown_as_everywhere_else(page: Any) -> None:
         1.5 * 2**40,
         5.2e15,
     ]
-    assert page.evaluate("numbers => numbers.map(count)", numbers) == [format_count(number) for number in numbers]
+    assert page.evaluate("numbers => numbers.map(formatCount)", numbers) == [format_count(number) for number in numbers]
     whole = [int(number) for number in numbers] + [1152, 1408, 12_544]
-    assert page.evaluate("numbers => numbers.map(size)", whole) == [format_bytes(number) for number in whole]
+    assert page.evaluate("numbers => numbers.map(formatBytes)", whole) == [format_bytes(number) for number in whole]
 
 
-def test_the_sliders_say_what_fits(page: Any) -> None:
+def test_sliders_update_what_fits(page: Any) -> None:
     values = page.evaluate("[CONTEXTS, DATA.batches, MEMORIES]")
     for context, batch, memory, weights, cache in (
         (131_072, 1, 24, "bfloat16", "bfloat16"),
@@ -193,53 +195,53 @@ def test_the_sliders_say_what_fits(page: Any) -> None:
         page.locator("#fit-cache").select_option(cache)
         assert page.locator("#fit-memory-shown").inner_text() == f"{memory} GB"
         for row, model in zip(page.locator("#fit-table tbody tr").all(), SHOWN, strict=True):
-            held = model.spec.params() * DTYPES[weights].itemsize
-            kept = model.spec.kv_bytes(context, batch, DTYPES[cache])
+            weights_bytes = model.spec.params() * DTYPES[weights].itemsize
+            cache_bytes = model.spec.kv_bytes(context, batch, DTYPES[cache])
             cells = row.locator("td").all_inner_texts()
             assert row.locator("th").inner_text() == model.name
             assert cells[1:5] == [
-                format_bytes(held),
-                format_bytes(kept),
-                format_bytes(held + kept),
-                "yes" if held + kept <= memory * 1e9 else "no",
+                format_bytes(weights_bytes),
+                format_bytes(cache_bytes),
+                format_bytes(weights_bytes + cache_bytes),
+                "yes" if weights_bytes + cache_bytes <= memory * 1e9 else "no",
             ]
 
 
-def test_a_card_sets_the_memory(page: Any) -> None:
+def test_card_sets_the_memory(page: Any) -> None:
     page.locator("#fit-device").select_option("rtx4090")
     assert page.locator("#fit-memory-shown").inner_text() == "24 GB"
     page.locator("#fit-device").select_option("h100")
 
 
 @pytest.mark.parametrize("name", [group.typical.name for group in groups(SHOWN)])
-def test_a_swap_costs_what_python_says(page: Any, name: str) -> None:
-    """The last row and column of both grids that go together: what the page shows, and the sums behind it."""
+def test_costs_of_a_swap_equal_python(page: Any, name: str) -> None:
+    """The last valid cell of both grids: the figures shown, and the sums behind them."""
     spec = one(name).spec
-    attention, experts = swaps.attention_grid(spec), swaps.expert_grid(spec)
+    attention, experts = swap_grid.attention_grid(spec), swap_grid.expert_grid(spec)
     page.locator("#swap-model").select_option(name)
-    counted = [(1, terms.outside(spec))]
-    for grid, rows, columns in ((attention, "keys", "window"), (experts, "experts", "chosen")):
+    terms = [(1, outside_terms(spec))]
+    for grid, rows, columns in ((attention, "kv", "window"), (experts, "experts", "k")):
         i, j = max((i, j) for i, row in enumerate(grid.cells) for j, cell in enumerate(row) if cell is not None)
-        page.locator(f"#swap-{rows}").select_option(str(i))
-        page.locator(f"#swap-{columns}").select_option(str(j))
-        counted += grid.cells[i][j] or ()
+        page.locator(f"#swap-{rows}").select_option(index=i)
+        page.locator(f"#swap-{columns}").select_option(index=j)
+        terms += grid.cells[i][j] or ()
     context = page.evaluate("CONTEXTS[document.getElementById('swap-context').value]")
     released = {"params": spec.params(), "active": spec.active_params(), "kv": spec.kv_bytes(context)}
     swapped = {
-        "params": sum(n * sum(run.params.values()) for n, run in counted),
-        "active": sum(n * run.active for n, run in counted),
-        "kv": 2 * sum(n * run.stored * run.seen(context) for n, run in counted),
+        "params": sum(n * sum(each.params.values()) for n, each in terms),
+        "active": sum(n * each.active_params for n, each in terms),
+        "kv": 2 * sum(n * each.cache_elements * each.visible(context) for n, each in terms),
     }
     rows = [row.locator("td").all_inner_texts() for row in page.locator("#swap-table tbody tr").all()]
-    shows = {"params": format_count, "active": format_count, "kv": format_bytes}
-    assert [row[:2] for row in rows[:3]] == [[show(released[key]), show(swapped[key])] for key, show in shows.items()]
+    formats = {"params": format_count, "active": format_count, "kv": format_bytes}
+    assert [row[:2] for row in rows[:3]] == [[form(released[key]), form(swapped[key])] for key, form in formats.items()]
     page.locator("#swap-reset").click()
     assert {row.locator("td").last.inner_text() for row in page.locator("#swap-table tbody tr").all()} == {"the same"}
 
 
-def test_the_python_beside_a_swap_does_it(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_beside_a_swap_makes_that_spec(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
     page.locator("#swap-model").select_option("llama3.1-8b")
-    for axis, label in (("keys", "2 KV heads (GQA)"), ("window", "512, all but every fourth layer"), ("experts", "8")):
+    for axis, label in (("kv", "2 KV heads (GQA)"), ("window", "512, all but every fourth layer"), ("experts", "8")):
         page.locator(f"#swap-{axis}").select_option(label=label)
     page.locator("#swap-positions").select_option(label="NoPE in every fourth layer")
     exec(page.locator("#swap-code").inner_text(), {})
@@ -248,46 +250,47 @@ def test_the_python_beside_a_swap_does_it(page: Any, capsys: pytest.CaptureFixtu
     page.locator("#swap-reset").click()
 
 
-def test_choices_that_do_not_go_together_cannot_be_chosen(page: Any) -> None:
-    """MLA has no window: choosing it takes the window away."""
+def test_invalid_combinations_cannot_be_selected(page: Any) -> None:
+    """MLA has no window: selecting MLA resets the window."""
     page.locator("#swap-model").select_option("llama3.1-8b")
     page.locator("#swap-window").select_option(label="512, all layers")
-    page.locator("#swap-keys").select_option(label="a latent of 512 (MLA)")
+    page.locator("#swap-kv").select_option(label="latent of 512 (MLA)")
     chosen = page.locator("#swap-window option:checked")
     assert chosen.inner_text() == "as released"
     assert page.locator("#swap-window option:disabled").count() == 12 + 1
     page.locator("#swap-reset").click()
 
 
-def test_what_a_swap_drops_is_told(page: Any) -> None:
+def test_dropped_features_are_listed(page: Any) -> None:
     page.locator("#swap-model").select_option("gpt-oss-20b")
-    page.locator("#swap-keys").select_option(label="a latent of 512 (MLA)")
-    assert "Dropped on the way: window 128, biases, sinks." in page.locator("#swap-note").inner_text()
+    page.locator("#swap-kv").select_option(label="latent of 512 (MLA)")
+    assert "Dropped features: window 128, biases, sinks." in page.locator("#swap-note").inner_text()
     page.locator("#swap-reset").click()
     assert "Dropped" not in page.locator("#swap-note").inner_text()
 
 
-def drawn(page: Any) -> None:
-    """Bring every chart into view once, and wait until it is drawn."""
-    for name in charts.pictures():
+def draw_charts(page: Any) -> None:
+    """Scroll to every chart, and wait until it is drawn."""
+    for name in charts.CHARTS:
         page.locator(f'[data-chart="{name}"]').scroll_into_view_if_needed()
         page.locator(f'[data-chart="{name}"] .plot svg').wait_for()
 
 
-def test_every_chart_is_drawn_and_follows_what_is_picked(page: Any) -> None:
-    drawn(page)
+def test_charts_follow_the_selected_models(page: Any) -> None:
+    draw_charts(page)
     lines = page.locator('[data-chart="kv"] .legend li')
     assert lines.all_inner_texts() == [group.typical.name for group in groups(SHOWN)]
     page.locator('#picker input[value="qwen3-8b"]').uncheck()
     page.wait_for_function("document.querySelectorAll('[data-chart=\"kv\"] .legend li').length === 7")
     page.locator('#picker input[value="qwen3-8b"]').check()
-    told = page.locator("#crossings li").all_text_contents()
+    crossings = page.locator("#crossings li").all_text_contents()
     shown = {group.typical.name: group.typical.spec for group in groups(SHOWN)}
-    for row in told:
-        tokens, less, more = re.fullmatch(r"From ([\d,]+) tokens on (\S+) has .* no longer (\S+)\.", row).groups()
+    for row in crossings:
+        pattern = r"From ([\d,]+) tokens on, (\S+) has a smaller cache than (\S+)\."
+        tokens, smaller, larger = re.fullmatch(pattern, row).groups()
         context = int(tokens.replace(",", ""))
-        assert shown[less].kv_bytes(context) < shown[more].kv_bytes(context)
-    assert len(told) == page.locator('[data-chart="kv"] .plot .mark-symbol path').count() > 3
+        assert shown[smaller].kv_bytes(context) < shown[larger].kv_bytes(context)
+    assert len(crossings) == page.locator('[data-chart="kv"] .plot .mark-symbol path').count() > 3
     before = page.locator('[data-chart="kv"] .plot svg').inner_html()
     page.locator("#kv-batch").select_option("64")
     page.wait_for_function(
@@ -295,9 +298,9 @@ def test_every_chart_is_drawn_and_follows_what_is_picked(page: Any) -> None:
     )
 
 
-def test_a_tooltip_tells_of_the_point_under_the_pointer(page: Any) -> None:
-    """And goes again, taking nothing of the page with it."""
-    drawn(page)
+def test_tooltip_describes_the_point_under_the_pointer(page: Any) -> None:
+    """And it disappears without a trace."""
+    draw_charts(page)
     elements = page.evaluate("document.querySelectorAll('*').length")
     page.locator('[data-chart="active"] .plot .mark-symbol path').first.hover(force=True)
     assert groups(SHOWN)[0].typical.name in page.locator(".tooltip").inner_text()
@@ -314,16 +317,16 @@ ROWS = """async ([name, columns]) => {
 }"""
 
 
-def test_the_charts_draw_what_python_says(page: Any) -> None:
-    """What they calculate from their rows: bytes of caches, and ceilings on a device."""
-    drawn(page)
+def test_figures_of_the_charts_equal_python(page: Any) -> None:
+    """The figures that charts compute from their rows: cache bytes, and ceilings on a device."""
+    draw_charts(page)
     page.locator("#kv-batch").select_option("16")
     page.locator("#kv-dtype").select_option("float32")
     page.locator("#chart-device").select_option("rtx4090")
     specs, device = {model.name: model.spec for model in SHOWN}, roofline.device("rtx4090")
-    kept = page.evaluate(ROWS, ["kv", ["model", "context", "bytes"]])
-    assert len({row["model"] for row in kept}) == 8
-    for row in kept:
+    rows = page.evaluate(ROWS, ["kv", ["model", "context", "bytes"]])
+    assert len({row["model"] for row in rows}) == 8
+    for row in rows:
         assert row["bytes"] == specs[row["model"]].kv_bytes(row["context"], 16, torch.float32)
     passes = page.evaluate(ROWS, ["ceilings", ["model", "pass", "context", "batch", "tokens_per_s", "bound"]])
     assert len({(row["model"], row["pass"]) for row in passes}) == 8 * 4
@@ -334,8 +337,8 @@ def test_the_charts_draw_what_python_says(page: Any) -> None:
         assert row["bound"] == work.bound(device)
 
 
-def test_a_chart_is_saved_with_what_it_shows(page: Any, folder: Path) -> None:
-    drawn(page)
+def test_chart_is_saved_as_shown(page: Any, folder: Path) -> None:
+    draw_charts(page)
     for kind in ("csv", "svg", "png"):
         with page.expect_download() as download:
             page.locator(f'[data-chart="flops"] [data-save="{kind}"]').click()
@@ -343,17 +346,19 @@ def test_a_chart_is_saved_with_what_it_shows(page: Any, folder: Path) -> None:
         content = Path(download.value.path()).read_bytes()
         if kind == "csv":
             saved = list(csv.reader(io.StringIO(content.decode())))
-            kept = list(csv.reader(io.StringIO((folder / "data" / "flops.csv").read_text(encoding="utf-8"))))
-            assert [[cell.lower() for cell in row] for row in saved] == [[cell.lower() for cell in row] for row in kept]
+            expected = list(csv.reader(io.StringIO((folder / "data" / "flops.csv").read_text(encoding="utf-8"))))
+            assert [[cell.lower() for cell in row] for row in saved] == [
+                [cell.lower() for cell in row] for row in expected
+            ]
         elif kind == "svg":
             assert "var(--" not in content.decode()
-            assert "FLOPs a token" in content.decode()
+            assert "FLOPs per token" in content.decode()
         else:
             assert content.startswith(b"\x89PNG")
 
 
-def test_everything_can_be_reached_with_a_keyboard(open_page: Open) -> None:
-    """From the top, the link past the header comes first, and nothing that can be used is left out."""
+def test_all_controls_are_reachable_by_keyboard(open_page: Open) -> None:
+    """The first stop is the link that skips the header."""
     page = open_page()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "To the architectures"
@@ -372,28 +377,28 @@ def test_everything_can_be_reached_with_a_keyboard(open_page: Open) -> None:
     assert page.locator("#pairs button").first.get_attribute("aria-pressed") == "true"
 
 
-def test_everything_has_a_name_for_those_who_do_not_see_it(page: Any) -> None:
-    """A browser takes an output inside a label for what the label names, so sliders have to be named by their ids."""
-    drawn(page)
+def test_controls_and_images_have_accessible_names(page: Any) -> None:
+    """A label that contains an output would name the output, so the labels of sliders refer to their ids."""
+    draw_charts(page)
     for section, names in (("fit", ("Context", "Sequences", "Memory")), ("swap", ("Context",))):
         for name in names:
             assert page.locator(f"#{section}").get_by_role("slider", name=name).count() == 1
-    for picture in charts.pictures().values():
-        assert page.get_by_role("img", name=picture.title, exact=True).count() == 1
+    for chart in charts.CHARTS.values():
+        assert page.get_by_role("img", name=chart.title, exact=True).count() == 1
     for card in page.locator(".architecture").all():
         assert card.get_by_role("img", name=card.locator("select").input_value()).count() == 1
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_no_one_is_kept_out_and_nothing_sticks_out(open_page: Open, width: int, scheme: str) -> None:
-    """axe-core finds nothing serious, the page is no wider than its window; and a picture of each section is kept."""
+def test_page_is_accessible_and_fits_its_width(open_page: Open, width: int, scheme: str) -> None:
+    """axe-core finds no serious violation and the page does not scroll sideways. Saves a screenshot of each section."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install 'zoo-llm[test]'").Axe()
     page = open_page(width, scheme)
-    drawn(page)
+    draw_charts(page)
     found = axe.run(page, options={"resultTypes": ["violations"]}).response["violations"]
-    grave = [each for each in found if each["impact"] in ("serious", "critical")]
-    assert not grave, json.dumps([(each["id"], [node["html"] for node in each["nodes"][:3]]) for each in grave])
+    serious = [each for each in found if each["impact"] in ("serious", "critical")]
+    assert not serious, json.dumps([(each["id"], [node["html"] for node in each["nodes"][:3]]) for each in serious])
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     page.add_style_tag(content="header { position: static !important }")

@@ -1,4 +1,4 @@
-"""What a gallery's folder holds, as far as no browser is needed to see it."""
+"""The files of a gallery, checked without a browser."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ import zoo
 from benchmarks.__main__ import app
 from benchmarks.analytic.models import Model, chosen, one
 from benchmarks.commands.gallery import read_measured
-from benchmarks.gallery import charts, files, groups, series
+from benchmarks.gallery import charts, files
+from benchmarks.gallery.chart_tables import tables
+from benchmarks.gallery.overview import Group, groups, typical
 from benchmarks.gallery.page import page
 from tests.benchmarks.gallery.conftest import SHOWN
 from tests.benchmarks.gallery.speeds import MEASURED
@@ -30,7 +32,7 @@ MODELS = chosen([])
 
 
 class _Links(HTMLParser):
-    """Every attribute by which a page loads or opens something."""
+    """The values of all attributes that make a page load or open something."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +47,7 @@ class _Links(HTMLParser):
                 self.opened.append(value or "")
 
 
-def test_the_page_is_small_and_needs_nothing_else(folder: Path) -> None:
+def test_page_is_small_and_self_contained(folder: Path) -> None:
     text = (folder / "index.html").read_text(encoding="utf-8")
     assert len(text.encode()) < LIMIT
     links = _Links()
@@ -55,16 +57,16 @@ def test_the_page_is_small_and_needs_nothing_else(folder: Path) -> None:
     assert not re.search(r"@import|url\((?!['\"]?(data:|#))", text.split("<script>")[0])
 
 
-def test_a_folder_of_any_name_is_on_the_page_as_text() -> None:
+def test_model_names_are_escaped() -> None:
     odd = """a"b'<i>&</script>"""
-    text = page([one("smollm3"), Model(odd, one("qwen3").spec)]).html
+    text = page([one("smollm3"), Model(odd, one("qwen3").spec)])
     assert "<i>" not in text
     assert text.count("</script>") == 4
     names = [html.unescape(name) for name in re.findall(r'<template data-diagram="(.*?)">', text)]
     assert names == ["smollm3-3b", odd]
 
 
-def test_every_link_in_the_page_leads_somewhere(folder: Path) -> None:
+def test_every_reference_in_the_page_has_a_target(folder: Path) -> None:
     text = (folder / "index.html").read_text(encoding="utf-8")
     ids = set(re.findall(r'\bid="([^"]+)"', text))
     assert set(re.findall(r'href="#([^"]+)"', text)) <= ids
@@ -72,71 +74,71 @@ def test_every_link_in_the_page_leads_somewhere(folder: Path) -> None:
     assert {word for each in named for word in each.split()} <= ids
 
 
-def test_the_data_is_what_a_script_element_may_hold(folder: Path) -> None:
+def test_data_is_valid_in_a_script_element(folder: Path) -> None:
     text = (folder / "index.html").read_text(encoding="utf-8")
     for name in ("data", "specs"):
-        (held,) = re.findall(rf'<script type="application/json" id="{name}">(.*?)</script>', text)
-        assert json.loads(held)
+        (content,) = re.findall(rf'<script type="application/json" id="{name}">(.*?)</script>', text)
+        assert json.loads(content)
 
 
 def test_every_table_is_a_csv_file(folder: Path) -> None:
-    tables = series.tables(SHOWN, MEASURED["rows"])
-    assert {path.stem for path in (folder / "data").iterdir()} == set(tables)
-    for name, table in tables.items():
+    expected = tables(SHOWN, MEASURED["rows"])
+    assert {path.stem for path in (folder / "data").iterdir()} == set(expected)
+    for name, rows in expected.items():
         with (folder / "data" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-            head, *rows = csv.reader(file)
-        assert tuple(head) == table.columns
-        assert rows == [["" if value is None else str(value) for value in row] for row in table.rows]
+            head, *saved = csv.reader(file)
+        assert all(list(row) == head for row in rows)
+        assert saved == [["" if value is None else str(value) for value in row.values()] for row in rows]
 
 
-def test_every_chart_is_a_picture_for_papers(folder: Path) -> None:
+def test_every_chart_is_saved_as_images(folder: Path) -> None:
     assert {path.name for path in (folder / "charts").iterdir()} == {
-        f"{name}.{kind}" for name in charts.pictures() for kind in files.FORMATS
+        f"{name}.{kind}" for name in charts.CHARTS for kind in files.FORMATS
     }
-    for name, picture in charts.pictures().items():
-        drawn = (folder / "charts" / f"{name}.svg").read_text(encoding="utf-8")
-        assert picture.title in drawn
-        assert "var(--" not in drawn, "a picture has no page to take colours from"
+    for name, chart in charts.CHARTS.items():
+        svg = (folder / "charts" / f"{name}.svg").read_text(encoding="utf-8")
+        assert chart.title in svg
+        assert "var(--" not in svg, "an image cannot take colours from a page"
         assert (folder / "charts" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     kv = (folder / "charts" / "kv.svg").read_text(encoding="utf-8")
-    assert all(f">{model.name}<" in kv for model in groups.typical(MODELS))
+    assert all(f">{model.name}<" in kv for model in typical(MODELS))
 
 
-def test_one_model_stands_for_each_architecture() -> None:
-    found = groups.groups(MODELS)
+def test_one_model_represents_each_architecture() -> None:
+    found = groups(MODELS)
     assert [group.name for group in found] == list(zoo.architectures.families())
     assert [model for group in found for model in group.models] == MODELS
     assert all(group.typical in group.models for group in found)
-    assert groups.typical([*MODELS[:1], replace(MODELS[0], name="mine")])[1].name == "mine"
+    assert typical([*MODELS[:1], replace(MODELS[0], name="mine")])[1].name == "mine"
 
 
-@pytest.mark.parametrize("group", groups.groups(MODELS), ids=lambda group: group.name)
-def test_what_is_new_in_an_architecture_is_told_whole(group: groups.Group) -> None:
-    """The file's docstring, cut in three."""
+@pytest.mark.parametrize("group", groups(MODELS), ids=lambda group: group.name)
+def test_docstring_of_an_architecture_is_shown_whole(group: Group) -> None:
+    """Split into title, source, and what is new."""
     doc = " ".join((zoo.architectures.families()[group.name].__doc__ or "").split())
     assert doc.startswith(f"{group.title} ({group.source})")
     letters = re.sub(r"\W", "", doc.replace("New here: ", "")).lower()
     assert letters == re.sub(r"\W", "", group.title + group.source + group.new).lower()
 
 
-def test_crossings_are_where_the_smaller_cache_changes() -> None:
+def test_crossings_are_where_another_cache_becomes_smaller() -> None:
     specs = {model.name: model.spec for model in MODELS}
-    rows = series.tables(MODELS)["crossings"].records()
+    rows = tables(MODELS)["crossings"]
     assert len(rows) > 20
     for row in rows:
-        less, more = specs[row["less"]], specs[row["more"]]
-        assert less.kv_bytes(row["context"]) < more.kv_bytes(row["context"])
-        assert less.kv_bytes(row["context"] - 1) >= more.kv_bytes(row["context"] - 1)
+        smaller, larger = specs[row["smaller"]], specs[row["larger"]]
+        assert smaller.kv_bytes(row["context"]) < larger.kv_bytes(row["context"])
+        assert smaller.kv_bytes(row["context"] - 1) >= larger.kv_bytes(row["context"] - 1)
 
 
 def test_docs_are_current() -> None:
     docs = Path(__file__).resolve().parents[3] / "docs"
-    found = files.documents()
+    found = files.docs_files()
     assert {f"blocks/{path.name}" for path in (docs / "blocks").iterdir()} == {
         name for name in found if name.startswith("blocks/")
     }
     for name, content in found.items():
-        assert (docs / name).read_text(encoding="utf-8") == content.decode(), f"docs/{name} is old: make docs"
+        assert (docs / name).read_text(encoding="utf-8") == content.decode(), f"docs/{name} is out of date: make docs"
 
 
 def call(*args: object) -> int:
@@ -146,7 +148,7 @@ def call(*args: object) -> int:
 def test_docs_are_written_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--docs", "--out", tmp_path) == 0
     assert capsys.readouterr().out == ""
-    assert (tmp_path / "overview.svg").read_bytes() == files.documents()["overview.svg"]
+    assert (tmp_path / "overview.svg").read_bytes() == files.docs_files()["overview.svg"]
     assert not (tmp_path / "index.html").exists()
 
 
@@ -160,7 +162,7 @@ def test_docs_are_written_by_the_command(tmp_path: Path, capsys: pytest.CaptureF
         ('{"machine": {}, "rows": [{"table": "kv"}]}', MalformedError),
     ],
 )
-def test_speeds_that_are_none_are_refused(tmp_path: Path, text: str | None, error: type[Exception]) -> None:
+def test_file_without_speeds_is_refused(tmp_path: Path, text: str | None, error: type[Exception]) -> None:
     path = tmp_path / "measured.json"
     if text is not None:
         path.write_text(text, encoding="utf-8")
@@ -168,7 +170,7 @@ def test_speeds_that_are_none_are_refused(tmp_path: Path, text: str | None, erro
         read_measured(path)
 
 
-def test_what_is_wrong_is_told_before_anything_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_reported_before_anything_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert call("--measured", tmp_path / "nowhere.json", "--out", tmp_path) == 3
     assert call("--docs", "--out", tmp_path / "file") == 3
@@ -177,7 +179,7 @@ def test_what_is_wrong_is_told_before_anything_is_drawn(tmp_path: Path, capsys: 
     assert all(line.startswith("error: cannot ") for line in err)
 
 
-def test_a_missing_extra_is_named(monkeypatch: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_extra_is_named(monkeypatch: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
     assert call("--out", tmp_path) == 3
     assert capsys.readouterr().err == "error: this needs the package vl_convert: pip install 'zoo-llm[gallery]'\n"

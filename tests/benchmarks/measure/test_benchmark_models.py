@@ -10,8 +10,15 @@ import torch
 
 import weights
 import zoo
-from benchmarks.measure import benchmark_models
-from benchmarks.measure.benchmark_models import Form, Subject, check_memory, chosen, first_layers, need
+from benchmarks.measure import devices
+from benchmarks.measure.benchmark_models import (
+    BenchmarkModel,
+    Variant,
+    benchmark_models,
+    first_layers,
+    memory_need,
+    require_model_memory,
+)
 from benchmarks.measure.runners import workloads
 from zoo.architectures import families
 from zoo.errors import NotAvailable, UsageError
@@ -31,7 +38,7 @@ def test_the_first_layers_hold_every_kind_as_far_as_they_go(name: str) -> None:
         assert not Counter(kept) - Counter(spec.layers)
 
 
-def test_first_layers_keep_the_order_of_the_plan() -> None:
+def test_first_layers_keep_their_order() -> None:
     spec = zoo.spec("gemma3-270m")
     local, full = dict.fromkeys(spec.layers)
     assert first_layers(spec, 3).layers == (local, local, full)
@@ -39,15 +46,15 @@ def test_first_layers_keep_the_order_of_the_plan() -> None:
 
 
 def test_without_names_every_architecture_is_measured() -> None:
-    assert [subject.label for subject in chosen([], Form(tiny=True))] == list(families())
+    assert [model.label for model in benchmark_models([], Variant(tiny=True))] == list(families())
 
 
-def test_forms_and_swaps() -> None:
-    plain, starred = chosen(["qwen3-8b"], Form(layers=4, swaps=("GQA(window=64)",)))
+def test_variants_and_swaps() -> None:
+    plain, starred = benchmark_models(["qwen3-8b"], Variant(layers=4, swaps=("GQA(window=64)",)))
     assert (plain.label, starred.label) == ("qwen3-8b", "qwen3-8b*")
     assert plain.spec == first_layers(zoo.spec("qwen3-8b"), 4)
     assert {layer.cache_spec().window for layer in starred.spec.layers} == {64}
-    small, windowed = chosen(["qwen3-8b"], Form(tiny=True, swaps=("GQA(window=4096)",)))
+    small, windowed = benchmark_models(["qwen3-8b"], Variant(tiny=True, swaps=("GQA(window=4096)",)))
     assert small.spec == zoo.spec("qwen3-8b", tiny=True)
     assert (plain.tiny, small.tiny) == (False, True)
     assert {layer.cache_spec().window for layer in windowed.spec.layers} == {16}  # toy, as all widths
@@ -55,7 +62,7 @@ def test_forms_and_swaps() -> None:
 
 def test_a_name_stands_for_one_model() -> None:
     with pytest.raises(UsageError, match="qwen3 is named twice"):
-        chosen(["qwen3", "llama3", "qwen3"], Form())
+        benchmark_models(["qwen3", "llama3", "qwen3"], Variant())
 
 
 @pytest.fixture
@@ -66,46 +73,46 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_with_weights_is_measured_with_them(folder: Path) -> None:
-    (subject,) = chosen([str(folder)], Form())
-    assert subject.label == "saved"
-    assert subject.spec == zoo.spec("qwen3", tiny=True)
-    held, stored = subject.build(CPU, F32, 0), zoo.build("qwen3", tiny=True, seed=5)
-    for ours, theirs in zip(held.parameters(), stored.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    (model,) = benchmark_models([str(folder)], Variant())
+    assert model.label == "saved"
+    assert model.spec == zoo.spec("qwen3", tiny=True)
+    held, stored = model.build(CPU, F32, 0), zoo.build("qwen3", tiny=True, seed=5)
+    for loaded, saved in zip(held.parameters(), stored.parameters(), strict=True):
+        assert torch.equal(loaded, saved)
 
 
-def test_another_form_of_it_has_random_weights(folder: Path) -> None:
-    (subject,) = chosen([str(folder)], Form(layers=1))
-    assert subject.source is None
-    plain, starred = chosen([str(folder)], Form(swaps=("rope=NoPE",)))
+def test_another_variant_of_it_has_random_weights(folder: Path) -> None:
+    (model,) = benchmark_models([str(folder)], Variant(layers=1))
+    assert model.source is None
+    plain, starred = benchmark_models([str(folder)], Variant(swaps=("rope=NoPE",)))
     assert plain.source is not None
     assert starred.source is None
 
 
 def test_a_folder_with_a_config_alone_is_measured_with_random_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    (subject,) = chosen([str(folder)], Form())
-    assert subject.source is None
+    (model,) = benchmark_models([str(folder)], Variant())
+    assert model.source is None
 
 
 def test_released_weights_of_a_preset_come_from_the_cache_or_are_missed() -> None:
     with pytest.raises(NotAvailable, match="Qwen/Qwen3"):
-        chosen(["qwen3-0.6b"], Form(released=True))
+        benchmark_models(["qwen3-0.6b"], Variant(released=True))
 
 
 @pytest.mark.parametrize("name", ["gemma3-270m", "qwen3-0.6b", "gpt-oss-20b"])
 def test_what_is_needed_covers_weights_and_caches(name: str) -> None:
     spec = zoo.spec(name)
     caches = sum(spec.kv_bytes(work.capacity, dtype=BF16) for work in WORKS)
-    assert need(WORKS, 1)(spec, BF16) > spec.params() * 2 + caches
-    assert need(WORKS, 1, copies=2)(spec, BF16) - need(WORKS, 1)(spec, BF16) == spec.params() * 2
-    assert need(WORKS, 2)(spec, BF16) - need(WORKS, 1)(spec, BF16) >= caches
+    assert memory_need(WORKS, 1)(spec, BF16) > spec.params() * 2 + caches
+    assert memory_need(WORKS, 1, copies=2)(spec, BF16) - memory_need(WORKS, 1)(spec, BF16) == spec.params() * 2
+    assert memory_need(WORKS, 2)(spec, BF16) - memory_need(WORKS, 1)(spec, BF16) >= caches
 
 
 def refused(names: list[str], free: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(benchmark_models, "free_memory", lambda device: free)
+    monkeypatch.setattr(devices, "free_memory", lambda device: free)
     with pytest.raises(NotAvailable) as error:
-        check_memory(chosen(names, Form()), need(WORKS, 1), CPU, dtype)
+        require_model_memory(benchmark_models(names, Variant()), memory_need(WORKS, 1), CPU, dtype)
     return str(error.value)
 
 
@@ -122,7 +129,7 @@ def test_the_layers_that_would_fit_do_and_one_more_does_not(monkeypatch: pytest.
     told = refused(["qwen3-8b", "llama3-8b"], free, F32, monkeypatch)
     assert "qwen3-8b (8.19B parameters), llama3-8b (8.03B parameters) in float32 need" in told
     most = int(told.partition("--layers ")[2].partition(",")[0])
-    needed = need(WORKS, 1)
+    needed = memory_need(WORKS, 1)
 
     def together(number: int) -> int:
         return sum(needed(first_layers(zoo.spec(name), number), F32) for name in ("qwen3-8b", "llama3-8b"))
@@ -136,5 +143,7 @@ def test_where_not_one_layer_fits_only_the_tiny_form_is_left(monkeypatch: pytest
 
 def test_what_fits_or_cannot_be_said_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for free in (2**60, None):
-        monkeypatch.setattr(benchmark_models, "free_memory", lambda device, free=free: free)
-        check_memory([Subject(chosen(["llama3-8b"], Form())[0].model)], need(WORKS, 1), CPU, F32)
+        monkeypatch.setattr(devices, "free_memory", lambda device, free=free: free)
+        require_model_memory(
+            [BenchmarkModel(benchmark_models(["llama3-8b"], Variant())[0].entry)], memory_need(WORKS, 1), CPU, F32
+        )

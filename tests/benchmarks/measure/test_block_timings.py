@@ -10,9 +10,8 @@ import torch
 
 from benchmarks.__main__ import app
 from benchmarks.measure import blocks, timing
-from benchmarks.measure.block_list import Entry, entries
-from benchmarks.measure.blocks import Setting, rows, run
-from benchmarks.measure.side_by_side import CPU, made
+from benchmarks.measure.blocks import BlockConfig, Entry, block_list, block_tasks, build_block, rows, run
+from benchmarks.measure.devices import CPU
 from benchmarks.measure.timing import Samples
 from zoo.cli.runner import exit_code
 from zoo.core.cache import Cache
@@ -20,8 +19,8 @@ from zoo.errors import UsageError
 from zoo.registry import Mixer, Spec
 
 DIM = 256
-LISTED = entries(DIM)
-SETTING = Setting(DIM, tokens=6, context=20)
+LISTED = block_list(DIM)
+CONFIG = BlockConfig(DIM, tokens=6, context=20)
 # What a row cannot show: compositions of blocks, and scalings, which change a table that is made once a pass.
 WITHOUT_A_ROW = {"Layer", "Decoder", "LinearScaling", "Llama3Scaling", "YarnScaling"}
 
@@ -35,7 +34,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_kind_of_block_is_forgotten() -> None:
-    """A new kind in zoo/ needs a line in benchmarks/measure/block_list.py, or here with the reason."""
+    """A new kind in zoo/ needs a line in benchmarks/measure/blocks.py, or here with the reason."""
     ours = {name for name, kind in Spec.kinds.items() if kind.__module__.startswith("zoo.")}
     measured = {type(node).__name__ for entry in LISTED for node in entry.spec.walk()}
     assert measured | WITHOUT_A_ROW == ours
@@ -43,13 +42,13 @@ def test_no_kind_of_block_is_forgotten() -> None:
 
 
 def test_labels_are_unique_and_specs_differ() -> None:
-    listed = entries(1024)  # at the least width, two queries that share a key are all there are
+    listed = block_list(1024)  # at the least width, two queries that share a key are all there are
     assert len({entry.label for entry in listed}) == len({entry.spec for entry in listed}) == len(listed)
 
 
 def test_blocks_that_are_compared_have_equal_active_parameters() -> None:
     """Experts beside dense, but for the router."""
-    by_label = {entry.label: entry.spec for entry in entries(1024)}
+    by_label = {entry.label: entry.spec for entry in block_list(1024)}
     dense = by_label["SwiGLU"].params(1024)
     for label in ("MoE, softmax", "MoE, shared"):
         assert 0 < by_label[label].active_params(1024) - dense <= 16 * 1024 + 16
@@ -58,17 +57,19 @@ def test_blocks_that_are_compared_have_equal_active_parameters() -> None:
 @pytest.mark.parametrize("dim", [1, 100, 384])
 def test_a_width_that_heads_do_not_divide_is_refused(dim: int) -> None:
     with pytest.raises(UsageError, match="multiple of 256"):
-        entries(dim)
+        block_list(dim)
 
 
 @pytest.mark.parametrize("entry", LISTED, ids=lambda entry: entry.label)
 def test_a_row_says_what_the_block_is(entry: Entry) -> None:
     samples = Samples()
-    run([entry], SETTING, samples)
-    (row,) = rows([entry], SETTING, samples)
-    assert row["params"] == sum(weight.numel() for weight in made(entry.spec, DIM, torch.float32, 0).parameters())
+    run([entry], CONFIG, samples)
+    (row,) = rows([entry], CONFIG, samples)
+    assert row["params"] == sum(
+        weight.numel() for weight in build_block(entry.spec, DIM, torch.float32, 0).parameters()
+    )
     assert (row["prefill_s"], row["decode_s"]) == (1.0, 1.0)
-    assert len(row["prefill_seconds"]) == len(row["decode_seconds"]) == SETTING.repeat
+    assert len(row["prefill_seconds"]) == len(row["decode_seconds"]) == CONFIG.repeat
     if isinstance(entry.spec, Mixer):
         grown = [Cache([entry.spec.cache_spec()], 1, n, torch.float32, CPU).nbytes for n in (5000, 5001)]
         assert row["kv_bytes_per_token"] == grown[1] - grown[0]
@@ -81,9 +82,9 @@ def test_a_row_says_what_the_block_is(entry: Entry) -> None:
 @pytest.mark.parametrize("entry", LISTED, ids=lambda entry: entry.label)
 def test_what_is_timed_is_a_prefill_and_one_token(entry: Entry) -> None:
     """One call of the whole block each; a mixer's token sees all of the context, or its window."""
-    module, seen = made(entry.spec, DIM, torch.float32, 0), list[tuple[Any, ...]]()
-    setting = Setting(DIM, tokens=6, context=600)
-    tasks = list(blocks._tasks(entry, module, setting))
+    module, seen = build_block(entry.spec, DIM, torch.float32, 0), list[tuple[Any, ...]]()
+    config = BlockConfig(DIM, tokens=6, context=600)
+    tasks = list(block_tasks(entry, module, config))
     hook = module.register_forward_pre_hook(lambda _, args: seen.append(args))
     for task in tasks:
         step = task.prepare()
@@ -99,7 +100,7 @@ def test_what_is_timed_is_a_prefill_and_one_token(entry: Entry) -> None:
 
 def test_a_block_measured_in_one_phase_only_has_no_row() -> None:
     samples = {("MHA", "prefill"): [1.0], ("MHA", "decode"): [1.0], ("GQA", "prefill"): [1.0]}
-    assert [row["block"] for row in rows(LISTED, SETTING, samples)] == ["MHA"]
+    assert [row["block"] for row in rows(LISTED, CONFIG, samples)] == ["MHA"]
 
 
 @pytest.mark.parametrize(

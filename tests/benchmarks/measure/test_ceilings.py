@@ -6,35 +6,45 @@ import pytest
 import torch
 
 from benchmarks.measure import ceilings
-from benchmarks.measure.ceilings import SIDES, WIDTH, best, kernels, measured, multiplying, reading, rows, tasks
+from benchmarks.measure.ceilings import (
+    MATRIX_WIDTH,
+    SIDES,
+    best,
+    kernels,
+    matmul_kernels,
+    measured_device,
+    reading_kernels,
+    rows,
+    tasks,
+)
 from benchmarks.measure.timing import Samples, measure
 from tests.benchmarks.fakes import Clock, Ticking
 
 CPU = torch.device("cpu")
-SMALL = 64 * 4 * WIDTH
+SMALL = 64 * 4 * MATRIX_WIDTH
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings, "BUFFER", SMALL)
+    monkeypatch.setattr(ceilings, "BUFFER_BYTES", SMALL)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_reading_kernel_reads_the_whole_buffer(dtype: torch.dtype) -> None:
     """It is all ones: the sum is the number of elements, and so is what a row of a product is."""
-    found = {(kernel.name, kernel.dtype): kernel for kernel in reading(CPU, dtype)}
+    found = {(kernel.name, kernel.dtype): kernel for kernel in reading_kernels(CPU, dtype)}
     assert {kernel.amount for kernel in found.values()} == {SMALL}
     assert float(found["sum", torch.float32].run()) == SMALL / 4  # type: ignore[arg-type]
     product = found["matrix x vector", torch.float32].run()
     assert isinstance(product, torch.Tensor)
-    assert product.shape == (1, SMALL / 4 / WIDTH)
-    assert set(product.flatten().tolist()) == {float(WIDTH)}
+    assert product.shape == (1, SMALL / 4 / MATRIX_WIDTH)
+    assert set(product.flatten().tolist()) == {float(MATRIX_WIDTH)}
     assert ("matrix x vector", dtype) in found
 
 
 def test_the_buffer_takes_at_most_a_share_of_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "free_memory", lambda device: SMALL)
-    assert reading(CPU, torch.float32)[0].amount == SMALL // ceilings.SHARE
+    assert reading_kernels(CPU, torch.float32)[0].amount == SMALL // ceilings.MEMORY_PARTS
 
 
 @pytest.mark.parametrize(("seconds", "side"), [(1e-6, SIDES[1]), (1.0, SIDES[0])])
@@ -46,7 +56,7 @@ def test_matrices_grow_until_a_product_takes_long(seconds: float, side: int, mon
             self.now += seconds
             return self.now
 
-    plain, linear = multiplying(CPU, torch.float32, Slow())
+    plain, linear = matmul_kernels(CPU, torch.float32, Slow())
     assert plain.name == f"matmul {side}"
     assert plain.amount == linear.amount == 2 * side**3
 
@@ -60,7 +70,7 @@ def test_the_fastest_kernel_of_each_kind_is_the_ceiling() -> None:
     top = best(made, "bandwidth")
     assert top is not None
     assert (top["kernel"], top["median"], top["min"], top["max"]) == ("max", 2 * SMALL, SMALL, 4 * SMALL)
-    device = measured(made)
+    device = measured_device(made)
     assert device is not None
     assert (device.bandwidth, device.flops) == (2 * SMALL, SIDES[0] ** 3)
 
@@ -70,10 +80,10 @@ def test_a_kernel_that_was_not_timed_has_no_row_and_half_a_machine_no_roofline()
     samples: Samples = {kernel.key: [1.0] for kernel in found if kernel.kind == "bandwidth"}
     made = rows(found, samples, CPU, 1)
     assert {row["kind"] for row in made} == {"bandwidth"}
-    assert measured(made) is None
+    assert measured_device(made) is None
 
 
 def test_kernels_are_tasks_like_any_other() -> None:
     found, samples = kernels(CPU, torch.float32, Ticking()), Samples()
-    measure(tasks(found), samples, repetitions=2, most_warmups=0, clock=Ticking())
+    measure(tasks(found), samples, repetitions=2, max_warmups=0, clock=Ticking())
     assert samples == {kernel.key: [1.0, 1.0] for kernel in found}

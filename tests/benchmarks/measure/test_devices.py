@@ -1,4 +1,4 @@
-"""Clocks, meters and caches of the two kinds of devices."""
+"""Clocks, memory meters and caches of the CPU and of CUDA devices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.measure import devices
-from benchmarks.measure.devices import Allocated, DeviceClock, Resident, _cpu_cache, clock, meter
+from benchmarks.measure.devices import CudaClock, _cpu_cache, clock, start_memory_meter
 
 
 def tree(root: Path, caches: list[tuple[str, str, str, str, str]]) -> Path:
@@ -36,21 +36,20 @@ def test_the_last_cache_is_that_of_all_sockets_counted_once(tmp_path: Path) -> N
     assert _cpu_cache(found) == (32 + 16) * 2**20
 
 
-def test_a_machine_that_does_not_say_has_none(tmp_path: Path) -> None:
+def test_a_machine_without_readable_caches_has_no_last_cache(tmp_path: Path) -> None:
     assert _cpu_cache(tmp_path) is None
     assert _cpu_cache(tree(tmp_path, [("cpu0", "3", "Unified", "much", "0")])) is None
 
 
 def test_the_cpu_has_a_plain_clock_and_its_resident_memory() -> None:
     assert clock(torch.device("cpu")) is time.perf_counter
-    assert isinstance(meter(torch.device("cpu")), Resident)
+    taken = start_memory_meter(devices.CPU)()
+    assert taken is None or taken >= 0
 
 
-def test_where_the_record_cannot_be_reset_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_is_unknown_without_a_record_to_reset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "RESET", tmp_path / "nowhere" / "clear_refs")
-    resident = Resident()
-    resident.start()
-    assert resident.peak() is None
+    assert start_memory_meter(devices.CPU)() is None
 
 
 class Event:
@@ -70,10 +69,10 @@ class Event:
         return later.at - self.at
 
 
-def test_seconds_of_a_device_add_up_from_event_to_event(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_of_a_cuda_device_add_up_from_event_to_event(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    read = DeviceClock(torch.device("cuda"))
+    read = CudaClock(torch.device("cuda"))
     Event.now = 250.0
     assert read() == 0.25
     Event.now = 1000.0
@@ -81,14 +80,12 @@ def test_seconds_of_a_device_add_up_from_event_to_event(monkeypatch: pytest.Monk
 
 
 @pytest.mark.gpu
-def test_a_device_tells_its_time_and_its_most_memory() -> None:
+def test_a_cuda_device_has_its_own_clock_and_peak_memory() -> None:
     device = torch.device("cuda")
-    read, allocated = clock(device), meter(device)
-    assert isinstance(read, DeviceClock)
-    assert isinstance(allocated, Allocated)
-    allocated.start()
+    read, peak = clock(device), start_memory_meter(device)
+    assert isinstance(read, CudaClock)
     before = read()
     torch.ones(2**26, device=device).square_()
     assert read() > before
-    assert allocated.peak() == 2**28
+    assert peak() == 2**28
     assert (devices.last_cache(device) or 0) > 2**20

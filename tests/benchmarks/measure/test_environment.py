@@ -18,7 +18,7 @@ from zoo.core.kernels import Race
 from zoo.errors import MalformedError
 
 
-def test_it_says_what_figures_depend_on() -> None:
+def test_the_environment_holds_what_figures_depend_on() -> None:
     found = environment(torch.device("cpu"))
     assert {"cpu", "torch", "threads"} <= found.keys()
     assert found["cores"] >= 1
@@ -38,7 +38,7 @@ def test_it_says_what_figures_depend_on() -> None:
         ("", "unknown"),
     ],
 )
-def test_the_library_that_multiplies(config: str, told: str) -> None:
+def test_matrix_libraries_are_read_from_the_build_configuration(config: str, told: str) -> None:
     assert _blas(config) == told
 
 
@@ -113,7 +113,7 @@ def test_kernels_are_read_when_the_measurement_ends_however_it_ends(error: type[
     assert report.about["complete"] is (error is None)
 
 
-def test_a_setting_that_cannot_be_read_is_told_before_anything_runs(tmp_path: Path, monkeypatch) -> None:
+def test_an_unreadable_kernel_setting_is_an_error_before_anything_runs(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "choices.json").write_text("[]", encoding="utf-8")
     monkeypatch.setenv("ZOO_KERNELS", str(tmp_path / "choices.json"))
     monkeypatch.setattr(kernels, "_active", None)

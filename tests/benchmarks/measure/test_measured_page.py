@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.analytic.costs import about
-from benchmarks.analytic.models import one
+from benchmarks.analytic.models import about, one
 from benchmarks.commands import blocks, mla
 from benchmarks.measure import blocks as blocks_module
 from benchmarks.measure import mla as mla_module
-from benchmarks.measure.block_list import entries
-from benchmarks.measure.mla import Outcome
-from benchmarks.measure.mla_variants import forms
+from benchmarks.measure.blocks import BlockConfig, block_list
+from benchmarks.measure.mla import MLAConfig, Outcome, variants
 from benchmarks.output.report import Table
 from zoo.cli.tables import Format
 
@@ -35,25 +33,25 @@ def test_every_command_is_shown_once() -> None:
     assert list(SHOWN) == ["mla", "blocks"]
 
 
-def of_forms() -> list[Table]:
+def of_variants() -> list[Table]:
     spec, dim = mla.attention(one("deepseek-v3"), tiny=False)
-    setting = mla_module.Setting(mla.CONTEXTS)
-    each = [(form, context) for context in setting.contexts for form in forms(spec)]
-    samples = {(form, str(context)): [1.0] for form, context in each}
-    rows = mla_module.rows(spec, dim, setting, [Outcome(*pair) for pair in each], samples)
+    config = MLAConfig(mla.CONTEXTS)
+    each = [(variant, context) for context in config.contexts for variant in variants(spec)]
+    samples = {(variant, str(context)): [1.0] for variant, context in each}
+    rows = mla_module.rows(spec, dim, config, [Outcome(*pair) for pair in each], samples)
     return list(mla.tables([{**about(one("deepseek-v3")), "tiny": False, **row} for row in rows]))
 
 
 def of_blocks() -> list[Table]:
-    listed, setting = entries(1024), blocks_module.Setting(1024, 512, 4096)
+    listed, config = block_list(1024), BlockConfig(1024, 512, 4096)
     samples = {(entry.label, phase): [1.0] for entry in listed for phase in ("prefill", "decode")}
-    return list(blocks.tables(blocks_module.rows(listed, setting, samples)))
+    return list(blocks.tables(blocks_module.rows(listed, config, samples)))
 
 
 @pytest.mark.parametrize(
-    ("verb", "tables", "untimed"), [("mla", of_forms(), 4), ("blocks", of_blocks(), 1)], ids=["mla", "blocks"]
+    ("verb", "tables", "untimed"), [("mla", of_variants(), 4), ("blocks", of_blocks(), 1)], ids=["mla", "blocks"]
 )
-def test_all_but_the_times_is_todays(verb: str, tables: Sequence[Table], untimed: int) -> None:
+def test_the_tables_are_up_to_date_except_for_their_times(verb: str, tables: Sequence[Table], untimed: int) -> None:
     static, timed = (table.text(Format.table) for table in tables)
     title = timed.splitlines()[0]
     shown, _, times = SHOWN[verb].partition(title)

@@ -1,4 +1,4 @@
-"""What is timed is one token through one form; what does not fit is told; what is not equal fails."""
+"""One token through one variant is timed; a variant that does not fit says so; outputs that differ are a failure."""
 
 from __future__ import annotations
 
@@ -12,16 +12,27 @@ import torch
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.commands.mla import tables
-from benchmarks.measure import mla, timing
-from benchmarks.measure.mla import Outcome, Setting, failures, rows, run, too_large
-from benchmarks.measure.mla_variants import ABSORBED, EXPANDED, LATENT, _ExpandedMLA, forms
+from benchmarks.measure import devices, mla, timing
+from benchmarks.measure.mla import (
+    ABSORBED,
+    EXPANDED,
+    LATENT,
+    ExpandedAttention,
+    MLAConfig,
+    Outcome,
+    failures,
+    rows,
+    run,
+    too_large,
+    variants,
+)
 from benchmarks.measure.timing import Samples
 from zoo import MLA
 from zoo.cli.runner import exit_code
 from zoo.cli.tables import Format
 
 SPEC, DIM = next(node for node in zoo.spec("deepseek-v3", tiny=True).walk() if isinstance(node, MLA)), 64
-FORMS = [EXPANDED, LATENT, ABSORBED]
+VARIANTS = [EXPANDED, LATENT, ABSORBED]
 
 
 @pytest.fixture(autouse=True)
@@ -32,16 +43,18 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mla, "measure", lambda *a, **k: measure(*a, **k | {"clock": lambda: float(next(ticks))}))
 
 
-def measured(setting: Setting) -> list[dict[str, Any]]:
+def measured(config: MLAConfig) -> list[dict[str, Any]]:
     outcomes, samples = list[Outcome](), Samples()
-    run(SPEC, DIM, setting, outcomes, samples)
-    return rows(SPEC, DIM, setting, outcomes, samples)
+    run(SPEC, DIM, config, outcomes, samples)
+    return rows(SPEC, DIM, config, outcomes, samples)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_form_is_measured_at_every_context_and_equal(dtype: torch.dtype) -> None:
-    found = measured(Setting([1, 2, 40], dtype, repeat=5))
-    assert [(row["context"], row["form"]) for row in found] == [(c, form) for c in (1, 2, 40) for form in FORMS]
+def test_every_variant_is_measured_at_every_context_and_equal(dtype: torch.dtype) -> None:
+    found = measured(MLAConfig([1, 2, 40], dtype, repeat=5))
+    assert [(row["context"], row["variant"]) for row in found] == [
+        (c, variant) for c in (1, 2, 40) for variant in VARIANTS
+    ]
     assert failures(found) == []
     for row in found:
         assert row["allocated_bytes"] == row["kv_bytes"] == row["context"] * row["kv_bytes_per_token"]
@@ -56,7 +69,7 @@ def test_what_is_timed_is_one_token_after_all_others(monkeypatch: pytest.MonkeyP
         hook = torch.nn.modules.module.register_module_forward_pre_hook(
             lambda module, args: (
                 seen.append((type(module), tuple(args[0].shape), len(next(iter(args[1].views.values())).keys)))
-                if hasattr(module, "kv_up")
+                if hasattr(module, "kv_up") or isinstance(module, ExpandedAttention)
                 else None
             )
         )
@@ -68,28 +81,28 @@ def test_what_is_timed_is_one_token_after_all_others(monkeypatch: pytest.MonkeyP
         hook.remove()
 
     monkeypatch.setattr(mla, "measure", measure)
-    measured(Setting([7]))
+    measured(MLAConfig([7]))
     assert [shape for _, shape, _ in seen] == [(1, 1, DIM)] * 3
     assert [keys for *_, keys in seen] == [7] * 3
-    assert seen[0][0] is _ExpandedMLA
+    assert seen[0][0] is ExpandedAttention
 
 
-def test_a_form_that_does_not_fit_beside_the_smaller_ones_is_left_out() -> None:
-    specs, setting = forms(SPEC), Setting([1000])
-    kept = {form: setting.kv_bytes(spec, 1000) for form, spec in specs.items()}
-    everything = sum(kept.values()) + 4 * mla.scratch_numbers(LATENT, SPEC, 1000)
-    assert too_large(specs, 1000, setting, everything) == too_large(specs, 1000, setting, None) == {}
-    assert list(too_large(specs, 1000, setting, everything - 1)) == [EXPANDED]
+def test_a_variant_that_does_not_fit_beside_the_smaller_ones_is_left_out() -> None:
+    specs, config = variants(SPEC), MLAConfig([1000])
+    kept = {variant: config.kv_bytes(spec, 1000) for variant, spec in specs.items()}
+    everything = sum(kept.values()) + 4 * mla.scratch_elements(LATENT, SPEC, 1000)
+    assert too_large(specs, 1000, config, everything) == too_large(specs, 1000, config, None) == {}
+    assert list(too_large(specs, 1000, config, everything - 1)) == [EXPANDED]
     without = everything - kept[EXPANDED]
-    assert list(too_large(specs, 1000, setting, without)) == [EXPANDED]
+    assert list(too_large(specs, 1000, config, without)) == [EXPANDED]
     # Too little for what is expanded at each step, but enough for what is kept expanded.
-    assert list(too_large(specs, 1000, setting, without - 1)) == [LATENT]
-    assert list(too_large(specs, 1000, setting, 0)) == [ABSORBED, LATENT, EXPANDED]
+    assert list(too_large(specs, 1000, config, without - 1)) == [LATENT]
+    assert list(too_large(specs, 1000, config, 0)) == [ABSORBED, LATENT, EXPANDED]
 
 
-def test_what_was_left_out_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variant_that_does_not_fit_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mla, "free_memory", lambda _: 3_000_000)
-    expanded, latent, absorbed = measured(Setting([4096]))
+    expanded, latent, absorbed = measured(MLAConfig([4096]))
     assert (expanded["too_large"], latent["too_large"]) == (
         "needs 5.44 MiB, 2.86 MiB free",
         "needs 8.19 MiB, 2.86 MiB free",
@@ -113,8 +126,8 @@ def test_what_was_left_out_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch
 def test_an_output_that_differs_fails_the_run(
     wrong: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    forward = _ExpandedMLA.forward
-    monkeypatch.setattr(_ExpandedMLA, "forward", lambda *args: forward(*args) + wrong)
+    forward = ExpandedAttention.forward
+    monkeypatch.setattr(ExpandedAttention, "forward", lambda *args: forward(*args) + wrong)
     assert exit_code(app, "benchmarks", ["mla", "--tiny", "--context", "9"]) == 1
     out, err = capsys.readouterr()
     assert "Outputs NOT equal" in out
@@ -123,7 +136,7 @@ def test_an_output_that_differs_fails_the_run(
 
 
 def test_bytes_that_differ_from_the_formula_fail_the_run() -> None:
-    (row, *_) = measured(Setting([9]))
+    (row, *_) = measured(MLAConfig([9]))
     assert failures([row | {"allocated_bytes": row["kv_bytes"] + 4}]) != []
 
 
@@ -165,8 +178,8 @@ def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, told: s
     assert len(err.splitlines()) == 1
 
 
-def test_weights_that_do_not_fit_are_told_before_they_are_made(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(mla, "free_memory", lambda _: 10**8)
+def test_weights_that_do_not_fit_are_never_allocated(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(devices, "free_memory", lambda _: 10**8)
     assert exit_code(app, "benchmarks", ["mla"]) == 3
     assert "need 714 MiB, and 95.4 MiB is free" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The forms of latent attention: equal outputs, and what each keeps and computes is what its spec says."""
+"""The variants of latent attention: equal outputs, and what each keeps and computes is what its spec says."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
-from benchmarks.measure import mla_variants
-from benchmarks.measure.mla_variants import ABSORBED, EXPANDED, LATENT, forms
-from benchmarks.measure.side_by_side import CPU, made, planned
+from benchmarks.measure.blocks import block_context, build_block
+from benchmarks.measure.devices import CPU
+from benchmarks.measure.mla import ABSORBED, EXPANDED, LATENT, fill_cache, modules, scratch_elements, variants
 from zoo import MLA, NoPE, RMSNorm, RoPE
 from zoo.core.cache import Cache
 from zoo.registry import Spec
@@ -41,37 +41,37 @@ def passed(spec: MLA, module: nn.Module, chunks: list[Tensor]) -> Iterator[Tenso
     cache = Cache([spec.cache_spec()], 1, sum(x.shape[1] for x in chunks), torch.float64, CPU)
     past = 0
     for x in chunks:
-        yield module(x, planned(spec, cache, past, x.shape[1]), cache.layers[0])
+        yield module(x, block_context(spec, cache, past, x.shape[1]), cache.layers[0])
         past += x.shape[1]
 
 
 @torch.no_grad()
 @given(spec=MLAS, lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4))
-def test_the_forms_compute_the_same_from_the_first_token_on(spec: MLA, lengths: list[int]) -> None:
-    """Whole prompts, chunks and single tokens, each form over the cache that it has filled itself."""
+def test_the_variants_compute_the_same_from_the_first_token_on(spec: MLA, lengths: list[int]) -> None:
+    """Whole prompts, chunks and single tokens, each variant over the cache that it has filled itself."""
     lengths = [*lengths, 1, 1]
-    source = made(spec, DIM, torch.float64, seed=0)
+    source = build_block(spec, DIM, torch.float64, seed=0)
     chunks = list(torch.randn(1, sum(lengths), DIM, dtype=torch.float64).split(lengths, dim=1))
-    built = mla_variants.modules(spec, source, DIM)
+    built = modules(spec, source, DIM)
     expected = torch.cat(list(passed(spec, source, chunks)), dim=1)
-    for form, each in forms(spec).items():
-        out = torch.cat(list(passed(each, built[form], chunks)), dim=1)
+    for variant, each in variants(spec).items():
+        out = torch.cat(list(passed(each, built[variant], chunks)), dim=1)
         torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)  # norms are float32 in any dtype
 
 
 @torch.no_grad()
 @given(spec=MLAS, tokens=st.integers(1, 9), chunk=st.integers(1, 4))
 def test_a_filled_cache_is_the_one_that_the_tokens_would_have_made(spec: MLA, tokens: int, chunk: int) -> None:
-    """Latents of real activations, put into each form's cache, are what it had put there token by token."""
-    source = made(spec, DIM, torch.float64, seed=0)
+    """Latents of real activations, put into each variant's cache, are what it had put there token by token."""
+    source = build_block(spec, DIM, torch.float64, seed=0)
     x = torch.randn(1, tokens, DIM, dtype=torch.float64)
-    built = mla_variants.modules(spec, source, DIM)
-    for form, each in forms(spec).items():
+    built = modules(spec, source, DIM)
+    for variant, each in variants(spec).items():
         ran, filled = (Cache([each.cache_spec()], 1, tokens, torch.float64, CPU) for _ in range(2))
-        step = planned(each, ran, 0, tokens)
-        built[form](x, step, ran.layers[0])
-        *_, latent = source._project(x, step)
-        mla_variants.fill(form, built[form], filled.layers[0].streams, latent, chunk)
+        step = block_context(each, ran, 0, tokens)
+        built[variant](x, step, ran.layers[0])
+        *_, latent = source.project(x, step)
+        fill_cache(variant, built[variant], filled.layers[0].streams, latent, chunk)
         for one, other in zip(ran.layers[0].streams, filled.layers[0].streams, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
@@ -81,30 +81,30 @@ def test_a_filled_cache_is_the_one_that_the_tokens_would_have_made(spec: MLA, to
 def test_flops_of_a_decoded_token_are_what_torch_counts(spec: MLA, past: int) -> None:
     """At widths above 1: torch multiplies by one number without a product that it would count."""
     assume(min(spec.kv_rank, spec.nope_dim, spec.v_dim) > 1)
-    source = made(spec, DIM, torch.float32, seed=0)
-    for form, module in mla_variants.modules(spec, source, DIM).items():
-        each = forms(spec)[form]
+    source = build_block(spec, DIM, torch.float32, seed=0)
+    for variant, module in modules(spec, source, DIM).items():
+        each = variants(spec)[variant]
         cache = Cache([each.cache_spec()], 1, past + 1, torch.float32, CPU)
-        step = planned(each, cache, past, 1)
+        step = block_context(each, cache, past, 1)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             module(torch.randn(1, 1, DIM), step, cache.layers[0])
-        assert counter.get_total_flops() == each.flops(DIM, past, 1, causal=False), form
+        assert counter.get_total_flops() == each.flops(DIM, past, 1, causal=False), variant
 
 
 @given(spec=MLAS, tokens=st.integers(1, 50))
-def test_what_a_form_keeps_is_what_is_allocated(spec: MLA, tokens: int) -> None:
-    kept = {form: each.cache_spec().elements() for form, each in forms(spec).items()}
+def test_what_a_variant_keeps_is_what_is_allocated(spec: MLA, tokens: int) -> None:
+    kept = {variant: each.cache_spec().elements() for variant, each in variants(spec).items()}
     assert kept[LATENT] == kept[ABSORBED] == spec.kv_rank + spec.rope_dim
     assert kept[EXPANDED] == spec.heads * (spec.nope_dim + spec.rope_dim + spec.v_dim)
-    for form, each in forms(spec).items():
-        assert Cache([each.cache_spec()], 1, tokens, torch.float32, CPU).nbytes == 4 * tokens * kept[form]
+    for variant, each in variants(spec).items():
+        assert Cache([each.cache_spec()], 1, tokens, torch.float32, CPU).nbytes == 4 * tokens * kept[variant]
 
 
 def test_deepseek_by_hand() -> None:
     """DeepSeek-V3: 128 heads, keys of 128 + 64, values of 128, a latent of 512; decoding the last of 32k tokens."""
     spec = next(node for node in zoo.spec("deepseek-v3").walk() if isinstance(node, MLA))
-    specs, context = forms(spec), 32_768
-    assert [specs[form].cache_spec().elements() for form in (EXPANDED, LATENT)] == [128 * (192 + 128), 576]
+    specs, context = variants(spec), 32_768
+    assert [specs[variant].cache_spec().elements() for variant in (EXPANDED, LATENT)] == [128 * (192 + 128), 576]
     expand = 512 * 128 * (128 + 128)
     around = 7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 128 * 128 * 7168
     scores = context * 128 * (192 + 128)
@@ -113,19 +113,20 @@ def test_deepseek_by_hand() -> None:
     assert specs[ABSORBED].flops(7168, context - 1, 1) == 2 * (around + expand + context * 128 * (576 + 512))
 
 
-def test_the_forms_share_one_set_of_weights_and_are_no_kinds_of_their_own() -> None:
+def test_the_variants_share_one_set_of_weights_and_are_no_kinds_of_their_own() -> None:
     spec = next(node for node in zoo.spec("deepseek-v3", tiny=True).walk() if isinstance(node, MLA))
-    source = made(spec, 64, torch.float32, seed=0)
-    for module in mla_variants.modules(spec, source, 64).values():
-        theirs = dict(module.named_parameters())
-        assert all(weight.data_ptr() == theirs[name].data_ptr() for name, weight in source.named_parameters())
+    source = build_block(spec, 64, torch.float32, seed=0)
+    for module in modules(spec, source, 64).values():
+        shared = {name.removeprefix("mla."): weight for name, weight in module.named_parameters()}
+        assert shared.keys() == dict(source.named_parameters()).keys()
+        assert all(weight.data_ptr() == shared[name].data_ptr() for name, weight in source.named_parameters())
     assert not {"_Latent", "_Expanded"} & Spec.kinds.keys()
-    assert type(forms(spec)[ABSORBED]) is MLA
-    assert forms(spec)[ABSORBED] == spec
+    assert type(variants(spec)[ABSORBED]) is MLA
+    assert variants(spec)[ABSORBED] == spec
 
 
-@pytest.mark.parametrize("form", [EXPANDED, LATENT, ABSORBED])
-def test_only_the_latent_form_makes_what_it_drops_again(form: str) -> None:
+@pytest.mark.parametrize("variant", [EXPANDED, LATENT, ABSORBED])
+def test_only_the_latent_variant_makes_what_it_drops_again(variant: str) -> None:
     spec = next(node for node in zoo.spec("deepseek-v3").walk() if isinstance(node, MLA))
     large = 128 * (128 + 128 + 128 + 64)
-    assert (mla_variants.scratch_numbers(form, spec, 1000) >= 1000 * large) == (form == LATENT)
+    assert (scratch_elements(variant, spec, 1000) >= 1000 * large) == (variant == LATENT)

@@ -1,4 +1,4 @@
-"""What is seen of a run: its products are those of the formula, its experts those of the router."""
+"""What a run shows: its GEMMs are those of the formula, its experts those of the router."""
 
 from __future__ import annotations
 
@@ -6,37 +6,25 @@ import pytest
 import torch
 
 import zoo
-from benchmarks.measure.devices import Resident
+from benchmarks.measure.devices import CPU, start_memory_meter
 from benchmarks.measure.observed import Observed, observe
-from benchmarks.measure.runners import Workload, ZooRunner, inputs, task
+from benchmarks.measure.runners import Workload, ZooRunner, random_tokens, task
 from zoo.core import attention, kernels
 from zoo.model.decoder import Model
 
 DENSE = ("llama3", "olmo2", "gemma3", "mistral3", "qwen3", "smollm3")
 
 
-class Fixed:
-    """A meter that reads what it is told."""
-
-    def __init__(self, peak: int | None) -> None:
-        self._peak = peak
-
-    def start(self) -> None: ...
-
-    def peak(self) -> int | None:
-        return self._peak
-
-
 @torch.inference_mode()
 def seen(model: Model, work: Workload, tokens: torch.Tensor | None = None, peak: int | None = 0) -> Observed:
-    tokens = inputs(work, model.spec.vocab, 0, torch.device("cpu")) if tokens is None else tokens
+    tokens = random_tokens(work, model.spec.vocab, 0, CPU) if tokens is None else tokens
     runner = ZooRunner(model)
-    return observe(task(("x",), runner, work, tokens), runner.weight_bytes, Fixed(peak), model)
+    return observe(task(("x",), runner, work, tokens), runner.weight_bytes, lambda: lambda: peak, model)
 
 
 @pytest.mark.parametrize("kernel", ["blocks", "plain"])
 @pytest.mark.parametrize("family", DENSE)
-def test_the_products_of_a_prefill_are_those_that_the_formula_counts(
+def test_the_gemms_of_a_prefill_are_those_that_the_formula_counts(
     family: str, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of its FLOPs but those of scores, which no weight takes part in; also where attention multiplies alike."""
@@ -44,8 +32,8 @@ def test_the_products_of_a_prefill_are_those_that_the_formula_counts(
     model, spec = zoo.build(family, tiny=True), zoo.spec(family, tiny=True)
     parts = spec.flop_breakdown(0, 20, logits=1)
     with kernels.using({"attention": kernel, "linear": "onednn"}):
-        products = seen(model, Workload("prefill", 20)).products
-    counted = sum(2 * rows * weight.numel() for weight, rows in products)
+        gemms = seen(model, Workload("prefill", 20)).gemms
+    counted = sum(2 * rows * weight.numel() for weight, rows in gemms)
     assert counted == sum(parts.values()) - parts["scores"]
 
 
@@ -63,7 +51,7 @@ def test_equal_sequences_hit_the_same_experts_and_others_more() -> None:
     assert min(seen(model, work).hits.values()) > 3
 
 
-def test_the_peak_is_the_weights_and_what_was_taken_beside_them() -> None:
+def test_the_peak_is_the_weights_and_what_was_allocated_beside_them() -> None:
     model = zoo.build("llama3", tiny=True)
     weights = 4 * model.spec.params()
     assert seen(model, Workload("decode", 1), peak=1000).peak_bytes == weights + 1000
@@ -71,10 +59,10 @@ def test_the_peak_is_the_weights_and_what_was_taken_beside_them() -> None:
 
 
 @torch.inference_mode()
-def test_of_others_nothing_but_memory_is_seen() -> None:
+def test_without_a_model_of_the_zoo_only_memory_is_observed() -> None:
     model, work = zoo.build("gpt-oss", tiny=True), Workload("prefill", 8)
-    once = task(("x",), ZooRunner(model), work, inputs(work, model.spec.vocab, 0, torch.device("cpu")))
-    assert observe(once, 7, Fixed(1), None) == Observed(peak_bytes=8, hits={}, products=[])
+    once = task(("x",), ZooRunner(model), work, random_tokens(work, model.spec.vocab, 0, CPU))
+    assert observe(once, 7, lambda: lambda: 1, None) == Observed(peak_bytes=8, hits={}, gemms=[])
 
 
 def test_hooks_are_gone_afterwards() -> None:
@@ -83,9 +71,8 @@ def test_hooks_are_gone_afterwards() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_the_most_memory_of_a_process_includes_what_was_let_go_again() -> None:
-    meter = Resident()
-    meter.start()
+def test_peak_memory_of_a_process_includes_what_was_freed() -> None:
+    meter = start_memory_meter(CPU)
     torch.ones(2**24)  # 64 MiB
-    peak = meter.peak()
+    peak = meter()
     assert peak is None or peak > 0.9 * 2**26  # the kernel counts pages in lots

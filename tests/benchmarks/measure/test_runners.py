@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import zoo
-from benchmarks.measure.runners import FILL, Nothing, Workload, ZooRunner, inputs, task, workloads
+from benchmarks.measure.runners import FILL_TOKENS, NullRunner, Workload, ZooRunner, random_tokens, task, workloads
 from benchmarks.measure.timing import Task
 from zoo.architectures import families
 from zoo.errors import UsageError
@@ -27,7 +27,7 @@ def forwards(task: Task, model: Model) -> tuple[list[tuple[int, ...]], list[tupl
 
 
 def of(work: Workload, model: Model) -> Task:
-    return task(("x",), ZooRunner(model), work, inputs(work, model.spec.vocab, 0, CPU))
+    return task(("x",), ZooRunner(model), work, random_tokens(work, model.spec.vocab, 0, CPU))
 
 
 @torch.inference_mode()
@@ -40,8 +40,8 @@ def test_prefill_times_one_pass_and_decode_single_tokens_after_the_first() -> No
 @torch.inference_mode()
 def test_a_depth_is_filled_once_and_in_parts() -> None:
     model = zoo.build("llama3", tiny=True)
-    prefill, decode = (of(Workload(phase, 3, FILL + 88), model) for phase in ("prefill", "decode"))  # type: ignore[arg-type]
-    filling = [(1, FILL), (1, 88)]
+    prefill, decode = (of(Workload(phase, 3, FILL_TOKENS + 88), model) for phase in ("prefill", "decode"))  # type: ignore[arg-type]
+    filling = [(1, FILL_TOKENS), (1, 88)]
     assert forwards(prefill, model) == (filling, [(1, 3)])
     assert forwards(prefill, model) == ([], [(1, 3)])
     assert forwards(decode, model) == ([*filling, (1, 1)], [(1, 1)] * 3)
@@ -51,7 +51,7 @@ def test_a_depth_is_filled_once_and_in_parts() -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("family", families())
 @pytest.mark.parametrize("depth", [0, 7, 40])  # 40 fills the toy windows
-def test_a_cache_that_was_kept_is_as_it_was(family: str, depth: int) -> None:
+def test_a_restored_cache_gives_the_same_logits(family: str, depth: int) -> None:
     """The same passes give the same logits again, bit by bit; also those of a cache that never was anything else."""
     model = zoo.build(family, tiny=True)
     tokens = torch.randint(model.spec.vocab, (2, depth + 12))
@@ -67,7 +67,7 @@ def test_a_cache_that_was_kept_is_as_it_was(family: str, depth: int) -> None:
         parts = tokens[:, depth:].split([9, 1, 1, 1], dim=1)
         return torch.cat([runner(part, cache) for part in parts])  # type: ignore[arg-type, misc]
 
-    again = runner.keep(filled())  # type: ignore[arg-type]
+    again = runner.snapshot(filled())  # type: ignore[arg-type]
     first, second, fresh = after(again()), after(again()), after(filled())
     assert torch.equal(first, second)
     assert torch.equal(first, fresh)
@@ -100,20 +100,20 @@ def test_workloads_are_a_prefill_and_a_decode_at_each_depth() -> None:
 
 def test_the_same_seed_gives_the_same_tokens() -> None:
     work = Workload("prefill", 50)
-    assert torch.equal(inputs(work, 512, 1, CPU), inputs(work, 512, 1, CPU))
-    assert not torch.equal(inputs(work, 512, 1, CPU), inputs(work, 512, 2, CPU))
+    assert torch.equal(random_tokens(work, 512, 1, CPU), random_tokens(work, 512, 1, CPU))
+    assert not torch.equal(random_tokens(work, 512, 1, CPU), random_tokens(work, 512, 2, CPU))
 
 
-def test_a_model_that_does_nothing_goes_through_the_same_loop() -> None:
+def test_the_null_runner_goes_through_the_same_loop() -> None:
     work = Workload("decode", 3)
-    runner, calls = Nothing(), 0
+    runner, calls = NullRunner(), 0
 
-    class Counting(Nothing):
+    class Counting(NullRunner):
         def __call__(self, tokens: torch.Tensor, cache: None) -> None:
             nonlocal calls
             calls += 1
 
-    run = task(("x",), Counting(), work, inputs(work, 1, 0, CPU)).prepare()
+    run = task(("x",), Counting(), work, random_tokens(work, 1, 0, CPU)).prepare()
     before, calls = calls, 0
     run()
     assert (before, calls, runner.weight_bytes) == (1, 3, 0)

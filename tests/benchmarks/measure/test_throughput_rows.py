@@ -1,4 +1,4 @@
-"""Shares of ceilings, marks and ratios, of runs that took as long as the test says."""
+"""Shares of ceilings, marks and ratios of rows whose times the test sets."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ import torch
 
 import zoo
 from benchmarks.analytic.models import one
-from benchmarks.measure import throughput_rows
-from benchmarks.measure.benchmark_models import Subject
+from benchmarks.measure import throughput_rows, throughput_tables
+from benchmarks.measure.benchmark_models import BenchmarkModel
+from benchmarks.measure.candidates import Candidate, Results, ThroughputConfig
 from benchmarks.measure.ceilings import Kernel
-from benchmarks.measure.observed import Observed
-from benchmarks.measure.runners import Nothing, Workload
-from benchmarks.measure.throughput import COMPILED, EAGER, ZOO, Entrant, Found, Setting, harness_key, own_key
-from benchmarks.measure.throughput_rows import ceiling_rows, expected, least_work, rows
-from benchmarks.output import throughput_tables
+from benchmarks.measure.observed import Observed, gemm_key
+from benchmarks.measure.runners import COMPILED, EAGER, ZOO, NullRunner, Workload
+from benchmarks.measure.throughput_rows import ceiling_rows, expected_hits, harness_key, least_work, rows
 from tests.benchmarks.fakes import MACHINE
 from zoo.cli.tables import Format
 
 PREFILL, DECODE = Workload("prefill", 8, 40, batch=2), Workload("decode", 3, 40, batch=2)
-SETTING = Setting((PREFILL, DECODE), dtype=torch.bfloat16)
+CONFIG = ThroughputConfig((PREFILL, DECODE), dtype=torch.bfloat16)
 
 
-def entrant(name: str = "qwen3-0.6b", implementation: str = ZOO, mode: str = EAGER) -> Entrant:
-    return Entrant(Subject(one(name)), implementation, mode, Nothing())
+def candidate(name: str = "qwen3-0.6b", implementation: str = ZOO, mode: str = EAGER) -> Candidate:
+    return Candidate(BenchmarkModel(one(name)), implementation, mode, NullRunner())
 
 
-def found(*entrants: Entrant, seconds: tuple[float, ...] = (2.0, 1.0, 4.0)) -> Found:
+def found(*candidates: Candidate, seconds: tuple[float, ...] = (2.0, 1.0, 4.0)) -> Results:
     """Runs of those seconds; memory read at 1 GB/s, 10 GFLOPS."""
-    made = Found()
-    for each in entrants:
-        for work in SETTING.works:
+    made = Results(CONFIG, list(candidates))
+    for each in candidates:
+        for work in CONFIG.workloads:
             made.samples[each.key(work)] = list(seconds)
             made.warmups[each.key(work)] = [1.0] * 4
             made.observed[each.key(work)] = Observed(peak_bytes=123)
@@ -40,20 +39,20 @@ def found(*entrants: Entrant, seconds: tuple[float, ...] = (2.0, 1.0, 4.0)) -> F
         kernel = Kernel(kind, "k", torch.bfloat16, amount, lambda: None)
         made.kernels.append(kernel)
         made.samples[kernel.key] = [1.0]
-    for work in SETTING.works:
+    for work in CONFIG.workloads:
         made.samples[harness_key(work)] = [0.001]
     return made
 
 
-def by_test(entrants: list[Entrant], made: Found) -> dict[tuple[Any, ...], dict[str, Any]]:
-    return {(row["implementation"], row["mode"], row["phase"]): row for row in rows(entrants, SETTING, made)}
+def by_test(made: Results) -> dict[tuple[Any, ...], dict[str, Any]]:
+    return {(row["implementation"], row["mode"], row["phase"]): row for row in rows(made)}
 
 
 def test_shares_of_the_ceilings_by_hand() -> None:
     """qwen3-0.6b has no window, no experts and a tied head: all weights are read, 2 bytes each; 112 KiB a token of each
     sequence are cached. Decode sees 42, 43 and 44 tokens, prefill 48."""
-    spec, each = zoo.spec("qwen3-0.6b"), entrant()
-    row = by_test([each], found(each))
+    spec, each = zoo.spec("qwen3-0.6b"), candidate()
+    row = by_test(found(each))
     weights, token = 2 * spec.params(), 112 * 1024
     decode, prefill = row[ZOO, EAGER, "decode"], row[ZOO, EAGER, "prefill"]
     assert decode["weight_bytes_read"] == 3 * weights
@@ -74,75 +73,75 @@ def test_experts_that_were_counted_take_the_place_of_those_expected() -> None:
     spec = zoo.spec("gpt-oss-20b")
     expert = spec.layers[0].ffn.block.expert.params(spec.dim)  # type: ignore[attr-defined]
     work = Workload("decode", 1, batch=4)
-    likely = expected(spec.layers[0].ffn.block, 4)
+    likely = expected_hits(spec.layers[0].ffn.block, 4)
     assert likely == pytest.approx(32 * (1 - (1 - 4 / 32) ** 4))
     guessed, counted = (least_work(spec, work, torch.bfloat16, hits) for hits in ({}, {0: 10.0, 5: 12.0}))
     assert counted.weight_bytes - guessed.weight_bytes == pytest.approx(2 * expert * (22 - 2 * likely))
 
 
-def test_own_products_and_the_counted_experts_are_in_the_row() -> None:
-    each = entrant("gpt-oss-20b")
+def test_gemms_alone_and_the_counted_experts_are_in_the_row() -> None:
+    each = candidate("gpt-oss-20b")
     made = found(each)
     made.observed[each.key(DECODE)].hits = {0: 6.0, 1: 8.0}
-    made.samples[own_key(each.key(PREFILL))] = [1.0, 0.5, 2.0]
-    row = by_test([each], made)
+    made.samples[gemm_key(each.key(PREFILL))] = [1.0, 0.5, 2.0]
+    row = by_test(made)
     assert row[ZOO, EAGER, "decode"]["experts_hit"] == 7.0
     assert row[ZOO, EAGER, "decode"]["experts_hit_predicted"] == pytest.approx(32 * (1 - (28 / 32) ** 2))
-    assert row[ZOO, EAGER, "prefill"]["own_matrices_tokens_per_s"] == 16.0
-    assert row[ZOO, EAGER, "decode"]["own_matrices_tokens_per_s"] is None
+    assert row[ZOO, EAGER, "prefill"]["gemms_tokens_per_s"] == 16.0
+    assert row[ZOO, EAGER, "decode"]["gemms_tokens_per_s"] is None
 
 
-def test_a_ratio_is_to_the_peer_as_it_runs_by_default() -> None:
-    entrants = [
-        *(entrant(mode=mode) for mode in (EAGER, COMPILED)),
-        *(entrant(implementation="transformers", mode=mode) for mode in ("sdpa", COMPILED)),
-        entrant("gemma3-270m", "transformers", "sdpa"),
+def test_a_ratio_is_to_the_baseline_as_it_runs_by_default() -> None:
+    candidates = [
+        *(candidate(mode=mode) for mode in (EAGER, COMPILED)),
+        *(candidate(implementation="transformers", mode=mode) for mode in ("sdpa", COMPILED)),
+        candidate("gemma3-270m", "transformers", "sdpa"),
     ]
-    made = found(*entrants)
-    for seconds, each in zip((1.0, 0.5, 2.0, 2.0, 1.0), entrants, strict=True):
+    made = found(*candidates)
+    for seconds, each in zip((1.0, 0.5, 2.0, 2.0, 1.0), candidates, strict=True):
         made.samples[each.key(DECODE)] = [seconds]
-    ratios = [row["ratio"] for row in rows(entrants, SETTING, made) if row["phase"] == "decode"]
+    ratios = [row["ratio"] for row in rows(made) if row["phase"] == "decode"]
     assert ratios == [2.0, 4.0, None, 1.0, None]
 
 
-def marks(each: Entrant, made: Found) -> set[str]:
-    return {mark for row in rows([each], SETTING, made) for mark in row["marks"]}
+def marks(made: Results) -> set[str]:
+    return {mark for row in rows(made) for mark in row["marks"]}
 
 
-def test_marks(monkeypatch: pytest.MonkeyPatch) -> None:
-    each = entrant()
+def test_each_mark_has_its_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    each = candidate()
     monkeypatch.setattr(throughput_rows, "last_cache", lambda device: None)
-    assert marks(each, found(each, seconds=(60.0,))) == set()
-    assert marks(each, found(each, seconds=(1e-3,))) == {"above_bandwidth", "above_matmul_rate"}
+    assert marks(found(each, seconds=(60.0,))) == set()
+    assert marks(found(each, seconds=(1e-3,))) == {"above_bandwidth", "above_matmul_rate"}
     faster = found(each, seconds=(60.0,))
-    faster.samples[own_key(each.key(PREFILL))] = [61.0]
-    assert marks(each, faster) == {"above_own_matrices"}
+    faster.samples[gemm_key(each.key(PREFILL))] = [61.0]
+    assert marks(faster) == {"above_gemms"}
     monkeypatch.setattr(throughput_rows, "last_cache", lambda device: 2 * zoo.spec("qwen3-0.6b").params() + 1)
-    assert marks(each, found(each, seconds=(60.0,))) == {"weights_in_cache"}
+    assert marks(found(each, seconds=(60.0,))) == {"weights_in_cache"}
     monkeypatch.setattr(throughput_rows, "last_cache", lambda device: 2**20)
     restless = found(each, seconds=(60.0,))
     restless.warmups[each.key(DECODE)] = [4.0, 3.0, 2.0, 1.0]
-    assert marks(each, restless) == {"not_settled"}
+    assert marks(restless) == {"not_settled"}
 
 
 def test_a_row_for_what_was_timed_before_an_interruption_and_no_ceiling_before_both_are_measured() -> None:
-    each = entrant()
+    each = candidate()
     made = found(each)
     for key in (each.key(DECODE), made.kernels[0].key):
         del made.samples[key]
     del made.warmups[each.key(DECODE)]
-    (row,) = rows([each], SETTING, made)
+    (row,) = rows(made)
     assert row["phase"] == "prefill"
     assert row["ceiling_tokens_per_s"] is row["mbu"] is row["mfu"] is None
     assert row["marks"] == []
 
 
-def test_what_was_interrupted_in_its_warm_up_shows_that() -> None:
-    each = entrant()
+def test_rows_of_an_interrupted_warm_up_are_marked() -> None:
+    each = candidate()
     made = found(each)
     made.samples.clear()
     made.warmups[each.key(PREFILL)] = [2.0, 4.0]
-    shown = {row["phase"]: row for row in rows([each], SETTING, made)}
+    shown = {row["phase"]: row for row in rows(made)}
     assert shown["prefill"]["seconds"] == [2.0, 4.0]
     assert {row["warmups"] for row in shown.values()} == {0}
     assert all("warming_up" in row["marks"] for row in shown.values())
@@ -152,18 +151,18 @@ def test_what_was_interrupted_in_its_warm_up_shows_that() -> None:
 
 def test_tables_fit_80_columns_with_the_longest_names_and_two_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput_rows, "last_cache", lambda device: 2**60)
-    entrants = [entrant(name) for name in ("mistral-small-3.1-24b", "deepseek-v3-671b")]
-    entrants += [entrant("mistral-small-3.1-24b", "transformers", "sdpa")]
-    made = found(*entrants, seconds=(0.3, 0.9))
+    candidates = [candidate(name) for name in ("mistral-small-3.1-24b", "deepseek-v3-671b")]
+    candidates += [candidate("mistral-small-3.1-24b", "transformers", "sdpa")]
+    made = found(*candidates, seconds=(0.3, 0.9))
     made.samples |= {kernel.key: [1e-3] for kernel in made.kernels}
-    for each in entrants:
-        made.samples[own_key(each.key(PREFILL))] = [1.0]
+    for each in candidates:
+        made.samples[gemm_key(each.key(PREFILL))] = [1.0]
         made.warmups[each.key(DECODE)] = [4.0, 3.0, 2.0, 1.0]
         made.observed[each.key(DECODE)].peak_bytes = 90 * 2**30
-    deep = Setting((PREFILL, Workload("decode", 128, 131072)), dtype=torch.bfloat16)
-    made.samples |= {each.key(deep.works[1]): [100.0] for each in entrants}
-    made.warmups |= {each.key(deep.works[1]): [4.0, 3.0, 2.0, 1.0] for each in entrants}
-    shown = list(throughput_tables.tables(rows(entrants, deep, made), ceiling_rows(deep, made), MACHINE))
+    made.config = deep = ThroughputConfig((PREFILL, Workload("decode", 128, 131072)), dtype=torch.bfloat16)
+    made.samples |= {each.key(deep.workloads[1]): [100.0] for each in candidates}
+    made.warmups |= {each.key(deep.workloads[1]): [4.0, 3.0, 2.0, 1.0] for each in candidates}
+    shown = list(throughput_tables.tables(rows(made), ceiling_rows(made), MACHINE))
     assert len(shown) == 3
     for table in shown:
         text = table.text(Format.table)

@@ -9,8 +9,8 @@ from math import cos, exp, gamma, inf, pi, sqrt, tan
 import pytest
 
 from benchmarks.measure.timing import (
-    MOST_SECONDS,
-    MOST_WARMUPS,
+    MAX_WARMUP_ROUNDS,
+    MAX_WARMUP_SECONDS,
     Samples,
     Spread,
     Task,
@@ -18,7 +18,6 @@ from benchmarks.measure.timing import (
     paired_ratio,
     rate,
     settled,
-    spread,
     t_quantile,
 )
 from tests.benchmarks.fakes import Clock
@@ -43,7 +42,7 @@ def task(name: str, clock: Clock, seconds: Iterable[float], log: list[str], prep
 def test_tasks_take_turns_and_warm_up_rounds_are_kept_apart() -> None:
     clock, log, samples, warmups = Clock(), list[str](), Samples(), Samples()
     tasks = [task("a", clock, [9, 8, 1, 2, 3], log), task("b", clock, [7, 6, 4, 5, 6], log)]
-    measure(tasks, samples, warmups=warmups, most_warmups=2, repetitions=3, clock=clock)
+    measure(tasks, samples, warmups=warmups, max_warmups=2, repetitions=3, clock=clock)
     assert log == ["a", "b"] * 5
     assert samples == {("a",): [1, 2, 3], ("b",): [4, 5, 6]}
     assert warmups == {("a",): [9, 8], ("b",): [7, 6]}
@@ -61,11 +60,11 @@ def test_warm_up_ends_when_the_slowest_to_settle_has_settled() -> None:
 def test_warm_up_of_what_never_settles_is_capped() -> None:
     clock, samples, warmups = Clock(), Samples(), Samples()
     measure([task("a", clock, (0.1 * 2.0**n for n in range(99)), [])], samples, warmups=warmups, clock=clock)
-    assert len(warmups["a",]) == MOST_WARMUPS
+    assert len(warmups["a",]) == MAX_WARMUP_ROUNDS
     assert len(samples["a",]) == 5
 
 
-@pytest.mark.parametrize(("seconds", "rounds"), [(MOST_SECONDS / 2, 2), (MOST_SECONDS + 1, 1)])
+@pytest.mark.parametrize(("seconds", "rounds"), [(MAX_WARMUP_SECONDS / 2, 2), (MAX_WARMUP_SECONDS + 1, 1)])
 def test_warm_up_of_what_is_slow_ends_in_time(seconds: float, rounds: int) -> None:
     clock, samples, warmups = Clock(), Samples(), Samples()
     measure([task("a", clock, repeat(seconds), [])], samples, warmups=warmups, repetitions=2, clock=clock)
@@ -96,7 +95,7 @@ def test_preparation_and_the_progress_bar_are_not_timed() -> None:
         ticks.append(clock.now)
 
     measure(
-        [task("a", clock, [1, 2, 3], [], preparing=50)], samples, most_warmups=1, repetitions=2, clock=clock, tick=tick
+        [task("a", clock, [1, 2, 3], [], preparing=50)], samples, max_warmups=1, repetitions=2, clock=clock, tick=tick
     )
     assert samples == {("a",): [2, 3]}
     assert len(ticks) == 3
@@ -120,18 +119,18 @@ def test_what_was_measured_before_an_interruption_is_kept() -> None:
 
     tasks = [task("a", clock, [1] * 9, []), task("b", clock, seconds(), [])]
     with pytest.raises(KeyboardInterrupt):
-        measure(tasks, samples, most_warmups=1, repetitions=5, clock=clock)
+        measure(tasks, samples, max_warmups=1, repetitions=5, clock=clock)
     assert samples == {("a",): [1, 1, 1], ("b",): [2, 3]}
 
 
 def test_a_rate_is_that_of_the_median_with_the_slowest_and_the_fastest() -> None:
     found = rate(60, [2.0, 30.0, 3.0, 1.0, 6.0])
-    assert (found.median, found.low, found.high) == (20.0, 2.0, 60.0)
-    assert rate(60, [2.0, 4.0]) == Spread(median=20.0, std=pytest.approx(112.5**0.5), low=15.0, high=30.0)
+    assert (found.median, found.min, found.max) == (20.0, 2.0, 60.0)
+    assert rate(60, [2.0, 4.0]) == Spread(median=20.0, std=pytest.approx(112.5**0.5), min=15.0, max=30.0)
 
 
-def test_a_lone_sample_has_no_deviation() -> None:
-    assert spread([3.0]) == Spread(median=3.0, std=0.0, low=3.0, high=3.0)
+def test_a_single_sample_has_no_deviation() -> None:
+    assert rate(3.0, [1.0]) == Spread(median=3.0, std=0.0, min=3.0, max=3.0)
 
 
 def probability(within: float, freedom: int, steps: int = 2000) -> float:
@@ -177,13 +176,13 @@ def test_a_drift_of_the_machine_cancels_in_a_paired_ratio() -> None:
 
 
 def test_swapping_both_inverts_a_paired_ratio() -> None:
-    ours, theirs = [1.0, 1.2, 1.1, 1.4], [1.5, 1.4, 1.9, 1.6]
-    ratio, low, high = paired_ratio(ours, theirs)
-    assert paired_ratio(theirs, ours) == pytest.approx((1 / ratio, 1 / high, 1 / low))
+    seconds, baseline = [1.0, 1.2, 1.1, 1.4], [1.5, 1.4, 1.9, 1.6]
+    ratio, low, high = paired_ratio(seconds, baseline)
+    assert paired_ratio(baseline, seconds) == pytest.approx((1 / ratio, 1 / high, 1 / low))
     assert low < ratio < high
 
 
-def test_a_round_without_its_pair_does_not_count_and_a_lone_round_has_no_interval() -> None:
+def test_a_round_without_its_pair_does_not_count_and_a_single_round_has_no_interval() -> None:
     assert paired_ratio([1.0, 1.0, 1.0], [2.0, 3.0]) == paired_ratio([1.0, 1.0], [2.0, 3.0])
     assert paired_ratio([1.0], [2.0, 3.0]) == (2.0, 0.0, inf)
     with pytest.raises(ValueError, match="needs a round"):

@@ -31,9 +31,9 @@ def shown(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
     return stderr.getvalue()
 
 
-def test_it_says_what_is_done_and_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_says_what_is_done_and_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DELAY", 0)
-    monkeypatch.setattr(module, "EVERY", 0)
+    monkeypatch.setattr(module, "MIN_INTERVAL", 0)
     text = shown(Terminal(), monkeypatch)
     assert "measuring:" in text
     assert " 2/4 " in text
@@ -41,7 +41,7 @@ def test_it_says_what_is_done_and_how_far_it_is(monkeypatch: pytest.MonkeyPatch)
     assert text.endswith("\r")  # and it goes
 
 
-def test_what_is_quick_or_goes_to_a_file_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quick_measurement_or_a_file_has_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(Terminal(), monkeypatch).strip() == ""
     monkeypatch.setattr(module, "DELAY", 0)
     assert shown(io.StringIO(), monkeypatch) == ""

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.weights.formats.test_gguf_file import GEMMA_270M
-from tests.weights.formats.test_gguf_file import write as write_gguf
 
 import weights
 import zoo
 from tests.reference import toy_config, toy_reference
 from tests.weights.checkpoints import Config, Tensors, read, write
+from tests.weights.formats.test_gguf_file import GEMMA_270M
+from tests.weights.formats.test_gguf_file import write as write_gguf
 from tests.weights.packers import FP8_CONFIG, MXFP4_CONFIG, pack_fp8, pack_mxfp4
 from zoo.errors import MalformedError, NotAvailable
 
@@ -27,7 +27,7 @@ FAMILIES = ("qwen3-0.6b", "gemma3-4b", "deepseek-v3-671b", "gpt-oss-20b", "llama
 
 
 def nodes(value: Any) -> Iterator[tuple[Any, Any]]:
-    """(container, key) of everything inside."""
+    """(container, key) of every node."""
     for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
         yield value, key
         yield from nodes(value[key])
@@ -56,7 +56,7 @@ def mutate_tree(text: str, rng: random.Random) -> str:
 
 
 def mutate_text(text: str, rng: random.Random) -> str:
-    """Change a number or a word where it stands, which can also break the document or say a name twice."""
+    """Change a number or a string in the text, which can also break the document or duplicate a key."""
     spots = list(re.finditer(r"-?\d+(\.\d+)?|\"[^\"]*\"", text))
     spot, other = rng.choice(spots), rng.choice(spots)
     new = rng.choice((rng.choice(NUMBERS), other.group(), spot.group()[:-1], spot.group() * 2))
@@ -90,7 +90,7 @@ def mutate_json(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_safetensors(data: bytes, rng: random.Random) -> bytes:
-    """The header under a length that is right mostly, or anything in the file."""
+    """Mutate the header, mostly with the right length, or any bytes of the file."""
     if rng.random() < 0.2:
         return mutate_bytes(data, rng)
     length = int.from_bytes(data[:8], "little")
@@ -100,7 +100,7 @@ def mutate_safetensors(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_gguf(data: bytes, rng: random.Random) -> bytes:
-    """The start, where all is said; few of the bytes after it."""
+    """Mutate the start, which holds the metadata, and a few of the bytes after it."""
     start = rng.choice((24, 200, 700))
     if rng.random() < 0.3:
         return mutate_bytes(data, rng)
@@ -118,7 +118,7 @@ KINDS: dict[str, tuple[str, Mutate]] = {
 
 @pytest.fixture(scope="module")
 def sources(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Path]]:
-    """Kind -> good sources to mutate."""
+    """Kind -> valid sources to mutate."""
     root = tmp_path_factory.mktemp("fuzz")
 
     def make(kind: str) -> list[Path]:
@@ -145,7 +145,7 @@ def packed_forms(saved: Saved) -> Iterator[tuple[Config, Tensors]]:
 
 
 def fuzz(sources: list[Path], kind: str, count: int, seed: int) -> dict[str, int]:
-    """How the mutants ended."""
+    """How many mutants were loaded and refused."""
     name, mutate = KINDS[kind]
     ends = {"loaded": 0, "refused": 0}
     for i in range(count):

@@ -91,7 +91,7 @@ def experts(part: str, layer: str, tensor: Tensor, kind: str) -> Tensors:
 
 
 def fields(config: Config, kind: str) -> dict[str, Any]:
-    """What the converter writes of a config."""
+    """The metadata that the converter writes for a config."""
     said = {
         "context_length": config["max_position_embeddings"],
         "block_count": config["num_hidden_layers"],
@@ -149,7 +149,7 @@ def write(path: Path, kind: str, said: dict[str, Any], tensors: dict[str, Any]) 
 
 
 def mxfp4_bytes(blocks: Tensor, scales: Tensor) -> np.ndarray:
-    """gpt-oss's blocks -> 17 bytes each: the scale, then numbers 0 to 15 in low halves beside 16 to 31 in high ones."""
+    """gpt-oss's blocks -> 17 bytes each: the scale, then elements 0 to 15 in low halves and 16 to 31 in high halves."""
     codes = torch.stack([blocks % 16, blocks // 16], dim=-1).flatten(-2)
     packed = torch.cat([scales[..., None], codes[..., :16] + 16 * codes[..., 16:]], dim=-1)
     return packed.flatten(-2).numpy()
@@ -178,7 +178,7 @@ class Case:
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Callable[[Case], Case]:
-    """Makes a preset of a case's dimensions: "toy"."""
+    """Registers a preset "toy" with a case's dimensions."""
 
     def register(case: Case) -> Case:
         family = next(module for module in families().values() if case.name in module.SIZES)
@@ -200,12 +200,12 @@ def test_logits_equal_the_reference(
     tokens, logits = case.logits()
     assert logits.abs().max() > 1
     assert (model(tokens) - logits).abs().max() <= 1e-5 * logits.abs().max()
-    assert re.search(r"x\.gguf does not say the plan of layers.*: taken from toy, of the same dimensions", caplog.text)
+    assert re.search(r"x\.gguf does not say the layer pattern.*: taken from toy, of the same dimensions", caplog.text)
 
 
 @torch.no_grad()
 def test_mxfp4_experts(toy: Callable[[Case], Case], tmp_path: Path) -> None:
-    """gpt-oss as it is released in this form: what the codes stand for is what is loaded."""
+    """gpt-oss as released in .gguf files: parameters equal the unpacked codes."""
     case = toy(Case("gpt-oss-20b"))
     for name, tensor in list(case.tensors.items()):
         if name.endswith("exps.weight"):
@@ -227,14 +227,14 @@ def test_rope_freqs_must_be_the_presets(toy: Callable[[Case], Case], tmp_path: P
         weights.load(write(tmp_path / "short.gguf", case.kind, case.said, case.tensors))
 
 
-def test_rope_freqs_that_are_missing_are_told(
+def test_missing_rope_freqs_are_logged(
     toy: Callable[[Case], Case], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     case = toy(Case("llama3.1-8b"))
     del case.tensors["rope_freqs.weight"]
     with caplog.at_level(logging.INFO, "weights"):
         weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors))
-    assert "does not say the plan of layers, rope_freqs: taken from toy" in caplog.text
+    assert "does not say the layer pattern, rope_freqs: taken from toy" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_presets_that_differ_in_their_context_alone(tmp_path: Path) -> None:
     said |= {"attention.key_length": 128, "attention.value_length": 128}
     for context, preset in ((8192, "llama3-8b"), (131_072, "llama3.1-8b")):
         path = write(tmp_path / f"{context}.gguf", "llama", said | {"context_length": context}, {})
-        assert GGUFFile(path)._preset[0] == preset
+        assert GGUFFile(path).preset[0] == preset
 
 
 def test_a_head_stored_although_it_is_tied(toy: Callable[[Case], Case], tmp_path: Path) -> None:

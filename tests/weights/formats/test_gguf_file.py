@@ -1,4 +1,4 @@
-"""What a .gguf file says is held against the presets; what it gets wrong is one line."""
+"""The metadata of a .gguf file is compared with the presets; an error is one line."""
 
 import logging
 import struct
@@ -12,7 +12,7 @@ import pytest
 
 import weights
 import zoo
-from weights.formats.gguf_file import GGUFFile, _read
+from weights.formats.gguf_file import GGUFFile, read_gguf
 from zoo.errors import MalformedError, NotAvailable
 
 GEMMA_270M = {
@@ -71,9 +71,9 @@ def test_the_preset_of_equal_dimensions(
         full.norm,
         full.embed_scale,
     )
-    unsaid = "the plan of layers, rope.freq_base_swa"
-    assert caplog.messages == [f"x.gguf does not say {unsaid}: taken from {preset}, of the same dimensions"]
-    assert file.ends == [1]
+    missing = "the layer pattern, rope.freq_base_swa"
+    assert caplog.messages == [f"x.gguf does not say {missing}: taken from {preset}, of the same dimensions"]
+    assert file.end_tokens == [1]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_dimension_may_not_be_left_out(tmp_path: Path) -> None:
         weights.load(write(tmp_path / "x.gguf", fields))
 
 
-def test_a_field_can_be_vouched_for_and_all_tensors_are_named(tmp_path: Path) -> None:
+def test_a_field_can_be_ignored_and_all_tensors_are_named(tmp_path: Path) -> None:
     fields = GEMMA_270M | {"final_logit_softcapping": 30.0}
     path = write(tmp_path / "x.gguf", fields, **{"wings.weight": np.ones(8, dtype=np.float32)})
     with pytest.raises(MalformedError) as caught:
@@ -119,7 +119,7 @@ def test_a_field_can_be_vouched_for_and_all_tensors_are_named(tmp_path: Path) ->
         assert phrase in str(caught.value)
 
 
-def test_names_for_no_terminal(tmp_path: Path) -> None:
+def test_unprintable_names(tmp_path: Path) -> None:
     with pytest.raises(MalformedError, match=r"names that cannot be printed: 'gemma3\.\\x1b\[2J'$"):
         weights.load(write(tmp_path / "x.gguf", GEMMA_270M | {"\x1b[2J": 1}))
 
@@ -147,12 +147,12 @@ def test_a_damaged_header(at: int, value: bytes, tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[at : at + len(value)] = value
     path.write_bytes(data)
-    with pytest.raises(MalformedError, match=r"no readable \.gguf file"):
+    with pytest.raises(MalformedError, match=r"not a readable \.gguf file"):
         weights.load(path)
 
 
 def test_a_list_of_absurd_length(tmp_path: Path) -> None:
-    """It is not counted to its end."""
+    """Reading stops at the end of the file."""
     path = write(tmp_path / "x.gguf", GEMMA_270M)
     data = path.read_bytes()
     at = data.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 8
@@ -167,15 +167,15 @@ def test_a_file_cut_short_anywhere(tmp_path: Path) -> None:
     data = path.read_bytes()
     for length in [*range(1, len(data) - 1, len(data) // 50), len(data) - 40]:
         path.write_bytes(data[:length])
-        with pytest.raises(MalformedError, match=r"no readable \.gguf file"):
+        with pytest.raises(MalformedError, match=r"not a readable \.gguf file"):
             weights.load(path)
 
 
-def test_stepping_over_long_lists_leaves_the_rest_as_it_is(tmp_path: Path) -> None:
-    """The library's own reader, entry by entry, is the reference."""
+def test_skipping_long_lists_leaves_the_rest_unchanged(tmp_path: Path) -> None:
+    """Compared with the library's own reader, which reads every entry."""
     path = write(tmp_path / "x.gguf", GEMMA_270M)
     whole = gguf.GGUFReader(path)
-    fields, tensors = _read(path)
+    fields, tensors = read_gguf(path)
     assert fields == {
         name: field.contents() for name, field in whole.fields.items() if not name.endswith(("tokens", "scores"))
     }

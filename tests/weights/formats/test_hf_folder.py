@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import weights
 from tests.weights.checkpoints import read, read_index, write, write_index
-from weights.formats.hf_folder import Folder
+from weights.formats.hf_folder import HFFolder
 from weights.generate import app
 from weights.matching import folded
 from zoo.cli import runner
@@ -23,7 +23,7 @@ CASES: dict[str, tuple[Callable[[Path], None], type[ZooError], list[str]]] = {}
 
 
 def case(error: type[ZooError], *phrases: str) -> Callable:
-    """A way to damage a folder of three shards, and what must be said about it."""
+    """Register a way to damage a folder of three shards, with the phrases of its error."""
 
     def register(damage: Callable[[Path], None]) -> Callable[[Path], None]:
         CASES[damage.__name__] = (damage, error, list(phrases))
@@ -57,7 +57,7 @@ def config_of_a_list(folder):
     (folder / "config.json").write_text("[]")
 
 
-@case(MalformedError, "config.json is not JSON: said twice: 'hidden_size'")
+@case(MalformedError, "config.json is not JSON: duplicate key: 'hidden_size'")
 def config_says_a_field_twice(folder):
     path = folder / "config.json"
     path.write_text(path.read_text().replace("{", '{"hidden_size": 128, ', 1))
@@ -92,7 +92,7 @@ def config_with_names_for_no_terminal(folder):
     set_config(folder, **{"\x1b[2J": 0, "n" * 1000: 0})
 
 
-@case(MalformedError, "dtype 'int8' is none of float32, bfloat16, float16")
+@case(MalformedError, "dtype must be one of float32, bfloat16, float16, got 'int8'")
 def config_of_an_unknown_dtype(folder):
     set_config(folder, dtype="int8")
 
@@ -159,7 +159,7 @@ def shard_is_a_link_out(folder):
     (folder / SHARD).symlink_to(outside)
 
 
-@case(MalformedError, "index.json is not JSON: said twice: 'model.norm.weight'")
+@case(MalformedError, "index.json is not JSON: duplicate key: 'model.norm.weight'")
 def index_names_a_tensor_twice(folder):
     path = folder / "model.safetensors.index.json"
     path.write_text(path.read_text().replace('"weight_map": {', f'"weight_map": {{"model.norm.weight": "{SHARD}", '))
@@ -210,9 +210,9 @@ def header_is_not_json(folder):
     (folder / SHARD).write_bytes(struct.pack("<Q", 16) + b"{" * 16)
 
 
-@case(MalformedError, f"{SHARD}: the header is not JSON: said twice: 'model.norm.weight'")
+@case(MalformedError, f"{SHARD}: the header is not JSON: duplicate key: 'model.norm.weight'")
 def one_name_twice_in_a_header(folder):
-    """The library keeps the last of them."""
+    """The library keeps the last one."""
     said = '{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]}'
     header = f'{{"model.norm.weight":{said % (0, 4)},"model.norm.weight":{said % (4, 8)}}}'.encode()
     (folder / SHARD).write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
@@ -326,7 +326,7 @@ class Trap:
 
 
 def write_header(path, tensors, size):
-    """A safetensors file whose header says what it likes: name -> (dtype, shape, begin, end)."""
+    """A safetensors file with any header: name -> (dtype, shape, begin, end)."""
     said = {
         name: {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
         for name, (dtype, shape, begin, end) in tensors.items()
@@ -399,7 +399,7 @@ def test_a_link_from_the_hub_cache_to_elsewhere_is_one(saved: Saved, tmp_path: P
 
 
 def test_weights_that_are_not_finite(folder: Path) -> None:
-    """They are what the file holds; who asks is told of all."""
+    """They are loaded as they are; `check_finite` names all of them."""
     config, tensors = read_all(folder)
     tensors["model.norm.weight"][3] = torch.nan
     for i in range(2):
@@ -425,7 +425,9 @@ NO_SIZES = (True, 64.0, -1, 0, 2**31, 10**30, "64", [64], {}, float("nan"), floa
 
 
 @pytest.mark.parametrize("field", SIZES)
-def test_sizes_that_are_none(field: str, saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_must_be_positive_integers(
+    field: str, saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Refused before anything is allocated."""
     folder = write(tmp_path / "model", *read(saved("qwen3-30b-a3b")))
     monkeypatch.setattr("zoo.catalog.allocate", lambda *_: pytest.fail("allocated"))
@@ -443,13 +445,13 @@ def test_more_experts_than_can_be_named(saved: Saved, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ends", [[1, True], -1, 1.0, "</s>", {}])
-def test_end_tokens_that_are_none(ends: object, folder: Path) -> None:
+def test_malformed_end_tokens(ends: object, folder: Path) -> None:
     set_config(folder, eos_token_id=ends)
-    with pytest.raises(MalformedError, match=r"eos_token_id .* is no token id"):
-        Folder(folder).ends  # noqa: B018
+    with pytest.raises(MalformedError, match=r"eos_token_id must be a token id or a list of them, got "):
+        HFFolder(folder).end_tokens  # noqa: B018
 
 
-def test_there_is_an_end_to_what_is_listed(folder: Path) -> None:
+def test_long_lists_of_names_are_cut(folder: Path) -> None:
     config, tensors = read_all(folder)
     rewrite(folder, config, tensors | {f"spare{i}": torch.ones(1) for i in range(1000)})
     with pytest.raises(MalformedError, match=r"not understood: spare0, .*, \.\.\. \(1000 in all\)$") as caught:

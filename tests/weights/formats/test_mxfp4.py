@@ -11,7 +11,7 @@ import weights
 from tests.reference import toy_config, toy_reference
 from tests.weights.checkpoints import Config, Tensors, write
 from tests.weights.packers import FP8_CONFIG, MXFP4_CODES, MXFP4_CONFIG, mxfp4, mxfp4_numbers, pack_mxfp4
-from weights.formats.mxfp4 import MXFP4
+from weights.formats.fp8_mxfp4 import MXFP4
 from zoo.errors import MalformedError
 
 PRESET, LAYERS = "gpt-oss-20b", 4
@@ -30,7 +30,7 @@ def test_numbers_are_exact(dtype: torch.dtype) -> None:
 
 
 def test_order_within_a_byte_and_the_last_scale() -> None:
-    """The low half of a byte is the even number; scale 255 is no number, by the format's definition."""
+    """The low half of a byte is the even element; scale 255 is NaN, by the format's definition."""
     blocks = torch.tensor([0x21, 0x97] + [0] * 14, dtype=torch.uint8).view(1, 1, 1, 16)
     (row,) = MXFP4().unpack(blocks, torch.tensor([[[128]]], dtype=torch.uint8), torch.float32)[0]
     assert row[:5].tolist() == [1.0, 2.0, 12.0, -1.0, 0.0]
@@ -38,14 +38,14 @@ def test_order_within_a_byte_and_the_last_scale() -> None:
 
 
 def test_packing_in_the_tests_finds_the_nearest() -> None:
-    """The tests' own packer, held against codes that need no rounding."""
+    """The tests' own packer, on values that need no rounding."""
     exact = (torch.tensor(MXFP4_CODES).repeat(2, 2) * torch.tensor([[1.0], [8.0]]))[None]
     assert torch.equal(mxfp4_numbers(*mxfp4(exact)).float(), exact)
 
 
 @pytest.fixture(scope="module")
 def packed() -> tuple[Config, Tensors, Tensors, Tensor, Tensor]:
-    """Config, stored tensors, what they stand for, tokens, and the reference's logits with those weights."""
+    """Config, stored tensors, the same unpacked, tokens, and the reference's logits with these weights."""
     config = toy_config(PRESET, LAYERS)
     reference = toy_reference(config)
     stored, numbers = pack_mxfp4(reference.state_dict())
@@ -81,7 +81,7 @@ def test_the_reference_reads_the_same_folder(packed: tuple, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])
 def test_parameters_are_those_of_the_bf16_layout(dtype: str, packed: tuple, tmp_path: Path) -> None:
-    """Bit by bit, in every dtype, transposed there and not here."""
+    """Bit by bit, in every dtype. The bf16 layout is transposed."""
     config, stored, numbers, *_ = packed
     plain = {field: value for field, value in config.items() if field != "quantization_config"}
     expected = weights.load(write(tmp_path / "plain", plain, numbers), dtype=dtype).state_dict()

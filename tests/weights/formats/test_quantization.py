@@ -1,4 +1,4 @@
-"""Quantised repositories are refused in one line that names the scheme, before any field of the config is judged."""
+"""Quantised repositories are refused in one line that names the scheme, before any field of the config is checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import zoo
 from tests.configs import older, smallest
 from tests.weights.checkpoints import write
 from tests.weights.packers import FP8_CONFIG, MXFP4_CONFIG
-from weights.formats.quantization import FORMATS, MODELOPT, NAMES, refuse
+from weights.formats.fp8_mxfp4 import FORMATS, MODELOPT, NAMES, refuse
 from zoo.errors import MalformedError
 
 MLX = {"group_size": 64, "bits": 4}
@@ -47,19 +47,19 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def refusal(folder: Path, **options: Any) -> str:
-    """The one line that a folder is refused with."""
+    """The error message for a folder, one line."""
     with pytest.raises(MalformedError) as caught:
         weights.load(folder, **options)
     message = str(caught.value)
     assert message.startswith("config.json: the weights are quantised with a scheme that is not supported, ")
     assert message.isprintable()
     assert "--ignore-field" not in message
-    assert all(packing.words in message for packing in FORMATS.values())
+    assert all(each.description in message for each in FORMATS.values())
     return message
 
 
 def config_only(folder: Path, config: dict[str, Any]) -> Path:
-    """A folder that holds a config and no weights: it is refused before they are looked for."""
+    """A folder that holds a config and no weights: the scheme is refused first."""
     return write(folder, config, {})
 
 
@@ -81,31 +81,31 @@ def test_every_named_method_is_refused_by_its_name(method: str) -> None:
             refuse({"quantization_config": {"quant_method": spelt}})
 
 
-def test_mlx_says_it_outside_too(tmp_path: Path) -> None:
+def test_mlx_schemes_outside_quantization_config(tmp_path: Path) -> None:
     for i, said in enumerate(({"quantization": MLX}, {"quantization": MLX, "quantization_config": MLX})):
         assert "MLX: quantization=" in refusal(config_only(tmp_path / str(i), older(smallest()[0], **said)))
     read = older(smallest()[0], quantization={**MLX, "mode": "mxfp4"}, quantization_config=MXFP4_CONFIG)
     assert "MLX" in refusal(config_only(tmp_path / "mxfp4", read))
 
 
-def test_a_multimodal_wrapper_may_say_it_for_its_text_part(tmp_path: Path) -> None:
+def test_schemes_in_the_text_config_of_a_multimodal_wrapper(tmp_path: Path) -> None:
     config = {"model_type": "gemma3", "text_config": {"quantization_config": {"quant_method": "gptq"}}}
     assert "GPTQ" in refusal(config_only(tmp_path / "x", config))
 
 
-def test_modelopt_may_say_it_in_a_file_of_its_own(tmp_path: Path) -> None:
+def test_modelopt_schemes_in_a_file_of_their_own(tmp_path: Path) -> None:
     folder = config_only(tmp_path / "x", older(smallest()[0], quantization_config=None))
     (folder / MODELOPT).write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}), encoding="utf-8")
     assert f"NVIDIA ModelOpt: {MODELOPT} is there" in refusal(folder)
 
 
 @pytest.mark.parametrize("said", [FP8_CONFIG, MXFP4_CONFIG, None, {}])
-def test_what_is_read_is_not_refused(said: dict[str, Any] | None) -> None:
+def test_supported_schemes_are_not_refused(said: dict[str, Any] | None) -> None:
     refuse({"quantization_config": said or None, "quantization": said and None})
 
 
 @pytest.mark.parametrize("scheme", SAID)
 def test_the_architecture_of_a_quantised_repository_is_read_all_the_same(scheme: str) -> None:
-    """Its parameters and its cache are those of the model: a table can be made of it."""
+    """The scheme does not matter for the spec, and so for tables of parameters and caches."""
     name = smallest()[0]
     assert zoo.from_hf(older(name, quantization_config=SAID[scheme][0], quantization=MLX)) == zoo.spec(name)

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes: a safetensors file whose header's length begins as a pickle does, or a pickle."""
+"""Safetensors files whose first bytes, the header's length, are those of a pickle, and real pickles."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from safetensors import safe_open
 
 from weights.formats.json_limits import HEADER_LIMIT
 from weights.formats.safetensors_header import PICKLES, read_header
-from weights.matching import Entry
+from weights.matching import StoredTensor
 from zoo.errors import MalformedError
 
 ALIKE = [640, 896, 1152, 1408]  # lengths whose first two bytes are a pickle's: its mark and its protocol, 2 to 5
 TENSOR = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
-HELD = [Entry("a", (2,), torch.float32)]
+HELD = [StoredTensor("a", (2,), torch.float32)]
 
 
 def safetensors(length: int) -> bytes:
@@ -51,7 +51,7 @@ def test_every_length_of_a_header_is_read(file: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [*ALIKE, 2**16 + 640])
-def test_such_a_file_cut_short_is_called_that(length: int, file: Path) -> None:
+def test_a_truncated_file_with_such_a_header_is_named_as_truncated(length: int, file: Path) -> None:
     whole = safetensors(length)
     for size in [*range(2, 64), length // 2, *range(length, len(whole))]:
         file.write_bytes(whole[:size])
@@ -60,7 +60,7 @@ def test_such_a_file_cut_short_is_called_that(length: int, file: Path) -> None:
 
 
 def test_a_header_as_long_as_a_zip_archive_says_is_too_long(file: Path) -> None:
-    """The file has holes, and takes no room."""
+    """The file is sparse and takes no space on disk."""
     length = int.from_bytes(b"PK\x03\x04", "little")
     assert length > HEADER_LIMIT
     for size in (8 + length, 2**30):
@@ -80,7 +80,7 @@ def unzipped(value: Any, path: Path) -> None:
 
 
 def plain(protocol: int) -> Callable[[Any, Path], None]:
-    """Python's own, of one protocol."""
+    """Python's own pickle, of one protocol."""
 
     def save(value: Any, path: Path) -> None:
         path.write_bytes(pickle.dumps(value, protocol))
@@ -101,7 +101,7 @@ VALUES = {
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_pickle_is_called_that_whole_or_cut_short(writer: str, value: str, file: Path) -> None:
+def test_a_pickle_is_recognised_whole_or_truncated(writer: str, value: str, file: Path) -> None:
     WRITERS[writer](VALUES[value], file)
     whole = file.read_bytes()
     assert whole.startswith(PICKLES)

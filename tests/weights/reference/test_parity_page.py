@@ -1,4 +1,4 @@
-"""docs/parity.md shows what its commands print, digits apart."""
+"""docs/parity.md shows the output of its commands, apart from digits."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import weights
-from weights.reference.layers import NOISE
-from weights.reference.report import EQUAL, KL
+from weights.reference.layers import ROUNDING
+from weights.reference.report import EQUAL, MAX_MEAN_KL
 from zoo.cli.runner import exit_code
 
 PAGE = (Path(__file__).parents[3] / "docs" / "parity.md").read_text(encoding="utf-8")
@@ -21,7 +21,7 @@ MADE, USED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def words(text: str) -> str:
-    """Without what differs from machine to machine: digits of errors, of which one may be zero, and versions."""
+    """Text without what differs between machines: versions, and the digits of errors, which may be zero."""
     text = re.sub(r"\d\.\de[+-]\d\d\b|\b0(?=\s|,)|\b\d+(\.\d+)?%", "N", " ".join(text.split()))
     text = re.sub(r"most in (layer \d+'s [a-z-]+|the [a-z]+)", "most in it", text)
     text = re.sub(r"Routers chose other experts \d+ times?\. ", "", text)
@@ -62,6 +62,6 @@ def test_the_example_in_python(
 
 
 def test_the_bounds_are_as_said() -> None:
-    assert (f"{EQUAL:.0e}", f"{KL:.0e}") == ("1e-05", "1e-03")
+    assert (f"{EQUAL:.0e}", f"{MAX_MEAN_KL:.0e}") == ("1e-05", "1e-03")
     assert "The bound is 1e-5 of the largest logit" in PAGE
-    assert f"below {NOISE[torch.bfloat16]:.0%} of a vector" in PAGE
+    assert f"below {ROUNDING[torch.bfloat16]:.0%} of a vector" in PAGE

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import weights
-from weights.reference.plot import plot
+from weights.reference.report import write_plot
 from zoo.cli.runner import exit_code
 
 Saved = Callable[[str], Path]
@@ -24,19 +24,20 @@ def command(*args: object) -> int:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_line_for_each_comparison(saved: Saved, tmp_path: Path, dtype: str) -> None:
-    """In the SVG, where text is text, and curves have a point for each position."""
+    """Read from the SVG, in which text is text and curves have a point for each position."""
     import matplotlib
 
     report = weights.parity(saved("gemma3-270m"), tokens=40, dtype=dtype)
     file = tmp_path / "errors.svg"
     with matplotlib.rc_context({"svg.fonttype": "none", "path.simplify": False}):
-        plot(report, file)
+        write_plot(report, file)
     drawn = file.read_text(encoding="utf-8")
     expected = ["zoo to reference", "zoo, cached to full", "window of 16"]
     expected += ["bound"] if dtype == "float32" else ["zoo to reference in float32", "reference to itself in float32"]
     assert all(f">{label}<" in drawn for label in expected)
     points = [len(re.findall("[ML] ", path)) for path in re.findall(r'<path d="([^"]*)"', drawn)]
-    sides = [side for side in (report.logits, report.cached, report.exact, report.own) if side is not None]
+    in_float32 = (report.zoo_to_float32, report.reference_to_float32)
+    sides = [side for side in (report.logits, report.cached, *in_float32) if side is not None]
     nonzero = [sum(position.largest > 0 for position in side.by_position) for side in sides]
     assert max(points) == max(nonzero) > 30
     assert list(tmp_path.iterdir()) == [file]
@@ -51,12 +52,12 @@ def test_from_the_command_line(saved: Saved, tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize(
     ("name", "code", "said"),
-    [("errors.jpg", 2, "ends in .png or .svg"), ("nowhere/errors.png", 3, "there is no folder")],
+    [("errors.jpg", 2, "must be a file that ends in .png or .svg"), ("nowhere/errors.png", 3, "there is no folder")],
 )
 def test_a_file_that_cannot_be(
     saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int, said: str
 ) -> None:
-    """It is said before anything is run."""
+    """The error comes before anything is run."""
     assert command(saved("llama3-8b"), "--plot", tmp_path / name) == code
     out, err = capsys.readouterr()
     assert out == ""

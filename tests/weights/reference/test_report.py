@@ -22,9 +22,9 @@ from tests.models import distinct
 from tests.reference import toy_config, toy_reference
 from tests.weights.checkpoints import read, write
 from weights.reference import runs
+from weights.reference.layers import agreement
 from weights.reference.logits import compare
-from weights.reference.routing import agreement
-from weights.reference.runs import chunks
+from weights.reference.runs import chunk_sizes
 from zoo.architectures import families
 from zoo.cli.runner import exit_code
 from zoo.errors import NotAvailable, UsageError
@@ -48,7 +48,7 @@ def command(*args: object) -> int:
 @pytest.mark.parametrize("name", distinct())
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_architecture_passes(saved: Saved, name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against transformers' own classes, whose logits may be the zoo's bit for bit: both write their scores out."""
+    """Against transformers' own classes, whose logits may equal the zoo's bit for bit: both use explicit attention."""
     made: list[str] = []
     reference = runs._reference
 
@@ -64,7 +64,7 @@ def test_every_architecture_passes(saved: Saved, name: str, dtype: str, monkeypa
     assert report.passed, str(report)
     assert len(report.parts) == 2 * len(zoo.spec(name, tiny=True).layers) + 2
     assert report.logits.scale > 1  # no noise
-    assert (report.own is not None) == (dtype == "bfloat16")
+    assert (report.reference_to_float32 is not None) == (dtype == "bfloat16")
 
 
 @pytest.mark.parametrize("family", families())
@@ -108,39 +108,39 @@ DAMAGES = [  # tensor, the part that it is in
 def test_damage_is_found_where_it_is(
     saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, tensor: str, part: str
 ) -> None:
-    """One tensor of a copy, changed by two parts in a hundred."""
+    """One tensor of a copy, changed by two percent."""
     copy = damaged(tmp_path / "copy", saved(name), tensor, shaken)
     assert command(copy, "--reference", saved(name), "--tokens", TOKENS) == 1
     out = " ".join(capsys.readouterr().out.split())
     assert re.search(rf"FAIL: largest logit difference .* first in {part}$", out)
     report = weights.parity(copy, reference=saved(name), tokens=TOKENS)
-    assert [str(each) for each in report.parts if not each.holds] == [part]
+    assert [str(each) for each in report.parts if not each.passed] == [part]
 
 
 @pytest.mark.parametrize("name", ["gemma3-270m", "olmo2-1b"])
-def test_damage_to_a_norm_after_a_branch_is_that_branchs(saved: Saved, tmp_path: Path, name: str) -> None:
+def test_damage_to_a_norm_after_a_branch_counts_to_the_branch(saved: Saved, tmp_path: Path, name: str) -> None:
     for norm, part in (("post_attention", "layer 0's attention"), ("post_feedforward", "layer 0's feed-forward")):
         copy = damaged(tmp_path / norm, saved(name), f"model.layers.0.{norm}_layernorm.weight", shaken)
         report = weights.parity(copy, reference=saved(name), tokens=TOKENS)
-        assert [str(each) for each in report.parts if not each.holds] == [part]
+        assert [str(each) for each in report.parts if not each.passed] == [part]
         assert not report.passed
 
 
 @pytest.mark.parametrize("name", ["gpt-oss-20b", "qwen3-30b-a3b", "deepseek-v3-671b"])
-def test_a_damaged_router_is_no_matter_of_rounding(saved: Saved, tmp_path: Path, name: str) -> None:
-    """It chooses other experts, and that is not excused."""
+def test_a_damaged_router_is_not_excused_as_rounding(saved: Saved, tmp_path: Path, name: str) -> None:
+    """It chooses other experts, and these are not counted as ties."""
     layer = len(zoo.spec(name, tiny=True).layers) - 1
     router = "router" if name == "gpt-oss-20b" else "gate"
     copy = damaged(tmp_path / "copy", saved(name), f"model.layers.{layer}.mlp.{router}.weight", lambda w: w.flip(0))
     report = weights.parity(copy, reference=saved(name), tokens=TOKENS)
-    assert [str(each) for each in report.parts if not each.holds] == [f"layer {layer}'s feed-forward"]
+    assert [str(each) for each in report.parts if not each.passed] == [f"layer {layer}'s feed-forward"]
     assert report.rerouted > 0
     assert not report.passed
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_permuted_tensor_is_found(saved: Saved, tmp_path: Path, dtype: str) -> None:
-    """Two heads of the queries exchanged: every number is there, and every shape is right."""
+    """Two query heads exchanged: every value is present, and every shape is right."""
 
     def exchanged(rows: torch.Tensor) -> torch.Tensor:
         return rows.unflatten(0, (4, -1))[[1, 0, 2, 3]].flatten(0, 1)
@@ -167,17 +167,17 @@ def test_a_wrong_window_shows_from_the_window_on(saved: Saved, window: int) -> N
     assert str(report.first) == "layer 0's attention"
 
 
-def test_json_says_all_of_it(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_holds_the_whole_report(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report.json"
     assert command(saved("gpt-oss-20b"), "--tokens", TOKENS, "--json", "--out", out) == 0
     assert capsys.readouterr().out == ""
     told = json.loads(out.read_text(encoding="utf-8"))
-    assert told["schema_version"] == 1
+    assert told["schema_version"] == 2
     assert told["passed"] is True
     assert told["first_divergent"] is None
     assert len(told["logits"]["by_position"]) == TOKENS
     assert {"largest", "mean", "p999", "kl_mean", "kl_max", "top1", "top10"} <= told["cached"].keys()
-    assert all(check["holds"] for check in told["checks"])
+    assert all(check["passed"] for check in told["checks"])
     assert {part["name"] for part in told["parts"]} == {"embedding", "attention", "feed-forward", "head"}
 
 
@@ -209,14 +209,14 @@ def test_text_where_there_is_a_tokenizer(saved: Saved, tmp_path: Path) -> None:
     [
         (["/no/such/folder"], 3, "there is no folder and no .gguf file '/no/such/folder'"),
         (["{folder}", "--dtype", "float16"], 2, "unknown dtype to compare in 'float16'"),
-        (["{folder}", "--tokens", "1"], 2, "a prompt needs 2 at least"),
-        (["{folder}", "--tokens", "2000"], 2, "--tokens 2000 are more than the 1024 that the model was made for"),
+        (["{folder}", "--tokens", "1"], 2, "--tokens must be at least 2, so that one sees another, got 1"),
+        (["{folder}", "--tokens", "2000"], 2, "--tokens must be at most the model's context of 1024, got 2000"),
         (["{folder}", "--text", "hello"], 3, "no tokenizer.json to read a text with"),
         (["{folder}", "--nonsense"], 2, "--nonsense"),
         ([], 2, "missing argument 'source'"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(
+def test_usage_errors_are_one_line(
     saved: Saved, capsys: pytest.CaptureFixture[str], args: list[str], code: int, said: str
 ) -> None:
     folder = saved("llama3-8b")
@@ -235,12 +235,12 @@ def test_what_cannot_be_done_is_one_line(
         ("qwen3-8b", "qwen3-30b-a3b", "layers with experts 0 and"),
     ],
 )
-def test_models_that_do_not_compare(saved: Saved, one: str, other: str, said: str) -> None:
+def test_models_that_cannot_be_compared(saved: Saved, one: str, other: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         weights.parity(saved(one), reference=saved(other), tokens=8)
 
 
-def test_without_the_reference(
+def test_without_transformers(
     saved: Saved, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = saved("llama3-8b")
@@ -252,8 +252,8 @@ def test_without_the_reference(
 
 @pytest.mark.parametrize("name", routed())
 @pytest.mark.parametrize("seed", [3, 4, 5])
-def test_a_few_turned_choices_in_bfloat16_are_rounding(tmp_path: Path, name: str, seed: int) -> None:
-    """Which tokens go to other experts is chance, on both sides: with few tokens they are the whole of a mean."""
+def test_a_few_other_experts_in_bfloat16_are_rounding(tmp_path: Path, name: str, seed: int) -> None:
+    """Which tokens go to other experts is chance on both sides: with few tokens they dominate a mean."""
     toy_reference(toy_config(name, layers=len(zoo.spec(name, tiny=True).layers)), seed).save_pretrained(tmp_path)
     report = weights.parity(tmp_path, dtype="bfloat16", tokens=TOKENS, seed=seed)
     assert report.passed, str(report)
@@ -273,10 +273,10 @@ def test_a_model_with_routers_is_judged_by_its_median_token(saved: Saved) -> Non
         figures = dict(
             logits=compare(own, far, everywhere),
             cached=compare(far, far, everywhere),
-            exact=compare(exact, far, everywhere),
-            own=compare(exact, own, everywhere),
+            zoo_to_float32=compare(exact, far, everywhere),
+            reference_to_float32=compare(exact, own, everywhere),
         )
-        assert {has: replace(report, **figures, routed=has).passed for has in passes} == passes
+        assert {has: replace(report, **figures, has_routers=has).passed for has in passes} == passes
 
 
 def smallest() -> list[str]:
@@ -329,7 +329,7 @@ def test_the_figures_against_plain_arithmetic() -> None:
 
 
 def test_a_percentile_over_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weights.reference.logits.CHUNK", 3000)
+    monkeypatch.setattr("weights.reference.logits.CHUNK_ELEMENTS", 3000)
     one, two = torch.zeros(1, 8, 1000), torch.arange(8000.0).view(1, 8, 1000)
     told = compare(one, two, torch.ones(1, 8, dtype=torch.bool))
     assert told.p999 == 7991  # 7992 of 8000 are at most that
@@ -341,7 +341,7 @@ def test_a_nan_never_passes(saved: Saved, tmp_path: Path) -> None:
 
 
 def test_agreement_counts_a_rerouted_token_once() -> None:
-    """And asks nothing of it, nor of the later ones of its row."""
+    """That token and the later ones of its row are not compared."""
     one = [torch.tensor([[[0], [1], [2]], [[0], [1], [2]]])] * 2
     other = [torch.tensor([[[0], [2], [2]], [[0], [1], [2]]]), torch.tensor([[[0], [0], [0]], [[0], [1], [0]]])]
     agree, differing = agreement(one, other, (2, 3))
@@ -351,8 +351,8 @@ def test_agreement_counts_a_rerouted_token_once() -> None:
 
 @pytest.mark.parametrize("length", [2, 3, 5, 80, 257])
 def test_chunks_are_the_whole_prompt(length: int) -> None:
-    assert sum(chunks(length)) == length
-    assert min(chunks(length)) >= 1
+    assert sum(chunk_sizes(length)) == length
+    assert min(chunk_sizes(length)) >= 1
 
 
 def test_dtypes_as_torch_has_them(saved: Saved) -> None:

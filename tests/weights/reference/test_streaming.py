@@ -1,4 +1,4 @@
-"""The streamed comparison says what the one in memory says, in the memory of two layers."""
+"""The streamed report equals the one made in memory, and takes the memory of two layers."""
 
 from __future__ import annotations
 
@@ -23,29 +23,31 @@ TOKENS = 80
 MB = 10**6
 
 
-def told(report: weights.Report) -> weights.Report:
-    """But for how it was come by."""
+def without_provenance(report: weights.Report) -> weights.Report:
+    """The report without the fields that say how it was made."""
     return replace(report, streaming=False, reference="")
 
 
 @pytest.mark.parametrize("name", distinct())
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_it_says_what_the_other_says(saved: Saved, name: str, dtype: str) -> None:
+def test_streaming_gives_the_same_report(saved: Saved, name: str, dtype: str) -> None:
     whole = weights.parity(saved(name), tokens=TOKENS, dtype=dtype)
     parts = weights.parity(saved(name), tokens=TOKENS, dtype=dtype, streaming=True)
     assert parts.streaming
     assert parts.passed
-    assert told(parts) == told(whole)
+    assert without_provenance(parts) == without_provenance(whole)
 
 
-def test_it_finds_damage(saved: Saved, tmp_path: Path) -> None:
+def test_streaming_finds_damage(saved: Saved, tmp_path: Path) -> None:
     config, tensors = read(saved("qwen3-30b-a3b"))
     name = "model.layers.1.mlp.experts.3.up_proj.weight"
     copy = write(tmp_path / "copy", config, tensors | {name: tensors[name] * 1.05}, shards=3)
     report = weights.parity(copy, reference=saved("qwen3-30b-a3b"), tokens=TOKENS, streaming=True)
     assert not report.passed
     assert str(report.first) == "layer 1's feed-forward"
-    assert told(report) == told(weights.parity(copy, reference=saved("qwen3-30b-a3b"), tokens=TOKENS))
+    assert without_provenance(report) == without_provenance(
+        weights.parity(copy, reference=saved("qwen3-30b-a3b"), tokens=TOKENS)
+    )
 
 
 def checkpoint(folder: Path, layers: int, dim: int, hidden: int, vocab: int) -> Path:

@@ -1,4 +1,4 @@
-"""python -m zoo.build, as a user meets it."""
+"""python -m zoo.build: cards, runs, swaps, the list, errors and interrupts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> tuple[str, str]:
-    """What it prints on stdout and stderr; it must exit with `code`."""
+    """Its stdout and stderr; it must exit with `code`."""
     assert exit_code(APP, PROG, args) == code
     out, err = capsys.readouterr()
     return out, err
@@ -38,11 +38,11 @@ def test_every_size_has_a_card(capsys, name) -> None:
     assert f"{sizes()[name].params:,} parameters, as the formula says" in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 80
     assert err.startswith("not run: ")
-    told = json.loads(run(capsys, name, "--json")[0])
-    assert told["card"]["params"] == told["built"]["parameters"] == sizes()[name].params
-    assert told["built"]["device"] == "meta"
-    assert told["built"]["seconds"] < 2
-    assert told["decoded"] is None
+    report = json.loads(run(capsys, name, "--json")[0])
+    assert report["card"]["params"] == report["built"]["parameters"] == sizes()[name].params
+    assert report["built"]["device"] == "meta"
+    assert report["built"]["seconds"] < 2
+    assert report["decoded"] is None
 
 
 @pytest.mark.parametrize("family", families())
@@ -53,25 +53,25 @@ def test_tiny_runs(capsys, family) -> None:
     assert f"{resolve(family)} at toy widths" in words
     assert words.count("as the formula says") == 2
     assert "seed 3" in words
-    told = json.loads(run(capsys, sizes()[resolve(family)].hub, "--tiny", "--seed", "3", "--json")[0])
-    decoded = told["decoded"]
+    report = json.loads(run(capsys, sizes()[resolve(family)].hub, "--tiny", "--seed", "3", "--json")[0])
+    decoded = report["decoded"]
     assert decoded["largest_difference"] <= decoded["bound"]
     assert f"{decoded['largest_difference']:.1e}" in out
     assert decoded["cache_bytes"] == decoded["cache_formula"]
-    assert told["card"]["params"] == spec(family, tiny=True).params()
-    assert told["failures"] == []
-    assert {"schema_version", "machine"} <= told.keys()
+    assert report["card"]["params"] == spec(family, tiny=True).params()
+    assert report["failures"] == []
+    assert {"schema_version", "machine"} <= report.keys()
 
 
 @pytest.mark.parametrize("family", families())
 def test_a_swap_is_built_and_run_beside_the_original(capsys, family) -> None:
     swaps = ["attn=MQA(head_dim=16)", "norm=post", "ffn=GLU(hidden=40)"]
     args = [family, "--tiny", *(word for swap in swaps for word in ("--swap", swap))]
-    told = json.loads(run(capsys, *args, "--json")[0])
-    assert told["swaps"] == swaps
-    assert told["original"]["params"] == spec(family, tiny=True).params()
-    assert told["card"]["params"] == told["built"]["parameters"]
-    assert {kind["norms"].partition(",")[0] for kind in told["card"]["kinds"]} == {"post"}
+    report = json.loads(run(capsys, *args, "--json")[0])
+    assert report["swaps"] == swaps
+    assert report["original"]["params"] == spec(family, tiny=True).params()
+    assert report["card"]["params"] == report["built"]["parameters"]
+    assert {kind["norms"].partition(",")[0] for kind in report["card"]["kinds"]} == {"post"}
     out, _ = run(capsys, *args)
     assert "original" in out
     assert "swapped" in out
@@ -82,15 +82,15 @@ def test_a_swap_is_built_and_run_beside_the_original(capsys, family) -> None:
 def test_a_dropped_feature_is_named(capsys) -> None:
     sunk = next(name for name in names() if any(getattr(layer.mixer, "sinks", False) for layer in spec(name).layers))
     swap = "attn=MLA(q_rank=none, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=8)"
-    told = json.loads(run(capsys, sunk, "--swap", swap, "--json")[0])
-    assert {"sinks", "biases"} <= set(told["dropped"])
+    report = json.loads(run(capsys, sunk, "--swap", swap, "--json")[0])
+    assert {"sinks", "biases"} <= set(report["dropped"])
 
 
 def test_the_cache_is_counted_in_the_dtype(capsys) -> None:
     by_dtype = {}
     for args in ((), ("--dtype", "float32"), ("--dtype", "bfloat16")):
-        told = json.loads(run(capsys, names()[0], *args, "--json")[0])
-        by_dtype[args[-1:]] = told["card"]["kv_bytes_32k"]
+        report = json.loads(run(capsys, names()[0], *args, "--json")[0])
+        by_dtype[args[-1:]] = report["card"]["kv_bytes_32k"]
     assert by_dtype[()] == by_dtype["bfloat16",] == by_dtype["float32",] / 2
 
 
@@ -98,9 +98,9 @@ def test_a_list_of_everything(capsys) -> None:
     out, err = run(capsys, "--list")
     assert err == ""
     assert all(name in out for name in (*names(), *families(), "post", "GroupedSigmoidTopK"))
-    told = json.loads(run(capsys, "--list", "--json")[0])
-    assert set(told["sizes"]) == set(families())
-    assert {"slot", "block", "option", "architectures"} == told["blocks"][0].keys()
+    report = json.loads(run(capsys, "--list", "--json")[0])
+    assert set(report["sizes"]) == set(families())
+    assert {"role", "block", "option", "architectures"} == report["blocks"][0].keys()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_list_of_everything(capsys) -> None:
         ([names()[0], "--tiny", "--swap", "attn=MQA(head_dim=7)"], 2, "(at the toy widths of --tiny)"),
     ],
 )
-def test_a_wrong_call_gets_one_line(capsys, args, code, says) -> None:
+def test_a_wrong_call_is_a_one_line_error(capsys, args, code, says) -> None:
     out, err = run(capsys, *args, code=code)
     assert out == ""
     assert says in err
@@ -130,7 +130,7 @@ def test_a_wrong_call_gets_one_line(capsys, args, code, says) -> None:
 
 def test_a_size_that_does_not_fit_is_refused_before_it_is_built(capsys, monkeypatch) -> None:
     monkeypatch.setattr(self_check, "free_memory", lambda device: 2**20)
-    monkeypatch.setattr(self_check, "allocate", pytest.fail)
+    monkeypatch.setattr(self_check, "check_build", pytest.fail)
     out, err = run(capsys, names()[0], "--device", "cpu", code=3)
     assert out == ""
     assert "1 MiB is free" in err
@@ -142,8 +142,8 @@ def test_a_difference_beyond_the_bound_fails_and_is_shown(capsys, monkeypatch) -
     out, err = run(capsys, names()[0], "--tiny", code=1)
     assert "the bound is" in " ".join(out.split())
     assert err.startswith("error: decoding over the cache differs from the forward by ")
-    told = json.loads(run(capsys, names()[0], "--tiny", "--json", code=1)[0])
-    assert len(told["failures"]) == 1
+    report = json.loads(run(capsys, names()[0], "--tiny", "--json", code=1)[0])
+    assert len(report["failures"]) == 1
 
 
 def command(*args: str) -> subprocess.Popen[str]:
@@ -152,7 +152,7 @@ def command(*args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
 
 
-def test_the_command_itself() -> None:
+def test_the_command_in_a_process_of_its_own() -> None:
     """No warning, since nothing has imported the module; and the function keeps its place."""
     out, err = command(names()[0], "--tiny").communicate(timeout=60)
     assert out.startswith(names()[0])
@@ -161,16 +161,16 @@ def test_the_command_itself() -> None:
 
 
 @pytest.fixture
-def _heeds_interrupts() -> Iterator[None]:
-    """What a shell starts in the background ignores interrupts, and so does all that it starts in turn."""
+def _default_interrupt_handler() -> Iterator[None]:
+    """A shell's background processes ignore interrupts, and so do their children."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("_heeds_interrupts")
+@pytest.mark.usefixtures("_default_interrupt_handler")
 def test_an_interrupt_is_one_line() -> None:
-    """Interrupted while it builds a size that takes a while, after it has said so."""
+    """Interrupted while it builds a size for seconds, after it has printed that."""
     smallest = min(names(), key=lambda name: sizes()[name].params)
     with command(smallest, "--device", "cpu") as process:
         assert process.stderr is not None

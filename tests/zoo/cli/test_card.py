@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from zoo import GLU, GQA, Decoder, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, names, pre, sandwich, spec
-from zoo.cli.card import WIDTH, facts, text
-from zoo.cli.self_check import Built, Decoded
-from zoo.swaps.grammar import apply_swap
+from zoo.cli.card import WIDTH, card, report_text
+from zoo.cli.self_check import BuildCheck, DecodeCheck
+from zoo.swaps.grammar import apply_swaps
 
 NORM = RMSNorm(1e-6)
 
@@ -24,11 +24,8 @@ def example() -> Decoder:
     return Decoder(1000, 64, tuple(layers), NORM, tied=True, embed_scale=8.0, context=4096)
 
 
-def report(spec: Decoder, swaps: tuple[str, ...] = (), decoded: Decoded | None = None, **built) -> dict:
-    after, dropped = spec, []
-    for swap in swaps:
-        after, lost = apply_swap(after, swap)
-        dropped += lost
+def report(spec: Decoder, swaps: tuple[str, ...] = (), decoded: DecodeCheck | None = None, **built) -> dict:
+    after, dropped = apply_swaps(spec, swaps)
     made = {"device": "meta", "dtype": "bfloat16", "seconds": 0.25, "parameters": 7, "formula": 7} | built
     return {
         "model": "example",
@@ -36,9 +33,9 @@ def report(spec: Decoder, swaps: tuple[str, ...] = (), decoded: Decoded | None =
         "tiny": False,
         "swaps": swaps,
         "dropped": dropped,
-        "original": facts(spec, torch.bfloat16),
-        "card": facts(after, torch.bfloat16),
-        "built": asdict(Built(**made)),
+        "original": card(spec, torch.bfloat16),
+        "card": card(after, torch.bfloat16),
+        "built": asdict(BuildCheck(**made)),
         "decoded": asdict(decoded) if decoded else None,
     }
 
@@ -59,7 +56,7 @@ embedding      1,000 tokens x 64, scaled by 8, tied to the head
 parameters     2,161,856 (2.16M), 834,752 (835k) active
                3.0% in embedding and head
 KV cache       65,536 bytes (64 KiB) + 512 per token (512 B), in bfloat16
-               16.1 MiB at 32,768 tokens, 2.06 MiB at its own 4,096
+               16.1 MiB at 32,768 tokens, 2.06 MiB at max context 4,096
 FLOPs          10.3M per token at 4,096 tokens of context
 
 built          on meta in bfloat16, in 0.25 s: 7 parameters, as the formula says
@@ -70,7 +67,7 @@ FLOPs are 2 per multiply-add, matrix products only, of one new token that sees
 
 
 def test_the_card() -> None:
-    assert text(report(example())) + "\n" == CARD
+    assert report_text(report(example())) + "\n" == CARD
 
 
 SWAPPED = """\
@@ -91,24 +88,24 @@ feed-forward * MoE 8 x (SwiGLU, width 96) +     SwiGLU, width 128
 """
 
 
-def test_a_swap_stands_beside_the_original() -> None:
-    shown = text(report(example(), ("attn=MQA", "ffn=GLU(hidden=128)")))
+def test_a_swapped_card_is_beside_the_original() -> None:
+    shown = report_text(report(example(), ("attn=MQA", "ffn=GLU(hidden=128)")))
     assert SWAPPED in shown
     starred = [line.partition(" * ")[0] for line in shown.splitlines() if " * " in line[:15]]
     assert starred == ["attention", "feed-forward", "parameters", "KV cache", "FLOPs"]
     assert "-50.0% at 32,768 tokens" in shown
 
 
-def test_a_small_change_is_not_told_as_none() -> None:
-    """Of the windowed layers' 64 tokens one less, beside 32,768 in each of the others."""
-    shown = text(report(example(), ("SWA(window=63)",)))
+def test_a_small_change_is_not_rounded_to_zero() -> None:
+    """One token less in each windowed layer's cache of 64, beside layers that hold 32,768."""
+    shown = report_text(report(example(), ("SWA(window=63)",)))
     assert "-0.006% at 32,768 tokens" in shown
     assert "0.0%" not in shown
 
 
-def test_the_run_is_told_with_its_bound() -> None:
-    decoded = Decoded(3, 50, (12, 12, 10), 16, 4.0, 2e-6, 4e-5, 1024, 1024)
-    shown = text(report(example(), decoded=decoded))
+def test_the_check_is_shown_with_its_bound() -> None:
+    decoded = DecodeCheck(3, 50, (12, 12, 10), 16, 4.0, 2e-6, 4e-5, 1024, 1024)
+    shown = report_text(report(example(), decoded=decoded))
     assert "50 random tokens, seed 3: logits up to 4.00" in shown
     assert "12 + 12 + 10 tokens, then 16 one by one" in shown
     assert "2.0e-06 at most, 5.0e-07 of the largest logit; the" in shown
@@ -116,32 +113,32 @@ def test_the_run_is_told_with_its_bound() -> None:
     assert "1,024 bytes, as the formula says" in shown
 
 
-def test_figures_that_disagree_are_both_told() -> None:
-    decoded = Decoded(3, 50, (12, 12, 10), 16, 4.0, 2e-6, None, 1025, 1024)
-    shown = " ".join(text(report(example(), decoded=decoded, parameters=8)).split())
+def test_figures_that_disagree_are_both_shown() -> None:
+    decoded = DecodeCheck(3, 50, (12, 12, 10), 16, 4.0, 2e-6, None, 1025, 1024)
+    shown = " ".join(report_text(report(example(), decoded=decoded, parameters=8)).split())
     assert "8 parameters, and the formula says 7" in shown
     assert "1,025 bytes, and the formula says 1,024" in shown
-    assert "not judged: coarse numbers may turn a router's choice" in shown
+    assert "not judged: in this dtype, rounding may change a router's choice" in shown
 
 
-def test_a_publishers_own_count_is_told_with_its_rule() -> None:
+def test_a_published_active_count_is_shown_with_its_rule() -> None:
     shown = report(example())
-    shown["card"] = facts(example(), torch.bfloat16, (123_456, "without the embedding"))
-    assert "123,456 by its publisher's count, without the embedding" in text(shown)
+    shown["card"] = card(example(), torch.bfloat16, (123_456, "without the embedding"))
+    assert "123,456 published active, without the embedding" in report_text(shown)
 
 
 @pytest.mark.parametrize("name", names())
-def test_the_data_is_the_specs(name) -> None:
+def test_the_data_equals_the_specs(name) -> None:
     whole = spec(name)
-    told = facts(whole, torch.float32)
-    assert sum(kind["layers"] for kind in told["kinds"]) == told["layers"] == len(whole.layers)
-    assert sorted(kind["layers"] for kind in told["kinds"]) == sorted(Counter(whole.layers).values())
-    assert told["params"] == whole.params()
-    assert told["flops_per_token_4k"] == whole.flops(4095, 1)
+    data = card(whole, torch.float32)
+    assert sum(kind["layers"] for kind in data["kinds"]) == data["layers"] == len(whole.layers)
+    assert sorted(kind["layers"] for kind in data["kinds"]) == sorted(Counter(whole.layers).values())
+    assert data["params"] == whole.params()
+    assert data["flops_per_token_4k"] == whole.flops(4095, 1)
     for tokens, key in ((32 * 1024, "kv_bytes_32k"), (whole.context, "kv_bytes_context")):
-        assert told[key] == whole.kv_bytes(tokens, dtype=torch.float32)
+        assert data[key] == whole.kv_bytes(tokens, dtype=torch.float32)
     # fixed bytes + bytes per token is exact once every window is full.
-    assert told["kv_fixed_bytes"] + told["kv_bytes_per_token"] * 32 * 1024 == told["kv_bytes_32k"]
+    assert data["kv_fixed_bytes"] + data["kv_bytes_per_token"] * 32 * 1024 == data["kv_bytes_32k"]
 
 
 @pytest.mark.parametrize("tiny", [False, True])
@@ -149,6 +146,6 @@ def test_the_data_is_the_specs(name) -> None:
 def test_it_fits_eighty_columns(name, tiny) -> None:
     whole = spec(name, tiny)
     for swaps in ((), ("norm=post", "ffn=MoE(experts=4, expert=GLU(hidden=99), router=SoftmaxTopK(k=2), shared=none)")):
-        lines = text(report(whole, swaps)).splitlines()
+        lines = report_text(report(whole, swaps)).splitlines()
         assert max(map(len, lines)) <= WIDTH == 80
         assert not any(line != line.rstrip() for line in lines)

@@ -1,4 +1,4 @@
-"""Ctrl-C at moments that no `try` of a command is around, in processes of their own and by the real signal."""
+"""Ctrl-C while a command starts or ends, in processes of their own and by the real signal."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def interrupted(
     )
 
 
-def test_every_package_that_is_installed_is_watched() -> None:
-    """And has a command, or the tests below would look at fewer."""
+def test_every_installed_package_is_in_packages() -> None:
+    """And each has a command, so that the tests below cover it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == list(interrupt.PACKAGES)
     assert {name.partition(".")[0] for name in COMMANDS} == set(interrupt.PACKAGES)
@@ -55,12 +55,12 @@ def test_every_package_that_is_installed_is_watched() -> None:
 
 @pytest.mark.parametrize("moment", ["torch", "torch.nn", "zoo.cli.runner"])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_that_is_being_imported_answers_in_one_line(command: str, moment: str, tmp_path: Path) -> None:
+def test_a_command_interrupted_during_its_imports_prints_one_line(command: str, moment: str, tmp_path: Path) -> None:
     done = interrupted(tmp_path, moment, "-m", command, "--help")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
-def test_an_import_within_a_command_is_interrupted_alike(tmp_path: Path) -> None:
+def test_an_import_within_a_command_is_interrupted_in_one_line(tmp_path: Path) -> None:
     done = interrupted(tmp_path, "huggingface_hub", "-m", "weights.generate", "org/name", "text")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
@@ -77,7 +77,7 @@ def test_a_program_that_imports_the_zoo_keeps_its_handler(words: list[str], tmp_
     assert "error: interrupted" not in done.stderr
 
 
-def test_who_ignores_interrupts_goes_on_to_do_so(tmp_path: Path) -> None:
+def test_ignored_interrupts_stay_ignored(tmp_path: Path) -> None:
     done = interrupted(tmp_path, "torch", "-m", "zoo.build", "--help", handler="SIG_IGN")
     assert done.returncode == 0
     assert "Usage" in done.stdout
@@ -96,7 +96,7 @@ def test_who_ignores_interrupts_goes_on_to_do_so(tmp_path: Path) -> None:
         ([], [], ""),
     ],
 )
-def test_which_command_is_being_looked_for(
+def test_command_is_the_module_that_python_looks_for(
     argv: list[str], original: list[str], module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", argv)
@@ -104,7 +104,7 @@ def test_which_command_is_being_looked_for(
     assert interrupt.command() == module
 
 
-def test_a_command_called_in_a_program_leaves_its_handler_alone() -> None:
+def test_a_command_called_in_a_program_keeps_the_handler() -> None:
     before = signal.getsignal(signal.SIGINT)
     with interrupt.raised():
         assert signal.getsignal(signal.SIGINT) is before

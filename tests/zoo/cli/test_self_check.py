@@ -1,4 +1,4 @@
-"""Trying a model out, and what a failed trial says."""
+"""The checks of a built model, and their failures."""
 
 from __future__ import annotations
 
@@ -10,20 +10,28 @@ import torch
 from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, names, pre, spec
 from zoo.catalog import build
 from zoo.cli import self_check
-from zoo.cli.self_check import Built, Decoded, allocate, check_memory, decode, failures, tokens_needed
+from zoo.cli.self_check import (
+    BuildCheck,
+    DecodeCheck,
+    check_build,
+    check_decoding,
+    failures,
+    require_memory,
+    tokens_needed,
+)
 from zoo.core.devices import find_device
 from zoo.core.forward_context import visible
 from zoo.errors import NotAvailable, UsageError
 
 CPU, FP32 = torch.device("cpu"), torch.float32
-BUILT = Built("cpu", "float32", 0.1, 100, 100)
-DECODED = Decoded(0, 50, (12, 12, 10), 16, 4.0, 1e-6, 4e-5, 64, 64)
+BUILT = BuildCheck("cpu", "float32", 0.1, 100, 100)
+DECODED = DecodeCheck(0, 50, (12, 12, 10), 16, 4.0, 1e-6, 4e-5, 64, 64)
 
 
 @pytest.mark.parametrize("name", names())
 def test_every_published_model_decodes_as_it_computes(name) -> None:
-    model, built = allocate(spec(name, tiny=True), CPU, FP32, seed=1)
-    decoded = decode(model, FP32, seed=1)
+    model, built = check_build(spec(name, tiny=True), CPU, FP32, seed=1)
+    decoded = check_decoding(model, FP32, seed=1)
     assert failures(built, decoded) == []
     assert 0 < decoded.largest_difference <= decoded.bound == pytest.approx(1e-5 * max(1, decoded.largest_logit))
     assert sum(decoded.chunks) + decoded.steps == decoded.tokens
@@ -37,15 +45,15 @@ def windowed(window: int) -> Decoder:
     return Decoder(64, 32, (layer, layer), norm)
 
 
-def test_a_wrong_mask_is_found(monkeypatch) -> None:
-    """A window one token too short wherever a mask is made; a single token reads the ring as it lies, without one."""
+def test_a_wrong_mask_is_detected(monkeypatch) -> None:
+    """A window one token too short wherever a mask is made; decode of a single token uses no mask."""
     model = build(windowed(16))
-    assert failures(BUILT, decode(model, FP32, 0)) == []
+    assert failures(BUILT, check_decoding(model, FP32, 0)) == []
     monkeypatch.setattr("zoo.core.attention.visible", lambda queries, keys, window: visible(queries, keys, window - 1))
-    assert "differs from the forward" in failures(BUILT, decode(model, FP32, 0))[0]
+    assert "differs from the forward" in failures(BUILT, check_decoding(model, FP32, 0))[0]
 
 
-def test_each_failure_is_told() -> None:
+def test_each_failure_has_a_line() -> None:
     assert failures(BUILT, None) == failures(BUILT, DECODED) == []
     assert failures(replace(BUILT, formula=101), None) == ["100 parameters were built, and the formula says 101"]
     assert failures(BUILT, replace(DECODED, cache_formula=65)) == ["the cache has 64 bytes, and the formula says 65"]
@@ -56,15 +64,15 @@ def test_each_failure_is_told() -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_a_coarse_dtype_is_judged_unless_a_router_chooses(name) -> None:
-    model, built = allocate(spec(name, tiny=True), CPU, torch.bfloat16, seed=0)
-    decoded = decode(model, torch.bfloat16, seed=0)
+    model, built = check_build(spec(name, tiny=True), CPU, torch.bfloat16, seed=0)
+    decoded = check_decoding(model, torch.bfloat16, seed=0)
     routed = any(node.role == "router" for node in model.spec.walk())
     assert (decoded.bound is None) == routed
     assert failures(built, decoded) == []
 
 
 def test_a_window_longer_than_the_run_is_not_filled() -> None:
-    assert tokens_needed(windowed(10**9)) == self_check.LONGEST + self_check.PAST_WINDOW
+    assert tokens_needed(windowed(10**9)) == self_check.MAX_WINDOW_TOKENS + self_check.TOKENS_PAST_WINDOW
 
 
 def test_memory_is_checked_before_anything_is_allocated(monkeypatch) -> None:
@@ -73,13 +81,13 @@ def test_memory_is_checked_before_anything_is_allocated(monkeypatch) -> None:
     for free, fits in ((None, True), (10 * weights, True), (weights, False)):
         monkeypatch.setattr(self_check, "free_memory", lambda device, free=free: free)
         if fits:
-            check_memory(small, CPU, FP32)
+            require_memory(small, CPU, FP32)
             continue
         with pytest.raises(
             NotAvailable, match=r"float32 need .* on cpu .* is free; --dtype bfloat16 halves it, --tiny"
         ):
-            check_memory(small, CPU, FP32)
-        check_memory(small, CPU, torch.bfloat16)
+            require_memory(small, CPU, FP32)
+        require_memory(small, CPU, torch.bfloat16)
 
 
 def test_devices() -> None:
@@ -95,5 +103,5 @@ def test_devices() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", names())
 def test_every_published_model_decodes_on_a_gpu(name) -> None:
-    model, built = allocate(spec(name, tiny=True), find_device("cuda"), FP32, seed=1)
-    assert failures(built, decode(model, FP32, seed=1)) == []
+    model, built = check_build(spec(name, tiny=True), find_device("cuda"), FP32, seed=1)
+    assert failures(built, check_decoding(model, FP32, seed=1)) == []

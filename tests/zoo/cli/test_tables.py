@@ -1,4 +1,4 @@
-"""What all command lines share."""
+"""Exit codes and errors, tables and documents, units, free memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typing import Annotated
 import pytest
 import torch
 import typer
+from tabulate import MIN_PADDING
 
 from zoo.cli import runner, tables
 from zoo.cli.runner import Debug, emit, exit_code
-from zoo.cli.tables import Column, Format, document, render, write
+from zoo.cli.tables import Column, Format, document, render
 from zoo.core import devices
 from zoo.core.devices import free_memory, machine
 from zoo.errors import CheckFailed, MalformedError, NotAvailable, UsageError
@@ -70,7 +71,7 @@ def test_an_error_is_one_line_and_an_exit_code(capsys, args, code, says) -> None
     assert err.count("\n") == 1
 
 
-def test_debug_shows_where(capsys) -> None:
+def test_debug_shows_the_traceback(capsys) -> None:
     assert exit_code(app, "prog", ["defect", "--debug"]) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err
@@ -141,7 +142,7 @@ def test_csv_holds_raw_values() -> None:
     assert read[1]["name"] == "two, or 2"
 
 
-def test_json_says_where_it_comes_from_and_has_no_nan() -> None:
+def test_json_has_version_and_machine_and_no_nan() -> None:
     read = json.loads(render(ROWS, COLUMNS, Format.json, {"seed": 3}), parse_constant=pytest.fail)
     assert read == {
         "schema_version": tables.SCHEMA_VERSION,
@@ -160,9 +161,9 @@ def test_no_rows() -> None:
         assert render([], COLUMNS, format)
 
 
-def test_it_writes_a_file_as_a_whole_or_not_at_all(tmp_path, capsys) -> None:
+def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path, capsys) -> None:
     out = tmp_path / "table.txt"
-    write(ROWS, COLUMNS, out=out)
+    emit(render(ROWS, COLUMNS), out)
     assert out.read_text() == render(ROWS, COLUMNS) + "\n"
     with pytest.raises(NotAvailable, match=r"cannot write .*nowhere.*: No such file"):
         emit("x", tmp_path / "nowhere" / "x")
@@ -189,7 +190,7 @@ def test_it_writes_a_file_as_a_whole_or_not_at_all(tmp_path, capsys) -> None:
         (1.5e12, "1.50T"),
     ],
 )
-def test_counts(number, text) -> None:
+def test_format_count(number, text) -> None:
     assert format_count(number) == text
 
 
@@ -205,7 +206,7 @@ def test_counts(number, text) -> None:
         (3 * 2**40, "3 TiB"),
     ],
 )
-def test_sizes(nbytes, text) -> None:
+def test_format_bytes(nbytes, text) -> None:
     assert format_bytes(nbytes) == text
 
 
@@ -230,9 +231,20 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch) -> None:
     assert list(devices._free_in_group()) == []
 
 
-def test_a_column_with_a_width_breaks_its_lines_in_plain_tables_only() -> None:
+def test_a_column_with_a_width_is_wrapped_in_plain_tables_only() -> None:
     rows = [{"a": "one two three four", "b": "x"}]
     columns = [Column("a", "a", width=9), Column("b", "b")]
     assert render(rows, columns).splitlines()[2:] == ["one two  x", "three", "four"]
     assert "one two three four" in render(rows, columns, Format.md)
     assert "one two three four" in render(rows, columns, Format.csv)
+
+
+def test_a_long_name_is_broken_at_its_hyphens() -> None:
+    rendered = render([{"a": "deepseek-v3-671b"}], [Column("a", "a", width=13)])
+    assert rendered.splitlines()[2:] == ["deepseek-v3-", "671b"]
+
+
+@pytest.mark.parametrize("rows", [[], [{"a": 1}]])
+def test_headers_are_not_padded(rows) -> None:
+    assert render(rows, [Column("a", "header"), Column("b", "b")]).splitlines()[:2] == ["header  b", "------  -"]
+    assert MIN_PADDING == 2  # tabulate's own default, for other users of it in the process

@@ -1,9 +1,11 @@
-"""A picture of any model, as SVG."""
+"""Diagrams of models, as SVG."""
 
 from __future__ import annotations
 
 import re
 import runpy
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,8 +25,7 @@ from zoo import GLU, GQA, Decoder, Layer, MoE, NoPE, RMSNorm, RoPE, SoftmaxTopK,
 from zoo.blocks import PostNorm
 from zoo.cli.runner import exit_code
 from zoo.diagram import colours, svg
-from zoo.diagram.canvas import text_width
-from zoo.diagram.style import PALETTE, RULES, css
+from zoo.diagram.canvas import PALETTE, RULES, css, text_width
 from zoo.errors import UsageError
 from zoo.registry import Block
 from zoo.swaps.grammar import apply_swap
@@ -37,16 +38,16 @@ def drawn(model: Decoder, **options: Any) -> Element:
     return ElementTree.fromstring(svg(model, "a title", **options))
 
 
-def looks(element: Element) -> list[str]:
+def classes(element: Element) -> list[str]:
     return element.get("class", "").split()
 
 
-def texts(root: Element, look: str = "") -> list[str]:
-    return [text.text for text in root.iter(f"{SVG}text") if not look or look in looks(text)]
+def texts(root: Element, css_class: str = "") -> list[str]:
+    return [text.text for text in root.iter(f"{SVG}text") if not css_class or css_class in classes(text)]
 
 
 def rects(root: Element, *of: str) -> list[Element]:
-    return [rect for rect in root.iter(f"{SVG}rect") if {*of} & {*looks(rect)}]
+    return [rect for rect in root.iter(f"{SVG}rect") if {*of} & {*classes(rect)}]
 
 
 class Area(NamedTuple):
@@ -77,20 +78,20 @@ class Area(NamedTuple):
 
 
 def area(element: Element) -> Area:
-    """Of a rectangle, or of a line of text as wide as it may get: capitals above the baseline, descenders below."""
+    """The area of a rectangle, or of a line of text at most: capitals above the baseline, descenders below."""
     x, y = (float(element.get(name, 0)) for name in ("x", "y"))
     if element.tag == f"{SVG}rect":
         return Area(x, y, x + float(element.get("width")), y + float(element.get("height")))
     size = float(element.get("font-size"))
-    wide = text_width(element.text, size, "strong" in looks(element))
+    wide = text_width(element.text, size, "strong" in classes(element))
     x -= {"end": wide, "middle": wide / 2}.get(element.get("text-anchor"), 0)
     return Area(x, y - 0.76 * size, x + wide, y + 0.24 * size)
 
 
 def misplaced(root: Element) -> Iterator[str]:
-    """Every text that leaves the box it begins in, or that another one covers; every two boxes that cross."""
+    """Texts that leave the box they begin in or overlap another text, and boxes that cross each other."""
     lines = [(text, area(text)) for text in root.iter(f"{SVG}text")]
-    boxes = [(looks(rect), area(rect)) for rect in root.iter(f"{SVG}rect")]
+    boxes = [(classes(rect), area(rect)) for rect in root.iter(f"{SVG}rect")]
     for text, line in lines:
         at = float(text.get("x")) + {"end": -0.5, "middle": 0}.get(text.get("text-anchor"), 0.5)
         anchor = Area(*[at, float(text.get("y")) - 1] * 2)
@@ -101,9 +102,9 @@ def misplaced(root: Element) -> Iterator[str]:
     for (text, line), (other, another) in combinations(lines, 2):
         if line.meets(another):
             yield f"{text.text!r} and {other.text!r} cover each other"
-    for (look, box), (other, another) in combinations(boxes, 2):
+    for (css_class, box), (other, another) in combinations(boxes, 2):
         if box.meets(another) and not box.holds(another) and not another.holds(box):
-            yield f"{look} and {other} cross"
+            yield f"{css_class} and {other} cross"
 
 
 EXTREME = Decoder(
@@ -127,7 +128,7 @@ MODELS |= {"extreme": EXTREME}
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_is_well_formed_and_says_what_it_is(name) -> None:
+def test_it_is_well_formed_with_a_title_and_a_description(name) -> None:
     root = ElementTree.fromstring(svg(MODELS[name], f"{name} <&>", prefix="a-"))
     title, described = root.find(f"{SVG}title"), root.find(f"{SVG}desc")
     assert title.text == f"{name} <&>"
@@ -145,11 +146,11 @@ def test_every_text_fits_its_box(name) -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_nothing_of_a_released_model_is_cut_short(name) -> None:
-    assert not [words for words in texts(ElementTree.fromstring(svg(spec(name), name))) if "…" in words]
+    assert not [text for text in texts(ElementTree.fromstring(svg(spec(name), name))) if "…" in text]
 
 
-def test_misplaced_text_is_found() -> None:
-    """The test above can fail."""
+def test_misplaced_text_is_detected() -> None:
+    """`misplaced` finds each of its errors."""
     root = drawn(MODELS["llama3-8b"])
     chip = next(text for text in root.iter(f"{SVG}text") if text.text.startswith("RoPE"))
     chip.text *= 4
@@ -170,12 +171,12 @@ def test_any_composition_is_drawn(model, other) -> None:
     assert svg(model, "a title", against=other) == svg(model, "a title", against=other)
 
 
-def test_a_title_of_any_letters_is_a_document() -> None:
+def test_a_title_with_control_characters_is_well_formed() -> None:
     title = ElementTree.fromstring(svg(BASE, "a\x0cb\n\udc80]]><script>")).find(f"{SVG}title").text
     assert title == "a b  ]]><script>"
 
 
-def test_no_token_sees_nothing() -> None:
+def test_a_context_below_one_is_an_error() -> None:
     with pytest.raises(UsageError, match="context=0 is below 1"):
         svg(BASE, "a title", context=0)
 
@@ -196,49 +197,49 @@ def test_the_strip_holds_every_layer_in_order(name) -> None:
     layers = spec(name).layers
     strip, top = [], None
     for rect in drawn(spec(name)).iter(f"{SVG}rect"):
-        if looks(rect)[0].startswith("kind-"):
+        if classes(rect)[0].startswith("kind-"):
             top = top or rect.get("y")
-            strip += looks(rect) * (rect.get("y") == top)
+            strip += classes(rect) * (rect.get("y") == top)
     assert len(strip) == len(layers)
     assert len(dict.fromkeys(zip(strip, layers, strict=True))) == len(set(layers)) == len(set(strip))
     windows = [bool(layer.cache_spec().window) for layer in layers]
-    assert [look.startswith("kind-window") for look in strip] == windows
+    assert [css_class.startswith("kind-window") for css_class in strip] == windows
 
 
-def test_a_plan_too_deep_for_cells_is_drawn_as_runs() -> None:
+def test_a_strip_of_too_many_layers_is_drawn_as_runs() -> None:
     strip = [r for r in rects(drawn(EXTREME), *(f"kind-window-{i}" for i in range(3))) if r.get("height") == "14"]
     assert len(strip) == 3
 
 
 def branches(model: Decoder) -> list[str]:
-    """What is met on the way through the cards, from the spec."""
+    """Norms, blocks and sums in the order of the cards, from the spec."""
     met, shown = [], set()
     for layer in dict.fromkeys(model.layers):
-        for slot, branch in (("attn", layer.attn), ("ffn", layer.ffn)):
+        for role, branch in (("attn", layer.attn), ("ffn", layer.ffn)):
             stands = isinstance(branch, PostNorm)
             before = getattr(branch, "pre", None) is not None
             after = getattr(branch, "post", None) is not None
-            own = ["norm"] * before + [slot] + ["norm"] * after + ["plus"] + ["norm"] * stands
-            met += ["ghost", "plus"] if (slot, branch) in shown else own
-            shown.add((slot, branch))
+            own = ["norm"] * before + [role] + ["norm"] * after + ["plus"] + ["norm"] * stands
+            met += ["ghost", "plus"] if (role, branch) in shown else own
+            shown.add((role, branch))
     return [*met, "norm"]  # the final one
 
 
 @pytest.mark.parametrize("place", [None, "pre", "olmo", "sandwich", "post"])
 @pytest.mark.parametrize("name", names())
-def test_norms_stand_where_they_are(name, place) -> None:
+def test_norms_are_drawn_at_their_placement(name, place) -> None:
     model = apply_swap(spec(name), f"norm={place}")[0] if place else spec(name)
     at = []
     for element in drawn(model).iter():
-        for look in {"norm", "attn", "ffn", "ghost", "plus"} & {*looks(element)}:
-            at.append((float(element.get("y") or element.get("cy")), look))
-    assert [look for _, look in at] == branches(model)
+        for css_class in {"norm", "attn", "ffn", "ghost", "plus"} & {*classes(element)}:
+            at.append((float(element.get("y") or element.get("cy")), css_class))
+    assert [css_class for _, css_class in at] == branches(model)
     assert at == sorted(at, key=lambda place: place[0])
 
 
-def shown_once(model: Decoder, slot: str) -> list[Block]:
+def shown_once(model: Decoder, role: str) -> list[Block]:
     """The blocks whose insides are drawn."""
-    return [branch.block for branch in dict.fromkeys(getattr(layer, slot) for layer in model.layers)]
+    return [branch.block for branch in dict.fromkeys(getattr(layer, role) for layer in model.layers)]
 
 
 @pytest.mark.parametrize("name", names())
@@ -253,26 +254,26 @@ def test_heads_and_experts_are_drawn_one_by_one(name) -> None:
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_kind_of_layer_says_its_facts(name) -> None:
+def test_every_kind_of_layer_shows_its_fields(name) -> None:
     said = Counter(texts(drawn(spec(name))))
     for block in shown_once(spec(name), "attn"):
         assert said[block.rope.describe()]
         assert said[f"window {block.cache_spec().window}" if block.cache_spec().window else "full"]
         assert said["sinks"] or not getattr(block, "sinks", False)
         assert said["biases"] or not getattr(block, "bias", False)
-        assert any(words.startswith(f"{block.heads} heads") for words in said)
+        assert any(text.startswith(f"{block.heads} heads") for text in said)
         if isinstance(block, GQA) and block.qk_norm:
             assert said[f"QK-norm per {block.qk_norm_over}"]
     for block in shown_once(spec(name), "ffn"):
         if isinstance(block, MoE):
             assert said[f"{block.router.k} of {block.experts} experts active"]
-        assert any(f"{getattr(block, 'expert', block).hidden:,}" in words for words in said)
-    assert any("tied" in words for words in said) == spec(name).tied
+        assert any(f"{getattr(block, 'expert', block).hidden:,}" in text for text in said)
+    assert any("tied" in text for text in said) == spec(name).tied
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_figures_add_up_to_the_model(name) -> None:
-    """The exact ones, which stand in the parts' tips."""
+    """The exact figures, which are in the tooltips."""
     model = MODELS[name]
     tips = [group.find(f"{SVG}title").text for group in drawn(model, context=777).iter(f"{SVG}g")]
 
@@ -286,9 +287,9 @@ def test_the_figures_add_up_to_the_model(name) -> None:
 
 
 def marked(model: Decoder, against: Decoder) -> set[str]:
-    """The texts that are marked, and the looks of other marked parts."""
-    found = [element for element in drawn(model, against=against).iter() if "differs" in looks(element)]
-    return {element.text if element.tag == f"{SVG}text" else looks(element)[0] for element in found}
+    """The marked texts, and the classes of the other marked elements."""
+    found = [element for element in drawn(model, against=against).iter() if "differs" in classes(element)]
+    return {element.text if element.tag == f"{SVG}text" else classes(element)[0] for element in found}
 
 
 @pytest.mark.parametrize("name", names())
@@ -333,7 +334,7 @@ CHANGES: dict[str, tuple[Decoder, set[str]]] = {
 
 
 @pytest.mark.parametrize("case", CHANGES)
-def test_what_differs_is_marked_and_nothing_else(case) -> None:
+def test_only_differences_are_marked(case) -> None:
     model, expected = CHANGES[case]
     assert marked(model, BASE) == expected
     assert "Marked in red" in " ".join(texts(drawn(model, against=BASE)))
@@ -341,7 +342,7 @@ def test_what_differs_is_marked_and_nothing_else(case) -> None:
 
 @dataclass(frozen=True)
 class _Mystery(Block):
-    """A kind that the diagrams have never heard of."""
+    """A kind for which `inside` has no function."""
 
     role = "ffn"
 
@@ -358,7 +359,7 @@ class _Mystery(Block):
         return "three times nothing, said at such length that it takes more than a single line of the block"
 
 
-def test_a_new_kind_of_block_is_told_in_its_words() -> None:
+def test_a_new_kind_of_block_shows_its_description() -> None:
     root = drawn(swap(BASE, GLU, _Mystery()))
     assert list(misplaced(root)) == []
     assert _Mystery().describe() in " ".join(texts(root))
@@ -373,18 +374,18 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
-@pytest.mark.parametrize("words", ["ink", "faint", "differs"])
+@pytest.mark.parametrize("text", ["ink", "faint", "differs"])
 @pytest.mark.parametrize("behind", ["paper", "card", "attn", "ffn", "norm", "table", "rope", "window"])
-def test_text_stands_out_from_what_is_behind_it(scheme, words, behind) -> None:
+def test_text_has_enough_contrast(scheme, text, behind) -> None:
     """By 4.5 to 1, the contrast that WCAG 2.1 asks of small text (criterion 1.4.3)."""
-    low, high = sorted(luminance(PALETTE[name][scheme]) for name in (words, behind))
+    low, high = sorted(luminance(PALETTE[name][scheme]) for name in (text, behind))
     assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
-def test_every_look_has_its_rule_and_every_rule_its_colours() -> None:
-    styled = {look for rule in RULES for look in rule.split()}
+def test_every_class_has_a_rule_and_every_rule_its_colours() -> None:
+    styled = {css_class for rule in RULES for css_class in rule.split()}
     for model in MODELS.values():
-        used = {look for element in drawn(model).iter() for look in looks(element)}
+        used = {css_class for element in drawn(model).iter() for css_class in classes(element)}
         assert used - {"zoo-diagram", "part"} <= styled
     for name in re.findall(r"@([\w-]+)", " ".join(RULES.values())):
         assert f"var(--zoo-{name})" in css()
@@ -398,6 +399,14 @@ def run(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> tuple[
     assert exit_code(APP, "python -m zoo.build", args) == code
     out, err = capsys.readouterr()
     return out, err
+
+
+def test_drawing_imports_no_command_line_package() -> None:
+    """In a fresh process: `zoo` and `zoo.diagram` load neither typer nor tabulate, also while a diagram is drawn."""
+    draw = "import sys, zoo.diagram; zoo.diagram.svg(zoo.spec('gpt-oss'), 'a title')"
+    script = f"{draw}; print({{'typer', 'tabulate'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
 def test_the_command_writes_a_file(capsys, tmp_path: Path) -> None:
@@ -430,7 +439,7 @@ def test_the_command_draws_swapped_and_tiny_models(capsys) -> None:
         (["--svg"], 2, "--svg"),
     ],
 )
-def test_a_wrong_call_gets_one_line(capsys, args, code, says) -> None:
+def test_a_wrong_call_is_a_one_line_error(capsys, args, code, says) -> None:
     out, err = run(capsys, "qwen3", *args, code=code)
     assert out == ""
     assert says in err

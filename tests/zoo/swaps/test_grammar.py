@@ -1,4 +1,4 @@
-"""Swaps in words: what they change, what they carry over, what they drop, and how they refuse."""
+"""The grammar of swaps: what they change, carry over and drop, and the errors."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ ROUTED = model((GLOBAL, FFN), (GLOBAL, MOE))
         (RICH, "act=SwiGLU", GeGLU, SwiGLU()),
         (RICH, "rope = NoPE()", RoPE, NoPE()),
         (RICH, "norm=RMSNorm(eps=1)", RMSNorm, RMSNorm(1)),
-        # A field of a part: of a required one, that is.
+        # A field of a required part.
         (ROUTED, "MoE(k=3)", SoftmaxTopK, SoftmaxTopK(3)),
         (ROUTED, "MoE(hidden=16)", MoE, lambda m: replace(m, expert=GLU(16))),
         (RICH, "GQA(theta=5e5)", RoPE, lambda r: replace(r, theta=5e5)),
-        # Words for points of GQA.
+        # Aliases of GQA.
         (PLAIN, "attn=MHA", GQA, lambda a: replace(a, kv_heads=8)),
         (PLAIN, "attn=MQA", GQA, lambda a: replace(a, kv_heads=1)),
         (PLAIN, "attn=SWA(window=3)", GQA, lambda a: replace(a, window=3)),
@@ -86,7 +86,7 @@ ROUTED = model((GLOBAL, FFN), (GLOBAL, MOE))
         (RICH, "SWA(window=3)", GQA, lambda a: replace(a, window=3) if a.window else a),
     ],
 )
-def test_it_is_the_same_swap_as_in_python(before, text, kind, change) -> None:
+def test_a_swap_equals_the_swap_in_python(before, text, kind, change) -> None:
     assert swapped(before, text) == swap(before, kind, change) != before
 
 
@@ -97,7 +97,7 @@ def test_norms_move(word, place) -> None:
         assert swapped(before, f"norm={word}") == model((ATTN, FFN), place=place)
 
 
-def test_attention_takes_what_it_can_from_the_attention_before() -> None:
+def test_new_attention_takes_fields_of_equal_name_from_the_old() -> None:
     after, dropped = apply_swap(RICH, f"attn={LATENT}")
     wanted = MLA(8, 24, 16, 8, 4, 12, norm=QK_NORM, rope=ROPE, scale=0.5)  # heads, rope and scale; QK-norm's norm
     assert {layer.mixer for layer in after.layers} == {wanted}
@@ -108,7 +108,7 @@ def test_a_latent_norm_is_the_layers_norm_where_there_is_no_qk_norm() -> None:
     assert swapped(PLAIN, f"attn={LATENT}").layers[0].mixer.norm == NORM
 
 
-def test_experts_are_made_of_the_feed_forward_before() -> None:
+def test_experts_are_copies_of_the_replaced_feed_forward() -> None:
     wanted = MoE(4, FFN, SoftmaxTopK(2))
     for text in ("ffn=MoE(experts=4, k=2)", "ffn=MoE(experts=4, router=SoftmaxTopK(k=2))"):
         after, dropped = apply_swap(RICH, text)
@@ -121,13 +121,13 @@ def test_the_router_is_the_kind_that_takes_the_fields_given() -> None:
     assert after.layers[0].ffn.block == MoE(8, GLU(16), GroupedSigmoidTopK(2, 4, 2, 2.5))
 
 
-def test_an_expert_is_what_remains_of_experts() -> None:
+def test_a_feed_forward_in_the_place_of_experts_is_one_expert() -> None:
     after, dropped = apply_swap(ROUTED, "ffn=GLU")
     assert [layer.ffn.block for layer in after.layers] == [FFN, GLU(32)]
     assert dropped == ["shared expert"]
 
 
-def test_what_is_missing_comes_from_the_other_layers() -> None:
+def test_missing_fields_come_from_the_other_layers() -> None:
     assert [layer.ffn.block for layer in swapped(ROUTED, "ffn=MoE").layers] == [MOE, MOE]
 
 
@@ -140,12 +140,12 @@ def test_scaling_is_dropped_with_the_rotation() -> None:
     assert apply_swap(RICH, "GQA(rope=NoPE)")[1] == ["linear x8"]
 
 
-def test_what_is_taken_away_by_name_is_not_dropped() -> None:
+def test_a_feature_removed_by_name_is_not_listed_as_dropped() -> None:
     assert apply_swap(RICH, "GQA(window=none, sinks=false, bias=false, qk_norm=none)")[1] == []
 
 
 @pytest.mark.parametrize("text", ["GQA(heads=8)", "norm=sandwich", "rope=RoPE", "attn=GQA", "act=GeGLU"])
-def test_asking_for_what_is_there_changes_nothing(text) -> None:
+def test_a_swap_for_the_present_value_changes_nothing(text) -> None:
     assert apply_swap(RICH, text) == (RICH, [])
 
 
@@ -157,21 +157,21 @@ def test_asking_for_what_is_there_changes_nothing(text) -> None:
         (PLAIN, "GQQ(window=3)", "unknown block 'GQQ'; did you mean GQA?"),
         (PLAIN, "rope=nope", "unknown block 'nope'; did you mean NoPE"),
         (PLAIN, "norm=sandwhich", "did you mean sandwich"),
-        (PLAIN, "atn=MQA", "unknown slot 'atn'; did you mean attn"),
+        (PLAIN, "atn=MQA", "unknown role 'atn'; did you mean attn"),
         (PLAIN, "attn=GLU(hidden=3)", "GLU does not go into attn, which takes GQA, MLA"),
         (PLAIN, "MLA(kv_rank=3)", "there is no MLA here, only Branch, Decoder, GLU, GQA, Layer, RMSNorm, RoPE, SwiGLU"),
         (PLAIN, "MLA(kv_rank=3)", "attn=MLA(...) puts one in"),
-        (PLAIN, "router=SoftmaxTopK(k=2)", "nothing stands in router here; MoE(router=...) has one"),
-        (PLAIN, "GQA", "nothing to edit: write GQA(field=value), a field being heads, kv_heads"),
+        (PLAIN, "router=SoftmaxTopK(k=2)", "there is no router here; MoE(router=...) has one"),
+        (PLAIN, "GQA", "nothing to edit: write GQA(field=value) with a field of heads, kv_heads"),
         (PLAIN, "GQA(windw=3)", "GQA has no field 'windw'; did you mean window? (fields: heads, kv_heads"),
         (PLAIN, "ffn=MoE(experts=2, k=1, hiden=3)", "did you mean hidden?"),
         (PLAIN, "GQA(window=)", "at character 12"),
         (PLAIN, "  attn = GQA(window=4k)", "at character 21"),
-        (PLAIN, "GQA(3)", "every value is named"),
-        (PLAIN, "GQA(**x)", "a field is given twice, or by **"),
-        (PLAIN, "GQA(window=1, window=2)", "a field is given twice"),
-        (PLAIN, "GQA(window=[1])", "'[1]' is no number"),
-        (PLAIN, "GQA(window=open('x'))", "open: every value is named"),
+        (PLAIN, "GQA(3)", "GQA: every value needs a field name"),
+        (PLAIN, "GQA(**x)", "duplicate field, or a field given by **"),
+        (PLAIN, "GQA(window=1, window=2)", "duplicate field"),
+        (PLAIN, "GQA(window=[1])", "'[1]' must be a number"),
+        (PLAIN, "GQA(window=open('x'))", "open: every value needs a field name"),
         (PLAIN, "(" * 1000, "swap"),
         (PLAIN, "GQA(window=" + "9" * 5000 + ")", "swap"),
         (PLAIN, "GQA(\0)", "swap"),
@@ -194,7 +194,7 @@ def test_asking_for_what_is_there_changes_nothing(text) -> None:
         (ROUTED, "MoE(k=9)", "k=9 is above the 8 experts"),
     ],
 )
-def test_it_refuses_in_one_line(before, text, says) -> None:
+def test_a_wrong_swap_is_a_one_line_error(before, text, says) -> None:
     with pytest.raises(UsageError) as caught:
         apply_swap(before, text)
     assert says in str(caught.value)

@@ -1,4 +1,4 @@
-"""Blocks made in the place of others, whatever their fields hold: of kinds that nobody here has seen, too."""
+"""Blocks rebuilt in the place of others, whatever their fields hold; also of kinds that are defined here only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, Spec, pre
 from zoo.errors import UsageError
 from zoo.registry import Block
 from zoo.swaps.grammar import apply_swap
-from zoo.swaps.rebuild import dropped_features, features
+from zoo.swaps.rebuild import dropped_features, features, required_fields
 
 NORM = RMSNorm(1e-6)
 
@@ -55,7 +55,7 @@ def model(ffn: Block) -> Decoder:
     return Decoder(64, 32, (Layer(pre(NORM, GQA(2, 2, 16, RoPE(1e4))), pre(NORM, ffn)),) * 2, NORM)
 
 
-def test_a_subclass_lends_only_the_fields_that_there_are() -> None:
+def test_a_subclass_lends_only_the_fields_of_its_base() -> None:
     """In its place, and from elsewhere in the model."""
     wide = _Wide(96, bias=True, groups=4)
     after, dropped = apply_swap(model(wide), "ffn=GLU")
@@ -73,7 +73,7 @@ def test_a_subclass_takes_the_place_of_its_base(monkeypatch: pytest.MonkeyPatch)
     assert dropped == []
 
 
-def test_what_is_missing_is_named_and_what_is_made_by_default_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_field_is_named_unless_it_has_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(Spec.kinds, "Odd", _Odd)
     assert apply_swap(model(GLU(8)), "ffn=Odd(width=3)")[0] == model(_Odd(width=3))
     with pytest.raises(UsageError, match=r"GLU needs hidden: GLU\(hidden=\.\.\.\)"):
@@ -81,7 +81,7 @@ def test_what_is_missing_is_named_and_what_is_made_by_default_is_not(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "dropped"),
     [
         (dict(rate=0.25), ["rate 0.25"]),
         (dict(width=2_097_152), ["width 2097152"]),
@@ -98,24 +98,18 @@ def test_what_is_missing_is_named_and_what_is_made_by_default_is_not(monkeypatch
     ],
     ids=str,
 )
-def test_a_feature_of_any_type_is_told_when_it_is_lost(values: dict[str, Any], told: list[str]) -> None:
-    assert list(dropped_features(_Odd(**values), RMSNorm(1.0))) == told
+def test_a_dropped_feature_of_any_type_is_named(values: dict[str, Any], dropped: list[str]) -> None:
+    assert list(dropped_features(_Odd(**values), RMSNorm(1.0))) == dropped
     assert len(features(_Odd(**values))) == len(values)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Spec.kinds.values() if kind.role])
-def test_every_kind_can_lose_every_field(kind: type[Spec]) -> None:
-    """Each option in use, by a value that a test of the kind need not know: nothing is formatted that cannot be."""
-    for name in (each.name for each in kind.__dataclass_fields__.values() if each.name not in _required(kind)):
+def test_every_field_of_every_kind_can_be_dropped(kind: type[Spec]) -> None:
+    """Each optional field in use, with values of every type, those of another type too: all are formatted."""
+    for name in (each.name for each in kind.__dataclass_fields__.values() if each.name not in required_fields(kind)):
         for value in (True, False, None, 2, 0.5, "word", (1, "two"), NORM, object()):
             spec = object.__new__(kind)
             for each in kind.__dataclass_fields__.values():
                 object.__setattr__(spec, each.name, each.default)
             object.__setattr__(spec, name, value)
             assert all(isinstance(word, str) for word in dropped_features(spec, _Odd()))
-
-
-def _required(kind: type[Spec]) -> set[str]:
-    from zoo.swaps.rebuild import _required
-
-    return _required(kind)

@@ -1,4 +1,4 @@
-"""A tiny model is composed like the full one: every distinct kind of layer is in it, at toy widths."""
+"""A tiny model has the composition of the full one: every distinct kind of layer, at toy widths."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from zoo.swaps.tiny import tiny
 
 
 def composition(spec: zoo.Spec, dim: int) -> Any:
-    """What a spec is composed of, less its sizes: of an integer only whether there is one, of attention which of MHA,
-    MQA and GQA it is, and whether heads fill the residual stream exactly."""
+    """A spec's composition without its sizes: for a number only its type; for attention whether it is MHA, MQA or GQA,
+    and whether heads * head_dim is dim."""
 
     def kept(value: Any) -> Any:
         if isinstance(value, zoo.Spec):
@@ -34,7 +34,7 @@ def mixed(part: zoo.Spec) -> bool:
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_every_distinct_kind_of_layer_is_there_in_the_plans_order(name: str) -> None:
+def test_every_distinct_kind_of_layer_is_there_in_the_full_models_order(name: str) -> None:
     full, small = zoo.spec(name), zoo.spec(name, tiny=True)
     kinds, toys = ([composition(layer, spec.dim) for layer in spec.layers] for spec in (full, small))
     assert len(set(full.layers)) == len(set(kinds)), "two kinds of layer differ in sizes alone: compare those too"
@@ -46,15 +46,15 @@ def test_every_distinct_kind_of_layer_is_there_in_the_plans_order(name: str) -> 
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_what_is_no_size_stays(name: str) -> None:
+def test_everything_but_sizes_stays(name: str) -> None:
     full, small = zoo.spec(name), zoo.spec(name, tiny=True)
     assert small.norm == full.norm
     assert small.tied == full.tied
     assert (small.embed_scale == small.dim**0.5) == (full.embed_scale == full.dim**0.5)
     assert (small.embed_scale == 1) == (full.embed_scale == 1)
     for kind in (zoo.RMSNorm, zoo.LinearScaling, zoo.NoPE, zoo.SwiGLU, zoo.GeGLU):
-        ours, theirs = ({part for part in spec.walk() if isinstance(part, kind)} for spec in (small, full))
-        assert ours == theirs
+        of_small, of_full = ({part for part in spec.walk() if isinstance(part, kind)} for spec in (small, full))
+        assert of_small == of_full
 
 
 @pytest.mark.parametrize("name", zoo.names())

@@ -1,4 +1,4 @@
-"""Chat templates: as the reference renders them, and shut in where they reach out."""
+"""Chat templates: rendered as transformers renders them, and confined to the sandbox."""
 
 import io
 import json
@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.weights.checkpoints import read, write
-from weights.chat import chat_prompt
 from weights.generate import app
+from weights.tokenizer import chat_prompt
 from zoo.cli import runner
 from zoo.errors import MalformedError, NotAvailable
 
@@ -94,7 +94,7 @@ def test_as_the_reference_renders_it(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_reaches_out_is_refused(name: str, tmp_path: Path) -> None:
+def test_templates_that_leave_the_sandbox_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(HOSTILE[name], encoding="utf-8")
     with pytest.raises(MalformedError, match=r"chat_template\.jinja: the chat template fails: ") as caught:
         chat_prompt(tmp_path, "hello")
@@ -102,7 +102,7 @@ def test_what_reaches_out_is_refused(name: str, tmp_path: Path) -> None:
     assert len(str(caught.value)) < 1000
 
 
-def test_where_templates_stand(tmp_path: Path) -> None:
+def test_the_three_places_of_a_template(tmp_path: Path) -> None:
     """The newest place counts; special tokens may be objects."""
     with pytest.raises(NotAvailable, match="has no chat template; continue the prompt as it is, without --chat"):
         chat_prompt(tmp_path, "hi")
@@ -118,7 +118,7 @@ def test_where_templates_stand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "phrase"),
     [
-        ("tokenizer_config.json", b'{"chat_template": 7}', "chat_template is a int, not text"),
+        ("tokenizer_config.json", b'{"chat_template": 7}', "chat_template must be text, got a int"),
         ("tokenizer_config.json", b"[]", "holds a list, not an object"),
         ("tokenizer_config.json", b" " * 8_000_001, "above the 8000000"),
         ("chat_template.json", b"{", "is not JSON"),
@@ -171,9 +171,9 @@ def test_a_chat_has_its_special_tokens_once(folder: Path, capsys: pytest.Capture
 
 
 def test_a_prompt_from_stdin(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the newline that ends it."""
+    """Without the trailing newline."""
     given: list[str] = []
-    monkeypatch.setattr("weights.generate.chat_prompt", lambda folder, text: given.append(text) or text)
+    monkeypatch.setattr("weights.tokenizer.chat_prompt", lambda folder, text: given.append(text) or text)
     monkeypatch.setattr(sys, "stdin", io.StringIO("w5\nw6\n\n"))
     expected = generate(folder, capsys, "w5 w6")[:2]
     assert generate(folder, capsys, "-", "--chat")[0] == 0

@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
-from benchmarks.analytic import flops, kv, params, roofline
-from benchmarks.analytic.kv import Setting
+from benchmarks.analytic import roofline
+from benchmarks.analytic.kv import InferenceConfig, cache_row
 from benchmarks.analytic.models import Model, chosen, one
-from benchmarks.analytic.roofline import Device, decode, prefill
+from benchmarks.analytic.params import param_row
+from benchmarks.analytic.roofline import FLOP_PARTS, PHASES, Device, decode, flop_row, prefill
 from benchmarks.commands.flops import tables
 from benchmarks.commands.kv import cache as kv_table
 from benchmarks.output.show import three
@@ -68,14 +70,15 @@ def test_every_part_is_what_torch_counts(family: str) -> None:
 
 
 def rows(name: str, context: int = 4096, batch: int = 1, device: Device = H100) -> tuple[dict, dict]:  # type: ignore[type-arg]
-    found = flops.rows([one(name)], context, Setting(batch), device)
-    return found[0], found[1]
+    """Those of decode and prefill."""
+    found = {phase: flop_row(one(name), phase, context, InferenceConfig(batch), device) for phase in PHASES}
+    return found["decode"], found["prefill"]
 
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_parts_add_up_and_masking_only_saves(name: str) -> None:
     for row in rows(name, batch=3):
-        assert sum(row[f"{part}_flops"] for part in flops.PARTS) + row["other_flops"] == row["flops"]
+        assert sum(row[f"{part}_flops"] for part in FLOP_PARTS) + row["other_flops"] == row["flops"]
         assert row["full_square_flops"] >= row["flops"]
         assert row["other_flops"] == 0
     one_token, _ = rows(name)
@@ -150,19 +153,20 @@ def test_devices_have_a_source_and_plausible_rates() -> None:
 
 
 def test_the_data_file_is_read_as_it_is() -> None:
-    raw = json.loads(Path(roofline.DATA).read_text(encoding="utf-8"))
+    raw = json.loads(Path(roofline.DEVICE_DATA).read_text(encoding="utf-8"))
     assert roofline.device("H100").flops == raw["h100"]["flops"]
 
 
-def test_a_model_from_elsewhere_is_a_row_like_any_other() -> None:
-    (row, _) = flops.rows([Model("mine", zoo.spec("qwen3-8b"))], 4096, Setting(), H100)
+def test_an_unpublished_model_is_a_row_like_any_other() -> None:
+    row = flop_row(Model("mine", zoo.spec("qwen3-8b")), "decode", 4096, InferenceConfig(), H100)
     published, _ = rows("qwen3-8b")
     assert row | {"model": "qwen3-8b", "hub": "Qwen/Qwen3-8B"} == published
 
 
 def test_ceilings_are_finite_for_every_model_and_batch() -> None:
     for batch in (1, 256):
-        for row in flops.rows(chosen([]), 131_072, Setting(batch), H100):
+        for model, phase in product(chosen([]), PHASES):
+            row = flop_row(model, phase, 131_072, InferenceConfig(batch), H100)
             assert 0 < row["tokens_per_s"] < math.inf
 
 
@@ -194,14 +198,14 @@ class _Averaging(Mixer):
 
 
 def test_a_block_without_parts_of_its_own_is_counted_whole() -> None:
-    """Its parameters under its slot, its FLOPs, which are neither projections nor scores, as other; no naive cache."""
+    """Its parameters under its role, its FLOPs, which are neither projections nor scores, as other; no formula."""
     averaging = Model("averaging", zoo.swap(zoo.spec("qwen3-0.6b"), zoo.GQA, _Averaging(128)))
-    (parts,) = params.rows([averaging])
+    parts = param_row(averaging)
     assert (parts["attn_params"], parts["other_params"]) == (28 * 1024 * 128, 0)
-    row, _ = flops.rows([averaging], 4096, Setting(), H100)
+    row = flop_row(averaging, "decode", 4096, InferenceConfig(), H100)
     assert (row["other_flops"], row["projections_flops"]) == (28 * 2 * 1024 * 128, 0)
-    assert "other" in next(tables(flops.rows([averaging], 4096, Setting(), H100), H100)).text(Format.table)
-    (cache,) = kv.cache_rows([averaging], [4096], Setting())
+    assert "other" in next(tables([averaging], 4096, InferenceConfig(), H100)).text(Format.table)
+    cache = cache_row(averaging, 4096, InferenceConfig())
     assert cache["kv_bytes"] == 28 * 128 * 4096 * 2
-    assert (cache["naive_kv_bytes"], cache["naive_error"], cache["naive_rule"]) == (None, None, None)
-    assert "naive" not in kv_table([cache]).text(Format.table).splitlines()[2]
+    assert {cache[key] for key in ("usual_formula_kv_bytes", "usual_formula_error", "usual_formula")} == {None}
+    assert "usual" not in kv_table([cache]).text(Format.table).splitlines()[2]

@@ -1,4 +1,4 @@
-"""The main job's measurement: the tiny forms, in two tests, and one line a model."""
+"""The main command's measurement: the tiny forms, in two tests, and one line for each model."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import pytest
 import torch
 
 from benchmarks.analytic.models import one, representatives
-from benchmarks.measure import throughput, tiny_throughput
-from benchmarks.measure.benchmark_models import Subject
-from benchmarks.measure.throughput import TINY_THREADS, Found
+from benchmarks.commands import costs
+from benchmarks.measure import throughput
+from benchmarks.measure.benchmark_models import BenchmarkModel
+from benchmarks.measure.throughput import TINY_THREADS, measure_tiny, prepare_tiny
 from benchmarks.measure.throughput_rows import rows
-from benchmarks.output import tables
 from tests.benchmarks.fakes import Ticking, fake_rows
 from zoo.architectures import families
 from zoo.cli.tables import Format
 
 
 def test_every_family_runs_in_its_tiny_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny_throughput, "PREFILL", 20)
-    monkeypatch.setattr(tiny_throughput, "DECODE", 2)
+    monkeypatch.setattr(throughput, "TINY_PREFILL", 20)
+    monkeypatch.setattr(throughput, "TINY_DECODE", 2)
     monkeypatch.setattr(throughput, "clock", lambda device: Ticking())
-    setting, found = tiny_throughput.setting(0), Found()
-    entrants = tiny_throughput.entrants(representatives([]), setting)
-    tiny_throughput.measure(entrants, setting, found)
-    made = rows(entrants, setting, found)
+    results = prepare_tiny(representatives([]), 0)
+    measure_tiny(results)
+    made = rows(results)
     assert [(row["model"], row["test"]) for row in made] == [
         (family, test) for family in families() for test in ("pp20", "tg2")
     ]
@@ -43,11 +42,11 @@ def test_threads_are_as_before_once_it_is_over(monkeypatch: pytest.MonkeyPatch) 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(throughput, "measure", interrupted)
-    setting, before = tiny_throughput.setting(0), torch.get_num_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            tiny_throughput.measure(tiny_throughput.entrants([one("llama3")], setting), setting, Found())
+            measure_tiny(prepare_tiny([one("llama3")], 0))
         assert inside == [(TINY_THREADS, True)]
         assert torch.get_num_threads() == 2
         assert not torch.is_inference_mode_enabled()
@@ -56,8 +55,8 @@ def test_threads_are_as_before_once_it_is_over(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_table_has_a_line_for_each_model_that_was_timed_in_both_ways() -> None:
-    made = fake_rows([Subject(one(name), tiny=True) for name in ("qwen3", "llama3")], [2.0])
-    text = tables.tiny_throughput(made[:3]).text(Format.table)
+    made = fake_rows([BenchmarkModel(one(name), tiny=True) for name in ("qwen3", "llama3")], [2.0])
+    text = costs.tiny_throughput_table(made[:3]).text(Format.table)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "qwen3-0.6b 128 128-128 16 16-16 2,232" in lines  # of 28 layers
     assert not any(line.startswith("llama3") for line in lines)
@@ -68,10 +67,10 @@ def test_the_table_has_a_line_for_each_model_that_was_timed_in_both_ways() -> No
     [([1.0], "One repetition after 4 rounds of warm-up"), ([1.0] * 5, "Medians of 5 repetitions after 4 rounds")],
 )
 def test_the_legend_says_how_often_it_was_measured(seconds: list[float], told: str) -> None:
-    assert told in tables.tiny_throughput(fake_rows([Subject(one("qwen3"))], seconds)).text(Format.table)
+    assert told in costs.tiny_throughput_table(fake_rows([BenchmarkModel(one("qwen3"))], seconds)).text(Format.table)
 
 
 def test_an_interruption_in_the_middle_of_a_round_is_told() -> None:
-    made = fake_rows([Subject(one("qwen3"))], [1.0, 1.0])
+    made = fake_rows([BenchmarkModel(one("qwen3"))], [1.0, 1.0])
     made[1]["seconds"] = [1.0]
-    assert "Medians of 1 to 2 repetitions" in tables.tiny_throughput(made).text(Format.table)
+    assert "Medians of 1 to 2 repetitions" in costs.tiny_throughput_table(made).text(Format.table)

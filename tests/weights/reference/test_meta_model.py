@@ -1,4 +1,4 @@
-"""The tensors of the reference are made of the stored ones as transformers makes them itself, whatever their names."""
+"""The reference's tensors are converted from the stored ones as transformers converts them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.reference import randomise
-from weights.reference.checkpoint_names import recipes
+from weights.reference.meta_model import conversions
 
 SMALL = {
     "vocab_size": 32,
@@ -41,7 +41,7 @@ def reference(request: pytest.FixtureRequest) -> Iterator[Any]:
 def test_every_tensor_of_the_reference_is_made_of_its_own_file(reference: Any, tmp_path: Path) -> None:
     reference.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
-    made = recipes(reference, stored)
+    made = conversions(reference, stored)
     wanted = reference.state_dict()
     assert made.keys() == wanted.keys()
     for name, like in wanted.items():
@@ -50,7 +50,7 @@ def test_every_tensor_of_the_reference_is_made_of_its_own_file(reference: Any, t
 
 
 def test_experts_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    """And of ten or more, 10 comes after 9."""
+    """With ten or more experts, 10 comes after 9."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model("mixtral", **SMALL | {"num_local_experts": 12, "num_experts": 12})
@@ -58,8 +58,8 @@ def test_experts_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     place = "model.layers.0.block_sparse_moe.experts"
-    recipe = recipes(model, reversed(stored))["model.layers.0.mlp.experts.down_proj"]
-    assert list(recipe.stored.values()) == [[f"{place}.{e}.w2.weight" for e in range(12)]]
+    conversion = conversions(model, reversed(stored))["model.layers.0.mlp.experts.down_proj"]
+    assert list(conversion.stored.values()) == [[f"{place}.{e}.w2.weight" for e in range(12)]]
 
 
 def test_experts_are_converted_one_by_one(tmp_path: Path) -> None:
@@ -75,5 +75,5 @@ def test_experts_are_converted_one_by_one(tmp_path: Path) -> None:
         return stored[name]
 
     name = "model.layers.1.mlp.experts.gate_up_proj"
-    recipes(model, stored)[name].make(name, model.state_dict()[name], get, model.config)
+    conversions(model, stored)[name].make(name, model.state_dict()[name], get, model.config)
     assert read == [f"{e}.{part}.weight" for e in range(4) for part in ("w1", "w3")]

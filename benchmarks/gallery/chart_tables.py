@@ -1,0 +1,109 @@
+"""The data of the charts, as tables of plain rows: also the CSV files beside the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from benchmarks.analytic import growth
+from benchmarks.analytic.models import Model
+from benchmarks.analytic.params import PARTS
+from benchmarks.analytic.roofline import PHASES
+from benchmarks.output.report import named
+from zoo.model.decoder import Decoder
+
+Row = dict[str, Any]
+CONTEXTS = tuple(round(2 ** (8 + i / 2)) for i in range(25))  # 256 to 1M tokens, two for each doubling
+PASS_CONTEXT = 4096  # tokens of context of the roofline
+PASSES = (("decode", 1), ("decode", 8), ("decode", 64), ("prefill", 1))  # phase and batch
+ONE_BYTE = torch.uint8  # a dtype in which bytes are elements
+
+
+def tables(models: Sequence[Model], measured: Iterable[Mapping[str, Any]] = ()) -> dict[str, list[Row]]:
+    """Every table, by name. All rows of a table have the same columns."""
+    made = {
+        "kv": _by_context(models, "elements", _cache_elements),
+        "crossings": _crossings(models),
+        "params": _params(models),
+        "active": _active(models),
+        "flops": _by_context(models, "flops", lambda spec, context: spec.flops(context - 1, 1)),
+        "passes": _passes(models),
+        "measured": _measured(measured),
+    }
+    return {name: list(rows) for name, rows in made.items()}
+
+
+def _by_context(models: Sequence[Model], column: str, cost: Callable[[Decoder, int], int]) -> Iterator[Row]:
+    """A cost at every context and at the model's max context. `beyond`: whether the context exceeds that."""
+    for model in models:
+        max_context = model.spec.context
+        for context in sorted({*CONTEXTS, *([max_context] if max_context else [])}):
+            beyond = max_context is not None and context > max_context
+            yield {"model": model.name, "context": context, column: cost(model.spec, context), "beyond": beyond}
+
+
+def _cache_elements(spec: Decoder, context: int) -> int:
+    """Elements in the cache of one sequence."""
+    return spec.kv_bytes(context, dtype=ONE_BYTE)
+
+
+def _crossings(models: Sequence[Model]) -> Iterator[Row]:
+    """The first context at which the cache of another of two models is the smaller, and its elements there."""
+    pieces = {model.name: growth.pieces(model.spec, ONE_BYTE) for model in models}
+    for first, second in combinations(models, 2):
+        for change in growth.changes(pieces[first.name], pieces[second.name])[1:]:
+            if change.sign and CONTEXTS[0] <= change.start <= CONTEXTS[-1]:
+                smaller, larger = (first, second) if change.sign < 0 else (second, first)
+                yield {
+                    "smaller": smaller.name,
+                    "larger": larger.name,
+                    "context": change.start,
+                    "elements": _cache_elements(smaller.spec, change.start),
+                }
+
+
+def _params(models: Sequence[Model]) -> Iterator[Row]:
+    for model in models:
+        parts = model.spec.param_breakdown()
+        for part in dict.fromkeys([*PARTS, *parts]):
+            if parts.get(part):
+                yield {"model": model.name, "part": part, "params": parts[part]}
+
+
+def _active(models: Sequence[Model]) -> Iterator[Row]:
+    for model in models:
+        yield {"model": model.name, "params": model.spec.params(), "active": model.spec.active_params()}
+
+
+def _passes(models: Sequence[Model]) -> Iterator[Row]:
+    """FLOPs and bytes of passes in bfloat16, from which a device's rates give the ceilings."""
+    for model in models:
+        for phase, batch in PASSES:
+            work = PHASES[phase](model.spec, PASS_CONTEXT, batch, torch.bfloat16, torch.bfloat16)
+            yield {
+                "model": model.name,
+                "pass": f"{phase}, batch {batch}" if phase == "decode" else phase,
+                "context": PASS_CONTEXT,
+                "batch": batch,
+                "tokens": work.tokens,
+                "flops": work.flops,
+                "bytes": round(work.weight_bytes) + work.kv_bytes,
+            }
+
+
+def _measured(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
+    """The speeds in the rows of `python -m benchmarks throughput --json`."""
+    for row in rows:
+        if row.get("table") == "throughput":
+            yield {
+                "model": named(dict(row)) + (" (tiny)" if row["tiny"] else ""),
+                "how": f"{row['implementation']}, {row['mode']}",
+                "case": f"{row['test']}, batch {row['batch']}, {row['dtype']} on {row['device']}",
+                "tokens_per_s": row["tokens_per_s"],
+                "low": row["tokens_per_s_min"],
+                "high": row["tokens_per_s_max"],
+                "ceiling": row["ceiling_tokens_per_s"],
+            }

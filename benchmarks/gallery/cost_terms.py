@@ -1,0 +1,113 @@
+"""Costs of a model as terms that the page only adds up.
+
+Terms are pairs (number of layers, CostTerms): one for the part outside the layers, one for each distinct attention
+branch and one for each distinct feed-forward branch. With visible = min(context, window), or context without a window,
+
+    parameters                         sum of layers * each of params
+    active parameters                  sum of layers * active_params
+    cache elements of one sequence     sum of layers * cache_elements * visible
+    FLOPs of one decoded token         sum of layers * (each of fixed_flops + each of flops_per_visible * visible)
+    parameters read by a decode step   sum of layers * read_params[i], for BATCHES[i] sequences
+
+The terms follow from what every spec reports of itself, whatever its kind, and are checked against it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from zoo.blocks import Layer
+from zoo.costs import Breakdown, CacheSpec, sum_breakdowns
+from zoo.errors import CheckFailed
+from zoo.model.decoder import Decoder
+from zoo.registry import Block
+
+BATCHES = tuple(2**i for i in range(9))  # a mixture of experts reads more of its weights for each of them
+CHECK_CONTEXT = 99_991  # tokens of context at which the terms must add up to the spec's FLOPs
+NO_CACHE = CacheSpec(())
+
+
+@dataclass(frozen=True)
+class CostTerms:
+    """Terms of one layer's attention or feed-forward branch, norms included, or of the part outside the layers.
+
+    FLOPs are by part. `cache_elements` are stored for each of the last `window` tokens (None: for all tokens).
+    """
+
+    params: Mapping[str, int]
+    active_params: int
+    read_params: tuple[float, ...]
+    fixed_flops: Mapping[str, int]
+    flops_per_visible: Mapping[str, int]
+    cache_elements: int = 0
+    window: int | None = None
+
+    def visible(self, context: int) -> int:
+        """Tokens visible to the last of `context` tokens, itself included."""
+        return context if self.window is None else min(context, self.window)
+
+    def flops(self, context: int) -> int:
+        """FLOPs of one layer for a token at the end of `context` tokens, itself included."""
+        return sum(self.fixed_flops.values()) + sum(self.flops_per_visible.values()) * self.visible(context)
+
+
+Terms = tuple[tuple[int, CostTerms], ...]
+
+
+def model_terms(spec: Decoder) -> Terms:
+    """The terms of a model. Raises CheckFailed if a block's FLOPs are not linear in the visible tokens."""
+    layers = Counter(spec.layers)
+    parts = attention_terms(layers, spec.dim), feed_forward_terms(layers, spec.dim)
+    return ((1, outside_terms(spec)), *parts[0], *parts[1])
+
+
+def attention_terms(layers: Mapping[Layer, int], dim: int) -> Terms:
+    """The terms of the attention branches, given how many layers of each kind there are."""
+    return _terms((((layer.attn, layer.cache_spec()), n) for layer, n in layers.items()), dim)
+
+
+def feed_forward_terms(layers: Mapping[Layer, int], dim: int) -> Terms:
+    """The terms of the feed-forward branches, given how many layers of each kind there are."""
+    return _terms((((layer.ffn, NO_CACHE), n) for layer, n in layers.items()), dim)
+
+
+def outside_terms(spec: Decoder) -> CostTerms:
+    """The terms of embedding, final norm and head: the model's costs minus those of its layers."""
+    layers = Counter(spec.layers).items()
+    params = _sum([(1, spec.param_breakdown()), *((-n, layer.param_breakdown(spec.dim)) for layer, n in layers)])
+    flops = _sum([(1, spec.flop_breakdown(0, 1)), *((-n, layer.flop_breakdown(spec.dim, 0, 1)) for layer, n in layers)])
+    # Integers, rounded because the layers' part of the difference is an expectation over experts.
+    read = (spec.read_params(b) - sum(n * layer.read_params(spec.dim, b) for layer, n in layers) for b in BATCHES)
+    return CostTerms(params, sum(params.values()), tuple(map(round, read)), flops, {})
+
+
+def _terms(branches: Iterable[tuple[tuple[Block, CacheSpec], int]], dim: int) -> Terms:
+    counts = Counter[tuple[Block, CacheSpec]]()
+    for branch, n in branches:
+        counts[branch] += n
+    return tuple((n, _branch_terms(*branch, dim)) for branch, n in counts.items())
+
+
+def _branch_terms(branch: Block, cache: CacheSpec, dim: int) -> CostTerms:
+    first, second = (branch.flop_breakdown(dim, past, 1) for past in (0, 1))
+    per_visible = _sum([(1, second), (-1, first)])
+    terms = CostTerms(
+        params=_sum([(1, branch.param_breakdown(dim))]),
+        active_params=branch.active_params(dim),
+        read_params=tuple(branch.read_params(dim, batch) for batch in BATCHES),
+        fixed_flops=_sum([(1, first), (-1, per_visible)]),
+        flops_per_visible=per_visible,
+        cache_elements=cache.elements(),
+        window=cache.window,
+    )
+    flops = branch.flops(dim, CHECK_CONTEXT - 1, 1)
+    if terms.flops(CHECK_CONTEXT) != flops or sum(terms.params.values()) != branch.params(dim):
+        raise CheckFailed(f"{type(branch).__name__}: its costs are not a sum of terms: {branch.describe()}")
+    return terms
+
+
+def _sum(counted: Iterable[tuple[int, Breakdown]]) -> dict[str, int]:
+    """The sum of breakdowns, without the parts that come to 0."""
+    return {name: number for name, number in sum_breakdowns(counted).items() if number}

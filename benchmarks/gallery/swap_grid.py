@@ -1,0 +1,177 @@
+"""Swaps of a model's blocks, computed ahead: grids of cost terms in which the page looks up a choice.
+
+Attention and feed-forward costs are independent, so each has a grid of its own: keys and values by window, experts by
+experts per token. The first choice of every axis is the released model. A swap is applied to one layer of each kind and
+the kinds are counted: swapping all 94 layers of a model would take as many times as long.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from benchmarks.gallery.cost_terms import Terms, attention_terms, feed_forward_terms
+from zoo.blocks import GQA, MLA, Layer, MoE, NoPE, RoPE
+from zoo.errors import ZooError
+from zoo.model.decoder import Decoder, swap_layers
+from zoo.registry import swap
+from zoo.swaps.grammar import apply_swap
+
+Change = Callable[[Decoder, Sequence[bool]], Decoder]
+WINDOWS = (512, 1024, 4096)
+FULL_EVERY = (6, 4, 2)  # one layer of so many has no window
+EXPERTS = (8, 32, 64, 128, 256)
+EXPERTS_PER_TOKEN = (1, 2, 4, 8)
+NOPE_EVERY = (4, 2, 1)
+ORDINALS = {2: "second", 4: "fourth", 6: "sixth"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice of an axis: how it changes a spec, and the Python code that does the same.
+
+    `change` gets a spec and, for each of its layers, whether the layer is one of those at i % every == every - 1 in the
+    whole model. `text` is the change as a swap expression (zoo.swaps.grammar), where there is one.
+    """
+
+    label: str
+    change: Change = lambda spec, selected: spec
+    code: str = ""
+    every: int = 1
+    text: str = ""
+
+    def dropped_features(self, spec: Decoder) -> list[str]:
+        """The features that the swap drops."""
+        distinct = replace(spec, layers=tuple(dict.fromkeys(spec.layers)))
+        try:
+            return apply_swap(distinct, self.text)[1] if self.text else []
+        except ZooError:
+            return []
+
+
+RELEASED = Choice("as released")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Terms by the choices of two axes; None where the two cannot be combined."""
+
+    rows: tuple[Choice, ...]
+    columns: tuple[Choice, ...]
+    cells: tuple[tuple[Terms | None, ...], ...]
+
+
+def attention_grid(spec: Decoder) -> Grid:
+    """Attention terms: keys and values by window."""
+    return _grid(spec, attention_terms, _kv_choices(spec), _window_choices())
+
+
+def expert_grid(spec: Decoder) -> Grid:
+    """Feed-forward terms: number of experts by experts per token."""
+    sparse = any(isinstance(node, MoE) for node in spec.walk())
+    rows = [_swap_choice("dense", "ffn=GLU")] if sparse else []
+    rows += [_swap_choice(f"{n}", f"MoE(experts={n})" if sparse else f"ffn=MoE(experts={n}, k=2)") for n in EXPERTS]
+    return _grid(spec, feed_forward_terms, rows, (_swap_choice(f"{k}", f"MoE(k={k})") for k in EXPERTS_PER_TOKEN))
+
+
+def positions(spec: Decoder) -> list[dict[str, Any]]:
+    """For each choice of position encoding, how many layers are `without` one. None of them changes a cost."""
+    choices = [RELEASED, _swap_choice("RoPE in all layers", "rope=RoPE"), *map(_nope_choice, NOPE_EVERY)]
+    swapped = ((choice, _apply(spec, choice)) for choice in choices)
+    return [
+        {"label": choice.label, "code": choice.code, "without": sum(n for layer, n in layers.items() if _nope(layer))}
+        for choice, layers in swapped
+        if layers is not None
+    ]
+
+
+def _nope(layer: Layer) -> bool:
+    return any(isinstance(node, NoPE) for node in layer.walk())
+
+
+def _grid(
+    spec: Decoder,
+    terms: Callable[[Mapping[Layer, int], int], Terms],
+    row_choices: Sequence[Choice],
+    column_choices: Iterator[Choice],
+) -> Grid:
+    def cell(row: Choice, column: Choice) -> Terms | None:
+        layers = _apply(spec, row, column)
+        return None if layers is None else terms(layers, spec.dim)
+
+    rows, columns = (RELEASED, *row_choices), (RELEASED, *column_choices)
+    return Grid(rows, columns, tuple(tuple(cell(row, column) for column in columns) for row in rows))
+
+
+def _apply(spec: Decoder, *choices: Choice) -> dict[Layer, int] | None:
+    """The number of layers of each kind after the choices, or None if the result is not a valid model."""
+    every = max(choice.every for choice in choices)
+    kinds = Counter((layer, i % every == every - 1) for i, layer in enumerate(spec.layers))
+    selected = [flag for _, flag in kinds]
+    distinct = replace(spec, layers=tuple(layer for layer, _ in kinds))
+    try:
+        for choice in choices:
+            distinct = choice.change(distinct, selected)
+    except ZooError:
+        return None
+    counts = Counter[Layer]()
+    for layer, n in zip(distinct.layers, kinds.values(), strict=True):
+        counts[layer] += n
+    return counts
+
+
+def _kv_choices(spec: Decoder) -> list[Choice]:
+    """The numbers of KV heads that divide the heads, and latents."""
+    attn, texts = spec.layers[0].mixer, dict[str, str]()
+    if isinstance(attn, GQA):
+        divisors = [2**i for i in range(attn.heads.bit_length()) if attn.heads % 2**i == 0]
+        texts = {_heads(n, attn.heads): f"GQA(kv_heads={n})" for n in dict.fromkeys([*divisors, attn.heads])}
+        widths = f"nope_dim={attn.head_dim}, rope_dim=64, v_dim={attn.head_dim}"
+        texts["latent of 512 (MLA)"] = f"attn=MLA(kv_rank=512, q_rank=none, {widths})"
+    elif isinstance(attn, MLA):
+        texts = {f"latent of {rank}": f"MLA(kv_rank={rank})" for rank in (256, 1024)}
+        texts |= {_heads(n, attn.heads): f"attn=GQA(kv_heads={n}, head_dim={attn.v_dim})" for n in (1, 8, attn.heads)}
+    return [_swap_choice(label, text) for label, text in texts.items()]
+
+
+def _heads(kv_heads: int, heads: int) -> str:
+    kind = {heads: "MHA", 1: "MQA"}.get(kv_heads, "GQA")
+    return f"{kv_heads} KV head{'s' if kv_heads > 1 else ''} ({kind})"
+
+
+def _window_choices() -> Iterator[Choice]:
+    yield _swap_choice("none", "GQA(window=none)")
+    for window in WINDOWS:
+        yield _swap_choice(f"{window:,}, all layers", f"GQA(window={window})")
+        yield from (_partial_window(window, every) for every in FULL_EVERY)
+
+
+def _partial_window(window: int, every: int) -> Choice:
+    def change(spec: Decoder, selected: Sequence[bool]) -> Decoder:
+        full = swap(spec, GQA, lambda attn: replace(attn, window=None))
+        return swap_layers(full, lambda i: not selected[i], GQA, lambda attn: replace(attn, window=window))
+
+    code = f"""{_code("GQA(window=none)")}
+local = lambda attn: replace(attn, window={window})
+spec = swap_layers(spec, lambda i: i % {every} != {every - 1}, GQA, local)"""
+    return Choice(f"{window:,}, all but every {ORDINALS[every]} layer", change, code, every)
+
+
+def _nope_choice(every: int) -> Choice:
+    def change(spec: Decoder, selected: Sequence[bool]) -> Decoder:
+        return swap_layers(apply_swap(spec, "rope=RoPE")[0], lambda i: selected[i], RoPE, NoPE())
+
+    label = "NoPE in all layers" if every == 1 else f"NoPE in every {ORDINALS[every]} layer"
+    code = f"spec = swap_layers(spec, lambda i: i % {every} == {every - 1}, RoPE, NoPE())"
+    return Choice(label, change, "\n".join([_code("rope=RoPE"), code]), every)
+
+
+def _swap_choice(label: str, text: str) -> Choice:
+    """The change that a swap expression makes."""
+    return Choice(label, lambda spec, selected: apply_swap(spec, text)[0], _code(text), text=text)
+
+
+def _code(text: str) -> str:
+    return f'spec, dropped = apply_swap(spec, "{text}")'

@@ -1,0 +1,86 @@
+"""Cost terms, added up as the page does, equal the costs of the specs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import zoo
+from benchmarks.gallery.cost_terms import BATCHES, Terms, model_terms
+from zoo.blocks import GLU, Branch
+from zoo.errors import CheckFailed
+from zoo.model.decoder import Decoder
+from zoo.registry import swap
+
+CONTEXTS = (1, 2, 127, 128, 129, 511, 512, 513, 1023, 1024, 1025, 4096, 32_768, 131_072, 1_000_003)
+DTYPES = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
+
+
+def added_up(terms: Terms, context: int) -> dict[str, int]:
+    """The sums in the docstring of cost_terms."""
+    return {
+        "params": sum(n * sum(each.params.values()) for n, each in terms),
+        "active": sum(n * each.active_params for n, each in terms),
+        "cache_elements": sum(n * each.cache_elements * each.visible(context) for n, each in terms),
+        "flops": sum(n * each.flops(context) for n, each in terms),
+    }
+
+
+def costs(spec: Decoder, context: int) -> dict[str, int]:
+    """The same costs from the spec."""
+    return {
+        "params": spec.params(),
+        "active": spec.active_params(),
+        "cache_elements": spec.kv_bytes(context, dtype=torch.uint8),
+        "flops": spec.flops(context - 1, 1),
+    }
+
+
+@pytest.fixture(params=zoo.names(), ids=str)
+def spec(request: pytest.FixtureRequest) -> Decoder:
+    return zoo.spec(request.param)
+
+
+def test_terms_add_up_to_the_costs_of_the_spec(spec: Decoder) -> None:
+    terms = model_terms(spec)
+    for context in CONTEXTS:
+        assert added_up(terms, context) == costs(spec, context)
+        for dtype in DTYPES:
+            assert 7 * dtype.itemsize * added_up(terms, context)["cache_elements"] == spec.kv_bytes(context, 7, dtype)
+
+
+def test_parts_add_up_to_the_breakdowns_of_the_spec(spec: Decoder) -> None:
+    params, flops = Counter[str](), Counter[str]()
+    for n, each in model_terms(spec):
+        for name, number in each.params.items():
+            params[name] += n * number
+        for name, number in each.fixed_flops.items():
+            flops[name] += n * number
+        for name, number in each.flops_per_visible.items():
+            flops[name] += n * number * each.visible(4096)
+    assert params == {name: number for name, number in spec.param_breakdown().items() if number}
+    assert flops == {name: number for name, number in spec.flop_breakdown(4095, 1).items() if number}
+
+
+def test_parameters_read_by_a_decode_step_add_up(spec: Decoder) -> None:
+    """Up to rounding: the experts read are an expectation, which need not be an integer."""
+    for i, batch in enumerate(BATCHES):
+        read = sum(n * each.read_params[i] for n, each in model_terms(spec))
+        assert read == pytest.approx(spec.read_params(batch), rel=1e-12)
+
+
+@dataclass(frozen=True)
+class _Quadratic(GLU):
+    """A feed-forward whose FLOPs grow with the square of the context, unlike those of every block of the zoo."""
+
+    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        return (past + new) ** 2
+
+
+def test_block_with_nonlinear_costs_is_refused() -> None:
+    odd = swap(zoo.spec("llama3"), GLU, lambda ffn: _Quadratic(ffn.hidden))
+    with pytest.raises(CheckFailed, match=f"{Branch.__name__}: its costs are not a sum of terms"):
+        model_terms(odd)

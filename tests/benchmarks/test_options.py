@@ -1,0 +1,49 @@
+"""Groups of options: a command takes one object, the command line its fields."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.analytic.kv import InferenceConfig
+from benchmarks.commands import verbs
+from benchmarks.options import DeviceOptions, InferenceOptions, ModelOptions, ReportOptions, with_groups
+from zoo.errors import UsageError
+
+
+def command(*, context: int = 4, inference: InferenceOptions, models: ModelOptions) -> Any:
+    return context, inference, models
+
+
+def test_a_parameter_that_is_a_group_stands_for_the_fields_of_the_group() -> None:
+    parameters = signature(with_groups(command)).parameters
+    assert list(parameters) == ["context", "batch", "weights", "cache", "swap", "ignore_field", "names"]
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    assert (defaults["context"], defaults["batch"], defaults["weights"]) == (4, 1, torch.bfloat16)
+
+
+def test_the_command_is_handed_the_group() -> None:
+    given = {"context": 8, "batch": 2, "weights": torch.float32, "cache": torch.float16}
+    found = with_groups(command)(**given, swap=None, ignore_field=None, names=["qwen3-8b"])
+    context, inference, models = found
+    assert (context, inference) == (8, InferenceOptions(2, torch.float32, torch.float16))
+    assert isinstance(inference, InferenceConfig)
+    assert [model.name for model in models.chosen()] == ["qwen3-8b"]
+
+
+@pytest.mark.parametrize("verb", [name for name in verbs() if name != "gallery"])
+def test_every_verb_but_the_gallery_writes_a_report(verb: str) -> None:
+    parameters = signature(with_groups(verbs()[verb])).parameters
+    assert list(parameters)[-4:] == list(ReportOptions.__dataclass_fields__)
+
+
+def test_a_device_is_named_or_has_both_rates() -> None:
+    assert DeviceOptions("m3-max").device().name != DeviceOptions().device().name
+    device = DeviceOptions(bandwidth=900, flops=100).device()
+    assert (device.name, device.bandwidth, device.flops) == ("100 TFLOPS and 900 GB/s", 900e9, 100e12)
+    for half in (DeviceOptions(bandwidth=900), DeviceOptions(flops=100), DeviceOptions(bandwidth=900, flops=0)):
+        with pytest.raises(UsageError, match="go together"):
+            half.device()

@@ -1,0 +1,242 @@
+"""Quantised weights: FP8 and MXFP4, stored as small codes and the scales that multiply them, and the names of the
+schemes that are refused.
+
+A source is refused for its scheme before any field of its config is checked, since no field can make it readable.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from reprlib import repr as brief
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from weights.matching import StoredTensor, joined_problems
+from zoo.errors import MalformedError
+from zoo.hf.fields import Fields
+from zoo.units import dtype_name
+
+Shape = tuple[int, ...]
+MODELOPT = "hf_quant_config.json"  # where older files of ModelOpt name their scheme, instead of config.json
+FP8_BLOCK = 128  # rows and columns that share a scale
+MXFP4_BLOCK = 32  # elements that share a scale, in 16 bytes
+MXFP4_POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # the values of codes 0 to 7; 8 to 15 are the same negated
+MXFP4_VALUES = (*MXFP4_POSITIVE, *(-value for value in MXFP4_POSITIVE))
+MXFP4_PAIRS = [(MXFP4_VALUES[byte & 15], MXFP4_VALUES[byte >> 4]) for byte in range(256)]  # low half of a byte first
+MXFP4_SCALES = [*(2.0 ** (exponent - 127) for exponent in range(255)), float("nan")]
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """One tensor stored as two: `codes`, whose name it has, and `scales`. `shape` is that of the unpacked tensor."""
+
+    codes: StoredTensor
+    scales: StoredTensor
+    shape: Shape
+
+    @property
+    def unpacked(self) -> StoredTensor:
+        """The tensor after unpacking."""
+        return StoredTensor(self.codes.name, self.shape, torch.float32)
+
+
+class PackedFormat(ABC):
+    """A way to pack tensors. A tensor of `dtype` whose name ends in `codes` is packed; its scales' name ends in
+    `scales`."""
+
+    description: ClassVar[str]
+    codes: ClassVar[str]
+    scales: ClassVar[str]
+    dtype: ClassVar[torch.dtype]
+    scale_dtypes: ClassVar[frozenset[torch.dtype]]
+
+    @abstractmethod
+    def check_config(self, config: Fields) -> None:
+        """Read all fields of quantization_config. Raises MalformedError where they describe another format."""
+
+    @abstractmethod
+    def unpacked_shape(self, codes: Shape) -> Shape | None:
+        """Shape of the codes -> shape of the unpacked tensor; None for a shape that codes cannot have."""
+
+    @abstractmethod
+    def scales_shape(self, codes: Shape) -> Shape:
+        """Shape of the codes -> shape of the scales."""
+
+    @abstractmethod
+    def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        """The tensor, rounded to `dtype` once; its temporaries stay small beside it."""
+
+    def pairs(self, where: Path, stored: Iterable[StoredTensor]) -> dict[str, PackedTensor]:
+        """The packed tensors of a source, by name.
+
+        Raises one MalformedError naming all codes without scales, scales without codes, and wrong shapes and dtypes.
+        """
+        tensors = {tensor.name: tensor for tensor in stored}
+        packed = (name for name, each in tensors.items() if each.dtype == self.dtype and name.endswith(self.codes))
+        scales = {name: name.removesuffix(self.codes) + self.scales for name in packed}
+        named = set(scales.values())
+        problems = {
+            "without scales": [name for name in scales if scales[name] not in tensors],
+            f"scales without {self.description}": [
+                name for name in tensors if name.endswith(self.scales) and name not in named
+            ],
+            "wrong shape": [
+                wrong for name in scales if (wrong := self._misfit(tensors[name], tensors.get(scales[name])))
+            ],
+        }
+        if any(problems.values()):
+            kind = f"the packed tensors ({self.description}) cannot be read"
+            raise MalformedError(f"{where}: {kind}; {joined_problems(problems)}")
+        return {
+            name: PackedTensor(tensors[name], tensors[scales[name]], self.unpacked_shape(tensors[name].shape) or ())
+            for name in scales
+        }
+
+    def _misfit(self, codes: StoredTensor, scales: StoredTensor | None) -> str | None:
+        """What is wrong with the shapes and dtypes of a pair, if anything."""
+        if self.unpacked_shape(codes.shape) is None:
+            return f"{codes.name} {list(codes.shape)}"
+        if scales is not None and scales.shape != (shape := self.scales_shape(codes.shape)):
+            return f"{scales.name} {list(scales.shape)} instead of {list(shape)}"
+        if scales is not None and scales.dtype not in self.scale_dtypes:
+            return f"{scales.name} of another dtype than {' or '.join(sorted(map(dtype_name, self.scale_dtypes)))}"
+        return None
+
+
+class FP8(PackedFormat):
+    """Matrices in float8 e4m3 with a scale for each block of 128 x 128, as DeepSeek-V3 was released (section 3.3).
+
+    Element (i, j) is its code times scale (i // 128, j // 128): blocks at the lower and the right edge are partial. The
+    scales are named `weight_scale_inv`, and multiply all the same.
+    """
+
+    description = "fp8 e4m3, a scale for each 128 x 128"
+    codes = ".weight"
+    scales = ".weight_scale_inv"
+    dtype = torch.float8_e4m3fn
+    scale_dtypes = frozenset({torch.float32, torch.bfloat16})
+
+    def check_config(self, config: Fields) -> None:
+        """Not used: how activations and scales are rounded, and which matrices are packed (the files say that)."""
+        config.expect(fmt="e4m3", weight_block_size=[FP8_BLOCK, FP8_BLOCK], expert_dtype="fp8")
+        config.unused("modules_to_convert", "modules_to_not_convert", "ignored_layers")
+        config.unused("activation_scheme", "dequantize", "scale_fmt")
+
+    def unpacked_shape(self, codes: Shape) -> Shape | None:
+        return codes if len(codes) == 2 else None
+
+    def scales_shape(self, codes: Shape) -> Shape:
+        return tuple(-(-side // FP8_BLOCK) for side in codes)
+
+    def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        """One row of blocks at a time, so that only the result is as large as the matrix."""
+        result = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+        for rows, packed, scale in zip(result.split(FP8_BLOCK), codes.split(FP8_BLOCK), scales.float(), strict=True):
+            rows.copy_(packed.float() * scale.repeat_interleave(FP8_BLOCK)[: codes.shape[1]])
+        return result
+
+
+class MXFP4(PackedFormat):
+    """Experts in 4-bit floats with a power of two for each 32 of them, as gpt-oss was released (OCP MX 1.0).
+
+    Codes are (experts, out, in / 32, 16 bytes), scales (experts, out, in / 32), unpacked tensors (experts, out, in).
+    """
+
+    description = "mxfp4, a scale for each 32"
+    codes = "_blocks"
+    scales = "_scales"
+    dtype = torch.uint8
+    scale_dtypes = frozenset({torch.uint8})
+
+    def check_config(self, config: Fields) -> None:
+        """Not used: which tensors are packed (the files say that)."""
+        config.unused("dequantize", "modules_to_not_convert")
+
+    def unpacked_shape(self, codes: Shape) -> Shape | None:
+        experts, out, blocks, width = codes if len(codes) == 4 else (0, 0, 0, 0)
+        return (experts, out, blocks * MXFP4_BLOCK) if 2 * width == MXFP4_BLOCK else None
+
+    def scales_shape(self, codes: Shape) -> Shape:
+        return codes[:-1]
+
+    def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        """One expert at a time. Products are exact in float32, and in bfloat16, whose exponents are the same."""
+        wide, word = (torch.bfloat16, torch.int32) if dtype == torch.bfloat16 else (torch.float32, torch.int64)
+        # A byte's two values are looked up as one integer, which is faster than one by one.
+        pairs = torch.tensor(MXFP4_PAIRS, dtype=wide, device=codes.device).view(word).flatten()
+        powers = torch.tensor(MXFP4_SCALES, dtype=wide, device=codes.device)
+        experts, out, blocks, _ = codes.shape
+        result = torch.empty(experts, out, blocks, MXFP4_BLOCK, dtype=dtype, device=codes.device)
+        for expert, packed, scale in zip(result, codes, scales, strict=True):
+            looked_up = pairs.index_select(0, packed.flatten().int()).view(wide).view_as(expert)
+            expert.copy_(looked_up * powers[scale.int()][..., None])
+        return result.flatten(-2)
+
+
+FORMATS: dict[str, PackedFormat] = {"fp8": FP8(), "mxfp4": MXFP4()}  # quant_method -> the format, if it is read
+_SPELT_ALIKE = (
+    "AQLM|AWQ|BitNet|bitsandbytes|compressed-tensors|EETQ|FBGEMM FP8|FP-Quant|GGUF|GPTQ|HIGGS|HQQ|MXFP8|NVFP4|Quanto|"
+    "SINQ|SpQR|torchao|VPTQ"
+)
+# quant_method, in lower case and with hyphens -> the scheme's usual name.
+NAMES = {name.lower().replace(" ", "-"): name for name in _SPELT_ALIKE.split("|")} | {
+    "auto-round": "AutoRound",
+    "intel/auto-round": "AutoRound",
+    "modelopt": "NVIDIA ModelOpt",
+    "modelopt-fp4": "NVIDIA ModelOpt",
+    "quark": "AMD Quark",
+}
+# Where quant_method is missing, any of these fields reveals the scheme. The first scheme counts.
+MARKS = {
+    "bitsandbytes": ("load_in_4bit", "load_in_8bit"),
+    "compressed-tensors": ("config_groups",),
+    "NVIDIA ModelOpt": ("quant_algo",),
+    "GPTQ": ("desc_act", "damp_percent"),
+    "AWQ": ("zero_point", "q_group_size", "w_bit"),
+    "MLX": ("group_size",),
+}
+
+
+def check_scheme(folder: Path, config: dict[str, Any]) -> None:
+    """Raise MalformedError naming the scheme of a folder whose weights are quantised in one that is not read."""
+    text = config.get("text_config")
+    for part in (config, *([text] if isinstance(text, dict) else [])):
+        refuse(part)
+    if config.get("quantization_config") is None and (folder / MODELOPT).exists():
+        raise _unsupported("NVIDIA ModelOpt", f"{MODELOPT} is there")
+
+
+def refuse(config: dict[str, Any]) -> None:
+    """Raise MalformedError for a scheme that is not read. A field that is malformed is left to the reader."""
+    if mlx := config.get("quantization"):
+        raise _unsupported("MLX", f"quantization={brief(mlx)}")
+    if sparse := config.get("compression_config"):
+        raise _unsupported("compressed-tensors", f"compression_config={brief(sparse)}")
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict):
+        return
+    method = quantization.get("quant_method")
+    if method == "fp8" and quantization.get("weight_block_size") is None:
+        size = "quantization_config.weight_block_size=None is not supported"
+        raise _unsupported("fp8 with one scale per tensor or row, as of AutoFP8 and FP8-static", size)
+    if not isinstance(method, str):
+        present = {field for field, value in quantization.items() if value is not None}
+        scheme = next((name for name, marks in MARKS.items() if present & {*marks}), "an unknown scheme")
+    elif method in FORMATS:
+        return
+    else:
+        scheme = NAMES.get(method.lower().replace("_", "-"), brief(method))
+    raise _unsupported(scheme, f"quantization_config.quant_method={brief(method)} is not read")
+
+
+def _unsupported(scheme: str, evidence: str) -> MalformedError:
+    known = ", ".join(each.description for each in FORMATS.values())
+    return MalformedError(
+        f"config.json: the weights are quantised with a scheme that is not supported, {scheme}: {evidence}; {known} "
+        "are, and bfloat16, float16 and float32. Take another repository of this model"
+    )
