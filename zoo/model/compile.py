@@ -2,7 +2,7 @@
 
 torch would check on every call that no module and no global has changed since it compiled, which takes a tenth of a
 millisecond a layer. For a layer that is as its spec builds it, the spec and the facts of its parameters say all that
-can differ. So these guards are left out, and one look at the whole model (zoo.model.watch) takes their place. A layer
+can differ. So these guards are left out, and one look at the whole model (zoo.model.guards) takes their place. A layer
 that was edited, by an adapter in place of a projection for example, is compiled apart with all of torch's guards. A
 layer with hooks runs uncompiled. Whatever is changed after `compile()` is seen on the next pass.
 """
@@ -22,7 +22,7 @@ from zoo.core.cache import LayerCache
 from zoo.core.forward_context import ForwardContext
 from zoo.core.kernels import active
 from zoo.errors import NotAvailable
-from zoo.model.watch import Watch, has_global_hooks, has_hooks, has_opaque_parameters, is_as_built, parameter_facts
+from zoo.model.guards import Watch, has_global_hooks, has_hooks, has_opaque_parameters, is_as_built, parameter_facts
 
 if TYPE_CHECKING:
     from zoo.model.decoder import Model
@@ -153,7 +153,7 @@ def compiled(function: F, as_built: bool = True, **options: Any) -> F:
 
 
 def _guards(entries: Sequence[Any]) -> list[bool]:
-    """Guards kept in compiled code: all but those on modules, which zoo.model.watch checks, and those on globals, such
+    """Guards kept in compiled code: all but those on modules, which zoo.model.guards checks, and those on globals, such
     as functions, which do not change."""
     own = torch.compiler.skip_guard_on_all_nn_modules_unsafe(entries)
     return [kept and not entry.is_global for kept, entry in zip(own, entries, strict=True)]

@@ -20,7 +20,7 @@ import zoo
 from tests.models import bound, distinct, randomised, tokens_of
 from zoo.model import compile as compiling
 from zoo.model.decoder import Model
-from zoo.model.watch import Watch, is_as_built
+from zoo.model.guards import Watch, is_as_built
 
 NAME = "qwen3"
 # A mixture of experts, the rest each some ten seconds.
