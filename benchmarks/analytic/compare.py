@@ -13,9 +13,9 @@ from benchmarks.analytic.kv import Setting
 from benchmarks.analytic.models import Model
 from benchmarks.analytic.roofline import Device
 from zoo.blocks import Layer
+from zoo.blocks.gqa import aliases
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
-from zoo.swaps.rebuild import aliases
 
 LEAVES = ("rope", "norm", "router", "act")  # slots whose specs are said in words, not field by field
 KV_CONTEXTS = (4 * 1024, 32 * 1024, 128 * 1024)

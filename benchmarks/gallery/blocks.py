@@ -19,10 +19,11 @@ from benchmarks.gallery.diagrams import bare
 from benchmarks.gallery.drawings import DRAWINGS, draw
 from benchmarks.gallery.groups import typical
 from zoo.architectures import families
+from zoo.blocks.gqa import aliases
 from zoo.blocks.layer import Placement
 from zoo.catalog import sizes
 from zoo.cli.tables import Column, Format, render
-from zoo.swaps.rebuild import aliases, features
+from zoo.swaps.rebuild import features
 from zoo.units import format_bytes, format_count
 
 SOURCE = Path(__file__).parent / "static" / "blocks.md"

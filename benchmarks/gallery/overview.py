@@ -7,12 +7,13 @@ from itertools import groupby
 
 from benchmarks.analytic.models import Model
 from zoo.blocks import GQA, MLA, MoE, NoPE
+from zoo.blocks.gqa import aliases
 from zoo.blocks.layer import Layer
 from zoo.diagram.canvas import Canvas
 from zoo.diagram.style import css
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
-from zoo.swaps.rebuild import aliases, features
+from zoo.swaps.rebuild import features
 from zoo.units import format_bytes, format_count
 
 WIDTH, TOP, ROW, PAD = 920.0, 58.0, 46.0, 16.0

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.mla import _MLA, MLA
 from zoo.core.attention import attention
-from zoo.core.cache import LayerCache
-from zoo.core.forward_context import ForwardContext
+from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.costs import Breakdown, CacheSpec, linear_flops
 
 EXPANDED, LATENT, ABSORBED = "expanded", "latent", "absorbed"

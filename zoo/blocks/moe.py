@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from zoo.blocks.experts import expert, gathered, grouped
 from zoo.blocks.glu import GLU
-from zoo.blocks.linear import linear_params
 from zoo.core.linear import is_single_token, linear, use_gemv
-from zoo.costs import Breakdown, linear_flops
+from zoo.costs import Breakdown, linear_flops, linear_params
 from zoo.registry import Block, Spec
 
 

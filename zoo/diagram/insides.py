@@ -6,10 +6,10 @@ from functools import singledispatch
 from math import gcd
 
 from zoo.blocks import GLU, GQA, MLA, GroupedSigmoidTopK, MoE, NoPE, Router
+from zoo.blocks.gqa import aliases
 from zoo.diagram.canvas import text_width, wrapped
 from zoo.diagram.shapes import BIG, GLYPH, SMALL, Chip, Room, chips, flow, grid, heads, hourglass, mask
 from zoo.registry import Mixer, Spec
-from zoo.swaps.rebuild import aliases
 
 
 @singledispatch

@@ -6,23 +6,17 @@ else from the kind's default.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-from zoo.blocks import GQA
+from zoo.blocks.gqa import ALIASES, GQA
 from zoo.errors import UsageError, unknown
 from zoo.registry import Spec
 
 Values = dict[str, Any]
-# Words for points of grouped-query attention.
-ALIASES: dict[str, Callable[[GQA], bool]] = {
-    "MHA": lambda attn: attn.kv_heads == attn.heads,
-    "MQA": lambda attn: attn.kv_heads == 1,
-    "SWA": lambda attn: attn.window is not None,
-}
 # What a reader calls an optional field that is in use, where that is not the field's own name; "" where it goes unsaid.
 TERMS = {
     "bias": "biases",
@@ -39,12 +33,6 @@ TERMS = {
     "truncate": "unrounded ramp",
     "unit_offset": "scales by 1 + w",
 }
-
-
-def aliases(spec: Spec) -> list[str]:
-    """The words for a block: its kind or, for grouped-query attention, the points it is at."""
-    words = [word for word, holds in ALIASES.items() if isinstance(spec, GQA) and holds(spec)]
-    return words if {"MHA", "MQA"} & set(words) else [type(spec).__name__, *words]
 
 
 class Call(NamedTuple):

@@ -15,10 +15,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.blocks.linear import Linear
 from zoo.core import kernels
 from zoo.core import linear as linear_module
-from zoo.core.linear import GEMV_PARTS, MAX_GEMV_BATCH, dot, gemv_reduce, is_single_token, linear, materialize, use_gemv
+from zoo.core.linear import (
+    GEMV_PARTS,
+    MAX_GEMV_BATCH,
+    Linear,
+    dot,
+    gemv_reduce,
+    is_single_token,
+    linear,
+    materialize,
+    use_gemv,
+)
 
 needs_onednn = pytest.mark.skipif(linear_module.ONEDNN is None, reason="this build of torch does not ask MKL")
 
@@ -26,7 +35,7 @@ needs_onednn = pytest.mark.skipif(linear_module.ONEDNN is None, reason="this bui
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     """Every product goes through oneDNN, however small, where it may; -> a list of those that did."""
-    monkeypatch.setattr(linear_module, "MIN_WEIGHT", 0)
+    monkeypatch.setattr(linear_module, "MIN_WEIGHT_ELEMENTS", 0)
     used: list[object] = []
     kernel = linear_module.ONEDNN
 
@@ -63,7 +72,7 @@ def test_a_product_is_a_linear_map(
 @needs_onednn
 @torch.no_grad()
 def test_its_arithmetic_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_module, "MIN_WEIGHT", 0)
+    monkeypatch.setattr(linear_module, "MIN_WEIGHT_ELEMENTS", 0)
     with kernels.using({"linear": "onednn"}), FlopCounterMode(display=False) as counted:
         linear(torch.randn(2, 3, 6), torch.randn(5, 6))
     assert counted.get_total_flops() == 2 * 2 * 3 * 5 * 6
