@@ -85,7 +85,12 @@ def _decode(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, 
 
 
 def _decode_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
-    out = _sdpa(q, k, v, mask, scale, sinks, is_decode=True)
+    if sinks is not None:
+        out = _sdpa_with_sinks(q, k, v, mask, False, scale, sinks)
+    elif q.shape[3] != v.shape[3]:  # no kernel takes keys wider than values, and padding either would take longest
+        out = _explicit_attention(q, k, v, mask, scale)[0]
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
     return out.contiguous()  # kernels differ in the layout they return; the operator promises this one
 
 
@@ -126,7 +131,19 @@ def _prefill(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float,
             return _prefill_operator(q, k, v, mask, scale, sinks)  # one operator for every number of keys
     elif _blocks_win(q, k, v, mask, scale, sinks):
         return _prefill_in_blocks(q, k, v, mask, scale, sinks)
-    return _sdpa(q, k, v, mask, scale, sinks)
+    return _prefill_sdpa(q, k, v, mask, scale, sinks)
+
+
+def _prefill_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
+    if sinks is not None:
+        return _sdpa_with_sinks(q, k, v, mask, mask is None, scale, sinks[:, None])
+    width, gqa = v.shape[3], q.shape[1] != k.shape[1]
+    if _has_flash_kernel(q) and width < q.shape[3]:
+        # The kernel wants keys and values of one width. Without it torch writes all scores to memory, and copies all
+        # keys to scale them: three times slower for a prefill of latent attention.
+        v = F.pad(v, (0, q.shape[3] - width))
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=gqa)
+    return out[..., :width]
 
 
 @custom_op("zoo::prefill_attention", mutates_args=())
@@ -167,7 +184,7 @@ def _blocks_trial(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: f
     q, k, v = q[:1, : key_heads * share, queries], k[:1, :key_heads, seen], v[:1, :key_heads, seen]
     mask, sinks = None if mask is None else mask[queries, seen], None if sinks is None else sinks[: key_heads * share]
     given = q, k, v, mask, scale, sinks
-    return Trial(partial(_sdpa, *given), partial(_prefill_in_blocks, *given))
+    return Trial(partial(_prefill_sdpa, *given), partial(_prefill_in_blocks, *given))
 
 
 def _prefill_in_blocks(
@@ -259,33 +276,21 @@ def _sliding_window_operator(
 _sliding_window_operator.register_fake(_like_prefill)
 
 
-# Kernels that both use.
+# Kernels of both.
 
 
-def _sdpa(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None, is_decode: bool = False
+def _sdpa_with_sinks(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, sinks: Tensor
 ) -> Tensor:
-    """By torch's kernels; arguments as those of `_prefill`, or of `_decode`."""
-    width, causal = v.shape[3], mask is None and not is_decode
-    if sinks is not None:
-        # Sinks rescale what a kernel returns: no key is copied to make room for one more, and a prefill of 2,048 tokens
-        # takes a third of the time that it takes with all scores in memory.
-        if _has_flash_kernel(q) and q.shape[3] == width and _allows_kernels(q, k, v):
-            out, denominator = _flash_attention(q, k, v, mask, causal, scale)
-        else:
-            if causal:
-                mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-            out, denominator = _explicit_attention(q, k, v, mask, scale)
-        return _apply_sinks(out, denominator, sinks if is_decode else sinks[:, None]).to(v.dtype)
-    if is_decode and q.shape[3] != width:  # no kernel takes these, and padding the keys or values would take longest
-        return _explicit_attention(q, k, v, mask, scale)[0]
-    if width < q.shape[3] and _has_flash_kernel(q):
-        # The kernel wants keys and values of one width. Without it torch writes all scores to memory, and copies all
-        # keys to scale them: three times slower for a prefill of latent attention.
-        v = F.pad(v, (0, q.shape[3] - width))
-    gqa = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=gqa)
-    return out if is_decode else out[..., :width]
+    """Sinks rescale what a kernel returns: no key is copied to make room for one more, and a prefill of 2,048 tokens
+    takes a third of the time that it takes with all scores in memory."""
+    if _has_flash_kernel(q) and q.shape[3] == v.shape[3] and _allows_kernels(q, k, v):
+        out, denominator = _flash_attention(q, k, v, mask, causal, scale)
+    else:
+        if causal:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        out, denominator = _explicit_attention(q, k, v, mask, scale)
+    return _apply_sinks(out, denominator, sinks).to(v.dtype)
 
 
 def _apply_sinks(out: Tensor, denominator: Tensor, sinks: Tensor | None) -> Tensor:
@@ -295,8 +300,7 @@ def _apply_sinks(out: Tensor, denominator: Tensor, sinks: Tensor | None) -> Tens
 
 
 def _has_flash_kernel(q: Tensor) -> bool:
-    """Whether torch's flash kernel for the CPU may be called: a user who disables it (torch.nn.attention.sdpa_kernel)
-    wants matrix products."""
+    """Whether torch's flash kernel for the CPU may be called: torch.nn.attention.sdpa_kernel can disable it."""
     return q.device.type == "cpu" and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
 
 

@@ -13,14 +13,16 @@ import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from zoo.core import inductor
+from zoo.core.cache import Cache
 from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.kernels import active
-from zoo.model.cuda_graph import CudaGraphs
+from zoo.model.cuda_graph import CudaGraph
 from zoo.model.guards import ModelGuard, has_hooks, has_opaque_parameters, is_as_built, parameter_facts
 
 if TYPE_CHECKING:
@@ -62,7 +64,8 @@ class CompiledModel:
         inductor.load()
         if model.embed.weight.device.type == "cpu":
             inductor.find_compiler()
-        self.graphs = CudaGraphs()
+        # The decode step over each cache, with the fingerprint of the model at its capture.
+        self.graphs = WeakKeyDictionary[Cache, tuple[CudaGraph, Hashable]]()
         self._model, self._options = model, options
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
         self._functions: dict[bool, ForwardFunctions] = {}

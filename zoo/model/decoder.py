@@ -19,7 +19,7 @@ from zoo.core.linear import Linear, linear
 from zoo.costs import Breakdown, linear_flops, sum_breakdowns
 from zoo.errors import SpecError, UsageError
 from zoo.model.compile import CompiledModel, ForwardFunctions, mark_dynamic_lengths, run_head, run_layer
-from zoo.model.cuda_graph import can_replay
+from zoo.model.cuda_graph import CudaGraph
 from zoo.model.sampling import Sampler
 from zoo.registry import Spec, swap
 
@@ -162,7 +162,7 @@ class Model(nn.Module):
             raise UsageError(f"logits_to_keep={logits_to_keep} is below 0")
         compiled = self._compiled
         functions = self._eager if compiled is None else compiled.functions()
-        if compiled and cache is not None and functions.replayable and can_replay(tokens, cache):
+        if compiled and cache is not None and _can_replay(functions, tokens, cache):
             logits = self._replay(tokens, cache, functions, compiled)
         else:
             logits = self._run(tokens, *self.prepare(tokens, cache), functions, logits_to_keep)
@@ -201,10 +201,12 @@ class Model(nn.Module):
         _check_tokens(tokens)
         cache.require_room(self._cache_specs, *tokens.shape)
         fingerprint = compiled.fingerprint()
-        graph = compiled.graphs.get(cache, fingerprint)
-        if graph is None:
-            step = partial(self._decode_step, cache=cache, functions=functions)
-            graph = compiled.graphs.capture(step, tokens, cache, fingerprint)
+        graph, captured = compiled.graphs.get(cache, (None, None))
+        if graph is None or captured != fingerprint:
+            graph = None
+            compiled.graphs.pop(cache, None)  # its memory is free before the next capture
+            graph = CudaGraph(partial(self._decode_step, cache=cache, functions=functions), tokens, cache.length)
+            compiled.graphs[cache] = graph, fingerprint
         return graph(tokens, cache.length)
 
     def _decode_step(self, tokens: Tensor, position: Tensor, cache: Cache, functions: ForwardFunctions) -> Tensor:
@@ -272,6 +274,12 @@ class Model(nn.Module):
         return torch.stack(list(self.stream(tokens, max_new_tokens, **options)), dim=1)
 
 
+def _can_replay(functions: ForwardFunctions, tokens: Tensor, cache: Cache) -> bool:
+    """Whether a pass is a decode step for a CUDA graph: one token on a GPU, a static cache, no gradients, no hooks."""
+    is_decode = tokens.is_cuda and tokens.ndim == 2 and tokens.shape[1] == 1
+    return is_decode and cache.static and functions.replayable and not torch.is_grad_enabled()
+
+
 def _check_tokens(tokens: Tensor, vocab: int | None = None) -> None:
     """Raise UsageError unless `tokens` are integers (batch, new) and, if `vocab` is given, ids below it: looking at the
     ids makes a device wait."""
@@ -290,5 +298,5 @@ def initialise(model: nn.Module, seed: int) -> None:
             if weight.ndim >= 2 and not name.endswith("bias"):  # experts' biases are stacked
                 generator = generators.setdefault(weight.device, torch.Generator(weight.device).manual_seed(seed))
                 weight.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
-            else:
-                weight.fill_(getattr(module, "identity", {}).get(name, 0.0))  # a norm says which weight scales by one
+            else:  # a norm's `identity` has the weights with which it changes nothing
+                weight.fill_(getattr(module, "identity", {}).get(name, 0.0))

@@ -74,7 +74,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def has_opaque_parameters(module: nn.Module) -> bool:
     """Whether a parameter is of a tensor subclass that torch's compiler would take for a plain tensor. It knows the
-    subclasses that say what they wrap, as quantised and sharded ones do."""
+    subclasses that declare what they wrap, as quantised and sharded ones do."""
     kinds = {type(each) for each in (*module.parameters(), *module.buffers())} - {Tensor, nn.Parameter}
     return any(not hasattr(kind, "__tensor_flatten__") for kind in kinds)
 

@@ -235,7 +235,7 @@ MIXED = [name for name in WINDOWED if any(isinstance(x.ffn.block, zoo.MoE) for x
 @torch.no_grad()
 @pytest.mark.parametrize("name", MIXED)
 def test_with_a_mixture_of_experts_a_token_outside_the_window_changes_roundings_alone(name: str) -> None:
-    """The same with all experts: what they are given is the same to the bit, what comes out within a rounding."""
+    """With all experts: their input is equal to the bit, the output within a rounding."""
     spec = zoo.spec(name, tiny=True)
     layer = next(layer for layer in spec.layers if layer.cache_spec().window)
     model = randomised(zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale))

@@ -82,7 +82,7 @@ def test_measuring_ends_when_the_time_of_the_process_is_spent(clock: Clock) -> N
 
 
 def test_nothing_is_measured_in_a_thread_of_the_program_or_where_calls_are_watched(clock: Clock) -> None:
-    """And nothing is decided then: the next call may measure."""
+    """And nothing is chosen then: the next call may measure."""
     seen: list[bool] = []
 
     def pick() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import zoo
 from tests.models import bound, distinct, randomised, tokens_of
-from zoo.model import cuda_graph, decoder
+from zoo.model import decoder
 from zoo.model.decoder import Model
 
 LENGTH = 60
@@ -34,8 +34,10 @@ class Recorded:
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
     """Replays on the CPU, with frozen copies of the model instead of graphs."""
-    monkeypatch.setattr(cuda_graph, "CudaGraph", Recorded)
-    monkeypatch.setattr(decoder, "can_replay", lambda tokens, cache: tokens.shape[1] == 1)
+    monkeypatch.setattr(decoder, "CudaGraph", Recorded)
+    monkeypatch.setattr(
+        decoder, "_can_replay", lambda functions, tokens, cache: tokens.shape[1] == 1 and functions.replayable
+    )
     monkeypatch.setattr(Recorded, "made", 0)
     return Recorded
 
@@ -109,7 +111,7 @@ def test_replayed_steps_equal_uncompiled_ones(name: str) -> None:
             for cache in caches:
                 logits = fast(tokens[:, i : i + 1], cache)
                 assert (logits - expected[:, i : i + 1]).abs().max() <= bound(expected)
-    assert len(fast._compiled.graphs._graphs) == len(caches)
+    assert len(fast._compiled.graphs) == len(caches)
     assert all(cache.length == LENGTH for cache in caches)
 
 

@@ -1,6 +1,6 @@
-"""What is changed after `compile()` is seen on the next pass: logits and gradients are those of the uncompiled model.
+"""Changes after `compile()` are seen on the next pass: logits and gradients are those of the uncompiled model.
 
-The backend that runs graphs as they are shows what torch's compiler front end takes for granted, in seconds.
+The eager backend shows, in seconds, what torch's compiler front end assumes.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def assign(model: Model) -> None:
 
 
 def turn(model: Model) -> None:
-    """A matrix that lies column by column."""
+    """A column-major matrix."""
     linear = first(model)
     linear.weight = nn.Parameter(linear.weight.detach().T.contiguous().T)
 
@@ -239,7 +239,7 @@ def test_layers_that_are_unfrozen_get_their_gradients(name: str) -> None:
         model(tokens).square().mean().backward()
     last = f"layers.{len(plain.layers) - 1}."
     for (path, weight), other in zip(plain.named_parameters(), fast.parameters(), strict=True):
-        has_gradient = path.startswith(last) and not path.endswith(".correction")  # which chooses experts and no more
+        has_gradient = path.startswith(last) and not path.endswith(".correction")  # of a router: it has no gradient
         assert (weight.grad is not None) == (other.grad is not None) == has_gradient, path
         if weight.grad is not None:
             assert (other.grad - weight.grad).abs().max() <= 1e-5 * max(weight.grad.abs().max(), 1e-3), path
