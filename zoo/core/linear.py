@@ -161,7 +161,7 @@ def use_gemv(x: Tensor, weight: Tensor) -> bool:
         and is_single_token(x)
         and is_plain_memory(x, weight)
         and not torch.is_autocast_enabled("cpu")
-        and _gemv_wins(x.dtype, 1 if x.shape[0] == 1 else MAX_GEMV_BATCH)  # a constant to the compiler
+        and _gemv_wins(x.dtype, 1 if x.shape[0] == 1 else MAX_GEMV_BATCH)  # a guard on the batch, and a constant
     )
 
 

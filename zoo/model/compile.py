@@ -28,8 +28,6 @@ from zoo.model.guards import ModelGuard, has_hooks, has_opaque_parameters, is_as
 if TYPE_CHECKING:
     from zoo.model.decoder import Model
 
-RunLayer = Callable[[nn.Module, Tensor, ForwardContext, LayerCache], Tensor]
-RunHead = Callable[[Any, Tensor], Tensor]
 F = TypeVar("F", bound=Callable[..., Any])
 KEYS_HINT = 1024  # keys in single-token decode that the compiler assumes where it asks what is worth doing
 log = logging.getLogger(__name__)
@@ -49,8 +47,8 @@ class ForwardFunctions(NamedTuple):
     """What a forward pass calls: a function for each layer, and one for the head. `replayable`: no module has a hook,
     which a CUDA graph would not call."""
 
-    layers: Sequence[RunLayer]
-    head: RunHead
+    layers: Sequence[Callable[[nn.Module, Tensor, ForwardContext, LayerCache], Tensor]]
+    head: Callable[[Any, Tensor], Tensor]
     replayable: bool
 
 
@@ -118,7 +116,7 @@ class CompiledModel:
         self,
         function: F,
         spec: tuple[Hashable, ...],
-        parts: Sequence[tuple[nn.Module, nn.Module]],
+        parts: Sequence[tuple[nn.Module, nn.Module | None]],
         differentiates: bool,
     ) -> F:
         """`function`, compiled for modules like these, each given with the one that its spec builds; or itself."""

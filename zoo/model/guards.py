@@ -79,9 +79,11 @@ def has_opaque_parameters(module: nn.Module) -> bool:
     return any(not hasattr(kind, "__tensor_flatten__") for kind in kinds)
 
 
-def is_as_built(module: nn.Module, reference: nn.Module) -> bool:
+def is_as_built(module: nn.Module, reference: nn.Module | None) -> bool:
     """Whether a module is like `reference`, fresh from its spec, in all but the values, the dtype and the device of its
     parameters: the same classes with the same attributes, and plain parameters of the same shapes."""
+    if reference is None:  # the head of a tied model
+        return False
     modules, references = (list(each.named_modules(remove_duplicate=False)) for each in (module, reference))
     return [name for name, _ in modules] == [name for name, _ in references] and all(
         _structure(one) == _structure(other) for (_, one), (_, other) in zip(modules, references, strict=True)
