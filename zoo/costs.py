@@ -43,6 +43,11 @@ class CacheSpec:
         return context if self.window is None else min(context, self.window)
 
 
+def linear_params(fan_in: int, fan_out: int, bias: bool = False) -> int:
+    """Parameters of a linear map."""
+    return fan_in * fan_out + (fan_out if bias else 0)
+
+
 def linear_flops(tokens: int, fan_in: int, fan_out: int) -> int:
     """FLOPs of a (tokens, fan_in) x (fan_in, fan_out) product."""
     return 2 * tokens * fan_in * fan_out

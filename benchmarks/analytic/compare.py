@@ -11,9 +11,9 @@ from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import Model, Row, about
 from benchmarks.analytic.params import FFN_PARTS
 from benchmarks.analytic.roofline import PHASES, Device
+from zoo.blocks.gqa import aliases
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
-from zoo.swaps.rebuild import aliases
 
 DESCRIBED_ROLES = ("rope", "norm", "router", "act")  # specs of these roles are one value, not one for each field
 KV_CONTEXTS = (4 * 1024, 32 * 1024, 128 * 1024)

@@ -17,10 +17,11 @@ from benchmarks.analytic.models import chosen
 from benchmarks.gallery.block_drawings import DRAWINGS, draw, without_style
 from benchmarks.gallery.overview import typical
 from zoo.architectures import families
+from zoo.blocks.gqa import aliases
 from zoo.blocks.layer import Placement
 from zoo.catalog import sizes
 from zoo.cli.tables import Column, Format, render
-from zoo.swaps.rebuild import aliases, features
+from zoo.swaps.rebuild import features
 from zoo.units import format_bytes, format_count
 
 SOURCE = Path(__file__).parent / "static" / "blocks.md"

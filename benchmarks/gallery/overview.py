@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from benchmarks.analytic.models import Model
 from zoo.architectures import families
 from zoo.blocks import GQA, MLA, MoE, NoPE
+from zoo.blocks.gqa import aliases
 from zoo.blocks.layer import Layer
 from zoo.diagram.canvas import Canvas, css
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
-from zoo.swaps.rebuild import aliases, features
+from zoo.swaps.rebuild import features
 from zoo.units import format_bytes, format_count
 
 TYPICAL_PARAMS = 8e9  # the size nearest to this many parameters represents its architecture

@@ -25,9 +25,9 @@ from benchmarks.measure.timing import MIN_WARMUP_ROUNDS, Samples, Task, measure
 from zoo.blocks.mla import MLA
 from zoo.cli.self_check import TOLERANCE
 from zoo.core.attention import attention
-from zoo.core.cache import Cache, LayerCache
+from zoo.core.cache import Cache
 from zoo.core.devices import free_memory
-from zoo.core.forward_context import ForwardContext
+from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.costs import Breakdown, CacheSpec, linear_flops
 from zoo.units import dtype_name, format_bytes
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.linear import Linear, linear_params
-from zoo.costs import linear_flops
+from zoo.core.linear import Linear
+from zoo.costs import linear_flops, linear_params
 from zoo.registry import Block, Spec
 
 __all__ = ["GLU", "Activation", "ClampedSwiGLU", "GeGLU", "SwiGLU"]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.linear import Linear, linear_params
 from zoo.blocks.norms import RMSNorm
 from zoo.blocks.positions import Position
 from zoo.core.attention import attention
-from zoo.core.cache import LayerCache
-from zoo.core.forward_context import ForwardContext
-from zoo.costs import Breakdown, CacheSpec, dense_pairs, linear_flops, visible_pairs
+from zoo.core.forward_context import ForwardContext, LayerCache
+from zoo.core.linear import Linear
+from zoo.costs import Breakdown, CacheSpec, dense_pairs, linear_flops, linear_params, visible_pairs
 from zoo.registry import Mixer, Spec
 
 __all__ = ["GQA"]
@@ -119,3 +119,17 @@ class _GQA(nn.Module):
             x = norm(x)
         x = x.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2)
         return x if norm is None or over_projection else norm(x)
+
+
+# Names for special cases of grouped-query attention.
+ALIASES: dict[str, Callable[[GQA], bool]] = {
+    "MHA": lambda attn: attn.kv_heads == attn.heads,
+    "MQA": lambda attn: attn.kv_heads == 1,
+    "SWA": lambda attn: attn.window is not None,
+}
+
+
+def aliases(spec: Spec) -> list[str]:
+    """The names of a block: its kind or, for grouped-query attention, the special cases that it is."""
+    names = [name for name, holds in ALIASES.items() if isinstance(spec, GQA) and holds(spec)]
+    return names if {"MHA", "MQA"} & set(names) else [type(spec).__name__, *names]

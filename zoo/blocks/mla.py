@@ -9,13 +9,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.linear import Linear, linear_params, per_head
 from zoo.blocks.norms import RMSNorm
 from zoo.blocks.positions import Position
 from zoo.core.attention import attention
-from zoo.core.cache import LayerCache
-from zoo.core.forward_context import ForwardContext
-from zoo.costs import Breakdown, CacheSpec, dense_pairs, linear_flops, visible_pairs
+from zoo.core.forward_context import ForwardContext, LayerCache
+from zoo.core.linear import Linear, per_head
+from zoo.costs import Breakdown, CacheSpec, dense_pairs, linear_flops, linear_params, visible_pairs
 from zoo.registry import Mixer, Spec
 
 __all__ = ["MLA"]

@@ -10,8 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.linear import linear_params
 from zoo.core.linear import linear
+from zoo.costs import linear_params
 from zoo.registry import Spec
 
 __all__ = ["GroupedSigmoidTopK", "Router", "SoftmaxTopK"]

@@ -10,10 +10,10 @@ from textwrap import wrap
 from typing import Any, NamedTuple
 
 from zoo.architectures import families
-from zoo.blocks import GQA
+from zoo.blocks.gqa import ALIASES, GQA, aliases
 from zoo.blocks.layer import PLACEMENTS, Placement
 from zoo.registry import Spec
-from zoo.swaps.rebuild import ALIASES, aliases, features
+from zoo.swaps.rebuild import features
 
 ROLES = {
     "attn": "attention",

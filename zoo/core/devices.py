@@ -1,4 +1,4 @@
-"""The machine and its devices: names, free memory, and what a document says of them."""
+"""The machine and its devices: names, free memory, and how documents describe them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zoo.errors import NotAvailable, unknown
 
 
 def find_device(name: str) -> torch.device:
-    """A device by torch's name for it. Raises UsageError for no device, NotAvailable for one that is not here."""
+    """A device by torch's name for it. Raises UsageError for an unknown name, NotAvailable for a missing device."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -28,7 +28,7 @@ def find_device(name: str) -> torch.device:
 
 
 def machine() -> dict[str, Any]:
-    """The machine these figures come from."""
+    """The machine that figures were computed on, for documents."""
     return {
         "platform": platform.platform(),
         "cpu": _cpu_name(),
@@ -47,26 +47,26 @@ def _cpu_name() -> str:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a device; None where nobody can say."""
+    """Bytes that can still be allocated on a device; None where that is unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
         return None
-    return min((found for found in (_free_on_machine(), *_free_in_group()) if found is not None), default=None)
+    return min((free for free in (_free_on_machine(), *_free_in_group()) if free is not None), default=None)
 
 
 def _free_on_machine() -> int | None:
-    """Linux's own estimate; elsewhere all memory there is, an upper bound."""
+    """Linux's own estimate; elsewhere all physical memory, an upper bound."""
     try:
-        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        return int(facts["MemAvailable"].removesuffix("kB")) * 1024
+        meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        return int(meminfo["MemAvailable"].removesuffix("kB")) * 1024
     except (OSError, KeyError):
         sysconf = getattr(os, "sysconf", None)  # not on Windows
         return sysconf("SC_PHYS_PAGES") * sysconf("SC_PAGE_SIZE") if sysconf else None
 
 
 def _free_in_group() -> Iterator[int]:
-    """What a container's limit leaves: control groups, version 2 and 1. Cached file pages can be had back."""
+    """What the limits of control groups, version 2 and 1, leave to a container. Cached file pages can be reclaimed."""
     for folder, limit, usage, cached in (
         ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

@@ -1,7 +1,7 @@
 """Positions, rotary tables and masks, computed once per forward pass.
 
-Layers only look them up in the `ForwardContext`. Masks follow from positions alone, so ring buffers, chunked prefill
-and single-token decode need no special cases.
+Layers look them up in the `ForwardContext`. Masks follow from positions alone, so ring buffers, chunked prefill and
+single-token decode need no masks of their own.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from torch import Tensor
 
 
 class SlidingWindowMask(NamedTuple):
-    """Who sees whom where windows end, as the positions it follows from. The queries (t,) are the last of the keys
-    (s,); the keys before them lie in any order and are at most `window`."""
+    """The mask `visible(queries, keys, window)`, as the positions that it follows from.
+
+    The queries (t,) are the last t of the keys (s,); the keys before them are in any order and at most `window`.
+    """
 
     queries: Tensor
     keys: Tensor
@@ -27,11 +29,11 @@ Mask = Tensor | SlidingWindowMask | None
 
 
 class CacheView(NamedTuple):
-    """What a pass reads and writes in slots of one geometry.
+    """What a forward pass writes and reads in every layer cache of one geometry.
 
-    `write` (w,): indices the last w new tokens are stored at. `keys` (s,): the position of each key that is read.
-    `mask` (t, s): True where a query sees a key; None where each query sees all keys up to itself and the queries are
-    the last t of the s keys (single-token decode, or prefill into an empty cache); a SlidingWindowMask for windows.
+    `write` (w,): the indices at which the last w new tokens are stored. `keys` (s,): the position of each key that is
+    read. `mask` (t, s): True where a query sees a key; a SlidingWindowMask for windows; None where each query sees all
+    keys up to itself and the queries are the last t of the s keys (single-token decode, prefill into an empty cache).
     """
 
     write: Tensor
@@ -39,17 +41,27 @@ class CacheView(NamedTuple):
     mask: Mask
 
 
-class Planner(Protocol):
-    """A slot, as far as planning sees it. Slots of one geometry share a view."""
+class LayerCache(Protocol):
+    """Where one layer keeps its tokens."""
 
     @property
-    def geometry(self) -> Hashable: ...
-    def view(self, positions: Tensor, past: int) -> CacheView: ...
+    def geometry(self) -> Hashable:
+        """Layer caches of equal geometry share one CacheView."""
+        ...
+
+    def view(self, positions: Tensor, past: int) -> CacheView:
+        """What a forward pass of tokens at `positions` (t,), after `past` tokens, writes and reads."""
+        ...
+
+    def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
+        """Store the new part of each stream (batch, heads, t, width) -> the streams to attend over, each (batch, heads,
+        s, width), and last the mask."""
+        ...
 
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """A planned pass: `tables` by (rotary spec, width), `views` by slot geometry."""
+    """What the layers of a forward pass look up: `tables` by (position encoding, width), `views` by cache geometry."""
 
     tables: dict[tuple[Any, int], tuple[Tensor, Tensor] | None]
     views: dict[Hashable, CacheView]
@@ -59,27 +71,27 @@ def prepare_forward(
     past: int,
     new: int,
     rotary: Iterable[tuple[Any, int]],
-    slots: Iterable[Planner],
+    layer_caches: Iterable[LayerCache],
     device: torch.device | None = None,
 ) -> ForwardContext:
-    """Plan a pass of `new` tokens after `past`, for layers that need tables of these (position encoding, width) pairs
-    and keep their tokens in these `slots`."""
-    return prepare_forward_at(torch.arange(past, past + new, device=device), past, rotary, slots)
+    """The context of a forward pass of `new` tokens after `past`, for layers that look up the tables of these (position
+    encoding, width) pairs and keep their tokens in these `layer_caches`."""
+    return prepare_forward_at(torch.arange(past, past + new, device=device), past, rotary, layer_caches)
 
 
 def prepare_forward_at(
-    positions: Tensor, past: int, rotary: Iterable[tuple[Any, int]], slots: Iterable[Planner]
+    positions: Tensor, past: int, rotary: Iterable[tuple[Any, int]], layer_caches: Iterable[LayerCache]
 ) -> ForwardContext:
-    """The same for tokens at `positions` (t,). A lone token in static slots is planned from these alone, not `past`."""
+    """The same for tokens at `positions` (t,). A single token over static caches depends on these and not on `past`."""
     views: dict[Hashable, CacheView] = {}
-    for slot in slots:
-        if slot.geometry not in views:
-            views[slot.geometry] = slot.view(positions, past)
+    for layer_cache in layer_caches:
+        if layer_cache.geometry not in views:
+            views[layer_cache.geometry] = layer_cache.view(positions, past)
     return ForwardContext({(rope, width): rope.table(positions, width) for rope, width in rotary}, views)
 
 
 def visible(queries: Tensor, keys: Tensor, window: int | None = None) -> Tensor:
-    """(t,) and (s,) positions -> (t, s), True where the query sees the key: not after it, and in a window of `window`
-    tokens that includes the query itself. A key at position -1 is an empty place that nobody sees."""
+    """Positions (t,) and (s,) -> mask (t, s), True where the query sees the key: where the key is not after the query
+    and, with a `window`, among that many tokens, the query included. A key at position -1 is an empty place."""
     seen = (keys <= queries[:, None]) & (keys >= 0)
     return seen if window is None else seen & (keys > queries[:, None] - window)

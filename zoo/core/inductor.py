@@ -1,4 +1,5 @@
-"""torch's compiler on other machines: where text is read as ASCII, and where its cache is another processor's."""
+"""torch.compile on other machines: where text is read as ASCII, where its cache on disk is another processor's, and
+where there is no C++ compiler."""
 
 from __future__ import annotations
 
@@ -8,14 +9,20 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, TypeVar
 
+import torch
+
+from zoo.errors import NotAvailable
+
 F = TypeVar("F", bound=Callable[..., Any])
+# Multiply-adds are rounded once, in one instruction: reductions are 1.05 times as fast.
+FUSED_MULTIPLY_ADD = {"cpp.enable_floating_point_contract_flag": "fast"}
 
 
 def load() -> None:
     """Import what `torch.compile` imports at its first use, under a locale in which it can be imported.
 
     It reads files of its own, which hold more than ASCII, in the encoding of the locale. That fails under a C locale
-    for which Python's UTF-8 mode is off (LC_ALL=C, PYTHONUTF8=0), and so would every first compiled call.
+    without Python's UTF-8 mode (LC_ALL=C, PYTHONUTF8=0), and so would every first compiled call.
     """
     if codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8":
         return
@@ -30,6 +37,18 @@ def load() -> None:
         locale.setlocale(locale.LC_CTYPE, before)
 
 
+def find_compiler() -> None:
+    """Raise NotAvailable unless there is the C++ compiler that code for the CPU needs."""
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        raise NotAvailable(
+            "compile() needs a C++ compiler, and none is found: install g++, or name one in CXX"
+        ) from None
+
+
 def constant(function: F) -> F:
     """Mark a function that the compiler calls while it traces, and whose result becomes part of the code that it makes.
     torch.compiler.assume_constant_result does this too, and imports the whole compiler."""
@@ -40,17 +59,18 @@ def constant(function: F) -> F:
 def options() -> dict[str, Any]:
     """torch.compile's options for code on this processor.
 
-    The compiler's cache on disk finds code by the graph and the compiler's settings, not by the instructions that it
-    was made for. A processor with AVX2 alone would take code for AVX-512 from a cache that it shares with another, and
-    get NaN. The width of vectors is a setting: it is set to the one that the compiler would choose.
+    The compiler's cache on disk finds code by the graph and the compiler's settings, not by the processor's
+    instructions. A processor with AVX2 alone would take code for AVX-512 from a cache that it shares with another one,
+    and compute NaN. The width of vectors is a setting: it is set to the one that the compiler would choose.
     """
     from torch._inductor import config
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
     isa = pick_vec_isa()
     width = config.cpp.simdlen or (isa.bit_width() if isa else 1)  # 1: no vectors
-    return {"cpp.simdlen": width, **CONTRACTED}
+    return {"cpp.simdlen": width, **FUSED_MULTIPLY_ADD}
 
 
-# A product and the sum it goes into are rounded once, in one instruction: reductions are 1.05 times as fast.
-CONTRACTED = {"cpp.enable_floating_point_contract_flag": "fast"}
+def compile_dynamic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, compiled for all shapes at once."""
+    return torch.compile(function, dynamic=True, fullgraph=True, options=options())

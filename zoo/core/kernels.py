@@ -1,8 +1,9 @@
 """Which kernel computes an operation: chosen by measuring on the machine at hand.
 
-Every operation has a plain form: the call that torch itself offers. Where another kernel computes the same, the two
-take turns when a class of sizes first comes up, and the other one is taken if it wins clearly. So nothing is tuned to
-one processor, and nothing is slower than plain torch. The environment variable ZOO_KERNELS, or `use`, sets the choice:
+Every operation has a plain kernel: the call that torch itself offers. Where another kernel computes the same, the two
+are timed in turns when a class of sizes first comes up, and the other one is chosen if it is clearly faster. So nothing
+is tuned to one processor, and nothing is slower than plain torch. The environment variable ZOO_KERNELS, or `use`, sets
+the choice:
 
     ZOO_KERNELS=plain    torch's own calls, nothing is measured
     ZOO_KERNELS=FILE     as in a file that `save` wrote; a class that it does not name is plain
@@ -16,15 +17,17 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from zoo.core import inductor
 from zoo.errors import MalformedError, NotAvailable, unknown
 
 PLAIN = "plain"
@@ -33,7 +36,7 @@ SCHEMA_VERSION = 1
 
 
 class Operation(NamedTuple):
-    """What may be computed by `kernel` instead of the plain one, and what the sizes in its classes are."""
+    """The `kernel` that may compute an operation instead of the plain one, and the names of a class's `sizes`."""
 
     kernel: str
     sizes: tuple[str, ...]
@@ -42,100 +45,115 @@ class Operation(NamedTuple):
 OPERATIONS = {
     # float32 matrix products: oneDNN instead of the BLAS library that torch was built with
     "linear": Operation("onednn", ("rows", "weights")),
-    # several tokens: scores in memory, a block of queries at a time, instead of torch's SDPA
+    # prefill: a block of queries at a time, its scores in memory, instead of torch's SDPA
     "attention": Operation("blocks", ("heads per key", "width", "new", "keys", "masked")),
-    # compiled, one token: a reduction that Inductor compiles, instead of the library's product
+    # compiled single-token decode: a reduction that Inductor compiles, instead of the library's product
     "decode linear": Operation("gemv", ("rows",)),
-    # compiled, one token: the same for scores and weighted values
+    # the same for scores and weighted values
     "decode attention": Operation("reduction", ("heads per key", "width")),
 }
-CLASS_SECONDS, PROCESS_SECONDS = 0.05, 0.3  # spent at most on one class of sizes, and on all of them
-COMPILED_SECONDS = 0.5  # spent at most on a class of compiled code, whose compilation takes seconds
+MAX_CLASS_SECONDS, MAX_PROCESS_SECONDS = 0.05, 0.3  # of measuring: one class of sizes, and all of them
+MAX_COMPILED_SECONDS = 0.5  # the same for a class of compiled code, whose compilation takes seconds
 MIN_TURNS, MAX_TURNS = 3, 9
-MARGIN = 0.95  # a kernel wins a turn if it takes at most this part of the plain one's time
-SHARE = 2 / 3  # of the turns it must win
-COLD_BYTES = 64 * 2**20  # gone through in each turn by what must find its operands in memory, not in a cache
+MAX_TIME_RATIO = 0.95  # of the plain kernel's time, for a kernel to win a turn
+MIN_TURNS_WON = 2 / 3  # of the turns, for a kernel to be chosen
+COLD_BYTES = 64 * 2**20  # of operands in a turn whose kernels must read them from memory, not from a cache
 
-Class = tuple[str, torch.dtype, tuple[int, ...], int]  # (operation, dtype, sizes, threads)
-Run = Callable[[], object]
+SizeClass = tuple[str, torch.dtype, tuple[int, ...], int]  # (operation, dtype, sizes, threads)
+Kernel = Callable[..., object]
+Request = str | Path | Mapping[str, str] | None  # "plain", a file, kernels by operation or class; None to measure
 
 
-class Race(NamedTuple):
+class Trial(NamedTuple):
     """Two calls that compute the same, to be timed in turns."""
 
-    plain: Run
-    other: Run
+    plain: Kernel
+    other: Kernel
+
+    @classmethod
+    def over(cls, operands: Sequence[tuple[Any, ...]], *kernels: Kernel, compiled: bool = False) -> Trial:
+        """Two kernels, each called with one tuple of operands after another."""
+
+        def run(kernel: Kernel) -> None:
+            for each in operands:
+                kernel(*each)
+
+        return cls(*(partial(run, inductor.compile_dynamic(kernel) if compiled else kernel) for kernel in kernels))
+
+
+MakeTrial = Callable[[], Trial]
 
 
 @dataclass
-class Kernels:
-    """The choices of a process.
+class KernelChoices:
+    """The kernels that a process chooses.
 
-    `said`: what a file or the caller asked for, by class or by operation; None to measure. `chosen`: the choice for
-    each class that came up. `seconds`: what measuring took so far. `pending`: classes that came up while a compiler was
-    tracing, when nothing can be measured, with what to measure.
+    `requested`: what a file or the caller asked for, by class or by operation; None to measure. `chosen`: the kernel of
+    each class that came up. `seconds`: what measuring took so far. `pending`: the trials of classes that came up while
+    a compiler traced, when nothing can be measured.
     """
 
-    said: Mapping[str, str] | None = None
-    chosen: dict[Class, str] = field(default_factory=dict)
+    requested: Mapping[str, str] | None = None
+    chosen: dict[SizeClass, str] = field(default_factory=dict)
     seconds: float = 0.0
-    pending: dict[Class, Callable[[], Race]] = field(default_factory=dict)
+    pending: dict[SizeClass, MakeTrial] = field(default_factory=dict)
 
     @property
     def is_plain(self) -> bool:
-        """Whether no operation is ever computed by another kernel than the plain one."""
-        return self.said is not None and all(kernel == PLAIN for kernel in self.said.values())
+        """Whether every operation is computed by its plain kernel, whatever its sizes."""
+        return self.requested is not None and all(kernel == PLAIN for kernel in self.requested.values())
 
-    def pick(self, operation: str, dtype: torch.dtype, sizes: tuple[int, ...], race: Callable[[], Race]) -> bool:
-        """Whether another kernel than the plain one computes an operation; the `race` decides where nobody has said so.
+    def pick(self, operation: str, dtype: torch.dtype, sizes: tuple[int, ...], trial: MakeTrial) -> bool:
+        """Whether another kernel than the plain one computes an operation; measured by `trial` if nothing is requested.
 
-        `sizes` are what OPERATIONS says they are; the number of threads is added to them.
+        `sizes` are the ones that OPERATIONS names; the number of threads is added to them.
         """
         key = (operation, dtype, sizes, torch.get_num_threads())
-        found = self.chosen.get(key)
-        if found is None:
-            found = self._decide(key, race)
-        return found is not PLAIN and found != PLAIN
+        kernel = self.chosen.get(key)
+        if kernel is None:
+            kernel = self._choose(key, trial)
+        return kernel is not PLAIN and kernel != PLAIN
 
-    def pick_traced(self, operation: str, dtype: torch.dtype, sizes: tuple[int, ...], race: Callable[[], Race]) -> bool:
-        """The same while a compiler traces. What is not decided yet is the other kernel, until `settle`."""
+    def pick_traced(self, operation: str, dtype: torch.dtype, sizes: tuple[int, ...], trial: MakeTrial) -> bool:
+        """The same while a compiler traces: a class without a choice gets the other kernel until `measure_pending`."""
         key = (operation, dtype, sizes, torch.get_num_threads())
-        found = self.chosen.get(key) or self._said(key)
-        if found is None:
-            self.pending[key] = race
+        kernel = self.chosen.get(key) or self._requested(key)
+        if kernel is None:
+            self.pending[key] = trial
             return True
-        self.chosen[key] = found
-        return found != PLAIN
+        self.chosen[key] = kernel
+        return kernel != PLAIN
 
-    def settle(self) -> bool:
-        """Decide what came up while a compiler traced. True where a plain kernel won: code was compiled otherwise."""
+    def measure_pending(self) -> bool:
+        """Choose for the classes that came up while a compiler traced. True where a plain kernel won: code has been
+        compiled with the other one."""
         changed = False
         while self.pending and _can_measure():
-            key, race = self.pending.popitem()
-            self.chosen[key] = OPERATIONS[key[0]].kernel if _wins(race(), COMPILED_SECONDS) else PLAIN
+            key, trial = self.pending.popitem()
+            self.chosen[key] = OPERATIONS[key[0]].kernel if _is_faster(trial(), MAX_COMPILED_SECONDS) else PLAIN
             changed = changed or self.chosen[key] == PLAIN
         return changed
 
-    def _said(self, key: Class) -> str | None:
-        if self.said is None:
+    def _requested(self, key: SizeClass) -> str | None:
+        if self.requested is None:
             return None
-        return self.said.get(_name(key)) or self.said.get(key[0]) or PLAIN
+        return self.requested.get(_name(key)) or self.requested.get(key[0]) or PLAIN
 
-    def _decide(self, key: Class, race: Callable[[], Race]) -> str:
-        found = self._said(key)
-        if found is None:
+    def _choose(self, key: SizeClass, trial: MakeTrial) -> str:
+        kernel = self._requested(key)
+        if kernel is None:
             if not _can_measure():
-                return PLAIN  # now; another time it may be measured
+                return PLAIN  # for this call; a later one may measure
             began = perf_counter()
-            wins = self.seconds < PROCESS_SECONDS and _wins(race())
-            found = OPERATIONS[key[0]].kernel if wins else PLAIN
+            wins = self.seconds < MAX_PROCESS_SECONDS and _is_faster(trial())
+            kernel = OPERATIONS[key[0]].kernel if wins else PLAIN
             self.seconds += perf_counter() - began
-        self.chosen[key] = found
-        return found
+        self.chosen[key] = kernel
+        return kernel
 
 
 def _can_measure() -> bool:
-    """Not while a compiler traces or a mode watches what is called, not beside other threads of the program, and not
+    """Not while a compiler traces or a dispatch mode intercepts calls, not beside other threads of the program, and not
     where several processes must agree."""
     return (
         not torch.compiler.is_compiling()
@@ -146,64 +164,64 @@ def _can_measure() -> bool:
     )
 
 
-def _wins(race: Race, seconds: float = CLASS_SECONDS) -> bool:
-    """Whether the other kernel is clearly faster than the plain one, as far as that can be seen in so many seconds."""
+def _is_faster(trial: Trial, seconds: float = MAX_CLASS_SECONDS) -> bool:
+    """Whether the other kernel is clearly faster than the plain one, measured for at most so many seconds."""
     turns = won = 0
-    for run in race:
+    for run in trial:
         run()  # kernels are made, and code is compiled, on the first call
     began = perf_counter()
     while turns < MAX_TURNS and perf_counter() - began < seconds:
-        plain, other = _time(race.plain), _time(race.other)
-        won += other <= MARGIN * plain
+        plain, other = _time(trial.plain), _time(trial.other)
+        won += other <= MAX_TIME_RATIO * plain
         turns += 1
         if turns >= MIN_TURNS and won in (0, turns):
             break
-    return turns >= MIN_TURNS and won >= SHARE * turns
+    return turns >= MIN_TURNS and won >= MIN_TURNS_WON * turns
 
 
-def _time(run: Run) -> float:
+def _time(run: Kernel) -> float:
     start = perf_counter()
     run()
     return perf_counter() - start
 
 
-def _name(key: Class) -> str:
-    """A class in words: "linear, float32, rows 1, weights 1048576, threads 2"."""
+def _name(key: SizeClass) -> str:
+    """A class as text: "linear, float32, rows 1, weights 1048576, threads 2"."""
     operation, dtype, sizes, threads = key
-    said = [f"{name} {size}" for name, size in zip(OPERATIONS[operation].sizes, sizes, strict=True)]
-    return ", ".join([operation, str(dtype).removeprefix("torch."), *said, f"threads {threads}"])
+    named = [f"{name} {size}" for name, size in zip(OPERATIONS[operation].sizes, sizes, strict=True)]
+    return ", ".join([operation, str(dtype).removeprefix("torch."), *named, f"threads {threads}"])
 
 
 def bucket(number: int, base: int = 4) -> int:
-    """The power of `base`, 4 or 16, at or below a number: sizes of one bucket are one class."""
+    """The largest power of `base`, 4 or 16, up to a number: sizes of one bucket are one class."""
     bits = number.bit_length() - 1
     return 1 << bits - bits % (base.bit_length() - 1)
 
 
-_active: Kernels | None = None
+_active: KernelChoices | None = None
 
 
-def active() -> Kernels:
+def active() -> KernelChoices:
     """The choices of this process. Raises NotAvailable or MalformedError for a ZOO_KERNELS that cannot be read."""
     global _active
     if _active is None:
-        _active = Kernels(_read(os.environ.get(VARIABLE)))
+        _active = KernelChoices(_read(os.environ.get(VARIABLE)))
     return _active
 
 
-def use(setting: str | Path | Mapping[str, str] | None) -> None:
-    """Begin anew: "plain", a file that `save` wrote, choices by operation or class, or None to measure.
+def use(setting: Request) -> None:
+    """Start over with "plain", a file that `save` wrote, kernels by operation or class, or None to measure.
 
-    A model that is compiled already keeps the kernels it was compiled with. Raises NotAvailable for a file that is not
-    there, MalformedError for one that holds something else.
+    A model that is already compiled keeps its kernels. Raises NotAvailable for a file that cannot be read,
+    MalformedError for one that holds something else.
     """
     global _active
-    _active = Kernels(_checked(setting, "use") if isinstance(setting, Mapping) else _read(setting))
+    _active = KernelChoices(_read(setting))
 
 
 @contextmanager
-def using(setting: str | Path | Mapping[str, str] | None) -> Iterator[Kernels]:
-    """`use` for a while: what was chosen before is back afterwards."""
+def using(setting: Request) -> Iterator[KernelChoices]:
+    """`use` inside a with statement: the earlier choices are back afterwards."""
     global _active
     before = _active
     use(setting)
@@ -227,30 +245,31 @@ def save(path: str | Path) -> None:
         raise NotAvailable(f"cannot write {path}: {error.strerror}") from error
 
 
-def _read(setting: str | Path | None) -> Mapping[str, str] | None:
+def _read(setting: Request) -> Mapping[str, str] | None:
+    """The requested kernels, if every operation and kernel in them exists."""
     if setting is None or setting == "":
         return None
     if setting == PLAIN:
         return {}
-    try:
-        found = json.loads(Path(setting).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NotAvailable(f"{VARIABLE}={setting}: neither {PLAIN!r} nor a file: {error.strerror}") from error
-    except ValueError as error:
-        raise MalformedError(f"{VARIABLE}={setting}: not JSON: {error}") from error
-    version = found.get("schema_version") if isinstance(found, dict) else None
-    if version != SCHEMA_VERSION or not isinstance(found.get("kernels"), dict):
-        raise MalformedError(f"{VARIABLE}={setting}: not a file of choices of schema_version {SCHEMA_VERSION}")
-    return _checked(found["kernels"], str(setting))
-
-
-def _checked(said: Mapping[str, str], where: str) -> Mapping[str, str]:
-    """`said`, if every operation and kernel in it exists."""
-    for name, kernel in said.items():
+    where, requested = ("use", setting) if isinstance(setting, Mapping) else (str(setting), _load(setting))
+    for name, kernel in requested.items():
         operation = name.partition(",")[0]
         if operation not in OPERATIONS:
             raise MalformedError(f"{where}: {unknown('operation', operation, OPERATIONS)}")
         known = (PLAIN, OPERATIONS[operation].kernel)
         if kernel not in known:
             raise MalformedError(f"{where}: {unknown(f'kernel of {operation}', str(kernel), known)}")
-    return said
+    return requested
+
+
+def _load(path: str | Path) -> Mapping[str, str]:
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NotAvailable(f"{VARIABLE}={path}: neither {PLAIN!r} nor a file: {error.strerror}") from error
+    except ValueError as error:
+        raise MalformedError(f"{VARIABLE}={path}: not JSON: {error}") from error
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION or not isinstance(document.get("kernels"), dict):
+        raise MalformedError(f"{VARIABLE}={path}: not a file of choices of schema_version {SCHEMA_VERSION}")
+    return document["kernels"]

@@ -12,9 +12,9 @@ from math import gcd
 from typing import NamedTuple
 
 from zoo.blocks import GLU, GQA, MLA, MoE, NoPE, Router
+from zoo.blocks.gqa import aliases
 from zoo.diagram.canvas import Canvas, text_width, wrap_text
 from zoo.registry import Mixer, Spec
-from zoo.swaps.rebuild import aliases
 
 BIG, SMALL, TINY = 12.5, 10.0, 9.0  # font sizes
 MASK_SIZE = 34.0

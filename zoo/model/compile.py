@@ -1,9 +1,9 @@
 """Compiling a model: one function for each distinct layer, which every layer equal to it calls with its own weights.
 
 torch would check on every call that no module and no global has changed since it compiled, which takes a tenth of a
-millisecond a layer. For a layer that is as its spec builds it, the spec and the facts of its parameters say all that
-can differ. So these guards are left out, and one look at the whole model (zoo.model.watch) takes their place. A layer
-that was edited, by an adapter in place of a projection for example, is compiled apart with all of torch's guards. A
+millisecond a layer. For a layer that is as its spec builds it, the spec and the facts of its parameters determine the
+code. So these guards are left out, and one look at the whole model (zoo.model.guards) takes their place. A layer that
+was edited, by an adapter in place of a projection for example, is compiled separately with all of torch's guards. A
 layer with hooks runs uncompiled. Whatever is changed after `compile()` is seen on the next pass.
 """
 
@@ -13,180 +13,156 @@ import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from zoo.core import inductor
-from zoo.core.cache import LayerCache
-from zoo.core.forward_context import ForwardContext
+from zoo.core.cache import Cache
+from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.kernels import active
-from zoo.errors import NotAvailable
-from zoo.model.watch import Watch, has_global_hooks, has_hooks, has_opaque_parameters, is_as_built, parameter_facts
+from zoo.model.cuda_graph import CudaGraph
+from zoo.model.guards import ModelGuard, has_hooks, has_opaque_parameters, is_as_built, parameter_facts
 
 if TYPE_CHECKING:
     from zoo.model.decoder import Model
 
-LayerPass = Callable[[nn.Module, Tensor, ForwardContext, LayerCache], Tensor]
-HeadPass = Callable[[Any, Tensor], Tensor]
 F = TypeVar("F", bound=Callable[..., Any])
-HINT = 1024  # keys of a lone token, where the compiler asks what is worth doing
+KEYS_HINT = 1024  # keys in single-token decode that the compiler assumes where it asks what is worth doing
 log = logging.getLogger(__name__)
 
 
-def layer_pass(layer: nn.Module, x: Tensor, step: ForwardContext, slot: LayerCache) -> Tensor:
+def run_layer(layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
     """A layer on its input (b, t, dim) -> (b, t, dim)."""
-    out: Tensor = layer(x, step, slot)
-    return out
+    return layer(x, ctx, cache)
 
 
-def head_pass(model: Any, x: Tensor) -> Tensor:
+def run_head(model: Any, x: Tensor) -> Tensor:
     """The last norm and the head: (b, t, dim) -> logits (b, t, vocab)."""
-    out: Tensor = model.logits(x)
-    return out
+    return model.logits(x)
 
 
-class Passes(NamedTuple):
+class ForwardFunctions(NamedTuple):
     """What a forward pass calls: a function for each layer, and one for the head. `replayable`: no module has a hook,
     which a CUDA graph would not call."""
 
-    layers: Sequence[LayerPass]
-    head: HeadPass
+    layers: Sequence[Callable[[nn.Module, Tensor, ForwardContext, LayerCache], Tensor]]
+    head: Callable[[Any, Tensor], Tensor]
     replayable: bool
 
 
-class Compiled:
-    """The compiled functions of a model. `options` are torch.compile's.
+class CompiledModel:
+    """The compiled functions and CUDA graphs of a model. `options` are torch.compile's.
 
-    `version` counts the changes of the model that were seen. Not for pickling: a copy of a model is not compiled.
+    Not for pickling: a copy of a model is not compiled. Raises NotAvailable where there is no C++ compiler for the CPU.
     """
 
     def __init__(self, model: Model, options: dict[str, Any]) -> None:
         inductor.load()
         if model.embed.weight.device.type == "cpu":
-            find_compiler()
+            inductor.find_compiler()
+        # The decode step over each cache, with the fingerprint of the model at its capture.
+        self.graphs = WeakKeyDictionary[Cache, tuple[CudaGraph, Hashable]]()
         self._model, self._options = model, options
-        self._functions: dict[Hashable, Callable[..., Any]] = {}
-        self._passes: dict[bool, Passes] = {}
-        self._watch: Watch | None = None
-        self.version = 0
+        self._compiled: dict[Hashable, Callable[..., Any]] = {}
+        self._functions: dict[bool, ForwardFunctions] = {}
+        self._guard: ModelGuard | None = None
+        self._version = 0  # counts the changes of the model that were seen
 
-    def passes(self) -> Passes:
+    def functions(self) -> ForwardFunctions:
         """The functions for the model as it is now."""
-        if self._watch is None or not self._watch.holds():
-            self._watch, self._passes = Watch(self._model), {}
-            self.version += 1
+        if self._guard is None or not self._guard.holds():
+            self._guard, self._functions = ModelGuard(self._model), {}
+            self._version += 1
         differentiates = torch.is_grad_enabled()
-        if differentiates not in self._passes:
-            self._passes[differentiates] = self._choose(differentiates)
-        return self._passes[differentiates]
+        if differentiates not in self._functions:
+            self._functions[differentiates] = self._compile_all(differentiates)
+        return self._functions[differentiates]
 
-    def settle(self) -> None:
-        """After a pass: measure kernels that came up while it was traced, and compile anew what took a slower one."""
-        if active().pending and active().settle():
+    def measure_pending(self) -> None:
+        """After a pass: measure kernels that came up while it was traced, and recompile where the slower was chosen."""
+        if active().pending and active().measure_pending():
+            self._compiled.clear()
             self._functions.clear()
-            self._passes.clear()
 
     def fingerprint(self) -> Hashable:
-        """What a CUDA graph of the model depends on: its structure, where its weights lie, and autocast."""
+        """What a CUDA graph of the model depends on: its structure, where its weights are, and autocast."""
         autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-        return self.version, autocast, tuple(weight.data_ptr() for weight in self._model.parameters())
+        return self._version, autocast, tuple(weight.data_ptr() for weight in self._model.parameters())
 
-    def _choose(self, differentiates: bool) -> Passes:
+    def _compile_all(self, differentiates: bool) -> ForwardFunctions:
         model = self._model
-        reference = _reference(model)
+        with torch.device("meta"):  # the model as its spec builds it, without memory, with one layer of each kind
+            reference = replace(model.spec, layers=tuple(dict.fromkeys(model.spec.layers))).build()
         built = dict(zip(reference.spec.layers, reference.layers, strict=True))
         layers = [
-            self._function(layer_pass, (spec,), [(layer, built[spec])], differentiates)
+            self._compile(run_layer, (spec,), [(layer, built[spec])], differentiates)
             for spec, layer in zip(model.spec.layers, model.layers, strict=True)
         ]
-        parts = [
-            (getattr(model, name), getattr(reference, name)) for name in ("norm", "head" if model.head else "embed")
-        ]
-        head = self._function(head_pass, ("head", model.spec.norm, model.spec.tied), parts, differentiates)
-        edited = sum(each is layer_pass for each in layers) + (head is head_pass)
-        if edited:
+        names = "norm", "head" if model.head else "embed"
+        parts = [(getattr(model, name), getattr(reference, name)) for name in names]
+        head = self._compile(run_head, ("head", model.spec.norm, model.spec.tied), parts, differentiates)
+        uncompiled = sum(function is run_layer for function in layers) + (head is run_head)
+        if uncompiled:
             log.warning(
                 "%d of %d parts of the model have hooks or tensors that torch cannot trace: these run uncompiled",
-                edited,
+                uncompiled,
                 len(layers) + 1,
             )
-        return Passes(layers, head, not edited and not has_hooks(model) and not has_global_hooks())
+        return ForwardFunctions(layers, head, replayable=not uncompiled and not has_hooks(model))
 
-    def _function(
+    def _compile(
         self,
         function: F,
         spec: tuple[Hashable, ...],
-        parts: Sequence[tuple[nn.Module, nn.Module]],
+        parts: Sequence[tuple[nn.Module, nn.Module | None]],
         differentiates: bool,
     ) -> F:
-        """`function`, compiled for modules like these: each with what its spec builds."""
+        """`function`, compiled for modules like these, each given with the one that its spec builds; or itself."""
         modules = [module for module, _ in parts]
-        if has_global_hooks() or any(has_hooks(module) or has_opaque_parameters(module) for module in modules):
+        if any(has_hooks(module) or has_opaque_parameters(module) for module in modules):
             return function
         as_built = all(is_as_built(module, reference) for module, reference in parts)
         facts = tuple(parameter_facts(module, differentiates) for module in modules)
         structure = () if as_built else tuple((n, type(m)) for module in modules for n, m in module.named_modules())
         training = tuple(module.training for module in modules)
         key = (function, spec, structure, facts, training, differentiates)
-        if key not in self._functions:
-            self._functions[key] = compiled(function, as_built, **self._options)
-        return cast(F, self._functions[key])
+        if key not in self._compiled:
+            self._compiled[key] = compile_function(function, as_built, **self._options)
+        return cast(F, self._compiled[key])
 
 
-def _reference(model: Model) -> Model:
-    """The model as its spec builds it, without memory, with one layer of each kind."""
-    with torch.device("meta"):
-        kinds = tuple(dict.fromkeys(model.spec.layers))
-        return replace(model.spec, layers=kinds).build()
-
-
-def compiled(function: F, as_built: bool = True, **options: Any) -> F:
-    """`function` compiled for every length at once, apart from whatever else is compiled of it. Where the modules that
-    it is given are not `as_built`, torch keeps all its guards, and calls what it cannot compile."""
-    ours: dict[str, Any] = {"dynamic": True, "fullgraph": as_built, "isolate_recompiles": True}
-    own = dict(GUARDS) if as_built else {}  # a copy: torch.compile takes its own entries out
+def compile_function(function: F, as_built: bool = True, **options: Any) -> F:
+    """`function` compiled for every length at once, isolated from whatever else is compiled of it. Where the modules
+    that it is given are not `as_built`, torch keeps all its guards, and calls what it cannot compile."""
+    defaults: dict[str, Any] = {"dynamic": True, "fullgraph": as_built, "isolate_recompiles": True}
+    backend_options: dict[str, Any] = {"guard_filter_fn": _kept_guards} if as_built else {}
     if options.get("backend", "inductor") == "inductor" and "mode" not in options:
-        own |= inductor.options()
-    given = {name: value for name, value in options.items() if name != "options"}
-    return cast(F, torch.compile(function, **(ours | given), options=own | (options.get("options") or {}) or None))
+        backend_options |= inductor.options()
+    backend_options |= options.get("options") or {}
+    return cast(F, torch.compile(function, **(defaults | options | {"options": backend_options or None})))
 
 
-def _guards(entries: Sequence[Any]) -> list[bool]:
-    """Guards kept in compiled code: all but those on modules, which zoo.model.watch checks, and those on globals, such
+def _kept_guards(entries: Sequence[Any]) -> list[bool]:
+    """Guards kept in compiled code: all but those on modules, which zoo.model.guards checks, and those on globals, such
     as functions, which do not change."""
-    own = torch.compiler.skip_guard_on_all_nn_modules_unsafe(entries)
-    return [kept and not entry.is_global for kept, entry in zip(own, entries, strict=True)]
+    kept = torch.compiler.skip_guard_on_all_nn_modules_unsafe(entries)
+    return [is_kept and not entry.is_global for is_kept, entry in zip(kept, entries, strict=True)]
 
 
-GUARDS = {"guard_filter_fn": _guards}
+def mark_dynamic_lengths(ctx: ForwardContext, new: int) -> None:
+    """Tell the compiler which lengths of a pass of `new` tokens are independent. It takes equal lengths for the same
+    one, and would recompile as soon as two differ that were equal by chance.
 
-
-def mark_dynamic_lengths(step: ForwardContext, new: int) -> None:
-    """Tell the compiler which lengths of a step of `new` tokens are of their own. It takes equal ones for one and the
-    same, and would compile anew as soon as two differ that were equal by chance.
-
-    How many keys a lone token reads on the CPU it is not told at all: it would ask whether they are one, more than
-    4,096, or as many as there is room for, and compile anew each time that the answer changes. (A static slot's are
-    as many always.)
+    The number of keys in single-token decode on the CPU is unbacked: the compiler would ask whether it is one, above
+    4,096 or the size of the cache, and recompile whenever an answer changes. (In a static cache it never changes.)
     """
     from torch._dynamo.decorators import mark_unbacked, maybe_mark_dynamic
 
-    for view in step.views.values():
+    for view in ctx.views.values():
         if new == 1 and view.mask is None and view.keys.device.type == "cpu":
-            mark_unbacked(view.keys, 0, hint_override=HINT)
+            mark_unbacked(view.keys, 0, hint_override=KEYS_HINT)
         else:
             maybe_mark_dynamic(view.keys, 0)
             maybe_mark_dynamic(view.write, 0)
-
-
-def find_compiler() -> None:
-    """Raise NotAvailable unless there is the C++ compiler that code for the CPU needs."""
-    from torch._inductor import cpp_builder, exc
-
-    try:
-        cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler:
-        raise NotAvailable(
-            "compile() needs a C++ compiler, and none is found: install g++, or name one in CXX"
-        ) from None

@@ -1,24 +1,24 @@
-"""A layer plan in words: a name for each kind of layer, and the plan with what repeats folded."""
+"""A model's layer list as text: a name for each kind of layer, and the list with repeats folded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
-from zoo.blocks import Layer
+from zoo.blocks.gqa import aliases
+from zoo.blocks.layer import Layer
 from zoo.model.decoder import Decoder
-from zoo.swaps.rebuild import aliases
 
 
 def labels(spec: Decoder) -> list[str]:
-    """A short name for each distinct layer, in order of appearance: what sets it apart from the others."""
+    """A short name for each distinct layer, in order of appearance: the aspects in which they differ."""
     kinds = list(dict.fromkeys(spec.layers))
-    apart: list[list[str]] = []
+    differing: list[list[str]] = []
     for aspect in ASPECTS:
-        words = [aspect(layer) for layer in kinds]
-        if len(set(words)) > 1 or len(kinds) == 1:
-            apart.append(words)
-        names = [", ".join(parts) for parts in zip(*apart, strict=True)]
+        values = [aspect(layer) for layer in kinds]
+        if len(set(values)) > 1 or len(kinds) == 1:
+            differing.append(values)
+        names = [", ".join(parts) for parts in zip(*differing, strict=True)]
         if len(set(names)) == len(kinds):
             return names
     return [f"kind {i + 1}" for i in range(len(kinds))]
@@ -38,22 +38,20 @@ ASPECTS: tuple[Callable[[Layer], str], ...] = (
 )
 
 
-def fold(plan: Sequence[str]) -> str:
-    """Run-length-encoded, and what repeats folded: 5 x (5 x [window 1024] + 1 x [full]) + 4 x [window 1024]"""
-    return " + ".join(_groups([(len(list(run)), label) for label, run in groupby(plan)]))
-
-
-def _groups(runs: list[tuple[int, str]]) -> Iterator[str]:
-    """From the front, the group of runs that covers most by coming again and again; a lone run otherwise."""
-    while runs:
+def fold(names: Sequence[str]) -> str:
+    """The name of each layer, run-length encoded, repeated groups of runs folded:
+    5 x (5 x [window 1024] + 1 x [full]) + 4 x [window 1024]"""
+    runs, groups = [(len(list(run)), name) for name, run in groupby(names)], []
+    while runs:  # from the front, the group that covers most runs by its repeats
         length, times = max(_repeats(runs), key=lambda found: (found[0] * found[1], -found[0]))
-        inner = " + ".join(f"{n} x [{label}]" for n, label in runs[:length])
-        yield f"{times} x ({inner})" if times > 1 else inner
+        inner = " + ".join(f"{count} x [{name}]" for count, name in runs[:length])
+        groups.append(f"{times} x ({inner})" if times > 1 else inner)
         runs = runs[length * times :]
+    return " + ".join(groups)
 
 
 def _repeats(runs: list[tuple[int, str]]) -> Iterator[tuple[int, int]]:
-    """(length, times) for every group of runs that the list begins with and that comes again at once."""
+    """(length, times) for every group of runs at the front of the list that repeats immediately, and for the first."""
     yield 1, 1
     for length in range(2, len(runs) // 2 + 1):
         times = 1

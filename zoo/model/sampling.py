@@ -1,4 +1,4 @@
-"""Drawing the next token from logits."""
+"""Sampling the next token from logits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from zoo.errors import UsageError
 
 
 class Sampler:
-    """Greedy at temperature 0; else a draw from softmax(logits / temperature), cut to `top_k` and `top_p`.
+    """Greedy at temperature 0; else a sample from softmax(logits / temperature), cut to `top_k` and `top_p`.
 
-    `top_p` keeps the fewest likeliest tokens whose probabilities reach it (nucleus sampling, Holtzman et al. 2019),
-    after `top_k`. `seed` makes the draws repeatable, apart from any other randomness in the process.
+    `top_k` keeps that many most likely tokens. After it, `top_p` keeps the fewest most likely tokens whose
+    probabilities reach it (nucleus sampling, Holtzman et al. 2019). `seed` makes the samples repeatable, independent of
+    other randomness in the process. Raises UsageError for options out of range.
     """
 
     def __init__(
@@ -33,13 +34,13 @@ class Sampler:
         if self.temperature < torch.finfo(torch.float32).tiny:
             return logits.argmax(-1)
         scores, ids = logits.float().sort(-1, descending=True)
-        scores = (scores - scores[:, :1]) / self.temperature  # the likeliest at 0, so that none overflows
+        scores = (scores - scores[:, :1]) / self.temperature  # the most likely at 0, so that none overflows
         if self.top_k is not None:
             scores, ids = scores[:, : self.top_k], ids[:, : self.top_k]
         probabilities = scores.softmax(-1)
         if self.top_p is not None:
             before = probabilities.cumsum(-1) - probabilities
-            before[:, 0] = -1.0  # the likeliest is kept, however small top_p is
+            before[:, 0] = -1.0  # the most likely is kept, however small top_p is
             probabilities = probabilities.masked_fill(before >= self.top_p, 0.0)
-        drawn = torch.multinomial(probabilities, 1, generator=self.generator)
-        return ids.gather(-1, drawn).squeeze(-1)
+        sampled = torch.multinomial(probabilities, 1, generator=self.generator)
+        return ids.gather(-1, sampled).squeeze(-1)

@@ -16,12 +16,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from zoo.blocks import GQA
+from zoo.blocks.gqa import ALIASES, GQA
 from zoo.blocks.layer import PLACEMENTS, Placement
 from zoo.errors import UsageError, unknown
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
-from zoo.swaps.rebuild import ALIASES, BlockCall, dropped_features, field_names, rebuild
+from zoo.swaps.rebuild import BlockCall, dropped_features, field_names, rebuild
 
 MAX_CHARACTERS = 120  # of a swap that an error repeats
 CONSTANTS = {"none": None, "true": True, "false": False}

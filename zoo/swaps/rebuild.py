@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-from zoo.blocks import GQA
+from zoo.blocks.gqa import ALIASES, GQA
 from zoo.errors import UsageError, unknown
 from zoo.registry import Spec
 
 Values = dict[str, Any]
-# Aliases for forms of grouped-query attention -> whether a spec has that form.
-ALIASES: dict[str, Callable[[GQA], bool]] = {
-    "MHA": lambda attn: attn.kv_heads == attn.heads,
-    "MQA": lambda attn: attn.kv_heads == 1,
-    "SWA": lambda attn: attn.window is not None,
-}
 # Optional field in use -> its term, where that is not the field's own name; "" where it is not mentioned.
 TERMS = {
     "bias": "biases",
@@ -36,12 +30,6 @@ TERMS = {
     "truncate": "unrounded ramp",
     "unit_offset": "weight 1 + w",
 }
-
-
-def aliases(spec: Spec) -> list[str]:
-    """The names of a block: its kind and its aliases; MHA and MQA replace GQA."""
-    names = [name for name, holds in ALIASES.items() if isinstance(spec, GQA) and holds(spec)]
-    return names if {"MHA", "MQA"} & set(names) else [type(spec).__name__, *names]
 
 
 class BlockCall(NamedTuple):

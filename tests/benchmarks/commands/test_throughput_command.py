@@ -239,9 +239,8 @@ def test_compare_measures_a_model_with_itself_once(capsys: pytest.CaptureFixture
 
 
 def test_commands_on_the_pages_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    pages = (
-        (ROOT / name).read_text(encoding="utf-8").replace("\\\n", "") for name in ("README.md", "docs/benchmarks.md")
-    )
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [file.read_text(encoding="utf-8").replace("\\\n", "") for file in files]
     commands = [
         command
         for page in pages

@@ -16,11 +16,11 @@ from benchmarks.analytic.models import Model, one
 from benchmarks.gallery import block_drawings, blocks_page
 from benchmarks.gallery.overview import overview
 from benchmarks.gallery.page import data
+from zoo.blocks.gqa import ALIASES
 from zoo.blocks.layer import PLACEMENTS
 from zoo.costs import CacheSpec, linear_flops
 from zoo.diagram import svg
 from zoo.registry import Block, Mixer
-from zoo.swaps.rebuild import ALIASES
 
 CODE = re.findall(r"```pycon\n(.*?)```", blocks_page.markdown(), re.DOTALL)
 SPACE = "{http://www.w3.org/2000/svg}"

@@ -14,7 +14,7 @@ from benchmarks.measure.environment import _blas, environment, kernel_summary, m
 from benchmarks.output.report import Report
 from zoo.cli.tables import Format
 from zoo.core import kernels
-from zoo.core.kernels import Race
+from zoo.core.kernels import Trial
 from zoo.errors import MalformedError
 
 
@@ -77,7 +77,7 @@ def chooses(operation: str = "linear", rows: int = 1) -> None:
     kernels.active().pick(operation, torch.float32, sizes, no_race)
 
 
-def no_race() -> Race:
+def no_race() -> Trial:
     raise AssertionError("nothing is measured where a setting decides")
 
 

@@ -28,7 +28,7 @@ def test_the_gemms_of_a_prefill_are_those_that_the_formula_counts(
     family: str, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of its FLOPs but those of scores, which no weight takes part in; also where attention multiplies alike."""
-    monkeypatch.setattr(attention, "MIN_PRODUCTS", 0)
+    monkeypatch.setattr(attention, "MIN_MULTIPLY_ADDS", 0)
     model, spec = zoo.build(family, tiny=True), zoo.spec(family, tiny=True)
     parts = spec.flop_breakdown(0, 20, logits=1)
     with kernels.using({"attention": kernel, "linear": "onednn"}):

@@ -36,10 +36,10 @@ def inputs(heads: int, kv_heads: int, new: int, keys: int, value: int = 6) -> tu
     return q, k, v
 
 
-# (new, keys, window): a pass of its own, a lone query over a past, a chunk over a past, a windowed chunk.
+# (new, keys, window): a prefill, a single query over a past, a chunk over a past, a windowed chunk.
 PASSES = {
-    "whole": (5, 5, None),
-    "lone": (1, 7, None),
+    "prefill": (5, 5, None),
+    "decode": (1, 7, None),
     "first": (1, 1, None),
     "chunk": (3, 7, None),
     "windowed": (5, 9, 3),
@@ -47,7 +47,7 @@ PASSES = {
 
 
 def mask_of(new: int, keys: int, window: int | None) -> Tensor | None:
-    """As the slots make it: None for a lone query or a pass of its own."""
+    """As layer caches make it: None for a single query or a prefill into an empty cache."""
     if window is None and (new in (1, keys)):
         return None
     return visible(torch.arange(keys - new, keys), torch.arange(keys), window)
@@ -72,8 +72,8 @@ def test_attention_is_a_softmax_over_the_keys_seen(
 
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("case", PASSES)
-def test_a_shuffled_order_of_keys_changes_nothing(case: str, with_sinks: bool) -> None:
-    """A ring hands its keys out as they lie; the mask says who sees whom."""
+def test_the_order_of_keys_changes_nothing(case: str, with_sinks: bool) -> None:
+    """A ring returns its keys in storage order; the mask says which query sees which."""
     new, keys, window = PASSES[case]
     q, k, v = inputs(4, 2, new, keys)
     sinks, order = torch.randn(4) if with_sinks else None, torch.randperm(keys)
@@ -86,8 +86,8 @@ def test_a_shuffled_order_of_keys_changes_nothing(case: str, with_sinks: bool) -
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("window", [1, 2, 5, 300])
 @pytest.mark.parametrize("new", [2, 5, 11, 700])
-def test_a_band_shows_what_its_mask_shows(new: int, window: int, with_sinks: bool) -> None:
-    """After no past, a part of a window, and a ring of one in the order it lies in."""
+def test_a_sliding_window_mask_equals_the_mask_it_describes(new: int, window: int, with_sinks: bool) -> None:
+    """After no past, a part of a window, and a full ring in its storage order."""
     sinks = torch.randn(4) if with_sinks else None
     for past in {0, window // 2, window}:
         held = torch.arange(past).roll(past // 3)
@@ -101,16 +101,16 @@ def test_a_band_shows_what_its_mask_shows(new: int, window: int, with_sinks: boo
 @torch.no_grad()
 @pytest.mark.parametrize("case", PASSES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_fused_kernel_says_the_denominator_of_the_plain_softmax(case: str, dtype: torch.dtype) -> None:
+def test_the_flash_kernel_returns_the_denominator_of_the_explicit_softmax(case: str, dtype: torch.dtype) -> None:
     new, keys, window = PASSES[case]
     q, k, v = (x.to(dtype) for x in inputs(4, 2, new, keys, value=8))
     mask, causal = mask_of(new, keys, window), new == keys and new > 1
     drawn = torch.ones(new, keys, dtype=torch.bool).tril() if causal else mask
     plain = module._explicit_attention(q, k, v, drawn, 0.3)
     near = 2e-2 if dtype == torch.bfloat16 else 2e-6
-    turned = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (q, k, v)]  # a head's numbers far apart
-    for given in ((q, k, v), turned):
-        for a, b in zip(module._fused(*given, mask, causal, 0.3), plain, strict=True):
+    strided = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (q, k, v)]  # a head's elements not contiguous
+    for given in ((q, k, v), strided):
+        for a, b in zip(module._flash_attention(*given, mask, causal, 0.3), plain, strict=True):
             torch.testing.assert_close(a, b, rtol=near, atol=2 * near, check_dtype=False)
 
 
@@ -119,7 +119,7 @@ def test_the_fused_kernel_says_the_denominator_of_the_plain_softmax(case: str, d
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "kv_heads", "value"), [(4, 2, 6), (6, 1, 8), (2, 2, 8)])
 @pytest.mark.parametrize("past", [0, 40])
-def test_blocks_are_the_kernel(
+def test_prefill_in_blocks_equals_explicit_attention(
     heads: int,
     kv_heads: int,
     value: int,
@@ -129,7 +129,7 @@ def test_blocks_are_the_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Queries of two sequences in several blocks, in float32 too."""
-    monkeypatch.setattr(module, "MIN_PRODUCTS", 0)
+    monkeypatch.setattr(module, "MIN_MULTIPLY_ADDS", 0)
     new = module.MIN_BLOCK_ROWS + 77
     q, k, v = (x.to(dtype) for x in inputs(heads, kv_heads, new, past + new, value))
     sinks = torch.randn(heads) if with_sinks else None
@@ -146,8 +146,8 @@ def test_blocks_are_the_kernel(
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_more_heads_on_one_key_than_a_block_has_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MIN_PRODUCTS", 0)
+def test_blocks_with_more_heads_on_one_key_than_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MIN_MULTIPLY_ADDS", 0)
     q, k, v = (x.to(dtype) for x in inputs(module.MIN_BLOCK_ROWS + 3, 1, 3, 3))
     with kernels.using({"attention": "blocks"}):
         got = attention(q, k, v, None, 0.3)
@@ -158,14 +158,14 @@ def test_more_heads_on_one_key_than_a_block_has_rows(dtype: torch.dtype, monkeyp
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
 @pytest.mark.parametrize(("heads", "kv_heads", "new", "keys"), [(8, 2, 700, 700), (8, 8, 3, 5000), (128, 1, 40, 40)])
-def test_what_is_timed_to_choose_is_a_part_of_the_pass(
+def test_the_trial_of_blocks_runs_both_kernels_on_a_part_of_the_prefill(
     heads: int, kv_heads: int, new: int, keys: int, masked: bool, with_sinks: bool
 ) -> None:
-    """Both kernels run on it and agree, whatever the shapes."""
+    """They agree, whatever the shapes."""
     q, k, v = inputs(heads, kv_heads, new, keys, value=8)
     mask = visible(torch.arange(keys - new, keys), torch.arange(keys)) if masked or new < keys else None
-    race = module._race_blocks(q, k, v, mask, 0.3, torch.randn(heads) if with_sinks else None)
-    plain, blocks = race.plain(), race.other()
+    trial = module._blocks_trial(q, k, v, mask, 0.3, torch.randn(heads) if with_sinks else None)
+    plain, blocks = trial.plain(), trial.other()
     assert plain.shape == blocks.shape
     assert plain.shape[1] % (heads // kv_heads) == 0
     torch.testing.assert_close(blocks, plain, rtol=1e-4, atol=1e-4)
@@ -175,7 +175,7 @@ def test_what_is_timed_to_choose_is_a_part_of_the_pass(
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("new", [1, 9])
-def test_autocast_is_obeyed(new: int, with_sinks: bool, window: int | None) -> None:
+def test_autocast_is_respected(new: int, with_sinks: bool, window: int | None) -> None:
     """As softmax and products that torch casts itself; eager and compiled."""
     q, k, v = inputs(4, 2, new, 9, value=8)
     queries, keys = torch.arange(9 - new, 9), torch.arange(9)
@@ -197,21 +197,21 @@ def test_autocast_is_obeyed(new: int, with_sinks: bool, window: int | None) -> N
     [(1, 5), (3, 5), (1, module.MIN_WHOLE_WIDTH), (1, 2 * module.MIN_WHOLE_WIDTH), (3, module.MIN_WHOLE_WIDTH)],
 )
 @pytest.mark.parametrize("with_mask", [False, True], ids=["", "mask"])
-def test_scores_and_values_as_sums_are_those_of_products(with_mask: bool, new: int, value: int) -> None:
-    """Of values that are read whole, and of such that are not."""
+def test_explicit_attention_by_reductions_equals_matrix_products(with_mask: bool, new: int, value: int) -> None:
+    """For values that are read whole, and for others."""
     q, k, v = (x.double() for x in inputs(4, 4, new, 7, value))
     mask = visible(torch.arange(7 - new, 7), torch.arange(7), 3) if with_mask else None
-    for sums, products in zip(
+    for reductions, products in zip(
         module._explicit_attention(q, k, v, mask, 0.3, True),
         module._explicit_attention(q, k, v, mask, 0.3),
         strict=True,
     ):
-        torch.testing.assert_close(sums, products)
+        torch.testing.assert_close(reductions, products)
 
 
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("case", PASSES)
-def test_bfloat16_is_bounded_by_its_rounding(case: str, with_sinks: bool) -> None:
+def test_bfloat16_errors_are_within_its_rounding(case: str, with_sinks: bool) -> None:
     """Inputs and outputs have 8 bits, weights at worst too: within 2^-7 of the largest value."""
     new, keys, window = PASSES[case]
     q, k, v = (x.bfloat16() for x in inputs(4, 2, new, keys))
@@ -222,7 +222,7 @@ def test_bfloat16_is_bounded_by_its_rounding(case: str, with_sinks: bool) -> Non
     assert error < 2**-6
 
 
-def test_a_sink_of_minus_infinity_is_none_and_a_large_one_takes_all() -> None:
+def test_a_sink_of_minus_infinity_changes_nothing_and_a_large_one_takes_all() -> None:
     q, k, v = inputs(4, 2, 5, 5)
     without = attention(q, k, v, None, 0.3)
     assert (attention(q, k, v, None, 0.3, torch.full((4,), float("-inf"))) - without).abs().max() < 2e-6

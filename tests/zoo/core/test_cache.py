@@ -19,7 +19,7 @@ from zoo.model.decoder import Model
 SCREEN = distinct()
 WINDOW = 16  # of every tiny layer that has one; a length like any other for the rest
 LENGTH = 3 * WINDOW + 9  # after the longest prefill, too, there are chunks
-PLANS = [(p, c) for p in (1, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW) for c in (1, 7, WINDOW, LENGTH)]
+PASSES = [(p, c) for p in (1, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW) for c in (1, 7, WINDOW, LENGTH)]
 
 
 @cache
@@ -36,7 +36,7 @@ def whole(name: str) -> tuple[Tensor, list[Choice]]:
         return model(tokens_of(model.spec, 2, LENGTH)), choices
 
 
-def test_tiny_windows_are_the_one_tested_here() -> None:
+def test_every_tiny_window_is_the_one_tested_here() -> None:
     assert {layer.cache_spec().window for name in SCREEN for layer in zoo.spec(name, tiny=True).layers} == {
         None,
         WINDOW,
@@ -44,7 +44,7 @@ def test_tiny_windows_are_the_one_tested_here() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("prefill", "chunk"), PLANS)
+@pytest.mark.parametrize(("prefill", "chunk"), PASSES)
 @pytest.mark.parametrize("name", SCREEN)
 def test_cached_equals_uncached(
     name: str, prefill: int, chunk: int, record_property: Callable[[str, object], None]
@@ -66,25 +66,25 @@ def test_cached_equals_uncached(
 @torch.no_grad()
 @pytest.mark.parametrize("prefill", [1, WINDOW, LENGTH - WINDOW - 1])
 @pytest.mark.parametrize("name", SCREEN)
-def test_static_slots_decode_what_others_decode(name: str, prefill: int) -> None:
-    """From positions that only a tensor knows, in shapes that never change."""
+def test_static_caches_decode_what_others_decode(name: str, prefill: int) -> None:
+    """From a tensor of positions, in shapes that never change."""
     model, tokens = model_of(name), tokens_of(model_of(name).spec, 2, LENGTH)
     plain = model.new_cache(2, LENGTH)
-    static = Cache(plain.stored, 2, LENGTH, torch.float32, torch.device("cpu"), static=True)
+    static = Cache(plain.cache_specs, 2, LENGTH, torch.float32, torch.device("cpu"), static=True)
     assert static.nbytes == plain.nbytes
     shapes = set()
     for kv in (plain, static):
         model(tokens[:, :prefill], kv)
     for i in range(prefill, LENGTH):
         token, position = tokens[:, i : i + 1], torch.tensor([i])
-        step = prepare_forward_at(position, prefill, model._rotary, static.layers)
-        shapes.add(tuple((view.write.shape, view.keys.shape, view.mask.shape) for view in step.views.values()))
-        logits = model._through(token, step, static.layers)
+        ctx = prepare_forward_at(position, prefill, model._rotary, static.layers)
+        shapes.add(tuple((view.write.shape, view.keys.shape, view.mask.shape) for view in ctx.views.values()))
+        logits = model._run(token, ctx, static.layers, model._eager)
         assert (logits - model(token, plain)).abs().max() <= bound(logits)
     assert len(shapes) == 1
 
 
-def test_a_choice_that_no_tie_decided_is_found() -> None:
+def test_an_expert_choice_that_no_tie_decided_is_found() -> None:
     """The check above, on choices made up for it."""
     experts = torch.tensor([[[0, 1], [0, 2], [0, 1]]])
     other = torch.tensor([[[0, 1], [0, 1], [1, 2]]])
@@ -100,24 +100,24 @@ def test_a_choice_that_no_tie_decided_is_found() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", SCREEN)
-def test_the_storage_allocated_is_the_formula_to_the_byte(name: str, batch: int, dtype: torch.dtype) -> None:
+def test_the_allocated_bytes_equal_the_formula(name: str, batch: int, dtype: torch.dtype) -> None:
     """Below, at and above the window, and once it has been filled."""
     spec = zoo.spec(name, tiny=True)
     model = zoo.build(spec, dtype=dtype)
     for context in (1, WINDOW - 1, WINDOW, WINDOW + 1, 5 * WINDOW):
         kv = model.new_cache(batch, context)
-        streams = [stream for slot in kv.layers for stream in slot.streams]
+        streams = [stream for layer_cache in kv.layers for stream in layer_cache.streams]
         storages = {stream.untyped_storage().data_ptr(): stream.untyped_storage().nbytes() for stream in streams}
         assert sum(storages.values()) == kv.nbytes == spec.kv_bytes(context, batch, dtype)
         if dtype == torch.float32:
             with torch.no_grad():
                 model(tokens_of(spec, batch, context), kv)
-            assert [s.untyped_storage().data_ptr() for slot in kv.layers for s in slot.streams] == list(storages)
+            assert [stream.untyped_storage().data_ptr() for stream in streams] == list(storages)
             assert kv.nbytes == spec.kv_bytes(context, batch, dtype)
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_full_sizes_allocate_the_formula_too(name: str) -> None:
+def test_full_sizes_allocate_the_bytes_of_the_formula_too(name: str) -> None:
     """On the meta device, where a storage has a size and no memory."""
     spec = zoo.spec(name)
     model = zoo.build(spec, device="meta", dtype=torch.bfloat16)
@@ -137,7 +137,7 @@ def test_growth_is_exact_once_every_window_is_full(name: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", SCREEN)
-def test_a_full_cache_says_so_and_stays_as_it_was(name: str) -> None:
+def test_a_full_cache_raises_and_stays_as_it_was(name: str) -> None:
     model, (expected, _) = model_of(name), whole(name)
     tokens = tokens_of(model.spec, 2, LENGTH)
     kv = model.new_cache(2, LENGTH)
@@ -170,7 +170,7 @@ def test_an_empty_cache_is_refused(batch: int, tokens: int) -> None:
 
 @torch.no_grad()
 def test_a_cache_of_another_model_is_refused() -> None:
-    """One that keeps something else; a model of equal layers may go on with it."""
+    """One of other cache specs; a model of equal layers may use it."""
     model, window = model_of(SCREEN[0]), max(SCREEN, key=lambda name: len(zoo.spec(name, tiny=True).layers))
     with pytest.raises(UsageError, match="made for another model; make one with this model's new_cache"):
         model(tokens_of(model.spec, 1, 4), model_of(window).new_cache(1, 8))
@@ -188,7 +188,7 @@ def test_rows_of_a_batch_do_not_see_each_other(name: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", SCREEN)
-def test_the_last_logits_are_the_last_of_all(name: str) -> None:
+def test_logits_to_keep_returns_the_last_logits(name: str) -> None:
     model, (expected, _) = model_of(name), whole(name)
     kv = model.new_cache(2, LENGTH)
     logits = model(tokens_of(model.spec, 2, LENGTH), kv, logits_to_keep=2)
@@ -201,7 +201,7 @@ WINDOWED = [name for name in SCREEN if any(layer.cache_spec().window for layer i
 
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("name", WINDOWED)
-def test_a_token_outside_the_window_has_no_say_and_one_inside_has(name: str, cached: bool) -> None:
+def test_a_token_outside_the_window_changes_nothing_and_one_inside_does(name: str, cached: bool) -> None:
     """By perturbation, on a model of one windowed layer: token i depends on tokens i - window + 1 to i exactly.
 
     One expert stands for a mixture of them. Tokens of one expert share a product, whose rows may round differently when
@@ -234,8 +234,8 @@ MIXED = [name for name in WINDOWED if any(isinstance(x.ffn.block, zoo.MoE) for x
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", MIXED)
-def test_with_a_mixture_of_experts_a_token_outside_the_window_has_no_say_but_in_roundings(name: str) -> None:
-    """The same with all experts: what they are given is the same to the bit, what comes out within a rounding."""
+def test_with_a_mixture_of_experts_a_token_outside_the_window_changes_roundings_alone(name: str) -> None:
+    """With all experts: their input is equal to the bit, the output within a rounding."""
     spec = zoo.spec(name, tiny=True)
     layer = next(layer for layer in spec.layers if layer.cache_spec().window)
     model = randomised(zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale))

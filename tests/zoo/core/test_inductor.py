@@ -1,4 +1,4 @@
-"""Compiling on other machines, in processes of their own: Python and torch read their settings at the start."""
+"""Compiling on other machines, in separate processes: Python and torch read their settings at the start."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ with torch.no_grad():
 
 
 def run(script: str, **settings: str) -> None:
-    """A script in a process of its own, which must end well."""
-    words, environment = [sys.executable, "-c", script], os.environ | settings
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    """Run a script in its own process; it must succeed."""
+    command, environment = [sys.executable, "-c", script], os.environ | settings
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
 
 
@@ -52,14 +52,14 @@ def test_a_model_compiles_under_a_c_locale() -> None:
 
 
 @pytest.mark.slow
-def test_processors_of_other_instructions_share_a_cache(tmp_path: Path) -> None:
-    """Each finds what those before it have left there; one that this processor lacks is no harder than one it has."""
+def test_processors_with_other_instructions_share_a_cache(tmp_path: Path) -> None:
+    """Each finds the code that those before it have left there."""
     for capability in ("avx512", "avx2", "default"):
         run(ELSEWHERE, TORCHINDUCTOR_CACHE_DIR=str(tmp_path), ATEN_CPU_CAPABILITY=capability)
 
 
 def test_the_width_of_vectors_is_a_setting_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that somebody else has set stays."""
+    """One that the user has set stays."""
     monkeypatch.setattr(config.cpp, "simdlen", None)
     isa = pick_vec_isa()
     assert inductor.options()["cpp.simdlen"] == (isa.bit_width() if isa else 1)

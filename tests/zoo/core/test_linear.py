@@ -1,4 +1,4 @@
-"""`linear` is F.linear, whatever computes it; and reductions are the products that they stand for."""
+"""`linear` is F.linear, whichever kernel computes it; reductions equal matrix products."""
 
 from __future__ import annotations
 
@@ -15,18 +15,27 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.blocks.linear import Linear
 from zoo.core import kernels
 from zoo.core import linear as linear_module
-from zoo.core.linear import GEMV_PARTS, MAX_GEMV_BATCH, dot, gemv_reduce, is_single_token, linear, materialize, use_gemv
+from zoo.core.linear import (
+    GEMV_PARTS,
+    MAX_GEMV_BATCH,
+    Linear,
+    dot,
+    gemv_reduce,
+    is_single_token,
+    linear,
+    materialize,
+    use_gemv,
+)
 
 needs_onednn = pytest.mark.skipif(linear_module.ONEDNN is None, reason="this build of torch does not ask MKL")
 
 
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
-    """Every product goes through oneDNN, however small, where it may; -> a list of those that did."""
-    monkeypatch.setattr(linear_module, "MIN_WEIGHT", 0)
+    """Every product that may goes through oneDNN, however small; -> the shapes of those that did."""
+    monkeypatch.setattr(linear_module, "MIN_WEIGHT_ELEMENTS", 0)
     used: list[object] = []
     kernel = linear_module.ONEDNN
 
@@ -45,10 +54,10 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 @pytest.mark.parametrize("turned", [False, True], ids=["", "turned"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(6,), (1, 6), (2, 3, 6), (0, 6)], ids=str)
-def test_a_product_is_a_linear_map(
+def test_linear_equals_the_matrix_product(
     onednn: list[object], shape: tuple[int, ...], dtype: torch.dtype, turned: bool, bias: bool
 ) -> None:
-    """Of a matrix that lies column by column, too; and the same with gradients as without."""
+    """With a column-major matrix too; and with gradients as without."""
     x, weight = torch.randn(shape).to(dtype), torch.randn(5, 6).to(dtype)
     weight = weight.T.contiguous().T if turned else weight
     given = torch.randn(5).to(dtype) if bias else None
@@ -62,8 +71,8 @@ def test_a_product_is_a_linear_map(
 
 @needs_onednn
 @torch.no_grad()
-def test_its_arithmetic_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_module, "MIN_WEIGHT", 0)
+def test_onednn_flops_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_module, "MIN_WEIGHT_ELEMENTS", 0)
     with kernels.using({"linear": "onednn"}), FlopCounterMode(display=False) as counted:
         linear(torch.randn(2, 3, 6), torch.randn(5, 6))
     assert counted.get_total_flops() == 2 * 2 * 3 * 5 * 6
@@ -107,7 +116,7 @@ def outcome(call: Callable[[], Tensor]) -> tuple[Tensor | None, str]:
         ((3, 0), (5, 0), None),
     ],
 )
-def test_wrong_shapes_are_told_in_torchs_own_words(
+def test_wrong_shapes_raise_torchs_own_errors(
     onednn: list[object], x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | None
 ) -> None:
     given = [torch.randn(shape) if shape is not None else None for shape in (x, weight, bias)]
@@ -116,7 +125,7 @@ def test_wrong_shapes_are_told_in_torchs_own_words(
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["x", "weight", "bias"])
-def test_mixed_dtypes_are_torchs_business(onednn: list[object], case: str) -> None:
+def test_mixed_dtypes_are_left_to_torch(onednn: list[object], case: str) -> None:
     given = {"x": torch.randn(2, 6), "weight": torch.randn(5, 6), "bias": torch.randn(5)}
     given[case] = given[case].bfloat16()
     same(lambda: linear(*given.values()), lambda: F.linear(*given.values()))
@@ -126,7 +135,7 @@ def test_mixed_dtypes_are_torchs_business(onednn: list[object], case: str) -> No
 @torch.no_grad()
 @pytest.mark.parametrize("compiled", [False, True], ids=["", "compiled"])
 @pytest.mark.parametrize("tokens", [1, 3])
-def test_autocast_is_obeyed(onednn: list[object], tokens: int, compiled: bool) -> None:
+def test_autocast_is_respected(onednn: list[object], tokens: int, compiled: bool) -> None:
     module, x = Linear(6, 5), torch.randn(1, tokens, 6)
     nn.init.normal_(module.weight)
     nn.init.normal_(module.bias)
@@ -136,11 +145,11 @@ def test_autocast_is_obeyed(onednn: list[object], tokens: int, compiled: bool) -
     assert out.dtype == torch.bfloat16
     assert torch.equal(out, F.linear(x.bfloat16(), module.weight.bfloat16(), module.bias.bfloat16()))
     assert not onednn
-    assert call(x).dtype == torch.float32, "and no longer than it lasts"
+    assert call(x).dtype == torch.float32, "autocast has ended"
 
 
 @torch.no_grad()
-def test_a_tensor_subclass_computes_its_own_linear_map(onednn: list[object]) -> None:
+def test_a_tensor_subclass_computes_its_own_linear(onednn: list[object]) -> None:
     weight = torch.randn(5, 6)
     module, x = Linear(6, 5, bias=False), torch.randn(2, 6)
     module.weight = nn.Parameter(weight.as_subclass(Logged))
@@ -149,7 +158,7 @@ def test_a_tensor_subclass_computes_its_own_linear_map(onednn: list[object]) -> 
 
 
 @torch.no_grad()
-def test_a_sharded_weight_computes_as_one(onednn: list[object], tmp_path: Path) -> None:
+def test_a_sharded_weight_computes_as_a_whole_one(onednn: list[object], tmp_path: Path) -> None:
     """A DTensor on a mesh of one process: its own F.linear, which returns a DTensor."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -166,7 +175,7 @@ def test_a_sharded_weight_computes_as_one(onednn: list[object], tmp_path: Path) 
 
 
 @torch.no_grad()
-def test_vmap_and_forward_derivatives_go_through(onednn: list[object]) -> None:
+def test_vmap_and_forward_mode_derivatives_work(onednn: list[object]) -> None:
     x, weight = torch.randn(4, 2, 6), torch.randn(4, 5, 6)
     torch.testing.assert_close(torch.vmap(linear)(x, weight), torch.einsum("nbi,noi->nbo", x, weight))
     with forward_ad.dual_level():
@@ -187,14 +196,14 @@ def test_gradients_are_torchs(onednn: list[object]) -> None:
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:TF32")  # of a GPU that is not asked for
-def test_who_forbids_onednn_is_obeyed(onednn: list[object]) -> None:
+def test_disabling_onednn_is_respected(onednn: list[object]) -> None:
     with torch.backends.mkldnn.flags(enabled=False):
         linear(torch.randn(2, 6), torch.randn(5, 6))
     assert not onednn
 
 
 @torch.no_grad()
-def test_compiled_it_is_the_same(onednn: list[object]) -> None:
+def test_compiled_linear_equals_f_linear(onednn: list[object]) -> None:
     x, weight, bias = torch.randn(2, 3, 6), torch.randn(5, 6), torch.randn(5)
     made = torch.compile(linear, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(made(x, weight, bias), F.linear(x, weight, bias))
@@ -203,16 +212,16 @@ def test_compiled_it_is_the_same(onednn: list[object]) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, MAX_GEMV_BATCH, 2 * MAX_GEMV_BATCH])
 @pytest.mark.parametrize("out", [1, GEMV_PARTS - 1, 7, 3 * GEMV_PARTS])
-def test_reductions_are_a_product(rows: int, out: int) -> None:
-    """In parts that need not be equal, nor as many as asked for; a matrix for each of several heads, too."""
+def test_reductions_equal_the_matrix_product(rows: int, out: int) -> None:
+    """In parts that may differ in size and be fewer than asked for; with one matrix per head, too."""
     x, weight = torch.randn(rows, 5, dtype=torch.float64), torch.randn(out, 5, dtype=torch.float64)
     torch.testing.assert_close(gemv_reduce(x, weight), x @ weight.T)
     x, weight = torch.randn(rows, 3, 5, dtype=torch.float64), torch.randn(3, out, 5, dtype=torch.float64)
     torch.testing.assert_close(gemv_reduce(x, weight), torch.einsum("nhi,hoi->nho", x, weight))
 
 
-def test_narrow_numbers_are_added_up_in_float32() -> None:
-    """4,097 ones: in bfloat16 a sum would stop growing at 256, and say 4,096 at last."""
+def test_narrow_dtypes_are_added_up_in_float32() -> None:
+    """4,097 ones: a sum in bfloat16 would stop growing at 256, and 4,097 would be rounded to 4,096."""
     ones = torch.ones(4097, dtype=torch.bfloat16)
     out = dot(ones[None], ones)
     assert out.dtype == torch.float32
@@ -220,13 +229,13 @@ def test_narrow_numbers_are_added_up_in_float32() -> None:
     assert gemv_reduce(ones[None], ones[None]).dtype == torch.bfloat16
 
 
-def test_what_is_materialized_is_the_same_elements_wherever_they_lie() -> None:
+def test_materialize_keeps_the_elements_of_any_layout() -> None:
     x = torch.randn(4, 6)
     for part in (x, x[1:, 2:], x.T, x[:, ::2], x[2]):
         assert torch.equal(materialize(part), part)
 
 
-def test_uncompiled_nothing_is_a_reduction() -> None:
+def test_uncompiled_products_are_no_reductions() -> None:
     assert not use_gemv(torch.randn(1, 1, 4), torch.randn(3, 4))
 
 
@@ -243,10 +252,10 @@ def test_uncompiled_nothing_is_a_reduction() -> None:
     ],
 )
 @pytest.mark.parametrize("kernel", ["gemv", "plain"])
-def test_compiled_single_tokens_of_few_sequences_are(
+def test_compiled_single_tokens_of_few_sequences_are_reductions(
     kernel: str, shape: tuple[int, ...], dtype: torch.dtype, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where that kernel was chosen, and nothing else than plain memory of one dtype is multiplied."""
+    """Where that kernel is chosen, for plain memory of one dtype alone."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with kernels.using({"decode linear": kernel}):
         x, weight = torch.randn(shape).to(dtype), torch.randn(3, 4).to(dtype)
@@ -256,7 +265,7 @@ def test_compiled_single_tokens_of_few_sequences_are(
 
 
 def test_on_a_gpu_experts_are_gathered_for_any_number_of_single_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not to wait for their counts, which a CUDA graph cannot; and no product is a reduction."""
+    """A CUDA graph cannot wait for their counts. No product is a reduction there."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
 
     class Elsewhere:

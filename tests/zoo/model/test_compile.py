@@ -1,4 +1,4 @@
-"""Compiled models compute what they compute uncompiled, with as many graphs as there are kinds of passes."""
+"""Compiled models compute what uncompiled ones compute, with one graph for each kind of forward pass."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch._dynamo.utils import counters
 import zoo
 from tests.models import bound, distinct, randomised, tokens_of
 from zoo.core import attention, kernels, linear
+from zoo.core.inductor import find_compiler
 from zoo.errors import NotAvailable
-from zoo.model.compile import find_compiler
 from zoo.model.decoder import Model
 
-DEFAULT = "qwen3-0.6b"  # of the others each costs some ten seconds
-# Every kernel that may take the place of a plain one, and none.
+DEFAULT = "qwen3-0.6b"  # each other one costs some ten seconds
+# Every kernel that may replace a plain one, and none.
 FORCED = {name: operation.kernel for name, operation in kernels.OPERATIONS.items()}
 KERNELS = [pytest.param(FORCED, id="every kernel"), pytest.param(kernels.PLAIN, marks=pytest.mark.slow)]
 NAMES = [name if name == DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in distinct()]
@@ -42,8 +42,8 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _strict() -> Iterator[None]:
-    """No graph of another test counts, and one too many is an error instead of an uncompiled call. All kernels are
-    used, unless a test says otherwise."""
+    """Graphs of other tests do not count, and one too many is an error instead of an uncompiled call. All kernels are
+    used, unless a test sets others."""
     torch.compiler.reset()
     counters.clear()
     with dynamo.patch(fail_on_recompile_limit_hit=True), kernels.using(FORCED):
@@ -68,10 +68,10 @@ def run(model: Model, tokens: Tensor, sizes: list[int], room: int = 0) -> Tensor
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("chosen", KERNELS)
 def test_compiled_equals_uncompiled_at_every_length_with_three_graphs_a_layer(chosen: Any, name: str) -> None:
-    """First passes, passes after others and lone tokens, over caches of several sizes: below, at and above a window,
-    with room left and full to the last place by several tokens or one; the first token of all alone, and one after
-    more than a compiled sum is made of in one piece (4,096). Latents have two forms for a pass after others. A pass
-    without a cache is one more, since it stores nothing.
+    """Prefill into an empty cache, prefill into a filled one and single tokens, over caches of several sizes: below, at
+    and above a window, with room left and filled to the last place by several tokens or one; a single first token, and
+    one after more keys than Inductor reduces in one piece (4,096). MLA has two forms of prefill into a filled cache. A
+    pass without a cache is one graph more, since it stores nothing.
     """
     kernels.use(chosen)
     plain, fast = pair(zoo.spec(name, tiny=True))
@@ -85,12 +85,12 @@ def test_compiled_equals_uncompiled_at_every_length_with_three_graphs_a_layer(ch
         tokens = tokens_of(plain.spec, 1, sum(sizes), seed=room)
         expected = run(plain, tokens, sizes, room)
         assert (run(fast, tokens, sizes, room) - expected).abs().max() <= bound(expected)
-    lone = tokens_of(plain.spec, 1, 1)
-    for length in (0, 1, 500, 4096, 6000):  # of a memory of zeros
+    token = tokens_of(plain.spec, 1, 1)
+    for length in (0, 1, 500, 4096, 6000):  # of zeros
         caches = [model.new_cache(1, 6001) for model in (plain, fast)]
         for cache in caches:
             cache.length = length
-        expected, got = (model(lone, cache) for model, cache in zip((plain, fast), caches, strict=True))
+        expected, got = (model(token, cache) for model, cache in zip((plain, fast), caches, strict=True))
         assert (got - expected).abs().max() <= bound(expected)
     kinds, heads = set(plain.spec.layers), 2
     passes = sum(4 if isinstance(layer.mixer, zoo.MLA) else 3 for layer in kinds)
@@ -104,7 +104,7 @@ def test_compiled_equals_uncompiled_at_every_length_with_three_graphs_a_layer(ch
 @torch.no_grad()
 @pytest.mark.parametrize("batch", [2, pytest.param(5, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)])
 def test_several_sequences(batch: int) -> None:
-    """So few that a product with a lone token of each is a sum, and more."""
+    """So few that single-token products run as reductions, and more."""
     plain, fast = pair(zoo.spec(DEFAULT, tiny=True))
     tokens = tokens_of(plain.spec, batch, 40)
     expected = run(plain, tokens, [30, 1, 9])
@@ -113,17 +113,17 @@ def test_several_sequences(batch: int) -> None:
 
 @torch.no_grad()
 @pytest.mark.slow
-def test_bfloat16_is_no_further_from_float32_than_uncompiled() -> None:
+def test_compiled_bfloat16_is_as_near_to_float32_as_uncompiled() -> None:
     plain, fast = pair(zoo.spec(DEFAULT, tiny=True), torch.bfloat16)
     tokens = tokens_of(plain.spec, 1, 60)
     exact = randomised(plain.spec).to(torch.bfloat16).float()(tokens)
-    ours, theirs = ((run(model, tokens, [40] + [1] * 20) - exact).abs().mean() for model in (fast, plain))
-    assert ours <= 1.2 * theirs
+    compiled, uncompiled = ((run(model, tokens, [40] + [1] * 20) - exact).abs().mean() for model in (fast, plain))
+    assert compiled <= 1.2 * uncompiled
 
 
 @torch.no_grad()
 def test_equal_layers_share_their_graphs() -> None:
-    """However many there are. Options reach torch.compile: here a backend that only counts."""
+    """However many layers there are. Options reach torch.compile: here a backend that counts graphs."""
     made: list[object] = []
 
     def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
@@ -140,9 +140,9 @@ def test_equal_layers_share_their_graphs() -> None:
 
 
 @torch.no_grad()
-def test_kernels_that_lose_are_compiled_anew_as_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes up while the first single token is traced is measured after it; the pass after that is plain."""
-    monkeypatch.setattr(kernels, "_wins", lambda race, seconds: False)
+def test_slower_kernels_are_recompiled_as_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of the first single token are measured after it has been traced; the pass after that is plain."""
+    monkeypatch.setattr(kernels, "_is_faster", lambda trial, seconds: False)
     made: list[str] = []
 
     def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
@@ -160,22 +160,22 @@ def test_kernels_that_lose_are_compiled_anew_as_plain_ones(monkeypatch: pytest.M
         "decode attention": kernels.PLAIN,
     }
     assert not kernels.active().pending
-    assert sum("as_strided" in text for text in made) == 2, "a layer and the head, as reductions, and then no more"
+    assert sum("as_strided" in text for text in made) == 2, "a layer and the head by reductions, once"
 
 
 @torch.no_grad()
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("batch", "share"), [(1, 1), (4, 8)])
-def test_reductions_are_raced_against_the_library(dtype: torch.dtype, batch: int, share: int) -> None:
-    """Both run on what is timed; which of them is faster is the machine's business."""
-    for race in (linear._race_gemv(dtype, batch), attention._race_reduction(dtype, 2, share, 64)):
-        seconds = [kernels._time(run) for _ in range(3) for run in race]
-        assert min(seconds) > 1e-4, "the memory of 64 MiB cannot be read faster"
-        assert kernels._wins(race) in (True, False)
+def test_trials_of_reductions_run_both_kernels(dtype: torch.dtype, batch: int, share: int) -> None:
+    """Which of them is faster depends on the machine."""
+    for trial in (linear._gemv_trial(dtype, batch), attention._reductions_trial(dtype, 2, share, 64)):
+        seconds = [kernels._time(run) for _ in range(3) for run in trial]
+        assert min(seconds) > 1e-4, "64 MiB cannot be read faster"
+        assert kernels._is_faster(trial) in (True, False)
 
 
-def test_without_a_compiler_it_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_cpp_compiler_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import cpp_builder, exc
 
     def none() -> str:

@@ -1,4 +1,4 @@
-"""Decode steps replayed as a CUDA graph, over static caches: on a GPU; and, anywhere, what a graph belongs to."""
+"""Decode steps replayed as CUDA graphs over static caches, on a GPU; and, anywhere, when a graph may be replayed."""
 
 from __future__ import annotations
 
@@ -18,29 +18,25 @@ LENGTH = 60
 
 
 class Recorded:
-    """Stands for a CUDA graph: it computes with the weights that the model had when it was captured."""
+    """A fake CUDA graph: it computes with the weights that the model had at the capture."""
 
     made = 0
 
-    def __init__(self, step: Any, tokens: Tensor, position: int, model: Model, fingerprint: Any) -> None:
+    def __init__(self, step: Any, tokens: Tensor, position: int) -> None:
         type(self).made += 1
-        self.model, self.fingerprint = model, fingerprint
-        self.frozen = copy.deepcopy(model)
+        self.frozen = copy.deepcopy(step.func.__self__)
         self.cache: Any = step.keywords["cache"]
 
-    def is_of(self, model: Model, fingerprint: Any) -> bool:
-        return self.model is model and self.fingerprint == fingerprint
-
     def __call__(self, tokens: Tensor, position: int) -> Tensor:
-        return self.frozen._through(tokens, *self.frozen.prepare(tokens, self.cache), self.frozen._passes)
+        return self.frozen._run(tokens, *self.frozen.prepare(tokens, self.cache), self.frozen._eager)
 
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
-    """Replaying on the CPU, with frozen copies in the place of graphs."""
+    """Replays on the CPU, with frozen copies of the model instead of graphs."""
     monkeypatch.setattr(decoder, "CudaGraph", Recorded)
     monkeypatch.setattr(
-        decoder, "_is_replayable", lambda passes, tokens, cache: tokens.shape[1] == 1 and passes.replayable
+        decoder, "_can_replay", lambda functions, tokens, cache: tokens.shape[1] == 1 and functions.replayable
     )
     monkeypatch.setattr(Recorded, "made", 0)
     return Recorded
@@ -76,8 +72,8 @@ def another(model: Model) -> Model:
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
 @pytest.mark.parametrize("edit", [assign, point_elsewhere, hook, another], ids=lambda edit: edit.__name__)
-def test_a_graph_is_of_one_model_as_it_is(edit: Any, recorded: type[Recorded]) -> None:
-    """Nothing is replayed as it was for another model of equal specs, nor after the weights lie elsewhere."""
+def test_a_graph_is_replayed_for_its_model_as_captured(edit: Any, recorded: type[Recorded]) -> None:
+    """Not for another model of equal specs, and not after the weights have moved."""
     model = randomised(zoo.spec("qwen3", tiny=True))
     model.compile(backend="eager")
     tokens, cache = tokens_of(model.spec, 1, 23), model.new_cache(1, 23)
@@ -100,7 +96,7 @@ def test_a_graph_is_of_one_model_as_it_is(edit: Any, recorded: type[Recorded]) -
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", distinct())
 def test_replayed_steps_equal_uncompiled_ones(name: str) -> None:
-    """Two caches in turns, each with a graph of its own, and one that is wound back and filled again."""
+    """Two caches in turns, each with its own graph, emptied and filled again."""
     plain = randomised(zoo.spec(name, tiny=True)).cuda()
     fast = randomised(zoo.spec(name, tiny=True)).cuda()
     fast.compile()
@@ -115,12 +111,13 @@ def test_replayed_steps_equal_uncompiled_ones(name: str) -> None:
             for cache in caches:
                 logits = fast(tokens[:, i : i + 1], cache)
                 assert (logits - expected[:, i : i + 1]).abs().max() <= bound(expected)
-    assert all(cache.replay is not None and cache.length == LENGTH for cache in caches)
+    assert len(fast._compiled.graphs) == len(caches)
+    assert all(cache.length == LENGTH for cache in caches)
 
 
 @torch.no_grad()
 @pytest.mark.gpu
-def test_logits_of_a_step_outlive_the_next() -> None:
+def test_the_next_step_does_not_overwrite_logits() -> None:
     model = randomised(zoo.spec("qwen3", tiny=True)).cuda()
     model.compile()
     tokens = tokens_of(model.spec, 1, LENGTH).cuda()

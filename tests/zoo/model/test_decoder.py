@@ -27,12 +27,12 @@ def model_of(name: str) -> Model:
 
 @cache
 def greedy(name: str) -> Tensor:
-    """(3, NEW) likeliest tokens after three prompts."""
+    """(3, NEW) most likely tokens after three prompts."""
     return model_of(name).generate(tokens_of(model_of(name).spec, 3, PROMPT), NEW)
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_figures_are_sums_over_the_plan(name: str) -> None:
+def test_figures_are_sums_over_the_layers(name: str) -> None:
     spec = zoo.spec(name)
     layers = spec.layers
     outside = spec.params() - sum(layer.params(spec.dim) for layer in layers)
@@ -83,8 +83,8 @@ def test_other_dtypes_compute_about_the_same(name: str, dtype: torch.dtype) -> N
         model, tokens = model_of(name), tokens_of(model_of(name).spec, 2, PROMPT)
         expected = model(tokens)
         other = randomised(model.spec, dtype=dtype)
-        for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
-            mine.copy_(theirs)
+        for weight, original in zip(other.parameters(), model.parameters(), strict=True):
+            weight.copy_(original)
         logits = other(tokens)
     assert logits.dtype == dtype
     worst = (logits.float() - expected).abs().flatten(2).amax(-1) / expected.abs().max()
@@ -93,7 +93,7 @@ def test_other_dtypes_compute_about_the_same(name: str, dtype: torch.dtype) -> N
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_embeddings_are_scaled_by_a_number_of_their_own_dtype(dtype: torch.dtype) -> None:
+def test_embeddings_are_scaled_in_their_own_dtype(dtype: torch.dtype) -> None:
     """As if the embedding held the products; sqrt(dim) is rounded to the dtype before it multiplies (Gemma)."""
     spec = replace(zoo.spec(SCREEN[0], tiny=True), tied=False, embed_scale=640**0.5)
     one, other = randomised(spec, dtype=dtype), randomised(replace(spec, embed_scale=1.0), dtype=dtype)
@@ -105,7 +105,7 @@ def test_embeddings_are_scaled_by_a_number_of_their_own_dtype(dtype: torch.dtype
 
 @pytest.mark.parametrize("name", SCREEN)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
-    """Also after a pass without gradients, whose tables are kept. What only chooses experts gets none."""
+    """Also after a pass without gradients, whose tables are kept. A router's correction gets none."""
     model = randomised(zoo.spec(name, tiny=True))
     tokens = tokens_of(model.spec, 2, 2 * PROMPT)
     with torch.inference_mode():
@@ -129,7 +129,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     ],
     ids=lambda tokens: f"{tokens.dtype}{tuple(tokens.shape)}",
 )
-def test_what_are_no_tokens_is_refused(tokens: Tensor) -> None:
+def test_tokens_of_another_dtype_or_shape_are_refused(tokens: Tensor) -> None:
     model = model_of(SCREEN[0])
     with pytest.raises(UsageError, match=r"tokens must be integers of shape \(batch, new\), not "):
         model(tokens)
@@ -170,7 +170,7 @@ def test_streaming_refuses_arguments_before_the_first_token_is_asked_for(options
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", SCREEN)
-def test_greedy_takes_the_likeliest_of_the_full_forward(name: str) -> None:
+def test_greedy_takes_the_argmax_of_the_full_forward(name: str) -> None:
     """Each new token by one forward over all before it, without a cache."""
     model, prompts, new = model_of(name), tokens_of(model_of(name).spec, 3, PROMPT), greedy(name)
     assert new.shape == (3, NEW)
@@ -181,7 +181,7 @@ def test_greedy_takes_the_likeliest_of_the_full_forward(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCREEN)
-def test_streaming_yields_each_step_as_it_is_made(name: str) -> None:
+def test_streaming_yields_each_step_at_once(name: str) -> None:
     model = model_of(name)
     stream = model.stream(tokens_of(model.spec, 3, PROMPT), NEW)
     assert torch.equal(next(stream), greedy(name)[:, 0])
@@ -269,7 +269,7 @@ def test_swap_layers_changes_the_chosen_and_no_other(name: str) -> None:
     assert zoo.swap_layers(spec, lambda i: True, zoo.RMSNorm, lambda norm: norm) == spec
 
 
-def test_swap_layers_says_when_nothing_is_chosen_or_held() -> None:
+def test_swap_layers_raises_where_nothing_is_chosen_or_held() -> None:
     spec = zoo.spec("qwen3")
     with pytest.raises(SpecError, match=f"none of the {len(spec.layers)} layers was chosen"):
         zoo.swap_layers(spec, lambda i: False, GQA, lambda attn: attn)

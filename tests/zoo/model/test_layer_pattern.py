@@ -1,4 +1,4 @@
-"""Layer plans in words."""
+"""Layer lists as text."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from zoo.model.layer_pattern import fold, labels
 
 
 def unfold(text: str) -> list[str]:
-    """What a reader makes of a folded plan."""
+    """A folded list of names, unfolded."""
     whole = re.sub(r"(\d+) x \[(\w+)\]", lambda m: " ".join([m[2]] * int(m[1])), text)
     whole = re.sub(r"(\d+) x \(([^)]*)\)", lambda m: " ".join([m[2]] * int(m[1])), whole)
     return whole.replace("+", " ").split()
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=40))
-def test_a_folded_plan_says_every_layer(plan) -> None:
-    assert unfold(fold(plan)) == plan
+def test_a_folded_list_names_every_layer(names_of_layers) -> None:
+    assert unfold(fold(names_of_layers)) == names_of_layers
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=6), st.integers(1, 50))
-def test_what_repeats_is_not_said_again(cycle, times) -> None:
+def test_repeats_are_folded(cycle, times) -> None:
     assert fold(cycle * times).count("[") <= 3 * len(cycle)
 
 
 @pytest.mark.parametrize(
-    ("plan", "text"),
+    ("layers", "text"),
     [
         ("a" * 28, "28 x [a]"),
         ("aab", "2 x [a] + 1 x [b]"),
@@ -39,30 +39,30 @@ def test_what_repeats_is_not_said_again(cycle, times) -> None:
         ("abababcbcbc", "3 x (1 x [a] + 1 x [b]) + 2 x (1 x [c] + 1 x [b]) + 1 x [c]"),
     ],
 )
-def test_it_folds(plan, text) -> None:
-    assert fold(plan) == text
+def test_it_folds(layers, text) -> None:
+    assert fold(layers) == text
 
 
 @pytest.mark.parametrize("name", names())
 def test_every_kind_of_layer_has_its_own_name(name) -> None:
     whole = spec(name)
-    told = labels(whole)
-    assert len(set(told)) == len(told) == len(set(whole.layers))
+    found = labels(whole)
+    assert len(set(found)) == len(found) == len(set(whole.layers))
 
 
-def test_a_name_says_what_differs_and_no_more() -> None:
+def test_a_name_holds_what_differs_and_no_more() -> None:
     norm = RMSNorm(1e-6)
 
     def layer(rope=RoPE(1e4), window=None, kv_heads=2, hidden=8, place=pre) -> Layer:
         return Layer(place(norm, GQA(4, kv_heads, 8, rope, window=window)), pre(norm, GLU(hidden)))
 
-    def told(*layers: Layer) -> list[str]:
+    def labels_of(*layers: Layer) -> list[str]:
         return labels(Decoder(16, 8, layers, norm))
 
-    assert told(layer()) == ["full"]
-    assert told(layer(), layer(window=4), layer()) == ["full", "window 4"]
-    assert told(layer(), layer(NoPE())) == ["RoPE", "NoPE"]
-    assert told(layer(window=4), layer(NoPE()), layer()) == ["window 4, RoPE", "full, NoPE", "full, RoPE"]
-    assert told(layer(), layer(kv_heads=1), layer(kv_heads=4)) == ["GQA", "MQA", "MHA"]
-    assert told(layer(), layer(place=post)) == ["pre", "post"]
-    assert told(layer(hidden=8), layer(hidden=16)) == ["kind 1", "kind 2"]
+    assert labels_of(layer()) == ["full"]
+    assert labels_of(layer(), layer(window=4), layer()) == ["full", "window 4"]
+    assert labels_of(layer(), layer(NoPE())) == ["RoPE", "NoPE"]
+    assert labels_of(layer(window=4), layer(NoPE()), layer()) == ["window 4, RoPE", "full, NoPE", "full, RoPE"]
+    assert labels_of(layer(), layer(kv_heads=1), layer(kv_heads=4)) == ["GQA", "MQA", "MHA"]
+    assert labels_of(layer(), layer(place=post)) == ["pre", "post"]
+    assert labels_of(layer(hidden=8), layer(hidden=16)) == ["kind 1", "kind 2"]

@@ -1,4 +1,4 @@
-"""Drawing from logits."""
+"""Sampling from logits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_draws_follow_the_softmax() -> None:
 @pytest.mark.parametrize(
     ("top_k", "left"), [(1, {1}), (2, {1, 3}), (3, {1, 3, 2}), (5, {0, 1, 2, 3, 4}), (99, {0, 1, 2, 3, 4})]
 )
-def test_top_k_keeps_the_k_likeliest(top_k: int, left: set[int]) -> None:
+def test_top_k_keeps_the_k_most_likely(top_k: int, left: set[int]) -> None:
     assert drawn(sampler(temperature=5.0, top_k=top_k)).keys() == left
 
 
@@ -59,13 +59,13 @@ def test_top_p_keeps_the_fewest_that_reach_it() -> None:
 
 
 def test_top_p_comes_after_top_k() -> None:
-    """Among the 2 likeliest of 0.4, 0.3, 0.3 the first holds 4/7 of the probability."""
+    """Among the 2 most likely of 0.4, 0.3, 0.3 the first holds 4/7 of the probability."""
     logits = torch.tensor([[0.4, 0.32, 0.28]]).log()
     assert drawn(sampler(top_k=2, top_p=0.5), logits).keys() == {0}
     assert drawn(sampler(top_p=0.5), logits).keys() == {0, 1}
 
 
-def test_rows_are_drawn_apart() -> None:
+def test_rows_are_sampled_independently() -> None:
     logits = torch.full((2, 6), -1e9)
     logits[0, 4] = logits[1, 1] = 0.0
     assert sampler()(logits).tolist() == [4, 1]
@@ -78,19 +78,19 @@ def test_rows_are_drawn_apart() -> None:
     top_k=st.none() | st.integers(1, 12),
     top_p=st.none() | st.floats(0, 1, exclude_min=True),
 )
-def test_what_is_drawn_is_a_token_that_was_kept(
+def test_a_sampled_token_is_one_that_was_kept(
     logits: list[float], temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
     scores = torch.tensor([logits])
     drawn = logits[int(sampler(temperature, top_k, top_p)(scores))]
     assert sum(score > drawn for score in logits) < min(top_k or len(logits), len(logits))
     if top_k is None and top_p is not None:
-        likelier = ((scores - scores.max()) / max(temperature, 1e-30)).softmax(-1)[scores > drawn].sum()
-        assert likelier < top_p + 1e-5
+        above = ((scores - scores.max()) / max(temperature, 1e-30)).softmax(-1)[scores > drawn].sum()
+        assert above < top_p + 1e-5
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"temperature": -0.1}, "temperature -0.1 is below 0"),
         ({"temperature": float("nan")}, "temperature nan is below 0"),
@@ -101,6 +101,6 @@ def test_what_is_drawn_is_a_token_that_was_kept(
         ({"top_p": float("nan")}, r"top_p nan is not in \(0, 1\]"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         sampler(**options)

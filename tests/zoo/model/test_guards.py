@@ -1,6 +1,6 @@
-"""What is changed after `compile()` is seen on the next pass: logits and gradients are those of the uncompiled model.
+"""Changes after `compile()` are seen on the next pass: logits and gradients are those of the uncompiled model.
 
-The backend that runs graphs as they are shows what torch's compiler front end takes for granted, in seconds.
+The eager backend shows, in seconds, what torch's compiler front end assumes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import zoo
 from tests.models import bound, distinct, randomised, tokens_of
 from zoo.model import compile as compiling
 from zoo.model.decoder import Model
-from zoo.model.watch import Watch, is_as_built
+from zoo.model.guards import ModelGuard, is_as_built
 
 NAME = "qwen3"
 # A mixture of experts, the rest each some ten seconds.
@@ -126,7 +126,7 @@ def assign(model: Model) -> None:
 
 
 def turn(model: Model) -> None:
-    """A matrix that lies column by column."""
+    """A column-major matrix."""
     linear = first(model)
     linear.weight = nn.Parameter(linear.weight.detach().T.contiguous().T)
 
@@ -194,7 +194,7 @@ def test_an_edit_after_compiling_is_seen(edit: Callable[[Model], object]) -> Non
     near = 0.05 * expected.abs().max() if edit is narrow else bound(expected)
     assert (got - expected).abs().max() <= near
     if edit not in (Model.train, turn, widen, narrow):
-        assert (before - expected).abs().max() > 0.01, "the edit changes nothing: it shows nothing"
+        assert (before - expected).abs().max() > 0.01, "the edit changes no logits, so that the test shows nothing"
 
 
 @torch.no_grad()
@@ -239,7 +239,7 @@ def test_layers_that_are_unfrozen_get_their_gradients(name: str) -> None:
         model(tokens).square().mean().backward()
     last = f"layers.{len(plain.layers) - 1}."
     for (path, weight), other in zip(plain.named_parameters(), fast.parameters(), strict=True):
-        has_gradient = path.startswith(last) and not path.endswith(".correction")  # which chooses experts and no more
+        has_gradient = path.startswith(last) and not path.endswith(".correction")  # of a router: it has no gradient
         assert (weight.grad is not None) == (other.grad is not None) == has_gradient, path
         if weight.grad is not None:
             assert (other.grad - weight.grad).abs().max() <= 1e-5 * max(weight.grad.abs().max(), 1e-3), path
@@ -290,8 +290,8 @@ def test_a_second_model_of_equal_specs_has_weights_of_its_own() -> None:
 
 
 @torch.no_grad()
-def test_every_function_of_a_model_leaves_the_guards_on_modules_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the first alone: torch takes its own entries out of the options that it is given."""
+def test_every_compiled_function_drops_the_guards_on_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the first alone: torch removes entries from the options that it is given."""
     filtered = []
 
     def guards(entries: Any) -> list[bool]:
@@ -299,7 +299,7 @@ def test_every_function_of_a_model_leaves_the_guards_on_modules_out(monkeypatch:
         filtered.append(len(entries) - sum(kept))
         return kept
 
-    monkeypatch.setitem(compiling.GUARDS, "guard_filter_fn", guards)
+    monkeypatch.setattr(compiling, "_kept_guards", guards)
     made = []
     model = randomised(zoo.spec("gemma3-1b", tiny=True))
     model.compile(backend=lambda graph, inputs: made.append(graph) or graph)
@@ -308,21 +308,21 @@ def test_every_function_of_a_model_leaves_the_guards_on_modules_out(monkeypatch:
     assert all(filtered)
 
 
-def test_a_watch_sees_what_compiled_code_relies_on_and_nothing_else() -> None:
+def test_a_guard_sees_what_compiled_code_relies_on_and_nothing_else() -> None:
     model = randomised(zoo.spec(NAME, tiny=True))
-    watch = Watch(model)
+    guard = ModelGuard(model)
     overwrite(model)
     model.zero_grad()
     model(tokens_of(model.spec, 1, 5))
-    assert watch.holds()
+    assert guard.holds()
     for edit in (rescale, hook, adapt, widen, turn):
-        watch = Watch(model)
+        guard = ModelGuard(model)
         edit(model)
-        assert not watch.holds(), edit
+        assert not guard.holds(), edit
     block(model).table = torch.ones(3)
-    watch = Watch(model)
+    guard = ModelGuard(model)
     block(model).table = torch.ones(3) * 2
-    assert not watch.holds()
+    assert not guard.holds()
 
 
 def test_fresh_layers_are_as_built_and_edited_ones_are_not() -> None:

@@ -1,0 +1,63 @@
+"""CONTRIBUTING.md's map: every path and every name in it exists, and no room is left out."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+MAP = re.findall(r"^\| .+ \| `(\S+\.py)` \| (.+) \|$", TEXT, re.MULTILINE)
+
+
+def rooms() -> list[str]:
+    """The paths in the tree of rooms, in its order."""
+    tree = TEXT.partition("## Rooms")[2].partition("    zoo/")
+    paths, parent = list[str](), ""
+    for line in (tree[1] + tree[2]).partition("\n\n")[0].splitlines():
+        indent, names = len(line) - len(line.lstrip()), re.split(r"\s{2,}", line.strip())[0].split()
+        parent = names[0] if indent == 4 else parent
+        paths += names if indent == 4 else [parent + name for name in names]
+    return paths
+
+
+def defined(file: Path) -> set[str]:
+    """The functions, methods and classes of a file."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+
+def test_the_map_answers_six_questions() -> None:
+    questions = [
+        line for line in TEXT.partition("## Where is what")[2].splitlines() if re.match(r"\| (Where|How|What)", line)
+    ]
+    assert len(questions) == 6
+    assert len(MAP) >= 6
+
+
+@pytest.mark.parametrize(("path", "names"), MAP)
+def test_every_path_and_name_in_the_map_exists(path: str, names: str) -> None:
+    words = re.findall(r"`(\w+)`", names)
+    assert words
+    assert set(words) <= defined(ROOT / path)
+
+
+def test_every_room_exists_and_is_in_the_tree() -> None:
+    told = rooms()
+    assert all((ROOT / path).exists() for path in told), [path for path in told if not (ROOT / path).exists()]
+    packages = {
+        f"{file.parent.relative_to(ROOT)}/"
+        for top in ("zoo", "weights", "benchmarks")
+        for file in (ROOT / top).rglob("__init__.py")
+    }
+    assert packages <= set(told)
+
+
+def test_every_path_in_the_text_exists_or_is_one_to_write() -> None:
+    paths = set(re.findall(r"`((?:zoo|weights|benchmarks|tests|docs)/[\w./-]+)`", TEXT))
+    written = {"zoo/blocks/mlp.py", "zoo/architectures/mixtral.py", "tests/zoo/blocks/test_mlp.py"}
+    assert len(paths) > 15
+    assert {path for path in paths if not (ROOT / path).exists()} <= written

@@ -1,0 +1,191 @@
+"""The README and the pages of docs/: the output that they show is printed today, their examples run, their links lead
+somewhere."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import runpy
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import zoo
+from benchmarks.analytic.models import one
+from benchmarks.commands import costs
+from benchmarks.measure import throughput_tables
+from benchmarks.measure.benchmark_models import BenchmarkModel
+from tests.benchmarks.fakes import MACHINE, fake_rows
+from zoo.cli.runner import exit_code
+
+ROOT = Path(__file__).resolve().parents[1]
+README, COSTS, MODELS = ROOT / "README.md", ROOT / "docs" / "costs.md", ROOT / "docs" / "models.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LEFT_OUT = "..."  # a line of a shown output that stands for one or more lines
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def run(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `python -m MODULE ...` prints. `make compare` is run without its measurements."""
+    python, m, module, *args = shlex.split(command.replace("make compare", "python -m benchmarks --static"))
+    assert (python, m) == ("python", "-m")
+    app = runpy.run_module("benchmarks.__main__" if module == "benchmarks" else module)["app"]
+    assert exit_code(app, f"python -m {module}", args) == 0
+    return capsys.readouterr().out
+
+
+def lines(output: str) -> list[str]:
+    """Lines to compare: without rules under table heads and blanks, and without what differs between machines: how long
+    it took, and the digits of rounding errors."""
+    output = re.sub(
+        r"in\s+\S+\s+s:", "in ... s:", re.sub(r"\d\.\de[+-]\d\d at most, \S+ of", "N at most, N of", output)
+    )
+    words = (" ".join(line.split()) for line in output.splitlines())
+    return [line for line in words if line.strip("- ")]
+
+
+def is_shortened(shown: list[str], printed: list[str]) -> bool:
+    """Whether the shown lines are the printed ones, in order, with nothing left out but where LEFT_OUT says so."""
+    parts, part = [], list[str]()
+    for line in shown:
+        if line == LEFT_OUT:
+            parts.append(part)
+            part = []
+        else:
+            part.append(line)
+    at = 0
+    for number, each in enumerate([*parts, part]):
+        places = [
+            start for start in range(at, len(printed) - len(each) + 1) if printed[start : start + len(each)] == each
+        ]
+        if not places or (number == 0 and places[0] > 0):
+            return False
+        at = places[0] + len(each)
+    return not part or at == len(printed)
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ("a b c", True),
+        ("a ... c", True),
+        ("a ...", True),
+        ("... c", True),
+        ("b c", False),  # nothing but LEFT_OUT leaves out the first line
+        ("a b", False),
+        ("a c", False),
+        ("a ... d", False),
+        ("c ... a", False),
+        ("b ...", False),
+    ],
+)
+def test_a_shortened_output_is_told_from_a_wrong_one(shown: str, expected: bool) -> None:
+    assert is_shortened(shown.split(), ["a", "b", "c"]) == expected
+
+
+OUTPUTS = [
+    (page, *found)
+    for page in (README, COSTS, MODELS)
+    for found in re.findall(r"```console\n\$ (.*?)\n(.*?)```", text(page), re.DOTALL)
+]
+
+
+@pytest.mark.parametrize(
+    ("page", "command", "shown"), OUTPUTS, ids=[f"{page.name}-{command}" for page, command, _ in OUTPUTS]
+)
+def test_the_output_shown_is_the_output(
+    page: Path, command: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = run(command, capsys)
+    if LEFT_OUT in shown.splitlines():
+        assert page == README
+        assert is_shortened(lines(shown), lines(printed)), printed
+    else:  # times of another length may break lines elsewhere
+        assert " ".join(lines(shown)).split() == " ".join(lines(printed)).split()
+
+
+def test_outputs_are_shown() -> None:
+    assert [page for page, *_ in OUTPUTS].count(README) == 4
+    assert {page for page, *_ in OUTPUTS} == {README, COSTS, MODELS}
+    assert sum(line.startswith("llama3-8b ") for line in text(COSTS).splitlines()) == 2
+
+
+def test_the_commands_of_costs_run(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = re.findall(r"^    (python -m benchmarks .*?)(?: +#.*)?$", text(COSTS), re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        assert run(command, capsys)
+
+
+def test_measured_tables_have_todays_columns_and_legends() -> None:
+    """Their figures are those of another machine and another day."""
+    page = " ".join(text(ROOT / "docs" / "benchmarks.md").split())
+    rows = fake_rows([BenchmarkModel(one("gemma3-270m"))])
+    beside = [*rows, *(row | {"implementation": "transformers", "mode": "sdpa", "ratio": 1.0} for row in rows)]
+    speeds, limits = (of(beside, MACHINE) for of in (throughput_tables.speeds, throughput_tables.limits))
+    shown = [costs.tiny_throughput_table(rows), speeds, limits]
+    for table in shown:  # what depends on the machine, or on what happened, is left out
+        assert table.title in page
+        assert all(column.header in page for column in table.columns)
+        fixed = [
+            line
+            for line in table.legend
+            if not re.search(r"Medians|threads|Harness|cores|^[~!c]:|GiB|MiB|is not known|^kernels", line)
+        ]
+        assert len(fixed) > 1
+        assert all(line in page for line in fixed)
+
+
+@pytest.mark.parametrize(("page", "least"), [(README, 4), (MODELS, 15)], ids=["README", "models"])
+def test_the_examples_print_what_they_say(page: Path, least: int) -> None:
+    failed, tried = doctest.testfile(str(page), module_relative=False)
+    assert tried >= least
+    assert failed == 0
+
+
+def test_the_glossary_explains_fields_that_exist() -> None:
+    """In its tables of specs, every word of the first column is a field."""
+    known = {field.name for kind in zoo.Spec.kinds.values() for field in fields(kind)}
+    specs = text(ROOT / "docs" / "glossary.md").partition("## What it costs")[0]
+    words = {word for row in re.findall(r"^\| (`.*?) \|", specs, re.MULTILINE) for word in re.findall(r"`(\w+)`", row)}
+    assert len(words) > 40
+    assert words <= known
+
+
+def test_the_readme_is_short_and_names_every_dependency() -> None:
+    assert len(text(README).splitlines()) <= 200
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    needed = re.findall(r'^  "(\w+)', project.partition("\ndependencies = [")[2].partition("\n]")[0], re.MULTILINE)
+    assert len(needed) >= 8
+    assert re.findall(r"^\| (\w+) \|", text(README).partition("## What it depends on")[2], re.MULTILINE)[1:] == needed
+
+
+def test_the_index_lists_every_page() -> None:
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", text(ROOT / "docs" / "README.md")))
+    assert linked == {page.name for page in PAGES if page.parent.name == "docs"} - {"README.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text(page)):
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", text(file), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, target
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "docs"], ids=lambda page: page.name)
+def test_a_page_opens_with_its_question_and_answers_it(page: Path) -> None:
+    if page.name in ("blocks.md", "comparisons.md"):
+        pytest.skip("generated")
+    title, blank, answer, *_ = text(page).splitlines()
+    assert re.fullmatch(r"# (How|What|Which) .*\?", title)
+    assert not blank
+    assert re.match(r"[\w`]", answer)
