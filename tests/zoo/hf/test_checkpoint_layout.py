@@ -8,7 +8,7 @@ from weights.matching import TensorMapping, match, skipped
 from zoo.architectures import families
 from zoo.catalog import allocate, sizes
 from zoo.errors import UsageError
-from zoo.hf.checkpoint_layout import COMMON, InterleavedTransposed, PairedRows, Rule, Rules, Skipped, Transposed
+from zoo.hf.checkpoint_layout import COMMON, PairedRows, Rearranged, Rule, Rules, Skipped
 
 
 def layout(name: str) -> Rules:
@@ -56,10 +56,10 @@ def test_reading_undoes_writing(name: str) -> None:
         if not isinstance(rule, Rule):
             continue
         for move in moves_of(model.spec, rule, parameters):
-            ours = [parameters[parameter] for parameter in move.module_names]
-            theirs = rule.write(ours, move.layer)
-            assert len(theirs) == len(move.checkpoint_names)
-            assert all(torch.equal(a, b) for a, b in zip(ours, rule.read(list(theirs), move.layer), strict=True))
+            held = [parameters[parameter] for parameter in move.module_names]
+            stored = rule.write(held, move.layer)
+            assert len(stored) == len(move.checkpoint_names)
+            assert all(torch.equal(a, b) for a, b in zip(held, rule.read(list(stored), move.layer), strict=True))
             covered.update(move.module_names)
     assert covered == set(parameters)
 
@@ -100,7 +100,7 @@ def test_nothing_that_a_model_needs_is_skipped(name: str) -> None:
 
 
 def test_rotary_pairs_of_rows_become_halves() -> None:
-    """Two heads of one plain and four turned rows, (0, 1) and (2, 3) turning as pairs: ours are (0, 2) and (1, 3)."""
+    """Two heads of one plain and four rotary rows: pairs (0, 1) and (2, 3) become (0, 2) and (1, 3)."""
     rule = PairedRows("attn.block.q", "q", "nope_dim", "rope_dim")
     norm = zoo.RMSNorm(1e-6)
     mla = zoo.MLA(heads=2, q_rank=None, kv_rank=4, nope_dim=1, rope_dim=4, v_dim=4, norm=norm, rope=zoo.NoPE())
@@ -110,10 +110,10 @@ def test_rotary_pairs_of_rows_become_halves() -> None:
 
 
 def test_gpt_oss_experts_are_transposed_and_take_turns() -> None:
-    """One expert, two numbers in, three hidden: columns are gate, up, gate, up, gate, up."""
-    rule = InterleavedTransposed(("gate", "up"), "gate_up")
+    """One expert, two inputs, three hidden: columns are gate, up, gate, up, gate, up."""
+    rule = Rearranged(("gate", "up"), "gate_up", "e dim (hidden gate_up) -> gate_up e hidden dim")
     gate, up = rule.read([torch.tensor([[[1, 10, 2, 20, 3, 30], [4, 40, 5, 50, 6, 60]]])], None)
     assert gate.tolist() == [[[1, 4], [2, 5], [3, 6]]]
     assert up.tolist() == [[[10, 40], [20, 50], [30, 60]]]
-    (down,) = Transposed("down", "down").read([torch.tensor([[[1, 2], [3, 4]]])], None)
+    (down,) = Rearranged("down", "down", "e hidden dim -> e dim hidden").read([torch.tensor([[[1, 2], [3, 4]]])], None)
     assert down.tolist() == [[[1, 3], [2, 4]]]
