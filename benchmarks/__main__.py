@@ -1,7 +1,5 @@
 """python -m benchmarks [VERB]: what the architectures cost, side by side."""
 
-from __future__ import annotations
-
 from benchmarks.commands import make_app
 from zoo.cli.runner import run
 

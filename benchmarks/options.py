@@ -4,8 +4,6 @@ A verb's `command` takes a group as one parameter, annotated with the group's cl
 function that typer needs, with one parameter for each field of the group.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

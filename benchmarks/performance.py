@@ -7,8 +7,6 @@ The text between a section's markers is generated: facts of the processor, a tab
 text on the page is written by hand and stays.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

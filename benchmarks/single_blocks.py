@@ -6,8 +6,6 @@ To measure anew first: python -m benchmarks mla --json --out docs/performance/bl
 The tables stand between the page's markers; all else on the page is written by hand and stays.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

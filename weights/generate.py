@@ -3,8 +3,6 @@
 Text in, text out, where the source has a tokenizer.json. Token ids in, token ids out: --tokens 2,818,5279.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 import time

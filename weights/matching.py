@@ -1,7 +1,5 @@
 """Which stored tensors fill which parameters: decided from names, shapes and dtypes, before any tensor is read."""
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Mapping, Sequence

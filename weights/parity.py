@@ -1,7 +1,5 @@
 """python -m weights.parity SOURCE: how equal the zoo's model is to the released implementation, on the same weights."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Annotated

@@ -4,8 +4,6 @@ The folder gets its name when all of it is on disk, so that it is never there in
 time, in the layout of the released files, by the rules that loading reads them with.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -4,8 +4,6 @@ huggingface_hub downloads a repository into its own cache, with its progress bar
 HF_HUB_OFFLINE, HF_ENDPOINT). Only the files that are read here are downloaded.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterable

@@ -5,8 +5,6 @@ nothing else: no files, no modules, no attributes that begin with an underscore.
 text are not limited.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from datetime import datetime

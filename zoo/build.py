@@ -1,7 +1,5 @@
 """python -m zoo.build NAME: a model's blocks and costs; with --tiny or a --device, a run of it."""
 
-from __future__ import annotations
-
 import sys
 from enum import StrEnum
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every released model by name: presets, families and hub ids, and building one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cache
 from types import ModuleType

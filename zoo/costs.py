@@ -5,8 +5,6 @@ head). Norms, rotations, activations and softmax are not counted, as in Kaplan e
 own counter.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The errors that are raised on purpose, each of one line and with the exit code of a command that ends with it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Counts, bytes and dtypes as text."""
 
-from __future__ import annotations
-
 
 def format_count(number: float) -> str:
     """A count in three digits: 671B, 8.03B, 268M, 12."""

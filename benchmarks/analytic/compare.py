@@ -1,7 +1,5 @@
 """Two architectures side by side: the fields of their specs that differ, and what the difference costs."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import fields

@@ -1,7 +1,5 @@
 """Cache bytes as a function of the context: its affine pieces, where two models cross, and the context that fits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise

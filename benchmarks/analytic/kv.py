@@ -1,7 +1,5 @@
 """Rows about the KV cache: exact bytes, the usual formula, the context that fits, and where two caches cross."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction

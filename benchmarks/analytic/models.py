@@ -1,7 +1,5 @@
 """The models that a command line names: presets, families, hub ids and folders with a config.json."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

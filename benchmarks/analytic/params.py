@@ -4,8 +4,6 @@ data/hub.json holds the presets whose total on the Hub differs from ours: that `
 safetensors files), the parameters in it that are stored `beside` the text model, and a `note` on other totals there.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

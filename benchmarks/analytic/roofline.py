@@ -4,8 +4,6 @@ That time is FLOPs over the arithmetic rate or bytes over the bandwidth, whichev
 Patterson 2009). Activations, launches and waiting are not counted, so a measured figure stays below these ceilings.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cache

@@ -3,8 +3,6 @@
 The folder is scanned, so a new file is a new verb. Without a verb the main job runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module

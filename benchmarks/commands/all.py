@@ -1,7 +1,5 @@
 """Everything that follows from the specs, in one document."""
 
-from __future__ import annotations
-
 from benchmarks.analytic.models import one
 from benchmarks.analytic.params import cost_row
 from benchmarks.commands import costs, flops, kv, params

@@ -1,7 +1,5 @@
 """Each block alone at one width: parameters, KV cache, FLOPs and measured times."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Two architectures side by side: only what differs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated
 

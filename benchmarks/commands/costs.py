@@ -1,7 +1,5 @@
 """The main job: costs of all published sizes, and the speed of tiny models."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """FLOPs by part, and the ceilings that a device puts on prefill and decode."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks.analytic.kv import InferenceConfig

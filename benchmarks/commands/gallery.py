@@ -1,7 +1,5 @@
 """The gallery: a web page of the architectures."""
 
-from __future__ import annotations
-
 import json
 import sys
 import webbrowser

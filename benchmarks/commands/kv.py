@@ -1,7 +1,5 @@
 """The KV cache: bytes, what other calculators make of them, what fits on a card, and where two models cross."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from math import inf
 from typing import Annotated

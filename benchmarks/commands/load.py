@@ -1,7 +1,5 @@
 """How fast and in how much memory a checkpoint is loaded, next to transformers."""
 
-from __future__ import annotations
-
 import sys
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Three ways to decode with latent attention, side by side: cache, FLOPs and measured times."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated
 

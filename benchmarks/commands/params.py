@@ -1,7 +1,5 @@
 """Parameters by part, and why others print another number."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from benchmarks.analytic.models import Model

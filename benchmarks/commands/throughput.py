@@ -1,7 +1,5 @@
 """Measured speed of models on this machine, beside what it would have allowed."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Small drawings of single blocks, in the shapes and colours of the model diagrams."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

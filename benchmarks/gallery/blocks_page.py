@@ -3,8 +3,6 @@
 static/blocks.md is its Jinja template. It names drawings; who uses a block and what attention costs follow from specs.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from functools import cache

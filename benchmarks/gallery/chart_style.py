@@ -4,8 +4,6 @@ Colours in a chart are names that begin with @ until `styled` replaces them. Mod
 white and on a dark page; parts have the colours of the diagrams.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from colorsys import hls_to_rgb, rgb_to_hls
 from itertools import cycle

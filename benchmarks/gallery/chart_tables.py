@@ -1,7 +1,5 @@
 """The data of the charts, as tables of plain rows: also the CSV files beside the page."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any

@@ -1,7 +1,5 @@
 """The charts in Vega-Lite, and compiled: to Vega for the page, which fills in rows and parameters, and to pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache

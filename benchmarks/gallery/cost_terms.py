@@ -12,8 +12,6 @@ branch and one for each distinct feed-forward branch. With visible = min(context
 The terms follow from what every spec reports of itself, whatever its kind, and are checked against it.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

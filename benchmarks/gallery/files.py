@@ -1,7 +1,5 @@
 """The files of a gallery: the page, the data of its charts, the charts as pictures, and what docs/ holds of it."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The models of a page by architecture, and all architectures at a glance: the picture at the top of the README."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The page: one HTML file, which holds its data as JSON, a diagram of every model, and the scripts that show them."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ experts per token. The first choice of every axis is the released model. A swap 
 the kinds are counted: swapping all 94 layers of a model would take as many times as long.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ It is measured with the attention that it chooses by default, and on request com
 its logits must equal the zoo's.
 """
 
-from __future__ import annotations
-
 import copy
 import sys
 from collections.abc import Callable, Iterator

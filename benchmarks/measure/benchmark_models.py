@@ -1,7 +1,5 @@
 """Models to measure: which ones, in which variant, with what weights, and whether they fit into memory."""
 
-from __future__ import annotations
-
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -3,8 +3,6 @@
 `block_list` is the one place where the measured blocks are listed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median

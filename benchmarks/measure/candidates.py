@@ -1,7 +1,5 @@
 """A throughput measurement: its configuration, the candidates that take part, and the results so far."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field

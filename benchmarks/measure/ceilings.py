@@ -4,8 +4,6 @@ The read bandwidth is the best of several kernels that read a buffer far larger 
 nothing; the arithmetic rate is the best of two square matrix products in the dtype of the models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial

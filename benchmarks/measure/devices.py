@@ -1,7 +1,5 @@
 """Clock, peak memory, free memory and cache size of a device: the CPU or a CUDA device."""
 
-from __future__ import annotations
-
 import ctypes
 import time
 from collections.abc import Callable

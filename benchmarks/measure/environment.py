@@ -1,7 +1,5 @@
 """The environment of a measurement: what figures depend on beyond the machine that every document names."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

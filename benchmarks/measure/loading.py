@@ -6,8 +6,6 @@ is one load and prints its figures as JSON. Memory is counted above what the imp
 the end of a short forward pass.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -7,8 +7,6 @@ expanded: keys and values of all heads are cached, each expanded once, when its 
 All have the same weights and the same outputs; `failures` says where they differ.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields

@@ -3,8 +3,6 @@
 The GEMMs are then timed alone, as a task beside the pass that they belong to.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 A `Runner` is a model as one implementation runs it. A `Workload` says which passes, under the labels of llama-bench.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache

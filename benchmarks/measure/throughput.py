@@ -3,8 +3,6 @@
 The machine's ceilings take turns with them. Whatever was timed, before an interruption too, becomes rows and tables.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Throughput rows: tokens per second with their spread, and the ceilings that this machine puts on them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import inf

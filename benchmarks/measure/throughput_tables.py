@@ -1,7 +1,5 @@
 """Throughput rows as tables: how fast, and what this machine would have allowed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from benchmarks.measure.ceilings import BUFFER_BYTES

@@ -1,7 +1,5 @@
 """A progress bar on stderr, where that is a terminal, for what takes longer than two seconds."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """How values are shown in tables: units, digits, ranges, and contexts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any

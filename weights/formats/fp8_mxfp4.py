@@ -4,8 +4,6 @@ schemes that are refused.
 A source is refused for its scheme before any field of its config is checked, since no field can make it readable.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ The gguf library reads it, names its tensors and dequantises them. What such a f
 dimensions.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from dataclasses import replace

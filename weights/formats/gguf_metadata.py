@@ -1,7 +1,5 @@
 """The metadata that describes a model in a .gguf file, by GGUF's keys, and how it is compared with a spec."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import isclose
 from typing import Any

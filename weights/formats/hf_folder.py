@@ -3,8 +3,6 @@
 Nothing in the folder is trusted: docs/loading.md says what a broken or a hostile one gets.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterable

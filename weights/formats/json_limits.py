@@ -4,8 +4,6 @@ JSON is measured before it is parsed. A parser makes objects of up to thirty tim
 and values are limited.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter

@@ -4,8 +4,6 @@ It is read strictly here before the library maps the file. The library silently 
 name, and takes ten times the size of a header in memory to read it.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from math import prod
 from pathlib import Path

@@ -3,8 +3,6 @@
 The prompts are random token ids, and text where the source has a tokenizer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ A whole forward pass hands every difference on to the layers above. Here each br
 reference's branch got, so that a difference in its output began in it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How far two models' logits are apart."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, nan

@@ -8,8 +8,6 @@ tensor. Its own table of conversions gives the names. The zoo's rules are not re
 not appear in the reference as well.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field

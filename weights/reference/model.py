@@ -1,7 +1,5 @@
 """The reference: transformers' implementation of a model, in eager attention, with a source's weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The parity report: what was measured and whether it passes, as text of at most 80 columns, as JSON and as a plot."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise

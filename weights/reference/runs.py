@@ -5,8 +5,6 @@ embedding or two layers, whichever is more, beside the activations, which includ
 read once for each model, twice in bfloat16.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterator, Sequence

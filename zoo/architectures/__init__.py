@@ -1,7 +1,5 @@
 """One file an architecture. The folder is scanned: a new file is in every table, test and command without an edit."""
 
-from __future__ import annotations
-
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,7 +1,5 @@
 """Linear layers of many experts at once, their weights stacked: tokens sorted by expert, or gathered weights."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The dense feed-forward block: a gated linear unit (Shazeer 2020)."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 

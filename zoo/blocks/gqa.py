@@ -1,7 +1,5 @@
 """Grouped-query attention (Ainslie et al. 2023) and its special cases: multi-head, multi-query, sliding-window."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """A layer: attention and feed-forward, each a branch off the residual stream, and where the norms stand."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Multi-head latent attention (DeepSeek-V2, section 2.1): the cache keeps one compressed latent per token."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Mixture of experts: many feed-forward blocks, of which each token visits a few (Shazeer et al. 2017)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

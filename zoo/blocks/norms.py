@@ -1,7 +1,5 @@
 """RMSNorm (Zhang and Sennrich 2019) in the three roundings that released models use."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -3,8 +3,6 @@
 Rotated pairs are (i, i + width/2), the half-split order of most checkpoints; others are permuted on loading.
 """
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from dataclasses import dataclass

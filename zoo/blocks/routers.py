@@ -1,7 +1,5 @@
 """Routers of a mixture of experts: which experts a token is sent to, and with which weights."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass

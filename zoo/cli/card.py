@@ -1,7 +1,5 @@
 """A model's card (layers, blocks, costs) and the report of python -m zoo.build, each as data and as text."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections import Counter

@@ -5,8 +5,6 @@ no `try` can be around that. So each package imports this module before anything
 but only if the process is one of these commands: other programs that import the zoo keep their own handler.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import signal

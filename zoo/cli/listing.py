@@ -3,8 +3,6 @@
 Everything is found by walking specs: a new architecture is a new column, a new block or option a new row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from textwrap import wrap
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ Data goes to stdout or a file, everything else to stderr. Exit codes: 0 done, 1 
 available, 4 malformed input, 130 interrupted.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback

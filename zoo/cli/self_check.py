@@ -1,8 +1,6 @@
 """Building a model and checking it: its parameters and cache have the sizes that the formulas give, and decoding with
 the cache gives the logits of one forward pass."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from time import perf_counter
 

@@ -1,7 +1,5 @@
 """Rows as tables, CSV and JSON documents."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -10,8 +10,6 @@ zoo.core.kernels chooses by measuring. Sizes: b sequences, t queries, s keys; h 
 queries and keys, w that of values.
 """
 
-from __future__ import annotations
-
 import itertools
 from functools import partial
 

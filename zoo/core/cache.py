@@ -4,8 +4,6 @@
 where there is no cache and returns its arguments, so that layers have no `if cache`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

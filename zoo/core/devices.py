@@ -1,7 +1,5 @@
 """The machine and its devices: names, free memory, and how documents describe them."""
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Iterator

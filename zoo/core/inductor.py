@@ -1,8 +1,6 @@
 """torch.compile on other machines: where text is read as ASCII, where its cache on disk is another processor's, and
 where there is no C++ compiler."""
 
-from __future__ import annotations
-
 import codecs
 import locale
 from collections.abc import Callable

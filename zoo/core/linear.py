@@ -9,8 +9,6 @@
 Autocast, gradients, tensor subclasses (quantised, sharded), other layouts and wrong shapes all get F.linear itself.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

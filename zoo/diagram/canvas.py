@@ -7,8 +7,6 @@ A page restyles its diagrams by setting the variables --zoo-ink and so on of `.z
 colour before the variable, for programs that do not support variables.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

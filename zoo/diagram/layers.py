@@ -3,8 +3,6 @@
 The columns are parameters, KV cache per token, and share of the FLOPs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The whole diagram: figures, the layers across the depth, embedding, a card for each kind of layer, norm, head."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache

@@ -7,8 +7,6 @@ the rules that architectures share. An architecture's `WEIGHTS` holds the rest, 
 The modules hold the experts' gate and up as (experts, hidden, dim), and down as (experts, dim, hidden).
 """
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -10,8 +10,6 @@ Not listed, so that they are errors: a top-level `original_max_position_embeddin
 `rope_scaling`; whatever `rope_scaling` holds and the scaling does not read; windows and chunks of attention.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -5,8 +5,6 @@ version of the reference reads. A block that the spec does not hold leaves its f
 by reading it back.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import fields
 from itertools import chain

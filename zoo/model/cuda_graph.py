@@ -1,7 +1,5 @@
 """One decode step on a GPU as a CUDA graph: its hundreds of kernels are launched as one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

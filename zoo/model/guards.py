@@ -3,8 +3,6 @@
 Compiled code relies on all of these, and not on the values of parameters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
 from operator import attrgetter
 from typing import Any

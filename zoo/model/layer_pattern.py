@@ -1,7 +1,5 @@
 """A model's layer list as text: a name for each kind of layer, and the list with repeats folded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 

@@ -1,7 +1,5 @@
 """Sampling the next token from logits."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -9,8 +9,6 @@ where the model has none, give every GQA that form. Fields that are not given ar
 value is a number, true, false, none, a word, or a block: `ffn=MoE(experts=8, router=SoftmaxTopK(k=2))`.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Callable, Sequence

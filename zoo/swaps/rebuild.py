@@ -1,7 +1,5 @@
 """Building a block from a few of its fields in the place of another, and naming the features that this drops."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields

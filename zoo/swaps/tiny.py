@@ -1,7 +1,5 @@
 """Tiny models: the composition of a published model at toy widths, small enough to run anywhere in a moment."""
 
-from __future__ import annotations
-
 from dataclasses import fields, replace
 from typing import Any
 
