@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import doctest
 import re
-import runpy
 import shlex
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,7 @@ def run(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     """What `python -m MODULE ...` prints. `make compare` is run without its measurements."""
     python, m, module, *args = shlex.split(command.replace("make compare", "python -m benchmarks --static"))
     assert (python, m) == ("python", "-m")
-    app = runpy.run_module("benchmarks.__main__" if module == "benchmarks" else module)["app"]
+    app = import_module("benchmarks.__main__" if module == "benchmarks" else module).app
     assert exit_code(app, f"python -m {module}", args) == 0
     return capsys.readouterr().out
 
