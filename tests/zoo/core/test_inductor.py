@@ -58,11 +58,11 @@ def test_processors_with_other_instructions_share_a_cache(tmp_path: Path) -> Non
         run(ELSEWHERE, TORCHINDUCTOR_CACHE_DIR=str(tmp_path), ATEN_CPU_CAPABILITY=capability)
 
 
-def test_the_width_of_vectors_is_a_setting_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that the user has set stays."""
-    monkeypatch.setattr(config.cpp, "simdlen", None)
-    isa = pick_vec_isa()
-    assert inductor.options()["cpp.simdlen"] == (isa.bit_width() if isa else 1)
-    assert config.cpp.simdlen is None, "the process's own setting is left alone"
-    monkeypatch.setattr(config.cpp, "simdlen", 64)
-    assert inductor.options()["cpp.simdlen"] == 64
+def test_the_width_of_vectors_is_a_setting_of_the_compiler() -> None:
+    """One that the user has set stays. (torch's own patch: undoing pytest's would remove the setting.)"""
+    with config.patch({"cpp.simdlen": None}):
+        isa = pick_vec_isa()
+        assert inductor.options()["cpp.simdlen"] == (isa.bit_width() if isa else 1)
+        assert config.cpp.simdlen is None, "the process's own setting is left alone"
+    with config.patch({"cpp.simdlen": 64}):
+        assert inductor.options()["cpp.simdlen"] == 64
