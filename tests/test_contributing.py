@@ -58,10 +58,9 @@ def primer(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(copy: Path, *args: str, code: int = 0) -> str:
     """What a command prints when run in the copy."""
-    environment = os.environ | {"PYTHONPATH": str(copy), "COLUMNS": "80"}
-    done = subprocess.run(
-        [sys.executable, "-m", *args], cwd=copy, env=environment, capture_output=True, text=True, timeout=280
-    )
+    environment = os.environ | {"PYTHONPATH": str(copy), "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", *args]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, encoding="utf-8", timeout=280)
     assert done.returncode == code, done.stderr + done.stdout
     return done.stdout if code == 0 else done.stderr
 
