@@ -55,7 +55,7 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...]) -> Spec
     names, parts = field_names(kind), _parts(kind)
     values: Values = {}
     for source in filter(None, (_first(kind, near), old)):  # a source may be of a subclass with more fields
-        values |= {name: value for name, value in _values(source).items() if name in names}
+        values |= {name: value for name, value in vars(source).items() if name in names}
     for name, kinds in parts.items():
         if name not in values and (found := _first(kinds, near)):
             values[name] = found
@@ -137,10 +137,12 @@ def dropped_features(old: Spec, new: Spec) -> Iterator[str]:
 
 def features(spec: Spec) -> dict[str, str]:
     """The optional fields of a block that are in use: field name -> its term."""
-    values, required = _values(spec), required_fields(type(spec))
-    optional = [each for each in fields(spec) if each.name not in required]
-    defaults = {e.name: e.default if e.default_factory is MISSING else e.default_factory() for e in optional}
-    used = [name for name, default in defaults.items() if values[name] != default]
+    values, required = vars(spec), required_fields(type(spec))
+    used = []
+    for field in fields(spec):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if field.name not in required and values[field.name] != default:
+            used.append(field.name)
     return {name: term for name in used if (term := _term(name, values))}
 
 
@@ -167,10 +169,6 @@ def _amount(value: Any) -> str:
 def field_names(kind: type[Spec]) -> list[str]:
     """The fields that a kind is constructed from."""
     return [field.name for field in fields(kind)]
-
-
-def _values(spec: Spec) -> Values:
-    return {name: getattr(spec, name) for name in field_names(type(spec))}
 
 
 def required_fields(kind: type[Spec]) -> set[str]:
