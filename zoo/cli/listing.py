@@ -1,7 +1,5 @@
-"""The registry as a table: blocks and their options against the architectures that use them.
-
-Everything is found by walking specs: a new architecture is a new column, a new block or option a new row.
-"""
+"""The registry as a table: blocks and their options against the architectures that use them. Everything is found by
+walking specs: a new architecture is a new column, a new block or option a new row."""
 
 from collections.abc import Iterator
 from textwrap import wrap

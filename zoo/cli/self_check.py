@@ -32,9 +32,7 @@ class BuildCheck:
 @dataclass(frozen=True)
 class DecodeCheck:
     """One forward pass over `tokens` tokens, against prefill in `chunks` and then `steps` of one token over a cache.
-
-    `bound` is None where the difference is not judged. Cache sizes are bytes, as allocated and by the formula.
-    """
+    `bound` is None where the difference is not judged. Cache sizes are bytes, as allocated and by the formula."""
 
     seed: int
     tokens: int

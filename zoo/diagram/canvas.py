@@ -177,9 +177,9 @@ class Canvas:
         return ElementTree.tostring(self.root, encoding="unicode")
 
     @contextmanager
-    def group(self, css_class: str, tooltip: str) -> Iterator[None]:
-        """A group of everything drawn within, with a tooltip."""
-        outer, self._parent = self._parent, self._add("g", css_class)
+    def group(self, tooltip: str) -> Iterator[None]:
+        """A group of everything drawn within, a part of the model, with a tooltip."""
+        outer, self._parent = self._parent, self._add("g", "part")
         SubElement(self._parent, "title").text = tooltip
         yield
         self._parent = outer

@@ -1,8 +1,5 @@
 """What is drawn inside a block: `inside` has a function for each kind, and draws another kind's name and description.
-
-Each shape (head boxes, mask, latents, hourglass, grid of experts, chips) is drawn into a `Region` from its top, and
-returns the y below it.
-"""
+Each shape (head boxes, mask, latents, hourglass, experts, chips) fills a `Region` from its top and returns its end."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""A card for each kind of layer: the residual stream, its two branches with their norms, and the cost columns beside.
-
-The columns are parameters, KV cache per token, and share of the FLOPs.
-"""
+"""A card for each kind of layer: the residual stream, its two branches with their norms, and beside them the columns of
+costs: parameters, KV cache per token, share of the FLOPs."""
 
 from typing import NamedTuple
 
@@ -53,11 +51,8 @@ def tooltip(name: str, cost: Cost) -> str:
 
 
 class Cards:
-    """The cards, drawn one below the other. A branch that an earlier card shows is not drawn again.
-
-    KV caches are of one sequence of `context` tokens in `dtype`, FLOPs of one new token that sees `context` tokens,
-    itself included.
-    """
+    """The cards, one below the other. A branch that an earlier card shows is not drawn again. KV caches are of one
+    sequence of `context` tokens in `dtype`, FLOPs of one new token that sees `context` tokens, itself included."""
 
     def __init__(self, canvas: Canvas, spec: Decoder, context: int, dtype: torch.dtype) -> None:
         self.canvas, self.spec, self.context, self.dtype = canvas, spec, context, dtype
@@ -147,7 +142,7 @@ class Cards:
 
     def _block(self, y: float, role: str, block: Block, layers: int) -> float:
         canvas, cost = self.canvas, self.cost(block, layers)
-        with canvas.group("part", tooltip(BRANCH_NAMES[role], cost)):
+        with canvas.group(tooltip(BRANCH_NAMES[role], cost)):
             marks = canvas.marks
             box = canvas.rect(BLOCK, y, BLOCK_END - BLOCK, 0, role, 6)
             region = Region(canvas, BLOCK + 10, y + 7, BLOCK_END - BLOCK - 20, self.spec.dim, role)
@@ -162,7 +157,7 @@ class Cards:
         """A norm as a bar from `left` on; from FRONT on, the stream runs into it. Returns the y below it."""
         canvas, cost = self.canvas, self.cost(norm, layers)
         text = ", ".join([type(norm).__name__, *features(norm).values()])
-        with canvas.group("part", tooltip(norm.describe(), cost)):
+        with canvas.group(tooltip(norm.describe(), cost)):
             canvas.rect(left, y, BLOCK_END - left, BAR, canvas.marked("norm", place, norm.describe()), 4)
             canvas.text(left + 10, y + 13, text, SMALL, BLOCK_END - left - 20)
             self.columns(y + 13, cost)
@@ -171,7 +166,7 @@ class Cards:
     def table(self, y: float, name: str, text: str, cost: Cost) -> float:
         """The embedding or the head as a bar on the stream; returns the y below it."""
         canvas = self.canvas
-        with canvas.group("part", tooltip(name, cost)):
+        with canvas.group(tooltip(name, cost)):
             canvas.rect(FRONT, y, BLOCK_END - FRONT, TABLE, canvas.marked("table", name, text), 5)
             end = FRONT + 18 + canvas.text(FRONT + 10, y + 17, name, 12, 100, "strong")
             canvas.text(end, y + 17, text, SMALL, BLOCK_END - end - 8, place=name)
@@ -182,7 +177,7 @@ class Cards:
         """A bar that names the card on which this branch is drawn."""
         canvas, cost = self.canvas, self.cost(branch, layers)
         text, (label, css_class) = f"{BRANCH_NAMES[role]} as in", first
-        with canvas.group("part", tooltip(f"{text} {label}", cost)):
+        with canvas.group(tooltip(f"{text} {label}", cost)):
             canvas.rect(BLOCK, y, BLOCK_END - BLOCK, BAR + 3, "ghost", 4)
             x = BLOCK + 16 + canvas.text(BLOCK + 10, y + 14.5, text, SMALL, 120, "faint")
             canvas.rect(x, y + 6.5, 9, 9, css_class, 2)
