@@ -5,7 +5,8 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import zip_longest
+from functools import partial
+from itertools import chain, zip_longest
 from textwrap import wrap
 from typing import Any
 
@@ -14,12 +15,12 @@ import torch
 from zoo.blocks import Layer
 from zoo.blocks.layer import Placement
 from zoo.catalog import sizes
+from zoo.catalog import spec as published_spec
 from zoo.cli import self_check
 from zoo.errors import SpecError
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
 from zoo.swaps.grammar import apply_swaps
-from zoo.swaps.tiny import tiny as at_toy_widths
 from zoo.units import dtype_name, format_bytes, format_count
 
 WIDTH, LABEL_WIDTH = 80, 15  # characters
@@ -31,7 +32,7 @@ Rows = dict[str, list[str]]  # label -> paragraphs
 
 def swapped_specs(preset: str, tiny: bool, swaps: Sequence[str]) -> tuple[Decoder, Decoder, list[str]]:
     """A published size, at toy widths if `tiny`; the same with every swap in turn; and the features that these drop."""
-    original = at_toy_widths(sizes()[preset].spec) if tiny else sizes()[preset].spec
+    original = published_spec(preset, tiny)
     try:
         return original, *apply_swaps(original, swaps)
     except SpecError as error:
@@ -43,7 +44,7 @@ def build_report(
 ) -> Facts:
     """The card of a published size, and the checks of the model built on a device (on meta, of its parameters only)."""
     original, spec, dropped = swapped_specs(preset, tiny, swaps)
-    runs = device.type != "meta"
+    size, runs = sizes()[preset], device.type != "meta"
     if runs:
         self_check.require_memory(spec, device, dtype)
     if not tiny:
@@ -53,12 +54,12 @@ def build_report(
     decoded = self_check.check_decoding(model, dtype, seed) if runs else None
     return {
         "model": preset,
-        "hub": sizes()[preset].hub,
+        "hub": size.hub,
         "tiny": tiny,
         "swaps": swaps,
         "dropped": dropped,
         "original": card(original, dtype) if swaps else None,
-        "card": card(spec, dtype, None if tiny or swaps else sizes()[preset].active),
+        "card": card(spec, dtype, None if tiny or swaps else size.active),
         "built": asdict(built),
         "decoded": asdict(decoded) if decoded else None,
         "failures": self_check.failures(built, decoded),
@@ -113,10 +114,10 @@ def report_text(report: Facts) -> str:
     sections = [[f"{name}  ({report['hub']})"]]
     if report["swaps"]:
         dropped = ", ".join(report["dropped"]) or "nothing"
-        sections += [_one_column({"swap": [spaced(swap) for swap in report["swaps"]], "dropped": [dropped]})]
-        sections += [_two_columns(report["original"], report["card"])]
+        sections.append(_one_column({"swap": list(map(spaced, report["swaps"])), "dropped": [dropped]}))
+        sections.append(_two_columns(report["original"], report["card"]))
     else:
-        sections += [_one_column(_card_rows(report["card"]))]
+        sections.append(_one_column(_card_rows(report["card"])))
     sections += [_one_column(_check_rows(report["built"], report["decoded"])), wrap(f"FLOPs are {CONVENTION}.", WIDTH)]
     return "\n\n".join("\n".join(lines) for lines in sections)
 
@@ -134,14 +135,14 @@ def _two_columns(original: Facts, swapped: Facts) -> list[str]:
     """Both cards side by side, with a star at the rows that differ."""
     column = (WIDTH - LABEL_WIDTH - 2) // 2
     before, after = _card_rows(original), _card_rows(swapped)
-    changes = {
-        "parameters": ("params", " in all"),
-        "KV cache": ("kv_bytes_32k", f" at {KV_CONTEXT:,} tokens"),
-        "FLOPs": ("flops_per_token_4k", ""),
-    }
-    for label, (key, where) in changes.items():
+    for label, key, where in (
+        ("parameters", "params", " in all"),
+        ("KV cache", "kv_bytes_32k", f" at {KV_CONTEXT:,} tokens"),
+        ("FLOPs", "flops_per_token_4k", ""),
+    ):
         if original[key] != swapped[key]:
-            after[label].append(f"{_percent_change(original[key], swapped[key])}{where}")
+            change = swapped[key] / original[key] - 1  # below 0.1%, with the digit that it needs: never 0.0%
+            after[label].append((f"{change:+.1%}" if abs(change) >= 0.001 else f"{100 * change:+.1g}%") + where)
     lines = _row("", [["original"], ["swapped"]], column)
     for label, old in before.items():
         same = old == after[label]
@@ -149,19 +150,10 @@ def _two_columns(original: Facts, swapped: Facts) -> list[str]:
     return lines
 
 
-def _percent_change(before: int, after: int) -> str:
-    """A signed change: -87.5%, and one below 0.1% with the digit that it needs, never as 0.0%."""
-    share = after / before - 1
-    return f"{share:+.1%}" if abs(share) >= 0.001 else f"{100 * share:+.1g}%"
-
-
 def _row(label: str, cells: Sequence[Sequence[str]], column: int) -> list[str]:
     """A label and its cells beside it, each a list of paragraphs that are wrapped to `column` characters."""
-    columns = [
-        [line for each in cell for line in wrap(each, column, subsequent_indent="  ", break_on_hyphens=False)]
-        for cell in cells
-    ]
-    rows = zip_longest([label], *columns, fillvalue="")
+    wrapped = partial(wrap, width=column, subsequent_indent="  ", break_on_hyphens=False)
+    rows = zip_longest([label], *(chain.from_iterable(map(wrapped, cell)) for cell in cells), fillvalue="")
     return [f"{row[0]:{LABEL_WIDTH}}{'  '.join(line.ljust(column) for line in row[1:])}".rstrip() for row in rows]
 
 

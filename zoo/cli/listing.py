@@ -1,7 +1,5 @@
-"""The registry as a table: blocks and their options against the architectures that use them.
-
-Everything is found by walking specs: a new architecture is a new column, a new block or option a new row.
-"""
+"""The registry as a table: blocks and their options against the architectures that use them. Everything is found by
+walking specs: a new architecture is a new column, a new block or option a new row."""
 
 from collections.abc import Iterator
 from textwrap import wrap
@@ -13,17 +11,9 @@ from zoo.blocks.layer import PLACEMENTS, Placement
 from zoo.registry import Spec
 from zoo.swaps.rebuild import features
 
-ROLES = {
-    "attn": "attention",
-    "rope": "position",
-    "scaling": "RoPE scaling",
-    "ffn": "feed-forward",
-    "router": "router",
-    "act": "activation",
-    "norm": "norm",
-    "placement": "norm placement",
-    "model": "model",
-}
+ROLES = {"attn": "attention", "rope": "position", "scaling": "RoPE scaling"}
+ROLES |= {"ffn": "feed-forward", "router": "router", "act": "activation"}
+ROLES |= {"norm": "norm", "placement": "norm placement", "model": "model"}
 
 
 class Entry(NamedTuple):
@@ -31,7 +21,7 @@ class Entry(NamedTuple):
 
     role: str
     block: str
-    option: bool
+    option: bool = False
 
 
 def block_rows() -> list[dict[str, Any]]:
@@ -76,24 +66,20 @@ def listing_text() -> str:
 def _registered() -> Iterator[Entry]:
     """Every block of the registry, used or not."""
     for name, kind in Spec.kinds.items():
-        if kind.role:
-            yield Entry(kind.role, name, False)
-        if kind is GQA:
-            yield from (Entry(kind.role, alias, False) for alias in ALIASES)
-    yield from (Entry("placement", name, False) for name in PLACEMENTS)
+        names = (name, *ALIASES) if kind is GQA else (name,)
+        yield from (Entry(kind.role, each) for each in names if kind.role)
+    yield from (Entry("placement", name) for name in PLACEMENTS)
 
 
 def _used(spec: Spec) -> Iterator[Entry]:
     """The blocks and options of a spec and of everything in it."""
     if isinstance(spec, Placement):
-        yield Entry("placement", spec.placement, False)
+        yield Entry("placement", spec.placement)
     else:
-        yield from (Entry(spec.role, name, False) for name in aliases(spec) if spec.role)
+        yield from (Entry(spec.role, name) for name in aliases(spec) if spec.role)
         for name, term in features(spec).items():
-            value = getattr(spec, name)
-            if name != "window" and not (
-                isinstance(value, Spec) and value.role == name
-            ):  # these have rows of their own
-                yield Entry(spec.role or "model", term, True)
+            has_row = name == "window" or getattr(getattr(spec, name), "role", "") == name  # of its own
+            if not has_row:
+                yield Entry(spec.role or "model", term, option=True)
     for child in dict.fromkeys(child for _, child in spec.children()):
         yield from _used(child)

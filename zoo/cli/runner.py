@@ -24,7 +24,11 @@ _BadCall: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 def run(app: typer.Typer, prog: str, args: Sequence[str] | None = None) -> NoReturn:
-    """Run a command line and exit with its code; an error is one line on stderr."""
+    """Run a command line and exit with its code; an error is one line on stderr. A character that the terminal's
+    encoding cannot show, such as × in ASCII, is printed as a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what a program has put in the place of a stream may lack it
+            stream.reconfigure(errors="replace")
     sys.exit(exit_code(app, prog, sys.argv[1:] if args is None else args))
 
 

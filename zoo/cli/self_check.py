@@ -32,9 +32,7 @@ class BuildCheck:
 @dataclass(frozen=True)
 class DecodeCheck:
     """One forward pass over `tokens` tokens, against prefill in `chunks` and then `steps` of one token over a cache.
-
-    `bound` is None where the difference is not judged. Cache sizes are bytes, as allocated and by the formula.
-    """
+    `bound` is None where the difference is not judged. Cache sizes are bytes, as allocated and by the formula."""
 
     seed: int
     tokens: int
@@ -69,17 +67,9 @@ def check_decoding(model: Model, dtype: torch.dtype, seed: int) -> DecodeCheck:
     largest = logits.abs().max().item()
     # In a coarse dtype a router's near tie may go either way, and the rest of the sequence then rightly differs.
     judged = dtype.itemsize >= 4 or not any(node.role == "router" for node in spec.walk())
-    return DecodeCheck(
-        seed=seed,
-        tokens=total,
-        chunks=chunks,
-        steps=DECODE_STEPS,
-        largest_logit=largest,
-        largest_difference=torch.stack(differences).max().item(),
-        bound=TOLERANCE[dtype] * max(1.0, largest) if judged else None,
-        cache_bytes=cache.nbytes,
-        cache_formula=spec.kv_bytes(total, dtype=dtype),
-    )
+    bound = TOLERANCE[dtype] * max(1.0, largest) if judged else None
+    largest_difference, formula = torch.stack(differences).max().item(), spec.kv_bytes(total, dtype=dtype)
+    return DecodeCheck(seed, total, chunks, DECODE_STEPS, largest, largest_difference, bound, cache.nbytes, formula)
 
 
 def failures(built: BuildCheck, decoded: DecodeCheck | None) -> list[str]:
@@ -87,13 +77,11 @@ def failures(built: BuildCheck, decoded: DecodeCheck | None) -> list[str]:
     found = []
     if built.parameters != built.formula:
         found.append(f"{built.parameters:,} parameters were built, and the formula says {built.formula:,}")
-    if decoded is None:
-        return found
-    if decoded.cache_bytes != decoded.cache_formula:
+    if decoded and decoded.cache_bytes != decoded.cache_formula:
         found.append(f"the cache has {decoded.cache_bytes:,} bytes, and the formula says {decoded.cache_formula:,}")
-    difference, bound = decoded.largest_difference, decoded.bound
-    if bound is not None and not difference <= bound:  # also for NaN
-        found.append(f"decoding over the cache differs from the forward by {difference:.1e}, above {bound:.1e}")
+    if decoded and decoded.bound is not None and not decoded.largest_difference <= decoded.bound:  # also for NaN
+        difference = f"by {decoded.largest_difference:.1e}, above {decoded.bound:.1e}"
+        found.append(f"decoding over the cache differs from the forward {difference}")
     return found
 
 

@@ -10,6 +10,7 @@ colour before the variable, for programs that do not support variables.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
@@ -105,11 +106,6 @@ RULES = {
     **{f"kind-{name}": f"fill:@{name}" for name in PALETTE if name[-1].isdigit()},
 }
 
-MARKS = {
-    "text.differs": "fill:@differs;text-decoration:underline",
-    "rect.differs": "stroke:@differs;stroke-width:2",
-}
-
 
 def colours(dark: bool = False) -> str:
     """CSS declarations of the light or the dark scheme's variables, for a page that lets its reader choose one."""
@@ -117,19 +113,19 @@ def colours(dark: bool = False) -> str:
 
 
 def css() -> str:
-    """The style sheet, the same for every diagram."""
-
-    def with_variables(rule: str) -> Iterator[str]:
-        """Each declaration with its light colour, and again with the variable."""
-        for declaration in rule.split(";"):
-            light = re.sub(r"@([\w-]+)", lambda found: PALETTE[found[1]][0], declaration)
-            yield from dict.fromkeys((light, re.sub(r"@([\w-]+)", r"var(--zoo-\1)", declaration)))
-
-    rules = {f".{name}": rule for name, rule in RULES.items()} | MARKS
-    sheet = [f".zoo-diagram {selector}{{{';'.join(with_variables(rule))}}}" for selector, rule in rules.items()]
+    """The style sheet, the same for every diagram. Declarations have the light colour, and again the variable."""
+    rules = {f".{name}": rule for name, rule in RULES.items()}
+    rules["text.differs"] = "fill:@differs;text-decoration:underline"
+    rules["rect.differs"] = "stroke:@differs;stroke-width:2"
     dark = f"@media(prefers-color-scheme:dark){{:where(.zoo-diagram){{{colours(dark=True)}}}}}"
     base = f".zoo-diagram{{font-family:{FONT}}}.zoo-diagram text{{font-variant-numeric:tabular-nums}}"
-    return "\n".join([f":where(.zoo-diagram){{{colours()}}}", dark, base, *sheet])
+    sheet = [f":where(.zoo-diagram){{{colours()}}}", dark, base]
+    for selector, rule in rules.items():
+        light = re.sub(r"@([\w-]+)", lambda found: PALETTE[found[1]][0], rule).split(";")
+        variable = re.sub(r"@([\w-]+)", r"var(--zoo-\1)", rule).split(";")
+        both = dict.fromkeys(chain.from_iterable(zip(light, variable, strict=True)))
+        sheet.append(f".zoo-diagram {selector}{{{';'.join(both)}}}")
+    return "\n".join(sheet)
 
 
 def text_width(text: str, size: float, bold: bool = False) -> float:
@@ -167,28 +163,23 @@ class Canvas:
         self.against = against
         self.marks = 0  # number of marked texts and shapes
         self.facts: set[tuple[str, str]] = set()  # every (place, text) drawn so far
-        self._labels = [SubElement(self.root, tag) for tag in ("title", "desc")]
-        for label, text in zip(self._labels, (title, description), strict=True):
-            label.text = text
-        SubElement(self.root, "style").text = css
+        for tag, text in (("title", title), ("desc", description), ("style", css)):
+            SubElement(self.root, tag).text = text
         self._parent = self.root
 
     def finish(self, prefix: str) -> str:
         """The document as text. Every id begins with `prefix`."""
-        size = {"width": _n(self.width), "height": _n(self.height)}
-        ids = [f"{prefix}{label.tag}" for label in self._labels]
-        for label, label_id in zip(self._labels, ids, strict=True):
-            label.set("id", label_id)
-        self.root.attrib |= {
-            "viewBox": f"0 0 {size['width']} {size['height']}",
-            "aria-labelledby": " ".join(ids),
-        } | size
+        width, height = _n(self.width), _n(self.height)
+        for label in self.root[:2]:
+            label.set("id", f"{prefix}{label.tag}")
+        self.root.attrib |= {"viewBox": f"0 0 {width} {height}", "aria-labelledby": f"{prefix}title {prefix}desc"}
+        self.root.attrib |= {"width": width, "height": height}
         return ElementTree.tostring(self.root, encoding="unicode")
 
     @contextmanager
-    def group(self, css_class: str, tooltip: str) -> Iterator[None]:
-        """A group of everything drawn within, with a tooltip."""
-        outer, self._parent = self._parent, self._add("g", css_class)
+    def group(self, tooltip: str) -> Iterator[None]:
+        """A group of everything drawn within, a part of the model, with a tooltip."""
+        outer, self._parent = self._parent, self._add("g", "part")
         SubElement(self._parent, "title").text = tooltip
         yield
         self._parent = outer

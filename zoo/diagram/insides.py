@@ -1,8 +1,5 @@
 """What is drawn inside a block: `inside` has a function for each kind, and draws another kind's name and description.
-
-Each shape (head boxes, mask, latents, hourglass, grid of experts, chips) is drawn into a `Region` from its top, and
-returns the y below it.
-"""
+Each shape (head boxes, mask, latents, hourglass, experts, chips) fills a `Region` from its top and returns its end."""
 
 from __future__ import annotations
 
@@ -68,11 +65,8 @@ def _(block: GQA, region: Region) -> float:
     shared = f" on {block.kv_heads:,} KV heads" if kind == "GQA" else " on one KV head" if kind == "MQA" else ""
     y = _attention_title(region, block, f"{block.heads:,} heads{shared}", f"each {block.head_dim:,} wide")
     y = _heads(region.at(y + 5), block.heads, block.kv_heads)
-    labels = [_position(block.rope)]
-    labels += [Chip(f"QK-norm per {block.qk_norm_over}", "chip-norm")] if block.qk_norm else []
-    labels += _scale(block.scale)
-    labels += [Chip("biases")] * block.bias + [Chip("sinks")] * block.sinks
-    return _chips(region.at(y + 7), labels)
+    norm = f"QK-norm per {block.qk_norm_over}" if block.qk_norm else ""
+    return _attention_chips(region.at(y + 7), block, norm, *["biases"] * block.bias, *["sinks"] * block.sinks)
 
 
 @inside.register
@@ -85,8 +79,7 @@ def _(block: MLA, region: Region) -> float:
     source = f"latent {block.kv_rank:,} + key {block.rope_dim:,}"
     target = f"keys, values {block.heads:,} × {block.nope_dim + block.v_dim:,}"
     y = _projection(region.at(y + 5), source, "latent", target, "keys and values")
-    labels = [_position(block.rope), Chip("latents normed", "chip-norm"), *_scale(block.scale)]
-    return _chips(region.at(y + 7), labels)
+    return _attention_chips(region.at(y + 7), block, "latents normed")
 
 
 @inside.register
@@ -134,14 +127,6 @@ def _widths(block: GLU, dim: int) -> str:
     return f"{dim:,} → {block.hidden:,} → {dim:,}"
 
 
-def _position(rope: Spec) -> Chip:
-    return Chip(rope.describe(), "chip-nope" if isinstance(rope, NoPE) else "chip-rope")
-
-
-def _scale(scale: float | None) -> list[Chip]:
-    return [Chip(f"scale {scale**-2:.4g}^-1/2")] if scale else []
-
-
 def _title(region: Region, title: tuple[str, str], detail: tuple[str, str]) -> float:
     """A title and a detail beside it, or below where it does not fit; each a (text, fact)."""
     y = region.y + BIG
@@ -162,6 +147,14 @@ def _attention_title(region: Region, block: Mixer, heads: str, widths: str) -> f
     seen = Chip(f"window {window}", "chip-window") if window else Chip("full")
     _mask(region, seen.text, windowed=window is not None)
     return max(_chips(region.at(region.y + BIG + 6), [seen], "window", right, left), region.y + MASK_SIZE)
+
+
+def _attention_chips(region: Region, block: GQA | MLA, norm: str, *options: str) -> float:
+    """An attention block's position encoding, norm, scale and options."""
+    chips = [Chip(block.rope.describe(), "chip-nope" if isinstance(block.rope, NoPE) else "chip-rope")]
+    chips += [Chip(norm, "chip-norm")] if norm else []
+    chips += [Chip(f"scale {block.scale**-2:.4g}^-1/2")] if block.scale else []
+    return _chips(region, chips + [Chip(option) for option in options])
 
 
 # Shapes.
@@ -204,10 +197,8 @@ def _projection(region: Region, source: str, css_class: str, target: str, fact: 
     """An arrow from a latent to what is computed from it."""
     height, arrow = 18.0, 14.0
     first = (region.width - arrow) * 0.48
-    boxes = (
-        (0.0, first, source, css_class, "from"),
-        (first + arrow, region.width - first - arrow, target, "inner", "to"),
-    )
+    second = region.width - first - arrow
+    boxes = (0.0, first, source, css_class, "from"), (first + arrow, second, target, "inner", "to")
     for left, width, text, box_class, end in boxes:
         x, place = region.x + left, f"{region.place}.{fact}.{end}"
         region.canvas.rect(x, region.y, width, height, box_class, 3)

@@ -1,9 +1,6 @@
-"""A card for each kind of layer: the residual stream, its two branches with their norms, and the cost columns beside.
+"""A card for each kind of layer: the residual stream, its two branches with their norms, and beside them the columns of
+costs: parameters, KV cache per token, share of the FLOPs."""
 
-The columns are parameters, KV cache per token, and share of the FLOPs.
-"""
-
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -42,20 +39,6 @@ class Cost(NamedTuple):
     scores: int = 0  # FLOPs among these that grow with the context
 
 
-def _details(name: str, cost: Cost, whole_flops: int) -> Iterator[str]:
-    """The lines below a figure."""
-    if name == "params" and cost.layers > 1:
-        yield f"{format_count(cost.params / cost.layers)}/layer"
-    if name == "params" and cost.active < cost.params:
-        yield f"active {format_count(cost.active)}"
-    if name == "kv" and cost.layers > 1:
-        yield f"{format_bytes(cost.kv / cost.layers)}/layer"
-    if name == "kv" and cost.window:
-        yield f"of last {cost.window:,}"
-    if name == "flops" and cost.scores:
-        yield f"scores {_percent(cost.scores / whole_flops)}"
-
-
 def _percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}"
 
@@ -68,11 +51,8 @@ def tooltip(name: str, cost: Cost) -> str:
 
 
 class Cards:
-    """The cards, drawn one below the other. A branch that an earlier card shows is not drawn again.
-
-    KV caches are of one sequence of `context` tokens in `dtype`, FLOPs of one new token that sees `context` tokens,
-    itself included.
-    """
+    """The cards, one below the other. A branch that an earlier card shows is not drawn again. KV caches are of one
+    sequence of `context` tokens in `dtype`, FLOPs of one new token that sees `context` tokens, itself included."""
 
     def __init__(self, canvas: Canvas, spec: Decoder, context: int, dtype: torch.dtype) -> None:
         self.canvas, self.spec, self.context, self.dtype = canvas, spec, context, dtype
@@ -94,16 +74,18 @@ class Cards:
             scores=layers * block.flop_breakdown(dim, past, 1).get("scores", 0),
         )
 
-    def headings(self, y: float) -> None:
-        """The headings of the cost columns."""
-        for right, width, heading in COLUMNS.values():
-            self.canvas.text(right, y, heading, TINY, width + 12, "faint", "end")
-
     def columns(self, y: float, cost: Cost, detailed: bool = False) -> None:
         """A cost in the columns on the line `y`; detailed, with bars for its shares and the cost of one layer below."""
         kept = cost.kv * (self.context if cost.window is None else min(cost.window, self.context))
         shares = {"params": cost.params / self.params, "kv": kept / self.kv, "flops": cost.flops / self.flops}
         figures = {"params": format_count(cost.params), "kv": format_bytes(cost.kv), "flops": _percent(shares["flops"])}
+        several, params, kv = cost.layers > 1, cost.params / cost.layers, cost.kv / cost.layers
+        below = {  # the lines below a figure
+            "params": [f"{format_count(params)}/layer"] * several
+            + [f"active {format_count(cost.active)}"] * (cost.active < cost.params),
+            "kv": [f"{format_bytes(kv)}/layer"] * several + [f"of last {cost.window or 0:,}"] * bool(cost.window),
+            "flops": [f"scores {_percent(cost.scores / self.flops)}"] * bool(cost.scores),
+        }
         for name, (right, width, _) in COLUMNS.items():
             if not getattr(cost, name):
                 continue
@@ -111,7 +93,7 @@ class Cards:
             if detailed:
                 self.canvas.rect(right - width, y + 5, width, 3, "track", 1.5)
                 self.canvas.rect(right - width, y + 5, max(width * shares[name], 0.5), 3, name, 1.5)
-                for i, line in enumerate(_details(name, cost, self.flops)):
+                for i, line in enumerate(below[name]):
                     self.canvas.text(right, y + 20 + 12 * i, line, TINY, width, "faint", "end")
 
     def draw(self, y: float, layer: Layer, label: str, layers: int, colour: str) -> float:
@@ -139,11 +121,10 @@ class Cards:
         y += 22
         canvas.path(f"M{STREAM} {y - 14}H{RAIL - 6}q6 0 6 6v4", "branch")
         canvas.path(f"M{RAIL} {y}l-3 -5h6z", "tip")
-        earlier = self.shown.get((role, branch))
-        if earlier is not None:
-            y = self._reference(y, role, branch, earlier, layers)
+        first = self.shown.setdefault((role, branch), card)
+        if first != card:
+            y = self._reference(y, role, branch, first, layers)
         else:
-            self.shown[role, branch] = card
             pre, post = (branch.pre, branch.post) if isinstance(branch, Branch) else (None, None)
             if pre:
                 y = self._arrow(self.norm(y, pre, layers, f"{role}.norm before"))
@@ -155,13 +136,13 @@ class Cards:
         canvas.circle(STREAM, y, PLUS, "plus")
         canvas.path(f"M{STREAM - 3.5} {y}h7M{STREAM} {y - 3.5}v7", "branch")
         y += PLUS
-        if isinstance(branch, PostNorm) and earlier is None:
+        if isinstance(branch, PostNorm) and first == card:
             y = self.norm(y + 7, branch.norm, layers, f"{role}.norm on the stream", FRONT)
         return y + 4
 
     def _block(self, y: float, role: str, block: Block, layers: int) -> float:
         canvas, cost = self.canvas, self.cost(block, layers)
-        with canvas.group("part", tooltip(BRANCH_NAMES[role], cost)):
+        with canvas.group(tooltip(BRANCH_NAMES[role], cost)):
             marks = canvas.marks
             box = canvas.rect(BLOCK, y, BLOCK_END - BLOCK, 0, role, 6)
             region = Region(canvas, BLOCK + 10, y + 7, BLOCK_END - BLOCK - 20, self.spec.dim, role)
@@ -176,7 +157,7 @@ class Cards:
         """A norm as a bar from `left` on; from FRONT on, the stream runs into it. Returns the y below it."""
         canvas, cost = self.canvas, self.cost(norm, layers)
         text = ", ".join([type(norm).__name__, *features(norm).values()])
-        with canvas.group("part", tooltip(norm.describe(), cost)):
+        with canvas.group(tooltip(norm.describe(), cost)):
             canvas.rect(left, y, BLOCK_END - left, BAR, canvas.marked("norm", place, norm.describe()), 4)
             canvas.text(left + 10, y + 13, text, SMALL, BLOCK_END - left - 20)
             self.columns(y + 13, cost)
@@ -185,28 +166,24 @@ class Cards:
     def table(self, y: float, name: str, text: str, cost: Cost) -> float:
         """The embedding or the head as a bar on the stream; returns the y below it."""
         canvas = self.canvas
-        with canvas.group("part", tooltip(name, cost)):
+        with canvas.group(tooltip(name, cost)):
             canvas.rect(FRONT, y, BLOCK_END - FRONT, TABLE, canvas.marked("table", name, text), 5)
             end = FRONT + 18 + canvas.text(FRONT + 10, y + 17, name, 12, 100, "strong")
             canvas.text(end, y + 17, text, SMALL, BLOCK_END - end - 8, place=name)
             self.columns(y + 17, cost)
         return y + TABLE
 
-    def _reference(self, y: float, role: str, branch: Placement, earlier: tuple[str, str], layers: int) -> float:
+    def _reference(self, y: float, role: str, branch: Placement, first: tuple[str, str], layers: int) -> float:
         """A bar that names the card on which this branch is drawn."""
         canvas, cost = self.canvas, self.cost(branch, layers)
-        text, (label, css_class) = f"{BRANCH_NAMES[role]} as in", earlier
-        with canvas.group("part", tooltip(f"{text} {label}", cost)):
+        text, (label, css_class) = f"{BRANCH_NAMES[role]} as in", first
+        with canvas.group(tooltip(f"{text} {label}", cost)):
             canvas.rect(BLOCK, y, BLOCK_END - BLOCK, BAR + 3, "ghost", 4)
             x = BLOCK + 16 + canvas.text(BLOCK + 10, y + 14.5, text, SMALL, 120, "faint")
             canvas.rect(x, y + 6.5, 9, 9, css_class, 2)
             canvas.text(x + 14, y + 14.5, label, SMALL, BLOCK_END - x - 24, "faint")
             self.columns(y + 14.5, cost)
         return y + BAR + 3
-
-    def stream(self, y: float, end: float) -> None:
-        """The residual stream from `y` to `end`."""
-        self.canvas.path(f"M{STREAM} {y}V{end}", "residual")
 
     def _arrow(self, y: float) -> float:
         """An arrow from one block of a branch down to the next; returns the y of its tip."""

@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
-from itertools import groupby
+from itertools import cycle, groupby
 
 import torch
 
 from zoo.blocks import Layer
 from zoo.diagram.canvas import Canvas, Facts, css, stretch, text_width, wrap_text
 from zoo.diagram.insides import SMALL, TINY
-from zoo.diagram.layers import BRANCH_NAMES, END, FRONT, GAP, LEFT, TABLE, Cards, Cost
+from zoo.diagram.layers import BRANCH_NAMES, COLUMNS, END, FRONT, GAP, LEFT, STREAM, TABLE, Cards, Cost
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
@@ -58,7 +58,8 @@ def _draw(spec: Decoder, title: str, context: int, dtype: torch.dtype, against: 
     y = _draw_figures(cards, _draw_title(canvas, title, 32) + 14)
     colours = _layer_colours(names)
     y = _draw_strip(canvas, spec, pattern, colours, y + 14)
-    cards.headings(y + 20)
+    for right, width, heading in COLUMNS.values():
+        canvas.text(right, y + 20, heading, TINY, width + 12, "faint", "end")
     y = _draw_model(cards, names, colours, y + 26)
     canvas.height = _draw_notes(cards, y + 18)
     stretch(paper, canvas.height)
@@ -123,21 +124,21 @@ def _draw_model(cards: Cards, names: dict[Layer, str], colours: dict[Layer, str]
     params, head_flops = spec.param_breakdown(), spec.flop_breakdown(cards.context - 1, 1)["head"]
     top = y + GAP
     canvas.text(FRONT, y - 6, "token id", SMALL, 80, "faint")
-    cards.stream(y, top)
+    canvas.path(f"M{STREAM} {y}V{top}", "residual")
     scale = f", scaled by {spec.embed_scale:.4g}" if spec.embed_scale != 1 else ""
     cost = Cost(1, params["embedding"], params["embedding"])  # rows are looked up: no FLOPs
     y = cards.table(top, "Embedding", f"{spec.vocab:,} × {spec.dim:,}{scale}", cost)
     for layer, name in names.items():
         y = cards.draw(y + GAP, layer, name, counts[layer], colours[layer])
-    cards.stream(y, y + GAP)
+    canvas.path(f"M{STREAM} {y}V{y + GAP}", "residual")
     y = cards.norm(y + GAP, spec.norm, 1, "final norm", FRONT)
-    cards.stream(y, y + GAP)
+    canvas.path(f"M{STREAM} {y}V{y + GAP}", "residual")
     text = "the embedding's matrix, tied" if spec.tied else f"{spec.dim:,} × {spec.vocab:,}"
     y = cards.table(y + GAP, "Head", text, Cost(1, params["head"], params["head"], flops=head_flops))
     if spec.tied:
         middle = TABLE / 2
         canvas.path(f"M{FRONT} {top + middle}H{EDGE + 4}q-4 0 -4 4V{y - middle - 4}q0 4 4 4H{FRONT}", "branch tied")
-    cards.stream(y, y + GAP)
+    canvas.path(f"M{STREAM} {y}V{y + GAP}", "residual")
     canvas.text(FRONT, y + GAP + 10, f"logits of {spec.vocab:,} tokens", SMALL, 200, "faint")
     return y + GAP + 14
 
@@ -159,13 +160,9 @@ def _draw_notes(cards: Cards, y: float) -> float:
 
 def _layer_colours(kinds: Iterable[Layer]) -> dict[Layer, str]:
     """A colour for each kind of layer, from one family for full attention and from another for a window."""
-    colours: dict[Layer, str] = {}
-    seen: Counter[str] = Counter()
-    for layer in kinds:
-        family = "window" if layer.cache_spec().window else "full"
-        colours[layer] = f"{family}-{seen[family] % SHADES}"
-        seen[family] += 1
-    return colours
+    shades = {family: cycle(range(SHADES)) for family in ("full", "window")}
+    families = {layer: "window" if layer.cache_spec().window else "full" for layer in kinds}
+    return {layer: f"{family}-{next(shades[family])}" for layer, family in families.items()}
 
 
 def _tokens(number: int) -> str:

@@ -40,26 +40,22 @@ def apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
     The spec is returned unchanged where it already is what the swap asks for. Raises UsageError for a swap that cannot
     be parsed or names blocks that the model does not have, SpecError where the new fields describe no model.
     """
+    dropped: dict[str, None] = {}
     try:
-        return _apply(spec, text)
+        role, call = _parse_swap(text)
+        if isinstance(call, str):
+            return _move_norms(spec, call), []
+
+        def change(old: Spec) -> Spec:
+            new = rebuild(call, old, (spec,))
+            dropped.update(dict.fromkeys(dropped_features(old, new)))
+            return new
+
+        chosen = _blocks_of_role(spec, role, call) if role else _blocks_of_kind(spec, call)
+        return _change(spec, chosen, change), list(dropped)
     except UsageError as error:
         shown = text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}..."
         raise type(error)(f"swap {shown!r}: {error}") from error
-
-
-def _apply(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
-    role, call = _parse_swap(text)
-    if isinstance(call, str):
-        return _move_norms(spec, call), []
-    chosen = _blocks_of_role(spec, role, call) if role else _blocks_of_kind(spec, call)
-    dropped: dict[str, None] = {}
-
-    def change(old: Spec) -> Spec:
-        new = rebuild(call, old, (spec,))
-        dropped.update(dict.fromkeys(dropped_features(old, new)))
-        return new
-
-    return _change(spec, chosen, change), list(dropped)
 
 
 def _move_norms(spec: Decoder, placement: str) -> Decoder:
@@ -69,7 +65,7 @@ def _move_norms(spec: Decoder, placement: str) -> Decoder:
     return _change(spec, lambda node: isinstance(node, Placement), move)
 
 
-def _change(spec: Any, chosen: Callable[[Spec], bool], change: Callable[[Spec], Spec]) -> Any:
+def _change(spec: Any, chosen: Callable[[Spec], bool], change: Callable[[Any], Spec]) -> Any:
     """`spec` with its outermost chosen specs changed."""
     return change(spec) if chosen(spec) else spec.map(lambda child: _change(child, chosen, change))
 
@@ -88,9 +84,8 @@ def _blocks_of_kind(spec: Decoder, call: BlockCall) -> Callable[[Spec], bool]:
         matching = {node for node in spec.walk() if isinstance(node, GQA) and ALIASES[call.name](node)}
         return lambda node: isinstance(node, GQA) and (node in matching or not matching)
     if not call.given:
-        raise UsageError(
-            f"nothing to edit: write {call.name}(field=value) with a field of {', '.join(field_names(kind))}"
-        )
+        known = ", ".join(field_names(kind))
+        raise UsageError(f"nothing to edit: write {call.name}(field=value) with a field of {known}")
     return lambda node: isinstance(node, kind)
 
 
@@ -122,22 +117,18 @@ def _parse_swap(text: str) -> tuple[str, BlockCall | str]:
     role, block = match[1] or "", match[2]
     if role == "norm" and block in PLACEMENTS:
         return role, block
-    value = _value(_parse_expression(block, match.start(2)))
+    if not block:
+        raise UsageError("a block is missing: write KIND(field=value), as in GQA(window=512)")
+    try:
+        expression = ast.parse(block, mode="eval")  # never evaluated
+    except SyntaxError as error:
+        raise UsageError(f"{error.msg} at character {match.start(2) + (error.offset or 1)}") from error
+    except (ValueError, MemoryError, RecursionError) as error:  # null bytes, thousands of brackets
+        raise UsageError("expected KIND(field=value, ...)") from error
+    value = _value(expression.body)
     if isinstance(value, BlockCall):
         return role, value
     raise unknown("block", block, [*Spec.kinds, *ALIASES, *(PLACEMENTS if role == "norm" else ())])
-
-
-def _parse_expression(text: str, start: int) -> ast.expr:
-    """Text as a Python expression, which is never evaluated. `start` is its position in the swap, for errors."""
-    if not text:
-        raise UsageError("a block is missing: write KIND(field=value), as in GQA(window=512)")
-    try:
-        return ast.parse(text, mode="eval").body
-    except SyntaxError as error:
-        raise UsageError(f"{error.msg} at character {start + (error.offset or 1)}") from error
-    except (ValueError, MemoryError, RecursionError) as error:  # null bytes, thousands of brackets
-        raise UsageError("expected KIND(field=value, ...)") from error
 
 
 def _value(node: ast.expr) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -39,11 +39,10 @@ class BlockCall(NamedTuple):
     @property
     def kind(self) -> type[Spec]:
         """The registered kind. Raises UsageError with the nearest names."""
-        if self.name in ALIASES:
-            return GQA
-        if self.name not in Spec.kinds:
-            raise unknown("block", self.name, [*Spec.kinds, *ALIASES])
-        return Spec.kinds[self.name]
+        kinds: dict[str, type[Spec]] = {**Spec.kinds, **dict.fromkeys(ALIASES, GQA)}
+        if self.name not in kinds:
+            raise unknown("block", self.name, kinds)
+        return kinds[self.name]
 
 
 def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...]) -> Spec:
@@ -56,19 +55,16 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...]) -> Spec
     names, parts = field_names(kind), _parts(kind)
     values: Values = {}
     for source in filter(None, (_first(kind, near), old)):  # a source may be of a subclass with more fields
-        values |= {name: value for name, value in _values(source).items() if name in names}
+        values |= {name: value for name, value in vars(source).items() if name in names}
     for name, kinds in parts.items():
         if name not in values and (found := _first(kinds, near)):
             values[name] = found
-    own = {name: value for name, value in call.given.items() if name in names}
-    unused = _give_to_parts(kind, values, {name: call.given[name] for name in call.given if name not in own}, near)
-    if unused:
-        raise _unknown_field(call.name, kind, next(iter(unused)))
-    for name, value in own.items():
-        previous = values.get(name) if isinstance(values.get(name), Spec) else None
-        values[name] = rebuild(value, previous, near) if isinstance(value, BlockCall) else value
-    if call.name in ALIASES:
-        _apply_alias(call, values)
+    _give_to_parts(call, values, near)
+    for name, value in call.given.items():
+        if name in names:
+            previous = values.get(name) if isinstance(values.get(name), Spec) else None
+            values[name] = rebuild(value, previous, near) if isinstance(value, BlockCall) else value
+    _apply_alias(call, values)
     missing = [name for name in names if name in required_fields(kind) and name not in values]
     if missing:
         example = ", ".join(f"{name}={_example(parts.get(name))}" for name in missing)
@@ -76,10 +72,11 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...]) -> Spec
     return kind(**values)
 
 
-def _give_to_parts(kind: type[Spec], values: Values, given: Values, near: tuple[Spec, ...]) -> Values:
-    """Set fields that belong to the kind's parts: k of a router, hidden of an expert. A part that is not there yet
-    becomes the kind that takes most of the fields. Changes `values`; returns the fields that no part takes."""
-    for name, kinds in _parts(kind).items():
+def _give_to_parts(call: BlockCall, values: Values, near: tuple[Spec, ...]) -> None:
+    """Set in `values` the fields that belong to the kind's parts: k of a router, hidden of an expert. A part that is
+    not there yet becomes the kind that takes most of the fields. Raises UsageError for a field that no part takes."""
+    given = {name: value for name, value in call.given.items() if name not in field_names(call.kind)}
+    for name, kinds in _parts(call.kind).items():
         held = values.get(name)
         options = [type(held)] if held else [option for option in Spec.kinds.values() if issubclass(option, kinds)]
         part = max(options, key=lambda option: len(given.keys() & set(field_names(option))))
@@ -87,19 +84,19 @@ def _give_to_parts(kind: type[Spec], values: Values, given: Values, near: tuple[
         if taken and (held or required_fields(part) <= taken.keys()):
             values[name] = rebuild(BlockCall(part.__name__, taken), held, near)
             given = {each: value for each, value in given.items() if each not in taken}
-    return given
+    if given:
+        raise _unknown_field(call.name, call.kind, next(iter(given)))
 
 
 def _apply_alias(call: BlockCall, values: Values) -> None:
-    """Give GQA's `values` the form that the alias stands for."""
-    if call.name == "SWA":
-        if values.get("window") is None:
-            raise UsageError("SWA needs a window: SWA(window=512)")
-        return
-    if "kv_heads" in call.given:
-        raise UsageError(f"{call.name} sets kv_heads itself; for another number write GQA(kv_heads=...)")
-    if "heads" in values:
-        values["kv_heads"] = values["heads"] if call.name == "MHA" else 1
+    """Give GQA's `values` the form that an alias stands for."""
+    if call.name == "SWA" and values.get("window") is None:
+        raise UsageError("SWA needs a window: SWA(window=512)")
+    if call.name in ("MHA", "MQA"):
+        if "kv_heads" in call.given:
+            raise UsageError(f"{call.name} sets kv_heads itself; for another number write GQA(kv_heads=...)")
+        if "heads" in values:
+            values["kv_heads"] = values["heads"] if call.name == "MHA" else 1
 
 
 def _unknown_field(name: str, kind: type[Spec], field: str) -> UsageError:
@@ -133,17 +130,19 @@ def dropped_features(old: Spec, new: Spec) -> Iterator[str]:
     for node in old.walk():
         for name, term in features(node).items():
             value = getattr(node, name)
-            if name not in kept and isinstance(value, Spec) and value.role == name:
-                yield value.describe()
-            elif name not in kept:
-                yield f"{term} {_amount(value)}".strip()
+            described = isinstance(value, Spec) and value.role == name
+            if name not in kept:
+                yield value.describe() if described else f"{term} {_amount(value)}".strip()
 
 
 def features(spec: Spec) -> dict[str, str]:
     """The optional fields of a block that are in use: field name -> its term."""
-    values, required = _values(spec), required_fields(type(spec))
-    optional = [each for each in fields(spec) if each.name in values and each.name not in required]
-    used = [each.name for each in optional if values[each.name] != _default(each)]
+    values, required = vars(spec), required_fields(type(spec))
+    used = []
+    for field in fields(spec):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if field.name not in required and values[field.name] != default:
+            used.append(field.name)
     return {name: term for name in used if (term := _term(name, values))}
 
 
@@ -169,20 +168,12 @@ def _amount(value: Any) -> str:
 
 def field_names(kind: type[Spec]) -> list[str]:
     """The fields that a kind is constructed from."""
-    return [field.name for field in fields(kind) if field.init]
-
-
-def _values(spec: Spec) -> Values:
-    return {name: getattr(spec, name) for name in field_names(type(spec))}
+    return [field.name for field in fields(kind)]
 
 
 def required_fields(kind: type[Spec]) -> set[str]:
     """The fields without a default."""
-    return {each.name for each in fields(kind) if each.init and each.default is each.default_factory is MISSING}
-
-
-def _default(field: Field[Any]) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()
+    return {each.name for each in fields(kind) if each.default is each.default_factory is MISSING}
 
 
 @cache

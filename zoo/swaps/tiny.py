@@ -3,38 +3,21 @@
 from dataclasses import fields, replace
 from typing import Any
 
-from zoo.blocks.layer import Layer
 from zoo.model.decoder import Decoder
 
 # Field name -> largest value, for every kind: one quantity has one name, so that the fields of a new block shrink too.
-TOY = {
-    "heads": 4,
-    "kv_heads": 2,
-    "hidden": 96,
-    "experts": 8,
-    "k": 3,
-    "groups": 4,
-    "keep": 2,
-    "q_rank": 40,
-    "kv_rank": 32,
-    "nope_dim": 32,
-    "rope_dim": 16,
-    "v_dim": 24,
-    "window": 16,
-    "original": 64,
-    "limit": 1.0,  # low enough that toy activations reach it
-}
+TOY: dict[str, Any] = {"heads": 4, "kv_heads": 2, "hidden": 96, "window": 16, "original": 64}
+TOY |= {"experts": 8, "k": 3, "groups": 4, "keep": 2}
+TOY |= {"q_rank": 40, "kv_rank": 32, "nope_dim": 32, "rope_dim": 16, "v_dim": 24}
+TOY |= {"limit": 1.0}  # low enough that toy activations reach it
 VOCAB, DIM, CONTEXT = 512, 64, 1024
 WIDE_HEAD = 24  # head_dim where heads * head_dim is not dim
 
 
 def tiny(spec: Decoder) -> Decoder:
     """`spec` at toy widths, with as many of its first layers as hold every distinct kind of layer, and at least two."""
-    kinds, seen, depth = set(spec.layers), set[Layer](), 0
-    while seen != kinds:
-        seen.add(spec.layers[depth])
-        depth += 1
-    small = replace(spec, vocab=VOCAB, layers=spec.layers[: max(depth, 2)], context=CONTEXT)
+    last = max(map(spec.layers.index, set(spec.layers)))  # of the first layers of each kind
+    small = replace(spec, vocab=VOCAB, layers=spec.layers[: max(last + 1, 2)], context=CONTEXT)
     embed_scale = DIM**0.5 if spec.embed_scale == spec.dim**0.5 else spec.embed_scale
     return replace(small.map(lambda part: _shrink(part, spec.dim)), dim=DIM, embed_scale=embed_scale)
 

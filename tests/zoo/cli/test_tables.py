@@ -93,6 +93,18 @@ def test_run_exits() -> None:
     assert caught.value.code == 2
 
 
+def test_a_character_that_the_encoding_lacks_is_replaced() -> None:
+    """In a process of its own, on stdout and on stderr."""
+    script = (
+        "import typer\nfrom zoo.cli.runner import run\nfrom zoo.errors import UsageError\napp = typer.Typer()\n"
+        "@app.command()\ndef main():\n    print('2 \\u00d7 3')\n    raise UsageError('not 2 \\u00d7 3')\n"
+        "run(app, 'prog', [])"
+    )
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, env=ascii_only)
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"2 ? 3\n", b"error: not 2 ? 3\n")
+
+
 def test_a_closed_pipe_is_no_error() -> None:
     script = (
         "import typer\nfrom zoo.cli.runner import run\napp = typer.Typer()\n"
