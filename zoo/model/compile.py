@@ -7,12 +7,10 @@ was edited, by an adapter in place of a projection for example, is compiled sepa
 layer with hooks runs uncompiled. Whatever is changed after `compile()` is seen on the next pass.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,9 +22,6 @@ from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.kernels import active
 from zoo.model.cuda_graph import CudaGraph
 from zoo.model.guards import ModelGuard, has_hooks, has_opaque_parameters, is_as_built, parameter_facts
-
-if TYPE_CHECKING:
-    from zoo.model.decoder import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
 KEYS_HINT = 1024  # keys in single-token decode that the compiler assumes where it asks what is worth doing
@@ -53,12 +48,12 @@ class ForwardFunctions(NamedTuple):
 
 
 class CompiledModel:
-    """The compiled functions and CUDA graphs of a model. `options` are torch.compile's.
+    """The compiled functions and CUDA graphs of a zoo.model.decoder.Model. `options` are torch.compile's.
 
     Not for pickling: a copy of a model is not compiled. Raises NotAvailable where there is no C++ compiler for the CPU.
     """
 
-    def __init__(self, model: Model, options: dict[str, Any]) -> None:
+    def __init__(self, model: Any, options: dict[str, Any]) -> None:
         inductor.load()
         if model.embed.weight.device.type == "cpu":
             inductor.find_compiler()
