@@ -27,8 +27,7 @@ from weights.reference.layers import (
     recorded_choices,
     removed_after,
 )
-from weights.reference.meta_model import ORIGIN, MetaModel, empty, filled_reference
-from weights.reference.model import Reference, load_reference, observed_layers, transformers_reads
+from weights.reference.model import ORIGIN, MetaModel, empty, load_reference, observed_layers
 from zoo.core.cache import Cache
 from zoo.model.decoder import Decoder, Model
 
@@ -64,9 +63,9 @@ def run_in_memory(spec: Decoder, source: Source, reference: Source, dtype: torch
     began = _log_seconds("the zoo's model", began)
     in_float32 = None
     if dtype != torch.float32:
-        in_float32 = _reference(reference, torch.float32).logits(tokens)
+        in_float32 = load_reference(reference, torch.float32).logits(tokens)
         began = _log_seconds("the reference in float32", began)
-    loaded, comparison = _reference(reference, dtype), PartwiseComparison(model, tokens, dtype)
+    loaded, comparison = load_reference(reference, dtype), PartwiseComparison(model, tokens, dtype)
 
     def visit(layer: LayerActivations) -> None:
         if layer.layer == 0:
@@ -90,10 +89,6 @@ def _forward(model: Model, tokens: Tensor, sizes: list[int], in_cache: bool = Fa
     with recorded_choices(model) as choices:
         logits = torch.cat([model(chunk, cache) for chunk in tokens.split(sizes, dim=1)], dim=1)
     return logits, gathered(choices, tokens.shape[0])
-
-
-def _reference(source: Source, dtype: torch.dtype) -> Reference:
-    return load_reference(source, dtype) if transformers_reads(source) else filled_reference(source, dtype)
 
 
 def _log_seconds(what: str, began: float) -> float:
