@@ -18,14 +18,16 @@ from safetensors import safe_open
 import weights
 import zoo
 from tests.models import bound, distinct, randomised, tokens_of
-from tests.swapped import INDESCRIBABLE, SAYABLE
+from tests.swapped import DESCRIBABLE, INDESCRIBABLE
 from tests.weights.checkpoints import read, read_index
 from weights import saving
 from zoo.errors import NotAvailable, SpecError, UsageError
 from zoo.model.decoder import Model
 
 DENSE, LATENT = "qwen3-0.6b", "deepseek-v3-671b"
-MODELS = {name: zoo.spec(name, tiny=True) for name in distinct()} | {name: spec for name, (_, spec) in SAYABLE.items()}
+MODELS = {name: zoo.spec(name, tiny=True) for name in distinct()} | {
+    name: spec for name, (_, spec) in DESCRIBABLE.items()
+}
 
 
 @pytest.fixture

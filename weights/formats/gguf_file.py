@@ -1,8 +1,7 @@
 """A .gguf file, as llama.cpp writes it, under the names and in the layout of Hugging Face.
 
-The gguf library reads it, names its tensors and dequantises them. What such a file does not say about its architecture
-(Gemma's layer pattern and its local RoPE base, SmolLM3's layers without positions) comes from the preset of equal
-dimensions.
+The gguf library reads it, names its tensors and dequantises them. What such a file does not say (Gemma's layer pattern
+and its local RoPE base, SmolLM3's layers without positions) comes from the preset of equal dimensions.
 """
 
 import logging
@@ -81,10 +80,8 @@ class GGUFFile(Source):
         return [] if end is None else [int(end)]
 
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
-        """The preset of this file's dimensions, with the vocabulary size of its embedding.
-
-        Raises MalformedError where there is none, or where the file has a field that is not understood.
-        """
+        """The preset of this file's dimensions, with the vocabulary size of its embedding. Raises MalformedError where
+        there is none, or where the file has a field that is not understood."""
         name, _, spec = self.preset
         expected = metadata_of(spec)
         known = {*expected, "context_length", "vocab_size", *ignore_fields}

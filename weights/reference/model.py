@@ -154,10 +154,8 @@ def _observe(
 
 def feed_forward_input(spec: Decoder, rules: Rules, index: int, layer: nn.Module) -> str:
     """The name of the first module of the reference's `layer` after attention: the feed-forward's norm or, where there
-    is no norm before it, the feed-forward. The rules of the checkpoint layout have the names.
-
-    Raises CheckFailed where the layer has no module of such a name.
-    """
+    is no norm before it, the feed-forward, as the rules of the checkpoint layout name them. Raises CheckFailed where
+    the layer has no module of such a name."""
     has_norm = getattr(spec.layers[index].ffn, "pre", None) is not None
     modules = dict(layer.named_modules())
     for module_names, checkpoint_name in (rule_names(rule) for rule in rules if isinstance(rule, Rule)):
