@@ -36,18 +36,6 @@ ORIGIN = "text part, weights read by the zoo"
 FEED_FORWARD = "ffn.block."  # the prefix of a feed-forward's parameters in a layer of the zoo
 
 
-@dataclass
-class Reference:
-    """A causal language model of transformers, and how its weights were read."""
-
-    model: Any
-    origin: str
-
-    def logits(self, tokens: Tensor) -> Tensor:
-        """Token ids (batch, t) -> logits (batch, t, vocab), without a cache."""
-        return self.model(tokens, use_cache=False).logits
-
-
 def transformers() -> Any:
     """The package. Raises NotAvailable with the pip line where it is missing."""
     return require_package("transformers", "parity")
@@ -79,41 +67,32 @@ def config_of(source: Source) -> Any:
         if config["model_type"] not in known:
             reader = next((known[name] for name in family_of(config).from_hf.model_types if name in known), reader)
     with quiet():
-        found = reader.from_pretrained(str(source.folder), **_gguf_file(source))
+        gguf = {} if source.path.is_dir() else {"gguf_file": source.path.name}
+        found = reader.from_pretrained(str(source.folder), **gguf)
     found.model_type = type(found).model_type  # the file's would be kept, and decides how tensors are named
     return found
 
 
-def _gguf_file(source: Source) -> dict[str, str]:
-    """The argument that makes transformers read a .gguf file in the source's folder."""
-    return {} if source.path.is_dir() else {"gguf_file": source.path.name}
-
-
-def transformers_reads(source: Source) -> bool:
-    """Whether transformers itself reads the weights exactly, and only the text part: neither packed nor multimodal."""
-    if not source.path.is_dir():
-        return True
-    config = config_of(source)
-    return config.get_text_config() is config and getattr(config, "quantization_config", None) is None
-
-
-def load_reference(source: Source, dtype: torch.dtype) -> Reference:
-    """The reference of a source in memory. The zoo reads its weights where transformers would not do so exactly."""
-    if not transformers_reads(source):
-        meta = MetaModel(source, dtype)
-        meta.reload_submodule("", source)
-        return Reference(meta.model, ORIGIN)
-    options: dict[str, Any] = _gguf_file(source)
-    if options:
-        require_package("accelerate", "parity")  # transformers needs it for .gguf files
+def load_reference(source: Source, dtype: torch.dtype) -> tuple[Any, str]:
+    """The reference of a source in memory, a causal language model of transformers, and how its weights were read."""
+    options: dict[str, Any]
+    if source.path.is_dir():
+        config = config_of(source)
+        multimodal = config.get_text_config() is not config
+        if multimodal or getattr(config, "quantization_config", None) is not None:
+            meta = MetaModel(source, dtype)
+            meta.reload_submodule("", source)
+            return meta.model, ORIGIN
+        options = {"config": config}
     else:
-        options = {"config": config_of(source)}
+        require_package("accelerate", "parity")  # transformers needs it for .gguf files
+        options = {"gguf_file": source.path.name}
     options |= {"dtype": dtype, "attn_implementation": "eager", "output_loading_info": True}
     with quiet():
         model, info = transformers().AutoModelForCausalLM.from_pretrained(str(source.folder), **options)
     if info["missing_keys"]:
         raise MalformedError(f"{source.path}: transformers finds no {', '.join(sorted(info['missing_keys']))} there")
-    return Reference(model.eval(), "weights read by transformers")
+    return model.eval(), "weights read by transformers"
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def run_in_memory(spec: Decoder, source: Source, reference: Source, dtype: torch
     in_float32 = None
     if dtype != torch.float32:
         with _logged_seconds("the reference in float32"):
-            in_float32 = load_reference(reference, torch.float32).logits(tokens)
+            in_float32 = load_reference(reference, torch.float32)[0](tokens, use_cache=False).logits
     comparison = PartwiseComparison(model, tokens, dtype)
 
     def visit(layer: LayerActivations) -> None:
@@ -72,19 +72,19 @@ def run_in_memory(spec: Decoder, source: Source, reference: Source, dtype: torch
         comparison.layer(layer)
 
     with _logged_seconds("the reference, and each part by itself"):
-        loaded = load_reference(reference, dtype)
-        with observed_layers(loaded.model, spec, source.rules, visit):
-            logits = loaded.logits(tokens)
+        loaded, origin = load_reference(reference, dtype)
+        with observed_layers(loaded, spec, source.rules, visit):
+            logits = loaded(tokens, use_cache=False).logits
         comparison.head(logits)
     experts = {"reference": comparison.experts}
     full, experts["full"] = _forward(model, [tokens])
     chunks = tokens.split(chunk_sizes(tokens.shape[1]), dim=1)
     cached, experts["cached"] = _forward(model, chunks, model.new_cache(*tokens.shape))
-    return Runs(logits, full, cached, in_float32, experts, tuple(comparison.parts), loaded.origin)
+    return Runs(logits, full, cached, in_float32, experts, tuple(comparison.parts), origin)
 
 
 def _forward(model: Model, chunks: Sequence[Tensor], cache: Cache | None = None) -> tuple[Tensor, list[Tensor]]:
-    """The zoo's logits and chosen experts, in chunks of these sizes."""
+    """The zoo's logits and chosen experts, chunk by chunk."""
     with recorded_choices(model) as choices:
         logits = torch.cat([model(chunk, cache) for chunk in chunks], dim=1)
     return logits, gathered(choices, len(chunks[0]))
