@@ -25,9 +25,8 @@ from zoo.errors import NotAvailable, SpecError, UsageError
 from zoo.model.decoder import Model
 
 DENSE, LATENT = "qwen3-0.6b", "deepseek-v3-671b"
-MODELS = {name: zoo.spec(name, tiny=True) for name in distinct()} | {
-    name: spec for name, (_, spec) in DESCRIBABLE.items()
-}
+MODELS = {name: zoo.spec(name, tiny=True) for name in distinct()}
+MODELS |= {name: spec for name, (_, spec) in DESCRIBABLE.items()}
 
 
 @pytest.fixture
