@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -122,10 +123,7 @@ def rule_names(rule: Rule) -> tuple[tuple[str, ...], str]:
 
 def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Container[str]) -> list[TensorMapping]:
     """The mappings that fill all parameters. Where several rules apply to a parameter, the first one whose tensors are
-    `stored` wins, else the first.
-
-    Raises UsageError naming the parameters that no rule applies to.
-    """
+    `stored` wins, else the first. Raises UsageError naming the parameters that no rule applies to."""
     mappings: list[TensorMapping] = []
     filled: set[str] = set()
     unmapped: list[str] = []
@@ -133,13 +131,11 @@ def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Contai
         if parameter in filled:
             continue
         found = [each for rule in rules if isinstance(rule, Rule) and (each := _bind(spec, rule, parameter))]
-        if not found:
+        if found:  # `max` takes the first of the best
+            mappings.append(max(found, key=lambda each: any(name in stored for name in each.checkpoint_names)))
+            filled.update(mappings[-1].module_names)
+        else:
             unmapped.append(parameter)
-            continue
-        mappings.append(
-            next((each for each in found if any(name in stored for name in each.checkpoint_names)), found[0])
-        )
-        filled.update(mappings[-1].module_names)
     if unmapped:
         raise UsageError(f"no released checkpoint has a place for {listed(unmapped)}")
     return mappings
@@ -150,24 +146,17 @@ def _bind(spec: Decoder, rule: Rule, parameter: str) -> TensorMapping | None:
     in_layer = re.fullmatch(r"layers\.(\d+)\.(.+)", parameter)
     prefix, local = (f"layers.{in_layer[1]}.", in_layer[2]) if in_layer else ("", parameter)
     module_names, checkpoint_name = rule_names(rule)
-    stem, _, leaf = local.rpartition(".")
-    if local in module_names:
-        suffix = ""
-    elif stem in module_names and leaf in ("weight", "bias"):
-        suffix = f".{leaf}"
-    else:
+    suffix = next((end for end in ("", ".weight", ".bias") if local.removesuffix(end) in module_names), None)
+    if suffix is None:
         return None
     layer = spec.layers[int(in_layer[1])] if in_layer else None
-    stored = (f"model.{prefix}" if in_layer else "") + checkpoint_name + suffix
-    experts = range(_experts(layer) if layer and "{e}" in stored else 0)
-    each = [stored.replace("{e}", str(e)) for e in experts] if "{e}" in stored else [stored]
-    return TensorMapping(rule, layer, tuple(f"{prefix}{name}{suffix}" for name in module_names), tuple(each))
-
-
-def _experts(layer: Layer) -> int:
-    """The number of experts in a layer's feed-forward, of whichever kind; 0 without experts."""
-    counts = (getattr(part, "experts", None) for part in layer.ffn.walk())
-    return next((count for count in counts if isinstance(count, int)), 0)
+    checkpoint_name = (f"model.{prefix}" if in_layer else "") + checkpoint_name + suffix
+    stored = [checkpoint_name]
+    if layer and "{e}" in checkpoint_name:  # its feed-forward, of whichever kind, may have no experts
+        counts = (getattr(part, "experts", None) for part in layer.ffn.walk())
+        experts = next((count for count in counts if isinstance(count, int)), 0)
+        stored = [checkpoint_name.replace("{e}", str(e)) for e in range(experts)]
+    return TensorMapping(rule, layer, tuple(f"{prefix}{name}{suffix}" for name in module_names), tuple(stored))
 
 
 def skipped(spec: Decoder, rules: Rules, names: Iterable[str]) -> dict[str, list[str]]:
@@ -187,28 +176,21 @@ def check_fit(
 ) -> None:
     """Raise one MalformedError naming every tensor that does not fit: missing, neither used nor one to `skip`, of a
     wrong shape, of a dtype that cannot be read."""
-    stored = source.tensors
-    used = {name for mapping in mappings for name in mapping.checkpoint_names}
-    wrong_shapes = [
-        f"{stored[name].name} {list(stored[name].shape)} instead of {list(shape)}"
-        for mapping in mappings
-        for name, shape in mapping.expected(parameters).items()
-        if name in stored and stored[name].shape != shape
-    ]
-    wrong_dtypes = [name for name in used & stored.keys() if stored[name].dtype not in READABLE_DTYPES]
+    stored, shapes = source.tensors, [item for each in mappings for item in each.expected(parameters).items()]
+    used, found = {name for name, _ in shapes}, [(stored[name], shape) for name, shape in shapes if name in stored]
     problems = {
         "missing": used - stored.keys(),
-        "not understood": [tensor.name for name, tensor in stored.items() if name not in used | skip],
-        "wrong shape": wrong_shapes,
-        "neither float32, bfloat16, float16 nor float64": [stored[name].name for name in wrong_dtypes],
+        "not understood": [stored[name].name for name in stored.keys() - used - skip],
+        "wrong shape": [f"{t.name} {list(t.shape)} instead of {list(shape)}" for t, shape in found if t.shape != shape],
+        "neither float32, bfloat16, float16 nor float64": [t.name for t, _ in found if t.dtype not in READABLE_DTYPES],
     }
-    if any(problems.values()):
-        raise MalformedError(f"{source.path}: the tensors do not fit the model; {joined_problems(problems)}")
+    refuse_problems(f"{source.path}: the tensors do not fit the model", problems)
 
 
-def joined_problems(problems: Mapping[str, Iterable[str]]) -> str:
-    """What is wrong -> the names that it is wrong of, as one line; kinds without names are left out."""
-    return "; ".join(f"{what}: {listed(names)}" for what, names in problems.items() if names)
+def refuse_problems(where: str, problems: Mapping[str, Iterable[str]]) -> None:
+    """Raise one MalformedError for what is wrong -> the names that it is wrong of, unless there are no names."""
+    if found := [f"{what}: {listed(names)}" for what, names in problems.items() if names]:
+        raise MalformedError(f"{where}; {'; '.join(found)}")
 
 
 def listed(lines: Iterable[str]) -> str:
@@ -233,11 +215,7 @@ def folded(lines: Iterable[str]) -> list[str]:
 
 def _ranges(numbers: Iterable[str]) -> str:
     """ "3", "4", "5", "9" -> "{3-5,9}"; a single number as it is."""
-    runs: list[list[int]] = []
-    for number in sorted(map(int, numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1] = [runs[-1][0], number]
-        else:
-            runs.append([number])
-    text = ",".join("-".join(map(str, run)) for run in runs)
+    counted = enumerate(sorted(map(int, numbers)))  # in a run, number minus count is the same
+    runs = [[number for _, number in run] for _, run in groupby(counted, lambda pair: pair[1] - pair[0])]
+    text = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
     return text if text.isdigit() else f"{{{text}}}"

@@ -45,7 +45,7 @@ def save(model: Model, folder: str | Path, *, shard_bytes: int = 5_000_000_000) 
         raise UsageError(f"shard_bytes must be at least 1, got {shard_bytes}")
     config, entries, tensors = _checkpoint(model)
     shards = list(_shards(entries, shard_bytes))
-    with _new_folder(Path(folder), _nbytes(entries)) as fresh:
+    with _new_folder(Path(folder), sum(entry.nbytes for entry in entries)) as fresh:
         _write_json(fresh / CONFIG, config)
         _write_shards(fresh, shards, tensors)
 
@@ -90,10 +90,6 @@ def _type(parameter: Tensor | None) -> str:
     return "none" if parameter is None else f"{dtype_name(parameter.dtype)} {list(parameter.shape)}"
 
 
-def _nbytes(entries: Iterable[StoredTensor]) -> int:
-    return sum(entry.nbytes for entry in entries)
-
-
 def _shards(entries: Iterable[StoredTensor], max_bytes: int) -> Iterator[list[StoredTensor]]:
     """Runs of at most `max_bytes`, and of at least one tensor."""
     shard: list[StoredTensor] = []
@@ -109,15 +105,16 @@ def _shards(entries: Iterable[StoredTensor], max_bytes: int) -> Iterator[list[St
 
 def _write_shards(folder: Path, shards: list[list[StoredTensor]], tensors: Iterator[Tensor]) -> None:
     """The files, which take the tensors in turn, and an index where there are several."""
-    index: dict[str, str] = {}
+    index, total = dict[str, str](), 0
     for i, shard in enumerate(shards):
         name = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
         _write_safetensors(folder / name, shard, islice(tensors, len(shard)))
-        log.info("%s: %d tensors, %.2f GB", name, len(shard), _nbytes(shard) / 1e9)
+        nbytes = sum(entry.nbytes for entry in shard)
+        log.info("%s: %d tensors, %.2f GB", name, len(shard), nbytes / 1e9)
+        total += nbytes
         index |= {entry.name: name for entry in shard}
     if len(shards) > 1:
-        size = {"total_size": sum(map(_nbytes, shards))}
-        _write_json(folder / INDEX, {"metadata": size, "weight_map": dict(sorted(index.items()))})
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))})
 
 
 def _write_safetensors(path: Path, entries: Iterable[StoredTensor], tensors: Iterable[Tensor]) -> None:

@@ -23,11 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def locate(source: str | Path, revision: str | None = None, offline: bool = False) -> Path:
-    """The folder or file of a source: a path, a preset, or a repository, "org/name" or "org/name@revision".
-
-    The repository's name and its resolved commit are logged. `offline` makes no network requests. Raises UsageError for
-    a revision of a path, and NotAvailable, with what to do, for what cannot be found or downloaded.
-    """
+    """The folder or file of a source: a path, a preset, or a repository, "org/name" or "org/name@revision". Its name
+    and its resolved commit are logged. `offline` makes no network requests. Raises UsageError for a revision of a path,
+    and NotAvailable, with what to do, for what cannot be found or downloaded."""
     path = Path(source)
     if path.exists():
         if revision is not None:

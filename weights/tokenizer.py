@@ -30,11 +30,8 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def encode(folder: Path, text: str, chat: bool) -> tuple[Any, list[int]]:
-    """A text -> the folder's tokenizer, and the text's token ids. Special tokens around the text are added by the
-    tokenizer, or with `chat` by the chat template.
-
-    Raises NotAvailable where the folder has no tokenizer.json, UsageError for a text that is not valid Unicode.
-    """
+    """A text -> the folder's tokenizer, and the text's token ids. The tokenizer, or with `chat` the chat template, adds
+    special tokens. Raises NotAvailable without a tokenizer.json, UsageError for a text that is not valid Unicode."""
     if not (folder / TOKENIZER).is_file():
         raise NotAvailable(f"{folder} has no {TOKENIZER} to read a prompt with; give ids: --tokens 2,818,5279")
     tokenizer = read_tokenizer(folder)
@@ -53,10 +50,8 @@ def decoder(tokenizer: Any, prompt: list[int]) -> Callable[[int], str]:
 
 
 def chat_prompt(folder: Path, message: str) -> str:
-    """The text of a chat in which the user has sent `message` and the model answers next.
-
-    Raises NotAvailable where the folder has no chat template, MalformedError where the template fails or is refused.
-    """
+    """The text of a chat in which the user has sent `message` and the model answers next. Raises NotAvailable where the
+    folder has no chat template, MalformedError where the template fails or is refused."""
     require_package("jinja2", "text")
     has_config = (folder / TOKENIZER_CONFIG).exists()
     config = read_json(member(folder, TOKENIZER_CONFIG), TOKENIZER_CONFIG_LIMIT) if has_config else {}

@@ -1,12 +1,10 @@
-"""Quantised weights: FP8 and MXFP4, stored as small codes and the scales that multiply them, and the names of the
-schemes that are refused.
+"""Quantised weights: FP8 and MXFP4, stored as codes and scales that multiply them, and the names of refused schemes.
 
 A source is refused for its scheme before any field of its config is checked, since no field can make it readable.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, ClassVar
@@ -14,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weights.matching import StoredTensor, joined_problems
+from weights.matching import StoredTensor, refuse_problems
 from zoo.errors import MalformedError
 from zoo.hf.fields import Fields
 from zoo.units import dtype_name
@@ -29,23 +27,9 @@ MXFP4_PAIRS = [(MXFP4_VALUES[byte & 15], MXFP4_VALUES[byte >> 4]) for byte in ra
 MXFP4_SCALES = [*(2.0 ** (exponent - 127) for exponent in range(255)), float("nan")]
 
 
-@dataclass(frozen=True)
-class PackedTensor:
-    """One tensor stored as two: `codes`, whose name it has, and `scales`. `shape` is that of the unpacked tensor."""
-
-    codes: StoredTensor
-    scales: StoredTensor
-    shape: Shape
-
-    @property
-    def unpacked(self) -> StoredTensor:
-        """The tensor after unpacking."""
-        return StoredTensor(self.codes.name, self.shape, torch.float32)
-
-
 class PackedFormat(ABC):
-    """A way to pack tensors. A tensor of `dtype` whose name ends in `codes` is packed; its scales' name ends in
-    `scales`."""
+    """A way to store a tensor as two: codes, of `dtype` and with a name that ends in `codes`, and scales, with the same
+    name but for its end, which is `scales`."""
 
     description: ClassVar[str]
     codes: ClassVar[str]
@@ -69,31 +53,25 @@ class PackedFormat(ABC):
     def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
         """The tensor, rounded to `dtype` once; its temporaries stay small beside it."""
 
-    def pairs(self, where: Path, stored: Iterable[StoredTensor]) -> dict[str, PackedTensor]:
-        """The packed tensors of a source, by name.
+    def unpacked(self, codes: StoredTensor) -> StoredTensor:
+        """A tensor of `pairs` after unpacking, under the name of its codes."""
+        return StoredTensor(codes.name, self.unpacked_shape(codes.shape) or (), torch.float32)
 
-        Raises one MalformedError naming all codes without scales, scales without codes, and wrong shapes and dtypes.
-        """
+    def pairs(self, where: Path, stored: Iterable[StoredTensor]) -> dict[str, str]:
+        """The packed tensors of a source: name of the codes -> name of the scales. Raises one MalformedError naming all
+        codes without scales, scales without codes, and wrong shapes and dtypes."""
         tensors = {tensor.name: tensor for tensor in stored}
         packed = (name for name, each in tensors.items() if each.dtype == self.dtype and name.endswith(self.codes))
         scales = {name: name.removesuffix(self.codes) + self.scales for name in packed}
-        named = set(scales.values())
+        unpaired = tensors.keys() - scales.values()
+        misfits = (self._misfit(tensors[name], tensors.get(scales[name])) for name in scales)
         problems = {
             "without scales": [name for name in scales if scales[name] not in tensors],
-            f"scales without {self.description}": [
-                name for name in tensors if name.endswith(self.scales) and name not in named
-            ],
-            "wrong shape": [
-                wrong for name in scales if (wrong := self._misfit(tensors[name], tensors.get(scales[name])))
-            ],
+            f"scales without {self.description}": [name for name in unpaired if name.endswith(self.scales)],
+            "wrong shape": [misfit for misfit in misfits if misfit],
         }
-        if any(problems.values()):
-            kind = f"the packed tensors ({self.description}) cannot be read"
-            raise MalformedError(f"{where}: {kind}; {joined_problems(problems)}")
-        return {
-            name: PackedTensor(tensors[name], tensors[scales[name]], self.unpacked_shape(tensors[name].shape) or ())
-            for name in scales
-        }
+        refuse_problems(f"{where}: the packed tensors ({self.description}) cannot be read", problems)
+        return scales
 
     def _misfit(self, codes: StoredTensor, scales: StoredTensor | None) -> str | None:
         """What is wrong with the shapes and dtypes of a pair, if anything."""
@@ -183,10 +161,8 @@ _SPELT_ALIKE = (
 )
 # quant_method, in lower case and with hyphens -> the scheme's usual name.
 NAMES = {name.lower().replace(" ", "-"): name for name in _SPELT_ALIKE.split("|")} | {
-    "auto-round": "AutoRound",
-    "intel/auto-round": "AutoRound",
-    "modelopt": "NVIDIA ModelOpt",
-    "modelopt-fp4": "NVIDIA ModelOpt",
+    **dict.fromkeys(("auto-round", "intel/auto-round"), "AutoRound"),
+    **dict.fromkeys(("modelopt", "modelopt-fp4"), "NVIDIA ModelOpt"),
     "quark": "AMD Quark",
 }
 # Where quant_method is missing, any of these fields reveals the scheme. The first scheme counts.

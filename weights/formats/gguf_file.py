@@ -1,16 +1,17 @@
 """A .gguf file, as llama.cpp writes it, under the names and in the layout of Hugging Face.
 
-The gguf library reads it, names its tensors and dequantises them. What such a file does not say about its architecture
-(Gemma's layer pattern and its local RoPE base, SmolLM3's layers without positions) comes from the preset of equal
-dimensions.
+The gguf library reads it, names its tensors and dequantises them. What such a file does not say (Gemma's layer pattern
+and its local RoPE base, SmolLM3's layers without positions) comes from the preset of equal dimensions.
 """
 
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
+from math import isclose
 from pathlib import Path
 from reprlib import repr as brief
+from struct import unpack
 from types import ModuleType
 from typing import Any
 
@@ -19,20 +20,17 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from weights.formats.gguf_metadata import differences, metadata_of, missing_keys, rope_factors, unused_keys
 from weights.matching import HEAD, Source, StoredTensor, layout, match
 from zoo import catalog
 from zoo.architectures import families
-from zoo.blocks import GQA
+from zoo.blocks import GLU, GQA, LinearScaling, Llama3Scaling, MoE, RoPE, YarnScaling
 from zoo.errors import MalformedError, SpecError, enough, unknown
 from zoo.hf.checkpoint_layout import Rename, Rules
 from zoo.model.decoder import Decoder
 
 # GGUF's name of an architecture -> ours. Mistral Small 3.1 has Llama's name there.
-FAMILIES: dict[str, tuple[str, ...]] = {
-    name: (name,) for name in ("gemma3", "gpt-oss", "mistral3", "olmo2", "qwen3", "smollm3")
-}
-FAMILIES |= {"llama": ("llama3", "mistral3"), "qwen3moe": ("qwen3",)}
+FAMILIES: dict[str, tuple[str, ...]] = {"llama": ("llama3", "mistral3"), "qwen3moe": ("qwen3",)}
+FAMILIES |= {name: (name,) for name in ("gemma3", "gpt-oss", "mistral3", "olmo2", "qwen3", "smollm3")}
 NORMS_PLUS_ONE = {"gemma3"}  # llama.cpp stores norm weights as 1 + w, Hugging Face as w
 PAIRED_ROWS = {"llama", "mistral3", "smollm3"}  # RoPE rotates rows 2j and 2j + 1 of queries and keys as a pair
 # Experts are stacked, gate and up apart, neither transposed nor interleaved.
@@ -47,6 +45,12 @@ LONG_LIST = 4096  # a list of more entries describes the vocabulary, not the lay
 VERSIONS = (2, 3)
 MAX_TENSORS, MAX_FIELDS, MAX_ENTRIES = 5_000, 1_000, 20_000  # the library makes half a dozen objects of each
 MIN_TENSOR_BYTES, MIN_FIELD_BYTES = 32, 13
+# Metadata that a file must have these: they tell one preset from another.
+REQUIRED = frozenset(
+    "block_count embedding_length feed_forward_length attention.head_count expert_count expert_used_count".split()
+)
+# Where a file leaves these out, they follow from others, by the definition of GGUF.
+IMPLIED = frozenset("attention.head_count_kv attention.key_length attention.value_length rope.dimension_count".split())
 log = logging.getLogger(__name__)
 
 
@@ -76,19 +80,21 @@ class GGUFFile(Source):
         return [] if end is None else [int(end)]
 
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
-        """The preset of this file's dimensions, with the vocabulary size of its embedding.
-
-        Raises MalformedError where there is none, or where the file has a field that is not understood.
-        """
+        """The preset of this file's dimensions, with the vocabulary size of its embedding. Raises MalformedError where
+        there is none, or where the file has a field that is not understood."""
         name, _, spec = self.preset
-        known = {*metadata_of(spec), *unused_keys(spec), *ignore_fields}
+        expected = metadata_of(spec)
+        known = {*expected, "context_length", "vocab_size", *ignore_fields}
+        if isinstance(spec.layers[0].ffn.block, MoE):
+            known.add("feed_forward_length")  # the width of dense layers, of which this model has none
         if left := [f"{self.kind}.{key}={brief(value)}" for key, value in self._metadata.items() if key not in known]:
             raise MalformedError(
                 f"{self.path}: not understood: {', '.join(left)}; pass --ignore-field NAME (ignore_fields=), the name "
                 f"without {self.kind}., to ignore one"
             )
-        missing = [*missing_keys(self._metadata, spec), *(["rope_freqs"] if self._lacks_factors(spec) else [])]
-        log.info("%s does not say %s: taken from %s, of the same dimensions", self.path.name, ", ".join(missing), name)
+        absent = [key for key in expected if key not in self._metadata and key not in IMPLIED]
+        missing = ", ".join(["the layer pattern", *absent, *(["rope_freqs"] if self._lacks_factors(spec) else [])])
+        log.info("%s does not say %s: taken from %s, of the same dimensions", self.path.name, missing, name)
         return spec
 
     @cached_property
@@ -128,7 +134,8 @@ class GGUFFile(Source):
         if ROPE_FREQS not in self._tensors:
             return []
         stored, expected = self._dequantised(self._tensors[ROPE_FREQS]), rope_factors(spec)
-        expected = torch.ones(metadata_of(spec)["rope.dimension_count"] // 2) if expected is None else expected
+        if expected is None:
+            expected = torch.ones(metadata_of(spec)["rope.dimension_count"] // 2)
         equal = stored.shape == expected.shape and torch.allclose(stored, expected, rtol=1e-5, atol=0)
         return [] if equal else ["another table of rope_freqs"]
 
@@ -168,8 +175,7 @@ class GGUFFile(Source):
         try:
             return torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type))
         except NotImplementedError as error:
-            problem = f"{tensor.name} is quantised in a way that is not read: {error}"
-            raise MalformedError(f"{self.path}: {problem}") from error
+            raise MalformedError(f"{self.path}: {tensor.name} has a quantisation that is not read: {error}") from error
 
 
 class _Reader(gguf.GGUFReader):  # type: ignore[misc]
@@ -217,10 +223,9 @@ def _start_problem(path: Path) -> str | None:
     """Why the first 24 bytes cannot be those of a .gguf file of this size; None if they can."""
     with path.open("rb") as file:
         size, start = path.stat().st_size, file.read(24)
-    magic, version = start[:4], int.from_bytes(start[4:8], "little")
-    tensors, fields = int.from_bytes(start[8:16], "little"), int.from_bytes(start[16:24], "little")
     if len(start) < 24:
         return f"{size} bytes are too few for its start"
+    magic, version, tensors, fields = unpack("<4sIQQ", start)
     if magic != b"GGUF":
         return f"it starts with {magic!r} instead of b'GGUF'"
     if version not in VERSIONS:
@@ -230,3 +235,79 @@ def _start_problem(path: Path) -> str | None:
     if tensors * MIN_TENSOR_BYTES + fields * MIN_FIELD_BYTES > size:
         return f"{size} bytes are too few for {tensors} tensors and {fields} fields"
     return None
+
+
+def metadata_of(spec: Decoder) -> dict[str, Any]:
+    """The metadata of a file of this model, by key. Layers differ in windows and positions only."""
+    windowed = next((layer.mixer for layer in spec.layers if layer.cache_spec().window), None)
+    mixers = (layer.mixer for layer in spec.layers)
+    full = next((m for m in mixers if isinstance(m, GQA) and m.window is None and isinstance(m.rope, RoPE)), windowed)
+    assert isinstance(full, GQA)
+    assert isinstance(full.rope, RoPE)
+    ffn = spec.layers[0].ffn.block
+    if isinstance(ffn, MoE):
+        sizes = {"expert_count": ffn.experts, "expert_used_count": ffn.router.k}
+        sizes["expert_feed_forward_length"] = ffn.expert.hidden
+    else:
+        assert isinstance(ffn, GLU)
+        sizes = {"feed_forward_length": ffn.hidden}
+    metadata: dict[str, Any] = {
+        "block_count": len(spec.layers),
+        "embedding_length": spec.dim,
+        **sizes,
+        "attention.head_count": full.heads,
+        "attention.head_count_kv": full.kv_heads,
+        "attention.key_length": full.head_dim,
+        "attention.value_length": full.head_dim,
+        "attention.layer_norm_rms_epsilon": spec.norm.eps,
+        "rope.dimension_count": full.head_dim,
+        "rope.freq_base": full.rope.theta,
+        **_scaling(full.rope),
+    }
+    if isinstance(windowed, GQA):
+        metadata["attention.sliding_window"] = windowed.window
+        if isinstance(windowed.rope, RoPE) and windowed.rope != full.rope:
+            metadata["rope.freq_base_swa"] = windowed.rope.theta
+    return metadata
+
+
+def differences(metadata: dict[str, Any], spec: Decoder) -> list[str]:
+    """Where a file and a spec differ: in a required key, or in another key that the file has."""
+    found = []
+    for key, expected in metadata_of(spec).items():
+        value = metadata.get(key, _implied(metadata, key, None if key in REQUIRED else expected))
+        # Files hold float32.
+        numbers = isinstance(expected, float) and isinstance(value, int | float)
+        if not (isclose(value, expected, rel_tol=1e-6) if numbers else value == expected):
+            found.append(f"{key} {value} instead of {expected}")
+    return found
+
+
+def rope_factors(spec: Decoder) -> Tensor | None:
+    """(head_dim / 2,) what llama.cpp divides each rotary frequency by; None where it computes the scaling itself."""
+    for mixer in (layer.mixer for layer in spec.layers):
+        if isinstance(mixer, GQA) and isinstance(mixer.rope, RoPE) and isinstance(mixer.rope.scaling, Llama3Scaling):
+            plain = mixer.rope.theta ** -(torch.arange(0, mixer.head_dim, 2) / mixer.head_dim)
+            return plain / mixer.rope.scaling.scale(plain, mixer.rope.theta)
+    return None
+
+
+def _scaling(rope: RoPE) -> dict[str, Any]:
+    scaling = rope.scaling
+    if isinstance(scaling, LinearScaling):
+        return {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
+    if isinstance(scaling, YarnScaling):
+        ramp = {"rope.scaling.yarn_beta_fast": scaling.fast, "rope.scaling.yarn_beta_slow": scaling.slow}
+        kind = {"rope.scaling.type": "yarn", "rope.scaling.factor": scaling.factor}
+        return kind | {"rope.scaling.original_context_length": scaling.original} | ramp
+    return {}
+
+
+def _implied(metadata: dict[str, Any], key: str, default: Any) -> Any:
+    """The value of an absent key."""
+    heads, dim = metadata.get("attention.head_count"), metadata.get("embedding_length")
+    if key == "attention.head_count_kv":
+        return heads
+    if key == "attention.key_length" and isinstance(heads, int) and isinstance(dim, int) and heads > 0:
+        return dim // heads
+    return default

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from weights.formats.fp8_mxfp4 import FORMATS, PackedTensor, check_scheme
+from weights.formats.fp8_mxfp4 import FORMATS, check_scheme
 from weights.formats.json_limits import CONFIG_LIMIT, INDEX_LIMIT, member, read_json
 from weights.formats.safetensors_header import read_header
 from weights.matching import HEAD, READABLE_DTYPES, Source, StoredTensor, layout, listed
@@ -52,7 +52,7 @@ class HFFolder(Source):
             self._shard_of = weight_map(path)
             self._stored = self._read_shards()
         self._opened: dict[str, Any] = {}  # shard -> its mapped file
-        self._packed: dict[str, PackedTensor] = {}
+        self._packed: dict[str, str] = {}  # name of the codes -> name of the scales
         self._quantization: Fields | None = None
         if (quantization := self._field("quantization_config")) is not None:
             self._read_packed(quantization)
@@ -108,9 +108,9 @@ class HFFolder(Source):
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
         """The tensor. On the CPU and in its own dtype it shares the file's pages, unless it is packed."""
         name = self.tensors[name].name
-        if (packed := self._packed.get(name)) is None:
+        if name not in self._packed:
             return self._mapped(name).to(device, dtype)
-        codes, scales = (self._mapped(tensor.name).to(device) for tensor in (packed.codes, packed.scales))
+        codes, scales = (self._mapped(each).to(device) for each in (name, self._packed[name]))
         return self._format.unpack(codes, scales, dtype or torch.float32)
 
     def _mapped(self, name: str) -> Tensor:
@@ -137,16 +137,12 @@ class HFFolder(Source):
         self._format = FORMATS[self._quantization.get("quant_method")]
         self._format.check_config(self._quantization)
         self._packed = self._format.pairs(self.path, self._stored)
-        name = self._format.description
         if not self._packed:
-            raise MalformedError(f"{self.path}: {CONFIG} says {name}, yet no tensor is stored so")
-        scales = {packed.scales.name for packed in self._packed.values()}
-        self._stored = [
-            self._packed[each.name].unpacked if each.name in self._packed else each
-            for each in self._stored
-            if each.name not in scales
-        ]
-        log.info("%d packed tensors (%s) are unpacked as they are read", len(self._packed), name)
+            raise MalformedError(f"{self.path}: {CONFIG} says {self._format.description}, yet no tensor is stored so")
+        scales = set(self._packed.values())
+        tensors = [tensor for tensor in self._stored if tensor.name not in scales]
+        self._stored = [self._format.unpacked(each) if each.name in self._packed else each for each in tensors]
+        log.info("%d packed tensors (%s) are unpacked as they are read", len(self._packed), self._format.description)
 
     def _read_shards(self) -> list[StoredTensor]:
         """The tensors of all shards. Raises one MalformedError for all files that do not hold what the index says."""

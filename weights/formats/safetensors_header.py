@@ -17,13 +17,9 @@ from zoo.errors import MalformedError, enough
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8}  # packed weights
-BITS = {word: 8 * dtype.itemsize for word, dtype in DTYPES.items()} | {
-    **dict.fromkeys(("BOOL", "I8", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("U16", "I16"), 16),
-    **dict.fromkeys(("U32", "I32"), 32),
-    **dict.fromkeys(("U64", "I64", "C64"), 64),
-    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
-}
+BITS = {word: 8 * dtype.itemsize for word, dtype in DTYPES.items()} | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+BITS |= {"I8": 8, "BOOL": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
+BITS |= {"U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64, "C64": 64}
 MAX_NAME_CHARACTERS, MAX_AXES = 512, 16  # more than any checkpoint has
 MAX_VALUES = 700_000  # eight for each tensor that can be described in HEADER_LIMIT bytes
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how torch.save's files begin

@@ -1,7 +1,4 @@
-"""parity: the reference and the zoo on the same weights and prompts, compared.
-
-The prompts are random token ids, and text where the source has a tokenizer.
-"""
+"""parity: the reference and the zoo compared on the same weights and prompts, random ids and text."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -97,14 +94,10 @@ def _check_comparable(one: Decoder, other: Decoder, what: str) -> None:
     """Raise UsageError for two models whose parts cannot take each other's inputs."""
 
     def shape(spec: Decoder) -> dict[str, Any]:
-        has_experts = [any(isinstance(part, MoE) for part in layer.ffn.walk()) for layer in spec.layers]
-        return {
-            "layers": len(spec.layers),
-            "width": spec.dim,
-            "vocabulary": spec.vocab,
-            "layers with experts": sum(has_experts),
-            "indices of these": [i for i, has in enumerate(has_experts) if has],
-        }
+        ffns = enumerate(layer.ffn for layer in spec.layers)
+        with_experts = [i for i, ffn in ffns if any(isinstance(part, MoE) for part in ffn.walk())]
+        sizes = {"layers": len(spec.layers), "width": spec.dim, "vocabulary": spec.vocab}
+        return sizes | {"layers with experts": len(with_experts), "indices of these": with_experts}
 
     pairs = zip(shape(one).items(), shape(other).values(), strict=True)
     if differ := [f"{name} {first} and {second}" for (name, first), second in pairs if first != second]:
@@ -113,9 +106,7 @@ def _check_comparable(one: Decoder, other: Decoder, what: str) -> None:
 
 def prompts(folder: Path, spec: Decoder, length: int | None, text: str | None, seed: int) -> dict[str, Tensor]:
     """Prompts of token ids (t,), by what they are: random ids and, where the folder has a tokenizer.json, text.
-
-    `length` None is long enough to leave every window. `text` replaces the zoo's own; it is repeated to the length.
-    """
+    `length` None is long enough to leave every window. `text` replaces the zoo's own; it is repeated to the length."""
     length = _prompt_length(spec, length)
     generator = torch.Generator().manual_seed(seed)
     rows = {f"random ids, seed {seed}": torch.randint(spec.vocab, (length,), generator=generator)}
@@ -144,12 +135,10 @@ def _prompt_length(spec: Decoder, length: int | None) -> int:
 
 def _text_ids(folder: Path, text: str, length: int, vocab: int) -> Tensor:
     tokenizer = read_tokenizer(folder)
-    first = tokenizer.encode(text).ids
-    again = tokenizer.encode(text, add_special_tokens=False).ids
+    first, again = (tokenizer.encode(text, add_special_tokens=special).ids for special in (True, False))
     if not again:
         raise UsageError("the text has no tokens")
     ids = torch.tensor(first + again * (length // len(again) + 1))[:length]
     if int(ids.max()) >= vocab:
-        problem = f"token ids must be below the model's {vocab}, got {int(ids.max())}"
-        raise MalformedError(f"{folder / TOKENIZER}: {problem}")
+        raise MalformedError(f"{folder / TOKENIZER}: token ids must be below the model's {vocab}, got {int(ids.max())}")
     return ids

@@ -5,7 +5,7 @@ reference's branch got, so that a difference in its output began in it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,8 @@ Choices = dict[nn.Module, list[Tensor]]  # router -> (n, k) expert ids of each f
 @dataclass(frozen=True)
 class Part:
     """One part of the model: "embedding", a layer's "attention" or "feed-forward", or "head", with the last norm.
-
     `error` is the largest of all tokens' |zoo - reference| / |reference|, norms of the token's vector; up to `bound` it
-    is rounding. `ties` counts tokens that chose other experts by rounding; they are left out of `error`.
-    """
+    is rounding. `ties` counts tokens that chose other experts by rounding; they are left out of `error`."""
 
     name: str
     layer: int | None
@@ -109,12 +107,10 @@ def _relative_error(value: Tensor, reference: Tensor) -> Tensor:
 @contextmanager
 def removed_after(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
     """Register hooks now, and remove them in the end."""
-    hooks = list(hooks)
-    try:
-        yield
-    finally:
+    with ExitStack() as registered:
         for hook in hooks:
-            hook.remove()
+            registered.enter_context(hook)
+        yield
 
 
 @contextmanager
@@ -140,12 +136,9 @@ def gathered(choices: Choices, batch: int) -> list[Tensor]:
 
 
 def agreement(one: Sequence[Tensor], other: Sequence[Tensor], shape: tuple[int, int]) -> tuple[Tensor, int]:
-    """Two runs' choices, layer by layer -> (batch, t) whether they agree up to there, and the number of choices that
-    differ.
-
-    A token with another expert changes that token and every later one of its row in the layers above: these need not be
-    equal, and their choices are not counted again.
-    """
+    """Two runs' choices, layer by layer -> (batch, t) whether they agree up to there, and how many choices differ. A
+    token with another expert changes that token and every later one of its row in the layers above: these need not be
+    equal, and their choices are not counted again."""
     agree, differing = torch.ones(shape, dtype=torch.bool), 0
     for first, second in zip(one, other, strict=True):
         differ = (first != second).any(-1) & agree

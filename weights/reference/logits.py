@@ -52,35 +52,24 @@ def compare(reference: Tensor, other: Tensor, counted: Tensor | None = None) -> 
     counted = torch.ones(batch, length, dtype=torch.bool) if counted is None else counted
     elements = int(counted.sum()) * vocab
     tail_size = elements - ceil(0.999 * elements) + 1  # how many differences are at or above the percentile
-    columns, tail, scale = [], torch.empty(0), 0.0
+    columns, scale, tail = [], 0.0, torch.empty(0) if elements else torch.tensor([nan])
     for chunk in chunks_of_positions(batch, length, vocab):
         one, two = reference[:, chunk], other[:, chunk]
         scale = max(scale, float(one.abs().max()))
         difference = (one.float() - two.float()).abs()
         largest_and_mean = difference.amax(-1).double(), difference.double().mean(-1)
         columns.append(torch.stack([*largest_and_mean, *_distributions(one, two)]))
-        if elements:
-            both = torch.cat([tail, difference[counted[:, chunk]].flatten()])
-            tail = both.topk(min(tail_size, len(both))).values
+        both = torch.cat([tail, difference[counted[:, chunk]].flatten()])
+        tail = both.topk(min(tail_size, len(both))).values
     each = torch.cat(columns, dim=2)  # (quantity, batch, t)
-    by_position = tuple(_position(each[:3, :, i], counted[:, i]) for i in range(length))
-    if not elements:
-        return Difference(0, scale, nan, nan, nan, nan, nan, nan, nan, nan, nan, by_position)
-    largest, mean, kl, top1, top10 = each[:, counted]
-    return Difference(
-        tokens=len(kl),
-        scale=scale,
-        largest=float(largest.max()),
-        mean=float(mean.mean()),
-        median=float(mean.median()),
-        p999=float(tail[-1]),
-        kl_mean=float(kl.mean()),
-        kl_median=float(kl.median()),
-        kl_max=float(kl.max()),
-        top1=float(top1.mean()),
-        top10=float(top10.mean()),
-        by_position=by_position,
-    )
+    positions = [_selected(each[:3, :, i], counted[:, i]) for i in range(length)]
+    by_position = tuple(Position(float(a.max()), float(b.mean()), float(kl.mean())) for a, b, kl in positions)
+    largest, mean, kl, top1, top10 = _selected(each, counted)
+    figures = {"largest": largest.max(), "mean": mean.mean(), "median": mean.median(), "p999": tail[-1]}
+    figures |= {"kl_mean": kl.mean(), "kl_median": kl.median(), "kl_max": kl.max()}
+    figures |= {"top1": top1.mean(), "top10": top10.mean()}
+    values = {name: float(value) for name, value in figures.items()}
+    return Difference(int(counted.sum()), scale, by_position=by_position, **values)
 
 
 def _distributions(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,9 +82,6 @@ def _distributions(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return kl, (best[..., 0] == others[..., 0]).double(), shared
 
 
-def _position(each: Tensor, counted: Tensor) -> Position:
-    """(quantity, batch) at one position."""
-    if not counted.any():
-        return Position(nan, nan, nan)
-    largest, mean, kl = each[:, counted]
-    return Position(float(largest.max()), float(mean.mean()), float(kl.mean()))
+def _selected(each: Tensor, counted: Tensor) -> Tensor:
+    """(quantity, ...) -> (quantity, n) at the counted places; one NaN of each quantity where there are none."""
+    return each[:, counted] if counted.any() else each.new_full((len(each), 1), nan)

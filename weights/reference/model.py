@@ -1,8 +1,18 @@
-"""The reference: transformers' implementation of a model, in eager attention, with a source's weights."""
+"""The reference: transformers' implementation of a model, in eager attention, with a source's weights.
 
-from collections.abc import Callable, Iterator
+transformers reads them, or the zoo does, into a model on the meta device whose submodules are filled and emptied one by
+one: for models too large for memory, and for checkpoints that transformers does not read exactly, or reads more of than
+the text part: packed weights (its fp8 differs in partial blocks) and multimodal wrappers.
+
+Modules of transformers 5 have other names than the files they are read from, and hold the experts of a layer in one
+tensor. Its own table of conversions gives the names. The zoo's rules are not read for that, so that an error in them
+does not appear in the reference as well.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
 from io import StringIO
 from itertools import chain
 from typing import Any
@@ -13,26 +23,17 @@ from torch.utils.hooks import RemovableHandle
 
 from weights.formats.hf_folder import CONFIG
 from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
-from weights.matching import Source, rule_names
+from weights.loading import open_source
+from weights.matching import EMBED, HEAD, Source, rule_names
 from weights.reference.layers import LayerActivations, removed_after
 from zoo.catalog import family_of
 from zoo.errors import CheckFailed, MalformedError, require_package
 from zoo.hf.checkpoint_layout import Rule, Rules
 from zoo.model.decoder import Decoder
 
+ReadTensor = Callable[[str], Tensor]
+ORIGIN = "text part, weights read by the zoo"
 FEED_FORWARD = "ffn.block."  # the prefix of a feed-forward's parameters in a layer of the zoo
-
-
-@dataclass
-class Reference:
-    """A causal language model of transformers, and how its weights were read."""
-
-    model: Any
-    origin: str
-
-    def logits(self, tokens: Tensor) -> Tensor:
-        """Token ids (batch, t) -> logits (batch, t, vocab), without a cache."""
-        return self.model(tokens, use_cache=False).logits
 
 
 def transformers() -> Any:
@@ -66,37 +67,32 @@ def config_of(source: Source) -> Any:
         if config["model_type"] not in known:
             reader = next((known[name] for name in family_of(config).from_hf.model_types if name in known), reader)
     with quiet():
-        found = reader.from_pretrained(str(source.folder), **_gguf_file(source))
+        gguf = {} if source.path.is_dir() else {"gguf_file": source.path.name}
+        found = reader.from_pretrained(str(source.folder), **gguf)
     found.model_type = type(found).model_type  # the file's would be kept, and decides how tensors are named
     return found
 
 
-def _gguf_file(source: Source) -> dict[str, str]:
-    """The argument that makes transformers read a .gguf file in the source's folder."""
-    return {} if source.path.is_dir() else {"gguf_file": source.path.name}
-
-
-def transformers_reads(source: Source) -> bool:
-    """Whether transformers itself reads the weights exactly, and only the text part: neither packed nor multimodal."""
-    if not source.path.is_dir():
-        return True
-    config = config_of(source)
-    return config.get_text_config() is config and getattr(config, "quantization_config", None) is None
-
-
-def load_reference(source: Source, dtype: torch.dtype) -> Reference:
-    """The reference of a source in memory, its weights read by transformers."""
-    options: dict[str, Any] = _gguf_file(source)
-    if options:
-        require_package("accelerate", "parity")  # transformers needs it for .gguf files
+def load_reference(source: Source, dtype: torch.dtype) -> tuple[Any, str]:
+    """The reference of a source in memory, a causal language model of transformers, and how its weights were read."""
+    options: dict[str, Any]
+    if source.path.is_dir():
+        config = config_of(source)
+        multimodal = config.get_text_config() is not config
+        if multimodal or getattr(config, "quantization_config", None) is not None:
+            meta = MetaModel(source, dtype)
+            meta.reload_submodule("", source)
+            return meta.model, ORIGIN
+        options = {"config": config}
     else:
-        options = {"config": config_of(source)}
+        require_package("accelerate", "parity")  # transformers needs it for .gguf files
+        options = {"gguf_file": source.path.name}
     options |= {"dtype": dtype, "attn_implementation": "eager", "output_loading_info": True}
     with quiet():
         model, info = transformers().AutoModelForCausalLM.from_pretrained(str(source.folder), **options)
     if info["missing_keys"]:
         raise MalformedError(f"{source.path}: transformers finds no {', '.join(sorted(info['missing_keys']))} there")
-    return Reference(model.eval(), "weights read by transformers")
+    return model.eval(), "weights read by transformers"
 
 
 @contextmanager
@@ -137,10 +133,8 @@ def _observe(
 
 def feed_forward_input(spec: Decoder, rules: Rules, index: int, layer: nn.Module) -> str:
     """The name of the first module of the reference's `layer` after attention: the feed-forward's norm or, where there
-    is no norm before it, the feed-forward. The rules of the checkpoint layout have the names.
-
-    Raises CheckFailed where the layer has no module of such a name.
-    """
+    is no norm before it, the feed-forward, as the rules of the checkpoint layout name them. Raises CheckFailed where
+    the layer has no module of such a name."""
     has_norm = getattr(spec.layers[index].ffn, "pre", None) is not None
     modules = dict(layer.named_modules())
     for module_names, checkpoint_name in (rule_names(rule) for rule in rules if isinstance(rule, Rule)):
@@ -150,3 +144,108 @@ def feed_forward_input(spec: Decoder, rules: Rules, index: int, layer: nn.Module
             return name
     what = "norm before its feed-forward" if has_norm else "feed-forward"
     raise CheckFailed(f"layer {index} of the reference, {type(layer).__name__}: no rule has the name of its {what}")
+
+
+@dataclass
+class Conversion:
+    """How tensors of the reference are made: the stored names by the pattern that each matched, and transformers'
+    converter, None where a tensor is only renamed. `first` is the converter's name for its first result."""
+
+    first: str
+    converter: Any = None
+    stored: dict[str, list[str]] = field(default_factory=dict)
+
+    def make(self, name: str, like: Tensor, read: ReadTensor, config: Any) -> Tensor:
+        """The tensor `name`, of the shape and dtype of `like`. Experts are converted one by one where that gives the
+        same, so that they are not in memory twice."""
+        if self.converter is None:
+            ((only,),) = self.stored.values()
+            return read(only)
+        counts, operation = {len(names) for names in self.stored.values()}, self.converter.operations[0]
+        stacks_experts = type(operation).__name__ == "MergeModulelist" and operation.dim == 0
+        if stacks_experts and len(like) > 1 and counts == {len(like)}:
+            one = self._convert(name, read, config, slice(1))
+            if one.shape == (1, *like.shape[1:]):
+                whole = torch.empty(like.shape, dtype=like.dtype)
+                whole[:1] = one
+                for e in range(1, len(like)):
+                    whole[e : e + 1] = self._convert(name, read, config, slice(e, e + 1))
+                return whole
+        return self._convert(name, read, config, slice(None))
+
+    def _convert(self, name: str, read: ReadTensor, config: Any, experts: slice) -> Tensor:
+        converter = deepcopy(self.converter)
+        for pattern, names in self.stored.items():
+            for each in names[experts]:
+                converter.add_tensor(self.first, each, pattern, read(each))
+        value = converter.convert(self.first, config=config)[name]
+        return value[0] if isinstance(value, list) else value
+
+
+def conversions(model: Any, stored: Iterable[str]) -> Mapping[str, Conversion]:
+    """Name of a parameter or buffer of the reference -> its conversion, for all that stored tensors are read into."""
+    loading = require_package("transformers.core_model_loading", "parity")
+    table = require_package("transformers.conversion_mapping", "parity").get_model_conversion_mapping(model)
+    converters = [each for each in table if isinstance(each, loading.WeightConverter)]
+    renamings = [each for each in table if isinstance(each, loading.WeightRenaming)]
+    by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
+    wanted, found = model.state_dict(), dict[str, Conversion]()
+    for name in sorted(stored, key=loading.dot_natural_key):  # experts in the order of their numbers
+        first, pattern = loading.rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
+        converter = by_pattern.get(pattern)
+        conversion = found.setdefault(first, Conversion(first, converter))
+        conversion.stored.setdefault(pattern or name, []).append(name)
+        if converter is not None:
+            for other in converter.target_patterns[1:]:
+                found[first.replace(converter.target_patterns[0], other)] = conversion
+    return found
+
+
+class MetaModel:
+    """The reference's modules on the meta device. Buffers that no checkpoint holds are computed."""
+
+    def __init__(self, source: Source, dtype: torch.dtype) -> None:
+        config = config_of(source).get_text_config()
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # the tensors are unpacked before they are filled in
+        with quiet(), torch.device("meta"):
+            self.model = transformers().AutoModelForCausalLM.from_config(
+                config, attn_implementation="eager", dtype=dtype
+            )
+        computed = {}
+        for name, buffer in self.model.named_non_persistent_buffers():
+            parent, _, leaf = name.rpartition(".")
+            computed[parent] = self.model.get_submodule(parent)
+            computed[parent]._buffers[leaf] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        for module in computed.values():
+            self.model._init_weights(module)
+        self.model.eval()
+        self.path = source.path
+        self.conversions = conversions(self.model, source.tensors)
+
+    def reload_submodule(self, name: str, source: Source | None = None) -> None:
+        """Fill the submodule of this name ("": the whole model). Without a `source` its files are opened anew, so that
+        nothing holds their pages once the submodule is emptied."""
+        opened = open_source(self.path) if source is None else source
+        module, prefix = self.model.get_submodule(name), name and f"{name}."
+        filled = {leaf: self._tensor(prefix + leaf, like, opened) for leaf, like in module.state_dict().items()}
+        module.load_state_dict(filled, assign=True)
+
+    def _tensor(self, name: str, like: Tensor, source: Source) -> Tensor:
+        """The tensor that transformers calls `name`: a tied head and stacked experts have other names in files."""
+
+        def read(stored: str) -> Tensor:
+            return source.get(stored, dtype=like.dtype)
+
+        if name in self.conversions:
+            return self.conversions[name].make(name, like, read, self.model.config)
+        if f"{name}_blocks" in source.tensors:  # MXFP4 has the last two axes the other way round
+            return read(f"{name}_blocks").mT.contiguous()
+        if name == HEAD and EMBED in source.tensors:
+            return read(EMBED)
+        raise MalformedError(f"{source.path}: the reference needs {name}, which is not there")
+
+
+def empty(module: nn.Module) -> None:
+    """Free the memory of a module: its tensors become meta tensors."""
+    module.load_state_dict({name: tensor.to("meta") for name, tensor in module.state_dict().items()}, assign=True)

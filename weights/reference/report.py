@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import count, pairwise, takewhile
 from math import isnan, nan
 from pathlib import Path
 from textwrap import fill
@@ -135,13 +135,9 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, in values that JSON has."""
-        first = self.first
-        return {
-            **asdict(self),
-            "passed": self.passed,
-            "checks": [asdict(check) | {"passed": check.passed} for check in self.checks],
-            "first_divergent": None if first is None else asdict(first),
-        }
+        checks = [asdict(check) | {"passed": check.passed} for check in self.checks]
+        first = None if self.first is None else asdict(self.first)
+        return {**asdict(self), "passed": self.passed, "checks": checks, "first_divergent": first}
 
     def __str__(self) -> str:
         head = [
@@ -167,13 +163,8 @@ def _figures(report: Report) -> str:
 
 
 def _positions(report: Report) -> str:
-    edges = {0, report.length}
-    end = FIRST_BUCKET
-    while end < report.length:
-        edges.add(end)
-        end *= BUCKET_GROWTH
-    if report.window and report.window < report.length:
-        edges.add(report.window)  # an error in the window shows from here on
+    buckets = takewhile(lambda end: end < report.length, (FIRST_BUCKET * BUCKET_GROWTH**i for i in count()))
+    edges = {0, *buckets, min(report.window, report.length), report.length}  # an error in the window shows after it
     rows = []
     for start, end in pairwise(sorted(edges)):
         rows.append({"position": f"{start}-{end - 1}" if end - start > 1 else str(start)})

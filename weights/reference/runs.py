@@ -27,8 +27,7 @@ from weights.reference.layers import (
     recorded_choices,
     removed_after,
 )
-from weights.reference.meta_model import ORIGIN, MetaModel, empty, filled_reference
-from weights.reference.model import Reference, load_reference, observed_layers, transformers_reads
+from weights.reference.model import ORIGIN, MetaModel, empty, load_reference, observed_layers
 from zoo.core.cache import Cache
 from zoo.model.decoder import Decoder, Model
 
@@ -59,48 +58,44 @@ def chunk_sizes(length: int) -> list[int]:
 
 def run_in_memory(spec: Decoder, source: Source, reference: Source, dtype: torch.dtype, tokens: Tensor) -> Runs:
     """Both models in memory, and the reference in float32 before, where `dtype` is another."""
-    began = time.perf_counter()
-    model = fill(spec, source, "cpu", dtype)
-    began = _log_seconds("the zoo's model", began)
+    with _logged_seconds("the zoo's model"):
+        model = fill(spec, source, "cpu", dtype)
     in_float32 = None
     if dtype != torch.float32:
-        in_float32 = _reference(reference, torch.float32).logits(tokens)
-        began = _log_seconds("the reference in float32", began)
-    loaded, comparison = _reference(reference, dtype), PartwiseComparison(model, tokens, dtype)
+        with _logged_seconds("the reference in float32"):
+            in_float32 = load_reference(reference, torch.float32)[0](tokens, use_cache=False).logits
+    comparison = PartwiseComparison(model, tokens, dtype)
 
     def visit(layer: LayerActivations) -> None:
         if layer.layer == 0:
             comparison.embedding(layer.x)
         comparison.layer(layer)
 
-    with observed_layers(loaded.model, spec, source.rules, visit):
-        logits = loaded.logits(tokens)
-    comparison.head(logits)
-    _log_seconds("the reference, and each part by itself", began)
-    length = tokens.shape[1]
-    full, full_experts = _forward(model, tokens, [length])
-    cached, cached_experts = _forward(model, tokens, chunk_sizes(length), in_cache=True)
-    experts = {"reference": comparison.experts, "full": full_experts, "cached": cached_experts}
-    return Runs(logits, full, cached, in_float32, experts, tuple(comparison.parts), loaded.origin)
+    with _logged_seconds("the reference, and each part by itself"):
+        loaded, origin = load_reference(reference, dtype)
+        with observed_layers(loaded, spec, source.rules, visit):
+            logits = loaded(tokens, use_cache=False).logits
+        comparison.head(logits)
+    experts = {"reference": comparison.experts}
+    full, experts["full"] = _forward(model, [tokens])
+    chunks = tokens.split(chunk_sizes(tokens.shape[1]), dim=1)
+    cached, experts["cached"] = _forward(model, chunks, model.new_cache(*tokens.shape))
+    return Runs(logits, full, cached, in_float32, experts, tuple(comparison.parts), origin)
 
 
-def _forward(model: Model, tokens: Tensor, sizes: list[int], in_cache: bool = False) -> tuple[Tensor, list[Tensor]]:
-    """The zoo's logits and chosen experts, in chunks of these sizes."""
-    cache = model.new_cache(*tokens.shape) if in_cache else None
+def _forward(model: Model, chunks: Sequence[Tensor], cache: Cache | None = None) -> tuple[Tensor, list[Tensor]]:
+    """The zoo's logits and chosen experts, chunk by chunk."""
     with recorded_choices(model) as choices:
-        logits = torch.cat([model(chunk, cache) for chunk in tokens.split(sizes, dim=1)], dim=1)
-    return logits, gathered(choices, tokens.shape[0])
+        logits = torch.cat([model(chunk, cache) for chunk in chunks], dim=1)
+    return logits, gathered(choices, len(chunks[0]))
 
 
-def _reference(source: Source, dtype: torch.dtype) -> Reference:
-    return load_reference(source, dtype) if transformers_reads(source) else filled_reference(source, dtype)
-
-
-def _log_seconds(what: str, began: float) -> float:
-    """Log what was done and how long it took -> now."""
-    now = time.perf_counter()
-    log.info("%s: %.1f s", what, now - began)
-    return now
+@contextmanager
+def _logged_seconds(what: str) -> Iterator[None]:
+    """Log how long `what` takes."""
+    began = time.perf_counter()
+    yield
+    log.info("%s: %.1f s", what, time.perf_counter() - began)
 
 
 class LayerwiseRuns:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.reference import randomise
-from weights.reference.meta_model import conversions
+from weights.reference.model import conversions
 
 SMALL = {
     "vocab_size": 32,
