@@ -17,7 +17,7 @@ import typer
 
 from benchmarks.analytic import roofline
 from benchmarks.analytic.kv import InferenceConfig
-from benchmarks.analytic.models import Model, chosen
+from benchmarks.analytic.models import NamedSpec, chosen
 from benchmarks.output.report import Report
 from zoo.cli.runner import Debug, Json, Out
 from zoo.cli.tables import Format
@@ -124,7 +124,7 @@ class ModelOptions(SwapOptions):
 
     names: Names = None
 
-    def chosen(self, choose: Callable[..., list[Model]] = chosen) -> list[Model]:
+    def chosen(self, choose: Callable[..., list[NamedSpec]] = chosen) -> list[NamedSpec]:
         """The models that are named, by a function of analytic.models."""
         return choose(self.names or [], self.swap or [], self.ignore_field or [])
 

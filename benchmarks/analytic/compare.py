@@ -6,10 +6,11 @@ from dataclasses import fields
 from typing import Any
 
 from benchmarks.analytic.kv import InferenceConfig
-from benchmarks.analytic.models import Model, Row, about
+from benchmarks.analytic.models import NamedSpec, about
 from benchmarks.analytic.params import FFN_PARTS
-from benchmarks.analytic.roofline import PHASES, Device
+from benchmarks.analytic.roofline import PHASES, Device, forward_pass
 from zoo.blocks.gqa import aliases
+from zoo.cli.tables import Row
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
 
@@ -26,23 +27,18 @@ PAIRS = (
 FieldValues = dict[str, Counter[Any]]  # field path -> value -> in how many layers
 
 
-def difference_rows(first: Model, second: Model) -> list[Row]:
+def difference_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
     """One row for each field of the specs whose values differ, or are those of another share of the layers.
 
     An option that is off in one model makes no row where the other model's block has no such option.
     """
     a, b = field_values(first.spec), field_values(second.spec)
     return [
-        {"table": "differences", **about_pair(first, second), "field": field, "value": x, "other": y}
+        {"table": "differences", **about(first, second), "field": field, "value": x, "other": y}
         for field in sorted({*a, *b}, key=_order(a, b))
         if _shares(a.get(field)) != _shares(b.get(field)) and not _is_off(a.get(field), b.get(field))
         for x, y in [_described_apart(a.get(field), b.get(field))]
     ]
-
-
-def about_pair(first: Model, second: Model) -> Row:
-    """The keys that begin every row about two models."""
-    return {**about(first), "against": second.label, "against_swap": second.swap}
 
 
 def field_values(spec: Decoder) -> FieldValues:
@@ -112,19 +108,14 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def figure_rows(first: Model, second: Model, context: int, config: InferenceConfig, device: Device) -> list[Row]:
+def figure_rows(
+    first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device
+) -> list[Row]:
     """One row for each cost in which the two differ: both values, and the ratio of the second to the first."""
     pairs = zip(*(costs(model.spec, context, config, device) for model in (first, second)), strict=True)
+    pair = {"table": "figures", **about(first, second)}
     return [
-        {
-            "table": "figures",
-            **about_pair(first, second),
-            "figure": figure,
-            "unit": unit,
-            "value": a,
-            "other": b,
-            "ratio": b / a if a else None,
-        }
+        {**pair, "figure": figure, "unit": unit, "value": a, "other": b, "ratio": b / a if a else None}
         for (figure, unit, a), (_, _, b) in pairs
         if a != b
     ]
@@ -143,7 +134,7 @@ def costs(spec: Decoder, context: int, config: InferenceConfig, device: Device) 
     yield "KV cache per token", "bytes", per_token
     for tokens in KV_CONTEXTS:
         yield f"KV cache at {tokens // 1024}k", "bytes", spec.kv_bytes(tokens, config.batch, config.cache)
-    for name, phase in PHASES.items():
-        work = phase(spec, context, config.batch, config.weights, config.cache)
-        yield f"{name}, FLOPs per token", "FLOPs", work.flops / work.tokens
-        yield f"{name}, ceiling", "tokens/s", work.tokens_per_s(device)
+    for phase in PHASES:
+        work = forward_pass(spec, phase, context, config)
+        yield f"{phase}, FLOPs per token", "FLOPs", work.flops / work.tokens
+        yield f"{phase}, ceiling", "tokens/s", work.tokens_per_s(device)

@@ -7,7 +7,7 @@ import typer
 
 from benchmarks.analytic.compare import KV_CONTEXTS, PAIRS, difference_rows, figure_rows
 from benchmarks.analytic.kv import InferenceConfig, crossing_row
-from benchmarks.analytic.models import Model, one, swapped
+from benchmarks.analytic.models import NamedSpec, one, swapped
 from benchmarks.analytic.roofline import Device
 from benchmarks.measure.benchmark_models import BenchmarkModel, Variant
 from benchmarks.measure.runners import EAGER
@@ -70,7 +70,7 @@ def command(
             measure_throughput(report, measured, throughput, [EAGER])
 
 
-def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str]) -> tuple[Model, Model]:
+def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str]) -> tuple[NamedSpec, NamedSpec]:
     """The two models to compare. Raises UsageError unless there are two, or one with swaps."""
     if len(names) != (1 if swaps else 2):
         raise UsageError("compare takes two models, or one with --swap: llama3 qwen3, or qwen3 --swap rope=NoPE")
@@ -88,14 +88,14 @@ def document(context: int, config: InferenceConfig, device: Device) -> str:
     return "\n\n".join(parts)
 
 
-def tables(first: Model, second: Model, context: int, config: InferenceConfig, device: Device) -> list[Table]:
+def tables(first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device) -> list[Table]:
     """What differs in the specs, in costs, and whose cache is the smaller."""
     row = crossing_row(first, second, config.cache)
     crossing = Table("Whose cache is smaller, by tokens of context", [], [describe_crossing(row)], [row])
     return [_differences(first, second), _figures(first, second, context, config, device), crossing]
 
 
-def _differences(first: Model, second: Model) -> Table:
+def _differences(first: NamedSpec, second: NamedSpec) -> Table:
     rows = difference_rows(first, second)
     shown = [
         Column("field", "field", width=18),
@@ -112,7 +112,7 @@ def _differences(first: Model, second: Model) -> Table:
     return Table("What differs", shown if rows else [], legend, rows)
 
 
-def _figures(first: Model, second: Model, context: int, config: InferenceConfig, device: Device) -> Table:
+def _figures(first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device) -> Table:
     rows = figure_rows(first, second, context, config, device)
     if not rows:
         return Table("What it costs", [], ["The same."], [])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-from benchmarks.analytic.models import Model, representatives
+from benchmarks.analytic.models import NamedSpec, representatives
 from benchmarks.analytic.params import FLOPS_CONTEXT, cost_row
 from benchmarks.measure import throughput
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
@@ -35,7 +35,7 @@ def command(
             measure(models.chosen(representatives), seed, report)
 
 
-def measure(models: Sequence[Model], seed: int, report: Report) -> None:
+def measure(models: Sequence[NamedSpec], seed: int, report: Report) -> None:
     """Time the tiny models and add the results to the report, those before an interruption too."""
     results = throughput.prepare_tiny(models, seed)
     try:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks.analytic.kv import InferenceConfig
-from benchmarks.analytic.models import Model
+from benchmarks.analytic.models import NamedSpec
 from benchmarks.analytic.params import FFN_PARTS
 from benchmarks.analytic.roofline import PHASES, Device, flop_row
 from benchmarks.options import Contexts, DeviceOptions, InferenceOptions, ModelOptions, ReportOptions
@@ -32,7 +32,7 @@ def command(
             report.add(*tables(chosen, tokens, inference, device))
 
 
-def tables(models: Sequence[Model], context: int, config: InferenceConfig, device: Device) -> Iterator[Table]:
+def tables(models: Sequence[NamedSpec], context: int, config: InferenceConfig, device: Device) -> Iterator[Table]:
     """Parts of both phases, what masking saves, and the ceilings, at one context."""
     decode, prefill = ([flop_row(model, phase, context, config, device) for model in models] for phase in PHASES)
     at, batch = format_tokens(context), config.batch

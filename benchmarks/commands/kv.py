@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row
-from benchmarks.analytic.models import Model, one
+from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.options import MEMORY, Contexts, InferenceOptions, Memory, ModelOptions, ReportOptions
 from benchmarks.output.report import Row, Rows, Table, columns, named
 from benchmarks.output.show import format_sequences, format_tokens, smaller_at, unit
@@ -37,7 +37,7 @@ def command(
 
 
 def tables(
-    models: Sequence[Model], contexts: Sequence[int], against: Model, memory: int, config: InferenceConfig
+    models: Sequence[NamedSpec], contexts: Sequence[int], against: NamedSpec, memory: int, config: InferenceConfig
 ) -> Iterator[Table]:
     """Bytes, what fits, and where the caches cross that of `against`."""
     yield cache([cache_row(model, context, config) for model in models for context in contexts])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from benchmarks.analytic.models import Model
+from benchmarks.analytic.models import NamedSpec
 from benchmarks.analytic.params import FFN_PARTS, layer_rows, param_row
 from benchmarks.options import ModelOptions, ReportOptions
 from benchmarks.output.report import Row, Rows, Table, columns, named
@@ -19,7 +19,7 @@ def command(*, models: ModelOptions, to: ReportOptions) -> None:
         report.add(*tables(chosen))
 
 
-def tables(models: Sequence[Model]) -> list[Table]:
+def tables(models: Sequence[NamedSpec]) -> list[Table]:
     """The parts, the experts where there are any, the kinds of layers, and the reconciliation."""
     rows = [param_row(model) for model in models]
     layers = [row for model in models for row in layer_rows(model)]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.analytic.models import Model, chosen
+from benchmarks.analytic.models import NamedSpec, chosen
 from benchmarks.analytic.roofline import device
 from benchmarks.gallery import blocks_page, charts
 from benchmarks.gallery.chart_tables import Row, tables
@@ -19,7 +19,7 @@ FORMATS = ("png", "svg")
 
 def write_gallery(
     folder: Path,
-    models: Sequence[Model],
+    models: Sequence[NamedSpec],
     measured: Mapping[str, Any] | None,
     images: bool,
     progress: Callable[[str], None] = lambda step: None,
@@ -40,7 +40,7 @@ def write_gallery(
     return list(files)
 
 
-def chart_images(models: Sequence[Model], speeds: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+def chart_images(models: Sequence[NamedSpec], speeds: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     """File name -> image of each chart that has data, for one model of each architecture and the page's defaults."""
     card, data = device(DEVICE), tables(typical(models), speeds)
     params = {"rate": card.flops, "bandwidth": card.bandwidth}

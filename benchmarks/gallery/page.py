@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.analytic import compare
 from benchmarks.analytic.kv import InferenceConfig, crossing_row
-from benchmarks.analytic.models import Model
+from benchmarks.analytic.models import NamedSpec
 from benchmarks.analytic.roofline import device, devices
 from benchmarks.gallery import blocks_page, charts, cost_terms, swap_grid
 from benchmarks.gallery.block_drawings import STYLE_SHEET, without_style
@@ -35,7 +35,7 @@ Json = dict[str, Any]
 Interned = dict[str, tuple[int, Any]]  # the repr of each distinct value -> its index, and the value
 
 
-def page(models: Sequence[Model], measured: Mapping[str, Any] | None = None) -> str:
+def page(models: Sequence[NamedSpec], measured: Mapping[str, Any] | None = None) -> str:
     """The HTML of the page of these models. `measured`: the document of `python -m benchmarks throughput --json`."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, keep_trailing_newline=True)
     machine = "Measured on {cpu}, {platform}, torch {torch}.".format_map(measured["machine"]) if measured else ""
@@ -78,7 +78,7 @@ def _index(values: Interned, value: Any) -> int:
     return values.setdefault(repr(value), (len(values), value))[0]
 
 
-def data(models: Sequence[Model], measured: Mapping[str, Any] | None = None) -> Json:
+def data(models: Sequence[NamedSpec], measured: Mapping[str, Any] | None = None) -> Json:
     """Everything that the page's scripts look up or add up."""
     terms: Interned = {}
     names = {model.name for model in models}
@@ -102,7 +102,7 @@ def data(models: Sequence[Model], measured: Mapping[str, Any] | None = None) -> 
     }
 
 
-def _differing_elements(model: Model, others: Sequence[Model]) -> list[list[int]]:
+def _differing_elements(model: NamedSpec, others: Sequence[NamedSpec]) -> list[list[int]]:
     """For each of the others, the indices (in document order, without the root) of the elements in the model's diagram
     that the other's diagram does not have."""
     return [
@@ -116,7 +116,7 @@ def _marked_elements(drawing: str) -> list[int]:
     return [i for i, tag in enumerate(inside) if re.search(r'class="[^"]*\bdiffers\b', tag)]
 
 
-def _model(model: Model, terms: Interned) -> Json:
+def _model(model: NamedSpec, terms: Interned) -> Json:
     spec = model.spec
 
     def indexed(layers: Terms) -> list[list[int]]:
@@ -145,7 +145,7 @@ def _model(model: Model, terms: Interned) -> Json:
     }
 
 
-def _comparisons(models: Sequence[Model]) -> Json:
+def _comparisons(models: Sequence[NamedSpec]) -> Json:
     """For every two models the differences of their specs, as indices into `strings`, and whose cache is smaller."""
     strings: Interned = {}
     differences, caches = {}, {}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import zoo
-from benchmarks.analytic.models import Model, one
+from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.gallery import block_drawings, blocks_page
 from benchmarks.gallery.overview import overview
 from benchmarks.gallery.page import data
@@ -155,7 +155,7 @@ UNKNOWN_BLOCKS = {
 def test_page_shows_unknown_kinds_of_block(change: str) -> None:
     """Drawings, comparisons, swaps and costs rely only on what every block must have."""
     spec = UNKNOWN_BLOCKS[change](zoo.spec("qwen3-0.6b"))
-    models = [Model("unknown", spec), one("qwen3-0.6b")]
+    models = [NamedSpec("unknown", spec), one("qwen3-0.6b")]
     root = ElementTree.fromstring(overview(models))
     assert_inside(root)
     texts = [element.text or "" for element in root.iter(f"{SPACE}text")]
