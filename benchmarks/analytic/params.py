@@ -7,7 +7,7 @@ safetensors files), the parameters in it that are stored `beside` the text model
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,12 @@ def layer_rows(model: NamedSpec) -> Iterator[Row]:
             "active_params": layer.active_params(spec.dim),
             **_by_part(layer.param_breakdown(spec.dim), LAYER_PARTS),
         }
+
+
+def ffn_cells(cost: str) -> Callable[[Row], Row]:
+    """Cells of a row of a `cost` by part, params or flops: the whole feed-forward, and other parts if there are any."""
+    whole, other = f"all_ffn_{cost}", f"other_{cost}"
+    return lambda row: {whole: sum(row[f"{part}_{cost}"] for part in FFN_PARTS), other: row[other] or None}
 
 
 def _by_part(breakdown: Mapping[str, int], parts: Iterable[str]) -> Row:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks import options
 from benchmarks.analytic.compare import KV_CONTEXTS, PAIRS, difference_rows, figure_rows
 from benchmarks.analytic.kv import InferenceConfig, crossing_row
 from benchmarks.analytic.models import NamedSpec, one, swapped
@@ -12,17 +13,6 @@ from benchmarks.analytic.roofline import Device
 from benchmarks.measure.benchmark_models import BenchmarkModel, Variant
 from benchmarks.measure.runners import EAGER
 from benchmarks.measure.throughput import measure_throughput, throughput_config
-from benchmarks.options import (
-    DeviceOptions,
-    InferenceOptions,
-    Layers,
-    ReportOptions,
-    Strings,
-    SwapOptions,
-    Tiny,
-    flag,
-    tokens_option,
-)
 from benchmarks.output.report import Row, Table, columns
 from benchmarks.output.show import describe_crossing, format_sequences, format_tokens
 from zoo.cli.runner import emit
@@ -39,17 +29,18 @@ Pairs of architectures, and only what differs between the two. Written by `make 
 def command(
     *,
     names: Annotated[
-        Strings, typer.Argument(help="Two presets, families, hub ids or folders; or one, with --swap.", metavar="A B")
+        options.Strings,
+        typer.Argument(help="Two presets, families, hub ids or folders; or one, with --swap.", metavar="A B"),
     ] = None,
-    context: Annotated[int, tokens_option(help="Of FLOPs and ceilings.")] = 4096,
-    inference: InferenceOptions,
-    peak: DeviceOptions,
-    changes: SwapOptions,
-    measure: Annotated[bool, flag("Measure both on this machine, too: pp512 and tg128.", "--measure")] = False,
-    tiny: Tiny = False,
-    layers: Layers = None,
-    docs: Annotated[bool, flag("Write docs/comparisons.md: six pairs, as Markdown.", "--docs")] = False,
-    to: ReportOptions,
+    context: Annotated[int, options.tokens_option(help="Of FLOPs and ceilings.")] = 4096,
+    inference: options.InferenceOptions,
+    peak: options.DeviceOptions,
+    changes: options.SwapOptions,
+    measure: Annotated[bool, options.flag("Measure both on this machine, too: pp512 and tg128.", "--measure")] = False,
+    tiny: options.Tiny = False,
+    layers: options.Layers = None,
+    docs: Annotated[bool, options.flag("Write docs/comparisons.md: six pairs, as Markdown.", "--docs")] = False,
+    to: options.ReportOptions,
 ) -> None:
     """Two architectures: blocks and costs that differ.
 
