@@ -11,9 +11,9 @@ from benchmarks.analytic.models import NamedSpec
 from benchmarks.analytic.params import PARTS
 from benchmarks.analytic.roofline import forward_pass
 from benchmarks.output.report import named
+from zoo.cli.tables import Row
 from zoo.model.decoder import Decoder
 
-Row = dict[str, Any]
 CONTEXTS = tuple(round(2 ** (8 + i / 2)) for i in range(25))  # 256 to 1M tokens, two for each doubling
 PASS_CONTEXT = 4096  # tokens of context of the roofline
 PASSES = (("decode", 1), ("decode", 8), ("decode", 64), ("prefill", 1))  # phase and batch
@@ -26,7 +26,7 @@ def tables(models: Sequence[NamedSpec], measured: Iterable[Mapping[str, Any]] = 
         "kv": _by_context(models, "elements", _cache_elements),
         "crossings": _crossings(models),
         "params": _params(models),
-        "active": _active(models),
+        "active": [{"model": m.name, "params": m.spec.params(), "active": m.spec.active_params()} for m in models],
         "flops": _by_context(models, "flops", lambda spec, context: spec.flops(context - 1, 1)),
         "passes": _passes(models),
         "measured": _measured(measured),
@@ -69,11 +69,6 @@ def _params(models: Sequence[NamedSpec]) -> Iterator[Row]:
         for part in dict.fromkeys([*PARTS, *parts]):
             if parts.get(part):
                 yield {"model": model.name, "part": part, "params": parts[part]}
-
-
-def _active(models: Sequence[NamedSpec]) -> Iterator[Row]:
-    for model in models:
-        yield {"model": model.name, "params": model.spec.params(), "active": model.spec.active_params()}
 
 
 def _passes(models: Sequence[NamedSpec]) -> Iterator[Row]:

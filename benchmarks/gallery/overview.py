@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 
 from benchmarks.analytic.models import NamedSpec
 from zoo.architectures import families
@@ -37,12 +38,7 @@ class Group:
     @property
     def typical(self) -> NamedSpec:
         """The size that represents the architecture: the nearest to TYPICAL_PARAMS by ratio, the later of two."""
-
-        def distance(model: NamedSpec) -> float:
-            ratio = model.spec.params() / TYPICAL_PARAMS
-            return max(ratio, 1 / ratio)
-
-        return min(reversed(self.models), key=distance)
+        return min(reversed(self.models), key=lambda model: abs(log(model.spec.params() / TYPICAL_PARAMS)))
 
 
 def groups(models: Sequence[NamedSpec]) -> list[Group]:

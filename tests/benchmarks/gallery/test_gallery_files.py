@@ -19,8 +19,8 @@ from benchmarks.analytic.models import NamedSpec, chosen, one
 from benchmarks.commands.gallery import read_measured
 from benchmarks.gallery import charts, files
 from benchmarks.gallery.chart_tables import tables
+from benchmarks.gallery.files import page
 from benchmarks.gallery.overview import Group, groups, typical
-from benchmarks.gallery.page import page
 from tests.benchmarks.gallery.conftest import SHOWN
 from tests.benchmarks.gallery.speeds import MEASURED
 from zoo.cli.runner import exit_code
