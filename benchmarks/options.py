@@ -74,9 +74,7 @@ tokens_option = partial(typer.Option, parser=parse_tokens, metavar="TOKENS")
 tokens_or_none_option = partial(typer.Option, parser=parse_tokens_or_none, metavar="TOKENS")
 # Their help says the default, which typer would show as torch.float32 or in bytes.
 dtype_option = partial(typer.Option, parser=parse_dtype, metavar="DTYPE", show_default=False)
-computing_dtype_option = partial(
-    typer.Option, "--dtype", parser=parse_computing_dtype, metavar="DTYPE", show_default=False
-)
+computing_dtype_option = partial(dtype_option, "--dtype", parser=parse_computing_dtype)
 memory_option = partial(typer.Option, parser=parse_memory, metavar="SIZE", show_default=False)
 
 
@@ -166,11 +164,11 @@ class ReportOptions:
 
 def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
     """The command as typer takes it: with one parameter for each field of the groups of options."""
-    groups, parameters = dict[str, type](), list[Parameter]()
+    groups, parameters = dict[str, Any](), list[Parameter]()
     for given in signature(command, eval_str=True).parameters.values():
         if is_dataclass(given.annotation):
             groups[given.name] = given.annotation
-            own = signature(given.annotation).parameters.values()
+            own = signature(groups[given.name]).parameters.values()
             parameters += [each.replace(kind=Parameter.KEYWORD_ONLY) for each in own]
         else:
             parameters.append(given)

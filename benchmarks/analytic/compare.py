@@ -33,12 +33,16 @@ def difference_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
     An option that is off in one model makes no row where the other model's block has no such option.
     """
     a, b = field_values(first.spec), field_values(second.spec)
-    return [
-        {"table": "differences", **about(first, second), "field": field, "value": x, "other": y}
-        for field in sorted({*a, *b}, key=_order(a, b))
-        if _shares(a.get(field)) != _shares(b.get(field)) and not _is_off(a.get(field), b.get(field))
-        for x, y in [_described_apart(a.get(field), b.get(field))]
-    ]
+    pair, rows = {"table": "differences", **about(first, second)}, []
+    for field in sorted({*a, *b}, key=_order(a, b)):
+        x, y = a.get(field, Counter()), b.get(field, Counter())
+        off = not (x and y) and {*x, *y} <= {None, False}
+        if _shares(x) != _shares(y) and not off:
+            value, other = _text(x, _shown), _text(y, _shown)
+            if value == other:  # specs with equal descriptions are shown with all their fields
+                value, other = _text(x, repr), _text(y, repr)
+            rows.append({**pair, "field": field, "value": value, "other": other})
+    return rows
 
 
 def field_values(spec: Decoder) -> FieldValues:
@@ -77,26 +81,13 @@ def _order(a: FieldValues, b: FieldValues) -> Callable[[str], tuple[int, int]]:
     return lambda field: (parts.index(field.partition(".")[0]), order.index(field))
 
 
-def _is_off(a: Counter[Any] | None, b: Counter[Any] | None) -> bool:
-    """Whether one model has no such field and the other does not use it."""
-    return (a is None or b is None) and {*(a or b or ())} <= {None, False}
+def _shares(values: Counter[Any]) -> dict[Any, float]:
+    return {value: number / values.total() for value, number in values.items()}
 
 
-def _shares(values: Counter[Any] | None) -> dict[Any, float]:
-    return {value: number / values.total() for value, number in values.items()} if values else {}
-
-
-def _described_apart(a: Counter[Any] | None, b: Counter[Any] | None) -> tuple[str | None, str | None]:
-    """Both sides as text; specs with equal descriptions are shown with all their fields."""
-    x, y = _text(a, _shown), _text(b, _shown)
-    return (_text(a, repr), _text(b, repr)) if x == y else (x, y)
-
-
-def _text(values: Counter[Any] | None, show: Callable[[Any], str]) -> str | None:
-    if values is None:
-        return None
-    if len(values) == 1:
-        return show(next(iter(values)))
+def _text(values: Counter[Any], show: Callable[[Any], str]) -> str | None:
+    if len(values) <= 1:
+        return next(map(show, values), None)
     return ", ".join(f"{show(value)} in {number}" for value, number in values.items())
 
 

@@ -5,6 +5,7 @@ Patterson 2009). Activations, launches and waiting are not counted, so a measure
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,8 +76,8 @@ class Pass:
         return self.tokens / self.seconds(device)
 
 
-# Phase -> (tokens before a pass, tokens of the pass), at a context.
-PHASES = {"decode": lambda context: (context - 1, 1), "prefill": lambda context: (0, context)}
+PassTokens = Callable[[int], tuple[int, int]]  # context -> (tokens before a pass, tokens of the pass)
+PHASES: dict[str, PassTokens] = {"decode": lambda context: (context - 1, 1), "prefill": lambda context: (0, context)}
 
 
 def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfig) -> Pass:

@@ -93,11 +93,8 @@ def _differences(first: NamedSpec, second: NamedSpec) -> Table:
         Column("value", first.label, width=28),
         Column("other", second.label, width=28),
     ]
-    legend = [
-        "Fields of the specs, those of attn and ffn by layer: 4 in 10 is 4 in 10 layers. The others are the same."
-        if rows
-        else "Nothing."
-    ]
+    note = "Fields of the specs, those of attn and ffn by layer: 4 in 10 is 4 in 10 layers. The others are the same."
+    legend = [note if rows else "Nothing."]
     legend += [f"{second.label} is {second.name} after --swap {second.swap}."] if second.swap else []
     legend += [f"The swap dropped: {second.dropped}."] if second.dropped else []
     return Table("What differs", shown if rows else [], legend, rows)

@@ -21,9 +21,7 @@ def command(
     context: Contexts = None,
     inference: InferenceOptions,
     memory: Memory = MEMORY,
-    against: Annotated[
-        str, typer.Option(metavar="NAME", help="The model whose cache all are compared with.")
-    ] = AGAINST,
+    against: Annotated[str, typer.Option(metavar="NAME", help="The model that all are compared with.")] = AGAINST,
     models: ModelOptions,
     to: ReportOptions,
 ) -> None:

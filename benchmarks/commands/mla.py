@@ -85,10 +85,8 @@ def _kept(title: str, rows: Rows) -> Table:
     heads = f"{rows[0]['heads']} keys and values"
 
     def kept(row: Row) -> Row:
-        return {
-            "keeps": heads if row["variant"] == EXPANDED else "1 latent and 1 key",
-            "expands": EXPANDS[row["variant"]],
-        }
+        variant = row["variant"]
+        return {"keeps": heads if variant == EXPANDED else "1 latent and 1 key", "expands": EXPANDS[variant]}
 
     legend = [f"{format_count(rows[0]['params'])} parameters at width {rows[0]['dim']:,}, the same for all variants."]
     return Table(title, shown, legend, list({row["variant"]: row for row in rows}.values()), kept)

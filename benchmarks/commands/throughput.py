@@ -8,21 +8,10 @@ import typer
 
 from benchmarks import options
 from benchmarks.measure.benchmark_models import Variant, benchmark_models
-from benchmarks.measure.runners import COMPILED, EAGER
 from benchmarks.measure.throughput import measure_throughput, throughput_config
 
-
-class Mode(StrEnum):
-    """How a model is run."""
-
-    eager = EAGER
-    compiled = COMPILED
-
-
-class Peer(StrEnum):
-    """The implementation that is measured beside the zoo's."""
-
-    transformers = "transformers"
+Mode = StrEnum("Mode", ["eager", "compiled"])  # how a model is run
+Peer = StrEnum("Peer", ["transformers"])  # the implementation that is measured beside the zoo's
 
 
 def command(

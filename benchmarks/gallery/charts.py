@@ -220,16 +220,15 @@ def _active() -> alt.LayerChart:
 
 
 DEVICE_RATES = {"rate": 1.0, "bandwidth": 1.0}  # FLOPs and bytes per second; the page sets a device's
-PASS_FIGURES = {
-    "intensity": "datum.flops / datum.bytes",
-    "reached": "min(rate, bandwidth * datum.flops / datum.bytes)",
-    "tokens_per_s": "datum.tokens / max(datum.flops / rate, datum.bytes / bandwidth)",
-    "bound": "datum.flops / datum.bytes > rate / bandwidth ? 'compute' : 'memory'",
-}
 
 
 def _passes() -> alt.Chart:
-    return alt.Chart(alt.NamedData("passes")).transform_calculate(**PASS_FIGURES)
+    return alt.Chart(alt.NamedData("passes")).transform_calculate(
+        intensity="datum.flops / datum.bytes",
+        reached="min(rate, bandwidth * datum.flops / datum.bytes)",
+        tokens_per_s="datum.tokens / max(datum.flops / rate, datum.bytes / bandwidth)",
+        bound="datum.flops / datum.bytes > rate / bandwidth ? 'compute' : 'memory'",
+    )
 
 
 def _pass_points(**channels: object) -> alt.Chart:
@@ -245,10 +244,8 @@ def _pass_points(**channels: object) -> alt.Chart:
 def _roofline() -> alt.LayerChart:
     x = log_axis(alt.X("intensity:Q"), DECADES, COUNT_LABEL, "FLOPs per byte", domain=[0.5, 20_000])
     y = log_axis(alt.Y("reached:Q"), DECADES, COUNT_LABEL, "FLOPs per second")
-    roof = alt.Chart(alt.sequence(-1, 14.5, 0.1, as_="i")).transform_calculate(
-        intensity="pow(2, datum.i)", reached="min(rate, bandwidth * pow(2, datum.i))"
-    )
-    roof = roof.mark_line(color="@faint", strokeWidth=1.5).encode(x, y)
+    roof = alt.Chart(alt.sequence(-1, 14.5, 0.1, as_="i")).mark_line(color="@faint", strokeWidth=1.5).encode(x, y)
+    roof = roof.transform_calculate(intensity="pow(2, datum.i)", reached="min(rate, bandwidth * pow(2, datum.i))")
     points = _pass_points(x="intensity:Q", y="reached:Q", color=model_colour("top"))
     return _sized(alt.layer(roof, points), DEVICE_RATES)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zoo.cli.runner import emit
-from zoo.cli.tables import Column, Format, Row, render
+from zoo.cli.tables import Column, Format, render
+from zoo.cli.tables import Row as Row
 from zoo.errors import NotAvailable
 
 MAX_WIDTH = 80  # characters
