@@ -7,17 +7,17 @@ function that typer needs, with one parameter for each field of the group.
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import torch
 import typer
 
 from benchmarks.analytic import roofline
 from benchmarks.analytic.kv import InferenceConfig
-from benchmarks.analytic.models import Model, chosen
+from benchmarks.analytic.models import NamedSpec, chosen
 from benchmarks.output.report import Report
 from zoo.cli.runner import Debug, Json, Out
 from zoo.cli.tables import Format
@@ -74,9 +74,7 @@ tokens_option = partial(typer.Option, parser=parse_tokens, metavar="TOKENS")
 tokens_or_none_option = partial(typer.Option, parser=parse_tokens_or_none, metavar="TOKENS")
 # Their help says the default, which typer would show as torch.float32 or in bytes.
 dtype_option = partial(typer.Option, parser=parse_dtype, metavar="DTYPE", show_default=False)
-computing_dtype_option = partial(
-    typer.Option, "--dtype", parser=parse_computing_dtype, metavar="DTYPE", show_default=False
-)
+computing_dtype_option = partial(dtype_option, "--dtype", parser=parse_computing_dtype)
 memory_option = partial(typer.Option, parser=parse_memory, metavar="SIZE", show_default=False)
 
 
@@ -94,12 +92,9 @@ Batch = Annotated[int, typer.Option(min=1, help="Sequences, each of the same con
 Repeat = Annotated[int, typer.Option("--repeat", "-r", min=1, help="Runs of each that count.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of random weights and inputs.")]
 Tiny = Annotated[bool, flag("Toy widths, every kind of layer kept.", "--tiny")]
-Layers = Annotated[
-    int | None, typer.Option(min=1, help="Only so many layers: the first of each kind, then the first others.")
-]
+Layers = Annotated[int | None, typer.Option(min=1, help="Only so many: the first of each kind, then the first others.")]
 Names = Annotated[
-    Strings,
-    typer.Argument(help="Presets, hub ids, families (all their sizes) or folders with a config.json; none: all."),
+    Strings, typer.Argument(help="Presets, hub ids, families (all their sizes), folders with a config.json; none: all.")
 ]
 
 
@@ -108,10 +103,7 @@ class SwapOptions:
     """What is changed in the models that are named, and how their configs are read."""
 
     swap: Annotated[
-        Strings,
-        typer.Option(
-            metavar="CHANGE", help="Add each model with a block changed: 'GQA(window=512)', norm=olmo. Repeat."
-        ),
+        Strings, typer.Option(metavar="CHANGE", help="Add each model changed: 'GQA(window=512)', norm=olmo. Repeat.")
     ] = None
     ignore_field: Annotated[
         Strings, typer.Option(metavar="NAME", help="A field of a folder's config.json to ignore. Repeatable.")
@@ -124,7 +116,7 @@ class ModelOptions(SwapOptions):
 
     names: Names = None
 
-    def chosen(self, choose: Callable[..., list[Model]] = chosen) -> list[Model]:
+    def chosen(self, choose: Callable[..., list[NamedSpec]] = chosen) -> list[NamedSpec]:
         """The models that are named, by a function of analytic.models."""
         return choose(self.names or [], self.swap or [], self.ignore_field or [])
 
@@ -172,23 +164,19 @@ class ReportOptions:
 
 def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
     """The command as typer takes it: with one parameter for each field of the groups of options."""
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
-    parameters: list[Parameter] = []
-    for given in signature(command).parameters.values():
-        if group := groups.get(given.name):
-            types = get_type_hints(group, include_extras=True)
-            parameters += [
-                Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
-                for field in fields(group)
-            ]
+    groups, parameters = dict[str, Any](), list[Parameter]()
+    for given in signature(command, eval_str=True).parameters.values():
+        if is_dataclass(given.annotation):
+            groups[given.name] = given.annotation
+            own = signature(groups[given.name]).parameters.values()
+            parameters += [each.replace(kind=Parameter.KEYWORD_ONLY) for each in own]
         else:
-            parameters.append(given.replace(annotation=hints[given.name]))
+            parameters.append(given)
 
     @wraps(command)
     def call(**values: Any) -> Any:
         for name, group in groups.items():
-            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+            values[name] = group(**{field: values.pop(field) for field in signature(group).parameters})
         return command(**values)
 
     call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]

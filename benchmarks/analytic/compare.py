@@ -6,10 +6,11 @@ from dataclasses import fields
 from typing import Any
 
 from benchmarks.analytic.kv import InferenceConfig
-from benchmarks.analytic.models import Model, Row, about
+from benchmarks.analytic.models import NamedSpec, about
 from benchmarks.analytic.params import FFN_PARTS
-from benchmarks.analytic.roofline import PHASES, Device
+from benchmarks.analytic.roofline import PHASES, Device, forward_pass
 from zoo.blocks.gqa import aliases
+from zoo.cli.tables import Row
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
 
@@ -26,23 +27,22 @@ PAIRS = (
 FieldValues = dict[str, Counter[Any]]  # field path -> value -> in how many layers
 
 
-def difference_rows(first: Model, second: Model) -> list[Row]:
+def difference_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
     """One row for each field of the specs whose values differ, or are those of another share of the layers.
 
     An option that is off in one model makes no row where the other model's block has no such option.
     """
     a, b = field_values(first.spec), field_values(second.spec)
-    return [
-        {"table": "differences", **about_pair(first, second), "field": field, "value": x, "other": y}
-        for field in sorted({*a, *b}, key=_order(a, b))
-        if _shares(a.get(field)) != _shares(b.get(field)) and not _is_off(a.get(field), b.get(field))
-        for x, y in [_described_apart(a.get(field), b.get(field))]
-    ]
-
-
-def about_pair(first: Model, second: Model) -> Row:
-    """The keys that begin every row about two models."""
-    return {**about(first), "against": second.label, "against_swap": second.swap}
+    pair, rows = {"table": "differences", **about(first, second)}, []
+    for field in sorted({*a, *b}, key=_order(a, b)):
+        x, y = a.get(field, Counter()), b.get(field, Counter())
+        off = not (x and y) and {*x, *y} <= {None, False}
+        if _shares(x) != _shares(y) and not off:
+            value, other = _text(x, _shown), _text(y, _shown)
+            if value == other:  # specs with equal descriptions are shown with all their fields
+                value, other = _text(x, repr), _text(y, repr)
+            rows.append({**pair, "field": field, "value": value, "other": other})
+    return rows
 
 
 def field_values(spec: Decoder) -> FieldValues:
@@ -81,26 +81,13 @@ def _order(a: FieldValues, b: FieldValues) -> Callable[[str], tuple[int, int]]:
     return lambda field: (parts.index(field.partition(".")[0]), order.index(field))
 
 
-def _is_off(a: Counter[Any] | None, b: Counter[Any] | None) -> bool:
-    """Whether one model has no such field and the other does not use it."""
-    return (a is None or b is None) and {*(a or b or ())} <= {None, False}
+def _shares(values: Counter[Any]) -> dict[Any, float]:
+    return {value: number / values.total() for value, number in values.items()}
 
 
-def _shares(values: Counter[Any] | None) -> dict[Any, float]:
-    return {value: number / values.total() for value, number in values.items()} if values else {}
-
-
-def _described_apart(a: Counter[Any] | None, b: Counter[Any] | None) -> tuple[str | None, str | None]:
-    """Both sides as text; specs with equal descriptions are shown with all their fields."""
-    x, y = _text(a, _shown), _text(b, _shown)
-    return (_text(a, repr), _text(b, repr)) if x == y else (x, y)
-
-
-def _text(values: Counter[Any] | None, show: Callable[[Any], str]) -> str | None:
-    if values is None:
-        return None
-    if len(values) == 1:
-        return show(next(iter(values)))
+def _text(values: Counter[Any], show: Callable[[Any], str]) -> str | None:
+    if len(values) <= 1:
+        return next(map(show, values), None)
     return ", ".join(f"{show(value)} in {number}" for value, number in values.items())
 
 
@@ -112,19 +99,14 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def figure_rows(first: Model, second: Model, context: int, config: InferenceConfig, device: Device) -> list[Row]:
+def figure_rows(
+    first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device
+) -> list[Row]:
     """One row for each cost in which the two differ: both values, and the ratio of the second to the first."""
     pairs = zip(*(costs(model.spec, context, config, device) for model in (first, second)), strict=True)
+    pair = {"table": "figures", **about(first, second)}
     return [
-        {
-            "table": "figures",
-            **about_pair(first, second),
-            "figure": figure,
-            "unit": unit,
-            "value": a,
-            "other": b,
-            "ratio": b / a if a else None,
-        }
+        {**pair, "figure": figure, "unit": unit, "value": a, "other": b, "ratio": b / a if a else None}
         for (figure, unit, a), (_, _, b) in pairs
         if a != b
     ]
@@ -143,7 +125,7 @@ def costs(spec: Decoder, context: int, config: InferenceConfig, device: Device) 
     yield "KV cache per token", "bytes", per_token
     for tokens in KV_CONTEXTS:
         yield f"KV cache at {tokens // 1024}k", "bytes", spec.kv_bytes(tokens, config.batch, config.cache)
-    for name, phase in PHASES.items():
-        work = phase(spec, context, config.batch, config.weights, config.cache)
-        yield f"{name}, FLOPs per token", "FLOPs", work.flops / work.tokens
-        yield f"{name}, ceiling", "tokens/s", work.tokens_per_s(device)
+    for phase in PHASES:
+        work = forward_pass(spec, phase, context, config)
+        yield f"{phase}, FLOPs per token", "FLOPs", work.flops / work.tokens
+        yield f"{phase}, ceiling", "tokens/s", work.tokens_per_s(device)

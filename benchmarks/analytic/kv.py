@@ -1,15 +1,16 @@
-"""Rows about the KV cache: exact bytes, the usual formula, the context that fits, and where two caches cross."""
+"""The KV cache: bytes as affine pieces of the context, the usual formula, what fits, and where two caches cross."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import inf
 from typing import Any
 
 import torch
 
-from benchmarks.analytic import growth
-from benchmarks.analytic.models import Model, Row, about
-from zoo.blocks import GQA, MLA
+from benchmarks.analytic.models import NamedSpec, about
+from zoo.blocks import GQA, MLA, Layer
+from zoo.cli.tables import Row
 from zoo.model.decoder import Decoder
 from zoo.registry import Mixer
 from zoo.units import dtype_name
@@ -40,7 +41,67 @@ class InferenceConfig:
         return {"batch": self.batch, "cache_dtype": dtype_name(self.cache)}
 
 
-def cache_row(model: Model, context: int, config: InferenceConfig) -> Row:
+@dataclass(frozen=True)
+class Piece:
+    """From `start` tokens of context to the next piece, one sequence takes fixed + per_token * context bytes."""
+
+    start: int
+    fixed: int
+    per_token: int
+
+    def at(self, context: int) -> int:
+        """Bytes at this context, which must lie in the piece."""
+        return self.fixed + self.per_token * context
+
+
+@dataclass(frozen=True)
+class Change:
+    """From `start` tokens to the next change, (bytes of the first model) - (bytes of the second) has this `sign`."""
+
+    start: int
+    sign: int
+
+
+def pieces(spec: Decoder, dtype: torch.dtype) -> list[Piece]:
+    """The pieces of a model's cache, the first from 0 tokens. A new piece starts where a window is full."""
+    layers = [(cache.elements() * dtype.itemsize, cache.window) for cache in map(Layer.cache_spec, spec.layers)]
+    found = []
+    for start in sorted({0, *(window for _, window in layers if window is not None)}):
+        full = [(size, window) for size, window in layers if window is not None and window <= start]
+        per_token = sum(size for size, _ in layers) - sum(size for size, _ in full)
+        found.append(Piece(start, sum(size * window for size, window in full), per_token))
+    return found
+
+
+def changes(first: Sequence[Piece], second: Sequence[Piece]) -> list[Change]:
+    """Where the smaller of two caches becomes another, from 1 token on: the first change starts at 1."""
+    found: list[Change] = []
+    starts = sorted({piece.start for piece in (*first, *second)})
+    for start, end in zip(starts, [*starts[1:], inf], strict=True):
+        a, b = ([piece for piece in growth if piece.start <= start][-1] for growth in (first, second))
+        fixed, slope = a.fixed - b.fixed, a.per_token - b.per_token
+        # The sign of fixed + slope * n changes at the first integer that is not below the root, and at the next one.
+        roots = {-(fixed // slope), -fixed // slope + 1} if slope else set()
+        for n in sorted({max(start, 1), *(root for root in roots if start < root < end)}):
+            difference = fixed + slope * n
+            sign = (difference > 0) - (difference < 0)
+            if not found or found[-1].sign != sign:
+                found.append(Change(n, sign))
+    return found
+
+
+def longest(growth: Sequence[Piece], free: int) -> int | None:
+    """The longest context whose cache takes at most `free` bytes: 0 if none fits, None if every context fits."""
+    for piece, following in reversed(list(zip(growth, [*growth[1:], None], strict=True))):
+        if piece.at(piece.start) <= free:
+            if not piece.per_token:
+                return None
+            fits = (free - piece.fixed) // piece.per_token
+            return min(fits, following.start - 1) if following else fits
+    return 0
+
+
+def cache_row(model: NamedSpec, context: int, config: InferenceConfig) -> Row:
     """Cache bytes at a context. Fixed bytes and bytes per token are of one sequence, `kv_bytes` of all."""
     fixed, per_token = model.spec.kv_growth(config.cache)
     exact = model.spec.kv_bytes(context, config.batch, config.cache)
@@ -70,16 +131,16 @@ def usual_formula_bytes(spec: Decoder, context: int, batch: int, dtype: torch.dt
     return round(per_token * context * batch * dtype.itemsize)
 
 
-def fit_row(model: Model, memory: int, config: InferenceConfig) -> Row:
+def fit_row(model: NamedSpec, memory: int, config: InferenceConfig) -> Row:
     """The longest context whose cache fits into `memory` bytes beside the weights.
 
     `limit` is what ends it: the weights, which do not fit; the cache, which fills what they leave; or the model's own
     context, which fits.
     """
     weights, trained = model.spec.params() * config.weights.itemsize, model.spec.context
-    pieces = growth.pieces(model.spec, config.cache)
-    longest = growth.longest(pieces, (memory - weights) // config.batch) if weights <= memory else 0
-    whole = longest is None or (trained is not None and longest >= trained)
+    free = (memory - weights) // config.batch
+    fits = longest(pieces(model.spec, config.cache), free) if weights <= memory else 0
+    whole = fits is None or (trained is not None and fits >= trained)
     return {
         "table": "fit",
         **about(model),
@@ -87,23 +148,16 @@ def fit_row(model: Model, memory: int, config: InferenceConfig) -> Row:
         "weights_dtype": dtype_name(config.weights),
         "memory_bytes": memory,
         "weight_bytes": weights,
-        "context_that_fits": longest,
+        "context_that_fits": fits,
         "trained_context": trained,
         "limit": "weights" if weights > memory else "context" if whole else "cache",
     }
 
 
-def crossing_row(model: Model, against: Model, dtype: torch.dtype) -> Row:
+def crossing_row(model: NamedSpec, against: NamedSpec, dtype: torch.dtype) -> Row:
     """`changes` lists which cache is the smaller from which context on, the model's or that of `against`;
     `from_context` and `smaller` repeat the last change."""
-    changes = growth.changes(*(growth.pieces(each.spec, dtype) for each in (model, against)))
+    found = changes(*(pieces(each.spec, dtype) for each in (model, against)))
     smaller = {-1: model.label, 0: None, 1: against.label}
-    listed = [{"from_context": change.start, "smaller": smaller[change.sign]} for change in changes]
-    return {
-        "table": "crossing",
-        **about(model),
-        "against": against.label,
-        "against_swap": against.swap,
-        **listed[-1],
-        "changes": listed,
-    }
+    listed = [{"from_context": change.start, "smaller": smaller[change.sign]} for change in found]
+    return {"table": "crossing", **about(model, against), **listed[-1], "changes": listed}

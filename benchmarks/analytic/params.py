@@ -7,12 +7,13 @@ safetensors files), the parameters in it that are stored `beside` the text model
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.analytic.models import Model, Row, about
+from benchmarks.analytic.models import NamedSpec, about
+from zoo.cli.tables import Row
 from zoo.model.layer_pattern import labels
 
 HUB_DATA = Path(__file__).parents[1] / "data" / "hub.json"
@@ -25,7 +26,7 @@ PARTS = (*OUTSIDE_LAYERS, *LAYER_PARTS)
 NAME_UNITS = {"b": 10**9, "m": 10**6}
 
 
-def cost_row(model: Model) -> Row:
+def cost_row(model: NamedSpec) -> Row:
     """The main table's row: parameters, FLOPs of one token, and cache bytes of one sequence in bfloat16.
 
     `longest_context` is 128k tokens, or the model's own `context` where that is shorter; `windows` lists how many
@@ -60,7 +61,7 @@ def longest_context(limit: int | None) -> int:
     return MAX_KV_CONTEXT if limit is None else min(limit, MAX_KV_CONTEXT)
 
 
-def param_row(model: Model) -> Row:
+def param_row(model: NamedSpec) -> Row:
     """`params`, and the parts that add up to it.
 
     `hub_params` is what the Hub shows of a published size: `params` and the parts in `hub_beside`. `name_params` and
@@ -99,7 +100,7 @@ def claims(preset: str) -> tuple[int | None, int | None]:
     return sizes.get(""), sizes.get("a")
 
 
-def layer_rows(model: Model) -> Iterator[Row]:
+def layer_rows(model: NamedSpec) -> Iterator[Row]:
     """One row for each distinct kind of layer: how many there are, and the parameters of one of them."""
     spec = model.spec
     for (layer, number), label in zip(Counter(spec.layers).items(), labels(spec), strict=True):
@@ -112,6 +113,12 @@ def layer_rows(model: Model) -> Iterator[Row]:
             "active_params": layer.active_params(spec.dim),
             **_by_part(layer.param_breakdown(spec.dim), LAYER_PARTS),
         }
+
+
+def ffn_cells(cost: str) -> Callable[[Row], Row]:
+    """Cells of a row of a `cost` by part, params or flops: the whole feed-forward, and other parts if there are any."""
+    whole, other = f"all_ffn_{cost}", f"other_{cost}"
+    return lambda row: {whole: sum(row[f"{part}_{cost}"] for part in FFN_PARTS), other: row[other] or None}
 
 
 def _by_part(breakdown: Mapping[str, int], parts: Iterable[str]) -> Row:

@@ -5,16 +5,16 @@ Patterson 2009). Activations, launches and waiting are not counted, so a measure
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from benchmarks.analytic.kv import InferenceConfig
-from benchmarks.analytic.models import Model, Row, about
+from benchmarks.analytic.models import NamedSpec, about
 from benchmarks.analytic.params import FFN_PARTS
+from zoo.cli.tables import Row
 from zoo.errors import unknown
 from zoo.model.decoder import Decoder
 from zoo.units import dtype_name
@@ -76,38 +76,30 @@ class Pass:
         return self.tokens / self.seconds(device)
 
 
-def decode(spec: Decoder, context: int, batch: int, weights: torch.dtype, cache: torch.dtype) -> Pass:
-    """One token of each sequence that sees `context` tokens, itself included: the cache is read once."""
-    return _forward(spec, context - 1, 1, batch, weights, cache)
+PassTokens = Callable[[int], tuple[int, int]]  # context -> (tokens before a pass, tokens of the pass)
+PHASES: dict[str, PassTokens] = {"decode": lambda context: (context - 1, 1), "prefill": lambda context: (0, context)}
 
 
-def prefill(spec: Decoder, context: int, batch: int, weights: torch.dtype, cache: torch.dtype) -> Pass:
-    """`context` tokens of each sequence in one pass, the last one's logits kept: the cache is written once."""
-    return _forward(spec, 0, context, batch, weights, cache)
-
-
-def _forward(spec: Decoder, past: int, new: int, batch: int, weights: torch.dtype, cache: torch.dtype) -> Pass:
+def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfig) -> Pass:
+    """Decode of one token of each sequence that sees `context` tokens, itself included: the cache is read once. Or
+    prefill of `context` tokens of each sequence, the last one's logits kept: the cache is written once."""
+    past, new = PHASES[phase](context)
     return Pass(
-        tokens=batch * new,
-        flops=batch * spec.flops(past, new, logits=1),
-        weight_bytes=spec.read_params(batch * new) * weights.itemsize,
-        kv_bytes=spec.kv_bytes(past + new, batch, cache),
+        tokens=config.batch * new,
+        flops=config.batch * spec.flops(past, new, logits=1),
+        weight_bytes=spec.read_params(config.batch * new) * config.weights.itemsize,
+        kv_bytes=spec.kv_bytes(context, config.batch, config.cache),
     )
 
 
-PHASES = {"decode": decode, "prefill": prefill}
-
-
-def flop_row(model: Model, phase: str, context: int, config: InferenceConfig, device: Device) -> Row:
-    """One phase of all sequences together: decode of one token that sees `context` tokens, or prefill of `context`
-    tokens with the last token's logits.
+def flop_row(model: NamedSpec, phase: str, context: int, config: InferenceConfig, device: Device) -> Row:
+    """One forward pass of all sequences together.
 
     The parts add up to `flops`, which counts the pairs that are not masked; `full_square_flops` counts every pair that
     a masked dense kernel computes.
     """
     spec, batch = model.spec, config.batch
-    work = PHASES[phase](spec, context, batch, config.weights, config.cache)
-    past, new = (context - 1, 1) if phase == "decode" else (0, context)
+    work, (past, new) = forward_pass(spec, phase, context, config), PHASES[phase](context)
     parts = {part: batch * flops for part, flops in spec.flop_breakdown(past, new, logits=1).items()}
     needed = spec.params() * config.weights.itemsize + work.kv_bytes
     return {

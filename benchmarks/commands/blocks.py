@@ -13,9 +13,9 @@ from benchmarks.measure.environment import chosen_kernels, kernel_summary, recor
 from benchmarks.measure.timing import Samples
 from benchmarks.options import ComputingType, Repeat, ReportOptions, Seed, tokens_option
 from benchmarks.output.report import Row, Rows, Table, columns
-from benchmarks.output.show import format_tokens, measured_on, min_max, three_in
+from benchmarks.output.show import format_tokens, measured_on, min_max, three_in, unless_zero
 
-PHASES = ("prefill", "decode")
+PHASES = (blocks.PREFILL, blocks.DECODE)
 
 
 def command(
@@ -56,10 +56,10 @@ def _costs(title: str, rows: Rows) -> Table:
     shown = [
         *columns(block="block"),
         *columns(three_in(1e6), params="params M", active_params="active M"),
-        *columns("{:,}".format, kv_bytes_per_token="B/token"),
-        *columns(three_in(2**10), kv_fixed_bytes="fixed KiB"),
-        *columns(three_in(1e9), prefill_flops="prefill G"),
-        *columns(three_in(1e6), decode_flops="decode M"),
+        *columns(unless_zero("{:,}".format), kv_bytes_per_token="B/token"),
+        *columns(unless_zero(three_in(2**10)), kv_fixed_bytes="fixed KiB"),
+        *columns(unless_zero(three_in(1e9)), prefill_flops="prefill G"),
+        *columns(unless_zero(three_in(1e6)), decode_flops="decode M"),
     ]
     legend = [
         f"Attention: {first['dim'] // HEAD_DIM} heads of {HEAD_DIM}; in GQA {QUERIES_PER_KEY} share a key; SWA is GQA "
@@ -71,12 +71,10 @@ def _costs(title: str, rows: Rows) -> Table:
         "pairs are not counted.",
     ]
 
-    def without_zeros(row: Row) -> Row:
-        costs = ("kv_bytes_per_token", "kv_fixed_bytes", "prefill_flops", "decode_flops")
-        dense = row["active_params"] == row["params"]
-        return {"active_params": None if dense else row["active_params"], **{cost: row[cost] or None for cost in costs}}
+    def sparse(row: Row) -> Row:
+        return {"active_params": None if row["active_params"] == row["params"] else row["active_params"]}
 
-    return Table(title, shown, legend, rows, without_zeros)
+    return Table(title, shown, legend, rows, sparse)
 
 
 def _times(title: str, rows: Rows) -> Table:

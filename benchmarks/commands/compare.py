@@ -5,24 +5,14 @@ from typing import Annotated
 
 import typer
 
+from benchmarks import options
 from benchmarks.analytic.compare import KV_CONTEXTS, PAIRS, difference_rows, figure_rows
 from benchmarks.analytic.kv import InferenceConfig, crossing_row
-from benchmarks.analytic.models import Model, one, swapped
+from benchmarks.analytic.models import NamedSpec, one, swapped
 from benchmarks.analytic.roofline import Device
 from benchmarks.measure.benchmark_models import BenchmarkModel, Variant
 from benchmarks.measure.runners import EAGER
 from benchmarks.measure.throughput import measure_throughput, throughput_config
-from benchmarks.options import (
-    DeviceOptions,
-    InferenceOptions,
-    Layers,
-    ReportOptions,
-    Strings,
-    SwapOptions,
-    Tiny,
-    flag,
-    tokens_option,
-)
 from benchmarks.output.report import Row, Table, columns
 from benchmarks.output.show import describe_crossing, format_sequences, format_tokens
 from zoo.cli.runner import emit
@@ -39,17 +29,18 @@ Pairs of architectures, and only what differs between the two. Written by `make 
 def command(
     *,
     names: Annotated[
-        Strings, typer.Argument(help="Two presets, families, hub ids or folders; or one, with --swap.", metavar="A B")
+        options.Strings,
+        typer.Argument(help="Two presets, families, hub ids or folders; or one, with --swap.", metavar="A B"),
     ] = None,
-    context: Annotated[int, tokens_option(help="Of FLOPs and ceilings.")] = 4096,
-    inference: InferenceOptions,
-    peak: DeviceOptions,
-    changes: SwapOptions,
-    measure: Annotated[bool, flag("Measure both on this machine, too: pp512 and tg128.", "--measure")] = False,
-    tiny: Tiny = False,
-    layers: Layers = None,
-    docs: Annotated[bool, flag("Write docs/comparisons.md: six pairs, as Markdown.", "--docs")] = False,
-    to: ReportOptions,
+    context: Annotated[int, options.tokens_option(help="Of FLOPs and ceilings.")] = 4096,
+    inference: options.InferenceOptions,
+    peak: options.DeviceOptions,
+    changes: options.SwapOptions,
+    measure: Annotated[bool, options.flag("Measure both on this machine, too: pp512 and tg128.", "--measure")] = False,
+    tiny: options.Tiny = False,
+    layers: options.Layers = None,
+    docs: Annotated[bool, options.flag("Write docs/comparisons.md: six pairs, as Markdown.", "--docs")] = False,
+    to: options.ReportOptions,
 ) -> None:
     """Two architectures: blocks and costs that differ.
 
@@ -70,7 +61,7 @@ def command(
             measure_throughput(report, measured, throughput, [EAGER])
 
 
-def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str]) -> tuple[Model, Model]:
+def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str]) -> tuple[NamedSpec, NamedSpec]:
     """The two models to compare. Raises UsageError unless there are two, or one with swaps."""
     if len(names) != (1 if swaps else 2):
         raise UsageError("compare takes two models, or one with --swap: llama3 qwen3, or qwen3 --swap rope=NoPE")
@@ -88,31 +79,28 @@ def document(context: int, config: InferenceConfig, device: Device) -> str:
     return "\n\n".join(parts)
 
 
-def tables(first: Model, second: Model, context: int, config: InferenceConfig, device: Device) -> list[Table]:
+def tables(first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device) -> list[Table]:
     """What differs in the specs, in costs, and whose cache is the smaller."""
     row = crossing_row(first, second, config.cache)
     crossing = Table("Whose cache is smaller, by tokens of context", [], [describe_crossing(row)], [row])
     return [_differences(first, second), _figures(first, second, context, config, device), crossing]
 
 
-def _differences(first: Model, second: Model) -> Table:
+def _differences(first: NamedSpec, second: NamedSpec) -> Table:
     rows = difference_rows(first, second)
     shown = [
         Column("field", "field", width=18),
         Column("value", first.label, width=28),
         Column("other", second.label, width=28),
     ]
-    legend = [
-        "Fields of the specs, those of attn and ffn by layer: 4 in 10 is 4 in 10 layers. The others are the same."
-        if rows
-        else "Nothing."
-    ]
+    note = "Fields of the specs, those of attn and ffn by layer: 4 in 10 is 4 in 10 layers. The others are the same."
+    legend = [note if rows else "Nothing."]
     legend += [f"{second.label} is {second.name} after --swap {second.swap}."] if second.swap else []
     legend += [f"The swap dropped: {second.dropped}."] if second.dropped else []
     return Table("What differs", shown if rows else [], legend, rows)
 
 
-def _figures(first: Model, second: Model, context: int, config: InferenceConfig, device: Device) -> Table:
+def _figures(first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device) -> Table:
     rows = figure_rows(first, second, context, config, device)
     if not rows:
         return Table("What it costs", [], ["The same."], [])

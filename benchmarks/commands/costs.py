@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-from benchmarks.analytic.models import Model, representatives
+from benchmarks.analytic.models import representatives
 from benchmarks.analytic.params import FLOPS_CONTEXT, cost_row
 from benchmarks.measure import throughput
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
@@ -11,7 +11,7 @@ from benchmarks.measure.throughput import TINY_DECODE, TINY_PREFILL
 from benchmarks.measure.throughput_rows import rows as throughput_rows
 from benchmarks.measure.throughput_tables import repetitions
 from benchmarks.options import ModelOptions, ReportOptions, Seed, flag
-from benchmarks.output.report import Report, Row, Rows, Table, columns
+from benchmarks.output.report import Row, Rows, Table, columns
 from benchmarks.output.show import format_tokens, measured_on, min_max, unit
 from zoo.units import format_count
 
@@ -31,19 +31,15 @@ def command(
     chosen = models.chosen()
     with to.report() as report:
         report.add(*static_tables([cost_row(model) for model in chosen]))
-        if not static:
-            measure(models.chosen(representatives), seed, report)
-
-
-def measure(models: Sequence[Model], seed: int, report: Report) -> None:
-    """Time the tiny models and add the results to the report, those before an interruption too."""
-    results = throughput.prepare_tiny(models, seed)
-    try:
-        with recorded(report, results.config.device):
-            throughput.measure_tiny(results)
-    finally:
-        if rows := throughput_rows(results):
-            report.add(tiny_throughput_table(rows))
+        if static:
+            return
+        results = throughput.prepare_tiny(models.chosen(representatives), seed)
+        try:
+            with recorded(report, results.config.device):
+                throughput.measure_tiny(results)
+        finally:  # after an interruption, too
+            if rows := throughput_rows(results):
+                report.add(tiny_throughput_table(rows))
 
 
 def static_tables(rows: Rows) -> tuple[Table, ...]:
@@ -119,11 +115,10 @@ def tiny_throughput_table(rows: Rows) -> Table:
     ]
     prefill = {(row["model"], row["swap"]): row for row in rows if row["phase"] == "prefill"}
 
-    def has_both_phases(row: Row) -> bool:
-        return row["phase"] == "decode" and (row["model"], row["swap"]) in prefill
-
-    def cells(row: Row) -> Row:
-        other = prefill[row["model"], row["swap"]]
+    def cells(row: Row) -> Row | None:
+        other = prefill.get((row["model"], row["swap"]))
+        if row["phase"] != "decode" or other is None:
+            return None
         return {
             "prefill": other["tokens_per_s"],
             "prefill_range": min_max(other, "tokens_per_s", format_count),
@@ -131,4 +126,4 @@ def tiny_throughput_table(rows: Rows) -> Table:
             "us_per_layer": 1e6 / row["tokens_per_s"] / row["layers"],
         }
 
-    return Table("Tokens per second of tiny models on this machine", shown, legend, rows, cells, has_both_phases)
+    return Table("Tokens per second of tiny models on this machine", shown, legend, rows, cells)

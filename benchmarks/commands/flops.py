@@ -1,14 +1,14 @@
 """FLOPs by part, and the ceilings that a device puts on prefill and decode."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from benchmarks.analytic.kv import InferenceConfig
-from benchmarks.analytic.models import Model
-from benchmarks.analytic.params import FFN_PARTS
+from benchmarks.analytic.models import NamedSpec
+from benchmarks.analytic.params import FFN_PARTS, ffn_cells
 from benchmarks.analytic.roofline import PHASES, Device, flop_row
 from benchmarks.options import Contexts, DeviceOptions, InferenceOptions, ModelOptions, ReportOptions
 from benchmarks.output.report import Row, Rows, Table, columns, named
-from benchmarks.output.show import format_tokens, three, three_in
+from benchmarks.output.show import format_tokens, three, three_in, unless_zero
 from zoo.units import format_count
 
 DEFAULT_CONTEXT = 4096
@@ -32,7 +32,7 @@ def command(
             report.add(*tables(chosen, tokens, inference, device))
 
 
-def tables(models: Sequence[Model], context: int, config: InferenceConfig, device: Device) -> Iterator[Table]:
+def tables(models: Sequence[NamedSpec], context: int, config: InferenceConfig, device: Device) -> Iterator[Table]:
     """Parts of both phases, what masking saves, and the ceilings, at one context."""
     decode, prefill = ([flop_row(model, phase, context, config, device) for model in models] for phase in PHASES)
     at, batch = format_tokens(context), config.batch
@@ -49,30 +49,22 @@ def tables(models: Sequence[Model], context: int, config: InferenceConfig, devic
 
 
 def _parts(title: str, rows: Rows, unit: float) -> Table:
-    attn = columns(_unless_zero(unit), projections_flops="projections", scores_flops="scores")
-    others = columns(_unless_zero(unit), all_ffn_flops="ffn", head_flops="head", shown_other="other", flops="total")
+    show = unless_zero(three_in(unit))
+    attn = columns(show, projections_flops="projections", scores_flops="scores")
+    others = columns(show, all_ffn_flops="ffn", head_flops="head", other_flops="other", flops="total")
     legend = [
         "2 FLOPs per multiply-add of all matrix products; masked pairs are not counted.",
         "projections: attention's. scores: queries with keys, and weighted values. ffn: dense layers, experts and "
         "routers. head: of one token.",
     ]
-    return Table(title, [*columns(model="model"), *attn, *others], legend, rows, derive=_all_ffn)
-
-
-def _all_ffn(row: Row) -> Row:
-    total = sum(row[f"{part}_flops"] for part in FFN_PARTS)
-    return {"all_ffn_flops": total, "shown_other": row["other_flops"] or None}
+    return Table(title, [*columns(model="model"), *attn, *others], legend, rows, ffn_cells("flops"))
 
 
 def _experts(rows: Rows, unit: float) -> Table:
     headers = {f"{part}_flops": part for part in FFN_PARTS}
     legend = ["ffn: of dense layers. routed: of the experts that a token is routed to. shared: of the expert of all."]
-    shown = [*columns(model="model"), *columns(_unless_zero(unit), **headers)]
+    shown = [*columns(model="model"), *columns(unless_zero(three_in(unit)), **headers)]
     return Table("The same, inside the ffn of mixtures of experts", shown, legend, rows)
-
-
-def _unless_zero(unit: float) -> Callable[[int], str]:
-    return lambda value: three(value / unit) if value else ""
 
 
 def _masking(title: str, rows: Rows, unit: float) -> Table:
@@ -83,7 +75,7 @@ def _masking(title: str, rows: Rows, unit: float) -> Table:
     ]
     legend = [
         "causal: each token sees those before it, or its window. full square: every pair that a masked dense kernel "
-        "computes, as torch counts.",
+        "computes, as torch counts."
     ]
     return Table(title, shown, legend, rows, lambda row: {"more": row["full_square_flops"] / row["flops"] - 1})
 

@@ -1,6 +1,5 @@
 """The gallery: a web page of the architectures."""
 
-import json
 import sys
 import webbrowser
 from functools import partial
@@ -11,10 +10,9 @@ import typer
 
 from benchmarks.analytic.models import chosen
 from benchmarks.options import Names, flag
-from benchmarks.performance import kept
+from benchmarks.performance import kept, read
 from zoo.cli.runner import Debug, emit
-from zoo.cli.tables import SCHEMA_VERSION
-from zoo.errors import MalformedError, NotAvailable, require_package
+from zoo.errors import MalformedError, require_package
 from zoo.units import format_bytes
 
 FOLDER = Path("gallery")
@@ -55,23 +53,10 @@ def command(
 
 
 def read_measured(path: Path) -> dict[str, Any]:
-    """The rows and the machine of a file of measured speeds. Raises NotAvailable for a file that cannot be read, and
-    MalformedError for one without speeds or of another schema_version."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotAvailable(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from error
-    try:
-        document = json.loads(text)
-        version, machine = document["schema_version"], document["machine"]
-        rows = [row for row in document["rows"] if row["table"] == "throughput" and "test" in row]
-    except (ValueError, TypeError, KeyError) as error:
-        raise MalformedError(f"{path}: is no document of python -m benchmarks throughput --json") from error
-    if version != SCHEMA_VERSION:
-        age = "an older" if isinstance(version, int) and version < SCHEMA_VERSION else "another"
-        raise MalformedError(
-            f"{path}: written by {age} version, schema_version {version}; this version reads {SCHEMA_VERSION}"
-        )
+    """The rows and the machine of a file of measured speeds. Raises what `read` does, and MalformedError for a file
+    without speeds."""
+    document = read(path)
+    rows = [row for row in document["rows"] if row["table"] == "throughput" and "test" in row]
     if not rows:
         raise MalformedError(f"{path}: holds no speeds; write it with python -m benchmarks throughput --json")
-    return {"rows": rows, "machine": machine}
+    return {"rows": rows, "machine": document["machine"]}

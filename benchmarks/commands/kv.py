@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row
-from benchmarks.analytic.models import Model, one
+from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.options import MEMORY, Contexts, InferenceOptions, Memory, ModelOptions, ReportOptions
 from benchmarks.output.report import Row, Rows, Table, columns, named
 from benchmarks.output.show import format_sequences, format_tokens, smaller_at, unit
@@ -21,9 +21,7 @@ def command(
     context: Contexts = None,
     inference: InferenceOptions,
     memory: Memory = MEMORY,
-    against: Annotated[
-        str, typer.Option(metavar="NAME", help="The model whose cache all are compared with.")
-    ] = AGAINST,
+    against: Annotated[str, typer.Option(metavar="NAME", help="The model that all are compared with.")] = AGAINST,
     models: ModelOptions,
     to: ReportOptions,
 ) -> None:
@@ -37,7 +35,7 @@ def command(
 
 
 def tables(
-    models: Sequence[Model], contexts: Sequence[int], against: Model, memory: int, config: InferenceConfig
+    models: Sequence[NamedSpec], contexts: Sequence[int], against: NamedSpec, memory: int, config: InferenceConfig
 ) -> Iterator[Table]:
     """Bytes, what fits, and where the caches cross that of `against`."""
     yield cache([cache_row(model, context, config) for model in models for context in contexts])

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.analytic.models import Model, about, one, swapped
+from benchmarks.analytic.models import NamedSpec, about, one, swapped
 from benchmarks.measure import mla
 from benchmarks.measure.devices import CPU
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
@@ -61,7 +61,7 @@ def command(
         raise CheckFailed("; ".join(failed))
 
 
-def attention(model: Model, tiny: bool) -> tuple[MLA, int]:
+def attention(model: NamedSpec, tiny: bool) -> tuple[MLA, int]:
     """The latent attention of a model's first layer that has one, and the model's width. Raises UsageError for none."""
     spec = tiny_form(model.spec) if tiny else model.spec
     if found := next((layer.mixer for layer in spec.layers if isinstance(layer.mixer, MLA)), None):
@@ -85,10 +85,8 @@ def _kept(title: str, rows: Rows) -> Table:
     heads = f"{rows[0]['heads']} keys and values"
 
     def kept(row: Row) -> Row:
-        return {
-            "keeps": heads if row["variant"] == EXPANDED else "1 latent and 1 key",
-            "expands": EXPANDS[row["variant"]],
-        }
+        variant = row["variant"]
+        return {"keeps": heads if variant == EXPANDED else "1 latent and 1 key", "expands": EXPANDS[variant]}
 
     legend = [f"{format_count(rows[0]['params'])} parameters at width {rows[0]['dim']:,}, the same for all variants."]
     return Table(title, shown, legend, list({row["variant"]: row for row in rows}.values()), kept)

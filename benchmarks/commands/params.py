@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from benchmarks.analytic.models import Model
-from benchmarks.analytic.params import FFN_PARTS, layer_rows, param_row
+from benchmarks.analytic.models import NamedSpec
+from benchmarks.analytic.params import ffn_cells, layer_rows, param_row
 from benchmarks.options import ModelOptions, ReportOptions
 from benchmarks.output.report import Row, Rows, Table, columns, named
+from benchmarks.output.show import unless_zero
 from zoo.units import format_count
 
 
@@ -19,7 +20,7 @@ def command(*, models: ModelOptions, to: ReportOptions) -> None:
         report.add(*tables(chosen))
 
 
-def tables(models: Sequence[Model]) -> list[Table]:
+def tables(models: Sequence[NamedSpec]) -> list[Table]:
     """The parts, the experts where there are any, the kinds of layers, and the reconciliation."""
     rows = [param_row(model) for model in models]
     layers = [row for model in models for row in layer_rows(model)]
@@ -32,29 +33,24 @@ def _parts(rows: Rows) -> Table:
     shown = [
         *columns(model="model"),
         *columns(format_count, params="total", active_params="active", embedding_params="embed"),
-        *columns(_unless_zero, head_params="head"),
+        *columns(unless_zero(format_count), head_params="head"),
         *columns(format_count, attn_params="attn", all_ffn_params="ffn", norm_params="norms"),
-        *columns(_unless_zero, other_params="other"),
+        *columns(unless_zero(format_count), other_params="other"),
     ]
     legend = [
         "total: stored parameters of the text model, each once; the parts add up to it. A tied head is in embed.",
         "active: total less the experts that a token is not routed to.",
         "attn: projections, biases and sinks. ffn: dense layers, experts and routers. norms: QK-norms too.",
     ]
-    return Table("Parameters by part", shown, legend, rows, derive=_all_ffn)
-
-
-def _all_ffn(row: Row) -> Row:
-    total = sum(row[f"{part}_params"] for part in FFN_PARTS)
-    return {"all_ffn_params": total, "other_params": row["other_params"] or None}
+    return Table("Parameters by part", shown, legend, rows, ffn_cells("params"))
 
 
 def _experts(rows: Rows) -> Table:
     shown = [
         *columns(model="model"),
-        *columns(_unless_zero, ffn_params="dense"),
+        *columns(unless_zero(format_count), ffn_params="dense"),
         *columns(format_count, routed_params="routed"),
-        *columns(_unless_zero, shared_params="shared"),
+        *columns(unless_zero(format_count), shared_params="shared"),
         *columns(format_count, router_params="router"),
         *columns("{:.1%}".format, active_share="active"),
     ]
@@ -74,9 +70,9 @@ def _layers(rows: Rows) -> Table:
     ]
     legend = [
         "kind: how the layers of a model differ; full: they see all tokens. each: the total of one layer; all figures "
-        "here are of one.",
+        "here are of one."
     ]
-    return Table("Kinds of layers", shown, legend, rows, derive=_all_ffn)
+    return Table("Kinds of layers", shown, legend, rows, ffn_cells("params"))
 
 
 def reconciliation(row: Row) -> str:
@@ -94,7 +90,3 @@ def reconciliation(row: Row) -> str:
         if active := row["name_active_params"]:
             line += f", {format_count(active)} active ({row['active_params'] / active - 1:+.1%})"
     return line + "."
-
-
-def _unless_zero(number: int) -> str:
-    return format_count(number) if number else ""

@@ -6,70 +6,47 @@ from typing import Annotated
 import torch
 import typer
 
+from benchmarks import options
 from benchmarks.measure.benchmark_models import Variant, benchmark_models
-from benchmarks.measure.runners import COMPILED, EAGER
 from benchmarks.measure.throughput import measure_throughput, throughput_config
-from benchmarks.options import (
-    Batch,
-    Layers,
-    Repeat,
-    ReportOptions,
-    Seed,
-    Strings,
-    SwapOptions,
-    Tiny,
-    computing_dtype_option,
-    flag,
-    tokens_or_none_option,
-)
 
-
-class Mode(StrEnum):
-    """How a model is run."""
-
-    eager = EAGER
-    compiled = COMPILED
-
-
-class Peer(StrEnum):
-    """The implementation that is measured beside the zoo's."""
-
-    transformers = "transformers"
+Mode = StrEnum("Mode", ["eager", "compiled"])  # how a model is run
+Peer = StrEnum("Peer", ["transformers"])  # the implementation that is measured beside the zoo's
 
 
 def command(
     *,
     names: Annotated[
-        Strings,
+        options.Strings,
         typer.Argument(
             help="Presets, families (their smallest), hub ids or folders with a config.json: with random weights. "
             "Folders with safetensors files, and .gguf files: with theirs. None: the tiny form of each architecture, "
             "in a minute."
         ),
     ] = None,
-    prompt: Annotated[int, tokens_or_none_option("--prompt", "-p", help="Of a prefill; 0: none.")] = 512,
-    generate: Annotated[int, tokens_or_none_option("--generate", "-n", help="To decode; 0: none.")] = 128,
+    prompt: Annotated[int, options.tokens_or_none_option("--prompt", "-p", help="Of a prefill; 0: none.")] = 512,
+    generate: Annotated[int, options.tokens_or_none_option("--generate", "-n", help="To decode; 0: none.")] = 128,
     depth: Annotated[
-        list[int] | None, tokens_or_none_option("--depth", "-d", help="In the cache before. Repeat. [0]")
+        list[int] | None, options.tokens_or_none_option("--depth", "-d", help="In the cache before. Repeat. [0]")
     ] = None,
-    batch: Batch = 1,
+    batch: options.Batch = 1,
     dtype: Annotated[
-        torch.dtype | None, computing_dtype_option(help="Of weights and cache. [float32; on a GPU bfloat16]")
+        torch.dtype | None, options.computing_dtype_option(help="Of weights and cache. [float32; on a GPU bfloat16]")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option("--threads", "-t", min=1, help="[torch's own; of tiny forms 1]")
-    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="[torch's own; tiny forms: 1]")] = None,
     mode: Annotated[list[Mode], typer.Option(help="How to run it. Repeat for both, in turns.")] = [Mode.eager],  # noqa: B006
-    repeat: Repeat = 5,
-    seed: Seed = 0,
-    tiny: Tiny = False,
-    layers: Layers = None,
-    released: Annotated[bool, flag("Presets and hub ids with their released weights.", "--released")] = False,
+    repeat: options.Repeat = 5,
+    seed: options.Seed = 0,
+    tiny: options.Tiny = False,
+    layers: options.Layers = None,
+    released: Annotated[bool, options.flag("Presets and hub ids with their released weights.", "--released")] = False,
     peer: Annotated[Peer | None, typer.Option(help="Measure another implementation beside the zoo's.")] = None,
-    peer_compiled: Annotated[bool, flag("The peer compiled, with a static cache, too.", "--peer-compiled")] = False,
-    changes: SwapOptions,
-    to: ReportOptions,
+    peer_compiled: Annotated[
+        bool, options.flag("The peer compiled, with a static cache, too.", "--peer-compiled")
+    ] = False,
+    changes: options.SwapOptions,
+    to: options.ReportOptions,
 ) -> None:
     """Tokens per second, beside what this machine would have allowed.
 

@@ -6,27 +6,27 @@ from typing import Any
 
 import torch
 
-from benchmarks.analytic import growth
-from benchmarks.analytic.models import Model
+from benchmarks.analytic.kv import InferenceConfig, changes, pieces
+from benchmarks.analytic.models import NamedSpec
 from benchmarks.analytic.params import PARTS
-from benchmarks.analytic.roofline import PHASES
+from benchmarks.analytic.roofline import forward_pass
 from benchmarks.output.report import named
+from zoo.cli.tables import Row
 from zoo.model.decoder import Decoder
 
-Row = dict[str, Any]
 CONTEXTS = tuple(round(2 ** (8 + i / 2)) for i in range(25))  # 256 to 1M tokens, two for each doubling
 PASS_CONTEXT = 4096  # tokens of context of the roofline
 PASSES = (("decode", 1), ("decode", 8), ("decode", 64), ("prefill", 1))  # phase and batch
 ONE_BYTE = torch.uint8  # a dtype in which bytes are elements
 
 
-def tables(models: Sequence[Model], measured: Iterable[Mapping[str, Any]] = ()) -> dict[str, list[Row]]:
+def tables(models: Sequence[NamedSpec], measured: Iterable[Mapping[str, Any]] = ()) -> dict[str, list[Row]]:
     """Every table, by name. All rows of a table have the same columns."""
     made = {
         "kv": _by_context(models, "elements", _cache_elements),
         "crossings": _crossings(models),
         "params": _params(models),
-        "active": _active(models),
+        "active": [{"model": m.name, "params": m.spec.params(), "active": m.spec.active_params()} for m in models],
         "flops": _by_context(models, "flops", lambda spec, context: spec.flops(context - 1, 1)),
         "passes": _passes(models),
         "measured": _measured(measured),
@@ -34,7 +34,7 @@ def tables(models: Sequence[Model], measured: Iterable[Mapping[str, Any]] = ()) 
     return {name: list(rows) for name, rows in made.items()}
 
 
-def _by_context(models: Sequence[Model], column: str, cost: Callable[[Decoder, int], int]) -> Iterator[Row]:
+def _by_context(models: Sequence[NamedSpec], column: str, cost: Callable[[Decoder, int], int]) -> Iterator[Row]:
     """A cost at every context and at the model's max context. `beyond`: whether the context exceeds that."""
     for model in models:
         max_context = model.spec.context
@@ -48,11 +48,11 @@ def _cache_elements(spec: Decoder, context: int) -> int:
     return spec.kv_bytes(context, dtype=ONE_BYTE)
 
 
-def _crossings(models: Sequence[Model]) -> Iterator[Row]:
+def _crossings(models: Sequence[NamedSpec]) -> Iterator[Row]:
     """The first context at which the cache of another of two models is the smaller, and its elements there."""
-    pieces = {model.name: growth.pieces(model.spec, ONE_BYTE) for model in models}
+    growth = {model.name: pieces(model.spec, ONE_BYTE) for model in models}
     for first, second in combinations(models, 2):
-        for change in growth.changes(pieces[first.name], pieces[second.name])[1:]:
+        for change in changes(growth[first.name], growth[second.name])[1:]:
             if change.sign and CONTEXTS[0] <= change.start <= CONTEXTS[-1]:
                 smaller, larger = (first, second) if change.sign < 0 else (second, first)
                 yield {
@@ -63,7 +63,7 @@ def _crossings(models: Sequence[Model]) -> Iterator[Row]:
                 }
 
 
-def _params(models: Sequence[Model]) -> Iterator[Row]:
+def _params(models: Sequence[NamedSpec]) -> Iterator[Row]:
     for model in models:
         parts = model.spec.param_breakdown()
         for part in dict.fromkeys([*PARTS, *parts]):
@@ -71,16 +71,11 @@ def _params(models: Sequence[Model]) -> Iterator[Row]:
                 yield {"model": model.name, "part": part, "params": parts[part]}
 
 
-def _active(models: Sequence[Model]) -> Iterator[Row]:
-    for model in models:
-        yield {"model": model.name, "params": model.spec.params(), "active": model.spec.active_params()}
-
-
-def _passes(models: Sequence[Model]) -> Iterator[Row]:
+def _passes(models: Sequence[NamedSpec]) -> Iterator[Row]:
     """FLOPs and bytes of passes in bfloat16, from which a device's rates give the ceilings."""
     for model in models:
         for phase, batch in PASSES:
-            work = PHASES[phase](model.spec, PASS_CONTEXT, batch, torch.bfloat16, torch.bfloat16)
+            work = forward_pass(model.spec, phase, PASS_CONTEXT, InferenceConfig(batch))
             yield {
                 "model": model.name,
                 "pass": f"{phase}, batch {batch}" if phase == "decode" else phase,

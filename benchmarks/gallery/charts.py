@@ -1,15 +1,116 @@
-"""The charts in Vega-Lite, and compiled: to Vega for the page, which fills in rows and parameters, and to pictures."""
+"""The charts in Vega-Lite, and compiled: to Vega for the page, which fills in rows and parameters, and to pictures.
+
+Colours in a chart are names that begin with @ until `styled` replaces them. Models and parts are distinguishable on a
+white and on a dark page; parts have the colours of the diagrams.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
+from colorsys import hls_to_rgb, rgb_to_hls
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
+from typing import Any
 
 import altair as alt
 import vl_convert
 
-from benchmarks.gallery import chart_style as style
-from benchmarks.gallery.chart_style import Spec, log_axis, model_colour, model_rows
-from benchmarks.gallery.chart_tables import Row
+from zoo.architectures import families
+from zoo.cli.tables import Row
+
+Json = dict[str, Any]
+WIDTH, HEIGHT = 720, 420
+ROW = 22  # pixels of a model's row
+LEGEND: Json = {"orient": "bottom", "columns": 4, "title": None}
+TOKEN_TICKS = [2**i for i in range(8, 21, 2)]
+BYTE_TICKS = [2**i for i in range(16, 51, 4)]
+DECADES = [10**i for i in range(-3, 19)]
+ONE_TWO_FIVE = [digit * 10**i for i in range(-3, 9) for digit in (1, 2, 5)]
+# Vega expressions of axis labels.
+TOKENS_LABEL = (
+    "datum.value >= pow(2, 20) ? datum.value / pow(2, 20) + 'M' : "
+    "datum.value >= pow(2, 10) ? datum.value / pow(2, 10) + 'k' : datum.value"
+)
+BYTES_LABEL = (
+    "datum.value >= pow(2, 40) ? datum.value / pow(2, 40) + ' TiB' : datum.value >= pow(2, 30) ? "
+    "datum.value / pow(2, 30) + ' GiB' : datum.value >= pow(2, 20) ? datum.value / pow(2, 20) + ' MiB' : "
+    "datum.value / pow(2, 10) + ' KiB'"
+)
+COUNT_LABEL = "replace(format(datum.value, '.3~s'), 'G', 'B')"
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+HUES = ("#3b76d6", "#d9731a", "#2f9e5b", "#d6455d", "#9a5fd0", "#1295a0", "#8f8412", "#d459a6")  # of architectures
+LIGHTNESS_RANGE = 0.16  # between the lightest and the darkest size of an architecture, of 1
+PART_COLOURS = {
+    "embedding": "#7565c2",
+    "head": "#a99ee0",
+    "attn": "#3a70c4",
+    "ffn": "#2c8a4b",
+    "routed": "#63b87f",
+    "shared": "#1295a0",
+    "router": "#d6455d",
+    "norm": "#b98200",
+}
+OTHER = "#8a93a0"  # of a model that is not a preset
+LIGHT = {"ink": "#1a222e", "faint": "#566170", "grid": "#e3e7ec", "paper": "#ffffff", "accent": "#c8105f"}
+PAGE = {name: f"var(--{name})" for name in LIGHT}  # the page's own colours, which follow its colour scheme
+
+
+def model_colours() -> dict[str, str]:
+    """Preset -> colour: the hue of its architecture, in a shade for its size."""
+    return {
+        name: _shade(hue, i, len(family.SIZES))
+        for hue, family in zip(cycle(HUES), families().values(), strict=False)
+        for i, name in enumerate(family.SIZES)
+    }
+
+
+def _shade(colour: str, i: int, sizes: int) -> str:
+    hue, lightness, saturation = rgb_to_hls(*(int(colour[j : j + 2], 16) / 255 for j in (1, 3, 5)))
+    lightness += LIGHTNESS_RANGE * (0.5 - i / (sizes - 1)) if sizes > 1 else 0.0
+    return "#" + "".join(f"{round(255 * channel):02x}" for channel in hls_to_rgb(hue, lightness, saturation))
+
+
+def log_axis(axis: Any, ticks: list[int], label: str, title: str, grid: bool | None = None, **scale: Any) -> Any:
+    """An alt.X or alt.Y on a logarithmic scale, with labels at `ticks` by the Vega expression `label`."""
+    shown = {"values": ticks, "labelExpr": label} | ({"grid": grid} if grid is not None else {})
+    return axis.scale(type="log", nice=False, **scale).axis(**shown).title(title)
+
+
+def model_rows() -> alt.Y:
+    """A row for each model, in the order of the rows."""
+    return alt.Y("model:N", sort=None).title(None)
+
+
+def model_colour(orient: str = "bottom") -> alt.Color:
+    """A model's colour. The domain is filled in when the chart is drawn."""
+    return alt.Color("model:N", sort=None).legend(**LEGEND | {"orient": orient}, symbolType="stroke")
+
+
+def styled(chart: alt.TopLevelMixin, colours: Mapping[str, str]) -> Json:
+    """A chart as Vega-Lite, its @names replaced by `colours`."""
+    axis = {"domainColor": "@faint", "tickColor": "@faint", "gridColor": "@grid", "labelColor": "@ink"}
+    text = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 12, "titleFontSize": 12, "titleColor": "@faint"}
+    config = {
+        "background": None,
+        "font": FONT,
+        "view": {"stroke": None},
+        "axis": axis | text | {"titleFontWeight": "normal", "titlePadding": 10, "labelPadding": 6},
+        "legend": text | {"labelColor": "@ink", "labelLimit": 220, "symbolStrokeWidth": 2, "offset": 16},
+        "title": {"color": "@ink", "font": FONT, "fontSize": 15, "anchor": "start", "offset": 14},
+        "text": {"font": FONT, "fontSize": 12},
+        "rule": {"color": "@faint"},
+        "header": {"labelColor": "@ink", "labelFont": FONT, "labelFontSize": 13, "labelAngle": 0, "labelAlign": "left"},
+    }
+    spec: Json = _replaced(chart.to_dict() | {"config": config}, colours)
+    return spec
+
+
+def _replaced(node: Any, colours: Mapping[str, str]) -> Any:
+    if isinstance(node, dict):
+        return {key: _replaced(value, colours) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_replaced(item, colours) for item in node]
+    return colours[node[1:]] if isinstance(node, str) and node.startswith("@") else node
 
 
 @dataclass(frozen=True)
@@ -31,16 +132,16 @@ def javascript() -> str:
 
 
 @cache
-def compiled(name: str) -> Spec:
+def compiled(name: str) -> Json:
     """A chart compiled to Vega: empty tables, and the page's colours."""
-    spec: Spec = vl_convert.vegalite_to_vega(style.styled(CHARTS[name].draw(), style.PAGE))
+    spec: Json = vl_convert.vegalite_to_vega(styled(CHARTS[name].draw(), PAGE))
     return spec
 
 
 def image(name: str, tables: Mapping[str, Sequence[Row]], params: Mapping[str, float], format: str) -> bytes:
     """A chart of the tables' rows as PNG (two pixels per point) or SVG, in light colours. `params` sets parameters."""
     chart = CHARTS[name]
-    spec = style.styled(chart.draw(), style.LIGHT) | {"title": chart.title}
+    spec = styled(chart.draw(), LIGHT) | {"title": chart.title}
     spec["datasets"] = {table: list(tables[table]) for table in chart.tables}
     for param in spec.get("params", []):
         param["value"] = params.get(param["name"], param["value"])
@@ -48,22 +149,20 @@ def image(name: str, tables: Mapping[str, Sequence[Row]], params: Mapping[str, f
     if chart.by_model:
         models = list(dict.fromkeys(row["model"] for row in tables[chart.tables[0]]))
         colour = next(scale for scale in spec["scales"] if scale["name"] == "color")
-        colour |= {"domain": models, "range": [style.model_colours().get(model, style.OTHER) for model in models]}
+        colour |= {"domain": models, "range": [model_colours().get(model, OTHER) for model in models]}
     return vl_convert.vega_to_svg(spec).encode() if format == "svg" else vl_convert.vega_to_png(spec, scale=2)
 
 
 def _sized(chart: alt.LayerChart, params: Mapping[str, float] = {}, rows: bool = False) -> alt.LayerChart:
     """A chart of the usual size, or with a row for each model. `params`: numbers that the page may set."""
-    chart = chart.properties(width=style.WIDTH, height=alt.Step(style.ROW) if rows else style.HEIGHT)
+    chart = chart.properties(width=WIDTH, height=alt.Step(ROW) if rows else HEIGHT)
     return chart.add_params(*(alt.param(name=name, value=value) for name, value in params.items()))
 
 
 def _lines(table: str, y: alt.Y, tip: alt.Tooltip, **calculated: str) -> alt.LayerChart:
     """A line for each model by context, dashed beyond its max context."""
     base = alt.Chart(alt.NamedData(table)).transform_calculate(**calculated)
-    x = log_axis(
-        alt.X("context:Q"), style.TOKEN_TICKS, style.TOKENS_LABEL, "tokens of context", base=2, domain=[2**8, 2**20]
-    )
+    x = log_axis(alt.X("context:Q"), TOKEN_TICKS, TOKENS_LABEL, "tokens of context", base=2, domain=[2**8, 2**20])
     tips = [alt.Tooltip("model:N"), alt.Tooltip("context:Q", format=","), tip]
     line = base.encode(x=x, y=y, color=model_colour(), tooltip=tips)
     within = line.transform_filter("!datum.beyond").mark_line(strokeWidth=2.2)
@@ -77,7 +176,7 @@ KV_BYTES = "datum.elements * batch * itemsize"
 
 
 def _kv() -> alt.LayerChart:
-    y = log_axis(alt.Y("bytes:Q"), style.BYTE_TICKS, style.BYTES_LABEL, "bytes of cache", base=2)
+    y = log_axis(alt.Y("bytes:Q"), BYTE_TICKS, BYTES_LABEL, "bytes of cache", base=2)
     lines = _lines("kv", y, alt.Tooltip("GiB:Q", format=".4~r"), bytes=KV_BYTES, GiB=f"{KV_BYTES} / pow(2, 30)")
     rings = alt.Chart(alt.NamedData("crossings")).transform_calculate(bytes=KV_BYTES)
     rings = rings.mark_point(size=70, strokeWidth=1.6, filled=False, color="@ink")
@@ -87,33 +186,32 @@ def _kv() -> alt.LayerChart:
 
 
 def _flops() -> alt.LayerChart:
-    y = log_axis(alt.Y("flops:Q"), style.DECADES, style.COUNT_LABEL, "FLOPs per token")
+    y = log_axis(alt.Y("flops:Q"), DECADES, COUNT_LABEL, "FLOPs per token")
     return _sized(_lines("flops", y, alt.Tooltip("flops:Q", format=".4s")))
 
 
 def _params() -> alt.LayerChart:
-    """Shares, stacked in the order of style.PART_COLOURS."""
-    parts = list(style.PART_COLOURS)
+    """Shares, stacked in the order of PART_COLOURS."""
+    parts = list(PART_COLOURS)
     base = alt.Chart(alt.NamedData("params")).transform_joinaggregate(total="sum(params)", groupby=["model"])
     bars = base.transform_calculate(order=f"indexof({parts}, datum.part)", share="datum.params / datum.total")
-    colour = alt.Color("part:N").scale(domain=parts, range=list(style.PART_COLOURS.values()))
+    colour = alt.Color("part:N").scale(domain=parts, range=list(PART_COLOURS.values()))
     stacked = bars.mark_bar(height={"band": 0.72}).encode(
         x=alt.X("params:Q").stack("normalize").axis(format="%").title("share of the parameters"),
         y=model_rows(),
-        color=colour.legend(orient="bottom", columns=style.LEGEND_COLUMNS, title=None),
+        color=colour.legend(**LEGEND),
         order=alt.Order("order:Q"),
         tooltip=["model:N", "part:N", alt.Tooltip("params:Q", format=","), alt.Tooltip("share:Q", format=".1%")],
     )
-    totals = base.transform_aggregate(all="sum(params)", groupby=["model"]).transform_calculate(
-        label="replace(format(datum.all, '.3s'), 'G', 'B')"
-    )
+    totals = base.transform_aggregate(all="sum(params)", groupby=["model"])
+    totals = totals.transform_calculate(label="replace(format(datum.all, '.3s'), 'G', 'B')")
     labels = totals.mark_text(align="left", dx=6, color="@faint").encode(y=model_rows(), x=alt.datum(1), text="label:N")
     return _sized(alt.layer(stacked, labels), rows=True)
 
 
 def _active() -> alt.LayerChart:
     tips = ["model:N", alt.Tooltip("params:Q", format=","), alt.Tooltip("active:Q", format=",")]
-    x = log_axis(alt.X("active:Q"), style.DECADES, style.COUNT_LABEL, "parameters", grid=True, padding=12)
+    x = log_axis(alt.X("active:Q"), DECADES, COUNT_LABEL, "parameters", grid=True, padding=12)
     base = alt.Chart(alt.NamedData("active")).encode(y=model_rows(), color=model_colour().legend(None))
     between = base.mark_rule(strokeWidth=2, strokeOpacity=0.5).encode(x=x, x2="params:Q")
     hollow = base.mark_point(filled=False, size=110, strokeWidth=1.8).encode(x="params:Q", tooltip=tips)
@@ -122,45 +220,38 @@ def _active() -> alt.LayerChart:
 
 
 DEVICE_RATES = {"rate": 1.0, "bandwidth": 1.0}  # FLOPs and bytes per second; the page sets a device's
-PASS_FIGURES = {
-    "intensity": "datum.flops / datum.bytes",
-    "reached": "min(rate, bandwidth * datum.flops / datum.bytes)",
-    "tokens_per_s": "datum.tokens / max(datum.flops / rate, datum.bytes / bandwidth)",
-    "bound": "datum.flops / datum.bytes > rate / bandwidth ? 'compute' : 'memory'",
-}
-PASS_TIPS = [
-    alt.Tooltip("model:N"),
-    alt.Tooltip("pass:N"),
-    alt.Tooltip("intensity:Q", format=".3~s", title="FLOPs per byte"),
-    alt.Tooltip("tokens_per_s:Q", format=".3~s", title="tokens per second"),
-    alt.Tooltip("bound:N", title="bound by"),
-]
 
 
 def _passes() -> alt.Chart:
-    return alt.Chart(alt.NamedData("passes")).transform_calculate(**PASS_FIGURES)
+    return alt.Chart(alt.NamedData("passes")).transform_calculate(
+        intensity="datum.flops / datum.bytes",
+        reached="min(rate, bandwidth * datum.flops / datum.bytes)",
+        tokens_per_s="datum.tokens / max(datum.flops / rate, datum.bytes / bandwidth)",
+        bound="datum.flops / datum.bytes > rate / bandwidth ? 'compute' : 'memory'",
+    )
 
 
 def _pass_points(**channels: object) -> alt.Chart:
     """A point for each pass, in a shape for its phase and batch."""
-    shape = alt.Shape("pass:N", sort=None).legend(orient="bottom", columns=style.LEGEND_COLUMNS, title=None)
+    shape = alt.Shape("pass:N", sort=None).legend(**LEGEND)
     points = _passes().mark_point(size=80, strokeWidth=1.8, opacity=1)
-    return points.encode(shape=shape, tooltip=PASS_TIPS, **channels)
+    rates = {"intensity:Q": "FLOPs per byte", "tokens_per_s:Q": "tokens per second"}
+    tips = [alt.Tooltip(field, format=".3~s", title=title) for field, title in rates.items()]
+    bound = alt.Tooltip("bound:N", title="bound by")
+    return points.encode(shape=shape, tooltip=["model:N", "pass:N", *tips, bound], **channels)
 
 
 def _roofline() -> alt.LayerChart:
-    x = log_axis(alt.X("intensity:Q"), style.DECADES, style.COUNT_LABEL, "FLOPs per byte", domain=[0.5, 20_000])
-    y = log_axis(alt.Y("reached:Q"), style.DECADES, style.COUNT_LABEL, "FLOPs per second")
-    roof = alt.Chart(alt.sequence(-1, 14.5, 0.1, as_="i")).transform_calculate(
-        intensity="pow(2, datum.i)", reached="min(rate, bandwidth * pow(2, datum.i))"
-    )
-    roof = roof.mark_line(color="@faint", strokeWidth=1.5).encode(x, y)
+    x = log_axis(alt.X("intensity:Q"), DECADES, COUNT_LABEL, "FLOPs per byte", domain=[0.5, 20_000])
+    y = log_axis(alt.Y("reached:Q"), DECADES, COUNT_LABEL, "FLOPs per second")
+    roof = alt.Chart(alt.sequence(-1, 14.5, 0.1, as_="i")).mark_line(color="@faint", strokeWidth=1.5).encode(x, y)
+    roof = roof.transform_calculate(intensity="pow(2, datum.i)", reached="min(rate, bandwidth * pow(2, datum.i))")
     points = _pass_points(x="intensity:Q", y="reached:Q", color=model_colour("top"))
     return _sized(alt.layer(roof, points), DEVICE_RATES)
 
 
 def _ceilings() -> alt.LayerChart:
-    x = log_axis(alt.X("tokens_per_s:Q"), style.DECADES, style.COUNT_LABEL, "tokens per second", grid=True, padding=12)
+    x = log_axis(alt.X("tokens_per_s:Q"), DECADES, COUNT_LABEL, "tokens per second", grid=True, padding=12)
     colour = model_colour().legend(None)
     span = _passes().transform_aggregate(low="min(tokens_per_s)", high="max(tokens_per_s)", groupby=["model"])
     lines = span.mark_rule(strokeOpacity=0.35).encode(y=model_rows(), x=alt.X("low:Q"), x2="high:Q", color=colour)
@@ -169,9 +260,9 @@ def _ceilings() -> alt.LayerChart:
 
 def _measured() -> alt.FacetChart:
     """A panel for each case, a line for each implementation and mode."""
-    colour = alt.Color("how:N", sort=None).scale(range=list(style.HUES)).legend(orient="bottom", title=None)
+    colour = alt.Color("how:N", sort=None).scale(range=list(HUES)).legend(orient="bottom", title=None)
     base = alt.Chart().encode(y=model_rows(), yOffset=alt.YOffset("how:N", sort=None))
-    x = log_axis(alt.X("low:Q"), style.ONE_TWO_FIVE, style.COUNT_LABEL, "tokens per second", grid=True, padding=12)
+    x = log_axis(alt.X("low:Q"), ONE_TWO_FIVE, COUNT_LABEL, "tokens per second", grid=True, padding=12)
     tips = [
         *(alt.Tooltip(f"{name}:N") for name in ("model", "how", "case")),
         *(alt.Tooltip(f"{name}:Q", format=",.1f") for name in ("tokens_per_s", "low", "high", "ceiling")),
@@ -181,7 +272,7 @@ def _measured() -> alt.FacetChart:
     ceilings = base.transform_filter("isValid(datum.ceiling)").mark_tick(thickness=2, color="@accent", bandSize=14)
     layers = alt.layer(bars, points, ceilings.encode(x="ceiling:Q", tooltip=tips))
     header = alt.Row("case:N", sort=None).header(title=None, labelOrient="top", labelAnchor="start", labelPadding=2)
-    panels = layers.properties(width=style.WIDTH, height=alt.Step(16)).facet(row=header, data=alt.NamedData("measured"))
+    panels = layers.properties(width=WIDTH, height=alt.Step(16)).facet(row=header, data=alt.NamedData("measured"))
     return panels.resolve_scale(x="independent", y="independent")
 
 

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 
-from benchmarks.analytic.models import Model
+from benchmarks.analytic.models import NamedSpec
 from zoo.architectures import families
 from zoo.blocks import GQA, MLA, MoE, NoPE
 from zoo.blocks.gqa import aliases
@@ -32,29 +33,24 @@ class Group:
     title: str
     source: str
     new: str
-    models: tuple[Model, ...]
+    models: tuple[NamedSpec, ...]
 
     @property
-    def typical(self) -> Model:
+    def typical(self) -> NamedSpec:
         """The size that represents the architecture: the nearest to TYPICAL_PARAMS by ratio, the later of two."""
-
-        def distance(model: Model) -> float:
-            ratio = model.spec.params() / TYPICAL_PARAMS
-            return max(ratio, 1 / ratio)
-
-        return min(reversed(self.models), key=distance)
+        return min(reversed(self.models), key=lambda model: abs(log(model.spec.params() / TYPICAL_PARAMS)))
 
 
-def groups(models: Sequence[Model]) -> list[Group]:
+def groups(models: Sequence[NamedSpec]) -> list[Group]:
     """Models by architecture, in the order of the first of each; a model that is not a preset is its own group."""
-    by_family: dict[str, list[Model]] = {}
+    by_family: dict[str, list[NamedSpec]] = {}
     for model in models:
         family = next((name for name, module in families().items() if model.name in module.SIZES), model.name)
         by_family.setdefault(family, []).append(model)
     return [Group(name, *_docstring_parts(name), tuple(members)) for name, members in by_family.items()]
 
 
-def typical(models: Sequence[Model]) -> list[Model]:
+def typical(models: Sequence[NamedSpec]) -> list[NamedSpec]:
     """One model of each architecture."""
     return [group.typical for group in groups(models)]
 
@@ -70,7 +66,7 @@ def _docstring_parts(family: str) -> tuple[str, str, str]:
     return title, source, new[:1].upper() + new[1:]
 
 
-def overview(models: Sequence[Model], prefix: str = "") -> str:
+def overview(models: Sequence[NamedSpec], prefix: str = "") -> str:
     """An SVG with a row for each model. Every id in it begins with `prefix`."""
     description = "; ".join(map(_describe, models))
     canvas = Canvas(WIDTH, f"{len(models)} architectures at a glance", description, css())
@@ -88,7 +84,7 @@ def overview(models: Sequence[Model], prefix: str = "") -> str:
     return canvas.finish(prefix)
 
 
-def _row(canvas: Canvas, y: float, model: Model, max_bytes: int) -> None:
+def _row(canvas: Canvas, y: float, model: NamedSpec, max_bytes: int) -> None:
     spec = model.spec
     canvas.path(f"M{PAD} {y}H{WIDTH - PAD}", "rule")
     active = spec.active_params()
@@ -145,7 +141,7 @@ def _feed_forward(spec: Decoder) -> tuple[str, str]:
     return act, layer.ffn.formula
 
 
-def _describe(model: Model) -> str:
+def _describe(model: NamedSpec) -> str:
     """A row as text."""
     spec = model.spec
     size = f"{model.name}: {format_count(spec.params())} parameters, {len(spec.layers)} layers, {_layer_pattern(spec)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.analytic.models import Model, representatives, swapped
+from benchmarks.analytic.models import NamedSpec, representatives, swapped
 from benchmarks.measure.devices import require_memory
 from benchmarks.measure.runners import Workload
 from weights.loading import fill, open_source
@@ -25,7 +25,7 @@ from zoo.units import dtype_name, format_count
 class BenchmarkModel:
     """A model to measure. `entry`: its name and the spec that is built. Without a `source`, weights are random."""
 
-    entry: Model
+    entry: NamedSpec
     source: Source | None = None
     tiny: bool = False
 
@@ -87,7 +87,8 @@ def _named(name: str, variant: Variant, ignore_fields: Iterable[str]) -> Iterato
     source = open_source(name)
     spec = source.spec(ignore_fields)
     if path.exists():
-        yield BenchmarkModel(Model(source.path.stem if path.is_file() else source.path.resolve().name, spec), source)
+        name = source.path.stem if path.is_file() else source.path.resolve().name
+        yield BenchmarkModel(NamedSpec(name, spec), source)
     else:
         yield BenchmarkModel(replace(representatives([name])[0], spec=spec), source)
 

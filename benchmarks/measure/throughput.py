@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.analytic.models import Model
+from benchmarks.analytic.models import NamedSpec
 from benchmarks.measure import ceilings
 from benchmarks.measure.benchmark_models import BenchmarkModel, Variant, memory_need, require_model_memory
 from benchmarks.measure.candidates import Candidate, Key, Results, ThroughputConfig, inference, zoo_candidates
@@ -148,7 +148,7 @@ def _harness_task(work: Workload, config: ThroughputConfig) -> Task:
     return task(harness_key(work), NullRunner(), work, random_tokens(work, 1, config.seed, config.device))
 
 
-def prepare_tiny(entries: Sequence[Model], seed: int) -> Results:
+def prepare_tiny(entries: Sequence[NamedSpec], seed: int) -> Results:
     """The tiny form of each model, built, to prefill and decode in eager float32 on the CPU. At toy widths there
     is next to no arithmetic: timing them measures the code's overhead per layer."""
     works = (Workload("prefill", TINY_PREFILL), Workload("decode", TINY_DECODE))

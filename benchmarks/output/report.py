@@ -6,18 +6,17 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from zoo.cli.runner import emit
 from zoo.cli.tables import Column, Format, render
+from zoo.cli.tables import Row as Row
 from zoo.errors import NotAvailable
 
 MAX_WIDTH = 80  # characters
-Row = dict[str, Any]
 Rows = Sequence[Row]
 
 
-def columns(show: Callable[[Any], str] = str, /, **headers: str) -> list[Column]:
+def columns(show: Callable[..., str] = str, /, **headers: str) -> list[Column]:
     """Columns whose values are shown alike, as key=header. A header may have two lines."""
     return [Column(key, header, show) for key, header in headers.items()]
 
@@ -26,22 +25,21 @@ def columns(show: Callable[[Any], str] = str, /, **headers: str) -> list[Column]
 class Table:
     """Rows and their layout: a title, the columns, and one legend line or more beneath.
 
-    `derive` makes the cells that no single value of a row fills, such as a range. A row for which `lines` is false has
-    no line of its own: its values are shown in other rows' lines.
+    `derive` makes the cells that no single value of a row fills, such as a range; for a row without a line of its own,
+    whose values are shown in other rows' lines, it returns None.
     """
 
     title: str
     columns: Sequence[Column]
     legend: Sequence[str]
     rows: Rows
-    derive: Callable[[Row], Row] = lambda row: {}
-    lines: Callable[[Row], bool] = lambda row: True
+    derive: Callable[[Row], Row | None] = lambda row: {}
 
     def text(self, format: Format) -> str:
         """Title, table and legend, as plain text at most 80 columns wide or as Markdown. Columns without a value in any
         row are left out, and a table without columns is its legend."""
-        lines = filter(self.lines, self.rows)
-        rows = [{**row, **self.derive(row), **({"model": named(row)} if "model" in row else {})} for row in lines]
+        lines = [(row, cells) for row in self.rows if (cells := self.derive(row)) is not None]
+        rows = [row | cells | ({"model": named(row)} if "model" in row else {}) for row, cells in lines]
         shown = [column for column in self.columns if any(row.get(column.key) not in (None, []) for row in rows)]
         legend = [*self.legend, *_swap_notes(self.rows)]
         if format is Format.md:

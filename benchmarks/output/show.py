@@ -24,6 +24,11 @@ def three_in(of: float) -> Callable[[float], str]:
     return lambda value: three(value / of)
 
 
+def unless_zero(show: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Shows a number that is not 0."""
+    return lambda value: show(value) if value else ""
+
+
 def min_max(row: Mapping[str, Any], key: str, show: Callable[[Any], str]) -> str:
     """The range of a measured value, of `key`_min and `key`_max."""
     return f"{show(row[f'{key}_min'])}-{show(row[f'{key}_max'])}"

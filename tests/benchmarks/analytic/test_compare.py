@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.analytic import compare, roofline
 from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.kv import InferenceConfig
-from benchmarks.analytic.models import Model, one, swapped
+from benchmarks.analytic.models import NamedSpec, one, swapped
 from zoo.cli.runner import exit_code
 from zoo.swaps.grammar import apply_swap
 
@@ -24,11 +23,11 @@ ROOT = Path(__file__).resolve().parents[3]
 H100 = roofline.device("h100")
 
 
-def differences(first: Model, second: Model) -> dict[str, tuple[str | None, str | None]]:
+def differences(first: NamedSpec, second: NamedSpec) -> dict[str, tuple[str | None, str | None]]:
     return {row["field"]: (row["value"], row["other"]) for row in compare.difference_rows(first, second)}
 
 
-def figures(first: Model, second: Model, context: int = 4096) -> dict[str, dict[str, Any]]:
+def figures(first: NamedSpec, second: NamedSpec, context: int = 4096) -> dict[str, dict[str, Any]]:
     rows = compare.figure_rows(first, second, context, InferenceConfig(), H100)
     return {row["figure"]: row for row in rows}
 
@@ -83,9 +82,9 @@ def test_layers_of_several_kinds_are_counted() -> None:
 
 def test_an_equal_share_of_layers_is_no_difference() -> None:
     spec = zoo.spec("gpt-oss-20b")
-    shallow = Model("shallow", replace(spec, layers=spec.layers[:4]))
+    shallow = NamedSpec("shallow", replace(spec, layers=spec.layers[:4]))
     assert differences(one("gpt-oss-20b"), shallow) == {"layers": ("24", "4")}
-    uneven = Model("uneven", replace(spec, layers=spec.layers[:3]))
+    uneven = NamedSpec("uneven", replace(spec, layers=spec.layers[:3]))
     assert differences(one("gpt-oss-20b"), uneven)["attn.window"] == ("128 in 12, none in 12", "128 in 2, none in 1")
 
 
@@ -111,14 +110,14 @@ def test_figures_are_the_specs_own() -> None:
     for figure, (x, y) in expected.items():
         assert (found[figure]["value"], found[figure]["other"]) == (x, y)
         assert found[figure]["ratio"] == (y / x if x else None)
-    ceiling = roofline.decode(b, 1000, 1, torch.bfloat16, torch.bfloat16).tokens_per_s(H100)
+    ceiling = roofline.forward_pass(b, "decode", 1000, InferenceConfig()).tokens_per_s(H100)
     assert found["decode, ceiling"]["other"] == ceiling
 
 
 def test_only_costs_that_differ_are_shown() -> None:
     model = one("qwen3-8b")
     spec, _ = apply_swap(model.spec, "GQA(window=4096)")
-    found = figures(model, Model("windowed", spec), context=4096)
+    found = figures(model, NamedSpec("windowed", spec), context=4096)
     assert "parameters" not in found
     assert "KV cache at 4k" not in found
     assert found["KV cache at 32k"]["ratio"] == 0.125

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zoo
-from benchmarks.analytic.growth import Change, Piece, changes, longest, pieces
+from benchmarks.analytic.kv import Change, Piece, changes, longest, pieces
 
 BF16 = torch.bfloat16
 SMALL = zoo.spec("gemma3-1b", tiny=True)

@@ -10,7 +10,7 @@ import torch
 
 import zoo
 from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row, usual_formula_bytes
-from benchmarks.analytic.models import Model, chosen, one
+from benchmarks.analytic.models import NamedSpec, chosen, one
 from benchmarks.output.show import smaller_at
 from zoo.core.cache import Cache
 
@@ -97,7 +97,7 @@ def test_the_limit_is_the_weights_the_cache_or_the_models_own_context() -> None:
 
 def test_a_cache_that_stops_growing_fits_at_any_context() -> None:
     windowed = zoo.swap(zoo.spec("qwen3-0.6b"), zoo.GQA, zoo.spec("gemma3-1b").layers[0].mixer)
-    row = fit_row(Model("windowed", windowed), 80 * GIB, InferenceConfig())
+    row = fit_row(NamedSpec("windowed", windowed), 80 * GIB, InferenceConfig())
     assert (row["context_that_fits"], row["limit"]) == (None, "context")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import zoo
-from benchmarks.analytic.models import Model, chosen, one, representatives
+from benchmarks.analytic.models import NamedSpec, chosen, one, representatives
 from zoo.architectures import families
 from zoo.errors import MalformedError, NotAvailable, UsageError
 
@@ -16,7 +16,7 @@ DATA = Path(__file__).resolve().parents[2] / "data"
 PUBLISHED = json.loads((DATA / "published.json").read_text(encoding="utf-8"))
 
 
-def names(models: list[Model]) -> list[str]:
+def names(models: list[NamedSpec]) -> list[str]:
     return [model.name for model in models]
 
 
@@ -52,7 +52,7 @@ def test_presets_and_hub_ids_mean_one_each_in_the_order_given_and_once() -> None
 
 
 def test_a_folder_or_its_config_is_a_model_under_the_folders_name(folder: Path) -> None:
-    expected = [Model("my-qwen", zoo.spec("qwen3-8b"))]
+    expected = [NamedSpec("my-qwen", zoo.spec("qwen3-8b"))]
     assert chosen([str(folder)]) == chosen([f"{folder}/config.json"]) == representatives([f"{folder}/"]) == expected
 
 

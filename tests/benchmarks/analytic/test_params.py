@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import zoo
-from benchmarks.analytic.models import Model, one
+from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.analytic.params import LAYER_PARTS, PARTS, claims, cost_row, layer_rows, longest_context, param_row
 from benchmarks.commands.params import reconciliation
 
@@ -193,7 +193,7 @@ def test_every_published_name_claims_its_size_to_within_a_half(name: str) -> Non
 
 
 def test_an_unpublished_model_has_no_hub_total_and_no_claim() -> None:
-    row = param_row(Model("my-7b", zoo.spec("qwen3-8b")))
+    row = param_row(NamedSpec("my-7b", zoo.spec("qwen3-8b")))
     assert (row["hub"], row["hub_params"], row["hub_beside"], row["name_params"]) == (None, None, [], None)
     assert reconciliation(row) == "my-7b: 8,190,735,360."
 

@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from benchmarks.analytic import roofline
 from benchmarks.analytic.kv import InferenceConfig, cache_row
-from benchmarks.analytic.models import Model, chosen, one
+from benchmarks.analytic.models import NamedSpec, chosen, one
 from benchmarks.analytic.params import param_row
-from benchmarks.analytic.roofline import FLOP_PARTS, PHASES, Device, decode, flop_row, prefill
+from benchmarks.analytic.roofline import FLOP_PARTS, PHASES, Device, flop_row, forward_pass
 from benchmarks.commands.flops import tables
 from benchmarks.commands.kv import cache as kv_table
 from benchmarks.output.show import three
@@ -102,7 +102,7 @@ def test_llama_by_hand() -> None:
 
 def test_a_batch_shares_the_weights_but_not_the_cache() -> None:
     spec = zoo.spec("llama3.1-8b")
-    single, many = (decode(spec, 4096, batch, BF16, BF16) for batch in (1, 64))
+    single, many = (forward_pass(spec, "decode", 4096, InferenceConfig(batch)) for batch in (1, 64))
     assert many.kv_bytes == 64 * single.kv_bytes
     assert many.flops == 64 * single.flops
     assert many.weight_bytes - single.weight_bytes == 63 * 4096 * 2  # rows of the embedding
@@ -115,11 +115,13 @@ def test_a_larger_batch_hits_more_experts() -> None:
         missed = (1 - 8 / 128) ** batch
         rest = spec.params() - 128 * expert - 151_936 * 2048 + batch * 2048
         expected = 2 * (rest + 128 * (1 - missed) * expert)
-        assert decode(spec, 100, batch, BF16, BF16).weight_bytes == pytest.approx(expected, rel=1e-12)
+        assert forward_pass(spec, "decode", 100, InferenceConfig(batch)).weight_bytes == pytest.approx(
+            expected, rel=1e-12
+        )
 
 
 def test_time_is_the_longer_of_arithmetic_and_traffic() -> None:
-    work = prefill(zoo.spec("qwen3-0.6b"), 512, 2, BF16, BF16)
+    work = forward_pass(zoo.spec("qwen3-0.6b"), "prefill", 512, InferenceConfig(2))
     traffic = work.weight_bytes + work.kv_bytes
     assert work.seconds(UNIT) == work.flops
     assert work.seconds(Device("slow memory", 1e30, 1.0)) == traffic
@@ -158,7 +160,7 @@ def test_the_data_file_is_read_as_it_is() -> None:
 
 
 def test_an_unpublished_model_is_a_row_like_any_other() -> None:
-    row = flop_row(Model("mine", zoo.spec("qwen3-8b")), "decode", 4096, InferenceConfig(), H100)
+    row = flop_row(NamedSpec("mine", zoo.spec("qwen3-8b")), "decode", 4096, InferenceConfig(), H100)
     published, _ = rows("qwen3-8b")
     assert row | {"model": "qwen3-8b", "hub": "Qwen/Qwen3-8B"} == published
 
@@ -199,7 +201,7 @@ class _Averaging(Mixer):
 
 def test_a_block_without_parts_of_its_own_is_counted_whole() -> None:
     """Its parameters under its role, its FLOPs, which are neither projections nor scores, as other; no formula."""
-    averaging = Model("averaging", zoo.swap(zoo.spec("qwen3-0.6b"), zoo.GQA, _Averaging(128)))
+    averaging = NamedSpec("averaging", zoo.swap(zoo.spec("qwen3-0.6b"), zoo.GQA, _Averaging(128)))
     parts = param_row(averaging)
     assert (parts["attn_params"], parts["other_params"]) == (28 * 1024 * 128, 0)
     row = flop_row(averaging, "decode", 4096, InferenceConfig(), H100)

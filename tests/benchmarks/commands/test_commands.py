@@ -141,7 +141,7 @@ def test_the_schema_refuses_rows_with_missing_or_extra_keys() -> None:
 def test_a_measured_file_of_another_schema_version_is_refused_by_name(version: int, age: str, tmp_path: Path) -> None:
     path = tmp_path / "speeds.json"
     path.write_text(json.dumps({"schema_version": version, "machine": {}, "rows": []}), encoding="utf-8")
-    message = f"written by {age} version, schema_version {version}; this version reads {SCHEMA_VERSION}"
+    message = rf"written by {age} version \(schema_version {version}\); this version reads {SCHEMA_VERSION}"
     with pytest.raises(MalformedError, match=message):
         read_measured(path)
 

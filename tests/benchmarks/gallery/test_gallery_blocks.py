@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import zoo
-from benchmarks.analytic.models import Model, one
-from benchmarks.gallery import block_drawings, blocks_page
+from benchmarks.analytic.models import NamedSpec, one
+from benchmarks.gallery import blocks_page
+from benchmarks.gallery.files import data
 from benchmarks.gallery.overview import overview
-from benchmarks.gallery.page import data
 from zoo.blocks.gqa import ALIASES
 from zoo.blocks.layer import PLACEMENTS
 from zoo.costs import CacheSpec, linear_flops
@@ -75,9 +75,9 @@ def test_cost_table_counts_every_layer() -> None:
     assert len(layers) == len(zoo.architectures.families())
 
 
-@pytest.mark.parametrize("name", block_drawings.DRAWINGS)
+@pytest.mark.parametrize("name", blocks_page.DRAWINGS)
 def test_drawing_fits_its_frame_and_has_a_description(name: str) -> None:
-    root = ElementTree.fromstring(block_drawings.draw(name, "A description.", "here-"))
+    root = ElementTree.fromstring(blocks_page.draw(name, "A description.", "here-"))
     assert [root.findtext(f"{SPACE}{tag}") for tag in ("title", "desc")][1] == "A description."
     assert {element.get("id") for element in root.iter() if element.get("id")} == {"here-title", "here-desc"}
     assert_inside(root)
@@ -94,7 +94,7 @@ def assert_inside(root: ElementTree.Element) -> None:
 
 
 def test_text_names_every_drawing() -> None:
-    assert {f"{name}.svg" for name in block_drawings.DRAWINGS} == set(blocks_page.pictures())
+    assert {f"{name}.svg" for name in blocks_page.DRAWINGS} == set(blocks_page.pictures())
 
 
 def test_overview_has_a_box_for_each_layer_of_each_model() -> None:
@@ -155,7 +155,7 @@ UNKNOWN_BLOCKS = {
 def test_page_shows_unknown_kinds_of_block(change: str) -> None:
     """Drawings, comparisons, swaps and costs rely only on what every block must have."""
     spec = UNKNOWN_BLOCKS[change](zoo.spec("qwen3-0.6b"))
-    models = [Model("unknown", spec), one("qwen3-0.6b")]
+    models = [NamedSpec("unknown", spec), one("qwen3-0.6b")]
     root = ElementTree.fromstring(overview(models))
     assert_inside(root)
     texts = [element.text or "" for element in root.iter(f"{SPACE}text")]
@@ -170,7 +170,7 @@ def test_section_of_the_page_has_lower_headings_and_inline_drawings() -> None:
     html = blocks_page.html()
     assert "<h1" not in html
     assert html.count("<h2") == 1
-    assert html.count("<svg") == len(block_drawings.DRAWINGS)
+    assert html.count("<svg") == len(blocks_page.DRAWINGS)
     assert "<style" not in html
     ids = re.findall(r'id="([^"]+)"', html)
     assert len(ids) == len(set(ids))

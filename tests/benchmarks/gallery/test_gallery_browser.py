@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.analytic import compare, growth, roofline
+from benchmarks.analytic import compare, kv, roofline
 from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.models import one
-from benchmarks.analytic.roofline import PHASES
 from benchmarks.gallery import charts, swap_grid
 from benchmarks.gallery.cost_terms import outside_terms
 from benchmarks.gallery.overview import groups
@@ -147,10 +146,11 @@ def test_sums_of_the_page_equal_python(page: Any, model: Any) -> None:
     assert found["active"] == spec.active_params()
     assert found["flops"] == [spec.flops(context - 1, 1) for context in CONTEXTS]
     assert found["cache"] == [spec.kv_bytes(context, batch) for context, batch in grid]
-    pieces = growth.pieces(spec, torch.bfloat16)
-    assert found["longest"] == [growth.longest(pieces, int(5e9) // batch) for batch in BATCHES]
-    decoded = (roofline.decode(spec, *at, torch.float32, torch.bfloat16).tokens_per_s(device) for at in grid)
-    assert found["ceiling"] == pytest.approx(list(decoded), rel=1e-12)
+    pieces = kv.pieces(spec, torch.bfloat16)
+    assert found["longest"] == [kv.longest(pieces, int(5e9) // batch) for batch in BATCHES]
+    configs = ((context, kv.InferenceConfig(batch, torch.float32)) for context, batch in grid)
+    decoded = [roofline.forward_pass(spec, "decode", *each).tokens_per_s(device) for each in configs]
+    assert found["ceiling"] == pytest.approx(decoded, rel=1e-12)
 
 
 def test_numbers_are_formatted_as_in_python(page: Any) -> None:
@@ -332,8 +332,8 @@ def test_figures_of_the_charts_equal_python(page: Any) -> None:
     passes = page.evaluate(ROWS, ["ceilings", ["model", "pass", "context", "batch", "tokens_per_s", "bound"]])
     assert len({(row["model"], row["pass"]) for row in passes}) == 8 * 4
     for row in passes:
-        phase = PHASES[row["pass"].partition(",")[0]]
-        work = phase(specs[row["model"]], row["context"], row["batch"], torch.bfloat16, torch.bfloat16)
+        phase, config = row["pass"].partition(",")[0], kv.InferenceConfig(row["batch"])
+        work = roofline.forward_pass(specs[row["model"]], phase, row["context"], config)
         assert row["tokens_per_s"] == pytest.approx(work.tokens_per_s(device), rel=1e-9)
         assert row["bound"] == work.bound(device)
 

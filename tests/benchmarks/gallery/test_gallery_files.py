@@ -15,12 +15,12 @@ import pytest
 
 import zoo
 from benchmarks.__main__ import app
-from benchmarks.analytic.models import Model, chosen, one
+from benchmarks.analytic.models import NamedSpec, chosen, one
 from benchmarks.commands.gallery import read_measured
 from benchmarks.gallery import charts, files
 from benchmarks.gallery.chart_tables import tables
+from benchmarks.gallery.files import page
 from benchmarks.gallery.overview import Group, groups, typical
-from benchmarks.gallery.page import page
 from tests.benchmarks.gallery.conftest import SHOWN
 from tests.benchmarks.gallery.speeds import MEASURED
 from zoo.cli.runner import exit_code
@@ -59,7 +59,7 @@ def test_page_is_small_and_self_contained(folder: Path) -> None:
 
 def test_model_names_are_escaped() -> None:
     odd = """a"b'<i>&</script>"""
-    text = page([one("smollm3"), Model(odd, one("qwen3").spec)])
+    text = page([one("smollm3"), NamedSpec(odd, one("qwen3").spec)])
     assert "<i>" not in text
     assert text.count("</script>") == 4
     names = [html.unescape(name) for name in re.findall(r'<template data-diagram="(.*?)">', text)]
