@@ -10,7 +10,7 @@ from benchmarks.analytic.kv import InferenceConfig, crossing_row
 from benchmarks.analytic.models import Model, one, swapped
 from benchmarks.analytic.roofline import Device
 from benchmarks.measure.benchmark_models import BenchmarkModel, Variant
-from benchmarks.measure.runners import EAGER
+from benchmarks.measure.runners import EAGER, workloads
 from benchmarks.measure.throughput import measure_throughput, throughput_config
 from benchmarks.options import (
     DeviceOptions,
@@ -66,7 +66,8 @@ def command(
         if measure:
             once = {model.label: model for model in models}
             measured = [Variant(tiny, layers).of(BenchmarkModel(model)) for model in once.values()]
-            throughput = throughput_config(inference.weights, batch=inference.batch, tiny=tiny)
+            works = workloads(512, 128, [0], inference.batch)
+            throughput = throughput_config(works, inference.weights, tiny=tiny)
             measure_throughput(report, measured, throughput, [EAGER])
 
 

@@ -4,14 +4,12 @@ Turns (A B C, A B C, ...) spread a machine's drift over all tasks alike; medians
 difference can be trusted. The clock is an argument: tests do not wait, and a device brings its own.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, inf, log, sqrt
 from statistics import NormalDist, fmean, median, stdev
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 Clock = Callable[[], float]
 Samples = dict[tuple[str, ...], list[float]]  # seconds of each run, by the task's name
@@ -37,7 +35,7 @@ class Task:
     prepare: Callable[[], Callable[[], object]]
 
     @classmethod
-    def ready(cls, name: tuple[str, ...], run: Callable[[], object]) -> Task:
+    def ready(cls, name: tuple[str, ...], run: Callable[[], object]) -> Self:
         """A task that needs no preparation."""
         return cls(name, lambda: run)
 

@@ -15,9 +15,8 @@ from benchmarks.measure.ceilings import (
     measured_device,
     reading_kernels,
     rows,
-    tasks,
 )
-from benchmarks.measure.timing import Samples, measure
+from benchmarks.measure.timing import Samples, Task, measure
 from tests.benchmarks.fakes import Clock, Ticking
 
 CPU = torch.device("cpu")
@@ -85,5 +84,7 @@ def test_a_kernel_that_was_not_timed_has_no_row_and_half_a_machine_no_roofline()
 
 def test_kernels_are_tasks_like_any_other() -> None:
     found, samples = kernels(CPU, torch.float32, Ticking()), Samples()
-    measure(tasks(found), samples, repetitions=2, max_warmups=0, clock=Ticking())
+    measure(
+        [Task.ready(kernel.key, kernel.run) for kernel in found], samples, repetitions=2, max_warmups=0, clock=Ticking()
+    )
     assert samples == {kernel.key: [1.0, 1.0] for kernel in found}
