@@ -25,6 +25,7 @@ from zoo.units import format_bytes, format_count
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 FOLDER = PAGE.with_suffix("")
+SPEEDS = "throughput"  # the table of the rows that are compared
 EARLIER = "before"  # samples of the zoo before it was made fast: kept, without a section
 SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 BEGIN, END = "<!-- measured: {} -->\n", "<!-- end -->\n"
@@ -78,14 +79,10 @@ def gather(files: Sequence[Path]) -> Row:
             if here != first:
                 raise MalformedError(f"{file}: {fact} is {here}, and {first} in {files[0]}")
     numbered = [(n, row) for n, document in enumerate(documents) for row in document["rows"]]
-    last = {key_of(row): n for n, row in numbered if _is_speed(row)}
-    rows = [row for n, row in numbered if not _is_speed(row) or last[key_of(row)] == n]
+    last = {key_of(row): n for n, row in numbered if row["table"] == SPEEDS}
+    rows = [row for n, row in numbered if row["table"] != SPEEDS or last[key_of(row)] == n]
     complete = all(document.get("complete", True) for document in documents)
     return documents[0] | {"machine": machines[0] | _kernels(machines), "complete": complete, "rows": rows}
-
-
-def _is_speed(row: Row) -> bool:
-    return bool(row["table"] == "throughput")
 
 
 def _kernels(machines: Sequence[Row]) -> Row:
@@ -144,7 +141,7 @@ def _facts(slug: str, document: Row) -> Iterator[str]:
 def compared(document: Row) -> list[Row]:
     """A row for each model, dtype and test, in the order of the document."""
     tests: dict[tuple[str, str, str], list[Row]] = {}
-    for row in filter(_is_speed, document["rows"]):
+    for row in (row for row in document["rows"] if row["table"] == SPEEDS):
         tests.setdefault(key_of(row), []).append(row)
     return [_compared(rows) for rows in tests.values()]
 
@@ -218,8 +215,9 @@ def misses(test: Row) -> Iterator[str]:
     gemms = test["gemms"] or 0
     if test["phase"] == "prefill" and ratio and ratio.ratio < PREFILL_RATIO and gemms < PREFILL_GEMMS:
         alone = f" and runs at {gemms:.1%} of its GEMMs alone" if gemms else ""
+        speed = f"{interval(ratio)} times as fast as transformers{alone}"
         target = f"{PREFILL_RATIO}, or {PREFILL_GEMMS:.0%} of the GEMMs"
-        yield f"{name}: compiled prefill is {interval(ratio)} times as fast as transformers{alone}; the target is {target}"
+        yield f"{name}: compiled prefill is {speed}; the target is {target}"
 
 
 def write(slug: str | None, files: Sequence[Path], page_file: Path, folder: Path) -> None:

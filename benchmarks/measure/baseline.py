@@ -12,7 +12,7 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.measure.benchmark_models import BenchmarkModel
 from benchmarks.measure.runners import BASELINE, COMPILED, Candidate, Runner, ThroughputConfig, inference
@@ -65,10 +65,8 @@ def _restored(cache: Any, kept: Any) -> Any:
 def baseline_candidates(
     benchmark_model: BenchmarkModel, model: Model, config: ThroughputConfig, with_compiled: bool
 ) -> Iterator[Candidate]:
-    """The baseline's candidates. If it does not run compiled, the reason is a line on stderr.
-
-    Raises CheckFailed unless the logits are equal, SpecError for a model that no config of transformers describes.
-    """
+    """The baseline's candidates; if it does not run compiled, a line on stderr says why. Raises CheckFailed unless the
+    logits are equal, SpecError for a model that no config of transformers describes."""
     reference = build_baseline(model, config.device)
     check_logits(benchmark_model, model, reference, config)
     eager = BaselineRunner(reference)
@@ -86,9 +84,8 @@ def build_baseline(model: Model, device: torch.device) -> Any:
     fields, tensors = to_checkpoint(model)
     config = transformers().AutoConfig.for_model(**fields)
     kind = transformers().AutoModelForCausalLM._model_mapping[type(config)]
-    dtype = model.embed.weight.dtype
     with quiet():
-        reference: nn.Module = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+        reference = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=model.embed.weight.dtype)
     return reference.to(device).eval()
 
 
@@ -104,10 +101,8 @@ def check_logits(benchmark_model: BenchmarkModel, model: Model, reference: Any, 
     difference, bound = _difference(logits, expected, config.dtype)
     judged = config.dtype.itemsize >= 4 or not any(isinstance(part, MoE) for part in model.spec.walk())
     if judged and not difference <= bound:  # a NaN is a failure, too
-        raise CheckFailed(
-            f"{benchmark_model.label}: the logits of {BASELINE} differ by {difference:.1e} from the zoo's, above "
-            f"{bound:.1e}; nothing was measured"
-        )
+        apart = f"differ by {difference:.1e} from the zoo's, above {bound:.1e}"
+        raise CheckFailed(f"{benchmark_model.label}: the logits of {BASELINE} {apart}; nothing was measured")
 
 
 def _difference(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> tuple[float, float]:

@@ -115,8 +115,7 @@ class BlockConfig:
 def run(entries: Sequence[Entry], config: BlockConfig, samples: Samples) -> None:
     """Fill `samples` by (label, phase)."""
     with torch.inference_mode(), progress("measuring") as bar:
-        modules = [build_block(entry.spec, config.dim, config.dtype, config.seed) for entry in entries]
-        pairs = zip(entries, modules, strict=True)
+        pairs = ((entry, build_block(entry.spec, config.dim, config.dtype, config.seed)) for entry in entries)
         tasks = [task for entry, module in pairs for task in block_tasks(entry, module, config)]
         measure(tasks, samples, repetitions=config.repeat, tick=bar.tick, expect=bar.expect)
 

@@ -5,13 +5,13 @@ nothing; the arithmetic rate is the best of two square matrix products in the dt
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from benchmarks.analytic.roofline import Device
-from benchmarks.measure.timing import Clock, Samples, Task, measure, rate
+from benchmarks.measure.timing import Clock, Samples, Task, measure
 from benchmarks.output.report import Row
 from zoo.core.devices import free_memory
 from zoo.core.linear import linear
@@ -52,7 +52,8 @@ def reading_kernels(device: torch.device, dtype: torch.dtype, compiled: bool = F
     row = 4 * MATRIX_WIDTH
     # Written once: pages that were never written share one page of zeros.
     buffer = torch.ones(size // row * row // 4, device=device)
-    runs = {("sum", torch.float32): buffer.sum, ("max", torch.int32): buffer.view(torch.int32).amax}
+    runs: dict[tuple[str, torch.dtype], Callable[[], object]] = {("sum", torch.float32): buffer.sum}
+    runs["max", torch.int32] = buffer.view(torch.int32).amax
     for each in (torch.float32, dtype):
         matrix = buffer.view(each).view(-1, MATRIX_WIDTH)
         runs["matrix x vector", each] = partial(linear, torch.ones_like(matrix[:1]), matrix)
@@ -75,25 +76,6 @@ def matmul_kernels(device: torch.device, dtype: torch.dtype, clock: Clock) -> li
         if 8 * min(samples[()]) > MAX_PRODUCT_SECONDS:  # the next side takes 8 x as long
             break
     return found
-
-
-def rows(kernels: Sequence[Kernel], samples: Samples, device: torch.device, threads: int) -> list[Row]:
-    """A row for each kernel that was timed: bytes or FLOPs per second."""
-    return [
-        {
-            "table": "ceilings",
-            "kind": kernel.kind,
-            "kernel": kernel.name,
-            "dtype": dtype_name(kernel.dtype),
-            "device": str(device),
-            "threads": threads,
-            "amount": kernel.amount,
-            **asdict(rate(kernel.amount, seconds)),
-            "seconds": seconds,
-        }
-        for kernel in kernels
-        if (seconds := samples.get(kernel.key))
-    ]
 
 
 def best(rows: Sequence[Row], kind: str) -> Row | None:

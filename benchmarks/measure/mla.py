@@ -7,7 +7,7 @@ expanded: keys and values of all heads are cached, each expanded once, when its 
 All have the same weights and the same outputs; `failures` says where they differ.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -166,25 +166,26 @@ def too_large(specs: dict[str, MLA], context: int, config: MLAConfig, free: int 
 
 
 def _tasks(
-    spec: MLA, dim: int, turns: Mapping[str, nn.Module], context: int, config: MLAConfig, outcomes: list[Outcome]
+    spec: MLA, dim: int, turns: dict[str, nn.Module], context: int, config: MLAConfig, outcomes: list[Outcome]
 ) -> list[Task]:
     """Decoding one token in each variant, after `context` - 1 tokens whose latents are drawn at random, as those of
     random activations are. Each has been run once and compared."""
     generator = torch.Generator().manual_seed(config.seed)
     latent = torch.randn(1, 1, context - 1, spec.kv_rank + spec.rope_dim, generator=generator).to(config.dtype)
     x = torch.randn(1, 1, dim, generator=generator).to(config.dtype)
-    caches, steps = dict[str, Cache](), dict[str, Callable[[], Tensor]]()
-    for variant, module in turns.items():
+    tasks: list[Task] = []
+    expected = None
+    for variant, module in reversed(turns.items()):  # absorbed first: the others are compared with it
         each = variants(spec)[variant]
-        caches[variant] = cache = Cache([each.cache_spec()], 1, context, config.dtype, CPU)
+        cache = Cache([each.cache_spec()], 1, context, config.dtype, CPU)
         fill_cache(variant, module, cache.layers[0].streams, latent)
-        steps[variant] = partial(module, x, block_context(each, cache, context - 1, 1), cache.layers[0])
-    outputs = {variant: step().float() for variant, step in steps.items()}
-    expected = outputs.get(ABSORBED)
-    for variant, output in outputs.items():
+        step = partial(module, x, block_context(each, cache, context - 1, 1), cache.layers[0])
+        output = step().float()
+        expected = output if variant == ABSORBED else expected
         difference = None if expected is None else float((output - expected).abs().max() / expected.abs().max())
-        outcomes.append(Outcome(variant, context, allocated=caches[variant].nbytes, difference=difference))
-    return [Task.ready((variant, str(context)), step) for variant, step in steps.items()]
+        outcomes.append(Outcome(variant, context, allocated=cache.nbytes, difference=difference))
+        tasks.append(Task.ready((variant, str(context)), step))
+    return tasks[::-1]
 
 
 def rows(spec: MLA, dim: int, config: MLAConfig, outcomes: Sequence[Outcome], samples: Samples) -> list[dict[str, Any]]:

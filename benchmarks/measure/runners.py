@@ -115,8 +115,7 @@ class Workload:
 
 
 def workloads(prompt: int, generate: int, depths: Sequence[int], batch: int) -> tuple[Workload, ...]:
-    """A prefill of `prompt` and a decode of `generate` tokens at each depth; 0 tokens leave one out. Raises UsageError
-    if nothing is left."""
+    """A prefill of `prompt` and a decode of `generate` tokens at each depth, if any. Raises UsageError for none."""
     tests: list[tuple[Phase, int]] = [("prefill", prompt), ("decode", generate)]
     found = [Workload(phase, n, depth, batch) for depth in dict.fromkeys(depths) for phase, n in tests if n]
     if not found:
@@ -125,8 +124,7 @@ def workloads(prompt: int, generate: int, depths: Sequence[int], batch: int) -> 
 
 
 def task(name: Key, runner: Runner, workload: Workload, tokens: Tensor) -> Task:
-    """Time `workload` on `tokens` (batch, capacity). The cache is filled to its depth once, and restored before each
-    repetition."""
+    """Time `workload` on `tokens` (batch, capacity). The cache is filled to its depth once, and then restored."""
     past, first, rest = tokens.split([workload.depth, workload.untimed, workload.tokens], dim=1)
     timed = rest.split(workload.passes[0][1], dim=1)
 

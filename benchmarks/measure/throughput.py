@@ -39,10 +39,8 @@ def throughput_config(
     repetitions: int = 5,
     tiny: bool = False,
 ) -> ThroughputConfig:
-    """The configuration that a command's options ask for. `dtype` None: bfloat16 on a GPU, float32 elsewhere.
-
-    Raises UsageError for a dtype that nothing is computed in, NotAvailable for a device that is not here.
-    """
+    """The configuration that a command's options ask for. `dtype` None: bfloat16 on a GPU, float32 elsewhere. Raises
+    UsageError for a dtype that nothing is computed in, NotAvailable for a device that is not here."""
     place = find_device(device)
     if dtype is not None and dtype.itemsize < 2:
         raise UsageError(f"--dtype {dtype_name(dtype)}: no model here computes in it; choose bfloat16")
@@ -98,8 +96,7 @@ def needed_bytes(spec: Decoder, dtype: torch.dtype, works: Sequence[Workload], m
 def require_model_memory(
     models: Sequence[BenchmarkModel], config: ThroughputConfig, modes: int, copies: int = 1
 ) -> None:
-    """Raise NotAvailable, before anything is allocated, unless all models fit together into the free memory. The
-    message names the options with which they would fit."""
+    """Raise NotAvailable, naming the options that would fit, unless all models fit together into the free memory."""
     layers, half = max(len(model.spec.layers) for model in models), torch.bfloat16
 
     def total(number: int, dtype: torch.dtype) -> int:

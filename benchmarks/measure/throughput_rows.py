@@ -49,8 +49,22 @@ def rows(results: Results) -> list[Row]:
 
 
 def ceiling_rows(results: Results) -> list[Row]:
-    """The measured ceilings of the machine, a row for each kernel."""
-    return ceilings.rows(results.kernels, results.timed, results.config.device, results.config.threads)
+    """A row for each kernel that was timed: bytes or FLOPs per second."""
+    return [
+        {
+            "table": "ceilings",
+            "kind": kernel.kind,
+            "kernel": kernel.name,
+            "dtype": dtype_name(kernel.dtype),
+            "device": str(results.config.device),
+            "threads": results.config.threads,
+            "amount": kernel.amount,
+            **rate(kernel.amount, seconds)._asdict(),
+            "seconds": seconds,
+        }
+        for kernel in results.kernels
+        if (seconds := results.timed.get(kernel.key))
+    ]
 
 
 def harness_key(work: Workload) -> Key:

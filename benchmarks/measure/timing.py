@@ -40,8 +40,7 @@ class Task:
         return cls(name, lambda: run)
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """The median, the standard deviation and the extremes of some samples."""
 
     median: float
@@ -106,8 +105,7 @@ def _round(tasks: Sequence[Task], samples: Samples, clock: Clock, tick: Callable
 
 
 def rate(amount: float, seconds: Sequence[float]) -> Spread:
-    """`amount` per second, over samples of the seconds it took. The median is that of the seconds; a single sample has
-    a standard deviation of 0."""
+    """`amount` per second, over samples of its seconds: their median's rate; a single sample has no deviation (0)."""
     rates = [amount / each for each in seconds]
     std = stdev(rates) if len(rates) > 1 else 0.0
     return Spread(amount / median(seconds), std, min(rates), max(rates))
