@@ -25,6 +25,7 @@ from zoo.units import format_bytes, format_count
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 FOLDER = PAGE.with_suffix("")
+SPEEDS = "throughput"  # the table of the rows that are compared
 EARLIER = "before"  # samples of the zoo before it was made fast: kept, without a section
 SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 BEGIN, END = "<!-- measured: {} -->\n", "<!-- end -->\n"
@@ -59,10 +60,8 @@ def read(file: Path) -> Row:
     except (ValueError, TypeError, KeyError) as error:
         raise MalformedError(wrong) from error
     if version != SCHEMA_VERSION:
-        older = "an older" if version == 1 else "another"
-        raise MalformedError(
-            f"{file}: written by {older} version (schema_version {version}); this version reads {SCHEMA_VERSION}"
-        )
+        author = f"{'an older' if version == 1 else 'another'} version (schema_version {version})"
+        raise MalformedError(f"{file}: written by {author}; this version reads {SCHEMA_VERSION}")
     return document
 
 
@@ -80,14 +79,10 @@ def gather(files: Sequence[Path]) -> Row:
             if here != first:
                 raise MalformedError(f"{file}: {fact} is {here}, and {first} in {files[0]}")
     numbered = [(n, row) for n, document in enumerate(documents) for row in document["rows"]]
-    last = {key_of(row): n for n, row in numbered if _is_speed(row)}
-    rows = [row for n, row in numbered if not _is_speed(row) or last[key_of(row)] == n]
+    last = {key_of(row): n for n, row in numbered if row["table"] == SPEEDS}
+    rows = [row for n, row in numbered if row["table"] != SPEEDS or last[key_of(row)] == n]
     complete = all(document.get("complete", True) for document in documents)
     return documents[0] | {"machine": machines[0] | _kernels(machines), "complete": complete, "rows": rows}
-
-
-def _is_speed(row: Row) -> bool:
-    return bool(row["table"] == "throughput")
 
 
 def _kernels(machines: Sequence[Row]) -> Row:
@@ -123,15 +118,11 @@ def section(slug: str, document: Row) -> str:
     """Heading, facts, table and missed targets as Markdown. `document`: what `throughput --json` writes."""
     tests, machine = compared(document), document["machine"]
     vectors = next((name for extension, name in VECTORS.items() if extension in machine["isa"]), None)
+    title = ", ".join(filter(None, [machine["cpu"], vectors, machine["gpu"]]))
+    facts = "\n".join(f"- {fact}" for fact in _facts(slug, document))
     missed = "\n".join(f"- {line}" for test in tests for line in misses(test))
-    return "\n\n".join(
-        [
-            f"## {', '.join(filter(None, [machine['cpu'], vectors, machine['gpu']]))}",
-            "\n".join(f"- {fact}" for fact in _facts(slug, document)),
-            table(tests),
-            *(["Below the targets:", missed] if missed else ["None of these rows is below a target."]),
-        ]
-    )
+    verdict = f"Below the targets:\n\n{missed}" if missed else "None of these rows is below a target."
+    return f"## {title}\n\n{facts}\n\n{table(tests)}\n\n{verdict}"
 
 
 def _facts(slug: str, document: Row) -> Iterator[str]:
@@ -150,7 +141,7 @@ def _facts(slug: str, document: Row) -> Iterator[str]:
 def compared(document: Row) -> list[Row]:
     """A row for each model, dtype and test, in the order of the document."""
     tests: dict[tuple[str, str, str], list[Row]] = {}
-    for row in filter(_is_speed, document["rows"]):
+    for row in (row for row in document["rows"] if row["table"] == SPEEDS):
         tests.setdefault(key_of(row), []).append(row)
     return [_compared(rows) for rows in tests.values()]
 
@@ -215,21 +206,18 @@ def misses(test: Row) -> Iterator[str]:
     ratio, part = test["compiled_ratio"], test["bandwidth"]
     if test["phase"] == "decode" and test["depth"] == DECODE_DEPTH:
         float32 = BANDWIDTH_DENSE_FLOAT32 if test["dense"] else None
-        target = {"bfloat16": BANDWIDTH_BFLOAT16, "float32": float32}.get(test["dtype"])
-        if target and part is not None and part < target:
-            yield f"{name}: compiled decode reads at {part:.1%} of the bandwidth; the target is {target:.0%}"
+        least = {"bfloat16": BANDWIDTH_BFLOAT16, "float32": float32}.get(test["dtype"])
+        if least and part is not None and part < least:
+            yield f"{name}: compiled decode reads at {part:.1%} of the bandwidth; the target is {least:.0%}"
         if ratio and (test["max_speedup"] or 0) >= MIN_MAX_SPEEDUP and ratio.ratio < DECODE_RATIO:
-            yield (
-                f"{name}: compiled decode is {interval(ratio)} times as fast as transformers; the target is "
-                f"{DECODE_RATIO}, with a max speedup of {three(test['max_speedup'])}"
-            )
+            target = f"{DECODE_RATIO}, with a max speedup of {three(test['max_speedup'])}"
+            yield f"{name}: compiled decode is {interval(ratio)} times as fast as transformers; the target is {target}"
     gemms = test["gemms"] or 0
     if test["phase"] == "prefill" and ratio and ratio.ratio < PREFILL_RATIO and gemms < PREFILL_GEMMS:
         alone = f" and runs at {gemms:.1%} of its GEMMs alone" if gemms else ""
-        yield (
-            f"{name}: compiled prefill is {interval(ratio)} times as fast as transformers{alone}; the target is "
-            f"{PREFILL_RATIO}, or {PREFILL_GEMMS:.0%} of the GEMMs"
-        )
+        speed = f"{interval(ratio)} times as fast as transformers{alone}"
+        target = f"{PREFILL_RATIO}, or {PREFILL_GEMMS:.0%} of the GEMMs"
+        yield f"{name}: compiled prefill is {speed}; the target is {target}"
 
 
 def write(slug: str | None, files: Sequence[Path], page_file: Path, folder: Path) -> None:

@@ -29,16 +29,16 @@ def page(text: str, documents: dict[str, dict[str, Any]]) -> str:
 
 def section(verb: str, document: dict[str, Any]) -> str:
     """The tables of one verb as Markdown, under the machine that the samples come from."""
-    tables = [
-        replace(table, legend=[line for line in table.legend if not line.startswith(HERE)])
-        for table in TABLES[verb](document["rows"])
-    ]
+    tables = []
+    for table in TABLES[verb](document["rows"]):
+        legend = [line for line in table.legend if not line.startswith(HERE)]
+        tables.append(replace(table, legend=legend).text(Format.md))
     machine, dtype = document["machine"], document["rows"][0]["dtype"]
     method = (
         f"- Medians after warm-up, in turns; {dtype}, batch 1, threads: {machine['threads']}, {machine['cpu']}, "
         f"torch {machine['torch']}. Samples: [performance/blocks/{verb}.json](performance/blocks/{verb}.json)."
     )
-    return "\n\n".join(table.text(Format.md) for table in tables) + f"\n{method}\n"
+    return "\n\n".join(tables) + f"\n{method}\n"
 
 
 def documents() -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ import pytest
 import zoo
 from benchmarks.analytic.models import one
 from benchmarks.commands import costs
-from benchmarks.measure import throughput_tables
+from benchmarks.measure import throughput_rows
 from benchmarks.measure.benchmark_models import BenchmarkModel
 from tests.benchmarks.fakes import MACHINE, fake_rows
 from zoo.cli.runner import exit_code
@@ -130,7 +130,7 @@ def test_measured_tables_have_todays_columns_and_legends() -> None:
     page = " ".join(text(ROOT / "docs" / "benchmarks.md").split())
     rows = fake_rows([BenchmarkModel(one("gemma3-270m"))])
     beside = [*rows, *(row | {"implementation": "transformers", "mode": "sdpa", "ratio": 1.0} for row in rows)]
-    speeds, limits = (of(beside, MACHINE) for of in (throughput_tables.speeds, throughput_tables.limits))
+    speeds, limits = (of(beside, MACHINE) for of in (throughput_rows.speeds, throughput_rows.limits))
     shown = [costs.tiny_throughput_table(rows), speeds, limits]
     for table in shown:  # what depends on the machine, or on what happened, is left out
         assert table.title in page

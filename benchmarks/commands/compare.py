@@ -11,7 +11,7 @@ from benchmarks.analytic.kv import InferenceConfig, crossing_row
 from benchmarks.analytic.models import NamedSpec, one, swapped
 from benchmarks.analytic.roofline import Device
 from benchmarks.measure.benchmark_models import BenchmarkModel, Variant
-from benchmarks.measure.runners import EAGER
+from benchmarks.measure.runners import EAGER, workloads
 from benchmarks.measure.throughput import measure_throughput, throughput_config
 from benchmarks.output.report import Row, Table, columns
 from benchmarks.output.show import describe_crossing, format_sequences, format_tokens
@@ -57,7 +57,8 @@ def command(
         if measure:
             once = {model.label: model for model in models}
             measured = [Variant(tiny, layers).of(BenchmarkModel(model)) for model in once.values()]
-            throughput = throughput_config(inference.weights, batch=inference.batch, tiny=tiny)
+            works = workloads(512, 128, [0], inference.batch)
+            throughput = throughput_config(works, inference.weights, tiny=tiny)
             measure_throughput(report, measured, throughput, [EAGER])
 
 

@@ -8,8 +8,8 @@ from benchmarks.analytic.params import FLOPS_CONTEXT, cost_row
 from benchmarks.measure import throughput
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
 from benchmarks.measure.throughput import TINY_DECODE, TINY_PREFILL
+from benchmarks.measure.throughput_rows import repetitions
 from benchmarks.measure.throughput_rows import rows as throughput_rows
-from benchmarks.measure.throughput_tables import repetitions
 from benchmarks.options import ModelOptions, ReportOptions, Seed, flag
 from benchmarks.output.report import Row, Rows, Table, columns
 from benchmarks.output.show import format_tokens, measured_on, min_max, unit
@@ -36,7 +36,7 @@ def command(
         results = throughput.prepare_tiny(models.chosen(representatives), seed)
         try:
             with recorded(report, results.config.device):
-                throughput.measure_tiny(results)
+                throughput.run(results)
         finally:  # after an interruption, too
             if rows := throughput_rows(results):
                 report.add(tiny_throughput_table(rows))

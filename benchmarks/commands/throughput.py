@@ -8,6 +8,7 @@ import typer
 
 from benchmarks import options
 from benchmarks.measure.benchmark_models import Variant, benchmark_models
+from benchmarks.measure.runners import workloads
 from benchmarks.measure.throughput import measure_throughput, throughput_config
 
 Mode = StrEnum("Mode", ["eager", "compiled"])  # how a model is run
@@ -58,18 +59,8 @@ def command(
     python -m benchmarks throughput qwen3-8b --layers 4 --swap 'GQA(window=512)'
     """
     tiny = tiny or not names
-    config = throughput_config(
-        dtype,
-        device=device,
-        batch=batch,
-        prompt=prompt,
-        generate=generate,
-        depths=depth or [0],
-        threads=threads,
-        seed=seed,
-        repetitions=repeat,
-        tiny=tiny,
-    )
+    works = workloads(prompt, generate, depth or [0], batch)
+    config = throughput_config(works, dtype, device, threads, seed, repeat, tiny)
     variant = Variant(tiny, layers, tuple(changes.swap or ()), released)
     models = benchmark_models(names or [], variant, changes.ignore_field or [])
     with to.report() as report:

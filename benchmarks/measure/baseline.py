@@ -12,50 +12,40 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.measure.benchmark_models import BenchmarkModel
-from benchmarks.measure.candidates import Candidate, ThroughputConfig, inference
-from benchmarks.measure.runners import BASELINE, COMPILED
-from weights.reference.model import quiet
+from benchmarks.measure.runners import BASELINE, COMPILED, Candidate, Runner, ThroughputConfig, inference
+from weights.reference.model import quiet, transformers
 from weights.saving import to_checkpoint
 from zoo.blocks import MoE
 from zoo.cli.self_check import TOLERANCE
-from zoo.errors import CheckFailed, require_package
+from zoo.errors import CheckFailed
 from zoo.model.decoder import Model
 
 CHECKED_TOKENS = 64  # whose logits are compared
 
 
 @dataclass(frozen=True)
-class BaselineRunner:
-    """A causal language model of transformers, with its own dynamic cache or a static one. `call`: it, compiled."""
+class BaselineRunner(Runner):
+    """A causal language model of transformers, with its own dynamic cache; `compiled`: it, for a static cache."""
 
-    model: Any
-    static: bool = False
-    call: Callable[..., Any] | None = None
+    compiled: Callable[..., Any] | None = None
 
     def new_cache(self, batch: int, tokens: int) -> Any:
-        transformers = require_package("transformers", "parity")
-        if self.static:
-            return transformers.StaticCache(config=self.model.config, max_cache_len=tokens)
-        return transformers.DynamicCache(config=self.model.config)
+        if self.compiled is None:
+            return transformers().DynamicCache(config=self.model.config)
+        return transformers().StaticCache(config=self.model.config, max_cache_len=tokens)
 
     def __call__(self, tokens: Tensor, cache: Any) -> Tensor:
         # Releases that know `cache` warn about the older name.
         name = "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"
-        call = self.model if self.call is None else self.call
-        logits: Tensor = call(input_ids=tokens, use_cache=True, logits_to_keep=1, **{name: cache}).logits
-        return logits
+        return (self.compiled or self.model)(input_ids=tokens, use_cache=True, logits_to_keep=1, **{name: cache}).logits
 
     def snapshot(self, cache: Any) -> Callable[[], Any]:
         """A static cache is restored in place: compiled code may rely on its address."""
         kept = copy.deepcopy(cache)
-        return (lambda: _restored(cache, kept)) if self.static else (lambda: copy.deepcopy(kept))
-
-    @property
-    def weight_bytes(self) -> int:
-        return sum(parameter.nbytes for parameter in self.model.parameters())
+        return (lambda: _restored(cache, kept)) if self.compiled else (lambda: copy.deepcopy(kept))
 
 
 def _restored(cache: Any, kept: Any) -> Any:
@@ -75,16 +65,14 @@ def _restored(cache: Any, kept: Any) -> Any:
 def baseline_candidates(
     benchmark_model: BenchmarkModel, model: Model, config: ThroughputConfig, with_compiled: bool
 ) -> Iterator[Candidate]:
-    """The baseline's candidates. If it does not run compiled, the reason is a line on stderr.
-
-    Raises CheckFailed unless the logits are equal, SpecError for a model that no config of transformers describes.
-    """
+    """The baseline's candidates; if it does not run compiled, a line on stderr says why. Raises CheckFailed unless the
+    logits are equal, SpecError for a model that no config of transformers describes."""
     reference = build_baseline(model, config.device)
     check_logits(benchmark_model, model, reference, config)
     eager = BaselineRunner(reference)
     yield Candidate(benchmark_model, BASELINE, reference.config._attn_implementation, eager)
     if with_compiled:
-        compiled = BaselineRunner(reference, static=True, call=torch.compile(reference))
+        compiled = BaselineRunner(reference, torch.compile(reference))
         if problem := _problem(compiled, eager, config):
             print(f"{BASELINE} does not run {benchmark_model.label} compiled: {problem}", file=sys.stderr)
         else:
@@ -93,13 +81,11 @@ def baseline_candidates(
 
 def build_baseline(model: Model, device: torch.device) -> Any:
     """The model in transformers. Weights that both hold in the same layout are the same memory."""
-    transformers = require_package("transformers", "parity")
     fields, tensors = to_checkpoint(model)
-    config = transformers.AutoConfig.for_model(**fields)
-    kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
-    dtype = model.embed.weight.dtype
+    config = transformers().AutoConfig.for_model(**fields)
+    kind = transformers().AutoModelForCausalLM._model_mapping[type(config)]
     with quiet():
-        reference: nn.Module = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+        reference = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=model.embed.weight.dtype)
     return reference.to(device).eval()
 
 
@@ -115,10 +101,8 @@ def check_logits(benchmark_model: BenchmarkModel, model: Model, reference: Any, 
     difference, bound = _difference(logits, expected, config.dtype)
     judged = config.dtype.itemsize >= 4 or not any(isinstance(part, MoE) for part in model.spec.walk())
     if judged and not difference <= bound:  # a NaN is a failure, too
-        raise CheckFailed(
-            f"{benchmark_model.label}: the logits of {BASELINE} differ by {difference:.1e} from the zoo's, above "
-            f"{bound:.1e}; nothing was measured"
-        )
+        apart = f"differ by {difference:.1e} from the zoo's, above {bound:.1e}"
+        raise CheckFailed(f"{benchmark_model.label}: the logits of {BASELINE} {apart}; nothing was measured")
 
 
 def _difference(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> tuple[float, float]:

@@ -1,16 +1,13 @@
-"""Models to measure: which ones, in which variant, with what weights, and whether they fit into memory."""
+"""Models to measure: which ones, in which variant, and with what weights."""
 
-from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from benchmarks.analytic.models import NamedSpec, representatives, swapped
-from benchmarks.measure.devices import require_memory
-from benchmarks.measure.runners import Workload
 from weights.loading import fill, open_source
 from weights.matching import Source
 from zoo.catalog import build
@@ -18,7 +15,6 @@ from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.decoder import Model as Module
 from zoo.swaps.tiny import tiny
-from zoo.units import dtype_name, format_count
 
 
 @dataclass(frozen=True)
@@ -100,43 +96,3 @@ def first_layers(spec: Decoder, number: int) -> Decoder:
     others = (index for index in range(len(spec.layers)) if index not in set(firsts))
     kept = sorted([*firsts, *others][:number])
     return replace(spec, layers=tuple(spec.layers[index] for index in kept))
-
-
-MemoryNeed = Callable[[Decoder, torch.dtype], int]
-
-
-def memory_need(workloads: Sequence[Workload], modes: int, copies: int = 1) -> MemoryNeed:
-    """A function of spec and dtype -> bytes: weights, `copies` times; for each of `modes` and each workload a cache and
-    a snapshot of its sliding windows; and the activations of the widest pass."""
-
-    def needed(spec: Decoder, dtype: torch.dtype) -> int:
-        caches = sum(spec.kv_bytes(work.capacity, work.batch, dtype) for work in workloads)
-        snapshots = sum(spec.kv_growth(dtype)[0] * work.batch for work in workloads if work.depth)
-        widest = max(work.batch * max(new for _, new in work.passes) for work in workloads)
-        hidden = max(layer.active_params(spec.dim) // spec.dim for layer in spec.layers)  # elements per token, at most
-        room = (widest * (hidden + 4 * spec.dim) + workloads[0].batch * spec.vocab) * dtype.itemsize
-        return copies * spec.params() * dtype.itemsize + modes * (caches + min(snapshots, caches)) + room
-
-    return needed
-
-
-def require_model_memory(
-    models: Sequence[BenchmarkModel], needed: MemoryNeed, device: torch.device, dtype: torch.dtype
-) -> None:
-    """Raise NotAvailable, before anything is allocated, unless all models fit together into the free memory. The
-    message names the options with which they would fit."""
-    specs = [model.spec for model in models]
-
-    def total(number: int, dtype: torch.dtype) -> int:
-        return sum(needed(first_layers(spec, number), dtype) for spec in specs)
-
-    def advice(free: int) -> str:
-        layers, half = max(len(spec.layers) for spec in specs), torch.bfloat16
-        options = ["--dtype bfloat16"] if dtype.itemsize > half.itemsize and total(layers, half) <= free else []
-        most = bisect(range(1, layers), False, key=lambda number: total(number, dtype) > free)
-        options += [f"--layers {most}"] if most else []
-        return f"what would fit: {', '.join([*options, '--tiny'])}"
-
-    names = ", ".join(f"{model.label} ({format_count(model.spec.params())} parameters)" for model in models)
-    what = f"{names} in {dtype_name(dtype)} {'needs' if len(models) == 1 else 'need together'}"
-    require_memory(sum(needed(spec, dtype) for spec in specs), device, what, advice)

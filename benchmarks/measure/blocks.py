@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -114,8 +115,7 @@ class BlockConfig:
 def run(entries: Sequence[Entry], config: BlockConfig, samples: Samples) -> None:
     """Fill `samples` by (label, phase)."""
     with torch.inference_mode(), progress("measuring") as bar:
-        modules = [build_block(entry.spec, config.dim, config.dtype, config.seed) for entry in entries]
-        pairs = zip(entries, modules, strict=True)
+        pairs = ((entry, build_block(entry.spec, config.dim, config.dtype, config.seed)) for entry in entries)
         tasks = [task for entry, module in pairs for task in block_tasks(entry, module, config)]
         measure(tasks, samples, repetitions=config.repeat, tick=bar.tick, expect=bar.expect)
 
@@ -123,7 +123,7 @@ def run(entries: Sequence[Entry], config: BlockConfig, samples: Samples) -> None
 def require_block_memory(entries: Sequence[Entry], config: BlockConfig) -> None:
     """Raise NotAvailable unless all blocks, their caches and the largest pass fit together into the free memory."""
     weights = sum(entry.spec.params(config.dim) for entry in entries)
-    specs = [_cache_spec(entry) for entry in entries]
+    specs = [_cache_spec(entry.spec) for entry in entries]
     caches = sum(spec.elements() * (spec.tokens(config.context) + config.tokens) for spec in specs)
     widest = max(4, config.tokens // 64) * 4 * config.dim * config.tokens  # activations; scores of every head
     needed = (weights + caches + widest) * config.dtype.itemsize
@@ -131,8 +131,8 @@ def require_block_memory(entries: Sequence[Entry], config: BlockConfig) -> None:
     require_memory(needed, CPU, f"all blocks at width {config.dim:,} need", lambda free: advice)
 
 
-def _cache_spec(entry: Entry) -> CacheSpec:
-    return entry.spec.cache_spec() if isinstance(entry.spec, Mixer) else CacheSpec(per_token=())
+def _cache_spec(spec: Block) -> CacheSpec:
+    return spec.cache_spec() if isinstance(spec, Mixer) else CacheSpec(per_token=())
 
 
 def build_block(spec: Block, dim: int, dtype: torch.dtype, seed: int) -> nn.Module:
@@ -164,48 +164,45 @@ def block_tasks(entry: Entry, module: nn.Module, config: BlockConfig) -> Iterato
             for stream in cache.layers[0].streams:
                 stream.normal_(generator=generator)
             rest = block_context(entry.spec, cache, past, new), cache.layers[0]
-        yield _task((entry.label, phase), module, x, *rest)
+        yield Task((entry.label, phase), partial(_touched, x, partial(module, x, *rest)))
 
 
-def _task(name: tuple[str, str], module: nn.Module, x: Tensor, *rest: Any) -> Task:
-    def run() -> None:
-        module(x, *rest)
-
-    def prepare() -> Callable[[], None]:
-        x.clone()  # in a model x was just written; here the block that ran before has pushed it out of the caches
-        return run
-
-    return Task(name, prepare)
+def _touched(x: Tensor, run: Callable[[], object]) -> Callable[[], object]:
+    """`run`, once x was read: in a model it was just written, here the block before has pushed it out of the caches."""
+    x.clone()
+    return run
 
 
 def rows(entries: Sequence[Entry], config: BlockConfig, samples: Samples) -> list[dict[str, Any]]:
     """One row for each block that was measured at least once in both phases."""
-    timed = [entry for entry in entries if all(samples.get((entry.label, phase)) for phase in (PREFILL, DECODE))]
-    return [_row(entry, config, samples) for entry in timed]
-
-
-def _row(entry: Entry, config: BlockConfig, samples: Samples) -> dict[str, Any]:
-    spec, dim, kept = entry.spec, config.dim, _cache_spec(entry)
-    token_bytes = kept.elements() * config.dtype.itemsize
-    return {
-        "table": "blocks",
-        "group": entry.group,
-        "block": entry.label,
-        "description": spec.describe(),
-        "dim": dim,
-        "dtype": dtype_name(config.dtype),
-        "threads": torch.get_num_threads(),
-        "params": spec.params(dim),
-        "active_params": spec.active_params(dim),
-        "kv_fixed_bytes": token_bytes * (kept.window or 0),
-        "kv_bytes_per_token": 0 if kept.window else token_bytes,
-        "tokens": config.tokens,
-        "context": config.context,
-        "prefill_flops": spec.flops(dim, 0, config.tokens),
-        "decode_flops": spec.flops(dim, config.context - 1, 1),
-        **time_columns(PREFILL, samples[entry.label, PREFILL]),
-        **time_columns(DECODE, samples[entry.label, DECODE]),
-    }
+    made = []
+    for group, label, spec in entries:
+        if not all(samples.get((label, phase)) for phase in (PREFILL, DECODE)):
+            continue
+        kept = _cache_spec(spec)
+        token_bytes = kept.elements() * config.dtype.itemsize
+        made.append(
+            {
+                "table": "blocks",
+                "group": group,
+                "block": label,
+                "description": spec.describe(),
+                "dim": config.dim,
+                "dtype": dtype_name(config.dtype),
+                "threads": torch.get_num_threads(),
+                "params": spec.params(config.dim),
+                "active_params": spec.active_params(config.dim),
+                "kv_fixed_bytes": token_bytes * (kept.window or 0),
+                "kv_bytes_per_token": 0 if kept.window else token_bytes,
+                "tokens": config.tokens,
+                "context": config.context,
+                "prefill_flops": spec.flops(config.dim, 0, config.tokens),
+                "decode_flops": spec.flops(config.dim, config.context - 1, 1),
+                **time_columns(PREFILL, samples[label, PREFILL]),
+                **time_columns(DECODE, samples[label, DECODE]),
+            }
+        )
+    return made
 
 
 def time_columns(phase: str, seconds: Sequence[float]) -> dict[str, Any]:

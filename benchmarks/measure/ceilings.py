@@ -5,14 +5,13 @@ nothing; the arithmetic rate is the best of two square matrix products in the dt
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from benchmarks.analytic.roofline import Device
-from benchmarks.measure.timing import Clock, Samples, Task, rate
+from benchmarks.measure.timing import Clock, Samples, Task, measure
 from benchmarks.output.report import Row
 from zoo.core.devices import free_memory
 from zoo.core.linear import linear
@@ -53,24 +52,17 @@ def reading_kernels(device: torch.device, dtype: torch.dtype, compiled: bool = F
     row = 4 * MATRIX_WIDTH
     # Written once: pages that were never written share one page of zeros.
     buffer = torch.ones(size // row * row // 4, device=device)
-    dtypes = dict.fromkeys([torch.float32, dtype])
-    runs: list[tuple[str, torch.dtype, Callable[[], object]]] = [
-        ("sum", torch.float32, buffer.sum),
-        ("max", torch.int32, buffer.view(torch.int32).amax),
-        *(("matrix x vector", each, _matrix_vector(buffer.view(each).view(-1, MATRIX_WIDTH))) for each in dtypes),
-        *([("sums of rows, compiled", torch.float32, _row_sums(buffer.view(-1, MATRIX_WIDTH)))] if compiled else []),
-    ]
-    return [Kernel("bandwidth", name, each, buffer.nbytes, run) for name, each, run in runs]
-
-
-def _matrix_vector(matrix: Tensor) -> Callable[[], object]:
-    return partial(linear, torch.ones(1, matrix.shape[1], dtype=matrix.dtype, device=matrix.device), matrix)
-
-
-def _row_sums(matrix: Tensor) -> Callable[[], object]:
-    summed = torch.compile(lambda rows: rows.sum(-1), dynamic=False)
-    summed(matrix)  # compiles it
-    return partial(summed, matrix)
+    runs: dict[tuple[str, torch.dtype], Callable[[], object]] = {("sum", torch.float32): buffer.sum}
+    runs["max", torch.int32] = buffer.view(torch.int32).amax
+    for each in (torch.float32, dtype):
+        matrix = buffer.view(each).view(-1, MATRIX_WIDTH)
+        runs["matrix x vector", each] = partial(linear, torch.ones_like(matrix[:1]), matrix)
+    if compiled:
+        matrix = buffer.view(-1, MATRIX_WIDTH)
+        summed = torch.compile(lambda rows: rows.sum(-1), dynamic=False)
+        summed(matrix)  # compiles it
+        runs["sums of rows, compiled", torch.float32] = partial(summed, matrix)
+    return [Kernel("bandwidth", name, each, buffer.nbytes, run) for (name, each), run in runs.items()]
 
 
 def matmul_kernels(device: torch.device, dtype: torch.dtype, clock: Clock) -> list[Kernel]:
@@ -79,41 +71,11 @@ def matmul_kernels(device: torch.device, dtype: torch.dtype, clock: Clock) -> li
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         runs = {"matmul": partial(torch.matmul, a, b), "linear": partial(linear, a, b)}
         found = [Kernel("matmul", f"{name} {side}", dtype, 2 * side**3, run) for name, run in runs.items()]
-        if (
-            8 * min(_seconds(found[0], clock) for _ in range(3)) > MAX_PRODUCT_SECONDS
-        ):  # the next side takes 8 x as long
+        samples = Samples()
+        measure([Task.ready((), runs["matmul"])], samples, repetitions=3, max_warmups=0, clock=clock)
+        if 8 * min(samples[()]) > MAX_PRODUCT_SECONDS:  # the next side takes 8 x as long
             break
     return found
-
-
-def _seconds(kernel: Kernel, clock: Clock) -> float:
-    start = clock()
-    kernel.run()
-    return clock() - start
-
-
-def tasks(kernels: Sequence[Kernel]) -> list[Task]:
-    """The kernels as tasks, to be timed between others."""
-    return [Task.ready(kernel.key, kernel.run) for kernel in kernels]
-
-
-def rows(kernels: Sequence[Kernel], samples: Samples, device: torch.device, threads: int) -> list[Row]:
-    """A row for each kernel that was timed: bytes or FLOPs per second."""
-    return [
-        {
-            "table": "ceilings",
-            "kind": kernel.kind,
-            "kernel": kernel.name,
-            "dtype": dtype_name(kernel.dtype),
-            "device": str(device),
-            "threads": threads,
-            "amount": kernel.amount,
-            **asdict(rate(kernel.amount, seconds)),
-            "seconds": seconds,
-        }
-        for kernel in kernels
-        if (seconds := samples.get(kernel.key))
-    ]
 
 
 def best(rows: Sequence[Row], kind: str) -> Row | None:

@@ -80,9 +80,8 @@ def require_memory(needed: int, device: torch.device, what: str, advice: Callabl
     the `advice` for so many free bytes."""
     free = free_memory(device)
     if free is not None and needed > free:
-        raise NotAvailable(
-            f"{what} {format_bytes(needed)}, and {format_bytes(free)} is free on {device}; {advice(free)}"
-        )
+        amounts = f"{format_bytes(needed)}, and {format_bytes(free)} is free on {device}"
+        raise NotAvailable(f"{what} {amounts}; {advice(free)}")
 
 
 def last_cache(device: torch.device) -> int | None:

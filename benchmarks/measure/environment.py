@@ -36,10 +36,8 @@ def recorded(report: Report, device: torch.device) -> Iterator[None]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """The machine of a measurement, with the kernels chosen so far.
-
-    Raises NotAvailable or MalformedError for a ZOO_KERNELS that cannot be read.
-    """
+    """The machine of a measurement, with the kernels chosen so far. Raises NotAvailable or MalformedError for a
+    ZOO_KERNELS that cannot be read."""
     cuda = device.type == "cuda"
     return {
         **machine(),
@@ -70,10 +68,7 @@ def merged(choices: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def kernel_summary(machine: Mapping[str, Any]) -> str:
-    """The kernels of a machine block in one line, by operation and dtype: "linear float32: onednn (4 of 6 classes)".
-
-    Empty for a block without recorded kernels.
-    """
+    """The kernels of a machine block, in a line: "linear float32: onednn (4 of 6 classes)"; empty without any."""
     if "kernels" not in machine:
         return ""
     operations: dict[str, list[str]] = {}

@@ -28,15 +28,14 @@ from zoo.core.kernels import choices
 from zoo.errors import CheckFailed, MalformedError, NotAvailable, UsageError, ZooError
 
 Sample = dict[str, Any]  # what one load printed
+Samples = dict[str, list[Sample]]  # by loader
 
 PASS_TOKENS = 16  # of the forward pass after a load
 POLL_SECONDS = 0.001  # between two readings of the memory
 ERRORS = {kind.exit_code: kind for kind in (CheckFailed, UsageError, NotAvailable, MalformedError)}
 
 
-def run(
-    path: Path, dtype: str, loaders: Sequence[str], repetitions: int, samples: dict[str, list[Sample]]
-) -> dict[str, str]:
+def run(path: Path, dtype: str, loaders: Sequence[str], repetitions: int, samples: Samples) -> dict[str, str]:
     """Load in turns and fill `samples` by loader; return why the baseline could not load, by loader.
 
     The first load of each does not count: it brings the files into memory. Raises what the zoo's own load raised.
@@ -68,32 +67,32 @@ def load_once(loader: str, path: Path, dtype: str) -> Sample:
     return sample
 
 
-def rows(path: Path, dtype: str, samples: dict[str, list[Sample]]) -> list[dict[str, Any]]:
+def rows(path: Path, dtype: str, samples: Samples) -> list[dict[str, Any]]:
     """A row for each loader: medians, with the seconds of every sample."""
     # The .gguf file, or the folder's model*.safetensors.
     size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.glob("model*.safetensors")))
-    return [_row(path, size, dtype, loader, found) for loader, found in samples.items()]
 
+    def middle(found: list[Sample], key: str) -> float:
+        return median(sample[key] for sample in found)
 
-def _row(path: Path, size: int, dtype: str, loader: str, samples: list[Sample]) -> dict[str, Any]:
-    def middle(key: str) -> float:
-        return median(sample[key] for sample in samples)
-
-    return {
-        "table": "load",
-        "source": str(path),
-        "loader": loader,
-        "dtype": dtype,
-        "file_bytes": size,
-        "model_bytes": samples[0]["model_bytes"],
-        "load_s": middle("load_s"),
-        "ready_s": middle("ready_s"),
-        "ready_bytes_per_s": size / middle("ready_s"),
-        "peak_bytes": int(middle("peak_bytes")),
-        "anonymous_bytes": int(middle("anonymous_bytes")),
-        "load_seconds": [sample["load_s"] for sample in samples],
-        "ready_seconds": [sample["ready_s"] for sample in samples],
-    }
+    return [
+        {
+            "table": "load",
+            "source": str(path),
+            "loader": loader,
+            "dtype": dtype,
+            "file_bytes": size,
+            "model_bytes": found[0]["model_bytes"],
+            "load_s": middle(found, "load_s"),
+            "ready_s": middle(found, "ready_s"),
+            "ready_bytes_per_s": size / middle(found, "ready_s"),
+            "peak_bytes": int(middle(found, "peak_bytes")),
+            "anonymous_bytes": int(middle(found, "anonymous_bytes")),
+            "load_seconds": [sample["load_s"] for sample in found],
+            "ready_seconds": [sample["ready_s"] for sample in found],
+        }
+        for loader, found in samples.items()
+    ]
 
 
 def poll_memory() -> Callable[[], dict[str, int]]:
@@ -106,20 +105,18 @@ def poll_memory() -> Callable[[], dict[str, int]]:
     peaks = list(before)
 
     def poll() -> None:
-        peaks[:] = map(max, peaks, _held_bytes())
-
-    def run() -> None:
-        while not ended.wait(POLL_SECONDS):
-            poll()
+        last = False
+        while not last:
+            last = ended.wait(POLL_SECONDS)
+            peaks[:] = map(max, peaks, _held_bytes())
 
     def stop() -> dict[str, int]:
-        poll()
         ended.set()
         thread.join()
         resident, anonymous = (peak - held for peak, held in zip(peaks, before, strict=True))
         return {"peak_bytes": resident, "anonymous_bytes": anonymous}
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     return stop
 

@@ -7,19 +7,18 @@ expanded: keys and values of all heads are cached, each expanded once, when its 
 All have the same weights and the same outputs; `failures` says where they differ.
 """
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from benchmarks.measure.blocks import block_context, build_block, time_columns
 from benchmarks.measure.devices import CPU, require_memory
-from benchmarks.measure.timing import MIN_WARMUP_ROUNDS, Samples, Task, measure
+from benchmarks.measure.timing import Samples, Task, measure
+from benchmarks.output.progress import progress
 from zoo.blocks.mla import MLA
 from zoo.cli.self_check import TOLERANCE
 from zoo.core.attention import attention
@@ -30,7 +29,6 @@ from zoo.costs import Breakdown, CacheSpec, linear_flops
 from zoo.units import dtype_name, format_bytes
 
 EXPANDED, LATENT, ABSORBED = "expanded", "latent", "absorbed"
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 @dataclass(frozen=True)
@@ -134,29 +132,20 @@ class Outcome:
 
 def require_weight_memory(spec: MLA, dim: int, config: MLAConfig) -> None:
     """Raise NotAvailable where not even the weights fit into the free memory."""
-    advice = "--tiny measures it at toy widths"
-    needed = spec.params(dim) * config.dtype.itemsize
-    require_memory(needed, CPU, "the weights of one layer's attention need", lambda free: advice)
+    what, advice = "the weights of one layer's attention need", "--tiny measures it at toy widths"
+    require_memory(spec.params(dim) * config.dtype.itemsize, CPU, what, lambda free: advice)
 
 
 def run(spec: MLA, dim: int, config: MLAConfig, outcomes: list[Outcome], samples: Samples) -> None:
     """Fill `outcomes`, one for each variant and context, and `samples` by (variant, context in digits)."""
     built = modules(spec, build_block(spec, dim, config.dtype, config.seed), dim)
-    total, end = sum(config.contexts), 0  # a step takes time in proportion to its context
-    options = {"desc": "measuring", "file": sys.stderr, "disable": None, "leave": False, "bar_format": BAR}
-    with torch.inference_mode(), tqdm(total=total, **options) as bar:
-        for context in config.contexts:
+    for context in config.contexts:
+        with torch.inference_mode(), progress(f"measuring at {context:,} tokens") as bar:
             refused = too_large(variants(spec), context, config, free_memory(CPU))
             outcomes += [Outcome(variant, context, reason) for variant, reason in refused.items()]
             turns = {variant: module for variant, module in built.items() if variant not in refused}
             tasks = _tasks(spec, dim, turns, context, config, outcomes)
-            end += context
-            share = context / (len(tasks) * (MIN_WARMUP_ROUNDS + config.repeat) or 1)
-
-            def tick(share: float = share, end: int = end) -> None:
-                bar.update(min(share, end - bar.n))  # more warm-up rounds than expected add nothing
-
-            measure(tasks, samples, repetitions=config.repeat, tick=tick)
+            measure(tasks, samples, repetitions=config.repeat, tick=bar.tick, expect=bar.expect)
 
 
 def too_large(specs: dict[str, MLA], context: int, config: MLAConfig, free: int | None) -> dict[str, str]:
@@ -177,25 +166,26 @@ def too_large(specs: dict[str, MLA], context: int, config: MLAConfig, free: int 
 
 
 def _tasks(
-    spec: MLA, dim: int, turns: Mapping[str, nn.Module], context: int, config: MLAConfig, outcomes: list[Outcome]
+    spec: MLA, dim: int, turns: dict[str, nn.Module], context: int, config: MLAConfig, outcomes: list[Outcome]
 ) -> list[Task]:
     """Decoding one token in each variant, after `context` - 1 tokens whose latents are drawn at random, as those of
     random activations are. Each has been run once and compared."""
     generator = torch.Generator().manual_seed(config.seed)
     latent = torch.randn(1, 1, context - 1, spec.kv_rank + spec.rope_dim, generator=generator).to(config.dtype)
     x = torch.randn(1, 1, dim, generator=generator).to(config.dtype)
-    caches, steps = dict[str, Cache](), dict[str, Callable[[], Tensor]]()
-    for variant, module in turns.items():
+    tasks: list[Task] = []
+    expected = None
+    for variant, module in reversed(turns.items()):  # absorbed first: the others are compared with it
         each = variants(spec)[variant]
-        caches[variant] = cache = Cache([each.cache_spec()], 1, context, config.dtype, CPU)
+        cache = Cache([each.cache_spec()], 1, context, config.dtype, CPU)
         fill_cache(variant, module, cache.layers[0].streams, latent)
-        steps[variant] = partial(module, x, block_context(each, cache, context - 1, 1), cache.layers[0])
-    outputs = {variant: step().float() for variant, step in steps.items()}
-    expected = outputs.get(ABSORBED)
-    for variant, output in outputs.items():
+        step = partial(module, x, block_context(each, cache, context - 1, 1), cache.layers[0])
+        output = step().float()
+        expected = output if variant == ABSORBED else expected
         difference = None if expected is None else float((output - expected).abs().max() / expected.abs().max())
-        outcomes.append(Outcome(variant, context, allocated=caches[variant].nbytes, difference=difference))
-    return [Task.ready((variant, str(context)), step) for variant, step in steps.items()]
+        outcomes.append(Outcome(variant, context, allocated=cache.nbytes, difference=difference))
+        tasks.append(Task.ready((variant, str(context)), step))
+    return tasks[::-1]
 
 
 def rows(spec: MLA, dim: int, config: MLAConfig, outcomes: Sequence[Outcome], samples: Samples) -> list[dict[str, Any]]:
@@ -203,36 +193,38 @@ def rows(spec: MLA, dim: int, config: MLAConfig, outcomes: Sequence[Outcome], sa
     specs = variants(spec)
     found = {(each.context, each.variant): each for each in outcomes}
     order = [found[context, variant] for context in config.contexts for variant in specs if (context, variant) in found]
-    done = [each for each in order if each.too_large or (each.variant, str(each.context)) in samples]
-    made = [_row(specs[each.variant], dim, config, each, samples) for each in done]
+    made: list[dict[str, Any]] = []
+    for outcome in order:
+        spec, context = specs[outcome.variant], outcome.context
+        seconds = samples.get((outcome.variant, str(context)), [])
+        if not (seconds or outcome.too_large):
+            continue
+        made.append(
+            {
+                "table": "mla",
+                "variant": outcome.variant,
+                "dim": dim,
+                "heads": spec.heads,
+                "params": spec.params(dim),
+                "dtype": dtype_name(config.dtype),
+                "threads": torch.get_num_threads(),
+                "context": context,
+                "elements_per_token": spec.cache_spec().elements(),
+                "kv_bytes_per_token": config.kv_bytes(spec, 1),
+                "kv_bytes": config.kv_bytes(spec, context),
+                "allocated_bytes": outcome.allocated,
+                "flops": spec.flops(dim, context - 1, 1),
+                "difference": outcome.difference,
+                "bound": TOLERANCE[config.dtype],
+                "too_large": outcome.too_large,
+                **time_columns("decode", seconds),
+            }
+        )
     absorbed = {row["context"]: row["decode_s"] for row in made if row["variant"] == ABSORBED}
     for row in made:
         base = absorbed.get(row["context"])
         row["against_absorbed"] = row["decode_s"] / base if row["decode_s"] and base else None
     return made
-
-
-def _row(spec: MLA, dim: int, config: MLAConfig, outcome: Outcome, samples: Samples) -> dict[str, Any]:
-    context = outcome.context
-    return {
-        "table": "mla",
-        "variant": outcome.variant,
-        "dim": dim,
-        "heads": spec.heads,
-        "params": spec.params(dim),
-        "dtype": dtype_name(config.dtype),
-        "threads": torch.get_num_threads(),
-        "context": context,
-        "elements_per_token": spec.cache_spec().elements(),
-        "kv_bytes_per_token": config.kv_bytes(spec, 1),
-        "kv_bytes": config.kv_bytes(spec, context),
-        "allocated_bytes": outcome.allocated,
-        "flops": spec.flops(dim, context - 1, 1),
-        "difference": outcome.difference,
-        "bound": TOLERANCE[config.dtype],
-        "too_large": outcome.too_large,
-        **time_columns("decode", samples.get((outcome.variant, str(context)), [])),
-    }
 
 
 def failures(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.measure.timing import Task
+from weights.reference.layers import removed_after
 from zoo.blocks import MoE
 from zoo.core.linear import ONEDNN, linear
 from zoo.model.decoder import Model
@@ -75,13 +76,9 @@ def _recording(model: Model, gemms: list[tuple[Tensor, int]], counts: dict[int, 
 
     sparse = [layer for layer, spec in enumerate(model.spec.layers) if isinstance(spec.ffn.block, MoE)]
     routers = {layer: model.layers[layer].get_submodule("ffn.block.router") for layer in sparse}
-    hooks = [router.register_forward_hook(partial(count, layer)) for layer, router in routers.items()]
-    try:
-        with _Gemms(model, gemms):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    hooks = (router.register_forward_hook(partial(count, layer)) for layer, router in routers.items())
+    with removed_after(hooks), _Gemms(model, gemms):
+        yield
 
 
 def gemm_key(key: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,17 +1,22 @@
-"""Runners and workloads: the passes over a cache that are timed, without sampling and without text.
+"""What takes turns in a throughput measurement: candidates that run workloads over a cache, without sampling or text.
 
-A `Runner` is a model as one implementation runs it. A `Workload` says which passes, under the labels of llama-bench.
+A `Workload` says which passes are timed, under the labels of llama-bench. A `Runner` is a model as one implementation
+runs it, a `Candidate` such a model in one mode.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.measure.timing import Task
+from benchmarks.measure.benchmark_models import BenchmarkModel
+from benchmarks.measure.ceilings import Kernel
+from benchmarks.measure.observed import Observed
+from benchmarks.measure.timing import Samples, Task
 from zoo.core.cache import Cache, SlidingWindowCache
 from zoo.errors import UsageError
 from zoo.model.decoder import Model
@@ -21,71 +26,60 @@ EAGER, COMPILED = "eager", "compiled"  # modes
 FILL_TOKENS = 512  # in one pass while a cache is filled to its depth
 
 Phase = Literal["prefill", "decode"]
+Key = tuple[str, ...]
 
 
-class Runner(Protocol):
-    """Passes of a model over a cache of its own kind."""
+@dataclass(frozen=True)
+class Runner:
+    """Passes of a model, a module, over a cache of its own kind."""
+
+    model: Any
 
     def new_cache(self, batch: int, tokens: int) -> Any:
         """An empty cache for `batch` sequences of up to `tokens` tokens."""
 
-    def __call__(self, tokens: Tensor, cache: Any) -> object:
+    def __call__(self, tokens: Tensor, cache: Any) -> Any:
         """Token ids (batch, new) after those in the cache -> logits of the last one."""
 
     def snapshot(self, cache: Any) -> Callable[[], Any]:
         """A function that returns the cache as it is now, whatever passes were added to it."""
+        return lambda: None
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the parameters, each counted once."""
+        return sum(parameter.nbytes for parameter in self.model.parameters())
 
 
-@dataclass(frozen=True)
-class ZooRunner:
+class NullRunner(Runner):
+    """A model that computes nothing, without a cache: timing it gives the harness overhead."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Module())
+
+
+class ZooRunner(Runner):
     """A model of the zoo."""
-
-    model: Model
 
     def new_cache(self, batch: int, tokens: int) -> Cache:
         return self.model.new_cache(batch, tokens)
 
-    def __call__(self, tokens: Tensor, cache: Cache) -> object:
+    def __call__(self, tokens: Tensor, cache: Cache) -> Tensor:
         return self.model(tokens, cache, logits_to_keep=1)
 
     def snapshot(self, cache: Cache) -> Callable[[], Cache]:
         """A full cache needs its length back and nothing else; a sliding-window cache also needs its contents."""
+        sliding = [layer for layer in cache.layers if isinstance(layer, SlidingWindowCache)]
+        copies = [(stream, stream.clone()) for layer in sliding for stream in layer.streams]
         length = cache.length
-        windows = [
-            stream for layer in cache.layers if isinstance(layer, SlidingWindowCache) for stream in layer.streams
-        ]
-        copies = [stream.clone() for stream in windows]
 
         def restore() -> Cache:
             cache.length = length
-            for stream, copy in zip(windows, copies, strict=True):
+            for stream, copy in copies:
                 stream.copy_(copy)
             return cache
 
         return restore
-
-    @property
-    def weight_bytes(self) -> int:
-        return sum(parameter.nbytes for parameter in self.model.parameters())
-
-
-class NullRunner:
-    """A model that computes nothing: timing it gives the harness overhead."""
-
-    weight_bytes = 0
-
-    def new_cache(self, batch: int, tokens: int) -> None:
-        return None
-
-    def __call__(self, tokens: Tensor, cache: None) -> None:
-        return None
-
-    def snapshot(self, cache: None) -> Callable[[], None]:
-        return lambda: None
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,7 @@ class Workload:
     @property
     def untimed(self) -> int:
         """Tokens between the depth and the timed ones: decode begins after its first token."""
-        return 1 if self.phase == "decode" else 0
+        return int(self.phase == "decode")
 
     @property
     def capacity(self) -> int:
@@ -116,15 +110,12 @@ class Workload:
     @property
     def passes(self) -> list[tuple[int, int]]:
         """(past tokens, new tokens) of each timed pass, for one sequence."""
-        start = self.depth + self.untimed
-        if self.phase == "prefill":
-            return [(start, self.tokens)]
-        return [(past, 1) for past in range(start, start + self.tokens)]
+        start, new = self.depth + self.untimed, 1 if self.phase == "decode" else self.tokens
+        return [(past, new) for past in range(start, start + self.tokens, new)]
 
 
 def workloads(prompt: int, generate: int, depths: Sequence[int], batch: int) -> tuple[Workload, ...]:
-    """A prefill of `prompt` and a decode of `generate` tokens at each depth; 0 tokens leave one out. Raises UsageError
-    if nothing is left."""
+    """A prefill of `prompt` and a decode of `generate` tokens at each depth, if any. Raises UsageError for none."""
     tests: list[tuple[Phase, int]] = [("prefill", prompt), ("decode", generate)]
     found = [Workload(phase, n, depth, batch) for depth in dict.fromkeys(depths) for phase, n in tests if n]
     if not found:
@@ -132,11 +123,10 @@ def workloads(prompt: int, generate: int, depths: Sequence[int], batch: int) -> 
     return tuple(found)
 
 
-def task(name: tuple[str, ...], runner: Runner, workload: Workload, tokens: Tensor) -> Task:
-    """Time `workload` on `tokens` (batch, capacity). The cache is filled to its depth once, and restored before each
-    repetition."""
+def task(name: Key, runner: Runner, workload: Workload, tokens: Tensor) -> Task:
+    """Time `workload` on `tokens` (batch, capacity). The cache is filled to its depth once, and then restored."""
     past, first, rest = tokens.split([workload.depth, workload.untimed, workload.tokens], dim=1)
-    timed = rest.split(1 if workload.phase == "decode" else workload.tokens, dim=1)
+    timed = rest.split(workload.passes[0][1], dim=1)
 
     @cache
     def filled() -> Callable[[], Any]:
@@ -163,3 +153,79 @@ def random_tokens(workload: Workload, vocab: int, seed: int, device: torch.devic
     """Random token ids (batch, capacity), the same for every model with this vocabulary size."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab, (workload.batch, workload.capacity), generator=generator).to(device)
+
+
+@dataclass(frozen=True)
+class ThroughputConfig:
+    """What all candidates share. `thorough`: also measure ceilings, GEMMs alone, memory, experts and overhead."""
+
+    workloads: tuple[Workload, ...]
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    threads: int = 1
+    seed: int = 0
+    repetitions: int = 5
+    thorough: bool = True
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model as one implementation runs it in one mode."""
+
+    model: BenchmarkModel
+    implementation: str
+    mode: str
+    runner: Runner
+
+    def key(self, workload: Workload) -> Key:
+        """Its name among the samples of a workload."""
+        return (self.model.label, self.implementation, self.mode, workload.label)
+
+    def task(self, workload: Workload, config: ThroughputConfig) -> Task:
+        """The workload on random tokens."""
+        tokens = random_tokens(workload, self.model.spec.vocab, config.seed, config.device)
+        return task(self.key(workload), self.runner, workload, tokens)
+
+
+@dataclass
+class Results:
+    """The candidates of a measurement, and what was measured so far by `Candidate.key` or by a name of its own."""
+
+    config: ThroughputConfig
+    candidates: list[Candidate] = field(default_factory=list)
+    samples: Samples = field(default_factory=dict)
+    warmups: Samples = field(default_factory=dict)
+    observed: dict[Key, Observed] = field(default_factory=dict)
+    kernels: list[Kernel] = field(default_factory=list)
+
+    @property
+    def timed(self) -> Samples:
+        """The samples that count; the warm-up's for a task that an interruption left without any."""
+        return self.warmups | self.samples
+
+
+def zoo_candidates(benchmark_model: BenchmarkModel, model: Model, modes: Iterable[str]) -> list[Candidate]:
+    """A candidate of the zoo for each mode; all share their weights."""
+    modules = ((mode, model if mode == EAGER else compiled_twin(model)) for mode in modes)
+    return [Candidate(benchmark_model, ZOO, mode, ZooRunner(module)) for mode, module in modules]
+
+
+def compiled_twin(model: Model) -> Model:
+    """A second module with the same weights, compiled."""
+    with torch.device("meta"):
+        twin = Model(model.spec).eval()
+    twin.load_state_dict(model.state_dict(), assign=True)
+    twin.compile()
+    return twin
+
+
+@contextmanager
+def inference(threads: int) -> Iterator[None]:
+    """Run on this many threads, in inference mode."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -3,60 +3,50 @@
 The machine's ceilings take turns with them. Whatever was timed, before an interruption too, becomes rows and tables.
 """
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 
 from benchmarks.analytic.models import NamedSpec
-from benchmarks.measure import ceilings
-from benchmarks.measure.benchmark_models import BenchmarkModel, Variant, memory_need, require_model_memory
-from benchmarks.measure.candidates import Candidate, Key, Results, ThroughputConfig, inference, zoo_candidates
-from benchmarks.measure.devices import clock, start_memory_meter
+from benchmarks.measure import ceilings, runners
+from benchmarks.measure.baseline import baseline_candidates
+from benchmarks.measure.benchmark_models import BenchmarkModel, Variant, first_layers
+from benchmarks.measure.devices import clock, require_memory, start_memory_meter
 from benchmarks.measure.environment import recorded
 from benchmarks.measure.observed import gemm_task, observe
-from benchmarks.measure.runners import COMPILED, EAGER, NullRunner, Workload, random_tokens, task, workloads
-from benchmarks.measure.throughput_rows import ceiling_rows, harness_key, rows
-from benchmarks.measure.throughput_tables import tables
-from benchmarks.measure.timing import Clock, Task, measure
-from benchmarks.output.progress import Progress, progress
+from benchmarks.measure.runners import COMPILED, EAGER, ZOO, Results, ThroughputConfig, Workload, zoo_candidates
+from benchmarks.measure.throughput_rows import ceiling_rows, harness_key, rows, tables
+from benchmarks.measure.timing import Task, measure
+from benchmarks.output.progress import progress
 from benchmarks.output.report import Report
 from zoo.core.devices import find_device
 from zoo.errors import UsageError, require_package
+from zoo.model.decoder import Decoder
+from zoo.units import dtype_name, format_count
 
 TINY_THREADS = 1  # toy matrices leave a second thread nothing but waiting, which would be measured too
 TINY_PREFILL, TINY_DECODE = 256, 32  # tokens
 
 
 def throughput_config(
+    works: tuple[Workload, ...],
     dtype: torch.dtype | None,
-    *,
     device: str = "cpu",
-    batch: int = 1,
-    prompt: int = 512,
-    generate: int = 128,
-    depths: Sequence[int] = (0,),
     threads: int | None = None,
     seed: int = 0,
     repetitions: int = 5,
     tiny: bool = False,
 ) -> ThroughputConfig:
-    """The configuration that a command's options ask for. `dtype` None: bfloat16 on a GPU, float32 elsewhere.
-
-    Raises UsageError for options that leave nothing to measure and for a dtype that nothing is computed in,
-    NotAvailable for a device that is not here.
-    """
+    """The configuration that a command's options ask for. `dtype` None: bfloat16 on a GPU, float32 elsewhere. Raises
+    UsageError for a dtype that nothing is computed in, NotAvailable for a device that is not here."""
     place = find_device(device)
     if dtype is not None and dtype.itemsize < 2:
-        raise UsageError(f"--dtype {str(dtype).removeprefix('torch.')}: no model here computes in it; choose bfloat16")
-    return ThroughputConfig(
-        workloads=workloads(prompt, generate, depths, batch),
-        dtype=dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32),
-        device=place,
-        threads=threads or (TINY_THREADS if tiny else torch.get_num_threads()),
-        seed=seed,
-        repetitions=repetitions,
-    )
+        raise UsageError(f"--dtype {dtype_name(dtype)}: no model here computes in it; choose bfloat16")
+    dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
+    threads = threads or (TINY_THREADS if tiny else torch.get_num_threads())
+    return ThroughputConfig(works, dtype, place, threads, seed, repetitions)
 
 
 def measure_throughput(
@@ -75,47 +65,70 @@ def measure_throughput(
     peer = peer or peer_compiled
     if peer:
         require_package("transformers", "parity")
-    runs = len(modes) + peer + peer_compiled
-    need = memory_need(config.workloads, runs, copies=2 if peer else 1)
-    require_model_memory(models, need, config.device, config.dtype)
+    require_model_memory(models, config, len(modes) + peer + peer_compiled, copies=2 if peer else 1)
     results = Results(config)
     try:
-        with recorded(report, config.device), progress("building") as bar:
-            for model in models:
-                bar.doing(f"building {model.label}")
-                results.candidates += _candidates(model, config, modes, peer, peer_compiled)
-            run(results, bar)
+        with recorded(report, config.device):
+            with progress("building") as bar:
+                for model in models:
+                    bar.doing(f"building {model.label}")
+                    module = model.build(config.device, config.dtype, config.seed)
+                    results.candidates += zoo_candidates(model, module, modes)
+                    if peer:
+                        results.candidates += baseline_candidates(model, module, config, peer_compiled)
+            run(results)
     finally:
         if timed := rows(results):
             report.add(*tables(timed, ceiling_rows(results), report.about["machine"]))
 
 
-def _candidates(
-    benchmark_model: BenchmarkModel, config: ThroughputConfig, modes: Sequence[str], peer: bool, peer_compiled: bool
-) -> Iterator[Candidate]:
-    model = benchmark_model.build(config.device, config.dtype, config.seed)
-    yield from zoo_candidates(benchmark_model, model, modes)
-    if peer:
-        from benchmarks.measure import baseline  # only here: it imports transformers, an extra
+def needed_bytes(spec: Decoder, dtype: torch.dtype, works: Sequence[Workload], modes: int, copies: int = 1) -> int:
+    """Bytes of the weights, `copies` times; of a cache and a snapshot of its sliding windows, for each of `modes` and
+    each workload; and of the activations of the widest pass."""
+    caches = sum(spec.kv_bytes(work.capacity, work.batch, dtype) for work in works)
+    snapshots = sum(spec.kv_growth(dtype)[0] * work.batch for work in works if work.depth)
+    widest = max(work.batch * max(new for _, new in work.passes) for work in works)
+    hidden = max(layer.active_params(spec.dim) // spec.dim for layer in spec.layers)  # elements per token, at most
+    room = (widest * (hidden + 4 * spec.dim) + works[0].batch * spec.vocab) * dtype.itemsize
+    return copies * spec.params() * dtype.itemsize + modes * (caches + min(snapshots, caches)) + room
 
-        yield from baseline.baseline_candidates(benchmark_model, model, config, peer_compiled)
+
+def require_model_memory(
+    models: Sequence[BenchmarkModel], config: ThroughputConfig, modes: int, copies: int = 1
+) -> None:
+    """Raise NotAvailable, naming the options that would fit, unless all models fit together into the free memory."""
+    layers, half = max(len(model.spec.layers) for model in models), torch.bfloat16
+
+    def total(number: int, dtype: torch.dtype) -> int:
+        specs = (first_layers(model.spec, number) for model in models)
+        return sum(needed_bytes(spec, dtype, config.workloads, modes, copies) for spec in specs)
+
+    def advice(free: int) -> str:
+        fits_half = config.dtype.itemsize > half.itemsize and total(layers, half) <= free
+        most = bisect(range(1, layers), False, key=lambda number: total(number, config.dtype) > free)
+        options = [*(["--dtype bfloat16"] if fits_half else []), *([f"--layers {most}"] if most else []), "--tiny"]
+        return f"what would fit: {', '.join(options)}"
+
+    names = ", ".join(f"{model.label} ({format_count(model.spec.params())} parameters)" for model in models)
+    what = f"{names} in {dtype_name(config.dtype)} {'needs' if len(models) == 1 else 'need together'}"
+    require_memory(total(layers, config.dtype), config.device, what, advice)
 
 
-def run(results: Results, bar: Progress, timer: Clock | None = None) -> None:
+def run(results: Results) -> None:
     """Time the candidates in turns, filling `results`; the candidates of a workload follow each other."""
-    config, candidates = results.config, results.candidates
-    timer = timer or clock(config.device)
-    with inference(config.threads):
+    config, candidates, timer = results.config, results.candidates, clock(results.config.device)
+    with runners.inference(config.threads), progress("first runs") as bar:
         tasks = {each.key(work): each.task(work, config) for work in config.workloads for each in candidates}
         beside: list[Task] = []
         if config.thorough:
-            bar.doing("first runs")
             _observe(results, tasks)
             compiles = any(candidate.mode == COMPILED for candidate in candidates)
             results.kernels = ceilings.kernels(config.device, config.dtype, timer, compiles)
-            beside += [_harness_task(work, config) for work in config.workloads]
+            for work in config.workloads:
+                tokens = runners.random_tokens(work, 1, config.seed, config.device)
+                beside.append(runners.task(harness_key(work), runners.NullRunner(), work, tokens))
             beside += [gemm_task(key, seen.gemms) for key, seen in results.observed.items() if seen.gemms]
-            beside += ceilings.tasks(results.kernels)
+            beside += [Task.ready(kernel.key, kernel.run) for kernel in results.kernels]
         bar.doing("measuring")
         measure(
             [*tasks.values(), *beside],
@@ -128,7 +141,7 @@ def run(results: Results, bar: Progress, timer: Clock | None = None) -> None:
         )
 
 
-def _observe(results: Results, tasks: dict[Key, Task]) -> None:
+def _observe(results: Results, tasks: dict[runners.Key, Task]) -> None:
     """Observe each task once; a compiled model has run before, since compiling takes memory too. GEMMs are kept for the
     zoo's prefills alone: a decode step does little else than read the same weights."""
     config = results.config
@@ -136,16 +149,12 @@ def _observe(results: Results, tasks: dict[Key, Task]) -> None:
         for work in config.workloads:
             if candidate.mode == COMPILED:
                 candidate.task(work, config).prepare()()
-            key, start_meter = candidate.key(work), partial(start_memory_meter, config.device)
-            seen = observe(tasks[key], candidate.runner.weight_bytes, start_meter, candidate.watched)
+            key, runner, start_meter = candidate.key(work), candidate.runner, partial(start_memory_meter, config.device)
+            watched = runner.model if (candidate.implementation, candidate.mode) == (ZOO, EAGER) else None
+            seen = observe(tasks[key], runner.weight_bytes, start_meter, watched)
             if work.phase == "decode":
                 seen.gemms.clear()
             results.observed[key] = seen
-
-
-def _harness_task(work: Workload, config: ThroughputConfig) -> Task:
-    """The same loop around a model that computes nothing."""
-    return task(harness_key(work), NullRunner(), work, random_tokens(work, 1, config.seed, config.device))
 
 
 def prepare_tiny(entries: Sequence[NamedSpec], seed: int) -> Results:
@@ -156,9 +165,3 @@ def prepare_tiny(entries: Sequence[NamedSpec], seed: int) -> Results:
     models = [Variant(tiny=True).of(BenchmarkModel(entry)) for entry in entries]
     built = [(model, model.build(config.device, config.dtype, config.seed)) for model in models]
     return Results(config, [each for model, module in built for each in zoo_candidates(model, module, [EAGER])])
-
-
-def measure_tiny(results: Results) -> None:
-    """Time the tiny forms, filling `results`."""
-    with progress("measuring") as bar:
-        run(results, bar)

@@ -4,14 +4,12 @@ Turns (A B C, A B C, ...) spread a machine's drift over all tasks alike; medians
 difference can be trusted. The clock is an argument: tests do not wait, and a device brings its own.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, inf, log, sqrt
 from statistics import NormalDist, fmean, median, stdev
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 Clock = Callable[[], float]
 Samples = dict[tuple[str, ...], list[float]]  # seconds of each run, by the task's name
@@ -37,13 +35,12 @@ class Task:
     prepare: Callable[[], Callable[[], object]]
 
     @classmethod
-    def ready(cls, name: tuple[str, ...], run: Callable[[], object]) -> Task:
+    def ready(cls, name: tuple[str, ...], run: Callable[[], object]) -> Self:
         """A task that needs no preparation."""
         return cls(name, lambda: run)
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """The median, the standard deviation and the extremes of some samples."""
 
     median: float
@@ -108,8 +105,7 @@ def _round(tasks: Sequence[Task], samples: Samples, clock: Clock, tick: Callable
 
 
 def rate(amount: float, seconds: Sequence[float]) -> Spread:
-    """`amount` per second, over samples of the seconds it took. The median is that of the seconds; a single sample has
-    a standard deviation of 0."""
+    """`amount` per second, over samples of its seconds: their median's rate; a single sample has no deviation (0)."""
     rates = [amount / each for each in seconds]
     std = stdev(rates) if len(rates) > 1 else 0.0
     return Spread(amount / median(seconds), std, min(rates), max(rates))

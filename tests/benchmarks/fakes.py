@@ -7,8 +7,7 @@ from typing import Any
 
 from benchmarks.measure import throughput
 from benchmarks.measure.benchmark_models import BenchmarkModel
-from benchmarks.measure.candidates import Candidate, Results
-from benchmarks.measure.runners import EAGER, ZOO, NullRunner
+from benchmarks.measure.runners import EAGER, ZOO, Candidate, NullRunner, Results
 from benchmarks.measure.throughput_rows import rows
 
 MACHINE = {

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.__main__ import app
 from benchmarks.measure import throughput
-from benchmarks.measure.candidates import Results
+from benchmarks.measure.runners import Results
 from zoo.architectures import families
 from zoo.cli.runner import exit_code
 
@@ -35,7 +35,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None,
             if end is not None:
                 raise end
 
-        monkeypatch.setattr(throughput, "measure_tiny", measure)
+        monkeypatch.setattr(throughput, "run", measure)
 
     return replace
 

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 import weights
 import zoo
 from benchmarks.__main__ import app
-from benchmarks.measure import candidates, ceilings, devices, throughput
+from benchmarks.measure import ceilings, devices, runners, throughput
 from benchmarks.measure.timing import measure
 from tests.benchmarks.fakes import Ticking
 from zoo.cli.runner import exit_code
@@ -210,7 +210,7 @@ def test_both_modes_of_both_implementations(capsys: pytest.CaptureFixture[str]) 
 
 def test_compiled_models_share_their_weights() -> None:
     model = zoo.build("deepseek-v3", tiny=True)
-    twin = candidates.compiled_twin(model)
+    twin = runners.compiled_twin(model)
     held = {parameter.data_ptr() for parameter in model.parameters()}
     assert {parameter.data_ptr() for parameter in twin.parameters()} == held
     assert twin.spec == model.spec

@@ -11,15 +11,9 @@ import torch
 import weights
 import zoo
 from benchmarks.measure import devices
-from benchmarks.measure.benchmark_models import (
-    BenchmarkModel,
-    Variant,
-    benchmark_models,
-    first_layers,
-    memory_need,
-    require_model_memory,
-)
-from benchmarks.measure.runners import workloads
+from benchmarks.measure.benchmark_models import BenchmarkModel, Variant, benchmark_models, first_layers
+from benchmarks.measure.runners import ThroughputConfig, workloads
+from benchmarks.measure.throughput import needed_bytes, require_model_memory
 from zoo.architectures import families
 from zoo.errors import NotAvailable, UsageError
 
@@ -104,15 +98,16 @@ def test_released_weights_of_a_preset_come_from_the_cache_or_are_missed() -> Non
 def test_what_is_needed_covers_weights_and_caches(name: str) -> None:
     spec = zoo.spec(name)
     caches = sum(spec.kv_bytes(work.capacity, dtype=BF16) for work in WORKS)
-    assert memory_need(WORKS, 1)(spec, BF16) > spec.params() * 2 + caches
-    assert memory_need(WORKS, 1, copies=2)(spec, BF16) - memory_need(WORKS, 1)(spec, BF16) == spec.params() * 2
-    assert memory_need(WORKS, 2)(spec, BF16) - memory_need(WORKS, 1)(spec, BF16) >= caches
+    once = needed_bytes(spec, BF16, WORKS, 1)
+    assert once > spec.params() * 2 + caches
+    assert needed_bytes(spec, BF16, WORKS, 1, copies=2) - once == spec.params() * 2
+    assert needed_bytes(spec, BF16, WORKS, 2) - once >= caches
 
 
 def refused(names: list[str], free: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(devices, "free_memory", lambda device: free)
     with pytest.raises(NotAvailable) as error:
-        require_model_memory(benchmark_models(names, Variant()), memory_need(WORKS, 1), CPU, dtype)
+        require_model_memory(benchmark_models(names, Variant()), ThroughputConfig(WORKS, dtype), 1)
     return str(error.value)
 
 
@@ -129,10 +124,10 @@ def test_the_layers_that_would_fit_do_and_one_more_does_not(monkeypatch: pytest.
     told = refused(["qwen3-8b", "llama3-8b"], free, F32, monkeypatch)
     assert "qwen3-8b (8.19B parameters), llama3-8b (8.03B parameters) in float32 need" in told
     most = int(told.partition("--layers ")[2].partition(",")[0])
-    needed = memory_need(WORKS, 1)
 
     def together(number: int) -> int:
-        return sum(needed(first_layers(zoo.spec(name), number), F32) for name in ("qwen3-8b", "llama3-8b"))
+        specs = (first_layers(zoo.spec(name), number) for name in ("qwen3-8b", "llama3-8b"))
+        return sum(needed_bytes(spec, F32, WORKS, 1) for spec in specs)
 
     assert together(most) <= free < together(most + 1)
 
@@ -144,6 +139,5 @@ def test_where_not_one_layer_fits_only_the_tiny_form_is_left(monkeypatch: pytest
 def test_what_fits_or_cannot_be_said_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for free in (2**60, None):
         monkeypatch.setattr(devices, "free_memory", lambda device, free=free: free)
-        require_model_memory(
-            [BenchmarkModel(benchmark_models(["llama3-8b"], Variant())[0].entry)], memory_need(WORKS, 1), CPU, F32
-        )
+        models = [BenchmarkModel(benchmark_models(["llama3-8b"], Variant())[0].entry)]
+        require_model_memory(models, ThroughputConfig(WORKS, F32), 1)

@@ -14,10 +14,10 @@ from benchmarks.measure.ceilings import (
     matmul_kernels,
     measured_device,
     reading_kernels,
-    rows,
-    tasks,
 )
-from benchmarks.measure.timing import Samples, measure
+from benchmarks.measure.runners import Results, ThroughputConfig
+from benchmarks.measure.throughput_rows import ceiling_rows
+from benchmarks.measure.timing import Samples, Task, measure
 from tests.benchmarks.fakes import Clock, Ticking
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def test_the_fastest_kernel_of_each_kind_is_the_ceiling() -> None:
     samples: Samples = {kernel.key: [2.0, 1.0, 4.0] for kernel in found}
     fast = next(kernel for kernel in found if kernel.name == "max")
     samples[fast.key] = [0.5, 0.25, 1.0]
-    made = rows(found, samples, CPU, 3)
+    made = ceiling_rows(Results(ThroughputConfig((), threads=3), samples=samples, kernels=found))
     top = best(made, "bandwidth")
     assert top is not None
     assert (top["kernel"], top["median"], top["min"], top["max"]) == ("max", 2 * SMALL, SMALL, 4 * SMALL)
@@ -78,12 +78,14 @@ def test_the_fastest_kernel_of_each_kind_is_the_ceiling() -> None:
 def test_a_kernel_that_was_not_timed_has_no_row_and_half_a_machine_no_roofline() -> None:
     found = kernels(CPU, torch.float32, Ticking())
     samples: Samples = {kernel.key: [1.0] for kernel in found if kernel.kind == "bandwidth"}
-    made = rows(found, samples, CPU, 1)
+    made = ceiling_rows(Results(ThroughputConfig(()), samples=samples, kernels=found))
     assert {row["kind"] for row in made} == {"bandwidth"}
     assert measured_device(made) is None
 
 
 def test_kernels_are_tasks_like_any_other() -> None:
     found, samples = kernels(CPU, torch.float32, Ticking()), Samples()
-    measure(tasks(found), samples, repetitions=2, max_warmups=0, clock=Ticking())
+    measure(
+        [Task.ready(kernel.key, kernel.run) for kernel in found], samples, repetitions=2, max_warmups=0, clock=Ticking()
+    )
     assert samples == {kernel.key: [1.0, 1.0] for kernel in found}

@@ -9,7 +9,7 @@ from benchmarks.analytic.models import one, representatives
 from benchmarks.commands import costs
 from benchmarks.measure import throughput
 from benchmarks.measure.benchmark_models import BenchmarkModel
-from benchmarks.measure.throughput import TINY_THREADS, measure_tiny, prepare_tiny
+from benchmarks.measure.throughput import TINY_THREADS, prepare_tiny, run
 from benchmarks.measure.throughput_rows import rows
 from tests.benchmarks.fakes import Ticking, fake_rows
 from zoo.architectures import families
@@ -21,7 +21,7 @@ def test_every_family_runs_in_its_tiny_form(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(throughput, "TINY_DECODE", 2)
     monkeypatch.setattr(throughput, "clock", lambda device: Ticking())
     results = prepare_tiny(representatives([]), 0)
-    measure_tiny(results)
+    run(results)
     made = rows(results)
     assert [(row["model"], row["test"]) for row in made] == [
         (family, test) for family in families() for test in ("pp20", "tg2")
@@ -46,7 +46,7 @@ def test_threads_are_as_before_once_it_is_over(monkeypatch: pytest.MonkeyPatch) 
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            measure_tiny(prepare_tiny([one("llama3")], 0))
+            run(prepare_tiny([one("llama3")], 0))
         assert inside == [(TINY_THREADS, True)]
         assert torch.get_num_threads() == 2
         assert not torch.is_inference_mode_enabled()

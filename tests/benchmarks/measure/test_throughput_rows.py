@@ -9,12 +9,20 @@ import torch
 
 import zoo
 from benchmarks.analytic.models import one
-from benchmarks.measure import throughput_rows, throughput_tables
+from benchmarks.measure import throughput_rows
 from benchmarks.measure.benchmark_models import BenchmarkModel
-from benchmarks.measure.candidates import Candidate, Results, ThroughputConfig
 from benchmarks.measure.ceilings import Kernel
 from benchmarks.measure.observed import Observed, gemm_key
-from benchmarks.measure.runners import COMPILED, EAGER, ZOO, NullRunner, Workload
+from benchmarks.measure.runners import (
+    COMPILED,
+    EAGER,
+    ZOO,
+    Candidate,
+    NullRunner,
+    Results,
+    ThroughputConfig,
+    Workload,
+)
 from benchmarks.measure.throughput_rows import ceiling_rows, expected_hits, harness_key, least_work, rows
 from tests.benchmarks.fakes import MACHINE
 from zoo.cli.tables import Format
@@ -145,7 +153,7 @@ def test_rows_of_an_interrupted_warm_up_are_marked() -> None:
     assert shown["prefill"]["seconds"] == [2.0, 4.0]
     assert {row["warmups"] for row in shown.values()} == {0}
     assert all("warming_up" in row["marks"] for row in shown.values())
-    legend = throughput_tables.speeds(list(shown.values()), MACHINE).legend
+    legend = throughput_rows.speeds(list(shown.values()), MACHINE).legend
     assert any("2 to 4 repetitions of the warm-up, interrupted before any that counts" in line for line in legend)
 
 
@@ -162,7 +170,7 @@ def test_tables_fit_80_columns_with_the_longest_names_and_two_marks(monkeypatch:
     made.config = deep = ThroughputConfig((PREFILL, Workload("decode", 128, 131072)), dtype=torch.bfloat16)
     made.samples |= {each.key(deep.workloads[1]): [100.0] for each in candidates}
     made.warmups |= {each.key(deep.workloads[1]): [4.0, 3.0, 2.0, 1.0] for each in candidates}
-    shown = list(throughput_tables.tables(rows(made), ceiling_rows(made), MACHINE))
+    shown = list(throughput_rows.tables(rows(made), ceiling_rows(made), MACHINE))
     assert len(shown) == 3
     for table in shown:
         text = table.text(Format.table)
