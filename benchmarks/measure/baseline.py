@@ -40,12 +40,13 @@ class BaselineRunner(Runner):
     def __call__(self, tokens: Tensor, cache: Any) -> Tensor:
         # Releases that know `cache` warn about the older name.
         name = "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"
-        return (self.compiled or self.model)(input_ids=tokens, use_cache=True, logits_to_keep=1, **{name: cache}).logits
+        call = self.model if self.compiled is None else self.compiled  # a compiled module has no truth value
+        return call(input_ids=tokens, use_cache=True, logits_to_keep=1, **{name: cache}).logits
 
     def snapshot(self, cache: Any) -> Callable[[], Any]:
         """A static cache is restored in place: compiled code may rely on its address."""
         kept = copy.deepcopy(cache)
-        return (lambda: _restored(cache, kept)) if self.compiled else (lambda: copy.deepcopy(kept))
+        return (lambda: copy.deepcopy(kept)) if self.compiled is None else (lambda: _restored(cache, kept))
 
 
 def _restored(cache: Any, kept: Any) -> Any:
