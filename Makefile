@@ -30,9 +30,11 @@ compare: $(VENV)/.run ## all architectures side by side: parameters, KV cache, F
 gallery: $(VENV)/.gallery ## write gallery/index.html: diagrams, charts and what-if of all architectures
 	@$(BIN)/python -m benchmarks gallery --out gallery $(ARGS)
 
-docs: $(VENV)/.gallery ## write what is generated in docs/: comparisons, blocks and their drawings
+docs: $(VENV)/.gallery ## write what is generated in docs/: comparisons, blocks and their drawings, measured tables
 	@$(BIN)/python -m benchmarks compare --docs --out docs/comparisons.md
 	@$(BIN)/python -m benchmarks gallery --docs --out docs
+	@$(BIN)/python -m benchmarks.performance
+	@$(BIN)/python -m benchmarks.single_blocks
 
 test: $(VENV)/.test ## the tests: offline, on the CPU
 	$(PYTEST) $(ARGS)

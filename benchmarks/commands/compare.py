@@ -20,10 +20,10 @@ from zoo.cli.tables import Column, Format
 from zoo.errors import UsageError
 from zoo.units import dtype_name, format_bytes, format_count
 
-INTRODUCTION = """# Comparisons
+INTRODUCTION = """# How do two architectures differ?
 
-Pairs of architectures, and only what differs between the two. Written by `make docs`; a test holds it to what
-`python -m benchmarks compare A B` prints."""
+In a few fields of their specs: below are six pairs, and only what differs between the two. Written by `make docs`; a
+test holds it to what `python -m benchmarks compare A B` prints."""
 
 
 def command(
