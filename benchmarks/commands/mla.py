@@ -89,7 +89,7 @@ def _kept(title: str, rows: Rows) -> Table:
         return {"keeps": heads if variant == EXPANDED else "1 latent and 1 key", "expands": EXPANDS[variant]}
 
     legend = [f"{format_count(rows[0]['params'])} parameters at width {rows[0]['dim']:,}, the same for all variants."]
-    return Table(title, shown, legend, list({row["variant"]: row for row in rows}.values()), kept)
+    return Table(title, shown, legend, [row for row in rows if row["context"] == rows[0]["context"]], kept)
 
 
 def _measured(title: str, rows: Rows) -> Table:
