@@ -49,7 +49,7 @@ def command(
     """
     device = peak.device()
     if docs:
-        emit(document(context, inference, device), to.out)
+        emit(comparison_page(context, inference, device), to.out)
         return
     models = pair(names or [], changes.swap or [], changes.ignore_field or [])
     with to.report() as report:
@@ -70,7 +70,7 @@ def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str
     return first, swapped(first, swaps) if swaps else one(names[1], ignore_fields)
 
 
-def document(context: int, config: InferenceConfig, device: Device) -> str:
+def comparison_page(context: int, config: InferenceConfig, device: Device) -> str:
     """docs/comparisons.md."""
     parts = [INTRODUCTION]
     for names in PAIRS:

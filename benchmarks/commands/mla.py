@@ -45,7 +45,7 @@ def command(
     All have the same weights, and their outputs must be equal. A variant that does not fit the free memory says so.
     """
     model = swapped(one(name), swap) if swap else one(name)
-    spec, dim = attention(model, tiny)
+    spec, dim = latent_attention(model, tiny)
     config = MLAConfig(sorted(set(context or CONTEXTS)), dtype, repeat, seed)
     mla.require_weight_memory(spec, dim, config)
     outcomes, samples = list[Outcome](), Samples()
@@ -61,7 +61,7 @@ def command(
         raise CheckFailed("; ".join(failed))
 
 
-def attention(model: NamedSpec, tiny: bool) -> tuple[MLA, int]:
+def latent_attention(model: NamedSpec, tiny: bool) -> tuple[MLA, int]:
     """The latent attention of a model's first layer that has one, and the model's width. Raises UsageError for none."""
     spec = tiny_form(model.spec) if tiny else model.spec
     if found := next((layer.mixer for layer in spec.layers if isinstance(layer.mixer, MLA)), None):

@@ -37,7 +37,7 @@ WINDOW = 512
 EXPERTS, ACTIVE_EXPERTS = 16, 4  # each 1 / ACTIVE_EXPERTS as wide as the dense block: active parameters are equal
 
 
-class Entry(NamedTuple):
+class BlockEntry(NamedTuple):
     """A block under its name in tables. `group`: attention, feed-forward, norm or placement."""
 
     group: str
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
     spec: Block
 
 
-def block_list(dim: int) -> list[Entry]:
+def block_list(dim: int) -> list[BlockEntry]:
     """Every block at width `dim`, which must be a multiple of 256, each beside those it is compared with.
 
     Attention has dim / 64 heads of 64, MLA in the proportions of DeepSeek-V2 (section 2.1.3). A feed-forward block has
@@ -67,7 +67,7 @@ def block_list(dim: int) -> list[Entry]:
             "RMSNorm, Gemma": replace(norm, unit_offset=True, scale_in_fp32=True),
         },
     }
-    return [Entry(group, label, spec) for group, specs in groups.items() for label, spec in specs.items()]
+    return [BlockEntry(group, label, spec) for group, specs in groups.items() for label, spec in specs.items()]
 
 
 def _attention(dim: int) -> dict[str, Block]:
@@ -112,7 +112,7 @@ class BlockConfig:
     seed: int = 0
 
 
-def run(entries: Sequence[Entry], config: BlockConfig, samples: Samples) -> None:
+def run(entries: Sequence[BlockEntry], config: BlockConfig, samples: Samples) -> None:
     """Fill `samples` by (label, phase)."""
     with torch.inference_mode(), progress("measuring") as bar:
         pairs = ((entry, build_block(entry.spec, config.dim, config.dtype, config.seed)) for entry in entries)
@@ -120,7 +120,7 @@ def run(entries: Sequence[Entry], config: BlockConfig, samples: Samples) -> None
         measure(tasks, samples, repetitions=config.repeat, tick=bar.tick, expect=bar.expect)
 
 
-def require_block_memory(entries: Sequence[Entry], config: BlockConfig) -> None:
+def require_block_memory(entries: Sequence[BlockEntry], config: BlockConfig) -> None:
     """Raise NotAvailable unless all blocks, their caches and the largest pass fit together into the free memory."""
     weights = sum(entry.spec.params(config.dim) for entry in entries)
     specs = [_cache_spec(entry.spec) for entry in entries]
@@ -152,7 +152,7 @@ def block_context(spec: Mixer, cache: Cache, past: int, new: int) -> ForwardCont
     return prepare_forward(past, new, spec.rotary(), cache.layers, CPU)
 
 
-def block_tasks(entry: Entry, module: nn.Module, config: BlockConfig) -> Iterator[Task]:
+def block_tasks(entry: BlockEntry, module: nn.Module, config: BlockConfig) -> Iterator[Task]:
     """Prefill, then decode. A mixer gets a cache whose past is drawn at random, and a forward context that is prepared
     beforehand, as a model prepares it once for all layers."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -173,7 +173,7 @@ def _touched(x: Tensor, run: Callable[[], object]) -> Callable[[], object]:
     return run
 
 
-def rows(entries: Sequence[Entry], config: BlockConfig, samples: Samples) -> list[dict[str, Any]]:
+def rows(entries: Sequence[BlockEntry], config: BlockConfig, samples: Samples) -> list[dict[str, Any]]:
     """One row for each block that was measured at least once in both phases."""
     made = []
     for group, label, spec in entries:

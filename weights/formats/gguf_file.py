@@ -105,7 +105,7 @@ class GGUFFile(Source):
         found: list[tuple[str, ModuleType, Decoder]] = []
         for family in (families()[name] for name in FAMILIES[self.kind]):
             for name, size in family.SIZES.items():
-                differ[name] = [*differences(self._metadata, size.spec), *self._other_factors(size.spec)]
+                differ[name] = [*spec_differences(self._metadata, size.spec), *self._other_factors(size.spec)]
                 if not differ[name]:
                     found.append((name, family, size.spec))
         if not found:
@@ -271,7 +271,7 @@ def metadata_of(spec: Decoder) -> dict[str, Any]:
     return metadata
 
 
-def differences(metadata: dict[str, Any], spec: Decoder) -> list[str]:
+def spec_differences(metadata: dict[str, Any], spec: Decoder) -> list[str]:
     """Where a file and a spec differ: in a required key, or in another key that the file has."""
     found = []
     for key, expected in metadata_of(spec).items():

@@ -11,7 +11,7 @@ from weights.loading import open_source
 from weights.reference.layers import agreement
 from weights.reference.logits import compare
 from weights.reference.model import transformers
-from weights.reference.report import Report
+from weights.reference.report import ParityReport
 from weights.reference.runs import run_in_memory, run_streaming
 from weights.tokenizer import TOKENIZER, read_tokenizer
 from zoo.blocks import MoE
@@ -45,7 +45,7 @@ def parity(
     revision: str | None = None,
     offline: bool = False,
     ignore_fields: Iterable[str] = (),
-) -> Report:
+) -> ParityReport:
     """How equal the zoo's model of a source is to the one that transformers makes of it, on the CPU.
 
     `source`, `revision` and `offline` are as for `weights.load`. Prompts have `tokens` tokens, None being enough to
@@ -70,7 +70,7 @@ def parity(
     agree, rerouted = agreement(experts["reference"], experts["full"], (batch, length))
     cached_agree, _ = agreement(experts["full"], experts["cached"], (batch, length))
     exact = runs.reference_float32  # of a comparison in bfloat16; then all tokens are counted
-    return Report(
+    return ParityReport(
         source=str(source),
         parameters=spec.params(),
         dtype=name,

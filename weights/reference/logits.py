@@ -11,7 +11,7 @@ CHUNK_ELEMENTS = 2**24  # logits compared at a time, in float64
 
 
 @dataclass(frozen=True)
-class Position:
+class PositionError:
     """The difference at one position, over the prompts compared there; NaN where there are none."""
 
     largest: float
@@ -36,7 +36,7 @@ class Difference:
     kl_max: float
     top1: float
     top10: float
-    by_position: tuple[Position, ...]
+    by_position: tuple[PositionError, ...]
 
 
 def chunks_of_positions(batch: int, length: int, vocab: int) -> Iterator[slice]:
@@ -63,7 +63,7 @@ def compare(reference: Tensor, other: Tensor, counted: Tensor | None = None) -> 
         tail = both.topk(min(tail_size, len(both))).values
     each = torch.cat(columns, dim=2)  # (quantity, batch, t)
     positions = [_selected(each[:3, :, i], counted[:, i]) for i in range(length)]
-    by_position = tuple(Position(float(a.max()), float(b.mean()), float(kl.mean())) for a, b, kl in positions)
+    by_position = tuple(PositionError(float(a.max()), float(b.mean()), float(kl.mean())) for a, b, kl in positions)
     largest, mean, kl, top1, top10 = _selected(each, counted)
     figures = {"largest": largest.max(), "mean": mean.mean(), "median": mean.median(), "p999": tail[-1]}
     figures |= {"kl_mean": kl.mean(), "kl_median": kl.median(), "kl_max": kl.max()}

@@ -64,7 +64,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Report:
+class ParityReport:
     """How equal the zoo's model is to the reference on the same weights and prompts.
 
     `logits`: the zoo's from the reference's, in `dtype`. `cached`: the zoo's in chunks and single tokens through a
@@ -153,7 +153,7 @@ class Report:
         return "\n\n".join([_filled(head), *tables, _filled(notes), _filled([verdict])])
 
 
-def _figures(report: Report) -> str:
+def _figures(report: ParityReport) -> str:
     rows = [
         {"figure": label}
         | {name: (_share if figure in SHARES else _error)(getattr(side, figure)) for name, side in report.sides.items()}
@@ -162,7 +162,7 @@ def _figures(report: Report) -> str:
     return _table(report, rows, "figure", "")
 
 
-def _positions(report: Report) -> str:
+def _positions(report: ParityReport) -> str:
     buckets = takewhile(lambda end: end < report.length, (FIRST_BUCKET * BUCKET_GROWTH**i for i in count()))
     edges = {0, *buckets, min(report.window, report.length), report.length}  # an error in the window shows after it
     rows = []
@@ -174,7 +174,7 @@ def _positions(report: Report) -> str:
     return _table(report, rows, "position", "largest, at position")
 
 
-def _table(report: Report, rows: list[dict[str, str]], key: str, head: str) -> str:
+def _table(report: ParityReport, rows: list[dict[str, str]], key: str, head: str) -> str:
     """A column `key`, and one for each side, aligned to the right."""
     from zoo.cli.tables import Column, render  # here, since `import weights` must not import a command line's packages
 
@@ -183,7 +183,7 @@ def _table(report: Report, rows: list[dict[str, str]], key: str, head: str) -> s
     return render(rows, [Column(key, f"{head:<{width}}"), *columns])
 
 
-def _notes(report: Report) -> Iterator[str]:
+def _notes(report: ParityReport) -> Iterator[str]:
     yield from (f"{HEADS[name]}: {NOTES[name].format(report.dtype)}" for name in report.sides)
     yield "KL: divergence from the reference's distribution of the next token, in nats per token."
     bad = [part for part in report.parts if not part.passed]
@@ -230,7 +230,7 @@ def check_plot(file: Path) -> None:
     require_package("matplotlib", "plot")
 
 
-def write_plot(report: Report, file: Path) -> None:
+def write_plot(report: ParityReport, file: Path) -> None:
     """Plot the largest logit difference at each position, over all prompts, to a .png or .svg file."""
     require_package("matplotlib", "plot")
     figure = require_package("matplotlib.figure", "plot").Figure(figsize=(8, 4.5), layout="constrained")

@@ -46,7 +46,7 @@ def build_report(
     original, spec, dropped = swapped_specs(preset, tiny, swaps)
     size, runs = sizes()[preset], device.type != "meta"
     if runs:
-        self_check.require_memory(spec, device, dtype)
+        self_check.require_free_memory(spec, device, dtype)
     if not tiny:
         building = f"building {format_count(spec.params())} parameters on {device}"
         print(building if runs else "not run: --tiny runs it at toy widths, --device cpu in full", file=sys.stderr)

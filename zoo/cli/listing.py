@@ -16,7 +16,7 @@ ROLES |= {"ffn": "feed-forward", "router": "router", "act": "activation"}
 ROLES |= {"norm": "norm", "placement": "norm placement", "model": "model"}
 
 
-class Entry(NamedTuple):
+class RegistryEntry(NamedTuple):
     """A block, or an option of the blocks of a role."""
 
     role: str
@@ -63,23 +63,23 @@ def listing_text() -> str:
     return "\n".join(lines)
 
 
-def _registered() -> Iterator[Entry]:
+def _registered() -> Iterator[RegistryEntry]:
     """Every block of the registry, used or not."""
     for name, kind in Spec.kinds.items():
         names = (name, *ALIASES) if kind is GQA else (name,)
-        yield from (Entry(kind.role, each) for each in names if kind.role)
-    yield from (Entry("placement", name) for name in PLACEMENTS)
+        yield from (RegistryEntry(kind.role, each) for each in names if kind.role)
+    yield from (RegistryEntry("placement", name) for name in PLACEMENTS)
 
 
-def _used(spec: Spec) -> Iterator[Entry]:
+def _used(spec: Spec) -> Iterator[RegistryEntry]:
     """The blocks and options of a spec and of everything in it."""
     if isinstance(spec, Placement):
-        yield Entry("placement", spec.placement)
+        yield RegistryEntry("placement", spec.placement)
     else:
-        yield from (Entry(spec.role, name) for name in aliases(spec) if spec.role)
+        yield from (RegistryEntry(spec.role, name) for name in aliases(spec) if spec.role)
         for name, term in features(spec).items():
             has_row = name == "window" or getattr(getattr(spec, name), "role", "") == name  # of its own
             if not has_row:
-                yield Entry(spec.role or "model", term, option=True)
+                yield RegistryEntry(spec.role or "model", term, option=True)
     for child in dict.fromkeys(child for _, child in spec.children()):
         yield from _used(child)

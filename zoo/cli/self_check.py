@@ -46,7 +46,7 @@ class DecodeCheck:
 
 
 def check_build(spec: Decoder, device: torch.device, dtype: torch.dtype, seed: int) -> tuple[Model, BuildCheck]:
-    """Build the model and count its parameters. Call `require_memory` first."""
+    """Build the model and count its parameters. Call `require_free_memory` first."""
     start = perf_counter()
     model = build(spec, device=device, dtype=dtype, seed=seed)
     seconds = perf_counter() - start
@@ -90,7 +90,7 @@ def tokens_needed(spec: Decoder) -> int:
     return min(max(layer.cache_spec().window or 0 for layer in spec.layers), MAX_WINDOW_TOKENS) + TOKENS_PAST_WINDOW
 
 
-def require_memory(spec: Decoder, device: torch.device, dtype: torch.dtype) -> None:
+def require_free_memory(spec: Decoder, device: torch.device, dtype: torch.dtype) -> None:
     """Raise NotAvailable unless the checks' weights, cache and logits fit the device's free memory."""
     free, tokens = free_memory(device), tokens_needed(spec)
     weights = spec.params() * dtype.itemsize

@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 FUSED_MULTIPLY_ADD = {"cpp.enable_floating_point_contract_flag": "fast"}
 
 
-def load() -> None:
+def load_compiler() -> None:
     """Import what `torch.compile` imports at its first use, under a locale in which it can be imported.
 
     It reads files of its own, which hold more than ASCII, in the encoding of the locale. That fails under a C locale

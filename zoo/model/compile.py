@@ -54,7 +54,7 @@ class CompiledModel:
     """
 
     def __init__(self, model: Any, options: dict[str, Any]) -> None:
-        inductor.load()
+        inductor.load_compiler()
         if model.embed.weight.device.type == "cpu":
             inductor.find_compiler()
         # The decode step over each cache, with the fingerprint of the model at its capture.

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.__main__ import app
 from benchmarks.measure import blocks, timing
-from benchmarks.measure.blocks import BlockConfig, Entry, block_list, block_tasks, build_block, rows, run
+from benchmarks.measure.blocks import BlockConfig, BlockEntry, block_list, block_tasks, build_block, rows, run
 from benchmarks.measure.devices import CPU
 from benchmarks.measure.timing import Samples
 from zoo.cli.runner import exit_code
@@ -61,7 +61,7 @@ def test_a_width_that_heads_do_not_divide_is_refused(dim: int) -> None:
 
 
 @pytest.mark.parametrize("entry", LISTED, ids=lambda entry: entry.label)
-def test_a_row_says_what_the_block_is(entry: Entry) -> None:
+def test_a_row_says_what_the_block_is(entry: BlockEntry) -> None:
     samples = Samples()
     run([entry], CONFIG, samples)
     (row,) = rows([entry], CONFIG, samples)
@@ -80,7 +80,7 @@ def test_a_row_says_what_the_block_is(entry: Entry) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("entry", LISTED, ids=lambda entry: entry.label)
-def test_what_is_timed_is_a_prefill_and_one_token(entry: Entry) -> None:
+def test_what_is_timed_is_a_prefill_and_one_token(entry: BlockEntry) -> None:
     """One call of the whole block each; a mixer's token sees all of the context, or its window."""
     module, seen = build_block(entry.spec, DIM, torch.float32, 0), list[tuple[Any, ...]]()
     config = BlockConfig(DIM, tokens=6, context=600)

@@ -23,7 +23,7 @@ TOKENS = 80
 MB = 10**6
 
 
-def without_provenance(report: weights.Report) -> weights.Report:
+def without_provenance(report: weights.ParityReport) -> weights.ParityReport:
     """The report without the fields that say how it was made."""
     return replace(report, streaming=False, reference="")
 

@@ -16,7 +16,7 @@ from zoo.cli.self_check import (
     check_build,
     check_decoding,
     failures,
-    require_memory,
+    require_free_memory,
     tokens_needed,
 )
 from zoo.core.devices import find_device
@@ -81,13 +81,13 @@ def test_memory_is_checked_before_anything_is_allocated(monkeypatch) -> None:
     for free, fits in ((None, True), (10 * weights, True), (weights, False)):
         monkeypatch.setattr(self_check, "free_memory", lambda device, free=free: free)
         if fits:
-            require_memory(small, CPU, FP32)
+            require_free_memory(small, CPU, FP32)
             continue
         with pytest.raises(
             NotAvailable, match=r"float32 need .* on cpu .* is free; --dtype bfloat16 halves it, --tiny"
         ):
-            require_memory(small, CPU, FP32)
-        require_memory(small, CPU, torch.bfloat16)
+            require_free_memory(small, CPU, FP32)
+        require_free_memory(small, CPU, torch.bfloat16)
 
 
 def test_devices() -> None:
