@@ -6,10 +6,9 @@ by reading it back.
 """
 
 from collections.abc import Callable
-from dataclasses import fields
 from itertools import chain
 from sys import float_info
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from zoo.blocks import GLU, GQA, RoPE, Scaling, YarnScaling, yarn_gain
 from zoo.hf.config import SCALINGS, layer_types
@@ -28,7 +27,7 @@ def first(spec: Spec, kind: type[S]) -> S | None:
 def fields_of(spec: Spec, kind: type[Spec], **names: str) -> ConfigFields:
     """Fields of the first block of a kind, under their published names: fields_of(spec, GQA, bias="attention_bias")."""
     block = first(spec, kind)
-    floats = {field.name for field in fields(kind) if field.type == "float"}  # where a spec may hold an int too
+    floats = {name for name, hint in get_type_hints(kind).items() if hint is float}  # where a spec may hold an int too
 
     def value(field: str) -> Any:
         held = getattr(block, field)

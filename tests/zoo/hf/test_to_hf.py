@@ -61,6 +61,13 @@ def test_the_reference_knows_the_class(name: str) -> None:
     assert said["architectures"] == [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[AutoConfig.for_model(**said).model_type]]
 
 
+def test_real_numbers_are_written_as_such() -> None:
+    """Also where a spec holds an int: strict readers of config.json refuse 40 for a field that is 40.0."""
+    scaling = zoo.to_hf(zoo.spec("deepseek-v3-671b"))["rope_scaling"]
+    written = [scaling[name] for name in ("factor", "beta_fast", "beta_slow")]
+    assert [type(value) for value in (*written, zoo.to_hf(zoo.spec("gpt-oss-20b"))["swiglu_limit"])] == [float] * 4
+
+
 @pytest.mark.parametrize("swapped", DESCRIBABLE)
 def test_a_swap_that_a_config_can_describe(swapped: str) -> None:
     model_type, spec = DESCRIBABLE[swapped]
