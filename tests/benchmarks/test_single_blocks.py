@@ -27,7 +27,7 @@ def exact(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def mla_rows() -> list[dict[str, Any]]:
-    spec, dim = mla.attention(one("deepseek-v3"), tiny=False)
+    spec, dim = mla.latent_attention(one("deepseek-v3"), tiny=False)
     config = MLAConfig(mla.CONTEXTS)
     each = [(variant, context) for context in config.contexts for variant in variants(spec)]
     samples = {(variant, str(context)): [1.0] for variant, context in each}
