@@ -113,13 +113,13 @@ def to_hf(spec: Decoder) -> dict[str, Any]:
         return min(sum(differences(spec, size.spec).values()) for size in family.SIZES.values())
 
     configs = {family: _config(family, spec) for family in families().values()}
-    described = {family: other for family in configs if (other := _read_back(family, configs[family])) is not None}
-    exact = [family for family, other in described.items() if other == spec == family.from_hf(configs[family])]
+    described = {family: found for family in configs if (found := _read_back(family, configs[family]))}
+    exact = [family for family, (other, is_whole) in described.items() if is_whole and other == spec]
     if exact:
         return configs[min(exact, key=distance)]
     if not described:
         raise SpecError("no published config describes this model, nor one like it")
-    differs = {family: differences(spec, other) for family, other in described.items()}
+    differs = {family: differences(spec, other) for family, (other, _) in described.items()}
     nearest = min(differs, key=lambda family: (sum(differs[family].values()), distance(family)))
     model_type, listed = configs[nearest]["model_type"], "; ".join(differs[nearest])
     raise SpecError(f"no published config describes this model. The nearest, of {model_type}: {listed}")
@@ -132,13 +132,13 @@ def _config(family: ModuleType, spec: Decoder) -> dict[str, Any]:
     return {"architectures": [family.from_hf.classes[fields["model_type"]]], **TOKENS, **fields}
 
 
-def _read_back(family: ModuleType, config: dict[str, Any]) -> Decoder | None:
-    """The spec that a config describes; if it contradicts the family's layer pattern or head_dim, without those fields.
-    None if the family has no such model."""
+def _read_back(family: ModuleType, config: dict[str, Any]) -> tuple[Decoder, bool] | None:
+    """The spec that a config describes, and whether the whole config does; if it contradicts the family's layer pattern
+    or head_dim, without those fields. None if the family has no such model."""
     for ignored in ((), PER_LAYER, (*PER_LAYER, "head_dim")):
         try:
             spec: Decoder = family.from_hf({name: value for name, value in config.items() if name not in ignored})
         except MalformedError:
             continue
-        return spec
+        return spec, not ignored
     return None

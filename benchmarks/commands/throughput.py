@@ -44,14 +44,15 @@ def command(
     released: Annotated[bool, options.flag("Presets and hub ids with their released weights.", "--released")] = False,
     peer: Annotated[Peer | None, typer.Option(help="Measure another implementation beside the zoo's.")] = None,
     peer_compiled: Annotated[
-        bool, options.flag("The peer compiled, with a static cache, too.", "--peer-compiled")
+        bool, options.flag("The baseline compiled, with a static cache, too.", "--peer-compiled")
     ] = False,
     changes: options.SwapOptions,
     to: options.ReportOptions,
 ) -> None:
     """Tokens per second, beside what this machine would have allowed.
 
-    Models, modes and peers take turns, after a warm-up that ends when the medians agree. Ctrl-C prints what there is.
+    Models, modes and baselines take turns, after a warm-up that ends when the medians agree. Ctrl-C prints what there
+    is.
 
     \b
     python -m benchmarks throughput qwen3-0.6b -d 0 -d 4096

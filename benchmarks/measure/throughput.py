@@ -54,18 +54,18 @@ def measure_throughput(
     models: Sequence[BenchmarkModel],
     config: ThroughputConfig,
     modes: Sequence[str],
-    peer: bool = False,
-    peer_compiled: bool = False,
+    baseline: bool = False,
+    baseline_compiled: bool = False,
 ) -> None:
-    """Build and time all models together, with `peer` transformers beside the zoo, and add the tables to the report.
+    """Build and time all models, with a `baseline` of transformers too, and add the tables to the report.
 
     Raises NotAvailable, before anything is built, where they do not fit into memory; CheckFailed where the logits of
     transformers are not equal.
     """
-    peer = peer or peer_compiled
-    if peer:
+    baseline = baseline or baseline_compiled
+    if baseline:
         require_package("transformers", "parity")
-    require_model_memory(models, config, len(modes) + peer + peer_compiled, copies=2 if peer else 1)
+    require_model_memory(models, config, len(modes) + baseline + baseline_compiled, copies=1 + baseline)
     results = Results(config)
     try:
         with recorded(report, config.device):
@@ -74,8 +74,8 @@ def measure_throughput(
                     bar.doing(f"building {model.label}")
                     module = model.build(config.device, config.dtype, config.seed)
                     results.candidates += zoo_candidates(model, module, modes)
-                    if peer:
-                        results.candidates += baseline_candidates(model, module, config, peer_compiled)
+                    if baseline:
+                        results.candidates += baseline_candidates(model, module, config, baseline_compiled)
             run(results)
     finally:
         if timed := rows(results):

@@ -40,8 +40,8 @@ def rows(results: Results) -> list[Row]:
     machine = ceilings.measured_device(ceiling_rows(results))
     pairs = [(candidate, work) for candidate in results.candidates for work in results.config.workloads]
     found = [_row(each, work, results, machine) for each, work in pairs if each.key(work) in results.timed]
-    peers = (row for row in found if row["implementation"] != ZOO and row["mode"] != COMPILED)
-    baselines = {(row["model"], row["swap"], row["test"]): row for row in peers}
+    by_default = (row for row in found if row["implementation"] != ZOO and row["mode"] != COMPILED)
+    baselines = {(row["model"], row["swap"], row["test"]): row for row in by_default}
     for row in found:
         baseline = baselines.get((row["model"], row["swap"], row["test"]), row)
         row["ratio"] = None if baseline is row else row["tokens_per_s"] / baseline["tokens_per_s"]

@@ -191,7 +191,7 @@ def test_the_table_fits_eighty_columns(saved: Saved, capsys: pytest.CaptureFixtu
 
 
 def test_text_where_there_is_a_tokenizer(saved: Saved, tmp_path: Path) -> None:
-    tokenizers = pytest.importorskip("tokenizers")
+    tokenizers = pytest.importorskip("tokenizers", reason="pip install 'zoo-llm[test]'")
     copy = write(tmp_path / "copy", *read(saved("llama3-8b")))
     with pytest.raises(NotAvailable, match=r"has no tokenizer\.json to read a text with"):
         weights.parity(copy, text="one two", tokens=8)
