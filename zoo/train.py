@@ -1,0 +1,1 @@
+"""python -m zoo.train NAME: train a model on text."""
