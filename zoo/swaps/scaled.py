@@ -53,7 +53,7 @@ class Scaled:
     @property
     def meets(self) -> bool:
         """Whether the feed-forward width met its budget within 1 %."""
-        return abs(self.budgets[-1].gap) <= TOLERANCE
+        return abs(self.budgets[-1].met - self.budgets[-1].wanted) <= TOLERANCE * self.budgets[-1].wanted
 
     def describe(self) -> str:
         """Every budget in a line."""
