@@ -250,6 +250,7 @@ def test_the_least_budget_is_named_and_is_enough(match: Match) -> None:
         ({"vocab": 0}, "vocab=0 is below 1"),
         ({"context": 0}, "context=0 is below 1"),
         ({"layers": 0}, "layers=0 is below 1"),
+        ({"match": "kv", "reference": 0}, "reference=0 is below 1"),
         ({"match": "bytes"}, "match='bytes' must be one of params, active, flops, kv"),
     ],
 )
