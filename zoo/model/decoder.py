@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from zoo.blocks.layer import Layer
 from zoo.blocks.norms import RMSNorm
@@ -122,7 +123,13 @@ def swap_layers(
 
 
 class Model(nn.Module):
-    """The module of a Decoder: `embed`, `layers`, `norm`, and `head` unless that is tied to `embed`."""
+    """The module of a Decoder: `embed`, `layers`, `norm`, and `head` unless that is tied to `embed`.
+
+    `activation_checkpointing`: a pass with gradients and without a cache keeps the input of each layer only, and
+    computes the layer again in the backward pass (Chen et al. 2016). It may be set at any time, compiled or not.
+    """
+
+    activation_checkpointing: bool = False
 
     def __init__(self, spec: Decoder) -> None:
         super().__init__()
@@ -191,9 +198,11 @@ class Model(nn.Module):
     ) -> Tensor:
         if self._compiled is not None:
             mark_dynamic_lengths(ctx, tokens.shape[1])
+        recomputes = self.activation_checkpointing and torch.is_grad_enabled() and layer_caches is self._no_cache
         x = self.embedded(tokens)
         for layer, run, layer_cache in zip(self.layers, functions.layers, layer_caches, strict=True):
-            x = run(layer, x, ctx, layer_cache)
+            arguments = layer, x, ctx, layer_cache
+            x = checkpoint(run, *arguments, use_reentrant=False) if recomputes else run(*arguments)
         return functions.head(self, x[:, -logits_to_keep:])
 
     def _replay(self, tokens: Tensor, cache: Cache, functions: ForwardFunctions, compiled: CompiledModel) -> Tensor:
