@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo import config as dynamo
+from torch._dynamo.utils import counters
 
 import weights
 import zoo
-from tests.models import distinct
+from tests.models import distinct, randomised, tokens_of
 from tests.reference import toy_config, toy_reference
 from tests.test_parity import LENGTH
 from zoo.core.forward_context import recorded_routing
@@ -104,6 +105,35 @@ def has_compiler() -> bool:
     except NotAvailable:
         return False
     return True
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it traces
+def test_a_traced_model_of_all_blocks_has_the_same_gradients() -> None:
+    """Windows, sinks, experts of both routers, NoPE and MLA in one model: the compiler's tracing and differentiation,
+    without the code generation that takes most of its time. One set of graphs serves all lengths, of one autocast."""
+    sinks, latent, plain = (zoo.spec(name, tiny=True) for name in ("gpt-oss-20b", "deepseek-v3-671b", "smollm3-3b"))
+    layers = (*dict.fromkeys(sinks.layers), latent.layers[-1], plain.layers[-1])
+    spec = replace(sinks, layers=layers)
+    assert len({type(part) for part in spec.walk()} & {zoo.GQA, zoo.MLA, zoo.MoE, zoo.NoPE, zoo.SoftmaxTopK}) == 5
+    torch.compiler.reset()
+    counters.clear()
+    uncompiled, compiled = randomised(spec), randomised(spec)
+    compiled.compile(backend="aot_eager")
+    with dynamo.patch(fail_on_recompile_limit_hit=True):
+        for autocast, near in ((False, 1e-5), (True, 0.1)):
+            for batch, length in ((2, 40), (3, 57), (2, 12)):
+                tokens = tokens_of(spec, batch, length)
+                for model in (uncompiled, compiled):
+                    model.zero_grad()
+                    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                        loss = next_token_loss(model(tokens), tokens)
+                    loss.backward()
+                for one, other in zip(compiled.parameters(), uncompiled.parameters(), strict=True):
+                    assert (one.grad is None) == (other.grad is None)
+                    if other.grad is not None:
+                        assert (one.grad - other.grad).abs().max() <= near * other.grad.abs().max()
+            assert counters["stats"]["unique_graphs"] == (1 + autocast) * (len(layers) + 1)
+    torch.compiler.reset()
 
 
 @pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.core.linear import dot, is_transformed, linear, materialize
+from zoo.core.linear import autocast, dot, is_transformed, linear, materialize
 
 
 def gathered_linear(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -23,9 +23,7 @@ def gathered_linear(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None)
 def grouped_linear(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (n, in) sorted by expert, counts (experts,) of its rows, weight (experts, out, in), bias (experts, out) -> (n,
     out)."""
-    if torch.is_autocast_enabled(x.device.type):  # an operator of ours is none that autocast knows
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
     if x.device.type == "cuda" and x.dtype == weight.dtype == torch.bfloat16:
         return grouped_mm(x, counts, weight, bias)
     # The counts are unknown when a function is compiled, so the loop over experts is one opaque operator there. With

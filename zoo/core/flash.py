@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from zoo.core.forward_context import SlidingWindowMask, visible
-from zoo.core.linear import is_plain_memory, is_transformed
+from zoo.core.linear import autocast, is_plain_memory, is_transformed
 from zoo.costs import window_blocks
 
 _KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -43,27 +43,17 @@ def token_by_token(out: Tensor) -> Tensor:
 
 
 def has_flash_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `differentiable_flash_attention` may compute this: with gradients, of plain CPU memory, once autocast
-    has narrowed it."""
-    q, k, v = autocast(q, k, v)
+    """Whether `differentiable_flash_attention` may compute this: with gradients, of plain CPU memory, in one dtype or
+    under autocast, which narrows it to one."""
     return (
         torch.is_grad_enabled()
         and has_flash_kernel(q)
         and q.shape[3] == v.shape[3]
-        and q.dtype.is_floating_point
-        and is_plain_memory(q, k)
-        and is_plain_memory(q, v)
+        and all(is_plain_memory(x, x) for x in (q, k, v))
+        and (q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled("cpu"))
         and not torch.compiler.is_exporting()
         and (torch.compiler.is_compiling() or not is_transformed())
     )
-
-
-def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """In autocast's dtype where that is enabled, as it does for torch's own attention."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
 def differentiable_flash_attention(
@@ -73,7 +63,8 @@ def differentiable_flash_attention(
     and compiled this is one operator for all lengths."""
     queries, keys, window = mask if isinstance(mask, SlidingWindowMask) else (None, None, 0)
     plain = None if isinstance(mask, SlidingWindowMask) else mask
-    return _operator(*autocast(q, k, v), plain, queries, keys, window, scale, sinks)[0]
+    q, k, v = (autocast(x) for x in (q, k, v))
+    return _operator(q, k, v, plain, queries, keys, window, scale, sinks)[0]
 
 
 @custom_op("zoo::flash_attention", mutates_args=())

@@ -107,6 +107,14 @@ def _allows_operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
+def autocast(x: Tensor) -> Tensor:
+    """x as autocast, where it is enabled, hands it to torch's own products. It does not know our operators."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(device))
+
+
 def is_transformed() -> bool:
     """Whether uncompiled code runs under vmap or its like, or under forward-mode differentiation: for these an operator
     needs rules of its own."""
