@@ -101,7 +101,7 @@ class _Experts(nn.Module):
         counts = torch.zeros(len(self.gate), dtype=torch.long, device=ids.device)
         counts.scatter_add_(0, ids, torch.ones_like(ids))
         tokens = x.flatten(0, -2)[order // chosen.shape[-1]]
-        if torch.compiler.is_compiling() or x.device.type == "cuda":
+        if torch.compiler.is_compiling() or x.device.type == "cuda" or torch.is_grad_enabled():
             done = self._glu(tokens, lambda x, weight, bias: grouped_linear(x, counts, weight, bias))
         else:  # one expert after the other: its intermediate activations stay in the processor's caches
             blocks = enumerate(tokens.split(counts.tolist()))
