@@ -1,0 +1,24 @@
+"""A batch of training: tokens, and the token that follows each of them."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+IGNORED = -100  # a target that is not scored; torch's own value for it
+
+
+class Batch(NamedTuple):
+    """Sequences of one step. `inputs` (b, t) int64 are token ids. `targets` (b, t) int64 are the ids that should be
+    predicted after each of them, IGNORED where nothing is scored."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def scored(self) -> Tensor:
+        """The number of scored targets, on the batch's device."""
+        return (self.targets != IGNORED).sum()
+
+    def split(self, pieces: int) -> list["Batch"]:
+        """The same sequences in `pieces` batches of nearly equal size, for gradient accumulation."""
+        inputs, targets = self.inputs.tensor_split(pieces), self.targets.tensor_split(pieces)
+        return [Batch(*both) for both in zip(inputs, targets, strict=True)]
