@@ -8,7 +8,7 @@ from typing import Any, Self
 from zoo.errors import MalformedError, UsageError
 from zoo.training.loop import TrainingConfig
 
-EVALUATIONS = 10  # in a run whose `eval_every` is not given
+PUBLISHED = "published"  # as `params`: the size itself
 HELDOUT_TOKENS = 65_536  # scored in an evaluation, at most: the first ones of the held-out text
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kMBT]?)")
 FACTORS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -55,7 +55,7 @@ class Options:
         if options.tokens is None and options.minutes is None:
             options = replace(options, minutes=10.0)
         if options.lr is None:
-            published = options.params == "published" and not options.tiny
+            published = options.params == PUBLISHED and not options.tiny
             options = replace(options, lr=1e-4 if options.source else 3e-4 if published else 4e-3)
         return options
 
@@ -92,10 +92,6 @@ class Options:
     def recorded(self) -> dict[str, Any]:
         """As JSON, for a checkpoint."""
         return asdict(self) | {"swap": list(self.swap)}
-
-    def every(self, steps: int) -> int:
-        """Steps between two evaluations."""
-        return self.eval_every or max(1, round(steps / EVALUATIONS))
 
     def _check(self, given: Mapping[str, Any]) -> None:
         if self.name is None and self.source is None:
