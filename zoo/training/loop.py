@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from zoo.blocks.routers import GroupedSigmoidTopK, Router
+from zoo.blocks.routers import GroupedSigmoidTopK
 from zoo.core.forward_context import RouterOutput, recorded_routing
 from zoo.errors import CheckFailed, MalformedError, UsageError, unknown
 from zoo.model.decoder import Model
 from zoo.training.batches import Batch
 from zoo.training.losses import cross_entropy, load_balancing_loss
-from zoo.training.routing import update_router_bias
+from zoo.training.routing import require_trainable_routers, routers_of, update_router_bias
 from zoo.training.schedule import SHAPES, learning_rate, warmup_steps
 
 
@@ -113,15 +113,15 @@ class Evaluation(NamedTuple):
 
 
 class Trainer:
-    """A model, its optimiser, and how many steps were done."""
+    """A model, its optimiser, and how many steps were done. Raises UsageError for a router that could not learn."""
 
     def __init__(self, model: Model, config: TrainingConfig) -> None:
+        require_trainable_routers(model.spec)
         self.model, self.config, self.step = model, config, 0
         model.train()
         self.optimizer = _adamw(model, config)
-        specs = (getattr(module, "spec", None) for module in model.modules())
         # Of each router, in layer order: whether it is balanced by a loss.
-        self._with_loss = [not isinstance(spec, GroupedSigmoidTopK) for spec in specs if isinstance(spec, Router)]
+        self._with_loss = [not isinstance(router.spec, GroupedSigmoidTopK) for router in routers_of(model)]
 
     def train_step(self, batch: Batch) -> StepResult:
         """One optimiser step on a batch, which may lie on another device than the model.
@@ -253,7 +253,7 @@ def _adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     decayed, kept = dict[int, nn.Parameter](), dict[int, nn.Parameter]()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or name == "correction":
+            if not parameter.requires_grad:
                 continue
             matrix = parameter.ndim >= 2 and not name.endswith("bias") and not isinstance(module, nn.Embedding)
             (decayed if matrix else kept)[id(parameter)] = parameter
