@@ -30,10 +30,10 @@ from zoo.training.fresh_spec import fresh_spec
 from zoo.training.locking import locked
 from zoo.training.loop import Trainer
 from zoo.training.material import described, find_tokens, make_tokens, material
-from zoo.training.options import Options, parse_count
+from zoo.training.options import PUBLISHED, Options
 from zoo.training.run import CHECKPOINTS, LOG, Run, facts, last_checkpoint, same_threads, time_steps
 from zoo.training.speed import EVALUATIONS, matmul_rate, seconds, steps_within, training_flops_per_token
-from zoo.units import format_bytes, format_count
+from zoo.units import format_bytes, format_count, parse_count
 
 BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two moments, in float32
 # What a source's folder holds for reading and writing text.
@@ -120,6 +120,8 @@ def main(
     )
     given |= dict(autocast=autocast, compile=compile, checkpoint_activations=checkpoint_activations)
     given |= dict(eval_every=eval_every, sample=sample)
+    if params is not None and params != PUBLISHED:
+        _count("--params", params)
     given = {option: value for option, value in given.items() if value is not None}
     place = find_device(device)
     with locked(out):
@@ -306,7 +308,7 @@ def _say(text: str) -> None:
 def _count(option: str, text: str) -> int:
     try:
         return parse_count(text)
-    except UsageError as error:
+    except ValueError as error:
         raise UsageError(f"{option}: {error}") from error
 
 

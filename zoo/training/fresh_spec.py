@@ -7,7 +7,8 @@ from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.swaps.grammar import apply_swaps
 from zoo.swaps.scaled import resolved, scaled
-from zoo.training.options import PUBLISHED, Options, parse_count
+from zoo.training.options import PUBLISHED, Options
+from zoo.units import parse_count
 
 BYTES = 256  # the vocabulary of a ByteTokenizer
 

@@ -11,7 +11,7 @@ from zoo.model.decoder import Model
 from zoo.training.data import Corpus, read_text, standard_library
 from zoo.training.options import HELDOUT_TOKENS, Options
 from zoo.training.run import Material
-from zoo.training.tokenizer import TOKENIZER, ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
+from zoo.training.tokenizers import TOKENIZER, ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 from zoo.training.tokens import TokenFile, heldout_batches, open_tokens, token_file, training_batch
 
 LIBRARY_PROMPT = "import "  # what Python's own source often begins with
