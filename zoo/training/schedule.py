@@ -13,10 +13,9 @@ DECAY_SHARE = 0.2  # of the steps, the last ones of "wsd"
 def warmup_steps(warmup: float, steps: int) -> int:
     """How many of `steps` warm up: `warmup` itself, or, below 1, that share of the steps. Raises UsageError for one
     that is negative or above the steps."""
-    count = math.ceil(warmup * steps) if 0 <= warmup < 1 else int(warmup)
-    if not 0 <= count <= steps:
+    if not 0 <= warmup <= max(steps, 1):
         raise UsageError(f"the warm-up must be a share below 1 or from 1 to {steps} steps, got {warmup:g}")
-    return count
+    return math.ceil(warmup * steps) if warmup < 1 else int(warmup)
 
 
 def learning_rate(
