@@ -1,0 +1,169 @@
+"""Checkpoints: whole or not there, kept and removed as they should be, and read without running anything."""
+
+import errno
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from zoo.errors import MalformedError, NotAvailable, UsageError
+from zoo.training import checkpoints as stored
+from zoo.training.checkpoints import (
+    as_json,
+    best_checkpoint,
+    checkpoints,
+    json_differences,
+    read_state,
+    write_checkpoint,
+)
+
+
+def write(folder: Path, step: int, bits: float | None = None) -> Path:
+    tensors = {"weight": torch.full((3, 2), float(step)), "half": torch.ones(2, dtype=torch.bfloat16)}
+    moments = {"weight.step": torch.tensor(float(step)), "weight.exp_avg": torch.ones(3, 2)}
+    return write_checkpoint(folder, step, tensors, moments, {"bits_per_byte": bits, "note": "é"})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_was_written_is_read_again(tmp_path) -> None:
+    path = write(tmp_path / "checkpoints", 12, 3.5)
+    assert read_state(path) == {"schema_version": 1, "step": 12, "bits_per_byte": 3.5, "note": "é"}
+    model, optimizer = stored.read_tensors(path)
+    assert torch.equal(model["weight"], torch.full((3, 2), 12.0))
+    assert model["half"].dtype == torch.bfloat16
+    assert optimizer["weight.step"] == 12
+    assert names(path) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+
+
+def test_the_last_two_and_the_best_are_kept(tmp_path) -> None:
+    for step, bits in [(0, 8.0), (5, 3.0), (10, 2.0), (15, None), (20, 2.5), (25, 2.0), (30, 4.0)]:
+        write(tmp_path, step, bits)
+    assert names(tmp_path) == ["step-00000010", "step-00000025", "step-00000030"]
+    assert best_checkpoint(tmp_path) == tmp_path / "step-00000010"  # the first of equal ones
+    assert checkpoints(tmp_path)[-1] == tmp_path / "step-00000030"
+
+
+def test_checkpoints_are_ordered_by_number_and_nothing_else_counts(tmp_path) -> None:
+    for name in ("step-100000000", "step-00000002", ".step-00000003.0a1b2c3d", "step-x", "other"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002", "step-100000000"]
+    stored.remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["other", "step-00000002", "step-100000000", "step-x"]
+    assert checkpoints(tmp_path / "none") == []
+
+
+def test_nothing_is_overwritten(tmp_path) -> None:
+    write(tmp_path, 1)
+    with pytest.raises(UsageError, match="nothing is overwritten"):
+        write(tmp_path, 1)
+
+
+class Full:
+    """A system call that fails with a full disk, the `at`-th time it is made."""
+
+    def __init__(self, call, at: int) -> None:
+        self.call, self.at, self.calls = call, at, 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        if self.calls == self.at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.call(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("name", "at"), [("fsync", 1), ("fsync", 3), ("fsync", 4), ("rename", 1), ("mkdir", 1)])
+def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, monkeypatch, name, at) -> None:
+    write(tmp_path, 1, 2.0)
+    write(tmp_path, 2, 3.0)
+    with monkeypatch.context() as patched:
+        target = Path if name == "mkdir" else os
+        patched.setattr(target, name, Full(getattr(target, name), at) if name != "mkdir" else _failing_mkdir)
+        with pytest.raises(NotAvailable, match=r"step-00000003 cannot be written: No space left on device") as raised:
+            write(tmp_path, 3, 1.0)
+    assert raised.value.exit_code == 3
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+    assert read_state(tmp_path / "step-00000002")["step"] == 2
+    write(tmp_path, 3, 1.0)
+    assert names(tmp_path) == ["step-00000002", "step-00000003"]
+
+
+def _failing_mkdir(self: Path, *args, **kwargs) -> None:
+    if self.name.startswith("."):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_the_librarys_own_error_is_a_full_disk_too(tmp_path, monkeypatch) -> None:
+    write(tmp_path, 1)
+
+    def full(tensors, path) -> None:
+        path.write_bytes(b"part")
+        raise stored.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(stored.safetensors.torch, "save_file", full)
+    with pytest.raises(NotAvailable, match="No space left"):
+        write(tmp_path, 2)
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def test_every_file_is_flushed_before_the_rename_and_the_folder_after_it(tmp_path, monkeypatch) -> None:
+    done: list[str] = []
+    flush, rename = stored.flush, os.rename
+    monkeypatch.setattr(stored, "flush", lambda path: (done.append(path.name.partition(".")[0] or "new"), flush(path)))
+    monkeypatch.setattr(os, "rename", lambda *paths: (done.append("rename"), rename(*paths)))
+    write(tmp_path / "all", 1)
+    assert sorted(done[:3]) == ["model", "optimizer", "state"]
+    assert done[3:] == ["new", "rename", "all"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not JSON"),
+        ("[]", "schema_version 1, got None"),
+        ('{"schema_version": 2, "step": 1}', "schema_version 1, got 2"),
+        ('{"schema_version": 1}', "must have a step"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_state_that_is_none_is_refused(tmp_path, text, says) -> None:
+    path = write(tmp_path, 1)
+    (path / "state.json").write_text(text)
+    with pytest.raises(MalformedError, match=says):
+        read_state(path)
+
+
+def test_files_that_are_broken_or_missing_are_named(tmp_path) -> None:
+    path = write(tmp_path, 1)
+    (path / "optimizer.safetensors").write_bytes(b"\x80\x04cos\nsystem\n.")  # a pickle is only bytes here
+    with pytest.raises(MalformedError, match=r"optimizer\.safetensors: not a safetensors file"):
+        stored.read_tensors(path)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(NotAvailable, match=r"model\.safetensors cannot be read"):
+        stored.read_tensors(path)
+    (path / "state.json").unlink()
+    with pytest.raises(NotAvailable, match=r"state\.json cannot be read"):
+        read_state(path)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_a_spec_as_json_tells_specs_apart(name) -> None:
+    spec = zoo.spec(name)
+    then = json.loads(json.dumps(as_json(spec)))
+    assert list(json_differences(then, as_json(spec), "spec")) == []
+    other = replace(spec, dim=spec.dim + 1, tied=not spec.tied)
+    assert list(json_differences(then, as_json(other), "spec")) == [
+        f"spec.dim is {spec.dim} in the run, {spec.dim + 1} here",
+        f"spec.tied is {str(spec.tied).lower()} in the run, {str(not spec.tied).lower()} here",
+    ]
+    fewer = replace(spec, layers=spec.layers[:-1])
+    count = len(spec.layers)
+    assert list(json_differences(then, as_json(fewer), "spec")) == [
+        f"spec.layers is a list of {count} in the run, a list of {count - 1} here"
+    ]

@@ -1,0 +1,198 @@
+"""The training loop: what a step changes, what it must not change, and when it stops."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import zoo
+from zoo.architectures import families
+from zoo.errors import CheckFailed, MalformedError, UsageError
+from zoo.model.decoder import Model
+from zoo.training.batches import Batch
+from zoo.training.loop import DivergedError, Trainer, TrainingConfig, evaluate
+from zoo.training.losses import IGNORED
+
+VOCAB, ROWS, CONTEXT = 64, 4, 16
+
+
+def model(family: str = "qwen3", seed: int = 0) -> Model:
+    return zoo.build(replace(zoo.spec(family, tiny=True), vocab=VOCAB), seed=seed)
+
+
+def batch(seed: int = 0, rows: int = ROWS) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, VOCAB, (rows, CONTEXT + 1), generator=generator)
+    return Batch(tokens[:, :-1], tokens[:, 1:].clone())
+
+
+def config(steps: int = 10, **values) -> TrainingConfig:
+    return TrainingConfig(steps, **dict(learning_rate=1e-2, batch=ROWS, context=CONTEXT) | values)
+
+
+def weights(trained: Model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trained.state_dict().items()}
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_model_memorises_a_sequence_and_every_parameter_learns(family) -> None:
+    trained = model(family)
+    before, trainer, sequence = weights(trained), Trainer(trained, config(30)), batch(rows=1)
+    steps = [trainer.train_step(sequence) for _ in range(30)]
+    assert steps[0].loss > 3
+    assert steps[-1].loss < 0.05
+    found = evaluate(trained, [sequence])
+    assert found.loss < 0.05
+    assert found.accuracy == 1
+    assert [name for name, value in trained.state_dict().items() if torch.equal(value, before[name])] == []
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt-oss"])
+def test_accumulation_is_one_big_batch_whatever_targets_each_piece_scores(family) -> None:
+    data = batch()
+    data.targets[0, 3:] = IGNORED
+    data.targets[1] = IGNORED  # a piece in which nothing is scored
+    results, after = [], []
+    for pieces in (1, 3, ROWS):
+        trainer = Trainer(model(family), config(accumulate=pieces))
+        results.append([trainer.train_step(data) for _ in range(2)])
+        after.append(weights(trainer.model))
+    for found, changed in zip(results[1:], after[1:], strict=True):
+        for one, other in zip(results[0], found, strict=True):
+            assert other.loss == pytest.approx(one.loss, rel=1e-5)
+            assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
+        for name, value in after[0].items():
+            torch.testing.assert_close(changed[name], value, rtol=0, atol=2e-4, msg=name)
+
+
+def test_the_loss_is_the_mean_over_scored_targets_and_evaluation_agrees() -> None:
+    data = batch()
+    data.targets[:, ::2] = IGNORED
+    trained = model()
+    logits = trained(data.inputs).detach().flatten(0, 1).log_softmax(-1)
+    kept = data.targets.flatten() != IGNORED
+    expected = -logits[kept].gather(1, data.targets.flatten()[kept, None])
+    assert Trainer(trained, config()).train_step(data).loss == pytest.approx(float(expected.mean()), rel=1e-5)
+    again = evaluate(model(), [Batch(*(each[i : i + 1] for each in data)) for i in range(ROWS)])
+    assert again.nats == pytest.approx(float(expected.sum()), rel=1e-5)
+    assert again.scored == kept.sum()
+    assert again.bits_per_byte(100) == pytest.approx(again.nats / 0.6931472 / 100)
+
+
+def test_clipping_bounds_the_gradient_and_none_leaves_it() -> None:
+    after = []
+    for clip in (None, 1e9, 1e-3):
+        trainer = Trainer(model(), config(clip=clip))
+        norm = trainer.train_step(batch()).grad_norm
+        parts = [
+            parameter.grad.square().sum() for parameter in trainer.model.parameters() if parameter.grad is not None
+        ]
+        after.append((norm, float(torch.stack(parts).sum().sqrt())))
+    assert after[0] == after[1]
+    assert after[0][1] == pytest.approx(after[0][0], rel=1e-4)
+    assert after[2] == (after[0][0], pytest.approx(1e-3, rel=1e-2))
+
+
+@pytest.mark.parametrize("family", families())
+def test_decay_is_for_matrices_and_every_parameter_that_learns_has_one_group(family) -> None:
+    trained = model(family)
+    decayed, kept = Trainer(trained, config()).optimizer.param_groups
+    names = {id(parameter): name for name, parameter in trained.named_parameters()}
+    grouped = [names[id(parameter)] for group in (decayed, kept) for parameter in group["params"]]
+    learning = [name for name, parameter in trained.named_parameters() if parameter.requires_grad]
+    assert sorted(grouped) == sorted(learning)
+    assert decayed["weight_decay"] == 0.1
+    assert kept["weight_decay"] == 0
+    undecayed = {names[id(parameter)] for parameter in kept["params"]}
+    assert "embed.weight" in undecayed
+    assert all(parameter.ndim >= 2 for parameter in decayed["params"])
+    matrices = (
+        name for name, parameter in trained.named_parameters() if parameter.ndim == 2 and name.endswith("weight")
+    )
+    assert [name for name in matrices if name in undecayed] == ["embed.weight"]
+
+
+def test_a_rehearsal_changes_nothing() -> None:
+    for family in ("qwen3", "gpt-oss", "deepseek-v3"):
+        rehearsed, plain = (Trainer(model(family), config()) for _ in range(2))
+        before = weights(rehearsed.model)
+        rehearsed.rehearse(batch(5))
+        assert all(torch.equal(value, before[name]) for name, value in rehearsed.model.state_dict().items())
+        assert [rehearsed.train_step(batch(i)) for i in range(3)] == [plain.train_step(batch(i)) for i in range(3)]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(broken) -> None:
+    trainer = Trainer(model(), config())
+    trainer.train_step(batch())
+    with torch.no_grad():
+        trainer.model.layers[0].ffn.block.down.weight[0, 0] = broken
+    before = weights(trainer.model)
+    with pytest.raises(DivergedError, match=r"^step 2: loss") as raised:
+        trainer.train_step(batch())
+    assert isinstance(raised.value, CheckFailed)
+    assert raised.value.exit_code == 1
+    assert trainer.step == 1
+    assert all(
+        torch.equal(value.nan_to_num(), before[k].nan_to_num()) for k, value in trainer.model.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize("family", ["qwen3", "deepseek-v3", "gpt-oss"])
+def test_a_restored_trainer_goes_on_to_the_bit(family) -> None:
+    whole = Trainer(model(family), config())
+    for i in range(3):
+        whole.train_step(batch(i))
+    held = tuple({name: value.clone() for name, value in tensors.items()} for tensors in whole.tensors())
+    restored = Trainer(model(family, seed=1), config())
+    restored.restore(whole.step, *held)
+    assert [restored.train_step(batch(i)) for i in range(3, 6)] == [whole.train_step(batch(i)) for i in range(3, 6)]
+    assert all(
+        torch.equal(value, whole.model.state_dict()[name]) for name, value in restored.model.state_dict().items()
+    )
+
+
+def test_tensors_of_another_model_are_refused() -> None:
+    trainer, other = Trainer(model(), config()), Trainer(model("gemma3"), config())
+    other.train_step(batch())
+    with pytest.raises(MalformedError, match="another model"):
+        trainer.restore(1, *other.tensors())
+    with pytest.raises(MalformedError, match="weights are those of another model"):
+        trainer.restore(1, other.tensors()[0], {})
+
+
+def test_the_learning_rate_is_the_schedules_and_bfloat16_trains() -> None:
+    trainer = Trainer(model(), config(20, warmup=5, autocast=True))
+    steps = [trainer.train_step(batch()) for _ in range(20)]
+    assert [step.step for step in steps] == list(range(1, 21))
+    assert [step.learning_rate for step in steps] == [trainer.config.rate(i) for i in range(20)]
+    assert steps[-1].loss < steps[0].loss / 2
+    assert trainer.model.embed.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (dict(steps=0), "steps must be at least 1"),
+        (dict(batch=0), "batch must be at least 1"),
+        (dict(accumulate=ROWS + 1), "cannot be computed in 5 pieces"),
+        (dict(learning_rate=0.0), "learning rate must be above 0"),
+        (dict(learning_rate=float("nan")), "learning rate must be above 0"),
+        (dict(clip=0.0), "clip must be above 0"),
+        (dict(weight_decay=-1.0), "weight_decay"),
+        (dict(schedule="linear"), "unknown schedule"),
+        (dict(warmup=11), "warm-up"),
+    ],
+)
+def test_a_config_that_trains_nothing_is_refused(values, says) -> None:
+    with pytest.raises(UsageError, match=says):
+        config(**dict(steps=10) | values)
+
+
+def test_nothing_to_score_is_refused() -> None:
+    data = batch()
+    data.targets[:] = IGNORED
+    with pytest.raises(UsageError, match="no target"):
+        Trainer(model(), config()).train_step(data)
+    with pytest.raises(UsageError, match="nothing to evaluate"):
+        evaluate(model(), [data])

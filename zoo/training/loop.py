@@ -1,0 +1,272 @@
+"""The training loop: one optimiser step after another, and the evaluation of a model on held-out batches."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from zoo.blocks.routers import GroupedSigmoidTopK
+from zoo.core.forward_context import RouterOutput, recorded_routing
+from zoo.errors import CheckFailed, MalformedError, UsageError, unknown
+from zoo.model.decoder import Model
+from zoo.training.batches import Batch
+from zoo.training.losses import cross_entropy, load_balancing_loss
+from zoo.training.routing import require_trainable_routers, routers_of, update_router_bias
+from zoo.training.schedule import SHAPES, learning_rate, warmup_steps
+
+
+class DivergedError(CheckFailed):
+    """The loss or the gradient is NaN or infinite: training cannot go on."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained.
+
+    `steps` optimiser steps of `batch` sequences of `context` tokens, each computed in `accumulate` pieces. The learning
+    rate is that of `zoo.training.schedule` with `learning_rate` as its peak; a `warmup` below 1 is a share of the
+    steps. AdamW with `betas`; `weight_decay` applies to matrices but not to the embedding. `clip`: the largest norm of
+    the gradient, None for no limit. `autocast`: compute in bfloat16, the weights stay as they are. `balance`: the
+    coefficient of the load-balancing loss of softmax routers; `bias_rate`: the step of the bias of routers that are
+    balanced without a loss. `seed` is that of the order of the data.
+    """
+
+    steps: int
+    learning_rate: float
+    batch: int = 8
+    context: int = 256
+    accumulate: int = 1
+    warmup: float = 0.1
+    schedule: str = "cosine"
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float | None = 1.0
+    seed: int = 0
+    autocast: bool = False
+    balance: float = 0.01
+    bias_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "context", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.accumulate > self.batch:
+            raise UsageError(f"a batch of {self.batch} sequences cannot be computed in {self.accumulate} pieces")
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"the learning rate must be above 0, got {self.learning_rate:g}")
+        if self.clip is not None and not self.clip > 0:
+            raise UsageError(f"clip must be above 0, got {self.clip:g}; None for no limit")
+        if not self.weight_decay >= 0:
+            raise UsageError(f"weight_decay must be at least 0, got {self.weight_decay:g}")
+        if self.schedule not in SHAPES:
+            raise unknown("schedule", self.schedule, SHAPES)
+        warmup_steps(self.warmup, self.steps)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that a step reads."""
+        return self.batch * self.context
+
+    def rate(self, step: int) -> float:
+        """The learning rate of `step`, from 0."""
+        return learning_rate(step, self.steps, self.learning_rate, self.warmup, self.schedule)
+
+
+class StepResult(NamedTuple):
+    """One step of training, the `step`-th from 1: the mean `loss` in nats per scored token and the mean `balance_loss`
+    of its pieces, unweighted, both before the step; the norm of the gradient before clipping; the learning rate."""
+
+    step: int
+    loss: float
+    balance_loss: float
+    grad_norm: float
+    learning_rate: float
+
+
+class Evaluation(NamedTuple):
+    """A model on held-out batches: the sum of the losses in `nats`, how many targets were `scored`, and how many of
+    them were the most likely token."""
+
+    nats: float
+    scored: int
+    correct: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per scored token."""
+        return self.nats / self.scored
+
+    @property
+    def accuracy(self) -> float:
+        """The share of scored targets that were the most likely token."""
+        return self.correct / self.scored
+
+    def bits_per_byte(self, nbytes: int) -> float:
+        """Bits per byte of the text that the scored tokens stand for."""
+        return self.nats / math.log(2) / nbytes
+
+
+class Trainer:
+    """A model, its optimiser, and how many steps were done. Raises UsageError for a router that could not learn."""
+
+    def __init__(self, model: Model, config: TrainingConfig) -> None:
+        require_trainable_routers(model.spec)
+        self.model, self.config, self.step = model, config, 0
+        model.train()
+        self.optimizer = _adamw(model, config)
+        # Of each router, in layer order: whether it is balanced by a loss.
+        self._with_loss = [not isinstance(router.spec, GroupedSigmoidTopK) for router in routers_of(model)]
+
+    def train_step(self, batch: Batch) -> StepResult:
+        """One optimiser step on a batch, which may lie on another device than the model.
+
+        The gradient is that of the mean loss over all scored targets of the batch, whatever the number of pieces. Load
+        balancing follows the mean over pieces of each piece's own loss, as it does over devices. Raises UsageError
+        where no target is scored, and DivergedError, before the weights change, where the loss or the norm of the
+        gradient is not finite.
+        """
+        result = self._step(batch, self.config.rate(self.step), self.config.bias_rate)
+        self.step += 1
+        return result
+
+    def rehearse(self, batch: Batch) -> None:
+        """A step that changes nothing: kernels are chosen and compiled in it, and its time can be measured. Only before
+        the first step, since the optimiser's state is cleared. Raises as `train_step` does."""
+        assert self.step == 0
+        self._step(batch, 0.0, 0.0)
+        self.optimizer.state.clear()
+
+    def _step(self, batch: Batch, rate: float, bias_rate: float) -> StepResult:
+        config = self.config
+        self.optimizer.zero_grad(set_to_none=True)
+        scored = int(batch.scored())  # no wait: batches are made on the CPU
+        if not scored:
+            raise UsageError(f"step {self.step + 1}: no target of the batch is scored")
+        loss = balance = torch.zeros((), device=self.device)
+        routing: list[list[RouterOutput]] = []
+        for piece in batch.split(config.accumulate):
+            piece_loss, piece_balance, piece_routing = self._backward(piece, scored)
+            loss, balance = loss + piece_loss, balance + piece_balance
+            routing.append(piece_routing)
+        norm = clip_grad_norm_(self._trained(), math.inf if config.clip is None else config.clip)
+        figures = torch.stack([loss, balance, norm]).tolist()  # the only place where the host waits for the device
+        if not all(map(math.isfinite, figures)):
+            raise DivergedError(
+                f"step {self.step + 1}: loss {figures[0]:g}, norm of the gradient {figures[2]:g}; "
+                "try a lower learning rate or a longer warm-up"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        update_router_bias(self.model, _joined(routing), bias_rate)
+        return StepResult(self.step + 1, figures[0], figures[1], figures[2], rate)
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What training changes: the model's state dict, and the optimiser's state as "PARAMETER.exp_avg", ..."""
+        optimizer = {
+            f"{name}.{key}": value
+            for name, parameter in self.model.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        return self.model.state_dict(), optimizer
+
+    def restore(self, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+        """Continue after `step`, with what `tensors` gave then. Raises MalformedError for tensors of another model."""
+        parameters = dict(self.model.named_parameters())
+        state: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in optimizer.items():
+            name, _, part = key.rpartition(".")
+            if name not in parameters or (value.ndim and value.shape != parameters[name].shape):
+                raise MalformedError(f"the optimiser's state {key} {list(value.shape)} belongs to another model")
+            state[name][part] = value.to(parameters[name].device).clone()
+        try:
+            self.model.load_state_dict(model)
+        except RuntimeError as error:
+            raise MalformedError(f"the weights are those of another model: {error}") from error
+        self.optimizer.state.clear()
+        self.optimizer.state.update({parameters[name]: parts for name, parts in state.items()})
+        self.step = step
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return next(self.model.parameters()).device
+
+    def _backward(self, piece: Batch, scored: int) -> tuple[Tensor, Tensor, list[RouterOutput]]:
+        """Add the gradient of a piece of a batch with so many `scored` targets; its share of the two losses."""
+        inputs, targets = piece.inputs.to(self.device), piece.targets.to(self.device)
+        with autocast(self.device, self.config.autocast), recorded_routing() as routing:
+            logits = self.model(inputs)
+        here = int(piece.scored())
+        loss = cross_entropy(logits, targets) * (here / scored) if here else 0.0 * logits.sum()
+        balanced = [output for output, wanted in zip(routing, self._with_loss, strict=True) if wanted]
+        balance = load_balancing_loss(balanced) / self.config.accumulate if balanced else torch.zeros_like(loss)
+        (loss + self.config.balance * balance).backward()
+        return loss.detach(), balance.detach(), [RouterOutput(o.logits.detach(), o.chosen) for o in routing]
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def evaluate(model: nn.Module, batches: Iterable[Batch], bfloat16: bool = False) -> Evaluation:
+    """A model on batches, without gradients, in eval mode. Raises UsageError where nothing is scored."""
+    device = next(model.parameters()).device
+    nats, scored, correct = 0.0, 0, 0
+    with _eval_mode(model), torch.no_grad(), autocast(device, bfloat16):
+        for batch in batches:
+            if count := int(batch.scored()):
+                targets = batch.targets.to(device)
+                logits = model(batch.inputs.to(device))
+                nats += float(cross_entropy(logits, targets)) * count
+                correct += int((logits.argmax(-1) == targets).sum())
+                scored += count
+    if not scored:
+        raise UsageError("nothing to evaluate: no target is scored")
+    return Evaluation(nats, scored, correct)
+
+
+def autocast(device: torch.device, enabled: bool) -> Any:
+    """Matrix products in bfloat16 where `enabled`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW, torch's fused one. Matrices decay; norms, biases, sinks and the embedding do not, since decay of the last
+    two only changes scales that a norm follows (OLMo 2, section 3.3). The bias of a router that is balanced without a
+    loss has no gradient and is not the optimiser's."""
+    decayed, kept = dict[int, nn.Parameter](), dict[int, nn.Parameter]()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            matrix = parameter.ndim >= 2 and not name.endswith("bias") and not isinstance(module, nn.Embedding)
+            (decayed if matrix else kept)[id(parameter)] = parameter
+    groups = [
+        {"params": list(decayed.values()), "weight_decay": config.weight_decay},
+        {"params": list(kept.values()), "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def _joined(pieces: list[list[RouterOutput]]) -> list[RouterOutput]:
+    """The routing of each layer over all pieces of a batch."""
+    return [
+        RouterOutput(torch.cat([o.logits for o in layer]), torch.cat([o.chosen for o in layer]))
+        for layer in zip(*pieces, strict=True)
+    ]

@@ -1,0 +1,61 @@
+"""How fast a model trains: the arithmetic rate of the device, of which training uses a share (MFU), and how many steps
+fit into a time."""
+
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
+
+import torch
+
+from zoo.errors import UsageError
+from zoo.model.decoder import Decoder
+
+SIDES = (256, 512, 1024, 2048, 4096, 8192)  # of square matrices; the largest whose product takes at most
+MAX_PRODUCT_SECONDS = 0.05
+EVALUATIONS = 10  # of a run, after the one before its first step, if nothing else is asked for
+EVALUATION_SHARE = 0.2  # of the time, at most
+PRODUCTS = 4  # timed of each size; the fastest counts
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs per second of the fastest square matrix product on a device, measured in about half a second."""
+    rate = 0.0
+    for side in SIDES:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        fastest = min(seconds(partial(torch.matmul, a, b), device) for _ in range(PRODUCTS))
+        rate = max(rate, 2 * side**3 / fastest)
+        if 8 * fastest > MAX_PRODUCT_SECONDS:  # the next side takes 8 x as long
+            break
+    return rate
+
+
+def training_flops_per_token(spec: Decoder, context: int) -> float:
+    """FLOPs of training per token of sequences of `context` tokens: three times those of the forward pass, since the
+    backward pass computes a product for the input and one for the weight of each. What is computed again to save
+    memory is not counted (Chowdhery et al., PaLM, appendix B)."""
+    return 3 * spec.flops(0, context) / context
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """The time that a call takes on a device."""
+    began = perf_counter()
+    run()
+    if device.type in ("cuda", "mps", "xpu"):
+        getattr(torch, device.type).synchronize()
+    return perf_counter() - began
+
+
+def steps_within(budget: float, step: float, evaluation: float, every: int | None) -> tuple[int, int]:
+    """How many steps of `step` seconds fit into `budget` seconds beside evaluations of `evaluation` seconds, one before
+    the first step; and how many steps lie between two evaluations: `every`, or, if that is None, as many as give
+    EVALUATIONS, or fewer that take EVALUATION_SHARE of the time. Raises UsageError if there is no time for one step."""
+    evaluations = max(1, min(EVALUATIONS, int(EVALUATION_SHARE * budget / evaluation)))
+    reserved = evaluation * (1 + (evaluations if every is None else 0))
+    left, each = budget - reserved, step + (evaluation / every if every else 0.0)
+    if left < each:
+        raise UsageError(
+            f"the time is too short: {max(budget, 0):.1f} s are left after preparing, a step takes {step:.2g} s and an "
+            f"evaluation {evaluation:.2g} s; give more --minutes, or --tokens"
+        )
+    steps = int(left / each)
+    return steps, every or max(1, round(steps / evaluations))
