@@ -33,6 +33,7 @@ MEANINGS = {
     "w": "interrupted during its warm-up: nothing counts yet.",
     "~": f"not settled when the warm-up ended, after {MAX_WARMUP_ROUNDS} rounds or {MAX_WARMUP_SECONDS} s.",
 }
+CACHE_UNKNOWN = "The size of the last cache is not known."
 TRAINING_LEGEND = (
     "train: one training step on so many sequences x tokens: forward, backward and AdamW (fused), all logits. Each "
     "row's model has weights of its own, from the same values. Tokens per second over all sequences."
@@ -265,7 +266,7 @@ def limits(rows: Rows, machine: Row) -> Table:
         f"Harness overhead: at most {largest['overhead'] or 0:.2%} of the time ({named(largest)} {largest['test']}), "
         "measured as the same loop around a model that computes nothing.",
         *(f"{sign}: {meaning}" for sign, meaning in MEANINGS.items() if sign in used),
-        *(["The size of the last cache is not known."] if machine["last_cache_bytes"] is None else []),
+        *([CACHE_UNKNOWN] if machine["last_cache_bytes"] is None and not trains(rows[0]) else []),
     ]
     return Table("What this machine would have allowed", shown, legend, rows, derive=_limit)
 
