@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.core.linear import dot, linear, materialize
+from zoo.core.linear import autocast, dot, is_transformed, linear, materialize
 
 
 def gathered_linear(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -23,10 +23,13 @@ def gathered_linear(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None)
 def grouped_linear(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (n, in) sorted by expert, counts (experts,) of its rows, weight (experts, out, in), bias (experts, out) -> (n,
     out)."""
+    x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
     if x.device.type == "cuda" and x.dtype == weight.dtype == torch.bfloat16:
         return grouped_mm(x, counts, weight, bias)
-    # The counts are unknown when a function is compiled, so the loop over experts is one opaque operator there.
-    return (_operator if torch.compiler.is_compiling() else _grouped)(x, counts, weight, bias)
+    # The counts are unknown when a function is compiled, so the loop over experts is one opaque operator there. With
+    # gradients it is one, too: autograd would make a tensor of all experts' sizes for the gradient of each expert.
+    opaque = torch.compiler.is_compiling() or (torch.is_grad_enabled() and not is_transformed())
+    return (_operator if opaque else _grouped)(x, counts, weight, bias)
 
 
 def grouped_mm(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -55,13 +58,13 @@ _operator.register_fake(lambda x, counts, weight, bias: x.new_empty(x.shape[0], 
 @custom_op("zoo::grouped_linear_backward", mutates_args=())
 def _backward(grad: Tensor, x: Tensor, counts: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """grad (n, out) -> gradients of x (n, in), weight (experts, out, in) and bias (experts, out)."""
-    grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.zeros_like(weight), weight.new_zeros(weight.shape[:2])
+    grad_x, grad_weight, grad_bias = _shapes(grad, x, counts, weight)
     ends = counts.cumsum(0).tolist()
     for e, (start, end) in enumerate(itertools.pairwise([0, *ends])):
-        if start < end:
-            torch.mm(grad[start:end], weight[e], out=grad_x[start:end])
-            torch.mm(grad[start:end].T, x[start:end], out=grad_weight[e])
-            torch.sum(grad[start:end], dim=0, out=grad_bias[e])
+        # An expert without tokens has products of no terms, which are zero.
+        torch.mm(grad[start:end], weight[e], out=grad_x[start:end])
+        torch.mm(grad[start:end].T, x[start:end], out=grad_weight[e])
+        torch.sum(grad[start:end], dim=0, out=grad_bias[e])
     return grad_x, grad_weight, grad_bias
 
 

@@ -19,6 +19,13 @@ from torch import Tensor
 from torch.library import custom_op
 
 from zoo.core import inductor
+from zoo.core.flash import (
+    differentiable_flash_attention,
+    flash_attention,
+    has_flash_gradient,
+    has_flash_kernel,
+    token_by_token,
+)
 from zoo.core.forward_context import Mask, SlidingWindowMask, visible
 from zoo.core.kernels import COLD_BYTES, Trial, active, bucket
 from zoo.core.linear import dot, is_plain_memory, linear, materialize
@@ -124,6 +131,8 @@ def _reductions_trial(dtype: torch.dtype, key_heads: int, share: int, width: int
 
 
 def _prefill(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
+    if sinks is not None and has_flash_gradient(q, k, v):
+        return differentiable_flash_attention(q, k, v, mask, scale, sinks)
     if torch.compiler.is_compiling():
         if _allows_kernels(q, k, v):
             return _prefill_operator(q, k, v, mask, scale, sinks)  # one operator for every number of keys
@@ -136,7 +145,7 @@ def _prefill_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: f
     if sinks is not None:
         return _sdpa_with_sinks(q, k, v, mask, mask is None, scale, sinks[:, None])
     width, gqa = v.shape[3], q.shape[1] != k.shape[1]
-    if _has_flash_kernel(q) and width < q.shape[3]:
+    if has_flash_kernel(q) and width < q.shape[3]:
         # The kernel wants keys and values of one width. Without it torch writes all scores to memory, and copies all
         # keys to scale them: three times slower for a prefill of latent attention.
         v = F.pad(v, (0, q.shape[3] - width))
@@ -148,23 +157,18 @@ def _prefill_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: f
 def _prefill_operator(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None
 ) -> Tensor:
-    return _token_by_token(_prefill(q, k, v, mask, scale, sinks))
-
-
-def _token_by_token(out: Tensor) -> Tensor:
-    """(b, h, t, w), in memory (b, t, h, w), as the next projection reads it."""
-    return out.transpose(1, 2).contiguous().transpose(1, 2)
+    return token_by_token(_prefill(q, k, v, mask, scale, sinks))
 
 
 @_prefill_operator.register_fake
 def _like_prefill(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
     # An operator that returns another layout needs a new name: compiled code on disk knows it by its name alone.
-    return _token_by_token(q.new_empty(*q.shape[:3], v.shape[3]))
+    return token_by_token(q.new_empty(*q.shape[:3], v.shape[3]))
 
 
 def _blocks_win(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> bool:
     (heads, new, width), (key_heads, keys) = q.shape[1:], k.shape[1:3]
-    if heads * new * keys * width < MIN_MULTIPLY_ADDS or not _has_flash_kernel(q) or not _allows_kernels(q, k, v):
+    if heads * new * keys * width < MIN_MULTIPLY_ADDS or not has_flash_kernel(q) or not _allows_kernels(q, k, v):
         return False
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return False
@@ -240,10 +244,12 @@ def _multiply(x: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
 def _sliding_window_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: SlidingWindowMask, scale: float, sinks: Tensor | None
 ) -> Tensor:
+    if has_flash_gradient(q, k, v):
+        return differentiable_flash_attention(q, k, v, mask, scale, sinks)
     if not torch.compiler.is_compiling():
         return _windows_in_blocks(q, k, v, *mask, scale, sinks)
-    # The number of blocks is unknown to the compiler, which cannot loop over them: they are one opaque operator. An
-    # operator has no gradient and no autocast; with these the whole mask is built.
+    # The number of blocks is unknown to the compiler, which cannot loop over them: they are one opaque operator. Where
+    # there is none, the whole mask is built.
     if _allows_kernels(q, k, v):
         return _sliding_window_operator(q, k, v, mask.queries, mask.keys, mask.window, scale, sinks)
     return _prefill(q, k, v, visible(mask.queries, mask.keys, mask.window), scale, sinks)
@@ -268,7 +274,7 @@ def _windows_in_blocks(
 def _sliding_window_operator(
     q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, window: int, scale: float, sinks: Tensor | None
 ) -> Tensor:
-    return _token_by_token(_windows_in_blocks(q, k, v, queries, keys, window, scale, sinks))
+    return token_by_token(_windows_in_blocks(q, k, v, queries, keys, window, scale, sinks))
 
 
 _sliding_window_operator.register_fake(_like_prefill)
@@ -282,8 +288,8 @@ def _sdpa_with_sinks(
 ) -> Tensor:
     """Sinks rescale what a kernel returns: no key is copied to make room for one more, and a prefill of 2,048 tokens
     takes a third of the time that it takes with all scores in memory."""
-    if _has_flash_kernel(q) and q.shape[3] == v.shape[3] and _allows_kernels(q, k, v):
-        out, denominator = _flash_attention(q, k, v, mask, causal, scale)
+    if has_flash_kernel(q) and q.shape[3] == v.shape[3] and _allows_kernels(q, k, v):
+        out, denominator = flash_attention(q, k, v, mask, causal, scale)
     else:
         if causal:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
@@ -295,22 +301,6 @@ def _apply_sinks(out: Tensor, denominator: Tensor, sinks: Tensor | None) -> Tens
     """out (..., w), the logarithm of its softmax's denominator (...): a sink adds e^sink to the denominator and nothing
     to the values, so that it rescales the output."""
     return out if sinks is None else out * torch.sigmoid(denominator - sinks.to(denominator.dtype)).unsqueeze(-1)
-
-
-def _has_flash_kernel(q: Tensor) -> bool:
-    """Whether torch's flash kernel for the CPU may be called: torch.nn.attention.sdpa_kernel can disable it."""
-    return q.device.type == "cpu" and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
-
-
-def _flash_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    """-> values (b, h, t, w) and the logarithm of the softmax's denominator (b, h, t), which has no gradient."""
-    bias = None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
-    # The kernel assumes that a head's elements are contiguous, and does not check it.
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return kernel(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
 
 
 def _explicit_attention(

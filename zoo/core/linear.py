@@ -89,8 +89,7 @@ def _allows_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and weight.is_contiguous()  # oneDNN is 300 times slower on other layouts
         and x.numel() > 0
         and torch._C._get_mkldnn_enabled()
-        and torch._C._functorch.peek_interpreter_stack() is None  # vmap and its like
-        and forward_ad._current_level < 0
+        and not is_transformed()
     )
 
 
@@ -106,6 +105,20 @@ def _allows_operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (bias is None or (is_plain_memory(weight, bias) and bias.shape == weight.shape[:1]))
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def autocast(x: Tensor) -> Tensor:
+    """x as autocast, where it is enabled, hands it to torch's own products. It does not know our operators."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(device))
+
+
+def is_transformed() -> bool:
+    """Whether uncompiled code runs under vmap or its like, or under forward-mode differentiation: for these an operator
+    needs rules of its own."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def is_plain_memory(x: Tensor, other: Tensor) -> bool:

@@ -51,3 +51,18 @@ def test_gathered_tokens_meet_their_experts(with_bias: bool) -> None:
         out = gathered_linear(x, ids, weight, bias)
         assert out.shape == (2, 1, 3, NARROW)
         assert (out.flatten(0, 2) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
+def test_gradients_of_sorted_tokens(with_bias: bool) -> None:
+    """Equal autograd's through each row's own product; an expert without tokens has a gradient of zero."""
+    ids = torch.tensor([0, 0, 0, 2, 3, 3, 5])
+    weight, bias = stacked(torch.float32, with_bias)
+    inputs = [x.requires_grad_() for x in (torch.randn(len(ids), WIDE), weight, *([] if bias is None else [bias]))]
+    out = grouped_linear(inputs[0], ids.bincount(minlength=EXPERTS), weight, bias)
+    upstream = torch.randn(out.shape)
+    got = torch.autograd.grad(out, inputs, upstream)
+    expected = torch.autograd.grad(one_by_one(inputs[0], ids, weight, bias), inputs, upstream.double())
+    for ours, theirs in zip(got, expected, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    assert not got[1][1].any()

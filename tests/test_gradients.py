@@ -1,0 +1,151 @@
+"""The loss of every architecture, and the gradient of each of its parameters, equal the released implementation's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._dynamo import config as dynamo
+from torch._dynamo.utils import counters
+
+import weights
+import zoo
+from tests.models import distinct, randomised, tokens_of
+from tests.reference import toy_config, toy_reference
+from tests.test_parity import LENGTH
+from zoo.core.forward_context import recorded_routing
+from zoo.core.inductor import find_compiler
+from zoo.errors import NotAvailable
+from zoo.model.decoder import Model
+
+NEAR = 1e-5  # relative to a gradient's largest element
+
+
+@dataclass
+class Case:
+    """A reference's weights in a folder, its loss, and the gradient of each parameter by the zoo's name."""
+
+    folder: Path
+    tokens: Tensor
+    loss: float
+    gradients: dict[str, Tensor]
+    chosen: list[Tensor]  # expert ids of each layer with experts (tokens, k), in ascending order
+
+
+@pytest.fixture(scope="module", params=distinct())
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def case(name: str, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """The gradients are saved by transformers as if they were weights, and loaded as such: both map every tensor as
+    they map released ones."""
+    folder, gradients = tmp_path_factory.mktemp(name), tmp_path_factory.mktemp(f"{name}-gradients")
+    reference = toy_reference(toy_config(name, layers=len(zoo.spec(name, tiny=True).layers)))
+    reference.save_pretrained(folder)
+    tokens = torch.randint(0, 512, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    chosen: list[Tensor] = []
+    for path, module in reference.named_modules():
+        if path.endswith("mlp.experts"):
+            module.register_forward_pre_hook(lambda _, args: chosen.append(args[1].sort(-1).values))
+    loss = next_token_loss(reference(tokens).logits, tokens)
+    loss.backward()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            assert parameter.grad is not None
+            parameter.copy_(parameter.grad)
+        for buffer in reference.state_dict().keys() - dict(reference.named_parameters(remove_duplicate=False)).keys():
+            reference.get_buffer(buffer).zero_()  # the router's correction, which is not differentiated
+    reference.save_pretrained(gradients)
+    return Case(folder, tokens, loss.item(), dict(weights.load(gradients).named_parameters()), chosen)
+
+
+def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def check(model: Model, case: Case) -> None:
+    """Loss, experts and the gradient of every parameter."""
+    model.zero_grad()
+    with recorded_routing() as routing:
+        loss = next_token_loss(model(case.tokens), case.tokens)
+    loss.backward()
+    assert abs(loss.item() - case.loss) <= NEAR * case.loss
+    for layer, chosen in zip(routing, case.chosen, strict=True):
+        assert torch.equal(layer.chosen.flatten(0, -2).sort(-1).values, chosen)
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() == case.gradients.keys()
+    for parameter, expected in case.gradients.items():
+        got = parameters[parameter].grad
+        if parameter.endswith("correction"):
+            assert got is None, f"{parameter} is moved by counts of tokens, not by a gradient"
+            continue
+        assert got is not None, parameter
+        largest = expected.abs().max()
+        assert largest > 0, parameter
+        assert (got - expected).abs().max() <= NEAR * largest, parameter
+
+
+def test_every_gradient_equals_the_reference(case: Case) -> None:
+    """With and without activation checkpointing."""
+    model = weights.load(case.folder)
+    check(model, case)
+    model.activation_checkpointing = True
+    check(model, case)
+
+
+def has_compiler() -> bool:
+    try:
+        find_compiler()
+    except NotAvailable:
+        return False
+    return True
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it traces
+def test_a_traced_model_of_all_blocks_has_the_same_gradients() -> None:
+    """Windows, sinks, experts of both routers, NoPE and MLA in one model: the compiler's tracing and differentiation,
+    without the code generation that takes most of its time. One set of graphs serves all lengths, of one autocast."""
+    sinks, latent, plain = (zoo.spec(name, tiny=True) for name in ("gpt-oss-20b", "deepseek-v3-671b", "smollm3-3b"))
+    layers = (*dict.fromkeys(sinks.layers), latent.layers[-1], plain.layers[-1])
+    spec = replace(sinks, layers=layers)
+    assert len({type(part) for part in spec.walk()} & {zoo.GQA, zoo.MLA, zoo.MoE, zoo.NoPE, zoo.SoftmaxTopK}) == 5
+    torch.compiler.reset()
+    counters.clear()
+    uncompiled, compiled = randomised(spec), randomised(spec)
+    compiled.compile(backend="aot_eager")
+    with dynamo.patch(fail_on_recompile_limit_hit=True):
+        for autocast, near in ((False, 1e-5), (True, 0.1)):
+            for batch, length in ((2, 40), (3, 57), (2, 12)):
+                tokens = tokens_of(spec, batch, length)
+                for model in (uncompiled, compiled):
+                    model.zero_grad()
+                    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                        loss = next_token_loss(model(tokens), tokens)
+                    loss.backward()
+                for one, other in zip(compiled.parameters(), uncompiled.parameters(), strict=True):
+                    assert (one.grad is None) == (other.grad is None)
+                    if other.grad is not None:
+                        assert (one.grad - other.grad).abs().max() <= near * other.grad.abs().max()
+            assert counters["stats"]["unique_graphs"] == (1 + autocast) * (len(layers) + 1)
+    torch.compiler.reset()
+
+
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
+@pytest.mark.slow
+def test_every_compiled_gradient_equals_the_reference(case: Case) -> None:
+    """With and without activation checkpointing."""
+    torch.compiler.reset()
+    with dynamo.patch(fail_on_recompile_limit_hit=True):
+        model = weights.load(case.folder)
+        model.compile()
+        check(model, case)
+        model.activation_checkpointing = True
+        check(model, case)
+    torch.compiler.reset()

@@ -1,0 +1,85 @@
+"""The gradient of attention with sinks and windows, against autograd through a softmax in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from zoo.core import flash
+from zoo.core.attention import attention
+from zoo.core.forward_context import Mask, SlidingWindowMask, visible
+
+# new queries, keys, window: one block and several, with keys before the queries and without.
+CASES = {
+    "causal": (9, 9, None),
+    "filled": (5, 12, None),
+    "short": (6, 6, 8),
+    "windows": (23, 23, 4),
+    "ring": (7, 11, 4),
+}
+
+
+def explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, sinks: Tensor | None) -> Tensor:
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    scores = (q @ k.transpose(2, 3) * scale).masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([sinks[:, None, None].expand(*scores.shape[:3], 1), scores], dim=-1)
+    return scores.softmax(-1)[..., -k.shape[2] :] @ v
+
+
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_equal_those_of_a_softmax(case: str, with_sinks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of queries, keys, values and sinks, for heads that share keys; the sinks at very different scores."""
+    new, keys, window = CASES[case]
+    positions = torch.arange(keys)
+    drawn = visible(positions[keys - new :], positions, window)
+    mask: Mask = drawn if new < keys else None
+    if window is not None:
+        mask = SlidingWindowMask(positions[keys - new :], positions, window)
+    q, k, v = torch.randn(2, 4, new, 8), torch.randn(2, 2, keys, 8), torch.randn(2, 2, keys, 8)
+    sinks = torch.tensor([0.3, -30.0, 5.0, 1.0]) if with_sinks else None
+    inputs = [x.requires_grad_() for x in (q, k, v, *(() if sinks is None else (sinks,)))]
+    used = []
+    if window is not None or with_sinks:
+        operator = flash._operator
+        monkeypatch.setattr(flash, "_operator", lambda *given: used.append(1) or operator(*given))
+    out = attention(q, k, v, mask, 0.3, sinks)
+    assert bool(used) == (window is not None or with_sinks)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    wanted = explicit(*exact[:3], drawn, 0.3, exact[3] if with_sinks else None)
+    assert (out - wanted).abs().max() < 2e-6
+    weight = torch.randn(out.shape)
+    gradients = torch.autograd.grad(out, inputs, weight)
+    for got, expected in zip(gradients, torch.autograd.grad(wanted, exact, weight.double()), strict=True):
+        assert (got - expected).abs().max() <= 5e-6 * expected.abs().max()
+
+
+def test_bfloat16_under_autocast() -> None:
+    """Inputs of several dtypes, as a rotation in float32 leaves them; gradients come back in each one's own."""
+    positions = torch.arange(20)
+    mask = SlidingWindowMask(positions, positions, 4)
+    q, k, v = torch.randn(1, 4, 20, 8), torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, 8).bfloat16()
+    inputs = [x.requires_grad_() for x in (q, k, v, torch.randn(4))]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attention(q, k, v, mask, 0.3, inputs[3])
+    assert out.dtype == torch.bfloat16
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    wanted = explicit(*exact[:3], visible(positions, positions, 4), 0.3, exact[3])
+    weight = torch.randn(out.shape).bfloat16()
+    expected = torch.autograd.grad(wanted, exact, weight.double())
+    for x, got, near in zip(inputs, torch.autograd.grad(out, inputs, weight), expected, strict=True):
+        assert got.dtype == x.dtype
+        assert (got - near).abs().max() <= 0.03 * near.abs().max()
+
+
+def test_forward_mode_and_functional_gradients_work() -> None:
+    """They get the form without an operator, and agree."""
+    q, k, v, sinks = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8), torch.randn(2, 2, 6, 8), torch.randn(4)
+
+    def run(q: Tensor) -> Tensor:
+        return attention(q, k, v, None, 0.3, sinks).square().sum()
+
+    _, tangent = torch.func.jvp(run, (q,), (torch.ones_like(q),))
+    assert torch.allclose(torch.func.grad(run)(q).sum(), tangent, rtol=1e-4)

@@ -1,0 +1,183 @@
+"""torch's flash-attention kernel for the CPU, and its gradient with attention sinks and sliding windows.
+
+The kernel returns the logarithm of each softmax's denominator, and its backward kernel computes the weights anew from
+the scores and that denominator. A sink of value zero is part of the denominator and of nothing else. So with the sink
+added to the denominator the same backward kernel gives the gradients of queries, keys and values. The sink's own is
+minus its weight times the product of the output and its gradient (FlashAttention-2, Dao 2023, section 3.1, in which
+that product is D).
+
+Sizes as in zoo.core.attention.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from zoo.core.forward_context import SlidingWindowMask, visible
+from zoo.core.linear import autocast, is_plain_memory, is_transformed
+from zoo.costs import window_blocks
+
+_KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_BACKWARD_KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def has_flash_kernel(q: Tensor) -> bool:
+    """Whether torch's flash kernel for the CPU may be called: torch.nn.attention.sdpa_kernel can disable it."""
+    return q.device.type == "cpu" and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
+
+
+def flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """-> values (b, h, t, w) and the logarithm of the softmax's denominator (b, h, t), which has no gradient."""
+    # The kernel assumes that a head's elements are contiguous, and does not check it.
+    return _KERNEL(*map(_with_contiguous_heads, (q, k, v)), 0.0, causal, attn_mask=_bias(mask, q.dtype), scale=scale)
+
+
+def token_by_token(out: Tensor) -> Tensor:
+    """(b, h, t, w), in memory (b, t, h, w), as the next projection reads it."""
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def has_flash_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether `differentiable_flash_attention` may compute this: with gradients, of plain CPU memory, in one dtype or
+    under autocast, which narrows it to one."""
+    return (
+        torch.is_grad_enabled()
+        and has_flash_kernel(q)
+        and q.shape[3] == v.shape[3]
+        and all(is_plain_memory(x, x) for x in (q, k, v))
+        and (q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled("cpu"))
+        and not torch.compiler.is_exporting()
+        and (torch.compiler.is_compiling() or not is_transformed())
+    )
+
+
+def differentiable_flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | SlidingWindowMask | None, scale: float, sinks: Tensor | None
+) -> Tensor:
+    """zoo.core.attention.attention of several queries, with gradients. Windows take work in proportion to their length,
+    and compiled this is one operator for all lengths."""
+    queries, keys, window = mask if isinstance(mask, SlidingWindowMask) else (None, None, 0)
+    plain = None if isinstance(mask, SlidingWindowMask) else mask
+    q, k, v = (autocast(x) for x in (q, k, v))
+    return _operator(q, k, v, plain, queries, keys, window, scale, sinks)[0]
+
+
+@custom_op("zoo::flash_attention", mutates_args=())
+def _operator(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    queries: Tensor | None,
+    keys: Tensor | None,
+    window: int,
+    scale: float,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """-> values (b, h, t, w) and the logarithm of the denominator, with the sink (b, h, t)."""
+    out, denominator = _like_outputs(q, k, v)
+    for new, seen, seen_mask in _blocks(q, k, mask, queries, keys, window):
+        part, log_sum = flash_attention(q[:, :, new], k[:, :, seen], v[:, :, seen], seen_mask, seen_mask is None, scale)
+        if sinks is not None:
+            sink = sinks.to(log_sum.dtype)[:, None]
+            part = part * torch.sigmoid(log_sum - sink).unsqueeze(-1)
+            log_sum = torch.logaddexp(log_sum, sink)
+        out[:, :, new] = part
+        denominator[:, :, new] = log_sum
+    return out, denominator
+
+
+@_operator.register_fake
+def _like_outputs(q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    exact = torch.promote_types(q.dtype, torch.float32)
+    return token_by_token(q.new_empty(*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=exact)
+
+
+@custom_op("zoo::flash_attention_backward", mutates_args=())
+def _backward_operator(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    denominator: Tensor,
+    mask: Tensor | None,
+    queries: Tensor | None,
+    keys: Tensor | None,
+    window: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v."""
+    grad_q, grad_k, grad_v = _like_inputs(grad, q, k, v)
+    grad_k.zero_(), grad_v.zero_()
+    q, k, v, grad, out = map(_with_contiguous_heads, (q, k, v, grad, out))
+    for new, seen, seen_mask in _blocks(q, k, mask, queries, keys, window):
+        parts = _BACKWARD_KERNEL(
+            grad[:, :, new],
+            q[:, :, new],
+            k[:, :, seen],
+            v[:, :, seen],
+            out[:, :, new],
+            denominator[:, :, new].contiguous(),
+            0.0,
+            seen_mask is None,
+            attn_mask=_bias(seen_mask, q.dtype),
+            scale=scale,
+        )
+        grad_q[:, :, new] = parts[0]
+        grad_k[:, :, seen] += parts[1]
+        grad_v[:, :, seen] += parts[2]
+    return grad_q, grad_k, grad_v
+
+
+@_backward_operator.register_fake
+def _like_inputs(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    return token_by_token(torch.empty_like(q)), token_by_token(torch.empty_like(k)), token_by_token(torch.empty_like(v))
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, mask, queries, keys, ctx.window, ctx.scale, sinks = inputs
+    ctx.save_for_backward(q, k, v, *output, mask, queries, keys, sinks)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, out, denominator, mask, queries, keys, sinks = ctx.saved_tensors
+    if grad is None:
+        return (None,) * 9
+    grads = _backward_operator(grad, q, k, v, out, denominator, mask, queries, keys, ctx.window, ctx.scale)
+    grad_sinks = None
+    if sinks is not None:
+        weight = (sinks.to(denominator.dtype)[:, None] - denominator).exp()
+        products = (grad.to(denominator.dtype) * out).sum(-1)
+        grad_sinks = -(weight * products).sum((0, 2)).to(sinks.dtype)
+    return (*grads, None, None, None, None, None, grad_sinks)
+
+
+_operator.register_autograd(_differentiate, setup_context=_save_for_backward)
+
+
+def _blocks(
+    q: Tensor, k: Tensor, mask: Tensor | None, queries: Tensor | None, keys: Tensor | None, window: int
+) -> Iterator[tuple[slice, slice, Tensor | None]]:
+    """Queries, the keys that they see, and the mask of both, None where each query sees all keys up to itself."""
+    new, past = q.shape[2], k.shape[2] - q.shape[2]
+    if queries is None or keys is None or (past == 0 and new <= window):
+        yield slice(None), slice(None), mask
+        return
+    for start, end, first in window_blocks(past, new, window):
+        seen = slice(first, past + end)
+        yield slice(start, end), seen, visible(queries[start:end], keys[seen], window)
+
+
+def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if mask is None else torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
+
+
+def _with_contiguous_heads(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
