@@ -227,6 +227,7 @@ def test_training_that_does_not_fit_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
 @pytest.mark.parametrize("family", ["llama3", "gemma3", "gpt-oss", "deepseek-v3"])
 def test_compiled_training_steps(family: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Their loss and gradients are those of the eager mode, or nothing would be measured."""
