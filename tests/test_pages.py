@@ -132,7 +132,9 @@ def test_measured_tables_have_todays_columns_and_legends() -> None:
     rows = fake_rows([BenchmarkModel(one("gemma3-270m"))])
     beside = [*rows, *(row | {"implementation": "transformers", "mode": "sdpa", "ratio": 1.0} for row in rows)]
     speeds, limits = (of(beside, MACHINE) for of in (throughput_rows.speeds, throughput_rows.limits))
-    shown = [costs.tiny_throughput_table(rows), speeds, limits]
+    trained = [row | {"phase": "train", "test": "train 8x256", "mbu": None} for row in beside]
+    training = (of(trained, MACHINE) for of in (throughput_rows.speeds, throughput_rows.limits))
+    shown = [costs.tiny_throughput_table(rows), speeds, limits, *training]
     for table in shown:  # what depends on the machine, or on what happened, is left out
         assert table.title in page
         assert all(column.header in page for column in table.columns)

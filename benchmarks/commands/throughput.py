@@ -8,8 +8,13 @@ import typer
 
 from benchmarks import options
 from benchmarks.measure.benchmark_models import Variant, benchmark_models
-from benchmarks.measure.runners import workloads
+from benchmarks.measure.runners import Workload, workloads
 from benchmarks.measure.throughput import measure_throughput, throughput_config
+from benchmarks.measure.training import training_workloads
+from zoo.errors import UsageError
+
+PROMPT, GENERATE = 512, 128  # tokens
+TRAINING_CONTEXT, TRAINING_BATCH = 256, 8  # tokens of a sequence, and sequences
 
 Mode = StrEnum("Mode", ["eager", "compiled"])  # how a model is run
 Peer = StrEnum("Peer", ["transformers"])  # the implementation that is measured beside the zoo's
@@ -25,12 +30,20 @@ def command(
             "in a minute."
         ),
     ] = None,
-    prompt: Annotated[int, options.tokens_or_none_option("--prompt", "-p", help="Of a prefill; 0: none.")] = 512,
-    generate: Annotated[int, options.tokens_or_none_option("--generate", "-n", help="To decode; 0: none.")] = 128,
+    prompt: Annotated[
+        int | None, options.tokens_or_none_option("--prompt", "-p", help="Of a prefill; 0: none. [512]")
+    ] = None,
+    generate: Annotated[
+        int | None, options.tokens_or_none_option("--generate", "-n", help="To decode; 0: none. [128]")
+    ] = None,
     depth: Annotated[
         list[int] | None, options.tokens_or_none_option("--depth", "-d", help="In the cache before. Repeat. [0]")
     ] = None,
-    batch: options.Batch = 1,
+    train: Annotated[bool, options.flag("Time training steps, and no prefill or decode.", "--train")] = False,
+    context: Annotated[
+        int | None, options.tokens_option("--context", help="Of each sequence of a training step. [256]")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences at once. [1; with --train 8]")] = None,
     dtype: Annotated[
         torch.dtype | None, options.computing_dtype_option(help="Of weights and cache. [float32; on a GPU bfloat16]")
     ] = None,
@@ -44,12 +57,14 @@ def command(
     released: Annotated[bool, options.flag("Presets and hub ids with their released weights.", "--released")] = False,
     peer: Annotated[Peer | None, typer.Option(help="Measure another implementation beside the zoo's.")] = None,
     peer_compiled: Annotated[
-        bool, options.flag("The baseline compiled, with a static cache, too.", "--peer-compiled")
+        bool, options.flag("The baseline compiled, for inference with a static cache, too.", "--peer-compiled")
     ] = False,
     changes: options.SwapOptions,
     to: options.ReportOptions,
 ) -> None:
     """Tokens per second, beside what this machine would have allowed.
+
+    With --train those of training steps: forward, backward and AdamW on --batch sequences of --context tokens.
 
     Models, modes and baselines take turns, after a warm-up that ends when the medians agree. Ctrl-C prints what there
     is.
@@ -58,11 +73,32 @@ def command(
     python -m benchmarks throughput qwen3-0.6b -d 0 -d 4096
     python -m benchmarks throughput path/to/model.gguf --peer transformers
     python -m benchmarks throughput qwen3-8b --layers 4 --swap 'GQA(window=512)'
+    python -m benchmarks throughput qwen3-0.6b --train --peer transformers
     """
     tiny = tiny or not names
-    works = workloads(prompt, generate, depth or [0], batch)
+    works = _workloads(train, prompt, generate, depth, context, batch)
     config = throughput_config(works, dtype, device, threads, seed, repeat, tiny)
     variant = Variant(tiny, layers, tuple(changes.swap or ()), released)
     models = benchmark_models(names or [], variant, changes.ignore_field or [])
     with to.report() as report:
         measure_throughput(report, models, config, mode, peer is not None, peer_compiled)
+
+
+def _workloads(
+    train: bool,
+    prompt: int | None,
+    generate: int | None,
+    depth: list[int] | None,
+    context: int | None,
+    batch: int | None,
+) -> tuple[Workload, ...]:
+    """What is timed. Raises UsageError for an option that has no part in it."""
+    if train:
+        for name, value in (("--prompt", prompt), ("--generate", generate), ("--depth", depth or None)):
+            if value is not None:
+                raise UsageError(f"{name} is for prefill and decode; a training step has --context and --batch")
+        return training_workloads(TRAINING_CONTEXT if context is None else context, batch or TRAINING_BATCH)
+    if context is not None:
+        raise UsageError("--context is for --train; a prefill has --prompt, and what is in the cache before, --depth")
+    prompt, generate = PROMPT if prompt is None else prompt, GENERATE if generate is None else generate
+    return workloads(prompt, generate, depth or [0], batch or 1)

@@ -1,4 +1,4 @@
-"""What takes turns in a throughput measurement: candidates that run workloads over a cache, without sampling or text.
+"""What takes turns in a throughput measurement: candidates that run workloads, without sampling or text.
 
 A `Workload` says which passes are timed, under the labels of llama-bench. A `Runner` is a model as one implementation
 runs it, a `Candidate` such a model in one mode.
@@ -7,7 +7,7 @@ runs it, a `Candidate` such a model in one mode.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -25,7 +25,7 @@ ZOO, BASELINE = "zoo", "transformers"  # implementations
 EAGER, COMPILED = "eager", "compiled"  # modes
 FILL_TOKENS = 512  # in one pass while a cache is filled to its depth
 
-Phase = Literal["prefill", "decode"]
+Phase = Literal["prefill", "decode", "train"]
 Key = tuple[str, ...]
 
 
@@ -44,6 +44,12 @@ class Runner:
     def snapshot(self, cache: Any) -> Callable[[], Any]:
         """A function that returns the cache as it is now, whatever passes were added to it."""
         return lambda: None
+
+    def train_step(self, tokens: Tensor) -> None:
+        """A training step on token ids (batch, t + 1), each of which but the last predicts the next."""
+
+    def release(self) -> None:
+        """Free what is kept from one task to the next beside the weights."""
 
     @property
     def weight_bytes(self) -> int:
@@ -85,7 +91,8 @@ class ZooRunner(Runner):
 @dataclass(frozen=True)
 class Workload:
     """Prefill: `tokens` tokens in one pass. Decode: as many, one at a time, after a first one. Both run on `batch`
-    sequences whose cache already holds `depth` tokens."""
+    sequences whose cache already holds `depth` tokens. Train: one training step on `batch` sequences, without a cache.
+    """
 
     phase: Phase
     tokens: int
@@ -94,7 +101,9 @@ class Workload:
 
     @property
     def label(self) -> str:
-        """pp512, tg128, tg128 @ d4096"""
+        """pp512, tg128, tg128 @ d4096, train 8x256"""
+        if self.phase == "train":
+            return f"train {self.batch}x{self.tokens}"
         return f"{'pp' if self.phase == 'prefill' else 'tg'}{self.tokens}" + (f" @ d{self.depth}" if self.depth else "")
 
     @property
@@ -104,8 +113,8 @@ class Workload:
 
     @property
     def capacity(self) -> int:
-        """Tokens that the cache of one sequence must hold."""
-        return self.depth + self.untimed + self.tokens
+        """Tokens of one sequence: what its cache must hold, or those of a training step with the last one's target."""
+        return self.depth + self.untimed + self.tokens + (self.phase == "train")
 
     @property
     def passes(self) -> list[tuple[int, int]]:
@@ -125,6 +134,10 @@ def workloads(prompt: int, generate: int, depths: Sequence[int], batch: int) -> 
 
 def task(name: Key, runner: Runner, workload: Workload, tokens: Tensor) -> Task:
     """Time `workload` on `tokens` (batch, capacity). The cache is filled to its depth once, and then restored."""
+    if workload.phase == "train":
+        with torch.inference_mode(False):  # a tensor of inference mode has no part in a backward pass
+            batch = tokens.clone()
+        return Task.ready(name, partial(runner.train_step, batch))
     past, first, rest = tokens.split([workload.depth, workload.untimed, workload.tokens], dim=1)
     timed = rest.split(workload.passes[0][1], dim=1)
 
@@ -166,6 +179,11 @@ class ThroughputConfig:
     seed: int = 0
     repetitions: int = 5
     thorough: bool = True
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is training that is measured."""
+        return any(work.phase == "train" for work in self.workloads)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,19 @@ from benchmarks.measure.benchmark_models import BenchmarkModel, Variant, first_l
 from benchmarks.measure.devices import clock, require_memory, start_memory_meter
 from benchmarks.measure.environment import recorded
 from benchmarks.measure.observed import gemm_task, observe
-from benchmarks.measure.runners import COMPILED, EAGER, ZOO, Results, ThroughputConfig, Workload, zoo_candidates
+from benchmarks.measure.runners import (
+    COMPILED,
+    EAGER,
+    ZOO,
+    Candidate,
+    Results,
+    ThroughputConfig,
+    Workload,
+    zoo_candidates,
+)
 from benchmarks.measure.throughput_rows import ceiling_rows, harness_key, rows, tables
 from benchmarks.measure.timing import Task, measure
+from benchmarks.measure.training import training_bytes, training_candidates
 from benchmarks.output.progress import progress
 from benchmarks.output.report import Report
 from zoo.core.devices import find_device
@@ -60,7 +70,7 @@ def measure_throughput(
     """Build and time all models, with a `baseline` of transformers too, and add the tables to the report.
 
     Raises NotAvailable, before anything is built, where they do not fit into memory; CheckFailed where the logits of
-    transformers are not equal.
+    transformers are not equal or, in training, loss and gradient norm.
     """
     baseline = baseline or baseline_compiled
     if baseline:
@@ -72,19 +82,28 @@ def measure_throughput(
             with progress("building") as bar:
                 for model in models:
                     bar.doing(f"building {model.label}")
-                    module = model.build(config.device, config.dtype, config.seed)
-                    results.candidates += zoo_candidates(model, module, modes)
-                    if baseline:
-                        results.candidates += baseline_candidates(model, module, config, baseline_compiled)
+                    results.candidates += _candidates(model, config, modes, baseline, baseline_compiled)
             run(results)
     finally:
         if timed := rows(results):
             report.add(*tables(timed, ceiling_rows(results), report.about["machine"]))
 
 
+def _candidates(
+    model: BenchmarkModel, config: ThroughputConfig, modes: Sequence[str], baseline: bool, baseline_compiled: bool
+) -> list[Candidate]:
+    module = model.build(config.device, config.dtype, config.seed)
+    if config.trains:
+        return list(training_candidates(model, module, config, modes, baseline, baseline_compiled))
+    beside = baseline_candidates(model, module, config, baseline_compiled) if baseline else ()
+    return [*zoo_candidates(model, module, modes), *beside]
+
+
 def needed_bytes(spec: Decoder, dtype: torch.dtype, works: Sequence[Workload], modes: int, copies: int = 1) -> int:
     """Bytes of the weights, `copies` times; of a cache and a snapshot of its sliding windows, for each of `modes` and
-    each workload; and of the activations of the widest pass."""
+    each workload; and of the activations of the widest pass. In training each of `modes` has weights of its own."""
+    if works[0].phase == "train":
+        return max(training_bytes(spec, dtype, work, modes) for work in works)
     caches = sum(spec.kv_bytes(work.capacity, work.batch, dtype) for work in works)
     snapshots = sum(spec.kv_growth(dtype)[0] * work.batch for work in works if work.depth)
     widest = max(work.batch * max(new for _, new in work.passes) for work in works)
@@ -143,14 +162,17 @@ def run(results: Results) -> None:
 
 def _observe(results: Results, tasks: dict[runners.Key, Task]) -> None:
     """Observe each task once; a compiled model has run before, since compiling takes memory too. GEMMs are kept for the
-    zoo's prefills alone: a decode step does little else than read the same weights."""
+    zoo's prefills alone: a decode step does little else than read the same weights. Of training
+    only the memory is observed."""
     config = results.config
     for candidate in results.candidates:
         for work in config.workloads:
             if candidate.mode == COMPILED:
                 candidate.task(work, config).prepare()()
             key, runner, start_meter = candidate.key(work), candidate.runner, partial(start_memory_meter, config.device)
-            watched = runner.model if (candidate.implementation, candidate.mode) == (ZOO, EAGER) else None
+            runner.release()
+            infers = work.phase != "train"
+            watched = runner.model if infers and (candidate.implementation, candidate.mode) == (ZOO, EAGER) else None
             seen = observe(tasks[key], runner.weight_bytes, start_meter, watched)
             if work.phase == "decode":
                 seen.gemms.clear()

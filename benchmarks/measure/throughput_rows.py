@@ -16,6 +16,7 @@ from benchmarks.measure.environment import kernel_summary
 from benchmarks.measure.observed import Observed, gemm_key
 from benchmarks.measure.runners import COMPILED, EAGER, ZOO, Candidate, Key, Results, Workload
 from benchmarks.measure.timing import MAX_WARMUP_ROUNDS, MAX_WARMUP_SECONDS, rate, settled
+from benchmarks.measure.training import training_flops
 from benchmarks.output.report import Row, Rows, Table, columns, named
 from benchmarks.output.show import min_max, three, three_in, unit
 from zoo.blocks import MoE
@@ -32,6 +33,11 @@ MEANINGS = {
     "w": "interrupted during its warm-up: nothing counts yet.",
     "~": f"not settled when the warm-up ended, after {MAX_WARMUP_ROUNDS} rounds or {MAX_WARMUP_SECONDS} s.",
 }
+CACHE_UNKNOWN = "The size of the last cache is not known."
+TRAINING_LEGEND = (
+    "train: one training step on so many sequences x tokens: forward, backward and AdamW (fused), all logits. Each "
+    "row's model has weights of its own, from the same values. Tokens per second over all sequences."
+)
 TEST_COLUMNS = (Column("model", "model", width=13), Column("test", "test", width=13), Column("by", "by", width=12))
 
 
@@ -82,6 +88,7 @@ def _row(candidate: Candidate, work: Workload, results: Results, machine: Device
     gemms = results.timed.get(gemm_key(eager_key)) if candidate.implementation == ZOO else None
     harness = results.timed.get(harness_key(work))
     least = least_work(model.spec, work, config.dtype, hits)
+    least_bytes = least.weight_bytes + least.kv_bytes  # none are counted in training
     row = {
         "table": "throughput",
         **about(model.entry),
@@ -103,12 +110,12 @@ def _row(candidate: Candidate, work: Workload, results: Results, machine: Device
         "seconds": seconds,
         "warmups": len(results.warmups.get(key, ())) if key in results.samples else 0,
         "flops": least.flops,
-        "weight_bytes_read": round(least.weight_bytes),
-        "kv_bytes_read": least.kv_bytes,
+        "weight_bytes_read": round(least.weight_bytes) if least_bytes else None,
+        "kv_bytes_read": least.kv_bytes if least_bytes else None,
         "experts_hit": fmean(hits.values()) if hits else None,
         "experts_hit_predicted": predicted_hits(model.spec, work),
         "ceiling_tokens_per_s": machine and least.tokens_per_s(machine),
-        "mbu": machine and (least.weight_bytes + least.kv_bytes) * speed.median / tokens / machine.bandwidth,
+        "mbu": machine and least_bytes * speed.median / tokens / machine.bandwidth if least_bytes else None,
         "mfu": machine and least.flops * speed.median / tokens / machine.flops,
         "gemms_tokens_per_s": rate(tokens, gemms).median if gemms else None,
         "peak_bytes": seen.peak_bytes if seen else None,
@@ -121,7 +128,9 @@ def _row(candidate: Candidate, work: Workload, results: Results, machine: Device
 def least_work(spec: Decoder, work: Workload, dtype: torch.dtype, hits: dict[int, float]) -> Pass:
     """The FLOPs of all passes of a workload, and the bytes that they must at least read: the cache with the new tokens,
     and the weights once per pass, less unused rows of the embedding and experts that no token hits, as counted (`hits`
-    by layer) or else as expected."""
+    by layer) or else as expected. Of training the FLOPs alone."""
+    if work.phase == "train":
+        return Pass(work.batch * work.tokens, training_flops(spec, work), weight_bytes=0, kv_bytes=0)
     batch, passes = work.batch, work.passes
     new = passes[0][1]
     read: float = spec.read_params(batch * new)
@@ -148,6 +157,11 @@ def predicted_hits(spec: Decoder, work: Workload) -> float | None:
     return fmean(hits) if (hits := [expected_hits(block, tokens) for block in sparse]) else None
 
 
+def trains(row: Row) -> bool:
+    """Whether it is training that a row is about."""
+    return bool(row["phase"] == "train")
+
+
 def _marks(row: Row, results: Results, key: Key) -> list[str]:
     """What a reader must know before believing a figure."""
     config, cache = results.config, last_cache(results.config.device)
@@ -156,7 +170,7 @@ def _marks(row: Row, results: Results, key: Key) -> list[str]:
         "above_matmul_rate": (row["mfu"] or 0) > 1,
         # A compiled model computes the last token's logits as a reduction, faster than the library's GEMM.
         "above_gemms": row["mode"] == EAGER and row["tokens_per_s"] > (row["gemms_tokens_per_s"] or inf),
-        "weights_in_cache": cache is not None and row["params"] * config.dtype.itemsize < cache,
+        "weights_in_cache": not trains(row) and cache is not None and row["params"] * config.dtype.itemsize < cache,
         "not_settled": key in results.samples and not settled(results.warmups.get(key, ())),
         "warming_up": key not in results.samples,
     }
@@ -184,7 +198,9 @@ def speeds(rows: Rows, machine: Row) -> Table:
     first, weights = rows[0], ", ".join(dict.fromkeys(row["weights"] for row in rows))
     gpu = f"{machine['gpu']}, driver {machine['driver']}; " if machine["gpu"] else ""
     legend = [
-        "pp: prefill, so many tokens of a prompt in one pass. tg: decode, so many tokens one at a time after "
+        TRAINING_LEGEND
+        if trains(first)
+        else "pp: prefill, so many tokens of a prompt in one pass. tg: decode, so many tokens one at a time after "
         "the first. Tokens per second over all sequences.",
         *(["@ d: with so many tokens in the cache before."] if any(row["depth"] for row in rows) else []),
         *(["speedup: vs transformers as it runs by default."] if any(row["ratio"] for row in rows) else []),
@@ -245,17 +261,32 @@ def limits(rows: Rows, machine: Row) -> Table:
     )
     used = {SIGNS[mark] for row in rows for mark in row["marks"]}
     legend = [
-        "ceiling: tokens per second if only reading weights and cache once per pass, or the arithmetic, took time.",
-        "MBU, MFU: % of the read bandwidth and of the arithmetic rate below. GEMMs: % of the speed of GEMMs alone, the "
-        "pass's own products with weights, one after the other.",
-        f"{word}: weights, and the peak of cache and passes beside them.",
+        *(_training_limits(word) if trains(rows[0]) else _pass_limits(word)),
         *([f"Experts hit per pass, mean over the layers with experts: {'; '.join(experts)}."] if experts else []),
         f"Harness overhead: at most {largest['overhead'] or 0:.2%} of the time ({named(largest)} {largest['test']}), "
         "measured as the same loop around a model that computes nothing.",
         *(f"{sign}: {meaning}" for sign, meaning in MEANINGS.items() if sign in used),
-        *(["The size of the last cache is not known."] if machine["last_cache_bytes"] is None else []),
+        *([CACHE_UNKNOWN] if machine["last_cache_bytes"] is None and not trains(rows[0]) else []),
     ]
     return Table("What this machine would have allowed", shown, legend, rows, derive=_limit)
+
+
+def _pass_limits(word: str) -> list[str]:
+    return [
+        "ceiling: tokens per second if only reading weights and cache once per pass, or the arithmetic, took time.",
+        "MBU, MFU: % of the read bandwidth and of the arithmetic rate below. GEMMs: % of the speed of GEMMs alone, the "
+        "pass's own products with weights, one after the other.",
+        f"{word}: weights, and the peak of cache and passes beside them.",
+    ]
+
+
+def _training_limits(word: str) -> list[str]:
+    return [
+        "ceiling: tokens per second if only the arithmetic took time. Its FLOPs: three times those of a forward pass "
+        "with all logits (one forward, two backward), masked pairs not counted.",
+        "MFU: % of the arithmetic rate below.",
+        f"{word}: weights, and the peak of gradients, the optimiser's moments and activations beside them.",
+    ]
 
 
 def _percent(share: float) -> str:

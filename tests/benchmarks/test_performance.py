@@ -214,6 +214,7 @@ def test_an_interval_is_of_the_rounds_that_both_took_part_in() -> None:
 
 DECODE = {"phase": "decode", "depth": 512, "dense": True, "dtype": "float32", "bandwidth": 0.9, "gemms": None}
 PREFILL = {"phase": "prefill", "depth": 0, "dense": True, "dtype": "float32", "bandwidth": None, "gemms": 0.9}
+TRAIN = {"phase": "train", "depth": 0, "dense": True, "dtype": "float32", "bandwidth": None, "gemms": None}
 SLOW, EVEN, FAST = PairedRatio(0.9, 0.8, 0.99), PairedRatio(0.97, 0.9, 1.0), PairedRatio(2.5, 2.4, 2.6)
 ALMOST = PairedRatio(1.9, 1.8, 2.1)
 
@@ -241,6 +242,8 @@ ALMOST = PairedRatio(1.9, 1.8, 2.1)
         (PREFILL | {"compiled_ratio": EVEN, "gemms": 0.95}, []),
         (PREFILL | {"compiled_ratio": EVEN, "gemms": None}, ["compiled prefill is 0.970"]),
         (PREFILL | {"compiled_ratio": PairedRatio(1.05, 1.0, 1.1)}, []),
+        (TRAIN | {"compiled_ratio": SLOW}, ["compiled training is 0.900 (0.800 to 0.990) times"]),
+        (TRAIN | {"compiled_ratio": EVEN}, []),
     ],
 )
 def test_a_target_that_is_missed_is_told_with_its_numbers(changed: dict, told: list[str]) -> None:

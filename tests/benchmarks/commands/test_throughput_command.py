@@ -24,6 +24,7 @@ from zoo.core import kernels
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
 SHORT = ("--tiny", "-p", "20", "-n", "2")
+TRAIN = ("--tiny", "--train", "--context", "16", "--batch", "2")
 
 
 @pytest.fixture(autouse=True)
@@ -193,6 +194,48 @@ def test_a_baseline_that_does_not_compile_is_reported_and_the_rest_is_measured(
     assert {row.get("mode") for row in json.loads(out)["rows"]} == {"eager", "sdpa", None}
 
 
+def test_training_steps_beside_transformers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("qwen3", "gpt-oss", *TRAIN, "--peer", "transformers", "--json") == 0
+    rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
+    assert [(row["model"], row["implementation"], row["test"]) for row in rows] == [
+        (name, by, "train 2x16") for name in ("qwen3", "gpt-oss") for by in ("zoo", "transformers")
+    ]
+    for row in rows:
+        assert row["tokens_per_s"] == 2 * 16  # each step takes a second
+        assert row["peak_bytes"] is None or row["peak_bytes"] > 4 * row["params"]
+        assert row["ratio"] == (1.0 if row["implementation"] == "zoo" else None)
+    assert {row["mfu"] for row in rows} != {None}
+
+
+def test_tables_of_training(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("qwen3", *TRAIN, "--swap", "GQA(window=8)") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.count("train 2x16") == 5  # two models in two tables, and the harness's share
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_training_that_does_not_fit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights that would fit for inference, without the room for gradients and moments."""
+    monkeypatch.setattr(throughput, "run", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr("benchmarks.measure.devices.free_memory", lambda device: 8 * 2**30)
+    assert call("qwen3-0.6b", "--train", "--batch", "1", "--peer", "transformers") == 3
+    assert "qwen3-0.6b (596M parameters) in float32 needs" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
+@pytest.mark.parametrize("family", ["llama3", "gemma3", "gpt-oss", "deepseek-v3"])
+def test_compiled_training_steps(family: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their loss and gradients are those of the eager mode, or nothing would be measured."""
+    assert call(family, *TRAIN, "--mode", "eager", "--mode", "compiled", "--json") == 0
+    rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
+    assert [row["mode"] for row in rows] == ["eager", "compiled"]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's, about what it was given of transformers
 def test_both_modes_of_both_implementations(capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,6 +329,10 @@ def test_where_it_does_not_fit_nothing_is_built(
         (["nope"], 2, "unknown model 'nope'"),
         (["qwen3", "-p", "0", "-n", "0"], 2, "nothing to measure"),
         (["qwen3", "-d", "deep"], 2, "write 4096 or 4k"),
+        (["qwen3", "--train", "-p", "64"], 2, "--prompt is for prefill and decode"),
+        (["qwen3", "--train", "-d", "0"], 2, "--depth is for prefill and decode"),
+        (["qwen3", "--train", "--context", "0"], 2, "write 4096 or 4k"),
+        (["qwen3", "--context", "64"], 2, "--context is for --train"),
         (["qwen3", "--dtype", "fp8"], 2, "for storing only"),
         (["qwen3", "--mode", "fast"], 2, "fast"),
         (["qwen3", "--peer", "vllm"], 2, "vllm"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -110,6 +111,43 @@ def test_a_ratio_is_to_the_baseline_as_it_runs_by_default() -> None:
         made.samples[each.key(DECODE)] = [seconds]
     ratios = [row["ratio"] for row in rows(made) if row["phase"] == "decode"]
     assert ratios == [2.0, 4.0, None, 1.0, None]
+
+
+def trained(seconds: float = 2.0) -> Results:
+    """One candidate of each implementation, after training steps of so many seconds."""
+    work, candidates = Workload("train", 256, batch=8), [candidate(), candidate("qwen3-0.6b", "transformers", "sdpa")]
+    made = found(*candidates)
+    made.config = ThroughputConfig((work,), dtype=torch.bfloat16)
+    for each in candidates:
+        made.samples[each.key(work)] = [seconds]
+        made.warmups[each.key(work)] = [1.0] * 4
+        made.observed[each.key(work)] = Observed(peak_bytes=2**30)
+    return made
+
+
+def test_training_is_compared_with_the_arithmetic_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three times the FLOPs of a forward pass with all logits, at 10 GFLOPS; weights in a cache change nothing."""
+    monkeypatch.setattr(throughput_rows, "last_cache", lambda device: 2**60)
+    flops = 3 * 8 * zoo.spec("qwen3-0.6b").flops(0, 256)
+    row, baseline = rows(trained(flops / 1e9))
+    assert (row["test"], row["phase"], row["flops"]) == ("train 8x256", "train", flops)
+    assert row["tokens_per_s"] == pytest.approx(8 * 256 * 1e9 / flops)
+    assert row["mfu"] == pytest.approx(0.1)
+    assert row["ceiling_tokens_per_s"] == pytest.approx(8 * 256 * 1e10 / flops)
+    assert row["mbu"] is row["weight_bytes_read"] is row["kv_bytes_read"] is row["gemms_tokens_per_s"] is None
+    assert (row["ratio"], baseline["ratio"]) == (1.0, None)
+    assert row["marks"] == []
+
+
+def test_tables_of_training_say_what_a_step_is_and_nothing_of_passes() -> None:
+    made = trained(1e4)
+    speeds, limits, _ = throughput_rows.tables(rows(made), ceiling_rows(made), MACHINE)
+    for table in (speeds, limits):
+        text = " ".join(table.text(Format.table).split())
+        assert not re.search(r"\b(pp|tg|MBU|GEMMs|cache)\b", text)
+        assert max(map(len, table.text(Format.table).splitlines())) <= 80
+    assert "forward, backward and AdamW" in " ".join(speeds.legend)
+    assert "one forward, two backward" in " ".join(limits.legend)
 
 
 def marks(made: Results) -> set[str]:

@@ -1,0 +1,186 @@
+"""Training steps as candidates: forward, backward and AdamW, of the zoo and of the baseline, in the same loop.
+
+An optimiser changes the weights, so each candidate owns its own. All start from the same values: before anything is
+timed, each one's loss and gradient norm on the measured tokens must equal the zoo's.
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.measure.baseline import build_baseline
+from benchmarks.measure.benchmark_models import BenchmarkModel
+from benchmarks.measure.runners import (
+    BASELINE,
+    COMPILED,
+    ZOO,
+    Candidate,
+    Runner,
+    ThroughputConfig,
+    Workload,
+    inference,
+    random_tokens,
+)
+from zoo.blocks import GQA, MoE
+from zoo.cli.self_check import TOLERANCE
+from zoo.errors import CheckFailed
+from zoo.model.decoder import Decoder, Model
+
+LEARNING_RATE = 1e-6  # so low that the routing to experts, on which the time depends, stays as it is
+NORM_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}  # relative, of the gradient's norm
+MOMENTS = 2  # AdamW's running means, each as large as the weights
+LOGITS_BYTES = 16  # for each logit: itself, in float32, its log-softmax and its gradient
+
+
+class Gradients(NamedTuple):
+    """The loss of a batch in nats per token, and the norm of all its gradients together."""
+
+    loss: float
+    norm: float
+
+
+@dataclass(frozen=True)
+class TrainingRunner(Runner):
+    """A model in training mode with AdamW, torch's fused form. `forward`: tokens (b, t) -> logits (b, t, vocab)."""
+
+    forward: Callable[[Tensor], Tensor]
+    optimizer: torch.optim.Optimizer
+
+    @classmethod
+    def of(cls, model: nn.Module, forward: Callable[[Tensor], Tensor]) -> Self:
+        """The model with an optimiser of its own."""
+        return cls(model.train(), forward, torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True))
+
+    def train_step(self, tokens: Tensor) -> None:
+        """A step on tokens (b, t + 1): each of the first t predicts the next. Leaves no gradients."""
+        with torch.inference_mode(False):
+            self._loss(tokens).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def gradients(self, tokens: Tensor) -> Gradients:
+        """What a step on tokens (b, t + 1) starts with. The weights stay as they are."""
+        with torch.inference_mode(False):
+            loss = self._loss(tokens.clone())
+            loss.backward()
+            norms = [weight.grad.float().norm() for weight in self.model.parameters() if weight.grad is not None]
+            self.optimizer.zero_grad()
+            return Gradients(loss.item(), torch.stack(norms).norm().item())
+
+    def release(self) -> None:
+        """Free the moments, which the next step makes again."""
+        self.optimizer.state.clear()
+
+    def _loss(self, tokens: Tensor) -> Tensor:
+        logits = self.forward(tokens[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+
+def training_workloads(context: int, batch: int) -> tuple[Workload, ...]:
+    """One training step on `batch` sequences of `context` tokens."""
+    return (Workload("train", context, batch=batch),)
+
+
+def training_candidates(
+    benchmark_model: BenchmarkModel,
+    model: Model,
+    config: ThroughputConfig,
+    modes: Sequence[str],
+    baseline: bool,
+    baseline_compiled: bool,
+) -> Iterator[Candidate]:
+    """The zoo in each mode, then transformers; if its compiled form does not run, a line on stderr says why. None of
+    them holds the weights of `model` itself.
+
+    Raises CheckFailed where loss or gradient norm differ, SpecError for a model that no config of transformers
+    describes.
+    """
+    (work,) = config.workloads
+    tokens = random_tokens(work, model.spec.vocab, config.seed, config.device)
+    check = partial(_difference, benchmark_model, config, tokens, _gradients(_zoo_runner(model), tokens, config))
+    for mode in modes:
+        runner = _zoo_runner(copy.deepcopy(model), mode == COMPILED)
+        if mode == COMPILED and (problem := check(runner)):
+            raise CheckFailed(f"{benchmark_model.label}: compiled, {problem}; nothing was measured")
+        yield Candidate(benchmark_model, ZOO, mode, runner)
+    if not baseline:
+        return
+    reference = build_baseline(model, config.device)
+    runner = _baseline_runner(copy.deepcopy(reference))
+    if problem := check(runner):
+        raise CheckFailed(f"{benchmark_model.label}: in {BASELINE}, {problem}; nothing was measured")
+    yield Candidate(benchmark_model, BASELINE, reference.config._attn_implementation, runner)
+    if baseline_compiled:
+        runner = _baseline_runner(copy.deepcopy(reference), compiled=True)
+        try:
+            problem = check(runner)
+        except Exception as error:  # whatever a compiler raises
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if problem:
+            print(f"{BASELINE} does not train {benchmark_model.label} compiled: {problem}", file=sys.stderr)
+        else:
+            yield Candidate(benchmark_model, BASELINE, COMPILED, runner)
+
+
+def _zoo_runner(model: Model, compiled: bool = False) -> TrainingRunner:
+    if compiled:
+        model.compile()
+    return TrainingRunner.of(model, model)
+
+
+def _baseline_runner(reference: Any, compiled: bool = False) -> TrainingRunner:
+    call = torch.compile(reference) if compiled else reference
+    return TrainingRunner.of(reference, lambda tokens: call(input_ids=tokens, use_cache=False).logits)
+
+
+def _gradients(runner: TrainingRunner, tokens: Tensor, config: ThroughputConfig) -> Gradients:
+    with inference(config.threads):  # for the threads
+        return runner.gradients(tokens)
+
+
+def _difference(
+    benchmark_model: BenchmarkModel,
+    config: ThroughputConfig,
+    tokens: Tensor,
+    expected: Gradients,
+    runner: TrainingRunner,
+) -> str | None:
+    """How a runner's loss or gradient norm differs from the `expected` by more than rounding; None if neither does.
+
+    A mixture of experts in 16 bits is not judged: a near tie in a router may go either way, and the rest then differs.
+    """
+    found = _gradients(runner, tokens, config)
+    if config.dtype.itemsize < 4 and any(isinstance(part, MoE) for part in benchmark_model.spec.walk()):
+        return None
+    for what, value, other, bound in (
+        ("the loss", found.loss, expected.loss, TOLERANCE[config.dtype]),
+        ("the norm of the gradients", found.norm, expected.norm, NORM_TOLERANCE[config.dtype]),
+    ):
+        if not abs(value - other) <= bound * abs(other):  # a NaN is a failure, too
+            return f"{what} is {value:.7g}, and {other:.7g} in the zoo's eager mode"
+    return None
+
+
+def training_flops(spec: Decoder, work: Workload) -> int:
+    """FLOPs of a training step: a forward pass with all logits, and two such passes back, one for the gradients of the
+    weights and one for those of the inputs."""
+    return 3 * work.batch * spec.flops(0, work.tokens)
+
+
+def training_bytes(spec: Decoder, dtype: torch.dtype, work: Workload, copies: int) -> int:
+    """Bytes of the weights and moments of each of `copies` candidates, and of gradients and activations of one."""
+    tokens, size = work.batch * work.tokens, dtype.itemsize
+    # What a layer keeps for its gradients: inputs and outputs of the matrix products, and of norms in float32.
+    kept = sum(2 * layer.active_params(spec.dim) // spec.dim * size + 8 * spec.dim * 4 for layer in spec.layers)
+    blocks = (layer.attn.block for layer in spec.layers)
+    heads = sum(block.heads for block in blocks if isinstance(block, GQA) and block.sinks)
+    scores = 3 * heads * work.tokens * 4  # with sinks, they may be written out, masked, and turned to probabilities
+    held = (copies * (1 + MOMENTS) + 1) * spec.params() * size
+    return held + tokens * (kept + scores + spec.vocab * LOGITS_BYTES)
