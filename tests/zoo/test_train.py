@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import runpy
 import shutil
@@ -231,24 +230,16 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_bit(text, tmp_path) -
     command = [sys.executable, "-m", "zoo.train", "qwen3", "--tiny", "--context", "64", "--batch", "4", "--text", text]
     command += ["--tokens", "60k", "--eval-every", "5"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    began = time.monotonic()
     subprocess.run([*command, "--out", whole], check=True, cwd=ROOT, capture_output=True)
-    took, killed, chance = time.monotonic() - began, 0, random.Random(0)
-    for _ in range(40):
-        process = subprocess.Popen(
-            [*command, "--out", cut, "--resume"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        try:
-            # From half of the time that a start takes to most of the run's.
-            _, err = process.communicate(timeout=chance.uniform(0.1, 0.9) * took if killed < 6 else 600)
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
-            killed += 1
-            continue
-        assert process.returncode == 0, err
-        break
-    assert killed >= 1
+    chance, log = random.Random(0), cut / "log.jsonl"
+    for target in (0, *sorted(chance.sample(range(1, 200), 5))):
+        process = subprocess.Popen([*command, "--out", cut, "--resume"], cwd=ROOT, stderr=subprocess.DEVNULL)
+        while process.poll() is None and target and not (log.exists() and len(read_log(log)) >= target):
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.1) if target else 3)  # in a step, an evaluation, a checkpoint; or in the start
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run([*command, "--out", cut, "--resume"], check=True, cwd=ROOT, capture_output=True)
     assert figures(cut) == figures(whole)
     held = [stored.read_tensors(checkpoints(out / "checkpoints")[-1]) for out in (whole, cut)]
     for one, other in zip(*held, strict=True):
