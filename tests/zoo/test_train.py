@@ -1,0 +1,247 @@
+"""python -m zoo.train: from text to a saved model, refused, interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+import random
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import weights
+from zoo.cli.runner import exit_code
+from zoo.core import kernels
+from zoo.training import checkpoints as stored
+from zoo.training.checkpoints import checkpoints, read_state
+from zoo.training.log import read_log
+from zoo.training.loop import Trainer
+from zoo.training.tokenizers import read_tokenizer
+
+PROG = "python -m zoo.train"
+APP = runpy.run_module("zoo.train")["app"]
+ROOT = Path(__file__).parents[2]
+SMALL = "--tiny --context 16 --batch 2 --tokens 200 --eval-every 3".split()  # 7 steps
+
+
+@pytest.fixture(autouse=True)
+def _kernels():
+    with kernels.using("plain"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("text")
+    for i in range(8):
+        (folder / f"{i}.txt").write_text("".join(f"line {i} of {j}\n" for j in range(12)))
+    return str(folder)
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str | Path, code: int = 0) -> tuple[str, str]:
+    """Its stdout and stderr; it must exit with `code`."""
+    found = exit_code(APP, PROG, list(map(str, args)))
+    out, err = capsys.readouterr()
+    assert found == code, err
+    return out, err
+
+
+def figures(out: Path) -> list[dict]:
+    """The log without what depends on the clock."""
+    return [{key: row[key] for key in row if "second" not in key} for row in read_log(out / "log.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def finished(text, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    with kernels.using("plain"):
+        assert exit_code(APP, PROG, ["qwen3", *SMALL, "--text", text, "--out", str(out)]) == 0
+    return out
+
+
+def test_a_run_logs_each_step_and_keeps_checkpoints(finished) -> None:
+    rows = figures(finished)
+    assert [row["step"] for row in rows] == list(range(8))
+    assert [row["step"] for row in rows if "bits_per_byte" in row] == [0, 3, 6, 7]
+    assert all(row["tokens"] == 32 * row["step"] for row in rows)
+    assert rows[7]["bits_per_byte"] < rows[0]["bits_per_byte"]
+    assert "line" in rows[7]["sample"]  # the prompt is held-out text
+    kept = [read_state(path)["step"] for path in checkpoints(finished / "checkpoints")]
+    assert kept[-2:] == [6, 7]
+    assert sorted(path.name for path in finished.iterdir() if not path.name.startswith((".", "tokens-"))) == [
+        "checkpoints",
+        "log.jsonl",
+        "model",
+        "tokenizer.json",
+    ]
+
+
+def test_the_saved_model_is_the_trained_one_here_and_in_the_reference(finished) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, tokenizer = weights.load(finished / "model"), read_tokenizer(finished / "model")
+    held, _ = stored.read_tensors(checkpoints(finished / "checkpoints")[-1])
+    assert all(torch.equal(value, held[name]) for name, value in model.state_dict().items())
+    tokens = torch.tensor([tokenizer.encode("line 3 of").tolist()])
+    with torch.no_grad():
+        reference = transformers.AutoModelForCausalLM.from_pretrained(finished / "model", dtype=torch.float32)
+        torch.testing.assert_close(model(tokens), reference(tokens).logits, rtol=0, atol=1e-5)
+
+
+def test_a_run_that_is_cut_off_goes_on_to_the_bit(capsys, monkeypatch, text, finished, tmp_path) -> None:
+    out, train_step = tmp_path / "cut", Trainer.train_step
+
+    def interrupted(self, batch):
+        if self.step == 4:
+            raise KeyboardInterrupt
+        return train_step(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    _, err = run(capsys, "qwen3", *SMALL, "--text", text, "--out", out, code=130)
+    assert "the last checkpoint is" in err
+    assert f"python -m zoo.train --out {out} --resume" in err
+    assert [row["step"] for row in figures(out)] == [0, 1, 2, 3, 4]
+    monkeypatch.undo()
+    printed, err = run(capsys, "--out", out, "--resume")
+    assert "resumed after step 3 of 7" in err
+    assert figures(out) == figures(finished)
+    assert "bits per byte" in printed
+    printed, err = run(capsys, "--out", out, "--resume")  # a finished run has nothing left to do
+    assert figures(out) == figures(finished)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(capsys, monkeypatch, text, finished, tmp_path) -> None:
+    out, save = tmp_path / "full", stored.safetensors.torch.save_file
+
+    def full(tensors, path) -> None:
+        if "step-00000006" in str(path):
+            raise stored.SafetensorError("I/O error: No space left on device (os error 28)")
+        save(tensors, path)
+
+    monkeypatch.setattr(stored.safetensors.torch, "save_file", full)
+    _, err = run(capsys, "qwen3", *SMALL, "--text", text, "--out", out, code=3)
+    last = err.splitlines()[-1]
+    assert "No space left on device" in last
+    assert last.endswith("the last checkpoint is " + str(out / "checkpoints" / "step-00000003"))
+    monkeypatch.undo()
+    run(capsys, "--out", out, "--resume")
+    assert figures(out) == figures(finished)
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_last_checkpoint(capsys, monkeypatch, text, tmp_path) -> None:
+    out, train_step = tmp_path / "nan", Trainer.train_step
+
+    def poisoned(self, batch):
+        if self.step == 4:
+            self.model.norm.weight.data[0] = float("nan")
+        return train_step(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", poisoned)
+    last = run(capsys, "qwen3", *SMALL, "--text", text, "--out", out, code=1)[1].splitlines()[-1]
+    assert last.startswith("error: step 5: loss nan")
+    assert last.endswith("the last checkpoint is " + str(out / "checkpoints" / "step-00000003"))
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        ("qwen3 --tokens 0", 2, "--tokens: '0' is not a count above 0"),
+        ("qwen3 --minutes 0", 2, "--minutes must be above 0, got 0"),
+        ("qwen3 --minutes nan", 2, "--minutes must be above 0, got nan"),
+        ("qwen3 --tokens 1k --minutes 1", 2, "give one budget"),
+        ("qwen3 --params 1M --tiny", 2, "leave --params out"),
+        ("qwen3 --params 0", 2, "--params: '0' is not a count above 0"),
+        ("qwen3 --params 2k --tokens 1k", 2, "too few for 6 layers"),
+        ("--tokens 1k", 2, "which model?"),
+        ("nonesuch --tokens 1k", 2, "unknown model 'nonesuch'"),
+        ("qwen3 --tiny --tokens 1k --text /nonexistent", 3, "/nonexistent cannot be read"),
+        ("--from /nonexistent --tokens 1k", 3, "/nonexistent"),
+        ("--from /nonexistent --vocab 300", 2, "leave --vocab out"),
+        ("--resume", 2, "holds no checkpoint to resume"),
+        ("qwen3 --tiny --tokens 1k --swap Nope(k=1)", 2, "unknown"),
+        ("qwen3 --tiny --tokens 1k --batch 2 --accumulate 3", 2, "cannot be computed in 3 pieces"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(capsys, tmp_path, text, args, code, says) -> None:
+    words = args.split()
+    words += [] if "--text" in words else ["--text", text]
+    _, err = run(capsys, *words, "--out", tmp_path / "run", code=code)
+    assert says in err.splitlines()[-1]
+
+
+def test_a_text_too_short_for_the_context_is_refused(capsys, tmp_path) -> None:
+    (tmp_path / "short.txt").write_text("hello world\nfoo\n")
+    args = ["qwen3", "--tiny", "--tokens", "1k", "--text", tmp_path / "short.txt", "--out", tmp_path / "run"]
+    assert "too few for a context of 256" in run(capsys, *args, code=2)[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["qwen3", *SMALL], "holds a run, and nothing is overwritten"),
+        (["--resume", "--lr", "0.1"], "--lr is 0.004 in the run that is resumed, and 0.1 was given"),
+        (["--resume", "gemma3"], "NAME is qwen3 in the run that is resumed, and gemma3 was given"),
+        (["--resume", "--tokens", "300"], "--tokens is 200 in the run"),
+        (["--resume", "--text", str(ROOT / "zoo" / "core")], "the text is not that of the run"),
+    ],
+)
+def test_a_folder_with_a_run_takes_no_other(capsys, finished, args, says) -> None:
+    before = figures(finished)
+    assert says in run(capsys, *args, "--out", finished, code=2)[1]
+    assert figures(finished) == before
+
+
+def test_a_checkpoint_of_another_spec_is_refused_by_its_difference(capsys, finished, tmp_path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = checkpoints(tmp_path / "run" / "checkpoints")[-1] / "state.json"
+    state = json.loads(path.read_text())
+    state["spec"]["dim"] += 1
+    path.write_text(json.dumps(state))
+    _, err = run(capsys, "--out", tmp_path / "run", "--resume", code=2)
+    assert "holds another run: spec.dim is 65 in the run, 64 here" in err
+
+
+def test_a_finished_run_is_trained_on(capsys, finished, text, tmp_path) -> None:
+    out = tmp_path / "on"
+    args = "--context 16 --batch 2 --tokens 64 --text".split()
+    run(capsys, "qwen3", "--from", finished, *args, text, "--out", out)
+    assert figures(out)[0]["bits_per_byte"] == pytest.approx(figures(finished)[-1]["bits_per_byte"], rel=1e-6)
+    assert (out / "model" / "tokenizer.json").is_file()
+    _, err = run(capsys, "gemma3", "--from", finished, *args, text, "--out", tmp_path / "x", code=2)
+    assert "is no gemma3" in err
+
+
+def test_a_swap_that_no_config_describes_is_said_first_and_trained(capsys, text, tmp_path) -> None:
+    args = ["qwen3", *SMALL, "--swap", "norm=sandwich", "--text", text, "--out", tmp_path / "run"]
+    out, err = run(capsys, *args)
+    assert err.splitlines()[0].startswith("note: the trained model stays in the run's own checkpoints")
+    assert not (tmp_path / "run" / "model").exists()
+    assert "not for others" in out
+    assert max(map(len, out.splitlines())) <= 160
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_bit(text, tmp_path) -> None:
+    command = [sys.executable, "-m", "zoo.train", "qwen3", "--tiny", "--context", "64", "--batch", "4", "--text", text]
+    command += ["--tokens", "60k", "--eval-every", "5"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run([*command, "--out", whole], check=True, cwd=ROOT, capture_output=True)
+    chance, log = random.Random(0), cut / "log.jsonl"
+    for target in (0, *sorted(chance.sample(range(1, 200), 5))):
+        process = subprocess.Popen([*command, "--out", cut, "--resume"], cwd=ROOT, stderr=subprocess.DEVNULL)
+        while process.poll() is None and target and not (log.exists() and len(read_log(log)) >= target):
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.1) if target else 3)  # in a step, an evaluation, a checkpoint; or in the start
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run([*command, "--out", cut, "--resume"], check=True, cwd=ROOT, capture_output=True)
+    assert figures(cut) == figures(whole)
+    held = [stored.read_tensors(checkpoints(out / "checkpoints")[-1]) for out in (whole, cut)]
+    for one, other in zip(*held, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
