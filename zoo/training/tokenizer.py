@@ -1,0 +1,221 @@
+"""Tokenizers for training: bytes, a BPE trained on the text, or the tokenizer.json of a released model.
+
+All are saved as a tokenizer.json, which `python -m weights.generate` reads.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo.errors import MalformedError, NotAvailable, UsageError, require_package
+from zoo.training.data import Corpus
+from zoo.training.new_file import write_new_file
+
+TOKENIZER = "tokenizer.json"
+END_OF_TEXT = "<|endoftext|>"
+# What released models put between documents, the more specific name first: a vocabulary can hold several of these.
+SEPARATORS = ("<|end_of_text|>", END_OF_TEXT, "<｜end▁of▁sentence｜>", "<eos>", "</s>")
+MIN_BPE_VOCAB = 257  # every byte, and the separator
+
+Ids = NDArray[np.unsignedinteger[Any]]
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. Ids are below `vocab`; `separator` is the id between files, which no text encodes to;
+    `hash` follows from all that decides the ids."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def separator(self) -> int: ...
+    @property
+    def hash(self) -> str: ...
+
+    def encode(self, text: str) -> Ids:
+        """The ids of a text, (tokens,). Raises UsageError for a text that is not valid Unicode (lone surrogates)."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each of several texts."""
+
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        """The text of ids. Bytes that are not UTF-8 become U+FFFD."""
+
+    def save(self, folder: str | Path) -> None:
+        """Write a tokenizer.json. Raises UsageError where another one is there already."""
+
+
+def id_dtype(vocab: int) -> np.dtype[Any]:
+    """The smallest unsigned integer that holds every id below `vocab`."""
+    return np.dtype(np.uint8 if vocab <= 1 << 8 else np.uint16 if vocab <= 1 << 16 else np.uint32)
+
+
+class ByteTokenizer:
+    """UTF-8 bytes: an id is the byte's value. Files are separated by byte 0, which files of text do not hold."""
+
+    name, vocab, separator = "bytes", 256, 0
+
+    @property
+    def hash(self) -> str:
+        return _hash(_byte_json(), self.separator)
+
+    def encode(self, text: str) -> Ids:
+        return np.frombuffer(_utf8(text), dtype=np.uint8)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        return bytes(map(int, ids)).decode(errors="replace")
+
+    def save(self, folder: str | Path) -> None:
+        _write(Path(folder), _byte_json())
+
+
+class LibraryTokenizer:
+    """A `tokenizers.Tokenizer`. Special tokens written out in a text are encoded as other text is; no beginning-of-text
+    token is added."""
+
+    def __init__(self, tokenizer: Any, name: str, separator: str | None = None) -> None:
+        """`separator` is the token between files; by default the first of SEPARATORS in the vocabulary. Raises
+        UsageError where it is not there."""
+        tokenizer = type(tokenizer).from_str(tokenizer.to_str())  # the caller's own stays as it is
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        known = tokenizer.get_vocab()
+        wanted = SEPARATORS if separator is None else (separator,)
+        ids = [known[token] for token in wanted if token in known]
+        if not ids:
+            raise UsageError(f"the tokenizer {name} has no token {' or '.join(wanted)} to put between files")
+        self.name, self.separator, self.vocab = name, ids[0], 1 + max(known.values())
+        self._tokenizer, self._dtype = tokenizer, id_dtype(self.vocab)
+
+    @property
+    def hash(self) -> str:
+        return _hash(self._tokenizer.to_str(), self.separator)
+
+    def encode(self, text: str) -> Ids:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        for text in texts:
+            _utf8(text)
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=self._dtype) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        return str(self._tokenizer.decode([int(each) for each in ids], skip_special_tokens=False))
+
+    def save(self, folder: str | Path) -> None:
+        _write(Path(folder), self._tokenizer.to_str(pretty=True))
+
+
+def train_bpe(corpus: Corpus, vocab: int) -> LibraryTokenizer:
+    """A byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of `vocab` tokens, learnt from the training split
+    alone: the 256 bytes, a separator, and merges. Equal text gives an equal tokenizer.
+
+    Raises UsageError for a vocab below MIN_BPE_VOCAB or above what the text yields, NotAvailable without the package.
+    """
+    tokenizers = require_package("tokenizers", "train")
+    if vocab < MIN_BPE_VOCAB:
+        raise UsageError(f"a BPE needs a vocab of at least {MIN_BPE_VOCAB} (256 bytes and a separator), got {vocab}")
+    byte_level = tokenizers.pre_tokenizers.ByteLevel
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = byte_level(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=[END_OF_TEXT], initial_alphabet=byte_level.alphabet(), show_progress=False
+    )
+    texts = (text for piece in corpus.splits.train for text in piece.blocks())
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    if (found := tokenizer.get_vocab_size()) != vocab:
+        raise UsageError(f"the training text yields a BPE of {found} tokens at most, got a vocab of {vocab}")
+    return LibraryTokenizer(tokenizer, f"BPE {vocab}", END_OF_TEXT)
+
+
+def read_tokenizer(path: str | Path, separator: str | None = None) -> Tokenizer:
+    """The tokenizer in a tokenizer.json, or in the folder that holds one: a released model's, or one saved here.
+
+    Raises NotAvailable if it is not there, MalformedError if it is no tokenizer, UsageError without a separator.
+    """
+    path = Path(path)
+    path = path / TOKENIZER if path.is_dir() else path
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise NotAvailable(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise MalformedError(f"{path} is not a readable tokenizer: {error}") from error
+    if text == _byte_json():
+        return ByteTokenizer()
+    tokenizers = require_package("tokenizers", "train")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library has no error types of its own
+        raise MalformedError(f"{path} is not a readable tokenizer: {error}") from error
+    return LibraryTokenizer(tokenizer, path.resolve().parent.name, separator)
+
+
+def _byte_json() -> str:
+    """The tokenizer.json of ByteTokenizer: a byte-level BPE without merges, in which an id is a byte's value."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    model: dict[str, Any] = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": {character: byte for byte, character in enumerate(_byte_characters())},
+        "merges": [],
+    }
+    value: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": model,
+    }
+    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+
+
+def _byte_characters() -> list[str]:
+    """The character that stands for each byte in a byte-level vocabulary (Radford et al. 2019): its own where that is
+    visible, else the next one from U+0100 on."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the text is not valid UTF-8: {error.reason} at {error.start}") from error
+
+
+def _hash(text: str, separator: int) -> str:
+    return hashlib.sha256(f"{separator}\n{text}".encode()).hexdigest()[:16]
+
+
+def _write(folder: Path, text: str) -> None:
+    path = folder / TOKENIZER
+    if path.exists():
+        if path.read_bytes() != text.encode():
+            raise UsageError(f"{path} is there already and differs; nothing is overwritten")
+        return
+    with write_new_file(path) as file:
+        file.write(text.encode())
