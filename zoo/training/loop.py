@@ -1,7 +1,8 @@
 """The training loop: one optimiser step after another, and the evaluation of a model on held-out batches."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from zoo.blocks.routers import GroupedSigmoidTopK, Router
 from zoo.core.forward_context import RouterOutput, recorded_routing
-from zoo.errors import CheckFailed, UsageError, unknown
+from zoo.errors import CheckFailed, MalformedError, UsageError, unknown
 from zoo.training.batches import IGNORED, Batch
 from zoo.training.losses import cross_entropy, load_balancing_loss
 from zoo.training.routing import update_router_bias
@@ -124,12 +125,23 @@ class Trainer:
         """One optimiser step on a batch, which may lie on another device than the model.
 
         The gradient is that of the mean loss over all scored targets of the batch, whatever the number of pieces. Load
-        balancing follows the mean over pieces of each piece's own loss, as it does over devices. Raises DivergedError,
-        before the weights change, where the loss or the norm of the gradient is not finite, and UsageError where no target
-        is scored.
+        balancing follows the mean over pieces of each piece's own loss, as it does over devices. Raises UsageError
+        where no target is scored, and DivergedError, before the weights change, where the loss or the norm of the
+        gradient is not finite.
         """
+        result = self._step(batch, self.config.rate(self.step), self.config.bias_rate)
+        self.step += 1
+        return result
+
+    def rehearse(self, batch: Batch) -> None:
+        """A step that changes nothing: kernels are chosen and compiled in it, and its time can be measured. Only before
+        the first step, since the optimiser's state is cleared. Raises as `train_step` does."""
+        assert self.step == 0
+        self._step(batch, 0.0, 0.0)
+        self.optimizer.state.clear()
+
+    def _step(self, batch: Batch, rate: float, bias_rate: float) -> StepResult:
         config = self.config
-        rate = config.rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         scored = int(batch.scored())
         if not scored:
@@ -150,9 +162,34 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        update_router_bias(self.model, _joined(routing), config.bias_rate)
-        self.step += 1
-        return StepResult(self.step, *figures, rate)
+        update_router_bias(self.model, _joined(routing), bias_rate)
+        return StepResult(self.step + 1, *figures, rate)
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What training changes: the model's state dict, and the optimiser's state as "PARAMETER.exp_avg", ..."""
+        optimizer = {
+            f"{name}.{key}": value
+            for name, parameter in self.model.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        return self.model.state_dict(), optimizer
+
+    def restore(self, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+        """Continue after `step`, with what `tensors` gave then. Raises MalformedError for tensors of another model."""
+        parameters = dict(self.model.named_parameters())
+        state: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in optimizer.items():
+            name, _, part = key.rpartition(".")
+            if name not in parameters or (value.ndim and value.shape != parameters[name].shape):
+                raise MalformedError(f"the optimiser's state {key} {list(value.shape)} belongs to another model")
+            state[name][part] = value.to(parameters[name].device).clone()
+        try:
+            self.model.load_state_dict(model)
+        except RuntimeError as error:
+            raise MalformedError(f"the weights are those of another model: {error}") from error
+        self.optimizer.state.clear()
+        self.optimizer.state.update({parameters[name]: parts for name, parts in state.items()})
+        self.step = step
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,174 @@
+"""Checkpoints of a run: folders that are there whole or not at all, and that hold no code.
+
+`step-00000100/` holds model.safetensors, the module's own state dict; optimizer.safetensors, AdamW's state by parameter
+name; and state.json, everything else. A checkpoint is written beside, flushed to disk, and renamed, so that a process
+that is killed, or a disk that is full, leaves the checkpoints before it. Tensors lie whole in one file each, whatever
+the number of processes that train.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from zoo.errors import MalformedError, NotAvailable, UsageError
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+SCHEMA_VERSION = 1
+MAX_STATE_BYTES = 64 * 2**20
+KEPT = 2  # the last so many; the best by evaluation is kept too
+NAME = re.compile(r"step-(\d{8,})")
+
+
+def write_checkpoint(
+    folder: Path, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> Path:
+    """Write the checkpoint of a `step` into the folder of a run's checkpoints, and remove those that are not kept: all
+    but the last two and the one whose state's "bits_per_byte" is the lowest.
+
+    Raises NotAvailable where the disk fails or is full: the earlier checkpoints stay. UsageError for a step whose
+    checkpoint is there.
+    """
+    target = folder / f"step-{step:08}"
+    if target.exists():
+        raise UsageError(f"{target} is there already, and nothing is overwritten")
+    text = json.dumps({"schema_version": SCHEMA_VERSION, "step": step, **state}, indent=2)
+    with new_folder(target, "checkpoint") as fresh:
+        safetensors.torch.save_file(dict(model), fresh / MODEL)
+        safetensors.torch.save_file(dict(optimizer), fresh / OPTIMIZER)
+        (fresh / STATE).write_text(text + "\n", encoding="utf-8")
+    _remove_others(folder)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, by step. Empty where there is no such folder."""
+    try:
+        found = {int(match[1]): path for path in folder.iterdir() if (match := NAME.fullmatch(path.name))}
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise NotAvailable(f"{folder} cannot be read: {error.strerror}") from error
+    return [path for _, path in sorted(found.items())]
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The state.json of a checkpoint. Raises NotAvailable where it cannot be read, MalformedError where it is no state,
+    or one of another version."""
+    path = checkpoint / STATE
+    try:
+        if path.stat().st_size > MAX_STATE_BYTES:
+            raise MalformedError(f"{path}: larger than {MAX_STATE_BYTES} bytes")
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NotAvailable(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(f"{path}: not JSON: {error}") from error
+    version = state.get("schema_version") if isinstance(state, dict) else None
+    if version != SCHEMA_VERSION:
+        raise MalformedError(f"{path}: must have schema_version {SCHEMA_VERSION}, got {str(version)[:80]}")
+    if not isinstance(state.get("step"), int):
+        raise MalformedError(f"{path}: must have a step")
+    return state
+
+
+def read_tensors(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of a checkpoint, the model's and the optimiser's, on the CPU. Raises NotAvailable for a file that
+    cannot be read, MalformedError for one that holds something else."""
+    return _load(checkpoint / MODEL), _load(checkpoint / OPTIMIZER)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process was writing or removing. No other process may be writing there."""
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def as_json(value: Any) -> Any:
+    """A spec or another dataclass as JSON: an object with its "kind" and its fields; tuples become lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"kind": type(value).__name__} | {f.name: as_json(getattr(value, f.name)) for f in fields(value)}
+    return [as_json(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def json_differences(then: Any, now: Any, path: str) -> Iterator[str]:
+    """Each place in which two JSON values differ, as a line of text."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*then, *now]):
+            yield from json_differences(then.get(key), now.get(key), f"{path}.{key}")
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for i, pair in enumerate(zip(then, now, strict=True)):
+            yield from json_differences(*pair, f"{path}[{i}]")
+    elif then != now or type(then) is not type(now):
+        yield f"{path} is {_shown(then)} in the run, {_shown(now)} here"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return str(value.get("kind", "an object")) if isinstance(value, dict) else json.dumps(value)[:200]
+
+
+@contextmanager
+def new_folder(target: Path, what: str) -> Iterator[Path]:
+    """A hidden folder beside `target` to write files into. In the end all of it is flushed to disk and it is renamed to
+    `target`; where something fails, it is removed. Raises NotAvailable where the disk fails."""
+    fresh = target.with_name(f".{target.name}.{token_hex(4)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
+        try:
+            yield fresh
+            for path in (*fresh.iterdir(), fresh):
+                flush(path)
+            os.rename(fresh, target)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        flush(target.parent)
+    except (OSError, SafetensorError) as error:  # the library has its own type for a full disk
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise NotAvailable(f"the {what} {target} cannot be written: {reason}") from error
+
+
+def flush(path: Path) -> None:
+    """Flush a file's bytes, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except OSError as error:
+        raise NotAvailable(f"{path} cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, ValueError) as error:
+        raise MalformedError(f"{path}: not a safetensors file: {error}") from error
+
+
+def _remove_others(folder: Path) -> None:
+    """Remove the checkpoints that are not kept. Each is renamed first: what is half removed is no checkpoint."""
+    found = checkpoints(folder)
+    scores = {path: read_state(path).get("bits_per_byte") for path in found}
+    best = min((path for path in found if scores[path] is not None), key=lambda path: scores[path], default=None)
+    for path in found[:-KEPT]:
+        if path != best:
+            gone = path.with_name(f".{path.name}.{token_hex(4)}")
+            try:
+                os.rename(path, gone)
+            except OSError as error:
+                raise NotAvailable(f"the checkpoint {path} cannot be removed: {error.strerror}") from error
+            shutil.rmtree(gone, ignore_errors=True)

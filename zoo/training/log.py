@@ -1,0 +1,73 @@
+"""The log of a run: one JSON object a line, a line a step. Lines after the step of a checkpoint are cut on resume."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from zoo.errors import NotAvailable
+
+
+class Log:
+    """A log that is open for writing. Of a log that is there, the lines before `step` are kept: the others are those that
+    a process wrote after the checkpoint of that step. Raises NotAvailable where the disk fails."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        try:
+            if path.exists():
+                self._cut(step)
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a line. Raises NotAvailable where the disk fails."""
+        try:
+            self._file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def flush(self) -> None:
+        """Flush to disk what was written: a checkpoint that follows is never ahead of the log."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+
+    def _cut(self, step: int) -> None:
+        part = self.path.with_name(f".{self.path.name}.part")
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in read_log(self.path) if row["step"] < step)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, self.path)
+
+    def _failed(self, error: OSError) -> NotAvailable:
+        return NotAvailable(f"the log {self.path} cannot be written: {error.strerror}")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log, up to the first line that is not whole. Raises NotAvailable where it cannot be read."""
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise NotAvailable(f"the log {path} cannot be read: {error.strerror}") from error
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
+    return rows

@@ -1,0 +1,109 @@
+"""What a run was asked for: the options of the command line, their defaults, and what may change when it is resumed."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Self
+
+from zoo.errors import MalformedError, UsageError
+from zoo.training.loop import TrainingConfig
+
+EVALUATIONS = 10  # in a run whose `eval_every` is not given
+HELDOUT_TOKENS = 65_536  # scored in an evaluation, at most: the first ones of the held-out text
+# Options that may differ when a run is resumed: they change neither the model nor its losses.
+CHANGEABLE = frozenset({"text", "compile", "checkpoint_activations", "eval_every", "sample"})
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a run. `name` and `params`, `tiny` and `swap` describe the model, or `source` is a checkpoint that
+    training starts from. `text` is a path, None for Python's standard library; `vocab` the size of a BPE, None for
+    bytes or the source's own tokenizer. Exactly one of `tokens` and `minutes` is the budget. The others are fields of
+    TrainingConfig, or as in `python -m zoo.train --help`."""
+
+    name: str | None = None
+    params: str = "1M"
+    tiny: bool = False
+    swap: tuple[str, ...] = ()
+    source: str | None = None
+    text: str | None = None
+    vocab: int | None = None
+    context: int = 256
+    batch: int = 8
+    accumulate: int = 1
+    tokens: int | None = None
+    minutes: float | None = None
+    lr: float | None = None
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    clip: float = 1.0
+    weight_decay: float = 0.1
+    seed: int = 0
+    autocast: bool = False
+    compile: bool = False
+    checkpoint_activations: bool = False
+    eval_every: int | None = None
+    sample: str | None = None
+
+    @classmethod
+    def fresh(cls, given: Mapping[str, Any]) -> Self:
+        """Options of a new run. Raises UsageError for ones that contradict each other."""
+        options = cls(**given)
+        options._check(given)
+        if options.tokens is None and options.minutes is None:
+            options = replace(options, minutes=10.0)
+        if options.lr is None:
+            published = options.params == "published" and not options.tiny
+            options = replace(options, lr=1e-4 if options.source else 3e-4 if published else 4e-3)
+        return options
+
+    @classmethod
+    def resumed(cls, given: Mapping[str, Any], recorded: Any) -> Self:
+        """The options that a run `recorded`, with those given now. Raises UsageError where they are those of another
+        run, MalformedError for options that no run recorded."""
+        if not isinstance(recorded, dict) or set(recorded) != {field.name for field in fields(cls)}:
+            raise MalformedError("the options in the checkpoint are not those of this version")
+        earlier = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
+        for name, value in given.items():
+            if name not in CHANGEABLE and value != earlier[name]:
+                option = {"name": "NAME", "source": "--from"}.get(name, f"--{name.replace('_', '-')}")
+                raise UsageError(f"{option} is {earlier[name]} in the run that is resumed, and {value} was given")
+        return cls(**(earlier | dict(given)))
+
+    def config(self, steps: int) -> TrainingConfig:
+        """How the model is trained in so many steps."""
+        assert self.lr is not None
+        return TrainingConfig(
+            steps=steps,
+            learning_rate=self.lr,
+            batch=self.batch,
+            context=self.context,
+            accumulate=self.accumulate,
+            warmup=self.warmup,
+            schedule=self.schedule,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            seed=self.seed,
+            autocast=self.autocast,
+        )
+
+    def recorded(self) -> dict[str, Any]:
+        """As JSON, for a checkpoint."""
+        return asdict(self) | {"swap": list(self.swap)}
+
+    def every(self, steps: int) -> int:
+        """Steps between two evaluations."""
+        return self.eval_every or max(1, round(steps / EVALUATIONS))
+
+    def _check(self, given: Mapping[str, Any]) -> None:
+        if self.name is None and self.source is None:
+            raise UsageError("which model? For example: python -m zoo.train qwen3 --out run; or --from SOURCE")
+        if self.tokens is not None and self.minutes is not None:
+            raise UsageError("give one budget: --tokens or --minutes")
+        for name in ("tokens", "minutes"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise UsageError(f"--{name} must be above 0, got {value:g}")
+        shaping = [f"--{name}" for name in ("params", "tiny", "swap", "vocab") if given.get(name)]
+        if self.source is not None and shaping:
+            raise UsageError(f"the model is that of --from: leave {', '.join(shaping)} out")
+        if self.tiny and "params" in given:
+            raise UsageError("--tiny has toy widths: leave --params out")

@@ -1,0 +1,165 @@
+"""A run: training that logs each step, evaluates, keeps checkpoints, and goes on where it was cut off.
+
+The folder of a run holds log.jsonl, `checkpoints/` and the token file. A step depends on the step before it and on
+nothing else, so that a run which was killed and resumed on one device gives the same losses to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from zoo.core import kernels
+from zoo.core.devices import machine
+from zoo.errors import UsageError, enough
+from zoo.training import checkpoints as stored
+from zoo.training.batches import Batch
+from zoo.training.log import Log
+from zoo.training.loop import Trainer, evaluate
+from zoo.training.speed import seconds
+
+LOG, CHECKPOINTS = "log.jsonl", "checkpoints"
+CHECKPOINT_SECONDS = 600  # a run that evaluates rarely writes a checkpoint at least this often
+COMPARED = ("spec", "config", "data")  # what a run that is resumed must agree in
+MIN_TIMED, MAX_TIMED, TIMED_SHARE = 3, 20, 0.03  # steps that are timed, and the share of the time that they may take
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from: the `batch` of each step, from 0, and the `heldout` batches, whose nats and number of
+    scored targets `bits_per_byte` turns into bits per byte of their text. `sample`: a text that the model writes."""
+
+    batch: Callable[[int], Batch]
+    heldout: Callable[[], Iterable[Batch]]
+    bits_per_byte: Callable[[float, int], float]
+    sample: Callable[[], str] | None = None
+
+
+@dataclass
+class Run:
+    """A run in a folder. `facts` go into every checkpoint: "spec", "config" and "data", in which a resumed run must
+    agree, and whatever else describes the run. It evaluates `every` so many steps and after the last one."""
+
+    folder: Path
+    trainer: Trainer
+    material: Material
+    facts: Mapping[str, Any]
+    every: int
+    seconds: float = 0.0  # of training steps, in all processes that worked at the run
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    row: Row | None = None  # of the checkpoint that is resumed
+
+    def restore(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
+        """Continue after a checkpoint with this `state`, on the kernels that were chosen then. Raises UsageError where
+        the run is another one, naming the differences, MalformedError for a checkpoint that is damaged."""
+        self._require_same(state)
+        self.trainer.restore(state["step"], *stored.read_tensors(checkpoint))
+        self.seconds, self.kernels, self.row = float(state["seconds"]), dict(state["kernels"]), dict(state["row"])
+        kernels.use(self.kernels)
+
+    def fix_kernels(self) -> None:
+        """From here on the kernels that came up so far are used, and plain ones for what comes up later: what is chosen
+        by time would differ between a run and its continuation."""
+        self.kernels = kernels.choices()
+        kernels.use(self.kernels)
+
+    def steps(self) -> Iterator[Row]:
+        """Train to the end. Yields the row of each step once it is logged and its checkpoint, if it has one, is on disk;
+        first the row of step 0, which has an evaluation and no loss, or that of the checkpoint which is resumed.
+
+        Raises DivergedError for a loss that is not finite, NotAvailable for a disk that fails or is full: the last
+        checkpoint stays.
+        """
+        trainer, steps = self.trainer, self.trainer.config.steps
+        saved = perf_counter()
+        if self.row is None:
+            self.row = {"step": 0, "tokens": 0} | self.evaluate()
+            self._write(self.row)
+        # The log has the row of a checkpoint after the checkpoint is there, which holds it too: a folder without a
+        # checkpoint never has a log.
+        with Log(self.folder / LOG, trainer.step) as log:
+            log.write(self.row)
+            yield self.row
+            while trainer.step < steps:
+                row = self._step()
+                if row["step"] % self.every == 0 or row["step"] == steps:
+                    row |= self.evaluate()
+                if "bits_per_byte" in row or perf_counter() - saved > CHECKPOINT_SECONDS:
+                    log.flush()
+                    self._write(row)
+                    saved = perf_counter()
+                log.write(row)
+                yield row
+
+    def evaluate(self) -> Row:
+        """Bits per byte and accuracy on the held-out text, and a sample."""
+        found = evaluate(self.trainer.model, self.material.heldout(), self.trainer.config.autocast)
+        bits = self.material.bits_per_byte(found.nats, found.scored)
+        row: Row = {"bits_per_byte": bits, "accuracy": found.accuracy}
+        return row if self.material.sample is None else row | {"sample": self.material.sample()}
+
+    def time_steps(self, budget: float) -> float:
+        """The seconds of a step, measured at the first batches without changing the model, in a small share of
+        `budget` seconds. The first step, in which code is compiled, does not count."""
+        trainer, times, spent = self.trainer, list[float](), 0.0
+        trainer.rehearse(self.material.batch(0))
+        while len(times) < MIN_TIMED or (len(times) < MAX_TIMED and spent < TIMED_SHARE * budget):
+            batch = self.material.batch(len(times))
+            times.append(seconds(lambda batch=batch: trainer.rehearse(batch), trainer.device))
+            spent += times[-1]
+        return median(times)
+
+    def _step(self) -> Row:
+        began = perf_counter()
+        result = self.trainer.train_step(self.material.batch(self.trainer.step))
+        took = perf_counter() - began
+        self.seconds += took
+        tokens = self.trainer.config.tokens_per_step
+        return {
+            "step": result.step,
+            "tokens": result.step * tokens,
+            **{name: value for name, value in result._asdict().items() if name != "step"},
+            "seconds": self.seconds,
+            "tokens_per_second": tokens / took,
+        }
+
+    def _write(self, row: Row) -> None:
+        state = {
+            **self.facts,
+            "row": row,
+            "bits_per_byte": row.get("bits_per_byte"),
+            "seconds": self.seconds,
+            "kernels": dict(self.kernels),
+            "machine": machine() | {"device": str(self.trainer.device)},
+        }
+        stored.write_checkpoint(self.folder / CHECKPOINTS, self.trainer.step, *self.trainer.tensors(), state)
+
+    def _require_same(self, state: Mapping[str, Any]) -> None:
+        lines = [line for key in COMPARED for line in stored.json_differences(state.get(key), self.facts[key], key)]
+        if lines:
+            raise UsageError(f"{self.folder} holds another run: {enough(lines, 3)}")
+
+
+def facts(spec: Any, trainer: Trainer, data: Mapping[str, Any], **others: Any) -> Row:
+    """The facts of a run as JSON: its spec, its config, and its data."""
+    config = stored.as_json(asdict(trainer.config))
+    return {"spec": stored.as_json(spec), "config": config, "data": dict(data), **others}
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint of the run in a folder; None where there is no run."""
+    found = stored.checkpoints(folder / CHECKPOINTS)
+    return found[-1] if found else None
+
+
+def same_threads(state: Mapping[str, Any]) -> bool:
+    """Whether this process has as many threads as the one that wrote a checkpoint: with others, sums are added up in
+    another order."""
+    return bool(state.get("machine", {}).get("threads") == torch.get_num_threads())
