@@ -80,7 +80,7 @@ class PartwiseComparison:
         self._add("attention", index, _relative_error(between, reference.between))
         inputs: list[Tensor] = []
         with recorded_choices(layer, lambda router, x: inputs.append(x.flatten(0, -2))) as choices:
-            error = _relative_error(layer.ffn(reference.between), reference.out)
+            error = _relative_error(layer.ffn(reference.between, self.ctx), reference.out)
         if reference.experts is None:
             return self._add("feed-forward", index, error)
         self.experts.append(reference.experts.unflatten(0, (len(self.tokens), -1)))

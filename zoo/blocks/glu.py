@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.core.forward_context import ForwardContext
 from zoo.core.linear import Linear
 from zoo.costs import linear_flops, linear_params
 from zoo.registry import Block, Spec
@@ -89,5 +90,5 @@ class _GLU(nn.Module):
         self.up = Linear(dim, spec.hidden, spec.bias)
         self.down = Linear(spec.hidden, dim, spec.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         return self.down(self.spec.act.join(self.gate(x), self.up(x)))

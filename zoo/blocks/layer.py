@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from zoo.blocks.norms import RMSNorm
+from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.costs import Breakdown, CacheSpec, sum_breakdowns
 from zoo.registry import Block, Mixer, Spec
 
@@ -176,6 +177,6 @@ class _Layer(nn.Module):
         self.attn = spec.attn.build(dim)
         self.ffn = spec.ffn.build(dim)
 
-    def forward(self, x: Tensor, *context: object) -> Tensor:
-        """x (b, t, dim), ForwardContext, LayerCache -> (b, t, dim)"""
-        return self.ffn(self.attn(x, *context))
+    def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
+        """(b, t, dim) -> (b, t, dim)"""
+        return self.ffn(self.attn(x, ctx, cache), ctx)

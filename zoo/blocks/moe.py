@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from zoo.blocks.experts import expert_linear, gathered_linear, grouped_linear
 from zoo.blocks.glu import GLU
 from zoo.blocks.routers import Router
+from zoo.core.forward_context import ForwardContext
 from zoo.core.linear import is_single_token, use_gemv
 from zoo.costs import Breakdown, linear_flops
 from zoo.registry import Block
@@ -67,9 +68,9 @@ class _MoE(nn.Module):
         self.experts = _Experts(spec, dim)
         self.shared = spec.shared.build(dim) if spec.shared else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
-        weights, chosen = self.router(x)
+        weights, chosen = self.router(x, ctx)
         out = (self.experts(x, chosen) * weights[..., None]).sum(-2)
         return out if self.shared is None else out + self.shared(x)
 

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from zoo.core.forward_context import ForwardContext, RouterOutput
 from zoo.core.linear import linear
 from zoo.costs import linear_params
 from zoo.registry import Spec
@@ -23,7 +24,8 @@ class Router(Spec, abstract=True):
 
     @abstractmethod
     def build(self, dim: int, experts: int) -> nn.Module:
-        """A module: x (b, t, dim) -> weights and expert ids, both (b, t, k)."""
+        """A module: x (b, t, dim) and a ForwardContext or None -> weights and expert ids, both (b, t, k). Its logits
+        are handed out with `record`."""
 
     @abstractmethod
     def params(self, dim: int, experts: int) -> int:
@@ -32,6 +34,12 @@ class Router(Spec, abstract=True):
     def check_experts(self, experts: int) -> None:
         """Raise SpecError unless this can route among that many experts."""
         self.require(self.k <= experts, f"k={self.k} is above the {experts} experts there are")
+
+
+def record(ctx: ForwardContext | None, logits: Tensor, chosen: Tensor) -> None:
+    """Hand out a router's logits (b, t, experts) and chosen experts (b, t, k), if the pass records them."""
+    if ctx is not None and ctx.routing is not None:
+        ctx.routing.append(RouterOutput(logits, chosen))
 
 
 @dataclass(frozen=True)
@@ -61,10 +69,11 @@ class _SoftmaxTopK(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts, dim))
         self.bias = nn.Parameter(torch.empty(experts)) if spec.bias else None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
         logits = linear(x, self.weight, self.bias).float()
         scores = logits if self.spec.renormalise else logits.softmax(-1)
         top, chosen = scores.topk(self.spec.k)
+        record(ctx, logits, chosen)
         return (top.softmax(-1) if self.spec.renormalise else top).to(x.dtype), chosen
 
 
@@ -107,7 +116,7 @@ class _GroupedSigmoidTopK(nn.Module):
         super().__init__()
         self.spec = spec
         self.weight = nn.Parameter(torch.empty(experts, dim))
-        self.correction = nn.Parameter(torch.empty(experts, dtype=torch.float32))
+        self.correction = nn.Parameter(torch.empty(experts, dtype=torch.float32), requires_grad=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Keep the correction in float32 when the module changes dtype: its steps are finer than bfloat16's."""
@@ -117,9 +126,11 @@ class _GroupedSigmoidTopK(nn.Module):
             self.correction.data = kept.to(self.correction.device)
         return self
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scores = linear(x.float(), self.weight.float()).sigmoid()
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
+        logits = linear(x.float(), self.weight.float()).float()
+        scores = logits.sigmoid()
         chosen = self._choose(scores + self.correction)
+        record(ctx, logits, chosen)
         top = scores.gather(-1, chosen)
         return (top / (top.sum(-1, keepdim=True) + 1e-20) * self.spec.scale).to(x.dtype), chosen
 

@@ -1,12 +1,13 @@
 """Positions, rotary tables and masks, computed once per forward pass.
 
 Layers look them up in the `ForwardContext`. Masks follow from positions alone, so ring buffers, chunked prefill and
-single-token decode need no masks of their own.
+single-token decode need no masks of their own. Routers hand their logits out through it, inside `recorded_routing()`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -59,12 +60,46 @@ class LayerCache(Protocol):
         ...
 
 
+class RouterOutput(NamedTuple):
+    """What a router computed for each token: `logits` (b, t, experts) in float32, before softmax, sigmoid and any
+    correction, and the ids of the `chosen` experts (b, t, k)."""
+
+    logits: Tensor
+    chosen: Tensor
+
+
 @dataclass(frozen=True)
 class ForwardContext:
-    """What the layers of a forward pass look up: `tables` by (position encoding, width), `views` by cache geometry."""
+    """What the layers of a forward pass look up: `tables` by (position encoding, width), `views` by cache geometry.
+
+    `routing`: the list to which routers add their RouterOutput; None where nobody asked for it.
+    """
 
     tables: dict[tuple[Any, int], tuple[Tensor, Tensor] | None]
     views: dict[Hashable, CacheView]
+    routing: list[RouterOutput] | None = None
+
+
+_recordings: list[list[RouterOutput]] = []  # torch's compiler guards a list, and neither a ContextVar nor a local
+
+
+@contextmanager
+def recorded_routing() -> Iterator[list[RouterOutput]]:
+    """The RouterOutput of each router, in order of layers, of every model that runs inside the `with`, pass after pass.
+
+    The logits have gradients where the pass has. Of several `with` inside each other the innermost records. It is one
+    for the process: threads that run models at the same time share it.
+    """
+    _recordings.append([])
+    try:
+        yield _recordings[-1]
+    finally:
+        _recordings.pop()
+
+
+def current_recording() -> list[RouterOutput] | None:
+    """The list of the innermost `recorded_routing()`, None outside."""
+    return _recordings[-1] if _recordings else None
 
 
 def prepare_forward(

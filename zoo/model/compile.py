@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zoo.core import inductor
 from zoo.core.cache import Cache
-from zoo.core.forward_context import ForwardContext, LayerCache
+from zoo.core.forward_context import ForwardContext, LayerCache, RouterOutput
 from zoo.core.kernels import active
 from zoo.model.cuda_graph import CudaGraph
 from zoo.model.guards import ModelGuard, has_hooks, has_opaque_parameters, is_as_built, parameter_facts
@@ -33,16 +33,26 @@ def run_layer(layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCach
     return layer(x, ctx, cache)
 
 
+def run_recorded_layer(
+    layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache
+) -> tuple[Tensor, list[RouterOutput]]:
+    """`run_layer`, and what the layer's routers hand out. The list is made and returned in the call: a list that grew
+    from layer to layer would be compiled for each length of it, and a layer that is recomputed would add to it twice.
+    """
+    routing: list[RouterOutput] = []
+    return layer(x, ForwardContext(ctx.tables, ctx.views, routing), cache), routing
+
+
 def run_head(model: Any, x: Tensor) -> Tensor:
     """The last norm and the head: (b, t, dim) -> logits (b, t, vocab)."""
     return model.logits(x)
 
 
 class ForwardFunctions(NamedTuple):
-    """What a forward pass calls: a function for each layer, and one for the head. `replayable`: no module has a hook,
-    which a CUDA graph would not call."""
+    """What a forward pass calls: a function for each layer, `run_layer` or `run_recorded_layer`, and one for the head.
+    `replayable`: no module has a hook, which a CUDA graph would not call, and nothing is recorded."""
 
-    layers: Sequence[Callable[[nn.Module, Tensor, ForwardContext, LayerCache], Tensor]]
+    layers: Sequence[Callable[[nn.Module, Tensor, ForwardContext, LayerCache], Any]]
     head: Callable[[Any, Tensor], Tensor]
     replayable: bool
 
@@ -61,19 +71,19 @@ class CompiledModel:
         self.graphs = WeakKeyDictionary[Cache, tuple[CudaGraph, Hashable]]()
         self._model, self._options = model, options
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
-        self._functions: dict[bool, ForwardFunctions] = {}
+        self._functions: dict[tuple[bool, bool], ForwardFunctions] = {}
         self._guard: ModelGuard | None = None
         self._version = 0  # counts the changes of the model that were seen
 
-    def functions(self) -> ForwardFunctions:
-        """The functions for the model as it is now."""
+    def functions(self, recorded: bool = False) -> ForwardFunctions:
+        """The functions for the model as it is now; where `recorded`, those of layers are `run_recorded_layer`."""
         if self._guard is None or not self._guard.holds():
             self._guard, self._functions = ModelGuard(self._model), {}
             self._version += 1
-        differentiates = torch.is_grad_enabled()
-        if differentiates not in self._functions:
-            self._functions[differentiates] = self._compile_all(differentiates)
-        return self._functions[differentiates]
+        kind = torch.is_grad_enabled(), recorded
+        if kind not in self._functions:
+            self._functions[kind] = self._compile_all(*kind)
+        return self._functions[kind]
 
     def measure_pending(self) -> None:
         """After a pass: measure kernels that came up while it was traced, and recompile where the slower was chosen."""
@@ -86,26 +96,27 @@ class CompiledModel:
         autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
         return self._version, autocast, tuple(weight.data_ptr() for weight in self._model.parameters())
 
-    def _compile_all(self, differentiates: bool) -> ForwardFunctions:
+    def _compile_all(self, differentiates: bool, recorded: bool) -> ForwardFunctions:
         model = self._model
+        run: Callable[..., Any] = run_recorded_layer if recorded else run_layer
         with torch.device("meta"):  # the model as its spec builds it, without memory, with one layer of each kind
             reference = replace(model.spec, layers=tuple(dict.fromkeys(model.spec.layers))).build()
         built = dict(zip(reference.spec.layers, reference.layers, strict=True))
         layers = [
-            self._compile(run_layer, (spec,), [(layer, built[spec])], differentiates)
+            self._compile(run, (spec,), [(layer, built[spec])], differentiates)
             for spec, layer in zip(model.spec.layers, model.layers, strict=True)
         ]
         names = "norm", "head" if model.head else "embed"
         parts = [(getattr(model, name), getattr(reference, name)) for name in names]
         head = self._compile(run_head, ("head", model.spec.norm, model.spec.tied), parts, differentiates)
-        uncompiled = sum(function is run_layer for function in layers) + (head is run_head)
+        uncompiled = sum(function is run for function in layers) + (head is run_head)
         if uncompiled:
             log.warning(
                 "%d of %d parts of the model have hooks or tensors that torch cannot trace: these run uncompiled",
                 uncompiled,
                 len(layers) + 1,
             )
-        return ForwardFunctions(layers, head, replayable=not uncompiled and not has_hooks(model))
+        return ForwardFunctions(layers, head, replayable=not (uncompiled or recorded or has_hooks(model)))
 
     def _compile(
         self,

@@ -10,15 +10,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from zoo.blocks.layer import Layer
 from zoo.blocks.norms import RMSNorm
 from zoo.core.cache import Cache, NoCache
-from zoo.core.forward_context import ForwardContext, LayerCache, prepare_forward, prepare_forward_at
+from zoo.core.forward_context import (
+    ForwardContext,
+    LayerCache,
+    current_recording,
+    prepare_forward,
+    prepare_forward_at,
+)
 from zoo.core.linear import Linear, linear
 from zoo.costs import Breakdown, linear_flops, sum_breakdowns
 from zoo.errors import SpecError, UsageError
-from zoo.model.compile import CompiledModel, ForwardFunctions, mark_dynamic_lengths, run_head, run_layer
+from zoo.model.compile import (
+    CompiledModel,
+    ForwardFunctions,
+    mark_dynamic_lengths,
+    run_head,
+    run_layer,
+    run_recorded_layer,
+)
 from zoo.model.cuda_graph import CudaGraph
 from zoo.model.sampling import Sampler
 from zoo.registry import Spec, swap
@@ -122,7 +136,13 @@ def swap_layers(
 
 
 class Model(nn.Module):
-    """The module of a Decoder: `embed`, `layers`, `norm`, and `head` unless that is tied to `embed`."""
+    """The module of a Decoder: `embed`, `layers`, `norm`, and `head` unless that is tied to `embed`.
+
+    `activation_checkpointing`: a pass with gradients and without a cache keeps the input of each layer only, and
+    computes the layer again in the backward pass (Chen et al. 2016). It may be set at any time, compiled or not.
+    """
+
+    activation_checkpointing: bool = False
 
     def __init__(self, spec: Decoder) -> None:
         super().__init__()
@@ -135,7 +155,6 @@ class Model(nn.Module):
         self._rotary = list(dict.fromkeys(need for layer in spec.layers for need in layer.rotary()))
         self._cache_specs = tuple(layer.cache_spec() for layer in spec.layers)
         self._no_cache: Sequence[LayerCache] = [NoCache(cache_spec.window) for cache_spec in self._cache_specs]
-        self._eager = ForwardFunctions([run_layer] * len(spec.layers), run_head, replayable=False)
         self._compiled: CompiledModel | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -161,7 +180,8 @@ class Model(nn.Module):
         if logits_to_keep < 0:
             raise UsageError(f"logits_to_keep={logits_to_keep} is below 0")
         compiled = self._compiled
-        functions = self._eager if compiled is None else compiled.functions()
+        recorded = current_recording() is not None
+        functions = compiled.functions(recorded) if compiled else self._uncompiled(recorded)
         if compiled and cache is not None and _can_replay(functions, tokens, cache):
             logits = self._replay(tokens, cache, functions, compiled)
         else:
@@ -191,10 +211,22 @@ class Model(nn.Module):
     ) -> Tensor:
         if self._compiled is not None:
             mark_dynamic_lengths(ctx, tokens.shape[1])
+        recomputes = self.activation_checkpointing and torch.is_grad_enabled() and layer_caches is self._no_cache
+        recording = current_recording()
         x = self.embedded(tokens)
         for layer, run, layer_cache in zip(self.layers, functions.layers, layer_caches, strict=True):
-            x = run(layer, x, ctx, layer_cache)
+            arguments = layer, x, ctx, layer_cache
+            out = checkpoint(run, *arguments, use_reentrant=False) if recomputes else run(*arguments)
+            if recording is None:
+                x = out
+            else:
+                x, routing = out
+                recording += routing
         return functions.head(self, x[:, -logits_to_keep:])
+
+    def _uncompiled(self, recorded: bool) -> ForwardFunctions:
+        run: Callable[..., Any] = run_recorded_layer if recorded else run_layer
+        return ForwardFunctions([run] * len(self.layers), run_head, replayable=False)
 
     def _replay(self, tokens: Tensor, cache: Cache, functions: ForwardFunctions, compiled: CompiledModel) -> Tensor:
         """Single-token decode as a CUDA graph, which is captured at the first token and after changes of the model."""
