@@ -12,40 +12,20 @@ from functools import cache, partial
 from math import inf
 from pathlib import Path
 
-from benchmarks.analytic.models import NamedSpec
+from benchmarks.learning.entries import Entry
 from benchmarks.learning.runs import TEXT, TUNING, Outcome, Run, RunStore
 from benchmarks.learning.sweep import Sweep, check_trained, choose_rates
 from benchmarks.learning.tasks import TASKS
-from benchmarks.learning.training import BITS_PER_BYTE, perform
+from benchmarks.learning.training import BITS_PER_BYTE, LENGTHS, perform
 from benchmarks.learning.workers import Failure, Workers
 from zoo.errors import UsageError, unknown
-from zoo.model.decoder import Decoder
-from zoo.swaps.scaled import Scaled
-from zoo.training.tokens import TokenFile, open_tokens
+from zoo.training.tokens import SPLITS, TokenFile, open_tokens
 
 LENGTH = "length"  # text, beyond the context it was trained at
 ALL_TASKS = (TEXT, LENGTH, *TASKS)
 SWEEP_SHARE = 0.5  # of the steps of a result
 SWEEP_SEED = 10_000  # no result has it, so that a lucky seed does not choose its own rate
 MIN_STEPS = 2
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model of the comparison: what was named, with its swaps, and the small form that is trained."""
-
-    model: NamedSpec
-    scaled: Scaled
-
-    @property
-    def spec(self) -> Decoder:
-        """The small form."""
-        return self.scaled.spec
-
-    @property
-    def label(self) -> str:
-        """The name and the swaps."""
-        return f"{self.model.name} {self.model.swap}" if self.model.swap else self.model.name
 
 
 @dataclass(frozen=True)
@@ -71,6 +51,10 @@ class LearnConfig:
     def trained(self) -> tuple[str, ...]:
         """The tasks that are trained: length is measured on the models trained on text."""
         return tuple(dict.fromkeys(TEXT if task == LENGTH else task for task in self.tasks))
+
+    def run(self, entry: Entry, task: str, rate: float, seed: int, data: str) -> Run:
+        """The run of one of `trained`."""
+        return self.text_run(entry, rate, seed, data) if task == TEXT else self.task_run(entry, task, rate, seed)
 
     def text_run(self, entry: Entry, rate: float, seed: int, data: str) -> Run:
         """A run on text."""
@@ -101,9 +85,7 @@ class Results:
 
     def run(self, entry: Entry, task: str, seed: int) -> Run:
         """The run of a model, a task of `LearnConfig.trained` and a seed."""
-        if task == TEXT:
-            return self.config.text_run(entry, self.rates[entry], seed, self.tokens.hash)
-        return self.config.task_run(entry, task, self.rates[entry], seed)
+        return self.config.run(entry, task, self.rates[entry], seed, self.tokens.hash)
 
     def figures(self, entry: Entry, task: str, figure: str) -> dict[int, float]:
         """Seed -> a figure, of the runs that ended with figures."""
@@ -112,20 +94,22 @@ class Results:
 
 
 class Comparison:
-    """Makes the runs of a comparison that are not kept yet. `note` is told of each that fails or diverges, in one line;
-    `tick` of each that ends; `expect` how many there are in all, which grows where a sweep is widened."""
+    """Makes the runs of a comparison that are not kept yet. `failed` is told of each that fails and `note` of each that
+    diverges, in one line; `tick` of each that ends; `expect` how many there are in all, which grows where a sweep is
+    widened."""
 
     def __init__(
         self,
         results: Results,
         store: RunStore,
         workers: Workers[Run, Outcome],
+        failed: Callable[[str], None],
         note: Callable[[str], None],
         tick: Callable[[], None] = lambda: None,
         expect: Callable[[int], None] = lambda runs: None,
     ) -> None:
         self.results, self.store, self.workers = results, store, workers
-        self.note, self.tick, self.expect = note, tick, expect
+        self.failed, self.note, self.tick, self.expect = failed, note, tick, expect
         self.made = 0
 
     def finish(self) -> None:
@@ -165,7 +149,7 @@ class Comparison:
             self.made += 1
             self.tick()
             if isinstance(outcome, Failure):
-                self.note(f"{self.describe(run)} failed: {outcome.reason}")
+                self.failed(f"{self.describe(run)} failed: {outcome.reason}")
                 continue
             outcomes[run] = outcome
         for run in runs:
@@ -199,6 +183,17 @@ def _perform_and_keep(run: Run, folder: Path, token_path: Path) -> Outcome:
 @cache
 def _opened(path: Path) -> TokenFile:
     return open_tokens(path)
+
+
+def check_text(tokens: TokenFile, context: int) -> None:
+    """Raise UsageError for a text of which a part is shorter than the longest context that is evaluated."""
+    longest = max(LENGTHS) * context
+    for split in SPLITS:
+        if (count := len(getattr(tokens, split)) - 1) < longest:
+            raise UsageError(
+                f"{tokens.name}: {count:,} {split} tokens are too few for a context of {context:,}, which takes "
+                f"{longest:,}: give a longer --text, or a shorter --context"
+            )
 
 
 def parse_tasks(text: str) -> tuple[str, ...]:
