@@ -1,0 +1,80 @@
+"""Feed-forward widths that meet a budget."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import cache
+from typing import Any
+
+from zoo.errors import SpecError
+from zoo.model.decoder import Decoder
+
+TOLERANCE = 0.01
+Cost = Callable[[Decoder], int]
+STEPS = 64  # of the common factor between two widths of the widest block
+
+
+def solve_widths(spec: Decoder, wanted: int, cost: Cost) -> Decoder:
+    """`spec` with every feed-forward width multiplied by one factor, so that its cost is the nearest to `wanted`.
+
+    Widths that differ keep their ratio up to rounding. Raises SpecError where the spec has no feed-forward width.
+    """
+    return min(_around(spec, wanted, cost), key=lambda each: abs(cost(each) - wanted))
+
+
+def mix_widths(spec: Decoder, wanted: int, cost: Cost) -> Decoder:
+    """The same, and where that misses by more than TOLERANCE, a second width: the first layers are a step wider."""
+    low, high = _around(spec, wanted, cost)
+    nearest = min(low, high, key=lambda each: abs(cost(each) - wanted))
+    if abs(cost(nearest) - wanted) <= TOLERANCE * wanted:
+        return nearest
+    mixed = (replace(low, layers=high.layers[:n] + low.layers[n:]) for n in range(len(low.layers) + 1))
+    return min(mixed, key=lambda each: abs(cost(each) - wanted))
+
+
+def narrowest(spec: Decoder) -> Decoder:
+    """`spec` with feed-forward widths of one."""
+    return with_widths(spec, 0)
+
+
+def with_widths(spec: Decoder, factor: float) -> Decoder:
+    """`spec` with every feed-forward width times `factor`, rounded, at least 1."""
+    layers = {layer: _scaled(layer, factor) for layer in dict.fromkeys(spec.layers)}
+    return replace(spec, layers=tuple(layers[layer] for layer in spec.layers))
+
+
+def _scaled(part: Any, factor: float) -> Any:
+    """A part with its widths times `factor`. A shared expert stays as many times as wide as a routed one."""
+    held = {field.name: getattr(part, field.name) for field in fields(part)}
+    changed = part.map(lambda child: _scaled(child, factor))
+    if isinstance(held.get("hidden"), int):
+        return replace(changed, hidden=max(1, round(held["hidden"] * factor)))
+    shared, expert = (getattr(held.get(name), "hidden", None) for name in ("shared", "expert"))
+    if shared is None or expert is None:
+        return changed
+    width = max(1, round(changed.expert.hidden * shared / expert))
+    return replace(changed, shared=replace(held["shared"], hidden=width))
+
+
+def _around(spec: Decoder, wanted: int, cost: Cost) -> tuple[Decoder, Decoder]:
+    """Neighbours in width: the widest that costs at most `wanted` (the narrowest there is, if none), and the next."""
+    widest = max((getattr(part, "hidden", 0) for part in spec.walk()), default=0)
+    if not widest:
+        raise SpecError("no feed-forward width here that could meet a budget")
+
+    @cache
+    def at(steps: int) -> tuple[Decoder, int]:
+        made = with_widths(spec, steps / STEPS / widest)
+        return made, cost(made)
+
+    unit = (at(200 * STEPS)[1] - at(100 * STEPS)[1]) / 100  # costs are linear in the widths
+    guess = max(0, round((100 + (wanted - at(100 * STEPS)[1]) / unit) * STEPS))
+    reach = 2 * STEPS
+    low, high = max(0, guess - reach), guess + reach
+    while low and at(low)[1] > wanted:
+        low = max(0, low - reach)
+    while at(high)[1] <= wanted:
+        high += reach
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if at(middle)[1] <= wanted else (low, middle)
+    return at(low)[0], at(high)[0]

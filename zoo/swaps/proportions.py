@@ -1,0 +1,159 @@
+"""Proportions of a published model at another width: heads, latents, windows, RoPE, experts.
+
+The rules go by field names, since one quantity has one name in every block: a new block scales by them too.
+"""
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from math import ceil, log2
+from typing import Any
+
+from zoo.blocks.positions import YarnScaling
+from zoo.model.decoder import Decoder
+from zoo.registry import Spec
+
+EXPERTS, MIN_K = 16, 2  # with one expert per token, renormalised weights are 1 and the router gets no gradient
+WINDOWS_IN_CONTEXT = 8  # a window is at least context / 8
+MAX_WIDTH = 1.5  # heads * head_dim / dim: wider attention leaves a small model too little feed-forward
+MIN_HEAD_DIM = 6
+MIN_THETA = 10.0
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Proportions:
+    """Gives layers of the published `full` their small form, for width `dim` and a trained context of `context`."""
+
+    full: Decoder
+    dim: int
+    context: int
+
+    def apply(self, spec: Decoder) -> Decoder:
+        """`spec`, made of layers of `full`, at this width and context."""
+        small = {layer: self._scale(layer) for layer in dict.fromkeys(spec.layers)}
+        layers = tuple(small[layer] for layer in spec.layers)
+        embed_scale = self.dim**0.5 if self.full.embed_scale == self.full.dim**0.5 else self.full.embed_scale
+        return replace(spec, dim=self.dim, layers=layers, embed_scale=embed_scale, context=self.context)
+
+    def _scale(self, part: Any) -> Any:
+        """A part at this width, and every part in it."""
+        held: Fields = {field.name: getattr(part, field.name) for field in fields(part)}
+        new: Fields = {}
+        if "theta" in held:
+            new["theta"] = self._theta(part)
+        if isinstance(held.get("scaling"), Spec):
+            new["scaling"] = None
+        if held.get("window"):
+            new["window"] = self._window(held["window"])
+        if {"heads", "kv_heads", "head_dim"} <= held.keys():
+            new |= grouped_heads(held, self.full.dim, self.dim)
+        if {"heads", "nope_dim", "rope_dim", "v_dim"} <= held.keys():
+            new |= latent_heads(held, self.full.dim, self.dim)
+        if held.get("scale") and "heads" in held:
+            new["scale"] = _score_scale(held, new)
+        if "experts" in held:
+            new["experts"] = min(EXPERTS, held["experts"])
+            new["router"] = _router(held["router"], held["experts"], new["experts"])
+            small = {name: self._scale(held[name]) for name in ("expert", "shared") if held.get(name)}
+            new |= _experts(held, small, new)
+        return replace(part.map(lambda child: child if child in new.values() else self._scale(child)), **new)
+
+    def _window(self, window: int) -> int:
+        """Tokens: the window's share of the context, and at least an eighth."""
+        share = window / (self.full.context or window * WINDOWS_IN_CONTEXT)
+        return min(self.context, max(round(share * self.context), ceil(self.context / WINDOWS_IN_CONTEXT)))
+
+    def _theta(self, rope: Any) -> float:
+        """The base, in proportion to the tokens that the layers of this RoPE attend to; three digits.
+
+        The longest wavelength keeps its ratio to them. Before its stretching, a model attended to fewer tokens.
+        """
+        windows = self._windows[rope]
+        if None in windows:
+            trained: float | None = self.full.context
+            if trained and rope.scaling:
+                trained = getattr(rope.scaling, "original", None) or trained / getattr(rope.scaling, "factor", 1)
+            ratio = self.context / (trained or self.context)
+        else:
+            ratio = self._window(max(windows)) / max(windows)
+        return max(float(f"{rope.theta * ratio:.3g}"), MIN_THETA)
+
+    @cached_property
+    def _windows(self) -> dict[Spec, set[Any]]:
+        """RoPE -> the windows of the layers that rotate by it, None for a layer without one."""
+        found: dict[Spec, set[Any]] = {}
+        for layer in dict.fromkeys(self.full.layers):
+            for part in layer.walk():
+                found.setdefault(part, set()).add(layer.cache_spec().window)
+        return found
+
+
+def grouped_heads(held: Fields, full_dim: int, dim: int) -> Fields:
+    """heads, kv_heads and head_dim at width `dim`, in the ratios that they have at `full_dim`.
+
+    One KV head stays one, and several stay several where that leaves a head_dim of MIN_HEAD_DIM; of those numbers, the
+    one whose head_dim is nearest to `head_width(dim)`. heads * head_dim == dim stays so where `dim` divides.
+    """
+    heads, kv_heads, head_dim = held["heads"], held["kv_heads"], held["head_dim"]
+    square = heads * head_dim == full_dim
+    width = dim * min(heads * head_dim / full_dim, MAX_WIDTH)
+    queries = heads // kv_heads  # per KV head
+    while queries > 1 and queries * MIN_HEAD_DIM > width:
+        queries = ceil(queries / 2)
+    options = []
+    for number in range(1, max(1, int(width / queries / MIN_HEAD_DIM)) + 1):
+        rounded = 2 * max(1, round(width / (number * queries) / 2))
+        fits = not square or rounded * number * queries == dim
+        other_kind = (number == 1) != (kv_heads == 1)
+        options.append((not fits, other_kind, abs(log2(rounded / head_width(dim))), number, rounded))
+    *_, few, rounded = min(options)
+    if not square and few * queries * rounded == dim:
+        rounded += 2 if heads * head_dim > full_dim else -2
+    return {"heads": few * queries, "kv_heads": few, "head_dim": rounded}
+
+
+def head_width(dim: int) -> int:
+    """A usual head_dim for a model of this width: the power of two nearest to 2 * sqrt(dim), from 8 to 128."""
+    return int(2 ** min(max(round(log2(2 * dim**0.5)), 3), 7))
+
+
+def latent_heads(held: Fields, full_dim: int, dim: int) -> Fields:
+    """heads, their widths and the latents' ranks at width `dim`. Every width is relative to nope_dim; a rank is at most
+    `dim`, above which a latent compresses nothing."""
+    unit = head_width(dim)
+    width = dim * min(held["heads"] * held["v_dim"] / full_dim, MAX_WIDTH)
+    new = {name: max(1, round(held[name] * unit / held["nope_dim"])) for name in ("v_dim", "nope_dim")}
+    for name in ("q_rank", "kv_rank"):
+        if held.get(name):
+            new[name] = min(dim, max(1, round(held[name] * unit / held["nope_dim"])))
+    rotary = 2 * max(1, round(held["rope_dim"] * unit / held["nope_dim"] / 2))
+    return new | {"rope_dim": rotary, "heads": max(1, round(width / new["v_dim"]))}
+
+
+def _score_scale(held: Fields, new: Fields) -> float:
+    """The scale of the scores: an integer ** -0.5, in the ratio to the head's width that it had. YaRN's gain on it goes
+    with YaRN."""
+    before, after = (sum(f.get(name, 0) for name in ("head_dim", "nope_dim", "rope_dim")) for f in (held, held | new))
+    stretched = isinstance(getattr(held.get("rope"), "scaling", None), YarnScaling)
+    ratio = 1.0 if stretched else held["scale"] ** -2 / before
+    return float(max(1, round(after * ratio)) ** -0.5)
+
+
+def _router(router: Any, before: int, experts: int) -> Any:
+    """The router of fewer experts: k in the ratio it had, at least two; groups that it can choose from."""
+    held: Fields = {field.name: getattr(router, field.name) for field in fields(router)}
+    k = min(experts, max(min(MIN_K, before), round(held["k"] * experts / before)))
+    if "groups" not in held:
+        return replace(router, k=k)
+    most = min(held["groups"], max(experts // 2, 1))
+    groups = next(number for number in range(most, 0, -1) if experts % number == 0)
+    keep = max(1, round(groups * held["keep"] / held["groups"]), ceil(k * groups / experts))
+    return replace(router, k=k, groups=groups, keep=keep)
+
+
+def _experts(held: Fields, small: Fields, new: Fields) -> Fields:
+    """Routed and shared experts that are as much wider as a token visits fewer: the ratio of the width that a token
+    visits to a dense feed-forward stays."""
+    shared = small["shared"].hidden / small["expert"].hidden if "shared" in small else 0
+    wider = (held["router"].k + shared) / (new["router"].k + shared)
+    return {name: replace(expert, hidden=max(1, round(expert.hidden * wider))) for name, expert in small.items()}

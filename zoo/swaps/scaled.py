@@ -1,0 +1,267 @@
+"""Scaled models: the equal-budget small form of a published model, to train it beside others.
+
+Every model has the same depth, about the same width and, through its feed-forward, the same budget. What makes it its
+kind stays in proportion: the layer pattern, heads, latents, windows, RoPE's base (zoo.swaps.proportions).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, Literal
+
+from zoo.errors import SpecError, UsageError
+from zoo.model.decoder import Decoder
+from zoo.swaps.budget import TOLERANCE, mix_widths, narrowest, solve_widths
+from zoo.swaps.layer_plan import at_depth
+from zoo.swaps.proportions import Proportions
+from zoo.units import format_count
+
+Match = Literal["params", "active", "flops", "kv"]
+UNITS: dict[str, str] = {"params": "parameters", "active": "active parameters", "flops": "FLOPs per token"}
+UNITS |= {"kv": "bytes of KV cache"}
+DEPTH = 6  # holds five local layers and a full one; larger models have a multiple
+MAX_WIDTH_PER_LAYER = 64  # dim / layers, as in GPT-2 small
+MIN_DIM = 8
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A figure that was to be met: `unit` in words, what was `wanted`, and what the spec has."""
+
+    unit: str
+    wanted: int
+    met: int
+
+    @property
+    def gap(self) -> float:
+        """What the spec has beyond `wanted`, relative to it."""
+        return self.met / self.wanted - 1
+
+    def describe(self) -> str:
+        """One line: both figures and the gap."""
+        return f"{self.met:,} {self.unit}, {self.gap:+.2%} of {self.wanted:,}"
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A spec and the budgets that it was made to meet: one or, for "kv", the cache and the parameters."""
+
+    spec: Decoder
+    match: Match
+    budgets: tuple[Budget, ...]
+
+    @property
+    def meets(self) -> bool:
+        """Whether the feed-forward width met its budget within 1 %."""
+        return abs(self.budgets[-1].gap) <= TOLERANCE
+
+    def describe(self) -> str:
+        """Every budget in a line."""
+        return "; ".join(budget.describe() for budget in self.budgets)
+
+
+def scaled(
+    spec: Decoder,
+    params: int = 200_000,
+    *,
+    match: Match = "params",
+    vocab: int = 256,
+    context: int = 256,
+    layers: int | None = None,
+    reference: Decoder | int | None = None,
+) -> Scaled:
+    """The small form of a published `spec`, for `vocab` tokens and sequences of `context`.
+
+    The width is that of a plain decoder of `params` parameters and `layers` layers, 12 * layers * dim**2 + 2 * vocab *
+    dim (Kaplan et al. 2020, section 2.1); None: 6 layers, or the multiple of 6 with dim <= 64 * layers. It moves where
+    the heads do not divide it, where attention would get more than the feed-forward, or where no feed-forward width
+    comes within 1 %. Then the feed-forward width is solved
+    for `params` parameters, as many active ones, or that cost in FLOPs per token.
+
+    `reference`, for "flops" and "kv": a model whose figure is met, or the figure itself: forward FLOPs per token of a
+    sequence of `context`, or cache bytes of `context` tokens in bfloat16. None: 2 FLOPs per parameter of `params`; the
+    cache of queries as wide as the model, four for each KV head. For "kv" the width of KV heads, or the latent's rank,
+    is the nearest to that cache, and the feed-forward then meets `params`.
+
+    Raises SpecError where the budget is too small for the depth and vocabulary, UsageError for one below 1.
+    """
+    _check(params, match, vocab=vocab, context=context, layers=1 if layers is None else layers)
+    depth, width = _depth_and_width(params, vocab, layers)
+    plan = replace(spec, vocab=vocab, layers=at_depth(spec.layers, depth))
+    target = _Target(params, match, context, _reference(reference, match, params, context, depth, width))
+    met: list[Scaled] = []
+    starved: list[Decoder] = []
+    for sized in _sized(spec, plan, width, context):
+        ready = target.with_cache(sized)
+        if not target.leaves_half(ready):
+            starved.append(ready)
+        elif (found := target.solve(ready, solve_widths)).meets:
+            return found
+        else:
+            met.append(found)
+    met = met or [target.solve(each, solve_widths) for each in starved if target.affords(each)]
+    if not met:
+        raise target.too_small(min(starved, key=target.least))
+    nearest = min(met, key=lambda each: abs(each.budgets[-1].gap))
+    return nearest if nearest.meets else target.solve(nearest.spec, mix_widths)
+
+
+def resolved(
+    spec: Decoder,
+    params: int = 200_000,
+    *,
+    match: Match = "params",
+    reference: Decoder | int | None = None,
+) -> Scaled:
+    """A scaled spec that was swapped since, its feed-forward width solved again, for "kv" after its KV heads' width.
+
+    Where one width misses by more than 1 %, the first layers are a step wider. Raises as `scaled`.
+    """
+    context = spec.context or 1
+    _check(params, match)
+    depth, width = _depth_and_width(params, spec.vocab, len(spec.layers))
+    target = _Target(params, match, context, _reference(reference, match, params, context, depth, width))
+    ready = target.with_cache(spec)
+    if not target.affords(ready):
+        raise target.too_small(ready)
+    return target.solve(ready, mix_widths)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What is to be met, and of which figure."""
+
+    params: int
+    match: Match
+    context: int
+    reference: int
+
+    @property
+    def solved_for(self) -> tuple[str, int]:
+        """What the feed-forward width is solved for, and the figure."""
+        return ("flops", self.reference) if self.match == "flops" else (self.match.replace("kv", "params"), self.params)
+
+    def cost(self, spec: Decoder) -> int:
+        """The figure that the feed-forward width is solved for."""
+        return _COSTS[self.solved_for[0]](spec, self.context)
+
+    def least(self, spec: Decoder) -> int:
+        """Its least, with feed-forward widths of one."""
+        return self.cost(narrowest(spec))
+
+    def affords(self, spec: Decoder) -> bool:
+        """Whether that is within the budget."""
+        return self.least(spec) <= self.solved_for[1] * (1 + TOLERANCE)
+
+    def leaves_half(self, spec: Decoder) -> bool:
+        """Whether the feed-forward gets at least half of what the layers may cost: else attention starves it."""
+        narrow = narrowest(spec)
+        whole = self.cost(narrow)
+        layers = self.cost(replace(narrow, layers=2 * narrow.layers)) - whole
+        return layers <= (self.solved_for[1] - (whole - layers)) / 2
+
+    def with_cache(self, spec: Decoder) -> Decoder:
+        """`spec`, for "kv" with the width of KV heads or latents that the cache asks for."""
+        return _with_cache(spec, self.reference, self.context) if self.match == "kv" else spec
+
+    def solve(self, spec: Decoder, widths: Callable[[Decoder, int, Callable[[Decoder], int]], Decoder]) -> Scaled:
+        """`spec` with the feed-forward widths that `widths` finds."""
+        match, wanted = self.solved_for
+        spec = widths(spec, wanted, self.cost)
+        met = Budget(UNITS[match], wanted, self.cost(spec))
+        if self.match != "kv":
+            return Scaled(spec, self.match, (met,))
+        cache = Budget(f"{UNITS['kv']} for {self.context:,} tokens", self.reference, spec.kv_bytes(self.context))
+        return Scaled(spec, self.match, (cache, met))
+
+    def too_small(self, spec: Decoder) -> SpecError:
+        """The error that says the least budget."""
+        match, wanted = self.solved_for
+        least = self.least(spec)
+        return SpecError(
+            f"{wanted:,} {UNITS[match]} are too few for {len(spec.layers)} layers, a vocabulary of {spec.vocab:,} and "
+            f"this attention: the least is {least:,} ({format_count(least)})"
+        )
+
+
+_COSTS: dict[str, Callable[[Decoder, int], int]] = {
+    "params": lambda spec, context: spec.params(),
+    "active": lambda spec, context: spec.active_params(),
+    "flops": lambda spec, context: round(spec.flops(0, context) / context),
+    "kv": lambda spec, context: spec.kv_bytes(context),
+}
+
+
+def _reference(given: Decoder | int | None, match: Match, params: int, context: int, depth: int, width: int) -> int:
+    if isinstance(given, Decoder):
+        return _COSTS[match](given, context)
+    if given is not None:
+        return given
+    return 2 * params if match == "flops" else 2 * 2 * max(1, width // 4) * depth * context
+
+
+def _depth_and_width(params: int, vocab: int, layers: int | None) -> tuple[int, int]:
+    """Layers and dim of a plain decoder of `params` parameters."""
+    depth = layers or DEPTH
+    while True:
+        outside = 2 * vocab
+        width = ((outside**2 + 4 * 12 * depth * params) ** 0.5 - outside) / (2 * 12 * depth)
+        if layers or width <= MAX_WIDTH_PER_LAYER * depth:
+            step = 16 if width >= 24 else 4
+            return depth, max(MIN_DIM, step * round(width / step))
+        depth += DEPTH
+
+
+def _sized(full: Decoder, plan: Decoder, width: int, context: int) -> Iterator[Decoder]:
+    """`plan` at even dims, the best first: an eighth around `width`, then narrower ones. Of each, first those that keep
+    what the heads are, and of those the nearest."""
+    step = 2 * ceil(width / 128)
+    few = width // 8 // step
+    near = sorted((width + i * step for i in range(-few, few + 1)), key=lambda dim: abs(dim - width))
+    narrower = range(min(near) - step, MIN_DIM - 1, -step)
+    for dims in (near, narrower):
+        forms = [Proportions(full, dim, context).apply(plan) for dim in dims]
+        yield from sorted(forms, key=lambda form: _lost(full, form))
+
+
+def _lost(full: Decoder, small: Decoder) -> int:
+    """What the heads are no more: 1 grouped queries (they are multi-query), 2 as wide as the model together."""
+
+    def kept(spec: Decoder) -> tuple[bool, bool]:
+        heads: list[Any] = [part for part in spec.walk() if hasattr(part, "kv_heads")]
+        return all(part.kv_heads == 1 for part in heads), all(part.heads * part.head_dim == spec.dim for part in heads)
+
+    (was_one, was_square), (is_one, is_square) = kept(full), kept(small)
+    return (is_one and not was_one) + 2 * (was_square and not is_square)
+
+
+def _with_cache(spec: Decoder, wanted: int, context: int) -> Decoder:
+    """`spec` with KV heads or latents of the width that makes its cache the nearest to `wanted` bytes."""
+
+    def at(factor: float) -> Decoder:
+        return spec.map(lambda part: _kv_width(part, factor))
+
+    low, high = 0.0, 2.0
+    while at(high).kv_bytes(context) < wanted and high < 1e6:
+        high *= 2
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle).kv_bytes(context) <= wanted else (low, middle)
+    return min(at(low), at(high), key=lambda each: abs(each.kv_bytes(context) - wanted))
+
+
+def _kv_width(part: Any, factor: float) -> Any:
+    """A part with its latent's rank, or the width of its heads, times `factor`."""
+    if hasattr(part, "kv_rank"):
+        return replace(part, kv_rank=max(1, round(part.kv_rank * factor)))
+    if hasattr(part, "kv_heads"):
+        return replace(part, head_dim=2 * max(1, round(part.head_dim * factor / 2)))
+    return part.map(lambda child: _kv_width(child, factor))
+
+
+def _check(params: int, match: str, **sizes: int) -> None:
+    if match not in UNITS:
+        raise UsageError(f"match={match!r} must be one of {', '.join(UNITS)}")
+    for name, value in {"params": params, **sizes}.items():
+        if value < 1:
+            raise UsageError(f"{name}={value} is below 1")
