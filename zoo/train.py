@@ -1,1 +1,253 @@
-"""python -m zoo.train NAME: train a model on text."""
+"""python -m zoo.train NAME: train a model on text, from fresh weights or from a checkpoint."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
+from math import ceil
+from pathlib import Path
+from shutil import copyfile
+from time import perf_counter
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from weights.loading import fill, open_source
+from weights.matching import Source
+from weights.saving import save
+from weights.sources import SMALL_FILES
+from zoo import catalog
+from zoo.architectures import families
+from zoo.cli.runner import Debug, emit, run
+from zoo.cli.training import shown, summary
+from zoo.core.devices import find_device, free_memory
+from zoo.errors import NotAvailable, SpecError, UsageError, ZooError
+from zoo.model.decoder import Decoder, Model
+from zoo.swaps.grammar import apply_swaps
+from zoo.swaps.scaled import resolved, scaled
+from zoo.training.checkpoints import new_folder, read_state, remove_leftovers
+from zoo.training.locking import locked
+from zoo.training.loop import Trainer
+from zoo.training.material import described, find_tokens, make_tokens, material
+from zoo.training.options import EVALUATIONS, Options, parse_count
+from zoo.training.run import CHECKPOINTS, LOG, Run, facts, last_checkpoint, same_threads, time_steps
+from zoo.training.speed import matmul_rate, seconds, steps_within, training_flops_per_token
+from zoo.training.tokenizer import TOKENIZER, Tokenizer
+from zoo.units import format_bytes, format_count
+
+BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two moments, in float32
+SAVED = "model"  # the folder in OUT that `weights.load` reads
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+Flag = bool | None
+
+
+class Schedule(StrEnum):
+    """How the learning rate goes on after the warm-up: half a cosine; or constant, with a decay at the end."""
+
+    cosine = "cosine"
+    wsd = "wsd"
+
+
+@app.command()
+def main(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A size or an architecture.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept; it must hold none.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE_OR_FOLDER", help="UTF-8 text. Default: Python's standard library.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with its options.")] = False,
+    params: Annotated[
+        str | None, typer.Option(help="Scale the model to so many; 'published': its own size. Default: 1M.")
+    ] = None,
+    tiny: Annotated[Flag, typer.Option("--tiny", help="Toy widths instead of --params.")] = None,
+    swap: Annotated[list[str] | None, typer.Option(metavar="SWAP", help="Change a block, as in zoo.build.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="SOURCE", help="Start from a released model, or a finished run.")
+    ] = None,
+    vocab: Annotated[int | None, typer.Option(min=1, help="Train a BPE of so many tokens. Default: bytes.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence. Default: 256.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences of a step. Default: 8.")] = None,
+    accumulate: Annotated[int | None, typer.Option(min=1, help="Compute a step in so many pieces.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="The budget in tokens: 600k, 2M.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Or the budget in minutes. Default: 10.")] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Peak learning rate. Default: 4e-3; published sizes 3e-4; with --from 1e-4."),
+    ] = None,
+    schedule: Annotated[Schedule | None, typer.Option(help="Default: cosine.")] = None,
+    warmup: Annotated[float | None, typer.Option(min=0, help="Steps, or a share below 1. Default: 0.1.")] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient. Default: 1.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0, help="Of matrices. Default: 0.1.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of weights and batches. Default: 0.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    autocast: Annotated[Flag, typer.Option("--autocast", help="Compute in bfloat16.")] = None,
+    compile: Annotated[Flag, typer.Option("--compile", help="Compile the model first.")] = None,
+    checkpoint_activations: Annotated[
+        Flag, typer.Option("--checkpoint-activations", help="Less memory: compute layers again in the backward pass.")
+    ] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps from one evaluation to the next. Default: ten in all.")
+    ] = None,
+    sample: Annotated[str | None, typer.Option(metavar="PROMPT", help="What the samples continue.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Train a model on text; the run, its log, its checkpoints and the model go to --out.
+
+    Progress and samples go to stderr, a summary to stdout. What was interrupted goes on with --out FOLDER --resume.
+
+    \b
+    python -m zoo.train qwen3 --out run
+    python -m zoo.train gemma3 --text notes/ --vocab 2048 --minutes 30 --out run
+    python -m zoo.train --out run --resume
+    python -m weights.generate run/model "import "
+    """
+    began = perf_counter()
+    logging.basicConfig(format="%(message)s")
+    if out is None:
+        raise UsageError("where is the run kept? Give a new folder: --out run")
+    given: dict[str, Any] = dict(name=name, params=params, tiny=tiny, swap=tuple(swap or ()) or None, source=source)
+    given |= dict(text=None if text is None else str(text.absolute()), vocab=vocab, context=context, batch=batch)
+    given |= dict(accumulate=accumulate, tokens=None if tokens is None else _count("--tokens", tokens), minutes=minutes)
+    given |= dict(lr=lr, schedule=schedule and schedule.value, warmup=warmup, clip=clip, weight_decay=weight_decay, seed=seed)
+    given |= dict(autocast=autocast, compile=compile, checkpoint_activations=checkpoint_activations)
+    given |= dict(eval_every=eval_every, sample=sample)
+    given = {option: value for option, value in given.items() if value is not None}
+    place = find_device(device)
+    with locked(out):
+        state = _recorded(out, resume, given)
+        training, saves = _resume(out, given, state, place) if state else _start(out, given, place, began)
+        _train(training, saves)
+
+
+def _recorded(out: Path, resume: bool, given: dict[str, Any]) -> dict[str, Any] | None:
+    """The state of the run in a folder, None for a new run. Raises UsageError where that is not what was asked for."""
+    remove_leftovers(out / CHECKPOINTS)
+    remove_leftovers(out, SAVED)
+    last = last_checkpoint(out)
+    if last is None and (there := next((out / name for name in (LOG, SAVED) if (out / name).exists()), None)):
+        raise UsageError(f"{there} is there, and no checkpoint of a run: give another folder, or remove it")
+    if last is not None and not resume:
+        raise UsageError(f"{out} holds a run, and nothing is overwritten: go on with --resume, or give another folder")
+    if last is None and resume:
+        if not {"name", "source"} & set(given):
+            raise UsageError(f"{out} holds no checkpoint to resume")
+        _say(f"{out} holds no checkpoint yet: the run starts from the beginning")
+    return None if last is None else read_state(last)
+
+
+def _start(out: Path, given: dict[str, Any], place: torch.device, began: float) -> tuple[Run, Session]:
+    """A new run, its steps fixed."""
+    options = Options.fresh(given)
+    session = _session(options, place)
+    tokens, tokenizer = make_tokens(options, out, session.folder)
+    _say(f"text: {tokens.name}, {format_count(len(tokens.train))} tokens ({tokens.tokenizer}), hash {tokens.hash}")
+    if tokens.vocab > session.spec.vocab:
+        raise UsageError(f"the tokenizer has {tokens.vocab} tokens, and the model's vocabulary is {session.spec.vocab}")
+    model = session.build(options, place)
+    learns = material(model, tokens, tokenizer, options)
+    rehearsed = Run(out, Trainer(model, replace(options, warmup=0.0).config(1)), learns, {}, 1)
+    budget = None if options.minutes is None else 60 * options.minutes
+    step = time_steps(rehearsed.trainer, learns.batch, budget or 0.0)
+    evaluation = seconds(rehearsed.evaluate, place)
+    if budget is None:
+        steps = ceil((options.tokens or 0) / rehearsed.trainer.config.tokens_per_step)
+    else:
+        left = budget - (perf_counter() - began)
+        steps = steps_within(left, step, evaluation, options.eval_every, EVALUATIONS + 1)
+    trainer, every = Trainer(model, options.config(steps)), options.every(steps)
+    _say(
+        f"{format_count(session.spec.params())} parameters on {place}: {steps:,} steps of "
+        f"{trainer.config.tokens_per_step:,} tokens, about {minutes(steps * step + (steps / every + 1) * evaluation)}"
+    )
+    recorded = facts(session.spec, trainer, described(tokens), options=options.recorded())
+    training = Run(out, trainer, learns, recorded, every)
+    training.fix_kernels()
+    return training, session
+
+
+def _resume(out: Path, given: dict[str, Any], state: dict[str, Any], place: torch.device) -> tuple[Run, Session]:
+    """The run that a checkpoint recorded as `state`, continued after it."""
+    options = Options.resumed(given, state.get("options"))
+    session = _session(options, place)
+    tokens, tokenizer = find_tokens(state["data"], out, options, check_text="text" in given)
+    model = session.build(options, place, fresh=False)
+    trainer = Trainer(model, options.config(state["config"]["steps"]))
+    recorded = facts(session.spec, trainer, described(tokens), options=options.recorded())
+    learns = material(model, tokens, tokenizer, options)
+    training = Run(out, trainer, learns, recorded, options.every(trainer.config.steps))
+    training.restore(state)
+    _say(f"resumed after step {trainer.step:,} of {trainer.config.steps:,}")
+    if not same_threads(state):
+        _say("note: another number of threads than before: losses differ in their last digits from an uncut run's")
+    return training, session
+
+
+def _session(options: Options, place: torch.device) -> Session:
+    """The model that the options ask for. Says what swaps dropped, and if the trained model cannot be saved."""
+    opened = None
+    if options.source is not None:
+        opened = open_source(_finished_model(Path(options.source)) or options.source)
+        spec, dropped = opened.spec(), list[str]()
+    else:
+        spec, dropped = fresh_spec(options)
+    if dropped:
+        _say(f"dropped: {', '.join(dropped)}")
+    try:
+        config = catalog.to_hf(spec)
+    except SpecError as error:
+        _say(f"note: the trained model stays in the run's own checkpoints and is not saved for others: {error}")
+        config = None
+    if opened is not None and options.name is not None:
+        family = next(name for name, each in families().items() if catalog.resolve(options.name) in each.SIZES)
+        if config is None or families()[family] is not catalog.family_of(config):
+            raise UsageError(f"{options.source} is no {options.name}; leave the name out")
+    needed, free = BYTES_PER_PARAMETER * spec.params(), free_memory(place)
+    if free is not None and needed > free:
+        raise NotAvailable(
+            f"training {format_count(spec.params())} parameters needs {format_bytes(needed)} on {place} and more for "
+            f"activations, and {format_bytes(free)} is free; --params scales the model down"
+        )
+    return Session(spec, opened, config is not None)
+
+
+def _finished_model(source: Path) -> Path | None:
+    """The model's folder in a finished run. Raises NotAvailable for a run that has none."""
+    if (source / SAVED / CONFIG).is_file():
+        return source / SAVED
+    if last_checkpoint(source) is not None:
+        raise NotAvailable(f"the run {source} has saved no model to start from: finish it with --resume")
+    return None
+
+
+def _train(training: Run, session: Session) -> None:
+    """Train to the end, save the model, and print what was done."""
+    trainer, out = training.trainer, training.folder
+    flops = training_flops_per_token(session.spec, trainer.config.context)
+    rate = matmul_rate(trainer.device, torch.bfloat16 if trainer.config.autocast else torch.float32)
+    try:
+        row: dict[str, Any] = {}
+        for row in shown(training.steps(), trainer.config.steps, flops, rate):
+            pass
+        if session.saves and not (out / SAVED).exists():
+            session.save(trainer.model, out)
+    except KeyboardInterrupt:
+        _say(f"the last checkpoint is {last_checkpoint(out)}; go on with: python -m zoo.train --out {out} --resume")
+        raise
+    except ZooError as error:
+        raise type(error)(f"{error}; the last checkpoint is {last_checkpoint(out)}") from error
+    emit(summary(run_facts(training, row, flops / rate)))
+    emit(f"go on with: python -m weights.generate {out / SAVED} ..." if session.saves else "")
+
+
+def _count(option: str, text: str) -> int:
+    try:
+        return parse_count(text)
+    except UsageError as error:
+        raise UsageError(f"{option}: {error}") from error
+
+
+if __name__ == "__main__":
+    run(app, "python -m zoo.train")

@@ -88,9 +88,9 @@ def read_tensors(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]
     return _load(checkpoint / MODEL), _load(checkpoint / OPTIMIZER)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process was writing or removing. No other process may be writing there."""
-    for path in folder.glob(".step-*"):
+def remove_leftovers(folder: Path, name: str = "step-*") -> None:
+    """Remove folders of this name that a killed process was writing or removing. No other may be writing there."""
+    for path in folder.glob(f".{name}.{'[0-9a-f]' * 8}"):
         shutil.rmtree(path, ignore_errors=True)
 
 

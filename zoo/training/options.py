@@ -1,5 +1,6 @@
 """What a run was asked for: the options of the command line, their defaults, and what may change when it is resumed."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
@@ -9,6 +10,8 @@ from zoo.training.loop import TrainingConfig
 
 EVALUATIONS = 10  # in a run whose `eval_every` is not given
 HELDOUT_TOKENS = 65_536  # scored in an evaluation, at most: the first ones of the held-out text
+COUNT = re.compile(r"(\d+(?:\.\d+)?)([kMBT]?)")
+FACTORS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Options that may differ when a run is resumed: they change neither the model nor its losses.
 CHANGEABLE = frozenset({"text", "compile", "checkpoint_activations", "eval_every", "sample"})
 
@@ -107,3 +110,12 @@ class Options:
             raise UsageError(f"the model is that of --from: leave {', '.join(shaping)} out")
         if self.tiny and "params" in given:
             raise UsageError("--tiny has toy widths: leave --params out")
+
+
+def parse_count(text: str) -> int:
+    """A count as people write it: 200k, 1M, 1.5B, 4096. Raises UsageError for other text, and for a count below 1."""
+    match = COUNT.fullmatch(text.strip())
+    count = round(float(match[1]) * FACTORS[match[2]]) if match else 0
+    if count < 1:
+        raise UsageError(f"must be a count above 0, such as 200k, 1M or 4096, got {text[:80]!r}")
+    return count

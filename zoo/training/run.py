@@ -105,17 +105,6 @@ class Run:
         row: Row = {"bits_per_byte": bits, "accuracy": found.accuracy}
         return row if self.material.sample is None else row | {"sample": self.material.sample()}
 
-    def time_steps(self, budget: float) -> float:
-        """The seconds of a step, measured at the first batches without changing the model, in a small share of
-        `budget` seconds. The first step, in which code is compiled, does not count."""
-        trainer, times, spent = self.trainer, list[float](), 0.0
-        trainer.rehearse(self.material.batch(0))
-        while len(times) < MIN_TIMED or (len(times) < MAX_TIMED and spent < TIMED_SHARE * budget):
-            batch = self.material.batch(len(times))
-            times.append(seconds(lambda batch=batch: trainer.rehearse(batch), trainer.device))
-            spent += times[-1]
-        return median(times)
-
     def _step(self) -> Row:
         began = perf_counter()
         result = self.trainer.train_step(self.material.batch(self.trainer.step))
@@ -163,3 +152,14 @@ def same_threads(state: Mapping[str, Any]) -> bool:
     """Whether this process has as many threads as the one that wrote a checkpoint: with others, sums are added up in
     another order."""
     return bool(state.get("machine", {}).get("threads") == torch.get_num_threads())
+
+
+def time_steps(trainer: Trainer, batch: Callable[[int], Batch], budget: float = 0.0) -> float:
+    """The seconds of a step, measured at the first batches without changing the model, in a small share of `budget`
+    seconds. The first step, in which kernels are chosen and compiled, does not count."""
+    times, spent = list[float](), 0.0
+    trainer.rehearse(batch(0))
+    while len(times) < MIN_TIMED or (len(times) < MAX_TIMED and spent < TIMED_SHARE * budget):
+        times.append(seconds(lambda step=len(times): trainer.rehearse(batch(step)), trainer.device))
+        spent += times[-1]
+    return median(times)

@@ -1,0 +1,56 @@
+"""Training as people see it: a bar and lines on stderr while it runs, a table on stdout in the end."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from textwrap import indent
+from typing import Any
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from zoo.units import format_count
+
+Row = dict[str, Any]
+MIN_INTERVAL = 0.2  # seconds between two updates of the bar
+
+
+def shown(rows: Iterable[Row], steps: int, flops_per_token: float, rate: float) -> Iterator[Row]:
+    """Pass the rows of a run on, with a bar where stderr is a terminal, and with a line and a sample at each evaluation.
+    MFU is relative to `rate`, the measured FLOPs per second of a matrix product."""
+    options = {"file": sys.stderr, "disable": None, "mininterval": MIN_INTERVAL, "dynamic_ncols": True}
+    with tqdm(total=steps, unit="step", bar_format="{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} {postfix} {remaining}", **options) as bar:
+        for row in rows:
+            bar.update(row["step"] - bar.n)
+            if "loss" in row:
+                bar.set_postfix_str(_figures(row, flops_per_token, rate), refresh=False)
+            if "bits_per_byte" in row:
+                bar.write(evaluation_line(row, steps, flops_per_token, rate), file=sys.stderr)
+                if row.get("sample"):
+                    bar.write(indent(printable(row["sample"]), "    | ", lambda line: True), file=sys.stderr)
+            yield row
+
+
+def evaluation_line(row: Row, steps: int, flops_per_token: float, rate: float) -> str:
+    """An evaluation in one line of less than 80 characters."""
+    trained = f", {_figures(row, flops_per_token, rate)}" if "loss" in row else ""
+    return f"step {row['step']} of {steps}: {row['bits_per_byte']:.3f} bits/byte held out{trained}"
+
+
+def summary(facts: dict[str, str]) -> str:
+    """What a run did, as a table."""
+    return tabulate(facts.items(), tablefmt="plain", disable_numparse=True)
+
+
+def printable(text: str) -> str:
+    """Text that a model wrote, without characters that control a terminal."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def mfu(row: Row, flops_per_token: float, rate: float) -> float:
+    """The share of the measured arithmetic rate that a step used."""
+    return float(row["tokens_per_second"]) * flops_per_token / rate
+
+
+def _figures(row: Row, flops_per_token: float, rate: float) -> str:
+    speed = format_count(row["tokens_per_second"])
+    return f"loss {row['loss']:.3f}, {speed} tokens/s, MFU {mfu(row, flops_per_token, rate):.0%}"
