@@ -131,9 +131,7 @@ class FileOptions:
         return token_file(self.runs, corpus, ByteTokenizer())
 
 
-def command(
-    *, models: ModelOptions, training: TrainingOptions, files: FileOptions, to: options.ReportOptions
-) -> None:
+def command(*, models: ModelOptions, training: TrainingOptions, files: FileOptions, to: options.ReportOptions) -> None:
     """What models learn at an equal budget, in small forms.
 
     Text (bits per byte) and synthetic tasks (accuracy): the same data in the same order, each model at its own learning

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from math import inf
 from pathlib import Path
+from typing import get_args
 
 from benchmarks.learning.entries import Entry
 from benchmarks.learning.runs import TEXT, TUNING, Outcome, Run, RunStore
@@ -19,7 +20,7 @@ from benchmarks.learning.tasks import TASKS
 from benchmarks.learning.training import BITS_PER_BYTE, LENGTHS, perform
 from benchmarks.learning.workers import Failure, Workers
 from zoo.errors import UsageError, unknown
-from zoo.training.tokens import SPLITS, TokenFile, open_tokens
+from zoo.training.tokens import Split, TokenFile, open_tokens
 
 LENGTH = "length"  # text, beyond the context it was trained at
 ALL_TASKS = (TEXT, LENGTH, *TASKS)
@@ -188,7 +189,7 @@ def _opened(path: Path) -> TokenFile:
 def check_text(tokens: TokenFile, context: int) -> None:
     """Raise UsageError for a text of which a part is shorter than the longest context that is evaluated."""
     longest = max(LENGTHS) * context
-    for split in SPLITS:
+    for split in get_args(Split):
         if (count := len(getattr(tokens, split)) - 1) < longest:
             raise UsageError(
                 f"{tokens.name}: {count:,} {split} tokens are too few for a context of {context:,}, which takes "

@@ -50,7 +50,9 @@ def seconds_per_token(entry: Entry, config: LearnConfig) -> float:
     """Of training on one thread, as measured: the faster of TIMED_STEPS steps after one that does not count."""
     with one_thread():
         trainer = Trainer(zoo.build(entry.spec), TrainingConfig(TIMED_STEPS + 1, 1e-3, config.batch, config.context))
-        tokens = torch.randint(entry.spec.vocab, (config.batch, config.context), generator=torch.Generator().manual_seed(0))
+        tokens = torch.randint(
+            entry.spec.vocab, (config.batch, config.context), generator=torch.Generator().manual_seed(0)
+        )
         seconds = []
         for _ in range(TIMED_STEPS + 1):
             start = perf_counter()

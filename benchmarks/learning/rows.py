@@ -151,7 +151,10 @@ def _model_row(entry: Entry, results: Results) -> Row:
             for rate, loss in (sweep.tried if sweep else ())
         ],
         "sweep_edge": sweep.at_edge if sweep else None,
-        **{f"{BITS_PER_BYTE}{key}": value for key, value in zip(("", "_low", "_high"), _spread(bits).values(), strict=True)},
+        **{
+            f"{BITS_PER_BYTE}{key}": value
+            for key, value in zip(("", "_low", "_high"), _spread(bits).values(), strict=True)
+        },
         "tokens_per_s": median(speeds) if speeds else None,
         "data": results.tokens.name,
         "data_hash": results.tokens.hash,

@@ -65,7 +65,9 @@ def learned(rows: Rows) -> Table:
         data_line(first),
         *_dropped(rows),
     ]
-    return Table("What models learn at an equal budget", shown, legend, rows, lambda row: {"what": what(row), **_bits(row)})
+    return Table(
+        "What models learn at an equal budget", shown, legend, rows, lambda row: {"what": what(row), **_bits(row)}
+    )
 
 
 def _bits(row: Row) -> Row:
@@ -160,7 +162,9 @@ def budgets(rows: Rows) -> Table:
     """What each small form was made to meet, and how near it came."""
 
     def derive(row: Row) -> Row:
-        met = "; ".join(f"{each['met']:,} {each['unit']} ({each['met'] / each['wanted'] - 1:+.2%})" for each in row["budgets"])
+        met = "; ".join(
+            f"{each['met']:,} {each['unit']} ({each['met'] / each['wanted'] - 1:+.2%})" for each in row["budgets"]
+        )
         return {"what": what(row), "met": met}
 
     shown = [WIDE, *columns(layers="layers", dim="dim"), Column("met", "budget met (gap)", width=42)]
