@@ -67,6 +67,12 @@ class RouterOutput(NamedTuple):
     logits: Tensor
     chosen: Tensor
 
+    def counts(self) -> Tensor:
+        """(experts,) int64: how many tokens each expert was chosen for."""
+        ids = self.chosen.flatten()
+        counts = torch.zeros(self.logits.shape[-1], dtype=torch.long, device=ids.device)
+        return counts.scatter_add_(0, ids, torch.ones_like(ids))
+
 
 @dataclass(frozen=True)
 class ForwardContext:

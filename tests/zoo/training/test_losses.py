@@ -1,0 +1,167 @@
+"""Losses against their formulas token by token, and against the reference with its gradients."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import weights
+import zoo
+from tests.models import distinct
+from tests.reference import toy_config, toy_reference
+from zoo.core.forward_context import RouterOutput, recorded_routing
+from zoo.errors import UsageError
+from zoo.training.losses import (
+    IGNORED,
+    cross_entropy,
+    load_balancing_loss,
+    pooled_load_balancing_loss,
+    sequence_balance_loss,
+)
+
+EXPERTS, K = 6, 2
+BOUND = 1e-5
+LOSSES = [load_balancing_loss, pooled_load_balancing_loss, sequence_balance_loss]
+SOFTMAX = [
+    name for name in distinct() if any(isinstance(part, zoo.SoftmaxTopK) for part in zoo.spec(name, tiny=True).walk())
+]
+
+
+def outputs(layers: int = 3) -> list[RouterOutput]:
+    """Of random routers, float64."""
+    drawn = [torch.randn(2, 7, EXPERTS, dtype=torch.float64, requires_grad=True) for _ in range(layers)]
+    return [RouterOutput(logits, logits.topk(K).indices) for logits in drawn]
+
+
+def rows(output: RouterOutput) -> list[tuple[list[float], list[int]]]:
+    """(logits, chosen experts) of each token."""
+    return list(zip(output.logits.flatten(0, 1).tolist(), output.chosen.flatten(0, 1).tolist(), strict=True))
+
+
+def softmax(logits: list[float]) -> list[float]:
+    return torch.tensor(logits, dtype=torch.float64).softmax(0).tolist()
+
+
+def test_cross_entropy_is_the_mean_over_scored_targets() -> None:
+    logits, targets = torch.randn(2, 5, 11, dtype=torch.bfloat16), torch.randint(11, (2, 5))
+    targets[0, 1] = targets[1, 4] = IGNORED
+    each = [
+        -torch.log_softmax(logits[b, t].double(), -1)[targets[b, t]]
+        for b in range(2)
+        for t in range(5)
+        if targets[b, t] != IGNORED
+    ]
+    loss = cross_entropy(logits, targets)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(torch.stack(each).mean().item(), rel=1e-6)
+    assert cross_entropy(logits, torch.full((2, 5), IGNORED)).isnan()
+
+
+def test_counts_are_of_every_choice() -> None:
+    for output in outputs():
+        chosen = [e for _, experts in rows(output) for e in experts]
+        assert output.counts().tolist() == [chosen.count(e) for e in range(EXPERTS)]
+
+
+def test_the_per_layer_loss_is_its_formula() -> None:
+    routing, total = outputs(), 0.0
+    for output in routing:
+        tokens = rows(output)
+        for e in range(EXPERTS):
+            share = sum(e in chosen for _, chosen in tokens) / (K * len(tokens))
+            total += EXPERTS * share * sum(softmax(logits)[e] for logits, _ in tokens) / len(tokens)
+    assert load_balancing_loss(routing).item() == pytest.approx(total / len(routing))
+
+
+def test_the_pooled_loss_is_that_of_all_layers_as_one() -> None:
+    routing, expected = outputs(), 0.0
+    tokens = [row for output in routing for row in rows(output)]
+    for e in range(EXPERTS):
+        share = sum(e in chosen for _, chosen in tokens) / len(tokens)
+        expected += EXPERTS * share * sum(softmax(logits)[e] for logits, _ in tokens) / len(tokens)
+    assert pooled_load_balancing_loss(routing).item() == pytest.approx(expected)
+    alone = pooled_load_balancing_loss(routing[:1]).item()
+    assert alone == pytest.approx(K * load_balancing_loss(routing[:1]).item())
+
+
+def test_the_sequence_loss_is_its_formula() -> None:
+    """DeepSeek-V3, section 2.1.2, eq. 17 to 20, for each sequence: the choice of the router does not matter."""
+    routing, total = outputs(), 0.0
+    for output in routing:
+        for sequence in output.logits.sigmoid().tolist():
+            for e in range(EXPERTS):
+                best = sum(scores[e] >= sorted(scores)[-K] for scores in sequence)
+                part = sum(scores[e] / sum(scores) for scores in sequence) / len(sequence)
+                total += EXPERTS / (K * len(sequence)) * best * part
+    assert sequence_balance_loss(routing).item() == pytest.approx(total / 2 / len(routing))
+    chosen_otherwise = [RouterOutput(output.logits, (-output.logits).topk(K).indices) for output in routing]
+    assert torch.equal(sequence_balance_loss(chosen_otherwise), sequence_balance_loss(routing))
+
+
+@pytest.mark.parametrize(("loss", "balanced"), list(zip(LOSSES, [1, K, 1], strict=True)))
+def test_what_is_balanced_has_the_least_loss_and_gradients_lead_there(loss, balanced: int) -> None:
+    """Every expert for as many tokens: one after the other. All tokens to the same experts cost more."""
+    ids = torch.arange(EXPERTS)
+    chosen = torch.stack([ids, (ids + 1) % EXPERTS], dim=-1)[None]
+    even = torch.zeros(1, EXPERTS, EXPERTS).scatter_(-1, chosen, 3.0)
+    assert loss([RouterOutput(even, chosen)]).item() == pytest.approx(balanced)
+    uneven = (even[:, :1] * torch.ones(1, EXPERTS, 1)).requires_grad_()
+    worst = loss([RouterOutput(uneven, chosen[:, :1].expand(1, EXPERTS, K))])
+    assert worst > 1.2 * balanced
+    worst.backward()
+    assert (uneven.grad[..., :K] > 0).all()
+    assert (uneven.grad[..., K:] < 0).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_without_routing_there_is_no_loss(loss) -> None:
+    with pytest.raises(UsageError, match="no routing was recorded"):
+        loss([])
+
+
+def test_layers_of_other_sizes_are_not_pooled() -> None:
+    routing = [*outputs(1), RouterOutput(torch.randn(2, 7, 4), torch.zeros(2, 7, 1, dtype=torch.long))]
+    assert load_balancing_loss(routing).isfinite()
+    with pytest.raises(UsageError, match=r"different numbers of experts \(\[4, 6\]\)"):
+        pooled_load_balancing_loss(routing)
+
+
+def gradients(reference: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """The reference's gradients under the zoo's names: they take the way of the weights, which is linear."""
+    holder = deepcopy(reference)
+    with torch.no_grad():
+        for held, weight in zip(holder.parameters(), reference.parameters(), strict=True):
+            held.copy_(weight.grad)
+    holder.save_pretrained(folder)
+    return dict(weights.load(folder).named_parameters())
+
+
+@pytest.mark.parametrize("name", SOFTMAX)
+def test_the_loss_with_router_logits_and_its_gradients_equal_the_reference(name: str, tmp_path: Path) -> None:
+    """With a coefficient so large that the balancing loss moves every gradient before the last router."""
+    config = toy_config(name, layers=len(zoo.spec(name, tiny=True).layers)) | {"router_aux_loss_coef": 0.5}
+    reference = toy_reference(config)
+    reference.save_pretrained(tmp_path / "weights")
+    tokens = torch.randint(0, 512, (2, 40), generator=torch.Generator().manual_seed(1))
+    expected = reference(tokens, labels=tokens, output_router_logits=True)
+    expected.loss.backward()
+    theirs = gradients(reference, tmp_path / "gradients")
+    model = weights.load(tmp_path / "weights")
+    for recompute in (False, True):
+        model.activation_checkpointing = recompute
+        model.zero_grad()
+        with recorded_routing() as routing:
+            logits = model(tokens)
+        balance = pooled_load_balancing_loss(routing)
+        loss = cross_entropy(logits[:, :-1], tokens[:, 1:]) + 0.5 * balance
+        loss.backward()
+        assert balance.item() == pytest.approx(expected.aux_loss.item(), rel=BOUND)
+        assert loss.item() == pytest.approx(expected.loss.item(), rel=BOUND)
+        for part, weight in model.named_parameters():
+            scale = theirs[part].abs().max()
+            assert scale > 0
+            assert (weight.grad - theirs[part]).abs().max() <= BOUND * scale, part
