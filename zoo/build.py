@@ -1,4 +1,4 @@
-"""python -m zoo.build NAME: a model's blocks and costs; with --tiny or a --device, a run of it."""
+"""python -m zoo.build NAME: a model's blocks and costs; with --tiny, --params or a --device, a run of it."""
 
 import sys
 from enum import StrEnum
@@ -16,6 +16,7 @@ from zoo.cli.runner import Debug, emit, run
 from zoo.cli.tables import document
 from zoo.core.devices import find_device
 from zoo.errors import CheckFailed, UsageError
+from zoo.units import format_count, parse_count
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -28,10 +29,21 @@ class DType(StrEnum):
     float16 = "float16"
 
 
+def _count(text: str) -> int:
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 @app.command()
 def main(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A size, an architecture, or a hub id.")] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="Toy widths, every kind of layer kept; and run it.")] = False,
+    params: Annotated[
+        int | None,
+        typer.Option(parser=_count, metavar="COUNT", help="Scaled to so many parameters, as for training; and run it."),
+    ] = None,
     swap: Annotated[
         list[str] | None, typer.Option(metavar="SWAP", help="Change a block: 'GQA(window=512)', attn=MQA. Repeatable.")
     ] = None,
@@ -47,12 +59,15 @@ def main(
     list_: Annotated[bool, typer.Option("--list", help="All blocks against all architectures; all sizes.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show a model's blocks and costs; with --tiny, run it too.
+    """Show a model's blocks and costs; with --tiny or --params, run it too.
 
-    Without --tiny the model is built on the meta device, which allocates nothing. --list shows every NAME.
+    Without them the model is built on the meta device, which allocates nothing. --params 200k is the form that is
+    trained beside others: equal depth and parameters, the proportions kept, for bytes and a context of 256 tokens;
+    a swapped one is scaled to the same number again. --list shows every NAME.
 
     \b
     python -m zoo.build gemma3 --tiny
+    python -m zoo.build gemma3 --params 200k
     python -m zoo.build deepseek-v3-671b
     python -m zoo.build qwen3 --swap 'GQA(window=512)' --swap norm=olmo
     python -m zoo.build gpt-oss --svg gpt-oss.svg
@@ -64,25 +79,28 @@ def main(
     if name is None:
         raise UsageError("which model? For example: python -m zoo.build qwen3 --tiny; --list names them all")
     preset, swaps = resolve(name), swap or []
+    if tiny and params:
+        raise UsageError("--tiny has toy widths and --params solves for others: leave one of them out")
     if svg is not None:
         if json or device:
             raise UsageError("--svg draws and builds nothing: leave --json and --device out")
-        emit(_draw(preset, tiny, swaps, dtype or DType.bfloat16), None if svg == Path("-") else svg)
+        emit(_draw(preset, tiny, params, swaps, dtype or DType.bfloat16), None if svg == Path("-") else svg)
         return
-    place = find_device(device or ("cpu" if tiny else "meta"))
+    place = find_device(device or ("cpu" if tiny or params else "meta"))
     weights_dtype = getattr(torch, dtype or ("bfloat16" if place.type == "meta" else "float32"))
-    report = build_report(preset, tiny, swaps, place, weights_dtype, seed)
+    report = build_report(preset, tiny, swaps, place, weights_dtype, seed, params)
     emit(document(report) if json else report_text(report))
     if report["failures"]:
         raise CheckFailed("; ".join(report["failures"]))
 
 
-def _draw(preset: str, tiny: bool, swaps: list[str], dtype: DType) -> str:
+def _draw(preset: str, tiny: bool, params: int | None, swaps: list[str], dtype: DType) -> str:
     """The diagram of a model; for a swapped one, with its differences from the original marked."""
-    original, spec, dropped = swapped_specs(preset, tiny, swaps)
+    original, spec, dropped = swapped_specs(preset, tiny, swaps, params)
     if dropped:
         print(f"dropped: {', '.join(dropped)}", file=sys.stderr)
     title = f"{preset} at toy widths" if tiny else preset
+    title += f" at {format_count(params)} parameters" if params else ""
     title += f" with {', '.join(spaced(swap) for swap in swaps)}" if swaps else ""
     return diagram.svg(spec, title, dtype=getattr(torch, dtype), against=original if swaps else None)
 

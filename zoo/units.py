@@ -1,5 +1,10 @@
 """Counts, bytes and dtypes as text."""
 
+import re
+
+COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmgb]?)", re.IGNORECASE)
+FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
+
 
 def format_count(number: float) -> str:
     """A count in three digits: 671B, 8.03B, 268M, 12."""
@@ -7,6 +12,15 @@ def format_count(number: float) -> str:
         if abs(number) >= unit:
             return _three_digits(number / unit) + name
     return _three_digits(number)
+
+
+def parse_count(text: str) -> int:
+    """A count as people write it: 200k, 1M, 1.5G or 1.5B, 2_000_000. Raises ValueError for other text, or below 1."""
+    match = COUNT.fullmatch(text.strip().replace("_", "").replace(",", ""))
+    count = round(float(match[1]) * FACTORS[match[2].lower()]) if match else 0
+    if count < 1:
+        raise ValueError(f"{text[:80]!r} is not a count above 0; write 200k, 1M or 4096")
+    return count
 
 
 def format_bytes(nbytes: float) -> str:

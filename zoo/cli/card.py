@@ -21,6 +21,7 @@ from zoo.errors import SpecError
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
 from zoo.swaps.grammar import apply_swaps
+from zoo.swaps.scaled import Budget, resolved, scaled
 from zoo.units import dtype_name, format_bytes, format_count
 
 WIDTH, LABEL_WIDTH = 80, 15  # characters
@@ -30,24 +31,36 @@ Facts = dict[str, Any]
 Rows = dict[str, list[str]]  # label -> paragraphs
 
 
-def swapped_specs(preset: str, tiny: bool, swaps: Sequence[str]) -> tuple[Decoder, Decoder, list[str]]:
-    """A published size, at toy widths if `tiny`; the same with every swap in turn; and the features that these drop."""
-    original = published_spec(preset, tiny)
+def swapped_specs(
+    preset: str, tiny: bool, swaps: Sequence[str], params: int | None = None
+) -> tuple[Decoder, Decoder, list[str]]:
+    """A published size, at toy widths if `tiny`, scaled to `params` parameters if given; the same with every swap in
+    turn, scaled to them again; and the features that the swaps drop."""
+    original = published_spec(preset, tiny) if params is None else scaled(published_spec(preset), params).spec
+    where = "toy widths of --tiny" if tiny else "widths of --params" if params else ""
     try:
-        return original, *apply_swaps(original, swaps)
+        spec, dropped = apply_swaps(original, swaps)
     except SpecError as error:
-        raise SpecError(f"{error} (at the toy widths of --tiny)" if tiny else str(error)) from error
+        raise SpecError(f"{error} (at the {where})" if where else str(error)) from error
+    return original, resolved(spec, params).spec if params and swaps else spec, dropped
 
 
 def build_report(
-    preset: str, tiny: bool, swaps: Sequence[str], device: torch.device, dtype: torch.dtype, seed: int
+    preset: str,
+    tiny: bool,
+    swaps: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    params: int | None = None,
 ) -> Facts:
-    """The card of a published size, and the checks of the model built on a device (on meta, of its parameters only)."""
-    original, spec, dropped = swapped_specs(preset, tiny, swaps)
+    """The card of a published size, at toy widths or scaled to `params`, and the checks of the model built on a device
+    (on meta, of its parameters only)."""
+    original, spec, dropped = swapped_specs(preset, tiny, swaps, params)
     size, runs = sizes()[preset], device.type != "meta"
     if runs:
         self_check.require_free_memory(spec, device, dtype)
-    if not tiny:
+    if not tiny and not params:
         building = f"building {format_count(spec.params())} parameters on {device}"
         print(building if runs else "not run: --tiny runs it at toy widths, --device cpu in full", file=sys.stderr)
     model, built = self_check.check_build(spec, device, dtype, seed)
@@ -56,10 +69,11 @@ def build_report(
         "model": preset,
         "hub": size.hub,
         "tiny": tiny,
+        "budget": Budget("parameters", params, spec.params()).describe() if params else None,
         "swaps": swaps,
         "dropped": dropped,
         "original": card(original, dtype) if swaps else None,
-        "card": card(spec, dtype, None if tiny or swaps else size.active),
+        "card": card(spec, dtype, None if tiny or params or swaps else size.active),
         "built": asdict(built),
         "decoded": asdict(decoded) if decoded else None,
         "failures": self_check.failures(built, decoded),
@@ -111,7 +125,8 @@ def _blocks(layer: Layer) -> Facts:
 def report_text(report: Facts) -> str:
     """A report in 80 columns: name, swaps, the card or both cards, and the checks of the built model."""
     name = f"{report['model']} at toy widths" if report["tiny"] else report["model"]
-    sections = [[f"{name}  ({report['hub']})"]]
+    name = f"{name}, scaled: {report['budget']}" if report["budget"] else f"{name}  ({report['hub']})"
+    sections = [[name]]
     if report["swaps"]:
         dropped = ", ".join(report["dropped"]) or "nothing"
         sections.append(_one_column({"swap": list(map(spaced, report["swaps"])), "dropped": [dropped]}))

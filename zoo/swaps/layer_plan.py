@@ -16,7 +16,7 @@ def at_depth(layers: Sequence[T], depth: int) -> tuple[T, ...]:
     lead, period = leading_and_period(layers)
     leading, repeated = layers[:lead], layers[lead : lead + period]
     few = max(len(set(leading)), round(lead * depth / len(layers))) if lead else 0
-    kept = min(few, max(depth - len(set(repeated)), depth > 1))
+    kept = min(few, lead, max(depth - len(set(repeated)), int(depth > 1)))
     body = depth - kept
     rest = _each_kind(repeated, body) if body < period else list(islice(cycle(repeated), body))
     return (*_each_kind(leading, kept), *rest)

@@ -15,7 +15,7 @@ from zoo.registry import Spec
 EXPERTS, MIN_K = 16, 2  # with one expert per token, renormalised weights are 1 and the router gets no gradient
 WINDOWS_IN_CONTEXT = 8  # a window is at least context / 8
 MAX_WIDTH = 1.5  # heads * head_dim / dim: wider attention leaves a small model too little feed-forward
-MIN_HEAD_DIM = 6
+MIN_HEAD_DIM, MAX_HEAD_DIM = 6, 256
 MIN_THETA = 10.0
 Fields = dict[str, Any]
 
@@ -50,7 +50,7 @@ class Proportions:
         if {"heads", "nope_dim", "rope_dim", "v_dim"} <= held.keys():
             new |= latent_heads(held, self.full.dim, self.dim)
         if held.get("scale") and "heads" in held:
-            new["scale"] = _score_scale(held, new)
+            new["scale"] = score_scale(held, new)
         if "experts" in held:
             new["experts"] = min(EXPERTS, held["experts"])
             new["router"] = _router(held["router"], held["experts"], new["experts"])
@@ -100,6 +100,8 @@ def grouped_heads(held: Fields, full_dim: int, dim: int) -> Fields:
     queries = heads // kv_heads  # per KV head
     while queries > 1 and queries * MIN_HEAD_DIM > width:
         queries = ceil(queries / 2)
+    while kv_heads == 1 and width > queries * MAX_HEAD_DIM:
+        queries *= 2
     options = []
     for number in range(1, max(1, int(width / queries / MIN_HEAD_DIM)) + 1):
         rounded = 2 * max(1, round(width / (number * queries) / 2))
@@ -130,9 +132,9 @@ def latent_heads(held: Fields, full_dim: int, dim: int) -> Fields:
     return new | {"rope_dim": rotary, "heads": max(1, round(width / new["v_dim"]))}
 
 
-def _score_scale(held: Fields, new: Fields) -> float:
-    """The scale of the scores: an integer ** -0.5, in the ratio to the head's width that it had. YaRN's gain on it goes
-    with YaRN."""
+def score_scale(held: Fields, new: Fields) -> float:
+    """The scale of the scores for the head widths in `new`: an integer ** -0.5, in the ratio to the width that it has
+    in `held`. YaRN's gain on it goes with YaRN."""
     before, after = (sum(f.get(name, 0) for name in ("head_dim", "nope_dim", "rope_dim")) for f in (held, held | new))
     stretched = isinstance(getattr(held.get("rope"), "scaling", None), YarnScaling)
     ratio = 1.0 if stretched else held["scale"] ** -2 / before

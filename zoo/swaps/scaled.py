@@ -6,14 +6,14 @@ kind stays in proportion: the layer pattern, heads, latents, windows, RoPE's bas
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import ceil
+from math import log2
 from typing import Any, Literal
 
 from zoo.errors import SpecError, UsageError
 from zoo.model.decoder import Decoder
 from zoo.swaps.budget import TOLERANCE, mix_widths, narrowest, solve_widths
 from zoo.swaps.layer_plan import at_depth
-from zoo.swaps.proportions import Proportions
+from zoo.swaps.proportions import Proportions, score_scale
 from zoo.units import format_count
 
 Match = Literal["params", "active", "flops", "kv"]
@@ -75,20 +75,19 @@ def scaled(
     The width is that of a plain decoder of `params` parameters and `layers` layers, 12 * layers * dim**2 + 2 * vocab *
     dim (Kaplan et al. 2020, section 2.1); None: 6 layers, or the multiple of 6 with dim <= 64 * layers. It moves where
     the heads do not divide it, where attention would get more than the feed-forward, or where no feed-forward width
-    comes within 1 %. Then the feed-forward width is solved
-    for `params` parameters, as many active ones, or that cost in FLOPs per token.
+    comes within 1 %. Then the feed-forward width is solved for `params` parameters, as many active ones, or FLOPs.
 
     `reference`, for "flops" and "kv": a model whose figure is met, or the figure itself: forward FLOPs per token of a
-    sequence of `context`, or cache bytes of `context` tokens in bfloat16. None: 2 FLOPs per parameter of `params`; the
-    cache of queries as wide as the model, four for each KV head. For "kv" the width of KV heads, or the latent's rank,
-    is the nearest to that cache, and the feed-forward then meets `params`.
+    sequence of `context`, or cache bytes of `context` tokens in bfloat16. None: that of the plain decoder, whose cache
+    is a quarter of its queries' width. For "kv" the width of KV heads, or the latent's rank, is the nearest to that
+    cache, and the feed-forward then meets `params`.
 
     Raises SpecError where the budget is too small for the depth and vocabulary, UsageError for one below 1.
     """
     _check(params, match, vocab=vocab, context=context, layers=1 if layers is None else layers)
     depth, width = _depth_and_width(params, vocab, layers)
     plan = replace(spec, vocab=vocab, layers=at_depth(spec.layers, depth))
-    target = _Target(params, match, context, _reference(reference, match, params, context, depth, width))
+    target = _Target(params, match, context, _reference(reference, match, params, vocab, context, depth, width))
     met: list[Scaled] = []
     starved: list[Decoder] = []
     for sized in _sized(spec, plan, width, context):
@@ -120,7 +119,7 @@ def resolved(
     context = spec.context or 1
     _check(params, match)
     depth, width = _depth_and_width(params, spec.vocab, len(spec.layers))
-    target = _Target(params, match, context, _reference(reference, match, params, context, depth, width))
+    target = _Target(params, match, context, _reference(reference, match, params, spec.vocab, context, depth, width))
     ready = target.with_cache(spec)
     if not target.affords(ready):
         raise target.too_small(ready)
@@ -192,12 +191,17 @@ _COSTS: dict[str, Callable[[Decoder, int], int]] = {
 }
 
 
-def _reference(given: Decoder | int | None, match: Match, params: int, context: int, depth: int, width: int) -> int:
+def _reference(
+    given: Decoder | int | None, match: Match, params: int, vocab: int, context: int, depth: int, width: int
+) -> int:
+    """The figure to meet; where none is given, that of the plain decoder."""
     if isinstance(given, Decoder):
         return _COSTS[match](given, context)
     if given is not None:
         return given
-    return 2 * params if match == "flops" else 2 * 2 * max(1, width // 4) * depth * context
+    if match == "flops":
+        return 2 * (params - vocab * width) + 2 * depth * context * width
+    return 2 * 2 * max(1, width // 4) * depth * context
 
 
 def _depth_and_width(params: int, vocab: int, layers: int | None) -> tuple[int, int]:
@@ -215,7 +219,7 @@ def _depth_and_width(params: int, vocab: int, layers: int | None) -> tuple[int, 
 def _sized(full: Decoder, plan: Decoder, width: int, context: int) -> Iterator[Decoder]:
     """`plan` at even dims, the best first: an eighth around `width`, then narrower ones. Of each, first those that keep
     what the heads are, and of those the nearest."""
-    step = 2 * ceil(width / 128)
+    step = 2 ** max(1, int(log2(width / 32)))
     few = width // 8 // step
     near = sorted((width + i * step for i in range(-few, few + 1)), key=lambda dim: abs(dim - width))
     narrower = range(min(near) - step, MIN_DIM - 1, -step)
@@ -239,15 +243,21 @@ def _with_cache(spec: Decoder, wanted: int, context: int) -> Decoder:
     """`spec` with KV heads or latents of the width that makes its cache the nearest to `wanted` bytes."""
 
     def at(factor: float) -> Decoder:
-        return spec.map(lambda part: _kv_width(part, factor))
+        layers = {layer: _kv_width(layer, factor) for layer in dict.fromkeys(spec.layers)}
+        return replace(spec, layers=tuple(layers[layer] for layer in spec.layers))
 
-    low, high = 0.0, 2.0
-    while at(high).kv_bytes(context) < wanted and high < 1e6:
-        high *= 2
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if at(middle).kv_bytes(context) <= wanted else (low, middle)
-    return min(at(low), at(high), key=lambda each: abs(each.kv_bytes(context) - wanted))
+    one, two = (at(factor).kv_bytes(context) for factor in (1, 2))
+    exact = 1 + (wanted - one) / (two - one)  # bytes are linear in the factor, but for rounding
+    widest = max(_kv_widths(spec))
+    near = [at(max(exact + step / widest, 0)) for step in range(-3, 4)]
+    return min(near, key=lambda each: abs(each.kv_bytes(context) - wanted))
+
+
+def _kv_widths(spec: Decoder) -> list[int]:
+    found = [getattr(part, "kv_rank", 0) or getattr(part, "head_dim", 0) for part in spec.walk()]
+    if not any(found):
+        raise SpecError("no KV heads and no latents here whose width could meet a cache")
+    return found
 
 
 def _kv_width(part: Any, factor: float) -> Any:
@@ -255,7 +265,8 @@ def _kv_width(part: Any, factor: float) -> Any:
     if hasattr(part, "kv_rank"):
         return replace(part, kv_rank=max(1, round(part.kv_rank * factor)))
     if hasattr(part, "kv_heads"):
-        return replace(part, head_dim=2 * max(1, round(part.head_dim * factor / 2)))
+        new: dict[str, Any] = {"head_dim": 2 * max(1, round(part.head_dim * factor / 2))}
+        return replace(part, **new, **({"scale": score_scale(vars(part), new)} if part.scale else {}))
     return part.map(lambda child: _kv_width(child, factor))
 
 

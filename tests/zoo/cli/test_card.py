@@ -31,6 +31,7 @@ def report(spec: Decoder, swaps: tuple[str, ...] = (), decoded: DecodeCheck | No
         "model": "example",
         "hub": "someone/example",
         "tiny": False,
+        "budget": None,
         "swaps": swaps,
         "dropped": dropped,
         "original": card(spec, torch.bfloat16),
