@@ -20,7 +20,7 @@ from zoo.errors import MalformedError, NotAvailable, UsageError
 from zoo.training.batches import IGNORED, Batch
 from zoo.training.data import Corpus, Piece
 from zoo.training.new_file import write_new_file
-from zoo.training.tokenizer import Ids, Tokenizer, id_dtype
+from zoo.training.tokenizers import Ids, Tokenizer, id_dtype
 
 VERSION = 1  # of the layout, of how text is split, and of how it is cut into blocks
 MAGIC, HEADER_BYTES = b"ZOOTOKEN", 4096
@@ -52,6 +52,10 @@ class TokenFile:
     train_bytes: int
     tuning_bytes: int
     heldout_bytes: int
+
+    def describe(self) -> str:
+        """One line for tables: figures of different text hashes are of different text."""
+        return f"{self.name} (text {self.text_hash}), {self.tokenizer}: {len(self.train):,} training tokens"
 
     def bits_per_byte(self, nats: float, scored: int, split: Split = "heldout") -> float:
         """Bits per byte of a split's text, from the sum of `nats` over `scored` targets.
@@ -111,7 +115,8 @@ def training_batch(tokens: TokenFile, step: int, batch: int, context: int, seed:
             f"the training text has {len(tokens.train)} tokens, too few for a context of {context}: give more text"
         )
     # Philox's own words: unlike numpy's distributions, they are the same in every version.
-    words = np.random.Philox(key=[seed % 2**64, step % 2**64]).random_raw(batch)
+    key = np.array([seed % 2**64, step % 2**64], dtype=np.uint64)
+    words = np.random.Philox(key=key).random_raw(batch)
     windows = np.stack([tokens.train[start : start + context + 1] for start in (words % np.uint64(starts)).tolist()])
     return _batch(tokens, windows[:, :-1], windows[:, 1:].astype(np.int64))
 
