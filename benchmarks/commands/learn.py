@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -24,7 +24,7 @@ from benchmarks.measure.environment import recorded
 from benchmarks.output.progress import progress
 from zoo.errors import CheckFailed, UsageError, require_package
 from zoo.training.data import read_text, standard_library
-from zoo.training.tokenizer import ByteTokenizer
+from zoo.training.tokenizers import ByteTokenizer
 from zoo.training.tokens import TokenFile, token_file
 
 Match = StrEnum("Match", ["params", "active", "flops", "kv"])  # what is made equal
@@ -63,9 +63,8 @@ class ModelOptions:
     def entries(self, quick: bool) -> list[Entry]:
         """The models, in their small forms."""
         names = self.names or (QUICK if quick else [])
-        return small_models(
-            names, self.swap or [], self.params, self.match.value, self.context, self.ignore_field or []
-        )
+        match: Any = self.match.value  # one of the words of zoo.swaps.scaled.Match
+        return small_models(names, self.swap or [], self.params, match, self.context, self.ignore_field or [])
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class FileOptions:
 
     def tokens(self) -> TokenFile:
         """The text, as a token file beside the runs."""
-        corpus = standard_library() if self.text is None else read_text(self.text)
+        corpus = standard_library() if self.text is None else read_text(self.text, leave_out=self.runs)
         return token_file(self.runs, corpus, ByteTokenizer())
 
 

@@ -31,7 +31,7 @@ class LearningChart:
     title: str
     caption: str
     data: Callable[[Sequence[Row]], list[Row]]
-    draw: Callable[[Sequence[str]], alt.LayerChart]
+    draw: Callable[[Sequence[Row]], alt.LayerChart]
 
 
 def label(row: Row) -> str:
@@ -73,8 +73,11 @@ def picture(name: str, rows: Sequence[Row], format: str) -> bytes:
     """A chart as PNG (two pixels per point) or SVG, in light colours."""
     chart = CHARTS[name]
     data = chart.data(rows)
-    drawn = chart.draw(list(dict.fromkeys(row["model"] for row in data)))
-    spec = styled(drawn, LIGHT) | {"title": chart.title, "datasets": {"learned": data}, "background": LIGHT["paper"]}
+    spec = styled(chart.draw(data), LIGHT) | {
+        "title": chart.title,
+        "datasets": {"learned": data},
+        "background": LIGHT["paper"],
+    }
     vega = vl_convert.vegalite_to_vega(spec)
     return vl_convert.vega_to_svg(vega).encode() if format == "svg" else vl_convert.vega_to_png(vega, scale=2)
 
@@ -90,26 +93,27 @@ def write(folder: Path, rows: Sequence[Row]) -> list[Path]:
     return files
 
 
-def _colour(models: Sequence[str]) -> alt.Color:
+def _colour(data: Sequence[Row]) -> alt.Color:
+    models = list(dict.fromkeys(row["model"] for row in data))
     hues = [hue for _, hue in zip(models, cycle(HUES), strict=False)]
     legend = alt.Legend(**LEGEND, symbolType="stroke")
-    return alt.Color("model:N", sort=None, scale=alt.Scale(domain=list(models), range=hues), legend=legend)
+    return alt.Color("model:N", sort=None, scale=alt.Scale(domain=models, range=hues), legend=legend)
 
 
 def _bits() -> alt.Y:
     return alt.Y("bits:Q").scale(zero=False, padding=12).title("bits per byte, held-out text")
 
 
-def _base(models: Sequence[str], x: alt.X) -> alt.Chart:
+def _base(data: Sequence[Row], x: alt.X) -> alt.Chart:
     tips = [alt.Tooltip("model:N"), alt.Tooltip("bits:Q", format=".3f")]
-    return alt.Chart(alt.NamedData("learned")).encode(x=x, y=_bits(), color=_colour(models), tooltip=tips)
+    return alt.Chart(alt.NamedData("learned")).encode(x=x, y=_bits(), color=_colour(data), tooltip=tips)
 
 
-def _curves(x: alt.X) -> Callable[[Sequence[str]], alt.LayerChart]:
+def _curves(x: alt.X) -> Callable[[Sequence[Row]], alt.LayerChart]:
     """Means, and a band from the lowest to the highest seed."""
 
-    def draw(models: Sequence[str]) -> alt.LayerChart:
-        base = _base(models, x)
+    def draw(data: Sequence[Row]) -> alt.LayerChart:
+        base = _base(data, x)
         band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").title(None), y2="high:Q")
         lines = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=30))
         return alt.layer(band, lines).properties(width=WIDTH, height=HEIGHT)
@@ -117,9 +121,11 @@ def _curves(x: alt.X) -> Callable[[Sequence[str]], alt.LayerChart]:
     return draw
 
 
-def _by_cache(models: Sequence[str]) -> alt.LayerChart:
-    x = log_axis(alt.X("kv:Q"), POWERS_OF_TWO, BYTES_LABEL, "bytes of KV cache per token (bfloat16)", base=2, padding=30)
-    base = _base(models, x)
+def _by_cache(data: Sequence[Row]) -> alt.LayerChart:
+    sizes = [row["kv"] for row in data]
+    domain = [min(sizes) / 1.5, max(sizes) * 2]  # room for the names
+    x = log_axis(alt.X("kv:Q"), POWERS_OF_TWO, BYTES_LABEL, "bytes of KV cache per token", base=2, domain=domain)
+    base = _base(data, x)
     intervals = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q"), y2="high:Q")
     points = base.mark_point(filled=True, size=90, opacity=1)
     names = base.mark_text(align="left", dx=9, dy=-7).encode(text="model:N")

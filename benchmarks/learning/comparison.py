@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from benchmarks.learning.entries import Entry
-from benchmarks.learning.runs import TEXT, TUNING, Outcome, Run, RunStore
+from benchmarks.learning.runs import TEXT, Outcome, Run, RunStore
 from benchmarks.learning.sweep import Sweep, check_trained, choose_rates
 from benchmarks.learning.tasks import TASKS
 from benchmarks.learning.training import BITS_PER_BYTE, LENGTHS, perform
@@ -64,7 +64,7 @@ class LearnConfig:
     def sweep_run(self, entry: Entry, rate: float, data: str) -> Run:
         """A shorter run on text, evaluated on the tuning text."""
         steps = max(MIN_STEPS, round(self.steps * SWEEP_SHARE))
-        return replace(self.text_run(entry, rate, SWEEP_SEED, data), steps=steps, split=TUNING)
+        return replace(self.text_run(entry, rate, SWEEP_SEED, data), steps=steps, split="tuning")
 
     def task_run(self, entry: Entry, name: str, rate: float, seed: int) -> Run:
         """A run on a synthetic task, by a model with the task's vocabulary."""
@@ -143,16 +143,16 @@ class Comparison:
         """Make the runs that are not kept, the longest first; `later` runs are still to come."""
         runs = list(dict.fromkeys(runs))
         outcomes = self.results.outcomes
-        outcomes |= {run: outcome for run in runs if (outcome := self.store.load(run)) is not None}
+        outcomes |= {run: kept for run in runs if (kept := self.store.load(run)) is not None}
         waiting = sorted((run for run in runs if run not in outcomes), key=training_cost, reverse=True)
         self.expect(self.made + len(waiting) + later)
-        for run, outcome in self.workers.map(waiting):
+        for run, result in self.workers.map(waiting):
             self.made += 1
             self.tick()
-            if isinstance(outcome, Failure):
-                self.failed(f"{self.describe(run)} failed: {outcome.reason}")
-                continue
-            outcomes[run] = outcome
+            if isinstance(result, Failure):
+                self.failed(f"{self.describe(run)} failed: {result.reason}")
+            else:
+                outcomes[run] = result
         for run in runs:
             if run in outcomes and (reason := outcomes[run].diverged):
                 self.note(f"{self.describe(run)} diverged: {reason}")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zoo.errors import UsageError, require_package
 
@@ -93,5 +93,6 @@ def _standard_error(values: Sequence[float]) -> float:
     return stdev(values) / sqrt(len(values))
 
 
-def _student():  # type: ignore[no-untyped-def]
+def _student() -> Any:
+    """Student's t distribution."""
     return require_package("scipy.stats", "train").t

@@ -18,6 +18,8 @@ from benchmarks.learning.runs import TEXT
 from benchmarks.learning.tasks import TASKS
 from benchmarks.learning.training import BITS_PER_BYTE, LENGTHS, at_size, beyond
 from zoo.cli.tables import Row
+from zoo.model.decoder import Decoder
+from zoo.model.layer_pattern import fold, labels
 
 CACHE = torch.bfloat16
 BITS, SHARE = "bits per byte", "accuracy"
@@ -135,6 +137,7 @@ def _model_row(entry: Entry, results: Results) -> Row:
         "budgets": [asdict(budget) for budget in entry.scaled.budgets],
         "layers": len(spec.layers),
         "dim": spec.dim,
+        "layer_pattern": layer_pattern(spec),
         "params": spec.params(),
         "active_params": spec.active_params(),
         "context": config.context,
@@ -161,6 +164,12 @@ def _model_row(entry: Entry, results: Results) -> Row:
         "code_hash": results.run(entry, config.trained[0], 0).code,
         "runs": runs,
     }
+
+
+def layer_pattern(spec: Decoder) -> str:
+    """The kinds of a model's layers in their order, repetitions folded."""
+    names = dict(zip(dict.fromkeys(spec.layers), labels(spec), strict=True))
+    return fold([names[layer] for layer in spec.layers])
 
 
 def _runs(entry: Entry, results: Results) -> list[dict[str, Any]]:

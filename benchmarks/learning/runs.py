@@ -21,10 +21,10 @@ import torch
 import zoo
 from zoo.errors import MalformedError, NotAvailable
 from zoo.model.decoder import Decoder
+from zoo.training.tokens import Split
 
 SCHEMA = 1  # of the kept files
 TEXT = "text"
-HELDOUT, TUNING = "heldout", "tuning"
 ROOT = Path(zoo.__file__).parents[1]
 # What decides the figures of a run; the rest of the code only chooses runs and shows them.
 CODE = (
@@ -36,6 +36,17 @@ CODE = (
     "benchmarks/learning/tasks.py",
     "benchmarks/learning/training.py",
 )
+
+
+@cache
+def code_hash() -> str:
+    """The hash of the code that decides the figures of a run."""
+    digest = hashlib.sha256()
+    for top in CODE:
+        path = ROOT / top
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -52,8 +63,8 @@ class Run:
     batch: int
     context: int
     data: str = ""
-    split: str = HELDOUT
-    code: str = field(default_factory=lambda: code_hash())
+    split: Split = "heldout"
+    code: str = field(default_factory=code_hash)
 
     @property
     def key(self) -> dict[str, Any]:
@@ -149,14 +160,3 @@ class RunStore:
     def missing(self, runs: Iterable[Run]) -> list[Run]:
         """Those that have not ended, in their order and each once."""
         return [run for run in dict.fromkeys(runs) if self.load(run) is None]
-
-
-@cache
-def code_hash() -> str:
-    """The hash of the code that decides the figures of a run."""
-    digest = hashlib.sha256()
-    for top in CODE:
-        path = ROOT / top
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]

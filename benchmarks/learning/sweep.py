@@ -51,8 +51,8 @@ def choose_rates(
     tuning_losses: Callable[[Sequence[tuple[Model, float]]], Mapping[tuple[Model, float], float]],
     widenings: int = MAX_WIDENINGS,
 ) -> dict[Model, Sweep]:
-    """The sweep of each model. `tuning_losses` trains (model, rate) pairs, all of one round at once; a pair that it does
-    not return, or returns as inf, counts as diverged. Raises CheckFailed for a model that no rate can train."""
+    """The sweep of each model. `tuning_losses` trains (model, rate) pairs, all of one round at once; a pair that it
+    does not return, or returns as inf, counts as diverged."""
     found = {model: dict[float, float]() for model in models}
     wanted = [(model, rate) for model in models for rate in rates]
     for _ in range(widenings + 1):
@@ -60,7 +60,7 @@ def choose_rates(
         for model, rate in wanted:
             found[model][rate] = losses.get((model, rate), inf)
         sweeps = {model: Sweep(tuple(sorted(tried.items()))) for model, tried in found.items()}
-        wanted = [(model, rate) for model, sweep in sweeps.items() if (rate := sweep.next_rate) is not None]
+        wanted = [(model, new) for model, sweep in sweeps.items() if (new := sweep.next_rate) is not None]
         if not wanted:
             break
     return sweeps

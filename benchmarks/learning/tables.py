@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from benchmarks.learning.comparison import LENGTH, Results
@@ -55,35 +55,31 @@ def learned(rows: Rows) -> Table:
         *columns(bits="bits per\nbyte"),
         *columns(format_count, tokens_per_s="tok/s"),
     ]
+    on_text = f"after {format_count(first['tokens'])} tokens (bytes) of training in steps of {first['batch']} x "
     legend = [
-        f"bits per byte: on held-out text after {format_count(first['tokens'])} tokens (bytes) of training in steps of "
-        f"{first['batch']} x {first['context']}; mean of {first['seeds']} seeds and its 95 % interval. This ranks how "
-        "fast models learn, not how good they become: more --tokens say more.",
+        f"bits per byte: on held-out text {on_text}{first['context']}; mean of {first['seeds']} seeds and its 95 % "
+        "interval. This ranks how fast models learn, not how good they become: more --tokens say more.",
         "fixed KiB, KV B/token: cache of one sequence in bfloat16, of layers with a window once it is full, and of the "
         f"others. FLOPs/token: of a forward pass, mean over a context of {first['context']}; training takes three "
         "times as many. tok/s: of training, one thread.",
         data_line(first),
-        *_dropped(rows),
     ]
-    return Table(
-        "What models learn at an equal budget", shown, legend, rows, lambda row: {"what": what(row), **_bits(row)}
-    )
+    bits = ("bits_per_byte", "bits_per_byte_low", "bits_per_byte_high")
+
+    def derive(row: Row) -> Row:
+        return {"what": what(row), "bits": plus_minus(row, bits, ".3f")}
+
+    legend = [*legend[0 if any(row["bits_per_byte"] for row in rows) else 1 :], *_dropped(rows)]
+    return Table("What models learn at an equal budget", shown, legend, rows, derive, star_notes=False)
 
 
-def _bits(row: Row) -> Row:
-    return {"bits": plus_minus(row, "bits_per_byte", ".3f", 1)}
-
-
-def plus_minus(row: Row, key: str, show: str, scale: float) -> str | None:
+def plus_minus(row: Row, keys: Sequence[str], show: str, scale: float = 1) -> str | None:
     """A mean and the half width of its interval: 1.832 ±0.021."""
-    mean, low, high = (row[name] for name in ((key, f"{key}_low", f"{key}_high") if key in row else MEAN))
+    mean, low, high = (row[key] for key in keys)
     if mean is None:
         return None
     text = format(mean * scale, show)
     return text if low is None else f"{text} ±{format((high - low) / 2 * scale, show)}"
-
-
-MEAN = ("mean", "low", "high")
 
 
 def _dropped(rows: Rows) -> list[str]:
@@ -97,7 +93,9 @@ def by_size(task: str, rows: Rows) -> Table:
     cells: dict[str, Row] = {}
     for row in rows:
         show, scale = (".3f", 1) if row["unit"] == BITS else (".1f", 100)
-        cells.setdefault(what(row), {"what": what(row)})[f"size_{row['size']}"] = plus_minus(row, "", show, scale)
+        cells.setdefault(what(row), {"what": what(row)})[f"size_{row['size']}"] = plus_minus(
+            row, ("mean", "low", "high"), show, scale
+        )
     shown = [WIDE, *columns(**{f"size_{size}": f"{size} {size_word(task)}" for size in sizes})]
     if task == LENGTH:
         title = "Beyond the trained context: bits per byte"
@@ -114,17 +112,17 @@ def by_size(task: str, rows: Rows) -> Table:
         seen.add(what(row))
         return cells[what(row)]
 
-    return Table(title, shown, legend, rows, one_line)
+    return Table(title, shown, legend, rows, one_line, star_notes=False)
 
 
 def compared(rows: Rows) -> Table:
     """Paired differences from the first model."""
-    against = what({"model": rows[0]["against"].rstrip("*"), "swap": rows[0]["against_swap"]})
+    against = rows[0]["against"]
     shown = [WIDE, *columns(measure="measure"), *columns(spread="difference"), *columns(words="in words")]
     legend = [
         f"Model less {against}, at equal seeds, which see equal data in equal order; the interval that Holm's "
         "procedure tests at 95 %, over the models compared in one measure. Bits per byte, or accuracy in points.",
-        f'"{NO_DIFFERENCE}" is where it holds zero: other seeds could turn it round. It does not say that there is none.',
+        f'"{NO_DIFFERENCE}": it holds zero, so other seeds could turn it round. That is not "no difference".',
     ]
     texts = [row for row in rows if row["data"]]
     legend += [data_line(texts[0])] if texts else []
@@ -134,7 +132,7 @@ def compared(rows: Rows) -> Table:
         half = format((row["high"] - row["low"]) / 2 * scale, show[1:])
         return {"what": what(row), "spread": f"{format(row['mean'] * scale, show)} ±{half}"}
 
-    return Table(f"Differences from {against}", shown, legend, rows, derive)
+    return Table(f"Differences from {against}", shown, legend, rows, derive, star_notes=False)
 
 
 def swept(rows: Rows) -> Table:
@@ -151,7 +149,7 @@ def swept(rows: Rows) -> Table:
         "Bits per byte on tuning text, which no result is measured on, after half of the tokens and with a seed of its "
         "own. A model is compared at its best rate; where that was the lowest or highest, the next was tried too."
     ]
-    return Table("Learning rates tried", shown, legend, rows, derive)
+    return Table("Learning rates tried", shown, legend, rows, derive, star_notes=False)
 
 
 def _tuned(loss: float | None) -> str:
@@ -159,13 +157,15 @@ def _tuned(loss: float | None) -> str:
 
 
 def budgets(rows: Rows) -> Table:
-    """What each small form was made to meet, and how near it came."""
+    """What each small form was made to meet, how near it came, and its layers."""
 
     def derive(row: Row) -> Row:
-        met = "; ".join(
-            f"{each['met']:,} {each['unit']} ({each['met'] / each['wanted'] - 1:+.2%})" for each in row["budgets"]
-        )
-        return {"what": what(row), "met": met}
+        return {"what": what(row), "met": "; ".join(map(_met, row["budgets"]))}
 
     shown = [WIDE, *columns(layers="layers", dim="dim"), Column("met", "budget met (gap)", width=42)]
-    return Table("Small forms", shown, ["python -m zoo.train NAME trains the same form."], rows, derive)
+    legend = [f"{what(row)}: {row['layer_pattern']}." for row in rows]
+    return Table("Small forms", shown, legend, rows, derive, star_notes=False)
+
+
+def _met(budget: Row) -> str:
+    return f"{budget['met']:,} {budget['unit']} ({budget['met'] / budget['wanted'] - 1:+.2%})"

@@ -12,7 +12,7 @@ from time import perf_counter
 import torch
 
 import zoo
-from benchmarks.learning.runs import HELDOUT, TEXT, Outcome, Point, Run
+from benchmarks.learning.runs import TEXT, Outcome, Point, Run
 from benchmarks.learning.tasks import TASKS, Task
 from zoo.model.decoder import Decoder
 from zoo.training.batches import IGNORED, Batch
@@ -74,7 +74,7 @@ def _learn_text(run: Run, tokens: TokenFile) -> Outcome:
     final = _bits_per_byte(trainer, tokens, run, FINAL_TOKENS)
     curve.append(Point(seen, round(seen * per_token), seconds, final))
     figures = {BITS_PER_BYTE: final}
-    if run.split == HELDOUT:
+    if run.split == "heldout":
         figures |= {beyond(times): _beyond(trainer, tokens, run, times) for times in LENGTHS}
     return Outcome(figures, tuple(curve), seen, seconds)
 

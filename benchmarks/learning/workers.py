@@ -76,8 +76,8 @@ class Workers(Generic[Job, Result]):
             busy = {worker.connection: worker for worker in self._workers if worker.job is not None}
             for connection in wait(list(busy)):
                 worker = busy[connection]  # type: ignore[index]
+                assert worker.job is not None
                 job, worker.job = worker.job, None
-                assert job is not None
                 try:
                     result = worker.connection.recv()
                 except (EOFError, OSError):

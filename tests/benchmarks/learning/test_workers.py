@@ -29,11 +29,15 @@ def test_results_come_back_and_failures_are_a_line_each() -> None:
 
 
 def test_an_interruption_ends_every_process_at_once() -> None:
+    def interrupted() -> None:
+        with Workers(time.sleep, 2) as workers:
+            for _ in workers.map([600, 0]):
+                assert len(active_children()) == 2
+                raise KeyboardInterrupt
+
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), Workers(time.sleep, 2) as workers:
-        for _ in workers.map([600, 0]):
-            assert len(active_children()) == 2
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert not active_children()
     assert time.monotonic() - start < 120
 
