@@ -23,6 +23,7 @@ from zoo.cli.runner import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 README, COSTS, MODELS = ROOT / "README.md", ROOT / "docs" / "costs.md", ROOT / "docs" / "models.md"
+LEARNING = ROOT / "docs" / "learning.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LEFT_OUT = "..."  # a line of a shown output that stands for one or more lines
 
@@ -144,7 +145,9 @@ def test_measured_tables_have_todays_columns_and_legends() -> None:
         assert all(line in page for line in fixed)
 
 
-@pytest.mark.parametrize(("page", "least"), [(README, 4), (MODELS, 15)], ids=["README", "models"])
+@pytest.mark.parametrize(
+    ("page", "least"), [(README, 4), (MODELS, 15), (LEARNING, 40)], ids=["README", "models", "learning"]
+)
 def test_the_examples_print_what_they_say(page: Path, least: int) -> None:
     failed, tried = doctest.testfile(str(page), module_relative=False)
     assert tried >= least
