@@ -1,1 +1,1 @@
-"""Editing specs: the grammar of --swap, one block rebuilt as another, tiny models."""
+"""Editing specs: the grammar of --swap, one block rebuilt as another, tiny models, scaled ones."""

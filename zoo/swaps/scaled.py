@@ -53,7 +53,7 @@ class Scaled:
     @property
     def meets(self) -> bool:
         """Whether the feed-forward width met its budget within 1 %."""
-        return abs(self.budgets[-1].gap) <= TOLERANCE
+        return abs(self.budgets[-1].met - self.budgets[-1].wanted) <= TOLERANCE * self.budgets[-1].wanted
 
     def describe(self) -> str:
         """Every budget in a line."""
@@ -198,17 +198,17 @@ def _reference(
     if isinstance(given, Decoder):
         return _COSTS[match](given, context)
     if given is not None:
+        _check(params, match, reference=given)
         return given
     if match == "flops":
-        return 2 * (params - vocab * width) + 2 * depth * context * width
+        return max(1, 2 * (params - vocab * width) + 2 * depth * context * width)
     return 2 * 2 * max(1, width // 4) * depth * context
 
 
 def _depth_and_width(params: int, vocab: int, layers: int | None) -> tuple[int, int]:
     """Layers and dim of a plain decoder of `params` parameters."""
-    depth = layers or DEPTH
+    depth, outside = layers or DEPTH, 2 * vocab
     while True:
-        outside = 2 * vocab
         width = ((outside**2 + 4 * 12 * depth * params) ** 0.5 - outside) / (2 * 12 * depth)
         if layers or width <= MAX_WIDTH_PER_LAYER * depth:
             step = 16 if width >= 24 else 4
@@ -246,18 +246,13 @@ def _with_cache(spec: Decoder, wanted: int, context: int) -> Decoder:
         layers = {layer: _kv_width(layer, factor) for layer in dict.fromkeys(spec.layers)}
         return replace(spec, layers=tuple(layers[layer] for layer in spec.layers))
 
+    widest = max(getattr(part, "kv_rank", 0) or getattr(part, "head_dim", 0) for part in spec.walk())
+    if not widest:
+        raise SpecError("no KV heads and no latents here whose width could meet a cache")
     one, two = (at(factor).kv_bytes(context) for factor in (1, 2))
     exact = 1 + (wanted - one) / (two - one)  # bytes are linear in the factor, but for rounding
-    widest = max(_kv_widths(spec))
     near = [at(max(exact + step / widest, 0)) for step in range(-3, 4)]
     return min(near, key=lambda each: abs(each.kv_bytes(context) - wanted))
-
-
-def _kv_widths(spec: Decoder) -> list[int]:
-    found = [getattr(part, "kv_rank", 0) or getattr(part, "head_dim", 0) for part in spec.walk()]
-    if not any(found):
-        raise SpecError("no KV heads and no latents here whose width could meet a cache")
-    return found
 
 
 def _kv_width(part: Any, factor: float) -> Any:

@@ -18,6 +18,7 @@ from zoo.architectures import families
 from zoo.catalog import resolve, sizes
 from zoo.cli import self_check
 from zoo.cli.runner import exit_code
+from zoo.swaps.scaled import scaled
 
 PROG = "python -m zoo.build"
 APP = runpy.run_module("zoo.build")["app"]  # an import would put the module in the place of the function zoo.build
@@ -61,6 +62,28 @@ def test_tiny_runs(capsys, family) -> None:
     assert report["card"]["params"] == spec(family, tiny=True).params()
     assert report["failures"] == []
     assert {"schema_version", "machine"} <= report.keys()
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_scaled_form_runs(capsys, family) -> None:
+    out, err = run(capsys, family, "--params", "100k")
+    assert err == ""
+    words = " ".join(out.split())
+    assert words.startswith(f"{resolve(family)}, scaled: ")
+    assert " of 100,000 " in words
+    assert words.count("as the formula says") == 2
+    assert max(map(len, out.splitlines())) <= 80
+    report = json.loads(run(capsys, family, "--params", "100k", "--device", "meta", "--json")[0])
+    assert report["card"]["params"] == report["built"]["parameters"] == scaled(spec(family), 100_000).spec.params()
+    assert report["budget"].startswith(f"{report['card']['params']:,} parameters, ")
+
+
+def test_a_swapped_scaled_form_has_the_same_number_of_parameters(capsys) -> None:
+    args = ["olmo2", "--params", "0.1M", "--device", "meta", "--swap", "attn=MQA", "--json"]
+    report = json.loads(run(capsys, *args)[0])
+    assert abs(report["original"]["params"] - 100_000) <= 1000
+    assert abs(report["card"]["params"] - 100_000) <= 1000
+    assert report["original"]["kinds"] != report["card"]["kinds"]
 
 
 @pytest.mark.parametrize("family", families())
@@ -117,6 +140,10 @@ def test_a_list_of_everything(capsys) -> None:
             2,
             "error: swap 'GQQ(window=3)': unknown block 'GQQ'; did you mean GQA?",
         ),
+        ([names()[0], "--params", "10"], 2, "error: 10 parameters are too few for 6 layers"),
+        ([names()[0], "--params", "many"], 2, "'many' is not a count above 0; write 200k, 1M or 4096"),
+        ([names()[0], "--params", "1M", "--tiny"], 2, "leave one of them out"),
+        ([names()[0], "--params", "1M", "--swap", "attn=MQA(head_dim=7)"], 2, "(at the widths of --params)"),
         ([names()[0], "--tiny", "--swap", "attn=MQA(head_dim=7)"], 2, "must be even"),
         ([names()[0], "--tiny", "--swap", "attn=MQA(head_dim=7)"], 2, "(at the toy widths of --tiny)"),
     ],

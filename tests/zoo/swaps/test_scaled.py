@@ -1,0 +1,289 @@
+"""Scaled models: every published size at an equal budget, its composition and its proportions kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import zoo
+from tests.zoo.swaps.test_tiny import composition
+from zoo import GLU, GQA, MLA, Decoder, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
+from zoo.architectures import families
+from zoo.catalog import resolve
+from zoo.errors import SpecError, UsageError
+from zoo.registry import Mixer, Spec
+from zoo.swaps.grammar import apply_swaps
+from zoo.swaps.scaled import Match, Scaled, resolved, scaled
+
+MATCHES: tuple[Match, ...] = ("params", "active", "flops", "kv")
+NORM = RMSNorm(1e-5)
+
+
+@cache
+def small(name: str, params: int = 200_000, match: Match = "params") -> Scaled:
+    return scaled(zoo.spec(name), params, match=match)
+
+
+def parts(spec: Spec, kind: type[Any]) -> list[Any]:
+    return [part for part in spec.walk() if isinstance(part, kind)]
+
+
+def unsized(layer: Layer) -> Any:
+    """A layer's composition: every kind and switch, without numbers, and without a RoPE's stretching."""
+    plain = zoo.swap(layer, RoPE, lambda rope: replace(rope, scaling=None)) if parts(layer, RoPE) else layer
+    return composition(zoo.swap(plain, GQA, whole) if parts(plain, GQA) else plain, dim=0)
+
+
+def whole(attn: GQA) -> GQA:
+    """Few heads share one KV head in a small model: GQA is then MQA. `test_heads` says which."""
+    return replace(attn, heads=1, kv_heads=1)
+
+
+@pytest.mark.parametrize("params", [100_000, 200_000, 2_000_000])
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_size_meets_its_budget(name: str, params: int) -> None:
+    met = small(name, params)
+    assert abs(met.spec.params() / params - 1) <= 0.01
+    assert (
+        met.budgets[0].met
+        == met.spec.params()
+        == sum(p.numel() for p in zoo.build(met.spec, device="meta").parameters())
+    )
+    assert met.budgets[0].wanted == params
+    assert f"{met.spec.params():,} parameters" in met.describe()
+    assert len(met.spec.layers) == 6
+    assert (met.spec.vocab, met.spec.context) == (256, 256)
+
+
+@pytest.mark.parametrize("match", MATCHES[1:])
+@pytest.mark.parametrize("family", families())
+def test_other_figures_are_met(family: str, match: Match) -> None:
+    met = small(resolve(family), match=match)
+    spec = met.spec
+    figure = {"active": spec.active_params(), "flops": round(spec.flops(0, 256) / 256), "kv": spec.params()}[match]
+    assert met.budgets[-1].met == figure
+    assert 100 * abs(figure - met.budgets[-1].wanted) <= met.budgets[-1].wanted
+    if match != "kv":
+        return
+    cache = met.budgets[0]
+    assert cache.met == spec.kv_bytes(256)
+    assert "bytes of KV cache for 256 tokens" in met.describe()
+    for step in (-1, 1):  # no other width is nearer
+        other = zoo.swap(spec, Mixer, partial(widened, step=step))
+        assert abs(other.kv_bytes(256) - cache.wanted) >= abs(cache.met - cache.wanted)
+
+
+def widened(attn: Any, step: int) -> Any:
+    """Attention with KV heads, or a latent, some steps wider: a head's width is even."""
+    if isinstance(attn, MLA):
+        return replace(attn, kv_rank=attn.kv_rank + step)
+    return replace(attn, head_dim=attn.head_dim + 2 * step)
+
+
+@pytest.mark.parametrize("match", ["flops", "kv"])
+def test_the_figure_of_another_model_is_met(match: Match) -> None:
+    reference = small("qwen3-0.6b").spec
+    met = scaled(zoo.spec("olmo2-1b"), match=match, reference=reference)
+    figure = reference.kv_bytes(256) if match == "kv" else round(reference.flops(0, 256) / 256)
+    assert met.budgets[0].wanted == figure
+    assert abs(met.budgets[0].gap) < 0.03
+    assert scaled(zoo.spec("olmo2-1b"), match=match, reference=figure) == met
+
+
+@pytest.mark.parametrize("params", [30_000_000, 1_000_000_000])
+@pytest.mark.parametrize("family", families())
+def test_large_budgets_grow_in_width_and_depth(family: str, params: int) -> None:
+    before, spec = small(resolve(family)).spec, small(resolve(family), params).spec
+    assert abs(spec.params() / params - 1) <= 0.01
+    assert spec.dim > 6 * before.dim
+    assert len(spec.layers) == {30_000_000: 12, 1_000_000_000: 30}[params]
+    assert spec.layers[:6] != before.layers
+    assert zoo.from_hf(zoo.to_hf(spec)) == spec
+
+
+@pytest.mark.parametrize("params", [200_000, 2_000_000])
+@pytest.mark.parametrize("name", zoo.names())
+def test_a_published_config_describes_it(name: str, params: int) -> None:
+    spec = small(name, params).spec
+    config = zoo.to_hf(spec)  # of its own model_type, or of another for which it computes the same
+    assert zoo.from_hf(config) == spec
+    for field in ("layer_types", "no_rope_layers"):
+        assert len(config.get(field, spec.layers)) == len(spec.layers)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_distinct_kind_of_layer_is_there(name: str) -> None:
+    full, spec = zoo.spec(name), small(name).spec
+    kinds, made = ([unsized(layer) for layer in each.layers] for each in (full, spec))
+    assert set(made) == set(kinds)
+    assert len(set(spec.layers)) == len(set(full.layers))
+    assert made[0] == kinds[0]
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_what_makes_it_its_kind_stays(name: str) -> None:
+    full, spec = zoo.spec(name), small(name).spec
+    assert (spec.norm, spec.tied) == (full.norm, full.tied)
+    assert (spec.embed_scale == spec.dim**0.5) == (full.embed_scale == full.dim**0.5)
+    assert (spec.embed_scale == 1) == (full.embed_scale == 1)
+    for kind in (RMSNorm, zoo.NoPE, zoo.SwiGLU, zoo.GeGLU, zoo.ClampedSwiGLU):
+        assert set(parts(spec, kind)) == set(parts(full, kind))
+    assert not parts(spec, zoo.Scaling)
+    for before, after in zip(full.layers[:1], spec.layers[:1], strict=True):
+        assert (after.cache_spec().window is None) == (before.cache_spec().window is None)
+    for window in (layer.cache_spec().window for layer in spec.layers):
+        assert window is None or 256 / 8 <= window <= 256
+    for attn in parts(spec, GQA) + parts(spec, MLA):
+        assert attn.scale is None or round(attn.scale**-2, 6) == round(attn.scale**-2)
+
+
+@pytest.mark.parametrize("params", [200_000, 2_000_000])
+@pytest.mark.parametrize("name", [name for name in zoo.names() if parts(zoo.spec(name), GQA)])
+def test_heads(name: str, params: int) -> None:
+    full, spec = zoo.spec(name), small(name, params).spec
+    for before, after in zip(parts(full, GQA), parts(spec, GQA), strict=False):
+        ratio, width = before.heads // before.kv_heads, before.heads * before.head_dim / full.dim
+        assert after.heads // after.kv_heads == ratio or (ratio > 8 and params == 200_000)
+        assert (after.heads * after.head_dim == spec.dim) == (width == 1)
+        assert (after.heads * after.head_dim > spec.dim) == (width > 1)
+        assert (before.kv_heads == 1) <= (after.kv_heads == 1)
+        assert (after.kv_heads == after.heads) == (before.kv_heads == before.heads)
+        assert after.head_dim >= 6
+        if after.kv_heads == 1 < before.kv_heads:  # two would be narrower than that, or not divide the width
+            assert 2 * ratio * 6 > 0.8 * min(width, 1.5) * spec.dim or spec.dim % (4 * ratio)
+
+
+@pytest.mark.parametrize("params", [200_000, 2_000_000])
+@pytest.mark.parametrize("name", [name for name in zoo.names() if parts(zoo.spec(name), MLA)])
+def test_latents_are_relative_to_the_heads(name: str, params: int) -> None:
+    full, spec = parts(zoo.spec(name), MLA)[0], parts(small(name, params).spec, MLA)[0]
+    dim, unit = small(name, params).spec.dim, spec.nope_dim / full.nope_dim
+    assert (spec.rope_dim, spec.v_dim) == (full.rope_dim * unit, full.v_dim * unit)
+    assert spec.kv_rank == min(full.kv_rank * unit, dim)
+    assert spec.q_rank == min(full.q_rank * unit, dim)
+    assert spec.scale == (spec.nope_dim + spec.rope_dim) ** -0.5  # the gain belongs to YaRN, which is dropped
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.names() if parts(zoo.spec(name), MoE)])
+def test_experts(name: str) -> None:
+    full, spec = zoo.spec(name), small(name, 2_000_000).spec
+    before, after = parts(full, MoE)[0], parts(spec, MoE)[0]
+    assert (after.experts, after.router.k) == (16, 2)
+    assert (after.shared is None) == (before.shared is None)
+    if after.shared:
+        assert after.shared.hidden / after.expert.hidden == before.shared.hidden / before.expert.hidden
+    dense = [
+        [layer.ffn.block.hidden for layer in each.layers if isinstance(layer.ffn.block, GLU)] for each in (full, spec)
+    ]
+    if dense[0]:  # as wide, relative to what a token visits of the experts
+        visited = [(moe.router.k + (moe.shared is not None)) * moe.expert.hidden for moe in (before, after)]
+        assert dense[1][0] / visited[1] == pytest.approx(dense[0][0] / visited[0], rel=0.05)
+
+
+def test_rope_keeps_its_longest_wavelength_relative_to_what_it_sees() -> None:
+    thetas = {name: {rope.theta for rope in parts(small(name).spec, RoPE)} for name in zoo.names()}
+    assert thetas["llama3-8b"] == {float(f"{5e5 * 256 / 8192:.3g}")}
+    assert thetas["llama3.1-8b"] == thetas["llama3-8b"]  # the context before its stretching
+    assert thetas["gemma3-1b"] == {float(f"{1e6 * 256 / 32768:.3g}"), 1e4 * 32 / 512}  # full, local
+    assert thetas["gemma3-4b"] == {float(f"{1e6 * 256 / (131072 / 8):.3g}"), float(f"{1e4 * 32 / 1024:.3g}")}
+    assert thetas["gpt-oss-20b"] == {float(f"{1.5e5 * 256 / 4096:.3g}")}  # one for both kinds of layer
+
+
+@pytest.mark.parametrize("family", families())
+def test_it_runs_past_its_window(family: str) -> None:
+    spec = small(resolve(family)).spec
+    logits = zoo.build(spec)(torch.zeros(1, 60, dtype=torch.long))
+    assert logits.isfinite().all()
+
+
+SWAPS = [
+    "attn=MQA(head_dim=8)",
+    "norm=post",
+    "rope=NoPE",
+    "ffn=GLU(hidden=7)",
+    "ffn=MoE(experts=5, router=SoftmaxTopK(k=2))",
+]
+
+
+@pytest.mark.parametrize("swap", SWAPS)
+@pytest.mark.parametrize("family", families())
+def test_a_swapped_form_is_solved_again(family: str, swap: str) -> None:
+    spec, _ = apply_swaps(small(resolve(family)).spec, [swap])
+    again = resolved(spec)
+    assert abs(again.spec.params() - 200_000) <= 2000
+    assert again.meets
+    assert again.spec.dim == spec.dim
+    assert [layer.mixer for layer in again.spec.layers] == [layer.mixer for layer in spec.layers]
+
+
+def test_what_one_width_misses_a_second_meets() -> None:
+    spec = small("qwen3-0.6b").spec
+    spec = zoo.swap(spec, GLU, lambda ffn: MoE(48, ffn, SoftmaxTopK(k=8)))
+    met = resolved(spec)
+    widths = [layer.ffn.block.expert.hidden for layer in met.spec.layers]
+    assert abs(met.budgets[0].gap) <= 0.03  # a unit of one layer is 4.6 % of the budget
+    assert len(set(widths)) == 2
+    assert widths == sorted(widths, reverse=True)
+    assert max(widths) - min(widths) == 1
+
+
+@pytest.mark.parametrize("match", MATCHES)
+def test_the_least_budget_is_named_and_is_enough(match: Match) -> None:
+    full = zoo.spec("deepseek-v3")
+    with pytest.raises(SpecError, match="too few for 6 layers, a vocabulary of 256 and this attention") as refused:
+        scaled(full, 3000, match=match, reference=3000 if match == "flops" else None)
+    least = int(str(refused.value).rpartition("the least is ")[2].partition(" (")[0].replace(",", ""))
+    if match in ("params", "active"):
+        assert abs(scaled(full, least, match=match).budgets[0].gap) <= 0.01
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"params": 0}, "params=0 is below 1"),
+        ({"vocab": 0}, "vocab=0 is below 1"),
+        ({"context": 0}, "context=0 is below 1"),
+        ({"layers": 0}, "layers=0 is below 1"),
+        ({"match": "kv", "reference": 0}, "reference=0 is below 1"),
+        ({"match": "bytes"}, "match='bytes' must be one of params, active, flops, kv"),
+    ],
+)
+def test_a_wrong_call_is_refused(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        scaled(zoo.spec("llama3"), **given)
+
+
+def test_other_vocabularies_contexts_and_depths() -> None:
+    spec = scaled(zoo.spec("gemma3"), 1_000_000, vocab=4096, context=1024, layers=2).spec
+    assert (spec.vocab, spec.context, len(spec.layers)) == (4096, 1024, 2)
+    assert [layer.cache_spec().window for layer in spec.layers] == [128, None]
+    assert abs(spec.params() / 1_000_000 - 1) <= 0.01
+
+
+@given(
+    heads=st.integers(1, 24),
+    kv=st.integers(0, 23),
+    head_dim=st.sampled_from([8, 64, 128]),
+    dim=st.sampled_from([512, 768, 1000]),
+    groups=st.sampled_from([None, 1, 2, 8]),
+    experts=st.sampled_from([8, 24, 64]),
+)
+def test_any_model_has_a_scaled_form(
+    heads: int, kv: int, head_dim: int, dim: int, groups: int | None, experts: int
+) -> None:
+    kv_heads = [number for number in range(1, heads + 1) if heads % number == 0][kv % heads % 2 - 1]
+    attn = GQA(heads, kv_heads, head_dim, RoPE(1e4))
+    reach = experts if groups is None or experts < 2 * groups else experts // groups
+    router = SoftmaxTopK(3) if reach == experts else GroupedSigmoidTopK(min(reach, 3), groups or 1, 1, 1.0)
+    moe = MoE(experts, GLU(100), router, shared=GLU(150))
+    layers = [Layer(pre(NORM, attn), pre(NORM, ffn)) for ffn in (GLU(900), moe)]
+    full = Decoder(vocab=1000, dim=dim, layers=(layers[0], *layers[1:] * 9), norm=NORM)
+    met = scaled(full, 400_000)
+    assert abs(met.budgets[0].gap) <= 0.01
+    assert len(set(met.spec.layers)) == 2
