@@ -2,9 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections import deque
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import ceil
 from pathlib import Path
@@ -18,27 +17,28 @@ import typer
 from weights.loading import fill, open_source
 from weights.matching import Source
 from weights.saving import save
-from weights.sources import SMALL_FILES
+from weights.tokenizer import OLDER_TEMPLATE, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from zoo import catalog
 from zoo.architectures import families
 from zoo.cli.runner import Debug, emit, run
-from zoo.cli.training import shown, summary
+from zoo.cli.training import minutes, shown, summary
 from zoo.core.devices import find_device, free_memory
 from zoo.errors import NotAvailable, SpecError, UsageError, ZooError
 from zoo.model.decoder import Decoder, Model
-from zoo.swaps.grammar import apply_swaps
-from zoo.swaps.scaled import resolved, scaled
-from zoo.training.checkpoints import new_folder, read_state, remove_leftovers
+from zoo.training.checkpoints import best_checkpoint, new_folder, read_state, remove_leftovers
+from zoo.training.fresh_spec import fresh_spec
 from zoo.training.locking import locked
 from zoo.training.loop import Trainer
 from zoo.training.material import described, find_tokens, make_tokens, material
-from zoo.training.options import EVALUATIONS, Options, parse_count
+from zoo.training.options import PUBLISHED, Options
 from zoo.training.run import CHECKPOINTS, LOG, Run, facts, last_checkpoint, same_threads, time_steps
-from zoo.training.speed import matmul_rate, seconds, steps_within, training_flops_per_token
-from zoo.training.tokenizer import TOKENIZER, Tokenizer
-from zoo.units import format_bytes, format_count
+from zoo.training.speed import EVALUATIONS, matmul_rate, seconds, steps_within, training_flops_per_token
+from zoo.units import format_bytes, format_count, parse_count
 
 BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two moments, in float32
+# What a source's folder holds for reading and writing text.
+TEXT_FILES = (TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, OLDER_TEMPLATE, "generation_config.json")
+CONFIG = "config.json"
 SAVED = "model"  # the folder in OUT that `weights.load` reads
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 Flag = bool | None
@@ -54,7 +54,9 @@ class Schedule(StrEnum):
 @app.command()
 def main(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A size or an architecture.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept; it must hold none.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept; it must hold none.")
+    ] = None,
     text: Annotated[
         Path | None, typer.Option(metavar="FILE_OR_FOLDER", help="UTF-8 text. Default: Python's standard library.")
     ] = None,
@@ -72,7 +74,7 @@ def main(
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences of a step. Default: 8.")] = None,
     accumulate: Annotated[int | None, typer.Option(min=1, help="Compute a step in so many pieces.")] = None,
     tokens: Annotated[str | None, typer.Option(help="The budget in tokens: 600k, 2M.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Or the budget in minutes. Default: 10.")] = None,
+    minutes_: Annotated[float | None, typer.Option("--minutes", help="Or the budget in minutes. Default: 10.")] = None,
     lr: Annotated[
         float | None,
         typer.Option(help="Peak learning rate. Default: 4e-3; published sizes 3e-4; with --from 1e-4."),
@@ -110,20 +112,58 @@ def main(
         raise UsageError("where is the run kept? Give a new folder: --out run")
     given: dict[str, Any] = dict(name=name, params=params, tiny=tiny, swap=tuple(swap or ()) or None, source=source)
     given |= dict(text=None if text is None else str(text.absolute()), vocab=vocab, context=context, batch=batch)
-    given |= dict(accumulate=accumulate, tokens=None if tokens is None else _count("--tokens", tokens), minutes=minutes)
-    given |= dict(lr=lr, schedule=schedule and schedule.value, warmup=warmup, clip=clip, weight_decay=weight_decay, seed=seed)
+    given |= dict(
+        accumulate=accumulate, tokens=None if tokens is None else _count("--tokens", tokens), minutes=minutes_
+    )
+    given |= dict(
+        lr=lr, schedule=schedule and schedule.value, warmup=warmup, clip=clip, weight_decay=weight_decay, seed=seed
+    )
     given |= dict(autocast=autocast, compile=compile, checkpoint_activations=checkpoint_activations)
     given |= dict(eval_every=eval_every, sample=sample)
+    if params is not None and params != PUBLISHED:
+        _count("--params", params)
     given = {option: value for option, value in given.items() if value is not None}
     place = find_device(device)
     with locked(out):
-        state = _recorded(out, resume, given)
-        training, saves = _resume(out, given, state, place) if state else _start(out, given, place, began)
-        _train(training, saves)
+        last = _checkpoint(out, resume, given)
+        training, session = _resume(out, given, last, place) if last else _start(out, given, place, began)
+        _train(training, session)
 
 
-def _recorded(out: Path, resume: bool, given: dict[str, Any]) -> dict[str, Any] | None:
-    """The state of the run in a folder, None for a new run. Raises UsageError where that is not what was asked for."""
+@dataclass(frozen=True)
+class Session:
+    """The model of a run: its spec, the source of its first weights, if it has one, and whether others can read it."""
+
+    spec: Decoder
+    opened: Source | None
+    saves: bool
+
+    def build(self, options: Options, place: torch.device, fresh: bool = True) -> Model:
+        """The model, set up as the options say: with its first weights if `fresh`, else not initialised."""
+        if not fresh:
+            model = catalog.allocate(self.spec, place)
+        elif self.opened is not None:
+            model = fill(self.spec, self.opened, place, "float32")
+        else:
+            model = catalog.build(self.spec, device=place, seed=options.seed)
+        model.activation_checkpointing = options.checkpoint_activations
+        if options.compile:
+            model.compile()
+        return model
+
+    def save(self, out: Path, model: Model) -> None:
+        """Save the trained model and what belongs to its tokenizer, for `weights.load` and `weights.generate`."""
+        with new_folder(out / SAVED, "model") as fresh:
+            save(model, fresh)
+            copyfile(out / TOKENIZER, fresh / TOKENIZER)
+            for name in TEXT_FILES if self.opened else ():
+                if self.opened and (path := self.opened.folder / name).is_file():
+                    copyfile(path, fresh / name)
+
+
+def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> Path | None:
+    """The last checkpoint of the run in a folder, None for a new run. Raises UsageError where a run is there and was
+    not asked for, or the other way round."""
     remove_leftovers(out / CHECKPOINTS)
     remove_leftovers(out, SAVED)
     last = last_checkpoint(out)
@@ -135,14 +175,14 @@ def _recorded(out: Path, resume: bool, given: dict[str, Any]) -> dict[str, Any] 
         if not {"name", "source"} & set(given):
             raise UsageError(f"{out} holds no checkpoint to resume")
         _say(f"{out} holds no checkpoint yet: the run starts from the beginning")
-    return None if last is None else read_state(last)
+    return last
 
 
 def _start(out: Path, given: dict[str, Any], place: torch.device, began: float) -> tuple[Run, Session]:
     """A new run, its steps fixed."""
     options = Options.fresh(given)
     session = _session(options, place)
-    tokens, tokenizer = make_tokens(options, out, session.folder)
+    tokens, tokenizer = make_tokens(options, out, session.opened.folder if session.opened else None)
     _say(f"text: {tokens.name}, {format_count(len(tokens.train))} tokens ({tokens.tokenizer}), hash {tokens.hash}")
     if tokens.vocab > session.spec.vocab:
         raise UsageError(f"the tokenizer has {tokens.vocab} tokens, and the model's vocabulary is {session.spec.vocab}")
@@ -154,10 +194,11 @@ def _start(out: Path, given: dict[str, Any], place: torch.device, began: float) 
     evaluation = seconds(rehearsed.evaluate, place)
     if budget is None:
         steps = ceil((options.tokens or 0) / rehearsed.trainer.config.tokens_per_step)
+        every = options.eval_every or max(1, round(steps / EVALUATIONS))
     else:
         left = budget - (perf_counter() - began)
-        steps = steps_within(left, step, evaluation, options.eval_every, EVALUATIONS + 1)
-    trainer, every = Trainer(model, options.config(steps)), options.every(steps)
+        steps, every = steps_within(left, step, evaluation, options.eval_every)
+    trainer, options = Trainer(model, options.config(steps)), replace(options, eval_every=every)
     _say(
         f"{format_count(session.spec.params())} parameters on {place}: {steps:,} steps of "
         f"{trainer.config.tokens_per_step:,} tokens, about {minutes(steps * step + (steps / every + 1) * evaluation)}"
@@ -168,8 +209,9 @@ def _start(out: Path, given: dict[str, Any], place: torch.device, began: float) 
     return training, session
 
 
-def _resume(out: Path, given: dict[str, Any], state: dict[str, Any], place: torch.device) -> tuple[Run, Session]:
-    """The run that a checkpoint recorded as `state`, continued after it."""
+def _resume(out: Path, given: dict[str, Any], last: Path, place: torch.device) -> tuple[Run, Session]:
+    """The run in a folder, continued after its last checkpoint."""
+    state = read_state(last)
     options = Options.resumed(given, state.get("options"))
     session = _session(options, place)
     tokens, tokenizer = find_tokens(state["data"], out, options, check_text="text" in given)
@@ -177,8 +219,8 @@ def _resume(out: Path, given: dict[str, Any], state: dict[str, Any], place: torc
     trainer = Trainer(model, options.config(state["config"]["steps"]))
     recorded = facts(session.spec, trainer, described(tokens), options=options.recorded())
     learns = material(model, tokens, tokenizer, options)
-    training = Run(out, trainer, learns, recorded, options.every(trainer.config.steps))
-    training.restore(state)
+    training = Run(out, trainer, learns, recorded, options.eval_every or 1)
+    training.restore(last, state)
     _say(f"resumed after step {trainer.step:,} of {trainer.config.steps:,}")
     if not same_threads(state):
         _say("note: another number of threads than before: losses differ in their last digits from an uncut run's")
@@ -228,24 +270,45 @@ def _train(training: Run, session: Session) -> None:
     flops = training_flops_per_token(session.spec, trainer.config.context)
     rate = matmul_rate(trainer.device, torch.bfloat16 if trainer.config.autocast else torch.float32)
     try:
-        row: dict[str, Any] = {}
-        for row in shown(training.steps(), trainer.config.steps, flops, rate):
-            pass
+        row = deque(shown(training.steps(), trainer.config.steps, flops, rate), maxlen=1)[0]
         if session.saves and not (out / SAVED).exists():
-            session.save(trainer.model, out)
+            session.save(out, trainer.model)
     except KeyboardInterrupt:
         _say(f"the last checkpoint is {last_checkpoint(out)}; go on with: python -m zoo.train --out {out} --resume")
         raise
     except ZooError as error:
         raise type(error)(f"{error}; the last checkpoint is {last_checkpoint(out)}") from error
-    emit(summary(run_facts(training, row, flops / rate)))
-    emit(f"go on with: python -m weights.generate {out / SAVED} ..." if session.saves else "")
+    emit(summary(_figures(training, session, row, flops / rate)))
+
+
+def _figures(training: Run, session: Session, row: dict[str, Any], seconds_per_token: float) -> dict[str, str]:
+    """The figures of the summary. `seconds_per_token`: those that the measured arithmetic rate would take."""
+    config, data, out = training.trainer.config, training.facts["data"], training.folder
+    tokens = config.steps * config.tokens_per_step
+    best = best_checkpoint(out / CHECKPOINTS)
+    assert best is not None  # the last step was evaluated
+    lowest = read_state(best)["bits_per_byte"]
+    speed = tokens / training.seconds if training.seconds else 0.0
+    spec = session.spec
+    return {
+        "model": f"{format_count(spec.params())} parameters, {format_count(spec.active_params())} active",
+        "text": f"{data['name']}, hash {data['hash']}",
+        "trained": f"{config.steps:,} steps, {format_count(tokens)} tokens in {minutes(training.seconds)}",
+        "speed": f"{format_count(speed)} tokens/s, MFU {speed * seconds_per_token:.0%}",
+        "held out": f"{row['bits_per_byte']:.3f} bits per byte, best {lowest:.3f} in {best.name}",
+        "log": str(out / LOG),
+        "saved": str(out / SAVED) if session.saves else f"not for others; {last_checkpoint(out)}",
+    }
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _count(option: str, text: str) -> int:
     try:
         return parse_count(text)
-    except UsageError as error:
+    except ValueError as error:
         raise UsageError(f"{option}: {error}") from error
 
 

@@ -1,7 +1,7 @@
 """Training as people see it: a bar and lines on stderr while it runs, a table on stdout in the end."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from textwrap import indent
 from typing import Any
 
@@ -11,14 +11,15 @@ from tqdm import tqdm
 from zoo.units import format_count
 
 Row = dict[str, Any]
+BAR = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt}{postfix}, {remaining} left"
 MIN_INTERVAL = 0.2  # seconds between two updates of the bar
 
 
 def shown(rows: Iterable[Row], steps: int, flops_per_token: float, rate: float) -> Iterator[Row]:
-    """Pass the rows of a run on, with a bar where stderr is a terminal, and with a line and a sample at each evaluation.
+    """Pass the rows of a run on. Show a bar where stderr is a terminal, and a line and a sample at each evaluation.
     MFU is relative to `rate`, the measured FLOPs per second of a matrix product."""
     options = {"file": sys.stderr, "disable": None, "mininterval": MIN_INTERVAL, "dynamic_ncols": True}
-    with tqdm(total=steps, unit="step", bar_format="{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} {postfix} {remaining}", **options) as bar:
+    with tqdm(total=steps, bar_format=BAR, **options) as bar:
         for row in rows:
             bar.update(row["step"] - bar.n)
             if "loss" in row:
@@ -36,9 +37,16 @@ def evaluation_line(row: Row, steps: int, flops_per_token: float, rate: float) -
     return f"step {row['step']} of {steps}: {row['bits_per_byte']:.3f} bits/byte held out{trained}"
 
 
-def summary(facts: dict[str, str]) -> str:
+def summary(facts: Mapping[str, str]) -> str:
     """What a run did, as a table."""
     return tabulate(facts.items(), tablefmt="plain", disable_numparse=True)
+
+
+def minutes(seconds: float) -> str:
+    """A time as people say it: 45 s, 9.8 min, 3.2 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def printable(text: str) -> str:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-IGNORED = -100  # a target that is not scored; torch's own value for it
+from zoo.training.losses import IGNORED
 
 
 class Batch(NamedTuple):

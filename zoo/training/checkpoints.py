@@ -62,6 +62,13 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found.items())]
 
 
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint whose evaluation is the best, the first of equal ones; None where none was evaluated."""
+    scores = {path: read_state(path).get("bits_per_byte") for path in checkpoints(folder)}
+    evaluated = {path: float(score) for path, score in scores.items() if score is not None}
+    return min(evaluated, key=lambda path: evaluated[path], default=None)
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The state.json of a checkpoint. Raises NotAvailable where it cannot be read, MalformedError where it is no state,
     or one of another version."""
@@ -161,10 +168,8 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 def _remove_others(folder: Path) -> None:
     """Remove the checkpoints that are not kept. Each is renamed first: what is half removed is no checkpoint."""
-    found = checkpoints(folder)
-    scores = {path: read_state(path).get("bits_per_byte") for path in found}
-    best = min((path for path in found if scores[path] is not None), key=lambda path: scores[path], default=None)
-    for path in found[:-KEPT]:
+    best = best_checkpoint(folder)
+    for path in checkpoints(folder)[:-KEPT]:
         if path != best:
             gone = path.with_name(f".{path.name}.{token_hex(4)}")
             try:

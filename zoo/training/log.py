@@ -11,8 +11,8 @@ from zoo.errors import NotAvailable
 
 
 class Log:
-    """A log that is open for writing. Of a log that is there, the lines before `step` are kept: the others are those that
-    a process wrote after the checkpoint of that step. Raises NotAvailable where the disk fails."""
+    """A log that is open for writing. Of a log that is there, the lines before `step` are kept: a process
+    wrote the others after the checkpoint of that step. Raises NotAvailable where the disk fails."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from zoo.blocks.routers import GroupedSigmoidTopK, Router
+from zoo.blocks.routers import GroupedSigmoidTopK
 from zoo.core.forward_context import RouterOutput, recorded_routing
 from zoo.errors import CheckFailed, MalformedError, UsageError, unknown
-from zoo.training.batches import IGNORED, Batch
+from zoo.model.decoder import Model
+from zoo.training.batches import Batch
 from zoo.training.losses import cross_entropy, load_balancing_loss
-from zoo.training.routing import update_router_bias
+from zoo.training.routing import require_trainable_routers, routers_of, update_router_bias
 from zoo.training.schedule import SHAPES, learning_rate, warmup_steps
 
 
@@ -112,14 +113,15 @@ class Evaluation(NamedTuple):
 
 
 class Trainer:
-    """A model, its optimiser, and how many steps were done."""
+    """A model, its optimiser, and how many steps were done. Raises UsageError for a router that could not learn."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
-        self.model, self.config, self.step = model.train(), config, 0
+    def __init__(self, model: Model, config: TrainingConfig) -> None:
+        require_trainable_routers(model.spec)
+        self.model, self.config, self.step = model, config, 0
+        model.train()
         self.optimizer = _adamw(model, config)
-        specs = (getattr(module, "spec", None) for module in model.modules())
         # Of each router, in layer order: whether it is balanced by a loss.
-        self._with_loss = [not isinstance(spec, GroupedSigmoidTopK) for spec in specs if isinstance(spec, Router)]
+        self._with_loss = [not isinstance(router.spec, GroupedSigmoidTopK) for router in routers_of(model)]
 
     def train_step(self, batch: Batch) -> StepResult:
         """One optimiser step on a batch, which may lie on another device than the model.
@@ -143,7 +145,7 @@ class Trainer:
     def _step(self, batch: Batch, rate: float, bias_rate: float) -> StepResult:
         config = self.config
         self.optimizer.zero_grad(set_to_none=True)
-        scored = int(batch.scored())
+        scored = int(batch.scored())  # no wait: batches are made on the CPU
         if not scored:
             raise UsageError(f"step {self.step + 1}: no target of the batch is scored")
         loss = balance = torch.zeros((), device=self.device)
@@ -163,7 +165,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.step()
         update_router_bias(self.model, _joined(routing), bias_rate)
-        return StepResult(self.step + 1, *figures, rate)
+        return StepResult(self.step + 1, figures[0], figures[1], figures[2], rate)
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What training changes: the model's state dict, and the optimiser's state as "PARAMETER.exp_avg", ..."""
@@ -201,8 +203,8 @@ class Trainer:
         inputs, targets = piece.inputs.to(self.device), piece.targets.to(self.device)
         with autocast(self.device, self.config.autocast), recorded_routing() as routing:
             logits = self.model(inputs)
-        share = piece.scored() / scored
-        loss = cross_entropy(logits, targets) * share.to(self.device)
+        here = int(piece.scored())
+        loss = cross_entropy(logits, targets) * (here / scored) if here else 0.0 * logits.sum()
         balanced = [output for output, wanted in zip(routing, self._with_loss, strict=True) if wanted]
         balance = load_balancing_loss(balanced) / self.config.accumulate if balanced else torch.zeros_like(loss)
         (loss + self.config.balance * balance).backward()
@@ -212,22 +214,21 @@ class Trainer:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
-def evaluate(model: nn.Module, batches: Iterable[Batch], autocast_: bool = False) -> Evaluation:
+def evaluate(model: nn.Module, batches: Iterable[Batch], bfloat16: bool = False) -> Evaluation:
     """A model on batches, without gradients, in eval mode. Raises UsageError where nothing is scored."""
     device = next(model.parameters()).device
-    nats = torch.zeros((), dtype=torch.float64, device=device if device.type != "mps" else "cpu")
-    scored = correct = torch.zeros((), dtype=torch.int64, device=device)
-    with _eval_mode(model), torch.no_grad(), autocast(device, autocast_):
+    nats, scored, correct = 0.0, 0, 0
+    with _eval_mode(model), torch.no_grad(), autocast(device, bfloat16):
         for batch in batches:
-            targets = batch.targets.to(device)
-            logits = model(batch.inputs.to(device))
-            count = (targets != IGNORED).sum()
-            nats = nats + (cross_entropy(logits, targets) * count).to(nats)
-            scored = scored + count
-            correct = correct + (logits.argmax(-1) == targets).sum()
+            if count := int(batch.scored()):
+                targets = batch.targets.to(device)
+                logits = model(batch.inputs.to(device))
+                nats += float(cross_entropy(logits, targets)) * count
+                correct += int((logits.argmax(-1) == targets).sum())
+                scored += count
     if not scored:
         raise UsageError("nothing to evaluate: no target is scored")
-    return Evaluation(float(nats), int(scored), int(correct))
+    return Evaluation(nats, scored, correct)
 
 
 def autocast(device: torch.device, enabled: bool) -> Any:
@@ -252,7 +253,7 @@ def _adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     decayed, kept = dict[int, nn.Parameter](), dict[int, nn.Parameter]()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or name == "correction":
+            if not parameter.requires_grad:
                 continue
             matrix = parameter.ndim >= 2 and not name.endswith("bias") and not isinstance(module, nn.Embedding)
             (decayed if matrix else kept)[id(parameter)] = parameter

@@ -11,7 +11,7 @@ from zoo.model.decoder import Model
 from zoo.training.data import Corpus, read_text, standard_library
 from zoo.training.options import HELDOUT_TOKENS, Options
 from zoo.training.run import Material
-from zoo.training.tokenizer import TOKENIZER, ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
+from zoo.training.tokenizers import TOKENIZER, ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 from zoo.training.tokens import TokenFile, heldout_batches, open_tokens, token_file, training_batch
 
 LIBRARY_PROMPT = "import "  # what Python's own source often begins with
@@ -43,10 +43,10 @@ def make_tokens(
 def find_tokens(
     data: dict[str, Any], folder: Path, options: Options, check_text: bool = False
 ) -> tuple[TokenFile, Tokenizer]:
-    """The token file and the tokenizer in the folder of a run that recorded this `data`. With `check_text` the text that
-    the options name is read too. Raises UsageError where that is another one, MalformedError for another file."""
+    """The token file and the tokenizer in the folder of a run that recorded this `data`. With `check_text` the text of
+    the options is read too. Raises UsageError where that is another one, MalformedError for another file."""
     if check_text and (found := read_corpus(options, folder).hash) != data["text_hash"]:
-        raise UsageError(f"the text is not that of the run that is resumed: its hash is {found}, not {data['text_hash']}")
+        raise UsageError(f"the text is not that of the run: its hash is {found}, and was {data['text_hash']}")
     tokens = open_tokens(folder / f"tokens-{data['hash']}.bin")
     if described(tokens) != data:
         raise MalformedError(f"{tokens.path} is not the token file of this run")

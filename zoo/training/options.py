@@ -1,6 +1,5 @@
 """What a run was asked for: the options of the command line, their defaults, and what may change when it is resumed."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
@@ -8,10 +7,8 @@ from typing import Any, Self
 from zoo.errors import MalformedError, UsageError
 from zoo.training.loop import TrainingConfig
 
-EVALUATIONS = 10  # in a run whose `eval_every` is not given
+PUBLISHED = "published"  # as `params`: the size itself
 HELDOUT_TOKENS = 65_536  # scored in an evaluation, at most: the first ones of the held-out text
-COUNT = re.compile(r"(\d+(?:\.\d+)?)([kMBT]?)")
-FACTORS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Options that may differ when a run is resumed: they change neither the model nor its losses.
 CHANGEABLE = frozenset({"text", "compile", "checkpoint_activations", "eval_every", "sample"})
 
@@ -55,7 +52,7 @@ class Options:
         if options.tokens is None and options.minutes is None:
             options = replace(options, minutes=10.0)
         if options.lr is None:
-            published = options.params == "published" and not options.tiny
+            published = options.params == PUBLISHED and not options.tiny
             options = replace(options, lr=1e-4 if options.source else 3e-4 if published else 4e-3)
         return options
 
@@ -93,10 +90,6 @@ class Options:
         """As JSON, for a checkpoint."""
         return asdict(self) | {"swap": list(self.swap)}
 
-    def every(self, steps: int) -> int:
-        """Steps between two evaluations."""
-        return self.eval_every or max(1, round(steps / EVALUATIONS))
-
     def _check(self, given: Mapping[str, Any]) -> None:
         if self.name is None and self.source is None:
             raise UsageError("which model? For example: python -m zoo.train qwen3 --out run; or --from SOURCE")
@@ -110,12 +103,3 @@ class Options:
             raise UsageError(f"the model is that of --from: leave {', '.join(shaping)} out")
         if self.tiny and "params" in given:
             raise UsageError("--tiny has toy widths: leave --params out")
-
-
-def parse_count(text: str) -> int:
-    """A count as people write it: 200k, 1M, 1.5B, 4096. Raises UsageError for other text, and for a count below 1."""
-    match = COUNT.fullmatch(text.strip())
-    count = round(float(match[1]) * FACTORS[match[2]]) if match else 0
-    if count < 1:
-        raise UsageError(f"must be a count above 0, such as 200k, 1M or 4096, got {text[:80]!r}")
-    return count

@@ -7,7 +7,8 @@ nothing else, so that a run which was killed and resumed on one device gives the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -71,7 +72,7 @@ class Run:
         kernels.use(self.kernels)
 
     def steps(self) -> Iterator[Row]:
-        """Train to the end. Yields the row of each step once it is logged and its checkpoint, if it has one, is on disk;
+        """Train to the end. Yields each step's row when it is logged and its checkpoint, if it has one, is on disk;
         first the row of step 0, which has an evaluation and no loss, or that of the checkpoint which is resumed.
 
         Raises DivergedError for a loss that is not finite, NotAvailable for a disk that fails or is full: the last
@@ -138,8 +139,7 @@ class Run:
 
 def facts(spec: Any, trainer: Trainer, data: Mapping[str, Any], **others: Any) -> Row:
     """The facts of a run as JSON: its spec, its config, and its data."""
-    config = stored.as_json(asdict(trainer.config))
-    return {"spec": stored.as_json(spec), "config": config, "data": dict(data), **others}
+    return {"spec": stored.as_json(spec), "config": stored.as_json(trainer.config), "data": dict(data), **others}
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -160,6 +160,6 @@ def time_steps(trainer: Trainer, batch: Callable[[int], Batch], budget: float = 
     times, spent = list[float](), 0.0
     trainer.rehearse(batch(0))
     while len(times) < MIN_TIMED or (len(times) < MAX_TIMED and spent < TIMED_SHARE * budget):
-        times.append(seconds(lambda step=len(times): trainer.rehearse(batch(step)), trainer.device))
+        times.append(seconds(partial(trainer.rehearse, batch(len(times))), trainer.device))
         spent += times[-1]
     return median(times)

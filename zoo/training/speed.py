@@ -2,6 +2,7 @@
 fit into a time."""
 
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -11,6 +12,8 @@ from zoo.model.decoder import Decoder
 
 SIDES = (256, 512, 1024, 2048, 4096, 8192)  # of square matrices; the largest whose product takes at most
 MAX_PRODUCT_SECONDS = 0.05
+EVALUATIONS = 10  # of a run, after the one before its first step, if nothing else is asked for
+EVALUATION_SHARE = 0.2  # of the time, at most
 PRODUCTS = 4  # timed of each size; the fastest counts
 
 
@@ -19,7 +22,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     rate = 0.0
     for side in SIDES:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        fastest = min(seconds(lambda a=a, b=b: torch.matmul(a, b), device) for _ in range(PRODUCTS))
+        fastest = min(seconds(partial(torch.matmul, a, b), device) for _ in range(PRODUCTS))
         rate = max(rate, 2 * side**3 / fastest)
         if 8 * fastest > MAX_PRODUCT_SECONDS:  # the next side takes 8 x as long
             break
@@ -42,13 +45,17 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return perf_counter() - began
 
 
-def steps_within(budget: float, step: float, evaluation: float, every: int | None, evaluations: int) -> int:
-    """How many steps of `step` seconds fit into `budget` seconds beside evaluations of `evaluation` seconds: one `every`
-    so many steps, or, if that is None, so many in all. Raises UsageError if there is no time for one step."""
-    left, each = (budget - evaluations * evaluation, step) if every is None else (budget, step + evaluation / every)
+def steps_within(budget: float, step: float, evaluation: float, every: int | None) -> tuple[int, int]:
+    """How many steps of `step` seconds fit into `budget` seconds beside evaluations of `evaluation` seconds, one before
+    the first step; and how many steps lie between two evaluations: `every`, or, if that is None, as many as give
+    EVALUATIONS, or fewer that take EVALUATION_SHARE of the time. Raises UsageError if there is no time for one step."""
+    evaluations = max(1, min(EVALUATIONS, int(EVALUATION_SHARE * budget / evaluation)))
+    reserved = evaluation * (1 + (evaluations if every is None else 0))
+    left, each = budget - reserved, step + (evaluation / every if every else 0.0)
     if left < each:
         raise UsageError(
             f"the time is too short: {max(budget, 0):.1f} s are left after preparing, a step takes {step:.2g} s and an "
             f"evaluation {evaluation:.2g} s; give more --minutes, or --tokens"
         )
-    return int(left / each)
+    steps = int(left / each)
+    return steps, every or max(1, round(steps / evaluations))

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from zoo.errors import MalformedError, NotAvailable, UsageError
-from zoo.training.batches import IGNORED, Batch
+from zoo.training.batches import Batch
 from zoo.training.data import Corpus, Piece
+from zoo.training.losses import IGNORED
 from zoo.training.new_file import write_new_file
 from zoo.training.tokenizers import Ids, Tokenizer, id_dtype
 
