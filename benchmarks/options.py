@@ -22,9 +22,9 @@ from benchmarks.output.report import Report
 from zoo.cli.runner import Debug, Json, Out
 from zoo.cli.tables import Format
 from zoo.errors import UsageError
+from zoo.units import parse_count
 
 TOKENS = {"": 1, "k": 2**10, "m": 2**20}
-COUNTS = {"": 1, "k": 10**3, "m": 10**6}
 BYTES = {"": 2**30, "gib": 2**30, "mib": 2**20, "tib": 2**40, "gb": 10**9, "mb": 10**6, "tb": 10**12}
 DTYPES = {
     **{"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float8": torch.float8_e4m3fn},
@@ -45,15 +45,12 @@ def parse_tokens_or_none(text: str | int) -> int:
     return int(text) if str(text).strip() == "0" or isinstance(text, int) else parse_tokens(text)
 
 
-def parse_count(text: str | int) -> int:
-    """A count: 200k, 0.6M, 2_000_000; k and M are 1,000 and 1,000,000. An int, the default, is returned as it is."""
-    if isinstance(text, int):
-        return text
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", str(text).strip().lower().replace(",", "").replace("_", ""))
-    count = round(float(match[1]) * COUNTS[match[2]]) if match else 0
-    if not count:
-        raise typer.BadParameter(f"{text!r} is not a count above 0; write 200k or 0.6M")
-    return count
+def parse_count_option(text: str | int) -> int:
+    """A count: 200k, 0.6M, 2_000_000; k is 1,000 here. An int, the default, is returned as it is."""
+    try:
+        return text if isinstance(text, int) else parse_count(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def parse_memory(text: str | int) -> int:
@@ -83,7 +80,7 @@ def parse_computing_dtype(text: str) -> torch.dtype:
 
 
 tokens_option = partial(typer.Option, parser=parse_tokens, metavar="TOKENS")
-count_option = partial(typer.Option, parser=parse_count, metavar="COUNT", show_default=False)
+count_option = partial(typer.Option, parser=parse_count_option, metavar="COUNT", show_default=False)
 tokens_or_none_option = partial(typer.Option, parser=parse_tokens_or_none, metavar="TOKENS")
 # Their help says the default, which typer would show as torch.float32 or in bytes.
 dtype_option = partial(typer.Option, parser=parse_dtype, metavar="DTYPE", show_default=False)

@@ -14,7 +14,7 @@ from benchmarks.output.show import unit, unless_zero
 from zoo.cli.tables import Column
 from zoo.units import format_count
 
-WHAT = Column("what", "model", width=13)
+WHAT = Column("what", "model", width=12)
 WIDE = replace(WHAT, width=18)
 
 

@@ -19,7 +19,7 @@ VOCAB = 64
 HALF = VOCAB // 2
 VALUES = VOCAB - HALF  # values are the upper half of the vocabulary: HALF, HALF + 1, ...
 FILLER, SEPARATOR = 0, 1
-FAR_PAIRS, TRIGGERS, NOISE_PER_TOKEN = 8, 4, 3
+RECALL_CONTEXT, FAR_PAIRS, TRIGGERS, NOISE_PER_TOKEN = 128, 8, 4, 3
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Task:
         size = self.sizes[int(torch.randint(len(self.sizes), (), generator=generator))]
         return self.draw(size, self.batch, generator)
 
-    def test_batches(self, size: int, sequences: int = 256, split: str = "test") -> Iterator[Batch]:
+    def test_batches(self, size: int, sequences: int = 128, split: str = "test") -> Iterator[Batch]:
         """`sequences` sequences of one size, the same for every model and seed."""
         for step in range(-(-sequences // self.batch)):
             yield self.draw(size, self.batch, generator_for(self.name, split, size, step))
@@ -68,10 +68,10 @@ def distinct(count: int, low: int, high: int, batch: int, generator: torch.Gener
 
 def recall(pairs: int, batch: int, generator: torch.Generator) -> Batch:
     """Multi-query associative recall (Arora et al. 2023, "Zoology", section 3): pairs of a key and a value, then at
-    every later place a key that is among them; the target there is its value. 64 tokens."""
+    every later place a key that is among them; the target there is its value. RECALL_CONTEXT tokens."""
     keys = distinct(pairs, 0, HALF, batch, generator)
     values = torch.randint(HALF, VOCAB, (batch, pairs), generator=generator)
-    asked = torch.randint(pairs, (batch, VOCAB - 2 * pairs), generator=generator)
+    asked = torch.randint(pairs, (batch, RECALL_CONTEXT - 2 * pairs), generator=generator)
     return _asked(_interleaved(keys, values), keys.gather(1, asked), values.gather(1, asked))
 
 

@@ -106,7 +106,9 @@ def _beyond(trainer: Trainer, tokens: TokenFile, run: Run, times: int) -> float:
     def second_halves() -> Iterator[Batch]:
         first_half = torch.arange(context) < context // 2
         for inputs, targets in heldout_batches(tokens, max(1, run.batch // times), context, LENGTH_TOKENS, run.split):
-            yield Batch(inputs, torch.where(first_half, IGNORED, targets))
+            second = torch.where(first_half, IGNORED, targets)
+            if (second != IGNORED).any():  # the text may end in a first half
+                yield Batch(inputs, second)
 
     found = evaluate(trainer.model, second_halves())
     return tokens.bits_per_byte(found.nats, found.scored, run.split)
