@@ -155,6 +155,8 @@ class Model(nn.Module):
         self._rotary = list(dict.fromkeys(need for layer in spec.layers for need in layer.rotary()))
         self._cache_specs = tuple(layer.cache_spec() for layer in spec.layers)
         self._no_cache: Sequence[LayerCache] = [NoCache(cache_spec.window) for cache_spec in self._cache_specs]
+        self._eager = ForwardFunctions([run_layer] * len(spec.layers), run_head, replayable=False)
+        self._eager_recorded = self._eager._replace(layers=[run_recorded_layer] * len(spec.layers))
         self._compiled: CompiledModel | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -181,7 +183,8 @@ class Model(nn.Module):
             raise UsageError(f"logits_to_keep={logits_to_keep} is below 0")
         compiled = self._compiled
         recorded = current_recording() is not None
-        functions = compiled.functions(recorded) if compiled else self._uncompiled(recorded)
+        eager = self._eager_recorded if recorded else self._eager
+        functions = eager if compiled is None else compiled.functions(recorded)
         if compiled and cache is not None and _can_replay(functions, tokens, cache):
             logits = self._replay(tokens, cache, functions, compiled)
         else:
@@ -223,10 +226,6 @@ class Model(nn.Module):
                 x, routing = out
                 recording += routing
         return functions.head(self, x[:, -logits_to_keep:])
-
-    def _uncompiled(self, recorded: bool) -> ForwardFunctions:
-        run: Callable[..., Any] = run_recorded_layer if recorded else run_layer
-        return ForwardFunctions([run] * len(self.layers), run_head, replayable=False)
 
     def _replay(self, tokens: Tensor, cache: Cache, functions: ForwardFunctions, compiled: CompiledModel) -> Tensor:
         """Single-token decode as a CUDA graph, which is captured at the first token and after changes of the model."""
