@@ -27,7 +27,7 @@ from zoo.core.cache import Cache
 from zoo.core.forward_context import ForwardContext, prepare_forward
 from zoo.costs import CacheSpec
 from zoo.errors import UsageError
-from zoo.model.decoder import initialise
+from zoo.model.initialisation import initialise
 from zoo.registry import Block, Mixer
 from zoo.units import dtype_name
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 import zoo
 from zoo.architectures import families
 from zoo.catalog import allocate, resolve, sizes
 from zoo.errors import UsageError
-from zoo.model.decoder import initialise
 
 
 def test_names_are_distinct_and_say_their_family() -> None:
@@ -68,42 +66,6 @@ def test_a_spec_is_built_like_a_name() -> None:
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert zoo.build(zoo.spec("qwen3"), tiny=True).spec == spec
-
-
-@pytest.mark.parametrize("name", zoo.names())
-def test_a_fresh_model_has_the_scale_of_its_fan_in(name: str) -> None:
-    """Variance 1 / fan-in, so that activations keep their size; norms the identity, biases and sinks zero."""
-    for key, weight in zoo.build(name, tiny=True).named_parameters():
-        if weight.ndim >= 2 and not key.endswith("bias"):
-            assert weight.std().item() * weight.shape[-1] ** 0.5 == pytest.approx(1, abs=0.15)
-        elif "norm" not in key and ".pre." not in key and ".post." not in key:
-            assert (weight == 0).all(), key
-
-
-def test_a_norm_with_a_bias_starts_as_the_identity() -> None:
-    """Its module says which parameter scales by one; the others, a LayerNorm's bias, add nothing."""
-
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight, self.bias = (nn.Parameter(torch.full((4,), 7.0)) for _ in range(2))
-            self.identity = {"weight": 1.0}
-
-    norm = nn.Sequential(Scaled())
-    initialise(norm, 0)
-    assert norm[0].weight.tolist() == [1.0] * 4
-    assert norm[0].bias.tolist() == [0.0] * 4
-
-
-@pytest.mark.parametrize("name", zoo.names())
-def test_every_norm_of_a_fresh_model_only_normalises(name: str) -> None:
-    """Each vector comes out at length sqrt(width), whichever form the norm has."""
-    model = zoo.build(name, tiny=True)
-    norms = [part for part in model.modules() if hasattr(part, "identity")]
-    assert len(norms) > len(model.layers)
-    for norm in norms:
-        x = norm(torch.randn(3, len(norm.weight)))
-        assert x.square().mean(-1).tolist() == pytest.approx([1.0] * 3, rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -83,6 +83,8 @@ class GLU(Block):
 
 
 class _GLU(nn.Module):
+    residual_outputs = ("down",)  # matrices whose products are the output
+
     def __init__(self, spec: GLU, dim: int) -> None:
         super().__init__()
         self.spec = spec

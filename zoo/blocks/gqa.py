@@ -91,6 +91,8 @@ class GQA(Mixer):
 
 
 class _GQA(nn.Module):
+    residual_outputs = ("o",)  # matrices whose products are the output
+
     def __init__(self, spec: GQA, dim: int) -> None:
         super().__init__()
         self.spec = spec

@@ -77,12 +77,20 @@ class Branch(Placement):
         return f"x + norm({inside})" if self.post else f"x + {inside}"
 
 
-class _Branch(nn.Module):
+class ResidualBranch(nn.Module):
+    """The module of a placement: the output of its `block` is added to the residual stream."""
+
+    block: nn.Module
+    normalises_output: bool  # before it is added: the scale of the block's last projection then has no effect
+
+
+class _Branch(ResidualBranch):
     def __init__(self, spec: Branch, dim: int) -> None:
         super().__init__()
         self.pre = spec.pre.build(dim) if spec.pre else nn.Identity()
         self.block = spec.block.build(dim)
         self.post = spec.post.build(dim) if spec.post else nn.Identity()
+        self.normalises_output = spec.post is not None
 
     def forward(self, x: Tensor, *context: object) -> Tensor:
         return x + self.post(self.block(self.pre(x), *context))
@@ -107,7 +115,9 @@ class PostNorm(Placement):
         return "norm(x + f(x))"
 
 
-class _PostNorm(nn.Module):
+class _PostNorm(ResidualBranch):
+    normalises_output = False  # the norm comes after the sum
+
     def __init__(self, spec: PostNorm, dim: int) -> None:
         super().__init__()
         self.block = spec.block.build(dim)

@@ -91,6 +91,8 @@ class MLA(Mixer):
 
 
 class _MLA(nn.Module):
+    residual_outputs = ("o",)  # matrices whose products are the output
+
     def __init__(self, spec: MLA, dim: int) -> None:
         super().__init__()
         self.spec = spec

@@ -78,6 +78,8 @@ class _MoE(nn.Module):
 class _Experts(nn.Module):
     """All experts of a layer, stacked: gate and up (experts, hidden, dim), down (experts, dim, hidden)."""
 
+    residual_outputs = ("down",)  # matrices whose products are the output
+
     def __init__(self, spec: MoE, dim: int) -> None:
         super().__init__()
         self.act, hidden = spec.expert.act, spec.expert.hidden

@@ -318,16 +318,3 @@ def _check_tokens(tokens: Tensor, vocab: int | None = None) -> None:
         raise UsageError(f"tokens must be integers of shape (batch, new), not {tokens.dtype} {tuple(tokens.shape)}")
     if vocab is not None and not 0 <= tokens.min() <= tokens.max() < vocab:
         raise UsageError(f"token ids must be from 0 to {vocab - 1}, not {int(tokens.min())} to {int(tokens.max())}")
-
-
-@torch.no_grad()
-def initialise(model: nn.Module, seed: int) -> None:
-    """Weights of a fresh model: matrices normal with variance 1 / fan-in, norms the identity, biases and sinks zero."""
-    generators: dict[torch.device, torch.Generator] = {}
-    for module in model.modules():
-        for name, weight in module.named_parameters(recurse=False):
-            if weight.ndim >= 2 and not name.endswith("bias"):  # experts' biases are stacked
-                generator = generators.setdefault(weight.device, torch.Generator(weight.device).manual_seed(seed))
-                weight.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
-            else:  # a norm's `identity` has the weights with which it changes nothing
-                weight.fill_(getattr(module, "identity", {}).get(name, 0.0))

@@ -1,0 +1,177 @@
+"""Weights of fresh models: finite, of the right scales at any depth, and the same for the same seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import zoo
+from tests.models import distinct, randomised, tokens_of
+from zoo.architectures import families
+from zoo.blocks.layer import PLACEMENTS, ResidualBranch
+from zoo.catalog import allocate
+from zoo.model.decoder import Model
+from zoo.model.initialisation import initialise, residual_outputs
+from zoo.swaps.grammar import apply_swaps
+
+
+def byte_form(family: str) -> zoo.Decoder:
+    """The family's tiny form over bytes, its layers repeated to six: 200 thousand parameters where it is dense."""
+    spec = zoo.spec(family, tiny=True)
+    return replace(spec, vocab=256, layers=(spec.layers * 6)[: max(6, len(spec.layers))])
+
+
+@torch.no_grad()
+def first_loss(spec: zoo.Decoder) -> float:
+    """Nats per token of a fresh model for random tokens, above the uniform prediction's."""
+    tokens = tokens_of(spec, 4, 65)
+    logits = zoo.build(spec)(tokens[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item() - math.log(spec.vocab)
+
+
+@pytest.mark.parametrize("family", families())
+def test_the_first_prediction_is_nearly_uniform(family: str) -> None:
+    for spec in (zoo.spec(family, tiny=True), byte_form(family)):
+        assert abs(first_loss(spec)) < 0.7
+
+
+@pytest.mark.parametrize("dim", [64, 256])
+def test_a_tied_head_predicts_as_uniformly_at_any_width(dim: int) -> None:
+    norm = zoo.RMSNorm(1e-6)
+    layer = zoo.Layer(zoo.pre(norm, zoo.GQA(4, 2, dim // 4, zoo.RoPE(1e4))), zoo.pre(norm, zoo.GLU(dim)))
+    spec = zoo.Decoder(256, dim, (layer,) * 2, norm, tied=True)
+    assert abs(first_loss(spec)) < 0.2
+    offset = replace(spec, norm=zoo.RMSNorm(1e-6, unit_offset=True))
+    assert first_loss(offset) == pytest.approx(first_loss(spec), abs=1e-4)  # it multiplies by 1 + w
+
+
+def outputs(model: Model, tokens: Tensor) -> Iterator[float]:
+    """Mean square of the embedded tokens, then of each layer's output."""
+    kept = [model.embedded(tokens)]
+    hooks = [layer.register_forward_hook(lambda *call: kept.append(call[-1])) for layer in model.layers]
+    model(tokens)
+    for hook in hooks:
+        hook.remove()
+    return (x.square().mean().item() for x in kept)
+
+
+@pytest.mark.parametrize("family", families())
+@torch.no_grad()
+def test_activations_keep_their_size_through_twenty_four_layers(family: str) -> None:
+    """Unit embeddings, and branches that together add as much; where each branch's output is normalised it adds 1."""
+    tiny = zoo.spec(family, tiny=True)
+    spec = replace(tiny, layers=(tiny.layers * 24)[:24])
+    model = zoo.build(spec)
+    sizes = list(outputs(model, tokens_of(spec, 2, 32)))
+    assert sizes[0] == pytest.approx(1, abs=0.1)
+    normalised = sum(isinstance(part, ResidualBranch) and part.normalises_output for part in model.modules())
+    assert 0.9 < sizes[-1] < 3 + 1.2 * normalised
+    assert sizes[-1] > 0.8 * normalised
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_only_outputs_that_are_added_as_they_are_are_scaled_by_depth(placement: str) -> None:
+    tiny = zoo.spec("llama3", tiny=True)
+    spec, _ = apply_swaps(replace(tiny, layers=tiny.layers[:1] * 8), [f"norm={placement}"])
+    model = zoo.build(spec)
+    factor = 1.0 if placement in ("olmo", "sandwich") else 16**-0.5
+    for branch in (part for part in model.modules() if isinstance(part, ResidualBranch)):
+        (weight,) = residual_outputs(branch.block)
+        assert weight.std().item() * weight.shape[-1] ** 0.5 == pytest.approx(factor, rel=0.1)
+
+
+@pytest.mark.parametrize("family", families())
+@torch.no_grad()
+def test_a_block_names_all_matrices_that_make_its_output(family: str) -> None:
+    """Its output is linear in them: with twice the matrices, and no biases, it is twice as large."""
+    spec = zoo.spec(family, tiny=True)
+    model, tokens = randomised(spec), tokens_of(spec, 1, 20)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            weight.zero_()
+    distinct_layers = dict(zip(spec.layers, model.layers, strict=True)).values()
+    branches = [part for layer in distinct_layers for part in layer.modules() if isinstance(part, ResidualBranch)]
+    seen: list[Tensor] = []
+    for branch in branches:
+        seen.clear()
+        keep = branch.block.register_forward_hook(lambda *call: seen.append(call[-1]))
+        named = residual_outputs(branch.block)
+        assert named
+        for factor in (1, 2, 0.5):  # powers of two: exact, and back to the first weights
+            for weight in named:
+                weight.mul_(factor)
+            model(tokens)
+        keep.remove()
+        assert torch.equal(seen[1], 2 * seen[0])
+        assert torch.equal(seen[2], seen[0])
+
+
+@pytest.mark.parametrize("name", distinct())
+def test_every_parameter_is_set(name: str) -> None:
+    """Matrices by their fan-in, residual outputs and embeddings apart; norms the identity; other vectors zero."""
+    spec = zoo.spec(name, tiny=True)
+    model = allocate(spec)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(float("nan"))
+    initialise(model, 0)
+    apart = {id(model.embed.weight), *(id(weight) for weight in residual_outputs(model))}
+    for key, weight in model.named_parameters():
+        assert weight.isfinite().all(), key
+        if weight.ndim >= 2 and not key.endswith("bias"):
+            scale = weight.std().item() * weight.shape[-1] ** 0.5
+            assert id(weight) in apart or scale == pytest.approx(1, abs=0.15), key
+        elif "norm" not in key and ".pre." not in key and ".post." not in key:
+            assert (weight == 0).all(), key
+
+
+@pytest.mark.parametrize("name", distinct())
+@torch.no_grad()
+def test_every_norm_of_a_fresh_model_only_normalises(name: str) -> None:
+    """Each vector comes out at length sqrt(width), whichever form the norm has; before a tied head it is shorter."""
+    model = zoo.build(name, tiny=True)
+    norms = [part for part in model.modules() if hasattr(part, "identity")]
+    assert len(norms) > len(model.layers)
+    tied_gain = min(model.spec.embed_scale**2 / model.spec.dim, 1.0)
+    for norm in norms:
+        gain = tied_gain if norm is model.norm and model.head is None else 1.0
+        x = norm(torch.randn(3, len(norm.weight)))
+        assert x.square().mean(-1).tolist() == pytest.approx([gain**2] * 3, rel=1e-3)
+
+
+def test_a_norm_with_a_bias_starts_as_the_identity() -> None:
+    """Its module says which parameter scales by one; the others, a LayerNorm's bias, add nothing."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = (nn.Parameter(torch.full((4,), 7.0)) for _ in range(2))
+            self.identity = {"weight": 1.0}
+
+    norm = nn.Sequential(Scaled())
+    initialise(norm, 0)
+    assert norm[0].weight.tolist() == [1.0] * 4
+    assert norm[0].bias.tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_seed_gives_the_same_weights_again(family: str) -> None:
+    one, same, other = (zoo.build(family, tiny=True, seed=seed) for seed in (5, 5, 6))
+    for (key, weight), equal, differing in zip(
+        one.named_parameters(), same.parameters(), other.parameters(), strict=True
+    ):
+        assert torch.equal(weight, equal), key
+        assert torch.equal(weight, differing) == (weight.ndim < 2 or key.endswith("bias")), key
+
+
+def test_a_block_alone_is_drawn_by_its_fan_in() -> None:
+    block = zoo.GLU(256).build(128)
+    initialise(block, 0)
+    for weight in block.parameters():
+        assert weight.std().item() * weight.shape[-1] ** 0.5 == pytest.approx(1, rel=0.05)
