@@ -69,8 +69,9 @@ class LearnConfig:
     def task_run(self, entry: Entry, name: str, rate: float, seed: int) -> Run:
         """A run on a synthetic task, by a model with the task's vocabulary."""
         task = TASKS[name]
-        steps, context = max(MIN_STEPS, round(task.steps * self.task_share)), round(task.tokens_per_step / task.batch)
-        return Run(replace(entry.spec, vocab=task.vocab), name, rate, seed, steps, task.batch, context)
+        steps, context = max(MIN_STEPS, round(task.steps * self.task_share)), task.length(max(task.sizes))
+        spec = replace(entry.spec, vocab=task.vocab)
+        return Run(spec, name, rate, seed, steps, task.batch(max(task.sizes)), context)
 
 
 @dataclass

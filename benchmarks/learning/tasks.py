@@ -19,7 +19,7 @@ VOCAB = 64
 HALF = VOCAB // 2
 VALUES = VOCAB - HALF  # values are the upper half of the vocabulary: HALF, HALF + 1, ...
 FILLER, SEPARATOR = 0, 1
-RECALL_CONTEXT, FAR_PAIRS, TRIGGERS, NOISE_PER_TOKEN = 128, 8, 4, 3
+FAR_PAIRS, TRIGGERS, NOISE_PER_TOKEN = 8, 4, 3
 
 
 @dataclass(frozen=True)
@@ -33,26 +33,29 @@ class Task:
     size_word: str
     chance: float
     draw: Callable[[int, int, torch.Generator], Batch]
-    batch: int = 16  # sequences per step
+    tokens: int = 2048  # per step, about: a model needs many short sequences to find what they have in common
     steps: int = 400
     vocab: int = VOCAB
+
+    def length(self, size: int) -> int:
+        """Tokens of a sequence."""
+        return self.draw(size, 1, generator_for(self.name, "length", 0, 0)).inputs.shape[1]
+
+    def batch(self, size: int) -> int:
+        """Sequences of a step."""
+        return max(1, self.tokens // self.length(size))
 
     def training_batch(self, step: int, seed: int) -> Batch:
         """The sequences of a step; sizes take turns in an order that the seed draws."""
         generator = generator_for(self.name, "train", seed, step)
         size = self.sizes[int(torch.randint(len(self.sizes), (), generator=generator))]
-        return self.draw(size, self.batch, generator)
+        return self.draw(size, self.batch(size), generator)
 
     def test_batches(self, size: int, sequences: int = 128, split: str = "test") -> Iterator[Batch]:
-        """`sequences` sequences of one size, the same for every model and seed."""
-        for step in range(-(-sequences // self.batch)):
-            yield self.draw(size, self.batch, generator_for(self.name, split, size, step))
-
-    @property
-    def tokens_per_step(self) -> float:
-        """Tokens of a training step, the mean over the sizes."""
-        lengths = (self.draw(size, 1, generator_for(self.name, "length", 0, 0)).inputs.shape[1] for size in self.sizes)
-        return self.batch * sum(lengths) / len(self.sizes)
+        """`sequences` sequences of one size or some more, the same for every model and seed."""
+        batch = self.batch(size)
+        for step in range(-(-sequences // batch)):
+            yield self.draw(size, batch, generator_for(self.name, split, size, step))
 
 
 def generator_for(task: str, split: str, seed: int, step: int) -> torch.Generator:
@@ -68,10 +71,10 @@ def distinct(count: int, low: int, high: int, batch: int, generator: torch.Gener
 
 def recall(pairs: int, batch: int, generator: torch.Generator) -> Batch:
     """Multi-query associative recall (Arora et al. 2023, "Zoology", section 3): pairs of a key and a value, then at
-    every later place a key that is among them; the target there is its value. RECALL_CONTEXT tokens."""
+    every later place a key that is among them; the target there is its value. Each key is asked twice on average."""
     keys = distinct(pairs, 0, HALF, batch, generator)
     values = torch.randint(HALF, VOCAB, (batch, pairs), generator=generator)
-    asked = torch.randint(pairs, (batch, RECALL_CONTEXT - 2 * pairs), generator=generator)
+    asked = torch.randint(pairs, (batch, 2 * pairs), generator=generator)
     return _asked(_interleaved(keys, values), keys.gather(1, asked), values.gather(1, asked))
 
 

@@ -80,7 +80,7 @@ def test_full_attention_learns_to_recall() -> None:
     """Multi-query associative recall: 95 % of the values of eight pairs."""
     spec = small_models(["llama3"])[0].spec
     task = TASKS["recall"]
-    found = perform(Run(replace(spec, vocab=task.vocab), task.name, 4e-3, 0, task.steps, task.batch, 64), None)
+    found = perform(Run(replace(spec, vocab=task.vocab), task.name, 8e-3, 0, task.steps, 1, 64), None)
     assert found.figures[at_size(8)] >= 0.95
 
 
@@ -89,6 +89,6 @@ def test_beyond_the_windows_recall_is_a_guess() -> None:
     """Each key is asked once, 192 tokens or more after its value; six windows of 16 reach 90."""
     spec = small_models(["llama3"], ["GQA(window=16)"])[1].spec
     task = TASKS["far-recall"]
-    found = perform(Run(replace(spec, vocab=task.vocab), task.name, 4e-3, 0, 150, task.batch, 64), None)
+    found = perform(Run(replace(spec, vocab=task.vocab), task.name, 8e-3, 0, 150, 1, 64), None)
     answers = 128 * FAR_PAIRS
     assert abs(found.figures[at_size(192)] - 1 / VALUES) < 4 * sqrt(1 / VALUES / answers)
