@@ -22,6 +22,7 @@ from benchmarks.output.report import Report
 from zoo.cli.runner import Debug, Json, Out
 from zoo.cli.tables import Format
 from zoo.errors import UsageError
+from zoo.units import parse_count
 
 TOKENS = {"": 1, "k": 2**10, "m": 2**20}
 BYTES = {"": 2**30, "gib": 2**30, "mib": 2**20, "tib": 2**40, "gb": 10**9, "mb": 10**6, "tb": 10**12}
@@ -42,6 +43,14 @@ def parse_tokens(text: str) -> int:
 def parse_tokens_or_none(text: str | int) -> int:
     """A number of tokens that may be 0. An int, the default, is returned as it is."""
     return int(text) if str(text).strip() == "0" or isinstance(text, int) else parse_tokens(text)
+
+
+def parse_count_option(text: str | int) -> int:
+    """A count: 200k, 0.6M, 2_000_000; k is 1,000 here. An int, the default, is returned as it is."""
+    try:
+        return text if isinstance(text, int) else parse_count(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def parse_memory(text: str | int) -> int:
@@ -71,6 +80,7 @@ def parse_computing_dtype(text: str) -> torch.dtype:
 
 
 tokens_option = partial(typer.Option, parser=parse_tokens, metavar="TOKENS")
+count_option = partial(typer.Option, parser=parse_count_option, metavar="COUNT", show_default=False)
 tokens_or_none_option = partial(typer.Option, parser=parse_tokens_or_none, metavar="TOKENS")
 # Their help says the default, which typer would show as torch.float32 or in bytes.
 dtype_option = partial(typer.Option, parser=parse_dtype, metavar="DTYPE", show_default=False)

@@ -26,7 +26,8 @@ class Table:
     """Rows and their layout: a title, the columns, and one legend line or more beneath.
 
     `derive` makes the cells that no single value of a row fills, such as a range; for a row without a line of its own,
-    whose values are shown in other rows' lines, it returns None.
+    whose values are shown in other rows' lines, it returns None. `star_notes`: whether the legend says what the star of
+    a swapped model stands for.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Table:
     legend: Sequence[str]
     rows: Rows
     derive: Callable[[Row], Row | None] = lambda row: {}
+    star_notes: bool = True
 
     def text(self, format: Format) -> str:
         """Title, table and legend, as plain text at most 80 columns wide or as Markdown. Columns without a value in any
@@ -41,7 +43,7 @@ class Table:
         lines = [(row, cells) for row in self.rows if (cells := self.derive(row)) is not None]
         rows = [row | cells | ({"model": named(row)} if "model" in row else {}) for row, cells in lines]
         shown = [column for column in self.columns if any(row.get(column.key) not in (None, []) for row in rows)]
-        legend = [*self.legend, *_swap_notes(self.rows)]
+        legend = [*self.legend, *(_swap_notes(self.rows) if self.star_notes else [])]
         if format is Format.md:
             shown = [replace(column, header=column.header.replace("\n", " ")) for column in shown]
             title, notes = f"### {self.title}", [f"- {line}" for line in legend]

@@ -65,8 +65,9 @@ def test_a_swapped_model_is_a_row_like_any_other(call: Callable[..., str]) -> No
 
 def test_every_verb_is_tested_here() -> None:
     """compare needs two models, so that what follows is called for it below; load needs files: test_load.py; gallery
-    writes them. What is measured needs a fake clock: test_throughput_command.py, of blocks test_measured_verbs.py."""
-    assert verbs().keys() - CALLS.keys() == {"compare", "load", "throughput", "mla", "blocks", "gallery"}
+    writes them; learn trains: test_learn.py. What is measured needs a fake clock: test_throughput_command.py, of blocks
+    test_measured_verbs.py."""
+    assert verbs().keys() - CALLS.keys() == {"compare", "load", "throughput", "mla", "blocks", "gallery", "learn"}
 
 
 def test_compare_fits_and_follows_the_schema_for_any_two(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,189 @@
+"""What models learn at an equal budget."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks import options
+from benchmarks.learning import expected
+from benchmarks.learning.comparison import Comparison, LearnConfig, Results, check_text, parse_tasks, runner
+from benchmarks.learning.entries import Entry, small_models
+from benchmarks.learning.runs import Outcome, Run, RunStore
+from benchmarks.learning.sweep import DEFAULT_RATES, parse_rates
+from benchmarks.learning.tables import tables
+from benchmarks.learning.workers import Workers, available_cores
+from benchmarks.measure.environment import recorded
+from benchmarks.output.progress import progress
+from zoo.errors import CheckFailed, UsageError, require_package
+from zoo.training.data import read_text, standard_library
+from zoo.training.tokenizers import ByteTokenizer
+from zoo.training.tokens import TokenFile, token_file
+
+Match = StrEnum("Match", ["params", "active", "flops", "kv"])  # what is made equal
+FOLDER = Path("learning")
+COMMITTED_RATES = Path(__file__).parents[1] / "data" / "learning_rates.json"
+QUICK = ("llama3", "olmo2", "gemma3", "deepseek-v3")  # plain; other norms; windows; latents and experts
+TOKENS, QUICK_TOKENS, QUICK_TASK_SHARE = 600_000, 120_000, 0.75
+SEEDS, SWAP_SEEDS = 3, 5
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which models are compared, in which small forms."""
+
+    names: Annotated[
+        options.Strings,
+        typer.Argument(
+            help="Presets, families (their smallest), hub ids, folders with a config.json. None: every family."
+        ),
+    ] = None
+    swap: Annotated[
+        options.Strings,
+        typer.Option(
+            metavar="CHANGE",
+            help="Add each model with its small form changed: 'GQA(window=32)', norm=olmo. Each --swap is a row; "
+            "several changes in one have ; between them.",
+        ),
+    ] = None
+    params: Annotated[int, options.count_option(help="Of each small form: 200k, 2M. [200k]")] = 200_000
+    match: Annotated[Match, typer.Option(help="What is made equal.")] = Match.params
+    context: Annotated[int, options.tokens_option(help="That they are trained at.")] = 256
+    ignore_field: Annotated[
+        options.Strings, typer.Option(metavar="NAME", help="A field of a folder's config.json to ignore. Repeatable.")
+    ] = None
+
+    def entries(self, quick: bool) -> list[Entry]:
+        """The models, in their small forms."""
+        names = self.names or (QUICK if quick else [])
+        match: Any = self.match.value  # one of the words of zoo.swaps.scaled.Match
+        return small_models(names, self.swap or [], self.params, match, self.context, self.ignore_field or [])
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What they are trained on, and how long."""
+
+    tasks: Annotated[
+        str,
+        typer.Option(
+            metavar="TASKS",
+            help="With commas: text, length, recall, copying, selective-copying, induction, far-recall; or all.",
+        ),
+    ] = "text,recall"
+    tokens: Annotated[int | None, options.count_option(help="Of text, a run. [0.6M; --quick: 0.12M]")] = None
+    batch: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 8
+    seeds: Annotated[int | None, typer.Option(min=2, help="[3; with --swap: 5]", show_default=False)] = None
+    rates: Annotated[
+        str | None, typer.Option(metavar="RATES", help="Learning rates that a sweep begins with. [4e-3,8e-3,16e-3]")
+    ] = None
+    learning_rate: Annotated[float | None, typer.Option(metavar="RATE", help="Of every model, without a sweep.")] = None
+    quick: Annotated[
+        bool, options.flag("Four models, fewer tokens, learning rates of an earlier sweep: two minutes.", "--quick")
+    ] = False
+
+    def config(self, models: ModelOptions) -> LearnConfig:
+        """What is trained. Raises UsageError for a budget below two steps, and for rates that contradict each other."""
+        if self.rates is not None and self.learning_rate is not None:
+            raise UsageError("give --rates for a sweep, or --learning-rate for none")
+        tokens = self.tokens or (QUICK_TOKENS if self.quick else TOKENS)
+        steps = tokens // (self.batch * models.context)
+        if steps < 2:
+            raise UsageError(f"--tokens {tokens:,} is less than two steps of {self.batch} x {models.context} tokens")
+        return LearnConfig(
+            parse_tasks(self.tasks),
+            steps,
+            self.seeds or (SWAP_SEEDS if models.swap and not self.quick else SEEDS),
+            models.context,
+            self.batch,
+            parse_rates(self.rates) if self.rates else DEFAULT_RATES,
+            self._fixed(),
+            QUICK_TASK_SHARE if self.quick else 1.0,
+        )
+
+    def _fixed(self) -> Callable[[Entry], float] | None:
+        if (rate := self.learning_rate) is not None:
+            parse_rates(str(rate))
+            return lambda entry: rate
+        return committed_rate if self.quick and self.rates is None else None
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """What is read, what is kept, and how many processes work."""
+
+    text: Annotated[Path | None, typer.Option(metavar="PATH", help="A file or folder. [Python's own library]")] = None
+    runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Where each run is kept when it ends.")] = FOLDER
+    curves: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw curves there, as PNG and SVG.")] = None
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time. [one a core]")] = None
+
+    def tokens(self) -> TokenFile:
+        """The text, as a token file beside the runs."""
+        corpus = standard_library() if self.text is None else read_text(self.text, leave_out=self.runs)
+        return token_file(self.runs, corpus, ByteTokenizer())
+
+
+def command(*, models: ModelOptions, training: TrainingOptions, files: FileOptions, to: options.ReportOptions) -> None:
+    """What models learn at an equal budget, in small forms.
+
+    Text (bits per byte) and synthetic tasks (accuracy): the same data in the same order, each model at its own learning
+    rate, intervals over seeds. Each run is kept when it ends: after Ctrl-C the same command goes on.
+
+    \b
+    python -m benchmarks learn --quick
+    python -m benchmarks learn llama3 --swap 'GQA(window=32)' --swap rope=NoPE --tasks text,recall,length
+    """
+    require_package("scipy", "train")
+    if files.curves is not None:
+        for package in ("altair", "vl_convert"):
+            require_package(package, "gallery")
+    config, entries, store = training.config(models), models.entries(training.quick), RunStore(files.runs)
+    tokens, jobs = files.tokens(), files.jobs or available_cores()
+    check_text(tokens, config.context)
+    results = Results(entries, config, tokens)
+    with to.report() as report, recorded(report, torch.device("cpu")):
+        failed = make_runs(results, store, jobs)
+        report.add(*tables(results))
+        if files.curves is not None:
+            from benchmarks.gallery import learning_curves  # imports the packages above
+
+            learning_curves.write(files.curves, report.tables[0].rows)
+        if failed:
+            raise CheckFailed(f"{failed} of the runs failed; the same command tries them again")
+
+
+def make_runs(results: Results, store: RunStore, jobs: int) -> int:
+    """Make what is not kept, with a note of the expected time first and of what is kept if Ctrl-C ends it -> how many
+    runs failed."""
+    note = partial(print, file=sys.stderr)
+    plan, failures = expected.planned(results, store), list[str]()
+
+    def failed(line: str) -> None:
+        failures.append(line)
+        note(line)
+
+    if plan:
+        seconds = expected.expected_seconds(plan, results.config, jobs)
+        note(expected.describe(len(plan), seconds, jobs))
+    with Workers[Run, Outcome](runner(store.folder, results.tokens.path), jobs) as workers, progress("training") as bar:
+        comparison = Comparison(results, store, workers, failed, note, bar.tick, bar.expect)
+        try:
+            comparison.finish()
+        except KeyboardInterrupt:
+            note(f"{comparison.made} runs were made and are kept in {store.folder}; the same command goes on")
+            raise
+    return len(failures)
+
+
+def committed_rate(entry: Entry) -> float:
+    """The learning rate that an earlier sweep chose for a model; for others the usual one."""
+    document = json.loads(COMMITTED_RATES.read_text(encoding="utf-8"))
+    rate: float = document["rates"].get(entry.model.name, document["default"])
+    return rate

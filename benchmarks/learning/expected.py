@@ -1,0 +1,74 @@
+"""How long a comparison will take: a few training steps of each model are timed, the rest is multiplication."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from time import perf_counter
+
+import torch
+
+import zoo
+from benchmarks.learning.comparison import LearnConfig, Results
+from benchmarks.learning.entries import Entry
+from benchmarks.learning.runs import Run, RunStore
+from benchmarks.learning.workers import one_thread
+from zoo.training.batches import Batch
+from zoo.training.loop import Trainer, TrainingConfig
+
+TIMED_STEPS = 2
+OVERHEAD = 1.2  # of evaluations, building, and processes that share the memory's bandwidth
+
+
+def planned(results: Results, store: RunStore) -> list[tuple[Entry, Run]]:
+    """The runs that are not kept yet. A run whose learning rate is still to be chosen counts as kept if it is kept at
+    one of the rates of the sweep; what widens a sweep is not foreseen."""
+    config, found = results.config, list[tuple[Entry, Run]]()
+    for entry in results.entries:
+        rates: Iterable[float] = config.rates
+        if config.fixed is not None:
+            rates = [config.fixed(entry)]
+        else:
+            sweep = [config.sweep_run(entry, rate, results.tokens.hash) for rate in config.rates]
+            found += [(entry, run) for run in store.missing(sweep)]
+        for task in config.trained:
+            for seed in range(config.seeds):
+                runs = [config.run(entry, task, rate, seed, results.tokens.hash) for rate in rates]
+                if len(store.missing(runs)) == len(runs):
+                    found.append((entry, runs[0]))
+    return found
+
+
+def expected_seconds(plan: Iterable[tuple[Entry, Run]], config: LearnConfig, jobs: int) -> float:
+    """Seconds that these runs will take, `jobs` at a time."""
+    plan = list(plan)
+    seconds = {entry: seconds_per_token(entry, config) for entry in dict.fromkeys(entry for entry, _ in plan)}
+    total = sum(run.tokens * seconds[entry] for entry, run in plan) * OVERHEAD
+    return max(total / jobs, max((run.tokens * seconds[entry] for entry, run in plan), default=0.0))
+
+
+def seconds_per_token(entry: Entry, config: LearnConfig) -> float:
+    """Of training on one thread, as measured: the faster of TIMED_STEPS steps after one that does not count."""
+    with one_thread():
+        trainer = Trainer(zoo.build(entry.spec), TrainingConfig(TIMED_STEPS + 1, 1e-3, config.batch, config.context))
+        tokens = torch.randint(
+            entry.spec.vocab, (config.batch, config.context), generator=torch.Generator().manual_seed(0)
+        )
+        seconds = []
+        for _ in range(TIMED_STEPS + 1):
+            start = perf_counter()
+            trainer.train_step(Batch(tokens, tokens))
+            seconds.append(perf_counter() - start)
+    return min(seconds[1:]) / tokens.numel()
+
+
+def format_duration(seconds: float) -> str:
+    """45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def describe(runs: int, seconds: float, jobs: int) -> str:
+    """What is about to happen, in a line."""
+    at_once = "one at a time" if jobs == 1 else f"{jobs} at a time"
+    return f"{runs} runs to make, {at_once}: about {format_duration(seconds)}; more if a sweep is widened"

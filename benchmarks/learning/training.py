@@ -1,0 +1,114 @@
+"""One run: a small model is trained on text or on a synthetic task, and evaluated.
+
+What each run's figures are: of text, bits per byte on held-out files, while it learns and at the end, and beyond the
+trained context; of a synthetic task, the accuracy at each of its sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import perf_counter
+
+import torch
+
+import zoo
+from benchmarks.learning.runs import TEXT, Outcome, Point, Run
+from benchmarks.learning.tasks import TASKS, Task
+from zoo.model.decoder import Decoder
+from zoo.training.batches import IGNORED, Batch
+from zoo.training.loop import DivergedError, Trainer, TrainingConfig, evaluate
+from zoo.training.tokens import TokenFile, heldout_batches, training_batch
+
+BITS_PER_BYTE = "bits_per_byte"
+LENGTHS = (1, 2, 4)  # times the trained context
+BACKWARD = 2  # FLOPs of a backward pass, in forward passes
+CURVE_POINTS, CURVE_TOKENS, FINAL_TOKENS, LENGTH_TOKENS = 6, 2**14, 2**16, 2**14
+
+
+def beyond(times: int) -> str:
+    """The figure of bits per byte in the second half of a context that is `times` the trained one."""
+    return f"{BITS_PER_BYTE}_at_{times}x"
+
+
+def at_size(size: int) -> str:
+    """The figure of the accuracy at a size of a synthetic task."""
+    return f"accuracy_at_{size}"
+
+
+def perform(run: Run, tokens: TokenFile | None) -> Outcome:
+    """Train and evaluate. A run whose loss becomes NaN has an outcome too, without figures. Raises ZooError for a spec
+    or sizes that cannot be trained."""
+    try:
+        if run.task == TEXT:
+            assert tokens is not None
+            return _learn_text(run, tokens)
+        return _learn_task(run, TASKS[run.task])
+    except DivergedError as error:
+        return Outcome({}, diverged=str(error))
+
+
+def config(run: Run) -> TrainingConfig:
+    """How the run is trained."""
+    return TrainingConfig(run.steps, run.learning_rate, run.batch, run.context, seed=run.seed)
+
+
+def training_flops(spec: Decoder, context: int) -> float:
+    """FLOPs of training on one token, the mean over a context: a forward pass and a backward pass of twice as many."""
+    return (1 + BACKWARD) * spec.flops(0, context) / context
+
+
+def _learn_text(run: Run, tokens: TokenFile) -> Outcome:
+    trainer = Trainer(zoo.build(run.spec, seed=run.seed), config(run))
+    marks = {round(run.steps * i / CURVE_POINTS) for i in range(1, CURVE_POINTS)} - {0, run.steps}
+    curve, seconds, seen = list[Point](), 0.0, 0
+    per_token = training_flops(run.spec, run.context)
+    for step in range(run.steps):
+        batch = training_batch(tokens, step, run.batch, run.context, run.seed)
+        start = perf_counter()
+        trainer.train_step(batch)
+        seconds += perf_counter() - start
+        seen += batch.inputs.numel()
+        if step + 1 in marks:
+            bits = _bits_per_byte(trainer, tokens, run, CURVE_TOKENS)
+            curve.append(Point(seen, round(seen * per_token), seconds, bits))
+    final = _bits_per_byte(trainer, tokens, run, FINAL_TOKENS)
+    curve.append(Point(seen, round(seen * per_token), seconds, final))
+    figures = {BITS_PER_BYTE: final}
+    if run.split == "heldout":
+        figures |= {beyond(times): _beyond(trainer, tokens, run, times) for times in LENGTHS}
+    return Outcome(figures, tuple(curve), seen, seconds)
+
+
+def _learn_task(run: Run, task: Task) -> Outcome:
+    trainer = Trainer(zoo.build(run.spec, seed=run.seed), config(run))
+    seconds, seen = 0.0, 0
+    for step in range(run.steps):
+        batch = task.training_batch(step, run.seed)
+        start = perf_counter()
+        trainer.train_step(batch)
+        seconds += perf_counter() - start
+        seen += batch.inputs.numel()
+    tests = {at_size(size): evaluate(trainer.model, task.test_batches(size)) for size in task.sizes}
+    return Outcome({name: each.accuracy for name, each in tests.items()}, (), seen, seconds)
+
+
+def _bits_per_byte(trainer: Trainer, tokens: TokenFile, run: Run, limit: int) -> float:
+    """On the first `limit` tokens of the split that the run is evaluated on."""
+    batches = heldout_batches(tokens, run.batch, run.context, limit, run.split)
+    found = evaluate(trainer.model, batches)
+    return tokens.bits_per_byte(found.nats, found.scored, run.split)
+
+
+def _beyond(trainer: Trainer, tokens: TokenFile, run: Run, times: int) -> float:
+    """Bits per byte in the second half of a context that is `times` the trained one."""
+    context = times * run.context
+
+    def second_halves() -> Iterator[Batch]:
+        first_half = torch.arange(context) < context // 2
+        for inputs, targets in heldout_batches(tokens, max(1, run.batch // times), context, LENGTH_TOKENS, run.split):
+            second = torch.where(first_half, IGNORED, targets)
+            if (second != IGNORED).any():  # the text may end in a first half
+                yield Batch(inputs, second)
+
+    found = evaluate(trainer.model, second_halves())
+    return tokens.bits_per_byte(found.nats, found.scored, run.split)

@@ -1,0 +1,161 @@
+"""Worker processes, one a core with one torch thread each: jobs go out one by one, results come back as they end.
+
+Workers are spawned, never forked: a fork of a process with threads may hang. They do not see Ctrl-C, which the terminal
+sends to the whole group of processes; the process that started them ends them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from zoo.errors import ZooError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+CONTEXT = get_context("spawn")
+SECONDS_TO_END = 5.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job has no result, in one line."""
+
+    reason: str
+
+
+@dataclass
+class _Worker(Generic[Job]):
+    process: BaseProcess
+    connection: Connection
+    job: Job | None = None
+
+
+class Workers(Generic[Job, Result]):
+    """`count` processes that apply `function`, which must be importable by name, to jobs. As a context manager: all end
+    with the block, at once where an exception or Ctrl-C ends it. With a count of 1 everything runs in this process."""
+
+    def __init__(self, function: Callable[[Job], Result], count: int) -> None:
+        self.function, self.count = function, count
+        self._workers: list[_Worker[Job]] = []
+
+    def __enter__(self) -> Workers[Job, Result]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join(SECONDS_TO_END)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+            worker.connection.close()
+        self._workers.clear()
+
+    def map(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | Failure]]:
+        """Each job with its result or the reason why it has none, in the order in which they end."""
+        if self.count == 1:
+            for job in jobs:
+                with one_thread():
+                    result = attempt(self.function, job)
+                yield job, result
+            return
+        waiting = list(reversed(jobs))
+        while waiting or any(worker.job is not None for worker in self._workers):
+            self._hand_out(waiting)
+            busy = {worker.connection: worker for worker in self._workers if worker.job is not None}
+            for connection in wait(list(busy)):
+                worker = busy[connection]  # type: ignore[index]
+                assert worker.job is not None
+                job, worker.job = worker.job, None
+                try:
+                    result = worker.connection.recv()
+                except (EOFError, OSError):
+                    result = self._ended(worker)
+                yield job, result
+
+    def _hand_out(self, waiting: list[Job]) -> None:
+        """Give each idle worker a job; start workers as long as there are fewer than `count` and jobs wait."""
+        idle = [worker for worker in self._workers if worker.job is None]
+        while waiting and (idle or len(self._workers) < self.count):
+            worker = idle.pop() if idle else self._start()
+            worker.job = waiting.pop()
+            worker.connection.send(worker.job)
+
+    def _start(self) -> _Worker[Job]:
+        ours, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=_serve, args=(theirs, self.function), daemon=True)
+        with interrupts_held():
+            process.start()
+        theirs.close()
+        worker = _Worker[Job](process, ours)
+        self._workers.append(worker)
+        return worker
+
+    def _ended(self, worker: _Worker[Job]) -> Failure:
+        worker.process.join(SECONDS_TO_END)
+        code = worker.process.exitcode
+        worker.connection.close()
+        self._workers.remove(worker)
+        by = f"signal {-code} (out of memory?)" if code is not None and code < 0 else f"exit code {code}"
+        return Failure(f"its process ended by {by}")
+
+
+def attempt(function: Callable[[Job], Result], job: Job) -> Result | Failure:
+    """The result of a job, or why it has none. Ctrl-C is not caught."""
+    try:
+        return function(job)
+    except ZooError as error:
+        return Failure(" ".join(str(error).split()))
+    except Exception as error:  # a bug in one run: the others are kept
+        return Failure(" ".join(f"{type(error).__name__}: {error}".split()))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within, torch computes with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Within, Ctrl-C waits; a process that starts here never sees it, since it inherits the mask of its parent."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # its start would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def available_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+    """The life of a worker: jobs until the other end closes."""
+    torch.set_num_threads(1)
+    with suppress(EOFError, OSError):  # the process that started this one has ended
+        while True:
+            connection.send(attempt(function, connection.recv()))
