@@ -72,12 +72,13 @@ class TrainingOptions:
     """What they are trained on, and how long."""
 
     tasks: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="TASKS",
-            help="With commas: text, length, recall, copying, selective-copying, induction, far-recall; or all.",
+            help="With commas: text, length, recall, copying, selective-copying, induction, far-recall; or all. "
+            "[text,recall; --quick: text]",
         ),
-    ] = "text,recall"
+    ] = None
     tokens: Annotated[int | None, options.count_option(help="Of text, a run. [0.6M; --quick: 0.12M]")] = None
     batch: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 8
     seeds: Annotated[int | None, typer.Option(min=2, help="[3; with --swap: 5]", show_default=False)] = None
@@ -98,7 +99,7 @@ class TrainingOptions:
         if steps < 2:
             raise UsageError(f"--tokens {tokens:,} is less than two steps of {self.batch} x {models.context} tokens")
         return LearnConfig(
-            parse_tasks(self.tasks),
+            parse_tasks(("text" if self.quick else "text,recall") if self.tasks is None else self.tasks),
             steps,
             self.seeds or (SWAP_SEEDS if models.swap and not self.quick else SEEDS),
             models.context,
