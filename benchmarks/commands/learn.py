@@ -87,7 +87,7 @@ class TrainingOptions:
     ] = None
     learning_rate: Annotated[float | None, typer.Option(metavar="RATE", help="Of every model, without a sweep.")] = None
     quick: Annotated[
-        bool, options.flag("Four models, fewer tokens, learning rates of an earlier sweep: two minutes.", "--quick")
+        bool, options.flag("Four models, fewer tokens, committed learning rates: about two minutes.", "--quick")
     ] = False
 
     def config(self, models: ModelOptions) -> LearnConfig:
@@ -184,7 +184,7 @@ def make_runs(results: Results, store: RunStore, jobs: int) -> int:
 
 
 def committed_rate(entry: Entry) -> float:
-    """The learning rate that an earlier sweep chose for a model; for others the usual one."""
+    """The learning rate that is committed for a model; for others the usual one."""
     document = json.loads(COMMITTED_RATES.read_text(encoding="utf-8"))
     rate: float = document["rates"].get(entry.model.name, document["default"])
     return rate
