@@ -72,12 +72,13 @@ class TrainingOptions:
     """What they are trained on, and how long."""
 
     tasks: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="TASKS",
-            help="With commas: text, length, recall, copying, selective-copying, induction, far-recall; or all.",
+            help="With commas: text, length, recall, copying, selective-copying, induction, far-recall; or all. "
+            "[text,recall; --quick: text]",
         ),
-    ] = "text,recall"
+    ] = None
     tokens: Annotated[int | None, options.count_option(help="Of text, a run. [0.6M; --quick: 0.12M]")] = None
     batch: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 8
     seeds: Annotated[int | None, typer.Option(min=2, help="[3; with --swap: 5]", show_default=False)] = None
@@ -86,7 +87,7 @@ class TrainingOptions:
     ] = None
     learning_rate: Annotated[float | None, typer.Option(metavar="RATE", help="Of every model, without a sweep.")] = None
     quick: Annotated[
-        bool, options.flag("Four models, fewer tokens, learning rates of an earlier sweep: two minutes.", "--quick")
+        bool, options.flag("Four models, fewer tokens, committed learning rates: about two minutes.", "--quick")
     ] = False
 
     def config(self, models: ModelOptions) -> LearnConfig:
@@ -98,7 +99,7 @@ class TrainingOptions:
         if steps < 2:
             raise UsageError(f"--tokens {tokens:,} is less than two steps of {self.batch} x {models.context} tokens")
         return LearnConfig(
-            parse_tasks(self.tasks),
+            parse_tasks(("text" if self.quick else "text,recall") if self.tasks is None else self.tasks),
             steps,
             self.seeds or (SWAP_SEEDS if models.swap and not self.quick else SEEDS),
             models.context,
@@ -183,7 +184,7 @@ def make_runs(results: Results, store: RunStore, jobs: int) -> int:
 
 
 def committed_rate(entry: Entry) -> float:
-    """The learning rate that an earlier sweep chose for a model; for others the usual one."""
+    """The learning rate that is committed for a model; for others the usual one."""
     document = json.loads(COMMITTED_RATES.read_text(encoding="utf-8"))
     rate: float = document["rates"].get(entry.model.name, document["default"])
     return rate
