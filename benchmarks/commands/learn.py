@@ -14,7 +14,7 @@ import typer
 
 from benchmarks import options
 from benchmarks.learning import expected
-from benchmarks.learning.comparison import Comparison, LearnConfig, Results, check_text, parse_tasks, runner
+from benchmarks.learning.comparison import TASK_RATE, Comparison, LearnConfig, Results, check_text, parse_tasks, runner
 from benchmarks.learning.entries import Entry, small_models
 from benchmarks.learning.runs import Outcome, Run, RunStore
 from benchmarks.learning.sweep import DEFAULT_RATES, parse_rates
@@ -31,7 +31,7 @@ Match = StrEnum("Match", ["params", "active", "flops", "kv"])  # what is made eq
 FOLDER = Path("learning")
 COMMITTED_RATES = Path(__file__).parents[1] / "data" / "learning_rates.json"
 QUICK = ("llama3", "olmo2", "gemma3", "deepseek-v3")  # plain; other norms; windows; latents and experts
-TOKENS, QUICK_TOKENS, QUICK_TASK_SHARE = 600_000, 120_000, 0.75
+TOKENS, QUICK_TOKENS = 600_000, 120_000
 SEEDS, SWAP_SEEDS = 3, 5
 
 
@@ -106,7 +106,7 @@ class TrainingOptions:
             self.batch,
             parse_rates(self.rates) if self.rates else DEFAULT_RATES,
             self._fixed(),
-            QUICK_TASK_SHARE if self.quick else 1.0,
+            task_rate=self.learning_rate or TASK_RATE,
         )
 
     def _fixed(self) -> Callable[[Entry], float] | None:

@@ -25,6 +25,9 @@ from zoo.training.tokens import Split, TokenFile, open_tokens
 LENGTH = "length"  # text, beyond the context it was trained at
 ALL_TASKS = (TEXT, LENGTH, *TASKS)
 SWEEP_SHARE = 0.5  # of the steps of a result
+# The learning rate of synthetic tasks: a model learns recall all at once, after some hundred steps at a rate that stays
+# up; at half or twice this rate, or under a cosine, it comes later or not at all.
+TASK_RATE = 4e-3
 SWEEP_SEED = 10_000  # no result has it, so that a lucky seed does not choose its own rate
 MIN_STEPS = 2
 
@@ -32,7 +35,8 @@ MIN_STEPS = 2
 @dataclass(frozen=True)
 class LearnConfig:
     """What is trained: `tasks` of ALL_TASKS, `steps` of text in batches of `batch` sequences of `context` tokens, with
-    `seeds` seeds. `rates`: what a sweep begins with; `fixed` gives the rate of a model that has no sweep."""
+    `seeds` seeds. `rates`: what a sweep begins with; `fixed` gives the rate of a model that has no sweep.
+    Synthetic tasks have a rate of their own, `task_rate`."""
 
     tasks: tuple[str, ...]
     steps: int
@@ -41,7 +45,7 @@ class LearnConfig:
     batch: int = 8
     rates: tuple[float, ...] = ()
     fixed: Callable[[Entry], float] | None = None
-    task_share: float = 1.0  # of the steps that each task takes by default
+    task_rate: float = TASK_RATE
 
     @property
     def tokens(self) -> int:
@@ -55,7 +59,7 @@ class LearnConfig:
 
     def run(self, entry: Entry, task: str, rate: float, seed: int, data: str) -> Run:
         """The run of one of `trained`."""
-        return self.text_run(entry, rate, seed, data) if task == TEXT else self.task_run(entry, task, rate, seed)
+        return self.text_run(entry, rate, seed, data) if task == TEXT else self.task_run(entry, task, seed)
 
     def text_run(self, entry: Entry, rate: float, seed: int, data: str) -> Run:
         """A run on text."""
@@ -66,12 +70,11 @@ class LearnConfig:
         steps = max(MIN_STEPS, round(self.steps * SWEEP_SHARE))
         return replace(self.text_run(entry, rate, SWEEP_SEED, data), steps=steps, split="tuning")
 
-    def task_run(self, entry: Entry, name: str, rate: float, seed: int) -> Run:
-        """A run on a synthetic task, by a model with the task's vocabulary."""
+    def task_run(self, entry: Entry, name: str, seed: int) -> Run:
+        """A run on a synthetic task, by the model's form of two layers."""
         task = TASKS[name]
-        steps, context = max(MIN_STEPS, round(task.steps * self.task_share)), task.length(max(task.sizes))
-        spec = replace(entry.spec, vocab=task.vocab)
-        return Run(spec, name, rate, seed, steps, task.batch(max(task.sizes)), context)
+        context = task.length(max(task.sizes))
+        return Run(entry.on_tasks.spec, name, self.task_rate, seed, task.steps, task.batch(max(task.sizes)), context)
 
 
 @dataclass
@@ -160,9 +163,8 @@ class Comparison:
 
     def describe(self, run: Run) -> str:
         """A run in a few words."""
-        vocab = self.results.entries[0].spec.vocab
-        spec = replace(run.spec, vocab=vocab)
-        label = next((entry.label for entry in self.results.entries if entry.spec == spec), "a model")
+        forms = {form.spec: entry.label for entry in self.results.entries for form in (entry.scaled, entry.on_tasks)}
+        label = forms.get(run.spec, "a model")
         return f"{label}, {run.task}, learning rate {run.learning_rate:g}, seed {run.seed}"
 
 

@@ -12,18 +12,21 @@ from zoo.swaps.grammar import apply_swaps
 from zoo.swaps.scaled import Match, Scaled, resolved, scaled
 
 VOCAB = 256  # bytes
+TASK_LAYERS, TASK_VOCAB = 2, 64  # of the forms that learn synthetic tasks: recall takes two layers of attention
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of the comparison: what was named, with its swaps, and the small form that is trained."""
+    """A model of the comparison: what was named, with its swaps, and its small forms: the one that is trained on text,
+    and the one of two layers and half as many parameters that learns synthetic tasks."""
 
     model: NamedSpec
     scaled: Scaled
+    on_tasks: Scaled
 
     @property
     def spec(self) -> Decoder:
-        """The small form."""
+        """The small form that learns text."""
         return self.scaled.spec
 
     @property
@@ -40,8 +43,8 @@ def small_models(
     context: int = 256,
     ignore_fields: Iterable[str] = (),
 ) -> list[Entry]:
-    """The small form of each named model (none: of every family), followed by one more for each of `swaps`, which
-    changes the small form; its budget is met again. A swap of several changes has ";" between them.
+    """The small forms of each named model (none: of every family), followed by one more for each of `swaps`, which
+    changes the small forms; their budgets are met again. A swap of several changes has ";" between them.
 
     Raises UsageError for unknown names, for swaps without names and for ones that cannot be parsed, SpecError where a
     budget is too small.
@@ -50,12 +53,16 @@ def small_models(
     for model in representatives(names, (), ignore_fields):
         try:
             small = scaled(model.spec, params, match=match, vocab=VOCAB, context=context)
-            found.append(Entry(replace(model, spec=small.spec), small))
+            on_tasks = scaled(
+                model.spec, params // 2, match=match, vocab=TASK_VOCAB, context=context, layers=TASK_LAYERS
+            )
+            found.append(Entry(replace(model, spec=small.spec), small, on_tasks))
             for swap in swaps:
-                changed, dropped = apply_swaps(small.spec, [each.strip() for each in swap.split(";")])
+                changed, dropped = apply_swaps(small.spec, changes := [each.strip() for each in swap.split(";")])
                 again = resolved(changed, params, match=match)
+                two_layers = resolved(apply_swaps(on_tasks.spec, changes)[0], params // 2, match=match)
                 named = replace(model, spec=again.spec, size=None, swap=swap, dropped=", ".join(dropped) or None)
-                found.append(Entry(named, again))
+                found.append(Entry(named, again, two_layers))
         except SpecError as error:
             raise SpecError(f"{model.name}: {error}") from error
     return found

@@ -12,6 +12,7 @@ from benchmarks.learning.comparison import LearnConfig, Results
 from benchmarks.learning.entries import Entry
 from benchmarks.learning.runs import Run, RunStore
 from benchmarks.learning.workers import one_thread
+from zoo.model.decoder import Decoder
 from zoo.training.batches import Batch
 from zoo.training.loop import Trainer, TrainingConfig
 
@@ -40,19 +41,17 @@ def planned(results: Results, store: RunStore) -> list[tuple[Entry, Run]]:
 
 def expected_seconds(plan: Iterable[tuple[Entry, Run]], config: LearnConfig, jobs: int) -> float:
     """Seconds that these runs will take, `jobs` at a time."""
-    plan = list(plan)
-    seconds = {entry: seconds_per_token(entry, config) for entry in dict.fromkeys(entry for entry, _ in plan)}
-    total = sum(run.tokens * seconds[entry] for entry, run in plan) * OVERHEAD
-    return max(total / jobs, max((run.tokens * seconds[entry] for entry, run in plan), default=0.0))
+    runs = [run for _, run in plan]
+    seconds = {spec: seconds_per_token(spec, config) for spec in dict.fromkeys(run.spec for run in runs)}
+    each = [run.tokens * seconds[run.spec] for run in runs]
+    return max(sum(each) * OVERHEAD / jobs, max(each, default=0.0))
 
 
-def seconds_per_token(entry: Entry, config: LearnConfig) -> float:
+def seconds_per_token(spec: Decoder, config: LearnConfig) -> float:
     """Of training on one thread, as measured: the faster of TIMED_STEPS steps after one that does not count."""
     with one_thread():
-        trainer = Trainer(zoo.build(entry.spec), TrainingConfig(TIMED_STEPS + 1, 1e-3, config.batch, config.context))
-        tokens = torch.randint(
-            entry.spec.vocab, (config.batch, config.context), generator=torch.Generator().manual_seed(0)
-        )
+        trainer = Trainer(zoo.build(spec), TrainingConfig(TIMED_STEPS + 1, 1e-3, config.batch, config.context))
+        tokens = torch.randint(spec.vocab, (config.batch, config.context), generator=torch.Generator().manual_seed(0))
         seconds = []
         for _ in range(TIMED_STEPS + 1):
             start = perf_counter()

@@ -24,7 +24,7 @@ def tables(results: Results) -> Iterator[Table]:
     yield learned(models)
     for task in results.config.tasks:
         if rows := [row for row in figures if row["task"] == task]:
-            yield by_size(task, rows)
+            yield by_size(task, rows, results.config.task_rate)
     if differences:
         yield compared(differences)
     if any(row["sweep"] for row in models):
@@ -87,8 +87,8 @@ def _dropped(rows: Rows) -> list[str]:
     return [f"Dropped: {'; '.join(dropped)}."] if dropped else []
 
 
-def by_size(task: str, rows: Rows) -> Table:
-    """A task, with a column for each of its sizes."""
+def by_size(task: str, rows: Rows, learning_rate: float) -> Table:
+    """A task, with a column for each of its sizes; tasks are learnt at this rate."""
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     cells: dict[str, Row] = {}
     for row in rows:
@@ -102,7 +102,10 @@ def by_size(task: str, rows: Rows) -> Table:
         legend = ["In the second half of a context of so many times the trained one.", data_line(rows[0])]
     else:
         title = f"{TASKS[task].title.capitalize()}: accuracy in %"
-        legend = [f"A guess has {rows[0]['chance']:.1%}. Trained at all sizes, for {TASKS[task].steps} steps."]
+        legend = [
+            f"A guess has {rows[0]['chance']:.1%}. Forms of two layers and half the parameters, trained at all sizes, "
+            f"for {TASKS[task].steps} steps at a learning rate of {learning_rate:g}."
+        ]
     legend.append("Means over the seeds and their 95 % intervals.")
     seen = set[str]()
 

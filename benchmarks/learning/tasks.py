@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.training.batches import IGNORED, Batch
+from zoo.training.batches import Batch
+from zoo.training.losses import IGNORED
 
 VOCAB = 64
+RECALL_TOKENS = 64  # of a sequence
 HALF = VOCAB // 2
 VALUES = VOCAB - HALF  # values are the upper half of the vocabulary: HALF, HALF + 1, ...
 FILLER, SEPARATOR = 0, 1
@@ -33,8 +35,8 @@ class Task:
     size_word: str
     chance: float
     draw: Callable[[int, int, torch.Generator], Batch]
-    tokens: int = 2048  # per step, about: a model needs many short sequences to find what they have in common
-    steps: int = 400
+    tokens: int = 3072  # per step, about: a model needs many short sequences to find what they have in common
+    steps: int = 500
     vocab: int = VOCAB
 
     def length(self, size: int) -> int:
@@ -71,10 +73,10 @@ def distinct(count: int, low: int, high: int, batch: int, generator: torch.Gener
 
 def recall(pairs: int, batch: int, generator: torch.Generator) -> Batch:
     """Multi-query associative recall (Arora et al. 2023, "Zoology", section 3): pairs of a key and a value, then at
-    every later place a key that is among them; the target there is its value. Each key is asked twice on average."""
+    every later place, up to RECALL_TOKENS, a key that is among them; the target there is its value."""
     keys = distinct(pairs, 0, HALF, batch, generator)
     values = torch.randint(HALF, VOCAB, (batch, pairs), generator=generator)
-    asked = torch.randint(pairs, (batch, 2 * pairs), generator=generator)
+    asked = torch.randint(pairs, (batch, RECALL_TOKENS - 2 * pairs), generator=generator)
     return _asked(_interleaved(keys, values), keys.gather(1, asked), values.gather(1, asked))
 
 

@@ -15,8 +15,9 @@ import zoo
 from benchmarks.learning.runs import TEXT, Outcome, Point, Run
 from benchmarks.learning.tasks import TASKS, Task
 from zoo.model.decoder import Decoder
-from zoo.training.batches import IGNORED, Batch
+from zoo.training.batches import Batch
 from zoo.training.loop import DivergedError, Trainer, TrainingConfig, evaluate
+from zoo.training.losses import IGNORED
 from zoo.training.tokens import TokenFile, heldout_batches, training_batch
 
 BITS_PER_BYTE = "bits_per_byte"
@@ -48,8 +49,9 @@ def perform(run: Run, tokens: TokenFile | None) -> Outcome:
 
 
 def config(run: Run) -> TrainingConfig:
-    """How the run is trained."""
-    return TrainingConfig(run.steps, run.learning_rate, run.batch, run.context, seed=run.seed)
+    """How the run is trained: text under a cosine, tasks at a rate that stays up until the end."""
+    schedule = "cosine" if run.task == TEXT else "wsd"
+    return TrainingConfig(run.steps, run.learning_rate, run.batch, run.context, schedule=schedule, seed=run.seed)
 
 
 def training_flops(spec: Decoder, context: int) -> float:

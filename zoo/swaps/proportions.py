@@ -15,7 +15,8 @@ from zoo.registry import Spec
 EXPERTS, MIN_K = 16, 2  # with one expert per token, renormalised weights are 1 and the router gets no gradient
 WINDOWS_IN_CONTEXT = 8  # a window is at least context / 8
 MAX_WIDTH = 1.5  # heads * head_dim / dim: wider attention leaves a small model too little feed-forward
-MIN_HEAD_DIM, MAX_HEAD_DIM = 6, 256
+MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 256
+USUAL_HEAD_DIM = 12  # narrower heads learn recall late or not at all, and take attention kernels as long as wide ones
 MIN_THETA = 10.0
 Fields = dict[str, Any]
 
@@ -91,8 +92,8 @@ class Proportions:
 def grouped_heads(held: Fields, full_dim: int, dim: int) -> Fields:
     """heads, kv_heads and head_dim at width `dim`, in the ratios that they have at `full_dim`.
 
-    One KV head stays one, and several stay several where that leaves a head_dim of MIN_HEAD_DIM; of those numbers, the
-    one whose head_dim is nearest to `head_width(dim)`. heads * head_dim == dim stays so where `dim` divides.
+    One KV head stays one, and several stay several where that leaves a head_dim of USUAL_HEAD_DIM; of those numbers,
+    the one whose head_dim is nearest to `head_width(dim)`. heads * head_dim == dim stays so where `dim` divides.
     """
     heads, kv_heads, head_dim = held["heads"], held["kv_heads"], held["head_dim"]
     square = heads * head_dim == full_dim
@@ -107,7 +108,8 @@ def grouped_heads(held: Fields, full_dim: int, dim: int) -> Fields:
         rounded = 2 * max(1, round(width / (number * queries) / 2))
         fits = not square or rounded * number * queries == dim
         other_kind = (number == 1) != (kv_heads == 1)
-        options.append((not fits, other_kind, abs(log2(rounded / head_width(dim))), number, rounded))
+        narrow = rounded < USUAL_HEAD_DIM
+        options.append((not fits, narrow, other_kind, abs(log2(rounded / head_width(dim))), number, rounded))
     *_, few, rounded = min(options)
     if not square and few * queries * rounded == dim:
         rounded += 2 if heads * head_dim > full_dim else -2
