@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.analytic.models import chosen
-from benchmarks.gallery.learning_tables import learning_tables
+from benchmarks.gallery.learning_tables import learning_tables, section
 from benchmarks.options import Names, flag
 from benchmarks.output.files import write_file
 from benchmarks.performance import kept, read
@@ -84,7 +84,8 @@ def read_learned(path: Path) -> list[Row]:
         raise MalformedError(f"{path}: holds no comparison; write it with python -m benchmarks learn --json")
     try:
         learning_tables(rows)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        section(rows)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise MalformedError(f"{path}: not rows of python -m benchmarks learn --json ({error})") from error
     for fact in SHARED:
         values = {row[fact] for row in rows if row.get(fact) is not None}

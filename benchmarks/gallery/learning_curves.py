@@ -144,7 +144,12 @@ def _labels(base: alt.Chart, place: Place, models: Sequence[str]) -> alt.Chart:
 def _accuracy(data: Sequence[Row]) -> alt.FacetChart:
     """A panel for each task, a row for each model, a colour for each size."""
     measures = list(dict.fromkeys(row["measure"] for row in data))
-    base = alt.Chart().encode(y=alt.Y("model:N", sort=None).title(None), yOffset=alt.YOffset("measure:N", sort=None))
+    sizes = {task: {row["size"] for row in data if row["task"] == task} for task in dict.fromkeys(map(_task, data))}
+    # Sizes by their rank, since those of one task would leave room for themselves in the panels of all others.
+    ranks = list(range(1, max(map(len, sizes.values())) + 1))
+    base = alt.Chart().transform_window(rank="dense_rank()", sort=[alt.SortField("size")], groupby=["task"])
+    offset = alt.YOffset("rank:O", scale=alt.Scale(domain=ranks))
+    base = base.encode(y=alt.Y("model:N", sort=None).title(None), yOffset=offset)
     legend = alt.Legend(orient="bottom", title=None, columns=4, symbolType="stroke")
     colour = _colours(measures, "measure", legend)
     x = alt.X("mean:Q").scale(domain=[0, 1], clamp=True).axis(format=".0%").title("accuracy")
@@ -154,10 +159,17 @@ def _accuracy(data: Sequence[Row]) -> alt.FacetChart:
     bars = bars.encode(x=alt.X("low:Q").title("accuracy"), x2="high:Q", color=colour)
     points = base.mark_point(filled=True, size=60, opacity=1).encode(x=x, color=colour, tooltip=tips)
     chance = base.mark_tick(thickness=2, color="@accent", bandSize=14).encode(x="chance:Q", tooltip=tips)
-    header = alt.Row("task:N", sort=None).header(title=None, labelOrient="top", labelAnchor="start", labelPadding=2)
+    header = alt.Row("task:N", sort=list(sizes)).header(
+        title=None, labelOrient="top", labelAnchor="start", labelPadding=2
+    )
     layers = alt.layer(bars, points, chance).properties(width=WIDTH, height=alt.Step(16))
     panels = layers.facet(row=header, data=alt.NamedData("learning_accuracy"))
-    return panels.resolve_scale(y="independent", yOffset="independent")
+    return panels.resolve_scale(y="independent")
+
+
+def _task(row: Row) -> str:
+    name: str = row["task"]
+    return name
 
 
 def _has_bits(row: Row) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from benchmarks.output.report import Report
 from zoo.cli.tables import Format, Row
 
 NAMES = ("llama3", "deepseek-v3")
-SWAP = "GQA(window=32)"
+SWAP = "norm=olmo"
 
 
 def learned_rows(
@@ -35,6 +36,12 @@ def learned_rows(
     report = Report(Format.json, None)
     report.add(*tables(results))
     return report.rows
+
+
+@cache
+def sample() -> list[Row]:
+    """The rows of the models and tasks above."""
+    return learned_rows()
 
 
 def _outcome(run: Run, noise: random.Random, offset: float) -> Outcome:
