@@ -137,8 +137,8 @@ def _by_place(data: Sequence[Row], domain: Sequence[float]) -> dict[Place, list[
 def _labels(base: alt.Chart, place: Place, models: Sequence[str]) -> alt.Chart:
     """The names of those models whose label has this place beside its point."""
     chosen = base.transform_filter(alt.FieldOneOfPredicate("model", list(models)))
-    wide = alt.expr(f"width < {NARROW} ? 0 : 1")
-    return chosen.mark_text(align=place.align, dx=place.dx, dy=place.dy, opacity=wide).encode(text="model:N")
+    size = alt.expr(f"width < {NARROW} ? 0 : 12")  # names that are merely invisible would still take room
+    return chosen.mark_text(align=place.align, dx=place.dx, dy=place.dy, fontSize=size).encode(text="model:N")
 
 
 def _accuracy(data: Sequence[Row]) -> alt.FacetChart:
