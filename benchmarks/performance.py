@@ -46,10 +46,10 @@ def kept(folder: Path = FOLDER) -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.json")) if file.stem != EARLIER}
 
 
-def read(file: Path) -> Row:
-    """A document of `throughput --json`. Raises NotAvailable for a file that cannot be read, MalformedError for another
-    document and for one of another schema version."""
-    wrong = f"{file}: not a document of python -m benchmarks throughput --json"
+def read(file: Path, verb: str = SPEEDS) -> Row:
+    """A document of `python -m benchmarks throughput --json`, or of another verb. Raises NotAvailable for a file that
+    cannot be read, MalformedError for another document and for one of another schema version."""
+    wrong = f"{file}: not a document of python -m benchmarks {verb} --json"
     try:
         document: Row = json.loads(file.read_text(encoding="utf-8"))
         version = document["schema_version"]

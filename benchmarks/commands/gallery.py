@@ -9,13 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.analytic.models import chosen
+from benchmarks.gallery.learning_tables import learning_tables, section
 from benchmarks.options import Names, flag
+from benchmarks.output.files import write_file
 from benchmarks.performance import kept, read
 from zoo.cli.runner import Debug, emit
+from zoo.cli.tables import Row
 from zoo.errors import MalformedError, require_package
 from zoo.units import format_bytes
 
 FOLDER = Path("gallery")
+# What all figures of a comparison have in common.
+SHARED = ("data_hash", "code_hash", "tokens", "batch", "context", "seeds")
+LEARNED = Path(__file__).parents[2] / "docs" / "learning"  # the comparisons that come with the repository
 
 
 def command(
@@ -26,11 +32,15 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", help="What `python -m benchmarks throughput --json` wrote: speeds to show."),
     ] = None,
+    learned: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What `python -m benchmarks learn --json` wrote: learning to show."),
+    ] = None,
     docs: Annotated[bool, flag("Write what docs/ holds of it: the text on blocks, and pictures.", "--docs")] = False,
     open: Annotated[bool, flag("Show it in a browser.", "--open")] = False,
     debug: Debug = False,
 ) -> None:
-    """A web page of the architectures: diagrams, charts, what fits, what a swap costs.
+    """A web page of the architectures: diagrams, charts, what small forms learn, what fits, what a swap costs.
 
     One file, index.html, which needs no network; beside it data/, the numbers of each chart as CSV, and with --png
     charts/, each chart for papers.
@@ -38,15 +48,19 @@ def command(
     models = chosen(names or [])
     samples = measured or next(iter(kept().values()), None)  # the default: the speeds of the first processor kept here
     speeds = read_measured(samples) if samples else None
+    comparisons = kept(LEARNED)
+    comparison = learned or comparisons.get("default") or next(iter(comparisons.values()), None)
+    rows = read_learned(comparison) if comparison else None
     for package in ("altair", "vl_convert", "jinja2", "mistune"):
         require_package(package, "gallery")
     from benchmarks.gallery import files  # imports the packages above
 
     if docs:
         for name, content in files.docs_files().items():
-            files.write_file(out / name, content)
+            write_file(out / name, content)
         return
-    index, *others = files.write_gallery(out, models, speeds, images=png, progress=partial(print, file=sys.stderr))
+    note = partial(print, file=sys.stderr)
+    index, *others = files.write_gallery(out, models, speeds, images=png, progress=note, learned=rows)
     emit(f"{index}  {format_bytes(index.stat().st_size)}, {len(others)} files beside it")
     if open:
         webbrowser.open(index.absolute().as_uri())
@@ -60,3 +74,22 @@ def read_measured(path: Path) -> dict[str, Any]:
     if not rows:
         raise MalformedError(f"{path}: holds no speeds; write it with python -m benchmarks throughput --json")
     return {"rows": rows, "machine": document["machine"]}
+
+
+def read_learned(path: Path) -> list[Row]:
+    """The rows of a comparison of what models learn. Raises what `read` does, and MalformedError for a file without
+    such rows, with rows that lack a figure, and for one whose figures are of several texts or budgets."""
+    rows: list[Row] = read(path, "learn")["rows"]
+    if not any(row["table"] == "learn" for row in rows):
+        raise MalformedError(f"{path}: holds no comparison; write it with python -m benchmarks learn --json")
+    try:
+        learning_tables(rows)
+        section(rows)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise MalformedError(f"{path}: not rows of python -m benchmarks learn --json ({error})") from error
+    for fact in SHARED:
+        values = {row[fact] for row in rows if row.get(fact) is not None}
+        if len(values) > 1:
+            found = " and ".join(sorted(map(str, values)))
+            raise MalformedError(f"{path}: figures of different {fact} cannot stand side by side: {found}")
+    return rows

@@ -21,6 +21,7 @@ from benchmarks.learning.sweep import DEFAULT_RATES, parse_rates
 from benchmarks.learning.tables import tables
 from benchmarks.learning.workers import Workers, available_cores
 from benchmarks.measure.environment import recorded
+from benchmarks.output.files import write_file
 from benchmarks.output.progress import progress
 from zoo.errors import CheckFailed, UsageError, require_package
 from zoo.training.data import read_text, standard_library
@@ -153,9 +154,10 @@ def command(*, models: ModelOptions, training: TrainingOptions, files: FileOptio
         failed = make_runs(results, store, jobs)
         report.add(*tables(results))
         if files.curves is not None:
-            from benchmarks.gallery import learning_curves  # imports the packages above
+            from benchmarks.gallery.learning_curves import pictures  # imports the packages above
 
-            learning_curves.write(files.curves, report.tables[0].rows)
+            for name, image in pictures(report.rows).items():
+                write_file(files.curves / name, image)
         if failed:
             raise CheckFailed(f"{failed} of the runs failed; the same command tries them again")
 

@@ -18,6 +18,7 @@ from zoo.architectures import families
 from zoo.cli.tables import Row
 
 Json = dict[str, Any]
+FORMATS = ("png", "svg")  # of a chart as a picture
 WIDTH, HEIGHT = 720, 420
 ROW = 22  # pixels of a model's row
 LEGEND: Json = {"orient": "bottom", "columns": 4, "title": None}

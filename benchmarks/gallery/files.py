@@ -19,19 +19,20 @@ from benchmarks.analytic import compare
 from benchmarks.analytic.kv import InferenceConfig, crossing_row
 from benchmarks.analytic.models import NamedSpec, chosen
 from benchmarks.analytic.roofline import device, devices
-from benchmarks.gallery import blocks_page, charts, cost_terms, swap_grid
+from benchmarks.gallery import blocks_page, charts, cost_terms, learning_curves, swap_grid
 from benchmarks.gallery.blocks_page import STYLE_SHEET, without_style
 from benchmarks.gallery.chart_tables import tables
+from benchmarks.gallery.charts import FORMATS
 from benchmarks.gallery.cost_terms import BATCHES, Terms
+from benchmarks.gallery.learning_tables import learning_tables, section
 from benchmarks.gallery.overview import groups, overview, typical
 from benchmarks.gallery.swap_grid import Grid
+from benchmarks.output.files import write_file
 from benchmarks.output.report import columns
 from benchmarks.output.show import describe_crossing
-from zoo.cli.tables import Format, render
+from zoo.cli.tables import Format, Row, render
 from zoo.diagram import svg
-from zoo.errors import NotAvailable
 
-FORMATS = ("png", "svg")
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("sums", "show", "diagrams", "whatif", "charts")
 CONTEXT, DEVICE = 4096, "h100"  # of the costs that two models are compared in
@@ -42,14 +43,22 @@ Json = dict[str, Any]
 Interned = dict[str, tuple[int, Any]]  # the repr of each distinct value -> its index, and the value
 
 
-def page(models: Sequence[NamedSpec], measured: Mapping[str, Any] | None = None) -> str:
-    """The HTML of the page of these models. `measured`: the document of `python -m benchmarks throughput --json`."""
+def page(
+    models: Sequence[NamedSpec], measured: Mapping[str, Any] | None = None, learned: Sequence[Row] | None = None
+) -> str:
+    """The HTML of the page of these models. `measured`: the document of `python -m benchmarks throughput --json`;
+    `learned`: the rows of `python -m benchmarks learn --json`, without which their section is left out."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, keep_trailing_newline=True)
     machine = "Measured on {cpu}, {platform}, torch {torch}.".format_map(measured["machine"]) if measured else ""
     specs = {  # every chart in Vega, the tables it reads, and whether its colours distinguish models
         name: {"vega": charts.compiled(name), "tables": chart.tables, "by_model": chart.by_model}
         for name, chart in charts.CHARTS.items()
     }
+    learning = learning_tables(learned or [])
+    curves = learning_curves.drawable(learning)
+    for name, chart in curves.items():
+        vega = learning_curves.compiled(name, learning)
+        specs[name] = {"vega": vega, "tables": (chart.table,), "by_model": False}
     return environment.from_string(_read("page.html")).render(
         style=_read("style.css") + "".join(STYLE_SHEET.findall(svg(models[0].spec, models[0].name))),
         families=len(groups(models)),
@@ -57,10 +66,12 @@ def page(models: Sequence[NamedSpec], measured: Mapping[str, Any] | None = None)
         overview=without_style(overview(typical(models), "overview-")),
         charts=charts.CHARTS,
         measured=machine,
+        learned=section(learned) if learned else None,
+        curves=curves,
         blocks=blocks_page.html(),
         version=version("zoo-llm"),
         diagrams={model.name: without_style(svg(model.spec, model.name)) for model in models},
-        data=_json(data(models, measured)),
+        data=_json(data(models, measured, learning)),
         specs=_json(specs),
         vega=charts.javascript(),
         script="\n".join(_read(f"{name}.js") for name in SCRIPTS),
@@ -81,8 +92,10 @@ def _index(values: Interned, value: Any) -> int:
     return values.setdefault(repr(value), (len(values), value))[0]
 
 
-def data(models: Sequence[NamedSpec], measured: Mapping[str, Any] | None = None) -> Json:
-    """Everything that the page's scripts look up or add up."""
+def data(
+    models: Sequence[NamedSpec], measured: Mapping[str, Any] | None = None, learning: Mapping[str, list[Row]] = {}
+) -> Json:
+    """Everything that the page's scripts look up or add up. `learning`: the tables of what small models learned."""
     terms: Interned = {}
     names = {model.name for model in models}
     return {
@@ -100,7 +113,7 @@ def data(models: Sequence[NamedSpec], measured: Mapping[str, Any] | None = None)
         "comparisons": _comparisons(models),
         "tables": {
             name: {"columns": list(rows[0]) if rows else [], "rows": [list(row.values()) for row in rows]}
-            for name, rows in tables(models, measured["rows"] if measured else ()).items()
+            for name, rows in {**tables(models, measured["rows"] if measured else ()), **learning}.items()
         },
     }
 
@@ -168,19 +181,21 @@ def write_gallery(
     measured: Mapping[str, Any] | None,
     images: bool,
     progress: Callable[[str], None] = lambda step: None,
+    learned: Sequence[Row] | None = None,
 ) -> list[Path]:
     """Write index.html, data/*.csv and, with `images`, charts/*.png and *.svg -> the files, the page first. `progress`
     is called with the name of each step. Raises NotAvailable if a file cannot be written."""
     progress("drawing and adding up")
-    files = {folder / "index.html": page(models, measured).encode()}
+    files = {folder / "index.html": page(models, measured, learned).encode()}
     speeds = measured["rows"] if measured else ()
-    for name, rows in tables(models, speeds).items():
+    for name, rows in (tables(models, speeds) | learning_tables(learned or [])).items():
         if rows:
             text = render(rows, columns(**{key: key for key in rows[0]}), Format.csv)
             files[folder / "data" / f"{name}.csv"] = f"{text}\n".encode()
     if images:
         progress("drawing charts")
-        files |= {folder / "charts" / name: image for name, image in chart_images(models, speeds).items()}
+        images_by_name = chart_images(models, speeds) | learning_curves.pictures(learned or [])
+        files |= {folder / "charts" / name: image for name, image in images_by_name.items()}
     for path, content in files.items():
         write_file(path, content)
     return list(files)
@@ -199,19 +214,3 @@ def docs_files() -> dict[str, bytes]:
     texts = {"overview.svg": overview(typical(chosen([]))), "blocks.md": blocks_page.markdown()}
     texts |= {f"blocks/{name}": drawing for name, drawing in blocks_page.pictures().items()}
     return {name: f"{text}\n".encode() for name, text in texts.items()}
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a whole file or none of it. Raises NotAvailable if it cannot be written."""
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotAvailable(f"cannot write to {path.parent}: {error.strerror}") from error
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        raise NotAvailable(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)

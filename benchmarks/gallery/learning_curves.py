@@ -1,119 +1,104 @@
-"""Charts of what models learn: bits per byte against tokens, FLOPs and seconds, and against the bytes of the cache.
+"""Charts of what models learn: bits per byte against the bytes of the cache and against tokens, FLOPs and seconds of
+training, and accuracy at tasks.
 
-They are drawn from the rows "learn" of `python -m benchmarks learn`, as pictures or for a page.
+They are drawn from the rows of `python -m benchmarks learn`, as pictures or for a page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
-from statistics import fmean
+from typing import Any
 
 import altair as alt
 import vl_convert
 
-from benchmarks.gallery.charts import COUNT_LABEL, DECADES, HEIGHT, HUES, LEGEND, LIGHT, WIDTH, log_axis, styled
-from benchmarks.gallery.files import FORMATS, write_file
+from benchmarks.gallery.charts import (
+    COUNT_LABEL,
+    DECADES,
+    HEIGHT,
+    HUES,
+    LEGEND,
+    LIGHT,
+    PAGE,
+    WIDTH,
+    log_axis,
+    styled,
+)
+from benchmarks.gallery.label_places import Place, label_places
+from benchmarks.gallery.learning_tables import learning_tables
 from zoo.cli.tables import Row
 
 ONE_TWO_FIVE = [digit * decade for decade in DECADES for digit in (1, 2, 5)]
 SECONDS_LABEL = "datum.value + ' s'"
 BYTES_LABEL = "datum.value >= 1024 ? datum.value / 1024 + ' KiB' : datum.value + ' B'"
 POWERS_OF_TWO = [2**i for i in range(24)]
+NARROW = 480  # pixels; below, a page shows its legend instead of names in the chart
 
 
 @dataclass(frozen=True)
 class LearningChart:
-    """A chart and the rows that it needs: `data` makes them of the rows of a comparison."""
+    """A chart of a table of `learning_tables`. `wanted`: which of its rows the chart shows."""
 
     title: str
     caption: str
-    data: Callable[[Sequence[Row]], list[Row]]
-    draw: Callable[[Sequence[Row]], alt.LayerChart]
+    table: str
+    wanted: Callable[[Row], bool]
+    draw: Callable[[Sequence[Row]], alt.TopLevelMixin]
+
+    def data(self, tables: Mapping[str, Sequence[Row]]) -> list[Row]:
+        """The rows that it shows."""
+        return [row for row in tables[self.table] if self.wanted(row)]
 
 
-def label(row: Row) -> str:
-    """A model with its swaps."""
-    return f"{row['model']} {row['swap']}" if row["swap"] else row["model"]
+def drawable(tables: Mapping[str, Sequence[Row]]) -> dict[str, LearningChart]:
+    """The charts that have data, by name."""
+    return {name: chart for name, chart in CHARTS.items() if chart.data(tables)}
 
 
-def curve_points(rows: Sequence[Row]) -> list[Row]:
-    """The evaluations during training: of each model and number of tokens, the means over its seeds."""
-    found = []
-    for row in rows:
-        points = dict[int, list[Row]]()
-        for run in row["runs"]:
-            for point in run["curve"]:
-                points.setdefault(point["tokens"], []).append(point)
-        for seeds in points.values():
-            means = {key: fmean(point[key] for point in seeds) for key in ("tokens", "flops", "seconds")}
-            bits = [point["bits_per_byte"] for point in seeds]
-            found.append({"model": label(row), **means, "bits": fmean(bits), "low": min(bits), "high": max(bits)})
-    return found
-
-
-def cache_points(rows: Sequence[Row]) -> list[Row]:
-    """Bits per byte with its interval, and the bytes of the cache per token of a full context."""
-    return [
-        {
-            "model": label(row),
-            "kv": row["kv_bytes"] / row["context"],
-            "bits": row["bits_per_byte"],
-            "low": row["bits_per_byte"] if row["bits_per_byte_low"] is None else row["bits_per_byte_low"],
-            "high": row["bits_per_byte"] if row["bits_per_byte_high"] is None else row["bits_per_byte_high"],
-        }
-        for row in rows
-        if row["bits_per_byte"] is not None
-    ]
-
-
-def picture(name: str, rows: Sequence[Row], format: str) -> bytes:
-    """A chart as PNG (two pixels per point) or SVG, in light colours."""
+def compiled(name: str, tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """A chart compiled to Vega: an empty table, which the page fills, and the page's colours."""
     chart = CHARTS[name]
-    data = chart.data(rows)
-    spec = styled(chart.draw(data), LIGHT) | {
-        "title": chart.title,
-        "datasets": {"learned": data},
-        "background": LIGHT["paper"],
-    }
-    vega = vl_convert.vegalite_to_vega(spec)
-    return vl_convert.vega_to_svg(vega).encode() if format == "svg" else vl_convert.vega_to_png(vega, scale=2)
+    spec: dict[str, Any] = vl_convert.vegalite_to_vega(styled(chart.draw(chart.data(tables)), PAGE))
+    return spec
 
 
-def write(folder: Path, rows: Sequence[Row]) -> list[Path]:
-    """Write every chart that has data as PNG and SVG -> the files. Raises NotAvailable if one cannot be written."""
-    files = []
-    for name, chart in CHARTS.items():
-        if chart.data(rows):
-            for format in FORMATS:
-                files.append(folder / f"{name}.{format}")
-                write_file(files[-1], picture(name, rows, format))
-    return files
+def pictures(rows: Sequence[Row]) -> dict[str, bytes]:
+    """File name -> image of every chart that has data, in light colours: PNG (two pixels per point) and SVG."""
+    tables = learning_tables(rows)
+    images = dict[str, bytes]()
+    for name, chart in drawable(tables).items():
+        spec = styled(chart.draw(chart.data(tables)), LIGHT)
+        spec |= {"title": chart.title, "datasets": {chart.table: tables[chart.table]}, "background": LIGHT["paper"]}
+        vega = vl_convert.vegalite_to_vega(spec)
+        images |= {
+            f"{name}.png": vl_convert.vega_to_png(vega, scale=2),
+            f"{name}.svg": vl_convert.vega_to_svg(vega).encode(),
+        }
+    return images
 
 
-def _colour(data: Sequence[Row]) -> alt.Color:
-    models = list(dict.fromkeys(row["model"] for row in data))
-    hues = [hue for _, hue in zip(models, cycle(HUES), strict=False)]
-    legend = alt.Legend(**LEGEND, symbolType="stroke")
-    return alt.Color("model:N", sort=None, scale=alt.Scale(domain=models, range=hues), legend=legend)
+def _colours(names: Sequence[str], field: str, legend: alt.Legend | None) -> alt.Color:
+    """A hue for each name, in their order."""
+    hues = [hue for _, hue in zip(names, cycle(HUES), strict=False)]
+    return alt.Color(f"{field}:N", sort=None, scale=alt.Scale(domain=list(names), range=hues), legend=legend)
 
 
-def _bits() -> alt.Y:
-    return alt.Y("bits:Q").scale(zero=False, padding=12).title("bits per byte, held-out text")
-
-
-def _base(data: Sequence[Row], x: alt.X) -> alt.Chart:
-    tips = [alt.Tooltip("model:N"), alt.Tooltip("bits:Q", format=".3f")]
-    return alt.Chart(alt.NamedData("learned")).encode(x=x, y=_bits(), color=_colour(data), tooltip=tips)
+def _base(table: str, data: Sequence[Row], x: alt.X, legend: alt.Legend | None, *tips: alt.Tooltip) -> alt.Chart:
+    """Bits per byte by x, a colour for each model."""
+    y = alt.Y("bits_per_byte:Q").scale(zero=False, padding=12).title("bits per byte, held-out text")
+    colour = _colours(list(dict.fromkeys(row["model"] for row in data)), "model", legend)
+    shown = [alt.Tooltip("model:N"), alt.Tooltip("bits_per_byte:Q", format=".3f", title="bits per byte"), *tips]
+    chart = alt.Chart(alt.NamedData(table)).transform_filter("isValid(datum.bits_per_byte)")
+    return chart.encode(x=x, y=y, color=colour, tooltip=shown)
 
 
 def _curves(x: alt.X) -> Callable[[Sequence[Row]], alt.LayerChart]:
     """Means, and a band from the lowest to the highest seed."""
 
     def draw(data: Sequence[Row]) -> alt.LayerChart:
-        base = _base(data, x)
+        base = _base("learning_curves", data, x, alt.Legend(**LEGEND, symbolType="stroke"))
         band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").title(None), y2="high:Q")
         lines = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=30))
         return alt.layer(band, lines).properties(width=WIDTH, height=HEIGHT)
@@ -122,40 +107,111 @@ def _curves(x: alt.X) -> Callable[[Sequence[Row]], alt.LayerChart]:
 
 
 def _by_cache(data: Sequence[Row]) -> alt.LayerChart:
-    sizes = [row["kv"] for row in data]
-    domain = [min(sizes) / 1.5, max(sizes) * 2]  # room for the names
-    x = log_axis(alt.X("kv:Q"), POWERS_OF_TWO, BYTES_LABEL, "bytes of KV cache per token", base=2, domain=domain)
-    base = _base(data, x)
-    intervals = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q"), y2="high:Q")
+    sizes = [row["kv_bytes_per_token"] for row in data]
+    domain = [min(sizes) / 1.6, max(sizes) * 1.6]  # room for the names
+    title = "bytes of KV cache per token"
+    x = log_axis(alt.X("kv_bytes_per_token:Q"), POWERS_OF_TWO, BYTES_LABEL, title, base=2, domain=domain)
+    tips = [alt.Tooltip(f"bits_per_byte_{end}:Q", format=".3f", title=end) for end in ("low", "high")]
+    cache = alt.Tooltip("kv_bytes_per_token:Q", format=",.0f", title="KV bytes per token")
+    base = _base("learning", data, x, None, *tips, cache)
+    intervals = base.transform_filter("isValid(datum.bits_per_byte_low)").mark_rule(strokeWidth=2)
+    intervals = intervals.encode(y=alt.Y("bits_per_byte_low:Q"), y2="bits_per_byte_high:Q")
     points = base.mark_point(filled=True, size=90, opacity=1)
-    names = base.mark_text(align="left", dx=9, dy=-7).encode(text="model:N")
-    return alt.layer(intervals, points, names).properties(width=WIDTH, height=HEIGHT)
+    labels = [_labels(base, place, models) for place, models in _by_place(data, domain).items()]
+    return alt.layer(intervals, points, *labels).properties(width=WIDTH, height=HEIGHT)
+
+
+def _by_place(data: Sequence[Row], domain: Sequence[float]) -> dict[Place, list[str]]:
+    places = label_places(
+        [row["model"] for row in data],
+        [row["kv_bytes_per_token"] for row in data],
+        [row["bits_per_byte"] for row in data],
+        domain,
+    )
+    by_place = dict[Place, list[str]]()
+    for row, place in zip(data, places, strict=True):
+        by_place.setdefault(place, []).append(row["model"])
+    return by_place
+
+
+def _labels(base: alt.Chart, place: Place, models: Sequence[str]) -> alt.Chart:
+    """The names of those models whose label has this place beside its point."""
+    chosen = base.transform_filter(alt.FieldOneOfPredicate("model", list(models)))
+    size = alt.expr(f"width < {NARROW} ? 0 : 12")  # names that are merely invisible would still take room
+    return chosen.mark_text(align=place.align, dx=place.dx, dy=place.dy, fontSize=size).encode(text="model:N")
+
+
+def _accuracy(data: Sequence[Row]) -> alt.FacetChart:
+    """A panel for each task, a row for each model, a colour for each size."""
+    measures = list(dict.fromkeys(row["measure"] for row in data))
+    sizes = {task: {row["size"] for row in data if row["task"] == task} for task in dict.fromkeys(map(_task, data))}
+    # Sizes by their rank, since those of one task would leave room for themselves in the panels of all others.
+    ranks = list(range(1, max(map(len, sizes.values())) + 1))
+    base = alt.Chart().transform_window(rank="dense_rank()", sort=[alt.SortField("size")], groupby=["task"])
+    offset = alt.YOffset("rank:O", scale=alt.Scale(domain=ranks))
+    base = base.encode(y=alt.Y("model:N", sort=None).title(None), yOffset=offset)
+    legend = alt.Legend(orient="bottom", title=None, columns=4, symbolType="stroke")
+    colour = _colours(measures, "measure", legend)
+    x = alt.X("mean:Q").scale(domain=[0, 1], clamp=True).axis(format=".0%").title("accuracy")
+    tips = [alt.Tooltip(f"{name}:N") for name in ("model", "measure")]
+    tips += [alt.Tooltip(f"{name}:Q", format=".1%") for name in ("mean", "low", "high", "chance")]
+    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
+    bars = bars.encode(x=alt.X("low:Q").title("accuracy"), x2="high:Q", color=colour)
+    points = base.mark_point(filled=True, size=60, opacity=1).encode(x=x, color=colour, tooltip=tips)
+    chance = base.mark_tick(thickness=2, color="@accent", bandSize=14).encode(x="chance:Q", tooltip=tips)
+    header = alt.Row("task:N", sort=list(sizes)).header(
+        title=None, labelOrient="top", labelAnchor="start", labelPadding=2
+    )
+    layers = alt.layer(bars, points, chance).properties(width=WIDTH, height=alt.Step(16))
+    panels = layers.facet(row=header, data=alt.NamedData("learning_accuracy"))
+    return panels.resolve_scale(y="independent")
+
+
+def _task(row: Row) -> str:
+    name: str = row["task"]
+    return name
+
+
+def _has_bits(row: Row) -> bool:
+    return row["bits_per_byte"] is not None
 
 
 _BAND = "Means over the seeds; the band reaches from the lowest seed to the highest."
 CHARTS = {
+    "learning-by-cache": LearningChart(
+        "Bits per byte by KV cache",
+        "Lower is better. Bars: 95 % intervals over seeds. The cache is that of one sequence as long as the trained "
+        "context, in bfloat16.",
+        "learning",
+        _has_bits,
+        _by_cache,
+    ),
     "learning-by-tokens": LearningChart(
         "Bits per byte by training tokens",
         _BAND,
-        curve_points,
+        "learning_curves",
+        _has_bits,
         _curves(log_axis(alt.X("tokens:Q"), ONE_TWO_FIVE, COUNT_LABEL, "training tokens (bytes)")),
     ),
     "learning-by-flops": LearningChart(
         "Bits per byte by training FLOPs",
         f"{_BAND} A training step takes three times the FLOPs of a forward pass.",
-        curve_points,
+        "learning_curves",
+        _has_bits,
         _curves(log_axis(alt.X("flops:Q"), ONE_TWO_FIVE, COUNT_LABEL, "training FLOPs")),
     ),
     "learning-by-seconds": LearningChart(
         "Bits per byte by training time",
         f"{_BAND} Training steps alone, one thread.",
-        curve_points,
+        "learning_curves",
+        _has_bits,
         _curves(log_axis(alt.X("seconds:Q"), ONE_TWO_FIVE, SECONDS_LABEL, "seconds of training")),
     ),
-    "learning-by-cache": LearningChart(
-        "Bits per byte by KV cache",
-        "Bars: 95 % intervals over seeds. The cache is that of one sequence as long as the trained context.",
-        cache_points,
-        _by_cache,
+    "learning-accuracy": LearningChart(
+        "Accuracy at tasks",
+        "Points: means over the seeds. Bars: 95 % intervals. Ticks: a guess.",
+        "learning_accuracy",
+        lambda row: True,
+        _accuracy,
     ),
 }

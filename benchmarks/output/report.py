@@ -91,6 +91,11 @@ class Report:
         """Whether the format is for people rather than for programs."""
         return self.format in (Format.table, Format.md)
 
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all tables, each once: tables may share rows."""
+        return list({id(row): row for table in self.tables for row in table.rows}.values())
+
     def add(self, *tables: Table) -> None:
         """Take tables into the report."""
         for table in tables:
@@ -104,6 +109,6 @@ class Report:
             if self.out is not None:
                 emit("\n\n".join(table.text(self.format) for table in self.tables), self.out)
             return
-        rows = list({id(row): row for table in self.tables for row in table.rows}.values())  # tables may share rows
+        rows = self.rows
         keys = dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, list))
         emit(render(rows, [Column(key, key) for key in keys], self.format, self.about), self.out)  # csv has no lists

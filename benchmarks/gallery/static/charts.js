@@ -10,7 +10,7 @@ function records(name, names) {
   const {columns, rows} = DATA.tables[name];
   const all = rows.map(values => Object.fromEntries(columns.map((column, i) => [column, values[i]])));
   const modelColumns = ["model", "smaller", "larger"].filter(column => columns.includes(column));
-  return name === "measured" ? all : all.filter(each => modelColumns.every(column => names.includes(each[column])));
+  return name === "measured" || name.startsWith("learning") ? all : all.filter(each => modelColumns.every(column => names.includes(each[column])));
 }
 
 function chartParams() {

@@ -184,7 +184,7 @@ def test_curves_are_written(call: Callable[..., str], tmp_path: Path) -> None:
     pytest.importorskip("altair")
     call("--curves", str(tmp_path / "curves"))
     files = sorted((tmp_path / "curves").iterdir())
-    assert len(files) == 8
+    assert len(files) == 10
     assert all(file.read_bytes()[1:4] == b"PNG" for file in files if file.suffix == ".png")
     svg = (tmp_path / "curves" / "learning-by-cache.svg").read_text(encoding="utf-8")
     assert "llama3 GQA(window=4)" in svg

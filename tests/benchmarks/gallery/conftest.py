@@ -15,6 +15,7 @@ from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.models import chosen, one
 from benchmarks.gallery import files
 from benchmarks.gallery.overview import typical
+from tests.benchmarks.gallery.learned import sample
 from tests.benchmarks.gallery.speeds import MEASURED
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -27,9 +28,9 @@ SHOWN = [one(name) for name in zoo.names() if name in SHOWN_NAMES]
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A gallery with measured speeds and with chart images."""
+    """A gallery with measured speeds, with what models learn, and with chart images."""
     out = tmp_path_factory.mktemp("gallery")
-    files.write_gallery(out, SHOWN, MEASURED, images=True)
+    files.write_gallery(out, SHOWN, MEASURED, images=True, learned=sample())
     return out
 
 

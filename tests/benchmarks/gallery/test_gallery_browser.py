@@ -17,15 +17,18 @@ import torch
 from benchmarks.analytic import compare, kv, roofline
 from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.models import one
-from benchmarks.gallery import charts, swap_grid
+from benchmarks.gallery import charts, learning_curves, swap_grid
 from benchmarks.gallery.cost_terms import outside_terms
+from benchmarks.gallery.learning_tables import learning_tables
 from benchmarks.gallery.overview import groups
 from benchmarks.options import DTYPES
 from tests.benchmarks.gallery.conftest import SHOWN
+from tests.benchmarks.gallery.learned import sample
 from zoo.units import format_bytes, format_count
 
 pytestmark = pytest.mark.xdist_group("gallery")
-SECTIONS = ("architectures", "compare", "charts", "fit", "swap", "blocks")
+SECTIONS = ("architectures", "compare", "charts", "learning", "fit", "swap", "blocks")
+CHARTS = {**charts.CHARTS, **learning_curves.CHARTS}
 WIDTHS, SCHEMES = (390, 1920), ("light", "dark")
 ARTEFACTS = Path(__file__).resolve().parents[3] / ".artifacts" / "gallery"
 Open = Callable[..., Any]
@@ -272,7 +275,7 @@ def test_dropped_features_are_listed(page: Any) -> None:
 
 def draw_charts(page: Any) -> None:
     """Scroll to every chart, and wait until it is drawn."""
-    for name in charts.CHARTS:
+    for name in CHARTS:
         page.locator(f'[data-chart="{name}"]').scroll_into_view_if_needed()
         page.locator(f'[data-chart="{name}"] .plot svg').wait_for()
 
@@ -338,6 +341,31 @@ def test_figures_of_the_charts_equal_python(page: Any) -> None:
         assert row["bound"] == work.bound(device)
 
 
+def test_learning_is_shown_whichever_models_are_selected(page: Any) -> None:
+    """Its models are small forms and swaps, which are not those of the other charts."""
+    draw_charts(page)
+    tables = learning_tables(sample())
+    names = [row["model"] for row in tables["learning"]]
+    page.locator('#picker input[value="qwen3-8b"]').uncheck()
+    columns = ["model", "kv_bytes_per_token", "bits_per_byte"]
+    shown = page.evaluate(ROWS, ["learning-by-cache", columns])
+    wanted = [{column: row[column] for column in columns} for row in tables["learning"]]
+    assert wanted == [row for i, row in enumerate(shown) if row not in shown[:i]]
+    assert page.locator('[data-chart="learning-by-cache"] .legend li').all_inner_texts() == names
+    assert page.locator("#learning-table tbody th").all_inner_texts() == names
+    page.locator('#picker input[value="qwen3-8b"]').check()
+
+
+def test_names_beside_points_give_way_to_the_legend_on_a_phone(page: Any, open_page: Open) -> None:
+    for shown, size in ((page, "12px"), (open_page(390), "0px")):
+        chart = shown.locator('[data-chart="learning-by-cache"]')
+        chart.scroll_into_view_if_needed()
+        chart.locator(".plot svg").wait_for()
+        name = chart.locator(".plot svg").get_by_text("deepseek-v3", exact=True)
+        assert name.evaluate("text => getComputedStyle(text).fontSize") == size
+        assert chart.locator(".legend").get_by_text("deepseek-v3", exact=True).count() == 1
+
+
 def test_chart_is_saved_as_shown(page: Any, folder: Path) -> None:
     draw_charts(page)
     for kind in ("csv", "svg", "png"):
@@ -384,7 +412,7 @@ def test_controls_and_images_have_accessible_names(page: Any) -> None:
     for section, names in (("fit", ("Context", "Sequences", "Memory")), ("swap", ("Context",))):
         for name in names:
             assert page.locator(f"#{section}").get_by_role("slider", name=name).count() == 1
-    for chart in charts.CHARTS.values():
+    for chart in CHARTS.values():
         assert page.get_by_role("img", name=chart.title, exact=True).count() == 1
     for card in page.locator(".architecture").all():
         assert card.get_by_role("img", name=card.locator("select").input_value()).count() == 1

@@ -17,17 +17,20 @@ import zoo
 from benchmarks.__main__ import app
 from benchmarks.analytic.models import NamedSpec, chosen, one
 from benchmarks.commands.gallery import read_measured
-from benchmarks.gallery import charts, files
+from benchmarks.gallery import charts, files, learning_curves
 from benchmarks.gallery.chart_tables import tables
 from benchmarks.gallery.files import page
+from benchmarks.gallery.learning_tables import learning_tables
 from benchmarks.gallery.overview import Group, groups, typical
 from tests.benchmarks.gallery.conftest import SHOWN
+from tests.benchmarks.gallery.learned import sample
 from tests.benchmarks.gallery.speeds import MEASURED
 from zoo.cli.runner import exit_code
 from zoo.errors import MalformedError, NotAvailable
 
 pytestmark = pytest.mark.xdist_group("gallery")
 LIMIT = 4 * 10**6
+CHARTS = {**charts.CHARTS, **learning_curves.CHARTS}
 MODELS = chosen([])
 
 
@@ -60,6 +63,7 @@ def test_page_is_small_and_self_contained(folder: Path) -> None:
 def test_model_names_are_escaped() -> None:
     odd = """a"b'<i>&</script>"""
     text = page([one("smollm3"), NamedSpec(odd, one("qwen3").spec)])
+    assert "What they learn" not in text, "there is no section without a comparison"
     assert "<i>" not in text
     assert text.count("</script>") == 4
     names = [html.unescape(name) for name in re.findall(r'<template data-diagram="(.*?)">', text)]
@@ -82,7 +86,7 @@ def test_data_is_valid_in_a_script_element(folder: Path) -> None:
 
 
 def test_every_table_is_a_csv_file(folder: Path) -> None:
-    expected = tables(SHOWN, MEASURED["rows"])
+    expected = tables(SHOWN, MEASURED["rows"]) | learning_tables(sample())
     assert {path.stem for path in (folder / "data").iterdir()} == set(expected)
     for name, rows in expected.items():
         with (folder / "data" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
@@ -93,9 +97,9 @@ def test_every_table_is_a_csv_file(folder: Path) -> None:
 
 def test_every_chart_is_saved_as_images(folder: Path) -> None:
     assert {path.name for path in (folder / "charts").iterdir()} == {
-        f"{name}.{kind}" for name in charts.CHARTS for kind in files.FORMATS
+        f"{name}.{kind}" for name in CHARTS for kind in charts.FORMATS
     }
-    for name, chart in charts.CHARTS.items():
+    for name, chart in CHARTS.items():
         svg = (folder / "charts" / f"{name}.svg").read_text(encoding="utf-8")
         assert chart.title in svg
         assert "var(--" not in svg, "an image cannot take colours from a page"
@@ -173,9 +177,10 @@ def test_file_without_speeds_is_refused(tmp_path: Path, text: str | None, error:
 def test_errors_are_reported_before_anything_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert call("--measured", tmp_path / "nowhere.json", "--out", tmp_path) == 3
+    assert call("--learned", tmp_path / "nowhere.json", "--out", tmp_path) == 3
     assert call("--docs", "--out", tmp_path / "file") == 3
     err = capsys.readouterr().err.splitlines()
-    assert len(err) == 2
+    assert len(err) == 3
     assert all(line.startswith("error: cannot ") for line in err)
 
 
