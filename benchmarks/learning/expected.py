@@ -33,7 +33,8 @@ def planned(results: Results, store: RunStore) -> list[tuple[Entry, Run]]:
             found += [(entry, run) for run in store.missing(sweep)]
         for task in config.trained:
             for seed in range(config.seeds):
-                runs = [config.run(entry, task, rate, seed, results.tokens.hash) for rate in rates]
+                each = (config.run(entry, task, rate, seed, results.tokens.hash) for rate in rates)
+                runs = list(dict.fromkeys(each))  # tasks have one rate
                 if len(store.missing(runs)) == len(runs):
                     found.append((entry, runs[0]))
     return found

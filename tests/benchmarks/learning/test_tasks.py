@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from benchmarks.learning.tasks import FAR_PAIRS, FILLER, HALF, SEPARATOR, TASKS, VOCAB, Task, generator_for
-from zoo.training.batches import IGNORED, Batch
+from zoo.training.batches import Batch
+from zoo.training.losses import IGNORED
 
 ROOT = Path(__file__).parents[3]
 CASES = [(task, size) for task in TASKS.values() for size in task.sizes]

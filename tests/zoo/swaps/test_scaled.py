@@ -174,7 +174,7 @@ def test_latents_are_relative_to_the_heads(name: str, params: int) -> None:
 def test_experts(name: str) -> None:
     full, spec = zoo.spec(name), small(name, 2_000_000).spec
     before, after = parts(full, MoE)[0], parts(spec, MoE)[0]
-    assert (after.experts, after.router.k) == (16, 2)
+    assert (after.experts, after.router.k) == (min(16, before.experts), 2)
     assert (after.shared is None) == (before.shared is None)
     if after.shared:
         assert after.shared.hidden / after.expert.hidden == before.shared.hidden / before.expert.hidden

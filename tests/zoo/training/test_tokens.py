@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from zoo.errors import MalformedError, NotAvailable, UsageError
 from zoo.training import tokens as module
-from zoo.training.batches import IGNORED
 from zoo.training.data import Corpus, read_text
+from zoo.training.losses import IGNORED
 from zoo.training.tokenizers import ByteTokenizer, Tokenizer, train_bpe
 from zoo.training.tokens import (
     HEADER_BYTES,
