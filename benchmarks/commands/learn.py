@@ -62,7 +62,9 @@ class ModelOptions:
     ] = None
 
     def entries(self, quick: bool) -> list[Entry]:
-        """The models, in their small forms."""
+        """The models, in their small forms. Raises UsageError for swaps without names."""
+        if self.swap and not self.names:
+            raise UsageError("--swap changes the models that are named: name one, as in llama3 --swap 'GQA(window=32)'")
         names = self.names or (QUICK if quick else [])
         match: Any = self.match.value  # one of the words of zoo.swaps.scaled.Match
         return small_models(names, self.swap or [], self.params, match, self.context, self.ignore_field or [])

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def call(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Run learn with more arguments -> what it prints. Synthetic tasks get two steps."""
-    monkeypatch.setattr(learn, "QUICK_TASK_SHARE", 0.0)
+    short = {name: replace(task, steps=2) for name, task in comparison.TASKS.items()}
+    monkeypatch.setattr(comparison, "TASKS", short)
 
     def run(*more: str, code: int = 0) -> str:
         text, runs = ["--text", str(folder / "text")], ["--runs", str(folder / "runs")]

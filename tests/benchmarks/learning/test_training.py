@@ -9,14 +9,12 @@ import pytest
 import torch
 
 import zoo
+from benchmarks.learning.comparison import TASK_RATE
 from benchmarks.learning.entries import Entry, small_models
 from benchmarks.learning.runs import TEXT, Run
 from benchmarks.learning.tasks import FAR_PAIRS, HALF, TASKS, VALUES, generator_for
 from benchmarks.learning.training import BITS_PER_BYTE, LENGTHS, at_size, beyond, perform
-from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, pre
-from zoo.model.decoder import Decoder
 from zoo.training.data import read_text
-from zoo.training.loop import Trainer, TrainingConfig, evaluate
 from zoo.training.tokenizers import ByteTokenizer
 from zoo.training.tokens import TokenFile, token_file
 
@@ -34,12 +32,12 @@ def models() -> list[Entry]:
 
 
 def test_a_text_run_follows_from_its_seed_and_learns(tokens: TokenFile, models: list[Entry]) -> None:
-    run = Run(models[0].spec, TEXT, 1e-2, 3, 30, 4, 16, tokens.hash)
+    run = Run(models[0].spec, TEXT, 1e-2, 3, 12, 4, 16, tokens.hash)
     first, again, other = (perform(each, tokens) for each in (run, run, replace(run, seed=4)))
     assert first.figures == again.figures
     assert first.figures != other.figures
     assert first.figures.keys() == {BITS_PER_BYTE, *map(beyond, LENGTHS)}
-    assert first.tokens == 30 * 4 * 16 == first.curve[-1].tokens
+    assert first.tokens == 12 * 4 * 16 == first.curve[-1].tokens
     assert first.curve[-1].bits_per_byte == first.figures[BITS_PER_BYTE] < first.curve[0].bits_per_byte < 8.5
     assert [point.tokens for point in first.curve] == sorted({point.tokens for point in first.curve})
     assert first.curve[-1].flops == round(first.tokens * 3 * run.spec.flops(0, 16) / 16)
@@ -78,22 +76,16 @@ def test_no_value_is_seen_from_beyond_layers_times_window_less_one(
 
 
 @pytest.mark.slow
-def test_full_attention_learns_to_recall() -> None:
-    """Multi-query associative recall of eight pairs by two layers of full attention: 95 %."""
-    norm, task = RMSNorm(1e-5), replace(TASKS["recall"], sizes=(8,))
-    layer = Layer(pre(norm, GQA(4, 4, 16, rope=RoPE(1e4))), pre(norm, GLU(128)))
-    model = zoo.build(Decoder(vocab=task.vocab, dim=64, layers=(layer, layer), norm=norm), seed=0)
-    trainer = Trainer(model, TrainingConfig(300, 8e-3))
-    for step in range(300):
-        trainer.train_step(task.training_batch(step, seed=0))
-    assert evaluate(trainer.model, task.test_batches(8)).accuracy >= 0.95
+def test_full_attention_learns_recall() -> None:
+    task, spec = TASKS["recall"], small_models(["llama3"])[0].on_tasks.spec
+    found = perform(Run(spec, task.name, TASK_RATE, 0, task.steps, task.batch(16), 64), None)
+    assert all(found.figures[at_size(pairs)] >= 0.95 for pairs in task.sizes)
 
 
 @pytest.mark.slow
 def test_beyond_the_windows_recall_is_a_guess() -> None:
-    """Each key is asked once, 192 tokens or more after its value; six windows of 16 reach 90."""
-    spec = small_models(["llama3"], ["GQA(window=16)"])[1].spec
-    task = TASKS["far-recall"]
-    found = perform(Run(replace(spec, vocab=task.vocab), task.name, 8e-3, 0, 150, 1, 64), None)
+    """Each key is asked once, 192 tokens or more after its value; two windows of 16 reach 30."""
+    task, spec = TASKS["far-recall"], small_models(["llama3"], ["GQA(window=16)"])[1].on_tasks.spec
+    found = perform(Run(spec, task.name, TASK_RATE, 0, 150, 1, 64), None)
     answers = 128 * FAR_PAIRS
     assert abs(found.figures[at_size(192)] - 1 / VALUES) < 4 * sqrt(1 / VALUES / answers)
