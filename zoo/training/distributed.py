@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from zoo import catalog
 from zoo.core.devices import find_device
-from zoo.errors import UsageError
+from zoo.errors import NotAvailable, UsageError
 from zoo.model.decoder import Decoder, Model
 from zoo.training.batches import Batch
 from zoo.training.losses import IGNORED
@@ -56,7 +56,8 @@ def joined(name: str) -> Iterator[torch.device]:
     """The device of this process, by torch's name for it or for all devices of its kind. Within, the processes that
     torchrun started are one group: nccl on CUDA, a device for each process; gloo on the CPU.
 
-    Raises as `find_device` does, and UsageError for a device that several processes cannot use.
+    Raises as `find_device` does, UsageError for a device that several processes cannot use, and NotAvailable where
+    another process has ended before this one.
     """
     if not is_launched():
         yield find_device(name)
@@ -74,7 +75,12 @@ def joined(name: str) -> Iterator[torch.device]:
         timeout=TIMEOUT,
         device_id=device if on_cuda else None,
     )
-    yield device
+    try:
+        yield device
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            raise NotAvailable("another process of this run has ended; go on from its checkpoints") from error
+        raise
     dist.destroy_process_group()  # not after an error: the others may be waiting for this process
 
 
