@@ -8,6 +8,9 @@ are those of all rows, as on one device, with one exception: a load-balancing lo
 each rank's own rows, as it is the mean over the pieces of an accumulated step. n ranks therefore train as one process
 does with n times as many pieces.
 
+Under autocast a layer's weights in bfloat16 are kept whole for the backward pass, two bytes a parameter in each rank;
+recomputing layers (activation checkpointing) avoids it.
+
 Rank 0 alone prepares, prints and writes; every rank reads the folder of the run, which several machines must share.
 With one process all functions here do nothing, or what their name says.
 """

@@ -245,7 +245,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], bfloat16: bool = False)
 
 def autocast(device: torch.device, enabled: bool) -> Any:
     """Matrix products in bfloat16 where `enabled`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    # Of a sharded model the weights in bfloat16 would be kept whole, of all layers until the pass ends.
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=distributed.ranks() == 1)
 
 
 @contextmanager

@@ -39,6 +39,7 @@ def train(
     steps: int = STEPS,
     start: str | None = None,
     recompute: bool = False,
+    autocast: bool = False,
 ) -> dict[str, Any]:
     """Train a tiny model, in as many processes as there are, until `steps`: with a checkpoint after step CUT, or from
     one. The figures of all that it did."""
@@ -48,7 +49,9 @@ def train(
     else:
         model = distributed.sharded(spec, device, lambda: zoo.build(spec))
     model.activation_checkpointing = recompute
-    trainer = Trainer(model, TrainingConfig(STEPS, 3e-3, batch=ROWS, context=CONTEXT, accumulate=pieces))
+    trainer = Trainer(
+        model, TrainingConfig(STEPS, 3e-3, batch=ROWS, context=CONTEXT, accumulate=pieces, autocast=autocast)
+    )
     if start is None:
         trainer.rehearse(batch(99))
     else:
@@ -142,6 +145,16 @@ def test_without_experts_the_pieces_do_not_matter(family, tmp_path) -> None:
     one = train(torch.device("cpu"), family, str(tmp_path / "1"))
     for found in in_ranks(2, train, family, str(tmp_path / "2"), 2):
         assert_same(found, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_bfloat16_is_close(recompute, tmp_path) -> None:
+    args = 1, CUT - 1, None, recompute, True
+    one = train(torch.device("cpu"), "qwen3", "", *args)
+    for found in in_ranks(2, train, "qwen3", "", *args):
+        assert found["loss"] == pytest.approx(one["loss"], abs=5e-3)
+        assert found["evaluation"][0] == pytest.approx(one["evaluation"][0], rel=5e-3)
 
 
 @pytest.mark.parametrize(("rows", "count"), [(4, 2), (5, 2), (1, 3), (7, 4)])
