@@ -49,18 +49,19 @@ def train(
     else:
         model = distributed.sharded(spec, device, lambda: zoo.build(spec))
     model.activation_checkpointing = recompute
-    trainer = Trainer(
-        model, TrainingConfig(STEPS, 3e-3, batch=ROWS, context=CONTEXT, accumulate=pieces, autocast=autocast)
-    )
+    config = TrainingConfig(STEPS, 3e-3, batch=ROWS, context=CONTEXT, accumulate=pieces, autocast=autocast)
+    trainer = Trainer(model, config)
     if start is None:
         trainer.rehearse(batch(99))
+        evaluate(model, [batch(7)])
+        trainer = Trainer(model, config)  # as the command makes one after it has timed a step and an evaluation
     else:
         trainer.restore(read_state(Path(start))["step"], *read_tensors(Path(start)))
     results = []
     while trainer.step < steps:
         results.append(trainer.train_step(batch(trainer.step)))
         if trainer.step == CUT and start is None:
-            evaluate(model, [batch(7)])  # leaves nothing behind that a checkpoint or a step would see
+            evaluate(model, [batch(7)])  # leaves nothing behind that a checkpoint would see
             tensors = trainer.tensors()
             if distributed.rank() == 0:
                 write_checkpoint(Path(folder), CUT, *tensors, {})
