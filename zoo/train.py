@@ -3,8 +3,10 @@
 import logging
 import sys
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from math import ceil
 from pathlib import Path
 from shutil import copyfile
@@ -22,16 +24,17 @@ from zoo import catalog
 from zoo.architectures import families
 from zoo.cli.runner import Debug, emit, run
 from zoo.cli.training import minutes, shown, summary
-from zoo.core.devices import find_device, free_memory
+from zoo.core.devices import free_memory
 from zoo.errors import NotAvailable, SpecError, UsageError, ZooError
 from zoo.model.decoder import Decoder, Model
+from zoo.training import distributed
 from zoo.training.checkpoints import best_checkpoint, new_folder, read_state, remove_leftovers
 from zoo.training.fresh_spec import fresh_spec
 from zoo.training.locking import locked
 from zoo.training.loop import Trainer
 from zoo.training.material import described, find_tokens, make_tokens, material
 from zoo.training.options import PUBLISHED, Options
-from zoo.training.run import CHECKPOINTS, LOG, Run, facts, last_checkpoint, same_threads, time_steps
+from zoo.training.run import CHECKPOINTS, LOG, Run, facts, last_checkpoint, same_sums, time_steps
 from zoo.training.speed import EVALUATIONS, matmul_rate, seconds, steps_within, training_flops_per_token
 from zoo.units import format_bytes, format_count, parse_count
 
@@ -84,7 +87,7 @@ def main(
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient. Default: 1.")] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, help="Of matrices. Default: 0.1.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of weights and batches. Default: 0.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; under torchrun cpu or cuda.")] = "cpu",
     autocast: Annotated[Flag, typer.Option("--autocast", help="Compute in bfloat16.")] = None,
     compile: Annotated[Flag, typer.Option("--compile", help="Compile the model first.")] = None,
     checkpoint_activations: Annotated[
@@ -104,10 +107,13 @@ def main(
     python -m zoo.train qwen3 --out run
     python -m zoo.train gemma3 --text notes/ --vocab 2048 --minutes 30 --out run
     python -m zoo.train --out run --resume
+    torchrun --nproc-per-node 2 -m zoo.train qwen3 --out run --device cuda
     python -m weights.generate run/model "import "
     """
     began = perf_counter()
     logging.basicConfig(format="%(message)s")
+    if compile and distributed.is_launched():
+        raise UsageError("--compile is for one process: the layers of a sharded model have hooks and run uncompiled")
     if out is None:
         raise UsageError("where is the run kept? Give a new folder: --out run")
     given: dict[str, Any] = dict(name=name, params=params, tiny=tiny, swap=tuple(swap or ()) or None, source=source)
@@ -123,10 +129,9 @@ def main(
     if params is not None and params != PUBLISHED:
         _count("--params", params)
     given = {option: value for option, value in given.items() if value is not None}
-    place = find_device(device)
-    with locked(out):
-        last = _checkpoint(out, resume, given)
-        training, session = _resume(out, given, last, place) if last else _start(out, given, place, began)
+    with distributed.joined(device) as place, nullcontext() if distributed.rank() else locked(out):
+        last = distributed.from_first(lambda: _checkpoint(out, resume, given))
+        training, session = _resume(out, given, Path(last), place) if last else _start(out, given, place, began)
         _train(training, session)
 
 
@@ -140,19 +145,28 @@ class Session:
 
     def build(self, options: Options, place: torch.device, fresh: bool = True) -> Model:
         """The model, set up as the options say: with its first weights if `fresh`, else not initialised."""
-        if not fresh:
-            model = catalog.allocate(self.spec, place)
-        elif self.opened is not None:
-            model = fill(self.spec, self.opened, place, "float32")
+        if distributed.ranks() > 1:
+            first = partial(self._fresh, options, torch.device("cpu")) if fresh else None
+            model = distributed.sharded(self.spec, place, first)
         else:
-            model = catalog.build(self.spec, device=place, seed=options.seed)
+            model = self._fresh(options, place) if fresh else catalog.allocate(self.spec, place)
         model.activation_checkpointing = options.checkpoint_activations
-        if options.compile:
+        if options.compile and distributed.ranks() > 1:
+            _say("note: the run was compiled, and is not in several processes")
+        elif options.compile:
             model.compile()
         return model
 
-    def save(self, out: Path, model: Model) -> None:
-        """Save the trained model and what belongs to its tokenizer, for `weights.load` and `weights.generate`."""
+    def _fresh(self, options: Options, place: torch.device) -> Model:
+        if self.opened is not None:
+            return fill(self.spec, self.opened, place, "float32")
+        return catalog.build(self.spec, device=place, seed=options.seed)
+
+    def save(self, out: Path, model: Model | None) -> None:
+        """Save the trained model and what belongs to its tokenizer, for `weights.load` and `weights.generate`. Nothing
+        in a process that does not hold it."""
+        if model is None:
+            return
         with new_folder(out / SAVED, "model") as fresh:
             save(model, fresh)
             copyfile(out / TOKENIZER, fresh / TOKENIZER)
@@ -161,9 +175,9 @@ class Session:
                     copyfile(path, fresh / name)
 
 
-def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> Path | None:
-    """The last checkpoint of the run in a folder, None for a new run. Raises UsageError where a run is there and was
-    not asked for, or the other way round."""
+def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> str | None:
+    """The path of the last checkpoint of the run in a folder, None for a new run. Raises UsageError where a run is
+    there and was not asked for, or the other way round."""
     remove_leftovers(out / CHECKPOINTS)
     remove_leftovers(out, SAVED)
     last = last_checkpoint(out)
@@ -175,29 +189,25 @@ def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> Path | None:
         if not {"name", "source"} & set(given):
             raise UsageError(f"{out} holds no checkpoint to resume")
         _say(f"{out} holds no checkpoint yet: the run starts from the beginning")
-    return last
+    return str(last) if last else None
 
 
 def _start(out: Path, given: dict[str, Any], place: torch.device, began: float) -> tuple[Run, Session]:
     """A new run, its steps fixed."""
     options = Options.fresh(given)
     session = _session(options, place)
-    tokens, tokenizer = make_tokens(options, out, session.opened.folder if session.opened else None)
+    source = session.opened.folder if session.opened else None
+    data = distributed.from_first(lambda: described(make_tokens(options, out, source)[0]))
+    tokens, tokenizer = find_tokens(data, out, options)
     _say(f"text: {tokens.name}, {format_count(len(tokens.train))} tokens ({tokens.tokenizer}), hash {tokens.hash}")
     if tokens.vocab > session.spec.vocab:
         raise UsageError(f"the tokenizer has {tokens.vocab} tokens, and the model's vocabulary is {session.spec.vocab}")
     model = session.build(options, place)
     learns = material(model, tokens, tokenizer, options)
     rehearsed = Run(out, Trainer(model, replace(options, warmup=0.0).config(1)), learns, {}, 1)
-    budget = None if options.minutes is None else 60 * options.minutes
-    step = time_steps(rehearsed.trainer, learns.batch, budget or 0.0)
+    step = time_steps(rehearsed.trainer, learns.batch, 60 * (options.minutes or 0.0))
     evaluation = seconds(rehearsed.evaluate, place)
-    if budget is None:
-        steps = ceil((options.tokens or 0) / rehearsed.trainer.config.tokens_per_step)
-        every = options.eval_every or max(1, round(steps / EVALUATIONS))
-    else:
-        left = budget - (perf_counter() - began)
-        steps, every = steps_within(left, step, evaluation, options.eval_every)
+    steps, every = distributed.from_first(lambda: _budget(options, step, evaluation, perf_counter() - began))
     trainer, options = Trainer(model, options.config(steps)), replace(options, eval_every=every)
     _say(
         f"{format_count(session.spec.params())} parameters on {place}: {steps:,} steps of "
@@ -207,6 +217,14 @@ def _start(out: Path, given: dict[str, Any], place: torch.device, began: float) 
     training = Run(out, trainer, learns, recorded, every)
     training.fix_kernels()
     return training, session
+
+
+def _budget(options: Options, step: float, evaluation: float, spent: float) -> tuple[int, int]:
+    """How many steps a run has, and how many lie between two evaluations."""
+    if options.minutes is not None:
+        return steps_within(60 * options.minutes - spent, step, evaluation, options.eval_every)
+    steps = ceil((options.tokens or 0) / options.config(1).tokens_per_step)
+    return steps, options.eval_every or max(1, round(steps / EVALUATIONS))
 
 
 def _resume(out: Path, given: dict[str, Any], last: Path, place: torch.device) -> tuple[Run, Session]:
@@ -222,8 +240,8 @@ def _resume(out: Path, given: dict[str, Any], last: Path, place: torch.device) -
     training = Run(out, trainer, learns, recorded, options.eval_every or 1)
     training.restore(last, state)
     _say(f"resumed after step {trainer.step:,} of {trainer.config.steps:,}")
-    if not same_threads(state):
-        _say("note: another number of threads than before: losses differ in their last digits from an uncut run's")
+    if not same_sums(state):
+        _say("note: other threads or processes than before: losses differ in their last digits from an uncut run's")
     return training, session
 
 
@@ -246,7 +264,8 @@ def _session(options: Options, place: torch.device) -> Session:
         family = next(name for name, each in families().items() if catalog.resolve(options.name) in each.SIZES)
         if config is None or families()[family] is not catalog.family_of(config):
             raise UsageError(f"{options.source} is no {options.name}; leave the name out")
-    needed, free = BYTES_PER_PARAMETER * spec.params(), free_memory(place)
+    devices = distributed.ranks() if place.type == "cuda" else 1  # processes share the memory of a CPU
+    needed, free = BYTES_PER_PARAMETER * spec.params() // devices, free_memory(place)
     if free is not None and needed > free:
         raise NotAvailable(
             f"training {format_count(spec.params())} parameters needs {format_bytes(needed)} on {place} and more for "
@@ -268,17 +287,20 @@ def _train(training: Run, session: Session) -> None:
     """Train to the end, save the model, and print what was done."""
     trainer, out = training.trainer, training.folder
     flops = training_flops_per_token(session.spec, trainer.config.context)
-    rate = matmul_rate(trainer.device, torch.bfloat16 if trainer.config.autocast else torch.float32)
+    dtype = torch.bfloat16 if trainer.config.autocast else torch.float32
+    rate = distributed.ranks() * distributed.from_first(lambda: matmul_rate(trainer.device, dtype))
+    rows = training.steps()
     try:
-        row = deque(shown(training.steps(), trainer.config.steps, flops, rate), maxlen=1)[0]
-        if session.saves and not (out / SAVED).exists():
-            session.save(out, trainer.model)
+        row = deque(rows if distributed.rank() else shown(rows, trainer.config.steps, flops, rate), maxlen=1)[0]
+        if session.saves and distributed.from_first(lambda: not (out / SAVED).exists()):
+            session.save(out, distributed.whole_model(trainer.model))
     except KeyboardInterrupt:
         _say(f"the last checkpoint is {last_checkpoint(out)}; go on with: python -m zoo.train --out {out} --resume")
         raise
     except ZooError as error:
         raise type(error)(f"{error}; the last checkpoint is {last_checkpoint(out)}") from error
-    emit(summary(_figures(training, session, row, flops / rate)))
+    if distributed.rank() == 0:
+        emit(summary(_figures(training, session, row, flops / rate)))
 
 
 def _figures(training: Run, session: Session, row: dict[str, Any], seconds_per_token: float) -> dict[str, str]:
@@ -302,7 +324,8 @@ def _figures(training: Run, session: Session, row: dict[str, Any], seconds_per_t
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    if distributed.rank() == 0:
+        print(text, file=sys.stderr)
 
 
 def _count(option: str, text: str) -> int:
@@ -313,4 +336,4 @@ def _count(option: str, text: str) -> int:
 
 
 if __name__ == "__main__":
-    run(app, "python -m zoo.train")
+    run(app, "python -m zoo.train", may_report=distributed.may_report_error)

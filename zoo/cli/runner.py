@@ -7,7 +7,7 @@ available, 4 malformed input, 130 interrupted.
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -23,16 +23,22 @@ Out = Annotated[Path | None, typer.Option("--out", help="Write to this file inst
 _BadCall: type[Exception] = typer.BadParameter.__bases__[0]
 
 
-def run(app: typer.Typer, prog: str, args: Sequence[str] | None = None) -> NoReturn:
-    """Run a command line and exit with its code; an error is one line on stderr. A character that the terminal's
-    encoding cannot show, such as × in ASCII, is printed as a question mark."""
+def _always() -> bool:
+    return True
+
+
+def run(
+    app: typer.Typer, prog: str, args: Sequence[str] | None = None, may_report: Callable[[], bool] = _always
+) -> NoReturn:
+    """Run a command line and exit with its code; an error is one line on stderr, if this process `may_report` it. A
+    character that the terminal's encoding cannot show, such as × in ASCII, is printed as a question mark."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what a program has put in the place of a stream may lack it
             stream.reconfigure(errors="replace")
-    sys.exit(exit_code(app, prog, sys.argv[1:] if args is None else args))
+    sys.exit(exit_code(app, prog, sys.argv[1:] if args is None else args, may_report))
 
 
-def exit_code(app: typer.Typer, prog: str, args: Sequence[str]) -> int:
+def exit_code(app: typer.Typer, prog: str, args: Sequence[str], may_report: Callable[[], bool] = _always) -> int:
     """Run a command line and return its exit code: 0, an integer that its function returned, or the error's."""
     command = typer.main.get_command(app)
     try:
@@ -44,20 +50,22 @@ def exit_code(app: typer.Typer, prog: str, args: Sequence[str]) -> int:
     except typer.Exit as stop:  # --help, for one
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", EXIT_CODE, args)
+        return _fail("interrupted", EXIT_CODE, args, may_report)
     except _BadCall as error:
         message: str = error.format_message().replace("Value error, ", "")  # type: ignore[attr-defined]
-        return _fail(f"{message[:1].lower()}{message[1:].rstrip('.')} (see {prog} --help)", 2, args)
+        return _fail(f"{message[:1].lower()}{message[1:].rstrip('.')} (see {prog} --help)", 2, args, may_report)
     except ZooError as error:
-        return _fail(str(error), error.exit_code, args)
+        return _fail(str(error), error.exit_code, args, may_report)
     except BrokenPipeError:  # the reader, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # a bug: still one line, and how to see more
-        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, args)
+        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, args, may_report)
 
 
-def _fail(message: str, code: int, args: Sequence[str]) -> int:
+def _fail(message: str, code: int, args: Sequence[str], may_report: Callable[[], bool]) -> int:
+    if not may_report():
+        return code
     if "--debug" in args:
         traceback.print_exc()
     print(f"error: {' '.join(message.split())}", file=sys.stderr)

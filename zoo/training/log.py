@@ -55,6 +55,22 @@ class Log:
         return NotAvailable(f"the log {self.path} cannot be written: {error.strerror}")
 
 
+class NoLog:
+    """A log that nobody reads: that of a process which trains together with the one that writes."""
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        pass
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The rows of a log, up to the first line that is not whole. Raises NotAvailable where it cannot be read."""
     rows: list[dict[str, Any]] = []

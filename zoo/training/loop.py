@@ -15,6 +15,7 @@ from zoo.blocks.routers import GroupedSigmoidTopK
 from zoo.core.forward_context import RouterOutput, recorded_routing
 from zoo.errors import CheckFailed, MalformedError, UsageError, unknown
 from zoo.model.decoder import Model
+from zoo.training import distributed
 from zoo.training.batches import Batch
 from zoo.training.losses import cross_entropy, load_balancing_loss
 from zoo.training.routing import require_trainable_routers, routers_of, update_router_bias
@@ -113,10 +114,13 @@ class Evaluation(NamedTuple):
 
 
 class Trainer:
-    """A model, its optimiser, and how many steps were done. Raises UsageError for a router that could not learn."""
+    """A model, its optimiser, and how many steps were done. In several processes the model is sharded, and all of them
+    call each method with the same arguments. Raises UsageError for a router that could not learn, and for a batch that
+    cannot be divided among the processes."""
 
     def __init__(self, model: Model, config: TrainingConfig) -> None:
         require_trainable_routers(model.spec)
+        distributed.require_ranks(model, config.batch, config.accumulate)
         self.model, self.config, self.step = model, config, 0
         model.train()
         self.optimizer = _adamw(model, config)
@@ -150,12 +154,14 @@ class Trainer:
             raise UsageError(f"step {self.step + 1}: no target of the batch is scored")
         loss = balance = torch.zeros((), device=self.device)
         routing: list[list[RouterOutput]] = []
-        for piece in batch.split(config.accumulate):
+        for piece in distributed.own_rows(batch).split(config.accumulate):
             piece_loss, piece_balance, piece_routing = self._backward(piece, scored)
             loss, balance = loss + piece_loss, balance + piece_balance
             routing.append(piece_routing)
         norm = clip_grad_norm_(self._trained(), math.inf if config.clip is None else config.clip)
-        figures = torch.stack([loss, balance, norm]).tolist()  # the only place where the host waits for the device
+        loss, balance = distributed.summed(torch.stack([loss, balance])).unbind()
+        # the only place where the host waits for the device
+        figures = torch.stack([loss, balance, distributed.whole(norm)]).tolist()
         if not all(map(math.isfinite, figures)):
             raise DivergedError(
                 f"step {self.step + 1}: loss {figures[0]:g}, norm of the gradient {figures[2]:g}; "
@@ -168,13 +174,14 @@ class Trainer:
         return StepResult(self.step + 1, figures[0], figures[1], figures[2], rate)
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What training changes: the model's state dict, and the optimiser's state as "PARAMETER.exp_avg", ..."""
-        optimizer = {
-            f"{name}.{key}": value
+        """What training changes: the model's state dict, and the optimiser's state as "PARAMETER.exp_avg", ... Of
+        several processes the first one gets all of it on the CPU, the others get nothing."""
+        optimizer = (
+            (f"{name}.{key}", value)
             for name, parameter in self.model.named_parameters()
             for key, value in self.optimizer.state.get(parameter, {}).items()
-        }
-        return self.model.state_dict(), optimizer
+        )
+        return distributed.gathered(self.model.state_dict().items()), distributed.gathered(optimizer)
 
     def restore(self, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         """Continue after `step`, with what `tensors` gave then. Raises MalformedError for tensors of another model."""
@@ -184,9 +191,10 @@ class Trainer:
             name, _, part = key.rpartition(".")
             if name not in parameters or (value.ndim and value.shape != parameters[name].shape):
                 raise MalformedError(f"the optimiser's state {key} {list(value.shape)} belongs to another model")
-            state[name][part] = value.to(parameters[name].device).clone()
+            state[name][part] = distributed.own_part(value, parameters[name]).clone()
         try:
-            self.model.load_state_dict(model)
+            parts = ((name, distributed.own_part(value, parameters.get(name, value))) for name, value in model.items())
+            self.model.load_state_dict(dict(parts))
         except RuntimeError as error:
             raise MalformedError(f"the weights are those of another model: {error}") from error
         self.optimizer.state.clear()
@@ -206,8 +214,10 @@ class Trainer:
         here = int(piece.scored())
         loss = cross_entropy(logits, targets) * (here / scored) if here else 0.0 * logits.sum()
         balanced = [output for output, wanted in zip(routing, self._with_loss, strict=True) if wanted]
-        balance = load_balancing_loss(balanced) / self.config.accumulate if balanced else torch.zeros_like(loss)
-        (loss + self.config.balance * balance).backward()
+        pieces = self.config.accumulate * distributed.ranks()
+        balance = load_balancing_loss(balanced) / pieces if balanced else torch.zeros_like(loss)
+        # Gradients are averaged over ranks, and this is a rank's share of a sum.
+        ((loss + self.config.balance * balance) * distributed.ranks()).backward()
         return loss.detach(), balance.detach(), [RouterOutput(o.logits.detach(), o.chosen) for o in routing]
 
     def _trained(self) -> list[nn.Parameter]:
@@ -215,25 +225,28 @@ class Trainer:
 
 
 def evaluate(model: nn.Module, batches: Iterable[Batch], bfloat16: bool = False) -> Evaluation:
-    """A model on batches, without gradients, in eval mode. Raises UsageError where nothing is scored."""
+    """A model on batches, without gradients, in eval mode; several processes share the rows. Raises UsageError where
+    nothing is scored."""
     device = next(model.parameters()).device
     nats, scored, correct = 0.0, 0, 0
     with _eval_mode(model), torch.no_grad(), autocast(device, bfloat16):
-        for batch in batches:
+        for batch in map(distributed.own_rows, batches):
+            targets = batch.targets.to(device)
+            logits = model(batch.inputs.to(device))  # also where nothing is scored: all ranks run the model together
             if count := int(batch.scored()):
-                targets = batch.targets.to(device)
-                logits = model(batch.inputs.to(device))
                 nats += float(cross_entropy(logits, targets)) * count
                 correct += int((logits.argmax(-1) == targets).sum())
                 scored += count
-    if not scored:
+    nats, all_scored, all_correct = distributed.sums(nats, scored, correct)
+    if not all_scored:
         raise UsageError("nothing to evaluate: no target is scored")
-    return Evaluation(nats, scored, correct)
+    return Evaluation(nats, int(all_scored), int(all_correct))
 
 
 def autocast(device: torch.device, enabled: bool) -> Any:
     """Matrix products in bfloat16 where `enabled`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    # Of a sharded model the weights in bfloat16 would be kept whole, of all layers until the pass ends.
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=distributed.ranks() == 1)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """A run: training that logs each step, evaluates, keeps checkpoints, and goes on where it was cut off.
 
 The folder of a run holds log.jsonl, `checkpoints/` and the token file. A step depends on the step before it and on
-nothing else, so that a run which was killed and resumed on one device gives the same losses to the bit.
+nothing else, so that a run which was killed and resumed on one device gives the same losses to the bit. Of several
+processes all run it, and the first one writes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from zoo.core import kernels
 from zoo.core.devices import machine
 from zoo.errors import UsageError, enough
 from zoo.training import checkpoints as stored
+from zoo.training import distributed
 from zoo.training.batches import Batch
-from zoo.training.log import Log
+from zoo.training.log import Log, NoLog
 from zoo.training.loop import Trainer, evaluate
 from zoo.training.speed import seconds
 
@@ -85,14 +87,14 @@ class Run:
             self._write(self.row)
         # The log has the row of a checkpoint after the checkpoint is there, which holds it too: a folder without a
         # checkpoint never has a log.
-        with Log(self.folder / LOG, trainer.step) as log:
+        with NoLog() if distributed.rank() else Log(self.folder / LOG, trainer.step) as log:
             log.write(self.row)
             yield self.row
             while trainer.step < steps:
                 row = self._step()
                 if row["step"] % self.every == 0 or row["step"] == steps:
                     row |= self.evaluate()
-                if "bits_per_byte" in row or perf_counter() - saved > CHECKPOINT_SECONDS:
+                if "bits_per_byte" in row or _is_over(CHECKPOINT_SECONDS, saved):
                     log.flush()
                     self._write(row)
                     saved = perf_counter()
@@ -127,9 +129,11 @@ class Run:
             "bits_per_byte": row.get("bits_per_byte"),
             "seconds": self.seconds,
             "kernels": dict(self.kernels),
-            "machine": machine() | {"device": str(self.trainer.device)},
+            "machine": machine() | {"device": str(self.trainer.device), "processes": distributed.ranks()},
         }
-        stored.write_checkpoint(self.folder / CHECKPOINTS, self.trainer.step, *self.trainer.tensors(), state)
+        tensors = self.trainer.tensors()
+        if distributed.rank() == 0:
+            stored.write_checkpoint(self.folder / CHECKPOINTS, self.trainer.step, *tensors, state)
 
     def _require_same(self, state: Mapping[str, Any]) -> None:
         lines = [line for key in COMPARED for line in stored.json_differences(state.get(key), self.facts[key], key)]
@@ -148,10 +152,11 @@ def last_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def same_threads(state: Mapping[str, Any]) -> bool:
-    """Whether this process has as many threads as the one that wrote a checkpoint: with others, sums are added up in
-    another order."""
-    return bool(state.get("machine", {}).get("threads") == torch.get_num_threads())
+def same_sums(state: Mapping[str, Any]) -> bool:
+    """Whether there are as many threads and processes as when a checkpoint was written: with others, sums are added up
+    in another order."""
+    then = state.get("machine", {})
+    return bool(then.get("threads") == torch.get_num_threads() and then.get("processes", 1) == distributed.ranks())
 
 
 def time_steps(trainer: Trainer, batch: Callable[[int], Batch], budget: float = 0.0) -> float:
@@ -159,7 +164,16 @@ def time_steps(trainer: Trainer, batch: Callable[[int], Batch], budget: float = 
     seconds. The first step, in which kernels are chosen and compiled, does not count."""
     times, spent = list[float](), 0.0
     trainer.rehearse(batch(0))
-    while len(times) < MIN_TIMED or (len(times) < MAX_TIMED and spent < TIMED_SHARE * budget):
+    while distributed.from_first(partial(_goes_on, len(times), spent, budget)):
         times.append(seconds(partial(trainer.rehearse, batch(len(times))), trainer.device))
         spent += times[-1]
     return median(times)
+
+
+def _goes_on(timed: int, spent: float, budget: float) -> bool:
+    return timed < MIN_TIMED or (timed < MAX_TIMED and spent < TIMED_SHARE * budget)
+
+
+def _is_over(limit: float, began: float) -> bool:
+    """Whether so many seconds have passed by the clock of the first process."""
+    return distributed.from_first(lambda: perf_counter() - began > limit)

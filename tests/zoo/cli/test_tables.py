@@ -71,6 +71,11 @@ def test_an_error_is_one_line_and_an_exit_code(capsys, args, code, says) -> None
     assert err.count("\n") == 1
 
 
+def test_a_process_that_may_not_report_an_error_only_exits(capsys) -> None:
+    assert exit_code(app, "prog", ["malformed"], may_report=lambda: False) == 4
+    assert capsys.readouterr() == ("", "")
+
+
 def test_debug_shows_the_traceback(capsys) -> None:
     assert exit_code(app, "prog", ["defect", "--debug"]) == 1
     err = capsys.readouterr().err

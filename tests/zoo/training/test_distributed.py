@@ -1,0 +1,207 @@
+"""Several processes train as one does: losses, checkpoints, evaluation and samples, on gloo here and on nccl."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import zoo
+from tests.ranks import in_ranks
+from zoo.architectures import families
+from zoo.errors import UsageError
+from zoo.training import distributed
+from zoo.training.batches import Batch
+from zoo.training.checkpoints import read_state, read_tensors, write_checkpoint
+from zoo.training.loop import Trainer, TrainingConfig, evaluate
+from zoo.training.losses import IGNORED
+
+VOCAB, ROWS, CONTEXT, STEPS, CUT = 64, 4, 16, 20, 10
+CLOSE = 1e-5
+
+
+def batch(step: int, rows: int = ROWS) -> Batch:
+    """Rows of which some targets are not scored, and not equally many in each."""
+    tokens = torch.randint(VOCAB, (rows, CONTEXT + 1), generator=torch.Generator().manual_seed(step))
+    targets = tokens[:, 1:].clone()
+    targets[0, : 3 + step % 5] = IGNORED
+    return Batch(tokens[:, :-1], targets)
+
+
+def train(
+    device: torch.device,
+    family: str,
+    folder: str,
+    pieces: int = 1,
+    steps: int = STEPS,
+    start: str | None = None,
+    recompute: bool = False,
+    autocast: bool = False,
+) -> dict[str, Any]:
+    """Train a tiny model, in as many processes as there are, until `steps`: with a checkpoint after step CUT, or from
+    one. The figures of all that it did."""
+    spec = replace(zoo.spec(family, tiny=True), vocab=VOCAB)
+    if distributed.ranks() == 1:
+        model = zoo.build(spec, device=device)
+    else:
+        model = distributed.sharded(spec, device, lambda: zoo.build(spec))
+    model.activation_checkpointing = recompute
+    config = TrainingConfig(STEPS, 3e-3, batch=ROWS, context=CONTEXT, accumulate=pieces, autocast=autocast)
+    trainer = Trainer(model, config)
+    if start is None:
+        trainer.rehearse(batch(99))
+        evaluate(model, [batch(7)])
+        trainer = Trainer(model, config)  # as the command makes one after it has timed a step and an evaluation
+    else:
+        trainer.restore(read_state(Path(start))["step"], *read_tensors(Path(start)))
+    results = []
+    while trainer.step < steps:
+        results.append(trainer.train_step(batch(trainer.step)))
+        if trainer.step == CUT and start is None:
+            evaluate(model, [batch(7)])  # leaves nothing behind that a checkpoint would see
+            tensors = trainer.tensors()
+            if distributed.rank() == 0:
+                write_checkpoint(Path(folder), CUT, *tensors, {})
+    found = evaluate(model, [batch(100), batch(101, rows=3), batch(102, rows=1)])  # fewer rows than ranks, too
+    whole = distributed.whole_model(model)
+    return {
+        "loss": [result.loss for result in results],
+        "balance": [result.balance_loss for result in results],
+        "norm": [result.grad_norm for result in results],
+        "evaluation": list(found),
+        "sample": model.generate(batch(0).inputs[:1, :4].to(device), 8, temperature=0.8, seed=0).tolist(),
+        "sums": whole and {name: float(value.detach().double().sum()) for name, value in whole.named_parameters()},
+    }
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any], close: float = CLOSE) -> None:
+    """What two trainings found, the first of which may have begun later."""
+    later = -len(found["loss"])
+    assert found["loss"] == pytest.approx(expected["loss"][later:], abs=close)
+    assert found["balance"] == pytest.approx(expected["balance"][later:], abs=close)
+    assert found["norm"] == pytest.approx(expected["norm"][later:], rel=100 * close)
+    nats, scored, correct = found["evaluation"]
+    assert [scored, correct] == expected["evaluation"][1:]
+    assert nats / scored == pytest.approx(expected["evaluation"][0] / scored, abs=close)
+    assert found["sample"] == expected["sample"]
+    if found["sums"] is not None:
+        assert found["sums"] == pytest.approx(expected["sums"], abs=2e-3)
+
+
+def everything(device: torch.device, folder: str, family: str) -> list[dict[str, Any]]:
+    """In each rank: all steps; those after the checkpoint of one process; the first ones with layers recomputed."""
+    start = f"{folder}/1/step-{CUT:08}"
+    return [
+        train(device, family, f"{folder}/2"),
+        train(device, family, "", start=start),
+        train(device, family, "", steps=CUT - 1, recompute=True),
+    ]
+
+
+def check(folder: Path, family: str, device: str = "cpu", close: float = CLOSE) -> None:
+    """Two processes against one that computes a step in two pieces, and each from the other's checkpoint."""
+    one = train(torch.device(device), family, f"{folder}/1", pieces=2)
+    few = train(torch.device(device), family, "", pieces=2, steps=CUT - 1)
+    first, second = in_ranks(2, everything, str(folder), family, device=device)
+    for found, expected in zip((*first, *second), (one, one, few) * 2, strict=True):
+        assert_same(found, expected, close)
+    assert [len(found["loss"]) for found in first] == [STEPS, STEPS - CUT, CUT - 1]
+    assert first[0]["sums"]
+    assert second[0]["sums"] is None  # the first process alone holds the whole model
+    back = train(torch.device(device), family, "", pieces=2, start=f"{folder}/2/step-{CUT:08}")
+    assert_same(back, one, close)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", families())
+def test_two_processes_train_as_one_and_read_each_others_checkpoints(family, tmp_path) -> None:
+    check(tmp_path, family)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("family", families())
+def test_two_cards_train_as_one(family, tmp_path) -> None:
+    check(tmp_path, family, "cuda", close=1e-4)
+
+
+def test_ten_steps_in_two_processes_and_their_checkpoint_in_one(tmp_path) -> None:
+    family = "deepseek-v3"  # a router with a bias, which is sharded and has no gradient
+    one = train(torch.device("cpu"), family, str(tmp_path / "1"), pieces=2, steps=CUT)
+    for found in in_ranks(2, train, family, str(tmp_path / "2"), 1, CUT):
+        assert_same(found, one)
+    (one_file, two_file) = (read_tensors(tmp_path / n / f"step-{CUT:08}") for n in "12")
+    for expected, found in zip(one_file, two_file, strict=True):
+        assert {n: (v.shape, v.dtype) for n, v in found.items()} == {n: (v.shape, v.dtype) for n, v in expected.items()}
+    for name, value in two_file[0].items():
+        torch.testing.assert_close(value, one_file[0][name], rtol=0, atol=2e-4, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama3", "olmo2"])
+def test_without_experts_the_pieces_do_not_matter(family, tmp_path) -> None:
+    one = train(torch.device("cpu"), family, str(tmp_path / "1"))
+    for found in in_ranks(2, train, family, str(tmp_path / "2"), 2):
+        assert_same(found, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_bfloat16_is_close(recompute, tmp_path) -> None:
+    args = 1, CUT - 1, None, recompute, True
+    one = train(torch.device("cpu"), "qwen3", "", *args)
+    for found in in_ranks(2, train, "qwen3", "", *args):
+        assert found["loss"] == pytest.approx(one["loss"], abs=5e-3)
+        assert found["evaluation"][0] == pytest.approx(one["evaluation"][0], rel=5e-3)
+
+
+@pytest.mark.parametrize(("rows", "count"), [(4, 2), (5, 2), (1, 3), (7, 4)])
+def test_rows_are_shared_out_and_each_target_is_scored_once(monkeypatch, rows, count) -> None:
+    whole = batch(0, rows)
+    monkeypatch.setattr(distributed, "ranks", lambda: count)
+    parts = []
+    for rank in range(count):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        parts.append(distributed.own_rows(whole))
+    assert len({part.inputs.shape for part in parts}) == 1
+    assert torch.equal(torch.cat([part.inputs for part in parts])[:rows], whole.inputs)
+    assert torch.equal(torch.cat([part.targets for part in parts])[:rows], whole.targets)
+    assert sum(int(part.scored()) for part in parts) == int(whole.scored())
+
+
+@pytest.mark.parametrize(
+    ("count", "config", "says"),
+    [
+        (3, {}, "a batch of 4 sequences cannot be divided among 3 processes$"),
+        (2, {"accumulate": 3}, "a batch of 4 sequences cannot be divided among 2 processes in 3 pieces each$"),
+        (8, {}, "4 sequences cannot be divided among 8"),
+    ],
+)
+def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch, count, config, says) -> None:
+    model = zoo.build(zoo.spec("qwen3", tiny=True))
+    monkeypatch.setattr(distributed, "ranks", lambda: count)
+    with pytest.raises(UsageError, match="must be sharded"):
+        Trainer(model, TrainingConfig(STEPS, 3e-3, batch=ROWS, context=CONTEXT, **config))
+    model.reshard = None  # as FSDP's models have
+    with pytest.raises(UsageError, match=says):
+        Trainer(model, TrainingConfig(STEPS, 3e-3, batch=ROWS, context=CONTEXT, **config))
+
+
+@pytest.mark.parametrize("device", ["mps", "cuda:1", "cpu:0", "meta"])
+def test_a_device_that_processes_cannot_share_is_refused(monkeypatch, device) -> None:
+    for name, value in dict(TORCHELASTIC_RUN_ID="test", WORLD_SIZE="2", RANK="0", LOCAL_RANK="0").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="several processes train on --device cpu or cuda"), distributed.joined(device):
+        pass
+
+
+def test_one_process_is_no_group() -> None:
+    with distributed.joined("cpu") as device:
+        assert device == torch.device("cpu")
+        assert not torch.distributed.is_initialized()
+    assert distributed.may_report_error()
+    assert distributed.from_first(lambda: (1, 2)) == (1, 2)
+    assert distributed.sums(1, 2.5) == [1, 2.5]

@@ -1,0 +1,245 @@
+"""Training on several devices: torchrun starts a process for each, and FSDP2 shards the model over them.
+
+    torchrun --nproc-per-node 2 -m zoo.train qwen3 --out run
+
+Each process ("rank") holds a part of every parameter, gradient and moment of the optimiser, and computes its own rows
+of each batch; a layer's parameters are gathered when it runs (Zhao et al. 2023, "PyTorch FSDP"). Gradients and figures
+are those of all rows, as on one device, with one exception: a load-balancing loss is the mean over ranks of the loss of
+each rank's own rows, as it is the mean over the pieces of an accumulated step. n ranks therefore train as one process
+does with n times as many pieces.
+
+Under autocast a layer's weights in bfloat16 are kept whole for the backward pass, two bytes a parameter in each rank;
+recomputing layers (activation checkpointing) avoids it.
+
+Rank 0 alone prepares, prints and writes; every rank reads the folder of the run, which several machines must share.
+With one process all functions here do nothing, or what their name says.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from zoo import catalog
+from zoo.core.devices import find_device
+from zoo.errors import NotAvailable, UsageError
+from zoo.model.decoder import Decoder, Model
+from zoo.training.batches import Batch
+from zoo.training.losses import IGNORED
+
+T = TypeVar("T")
+# The others wait while rank 0 reads text or saves; torchrun ends them where it fails.
+TIMEOUT = timedelta(days=1)
+
+
+def is_launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def ranks() -> int:
+    """The number of processes that train together: 1 outside `joined`."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if ranks() > 1 else 0
+
+
+@contextmanager
+def joined(name: str) -> Iterator[torch.device]:
+    """The device of this process, by torch's name for it or for all devices of its kind. Within, the processes that
+    torchrun started are one group: nccl on CUDA, a device for each process; gloo on the CPU.
+
+    Raises as `find_device` does, UsageError for a device that several processes cannot use, and NotAvailable where
+    another process has ended before this one.
+    """
+    if not is_launched():
+        yield find_device(name)
+        return
+    device = _own_device(name)
+    on_cuda = device.type == "cuda"
+    if on_cuda:
+        torch.cuda.set_device(device)
+    store, index, count = next(rendezvous("env://", timeout=TIMEOUT))
+    dist.init_process_group(
+        "nccl" if on_cuda else "gloo",
+        store=store,
+        rank=index,
+        world_size=count,
+        timeout=TIMEOUT,
+        device_id=device if on_cuda else None,
+    )
+    try:
+        yield device
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            raise NotAvailable("another process of this run has ended; go on from its checkpoints") from error
+        raise
+    dist.destroy_process_group()  # not after an error: the others may be waiting for this process
+
+
+def _own_device(name: str) -> torch.device:
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or index:
+        raise UsageError(f"several processes train on --device cpu or cuda, not on {name}")
+    return find_device(f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" else name)
+
+
+def may_report_error() -> bool:
+    """Whether this process prints the error that it ends with: of several, the first one that asks. What one fails at,
+    most others fail at too, or at waiting for it."""
+    if not is_launched():
+        return True
+    store, _, _ = next(rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return store.add(f"zoo/errors/{attempt}", 1) == 1
+
+
+def from_first(compute: Callable[[], T]) -> T:
+    """What `compute` gives in rank 0, in every rank, whose own is not called. It goes through JSON: tuples arrive as
+    lists."""
+    if ranks() == 1:
+        return compute()
+    value = compute() if rank() == 0 else None
+    text = json.dumps(value).encode()
+    length = torch.tensor([len(text)], device=_group_device())
+    dist.broadcast(length, 0)
+    data = torch.frombuffer(bytearray(text), dtype=torch.uint8) if rank() == 0 else torch.empty(0, dtype=torch.uint8)
+    sent = data.to(length.device) if rank() == 0 else data.new_empty(int(length), device=length.device)
+    dist.broadcast(sent, 0)
+    return json.loads(bytes(sent.cpu().numpy())) if rank() else value  # type: ignore[return-value]
+
+
+def sums(*figures: float) -> list[float]:
+    """Each figure, added up over ranks in float64."""
+    if ranks() == 1:
+        return list(figures)
+    total = torch.tensor(figures, dtype=torch.float64, device=_group_device())
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def summed(figures: Tensor) -> Tensor:
+    """A tensor, added up over ranks. Without gradients."""
+    if ranks() == 1:
+        return figures
+    total = figures.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def own_rows(batch: Batch) -> Batch:
+    """The sequences of a batch that this rank computes: equally many in each, filled up with some that are not scored.
+    All ranks hold the whole batch."""
+    if ranks() == 1:
+        return batch
+    each = -(-len(batch.inputs) // ranks())
+    missing = each * ranks() - len(batch.inputs)
+    inputs = torch.cat([batch.inputs, batch.inputs[:1].expand(missing, -1)])
+    targets = torch.cat([batch.targets, torch.full_like(batch.targets[:1], IGNORED).expand(missing, -1)])
+    rows = slice(rank() * each, (rank() + 1) * each)
+    return Batch(inputs[rows], targets[rows])
+
+
+def require_ranks(model: Model, batch: int, accumulate: int) -> None:
+    """Raise UsageError for a model that several ranks cannot train in batches of so many sequences."""
+    if ranks() == 1:
+        return
+    if not hasattr(model, "reshard"):
+        raise UsageError(f"a model that {ranks()} processes train must be sharded: zoo.training.distributed.sharded")
+    if batch % ranks() or batch // ranks() < accumulate:
+        pieces = f" in {accumulate} pieces each" if accumulate > 1 else ""
+        raise UsageError(f"a batch of {batch} sequences cannot be divided among {ranks()} processes{pieces}")
+
+
+def sharded(spec: Decoder, device: torch.device, build: Callable[[], Model] | None = None) -> Model:
+    """A model of this spec, each rank's part of it on its own `device`: every layer is a unit of FSDP, the embedding,
+    the last norm and the head are another. Its weights are those of the model that `build` makes on the CPU, in rank 0
+    alone; without it they are not initialised.
+
+    Run it in all ranks at the same time, on as many rows in each: also to generate, or without gradients.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (ranks(),))
+    model = catalog.allocate(spec, "meta")
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model.to_empty(device=device)
+    model.register_forward_hook(_reshard)
+    if build is not None:
+        whole = dict(build().named_parameters()) if rank() == 0 else {}
+        _spread(model, whole, device)
+    return model
+
+
+def _reshard(model: Any, inputs: Any, output: Any) -> None:
+    """FSDP keeps the embedding and the head whole until the backward pass; a pass without gradients has none."""
+    if not torch.is_grad_enabled():
+        model.reshard()
+
+
+@torch.no_grad()
+def _spread(model: Model, whole: Mapping[str, Tensor], device: torch.device) -> None:
+    """Give each rank its part of the parameters that rank 0 holds."""
+    from torch.distributed.tensor import distribute_tensor
+
+    parameter: Any
+    for name, parameter in model.named_parameters():
+        value = whole[name].detach() if rank() == 0 else torch.empty(parameter.shape, dtype=parameter.dtype)
+        parameter.copy_(distribute_tensor(value.to(device), parameter.device_mesh, parameter.placements))
+
+
+def own_part(whole: Tensor, like: Any) -> Tensor:
+    """A tensor that all ranks hold, on the device of another and sharded as that one is. A scalar stays whole."""
+    if ranks() == 1 or not whole.ndim or not hasattr(like, "placements"):
+        return whole.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of a tensor that may be sharded, on its device. Every rank must call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def gathered(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Sharded tensors by name, whole and on the CPU in rank 0, which gathers one at a time; empty in the others. One
+    process gets its own."""
+    if ranks() == 1:
+        return dict(tensors)
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        full = whole(tensor)
+        if rank() == 0:
+            found[name] = full.cpu()
+    return found
+
+
+def whole_model(model: Model) -> Model | None:
+    """The model with all its weights, in rank 0 on the CPU; None in the others. One process gets the model itself."""
+    if ranks() == 1:
+        return model
+    tensors = gathered(model.state_dict().items())
+    if rank():
+        return None
+    full = catalog.allocate(model.spec, "meta")
+    full.load_state_dict(tensors, assign=True)
+    return full
+
+
+def _group_device() -> torch.device:
+    on_cuda = dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
