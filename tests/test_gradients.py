@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from _pytest.mark import ParameterSet
 from torch import Tensor
 from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
@@ -16,12 +17,13 @@ import weights
 import zoo
 from tests.models import distinct, randomised, tokens_of
 from tests.reference import toy_config, toy_reference
-from tests.test_parity import LENGTH
+from zoo.architectures import families
 from zoo.core.forward_context import recorded_routing
 from zoo.core.inductor import find_compiler
 from zoo.errors import NotAvailable
 from zoo.model.decoder import Model
 
+LENGTH = 40  # past two windows of 16 + 1
 NEAR = 1e-5  # relative to a gradient's largest element
 
 
@@ -36,7 +38,21 @@ class Case:
     chosen: list[Tensor]  # expert ids of each layer with experts (tokens, k), in ascending order
 
 
-@pytest.fixture(scope="module", params=distinct())
+def cases() -> list[ParameterSet]:
+    """Every distinct preset. Those that add no kind of part to the others of their family, the shallowest first, are
+    marked slow."""
+    seen: dict[str, set[type]] = {}
+    marked = []
+    for name in sorted(distinct(), key=lambda name: len(zoo.spec(name, tiny=True).layers)):
+        family = next(family for family, module in families().items() if name in module.SIZES)
+        kinds = {type(part) for part in zoo.spec(name, tiny=True).walk()}
+        new = kinds - seen.setdefault(family, set())
+        seen[family] |= kinds
+        marked.append(pytest.param(name, marks=[] if new else [pytest.mark.slow]))
+    return marked
+
+
+@pytest.fixture(scope="module", params=cases())
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -107,6 +123,30 @@ def has_compiler() -> bool:
     return True
 
 
+def largest_difference(one: Model, other: Model) -> float:
+    """Of the gradients of two equal models, each relative to the largest element of `other`'s."""
+    pairs = [(a.grad, b.grad) for a, b in zip(one.parameters(), other.parameters(), strict=True)]
+    assert all((a is None) == (b is None) for a, b in pairs)
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs if a is not None and b is not None)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
+def test_a_compiled_layer_with_a_window_sinks_and_experts_has_the_same_gradients() -> None:
+    """One layer, with all that compiled training has operators of its own for. The slow tests compile every family."""
+    tiny = zoo.spec("gpt-oss-20b", tiny=True)
+    spec = replace(tiny, layers=(next(layer for layer in tiny.layers if layer.cache_spec().window),))
+    torch.compiler.reset()
+    uncompiled, compiled = randomised(spec), randomised(spec)
+    compiled.compile()
+    tokens = tokens_of(spec, 2, LENGTH)
+    for model in (uncompiled, compiled):
+        next_token_loss(model(tokens), tokens).backward()
+    assert largest_difference(compiled, uncompiled) <= NEAR
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it traces
 def test_a_traced_model_of_all_blocks_has_the_same_gradients() -> None:
     """Windows, sinks, experts of both routers, NoPE and MLA in one model: the compiler's tracing and differentiation,
@@ -128,10 +168,7 @@ def test_a_traced_model_of_all_blocks_has_the_same_gradients() -> None:
                     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                         loss = next_token_loss(model(tokens), tokens)
                     loss.backward()
-                for one, other in zip(compiled.parameters(), uncompiled.parameters(), strict=True):
-                    assert (one.grad is None) == (other.grad is None)
-                    if other.grad is not None:
-                        assert (one.grad - other.grad).abs().max() <= near * other.grad.abs().max()
+                assert largest_difference(compiled, uncompiled) <= near
             assert counters["stats"]["unique_graphs"] == (1 + autocast) * (len(layers) + 1)
     torch.compiler.reset()
 
