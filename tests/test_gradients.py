@@ -146,6 +146,36 @@ def test_a_compiled_layer_with_a_window_sinks_and_experts_has_the_same_gradients
     torch.compiler.reset()
 
 
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
+@pytest.mark.slow
+def test_compiled_gradients_under_autocast_are_as_near_to_float32_as_uncompiled_ones() -> None:
+    """Both differ by up to a tenth: bfloat16 rounds elsewhere where the compiler fuses. The router's biases choose the
+    experts by clear margins, since a near tie may go either way and gradients then differ."""
+    spec = zoo.spec("gpt-oss-20b", tiny=True)
+    torch.compiler.reset()
+    models = uncompiled, compiled, exact = [randomised(spec) for _ in range(3)]
+    compiled.compile()
+    tokens, chosen = tokens_of(spec, 2, LENGTH), []
+    for model in models:
+        for name, parameter in model.named_parameters():
+            if name.endswith("router.weight"):
+                parameter.data.mul_(0.1)
+            elif name.endswith("router.bias"):
+                parameter.data.copy_(2.0 * torch.arange(len(parameter)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=model is not exact), recorded_routing() as routing:
+            loss = next_token_loss(model(tokens), tokens)
+        loss.backward()
+        chosen.append(torch.stack([layer.chosen.sort(-1).values for layer in routing]))
+    assert torch.equal(chosen[0], chosen[1])
+    assert torch.equal(chosen[0], chosen[2])
+    for name, parameter in exact.named_parameters():
+        for model in (uncompiled, compiled):
+            difference = model.get_parameter(name).grad - parameter.grad
+            assert difference.norm() <= 0.15 * parameter.grad.norm(), name
+    torch.compiler.reset()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it traces
 def test_a_traced_model_of_all_blocks_has_the_same_gradients() -> None:
@@ -160,7 +190,7 @@ def test_a_traced_model_of_all_blocks_has_the_same_gradients() -> None:
     uncompiled, compiled = randomised(spec), randomised(spec)
     compiled.compile(backend="aot_eager")
     with dynamo.patch(fail_on_recompile_limit_hit=True):
-        for autocast, near in ((False, 1e-5), (True, 0.1)):
+        for autocast in (False, True):
             for batch, length in ((2, 40), (3, 57), (2, 12)):
                 tokens = tokens_of(spec, batch, length)
                 for model in (uncompiled, compiled):
@@ -168,7 +198,7 @@ def test_a_traced_model_of_all_blocks_has_the_same_gradients() -> None:
                     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                         loss = next_token_loss(model(tokens), tokens)
                     loss.backward()
-                assert largest_difference(compiled, uncompiled) <= near
+                assert largest_difference(compiled, uncompiled) <= NEAR
             assert counters["stats"]["unique_graphs"] == (1 + autocast) * (len(layers) + 1)
     torch.compiler.reset()
 
