@@ -10,6 +10,8 @@ from torch.library import custom_op
 
 from zoo.core.linear import autocast, dot, is_transformed, linear, materialize
 
+ROW_BYTES = 16  # of which torch's grouped product wants each row's length to be a multiple
+
 
 def gathered_linear(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., k or 1, in), expert ids (..., k), weight (experts, out, in), bias (experts, out) -> (..., k, out).
@@ -24,12 +26,20 @@ def grouped_linear(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | Non
     """x (n, in) sorted by expert, counts (experts,) of its rows, weight (experts, out, in), bias (experts, out) -> (n,
     out)."""
     x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
-    if x.device.type == "cuda" and x.dtype == weight.dtype == torch.bfloat16:
+    if x.device.type == "cuda" and allows_grouped_mm(x, weight):
         return grouped_mm(x, counts, weight, bias)
     # The counts are unknown when a function is compiled, so the loop over experts is one opaque operator there. With
     # gradients it is one, too: autograd would make a tensor of all experts' sizes for the gradient of each expert.
     opaque = torch.compiler.is_compiling() or (torch.is_grad_enabled() and not is_transformed())
     return (_operator if opaque else _grouped)(x, counts, weight, bias)
+
+
+def allows_grouped_mm(x: Tensor, weight: Tensor) -> bool:
+    """Whether `grouped_mm` takes x (n, in) and weight (experts, out, in): bfloat16 alone, and each row, of the output
+    and of gradients too, a multiple of 16 bytes."""
+    return x.dtype == weight.dtype == torch.bfloat16 and all(
+        width * x.dtype.itemsize % ROW_BYTES == 0 for width in weight.shape[1:]
+    )
 
 
 def grouped_mm(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.experts import expert_linear, gathered_linear, grouped_linear
 from zoo.blocks.glu import GLU
+from zoo.blocks.routed_glu import allows_routed_glu, routed_glu
 from zoo.blocks.routers import Router
 from zoo.core.forward_context import ForwardContext
 from zoo.core.linear import is_single_token, use_gemv
@@ -71,7 +72,7 @@ class _MoE(nn.Module):
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
         weights, chosen = self.router(x, ctx)
-        out = (self.experts(x, chosen) * weights[..., None]).sum(-2)
+        out = self.experts(x, weights, chosen)
         return out if self.shared is None else out + self.shared(x)
 
 
@@ -91,7 +92,14 @@ class _Experts(nn.Module):
         self.up_bias = nn.Parameter(torch.empty(spec.experts, hidden)) if bias else None
         self.down_bias = nn.Parameter(torch.empty(spec.experts, dim)) if bias else None
 
-    def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """x (b, t, dim), weights (b, t, k), expert ids (b, t, k) -> the weighted sum of the chosen (b, t, dim)."""
+        parameters = self.gate, self.up, self.down, self.gate_bias, self.up_bias, self.down_bias
+        if allows_routed_glu(x, weights, *parameters):
+            return routed_glu(self.act.join, x, weights, chosen, *parameters)
+        return (self._outputs(x, chosen) * weights[..., None]).sum(-2)
+
+    def _outputs(self, x: Tensor, chosen: Tensor) -> Tensor:
         """x (b, t, dim), expert ids (b, t, k) -> the output of each chosen expert (b, t, k, dim)."""
         if use_gemv(x, self.gate) or (x.device.type == "cuda" and is_single_token(x)):
             return self._glu(x.unsqueeze(-2), lambda x, weight, bias: gathered_linear(x, chosen, weight, bias))

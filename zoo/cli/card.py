@@ -226,7 +226,7 @@ def _check_rows(built: Facts, decoded: Facts | None) -> Rows:
     largest, difference, bound = decoded["largest_logit"], decoded["largest_difference"], decoded["bound"]
     verdict = "not judged: in this dtype, rounding may change a router's choice"
     if bound is not None:
-        verdict = f"the bound is {bound:.1e}, {bound / max(1, largest):.0e} of it"
+        verdict = f"the bound is {bound:.1e}, {bound / (largest or 1):.0e} of it"
     return rows | {
         "forward": [f"{decoded['tokens']} random tokens, seed {decoded['seed']}: logits up to {largest:.2f}"],
         "decoding": [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.blocks.experts import gathered_linear, grouped_linear, grouped_mm
+from zoo.blocks.experts import allows_grouped_mm, gathered_linear, grouped_linear, grouped_mm
 
 EXPERTS, WIDE, NARROW = 6, 16, 8
 
@@ -39,6 +39,19 @@ def test_sorted_tokens_meet_their_experts(with_bias: bool) -> None:
         x = torch.randn(len(ids), WIDE).to(dtype)
         expected = one_by_one(x, ids, weight, bias)
         assert (form(x, counts, weight, bias) - expected).abs().max() <= near * expected.abs().max()
+
+
+def test_the_grouped_kernel_gets_bfloat16_and_rows_of_16_bytes_alone() -> None:
+    """In either width: one is a row of the inputs, the other of the outputs."""
+    for out, width, dtype, allowed in (
+        (NARROW, WIDE, torch.bfloat16, True),
+        (NARROW, WIDE, torch.float32, False),
+        (NARROW, WIDE + 4, torch.bfloat16, False),
+        (NARROW + 1, WIDE, torch.bfloat16, False),
+    ):
+        x, weight = torch.empty(3, width, dtype=dtype), torch.empty(EXPERTS, out, width, dtype=dtype)
+        assert allows_grouped_mm(x, weight) == allowed
+    assert not allows_grouped_mm(torch.empty(3, WIDE), torch.empty(EXPERTS, NARROW, WIDE, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])

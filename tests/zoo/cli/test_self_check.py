@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.models import distinct
 from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, names, pre, spec
 from zoo.catalog import build
 from zoo.cli import self_check
@@ -33,7 +34,8 @@ def test_every_published_model_decodes_as_it_computes(name) -> None:
     model, built = check_build(spec(name, tiny=True), CPU, FP32, seed=1)
     decoded = check_decoding(model, FP32, seed=1)
     assert failures(built, decoded) == []
-    assert 0 < decoded.largest_difference <= decoded.bound == pytest.approx(1e-5 * max(1, decoded.largest_logit))
+    assert 0 < decoded.largest_difference <= decoded.bound / 3
+    assert decoded.bound == pytest.approx(1e-5 * decoded.largest_logit)
     assert sum(decoded.chunks) + decoded.steps == decoded.tokens
     windows = [layer.cache_spec().window or 0 for layer in model.spec.layers]
     assert decoded.tokens > max(windows) + 24
@@ -62,12 +64,14 @@ def test_each_failure_has_a_line() -> None:
     assert failures(BUILT, replace(DECODED, largest_difference=1.0, bound=None)) == []
 
 
-@pytest.mark.parametrize("name", names())
-def test_a_coarse_dtype_is_judged_unless_a_router_chooses(name) -> None:
-    model, built = check_build(spec(name, tiny=True), CPU, torch.bfloat16, seed=0)
-    decoded = check_decoding(model, torch.bfloat16, seed=0)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", distinct())
+def test_a_coarse_dtype_is_judged_unless_a_router_chooses(name, dtype) -> None:
+    model, built = check_build(spec(name, tiny=True), CPU, dtype, seed=0)
+    decoded = check_decoding(model, dtype, seed=0)
     routed = any(node.role == "router" for node in model.spec.walk())
     assert (decoded.bound is None) == routed
+    assert decoded.bound is None or decoded.largest_difference <= decoded.bound / 3
     assert failures(built, decoded) == []
 
 

@@ -28,7 +28,9 @@ class Recorded:
         self.cache: Any = step.keywords["cache"]
 
     def __call__(self, tokens: Tensor, position: int) -> Tensor:
-        return self.frozen._run(tokens, *self.frozen.prepare(tokens, self.cache), self.frozen._eager)
+        return self.frozen._run(
+            tokens, *self.frozen.prepare(tokens, self.cache), self.frozen._uncompiled(recorded=False)
+        )
 
 
 @pytest.fixture
