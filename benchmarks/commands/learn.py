@@ -86,7 +86,7 @@ class TrainingOptions:
     batch: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 8
     seeds: Annotated[int | None, typer.Option(min=2, help="[3; with --swap: 5]", show_default=False)] = None
     rates: Annotated[
-        str | None, typer.Option(metavar="RATES", help="Learning rates that a sweep begins with. [4e-3,8e-3,16e-3]")
+        str | None, typer.Option(metavar="RATES", help="Learning rates that a sweep begins with. [8e-3,16e-3,32e-3]")
     ] = None
     learning_rate: Annotated[float | None, typer.Option(metavar="RATE", help="Of every model, without a sweep.")] = None
     quick: Annotated[

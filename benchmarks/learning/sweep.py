@@ -14,7 +14,7 @@ from typing import TypeVar
 from zoo.errors import CheckFailed, UsageError
 
 Model = TypeVar("Model")
-DEFAULT_RATES = (4e-3, 8e-3, 16e-3)
+DEFAULT_RATES = (8e-3, 16e-3, 32e-3)
 MAX_WIDENINGS, FACTOR = 3, 2.0  # new rates a model; the ratio of one to its neighbour
 
 

@@ -7,8 +7,10 @@ from math import inf, log2
 
 import pytest
 
-from benchmarks.learning.sweep import DEFAULT_RATES, MAX_WIDENINGS, Sweep, check_trained, choose_rates, parse_rates
+from benchmarks.learning.sweep import MAX_WIDENINGS, Sweep, check_trained, choose_rates, parse_rates
 from zoo.errors import CheckFailed, UsageError
+
+RATES = (4e-3, 8e-3, 16e-3)
 
 
 class Losses:
@@ -27,7 +29,7 @@ class Losses:
 
 def test_a_best_rate_inside_ends_the_sweep_after_one_round() -> None:
     losses = Losses({"a": 8e-3, "b": 8e-3})
-    found = choose_rates(["a", "b"], DEFAULT_RATES, losses)
+    found = choose_rates(["a", "b"], RATES, losses)
     assert [sweep.best for sweep in found.values()] == [8e-3, 8e-3]
     assert [sweep.at_edge for sweep in found.values()] == [None, None]
     assert len(losses.rounds) == 1
@@ -36,7 +38,7 @@ def test_a_best_rate_inside_ends_the_sweep_after_one_round() -> None:
 @pytest.mark.parametrize("optimum", [1e-3, 2e-3, 32e-3, 64e-3])
 def test_a_best_rate_at_the_edge_widens_the_sweep_of_its_model_alone(optimum: float) -> None:
     losses = Losses({"inside": 8e-3, "outside": optimum})
-    found = choose_rates(["inside", "outside"], DEFAULT_RATES, losses)
+    found = choose_rates(["inside", "outside"], RATES, losses)
     assert found["outside"].best == optimum
     assert found["outside"].at_edge is None
     assert len(found["inside"].tried) == 3
@@ -44,20 +46,20 @@ def test_a_best_rate_at_the_edge_widens_the_sweep_of_its_model_alone(optimum: fl
 
 
 def test_a_sweep_is_widened_a_few_times_and_then_says_where_its_best_is() -> None:
-    found = choose_rates(["a"], DEFAULT_RATES, Losses({"a": 1e3}))["a"]
+    found = choose_rates(["a"], RATES, Losses({"a": 1e3}))["a"]
     assert len(found.tried) == 3 + MAX_WIDENINGS
     assert found.at_edge == "highest"
     assert found.best == max(rate for rate, _ in found.tried)
 
 
 def test_rates_that_diverge_are_the_worst() -> None:
-    found = choose_rates(["a"], DEFAULT_RATES, Losses({"a": 1.0}, limit=9e-3))["a"]
+    found = choose_rates(["a"], RATES, Losses({"a": 1.0}, limit=9e-3))["a"]
     assert (found.best, found.at_edge) == (8e-3, None)
     check_trained([("a", found)])
 
 
 def test_a_pair_without_a_loss_counts_as_diverged() -> None:
-    found = choose_rates(["a"], DEFAULT_RATES, lambda pairs: {})["a"]
+    found = choose_rates(["a"], RATES, lambda pairs: {})["a"]
     with pytest.raises(CheckFailed, match=r"a: training failed at every learning rate \(0.0005, .*lower --rates"):
         check_trained([("a", found)])
 
