@@ -35,6 +35,7 @@ docs: $(VENV)/.gallery ## write what is generated in docs/: comparisons, blocks 
 	@$(BIN)/python -m benchmarks gallery --docs --out docs
 	@$(BIN)/python -m benchmarks.performance
 	@$(BIN)/python -m benchmarks.single_blocks
+	@$(BIN)/python -m benchmarks.findings
 
 test: $(VENV)/.test ## the tests: offline, on the CPU
 	$(PYTEST) $(ARGS)
