@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.learning.rows import BITS
 from benchmarks.learning.tables import by_size, compared, data_line, learned
 from benchmarks.output.report import Row, Rows, Table
 from zoo.cli.tables import Format
@@ -33,7 +34,8 @@ def page(text: str, documents: dict[str, Document]) -> str:
 
 def section(name: str, document: Document) -> str:
     """The tables of one comparison as Markdown, and what they are of."""
-    shown = [replace(table, title="", legend=[]).text(Format.md).strip() for table in tables(document["rows"])]
+    shown = [replace(table, legend=[]).text(Format.md).strip() for table in tables(document["rows"])]
+    shown = [re.sub(r"^### (.*)", r"**\1**", text) for text in shown]  # the page's headings are its findings
     first, machine = next(row for row in document["rows"] if row["table"] == "learn"), document["machine"]
     on_text = any(run["task"] == "text" for run in first["runs"])
     trained = f"{format_count(first['tokens'])} bytes of text" if on_text else "synthetic sequences"
@@ -46,16 +48,19 @@ def section(name: str, document: Document) -> str:
 
 
 def tables(rows: Rows) -> Iterator[Table]:
-    """The tables of a comparison: the models, each synthetic task or length, and the differences."""
+    """The tables of a comparison: the models, each synthetic task or length, and the differences; of a comparison on
+    text these are differences in bits per byte alone."""
     groups = dict[str, list[Row]]()
     for row in rows:
         groups.setdefault(row["table"], []).append(row)
-    if any(row["bits_per_byte"] for row in groups["learn"]):
+    on_text = any(row["bits_per_byte"] for row in groups["learn"])
+    if on_text:
         yield learned(groups["learn"])
     figures = groups.get("learn_figures", [])
     for task in dict.fromkeys(row["task"] for row in figures):
         yield by_size(task, [row for row in figures if row["task"] == task], 0.0)
-    if differences := groups.get("learn_differences"):
+    differences = [row for row in groups.get("learn_differences", []) if row["unit"] == BITS or not on_text]
+    if differences:
         yield compared(differences)
 
 

@@ -23,6 +23,7 @@ from benchmarks.learning.workers import Workers, available_cores
 from benchmarks.measure.environment import recorded
 from benchmarks.output.files import write_file
 from benchmarks.output.progress import progress
+from zoo.architectures import families
 from zoo.errors import CheckFailed, UsageError, require_package
 from zoo.training.data import read_text, standard_library
 from zoo.training.tokenizers import ByteTokenizer
@@ -32,6 +33,7 @@ Match = StrEnum("Match", ["params", "active", "flops", "kv"])  # what is made eq
 FOLDER = Path("learning")
 COMMITTED_RATES = Path(__file__).parents[1] / "data" / "learning_rates.json"
 QUICK = ("llama3", "olmo2", "gemma3", "deepseek-v3")  # plain; other norms; windows; latents and experts
+FIRST = "llama3"  # the plainest, which all families are compared with
 TOKENS, QUICK_TOKENS = 600_000, 120_000
 SEEDS, SWAP_SEEDS = 3, 5
 
@@ -65,7 +67,7 @@ class ModelOptions:
         """The models, in their small forms. Raises UsageError for swaps without names."""
         if self.swap and not self.names:
             raise UsageError("--swap changes the models that are named: name one, as in llama3 --swap 'GQA(window=32)'")
-        names = self.names or (QUICK if quick else [])
+        names = self.names or (QUICK if quick else [FIRST, *(name for name in families() if name != FIRST)])
         match: Any = self.match.value  # one of the words of zoo.swaps.scaled.Match
         return small_models(names, self.swap or [], self.params, match, self.context, self.ignore_field or [])
 
