@@ -15,7 +15,7 @@ from zoo.cli.tables import Column
 from zoo.units import format_count
 
 WHAT = Column("what", "model", width=12)
-WIDE = replace(WHAT, width=18)
+WIDE = replace(WHAT, width=16)
 
 
 def tables(results: Results) -> Iterator[Table]:
