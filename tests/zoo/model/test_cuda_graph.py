@@ -29,7 +29,7 @@ class Recorded:
 
     def __call__(self, tokens: Tensor, position: int) -> Tensor:
         return self.frozen._run(
-            tokens, *self.frozen.prepare(tokens, self.cache), self.frozen._uncompiled(recorded=False)
+            tokens, *self.frozen.prepare(tokens, self.cache), self.frozen._eager(recorded=False)
         )
 
 
@@ -97,7 +97,7 @@ def test_a_graph_is_replayed_for_its_model_as_captured(edit: Any, recorded: type
 @torch.no_grad()
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", distinct())
-def test_replayed_steps_equal_uncompiled_ones(name: str) -> None:
+def test_replayed_steps_equal_eager_ones(name: str) -> None:
     """Two caches in turns, each with its own graph, emptied and filled again."""
     plain = randomised(zoo.spec(name, tiny=True)).cuda()
     fast = randomised(zoo.spec(name, tiny=True)).cuda()

@@ -19,6 +19,7 @@ from zoo.catalog import resolve
 from zoo.errors import SpecError, UsageError
 from zoo.registry import Mixer, Spec
 from zoo.swaps.grammar import apply_swaps
+from zoo.swaps.proportions import USUAL_HEAD_DIM
 from zoo.swaps.scaled import Match, Scaled, resolved, scaled
 
 MATCHES: tuple[Match, ...] = ("params", "active", "flops", "kv")
@@ -149,14 +150,14 @@ def test_heads(name: str, params: int) -> None:
     full, spec = zoo.spec(name), small(name, params).spec
     for before, after in zip(parts(full, GQA), parts(spec, GQA), strict=False):
         ratio, width = before.heads // before.kv_heads, before.heads * before.head_dim / full.dim
-        assert after.heads // after.kv_heads == ratio or (ratio > 8 and params == 200_000)
+        assert after.heads // after.kv_heads == ratio or (ratio >= 8 and params == 200_000)
         assert (after.heads * after.head_dim == spec.dim) == (width == 1)
         assert (after.heads * after.head_dim > spec.dim) == (width > 1)
         assert (before.kv_heads == 1) <= (after.kv_heads == 1)
         assert (after.kv_heads == after.heads) == (before.kv_heads == before.heads)
-        assert after.head_dim >= 6
+        assert after.head_dim >= 8
         if after.kv_heads == 1 < before.kv_heads:  # two would be narrower than that, or not divide the width
-            assert 2 * ratio * 6 > 0.8 * min(width, 1.5) * spec.dim or spec.dim % (4 * ratio)
+            assert 2 * ratio * USUAL_HEAD_DIM > 0.8 * min(width, 1.5) * spec.dim or spec.dim % (4 * ratio)
 
 
 @pytest.mark.parametrize("params", [200_000, 2_000_000])
