@@ -32,7 +32,9 @@ def defined(file: Path) -> set[str]:
 
 def test_the_map_answers_nine_questions() -> None:
     questions = [
-        line for line in TEXT.partition("## Where is what")[2].splitlines() if re.match(r"\| (Where|How|What|Which)", line)
+        line
+        for line in TEXT.partition("## Where is what")[2].splitlines()
+        if re.match(r"\| (Where|How|What|Which)", line)
     ]
     assert len(questions) == 9
     assert len(MAP) >= 6

@@ -9,8 +9,8 @@ import shlex
 import pytest
 from jsonschema import Draft202012Validator
 
+from benchmarks.commands.learn import Match, ModelOptions
 from benchmarks.findings import PAGE, documents, page, section
-from benchmarks.learning.entries import small_models
 
 DOCUMENTS = documents()
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -49,15 +49,15 @@ def test_the_command_on_the_page_makes_the_small_forms_of_its_table(name: str) -
         r"^    python -m benchmarks (learn.*?)$", before.replace("\\\n        ", ""), re.MULTILINE
     )
     words = shlex.split(command, comments=True)[1:]
-    options = {"--swap": list[str](), "--match": ["params"], "--params": ["200000"]}
-    names = list[str]()
+    options, names = dict[str, list[str]](), list[str]()
     while words:
         word = words.pop(0)
         if word.startswith("-"):
             options.setdefault(word, []).append(words.pop(0))
         else:
             names.append(word)
-    entries = small_models(names, options["--swap"], int(options["--params"][-1]), options["--match"][-1])
+    match = Match(options.get("--match", ["params"])[-1])
+    entries = ModelOptions(names or None, options.get("--swap"), match=match).entries(quick=False)
     rows = models(name)
     assert [entry.label for entry in entries] == [" ".join(filter(None, (r["model"], r["swap"]))) for r in rows]
     assert [entry.spec.params() for entry in entries] == [row["params"] for row in rows]

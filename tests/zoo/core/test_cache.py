@@ -79,7 +79,7 @@ def test_static_caches_decode_what_others_decode(name: str, prefill: int) -> Non
         token, position = tokens[:, i : i + 1], torch.tensor([i])
         ctx = prepare_forward_at(position, prefill, model._rotary, static.layers)
         shapes.add(tuple((view.write.shape, view.keys.shape, view.mask.shape) for view in ctx.views.values()))
-        logits = model._run(token, ctx, static.layers, model._eager(recorded=False))
+        logits = model._run(token, ctx, static.layers, model._eager)
         assert (logits - model(token, plain)).abs().max() <= bound(logits)
     assert len(shapes) == 1
 

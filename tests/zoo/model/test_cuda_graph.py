@@ -28,9 +28,7 @@ class Recorded:
         self.cache: Any = step.keywords["cache"]
 
     def __call__(self, tokens: Tensor, position: int) -> Tensor:
-        return self.frozen._run(
-            tokens, *self.frozen.prepare(tokens, self.cache), self.frozen._eager(recorded=False)
-        )
+        return self.frozen._run(tokens, *self.frozen.prepare(tokens, self.cache), self.frozen._eager)
 
 
 @pytest.fixture
