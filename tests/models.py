@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import zoo
 from zoo.blocks.moe import _MoE
 from zoo.catalog import allocate
+from zoo.core.inductor import find_compiler
+from zoo.errors import NotAvailable
 from zoo.model.decoder import Model
 
 BOUND = 1e-5  # of max(1, largest logit), in float32
@@ -125,3 +127,12 @@ def ties(one: list[Choice], other: list[Choice]) -> tuple[Tensor, int]:
         count += int(differ.sum())
         agree = agree & ~differ.cummax(-1).values
     return agree, count
+
+
+def has_compiler() -> bool:
+    """Whether compiled models can be made here."""
+    try:
+        find_compiler()
+    except NotAvailable:
+        return False
+    return True

@@ -15,12 +15,10 @@ from torch._dynamo.utils import counters
 
 import weights
 import zoo
-from tests.models import distinct, randomised, tokens_of
+from tests.models import distinct, has_compiler, randomised, tokens_of
 from tests.reference import toy_config, toy_reference
 from zoo.architectures import families
 from zoo.core.forward_context import recorded_routing
-from zoo.core.inductor import find_compiler
-from zoo.errors import NotAvailable
 from zoo.model.decoder import Model
 
 LENGTH = 40  # past two windows of 16 + 1
@@ -114,14 +112,6 @@ def test_every_gradient_equals_the_reference(case: Case) -> None:
     check(model, case)
     model.activation_checkpointing = True
     check(model, case)
-
-
-def has_compiler() -> bool:
-    try:
-        find_compiler()
-    except NotAvailable:
-        return False
-    return True
 
 
 def largest_difference(one: Model, other: Model) -> float:

@@ -6,13 +6,10 @@ time, in the layout of the released files, by the rules that loading reads them 
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import torch
@@ -25,6 +22,7 @@ from zoo import catalog
 from zoo.catalog import to_hf
 from zoo.errors import NotAvailable, UsageError
 from zoo.model.decoder import Model
+from zoo.new_files import new_folder
 from zoo.units import dtype_name
 
 SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
@@ -45,7 +43,9 @@ def save(model: Model, folder: str | Path, *, shard_bytes: int = 5_000_000_000) 
         raise UsageError(f"shard_bytes must be at least 1, got {shard_bytes}")
     config, entries, tensors = _checkpoint(model)
     shards = list(_shards(entries, shard_bytes))
-    with _new_folder(Path(folder), sum(entry.nbytes for entry in entries)) as fresh:
+    target = Path(folder)
+    _require_room(target, sum(entry.nbytes for entry in entries))
+    with new_folder(target) as fresh:
         _write_json(fresh / CONFIG, config)
         _write_shards(fresh, shards, tensors)
 
@@ -141,36 +141,13 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-@contextmanager
-def _new_folder(target: Path, nbytes: int) -> Iterator[Path]:
-    """A hidden folder beside `target` to write `nbytes` into. In the end it is renamed to `target`, or removed."""
+def _require_room(target: Path, nbytes: int) -> None:
+    """Raise UsageError where something is at `target` already, NotAvailable where `nbytes` do not fit on its disk."""
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UsageError(f"{target} is there already, and nothing is overwritten: give another name, or remove it")
-    parent = target.absolute().parent
-    fresh = parent / f".{target.name}.{token_hex(4)}"
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(parent).free
-        if free < nbytes:
-            raise NotAvailable(f"{target} needs {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there")
-        fresh.mkdir()
-        try:
-            yield fresh
-            for path in (*fresh.iterdir(), fresh):
-                _sync(path)
-            fresh.rename(target)  # fails if something has been written there meanwhile
-        except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
-        _sync(parent)
+        free = shutil.disk_usage(next(parent for parent in target.absolute().parents if parent.exists())).free
     except OSError as error:
         raise NotAvailable(f"{target} cannot be written: {error.strerror or error}") from error
-
-
-def _sync(path: Path) -> None:
-    """Flush a file's bytes, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if free < nbytes:
+        raise NotAvailable(f"{target} needs {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there")

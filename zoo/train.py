@@ -27,8 +27,9 @@ from zoo.cli.training import minutes, shown, summary
 from zoo.core.devices import free_memory
 from zoo.errors import NotAvailable, SpecError, UsageError, ZooError
 from zoo.model.decoder import Decoder, Model
+from zoo.new_files import new_folder
 from zoo.training import distributed
-from zoo.training.checkpoints import best_checkpoint, new_folder, read_state, remove_leftovers
+from zoo.training.checkpoints import best_checkpoint, read_state, remove_leftovers
 from zoo.training.fresh_spec import fresh_spec
 from zoo.training.locking import locked
 from zoo.training.loop import Trainer
@@ -167,7 +168,7 @@ class Session:
         in a process that does not hold it."""
         if model is None:
             return
-        with new_folder(out / SAVED, "model") as fresh:
+        with new_folder(out / SAVED, "the model ") as fresh:
             save(model, fresh)
             copyfile(out / TOKENIZER, fresh / TOKENIZER)
             for name in TEXT_FILES if self.opened else ():

@@ -25,9 +25,9 @@ from benchmarks.output.files import write_file
 from benchmarks.output.progress import progress
 from zoo.architectures import families
 from zoo.errors import CheckFailed, UsageError, require_package
-from zoo.training.data import read_text, standard_library
-from zoo.training.tokenizers import ByteTokenizer
-from zoo.training.tokens import TokenFile, token_file
+from zoo.training.text.data import read_text, standard_library
+from zoo.training.text.tokenizers import ByteTokenizer
+from zoo.training.text.tokens import TokenFile, token_file
 
 Match = StrEnum("Match", ["params", "active", "flops", "kv"])  # what is made equal
 FOLDER = Path("learning")

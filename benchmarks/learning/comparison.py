@@ -20,7 +20,7 @@ from benchmarks.learning.tasks import TASKS
 from benchmarks.learning.training import BITS_PER_BYTE, LENGTHS, perform
 from benchmarks.learning.workers import Failure, Workers
 from zoo.errors import UsageError, unknown
-from zoo.training.tokens import Split, TokenFile, open_tokens
+from zoo.training.text.tokens import Split, TokenFile, open_tokens
 
 LENGTH = "length"  # text, beyond the context it was trained at
 ALL_TASKS = (TEXT, LENGTH, *TASKS)

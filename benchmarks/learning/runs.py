@@ -21,7 +21,7 @@ import torch
 import zoo
 from zoo.errors import MalformedError, NotAvailable
 from zoo.model.decoder import Decoder
-from zoo.training.tokens import Split
+from zoo.training.text.tokens import Split
 
 SCHEMA = 1  # of the kept files
 TEXT = "text"

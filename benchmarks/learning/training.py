@@ -18,7 +18,7 @@ from zoo.model.decoder import Decoder
 from zoo.training.batches import Batch
 from zoo.training.loop import DivergedError, Trainer, TrainingConfig, evaluate
 from zoo.training.losses import IGNORED
-from zoo.training.tokens import TokenFile, heldout_batches, training_batch
+from zoo.training.text.tokens import TokenFile, heldout_batches, training_batch
 
 BITS_PER_BYTE = "bits_per_byte"
 LENGTHS = (1, 2, 4)  # times the trained context

@@ -22,7 +22,7 @@ from zoo.training import checkpoints as stored
 from zoo.training.checkpoints import checkpoints, read_state
 from zoo.training.log import read_log
 from zoo.training.loop import Trainer
-from zoo.training.tokenizers import read_tokenizer
+from zoo.training.text.tokenizers import read_tokenizer
 
 PROG = "python -m zoo.train"
 APP = runpy.run_module("zoo.train")["app"]

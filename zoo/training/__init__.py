@@ -1,1 +1,1 @@
-"""Training: text to tokens, batches, the loop, its checkpoints. It learns a model and knows no released files."""
+"""Training a model: batches, losses, the loop, its checkpoints. It knows no released files."""

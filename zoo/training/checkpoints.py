@@ -11,10 +11,8 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import safetensors.torch
@@ -22,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from zoo.errors import MalformedError, NotAvailable, UsageError
+from zoo.new_files import hidden, new_folder
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SCHEMA_VERSION = 1
@@ -43,9 +42,9 @@ def write_checkpoint(
     if target.exists():
         raise UsageError(f"{target} is there already, and nothing is overwritten")
     text = json.dumps({"schema_version": SCHEMA_VERSION, "step": step, **state}, indent=2)
-    with new_folder(target, "checkpoint") as fresh:
-        safetensors.torch.save_file(dict(model), fresh / MODEL)
-        safetensors.torch.save_file(dict(optimizer), fresh / OPTIMIZER)
+    with new_folder(target, "the checkpoint ") as fresh:
+        _save(model, fresh / MODEL)
+        _save(optimizer, fresh / OPTIMIZER)
         (fresh / STATE).write_text(text + "\n", encoding="utf-8")
     _remove_others(folder)
     return target
@@ -126,35 +125,11 @@ def _shown(value: Any) -> str:
     return str(value.get("kind", "an object")) if isinstance(value, dict) else json.dumps(value)[:200]
 
 
-@contextmanager
-def new_folder(target: Path, what: str) -> Iterator[Path]:
-    """A hidden folder beside `target` to write files into. In the end all of it is flushed to disk and it is renamed to
-    `target`; where something fails, it is removed. Raises NotAvailable where the disk fails."""
-    fresh = target.with_name(f".{target.name}.{token_hex(4)}")
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh.mkdir()
-        try:
-            yield fresh
-            for path in (*fresh.iterdir(), fresh):
-                flush(path)
-            os.rename(fresh, target)
-        except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
-        flush(target.parent)
-    except (OSError, SafetensorError) as error:  # the library has its own type for a full disk
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise NotAvailable(f"the {what} {target} cannot be written: {reason}") from error
-
-
-def flush(path: Path) -> None:
-    """Flush a file's bytes, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        safetensors.torch.save_file(dict(tensors), path)
+    except SafetensorError as error:  # the library's own type for a full disk
+        raise NotAvailable(f"the checkpoint {path} cannot be written: {error}") from error
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -171,7 +146,7 @@ def _remove_others(folder: Path) -> None:
     best = best_checkpoint(folder)
     for path in checkpoints(folder)[:-KEPT]:
         if path != best:
-            gone = path.with_name(f".{path.name}.{token_hex(4)}")
+            gone = hidden(path)
             try:
                 os.rename(path, gone)
             except OSError as error:

@@ -8,11 +8,11 @@ import torch
 
 from zoo.errors import MalformedError, UsageError
 from zoo.model.decoder import Model
-from zoo.training.data import Corpus, read_text, standard_library
 from zoo.training.options import HELDOUT_TOKENS, Options
 from zoo.training.run import Material
-from zoo.training.tokenizers import TOKENIZER, ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
-from zoo.training.tokens import TokenFile, heldout_batches, open_tokens, token_file, training_batch
+from zoo.training.text.data import Corpus, read_text, standard_library
+from zoo.training.text.tokenizers import TOKENIZER, ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
+from zoo.training.text.tokens import TokenFile, heldout_batches, open_tokens, token_file, training_batch
 
 LIBRARY_PROMPT = "import "  # what Python's own source often begins with
 PROMPT_TOKENS, SAMPLE_TOKENS, TEMPERATURE = 16, 120, 0.8

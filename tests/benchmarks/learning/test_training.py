@@ -14,9 +14,9 @@ from benchmarks.learning.entries import Entry, small_models
 from benchmarks.learning.runs import TEXT, Run
 from benchmarks.learning.tasks import FAR_PAIRS, HALF, TASKS, VALUES, generator_for
 from benchmarks.learning.training import BITS_PER_BYTE, LENGTHS, at_size, beyond, perform
-from zoo.training.data import read_text
-from zoo.training.tokenizers import ByteTokenizer
-from zoo.training.tokens import TokenFile, token_file
+from zoo.training.text.data import read_text
+from zoo.training.text.tokenizers import ByteTokenizer
+from zoo.training.text.tokens import TokenFile, token_file
 
 
 @pytest.fixture(scope="module")

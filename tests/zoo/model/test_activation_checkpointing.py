@@ -9,19 +9,9 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import zoo
-from tests.models import distinct, randomised, tokens_of
-from zoo.core.inductor import find_compiler
-from zoo.errors import NotAvailable
+from tests.models import distinct, has_compiler, randomised, tokens_of
 from zoo.model import decoder
 from zoo.model.decoder import Model
-
-
-def has_compiler() -> bool:
-    try:
-        find_compiler()
-    except NotAvailable:
-        return False
-    return True
 
 
 def step(model: Model, tokens: Tensor, recompute: bool) -> tuple[Tensor, int, dict[str, Tensor]]:

@@ -13,9 +13,8 @@ from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
 
 import zoo
-from tests.models import bound, distinct, randomised, tokens_of
+from tests.models import bound, distinct, has_compiler, randomised, tokens_of
 from zoo.core import attention, kernels, linear
-from zoo.core.inductor import find_compiler
 from zoo.errors import NotAvailable
 from zoo.model.decoder import Model
 
@@ -24,14 +23,6 @@ DEFAULT = "qwen3-0.6b"  # each other one costs some ten seconds
 FORCED = {name: operation.kernel for name, operation in kernels.OPERATIONS.items()}
 KERNELS = [pytest.param(FORCED, id="every kernel"), pytest.param(kernels.PLAIN, marks=pytest.mark.slow)]
 NAMES = [name if name == DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in distinct()]
-
-
-def has_compiler() -> bool:
-    try:
-        find_compiler()
-    except NotAvailable:
-        return False
-    return True
 
 
 pytestmark = [

@@ -14,20 +14,10 @@ from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_map
 
 import zoo
-from tests.models import distinct, randomised, routing, tokens_of
+from tests.models import distinct, has_compiler, randomised, routing, tokens_of
 from zoo.core.forward_context import RouterOutput, current_recording, recorded_routing
-from zoo.core.inductor import find_compiler
-from zoo.errors import NotAvailable
 from zoo.model.compile import CompiledModel
 from zoo.model.decoder import Model
-
-
-def has_compiler() -> bool:
-    try:
-        find_compiler()
-    except NotAvailable:
-        return False
-    return True
 
 
 def mixtures(spec: zoo.Decoder) -> list[zoo.MoE]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import zoo
+from zoo import new_files
 from zoo.errors import MalformedError, NotAvailable, UsageError
 from zoo.training import checkpoints as stored
 from zoo.training.checkpoints import (
@@ -114,8 +115,10 @@ def test_the_librarys_own_error_is_a_full_disk_too(tmp_path, monkeypatch) -> Non
 
 def test_every_file_is_flushed_before_the_rename_and_the_folder_after_it(tmp_path, monkeypatch) -> None:
     done: list[str] = []
-    flush, rename = stored.flush, os.rename
-    monkeypatch.setattr(stored, "flush", lambda path: (done.append(path.name.partition(".")[0] or "new"), flush(path)))
+    flush, rename = new_files.flush, os.rename
+    monkeypatch.setattr(
+        new_files, "flush", lambda path: (done.append(path.name.partition(".")[0] or "new"), flush(path))
+    )
     monkeypatch.setattr(os, "rename", lambda *paths: (done.append("rename"), rename(*paths)))
     write(tmp_path / "all", 1)
     assert sorted(done[:3]) == ["model", "optimizer", "state"]

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo.errors import NotAvailable, UsageError
-from zoo.training import data
-from zoo.training.data import Corpus, Piece, Splits, read_text, standard_library
+from zoo.training.text import data
+from zoo.training.text.data import Corpus, Piece, Splits, read_text, standard_library
 
 
 def write(folder: Path, files: dict[str, str | bytes]) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zoo.errors import NotAvailable
-from zoo.training.new_file import write_new_file
+from zoo.new_files import write_new_file
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from weights.tokenizer import decoder, encode, read_tokenizer
 from zoo.errors import MalformedError, NotAvailable, UsageError
-from zoo.training import tokenizers
-from zoo.training.data import Corpus, Piece, read_text, standard_library
-from zoo.training.tokenizers import ByteTokenizer, LibraryTokenizer, Tokenizer, id_dtype, train_bpe
+from zoo.training.text import tokenizers
+from zoo.training.text.data import Corpus, Piece, read_text, standard_library
+from zoo.training.text.tokenizers import ByteTokenizer, LibraryTokenizer, Tokenizer, id_dtype, train_bpe
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)  # every character that UTF-8 has, zero bytes too
 BPE_VOCAB = 320

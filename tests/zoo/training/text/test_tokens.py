@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo.errors import MalformedError, NotAvailable, UsageError
-from zoo.training import tokens as module
-from zoo.training.data import Corpus, read_text
 from zoo.training.losses import IGNORED
-from zoo.training.tokenizers import ByteTokenizer, Tokenizer, train_bpe
-from zoo.training.tokens import (
+from zoo.training.text import tokens as module
+from zoo.training.text.data import Corpus, read_text
+from zoo.training.text.tokenizers import ByteTokenizer, Tokenizer, train_bpe
+from zoo.training.text.tokens import (
     HEADER_BYTES,
     MAGIC,
     TokenFile,
@@ -282,9 +282,9 @@ def test_two_processes_make_one_file(corpus: Corpus, files: dict[str, TokenFile]
 import sys, time
 from itertools import pairwise
 from pathlib import Path
-from zoo.training import new_file, tokens
-from zoo.training.data import read_text
-from zoo.training.tokenizers import ByteTokenizer
+from zoo.training.text import tokens
+from zoo.training.text.data import read_text
+from zoo.training.text.tokenizers import ByteTokenizer
 
 out, me, other = Path(sys.argv[2]), *map(Path, sys.argv[3:])
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from zoo.errors import MalformedError, NotAvailable, UsageError
+from zoo.new_files import write_new_file
 from zoo.training.batches import Batch
-from zoo.training.data import Corpus, Piece
 from zoo.training.losses import IGNORED
-from zoo.training.new_file import write_new_file
-from zoo.training.tokenizers import Ids, Tokenizer, id_dtype
+from zoo.training.text.data import Corpus, Piece
+from zoo.training.text.tokenizers import Ids, Tokenizer, id_dtype
 
 VERSION = 1  # of the layout, of how text is split, and of how it is cut into blocks
 MAGIC, HEADER_BYTES = b"ZOOTOKEN", 4096

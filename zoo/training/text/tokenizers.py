@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.errors import MalformedError, NotAvailable, UsageError, require_package
-from zoo.training.data import Corpus
-from zoo.training.new_file import write_new_file
+from zoo.new_files import write_new_file
+from zoo.training.text.data import Corpus
 
 TOKENIZER = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"

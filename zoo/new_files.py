@@ -1,0 +1,70 @@
+"""Files and folders that appear whole: written beside under a hidden name, flushed to disk, then renamed."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+from typing import BinaryIO
+
+from zoo.errors import NotAvailable
+
+
+@contextmanager
+def write_new_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write. It gets its name when the block ends; if the block raises, nothing is left.
+
+    Of two processes that write one name, the last one's file stays: give it to content that follows from the name.
+    Raises NotAvailable where the disk fails or is full.
+    """
+    fresh = hidden(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with fresh.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(path)
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
+        flush(path.parent)
+    except OSError as error:
+        raise NotAvailable(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def new_folder(target: Path, what: str = "") -> Iterator[Path]:
+    """A folder to write files into. It gets its name when the block ends; if the block raises, nothing is left. `what`
+    names it in an error. Raises NotAvailable where the disk fails, or where something is there meanwhile."""
+    fresh = hidden(target.absolute())
+    try:
+        fresh.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
+        try:
+            yield fresh
+            for path in (*fresh.iterdir(), fresh):
+                flush(path)
+            os.rename(fresh, target)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        flush(fresh.parent)
+    except OSError as error:
+        raise NotAvailable(f"{what}{target} cannot be written: {error.strerror or error}") from error
+
+
+def hidden(path: Path) -> Path:
+    """Another name beside a path, which no one else uses: ".NAME." and eight digits."""
+    return path.with_name(f".{path.name}.{token_hex(4)}")
+
+
+def flush(path: Path) -> None:
+    """Flush a file's bytes, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
