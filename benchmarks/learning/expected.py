@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import inf
 from time import perf_counter
 
 import torch
@@ -11,6 +12,8 @@ import zoo
 from benchmarks.learning.comparison import LearnConfig, Results
 from benchmarks.learning.entries import Entry
 from benchmarks.learning.runs import Run, RunStore
+from benchmarks.learning.sweep import choose_rates
+from benchmarks.learning.training import BITS_PER_BYTE
 from benchmarks.learning.workers import one_thread
 from zoo.model.decoder import Decoder
 from zoo.training.batches import Batch
@@ -30,7 +33,9 @@ def planned(results: Results, store: RunStore) -> list[tuple[Entry, Run]]:
             rates = [config.fixed(entry)]
         else:
             sweep = [config.sweep_run(entry, rate, results.tokens.hash) for rate in config.rates]
-            found += [(entry, run) for run in store.missing(sweep)]
+            missing = store.missing(sweep)
+            found += [(entry, run) for run in missing]
+            rates = config.rates if missing else [_kept_best(entry, results, store)]
         for task in config.trained:
             for seed in range(config.seeds):
                 each = (config.run(entry, task, rate, seed, results.tokens.hash) for rate in rates)
@@ -38,6 +43,16 @@ def planned(results: Results, store: RunStore) -> list[tuple[Entry, Run]]:
                 if len(store.missing(runs)) == len(runs):
                     found.append((entry, runs[0]))
     return found
+
+
+def _kept_best(entry: Entry, results: Results, store: RunStore) -> float:
+    """The learning rate that a model's kept sweep chooses, as far as it was widened."""
+
+    def losses(pairs: Sequence[tuple[Entry, float]]) -> dict[tuple[Entry, float], float]:
+        kept = {pair: store.load(results.config.sweep_run(*pair, results.tokens.hash)) for pair in pairs}
+        return {pair: outcome.figures.get(BITS_PER_BYTE, inf) for pair, outcome in kept.items() if outcome}
+
+    return choose_rates([entry], results.config.rates, losses)[entry].best
 
 
 def expected_seconds(plan: Iterable[tuple[Entry, Run]], config: LearnConfig, jobs: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ import pytest
 import zoo
 from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.models import chosen, one
-from benchmarks.gallery import files
+from benchmarks.gallery import charts, files, learning_curves
 from benchmarks.gallery.overview import typical
 from tests.benchmarks.gallery.learned import sample
 from tests.benchmarks.gallery.speeds import MEASURED
 
+Open = Callable[..., Any]
+CHARTS = {**charts.CHARTS, **learning_curves.CHARTS}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -45,3 +47,38 @@ def browser() -> Iterator[Any]:
         chromium = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="module")
+def open_page(browser: Any, folder: Path) -> Iterator[Open]:
+    """Opens the page at a width, in a colour scheme. Afterwards: no console message, no request but for the page."""
+    events: list[str] = []
+    contexts = []
+
+    def opened(width: int = 1280, scheme: str = "light") -> Any:
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(30_000)
+        page.on("console", lambda message: events.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: events.append(f"error: {error}"))
+        page.on("request", lambda request: events.append(request.url) if not request.url.startswith("blob:") else None)
+        page.goto((folder / "index.html").as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert set(events) == {(folder / "index.html").as_uri()}
+
+
+@pytest.fixture(scope="module")
+def page(open_page: Open) -> Any:
+    """A page that the tests share; each sets the controls that it needs."""
+    return open_page()
+
+
+def draw_charts(page: Any) -> None:
+    """Scroll to every chart, and wait until it is drawn."""
+    for name in CHARTS:
+        page.locator(f'[data-chart="{name}"]').scroll_into_view_if_needed()
+        page.locator(f'[data-chart="{name}"] .plot svg').wait_for()

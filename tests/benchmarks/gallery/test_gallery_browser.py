@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import re
-from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,49 +13,17 @@ import torch
 from benchmarks.analytic import compare, kv, roofline
 from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.models import one
-from benchmarks.gallery import charts, learning_curves, swap_grid
+from benchmarks.gallery import swap_grid
 from benchmarks.gallery.cost_terms import outside_terms
-from benchmarks.gallery.learning_tables import learning_tables
 from benchmarks.gallery.overview import groups
 from benchmarks.options import DTYPES
-from tests.benchmarks.gallery.conftest import SHOWN
-from tests.benchmarks.gallery.learned import sample
+from tests.benchmarks.gallery.conftest import CHARTS, SHOWN, Open, draw_charts
 from zoo.units import format_bytes, format_count
 
 pytestmark = pytest.mark.xdist_group("gallery")
 SECTIONS = ("architectures", "compare", "charts", "learning", "fit", "swap", "blocks")
-CHARTS = {**charts.CHARTS, **learning_curves.CHARTS}
 WIDTHS, SCHEMES = (390, 1920), ("light", "dark")
 ARTEFACTS = Path(__file__).resolve().parents[3] / ".artifacts" / "gallery"
-Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def open_page(browser: Any, folder: Path) -> Iterator[Open]:
-    """Opens the page at a width, in a colour scheme. Afterwards: no console message, no request but for the page."""
-    events: list[str] = []
-    contexts = []
-
-    def opened(width: int = 1280, scheme: str = "light") -> Any:
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(30_000)
-        page.on("console", lambda message: events.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: events.append(f"error: {error}"))
-        page.on("request", lambda request: events.append(request.url) if not request.url.startswith("blob:") else None)
-        page.goto((folder / "index.html").as_uri())
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert set(events) == {(folder / "index.html").as_uri()}
-
-
-@pytest.fixture(scope="module")
-def page(open_page: Open) -> Any:
-    """A page that the tests share; each sets the controls that it needs."""
-    return open_page()
 
 
 def test_page_opens(page: Any) -> None:
@@ -271,119 +235,6 @@ def test_dropped_features_are_listed(page: Any) -> None:
     assert "Dropped features: window 128, biases, sinks." in page.locator("#swap-note").inner_text()
     page.locator("#swap-reset").click()
     assert "Dropped" not in page.locator("#swap-note").inner_text()
-
-
-def draw_charts(page: Any) -> None:
-    """Scroll to every chart, and wait until it is drawn."""
-    for name in CHARTS:
-        page.locator(f'[data-chart="{name}"]').scroll_into_view_if_needed()
-        page.locator(f'[data-chart="{name}"] .plot svg').wait_for()
-
-
-def test_charts_follow_the_selected_models(page: Any) -> None:
-    draw_charts(page)
-    lines = page.locator('[data-chart="kv"] .legend li')
-    assert lines.all_inner_texts() == [group.typical.name for group in groups(SHOWN)]
-    page.locator('#picker input[value="qwen3-8b"]').uncheck()
-    page.wait_for_function("document.querySelectorAll('[data-chart=\"kv\"] .legend li').length === 7")
-    page.locator('#picker input[value="qwen3-8b"]').check()
-    crossings = page.locator("#crossings li").all_text_contents()
-    shown = {group.typical.name: group.typical.spec for group in groups(SHOWN)}
-    for row in crossings:
-        pattern = r"From ([\d,]+) tokens on, (\S+) has a smaller cache than (\S+)\."
-        tokens, smaller, larger = re.fullmatch(pattern, row).groups()
-        context = int(tokens.replace(",", ""))
-        assert shown[smaller].kv_bytes(context) < shown[larger].kv_bytes(context)
-    assert len(crossings) == page.locator('[data-chart="kv"] .plot .mark-symbol path').count() > 3
-    before = page.locator('[data-chart="kv"] .plot svg').inner_html()
-    page.locator("#kv-batch").select_option("64")
-    page.wait_for_function(
-        "before => document.querySelector('[data-chart=\"kv\"] .plot svg').innerHTML !== before", arg=before
-    )
-
-
-def test_tooltip_describes_the_point_under_the_pointer(page: Any) -> None:
-    """And it disappears without a trace."""
-    draw_charts(page)
-    elements = page.evaluate("document.querySelectorAll('*').length")
-    page.locator('[data-chart="active"] .plot .mark-symbol path').first.hover(force=True)
-    assert groups(SHOWN)[0].typical.name in page.locator(".tooltip").inner_text()
-    page.mouse.move(1, 1)
-    page.locator(".tooltip").wait_for(state="detached")
-    assert page.evaluate("document.querySelectorAll('*').length") == elements
-
-
-ROWS = """async ([name, columns]) => {
-  const {view} = await drawn.get(name);
-  const rows = SPECS[name].vega.data.flatMap(table => view.data(table.name));
-  return rows.filter(row => columns.every(column => column in row))
-    .map(row => Object.fromEntries(columns.map(column => [column, row[column]])));
-}"""
-
-
-def test_figures_of_the_charts_equal_python(page: Any) -> None:
-    """The figures that charts compute from their rows: cache bytes, and ceilings on a device."""
-    draw_charts(page)
-    page.locator("#kv-batch").select_option("16")
-    page.locator("#kv-dtype").select_option("float32")
-    page.locator("#chart-device").select_option("rtx4090")
-    specs, device = {model.name: model.spec for model in SHOWN}, roofline.device("rtx4090")
-    rows = page.evaluate(ROWS, ["kv", ["model", "context", "bytes"]])
-    assert len({row["model"] for row in rows}) == 8
-    for row in rows:
-        assert row["bytes"] == specs[row["model"]].kv_bytes(row["context"], 16, torch.float32)
-    passes = page.evaluate(ROWS, ["ceilings", ["model", "pass", "context", "batch", "tokens_per_s", "bound"]])
-    assert len({(row["model"], row["pass"]) for row in passes}) == 8 * 4
-    for row in passes:
-        phase, config = row["pass"].partition(",")[0], kv.InferenceConfig(row["batch"])
-        work = roofline.forward_pass(specs[row["model"]], phase, row["context"], config)
-        assert row["tokens_per_s"] == pytest.approx(work.tokens_per_s(device), rel=1e-9)
-        assert row["bound"] == work.bound(device)
-
-
-def test_learning_is_shown_whichever_models_are_selected(page: Any) -> None:
-    """Its models are small forms and swaps, which are not those of the other charts."""
-    draw_charts(page)
-    tables = learning_tables(sample())
-    names = [row["model"] for row in tables["learning"]]
-    page.locator('#picker input[value="qwen3-8b"]').uncheck()
-    columns = ["model", "kv_bytes_per_token", "bits_per_byte"]
-    shown = page.evaluate(ROWS, ["learning-by-cache", columns])
-    wanted = [{column: row[column] for column in columns} for row in tables["learning"]]
-    assert wanted == [row for i, row in enumerate(shown) if row not in shown[:i]]
-    assert page.locator('[data-chart="learning-by-cache"] .legend li').all_inner_texts() == names
-    assert page.locator("#learning-table tbody th").all_inner_texts() == names
-    page.locator('#picker input[value="qwen3-8b"]').check()
-
-
-def test_names_beside_points_give_way_to_the_legend_on_a_phone(page: Any, open_page: Open) -> None:
-    for shown, size in ((page, "12px"), (open_page(390), "0px")):
-        chart = shown.locator('[data-chart="learning-by-cache"]')
-        chart.scroll_into_view_if_needed()
-        chart.locator(".plot svg").wait_for()
-        name = chart.locator(".plot svg").get_by_text("deepseek-v3", exact=True)
-        assert name.evaluate("text => getComputedStyle(text).fontSize") == size
-        assert chart.locator(".legend").get_by_text("deepseek-v3", exact=True).count() == 1
-
-
-def test_chart_is_saved_as_shown(page: Any, folder: Path) -> None:
-    draw_charts(page)
-    for kind in ("csv", "svg", "png"):
-        with page.expect_download() as download:
-            page.locator(f'[data-chart="flops"] [data-save="{kind}"]').click()
-        assert download.value.suggested_filename == f"flops.{kind}"
-        content = Path(download.value.path()).read_bytes()
-        if kind == "csv":
-            saved = list(csv.reader(io.StringIO(content.decode())))
-            expected = list(csv.reader(io.StringIO((folder / "data" / "flops.csv").read_text(encoding="utf-8"))))
-            assert [[cell.lower() for cell in row] for row in saved] == [
-                [cell.lower() for cell in row] for row in expected
-            ]
-        elif kind == "svg":
-            assert "var(--" not in content.decode()
-            assert "FLOPs per token" in content.decode()
-        else:
-            assert content.startswith(b"\x89PNG")
 
 
 def test_all_controls_are_reachable_by_keyboard(open_page: Open) -> None:
