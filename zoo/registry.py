@@ -26,7 +26,7 @@ from typing import (
     get_type_hints,
 )
 
-from zoo.costs import Breakdown, CacheSpec
+from zoo.costs import Breakdown, CacheSpec, Reach
 from zoo.errors import SpecError
 
 if TYPE_CHECKING:
@@ -171,6 +171,10 @@ class Mixer(Block, abstract=True):
     @abstractmethod
     def cache_spec(self) -> CacheSpec:
         """What the layer's cache keeps."""
+
+    def flop_reach(self, part: str) -> Reach:
+        """The tokens that one token's FLOPs of a part (of `flop_breakdown`) grow with."""
+        return self.cache_spec().reach
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         """(spec, width) of each table of positions that a forward pass looks up: `spec.table(positions, width)`."""
