@@ -222,7 +222,7 @@ def to_hf(spec):
 
 
 _1B = dict(dim=2048, layers=16, heads=32, kv_heads=8, head_dim=64, hidden=8192, vocab=32_000, context=4096)
-SIZES = {"primer-1b": Size("example/primer-1b", decoder(**_1B).params(), decoder(**_1B))}
+SIZES = {"primer-1b": Size("example/primer-1b", decoder(**_1B).params(), decoder(**_1B), released="2021-09")}
 '''
 
 CONFIG = dict(

@@ -184,6 +184,11 @@ def _hints(kind: type[Spec]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
+def accepts(kind: type[Spec], name: str, value: Any) -> bool:
+    """Whether a field of a kind may hold a value, by its annotation."""
+    return _fits(value, _hints(kind)[name])
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a field annotated `hint` may hold `value`."""
     origin, of = get_origin(hint), get_args(hint)

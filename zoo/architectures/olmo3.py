@@ -60,7 +60,8 @@ _STRETCHED = RoPE(THETA, YarnScaling(factor=8, original=8192, gain=yarn_gain(8))
 _BOTH = dict(head_dim=128, window=4096, full=_STRETCHED, local=RoPE(THETA), vocab=100_278, context=65_536)
 _7B = dict(_BOTH, dim=4096, layers=32, heads=32, kv_heads=32, hidden=11_008)
 _32B = dict(_BOTH, dim=5120, layers=64, heads=40, kv_heads=8, hidden=27_648)
+BEST_KNOWN = "olmo3-32b"
 SIZES = {
-    "olmo3-7b": Size("allenai/Olmo-3-1025-7B", 7_298_011_136, decoder(**_7B)),
-    "olmo3-32b": Size("allenai/Olmo-3-1125-32B", 32_233_522_176, decoder(**_32B)),
+    "olmo3-7b": Size("allenai/Olmo-3-1025-7B", 7_298_011_136, decoder(**_7B), released="2025-11"),
+    "olmo3-32b": Size("allenai/Olmo-3-1125-32B", 32_233_522_176, decoder(**_32B), released="2025-11"),
 }
