@@ -1,5 +1,5 @@
 """CONTRIBUTING.md, followed to the letter in a copy of the project: its architecture passes every test that is chosen
-by its name, and its block goes through every command, swapped in and as an architecture's own."""
+by its name, and its block, with a second file that nobody has seen, goes through every command and kind of run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from tests.models import has_compiler
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("zoo", "weights", "benchmarks", "tests", "docs", "pyproject.toml", "README.md", "CONTRIBUTING.md")
@@ -30,7 +32,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shown = re.findall(
         r"```python\n# (\S+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL
     )
-    assert [path for path, _ in shown] == ["zoo/architectures/olmoe.py", "zoo/blocks/mlp.py"]
+    assert [path for path, _ in shown] == ["zoo/architectures/olmoe.py", "zoo/blocks/min_gru.py"]
     for path, text in shown:
         (folder / path).write_text(text, encoding="utf-8")
     (folder / "tests/data/published/olmoe.json").write_text(json.dumps(FACTS), encoding="utf-8")
@@ -38,19 +40,22 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def primer(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The copy with an architecture that is made of the new block, and what a test asks for with a block."""
-    folder = tmp_path_factory.mktemp("primer") / "copy"
+def hybrid(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The copy with a second file of blocks that nobody has seen, an architecture that is made of them all, and what a
+    test asks for with a block."""
+    folder = tmp_path_factory.mktemp("hybrid") / "copy"
     shutil.copytree(copy, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "zoo" / "architectures" / "primer.py").write_text(PRIMER, encoding="utf-8")
+    (folder / "zoo" / "blocks" / "cosine_experts.py").write_text(COSINE_EXPERTS, encoding="utf-8")
+    (folder / "zoo" / "architectures" / "hybrid.py").write_text(HYBRID, encoding="utf-8")
     listed, told = folder / "benchmarks/measure/blocks.py", folder / "benchmarks/gallery/static/blocks.md"
     text = listed.read_text(encoding="utf-8")
     entry = '        "SwiGLU": dense,\n'
     assert entry in text
-    text = text.replace(entry, f'{entry}        "squared ReLU": MLP(4 * dim),\n')
+    text = text.replace(entry, f'{entry}        "bilinear": Bilinear(4 * dim),\n')
     first = "from zoo.blocks.moe import"
-    listed.write_text(text.replace(first, f"from zoo.blocks.mlp import MLP\n{first}"), encoding="utf-8")
-    told.write_text(told.read_text(encoding="utf-8") + "\n`MLP` has no gate.\n", encoding="utf-8")
+    listed.write_text(text.replace(first, f"from zoo.blocks.cosine_experts import Bilinear\n{first}"), encoding="utf-8")
+    words = "`MinGRU` keeps an average. `Bilinear` has no activation, `CosineTopK` routes by angles."
+    told.write_text(told.read_text(encoding="utf-8") + f"\n{words}\n", encoding="utf-8")
     return folder
 
 
@@ -58,7 +63,7 @@ def run(copy: Path, *args: str, code: int = 0) -> str:
     """What a command prints when run in the copy."""
     environment = os.environ | {"PYTHONPATH": str(copy), "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-m", *args]
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, encoding="utf-8", timeout=280)
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, encoding="utf-8", timeout=580)
     assert done.returncode == code, done.stderr + done.stdout
     return done.stdout if code == 0 else done.stderr
 
@@ -104,63 +109,58 @@ def test_the_architecture_passes_all_tests_that_are_chosen_by_its_name(copy: Pat
 
 
 def test_the_block_can_be_swapped_in(copy: Path) -> None:
-    card = run(copy, "zoo.build", "qwen3", "--tiny", "--swap", "ffn=MLP(hidden=256)")
-    assert "squared ReLU 256" in card
-    assert "MLP" in run(copy, "zoo.build", "--list")
+    card = run(copy, "zoo.build", "qwen3", "--tiny", "--swap", "attn=MinGRU(hidden=64)")
+    assert "minGRU of 64" in card
+    assert "MinGRU" in run(copy, "zoo.build", "--list")
 
 
-SWAP = ("--swap", "ffn=MLP(hidden=256)")
+SWAP = ("--swap", "attn=MinGRU(hidden=256)")
+EXPERTS = ("--swap", "ffn=MoE(experts=4, expert=Bilinear(hidden=32), router=CosineTopK(k=2))")
 COMMANDS = [  # every command that draws, counts or runs a model: what it is told, and a word that it then prints
-    (("zoo.build", "primer", "--tiny"), "squared ReLU 96"),
-    (("zoo.build", "primer", "--svg", "-"), "squared ReLU 8192"),
-    (("zoo.build", "primer", "--tiny", "--swap", "ffn=GLU"), "SwiGLU, width 96"),
-    (("zoo.build", "primer", "--swap", "ffn=MoE(experts=4, k=2, expert=GLU(hidden=64))"), "MoE 4 x"),
-    (("zoo.build", "qwen3", "--svg", "-", *SWAP), "squared ReLU 256"),
-    (("zoo.build", "qwen3-30b-a3b", "--tiny", *SWAP), "squared ReLU 256"),
-    (("benchmarks", "costs", "--static", "primer"), "primer-1b"),
-    (("benchmarks", "all", "primer", *SWAP), "primer-1b*"),
-    *((("benchmarks", verb, "primer", "qwen3-0.6b", *SWAP), "qwen3-0.6b*") for verb in ("params", "kv", "flops")),
-    (("benchmarks", "compare", "primer", "qwen3-0.6b"), "MLP"),
-    (("benchmarks", "compare", "deepseek-v3-671b", *SWAP), "MLP"),
-    (("benchmarks", "throughput", "primer", "--tiny", "-r", "1", "-p", "8", "-n", "2"), "primer"),
-    (("benchmarks", "blocks", "--dim", "256", "--tokens", "16", "--context", "64", "-r", "1"), "squared ReLU"),
-    (("benchmarks", "gallery", "primer", "qwen3-0.6b", "olmoe", "--out", "gallery"), "index.html"),
+    (("zoo.build", "hybrid", "--tiny"), "minGRU of 96"),
+    (("zoo.build", "hybrid", "--svg", "-"), "minGRU of 2048"),
+    (("zoo.build", "hybrid", "--tiny", "--swap", "ffn=GLU(hidden=96)"), "SwiGLU, width 96"),
+    (("zoo.build", "hybrid", "--params", "2M"), "minGRU"),
+    (("zoo.build", "qwen3", "--svg", "-", *SWAP), "minGRU of 256"),
+    (("zoo.build", "qwen3", "--tiny", *EXPERTS), "cosine top-2"),
+    (("zoo.build", "qwen3-30b-a3b", "--tiny", *SWAP), "minGRU of 256"),
+    (("benchmarks", "costs", "--static", "hybrid"), "hybrid-1b"),
+    (("benchmarks", "all", "hybrid", *SWAP), "hybrid-1b*"),
+    *((("benchmarks", verb, "hybrid", "qwen3-0.6b", *SWAP), "qwen3-0.6b*") for verb in ("params", "kv", "flops")),
+    (("benchmarks", "compare", "hybrid", "qwen3-0.6b"), "MinGRU"),
+    (("benchmarks", "compare", "deepseek-v3-671b", *SWAP), "MinGRU"),
+    (("benchmarks", "throughput", "hybrid", "--tiny", "-r", "1", "-p", "8", "-n", "2", "-d", "8"), "hybrid"),
+    (("benchmarks", "blocks", "--dim", "256", "--tokens", "16", "--context", "64", "-r", "1"), "bilinear"),
+    (("benchmarks", "gallery", "hybrid", "qwen3-0.6b", "olmoe", "--out", "gallery"), "index.html"),
 ]
 
 
-def test_the_block_goes_through_every_command(primer: Path) -> None:
-    """Swapped in, swapped out, and as the only feed-forward block of an architecture, in one process."""
-    (primer / "commands.py").write_text(EACH, encoding="utf-8")
-    (primer / "commands.json").write_text(json.dumps([args for args, _ in COMMANDS]), encoding="utf-8")
-    printed = run(primer, "commands").split("\f\n")[1:]
+def test_the_blocks_go_through_every_command(hybrid: Path) -> None:
+    """Swapped in, swapped out, and as all blocks of an architecture, in one process."""
+    (hybrid / "commands.py").write_text(EACH, encoding="utf-8")
+    (hybrid / "commands.json").write_text(json.dumps([args for args, _ in COMMANDS]), encoding="utf-8")
+    printed = run(hybrid, "commands").split("\f\n")[1:]
     assert len(printed) == len(COMMANDS)
     for (args, word), text in zip(COMMANDS, printed, strict=True):
         assert text.startswith("0\n"), f"{' '.join(args)}: {text}"
         assert word in text, f"{' '.join(args)}: {text}"
-    page = (primer / "gallery" / "index.html").read_text(encoding="utf-8")
-    assert '<template data-diagram="primer-1b">' in page
-    assert "squared ReLU 8192" in page
+    page = (hybrid / "gallery" / "index.html").read_text(encoding="utf-8")
+    assert '<template data-diagram="hybrid-1b">' in page
+    assert "minGRU of 2048" in page
 
 
-@pytest.mark.parametrize(
-    ("swap", "says"),
-    [
-        ("ffn=MoE(experts=4, k=2, expert=MLP(hidden=32))", "MoE: expert must be GLU, not MLP"),
-        ("ffn=MoE(experts=4, k=2)", "MoE needs expert: MoE(expert=GLU(...))"),
-    ],
-)
-def test_what_a_mixture_cannot_be_made_of_is_said(primer: Path, swap: str, says: str) -> None:
-    told = run(primer, "zoo.build", "primer", "--tiny", "--swap", swap, code=2)
-    assert told.startswith("error: ")
-    assert says in told
-    assert len(told.splitlines()) == 1
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+def test_the_blocks_compile_are_fed_in_chunks_rewound_and_differentiated(hybrid: Path) -> None:
+    """And a model of them is refused by name where it would be saved as a published one."""
+    (hybrid / "runs.py").write_text(RUNS, encoding="utf-8")
+    assert run(hybrid, "runs").split() == ["chunks", "compiled", "rewound", "gradients", "recomputed", "refused"]
 
 
-def test_the_block_is_listed_told_of_and_composed(primer: Path) -> None:
+def test_the_blocks_are_listed_told_of_and_composed(hybrid: Path) -> None:
     """The tests that notice a block without a line, and those that draw random models from the registry."""
     notice = ["test_no_kind_of_block_is_forgotten", "test_text_mentions_every_kind_of_block"]
     compose = ["test_every_block_is_composed", "test_formulas_are_the_built_modules", "test_every_field_of_every_block"]
-    ran = passed_in(primer, "tests", "-k", " or ".join([*notice, *compose]))
+    ran = passed_in(hybrid, "tests", "-k", " or ".join([*notice, *compose]))
     assert ran.keys() == {
         "tests/test_mutants.py",
         "tests/test_properties.py",
@@ -170,12 +170,12 @@ def test_the_block_is_listed_told_of_and_composed(primer: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_block_passes_all_tests_over_the_registry(primer: Path) -> None:
+def test_the_blocks_pass_all_tests_over_the_registry(hybrid: Path) -> None:
     """Of random models, of drawings, tables and plans, and of the gallery's swaps."""
     files = ["cli/test_listing", "test_registry", "model/test_layer_pattern", "swaps/test_rebuild"]
     files = [f"tests/zoo/{name}.py" for name in files]
     files += ["tests/test_properties.py", "tests/benchmarks/gallery/test_gallery_swaps.py"]
-    assert passed_in(primer, *files).keys() == set(files)
+    assert passed_in(hybrid, *files).keys() == set(files)
 
 
 # Runs the commands in commands.json: of each a form feed, the code that it ends with, and what it prints.
@@ -194,35 +194,162 @@ for module, *args in json.load(open("commands.json", encoding="utf-8")):
     print("\f", code, said.getvalue(), sep="\n")
 """
 
-PRIMER = '''
-"""Primer (So et al. 2021). New here: a feed-forward block without a gate, and no position encoding."""
+# Runs a hybrid of the new blocks as people do.
+RUNS = r"""
+from pathlib import Path
+from tempfile import mkdtemp
 
-from zoo.blocks import GQA, Layer, NoPE, RMSNorm, pre
-from zoo.blocks.mlp import MLP
+import torch
+
+import weights
+import zoo
+from tests.models import bound, randomised, tokens_of
+from zoo.errors import ZooError
+
+spec = zoo.spec("hybrid", tiny=True)
+model, tokens = randomised(spec), tokens_of(spec, 2, 50)
+
+
+def fed(model, sizes):
+    cache = model.new_cache(2, 50)
+    return torch.cat([model(part, cache) for part in tokens.split(sizes, dim=1)], dim=1)
+
+
+with torch.no_grad():
+    expected = model(tokens)
+    for sizes in ([50], [7] * 7 + [1], [1] * 50):
+        assert (fed(model, sizes) - expected).abs().max() <= bound(expected)
+    print("chunks")
+    model.compile()
+    for sizes in ([20, 30], [13] * 3 + [1] * 11):
+        assert (fed(model, sizes) - expected).abs().max() <= bound(expected)
+    print("compiled")
+    cache = model.new_cache(2, 50)
+    model(tokens[:, :20], cache)
+    before = cache.snapshot()
+    first = model(tokens[:, 20:], cache)
+    for _ in range(2):
+        cache.restore(before)
+        assert torch.equal(model(tokens[:, 20:], cache), first)
+    print("rewound")
+
+loss = lambda model: model(tokens).square().mean()
+eager = randomised(spec)
+wanted = torch.autograd.grad(loss(eager), [weight for weight in eager.parameters() if weight.requires_grad])
+assert all(grad.isfinite().all() and grad.abs().max() > 0 for grad in wanted)
+direction = [torch.randn_like(grad) for grad in wanted]
+slope = sum((grad.double() * step).sum() for grad, step in zip(wanted, direction)).item()
+exact = randomised(spec).double()
+differences = []
+for sign in (1, -1):
+    moved = randomised(spec).double()
+    with torch.no_grad():
+        for weight, step in zip([w for w in moved.parameters() if w.requires_grad], direction):
+            weight += sign * 1e-5 * step
+        differences.append(loss(moved).item())
+assert abs((differences[0] - differences[1]) / 2e-5 - slope) <= 1e-3 * max(abs(slope), 1)
+print("gradients")
+eager.activation_checkpointing = True
+again = torch.autograd.grad(loss(eager), [weight for weight in eager.parameters() if weight.requires_grad])
+assert all(torch.equal(one, other) for one, other in zip(wanted, again))
+print("recomputed")
+try:
+    weights.save(model, Path(mkdtemp()) / "saved")
+except ZooError as error:
+    assert "MinGRU" in str(error) or "CosineTopK" in str(error), error
+    print("refused")
+"""
+
+COSINE_EXPERTS = '''
+"""A feed-forward without an activation, and a router that compares directions."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.blocks.feed_forward import Apply, LinearFeedForward
+from zoo.blocks.routers import Router, record
+
+
+@dataclass(frozen=True)
+class Bilinear(LinearFeedForward):
+    """down(gate(x) * up(x)), of hidden width `hidden` (Shazeer 2020)."""
+
+    hidden: int
+    bias: bool = False
+
+    def linears(self, dim: int) -> tuple[tuple[str, int, int], ...]:
+        return ("gate", dim, self.hidden), ("up", dim, self.hidden), ("down", self.hidden, dim)
+
+    def combine(self, apply: Apply, x: Tensor) -> Tensor:
+        return apply("down", apply("gate", x) * apply("up", x))
+
+    def describe(self) -> str:
+        return f"bilinear, width {self.hidden}"
+
+
+@dataclass(frozen=True)
+class CosineTopK(Router):
+    """The k experts whose direction is nearest to x, weighted by a softmax of the cosines (Chi et al. 2022)."""
+
+    k: int
+
+    def build(self, dim: int, experts: int) -> nn.Module:
+        return _CosineTopK(self, dim, experts)
+
+    def params(self, dim: int, experts: int) -> int:
+        return dim * experts
+
+    def describe(self) -> str:
+        return f"cosine top-{self.k} router"
+
+
+class _CosineTopK(nn.Module):
+    def __init__(self, spec: CosineTopK, dim: int, experts: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(experts, dim))
+
+    def forward(self, x: Tensor, ctx=None) -> tuple[Tensor, Tensor]:
+        logits = F.linear(F.normalize(x.float(), dim=-1), F.normalize(self.weight.float(), dim=-1))
+        top, chosen = logits.topk(self.spec.k)
+        record(ctx, logits, chosen)
+        return top.softmax(-1).to(x.dtype), chosen
+'''
+
+HYBRID = '''
+"""A hybrid. New here: a gated average in three of four layers, and experts chosen by cosines in every second one."""
+
+from zoo.blocks import GQA, Layer, MoE, NoPE, RMSNorm, pre
+from zoo.blocks.cosine_experts import Bilinear, CosineTopK
+from zoo.blocks.min_gru import MinGRU
 from zoo.hf.config import Config, Size, reads
-from zoo.hf.write_config import dense_fields, fields_of
+from zoo.hf.write_config import dense_fields
 from zoo.model.decoder import Decoder
 
 
 def decoder(*, layers, heads, kv_heads, head_dim, hidden, eps=1e-5, **rest):
     norm = RMSNorm(eps)
-    layer = Layer(pre(norm, GQA(heads, kv_heads, head_dim, rope=NoPE())), pre(norm, MLP(hidden)))
-    return Decoder(layers=(layer,) * layers, norm=norm, **rest)
+    mixers = MinGRU(hidden=2048), GQA(heads, kv_heads, head_dim, rope=NoPE())
+    ffns = Bilinear(hidden), MoE(8, Bilinear(hidden), CosineTopK(2), shared=Bilinear(2 * hidden))
+    plan = [Layer(pre(norm, mixers[i % 4 == 3]), pre(norm, ffns[i % 2])) for i in range(layers)]
+    return Decoder(layers=tuple(plan), norm=norm, **rest)
 
 
-@reads("primer", head_dim=None, rms_norm_eps=1e-5, tie_word_embeddings=False)
+@reads("hybrid", head_dim=None, rms_norm_eps=1e-5, tie_word_embeddings=False)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_act="relu2")
+    config.expect(hidden_act="bilinear")
     return decoder(**config.dense(), head_dim=config.head_dim())
 
 
 def to_hf(spec):
-    width = fields_of(spec, MLP, hidden="intermediate_size")
-    return {"model_type": "primer", "hidden_act": "relu2"} | dense_fields(spec) | width
+    return {"model_type": "hybrid", "hidden_act": "bilinear", "intermediate_size": 1} | dense_fields(spec)
 
 
-_1B = dict(dim=2048, layers=16, heads=32, kv_heads=8, head_dim=64, hidden=8192, vocab=32_000, context=4096)
-SIZES = {"primer-1b": Size("example/primer-1b", decoder(**_1B).params(), decoder(**_1B), released="2021-09")}
+_1B = dict(dim=2048, layers=16, heads=32, kv_heads=8, head_dim=64, hidden=2048, vocab=32_000, context=4096)
+SIZES = {"hybrid-1b": Size("example/hybrid-1b", decoder(**_1B).params(), decoder(**_1B), released="2026-11")}
 '''
 
 CONFIG = dict(

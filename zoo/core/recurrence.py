@@ -24,7 +24,10 @@ from torch.library import custom_op
 from zoo.costs import linear_flops
 
 CHUNK = 64  # tokens of a chunk
-CPU_SEGMENT, SEGMENT = 128, 2048  # tokens computed at a time: on a CPU, few enough that intermediates stay in its caches
+CPU_SEGMENT, SEGMENT = (
+    128,
+    2048,
+)  # tokens computed at a time: on a CPU, few enough that intermediates stay in its caches
 BASE = 16  # tokens of a block in which per-channel decays are computed for each pair
 
 
@@ -91,9 +94,7 @@ def gated_delta_flops(
     return -(-new // CHUNK) * (scores + heads * (states + 2 * linear_flops(CHUNK, CHUNK, value_dim)))
 
 
-def state_space_flops(
-    new: int, key_heads: int, heads: int, key_dim: int, value_dim: int, causal: bool = True
-) -> int:
+def state_space_flops(new: int, key_heads: int, heads: int, key_dim: int, value_dim: int, causal: bool = True) -> int:
     """FLOPs of `state_space`, as `gated_delta_flops` counts."""
     if causal or new == 1:
         return new * heads * 2 * linear_flops(1, key_dim, value_dim)
@@ -116,9 +117,7 @@ def initial_time_steps(count: int, shortest: float = 1e-3, longest: float = 0.1)
 # A single token.
 
 
-def _delta_step(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def _delta_step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """`gated_delta_rule` without the axis of tokens: q, k (b, g, d), v (b, h, w), decay (b, h, 1 or d), beta (b, h).
 
     The old state is read for key and query at once, before the update: S^T q = (decayed S)^T q + (k . q) correction.
@@ -169,9 +168,7 @@ def _in_segments(
     return torch.cat(outs, dim=1), state
 
 
-def _delta_chunks(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def _delta_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """`gated_delta_rule` over all chunks at once.
 
     With S the state at the start of a chunk, what its tokens write, U, solves a unit lower triangular system:
@@ -373,9 +370,7 @@ def _delta_operator(
 
 
 @_delta_operator.register_fake
-def _like_delta(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def _like_delta(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     return v.new_empty(v.shape), state.new_empty(state.shape)
 
 

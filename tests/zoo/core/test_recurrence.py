@@ -24,7 +24,10 @@ def inputs(kind: str, tokens: int, strength: float = 0.3, dtype: torch.dtype = t
     decay = -2 * strength * torch.rand(BATCH, tokens, HEADS, WIDTH, dtype=dtype)
     if kind == "state space":
         return [q, k, v, decay[..., 0], torch.randn(BATCH, HEADS, VALUE_WIDTH, WIDTH, dtype=dtype)]
-    beta, state = torch.rand(BATCH, tokens, HEADS, dtype=dtype), torch.randn(BATCH, HEADS, WIDTH, VALUE_WIDTH, dtype=dtype)
+    beta, state = (
+        torch.rand(BATCH, tokens, HEADS, dtype=dtype),
+        torch.randn(BATCH, HEADS, WIDTH, VALUE_WIDTH, dtype=dtype),
+    )
     return [q, k, v, decay[..., :1] if kind == "decay a head" else decay, beta, state]
 
 
