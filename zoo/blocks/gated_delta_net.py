@@ -57,7 +57,13 @@ class GatedDeltaNet(Mixer):
     def _projections(self, dim: int) -> tuple[tuple[int, int], ...]:
         """(inputs, outputs) of the projections qkv, gate, beta, decay and o."""
         width = self.value_heads * self.value_dim
-        return (dim, sum(self.mixed_widths)), (dim, width), (dim, self.value_heads), (dim, self.value_heads), (width, dim)
+        return (
+            (dim, sum(self.mixed_widths)),
+            (dim, width),
+            (dim, self.value_heads),
+            (dim, self.value_heads),
+            (width, dim),
+        )
 
     def param_breakdown(self, dim: int) -> Breakdown:
         projections = sum(linear_params(*widths) for widths in self._projections(dim))

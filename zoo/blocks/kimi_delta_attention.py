@@ -88,9 +88,7 @@ class _KDA(nn.Module):
         self.spec = spec
         q, k, v, *halves, beta, o = (Linear(*widths, bias=False) for widths in spec._projections(dim))
         self.q, self.k, self.v, self.beta, self.o = q, k, v, beta, o
-        self.decay, self.gate = (
-            nn.Sequential(OrderedDict(down=down, up=up)) for down, up in (halves[:2], halves[2:])
-        )
+        self.decay, self.gate = (nn.Sequential(OrderedDict(down=down, up=up)) for down, up in (halves[:2], halves[2:]))
         self.q_conv, self.k_conv, self.v_conv = (CausalConv(spec.width, spec.conv) for _ in STREAMS)
         self.A_log = nn.Parameter(torch.empty(spec.heads))
         self.dt_bias = nn.Parameter(torch.empty(spec.width))
