@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from zoo.errors import UsageError, unknown
-from zoo.registry import Alias, Spec
+from zoo.registry import Alias, Spec, accepts
 
 Values = dict[str, Any]
 # Optional field in use -> its term, where that is not the field's own name; "" where it is not mentioned.
@@ -75,7 +75,7 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...]) -> Spec
     names, parts = field_names(kind), _parts(kind)
     values: Values = {}
     for source in filter(None, (_first(kind, near), old)):  # a source may be of a subclass with more fields
-        values |= {name: value for name, value in vars(source).items() if name in names}
+        values |= {name: value for name, value in vars(source).items() if name in names and accepts(kind, name, value)}
     for name, kinds in parts.items():
         if name not in values and (found := _first(kinds, near)):
             values[name] = found
