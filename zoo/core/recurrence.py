@@ -84,8 +84,8 @@ def gated_delta_flops(
     `causal`: the recurrence itself, three products of state and vector for each token and head. Otherwise the matrix
     products of the form that runs, over whole chunks; the triangular solve is not one.
     """
-    if causal or new == 1:
-        return new * heads * 3 * linear_flops(1, key_dim, value_dim)
+    if causal or new == 1:  # the step's update is an outer product
+        return new * heads * (3 if causal else 2) * linear_flops(1, key_dim, value_dim)
     scores = 2 * key_heads * linear_flops(CHUNK, key_dim, CHUNK)
     if per_channel:  # in the smallest blocks, and between neighbours of each size
         reached = BASE + sum(size // 2 for size in _block_sizes())
@@ -97,7 +97,7 @@ def gated_delta_flops(
 def state_space_flops(new: int, key_heads: int, heads: int, key_dim: int, value_dim: int, causal: bool = True) -> int:
     """FLOPs of `state_space`, as `gated_delta_flops` counts."""
     if causal or new == 1:
-        return new * heads * 2 * linear_flops(1, key_dim, value_dim)
+        return new * heads * (2 if causal else 1) * linear_flops(1, key_dim, value_dim)
     scores = key_heads * linear_flops(CHUNK, key_dim, CHUNK)
     states = 2 * linear_flops(CHUNK, key_dim, value_dim)
     return -(-new // CHUNK) * (scores + heads * (states + linear_flops(CHUNK, CHUNK, value_dim)))
@@ -128,26 +128,20 @@ def _delta_step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, st
     read = torch.stack([kept * k, kept * q], dim=2) @ state  # (b, h, 2, w)
     correction = beta.unsqueeze(-1) * (v - read[:, :, 0])
     out = read[:, :, 1] + (k * q).sum(-1, keepdim=True) * correction
-    return out.unsqueeze(1), _updated(kept.unsqueeze(-1) * state, k, correction)
+    return out.unsqueeze(1), torch.addcmul(kept.unsqueeze(-1) * state, k.unsqueeze(-1), correction.unsqueeze(-2))
 
 
 def _state_space_step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """`state_space` for t = 1."""
     q, k, v, decay = (x.squeeze(1) for x in (q, k, v, decay))
     q, k = (_per_head(x, v.shape[1]) for x in (q, k))
-    state = _updated(decay.exp()[..., None, None] * state, v, k)
+    state = torch.addcmul(decay.exp()[..., None, None] * state, v.unsqueeze(-1), k.unsqueeze(-2))
     return (state @ q.unsqueeze(-1)).squeeze(-1).unsqueeze(1), state
 
 
 def _per_head(x: Tensor, heads: int) -> Tensor:
     """(b, g, ...) -> (b, h, ...): heads i * h/g to (i + 1) * h/g - 1 share key i."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
-
-
-def _updated(state: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """state (b, h, d, w) + rows (b, h, d) times columns (b, h, w)."""
-    sums = state.flatten(0, 1).baddbmm(rows.flatten(0, 1).unsqueeze(2), columns.flatten(0, 1).unsqueeze(1))
-    return sums.view(state.shape)
 
 
 def _exact(*tensors: Tensor) -> list[Tensor]:
