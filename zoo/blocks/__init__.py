@@ -7,15 +7,19 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from zoo.blocks.feed_forward import *
+from zoo.blocks.gated_delta_net import *
 from zoo.blocks.glu import *
 from zoo.blocks.gqa import *
+from zoo.blocks.kimi_delta_attention import *
 from zoo.blocks.layer import *
+from zoo.blocks.mamba2 import *
 from zoo.blocks.mla import *
 from zoo.blocks.mlp import *
 from zoo.blocks.moe import *
 from zoo.blocks.norms import *
 from zoo.blocks.positions import *
 from zoo.blocks.routers import *
+from zoo.blocks.short_conv import *
 
 for _info in iter_modules(__path__):
     import_module(f"{__name__}.{_info.name}")

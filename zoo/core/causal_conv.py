@@ -11,7 +11,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -
     """x (b, t, c), weight (c, 1, taps), bias (c,), state (b, taps - 1, c) -> y (b, t, c), the next state.
 
     Token i of channel j is the sum of weight[j, 0, m] * x[i - (taps - 1) + m, j]. The tokens before the first are the
-    `state`, the last taps - 1 inputs of the pass before: zeros at the start of a sequence. Sums are in float32 at least.
+    `state`, the last taps - 1 inputs of the pass before: zeros at the start. Sums are in float32 at least.
 
     It is taps - 1 shifted additions, which the compiler turns into one loop, and not F.conv1d, whose layout has the
     channels before the tokens.

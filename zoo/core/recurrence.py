@@ -13,14 +13,14 @@ Inside: n chunks of c tokens each; s = b * h.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
+from zoo.core.chunk_loop import pass_on
 from zoo.costs import linear_flops
 
 CHUNK = 64  # tokens of a chunk
@@ -42,14 +42,14 @@ def gated_delta_rule(
     2025, section 3).
     """
     with torch.autocast(q.device.type, enabled=False):
-        *streams, state = _exact(q, k, v, decay, beta, state)
+        given = _exact(q, k, v, decay, beta, state)
         if q.shape[1] == 1:
-            return _delta_step(*(x.squeeze(1) for x in streams), state)
+            return _delta_step(*given)
         if not torch.compiler.is_compiling():
-            return _in_segments(_delta_chunks, streams, state)
+            return _in_segments(_delta_chunks, *given)
         if torch.is_grad_enabled() or torch.compiler.is_exporting():
-            return _delta_chunks(*streams, state)
-        return _delta_operator(*streams, state)
+            return _delta_chunks(*given)
+        return _delta_operator(*given)
 
 
 def state_space(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,14 +60,14 @@ def state_space(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -
     v is x times the time step, and decay is A times the time step.
     """
     with torch.autocast(q.device.type, enabled=False):
-        *streams, state = _exact(q, k, v, decay, state)
+        given = _exact(q, k, v, decay, state)
         if q.shape[1] == 1:
-            return _state_space_step(*(x.squeeze(1) for x in streams), state)
+            return _state_space_step(*given)
         if not torch.compiler.is_compiling():
-            return _in_segments(_state_space_chunks, streams, state)
+            return _in_segments(_state_space_chunks, *given)
         if torch.is_grad_enabled() or torch.compiler.is_exporting():
-            return _state_space_chunks(*streams, state)
-        return _state_space_operator(*streams, state)
+            return _state_space_chunks(*given)
+        return _state_space_operator(*given)
 
 
 def l2_normalise(x: Tensor, eps: float = 1e-6) -> Tensor:
@@ -84,8 +84,8 @@ def gated_delta_flops(
     `causal`: the recurrence itself, three products of state and vector for each token and head. Otherwise the matrix
     products of the form that runs, over whole chunks; the triangular solve is not one.
     """
-    if causal or new == 1:
-        return new * heads * 3 * linear_flops(1, key_dim, value_dim)
+    if causal or new == 1:  # the step's update is an outer product
+        return new * heads * (3 if causal else 2) * linear_flops(1, key_dim, value_dim)
     scores = 2 * key_heads * linear_flops(CHUNK, key_dim, CHUNK)
     if per_channel:  # in the smallest blocks, and between neighbours of each size
         reached = BASE + sum(size // 2 for size in _block_sizes())
@@ -97,14 +97,14 @@ def gated_delta_flops(
 def state_space_flops(new: int, key_heads: int, heads: int, key_dim: int, value_dim: int, causal: bool = True) -> int:
     """FLOPs of `state_space`, as `gated_delta_flops` counts."""
     if causal or new == 1:
-        return new * heads * 2 * linear_flops(1, key_dim, value_dim)
+        return new * heads * (2 if causal else 1) * linear_flops(1, key_dim, value_dim)
     scores = key_heads * linear_flops(CHUNK, key_dim, CHUNK)
     states = 2 * linear_flops(CHUNK, key_dim, value_dim)
     return -(-new // CHUNK) * (scores + heads * (states + linear_flops(CHUNK, CHUNK, value_dim)))
 
 
 def initial_decay_rates(heads: int) -> list[float]:
-    """A_log of a fresh model: the logarithms of rates from 1 to 16, evenly spaced over the heads (Mamba-2 draws them)."""
+    """A_log of a fresh model: logarithms of rates evenly spaced from 1 to 16 (Mamba-2 draws them)."""
     return [math.log(1 + 15 * i / max(heads - 1, 1)) for i in range(heads)]
 
 
@@ -118,34 +118,30 @@ def initial_time_steps(count: int, shortest: float = 1e-3, longest: float = 0.1)
 
 
 def _delta_step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """`gated_delta_rule` without the axis of tokens: q, k (b, g, d), v (b, h, w), decay (b, h, 1 or d), beta (b, h).
+    """`gated_delta_rule` for t = 1.
 
     The old state is read for key and query at once, before the update: S^T q = (decayed S)^T q + (k . q) correction.
     """
+    q, k, v, decay, beta = (x.squeeze(1) for x in (q, k, v, decay, beta))
     q, k = (_per_head(x, v.shape[1]) for x in (q, k))
     kept = decay.exp()
     read = torch.stack([kept * k, kept * q], dim=2) @ state  # (b, h, 2, w)
     correction = beta.unsqueeze(-1) * (v - read[:, :, 0])
     out = read[:, :, 1] + (k * q).sum(-1, keepdim=True) * correction
-    return out.unsqueeze(1), _updated(kept.unsqueeze(-1) * state, k, correction)
+    return out.unsqueeze(1), torch.addcmul(kept.unsqueeze(-1) * state, k.unsqueeze(-1), correction.unsqueeze(-2))
 
 
 def _state_space_step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """`state_space` without the axis of tokens: q, k (b, g, d), v (b, h, w), decay (b, h)."""
+    """`state_space` for t = 1."""
+    q, k, v, decay = (x.squeeze(1) for x in (q, k, v, decay))
     q, k = (_per_head(x, v.shape[1]) for x in (q, k))
-    state = _updated(decay.exp()[..., None, None] * state, v, k)
+    state = torch.addcmul(decay.exp()[..., None, None] * state, v.unsqueeze(-1), k.unsqueeze(-2))
     return (state @ q.unsqueeze(-1)).squeeze(-1).unsqueeze(1), state
 
 
 def _per_head(x: Tensor, heads: int) -> Tensor:
     """(b, g, ...) -> (b, h, ...): heads i * h/g to (i + 1) * h/g - 1 share key i."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
-
-
-def _updated(state: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """state (b, h, d, w) + rows (b, h, d) times columns (b, h, w)."""
-    sums = state.flatten(0, 1).baddbmm(rows.flatten(0, 1).unsqueeze(2), columns.flatten(0, 1).unsqueeze(1))
-    return sums.view(state.shape)
 
 
 def _exact(*tensors: Tensor) -> list[Tensor]:
@@ -157,10 +153,9 @@ def _exact(*tensors: Tensor) -> list[Tensor]:
 # The chunked forms.
 
 
-def _in_segments(
-    chunks: Callable[..., tuple[Tensor, Tensor]], streams: Sequence[Tensor], state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`chunks` over streams (b, t, ...), a segment of tokens at a time."""
+def _in_segments(chunks: Callable[..., tuple[Tensor, Tensor]], *given: Tensor) -> tuple[Tensor, Tensor]:
+    """`chunks` over streams (b, t, ...) and a state, a segment of tokens at a time."""
+    *streams, state = given
     tokens, outs = CPU_SEGMENT if state.is_cpu else SEGMENT, []
     for start in range(0, streams[0].shape[1], tokens):
         out, state = chunks(*(stream[:, start : start + tokens] for stream in streams), state)
@@ -191,7 +186,7 @@ def _delta_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, 
     identity = torch.eye(CHUNK, dtype=k.dtype, device=k.device).expand(keys.shape)
     # The inverse is cheaper than a solution with as many columns as the values have.
     inverse = torch.linalg.solve_triangular(beta * keys, identity, upper=False, unitriangular=True) * beta.mT
-    starts, written, state = _pass_on(last.exp().mT, decayed(k, last - total), decayed(k, total), inverse, v, state)
+    starts, written, state = pass_on(last.exp().mT, decayed(k, last - total), decayed(k, total), inverse, v, state)
     return _in_tokens(decayed(q, total) @ starts + queries @ written, new), state
 
 
@@ -209,7 +204,7 @@ def _state_space_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: T
         return x.unflatten(1, shape).permute(0, 1, 3, 4, 2, 5).flatten(-2)
 
     write, kept = side_by_side(v * (last - total).exp()), side_by_side(last.exp().expand(-1, -1, -1, -1, width)).mT
-    starts, _, after = _pass_on(kept, write, None, None, k, state.unflatten(1, shape).flatten(2, 3))
+    starts, _, after = pass_on(kept, write, None, None, k, state.unflatten(1, shape).flatten(2, 3))
     before = (q @ starts.mT).unflatten(-1, (shape[1], width)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
     return _in_tokens(torch.addcmul(out, before, total.exp()), new), after.view(state.shape)
 
@@ -265,100 +260,6 @@ def _joined(scores: Tensor, rows: Tensor, total: Tensor, size: int) -> Tensor:
     return torch.cat([above, torch.cat([after @ before.mT, later], dim=-1)], dim=-2)
 
 
-# From chunk to chunk.
-
-
-def _pass_on(
-    kept: Tensor, write: Tensor, erase: Tensor | None, inverse: Tensor | None, value: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`_loop`, whose first axis is here (b, h)."""
-    streams = (None if x is None else x.flatten(0, 1) for x in (kept, write, erase, inverse, value, state))
-    # The compiler cannot loop over an unknown number of chunks: the loop is one opaque operator.
-    run = _loop_operator if torch.compiler.is_compiling() else _loop
-    starts, written, after = run(*streams)
-    return tuple(x.unflatten(0, state.shape[:2]) for x in (starts, written, after))
-
-
-def _loop(
-    kept: Tensor, write: Tensor, erase: Tensor | None, inverse: Tensor | None, value: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of n chunks: U = inverse (value - erase S); S <- kept S + write^T U. Without `erase`, U is the value.
-
-    kept (s, n, d or 1, 1), write and erase (s, n, c, d), inverse (s, n, c, c), value (s, n, c, w), state S (s, d, w)
-    -> every S before its chunk (s, n, d, w), every U (s, n, c, w), the last S (s, d, w).
-    """
-    starts, written = [], []
-    for i in range(value.shape[1]):
-        starts.append(state)
-        new = value[:, i]
-        if erase is not None and inverse is not None:
-            new = inverse[:, i] @ new.baddbmm(erase[:, i], state, alpha=-1)
-        written.append(new)
-        state = (kept[:, i] * state).baddbmm(write[:, i].mT, new)
-    return torch.stack(starts, dim=1), torch.stack(written, dim=1), state
-
-
-@custom_op("zoo::chunk_loop", mutates_args=())
-def _loop_operator(
-    kept: Tensor, write: Tensor, erase: Tensor | None, inverse: Tensor | None, value: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _loop(kept, write, erase, inverse, value, state)
-
-
-@_loop_operator.register_fake
-def _like_loop(
-    kept: Tensor, write: Tensor, erase: Tensor | None, inverse: Tensor | None, value: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    starts = state.new_empty(state.shape[0], value.shape[1], *state.shape[1:])
-    return starts, value.new_empty(value.shape), state.new_empty(state.shape)
-
-
-@custom_op("zoo::chunk_loop_backward", mutates_args=())
-def _loop_backward_operator(
-    d_starts: Tensor,
-    d_written: Tensor,
-    d_state: Tensor,
-    kept: Tensor,
-    write: Tensor,
-    erase: Tensor | None,
-    inverse: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of every S after its chunk (s, n, d, w), of every U (s, n, c, w), and of the first S (s, d, w)."""
-    after, written = [], []
-    for i in reversed(range(write.shape[1])):
-        after.append(d_state)
-        written.append(d_written[:, i].baddbmm(write[:, i], d_state))
-        d_state = torch.addcmul(d_starts[:, i], kept[:, i], d_state)
-        if erase is not None and inverse is not None:
-            d_state = d_state.baddbmm(erase[:, i].mT, inverse[:, i].mT @ written[-1], alpha=-1)
-    return torch.stack(after[::-1], dim=1), torch.stack(written[::-1], dim=1), d_state
-
-
-@_loop_backward_operator.register_fake
-def _like_loop_backward(
-    d_starts: Tensor, d_written: Tensor, d_state: Tensor, *_: object
-) -> tuple[Tensor, Tensor, Tensor]:
-    return d_starts.new_empty(d_starts.shape), d_written.new_empty(d_written.shape), d_state.new_empty(d_state.shape)
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:5], *output[:2])
-
-
-def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    kept, write, erase, inverse, value, starts, written = ctx.saved_tensors
-    after, d_value, d_state = _loop_backward_operator(*grads, kept, write, erase, inverse)
-    d_kept, d_write, d_erase, d_inverse = (after * starts).sum_to_size(kept.shape), written @ after.mT, None, None
-    if erase is not None:
-        d_inverse = d_value @ (value - erase @ starts).mT
-        d_value = inverse.mT @ d_value
-        d_erase = -d_value @ starts.mT
-    return d_kept, d_write, d_erase, d_inverse, d_value, d_state
-
-
-_loop_operator.register_autograd(_differentiate, setup_context=_save_for_backward)
-
-
 # Compiled without gradients: the whole chunked form is one operator for every number of tokens.
 
 
@@ -366,7 +267,7 @@ _loop_operator.register_autograd(_differentiate, setup_context=_save_for_backwar
 def _delta_operator(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return _in_segments(_delta_chunks, [q, k, v, decay, beta], state)
+    return _in_segments(_delta_chunks, q, k, v, decay, beta, state)
 
 
 @_delta_operator.register_fake
@@ -376,7 +277,7 @@ def _like_delta(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, st
 
 @custom_op("zoo::state_space", mutates_args=())
 def _state_space_operator(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    return _in_segments(_state_space_chunks, [q, k, v, decay], state)
+    return _in_segments(_state_space_chunks, q, k, v, decay, state)
 
 
 @_state_space_operator.register_fake

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.core import recurrence
@@ -154,3 +156,44 @@ def test_initial_decays_span_the_published_ranges() -> None:
     assert [round(math.exp(x), 6) for x in rates] == [1, 4.75, 8.5, 12.25, 16]
     assert [round(math.log1p(math.exp(x)), 6) for x in steps] == [0.001, 0.01, 0.1]
     assert len(recurrence.initial_decay_rates(1)) == len(recurrence.initial_time_steps(1)) == 1
+
+
+def compiled(kind: str) -> tuple[object, object]:
+    """`run` of one kind, traced without code generation, and what counts its graphs."""
+    counter = CompileCounterWithBackend("aot_eager")
+    return torch.compile(partial(run, kind), dynamic=True, fullgraph=True, backend=counter), counter
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it traces
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_graph_serves_every_number_of_tokens(kind: str) -> None:
+    torch.compiler.reset()
+    traced, counter = compiled(kind)
+    for tokens in (70, 64, 2, 65, 600):
+        given = inputs(kind, tokens)
+        assert relative_error(traced(given), run(kind, given)) < 1e-12
+    assert counter.frame_count == 1
+    given = inputs(kind, 1)
+    assert relative_error(traced(given), run(kind, given)) < 1e-12
+    assert counter.frame_count == 2  # the step
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it traces
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_with_gradients_serves_every_number_of_chunks(kind: str) -> None:
+    """One graph for several chunks, and one for a single chunk, which the compiler broadcasts."""
+    torch.compiler.reset()
+    traced, counter = compiled(kind)
+    for tokens, graphs in ((130, 1), (200, 1), (65, 1), (64, 2), (30, 2), (128, 2)):
+        given = [x.requires_grad_() for x in inputs(kind, tokens)]
+        found, expected = traced(given), run(kind, given)
+        weights = [torch.randn_like(x) for x in expected]
+        gradients, expected_gradients = (
+            torch.autograd.grad(sum((a * b).sum() for a, b in zip(form, weights, strict=True)), given)
+            for form in (found, expected)
+        )
+        assert relative_error(found, expected) < 1e-12
+        assert relative_error(gradients, expected_gradients) < 1e-10
+        assert counter.frame_count == graphs

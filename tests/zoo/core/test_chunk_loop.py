@@ -1,0 +1,46 @@
+"""The operator that passes the state from chunk to chunk: its gradient, and what it promises the compiler."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from zoo.core.chunk_loop import _loop, _loop_operator, pass_on
+
+S, N, C, D, W = 2, 3, 4, 5, 6
+
+
+def streams(erases: bool, columns: int = 1) -> list[Tensor | None]:
+    """kept, write, erase, inverse, value and state."""
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64).requires_grad_()
+
+    erase, inverse = (random(S, N, C, D), random(S, N, C, C)) if erases else (None, None)
+    return [random(S, N, columns, 1), random(S, N, C, D), erase, inverse, random(S, N, C, W), random(S, D, W)]
+
+
+@pytest.mark.parametrize("columns", [1, D])
+@pytest.mark.parametrize("erases", [True, False])
+def test_its_gradient_is_numerical_differentiation_s(erases: bool, columns: int) -> None:
+    assert torch.autograd.gradcheck(_loop_operator, streams(erases, columns))
+
+
+@pytest.mark.parametrize("erases", [True, False])
+def test_it_is_the_loop_and_keeps_the_compiler_s_rules(erases: bool) -> None:
+    given = streams(erases)
+    for found, expected in zip(_loop_operator(*given), _loop(*given), strict=True):
+        assert torch.equal(found, expected)
+    torch.library.opcheck(_loop_operator, given)
+
+
+@torch.no_grad()
+def test_the_last_state_continues() -> None:
+    kept, write, erase, inverse, value, state = (x.unsqueeze(0) for x in streams(True))
+    starts, written, last = pass_on(kept, write, erase, inverse, value, state)
+    first = pass_on(*(x[:, :, :1] for x in (kept, write, erase, inverse, value)), state)
+    rest = pass_on(*(x[:, :, 1:] for x in (kept, write, erase, inverse, value)), first[2])
+    assert torch.equal(starts[:, :, 0], state)
+    torch.testing.assert_close(rest[2], last)
+    torch.testing.assert_close(torch.cat([first[1], rest[1]], dim=2), written)
