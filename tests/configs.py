@@ -6,9 +6,10 @@ import json
 from copy import deepcopy
 from typing import Any
 
+from tests.families import wrappers
 from tests.reference import published
 
-WRAPPERS = {"gemma3_text": "gemma3", "mistral": "mistral3"}  # text model_type -> that of the wrapper around it
+WRAPPERS = wrappers()  # text model_type -> that of the wrapper around it
 
 
 def smallest() -> list[str]:

@@ -15,17 +15,20 @@ import zoo
 
 # Fields that set the shapes of parameters: a wrong one is found before anything is computed.
 SHAPES = {"vocab", "dim", "heads", "kv_heads", "head_dim", "hidden", "experts", "tied"}
-SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim"}
+SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count"}
 # Fields that change no logit in float32: the trained context, and where a norm rounds.
 UNSEEN = {"context", "scale_in_fp32"}
-# Fields for which a model may allow no other value: of a single group, one is kept.
-FIXED = {"keep"}
+# Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w.
+FIXED = {"keep", "weight"}
 
 Changes = Callable[[Any], list[Any]]
 # Field name -> the other values, for a value that is not None.
 NAMED: dict[str, Changes] = {
     **dict.fromkeys((*SHAPES, *UNSEEN), lambda value: []),
-    "window": lambda value: [value - 1, value + 1, None],
+    **dict.fromkeys(("window", "chunk"), lambda value: [value - 1, value + 1, None]),
+    "step": lambda value: [value * 2],
+    "fraction": lambda value: [value / 2],
+    "weight": lambda value: [False] if value else [],
     "low": lambda value: [value * 2, value / 2],
     "original": lambda value: [value * 4],  # enough to move a ramp whose ends are rounded
     **dict.fromkeys(("scale", "alpha", "gain", "embed_scale"), lambda value: [value * 1.1]),

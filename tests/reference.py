@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.families import Family, family
+
 DATA = Path(__file__).parent / "data"
+# Config field -> its largest toy value. What one family alone has is in tests/families.
 TOY = {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -27,48 +30,73 @@ TOY = {
     "n_group": 4,
     "topk_group": 2,
     "num_experts_per_tok": 3,
-    "experts_per_token": 3,
     "q_lora_rank": 40,
     "kv_lora_rank": 32,
     "qk_nope_head_dim": 32,
     "qk_rope_head_dim": 16,
     "v_head_dim": 24,
-    "initial_context_length": 64,
-    "swiglu_limit": 1.0,
 }
+USUAL = ("num_hidden_layers", "num_key_value_heads")  # read below by these names too
 TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+
+
+@cache
+def facts(folder: str) -> dict[str, dict[str, Any]]:
+    """Family -> preset -> what tests/data/FOLDER/FAMILY.json says of it."""
+    files = sorted((DATA / folder).glob("*.json"))
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def merged(folder: str) -> dict[str, Any]:
+    """Preset -> what the files of a folder say of it, family by family."""
+    return {name: said for presets in facts(folder).values() for name, said in presets.items()}
 
 
 @cache
 def published() -> dict[str, dict[str, Any]]:
     """Preset name -> the published facts: hub id, config, parameters."""
-    return json.loads((DATA / "published.json").read_text(encoding="utf-8"))
+    return merged("published")
+
+
+@cache
+def kv_reference() -> dict[str, dict[str, Any]]:
+    """Preset name -> the bytes of its cache, derived without the zoo's code."""
+    return merged("kv_reference")
+
+
+def family_of(name: str) -> Family:
+    """What the tests know of the family of a preset."""
+    return family(next(stem for stem, presets in facts("published").items() if name in presets))
 
 
 def toy_config(name: str, layers: int) -> dict[str, Any]:
     """The published config of a preset at toy widths, with its first `layers` layers."""
-    full = published()[name]["config"]
+    full, known = published()[name]["config"], family_of(name)
+    named = {usual: known.names.get(usual, usual) for usual in (*TOY, *USUAL)}
+    widths = {named[usual]: width for usual, width in TOY.items()} | known.widths
     config = {
-        field: value if field not in TOY or value is None else min(value, TOY[field]) for field, value in full.items()
+        field: value if field not in widths or value is None else min(value, widths[field])
+        for field, value in full.items()
     }
-    config |= TOKENS | {"num_hidden_layers": layers}
+    config |= TOKENS | {named["num_hidden_layers"]: layers}
     for unread in ("quantization_config", "auto_map"):
         config.pop(unread, None)
-    heads, kv_heads = full["num_attention_heads"], full["num_key_value_heads"]
-    config["num_key_value_heads"] = 4 if kv_heads == heads else min(kv_heads, 2)
+    heads, kv_heads = full[named["num_attention_heads"]], full.get(named["num_key_value_heads"])
+    if kv_heads is not None:
+        config[named["num_key_value_heads"]] = 4 if kv_heads == heads else min(kv_heads, 2)
     if full.get("shared_expert_intermediate_size"):  # as many times as wide as the routed ones
         times = full["shared_expert_intermediate_size"] / full["moe_intermediate_size"]
         config["shared_expert_intermediate_size"] = round(times * config["moe_intermediate_size"])
-    if "head_dim" in full:
-        config["head_dim"] = 16 if full["head_dim"] * heads == full["hidden_size"] else 24
+    if full.get("head_dim") is not None:
+        config["head_dim"] = 16 if full["head_dim"] * heads == full[named["hidden_size"]] else 24
     if full.get("sliding_window") is not None:
         config["sliding_window"] = 16
     if "original_max_position_embeddings" in (full.get("rope_scaling") or {}):
         config["rope_scaling"] = full["rope_scaling"] | {"original_max_position_embeddings": 64}
-    for plan in ("layer_types", "no_rope_layers"):
-        if plan in full:
-            config[plan] = full[plan][:layers]
-    return config
+    for plan, value in full.items():
+        if isinstance(value, list) and len(value) == full[named["num_hidden_layers"]]:  # an entry for each layer
+            config[plan] = value[:layers]
+    return config | known.toy(config, full, layers)
 
 
 def toy_reference(config: dict[str, Any], seed: int = 0) -> nn.Module:
@@ -90,14 +118,21 @@ def toy_reference(config: dict[str, Any], seed: int = 0) -> nn.Module:
 def randomise(model: nn.Module, seed: int) -> None:
     """Draw every parameter and every persistent buffer anew."""
     generator = torch.Generator().manual_seed(seed)
+    transposed = transposed_names(getattr(getattr(model, "config", None), "model_type", None))
     for name, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
         if tensor.ndim >= 2 and not name.endswith("bias"):
-            # gpt-oss multiplies x @ W: its fan-in is the next to last side, everyone else's the last.
-            transposed = tensor.ndim == 3 and "gate_up_proj_bias" in " ".join(model.state_dict())
-            fan_in = tensor.shape[-2] if transposed else tensor.shape[-1]
+            fan_in = tensor.shape[-2] if name.endswith(transposed) else tensor.shape[-1]
             tensor.copy_(noise * 1.2 / fan_in**0.5)
         elif "norm" in name:
             tensor.add_(noise * 0.3)
         else:
             tensor.copy_(noise * 0.3)
+
+
+def transposed_names(model_type: str | None) -> tuple[str, ...]:
+    """Ends of the names of the matrices whose fan-in is the next to last side, in the reference of a model_type."""
+    for stem, presets in facts("published").items():
+        if any(said["config"]["model_type"] == model_type for said in presets.values()):
+            return family(stem).transposed
+    return ()

@@ -126,7 +126,7 @@ def largest_difference(one: Model, other: Model) -> float:
 def test_a_compiled_layer_with_a_window_sinks_and_experts_has_the_same_gradients() -> None:
     """One layer, with all that compiled training has operators of its own for. The slow tests compile every family."""
     tiny = zoo.spec("gpt-oss-20b", tiny=True)
-    spec = replace(tiny, layers=(next(layer for layer in tiny.layers if layer.cache_spec().window),))
+    spec = replace(tiny, layers=(next(layer for layer in tiny.layers if layer.cache_spec().reach.limit),))
     torch.compiler.reset()
     uncompiled, compiled = randomised(spec), randomised(spec)
     compiled.compile()

@@ -59,7 +59,7 @@ def test_the_toy_stands_for_the_released_model(name: str, model: nn.Module, case
     full, small = zoo.spec(name), zoo.spec(name, tiny=True)
     assert model.spec == small
     assert len(set(full.layers)) == len(set(small.layers))
-    windows = [layer.cache_spec().window for layer in small.layers]
+    windows = [layer.cache_spec().reach.limit for layer in small.layers]
     assert all(3 * window + 1 <= LENGTH for window in windows if window)
     assert all(scaling.original < LENGTH for scaling in small.walk() if hasattr(scaling, "original"))
     assert case.logits.abs().max() > 1

@@ -19,7 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from tests.models import chunks, randomised, tokens_of
 from zoo.blocks.layer import PLACEMENTS
-from zoo.costs import visible_pairs
 from zoo.errors import SpecError
 from zoo.registry import Mixer
 from zoo.swaps.tiny import tiny
@@ -187,5 +186,5 @@ def test_causal_flops_leave_out_masked_pairs(spec: zoo.Decoder, past: int, new: 
             assert mixer.flops(dim, past, new) == sum(mixer.flops(dim, i, 1) for i in range(past, past + new))
             pair = 4 * mixer.heads * mixer.head_dim
             assert (mixer.flops(dim, past, new) - new * mixer.flops(dim, 0, 1)) == pair * (
-                visible_pairs(past, new, mixer.window) - new
+                mixer.reach.pairs(past, new) - new
             )

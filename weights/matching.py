@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zoo.blocks.layer import Layer
 from zoo.errors import MalformedError, UsageError, enough
-from zoo.hf.checkpoint_layout import COMMON, WRAPPERS, Rule, Rules, Skipped
+from zoo.hf.checkpoint_layout import COMMON, WRAPPERS, LayerPrefix, Rule, Rules, Skipped
 from zoo.model.decoder import Decoder
 
 READABLE_DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
@@ -125,12 +125,13 @@ def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Contai
     """The mappings that fill all parameters. Where several rules apply to a parameter, the first one whose tensors are
     `stored` wins, else the first. Raises UsageError naming the parameters that no rule applies to."""
     mappings: list[TensorMapping] = []
+    layers = next(rule.prefix for rule in rules if isinstance(rule, LayerPrefix))
     filled: set[str] = set()
     unmapped: list[str] = []
     for parameter in parameters:
         if parameter in filled:
             continue
-        found = [each for rule in rules if isinstance(rule, Rule) and (each := _bind(spec, rule, parameter))]
+        found = [each for rule in rules if isinstance(rule, Rule) and (each := _bind(spec, rule, parameter, layers))]
         if found:  # `max` takes the first of the best
             mappings.append(max(found, key=lambda each: any(name in stored for name in each.checkpoint_names)))
             filled.update(mappings[-1].module_names)
@@ -141,8 +142,8 @@ def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Contai
     return mappings
 
 
-def _bind(spec: Decoder, rule: Rule, parameter: str) -> TensorMapping | None:
-    """The rule applied to this parameter; None if it is for others."""
+def _bind(spec: Decoder, rule: Rule, parameter: str, layers: str) -> TensorMapping | None:
+    """The rule applied to this parameter; None if it is for others. `layers` begins the names of stored layers."""
     in_layer = re.fullmatch(r"layers\.(\d+)\.(.+)", parameter)
     prefix, local = (f"layers.{in_layer[1]}.", in_layer[2]) if in_layer else ("", parameter)
     module_names, checkpoint_name = rule_names(rule)
@@ -150,10 +151,10 @@ def _bind(spec: Decoder, rule: Rule, parameter: str) -> TensorMapping | None:
     if suffix is None:
         return None
     layer = spec.layers[int(in_layer[1])] if in_layer else None
-    checkpoint_name = (f"model.{prefix}" if in_layer else "") + checkpoint_name + suffix
+    checkpoint_name = (f"{layers}{in_layer[1]}." if in_layer else "") + checkpoint_name + suffix
     stored = [checkpoint_name]
     if layer and "{e}" in checkpoint_name:  # its feed-forward, of whichever kind, may have no experts
-        counts = (getattr(part, "experts", None) for part in layer.ffn.walk())
+        counts = (getattr(part, "experts", None) for part in layer.walk())
         experts = next((count for count in counts if isinstance(count, int)), 0)
         stored = [checkpoint_name.replace("{e}", str(e)) for e in range(experts)]
     return TensorMapping(rule, layer, tuple(f"{prefix}{name}{suffix}" for name in module_names), tuple(stored))

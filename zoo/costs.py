@@ -1,14 +1,16 @@
-"""Costs, without torch: cache elements of a layer, (query, key) pairs of attention, FLOPs of matrix products.
+"""Costs, without torch: what a layer's cache keeps, (query, key) pairs of attention, FLOPs of matrix products.
 
 One FLOP convention everywhere: 2 per multiply-add, matrix products only (projections, scores, weighted values, router,
 head). Norms, rotations, activations and softmax are not counted, as in Kaplan et al. 2020 (section 2.1) and in torch's
 own counter.
 """
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any, ClassVar, Self
 
 BLOCK = 256  # queries per block of sliding-window attention: larger blocks waste pairs, smaller ones need more calls
 Breakdown = Mapping[str, int]  # a total by part of the model: "attn", "norm", "routed", ...
@@ -23,22 +25,201 @@ def sum_breakdowns(counted: Iterable[tuple[int, Breakdown]]) -> Breakdown:
 
 
 @dataclass(frozen=True)
+class Reach(ABC):
+    """Which earlier tokens a token attends to. One value answers for the mask, the tokens that a cache keeps, the pairs
+    that FLOPs count, the words and the published name."""
+
+    layer_type: ClassVar[str]  # its name in `layer_types` of a published config.json
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens that a cache keeps at most; None: all."""
+        return None
+
+    def bounded(self, size: int) -> Self:
+        """The same kind of reach over `size` tokens; all tokens where it has no limit."""
+        changes: dict[str, Any] = {"size": size}
+        return self if self.limit is None else replace(self, **changes)
+
+    @abstractmethod
+    def sees(self, query: Any, key: Any) -> Any:
+        """Whether the token at position `query` attends to the one at `key`: integers, or tensors that broadcast."""
+
+    @abstractmethod
+    def held(self, past: int) -> int:
+        """Keys of a cache that the next token still attends to, after `past` tokens."""
+
+    @abstractmethod
+    def pairs(self, past: int, new: int) -> int:
+        """Visible (query, key) pairs of `new` tokens after `past`, each token with itself included."""
+
+    @abstractmethod
+    def blocks(self, held: int, new: int) -> Iterator[tuple[int, int, int]]:
+        """(start, end, first) of each block of `new` queries after `held` keys of the cache: queries start to end - 1
+        are given the keys from `first` on, up to the block's last. `first` is 0 where the cache's keys are in reach."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """In words: full, window 512, chunk 8192."""
+
+    def tokens(self, context: int) -> int:
+        """Tokens in a cache after `context` tokens."""
+        return context if self.limit is None else min(context, self.limit)
+
+    def dense_pairs(self, past: int, new: int) -> int:
+        """Pairs that a dense masked kernel computes for the same tokens: every query with every key it is given."""
+        held = self.held(past)
+        if new == 1:
+            return held + 1
+        return sum((end - start) * (held + end - first) for start, end, first in self.blocks(held, new))
+
+
+@dataclass(frozen=True)
+class Full(Reach):
+    """Every earlier token."""
+
+    layer_type = "full_attention"
+
+    def sees(self, query: Any, key: Any) -> Any:
+        return key <= query
+
+    def held(self, past: int) -> int:
+        return past
+
+    def pairs(self, past: int, new: int) -> int:
+        return new * past + new * (new + 1) // 2
+
+    def blocks(self, held: int, new: int) -> Iterator[tuple[int, int, int]]:
+        yield 0, new, 0
+
+    def describe(self) -> str:
+        return "full"
+
+
+@dataclass(frozen=True)
+class Window(Reach):
+    """The last `size` tokens, itself included: token i attends to min(i + 1, size) keys (Mistral 7B, section 2)."""
+
+    size: int
+    layer_type = "sliding_attention"
+
+    @property
+    def limit(self) -> int | None:
+        return self.size
+
+    def sees(self, query: Any, key: Any) -> Any:
+        return (key <= query) & (key > query - self.size)
+
+    def held(self, past: int) -> int:
+        return min(past, self.size)
+
+    def pairs(self, past: int, new: int) -> int:
+        ramp = min(max(self.size - past, 0), new)
+        return ramp * past + ramp * (ramp + 1) // 2 + (new - ramp) * self.size
+
+    def dense_pairs(self, past: int, new: int) -> int:
+        if new == 1:
+            return min(self.held(past) + 1, self.size)
+        return super().dense_pairs(past, new)
+
+    def blocks(self, held: int, new: int) -> Iterator[tuple[int, int, int]]:
+        if held == 0 and new <= self.size:
+            yield 0, new, 0
+            return
+        block = min(self.size, BLOCK)
+        for start in range(0, new, block):
+            first = held + start + 1 - self.size  # all keys of the cache or none: in a ring they are in no order
+            yield start, min(start + block, new), first if first > held else 0
+
+    def describe(self) -> str:
+        return f"window {self.size}"
+
+
+@dataclass(frozen=True)
+class Chunk(Reach):
+    """The tokens of its own chunk: positions are cut into chunks of `size`, and a chunk's first token sees itself alone
+    (Llama 4)."""
+
+    size: int
+    layer_type = "chunked_attention"
+
+    @property
+    def limit(self) -> int | None:
+        return self.size
+
+    def sees(self, query: Any, key: Any) -> Any:
+        return (key <= query) & (key // self.size == query // self.size)
+
+    def held(self, past: int) -> int:
+        return past % self.size
+
+    def pairs(self, past: int, new: int) -> int:
+        return self._upto(past + new) - self._upto(past)
+
+    def _upto(self, tokens: int) -> int:
+        """Pairs of the first `tokens` tokens."""
+        whole, rest = divmod(tokens, self.size)
+        return whole * (self.size * (self.size + 1) // 2) + rest * (rest + 1) // 2
+
+    def blocks(self, held: int, new: int) -> Iterator[tuple[int, int, int]]:
+        start, end = 0, min(self.size - held, new)
+        yield start, end, 0
+        while end < new:
+            start, end = end, min(end + self.size, new)
+            yield start, end, held + start
+
+    def describe(self) -> str:
+        return f"chunk {self.size}"
+
+
+@dataclass(frozen=True)
+class State:
+    """A part of a cache that is as large after one token as after a million: `shape` of one sequence. Sums over many
+    tokens are kept in float32 (`in_float32`) whatever the model's dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    in_float32: bool = False
+
+    def nbytes(self, itemsize: int) -> int:
+        """Bytes in a model whose elements take `itemsize`."""
+        return prod(self.shape) * (4 if self.in_float32 else itemsize)
+
+
+@dataclass(frozen=True)
 class CacheSpec:
-    """The cache of one layer: named streams of (heads, width) elements per token, for all tokens or the last `window`.
+    """The cache of one layer: named streams of (heads, width) elements for each token in `reach`, and states of a fixed
+    size.
 
     The cache is allocated from this object and the tables are printed from it, so the two cannot disagree.
     """
 
-    per_token: tuple[tuple[str, tuple[int, int]], ...]
-    window: int | None = None
+    per_token: tuple[tuple[str, tuple[int, int]], ...] = ()
+    reach: Reach = Full()
+    state: tuple[State, ...] = ()
 
     def elements(self) -> int:
         """Cache elements per token."""
         return sum(prod(shape) for _, shape in self.per_token)
 
     def tokens(self, context: int) -> int:
-        """Tokens in the cache after `context` tokens."""
-        return context if self.window is None else min(context, self.window)
+        """Tokens in the cache after `context` tokens: none where it has no streams."""
+        return self.reach.tokens(context) if self.per_token else 0
+
+    def state_bytes(self, itemsize: int) -> int:
+        """Bytes of the states, in a model whose elements take `itemsize`."""
+        return sum(state.nbytes(itemsize) for state in self.state)
+
+    def nbytes(self, context: int, itemsize: int) -> int:
+        """Bytes of one sequence's cache for `context` tokens."""
+        return self.elements() * self.tokens(context) * itemsize + self.state_bytes(itemsize)
+
+    def growth(self, itemsize: int) -> tuple[int, int]:
+        """(fixed bytes, bytes per token) of one sequence's cache: exact once every window is full."""
+        per_token = self.elements() * itemsize
+        limit = self.reach.limit
+        fixed = self.state_bytes(itemsize) + per_token * (limit or 0)
+        return fixed, per_token if limit is None else 0
 
 
 def linear_params(fan_in: int, fan_out: int, bias: bool = False) -> int:
@@ -49,35 +230,3 @@ def linear_params(fan_in: int, fan_out: int, bias: bool = False) -> int:
 def linear_flops(tokens: int, fan_in: int, fan_out: int) -> int:
     """FLOPs of a (tokens, fan_in) x (fan_in, fan_out) product."""
     return 2 * tokens * fan_in * fan_out
-
-
-def visible_pairs(past: int, new: int, window: int | None = None) -> int:
-    """Unmasked (query, key) pairs of `new` tokens after `past`: token i attends to min(i + 1, window) keys."""
-    if window is None:
-        return new * past + new * (new + 1) // 2
-    ramp = min(max(window - past, 0), new)
-    return ramp * past + ramp * (ramp + 1) // 2 + (new - ramp) * window
-
-
-def dense_pairs(past: int, new: int, window: int | None = None) -> int:
-    """Pairs that a dense masked kernel computes for the same tokens: every query with every key that it is given.
-
-    With a window, those are the window for a single new token, else the keys that each block of queries reaches.
-    """
-    if window is None:
-        return new * (past + new)
-    held = min(past, window)
-    if new == 1:
-        return min(held + 1, window)
-    if held == 0 and new <= window:
-        return new * new
-    return sum((end - start) * (held + end - first) for start, end, first in window_blocks(held, new, window))
-
-
-def window_blocks(past: int, new: int, window: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, first) of each block of `new` queries after `past` keys: queries start to end - 1 attend to keys
-    from `first` on. All past keys or none: in a ring buffer they are in no order."""
-    block = min(window, BLOCK)
-    for start in range(0, new, block):
-        first = past + start + 1 - window
-        yield start, min(start + block, new), first if first > past else 0

@@ -6,13 +6,25 @@ A spec holds everything known about a block before a tensor exists, and builds i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from reprlib import repr as brief
 from sys import float_info
 from types import UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from zoo.costs import Breakdown, CacheSpec
 from zoo.errors import SpecError
@@ -21,6 +33,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 S = TypeVar("S", bound="Spec")
+
+
+class Alias(NamedTuple):
+    """Another name for a form of a kind of block, understood by `--swap` and printed where it `holds`.
+
+    `sets`: fields that follow from the others, as functions of those. `needs`: fields that have to be given, each with
+    an example.
+    """
+
+    holds: Callable[[Any], bool]
+    sets: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {}
+    needs: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -33,9 +57,13 @@ class Spec(ABC):
 
     kinds: ClassVar[dict[str, type[Spec]]] = {}
     role: ClassVar[str] = ""
+    aliases: ClassVar[Mapping[str, Alias]] = {}  # names of forms of this kind: MHA and MQA are forms of GQA
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        unsaid = sorted(name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False))
+        if unsaid and not abstract:
+            raise TypeError(f"{cls.__name__} must define {', '.join(unsaid)}")
         if not abstract and not cls.__name__.startswith("_"):
             Spec.kinds[cls.__name__] = cls
 
@@ -54,9 +82,13 @@ class Spec(ABC):
         if not holds:
             raise SpecError(f"{type(self).__name__}: {message}")
 
+    @abstractmethod
     def describe(self) -> str:
         """One line of text for cards, tables and pictures."""
-        return repr(self)
+
+    def names(self) -> list[str]:
+        """The names that a reader knows this block by: its kind, and the aliases that hold."""
+        return [type(self).__name__, *(name for name, alias in self.aliases.items() if alias.holds(self))]
 
     def children(self) -> Iterator[tuple[str, Spec]]:
         """(field name, spec) of each spec held directly, in field order; the members of a tuple share its name."""
@@ -129,16 +161,19 @@ class Block(Spec, abstract=True):
 
 
 class Mixer(Block, abstract=True):
-    """A block in which tokens attend to each other."""
+    """A block in which tokens exchange information: attention, a recurrent state, a convolution.
+
+    Its module takes x (b, t, dim), a ForwardContext and the layer's cache (zoo.core.forward_context).
+    """
 
     role = "attn"
 
     @abstractmethod
     def cache_spec(self) -> CacheSpec:
-        """What the layer's cache keeps of each token."""
+        """What the layer's cache keeps."""
 
-    def rotary(self) -> tuple[tuple[Spec, int], ...]:
-        """(position encoding, width) of each position table that a forward pass looks up."""
+    def tables(self) -> tuple[tuple[Spec, int], ...]:
+        """(spec, width) of each table of positions that a forward pass looks up: `spec.table(positions, width)`."""
         return ()
 
 

@@ -9,7 +9,6 @@ from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import NamedSpec, about
 from benchmarks.analytic.params import FFN_PARTS
 from benchmarks.analytic.roofline import PHASES, Device, forward_pass
-from zoo.blocks.gqa import aliases
 from zoo.cli.tables import Row
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
@@ -52,7 +51,7 @@ def field_values(spec: Decoder) -> FieldValues:
         if field.name not in ("layers", "norm"):
             values[field.name] = Counter([getattr(spec, field.name)])
     for layer, number in Counter(spec.layers).items():
-        branches = {"attn": layer.attn, "ffn": layer.ffn}
+        branches = dict(layer.branches())
         found = [pair for role, branch in branches.items() for pair in _of_block(role, branch.block)]
         for branch in branches.values():
             found += [("norm placement", f"{branch.placement}: {branch.formula}")]
@@ -65,7 +64,7 @@ def field_values(spec: Decoder) -> FieldValues:
 
 def _of_block(path: str, spec: Spec) -> Iterator[tuple[str, Any]]:
     """(path, value) of a block's kind, of its fields, and of those of the blocks in it."""
-    yield path, " ".join(word for word in aliases(spec) if word != "SWA")
+    yield path, spec.names()[0]
     for field in fields(spec):
         value, inner = getattr(spec, field.name), f"{path}.{field.name}"
         if isinstance(value, Spec) and value.role not in DESCRIBED_ROLES:

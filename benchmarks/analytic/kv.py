@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.analytic.models import NamedSpec, about
-from zoo.blocks import GQA, MLA, Layer
+from zoo.blocks import GQA, MLA
 from zoo.cli.tables import Row
 from zoo.model.decoder import Decoder
 from zoo.registry import Mixer
@@ -63,13 +63,16 @@ class Change:
 
 
 def pieces(spec: Decoder, dtype: torch.dtype) -> list[Piece]:
-    """The pieces of a model's cache, the first from 0 tokens. A new piece starts where a window is full."""
-    layers = [(cache.elements() * dtype.itemsize, cache.window) for cache in map(Layer.cache_spec, spec.layers)]
+    """The pieces of a model's cache, the first from 0 tokens. A new piece starts where a window is full. States are
+    fixed from the first token on."""
+    caches = [layer.cache_spec() for layer in spec.layers]
+    layers = [(cache.elements() * dtype.itemsize, cache.reach.limit) for cache in caches]
+    states = sum(cache.state_bytes(dtype.itemsize) for cache in caches)
     found = []
-    for start in sorted({0, *(window for _, window in layers if window is not None)}):
-        full = [(size, window) for size, window in layers if window is not None and window <= start]
+    for start in sorted({0, *(limit for _, limit in layers if limit is not None)}):
+        full = [(size, limit) for size, limit in layers if limit is not None and limit <= start]
         per_token = sum(size for size, _ in layers) - sum(size for size, _ in full)
-        found.append(Piece(start, sum(size * window for size, window in full), per_token))
+        found.append(Piece(start, states + sum(size * limit for size, limit in full), per_token))
     return found
 
 
@@ -124,7 +127,7 @@ def cache_row(model: NamedSpec, context: int, config: InferenceConfig) -> Row:
 def usual_formula_bytes(spec: Decoder, context: int, batch: int, dtype: torch.dtype) -> int | None:
     """Cache bytes as other calculators count them: head_dim is dim / heads, every layer keeps every token, MLA keeps
     expanded keys and values. None where a layer has another kind of mixer."""
-    mixers = [layer.mixer for layer in spec.layers]
+    mixers = [layer.mixer for layer in spec.layers if layer.mixer]
     if not {*map(type, mixers)} <= USUAL_FORMULAS.keys():
         return None
     per_token = sum(USUAL_FORMULAS[type(mixer)][1](mixer, spec.dim) for mixer in mixers)

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.analytic.models import NamedSpec, about
 from zoo.cli.tables import Row
 from zoo.model.layer_pattern import labels
@@ -19,6 +21,7 @@ from zoo.model.layer_pattern import labels
 HUB_DATA = Path(__file__).parents[1] / "data" / "hub.json"
 FLOPS_CONTEXT = 4096  # tokens
 KV_CONTEXT, MAX_KV_CONTEXT = 32 * 1024, 128 * 1024  # tokens
+KV_DTYPE = torch.bfloat16
 OUTSIDE_LAYERS = ("embedding", "head")
 FFN_PARTS = ("ffn", "routed", "shared", "router")
 LAYER_PARTS = ("attn", *FFN_PARTS, "norm")
@@ -36,7 +39,8 @@ def cost_row(model: NamedSpec) -> Row:
     publisher_active, rule = (model.size and model.size.active) or (None, None)
     fixed, per_token = spec.kv_growth()
     longest = longest_context(spec.context)
-    windows = Counter(layer.cache_spec().window for layer in spec.layers)
+    caches = [layer.cache_spec() for layer in spec.layers]
+    limits = Counter(cache.reach.limit for cache in caches if cache.per_token)
     return {
         "table": "costs",
         **about(model),
@@ -47,7 +51,8 @@ def cost_row(model: NamedSpec) -> Row:
         "publisher_active_params": publisher_active,
         "publisher_active_rule": rule,
         "flops_per_token_4k": spec.flops(past=FLOPS_CONTEXT - 1, new=1),
-        "windows": [{"layers": layers, "tokens": tokens} for tokens, layers in windows.items() if tokens is not None],
+        "windows": [{"layers": layers, "tokens": tokens} for tokens, layers in limits.items() if tokens is not None],
+        "state_bytes": sum(cache.state_bytes(KV_DTYPE.itemsize) for cache in caches),
         "kv_fixed_bytes": fixed,
         "kv_bytes_per_token": per_token,
         "kv_bytes_32k": spec.kv_bytes(KV_CONTEXT),

@@ -19,11 +19,11 @@ from benchmarks.gallery.overview import typical
 from benchmarks.output.report import columns
 from zoo.architectures import families
 from zoo.blocks import GLU, GQA, MLA, GroupedSigmoidTopK, MoE, RMSNorm, RoPE, SoftmaxTopK
-from zoo.blocks.gqa import aliases
 from zoo.blocks.layer import PLACEMENTS, Placement
 from zoo.catalog import sizes
 from zoo.cli.tables import Format, render
 from zoo.core.forward_context import visible
+from zoo.costs import Full, Window
 from zoo.diagram.canvas import Canvas, css
 from zoo.diagram.insides import SMALL, TINY, Region, inside
 from zoo.registry import Block
@@ -94,7 +94,7 @@ def words(name: str) -> frozenset[str]:
     found = set[str]()
     for layer in dict.fromkeys(sizes()[name].spec.layers):
         for node in layer.walk():
-            found |= {node.placement} if isinstance(node, Placement) else {*aliases(node), *features(node).values()}
+            found |= {node.placement} if isinstance(node, Placement) else {*node.names(), *features(node).values()}
     return frozenset(found)
 
 
@@ -102,12 +102,18 @@ def costs() -> str:
     """A Markdown table of one layer's attention in each architecture, with a row for each kind of layer."""
     rows = []
     for model in typical(chosen([])):
-        for mixer, layers in Counter(layer.mixer for layer in model.spec.layers).items():
+        for mixer, layers in Counter(layer.mixer for layer in model.spec.layers if layer.mixer).items():
             cache = mixer.cache_spec()
-            per_token, params = 2 * cache.elements(), mixer.params(model.spec.dim)
-            row = {"model": model.name, "layers": layers, "attn": mixer.describe(), "params": params}
-            rows.append(row | {"bytes": per_token, "bytes_32k": per_token * cache.tokens(32 * 1024)})
+            row = {
+                "model": model.name,
+                "layers": layers,
+                "attn": mixer.describe(),
+                "params": mixer.params(model.spec.dim),
+            }
+            row |= {"state": cache.state_bytes(2), "bytes": 2 * cache.elements()}
+            rows.append(row | {"bytes_32k": cache.nbytes(32 * 1024, 2)})
     shown = columns(model="model", layers="layers", attn="attention") + columns(format_count, params="parameters")
+    shown += columns(format_bytes, state="state") if any(row["state"] for row in rows) else []
     shown += columns(format_bytes, bytes="cache per token", bytes_32k="cache at 32k tokens")
     return render(rows, shown, Format.md)
 
@@ -213,12 +219,13 @@ MASK_SIDE = MASK_TOKENS * MASK_CELL
 def _masks(canvas: Canvas) -> None:
     """Which keys each query sees: all earlier ones, and a window."""
     positions = torch.arange(MASK_TOKENS)
-    for i, (window, label) in enumerate(((None, "full"), (MASK_WINDOW, f"window of {MASK_WINDOW}"))):
+    for i, reach in enumerate((Full(), Window(MASK_WINDOW))):
         left = PAD + i * (MASK_SIDE + 3 * PAD)
+        label = "full" if reach.limit is None else f"window of {reach.limit}"
         canvas.text(left, 14, label, SMALL, MASK_SIDE, "strong")
-        for row, mask in enumerate(visible(positions, positions, window).tolist()):
+        for row, mask in enumerate(visible(positions, positions, reach).tolist()):
             for column, sees in enumerate(mask):
-                look = ("seen" if window is None else "seen-window") if sees else "unseen"
+                look = ("seen" if reach.limit is None else "seen-window") if sees else "unseen"
                 x, y = left + column * MASK_CELL, 22 + row * MASK_CELL
                 canvas.rect(x, y, MASK_CELL - 1.5, MASK_CELL - 1.5, look, 2)
         canvas.text(left, 36 + MASK_SIDE, "rows: queries, columns: keys", TINY, MASK_SIDE, "faint")

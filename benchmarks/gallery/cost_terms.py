@@ -5,7 +5,7 @@ branch and one for each distinct feed-forward branch. With visible = min(context
 
     parameters                         sum of layers * each of params
     active parameters                  sum of layers * active_params
-    cache elements of one sequence     sum of layers * cache_elements * visible
+    cache bytes of one sequence        sum of layers * (2 * cache_elements * visible + state_bytes), in bfloat16
     FLOPs of one decoded token         sum of layers * (each of fixed_flops + each of flops_per_visible * visible)
     parameters read by a decode step   sum of layers * read_params[i], for BATCHES[i] sequences
 
@@ -24,14 +24,16 @@ from zoo.registry import Block
 
 BATCHES = tuple(2**i for i in range(9))  # a mixture of experts reads more of its weights for each of them
 CHECK_CONTEXT = 99_991  # tokens of context at which the terms must add up to the spec's FLOPs
-NO_CACHE = CacheSpec(())
+NO_CACHE = CacheSpec()
+CACHE_ITEMSIZE = 2  # bytes of an element in bfloat16
 
 
 @dataclass(frozen=True)
 class CostTerms:
     """Terms of one layer's attention or feed-forward branch, norms included, or of the part outside the layers.
 
-    FLOPs are by part. `cache_elements` are stored for each of the last `window` tokens (None: for all tokens).
+    FLOPs are by part. `cache_elements` are stored for each of the last `window` tokens (None: for all tokens). A chunk
+    counts as a window: its last token sees as many.
     """
 
     params: Mapping[str, int]
@@ -41,6 +43,7 @@ class CostTerms:
     flops_per_visible: Mapping[str, int]
     cache_elements: int = 0
     window: int | None = None
+    state_bytes: int = 0
 
     def visible(self, context: int) -> int:
         """Tokens visible to the last of `context` tokens, itself included."""
@@ -63,12 +66,12 @@ def model_terms(spec: Decoder) -> Terms:
 
 def attention_terms(layers: Mapping[Layer, int], dim: int) -> Terms:
     """The terms of the attention branches, given how many layers of each kind there are."""
-    return _terms((((layer.attn, layer.cache_spec()), n) for layer, n in layers.items()), dim)
+    return _terms((((layer.attn, layer.cache_spec()), n) for layer, n in layers.items() if layer.attn), dim)
 
 
 def feed_forward_terms(layers: Mapping[Layer, int], dim: int) -> Terms:
     """The terms of the feed-forward branches, given how many layers of each kind there are."""
-    return _terms((((layer.ffn, NO_CACHE), n) for layer, n in layers.items()), dim)
+    return _terms((((layer.ffn, NO_CACHE), n) for layer, n in layers.items() if layer.ffn), dim)
 
 
 def outside_terms(spec: Decoder) -> CostTerms:
@@ -98,7 +101,8 @@ def _branch_terms(branch: Block, cache: CacheSpec, dim: int) -> CostTerms:
         fixed_flops=_sum([(1, first), (-1, per_visible)]),
         flops_per_visible=per_visible,
         cache_elements=cache.elements(),
-        window=cache.window,
+        window=cache.reach.limit,
+        state_bytes=cache.state_bytes(CACHE_ITEMSIZE),
     )
     flops = branch.flops(dim, CHECK_CONTEXT - 1, 1)
     if terms.flops(CHECK_CONTEXT) != flops or sum(terms.params.values()) != branch.params(dim):

@@ -8,7 +8,6 @@ from math import log
 from benchmarks.analytic.models import NamedSpec
 from zoo.architectures import families
 from zoo.blocks import GQA, MLA, MoE, NoPE
-from zoo.blocks.gqa import aliases
 from zoo.blocks.layer import Layer
 from zoo.diagram.canvas import Canvas, css
 from zoo.model.decoder import Decoder
@@ -104,7 +103,7 @@ def _row(canvas: Canvas, y: float, model: NamedSpec, max_bytes: int) -> None:
 
 
 def _layer_look(layer: Layer) -> str:
-    if layer.cache_spec().window:
+    if layer.cache_spec().reach.limit:
         return LAYER_LOOKS["sliding window"]
     return LAYER_LOOKS["no position" if any(isinstance(node, NoPE) for node in layer.walk()) else "full attention"]
 
@@ -116,8 +115,8 @@ def _layer_pattern(spec: Decoder) -> str:
 
 def _attention(spec: Decoder) -> tuple[str, str]:
     """The kind and heads of the first layer's attention, and its QK-norm, sinks and position encodings."""
-    attn = spec.layers[0].mixer
-    kind = next(word for word in aliases(attn) if word != "SWA")
+    attn = next(layer.mixer for layer in spec.layers if layer.mixer)
+    kind = attn.names()[0]
     elements = attn.cache_spec().elements()
     stored = "latent of" if isinstance(attn, MLA) else "stores"
     heads = f"{attn.heads} : {attn.kv_heads}" if isinstance(attn, GQA) else f"{stored} {elements}" if elements else ""
@@ -133,12 +132,12 @@ def _attention(spec: Decoder) -> tuple[str, str]:
 
 def _feed_forward(spec: Decoder) -> tuple[str, str]:
     """The last layer's experts or activation (the kind of block if it has neither), and its norm placement."""
-    layer = spec.layers[-1]
-    block = layer.ffn.block
+    branch = next(layer.ffn for layer in reversed(spec.layers) if layer.ffn)
+    block = branch.block
     act = next((node.describe() for node in block.walk() if node.role == "act"), type(block).__name__)
     if isinstance(block, MoE):
-        return f"{block.router.k} of {block.experts} experts", f"{act}, {layer.ffn.formula}"
-    return act, layer.ffn.formula
+        return f"{block.router.k} of {block.experts} experts", f"{act}, {branch.formula}"
+    return act, branch.formula
 
 
 def _describe(model: NamedSpec) -> str:

@@ -74,14 +74,14 @@ def _attention(dim: int) -> dict[str, Block]:
     heads, rope = dim // HEAD_DIM, RoPE(1e4)
     mha = GQA(heads=heads, kv_heads=heads, head_dim=HEAD_DIM, rope=rope)
     gqa = replace(mha, kv_heads=heads // QUERIES_PER_KEY)
-    ranks = {"q_rank": 12 * HEAD_DIM, "kv_rank": 4 * HEAD_DIM}
-    widths = {"nope_dim": HEAD_DIM, "rope_dim": HEAD_DIM // 2, "v_dim": HEAD_DIM}
+    ranks: dict[str, Any] = {"q_rank": 12 * HEAD_DIM, "kv_rank": 4 * HEAD_DIM}
+    widths: dict[str, Any] = {"nope_dim": HEAD_DIM, "rope_dim": HEAD_DIM // 2, "v_dim": HEAD_DIM}
     return {
         "MHA": mha,
         "GQA": gqa,
         "MQA": replace(mha, kv_heads=1),
         "SWA": replace(gqa, window=WINDOW),
-        "MLA": MLA(heads=heads, **ranks, **widths, norm=RMSNorm(1e-6), rope=rope),
+        "MLA": MLA(heads, **ranks, **widths, norm=RMSNorm(1e-6), rope=rope),
         "GQA, NoPE": replace(gqa, rope=NoPE()),
         "GQA, QK-norm": replace(gqa, qk_norm=RMSNorm(1e-6)),
         "GQA, sinks": replace(gqa, sinks=True),
@@ -149,7 +149,7 @@ def build_block(spec: Block, dim: int, dtype: torch.dtype, seed: int) -> nn.Modu
 
 def block_context(spec: Mixer, cache: Cache, past: int, new: int) -> ForwardContext:
     """The context of a pass of `new` tokens after `past` through one mixer over its `cache`."""
-    return prepare_forward(past, new, spec.rotary(), cache.layers, CPU)
+    return prepare_forward(past, new, spec.tables(), cache.layers, CPU)
 
 
 def block_tasks(entry: BlockEntry, module: nn.Module, config: BlockConfig) -> Iterator[Task]:
@@ -161,8 +161,8 @@ def block_tasks(entry: BlockEntry, module: nn.Module, config: BlockConfig) -> It
         rest: tuple[Any, ...] = ()
         if isinstance(entry.spec, Mixer):
             cache = Cache([entry.spec.cache_spec()], 1, past + new, config.dtype, CPU)
-            for stream in cache.layers[0].streams:
-                stream.normal_(generator=generator)
+            for kept in (*cache.layers[0].streams, *cache.layers[0].states.values()):
+                kept.normal_(generator=generator)
             rest = block_context(entry.spec, cache, past, new), cache.layers[0]
         yield Task((entry.label, phase), partial(_touched, x, partial(module, x, *rest)))
 
@@ -180,7 +180,7 @@ def rows(entries: Sequence[BlockEntry], config: BlockConfig, samples: Samples) -
         if not all(samples.get((label, phase)) for phase in (PREFILL, DECODE)):
             continue
         kept = _cache_spec(spec)
-        token_bytes = kept.elements() * config.dtype.itemsize
+        fixed, per_token = kept.growth(config.dtype.itemsize)
         made.append(
             {
                 "table": "blocks",
@@ -192,8 +192,8 @@ def rows(entries: Sequence[BlockEntry], config: BlockConfig, samples: Samples) -
                 "threads": torch.get_num_threads(),
                 "params": spec.params(config.dim),
                 "active_params": spec.active_params(config.dim),
-                "kv_fixed_bytes": token_bytes * (kept.window or 0),
-                "kv_bytes_per_token": 0 if kept.window else token_bytes,
+                "kv_fixed_bytes": fixed,
+                "kv_bytes_per_token": per_token,
                 "tokens": config.tokens,
                 "context": config.context,
                 "prefill_flops": spec.flops(config.dim, 0, config.tokens),

@@ -74,7 +74,7 @@ def _recording(model: Model, gemms: list[tuple[Tensor, int]], counts: dict[int, 
     def count(layer: int, router: Any, args: Any, out: tuple[Tensor, Tensor]) -> None:
         counts.setdefault(layer, []).append(out[1].unique().numel())
 
-    sparse = [layer for layer, spec in enumerate(model.spec.layers) if isinstance(spec.ffn.block, MoE)]
+    sparse = [layer for layer, spec in enumerate(model.spec.layers) if isinstance(spec.feed_forward, MoE)]
     routers = {layer: model.layers[layer].get_submodule("ffn.block.router") for layer in sparse}
     hooks = (router.register_forward_hook(partial(count, layer)) for layer, router in routers.items())
     with removed_after(hooks), _Gemms(model, gemms):

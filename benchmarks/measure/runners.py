@@ -17,7 +17,7 @@ from benchmarks.measure.benchmark_models import BenchmarkModel
 from benchmarks.measure.ceilings import Kernel
 from benchmarks.measure.observed import Observed
 from benchmarks.measure.timing import Samples, Task
-from zoo.core.cache import Cache, SlidingWindowCache
+from zoo.core.cache import Cache
 from zoo.errors import UsageError
 from zoo.model.decoder import Model
 
@@ -74,15 +74,10 @@ class ZooRunner(Runner):
         return self.model(tokens, cache, logits_to_keep=1)
 
     def snapshot(self, cache: Cache) -> Callable[[], Cache]:
-        """A full cache needs its length back and nothing else; a sliding-window cache also needs its contents."""
-        sliding = [layer for layer in cache.layers if isinstance(layer, SlidingWindowCache)]
-        copies = [(stream, stream.clone()) for layer in sliding for stream in layer.streams]
-        length = cache.length
+        before = cache.snapshot()
 
         def restore() -> Cache:
-            cache.length = length
-            for stream, copy in copies:
-                stream.copy_(copy)
+            cache.restore(before)
             return cache
 
         return restore

@@ -135,8 +135,8 @@ def least_work(spec: Decoder, work: Workload, dtype: torch.dtype, hits: dict[int
     new = passes[0][1]
     read: float = spec.read_params(batch * new)
     for index, hit in hits.items():
-        block: Any = spec.layers[index].ffn.block
-        read += (hit - expected_hits(block, batch * new)) * block.expert.params(spec.dim)
+        block: Any = spec.layers[index].feed_forward
+        read += (hit - expected_hits(block, batch * new)) * block.expert.params(block.latent or spec.dim)
     return Pass(
         tokens=batch * work.tokens,
         flops=batch * sum(spec.flops(past, new, logits=1) for past, new in passes),
@@ -153,7 +153,7 @@ def expected_hits(block: Any, tokens: int) -> float:
 def predicted_hits(spec: Decoder, work: Workload) -> float | None:
     """The mean of `expected_hits` of a pass over the layers with experts; None where there are none."""
     tokens = work.batch * work.passes[0][1]
-    sparse = (layer.ffn.block for layer in spec.layers if isinstance(layer.ffn.block, MoE))
+    sparse = (layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, MoE))
     return fmean(hits) if (hits := [expected_hits(block, tokens) for block in sparse]) else None
 
 

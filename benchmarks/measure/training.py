@@ -179,7 +179,7 @@ def training_bytes(spec: Decoder, dtype: torch.dtype, work: Workload, copies: in
     tokens, size = work.batch * work.tokens, dtype.itemsize
     # What a layer keeps for its gradients: inputs and outputs of the matrix products, and of norms in float32.
     kept = sum(2 * layer.active_params(spec.dim) // spec.dim * size + 8 * spec.dim * 4 for layer in spec.layers)
-    blocks = (layer.attn.block for layer in spec.layers)
+    blocks = (layer.mixer for layer in spec.layers)
     heads = sum(block.heads for block in blocks if isinstance(block, GQA) and block.sinks)
     scores = 3 * heads * work.tokens * 4  # with sinks, they may be written out, masked, and turned to probabilities
     held = (copies * (1 + MOMENTS) + 1) * spec.params() * size

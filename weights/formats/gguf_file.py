@@ -85,7 +85,7 @@ class GGUFFile(Source):
         name, _, spec = self.preset
         expected = metadata_of(spec)
         known = {*expected, "context_length", "vocab_size", *ignore_fields}
-        if isinstance(spec.layers[0].ffn.block, MoE):
+        if isinstance(spec.layers[0].feed_forward, MoE):
             known.add("feed_forward_length")  # the width of dense layers, of which this model has none
         if left := [f"{self.kind}.{key}={brief(value)}" for key, value in self._metadata.items() if key not in known]:
             raise MalformedError(
@@ -239,15 +239,15 @@ def _start_problem(path: Path) -> str | None:
 
 def metadata_of(spec: Decoder) -> dict[str, Any]:
     """The metadata of a file of this model, by key. Layers differ in windows and positions only."""
-    windowed = next((layer.mixer for layer in spec.layers if layer.cache_spec().window), None)
+    windowed = next((layer.mixer for layer in spec.layers if layer.cache_spec().reach.limit), None)
     mixers = (layer.mixer for layer in spec.layers)
     full = next((m for m in mixers if isinstance(m, GQA) and m.window is None and isinstance(m.rope, RoPE)), windowed)
     assert isinstance(full, GQA)
     assert isinstance(full.rope, RoPE)
-    ffn = spec.layers[0].ffn.block
+    ffn = spec.layers[0].feed_forward
     if isinstance(ffn, MoE):
         sizes = {"expert_count": ffn.experts, "expert_used_count": ffn.router.k}
-        sizes["expert_feed_forward_length"] = ffn.expert.hidden
+        sizes["expert_feed_forward_length"] = ffn.expert.width
     else:
         assert isinstance(ffn, GLU)
         sizes = {"feed_forward_length": ffn.hidden}

@@ -91,7 +91,8 @@ class HFFolder(Source):
         spec = catalog.from_hf(self.config, ignore_fields)
         if contradicts_on_tying(self.config):  # the reference ties a head only where none is stored
             spec = replace(spec, tied=HEAD not in self.tensors)
-        experts = sum(layer.ffn.block.experts for layer in spec.layers if isinstance(layer.ffn.block, MoE))
+        blocks = (layer.feed_forward for layer in spec.layers)
+        experts = sum(block.experts for block in blocks if isinstance(block, MoE))
         count = len(self._shard_of)
         limits = (
             ("layers", len(spec.layers), count, f"with {count} tensors in the files"),

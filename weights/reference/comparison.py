@@ -94,8 +94,8 @@ def _check_comparable(one: Decoder, other: Decoder, what: str) -> None:
     """Raise UsageError for two models whose parts cannot take each other's inputs."""
 
     def shape(spec: Decoder) -> dict[str, Any]:
-        ffns = enumerate(layer.ffn for layer in spec.layers)
-        with_experts = [i for i, ffn in ffns if any(isinstance(part, MoE) for part in ffn.walk())]
+        layers = enumerate(spec.layers)
+        with_experts = [i for i, layer in layers if any(isinstance(part, MoE) for part in layer.walk())]
         sizes = {"layers": len(spec.layers), "width": spec.dim, "vocabulary": spec.vocab}
         return sizes | {"layers with experts": len(with_experts), "indices of these": with_experts}
 
@@ -118,8 +118,8 @@ def prompts(folder: Path, spec: Decoder, length: int | None, text: str | None, s
 
 
 def widest_window(spec: Decoder) -> int:
-    """Tokens of the widest sliding window, 0 without one."""
-    return max((layer.cache_spec().window or 0 for layer in spec.layers), default=0)
+    """Tokens of the widest sliding window or chunk, 0 without one."""
+    return max((layer.cache_spec().reach.limit or 0 for layer in spec.layers), default=0)
 
 
 def _prompt_length(spec: Decoder, length: int | None) -> int:

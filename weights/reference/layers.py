@@ -70,14 +70,17 @@ class PartwiseComparison:
 
     def embedding(self, x: Tensor) -> None:
         """Compare with the reference's embeddings `x` (batch, t, dim)."""
-        self._add("embedding", None, _relative_error(self.model.embedded(self.tokens), x))
+        self._add("embedding", None, _relative_error(self.model.embedded(self.tokens, self.ctx.positions), x))
 
     def layer(self, reference: LayerActivations) -> None:
         """Compare both branches of one layer."""
         index, self.last = reference.layer, reference.out
         layer: Any = self.model.layers[index]
-        between = layer.attn(reference.x, self.ctx, self.layer_caches[index])
-        self._add("attention", index, _relative_error(between, reference.between))
+        if layer.attn is not None:
+            between = layer.attn(reference.x, self.ctx, self.layer_caches[index])
+            self._add("attention", index, _relative_error(between, reference.between))
+        if layer.ffn is None:
+            return
         inputs: list[Tensor] = []
         with recorded_choices(layer, lambda router, x: inputs.append(x.flatten(0, -2))) as choices:
             error = _relative_error(layer.ffn(reference.between, self.ctx), reference.out)

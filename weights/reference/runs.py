@@ -135,7 +135,7 @@ class LayerwiseRuns:
         if index == 0:
             with self.filled("embed"):
                 self.comparison.embedding(reference.x)
-                self.full = self.cached = self.model.embedded(self.tokens)
+                self.full = self.cached = self.model.embedded(self.tokens, self.comparison.ctx.positions)
         layer: Any = self.model.layers[index]
         with self.filled(f"layers.{index}"):
             self.comparison.layer(reference)

@@ -75,9 +75,9 @@ def to_hf(spec: Decoder) -> ConfigFields:
     sparse = [first(layer, MoE) is not None for layer in spec.layers]
     config["first_k_dense_replace"] = [*sparse, True].index(True) or 1
     if moe:
-        config |= {"n_routed_experts": moe.experts, "moe_intermediate_size": moe.expert.hidden}
+        config |= {"n_routed_experts": moe.experts, "moe_intermediate_size": moe.expert.width}
     if moe and moe.shared:  # its width is a multiple of a routed expert's
-        config["n_shared_experts"] = moe.shared.hidden // moe.expert.hidden or 1
+        config["n_shared_experts"] = moe.shared.width // moe.expert.width or 1
     return config | fields_of(spec, GroupedSigmoidTopK, **ROUTER)
 
 

@@ -6,10 +6,12 @@ The folder is scanned: the specs of a new file are in `Spec.kinds`, hence on the
 from importlib import import_module
 from pkgutil import iter_modules
 
+from zoo.blocks.feed_forward import *
 from zoo.blocks.glu import *
 from zoo.blocks.gqa import *
 from zoo.blocks.layer import *
 from zoo.blocks.mla import *
+from zoo.blocks.mlp import *
 from zoo.blocks.moe import *
 from zoo.blocks.norms import *
 from zoo.blocks.positions import *

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from zoo.core.forward_context import ForwardContext
-from zoo.core.linear import Linear
-from zoo.costs import linear_flops, linear_params
-from zoo.registry import Block, Spec
+from zoo.blocks.feed_forward import Apply, LinearFeedForward
+from zoo.registry import Spec
 
 __all__ = ["GLU", "Activation", "ClampedSwiGLU", "GeGLU", "SwiGLU"]
 
@@ -60,37 +58,18 @@ class ClampedSwiGLU(Activation):
 
 
 @dataclass(frozen=True)
-class GLU(Block):
+class GLU(LinearFeedForward):
     """down(act(gate(x), up(x))), of hidden width `hidden`."""
 
     hidden: int
     act: Activation = SwiGLU()
     bias: bool = False
 
-    role = "ffn"
+    def linears(self, dim: int) -> tuple[tuple[str, int, int], ...]:
+        return ("gate", dim, self.hidden), ("up", dim, self.hidden), ("down", self.hidden, dim)
 
-    def build(self, dim: int) -> nn.Module:
-        return _GLU(self, dim)
-
-    def params(self, dim: int) -> int:
-        return 2 * linear_params(dim, self.hidden, self.bias) + linear_params(self.hidden, dim, self.bias)
-
-    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return 3 * linear_flops(new, dim, self.hidden)
+    def combine(self, apply: Apply, x: Tensor) -> Tensor:
+        return apply("down", self.act.join(apply("gate", x), apply("up", x)))
 
     def describe(self) -> str:
         return f"{self.act.describe()}, width {self.hidden}" + (", biases" if self.bias else "")
-
-
-class _GLU(nn.Module):
-    residual_outputs = ("down",)  # matrices whose products are the output
-
-    def __init__(self, spec: GLU, dim: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.gate = Linear(dim, spec.hidden, spec.bias)
-        self.up = Linear(dim, spec.hidden, spec.bias)
-        self.down = Linear(spec.hidden, dim, spec.bias)
-
-    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
-        return self.down(self.spec.act.join(self.gate(x), self.up(x)))

@@ -1,31 +1,34 @@
-"""Grouped-query attention (Ainslie et al. 2023) and its special cases: multi-head, multi-query, sliding-window."""
+"""Grouped-query attention (Ainslie et al. 2023) and its special cases: multi-head, multi-query, windows, chunks."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.norms import RMSNorm
-from zoo.blocks.positions import Position
+from zoo.blocks.norms import Norm
+from zoo.blocks.positions import Position, Temperature
 from zoo.core.attention import attention
 from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.linear import Linear
-from zoo.costs import Breakdown, CacheSpec, dense_pairs, linear_flops, linear_params, visible_pairs
-from zoo.registry import Mixer, Spec
+from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, Window, linear_flops, linear_params
+from zoo.registry import Alias, Mixer, Spec
 
 __all__ = ["GQA"]
 
 
 @dataclass(frozen=True)
 class GQA(Mixer):
-    """`heads` queries share `kv_heads` keys and values, all `head_dim` wide.
+    """`heads` queries share `kv_heads` keys and values, all `head_dim` wide; values `v_dim`, if given.
 
     kv_heads == heads is multi-head attention (MHA), kv_heads == 1 multi-query (MQA). With a `window` a token attends to
-    the last `window` tokens, itself included. `qk_norm` normalises queries and keys before rotation, each head or the
-    whole projection. `scale` multiplies the scores, head_dim**-0.5 if None. `bias`: on all four projections. `sinks`:
-    one learned logit per head in the softmax, without a value.
+    the last `window` tokens, itself included; with a `chunk` to the tokens of its own chunk of that many (Llama 4).
+
+    `qk_norm` normalises queries and keys before rotation, each head or the whole projection. `scale` multiplies the
+    scores, head_dim**-0.5 if None. `bias`: on all four projections, or on those of queries, keys and values. `sinks`:
+    one learned logit per head in the softmax, without a value. `gate`: the output is multiplied by the sigmoid of a
+    projection of x, one number an element or one a head (Qiu et al. 2025, "Gated Attention", section 2.2). `cap`:
+    scores x become cap * tanh(x / cap). `temperature` multiplies the queries.
     """
 
     heads: int
@@ -33,61 +36,106 @@ class GQA(Mixer):
     head_dim: int
     rope: Position
     window: int | None = None
-    qk_norm: RMSNorm | None = None
+    qk_norm: Norm | None = None
     qk_norm_over: Literal["head", "projection"] = "head"
     scale: float | None = None
-    bias: bool = False
+    bias: bool | Literal["qkv"] = False
     sinks: bool = False
+    chunk: int | None = None
+    v_dim: int | None = None
+    gate: Literal["element", "head"] | None = None
+    cap: float | None = None
+    temperature: Temperature | None = None
+
+    aliases: ClassVar = {
+        "MHA": Alias(lambda attn: attn.kv_heads == attn.heads, sets={"kv_heads": lambda values: values["heads"]}),
+        "MQA": Alias(lambda attn: attn.kv_heads == 1, sets={"kv_heads": lambda values: 1}),
+        "SWA": Alias(lambda attn: attn.window is not None, needs={"window": 512}),
+    }
 
     def check(self) -> None:
         self.require(self.heads % self.kv_heads == 0, f"kv_heads={self.kv_heads} must divide heads={self.heads}")
         self.require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even: rotation pairs its halves")
+        self.require(not (self.window and self.chunk), f"window={self.window} and chunk={self.chunk}: give one of them")
 
     def build(self, dim: int) -> nn.Module:
         return _GQA(self, dim)
 
-    def _projections(self, dim: int) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of the projections q, k, v and o."""
-        width, kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return (dim, width), (dim, kv_width), (dim, kv_width), (width, dim)
+    @property
+    def value_dim(self) -> int:
+        """Width of a value."""
+        return self.v_dim or self.head_dim
+
+    @property
+    def reach(self) -> Reach:
+        """Which earlier tokens a token attends to."""
+        return Window(self.window) if self.window else Chunk(self.chunk) if self.chunk else Full()
+
+    def projections(self, dim: int) -> dict[str, tuple[int, int, bool]]:
+        """(inputs, outputs, whether it has a bias) of each linear map."""
+        kv, out, qkv_bias = self.kv_heads, self.heads * self.value_dim, bool(self.bias)
+        found = {
+            "q": (dim, self.heads * self.head_dim, qkv_bias),
+            "k": (dim, kv * self.head_dim, qkv_bias),
+            "v": (dim, kv * self.value_dim, qkv_bias),
+            "o": (out, dim, self.bias is True),
+        }
+        return found | ({"gate": (dim, self.heads if self.gate == "head" else out, False)} if self.gate else {})
 
     def param_breakdown(self, dim: int) -> Breakdown:
-        projections = sum(linear_params(*widths, self.bias) for widths in self._projections(dim))
+        projections = sum(linear_params(*each) for each in self.projections(dim).values())
         norms = sum(self.qk_norm.params(width) for width in self._norm_widths()) if self.qk_norm else 0
         return {"attn": projections + (self.heads if self.sinks else 0), "norm": norms}
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        pairs = (visible_pairs if causal else dense_pairs)(past, new, self.window)
-        projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
-        scores = 2 * linear_flops(pairs, 1, self.heads * self.head_dim)  # q @ k.T and weights @ v
+        pairs = (self.reach.pairs if causal else self.reach.dense_pairs)(past, new)
+        projections = sum(linear_flops(new, *widths) for *widths, _ in self.projections(dim).values())
+        scores = linear_flops(pairs, 1, self.heads * (self.head_dim + self.value_dim))  # q @ k.T and weights @ v
         return {"projections": projections, "scores": scores}
 
     def cache_spec(self) -> CacheSpec:
-        shape = (self.kv_heads, self.head_dim)
-        return CacheSpec(per_token=(("k", shape), ("v", shape)), window=self.window)
+        streams = ("k", (self.kv_heads, self.head_dim)), ("v", (self.kv_heads, self.value_dim))
+        return CacheSpec(per_token=streams, reach=self.reach)
 
-    def rotary(self) -> tuple[tuple[Spec, int], ...]:
-        return ((self.rope, self.head_dim),)
+    def tables(self) -> tuple[tuple[Spec, int], ...]:
+        return ((self.rope, self.head_dim), *(((self.temperature, 1),) if self.temperature else ()))
+
+    def names(self) -> list[str]:
+        held = super().names()
+        return held[1:] if {"MHA", "MQA"} & set(held) else held  # the first is the number of KV heads in a word
 
     def describe(self) -> str:
         kind = {self.heads: "MHA", 1: "MQA"}.get(self.kv_heads, "GQA")
         heads = f"{self.heads} heads" + (f" on {self.kv_heads} KV heads" if kind == "GQA" else "")
+        parts = [f"{kind}, {heads} of {self.head_dim}", *self.options()]
+        return ", ".join(parts)
+
+    def options(self) -> list[str]:
+        """In words, whatever is not the number of heads and their width."""
+        no_weight = " without weight" if self.qk_norm and not self.qk_norm.params(1) else ""
         parts = [
-            f"{kind}, {heads} of {self.head_dim}",
+            f"values of {self.v_dim}" if self.v_dim else "",
             self.rope.describe(),
-            f"window {self.window}" if self.window else "",
-            f"QK-norm per {self.qk_norm_over}" if self.qk_norm else "",
-            f"scale {self.scale**-2:.4g}^-1/2" if self.scale else "",
-            "biases" if self.bias else "",
+            self.reach.describe() if self.reach.limit else "",
+            f"QK-norm{no_weight} per {self.qk_norm_over}" if self.qk_norm else "",
+            *self.scale_words(),
+            f"scores capped at {self.cap:g}" if self.cap else "",
+            self.temperature.describe() if self.temperature else "",
+            "biases on q, k, v" if self.bias == "qkv" else "biases" if self.bias else "",
             "sinks" if self.sinks else "",
+            f"output gate by {self.gate}" if self.gate else "",
         ]
-        return ", ".join(part for part in parts if part)
+        return [part for part in parts if part]
+
+    def scale_words(self) -> list[str]:
+        """The scale in words, where it is not the usual one."""
+        return [f"scale {self.scale**-2:.4g}^-1/2"] if self.scale else []
 
     def _norm_widths(self) -> tuple[int, int]:
         """Elements that the norms of queries and of keys average over."""
-        if self.qk_norm_over == "head":
-            return self.head_dim, self.head_dim
-        return self.heads * self.head_dim, self.kv_heads * self.head_dim
+        if self.qk_norm_over == "projection":
+            return self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return self.head_dim, self.head_dim
 
 
 class _GQA(nn.Module):
@@ -97,39 +145,32 @@ class _GQA(nn.Module):
         super().__init__()
         self.spec = spec
         self.scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
-        self.q, self.k, self.v, self.o = (Linear(*widths, spec.bias) for widths in spec._projections(dim))
+        widths = spec.projections(dim)
+        self.q, self.k, self.v, self.o = (Linear(*widths[name]) for name in ("q", "k", "v", "o"))
+        self.gate = Linear(*widths["gate"]) if spec.gate else None
         norms = [spec.qk_norm.build(width) if spec.qk_norm else nn.Identity() for width in spec._norm_widths()]
         self.q_norm, self.k_norm = norms
         self.sinks = nn.Parameter(torch.empty(spec.heads)) if spec.sinks else None
 
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
-        table = ctx.tables[self.spec.rope, self.spec.head_dim]
-        q = self.spec.rope.rotate(self._heads(self.q(x), self.q_norm), table)
-        k = self.spec.rope.rotate(self._heads(self.k(x), self.k_norm), table)
-        v = self._heads(self.v(x))
+        q = self._positioned(self.q(x), self.q_norm, ctx)
+        k = self._positioned(self.k(x), self.k_norm, ctx)
+        v = self.v(x).unflatten(-1, (-1, self.spec.value_dim)).transpose(1, 2)
+        if self.spec.temperature is not None:
+            q = (q * ctx.tables[self.spec.temperature, 1]).to(q.dtype)
         k, v, mask = cache.append(ctx, k, v)
-        out = attention(q, k, v, mask, self.scale, self.sinks)
-        return self.o(out.transpose(1, 2).flatten(2))
+        out = attention(q, k, v, mask, self.scale, self.sinks, self.spec.cap).transpose(1, 2)
+        if self.gate is not None:  # (b, t, h * w) or, by head, (b, t, h * 1)
+            out = out * torch.sigmoid(self.gate(x)).unflatten(-1, (self.spec.heads, -1))
+        return self.o(out.flatten(2))
 
-    def _heads(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
-        """(b, t, h * d) -> (b, h, t, d), normalised over the projection or over each head."""
-        over_projection = self.spec.qk_norm_over == "projection"
-        if norm is not None and over_projection:
+    def _positioned(self, x: Tensor, norm: nn.Module, ctx: ForwardContext) -> Tensor:
+        """(b, t, h * d) -> (b, h, t, d), normalised and rotated."""
+        spec = self.spec
+        if spec.qk_norm_over == "projection":
             x = norm(x)
-        x = x.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2)
-        return x if norm is None or over_projection else norm(x)
-
-
-# Names for special cases of grouped-query attention.
-ALIASES: dict[str, Callable[[GQA], bool]] = {
-    "MHA": lambda attn: attn.kv_heads == attn.heads,
-    "MQA": lambda attn: attn.kv_heads == 1,
-    "SWA": lambda attn: attn.window is not None,
-}
-
-
-def aliases(spec: Spec) -> list[str]:
-    """The names of a block: its kind or, for grouped-query attention, the special cases that it is."""
-    names = [name for name, holds in ALIASES.items() if isinstance(spec, GQA) and holds(spec)]
-    return names if {"MHA", "MQA"} & set(names) else [type(spec).__name__, *names]
+        x = x.unflatten(-1, (-1, spec.head_dim)).transpose(1, 2)
+        if spec.qk_norm_over == "head":
+            x = norm(x)
+        return spec.rope.rotate(x, ctx.tables[spec.rope, spec.head_dim])

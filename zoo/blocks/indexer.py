@@ -23,6 +23,7 @@ __all__ = ["Indexer"]
 
 QUERY_BLOCK = 64  # queries that are scored together, over the keys up to the last of them
 SCORE_ELEMENTS = 2**19  # scores of all heads that are in memory together
+CONVERTED_ELEMENTS = 2**18  # of keys that are converted to float32 together
 
 
 @dataclass(frozen=True)
@@ -145,10 +146,15 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
     A block of keys at a time: the scores of all heads would take h times the memory of the result.
     """
     exact = torch.promote_types(q.dtype, torch.float32)
-    rows, weights, keys = q.to(exact).flatten(1, 2), weights.to(exact).unsqueeze(2), keys.to(exact)
-    block = keys.shape[1] if torch.compiler.is_exporting() else max(SCORE_ELEMENTS // rows.shape[:2].numel(), 1)
+    rows, weights = q.to(exact).flatten(1, 2), weights.to(exact).unsqueeze(2)
+    if torch.compiler.is_exporting():
+        block = keys.shape[1]
+    else:
+        block = max(SCORE_ELEMENTS // rows.shape[:2].numel(), 1)
+        if keys.dtype != exact:
+            block = min(block, max(CONVERTED_ELEMENTS // keys.shape[2], 1))
     parts = [
-        (weights @ (rows @ part.transpose(1, 2)).relu().unflatten(1, q.shape[1:3])).squeeze(2)
+        (weights @ (rows @ part.to(exact).transpose(1, 2)).relu_().unflatten(1, q.shape[1:3])).squeeze(2)
         for part in keys.split(block, dim=1)
     ]
     return torch.cat(parts, dim=-1)

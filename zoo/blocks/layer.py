@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from zoo.blocks.norms import RMSNorm
+from zoo.blocks.norms import Norm
 from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.costs import Breakdown, CacheSpec, sum_breakdowns
 from zoo.registry import Block, Mixer, Spec
@@ -49,18 +49,20 @@ class Placement(Composite, abstract=True):
     def formula(self) -> str:
         """The formula in x, with f for the block."""
 
-    def norms(self) -> tuple[RMSNorm, ...]:
+    def norms(self) -> tuple[Norm, ...]:
         """The norms of this placement, in the order they are applied."""
-        return tuple(child for name, child in self.children() if isinstance(child, RMSNorm) and name != "block")
+        return tuple(child for name, child in self.children() if isinstance(child, Norm) and name != "block")
 
 
 @dataclass(frozen=True)
 class Branch(Placement):
-    """x + post(block(pre(x))), either norm optional: pre-norm, OLMo 2's placement and Gemma 3's sandwich."""
+    """x + multiplier * post(block(pre(x))), either norm optional: pre-norm, OLMo 2's placement and Gemma 3's sandwich.
+    Granite has a `multiplier`."""
 
     block: Block
-    pre: RMSNorm | None = None
-    post: RMSNorm | None = None
+    pre: Norm | None = None
+    post: Norm | None = None
+    multiplier: float = 1.0
 
     def build(self, dim: int) -> nn.Module:
         return _Branch(self, dim)
@@ -74,7 +76,11 @@ class Branch(Placement):
     @property
     def formula(self) -> str:
         inside = "f(norm(x))" if self.pre else "f(x)"
-        return f"x + norm({inside})" if self.post else f"x + {inside}"
+        times = f"{self.multiplier:g} " if self.multiplier != 1 else ""
+        return f"x + {times}norm({inside})" if self.post else f"x + {times}{inside}"
+
+    def describe(self) -> str:
+        return f"{self.formula}, f: {self.block.describe()}"
 
 
 class ResidualBranch(nn.Module):
@@ -90,10 +96,11 @@ class _Branch(ResidualBranch):
         self.pre = spec.pre.build(dim) if spec.pre else nn.Identity()
         self.block = spec.block.build(dim)
         self.post = spec.post.build(dim) if spec.post else nn.Identity()
-        self.normalises_output = spec.post is not None
+        self.normalises_output, self.multiplier = spec.post is not None, spec.multiplier
 
     def forward(self, x: Tensor, *context: object) -> Tensor:
-        return x + self.post(self.block(self.pre(x), *context))
+        out = self.post(self.block(self.pre(x), *context))
+        return x + (out if self.multiplier == 1.0 else out * self.multiplier)
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ class PostNorm(Placement):
     """norm(x + block(x)), as in the original transformer (Vaswani et al. 2017, section 3.1)."""
 
     block: Block
-    norm: RMSNorm
+    norm: Norm
 
     def build(self, dim: int) -> nn.Module:
         return _PostNorm(self, dim)
@@ -113,6 +120,9 @@ class PostNorm(Placement):
     @property
     def formula(self) -> str:
         return "norm(x + f(x))"
+
+    def describe(self) -> str:
+        return f"{self.formula}, f: {self.block.describe()}"
 
 
 class _PostNorm(ResidualBranch):
@@ -127,22 +137,22 @@ class _PostNorm(ResidualBranch):
         return self.norm(x + self.block(x, *context))
 
 
-def pre(norm: RMSNorm, block: Block) -> Branch:
+def pre(norm: Norm, block: Block) -> Branch:
     """x + block(norm(x))"""
     return Branch(block, pre=norm)
 
 
-def olmo(norm: RMSNorm, block: Block) -> Branch:
+def olmo(norm: Norm, block: Block) -> Branch:
     """x + norm(block(x))  (OLMo 2, section 3.1)"""
     return Branch(block, post=norm)
 
 
-def sandwich(norm: RMSNorm, block: Block) -> Branch:
+def sandwich(norm: Norm, block: Block) -> Branch:
     """x + norm(block(norm(x))), two norms of one kind  (Gemma 3)"""
     return Branch(block, pre=norm, post=norm)
 
 
-def post(norm: RMSNorm, block: Block) -> PostNorm:
+def post(norm: Norm, block: Block) -> PostNorm:
     """norm(x + block(x))  (the original transformer)"""
     return PostNorm(block, norm)
 
@@ -152,41 +162,59 @@ PLACEMENTS = {"pre": pre, "olmo": olmo, "sandwich": sandwich, "post": post}
 
 @dataclass(frozen=True)
 class Layer(Composite):
-    """Attention, then feed-forward."""
+    """Attention, then feed-forward; or one of them alone (Nemotron-H)."""
 
-    attn: Branch | PostNorm
-    ffn: Branch | PostNorm
+    attn: Branch | PostNorm | None
+    ffn: Branch | PostNorm | None
 
     def check(self) -> None:
-        held = type(self.attn.block).__name__
-        self.require(isinstance(self.attn.block, Mixer), f"attn must hold a mixer such as GQA, not {held}")
-        mixers = [type(part).__name__ for part in self.ffn.walk() if isinstance(part, Mixer)]
+        self.require(bool(self.attn or self.ffn), "a layer needs attn, ffn, or both")
+        held = type(self.attn.block).__name__ if self.attn else ""
+        is_mixer = not self.attn or isinstance(self.attn.block, Mixer)
+        self.require(is_mixer, f"attn must hold a mixer such as GQA, not {held}")
+        mixers = [type(part).__name__ for part in self.ffn.walk() if isinstance(part, Mixer)] if self.ffn else []
         self.require(not mixers, f"ffn must hold no mixer, not {', '.join(mixers)}: it is not given a cache")
 
     def build(self, dim: int) -> nn.Module:
         return _Layer(self, dim)
 
+    def branches(self) -> Iterator[tuple[str, Branch | PostNorm]]:
+        """(role, branch) of each branch that is there: "attn", "ffn"."""
+        return ((role, branch) for role, branch in (("attn", self.attn), ("ffn", self.ffn)) if branch)
+
     @property
-    def mixer(self) -> Mixer:
-        """The block in which tokens attend to each other."""
+    def mixer(self) -> Mixer | None:
+        """The block in which tokens exchange information, if there is one."""
+        if self.attn is None:
+            return None
         assert isinstance(self.attn.block, Mixer)
         return self.attn.block
 
-    def cache_spec(self) -> CacheSpec:
-        """What this layer's cache keeps of each token."""
-        return self.mixer.cache_spec()
+    @property
+    def feed_forward(self) -> Block | None:
+        """The block that computes each token by itself, if there is one."""
+        return self.ffn.block if self.ffn else None
 
-    def rotary(self) -> tuple[tuple[Spec, int], ...]:
-        """(position encoding, width) of each position table that this layer looks up."""
-        return self.mixer.rotary()
+    def cache_spec(self) -> CacheSpec:
+        """What this layer's cache keeps."""
+        return self.mixer.cache_spec() if self.mixer else CacheSpec()
+
+    def tables(self) -> tuple[tuple[Spec, int], ...]:
+        """(spec, width) of each table of positions that this layer looks up."""
+        return self.mixer.tables() if self.mixer else ()
+
+    def describe(self) -> str:
+        return "; ".join(branch.describe() for _, branch in self.branches())
 
 
 class _Layer(nn.Module):
     def __init__(self, spec: Layer, dim: int) -> None:
         super().__init__()
-        self.attn = spec.attn.build(dim)
-        self.ffn = spec.ffn.build(dim)
+        self.attn = spec.attn.build(dim) if spec.attn else None
+        self.ffn = spec.ffn.build(dim) if spec.ffn else None
 
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
-        return self.ffn(self.attn(x, ctx, cache), ctx)
+        if self.attn is not None:
+            x = self.attn(x, ctx, cache)
+        return x if self.ffn is None else self.ffn(x, ctx)

@@ -9,12 +9,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.norms import RMSNorm
-from zoo.blocks.positions import Position
+from zoo.blocks.norms import Norm
+from zoo.blocks.positions import Position, Temperature
 from zoo.core.attention import attention
 from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.linear import Linear, per_head
-from zoo.costs import Breakdown, CacheSpec, dense_pairs, linear_flops, linear_params, visible_pairs
+from zoo.costs import Breakdown, CacheSpec, Full, linear_flops, linear_params
 from zoo.registry import Mixer, Spec
 
 __all__ = ["MLA"]
@@ -26,7 +26,7 @@ class MLA(Mixer):
 
     A head's query and key are `nope_dim` plain elements and `rope_dim` rotary ones; its value is `v_dim` wide.
     Queries are projected through a latent of `q_rank`, or directly from x if None. `norm` is on both latents. `scale`
-    multiplies the scores, (nope_dim + rope_dim)**-0.5 if None.
+    multiplies the scores, (nope_dim + rope_dim)**-0.5 if None; `temperature` the queries.
     """
 
     heads: int
@@ -35,9 +35,10 @@ class MLA(Mixer):
     nope_dim: int
     rope_dim: int
     v_dim: int
-    norm: RMSNorm
+    norm: Norm
     rope: Position
     scale: float | None = None
+    temperature: Temperature | None = None
 
     def check(self) -> None:
         self.require(self.rope_dim % 2 == 0, f"rope_dim={self.rope_dim} must be even: rotation pairs its halves")
@@ -68,7 +69,7 @@ class MLA(Mixer):
         up = linear_flops(new if absorbed else past + new, self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
         widths = 2 * self.kv_rank if absorbed else self.nope_dim + self.v_dim
         widths += self.rope_dim if absorbed and not causal else 0  # the kernel computes them as values too
-        pairs = (visible_pairs if causal else dense_pairs)(past, new)
+        pairs = (Full().pairs if causal else Full().dense_pairs)(past, new)
         scores = linear_flops(pairs, 1, self.heads * (widths + self.rope_dim))
         projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
         return {"projections": projections + up, "scores": scores}
@@ -76,8 +77,8 @@ class MLA(Mixer):
     def cache_spec(self) -> CacheSpec:
         return CacheSpec(per_token=(("latent", (1, self.kv_rank + self.rope_dim)),))
 
-    def rotary(self) -> tuple[tuple[Spec, int], ...]:
-        return ((self.rope, self.rope_dim),)
+    def tables(self) -> tuple[tuple[Spec, int], ...]:
+        return ((self.rope, self.rope_dim), *(((self.temperature, 1),) if self.temperature else ()))
 
     def describe(self) -> str:
         parts = [
@@ -87,6 +88,7 @@ class MLA(Mixer):
             f"query rank {self.q_rank}" if self.q_rank else "full-rank queries",
             self.rope.describe(),
             f"scale {self.scale**-2:.4g}^-1/2" if self.scale else "",
+            self.temperature.describe() if self.temperature else "",
         ]
         return ", ".join(part for part in parts if part)
 
@@ -124,6 +126,8 @@ class _MLA(nn.Module):
         """(b, t, h * (nope_dim + rope_dim)) -> plain and rotary queries, each (b, h, t, d)."""
         spec = self.spec
         q = q.unflatten(-1, (spec.heads, -1)).transpose(1, 2)
+        if spec.temperature is not None:  # a factor of both parts, so before the rotation as well as after it
+            q = (q * ctx.tables[spec.temperature, 1]).to(q.dtype)
         q_nope, q_rope = q.split([spec.nope_dim, spec.rope_dim], dim=-1)
         return q_nope, spec.rope.rotate(q_rope, ctx.tables[spec.rope, spec.rope_dim])
 
@@ -131,9 +135,8 @@ class _MLA(nn.Module):
         """(b, t, dim) -> latents (b, 1, t, r + rope_dim)."""
         spec = self.spec
         compressed, k_rope = self.kv_down(x).unsqueeze(1).split([spec.kv_rank, spec.rope_dim], dim=-1)
-        return torch.cat(
-            [self.kv_norm(compressed), spec.rope.rotate(k_rope, ctx.tables[spec.rope, spec.rope_dim])], dim=-1
-        )
+        k_rope = spec.rope.rotate(k_rope, ctx.tables[spec.rope, spec.rope_dim])
+        return torch.cat([self.kv_norm(compressed), k_rope], dim=-1)
 
     def attend(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
         """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v), in the cheaper form."""
@@ -160,7 +163,7 @@ def absorbing_is_cheaper(past: int, new: int, kv_rank: int, expanded_width: int)
     """Whether `new` tokens after `past` take fewer FLOPs over latents than over keys and values that are expanded from
     them, `expanded_width` = nope_dim + v_dim elements of each head. A single token always absorbs."""
     expanding = past * kv_rank * expanded_width
-    wider = visible_pairs(past, new) * (2 * kv_rank - expanded_width)
+    wider = Full().pairs(past, new) * (2 * kv_rank - expanded_width)
     return new == 1 or expanding > wider
 
 

@@ -1,4 +1,4 @@
-"""RMSNorm (Zhang and Sennrich 2019) in the three roundings that released models use."""
+"""RMSNorm (Zhang and Sennrich 2019) in the roundings that released models use, and LayerNorm (Ba et al. 2016)."""
 
 from dataclasses import dataclass
 
@@ -9,34 +9,46 @@ from torch import Tensor, nn
 from zoo.costs import Breakdown
 from zoo.registry import Block
 
-__all__ = ["RMSNorm"]
+__all__ = ["LayerNorm", "Norm", "RMSNorm"]
+
+
+class Norm(Block, abstract=True):
+    """Normalises the last axis. Its module maps (..., dim) to the same shape.
+
+    The module's `identity` holds, for each parameter, the value at which it changes nothing beyond the normalisation.
+    """
+
+    eps: float
+    role = "norm"
+
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        return {}  # no matrix products
 
 
 @dataclass(frozen=True)
-class RMSNorm(Block):
+class RMSNorm(Norm):
     """x / rms(x) * w, with rms(x) = sqrt(mean(x^2) + eps) in float32.
 
     `unit_offset` multiplies by 1 + w (Gemma). `scale_in_fp32` rounds to the input's dtype after the weight (OLMo 2,
-    gpt-oss, Gemma) and not before it (Llama).
+    gpt-oss, Gemma) and not before it (Llama). Without a `weight` nothing is learned (Llama 4's queries and keys).
     """
 
     eps: float
     unit_offset: bool = False
     scale_in_fp32: bool = False
+    weight: bool = True
 
-    role = "norm"
+    def check(self) -> None:
+        self.require(self.weight or not self.unit_offset, "unit_offset is of a weight, and there is none")
 
     def build(self, dim: int) -> nn.Module:
         return _RMSNorm(self, dim)
 
     def params(self, dim: int) -> int:
-        return dim
-
-    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        return {}  # no matrix products
+        return dim if self.weight else 0
 
     def describe(self) -> str:
-        offset = ", weight 1 + w" if self.unit_offset else ""
+        offset = ", weight 1 + w" if self.unit_offset else "" if self.weight else ", no weight"
         rounding = ", multiplied in float32" if self.scale_in_fp32 else ""
         return f"RMSNorm, eps {self.eps:g}{offset}{rounding}"
 
@@ -45,12 +57,43 @@ class _RMSNorm(nn.Module):
     def __init__(self, spec: RMSNorm, dim: int) -> None:
         super().__init__()
         self.spec = spec
-        self.weight = nn.Parameter(torch.empty(dim))
-        self.identity = {"weight": 0.0 if spec.unit_offset else 1.0}  # values at which the norm multiplies by one
+        self.weight = nn.Parameter(torch.empty(dim)) if spec.weight else None
+        self.identity = {"weight": 0.0 if spec.unit_offset else 1.0}
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = F.rms_norm(x.float(), self.weight.shape, eps=self.spec.eps)
+        normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.spec.eps)
+        if self.weight is None:
+            return normed.to(x.dtype)
         if not self.spec.scale_in_fp32:
             normed = normed.to(x.dtype)
         weight = self.weight.float() + 1.0 if self.spec.unit_offset else self.weight
         return (normed * weight).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class LayerNorm(Norm):
+    """(x - mean(x)) / sqrt(var(x) + eps) * w + b, with the biased variance. `bias`: whether there is a b."""
+
+    eps: float
+    bias: bool = True
+
+    def build(self, dim: int) -> nn.Module:
+        return _LayerNorm(self, dim)
+
+    def params(self, dim: int) -> int:
+        return 2 * dim if self.bias else dim
+
+    def describe(self) -> str:
+        return f"LayerNorm, eps {self.eps:g}" + ("" if self.bias else ", no bias")
+
+
+class _LayerNorm(nn.Module):
+    def __init__(self, spec: LayerNorm, dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.bias = nn.Parameter(torch.empty(dim)) if spec.bias else None
+        self.identity = {"weight": 1.0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.spec.eps)

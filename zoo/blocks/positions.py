@@ -1,6 +1,7 @@
-"""Rotary position embedding (Su et al. 2021), its scalings for longer contexts, and no position encoding (NoPE).
+"""Positions: rotary embedding (Su et al. 2021) and its scalings for longer contexts, none (NoPE), learned embeddings,
+and temperatures that grow with the position.
 
-Rotated pairs are (i, i + width/2), the half-split order of most checkpoints; others are permuted on loading.
+Rotated pairs are (i, i + rotated/2), the half-split order of most checkpoints; others are permuted on loading.
 """
 
 import math
@@ -8,14 +9,27 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo.registry import Spec
+from zoo.costs import Breakdown
+from zoo.registry import Block, Spec
 from zoo.units import format_count
 
-__all__ = ["LinearScaling", "Llama3Scaling", "NoPE", "Position", "RoPE", "Scaling", "YarnScaling", "yarn_gain"]
+__all__ = [
+    "LearnedPositions",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LogTemperature",
+    "NoPE",
+    "Position",
+    "RoPE",
+    "Scaling",
+    "Temperature",
+    "YarnScaling",
+    "yarn_gain",
+]
 
-Table = tuple[Tensor, Tensor]  # cos and sin of each element, (t, width), float32; the first half of sin is negated
+Table = tuple[Tensor, Tensor]  # cos and sin of each element, (t, rotated), float32; the first half of sin is negated
 
 
 class Scaling(Spec, abstract=True):
@@ -138,16 +152,26 @@ class NoPE(Position):
 
 @dataclass(frozen=True)
 class RoPE(Position):
-    """Pair i of `width / 2` rotates by theta^(-2i / width) radians per token."""
+    """Pair i of `rotated / 2` rotates by theta^(-2i / rotated) radians per token.
+
+    Rotated is the leading `fraction` of the width: all of it, or a part whose rest has no position (GPT-NeoX, Black et
+    al. 2022, section 2.2).
+    """
 
     theta: float
     scaling: Scaling | None = None
+    fraction: float = 1.0
 
     def check(self) -> None:
         self.require(self.theta > 1, f"theta={self.theta:g} must be above 1")
+        self.require(self.fraction <= 1, f"fraction={self.fraction:g} is above 1")
+
+    def rotated(self, width: int) -> int:
+        """Rotated elements of a head of this width."""
+        return int(width * self.fraction)
 
     def table(self, positions: Tensor, width: int) -> Table | None:
-        angles = positions.float()[:, None] * _frequencies(self, width, positions.device)
+        angles = positions.float()[:, None] * _frequencies(self, self.rotated(width), positions.device)
         cos, sin = angles.cos(), angles.sin()
         if self.scaling and self.scaling.gain != 1.0:
             cos, sin = cos * self.scaling.gain, sin * self.scaling.gain
@@ -156,13 +180,69 @@ class RoPE(Position):
     def rotate(self, x: Tensor, table: Table | None) -> Tensor:
         assert table is not None
         cos, sin = table
-        first, second = x.chunk(2, dim=-1)
-        rotated = x * cos + torch.cat([second, first], dim=-1) * sin
-        return rotated.to(x.dtype)  # the rotation is computed in the table's float32
+        whole = cos.shape[-1] == x.shape[-1]
+        turned, rest = (x, None) if whole else x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], dim=-1)
+        first, second = turned.chunk(2, dim=-1)
+        rotated = turned * cos + torch.cat([second, first], dim=-1) * sin
+        rotated = rotated.to(x.dtype)  # the rotation is computed in the table's float32
+        return rotated if rest is None else torch.cat([rotated, rest], dim=-1)
 
     def describe(self) -> str:
         scaling = f" ({self.scaling.describe()})" if self.scaling else ""
-        return f"RoPE {format_count(self.theta)}{scaling}"
+        fraction = f" on {self.fraction:g} of the width" if self.fraction < 1 else ""
+        return f"RoPE {format_count(self.theta)}{fraction}{scaling}"
+
+
+@dataclass(frozen=True)
+class LearnedPositions(Block):
+    """A learned embedding of each of `count` positions, added to the tokens' (GPT-2; Vaswani et al. 2017, section 3.5).
+    A sequence cannot be longer."""
+
+    count: int
+
+    role = "positions"
+
+    def build(self, dim: int) -> nn.Module:
+        return nn.Embedding(self.count, dim, _weight=torch.empty(self.count, dim))
+
+    def params(self, dim: int) -> int:
+        return self.count * dim
+
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        return {}  # a lookup
+
+    def describe(self) -> str:
+        return f"{self.count:,} learned positions"
+
+
+class Temperature(Spec, abstract=True):
+    """A factor of the queries that depends on their position."""
+
+    role = "temperature"
+
+    @abstractmethod
+    def table(self, positions: Tensor, width: int) -> Tensor:
+        """(t,) positions -> (t, 1) factors, in float32."""
+
+
+@dataclass(frozen=True)
+class LogTemperature(Temperature):
+    """1 + scale * ln(1 + floor(position / step)): one for the first `step` positions, then growing with the logarithm,
+    so that attention over many keys stays sharp (Llama 4; Nakanishi 2025, "Scalable-Softmax", section 2).
+
+    `from_one` counts positions from one, as Llama 4 does.
+    """
+
+    scale: float
+    step: int
+    from_one: bool = False
+
+    def table(self, positions: Tensor, width: int) -> Tensor:
+        steps = torch.floor((positions.float() + (1.0 if self.from_one else 0.0)) / self.step)
+        return (1.0 + self.scale * torch.log1p(steps)).unsqueeze(-1)
+
+    def describe(self) -> str:
+        return f"queries x(1 + {self.scale:g} ln(1 + position/{self.step:,}))"
 
 
 _KEPT: dict[tuple[RoPE, int, torch.device], Tensor] = {}

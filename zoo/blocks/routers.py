@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ class Router(Spec, abstract=True):
 
     k: int
     role = "router"
+    scales_input: ClassVar[bool] = False  # weights multiply what an expert is given, not what it returns (Llama 4)
 
     @abstractmethod
     def build(self, dim: int, experts: int) -> nn.Module:

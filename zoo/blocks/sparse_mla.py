@@ -48,10 +48,11 @@ class SparseMLA(MLA):
         first = sees_all(self.indexer.k, past, new)
         choosing = new - first
         over_all = super().flop_breakdown(dim, past, first, causal) if first else {}
+        widths = 2 * self.kv_rank + self.rope_dim + (0 if causal else self.rope_dim)  # as in MLA
         folded = linear_flops(choosing, self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
         over_chosen = {
-            "projections": sum(linear_flops(choosing, *widths) for widths in self._projections(dim)) + folded,
-            "scores": linear_flops(choosing * self.indexer.k, self.heads, 2 * self.kv_rank + self.rope_dim),
+            "projections": sum(linear_flops(choosing, *each) for each in self._projections(dim)) + folded,
+            "scores": linear_flops(choosing * self.indexer.k, self.heads, widths),
             "indexer": self.indexer.flops(dim, self.q_rank, past, new, causal),
         }
         return sum_breakdowns([(1, over_all), (1, over_chosen)])

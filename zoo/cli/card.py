@@ -117,9 +117,11 @@ def _blocks(layer: Layer) -> Facts:
         kinds = " and ".join(dict.fromkeys(norm.describe() for norm in branch.norms())) or "no norm"
         return f"{branch.placement}, {branch.formula}: {kinds}"
 
-    attn, ffn = norms(layer.attn), norms(layer.ffn)
-    both = attn if attn == ffn else f"attn {attn}; ffn {ffn}"
-    return {"attn": layer.attn.block.describe(), "ffn": layer.ffn.block.describe(), "norms": both}
+    where = {role: norms(branch) for role, branch in layer.branches()}
+    is_same = len(set(where.values())) == 1
+    both = next(iter(where.values())) if is_same else "; ".join(f"{role} {each}" for role, each in where.items())
+    blocks = {role: branch.block.describe() for role, branch in layer.branches()}
+    return {"attn": blocks.get("attn", "none"), "ffn": blocks.get("ffn", "none"), "norms": both}
 
 
 def report_text(report: Facts) -> str:

@@ -6,7 +6,6 @@ from textwrap import wrap
 from typing import Any, NamedTuple
 
 from zoo.architectures import families
-from zoo.blocks.gqa import ALIASES, GQA, aliases
 from zoo.blocks.layer import PLACEMENTS, Placement
 from zoo.registry import Spec
 from zoo.swaps.rebuild import features
@@ -66,7 +65,7 @@ def listing_text() -> str:
 def _registered() -> Iterator[RegistryEntry]:
     """Every block of the registry, used or not."""
     for name, kind in Spec.kinds.items():
-        names = (name, *ALIASES) if kind is GQA else (name,)
+        names = (name, *kind.aliases)
         yield from (RegistryEntry(kind.role, each) for each in names if kind.role)
     yield from (RegistryEntry("placement", name) for name in PLACEMENTS)
 
@@ -76,7 +75,7 @@ def _used(spec: Spec) -> Iterator[RegistryEntry]:
     if isinstance(spec, Placement):
         yield RegistryEntry("placement", spec.placement)
     else:
-        yield from (RegistryEntry(spec.role, name) for name in aliases(spec) if spec.role)
+        yield from (RegistryEntry(spec.role, name) for name in spec.names() if spec.role)
         for name, term in features(spec).items():
             has_row = name == "window" or getattr(getattr(spec, name), "role", "") == name  # of its own
             if not has_row:

@@ -87,7 +87,8 @@ def failures(built: BuildCheck, decoded: DecodeCheck | None) -> list[str]:
 
 def tokens_needed(spec: Decoder) -> int:
     """Tokens that the check of decoding runs: some beyond every window."""
-    return min(max(layer.cache_spec().window or 0 for layer in spec.layers), MAX_WINDOW_TOKENS) + TOKENS_PAST_WINDOW
+    widest = max(layer.cache_spec().reach.limit or 0 for layer in spec.layers)
+    return min(widest, MAX_WINDOW_TOKENS) + TOKENS_PAST_WINDOW
 
 
 def require_free_memory(spec: Decoder, device: torch.device, dtype: torch.dtype) -> None:

@@ -1,10 +1,11 @@
 """Softmax attention over the keys that a layer cache returns: the one place where it is computed.
 
-`attention` calls one of three:
+`attention` calls one of four:
 
 - `_decode`: a single token, by torch's kernels or, compiled for the CPU, by reductions over the keys.
 - `_prefill`: several tokens, by torch's kernels or, on the CPU, in blocks of queries with their scores in memory.
-- `_sliding_window_attention`: several tokens over a sliding window, as a prefill for each block of queries.
+- `_bounded_attention`: several tokens over sliding windows or chunks, as a prefill for each block of queries.
+- `_capped_attention`: scores with a cap, which no kernel computes.
 
 zoo.core.kernels chooses by measuring. Sizes: b sequences, t queries, s keys; h heads, g key heads; d the width of
 queries and keys, w that of values.
@@ -24,12 +25,14 @@ from zoo.core.flash import (
     flash_attention,
     has_flash_gradient,
     has_flash_kernel,
+    reach_arguments,
+    reach_blocks,
+    reach_of,
     token_by_token,
 )
-from zoo.core.forward_context import Mask, SlidingWindowMask, visible
+from zoo.core.forward_context import Mask, ReachMask, visible
 from zoo.core.kernels import COLD_BYTES, Trial, active, bucket
 from zoo.core.linear import dot, is_plain_memory, linear, materialize
-from zoo.costs import window_blocks
 
 MAX_REDUCTION_HEADS = 8  # query heads of one key head up to which decode by reductions is a choice
 MIN_WHOLE_WIDTH = 128  # elements of a value from which a whole value is read at once
@@ -41,16 +44,26 @@ TRIAL_MULTIPLY_ADDS = 2**29  # of the timed part of a prefill
 MAX_TRIAL_QUERIES, MAX_TRIAL_KEYS = 512, 1024
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Tensor | None = None) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask,
+    scale: float,
+    sinks: Tensor | None = None,
+    cap: float | None = None,
+) -> Tensor:
     """q (b, h, t, d), k (b, g, s, d), v (b, g, s, w) -> (b, h, t, w); heads i * h/g to (i + 1) * h/g - 1 share key i.
 
-    `mask` (t, s) is True where a query sees a key; a SlidingWindowMask is never built in full. None: each query sees
-    all keys up to itself, the queries being the last t of the s keys (a single query, or s == t). `sinks` (h,) are
-    scores of one more key of value zero that each head may attend to instead (gpt-oss; StreamingLLM, Xiao et al. 2023,
-    section 3.3).
+    `mask` (t, s) is True where a query sees a key; a ReachMask is never built in full. None: each query sees all keys
+    up to itself, the queries being the last t of the s keys (a single query, or s == t). `sinks` (h,) are scores of one
+    more key of value zero that each head may attend to instead (gpt-oss; StreamingLLM, Xiao et al. 2023, section 3.3).
+    With a `cap` scores x become cap * tanh(x / cap) before the mask (Gemma 2, section 2).
     """
-    if isinstance(mask, SlidingWindowMask):
-        return _sliding_window_attention(q, k, v, mask, scale, sinks)
+    if cap is not None:
+        return _capped_attention(q, k, v, mask, scale, sinks, cap)
+    if isinstance(mask, ReachMask):
+        return _bounded_attention(q, k, v, mask, scale, sinks)
     if q.shape[2] > 1:
         return _prefill(q, k, v, mask, scale, sinks)
     # Heads that share a key become queries of that key: each key is read once and never repeated.
@@ -238,46 +251,70 @@ def _multiply(x: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
     return torch.baddbmm(x.new_empty(1, 1, 1), x, weight.transpose(1, 2), beta=0, alpha=scale)
 
 
-# Sliding windows.
+# Sliding windows and chunks.
 
 
-def _sliding_window_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: SlidingWindowMask, scale: float, sinks: Tensor | None
-) -> Tensor:
+def _bounded_attention(q: Tensor, k: Tensor, v: Tensor, mask: ReachMask, scale: float, sinks: Tensor | None) -> Tensor:
     if has_flash_gradient(q, k, v):
         return differentiable_flash_attention(q, k, v, mask, scale, sinks)
     if not torch.compiler.is_compiling():
-        return _windows_in_blocks(q, k, v, *mask, scale, sinks)
+        return _in_blocks(q, k, v, mask, scale, sinks)
     # The number of blocks is unknown to the compiler, which cannot loop over them: they are one opaque operator. Where
     # there is none, the whole mask is built.
     if _allows_kernels(q, k, v):
-        return _sliding_window_operator(q, k, v, mask.queries, mask.keys, mask.window, scale, sinks)
-    return _prefill(q, k, v, visible(mask.queries, mask.keys, mask.window), scale, sinks)
+        size, chunked = reach_arguments(mask.reach)
+        return _bounded_operator(q, k, v, mask.queries, mask.keys, size, chunked, scale, sinks)
+    return _prefill(q, k, v, visible(*mask), scale, sinks)
 
 
-def _windows_in_blocks(
-    q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, window: int, scale: float, sinks: Tensor | None
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: ReachMask, scale: float, sinks: Tensor | None) -> Tensor:
+    """A block of queries at a time, each over the keys in its reach: the work grows with the reach."""
+    blocks = [
+        _prefill(q[:, :, new], k[:, :, seen], v[:, :, seen], seen_mask, scale, sinks)
+        for new, seen, seen_mask in reach_blocks(mask)
+    ]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
+
+
+@custom_op("zoo::bounded_attention", mutates_args=())
+def _bounded_operator(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    size: int,
+    chunked: bool,
+    scale: float,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """A block of queries at a time, each over the keys its windows reach: the work grows with the window."""
-    past = k.shape[2] - q.shape[2]
-    if past == 0 and q.shape[2] <= window:
-        return _prefill(q, k, v, None, scale, sinks)
+    mask = ReachMask(queries, keys, reach_of(size, chunked))
+    return token_by_token(_in_blocks(q, k, v, mask, scale, sinks))
+
+
+_bounded_operator.register_fake(_like_prefill)
+
+
+# Capped scores.
+
+
+def _capped_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Tensor | None, cap: float
+) -> Tensor:
+    """With the scores of a block of queries in memory. Compiled, one block holds them all: the compiler does not know
+    how many blocks there are."""
+    new, past = q.shape[2], k.shape[2] - q.shape[2]
+    if isinstance(mask, ReachMask):
+        mask = visible(*mask)
+    elif mask is None and new > 1:
+        mask = torch.ones(new, k.shape[2], dtype=torch.bool, device=q.device).tril(past)
+    size = new if torch.compiler.is_compiling() else BLOCK_QUERIES
     blocks = []
-    for start, end, first in window_blocks(past, q.shape[2], window):
-        seen = slice(first, past + end)
-        mask = visible(queries[start:end], keys[seen], window)
-        blocks.append(_prefill(q[:, :, start:end], k[:, :, seen], v[:, :, seen], mask, scale, sinks))
-    return torch.cat(blocks, dim=2)
-
-
-@custom_op("zoo::sliding_window_attention", mutates_args=())
-def _sliding_window_operator(
-    q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, window: int, scale: float, sinks: Tensor | None
-) -> Tensor:
-    return token_by_token(_windows_in_blocks(q, k, v, queries, keys, window, scale, sinks))
-
-
-_sliding_window_operator.register_fake(_like_prefill)
+    for start in range(0, new, size):
+        seen = None if mask is None else mask[start : start + size]
+        out, denominator = _explicit_attention(q[:, :, start : start + size], k, v, seen, scale, cap=cap)
+        blocks.append(_apply_sinks(out, denominator, None if sinks is None else sinks[:, None]))
+    return torch.cat(blocks, dim=2).to(v.dtype)
 
 
 # Kernels of both.
@@ -304,7 +341,13 @@ def _apply_sinks(out: Tensor, denominator: Tensor, sinks: Tensor | None) -> Tens
 
 
 def _explicit_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, by_reductions: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    by_reductions: bool = False,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same with all scores in memory and softmax in float32 at least, by matrix products or by reductions."""
     new, key_heads, exact = q.shape[2], k.shape[1], torch.promote_types(q.dtype, torch.float32)
@@ -313,6 +356,8 @@ def _explicit_attention(
         scores = torch.stack([dot(k, row) for row in materialize(grouped.to(exact) * scale).unbind(2)], dim=2)
     else:
         scores = (grouped @ k.transpose(2, 3)).to(exact) * scale
+    if cap is not None:
+        scores = cap * (scores / cap).tanh()
     scores = scores.unflatten(2, (-1, new))
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))

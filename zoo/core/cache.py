@@ -4,35 +4,43 @@
 where there is no cache and returns its arguments, so that layers have no `if cache`.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from zoo.core.forward_context import CacheView, ForwardContext, SlidingWindowMask, visible
-from zoo.costs import CacheSpec
+from zoo.core.forward_context import CacheView, ForwardContext, ReachMask, visible
+from zoo.costs import CacheSpec, Chunk, Full, Reach, Window
 from zoo.errors import CacheFullError, UsageError
 
 
 class NoCache:
-    """No cache: the tokens of a forward pass see only each other."""
+    """No cache: the tokens of a forward pass see only each other, and its states begin at zero and are not kept."""
 
-    def __init__(self, window: int | None) -> None:
-        self.window = window
-        self.geometry = f"no cache, window {window}"
+    def __init__(self, spec: CacheSpec) -> None:
+        self.reach = spec.reach
+        self.shapes = {state.name: (state.shape, state.in_float32) for state in spec.state}
+        self.geometry = f"no cache, {spec.reach.describe()}"
 
     def view(self, positions: Tensor, past: int) -> CacheView:
-        if self.window is None or len(positions) == 1:
+        if self.reach.limit is None or len(positions) == 1:
             return CacheView(positions, positions, None)
-        return CacheView(positions, positions, SlidingWindowMask(positions, positions, self.window))
+        return CacheView(positions, positions, ReachMask(positions, positions, self.reach))
 
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
         return (*new, ctx.views[self.geometry].mask)
 
+    def state(self, name: str, x: Tensor) -> Tensor:
+        shape, in_float32 = self.shapes[name]
+        return torch.zeros(x.shape[0], *shape, dtype=torch.float32 if in_float32 else x.dtype, device=x.device)
+
+    def set_state(self, name: str, value: Tensor) -> None:
+        pass
+
 
 class _AllocatedCache:
-    """Streams of (batch, heads, tokens, width), allocated once.
+    """Streams of (batch, heads, tokens, width) and states of (batch, *shape), allocated once.
 
     If `static`, single-token decode reads all places under a mask: every step has the same shapes and depends on the
     tensor of positions alone, so that the CUDA graph of one step serves all steps.
@@ -41,11 +49,41 @@ class _AllocatedCache:
     def __init__(
         self, spec: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool = False
     ) -> None:
-        self.tokens, self.static = tokens, static
-        self.geometry = f"window {spec.window}"
+        self.tokens, self.static, self.reach = tokens, static, spec.reach
+        self.geometry: Hashable = spec.reach.describe()
         self.streams = [
             torch.zeros(batch, heads, tokens, width, dtype=dtype, device=device) for _, (heads, width) in spec.per_token
         ]
+        self.states = {
+            state.name: torch.zeros(
+                batch, *state.shape, dtype=torch.float32 if state.in_float32 else dtype, device=device
+            )
+            for state in spec.state
+        }
+
+    def state(self, name: str, x: Tensor) -> Tensor:
+        return self.states[name]
+
+    def set_state(self, name: str, value: Tensor) -> None:
+        self.states[name].copy_(value.detach())
+
+    def overwritten(self) -> list[Tensor]:
+        """What a pass changes beyond adding tokens behind those that are held: the states."""
+        return list(self.states.values())
+
+
+class StateCache(_AllocatedCache):
+    """No streams: states alone, or nothing (a layer that is a feed-forward)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.geometry = "states"
+
+    def view(self, positions: Tensor, past: int) -> CacheView:
+        return CacheView(positions, positions, None)
+
+    def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
+        raise TypeError("this layer's cache spec has no streams to append to")
 
 
 class FullCache(_AllocatedCache):
@@ -71,29 +109,16 @@ class FullCache(_AllocatedCache):
         return (*(_first(stream, len(keys)) for stream in self.streams), mask)
 
 
-class SlidingWindowCache(_AllocatedCache):
-    """The last `tokens` tokens in a ring: position p is at index p mod `tokens`, the window or the context if shorter.
+class _RingCache(_AllocatedCache):
+    """The last `tokens` tokens in a ring: position p is at index p mod `tokens`, the reach's limit or the context if
+    shorter.
 
-    Single-token decode writes first and reads the ring as it is: it then holds exactly the window of that token.
-    Several tokens attend over the ring's old content and themselves and are written afterwards, since the first of them
-    needs keys that the last of them overwrites.
+    Single-token decode writes first and then reads. Several tokens attend over the ring's old content and themselves
+    and are written afterwards, since the first of them needs keys that the last of them overwrites.
     """
 
-    def view(self, positions: Tensor, past: int) -> CacheView:
-        write = positions[-self.tokens :] % self.tokens
-        if self.static and len(positions) == 1:
-            index = torch.arange(self.tokens, device=positions.device)
-            held = positions - (positions - index) % self.tokens  # below 0: an empty place
-            return CacheView(write, held, visible(positions, held))
-        if len(positions) == 1:
-            return CacheView(write, self._held(past + 1, positions.device), None)
-        keys = torch.cat([self._held(past, positions.device), positions])
-        return CacheView(write, keys, SlidingWindowMask(positions, keys, self.tokens))
-
-    def _held(self, past: int, device: torch.device) -> Tensor:
-        """Positions in the ring, by index, after `past` tokens: at index i the last p < past with p mod tokens == i."""
-        index = torch.arange(min(past, self.tokens), device=device)
-        return past - 1 - (past - 1 - index) % self.tokens
+    def overwritten(self) -> list[Tensor]:
+        return [*super().overwritten(), *self.streams]
 
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
         write, keys, mask = ctx.views[self.geometry]
@@ -109,6 +134,40 @@ class SlidingWindowCache(_AllocatedCache):
         return (*read, mask)
 
 
+class SlidingWindowCache(_RingCache):
+    """The ring of a window: after a decoded token it holds exactly that token's window."""
+
+    def view(self, positions: Tensor, past: int) -> CacheView:
+        write = positions[-self.tokens :] % self.tokens
+        if self.static and len(positions) == 1:
+            index = torch.arange(self.tokens, device=positions.device)
+            held = positions - (positions - index) % self.tokens  # below 0: an empty place
+            return CacheView(write, held, visible(positions, held))
+        if len(positions) == 1:
+            return CacheView(write, self._held(past + 1, positions.device), None)
+        keys = torch.cat([self._held(past, positions.device), positions])
+        return CacheView(write, keys, ReachMask(positions, keys, Window(self.tokens)))
+
+    def _held(self, past: int, device: torch.device) -> Tensor:
+        """Positions in the ring, by index, after `past` tokens: at index i the last p < past with p mod tokens == i."""
+        index = torch.arange(min(past, self.tokens), device=device)
+        return past - 1 - (past - 1 - index) % self.tokens
+
+
+class ChunkCache(_RingCache):
+    """The ring of a chunk: a chunk's first token is at index 0, so that the first places hold the current chunk."""
+
+    def view(self, positions: Tensor, past: int) -> CacheView:
+        assert isinstance(self.reach, Chunk)
+        size, held = self.reach.size, self.reach.held(past)
+        write = positions[-self.tokens :] % size
+        if self.static and len(positions) == 1:
+            keys = positions - positions % size + torch.arange(self.tokens, device=positions.device)
+            return CacheView(write, keys, visible(positions, keys))
+        keys = torch.cat([torch.arange(past - held, past, device=positions.device), positions])
+        return CacheView(write, keys, None if len(positions) == 1 else ReachMask(positions, keys, self.reach))
+
+
 def _first(stream: Tensor, count: int) -> Tensor:
     """The first `count` places of a stream (batch, heads, tokens, width), for prefill.
 
@@ -118,6 +177,20 @@ def _first(stream: Tensor, count: int) -> Tensor:
     if torch.compiler.is_compiling():
         return stream.index_select(2, torch.arange(count, device=stream.device))
     return stream.narrow(2, 0, count)
+
+
+_CACHES: dict[type[Reach], type[FullCache | SlidingWindowCache | ChunkCache]] = {
+    Full: FullCache,
+    Window: SlidingWindowCache,
+    Chunk: ChunkCache,
+}
+
+
+class Snapshot(NamedTuple):
+    """A cache at one point: its length, and tensors with a copy of what they held."""
+
+    length: int
+    copies: list[tuple[Tensor, Tensor]]
 
 
 class Cache:
@@ -141,7 +214,7 @@ class Cache:
         self.cache_specs, self.batch, self.tokens, self.length = tuple(cache_specs), batch, tokens, 0
         self.static = device.type == "cuda" if static is None else static
         self.layers = [
-            (FullCache if spec.window is None else SlidingWindowCache)(
+            (_CACHES[type(spec.reach)] if spec.per_token else StateCache)(
                 spec, batch, spec.tokens(tokens), dtype, device, self.static
             )
             for spec in cache_specs
@@ -149,10 +222,22 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of storage behind the streams, each storage counted once."""
-        storages = [stream.untyped_storage() for layer_cache in self.layers for stream in layer_cache.streams]
+        """Bytes of storage behind the streams and states, each storage counted once."""
+        kept = (tensor for each in self.layers for tensor in (*each.streams, *each.states.values()))
+        storages = [tensor.untyped_storage() for tensor in kept]
         # By identity, not by address: on the meta device all addresses are 0.
         return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+    def snapshot(self) -> Snapshot:
+        """What `restore` needs to come back to this point: copies of the states and of the rings, and the length.
+        Tokens of full caches stay where they are, behind the length."""
+        return Snapshot(self.length, [(kept, kept.clone()) for each in self.layers for kept in each.overwritten()])
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Forget what came after the `snapshot`, which can be used again."""
+        self.length = snapshot.length
+        for kept, copy in snapshot.copies:
+            kept.copy_(copy)
 
     def require_room(self, cache_specs: tuple[CacheSpec, ...], batch: int, new: int) -> None:
         """Raise UsageError unless the cache was made for layers of these `cache_specs` and this `batch`, CacheFullError

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.core.forward_context import SlidingWindowMask, visible
+from zoo.core.forward_context import Mask, ReachMask, visible
 from zoo.core.linear import autocast, is_plain_memory, is_transformed
-from zoo.costs import window_blocks
+from zoo.costs import Chunk, Reach, Window
 
 _KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BACKWARD_KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -57,14 +57,24 @@ def has_flash_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def differentiable_flash_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | SlidingWindowMask | None, scale: float, sinks: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Tensor | None
 ) -> Tensor:
     """zoo.core.attention.attention of several queries, with gradients. Windows take work in proportion to their length,
     and compiled this is one operator for all lengths."""
-    queries, keys, window = mask if isinstance(mask, SlidingWindowMask) else (None, None, 0)
-    plain = None if isinstance(mask, SlidingWindowMask) else mask
+    queries, keys, reach = mask if isinstance(mask, ReachMask) else (None, None, None)
+    plain = None if isinstance(mask, ReachMask) else mask
     q, k, v = (autocast(x) for x in (q, k, v))
-    return _operator(q, k, v, plain, queries, keys, window, scale, sinks)[0]
+    return _operator(q, k, v, plain, queries, keys, *reach_arguments(reach), scale, sinks)[0]
+
+
+def reach_arguments(reach: Reach | None) -> tuple[int, bool]:
+    """A window or chunk as arguments of an operator: its size, 0 without one, and whether it is a chunk."""
+    return (0, False) if reach is None else (reach.limit or 0, isinstance(reach, Chunk))
+
+
+def reach_of(size: int, chunked: bool) -> Reach:
+    """The window or chunk of these arguments."""
+    return Chunk(size) if chunked else Window(size)
 
 
 @custom_op("zoo::flash_attention", mutates_args=())
@@ -75,13 +85,14 @@ def _operator(
     mask: Tensor | None,
     queries: Tensor | None,
     keys: Tensor | None,
-    window: int,
+    size: int,
+    chunked: bool,
     scale: float,
     sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """-> values (b, h, t, w) and the logarithm of the denominator, with the sink (b, h, t)."""
     out, denominator = _like_outputs(q, k, v)
-    for new, seen, seen_mask in _blocks(q, k, mask, queries, keys, window):
+    for new, seen, seen_mask in _blocks(q, k, mask, queries, keys, size, chunked):
         part, log_sum = flash_attention(q[:, :, new], k[:, :, seen], v[:, :, seen], seen_mask, seen_mask is None, scale)
         if sinks is not None:
             sink = sinks.to(log_sum.dtype)[:, None]
@@ -109,14 +120,15 @@ def _backward_operator(
     mask: Tensor | None,
     queries: Tensor | None,
     keys: Tensor | None,
-    window: int,
+    size: int,
+    chunked: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
     grad_q, grad_k, grad_v = _like_inputs(grad, q, k, v)
     grad_k.zero_(), grad_v.zero_()
     q, k, v, grad, out = map(_with_contiguous_heads, (q, k, v, grad, out))
-    for new, seen, seen_mask in _blocks(q, k, mask, queries, keys, window):
+    for new, seen, seen_mask in _blocks(q, k, mask, queries, keys, size, chunked):
         parts = _BACKWARD_KERNEL(
             grad[:, :, new],
             q[:, :, new],
@@ -141,7 +153,7 @@ def _like_inputs(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> t
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, mask, queries, keys, ctx.window, ctx.scale, sinks = inputs
+    q, k, v, mask, queries, keys, ctx.size, ctx.chunked, ctx.scale, sinks = inputs
     ctx.save_for_backward(q, k, v, *output, mask, queries, keys, sinks)
     ctx.set_materialize_grads(False)
 
@@ -149,30 +161,38 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     q, k, v, out, denominator, mask, queries, keys, sinks = ctx.saved_tensors
     if grad is None:
-        return (None,) * 9
-    grads = _backward_operator(grad, q, k, v, out, denominator, mask, queries, keys, ctx.window, ctx.scale)
+        return (None,) * 10
+    reach = ctx.size, ctx.chunked
+    grads = _backward_operator(grad, q, k, v, out, denominator, mask, queries, keys, *reach, ctx.scale)
     grad_sinks = None
     if sinks is not None:
         weight = (sinks.to(denominator.dtype)[:, None] - denominator).exp()
         products = (grad.to(denominator.dtype) * out).sum(-1)
         grad_sinks = -(weight * products).sum((0, 2)).to(sinks.dtype)
-    return (*grads, None, None, None, None, None, grad_sinks)
+    return (*grads, *(None,) * 6, grad_sinks)
 
 
 _operator.register_autograd(_differentiate, setup_context=_save_for_backward)
 
 
 def _blocks(
-    q: Tensor, k: Tensor, mask: Tensor | None, queries: Tensor | None, keys: Tensor | None, window: int
+    q: Tensor, k: Tensor, mask: Tensor | None, queries: Tensor | None, keys: Tensor | None, size: int, chunked: bool
 ) -> Iterator[tuple[slice, slice, Tensor | None]]:
     """Queries, the keys that they see, and the mask of both, None where each query sees all keys up to itself."""
-    new, past = q.shape[2], k.shape[2] - q.shape[2]
-    if queries is None or keys is None or (past == 0 and new <= window):
+    if queries is None or keys is None:
         yield slice(None), slice(None), mask
-        return
-    for start, end, first in window_blocks(past, new, window):
-        seen = slice(first, past + end)
-        yield slice(start, end), seen, visible(queries[start:end], keys[seen], window)
+    else:
+        yield from reach_blocks(ReachMask(queries, keys, reach_of(size, chunked)))
+
+
+def reach_blocks(mask: ReachMask) -> Iterator[tuple[slice, slice, Tensor | None]]:
+    """Blocks of queries, the keys that they are given, and the mask of both, None where each query sees all keys up to
+    itself."""
+    held = len(mask.keys) - len(mask.queries)
+    for start, end, first in mask.reach.blocks(held, len(mask.queries)):
+        new, seen = slice(start, end), slice(first, held + end)
+        is_causal = first == held + start  # the keys are the queries' own
+        yield new, seen, None if is_causal else visible(mask.queries[new], mask.keys[seen], mask.reach)
 
 
 def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -14,27 +14,30 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from zoo.costs import Full, Reach
 
-class SlidingWindowMask(NamedTuple):
-    """The mask `visible(queries, keys, window)`, as the positions that it follows from.
 
-    The queries (t,) are the last t of the keys (s,); the keys before them are in any order and at most `window`.
+class ReachMask(NamedTuple):
+    """The mask `visible(queries, keys, reach)` of a window or chunk, as the positions that it follows from.
+
+    The queries (t,) are the last t of the keys (s,); the keys before them, at most `reach.limit`, are in any order.
     """
 
     queries: Tensor
     keys: Tensor
-    window: int
+    reach: Reach
 
 
-Mask = Tensor | SlidingWindowMask | None
+Mask = Tensor | ReachMask | None
 
 
 class CacheView(NamedTuple):
     """What a forward pass writes and reads in every layer cache of one geometry.
 
     `write` (w,): the indices at which the last w new tokens are stored. `keys` (s,): the position of each key that is
-    read. `mask` (t, s): True where a query sees a key; a SlidingWindowMask for windows; None where each query sees all
-    keys up to itself and the queries are the last t of the s keys (single-token decode, prefill into an empty cache).
+    read. `mask` (t, s): True where a query sees a key; a ReachMask for windows and chunks; None where each query sees
+    all keys up to itself and the queries are the last t of the s keys (single-token decode, prefill into an empty
+    cache).
     """
 
     write: Tensor
@@ -43,7 +46,7 @@ class CacheView(NamedTuple):
 
 
 class LayerCache(Protocol):
-    """Where one layer keeps its tokens."""
+    """Where one layer keeps its tokens and its states."""
 
     @property
     def geometry(self) -> Hashable:
@@ -57,6 +60,15 @@ class LayerCache(Protocol):
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
         """Store the new part of each stream (batch, heads, t, width) -> the streams to attend over, each (batch, heads,
         s, width), and last the mask."""
+        ...
+
+    def state(self, name: str, x: Tensor) -> Tensor:
+        """The state of this name (batch, *shape) after the tokens so far, zeros before the first. `x` is any tensor of
+        the pass, its first axis the batch."""
+        ...
+
+    def set_state(self, name: str, value: Tensor) -> None:
+        """Keep the state for the next pass."""
         ...
 
 
@@ -76,12 +88,14 @@ class RouterOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """What the layers of a forward pass look up: `tables` by (position encoding, width), `views` by cache geometry.
+    """What the layers of a forward pass look up: the `positions` (t,) of its tokens, `tables` by (spec, width), `views`
+    by cache geometry.
 
     `routing`: the list to which routers add their RouterOutput; None where nobody asked for it.
     """
 
-    tables: dict[tuple[Any, int], tuple[Tensor, Tensor] | None]
+    positions: Tensor
+    tables: dict[tuple[Any, int], Any]
     views: dict[Hashable, CacheView]
     routing: list[RouterOutput] | None = None
 
@@ -111,28 +125,29 @@ def current_recording() -> list[RouterOutput] | None:
 def prepare_forward(
     past: int,
     new: int,
-    rotary: Iterable[tuple[Any, int]],
+    tables: Iterable[tuple[Any, int]],
     layer_caches: Iterable[LayerCache],
     device: torch.device | None = None,
 ) -> ForwardContext:
-    """The context of a forward pass of `new` tokens after `past`, for layers that look up the tables of these (position
-    encoding, width) pairs and keep their tokens in these `layer_caches`."""
-    return prepare_forward_at(torch.arange(past, past + new, device=device), past, rotary, layer_caches)
+    """The context of a forward pass of `new` tokens after `past`, for layers that look up the tables of these (spec,
+    width) pairs and keep their tokens in these `layer_caches`."""
+    return prepare_forward_at(torch.arange(past, past + new, device=device), past, tables, layer_caches)
 
 
 def prepare_forward_at(
-    positions: Tensor, past: int, rotary: Iterable[tuple[Any, int]], layer_caches: Iterable[LayerCache]
+    positions: Tensor, past: int, tables: Iterable[tuple[Any, int]], layer_caches: Iterable[LayerCache]
 ) -> ForwardContext:
     """The same for tokens at `positions` (t,). A single token over static caches depends on these and not on `past`."""
     views: dict[Hashable, CacheView] = {}
     for layer_cache in layer_caches:
         if layer_cache.geometry not in views:
             views[layer_cache.geometry] = layer_cache.view(positions, past)
-    return ForwardContext({(rope, width): rope.table(positions, width) for rope, width in rotary}, views)
+    computed = {(spec, width): spec.table(positions, width) for spec, width in tables}
+    return ForwardContext(positions, computed, views)
 
 
-def visible(queries: Tensor, keys: Tensor, window: int | None = None) -> Tensor:
-    """Positions (t,) and (s,) -> mask (t, s), True where the query sees the key: where the key is not after the query
-    and, with a `window`, among that many tokens, the query included. A key at position -1 is an empty place."""
-    seen = (keys <= queries[:, None]) & (keys >= 0)
-    return seen if window is None else seen & (keys > queries[:, None] - window)
+def visible(queries: Tensor, keys: Tensor, reach: Reach = Full()) -> Tensor:
+    """Positions (t,) and (s,) -> mask (t, s), True where the query sees the key. A key at position -1 is an empty
+    place."""
+    seen: Tensor = reach.sees(queries[:, None], keys) & (keys >= 0)
+    return seen

@@ -60,8 +60,9 @@ def sparse_attention(q: Tensor, latent: Tensor, chosen: Tensor, mask: Mask, scal
     if allows_operators(q, latent):
         return _operator(q, latent, chosen, mask, scale, width)  # one operator for every number of queries and keys
     absent, sequence = chosen == NOT_CHOSEN, torch.arange(q.shape[0], device=q.device)[:, None, None]
-    gathered = latent[:, 0][sequence, chosen.masked_fill(absent, 0)]
-    return _over_gathered(q.transpose(1, 2), gathered, absent, scale, width).transpose(1, 2)
+    gathered = latent[:, 0][sequence, chosen.masked_fill(absent, 0)].flatten(0, 1)
+    out = _over_gathered(q.transpose(1, 2).flatten(0, 1), gathered, absent.flatten(0, 1), scale, width)
+    return out.unflatten(0, chosen.shape[:2]).transpose(1, 2)
 
 
 def allows_operators(*tensors: Tensor) -> bool:
@@ -77,26 +78,27 @@ def _sparse_attention(q: Tensor, latent: Tensor, chosen: Tensor, mask: Mask, sca
     if latent.shape[2] <= chosen.shape[2]:
         return attention(q, latent, latent, mask, scale)[..., :width]
     block = max(GATHERED_ELEMENTS // (chosen.shape[2] * q.shape[3]), 1)
-    out = [
-        torch.cat([_attend(*part, keys, scale, width) for part in zip(queries.split(block), indices.split(block), strict=True)])
-        for queries, keys, indices in zip(q.transpose(1, 2), latent[:, 0], chosen, strict=True)
-    ]
-    return torch.stack(out).transpose(1, 2)
+    # One buffer for all blocks: of fresh memory the system maps each page anew, which takes as long as the attention.
+    buffer = None if torch.is_grad_enabled() else latent.new_empty(block * chosen.shape[2], q.shape[3])
+    out = []
+    for queries, keys, indices in zip(q.transpose(1, 2), latent[:, 0], chosen, strict=True):
+        for part, index in zip(queries.split(block), indices.split(block), strict=True):
+            absent = index == NOT_CHOSEN
+            gathered = _gather(keys, index.masked_fill(absent, 0).flatten(), buffer).unflatten(0, index.shape)
+            out.append(_over_gathered(part, gathered, absent, scale, width))
+    return torch.cat(out).unflatten(0, (len(q), -1)).transpose(1, 2)
 
 
-def _attend(q: Tensor, chosen: Tensor, keys: Tensor, scale: float, width: int) -> Tensor:
-    """Of one sequence, q (t, h, d), chosen (t, k), keys (s, d) -> (t, h, width)."""
-    absent = chosen == NOT_CHOSEN
-    gathered = keys.index_select(0, chosen.masked_fill(absent, 0).flatten())  # copies whole rows
-    return _over_gathered(q, gathered.unflatten(0, chosen.shape), absent, scale, width)
+def _gather(keys: Tensor, index: Tensor, buffer: Tensor | None) -> Tensor:
+    """keys (s, d), index (n,) -> the keys at `index`, (n, d), whole rows copied into the buffer if there is one."""
+    return torch.index_select(keys, 0, index, out=None if buffer is None else buffer[: len(index)])
 
 
 def _over_gathered(q: Tensor, keys: Tensor, absent: Tensor, scale: float, width: int) -> Tensor:
-    """q (..., t, h, d), keys (..., t, k, d), absent (..., t, k) -> (..., t, h, width), with softmax in float32."""
-    exact = torch.promote_types(q.dtype, torch.float32)
-    scores = (q @ keys.transpose(-1, -2)).to(exact) * scale
-    weights = scores.masked_fill(absent.unsqueeze(-2), float("-inf")).softmax(-1)
-    return weights.to(keys.dtype) @ keys[..., :width]
+    """q (n, h, d), keys (n, k, d), absent (n, k) -> (n, h, width). The heads are queries of the one key they share."""
+    # As wide as the keys: torch's kernels want that, and none copies values that are the keys.
+    out = F.scaled_dot_product_attention(q[:, None], keys[:, None], keys[:, None], ~absent[:, None, None], scale=scale)
+    return out[:, 0, :, :width]
 
 
 @custom_op("zoo::sparse_attention", mutates_args=())

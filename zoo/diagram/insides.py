@@ -8,8 +8,8 @@ from functools import singledispatch
 from math import gcd
 from typing import NamedTuple
 
-from zoo.blocks import GLU, GQA, MLA, MoE, NoPE, Router
-from zoo.blocks.gqa import aliases
+from zoo.blocks import GLU, GQA, MLA, FeedForward, MoE, NoPE, Router
+from zoo.costs import Reach
 from zoo.diagram.canvas import Canvas, text_width, wrap_text
 from zoo.registry import Mixer, Spec
 
@@ -52,7 +52,7 @@ class Chip(NamedTuple):
 def inside(block: Spec, region: Region) -> float:
     """Draw a block's inside; returns the y below it."""
     y = region.y + BIG
-    region.at(y).line(type(block).__name__, "kind", BIG, "strong")
+    region.at(y).line(_kind(block), "kind", BIG, "strong")
     for line in wrap_text(block.describe(), SMALL, region.width):
         y += 14
         region.at(y).line(line, "description")
@@ -66,7 +66,9 @@ def _(block: GQA, region: Region) -> float:
     y = _attention_title(region, block, f"{block.heads:,} heads{shared}", f"each {block.head_dim:,} wide")
     y = _heads(region.at(y + 5), block.heads, block.kv_heads)
     norm = f"QK-norm per {block.qk_norm_over}" if block.qk_norm else ""
-    return _attention_chips(region.at(y + 7), block, norm, *["biases"] * block.bias, *["sinks"] * block.sinks)
+    known = {block.rope.describe(), block.reach.describe(), *block.scale_words()}
+    options = [option for option in block.options() if option not in known and not option.startswith("QK-norm")]
+    return _attention_chips(region.at(y + 7), block, norm, *options)
 
 
 @inside.register
@@ -99,9 +101,11 @@ def _(block: MoE, region: Region) -> float:
         y += 16
         region.canvas.rect(region.x, y - 8, 9, 9, "chosen", 1.5)
         region.at(y).line(f"shared by all: {_widths(block.shared, region.dim)}", "shared", left=15)
-    acts = dict.fromkeys(each.act for each in (block.expert, block.shared) if each)
+    experts = [each for each in (block.expert, block.shared) if each]
+    acts = dict.fromkeys(part for each in experts for part in each.walk() if part.role == "act")
     labels = [Chip(text) for text in (*(act.describe() for act in acts), *block.router.describe().split(", "))]
-    return _chips(region.at(y + 7), labels + [Chip("biases")] * block.expert.bias)
+    labels += [Chip(f"latent {block.latent:,}")] * bool(block.latent)
+    return _chips(region.at(y + 7), labels + [Chip("biases")] * bool(getattr(block.expert, "bias", False)))
 
 
 def _example_choice(router: Router, experts: int) -> tuple[int, list[int]]:
@@ -120,11 +124,11 @@ def _spread(k: int, number: int) -> list[int]:
 
 
 def _kind(block: Spec) -> str:
-    return next(name for name in aliases(block) if name != "SWA")
+    return block.names()[0]
 
 
-def _widths(block: GLU, dim: int) -> str:
-    return f"{dim:,} → {block.hidden:,} → {dim:,}"
+def _widths(block: FeedForward, dim: int) -> str:
+    return f"{dim:,} → {block.width:,} → {dim:,}"
 
 
 def _title(region: Region, title: tuple[str, str], detail: tuple[str, str]) -> float:
@@ -143,9 +147,9 @@ def _attention_title(region: Region, block: Mixer, heads: str, widths: str) -> f
     left = region.at(region.y + BIG).line(_kind(block), "kind", BIG, "strong", right) + 8
     region.at(region.y + BIG).line(heads, "heads", right=right, left=left)
     left = region.at(region.y + BIG + 17).line(widths, "widths", css_class="faint", right=right) + 8
-    window = block.cache_spec().window
-    seen = Chip(f"window {window}", "chip-window") if window else Chip("full")
-    _mask(region, seen.text, windowed=window is not None)
+    reach = block.cache_spec().reach
+    seen = Chip(reach.describe(), "chip-window" if reach.limit else "chip")
+    _mask(region, reach)
     return max(_chips(region.at(region.y + BIG + 6), [seen], "window", right, left), region.y + MASK_SIZE)
 
 
@@ -160,18 +164,20 @@ def _attention_chips(region: Region, block: GQA | MLA, norm: str, *options: str)
 # Shapes.
 
 
-def _mask(region: Region, seen: str, windowed: bool) -> None:
-    """In the top right corner, which tokens (columns) a token (row) sees."""
-    canvas, x, cells, reach = region.canvas, region.x + region.width - MASK_SIZE, 8, 3 if windowed else 8
+def _mask(region: Region, reach: Reach) -> None:
+    """In the top right corner, which tokens (columns) a token (row) sees: windows and chunks as if they were of three
+    tokens."""
+    canvas, x, cells = region.canvas, region.x + region.width - MASK_SIZE, 8
     side = (MASK_SIZE - 2) / cells
-    css_class = canvas.marked("unseen", f"{region.place}.window", seen)
+    css_class = canvas.marked("unseen", f"{region.place}.reach", reach.describe())
     canvas.rect(x, region.y, MASK_SIZE, MASK_SIZE, css_class, 2)
-    rows = "".join(
-        f"M{x + 1 + side * max(0, i - reach + 1)} {region.y + 1 + side * i}"
-        f"h{side * min(i + 1, reach)}v{side - 0.5}h-{side * min(i + 1, reach)}z"
-        for i in range(cells)
-    )
-    canvas.path(rows, "seen-window" if windowed else "seen")
+    small = reach.bounded(3)
+    rows = ""
+    for i in range(cells):
+        first = next(j for j in range(i + 1) if small.sees(i, j))
+        width = side * (i + 1 - first)
+        rows += f"M{x + 1 + side * first} {region.y + 1 + side * i}h{width}v{side - 0.5}h-{width}z"
+    canvas.path(rows, "seen-window" if reach.limit else "seen")
 
 
 def _heads(region: Region, heads: int, kv_heads: int) -> float:

@@ -7,7 +7,7 @@ import torch
 
 from zoo.blocks import Layer
 from zoo.blocks.layer import Branch, Placement, PostNorm
-from zoo.blocks.norms import RMSNorm
+from zoo.blocks.norms import Norm
 from zoo.diagram.canvas import Canvas, stretch, trace
 from zoo.diagram.insides import SMALL, TINY, Region, inside
 from zoo.model.decoder import Decoder
@@ -34,7 +34,8 @@ class Cost(NamedTuple):
     params: int
     active: int  # parameters
     kv: int = 0  # bytes per token
-    window: int | None = None  # tokens kept; None: all
+    limit: int | None = None  # tokens kept at most; None: all
+    state: int = 0  # bytes, whatever the context
     flops: int = 0
     scores: int = 0  # FLOPs among these that grow with the context
 
@@ -46,6 +47,7 @@ def _percent(share: float) -> str:
 def tooltip(name: str, cost: Cost) -> str:
     """The exact figures of a part."""
     kept = f", {cost.kv:,} bytes of cache a token" if cost.kv else ""
+    kept += f", {cost.state:,} bytes of state" if cost.state else ""
     where = "" if cost.layers == 1 else f" in {cost.layers:,} layers"
     return f"{name}: {cost.params:,} parameters{kept}, {cost.flops:,} FLOPs{where}"
 
@@ -69,25 +71,28 @@ class Cards:
             params=layers * block.params(dim),
             active=layers * block.active_params(dim),
             kv=layers * cache.elements() * self.dtype.itemsize if cache else 0,
-            window=cache.window if cache else None,
+            limit=cache.reach.limit if cache else None,
+            state=layers * cache.state_bytes(self.dtype.itemsize) if cache else 0,
             flops=layers * block.flops(dim, past, 1),
             scores=layers * block.flop_breakdown(dim, past, 1).get("scores", 0),
         )
 
     def columns(self, y: float, cost: Cost, detailed: bool = False) -> None:
         """A cost in the columns on the line `y`; detailed, with bars for its shares and the cost of one layer below."""
-        kept = cost.kv * (self.context if cost.window is None else min(cost.window, self.context))
-        shares = {"params": cost.params / self.params, "kv": kept / self.kv, "flops": cost.flops / self.flops}
+        kept = cost.state + cost.kv * (self.context if cost.limit is None else min(cost.limit, self.context))
+        shares = {"params": cost.params / self.params, "kv": kept / (self.kv or 1), "flops": cost.flops / self.flops}
         figures = {"params": format_count(cost.params), "kv": format_bytes(cost.kv), "flops": _percent(shares["flops"])}
         several, params, kv = cost.layers > 1, cost.params / cost.layers, cost.kv / cost.layers
         below = {  # the lines below a figure
             "params": [f"{format_count(params)}/layer"] * several
             + [f"active {format_count(cost.active)}"] * (cost.active < cost.params),
-            "kv": [f"{format_bytes(kv)}/layer"] * several + [f"of last {cost.window or 0:,}"] * bool(cost.window),
+            "kv": [f"{format_bytes(kv)}/layer"] * (several and bool(kv))
+            + [f"of last {cost.limit or 0:,}"] * bool(cost.limit)
+            + [f"state {format_bytes(cost.state)}"] * bool(cost.state),
             "flops": [f"scores {_percent(cost.scores / self.flops)}"] * bool(cost.scores),
         }
         for name, (right, width, _) in COLUMNS.items():
-            if not getattr(cost, name):
+            if not (getattr(cost, name) or (name == "kv" and cost.state)):
                 continue
             self.canvas.text(right, y, figures[name], 10.5, width, "strong" if detailed else "ink", "end")
             if detailed:
@@ -107,7 +112,7 @@ class Cards:
         self.columns(y + 18, self.cost(layer, layers))
         canvas.path(f"M{BLOCK} {y + 26}H{END - 10}", "rule")
         bottom = y + 26
-        for role, branch in (("attn", layer.attn), ("ffn", layer.ffn)):
+        for role, branch in layer.branches():
             bottom = self._branch(bottom, role, branch, (label, f"kind-{colour}"), layers)
         bottom += 6
         stretch(frame, bottom)
@@ -153,7 +158,7 @@ class Cards:
             self.columns(y + 18, cost, detailed=True)
         return bottom
 
-    def norm(self, y: float, norm: RMSNorm, layers: int, place: str, left: float = BLOCK) -> float:
+    def norm(self, y: float, norm: Norm, layers: int, place: str, left: float = BLOCK) -> float:
         """A norm as a bar from `left` on; from FRONT on, the stream runs into it. Returns the y below it."""
         canvas, cost = self.canvas, self.cost(norm, layers)
         text = ", ".join([type(norm).__name__, *features(norm).values()])

@@ -161,7 +161,7 @@ def _draw_notes(cards: Cards, y: float) -> float:
 def _layer_colours(kinds: Iterable[Layer]) -> dict[Layer, str]:
     """A colour for each kind of layer, from one family for full attention and from another for a window."""
     shades = {family: cycle(range(SHADES)) for family in ("full", "window")}
-    families = {layer: "window" if layer.cache_spec().window else "full" for layer in kinds}
+    families = {layer: "window" if layer.cache_spec().reach.limit else "full" for layer in kinds}
     return {layer: f"{family}-{next(shades[family])}" for layer, family in families.items()}
 
 
@@ -174,6 +174,6 @@ def _description(spec: Decoder, names: dict[Layer, str], pattern: str) -> str:
     parts = [f"{len(spec.layers):,} layers: {pattern}."]
     parts.append(f"Embedding {spec.vocab:,} by {spec.dim:,}, {'tied to the head' if spec.tied else 'and a head'}.")
     for layer, name in names.items():
-        branches = ((BRANCH_NAMES[role], getattr(layer, role)) for role in BRANCH_NAMES)
+        branches = ((BRANCH_NAMES[role], branch) for role, branch in layer.branches())
         parts.append(f"[{name}] {'; '.join(f'{n} {b.formula} with {b.block.describe()}' for n, b in branches)}.")
     return " ".join(parts)

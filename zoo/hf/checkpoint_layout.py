@@ -1,8 +1,9 @@
 """How Hugging Face checkpoints store the zoo's parameters: a table of rules that run both ways.
 
 A rule ties parameters of the module to tensors of the checkpoint. Names are local to a layer ("attn.block.q" is stored
-as "self_attn.q_proj"), or full outside the layers; a module's name stands for its weight and its bias. `COMMON` holds
-the rules that architectures share. An architecture's `WEIGHTS` holds the rest, and takes precedence.
+as "self_attn.q_proj", behind a `LayerPrefix` and the layer's number), or full outside the layers. A module's name
+stands for its weight and its bias. `COMMON` holds the rules that architectures share. An architecture's `WEIGHTS` holds
+the rest, and takes precedence.
 
 The modules hold the experts' gate and up as (experts, hidden, dim), and down as (experts, dim, hidden).
 """
@@ -139,11 +140,19 @@ class Skipped:
         return re.compile("".join(stands[each] if i % 2 else re.escape(each) for i, each in enumerate(pieces)))
 
 
-Rules = tuple[Rule | Skipped, ...]
+@dataclass(frozen=True)
+class LayerPrefix:
+    """Where the checkpoint's layers are: layer 3's tensors begin with `prefix` and "3."."""
+
+    prefix: str
+
+
+Rules = tuple[Rule | Skipped | LayerPrefix, ...]
 
 GATE_UP = ("ffn.block.experts.gate", "ffn.block.experts.up")
 GLU_NAMES = ("gate", "up", "down")
 COMMON: Rules = (
+    LayerPrefix("model.layers."),
     Rename("embed", "model.embed_tokens"),
     Rename("norm", "model.norm"),
     Rename("head", "lm_head"),

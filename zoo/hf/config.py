@@ -147,8 +147,8 @@ class Config(Fields):
 
 
 def layer_types(spec: Decoder) -> list[str]:
-    """The published name of each layer's kind: "sliding_attention" where it has a window, else "full_attention"."""
-    return ["sliding_attention" if layer.cache_spec().window else "full_attention" for layer in spec.layers]
+    """The published name of each layer's reach: sliding_attention, chunked_attention, full_attention."""
+    return [layer.cache_spec().reach.layer_type for layer in spec.layers]
 
 
 def _scaling(given: Fields) -> Scaling | None:

@@ -11,6 +11,7 @@ from sys import float_info
 from typing import Any, TypeVar, get_type_hints
 
 from zoo.blocks import GLU, GQA, RoPE, Scaling, YarnScaling, yarn_gain
+from zoo.costs import Window
 from zoo.hf.config import SCALINGS, layer_types
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
@@ -56,7 +57,8 @@ def dense_fields(spec: Decoder) -> ConfigFields:
 
 def window_fields(spec: Decoder) -> ConfigFields:
     """`layer_types`, and the `sliding_window` of the first layer that has one."""
-    window = next(filter(None, (layer.cache_spec().window for layer in spec.layers)), None)
+    reaches = (layer.cache_spec().reach for layer in spec.layers)
+    window = next((reach.size for reach in reaches if isinstance(reach, Window)), None)
     return {"layer_types": layer_types(spec)} | ({"sliding_window": window} if window else {})
 
 
@@ -73,7 +75,7 @@ def rope_fields(
 
 def first_rope(spec: Decoder, windowed: bool = False) -> RoPE | None:
     """The rotary encoding of the first layer with, or without, a window; where none has one, of the first layer."""
-    layers = sorted(spec.layers, key=lambda layer: (layer.cache_spec().window is None) is windowed)
+    layers = sorted(spec.layers, key=lambda layer: (layer.cache_spec().reach.limit is None) is windowed)
     return next((rope for layer in layers if (rope := first(layer, RoPE))), None)
 
 

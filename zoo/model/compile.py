@@ -40,7 +40,7 @@ def run_recorded_layer(
     from layer to layer would be compiled for each length of it, and a layer that is recomputed would add to it twice.
     """
     routing: list[RouterOutput] = []
-    return layer(x, ForwardContext(ctx.tables, ctx.views, routing), cache), routing
+    return layer(x, ForwardContext(ctx.positions, ctx.tables, ctx.views, routing), cache), routing
 
 
 def run_head(model: Any, x: Tensor) -> Tensor:
@@ -108,7 +108,9 @@ class CompiledModel:
         ]
         names = "norm", "head" if model.head else "embed"
         parts = [(getattr(model, name), getattr(reference, name)) for name in names]
-        head = self._compile(run_head, ("head", model.spec.norm, model.spec.tied), parts, differentiates)
+        spec = model.spec
+        kind = "head", spec.norm, spec.tied, spec.logits_scaling, spec.logit_cap
+        head = self._compile(run_head, kind, parts, differentiates)
         uncompiled = sum(function is run for function in layers) + (head is run_head)
         if uncompiled:
             log.warning(

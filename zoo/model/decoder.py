@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.blocks.layer import Layer
-from zoo.blocks.norms import RMSNorm
+from zoo.blocks.norms import Norm
+from zoo.blocks.positions import LearnedPositions
 from zoo.core.cache import Cache, NoCache
 from zoo.core.forward_context import (
     ForwardContext,
@@ -43,16 +44,20 @@ class Decoder(Spec):
     """A decoder-only transformer: `layers` holds one spec per layer.
 
     `tied`: the head is the embedding's matrix. `embed_scale` multiplies embeddings. `context`: the number of positions
-    it was trained or extended to, None if unpublished.
+    it was trained or extended to, None if unpublished. `positions` are added to embeddings. Logits are divided by
+    `logits_scaling` (Granite); with a `logit_cap` logits x become cap * tanh(x / cap) (Gemma 2).
     """
 
     vocab: int
     dim: int
     layers: tuple[Layer, ...]
-    norm: RMSNorm
+    norm: Norm
     tied: bool = False
     embed_scale: float = 1.0
     context: int | None = None
+    positions: LearnedPositions | None = None
+    logits_scaling: float = 1.0
+    logit_cap: float | None = None
 
     def check(self) -> None:
         self.require(len(self.layers) > 0, "a model needs at least one layer")
@@ -78,12 +83,13 @@ class Decoder(Spec):
     def param_breakdown(self) -> Breakdown:
         """`params` by part: embedding, head (0 where it is tied), and the parts of the blocks."""
         table = self.vocab * self.dim
-        outside = {"embedding": table, "head": 0 if self.tied else table} | dict(self.norm.param_breakdown(self.dim))
+        outside = {"embedding": table + self._position_params(), "head": 0 if self.tied else table}
+        outside |= self.norm.param_breakdown(self.dim)
         return sum_breakdowns([(1, outside), *((n, layer.param_breakdown(self.dim)) for layer, n in self._counted)])
 
     def embedding_params(self) -> int:
-        """Stored values of the embedding and, unless it is tied, the head."""
-        return self.vocab * self.dim * (1 if self.tied else 2)
+        """Stored values of the embedding, of learned positions and, unless it is tied, the head."""
+        return self.vocab * self.dim * (1 if self.tied else 2) + self._position_params()
 
     def flops(self, past: int, new: int, logits: int | None = None, causal: bool = True) -> int:
         """FLOPs of a forward pass of `new` tokens after `past`, for one sequence, by the convention of zoo.costs.
@@ -103,17 +109,18 @@ class Decoder(Spec):
     def kv_bytes(self, context: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
         """Bytes of a cache for `context` tokens: what `new_cache(batch, context)` allocates."""
         caches = ((layer.cache_spec(), n) for layer, n in self._counted)
-        return batch * dtype.itemsize * sum(n * cache.elements() * cache.tokens(context) for cache, n in caches)
+        return batch * sum(n * cache.nbytes(context, dtype.itemsize) for cache, n in caches)
 
     def kv_growth(self, dtype: torch.dtype = torch.bfloat16) -> tuple[int, int]:
-        """(fixed bytes, bytes per token) of one sequence's cache: exact once every window is full."""
-        fixed = slope = 0
-        for layer, n in self._counted:
-            cache = layer.cache_spec()
-            per_token = n * cache.elements() * dtype.itemsize
-            fixed += per_token * (cache.window or 0)
-            slope += per_token if cache.window is None else 0
-        return fixed, slope
+        """(fixed bytes, bytes per token) of one sequence's cache: exact once every window is full. States are fixed."""
+        terms = [(n, *layer.cache_spec().growth(dtype.itemsize)) for layer, n in self._counted]
+        return sum(n * fixed for n, fixed, _ in terms), sum(n * slope for n, _, slope in terms)
+
+    def describe(self) -> str:
+        return f"{len(self.layers)} layers of width {self.dim}, {self.vocab:,} tokens"
+
+    def _position_params(self) -> int:
+        return self.positions.params(self.dim) if self.positions else 0
 
     def _outside(self) -> int:
         return self.embedding_params() + self.norm.params(self.dim)
@@ -152,9 +159,10 @@ class Model(nn.Module):
         self.layers = nn.ModuleList(shared[layer].build(spec.dim) for layer in spec.layers)
         self.norm = spec.norm.build(spec.dim)
         self.head = None if spec.tied else Linear(spec.dim, spec.vocab, bias=False)
-        self._rotary = list(dict.fromkeys(need for layer in spec.layers for need in layer.rotary()))
+        self.positions = spec.positions.build(spec.dim) if spec.positions else None
+        self._tables = list(dict.fromkeys(need for layer in spec.layers for need in layer.tables()))
         self._cache_specs = tuple(layer.cache_spec() for layer in spec.layers)
-        self._no_cache: Sequence[LayerCache] = [NoCache(cache_spec.window) for cache_spec in self._cache_specs]
+        self._no_cache: Sequence[LayerCache] = [NoCache(cache_spec) for cache_spec in self._cache_specs]
         self._eager = ForwardFunctions([run_layer] * len(spec.layers), run_head, replayable=False)
         self._eager_recorded = self._eager._replace(layers=[run_recorded_layer] * len(spec.layers))
         self._compiled: CompiledModel | None = None
@@ -202,7 +210,8 @@ class Model(nn.Module):
         if cache is not None:
             cache.require_room(self._cache_specs, *tokens.shape)
             past, layer_caches = cache.length, cache.layers
-        return prepare_forward(past, tokens.shape[1], self._rotary, layer_caches, tokens.device), layer_caches
+        self._require_positions(past + tokens.shape[1])
+        return prepare_forward(past, tokens.shape[1], self._tables, layer_caches, tokens.device), layer_caches
 
     def _run(
         self,
@@ -216,7 +225,7 @@ class Model(nn.Module):
             mark_dynamic_lengths(ctx, tokens.shape[1])
         recomputes = self.activation_checkpointing and torch.is_grad_enabled() and layer_caches is self._no_cache
         recording = current_recording()
-        x = self.embedded(tokens)
+        x = self.embedded(tokens, ctx.positions)
         for layer, run, layer_cache in zip(self.layers, functions.layers, layer_caches, strict=True):
             arguments = layer, x, ctx, layer_cache
             out = checkpoint(run, *arguments, use_reentrant=False) if recomputes else run(*arguments)
@@ -231,31 +240,44 @@ class Model(nn.Module):
         """Single-token decode as a CUDA graph, which is captured at the first token and after changes of the model."""
         _check_tokens(tokens)
         cache.require_room(self._cache_specs, *tokens.shape)
+        self._require_positions(cache.length + 1)
         fingerprint = compiled.fingerprint()
         graph, captured = compiled.graphs.get(cache, (None, None))
         if graph is None or captured != fingerprint:
             graph = None
             compiled.graphs.pop(cache, None)  # its memory is free before the next capture
+            before = cache.snapshot()
             graph = CudaGraph(partial(self._decode_step, cache=cache, functions=functions), tokens, cache.length)
+            cache.restore(before)  # its warm-up advanced the states
             compiled.graphs[cache] = graph, fingerprint
         return graph(tokens, cache.length)
 
     def _decode_step(self, tokens: Tensor, position: Tensor, cache: Cache, functions: ForwardFunctions) -> Tensor:
         """Tokens (b, 1) at a `position` (1,) that only the device knows -> logits, over a static cache."""
-        ctx = prepare_forward_at(position, cache.length, self._rotary, cache.layers)
+        ctx = prepare_forward_at(position, cache.length, self._tables, cache.layers)
         return self._run(tokens, ctx, cache.layers, functions)
 
-    def embedded(self, tokens: Tensor) -> Tensor:
-        """Token ids (batch, t) -> the input of the first layer (batch, t, dim)."""
+    def embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Token ids (batch, t) at `positions` (t,) -> the input of the first layer (batch, t, dim)."""
         x = self.embed(tokens)
         if self.spec.embed_scale != 1.0:
             x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)  # rounded first, as Gemma's own code does
-        return x
+        return x if self.positions is None else x + self.positions(positions)
 
     def logits(self, x: Tensor) -> Tensor:
         """The output of the last layer (batch, t, dim) -> logits (batch, t, vocab)."""
         x = self.norm(x)
-        return linear(x, self.embed.weight) if self.head is None else self.head(x)
+        logits: Tensor = linear(x, self.embed.weight) if self.head is None else self.head(x)
+        if self.spec.logits_scaling != 1.0:
+            logits = logits / self.spec.logits_scaling
+        cap = self.spec.logit_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _require_positions(self, length: int) -> None:
+        """Raise UsageError for a sequence that is longer than learned positions reach."""
+        positions = self.spec.positions
+        if positions is not None and length > positions.count:
+            raise UsageError(f"the model has {positions.count} learned positions, the sequence {length} tokens")
 
     def new_cache(self, batch: int, tokens: int) -> Cache:
         """An empty cache for `batch` sequences of up to `tokens` tokens, of this model's dtype and on its device."""

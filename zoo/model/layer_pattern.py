@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
-from zoo.blocks.gqa import aliases
 from zoo.blocks.layer import Layer
 from zoo.model.decoder import Decoder
 
@@ -22,17 +21,22 @@ def labels(spec: Decoder) -> list[str]:
     return [f"kind {i + 1}" for i in range(len(kinds))]
 
 
-def _window(layer: Layer) -> str:
-    window = layer.cache_spec().window
-    return f"window {window}" if window else "full"
+def _mixer(layer: Layer) -> str:
+    return layer.mixer.names()[0] if layer.mixer else "no mixer"
+
+
+def _reach(layer: Layer) -> str:
+    """What the layer's tokens attend to; of a mixer that keeps a state alone, its name."""
+    cache = layer.cache_spec()
+    return cache.reach.describe() if cache.per_token else _mixer(layer)
 
 
 ASPECTS: tuple[Callable[[Layer], str], ...] = (
-    _window,
+    _reach,
     lambda layer: " ".join(type(node).__name__ for node in layer.walk() if node.role == "rope"),
-    lambda layer: aliases(layer.mixer)[0],
-    lambda layer: type(layer.ffn.block).__name__,
-    lambda layer: layer.attn.placement,
+    _mixer,
+    lambda layer: type(layer.ffn.block).__name__ if layer.ffn else "no feed-forward",
+    lambda layer: " ".join(branch.placement for _, branch in layer.branches()),
 )
 
 

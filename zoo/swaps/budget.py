@@ -1,10 +1,11 @@
 """Feed-forward widths that meet a budget."""
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from zoo.blocks.feed_forward import FeedForward
 from zoo.errors import SpecError
 from zoo.model.decoder import Decoder
 
@@ -43,21 +44,15 @@ def with_widths(spec: Decoder, factor: float) -> Decoder:
 
 
 def _scaled(part: Any, factor: float) -> Any:
-    """A part with its widths times `factor`. A shared expert stays as many times as wide as a routed one."""
-    held = {field.name: getattr(part, field.name) for field in fields(part)}
-    changed = part.map(lambda child: _scaled(child, factor))
-    if isinstance(held.get("hidden"), int):
-        return replace(changed, hidden=max(1, round(held["hidden"] * factor)))
-    shared, expert = (getattr(held.get(name), "hidden", None) for name in ("shared", "expert"))
-    if shared is None or expert is None:
-        return changed
-    width = max(1, round(changed.expert.hidden * shared / expert))
-    return replace(changed, shared=replace(held["shared"], hidden=width))
+    """A part with its feed-forward widths times `factor`."""
+    if isinstance(part, FeedForward):
+        return part.with_width(max(1, round(part.width * factor)))
+    return part.map(lambda child: _scaled(child, factor))
 
 
 def _around(spec: Decoder, wanted: int, cost: Cost) -> tuple[Decoder, Decoder]:
     """Neighbours in width: the widest that costs at most `wanted` (the narrowest there is, if none), and the next."""
-    widest = max((getattr(part, "hidden", 0) for part in spec.walk()), default=0)
+    widest = max((part.width for part in spec.walk() if isinstance(part, FeedForward)), default=0)
     if not widest:
         raise SpecError("no feed-forward width here that could meet a budget")
 

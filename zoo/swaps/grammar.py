@@ -14,12 +14,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from zoo.blocks.gqa import ALIASES, GQA
 from zoo.blocks.layer import PLACEMENTS, Placement
 from zoo.errors import UsageError, unknown
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
-from zoo.swaps.rebuild import BlockCall, dropped_features, field_names, rebuild
+from zoo.swaps.rebuild import BlockCall, aliased_kinds, dropped_features, field_names, rebuild
 
 MAX_CHARACTERS = 120  # of a swap that an error repeats
 CONSTANTS = {"none": None, "true": True, "false": False}
@@ -80,9 +79,9 @@ def _blocks_of_kind(spec: Decoder, call: BlockCall) -> Callable[[Spec], bool]:
         present = sorted({type(node).__name__ for node in spec.walk()} & Spec.kinds.keys())
         hint = f"; {kind.role}={call.name}(...) puts one in" if kind.role in _roles(spec) else ""
         raise UsageError(f"there is no {call.name} here, only {', '.join(present)}{hint}")
-    if call.name in ALIASES:
-        matching = {node for node in spec.walk() if isinstance(node, GQA) and ALIASES[call.name](node)}
-        return lambda node: isinstance(node, GQA) and (node in matching or not matching)
+    if call.alias:
+        matching = {node for node in spec.walk() if isinstance(node, kind) and call.alias.holds(node)}
+        return lambda node: isinstance(node, kind) and (node in matching or not matching)
     if not call.given:
         known = ", ".join(field_names(kind))
         raise UsageError(f"nothing to edit: write {call.name}(field=value) with a field of {known}")
@@ -128,7 +127,7 @@ def _parse_swap(text: str) -> tuple[str, BlockCall | str]:
     value = _value(expression.body)
     if isinstance(value, BlockCall):
         return role, value
-    raise unknown("block", block, [*Spec.kinds, *ALIASES, *(PLACEMENTS if role == "norm" else ())])
+    raise unknown("block", block, [*Spec.kinds, *aliased_kinds(), *(PLACEMENTS if role == "norm" else ())])
 
 
 def _value(node: ast.expr) -> Any:

@@ -8,7 +8,7 @@ from functools import cached_property
 from math import ceil, log2
 from typing import Any
 
-from zoo.blocks.positions import YarnScaling
+from zoo.blocks.positions import LearnedPositions, YarnScaling
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
 
@@ -34,7 +34,9 @@ class Proportions:
         small = {layer: self._scale(layer) for layer in dict.fromkeys(spec.layers)}
         layers = tuple(small[layer] for layer in spec.layers)
         embed_scale = self.dim**0.5 if self.full.embed_scale == self.full.dim**0.5 else self.full.embed_scale
-        return replace(spec, dim=self.dim, layers=layers, embed_scale=embed_scale, context=self.context)
+        positions = spec.positions and LearnedPositions(self.context)
+        placed = replace(spec, context=self.context, positions=positions)
+        return replace(placed, dim=self.dim, layers=layers, embed_scale=embed_scale)
 
     def _scale(self, part: Any) -> Any:
         """A part at this width, and every part in it."""
@@ -44,8 +46,11 @@ class Proportions:
             new["theta"] = self._theta(part)
         if isinstance(held.get("scaling"), Spec):
             new["scaling"] = None
-        if held.get("window"):
-            new["window"] = self._window(held["window"])
+        for name in ("window", "chunk", "step"):
+            if held.get(name):
+                new[name] = self._window(held[name])
+        if held.get("latent"):
+            new["latent"] = max(1, round(held["latent"] * self.dim / self.full.dim))
         if {"heads", "kv_heads", "head_dim"} <= held.keys():
             new |= grouped_heads(held, self.full.dim, self.dim)
         if {"heads", "nope_dim", "rope_dim", "v_dim"} <= held.keys():
@@ -69,7 +74,7 @@ class Proportions:
 
         The longest wavelength keeps its ratio to them. Before its stretching, a model attended to fewer tokens.
         """
-        windows = self._windows[rope]
+        windows = self._windows.get(rope, {None})
         if None in windows:
             trained: float | None = self.full.context
             if trained and rope.scaling:
@@ -85,7 +90,7 @@ class Proportions:
         found: dict[Spec, set[Any]] = {}
         for layer in dict.fromkeys(self.full.layers):
             for part in layer.walk():
-                found.setdefault(part, set()).add(layer.cache_spec().window)
+                found.setdefault(part, set()).add(layer.cache_spec().reach.limit)
         return found
 
 
@@ -158,6 +163,6 @@ def _router(router: Any, before: int, experts: int) -> Any:
 def _experts(held: Fields, small: Fields, new: Fields) -> Fields:
     """Routed and shared experts that are as much wider as a token visits fewer: the ratio of the width that a token
     visits to a dense feed-forward stays."""
-    shared = small["shared"].hidden / small["expert"].hidden if "shared" in small else 0
+    shared = small["shared"].width / small["expert"].width if "shared" in small else 0
     wider = (held["router"].k + shared) / (new["router"].k + shared)
-    return {name: replace(expert, hidden=max(1, round(expert.hidden * wider))) for name, expert in small.items()}
+    return {name: expert.with_width(max(1, round(expert.width * wider))) for name, expert in small.items()}

@@ -7,9 +7,8 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-from zoo.blocks.gqa import ALIASES, GQA
 from zoo.errors import UsageError, unknown
-from zoo.registry import Spec
+from zoo.registry import Alias, Spec
 
 Values = dict[str, Any]
 # Optional field in use -> its term, where that is not the field's own name; "" where it is not mentioned.
@@ -18,7 +17,17 @@ TERMS = {
     "context": "",
     "embed_scale": "embedding scale",
     "gain": "gain on cos and sin",
+    "cap": "scores capped at",
+    "fraction": "rotated fraction",
+    "gate": "output gate by",
+    "latent": "latent of experts",
+    "logit_cap": "logits capped at",
+    "logits_scaling": "logits divided by",
+    "multiplier": "residual multiplier",
+    "positions": "learned positions",
     "qk_norm": "QK-norm per {qk_norm_over}",
+    "v_dim": "values of",
+    "weight": "no weight",
     "qk_norm_over": "",
     "renormalise": "not renormalised",
     "scale": "attention scale",
@@ -39,10 +48,21 @@ class BlockCall(NamedTuple):
     @property
     def kind(self) -> type[Spec]:
         """The registered kind. Raises UsageError with the nearest names."""
-        kinds: dict[str, type[Spec]] = {**Spec.kinds, **dict.fromkeys(ALIASES, GQA)}
+        kinds = {**Spec.kinds, **aliased_kinds()}
         if self.name not in kinds:
             raise unknown("block", self.name, kinds)
         return kinds[self.name]
+
+    @property
+    def alias(self) -> Alias | None:
+        """The alias that the name is, if it is one."""
+        kind = aliased_kinds().get(self.name)
+        return kind.aliases[self.name] if kind else None
+
+
+def aliased_kinds() -> dict[str, type[Spec]]:
+    """Alias -> the kind that it is a form of."""
+    return {name: kind for kind in Spec.kinds.values() for name in kind.aliases}
 
 
 def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...]) -> Spec:
@@ -89,14 +109,18 @@ def _give_to_parts(call: BlockCall, values: Values, near: tuple[Spec, ...]) -> N
 
 
 def _apply_alias(call: BlockCall, values: Values) -> None:
-    """Give GQA's `values` the form that an alias stands for."""
-    if call.name == "SWA" and values.get("window") is None:
-        raise UsageError("SWA needs a window: SWA(window=512)")
-    if call.name in ("MHA", "MQA"):
-        if "kv_heads" in call.given:
-            raise UsageError(f"{call.name} sets kv_heads itself; for another number write GQA(kv_heads=...)")
-        if "heads" in values:
-            values["kv_heads"] = values["heads"] if call.name == "MHA" else 1
+    """Give `values` the form that an alias stands for."""
+    if call.alias is None:
+        return
+    for name, example in call.alias.needs.items():
+        if values.get(name) is None:
+            raise UsageError(f"{call.name} needs a {name}: {call.name}({name}={example})")
+    for name, value in call.alias.sets.items():
+        if name in call.given:
+            kind = call.kind.__name__
+            raise UsageError(f"{call.name} sets {name} itself; for another number write {kind}({name}=...)")
+        with suppress(KeyError):  # of a field that is missing: the caller says so
+            values[name] = value(values)
 
 
 def _unknown_field(name: str, kind: type[Spec], field: str) -> UsageError:

@@ -3,11 +3,12 @@
 from dataclasses import fields, replace
 from typing import Any
 
+from zoo.blocks.feed_forward import FeedForward
 from zoo.model.decoder import Decoder
 
 # Field name -> largest value, for every kind: one quantity has one name, so that the fields of a new block shrink too.
-TOY: dict[str, Any] = {"heads": 4, "kv_heads": 2, "hidden": 96, "window": 16, "original": 64}
-TOY |= {"experts": 8, "k": 3, "groups": 4, "keep": 2}
+TOY: dict[str, Any] = {"heads": 4, "kv_heads": 2, "hidden": 96, "window": 16, "chunk": 16, "original": 64, "step": 16}
+TOY |= {"experts": 8, "k": 3, "groups": 4, "keep": 2, "latent": 40}
 TOY |= {"q_rank": 40, "kv_rank": 32, "nope_dim": 32, "rope_dim": 16, "v_dim": 24}
 TOY |= {"limit": 1.0}  # low enough that toy activations reach it
 VOCAB, DIM, CONTEXT = 512, 64, 1024
@@ -37,8 +38,8 @@ def _shrink(spec: Any, dim: int) -> Any:
     if cut.get("keep") == 1:
         cut["groups"] = min(cut["groups"], 2)  # so that one group has k experts to choose from
     small = replace(spec.map(lambda part: _shrink(part, dim)), **cut)
-    shared, expert = (getattr(values.get(name), "hidden", None) for name in ("shared", "expert"))
-    if shared is None or expert is None:
+    shared, expert = values.get("shared"), values.get("expert")
+    if not isinstance(shared, FeedForward) or not isinstance(expert, FeedForward):
         return small
-    width = max(1, round(small.expert.hidden * shared / expert))  # relative to a routed expert's, as in `spec`
-    return replace(small, shared=replace(small.shared, hidden=width))
+    width = max(1, round(small.expert.width * shared.width / expert.width))  # relative to a routed expert's
+    return replace(small, shared=small.shared.with_width(width))

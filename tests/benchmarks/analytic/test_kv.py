@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,16 +9,16 @@ import zoo
 from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row, usual_formula_bytes
 from benchmarks.analytic.models import NamedSpec, chosen, one
 from benchmarks.output.show import smaller_at
+from tests.reference import kv_reference, published
 from zoo.core.cache import Cache
 
-DATA = Path(__file__).resolve().parents[2] / "data"
-GOLDEN = json.loads((DATA / "kv_reference.json").read_text(encoding="utf-8"))
+GOLDEN = kv_reference()
 CONTEXTS = {"bytes_4k": 4096, "bytes_32k": 32_768, "bytes_128k": 131_072}
 GIB = 2**30
 
 
 def test_every_published_model_has_golden_integers() -> None:
-    assert GOLDEN.keys() == json.loads((DATA / "published.json").read_text(encoding="utf-8")).keys()
+    assert GOLDEN.keys() == published().keys()
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -9,11 +9,11 @@ import pytest
 
 import zoo
 from benchmarks.analytic.models import NamedSpec, chosen, one, representatives
+from tests.reference import published
 from zoo.architectures import families
 from zoo.errors import MalformedError, NotAvailable, UsageError
 
-DATA = Path(__file__).resolve().parents[2] / "data"
-PUBLISHED = json.loads((DATA / "published.json").read_text(encoding="utf-8"))
+PUBLISHED = published()
 
 
 def names(models: list[NamedSpec]) -> list[str]:

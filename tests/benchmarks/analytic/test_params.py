@@ -3,10 +3,8 @@ derived part by part from the layouts of the checkpoints."""
 
 from __future__ import annotations
 
-import json
 import re
 from math import ceil, prod
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +13,10 @@ import zoo
 from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.analytic.params import LAYER_PARTS, PARTS, claims, cost_row, layer_rows, longest_context, param_row
 from benchmarks.commands.params import reconciliation
+from tests.reference import kv_reference, published
 
-DATA = Path(__file__).resolve().parents[2] / "data"
-KV = json.loads((DATA / "kv_reference.json").read_text(encoding="utf-8"))
-PUBLISHED = json.loads((DATA / "published.json").read_text(encoding="utf-8"))
+KV = kv_reference()
+PUBLISHED = published()
 ROWS = {name: param_row(one(name)) for name in zoo.names()}
 BESIDE = {name: {part["what"]: part["params"] for part in row["hub_beside"]} for name, row in ROWS.items()}
 

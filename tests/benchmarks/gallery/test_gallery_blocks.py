@@ -16,7 +16,6 @@ from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.gallery import blocks_page
 from benchmarks.gallery.files import data
 from benchmarks.gallery.overview import overview
-from zoo.blocks.gqa import ALIASES
 from zoo.blocks.layer import PLACEMENTS
 from zoo.costs import CacheSpec, linear_flops
 from zoo.diagram import svg
@@ -47,7 +46,7 @@ def test_text_mentions_every_kind_of_block() -> None:
     """Also one that is new in the registry."""
     text = blocks_page.SOURCE.read_text(encoding="utf-8")
     kinds = {name for name, kind in zoo.Spec.kinds.items() if kind.role}
-    for word in {*kinds, *ALIASES, *PLACEMENTS}:
+    for word in {*kinds, *zoo.GQA.aliases, *PLACEMENTS}:
         assert re.search(rf"\b{word}\b", text), word
 
 
@@ -104,7 +103,7 @@ def test_overview_has_a_box_for_each_layer_of_each_model() -> None:
     looks = [element.get("class", "") for element in root.iter(f"{SPACE}rect")]
     legend = 3
     assert sum(look.startswith("kind-") for look in looks) == legend + sum(len(model.spec.layers) for model in models)
-    windowed = sum(bool(layer.cache_spec().window) for model in models for layer in model.spec.layers)
+    windowed = sum(bool(layer.cache_spec().reach.limit) for model in models for layer in model.spec.layers)
     assert looks.count("kind-window-0") == 1 + windowed
     texts = [element.text for element in root.iter(f"{SPACE}text")]
     assert {model.name for model in models} <= set(texts)

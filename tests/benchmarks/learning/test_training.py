@@ -63,7 +63,7 @@ def test_no_value_is_seen_from_beyond_layers_times_window_less_one(
 ) -> None:
     """Other values change the logits of the questions exactly where layers x (window - 1) reaches the distance."""
     spec = replace(models[1].spec, vocab=TASKS["far-recall"].vocab)
-    reach = sum(layer.cache_spec().window - 1 for layer in spec.layers)  # type: ignore[misc, operator]
+    reach = sum(layer.cache_spec().reach.limit - 1 for layer in spec.layers)  # type: ignore[misc, operator]
     assert reached == (reach >= distance)
     batch = TASKS["far-recall"].draw(distance, 4, generator_for("reach", "test", 0, 0))
     other = batch.inputs.clone()

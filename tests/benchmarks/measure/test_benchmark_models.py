@@ -47,11 +47,11 @@ def test_variants_and_swaps() -> None:
     plain, starred = benchmark_models(["qwen3-8b"], Variant(layers=4, swaps=("GQA(window=64)",)))
     assert (plain.label, starred.label) == ("qwen3-8b", "qwen3-8b*")
     assert plain.spec == first_layers(zoo.spec("qwen3-8b"), 4)
-    assert {layer.cache_spec().window for layer in starred.spec.layers} == {64}
+    assert {layer.cache_spec().reach.limit for layer in starred.spec.layers} == {64}
     small, windowed = benchmark_models(["qwen3-8b"], Variant(tiny=True, swaps=("GQA(window=4096)",)))
     assert small.spec == zoo.spec("qwen3-8b", tiny=True)
     assert (plain.tiny, small.tiny) == (False, True)
-    assert {layer.cache_spec().window for layer in windowed.spec.layers} == {16}  # toy, as all widths
+    assert {layer.cache_spec().reach.limit for layer in windowed.spec.layers} == {16}  # toy, as all widths
 
 
 def test_a_name_stands_for_one_model() -> None:

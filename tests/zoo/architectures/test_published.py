@@ -9,16 +9,19 @@ import pytest
 
 import zoo
 from tests.configs import older, wrapped, wrapped_names
-from tests.reference import published
+from tests.families import known
+from tests.reference import facts, published
 from zoo.architectures import families
 from zoo.catalog import sizes
 
 
 def test_the_facts_are_complete() -> None:
-    assert published().keys() <= set(zoo.names())
-    for family in families().values():
-        known = family.SIZES.keys() & published().keys()
-        assert known in (set(), family.SIZES.keys()), f"only {sorted(known)} of {family.__name__} in published.json"
+    """A file of facts holds every size of one architecture, and what the tests know of one is under its name."""
+    modules = {module.__name__.rpartition(".")[2]: module for module in families().values()}
+    for folder in ("published", "kv_reference"):
+        for stem, presets in facts(folder).items():
+            assert presets.keys() == modules[stem].SIZES.keys(), f"tests/data/{folder}/{stem}.json"
+    assert known().keys() <= modules.keys()
 
 
 @pytest.mark.parametrize("name", zoo.names())

@@ -68,8 +68,8 @@ def naive(module: nn.Module, spec: GQA, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", SPECS)
 def test_every_option_head_by_head(case: str) -> None:
     spec = SPECS[case]
-    module, x, cache = built(spec), torch.randn(2, LENGTH, DIM, dtype=torch.float64), NoCache(spec.window)
-    out = module(x, prepare_forward(0, LENGTH, spec.rotary(), [cache]), cache)
+    module, x, cache = built(spec), torch.randn(2, LENGTH, DIM, dtype=torch.float64), NoCache(spec.cache_spec())
+    out = module(x, prepare_forward(0, LENGTH, spec.tables(), [cache]), cache)
     # Norms, rotary tables and sinks are float32 arithmetic in any dtype.
     torch.testing.assert_close(out, naive(module, spec, x), rtol=1e-5, atol=2e-6)
 
@@ -83,8 +83,9 @@ def test_every_option_matters(case: str) -> None:
     without = plain.build(DIM).double()
     without.load_state_dict(module.state_dict(), strict=False)
     one, other = (
-        made(x, prepare_forward(0, LENGTH, s.rotary(), [cache]), cache)
-        for made, s, cache in ((module, spec, NoCache(spec.window)), (without, plain, NoCache(None)))
+        made(x, prepare_forward(0, LENGTH, s.tables(), [cache]), cache)
+        for made, s in ((module, spec), (without, plain))
+        for cache in [NoCache(s.cache_spec())]
     )
     assert (one - other).abs().max() > 1e-2
 
@@ -94,7 +95,7 @@ def test_figures(case: str) -> None:
     spec = SPECS[case]
     assert spec.params(DIM) == sum(weight.numel() for weight in built(spec).parameters())
     assert spec.cache_spec().elements() == 2 * spec.kv_heads * spec.head_dim
-    assert spec.cache_spec().window == spec.window
+    assert spec.cache_spec().reach.limit == spec.window
     pairs = sum(min(i + 1, spec.window or i + 1) for i in range(100, 107))
     projections = 2 * 7 * DIM * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
     assert spec.flops(DIM, past=100, new=7) == projections + 2 * pairs * spec.heads * 2 * spec.head_dim

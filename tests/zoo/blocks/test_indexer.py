@@ -15,6 +15,7 @@ from zoo.blocks.indexer import Indexer, choose_keys, index_scores
 from zoo.core.cache import NoCache
 from zoo.core.forward_context import prepare_forward, visible
 from zoo.core.sparse_attention import NOT_CHOSEN
+from zoo.costs import CacheSpec
 
 DIM, Q_RANK, ROPE_DIM, ROPE = 32, 20, 4, RoPE(1e4)
 SPEC = Indexer(heads=12, head_dim=8, k=5, norm=LayerNorm(1e-6))
@@ -30,9 +31,9 @@ def built(spec: Indexer, dtype: torch.dtype = torch.float64, rope: RoPE | NoPE =
 
 def choose(indexer: nn.Module, x: Tensor, q_latent: Tensor, past: int = 0) -> Tensor:
     """What the tokens after `past` of x (b, s, dim) choose among all of it."""
-    whole = prepare_forward(0, x.shape[1], [(indexer.rope, ROPE_DIM)], [NoCache(None)])
+    whole = prepare_forward(0, x.shape[1], [(indexer.rope, ROPE_DIM)], [NoCache(CacheSpec())])
     new = x.shape[1] - past
-    step = prepare_forward(past, new, [(indexer.rope, ROPE_DIM)], [NoCache(None)])
+    step = prepare_forward(past, new, [(indexer.rope, ROPE_DIM)], [NoCache(CacheSpec())])
     mask = None if past == 0 or new == 1 else visible(torch.arange(past, x.shape[1]), torch.arange(x.shape[1]))
     return indexer(x[:, past:], q_latent[:, past:], indexer.keys(x, whole), mask, step)
 
@@ -111,8 +112,8 @@ def test_flops_are_those_that_run(past: int, new: int) -> None:
     indexer, x, q_latent = built(SPEC), torch.randn(1, past + new, DIM), torch.randn(1, past + new, Q_RANK)
     indexer, x, q_latent = indexer.float(), x.float(), q_latent.float()
     tables = [(ROPE, ROPE_DIM)]
-    keys = indexer.keys(x, prepare_forward(0, past + new, tables, [NoCache(None)]))
-    step = prepare_forward(past, new, tables, [NoCache(None)])
+    keys = indexer.keys(x, prepare_forward(0, past + new, tables, [NoCache(CacheSpec())]))
+    step = prepare_forward(past, new, tables, [NoCache(CacheSpec())])
     mask = None if past == 0 or new == 1 else visible(torch.arange(past, past + new), torch.arange(past + new))
     with FlopCounterMode(display=False) as counter:
         indexer.keys(x[:, past:], step)
@@ -133,7 +134,7 @@ def test_the_choice_has_no_gradient() -> None:
 @pytest.mark.parametrize("k", [5, 200], ids=["few", "all"])
 @pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa"])
 def test_released_code_chooses_the_same_keys(family: str, k: int) -> None:
-    """GLM pairs neighbouring elements in its rotation: the rows that are rotated change places, those of the norm too."""
+    """GLM rotates neighbouring elements as pairs: rotated rows change places, and elements of the norm with them."""
     transformers = pytest.importorskip("transformers")
     from importlib import import_module
 

@@ -73,7 +73,7 @@ def test_a_layer_is_attention_then_feed_forward() -> None:
     layer = Layer(pre(NORM, ATTN), olmo(NORM, FFN))
     assert layer.mixer is ATTN
     assert layer.cache_spec() == ATTN.cache_spec()
-    assert layer.rotary() == ATTN.rotary()
+    assert layer.tables() == ATTN.tables()
     assert layer.params(DIM) == sum(weight.numel() for weight in built(layer).parameters())
     assert layer.flops(DIM, 5, 3) == ATTN.flops(DIM, 5, 3) + FFN.flops(DIM, 5, 3)
     assert layer.flops(DIM, 5, 3, causal=False) > layer.flops(DIM, 5, 3)

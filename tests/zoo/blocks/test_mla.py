@@ -15,7 +15,7 @@ from zoo import MLA, NoPE, RMSNorm, RoPE, YarnScaling
 from zoo.blocks.mla import _MLA
 from zoo.core.cache import Cache, NoCache
 from zoo.core.forward_context import prepare_forward, visible
-from zoo.costs import visible_pairs
+from zoo.costs import Full
 
 DIM = 32
 SPEC = MLA(heads=3, q_rank=10, kv_rank=16, nope_dim=6, rope_dim=4, v_dim=5, norm=RMSNorm(1e-6), rope=RoPE(1e4))
@@ -55,8 +55,8 @@ def naive(module: nn.Module, spec: MLA, x: torch.Tensor) -> torch.Tensor:
 
 
 def run(module: nn.Module, spec: MLA, x: torch.Tensor, cache: object = None) -> torch.Tensor:
-    cache = cache or NoCache(None)
-    return module(x, prepare_forward(0, x.shape[1], spec.rotary(), [cache], x.device), cache)
+    cache = cache or NoCache(spec.cache_spec())
+    return module(x, prepare_forward(0, x.shape[1], spec.tables(), [cache], x.device), cache)
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def test_the_forms_agree_over_a_past(case: str) -> None:
 def test_the_cheaper_form_is_taken(past: int, new: int, kv_rank: int, nope_dim: int, v_dim: int) -> None:
     """By counting each form's products of one head again. A single token always absorbs: decoding expands nothing."""
     spec = replace(SPEC, kv_rank=kv_rank, nope_dim=nope_dim, v_dim=v_dim)
-    pairs = visible_pairs(past, new)
+    pairs = Full().pairs(past, new)
     absorbed = new * kv_rank * (nope_dim + v_dim) + pairs * (kv_rank + spec.rope_dim + kv_rank)
     expanded = (past + new) * kv_rank * (nope_dim + v_dim) + pairs * (nope_dim + spec.rope_dim + v_dim)
     assert spec.absorbs(past, new) == (new == 1 or absorbed < expanded)
@@ -131,12 +131,12 @@ def test_the_form_that_runs_is_the_one_that_is_counted(case: str) -> None:
         cache = Cache([spec.cache_spec()], 1, 20, torch.float64, torch.device("cpu"))
         with noted("_absorbed"), noted("_expanded"):
             for start, length in [(0, past), (past, new)] if past else [(0, new)]:
-                step = prepare_forward(start, length, spec.rotary(), cache.layers, torch.device("cpu"))
+                step = prepare_forward(start, length, spec.tables(), cache.layers, torch.device("cpu"))
                 module(torch.randn(1, length, DIM, dtype=torch.float64), step, cache.layers[0])
         assert ran[-1] == ("_absorbed" if spec.absorbs(past, new) else "_expanded")
 
 
 def test_a_token_keeps_one_latent_and_one_rotated_key() -> None:
     assert SPEC.cache_spec().per_token == (("latent", (1, 16 + 4)),)
-    assert SPEC.cache_spec().window is None
+    assert SPEC.cache_spec().reach.limit is None
     assert SPEC.params(DIM) == sum(weight.numel() for weight in SPEC.build(DIM).parameters())

@@ -22,7 +22,7 @@ ROPES: dict[str, tuple[RoPE, int]] = {
     f"{rope.describe()}, width {width}": (rope, width)
     for name in zoo.names()
     for layer in zoo.spec(name).layers
-    for rope, width in layer.rotary()
+    for rope, width in layer.tables()
     if isinstance(rope, RoPE)
 }
 # Ramps that begin before the first dimension, and that end after the last.
@@ -104,7 +104,7 @@ def test_frequencies_are_the_reference_implementations(name: str) -> None:
     kinds = config.layer_types if nested else [None] * len(layers)
     compared = 0
     for layer, kind in zip(layers, kinds, strict=True):
-        ((rope, width),) = layer.rotary()
+        ((rope, width),) = layer.tables()
         if rope == NoPE():
             continue
         parameters = config.rope_parameters[kind] if nested else config.rope_parameters

@@ -26,6 +26,7 @@ from zoo.blocks.sparse_mla import SparseMLA
 from zoo.core.cache import Cache, NoCache
 from zoo.core.forward_context import prepare_forward
 from zoo.core.sparse_attention import sees
+from zoo.costs import CacheSpec
 from zoo.errors import SpecError
 from zoo.model.compile import compile_function, mark_dynamic_lengths
 
@@ -54,8 +55,8 @@ def built(spec: MLA, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def run(module: nn.Module, x: Tensor, cache: Any = None, past: int = 0) -> Tensor:
-    cache = cache or NoCache(None)
-    return module(x, prepare_forward(past, x.shape[1], module.spec.rotary(), [cache]), cache)
+    cache = cache or NoCache(CacheSpec())
+    return module(x, prepare_forward(past, x.shape[1], module.spec.tables(), [cache]), cache)
 
 
 def new_cache(spec: MLA, tokens: int, dtype: torch.dtype = torch.float32, static: bool = False) -> Any:
@@ -66,14 +67,12 @@ def run_passes(module: nn.Module, x: Tensor, sizes: list[int], static: bool = Fa
     """The same in passes of these sizes over a cache with room beyond them."""
     cache = new_cache(module.spec, x.shape[1] + 3, x.dtype, static)
     starts = accumulate(sizes, initial=0)
-    return torch.cat(
-        [run(module, part, cache, past) for past, part in zip(starts, x.split(sizes, 1), strict=False)], 1
-    )
+    return torch.cat([run(module, part, cache, past) for past, part in zip(starts, x.split(sizes, 1), strict=False)], 1)
 
 
 def masked(module: nn.Module, x: Tensor) -> Tensor:
     """Each head by itself over expanded keys and values, under the mask of what the indexer chose."""
-    spec, ctx = module.spec, prepare_forward(0, x.shape[1], module.spec.rotary(), [NoCache(None)])
+    spec, ctx = module.spec, prepare_forward(0, x.shape[1], module.spec.tables(), [NoCache(CacheSpec())])
     q_nope, q_rope, latent = module.project(x, ctx)
     q_latent = module.q[1](module.q[0](x))
     seen = sees(module.indexer(x, q_latent, module.indexer.keys(x, ctx), None, ctx), x.shape[1])[:, 0]
@@ -261,7 +260,7 @@ def test_three_graphs_serve_every_length() -> None:
         for past, part in zip(accumulate(sizes, initial=0), x[:, : sum(sizes)].split(sizes, 1), strict=False):
             outs = []
             for function, cache in zip((call, compiled), caches, strict=True):
-                ctx = prepare_forward(past, part.shape[1], SPEC.rotary(), [cache])
+                ctx = prepare_forward(past, part.shape[1], SPEC.tables(), [cache])
                 mark_dynamic_lengths(ctx, part.shape[1])
                 outs.append(function(module, part.clone(), ctx, cache))
             assert (outs[0] - outs[1]).abs().max() < 1e-5
@@ -277,10 +276,10 @@ def test_compiled_gradients() -> None:
     compiled = compile_function(call)
     given = [weight for name, weight in module.named_parameters() if not name.startswith("indexer.")]
     for length in (20, 4, 33, K, 50):
-        x, cache = torch.randn(2, length, DIM), NoCache(None)
+        x, cache = torch.randn(2, length, DIM), NoCache(CacheSpec())
         grads = []
         for function in (call, compiled):
-            ctx = prepare_forward(0, length, SPEC.rotary(), [cache])
+            ctx = prepare_forward(0, length, SPEC.tables(), [cache])
             mark_dynamic_lengths(ctx, length)
             grads.append(torch.autograd.grad(function(module, x, ctx, cache).square().sum(), given))
         for one, other in zip(*grads, strict=True):

@@ -10,7 +10,8 @@ from zoo.core import attention as module
 from zoo.core import kernels
 from zoo.core.attention import attention
 from zoo.core.flash import flash_attention
-from zoo.core.forward_context import SlidingWindowMask, visible
+from zoo.core.forward_context import ReachMask, visible
+from zoo.costs import Chunk, Full, Reach, Window
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
@@ -51,7 +52,7 @@ def mask_of(new: int, keys: int, window: int | None) -> Tensor | None:
     """As layer caches make it: None for a single query or a prefill into an empty cache."""
     if window is None and (new in (1, keys)):
         return None
-    return visible(torch.arange(keys - new, keys), torch.arange(keys), window)
+    return visible(torch.arange(keys - new, keys), torch.arange(keys), Window(window) if window else Full())
 
 
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
@@ -78,25 +79,50 @@ def test_the_order_of_keys_changes_nothing(case: str, with_sinks: bool) -> None:
     new, keys, window = PASSES[case]
     q, k, v = inputs(4, 2, new, keys)
     sinks, order = torch.randn(4) if with_sinks else None, torch.randperm(keys)
-    mask = visible(torch.arange(keys - new, keys), torch.arange(keys), window)
+    mask = visible(torch.arange(keys - new, keys), torch.arange(keys), Window(window) if window else Full())
     shuffled = attention(q, k[:, :, order], v[:, :, order], mask[:, order], 0.3, sinks)
     assert (attention(q, k, v, mask, 0.3, sinks) - shuffled).abs().max() < 2e-6
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
-@pytest.mark.parametrize("window", [1, 2, 5, 300])
+@pytest.mark.parametrize(
+    "reach", [kind(size) for kind in (Window, Chunk) for size in (1, 2, 5, 300)], ids=Reach.describe
+)
 @pytest.mark.parametrize("new", [2, 5, 11, 700])
-def test_a_sliding_window_mask_equals_the_mask_it_describes(new: int, window: int, with_sinks: bool) -> None:
-    """After no past, a part of a window, and a full ring in its storage order."""
-    sinks = torch.randn(4) if with_sinks else None
-    for past in {0, window // 2, window}:
-        held = torch.arange(past).roll(past // 3)
+def test_the_mask_of_a_reach_equals_the_mask_it_describes(new: int, reach: Reach, with_sinks: bool) -> None:
+    """After no past, a part of the reach, and a full one in a ring's storage order."""
+    sinks, size = torch.randn(4) if with_sinks else None, reach.limit or 0
+    for past in {0, size // 2, size, 2 * size + size // 3}:
+        held = torch.arange(past - reach.held(past), past)
+        held = held.roll(past // 3) if isinstance(reach, Window) else held
         queries = torch.arange(past, past + new)
         keys = torch.cat([held, queries])
         q, k, v = inputs(4, 2, new, len(keys))
-        drawn = attention(q, k, v, visible(queries, keys, window), 0.3, sinks)
-        assert (attention(q, k, v, SlidingWindowMask(queries, keys, window), 0.3, sinks) - drawn).abs().max() < 1e-5
+        drawn = attention(q, k, v, visible(queries, keys, reach), 0.3, sinks)
+        assert (attention(q, k, v, ReachMask(queries, keys, reach), 0.3, sinks) - drawn).abs().max() < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("case", PASSES)
+def test_capped_scores(case: str, with_sinks: bool) -> None:
+    """cap * tanh(score / cap), before the mask; in blocks of queries and compiled too."""
+    new, keys, window = PASSES[case]
+    q, k, v = inputs(4, 2, new, keys)
+    sinks = torch.randn(4) if with_sinks else None
+    drawn = visible(torch.arange(keys - new, keys), torch.arange(keys), Window(window) if window else Full())
+    scores = 0.5 * (q.unflatten(1, (2, 2)) @ k.unsqueeze(2).transpose(3, 4) * 3 / 0.5).tanh()
+    scores = scores.flatten(1, 2).masked_fill(~drawn, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:3], 1)], dim=-1)
+    expected = scores.softmax(-1)[..., :keys] @ v.repeat_interleave(2, dim=1)
+    mask = mask_of(new, keys, window)
+    for call in (attention, torch.compile(attention, backend="eager")):
+        assert (call(q, k, v, mask, 3.0, sinks, 0.5) - expected).abs().max() < 2e-6
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "BLOCK_QUERIES", 2)
+        assert (attention(q, k, v, mask, 3.0, sinks, 0.5) - expected).abs().max() < 2e-6
 
 
 @torch.no_grad()
@@ -134,7 +160,7 @@ def test_prefill_in_blocks_equals_explicit_attention(
     new = module.MIN_BLOCK_ROWS + 77
     q, k, v = (x.to(dtype) for x in inputs(heads, kv_heads, new, past + new, value))
     sinks = torch.randn(heads) if with_sinks else None
-    mask = visible(torch.arange(past, past + new), torch.arange(past + new), None)
+    mask = visible(torch.arange(past, past + new), torch.arange(past + new))
     out, total = module._explicit_attention(q.double(), k.double(), v.double(), mask, 0.3)
     expected = out if sinks is None else module._apply_sinks(out, total, sinks[:, None])
     near = 0.2 if dtype == torch.bfloat16 else 5e-6  # scores up to 20 are rounded, so weights by a tenth
@@ -181,7 +207,7 @@ def test_autocast_is_respected(new: int, with_sinks: bool, window: int | None) -
     q, k, v = inputs(4, 2, new, 9, value=8)
     queries, keys = torch.arange(9 - new, 9), torch.arange(9)
     mask = (
-        SlidingWindowMask(queries, keys, window)
+        ReachMask(queries, keys, Window(window))
         if window and new > 1
         else (None if new in (1, 9) else visible(queries, keys))
     )
@@ -201,7 +227,7 @@ def test_autocast_is_respected(new: int, with_sinks: bool, window: int | None) -
 def test_explicit_attention_by_reductions_equals_matrix_products(with_mask: bool, new: int, value: int) -> None:
     """For values that are read whole, and for others."""
     q, k, v = (x.double() for x in inputs(4, 4, new, 7, value))
-    mask = visible(torch.arange(7 - new, 7), torch.arange(7), 3) if with_mask else None
+    mask = visible(torch.arange(7 - new, 7), torch.arange(7), Window(3)) if with_mask else None
     for reductions, products in zip(
         module._explicit_attention(q, k, v, mask, 0.3, True),
         module._explicit_attention(q, k, v, mask, 0.3),

@@ -37,7 +37,7 @@ def whole(name: str) -> tuple[Tensor, list[Choice]]:
 
 
 def test_every_tiny_window_is_the_one_tested_here() -> None:
-    assert {layer.cache_spec().window for name in SCREEN for layer in zoo.spec(name, tiny=True).layers} == {
+    assert {layer.cache_spec().reach.limit for name in SCREEN for layer in zoo.spec(name, tiny=True).layers} == {
         None,
         WINDOW,
     }
@@ -77,7 +77,7 @@ def test_static_caches_decode_what_others_decode(name: str, prefill: int) -> Non
         model(tokens[:, :prefill], kv)
     for i in range(prefill, LENGTH):
         token, position = tokens[:, i : i + 1], torch.tensor([i])
-        ctx = prepare_forward_at(position, prefill, model._rotary, static.layers)
+        ctx = prepare_forward_at(position, prefill, model._tables, static.layers)
         shapes.add(tuple((view.write.shape, view.keys.shape, view.mask.shape) for view in ctx.views.values()))
         logits = model._run(token, ctx, static.layers, model._eager)
         assert (logits - model(token, plain)).abs().max() <= bound(logits)
@@ -106,7 +106,7 @@ def test_the_allocated_bytes_equal_the_formula(name: str, batch: int, dtype: tor
     model = zoo.build(spec, dtype=dtype)
     for context in (1, WINDOW - 1, WINDOW, WINDOW + 1, 5 * WINDOW):
         kv = model.new_cache(batch, context)
-        streams = [stream for layer_cache in kv.layers for stream in layer_cache.streams]
+        streams = [kept for each in kv.layers for kept in (*each.streams, *each.states.values())]
         storages = {stream.untyped_storage().data_ptr(): stream.untyped_storage().nbytes() for stream in streams}
         assert sum(storages.values()) == kv.nbytes == spec.kv_bytes(context, batch, dtype)
         if dtype == torch.float32:
@@ -129,7 +129,7 @@ def test_full_sizes_allocate_the_bytes_of_the_formula_too(name: str) -> None:
 def test_growth_is_exact_once_every_window_is_full(name: str) -> None:
     spec = zoo.spec(name)
     fixed, slope = spec.kv_growth()
-    largest = max(layer.cache_spec().window or 1 for layer in spec.layers)
+    largest = max(layer.cache_spec().reach.limit or 1 for layer in spec.layers)
     for context in (largest, largest + 1, 3 * largest, spec.context):
         assert spec.kv_bytes(context) == fixed + slope * context
     assert spec.kv_growth(torch.float32) == (2 * fixed, 2 * slope)
@@ -196,7 +196,9 @@ def test_logits_to_keep_returns_the_last_logits(name: str) -> None:
     assert (logits - expected[:, -2:]).abs().max() <= bound(expected)
 
 
-WINDOWED = [name for name in SCREEN if any(layer.cache_spec().window for layer in zoo.spec(name, tiny=True).layers)]
+WINDOWED = [
+    name for name in SCREEN if any(layer.cache_spec().reach.limit for layer in zoo.spec(name, tiny=True).layers)
+]
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -209,7 +211,7 @@ def test_a_token_outside_the_window_changes_nothing_and_one_inside_does(name: st
     mixtures too.
     """
     spec = zoo.spec(name, tiny=True)
-    layer = next(layer for layer in spec.layers if layer.cache_spec().window)
+    layer = next(layer for layer in spec.layers if layer.cache_spec().reach.limit)
     if isinstance(layer.ffn.block, zoo.MoE):
         layer = zoo.swap(layer, zoo.MoE, lambda mixture: mixture.expert)
     model = randomised(zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale))
@@ -237,7 +239,7 @@ MIXED = [name for name in WINDOWED if any(isinstance(x.ffn.block, zoo.MoE) for x
 def test_with_a_mixture_of_experts_a_token_outside_the_window_changes_roundings_alone(name: str) -> None:
     """With all experts: their input is equal to the bit, the output within a rounding."""
     spec = zoo.spec(name, tiny=True)
-    layer = next(layer for layer in spec.layers if layer.cache_spec().window)
+    layer = next(layer for layer in spec.layers if layer.cache_spec().reach.limit)
     model = randomised(zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale))
     given: list[Tensor] = []
     model.layers[0].ffn.register_forward_pre_hook(lambda module, args: given.append(args[0][0, -1]))
@@ -255,7 +257,7 @@ def test_with_a_mixture_of_experts_a_token_outside_the_window_changes_roundings_
 @pytest.mark.parametrize("name", WINDOWED)
 def test_no_gradient_reaches_a_token_outside_the_window(name: str) -> None:
     spec = zoo.spec(name, tiny=True)
-    layer = next(layer for layer in spec.layers if layer.cache_spec().window)
+    layer = next(layer for layer in spec.layers if layer.cache_spec().reach.limit)
     model = randomised(zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale))
     embedded = []
     model.embed.register_forward_hook(lambda module, args, out: embedded.append(out) or out.retain_grad())

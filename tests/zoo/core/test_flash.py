@@ -8,7 +8,8 @@ from torch import Tensor
 
 from zoo.core import flash
 from zoo.core.attention import attention
-from zoo.core.forward_context import Mask, SlidingWindowMask, visible
+from zoo.core.forward_context import Mask, ReachMask, visible
+from zoo.costs import Full, Window
 
 # new queries, keys, window: one block and several, with keys before the queries and without.
 CASES = {
@@ -34,10 +35,11 @@ def test_gradients_equal_those_of_a_softmax(case: str, with_sinks: bool, monkeyp
     """Of queries, keys, values and sinks, for heads that share keys; the sinks at very different scores."""
     new, keys, window = CASES[case]
     positions = torch.arange(keys)
-    drawn = visible(positions[keys - new :], positions, window)
+    reach = Window(window) if window else Full()
+    drawn = visible(positions[keys - new :], positions, reach)
     mask: Mask = drawn if new < keys else None
     if window is not None:
-        mask = SlidingWindowMask(positions[keys - new :], positions, window)
+        mask = ReachMask(positions[keys - new :], positions, reach)
     q, k, v = torch.randn(2, 4, new, 8), torch.randn(2, 2, keys, 8), torch.randn(2, 2, keys, 8)
     sinks = torch.tensor([0.3, -30.0, 5.0, 1.0]) if with_sinks else None
     inputs = [x.requires_grad_() for x in (q, k, v, *(() if sinks is None else (sinks,)))]
@@ -59,14 +61,14 @@ def test_gradients_equal_those_of_a_softmax(case: str, with_sinks: bool, monkeyp
 def test_bfloat16_under_autocast() -> None:
     """Inputs of several dtypes, as a rotation in float32 leaves them; gradients come back in each one's own."""
     positions = torch.arange(20)
-    mask = SlidingWindowMask(positions, positions, 4)
+    mask = ReachMask(positions, positions, Window(4))
     q, k, v = torch.randn(1, 4, 20, 8), torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, 8).bfloat16()
     inputs = [x.requires_grad_() for x in (q, k, v, torch.randn(4))]
     with torch.autocast("cpu", torch.bfloat16):
         out = attention(q, k, v, mask, 0.3, inputs[3])
     assert out.dtype == torch.bfloat16
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    wanted = explicit(*exact[:3], visible(positions, positions, 4), 0.3, exact[3])
+    wanted = explicit(*exact[:3], visible(positions, positions, Window(4)), 0.3, exact[3])
     weight = torch.randn(out.shape).bfloat16()
     expected = torch.autograd.grad(wanted, exact, weight.double())
     for x, got, near in zip(inputs, torch.autograd.grad(out, inputs, weight), expected, strict=True):

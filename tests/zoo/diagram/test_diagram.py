@@ -202,7 +202,7 @@ def test_the_strip_holds_every_layer_in_order(name) -> None:
             strip += classes(rect) * (rect.get("y") == top)
     assert len(strip) == len(layers)
     assert len(dict.fromkeys(zip(strip, layers, strict=True))) == len(set(layers)) == len(set(strip))
-    windows = [bool(layer.cache_spec().window) for layer in layers]
+    windows = [bool(layer.cache_spec().reach.limit) for layer in layers]
     assert [css_class.startswith("kind-window") for css_class in strip] == windows
 
 
@@ -258,7 +258,7 @@ def test_every_kind_of_layer_shows_its_fields(name) -> None:
     said = Counter(texts(drawn(spec(name))))
     for block in shown_once(spec(name), "attn"):
         assert said[block.rope.describe()]
-        assert said[f"window {block.cache_spec().window}" if block.cache_spec().window else "full"]
+        assert said[f"window {block.cache_spec().reach.limit}" if block.cache_spec().reach.limit else "full"]
         assert said["sinks"] or not getattr(block, "sinks", False)
         assert said["biases"] or not getattr(block, "bias", False)
         assert any(text.startswith(f"{block.heads} heads") for text in said)

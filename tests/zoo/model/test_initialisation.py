@@ -53,7 +53,7 @@ def test_a_tied_head_predicts_as_uniformly_at_any_width(dim: int) -> None:
 
 def outputs(model: Model, tokens: Tensor) -> Iterator[float]:
     """Mean square of the embedded tokens, then of each layer's output."""
-    kept = [model.embedded(tokens)]
+    kept = [model.embedded(tokens, torch.arange(tokens.shape[1]))]
     hooks = [layer.register_forward_hook(lambda *call: kept.append(call[-1])) for layer in model.layers]
     model(tokens)
     for hook in hooks:

@@ -137,8 +137,8 @@ def test_what_makes_it_its_kind_stays(name: str) -> None:
         assert set(parts(spec, kind)) == set(parts(full, kind))
     assert not parts(spec, zoo.Scaling)
     for before, after in zip(full.layers[:1], spec.layers[:1], strict=True):
-        assert (after.cache_spec().window is None) == (before.cache_spec().window is None)
-    for window in (layer.cache_spec().window for layer in spec.layers):
+        assert (after.cache_spec().reach.limit is None) == (before.cache_spec().reach.limit is None)
+    for window in (layer.cache_spec().reach.limit for layer in spec.layers):
         assert window is None or 256 / 8 <= window <= 256
     for attn in parts(spec, GQA) + parts(spec, MLA):
         assert attn.scale is None or round(attn.scale**-2, 6) == round(attn.scale**-2)
@@ -263,7 +263,7 @@ def test_a_wrong_call_is_refused(given: dict[str, Any], says: str) -> None:
 def test_other_vocabularies_contexts_and_depths() -> None:
     spec = scaled(zoo.spec("gemma3"), 1_000_000, vocab=4096, context=1024, layers=2).spec
     assert (spec.vocab, spec.context, len(spec.layers)) == (4096, 1024, 2)
-    assert [layer.cache_spec().window for layer in spec.layers] == [128, None]
+    assert [layer.cache_spec().reach.limit for layer in spec.layers] == [128, None]
     assert abs(spec.params() / 1_000_000 - 1) <= 0.01
 
 

@@ -87,7 +87,7 @@ def largest_excess(rate: float) -> float:
     side, target = torch.randn(2, 16, generator=generator)
     for _ in range(80):
         x = torch.randn(1, 128, 16, generator=generator) + 2 * side
-        ctx = ForwardContext({}, {}, [])
+        ctx = ForwardContext(torch.arange(1), {}, {}, [])
         loss = (moe(x, ctx) - x.roll(1, -1) * target).square().mean()
         optimiser.zero_grad()
         loss.backward()

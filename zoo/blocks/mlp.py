@@ -1,0 +1,62 @@
+"""The feed-forward block without a gate: two linear maps and a function between (Vaswani et al. 2017, section 3.3)."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.blocks.feed_forward import Apply, LinearFeedForward
+from zoo.registry import Spec
+
+__all__ = ["GELU", "MLP", "Pointwise", "ReLUSquared"]
+
+
+class Pointwise(Spec, abstract=True):
+    """A function of each element. No parameters."""
+
+    role = "act"
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        """(..., hidden) -> (..., hidden)."""
+
+    def describe(self) -> str:
+        return type(self).__name__
+
+
+@dataclass(frozen=True)
+class GELU(Pointwise):
+    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), the tanh form (Hendrycks and Gimpel 2016, section 2)."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="tanh")
+
+
+@dataclass(frozen=True)
+class ReLUSquared(Pointwise):
+    """max(x, 0)^2 (Primer, So et al. 2021, section 4.2)."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+    def describe(self) -> str:
+        return "squared ReLU"
+
+
+@dataclass(frozen=True)
+class MLP(LinearFeedForward):
+    """down(act(up(x))), of hidden width `hidden`."""
+
+    hidden: int
+    act: Pointwise = GELU()
+    bias: bool = False
+
+    def linears(self, dim: int) -> tuple[tuple[str, int, int], ...]:
+        return ("up", dim, self.hidden), ("down", self.hidden, dim)
+
+    def combine(self, apply: Apply, x: Tensor) -> Tensor:
+        return apply("down", self.act.apply(apply("up", x)))
+
+    def describe(self) -> str:
+        return f"MLP with {self.act.describe()}, width {self.hidden}" + (", biases" if self.bias else "")
