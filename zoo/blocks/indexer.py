@@ -4,7 +4,7 @@ A few narrow heads score every stored token, which is cheap beside attention; at
 Sizes: b sequences, t queries, s stored tokens; h index heads, d their width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,12 +121,13 @@ def _choose_keys(q: Tensor, weights: Tensor, keys: Tensor, mask: Tensor | None, 
     is_static = new == 1 and mask is not None  # the token is not the last of the places that are read
     first = 0 if is_static else sees_all(k, past, new)
     places = torch.arange(k, dtype=torch.int32, device=q.device)
-    all_seen = places.where(places <= places.new_tensor(range(past, past + first))[:, None], NOT_CHOSEN)
+    positions = torch.arange(past, past + first, device=q.device)
+    all_seen = places.where(places <= positions[:, None], NOT_CHOSEN)
     chosen = [all_seen.expand(len(q), -1, -1)]
     for start, end in _blocks(first, new):
-        visible = mask[start:end, : past + end] if mask is not None else causal(end - start, past + end, q.device)
+        visible = causal(end - start, past + end, q.device) if mask is None else mask[start:end, : past + end]
         scores = index_scores(q[:, start:end], weights[:, start:end], keys[:, : past + end])
-        chosen.append(top_keys(scores, k, None if visible.shape[0] == 1 and mask is None else visible))
+        chosen.append(top_keys(scores, k, visible))
     return torch.cat(chosen, dim=1)
 
 
@@ -147,14 +148,18 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
     """
     exact = torch.promote_types(q.dtype, torch.float32)
     rows, weights = q.to(exact).flatten(1, 2), weights.to(exact).unsqueeze(2)
-    if torch.compiler.is_exporting():
-        block = keys.shape[1]
-    else:
-        block = max(SCORE_ELEMENTS // rows.shape[:2].numel(), 1)
-        if keys.dtype != exact:
-            block = min(block, max(CONVERTED_ELEMENTS // keys.shape[2], 1))
     parts = [
         (weights @ (rows @ part.to(exact).transpose(1, 2)).relu_().unflatten(1, q.shape[1:3])).squeeze(2)
-        for part in keys.split(block, dim=1)
+        for part in _key_blocks(keys, rows.shape[0] * rows.shape[1], exact)
     ]
     return torch.cat(parts, dim=-1)
+
+
+def _key_blocks(keys: Tensor, rows: int, exact: torch.dtype) -> Sequence[Tensor]:
+    """Keys (b, s, d) in blocks for `rows` queries of single heads, each converted to `exact`."""
+    if torch.compiler.is_exporting():  # no loop over an unknown number of keys
+        return [keys]
+    block = SCORE_ELEMENTS // rows
+    if keys.dtype != exact:
+        block = min(block, CONVERTED_ELEMENTS // keys.shape[2])
+    return keys.split(max(block, 1), dim=1)

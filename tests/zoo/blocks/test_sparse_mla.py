@@ -285,3 +285,24 @@ def test_compiled_gradients() -> None:
         for one, other in zip(*grads, strict=True):
             assert (one - other).abs().max() <= 1e-5 * max(1.0, one.abs().max().item())
     assert counters["stats"]["unique_graphs"] <= 2
+
+
+class _Uncached(nn.Module):
+    def __init__(self, mixer: nn.Module) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run(self.mixer, x)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_mixer_serves_other_lengths_and_has_no_operator_of_the_zoo() -> None:
+    module = _Uncached(built(SPEC))
+    lengths = {"x": {1: torch.export.Dim("t", min=K + 1, max=200)}}
+    with torch.no_grad():
+        program = torch.export.export(module, (torch.randn(2, 30, DIM),), dynamic_shapes=lengths)
+        assert "zoo" not in str(program.graph)
+        for length in (30, K + 1, 77):
+            x = torch.randn(2, length, DIM)
+            assert (program.module()(x) - module(x)).abs().max() < 1e-5
