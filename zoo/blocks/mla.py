@@ -1,7 +1,9 @@
 """Multi-head latent attention (DeepSeek-V2, section 2.1): the cache keeps one compressed latent per token."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -60,9 +62,7 @@ class MLA(Mixer):
         """Whether attention runs over the latents, with the up-projections folded into query and output, instead of
         over expanded keys and values. Decoding always does; a longer pass does where that takes fewer FLOPs. With
         gradients that is faster, too: 0.7 times as long where a latent is half as wide as a key and value together."""
-        expanding = past * self.kv_rank * (self.nope_dim + self.v_dim)
-        wider = Full().pairs(past, new) * (2 * self.kv_rank - self.nope_dim - self.v_dim)
-        return new == 1 or expanding > wider
+        return absorbing_is_cheaper(past, new, self.kv_rank, self.nope_dim + self.v_dim)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         absorbed = self.absorbs(past, new)
@@ -116,30 +116,39 @@ class _MLA(nn.Module):
         """(b, t, dim) -> (b, t, dim)"""
         q_nope, q_rope, new = self.project(x, ctx)
         latent, mask = cache.append(ctx, new)
-        past = latent.shape[2] - x.shape[1]
-        form = self._absorbed if self.spec.absorbs(past, x.shape[1]) else self._expanded
-        out = form(q_nope, q_rope, latent, mask)
-        return self.o(out.transpose(1, 2).flatten(2))
+        return self.o(self.attend(q_nope, q_rope, latent, mask).transpose(1, 2).flatten(2))
 
     def project(self, x: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
         """(b, t, dim) -> plain and rotary queries, each (b, h, t, d), and latents (b, 1, t, r + rope_dim)."""
-        spec, table = self.spec, ctx.tables[self.spec.rope, self.spec.rope_dim]
-        q = self.q(x).unflatten(-1, (spec.heads, -1)).transpose(1, 2)
+        return *self.split_queries(self.q(x), ctx), self.compress(x, ctx)
+
+    def split_queries(self, q: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor]:
+        """(b, t, h * (nope_dim + rope_dim)) -> plain and rotary queries, each (b, h, t, d)."""
+        spec = self.spec
+        q = q.unflatten(-1, (spec.heads, -1)).transpose(1, 2)
         if spec.temperature is not None:  # a factor of both parts, so before the rotation as well as after it
             q = (q * ctx.tables[spec.temperature, 1]).to(q.dtype)
         q_nope, q_rope = q.split([spec.nope_dim, spec.rope_dim], dim=-1)
+        return q_nope, spec.rope.rotate(q_rope, ctx.tables[spec.rope, spec.rope_dim])
+
+    def compress(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        """(b, t, dim) -> latents (b, 1, t, r + rope_dim)."""
+        spec = self.spec
         compressed, k_rope = self.kv_down(x).unsqueeze(1).split([spec.kv_rank, spec.rope_dim], dim=-1)
-        latent = torch.cat([self.kv_norm(compressed), spec.rope.rotate(k_rope, table)], dim=-1)
-        return q_nope, spec.rope.rotate(q_rope, table), latent
+        k_rope = spec.rope.rotate(k_rope, ctx.tables[spec.rope, spec.rope_dim])
+        return torch.cat([self.kv_norm(compressed), k_rope], dim=-1)
+
+    def attend(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
+        """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v), in the cheaper form."""
+        new = q_nope.shape[2]
+        form = self._absorbed if self.spec.absorbs(latent.shape[2] - new, new) else self._expanded
+        return form(q_nope, q_rope, latent, mask)
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
         """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v), attending over the latents."""
-        up = self.kv_up.weight.unflatten(0, (self.spec.heads, -1))
-        k_up, v_up = up.split([self.spec.nope_dim, self.spec.v_dim], dim=1)
-        q = torch.cat([per_head(q_nope, k_up.transpose(1, 2)), q_rope], dim=-1)
         # The values keep the rotary columns: a kernel that needs keys and values of one width copies neither.
-        out = attention(q, latent, latent, mask, self.scale)
-        return per_head(out[..., : self.spec.kv_rank], v_up)
+        attend = partial(attention, k=latent, v=latent, mask=mask, scale=self.scale)
+        return absorbed(q_nope, q_rope, self.kv_up.weight.unflatten(0, (self.spec.heads, -1)), attend)
 
     def _expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
         """The same, attending over keys and values expanded from the latents."""
@@ -147,7 +156,32 @@ class _MLA(nn.Module):
 
     def expand(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 1, s, r + rope_dim) -> keys and values of all heads, (b, h, s, nope_dim + rope_dim) and (b, h, s, v)."""
-        compressed, k_rope = latent.split([self.spec.kv_rank, self.spec.rope_dim], dim=-1)
-        kv = self.kv_up(compressed.squeeze(1)).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
-        k_nope, v = kv.split([self.spec.nope_dim, self.spec.v_dim], dim=-1)
-        return torch.cat([k_nope, k_rope.expand(-1, self.spec.heads, -1, -1)], dim=-1), v
+        return expand(latent, self.kv_up, self.spec.heads, self.spec.kv_rank, self.spec.nope_dim)
+
+
+def absorbing_is_cheaper(past: int, new: int, kv_rank: int, expanded_width: int) -> bool:
+    """Whether `new` tokens after `past` take fewer FLOPs over latents than over keys and values that are expanded from
+    them, `expanded_width` = nope_dim + v_dim elements of each head. A single token always absorbs."""
+    expanding = past * kv_rank * expanded_width
+    wider = Full().pairs(past, new) * (2 * kv_rank - expanded_width)
+    return new == 1 or expanding > wider
+
+
+def absorbed(q_nope: Tensor, q_rope: Tensor, up: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+    """q (b, h, t, d) and up (h, nope_dim + v_dim, r) -> (b, h, t, v), with `up` folded into the queries and the output.
+    `attend` maps queries (b, h, t, r + rope_dim) to weighted latents, of which the first r elements count."""
+    nope_dim, kv_rank = q_nope.shape[3], up.shape[2]
+    k_up, v_up = up.split([nope_dim, up.shape[1] - nope_dim], dim=1)
+    q = torch.cat([per_head(q_nope, k_up.transpose(1, 2)), q_rope], dim=-1)
+    return per_head(attend(q)[..., :kv_rank], v_up)
+
+
+def expand(
+    latent: Tensor, kv_up: Callable[[Tensor], Tensor], heads: int, kv_rank: int, nope_dim: int
+) -> tuple[Tensor, Tensor]:
+    """Latents (b, 1, s, r + rope_dim), with `kv_up` mapping (b, s, r) to (b, s, h * (nope_dim + v)) -> keys and values
+    of all heads, (b, h, s, nope_dim + rope_dim) and (b, h, s, v)."""
+    compressed, k_rope = latent.split([kv_rank, latent.shape[3] - kv_rank], dim=-1)
+    kv = kv_up(compressed.squeeze(1)).unflatten(-1, (heads, -1)).transpose(1, 2)
+    k_nope, v = kv.split([nope_dim, kv.shape[3] - nope_dim], dim=-1)
+    return torch.cat([k_nope, k_rope.expand(-1, heads, -1, -1)], dim=-1), v

@@ -1,0 +1,164 @@
+"""The lightning indexer: against its formula term by term, and against released code on the same weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo import LayerNorm, NoPE, RoPE
+from zoo.blocks import indexer as module
+from zoo.blocks.indexer import Indexer, choose_keys, index_scores
+from zoo.core.cache import NoCache
+from zoo.core.forward_context import prepare_forward, visible
+from zoo.core.sparse_attention import NOT_CHOSEN
+from zoo.costs import CacheSpec
+
+DIM, Q_RANK, ROPE_DIM, ROPE = 32, 20, 4, RoPE(1e4)
+SPEC = Indexer(heads=12, head_dim=8, k=5, norm=LayerNorm(1e-6))
+
+
+def built(spec: Indexer, dtype: torch.dtype = torch.float64, rope: RoPE | NoPE = ROPE) -> nn.Module:
+    made = spec.build(DIM, Q_RANK, rope, ROPE_DIM).to(dtype)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.copy_(torch.randn(weight.shape) * (0.3 if weight.ndim == 2 else 1.0))
+    return made
+
+
+def choose(indexer: nn.Module, x: Tensor, q_latent: Tensor, past: int = 0) -> Tensor:
+    """What the tokens after `past` of x (b, s, dim) choose among all of it."""
+    whole = prepare_forward(0, x.shape[1], [(indexer.rope, ROPE_DIM)], [NoCache(CacheSpec())])
+    new = x.shape[1] - past
+    step = prepare_forward(past, new, [(indexer.rope, ROPE_DIM)], [NoCache(CacheSpec())])
+    mask = None if past == 0 or new == 1 else visible(torch.arange(past, x.shape[1]), torch.arange(x.shape[1]))
+    return indexer(x[:, past:], q_latent[:, past:], indexer.keys(x, whole), mask, step)
+
+
+def sets(chosen: Tensor) -> list[list[set[int]]]:
+    return [[set(row) - {NOT_CHOSEN} for row in sequence] for sequence in chosen.tolist()]
+
+
+@torch.no_grad()
+def test_scores_are_weighted_rectified_products() -> None:
+    q, weights, keys = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 4), torch.randn(2, 7, 8)
+    got = index_scores(q, weights, keys)
+    for b, t, s in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(7)).tolist():
+        terms = [weights[b, t, h].item() * max(torch.dot(q[b, t, h], keys[b, s]).item(), 0.0) for h in range(4)]
+        assert got[b, t, s].item() == pytest.approx(sum(terms), abs=1e-5)
+
+
+@torch.no_grad()
+def test_bfloat16_is_scored_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in blocks of keys as in one."""
+    q, weights, keys = (torch.randn(shape).bfloat16() for shape in ((2, 3, 4, 8), (2, 3, 4), (2, 70, 8)))
+    exact = index_scores(q.double(), weights.double(), keys.double())
+    for elements in (1, 500, 2**19):
+        monkeypatch.setattr(module, "SCORE_ELEMENTS", elements)
+        got = index_scores(q, weights, keys)
+        assert got.dtype == torch.float32
+        assert (got - exact).abs().max() < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rope", [ROPE, NoPE()])
+def test_the_first_elements_are_rotated_and_the_rest_are_not(rope: RoPE | NoPE) -> None:
+    indexer, x, q_latent = built(SPEC, rope=rope), torch.randn(2, 9, DIM).double(), torch.randn(2, 9, Q_RANK).double()
+    table = rope.table(torch.arange(9), ROPE_DIM)
+    key = nn.functional.layer_norm(indexer.k(x), (8,), indexer.k_norm.weight, indexer.k_norm.bias, 1e-6)
+    q = indexer.q(q_latent).unflatten(-1, (12, 8))
+    score = torch.zeros(2, 9, 9, dtype=torch.float64)
+    rotated_key = torch.cat([rope.rotate(key[..., :ROPE_DIM], table), key[..., ROPE_DIM:]], -1)
+    for h in range(12):
+        rotated = torch.cat([rope.rotate(q[:, :, h, :ROPE_DIM], table), q[:, :, h, ROPE_DIM:]], -1)
+        score += indexer.head_weights(x)[..., h, None] * (rotated @ rotated_key.mT).relu()
+    score = score.masked_fill(~torch.ones(9, 9, dtype=torch.bool).tril(), float("-inf"))
+    expected = [[set(row[: t + 1].topk(min(5, t + 1)).indices.tolist()) for t, row in enumerate(one)] for one in score]
+    assert sets(choose(indexer, x, q_latent)) == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("past", [0, 1, 4, 5, 60, 149])
+def test_what_a_token_chooses_does_not_depend_on_the_pass(past: int) -> None:
+    """Over an empty cache, after tokens that see at most k, and a single token; in several blocks of queries."""
+    indexer, x, q_latent = built(SPEC), torch.randn(2, 150, DIM).double(), torch.randn(2, 150, Q_RANK).double()
+    assert module.QUERY_BLOCK < 150
+    whole = sets(choose(indexer, x, q_latent))
+    assert sets(choose(indexer, x, q_latent, past)) == [row[past:] for row in whole]
+    assert [len(row) for row in whole[0]] == [min(t + 1, SPEC.k) for t in range(150)]
+
+
+@torch.no_grad()
+def test_a_token_that_is_not_the_last_place_chooses_by_the_mask() -> None:
+    """As a static cache is read: empty places after the token's own are never chosen."""
+    q, weights, keys = torch.randn(1, 1, 12, 8), torch.ones(1, 1, 12), torch.randn(1, 20, 8)
+    for position in (0, 3, 4, 12):
+        mask = visible(torch.tensor([position]), torch.arange(20))
+        chosen = sets(choose_keys(q, weights, keys, mask, 5))[0][0]
+        scores = index_scores(q, weights, keys[:, : position + 1])[0, 0]
+        assert chosen == set(scores.topk(min(5, position + 1)).indices.tolist())
+
+
+def test_parameters_are_counted() -> None:
+    assert SPEC.params(DIM, Q_RANK) == sum(weight.numel() for weight in built(SPEC).parameters())
+
+
+@torch.no_grad()
+@given(past=st.integers(0, 90), new=st.integers(1, 90))
+def test_flops_are_those_that_run(past: int, new: int) -> None:
+    indexer, x, q_latent = built(SPEC), torch.randn(1, past + new, DIM), torch.randn(1, past + new, Q_RANK)
+    indexer, x, q_latent = indexer.float(), x.float(), q_latent.float()
+    tables = [(ROPE, ROPE_DIM)]
+    keys = indexer.keys(x, prepare_forward(0, past + new, tables, [NoCache(CacheSpec())]))
+    step = prepare_forward(past, new, tables, [NoCache(CacheSpec())])
+    mask = None if past == 0 or new == 1 else visible(torch.arange(past, past + new), torch.arange(past + new))
+    with FlopCounterMode(display=False) as counter:
+        indexer.keys(x[:, past:], step)
+        if past + new > SPEC.k:
+            indexer(x[:, past:], q_latent[:, past:], keys, mask, step)
+    assert counter.get_total_flops() == SPEC.flops(DIM, Q_RANK, past, new, causal=False)
+    pairs = sum(position + 1 for position in range(past, past + new) if position + 1 > SPEC.k)
+    projected = DIM * 8 + (Q_RANK * 12 * 8 + DIM * 12 if past + new > SPEC.k else 0)
+    assert SPEC.flops(DIM, Q_RANK, past, new) == 2 * (new * projected + pairs * 12 * (8 + 1))
+
+
+def test_the_choice_has_no_gradient() -> None:
+    indexer, x, q_latent = built(SPEC), torch.randn(1, 9, DIM).double().requires_grad_(), torch.randn(1, 9, Q_RANK)
+    assert not choose(indexer, x, q_latent.double()).requires_grad
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("k", [5, 200], ids=["few", "all"])
+@pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa"])
+def test_released_code_chooses_the_same_keys(family: str, k: int) -> None:
+    """GLM rotates neighbouring elements as pairs: rotated rows change places, and elements of the norm with them."""
+    transformers = pytest.importorskip("transformers")
+    from importlib import import_module
+
+    name = {"deepseek_v32": "DeepseekV32", "glm_moe_dsa": "GlmMoeDsa"}[family]
+    modeling = import_module(f"transformers.models.{family}.modeling_{family}")
+    widths = {"hidden_size": DIM, "q_lora_rank": Q_RANK, "qk_rope_head_dim": ROPE_DIM}
+    index = {"index_n_heads": 12, "index_head_dim": 8, "index_topk": k}
+    config = getattr(transformers, f"{name}Config")(**widths, **index, num_hidden_layers=1)
+    theirs = getattr(modeling, f"{name}Indexer")(config, 0)
+    ours = Indexer(12, 8, k, LayerNorm(1e-6)).build(DIM, Q_RANK, ROPE, ROPE_DIM)
+    for weight in theirs.parameters():
+        weight.copy_(torch.randn(weight.shape) * (0.3 if weight.ndim == 2 else 1.0))
+    order = torch.arange(8)
+    if family == "glm_moe_dsa":
+        order[:ROPE_DIM] = torch.cat([torch.arange(0, ROPE_DIM, 2), torch.arange(1, ROPE_DIM, 2)])
+    ours.q.weight.copy_(theirs.wq_b.weight.view(12, 8, -1)[:, order].flatten(0, 1))
+    ours.k.weight.copy_(theirs.wk.weight[order])
+    ours.k_norm.weight.copy_(theirs.k_norm.weight[order])
+    ours.k_norm.bias.copy_(theirs.k_norm.bias[order])
+    ours.head_weights.weight.copy_(theirs.weights_proj.weight)
+    x, q_latent = torch.randn(2, 90, DIM), torch.randn(2, 90, Q_RANK)
+    cos, sin = ROPE.table(torch.arange(90), ROPE_DIM)
+    sin = torch.cat([sin[:, ROPE_DIM // 2 :]] * 2, dim=-1)  # ours has the first half negated
+    mask = torch.ones(2, 90, 90, dtype=torch.bool).tril()
+    chosen = theirs(x, q_latent, (cos.expand(2, -1, -1), sin.expand(2, -1, -1)), mask, torch.arange(90))
+    expected = [[{s for s in row if s <= t} for t, row in enumerate(one)] for one in chosen.tolist()]
+    assert sets(choose(ours, x, q_latent)) == expected

@@ -1,0 +1,308 @@
+"""Sparse latent attention: against dense attention under the mask of what its indexer chooses, and its passes against
+each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from importlib import import_module
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch._dynamo import config as dynamo
+from torch._dynamo.utils import counters
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.models import has_compiler
+from zoo import MLA, LayerNorm, RMSNorm, RoPE
+from zoo.blocks.indexer import Indexer
+from zoo.blocks.sparse_mla import SparseMLA
+from zoo.core.cache import Cache, NoCache
+from zoo.core.forward_context import prepare_forward
+from zoo.core.sparse_attention import sees
+from zoo.costs import CacheSpec
+from zoo.errors import SpecError
+from zoo.model.compile import compile_function, mark_dynamic_lengths
+
+DIM, K = 32, 6
+INDEXER = Indexer(heads=16, head_dim=8, k=K, norm=LayerNorm(1e-6))
+SPEC = SparseMLA(
+    heads=3,
+    q_rank=24,
+    kv_rank=16,
+    nope_dim=6,
+    rope_dim=4,
+    v_dim=5,
+    norm=RMSNorm(1e-6),
+    rope=RoPE(1e4),
+    indexer=INDEXER,
+)
+SMALL_LATENT = replace(SPEC, kv_rank=4)  # absorbs in every pass
+
+
+def built(spec: MLA, dtype: torch.dtype = torch.float32) -> nn.Module:
+    module = spec.build(DIM).to(dtype)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.copy_(torch.randn(weight.shape) * (0.3 if weight.ndim == 2 else 1.0))
+    return module
+
+
+def run(module: nn.Module, x: Tensor, cache: Any = None, past: int = 0) -> Tensor:
+    cache = cache or NoCache(CacheSpec())
+    return module(x, prepare_forward(past, x.shape[1], module.spec.tables(), [cache]), cache)
+
+
+def new_cache(spec: MLA, tokens: int, dtype: torch.dtype = torch.float32, static: bool = False) -> Any:
+    return Cache([spec.cache_spec()], 2, tokens, dtype, torch.device("cpu"), static).layers[0]
+
+
+def run_passes(module: nn.Module, x: Tensor, sizes: list[int], static: bool = False) -> Tensor:
+    """The same in passes of these sizes over a cache with room beyond them."""
+    cache = new_cache(module.spec, x.shape[1] + 3, x.dtype, static)
+    starts = accumulate(sizes, initial=0)
+    return torch.cat([run(module, part, cache, past) for past, part in zip(starts, x.split(sizes, 1), strict=False)], 1)
+
+
+def masked(module: nn.Module, x: Tensor) -> Tensor:
+    """Each head by itself over expanded keys and values, under the mask of what the indexer chose."""
+    spec, ctx = module.spec, prepare_forward(0, x.shape[1], module.spec.tables(), [NoCache(CacheSpec())])
+    q_nope, q_rope, latent = module.project(x, ctx)
+    q_latent = module.q[1](module.q[0](x))
+    seen = sees(module.indexer(x, q_latent, module.indexer.keys(x, ctx), None, ctx), x.shape[1])[:, 0]
+    k, v = module.expand(latent)
+    scale = spec.scale or (spec.nope_dim + spec.rope_dim) ** -0.5
+    out = []
+    for h in range(spec.heads):
+        scores = scale * torch.cat([q_nope, q_rope], -1)[:, h] @ k[:, h].mT
+        out.append(scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v[:, h])
+    return module.o(torch.cat(out, -1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [1, K - 1, K, K + 1, 2 * K, 100])
+@pytest.mark.parametrize("spec", [SPEC, SMALL_LATENT, replace(SPEC, scale=0.5)], ids=["", "small latent", "scale"])
+def test_it_is_dense_attention_under_the_mask_of_what_was_chosen(spec: SparseMLA, length: int) -> None:
+    module, x = built(spec, torch.float64), torch.randn(2, length, DIM, dtype=torch.float64)
+    # Norms and rotary tables are float32 arithmetic in any dtype.
+    torch.testing.assert_close(run(module, x), masked(module, x), rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_up_to_k_tokens_it_is_mla() -> None:
+    module = built(SPEC)
+    same = {field.name: getattr(SPEC, field.name) for field in fields(MLA)}
+    plain = MLA(**same).build(DIM)
+    plain.load_state_dict({name: w for name, w in module.state_dict().items() if not name.startswith("indexer.")})
+    x = torch.randn(2, K + 1, DIM)
+    whole, dense = run(module, x), run(plain, x)
+    assert torch.equal(whole[:, :K], dense[:, :K])
+    assert (whole[:, K] - dense[:, K]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("static", [False, True], ids=["", "static"])
+@pytest.mark.parametrize(
+    "sizes", [[1] * 100, [K - 1, 1, 1, 93], [K, 94], [3, 2, 1, 1, 20, 1, 72], [99, 1], [4, 96]], ids=len
+)
+@pytest.mark.parametrize("spec", [SPEC, SMALL_LATENT], ids=["", "small latent"])
+def test_passes_over_a_cache_equal_one_pass(spec: SparseMLA, sizes: list[int], static: bool) -> None:
+    module, x = built(spec), torch.randn(2, 100, DIM)
+    assert (run_passes(module, x, sizes, static) - run(module, x)).abs().max() < 1e-5
+
+
+def test_gradients_are_those_of_the_masked_form() -> None:
+    """All parameters but the indexer's, which the choice passes no gradient to; below k tokens and above."""
+    for length in (K, 50):
+        module, x = built(SPEC, torch.float64), torch.randn(2, length, DIM, dtype=torch.float64, requires_grad=True)
+        names, given = zip(*((n, w) for n, w in module.named_parameters() if not n.startswith("indexer.")), strict=True)
+        out, expected = run(module, x), masked(module, x)
+        with torch.no_grad():
+            assert (run(module, x) - out).abs().max() < 1e-6
+        weight = torch.randn_like(out)
+        got, wanted = (torch.autograd.grad(y, (x, *given), weight) for y in (out, expected))
+        for name, one, other in zip(("x", *names), got, wanted, strict=True):
+            assert other.abs().max() > 0, name
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        run(module, x).sum().backward()
+        assert all(weight.grad is None for weight in module.indexer.parameters())
+
+
+@torch.no_grad()
+@given(past=st.integers(0, 80), new=st.integers(1, 80), small=st.booleans())
+def test_flops_are_what_torch_counts(past: int, new: int, small: bool) -> None:
+    spec = SMALL_LATENT if small else SPEC
+    module, cache = built(spec), Cache([spec.cache_spec()], 1, 160, torch.float32, torch.device("cpu")).layers[0]
+    if past:
+        run(module, torch.randn(1, past, DIM), cache)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run(module, torch.randn(1, new, DIM), cache, past)
+    assert counter.get_total_flops() == spec.flops(DIM, past, new, causal=False)
+    if past + new <= K:
+        return
+    choosing = sum(position >= K for position in range(past, past + new))
+    causal = spec.flop_breakdown(DIM, past, new)
+    assert causal["indexer"] == spec.indexer.flops(DIM, 24, past, new)
+    if choosing == new:
+        assert causal["scores"] == 2 * new * K * 3 * (2 * spec.kv_rank + 4)
+
+
+def test_deepseek_by_hand() -> None:
+    """DeepSeek-V3.2: a token of layer 0 after 32,767 others reads 2,048 latents and 32,768 index keys."""
+    indexer = Indexer(64, 128, 2048, LayerNorm(1e-6))
+    spec = SparseMLA(128, 1536, 512, 128, 64, 128, RMSNorm(1e-6), RoPE(1e4), indexer=indexer)
+    assert spec.cache_spec().per_token == (("latent", (1, 576)), ("index_keys", (1, 128)))
+    assert spec.cache_spec().elements() == 704
+    assert indexer.params(7168, 1536) == 1536 * 64 * 128 + 7168 * 128 + 7168 * 64 + 2 * 128
+    around = 7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 128 * 128 * 7168 + 128 * 512 * (128 + 128)
+    index = 1536 * 64 * 128 + 7168 * (128 + 64) + 32_768 * 64 * 129
+    assert spec.flops(7168, 32_767, 1) == 2 * (around + index + 2048 * 128 * (576 + 512))
+    assert spec.params(7168) == around + indexer.params(7168, 1536) + 1536 + 512
+
+
+def test_parameters_and_the_cache_are_counted() -> None:
+    assert SPEC.params(DIM) == sum(weight.numel() for weight in built(SPEC).parameters())
+    cache = Cache([SPEC.cache_spec()], 2, 9, torch.float32, torch.device("cpu"))
+    assert cache.nbytes == 4 * 2 * 9 * (16 + 4 + 8)
+
+
+def test_what_no_indexer_can_do_is_refused() -> None:
+    with pytest.raises(SpecError, match="q_rank is None"):
+        replace(SPEC, q_rank=None)
+    with pytest.raises(SpecError, match="rope_dim=10 is above the indexer's head_dim=8"):
+        replace(SPEC, rope_dim=10)
+
+
+def test_it_says_what_it_chooses() -> None:
+    assert SPEC.describe().startswith("sparse MLA, 3 heads of 6 + 4 rotary")
+    assert SPEC.describe().endswith("top 6 keys of 16 index heads of 8")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("k", [K, 200], ids=["few", "all"])
+@pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa"])
+def test_released_code_computes_the_same(family: str, k: int) -> None:
+    """The whole mixer on the same weights. Rotated rows change places where released code pairs neighbours."""
+    transformers = pytest.importorskip("transformers")
+    name = {"deepseek_v32": "DeepseekV32", "glm_moe_dsa": "GlmMoeDsa"}[family]
+    widths = {"hidden_size": DIM, "q_lora_rank": 24, "kv_lora_rank": 16, "num_attention_heads": 3}
+    widths |= {"num_key_value_heads": 3, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 5}
+    widths |= {"index_n_heads": 16, "index_head_dim": 8, "index_topk": k, "num_hidden_layers": 1}
+    config = getattr(transformers, f"{name}Config")(**widths, attn_implementation="eager")
+    theirs = getattr(import_module(f"transformers.models.{family}.modeling_{family}"), f"{name}Attention")(config, 0)
+    ours = replace(SPEC, indexer=replace(INDEXER, k=k)).build(DIM)
+    for weight in theirs.parameters():
+        weight.copy_(torch.randn(weight.shape) * (0.3 if weight.ndim == 2 else 1.0))
+    halves = torch.tensor([0, 2, 1, 3])  # neighbours to halves
+    rotated = torch.cat([torch.arange(6), 6 + halves])
+    latent = torch.cat([torch.arange(16), 16 + halves])
+    index = torch.cat([halves if family == "glm_moe_dsa" else torch.arange(4), torch.arange(4, 8)])
+    pairs = {
+        "q.down": theirs.q_a_proj.weight,
+        "q.norm": theirs.q_a_layernorm.weight,
+        "q.up": theirs.q_b_proj.weight.view(3, 10, -1)[:, rotated].flatten(0, 1),
+        "kv_down": theirs.kv_a_proj_with_mqa.weight[latent],
+        "kv_norm": theirs.kv_a_layernorm.weight,
+        "kv_up": theirs.kv_b_proj.weight,
+        "o": theirs.o_proj.weight,
+        "indexer.q": theirs.indexer.wq_b.weight.view(16, 8, -1)[:, index].flatten(0, 1),
+        "indexer.k": theirs.indexer.wk.weight[index],
+        "indexer.k_norm": theirs.indexer.k_norm.weight[index],
+        "indexer.head_weights": theirs.indexer.weights_proj.weight,
+    }
+    state = {f"{module}.weight": weight for module, weight in pairs.items()}
+    ours.load_state_dict(state | {"indexer.k_norm.bias": theirs.indexer.k_norm.bias[index]})
+    x = torch.randn(2, 90, DIM)
+    cos, sin = SPEC.rope.table(torch.arange(90), 4)
+    sin = torch.cat([sin[:, 2:]] * 2, dim=-1)  # ours has the first half negated
+    table = cos.expand(2, -1, -1), sin.expand(2, -1, -1)
+    mask = torch.ones(2, 1, 90, 90, dtype=torch.bool).tril()
+    bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    expected = theirs(x, table, bias)[0]
+    assert (run(ours, x) - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item())
+
+
+def call(module: nn.Module, x: Tensor, ctx: Any, cache: Any) -> Tensor:
+    return module(x, ctx, cache)
+
+
+@pytest.fixture
+def _strict() -> Iterator[None]:
+    torch.compiler.reset()
+    counters.clear()
+    with dynamo.patch(fail_on_recompile_limit_hit=True):
+        yield
+    torch.compiler.reset()
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_strict")
+def test_three_graphs_serve_every_length() -> None:
+    """Prefill into an empty cache and into a filled one, and single tokens: below k tokens, across k and above."""
+    module, x = built(SPEC), torch.randn(2, 100, DIM)
+    compiled = compile_function(call)
+    for sizes, room in (
+        ([40, 1, 1, 23, 1], 5),  # the first lengths are no widths of the module, with which torch would identify them
+        ([K - 2, 1, 1, 1, 1, 50, 1, 1], 3),
+        ([3, 2, 1, 1, 70], 0),
+        ([K, 1, 9], 1),
+        ([1, 3, 2, 3, 80, 1], 20),
+    ):
+        caches = [new_cache(SPEC, sum(sizes) + room) for _ in range(2)]
+        for past, part in zip(accumulate(sizes, initial=0), x[:, : sum(sizes)].split(sizes, 1), strict=False):
+            outs = []
+            for function, cache in zip((call, compiled), caches, strict=True):
+                ctx = prepare_forward(past, part.shape[1], SPEC.tables(), [cache])
+                mark_dynamic_lengths(ctx, part.shape[1])
+                outs.append(function(module, part.clone(), ctx, cache))
+            assert (outs[0] - outs[1]).abs().max() < 1e-5
+    assert counters["stats"]["unique_graphs"] <= 3
+
+
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_strict")
+def test_compiled_gradients() -> None:
+    """One graph up to k tokens, and one above."""
+    module = built(SPEC)
+    compiled = compile_function(call)
+    given = [weight for name, weight in module.named_parameters() if not name.startswith("indexer.")]
+    for length in (20, 4, 33, K, 50):
+        x, cache = torch.randn(2, length, DIM), NoCache(CacheSpec())
+        grads = []
+        for function in (call, compiled):
+            ctx = prepare_forward(0, length, SPEC.tables(), [cache])
+            mark_dynamic_lengths(ctx, length)
+            grads.append(torch.autograd.grad(function(module, x, ctx, cache).square().sum(), given))
+        for one, other in zip(*grads, strict=True):
+            assert (one - other).abs().max() <= 1e-5 * max(1.0, one.abs().max().item())
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+class _Uncached(nn.Module):
+    def __init__(self, mixer: nn.Module) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run(self.mixer, x)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_mixer_serves_other_lengths_and_has_no_operator_of_the_zoo() -> None:
+    module = _Uncached(built(SPEC))
+    lengths = {"x": {1: torch.export.Dim("t", min=K + 1, max=200)}}
+    with torch.no_grad():
+        program = torch.export.export(module, (torch.randn(2, 30, DIM),), dynamic_shapes=lengths)
+        assert "zoo" not in str(program.graph)
+        for length in (30, K + 1, 77):
+            x = torch.randn(2, length, DIM)
+            assert (program.module()(x) - module(x)).abs().max() < 1e-5

@@ -1,0 +1,130 @@
+"""Attention over chosen keys against dense attention under the mask of what was chosen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo import config as dynamo
+from torch._dynamo.utils import counters
+
+from tests.models import has_compiler
+from zoo.core import sparse_attention as module
+from zoo.core.forward_context import visible
+from zoo.core.inductor import compile_dynamic
+from zoo.core.sparse_attention import NOT_CHOSEN, sees, sees_all, sparse_attention, top_keys
+
+K, WIDTH = 5, 6
+# (new, keys): decode, the last query of k tokens, prefill, chunks over a past; at most k keys and more.
+PASSES = [(1, 1), (1, 5), (1, 6), (1, 40), (3, 4), (5, 5), (12, 12), (3, 8), (7, 30)]
+
+
+def mask_of(new: int, keys: int) -> Tensor | None:
+    """As layer caches make it: None for a single query or a prefill into an empty cache."""
+    return None if new in (1, keys) else visible(torch.arange(keys - new, keys), torch.arange(keys))
+
+
+def drawn(new: int, keys: int) -> Tensor:
+    return visible(torch.arange(keys - new, keys), torch.arange(keys))
+
+
+def inputs(new: int, keys: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of 4 heads, the shared stream, and what random scores choose."""
+    q, latent = torch.randn(2, 4, new, 8, dtype=dtype), torch.randn(2, 1, keys, 8, dtype=dtype)
+    return q, latent, top_keys(torch.randn(2, new, keys), K, drawn(new, keys))
+
+
+def dense(q: Tensor, latent: Tensor, chosen: Tensor, scale: float) -> Tensor:
+    """All scores, those of other keys set to -inf."""
+    scores = (q @ latent.mT * scale).masked_fill(~sees(chosen, latent.shape[2]), float("-inf"))
+    return scores.softmax(-1) @ latent[..., :WIDTH]
+
+
+@pytest.mark.parametrize(("new", "keys"), PASSES)
+def test_the_top_keys_are_the_best_of_those_a_query_sees(new: int, keys: int) -> None:
+    scores = torch.randn(2, new, keys)
+    chosen = top_keys(scores, K, drawn(new, keys))
+    assert chosen.shape == (2, new, K)
+    for b in range(2):
+        for t in range(new):
+            seen = keys - new + t + 1
+            best = sorted(range(seen), key=lambda s: -scores[b, t, s].item())[:K]
+            assert sorted(chosen[b, t].tolist()) == sorted(best + [NOT_CHOSEN] * (K - len(best)))
+
+
+def test_without_a_mask_every_token_may_be_chosen() -> None:
+    scores = torch.tensor([[[3.0, 1.0, 2.0, 5.0]]])
+    assert set(top_keys(scores, 2)[0, 0].tolist()) == {0, 3}
+    assert set(top_keys(scores, 6)[0, 0].tolist()) == {0, 1, 2, 3, NOT_CHOSEN}
+
+
+@pytest.mark.parametrize(("new", "keys"), PASSES)
+def test_the_mask_holds_exactly_what_was_chosen(new: int, keys: int) -> None:
+    chosen = inputs(new, keys)[2]
+    seen = sees(chosen, keys)
+    assert seen.shape == (2, 1, new, keys)
+    for b in range(2):
+        for t in range(new):
+            assert set(seen[b, 0, t].nonzero().flatten().tolist()) == set(chosen[b, t].tolist()) - {NOT_CHOSEN}
+
+
+def test_the_first_tokens_see_no_more_than_k() -> None:
+    for past in range(8):
+        for new in range(1, 8):
+            assert sees_all(K, past, new) == sum(past + t + 1 <= K for t in range(new))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("elements", [1, 100, 2**21], ids=["a query", "several queries", "all queries"])
+@pytest.mark.parametrize(("new", "keys"), PASSES)
+def test_gathered_attention_equals_dense_attention(
+    new: int, keys: int, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks of one query, of several and of all."""
+    monkeypatch.setattr(module, "GATHERED_ELEMENTS", elements)
+    q, latent, chosen = inputs(new, keys)
+    out = sparse_attention(q, latent, chosen, mask_of(new, keys), 0.3, WIDTH)
+    torch.testing.assert_close(out, dense(q, latent, chosen, 0.3), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_bfloat16_has_its_softmax_in_float32() -> None:
+    q, latent, chosen = inputs(7, 30, torch.bfloat16)
+    out = sparse_attention(q, latent, chosen, mask_of(7, 30), 0.3, WIDTH)
+    assert out.dtype == torch.bfloat16
+    expected = dense(q.double(), latent.double(), chosen, 0.3)
+    assert (out - expected).abs().max() < 0.03
+
+
+@pytest.mark.parametrize(("new", "keys"), [(1, 40), (7, 30), (12, 12)])
+def test_gradients_equal_those_of_dense_attention(new: int, keys: int) -> None:
+    q, latent, chosen = inputs(new, keys)
+    given = [x.requires_grad_() for x in (q, latent)]
+    out, expected = sparse_attention(*given, chosen, mask_of(new, keys), 0.3, WIDTH), dense(*given, chosen, 0.3)
+    weight = torch.randn_like(out)
+    for got, wanted in zip(*(torch.autograd.grad(x, given, weight) for x in (out, expected)), strict=True):
+        assert wanted.abs().max() > 0
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("differentiates", [False, True], ids=["operator", "traced"])
+@pytest.mark.parametrize("decode", [True, False], ids=["decode", "prefill"])
+def test_one_graph_serves_every_length(decode: bool, differentiates: bool) -> None:
+    """Below k, at k and above it; of single-token decode the compiler is not told the number of keys."""
+    from torch._dynamo.decorators import mark_unbacked, maybe_mark_dynamic
+
+    torch.compiler.reset()
+    counters.clear()
+    function = compile_dynamic(sparse_attention)
+    lengths = [(1, 7), (1, 3), (1, 5), (1, 6), (1, 60)] if decode else [(7, 19), (3, 4), (2, 5), (7, 300), (200, 201)]
+    with dynamo.patch(fail_on_recompile_limit_hit=True), torch.set_grad_enabled(differentiates):
+        for new, keys in lengths:
+            q, latent, chosen = inputs(new, keys, torch.float32)
+            mask = mask_of(new, keys)
+            (mark_unbacked if decode else maybe_mark_dynamic)(latent, 2)
+            out = function(q, latent, chosen, mask, 0.3, WIDTH)
+            assert (out - dense(q.double(), latent.double(), chosen, 0.3)).abs().max() < 1e-5
+    assert counters["stats"]["unique_graphs"] == 1
+    torch.compiler.reset()
