@@ -15,11 +15,12 @@ import zoo
 
 # Fields that set the shapes of parameters: a wrong one is found before anything is computed.
 SHAPES = {"vocab", "dim", "heads", "kv_heads", "head_dim", "hidden", "experts", "tied"}
-SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count"}
+SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count", "shares_choice"}
 # Fields that change no logit in float32: the trained context, and where a norm rounds.
 UNSEEN = {"context", "scale_in_fp32"}
-# Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w.
-FIXED = {"keep", "weight"}
+# Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w; later layers may
+# take what a layer's attention hands on.
+FIXED = {"keep", "weight", "attn"}
 
 Changes = Callable[[Any], list[Any]]
 # Field name -> the other values, for a value that is not None.

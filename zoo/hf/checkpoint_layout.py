@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -117,10 +118,23 @@ class PairedRows(Rule):
     def _order(self, rows: int, layer: Layer | None) -> Tensor:
         """(rows,) the checkpoint's row for each row of the parameter."""
         assert layer is not None
-        plain, rotary = getattr(layer.mixer, self.plain), getattr(layer.mixer, self.rotary)
-        heads = rearrange(torch.arange(rows), "(h rows) -> h rows", rows=plain + rotary)
-        moved = rearrange(heads[:, plain:], "h (pair side) -> h (side pair)", side=2)
-        return torch.cat([heads[:, :plain], moved], dim=1).flatten()
+        first, rotary, last = self._widths(layer.mixer)
+        heads = rearrange(torch.arange(rows), "(h rows) -> h rows", rows=first + rotary + last)
+        before, moved, after = heads.split([first, rotary, last], dim=1)
+        return torch.cat([before, rearrange(moved, "h (pair side) -> h (side pair)", side=2), after], dim=1).flatten()
+
+    def _widths(self, mixer: Any) -> tuple[int, int, int]:
+        """Rows of a head before the rotary ones, the rotary ones, and those behind."""
+        return getattr(mixer, self.plain), getattr(mixer, self.rotary), 0
+
+
+@dataclass(frozen=True)
+class PairedIndexRows(PairedRows):
+    """Rows of each head of the mixer's indexer: of its `plain` rows in all, those in front are `rotary`, in pairs."""
+
+    def _widths(self, mixer: Any) -> tuple[int, int, int]:
+        rotary = getattr(mixer, self.rotary)
+        return 0, rotary, getattr(mixer.indexer, self.plain) - rotary
 
 
 @dataclass(frozen=True)
