@@ -117,7 +117,7 @@ def costs(spec: Decoder, context: int, config: InferenceConfig, device: Device) 
     yield "parameters", "parameters", spec.params()
     yield "active parameters", "parameters", spec.active_params()
     yield "in embedding and head", "parameters", parts["embedding"] + parts["head"]
-    yield "in attention", "parameters", parts.get("attn", 0)
+    yield "in attention", "parameters", parts.get("attn", 0) + parts.get("indexer", 0)
     yield "in feed-forwards", "parameters", sum(parts.get(part, 0) for part in FFN_PARTS)
     fixed, per_token = spec.kv_growth(config.cache)
     yield "KV cache, fixed", "bytes", fixed
