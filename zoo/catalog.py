@@ -89,7 +89,9 @@ def _decoder(name_or_spec: str | Decoder, tiny: bool) -> Decoder:
 
 def family_of(config: Any) -> ModuleType:
     """The architecture module that reads a published config.json, by its model_type."""
-    by_type = {kind: family for family in families().values() for kind in family.from_hf.model_types}
+    by_type: dict[str, ModuleType] = {}
+    for family in families().values():  # several share a reader where one was released under the other's model_type
+        by_type = dict.fromkeys(family.from_hf.model_types, family) | by_type
     if not isinstance(config, dict) or "model_type" not in config:
         raise MalformedError("config.json: must be an object with a model_type")
     model_type = str(config["model_type"])

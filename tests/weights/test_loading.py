@@ -160,17 +160,21 @@ def _dtypes(model: torch.nn.Module) -> dict[str, torch.dtype]:
 
 @pytest.mark.parametrize("name", screen_by_family())
 def test_parameters_share_the_pages_of_the_file(name: str, saved: Saved) -> None:
-    """On the CPU in the file's dtype, only stacked experts and permuted rows are copied."""
+    """On the CPU in the file's dtype, only stacked experts, permuted rows and parts of a tensor are copied."""
     folder = HFFolder(saved(name))
     model = fill(folder.spec(), folder, "cpu", "auto")
     mapped = {folder.get(stored.name).data_ptr() for stored in folder.stored()}
     copied = {key for key, parameter in model.named_parameters() if parameter.data_ptr() not in mapped}
     experts = {"gate", "up", "down", "gate_bias", "up_bias"}
     stacked = {key for key in copied if ".experts." in key and key.rpartition(".")[2] in experts}
-    moved = {key for key in copied if key.endswith(("q.up.weight", "kv_down.weight"))}
-    assert copied == stacked | moved
+    latent = any(isinstance(layer.mixer, zoo.MLA) for layer in model.spec.layers)
+    rows = ("q.up.weight", "kv_down.weight", "attn.block.q.weight") if latent else ()
+    moved = {key for key in copied if key.endswith(rows)}
+    fused = any(stored.name.endswith("qkv_proj.weight") for stored in folder.stored())
+    places = tuple(f"block.{part}.weight" for part in ("q", "k", "v", "gate", "up")) if fused else ()
+    assert copied == stacked | moved | {key for key in copied if key.endswith(places)}
     assert bool(stacked) == any(isinstance(layer.ffn.block, MoE) for layer in model.spec.layers)
-    assert bool(moved) == any(isinstance(layer.mixer, zoo.MLA) for layer in model.spec.layers)
+    assert bool(moved) == latent
 
 
 @contextmanager

@@ -28,8 +28,9 @@ from zoo.errors import MalformedError, SpecError, enough, unknown
 from zoo.hf.checkpoint_layout import Rename, Rules
 from zoo.model.decoder import Decoder
 
-# GGUF's name of an architecture -> ours. Mistral Small 3.1 has Llama's name there.
-FAMILIES: dict[str, tuple[str, ...]] = {"llama": ("llama3", "mistral3"), "qwen3moe": ("qwen3",)}
+# GGUF's name of an architecture -> ours. Mistral Small 3.1 and Mixtral have Llama's name there.
+FAMILIES: dict[str, tuple[str, ...]] = {"llama": ("llama3", "mistral3", "mixtral"), "qwen3moe": ("qwen3",)}
+FAMILIES |= {"qwen2": ("qwen2-5",)}
 FAMILIES |= {name: (name,) for name in ("gemma3", "gpt-oss", "mistral3", "olmo2", "qwen3", "smollm3")}
 NORMS_PLUS_ONE = {"gemma3"}  # llama.cpp stores norm weights as 1 + w, Hugging Face as w
 PAIRED_ROWS = {"llama", "mistral3", "smollm3"}  # RoPE rotates rows 2j and 2j + 1 of queries and keys as a pair

@@ -17,6 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from zoo.blocks.gqa import GQA
 from zoo.blocks.layer import Layer
 
 
@@ -95,6 +96,19 @@ class Rearranged(Rule):
         for view, parameter in zip(self.read([stored], layer), parameters, strict=True):
             view.copy_(parameter.detach())
         return [stored]
+
+
+class FusedQKV(Rule):
+    """One stored tensor with the rows of the queries, then those of the keys, then those of the values."""
+
+    def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        assert layer is not None
+        assert isinstance(layer.mixer, GQA)
+        outputs = layer.mixer.projections(dim=1)
+        return stored[0].split([outputs[name][1] for name in ("q", "k", "v")])
+
+    def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return [torch.cat([parameter.detach() for parameter in parameters])]
 
 
 @dataclass(frozen=True)

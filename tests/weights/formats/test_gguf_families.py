@@ -29,6 +29,9 @@ KINDS = {
     "llama3.1-8b": "llama",
     "llama3.2-1b": "llama",
     "mistral-small-3.1-24b": "llama",
+    "mixtral-8x7b": "llama",
+    "qwen2.5-0.5b": "qwen2",
+    "qwen2.5-7b": "qwen2",
     "qwen3-0.6b": "qwen3",
     "qwen3-30b-a3b": "qwen3moe",
     "olmo2-7b": "olmo2",
@@ -108,8 +111,9 @@ def fields(config: Config, kind: str) -> dict[str, Any]:
     if kind == "qwen3moe":
         said |= {"expert_count": config["num_experts"], "expert_used_count": config["num_experts_per_tok"]}
         said |= {"expert_feed_forward_length": config["moe_intermediate_size"]}
-    if kind == "gpt-oss":
+    if "num_local_experts" in config:
         said |= {"expert_count": config["num_local_experts"], "expert_used_count": config["num_experts_per_tok"]}
+    if kind == "gpt-oss":
         said |= {"expert_feed_forward_length": config["intermediate_size"]}
         said |= {"rope.scaling.type": "yarn", "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 64}
     if kind in ("gpt-oss", "gemma3"):

@@ -260,7 +260,8 @@ def test_every_kind_of_layer_shows_its_fields(name) -> None:
         assert said[block.rope.describe()]
         assert said[f"window {block.cache_spec().reach.limit}" if block.cache_spec().reach.limit else "full"]
         assert said["sinks"] or not getattr(block, "sinks", False)
-        assert said["biases"] or not getattr(block, "bias", False)
+        bias = getattr(block, "bias", False)
+        assert not bias or said["biases on q, k, v" if bias == "qkv" else "biases"]
         assert any(text.startswith(f"{block.heads} heads") for text in said)
         if isinstance(block, GQA) and block.qk_norm:
             assert said[f"QK-norm per {block.qk_norm_over}"]
