@@ -31,9 +31,10 @@ class Size:
     active: tuple[int, str] | None = None
 
 
-# The zoo's name of a quantity -> its name in config.json, in all architectures.
+# The zoo's name of a quantity -> its usual name in config.json. An architecture may have others.
 COMMON = dict(vocab="vocab_size", dim="hidden_size", layers="num_hidden_layers", heads="num_attention_heads")
 COMMON |= dict(context="max_position_embeddings")
+EPS = "rms_norm_eps"
 MAX_LAYERS = 1_000  # a spec holds every layer: a damaged number would fill the memory
 # rope_type -> the scaling and the published names of its fields. YaRN's gain has several: see `_gain`.
 ORIGINAL = "original_max_position_embeddings"
@@ -58,11 +59,13 @@ class Config(Fields):
         """The field that says which published code this config is for."""
         return self.values.get("model_type")
 
-    def common(self) -> dict[str, Any]:
-        """The arguments of every architecture's `decoder`."""
+    def common(self, eps: str = EPS, **names: str) -> dict[str, Any]:
+        """The arguments of every architecture's `decoder`; `eps` and `names` are the published names that are not the
+        usual ones: common(dim="n_embd")."""
         most = {"layers": MAX_LAYERS}
-        return {field: self.integer(name, most.get(field, MAX_INTEGER)) for field, name in COMMON.items()} | {
-            "eps": self.number("rms_norm_eps"),
+        integers = (COMMON | names).items()
+        return {field: self.integer(name, most.get(field, MAX_INTEGER)) for field, name in integers} | {
+            "eps": self.number(eps),
             "tied": self.flag("tie_word_embeddings"),
         }
 
