@@ -17,12 +17,13 @@ import typer
 
 from benchmarks.analytic import roofline
 from benchmarks.analytic.kv import InferenceConfig
-from benchmarks.analytic.models import NamedSpec, chosen
+from benchmarks.analytic.models import NamedSpec, chosen, representatives
+from benchmarks.analytic.selection import Found, every_size, matching, one_each, smallest_each
 from benchmarks.output.report import Report
 from zoo.cli.runner import Debug, Json, Out
 from zoo.cli.tables import Format
 from zoo.errors import UsageError
-from zoo.units import parse_count
+from zoo.units import parse_count, parse_month
 
 TOKENS = {"": 1, "k": 2**10, "m": 2**20}
 BYTES = {"": 2**30, "gib": 2**30, "mib": 2**20, "tib": 2**40, "gb": 10**9, "mb": 10**6, "tb": 10**12}
@@ -88,6 +89,14 @@ computing_dtype_option = partial(dtype_option, "--dtype", parser=parse_computing
 memory_option = partial(typer.Option, parser=parse_memory, metavar="SIZE", show_default=False)
 
 
+def parse_month_option(text: str) -> str:
+    """A month: 2025-06."""
+    try:
+        return parse_month(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 def flag(help: str, *names: str) -> Any:
     """An option without a value. Its name is given, or typer would add a --no-... to it."""
     return typer.Option(*names, help=help)
@@ -124,11 +133,39 @@ class SwapOptions:
 class ModelOptions(SwapOptions):
     """Which models a verb is about."""
 
-    names: Names = None
+    names: Annotated[
+        Strings,
+        typer.Argument(
+            help="Presets, hub ids, families (all their sizes), folders with a config.json. None: a line for each "
+            "family, its best-known size, in order of release."
+        ),
+    ] = None
+    all_sizes: Annotated[bool, flag("Every published size of every family.", "--all-sizes")] = False
+    since: Annotated[
+        str | None, typer.Option(parser=parse_month_option, metavar="MONTH", help="Only sizes of 2025-06 or later.")
+    ] = None
+    with_: Annotated[
+        Strings,
+        typer.Option(
+            "--with", metavar="BLOCK", help="Only sizes with it: MLA, MoE, QK-norm (zoo.build --list). Repeatable."
+        ),
+    ] = None
 
-    def chosen(self, choose: Callable[..., list[NamedSpec]] = chosen) -> list[NamedSpec]:
-        """The models that are named, by a function of analytic.models."""
-        return choose(self.names or [], self.swap or [], self.ignore_field or [])
+    def chosen(self) -> list[NamedSpec]:
+        """The models that are named, a family as all its sizes; without names, those that a table of all shows."""
+        return self._models(chosen, every_size if self.all_sizes else one_each)
+
+    def representatives(self) -> list[NamedSpec]:
+        """The same, a family as its smallest size."""
+        return self._models(representatives, smallest_each)
+
+    def _models(self, choose: Callable[..., list[NamedSpec]], of: Callable[[Found], list[str]]) -> list[NamedSpec]:
+        filters = {"--all-sizes": self.all_sizes, "--since": self.since, "--with": self.with_}
+        given = [name for name, value in filters.items() if value]
+        if self.names and given:
+            raise UsageError(f"{given[0]} chooses among all models: leave it out, or name none")
+        names = self.names or ([] if self.swap else of(matching(self.since, self.with_ or [])))
+        return choose(names, self.swap or [], self.ignore_field or [])
 
 
 @dataclass(frozen=True)

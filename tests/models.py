@@ -34,7 +34,7 @@ def randomised(spec: zoo.Decoder, seed: int = 0, dtype: torch.dtype = torch.floa
         for name, weight in parent.named_parameters(recurse=False):
             noise = torch.randn(weight.shape, generator=generator)
             if weight.ndim == 1 or name.endswith("bias"):
-                weight.copy_(getattr(parent, "identity", {}).get(name, 0.0) + 0.3 * noise)
+                weight.copy_(torch.as_tensor(getattr(parent, "identity", {}).get(name, 0.0)) + 0.3 * noise)
             else:
                 weight.copy_(1.2 * weight.shape[-1] ** -0.5 * noise)
     return model

@@ -32,7 +32,7 @@ NAMED: dict[str, Changes] = {
     "low": lambda value: [value * 2, value / 2],
     "original": lambda value: [value * 4],  # enough to move a ramp whose ends are rounded
     **dict.fromkeys(("scale", "alpha", "gain", "embed_scale"), lambda value: [value * 1.1]),
-    "fast": lambda value: [value / 16],  # within the few pairs of a tiny model: none rotates 4 times or more
+    "fast": lambda value: [value / 32],  # within the few pairs of a tiny model: some rotate once, few twice
     "slow": lambda value: [value * 4, value / 4],
     "eps": lambda value: [0.1],
     "qk_norm_over": lambda value: [],  # another width of the norm's weights

@@ -30,10 +30,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shown = re.findall(
         r"```python\n# (\S+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL
     )
-    assert [path for path, _ in shown] == ["zoo/architectures/mixtral.py", "zoo/blocks/mlp.py"]
+    assert [path for path, _ in shown] == ["zoo/architectures/olmoe.py", "zoo/blocks/mlp.py"]
     for path, text in shown:
         (folder / path).write_text(text, encoding="utf-8")
-    (folder / "tests/data/published/mixtral.json").write_text(json.dumps(FACTS), encoding="utf-8")
+    (folder / "tests/data/published/olmoe.json").write_text(json.dumps(FACTS), encoding="utf-8")
     return folder
 
 
@@ -70,28 +70,28 @@ def passed_in(copy: Path, *args: str) -> dict[str, int]:
 
 
 def test_the_architecture_is_on_the_command_line(copy: Path) -> None:
-    card = run(copy, "zoo.build", "mixtral", "--tiny")
+    card = run(copy, "zoo.build", "olmoe", "--tiny")
     assert "MoE 8 x" in card
 
 
 def test_the_architecture_is_in_the_table_of_blocks(copy: Path) -> None:
-    assert "mixtral" in run(copy, "zoo.build", "--list")
+    assert "olmoe" in run(copy, "zoo.build", "--list")
 
 
 def test_the_architecture_is_in_the_table_of_costs(copy: Path) -> None:
-    assert "mixtral-8x7b" in run(copy, "benchmarks", "--static")
+    assert "olmoe-1b-7b" in run(copy, "benchmarks", "--static")
 
 
 def test_the_architecture_is_on_the_page(copy: Path) -> None:
-    run(copy, "benchmarks", "gallery", "mixtral", "--out", "gallery")
+    run(copy, "benchmarks", "gallery", "olmoe", "--out", "gallery")
     page = (copy / "gallery" / "index.html").read_text(encoding="utf-8")
-    assert '<template data-diagram="mixtral-8x7b">' in page
-    assert '"title":"Mixtral"' in page
+    assert '<template data-diagram="olmoe-1b-7b">' in page
+    assert '"title":"OLMoE"' in page
 
 
 def test_the_architecture_passes_all_tests_that_are_chosen_by_its_name(copy: Path) -> None:
-    """As `make test ARGS='-k mixtral'` chooses them: with its published config among the facts, every one passes."""
-    ran = passed_in(copy, "tests", "-k", "mixtral")
+    """As `make test ARGS='-k olmoe'` chooses them: with its published config among the facts, every one passes."""
+    ran = passed_in(copy, "tests", "-k", "olmoe")
     assert sum(ran.values()) >= 170
     assert ran["tests/test_parity.py"] >= 8  # logits against the reference, in chunks, in bfloat16, of mutants
     assert {
@@ -124,7 +124,7 @@ COMMANDS = [  # every command that draws, counts or runs a model: what it is tol
     (("benchmarks", "compare", "deepseek-v3-671b", *SWAP), "MLP"),
     (("benchmarks", "throughput", "primer", "--tiny", "-r", "1", "-p", "8", "-n", "2"), "primer"),
     (("benchmarks", "blocks", "--dim", "256", "--tokens", "16", "--context", "64", "-r", "1"), "squared ReLU"),
-    (("benchmarks", "gallery", "primer", "qwen3-0.6b", "mixtral", "--out", "gallery"), "index.html"),
+    (("benchmarks", "gallery", "primer", "qwen3-0.6b", "olmoe", "--out", "gallery"), "index.html"),
 ]
 
 
@@ -222,33 +222,35 @@ def to_hf(spec):
 
 
 _1B = dict(dim=2048, layers=16, heads=32, kv_heads=8, head_dim=64, hidden=8192, vocab=32_000, context=4096)
-SIZES = {"primer-1b": Size("example/primer-1b", decoder(**_1B).params(), decoder(**_1B))}
+SIZES = {"primer-1b": Size("example/primer-1b", decoder(**_1B).params(), decoder(**_1B), released="2021-09")}
 '''
 
 CONFIG = dict(
-    architectures=["MixtralForCausalLM"],
+    architectures=["OlmoeForCausalLM"],
+    attention_bias=False,
     attention_dropout=0.0,
-    bos_token_id=1,
-    eos_token_id=2,
+    clip_qkv=None,
+    eos_token_id=50279,
     hidden_act="silu",
-    hidden_size=4096,
+    hidden_size=2048,
     initializer_range=0.02,
-    intermediate_size=14336,
-    max_position_embeddings=32768,
-    model_type="mixtral",
-    num_attention_heads=32,
-    num_experts_per_tok=2,
-    num_hidden_layers=32,
-    num_key_value_heads=8,
-    num_local_experts=8,
+    intermediate_size=1024,
+    max_position_embeddings=4096,
+    model_type="olmoe",
+    norm_topk_prob=False,
+    num_attention_heads=16,
+    num_experts=64,
+    num_experts_per_tok=8,
+    num_hidden_layers=16,
+    num_key_value_heads=16,
     output_router_logits=False,
-    rms_norm_eps=1e-05,
-    rope_theta=1000000.0,
-    router_aux_loss_coef=0.02,
-    sliding_window=None,
+    pad_token_id=1,
+    rope_scaling=None,
+    rope_theta=10000.0,
+    router_aux_loss_coef=0.01,
     tie_word_embeddings=False,
     torch_dtype="bfloat16",
     use_cache=True,
-    vocab_size=32000,
+    vocab_size=50304,
 )
-FACTS = {"mixtral-8x7b": {"repo_id": "mistralai/Mixtral-8x7B-v0.1", "config": CONFIG, "total_parameters": 46702792704}}
+FACTS = {"olmoe-1b-7b": {"repo_id": "allenai/OLMoE-1B-7B-0924", "config": CONFIG, "total_parameters": 6919161856}}

@@ -26,6 +26,9 @@ class _Odd(zoo.Spec):
     unset: float | None = None
     heads: int = 2
 
+    def describe(self) -> str:
+        return f"stride {self.stride}"
+
 
 @pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda each: getattr(each, "__name__", each))
 def test_every_field_of_every_block_has_its_changes(kind: type[zoo.Spec], name: str) -> None:

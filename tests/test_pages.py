@@ -116,12 +116,12 @@ def test_the_output_shown_is_the_output(
 def test_outputs_are_shown() -> None:
     assert [page for page, *_ in OUTPUTS].count(README) == 4
     assert {page for page, *_ in OUTPUTS} == {README, COSTS, MODELS}
-    assert sum(line.startswith("llama3-8b ") for line in text(COSTS).splitlines()) == 2
+    assert sum(line.startswith("llama3.1-8b ") for line in text(COSTS).splitlines()) == 2
 
 
 def test_the_commands_of_costs_run(capsys: pytest.CaptureFixture[str]) -> None:
     commands = re.findall(r"^    (python -m benchmarks .*?)(?: +#.*)?$", text(COSTS), re.MULTILINE)
-    assert len(commands) == 5
+    assert len(commands) == 8
     for command in commands:
         assert run(command, capsys)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import fields
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from hypothesis import assume, given, settings
@@ -18,7 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from tests.models import chunks, randomised, tokens_of
+from zoo.blocks.feed_forward import FeedForward
 from zoo.blocks.layer import PLACEMENTS
+from zoo.blocks.norms import Norm
 from zoo.errors import SpecError
 from zoo.registry import Mixer
 from zoo.swaps.tiny import tiny
@@ -34,6 +36,10 @@ VALUES: dict[str, list[Any]] = {
     "head_dim": [2, 4, 6],
     "rope_dim": [2, 4],
     "window": [1, 2, 3, 5, 8],
+    "chunk": [1, 2, 3, 5, 8],
+    "count": [200],  # learned positions: no test is longer
+    "step": [1, 2, 5],
+    "fraction": [0.5, 1.0],
     "experts": [4, 6, 8],
     "k": [1, 2, 3],
     "groups": [1, 2],
@@ -49,7 +55,7 @@ VALUES: dict[str, list[Any]] = {
 
 def of(hint: Any, name: str) -> st.SearchStrategy[Any]:
     """Values for a field of this name and annotation."""
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in (Union, UnionType):
         return st.one_of(*(of(option, name) for option in get_args(hint)))
     if hint is type(None):
         return st.none()
@@ -87,8 +93,9 @@ def specs(draw: st.DrawFn, base: type[zoo.Spec], role: str | None = None) -> Any
 @st.composite
 def layers(draw: st.DrawFn) -> zoo.Layer:
     placements = st.sampled_from([*PLACEMENTS.values(), lambda norm, block: zoo.Branch(block)])
-    attn, ffn = draw(specs(Mixer)), draw(specs(zoo.Spec, role="ffn"))
-    return zoo.Layer(*(draw(placements)(draw(specs(zoo.RMSNorm)), block) for block in (attn, ffn)))
+    blocks = draw(st.sampled_from([(Mixer, FeedForward)] * 3 + [(Mixer, None), (None, FeedForward)]))
+    branches = (kind and draw(placements)(draw(specs(Norm)), draw(specs(kind))) for kind in blocks)
+    return zoo.Layer(*branches)
 
 
 @st.composite
@@ -99,9 +106,12 @@ def decoders(draw: st.DrawFn) -> zoo.Decoder:
         vocab=draw(st.integers(2, 30)),
         dim=draw(st.integers(2, 20)),
         layers=tuple(draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=5))),
-        norm=draw(specs(zoo.RMSNorm)),
+        norm=draw(specs(Norm)),
         tied=draw(st.booleans()),
         embed_scale=draw(st.sampled_from([1.0, 3.5])),
+        positions=draw(st.none() | specs(zoo.LearnedPositions)),
+        logits_scaling=draw(st.sampled_from([1.0, 4.0])),
+        logit_cap=draw(st.sampled_from([None, 0.7])),
     )
 
 
@@ -184,7 +194,7 @@ def test_causal_flops_leave_out_masked_pairs(spec: zoo.Decoder, past: int, new: 
         mixer, dim = layer.mixer, spec.dim
         if isinstance(mixer, zoo.GQA):  # prefill costs as much as its tokens one by one
             assert mixer.flops(dim, past, new) == sum(mixer.flops(dim, i, 1) for i in range(past, past + new))
-            pair = 4 * mixer.heads * mixer.head_dim
+            pair = 2 * mixer.heads * (mixer.head_dim + mixer.value_dim)
             assert (mixer.flops(dim, past, new) - new * mixer.flops(dim, 0, 1)) == pair * (
                 mixer.reach.pairs(past, new) - new
             )

@@ -19,13 +19,20 @@ from zoo.swaps.tiny import tiny as _tiny
 
 @cache
 def sizes() -> dict[str, Size]:
-    """Preset name -> its published size, family by family, in the order of their files."""
+    """Preset name -> its published size, family by family in order of release."""
     return {name: size for family in families().values() for name, size in family.SIZES.items()}
 
 
 def names() -> list[str]:
     """Every published size: "qwen3-0.6b", "deepseek-v3-671b", "gpt-oss-20b", ..."""
     return list(sizes())
+
+
+def best_known(family: str) -> str:
+    """The size that stands for a family where it has one line: BEST_KNOWN in its file, or else its first size."""
+    module = families()[family]
+    name: str = getattr(module, "BEST_KNOWN", next(iter(module.SIZES)))
+    return name
 
 
 def resolve(name: str) -> str:

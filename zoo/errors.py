@@ -50,11 +50,15 @@ def enough(lines: Iterable[str], most: int = 100) -> str:
 
 def unknown(what: str, word: str, known: Iterable[str]) -> UsageError:
     """An error for a `word` that is not a known `what`, with the most similar known ones."""
-    known, word = sorted(known), word[:80]
+    return UsageError(f"unknown {what} {word[:80]!r}; {suggestion(word, known)}")
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The known words that are most similar to a word, as a question; all of them where none is similar."""
+    known = sorted(known)
     folded = {name.lower().replace("_", "-"): name for name in known}
-    close = get_close_matches(word.lower().replace("_", "-"), folded, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(folded[name] for name in close)}?" if close else f"known: {', '.join(known)}"
-    return UsageError(f"unknown {what} {word!r}; {hint}")
+    close = get_close_matches(word[:80].lower().replace("_", "-"), folded, n=3, cutoff=0.5)
+    return f"did you mean {', '.join(folded[name] for name in close)}?" if close else f"known: {', '.join(known)}"
 
 
 def require_package(package: str, extra: str) -> Any:

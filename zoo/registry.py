@@ -26,7 +26,7 @@ from typing import (
     get_type_hints,
 )
 
-from zoo.costs import Breakdown, CacheSpec
+from zoo.costs import Breakdown, CacheSpec, Reach
 from zoo.errors import SpecError
 
 if TYPE_CHECKING:
@@ -172,6 +172,10 @@ class Mixer(Block, abstract=True):
     def cache_spec(self) -> CacheSpec:
         """What the layer's cache keeps."""
 
+    def flop_reach(self, part: str) -> Reach:
+        """The tokens that one token's FLOPs of a part (of `flop_breakdown`) grow with."""
+        return self.cache_spec().reach
+
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         """(spec, width) of each table of positions that a forward pass looks up: `spec.table(positions, width)`."""
         return ()
@@ -182,6 +186,11 @@ def _hints(kind: type[Spec]) -> dict[str, Any]:
     """Field name -> its annotation, evaluated."""
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def accepts(kind: type[Spec], name: str, value: Any) -> bool:
+    """Whether a field of a kind may hold a value, by its annotation."""
+    return _fits(value, _hints(kind)[name])
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -1,8 +1,9 @@
-"""Counts, bytes and dtypes as text."""
+"""Counts, bytes, months and dtypes as text."""
 
 import re
 
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmgb]?)", re.IGNORECASE)
+MONTH = re.compile(r"(?:19|20)[0-9]{2}-(?:0[1-9]|1[0-2])")
 FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
 
@@ -21,6 +22,13 @@ def parse_count(text: str) -> int:
     if count < 1:
         raise ValueError(f"{text[:80]!r} is not a count above 0; write 200k, 1M or 4096")
     return count
+
+
+def parse_month(text: str) -> str:
+    """A year and a month: 2025-06. As text, months compare in order of time. Raises ValueError for other text."""
+    if not MONTH.fullmatch(text):
+        raise ValueError(f"{text[:80]!r} is not a month; write 2025-06")
+    return text
 
 
 def format_bytes(nbytes: float) -> str:

@@ -44,6 +44,8 @@ def cost_row(model: NamedSpec) -> Row:
     return {
         "table": "costs",
         **about(model),
+        "released": model.size.released if model.size else None,
+        "note": model.size.note if model.size else None,
         "layers": len(spec.layers),
         "context": spec.context,
         "params": spec.params(),

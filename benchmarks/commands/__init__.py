@@ -3,9 +3,10 @@
 The folder is scanned, so a new file is a new verb. Without a verb the main job runs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import pairwise
 from pkgutil import iter_modules
 from typing import Any
 
@@ -23,6 +24,7 @@ Without a verb: {MAIN}, the main job. Each verb has its own --help.
 
 \b
 python -m benchmarks gpt-oss qwen3-8b --static
+python -m benchmarks --static --since 2025-04 --with MoE
 python -m benchmarks kv --context 128k --memory 24GiB
 python -m benchmarks compare llama3.1-8b gemma3-27b
 python -m benchmarks throughput qwen3-0.6b -d 0 -d 4096
@@ -42,11 +44,18 @@ class Verbs(TyperGroup):
         """Put the main job's verb in front where there is none. Raises UsageError for a misspelt or misplaced verb."""
         if args and args[0] in (*self.commands, "--help"):
             return super().parse_args(ctx, args)
-        if late := next((word for word in args if word in self.commands), None):
+        if late := next((word for word in self._without_values(args) if word in self.commands), None):
             raise UsageError(f"the verb comes first: python -m benchmarks {late} ...")
         if args and args[0] not in names() and (close := get_close_matches(args[0], self.commands, n=1, cutoff=0.75)):
             raise UsageError(f"unknown verb or model {args[0]!r}; did you mean {close[0]}?")
         return super().parse_args(ctx, [MAIN, *args])
+
+    def _without_values(self, args: Sequence[str]) -> Iterator[str]:
+        """The arguments without the values of the main job's options: in `--with mla`, mla is no verb."""
+        options = {
+            name for each in self.commands[MAIN].params if not getattr(each, "is_flag", True) for name in each.opts
+        }
+        return (word for before, word in pairwise(["", *args]) if before not in options)
 
 
 def make_app() -> typer.Typer:

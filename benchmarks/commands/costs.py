@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-from benchmarks.analytic.models import representatives
 from benchmarks.analytic.params import FLOPS_CONTEXT, cost_row
 from benchmarks.measure import throughput
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
@@ -33,7 +32,7 @@ def command(
         report.add(*static_tables([cost_row(model) for model in chosen]))
         if static:
             return
-        results = throughput.prepare_tiny(models.chosen(representatives), seed)
+        results = throughput.prepare_tiny(models.representatives(), seed)
         try:
             with recorded(report, results.config.device):
                 throughput.run(results)
@@ -50,24 +49,30 @@ def static_tables(rows: Rows) -> tuple[Table, ...]:
 def parameter_table(rows: Rows) -> Table:
     """Parameters, and the arithmetic of one token."""
     shown = [
-        *columns(model="model", layers="layers"),
-        *columns(unit(1e9, 3), params="total (B)", active_params="active (B)"),
+        *columns(model="model", released="released", layers="layers"),
+        *columns(unit(1e9, 3), params="total\n(B)", active_params="active\n(B)"),
         *columns(unit(1e9, 3), publisher_active_params="published\nactive (B)"),
-        *columns(unit(1e9, 2), flops_per_token_4k="GFLOPs/token"),
+        *columns(unit(1e9, 2), flops_per_token_4k="GFLOPs\n/ token"),
     ]
-    rules: dict[str, list[str]] = {}
-    for row in rows:
-        if rule := row["publisher_active_rule"]:
-            rules.setdefault(rule, []).append(row["model"])
-    published = "; ".join(f"{', '.join(names)}: {rule}" for rule, names in rules.items())
+    published, notes = _by_value(rows, "publisher_active_rule"), _by_value(rows, "note")
     legend = [
         "total (B): 10^9 parameters of the text model, each stored value once, a tied head too.",
         "active (B): total less the experts that a token is not routed to.",
         *([f"published active (B): as the publisher counts it ({published})."] if published else []),
-        f"GFLOPs/token: 10^9 FLOPs for one token that sees {FLOPS_CONTEXT:,}, itself included; 2 per multiply-add of "
+        f"GFLOPs / token: 10^9 FLOPs for one token that sees {FLOPS_CONTEXT:,}, itself included; 2 per multiply-add of "
         "all matrix products, attention's too; masked pairs are not counted.",
+        *([f"Not certain: {notes}."] if notes else []),
     ]
     return Table("Parameters and arithmetic", shown, legend, rows)
+
+
+def _by_value(rows: Rows, key: str) -> str:
+    """The models that have a value at a key, by the value: "gpt-oss-20b, gpt-oss-120b: without ...; ..."."""
+    models: dict[str, list[str]] = {}
+    for row in rows:
+        if value := row[key]:
+            models.setdefault(value, []).append(row["model"])
+    return "; ".join(f"{', '.join(names)}: {value}" for value, names in models.items())
 
 
 def kv_table(rows: Rows) -> Table:

@@ -1,6 +1,6 @@
 """The data of the charts, as tables of plain rows: also the CSV files beside the page."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -17,40 +17,45 @@ from zoo.model.decoder import Decoder
 CONTEXTS = tuple(round(2 ** (8 + i / 2)) for i in range(25))  # 256 to 1M tokens, two for each doubling
 PASS_CONTEXT = 4096  # tokens of context of the roofline
 PASSES = (("decode", 1), ("decode", 8), ("decode", 64), ("prefill", 1))  # phase and batch
-ONE_BYTE = torch.uint8  # a dtype in which bytes are elements
+ONE_BYTE, TWO_BYTES = torch.uint8, torch.bfloat16
 
 
 def tables(models: Sequence[NamedSpec], measured: Iterable[Mapping[str, Any]] = ()) -> dict[str, list[Row]]:
     """Every table, by name. All rows of a table have the same columns."""
-    made = {
-        "kv": _by_context(models, "elements", _cache_elements),
+    specs = {model.name: model.spec for model in models}
+    made: dict[str, Iterable[Row]] = {
+        "kv": [row | _cache(specs[row["model"]], row["context"]) for row in _contexts(models)],
         "crossings": _crossings(models),
         "params": _params(models),
         "active": [{"model": m.name, "params": m.spec.params(), "active": m.spec.active_params()} for m in models],
-        "flops": _by_context(models, "flops", lambda spec, context: spec.flops(context - 1, 1)),
+        "flops": [row | {"flops": specs[row["model"]].flops(row["context"] - 1, 1)} for row in _contexts(models)],
         "passes": _passes(models),
         "measured": _measured(measured),
     }
     return {name: list(rows) for name, rows in made.items()}
 
 
-def _by_context(models: Sequence[NamedSpec], column: str, cost: Callable[[Decoder, int], int]) -> Iterator[Row]:
-    """A cost at every context and at the model's max context. `beyond`: whether the context exceeds that."""
+def _contexts(models: Sequence[NamedSpec]) -> Iterator[Row]:
+    """Every context, and the model's max context. `beyond`: whether the context exceeds that."""
     for model in models:
         max_context = model.spec.context
         for context in sorted({*CONTEXTS, *([max_context] if max_context else [])}):
-            beyond = max_context is not None and context > max_context
-            yield {"model": model.name, "context": context, column: cost(model.spec, context), "beyond": beyond}
+            yield {
+                "model": model.name,
+                "context": context,
+                "beyond": max_context is not None and context > max_context,
+            }
 
 
-def _cache_elements(spec: Decoder, context: int) -> int:
-    """Elements in the cache of one sequence."""
-    return spec.kv_bytes(context, dtype=ONE_BYTE)
+def _cache(spec: Decoder, context: int) -> dict[str, int]:
+    """The cache of one sequence: `elements` in its dtype, and `float32_bytes` of states that are in float32 always."""
+    one, two = (spec.kv_bytes(context, dtype=dtype) for dtype in (ONE_BYTE, TWO_BYTES))
+    return {"elements": two - one, "float32_bytes": 2 * one - two}
 
 
 def _crossings(models: Sequence[NamedSpec]) -> Iterator[Row]:
-    """The first context at which the cache of another of two models is the smaller, and its elements there."""
-    growth = {model.name: pieces(model.spec, ONE_BYTE) for model in models}
+    """The first context at which the cache of another of two models is the smaller, in bfloat16, and its size there."""
+    growth = {model.name: pieces(model.spec, TWO_BYTES) for model in models}
     for first, second in combinations(models, 2):
         for change in changes(growth[first.name], growth[second.name])[1:]:
             if change.sign and CONTEXTS[0] <= change.start <= CONTEXTS[-1]:
@@ -59,7 +64,7 @@ def _crossings(models: Sequence[NamedSpec]) -> Iterator[Row]:
                     "smaller": smaller.name,
                     "larger": larger.name,
                     "context": change.start,
-                    "elements": _cache_elements(smaller.spec, change.start),
+                    **_cache(smaller.spec, change.start),
                 }
 
 

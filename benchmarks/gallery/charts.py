@@ -173,7 +173,7 @@ def _lines(table: str, y: alt.Y, tip: alt.Tooltip, **calculated: str) -> alt.Lay
     return alt.layer(beyond.mark_line(strokeWidth=1.6, strokeDash=[3, 4], strokeOpacity=0.8), within)
 
 
-KV_BYTES = "datum.elements * batch * itemsize"
+KV_BYTES = "(datum.elements * itemsize + datum.float32_bytes) * batch"
 
 
 def _kv() -> alt.LayerChart:

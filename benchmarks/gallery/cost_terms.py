@@ -1,12 +1,14 @@
 """Costs of a model as terms that the page only adds up.
 
 Terms are pairs (number of layers, CostTerms): one for the part outside the layers, one for each distinct attention
-branch and one for each distinct feed-forward branch. With visible = min(context, window), or context without a window,
+branch and one for each distinct feed-forward branch. With kept = min(context, limit), or context without a limit, and
+visible the same, but in chunks (context - 1) mod limit + 1,
 
     parameters                         sum of layers * each of params
     active parameters                  sum of layers * active_params
-    cache bytes of one sequence        sum of layers * (2 * cache_elements * visible + state_bytes), in bfloat16
-    FLOPs of one decoded token         sum of layers * (each of fixed_flops + each of flops_per_visible * visible)
+    cache elements of one sequence     sum of layers * (cache_elements * kept + state_elements)
+    and bytes beside them in float32   sum of layers * state_float32_bytes
+    FLOPs of one decoded token         sum of layers * (each of fixed_flops + each of growing_flops' flops * visible)
     parameters read by a decode step   sum of layers * read_params[i], for BATCHES[i] sequences
 
 The terms follow from what every spec reports of itself, whatever its kind, and are checked against it.
@@ -17,41 +19,56 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from zoo.blocks import Layer
-from zoo.costs import Breakdown, CacheSpec, sum_breakdowns
+from zoo.costs import Breakdown, CacheSpec, Chunk, Full, sum_breakdowns
 from zoo.errors import CheckFailed
 from zoo.model.decoder import Decoder
-from zoo.registry import Block
+from zoo.registry import Block, Mixer
 
 BATCHES = tuple(2**i for i in range(9))  # a mixture of experts reads more of its weights for each of them
 CHECK_CONTEXT = 99_991  # tokens of context at which the terms must add up to the spec's FLOPs
 NO_CACHE = CacheSpec()
-CACHE_ITEMSIZE = 2  # bytes of an element in bfloat16
+
+
+@dataclass(frozen=True)
+class GrowingFlops:
+    """FLOPs for each visible token: of all, of at most `limit`, or of those of a chunk of `limit`."""
+
+    flops: int
+    limit: int | None
+    chunked: bool
+
+    def visible(self, context: int) -> int:
+        """Tokens visible to the last of `context` tokens, itself included."""
+        if self.limit is None:
+            return context
+        return (context - 1) % self.limit + 1 if self.chunked else min(context, self.limit)
 
 
 @dataclass(frozen=True)
 class CostTerms:
     """Terms of one layer's attention or feed-forward branch, norms included, or of the part outside the layers.
 
-    FLOPs are by part. `cache_elements` are stored for each of the last `window` tokens (None: for all tokens). A chunk
-    counts as a window: its last token sees as many.
+    FLOPs are by part. `cache_elements` are stored for each of the last `limit` tokens (None: for all tokens).
     """
 
     params: Mapping[str, int]
     active_params: int
     read_params: tuple[float, ...]
     fixed_flops: Mapping[str, int]
-    flops_per_visible: Mapping[str, int]
+    growing_flops: Mapping[str, GrowingFlops]
     cache_elements: int = 0
-    window: int | None = None
-    state_bytes: int = 0
+    limit: int | None = None
+    state_elements: int = 0
+    state_float32_bytes: int = 0
 
-    def visible(self, context: int) -> int:
-        """Tokens visible to the last of `context` tokens, itself included."""
-        return context if self.window is None else min(context, self.window)
+    def kept(self, context: int) -> int:
+        """Tokens in the cache after `context` tokens."""
+        return context if self.limit is None else min(context, self.limit)
 
     def flops(self, context: int) -> int:
         """FLOPs of one layer for a token at the end of `context` tokens, itself included."""
-        return sum(self.fixed_flops.values()) + sum(self.flops_per_visible.values()) * self.visible(context)
+        growing = sum(part.flops * part.visible(context) for part in self.growing_flops.values())
+        return sum(self.fixed_flops.values()) + growing
 
 
 Terms = tuple[tuple[int, CostTerms], ...]
@@ -94,15 +111,21 @@ def _terms(branches: Iterable[tuple[tuple[Block, CacheSpec], int]], dim: int) ->
 def _branch_terms(branch: Block, cache: CacheSpec, dim: int) -> CostTerms:
     first, second = (branch.flop_breakdown(dim, past, 1) for past in (0, 1))
     per_visible = _sum([(1, second), (-1, first)])
+    mixers = [part for part in branch.walk() if isinstance(part, Mixer)]
+    reaches = {part: mixers[0].flop_reach(part) if mixers else Full() for part in per_visible}
     terms = CostTerms(
         params=_sum([(1, branch.param_breakdown(dim))]),
         active_params=branch.active_params(dim),
         read_params=tuple(branch.read_params(dim, batch) for batch in BATCHES),
         fixed_flops=_sum([(1, first), (-1, per_visible)]),
-        flops_per_visible=per_visible,
+        growing_flops={
+            part: GrowingFlops(flops, reaches[part].limit, isinstance(reaches[part], Chunk))
+            for part, flops in per_visible.items()
+        },
         cache_elements=cache.elements(),
-        window=cache.reach.limit,
-        state_bytes=cache.state_bytes(CACHE_ITEMSIZE),
+        limit=cache.reach.limit,
+        state_elements=cache.state_bytes(1) - cache.state_bytes(0),
+        state_float32_bytes=cache.state_bytes(0),
     )
     flops = branch.flops(dim, CHECK_CONTEXT - 1, 1)
     if terms.flops(CHECK_CONTEXT) != flops or sum(terms.params.values()) != branch.params(dim):

@@ -3,19 +3,18 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
 
 from benchmarks.analytic.models import NamedSpec
 from zoo.architectures import families
 from zoo.blocks import GQA, MLA, MoE, NoPE
 from zoo.blocks.layer import Layer
+from zoo.catalog import best_known
 from zoo.diagram.canvas import Canvas, css
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
 from zoo.swaps.rebuild import features
 from zoo.units import format_bytes, format_count
 
-TYPICAL_PARAMS = 8e9  # the size nearest to this many parameters represents its architecture
 WIDTH, TOP, ROW, PAD = 920.0, 58.0, 46.0, 16.0
 STRIP_WIDTH, STRIP_HEIGHT = 224.0, 14.0
 COLUMNS = {"model": PAD, "layers": 178.0, "attention": 420.0, "feed-forward, norms": 608.0, "KV cache at 32k": 812.0}
@@ -36,8 +35,9 @@ class Group:
 
     @property
     def typical(self) -> NamedSpec:
-        """The size that represents the architecture: the nearest to TYPICAL_PARAMS by ratio, the later of two."""
-        return min(reversed(self.models), key=lambda model: abs(log(model.spec.params() / TYPICAL_PARAMS)))
+        """The size that represents the architecture: its best-known one, or the first where that is not on the page."""
+        known = best_known(self.name) if self.name in families() else None
+        return next((model for model in self.models if model.name == known), self.models[0])
 
 
 def groups(models: Sequence[NamedSpec]) -> list[Group]:

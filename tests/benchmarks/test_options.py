@@ -13,6 +13,8 @@ from benchmarks.commands import verbs
 from benchmarks.options import DeviceOptions, InferenceOptions, ModelOptions, ReportOptions, with_groups
 from zoo.errors import UsageError
 
+CHOICE = ["swap", "ignore_field", "names", "all_sizes", "since", "with_"]
+
 
 def command(*, context: int = 4, inference: InferenceOptions, models: ModelOptions) -> Any:
     return context, inference, models
@@ -20,14 +22,14 @@ def command(*, context: int = 4, inference: InferenceOptions, models: ModelOptio
 
 def test_a_parameter_that_is_a_group_stands_for_the_fields_of_the_group() -> None:
     parameters = signature(with_groups(command)).parameters
-    assert list(parameters) == ["context", "batch", "weights", "cache", "swap", "ignore_field", "names"]
+    assert list(parameters) == ["context", "batch", "weights", "cache", *CHOICE]
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     assert (defaults["context"], defaults["batch"], defaults["weights"]) == (4, 1, torch.bfloat16)
 
 
 def test_the_command_is_handed_the_group() -> None:
     given = {"context": 8, "batch": 2, "weights": torch.float32, "cache": torch.float16}
-    found = with_groups(command)(**given, swap=None, ignore_field=None, names=["qwen3-8b"])
+    found = with_groups(command)(**given, **dict.fromkeys(CHOICE) | {"names": ["qwen3-8b"]})
     context, inference, models = found
     assert (context, inference) == (8, InferenceOptions(2, torch.float32, torch.float16))
     assert isinstance(inference, InferenceConfig)

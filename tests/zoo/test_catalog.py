@@ -6,15 +6,51 @@ import pytest
 import torch
 
 import zoo
-from zoo.architectures import families
-from zoo.catalog import allocate, resolve, sizes
+from zoo.architectures import families, released
+from zoo.catalog import allocate, best_known, resolve, sizes
 from zoo.errors import UsageError
+from zoo.hf.config import Size
 
 
 def test_names_are_distinct_and_say_their_family() -> None:
     assert len(set(zoo.names())) == len(zoo.names()) == sum(len(family.SIZES) for family in families().values())
     assert len({size.hub.lower() for size in sizes().values()}) == len(zoo.names())
     assert all(name == name.lower() and "_" not in name for name in zoo.names())
+
+
+def test_families_are_in_order_of_their_first_release() -> None:
+    months = {family: released(module) for family, module in families().items()}
+    assert list(months) == sorted(months, key=lambda family: (months[family], family))
+    assert months["llama3"] == "2024-04"  # not that of Llama 3.1 or 3.2
+    assert zoo.names() == [name for family in families().values() for name in family.SIZES]
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_family_is_known_by_one_of_its_sizes(family: str) -> None:
+    module = families()[family]
+    assert best_known(family) in module.SIZES
+    assert best_known(family) == getattr(module, "BEST_KNOWN", best_known(family))
+    assert getattr(module, "BEST_KNOWN", None) != next(iter(module.SIZES)), "which it would be without being said"
+
+
+def test_a_family_that_says_nothing_is_known_by_its_first_size() -> None:
+    assert not hasattr(families()["gpt-oss"], "BEST_KNOWN")
+    assert best_known("gpt-oss") == "gpt-oss-20b"
+    assert best_known("llama3") == "llama3.1-8b"
+
+
+@pytest.mark.parametrize("month", ["2024", "2024-13", "July 2024", "2024-07-23"])
+def test_a_size_says_the_month_of_its_release(month: str) -> None:
+    with pytest.raises(ValueError, match="is not a month"):
+        Size("some/model", 1, zoo.spec("qwen3", tiny=True), released=month)
+    with pytest.raises(TypeError, match="released"):
+        Size("some/model", 1, zoo.spec("qwen3", tiny=True))  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", families()["olmo2"].SIZES)
+def test_the_month_in_the_hub_ids_of_olmo2_is_that_of_the_release(name: str) -> None:
+    year, month = sizes()[name].released.split("-")
+    assert f"-{month}{year[2:]}-" in sizes()[name].hub
 
 
 @pytest.mark.parametrize("family", families())

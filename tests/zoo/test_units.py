@@ -1,4 +1,4 @@
-"""Counts as text, read and written."""
+"""Counts as text, read and written; months."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.units import format_count, parse_count
+from zoo.units import format_count, parse_count, parse_month
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,14 @@ def test_what_is_no_count_is_refused(text: str) -> None:
 @given(st.integers(1, 10**11))
 def test_what_is_written_is_read_in_three_digits(count: int) -> None:
     assert parse_count(format_count(count)) == pytest.approx(count, rel=0.006)
+
+
+@pytest.mark.parametrize("text", ["2025-06", "2019-10", "1999-12"])
+def test_a_month_is_read(text: str) -> None:
+    assert parse_month(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "2025", "2025-6", "2025-06 ", "2025-13", "2025-06-01", "06-2025", "June 2025"])
+def test_what_is_no_month_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a month; write 2025-06"):
+        parse_month(text)

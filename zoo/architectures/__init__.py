@@ -8,6 +8,12 @@ from types import ModuleType
 
 @cache
 def families() -> dict[str, ModuleType]:
-    """Family name -> its module, in order of the files' names: "deepseek-v3", "gemma3", ..."""
+    """Family name -> its module, in order of release, those of one month by name: "llama3", "olmo2", ..."""
     names = sorted(info.name for info in iter_modules(__path__) if not info.name.startswith("_"))
-    return {name.replace("_", "-"): import_module(f"{__name__}.{name}") for name in names}
+    found = {name.replace("_", "-"): import_module(f"{__name__}.{name}") for name in names}
+    return dict(sorted(found.items(), key=lambda family: released(family[1])))
+
+
+def released(family: ModuleType) -> str:
+    """The month of a family's earliest size: "2024-04"."""
+    return min(size.released for size in family.SIZES.values())

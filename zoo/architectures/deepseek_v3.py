@@ -98,4 +98,4 @@ _HEADS = dict(heads=128, q_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, v_
 _ATTN = attention(**_HEADS, rope=_ROPE, gain=yarn_gain(40))
 _MOE = MoE(256, GLU(2048), GroupedSigmoidTopK(k=8, groups=8, keep=4, scale=2.5), shared=GLU(2048))
 _671B = dict(dim=7168, layers=61, dense=3, attn=_ATTN, hidden=18_432, moe=_MOE, vocab=129_280, context=163_840)
-SIZES = {"deepseek-v3-671b": Size("deepseek-ai/DeepSeek-V3", 671_026_419_200, decoder(**_671B))}
+SIZES = {"deepseek-v3-671b": Size("deepseek-ai/DeepSeek-V3", 671_026_419_200, decoder(**_671B), released="2024-12")}

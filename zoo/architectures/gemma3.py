@@ -60,10 +60,11 @@ _1B = dict(_SMALL, dim=1152, layers=26, hidden=6912)
 _4B = dict(_LARGE, dim=2560, layers=34, heads=8, kv_heads=4, hidden=10_240)
 _12B = dict(_LARGE, dim=3840, layers=48, heads=16, kv_heads=8, hidden=15_360)
 _27B = dict(_LARGE, dim=5376, layers=62, heads=32, kv_heads=16, hidden=21_504, head_dim=128, scale=168**-0.5)
+BEST_KNOWN = "gemma3-27b"
 SIZES = {
-    "gemma3-270m": Size("google/gemma-3-270m", 268_098_176, decoder(**_270M)),
-    "gemma3-1b": Size("google/gemma-3-1b-pt", 999_885_952, decoder(**_1B)),
-    "gemma3-4b": Size("google/gemma-3-4b-pt", 3_880_263_168, decoder(**_4B)),
-    "gemma3-12b": Size("google/gemma-3-12b-pt", 11_766_034_176, decoder(**_12B)),
-    "gemma3-27b": Size("google/gemma-3-27b-pt", 27_009_346_304, decoder(**_27B)),
+    "gemma3-270m": Size("google/gemma-3-270m", 268_098_176, decoder(**_270M), released="2025-08"),
+    "gemma3-1b": Size("google/gemma-3-1b-pt", 999_885_952, decoder(**_1B), released="2025-03"),
+    "gemma3-4b": Size("google/gemma-3-4b-pt", 3_880_263_168, decoder(**_4B), released="2025-03"),
+    "gemma3-12b": Size("google/gemma-3-12b-pt", 11_766_034_176, decoder(**_12B), released="2025-03"),
+    "gemma3-27b": Size("google/gemma-3-27b-pt", 27_009_346_304, decoder(**_27B), released="2025-03"),
 }

@@ -68,6 +68,8 @@ _BOTH = dict(_ATTN, dim=2880, hidden=2880, act=ClampedSwiGLU(1.702, 7.0), k=4)
 _20B, _120B = decoder(**_BOTH, layers=24, experts=32), decoder(**_BOTH, layers=36, experts=128)
 RULE = "without the input embedding"
 SIZES = {
-    "gpt-oss-20b": Size("openai/gpt-oss-20b", 20_914_757_184, _20B, active=(3_608_307_264, RULE)),
-    "gpt-oss-120b": Size("openai/gpt-oss-120b", 116_829_156_672, _120B, active=(5_132_849_472, RULE)),
+    "gpt-oss-20b": Size("openai/gpt-oss-20b", 20_914_757_184, _20B, active=(3_608_307_264, RULE), released="2025-08"),
+    "gpt-oss-120b": Size(
+        "openai/gpt-oss-120b", 116_829_156_672, _120B, active=(5_132_849_472, RULE), released="2025-08"
+    ),
 }

@@ -42,10 +42,11 @@ _8B = dict(dim=4096, layers=32, heads=32, hidden=14_336)
 _70B = dict(dim=8192, layers=80, heads=64, hidden=28_672)
 _1B = dict(dim=2048, layers=16, heads=32, hidden=8192, head_dim=64)
 _3B = dict(dim=3072, layers=28, heads=24, hidden=8192)
+BEST_KNOWN = "llama3.1-8b"
 SIZES = {
-    "llama3-8b": Size("meta-llama/Meta-Llama-3-8B", 8_030_261_248, decoder(**_3, **_8B)),
-    "llama3.1-8b": Size("meta-llama/Llama-3.1-8B", 8_030_261_248, decoder(**_31, **_8B)),
-    "llama3.1-70b": Size("meta-llama/Llama-3.1-70B", 70_553_706_496, decoder(**_31, **_70B)),
-    "llama3.2-1b": Size("meta-llama/Llama-3.2-1B", 1_235_814_400, decoder(**_32, **_1B)),
-    "llama3.2-3b": Size("meta-llama/Llama-3.2-3B", 3_212_749_824, decoder(**_32, **_3B)),
+    "llama3-8b": Size("meta-llama/Meta-Llama-3-8B", 8_030_261_248, decoder(**_3, **_8B), released="2024-04"),
+    "llama3.1-8b": Size("meta-llama/Llama-3.1-8B", 8_030_261_248, decoder(**_31, **_8B), released="2024-07"),
+    "llama3.1-70b": Size("meta-llama/Llama-3.1-70B", 70_553_706_496, decoder(**_31, **_70B), released="2024-07"),
+    "llama3.2-1b": Size("meta-llama/Llama-3.2-1B", 1_235_814_400, decoder(**_32, **_1B), released="2024-09"),
+    "llama3.2-3b": Size("meta-llama/Llama-3.2-3B", 3_212_749_824, decoder(**_32, **_3B), released="2024-09"),
 }

@@ -35,5 +35,7 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 _24B = dict(dim=5120, layers=40, heads=32, hidden=32_768, vocab=131_072, context=131_072)
 SIZES = {
-    "mistral-small-3.1-24b": Size("mistralai/Mistral-Small-3.1-24B-Base-2503", 23_572_403_200, decoder(**_24B)),
+    "mistral-small-3.1-24b": Size(
+        "mistralai/Mistral-Small-3.1-24B-Base-2503", 23_572_403_200, decoder(**_24B), released="2025-03"
+    ),
 }

@@ -33,9 +33,10 @@ _1B = dict(dim=2048, layers=16, heads=16, kv_heads=16, hidden=8192)
 _7B = dict(dim=4096, layers=32, heads=32, kv_heads=32, hidden=11_008)
 _13B = dict(dim=5120, layers=40, heads=40, kv_heads=40, hidden=13_824)
 _32B = dict(dim=5120, layers=64, heads=40, kv_heads=8, hidden=27_648)
+BEST_KNOWN = "olmo2-7b"
 SIZES = {
-    "olmo2-1b": Size("allenai/OLMo-2-0425-1B", 1_484_916_736, decoder(**_1B)),
-    "olmo2-7b": Size("allenai/OLMo-2-1124-7B", 7_298_617_344, decoder(**_7B)),
-    "olmo2-13b": Size("allenai/OLMo-2-1124-13B", 13_716_198_400, decoder(**_13B)),
-    "olmo2-32b": Size("allenai/OLMo-2-0325-32B", 32_234_279_936, decoder(**_32B)),
+    "olmo2-1b": Size("allenai/OLMo-2-0425-1B", 1_484_916_736, decoder(**_1B), released="2025-04"),
+    "olmo2-7b": Size("allenai/OLMo-2-1124-7B", 7_298_617_344, decoder(**_7B), released="2024-11"),
+    "olmo2-13b": Size("allenai/OLMo-2-1124-13B", 13_716_198_400, decoder(**_13B), released="2024-11"),
+    "olmo2-32b": Size("allenai/OLMo-2-0325-32B", 32_234_279_936, decoder(**_32B), released="2025-03"),
 }

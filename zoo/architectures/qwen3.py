@@ -1,6 +1,8 @@
 """Qwen3 (Yang et al. 2025), dense and mixture-of-experts. New here: QK-norm on every head before RoPE, a head_dim that
 is not dim / heads; and experts without a shared one, the weights of the chosen renormalised."""
 
+from functools import partial
+
 from zoo.blocks import GLU, GQA, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
 from zoo.hf.config import Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first, window_fields
@@ -58,13 +60,15 @@ def to_hf(spec: Decoder) -> ConfigFields:
 _SMALL = dict(layers=28, heads=16, tied=True)
 _30B = decoder(dim=2048, layers=48, heads=32, kv_heads=4, ffn=mixture(768))
 _235B = decoder(dim=4096, layers=94, heads=64, kv_heads=4, ffn=mixture(1536))
+_size = partial(Size, released="2025-04")
+BEST_KNOWN = "qwen3-8b"
 SIZES = {
-    "qwen3-0.6b": Size("Qwen/Qwen3-0.6B", 596_049_920, decoder(**_SMALL, dim=1024, ffn=GLU(3072))),
-    "qwen3-1.7b": Size("Qwen/Qwen3-1.7B", 1_720_574_976, decoder(**_SMALL, dim=2048, ffn=GLU(6144))),
-    "qwen3-4b": Size("Qwen/Qwen3-4B", 4_022_468_096, decoder(dim=2560, layers=36, heads=32, ffn=GLU(9728), tied=True)),
-    "qwen3-8b": Size("Qwen/Qwen3-8B", 8_190_735_360, decoder(dim=4096, layers=36, heads=32, ffn=GLU(12_288))),
-    "qwen3-14b": Size("Qwen/Qwen3-14B", 14_768_307_200, decoder(dim=5120, layers=40, heads=40, ffn=GLU(17_408))),
-    "qwen3-32b": Size("Qwen/Qwen3-32B", 32_762_123_264, decoder(dim=5120, layers=64, heads=64, ffn=GLU(25_600))),
-    "qwen3-30b-a3b": Size("Qwen/Qwen3-30B-A3B", 30_532_122_624, _30B),
-    "qwen3-235b-a22b": Size("Qwen/Qwen3-235B-A22B", 235_093_634_560, _235B),
+    "qwen3-0.6b": _size("Qwen/Qwen3-0.6B", 596_049_920, decoder(**_SMALL, dim=1024, ffn=GLU(3072))),
+    "qwen3-1.7b": _size("Qwen/Qwen3-1.7B", 1_720_574_976, decoder(**_SMALL, dim=2048, ffn=GLU(6144))),
+    "qwen3-4b": _size("Qwen/Qwen3-4B", 4_022_468_096, decoder(dim=2560, layers=36, heads=32, ffn=GLU(9728), tied=True)),
+    "qwen3-8b": _size("Qwen/Qwen3-8B", 8_190_735_360, decoder(dim=4096, layers=36, heads=32, ffn=GLU(12_288))),
+    "qwen3-14b": _size("Qwen/Qwen3-14B", 14_768_307_200, decoder(dim=5120, layers=40, heads=40, ffn=GLU(17_408))),
+    "qwen3-32b": _size("Qwen/Qwen3-32B", 32_762_123_264, decoder(dim=5120, layers=64, heads=64, ffn=GLU(25_600))),
+    "qwen3-30b-a3b": _size("Qwen/Qwen3-30B-A3B", 30_532_122_624, _30B),
+    "qwen3-235b-a22b": _size("Qwen/Qwen3-235B-A22B", 235_093_634_560, _235B),
 }

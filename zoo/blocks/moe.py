@@ -36,7 +36,8 @@ class MoE(FeedForward):
 
     def check(self) -> None:
         self.router.check_experts(self.experts)
-        self.require(not isinstance(self.expert, MoE), "an expert is a dense feed-forward")
+        inner = [part for each in (self.expert, self.shared) if each for part in each.walk() if isinstance(part, MoE)]
+        self.require(not inner, "expert and shared must be dense, and hold no MoE")
 
     @property
     def width(self) -> int:

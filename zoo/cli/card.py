@@ -68,6 +68,8 @@ def build_report(
     return {
         "model": preset,
         "hub": size.hub,
+        "released": size.released,
+        "note": size.note,
         "tiny": tiny,
         "budget": Budget("parameters", params, spec.params()).describe() if params else None,
         "swaps": swaps,
@@ -128,7 +130,8 @@ def report_text(report: Facts) -> str:
     """A report in 80 columns: name, swaps, the card or both cards, and the checks of the built model."""
     name = f"{report['model']} at toy widths" if report["tiny"] else report["model"]
     name = f"{name}, scaled: {report['budget']}" if report["budget"] else f"{name}  ({report['hub']})"
-    sections = [[name]]
+    released = "; ".join(filter(None, [f"released {report['released']}", report["note"]]))
+    sections = [[name, *wrap(released, WIDTH)]]
     if report["swaps"]:
         dropped = ", ".join(report["dropped"]) or "nothing"
         sections.append(_one_column({"swap": list(map(spaced, report["swaps"])), "dropped": [dropped]}))

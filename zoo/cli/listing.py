@@ -1,15 +1,16 @@
 """The registry as a table: blocks and their options against the architectures that use them. Everything is found by
 walking specs: a new architecture is a new column, a new block or option a new row."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from textwrap import wrap
 from typing import Any, NamedTuple
 
-from zoo.architectures import families
+from zoo.architectures import families, released
 from zoo.blocks.layer import PLACEMENTS, Placement
 from zoo.registry import Spec
 from zoo.swaps.rebuild import features
 
+WIDTH = 80  # characters
 ROLES = {"attn": "attention", "rope": "position", "scaling": "RoPE scaling"}
 ROLES |= {"ffn": "feed-forward", "router": "router", "act": "activation"}
 ROLES |= {"norm": "norm", "placement": "norm placement", "model": "model"}
@@ -38,28 +39,48 @@ def block_rows() -> list[dict[str, Any]]:
 
 
 def published_sizes() -> dict[str, list[str]]:
-    """Architecture -> its published sizes."""
+    """Architecture -> its published sizes, in order of release."""
     return {family: list(module.SIZES) for family, module in families().items()}
 
 
 def listing_text() -> str:
-    """The table in 80 columns, each architecture's name above its own column, then the names of all sizes."""
-    names, rows = list(families()), block_rows()
+    """The table in 80 columns, each architecture's name above its own column, then the names of all sizes. What does
+    not fit beside each other is one table below the other."""
+    rows = block_rows()
     cells = [f"  {'+ ' * row['option']}{row['block']}" for row in rows]
     width = max(map(len, cells)) + 2
-    lines = [f"{'':{width}}{'| ' * i}{name}" for i, name in enumerate(names)]
-    role = None
-    for row, cell in zip(rows, cells, strict=True):
-        if row["role"] != role:
-            role = row["role"]
-            lines.append(f"{ROLES.get(role, role):{width}}{'| ' * len(names)}".rstrip())
-        lines.append(f"{cell:{width}}" + " ".join("x" if name in row["architectures"] else "." for name in names))
-    lines += ["", "sizes (an architecture's name alone is its smallest)"]
-    indent = " " * (max(map(len, names)) + 4)
-    for family, sizes in published_sizes().items():
-        line = f"  {family:{len(indent) - 2}}{' '.join(sizes)}"
-        lines += wrap(line, 80, subsequent_indent=indent, break_on_hyphens=False)
+    lines = []
+    for names in _panels(families(), WIDTH - width):
+        lines += [f"{'':{width}}{'| ' * i}{name}" for i, name in enumerate(names)]
+        role = None
+        for row, cell in zip(rows, cells, strict=True):
+            if row["role"] != role:
+                role = row["role"]
+                lines.append(f"{ROLES.get(role, role):{width}}{'| ' * len(names)}".rstrip())
+            lines.append(f"{cell:{width}}" + " ".join("x" if name in row["architectures"] else "." for name in names))
+        lines.append("")
+    lines.append("sizes, in order of release (an architecture's name alone is its smallest)")
+    indent = " " * (max(map(len, families())) + 13)
+    for family, module in families().items():
+        line = f"  {family:{len(indent) - 11}}{released(module)}  {' '.join(module.SIZES)}"
+        lines += wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
     return "\n".join(lines)
+
+
+def used_names(spec: Spec) -> set[str]:
+    """The table's names for the blocks and options that a spec uses: "MLA", "SWA", "sinks", "QK-norm per head", ..."""
+    return {entry.block for entry in _used(spec)}
+
+
+def _panels(names: Iterable[str], width: int) -> list[list[str]]:
+    """The names, in their order, in tables that fit the width: a column has two characters, and a name stands above its
+    own column and what is right of it."""
+    panels: list[list[str]] = [[]]
+    for name in names:
+        if panels[-1] and 2 * len(panels[-1]) + len(name) > width:
+            panels.append([])
+        panels[-1].append(name)
+    return panels
 
 
 def _registered() -> Iterator[RegistryEntry]:

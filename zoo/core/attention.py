@@ -304,6 +304,12 @@ def _capped_attention(
     """With the scores of a block of queries in memory. Compiled, one block holds them all: the compiler does not know
     how many blocks there are."""
     new, past = q.shape[2], k.shape[2] - q.shape[2]
+    if isinstance(mask, ReachMask) and not torch.compiler.is_compiling():
+        parts = (
+            _capped_attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], seen, scale, sinks, cap)
+            for queries, keys, seen in reach_blocks(mask)
+        )
+        return torch.cat(list(parts), dim=2)
     if isinstance(mask, ReachMask):
         mask = visible(*mask)
     elif mask is None and new > 1:

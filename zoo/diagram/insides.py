@@ -104,7 +104,7 @@ def _(block: MoE, region: Region) -> float:
     experts = [each for each in (block.expert, block.shared) if each]
     acts = dict.fromkeys(part for each in experts for part in each.walk() if part.role == "act")
     labels = [Chip(text) for text in (*(act.describe() for act in acts), *block.router.describe().split(", "))]
-    labels += [Chip(f"latent {block.latent:,}")] * bool(block.latent)
+    labels += [Chip(f"latent {block.latent:,}")] if block.latent else []
     return _chips(region.at(y + 7), labels + [Chip("biases")] * bool(getattr(block.expert, "bias", False)))
 
 

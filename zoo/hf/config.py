@@ -16,6 +16,7 @@ from zoo.errors import MalformedError, SpecError
 from zoo.hf.fields import MAX_INTEGER, MAX_NAME_CHARACTERS, Fields
 from zoo.hf.inert_fields import NEUTRAL, VISION, is_inert
 from zoo.model.decoder import Decoder
+from zoo.units import parse_month
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,18 @@ class Size:
     """A released model: its hub id, its published number of parameters (text part, each once) and its spec.
 
     `active`: the published active parameters where the publisher counts by another rule than the zoo, with that rule.
+    `released`: the month in which the weights were published: "2024-07". `note`: what is not certain about this size.
     """
 
     hub: str
     params: int
     spec: Decoder
     active: tuple[int, str] | None = None
+    released: str = field(kw_only=True)
+    note: str | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        parse_month(self.released)
 
 
 # The zoo's name of a quantity -> its usual name in config.json. An architecture may have others.

@@ -1,7 +1,8 @@
 """Weights of a fresh model, chosen so that it starts near the uniform prediction and learns from the first steps.
 
-Blocks need no edit here: a norm says at which values it changes nothing (`identity`), a block which of its matrices
-write to the residual stream (`residual_outputs`), and a branch whether that output is normalised before it is added.
+Blocks need no edit here: a norm says at which values it changes nothing, a recurrence at which it starts (`identity`),
+a block which of its matrices write to the residual stream (`residual_outputs`), and a branch whether that output is
+normalised before it is added.
 """
 
 import torch
@@ -25,7 +26,8 @@ def initialise(module: nn.Module, seed: int) -> None:
     - A head of its own has variance 1 / dim as every matrix. A tied head is the embedding; its product with an input
       token's own row is as large as dim. The norm before it starts at embed_scale^2 / dim: 1 / dim, at which no logit
       exceeds 1, and 1 where embeddings have variance 1 / dim (Gemma).
-    - Norms are the identity; biases, sinks and a router's correction are zero.
+    - Norms are the identity; biases, sinks and a router's correction are zero. Decays and time steps of recurrences are
+      spread over the heads as their papers draw them.
     """
     scales = _residual_scales(module)
     if isinstance(module, Model):
@@ -37,7 +39,7 @@ def initialise(module: nn.Module, seed: int) -> None:
                 generator = generators.setdefault(weight.device, torch.Generator(weight.device).manual_seed(seed))
                 weight.normal_(std=scales.get(weight, 1.0) * weight.shape[-1] ** -0.5, generator=generator)
             else:
-                weight.fill_(getattr(part, "identity", {}).get(name, 0.0))
+                weight.copy_(torch.as_tensor(getattr(part, "identity", {}).get(name, 0.0)))
     if isinstance(module, Model) and module.head is None:
         gain = min(module.spec.embed_scale**2 / module.spec.dim, 1.0)
         module.norm.get_parameter("weight").add_(gain - 1.0)  # added: a norm may multiply by 1 + w

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from zoo.errors import UsageError, unknown
-from zoo.registry import Alias, Spec
+from zoo.registry import Alias, Spec, accepts
 
 Values = dict[str, Any]
 # Optional field in use -> its term, where that is not the field's own name; "" where it is not mentioned.
@@ -75,9 +75,7 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...]) -> Spec
     names, parts = field_names(kind), _parts(kind)
     values: Values = {}
     for source in filter(None, (_first(kind, near), old)):  # a source may be of a subclass with more fields
-        values |= {
-            name: value for name, value in vars(source).items() if name in names and _may_hold(kind, name, value)
-        }
+        values |= {name: value for name, value in vars(source).items() if name in names and accepts(kind, name, value)}
     for name, kinds in parts.items():
         if name not in values and (found := _first(kinds, near)):
             values[name] = found
@@ -203,12 +201,6 @@ def required_fields(kind: type[Spec]) -> set[str]:
 
 
 @cache
-def _may_hold(kind: type[Spec], name: str, value: Any) -> bool:
-    """Whether a block may stand in a field of this kind: a GELU not where a GLU has its gate's activation."""
-    hint = get_type_hints(kind)[name]
-    return not isinstance(value, Spec) or isinstance(value, get_args(hint) or hint)
-
-
 def _parts(kind: type[Spec]) -> dict[str, tuple[type[Spec], ...]]:
     """The required fields of a kind that hold one block, and the kinds that each may hold."""
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name in required_fields(kind)}

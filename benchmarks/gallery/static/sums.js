@@ -4,7 +4,8 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const MODELS = new Map(DATA.models.map(model => [model.name, model]));
 
-const visible = (terms, context) => (terms.window === null ? context : Math.min(context, terms.window));
+const kept = (terms, context) => (terms.limit === null ? context : Math.min(context, terms.limit));
+const visible = (part, context) => (part.chunked ? (context - 1) % part.limit + 1 : kept(part, context));
 const total = parts => Object.values(parts).reduce((sum, number) => sum + number, 0);
 const sumLayers = (layers, cost) => layers.reduce((sum, [n, index]) => sum + n * cost(DATA.terms[index]), 0);
 
@@ -12,9 +13,11 @@ const sums = {
   params: layers => sumLayers(layers, terms => total(terms.params)),
   activeParams: layers => sumLayers(layers, terms => terms.active_params),
   cacheBytes: (layers, context, batch, itemsize) =>
-    batch * itemsize * sumLayers(layers, terms => terms.cache_elements * visible(terms, context)),
+    batch * sumLayers(layers, terms => terms.state_float32_bytes
+      + itemsize * (terms.cache_elements * kept(terms, context) + terms.state_elements)),
   flops: (layers, context) =>
-    sumLayers(layers, terms => total(terms.fixed_flops) + total(terms.flops_per_visible) * visible(terms, context)),
+    sumLayers(layers, terms => total(terms.fixed_flops)
+      + Object.values(terms.growing_flops).reduce((sum, part) => sum + part.flops * visible(part, context), 0)),
   readParams: (layers, batch) => sumLayers(layers, terms => terms.read_params[DATA.batches.indexOf(batch)]),
 };
 

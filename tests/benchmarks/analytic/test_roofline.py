@@ -198,6 +198,9 @@ class _Averaging(Mixer):
     def cache_spec(self) -> CacheSpec:
         return CacheSpec((("sum", (1, self.width)),))
 
+    def describe(self) -> str:
+        return f"the mean of {self.width}"
+
 
 def test_a_block_without_parts_of_its_own_is_counted_whole() -> None:
     """Its parameters under its role, its FLOPs, which are neither projections nor scores, as other; no formula."""

@@ -71,6 +71,18 @@ def test_names_restrict_both_parts(measured, capsys) -> None:
     ]
 
 
+@pytest.mark.usefixtures("_eight_families")
+def test_filters_restrict_both_parts(measured, capsys) -> None:
+    """What is measured has the block: the smallest size of Qwen3 has no experts."""
+    measured(None)
+    assert call("--json", "--with", "MoE") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    shown = {table: [row["model"] for row in rows if row["table"] == table] for table in ("costs", "throughput")}
+    assert shown["costs"] == ["deepseek-v3-671b", "qwen3-30b-a3b", "gpt-oss-20b"]
+    assert shown["throughput"][::2] == ["deepseek-v3", "qwen3-30b-a3b", "gpt-oss"]
+    assert all(row["experts_hit_predicted"] for row in rows if row["table"] == "throughput")
+
+
 def test_a_swapped_model_is_measured_too(measured, capsys) -> None:
     measured(None)
     assert call("--json", "qwen3", "--swap", "GQA(window=64)") == 0

@@ -18,6 +18,8 @@ import zoo
 from benchmarks.__main__ import app
 from benchmarks.commands import verbs
 from benchmarks.commands.gallery import read_measured
+from zoo.architectures import families
+from zoo.catalog import best_known, sizes
 from zoo.cli.runner import exit_code
 from zoo.cli.tables import SCHEMA_VERSION
 from zoo.errors import MalformedError
@@ -36,7 +38,7 @@ CALLS = {
 
 @pytest.fixture(params=CALLS, ids=str)
 def call(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run one verb on all models, with more arguments -> what it prints."""
+    """Run one verb on all families, with more arguments -> what it prints."""
 
     def run(*more: str) -> str:
         assert exit_code(app, "python -m benchmarks", [*CALLS[request.param], *more]) == 0
@@ -80,8 +82,9 @@ def test_compare_fits_and_follows_the_schema_for_any_two(capsys: pytest.CaptureF
         validate(json.loads(capsys.readouterr().out))
 
 
-def test_tables_fit_80_columns(call: Callable[..., str]) -> None:
-    out = call()
+@pytest.mark.parametrize("more", [(), ("--all-sizes",)])
+def test_tables_fit_80_columns(call: Callable[..., str], more: tuple[str, ...]) -> None:
+    out = call(*more)
     assert out.count("\n\n") > 1
     assert max(map(len, out.splitlines())) <= 80
 
@@ -100,9 +103,38 @@ def validate(document: Any) -> None:
 
 
 def test_json_follows_the_schema(call: Callable[..., str]) -> None:
-    document = json.loads(call("--json"))
+    document = json.loads(call("--json", "--all-sizes"))
     validate(document)
     assert document["rows"]
+
+
+def models(text: str) -> list[str]:
+    """The models of a document's rows, each once."""
+    return list(dict.fromkeys(row["model"] for row in json.loads(text)["rows"]))
+
+
+def test_every_family_is_shown_by_its_best_known_size_in_order_of_release(call: Callable[..., str]) -> None:
+    shown = models(call("--json"))
+    assert sorted(shown) == sorted(map(best_known, families()))
+    assert shown == sorted(shown, key=lambda name: sizes()[name].released)
+    assert models(call("--json", "--all-sizes")) == zoo.names()
+
+
+@pytest.mark.usefixtures("_eight_families")
+def test_rows_are_chosen_by_month_and_by_block(call: Callable[..., str]) -> None:
+    assert models(call("--json", "--since", "2025-06")) == ["smollm3-3b", "gemma3-270m", "gpt-oss-20b"]
+    assert models(call("--json", "--with", "mla")) == ["deepseek-v3-671b"]
+    assert models(call("--json", "--with=MoE", "--with", "QK-norm")) == ["qwen3-30b-a3b"]
+    args = ["--with", "moe", "--since", "2025-01", "--all-sizes"]
+    assert models(call("--json", *args)) == ["qwen3-30b-a3b", "qwen3-235b-a22b", "gpt-oss-20b", "gpt-oss-120b"]
+    out = call("--with", "moe")
+    assert all(f"\n{name} " in out for name in ("deepseek-v3-671b", "qwen3-30b-a3b", "gpt-oss-20b"))
+    assert "smollm3" not in out
+
+
+def test_named_models_are_shown_whatever_they_are(call: Callable[..., str]) -> None:
+    assert models(call("--json", "smollm3", "llama3-8b")) == ["smollm3-3b", "llama3-8b"]
+    assert models(call("--json", "gpt-oss")) == ["gpt-oss-20b", "gpt-oss-120b"]
 
 
 def test_jsonl_is_the_same_document_line_by_line(call: Callable[..., str]) -> None:
@@ -147,6 +179,7 @@ def test_a_measured_file_of_another_schema_version_is_refused_by_name(version: i
         read_measured(path)
 
 
+@pytest.mark.usefixtures("_eight_families")
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
@@ -161,6 +194,20 @@ def test_a_measured_file_of_another_schema_version_is_refused_by_name(version: i
         (["kv", "--context", "long"], 2, "write 4096 or 4k"),
         (["kv", "--cache-dtype", "int3"], 2, "none of float32"),
         (["kv", "--against", "gemma"], 2, "unknown model 'gemma'"),
+        (["params", "--since", "2025-13"], 2, "'2025-13' is not a month; write 2025-06"),
+        (["params", "--since", "2025-09"], 2, "no published size is of 2025-09 or later; the latest are of 2025-08: "),
+        (
+            ["params", "--with", "shared-expert"],
+            2,
+            "has 'shared-expert'; did you mean shared expert?",
+        ),
+        (["params", "--with", "post"], 2, "no published size has 'post'; "),
+        (["params", "--with", "MLA", "--with", "sinks"], 2, "at once: MLA: deepseek-v3-671b; sinks: gpt-oss-20b, "),
+        (["--with", "blocks"], 2, "no published size has 'blocks'"),  # a verb elsewhere
+        (["params", "qwen3", "--with", "MoE"], 2, "--with chooses among all models: leave it out, or name none"),
+        (["params", "qwen3", "--since", "2025-01"], 2, "--since chooses among all models"),
+        (["params", "qwen3-8b", "--all-sizes"], 2, "--all-sizes chooses among all models"),
+        (["params", "--with", "MoE", "--swap", "norm=olmo"], 2, "--swap changes the models that are named"),
     ],
 )
 def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, message: str, capsys: Any) -> None:

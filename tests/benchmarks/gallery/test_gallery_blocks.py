@@ -125,6 +125,9 @@ class _Mean(Mixer):
     def cache_spec(self) -> CacheSpec:
         return CacheSpec((("sum", (1, 1)),))
 
+    def describe(self) -> str:
+        return "the mean"
+
 
 @dataclass(frozen=True)
 class _Plain(Block):
@@ -140,6 +143,9 @@ class _Plain(Block):
 
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         return linear_flops(new, dim, dim)
+
+    def describe(self) -> str:
+        return "one matrix"
 
 
 UNKNOWN_BLOCKS = {

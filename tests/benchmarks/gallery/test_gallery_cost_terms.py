@@ -24,7 +24,10 @@ def added_up(terms: Terms, context: int) -> dict[str, int]:
     return {
         "params": sum(n * sum(each.params.values()) for n, each in terms),
         "active": sum(n * each.active_params for n, each in terms),
-        "cache_elements": sum(n * each.cache_elements * each.visible(context) for n, each in terms),
+        "cache_elements": sum(
+            n * (each.cache_elements * each.kept(context) + each.state_elements) for n, each in terms
+        ),
+        "float32_bytes": sum(n * each.state_float32_bytes for n, each in terms),
         "flops": sum(n * each.flops(context) for n, each in terms),
     }
 
@@ -34,7 +37,8 @@ def costs(spec: Decoder, context: int) -> dict[str, int]:
     return {
         "params": spec.params(),
         "active": spec.active_params(),
-        "cache_elements": spec.kv_bytes(context, dtype=torch.uint8),
+        "cache_elements": spec.kv_bytes(context) - spec.kv_bytes(context, dtype=torch.uint8),
+        "float32_bytes": 2 * spec.kv_bytes(context, dtype=torch.uint8) - spec.kv_bytes(context),
         "flops": spec.flops(context - 1, 1),
     }
 
@@ -49,7 +53,9 @@ def test_terms_add_up_to_the_costs_of_the_spec(spec: Decoder) -> None:
     for context in CONTEXTS:
         assert added_up(terms, context) == costs(spec, context)
         for dtype in DTYPES:
-            assert 7 * dtype.itemsize * added_up(terms, context)["cache_elements"] == spec.kv_bytes(context, 7, dtype)
+            cache = added_up(terms, context)
+            nbytes = 7 * (dtype.itemsize * cache["cache_elements"] + cache["float32_bytes"])
+            assert nbytes == spec.kv_bytes(context, 7, dtype)
 
 
 def test_parts_add_up_to_the_breakdowns_of_the_spec(spec: Decoder) -> None:
@@ -59,8 +65,8 @@ def test_parts_add_up_to_the_breakdowns_of_the_spec(spec: Decoder) -> None:
             params[name] += n * number
         for name, number in each.fixed_flops.items():
             flops[name] += n * number
-        for name, number in each.flops_per_visible.items():
-            flops[name] += n * number * each.visible(4096)
+        for name, part in each.growing_flops.items():
+            flops[name] += n * part.flops * part.visible(4096)
     assert params == {name: number for name, number in spec.param_breakdown().items() if number}
     assert flops == {name: number for name, number in spec.flop_breakdown(4095, 1).items() if number}
 

@@ -22,6 +22,7 @@ from zoo.cli.tables import Column, Format
 from zoo.errors import NotAvailable
 
 COSTS = [cost_row(model) for model in chosen([])]
+LLAMAS = [cost_row(model) for model in chosen(["llama3"])]
 SPEEDS = fake_rows(
     [BenchmarkModel(replace(one(name), spec=zoo.spec(name, tiny=True)), tiny=True) for name in zoo.names()]
 )
@@ -44,6 +45,7 @@ def test_a_table_fits_80_columns_and_its_legend_tells_every_header(table: Table)
     for header in {column.header.replace("\n", " ") for column in table.columns} - {
         "model",
         "tiny model",
+        "released",
         "layers",
         "min-max",
     }:
@@ -87,9 +89,15 @@ def test_csv_holds_both_tables_under_one_header(tmp_path: Path) -> None:
 
 
 def test_an_empty_column_is_left_out() -> None:
-    rows = [cost_row(model) for model in chosen(["llama3"])]
-    assert "published" not in costs.parameter_table(rows).text(Format.table)
-    assert "windowed" not in costs.kv_table(rows).text(Format.table).split("\n\n")[1]
+    assert "published" not in costs.parameter_table(LLAMAS).text(Format.table)
+    assert "windowed" not in costs.kv_table(LLAMAS).text(Format.table).split("\n\n")[1]
+
+
+def test_what_is_not_certain_is_a_line_below_the_table() -> None:
+    noted = [row | {"note": "config from class defaults" if row["layers"] == 32 else None} for row in LLAMAS]
+    (line,) = [each for each in costs.parameter_table(noted).legend if each.startswith("Not certain: ")]
+    assert line == "Not certain: llama3-8b, llama3.1-8b: config from class defaults."
+    assert "Not certain" not in costs.parameter_table(LLAMAS).text(Format.table)
 
 
 def test_windows_of_several_sizes_are_listed() -> None:

@@ -20,6 +20,7 @@ from zoo.cli import self_check
 from zoo.cli.runner import exit_code
 from zoo.swaps.scaled import scaled
 
+NAME = "deepseek-v3-671b"
 PROG = "python -m zoo.build"
 APP = runpy.run_module("zoo.build")["app"]  # an import would put the module in the place of the function zoo.build
 ROOT = Path(__file__).parents[3]
@@ -36,10 +37,12 @@ def run(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> tuple[
 def test_every_size_has_a_card(capsys, name) -> None:
     out, err = run(capsys, name)
     assert out.startswith(f"{name}  ({sizes()[name].hub})")
+    assert out.splitlines()[1].startswith(f"released {sizes()[name].released}")
     assert f"{sizes()[name].params:,} parameters, as the formula says" in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 80
     assert err.startswith("not run: ")
     report = json.loads(run(capsys, name, "--json")[0])
+    assert (report["released"], report["note"]) == (sizes()[name].released, sizes()[name].note)
     assert report["card"]["params"] == report["built"]["parameters"] == sizes()[name].params
     assert report["built"]["device"] == "meta"
     assert report["built"]["seconds"] < 2
@@ -112,7 +115,7 @@ def test_a_dropped_feature_is_named(capsys) -> None:
 def test_the_cache_is_counted_in_the_dtype(capsys) -> None:
     by_dtype = {}
     for args in ((), ("--dtype", "float32"), ("--dtype", "bfloat16")):
-        report = json.loads(run(capsys, names()[0], *args, "--json")[0])
+        report = json.loads(run(capsys, NAME, *args, "--json")[0])
         by_dtype[args[-1:]] = report["card"]["kv_bytes_32k"]
     assert by_dtype[()] == by_dtype["bfloat16",] == by_dtype["float32",] / 2
 
@@ -131,21 +134,21 @@ def test_a_list_of_everything(capsys) -> None:
     [
         ([], 2, "error: which model? For example: python -m zoo.build qwen3 --tiny; --list names them all"),
         (["no-such-model"], 2, "error: unknown model 'no-such-model'"),
-        ([names()[0] + "x"], 2, f"did you mean {names()[0]}"),
-        ([names()[0], "--device", "tpu"], 2, "error: unknown device 'tpu'"),
-        ([names()[0], "--dtype", "int4"], 2, "'--dtype'"),
-        ([names()[0], "--seed", "-1"], 2, "'--seed'"),
+        ([NAME + "x"], 2, f"did you mean {NAME}"),
+        ([NAME, "--device", "tpu"], 2, "error: unknown device 'tpu'"),
+        ([NAME, "--dtype", "int4"], 2, "'--dtype'"),
+        ([NAME, "--seed", "-1"], 2, "'--seed'"),
         (
-            [names()[0], "--swap", "GQQ(window=3)"],
+            [NAME, "--swap", "GQQ(window=3)"],
             2,
             "error: swap 'GQQ(window=3)': unknown block 'GQQ'; did you mean GQA?",
         ),
-        ([names()[0], "--params", "10"], 2, "error: 10 parameters are too few for 6 layers"),
-        ([names()[0], "--params", "many"], 2, "'many' is not a count above 0; write 200k, 1M or 4096"),
-        ([names()[0], "--params", "1M", "--tiny"], 2, "leave one of them out"),
-        ([names()[0], "--params", "1M", "--swap", "attn=MQA(head_dim=7)"], 2, "(at the widths of --params)"),
-        ([names()[0], "--tiny", "--swap", "attn=MQA(head_dim=7)"], 2, "must be even"),
-        ([names()[0], "--tiny", "--swap", "attn=MQA(head_dim=7)"], 2, "(at the toy widths of --tiny)"),
+        ([NAME, "--params", "10"], 2, "error: 10 parameters are too few for 6 layers"),
+        ([NAME, "--params", "many"], 2, "'many' is not a count above 0; write 200k, 1M or 4096"),
+        ([NAME, "--params", "1M", "--tiny"], 2, "leave one of them out"),
+        ([NAME, "--params", "1M", "--swap", "attn=MQA(head_dim=7)"], 2, "(at the widths of --params)"),
+        ([NAME, "--tiny", "--swap", "attn=MQA(head_dim=7)"], 2, "must be even"),
+        ([NAME, "--tiny", "--swap", "attn=MQA(head_dim=7)"], 2, "(at the toy widths of --tiny)"),
     ],
 )
 def test_a_wrong_call_is_a_one_line_error(capsys, args, code, says) -> None:
@@ -158,7 +161,7 @@ def test_a_wrong_call_is_a_one_line_error(capsys, args, code, says) -> None:
 def test_a_size_that_does_not_fit_is_refused_before_it_is_built(capsys, monkeypatch) -> None:
     monkeypatch.setattr(self_check, "free_memory", lambda device: 2**20)
     monkeypatch.setattr(self_check, "check_build", pytest.fail)
-    out, err = run(capsys, names()[0], "--device", "cpu", code=3)
+    out, err = run(capsys, NAME, "--device", "cpu", code=3)
     assert out == ""
     assert "1 MiB is free" in err
     assert "--tiny" in err
@@ -166,10 +169,10 @@ def test_a_size_that_does_not_fit_is_refused_before_it_is_built(capsys, monkeypa
 
 def test_a_difference_beyond_the_bound_fails_and_is_shown(capsys, monkeypatch) -> None:
     monkeypatch.setattr(self_check, "TOLERANCE", dict.fromkeys(self_check.TOLERANCE, 1e-12))
-    out, err = run(capsys, names()[0], "--tiny", code=1)
+    out, err = run(capsys, NAME, "--tiny", code=1)
     assert "the bound is" in " ".join(out.split())
     assert err.startswith("error: decoding over the cache differs from the forward by ")
-    report = json.loads(run(capsys, names()[0], "--tiny", "--json", code=1)[0])
+    report = json.loads(run(capsys, NAME, "--tiny", "--json", code=1)[0])
     assert len(report["failures"]) == 1
 
 
@@ -181,8 +184,8 @@ def command(*args: str) -> subprocess.Popen[str]:
 
 def test_the_command_in_a_process_of_its_own() -> None:
     """No warning, since nothing has imported the module; and the function keeps its place."""
-    out, err = command(names()[0], "--tiny").communicate(timeout=60)
-    assert out.startswith(names()[0])
+    out, err = command(NAME, "--tiny").communicate(timeout=60)
+    assert out.startswith(NAME)
     assert err == ""
     assert callable(build)
 

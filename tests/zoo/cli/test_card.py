@@ -30,6 +30,8 @@ def report(spec: Decoder, swaps: tuple[str, ...] = (), decoded: DecodeCheck | No
     return {
         "model": "example",
         "hub": "someone/example",
+        "released": "2025-06",
+        "note": None,
         "tiny": False,
         "budget": None,
         "swaps": swaps,
@@ -43,6 +45,7 @@ def report(spec: Decoder, swaps: tuple[str, ...] = (), decoded: DecodeCheck | No
 
 CARD = """\
 example  (someone/example)
+released 2025-06
 
 layers         12 = 4 x (2 x [window 64] + 1 x [full])
 attention      [window 64] GQA, 8 heads on 2 KV heads of 16, RoPE 10k, window
@@ -126,6 +129,15 @@ def test_a_published_active_count_is_shown_with_its_rule() -> None:
     shown = report(example())
     shown["card"] = card(example(), torch.bfloat16, (123_456, "without the embedding"))
     assert "123,456 published active, without the embedding" in report_text(shown)
+
+
+def test_what_is_not_certain_is_shown_below_the_name() -> None:
+    note = "config from class defaults, not seen published; " * 2 + "context from memory"
+    head, *_ = report_text(report(example()) | {"note": note}).split("\n\n")
+    name, *lines = head.splitlines()
+    assert name == "example  (someone/example)"
+    assert " ".join(lines) == f"released 2025-06; {note}"
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize("name", names())

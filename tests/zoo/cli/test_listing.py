@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from zoo import Spec, names, spec
-from zoo.architectures import families
+from zoo.architectures import families, released
 from zoo.catalog import resolve
 from zoo.cli import listing
 from zoo.swaps.grammar import apply_swap
@@ -42,11 +42,10 @@ def test_marks_are_what_the_specs_hold(family) -> None:
 
 
 def test_a_new_architecture_is_a_new_column(monkeypatch) -> None:
-    first = names()[0]
-    swapped = spec(first)
+    swapped = spec("deepseek-v3")
     for text in ("norm=post", "rope=NoPE", "Decoder(tied=true)"):
         swapped, _ = apply_swap(swapped, text)
-    added = SimpleNamespace(SIZES={"new-1b": SimpleNamespace(spec=swapped)})
+    added = SimpleNamespace(SIZES={"new-1b": SimpleNamespace(spec=swapped, released="2026-01")})
     monkeypatch.setattr(listing, "families", lambda: {**families(), "a-family-with-a-long-name": added})
     rows = {(row["role"], row["block"]): row["architectures"] for row in listing.block_rows()}
     assert {block for (_, block), users in rows.items() if "a-family-with-a-long-name" in users} >= {
@@ -66,6 +65,44 @@ def test_the_text_is_aligned_and_fits_eighty_columns() -> None:
         table = lines[len(families()) : lines.index("")]
         assert {line[column] for line in table} <= set("|x.")
         assert sum(line[column] == "x" for line in table) == sum(family in users for users in ROWS.values())
+
+
+@pytest.mark.parametrize("count", [9, 30, 60])
+def test_what_does_not_fit_beside_each_other_is_below(monkeypatch, count: int) -> None:
+    """Every column of every table stands below its architecture's name, and holds its marks."""
+    last = list(families().values())
+    many = {f"architecture-{i}": last[i % len(last)] for i in range(count)}
+    monkeypatch.setattr(listing, "families", lambda: many)
+    text = listing.listing_text()
+    assert max(map(len, text.splitlines())) <= 80
+    *tables, sizes = text.split("\n\n")
+    assert len(tables) > count // 25
+    rows, shown = listing.block_rows(), []
+    for table in tables:
+        lines = table.splitlines()
+        heads = [line.split()[-1] for line in lines if "architecture-" in line]
+        assert len(lines) == len(heads) + len(rows) + len({row["role"] for row in rows})
+        for i, name in enumerate(heads):
+            column = lines[i].index(name)
+            marks = [line[column] for line in lines[len(heads) :] if line.startswith("  ")]
+            assert marks == ["x" if name in row["architectures"] else "." for row in rows]
+        shown += heads
+    assert shown == list(many)
+    assert all(f"  {name} " in sizes for name in many)
+
+
+def test_sizes_are_listed_with_the_release_of_their_architecture() -> None:
+    _, listed = listing.listing_text().split("\n\n")
+    lines = [line.split() for line in listed.splitlines() if not line.startswith("   ")][1:]
+    assert [(family, month) for family, month, *_ in lines] == [(name, released(of)) for name, of in families().items()]
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_size_uses_what_its_architecture_is_marked_for(name: str) -> None:
+    used = listing.used_names(spec(name))
+    family = next(family for family, module in families().items() if name in module.SIZES)
+    assert used <= {block for (_, block), marked in ROWS.items() if family in marked}
+    assert ("tied head" in used) == spec(name).tied
 
 
 def test_every_size_is_named() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.models import distinct
 from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, names, pre, spec
@@ -22,6 +23,7 @@ from zoo.cli.self_check import (
 )
 from zoo.core.devices import find_device
 from zoo.core.forward_context import visible
+from zoo.costs import Window
 from zoo.errors import NotAvailable, UsageError
 
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -51,7 +53,12 @@ def test_a_wrong_mask_is_detected(monkeypatch) -> None:
     """A window one token too short wherever a mask is made; decode of a single token uses no mask."""
     model = build(windowed(16))
     assert failures(BUILT, check_decoding(model, FP32, 0)) == []
-    monkeypatch.setattr("zoo.core.attention.visible", lambda queries, keys, window: visible(queries, keys, window - 1))
+
+    def shorter(queries: Tensor, keys: Tensor, reach: Window) -> Tensor:
+        return visible(queries, keys, Window(reach.size - 1))
+
+    for module in ("attention", "flash"):
+        monkeypatch.setattr(f"zoo.core.{module}.visible", shorter)
     assert "differs from the forward" in failures(BUILT, check_decoding(model, FP32, 0))[0]
 
 

@@ -44,6 +44,9 @@ class _Odd(Block):
     def build(self, dim: int) -> Any:
         raise NotImplementedError
 
+    def describe(self) -> str:
+        return "odd"
+
     def params(self, dim: int) -> int:
         return dim
 

@@ -1,0 +1,75 @@
+"""The published sizes that a table of all models shows: a line a family, or those of a time and with certain blocks."""
+
+from collections.abc import Sequence
+
+from zoo.architectures import families
+from zoo.catalog import best_known, sizes
+from zoo.cli.listing import used_names
+from zoo.errors import UsageError, enough, suggestion
+
+FEW = 3  # names in an error
+Found = dict[str, list[str]]  # family -> some of its sizes
+
+
+def matching(since: str | None = None, blocks: Sequence[str] = ()) -> Found:
+    """The sizes that were released in the month `since` or later and use all of `blocks`: names as in the table of
+    `zoo.build --list`, in any case, or the first words of one ("QK-norm"). Families and sizes are in the order of the
+    catalog. Raises UsageError where there are none.
+    """
+    fulfil = {block: _using(block) for block in blocks}
+    if since is not None:
+        fulfil[f"since {since}"] = _released(since)
+    found = {
+        family: [name for name in module.SIZES if all(name in names for names in fulfil.values())]
+        for family, module in families().items()
+    }
+    if not any(found.values()):
+        each = "; ".join(f"{condition}: {enough(names, FEW)}" for condition, names in fulfil.items())
+        raise UsageError(f"no published size is all of this at once: {each}")
+    return {family: names for family, names in found.items() if names}
+
+
+def _using(block: str) -> list[str]:
+    """The sizes that use a block. Raises UsageError, with the nearest names in use, where there are none."""
+    word, used = _fold(block), {name: used_names(size.spec) for name, size in sizes().items()}
+    found = [name for name, each in used.items() if any(f"{_fold(one)} ".startswith(f"{word} ") for one in each)]
+    if not found:
+        raise UsageError(f"no published size has {block[:80]!r}; {suggestion(block, set().union(*used.values()))}")
+    return found
+
+
+def _fold(word: str) -> str:
+    return word.strip().lower().replace("_", "-")
+
+
+def _released(since: str) -> list[str]:
+    """The sizes of a month or later. Raises UsageError, with the latest ones, where there are none."""
+    months = {name: size.released for name, size in sizes().items()}
+    found = [name for name, month in months.items() if month >= since]
+    if not found:
+        latest = max(months.values())
+        names = enough((name for name, month in months.items() if month == latest), FEW)
+        raise UsageError(f"no published size is of {since} or later; the latest are of {latest}: {names}")
+    return found
+
+
+def every_size(found: Found) -> list[str]:
+    """All that were found."""
+    return [name for names in found.values() for name in names]
+
+
+def one_each(found: Found) -> list[str]:
+    """A size of each family, in order of their release: the best-known one, or the first where that is not found."""
+    shown = [best_known(family) if best_known(family) in names else names[0] for family, names in found.items()]
+    return sorted(shown, key=lambda name: sizes()[name].released)
+
+
+def smallest_each(found: Found) -> list[str]:
+    """What is measured of each family: the family's name, which means its smallest size, or the smallest of those found
+    where that is not among them."""
+
+    def params(name: str) -> int:
+        return sizes()[name].params
+
+    smallest = {family: min(names, key=params) for family, names in found.items()}
+    return [family if name == min(families()[family].SIZES, key=params) else name for family, name in smallest.items()]

@@ -1,0 +1,153 @@
+"""Recurrences: their chunked forms against a loop over tokens in float64, from any state and in any pieces."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo.core import recurrence
+from zoo.core.recurrence import gated_delta_flops, gated_delta_rule, state_space, state_space_flops
+
+BATCH, KEY_HEADS, HEADS, WIDTH, VALUE_WIDTH = 2, 2, 4, 8, 6
+KINDS = "decay a head", "decay a channel", "state space"
+LENGTHS = 1, 2, 63, 64, 65, 130
+
+
+def inputs(kind: str, tokens: int, strength: float = 0.3, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """The streams of `tokens` tokens and a state that is not zero. Decays are from 0 to -2 `strength`."""
+    q, k = (torch.randn(BATCH, tokens, KEY_HEADS, WIDTH, dtype=dtype) / WIDTH**0.5 for _ in range(2))
+    v = torch.randn(BATCH, tokens, HEADS, VALUE_WIDTH, dtype=dtype)
+    decay = -2 * strength * torch.rand(BATCH, tokens, HEADS, WIDTH, dtype=dtype)
+    if kind == "state space":
+        return [q, k, v, decay[..., 0], torch.randn(BATCH, HEADS, VALUE_WIDTH, WIDTH, dtype=dtype)]
+    beta, state = torch.rand(BATCH, tokens, HEADS, dtype=dtype), torch.randn(BATCH, HEADS, WIDTH, VALUE_WIDTH, dtype=dtype)
+    return [q, k, v, decay[..., :1] if kind == "decay a head" else decay, beta, state]
+
+
+def run(kind: str, given: list[Tensor]) -> tuple[Tensor, Tensor]:
+    return (state_space if kind == "state space" else gated_delta_rule)(*given)
+
+
+def token_by_token(kind: str, given: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The definition, one sequence, head and token at a time."""
+    *streams, state = given
+    q, k, v, decay = streams[:4]
+    outs, states = torch.empty_like(v), torch.empty_like(state)
+    for b in range(v.shape[0]):
+        for h in range(v.shape[2]):
+            g, S = h // (v.shape[2] // k.shape[2]), state[b, h]
+            for t in range(v.shape[1]):
+                if kind == "state space":
+                    S = decay[b, t, h].exp() * S + torch.outer(v[b, t, h], k[b, t, g])
+                    out = S @ q[b, t, g]
+                else:
+                    S = decay[b, t, h].exp().unsqueeze(-1) * S
+                    error = v[b, t, h] - S.T @ k[b, t, g]
+                    S = S + torch.outer(k[b, t, g], streams[4][b, t, h] * error)
+                    out = S.T @ q[b, t, g]
+                outs[b, t, h] = out
+            states[b, h] = S
+    return outs, states
+
+
+def relative_error(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    return max(((a - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", LENGTHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_length_is_the_definition(kind: str, tokens: int) -> None:
+    given = inputs(kind, tokens)
+    expected = token_by_token(kind, given)
+    assert relative_error(run(kind, given), expected) < 1e-12
+    out, state = run(kind, [x.float() for x in given])
+    assert out.dtype == state.dtype == torch.float32
+    assert relative_error((out, state), expected) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_of_any_length_continue_from_the_state(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recurrence, "CPU_SEGMENT", 64)
+    *streams, state = inputs(kind, sum(LENGTHS), dtype=torch.float32)
+    expected = token_by_token(kind, [x.double() for x in (*streams, state)])
+    outs = []
+    for piece in zip(*(stream.split(LENGTHS, dim=1) for stream in streams), strict=True):
+        out, state = run(kind, [*piece, state])
+        outs.append(out)
+    assert relative_error((torch.cat(outs, dim=1), state), expected) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strength", [3.0, 30.0, 1000.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_strong_decays_neither_overflow_nor_lose_the_rest(kind: str, strength: float) -> None:
+    """A chunk's decays add up to far below the logarithm of the smallest float32."""
+    given = inputs(kind, 200, strength)
+    given[3][:, 100:] *= 1e-3 / strength  # then weak ones
+    found = run(kind, [x.float() for x in given])
+    assert all(x.isfinite().all() for x in found)
+    # Sums of decays inside a chunk are rounded in float32, as in the released code.
+    assert relative_error(found, token_by_token(kind, given)) < max(1e-5, 64 * strength * 2**-23)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 70])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_the_definition(kind: str, tokens: int) -> None:
+    given = [x[:1].requires_grad_() for x in inputs(kind, tokens)]
+    weights = [torch.randn_like(x) for x in run(kind, given)]
+
+    def gradients(form: object) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(sum((a * b).sum() for a, b in zip(form(kind, given), weights, strict=True)), given)
+
+    assert relative_error(gradients(run), gradients(token_by_token)) < 1e-10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_state_no_decay_no_erasing_is_causal_linear_attention(kind: str) -> None:
+    """With decays of one, orthogonal keys and beta one, nothing is ever overwritten."""
+    q, _, v, decay, *rest = inputs(kind, WIDTH)
+    keys = torch.eye(WIDTH, dtype=torch.float64)[None, :, None].expand(BATCH, -1, KEY_HEADS, -1)
+    rest = [torch.ones_like(x) for x in rest[:-1]] + [torch.zeros_like(rest[-1])]
+    out, _ = run(kind, [q, keys, v, torch.zeros_like(decay), *rest])
+    scores = (q.transpose(1, 2) @ keys.transpose(1, 2).mT).tril().repeat_interleave(HEADS // KEY_HEADS, dim=1)
+    torch.testing.assert_close(out, (scores @ v.transpose(1, 2)).transpose(1, 2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [1, 65, 600])
+@pytest.mark.parametrize("kind", KINDS)
+def test_matrix_products_are_counted(kind: str, tokens: int) -> None:
+    given = inputs(kind, tokens, dtype=torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        run(kind, given)
+    sizes = tokens, KEY_HEADS, HEADS, WIDTH, VALUE_WIDTH
+    if kind == "state space":
+        count = BATCH * state_space_flops(*sizes, causal=False)
+    else:
+        count = BATCH * gated_delta_flops(*sizes, per_channel=kind == "decay a channel", causal=False)
+    assert counter.get_total_flops() == count
+    products = 2 if kind == "state space" else 3
+    flops = state_space_flops(*sizes) if kind == "state space" else gated_delta_flops(*sizes)
+    assert flops == 2 * products * tokens * HEADS * WIDTH * VALUE_WIDTH
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_leaves_the_arithmetic_in_float32(kind: str) -> None:
+    given = inputs(kind, 70, dtype=torch.float32)
+    expected = run(kind, given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(run(kind, given), expected, strict=True))
+
+
+def test_initial_decays_span_the_published_ranges() -> None:
+    rates, steps = recurrence.initial_decay_rates(5), recurrence.initial_time_steps(3)
+    assert [round(math.exp(x), 6) for x in rates] == [1, 4.75, 8.5, 12.25, 16]
+    assert [round(math.log1p(math.exp(x)), 6) for x in steps] == [0.001, 0.01, 0.1]
+    assert len(recurrence.initial_decay_rates(1)) == len(recurrence.initial_time_steps(1)) == 1

@@ -1,0 +1,67 @@
+"""OLMo 3 (Team OLMo 2025). New here: OLMo 2's placement of norms with a window of 4,096 tokens in three layers of four;
+YaRN stretches the layers that see everything, and no others."""
+
+from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, YarnScaling, olmo, yarn_gain
+from zoo.hf.config import Config, Size, reads
+from zoo.hf.write_config import ConfigFields, dense_fields, first_rope, scaling_fields, window_fields
+from zoo.model.decoder import Decoder
+
+
+def decoder(*, layers, heads, kv_heads, head_dim, hidden, window, full, local, eps=1e-6, **rest) -> Decoder:
+    norm = RMSNorm(eps, scale_in_fp32=True)
+
+    def layer(rope, window):
+        attn = GQA(heads, kv_heads, head_dim, rope=rope, window=window, qk_norm=norm, qk_norm_over="projection")
+        return Layer(olmo(norm, attn), olmo(norm, GLU(hidden=hidden)))
+
+    pattern = tuple(layer(full, None) if i % 4 == 3 else layer(local, window) for i in range(layers))
+    return Decoder(layers=pattern, norm=norm, **rest)
+
+
+THETA = 5e5
+WIDTHS = dict(num_key_value_heads=None, head_dim=None, sliding_window=4096, max_position_embeddings=2048)
+DEFAULTS = WIDTHS | dict(rms_norm_eps=1e-5, rope_theta=THETA, tie_word_embeddings=False)
+EXPECTED = dict(hidden_act="silu", attention_bias=False)
+
+
+@reads("olmo3", **DEFAULTS)
+def from_hf(config: Config) -> Decoder:
+    config.expect(**EXPECTED)
+    shape = config.dense() | {"head_dim": config.head_dim(), "window": config.integer("sliding_window")}
+    local = config.rope("sliding_attention", scaled=False)
+    spec = decoder(**shape, full=config.rope("full_attention"), local=local)
+    config.agrees_on_windows(spec)
+    return spec
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    config = {"model_type": "olmo3"} | EXPECTED | dense_fields(spec) | window_fields(spec)
+    full, local = first_rope(spec), first_rope(spec, windowed=True)
+    if full is None or local is None:
+        return config
+    if full.theta == THETA and local == RoPE(THETA):
+        return config | {"rope_scaling": _rope_entry(full) if full.scaling else None}
+    # Versions of the reference disagree on the base that another rope_theta gives to the layers with a window.
+    by_kind = {"full_attention": _rope_entry(full, float(full.theta))}
+    by_kind["sliding_attention"] = _rope_entry(local, float(local.theta))
+    return config | {"rope_theta": None, "rope_scaling": None, "rope_parameters": by_kind}
+
+
+def _rope_entry(rope: RoPE, theta: float | None = None) -> ConfigFields:
+    """A rotary encoding as an object of a config: its scaling, YaRN's gain always written out, and a base if given."""
+    scaling = scaling_fields(rope.scaling) if rope.scaling else None
+    entry = scaling or {"rope_type": "default"}
+    if isinstance(rope.scaling, YarnScaling):
+        entry["attention_factor"] = float(rope.scaling.gain)
+    return entry | ({"rope_theta": theta} if theta else {})
+
+
+_STRETCHED = RoPE(THETA, YarnScaling(factor=8, original=8192, gain=yarn_gain(8)))
+_BOTH = dict(head_dim=128, window=4096, full=_STRETCHED, local=RoPE(THETA), vocab=100_278, context=65_536)
+_7B = dict(_BOTH, dim=4096, layers=32, heads=32, kv_heads=32, hidden=11_008)
+_32B = dict(_BOTH, dim=5120, layers=64, heads=40, kv_heads=8, hidden=27_648)
+BEST_KNOWN = "olmo3-32b"
+SIZES = {
+    "olmo3-7b": Size("allenai/Olmo-3-1025-7B", 7_298_011_136, decoder(**_7B), released="2025-11"),
+    "olmo3-32b": Size("allenai/Olmo-3-1125-32B", 32_233_522_176, decoder(**_32B), released="2025-11"),
+}

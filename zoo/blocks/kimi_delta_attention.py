@@ -1,0 +1,128 @@
+"""Kimi Delta Attention (Kimi Linear, Kimi Team 2025): the gated delta rule with a decay for each key channel."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.blocks.norms import Norm
+from zoo.core.causal_conv import CausalConv
+from zoo.core.forward_context import ForwardContext, LayerCache
+from zoo.core.linear import Linear
+from zoo.core.recurrence import (
+    gated_delta_flops,
+    gated_delta_rule,
+    initial_decay_rates,
+    initial_time_steps,
+    l2_normalise,
+)
+from zoo.costs import Breakdown, CacheSpec, State, linear_flops, linear_params
+from zoo.registry import Mixer
+
+__all__ = ["KDA"]
+
+STREAMS = "q", "k", "v"
+
+
+@dataclass(frozen=True)
+class KDA(Mixer):
+    """Each of `heads` has a state of `head_dim` x `head_dim`.
+
+    Queries, keys and values are mixed over the last `conv` tokens. A token's decay of a head's key channel is
+    exp(-exp(A_log) softplus(decay(x) + dt_bias)), A_log of the head and dt_bias of the channel, and beta =
+    sigmoid(beta(x)) is how much of what the state holds under its key it overwrites. The output of each head is
+    normalised and then multiplied by sigmoid(gate(x)). `decay` and `gate` have rank head_dim.
+    """
+
+    heads: int
+    head_dim: int
+    conv: int
+    norm: Norm
+
+    def check(self) -> None:
+        self.require(self.conv > 1, f"conv={self.conv} must be at least 2 tokens")
+
+    def build(self, dim: int) -> nn.Module:
+        return _KDA(self, dim)
+
+    @property
+    def width(self) -> int:
+        """Width of all heads."""
+        return self.heads * self.head_dim
+
+    def _projections(self, dim: int) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of the projections q, k, v, of the two halves of decay and of gate, of beta and o."""
+        low_rank = (dim, self.head_dim), (self.head_dim, self.width)
+        return *((dim, self.width),) * 3, *low_rank, *low_rank, (dim, self.heads), (self.width, dim)
+
+    def param_breakdown(self, dim: int) -> Breakdown:
+        projections = sum(linear_params(*widths) for widths in self._projections(dim))
+        own = 3 * self.conv * self.width + self.width + self.heads
+        return {"attn": projections + own, "norm": self.norm.params(self.head_dim)}
+
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        """`scores` are the recurrence's (zoo.core.recurrence)."""
+        projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
+        sizes = self.heads, self.heads, self.head_dim, self.head_dim
+        return {
+            "projections": projections,
+            "scores": gated_delta_flops(new, *sizes, per_channel=self.head_dim > 1, causal=causal),
+        }
+
+    def cache_spec(self) -> CacheSpec:
+        convs = (State(name, (self.conv - 1, self.width)) for name in STREAMS)
+        recurrent = State("recurrent", (self.heads, self.head_dim, self.head_dim), in_float32=True)
+        return CacheSpec(state=(*convs, recurrent))
+
+    def describe(self) -> str:
+        return f"KDA, {self.heads} heads of {self.head_dim}, convolution over {self.conv}"
+
+
+class _KDA(nn.Module):
+    residual_outputs = ("o",)  # matrices whose products are the output
+
+    def __init__(self, spec: KDA, dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        q, k, v, *halves, beta, o = (Linear(*widths, bias=False) for widths in spec._projections(dim))
+        self.q, self.k, self.v, self.beta, self.o = q, k, v, beta, o
+        self.decay, self.gate = (
+            nn.Sequential(OrderedDict(down=down, up=up)) for down, up in (halves[:2], halves[2:])
+        )
+        self.q_conv, self.k_conv, self.v_conv = (CausalConv(spec.width, spec.conv) for _ in STREAMS)
+        self.A_log = nn.Parameter(torch.empty(spec.heads))
+        self.dt_bias = nn.Parameter(torch.empty(spec.width))
+        self.norm = spec.norm.build(spec.head_dim)
+        self.identity = {
+            "A_log": initial_decay_rates(spec.heads),
+            "dt_bias": initial_time_steps(spec.head_dim) * spec.heads,
+        }
+
+    def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
+        """(b, t, dim) -> (b, t, dim)"""
+        q, k, v = (self._stream(name, x, cache) for name in STREAMS)
+        steps = F.softplus(self.decay(x).float() + self.dt_bias.float())
+        out, state = gated_delta_rule(
+            l2_normalise(q) * self.spec.head_dim**-0.5,
+            l2_normalise(k),
+            v,
+            -self.A_log.float().exp().unsqueeze(-1) * self._heads(steps),
+            self.beta(x).sigmoid(),
+            cache.state("recurrent", x),
+        )
+        cache.set_state("recurrent", state)
+        # In float32, but for the recurrence's output, as the released code rounds.
+        normed = self.norm(out.to(x.dtype).float())
+        return self.o((normed * self._heads(self.gate(x).float()).sigmoid()).to(x.dtype).flatten(2))
+
+    def _stream(self, name: str, x: Tensor, cache: LayerCache) -> Tensor:
+        """(b, t, dim) -> queries, keys or values (b, t, h, d), mixed over the last tokens."""
+        projection, conv = self.get_submodule(name), self.get_submodule(f"{name}_conv")
+        y, last = conv(projection(x), cache.state(name, x))
+        cache.set_state(name, last)
+        return self._heads(y)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.spec.heads, self.spec.head_dim))

@@ -1,0 +1,132 @@
+"""Mamba-2 (Dao and Gu 2024): a state-space model whose decay is one number a head and token."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.core.causal_conv import CausalConv
+from zoo.core.forward_context import ForwardContext, LayerCache
+from zoo.core.linear import Linear
+from zoo.core.recurrence import initial_decay_rates, initial_time_steps, state_space, state_space_flops
+from zoo.costs import Breakdown, CacheSpec, State, linear_flops, linear_params
+from zoo.registry import Mixer
+
+__all__ = ["Mamba2"]
+
+
+@dataclass(frozen=True)
+class Mamba2(Mixer):
+    """Each of `heads` has a state of `head_dim` x `state`; heads / groups of them share B and C, what a token writes to
+    the state's columns and reads of them.
+
+    x, B and C are mixed over the last `conv` tokens. A token's time step is dt = softplus(dt + dt_bias); it decays the
+    state by exp(-exp(A_log) dt) and adds dt x B^T; the output is the state times C, plus D x. It is multiplied by
+    silu(gate), and then normalised over each group's channels, with `eps`.
+
+    `min_step`: in passes of several tokens, and not of a single one, shorter time steps are this long. Nemotron-H's
+    released code does so.
+    """
+
+    heads: int
+    head_dim: int
+    groups: int
+    state: int
+    conv: int
+    eps: float
+    min_step: float | None = None
+
+    def check(self) -> None:
+        self.require(self.heads % self.groups == 0, f"groups={self.groups} must divide heads={self.heads}")
+        self.require(self.conv > 1, f"conv={self.conv} must be at least 2 tokens")
+
+    def build(self, dim: int) -> nn.Module:
+        return _Mamba2(self, dim)
+
+    @property
+    def width(self) -> int:
+        """Width of all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def mixed_widths(self) -> tuple[int, int, int]:
+        """Widths of x, B and C, which the convolution mixes, in order."""
+        return self.width, self.groups * self.state, self.groups * self.state
+
+    def _projections(self, dim: int) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of the projections input and o."""
+        return (dim, self.width + sum(self.mixed_widths) + self.heads), (self.width, dim)
+
+    def param_breakdown(self, dim: int) -> Breakdown:
+        projections = sum(linear_params(*widths) for widths in self._projections(dim))
+        own = (self.conv + 1) * sum(self.mixed_widths) + 3 * self.heads
+        return {"attn": projections + own, "norm": self.width}
+
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        """`scores` are the recurrence's (zoo.core.recurrence)."""
+        projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
+        scores = state_space_flops(new, self.groups, self.heads, self.state, self.head_dim, causal)
+        return {"projections": projections, "scores": scores}
+
+    def cache_spec(self) -> CacheSpec:
+        recurrent = State("recurrent", (self.heads, self.head_dim, self.state), in_float32=True)
+        return CacheSpec(state=(State("conv", (self.conv - 1, sum(self.mixed_widths))), recurrent))
+
+    def describe(self) -> str:
+        groups = f", {self.groups} groups" if self.groups > 1 else ""
+        floor = f", time steps of at least {self.min_step:g}" if self.min_step else ""
+        sizes = f"{self.heads} heads of {self.head_dim}, state {self.state}"
+        return f"Mamba-2, {sizes}{groups}, convolution over {self.conv}{floor}"
+
+
+class _Mamba2(nn.Module):
+    residual_outputs = ("o",)  # matrices whose products are the output
+
+    def __init__(self, spec: Mamba2, dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        # Rows of input: gate, x, B, C, dt.
+        self.input, self.o = (Linear(*widths, bias=False) for widths in spec._projections(dim))
+        self.conv = CausalConv(sum(spec.mixed_widths), spec.conv, bias=True)
+        self.A_log, self.dt_bias, self.D = (nn.Parameter(torch.empty(spec.heads)) for _ in range(3))
+        self.norm = _GroupedNorm(spec)
+        self.identity = {
+            "A_log": initial_decay_rates(spec.heads),
+            "dt_bias": initial_time_steps(spec.heads),
+            "D": 1.0,
+        }
+
+    def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
+        """(b, t, dim) -> (b, t, dim)"""
+        spec = self.spec
+        gate, mixed, dt = self.input(x).split([spec.width, sum(spec.mixed_widths), spec.heads], dim=-1)
+        mixed, last = self.conv(mixed, cache.state("conv", x))
+        values, keys, queries = mixed.float().split(spec.mixed_widths, dim=-1)
+        values = values.unflatten(-1, (spec.heads, -1))
+        keys, queries = (part.unflatten(-1, (spec.groups, -1)) for part in (keys, queries))
+        dt = F.softplus(dt.float() + self.dt_bias.float())
+        if spec.min_step and x.shape[1] > 1:
+            dt = dt.clamp(min=spec.min_step)
+        out, state = state_space(
+            queries, keys, values * dt.unsqueeze(-1), -self.A_log.float().exp() * dt, cache.state("recurrent", x)
+        )
+        cache.set_state("conv", last)
+        cache.set_state("recurrent", state)
+        out = out + self.D.float().unsqueeze(-1) * values
+        return self.o(self.norm(out.flatten(2), gate).to(x.dtype))
+
+
+class _GroupedNorm(nn.Module):
+    """RMS norm of x * silu(gate) over each group's channels."""
+
+    def __init__(self, spec: Mamba2) -> None:
+        super().__init__()
+        self.groups, self.eps = spec.groups, spec.eps
+        self.weight = nn.Parameter(torch.empty(spec.width))
+        self.identity = {"weight": 1.0}
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        """x and gate (b, t, c) -> (b, t, c), in float32."""
+        gated = (x * F.silu(gate.float())).unflatten(-1, (self.groups, -1))
+        return F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2) * self.weight.float()

@@ -1,0 +1,43 @@
+"""Causal depthwise convolution over the last few tokens, which recurrent mixers put before their recurrence."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["CausalConv", "causal_conv"]
+
+
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+    """x (b, t, c), weight (c, 1, taps), bias (c,), state (b, taps - 1, c) -> y (b, t, c), the next state.
+
+    Token i of channel j is the sum of weight[j, 0, m] * x[i - (taps - 1) + m, j]. The tokens before the first are the
+    `state`, the last taps - 1 inputs of the pass before: zeros at the start of a sequence. Sums are in float32 at least.
+
+    It is taps - 1 shifted additions, which the compiler turns into one loop, and not F.conv1d, whose layout has the
+    channels before the tokens.
+    """
+    taps, new = weight.shape[2], x.shape[1]
+    inputs = torch.cat([state.to(x.dtype), x], dim=1)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    terms, factors = inputs.to(exact), weight.to(exact)[:, 0].unbind(-1)
+    y = terms[:, taps - 1 :] * factors[-1]
+    for m in range(taps - 1):
+        y = torch.addcmul(y, terms.narrow(1, m, new), factors[m])
+    if bias is not None:
+        y = y + bias
+    return y.to(x.dtype), inputs[:, new:]
+
+
+class CausalConv(nn.Module):
+    """`causal_conv`, followed by SiLU if `silu`. The weights are in nn.Conv1d's layout and left as allocated."""
+
+    def __init__(self, channels: int, taps: int, bias: bool = False, silu: bool = True) -> None:
+        super().__init__()
+        self.silu = silu
+        self.weight = nn.Parameter(torch.empty(channels, 1, taps))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """x (b, t, c), state (b, taps - 1, c) -> y (b, t, c), the next state."""
+        y, state = causal_conv(x, self.weight, self.bias, state)
+        return F.silu(y) if self.silu else y, state

@@ -1,0 +1,389 @@
+"""Linear recurrences over tokens with a state of fixed size: the gated delta rule and Mamba-2's state-space model.
+
+Each has two forms that agree up to rounding: a step for a single token, and a chunked form for several, which computes
+what happens inside chunks of `CHUNK` tokens as matrix products over all of them, and passes the state from chunk to
+chunk (Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule", section 3; Dao and Gu
+2024, "Transformers are SSMs", section 6). Both continue from any state.
+
+Arithmetic is in float32 at least, under autocast too. Decays are logarithms, at most 0. Only differences of their sums
+within a chunk are exponentiated, later minus earlier: no exponential exceeds one.
+
+Sizes: b sequences, t tokens; h heads, of which h/g share each of g keys and queries; d the width of keys, w of values.
+Inside: n chunks of c tokens each; s = b * h.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import custom_op
+
+from zoo.costs import linear_flops
+
+CHUNK = 64  # tokens of a chunk
+CPU_SEGMENT, SEGMENT = 128, 2048  # tokens computed at a time: on a CPU, few enough that intermediates stay in its caches
+BASE = 16  # tokens of a block in which per-channel decays are computed for each pair
+
+
+def gated_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """q, k (b, t, g, d), v (b, t, h, w), decay (b, t, h, 1 or d), beta (b, t, h), state (b, h, d, w) -> the outputs
+    (b, t, h, w) and the state after the last token, in float32.
+
+    For each token and head: S <- exp(decay) S; S <- S + k (beta (v - S^T k))^T; the output is S^T q. With one decay a
+    head it is Gated DeltaNet (Yang et al. 2025, section 3.1), with one a key channel Kimi Delta Attention (Kimi Team
+    2025, section 3).
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        *streams, state = _exact(q, k, v, decay, beta, state)
+        if q.shape[1] == 1:
+            return _delta_step(*(x.squeeze(1) for x in streams), state)
+        if not torch.compiler.is_compiling():
+            return _in_segments(_delta_chunks, streams, state)
+        if torch.is_grad_enabled() or torch.compiler.is_exporting():
+            return _delta_chunks(*streams, state)
+        return _delta_operator(*streams, state)
+
+
+def state_space(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """q, k (b, t, g, d), v (b, t, h, w), decay (b, t, h), state (b, h, w, d) -> the outputs (b, t, h, w) and the state
+    after the last token, in float32.
+
+    For each token and head: S <- exp(decay) S + v k^T; the output is S q. In Mamba-2 (Dao and Gu 2024) q is C, k is B,
+    v is x times the time step, and decay is A times the time step.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        *streams, state = _exact(q, k, v, decay, state)
+        if q.shape[1] == 1:
+            return _state_space_step(*(x.squeeze(1) for x in streams), state)
+        if not torch.compiler.is_compiling():
+            return _in_segments(_state_space_chunks, streams, state)
+        if torch.is_grad_enabled() or torch.compiler.is_exporting():
+            return _state_space_chunks(*streams, state)
+        return _state_space_operator(*streams, state)
+
+
+def l2_normalise(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(sum of x^2 + eps) over the last axis, in float32: queries and keys of the delta rule."""
+    x = _exact(x)[0]
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
+
+
+def gated_delta_flops(
+    new: int, key_heads: int, heads: int, key_dim: int, value_dim: int, per_channel: bool = False, causal: bool = True
+) -> int:
+    """FLOPs of `gated_delta_rule` over `new` tokens, by the convention of zoo.costs.
+
+    `causal`: the recurrence itself, three products of state and vector for each token and head. Otherwise the matrix
+    products of the form that runs, over whole chunks; the triangular solve is not one.
+    """
+    if causal or new == 1:
+        return new * heads * 3 * linear_flops(1, key_dim, value_dim)
+    scores = 2 * key_heads * linear_flops(CHUNK, key_dim, CHUNK)
+    if per_channel:  # in the smallest blocks, and between neighbours of each size
+        reached = BASE + sum(size // 2 for size in _block_sizes())
+        scores = 2 * heads * linear_flops(CHUNK, key_dim, reached)
+    states = 3 * linear_flops(CHUNK, key_dim, value_dim)
+    return -(-new // CHUNK) * (scores + heads * (states + 2 * linear_flops(CHUNK, CHUNK, value_dim)))
+
+
+def state_space_flops(
+    new: int, key_heads: int, heads: int, key_dim: int, value_dim: int, causal: bool = True
+) -> int:
+    """FLOPs of `state_space`, as `gated_delta_flops` counts."""
+    if causal or new == 1:
+        return new * heads * 2 * linear_flops(1, key_dim, value_dim)
+    scores = key_heads * linear_flops(CHUNK, key_dim, CHUNK)
+    states = 2 * linear_flops(CHUNK, key_dim, value_dim)
+    return -(-new // CHUNK) * (scores + heads * (states + linear_flops(CHUNK, CHUNK, value_dim)))
+
+
+def initial_decay_rates(heads: int) -> list[float]:
+    """A_log of a fresh model: the logarithms of rates from 1 to 16, evenly spaced over the heads (Mamba-2 draws them)."""
+    return [math.log(1 + 15 * i / max(heads - 1, 1)) for i in range(heads)]
+
+
+def initial_time_steps(count: int, shortest: float = 1e-3, longest: float = 0.1) -> list[float]:
+    """dt_bias of a fresh model: softplus of these are time steps evenly spaced on a logarithmic scale (Mamba-2)."""
+    ratio = (longest / shortest) ** (1 / max(count - 1, 1))
+    return [math.log(math.expm1(shortest * ratio**i)) for i in range(count)]
+
+
+# A single token.
+
+
+def _delta_step(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`gated_delta_rule` without the axis of tokens: q, k (b, g, d), v (b, h, w), decay (b, h, 1 or d), beta (b, h).
+
+    The old state is read for key and query at once, before the update: S^T q = (decayed S)^T q + (k . q) correction.
+    """
+    q, k = (_per_head(x, v.shape[1]) for x in (q, k))
+    kept = decay.exp()
+    read = torch.stack([kept * k, kept * q], dim=2) @ state  # (b, h, 2, w)
+    correction = beta.unsqueeze(-1) * (v - read[:, :, 0])
+    out = read[:, :, 1] + (k * q).sum(-1, keepdim=True) * correction
+    return out.unsqueeze(1), _updated(kept.unsqueeze(-1) * state, k, correction)
+
+
+def _state_space_step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """`state_space` without the axis of tokens: q, k (b, g, d), v (b, h, w), decay (b, h)."""
+    q, k = (_per_head(x, v.shape[1]) for x in (q, k))
+    state = _updated(decay.exp()[..., None, None] * state, v, k)
+    return (state @ q.unsqueeze(-1)).squeeze(-1).unsqueeze(1), state
+
+
+def _per_head(x: Tensor, heads: int) -> Tensor:
+    """(b, g, ...) -> (b, h, ...): heads i * h/g to (i + 1) * h/g - 1 share key i."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _updated(state: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """state (b, h, d, w) + rows (b, h, d) times columns (b, h, w)."""
+    sums = state.flatten(0, 1).baddbmm(rows.flatten(0, 1).unsqueeze(2), columns.flatten(0, 1).unsqueeze(1))
+    return sums.view(state.shape)
+
+
+def _exact(*tensors: Tensor) -> list[Tensor]:
+    """All in float32, or in float64 if the first is."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    return [x.to(dtype) for x in tensors]
+
+
+# The chunked forms.
+
+
+def _in_segments(
+    chunks: Callable[..., tuple[Tensor, Tensor]], streams: Sequence[Tensor], state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`chunks` over streams (b, t, ...), a segment of tokens at a time."""
+    tokens, outs = CPU_SEGMENT if state.is_cpu else SEGMENT, []
+    for start in range(0, streams[0].shape[1], tokens):
+        out, state = chunks(*(stream[:, start : start + tokens] for stream in streams), state)
+        outs.append(out)
+    return torch.cat(outs, dim=1), state
+
+
+def _delta_chunks(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`gated_delta_rule` over all chunks at once.
+
+    With S the state at the start of a chunk, what its tokens write, U, solves a unit lower triangular system:
+    (I + L) U = beta (v - exp(total) k S), where L holds beta_i (k_i . k_j) exp(total_i - total_j) for j < i.
+    """
+    new, shape = v.shape[1], (k.shape[2], v.shape[2] // k.shape[2])
+    q, k, v, decay, beta = (_in_chunks(x) for x in (q, k, v, decay, beta.unsqueeze(-1)))
+    total = decay.cumsum(-2)  # of the tokens of a chunk up to each
+    last = total[..., -1:, :]
+
+    def decayed(x: Tensor, by: Tensor) -> Tensor:
+        """(b, g, n, c, d) times exp(by) of each head"""
+        return (x.unsqueeze(2) * by.exp().unflatten(1, shape)).flatten(1, 2)
+
+    if decay.shape[-1] == 1:
+        pairs = _pair_decays(total.squeeze(-1)).unflatten(1, shape)
+        keys, queries = (((x @ k.mT).unsqueeze(2) * pairs).flatten(1, 2) for x in (k, q))
+    else:
+        keys, queries = _channel_scores(torch.stack([k, q]).repeat_interleave(shape[1], dim=2), total)
+    identity = torch.eye(CHUNK, dtype=k.dtype, device=k.device).expand(keys.shape)
+    # The inverse is cheaper than a solution with as many columns as the values have.
+    inverse = torch.linalg.solve_triangular(beta * keys, identity, upper=False, unitriangular=True) * beta.mT
+    starts, written, state = _pass_on(last.exp().mT, decayed(k, last - total), decayed(k, total), inverse, v, state)
+    return _in_tokens(decayed(q, total) @ starts + queries @ written, new), state
+
+
+def _state_space_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """`state_space` over all chunks at once. The heads that share a key are rows of one product."""
+    (_, new, _, width), shape = v.shape, (k.shape[2], v.shape[2] // k.shape[2])
+    q, k, v, decay = (_in_chunks(x) for x in (q, k, v, decay.unsqueeze(-1)))
+    total = decay.cumsum(-2)
+    last = total[..., -1:, :]
+    pairs = _pair_decays(total.squeeze(-1)).unflatten(1, shape)
+    out = ((q @ k.mT).unsqueeze(2) * pairs).flatten(1, 2) @ v
+
+    def side_by_side(x: Tensor) -> Tensor:
+        """(b, h, n, c, w) -> (b, g, n, c, h/g * w)"""
+        return x.unflatten(1, shape).permute(0, 1, 3, 4, 2, 5).flatten(-2)
+
+    write, kept = side_by_side(v * (last - total).exp()), side_by_side(last.exp().expand(-1, -1, -1, -1, width)).mT
+    starts, _, after = _pass_on(kept, write, None, None, k, state.unflatten(1, shape).flatten(2, 3))
+    before = (q @ starts.mT).unflatten(-1, (shape[1], width)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+    return _in_tokens(torch.addcmul(out, before, total.exp()), new), after.view(state.shape)
+
+
+def _in_chunks(x: Tensor) -> Tensor:
+    """(b, t, h, w) -> (b, h, n, c, w), zeros after the last token: a decay of one, nothing erased, nothing written."""
+    padding = -x.shape[1] % CHUNK
+    if torch.compiler.is_compiling() or padding:  # the compiler takes every length alike
+        x = F.pad(x, (0, 0, 0, 0, 0, padding))
+    return x.unflatten(1, (-1, CHUNK)).permute(0, 3, 1, 2, 4).contiguous()
+
+
+def _in_tokens(x: Tensor, new: int) -> Tensor:
+    """(b, h, n, c, w) -> (b, t, h, w)"""
+    return x.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :new].contiguous()
+
+
+def _pair_decays(total: Tensor) -> Tensor:
+    """total (..., c) -> (..., c, c): exp(total_i - total_j), zero where j is after i."""
+    later = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=total.device).triu(1)
+    return (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(later, float("-inf")).exp()
+
+
+def _channel_scores(rows: Tensor, total: Tensor) -> Tensor:
+    """rows (2, ..., c, d), of keys and of queries, total (..., c, d) -> (2, ..., c, c): the products of each row i and
+    the key j, every channel decayed by exp(total_i - total_j), zero where j is after i.
+
+    Of two neighbouring blocks, the later one's rows decay from the earlier one's last token on, and the earlier one's
+    keys up to it: a matrix product. Inside the smallest blocks the decays of each pair are in memory.
+    """
+    blocks, totals = (x.unflatten(-2, (-1, BASE)) for x in (rows, total))  # (..., c / BASE, BASE, d)
+    later = torch.ones(BASE, BASE, dtype=torch.bool, device=rows.device).triu(1).unsqueeze(-1)
+    decays = (totals.unsqueeze(-2) - totals.unsqueeze(-3)).masked_fill(later, float("-inf")).exp()
+    scores = torch.einsum("m...id,...ijd->m...ij", blocks, decays * blocks[0].unsqueeze(-3))
+    for size in _block_sizes():
+        scores = _joined(scores, rows, total, size)
+    return scores.squeeze(-3)
+
+
+def _block_sizes() -> list[int]:
+    """Tokens of the blocks that are joined in pairs, until one is a chunk."""
+    return [size for size in (2**i for i in range(CHUNK.bit_length())) if BASE <= size < CHUNK]
+
+
+def _joined(scores: Tensor, rows: Tensor, total: Tensor, size: int) -> Tensor:
+    """Scores inside blocks of `size` tokens, (2, ..., c / size, size, size), to those inside blocks twice as large."""
+    rows, total = (x.unflatten(-2, (-1, 2, size)) for x in (rows, total))
+    middle = total[..., 0, -1:, :]
+    after = rows[..., 1, :, :] * (total[..., 1, :, :] - middle).exp()
+    before = rows[0, ..., 0, :, :] * (middle - total[..., 0, :, :]).exp()
+    earlier, later = scores.unflatten(-3, (-1, 2)).unbind(-3)
+    above = torch.cat([earlier, torch.zeros_like(earlier)], dim=-1)
+    return torch.cat([above, torch.cat([after @ before.mT, later], dim=-1)], dim=-2)
+
+
+# From chunk to chunk.
+
+
+def _pass_on(
+    kept: Tensor, write: Tensor, erase: Tensor | None, inverse: Tensor | None, value: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_loop`, whose first axis is here (b, h)."""
+    streams = (None if x is None else x.flatten(0, 1) for x in (kept, write, erase, inverse, value, state))
+    # The compiler cannot loop over an unknown number of chunks: the loop is one opaque operator.
+    run = _loop_operator if torch.compiler.is_compiling() else _loop
+    starts, written, after = run(*streams)
+    return tuple(x.unflatten(0, state.shape[:2]) for x in (starts, written, after))
+
+
+def _loop(
+    kept: Tensor, write: Tensor, erase: Tensor | None, inverse: Tensor | None, value: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of n chunks: U = inverse (value - erase S); S <- kept S + write^T U. Without `erase`, U is the value.
+
+    kept (s, n, d or 1, 1), write and erase (s, n, c, d), inverse (s, n, c, c), value (s, n, c, w), state S (s, d, w)
+    -> every S before its chunk (s, n, d, w), every U (s, n, c, w), the last S (s, d, w).
+    """
+    starts, written = [], []
+    for i in range(value.shape[1]):
+        starts.append(state)
+        new = value[:, i]
+        if erase is not None and inverse is not None:
+            new = inverse[:, i] @ new.baddbmm(erase[:, i], state, alpha=-1)
+        written.append(new)
+        state = (kept[:, i] * state).baddbmm(write[:, i].mT, new)
+    return torch.stack(starts, dim=1), torch.stack(written, dim=1), state
+
+
+@custom_op("zoo::chunk_loop", mutates_args=())
+def _loop_operator(
+    kept: Tensor, write: Tensor, erase: Tensor | None, inverse: Tensor | None, value: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _loop(kept, write, erase, inverse, value, state)
+
+
+@_loop_operator.register_fake
+def _like_loop(
+    kept: Tensor, write: Tensor, erase: Tensor | None, inverse: Tensor | None, value: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    starts = state.new_empty(state.shape[0], value.shape[1], *state.shape[1:])
+    return starts, value.new_empty(value.shape), state.new_empty(state.shape)
+
+
+@custom_op("zoo::chunk_loop_backward", mutates_args=())
+def _loop_backward_operator(
+    d_starts: Tensor,
+    d_written: Tensor,
+    d_state: Tensor,
+    kept: Tensor,
+    write: Tensor,
+    erase: Tensor | None,
+    inverse: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of every S after its chunk (s, n, d, w), of every U (s, n, c, w), and of the first S (s, d, w)."""
+    after, written = [], []
+    for i in reversed(range(write.shape[1])):
+        after.append(d_state)
+        written.append(d_written[:, i].baddbmm(write[:, i], d_state))
+        d_state = torch.addcmul(d_starts[:, i], kept[:, i], d_state)
+        if erase is not None and inverse is not None:
+            d_state = d_state.baddbmm(erase[:, i].mT, inverse[:, i].mT @ written[-1], alpha=-1)
+    return torch.stack(after[::-1], dim=1), torch.stack(written[::-1], dim=1), d_state
+
+
+@_loop_backward_operator.register_fake
+def _like_loop_backward(
+    d_starts: Tensor, d_written: Tensor, d_state: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    return d_starts.new_empty(d_starts.shape), d_written.new_empty(d_written.shape), d_state.new_empty(d_state.shape)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:5], *output[:2])
+
+
+def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    kept, write, erase, inverse, value, starts, written = ctx.saved_tensors
+    after, d_value, d_state = _loop_backward_operator(*grads, kept, write, erase, inverse)
+    d_kept, d_write, d_erase, d_inverse = (after * starts).sum_to_size(kept.shape), written @ after.mT, None, None
+    if erase is not None:
+        d_inverse = d_value @ (value - erase @ starts).mT
+        d_value = inverse.mT @ d_value
+        d_erase = -d_value @ starts.mT
+    return d_kept, d_write, d_erase, d_inverse, d_value, d_state
+
+
+_loop_operator.register_autograd(_differentiate, setup_context=_save_for_backward)
+
+
+# Compiled without gradients: the whole chunked form is one operator for every number of tokens.
+
+
+@custom_op("zoo::gated_delta_rule", mutates_args=())
+def _delta_operator(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _in_segments(_delta_chunks, [q, k, v, decay, beta], state)
+
+
+@_delta_operator.register_fake
+def _like_delta(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape), state.new_empty(state.shape)
+
+
+@custom_op("zoo::state_space", mutates_args=())
+def _state_space_operator(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    return _in_segments(_state_space_chunks, [q, k, v, decay], state)
+
+
+@_state_space_operator.register_fake
+def _like_state_space(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape), state.new_empty(state.shape)
