@@ -9,6 +9,7 @@ from typing import Any
 import zoo
 from tests.families import wrappers
 from tests.reference import family_of, published
+from zoo.hf.config import PARTIAL
 
 WRAPPERS = wrappers()  # text model_type -> that of the wrapper around it
 
@@ -22,6 +23,11 @@ def smallest() -> list[str]:
 def rotary() -> list[str]:
     """Those of `smallest` that have a rotary encoding."""
     return [name for name in smallest() if any(isinstance(part, zoo.RoPE) for part in zoo.spec(name).walk())]
+
+
+def partly_rotary() -> list[str]:
+    """Those of `smallest` whose family may rotate a part of each head: the reference writes which part."""
+    return [name for name in rotary() if PARTIAL in newer(name)["rope_parameters"]]
 
 
 def own(name: str, field: str) -> str:

@@ -44,7 +44,7 @@ COMMON |= dict(context="max_position_embeddings")
 EPS = "rms_norm_eps"
 MAX_LAYERS = 1_000  # a spec holds every layer: a damaged number would fill the memory
 # rope_type -> the scaling and the published names of its fields. YaRN's gain has several: see `_gain`.
-ORIGINAL = "original_max_position_embeddings"
+ORIGINAL, PARTIAL = "original_max_position_embeddings", "partial_rotary_factor"
 YARN = dict(factor="factor", original=ORIGINAL, fast="beta_fast", slow="beta_slow", truncate="truncate")
 SCALINGS: dict[str, tuple[type[Scaling], dict[str, str]]] = {
     "linear": (LinearScaling, dict(factor="factor")),
@@ -89,12 +89,15 @@ class Config(Fields):
             raise self.error(f"hidden_size={dim} must be a multiple of num_attention_heads={heads}")
         return given or dim // heads
 
-    def rope(self, kind: str | None = None, theta: str = "rope_theta", scaled: bool = True) -> RoPE:
+    def rope(
+        self, kind: str | None = None, theta: str = "rope_theta", scaled: bool = True, fraction: float | None = None
+    ) -> RoPE:
         """The rotary encoding; that of the layers of a `kind` where each kind of layer has its own.
 
         Newer files hold `rope_parameters`, by kind of layer or for all layers. Older files hold the base under the name
         `theta`, and `rope_scaling`, which applies to `scaled` layers only. A field of the other spelling must be null
-        or agree.
+        or agree. `fraction` is the share of a head's width that is rotated where the file does not say one; None: it
+        must be all.
         """
         given = self._rope_fields()
         if self._newer and kind is not None:
@@ -105,7 +108,17 @@ class Config(Fields):
         base = self.number(theta) if inner is None else given.number("rope_theta")
         if self.values.get(theta) in (None, base):
             self.unused(theta)
-        return RoPE(base, _scaling(given))
+        share = 1.0 if fraction is None else self._fraction(given, fraction)
+        return RoPE(base, _scaling(given), share)
+
+    def _fraction(self, given: Fields, default: float) -> float:
+        """The share of a head's width that is rotated: among the `given` rope fields, beside them, or the default."""
+        inside, outside = given.values.get(PARTIAL), self.values.get(PARTIAL)
+        if inside is None:
+            return default if outside is None else self.number(PARTIAL)
+        if outside == inside:
+            self.unused(PARTIAL)
+        return given.number(PARTIAL)
 
     def rope_field(self, name: str) -> float | None:
         """A number in rope_parameters or rope_scaling, None where it is absent."""
@@ -168,7 +181,7 @@ def _scaling(given: Fields) -> Scaling | None:
         name = "rope_type" if "rope_type" in given.values else "type"
         raise given.error(f"{name}={brief(rope_type)} is unknown; known: default, {', '.join(SCALINGS)}")
     given.expect(rope_type=rope_type, type=rope_type)  # the newer and the older spelling
-    given.neutral(partial_rotary_factor=NEUTRAL["partial_rotary_factor"])
+    given.neutral(**{PARTIAL: NEUTRAL[PARTIAL]})
     if rope_type == "default":
         return None
     kind, names = SCALINGS[rope_type]

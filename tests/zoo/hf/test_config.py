@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zoo
-from tests.configs import newer, older, own, rotary, smallest, wrapped, wrapped_names
+from tests.configs import newer, older, own, partly_rotary, rotary, smallest, wrapped, wrapped_names
 from tests.reference import published
 from zoo.architectures import families
 from zoo.catalog import family_of
@@ -66,6 +66,28 @@ def test_an_unknown_rope_type_is_refused(name: str) -> None:
 
 def _by_kind(rope: dict[str, Any]) -> list[dict[str, Any]]:
     return [entry for entry in rope.values() if isinstance(entry, dict)] or [rope]
+
+
+@pytest.mark.parametrize("name", partly_rotary())
+def test_the_rotated_share_of_a_head_is_read_in_both_spellings(name: str) -> None:
+    for share in (0.25, 1.0):
+        config = newer(name, rotary_dim=None)
+        config["rope_parameters"]["partial_rotary_factor"] = share
+        specs = {zoo.from_hf(config), zoo.from_hf(older(name, partial_rotary_factor=share, rotary_dim=None))}
+        assert {part.fraction for spec in specs for part in spec.walk() if isinstance(part, zoo.RoPE)} == {share}
+        assert len(specs) == 1
+        assert zoo.from_hf(config | {"partial_rotary_factor": share}) in specs
+        assert "not understood: partial_rotary_factor=0.7" in refusal(config | {"partial_rotary_factor": 0.7})
+    assert "fraction=2 is above 1" in refusal(older(name, partial_rotary_factor=2, rotary_dim=None))
+
+
+def test_rotated_elements_agree_with_their_share() -> None:
+    name = "minimax-m2-230b"
+    spec = zoo.from_hf(older(name, rotary_dim=32))
+    assert {part.fraction for part in spec.walk() if isinstance(part, zoo.RoPE)} == {0.25}
+    told = refusal(older(name, partial_rotary_factor=0.25))
+    assert "rotary_dim=64 is not supported, only 32" in told
+    assert "attn_type_list[3]=0 is not supported" in refusal(older(name, attn_type_list=[1, 1, 1, 0, *[1] * 58]))
 
 
 @pytest.mark.parametrize("name", smallest())
