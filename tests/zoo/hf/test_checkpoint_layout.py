@@ -124,6 +124,15 @@ def test_fused_rows_are_those_of_queries_keys_and_values_in_turn() -> None:
     assert torch.equal(rule.write(parts, layer)[0], fused)
 
 
+def test_gpt2_holds_queries_keys_and_values_side_by_side() -> None:
+    """One input, two outputs each."""
+    rule = Rearranged(("q", "k", "v"), "c_attn", "inputs (qkv outputs) -> qkv outputs inputs")
+    stored = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    parts = rule.read([stored], None)
+    assert [part.tolist() for part in parts] == [[[1], [2]], [[3], [4]], [[5], [6]]]
+    assert torch.equal(rule.write(list(parts), None)[0], stored)
+
+
 def test_gpt_oss_experts_are_transposed_and_take_turns() -> None:
     """One expert, two inputs, three hidden: columns are gate, up, gate, up, gate, up."""
     rule = Rearranged(("gate", "up"), "gate_up", "e dim (hidden gate_up) -> gate_up e hidden dim")
