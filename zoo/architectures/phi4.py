@@ -3,7 +3,7 @@ keys and values in one matrix, gate and up in another."""
 
 from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, pre
 from zoo.hf.checkpoint_layout import FusedQKV, Rearranged
-from zoo.hf.config import Config, ModelType, Remote, Size, reads
+from zoo.hf.config import PARTIAL, Config, ModelType, Remote, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, fields_of
 from zoo.model.decoder import Decoder
 
@@ -31,7 +31,7 @@ DEFAULTS = WIDTHS | dict(rms_norm_eps=1e-5, rope_theta=1e4, tie_word_embeddings=
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="silu")
     config.neutral(attention_bias=False, mlp_bias=False)
-    rope = config.rope()
+    rope = config.rope(fraction=1.0)
     if rope.scaling is not None:  # the reference has LongRoPE alone here, and takes "yarn" for its older name
         raise config.error(f"{rope.scaling.describe()} as the scaling of RoPE is not supported, only none")
     config.unused("original_max_position_embeddings")  # what LongRoPE stretches
@@ -42,7 +42,7 @@ def from_hf(config: Config) -> Decoder:
 def to_hf(spec: Decoder) -> ConfigFields:
     config = {"model_type": "phi3", "hidden_act": "silu"} | dense_fields(spec)
     config.pop("rope_scaling", None)  # none is supported
-    return config | fields_of(spec, GQA, window="sliding_window")
+    return config | fields_of(spec, GQA, window="sliding_window") | fields_of(spec, RoPE, fraction=PARTIAL)
 
 
 _14B = dict(dim=5120, layers=40, heads=40, kv_heads=10, hidden=17_920, vocab=100_352, context=16_384)
