@@ -18,8 +18,8 @@ SHAPES = {"vocab", "dim", "heads", "kv_heads", "head_dim", "hidden", "experts", 
 SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count"}
 # Fields that change no logit in float32: the trained context, and where a norm rounds.
 UNSEEN = {"context", "scale_in_fp32"}
-# Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w.
-FIXED = {"keep", "weight"}
+# Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w, and the other way.
+FIXED = {"keep", "weight", "unit_offset"}
 
 Changes = Callable[[Any], list[Any]]
 # Field name -> the other values, for a value that is not None.
@@ -29,7 +29,7 @@ NAMED: dict[str, Changes] = {
     "step": lambda value: [value * 2],
     "fraction": lambda value: [value / 2],
     "weight": lambda value: [False] if value else [],
-    "low": lambda value: [value * 2, value / 2],
+    "low": lambda value: [value * 2, value / 4],  # Llama 4 Scout's tiny form has no pair of 1/2 to 1 turns
     "original": lambda value: [value * 4],  # enough to move a ramp whose ends are rounded
     **dict.fromkeys(("scale", "alpha", "gain", "embed_scale"), lambda value: [value * 1.1]),
     "fast": lambda value: [value / 32],  # within the few pairs of a tiny model: some rotate once, few twice

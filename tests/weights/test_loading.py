@@ -22,7 +22,7 @@ from weights.matching import match
 from zoo.architectures import families
 from zoo.blocks import MoE
 from zoo.errors import MalformedError, NotAvailable, UsageError
-from zoo.hf.checkpoint_layout import FusedQKV, Rearranged
+from zoo.hf.checkpoint_layout import FusedQKV, PairedRows, Rearranged
 
 ROOT = Path(__file__).parents[2]
 Saved = Callable[[str], Path]
@@ -185,15 +185,11 @@ def test_parameters_share_the_pages_of_the_file(name: str, saved: Saved) -> None
     copied = {key for key, parameter in model.named_parameters() if parameter.data_ptr() not in mapped}
     experts = {"gate", "up", "down", "gate_bias", "up_bias"}
     stacked = {key for key in copied if ".experts." in key and key.rpartition(".")[2] in experts}
-    latent = any(isinstance(layer.mixer, zoo.MLA) for layer in model.spec.layers)
-    rows = ("q.up.weight", "kv_down.weight", "attn.block.q.weight") if latent else ()
-    moved = {key for key in copied if key.endswith(rows)}
     mappings = match(model.spec, dict(model.named_parameters()), folder.rules, folder.tensors)
     rules = {key: mapping.rule for mapping in mappings for key in mapping.module_names}
-    rearranged = {key for key, rule in rules.items() if isinstance(rule, Rearranged | FusedQKV)}
-    assert copied == stacked | moved | rearranged
+    rearranged = {key for key, rule in rules.items() if isinstance(rule, Rearranged | FusedQKV | PairedRows)}
+    assert copied == stacked | rearranged
     assert bool(stacked) == any(isinstance(layer.ffn.block, MoE) for layer in model.spec.layers)
-    assert bool(moved) == latent
 
 
 @contextmanager

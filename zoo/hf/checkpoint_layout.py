@@ -121,11 +121,11 @@ class FusedQKV(Rule):
 
 @dataclass(frozen=True)
 class PairedRows(Rule):
-    """Rows of each head: `plain` ones, then `rotary` ones, counted by the mixer's fields of these names. The checkpoint
-    rotates rows 2j and 2j + 1 as a pair, the module rows j and j + half.
+    """Rows of each head: `plain` ones (None: none), then `rotary` ones, counted by the mixer's fields of these
+    names. The checkpoint rotates rows 2j and 2j + 1 as a pair, the module rows j and j + half.
     """
 
-    plain: str
+    plain: str | None
     rotary: str
 
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
@@ -139,7 +139,7 @@ class PairedRows(Rule):
     def _order(self, rows: int, layer: Layer | None) -> Tensor:
         """(rows,) the checkpoint's row for each row of the parameter."""
         assert layer is not None
-        plain, rotary = getattr(layer.mixer, self.plain), getattr(layer.mixer, self.rotary)
+        plain, rotary = getattr(layer.mixer, self.plain) if self.plain else 0, getattr(layer.mixer, self.rotary)
         heads = rearrange(torch.arange(rows), "(h rows) -> h rows", rows=plain + rotary)
         moved = rearrange(heads[:, plain:], "h (pair side) -> h (side pair)", side=2)
         return torch.cat([heads[:, :plain], moved], dim=1).flatten()

@@ -114,6 +114,14 @@ def test_rotary_pairs_of_rows_become_halves() -> None:
     assert rows[:, 0].tolist() == [0, 1, 3, 2, 4, 5, 6, 8, 7, 9]
 
 
+def test_pairs_of_all_rows_of_a_head_become_halves() -> None:
+    """Two heads of four rows, all rotary: pairs (0, 1) and (2, 3) become (0, 2) and (1, 3)."""
+    rule, norm = PairedRows("attn.block.q", "q", None, "head_dim"), zoo.RMSNorm(1e-6)
+    layer = zoo.Layer(zoo.pre(norm, zoo.GQA(2, 2, 4, rope=zoo.RoPE(1e4))), zoo.pre(norm, zoo.GLU(4)))
+    (rows,) = rule.read([torch.arange(8.0)[:, None].expand(8, 3)], layer)
+    assert rows[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
 def test_fused_rows_are_those_of_queries_keys_and_values_in_turn() -> None:
     """Four heads of two, on one KV head of two."""
     norm = zoo.RMSNorm(1e-6)

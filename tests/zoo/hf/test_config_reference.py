@@ -14,6 +14,7 @@ import zoo
 from tests import toys
 from tests.configs import WRAPPERS, older, rotary, smallest, wrapped, wrapped_names
 from tests.reference import published, toy_config, toy_reference
+from weights.reference.model import causal_class
 from zoo.architectures import families
 from zoo.errors import MalformedError
 
@@ -33,12 +34,10 @@ def reference_config(config: dict[str, Any]) -> Any:
 
 def reference_params(config: Any) -> int:
     """Parameters of the text part that the reference builds, each once."""
-    from transformers import AutoModelForCausalLM
-
     text = deepcopy(config.get_text_config())
     text.pad_token_id = None  # may be outside a small vocabulary
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(text)
+        model = causal_class(text)._from_config(text)
     corrections = [name for name, _ in model.named_buffers() if name.endswith("e_score_correction_bias")]
     counted = sum(weight.numel() for weight in model.parameters())
     return counted + sum(model.get_buffer(name).numel() for name in corrections)

@@ -151,8 +151,9 @@ def test_heads(name: str, params: int) -> None:
     for before, after in zip(parts(full, GQA), parts(spec, GQA), strict=False):
         ratio, width = before.heads // before.kv_heads, before.heads * before.head_dim / full.dim
         assert after.heads // after.kv_heads == ratio or (ratio >= 7 and params == 200_000)
-        assert (after.heads * after.head_dim == spec.dim) == (width == 1)
-        assert (after.heads * after.head_dim > spec.dim) == (width > 1)
+        if width != 1 or not parts(full, MoE):  # experts of one width may meet the budget at no dim that heads fill
+            assert (after.heads * after.head_dim == spec.dim) == (width == 1)
+            assert (after.heads * after.head_dim > spec.dim) == (width > 1)
         assert (before.kv_heads == 1) <= (after.kv_heads == 1)
         assert (after.kv_heads == after.heads) == (before.kv_heads == before.heads)
         assert after.head_dim >= 8
@@ -175,7 +176,7 @@ def test_latents_are_relative_to_the_heads(name: str, params: int) -> None:
 def test_experts(name: str) -> None:
     full, spec = zoo.spec(name), small(name, 2_000_000).spec
     before, after = parts(full, MoE)[0], parts(spec, MoE)[0]
-    assert (after.experts, after.router.k) == (min(16, before.experts), 2)
+    assert (after.experts, after.router.k) == (min(16, before.experts), 1 if before.router.scales_input else 2)
     assert (after.shared is None) == (before.shared is None)
     if after.shared:
         assert after.shared.hidden / after.expert.hidden == before.shared.hidden / before.expert.hidden
