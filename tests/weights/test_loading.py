@@ -97,8 +97,8 @@ def head_beside_bare_names(config: Config, tensors: Tensors) -> tuple[Config, Te
 
 
 FORMS = [
-    ("gpt2", without_head, ["4 tensors, causal masks"]),
-    ("gpt2", head_beside_bare_names, ["1 tensor, the embedding, stored again as the head"]),
+    ("gpt2-small", without_head, ["4 tensors, causal masks"]),
+    ("gpt2-small", head_beside_bare_names, ["1 tensor, the embedding, stored again as the head"]),
     (DENSE, head_stored_twice, ["1 tensor, the embedding, stored again as the head"]),
     (MIXED, fused, []),
     (LATENT, fused, []),

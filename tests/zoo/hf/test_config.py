@@ -156,12 +156,12 @@ def test_dimensions_that_contradict_each_other_are_refused(name: str) -> None:
 
 
 def test_gpt2_heads_share_the_width() -> None:
-    assert "n_embd=768 must be a multiple of n_head=7" in refusal(older("gpt2", n_head=7))
-    assert zoo.from_hf(older("gpt2", n_inner=3072)) == zoo.spec("gpt2")
-    wide = zoo.from_hf(older("gpt2", n_inner=1000))
+    assert "n_embd=768 must be a multiple of n_head=7" in refusal(older("gpt2-small", n_head=7))
+    assert zoo.from_hf(older("gpt2-small", n_inner=3072)) == zoo.spec("gpt2-small")
+    wide = zoo.from_hf(older("gpt2-small", n_inner=1000))
     assert zoo.to_hf(wide)["n_inner"] == 1000
     for field, on in (("scale_attn_weights", False), ("scale_attn_by_inverse_layer_idx", True), ("n_ctx", 512)):
-        assert f"not understood: {field}={on}" in refusal(older("gpt2", **{field: on}))
+        assert f"not understood: {field}={on}" in refusal(older("gpt2-small", **{field: on}))
 
 
 def test_heads_share_the_width_where_theirs_is_not_given() -> None:
