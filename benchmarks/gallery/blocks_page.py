@@ -14,8 +14,6 @@ import jinja2
 import mistune
 import torch
 
-from benchmarks.analytic.models import chosen
-from benchmarks.gallery.overview import typical
 from benchmarks.output.report import columns
 from zoo.architectures import families
 from zoo.blocks import GLU, GQA, MLA, GatedDeltaNet, GroupedSigmoidTopK, MoE, RMSNorm, RoPE, SoftmaxTopK

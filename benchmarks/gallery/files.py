@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.analytic import compare
 from benchmarks.analytic.kv import InferenceConfig, crossing_row
-from benchmarks.analytic.models import NamedSpec, chosen
+from benchmarks.analytic.models import NamedSpec
 from benchmarks.analytic.roofline import device, devices
 from benchmarks.gallery import blocks_page, charts, cost_terms, learning_curves, swap_grid
 from benchmarks.gallery.blocks_page import STYLE_SHEET, without_style
