@@ -8,11 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.models import chosen
+from benchmarks.analytic.selection import matching, one_each
 from benchmarks.gallery.learning_tables import learning_tables, section
 from benchmarks.options import Names, flag
 from benchmarks.output.files import write_file
 from benchmarks.performance import kept, read
+from zoo.catalog import names as zoo_names
 from zoo.cli.runner import Debug, emit
 from zoo.cli.tables import Row
 from zoo.errors import MalformedError, require_package

@@ -45,7 +45,7 @@ class ModelOptions:
     names: Annotated[
         options.Strings,
         typer.Argument(
-            help="Presets, families (their smallest), hub ids, folders with a config.json. None: the eight of July 2025."
+            help="Presets, families (their smallest), hub ids, folders with a config.json. None: eight families."
         ),
     ] = None
     swap: Annotated[

@@ -14,6 +14,8 @@ import jinja2
 import mistune
 import torch
 
+from benchmarks.analytic.models import one
+from benchmarks.analytic.selection import matching, one_each
 from benchmarks.output.report import columns
 from zoo.architectures import families
 from zoo.blocks import GLU, GQA, MLA, GatedDeltaNet, GroupedSigmoidTopK, MoE, RMSNorm, RoPE, SoftmaxTopK
@@ -99,7 +101,7 @@ def words(name: str) -> frozenset[str]:
 def costs() -> str:
     """A Markdown table of one layer's attention in each architecture, with a row for each kind of layer."""
     rows = []
-    for model in typical(chosen([])):
+    for model in map(one, one_each(matching())):
         for mixer, layers in Counter(layer.mixer for layer in model.spec.layers if layer.mixer).items():
             cache = mixer.cache_spec()
             row = {
