@@ -80,7 +80,8 @@ def test_to_checkpoint_is_what_save_writes(name: str, tmp_path: Path) -> None:
     assert config == written_config
     assert tensors.keys() == written.keys()
     assert all(torch.equal(tensor, written[name]) for name, tensor in tensors.items())
-    assert tensors["model.norm.weight"].data_ptr() == model.norm.weight.data_ptr()
+    stored = {tensor.data_ptr() for tensor in tensors.values()}
+    assert model.norm.weight.data_ptr() in stored
 
 
 @pytest.mark.parametrize("name", distinct())

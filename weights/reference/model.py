@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from weights.formats.hf_folder import CONFIG
 from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
 from weights.loading import open_source
-from weights.matching import EMBED, HEAD, Source, rule_names
+from weights.matching import HEAD, Source, rule_names
 from weights.reference.layers import LayerActivations, removed_after
 from zoo.catalog import family_of
 from zoo.errors import CheckFailed, MalformedError, require_package
@@ -100,10 +100,15 @@ def observed_layers(
     model: Any, spec: Decoder, rules: Rules, visit: Callable[[LayerActivations], None]
 ) -> Iterator[None]:
     """Meanwhile, `visit` gets the activations of each layer of the reference, right after the layer has run."""
-    layers = enumerate(model.get_decoder().layers)
+    layers = enumerate(decoder_layers(model))
     hooks = (_observe(i, layer, feed_forward_input(spec, rules, i, layer), visit) for i, layer in layers)
     with removed_after(chain.from_iterable(hooks)):
         yield
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The layers of a causal language model of the reference, whatever they are called there."""
+    return next(child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList))
 
 
 def _observe(
@@ -241,8 +246,8 @@ class MetaModel:
             return self.conversions[name].make(name, like, read, self.model.config)
         if f"{name}_blocks" in source.tensors:  # MXFP4 has the last two axes the other way round
             return read(f"{name}_blocks").mT.contiguous()
-        if name == HEAD and EMBED in source.tensors:
-            return read(EMBED)
+        if name == HEAD and source.embedding in source.tensors:
+            return read(source.embedding)
         raise MalformedError(f"{source.path}: the reference needs {name}, which is not there")
 
 

@@ -8,7 +8,7 @@ from functools import singledispatch
 from math import gcd
 from typing import NamedTuple
 
-from zoo.blocks import GLU, GQA, MLA, FeedForward, MoE, NoPE, Router
+from zoo.blocks import GLU, GQA, MLA, MLP, FeedForward, MoE, NoPE, Router
 from zoo.costs import Reach
 from zoo.diagram.canvas import Canvas, text_width, wrap_text
 from zoo.registry import Mixer, Spec
@@ -85,7 +85,7 @@ def _(block: MLA, region: Region) -> float:
 
 
 @inside.register
-def _(block: GLU, region: Region) -> float:
+def _(block: GLU | MLP, region: Region) -> float:
     y = _title(region, (block.act.describe(), "act"), (_widths(block, region.dim), "hidden"))
     y = _hourglass(region.at(y + 6), block.hidden)
     return _chips(region.at(y + 6), [Chip("biases")]) if block.bias else y

@@ -69,29 +69,37 @@ class Stacked(Rule):
         return parameters[0].unbind()
 
 
+FUSED_AXES = {"gate_up": 2, "qkv": 3}  # an axis of several parameters, and how many
+
+
 @dataclass(frozen=True)
 class Rearranged(Rule):
     """One stored tensor of another layout: `pattern` is einops', from the stored axes to those of the parameters.
 
-    An axis `gate_up` of two holds the two parameters: "e (gate_up hidden) dim -> gate_up e hidden dim" has all rows of
-    gate, then all rows of up; "(hidden gate_up)" has them in turns.
+    An axis `gate_up` of two, or `qkv` of three, holds the parameters: "e (gate_up hidden) dim -> gate_up e hidden dim"
+    has all rows of gate, then all rows of up; "(hidden gate_up)" has them in turns.
     """
 
     pattern: str
 
+    @property
+    def _fused(self) -> dict[str, int]:
+        """Those of FUSED_AXES in the pattern."""
+        return {axis: number for axis, number in FUSED_AXES.items() if axis in self.pattern}
+
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        if "gate_up" not in self.pattern:
+        if not self._fused:
             return [rearrange(stored[0], self.pattern)]
-        return rearrange(stored[0], self.pattern, gate_up=2).unbind()
+        return rearrange(stored[0], self.pattern, **self._fused).unbind()
 
     def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         inverse = " -> ".join(reversed(self.pattern.split(" -> ")))
-        if "gate_up" not in self.pattern:
+        if not self._fused:
             return [rearrange(parameters[0], inverse)]
         # Written through the views that `read` gives of it: torch.stack would copy twice, and imports the compiler for
         # meta tensors, which takes a second and 60 MB.
-        gate = parameters[0].detach()
-        stored = gate.new_empty(rearrange(gate.to("meta").expand(2, *gate.shape), inverse).shape)
+        first, number = parameters[0].detach(), len(parameters)
+        stored = first.new_empty(rearrange(first.to("meta").expand(number, *first.shape), inverse).shape)
         for view, parameter in zip(self.read([stored], layer), parameters, strict=True):
             view.copy_(parameter.detach())
         return [stored]
@@ -147,7 +155,16 @@ class LayerPrefix:
     prefix: str
 
 
-Rules = tuple[Rule | Skipped | LayerPrefix, ...]
+@dataclass(frozen=True)
+class ReadAs:
+    """Stored names that begin with `prefix` stand for those that begin with `instead`: files of a model without its
+    head lack the first part of each name."""
+
+    prefix: str
+    instead: str
+
+
+Rules = tuple[Rule | Skipped | LayerPrefix | ReadAs, ...]
 
 GATE_UP = ("ffn.block.experts.gate", "ffn.block.experts.up")
 GLU_NAMES = ("gate", "up", "down")

@@ -10,8 +10,9 @@ from zoo.model.decoder import Decoder
 TOY: dict[str, Any] = {"heads": 4, "kv_heads": 2, "hidden": 96, "window": 16, "chunk": 16, "original": 64, "step": 16}
 TOY |= {"experts": 8, "k": 3, "groups": 4, "keep": 2, "latent": 40}
 TOY |= {"q_rank": 40, "kv_rank": 32, "nope_dim": 32, "rope_dim": 16, "v_dim": 24}
-TOY |= {"limit": 1.0}  # low enough that toy activations reach it
+TOY |= {"limit": 1.0, "cap": 1.0}  # low enough that toy activations reach them
 VOCAB, DIM, CONTEXT = 512, 64, 1024
+LOGIT_CAP = 8.0  # low enough that toy logits feel it, high enough that a toy can be sure of a token
 WIDE_HEAD = 24  # head_dim where heads * head_dim is not dim
 
 
@@ -20,7 +21,9 @@ def tiny(spec: Decoder) -> Decoder:
     last = max(map(spec.layers.index, set(spec.layers)))  # of the first layers of each kind
     small = replace(spec, vocab=VOCAB, layers=spec.layers[: max(last + 1, 2)], context=CONTEXT)
     embed_scale = DIM**0.5 if spec.embed_scale == spec.dim**0.5 else spec.embed_scale
-    return replace(small.map(lambda part: _shrink(part, spec.dim)), dim=DIM, embed_scale=embed_scale)
+    logit_cap = min(spec.logit_cap, LOGIT_CAP) if spec.logit_cap else None
+    shrunk = small.map(lambda part: _shrink(part, spec.dim))
+    return replace(shrunk, dim=DIM, embed_scale=embed_scale, logit_cap=logit_cap)
 
 
 def _shrink(spec: Any, dim: int) -> Any:

@@ -8,7 +8,7 @@ from weights.matching import TensorMapping, match, skipped
 from zoo.architectures import families
 from zoo.catalog import allocate, sizes
 from zoo.errors import UsageError
-from zoo.hf.checkpoint_layout import COMMON, PairedRows, Rearranged, Rule, Rules, Skipped
+from zoo.hf.checkpoint_layout import COMMON, LayerPrefix, PairedRows, Rearranged, Rule, Rules, Skipped
 
 
 def layout(name: str) -> Rules:
@@ -69,7 +69,7 @@ def moves_of(spec: zoo.Decoder, rule: Rule, parameters: dict[str, torch.Tensor])
     found = []
     for parameter in parameters:
         try:
-            found += match(spec, [parameter], (rule,), stored=())
+            found += match(spec, [parameter], (rule, LayerPrefix("")), stored=())
         except UsageError:  # not by this rule
             continue
     return found
@@ -107,6 +107,15 @@ def test_rotary_pairs_of_rows_become_halves() -> None:
     layer = zoo.Layer(zoo.pre(norm, mla), zoo.pre(norm, zoo.GLU(4)))
     (rows,) = rule.read([torch.arange(10.0)[:, None].expand(10, 3)], layer)
     assert rows[:, 0].tolist() == [0, 1, 3, 2, 4, 5, 6, 8, 7, 9]
+
+
+def test_gpt2_holds_queries_keys_and_values_side_by_side() -> None:
+    """One input, two outputs each."""
+    rule = Rearranged(("q", "k", "v"), "c_attn", "inputs (qkv outputs) -> qkv outputs inputs")
+    stored = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    parts = rule.read([stored], None)
+    assert [part.tolist() for part in parts] == [[[1], [2]], [[3], [4]], [[5], [6]]]
+    assert torch.equal(rule.write(list(parts), None)[0], stored)
 
 
 def test_gpt_oss_experts_are_transposed_and_take_turns() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import zoo
-from tests.configs import WRAPPERS, older, smallest, wrapped, wrapped_names
+from tests.configs import WRAPPERS, older, rotary, smallest, wrapped, wrapped_names
 from tests.reference import published, toy_config, toy_reference
 from zoo.architectures import families
 from zoo.errors import MalformedError
@@ -88,7 +88,7 @@ def test_a_field_that_is_absent_is_the_references_default_or_demanded(name: str,
     assert read > 5
 
 
-@pytest.mark.parametrize("name", smallest())
+@pytest.mark.parametrize("name", rotary())
 def test_the_scaling_of_the_models_own_context(name: str) -> None:
     """YaRN and Llama 3's scaling without the context they stretch: the reference takes the model's."""
     yarn = {"rope_type": "yarn", "factor": 4.0}
