@@ -16,6 +16,7 @@ import zoo
 # Fields that set the shapes of parameters: a wrong one is found before anything is computed.
 SHAPES = {"vocab", "dim", "heads", "kv_heads", "head_dim", "hidden", "experts", "tied"}
 SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count"}
+SHAPES |= {"key_heads", "value_heads", "key_dim", "value_dim", "conv"}
 # Fields that change no logit in float32: the trained context, and where a norm rounds.
 UNSEEN = {"context", "scale_in_fp32"}
 # Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w.
@@ -27,6 +28,7 @@ NAMED: dict[str, Changes] = {
     **dict.fromkeys((*SHAPES, *UNSEEN), lambda value: []),
     **dict.fromkeys(("window", "chunk"), lambda value: [value - 1, value + 1, None]),
     "step": lambda value: [value * 2],
+    "theta": lambda value: [value / 16],  # enough where few pairs rotate, and within few tokens
     "fraction": lambda value: [value / 2],
     "weight": lambda value: [False] if value else [],
     "low": lambda value: [value * 2, value / 2],
