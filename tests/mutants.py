@@ -17,13 +17,16 @@ import zoo
 SHAPES = {"vocab", "dim", "heads", "kv_heads", "head_dim", "hidden", "experts", "tied"}
 SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count"}
 SHAPES |= {"key_heads", "value_heads", "key_dim", "value_dim", "conv"}
-# Fields that change no logit in float32: the trained context, and where a norm rounds.
-UNSEEN = {"context", "scale_in_fp32"}
-# Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w.
-FIXED = {"keep", "weight"}
+SHAPES |= {"state", "channels", "Mamba2.groups"}
+# Fields that change no logit in float32: the trained context, where a norm rounds, and the least time step, which no
+# random one is below (tests/zoo/architectures/test_nemotron3.py has a larger one).
+UNSEEN = {"context", "scale_in_fp32", "min_step"}
+# Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w; a layer of one
+# branch needs that.
+FIXED = {"keep", "weight", "attn", "ffn"}
 
 Changes = Callable[[Any], list[Any]]
-# Field name -> the other values, for a value that is not None.
+# Field name, or that of a kind's field -> the other values, for a value that is not None.
 NAMED: dict[str, Changes] = {
     **dict.fromkeys((*SHAPES, *UNSEEN), lambda value: []),
     **dict.fromkeys(("window", "chunk"), lambda value: [value - 1, value + 1, None]),
@@ -81,7 +84,7 @@ def changes(part: zoo.Spec, name: str) -> list[Any]:
 
 def known(kind: type[zoo.Spec], name: str) -> Changes | None:
     """The changes of a field: by its name, else by its annotation, else None."""
-    return NAMED.get(name) or _annotated(get_type_hints(kind)[name])
+    return NAMED.get(f"{kind.__name__}.{name}") or NAMED.get(name) or _annotated(get_type_hints(kind)[name])
 
 
 def _annotated(hint: Any) -> Changes | None:

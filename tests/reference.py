@@ -95,7 +95,7 @@ def toy_config(name: str, layers: int) -> dict[str, Any]:
     if "original_max_position_embeddings" in (full.get("rope_scaling") or {}):
         config["rope_scaling"] = full["rope_scaling"] | {"original_max_position_embeddings": 64}
     for plan, value in full.items():
-        if isinstance(value, list) and len(value) == full[named["num_hidden_layers"]]:  # an entry for each layer
+        if isinstance(value, list) and len(value) == full.get(named["num_hidden_layers"]):  # an entry for each layer
             config[plan] = value[:layers]
     return config | known.toy(config, full, layers)
 
