@@ -11,10 +11,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("ZOO_KERNELS", "plain")  # nothing is measured; tests of other kernels say so (zoo.kernels.using)
 
 import random
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from tests import toys
 
 torch.set_num_threads(THREADS)
 
@@ -28,3 +33,17 @@ settings.load_profile("zoo")
 def _seed() -> None:
     random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A preset's name -> a folder with its toy form as transformers writes it, every parameter random. Not to be
+    changed."""
+
+    @cache
+    def save(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        toys.reference(name).save_pretrained(folder)
+        return folder
+
+    return save

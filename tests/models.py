@@ -20,11 +20,6 @@ from zoo.model.decoder import Model
 BOUND = 1e-5  # of max(1, largest logit), in float32
 
 
-def distinct() -> list[str]:
-    """One preset for each tiny spec that differs."""
-    return list({zoo.spec(name, tiny=True): name for name in reversed(zoo.names())}.values())[::-1]
-
-
 @torch.no_grad()
 def randomised(spec: zoo.Decoder, seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:
     """Matrices are N(0, (1.2 / sqrt(fan_in))^2), so that logits reach 1 and mistakes show; norms, biases, sinks and

@@ -97,13 +97,13 @@ def test_the_architecture_is_on_the_page(copy: Path) -> None:
 def test_the_architecture_passes_all_tests_that_are_chosen_by_its_name(copy: Path) -> None:
     """As `make test ARGS='-k olmoe'` chooses them: with its published config among the facts, every one passes."""
     ran = passed_in(copy, "tests", "-k", "olmoe")
-    assert sum(ran.values()) >= 170
-    assert ran["tests/test_parity.py"] >= 8  # logits against the reference, in chunks, in bfloat16, of mutants
+    assert sum(ran.values()) >= 130
+    assert ran["tests/test_parity.py"] >= 6  # logits against the reference, in chunks, in bfloat16, of mutants
     assert {
         "tests/zoo/core/test_cache.py",
         "tests/zoo/test_catalog.py",
         "tests/zoo/architectures/test_published.py",
-        "tests/weights/reference/test_streaming.py",
+        "tests/weights/reference/test_report.py",
         "tests/benchmarks/analytic/test_params.py",
     } <= ran.keys()
 
@@ -160,13 +160,10 @@ def test_the_blocks_are_listed_told_of_and_composed(hybrid: Path) -> None:
     """The tests that notice a block without a line, and those that draw random models from the registry."""
     notice = ["test_no_kind_of_block_is_forgotten", "test_text_mentions_every_kind_of_block"]
     compose = ["test_every_block_is_composed", "test_formulas_are_the_built_modules", "test_every_field_of_every_block"]
-    ran = passed_in(hybrid, "tests", "-k", " or ".join([*notice, *compose]))
-    assert ran.keys() == {
-        "tests/test_mutants.py",
-        "tests/test_properties.py",
-        "tests/benchmarks/measure/test_block_timings.py",
-        "tests/benchmarks/gallery/test_gallery_blocks.py",
-    }
+    files = ["test_mutants", "test_properties", "benchmarks/measure/test_block_timings"]
+    files = [f"tests/{name}.py" for name in [*files, "benchmarks/gallery/test_gallery_blocks"]]
+    ran = passed_in(hybrid, *files, "-k", " or ".join([*notice, *compose]))
+    assert ran.keys() == set(files)
 
 
 @pytest.mark.slow

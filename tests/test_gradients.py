@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from _pytest.mark import ParameterSet
 from torch import Tensor
 from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
 
 import weights
 import zoo
-from tests.models import distinct, has_compiler, randomised, tokens_of
-from tests.reference import toy_config, toy_reference
-from zoo.architectures import families
+from tests import toys
+from tests.models import has_compiler, randomised, tokens_of
+from tests.presets import screen_by_family
 from zoo.core.forward_context import recorded_routing
 from zoo.model.decoder import Model
 
@@ -36,33 +37,17 @@ class Case:
     chosen: list[Tensor]  # expert ids of each layer with experts (tokens, k), in ascending order
 
 
-def cases() -> list[ParameterSet]:
-    """Every distinct preset. Those that add no kind of part to the others of their family, the most varied first, are
-    marked slow."""
-    tiny = {name: zoo.spec(name, tiny=True) for name in distinct()}
-    kinds = {name: {type(part) for part in spec.walk()} for name, spec in tiny.items()}
-    seen: dict[str, set[type]] = {}
-    marked = []
-    for name in sorted(tiny, key=lambda name: (-len(kinds[name]), len(tiny[name].layers))):
-        family = next(family for family, module in families().items() if name in module.SIZES)
-        new = kinds[name] - seen.setdefault(family, set())
-        seen[family] |= kinds[name]
-        marked.append(pytest.param(name, marks=[] if new else [pytest.mark.slow]))
-    return marked
-
-
-@pytest.fixture(scope="module", params=cases())
+@pytest.fixture(scope="module", params=screen_by_family())
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def case(name: str, tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(name: str, saved: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Case:
     """The gradients are saved by transformers as if they were weights, and loaded as such: both map every tensor as
     they map released ones."""
-    folder, gradients = tmp_path_factory.mktemp(name), tmp_path_factory.mktemp(f"{name}-gradients")
-    reference = toy_reference(toy_config(name, layers=len(zoo.spec(name, tiny=True).layers)))
-    reference.save_pretrained(folder)
+    gradients = tmp_path_factory.mktemp(f"{name}-gradients")
+    reference = deepcopy(toys.reference(name))
     tokens = torch.randint(0, 512, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     chosen: list[Tensor] = []
     for path, module in reference.named_modules():
@@ -77,7 +62,7 @@ def case(name: str, tmp_path_factory: pytest.TempPathFactory) -> Case:
         for buffer in reference.state_dict().keys() - dict(reference.named_parameters(remove_duplicate=False)).keys():
             reference.get_buffer(buffer).zero_()  # the router's correction, which is not differentiated
     reference.save_pretrained(gradients)
-    return Case(folder, tokens, loss.item(), dict(weights.load(gradients).named_parameters()), chosen)
+    return Case(saved(name), tokens, loss.item(), dict(weights.load(gradients).named_parameters()), chosen)
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:

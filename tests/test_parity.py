@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +13,11 @@ from torch import Tensor, nn
 
 import weights
 import zoo
-from tests.models import bound, distinct
+from tests import toys
+from tests.models import bound
 from tests.mutants import mutants
-from tests.reference import token_by_token, toy_config, toy_reference
+from tests.presets import screen_by_family, split
+from tests.reference import token_by_token
 from zoo.catalog import allocate
 
 LENGTH = 80  # past 3 windows of 16 + 1, and past every toy `original` of 64
@@ -36,22 +40,20 @@ class Case:
         return max(bound(self.logits), 3 * self.off)
 
 
-@pytest.fixture(scope="module", params=distinct())
+@pytest.fixture(scope="module", params=screen_by_family())
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def case(name: str, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    folder = tmp_path_factory.mktemp(name)
-    reference = toy_reference(toy_config(name, layers=len(zoo.spec(name, tiny=True).layers)))
-    reference.save_pretrained(folder)
+def case(name: str, saved: Callable[[str], Path]) -> Case:
+    reference = toys.reference(name)
     tokens = torch.randint(0, 512, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     recurrent = any(layer.cache_spec().state for layer in zoo.spec(name, tiny=True).layers)
     with torch.no_grad():
         logits = reference(tokens).logits
         off = (token_by_token(reference, tokens) - logits).abs().max().item() if recurrent else 0.0
-        return Case(folder, tokens, logits, reference.to(torch.bfloat16)(tokens).logits, off)
+        return Case(saved(name), tokens, logits, deepcopy(reference).to(torch.bfloat16)(tokens).logits, off)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_the_toy_stands_for_the_released_model(name: str, model: nn.Module, case
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("chunk", [LENGTH, 33, 7, 1])
+@pytest.mark.parametrize("chunk", split([LENGTH, 33, 7, 1], [33, 1]))
 def test_logits_equal_the_reference(model: nn.Module, case: Case, chunk: int) -> None:
     """In one pass, in chunks, and token by token."""
     cache = model.new_cache(*case.tokens.shape)

@@ -172,6 +172,14 @@ class Mixer(Block, abstract=True):
     def cache_spec(self) -> CacheSpec:
         """What the layer's cache keeps."""
 
+    def hands_on(self) -> tuple[str, ...]:
+        """Names of what the module gives to later layers, with `ctx.hand_on(name, value)`."""
+        return ()
+
+    def takes(self) -> tuple[str, ...]:
+        """Names of what it reads from the nearest earlier layer that hands it on: `ctx.shared[name]`."""
+        return ()
+
     def flop_reach(self, part: str) -> Reach:
         """The tokens that one token's FLOPs of a part (of `flop_breakdown`) grow with."""
         return self.cache_spec().reach

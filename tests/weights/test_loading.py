@@ -13,7 +13,8 @@ import torch
 
 import weights
 import zoo
-from tests.models import distinct, tokens_of
+from tests.models import tokens_of
+from tests.presets import distinct, representatives, screen_by_family
 from tests.weights.checkpoints import Config, Tensors, read, write
 from weights.formats.hf_folder import HFFolder
 from weights.loading import fill, open_source
@@ -175,7 +176,7 @@ def _dtypes(model: torch.nn.Module) -> dict[str, torch.dtype]:
     return found
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", screen_by_family())
 def test_parameters_share_the_pages_of_the_file(name: str, saved: Saved) -> None:
     """On the CPU in the file's dtype, only stacked experts, permuted rows and transposed matrices are copied."""
     folder = HFFolder(saved(name))
@@ -210,8 +211,20 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        pytest.param(
+            name,
+            mode,
+            marks=[]
+            if name == LATENT or (name in representatives() and mode == "inference_mode")
+            else [pytest.mark.slow],
+        )
+        for name in distinct()
+        for mode in MODES
+    ],
+)
 def test_a_model_is_the_same_whatever_mode_it_is_loaded_in(name: str, mode: str, saved: Saved) -> None:
     """It can be run in that mode and trained afterwards."""
     expected = weights.load(saved(name))

@@ -17,7 +17,8 @@ from safetensors import safe_open
 
 import weights
 import zoo
-from tests.models import bound, distinct, randomised, tokens_of
+from tests.models import bound, randomised, tokens_of
+from tests.presets import distinct, of_families, screen_by_family, split
 from tests.swapped import DESCRIBABLE, INDESCRIBABLE
 from tests.weights.checkpoints import read, read_index
 from weights import saving
@@ -59,7 +60,7 @@ def check_reference(folder: Path, model: Model) -> None:
         assert (model(tokens) - expected).abs().max() <= bound(expected)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", split(MODELS, [*of_families(), *DESCRIBABLE]))
 def test_the_round_trip(name: str, tmp_path: Path) -> None:
     """Every released architecture, and every swapped one that a config can describe."""
     model = randomised(MODELS[name])
@@ -70,7 +71,7 @@ def test_the_round_trip(name: str, tmp_path: Path) -> None:
     check_reference(tmp_path / "saved", model)
 
 
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize("name", screen_by_family())
 def test_to_checkpoint_is_what_save_writes(name: str, tmp_path: Path) -> None:
     """The same config and tensors; those that are stored as the model holds them are not copied."""
     model = randomised(MODELS[name])
@@ -84,7 +85,7 @@ def test_to_checkpoint_is_what_save_writes(name: str, tmp_path: Path) -> None:
     assert model.norm.weight.data_ptr() in stored
 
 
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize("name", screen_by_family())
 def test_tensors_are_those_that_the_reference_stores(name: str, saved: Callable[[str], Path], tmp_path: Path) -> None:
     """The same names and values: each expert by itself, a tied head not at all."""
     weights.save(weights.load(saved(name)), tmp_path / "again")

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import weights
-import zoo
-from tests.reference import randomise, toy_config
+from tests import toys
+from tests.reference import randomise
 from tests.weights.checkpoints import Config, Tensors, write
 from zoo.errors import MalformedError
 
@@ -44,7 +44,7 @@ class Made:
     def __init__(self, name: str, folder: Path) -> None:
         from transformers import AutoConfig, AutoModelForImageTextToText
 
-        text = toy_config(name, layers=len(zoo.spec(name, tiny=True).layers))
+        text = toys.config(name)
         config = AutoConfig.for_model(**KINDS[name], text_config=text, tie_word_embeddings=name.startswith("gemma"))
         self.model: nn.Module = AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
         randomise(self.model, seed=0)

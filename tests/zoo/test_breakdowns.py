@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import zoo
+from tests.presets import of_families, split
 from zoo.blocks.norms import _RMSNorm
 from zoo.costs import sum_breakdowns
 from zoo.model.decoder import Model
@@ -33,7 +34,7 @@ def counted(model: Model) -> Counter[str]:
     return parts
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", split(zoo.names(), of_families()))
 def test_parameters_by_part_are_those_of_the_built_module(name: str) -> None:
     spec = zoo.spec(name)
     parts = spec.param_breakdown()

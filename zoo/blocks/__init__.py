@@ -10,6 +10,7 @@ from zoo.blocks.feed_forward import *
 from zoo.blocks.gated_delta_net import *
 from zoo.blocks.glu import *
 from zoo.blocks.gqa import *
+from zoo.blocks.indexer import *
 from zoo.blocks.kimi_delta_attention import *
 from zoo.blocks.layer import *
 from zoo.blocks.mamba2 import *
@@ -20,6 +21,7 @@ from zoo.blocks.norms import *
 from zoo.blocks.positions import *
 from zoo.blocks.routers import *
 from zoo.blocks.short_conv import *
+from zoo.blocks.sparse_mla import *
 
 for _info in iter_modules(__path__):
     import_module(f"{__name__}.{_info.name}")

@@ -199,6 +199,14 @@ class Layer(Composite):
         """What this layer's cache keeps."""
         return self.mixer.cache_spec() if self.mixer else CacheSpec()
 
+    def hands_on(self) -> tuple[str, ...]:
+        """Names of what this layer gives to later ones."""
+        return self.mixer.hands_on() if self.mixer else ()
+
+    def takes(self) -> tuple[str, ...]:
+        """Names of what it reads from earlier ones."""
+        return self.mixer.takes() if self.mixer else ()
+
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         """(spec, width) of each table of positions that this layer looks up."""
         return self.mixer.tables() if self.mixer else ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -91,13 +91,20 @@ class ForwardContext:
     """What the layers of a forward pass look up: the `positions` (t,) of its tokens, `tables` by (spec, width), `views`
     by cache geometry.
 
-    `routing`: the list to which routers add their RouterOutput; None where nobody asked for it.
+    `routing`: the list to which routers add their RouterOutput; None where nobody asked for it. `shared`: what earlier
+    layers handed on, by name. `handed_on`: where this layer's go instead, if a compiled function returns them.
     """
 
     positions: Tensor
     tables: dict[tuple[Any, int], Any]
     views: dict[Hashable, CacheView]
     routing: list[RouterOutput] | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
+    handed_on: dict[str, Any] | None = None
+
+    def hand_on(self, name: str, value: Any) -> None:
+        """Give tensors, or None, to later layers, under a name that the mixer's spec lists in `hands_on`."""
+        (self.shared if self.handed_on is None else self.handed_on)[name] = value
 
 
 _recordings: list[list[RouterOutput]] = []  # torch's compiler guards a list, and neither a ContextVar nor a local

@@ -40,7 +40,28 @@ def run_recorded_layer(
     from layer to layer would be compiled for each length of it, and a layer that is recomputed would add to it twice.
     """
     routing: list[RouterOutput] = []
-    return layer(x, ForwardContext(ctx.positions, ctx.tables, ctx.views, routing), cache), routing
+    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, routing, ctx.shared, ctx.handed_on)
+    return layer(x, inside, cache), routing
+
+
+def _run_layer_and_return(
+    layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache
+) -> tuple[Any, dict[str, Any]]:
+    """`run_layer`, and what the layer hands on: uncompiled it would fill `ctx.shared`, compiled it is returned."""
+    handed_on: dict[str, Any] = {}
+    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, None, ctx.shared, handed_on)
+    return run_layer(layer, x, inside, cache), handed_on
+
+
+def _run_recorded_layer_and_return(
+    layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache
+) -> tuple[Any, dict[str, Any]]:
+    handed_on: dict[str, Any] = {}
+    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, None, ctx.shared, handed_on)
+    return run_recorded_layer(layer, x, inside, cache), handed_on
+
+
+_RETURNING = {run_layer: _run_layer_and_return, run_recorded_layer: _run_recorded_layer_and_return}
 
 
 def run_head(model: Any, x: Tensor) -> Tensor:
@@ -103,7 +124,7 @@ class CompiledModel:
             reference = replace(model.spec, layers=tuple(dict.fromkeys(model.spec.layers))).build()
         built = dict(zip(reference.spec.layers, reference.layers, strict=True))
         layers = [
-            self._compile(run, (spec,), [(layer, built[spec])], differentiates)
+            self._compile(_RETURNING[run] if spec.hands_on() else run, (spec,), [(layer, built[spec])], differentiates)
             for spec, layer in zip(model.spec.layers, model.layers, strict=True)
         ]
         names = "norm", "head" if model.head else "embed"
@@ -111,7 +132,8 @@ class CompiledModel:
         spec = model.spec
         kind = "head", spec.norm, spec.tied, spec.logits_scaling, spec.logit_cap
         head = self._compile(run_head, kind, parts, differentiates)
-        uncompiled = sum(function is run for function in layers) + (head is run_head)
+        plain = {run, _RETURNING[run]}
+        uncompiled = sum(function in plain for function in layers) + (head is run_head)
         if uncompiled:
             log.warning(
                 "%d of %d parts of the model have hooks or tensors that torch cannot trace: these run uncompiled",

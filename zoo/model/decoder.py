@@ -61,6 +61,11 @@ class Decoder(Spec):
 
     def check(self) -> None:
         self.require(len(self.layers) > 0, "a model needs at least one layer")
+        handed_on: set[str] = set()
+        for i, layer in enumerate(self.layers):
+            missing = [name for name in layer.takes() if name not in handed_on]
+            self.require(not missing, f"layer {i} takes {', '.join(missing)}, which no earlier layer hands on")
+            handed_on.update(layer.hands_on())
 
     def build(self) -> Model:
         """The module, allocated on the current default device in the current default dtype, not initialised."""
@@ -226,9 +231,17 @@ class Model(nn.Module):
         recomputes = self.activation_checkpointing and torch.is_grad_enabled() and layer_caches is self._no_cache
         recording = current_recording()
         x = self.embedded(tokens, ctx.positions)
-        for layer, run, layer_cache in zip(self.layers, functions.layers, layer_caches, strict=True):
-            arguments = layer, x, ctx, layer_cache
+        for spec, layer, run, layer_cache in zip(
+            self.spec.layers, self.layers, functions.layers, layer_caches, strict=True
+        ):
+            seen = ctx
+            if self._compiled is not None and ctx.shared:  # a compiled function is given what it reads, and no more
+                seen = replace(ctx, shared={name: ctx.shared[name] for name in spec.takes()})
+            arguments = layer, x, seen, layer_cache
             out = checkpoint(run, *arguments, use_reentrant=False) if recomputes else run(*arguments)
+            if self._compiled is not None and spec.hands_on():
+                out, handed_on = out
+                ctx.shared.update(handed_on)
             if recording is None:
                 x = out
             else:

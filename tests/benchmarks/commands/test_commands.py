@@ -18,6 +18,7 @@ import zoo
 from benchmarks.__main__ import app
 from benchmarks.commands import verbs
 from benchmarks.commands.gallery import read_measured
+from tests.presets import representatives
 from zoo.architectures import families
 from zoo.catalog import best_known, sizes
 from zoo.cli.runner import exit_code
@@ -27,6 +28,7 @@ from zoo.errors import MalformedError
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
 Draft202012Validator.check_schema(SCHEMA)
+SOME = representatives()  # for what depends on the kinds of rows, not on how many there are
 CALLS = {
     "all": ["all"],
     "costs": ["costs", "--static"],
@@ -54,7 +56,7 @@ def test_a_swapped_model_is_a_row_like_any_other(call: Callable[..., str]) -> No
     mla = "attn=MLA(q_rank=none, kv_rank=256, nope_dim=64, rope_dim=32, v_dim=64)"
     args = ("gpt-oss-20b", "mistral-small-3.1-24b", "--swap", mla)
     rows = json.loads(call("--json", *args))["rows"]
-    validate({**json.loads(call("--json")), "rows": rows})
+    validate({**json.loads(call("--json", *SOME)), "rows": rows})
     assert {(row["model"], row["dropped"]) for row in rows if row["swap"]} == {
         ("gpt-oss-20b", "window 128, biases, sinks"),
         ("mistral-small-3.1-24b", None),
@@ -72,9 +74,12 @@ def test_every_verb_is_tested_here() -> None:
     assert verbs().keys() - CALLS.keys() == {"compare", "load", "throughput", "mla", "blocks", "gallery", "learn"}
 
 
-def test_compare_fits_and_follows_the_schema_for_any_two(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "names", [pytest.param(SOME, id="representatives"), pytest.param(zoo.names(), id="all", marks=pytest.mark.slow)]
+)
+def test_compare_fits_and_follows_the_schema_for_any_two(capsys: pytest.CaptureFixture[str], names: list[str]) -> None:
     mla = "attn=MLA(q_rank=none, kv_rank=256, nope_dim=64, rope_dim=32, v_dim=64)"
-    first, *others = zoo.names()
+    first, *others = names
     for args in [*([first, other] for other in others), ["gpt-oss", "--swap", mla]]:
         assert exit_code(app, "python -m benchmarks", ["compare", *args]) == 0
         assert max(map(len, capsys.readouterr().out.splitlines())) <= 80, args
@@ -90,7 +95,7 @@ def test_tables_fit_80_columns(call: Callable[..., str], more: tuple[str, ...]) 
 
 
 def test_markdown_tables_have_equal_rows(call: Callable[..., str]) -> None:
-    for block in call("--format", "md").split("\n\n"):
+    for block in call("--format", "md", *SOME).split("\n\n"):
         if block.startswith("|"):
             assert len({line.count("|") for line in block.splitlines()}) == 1
 
@@ -138,14 +143,14 @@ def test_named_models_are_shown_whatever_they_are(call: Callable[..., str]) -> N
 
 
 def test_jsonl_is_the_same_document_line_by_line(call: Callable[..., str]) -> None:
-    head, *rows = map(json.loads, call("--format", "jsonl").splitlines())
-    assert rows == json.loads(call("--json"))["rows"]
+    head, *rows = map(json.loads, call("--format", "jsonl", *SOME).splitlines())
+    assert rows == json.loads(call("--json", *SOME))["rows"]
     validate({**head, "rows": rows})
 
 
 def test_csv_has_the_scalars_of_every_row(call: Callable[..., str]) -> None:
-    rows = list(csv.DictReader(io.StringIO(call("--format", "csv"))))
-    document = json.loads(call("--json"))["rows"]
+    rows = list(csv.DictReader(io.StringIO(call("--format", "csv", *SOME))))
+    document = json.loads(call("--json", *SOME))["rows"]
     assert len(rows) == len(document)
     for written, row in zip(rows, document, strict=True):
         expected = {key: value for key, value in row.items() if not isinstance(value, list)}
@@ -234,9 +239,9 @@ print(seconds, peak, file=sys.__stdout__)
 """
 
 
-def test_all_static_tables_take_less_than_a_second_and_600_megabytes() -> None:
+def test_all_static_tables_take_little_time_for_each_model_and_600_megabytes() -> None:
     """Processor time after imports, a quarter of that here; memory with imports, most of it torch's."""
     done = subprocess.run([sys.executable, "-c", LIMITS], cwd=ROOT, capture_output=True, text=True, check=True)
     seconds, peak = map(float, done.stdout.split())
-    assert seconds < 1
+    assert seconds < 0.04 * len(zoo.names())
     assert peak < 600e6

@@ -12,19 +12,19 @@ import pytest
 
 import zoo
 from benchmarks.analytic.compare import PAIRS
-from benchmarks.analytic.models import chosen, one
+from benchmarks.analytic.models import one
 from benchmarks.gallery import charts, files, learning_curves
-from benchmarks.gallery.overview import typical
 from tests.benchmarks.gallery.learned import sample
 from tests.benchmarks.gallery.speeds import MEASURED
+from tests.presets import representatives
 
 Open = Callable[..., Any]
 CHARTS = {**charts.CHARTS, **learning_curves.CHARTS}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-# One size of every architecture, and those of the six pairs: all sizes would take twice as long.
-SHOWN_NAMES = {*(model.name for model in typical(chosen([]))), *chain(*PAIRS)}
+# What shows every kind of block, and the six pairs: all sizes would take several times as long.
+SHOWN_NAMES = {*representatives(), *chain(*PAIRS)}
 SHOWN = [one(name) for name in zoo.names() if name in SHOWN_NAMES]
 
 

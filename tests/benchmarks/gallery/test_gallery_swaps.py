@@ -11,6 +11,7 @@ import zoo
 from benchmarks.gallery import swap_grid
 from benchmarks.gallery.cost_terms import CostTerms, Terms, attention_terms, feed_forward_terms, outside_terms
 from benchmarks.gallery.swap_grid import Grid
+from tests.presets import representatives, screen_of_families, split
 from zoo.model.decoder import Decoder
 from zoo.swaps.grammar import apply_swap
 
@@ -51,7 +52,7 @@ def sampled_cells(grid: Grid) -> list[tuple[int, int]]:
     return pairs + [(i % rows, i % columns) for i in range(max(rows, columns))]
 
 
-@pytest.mark.parametrize("name", zoo.architectures.families())
+@pytest.mark.parametrize("name", screen_of_families())
 @pytest.mark.parametrize("kind", GRIDS)
 def test_code_of_a_cell_gives_its_terms(kind: str, name: str) -> None:
     spec = zoo.spec(name)
@@ -70,7 +71,7 @@ def test_code_of_a_cell_gives_its_terms(kind: str, name: str) -> None:
     assert checked > (3 if contains(spec, *SWAPPED[kind]) else 0)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", split(zoo.names(), representatives()))
 def test_attention_and_feed_forward_costs_are_independent(name: str) -> None:
     """One cell of each grid and the terms outside the layers add up to the costs of a model with both swaps."""
     spec = zoo.spec(name)
@@ -83,7 +84,7 @@ def test_attention_and_feed_forward_costs_are_independent(name: str) -> None:
     assert sum(n * each.flops(9000) for n, each in terms) == changed.flops(8999, 1)
 
 
-@pytest.mark.parametrize("name", zoo.architectures.families())
+@pytest.mark.parametrize("name", screen_of_families())
 def test_positions_change_no_cost(name: str) -> None:
     spec = zoo.spec(name)
     choices = swap_grid.positions(spec)

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 import weights
-import zoo
-from tests.reference import toy_config, toy_reference
+from tests import toys
 from tests.weights.checkpoints import Config, Tensors, read, write
 from tests.weights.formats.test_gguf_file import GEMMA_270M
 from tests.weights.formats.test_gguf_file import write as write_gguf
@@ -140,7 +139,7 @@ def packed_forms(saved: Saved) -> Iterator[tuple[Config, Tensors]]:
     config, tensors = read(saved("deepseek-v3-671b"))
     yield config | {"quantization_config": FP8_CONFIG}, pack_fp8(tensors)[0]
     name = "gpt-oss-20b"
-    reference = toy_reference(toy_config(name, layers=len(zoo.spec(name, tiny=True).layers)))
+    reference = toys.reference(name)
     yield read(saved(name))[0] | {"quantization_config": MXFP4_CONFIG}, pack_mxfp4(reference.state_dict())[0]
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import weights
-import zoo
-from tests.reference import toy_config, toy_reference
+from tests import toys
+from tests.reference import toy_config
 from tests.weights.checkpoints import Config, Tensors
 from tests.weights.packers import mxfp4, mxfp4_numbers
 from zoo.architectures import families
@@ -160,8 +160,8 @@ class Case:
 
     def __init__(self, name: str) -> None:
         self.name, self.kind = name, KINDS[name]
-        self.config = toy_config(name, layers=len(zoo.spec(name, tiny=True).layers))
-        self.reference: nn.Module = toy_reference(self.config)
+        self.config = toys.config(name)
+        self.reference: nn.Module = toys.reference(name)
         tied = self.config.get("tie_word_embeddings") or self.kind == "gemma3"
         self.said, self.tensors = fields(self.config, self.kind), dict[str, Any]()
         for key, tensor in self.reference.state_dict().items():

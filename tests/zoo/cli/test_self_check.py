@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models import distinct
+from tests.presets import distinct, representatives, split
 from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, names, pre, spec
 from zoo.catalog import build
 from zoo.cli import self_check
@@ -31,7 +31,7 @@ BUILT = BuildCheck("cpu", "float32", 0.1, 100, 100)
 DECODED = DecodeCheck(0, 50, (12, 12, 10), 16, 4.0, 1e-6, 4e-5, 64, 64)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", split(names(), representatives()))
 def test_every_published_model_decodes_as_it_computes(name) -> None:
     model, built = check_build(spec(name, tiny=True), CPU, FP32, seed=1)
     decoded = check_decoding(model, FP32, seed=1)
@@ -72,7 +72,7 @@ def test_each_failure_has_a_line() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize("name", split(distinct(), ["llama3-8b", "qwen3-30b-a3b"]))
 def test_a_coarse_dtype_is_judged_unless_a_router_chooses(name, dtype) -> None:
     model, built = check_build(spec(name, tiny=True), CPU, dtype, seed=0)
     decoded = check_decoding(model, dtype, seed=0)

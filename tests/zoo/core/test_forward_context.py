@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import zoo
+from tests.presets import representatives, split
 from zoo.core.cache import ChunkCache, FullCache, NoCache, SlidingWindowCache
 from zoo.core.forward_context import CacheView, ReachMask, prepare_forward, visible
 from zoo.costs import CacheSpec, Chunk, Full, Reach, Window
@@ -66,7 +67,7 @@ def test_no_query_sees_an_empty_place() -> None:
     assert visible(torch.tensor([3]), torch.tensor([0, 1, 2, 3]), Window(2)).tolist() == [[False, False, True, True]]
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", split(zoo.names(), representatives()))
 def test_a_context_has_one_view_per_geometry_and_one_table_per_rotary_width(name: str) -> None:
     """Equal layers share what they look up: a context holds a handful of tensors and not one set per layer."""
     spec = zoo.spec(name)

@@ -1,9 +1,12 @@
 """How checkpoints store each architecture: every parameter has a place, and the rules run both ways."""
 
+from functools import cache
+
 import pytest
 import torch
 
 import zoo
+from tests.presets import of_families, split
 from weights.matching import TensorMapping, match, skipped
 from zoo.architectures import families
 from zoo.catalog import allocate, sizes
@@ -20,6 +23,7 @@ def moves(spec: zoo.Decoder, rules: Rules) -> list[TensorMapping]:
     return match(spec, dict(allocate(spec, "meta").named_parameters()), rules, stored=())
 
 
+@cache
 def stored_shapes(name: str) -> list[tuple[str, tuple[int, ...]]]:
     """What a checkpoint of a published size is expected to hold."""
     spec = zoo.spec(name)
@@ -27,7 +31,7 @@ def stored_shapes(name: str) -> list[tuple[str, tuple[int, ...]]]:
     return [pair for move in moves(spec, layout(name)) for pair in move.expected(parameters).items()]
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", split(zoo.names(), of_families()))
 def test_a_checkpoint_holds_every_number_once(name: str) -> None:
     shapes = stored_shapes(name)
     assert len(dict(shapes)) == len(shapes)
@@ -43,7 +47,7 @@ def test_released_files_hold_that_many_tensors(name: str, count: int) -> None:
     assert len(stored_shapes(name)) == count
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", split(zoo.names(), of_families()))
 def test_reading_undoes_writing(name: str) -> None:
     """Bit by bit, for every rule that has a parameter here: each of two ways to store the experts, too."""
     model = zoo.build(name, tiny=True)
@@ -94,7 +98,7 @@ def test_what_is_skipped_is_named_by_a_pattern(pattern: str) -> None:
     assert skipped(spec, (Skipped(pattern, "it"), *COMMON), [*others, *matches]) == {"it": matches}
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", split(zoo.names(), of_families()))
 def test_nothing_that_a_model_needs_is_skipped(name: str) -> None:
     assert not skipped(zoo.spec(name), layout(name), [stored for stored, _ in stored_shapes(name)])
 

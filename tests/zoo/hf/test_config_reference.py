@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import zoo
+from tests import toys
 from tests.configs import WRAPPERS, older, rotary, smallest, wrapped, wrapped_names
 from tests.reference import published, toy_config, toy_reference
 from zoo.architectures import families
@@ -66,7 +67,7 @@ def test_what_the_reference_writes_is_read(model_type: str, sizes: dict[str, Any
 @pytest.mark.parametrize("name", smallest())
 def test_a_field_that_is_absent_is_the_references_default_or_demanded(name: str, value: str, tmp_path: Path) -> None:
     """Each field in turn. Where both read the config, they read the same; the reference says what it read in full."""
-    base = toy_config(name, layers=len(zoo.spec(name, tiny=True).layers))
+    base = toys.config(name)
     read = 0
     for field in base.keys() - {"model_type"}:
         config = {key: held for key, held in base.items() if key != field}

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 import zoo
+from tests import toys
 from tests.configs import newer, older, partly_rotary, rotary, smallest, wrapped, wrapped_names
-from tests.reference import randomise, toy_config
+from tests.reference import randomise
 from zoo.architectures import families
 from zoo.catalog import family_of
 from zoo.errors import MalformedError
@@ -128,9 +129,11 @@ def test_a_full_dump_is_read_on_both_levels(name: str) -> None:
 
 @pytest.mark.parametrize("name", smallest())
 def test_what_no_pass_reads_is_ignored_in_any_value(name: str) -> None:
-    for field in sorted((INERT | VALUES.keys()) - {"model_type"}):
-        for value in (*VALUES.get(field, SOME), "x", {}, [1]):
-            assert zoo.from_hf(older(name, **{field: value})) == zoo.spec(name), (field, value)
+    """All at once, in each of their values."""
+    values = {field: [*VALUES.get(field, SOME), "x", {}, [1]] for field in (INERT | VALUES.keys()) - {"model_type"}}
+    for i in range(max(map(len, values.values()))):
+        config = older(name, **{field: held[i % len(held)] for field, held in values.items()})
+        assert zoo.from_hf(config) == zoo.spec(name)
 
 
 @pytest.mark.parametrize("name", smallest())
@@ -259,7 +262,7 @@ def test_every_pattern_has_names_in_the_sweep() -> None:
 @cache
 def toy(name: str, outside: bool = False) -> dict[str, Any]:
     """A preset at toy widths, with enough layers for each kind; in its wrapper where that is what is swept."""
-    config = toy_config(name, layers=len(zoo.spec(name, tiny=True).layers))
+    config = toys.config(name)
     if not outside:
         return config
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -9,7 +9,8 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import zoo
-from tests.models import distinct, has_compiler, randomised, tokens_of
+from tests.models import has_compiler, randomised, tokens_of
+from tests.presets import screen
 from zoo.model import decoder
 from zoo.model.decoder import Model
 
@@ -30,7 +31,7 @@ def step(model: Model, tokens: Tensor, recompute: bool) -> tuple[Tensor, int, di
     return logits, kept[0], {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
 
 
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize("name", screen())
 def test_gradients_are_the_same_to_the_bit(name: str) -> None:
     model = randomised(zoo.spec(name, tiny=True))
     tokens = tokens_of(model.spec, 2, 24)

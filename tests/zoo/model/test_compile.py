@@ -13,7 +13,8 @@ from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
 
 import zoo
-from tests.models import bound, distinct, has_compiler, randomised, tokens_of
+from tests.models import bound, has_compiler, randomised, tokens_of
+from tests.presets import distinct, split
 from zoo.core import attention, kernels, linear
 from zoo.errors import NotAvailable
 from zoo.model.decoder import Model
@@ -22,7 +23,7 @@ DEFAULT = "qwen3-0.6b"  # each other one costs some ten seconds
 # Every kernel that may replace a plain one, and none.
 FORCED = {name: operation.kernel for name, operation in kernels.OPERATIONS.items()}
 KERNELS = [pytest.param(FORCED, id="every kernel"), pytest.param(kernels.PLAIN, marks=pytest.mark.slow)]
-NAMES = [name if name == DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in distinct()]
+NAMES = split(distinct(), [DEFAULT])
 
 
 pytestmark = [

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import zoo
-from tests.models import bound, distinct, randomised, tokens_of
+from tests.models import bound, randomised, tokens_of
+from tests.presets import screen
 from zoo.model import decoder
 from zoo.model.decoder import Model
 
@@ -94,7 +95,7 @@ def test_a_graph_is_replayed_for_its_model_as_captured(edit: Any, recorded: type
 
 @torch.no_grad()
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize("name", screen())
 def test_replayed_steps_equal_eager_ones(name: str) -> None:
     """Two caches in turns, each with its own graph, emptied and filled again."""
     plain = randomised(zoo.spec(name, tiny=True)).cuda()

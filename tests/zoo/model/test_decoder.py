@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 import zoo
-from tests.models import bound, distinct, randomised, tokens_of
+from tests.models import bound, randomised, tokens_of
+from tests.presets import distinct, screen, split
 from zoo import GQA, NoPE, RoPE
 from zoo.errors import SpecError, UsageError
 from zoo.model.decoder import Model
 
-SCREEN = distinct()
+NAME = distinct()[0]
 PROMPT, NEW = 20, 24  # past a tiny window of 16
 
 
@@ -47,7 +48,7 @@ def test_figures_are_sums_over_the_layers(name: str) -> None:
     assert spec.kv_bytes(100, batch=3, dtype=torch.float32) == 6 * spec.kv_bytes(100)
 
 
-@pytest.mark.parametrize("name", SCREEN)
+@pytest.mark.parametrize("name", split(distinct(), [NAME]))
 def test_a_seed_is_the_same_model_and_another_seed_another(name: str) -> None:
     one, same, other = (zoo.build(name, tiny=True, seed=seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(one[key], same[key]) for key in one)
@@ -56,7 +57,7 @@ def test_a_seed_is_the_same_model_and_another_seed_another(name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", SCREEN)
+@pytest.mark.parametrize("name", screen())
 def test_a_later_token_changes_nothing_before_it(name: str) -> None:
     model = model_of(name)
     tokens = tokens_of(model.spec, 2, PROMPT)
@@ -68,7 +69,7 @@ def test_a_later_token_changes_nothing_before_it(name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", SCREEN)
+@pytest.mark.parametrize("name", split(distinct(), [NAME]))
 def test_the_order_of_earlier_tokens_matters(name: str) -> None:
     model = model_of(name)
     tokens = tokens_of(model.spec, 1, 12)
@@ -77,7 +78,7 @@ def test_the_order_of_earlier_tokens_matters(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("name", SCREEN)
+@pytest.mark.parametrize("name", screen())
 def test_other_dtypes_compute_about_the_same(name: str, dtype: torch.dtype) -> None:
     """Within a rounding of 8 bits, carried through the layers; in float64 to float32's own precision."""
     with torch.no_grad():
@@ -96,7 +97,7 @@ def test_other_dtypes_compute_about_the_same(name: str, dtype: torch.dtype) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_embeddings_are_scaled_in_their_own_dtype(dtype: torch.dtype) -> None:
     """As if the embedding held the products; sqrt(dim) is rounded to the dtype before it multiplies (Gemma)."""
-    spec = replace(zoo.spec(SCREEN[0], tiny=True), tied=False, embed_scale=640**0.5)
+    spec = replace(zoo.spec(NAME, tiny=True), tied=False, embed_scale=640**0.5)
     one, other = randomised(spec, dtype=dtype), randomised(replace(spec, embed_scale=1.0), dtype=dtype)
     other.load_state_dict(one.state_dict())
     other.embed.weight *= torch.tensor(640**0.5, dtype=dtype)
@@ -104,7 +105,7 @@ def test_embeddings_are_scaled_in_their_own_dtype(dtype: torch.dtype) -> None:
     assert torch.equal(one(tokens), other(tokens))
 
 
-@pytest.mark.parametrize("name", SCREEN)
+@pytest.mark.parametrize("name", screen())
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     """Also after a pass without gradients, whose tables are kept. A router's correction gets none."""
     model = randomised(zoo.spec(name, tiny=True))
@@ -131,7 +132,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     ids=lambda tokens: f"{tokens.dtype}{tuple(tokens.shape)}",
 )
 def test_tokens_of_another_dtype_or_shape_are_refused(tokens: Tensor) -> None:
-    model = model_of(SCREEN[0])
+    model = model_of(NAME)
     with pytest.raises(UsageError, match=r"tokens must be integers of shape \(batch, new\), not "):
         model(tokens)
     with pytest.raises(UsageError, match=r"tokens must be integers of shape \(batch, new\), not "):
@@ -139,7 +140,7 @@ def test_tokens_of_another_dtype_or_shape_are_refused(tokens: Tensor) -> None:
 
 
 def test_arguments_out_of_range_are_refused() -> None:
-    model, vocab = model_of(SCREEN[0]), model_of(SCREEN[0]).spec.vocab
+    model, vocab = model_of(NAME), model_of(NAME).spec.vocab
     tokens = tokens_of(model.spec, 2, 4)
     with pytest.raises(UsageError, match="logits_to_keep=-1 is below 0"):
         model(tokens, logits_to_keep=-1)
@@ -164,13 +165,13 @@ def test_arguments_out_of_range_are_refused() -> None:
     ids=lambda options: next(iter(options)),
 )
 def test_streaming_refuses_arguments_before_the_first_token_is_asked_for(options: dict[str, Any]) -> None:
-    model = model_of(SCREEN[0])
+    model = model_of(NAME)
     with pytest.raises(UsageError):
         model.stream(**{"tokens": tokens_of(model.spec, 1, 3), "max_new_tokens": 1} | options)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", SCREEN)
+@pytest.mark.parametrize("name", split(distinct(), [NAME]))
 def test_greedy_takes_the_argmax_of_the_full_forward(name: str) -> None:
     """Each new token by one forward over all before it, without a cache."""
     model, prompts, new = model_of(name), tokens_of(model_of(name).spec, 3, PROMPT), greedy(name)
@@ -181,7 +182,7 @@ def test_greedy_takes_the_argmax_of_the_full_forward(name: str) -> None:
     assert (best - taken).max() <= bound(logits)  # a tie may go either way
 
 
-@pytest.mark.parametrize("name", SCREEN)
+@pytest.mark.parametrize("name", split(distinct(), [NAME]))
 def test_streaming_yields_each_step_at_once(name: str) -> None:
     model = model_of(name)
     stream = model.stream(tokens_of(model.spec, 3, PROMPT), NEW)
@@ -192,7 +193,7 @@ def test_streaming_yields_each_step_at_once(name: str) -> None:
 
 def test_streaming_takes_no_gradients_and_leaves_the_mode_alone_between_steps() -> None:
     """Whichever mode each of its tokens is asked for in."""
-    name, taken = SCREEN[0], []
+    name, taken = NAME, []
     model = randomised(zoo.spec(name, tiny=True))
     model.register_forward_hook(lambda *_: taken.append(torch.is_grad_enabled()))
     stream = model.stream(tokens_of(model.spec, 3, PROMPT), NEW, stop=iter([model.spec.vocab]))
@@ -204,7 +205,7 @@ def test_streaming_takes_no_gradients_and_leaves_the_mode_alone_between_steps() 
     assert taken == [False] * 4
 
 
-@pytest.mark.parametrize("name", SCREEN)
+@pytest.mark.parametrize("name", split(distinct(), [NAME]))
 def test_a_row_that_met_a_stop_token_repeats_it_and_all_stop_together(name: str) -> None:
     model = model_of(name)
 
@@ -223,20 +224,20 @@ def test_a_row_that_met_a_stop_token_repeats_it_and_all_stop_together(name: str)
 
 
 def test_a_stop_token_that_is_never_drawn_changes_nothing() -> None:
-    name = SCREEN[0]
+    name = NAME
     unused = next(token for token in range(512) if not (greedy(name) == token).any())
     new = model_of(name).generate(tokens_of(model_of(name).spec, 3, PROMPT), NEW, stop=[unused])
     assert torch.equal(new, greedy(name))
 
 
 def test_rows_do_not_depend_on_their_batch() -> None:
-    name = SCREEN[0]
+    name = NAME
     alone = model_of(name).generate(tokens_of(model_of(name).spec, 3, PROMPT)[1:2], NEW)
     assert torch.equal(alone, greedy(name)[1:2])
 
 
 def test_a_seed_repeats_a_sample_and_leaves_other_randomness_alone() -> None:
-    model = model_of(SCREEN[0])
+    model = model_of(NAME)
     tokens = tokens_of(model.spec, 2, 5)
 
     def sample(seed: int | None) -> Tensor:
@@ -253,7 +254,7 @@ def test_a_seed_repeats_a_sample_and_leaves_other_randomness_alone() -> None:
 
 
 def test_temperature_near_zero_and_top_k_1_are_greedy() -> None:
-    name = SCREEN[0]
+    name = NAME
     tokens = tokens_of(model_of(name).spec, 3, PROMPT)
     for options in ({"temperature": 1e-6}, {"temperature": 5.0, "top_k": 1}, {"temperature": 5.0, "top_p": 1e-9}):
         assert torch.equal(model_of(name).generate(tokens, NEW, **options), greedy(name))
@@ -281,7 +282,7 @@ def test_swap_layers_raises_where_nothing_is_chosen_or_held() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize("name", screen())
 def test_autocast_computes_in_its_dtype_over_a_cache_too(name: str) -> None:
     """A float32 model under autocast: as near to float32 as bfloat16 is, in one pass, in chunks and token by token.
     Routers may choose other experts, so that the median token is judged."""

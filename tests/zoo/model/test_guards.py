@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 import zoo
-from tests.models import bound, distinct, randomised, tokens_of
+from tests.models import bound, randomised, tokens_of
+from tests.presets import distinct, split
 from zoo.model import compile as compiling
 from zoo.model.decoder import Model
 from zoo.model.guards import ModelGuard, is_as_built
 
 NAME = "qwen3"
 # A mixture of experts, the rest each some ten seconds.
-MODELS = [name if name == "qwen3-30b-a3b" else pytest.param(name, marks=pytest.mark.slow) for name in distinct()]
+MODELS = split(distinct(), ["qwen3-30b-a3b"])
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
 

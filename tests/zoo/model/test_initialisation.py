@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from tests.models import distinct, randomised, tokens_of
-from zoo.architectures import families
+from tests.models import randomised, tokens_of
+from tests.presets import screen, screen_of_families
 from zoo.blocks.layer import PLACEMENTS, ResidualBranch
 from zoo.catalog import allocate
 from zoo.model.decoder import Model
@@ -35,7 +35,7 @@ def first_loss(spec: zoo.Decoder) -> float:
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item() - math.log(spec.vocab)
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", screen_of_families())
 def test_the_first_prediction_is_nearly_uniform(family: str) -> None:
     for spec in (zoo.spec(family, tiny=True), byte_form(family)):
         assert abs(first_loss(spec)) < 0.7
@@ -61,7 +61,7 @@ def outputs(model: Model, tokens: Tensor) -> Iterator[float]:
     return (x.square().mean().item() for x in kept)
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", screen_of_families())
 @torch.no_grad()
 def test_activations_keep_their_size_through_twenty_four_layers(family: str) -> None:
     """Unit embeddings, and branches that together add as much; where each branch's output is normalised it adds 1."""
@@ -86,7 +86,7 @@ def test_only_outputs_that_are_added_as_they_are_are_scaled_by_depth(placement: 
         assert weight.std().item() * weight.shape[-1] ** 0.5 == pytest.approx(factor, rel=0.1)
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", screen_of_families())
 @torch.no_grad()
 def test_a_block_names_all_matrices_that_make_its_output(family: str) -> None:
     """Its output is linear in them: with twice the matrices, and no biases, it is twice as large."""
@@ -112,7 +112,7 @@ def test_a_block_names_all_matrices_that_make_its_output(family: str) -> None:
         assert torch.equal(seen[2], seen[0])
 
 
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize("name", screen())
 def test_every_parameter_is_set(name: str) -> None:
     """Matrices by their fan-in, residual outputs and embeddings apart; norms the identity; other vectors zero."""
     spec = zoo.spec(name, tiny=True)
@@ -131,7 +131,7 @@ def test_every_parameter_is_set(name: str) -> None:
             assert (weight == 0).all(), key
 
 
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize("name", screen())
 @torch.no_grad()
 def test_every_norm_of_a_fresh_model_only_normalises(name: str) -> None:
     """Each vector comes out at length sqrt(width), whichever form the norm has; before a tied head it is shorter."""
@@ -160,7 +160,7 @@ def test_a_norm_with_a_bias_starts_as_the_identity() -> None:
     assert norm[0].bias.tolist() == [0.0] * 4
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", screen_of_families())
 def test_a_seed_gives_the_same_weights_again(family: str) -> None:
     one, same, other = (zoo.build(family, tiny=True, seed=seed) for seed in (5, 5, 6))
     for (key, weight), equal, differing in zip(

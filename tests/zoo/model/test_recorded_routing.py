@@ -14,7 +14,8 @@ from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_map
 
 import zoo
-from tests.models import distinct, has_compiler, randomised, routing, tokens_of
+from tests.models import has_compiler, randomised, routing, tokens_of
+from tests.presets import distinct, representatives, screen, split
 from zoo.core.forward_context import RouterOutput, current_recording, recorded_routing
 from zoo.model.compile import CompiledModel
 from zoo.model.decoder import Model
@@ -28,7 +29,7 @@ SPARSE = [name for name in distinct() if mixtures(zoo.spec(name, tiny=True))]
 ONE = next(name for name in SPARSE if name.startswith("qwen3"))
 
 
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize("name", screen())
 def test_each_router_hands_out_its_logits_and_its_choice(name: str) -> None:
     model = randomised(zoo.spec(name, tiny=True))
     tokens, inputs = tokens_of(model.spec, 2, 9), dict[int, Tensor]()
@@ -101,7 +102,7 @@ def copied(module: object, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return tree_map(lambda each: each, (args, kwargs))
 
 
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", split(SPARSE, representatives()))
 def test_recomputed_layers_and_hooks_that_copy_containers_record_once(name: str) -> None:
     model = randomised(zoo.spec(name, tiny=True))
     expected = step(model, model)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.presets import representatives, split
 from zoo import (
     GLU,
     GQA,
@@ -251,7 +252,7 @@ EVERYWHERE = [
 ]
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", split(names(), representatives()))
 def test_every_published_model_takes_every_swap(name) -> None:
     for text in EVERYWHERE:
         before = spec(name, tiny=True)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import weights
 import zoo
-from tests.models import distinct
-from tests.reference import toy_config, toy_reference
+from tests import toys
+from tests.presets import distinct
+from tests.reference import toy_reference
 from zoo.core.forward_context import RouterOutput, recorded_routing
 from zoo.errors import UsageError
 from zoo.training.losses import (
@@ -143,7 +144,7 @@ def gradients(reference: nn.Module, folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", SOFTMAX)
 def test_the_loss_with_router_logits_and_its_gradients_equal_the_reference(name: str, tmp_path: Path) -> None:
     """With a coefficient so large that the balancing loss moves every gradient before the last router."""
-    config = toy_config(name, layers=len(zoo.spec(name, tiny=True).layers)) | {"router_aux_loss_coef": 0.5}
+    config = toys.config(name) | {"router_aux_loss_coef": 0.5}
     reference = toy_reference(config)
     reference.save_pretrained(tmp_path / "weights")
     tokens = torch.randint(0, 512, (2, 40), generator=torch.Generator().manual_seed(1))

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import zoo
-from tests.models import distinct, randomised, tokens_of
+from tests.models import randomised, tokens_of
+from tests.presets import distinct
 from zoo.core.forward_context import ForwardContext, RouterOutput, recorded_routing
 from zoo.errors import UsageError
 from zoo.training.routing import require_trainable_routers, routers_of, update_router_bias

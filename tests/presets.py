@@ -1,0 +1,115 @@
+"""Which presets a test runs over. What every preset has to prove runs over `zoo.names()`; what costs more, over few.
+
+The few are computed from the registry: the fewest presets whose tiny specs together show everything that the tiny specs
+of all show. The rest is marked slow, so that the time of the default tests grows with what is new, not with sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+import pytest
+from _pytest.mark import ParameterSet
+
+import zoo
+from zoo.architectures import families
+
+Feature = tuple[str, str, Any]
+
+
+@cache
+def distinct() -> tuple[str, ...]:
+    """Of each family one preset for each tiny spec that differs."""
+    first: dict[tuple[str, zoo.Decoder], str] = {}
+    for family, module in families().items():
+        for name in module.SIZES:
+            first.setdefault((family, zoo.spec(name, tiny=True)), name)
+    return tuple(first.values())
+
+
+@cache
+def features(name: str) -> frozenset[Feature]:
+    """What a preset's tiny spec shows: each kind of block, each of its fields in use, and what stands in it.
+
+    A field holds a kind of spec, a word, a bool, None, or a number that is or is not its default: other numbers are
+    sizes, which change no code. Relations between sizes that do are features by themselves.
+    """
+    spec = zoo.spec(name, tiny=True)
+    found = {("Decoder", "kinds of layer", min(len(set(spec.layers)), 2))}
+    for part in spec.walk():
+        kind = type(part).__name__
+        found |= {(kind, field.name, _shown(getattr(part, field.name), field.default)) for field in fields(part)}
+        if isinstance(part, zoo.GQA):
+            found.add((kind, "shared", "by all" if part.kv_heads == 1 else part.kv_heads < part.heads))
+            found.add((kind, "heads fill the width", part.heads * part.head_dim == spec.dim))
+    return frozenset(found)
+
+
+def _shown(value: Any, default: Any) -> Any:
+    if isinstance(value, zoo.Spec):
+        return type(value).__name__
+    if value is None or isinstance(value, bool | str):
+        return value
+    return "the default" if value == default else type(value).__name__
+
+
+@cache
+def cover(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Few of these presets, which together show all that these show: by turns the one that adds most for each of its
+    layers, then without those that the others make superfluous. In the order of `names`."""
+    chosen: list[str] = []
+    missing = frozenset[Feature]().union(*map(features, names))
+    while missing:
+        chosen.append(max(names, key=lambda name: len(features(name) & missing) / _layers(name)))
+        missing -= features(chosen[-1])
+    for name in sorted(chosen, key=_layers, reverse=True):
+        others = [other for other in chosen if other != name]
+        if features(name) <= frozenset[Feature]().union(*map(features, others)):
+            chosen = others
+    return tuple(name for name in names if name in chosen)
+
+
+def _layers(name: str) -> int:
+    return len(zoo.spec(name, tiny=True).layers)
+
+
+def representatives() -> tuple[str, ...]:
+    """Few presets that show all that the zoo has."""
+    return cover(distinct())
+
+
+@cache
+def of_families() -> tuple[str, ...]:
+    """Of each family few presets that show all that the family has: more than one where compositions differ."""
+    covers = (cover(tuple(name for name in distinct() if name in module.SIZES)) for module in families().values())
+    return tuple(name for names in covers for name in names)
+
+
+def split(values: Iterable[Any], chosen: Iterable[Any]) -> list[ParameterSet]:
+    """Each value as a test's parameter, marked slow where it is not a chosen one."""
+    chosen = list(chosen)
+    return [pytest.param(value, marks=[] if value in chosen else [pytest.mark.slow]) for value in values]
+
+
+def screen() -> list[ParameterSet]:
+    """Every distinct preset, by default the representatives: for what depends on blocks and their composition."""
+    return split(distinct(), representatives())
+
+
+def screen_by_family() -> list[ParameterSet]:
+    """Every distinct preset, by default those that cover their family: for what depends on the architecture's file, as
+    reading configs and naming tensors do. A family's tests share a worker, and with it the reference that they build.
+    """
+    family = {name: family for family, module in families().items() for name in module.SIZES}
+    return [
+        pytest.param(*each.values, marks=[*each.marks, pytest.mark.xdist_group(family[each.values[0]])])
+        for each in split(distinct(), of_families())
+    ]
+
+
+def screen_of_families() -> list[ParameterSet]:
+    """Every family by its name, by default those that a representative is of."""
+    return split(families(), (name for name, module in families().items() if module.SIZES.keys() & representatives()))

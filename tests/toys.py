@@ -1,0 +1,26 @@
+"""The references of presets in their toy forms, each built once for all tests of a process.
+
+What a test changes it copies before: `copy.deepcopy(toys.reference(name))`. Tests of one family go to one worker
+(`tests.presets.screen_by_family`), so that they share what is here.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+import zoo
+from tests.reference import toy_config, toy_reference
+
+
+def config(name: str) -> dict[str, Any]:
+    """The published config of a preset at toy widths, with as many layers as its tiny spec has."""
+    return toy_config(name, layers=len(zoo.spec(name, tiny=True).layers))
+
+
+@cache
+def reference(name: str) -> nn.Module:
+    """The reference of that config, every parameter random. Not to be changed."""
+    return toy_reference(config(name))
