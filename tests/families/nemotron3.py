@@ -17,5 +17,6 @@ def toy(config: Config, full: Config, layers: int) -> Config:
 
 FAMILY = Family(
     widths={"mamba_num_heads": 4, "mamba_head_dim": 24, "n_groups": 2, "ssm_state_size": 16, "moe_latent_size": 40},
+    names={"rms_norm_eps": "layer_norm_epsilon"},
     toy=toy,
 )

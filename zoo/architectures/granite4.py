@@ -41,8 +41,7 @@ def decoder(*, mixers, mamba, attn, ffn, multiplier, eps=1e-5, **rest):
 
 
 KINDS = {"mamba": "mamba", "linear_attention": "mamba", "attention": "attention", "full_attention": "attention"}
-WIDTHS = dict(hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32, num_attention_heads=32)
-WIDTHS |= dict(num_key_value_heads=None, vocab_size=32_000, max_position_embeddings=2048, rms_norm_eps=1e-6)
+WIDTHS = dict(num_key_value_heads=None, max_position_embeddings=2048, rms_norm_eps=1e-6)
 WIDTHS |= dict(num_local_experts=8, num_experts_per_tok=2, shared_intermediate_size=1024)
 WIDTHS |= dict(mamba_n_heads=128, mamba_n_groups=1, mamba_d_state=256, mamba_d_head="auto", mamba_d_conv=4)
 WIDTHS |= dict(mamba_expand=2, head_dim=None, position_embedding_type=None, tie_word_embeddings=False, rope_theta=1e4)

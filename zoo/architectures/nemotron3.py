@@ -60,8 +60,8 @@ REMOTE = Remote(
     publishers=("nvidia",),
 )
 KIND = ModelType("nemotron_h", "NemotronHForCausalLM", remote=REMOTE)
-WIDTHS = dict(vocab_size=131_072, hidden_size=4096, intermediate_size=21_504, max_position_embeddings=4096)
-WIDTHS |= dict(num_attention_heads=32, num_key_value_heads=8, head_dim=128, layer_norm_epsilon=1e-5)
+WIDTHS = dict(intermediate_size=21_504, max_position_embeddings=4096)
+WIDTHS |= dict(num_key_value_heads=8, head_dim=128, layer_norm_epsilon=1e-5)
 WIDTHS |= dict(mamba_num_heads=128, mamba_head_dim=64, n_groups=8, ssm_state_size=128, conv_kernel=4)
 WIDTHS |= dict(time_step_min=1e-3, n_routed_experts=8, moe_intermediate_size=7688, moe_latent_size=None)
 WIDTHS |= dict(moe_shared_expert_intermediate_size=7688, num_experts_per_tok=2, n_group=1, topk_group=1)
@@ -87,7 +87,7 @@ def from_hf(config: Config) -> Decoder:
     config.expect(**EXPECTED)
     config.unused(*UNUSED)
     eps, pattern = config.number("layer_norm_epsilon"), _pattern(config)
-    config.neutral(norm_eps=eps, num_hidden_layers=len(pattern))
+    config.neutral(norm_eps=eps)
     mamba = Mamba2(**config.typed(Mamba2, **MAMBA), min_step=config.number("time_step_min"))
     heads = config.integers(**HEADS)
     attn = GQA(kv_heads=config.optional("num_key_value_heads") or heads["heads"], rope=NoPE(), **heads)
@@ -113,6 +113,8 @@ def _pattern(config):
         if kind not in known:
             raise config.error(f"{name}[{i}]={brief(kind)} is unknown; known: {', '.join(known)}")
     config.unused("hybrid_override_pattern")
+    if "num_hidden_layers" in config.values and config.integer("num_hidden_layers") != len(given):
+        raise config.error(f"num_hidden_layers={config.integer('num_hidden_layers')} for {len(given)} kinds of layers")
     return "".join(KINDS[kind] for kind in given) if listed else given
 
 

@@ -73,9 +73,10 @@ def moves_of(spec: zoo.Decoder, rule: Rule, parameters: dict[str, torch.Tensor])
     found = []
     for parameter in parameters:
         try:
-            found += match(spec, [parameter], (rule, LayerPrefix("")), stored=())
+            moves = match(spec, [parameter], (rule, LayerPrefix("")), stored=())
         except UsageError:  # not by this rule
             continue
+        found += [move for move in moves if parameters.keys() >= set(move.module_names)]
     return found
 
 

@@ -114,8 +114,16 @@ SOME = {
     "q_lora_rank": [None, 8],
     "partial_rotary_factor": [0.25, 0.75],
 }
-# What other fields say.
+SOME |= {
+    **dict.fromkeys(("n_groups", "mamba_n_groups"), (1, 2, 4)),
+    **dict.fromkeys(("mamba_n_heads", "mamba_expand"), (2, 8)),
+    "moe_latent_size": [None, 24],
+    "hybrid_override_pattern": ["M", "*-EM"],
+    "position_embedding_type": ["rope", "nope"],
+}
+# What other fields say, unless nothing else does.
 RESTATED = ("layer_types", "no_rope_layers", "experts_per_token", "initial_context_length", "n_ctx", "rotary_dim")
+RESTATED += ("num_hidden_layers",)
 
 
 def values_of(field: str, held: Any) -> st.SearchStrategy[Any]:
@@ -133,9 +141,11 @@ def values_of(field: str, held: Any) -> st.SearchStrategy[Any]:
 
 def changed(config: dict[str, Any], field: str, value: Any) -> dict[str, Any] | None:
     """The config with another value of a field, None where that describes no model."""
-    latent = {"num_key_value_heads": value} if "kv_lora_rank" in config and field == "num_attention_heads" else {}
+    follows = {"num_key_value_heads": value} if "kv_lora_rank" in config and field == "num_attention_heads" else {}
+    if "mamba_d_head" in config and field in ("hidden_size", "mamba_n_heads", "mamba_expand"):
+        follows = {"mamba_d_head": "auto"}
     try:
-        zoo.from_hf(other := config | {field: value} | latent)
+        zoo.from_hf(other := config | {field: value} | follows)
     except MalformedError:
         return None
     return other
@@ -143,9 +153,18 @@ def changed(config: dict[str, Any], field: str, value: Any) -> dict[str, Any] | 
 
 def plain(name: str) -> dict[str, Any]:
     """The config of a tiny model, without the fields that restate others."""
-    config = zoo.to_hf(zoo.spec(name, tiny=True))
-    restated = {*RESTATED, "head_dim"} if config["model_type"] in ("olmo2", "smollm3") else RESTATED
-    return {field: value for field, value in config.items() if field not in restated}
+    spec = zoo.spec(name, tiny=True)
+    config = zoo.to_hf(spec)
+
+    def without(field: str) -> dict[str, Any]:
+        return {other: value for other, value in config.items() if other != field}
+
+    for field in {*RESTATED, "head_dim"} if config["model_type"] in ("olmo2", "smollm3") else RESTATED:
+        try:
+            config = without(field) if zoo.from_hf(without(field)).layers == spec.layers else config
+        except MalformedError:
+            continue
+    return config
 
 
 @pytest.mark.parametrize("name", screen_by_family())
@@ -172,6 +191,7 @@ ONE_VALUE |= {"hidden_activation", "use_sliding_window", "scoring_func", "topk_m
 ONE_VALUE |= {"rope_interleave", "moe_layer_freq", "attention_bias", "num_key_value_heads", "intermediate_size"}
 ONE_VALUE |= {"sliding_window", "mlp_bias", "activation_function"}
 ONE_VALUE |= {"topk_group"}  # of a single group, one is kept
+ONE_VALUE |= {"mamba_d_head"}  # the model's width over the heads
 
 
 @pytest.mark.parametrize("name", screen_by_family())
@@ -187,7 +207,8 @@ def test_every_field_alone(name: str) -> None:
         assert all(read_back(other) == other for other in others)
         if not others:
             untouched.add(field)
-    assert untouched <= ONE_VALUE | getattr(family_of(config), "EXPECTED", {}).keys()
+    plan = {"layer_types", "num_hidden_layers"} if "layer_types" in config else set()  # they agree
+    assert untouched <= ONE_VALUE | plan | getattr(family_of(config), "EXPECTED", {}).keys()
 
 
 def _values() -> dict[str, list[Any]]:
