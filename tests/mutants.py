@@ -16,17 +16,22 @@ import zoo
 # Fields that set the shapes of parameters: a wrong one is found before anything is computed.
 SHAPES = {"vocab", "dim", "heads", "kv_heads", "head_dim", "hidden", "experts", "tied"}
 SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count"}
-# Fields that change no logit in float32: the trained context, and where a norm rounds.
-UNSEEN = {"context", "scale_in_fp32"}
-# Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w, and the other way.
-FIXED = {"keep", "weight", "unit_offset"}
+SHAPES |= {"key_heads", "value_heads", "key_dim", "value_dim", "conv"}
+SHAPES |= {"state", "channels", "Mamba2.groups"}
+# Fields that change no logit in float32: the trained context, where a norm rounds, and the least time step, which no
+# random one is below (tests/zoo/architectures/test_nemotron3.py has a larger one).
+UNSEEN = {"context", "scale_in_fp32", "min_step"}
+# Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w, and the other way;
+# a layer of one branch needs that.
+FIXED = {"keep", "weight", "unit_offset", "attn", "ffn"}
 
 Changes = Callable[[Any], list[Any]]
-# Field name -> the other values, for a value that is not None.
+# Field name, or that of a kind's field -> the other values, for a value that is not None.
 NAMED: dict[str, Changes] = {
     **dict.fromkeys((*SHAPES, *UNSEEN), lambda value: []),
     **dict.fromkeys(("window", "chunk"), lambda value: [value - 1, value + 1, None]),
     "step": lambda value: [value * 2],
+    "theta": lambda value: [value / 16],  # enough where few pairs rotate, and within few tokens
     "fraction": lambda value: [value / 2],
     "weight": lambda value: [False] if value else [],
     "low": lambda value: [value * 2, value / 4],  # Llama 4 Scout's tiny form has no pair of 1/2 to 1 turns
@@ -81,7 +86,7 @@ def changes(part: zoo.Spec, name: str) -> list[Any]:
 
 def known(kind: type[zoo.Spec], name: str) -> Changes | None:
     """The changes of a field: by its name, else by its annotation, else None."""
-    return NAMED.get(name) or _annotated(get_type_hints(kind)[name])
+    return NAMED.get(f"{kind.__name__}.{name}") or NAMED.get(name) or _annotated(get_type_hints(kind)[name])
 
 
 def _annotated(hint: Any) -> Changes | None:

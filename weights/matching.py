@@ -158,9 +158,9 @@ def _bind(spec: Decoder, rule: Rule, parameter: str, layers: str) -> TensorMappi
     prefix, local = (f"layers.{in_layer[1]}.", in_layer[2]) if in_layer else ("", parameter)
     module_names, checkpoint_name = rule_names(rule)
     suffix = next((end for end in ("", ".weight", ".bias") if local.removesuffix(end) in module_names), None)
-    if suffix is None:
-        return None
     layer = spec.layers[int(in_layer[1])] if in_layer else None
+    if suffix is None or not rule.applies(layer):
+        return None
     checkpoint_name = (f"{layers}{in_layer[1]}." if in_layer else "") + checkpoint_name + suffix
     stored = [checkpoint_name]
     if layer and "{e}" in checkpoint_name:  # its feed-forward, of whichever kind, may have no experts

@@ -140,8 +140,10 @@ def to_hf(spec: Decoder) -> dict[str, Any]:
 
 def _config(family: ModuleType, spec: Decoder) -> dict[str, Any]:
     """The family's config that is nearest to a spec: fields of blocks that the spec does not hold are those of the
-    family's first size."""
-    fields = family.to_hf(next(iter(family.SIZES.values())).spec) | family.to_hf(spec)
+    family's first size of this model_type, else of its first."""
+    own, sizes = family.to_hf(spec), [family.to_hf(size.spec) for size in family.SIZES.values()]
+    alike = (size for size in sizes if size["model_type"] == own["model_type"])
+    fields = next(alike, sizes[0]) | own
     return {"architectures": [family.from_hf.classes[fields["model_type"]]], **TOKENS, **fields}
 
 

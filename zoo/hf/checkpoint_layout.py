@@ -10,8 +10,9 @@ The modules hold the experts' gate and up as (experts, hidden, dim), and down as
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -19,17 +20,24 @@ from torch import Tensor
 
 from zoo.blocks.gqa import GQA
 from zoo.blocks.layer import Layer
+from zoo.registry import Mixer
 
 
 @dataclass(frozen=True)
 class Rule(ABC):
     """Parameters `module_names` are stored as tensors `checkpoint_names`, in which "{e}" stands for an expert's number.
 
-    `layer` is the spec of the layer they are in, None outside the layers.
+    `layer` is the spec of the layer they are in, None outside the layers. A rule with a `mixer` applies in layers with
+    that kind of mixer only.
     """
 
     module_names: str | tuple[str, ...]
     checkpoint_names: str
+    mixer: type[Mixer] | None = field(default=None, kw_only=True)
+
+    def applies(self, layer: Layer | None) -> bool:
+        """Whether the rule is for parameters of this layer."""
+        return self.mixer is None or (layer is not None and isinstance(layer.mixer, self.mixer))
 
     @abstractmethod
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
@@ -117,6 +125,33 @@ class FusedQKV(Rule):
 
     def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         return [torch.cat([parameter.detach() for parameter in parameters])]
+
+
+@dataclass(frozen=True)
+class PackedRows(Rule):
+    """One stored tensor with the rows of all parameters, a group of heads after the other.
+
+    The mixer's field `groups` says how many groups there are. `sections` gives, of a mixer, the rows of each parameter's
+    sections in all groups together: a parameter holds a section of all groups, then the next section. A group of the
+    stored tensor holds its share of each section.
+    """
+
+    groups: str
+    sections: Callable[[Any], tuple[tuple[int, ...], ...]]
+
+    def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        assert layer is not None
+        groups, sections = getattr(layer.mixer, self.groups), self.sections(layer.mixer)
+        shares = [rows // groups for each in sections for rows in each]
+        pieces = iter(stored[0].unflatten(0, (groups, -1)).split(shares, dim=1))
+        return [torch.cat([next(pieces).flatten(0, 1) for _ in each]) for each in sections]
+
+    def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        assert layer is not None
+        groups, sections = getattr(layer.mixer, self.groups), self.sections(layer.mixer)
+        pairs = zip(parameters, sections, strict=True)
+        pieces = [piece.unflatten(0, (groups, -1)) for rows, each in pairs for piece in rows.detach().split(each)]
+        return [torch.cat(pieces, dim=1).flatten(0, 1)]
 
 
 @dataclass(frozen=True)

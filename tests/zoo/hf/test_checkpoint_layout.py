@@ -74,9 +74,10 @@ def moves_of(spec: zoo.Decoder, rules: Rules, parameters: dict[str, torch.Tensor
     found = []
     for parameter in parameters:
         try:
-            found += match(spec, [parameter], rules, stored=())
+            moves = match(spec, [parameter], rules, stored=())
         except UsageError:  # not by these rules
             continue
+        found += [move for move in moves if parameters.keys() >= set(move.module_names)]
     return found
 
 
