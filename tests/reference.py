@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.families import Family, family
 
@@ -94,7 +95,7 @@ def toy_config(name: str, layers: int) -> dict[str, Any]:
     if "original_max_position_embeddings" in (full.get("rope_scaling") or {}):
         config["rope_scaling"] = full["rope_scaling"] | {"original_max_position_embeddings": 64}
     for plan, value in full.items():
-        if isinstance(value, list) and len(value) == full[named["num_hidden_layers"]]:  # an entry for each layer
+        if isinstance(value, list) and len(value) == full.get(named["num_hidden_layers"]):  # an entry for each layer
             config[plan] = value[:layers]
     return config | known.toy(config, full, layers)
 
@@ -105,11 +106,12 @@ def toy_reference(config: dict[str, Any], seed: int = 0) -> nn.Module:
     Matrices are N(0, (1.2 / sqrt(fan_in))^2), so that logits reach 1 and mistakes show. A fresh model's norms of one,
     zero biases and zero sinks would hide every mistake in them.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(**config), attn_implementation="eager", dtype=torch.float32
-    )
+    from weights.reference.model import causal_class
+
+    known = AutoConfig.for_model(**config)
+    model: nn.Module = causal_class(known)._from_config(known, attn_implementation="eager", dtype=torch.float32)
     randomise(model, seed)
     return model.eval()
 
@@ -128,6 +130,16 @@ def randomise(model: nn.Module, seed: int) -> None:
             tensor.add_(noise * 0.3)
         else:
             tensor.copy_(noise * 0.3)
+
+
+@torch.no_grad()
+def token_by_token(reference: nn.Module, tokens: Tensor) -> Tensor:
+    """The reference's logits of tokens (b, t), one after the other over its own cache."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=reference.config)
+    name = "cache" if "cache" in signature(reference.forward).parameters else "past_key_values"
+    return torch.cat([reference(token, use_cache=True, **{name: cache}).logits for token in tokens.split(1, 1)], dim=1)
 
 
 def transposed_names(model_type: str | None) -> tuple[str, ...]:

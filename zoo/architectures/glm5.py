@@ -18,9 +18,9 @@ from zoo.registry import swap
 # The checkpoint rotates neighbouring rows as a pair in the indexer as well.
 WEIGHTS = (
     *deepseek_v3.WEIGHTS,
-    PairedIndexRows("attn.block.indexer.q", "self_attn.indexer.wq_b", "head_dim", "rope_dim"),
-    PairedIndexRows("attn.block.indexer.k", "self_attn.indexer.wk", "head_dim", "rope_dim"),
-    PairedIndexRows("attn.block.indexer.k_norm", "self_attn.indexer.k_norm", "head_dim", "rope_dim"),
+    PairedIndexRows("attn.block.indexer.q", "self_attn.indexer.wq_b", None, "rope_dim"),
+    PairedIndexRows("attn.block.indexer.k", "self_attn.indexer.wk", None, "rope_dim"),
+    PairedIndexRows("attn.block.indexer.k_norm", "self_attn.indexer.k_norm", None, "rope_dim"),
     Rename("attn.block.indexer.head_weights", "self_attn.indexer.weights_proj"),
 )
 FULL, SHARED = "full", "shared"  # layers with an indexer, and those that share the choice of one

@@ -10,26 +10,34 @@ The modules hold the experts' gate and up as (experts, hidden, dim), and down as
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from zoo.blocks.gqa import GQA
 from zoo.blocks.layer import Layer
+from zoo.registry import Mixer
 
 
 @dataclass(frozen=True)
 class Rule(ABC):
     """Parameters `module_names` are stored as tensors `checkpoint_names`, in which "{e}" stands for an expert's number.
 
-    `layer` is the spec of the layer they are in, None outside the layers.
+    `layer` is the spec of the layer they are in, None outside the layers. A rule with a `mixer` applies in layers with
+    that kind of mixer only.
     """
 
     module_names: str | tuple[str, ...]
     checkpoint_names: str
+    mixer: type[Mixer] | None = field(default=None, kw_only=True)
+
+    def applies(self, layer: Layer | None) -> bool:
+        """Whether the rule is for parameters of this layer."""
+        return self.mixer is None or (layer is not None and isinstance(layer.mixer, self.mixer))
 
     @abstractmethod
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
@@ -70,41 +78,89 @@ class Stacked(Rule):
         return parameters[0].unbind()
 
 
+FUSED_AXES = {"gate_up": 2, "qkv": 3}  # an axis of several parameters, and how many
+
+
 @dataclass(frozen=True)
 class Rearranged(Rule):
     """One stored tensor of another layout: `pattern` is einops', from the stored axes to those of the parameters.
 
-    An axis `gate_up` of two holds the two parameters: "e (gate_up hidden) dim -> gate_up e hidden dim" has all rows of
-    gate, then all rows of up; "(hidden gate_up)" has them in turns.
+    An axis `gate_up` of two, or `qkv` of three, holds the parameters: "e (gate_up hidden) dim -> gate_up e hidden dim"
+    has all rows of gate, then all rows of up; "(hidden gate_up)" has them in turns.
     """
 
     pattern: str
 
+    @property
+    def _fused(self) -> dict[str, int]:
+        """Those of FUSED_AXES in the pattern."""
+        return {axis: number for axis, number in FUSED_AXES.items() if axis in self.pattern}
+
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        if "gate_up" not in self.pattern:
+        if not self._fused:
             return [rearrange(stored[0], self.pattern)]
-        return rearrange(stored[0], self.pattern, gate_up=2).unbind()
+        return rearrange(stored[0], self.pattern, **self._fused).unbind()
 
     def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         inverse = " -> ".join(reversed(self.pattern.split(" -> ")))
-        if "gate_up" not in self.pattern:
+        if not self._fused:
             return [rearrange(parameters[0], inverse)]
         # Written through the views that `read` gives of it: torch.stack would copy twice, and imports the compiler for
         # meta tensors, which takes a second and 60 MB.
-        gate = parameters[0].detach()
-        stored = gate.new_empty(rearrange(gate.to("meta").expand(2, *gate.shape), inverse).shape)
+        first, number = parameters[0].detach(), len(parameters)
+        stored = first.new_empty(rearrange(first.to("meta").expand(number, *first.shape), inverse).shape)
         for view, parameter in zip(self.read([stored], layer), parameters, strict=True):
             view.copy_(parameter.detach())
         return [stored]
 
 
+class FusedQKV(Rule):
+    """One stored tensor with the rows of the queries, then those of the keys, then those of the values."""
+
+    def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        assert layer is not None
+        assert isinstance(layer.mixer, GQA)
+        outputs = layer.mixer.projections(dim=1)
+        return stored[0].split([outputs[name][1] for name in ("q", "k", "v")])
+
+    def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return [torch.cat([parameter.detach() for parameter in parameters])]
+
+
 @dataclass(frozen=True)
-class PairedRows(Rule):
-    """Rows of each head: `plain` ones, then `rotary` ones, counted by the mixer's fields of these names. The checkpoint
-    rotates rows 2j and 2j + 1 as a pair, the module rows j and j + half.
+class PackedRows(Rule):
+    """One stored tensor with the rows of all parameters, a group of heads after the other.
+
+    The mixer's field `groups` says how many groups there are. `sections` gives, of a mixer, the rows of each parameter's
+    sections in all groups together: a parameter holds a section of all groups, then the next section. A group of the
+    stored tensor holds its share of each section.
     """
 
-    plain: str
+    groups: str
+    sections: Callable[[Any], tuple[tuple[int, ...], ...]]
+
+    def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        assert layer is not None
+        groups, sections = getattr(layer.mixer, self.groups), self.sections(layer.mixer)
+        shares = [rows // groups for each in sections for rows in each]
+        pieces = iter(stored[0].unflatten(0, (groups, -1)).split(shares, dim=1))
+        return [torch.cat([next(pieces).flatten(0, 1) for _ in each]) for each in sections]
+
+    def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        assert layer is not None
+        groups, sections = getattr(layer.mixer, self.groups), self.sections(layer.mixer)
+        pairs = zip(parameters, sections, strict=True)
+        pieces = [piece.unflatten(0, (groups, -1)) for rows, each in pairs for piece in rows.detach().split(each)]
+        return [torch.cat(pieces, dim=1).flatten(0, 1)]
+
+
+@dataclass(frozen=True)
+class PairedRows(Rule):
+    """Rows of each head: `plain` ones (None: none), then `rotary` ones, counted by the mixer's fields of these
+    names. The checkpoint rotates rows 2j and 2j + 1 as a pair, the module rows j and j + half.
+    """
+
+    plain: str | None
     rotary: str
 
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
@@ -125,16 +181,16 @@ class PairedRows(Rule):
 
     def _widths(self, mixer: Any) -> tuple[int, int, int]:
         """Rows of a head before the rotary ones, the rotary ones, and those behind."""
-        return getattr(mixer, self.plain), getattr(mixer, self.rotary), 0
+        return getattr(mixer, self.plain) if self.plain else 0, getattr(mixer, self.rotary), 0
 
 
 @dataclass(frozen=True)
 class PairedIndexRows(PairedRows):
-    """Rows of each head of the mixer's indexer: of its `plain` rows in all, those in front are `rotary`, in pairs."""
+    """Rows of each head of the mixer's indexer: the first `rotary` ones in pairs, the others behind them."""
 
     def _widths(self, mixer: Any) -> tuple[int, int, int]:
         rotary = getattr(mixer, self.rotary)
-        return 0, rotary, getattr(mixer.indexer, self.plain) - rotary
+        return 0, rotary, mixer.indexer.head_dim - rotary
 
 
 @dataclass(frozen=True)
@@ -161,7 +217,16 @@ class LayerPrefix:
     prefix: str
 
 
-Rules = tuple[Rule | Skipped | LayerPrefix, ...]
+@dataclass(frozen=True)
+class ReadAs:
+    """Stored names that begin with `prefix` stand for those that begin with `instead`: files of a model without its
+    head lack the first part of each name."""
+
+    prefix: str
+    instead: str
+
+
+Rules = tuple[Rule | Skipped | LayerPrefix | ReadAs, ...]
 
 GATE_UP = ("ffn.block.experts.gate", "ffn.block.experts.up")
 GLU_NAMES = ("gate", "up", "down")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from reprlib import repr as brief
 from sys import float_info
 from typing import Any, get_type_hints
@@ -118,6 +118,21 @@ class Fields:
             raise self.error(f"{name} has {len(given)} entries for {len(expected)} layers")
         i = next(i for i, pair in enumerate(zip(given, expected, strict=True)) if pair[0] != pair[1])
         raise self.error(f"{name}[{i}]={brief(given[i])} is not supported, only {expected[i]!r} in this architecture")
+
+    def plan(self, name: str, kinds: Collection[str], default: Sequence[str]) -> list[str]:
+        """A list with one of `kinds` for each layer; `default`, of the same length, where it is absent or null."""
+        given = self.values.get(name)
+        self.read.add(name)
+        if given is None:
+            return list(default)
+        if not isinstance(given, list):
+            raise self.error(f"{name} must be a list, got {brief(given)}")
+        if len(given) != len(default):
+            raise self.error(f"{name} has {len(given)} entries for {len(default)} layers")
+        for i, kind in enumerate(given):
+            if kind not in kinds:
+                raise self.error(f"{name}[{i}]={brief(kind)} is unknown; known: {', '.join(kinds)}")
+        return given
 
     def unused(self, *names: str) -> None:
         """Fields that have no effect because of the values of other fields."""

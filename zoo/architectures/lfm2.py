@@ -1,0 +1,158 @@
+"""LFM2 (Liquid AI 2025), dense and mixture-of-experts. New here: in most layers a gated convolution over three tokens
+and no attention; the published width of the feed-forward is not its own but follows by a rule.
+
+The mixture's released code adds 1e-6, and not 1e-20, to the sum by which it divides its router's weights: a relative
+change of about 1e-6. Its config is from memory and the reference's defaults.
+"""
+
+from functools import partial
+from math import gcd
+from reprlib import repr as brief
+
+from zoo.blocks import GLU, GQA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, pre
+from zoo.blocks.short_conv import ShortConv
+from zoo.hf.checkpoint_layout import Rename, Stacked
+from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
+from zoo.model.decoder import Decoder
+
+NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
+WEIGHTS = (
+    Rename("norm", "model.embedding_norm"),
+    Rename("attn.pre", "operator_norm"),
+    Rename("ffn.pre", "ffn_norm"),
+    Rename("attn.block.input", "conv.in_proj"),
+    Rename("attn.block.conv", "conv.conv"),
+    Rename("attn.block.o", "conv.out_proj", mixer=ShortConv),
+    Rename("attn.block.o", "self_attn.out_proj"),
+    *(Rename(f"attn.block.{name}_norm", f"self_attn.{name}_layernorm") for name in "qk"),
+    *(Rename(f"ffn.block.{ours}", f"feed_forward.{theirs}") for ours, theirs in NAMES.items()),
+    Rename("ffn.block.router", "feed_forward.gate"),
+    Rename("ffn.block.router.correction", "feed_forward.expert_bias"),
+    *(
+        Stacked(f"ffn.block.experts.{ours}", f"feed_forward.experts.{{e}}.{theirs}.weight")
+        for ours, theirs in NAMES.items()
+    ),
+)
+
+
+def decoder(*, mixers, dim, conv=3, heads, kv_heads, head_dim, hidden, moe=None, dense=0, eps=1e-5, rope, **rest):
+    """`mixers` has "conv" or "full_attention" for each layer. With a `moe` all layers but the first `dense` have it."""
+    norm = RMSNorm(eps)
+    attn = GQA(heads, kv_heads, head_dim, rope=rope, qk_norm=norm)
+    kinds = {"conv": ShortConv(dim, conv), "full_attention": attn}
+
+    def layer(i, mixer):
+        return Layer(pre(norm, kinds[mixer]), pre(norm, moe if moe and i >= dense else GLU(hidden)))
+
+    return Decoder(dim=dim, layers=tuple(layer(i, mixer) for i, mixer in enumerate(mixers)), norm=norm, **rest)
+
+
+def mixture(hidden, experts, k, scale=1.0):
+    return MoE(experts, GLU(hidden), GroupedSigmoidTopK(k, groups=1, keep=1, scale=scale))
+
+
+def adjusted(width, multiplier=1.0, multiple=256):
+    """The feed-forward's width of a published one: two thirds, times the multiplier, rounded up to a multiple."""
+    width = 2 * width // 3
+    return width if multiplier is None else -(-int(multiplier * width) // multiple) * multiple
+
+
+RULE = dict(block_auto_adjust_ff_dim=True, block_ffn_dim_multiplier=1.0, block_multiple_of=256)
+DENSE = ModelType("lfm2", defaults=RULE | dict(intermediate_size=12_288, layer_types=None))
+EXPERTS = dict(intermediate_size=7168, moe_intermediate_size=1792, num_dense_layers=2, num_experts=32)
+EXPERTS |= dict(num_experts_per_tok=4, routed_scaling_factor=1.0)
+SPARSE = ModelType("lfm2_moe", defaults=EXPERTS)
+DEFAULTS = dict(num_key_value_heads=8, head_dim=None, max_position_embeddings=128_000, norm_eps=1e-5)
+DEFAULTS |= dict(conv_L_cache=3, rope_theta=1e6, tie_word_embeddings=True)
+EXPECTED = dict(conv_bias=False, block_use_swiglu=True, use_pos_enc=True)
+KINDS = ("conv", "full_attention")
+ROUTED = dict(experts="num_experts", k="num_experts_per_tok", hidden="moe_intermediate_size")
+# Of fresh weights.
+UNUSED = "block_mlp_init_scale block_out_init_scale block_use_xavier_init conv_use_xavier_init".split()
+
+
+@reads(DENSE, SPARSE, **DEFAULTS)
+def from_hf(config: Config) -> Decoder:
+    config.expect(**EXPECTED)
+    config.unused(*UNUSED)
+    shape = config.common(eps="norm_eps") | {"head_dim": config.head_dim()}
+    layers, dim, heads = shape.pop("layers"), shape["dim"], shape["heads"]
+    shape["kv_heads"] = config.optional("num_key_value_heads") or heads
+    config.neutral(block_dim=dim, conv_dim=dim, conv_dim_out=dim, num_heads=heads, block_norm_eps=shape["eps"])
+    config.neutral(tie_embedding=shape["tied"])
+    ffn = _experts(config, layers) if config.model_type == "lfm2_moe" else {"hidden": _width(config)}
+    conv, rope = config.integer("conv_L_cache"), config.rope()
+    return decoder(**shape, **ffn, mixers=_mixers(config, layers), conv=conv, rope=rope)
+
+
+def _mixers(config, layers):
+    """`layer_types`; without it the layers of `full_attn_idxs` have attention, or all."""
+    config.get("layer_types")  # which the mixture must have
+    indices = config.values.get("full_attn_idxs") or list(range(layers))
+    if not isinstance(indices, list):
+        raise config.error(f"full_attn_idxs must be a list, got {brief(indices)}")
+    default = ["full_attention" if i in indices else "conv" for i in range(layers)]
+    mixers = config.plan("layer_types", KINDS, default)
+    config.neutral(full_attn_idxs=[i for i, mixer in enumerate(mixers) if mixer == "full_attention"])
+    return mixers
+
+
+def _width(config):
+    given = config.values.get("block_ff_dim")  # an older name
+    width = config.integer("intermediate_size" if given is None else "block_ff_dim")
+    config.neutral(block_ff_dim=width, intermediate_size=width)
+    if not config.flag("block_auto_adjust_ff_dim"):
+        config.unused("block_ffn_dim_multiplier", "block_multiple_of")
+        return width
+    return adjusted(width, config.optional_number("block_ffn_dim_multiplier"), config.integer("block_multiple_of"))
+
+
+def _experts(config, layers):
+    config.expect(norm_topk_prob=True, use_expert_bias=True)
+    moe = mixture(**config.integers(**ROUTED), scale=config.number("routed_scaling_factor"))
+    dense = config.integer("num_dense_layers", most=layers)
+    return {"hidden": config.integer("intermediate_size"), "moe": moe, "dense": dense}
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    moe = first(spec, MoE)
+    config = {"model_type": "lfm2_moe" if moe else "lfm2"} | EXPECTED | common_fields(spec, eps="norm_eps")
+    config |= fields_of(spec, GQA, heads="num_attention_heads", kv_heads="num_key_value_heads", head_dim="head_dim")
+    config |= fields_of(spec, ShortConv, conv="conv_L_cache")
+    config["layer_types"] = [
+        "conv" if isinstance(layer.mixer, ShortConv) else "full_attention" for layer in spec.layers
+    ]
+    hidden = next((layer.feed_forward.hidden for layer in spec.layers if isinstance(layer.feed_forward, GLU)), None)
+    if moe is None:  # the rule makes this width of half as much again
+        published = {"intermediate_size": -(-3 * hidden // 2), "block_multiple_of": gcd(hidden, 256)} if hidden else {}
+        return config | RULE | published
+    config |= {"intermediate_size": hidden} if hidden else {}
+    config |= {"num_experts": moe.experts, "moe_intermediate_size": moe.expert.width}
+    config["num_dense_layers"] = [*(first(layer, MoE) is not None for layer in spec.layers), True].index(True) or 1
+    return config | fields_of(spec, GroupedSigmoidTopK, k="num_experts_per_tok", scale="routed_scaling_factor")
+
+
+def _released(attention, layers, **rest):
+    mixers = ["full_attention" if i in attention else "conv" for i in range(layers)]
+    return decoder(
+        mixers=mixers, kv_heads=8, head_dim=64, rope=RoPE(1e6), vocab=65_536, context=128_000, tied=True, **rest
+    )
+
+
+_dense = partial(_released, (2, 5, 8, 10, 12, 14), layers=16)
+_MIXTURE = dict(moe=mixture(1792, experts=32, k=4), dense=2)
+_8B = _released((2, 6, 10, 14, 18, 21), layers=24, dim=2048, heads=32, hidden=7168, **_MIXTURE)
+BEST_KNOWN = "lfm2-1.2b"
+SIZES = {
+    "lfm2-350m": Size("LiquidAI/LFM2-350M", 354_483_968, _dense(dim=1024, heads=16, hidden=4608), released="2025-07"),
+    "lfm2-700m": Size("LiquidAI/LFM2-700M", 742_489_344, _dense(dim=1536, heads=24, hidden=6912), released="2025-07"),
+    "lfm2-1.2b": Size("LiquidAI/LFM2-1.2B", 1_170_340_608, _dense(dim=2048, heads=32, hidden=8192), released="2025-07"),
+    "lfm2-8b-a1b": Size(
+        "LiquidAI/LFM2-8B-A1B",
+        8_339_930_560,
+        _8B,
+        released="2025-10",
+        note="its config is from memory and the reference's defaults",
+    ),
+}
