@@ -12,7 +12,7 @@ TOY |= {"experts": 8, "k": 3, "groups": 4, "keep": 2, "latent": 40}
 TOY |= {"q_rank": 40, "kv_rank": 32, "nope_dim": 32, "rope_dim": 16, "v_dim": 24}
 TOY |= {"limit": 1.0}  # low enough that toy activations reach it
 VOCAB, DIM, CONTEXT = 512, 64, 1024
-WIDE_HEAD = 24  # head_dim where heads * head_dim is not dim
+WIDE_HEAD = 24  # head_dim where heads * head_dim is not dim: the narrowest of a model; each wider one is 8 wider
 
 
 def tiny(spec: Decoder) -> Decoder:
@@ -20,24 +20,28 @@ def tiny(spec: Decoder) -> Decoder:
     last = max(map(spec.layers.index, set(spec.layers)))  # of the first layers of each kind
     small = replace(spec, vocab=VOCAB, layers=spec.layers[: max(last + 1, 2)], context=CONTEXT)
     embed_scale = DIM**0.5 if spec.embed_scale == spec.dim**0.5 else spec.embed_scale
-    return replace(small.map(lambda part: _shrink(part, spec.dim)), dim=DIM, embed_scale=embed_scale)
+    kinds = dict.fromkeys(part for layer in set(spec.layers) for part in layer.walk())
+    heads = sorted({part.head_dim for part in kinds if hasattr(part, "kv_heads")})
+    return replace(small.map(lambda part: _shrink(part, spec.dim, heads)), dim=DIM, embed_scale=embed_scale)
 
 
-def _shrink(spec: Any, dim: int) -> Any:
-    """`spec` with its sizes cut to TOY. What makes it its kind stays: MHA, MQA, heads * head_dim == dim."""
+def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
+    """`spec` with its sizes cut to TOY. What makes it its kind stays: MHA, MQA, heads * head_dim == dim, and which of
+    the widths of grouped `heads` is the wider."""
     values: dict[str, Any] = {field.name: getattr(spec, field.name) for field in fields(spec)}
     cut = {name: min(value, TOY[name]) for name, value in values.items() if name in TOY and value is not None}
     if "kv_heads" in cut and values["kv_heads"] == values["heads"]:
         cut["kv_heads"] = cut["heads"]
     if "head_dim" in values:
         square = values["heads"] * values["head_dim"] == dim and DIM % cut["heads"] == 0
-        cut["head_dim"] = DIM // cut["heads"] if square else WIDE_HEAD
+        wider = heads.index(values["head_dim"]) if values["head_dim"] in heads else 0
+        cut["head_dim"] = DIM // cut["heads"] if square else WIDE_HEAD + 8 * wider
     if "nope_dim" in values and values["scale"] is not None:  # width**-0.5 times a gain: keep the gain
         before, after = (held["nope_dim"] + held["rope_dim"] for held in (values, values | cut))
         cut["scale"] = values["scale"] * (before / after) ** 0.5
     if cut.get("keep") == 1:
         cut["groups"] = min(cut["groups"], 2)  # so that one group has k experts to choose from
-    small = replace(spec.map(lambda part: _shrink(part, dim)), **cut)
+    small = replace(spec.map(lambda part: _shrink(part, dim, heads)), **cut)
     shared, expert = values.get("shared"), values.get("expert")
     if not isinstance(shared, FeedForward) or not isinstance(expert, FeedForward):
         return small
