@@ -15,7 +15,7 @@ import zoo
 
 # Fields that set the shapes of parameters: a wrong one is found before anything is computed.
 SHAPES = {"vocab", "dim", "heads", "kv_heads", "head_dim", "hidden", "experts", "tied"}
-SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count"}
+SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count", "keys_as_values", "block"}
 SHAPES |= {"key_heads", "value_heads", "key_dim", "value_dim", "conv"}
 SHAPES |= {"state", "channels", "Mamba2.groups"}
 # Fields that change no logit in float32: the trained context, where a norm rounds, and the least time step, which no
@@ -54,6 +54,8 @@ def mutants(spec: zoo.Decoder) -> Iterator[tuple[str, zoo.Decoder]]:
         if isinstance(part, zoo.Branch) and (part.pre is None) != (part.post is None):
             yield "the norm on the other side", _replace(spec, part, replace(part, pre=part.post, post=part.pre))
         for name, value in ((field.name, getattr(part, field.name)) for field in fields(part)):
+            if name == "output_scale" and part not in spec.layers[:-1]:
+                continue  # the last norm removes the last layer's
             others = changes(part, name)
             made = 0
             for other in others:
