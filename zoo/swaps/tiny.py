@@ -25,7 +25,7 @@ def tiny(spec: Decoder) -> Decoder:
     embed_scale = DIM**0.5 if spec.embed_scale == spec.dim**0.5 else spec.embed_scale
     logit_cap = min(spec.logit_cap, LOGIT_CAP) if spec.logit_cap else None
     capped = replace(small, logit_cap=logit_cap, logits_scaling=min(spec.logits_scaling, LOGITS_SCALING))
-    kinds = dict.fromkeys(part for layer in set(spec.layers) for part in layer.walk())
+    kinds: set[Any] = {part for layer in set(spec.layers) for part in layer.walk()}
     heads = sorted({part.head_dim for part in kinds if hasattr(part, "kv_heads")})
     return replace(capped.map(lambda part: _shrink(part, spec.dim, heads)), dim=DIM, embed_scale=embed_scale)
 
