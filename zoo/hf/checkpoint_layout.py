@@ -132,8 +132,8 @@ class PackedRows(Rule):
     """One stored tensor with the rows of all parameters, a group of heads after the other.
 
     The mixer's field `groups` says how many groups there are. `sections` gives, of a mixer, the rows of each
-    parameter's sections in all groups together: a parameter holds a section of all groups, then the next section. A group of the
-    stored tensor holds its share of each section.
+    parameter's sections in all groups together: a parameter holds a section of all groups, then the next section. A
+    group of the stored tensor holds its share of each section.
     """
 
     groups: str
