@@ -16,13 +16,14 @@ import zoo
 # Fields that set the shapes of parameters: a wrong one is found before anything is computed.
 SHAPES = {"vocab", "dim", "heads", "kv_heads", "head_dim", "hidden", "experts", "tied"}
 SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count", "keys_as_values", "block"}
+SHAPES |= {"shares_choice"}
 SHAPES |= {"key_heads", "value_heads", "key_dim", "value_dim", "conv"}
 SHAPES |= {"state", "channels", "Mamba2.groups"}
 # Fields that change no logit in float32: the trained context, where a norm rounds, and the least time step, which no
 # random one is below (tests/zoo/architectures/test_nemotron3.py has a larger one).
 UNSEEN = {"context", "scale_in_fp32", "min_step"}
 # Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w, and the other way;
-# a layer of one branch needs that.
+# a layer of one branch needs that, and later layers what an attention hands on.
 FIXED = {"keep", "weight", "unit_offset", "attn", "ffn"}
 
 Changes = Callable[[Any], list[Any]]

@@ -34,7 +34,8 @@ def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
     """`spec` with its sizes cut to TOY. What makes it its kind stays: MHA, MQA, heads * head_dim == dim, and which of
     the widths of grouped `heads` is the wider."""
     values: dict[str, Any] = {field.name: getattr(spec, field.name) for field in fields(spec)}
-    cut = {name: min(value, TOY[name]) for name, value in values.items() if name in TOY and value is not None}
+    toy = {**TOY, **spec.toy}
+    cut = {name: min(value, toy[name]) for name, value in values.items() if name in toy and value is not None}
     if "kv_heads" in cut and values["kv_heads"] == values["heads"]:
         cut["kv_heads"] = cut["heads"]
     if "heads" in cut and "groups" in cut and values["groups"] < values["heads"]:
@@ -57,7 +58,7 @@ def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
         cut["temperature"] = replace(temperature, step=min(temperature.step, TOY["original"]))
     if cut.get("keep") == 1:
         cut["groups"] = min(cut["groups"], 2)  # so that one group has k experts to choose from
-    small = replace(spec.map(lambda part: _shrink(part, dim, heads)), **cut)
+    small = spec.map(lambda part: _shrink(part, dim, heads), **cut)
     shared, expert = values.get("shared"), values.get("expert")
     if not isinstance(shared, FeedForward) or not isinstance(expert, FeedForward):
         return small
