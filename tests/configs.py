@@ -26,8 +26,10 @@ def rotary() -> list[str]:
 
 
 def partly_rotary() -> list[str]:
-    """Those of `smallest` whose family may rotate a part of each head: the reference writes which part."""
-    return [name for name in rotary() if PARTIAL in newer(name)["rope_parameters"]]
+    """Those of `smallest` whose family may rotate a part of each head: the reference writes which part. In latent
+    attention that follows from the widths."""
+    given = [name for name in rotary() if PARTIAL in newer(name)["rope_parameters"]]
+    return [name for name in given if "qk_rope_head_dim" not in older(name)]
 
 
 def own(name: str, field: str) -> str:

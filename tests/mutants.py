@@ -21,9 +21,9 @@ SHAPES |= {"state", "channels", "Mamba2.groups"}
 # Fields that change no logit in float32: the trained context, where a norm rounds, and the least time step, which no
 # random one is below (tests/zoo/architectures/test_nemotron3.py has a larger one).
 UNSEEN = {"context", "scale_in_fp32", "min_step"}
-# Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w; a layer of one
-# branch needs that.
-FIXED = {"keep", "weight", "attn", "ffn"}
+# Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w, and the other way;
+# a layer of one branch needs that.
+FIXED = {"keep", "weight", "unit_offset", "attn", "ffn"}
 
 Changes = Callable[[Any], list[Any]]
 # Field name, or that of a kind's field -> the other values, for a value that is not None.
@@ -34,11 +34,11 @@ NAMED: dict[str, Changes] = {
     "theta": lambda value: [value / 16],  # enough where few pairs rotate, and within few tokens
     "fraction": lambda value: [value / 2],
     "weight": lambda value: [False] if value else [],
-    "low": lambda value: [value * 2, value / 2],
+    "low": lambda value: [value * 2, value / 4],  # Llama 4 Scout's tiny form has no pair of 1/2 to 1 turns
     "original": lambda value: [value * 4],  # enough to move a ramp whose ends are rounded
     **dict.fromkeys(("scale", "alpha", "gain", "embed_scale"), lambda value: [value * 1.1]),
     "fast": lambda value: [value / 32],  # within the few pairs of a tiny model: some rotate once, few twice
-    "slow": lambda value: [value * 4, value / 4],
+    "slow": lambda value: [value * 16, value / 4],
     "eps": lambda value: [0.1],
     "qk_norm_over": lambda value: [],  # another width of the norm's weights
     **dict.fromkeys(("sinks", "bias"), lambda value: [False] if value else []),
@@ -75,6 +75,8 @@ def changes(part: zoo.Spec, name: str) -> list[Any]:
     if name == "layers" and isinstance(part, zoo.Decoder):
         alike = len({layer.params(part.dim) for layer in value}) == 1
         return [value[1:] + value[:1]] if alike and len(set(value)) > 1 else []
+    if name == "truncate" and isinstance(part, zoo.YarnScaling) and part.fast == part.slow:
+        return []  # the ramp is a step between two dimensions, rounded or not
     found = known(type(part), name)
     assert found is not None, (
         f"no mutant changes {type(part).__name__}.{name}: add its other values to tests/mutants.py"

@@ -22,6 +22,7 @@ from tests.presets import distinct, of_families, screen_by_family, split
 from tests.swapped import DESCRIBABLE, INDESCRIBABLE
 from tests.weights.checkpoints import read, read_index
 from weights import saving
+from weights.reference.model import causal_class
 from zoo.errors import NotAvailable, SpecError, UsageError
 from zoo.model.decoder import Model
 
@@ -47,9 +48,9 @@ def check_equal(one: Model, other: Model) -> None:
 
 def check_reference(folder: Path, model: Model) -> None:
     """The reference fills every parameter of its own from the folder, and computes equal logits."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    reference, loading = AutoModelForCausalLM.from_pretrained(
+    reference, loading = causal_class(AutoConfig.from_pretrained(folder)).from_pretrained(
         folder, attn_implementation="eager", output_loading_info=True
     )
     assert not any(loading.values()), loading

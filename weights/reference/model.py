@@ -41,6 +41,15 @@ def transformers() -> Any:
     return require_package("transformers", "parity")
 
 
+def causal_class(config: Any) -> Any:
+    """The class of the model that a config describes: that of AutoModelForCausalLM; where its table leaves the config
+    out (Mistral Small 4), the class that the architecture names."""
+    table = transformers().AutoModelForCausalLM._model_mapping
+    if type(config) in table:
+        return table[type(config)]
+    return getattr(transformers(), family_of({"model_type": config.model_type}).from_hf.classes[config.model_type])
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' messages and progress bars, some of which no setting turns off. Errors are still raised."""
@@ -89,7 +98,8 @@ def load_reference(source: Source, dtype: torch.dtype) -> tuple[Any, str]:
         options = {"gguf_file": source.path.name}
     options |= {"dtype": dtype, "attn_implementation": "eager", "output_loading_info": True}
     with quiet():
-        model, info = transformers().AutoModelForCausalLM.from_pretrained(str(source.folder), **options)
+        kind = causal_class(options["config"]) if "config" in options else transformers().AutoModelForCausalLM
+        model, info = kind.from_pretrained(str(source.folder), **options)
     if info["missing_keys"]:
         raise MalformedError(f"{source.path}: transformers finds no {', '.join(sorted(info['missing_keys']))} there")
     return model.eval(), "weights read by transformers"
@@ -214,9 +224,7 @@ class MetaModel:
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # the tensors are unpacked before they are filled in
         with quiet(), torch.device("meta"):
-            self.model = transformers().AutoModelForCausalLM.from_config(
-                config, attn_implementation="eager", dtype=dtype
-            )
+            self.model = causal_class(config)._from_config(config, attn_implementation="eager", dtype=dtype)
         computed = {}
         for name, buffer in self.model.named_non_persistent_buffers():
             parent, _, leaf = name.rpartition(".")

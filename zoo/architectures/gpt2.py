@@ -70,7 +70,7 @@ def to_hf(spec: Decoder) -> ConfigFields:
 _124M, _355M = decoder(dim=768, layers=12, heads=12), decoder(dim=1024, layers=24, heads=16)
 _774M, _1_5B = decoder(dim=1280, layers=36, heads=20), decoder(dim=1600, layers=48, heads=25)
 SIZES = {
-    "gpt2": Size("openai-community/gpt2", 124_439_808, _124M, released="2019-02"),
+    "gpt2-small": Size("openai-community/gpt2", 124_439_808, _124M, released="2019-02"),
     "gpt2-medium": Size("openai-community/gpt2-medium", 354_823_168, _355M, released="2019-05"),
     "gpt2-large": Size("openai-community/gpt2-large", 774_030_080, _774M, released="2019-08"),
     "gpt2-xl": Size("openai-community/gpt2-xl", 1_557_611_200, _1_5B, released="2019-11"),

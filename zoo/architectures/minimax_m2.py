@@ -62,8 +62,8 @@ def to_hf(spec: Decoder) -> ConfigFields:
     return config | fields_of(spec, GroupedSigmoidTopK, k="num_experts_per_tok")
 
 
-_230B = dict(dim=3072, layers=62, heads=48, kv_heads=8, head_dim=128, hidden=1536, experts=256, k=8)
-_230B |= dict(rope=RoPE(5e6, fraction=0.5), vocab=200_064, context=196_608)
+_ATTN = dict(heads=48, kv_heads=8, head_dim=128, rope=RoPE(5e6, fraction=0.5))
+_230B = dict(_ATTN, dim=3072, layers=62, hidden=1536, experts=256, k=8, vocab=200_064, context=196_608)
 NOTE = "read from the config of M2.5"
 SIZES = {
     "minimax-m2-230b": Size("MiniMaxAI/MiniMax-M2", 228_689_764_864, decoder(**_230B), released="2025-10", note=NOTE),

@@ -18,6 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from zoo.blocks.gqa import GQA
 from zoo.blocks.layer import Layer
 from zoo.registry import Mixer
 
@@ -113,6 +114,19 @@ class Rearranged(Rule):
         return [stored]
 
 
+class FusedQKV(Rule):
+    """One stored tensor with the rows of the queries, then those of the keys, then those of the values."""
+
+    def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        assert layer is not None
+        assert isinstance(layer.mixer, GQA)
+        outputs = layer.mixer.projections(dim=1)
+        return stored[0].split([outputs[name][1] for name in ("q", "k", "v")])
+
+    def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return [torch.cat([parameter.detach() for parameter in parameters])]
+
+
 @dataclass(frozen=True)
 class PackedRows(Rule):
     """One stored tensor with the rows of all parameters, a group of heads after the other.
@@ -142,11 +156,11 @@ class PackedRows(Rule):
 
 @dataclass(frozen=True)
 class PairedRows(Rule):
-    """Rows of each head: `plain` ones, then `rotary` ones, counted by the mixer's fields of these names. The checkpoint
-    rotates rows 2j and 2j + 1 as a pair, the module rows j and j + half.
+    """Rows of each head: `plain` ones (None: none), then `rotary` ones, counted by the mixer's fields of these
+    names. The checkpoint rotates rows 2j and 2j + 1 as a pair, the module rows j and j + half.
     """
 
-    plain: str
+    plain: str | None
     rotary: str
 
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
@@ -160,7 +174,7 @@ class PairedRows(Rule):
     def _order(self, rows: int, layer: Layer | None) -> Tensor:
         """(rows,) the checkpoint's row for each row of the parameter."""
         assert layer is not None
-        plain, rotary = getattr(layer.mixer, self.plain), getattr(layer.mixer, self.rotary)
+        plain, rotary = getattr(layer.mixer, self.plain) if self.plain else 0, getattr(layer.mixer, self.rotary)
         heads = rearrange(torch.arange(rows), "(h rows) -> h rows", rows=plain + rotary)
         moved = rearrange(heads[:, plain:], "h (pair side) -> h (side pair)", side=2)
         return torch.cat([heads[:, :plain], moved], dim=1).flatten()

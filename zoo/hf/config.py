@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from reprlib import repr as brief
 from typing import Any
 
-from zoo.blocks import LinearScaling, Llama3Scaling, RoPE, Scaling, YarnScaling, yarn_gain
+from zoo.blocks import LinearScaling, Llama3Scaling, LogTemperature, RoPE, Scaling, YarnScaling, yarn_gain
 from zoo.errors import MalformedError, SpecError
 from zoo.hf.fields import MAX_INTEGER, MAX_NAME_CHARACTERS, Fields
 from zoo.hf.inert_fields import NEUTRAL, VISION, is_inert
@@ -124,6 +124,17 @@ class Config(Fields):
         """A number in rope_parameters or rope_scaling, None where it is absent."""
         given = self._rope_fields()
         return None if given.values.get(name) is None else given.number(name)
+
+    def rotary_share(self, share: float) -> None:
+        """`partial_rotary_factor` beside the scaling, where it restates this share of a head's width."""
+        self._rope_fields().neutral(partial_rotary_factor=share)
+
+    def temperature(self) -> LogTemperature | None:
+        """Queries that grow with their position, by the original context: `llama_4_scaling_beta`, which stands beside
+        the scaling (Ministral 3). The context, restated there, is not read."""
+        beta = self.rope_field("llama_4_scaling_beta")
+        self.rope_field("max_position_embeddings")
+        return None if beta is None else LogTemperature(beta, self._rope_fields().integer(ORIGINAL))
 
     @property
     def _newer(self) -> bool:

@@ -10,9 +10,9 @@ from itertools import chain
 from sys import float_info
 from typing import Any, TypeVar, get_type_hints
 
-from zoo.blocks import GLU, GQA, RoPE, Scaling, YarnScaling, yarn_gain
+from zoo.blocks import GLU, GQA, LogTemperature, RoPE, Scaling, YarnScaling, yarn_gain
 from zoo.costs import Window
-from zoo.hf.config import COMMON, EPS, SCALINGS, layer_types
+from zoo.hf.config import COMMON, EPS, ORIGINAL, SCALINGS, layer_types
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
 
@@ -73,6 +73,11 @@ def rope_fields(
         return {}
     scaling = scaling_fields(rope.scaling, mscale_all_dim) if rope.scaling else unscaled
     return {"rope_theta": float(rope.theta), "rope_scaling": scaling}
+
+
+def temperature_fields(spec: Decoder) -> ConfigFields:
+    """What stands beside a scaling in `rope_scaling`, and `Config.temperature` reads."""
+    return fields_of(spec, LogTemperature, scale="llama_4_scaling_beta", step=ORIGINAL)
 
 
 def first_rope(spec: Decoder, windowed: bool = False) -> RoPE | None:

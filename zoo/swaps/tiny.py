@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from zoo.blocks.feed_forward import FeedForward
+from zoo.blocks.positions import yarn_gain
 from zoo.model.decoder import Decoder
 
 # Field name -> largest value, for every kind: one quantity has one name, so that the fields of a new block shrink too.
@@ -45,9 +46,13 @@ def _shrink(spec: Any, dim: int) -> Any:
             cut["head_dim"] = times * DIM // cut["heads"]
         if values.get("scale") and values["scale"] * values["head_dim"] == 1:  # Granite's
             cut["scale"] = 1 / cut["head_dim"]
+    scaling = getattr(values.get("rope"), "scaling", None)
     if "nope_dim" in values and values["scale"] is not None:  # width**-0.5 times a gain: keep the gain
         before, after = (held["nope_dim"] + held["rope_dim"] for held in (values, values | cut))
-        cut["scale"] = values["scale"] * (before / after) ** 0.5
+        cut["scale"] = _score_scale(values["scale"], before, after, getattr(scaling, "factor", 1))
+    temperature = values.get("temperature")
+    if temperature and temperature.step == getattr(scaling, "original", None):  # they are one number in a config
+        cut["temperature"] = replace(temperature, step=min(temperature.step, TOY["original"]))
     if cut.get("keep") == 1:
         cut["groups"] = min(cut["groups"], 2)  # so that one group has k experts to choose from
     small = replace(spec.map(lambda part: _shrink(part, dim)), **cut)
@@ -56,3 +61,12 @@ def _shrink(spec: Any, dim: int) -> Any:
         return small
     width = max(1, round(small.expert.width * shared.width / expert.width))  # relative to a routed expert's
     return replace(small, shared=small.shared.with_width(width))
+
+
+def _score_scale(scale: float, before: int, after: int, factor: float) -> float:
+    """The scale of scores at another width of keys, with YaRN's gain for a context `factor` times as long, if it has
+    that. The gain is made of a number of few digits, as in a config: products of roundings differ in the last bit."""
+    gain = (scale * before**0.5) ** 0.5
+    if factor > 1:
+        gain = yarn_gain(factor, round((gain - 1) / (yarn_gain(factor) - 1), 9))
+    return float(after**-0.5 * gain * gain)
