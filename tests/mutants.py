@@ -15,14 +15,15 @@ import zoo
 
 # Fields that set the shapes of parameters: a wrong one is found before anything is computed.
 SHAPES = {"vocab", "dim", "heads", "kv_heads", "head_dim", "hidden", "experts", "tied"}
-SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count"}
+SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count", "keys_as_values", "block"}
+SHAPES |= {"shares_choice"}
 SHAPES |= {"key_heads", "value_heads", "key_dim", "value_dim", "conv"}
 SHAPES |= {"state", "channels", "Mamba2.groups"}
 # Fields that change no logit in float32: the trained context, where a norm rounds, and the least time step, which no
 # random one is below (tests/zoo/architectures/test_nemotron3.py has a larger one).
 UNSEEN = {"context", "scale_in_fp32", "min_step"}
 # Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w, and the other way;
-# a layer of one branch needs that.
+# a layer of one branch needs that, and later layers what an attention hands on.
 FIXED = {"keep", "weight", "unit_offset", "attn", "ffn"}
 
 Changes = Callable[[Any], list[Any]]
@@ -54,6 +55,8 @@ def mutants(spec: zoo.Decoder) -> Iterator[tuple[str, zoo.Decoder]]:
         if isinstance(part, zoo.Branch) and (part.pre is None) != (part.post is None):
             yield "the norm on the other side", _replace(spec, part, replace(part, pre=part.post, post=part.pre))
         for name, value in ((field.name, getattr(part, field.name)) for field in fields(part)):
+            if name == "output_scale" and part not in spec.layers[:-1]:
+                continue  # the last norm removes the last layer's
             others = changes(part, name)
             made = 0
             for other in others:

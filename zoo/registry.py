@@ -58,6 +58,7 @@ class Spec(ABC):
     kinds: ClassVar[dict[str, type[Spec]]] = {}
     role: ClassVar[str] = ""
     aliases: ClassVar[Mapping[str, Alias]] = {}  # names of forms of this kind: MHA and MQA are forms of GQA
+    toy: ClassVar[Mapping[str, Any]] = {}  # field -> largest value in tiny models, where not zoo.swaps.tiny's
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -104,8 +105,8 @@ class Spec(ABC):
         for _, child in self.children():
             yield from child.walk()
 
-    def map(self, change: Callable[[Spec], Spec]) -> Self:
-        """This spec with `change` applied to each spec held directly."""
+    def map(self, change: Callable[[Spec], Spec], **others: Any) -> Self:
+        """This spec with `change` applied to each spec held directly, and `others` set, all at once."""
 
         def changed(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -113,7 +114,8 @@ class Spec(ABC):
             return change(value) if isinstance(value, Spec) else value
 
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        updates = {name: new for name, old in values.items() if (new := changed(old)) != old}
+        mapped = {name: changed(old) for name, old in values.items() if name not in others}
+        updates = {name: new for name, new in (mapped | others).items() if new != values[name]}
         return replace(self, **updates) if updates else self
 
 
@@ -183,6 +185,11 @@ class Mixer(Block, abstract=True):
     def flop_reach(self, part: str) -> Reach:
         """The tokens that one token's FLOPs of a part (of `flop_breakdown`) grow with."""
         return self.cache_spec().reach
+
+    def flop_start(self, part: str) -> int:
+        """How many tokens a token has to see before a part's FLOPs grow with them: up to as many, the part takes what
+        it takes of the first token."""
+        return 0
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         """(spec, width) of each table of positions that a forward pass looks up: `spec.table(positions, width)`."""

@@ -1,14 +1,15 @@
 """Costs of a model as terms that the page only adds up.
 
 Terms are pairs (number of layers, CostTerms): one for the part outside the layers, one for each distinct attention
-branch and one for each distinct feed-forward branch. With kept = min(context, limit), or context without a limit, and
-visible the same, but in chunks (context - 1) mod limit + 1,
+branch and one for each distinct feed-forward branch. With kept = min(context, limit), or context without a limit,
+visible the same, but in chunks (context - 1) mod limit + 1, and grown = entry + flops * visible, but 0 up to a context
+of start,
 
     parameters                         sum of layers * each of params
     active parameters                  sum of layers * active_params
     cache elements of one sequence     sum of layers * (cache_elements * kept + state_elements)
     and bytes beside them in float32   sum of layers * state_float32_bytes
-    FLOPs of one decoded token         sum of layers * (each of fixed_flops + each of growing_flops' flops * visible)
+    FLOPs of one decoded token         sum of layers * (each of fixed_flops + each of growing_flops' grown)
     parameters read by a decode step   sum of layers * read_params[i], for BATCHES[i] sequences
 
 The terms follow from what every spec reports of itself, whatever its kind, and are checked against it.
@@ -31,17 +32,24 @@ NO_CACHE = CacheSpec()
 
 @dataclass(frozen=True)
 class GrowingFlops:
-    """FLOPs for each visible token: of all, of at most `limit`, or of those of a chunk of `limit`."""
+    """FLOPs for each visible token: of all, of at most `limit`, or of those of a chunk of `limit`. They are spent in
+    contexts of more than `start` tokens only, with `entry` FLOPs beside them."""
 
     flops: int
     limit: int | None
     chunked: bool
+    start: int = 0
+    entry: int = 0
 
     def visible(self, context: int) -> int:
         """Tokens visible to the last of `context` tokens, itself included."""
         if self.limit is None:
             return context
         return (context - 1) % self.limit + 1 if self.chunked else min(context, self.limit)
+
+    def grown(self, context: int) -> int:
+        """FLOPs for the last of `context` tokens."""
+        return self.entry + self.flops * self.visible(context) if context > self.start else 0
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,7 @@ class CostTerms:
 
     def flops(self, context: int) -> int:
         """FLOPs of one layer for a token at the end of `context` tokens, itself included."""
-        growing = sum(part.flops * part.visible(context) for part in self.growing_flops.values())
-        return sum(self.fixed_flops.values()) + growing
+        return sum(self.fixed_flops.values()) + sum(part.grown(context) for part in self.growing_flops.values())
 
 
 Terms = tuple[tuple[int, CostTerms], ...]
@@ -109,19 +116,14 @@ def _terms(branches: Iterable[tuple[tuple[Block, CacheSpec], int]], dim: int) ->
 
 
 def _branch_terms(branch: Block, cache: CacheSpec, dim: int) -> CostTerms:
-    first, second = (branch.flop_breakdown(dim, past, 1) for past in (0, 1))
-    per_visible = _sum([(1, second), (-1, first)])
-    mixers = [part for part in branch.walk() if isinstance(part, Mixer)]
-    reaches = {part: mixers[0].flop_reach(part) if mixers else Full() for part in per_visible}
+    first = branch.flop_breakdown(dim, 0, 1)
+    growing = {part: growth for part in first if (growth := _growth(branch, part, dim)).flops}
     terms = CostTerms(
         params=_sum([(1, branch.param_breakdown(dim))]),
         active_params=branch.active_params(dim),
         read_params=tuple(branch.read_params(dim, batch) for batch in BATCHES),
-        fixed_flops=_sum([(1, first), (-1, per_visible)]),
-        growing_flops={
-            part: GrowingFlops(flops, reaches[part].limit, isinstance(reaches[part], Chunk))
-            for part, flops in per_visible.items()
-        },
+        fixed_flops=_sum([(1, first), (-1, {part: growth.grown(1) for part, growth in growing.items()})]),
+        growing_flops=growing,
         cache_elements=cache.elements(),
         limit=cache.reach.limit,
         state_elements=cache.state_bytes(1) - cache.state_bytes(0),
@@ -131,6 +133,15 @@ def _branch_terms(branch: Block, cache: CacheSpec, dim: int) -> CostTerms:
     if terms.flops(CHECK_CONTEXT) != flops or sum(terms.params.values()) != branch.params(dim):
         raise CheckFailed(f"{type(branch).__name__}: its costs are not a sum of terms: {branch.describe()}")
     return terms
+
+
+def _growth(branch: Block, part: str, dim: int) -> GrowingFlops:
+    """How the FLOPs of a part grow, from those of the first token and of two tokens that they grow between."""
+    mixer = next((each for each in branch.walk() if isinstance(each, Mixer)), None)
+    reach, start = (mixer.flop_reach(part), mixer.flop_start(part)) if mixer else (Full(), 0)
+    fixed, first, second = (branch.flop_breakdown(dim, past, 1)[part] for past in (0, start, start + 1))
+    entry = first - fixed - (second - first) * (start + 1) if start else 0
+    return GrowingFlops(second - first, reach.limit, isinstance(reach, Chunk), start, entry)
 
 
 def _sum(counted: Iterable[tuple[int, Breakdown]]) -> dict[str, int]:

@@ -26,9 +26,9 @@ def decoder(*, layers, dense, attn, hidden, moe, eps=1e-6, **rest):
     return Decoder(layers=(first,) * dense + (later,) * (layers - dense), norm=norm, **rest)
 
 
-def attention(*, nope_dim, rope_dim, gain, **rest):
+def attention(*, nope_dim, rope_dim, gain, kind=MLA, **rest):
     norm = RMSNorm(1e-6)  # of the latents, whatever the config's eps
-    return MLA(nope_dim=nope_dim, rope_dim=rope_dim, norm=norm, scale=score_scale(nope_dim, rope_dim, gain), **rest)
+    return kind(nope_dim=nope_dim, rope_dim=rope_dim, norm=norm, scale=score_scale(nope_dim, rope_dim, gain), **rest)
 
 
 def score_scale(nope_dim, rope_dim, gain):
@@ -55,16 +55,26 @@ ROUTER = dict(k="num_experts_per_tok", groups="n_group", keep="topk_group", scal
 
 @reads(*KINDS, **WIDTHS, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
 def from_hf(config: Config) -> Decoder:
+    attn = attention(**read_attention(config))
+    config.expect(head_dim=attn.rope_dim, qk_head_dim=attn.nope_dim + attn.rope_dim)
+    return decoder(**read_shape(config), attn=attn)
+
+
+def read_shape(config):
+    """The arguments of `decoder` but for the attention."""
     shape = config.common() | config.integers(hidden="intermediate_size")
     config.expect(**EXPECTED, num_key_value_heads=shape.pop("heads"))
     shape["dense"] = config.integer("first_k_dense_replace", most=shape["layers"])
-    widths = config.typed(MLA, **ATTENTION)
-    config.expect(head_dim=widths["rope_dim"], qk_head_dim=widths["nope_dim"] + widths["rope_dim"])
-    gain = yarn_gain(config.rope_field("factor") or 1, config.rope_field("mscale_all_dim") or 0)
     expert, shared = GLU(config.integer("moe_intermediate_size")), config.integer("n_shared_experts")
     router = GroupedSigmoidTopK(**config.typed(GroupedSigmoidTopK, **ROUTER))
     moe = MoE(config.integer("n_routed_experts"), expert, router, shared=GLU(shared * expert.hidden))
-    return decoder(**shape, attn=attention(**widths, rope=config.rope(), gain=gain), moe=moe)
+    return shape | {"moe": moe}
+
+
+def read_attention(config):
+    """The arguments of `attention`."""
+    gain = yarn_gain(config.rope_field("factor") or 1, config.rope_field("mscale_all_dim") or 0)
+    return config.typed(MLA, **ATTENTION) | {"rope": config.rope(), "gain": gain}
 
 
 def to_hf(spec: Decoder) -> ConfigFields:

@@ -4,8 +4,9 @@ A few narrow heads score every stored token, which is cheap beside attention; at
 Sizes: b sequences, t queries, s stored tokens; h index heads, d their width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ class Indexer(Spec):
     projected from attention's latent of queries, weights from x. The first elements of queries and keys carry
     attention's own rotary encoding. Released code multiplies scores by (heads * head_dim)^-1/2, which changes no order.
 
-    The choice passes no gradient on: DeepSeek trains the indexer with a loss of its own.
+    The choice passes no gradient on, and the parameters ask for none: DeepSeek trains the indexer with a loss of its
+    own.
     """
 
     heads: int
@@ -45,6 +47,7 @@ class Indexer(Spec):
     norm: Norm
 
     role = "indexer"
+    toy: ClassVar[Mapping[str, Any]] = {"heads": 16, "k": 24}  # with few heads, many scores are relu's zero: ties
 
     def build(self, dim: int, q_rank: int, rope: Position, rope_dim: int) -> "_Indexer":
         """The module for a residual stream of `dim`, a latent of queries of `q_rank`, and the rotary encoding of the
@@ -81,6 +84,7 @@ class _Indexer(nn.Module):
         self.k = Linear(dim, spec.head_dim, bias=False)
         self.k_norm = spec.norm.build(spec.head_dim)
         self.head_weights = Linear(dim, spec.heads, bias=False)
+        self.requires_grad_(False)
 
     @torch.no_grad()
     def keys(self, x: Tensor, ctx: ForwardContext) -> Tensor:

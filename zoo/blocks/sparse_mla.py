@@ -14,7 +14,7 @@ from zoo.core.flash import token_by_token
 from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.linear import linear
 from zoo.core.sparse_attention import allows_operators, sees, sees_all, sparse_attention
-from zoo.costs import Breakdown, CacheSpec, linear_flops, sum_breakdowns
+from zoo.costs import Breakdown, CacheSpec, Reach, Window, linear_flops, sum_breakdowns
 
 __all__ = ["SparseMLA"]
 
@@ -25,10 +25,14 @@ class SparseMLA(MLA):
 
     The cache keeps the index keys beside the latents. Tokens that choose attend over gathered latents, absorbed; the
     first k tokens attend in MLA's own forms. With gradients, MLA's forms run under the mask of what was chosen.
+
+    `shares_choice`: the tokens are those that the nearest earlier layer with an indexer of this k chose. Then the layer
+    has no indexer and keeps no index keys (GLM-5.2; "IndexCache", arXiv 2603.12201).
     """
 
     _: KW_ONLY
     indexer: Indexer
+    shares_choice: bool = False
 
     def check(self) -> None:
         super().check()
@@ -41,7 +45,8 @@ class SparseMLA(MLA):
 
     def param_breakdown(self, dim: int) -> Breakdown:
         assert self.q_rank is not None
-        return {**super().param_breakdown(dim), "indexer": self.indexer.params(dim, self.q_rank)}
+        own = {} if self.shares_choice else {"indexer": self.indexer.params(dim, self.q_rank)}
+        return {**super().param_breakdown(dim), **own}
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         assert self.q_rank is not None
@@ -53,15 +58,36 @@ class SparseMLA(MLA):
         over_chosen = {
             "projections": sum(linear_flops(choosing, *each) for each in self._projections(dim)) + folded,
             "scores": linear_flops(choosing * self.indexer.k, self.heads, widths),
-            "indexer": self.indexer.flops(dim, self.q_rank, past, new, causal),
         }
+        if not self.shares_choice:
+            over_chosen["indexer"] = self.indexer.flops(dim, self.q_rank, past, new, causal)
         return sum_breakdowns([(1, over_all), (1, over_chosen)])
 
     def cache_spec(self) -> CacheSpec:
+        if self.shares_choice:
+            return super().cache_spec()
         return CacheSpec(per_token=(*super().cache_spec().per_token, ("index_keys", (1, self.indexer.head_dim))))
 
+    @property
+    def choice(self) -> str:
+        """The name under which the chosen tokens are handed on: (b, t, k) as of `top_keys`, None where all are."""
+        return f"top {self.indexer.k} keys"
+
+    def hands_on(self) -> tuple[str, ...]:
+        return () if self.shares_choice else (self.choice,)
+
+    def takes(self) -> tuple[str, ...]:
+        return (self.choice,) if self.shares_choice else ()
+
+    def flop_reach(self, part: str) -> Reach:
+        return Window(self.indexer.k) if part == "scores" else super().flop_reach(part)
+
+    def flop_start(self, part: str) -> int:
+        return self.indexer.k if part == "indexer" else super().flop_start(part)
+
     def describe(self) -> str:
-        return f"sparse {super().describe()}, {self.indexer.describe()}"
+        chosen = f"the {self.choice} of an earlier layer" if self.shares_choice else self.indexer.describe()
+        return f"sparse {super().describe()}, {chosen}"
 
 
 class _SparseMLA(_MLA):
@@ -70,7 +96,8 @@ class _SparseMLA(_MLA):
     def __init__(self, spec: SparseMLA, dim: int) -> None:
         super().__init__(spec, dim)
         assert spec.q_rank is not None
-        self.indexer = spec.indexer.build(dim, spec.q_rank, spec.rope, spec.rope_dim)
+        own = not spec.shares_choice
+        self.indexer = spec.indexer.build(dim, spec.q_rank, spec.rope, spec.rope_dim) if own else None
 
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
@@ -78,11 +105,18 @@ class _SparseMLA(_MLA):
         down, norm, up = self.q
         q_latent = norm(down(x))
         q_nope, q_rope = self.split_queries(up(q_latent), ctx)
-        latent, index_keys, mask = cache.append(ctx, self.compress(x, ctx), self.indexer.keys(x, ctx))
-        if self._attends_to_all(x, latent, mask):
+        chosen: Tensor | None
+        if self.indexer is None:
+            latent, mask = cache.append(ctx, self.compress(x, ctx))
+            chosen = ctx.shared[self.spec.choice]
+        else:
+            latent, index_keys, mask = cache.append(ctx, self.compress(x, ctx), self.indexer.keys(x, ctx))
+            is_all = self._attends_to_all(x, latent, mask)
+            chosen = None if is_all else self.indexer(x, q_latent, index_keys, mask, ctx)
+            ctx.hand_on(self.spec.choice, chosen)
+        if chosen is None:
             out = self.attend(q_nope, q_rope, latent, mask)
         else:
-            chosen = self.indexer(x, q_latent, index_keys, mask, ctx)
             out = self._attend_to_chosen(q_nope, q_rope, latent, mask, chosen)
         return self.o(out.transpose(1, 2).flatten(2))
 

@@ -131,9 +131,9 @@ class FusedQKV(Rule):
 class PackedRows(Rule):
     """One stored tensor with the rows of all parameters, a group of heads after the other.
 
-    The mixer's field `groups` says how many groups there are. `sections` gives, of a mixer, how many rows each section
-    of each parameter has, in all groups together. A parameter holds one section of all groups, then the next. A group
-    of the stored tensor holds its share of every section.
+    The mixer's field `groups` says how many groups there are. `sections` gives, of a mixer, the rows of each
+    parameter's sections in all groups together: a parameter holds a section of all groups, then the next section. A
+    group of the stored tensor holds its share of each section.
     """
 
     groups: str
@@ -174,10 +174,23 @@ class PairedRows(Rule):
     def _order(self, rows: int, layer: Layer | None) -> Tensor:
         """(rows,) the checkpoint's row for each row of the parameter."""
         assert layer is not None
-        plain, rotary = getattr(layer.mixer, self.plain) if self.plain else 0, getattr(layer.mixer, self.rotary)
-        heads = rearrange(torch.arange(rows), "(h rows) -> h rows", rows=plain + rotary)
-        moved = rearrange(heads[:, plain:], "h (pair side) -> h (side pair)", side=2)
-        return torch.cat([heads[:, :plain], moved], dim=1).flatten()
+        first, rotary, last = self._widths(layer.mixer)
+        heads = rearrange(torch.arange(rows), "(h rows) -> h rows", rows=first + rotary + last)
+        before, moved, after = heads.split([first, rotary, last], dim=1)
+        return torch.cat([before, rearrange(moved, "h (pair side) -> h (side pair)", side=2), after], dim=1).flatten()
+
+    def _widths(self, mixer: Any) -> tuple[int, int, int]:
+        """Rows of a head before the rotary ones, the rotary ones, and those behind."""
+        return getattr(mixer, self.plain) if self.plain else 0, getattr(mixer, self.rotary), 0
+
+
+@dataclass(frozen=True)
+class PairedIndexRows(PairedRows):
+    """Rows of each head of the mixer's indexer: the first `rotary` ones in pairs, the others behind them."""
+
+    def _widths(self, mixer: Any) -> tuple[int, int, int]:
+        rotary = getattr(mixer, self.rotary)
+        return 0, rotary, mixer.indexer.head_dim - rotary
 
 
 @dataclass(frozen=True)

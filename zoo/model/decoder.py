@@ -235,12 +235,14 @@ class Model(nn.Module):
             self.spec.layers, self.layers, functions.layers, layer_caches, strict=True
         ):
             seen = ctx
-            if self._compiled is not None and ctx.shared:  # a compiled function is given what it reads, and no more
+            if ctx.shared or spec.hands_on():
+                # What it reads and no more, which compiled code is specific to. A dict of its own: a layer that is
+                # computed again for the backward pass must not find what later layers handed on.
                 seen = replace(ctx, shared={name: ctx.shared[name] for name in spec.takes()})
             arguments = layer, x, seen, layer_cache
             out = checkpoint(run, *arguments, use_reentrant=False) if recomputes else run(*arguments)
-            if self._compiled is not None and spec.hands_on():
-                out, handed_on = out
+            if spec.hands_on():
+                out, handed_on = out if self._compiled is not None else (out, seen.shared)
                 ctx.shared.update(handed_on)
             if recording is None:
                 x = out

@@ -16,6 +16,7 @@ EXPERTS, MIN_K = 16, 2  # with one expert per token, renormalised weights are 1 
 WINDOWS_IN_CONTEXT = 8  # a window is at least context / 8
 MAX_WIDTH = 1.5  # heads * head_dim / dim: wider attention leaves a small model too little feed-forward
 MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 256
+MIN_INDEX_HEADS = 4  # all scores of a token are relu's zero, a tie, for one in two to their number
 USUAL_HEAD_DIM = 12  # narrower heads learn recall late or not at all, and take attention kernels as long as wide ones
 MIN_THETA = 10.0
 Fields = dict[str, Any]
@@ -59,6 +60,8 @@ class Proportions:
             new["channels"] = max(1, round(held["channels"] * self.dim / self.full.dim))
         if {"heads", "nope_dim", "rope_dim", "v_dim"} <= held.keys():
             new |= latent_heads(held, self.full.dim, self.dim)
+            if "indexer" in held:
+                new["indexer"] = self._indexer(held["indexer"], held, new)
         if held.get("scale") and "heads" in held:
             new["scale"] = score_scale(held, new)
         if "experts" in held:
@@ -66,7 +69,14 @@ class Proportions:
             new["router"] = _router(held["router"], held["experts"], new["experts"])
             small = {name: self._scale(held[name]) for name in ("expert", "shared") if held.get(name)}
             new |= _experts(held, small, new)
-        return replace(part.map(lambda child: child if child in new.values() else self._scale(child)), **new)
+        return part.map(self._scale, **new)
+
+    def _indexer(self, indexer: Any, held: Fields, new: Fields) -> Any:
+        """An indexer beside attention's `new` heads, in the ratios to them that it has in `held`; its k is a window's
+        number of tokens."""
+        width = max(1, round(indexer.head_dim * new["rope_dim"] / held["rope_dim"]))
+        heads = max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / held["heads"]))
+        return replace(indexer, heads=heads, head_dim=width, k=self._window(indexer.k))
 
     def _window(self, window: int) -> int:
         """Tokens: the window's share of the context, and at least an eighth."""

@@ -6,6 +6,7 @@ const MODELS = new Map(DATA.models.map(model => [model.name, model]));
 
 const kept = (terms, context) => (terms.limit === null ? context : Math.min(context, terms.limit));
 const visible = (part, context) => (part.chunked ? (context - 1) % part.limit + 1 : kept(part, context));
+const grown = (part, context) => (context > part.start ? part.entry + part.flops * visible(part, context) : 0);
 const total = parts => Object.values(parts).reduce((sum, number) => sum + number, 0);
 const sumLayers = (layers, cost) => layers.reduce((sum, [n, index]) => sum + n * cost(DATA.terms[index]), 0);
 
@@ -17,7 +18,7 @@ const sums = {
       + itemsize * (terms.cache_elements * kept(terms, context) + terms.state_elements)),
   flops: (layers, context) =>
     sumLayers(layers, terms => total(terms.fixed_flops)
-      + Object.values(terms.growing_flops).reduce((sum, part) => sum + part.flops * visible(part, context), 0)),
+      + Object.values(terms.growing_flops).reduce((sum, part) => sum + grown(part, context), 0)),
   readParams: (layers, batch) => sumLayers(layers, terms => terms.read_params[DATA.batches.indexOf(batch)]),
 };
 

@@ -66,7 +66,7 @@ def test_parts_add_up_to_the_breakdowns_of_the_spec(spec: Decoder) -> None:
         for name, number in each.fixed_flops.items():
             flops[name] += n * number
         for name, part in each.growing_flops.items():
-            flops[name] += n * part.flops * part.visible(4096)
+            flops[name] += n * part.grown(4096)
     assert params == {name: number for name, number in spec.param_breakdown().items() if number}
     assert flops == {name: number for name, number in spec.flop_breakdown(4095, 1).items() if number}
 

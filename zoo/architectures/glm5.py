@@ -1,0 +1,88 @@
+"""GLM-5 and GLM-5.2 (GLM Team 2026), model_type glm_moe_dsa. New here: in GLM-5.2 three of four layers have no indexer;
+they attend to the tokens that the nearest earlier layer with an indexer chose. All else is DeepSeek-V3.2's, with fewer
+and wider heads, one group of experts and no stretched RoPE.
+"""
+
+from dataclasses import replace
+
+from zoo.architectures import deepseek_v3
+from zoo.architectures.deepseek_v3_2 import read_sparse, sparse_attention
+from zoo.architectures.deepseek_v3_2 import to_hf as to_hf_v3_2
+from zoo.blocks import GLU, GroupedSigmoidTopK, MoE, RoPE, SparseMLA
+from zoo.hf.checkpoint_layout import PairedIndexRows, Rename
+from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.write_config import ConfigFields
+from zoo.model.decoder import Decoder
+from zoo.registry import swap
+
+# The checkpoint rotates neighbouring rows as a pair in the indexer as well.
+WEIGHTS = (
+    *deepseek_v3.WEIGHTS,
+    PairedIndexRows("attn.block.indexer.q", "self_attn.indexer.wq_b", None, "rope_dim"),
+    PairedIndexRows("attn.block.indexer.k", "self_attn.indexer.wk", None, "rope_dim"),
+    PairedIndexRows("attn.block.indexer.k_norm", "self_attn.indexer.k_norm", None, "rope_dim"),
+    Rename("attn.block.indexer.head_weights", "self_attn.indexer.weights_proj"),
+)
+FULL, SHARED = "full", "shared"  # layers with an indexer, and those that share the choice of one
+
+
+def decoder(*, indexers, **rest):
+    spec = deepseek_v3.decoder(**rest, layers=len(indexers))
+    pairs = zip(spec.layers, indexers, strict=True)
+    return replace(spec, layers=tuple(layer if kind == FULL else shared(layer) for layer, kind in pairs))
+
+
+def shared(layer):
+    return swap(layer, SparseMLA, lambda attn: replace(attn, shares_choice=True))
+
+
+def every_fourth(layers):
+    """GLM-5.2's layers: three full ones, then three shared ones and a full one by turns."""
+    return [FULL if i < 3 or i % 4 == 2 else SHARED for i in range(layers)]
+
+
+KIND = ModelType("glm_moe_dsa", "GlmMoeDsaForCausalLM")
+WIDTHS = dict(num_key_value_heads=64, q_lora_rank=2048, max_position_embeddings=202_752)
+WIDTHS |= dict(index_n_heads=32, index_head_dim=128, index_topk=2048)
+
+
+@reads(KIND, **WIDTHS, rms_norm_eps=1e-5, rope_theta=1e4, tie_word_embeddings=False, first_k_dense_replace=3)
+def from_hf(config: Config) -> Decoder:
+    config.expect(indexer_rope_interleave=True, moe_router_dtype="float32")
+    config.unused("index_share_for_mtp_iteration")  # of the multi-token prediction layer
+    shape = read_sparse(config)
+    indexers = read_indexers(config, shape.pop("layers"))
+    return decoder(**shape, indexers=indexers)
+
+
+def read_indexers(config, layers):
+    """The kind of each layer: `indexer_types`. Every layer is full where that is absent, and so are the fields from
+    which the reference would then make it."""
+    given = config.values.get("indexer_types")
+    if given is None:
+        config.expect(index_topk_freq=1, index_topk_pattern=None)
+    config.unused("index_topk_freq", "index_topk_pattern", "index_skip_topk_offset")
+    listed = given if isinstance(given, list) else []
+    kinds = [SHARED if kind == SHARED else FULL for kind in (*listed[:layers], *[FULL] * (layers - len(listed)))]
+    config.agrees("indexer_types", kinds)
+    return kinds
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    kinds = [SHARED if getattr(layer.mixer, "shares_choice", False) else FULL for layer in spec.layers]
+    return to_hf_v3_2(spec) | {"model_type": "glm_moe_dsa", "indexer_types": kinds}
+
+
+def _glm5(theta, **rest):
+    widths = dict(heads=64, q_rank=2048, kv_rank=512, nope_dim=192, rope_dim=64, v_dim=256)
+    attn = sparse_attention(**widths, index_heads=32, index_head_dim=128, k=2048, rope=RoPE(theta), gain=1.0)
+    moe = MoE(256, GLU(2048), GroupedSigmoidTopK(k=8, groups=1, keep=1, scale=2.5), shared=GLU(2048))
+    return decoder(dim=6144, dense=3, attn=attn, hidden=12_288, moe=moe, vocab=154_880, eps=1e-5, **rest)
+
+
+_5 = _glm5(1e6, indexers=[FULL] * 78, context=202_752)
+_52 = _glm5(8e6, indexers=every_fourth(78), context=1_048_576)
+SIZES = {
+    "glm5-744b": Size("zai-org/GLM-5", 743_911_218_432, _5, released="2026-02"),
+    "glm5.2-744b": Size("zai-org/GLM-5.2", 743_377_019_904, _52, released="2026-06"),
+}
