@@ -37,6 +37,11 @@ def own(name: str, field: str) -> str:
     return family_of(name).names.get(field, field)
 
 
+def settled(name: str) -> set[str]:
+    """Config fields of the family of a preset that have one value for the values of others."""
+    return set(family_of(name).settled)
+
+
 def wrapped_names() -> list[str]:
     """The sizes whose text model is also published inside a multimodal one."""
     return [name for name, facts in published().items() if facts["config"]["model_type"] in WRAPPERS]

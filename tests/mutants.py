@@ -15,7 +15,8 @@ import zoo
 
 # Fields that set the shapes of parameters: a wrong one is found before anything is computed.
 SHAPES = {"vocab", "dim", "heads", "kv_heads", "head_dim", "hidden", "experts", "tied"}
-SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count", "shares_choice"}
+SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count", "keys_as_values", "block"}
+SHAPES |= {"shares_choice"}
 SHAPES |= {"key_heads", "value_heads", "key_dim", "value_dim", "conv"}
 SHAPES |= {"state", "channels", "Mamba2.groups"}
 # Fields that change no logit in float32: the trained context, where a norm rounds, and the least time step, which no
@@ -31,7 +32,7 @@ NAMED: dict[str, Changes] = {
     **dict.fromkeys((*SHAPES, *UNSEEN), lambda value: []),
     **dict.fromkeys(("window", "chunk"), lambda value: [value - 1, value + 1, None]),
     "step": lambda value: [value * 2],
-    "theta": lambda value: [value / 16],  # enough where few pairs rotate, and within few tokens
+    "theta": lambda value: [value**0.5],  # enough where two pairs rotate, and within few tokens
     "fraction": lambda value: [value / 2],
     "weight": lambda value: [False] if value else [],
     "low": lambda value: [value * 2, value / 4],  # Llama 4 Scout's tiny form has no pair of 1/2 to 1 turns
@@ -54,6 +55,8 @@ def mutants(spec: zoo.Decoder) -> Iterator[tuple[str, zoo.Decoder]]:
         if isinstance(part, zoo.Branch) and (part.pre is None) != (part.post is None):
             yield "the norm on the other side", _replace(spec, part, replace(part, pre=part.post, post=part.pre))
         for name, value in ((field.name, getattr(part, field.name)) for field in fields(part)):
+            if name == "output_scale" and part not in spec.layers[:-1]:
+                continue  # the last norm removes the last layer's
             others = changes(part, name)
             made = 0
             for other in others:

@@ -120,16 +120,17 @@ def toy_reference(config: dict[str, Any], seed: int = 0) -> nn.Module:
 def randomise(model: nn.Module, seed: int) -> None:
     """Draw every parameter and every persistent buffer anew."""
     generator = torch.Generator().manual_seed(seed)
-    transposed = transposed_names(getattr(getattr(model, "config", None), "model_type", None))
+    known = family_of_type(getattr(getattr(model, "config", None), "model_type", None))
     for name, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
         if tensor.ndim >= 2 and not name.endswith("bias"):
-            fan_in = tensor.shape[-2] if name.endswith(transposed) else tensor.shape[-1]
+            fan_in = tensor.shape[-2] if name.endswith(known.transposed) else tensor.shape[-1]
             tensor.copy_(noise * 1.2 / fan_in**0.5)
-        elif "norm" in name:
+        elif "norm" in name or bool((tensor == 1).all()):  # what multiplies stays near one
             tensor.add_(noise * 0.3)
         else:
             tensor.copy_(noise * 0.3)
+        tensor.mul_(next((factor for end, factor in known.factors.items() if name.endswith(end)), 1.0))
 
 
 @torch.no_grad()
@@ -142,9 +143,9 @@ def token_by_token(reference: nn.Module, tokens: Tensor) -> Tensor:
     return torch.cat([reference(token, use_cache=True, **{name: cache}).logits for token in tokens.split(1, 1)], dim=1)
 
 
-def transposed_names(model_type: str | None) -> tuple[str, ...]:
-    """Ends of the names of the matrices whose fan-in is the next to last side, in the reference of a model_type."""
+def family_of_type(model_type: str | None) -> Family:
+    """What the tests know of the family that has this model_type."""
     for stem, presets in facts("published").items():
         if any(said["config"]["model_type"] == model_type for said in presets.values()):
-            return family(stem).transposed
-    return ()
+            return family(stem)
+    return Family()

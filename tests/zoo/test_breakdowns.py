@@ -23,6 +23,8 @@ def part_of(name: str) -> str:
         return {"experts": "routed"}.get(match[1], match[1])
     if name.startswith(("embed.", "head.")):
         return {"embed": "embedding"}.get(name.split(".")[0], "head")
+    if name.endswith(".output_scale.weight"):
+        return "scale"
     return "attn" if ".attn.block." in name else "ffn"
 
 

@@ -7,6 +7,7 @@ The multipliers are from memory of the published files; those of h-small's place
 
 from functools import partial
 from math import inf
+from typing import Any
 
 from zoo.blocks import GLU, GQA, Layer, MoE, NoPE, RMSNorm, RoPE, SoftmaxTopK
 from zoo.blocks.layer import Branch
@@ -41,13 +42,13 @@ def decoder(*, mixers, mamba, attn, ffn, multiplier, eps=1e-5, **rest):
 
 
 KINDS = {"mamba": "mamba", "linear_attention": "mamba", "attention": "attention", "full_attention": "attention"}
-WIDTHS = dict(num_key_value_heads=None, max_position_embeddings=2048, rms_norm_eps=1e-6)
+WIDTHS: dict[str, Any] = dict(num_key_value_heads=None, max_position_embeddings=2048, rms_norm_eps=1e-6)
 WIDTHS |= dict(num_local_experts=8, num_experts_per_tok=2, shared_intermediate_size=1024)
 WIDTHS |= dict(mamba_n_heads=128, mamba_n_groups=1, mamba_d_state=256, mamba_d_head="auto", mamba_d_conv=4)
 WIDTHS |= dict(mamba_expand=2, head_dim=None, position_embedding_type=None, tie_word_embeddings=False, rope_theta=1e4)
 MULTIPLIERS = dict(embed_scale="embedding_multiplier", logits_scaling="logits_scaling")
 ONES = dict.fromkeys((*MULTIPLIERS.values(), "attention_multiplier", "residual_multiplier"), 1.0)
-EXPECTED = dict(hidden_act="silu", attention_bias=False, mamba_conv_bias=True, mamba_proj_bias=False)
+EXPECTED: dict[str, Any] = dict(hidden_act="silu", attention_bias=False, mamba_conv_bias=True, mamba_proj_bias=False)
 EXPECTED |= dict(normalization_function="rmsnorm")
 MAMBA = dict(heads="mamba_n_heads", groups="mamba_n_groups", state="mamba_d_state", conv="mamba_d_conv")
 

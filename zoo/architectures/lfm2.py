@@ -8,6 +8,7 @@ change of about 1e-6. Its config is from memory and the reference's defaults.
 from functools import partial
 from math import gcd
 from reprlib import repr as brief
+from typing import Any
 
 from zoo.blocks import GLU, GQA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, pre
 from zoo.blocks.short_conv import ShortConv
@@ -58,14 +59,14 @@ def adjusted(width, multiplier=1.0, multiple=256):
     return width if multiplier is None else -(-int(multiplier * width) // multiple) * multiple
 
 
-RULE = dict(block_auto_adjust_ff_dim=True, block_ffn_dim_multiplier=1.0, block_multiple_of=256)
+RULE: dict[str, Any] = dict(block_auto_adjust_ff_dim=True, block_ffn_dim_multiplier=1.0, block_multiple_of=256)
 DENSE = ModelType("lfm2", defaults=RULE | dict(intermediate_size=12_288, layer_types=None))
-EXPERTS = dict(intermediate_size=7168, moe_intermediate_size=1792, num_dense_layers=2, num_experts=32)
+EXPERTS: dict[str, Any] = dict(intermediate_size=7168, moe_intermediate_size=1792, num_dense_layers=2, num_experts=32)
 EXPERTS |= dict(num_experts_per_tok=4, routed_scaling_factor=1.0)
 SPARSE = ModelType("lfm2_moe", defaults=EXPERTS)
 DEFAULTS = dict(num_key_value_heads=8, head_dim=None, max_position_embeddings=128_000, norm_eps=1e-5)
 DEFAULTS |= dict(conv_L_cache=3, rope_theta=1e6, tie_word_embeddings=True)
-EXPECTED = dict(conv_bias=False, block_use_swiglu=True, use_pos_enc=True)
+EXPECTED: dict[str, Any] = dict(conv_bias=False, block_use_swiglu=True, use_pos_enc=True)
 KINDS = ("conv", "full_attention")
 ROUTED = dict(experts="num_experts", k="num_experts_per_tok", hidden="moe_intermediate_size")
 # Of fresh weights.

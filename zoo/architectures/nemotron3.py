@@ -6,6 +6,7 @@ The reference lengthens Mamba-2's time steps to `time_step_min`, in passes of se
 """
 
 from reprlib import repr as brief
+from typing import Any
 
 from zoo.blocks import GQA, MLP, GroupedSigmoidTopK, Layer, MoE, NoPE, ReLUSquared, RMSNorm, pre
 from zoo.blocks.mamba2 import Mamba2
@@ -60,20 +61,21 @@ REMOTE = Remote(
     publishers=("nvidia",),
 )
 KIND = ModelType("nemotron_h", "NemotronHForCausalLM", remote=REMOTE)
-WIDTHS = dict(intermediate_size=21_504, max_position_embeddings=4096)
+WIDTHS: dict[str, Any] = dict(intermediate_size=21_504, max_position_embeddings=4096)
 WIDTHS |= dict(num_key_value_heads=8, head_dim=128, layer_norm_epsilon=1e-5)
 WIDTHS |= dict(mamba_num_heads=128, mamba_head_dim=64, n_groups=8, ssm_state_size=128, conv_kernel=4)
 WIDTHS |= dict(time_step_min=1e-3, n_routed_experts=8, moe_intermediate_size=7688, moe_latent_size=None)
 WIDTHS |= dict(moe_shared_expert_intermediate_size=7688, num_experts_per_tok=2, n_group=1, topk_group=1)
 LAYERS = dict(layers_block_type=None, hybrid_override_pattern="ME*-", routed_scaling_factor=1.0)
-EXPECTED = dict(attention_bias=False, mlp_bias=False, use_bias=False, mamba_proj_bias=False, use_conv_bias=True)
+EXPECTED: dict[str, Any] = dict(attention_bias=False, mlp_bias=False, use_bias=False)
+EXPECTED |= dict(mamba_proj_bias=False, use_conv_bias=True)
 EXPECTED |= dict(mlp_hidden_act="relu2", mamba_hidden_act="silu", mamba_ssm_cache_dtype="float32")
 EXPECTED |= dict(norm_topk_prob=True, n_shared_experts=1, sliding_window=None, tie_word_embeddings=False)
 EXPECTED |= dict(residual_in_fp32=False)
 MODEL = dict(vocab="vocab_size", dim="hidden_size", context="max_position_embeddings")
 MAMBA = dict(heads="mamba_num_heads", head_dim="mamba_head_dim", groups="n_groups", state="ssm_state_size")
 MAMBA |= dict(conv="conv_kernel", eps="layer_norm_epsilon")
-HEADS = dict(heads="num_attention_heads", head_dim="head_dim")
+HEADS: dict[str, Any] = dict(heads="num_attention_heads", head_dim="head_dim")
 ROUTER = dict(k="num_experts_per_tok", groups="n_group", keep="topk_group", scale="routed_scaling_factor")
 # Of the kernels, of fresh weights, of several tokens at once, and of what attention does not have.
 UNUSED = (
@@ -89,7 +91,7 @@ def from_hf(config: Config) -> Decoder:
     eps, pattern = config.number("layer_norm_epsilon"), _pattern(config)
     config.neutral(norm_eps=eps)
     mamba = Mamba2(**config.typed(Mamba2, **MAMBA), min_step=config.number("time_step_min"))
-    heads = config.integers(**HEADS)
+    heads: dict[str, Any] = config.integers(**HEADS)
     attn = GQA(kv_heads=config.optional("num_key_value_heads") or heads["heads"], rope=NoPE(), **heads)
     moe = mixture(
         config.integer("n_routed_experts"),
@@ -122,7 +124,7 @@ def to_hf(spec: Decoder) -> ConfigFields:
     moe = first(spec, MoE)
     mlp = next((layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, MLP)), None)
     config = {"model_type": "nemotron_h"} | EXPECTED | {ours: getattr(spec, name) for name, ours in MODEL.items()}
-    kinds = {kind: letter for letter, kind in LETTERS.items()}
+    kinds: dict[Any, str] = {kind: letter for letter, kind in LETTERS.items()}
     letters = (kinds.get(type(layer.mixer or layer.feed_forward), "?") for layer in spec.layers)
     config["hybrid_override_pattern"] = "".join(letters)
     config |= {"num_hidden_layers": len(spec.layers), "layer_norm_epsilon": float(spec.norm.eps)}

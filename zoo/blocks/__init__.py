@@ -13,6 +13,7 @@ from zoo.blocks.gqa import *
 from zoo.blocks.indexer import *
 from zoo.blocks.kimi_delta_attention import *
 from zoo.blocks.layer import *
+from zoo.blocks.layer_scale import *
 from zoo.blocks.mamba2 import *
 from zoo.blocks.mla import *
 from zoo.blocks.mlp import *

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from zoo.blocks.norms import Norm
 from zoo.blocks.positions import Position, Temperature
 from zoo.core.attention import attention
-from zoo.core.forward_context import ForwardContext, LayerCache
+from zoo.core.forward_context import ForwardContext, LayerCache, Mask
 from zoo.core.linear import Linear
 from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, Window, linear_flops, linear_params
 from zoo.registry import Alias, Mixer, Spec
@@ -28,7 +28,9 @@ class GQA(Mixer):
     scores, head_dim**-0.5 if None. `bias`: on all four projections, or on those of queries, keys and values. `sinks`:
     one learned logit per head in the softmax, without a value. `gate`: the output is multiplied by the sigmoid of a
     projection of x, one number an element or one a head (Qiu et al. 2025, "Gated Attention", section 2.2). `cap`:
-    scores x become cap * tanh(x / cap). `temperature` multiplies the queries.
+    scores x become cap * tanh(x / cap). `temperature` multiplies the queries. `v_norm` normalises the values of each
+    head. `keys_as_values`: values are the keys before their norm and rotation, without a projection of their own
+    (Gemma 4).
     """
 
     heads: int
@@ -46,6 +48,8 @@ class GQA(Mixer):
     gate: Literal["element", "head"] | None = None
     cap: float | None = None
     temperature: Temperature | None = None
+    v_norm: Norm | None = None
+    keys_as_values: bool = False
 
     aliases: ClassVar = {
         "MHA": Alias(lambda attn: attn.kv_heads == attn.heads, sets={"kv_heads": lambda values: values["heads"]}),
@@ -57,6 +61,7 @@ class GQA(Mixer):
         self.require(self.heads % self.kv_heads == 0, f"kv_heads={self.kv_heads} must divide heads={self.heads}")
         self.require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even: rotation pairs its halves")
         self.require(not (self.window and self.chunk), f"window={self.window} and chunk={self.chunk}: give one of them")
+        self.require(not (self.v_dim and self.keys_as_values), f"v_dim={self.v_dim}, but keys are values")
 
     def build(self, dim: int) -> nn.Module:
         return _GQA(self, dim)
@@ -80,11 +85,14 @@ class GQA(Mixer):
             "v": (dim, kv * self.value_dim, qkv_bias),
             "o": (out, dim, self.bias is True),
         }
+        if self.keys_as_values:
+            del found["v"]
         return found | ({"gate": (dim, self.heads if self.gate == "head" else out, False)} if self.gate else {})
 
     def param_breakdown(self, dim: int) -> Breakdown:
         projections = sum(linear_params(*each) for each in self.projections(dim).values())
-        norms = sum(self.qk_norm.params(width) for width in self._norm_widths()) if self.qk_norm else 0
+        norms = sum(self.qk_norm.params(width) for width in self._norm_widths().values()) if self.qk_norm else 0
+        norms += self.v_norm.params(self.value_dim) if self.v_norm else 0
         return {"attn": projections + (self.heads if self.sinks else 0), "norm": norms}
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
@@ -113,11 +121,14 @@ class GQA(Mixer):
     def options(self) -> list[str]:
         """In words, whatever is not the number of heads and their width."""
         no_weight = " without weight" if self.qk_norm and not self.qk_norm.params(1) else ""
+        v_weight = " without weight" if self.v_norm and not self.v_norm.params(1) else ""
         parts = [
             f"values of {self.v_dim}" if self.v_dim else "",
+            "values are the raw keys" if self.keys_as_values else "",
             self.rope.describe(),
             self.reach.describe() if self.reach.limit else "",
             f"QK-norm{no_weight} per {self.qk_norm_over}" if self.qk_norm else "",
+            f"V-norm{v_weight}" if self.v_norm else "",
             *self.scale_words(),
             f"scores capped at {self.cap:g}" if self.cap else "",
             self.temperature.describe() if self.temperature else "",
@@ -131,11 +142,11 @@ class GQA(Mixer):
         """The scale in words, where it is not the usual one."""
         return [f"scale {self.scale**-2:.4g}^-1/2"] if self.scale else []
 
-    def _norm_widths(self) -> tuple[int, int]:
+    def _norm_widths(self) -> dict[str, int]:
         """Elements that the norms of queries and of keys average over."""
         if self.qk_norm_over == "projection":
-            return self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return self.head_dim, self.head_dim
+            return {"q": self.heads * self.head_dim, "k": self.kv_heads * self.head_dim}
+        return {"q": self.head_dim, "k": self.head_dim}
 
 
 class _GQA(nn.Module):
@@ -145,25 +156,36 @@ class _GQA(nn.Module):
         super().__init__()
         self.spec = spec
         self.scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
-        widths = spec.projections(dim)
-        self.q, self.k, self.v, self.o = (Linear(*widths[name]) for name in ("q", "k", "v", "o"))
+        widths, norm_widths = spec.projections(dim), spec._norm_widths()
+        self.q = Linear(*widths["q"])
+        self.k, self.v = (Linear(*widths[name]) if name in widths else None for name in ("k", "v"))
+        self.o = Linear(*widths["o"])
         self.gate = Linear(*widths["gate"]) if spec.gate else None
-        norms = [spec.qk_norm.build(width) if spec.qk_norm else nn.Identity() for width in spec._norm_widths()]
-        self.q_norm, self.k_norm = norms
+        self.q_norm, self.k_norm = (
+            spec.qk_norm.build(norm_widths[name]) if spec.qk_norm and name in norm_widths else nn.Identity()
+            for name in ("q", "k")
+        )
+        self.v_norm = spec.v_norm.build(spec.value_dim) if spec.v_norm else nn.Identity()
         self.sinks = nn.Parameter(torch.empty(spec.heads)) if spec.sinks else None
 
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
         q = self._positioned(self.q(x), self.q_norm, ctx)
-        k = self._positioned(self.k(x), self.k_norm, ctx)
-        v = self.v(x).unflatten(-1, (-1, self.spec.value_dim)).transpose(1, 2)
         if self.spec.temperature is not None:
             q = (q * ctx.tables[self.spec.temperature, 1]).to(q.dtype)
-        k, v, mask = cache.append(ctx, k, v)
+        k, v, mask = self.keys_and_values(x, ctx, cache)
         out = attention(q, k, v, mask, self.scale, self.sinks, self.spec.cap).transpose(1, 2)
         if self.gate is not None:  # (b, t, h * w) or, by head, (b, t, h * 1)
             out = out * torch.sigmoid(self.gate(x)).unflatten(-1, (self.spec.heads, -1))
         return self.o(out.flatten(2))
+
+    def keys_and_values(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> tuple[Tensor, Tensor, Mask]:
+        """(b, t, dim) -> the keys (b, g, s, d) and values (b, g, s, w) to attend over, and their mask."""
+        assert self.k is not None
+        raw = self.k(x)
+        v = (raw if self.v is None else self.v(x)).unflatten(-1, (-1, self.spec.value_dim)).transpose(1, 2)
+        k, v, mask = cache.append(ctx, self._positioned(raw, self.k_norm, ctx), self.v_norm(v))
+        return k, v, mask
 
     def _positioned(self, x: Tensor, norm: nn.Module, ctx: ForwardContext) -> Tensor:
         """(b, t, h * d) -> (b, h, t, d), normalised and rotated."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from zoo.blocks.layer_scale import LayerScale
 from zoo.blocks.norms import Norm
 from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.costs import Breakdown, CacheSpec, sum_breakdowns
@@ -162,10 +163,11 @@ PLACEMENTS = {"pre": pre, "olmo": olmo, "sandwich": sandwich, "post": post}
 
 @dataclass(frozen=True)
 class Layer(Composite):
-    """Attention, then feed-forward; or one of them alone (Nemotron-H)."""
+    """Attention, then feed-forward; or one of them alone (Nemotron-H). The `output_scale` comes last (Gemma 4)."""
 
     attn: Branch | PostNorm | None
     ffn: Branch | PostNorm | None
+    output_scale: LayerScale | None = None
 
     def check(self) -> None:
         self.require(bool(self.attn or self.ffn), "a layer needs attn, ffn, or both")
@@ -212,7 +214,8 @@ class Layer(Composite):
         return self.mixer.tables() if self.mixer else ()
 
     def describe(self) -> str:
-        return "; ".join(branch.describe() for _, branch in self.branches())
+        parts = [branch.describe() for _, branch in self.branches()]
+        return "; ".join([*parts, self.output_scale.describe()] if self.output_scale else parts)
 
 
 class _Layer(nn.Module):
@@ -220,9 +223,12 @@ class _Layer(nn.Module):
         super().__init__()
         self.attn = spec.attn.build(dim) if spec.attn else None
         self.ffn = spec.ffn.build(dim) if spec.ffn else None
+        self.output_scale = spec.output_scale.build(dim) if spec.output_scale else None
 
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
         if self.attn is not None:
             x = self.attn(x, ctx, cache)
-        return x if self.ffn is None else self.ffn(x, ctx)
+        if self.ffn is not None:
+            x = self.ffn(x, ctx)
+        return x if self.output_scale is None else self.output_scale(x)

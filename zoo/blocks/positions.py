@@ -22,6 +22,7 @@ __all__ = [
     "LogTemperature",
     "NoPE",
     "Position",
+    "ProportionalRoPE",
     "RoPE",
     "Scaling",
     "Temperature",
@@ -171,7 +172,7 @@ class RoPE(Position):
         return int(width * self.fraction)
 
     def table(self, positions: Tensor, width: int) -> Table | None:
-        angles = positions.float()[:, None] * _frequencies(self, self.rotated(width), positions.device)
+        angles = positions.float()[:, None] * _frequencies(self, width, positions.device)
         cos, sin = angles.cos(), angles.sin()
         if self.scaling and self.scaling.gain != 1.0:
             cos, sin = cos * self.scaling.gain, sin * self.scaling.gain
@@ -191,6 +192,34 @@ class RoPE(Position):
         scaling = f" ({self.scaling.describe()})" if self.scaling else ""
         fraction = f" on {self.fraction:g} of the width" if self.fraction < 1 else ""
         return f"RoPE {format_count(self.theta)}{fraction}{scaling}"
+
+    def frequencies(self, width: int) -> Tensor:
+        """(rotated / 2,) radians per token for heads of this width, highest first.
+
+        Computed in float32, as in the released models: a more exact power would differ by a hundredth of a radian at
+        position 100,000. Computed on the CPU, so equal on every device.
+        """
+        rotated = self.rotated(width)
+        exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device="cpu") / rotated
+        frequencies = 1.0 / self.theta**exponents
+        return self.scaling.scale(frequencies, self.theta) if self.scaling else frequencies
+
+
+@dataclass(frozen=True)
+class ProportionalRoPE(RoPE):
+    """RoPE on the whole width, of whose pairs (i, i + width/2) the leading `fraction` rotates, each by the angle that
+    it has where all rotate: theta^(-2i / width). The rest, the slowest, have no position (Gemma 4)."""
+
+    def rotated(self, width: int) -> int:
+        return width
+
+    def frequencies(self, width: int) -> Tensor:
+        frequencies = super().frequencies(width)
+        frequencies[int(self.fraction * width // 2) :] = 0.0
+        return frequencies
+
+    def describe(self) -> str:
+        return f"proportional {super().describe()}"
 
 
 @dataclass(frozen=True)
@@ -249,22 +278,12 @@ _KEPT: dict[tuple[RoPE, int, torch.device], Tensor] = {}
 
 
 def _frequencies(rope: RoPE, width: int, device: torch.device) -> Tensor:
-    """(width / 2,) radians per token, computed once. A tensor made while a compiler or torch.export traces holds no
-    values, and is not kept."""
+    """`rope.frequencies(width)`, computed once. A tensor made while a compiler or torch.export traces holds no values,
+    and is not kept."""
     frequencies = _KEPT.get((rope, width, device))
     if frequencies is None:
-        frequencies = _computed_frequencies(rope, width).to(device)
+        with torch.inference_mode(False):  # so that later passes with gradients can use them
+            frequencies = rope.frequencies(width).to(device)
         if type(frequencies) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference(frequencies):
             _KEPT[rope, width, device] = frequencies
     return frequencies
-
-
-def _computed_frequencies(rope: RoPE, width: int) -> Tensor:
-    """Computed in float32, as in the released models: a more exact power would differ by a hundredth of a
-    radian at position 100,000. Computed on the CPU, so equal on every device."""
-    with torch.inference_mode(False):  # so that later passes with gradients can use them
-        exponents = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
-        frequencies = 1.0 / rope.theta**exponents
-        if rope.scaling:
-            frequencies = rope.scaling.scale(frequencies, rope.theta)
-        return frequencies

@@ -69,8 +69,8 @@ NEUTRAL: dict[str, Any] = {
 # A multimodal wrapper's own fields: the text part is read, the vision part is not built.
 VISION = frozenset(
     """
-    mm_tokens_per_image multimodal_projector_bias projector_hidden_act spatial_merge_size text_config vision_config
-    vision_feature_layer
+    audio_config mm_tokens_per_image multimodal_projector_bias projector_hidden_act spatial_merge_size text_config
+    vision_config vision_feature_layer
     """.split()
 )
 

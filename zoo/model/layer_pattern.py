@@ -8,14 +8,13 @@ from zoo.model.decoder import Decoder
 
 
 def labels(spec: Decoder) -> list[str]:
-    """A short name for each distinct layer, in order of appearance: the aspects in which they differ."""
+    """A short name for each distinct layer, in order of appearance: the aspects that tell them apart."""
     kinds = list(dict.fromkeys(spec.layers))
-    differing: list[list[str]] = []
+    names = [""] * len(kinds)
     for aspect in ASPECTS:
-        values = [aspect(layer) for layer in kinds]
-        if len(set(values)) > 1 or len(kinds) == 1:
-            differing.append(values)
-        names = [", ".join(parts) for parts in zip(*differing, strict=True)]
+        longer = [", ".join(filter(None, (name, aspect(layer)))) for name, layer in zip(names, kinds, strict=True)]
+        if len(set(longer)) > len(set(names)) or len(kinds) == 1:
+            names = longer
         if len(set(names)) == len(kinds):
             return names
     return [f"kind {i + 1}" for i in range(len(kinds))]
@@ -36,7 +35,8 @@ ASPECTS: tuple[Callable[[Layer], str], ...] = (
     lambda layer: " ".join(type(node).__name__ for node in layer.walk() if node.role == "rope"),
     _mixer,
     lambda layer: type(layer.ffn.block).__name__ if layer.ffn else "no feed-forward",
-    lambda layer: " ".join(branch.placement for _, branch in layer.branches()),
+    lambda layer: layer.attn.placement if layer.attn else "",
+    lambda layer: layer.ffn.placement if layer.ffn else "",
 )
 
 

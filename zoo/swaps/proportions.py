@@ -54,10 +54,18 @@ class Proportions:
             new["latent"] = max(1, round(held["latent"] * self.dim / self.full.dim))
         if {"heads", "kv_heads", "head_dim"} <= held.keys():
             new |= grouped_heads(held, self.full.dim, self.dim)
+        if {"heads", "head_dim", "groups", "state"} <= held.keys():
+            new |= state_space_heads(held, self.full.dim, self.dim)
+        if held.get("channels"):
+            new["channels"] = max(1, round(held["channels"] * self.dim / self.full.dim))
         if {"heads", "nope_dim", "rope_dim", "v_dim"} <= held.keys():
             new |= latent_heads(held, self.full.dim, self.dim)
             if "indexer" in held:
                 new["indexer"] = self._indexer(held["indexer"], held, new)
+        if {"key_heads", "value_heads", "key_dim", "value_dim"} <= held.keys():
+            new |= key_and_value_heads(held, self.full.dim, self.dim)
+        elif {"heads", "head_dim"} <= held.keys() and not {"kv_heads", "groups"} & held.keys():
+            new |= plain_heads(held, self.full.dim, self.dim)
         if held.get("scale") and "heads" in held:
             new["scale"] = score_scale(held, new)
         if "experts" in held:
@@ -147,6 +155,37 @@ def latent_heads(held: Fields, full_dim: int, dim: int) -> Fields:
             new[name] = min(dim, max(1, round(held[name] * unit / held["nope_dim"])))
     rotary = 2 * max(1, round(held["rope_dim"] * unit / held["nope_dim"] / 2))
     return new | {"rope_dim": rotary, "heads": max(1, round(width / new["v_dim"]))}
+
+
+def state_space_heads(held: Fields, full_dim: int, dim: int) -> Fields:
+    """heads, head_dim, groups and state of Mamba-2 at width `dim`: heads that together are a multiple of the model's
+    width stay one, several still share a group, and a state is as large relative to a head."""
+    times, unit = held["heads"] * held["head_dim"] / full_dim, head_width(dim)
+    if times == int(times):
+        widths = [width for width in range(1, int(times) * dim + 1) if int(times) * dim % width == 0]
+        head_dim = min(widths, key=lambda width: abs(log2(width / unit)))
+        heads = int(times) * dim // head_dim
+    else:
+        head_dim, heads = unit, max(1, round(times * dim / unit))
+    most = max(1, heads // 2) if held["groups"] < held["heads"] else heads
+    groups = next(number for number in range(min(held["groups"], most), 0, -1) if heads % number == 0)
+    state = max(1, round(held["state"] * head_dim / held["head_dim"]))
+    return {"heads": heads, "head_dim": head_dim, "groups": groups, "state": state}
+
+
+def key_and_value_heads(held: Fields, full_dim: int, dim: int) -> Fields:
+    """Heads of a recurrence and their widths at width `dim`: as many values share a key as at `full_dim`."""
+    unit, shared = head_width(dim), held["value_heads"] // held["key_heads"]
+    width = dim * min(held["value_heads"] * held["value_dim"] / full_dim, MAX_WIDTH)
+    keys = max(1, round(width / (shared * unit)))
+    key_dim = max(1, round(held["key_dim"] * unit / held["value_dim"]))
+    return {"key_heads": keys, "value_heads": shared * keys, "key_dim": key_dim, "value_dim": unit}
+
+
+def plain_heads(held: Fields, full_dim: int, dim: int) -> Fields:
+    """heads and head_dim at width `dim`, of a recurrence whose keys and values are equally wide."""
+    width = dim * min(held["heads"] * held["head_dim"] / full_dim, MAX_WIDTH)
+    return {"heads": max(1, round(width / head_width(dim))), "head_dim": head_width(dim)}
 
 
 def score_scale(held: Fields, new: Fields) -> float:

@@ -67,7 +67,8 @@ def aliased_kinds() -> dict[str, type[Spec]]:
 
 def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...]) -> Spec:
     """The block that `call` describes, in the place of `old`. Fields that it does not give come from `old`, then from
-    the first block of the same kind in `around`, then from the kind's defaults.
+    the first block of the same kind in `around`, then from the kind's defaults; those without a default from the first
+    block of the same role that has them.
 
     Raises UsageError for fields that are unknown or missing, SpecError where they contradict each other.
     """
@@ -84,6 +85,9 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...]) -> Spec
         if name in names:
             previous = values.get(name) if isinstance(values.get(name), Spec) else None
             values[name] = rebuild(value, previous, near) if isinstance(value, BlockCall) else value
+    peers = [vars(node) for spec in near for node in spec.walk() if node.role == kind.role]
+    for name in required_fields(kind) - values.keys():
+        values |= next(({name: held[name]} for held in peers if name in held and accepts(kind, name, held[name])), {})
     _apply_alias(call, values)
     missing = [name for name in names if name in required_fields(kind) and name not in values]
     if missing:

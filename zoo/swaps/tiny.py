@@ -11,11 +11,12 @@ from zoo.model.decoder import Decoder
 TOY: dict[str, Any] = {"heads": 4, "kv_heads": 2, "hidden": 96, "window": 16, "chunk": 16, "original": 64, "step": 16}
 TOY |= {"experts": 8, "k": 3, "groups": 4, "keep": 2, "latent": 40, "state": 16, "channels": 64}
 TOY |= {"q_rank": 40, "kv_rank": 32, "nope_dim": 32, "rope_dim": 16, "v_dim": 24}
+TOY |= {"key_heads": 2, "value_heads": 4, "key_dim": 16, "value_dim": 24}
 TOY |= {"limit": 1.0, "cap": 1.0}  # low enough that toy activations reach them
 VOCAB, DIM, CONTEXT = 512, 64, 1024
 LOGIT_CAP = 8.0  # low enough that toy logits feel it, high enough that a toy can be sure of a token
 LOGITS_SCALING = 1.5  # low enough that toy logits reach 1
-WIDE_HEAD = 24  # head_dim where heads * head_dim is not dim
+WIDE_HEAD = 24  # head_dim where heads * head_dim is not dim: the narrowest of a model; each wider one is 8 wider
 
 
 def tiny(spec: Decoder) -> Decoder:
@@ -24,14 +25,15 @@ def tiny(spec: Decoder) -> Decoder:
     small = replace(spec, vocab=VOCAB, layers=spec.layers[: max(last + 1, 2)], context=CONTEXT)
     embed_scale = DIM**0.5 if spec.embed_scale == spec.dim**0.5 else spec.embed_scale
     logit_cap = min(spec.logit_cap, LOGIT_CAP) if spec.logit_cap else None
-    outside = dict(
-        embed_scale=embed_scale, logit_cap=logit_cap, logits_scaling=min(spec.logits_scaling, LOGITS_SCALING)
-    )
-    return replace(small.map(lambda part: _shrink(part, spec.dim)), dim=DIM, **outside)
+    capped = replace(small, logit_cap=logit_cap, logits_scaling=min(spec.logits_scaling, LOGITS_SCALING))
+    kinds: set[Any] = {part for layer in set(spec.layers) for part in layer.walk()}
+    heads = sorted({part.head_dim for part in kinds if hasattr(part, "kv_heads")})
+    return replace(capped.map(lambda part: _shrink(part, spec.dim, heads)), dim=DIM, embed_scale=embed_scale)
 
 
-def _shrink(spec: Any, dim: int) -> Any:
-    """`spec` with its sizes cut to TOY. What makes it its kind stays: MHA, MQA, heads * head_dim == dim."""
+def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
+    """`spec` with its sizes cut to TOY. What makes it its kind stays: MHA, MQA, heads * head_dim == dim, and which of
+    the widths of grouped `heads` is the wider."""
     values: dict[str, Any] = {field.name: getattr(spec, field.name) for field in fields(spec)}
     toy = {**TOY, **spec.toy}
     cut = {name: min(value, toy[name]) for name, value in values.items() if name in toy and value is not None}
@@ -41,7 +43,8 @@ def _shrink(spec: Any, dim: int) -> Any:
         cut["groups"] = min(cut["groups"], cut["heads"] // 2)  # Mamba-2: several heads still share a group
     if "head_dim" in values:
         square = values["heads"] * values["head_dim"] == dim and DIM % cut["heads"] == 0
-        cut["head_dim"] = DIM // cut["heads"] if square else WIDE_HEAD
+        wide = WIDE_HEAD + 8 * heads.index(values["head_dim"]) if values["head_dim"] in heads else WIDE_HEAD
+        cut["head_dim"] = DIM // cut["heads"] if square else wide
         times, rest = divmod(values["heads"] * values["head_dim"], dim)
         if "state" in values and not rest:  # Mamba-2: a multiple of the model's width stays one
             cut["head_dim"] = times * DIM // cut["heads"]
@@ -56,7 +59,7 @@ def _shrink(spec: Any, dim: int) -> Any:
         cut["temperature"] = replace(temperature, step=min(temperature.step, TOY["original"]))
     if cut.get("keep") == 1:
         cut["groups"] = min(cut["groups"], 2)  # so that one group has k experts to choose from
-    small = spec.map(lambda part: _shrink(part, dim), **cut)
+    small = spec.map(lambda part: _shrink(part, dim, heads), **cut)
     shared, expert = values.get("shared"), values.get("expert")
     if not isinstance(shared, FeedForward) or not isinstance(expert, FeedForward):
         return small

@@ -45,7 +45,9 @@ def test_figures_are_sums_over_the_layers(name: str) -> None:
     assert spec.flops(100, 7, logits=0) == sum(layer.flops(spec.dim, 100, 7) for layer in layers)
     assert spec.flops(100, 7) - spec.flops(100, 7, logits=0) == 7 * head
     assert spec.flops(100, 7, logits=1) - spec.flops(100, 7, logits=0) == head
-    assert spec.kv_bytes(100, batch=3, dtype=torch.float32) == 6 * spec.kv_bytes(100)
+    states = [state for layer in layers for state in layer.cache_spec().state if state.in_float32]
+    in_float32 = sum(state.nbytes(2) for state in states)  # in any dtype
+    assert spec.kv_bytes(100, batch=3, dtype=torch.float32) == 3 * (2 * spec.kv_bytes(100) - in_float32)
 
 
 @pytest.mark.parametrize("name", split(distinct(), [NAME]))

@@ -33,7 +33,8 @@ ONE = next(name for name in SPARSE if name.startswith("qwen3"))
 def test_each_router_hands_out_its_logits_and_its_choice(name: str) -> None:
     model = randomised(zoo.spec(name, tiny=True))
     tokens, inputs = tokens_of(model.spec, 2, 9), dict[int, Tensor]()
-    routers = [part.block.router for part in (layer.ffn for layer in model.layers) if hasattr(part.block, "router")]
+    blocks = [layer.ffn.block for layer in model.layers if layer.ffn is not None]
+    routers = [block.router for block in blocks if hasattr(block, "router")]
     for i, router in enumerate(routers):
         router.register_forward_pre_hook(lambda router, args, i=i: inputs.update({i: args[0]}))
     with recorded_routing() as recorded, routing(model, batch=2) as choices:
