@@ -37,14 +37,22 @@ def own(name: str, field: str) -> str:
     return family_of(name).names.get(field, field)
 
 
+def settled(name: str) -> set[str]:
+    """Config fields of the family of a preset that have one value for the values of others."""
+    return set(family_of(name).settled)
+
+
 def wrapped_names() -> list[str]:
     """The sizes whose text model is also published inside a multimodal one."""
     return [name for name, facts in published().items() if facts["config"]["model_type"] in WRAPPERS]
 
 
 def older(name: str, **changes: Any) -> dict[str, Any]:
-    """A preset's config as published, with some fields set."""
-    return deepcopy(published()[name]["config"]) | changes
+    """A preset's config as published, with some fields set. What newer files hold in rope_parameters is beside them."""
+    config = deepcopy(published()[name]["config"])
+    rope = config.pop("rope_parameters", {})
+    assert rope.get("rope_type", "default") == "default"
+    return config | {field: rope[field] for field in ("rope_theta", PARTIAL) if field in rope} | changes
 
 
 def newer(name: str, **changes: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ NAMED: dict[str, Changes] = {
     **dict.fromkeys((*SHAPES, *UNSEEN), lambda value: []),
     **dict.fromkeys(("window", "chunk"), lambda value: [value - 1, value + 1, None]),
     "step": lambda value: [value * 2],
-    "theta": lambda value: [value / 16],  # enough where few pairs rotate, and within few tokens
+    "theta": lambda value: [value**0.5],  # enough where two pairs rotate, and within few tokens
     "fraction": lambda value: [value / 2],
     "weight": lambda value: [False] if value else [],
     "low": lambda value: [value * 2, value / 4],  # Llama 4 Scout's tiny form has no pair of 1/2 to 1 turns

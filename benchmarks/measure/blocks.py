@@ -26,7 +26,9 @@ from zoo.blocks import (
     GatedDeltaNet,
     GeGLU,
     GroupedSigmoidTopK,
+    GroupedSoftmaxTopK,
     Indexer,
+    InputScaledTopK,
     LayerNorm,
     Mamba2,
     MoE,
@@ -126,6 +128,8 @@ def _feed_forward(dim: int) -> dict[str, Block]:
         "MoE, softmax": MoE(EXPERTS, expert, SoftmaxTopK(k=ACTIVE_EXPERTS)),
         "MoE, shared": MoE(EXPERTS, expert, grouped, shared=expert),
         "MoE, gated shared": MoE(EXPERTS, expert, grouped, shared=Gated(expert)),
+        "MoE, grouped softmax": MoE(EXPERTS, expert, GroupedSoftmaxTopK(ACTIVE_EXPERTS, groups=4, keep=2, scale=1.0)),
+        "MoE, input-scaled": MoE(EXPERTS, expert, InputScaledTopK(k=ACTIVE_EXPERTS)),
         "MLP, GELU": MLP(4 * dim),
         "MLP, squared ReLU": MLP(4 * dim, ReLUSquared()),
     }

@@ -23,10 +23,14 @@ class Family:
     """Config field -> its largest value in a toy config, beside those in `tests.reference.TOY`."""
     names: dict[str, str] = field(default_factory=dict)
     """The usual name of a config field, where this family has another: {"hidden_size": "n_embd"}."""
+    settled: tuple[str, ...] = ()
+    """Config fields that have one value for the values of others: how many layers there are where a list names each."""
     toy: Callable[[Config, Config, int], Config] = lambda config, full, layers: {}
     """(the toy config so far, the published one, how many layers) -> the fields of the toy config to set otherwise."""
     wrappers: dict[str, str] = field(default_factory=dict)
     """model_type of the text model -> that of the multimodal model around it."""
+    misnamed: dict[str, str] = field(default_factory=dict)
+    """Part of a tensor's name that the reference writes -> what released files, which it reads too, have there."""
     transposed: tuple[str, ...] = ()
     """Ends of the names of the reference's matrices that are multiplied as x @ W: their fan-in is the next to last
     side, where everyone else's is the last."""

@@ -22,10 +22,11 @@ from weights.matching import match
 from zoo.architectures import families
 from zoo.blocks import MoE
 from zoo.errors import MalformedError, NotAvailable, UsageError
-from zoo.hf.checkpoint_layout import FusedQKV, PairedRows, Rearranged
+from zoo.hf.checkpoint_layout import FusedQKV, PackedRows, PairedRows, Rearranged
 
 ROOT = Path(__file__).parents[2]
 Saved = Callable[[str], Path]
+ROWS = Rearranged | FusedQKV | PairedRows | PackedRows  # the rules that move or split what is stored
 DENSE, MIXED, LATENT, SANDWICH = "qwen3-0.6b", "qwen3-30b-a3b", "deepseek-v3-671b", "gemma3-4b"
 WRAPPED = (SANDWICH, "mistral-small-3.1-24b")
 
@@ -187,7 +188,7 @@ def test_parameters_share_the_pages_of_the_file(name: str, saved: Saved) -> None
     stacked = {key for key in copied if ".experts." in key and key.rpartition(".")[2] in experts}
     mappings = match(model.spec, dict(model.named_parameters()), folder.rules, folder.tensors)
     rules = {key: mapping.rule for mapping in mappings for key in mapping.module_names}
-    rearranged = {key for key, rule in rules.items() if isinstance(rule, Rearranged | FusedQKV | PairedRows)}
+    rearranged = {key for key, rule in rules.items() if isinstance(rule, ROWS)}
     assert copied == stacked | rearranged
     assert bool(stacked) == any(isinstance(layer.feed_forward, MoE) for layer in model.spec.layers)
 

@@ -17,8 +17,9 @@ from safetensors import safe_open
 
 import weights
 import zoo
-from tests.models import bound, randomised, tokens_of
+from tests.models import randomised, reference_bound, tokens_of
 from tests.presets import distinct, of_families, screen_by_family, split
+from tests.reference import family_of
 from tests.swapped import DESCRIBABLE, INDESCRIBABLE
 from tests.weights.checkpoints import read, read_index
 from weights import saving
@@ -58,7 +59,8 @@ def check_reference(folder: Path, model: Model) -> None:
     tokens = tokens_of(model.spec, 2, 80)
     with torch.no_grad():
         expected = reference.eval()(tokens).logits
-        assert (model(tokens) - expected).abs().max() <= bound(expected)
+        most = reference_bound(model.spec, reference, tokens, expected)
+        assert (model(tokens) - expected).abs().max() <= most
 
 
 @pytest.mark.parametrize("name", split(MODELS, [*of_families(), *DESCRIBABLE]))
@@ -92,8 +94,19 @@ def test_tensors_are_those_that_the_reference_stores(name: str, saved: Callable[
     weights.save(weights.load(saved(name)), tmp_path / "again")
     _, expected = read(saved(name))
     _, tensors = read(tmp_path / "again")
+    others = {other for other in distinct() if MODELS[other] == MODELS[name]} - {name}
+    if others:  # a model_type of equal models, which may store them otherwise
+        pytest.skip(f"its tiny form is that of {', '.join(others)}")
+    expected = {released_name(name, key): tensor for key, tensor in expected.items()}
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors.items())
+
+
+def released_name(name: str, key: str) -> str:
+    """The name of a tensor in released files, of one that the reference writes."""
+    for written, released in family_of(name).misnamed.items():
+        key = key.replace(written, released)
+    return key
 
 
 @pytest.mark.parametrize("name", [DENSE, LATENT])

@@ -85,6 +85,7 @@ def parity(
         zoo_to_float32=None if exact is None else compare(exact, runs.full),
         reference_to_float32=None if exact is None else compare(exact, runs.reference),
         has_routers=bool(experts["reference"]),
+        is_recurrent=any(layer.cache_spec().state for layer in spec.layers),
         rerouted=rerouted,
         parts=runs.parts,
     )

@@ -131,9 +131,9 @@ class FusedQKV(Rule):
 class PackedRows(Rule):
     """One stored tensor with the rows of all parameters, a group of heads after the other.
 
-    The mixer's field `groups` says how many groups there are. `sections` gives, of a mixer, the rows of each
-    parameter's sections in all groups together: a parameter holds a section of all groups, then the next section. A
-    group of the stored tensor holds its share of each section.
+    The mixer's field `groups` says how many groups there are. `sections` gives, of a mixer, how many rows each section
+    of each parameter has, in all groups together. A parameter holds one section of all groups, then the next. A group
+    of the stored tensor holds its share of every section.
     """
 
     groups: str

@@ -90,20 +90,26 @@ class Config(Fields):
         return given or dim // heads
 
     def rope(
-        self, kind: str | None = None, theta: str = "rope_theta", scaled: bool = True, fraction: float | None = None
+        self,
+        kind: str | None = None,
+        theta: str = "rope_theta",
+        scaled: bool = True,
+        fraction: float | None = None,
+        unread: Iterable[str] = (),
     ) -> RoPE:
         """The rotary encoding; that of the layers of a `kind` where each kind of layer has its own.
 
         Newer files hold `rope_parameters`, by kind of layer or for all layers. Older files hold the base under the name
         `theta`, and `rope_scaling`, which applies to `scaled` layers only. A field of the other spelling must be null
         or agree. `fraction` is the share of a head's width that is rotated where the file does not say one; None: it
-        must be all.
+        must be all. Fields `unread` are there and have no effect.
         """
         given = self._rope_fields()
         if self._newer and kind is not None:
             given = given.object(kind, given.defaults)
         elif not self._newer and not scaled:
             given = Fields({})
+        given.unused(*unread)
         inner = given.values.get("rope_theta")
         base = self.number(theta) if inner is None else given.number("rope_theta")
         if self.values.get(theta) in (None, base):
@@ -181,8 +187,10 @@ class Config(Fields):
 
 
 def layer_types(spec: Decoder) -> list[str]:
-    """The published name of each layer's reach: sliding_attention, chunked_attention, full_attention."""
-    return [layer.cache_spec().reach.layer_type for layer in spec.layers]
+    """The published name of each layer's reach: sliding_attention, chunked_attention, full_attention; of a layer that
+    keeps a state alone, linear_attention."""
+    caches = [layer.cache_spec() for layer in spec.layers]
+    return ["linear_attention" if c.state and not c.per_token else c.reach.layer_type for c in caches]
 
 
 def _scaling(given: Fields) -> Scaling | None:

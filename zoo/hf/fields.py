@@ -93,6 +93,12 @@ class Fields:
             self.inner[name] = Fields(value or self.defaults.get(name) or {}, defaults, f"{self.where}{name}.")
         return self.inner[name]
 
+    def spelled(self, *names: str) -> str:
+        """Of several names of one field, the first that is given, else the first. Others must agree with it."""
+        used = next((name for name in names if self.values.get(name) is not None), names[0])
+        self.unused(*(name for name in names if alike(self.values.get(name), self.values.get(used))))
+        return used
+
     def expect(self, **only: Any) -> None:
         """Fields with one supported value, which is also their default unless `defaults` has another."""
         for name, value in only.items():

@@ -63,6 +63,10 @@ class Proportions:
             new |= latent_heads(held, self.full.dim, self.dim)
             if "indexer" in held:
                 new["indexer"] = self._indexer(held["indexer"], held, new)
+        if {"key_heads", "value_heads", "key_dim", "value_dim"} <= held.keys():
+            new |= key_and_value_heads(held, self.full.dim, self.dim)
+        elif {"heads", "head_dim"} <= held.keys() and not {"kv_heads", "groups"} & held.keys():
+            new |= plain_heads(held, self.full.dim, self.dim)
         if held.get("scale") and "heads" in held:
             new["scale"] = score_scale(held, new)
         if "experts" in held:
@@ -169,6 +173,21 @@ def state_space_heads(held: Fields, full_dim: int, dim: int) -> Fields:
     state = max(1, round(held["state"] * head_dim / held["head_dim"]))
     least = held["min_step"] and MIN_STEP  # a model generates as it was trained
     return {"heads": heads, "head_dim": head_dim, "groups": groups, "state": state, "min_step": least}
+
+
+def key_and_value_heads(held: Fields, full_dim: int, dim: int) -> Fields:
+    """Heads of a recurrence and their widths at width `dim`: as many values share a key as at `full_dim`."""
+    unit, shared = head_width(dim), held["value_heads"] // held["key_heads"]
+    width = dim * min(held["value_heads"] * held["value_dim"] / full_dim, MAX_WIDTH)
+    keys = max(1, round(width / (shared * unit)))
+    key_dim = max(1, round(held["key_dim"] * unit / held["value_dim"]))
+    return {"key_heads": keys, "value_heads": shared * keys, "key_dim": key_dim, "value_dim": unit}
+
+
+def plain_heads(held: Fields, full_dim: int, dim: int) -> Fields:
+    """heads and head_dim at width `dim`, of a recurrence whose keys and values are equally wide."""
+    width = dim * min(held["heads"] * held["head_dim"] / full_dim, MAX_WIDTH)
+    return {"heads": max(1, round(width / head_width(dim))), "head_dim": head_width(dim)}
 
 
 def score_scale(held: Fields, new: Fields) -> float:

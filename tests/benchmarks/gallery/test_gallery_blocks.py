@@ -50,6 +50,7 @@ def test_text_mentions_every_kind_of_block() -> None:
         assert re.search(rf"\b{word}\b", text), word
 
 
+@pytest.mark.usefixtures("_eight_families")
 @pytest.mark.parametrize(
     ("word", "users"),
     [

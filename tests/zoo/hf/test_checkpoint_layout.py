@@ -9,9 +9,21 @@ import zoo
 from tests.presets import of_families, split
 from weights.matching import TensorMapping, match, skipped
 from zoo.architectures import families
+from zoo.blocks.gated_delta_net import GatedDeltaNet
 from zoo.catalog import allocate, sizes
 from zoo.errors import UsageError
-from zoo.hf.checkpoint_layout import COMMON, FusedQKV, LayerPrefix, PairedRows, Rearranged, Rule, Rules, Skipped
+from zoo.hf.checkpoint_layout import (
+    COMMON,
+    FusedQKV,
+    LayerPrefix,
+    PackedRows,
+    PairedRows,
+    Rearranged,
+    Rename,
+    Rule,
+    Rules,
+    Skipped,
+)
 
 
 def layout(name: str) -> Rules:
@@ -113,6 +125,27 @@ def test_rotary_pairs_of_rows_become_halves() -> None:
     layer = zoo.Layer(zoo.pre(norm, mla), zoo.pre(norm, zoo.GLU(4)))
     (rows,) = rule.read([torch.arange(10.0)[:, None].expand(10, 3)], layer)
     assert rows[:, 0].tolist() == [0, 1, 3, 2, 4, 5, 6, 8, 7, 9]
+
+
+def test_qwen3_next_packs_the_rows_of_a_group_of_heads() -> None:
+    """Two key heads of one row, three value heads of two rows for each: a group is query, key, values, gates."""
+    mixer = GatedDeltaNet(key_heads=2, value_heads=6, key_dim=1, value_dim=2, conv=2, norm=zoo.RMSNorm(1e-6))
+    layer = zoo.Layer(zoo.pre(zoo.RMSNorm(1e-6), mixer), None)
+    rule = PackedRows(("qkv", "gate"), "in", "key_heads", lambda mixer: (mixer.mixed_widths, (12,)))
+    stored = torch.arange(28)[:, None]  # 14 rows of each group
+    qkv, gate = rule.read([stored], layer)
+    assert qkv[:, 0].tolist() == [0, 14, 1, 15, *range(2, 8), *range(16, 22)]
+    assert gate[:, 0].tolist() == [*range(8, 14), *range(22, 28)]
+    assert torch.equal(rule.write([qkv, gate], layer)[0], stored)
+
+
+def test_a_rule_for_one_kind_of_mixer_leaves_the_others() -> None:
+    rules = (Rename("attn.block.o", "linear_attn.out_proj", mixer=GatedDeltaNet), *COMMON)
+    spec = zoo.spec("qwen3-next-80b-a3b", tiny=True)
+    outputs = [f"layers.{i}.attn.block.o.weight" for i in range(len(spec.layers))]
+    names = [name for mapping in match(spec, outputs, rules, stored=()) for name in mapping.checkpoint_names]
+    stored = ["linear_attn.out_proj", "linear_attn.out_proj", "linear_attn.out_proj", "self_attn.o_proj"]
+    assert names == [f"model.layers.{i}.{name}.weight" for i, name in enumerate(stored)]
 
 
 def test_pairs_of_all_rows_of_a_head_become_halves() -> None:

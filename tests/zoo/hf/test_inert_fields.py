@@ -16,13 +16,13 @@ from torch import Tensor
 
 import zoo
 from tests import toys
-from tests.configs import newer, older, partly_rotary, rotary, smallest, wrapped, wrapped_names
+from tests.configs import newer, older, own, partly_rotary, rotary, smallest, wrapped, wrapped_names
 from tests.reference import randomise
 from weights.reference.model import causal_class
 from zoo.architectures import families
 from zoo.catalog import family_of
 from zoo.errors import MalformedError
-from zoo.hf.config import PARTIAL
+from zoo.hf.config import COMMON, PARTIAL
 from zoo.hf.inert_fields import INERT, NEUTRAL, PATTERNS, VISION, alike, is_inert
 
 # What each ignored field is set to, beside what the groups below say: values that are not the usual ones, and that the
@@ -131,7 +131,8 @@ def test_a_full_dump_is_read_on_both_levels(name: str) -> None:
 @pytest.mark.parametrize("name", smallest())
 def test_what_no_pass_reads_is_ignored_in_any_value(name: str) -> None:
     """All at once, in each of their values."""
-    values = {field: [*VALUES.get(field, SOME), "x", {}, [1]] for field in (INERT | VALUES.keys()) - {"model_type"}}
+    read = {"model_type", *(own(name, field) for field in COMMON.values())}  # by this family, if by no other
+    values = {field: [*VALUES.get(field, SOME), "x", {}, [1]] for field in (INERT | VALUES.keys()) - read}
     for i in range(max(map(len, values.values()))):
         config = older(name, **{field: held[i % len(held)] for field, held in values.items()})
         assert zoo.from_hf(config) == zoo.spec(name)

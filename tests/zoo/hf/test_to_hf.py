@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zoo
-from tests.configs import older, own
+from tests.configs import older, own, settled
 from tests.presets import distinct, screen_by_family
 from tests.reference import published
 from tests.swapped import DESCRIBABLE, INDESCRIBABLE
@@ -34,8 +34,8 @@ def read_back(spec: zoo.Decoder) -> zoo.Decoder:
 def test_from_hf_inverts_to_hf(name: str, tiny: bool) -> None:
     spec = zoo.spec(name, tiny)
     assert read_back(spec) == spec
-    family = next(module for module in families().values() if name in module.SIZES)
-    assert zoo.to_hf(spec)["model_type"] in family.from_hf.model_types
+    same = [module for module in families().values() if any(zoo.spec(size, tiny) == spec for size in module.SIZES)]
+    assert zoo.to_hf(spec)["model_type"] in {known for module in same for known in module.from_hf.model_types}
 
 
 @pytest.mark.parametrize("name", published())
@@ -111,6 +111,10 @@ SOME = {
     **dict.fromkeys(("head_dim", "qk_rope_head_dim"), (2, 8, 24)),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (8, 16)),
     **dict.fromkeys(("first_k_dense_replace", "num_dense_layers"), (1, 2, 4)),
+    "linear_num_key_heads": [1, 2, 4],
+    "linear_attn_config": [
+        {"num_heads": 2, "head_dim": 8, "short_conv_kernel_size": 3, "full_attn_layers": [1, 3], "kda_layers": [2, 4]}
+    ],
     "num_experts_per_tok": [1, 2],
     "q_lora_rank": [None, 8],
     "partial_rotary_factor": [0.25, 0.75],
@@ -215,7 +219,7 @@ def test_every_field_alone(name: str) -> None:
         if not others:
             untouched.add(field)
     plan = {"layer_types", "num_hidden_layers"} if "layer_types" in config else set()  # they agree
-    allowed = ONE_VALUE | plan | getattr(family_of(config), "EXPECTED", {}).keys()
+    allowed = ONE_VALUE | plan | settled(name) | getattr(family_of(config), "EXPECTED", {}).keys()
     assert untouched <= allowed | ({"topk_group"} if config.get("n_group") == 1 else set())
 
 

@@ -66,3 +66,7 @@ def test_a_name_holds_what_differs_and_no_more() -> None:
     assert labels_of(layer(), layer(kv_heads=1), layer(kv_heads=4)) == ["GQA", "MQA", "MHA"]
     assert labels_of(layer(), layer(place=post)) == ["pre", "post"]
     assert labels_of(layer(hidden=8), layer(hidden=16)) == ["kind 1", "kind 2"]
+
+
+def test_an_aspect_that_tells_no_more_apart_is_left_out() -> None:
+    assert labels(spec("kimi-linear-48b-a3b")) == ["KDA, GLU", "KDA, MoE", "full, MoE"]

@@ -181,7 +181,7 @@ def test_experts(name: str) -> None:
     assert (after.experts, after.router.k) == (min(16, before.experts), 1 if before.router.scales_input else 2)
     assert (after.shared is None) == (before.shared is None)
     if after.shared:
-        assert after.shared.hidden / after.expert.hidden == before.shared.hidden / before.expert.hidden
+        assert after.shared.width / after.expert.width == before.shared.width / before.expert.width
     dense = [
         [layer.feed_forward.hidden for layer in each.layers if isinstance(layer.feed_forward, GLU)]
         for each in (full, spec)

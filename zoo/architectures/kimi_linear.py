@@ -1,0 +1,150 @@
+"""Kimi Linear (Kimi Team 2025). New here: three layers of Kimi Delta Attention, whose state decays by channel and does
+not grow, to one of latent attention, which has no positions: order comes from the recurrent layers."""
+
+from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, NoPE, RMSNorm, pre
+from zoo.blocks.kimi_delta_attention import KDA
+from zoo.hf.checkpoint_layout import GLU_NAMES, Rearranged, Rename, Stacked
+from zoo.hf.config import Config, ModelType, Remote, Size, layer_types, reads
+from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
+from zoo.model.decoder import Decoder
+
+STORED = {"decay.down": "f_a_proj", "decay.up": "f_b_proj", "gate.down": "g_a_proj", "gate.up": "g_b_proj"}
+STORED |= {"beta": "b_proj", "norm": "o_norm", "dt_bias": "dt_bias"}
+STORED |= {"q_conv": "q_conv1d", "k_conv": "k_conv1d", "v_conv": "v_conv1d"}
+STORED |= {"kv_down": "kv_a_proj_with_mqa", "kv_norm": "kv_a_layernorm", "kv_up": "kv_b_proj"}
+STORED |= {"q.down": "q_a_proj", "q.norm": "q_a_layernorm", "q.up": "q_b_proj"}
+MIXTURE = "block_sparse_moe."  # transformers writes the dense layer's tensors under this name too
+WEIGHTS = (
+    *(Rename(f"attn.block.{name}", f"self_attn.{stored}") for name, stored in STORED.items()),
+    Rearranged("attn.block.A_log", "self_attn.A_log", "1 1 heads 1 -> heads"),
+    Rename("ffn.block.router", f"{MIXTURE}gate"),
+    Rename("ffn.block.router.correction", f"{MIXTURE}gate.e_score_correction_bias"),
+    *(Rename(f"ffn.block.shared.{name}", f"{MIXTURE}shared_experts.{name}_proj") for name in GLU_NAMES),
+    *(Rename(f"ffn.block.{name}", f"{part}{name}_proj") for part in ("mlp.", MIXTURE) for name in GLU_NAMES),
+    Stacked("ffn.block.experts.gate", f"{MIXTURE}experts.{{e}}.w1.weight"),
+    Stacked("ffn.block.experts.up", f"{MIXTURE}experts.{{e}}.w3.weight"),
+    Stacked("ffn.block.experts.down", f"{MIXTURE}experts.{{e}}.w2.weight"),
+)
+
+
+def decoder(*, types, dense, linear, latent, hidden, moe, eps=1e-5, **rest):
+    """`types` names the mixer of each layer, the first `dense` of which have no experts."""
+    norm = RMSNorm(eps)
+    latents = RMSNorm(1e-6)  # whatever the config's eps
+    mixers = {"linear_attention": KDA(**linear, norm=norm), "full_attention": MLA(**latent, norm=latents, rope=NoPE())}
+    ffns = [GLU(hidden) if i < dense else moe for i in range(len(types))]
+    layers = tuple(Layer(pre(norm, mixers[name]), pre(norm, ffn)) for name, ffn in zip(types, ffns, strict=True))
+    return Decoder(layers=layers, norm=norm, **rest)
+
+
+REMOTE = Remote(
+    (
+        "configuration_kimi.KimiLinearConfig",
+        "modeling_kimi.KimiLinearModel",
+        "modeling_kimi.KimiLinearForCausalLM",
+    ),
+    publishers=("moonshotai",),
+)
+# The published names, and those that the reference writes.
+CONTEXT = "model_max_length", "max_position_embeddings"
+EXPERTS, SHARED = ("num_experts", "num_local_experts"), ("num_shared_experts", "n_shared_experts")
+K, GROUPS = ("num_experts_per_token", "num_experts_per_tok"), ("num_expert_group", "n_group")
+ROUTER = dict(keep="topk_group", scale="routed_scaling_factor")
+LINEAR = dict(heads=("num_heads", "linear_num_heads"), head_dim=("head_dim", "linear_head_dim"))
+LINEAR |= dict(conv=("short_conv_kernel_size", "linear_conv_kernel_dim"))
+LISTS = "full_attn_layers", "kda_layers"
+LATENT = dict(heads="num_attention_heads", q_rank="q_lora_rank", kv_rank="kv_lora_rank")
+LATENT |= dict(nope_dim="qk_nope_head_dim", rope_dim="qk_rope_head_dim", v_dim="v_head_dim")
+DEFAULTS = dict(rms_norm_eps=1e-5, routed_scaling_factor=2.446, q_lora_rank=None, tie_word_embeddings=False)
+DEFAULTS |= dict(num_key_value_heads=32, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128)
+DEFAULTS |= dict(linear_num_heads=32, linear_head_dim=128, linear_conv_kernel_dim=4, model_max_length=1_048_576)
+DEFAULTS |= dict(num_experts=256, num_shared_experts=1, num_experts_per_token=8, num_expert_group=1, topk_group=1)
+DEFAULTS |= dict(moe_intermediate_size=1024, first_k_dense_replace=1)
+EXPECTED = dict(hidden_act="silu", mla_use_nope=True, moe_layer_freq=1)
+EXPECTED |= dict(moe_router_activation_func="sigmoid", moe_renormalize=True, use_grouped_topk=True)
+
+
+@reads(ModelType("kimi_linear", remote=REMOTE), **DEFAULTS)
+def from_hf(config: Config) -> Decoder:
+    shape = config.common(context=config.spelled(*CONTEXT))
+    config.expect(**EXPECTED, norm_topk_prob=True, attention_bias=False)
+    config.expect(num_key_value_heads=shape.pop("heads"))
+    config.unused("head_dim", "qk_head_dim")  # attention has widths of its own
+    config.unused("rope_theta", "rope_scaling", "rope_parameters")  # and no positions
+    router = dict(k=config.spelled(*K), groups=config.spelled(*GROUPS), **ROUTER)
+    width, shared = config.integer("moe_intermediate_size"), config.integer(config.spelled(*SHARED))
+    shape["moe"] = MoE(
+        config.integer(config.spelled(*EXPERTS)),
+        GLU(width),
+        GroupedSigmoidTopK(**config.typed(GroupedSigmoidTopK, **router)),
+        shared=GLU(shared * width),
+    )
+    layers = shape.pop("layers")
+    shape |= dict(
+        types=_mixers(config, layers), dense=_dense(config, layers), hidden=config.integer("intermediate_size")
+    )
+    return decoder(**shape, linear=_linear(config), latent=config.typed(MLA, **LATENT))
+
+
+def _linear(config):
+    """The sizes of the recurrent layers: those of `linear_attn_config` come before the fields beside it."""
+    inner, sizes = config.object("linear_attn_config"), {}
+    for field, (name, beside) in LINEAR.items():
+        sizes[field] = inner.integer(name) if name in inner.values else config.integer(beside)
+        if config.values.get(beside) in (None, sizes[field]):
+            config.unused(beside)
+    return sizes
+
+
+def _mixers(config, layers):
+    """The type of each layer: by `layer_types`, or by two lists of numbers of layers, counted from one."""
+    inner = config.object("linear_attn_config")
+    inner.unused(*LISTS)
+    full, recurrent = (inner.values.get(name) for name in LISTS)
+    types = ["full_attention" if i and i % 4 == 0 else "linear_attention" for i in range(layers)]
+    if full is not None and recurrent is not None:
+        numbers = [*full, *recurrent] if isinstance(full, list) and isinstance(recurrent, list) else []
+        if not all(isinstance(each, int) for each in numbers) or sorted(numbers) != list(range(1, layers + 1)):
+            raise inner.error(f"{' and '.join(LISTS)} must hold each number from 1 to {layers} once")
+        types = ["full_attention" if i + 1 in full else "linear_attention" for i in range(layers)]
+    return config.plan("layer_types", ("linear_attention", "full_attention"), types)
+
+
+def _dense(config, layers):
+    """How many layers come before the first with experts."""
+    number = config.integer("first_k_dense_replace", most=layers)
+    kinds = config.plan("mlp_layer_types", ("dense", "sparse"), ["dense"] * number + ["sparse"] * (layers - number))
+    dense = [*kinds, "sparse"].index("sparse")
+    config.agrees("mlp_layer_types", ["dense"] * dense + ["sparse"] * (layers - dense))
+    return dense
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    moe, types = first(spec, MoE), layer_types(spec)
+    config = {"model_type": "kimi_linear"} | EXPECTED | common_fields(spec, context=CONTEXT[0])
+    config |= fields_of(spec, MLA, **LATENT) | fields_of(spec, MLA, heads="num_key_value_heads")
+    config |= fields_of(spec, GLU, hidden="intermediate_size")
+    names = {field: name for field, (name, _) in LINEAR.items()}
+    if recurrent := fields_of(spec, KDA, **names):
+        full = [i + 1 for i, name in enumerate(types) if name == "full_attention"]
+        rest = [i + 1 for i, name in enumerate(types) if name != "full_attention"]
+        config["linear_attn_config"] = recurrent | dict(zip(LISTS, (full, rest), strict=True))
+    sparse = [first(layer, MoE) is not None for layer in spec.layers]
+    config["first_k_dense_replace"] = [*sparse, True].index(True) or 1
+    if moe:
+        config |= {EXPERTS[0]: moe.experts, "moe_intermediate_size": moe.expert.width}
+    if moe and moe.shared:  # its width is a multiple of a routed expert's
+        config[SHARED[0]] = moe.shared.width // moe.expert.width or 1
+    return config | fields_of(spec, GroupedSigmoidTopK, k=K[0], groups=GROUPS[0], **ROUTER)
+
+
+_LATENT = dict(heads=32, q_rank=None, kv_rank=512, nope_dim=128, rope_dim=64, v_dim=128)
+_MOE = MoE(256, GLU(1024), GroupedSigmoidTopK(k=8, groups=1, keep=1, scale=2.446), shared=GLU(1024))
+_TYPES = ["full_attention" if i % 4 == 3 or i == 26 else "linear_attention" for i in range(27)]
+_48B = decoder(
+    **dict(dim=2304, types=_TYPES, dense=1, linear=dict(heads=32, head_dim=128, conv=4), latent=_LATENT),
+    **dict(hidden=9216, moe=_MOE, vocab=163_840, context=1_048_576),
+)
+SIZES = {
+    "kimi-linear-48b-a3b": Size("moonshotai/Kimi-Linear-48B-A3B-Instruct", 49_122_681_728, _48B, released="2025-10")
+}
