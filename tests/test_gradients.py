@@ -59,7 +59,8 @@ def case(name: str, saved: Callable[[str], Path], tmp_path_factory: pytest.TempP
     loss = next_token_loss(reference(tokens).logits, tokens)
     loss.backward()
     recurrent = any(layer.cache_spec().state for layer in zoo.spec(name, tiny=True).layers)
-    near = max(NEAR, rounding(toys.reference(name), reference, tokens)) if recurrent else NEAR
+    # Of a recurrence the reference's sums over tokens are in another order, too.
+    near = max(3 * NEAR, rounding(toys.reference(name), reference, tokens)) if recurrent else NEAR
     with torch.no_grad():
         for parameter in reference.parameters():  # what chooses tokens has no gradient
             parameter.copy_(torch.zeros(()) if parameter.grad is None else parameter.grad)

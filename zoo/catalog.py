@@ -37,14 +37,18 @@ def best_known(family: str) -> str:
 
 def resolve(name: str) -> str:
     """A preset, a family (its smallest size) or a preset's hub id -> the preset's name. Raises UsageError otherwise."""
-    folded = name.lower().replace("_", "-")
-    known = {preset: preset for preset in sizes()}
-    known |= {size.hub.lower().replace("_", "-"): preset for preset, size in sizes().items()}
+    known = {_folded(preset): preset for preset in sizes()}
+    known |= {_folded(size.hub): preset for preset, size in sizes().items()}
     for family, module in families().items():
-        known.setdefault(family, min(module.SIZES, key=lambda preset: module.SIZES[preset].params))
-    if folded not in known:
+        known.setdefault(_folded(family), min(module.SIZES, key=lambda preset: module.SIZES[preset].params))
+    if _folded(name) not in known:
         raise unknown("model", name, [*sizes(), *families()])
-    return known[folded]
+    return known[_folded(name)]
+
+
+def _folded(name: str) -> str:
+    """A name as it is compared: qwen2.5, Qwen2_5 and qwen2-5 are one."""
+    return name.lower().replace("_", "-").replace(".", "-")
 
 
 def spec(name: str, tiny: bool = False) -> Decoder:

@@ -85,8 +85,8 @@ def kv_table(rows: Rows) -> Table:
     shown = [
         *columns(model="model"),
         *columns(bounded="bounded"),
-        *columns(unit(2**20, 1), kv_fixed_bytes="fixed MiB"),
-        *columns(unit(2**10, 1), kv_bytes_per_token="KiB/token"),
+        *columns(unit(2**20, 1), kv_fixed_bytes="fixed\nMiB"),
+        *columns(unit(2**10, 1), kv_bytes_per_token="KiB\n/ token"),
         *columns(unit(2**30, 2), kv_bytes_32k="32k GiB"),
         *columns(format_tokens, longest_context="max\ncontext"),
         *columns(unit(2**30, 2), kv_bytes_longest_context="GiB"),
@@ -94,7 +94,7 @@ def kv_table(rows: Rows) -> Table:
     legend = [
         "bounded: layers x tokens, of layers that keep only their last tokens, and layers with a state. Full, these "
         "take fixed MiB in all.",
-        "KiB/token: what the other layers add for each token of context.",
+        "KiB / token: what the other layers add for each token of context.",
         "32k GiB: at 32,768 tokens, even where the model was trained for fewer.",
         "max context, GiB: at 128k tokens, or at the model's own context where that is shorter. k, KiB, MiB and GiB "
         "are powers of 1024.",

@@ -50,7 +50,7 @@ def tables(models: Sequence[NamedSpec], context: int, config: InferenceConfig, d
 
 def _parts(title: str, rows: Rows, unit: float) -> Table:
     show = unless_zero(three_in(unit))
-    attn = columns(show, projections_flops="projections", scores_flops="scores")
+    attn = columns(show, projections_flops="projections", scores_flops="scores", indexer_flops="indexer")
     others = columns(show, all_ffn_flops="ffn", head_flops="head", other_flops="other", flops="total")
     legend = [
         "2 FLOPs per multiply-add of all matrix products; masked pairs are not counted.",

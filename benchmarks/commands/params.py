@@ -34,13 +34,16 @@ def _parts(rows: Rows) -> Table:
         *columns(model="model"),
         *columns(format_count, params="total", active_params="active", embedding_params="embed"),
         *columns(unless_zero(format_count), head_params="head"),
-        *columns(format_count, attn_params="attn", all_ffn_params="ffn", norm_params="norms"),
+        *columns(format_count, attn_params="attn"),
+        *columns(unless_zero(format_count), indexer_params="indexer"),
+        *columns(format_count, all_ffn_params="ffn", norm_params="norms"),
         *columns(unless_zero(format_count), other_params="other"),
     ]
     legend = [
         "total: stored parameters of the text model, each once; the parts add up to it. A tied head is in embed.",
         "active: total less the experts that a token is not routed to.",
-        "attn: projections, biases and sinks. ffn: dense layers, experts and routers. norms: QK-norms too.",
+        "attn: projections, biases and sinks. ffn: dense layers, experts and routers. norms: QK-norms and scales of "
+        "layers too.",
     ]
     return Table("Parameters by part", shown, legend, rows, ffn_cells("params"))
 
@@ -66,7 +69,9 @@ def _layers(rows: Rows) -> Table:
     shown = [
         *columns(model="model", layers="layers", kind="kind"),
         *columns(format_count, params="each", active_params="active"),
-        *columns(format_count, attn_params="attn", all_ffn_params="ffn", norm_params="norms"),
+        *columns(format_count, attn_params="attn"),
+        *columns(unless_zero(format_count), indexer_params="indexer"),
+        *columns(format_count, all_ffn_params="ffn", norm_params="norms"),
     ]
     legend = [
         "kind: how the layers of a model differ; full: they see all tokens. each: the total of one layer; all figures "

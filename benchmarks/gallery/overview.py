@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.analytic.models import NamedSpec
 from zoo.architectures import families
-from zoo.blocks import GQA, MLA, MoE, NoPE
+from zoo.blocks import GQA, MoE, NoPE
 from zoo.blocks.layer import Layer
 from zoo.catalog import best_known
 from zoo.diagram.canvas import Canvas, css
@@ -20,7 +20,8 @@ STRIP_WIDTH, STRIP_HEIGHT = 224.0, 14.0
 COLUMNS = {"model": PAD, "layers": 178.0, "attention": 420.0, "feed-forward, norms": 608.0, "KV cache at 32k": 812.0}
 BAR, CONTEXT = 92.0, 32 * 1024
 BIG, SMALL = 12.5, 9.5
-LAYER_LOOKS = {"full attention": "kind-full-0", "no position": "kind-full-1", "sliding window": "kind-window-0"}
+LAYER_LOOKS = {"full attention": "kind-full-0", "no position": "kind-full-1", "window or chunk": "kind-window-0"}
+LAYER_LOOKS |= {"state": "kind-state-0", "no mixer": "kind-state-1"}
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,11 @@ def _row(canvas: Canvas, y: float, model: NamedSpec, max_bytes: int) -> None:
 
 def _layer_look(layer: Layer, has_positions: bool) -> str:
     """The style class of a layer. `has_positions`: of the whole model's embedding, which no layer says."""
-    if layer.cache_spec().reach.limit:
-        return LAYER_LOOKS["sliding window"]
+    kept = layer.cache_spec()
+    if not kept.per_token:
+        return LAYER_LOOKS["state" if kept.state else "no mixer"]
+    if kept.reach.limit:
+        return LAYER_LOOKS["window or chunk"]
     plain = any(isinstance(node, NoPE) for node in layer.walk()) and not has_positions
     return LAYER_LOOKS["no position" if plain else "full attention"]
 
@@ -116,12 +120,13 @@ def _layer_pattern(spec: Decoder) -> str:
 
 
 def _attention(spec: Decoder) -> tuple[str, str]:
-    """The kind and heads of the first layer's attention, and its QK-norm, sinks and position encodings."""
-    attn = next(layer.mixer for layer in spec.layers if layer.mixer)
-    kind = attn.names()[0]
+    """The kinds of mixers, the first attention's heads or elements, its QK-norm, sinks and position encodings."""
+    mixers = dict.fromkeys(layer.mixer for layer in spec.layers if layer.mixer)
+    recurrent = list(dict.fromkeys(mixer.names()[0] for mixer in mixers if not mixer.cache_spec().per_token))
+    attn = next((mixer for mixer in mixers if mixer.cache_spec().per_token), next(iter(mixers)))
     elements = attn.cache_spec().elements()
-    stored = "latent of" if isinstance(attn, MLA) else "stores"
-    heads = f"{attn.heads} : {attn.kv_heads}" if isinstance(attn, GQA) else f"{stored} {elements}" if elements else ""
+    size = f"{attn.heads} : {attn.kv_heads}" if isinstance(attn, GQA) else f"of {elements}" if elements else ""
+    attention = [f"{attn.names()[0]} {size}"] if elements else []
     bases: dict[str, dict[str, None]] = {}  # kind of position encoding -> its bases, without the scaling in brackets
     for node in spec.walk():
         if node.role == "rope" and not isinstance(node, NoPE):
@@ -129,7 +134,9 @@ def _attention(spec: Decoder) -> tuple[str, str]:
             bases.setdefault(word, {})[base] = None
     options = [term for name, term in features(attn).items() if name in ("qk_norm", "sinks")]
     options += [f"{word} {' and '.join(each)}".strip() for word, each in bases.items()]
-    return f"{kind} {heads}".strip(), ", ".join(options)
+    main = " + ".join(recurrent or attention)
+    beside = attention if recurrent else []
+    return main, ", ".join([*(f"and {each}" for each in beside), *options])
 
 
 def _feed_forward(spec: Decoder) -> tuple[str, str]:

@@ -16,7 +16,8 @@ def toy(config: Config, full: Config, layers: int) -> Config:
 
 
 FAMILY = Family(
-    widths={"mamba_num_heads": 4, "mamba_head_dim": 24, "n_groups": 2, "ssm_state_size": 16, "moe_latent_size": 40},
+    widths={"mamba_num_heads": 4, "mamba_head_dim": 24, "n_groups": 2, "ssm_state_size": 16, "moe_latent_size": 40}
+    | {"time_step_min": 1e-9},
     names={"rms_norm_eps": "layer_norm_epsilon"},
     toy=toy,
 )

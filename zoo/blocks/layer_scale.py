@@ -20,8 +20,8 @@ class LayerScale(Block):
     def build(self, dim: int) -> nn.Module:
         return _LayerScale()
 
-    def params(self, dim: int) -> int:
-        return 1
+    def param_breakdown(self, dim: int) -> Breakdown:
+        return {"norm": 1}
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         return {}  # no matrix products

@@ -85,6 +85,9 @@ class SparseMLA(MLA):
     def flop_start(self, part: str) -> int:
         return self.indexer.k if part == "indexer" else super().flop_start(part)
 
+    def names(self) -> list[str]:
+        return [*super().names(), "MLA"]
+
     def describe(self) -> str:
         chosen = f"the {self.choice} of an earlier layer" if self.shares_choice else self.indexer.describe()
         return f"sparse {super().describe()}, {chosen}"

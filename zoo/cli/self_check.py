@@ -10,6 +10,7 @@ from zoo.catalog import build
 from zoo.core.devices import free_memory
 from zoo.errors import NotAvailable
 from zoo.model.decoder import Decoder, Model
+from zoo.swaps.tiny import MIN_STEP
 from zoo.units import dtype_name, format_bytes, format_count
 
 TOKENS_PAST_WINDOW, PREFILL_CHUNKS, DECODE_STEPS = 50, 3, 16  # chunks that are no multiple of a window
@@ -67,6 +68,8 @@ def check_decoding(model: Model, dtype: torch.dtype, seed: int) -> DecodeCheck:
     largest = logits.abs().max().item()
     # In a coarse dtype a router's near tie may go either way, and the rest of the sequence then rightly differs.
     judged = dtype.itemsize >= 4 or not any(node.role == "router" for node in spec.walk())
+    # Nemotron 3's prefill has no shorter time steps than this, its single tokens do.
+    judged = judged and not any((getattr(node, "min_step", None) or 0) > MIN_STEP for node in spec.walk())
     bound = TOLERANCE[dtype] * largest if judged else None
     largest_difference, formula = torch.stack(differences).max().item(), spec.kv_bytes(total, dtype=dtype)
     return DecodeCheck(seed, total, chunks, DECODE_STEPS, largest, largest_difference, bound, cache.nbytes, formula)

@@ -63,6 +63,9 @@ PALETTE = {
     "window-0": ("#14969b", "#2fb0b5"),
     "window-1": ("#7fcfd1", "#1d6c70"),
     "window-2": ("#0a5f63", "#8adfe2"),
+    "state-0": ("#b0762a", "#d9a45c"),
+    "state-1": ("#e3c493", "#7a5726"),
+    "state-2": ("#7d4f12", "#f0d3a4"),
     "differs": ("#c8105f", "#ff6fae"),
 }
 

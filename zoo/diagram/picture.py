@@ -8,6 +8,7 @@ from itertools import cycle, groupby
 import torch
 
 from zoo.blocks import Layer
+from zoo.costs import CacheSpec
 from zoo.diagram.canvas import Canvas, Facts, css, stretch, text_width, wrap_text
 from zoo.diagram.insides import SMALL, TINY
 from zoo.diagram.layers import BRANCH_NAMES, COLUMNS, END, FRONT, GAP, LEFT, STREAM, TABLE, Cards, Cost
@@ -18,7 +19,7 @@ from zoo.units import dtype_name, format_bytes, format_count
 
 DIAGRAM_WIDTH, EDGE = 560.0, 8.0
 STRIP_HEIGHT = 14.0  # of the layers across the depth
-SHADES = 3  # colours for layers with full attention, and as many for layers with a window
+SHADES = 3  # colours for layers with full attention, for layers with a window and for those without streams
 
 
 def svg(
@@ -159,10 +160,14 @@ def _draw_notes(cards: Cards, y: float) -> float:
 
 
 def _layer_colours(kinds: Iterable[Layer]) -> dict[Layer, str]:
-    """A colour for each kind of layer, from one family for full attention and from another for a window."""
-    shades = {family: cycle(range(SHADES)) for family in ("full", "window")}
-    families = {layer: "window" if layer.cache_spec().reach.limit else "full" for layer in kinds}
+    """A colour for each kind of layer, from one family for full attention, from others for windows and for states."""
+    shades = {family: cycle(range(SHADES)) for family in ("full", "window", "state")}
+    families = {layer: _family(layer.cache_spec()) for layer in kinds}
     return {layer: f"{family}-{next(shades[family])}" for layer, family in families.items()}
+
+
+def _family(cache: CacheSpec) -> str:
+    return "state" if not cache.per_token else "window" if cache.reach.limit else "full"
 
 
 def _tokens(number: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from zoo.blocks.positions import LearnedPositions, YarnScaling
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
+from zoo.swaps.tiny import MIN_STEP
 
 EXPERTS, MIN_K = 16, 2  # with one expert per token, renormalised weights are 1 and the router gets no gradient
 WINDOWS_IN_CONTEXT = 8  # a window is at least context / 8
@@ -170,7 +171,8 @@ def state_space_heads(held: Fields, full_dim: int, dim: int) -> Fields:
     most = max(1, heads // 2) if held["groups"] < held["heads"] else heads
     groups = next(number for number in range(min(held["groups"], most), 0, -1) if heads % number == 0)
     state = max(1, round(held["state"] * head_dim / held["head_dim"]))
-    return {"heads": heads, "head_dim": head_dim, "groups": groups, "state": state}
+    least = held["min_step"] and MIN_STEP  # a model generates as it was trained
+    return {"heads": heads, "head_dim": head_dim, "groups": groups, "state": state, "min_step": least}
 
 
 def key_and_value_heads(held: Fields, full_dim: int, dim: int) -> Fields:

@@ -7,10 +7,12 @@ from zoo.blocks.feed_forward import FeedForward
 from zoo.blocks.positions import yarn_gain
 from zoo.model.decoder import Decoder
 
+MIN_STEP = 1e-9  # below every time step: passes of one token and of several agree
 # Field name -> largest value, for every kind: one quantity has one name, so that the fields of a new block shrink too.
 TOY: dict[str, Any] = {"heads": 4, "kv_heads": 2, "hidden": 96, "window": 16, "chunk": 16, "original": 64, "step": 16}
 TOY |= {"experts": 8, "k": 3, "groups": 4, "keep": 2, "latent": 40, "state": 16, "channels": 64}
 TOY |= {"q_rank": 40, "kv_rank": 32, "nope_dim": 32, "rope_dim": 16, "v_dim": 24}
+TOY |= {"min_step": MIN_STEP}
 TOY |= {"key_heads": 2, "value_heads": 4, "key_dim": 16, "value_dim": 24}
 TOY |= {"limit": 1.0, "cap": 1.0}  # low enough that toy activations reach them
 VOCAB, DIM, CONTEXT = 512, 64, 1024

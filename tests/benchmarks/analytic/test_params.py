@@ -86,7 +86,8 @@ def test_every_row_is_consistent(name: str) -> None:
     assert found["longest_context"] == min(found["context"], 128 * 1024)
     assert found["kv_bytes_longest_context"] >= found["kv_bytes_per_token"] * found["longest_context"]
     assert sum(window["layers"] for window in found["windows"]) <= found["layers"]
-    assert (found["kv_fixed_bytes"] > 0) == bool(found["windows"])
+    assert (found["kv_fixed_bytes"] > 0) == bool(found["windows"] or found["state_layers"])
+    assert bool(found["state_bytes"]) == bool(found["state_layers"])
 
 
 def test_a_model_without_a_context_is_shown_at_128k() -> None:
