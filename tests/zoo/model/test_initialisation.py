@@ -128,7 +128,8 @@ def test_every_parameter_is_set(name: str) -> None:
             assert weight.isfinite().all(), f"{path}.{key}"
             if weight.ndim >= 2 and not key.endswith("bias"):
                 scale = weight.std().item() * weight.shape[-1] ** 0.5
-                assert id(weight) in apart or scale == pytest.approx(1, abs=0.15), f"{path}.{key}"
+                near = max(0.15, 4 / (2 * weight.numel()) ** 0.5)  # standard deviations of so few numbers differ
+                assert id(weight) in apart or scale == pytest.approx(1, abs=near), f"{path}.{key}"
             elif module is not model.norm or not spec.tied:
                 start = torch.as_tensor(getattr(module, "identity", {}).get(key, 0.0))
                 assert (weight == start).all(), f"{path}.{key}"
