@@ -6,8 +6,10 @@ import json
 from copy import deepcopy
 from typing import Any
 
+import zoo
 from tests.families import wrappers
-from tests.reference import published
+from tests.reference import family_of, published
+from zoo.hf.config import PARTIAL
 
 WRAPPERS = wrappers()  # text model_type -> that of the wrapper around it
 
@@ -16,6 +18,34 @@ def smallest() -> list[str]:
     """The smallest published size of each model_type."""
     by_size = sorted(published(), key=lambda name: published()[name]["total_parameters"], reverse=True)
     return list({published()[name]["config"]["model_type"]: name for name in by_size}.values())
+
+
+def rotary() -> list[str]:
+    """Those of `smallest` that have a rotary encoding."""
+    return [name for name in smallest() if any(isinstance(part, zoo.RoPE) for part in zoo.spec(name).walk())]
+
+
+def scalable() -> list[str]:
+    """Those of `rotary` whose encoding can be said in the older spelling, which has a scaling."""
+    return [name for name in rotary() if "rope_parameters" not in older(name)]
+
+
+def partly_rotary() -> list[str]:
+    """Those of `smallest` whose family may rotate a part of each head: the reference writes which part. In latent
+    attention that follows from the widths."""
+    given = [name for name in rotary() if PARTIAL in newer(name)["rope_parameters"]]
+    return [name for name in given if "qk_rope_head_dim" not in older(name)]
+
+
+def own(name: str, field: str) -> str:
+    """The usual name of a config field -> its name in the family of a preset."""
+    return family_of(name).names.get(field, field)
+
+
+def written_type(name: str) -> str:
+    """The model_type that is written for the computation of a preset."""
+    published_type = older(name)["model_type"]
+    return family_of(name).written_as.get(published_type, published_type)
 
 
 def wrapped_names() -> list[str]:

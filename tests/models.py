@@ -91,9 +91,12 @@ def routing(model: Model, batch: int) -> Iterator[list[Choice]]:
 def margin(router: nn.Module, x: Tensor) -> Tensor:
     """(n, dim) -> (n,) distance between the last chosen and the first not chosen, of experts or of groups of them."""
     spec = router.spec
-    if isinstance(spec, zoo.SoftmaxTopK):
-        return gap(F.linear(x, router.weight, router.bias), spec.k)
-    scores = F.linear(x, router.weight).sigmoid() + router.correction
+    if isinstance(spec, zoo.NormedSoftmaxTopK):
+        return gap(router.logits(x), spec.k)
+    if isinstance(spec, zoo.SoftmaxTopK | zoo.InputScaledTopK):
+        return gap(F.linear(x, router.weight, getattr(router, "bias", None)), spec.k)
+    logits = F.linear(x, router.weight)
+    scores = logits.sigmoid() + router.correction if hasattr(router, "correction") else logits.softmax(-1)
     grouped = scores.unflatten(-1, (spec.groups, -1))
     best = grouped.topk(2).values.sum(-1)
     worst_kept = best.topk(spec.keep).values[:, -1:]

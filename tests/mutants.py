@@ -18,7 +18,7 @@ SHAPES = {"vocab", "dim", "heads", "kv_heads", "head_dim", "hidden", "experts", 
 SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count", "keys_as_values", "block"}
 # Fields that change no logit in float32: the trained context, and where a norm rounds.
 UNSEEN = {"context", "scale_in_fp32"}
-# Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w.
+# Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w, and the other way.
 FIXED = {"keep", "weight", "unit_offset"}
 
 Changes = Callable[[Any], list[Any]]
@@ -29,11 +29,11 @@ NAMED: dict[str, Changes] = {
     "step": lambda value: [value * 2],
     "fraction": lambda value: [value / 2],
     "weight": lambda value: [False] if value else [],
-    "low": lambda value: [value * 2, value / 2],
+    "low": lambda value: [value * 2, value / 4],  # Llama 4 Scout's tiny form has no pair of 1/2 to 1 turns
     "original": lambda value: [value * 4],  # enough to move a ramp whose ends are rounded
     **dict.fromkeys(("scale", "alpha", "gain", "embed_scale"), lambda value: [value * 1.1]),
     "fast": lambda value: [value / 32],  # within the few pairs of a tiny model: some rotate once, few twice
-    "slow": lambda value: [value * 4, value / 4],
+    "slow": lambda value: [value * 16, value / 4],
     "eps": lambda value: [0.1],
     "qk_norm_over": lambda value: [],  # another width of the norm's weights
     **dict.fromkeys(("sinks", "bias"), lambda value: [False] if value else []),
@@ -72,6 +72,8 @@ def changes(part: zoo.Spec, name: str) -> list[Any]:
     if name == "layers" and isinstance(part, zoo.Decoder):
         alike = len({layer.params(part.dim) for layer in value}) == 1
         return [value[1:] + value[:1]] if alike and len(set(value)) > 1 else []
+    if name == "truncate" and isinstance(part, zoo.YarnScaling) and part.fast == part.slow:
+        return []  # the ramp is a step between two dimensions, rounded or not
     found = known(type(part), name)
     assert found is not None, (
         f"no mutant changes {type(part).__name__}.{name}: add its other values to tests/mutants.py"

@@ -105,11 +105,12 @@ def toy_reference(config: dict[str, Any], seed: int = 0) -> nn.Module:
     Matrices are N(0, (1.2 / sqrt(fan_in))^2), so that logits reach 1 and mistakes show. A fresh model's norms of one,
     zero biases and zero sinks would hide every mistake in them.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(**config), attn_implementation="eager", dtype=torch.float32
-    )
+    from weights.reference.model import causal_class
+
+    known = AutoConfig.for_model(**config)
+    model: nn.Module = causal_class(known)._from_config(known, attn_implementation="eager", dtype=torch.float32)
     randomise(model, seed)
     return model.eval()
 

@@ -57,7 +57,7 @@ INDESCRIBABLE: dict[str, tuple[zoo.Decoder, str, str]] = {
     ),
     "another placement": (
         zoo.swap(DENSE, zoo.Branch, lambda branch: zoo.post(branch.pre, branch.block)),
-        "qwen3",
+        "qwen2",
         "layers[0]: Layer.attn is PostNorm here, Branch there",
     ),
     "another activation": (change(DENSE, zoo.GLU, act=zoo.GeGLU()), "qwen3", "GLU.act is GeGLU here, SwiGLU there"),

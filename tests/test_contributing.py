@@ -52,7 +52,7 @@ def hybrid(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     entry = '        "SwiGLU": dense,\n'
     assert entry in text
     text = text.replace(entry, f'{entry}        "bilinear": Bilinear(4 * dim),\n')
-    first = "from zoo.blocks.moe import"
+    first = "from zoo.blocks.layer import"
     listed.write_text(text.replace(first, f"from zoo.blocks.cosine_experts import Bilinear\n{first}"), encoding="utf-8")
     words = "`MinGRU` keeps an average. `Bilinear` has no activation, `CosineTopK` routes by angles."
     told.write_text(told.read_text(encoding="utf-8") + f"\n{words}\n", encoding="utf-8")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weights.formats.hf_folder import DTYPES, HFFolder
-from weights.matching import EMBED, HEAD, Source, TensorMapping, check_fit, listed, match, skipped
+from weights.matching import HEAD, Source, TensorMapping, check_fit, listed, match, skipped
 from weights.sources import locate
 from zoo import catalog
 from zoo.errors import MalformedError, UsageError, require_package, unknown
@@ -162,9 +162,9 @@ def resolve_dtype(dtype: str | torch.dtype, source: Source) -> torch.dtype:
 
 def _check_tied_head(source: Source) -> None:
     """A head that is stored although it is tied must equal the embedding bit by bit."""
-    head, embed = source.get(HEAD), source.get(EMBED)
+    head, embed = source.get(HEAD), source.get(source.embedding)
     if head.dtype != embed.dtype or not torch.equal(head.view(torch.uint8), embed.view(torch.uint8)):
-        differs = f"{source.tensors[HEAD].name} differs from {source.tensors[EMBED].name}"
+        differs = f"{source.tensors[HEAD].name} differs from {source.tensors[source.embedding].name}"
         raise MalformedError(f"{source.path}: the head is tied to the embedding, yet {differs}")
 
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from zoo.blocks.layer import Layer
 from zoo.errors import MalformedError, UsageError, enough
-from zoo.hf.checkpoint_layout import COMMON, WRAPPERS, LayerPrefix, Rule, Rules, Skipped
+from zoo.hf.checkpoint_layout import COMMON, WRAPPERS, LayerPrefix, ReadAs, Rule, Rules, Skipped
 from zoo.model.decoder import Decoder
 
 READABLE_DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
 MAX_FOLDED_LINES = 20_000  # folding takes about a kilobyte of memory per line
-HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,26 @@ class Source(ABC):
 
     @cached_property
     def tensors(self) -> Mapping[str, StoredTensor]:
-        """Stored tensors by name, without the prefix of a multimodal wrapper. Raises MalformedError for duplicates."""
+        """Stored tensors by name, without the prefix of a multimodal wrapper and as `ReadAs` has them. Raises
+        MalformedError for duplicates."""
         named: dict[str, StoredTensor] = {}
+        prefixes = WRAPPERS | {rule.prefix: rule.instead for rule in self.rules if isinstance(rule, ReadAs)}
         for tensor in self.stored():
-            prefix = next((prefix for prefix in WRAPPERS if tensor.name.startswith(prefix)), "")
-            name = WRAPPERS.get(prefix, "") + tensor.name[len(prefix) :]
+            prefix = next((prefix for prefix in prefixes if tensor.name.startswith(prefix)), "")
+            name = prefixes.get(prefix, "") + tensor.name[len(prefix) :]
             if name in named:
                 both = f"{tensor.name} and {named[name].name}"
                 raise MalformedError(f"{self.path}: {both} are both stored, for the same parameter")
             named[name] = tensor
         return named
+
+    @property
+    def embedding(self) -> str:
+        """The name of the embedding's tensor."""
+        named = (
+            rule.checkpoint_names for rule in self.rules if isinstance(rule, Rule) and rule.module_names == "embed"
+        )
+        return f"{next(named)}.weight"
 
     @property
     @abstractmethod

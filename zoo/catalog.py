@@ -88,14 +88,19 @@ def _decoder(name_or_spec: str | Decoder, tiny: bool) -> Decoder:
 
 
 def family_of(config: Any) -> ModuleType:
-    """The architecture module that reads a published config.json, by its model_type."""
-    by_type = {kind: family for family in families().values() for kind in family.from_hf.model_types}
+    """The architecture module that reads a published config.json, by its model_type; of several that read a multimodal
+    wrapper's, the one for its text part."""
+    by_type: dict[str, ModuleType] = {}
+    for family in families().values():  # several share a reader where one was released under the other's model_type
+        by_type = dict.fromkeys(family.from_hf.model_types, family) | by_type
     if not isinstance(config, dict) or "model_type" not in config:
         raise MalformedError("config.json: must be an object with a model_type")
     model_type = str(config["model_type"])
     if model_type not in by_type:
         raise MalformedError(f"config.json: {unknown('model_type', model_type, by_type)}")
-    return by_type[model_type]
+    text = config.get("text_config")
+    inner = by_type.get(str(text.get("model_type"))) if isinstance(text, dict) else None
+    return inner if inner and model_type in inner.from_hf.model_types else by_type[model_type]
 
 
 def from_hf(config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder:

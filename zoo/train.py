@@ -262,8 +262,8 @@ def _session(options: Options, place: torch.device) -> Session:
         _say(f"note: the trained model stays in the run's own checkpoints and is not saved for others: {error}")
         config = None
     if opened is not None and options.name is not None:
-        family = next(name for name, each in families().items() if catalog.resolve(options.name) in each.SIZES)
-        if config is None or families()[family] is not catalog.family_of(config):
+        family = next(each for each in families().values() if catalog.resolve(options.name) in each.SIZES)
+        if config is None or family.from_hf is not catalog.family_of(config).from_hf:
             raise UsageError(f"{options.source} is no {options.name}; leave the name out")
     devices = distributed.ranks() if place.type == "cuda" else 1  # processes share the memory of a CPU
     needed, free = BYTES_PER_PARAMETER * spec.params() // devices, free_memory(place)

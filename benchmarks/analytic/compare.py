@@ -16,12 +16,21 @@ from zoo.registry import Spec
 DESCRIBED_ROLES = ("rope", "norm", "router", "act")  # specs of these roles are one value, not one for each field
 KV_CONTEXTS = (4 * 1024, 32 * 1024, 128 * 1024)
 PAIRS = (
+    ("gpt2-xl", "llama3.2-1b"),
     ("llama3.1-8b", "olmo2-7b"),
     ("olmo2-32b", "gemma3-27b"),
     ("gemma3-27b", "mistral-small-3.1-24b"),
     ("llama3.2-1b", "qwen3-0.6b"),
     ("deepseek-v3-671b", "qwen3-235b-a22b"),
     ("smollm3-3b", "qwen3-4b"),
+    ("llama3.1-8b", "llama4-scout-109b"),
+    ("olmo2-32b", "olmo3-32b"),
+    ("gemma3-27b", "gemma4-31b"),
+    ("deepseek-v3-671b", "deepseek-v3.2-671b"),
+    ("deepseek-v3-671b", "kimi-k2-1t"),
+    ("glm4.5-355b", "qwen3-235b-a22b"),
+    ("qwen3-30b-a3b", "qwen3-next-80b-a3b"),
+    ("nemotron3-nano-30b-a3b", "qwen3-next-80b-a3b"),
 )  # those of docs/comparisons.md
 FieldValues = dict[str, Counter[Any]]  # field path -> value -> in how many layers
 
@@ -117,7 +126,7 @@ def costs(spec: Decoder, context: int, config: InferenceConfig, device: Device) 
     yield "parameters", "parameters", spec.params()
     yield "active parameters", "parameters", spec.active_params()
     yield "in embedding and head", "parameters", parts["embedding"] + parts["head"]
-    yield "in attention", "parameters", parts.get("attn", 0)
+    yield "in attention", "parameters", parts.get("attn", 0) + parts.get("indexer", 0)
     yield "in feed-forwards", "parameters", sum(parts.get(part, 0) for part in FFN_PARTS)
     fixed, per_token = spec.kv_growth(config.cache)
     yield "KV cache, fixed", "bytes", fixed

@@ -33,7 +33,7 @@ def cost_row(model: NamedSpec) -> Row:
     """The main table's row: parameters, FLOPs of one token, and cache bytes of one sequence in bfloat16.
 
     `longest_context` is 128k tokens, or the model's own `context` where that is shorter; `windows` lists how many
-    layers keep only their last so many tokens.
+    layers keep only their last so many tokens, `state_layers` how many keep states, of `state_bytes` together.
     """
     spec = model.spec
     publisher_active, rule = (model.size and model.size.active) or (None, None)
@@ -54,6 +54,7 @@ def cost_row(model: NamedSpec) -> Row:
         "publisher_active_rule": rule,
         "flops_per_token_4k": spec.flops(past=FLOPS_CONTEXT - 1, new=1),
         "windows": [{"layers": layers, "tokens": tokens} for tokens, layers in limits.items() if tokens is not None],
+        "state_layers": sum(bool(cache.state) for cache in caches),
         "state_bytes": sum(cache.state_bytes(KV_DTYPE.itemsize) for cache in caches),
         "kv_fixed_bytes": fixed,
         "kv_bytes_per_token": per_token,

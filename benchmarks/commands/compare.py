@@ -22,7 +22,7 @@ from zoo.units import dtype_name, format_bytes, format_count
 
 INTRODUCTION = """# How do two architectures differ?
 
-In a few fields of their specs: below are six pairs, and only what differs between the two. Written by `make docs`; a
+In a few fields of their specs: below are pairs, and only what differs between the two. Written by `make docs`; a
 test holds it to what `python -m benchmarks compare A B` prints."""
 
 
@@ -39,7 +39,7 @@ def command(
     measure: Annotated[bool, options.flag("Measure both on this machine, too: pp512 and tg128.", "--measure")] = False,
     tiny: options.Tiny = False,
     layers: options.Layers = None,
-    docs: Annotated[bool, options.flag("Write docs/comparisons.md: six pairs, as Markdown.", "--docs")] = False,
+    docs: Annotated[bool, options.flag("Write docs/comparisons.md: pairs of models, as Markdown.", "--docs")] = False,
     to: options.ReportOptions,
 ) -> None:
     """Two architectures: blocks and costs that differ.

@@ -1,6 +1,5 @@
 """The main job: costs of all published sizes, and the speed of tiny models."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from benchmarks.analytic.params import FLOPS_CONTEXT, cost_row
@@ -78,12 +77,14 @@ def _by_value(rows: Rows, key: str) -> str:
 def kv_table(rows: Rows) -> Table:
     """Cache bytes of one sequence."""
 
-    def layers_x_tokens(windows: Sequence[dict[str, int]]) -> str:
-        return " + ".join(f"{window['layers']} x {window['tokens']:,}" for window in windows)
+    def bounded(row: Row) -> Row:
+        windows = [f"{window['layers']} x {window['tokens']:,}" for window in row["windows"]]
+        states = [f"{row['state_layers']} states"] * bool(row["state_layers"])
+        return {"bounded": " + ".join(windows + states) or None}
 
     shown = [
         *columns(model="model"),
-        *columns(layers_x_tokens, windows="windowed"),
+        *columns(bounded="bounded"),
         *columns(unit(2**20, 1), kv_fixed_bytes="fixed MiB"),
         *columns(unit(2**10, 1), kv_bytes_per_token="KiB/token"),
         *columns(unit(2**30, 2), kv_bytes_32k="32k GiB"),
@@ -91,13 +92,14 @@ def kv_table(rows: Rows) -> Table:
         *columns(unit(2**30, 2), kv_bytes_longest_context="GiB"),
     ]
     legend = [
-        "windowed: layers x tokens, of layers that keep only their last tokens. Full, these take fixed MiB in all.",
+        "bounded: layers x tokens, of layers that keep only their last tokens, and layers with a state. Full, these "
+        "take fixed MiB in all.",
         "KiB/token: what the other layers add for each token of context.",
         "32k GiB: at 32,768 tokens, even where the model was trained for fewer.",
         "max context, GiB: at 128k tokens, or at the model's own context where that is shorter. k, KiB, MiB and GiB "
         "are powers of 1024.",
     ]
-    return Table("KV cache of one sequence in bfloat16", shown, legend, rows)
+    return Table("KV cache of one sequence in bfloat16", shown, legend, rows, bounded)
 
 
 def tiny_throughput_table(rows: Rows) -> Table:

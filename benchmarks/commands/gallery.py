@@ -8,11 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.models import chosen
+from benchmarks.analytic.selection import matching, one_each
 from benchmarks.gallery.learning_tables import learning_tables, section
 from benchmarks.options import Names, flag
 from benchmarks.output.files import write_file
 from benchmarks.performance import kept, read
+from zoo.catalog import names as zoo_names
 from zoo.cli.runner import Debug, emit
 from zoo.cli.tables import Row
 from zoo.errors import MalformedError, require_package
@@ -36,16 +39,18 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", help="What `python -m benchmarks learn --json` wrote: learning to show."),
     ] = None,
+    all_sizes: Annotated[bool, flag("Every size of every family, not only the best-known.", "--all-sizes")] = False,
     docs: Annotated[bool, flag("Write what docs/ holds of it: the text on blocks, and pictures.", "--docs")] = False,
     open: Annotated[bool, flag("Show it in a browser.", "--open")] = False,
     debug: Debug = False,
 ) -> None:
     """A web page of the architectures: diagrams, charts, what small forms learn, what fits, what a swap costs.
 
-    One file, index.html, which needs no network; beside it data/, the numbers of each chart as CSV, and with --png
+    By default with the best-known size of each family, and those that docs/comparisons.md compares. One file,
+    index.html, which needs no network; beside it data/, the numbers of each chart as CSV, and with --png
     charts/, each chart for papers.
     """
-    models = chosen(names or [])
+    models = chosen(names or (zoo_names() if all_sizes else shown_by_default()))
     samples = measured or next(iter(kept().values()), None)  # the default: the speeds of the first processor kept here
     speeds = read_measured(samples) if samples else None
     comparisons = kept(LEARNED)
@@ -64,6 +69,12 @@ def command(
     emit(f"{index}  {format_bytes(index.stat().st_size)}, {len(others)} files beside it")
     if open:
         webbrowser.open(index.absolute().as_uri())
+
+
+def shown_by_default() -> list[str]:
+    """The best-known size of each family, and the sizes of the comparisons, family by family."""
+    shown = {*one_each(matching()), *(name for pair in PAIRS for name in pair)}
+    return [name for name in zoo_names() if name in shown]
 
 
 def read_measured(path: Path) -> dict[str, Any]:

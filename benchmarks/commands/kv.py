@@ -56,8 +56,8 @@ def cache(rows: Rows) -> Table:
     ]
     formulas = dict.fromkeys(each for row in rows for each in (row["usual_formula"] or "").split("; ") if each)
     legend = [
-        "fixed MiB: layers with a window, once it is full. KiB/token: what the others add for each token. Both are of "
-        "one sequence.",
+        "fixed MiB: layers with a window, once it is full, and states. KiB/token: what the others add for each token. "
+        "Both are of one sequence.",
         f"GiB: the cache of {format_sequences(rows[0]['batch'])} at this context.",
         *(f"usual GiB, as other calculators count it: {formula}." for formula in formulas),
         "error: of the usual formula. k, KiB, MiB and GiB are powers of 1024.",

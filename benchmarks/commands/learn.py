@@ -23,7 +23,6 @@ from benchmarks.learning.workers import Workers, available_cores
 from benchmarks.measure.environment import recorded
 from benchmarks.output.files import write_file
 from benchmarks.output.progress import progress
-from zoo.architectures import families
 from zoo.errors import CheckFailed, UsageError, require_package
 from zoo.training.text.data import read_text, standard_library
 from zoo.training.text.tokenizers import ByteTokenizer
@@ -33,7 +32,8 @@ Match = StrEnum("Match", ["params", "active", "flops", "kv"])  # what is made eq
 FOLDER = Path("learning")
 COMMITTED_RATES = Path(__file__).parents[1] / "data" / "learning_rates.json"
 QUICK = ("llama3", "olmo2", "gemma3", "deepseek-v3")  # plain; other norms; windows; latents and experts
-FIRST = "llama3"  # the plainest, which all families are compared with
+# Those of "The Big LLM Architecture Comparison"; the first is the plainest, which all are compared with.
+DEFAULT = ("llama3", "deepseek-v3", "gemma3", "gpt-oss", "mistral3", "olmo2", "qwen3", "smollm3")
 TOKENS, QUICK_TOKENS = 600_000, 120_000
 SEEDS, SWAP_SEEDS = 3, 5
 
@@ -45,7 +45,7 @@ class ModelOptions:
     names: Annotated[
         options.Strings,
         typer.Argument(
-            help="Presets, families (their smallest), hub ids, folders with a config.json. None: every family."
+            help="Presets, families (their smallest), hub ids, folders with a config.json. None: eight families."
         ),
     ] = None
     swap: Annotated[
@@ -67,7 +67,7 @@ class ModelOptions:
         """The models, in their small forms. Raises UsageError for swaps without names."""
         if self.swap and not self.names:
             raise UsageError("--swap changes the models that are named: name one, as in llama3 --swap 'GQA(window=32)'")
-        names = self.names or (QUICK if quick else [FIRST, *(name for name in families() if name != FIRST)])
+        names = self.names or (QUICK if quick else DEFAULT)
         match: Any = self.match.value  # one of the words of zoo.swaps.scaled.Match
         return small_models(names, self.swap or [], self.params, match, self.context, self.ignore_field or [])
 

@@ -14,11 +14,11 @@ import jinja2
 import mistune
 import torch
 
-from benchmarks.analytic.models import chosen
-from benchmarks.gallery.overview import typical
+from benchmarks.analytic.models import one
+from benchmarks.analytic.selection import matching, one_each
 from benchmarks.output.report import columns
 from zoo.architectures import families
-from zoo.blocks import GLU, GQA, MLA, GroupedSigmoidTopK, MoE, RMSNorm, RoPE, SoftmaxTopK
+from zoo.blocks import GLU, GQA, MLA, GatedDeltaNet, GroupedSigmoidTopK, MoE, RMSNorm, RoPE, SoftmaxTopK
 from zoo.blocks.layer import PLACEMENTS, Placement
 from zoo.catalog import sizes
 from zoo.cli.tables import Format, render
@@ -91,9 +91,9 @@ def used(word: str, label: str | None = None) -> str:
 @cache
 def words(name: str) -> frozenset[str]:
     """The words for all parts of a preset: kinds of blocks, aliases, norm placements, and options in use."""
-    found = set[str]()
-    for layer in dict.fromkeys(sizes()[name].spec.layers):
-        for node in layer.walk():
+    found, spec = set[str](), sizes()[name].spec
+    for part in (*dict.fromkeys(spec.layers), *(child for field, child in spec.children() if field != "layers")):
+        for node in part.walk():
             found |= {node.placement} if isinstance(node, Placement) else {*node.names(), *features(node).values()}
     return frozenset(found)
 
@@ -101,7 +101,7 @@ def words(name: str) -> frozenset[str]:
 def costs() -> str:
     """A Markdown table of one layer's attention in each architecture, with a row for each kind of layer."""
     rows = []
-    for model in typical(chosen([])):
+    for model in map(one, one_each(matching())):
         for mixer, layers in Counter(layer.mixer for layer in model.spec.layers if layer.mixer).items():
             cache = mixer.cache_spec()
             row = {
@@ -299,5 +299,6 @@ DRAWINGS: dict[str, tuple[str, float, Draw]] = {  # name -> title, width, how to
     "glu": _block(GLU(14_336), 4096),
     "moe": _block(MoE(32, GLU(2880), SoftmaxTopK(4)), 2880),
     "grouped": _block(MoE(256, GLU(2048), GroupedSigmoidTopK(8, 8, 4, 2.5), shared=GLU(2048)), 7168),
+    "state": _block(GatedDeltaNet(16, 32, 128, 128, 4, NORM), 2048),
     "norms": ("Norm placements", len(PLACEMENTS) * BRANCH_WIDTH, _norms),
 }

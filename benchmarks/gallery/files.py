@@ -17,8 +17,9 @@ import torch
 
 from benchmarks.analytic import compare
 from benchmarks.analytic.kv import InferenceConfig, crossing_row
-from benchmarks.analytic.models import NamedSpec, chosen
+from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.analytic.roofline import device, devices
+from benchmarks.analytic.selection import matching, one_each
 from benchmarks.gallery import blocks_page, charts, cost_terms, learning_curves, swap_grid
 from benchmarks.gallery.blocks_page import STYLE_SHEET, without_style
 from benchmarks.gallery.chart_tables import tables
@@ -211,6 +212,9 @@ def chart_images(models: Sequence[NamedSpec], speeds: Sequence[Mapping[str, Any]
 
 def docs_files() -> dict[str, bytes]:
     """Path in docs/ -> content of every file there that the gallery generates; the same on every machine."""
-    texts = {"overview.svg": overview(typical(chosen([]))), "blocks.md": blocks_page.markdown()}
+    texts = {
+        "overview.svg": overview([one(name) for name in one_each(matching())]),
+        "blocks.md": blocks_page.markdown(),
+    }
     texts |= {f"blocks/{name}": drawing for name, drawing in blocks_page.pictures().items()}
     return {name: f"{text}\n".encode() for name, text in texts.items()}

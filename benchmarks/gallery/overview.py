@@ -94,7 +94,7 @@ def _row(canvas: Canvas, y: float, model: NamedSpec, max_bytes: int) -> None:
         canvas.text(x, y + 36, faint, SMALL, 198 if strong else 232, "faint")
     pitch, x = STRIP_WIDTH / len(spec.layers), COLUMNS["layers"]
     for layer in spec.layers:
-        canvas.rect(x, y + 9, pitch - 0.8, STRIP_HEIGHT, _layer_look(layer), 1)
+        canvas.rect(x, y + 9, pitch - 0.8, STRIP_HEIGHT, _layer_look(layer, spec.positions is not None), 1)
         x += pitch
     nbytes, x = spec.kv_bytes(CONTEXT), COLUMNS["KV cache at 32k"]
     canvas.rect(x, y + 26, BAR, 8, "track", 2)
@@ -102,10 +102,12 @@ def _row(canvas: Canvas, y: float, model: NamedSpec, max_bytes: int) -> None:
     canvas.text(x, y + 20, format_bytes(nbytes), BIG, 120, "strong")
 
 
-def _layer_look(layer: Layer) -> str:
+def _layer_look(layer: Layer, has_positions: bool) -> str:
+    """The style class of a layer. `has_positions`: of the whole model's embedding, which no layer says."""
     if layer.cache_spec().reach.limit:
         return LAYER_LOOKS["sliding window"]
-    return LAYER_LOOKS["no position" if any(isinstance(node, NoPE) for node in layer.walk()) else "full attention"]
+    plain = any(isinstance(node, NoPE) for node in layer.walk()) and not has_positions
+    return LAYER_LOOKS["no position" if plain else "full attention"]
 
 
 def _layer_pattern(spec: Decoder) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.measure.benchmark_models import BenchmarkModel
 from benchmarks.measure.runners import BASELINE, COMPILED, Candidate, Runner, ThroughputConfig, inference
-from weights.reference.model import quiet, transformers
+from weights.reference.model import causal_class, quiet, transformers
 from weights.saving import to_checkpoint
 from zoo.blocks import MoE
 from zoo.cli.self_check import TOLERANCE
@@ -84,7 +84,7 @@ def build_baseline(model: Model, device: torch.device) -> Any:
     """The model in transformers. Weights that both hold in the same layout are the same memory."""
     fields, tensors = to_checkpoint(model)
     config = transformers().AutoConfig.for_model(**fields)
-    kind = transformers().AutoModelForCausalLM._model_mapping[type(config)]
+    kind = causal_class(config)
     with quiet():
         reference = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=model.embed.weight.dtype)
     return reference.to(device).eval()

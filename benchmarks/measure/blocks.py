@@ -15,14 +15,31 @@ from torch import Tensor, nn
 from benchmarks.measure.devices import CPU, require_memory
 from benchmarks.measure.timing import Samples, Task, measure
 from benchmarks.output.progress import progress
-from zoo.blocks.glu import GLU, ClampedSwiGLU, GeGLU, SwiGLU
-from zoo.blocks.gqa import GQA
+from zoo.blocks import (
+    GLU,
+    GQA,
+    KDA,
+    MLA,
+    MLP,
+    ClampedSwiGLU,
+    Gated,
+    GatedDeltaNet,
+    GeGLU,
+    GroupedSigmoidTopK,
+    Indexer,
+    LayerNorm,
+    Mamba2,
+    MoE,
+    NoPE,
+    ReLUSquared,
+    RMSNorm,
+    RoPE,
+    ShortConv,
+    SoftmaxTopK,
+    SparseMLA,
+    SwiGLU,
+)
 from zoo.blocks.layer import PLACEMENTS
-from zoo.blocks.mla import MLA
-from zoo.blocks.moe import MoE
-from zoo.blocks.norms import RMSNorm
-from zoo.blocks.positions import NoPE, RoPE
-from zoo.blocks.routers import GroupedSigmoidTopK, SoftmaxTopK
 from zoo.core.cache import Cache
 from zoo.core.forward_context import ForwardContext, prepare_forward
 from zoo.costs import CacheSpec
@@ -33,7 +50,8 @@ from zoo.units import dtype_name
 
 PREFILL, DECODE = "prefill", "decode"
 HEAD_DIM, QUERIES_PER_KEY = 64, 4  # width of a head; query heads that share a key in GQA
-WINDOW = 512
+WINDOW = 512  # tokens, of a chunk and of what an indexer chooses too
+CONV = 4  # tokens
 EXPERTS, ACTIVE_EXPERTS = 16, 4  # each 1 / ACTIVE_EXPERTS as wide as the dense block: active parameters are equal
 
 
@@ -65,13 +83,15 @@ def block_list(dim: int) -> list[BlockEntry]:
             "RMSNorm, Llama": norm,
             "RMSNorm, OLMo": replace(norm, scale_in_fp32=True),
             "RMSNorm, Gemma": replace(norm, unit_offset=True, scale_in_fp32=True),
+            "LayerNorm": LayerNorm(1e-5),
         },
     }
     return [BlockEntry(group, label, spec) for group, specs in groups.items() for label, spec in specs.items()]
 
 
 def _attention(dim: int) -> dict[str, Block]:
-    heads, rope = dim // HEAD_DIM, RoPE(1e4)
+    heads, rope, norm = dim // HEAD_DIM, RoPE(1e4), RMSNorm(1e-6)
+    indexer = Indexer(heads=16, head_dim=HEAD_DIM, k=WINDOW, norm=LayerNorm(1e-6))
     mha = GQA(heads=heads, kv_heads=heads, head_dim=HEAD_DIM, rope=rope)
     gqa = replace(mha, kv_heads=heads // QUERIES_PER_KEY)
     ranks: dict[str, Any] = {"q_rank": 12 * HEAD_DIM, "kv_rank": 4 * HEAD_DIM}
@@ -81,10 +101,18 @@ def _attention(dim: int) -> dict[str, Block]:
         "GQA": gqa,
         "MQA": replace(mha, kv_heads=1),
         "SWA": replace(gqa, window=WINDOW),
-        "MLA": MLA(heads, **ranks, **widths, norm=RMSNorm(1e-6), rope=rope),
+        "MLA": MLA(heads, **ranks, **widths, norm=norm, rope=rope),
         "GQA, NoPE": replace(gqa, rope=NoPE()),
-        "GQA, QK-norm": replace(gqa, qk_norm=RMSNorm(1e-6)),
+        "GQA, QK-norm": replace(gqa, qk_norm=norm),
         "GQA, sinks": replace(gqa, sinks=True),
+        "GQA, gate": replace(gqa, gate="element"),
+        "GQA, cap": replace(gqa, cap=50.0),
+        "chunked GQA": replace(gqa, chunk=WINDOW),
+        "sparse MLA": SparseMLA(heads, **ranks, **widths, norm=norm, rope=rope, indexer=indexer),
+        "Gated DeltaNet": GatedDeltaNet(heads // 2, heads, HEAD_DIM, HEAD_DIM, CONV, norm),
+        "KDA": KDA(heads, HEAD_DIM, CONV, replace(norm, scale_in_fp32=True)),
+        "Mamba-2": Mamba2(2 * heads, HEAD_DIM, groups=1, state=2 * HEAD_DIM, conv=CONV, eps=1e-6),
+        "short convolution": ShortConv(dim, CONV),
     }
 
 
@@ -97,6 +125,9 @@ def _feed_forward(dim: int) -> dict[str, Block]:
         "clamped SwiGLU": replace(dense, act=ClampedSwiGLU(alpha=1.702, limit=7.0)),
         "MoE, softmax": MoE(EXPERTS, expert, SoftmaxTopK(k=ACTIVE_EXPERTS)),
         "MoE, shared": MoE(EXPERTS, expert, grouped, shared=expert),
+        "MoE, gated shared": MoE(EXPERTS, expert, grouped, shared=Gated(expert)),
+        "MLP, GELU": MLP(4 * dim),
+        "MLP, squared ReLU": MLP(4 * dim, ReLUSquared()),
     }
 
 

@@ -18,9 +18,11 @@ from tests.presets import distinct, representatives, screen_by_family
 from tests.weights.checkpoints import Config, Tensors, read, write
 from weights.formats.hf_folder import HFFolder
 from weights.loading import fill, open_source
+from weights.matching import match
 from zoo.architectures import families
 from zoo.blocks import MoE
 from zoo.errors import MalformedError, NotAvailable, UsageError
+from zoo.hf.checkpoint_layout import FusedQKV, PairedRows, Rearranged
 
 ROOT = Path(__file__).parents[2]
 Saved = Callable[[str], Path]
@@ -80,7 +82,23 @@ def with_rotary_buffers(config: Config, tensors: Tensors) -> tuple[Config, Tenso
     return config, tensors | {place: torch.randn(8) for place in (*places, "model.rotary_emb.inv_freq")}
 
 
+def without_head(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+    """GPT-2 as released: the names of the bare model, and causal masks, which some versions have two of."""
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    for i in range(config["n_layer"]):
+        bare |= {f"h.{i}.attn.bias": torch.ones(1, 1, 8, 8).tril(), f"h.{i}.attn.masked_bias": torch.tensor(-1e4)}
+    return config, bare
+
+
+def head_beside_bare_names(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+    """Its head, which is the embedding, stored as well."""
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    return config, bare | {"lm_head.weight": bare["wte.weight"].clone()}
+
+
 FORMS = [
+    ("gpt2-small", without_head, ["4 tensors, causal masks"]),
+    ("gpt2-small", head_beside_bare_names, ["1 tensor, the embedding, stored again as the head"]),
     (DENSE, head_stored_twice, ["1 tensor, the embedding, stored again as the head"]),
     (MIXED, fused, []),
     (LATENT, fused, []),
@@ -160,17 +178,18 @@ def _dtypes(model: torch.nn.Module) -> dict[str, torch.dtype]:
 
 @pytest.mark.parametrize("name", screen_by_family())
 def test_parameters_share_the_pages_of_the_file(name: str, saved: Saved) -> None:
-    """On the CPU in the file's dtype, only stacked experts and permuted rows are copied."""
+    """On the CPU in the file's dtype, only stacked experts, permuted rows and parts of a tensor are copied."""
     folder = HFFolder(saved(name))
     model = fill(folder.spec(), folder, "cpu", "auto")
     mapped = {folder.get(stored.name).data_ptr() for stored in folder.stored()}
     copied = {key for key, parameter in model.named_parameters() if parameter.data_ptr() not in mapped}
     experts = {"gate", "up", "down", "gate_bias", "up_bias"}
     stacked = {key for key in copied if ".experts." in key and key.rpartition(".")[2] in experts}
-    moved = {key for key in copied if key.endswith(("q.up.weight", "kv_down.weight"))}
-    assert copied == stacked | moved
-    assert bool(stacked) == any(isinstance(layer.ffn.block, MoE) for layer in model.spec.layers)
-    assert bool(moved) == any(isinstance(layer.mixer, zoo.MLA) for layer in model.spec.layers)
+    mappings = match(model.spec, dict(model.named_parameters()), folder.rules, folder.tensors)
+    rules = {key: mapping.rule for mapping in mappings for key in mapping.module_names}
+    rearranged = {key for key, rule in rules.items() if isinstance(rule, Rearranged | FusedQKV | PairedRows)}
+    assert copied == stacked | rearranged
+    assert bool(stacked) == any(isinstance(part, MoE) for part in model.spec.walk())
 
 
 @contextmanager
@@ -213,7 +232,7 @@ def test_a_model_is_the_same_whatever_mode_it_is_loaded_in(name: str, mode: str,
         if mode != "default device":
             model(tokens.clone())
     for (key, parameter), other in zip(model.named_parameters(), expected.parameters(), strict=True):
-        trained = not key.endswith("correction")  # of a router, which no gradient changes
+        trained = not key.endswith(("correction", "output_scale.weight"))  # which no gradient changes
         assert (parameter.dtype, parameter.device, parameter.requires_grad) == (other.dtype, other.device, trained), key
         assert not parameter.is_inference(), key
         assert torch.equal(parameter, other), key
@@ -275,6 +294,6 @@ def test_a_folder_of_another_head_is_refused(family: str, saved: Saved, tmp_path
     name = next(iter(families()[family].SIZES))
     config, tensors = read(saved(name))
     [named] = config["architectures"]
-    other = named.replace("ForCausalLM", "ForSequenceClassification")
+    other = re.sub("ForCausalLM|LMHeadModel", "ForSequenceClassification", named)
     with pytest.raises(MalformedError, match=rf"architectures=\['{other}'\] is not read, only {named}"):
         weights.load(write(tmp_path / "x", config | {"architectures": [other]}, tensors))

@@ -19,6 +19,7 @@ import torch
 from tests.reference import toy_config
 from tests.weights.checkpoints import Config, Tensors, write
 from tests.weights.packers import FP8_CONFIG, FP8_NAMES, MXFP4_CONFIG, per_expert
+from weights.reference.model import causal_class
 
 ROOT = Path(__file__).parents[2]
 LAYERS = 6
@@ -52,10 +53,11 @@ def widened(name: str, layers: int = LAYERS, **more: int) -> Config:
 
 def shapes(config: Config) -> Tensors:
     """A model's tensors in bfloat16, by transformers' names for them, without memory behind them."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
+    known = AutoConfig.for_model(**config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.bfloat16)
+        model = causal_class(known)._from_config(known, dtype=torch.bfloat16)
     return {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight" or not tied(config)}
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import weights
+import zoo
 from tests import toys
 from tests.reference import randomise
 from tests.weights.checkpoints import Config, Tensors, write
@@ -36,6 +37,10 @@ KINDS: dict[str, dict[str, Any]] = {
         "spatial_merge_size": 2,
     },
 }
+KINDS |= dict.fromkeys(("ministral3-3b", "mistral-small-4-119b"), KINDS["mistral-small-3.1-24b"])
+# Llama 4's, whose names and projector are its own.
+LLAMA4 = VISION | {"intermediate_size": 128, **dict.fromkeys(("projector_input_dim", "projector_output_dim"), 32)}
+LLAMA4 |= {"model_type": "llama4_vision_model", "vision_output_dim": 32}
 
 
 class Made:
@@ -45,7 +50,8 @@ class Made:
         from transformers import AutoConfig, AutoModelForImageTextToText
 
         text = toys.config(name)
-        config = AutoConfig.for_model(**KINDS[name], text_config=text, tie_word_embeddings=name.startswith("gemma"))
+        tied = text.get("tie_word_embeddings", True)
+        config = AutoConfig.for_model(**KINDS[name], text_config=text, tie_word_embeddings=tied)
         self.model: nn.Module = AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
         randomise(self.model, seed=0)
         self.model.eval().save_pretrained(folder)
@@ -98,6 +104,27 @@ def test_the_text_part_is_the_reference(
     assert sorted(told) == sorted(
         [f"{projectors} tensors, the vision projector", f"{towers} tensors, the vision tower"]
     )
+
+
+@torch.no_grad()
+def test_the_text_part_of_llama_4_is_the_reference(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    text = toys.config("llama4-scout-109b")
+    config = AutoConfig.for_model("llama4", text_config=text, vision_config=LLAMA4)
+    reference = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+    randomise(reference, seed=0)
+    reference.save_pretrained(tmp_path)
+    with caplog.at_level(logging.INFO, "weights"):
+        model = weights.load(tmp_path)
+    assert model.spec == zoo.spec("llama4-scout-109b", tiny=True)
+    tokens = torch.randint(2, 500, (2, 60), generator=torch.Generator().manual_seed(1))
+    logits = reference.language_model(tokens).logits
+    assert (model(tokens) - logits).abs().max() <= 1e-5 * logits.abs().max()
+    assert re.findall(r"left alone: \d+ tensors?, (the vision \w+)", caplog.text) == [
+        "the vision projector",
+        "the vision tower",
+    ]
 
 
 def test_the_two_spellings_may_not_be_mixed_for_one_tensor(made: Made, tmp_path: Path) -> None:

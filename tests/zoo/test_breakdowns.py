@@ -19,7 +19,7 @@ PASSES = [(0, 1), (0, 700), (699, 1), (300, 200)]  # past, new
 
 def part_of(name: str) -> str:
     """The part that a parameter, of no norm, belongs to, by its path in the module tree alone."""
-    if match := re.search(r"ffn\.block\.(router|experts|shared)\b", name):
+    if match := re.search(r"ffn\.block\.(?:routed\.)?(router|experts|shared)\b", name):
         return {"experts": "routed"}.get(match[1], match[1])
     if name.startswith(("embed.", "head.")):
         return {"embed": "embedding"}.get(name.split(".")[0], "head")
@@ -29,7 +29,8 @@ def part_of(name: str) -> str:
 
 
 def counted(model: Model) -> Counter[str]:
-    norms = {name for name, module in model.named_modules() if isinstance(module, _RMSNorm)}
+    modules = model.named_modules()
+    norms = {name for name, module in modules if isinstance(module, _RMSNorm) and ".router." not in name}
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         parts["norm" if name.rpartition(".")[0] in norms else part_of(name)] += parameter.numel()

@@ -28,10 +28,11 @@ from zoo.errors import MalformedError, SpecError, enough, unknown
 from zoo.hf.checkpoint_layout import Rename, Rules
 from zoo.model.decoder import Decoder
 
-# GGUF's name of an architecture -> ours. Mistral Small 3.1 has Llama's name there.
-FAMILIES: dict[str, tuple[str, ...]] = {"llama": ("llama3", "mistral3"), "qwen3moe": ("qwen3",)}
-FAMILIES |= {name: (name,) for name in ("gemma3", "gpt-oss", "mistral3", "olmo2", "qwen3", "smollm3")}
-NORMS_PLUS_ONE = {"gemma3"}  # llama.cpp stores norm weights as 1 + w, Hugging Face as w
+# GGUF's name of an architecture -> ours. Mistral Small 3.1 and Mixtral have Llama's name there.
+FAMILIES: dict[str, tuple[str, ...]] = {"llama": ("llama3", "mistral3", "mixtral"), "qwen3moe": ("qwen3",)}
+FAMILIES |= {"qwen2": ("qwen2-5",)}
+FAMILIES |= {name: (name,) for name in ("gemma2", "gemma3", "gpt-oss", "mistral3", "olmo2", "qwen3", "smollm3")}
+NORMS_PLUS_ONE = {"gemma2", "gemma3"}  # llama.cpp stores norm weights as 1 + w, Hugging Face as w
 PAIRED_ROWS = {"llama", "mistral3", "smollm3"}  # RoPE rotates rows 2j and 2j + 1 of queries and keys as a pair
 # Experts are stacked, gate and up apart, neither transposed nor interleaved.
 EXPERTS: Rules = (
@@ -264,6 +265,10 @@ def metadata_of(spec: Decoder) -> dict[str, Any]:
         "rope.freq_base": full.rope.theta,
         **_scaling(full.rope),
     }
+    if full.cap:
+        metadata["attn_logit_softcapping"] = full.cap
+    if spec.logit_cap:
+        metadata["final_logit_softcapping"] = spec.logit_cap
     if isinstance(windowed, GQA):
         metadata["attention.sliding_window"] = windowed.window
         if isinstance(windowed.rope, RoPE) and windowed.rope != full.rope:

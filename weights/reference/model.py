@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from weights.formats.hf_folder import CONFIG
 from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
 from weights.loading import open_source
-from weights.matching import EMBED, HEAD, Source, rule_names
+from weights.matching import HEAD, Source, rule_names
 from weights.reference.layers import LayerActivations, removed_after
 from zoo.catalog import family_of
 from zoo.errors import CheckFailed, MalformedError, require_package
@@ -39,6 +39,15 @@ FEED_FORWARD = "ffn.block."  # the prefix of a feed-forward's parameters in a la
 def transformers() -> Any:
     """The package. Raises NotAvailable with the pip line where it is missing."""
     return require_package("transformers", "parity")
+
+
+def causal_class(config: Any) -> Any:
+    """The class of the model that a config describes: that of AutoModelForCausalLM; where its table leaves the config
+    out (Mistral Small 4), the class that the architecture names."""
+    table = transformers().AutoModelForCausalLM._model_mapping
+    if type(config) in table:
+        return table[type(config)]
+    return getattr(transformers(), family_of({"model_type": config.model_type}).from_hf.classes[config.model_type])
 
 
 @contextmanager
@@ -89,7 +98,8 @@ def load_reference(source: Source, dtype: torch.dtype) -> tuple[Any, str]:
         options = {"gguf_file": source.path.name}
     options |= {"dtype": dtype, "attn_implementation": "eager", "output_loading_info": True}
     with quiet():
-        model, info = transformers().AutoModelForCausalLM.from_pretrained(str(source.folder), **options)
+        kind = causal_class(options["config"]) if "config" in options else transformers().AutoModelForCausalLM
+        model, info = kind.from_pretrained(str(source.folder), **options)
     if info["missing_keys"]:
         raise MalformedError(f"{source.path}: transformers finds no {', '.join(sorted(info['missing_keys']))} there")
     return model.eval(), "weights read by transformers"
@@ -100,10 +110,15 @@ def observed_layers(
     model: Any, spec: Decoder, rules: Rules, visit: Callable[[LayerActivations], None]
 ) -> Iterator[None]:
     """Meanwhile, `visit` gets the activations of each layer of the reference, right after the layer has run."""
-    layers = enumerate(model.get_decoder().layers)
+    layers = enumerate(decoder_layers(model))
     hooks = (_observe(i, layer, feed_forward_input(spec, rules, i, layer), visit) for i, layer in layers)
     with removed_after(chain.from_iterable(hooks)):
         yield
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The layers of a causal language model of the reference, whatever they are called there."""
+    return next(child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList))
 
 
 def _observe(
@@ -209,9 +224,7 @@ class MetaModel:
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # the tensors are unpacked before they are filled in
         with quiet(), torch.device("meta"):
-            self.model = transformers().AutoModelForCausalLM.from_config(
-                config, attn_implementation="eager", dtype=dtype
-            )
+            self.model = causal_class(config)._from_config(config, attn_implementation="eager", dtype=dtype)
         computed = {}
         for name, buffer in self.model.named_non_persistent_buffers():
             parent, _, leaf = name.rpartition(".")
@@ -241,8 +254,8 @@ class MetaModel:
             return self.conversions[name].make(name, like, read, self.model.config)
         if f"{name}_blocks" in source.tensors:  # MXFP4 has the last two axes the other way round
             return read(f"{name}_blocks").mT.contiguous()
-        if name == HEAD and EMBED in source.tensors:
-            return read(EMBED)
+        if name == HEAD and source.embedding in source.tensors:
+            return read(source.embedding)
         raise MalformedError(f"{source.path}: the reference needs {name}, which is not there")
 
 

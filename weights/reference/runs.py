@@ -27,7 +27,7 @@ from weights.reference.layers import (
     recorded_choices,
     removed_after,
 )
-from weights.reference.model import ORIGIN, MetaModel, empty, load_reference, observed_layers
+from weights.reference.model import ORIGIN, MetaModel, decoder_layers, empty, load_reference, observed_layers
 from zoo.core.cache import Cache
 from zoo.model.decoder import Decoder, Model
 
@@ -133,7 +133,7 @@ class LayerwiseRuns:
         """Run the zoo's layer, after the reference's."""
         index = reference.layer
         if index == 0:
-            with self.filled("embed"):
+            with self.filled("embed", *(["positions"] if self.model.spec.positions else [])):
                 self.comparison.embedding(reference.x)
                 self.full = self.cached = self.model.embedded(self.tokens, self.comparison.ctx.positions)
         layer: Any = self.model.layers[index]
@@ -177,7 +177,8 @@ def _streamed_logits(meta: MetaModel, tokens: Tensor, observed: AbstractContextM
     decoder = meta.model.get_decoder()
     names = {module: name for name, module in meta.model.named_modules()}
     head = meta.model.get_output_embeddings()
-    parts = (decoder.embed_tokens, *decoder.layers, decoder.norm, head)
+    layers = decoder_layers(meta.model)
+    parts = (*(part for part in decoder.children() if part is not layers), *layers, head)
     before = (part.register_forward_pre_hook(lambda module, _: meta.reload_submodule(names[module])) for part in parts)
     after = (part.register_forward_hook(lambda module, _, out: empty(module)) for part in parts)
     with removed_after(chain(before, after)), observed:

@@ -70,7 +70,7 @@ def from_hf(config: Config) -> Decoder:
 def to_hf(spec: Decoder) -> ConfigFields:
     attn, moe = first(spec, MLA), first(spec, MoE)
     config = {"model_type": "deepseek_v3"} | EXPECTED | common_fields(spec)
-    config |= rope_fields(spec, mscale_all_dim=_mscale_all_dim(attn)) | fields_of(spec, MLA, **ATTENTION)
+    config |= rope_fields(spec, mscale_all_dim=mscale_all_dim(attn)) | fields_of(spec, MLA, **ATTENTION)
     config |= fields_of(spec, MLA, heads="num_key_value_heads") | fields_of(spec, GLU, hidden="intermediate_size")
     sparse = [first(layer, MoE) is not None for layer in spec.layers]
     config["first_k_dense_replace"] = [*sparse, True].index(True) or 1
@@ -81,7 +81,7 @@ def to_hf(spec: Decoder) -> ConfigFields:
     return config | fields_of(spec, GroupedSigmoidTopK, **ROUTER)
 
 
-def _mscale_all_dim(attn):
+def mscale_all_dim(attn):
     """The gain on the scores: the mscale_all_dim for which `from_hf` computes this attention's scale."""
     factor = getattr(getattr(attn and attn.rope, "scaling", None), "factor", 1)
     if factor <= 1 or attn.scale is None:

@@ -1,20 +1,53 @@
 """Gemma 4 (Google 2026), text part. New here: layers without a window have wider and fewer KV heads than those with
 one, values that are the raw keys, and positions in a quarter of the pairs; values are normalised; scores are not
-scaled; the output of each layer is multiplied by a stored number; logits are capped.
+scaled; the output of each layer is multiplied by a stored number; logits are capped. 26B-A4B has a mixture of experts
+beside each MLP, routed by the residual stream.
 
 The configs of 12B are another library's defaults and not a copy of the published file (trust: low).
 """
 
-from zoo.blocks import GLU, GQA, GeGLU, Layer, LayerScale, ProportionalRoPE, RMSNorm, RoPE, sandwich
-from zoo.hf.checkpoint_layout import Rename, Skipped
+from functools import partial
+from reprlib import repr as brief
+from typing import Any
+
+from zoo.blocks import (
+    GLU,
+    GQA,
+    DenseAndMoE,
+    GeGLU,
+    Layer,
+    LayerScale,
+    MoE,
+    NormedSoftmaxTopK,
+    ProportionalRoPE,
+    RMSNorm,
+    RoPE,
+    olmo,
+    sandwich,
+)
+from zoo.hf.checkpoint_layout import GLU_NAMES, Rearranged, Rename, Skipped
 from zoo.hf.config import Config, ModelType, Size, layer_types, reads
 from zoo.hf.fields import Fields
-from zoo.hf.write_config import ConfigFields, common_fields, fields_of
+from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (
     Rename("ffn.pre", "pre_feedforward_layernorm"),
     Rename("output_scale.weight", "layer_scalar"),
+    *(Rename(f"ffn.block.dense.{name}", f"mlp.{name}_proj") for name in GLU_NAMES),
+    Rename("ffn.block.dense_pre", "pre_feedforward_layernorm"),
+    Rename("ffn.block.dense_post", "post_feedforward_layernorm_1"),
+    Rename("ffn.block.routed_pre", "pre_feedforward_layernorm_2"),
+    Rename("ffn.block.routed_post", "post_feedforward_layernorm_2"),
+    Rename("ffn.block.routed.router", "router.proj"),
+    Rename("ffn.block.routed.router.norm.weight", "router.scale"),
+    Rename("ffn.block.routed.router.expert_scale", "router.per_expert_scale"),
+    Rearranged(
+        ("ffn.block.routed.experts.gate", "ffn.block.routed.experts.up"),
+        "experts.gate_up_proj",
+        "e (gate_up hidden) dim -> gate_up e hidden dim",
+    ),
+    Rename("ffn.block.routed.experts.down", "experts.down_proj"),
     *(
         Skipped(f"{prefix}{name}.*", "the vision and audio parts")
         for prefix in ("", "model.")
@@ -38,6 +71,7 @@ def decoder(
     keys_as_values=True,
     full=FULL,
     local=LOCAL,
+    routed=None,
     eps=1e-6,
     cap=30.0,
     vocab=262_144,
@@ -46,17 +80,23 @@ def decoder(
 ):
     """`full_layers`: of each layer, whether it sees everything."""
     norm = RMSNorm(eps, scale_in_fp32=True)
-    both = dict(qk_norm=norm, v_norm=RMSNorm(eps, weight=False), scale=1.0)
+    attention = partial(GQA, heads, qk_norm=norm, v_norm=RMSNorm(eps, weight=False), scale=1.0)
 
     def layer(is_full):
         if is_full:
-            attn = GQA(heads, full_kv_heads, full_head_dim, rope=full, keys_as_values=keys_as_values, **both)
+            attn = attention(full_kv_heads, full_head_dim, rope=full, keys_as_values=keys_as_values)
         else:
-            attn = GQA(heads, kv_heads, head_dim, rope=local, window=window, **both)
-        return Layer(sandwich(norm, attn), sandwich(norm, GLU(hidden, GeGLU())), LayerScale())
+            attn = attention(kv_heads, head_dim, rope=local, window=window)
+        dense = GLU(hidden, GeGLU())
+        ffn = olmo(norm, DenseAndMoE(dense, routed, norm)) if routed else sandwich(norm, dense)
+        return Layer(sandwich(norm, attn), ffn, LayerScale())
 
     layers = tuple(map(layer, full_layers))
     return Decoder(vocab, dim, layers, norm, embed_scale=dim**0.5, logit_cap=cap, context=context, **rest)
+
+
+def mixture(hidden, experts, k, eps=1e-6):
+    return MoE(experts, GLU(hidden, GeGLU()), NormedSoftmaxTopK(k, RMSNorm(eps)))
 
 
 def every(period, layers):
@@ -64,16 +104,24 @@ def every(period, layers):
     return tuple(i % period == period - 1 for i in range(layers))
 
 
+LAYER_TYPES = "sliding_attention", "full_attention"
 ROPES = {
     "full_attention": dict(rope_type="proportional", partial_rotary_factor=0.25, rope_theta=1e6),
     "sliding_attention": dict(rope_type="default", rope_theta=1e4),
 }
 HEADS = dict(num_attention_heads=8, num_key_value_heads=4, head_dim=256, global_head_dim=512)
-DEFAULTS = HEADS | dict(num_global_key_value_heads=None, vocab_size=262_144, rms_norm_eps=1e-6)
-DEFAULTS |= dict(tie_word_embeddings=True, rope_parameters=ROPES, attention_k_eq_v=False, final_logit_softcapping=None)
+DEFAULTS: dict[str, Any] = HEADS | dict(num_global_key_value_heads=None, vocab_size=262_144, rms_norm_eps=1e-6)
+DEFAULTS |= dict(
+    tie_word_embeddings=True,
+    enable_moe_block=False,
+    rope_parameters=ROPES,
+    attention_k_eq_v=False,
+    final_logit_softcapping=None,
+)
 TEXT = dict(sliding_window=512, max_position_embeddings=131_072, hidden_size_per_layer_input=256)
 UNIFIED = dict(sliding_window=1024, max_position_embeddings=262_144, hidden_size_per_layer_input=0)
 EXPECTED = dict(hidden_activation="gelu_pytorch_tanh", attention_bias=False)
+MIXTURE = dict(hidden="moe_intermediate_size", experts="num_experts", k="top_k_experts")
 KINDS = (
     ModelType("gemma4_text", "Gemma4ForCausalLM", TEXT),
     ModelType("gemma4", "Gemma4ForConditionalGeneration"),
@@ -85,23 +133,26 @@ KINDS = (
 @reads(*KINDS, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
     config.expect(**EXPECTED, hidden_size_per_layer_input=0)
-    config.neutral(num_kv_shared_layers=0, use_double_wide_mlp=False, enable_moe_block=False)
+    config.neutral(num_kv_shared_layers=0, use_double_wide_mlp=False)
     config.unused("vocab_size_per_layer_input")
     if config.values.get("use_bidirectional_attention") == "vision":
         config.unused("use_bidirectional_attention")  # of image tokens among themselves
     config.neutral(use_bidirectional_attention=None)
     shape = config.dense()
     full_layers = _full_layers(config, shape.pop("layers"))
+    config.agrees("layer_types", (LAYER_TYPES[is_full] for is_full in full_layers))
     shape |= config.integers(window="sliding_window", head_dim="head_dim") | _full_heads(config, full_layers)
     ropes = config.object("rope_parameters")
     full, local = (ropes.object(kind, ROPES[kind]) for kind in ROPES)
     full.expect(rope_type="proportional")
     local.expect(rope_type="default")
+    local.neutral(partial_rotary_factor=1.0)
     shape["full"] = ProportionalRoPE(full.number("rope_theta"), fraction=full.number("partial_rotary_factor"))
     shape["local"] = RoPE(local.number("rope_theta"))
-    spec = decoder(**shape, full_layers=full_layers, cap=config.optional_number("final_logit_softcapping"))
-    config.agrees_on_windows(spec)
-    return spec
+    if config.flag("enable_moe_block"):
+        shape["routed"] = mixture(**config.integers(**MIXTURE), eps=shape["eps"])
+    config.unused(*MIXTURE.values())
+    return decoder(**shape, full_layers=full_layers, cap=config.optional_number("final_logit_softcapping"))
 
 
 def _full_layers(config: Config, layers: int) -> tuple[bool, ...]:
@@ -128,13 +179,18 @@ def _full_heads(config: Config, full_layers: tuple[bool, ...]) -> dict[str, int 
     full = [i for i, is_full in enumerate(full_layers) if is_full]
     found = {tuple(numbers.get(i, Fields(usual)).integer(name) for name in usual) for i in full}
     if len(numbers) != len(given.values) or not numbers.keys() <= set(full) or len(found) != 1:
-        raise config.error("per_layer_config must be of the layers of full_attention, and the same for all of them")
+        shown = brief(config.values["per_layer_config"])
+        raise config.error(f"not understood: per_layer_config={shown}, which must say the same of all full_attention")
     return dict(zip(names, *found, strict=True)) | {"keys_as_values": is_raw}
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
     config = {"model_type": "gemma4_text"} | EXPECTED | common_fields(spec)
     config |= fields_of(spec, GLU, hidden="intermediate_size") | {"hidden_size_per_layer_input": 0}
+    if routed := first(spec, MoE):
+        config |= {"enable_moe_block": True} | fields_of(routed, MoE, experts="num_experts")
+        config |= fields_of(routed, GLU, hidden="moe_intermediate_size")
+        config |= fields_of(routed, NormedSoftmaxTopK, k="top_k_experts")
     config |= {"layer_types": layer_types(spec), "final_logit_softcapping": spec.logit_cap}
     for name in ("rope_theta", "rope_scaling"):
         config.pop(name, None)
@@ -166,6 +222,16 @@ def _rope_entry(attn: GQA) -> ConfigFields:
 
 
 _31B = decoder(dim=5376, full_layers=every(6, 60), heads=32, kv_heads=16, full_kv_heads=4, hidden=21_504, tied=True)
+_26B = decoder(
+    dim=2816,
+    full_layers=every(6, 30),
+    heads=16,
+    kv_heads=8,
+    full_kv_heads=2,
+    hidden=2112,
+    routed=mixture(704, experts=128, k=8),
+    tied=True,
+)
 _12B = decoder(dim=3840, full_layers=every(6, 48), heads=16, kv_heads=8, full_kv_heads=1, hidden=15_360, tied=True)
 NOTE = "the month is not established, and the config is another library's defaults"
 BEST_KNOWN = "gemma4-31b"
@@ -177,5 +243,6 @@ SIZES = {
         released="2026-04",
         note=NOTE,
     ),
+    "gemma4-26b-a4b": Size("google/gemma-4-26B-A4B", 25_233_141_790, _26B, released="2026-04"),
     "gemma4-31b": Size("google/gemma-4-31B", 30_697_345_340, _31B, released="2026-04"),
 }

@@ -6,6 +6,7 @@ The folder is scanned: the specs of a new file are in `Spec.kinds`, hence on the
 from importlib import import_module
 from pkgutil import iter_modules
 
+from zoo.blocks.dense_and_moe import *
 from zoo.blocks.feed_forward import *
 from zoo.blocks.gated_delta_net import *
 from zoo.blocks.glu import *

@@ -54,7 +54,7 @@ class GQA(Mixer):
     aliases: ClassVar = {
         "MHA": Alias(lambda attn: attn.kv_heads == attn.heads, sets={"kv_heads": lambda values: values["heads"]}),
         "MQA": Alias(lambda attn: attn.kv_heads == 1, sets={"kv_heads": lambda values: 1}),
-        "SWA": Alias(lambda attn: attn.window is not None, needs={"window": 512}),
+        "SWA": Alias(lambda attn: attn.window is not None, {"chunk": lambda values: None}, needs={"window": 512}),
     }
 
     def check(self) -> None:

@@ -8,12 +8,21 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from zoo.blocks.norms import Norm
 from zoo.core.forward_context import ForwardContext, RouterOutput
 from zoo.core.linear import linear
 from zoo.costs import linear_params
 from zoo.registry import Spec
 
-__all__ = ["GroupedSigmoidTopK", "Router", "SoftmaxTopK"]
+__all__ = [
+    "GroupedSigmoidTopK",
+    "GroupedSoftmaxTopK",
+    "GroupedTopK",
+    "InputScaledTopK",
+    "NormedSoftmaxTopK",
+    "Router",
+    "SoftmaxTopK",
+]
 
 
 class Router(Spec, abstract=True):
@@ -71,32 +80,96 @@ class _SoftmaxTopK(nn.Module):
         self.bias = nn.Parameter(torch.empty(experts)) if spec.bias else None
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
-        logits = linear(x, self.weight, self.bias).float()
+        logits = self.logits(x)
         scores = logits if self.spec.renormalise else logits.softmax(-1)
         top, chosen = scores.topk(self.spec.k)
         record(ctx, logits, chosen)
         return (top.softmax(-1) if self.spec.renormalise else top).to(x.dtype), chosen
 
+    def logits(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., experts), in float32."""
+        return linear(x, self.weight, self.bias).float()
+
 
 @dataclass(frozen=True)
-class GroupedSigmoidTopK(Router):
-    """DeepSeek-V3's routing (section 2.1.2), in float32 whatever the model's dtype.
+class NormedSoftmaxTopK(Router):
+    """Softmax over the k highest logits, which are those of norm(x) * dim^-0.5; the weights are multiplied by a learned
+    number of each expert (Gemma 4)."""
 
-    Scores are sigmoids. A learned correction is added for the choice only: first the `keep` best of `groups` equal
-    groups of experts, each ranked by the sum of its two best scores, then the k best experts in them. The weights are
-    the uncorrected scores of the chosen experts, divided by their sum and multiplied by `scale`.
-    """
+    k: int
+    norm: Norm
+
+    def build(self, dim: int, experts: int) -> nn.Module:
+        return _NormedSoftmaxTopK(self, dim, experts)
+
+    def params(self, dim: int, experts: int) -> int:
+        return self.norm.params(dim) + linear_params(dim, experts) + experts
+
+    def describe(self) -> str:
+        return f"softmax top-{self.k} router of the normalised input, weights times a number of each expert"
+
+
+class _NormedSoftmaxTopK(nn.Module):
+    def __init__(self, spec: NormedSoftmaxTopK, dim: int, experts: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.norm = spec.norm.build(dim)
+        self.weight = nn.Parameter(torch.empty(experts, dim))
+        self.expert_scale = nn.Parameter(torch.empty(experts))
+        self.identity = {"expert_scale": 1.0}
+
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
+        logits = self.logits(x)
+        top, chosen = logits.topk(self.spec.k)
+        record(ctx, logits, chosen)
+        return (top.softmax(-1) * self.expert_scale[chosen]).to(x.dtype), chosen
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., experts), in float32."""
+        return linear(self.norm(x) * x.shape[-1] ** -0.5, self.weight).float()
+
+
+@dataclass(frozen=True)
+class InputScaledTopK(Router):
+    """The k experts of the highest logits. Their weights are the sigmoids of those, not renormalised, and multiply what
+    an expert is given, not what it returns (Llama 4, as released)."""
+
+    k: int
+    scales_input = True
+
+    def build(self, dim: int, experts: int) -> nn.Module:
+        return _InputScaledTopK(self, dim, experts)
+
+    def params(self, dim: int, experts: int) -> int:
+        return linear_params(dim, experts)
+
+    def describe(self) -> str:
+        return f"sigmoid top-{self.k} router, weights on the experts' input"
+
+
+class _InputScaledTopK(nn.Module):
+    def __init__(self, spec: InputScaledTopK, dim: int, experts: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(experts, dim))
+
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
+        logits = linear(x, self.weight).float()
+        top, chosen = logits.topk(self.spec.k)
+        record(ctx, logits, chosen)
+        return top.sigmoid().to(x.dtype), chosen
+
+
+@dataclass(frozen=True)
+class GroupedTopK(Router, abstract=True):
+    """The k experts of the highest scores in the `keep` best of `groups` equal groups, which are ranked by the sum of
+    their two best scores. The weights are the scores of the chosen, divided by their sum, times `scale`."""
 
     k: int
     groups: int
     keep: int
     scale: float
-
-    def build(self, dim: int, experts: int) -> nn.Module:
-        return _GroupedSigmoidTopK(self, dim, experts)
-
-    def params(self, dim: int, experts: int) -> int:
-        return linear_params(dim, experts, bias=True)
+    scores: ClassVar[str]  # in a word
 
     def check(self) -> None:
         self.require(self.keep <= self.groups, f"keep={self.keep} is above groups={self.groups}")
@@ -108,8 +181,38 @@ class GroupedSigmoidTopK(Router):
         reach = self.keep * experts // self.groups
         self.require(self.k <= reach, f"k={self.k} is above the {reach} experts in {self.keep} groups")
 
+    def choose(self, scores: Tensor) -> Tensor:
+        """(..., experts) scores -> (..., k) expert ids."""
+        grouped = scores.unflatten(-1, (self.groups, -1))
+        best = grouped.topk(2).values.sum(-1).topk(self.keep).indices
+        kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, True)
+        return grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2).topk(self.k).indices
+
+    def weigh(self, scores: Tensor, chosen: Tensor) -> Tensor:
+        """(..., experts) scores, (..., k) expert ids -> (..., k) weights."""
+        top = scores.gather(-1, chosen)
+        return top / (top.sum(-1, keepdim=True) + 1e-20) * self.scale
+
     def describe(self) -> str:
-        return f"sigmoid top-{self.k} router in {self.keep} of {self.groups} groups, weights x{self.scale:g}"
+        groups = f" in {self.keep} of {self.groups} groups" if self.groups > 1 else ""
+        return f"{self.scores} top-{self.k} router{groups}, weights x{self.scale:g}"
+
+
+@dataclass(frozen=True)
+class GroupedSigmoidTopK(GroupedTopK):
+    """DeepSeek-V3's routing (section 2.1.2), in float32 whatever the model's dtype.
+
+    Scores are sigmoids. A learned correction is added for the choice only, of groups and of experts: the weights are of
+    uncorrected scores.
+    """
+
+    scores = "sigmoid"
+
+    def build(self, dim: int, experts: int) -> nn.Module:
+        return _GroupedSigmoidTopK(self, dim, experts)
+
+    def params(self, dim: int, experts: int) -> int:
+        return linear_params(dim, experts, bias=True)
 
 
 class _GroupedSigmoidTopK(nn.Module):
@@ -130,14 +233,33 @@ class _GroupedSigmoidTopK(nn.Module):
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
         logits = linear(x.float(), self.weight.float()).float()
         scores = logits.sigmoid()
-        chosen = self._choose(scores + self.correction)
+        chosen = self.spec.choose(scores + self.correction)
         record(ctx, logits, chosen)
-        top = scores.gather(-1, chosen)
-        return (top / (top.sum(-1, keepdim=True) + 1e-20) * self.spec.scale).to(x.dtype), chosen
+        return self.spec.weigh(scores, chosen).to(x.dtype), chosen
 
-    def _choose(self, scores: Tensor) -> Tensor:
-        """(..., experts) corrected scores -> (..., k) expert ids."""
-        grouped = scores.unflatten(-1, (self.spec.groups, -1))
-        best = grouped.topk(2).values.sum(-1).topk(self.spec.keep).indices
-        kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, True)
-        return grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2).topk(self.spec.k).indices
+
+@dataclass(frozen=True)
+class GroupedSoftmaxTopK(GroupedTopK):
+    """The same with probabilities as scores, and without a correction (Mistral Small 4)."""
+
+    scores = "softmax"
+
+    def build(self, dim: int, experts: int) -> nn.Module:
+        return _GroupedSoftmaxTopK(self, dim, experts)
+
+    def params(self, dim: int, experts: int) -> int:
+        return linear_params(dim, experts)
+
+
+class _GroupedSoftmaxTopK(nn.Module):
+    def __init__(self, spec: GroupedSoftmaxTopK, dim: int, experts: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(experts, dim))
+
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
+        logits = linear(x, self.weight).float()
+        scores = logits.softmax(-1)
+        chosen = self.spec.choose(scores)
+        record(ctx, logits, chosen)
+        return self.spec.weigh(scores, chosen).to(x.dtype), chosen

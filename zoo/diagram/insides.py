@@ -8,13 +8,13 @@ from functools import singledispatch
 from math import gcd
 from typing import NamedTuple
 
-from zoo.blocks import GLU, GQA, MLA, FeedForward, MoE, NoPE, Router
+from zoo.blocks import GLU, GQA, MLA, MLP, FeedForward, MoE, NoPE, Router, SparseMLA
 from zoo.costs import Reach
 from zoo.diagram.canvas import Canvas, text_width, wrap_text
 from zoo.registry import Mixer, Spec
 
 BIG, SMALL, TINY = 12.5, 10.0, 9.0  # font sizes
-MASK_SIZE = 34.0
+MASK_SIZE, STATE = 34.0, 18.0  # side of a mask, height of a state
 MAX_HEADS, MAX_EXPERTS = 64, 512  # drawn one by one; larger numbers are only written
 
 
@@ -51,11 +51,33 @@ class Chip(NamedTuple):
 @singledispatch
 def inside(block: Spec, region: Region) -> float:
     """Draw a block's inside; returns the y below it."""
+    return _described(region, block)
+
+
+def _described(region: Region, block: Spec) -> float:
+    """A block's kind and its description; returns the y below them."""
     y = region.y + BIG
     region.at(y).line(_kind(block), "kind", BIG, "strong")
     for line in wrap_text(block.describe(), SMALL, region.width):
         y += 14
         region.at(y).line(line, "description")
+    return y + 4
+
+
+@inside.register
+def _(block: Mixer, region: Region) -> float:
+    """A mixer without a picture of its own: its description, and a box for each state that it keeps."""
+    y = _described(region, block)
+    for state in block.cache_spec().state:
+        shape = " × ".join(f"{size:,}" for size in state.shape)
+        text = f"{state.name} state {shape}" + (", float32" if state.in_float32 else "")
+        y += 5
+        region.canvas.rect(region.x, y, region.width, STATE, "latent", 3)
+        place = f"{region.place}.{state.name} state"
+        region.canvas.text(
+            region.x + region.width / 2, y + 12.5, text, TINY, region.width - 8, anchor="middle", place=place
+        )
+        y += STATE
     return y + 4
 
 
@@ -81,11 +103,13 @@ def _(block: MLA, region: Region) -> float:
     source = f"latent {block.kv_rank:,} + key {block.rope_dim:,}"
     target = f"keys, values {block.heads:,} × {block.nope_dim + block.v_dim:,}"
     y = _projection(region.at(y + 5), source, "latent", target, "keys and values")
-    return _attention_chips(region.at(y + 7), block, "latents normed")
+    options = [f"{block.indexer.k:,} tokens chosen by an indexer"] if isinstance(block, SparseMLA) else []
+    options += [block.temperature.describe()] if block.temperature else []
+    return _attention_chips(region.at(y + 7), block, "latents normed", *options)
 
 
 @inside.register
-def _(block: GLU, region: Region) -> float:
+def _(block: GLU | MLP, region: Region) -> float:
     y = _title(region, (block.act.describe(), "act"), (_widths(block, region.dim), "hidden"))
     y = _hourglass(region.at(y + 6), block.hidden)
     return _chips(region.at(y + 6), [Chip("biases")]) if block.bias else y

@@ -17,6 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from zoo.blocks.gqa import GQA
 from zoo.blocks.layer import Layer
 
 
@@ -69,41 +70,62 @@ class Stacked(Rule):
         return parameters[0].unbind()
 
 
+FUSED_AXES = {"gate_up": 2, "qkv": 3}  # an axis of several parameters, and how many
+
+
 @dataclass(frozen=True)
 class Rearranged(Rule):
     """One stored tensor of another layout: `pattern` is einops', from the stored axes to those of the parameters.
 
-    An axis `gate_up` of two holds the two parameters: "e (gate_up hidden) dim -> gate_up e hidden dim" has all rows of
-    gate, then all rows of up; "(hidden gate_up)" has them in turns.
+    An axis `gate_up` of two, or `qkv` of three, holds the parameters: "e (gate_up hidden) dim -> gate_up e hidden dim"
+    has all rows of gate, then all rows of up; "(hidden gate_up)" has them in turns.
     """
 
     pattern: str
 
+    @property
+    def _fused(self) -> dict[str, int]:
+        """Those of FUSED_AXES in the pattern."""
+        return {axis: number for axis, number in FUSED_AXES.items() if axis in self.pattern}
+
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        if "gate_up" not in self.pattern:
+        if not self._fused:
             return [rearrange(stored[0], self.pattern)]
-        return rearrange(stored[0], self.pattern, gate_up=2).unbind()
+        return rearrange(stored[0], self.pattern, **self._fused).unbind()
 
     def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         inverse = " -> ".join(reversed(self.pattern.split(" -> ")))
-        if "gate_up" not in self.pattern:
+        if not self._fused:
             return [rearrange(parameters[0], inverse)]
         # Written through the views that `read` gives of it: torch.stack would copy twice, and imports the compiler for
         # meta tensors, which takes a second and 60 MB.
-        gate = parameters[0].detach()
-        stored = gate.new_empty(rearrange(gate.to("meta").expand(2, *gate.shape), inverse).shape)
+        first, number = parameters[0].detach(), len(parameters)
+        stored = first.new_empty(rearrange(first.to("meta").expand(number, *first.shape), inverse).shape)
         for view, parameter in zip(self.read([stored], layer), parameters, strict=True):
             view.copy_(parameter.detach())
         return [stored]
 
 
+class FusedQKV(Rule):
+    """One stored tensor with the rows of the queries, then those of the keys, then those of the values."""
+
+    def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        assert layer is not None
+        assert isinstance(layer.mixer, GQA)
+        outputs = layer.mixer.projections(dim=1)
+        return stored[0].split([outputs[name][1] for name in ("q", "k", "v")])
+
+    def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        return [torch.cat([parameter.detach() for parameter in parameters])]
+
+
 @dataclass(frozen=True)
 class PairedRows(Rule):
-    """Rows of each head: `plain` ones, then `rotary` ones, counted by the mixer's fields of these names. The checkpoint
-    rotates rows 2j and 2j + 1 as a pair, the module rows j and j + half.
+    """Rows of each head: `plain` ones (None: none), then `rotary` ones, counted by the mixer's fields of these
+    names. The checkpoint rotates rows 2j and 2j + 1 as a pair, the module rows j and j + half.
     """
 
-    plain: str
+    plain: str | None
     rotary: str
 
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
@@ -117,7 +139,7 @@ class PairedRows(Rule):
     def _order(self, rows: int, layer: Layer | None) -> Tensor:
         """(rows,) the checkpoint's row for each row of the parameter."""
         assert layer is not None
-        plain, rotary = getattr(layer.mixer, self.plain), getattr(layer.mixer, self.rotary)
+        plain, rotary = getattr(layer.mixer, self.plain) if self.plain else 0, getattr(layer.mixer, self.rotary)
         heads = rearrange(torch.arange(rows), "(h rows) -> h rows", rows=plain + rotary)
         moved = rearrange(heads[:, plain:], "h (pair side) -> h (side pair)", side=2)
         return torch.cat([heads[:, :plain], moved], dim=1).flatten()
@@ -147,7 +169,16 @@ class LayerPrefix:
     prefix: str
 
 
-Rules = tuple[Rule | Skipped | LayerPrefix, ...]
+@dataclass(frozen=True)
+class ReadAs:
+    """Stored names that begin with `prefix` stand for those that begin with `instead`: files of a model without its
+    head lack the first part of each name."""
+
+    prefix: str
+    instead: str
+
+
+Rules = tuple[Rule | Skipped | LayerPrefix | ReadAs, ...]
 
 GATE_UP = ("ffn.block.experts.gate", "ffn.block.experts.up")
 GLU_NAMES = ("gate", "up", "down")

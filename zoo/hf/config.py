@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from reprlib import repr as brief
 from typing import Any
 
-from zoo.blocks import LinearScaling, Llama3Scaling, RoPE, Scaling, YarnScaling, yarn_gain
+from zoo.blocks import LinearScaling, Llama3Scaling, LogTemperature, RoPE, Scaling, YarnScaling, yarn_gain
 from zoo.errors import MalformedError, SpecError
 from zoo.hf.fields import MAX_INTEGER, MAX_NAME_CHARACTERS, Fields
 from zoo.hf.inert_fields import NEUTRAL, VISION, is_inert
@@ -38,12 +38,13 @@ class Size:
         parse_month(self.released)
 
 
-# The zoo's name of a quantity -> its name in config.json, in all architectures.
+# The zoo's name of a quantity -> its usual name in config.json. An architecture may have others.
 COMMON = dict(vocab="vocab_size", dim="hidden_size", layers="num_hidden_layers", heads="num_attention_heads")
 COMMON |= dict(context="max_position_embeddings")
+EPS = "rms_norm_eps"
 MAX_LAYERS = 1_000  # a spec holds every layer: a damaged number would fill the memory
 # rope_type -> the scaling and the published names of its fields. YaRN's gain has several: see `_gain`.
-ORIGINAL = "original_max_position_embeddings"
+ORIGINAL, PARTIAL = "original_max_position_embeddings", "partial_rotary_factor"
 YARN = dict(factor="factor", original=ORIGINAL, fast="beta_fast", slow="beta_slow", truncate="truncate")
 SCALINGS: dict[str, tuple[type[Scaling], dict[str, str]]] = {
     "linear": (LinearScaling, dict(factor="factor")),
@@ -65,11 +66,13 @@ class Config(Fields):
         """The field that says which published code this config is for."""
         return self.values.get("model_type")
 
-    def common(self) -> dict[str, Any]:
-        """The arguments of every architecture's `decoder`."""
+    def common(self, eps: str = EPS, **names: str) -> dict[str, Any]:
+        """The arguments of every architecture's `decoder`; `eps` and `names` are the published names that are not the
+        usual ones: common(dim="n_embd")."""
         most = {"layers": MAX_LAYERS}
-        return {field: self.integer(name, most.get(field, MAX_INTEGER)) for field, name in COMMON.items()} | {
-            "eps": self.number("rms_norm_eps"),
+        integers = (COMMON | names).items()
+        return {field: self.integer(name, most.get(field, MAX_INTEGER)) for field, name in integers} | {
+            "eps": self.number(eps),
             "tied": self.flag("tie_word_embeddings"),
         }
 
@@ -86,12 +89,15 @@ class Config(Fields):
             raise self.error(f"hidden_size={dim} must be a multiple of num_attention_heads={heads}")
         return given or dim // heads
 
-    def rope(self, kind: str | None = None, theta: str = "rope_theta", scaled: bool = True) -> RoPE:
+    def rope(
+        self, kind: str | None = None, theta: str = "rope_theta", scaled: bool = True, fraction: float | None = None
+    ) -> RoPE:
         """The rotary encoding; that of the layers of a `kind` where each kind of layer has its own.
 
         Newer files hold `rope_parameters`, by kind of layer or for all layers. Older files hold the base under the name
         `theta`, and `rope_scaling`, which applies to `scaled` layers only. A field of the other spelling must be null
-        or agree.
+        or agree. `fraction` is the share of a head's width that is rotated where the file does not say one; None: it
+        must be all.
         """
         given = self._rope_fields()
         if self._newer and kind is not None:
@@ -102,12 +108,33 @@ class Config(Fields):
         base = self.number(theta) if inner is None else given.number("rope_theta")
         if self.values.get(theta) in (None, base):
             self.unused(theta)
-        return RoPE(base, _scaling(given))
+        share = 1.0 if fraction is None else self._fraction(given, fraction)
+        return RoPE(base, _scaling(given), share)
+
+    def _fraction(self, given: Fields, default: float) -> float:
+        """The share of a head's width that is rotated: among the `given` rope fields, beside them, or the default."""
+        inside, outside = given.values.get(PARTIAL), self.values.get(PARTIAL)
+        if inside is None:
+            return default if outside is None else self.number(PARTIAL)
+        if outside == inside:
+            self.unused(PARTIAL)
+        return given.number(PARTIAL)
 
     def rope_field(self, name: str) -> float | None:
         """A number in rope_parameters or rope_scaling, None where it is absent."""
         given = self._rope_fields()
         return None if given.values.get(name) is None else given.number(name)
+
+    def rotary_share(self, share: float) -> None:
+        """`partial_rotary_factor` beside the scaling, where it restates this share of a head's width."""
+        self._rope_fields().neutral(partial_rotary_factor=share)
+
+    def temperature(self) -> LogTemperature | None:
+        """Queries that grow with their position, by the original context: `llama_4_scaling_beta`, which stands beside
+        the scaling (Ministral 3). The context, restated there, is not read."""
+        beta = self.rope_field("llama_4_scaling_beta")
+        self.rope_field("max_position_embeddings")
+        return None if beta is None else LogTemperature(beta, self._rope_fields().integer(ORIGINAL))
 
     @property
     def _newer(self) -> bool:
@@ -165,7 +192,7 @@ def _scaling(given: Fields) -> Scaling | None:
         name = "rope_type" if "rope_type" in given.values else "type"
         raise given.error(f"{name}={brief(rope_type)} is unknown; known: default, {', '.join(SCALINGS)}")
     given.expect(rope_type=rope_type, type=rope_type)  # the newer and the older spelling
-    given.neutral(partial_rotary_factor=NEUTRAL["partial_rotary_factor"])
+    given.neutral(**{PARTIAL: NEUTRAL[PARTIAL]})
     if rope_type == "default":
         return None
     kind, names = SCALINGS[rope_type]

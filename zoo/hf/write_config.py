@@ -10,9 +10,9 @@ from itertools import chain
 from sys import float_info
 from typing import Any, TypeVar, get_type_hints
 
-from zoo.blocks import GLU, GQA, RoPE, Scaling, YarnScaling, yarn_gain
+from zoo.blocks import GLU, GQA, LogTemperature, RoPE, Scaling, YarnScaling, yarn_gain
 from zoo.costs import Window
-from zoo.hf.config import SCALINGS, layer_types
+from zoo.hf.config import COMMON, EPS, ORIGINAL, SCALINGS, layer_types
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
 
@@ -37,16 +37,18 @@ def fields_of(spec: Spec, kind: type[Spec], **names: str) -> ConfigFields:
     return {name: value(field) for field, name in names.items()} if block else {}
 
 
-def common_fields(spec: Decoder) -> ConfigFields:
-    """The fields that every config has, but for those of its blocks; what `Config.common` and `Config.rope` read."""
+def common_fields(spec: Decoder, eps: str = EPS, **names: str) -> ConfigFields:
+    """The fields that every config has, but for those of its blocks; what `Config.common` (of the same `names`) and
+    `Config.rope` read."""
+    names = COMMON | names
     common = {
-        "vocab_size": spec.vocab,
-        "hidden_size": spec.dim,
-        "num_hidden_layers": len(spec.layers),
-        "rms_norm_eps": float(spec.norm.eps),
+        names["vocab"]: spec.vocab,
+        names["dim"]: spec.dim,
+        names["layers"]: len(spec.layers),
+        eps: float(spec.norm.eps),
         "tie_word_embeddings": spec.tied,
     }
-    return common | ({"max_position_embeddings": spec.context} if spec.context else {}) | rope_fields(spec)
+    return common | ({names["context"]: spec.context} if spec.context else {}) | rope_fields(spec)
 
 
 def dense_fields(spec: Decoder) -> ConfigFields:
@@ -71,6 +73,11 @@ def rope_fields(
         return {}
     scaling = scaling_fields(rope.scaling, mscale_all_dim) if rope.scaling else unscaled
     return {"rope_theta": float(rope.theta), "rope_scaling": scaling}
+
+
+def temperature_fields(spec: Decoder) -> ConfigFields:
+    """What stands beside a scaling in `rope_scaling`, and `Config.temperature` reads."""
+    return fields_of(spec, LogTemperature, scale="llama_4_scaling_beta", step=ORIGINAL)
 
 
 def first_rope(spec: Decoder, windowed: bool = False) -> RoPE | None:

@@ -149,9 +149,11 @@ def score_scale(held: Fields, new: Fields) -> float:
 
 
 def _router(router: Any, before: int, experts: int) -> Any:
-    """The router of fewer experts: k in the ratio it had, at least two; groups that it can choose from."""
+    """The router of fewer experts: k in the ratio it had, at least two where weights are renormalised; groups that it
+    can choose from."""
     held: Fields = {field.name: getattr(router, field.name) for field in fields(router)}
-    k = min(experts, max(min(MIN_K, before), round(held["k"] * experts / before)))
+    least = 1 if router.scales_input else min(MIN_K, before)  # such weights are not renormalised
+    k = min(experts, max(least, round(held["k"] * experts / before)))
     if "groups" not in held:
         return replace(router, k=k)
     most = min(held["groups"], max(experts // 2, 1))

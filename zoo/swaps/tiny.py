@@ -4,14 +4,16 @@ from dataclasses import fields, replace
 from typing import Any
 
 from zoo.blocks.feed_forward import FeedForward
+from zoo.blocks.positions import yarn_gain
 from zoo.model.decoder import Decoder
 
 # Field name -> largest value, for every kind: one quantity has one name, so that the fields of a new block shrink too.
 TOY: dict[str, Any] = {"heads": 4, "kv_heads": 2, "hidden": 96, "window": 16, "chunk": 16, "original": 64, "step": 16}
 TOY |= {"experts": 8, "k": 3, "groups": 4, "keep": 2, "latent": 40}
 TOY |= {"q_rank": 40, "kv_rank": 32, "nope_dim": 32, "rope_dim": 16, "v_dim": 24}
-TOY |= {"limit": 1.0}  # low enough that toy activations reach it
+TOY |= {"limit": 1.0, "cap": 1.0}  # low enough that toy activations reach them
 VOCAB, DIM, CONTEXT = 512, 64, 1024
+LOGIT_CAP = 8.0  # low enough that toy logits feel it, high enough that a toy can be sure of a token
 WIDE_HEAD = 24  # head_dim where heads * head_dim is not dim: the narrowest of a model; each wider one is 8 wider
 
 
@@ -20,9 +22,11 @@ def tiny(spec: Decoder) -> Decoder:
     last = max(map(spec.layers.index, set(spec.layers)))  # of the first layers of each kind
     small = replace(spec, vocab=VOCAB, layers=spec.layers[: max(last + 1, 2)], context=CONTEXT)
     embed_scale = DIM**0.5 if spec.embed_scale == spec.dim**0.5 else spec.embed_scale
+    logit_cap = min(spec.logit_cap, LOGIT_CAP) if spec.logit_cap else None
     kinds = dict.fromkeys(part for layer in set(spec.layers) for part in layer.walk())
-    heads = sorted({part.head_dim for part in kinds if hasattr(part, "kv_heads")})
-    return replace(small.map(lambda part: _shrink(part, spec.dim, heads)), dim=DIM, embed_scale=embed_scale)
+    heads = sorted({getattr(part, "head_dim", 0) for part in kinds if hasattr(part, "kv_heads")})
+    shrunk = small.map(lambda part: _shrink(part, spec.dim, heads))
+    return replace(shrunk, dim=DIM, embed_scale=embed_scale, logit_cap=logit_cap)
 
 
 def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
@@ -36,9 +40,13 @@ def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
         square = values["heads"] * values["head_dim"] == dim and DIM % cut["heads"] == 0
         wider = heads.index(values["head_dim"]) if values["head_dim"] in heads else 0
         cut["head_dim"] = DIM // cut["heads"] if square else WIDE_HEAD + 8 * wider
+    scaling = getattr(values.get("rope"), "scaling", None)
     if "nope_dim" in values and values["scale"] is not None:  # width**-0.5 times a gain: keep the gain
         before, after = (held["nope_dim"] + held["rope_dim"] for held in (values, values | cut))
-        cut["scale"] = values["scale"] * (before / after) ** 0.5
+        cut["scale"] = _score_scale(values["scale"], before, after, getattr(scaling, "factor", 1))
+    temperature = values.get("temperature")
+    if temperature and temperature.step == getattr(scaling, "original", None):  # they are one number in a config
+        cut["temperature"] = replace(temperature, step=min(temperature.step, TOY["original"]))
     if cut.get("keep") == 1:
         cut["groups"] = min(cut["groups"], 2)  # so that one group has k experts to choose from
     small = replace(spec.map(lambda part: _shrink(part, dim, heads)), **cut)
@@ -47,3 +55,12 @@ def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
         return small
     width = max(1, round(small.expert.width * shared.width / expert.width))  # relative to a routed expert's
     return replace(small, shared=small.shared.with_width(width))
+
+
+def _score_scale(scale: float, before: int, after: int, factor: float) -> float:
+    """The scale of scores at another width of keys, with YaRN's gain for a context `factor` times as long, if it has
+    that. The gain is made of a number of few digits, as in a config: products of roundings differ in the last bit."""
+    gain = (scale * before**0.5) ** 0.5
+    if factor > 1:
+        gain = yarn_gain(factor, round((gain - 1) / (yarn_gain(factor) - 1), 9))
+    return float(after**-0.5 * gain * gain)

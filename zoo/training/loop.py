@@ -32,7 +32,7 @@ class TrainingConfig:
 
     `steps` optimiser steps of `batch` sequences of `context` tokens, each computed in `accumulate` pieces. The learning
     rate is that of `zoo.training.schedule` with `learning_rate` as its peak; a `warmup` below 1 is a share of the
-    steps. AdamW with `betas`; `weight_decay` applies to matrices but not to the embedding. `clip`: the largest norm of
+    steps. AdamW with `betas`; `weight_decay` applies to matrices but not to embeddings. `clip`: the largest norm of
     the gradient, None for no limit. `autocast`: compute in bfloat16, the weights stay as they are. `balance`: the
     coefficient of the load-balancing loss of softmax routers; `bias_rate`: the step of the bias of routers that are
     balanced without a loss. `seed` is that of the order of the data.
@@ -260,7 +260,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW, torch's fused one. Matrices decay; norms, biases, sinks and the embedding do not, since decay of the last
+    """AdamW, torch's fused one. Matrices decay; norms, biases, sinks and embeddings do not, since decay of the last
     two only changes scales that a norm follows (OLMo 2, section 3.3). The bias of a router that is balanced without a
     loss has no gradient and is not the optimiser's."""
     decayed, kept = dict[int, nn.Parameter](), dict[int, nn.Parameter]()

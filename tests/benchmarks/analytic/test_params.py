@@ -200,8 +200,9 @@ def test_an_unpublished_model_has_no_hub_total_and_no_claim() -> None:
 def test_kinds_of_layers_and_what_is_outside_add_up_to_the_total(name: str) -> None:
     kinds = list(layer_rows(one(name)))
     inside = sum(row["layers"] * row["params"] for row in kinds)
-    assert inside == ROWS[name]["params"] - zoo.spec(name).embedding_params() - zoo.spec(name).dim
-    assert sum(row["layers"] for row in kinds) == len(zoo.spec(name).layers)
+    spec = zoo.spec(name)
+    assert inside == ROWS[name]["params"] - spec.embedding_params() - spec.norm.params(spec.dim)
+    assert sum(row["layers"] for row in kinds) == len(spec.layers)
     for row in kinds:
         assert sum(row[f"{part}_params"] for part in LAYER_PARTS) == row["params"]
-    assert len({row["kind"] for row in kinds}) == len(set(zoo.spec(name).layers))
+    assert len({row["kind"] for row in kinds}) == len(set(spec.layers))

@@ -29,14 +29,19 @@ KINDS = {
     "llama3.1-8b": "llama",
     "llama3.2-1b": "llama",
     "mistral-small-3.1-24b": "llama",
+    "mixtral-8x7b": "llama",
+    "qwen2.5-0.5b": "qwen2",
+    "qwen2.5-7b": "qwen2",
     "qwen3-0.6b": "qwen3",
     "qwen3-30b-a3b": "qwen3moe",
     "olmo2-7b": "olmo2",
     "smollm3-3b": "smollm3",
     "gpt-oss-20b": "gpt-oss",
+    "gemma2-2b": "gemma2",
     "gemma3-1b": "gemma3",
 }
-PAIRED, POST = {"llama", "smollm3"}, {"olmo2", "gpt-oss", "gemma3"}
+PAIRED, GEMMA = {"llama", "smollm3"}, {"gemma2", "gemma3"}
+POST = {"olmo2", "gpt-oss", *GEMMA}
 NAMES = [
     (r"model\.embed_tokens", "token_embd"),
     (r"model\.norm", "output_norm"),
@@ -72,7 +77,7 @@ def converted(name: str, tensor: Tensor, kind: str, config: Config) -> Tensors:
         width = len(tensor) // heads
         order = [h * width + half for h in range(heads) for j in range(width // 2) for half in (j, j + width // 2)]
         tensor = tensor[order]
-    if kind == "gemma3" and "norm" in name:
+    if kind in GEMMA and "norm" in name:
         tensor = tensor + 1
     return {renamed(name, kind): tensor}
 
@@ -108,12 +113,16 @@ def fields(config: Config, kind: str) -> dict[str, Any]:
     if kind == "qwen3moe":
         said |= {"expert_count": config["num_experts"], "expert_used_count": config["num_experts_per_tok"]}
         said |= {"expert_feed_forward_length": config["moe_intermediate_size"]}
-    if kind == "gpt-oss":
+    if "num_local_experts" in config:
         said |= {"expert_count": config["num_local_experts"], "expert_used_count": config["num_experts_per_tok"]}
+    if kind == "gpt-oss":
         said |= {"expert_feed_forward_length": config["intermediate_size"]}
         said |= {"rope.scaling.type": "yarn", "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 64}
-    if kind in ("gpt-oss", "gemma3"):
+    if kind in ("gpt-oss", *GEMMA):
         said["attention.sliding_window"] = config["sliding_window"]
+    if kind == "gemma2":
+        del said["rope.freq_base"]
+        said |= {key: config[key] for key in ("attn_logit_softcapping", "final_logit_softcapping")}
     return said
 
 
@@ -162,7 +171,7 @@ class Case:
         self.name, self.kind = name, KINDS[name]
         self.config = toys.config(name)
         self.reference: nn.Module = toys.reference(name)
-        tied = self.config.get("tie_word_embeddings") or self.kind == "gemma3"
+        tied = self.config.get("tie_word_embeddings") or self.kind in GEMMA
         self.said, self.tensors = fields(self.config, self.kind), dict[str, Any]()
         for key, tensor in self.reference.state_dict().items():
             if key != "lm_head.weight" or not tied:

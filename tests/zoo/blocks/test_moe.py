@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo import GLU, ClampedSwiGLU, GroupedSigmoidTopK, MoE, SoftmaxTopK
+from zoo import GLU, ClampedSwiGLU, GroupedSigmoidTopK, GroupedSoftmaxTopK, InputScaledTopK, MoE, SoftmaxTopK
 from zoo.blocks.routers import Router
 
 DIM, EXPERTS, TOKENS = 16, 12, 40
@@ -24,10 +24,16 @@ GROUPED = {
     "one group": GroupedSigmoidTopK(k=4, groups=1, keep=1, scale=0.5),
     "all experts of a group": GroupedSigmoidTopK(k=3, groups=4, keep=1, scale=2.5),
 }
+GROUPED_SOFTMAX = {
+    "some groups": GroupedSoftmaxTopK(k=3, groups=4, keep=2, scale=2.5),
+    "one group": GroupedSoftmaxTopK(k=4, groups=1, keep=1, scale=0.5),
+}
 MOES = {
     "softmax": MoE(EXPERTS, GLU(10), SOFTMAX["renormalise=True bias=False"]),
     "gpt-oss": MoE(EXPERTS, GLU(10, ClampedSwiGLU(1.7, 1.0), bias=True), SOFTMAX["renormalise=True bias=True"]),
     "shared": MoE(EXPERTS, GLU(10), GROUPED["some groups"], shared=GLU(20)),
+    "grouped softmax": MoE(EXPERTS, GLU(10), GROUPED_SOFTMAX["some groups"]),
+    "scaled input": MoE(EXPERTS, GLU(10), InputScaledTopK(2), shared=GLU(10)),
     "one of one": MoE(1, GLU(10), SoftmaxTopK(1)),
     "all": MoE(EXPERTS, GLU(10), SoftmaxTopK(EXPERTS)),
 }
@@ -77,6 +83,33 @@ def test_grouped_sigmoid_routing_token_by_token(case: str) -> None:
         total = sum(scores[e] for e in best)
         expected = [spec.scale * scores[e] / total for e in chosen[token].tolist()]
         assert weights[token].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("case", GROUPED_SOFTMAX)
+def test_grouped_softmax_routing_token_by_token(case: str) -> None:
+    """Groups by their two best probabilities; outside those that are kept, probabilities count as zero."""
+    spec = GROUPED_SOFTMAX[case]
+    router, x = randomised(spec.build(DIM, EXPERTS)), torch.randn(TOKENS, DIM)
+    weights, chosen = router(x)
+    size = EXPERTS // spec.groups
+    for token in range(TOKENS):
+        scores = (router.weight.double() @ x[token].double()).softmax(-1).tolist()
+        worth = [sum(sorted(scores[g * size : (g + 1) * size])[-2:]) for g in range(spec.groups)]
+        kept = sorted(range(spec.groups), key=lambda g: -worth[g])[: spec.keep]
+        best = sorted(range(EXPERTS), key=lambda e: -scores[e] * (e // size in kept))[: spec.k]
+        assert sorted(chosen[token].tolist()) == sorted(best)
+        expected = [spec.scale * scores[e] / sum(scores[e] for e in best) for e in chosen[token].tolist()]
+        assert weights[token].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_of_scaled_inputs_are_sigmoids_of_the_highest_logits() -> None:
+    """Each by itself: they do not add up to one (Llama 4)."""
+    router, x = randomised(InputScaledTopK(2).build(DIM, EXPERTS)), torch.randn(TOKENS, DIM)
+    weights, chosen = router(x)
+    logits = x.double() @ router.weight.double().T
+    top, best = logits.topk(2)
+    assert ids(chosen) == ids(best)
+    torch.testing.assert_close(weights.double(), top.sigmoid(), rtol=1e-5, atol=1e-6)
 
 
 def test_the_correction_chooses_and_does_not_weigh() -> None:
@@ -157,7 +190,8 @@ def test_a_mixture_is_the_weighed_sum_of_its_experts_token_by_token(case: str, s
     for b in range(shape[0]):
         for t in range(shape[1]):
             for weight, e in zip(weights[b, t].tolist(), chosen[b, t].tolist(), strict=True):
-                expected[b, t] += weight * expert_of(moe, spec, e)(x[b, t].double())
+                expert, token = expert_of(moe, spec, e), x[b, t].double()
+                expected[b, t] += expert(weight * token) if spec.router.scales_input else weight * expert(token)
             if spec.shared:
                 expected[b, t] += moe.shared.double()(x[b, t].double())
                 moe.shared.float()
@@ -195,7 +229,10 @@ def test_only_the_chosen_experts_get_a_gradient() -> None:
         assert {e for e in range(EXPERTS) if stacked.grad[e].abs().sum() > 0} == chosen
 
 
-@pytest.mark.parametrize("router", [*SOFTMAX.values(), *GROUPED.values()], ids=lambda router: router.describe())
+ROUTERS = [*SOFTMAX.values(), *GROUPED.values(), *GROUPED_SOFTMAX.values(), InputScaledTopK(2)]
+
+
+@pytest.mark.parametrize("router", ROUTERS, ids=lambda router: router.describe())
 def test_a_router_that_reaches_too_few_experts_is_no_spec(router: Router) -> None:
     MoE(EXPERTS, GLU(10), router)
     with pytest.raises(ValueError, match="k=13 is above the "):

@@ -13,7 +13,7 @@ import zoo
 from tests.configs import newer
 from tests.models import bound, randomised, tokens_of
 from tests.reference import published
-from zoo import LinearScaling, Llama3Scaling, NoPE, RoPE, YarnScaling
+from zoo import LinearScaling, Llama3Scaling, NoPE, ProportionalRoPE, RoPE, YarnScaling
 from zoo.blocks import positions as module
 from zoo.blocks.positions import _frequencies, yarn_gain
 
@@ -41,6 +41,8 @@ ROPES["a step at one wavelength"] = (RoPE(5e5, Llama3Scaling(16, original=8192, 
 def paper(rope: RoPE, width: int) -> list[float]:
     """Radians per token of each pair in float64, derived again from the papers."""
     plain = [rope.theta ** (-2 * i / width) for i in range(width // 2)]
+    if isinstance(rope, ProportionalRoPE):
+        plain = [w if i < rope.fraction * width / 2 else 0.0 for i, w in enumerate(plain)]
     scaling = rope.scaling
     match scaling:
         case None:
@@ -111,7 +113,8 @@ def test_frequencies_are_the_reference_implementations(name: str) -> None:
         if parameters["rope_type"] == "default":
             theirs, gain = 1.0 / parameters["rope_theta"] ** (torch.arange(0, width, 2).float() / width), 1.0
         else:
-            theirs, gain = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, CPU, layer_type=kind)
+            said = config.per_layer_config[kind] if config.is_heterogeneous else config
+            theirs, gain = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](said, CPU, layer_type=kind)
         ours = _frequencies(rope, width, CPU)
         assert (ours.view(torch.int32) - theirs.view(torch.int32)).abs().max() <= 1
         assert (rope.scaling.gain if rope.scaling else 1.0) == pytest.approx(gain, rel=1e-12)
@@ -136,16 +139,18 @@ def test_a_blend_of_any_width_is_the_reference_implementations(low: float, high:
 
 @pytest.mark.parametrize("case", ROPES)
 def test_rotation_is_complex_multiplication(case: str) -> None:
-    """The pair (x_i, x_{i + width/2}) turns by position x frequency, for positions of any order and size."""
+    """The pair (x_i, x_{i + rotated/2}) turns by position x frequency, for positions of any order and size."""
     rope, width = ROPES[case]
+    rotated = rope.rotated(width)
     positions = torch.tensor([0, 1, 7, 100, 8191, 131_071])
     x = torch.randn(2, 3, len(positions), width)
     turned = rope.rotate(x, rope.table(positions, width))
-    pairs = torch.complex(*x.double().chunk(2, dim=-1))
-    angles = positions[:, None].float() * _frequencies(rope, width, CPU)  # in float32, as every released model has it
+    pairs = torch.complex(*x[..., :rotated].double().chunk(2, dim=-1))
+    angles = positions[:, None].float() * _frequencies(rope, rotated, CPU)  # in float32, as every released model has it
     gain = rope.scaling.gain if rope.scaling else 1.0
     expected = pairs * torch.polar(torch.full_like(angles.double(), gain), angles.double())
-    torch.testing.assert_close(turned.double(), torch.cat([expected.real, expected.imag], dim=-1), rtol=0, atol=2e-6)
+    expected = torch.cat([expected.real, expected.imag, x[..., rotated:].double()], dim=-1)
+    torch.testing.assert_close(turned.double(), expected, rtol=0, atol=2e-6)
 
 
 def test_scores_depend_on_distance_alone() -> None:

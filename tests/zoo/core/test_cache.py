@@ -206,10 +206,15 @@ WINDOWED = [
 ]
 
 
+def within(layer: zoo.Layer) -> list[bool]:
+    """Whether the last of LENGTH tokens attends to each of them: in a window of 16 to 16, in a chunk of 16 to 9."""
+    return [layer.cache_spec().reach.sees(LENGTH - 1, i) for i in range(LENGTH)]
+
+
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("name", split(WINDOWED, representatives()))
-def test_a_token_outside_the_window_changes_nothing_and_one_inside_does(name: str, cached: bool) -> None:
-    """By perturbation, on a model of one windowed layer: token i depends on tokens i - window + 1 to i. One expert
+def test_a_token_out_of_reach_changes_nothing_and_one_within_does(name: str, cached: bool) -> None:
+    """By perturbation, on a model of one layer: its last token depends on those in its window or chunk. One expert
     stands for a mixture of them; the two tests below look at mixtures too."""
     spec = zoo.spec(name, tiny=True)
     layer = next(layer for layer in spec.layers if layer.cache_spec().reach.limit)
@@ -222,7 +227,7 @@ def test_a_token_outside_the_window_changes_nothing_and_one_inside_does(name: st
         parts = chunks(tokens, [LENGTH - 9, 8, 1] if cached else [LENGTH])
         *_, logits = (model(part, kv) for part in parts)
     moved = (logits[:-1, -1] - logits[-1, -1]).abs().amax(-1) > bound(logits)
-    assert moved.tolist() == [i > LENGTH - 1 - WINDOW for i in range(LENGTH)]
+    assert moved.tolist() == within(layer)
 
 
 def changed_one_by_one(spec: zoo.Decoder) -> Tensor:
@@ -237,7 +242,7 @@ MIXED = [name for name in WINDOWED if any(isinstance(x.ffn.block, zoo.MoE) for x
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", split(MIXED, representatives()))
-def test_with_a_mixture_of_experts_a_token_outside_the_window_changes_roundings_alone(name: str) -> None:
+def test_with_a_mixture_of_experts_a_token_out_of_reach_changes_roundings_alone(name: str) -> None:
     """With all experts: their input is equal to a rounding, and so is the output."""
     spec = zoo.spec(name, tiny=True)
     layer = next(layer for layer in spec.layers if layer.cache_spec().reach.limit)
@@ -245,13 +250,12 @@ def test_with_a_mixture_of_experts_a_token_outside_the_window_changes_roundings_
     given: list[Tensor] = []
     model.layers[0].ffn.register_forward_pre_hook(lambda module, args: given.append(args[0][:, -1]))
     logits = model(changed_one_by_one(spec))[:, -1]
-    inside = [i > LENGTH - 1 - WINDOW for i in range(LENGTH)]
     for last in (given[0], logits):
-        assert ((last[:-1] - last[-1]).abs().amax(-1) > bound(last)).tolist() == inside
+        assert ((last[:-1] - last[-1]).abs().amax(-1) > bound(last)).tolist() == within(layer)
 
 
 @pytest.mark.parametrize("name", split(WINDOWED, representatives()))
-def test_no_gradient_reaches_a_token_outside_the_window(name: str) -> None:
+def test_no_gradient_reaches_a_token_out_of_reach(name: str) -> None:
     spec = zoo.spec(name, tiny=True)
     layer = next(layer for layer in spec.layers if layer.cache_spec().reach.limit)
     model = randomised(zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale))
@@ -259,4 +263,4 @@ def test_no_gradient_reaches_a_token_outside_the_window(name: str) -> None:
     model.embed.register_forward_hook(lambda module, args, out: embedded.append(out) or out.retain_grad())
     model(tokens_of(spec, 1, LENGTH))[0, -1].sum().backward()
     reached = embedded[0].grad[0].abs().amax(-1) > 0
-    assert reached.tolist() == [i > LENGTH - 1 - WINDOW for i in range(LENGTH)]
+    assert reached.tolist() == within(layer)

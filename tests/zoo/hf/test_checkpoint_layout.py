@@ -11,7 +11,7 @@ from weights.matching import TensorMapping, match, skipped
 from zoo.architectures import families
 from zoo.catalog import allocate, sizes
 from zoo.errors import UsageError
-from zoo.hf.checkpoint_layout import COMMON, PairedRows, Rearranged, Rule, Rules, Skipped
+from zoo.hf.checkpoint_layout import COMMON, FusedQKV, LayerPrefix, PairedRows, Rearranged, Rule, Rules, Skipped
 
 
 def layout(name: str) -> Rules:
@@ -56,10 +56,11 @@ def test_reading_undoes_writing(name: str) -> None:
             parameter.normal_()
     parameters = dict(model.named_parameters())
     covered: set[str] = set()
+    prefix = next(rule for rule in layout(name) if isinstance(rule, LayerPrefix))
     for rule in layout(name):
         if not isinstance(rule, Rule):
             continue
-        for move in moves_of(model.spec, rule, parameters):
+        for move in moves_of(model.spec, (rule, prefix), parameters):
             held = [parameters[parameter] for parameter in move.module_names]
             stored = rule.write(held, move.layer)
             assert len(stored) == len(move.checkpoint_names)
@@ -68,13 +69,13 @@ def test_reading_undoes_writing(name: str) -> None:
     assert covered == set(parameters)
 
 
-def moves_of(spec: zoo.Decoder, rule: Rule, parameters: dict[str, torch.Tensor]) -> list[TensorMapping]:
-    """The moves by one rule alone."""
+def moves_of(spec: zoo.Decoder, rules: Rules, parameters: dict[str, torch.Tensor]) -> list[TensorMapping]:
+    """The moves by these rules, of the parameters that they are for."""
     found = []
     for parameter in parameters:
         try:
-            found += match(spec, [parameter], (rule,), stored=())
-        except UsageError:  # not by this rule
+            found += match(spec, [parameter], rules, stored=())
+        except UsageError:  # not by these rules
             continue
     return found
 
@@ -111,6 +112,33 @@ def test_rotary_pairs_of_rows_become_halves() -> None:
     layer = zoo.Layer(zoo.pre(norm, mla), zoo.pre(norm, zoo.GLU(4)))
     (rows,) = rule.read([torch.arange(10.0)[:, None].expand(10, 3)], layer)
     assert rows[:, 0].tolist() == [0, 1, 3, 2, 4, 5, 6, 8, 7, 9]
+
+
+def test_pairs_of_all_rows_of_a_head_become_halves() -> None:
+    """Two heads of four rows, all rotary: pairs (0, 1) and (2, 3) become (0, 2) and (1, 3)."""
+    rule, norm = PairedRows("attn.block.q", "q", None, "head_dim"), zoo.RMSNorm(1e-6)
+    layer = zoo.Layer(zoo.pre(norm, zoo.GQA(2, 2, 4, rope=zoo.RoPE(1e4))), zoo.pre(norm, zoo.GLU(4)))
+    (rows,) = rule.read([torch.arange(8.0)[:, None].expand(8, 3)], layer)
+    assert rows[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_fused_rows_are_those_of_queries_keys_and_values_in_turn() -> None:
+    """Four heads of two, on one KV head of two."""
+    norm = zoo.RMSNorm(1e-6)
+    layer = zoo.Layer(zoo.pre(norm, zoo.GQA(4, 1, 2, rope=zoo.NoPE())), zoo.pre(norm, zoo.GLU(4)))
+    rule, fused = FusedQKV(("q", "k", "v"), "qkv"), torch.arange(12.0)[:, None].expand(12, 3)
+    parts = rule.read([fused], layer)
+    assert [part[:, 0].tolist() for part in parts] == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9], [10, 11]]
+    assert torch.equal(rule.write(parts, layer)[0], fused)
+
+
+def test_gpt2_holds_queries_keys_and_values_side_by_side() -> None:
+    """One input, two outputs each."""
+    rule = Rearranged(("q", "k", "v"), "c_attn", "inputs (qkv outputs) -> qkv outputs inputs")
+    stored = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    parts = rule.read([stored], None)
+    assert [part.tolist() for part in parts] == [[[1], [2]], [[3], [4]], [[5], [6]]]
+    assert torch.equal(rule.write(list(parts), None)[0], stored)
 
 
 def test_gpt_oss_experts_are_transposed_and_take_turns() -> None:

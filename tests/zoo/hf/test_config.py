@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zoo
-from tests.configs import newer, older, smallest, wrapped, wrapped_names
+from tests.configs import newer, older, own, partly_rotary, rotary, scalable, smallest, wrapped, wrapped_names
 from tests.reference import published
 from zoo.architectures import families
 from zoo.catalog import family_of
 from zoo.errors import MalformedError
-from zoo.hf.config import COMMON, Config
+from zoo.hf.config import COMMON, EPS, Config
 
 
 def refusal(config: Any, **options: Any) -> str:
@@ -37,12 +37,12 @@ def test_an_unread_field_is_named_with_its_value_and_can_be_ignored(name: str) -
     assert zoo.from_hf(config, ignore_fields=["surprise", "another"]) == zoo.spec(name)
 
 
-@pytest.mark.parametrize("name", smallest())
+@pytest.mark.parametrize("name", rotary())
 def test_an_unread_entry_of_the_rope_fields_is_refused(name: str) -> None:
     config = newer(name)
-    config["rope_parameters"]["partial_rotary_factor"] = 0.5
-    assert "rope_parameters.partial_rotary_factor=0.5" in refusal(config)
-    assert zoo.from_hf(config, ignore_fields=["rope_parameters.partial_rotary_factor"]) == zoo.spec(name)
+    config["rope_parameters"]["surprise"] = 0.5
+    assert "rope_parameters.surprise=0.5" in refusal(config)
+    assert zoo.from_hf(config, ignore_fields=["rope_parameters.surprise"]) == zoo.spec(name)
 
 
 def with_rope(name: str, **changes: Any) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def with_rope(name: str, **changes: Any) -> dict[str, Any]:
     return older(name, rope_scaling=scaling | changes)
 
 
-@pytest.mark.parametrize("name", smallest())
+@pytest.mark.parametrize("name", scalable())
 def test_an_unknown_rope_type_is_refused(name: str) -> None:
     known = "known: default, linear, llama3, yarn"
     assert f"rope_type='dynamic' is unknown; {known}" in refusal(with_rope(name, rope_type="dynamic"))
@@ -68,6 +68,28 @@ def _by_kind(rope: dict[str, Any]) -> list[dict[str, Any]]:
     return [entry for entry in rope.values() if isinstance(entry, dict)] or [rope]
 
 
+@pytest.mark.parametrize("name", partly_rotary())
+def test_the_rotated_share_of_a_head_is_read_in_both_spellings(name: str) -> None:
+    for share in (0.25, 1.0):
+        config = newer(name, rotary_dim=None)
+        config["rope_parameters"]["partial_rotary_factor"] = share
+        specs = {zoo.from_hf(config), zoo.from_hf(older(name, partial_rotary_factor=share, rotary_dim=None))}
+        assert {part.fraction for spec in specs for part in spec.walk() if isinstance(part, zoo.RoPE)} == {share}
+        assert len(specs) == 1
+        assert zoo.from_hf(config | {"partial_rotary_factor": share}) in specs
+        assert "not understood: partial_rotary_factor=0.7" in refusal(config | {"partial_rotary_factor": 0.7})
+    assert "fraction=2 is above 1" in refusal(older(name, partial_rotary_factor=2, rotary_dim=None))
+
+
+def test_rotated_elements_agree_with_their_share() -> None:
+    name = "minimax-m2-230b"
+    spec = zoo.from_hf(older(name, rotary_dim=32))
+    assert {part.fraction for part in spec.walk() if isinstance(part, zoo.RoPE)} == {0.25}
+    told = refusal(older(name, partial_rotary_factor=0.25))
+    assert "rotary_dim=64 is not supported, only 32" in told
+    assert "attn_type_list[3]=0 is not supported" in refusal(older(name, attn_type_list=[1, 1, 1, 0, *[1] * 58]))
+
+
 @pytest.mark.parametrize("name", smallest())
 def test_two_spellings_that_differ_are_refused(name: str) -> None:
     linear = {"type": "linear", "factor": 2.0}
@@ -79,6 +101,7 @@ def test_two_spellings_that_differ_are_refused(name: str) -> None:
 @pytest.mark.parametrize("field", COMMON.values())
 @pytest.mark.parametrize("name", smallest())
 def test_a_dimension_is_a_positive_integer_of_sane_size(name: str, field: str) -> None:
+    field = own(name, field)
     for value in (True, False, 0, -1, 4.0, float("nan"), 2**31, 10**400, "8", [8], {"value": 8}, None):
         assert f"{field} must be an integer from 1 to " in refusal(older(name, **{field: value}))
 
@@ -86,26 +109,37 @@ def test_a_dimension_is_a_positive_integer_of_sane_size(name: str, field: str) -
 @pytest.mark.parametrize("name", smallest())
 def test_a_number_is_positive_and_finite(name: str) -> None:
     for value in (True, 0, -1e-6, "1e-6", [1e-6], float("nan"), float("inf"), 10**400, None):
-        assert "rms_norm_eps must be a positive number, got " in refusal(older(name, rms_norm_eps=value))
-        assert "rope_scaling.factor must be a positive number, got " in refusal(with_rope(name, factor=value))
+        eps = own(name, EPS)
+        assert f"{eps} must be a positive number, got " in refusal(older(name, **{eps: value}))
+        if name in scalable():
+            assert "rope_scaling.factor must be a positive number, got " in refusal(with_rope(name, factor=value))
 
 
 @pytest.mark.parametrize("name", smallest())
 def test_a_field_without_a_default_must_be_there(name: str) -> None:
-    config = older(name)
-    del config["hidden_size"]
-    assert "hidden_size is missing" in refusal(config)
+    config, field = older(name), own(name, "hidden_size")
+    del config[field]
+    assert f"{field} is missing" in refusal(config)
 
 
 @pytest.mark.parametrize("field", ["layer_types", "no_rope_layers"])
 @pytest.mark.parametrize("name", smallest())
-def test_a_published_list_of_layers_must_agree(name: str, field: str) -> None:
+def test_a_published_list_of_layers_must_agree_or_is_followed(name: str, field: str) -> None:
     given = newer(name).get(field)
     if given is None:  # not understood, or refused for having an entry too few
         assert field in refusal(newer(name, **{field: []}))
         return
     other = {0: 1, 1: 0, "full_attention": "sliding_attention", "sliding_attention": "full_attention"}[given[3]]
-    assert f"{field}[3]={other!r}" in refusal(newer(name, **{field: [*given[:3], other, *given[4:]]}))
+    changed = newer(name, **{field: [*given[:3], other, *given[4:]]})
+    changed.pop("per_layer_config", None)  # says which layers these are, too
+    try:
+        followed: zoo.Decoder | None = zoo.from_hf(changed)
+    except MalformedError:
+        followed = None
+    if followed is None:
+        assert f"{field}[3]={other!r}" in refusal(changed)
+    else:
+        assert followed.layers[3] != zoo.spec(name).layers[3]
     assert f"{field} has {len(given) - 1} entries for" in refusal(newer(name, **{field: given[:-1]}))
     assert f"{field} must be a list, got 7" in refusal(newer(name, **{field: 7}))
 
@@ -120,8 +154,19 @@ def test_no_more_dense_layers_than_layers(name: str) -> None:
 @pytest.mark.parametrize("name", smallest())
 def test_dimensions_that_contradict_each_other_are_refused(name: str) -> None:
     """As what the spec says is wrong with it, or as the one value the architecture knows."""
-    message = refusal(older(name, num_key_value_heads=7))
-    assert "kv_heads=7 must divide heads=" in message or "num_key_value_heads=7 is not supported, only" in message
+    field = "num_key_value_heads" if "num_key_value_heads" in older(name) else own(name, "num_attention_heads")
+    message = refusal(older(name, **{field: 11}))
+    ends = "kv_heads=11 must divide heads=", f"{field}=11 is not supported, only", f"must be a multiple of {field}=11"
+    assert any(end in message for end in ends)
+
+
+def test_gpt2_heads_share_the_width() -> None:
+    assert "n_embd=768 must be a multiple of n_head=7" in refusal(older("gpt2-small", n_head=7))
+    assert zoo.from_hf(older("gpt2-small", n_inner=3072)) == zoo.spec("gpt2-small")
+    wide = zoo.from_hf(older("gpt2-small", n_inner=1000))
+    assert zoo.to_hf(wide)["n_inner"] == 1000
+    for field, on in (("scale_attn_weights", False), ("scale_attn_by_inverse_layer_idx", True), ("n_ctx", 512)):
+        assert f"not understood: {field}={on}" in refusal(older("gpt2-small", **{field: on}))
 
 
 def test_heads_share_the_width_where_theirs_is_not_given() -> None:
@@ -149,7 +194,7 @@ def test_what_names_no_model_type_is_refused(config: Any) -> None:
 def test_another_familys_config_is_refused(name: str) -> None:
     config = older(name)
     for family in families().values():
-        if family is not family_of(config):
+        if family.from_hf is not family_of(config).from_hf:
             with pytest.raises(MalformedError, match=f"model_type='{config['model_type']}' is not "):
                 family.from_hf(config)
 

@@ -16,11 +16,13 @@ from torch import Tensor
 
 import zoo
 from tests import toys
-from tests.configs import newer, older, smallest, wrapped, wrapped_names
+from tests.configs import newer, older, partly_rotary, scalable, smallest, wrapped, wrapped_names
 from tests.reference import randomise
+from weights.reference.model import causal_class
 from zoo.architectures import families
 from zoo.catalog import family_of
 from zoo.errors import MalformedError
+from zoo.hf.config import PARTIAL
 from zoo.hf.inert_fields import INERT, NEUTRAL, PATTERNS, VISION, alike, is_inert
 
 # What each ignored field is set to, beside what the groups below say: values that are not the usual ones, and that the
@@ -137,7 +139,10 @@ def test_what_no_pass_reads_is_ignored_in_any_value(name: str) -> None:
 
 @pytest.mark.parametrize("name", smallest())
 def test_what_names_a_feature_is_read_where_it_is_off(name: str) -> None:
+    read = {PARTIAL} if name in partly_rotary() else set()
     for field, off in NEUTRAL.items():
+        if field in read:
+            continue
         assert zoo.from_hf(older(name, **{field: off})) == zoo.spec(name)
         assert zoo.from_hf(older(name, **{field: None})) == zoo.spec(name)
         for on in (not off, {"0": [1]}, 0.5, "x"):
@@ -161,14 +166,17 @@ def test_what_is_never_ignored(name: str) -> None:
         ("experts_per_token_", 4),
         ("num_experts_per_token", 4),
     ):
-        assert f"not understood: {field}={value!r}" in refusal(older(name, **{field: value}))
+        if field not in older(name):
+            assert f"not understood: {field}={value!r}" in refusal(older(name, **{field: value}))
+    if name not in scalable():
+        return
     scaling = {"type": "linear", "factor": 2.0}
     for field in ("temperature", "pad_token_id", "unsloth_version", "surprise", "original_max_position_embeddings"):
         told = refusal(older(name, rope_scaling=scaling | {field: 7}, initial_context_length=None))
-        assert f"rope_scaling.{field}=7" in told
+        assert f"rope_scaling.{field}=7" in told or "linear x2 as the scaling of RoPE is not supported" in told
 
 
-@pytest.mark.parametrize("name", smallest())
+@pytest.mark.parametrize("name", [name for name in scalable() if name not in partly_rotary()])
 def test_a_share_of_the_head_that_is_rotated_is_one(name: str) -> None:
     """The reference writes the share among the rope fields too."""
     config = newer(name)
@@ -268,10 +276,12 @@ def toy(name: str, outside: bool = False) -> dict[str, Any]:
 
 def logits(config: dict[str, Any]) -> Tensor:
     """The reference's, every parameter random and the same for configs of equal shapes."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
-    auto: Any = AutoModelForImageTextToText if "text_config" in config else AutoModelForCausalLM
-    model = auto.from_config(AutoConfig.for_model(**config), attn_implementation="eager", dtype=torch.float32)
+    known = AutoConfig.for_model(**config)
+    pictured = AutoModelForImageTextToText._model_mapping
+    kind = pictured[type(known)] if "text_config" in config else causal_class(known)
+    model = kind._from_config(known, attn_implementation="eager", dtype=torch.float32)
     parts = [model.model.language_model, model.lm_head] if "text_config" in config else [model]
     for part in parts:  # without the vision tower, whose shapes some of the swept fields set
         randomise(part, seed=0)

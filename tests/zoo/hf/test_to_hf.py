@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zoo
-from tests.configs import older
+from tests.configs import older, own, written_type
 from tests.presets import distinct, screen_by_family
 from tests.reference import published
 from tests.swapped import DESCRIBABLE, INDESCRIBABLE
+from weights.reference.model import causal_class
 from zoo.architectures import families
+from zoo.catalog import family_of
 from zoo.errors import MalformedError, SpecError
 from zoo.hf.inert_fields import is_inert
 
@@ -41,9 +43,11 @@ def test_fields_equal_the_published_ones(name: str) -> None:
     """All but the fields on training and storage, and the width of dense layers where there are none."""
     theirs, ours = older(name), zoo.to_hf(zoo.spec(name))
     idle = {field for field in theirs if is_inert(field)} - {"model_type"}
-    idle |= {"intermediate_size"} if "num_experts" in theirs else set()
+    idle |= {"intermediate_size"} if "num_experts" in theirs or theirs.get("first_k_dense_replace") == 0 else set()
     shared = theirs.keys() & ours.keys() - idle
     assert len(shared) >= 10
+    assert ours["model_type"] == written_type(name)
+    shared -= {"model_type"} | ({"architectures"} if written_type(name) != theirs["model_type"] else set())
     stretched = theirs.get("rope_scaling") or {}
     for field in stretched.keys() - {"type"}:
         assert ours["rope_scaling"][field] == stretched[field], field
@@ -56,10 +60,9 @@ def test_fields_equal_the_published_ones(name: str) -> None:
 @pytest.mark.parametrize("name", screen_by_family())
 def test_the_reference_knows_the_class(name: str) -> None:
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     said = zoo.to_hf(zoo.spec(name, tiny=True))
-    assert said["architectures"] == [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[AutoConfig.for_model(**said).model_type]]
+    assert said["architectures"] == [causal_class(AutoConfig.for_model(**said)).__name__]
 
 
 def test_real_numbers_are_written_as_such() -> None:
@@ -108,11 +111,14 @@ SOME = {
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_group", "topk_group"), (1, 2, 4, 8)),
     **dict.fromkeys(("head_dim", "qk_rope_head_dim"), (2, 8, 24)),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (8, 16)),
-    "first_k_dense_replace": [1, 2, 4],
+    **dict.fromkeys(("first_k_dense_replace", "num_dense_layers"), (1, 2, 4)),
     "num_experts_per_tok": [1, 2],
     "q_lora_rank": [None, 8],
+    "partial_rotary_factor": [0.25, 0.75],
+    "rope_parameters": [{"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5}}],
 }
-RESTATED = ("layer_types", "no_rope_layers", "experts_per_token", "initial_context_length")  # what other fields say
+# What other fields say.
+RESTATED = ("layer_types", "no_rope_layers", "experts_per_token", "initial_context_length", "n_ctx", "rotary_dim")
 
 
 def values_of(field: str, held: Any) -> st.SearchStrategy[Any]:
@@ -130,7 +136,12 @@ def values_of(field: str, held: Any) -> st.SearchStrategy[Any]:
 
 def changed(config: dict[str, Any], field: str, value: Any) -> dict[str, Any] | None:
     """The config with another value of a field, None where that describes no model."""
-    latent = {"num_key_value_heads": value} if "kv_lora_rank" in config and field == "num_attention_heads" else {}
+    latent: dict[str, Any] = (
+        {"num_key_value_heads": value} if "kv_lora_rank" in config and field == "num_attention_heads" else {}
+    )
+    stretched = config.get("rope_scaling") or {}
+    if field in ("qk_nope_head_dim", "qk_rope_head_dim") and "partial_rotary_factor" in stretched:  # the ratio of these
+        latent["rope_scaling"] = {name: held for name, held in stretched.items() if name != "partial_rotary_factor"}
     try:
         zoo.from_hf(other := config | {field: value} | latent)
     except MalformedError:
@@ -167,7 +178,9 @@ SCALINGS += [{"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.5, "hig
 ONE_VALUE = {"architectures", "model_type", "bos_token_id", "eos_token_id", "pad_token_id", "hidden_act"}
 ONE_VALUE |= {"hidden_activation", "use_sliding_window", "scoring_func", "topk_method", "norm_topk_prob"}
 ONE_VALUE |= {"rope_interleave", "moe_layer_freq", "attention_bias", "num_key_value_heads", "intermediate_size"}
-ONE_VALUE |= {"sliding_window", "mlp_bias"}
+ONE_VALUE |= {"sliding_window", "mlp_bias", "activation_function"}
+ONE_VALUE |= {"num_global_key_value_heads", "hidden_size_per_layer_input"}
+ONE_VALUE |= {"topk_group"}  # of a single group, one is kept
 
 
 @pytest.mark.parametrize("name", screen_by_family())
@@ -175,13 +188,16 @@ def test_every_field_alone(name: str) -> None:
     """Each field of a config in other values: what is read is written, and no field is left at one value."""
     config, untouched = plain(name), set()
     spec = zoo.from_hf(config)
+    usual = {own(name, field): field for field in SOME}
     for field, held in config.items():
-        values = SCALINGS if field == "rope_scaling" else SOME.get(field, EXAMPLES.get(type(held), []))
+        some = SOME.get(usual.get(field, field), EXAMPLES.get(type(held), []))
+        values = SCALINGS if field == "rope_scaling" else some
         others = {zoo.from_hf(other) for value in values if (other := changed(config, field, value))} - {spec}
         assert all(read_back(other) == other for other in others)
         if not others:
             untouched.add(field)
-    assert untouched <= ONE_VALUE
+    allowed = ONE_VALUE | getattr(family_of(config), "EXPECTED", {}).keys()
+    assert untouched <= allowed | ({"topk_group"} if config.get("n_group") == 1 else set())
 
 
 def _values() -> dict[str, list[Any]]:

@@ -37,8 +37,9 @@ def test_figures_are_sums_over_the_layers(name: str) -> None:
     spec = zoo.spec(name)
     layers = spec.layers
     outside = spec.params() - sum(layer.params(spec.dim) for layer in layers)
-    assert outside == spec.embedding_params() + spec.dim
-    assert spec.embedding_params() == spec.vocab * spec.dim * (1 if spec.tied else 2)
+    assert outside == spec.embedding_params() + spec.norm.params(spec.dim)
+    positions = spec.positions.count if spec.positions else 0
+    assert spec.embedding_params() == spec.dim * (spec.vocab * (1 if spec.tied else 2) + positions)
     assert spec.active_params() == outside + sum(layer.active_params(spec.dim) for layer in layers)
     head = 2 * spec.dim * spec.vocab
     assert spec.flops(100, 7, logits=0) == sum(layer.flops(spec.dim, 100, 7) for layer in layers)
@@ -262,12 +263,13 @@ def test_temperature_near_zero_and_top_k_1_are_greedy() -> None:
 @pytest.mark.parametrize("name", zoo.names())
 def test_swap_layers_changes_the_chosen_and_no_other(name: str) -> None:
     spec = zoo.spec(name)
-    changed = zoo.swap_layers(spec, lambda i: i % 3 == 1, zoo.RMSNorm, lambda norm: replace(norm, eps=0.5))
+    kind = type(spec.norm)
+    changed = zoo.swap_layers(spec, lambda i: i % 3 == 1, kind, lambda norm: replace(norm, eps=0.5))
     for i, (layer, old) in enumerate(zip(changed.layers, spec.layers, strict=True)):
         assert (layer != old) == (i % 3 == 1)
         assert layer.mixer == old.mixer or i % 3 == 1
     assert replace(changed, layers=spec.layers) == spec
-    assert zoo.swap_layers(spec, lambda i: True, zoo.RMSNorm, lambda norm: norm) == spec
+    assert zoo.swap_layers(spec, lambda i: True, kind, lambda norm: norm) == spec
 
 
 def test_swap_layers_raises_where_nothing_is_chosen_or_held() -> None:

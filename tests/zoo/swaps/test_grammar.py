@@ -256,7 +256,8 @@ EVERYWHERE = [
 def test_every_published_model_takes_every_swap(name) -> None:
     for text in EVERYWHERE:
         before = spec(name, tiny=True)
-        if text.startswith("GQA") and not any(isinstance(node, GQA) for node in before.walk()):
+        needed = GQA if text.startswith("GQA") else GLU if text.startswith("act") else Spec
+        if not any(isinstance(node, needed) for node in before.walk()):
             continue
         after, _ = apply_swap(before, text)
         assert after.params() == sum(each.numel() for each in after.build().parameters())

@@ -1,0 +1,130 @@
+"""Llama 4 (Meta 2025), text part. New here: attention within chunks of 8,192 tokens in three layers of four; the fourth
+sees everything, has no positions, and queries that grow with the logarithm of their position. A token visits one expert
+beside a shared one, and its weight multiplies the expert's input. Scout normalises queries and keys by a norm without
+weights; Maverick does not, and has experts in every second layer only."""
+
+from zoo.blocks import GLU, GQA, InputScaledTopK, Layer, Llama3Scaling, LogTemperature, MoE, NoPE, RMSNorm, RoPE, pre
+from zoo.hf.checkpoint_layout import GATE_UP, GLU_NAMES, PairedRows, Rearranged, Rename, Skipped
+from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first, window_fields
+from zoo.model.decoder import Decoder
+
+WEIGHTS = (
+    PairedRows("attn.block.q", "self_attn.q_proj", None, "head_dim"),
+    PairedRows("attn.block.k", "self_attn.k_proj", None, "head_dim"),
+    Rename("ffn.block.router", "feed_forward.router"),
+    *(Rename(f"ffn.block.{name}", f"feed_forward.{name}_proj") for name in GLU_NAMES),
+    *(Rename(f"ffn.block.shared.{name}", f"feed_forward.shared_expert.{name}_proj") for name in GLU_NAMES),
+    Rearranged(GATE_UP, "feed_forward.experts.gate_up_proj", "e dim (gate_up hidden) -> gate_up e hidden dim"),
+    Rearranged("ffn.block.experts.down", "feed_forward.experts.down_proj", "e hidden dim -> e dim hidden"),
+    Skipped("vision_model.*", "the vision tower"),
+)
+
+
+def decoder(
+    *,
+    layers,
+    heads=40,
+    kv_heads=8,
+    head_dim=128,
+    experts,
+    k=1,
+    hidden=8192,
+    dense=16_384,
+    step=1,
+    interval=4,
+    chunk=8192,
+    rope,
+    temperature=LogTemperature(0.1, 8192, from_one=True),
+    qk_norm=True,
+    eps=1e-5,
+    **rest,
+):
+    """`step`: of so many layers one has experts. `interval`: of so many one sees everything."""
+    norm, unit = RMSNorm(eps), RMSNorm(eps, weight=False) if qk_norm else None
+    local = GQA(heads, kv_heads, head_dim, rope=rope, chunk=chunk, qk_norm=unit)
+    everywhere = GQA(heads, kv_heads, head_dim, rope=NoPE(), temperature=temperature)
+    moe = MoE(experts, GLU(hidden), InputScaledTopK(k), shared=GLU(hidden))
+
+    def layer(i):
+        attn = everywhere if i % interval == interval - 1 else local
+        return Layer(pre(norm, attn), pre(norm, moe if i % step == step - 1 else GLU(dense)))
+
+    return Decoder(layers=tuple(map(layer, range(layers))), norm=norm, **rest)
+
+
+TEXT = ModelType("llama4_text", "Llama4ForCausalLM")
+WRAPPER = ModelType("llama4", "Llama4ForConditionalGeneration")
+HEADS = dict(num_key_value_heads=8, head_dim=128, use_qk_norm=True, max_position_embeddings=131_072)
+REACH = dict(attention_chunk_size=8192, no_rope_layer_interval=4)
+TEMPERATURE = dict(attn_temperature_tuning=True, attn_scale=0.1, floor_scale=8192)
+EXPERTS = dict(num_local_experts=16, num_experts_per_tok=1, interleave_moe_layer_step=1, intermediate_size_mlp=16_384)
+OTHERS = dict(rms_norm_eps=1e-5, rope_theta=5e5, tie_word_embeddings=False)
+EXPECTED = dict(hidden_act="silu", attention_bias=False)
+SHAPE = dict(experts="num_local_experts", k="num_experts_per_tok", dense="intermediate_size_mlp")
+SHAPE |= dict(step="interleave_moe_layer_step", interval="no_rope_layer_interval")
+
+
+@reads(TEXT, WRAPPER, **HEADS, **REACH, **TEMPERATURE, **EXPERTS, **OTHERS)
+def from_hf(config: Config) -> Decoder:
+    config.expect(**EXPECTED)
+    config.neutral(router_jitter_noise=0.0, for_llm_compressor=False)
+    shape = config.dense() | config.integers(**SHAPE)
+    spec = decoder(
+        **shape,
+        head_dim=config.head_dim(),
+        chunk=config.optional("attention_chunk_size"),
+        rope=config.rope(),
+        temperature=_temperature(config),
+        qk_norm=config.flag("use_qk_norm"),
+    )
+    config.agrees_on_windows(spec)
+    if config.values.get("no_rope_layers") == []:
+        config.unused("no_rope_layers")  # as where it is absent
+    else:
+        config.agrees("no_rope_layers", _rotated(spec))
+    if config.values.get("moe_layers") is not None:
+        config.expect(moe_layers=_sparse(spec))
+    return spec
+
+
+def _temperature(config):
+    """The switch is a flag, in older files a number that is not 0."""
+    switch, scale, step = "attn_temperature_tuning", config.number("attn_scale"), config.integer("floor_scale")
+    tuned = config.flag(switch) if isinstance(config.get(switch), bool) else config.integer(switch) > 0
+    return LogTemperature(scale, step, from_one=True) if tuned else None
+
+
+def _rotated(spec):
+    return [int(first(layer, NoPE) is None) for layer in spec.layers]
+
+
+def _sparse(spec):
+    return [i for i, layer in enumerate(spec.layers) if first(layer, MoE)]
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    config = {"model_type": "llama4_text"} | EXPECTED | dense_fields(spec) | window_fields(spec)
+    rotated, sparse, moe, attn = _rotated(spec), _sparse(spec), first(spec, MoE), first(spec, GQA)
+    config |= {"no_rope_layers": rotated, "no_rope_layer_interval": [*rotated, 0].index(0) + 1}
+    config |= {"use_qk_norm": bool(attn and attn.qk_norm), "attention_chunk_size": attn and attn.chunk}
+    config["attn_temperature_tuning"] = first(spec, LogTemperature) is not None
+    config |= fields_of(spec, LogTemperature, scale="attn_scale", step="floor_scale")
+    config["interleave_moe_layer_step"] = [*sparse, len(spec.layers)][0] + 1
+    if dense := next((layer for i, layer in enumerate(spec.layers) if i not in sparse), None):
+        config |= fields_of(dense, GLU, hidden="intermediate_size_mlp")
+    if moe:
+        config |= {"intermediate_size": moe.expert.width, "num_local_experts": moe.experts}
+    return config | fields_of(spec, InputScaledTopK, k="num_experts_per_tok")
+
+
+_BOTH = dict(dim=5120, layers=48, vocab=202_048)
+_SCOUT = dict(_BOTH, experts=16, rope=RoPE(5e5, Llama3Scaling(16, 8192, low=1.0, high=1.0)), context=10_485_760)
+_MAVERICK = dict(_BOTH, experts=128, step=2, rope=RoPE(5e5), qk_norm=False, context=1_048_576)
+_109B, _400B = decoder(**_SCOUT), decoder(**_MAVERICK)
+SIZES = {
+    "llama4-scout-109b": Size("meta-llama/Llama-4-Scout-17B-16E-Instruct", 107_769_861_120, _109B, released="2025-04"),
+    "llama4-maverick-400b": Size(
+        "meta-llama/Llama-4-Maverick-17B-128E-Instruct", 400_711_848_960, _400B, released="2025-04"
+    ),
+}

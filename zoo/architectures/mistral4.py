@@ -1,0 +1,80 @@
+"""Mistral Small 4 (Mistral AI 2026), text part. Attention is DeepSeek-V3's, with plain keys and latents half as wide.
+New here: probabilities route tokens where DeepSeek-V3 has sigmoids and a correction, every layer has experts, and
+queries grow with the logarithm of their position.
+
+Every field is a class default of the reference, which names this model; its files were not seen. How they store experts
+is not known either: they are written as the reference writes them, all of a layer in one tensor."""
+
+from zoo.architectures import deepseek_v3
+from zoo.architectures.deepseek_v3 import ATTENTION, ROUTER, attention, decoder, mscale_all_dim
+from zoo.blocks import GLU, MLA, GroupedSoftmaxTopK, LogTemperature, MoE, RoPE, YarnScaling, yarn_gain
+from zoo.hf.checkpoint_layout import GATE_UP, Rearranged, Rename
+from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first, rope_fields, temperature_fields
+from zoo.model.decoder import Decoder
+
+WEIGHTS = (
+    *deepseek_v3.WEIGHTS,
+    Rearranged(GATE_UP, "mlp.experts.gate_up_proj", "e (gate_up hidden) dim -> gate_up e hidden dim"),
+    Rename("ffn.block.experts.down", "mlp.experts.down_proj"),
+)
+YARN = dict(rope_type="yarn", rope_theta=1e4, factor=128.0, original_max_position_embeddings=8192)
+YARN |= dict(mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1)
+WIDTHS = dict(num_key_value_heads=32, q_lora_rank=1024, max_position_embeddings=1_048_576)
+EXPERTS = dict(n_shared_experts=1, n_group=1, topk_group=1, routed_scaling_factor=1.0, first_k_dense_replace=0)
+OTHERS = dict(rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
+EXPECTED = dict(hidden_act="silu", attention_bias=False, rope_interleave=True, norm_topk_prob=True)
+
+
+KINDS = ModelType("mistral4"), ModelType("mistral3", "Mistral3ForConditionalGeneration")
+
+
+@reads(*KINDS, **WIDTHS, **EXPERTS, **OTHERS, rope_scaling=YARN)
+def from_hf(config: Config) -> Decoder:
+    shape = config.common() | config.integers(hidden="intermediate_size")
+    config.expect(**EXPECTED, num_key_value_heads=shape.pop("heads"))
+    absent = config.get("first_k_dense_replace") in (0, None)
+    shape["dense"] = 0 if absent else config.integer("first_k_dense_replace", most=shape["layers"])
+    widths = config.typed(MLA, **ATTENTION)
+    width = widths["nope_dim"] + widths["rope_dim"]
+    config.expect(head_dim=width, qk_head_dim=width)
+    gain = yarn_gain(config.rope_field("factor") or 1, config.rope_field("mscale_all_dim") or 0)
+    attn = attention(**widths, rope=config.rope(), gain=gain, temperature=config.temperature())
+    config.rotary_share(attn.rope_dim / width)
+    expert, shared = GLU(config.integer("moe_intermediate_size")), config.integer("n_shared_experts")
+    router = GroupedSoftmaxTopK(**config.typed(GroupedSoftmaxTopK, **ROUTER))
+    moe = MoE(config.integer("n_routed_experts"), expert, router, shared=GLU(shared * expert.hidden))
+    return decoder(**shape, attn=attn, moe=moe)
+
+
+def to_hf(spec: Decoder) -> ConfigFields:
+    attn, moe = first(spec, MLA), first(spec, MoE)
+    config: ConfigFields = {"model_type": "mistral4", **EXPECTED} | common_fields(spec)
+    # A file without the field means the released YaRN. Its frequencies are those of the rotary part of a head.
+    config |= rope_fields(spec, unscaled={"rope_type": "default"}, mscale_all_dim=mscale_all_dim(attn))
+    share = {"partial_rotary_factor": attn.rope_dim / (attn.nope_dim + attn.rope_dim)} if attn else {}
+    config["rope_scaling"] = (config.get("rope_scaling") or {}) | temperature_fields(spec) | share
+    config |= fields_of(spec, MLA, **ATTENTION) | fields_of(spec, MLA, heads="num_key_value_heads")
+    config |= fields_of(spec, GLU, hidden="intermediate_size")
+    config["first_k_dense_replace"] = [*(first(layer, MoE) is not None for layer in spec.layers), True].index(True)
+    if moe:
+        config |= {"n_routed_experts": moe.experts, "moe_intermediate_size": moe.expert.width}
+    if moe and moe.shared:  # its width is a multiple of a routed expert's
+        config["n_shared_experts"] = moe.shared.width // moe.expert.width or 1
+    return config | fields_of(spec, GroupedSoftmaxTopK, **ROUTER)
+
+
+_ROPE = RoPE(1e4, YarnScaling(factor=128, original=8192, gain=1.0))
+_HEADS = dict(heads=32, q_rank=1024, kv_rank=256, nope_dim=64, rope_dim=64, v_dim=128)
+_ATTN = attention(**_HEADS, rope=_ROPE, gain=yarn_gain(128), temperature=LogTemperature(0.1, 8192))
+_MOE = MoE(128, GLU(2048), GroupedSoftmaxTopK(k=4, groups=1, keep=1, scale=1.0), shared=GLU(2048))
+_119B = dict(dim=4096, layers=36, dense=0, attn=_ATTN, hidden=12_288, moe=_MOE, vocab=131_072, context=1_048_576)
+SIZES = {
+    "mistral-small-4-119b": Size(
+        "mistralai/Mistral-Small-4-119B-2603",
+        118_972_826_624,
+        decoder(**_119B),
+        released="2026-03",
+        note="every field is the reference's class default",
+    )
+}
