@@ -15,11 +15,24 @@ import zoo
 
 # Fields that set the shapes of parameters: a wrong one is found before anything is computed.
 SHAPES = {"vocab", "dim", "heads", "kv_heads", "head_dim", "hidden", "experts", "tied"}
-SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count", "keys_as_values", "block"}
+SHAPES |= {
+    "q_rank",
+    "kv_rank",
+    "nope_dim",
+    "rope_dim",
+    "v_dim",
+    "gate",
+    "latent",
+    "count",
+    "keys_as_values",
+    "block",
+    "width",
+}
 # Fields that change no logit in float32: the trained context, and where a norm rounds.
 UNSEEN = {"context", "scale_in_fp32"}
-# Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w, and the other way.
-FIXED = {"keep", "weight", "unit_offset"}
+# Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w, and the other way;
+# inputs of layers are computed once for all, and later layers take what a layer hands on.
+FIXED = {"keep", "weight", "unit_offset", "inputs", "per_layer", "attn"}
 
 Changes = Callable[[Any], list[Any]]
 # Field name -> the other values, for a value that is not None.

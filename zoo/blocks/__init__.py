@@ -20,8 +20,10 @@ from zoo.blocks.mla import *
 from zoo.blocks.mlp import *
 from zoo.blocks.moe import *
 from zoo.blocks.norms import *
+from zoo.blocks.per_layer import *
 from zoo.blocks.positions import *
 from zoo.blocks.routers import *
+from zoo.blocks.shared_kv import *
 from zoo.blocks.short_conv import *
 from zoo.blocks.sparse_mla import *
 

@@ -40,7 +40,7 @@ def run_recorded_layer(
     from layer to layer would be compiled for each length of it, and a layer that is recomputed would add to it twice.
     """
     routing: list[RouterOutput] = []
-    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, routing, ctx.shared, ctx.handed_on)
+    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, routing, ctx.shared, ctx.handed_on, ctx.layer_input)
     return layer(x, inside, cache), routing
 
 
@@ -49,7 +49,7 @@ def _run_layer_and_return(
 ) -> tuple[Any, dict[str, Any]]:
     """`run_layer`, and what the layer hands on: uncompiled it would fill `ctx.shared`, compiled it is returned."""
     handed_on: dict[str, Any] = {}
-    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, None, ctx.shared, handed_on)
+    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, None, ctx.shared, handed_on, ctx.layer_input)
     return run_layer(layer, x, inside, cache), handed_on
 
 
@@ -57,7 +57,7 @@ def _run_recorded_layer_and_return(
     layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache
 ) -> tuple[Any, dict[str, Any]]:
     handed_on: dict[str, Any] = {}
-    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, None, ctx.shared, handed_on)
+    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, None, ctx.shared, handed_on, ctx.layer_input)
     return run_recorded_layer(layer, x, inside, cache), handed_on
 
 

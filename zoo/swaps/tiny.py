@@ -3,13 +3,14 @@
 from dataclasses import fields, replace
 from typing import Any
 
-from zoo.blocks.feed_forward import FeedForward
+from zoo.blocks.feed_forward import FeedForward, LinearFeedForward
+from zoo.blocks.layer import Layer
 from zoo.blocks.positions import yarn_gain
 from zoo.model.decoder import Decoder
 
 # Field name -> largest value, for every kind: one quantity has one name, so that the fields of a new block shrink too.
 TOY: dict[str, Any] = {"heads": 4, "kv_heads": 2, "hidden": 96, "window": 16, "chunk": 16, "original": 64, "step": 16}
-TOY |= {"experts": 8, "k": 3, "groups": 4, "keep": 2, "latent": 40}
+TOY |= {"experts": 8, "k": 3, "groups": 4, "keep": 2, "latent": 40, "width": 24}
 TOY |= {"q_rank": 40, "kv_rank": 32, "nope_dim": 32, "rope_dim": 16, "v_dim": 24}
 TOY |= {"limit": 1.0, "cap": 1.0}  # low enough that toy activations reach them
 VOCAB, DIM, CONTEXT = 512, 64, 1024
@@ -26,7 +27,18 @@ def tiny(spec: Decoder) -> Decoder:
     kinds = dict.fromkeys(part for layer in set(spec.layers) for part in layer.walk())
     heads = sorted({getattr(part, "head_dim", 0) for part in kinds if hasattr(part, "kv_heads")})
     shrunk = small.map(lambda part: _shrink(part, spec.dim, heads))
-    return replace(shrunk, dim=DIM, embed_scale=embed_scale, logit_cap=logit_cap)
+    layers = tuple(_widened(layer, full, spec) for layer, full in zip(shrunk.layers, spec.layers, strict=False))
+    return replace(shrunk, layers=layers, dim=DIM, embed_scale=embed_scale, logit_cap=logit_cap)
+
+
+def _widened(layer: Layer, full: Layer, spec: Decoder) -> Layer:
+    """A tiny layer whose dense feed-forward is as many times as wide as the narrowest of the model as `full`'s is."""
+    if layer.ffn is None or not isinstance(layer.ffn.block, LinearFeedForward):
+        return layer
+    widths = {each.feed_forward.width for each in set(spec.layers) if isinstance(each.feed_forward, LinearFeedForward)}
+    assert isinstance(full.feed_forward, LinearFeedForward)
+    times = round(full.feed_forward.width / min(widths))
+    return replace(layer, ffn=replace(layer.ffn, block=layer.ffn.block.with_width(times * layer.ffn.block.width)))
 
 
 def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
