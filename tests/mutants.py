@@ -60,7 +60,7 @@ def mutants(spec: zoo.Decoder) -> Iterator[tuple[str, zoo.Decoder]]:
     """(what was changed, the changed spec), for each distinct part and each of its fields."""
     for part in dict.fromkeys(spec.walk()):
         if isinstance(part, zoo.Branch) and (part.pre is None) != (part.post is None):
-            yield "the norm on the other side", _replace(spec, part, replace(part, pre=part.post, post=part.pre))
+            yield "the norm on the other side", _replace(spec, {part: replace(part, pre=part.post, post=part.pre)})
         for name, value in ((field.name, getattr(part, field.name)) for field in fields(part)):
             if name == "output_scale" and part not in spec.layers[:-1]:
                 continue  # the last norm removes the last layer's
@@ -68,7 +68,8 @@ def mutants(spec: zoo.Decoder) -> Iterator[tuple[str, zoo.Decoder]]:
             made = 0
             for other in others:
                 try:
-                    changed = _replace(spec, part, replace(part, **{name: other}))
+                    together = {each: replace(each, **{name: other}) for each in (part, *_sharing(spec, part, name))}
+                    changed = _replace(spec, together)
                 except zoo.ZooError:
                     continue  # no such model
                 made += 1
@@ -121,5 +122,12 @@ def _annotated(hint: Any) -> Changes | None:
     return None
 
 
-def _replace(spec: zoo.Decoder, old: zoo.Spec, new: zoo.Spec) -> zoo.Decoder:
-    return new if spec == old else spec.map(lambda child: _replace(child, old, new))
+def _sharing(spec: zoo.Decoder, part: zoo.Spec, name: str) -> Iterator[zoo.Spec]:
+    """The attention blocks that share keys and values with this one, whose reach is theirs."""
+    kinds = zoo.KVSource | zoo.SharedKV
+    if isinstance(part, kinds) and name in ("window", "chunk"):
+        yield from (each for each in spec.walk() if isinstance(each, kinds) and each.reach == part.reach)
+
+
+def _replace(spec: Any, new: dict[zoo.Spec, zoo.Spec]) -> Any:
+    return new[spec] if spec in new else spec.map(lambda child: _replace(child, new))

@@ -8,7 +8,7 @@ layer with hooks runs uncompiled. Whatever is changed after `compile()` is seen 
 """
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -196,3 +196,17 @@ def mark_dynamic_lengths(ctx: ForwardContext, new: int) -> None:
         else:
             maybe_mark_dynamic(view.keys, 0)
             maybe_mark_dynamic(view.write, 0)
+
+
+def mark_handed_on(values: Mapping[str, Any], new: int) -> None:
+    """The same for streams (b, heads, s, width) that a layer handed on: those of one name are equally long."""
+    from torch._dynamo.decorators import mark_unbacked, maybe_mark_dynamic
+
+    for name, value in values.items():
+        parts = value if isinstance(value, tuple) else (value,)
+        is_unmasked = any(each is None for each in parts)
+        for stream in (each for each in parts if isinstance(each, Tensor) and each.ndim == 4):
+            if new == 1 and is_unmasked and stream.device.type == "cpu":
+                mark_unbacked(stream, 2, hint_override=KEYS_HINT, shape_id=name)
+            else:
+                maybe_mark_dynamic(stream, 2)

@@ -31,6 +31,7 @@ from zoo.model.compile import (
     CompiledModel,
     ForwardFunctions,
     mark_dynamic_lengths,
+    mark_handed_on,
     run_head,
     run_layer,
     run_recorded_layer,
@@ -268,6 +269,7 @@ class Model(nn.Module):
             out = checkpoint(run, *arguments, use_reentrant=False) if recomputes else run(*arguments)
             if self._compiled is not None and spec.hands_on():
                 out, handed_on = out
+                mark_handed_on(handed_on, tokens.shape[1])
                 ctx.shared.update(handed_on)
             if recording is None:
                 x = out
