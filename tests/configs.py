@@ -25,11 +25,6 @@ def rotary() -> list[str]:
     return [name for name in smallest() if any(isinstance(part, zoo.RoPE) for part in zoo.spec(name).walk())]
 
 
-def scalable() -> list[str]:
-    """Those of `rotary` whose encoding can be said in the older spelling, which has a scaling."""
-    return [name for name in rotary() if "rope_parameters" not in older(name)]
-
-
 def partly_rotary() -> list[str]:
     """Those of `smallest` whose family may rotate a part of each head: the reference writes which part. In latent
     attention that follows from the widths."""
@@ -45,12 +40,6 @@ def own(name: str, field: str) -> str:
 def settled(name: str) -> set[str]:
     """Config fields of the family of a preset that have one value for the values of others."""
     return set(family_of(name).settled)
-
-
-def written_type(name: str) -> str:
-    """The model_type that is written for the computation of a preset."""
-    published_type = older(name)["model_type"]
-    return family_of(name).written_as.get(published_type, published_type)
 
 
 def wrapped_names() -> list[str]:

@@ -36,9 +36,7 @@ def _parts(rows: Rows) -> Table:
         *columns(unless_zero(format_count), head_params="head"),
         *columns(format_count, attn_params="attn"),
         *columns(unless_zero(format_count), indexer_params="indexer"),
-        *columns(format_count, all_ffn_params="ffn"),
-        *columns(unless_zero(format_count), inputs_params="inputs"),
-        *columns(format_count, norm_params="norms"),
+        *columns(format_count, all_ffn_params="ffn", norm_params="norms"),
         *columns(unless_zero(format_count), other_params="other"),
     ]
     legend = [
@@ -73,9 +71,7 @@ def _layers(rows: Rows) -> Table:
         *columns(format_count, params="each", active_params="active"),
         *columns(format_count, attn_params="attn"),
         *columns(unless_zero(format_count), indexer_params="indexer"),
-        *columns(format_count, all_ffn_params="ffn"),
-        *columns(unless_zero(format_count), inputs_params="inputs"),
-        *columns(format_count, norm_params="norms"),
+        *columns(format_count, all_ffn_params="ffn", norm_params="norms"),
     ]
     legend = [
         "kind: how the layers of a model differ; full: they see all tokens. each: the total of one layer; all figures "

@@ -34,8 +34,6 @@ class Family:
     transposed: tuple[str, ...] = ()
     """Ends of the names of the reference's matrices that are multiplied as x @ W: their fan-in is the next to last
     side, where everyone else's is the last."""
-    written_as: dict[str, str] = field(default_factory=dict)
-    """model_type -> the one that is written for the same computation."""
     factors: dict[str, float] = field(default_factory=dict)
     """Ends of the names of the reference's tensors -> a factor of their random values."""
 
