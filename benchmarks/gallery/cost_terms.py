@@ -99,12 +99,14 @@ def feed_forward_terms(layers: Mapping[Layer, int], dim: int) -> Terms:
 
 
 def outside_terms(spec: Decoder) -> CostTerms:
-    """The terms of embedding, final norm and head: the model's costs minus those of its layers."""
-    layers = Counter(spec.layers).items()
-    params = _sum([(1, spec.param_breakdown()), *((-n, layer.param_breakdown(spec.dim)) for layer, n in layers)])
-    flops = _sum([(1, spec.flop_breakdown(0, 1)), *((-n, layer.flop_breakdown(spec.dim, 0, 1)) for layer, n in layers)])
-    # Integers, rounded because the layers' part of the difference is an expectation over experts.
-    read = (spec.read_params(b) - sum(n * layer.read_params(spec.dim, b) for layer, n in layers) for b in BATCHES)
+    """The terms of embedding, final norm and head, and of what layers hold beside their branches (a scale of the
+    output): the model's costs minus those of the branches."""
+    dim, layers = spec.dim, Counter(spec.layers).items()
+    branches: list[tuple[Block, int]] = [(branch, n) for layer, n in layers for _, branch in layer.branches()]
+    params = _sum([(1, spec.param_breakdown()), *((-n, branch.param_breakdown(dim)) for branch, n in branches)])
+    flops = _sum([(1, spec.flop_breakdown(0, 1)), *((-n, branch.flop_breakdown(dim, 0, 1)) for branch, n in branches)])
+    # Integers, rounded because the branches' part of the difference is an expectation over experts.
+    read = (spec.read_params(b) - sum(n * branch.read_params(dim, b) for branch, n in branches) for b in BATCHES)
     return CostTerms(params, sum(params.values()), tuple(map(round, read)), flops, {})
 
 
