@@ -48,7 +48,7 @@ class Table:
             shown = [replace(column, header=column.header.replace("\n", " ")) for column in shown]
             title, notes = f"### {self.title}", [f"- {line}" for line in legend]
         else:
-            title, shown = self.title, _fitted(rows, shown)
+            title, shown = self.title, list(_fitted(rows, shown))
             notes = [textwrap.fill(line, MAX_WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in legend]
         return "\n\n".join([title, *([render(rows, shown, format)] if shown else []), "\n".join(notes)])
 

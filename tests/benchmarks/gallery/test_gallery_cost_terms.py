@@ -10,6 +10,7 @@ import torch
 
 import zoo
 from benchmarks.gallery.cost_terms import BATCHES, Terms, model_terms
+from tests.presets import of_families, split
 from zoo.blocks import GLU, Branch
 from zoo.errors import CheckFailed
 from zoo.model.decoder import Decoder
@@ -43,7 +44,7 @@ def costs(spec: Decoder, context: int) -> dict[str, int]:
     }
 
 
-@pytest.fixture(params=zoo.names(), ids=str)
+@pytest.fixture(params=split(zoo.names(), of_families()), ids=str)
 def spec(request: pytest.FixtureRequest) -> Decoder:
     return zoo.spec(request.param)
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from tests.presets import representatives, split
 from zoo import GLU, GQA, Decoder, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, names, pre, sandwich, spec
 from zoo.cli.card import WIDTH, card, report_text
 from zoo.cli.self_check import BuildCheck, DecodeCheck
@@ -140,7 +141,7 @@ def test_what_is_not_certain_is_shown_below_the_name() -> None:
     assert max(map(len, lines)) <= 80
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", split(names(), representatives()))
 def test_the_data_equals_the_specs(name) -> None:
     whole = spec(name)
     data = card(whole, torch.float32)
@@ -155,7 +156,7 @@ def test_the_data_equals_the_specs(name) -> None:
 
 
 @pytest.mark.parametrize("tiny", [False, True])
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", split(names(), representatives()))
 def test_it_fits_eighty_columns(name, tiny) -> None:
     whole = spec(name, tiny)
     for swaps in ((), ("norm=post", "ffn=MoE(experts=4, expert=GLU(hidden=99), router=SoftmaxTopK(k=2), shared=none)")):

@@ -20,6 +20,7 @@ from hypothesis import given
 from torch import nn
 
 import zoo
+from tests.presets import representatives, split
 from tests.test_properties import decoders
 from zoo import GLU, GQA, Decoder, Layer, MoE, NoPE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, names, pre, spec, swap
 from zoo.blocks import PostNorm
@@ -126,9 +127,10 @@ EXTREME = Decoder(
 )
 MODELS = {name: spec(name) for name in names()} | {f"tiny {name}": spec(name, tiny=True) for name in names()}
 MODELS |= {"extreme": EXTREME}
+SHOWN = [*representatives(), *(f"tiny {name}" for name in representatives()), "extreme"]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", split(MODELS, SHOWN))
 def test_it_is_well_formed_with_a_title_and_a_description(name) -> None:
     root = ElementTree.fromstring(svg(MODELS[name], f"{name} <&>", prefix="a-"))
     title, described = root.find(f"{SVG}title"), root.find(f"{SVG}desc")
@@ -139,12 +141,12 @@ def test_it_is_well_formed_with_a_title_and_a_description(name) -> None:
         assert all(branch.block.describe() in described.text for _, branch in layer.branches())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", split(MODELS, SHOWN))
 def test_every_text_fits_its_box(name) -> None:
     assert list(misplaced(drawn(MODELS[name]))) == []
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", split(names(), representatives()))
 def test_nothing_of_a_released_model_is_cut_short(name) -> None:
     assert not [text for text in texts(ElementTree.fromstring(svg(spec(name), name))) if "…" in text]
 
@@ -192,7 +194,7 @@ def test_two_diagrams_in_one_page_share_no_id() -> None:
     assert "href" not in page
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", split(names(), representatives()))
 def test_the_strip_holds_every_layer_in_order(name) -> None:
     layers = spec(name).layers
     strip, top = [], None
@@ -226,7 +228,7 @@ def branches(model: Decoder) -> list[str]:
 
 
 @pytest.mark.parametrize("place", [None, "pre", "olmo", "sandwich", "post"])
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", split(names(), representatives()))
 def test_norms_are_drawn_at_their_placement(name, place) -> None:
     model = apply_swap(spec(name), f"norm={place}")[0] if place else spec(name)
     at = []
@@ -242,7 +244,7 @@ def shown_once(model: Decoder, role: str) -> list[Block]:
     return [branch.block for branch in dict.fromkeys(getattr(layer, role) for layer in model.layers) if branch]
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", split(names(), representatives()))
 def test_heads_and_experts_are_drawn_one_by_one(name) -> None:
     root, model = drawn(spec(name)), spec(name)
     attention = [block for block in shown_once(model, "attn") if isinstance(block, GQA) and block.heads <= MAX_HEADS]
@@ -253,7 +255,7 @@ def test_heads_and_experts_are_drawn_one_by_one(name) -> None:
     assert len(rects(root, "idle")) == sum(block.experts - block.router.k for block in mixed)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", split(names(), representatives()))
 def test_every_kind_of_layer_shows_its_fields(name) -> None:
     said = Counter(texts(drawn(spec(name))))
     for block in shown_once(spec(name), "attn"):
@@ -274,7 +276,7 @@ def test_every_kind_of_layer_shows_its_fields(name) -> None:
     assert any("tied" in text for text in said) == spec(name).tied
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", split(MODELS, SHOWN))
 def test_the_figures_add_up_to_the_model(name) -> None:
     """The exact figures, which are in the tooltips."""
     model = MODELS[name]
@@ -296,7 +298,7 @@ def marked(model: Decoder, against: Decoder) -> set[str]:
     return {element.text if element.tag == f"{SVG}text" else classes(element)[0] for element in found}
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", split(names(), representatives()))
 def test_a_model_does_not_differ_from_itself(name) -> None:
     assert marked(spec(name), spec(name)) == set()
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zoo
+from tests.presets import of_families, representatives, screen_of_families, split
 from tests.zoo.swaps.test_tiny import composition
 from zoo import GLU, GQA, MLA, Decoder, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
-from zoo.architectures import families
 from zoo.catalog import resolve
 from zoo.errors import SpecError, UsageError
 from zoo.registry import Mixer, Spec
@@ -47,7 +47,7 @@ def whole(attn: GQA) -> GQA:
 
 
 @pytest.mark.parametrize("params", [100_000, 200_000, 2_000_000])
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", split(zoo.names(), of_families()))
 def test_every_size_meets_its_budget(name: str, params: int) -> None:
     met = small(name, params)
     assert abs(met.spec.params() - params) <= params / 100
@@ -63,7 +63,7 @@ def test_every_size_meets_its_budget(name: str, params: int) -> None:
 
 
 @pytest.mark.parametrize("match", MATCHES[1:])
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", screen_of_families())
 def test_other_figures_are_met(family: str, match: Match) -> None:
     met = small(resolve(family), match=match)
     spec = met.spec
@@ -100,7 +100,7 @@ def test_the_figure_of_another_model_is_met(match: Match) -> None:
 
 
 @pytest.mark.parametrize("params", [30_000_000, 1_000_000_000])
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", screen_of_families())
 def test_large_budgets_grow_in_width_and_depth(family: str, params: int) -> None:
     before, spec = small(resolve(family)).spec, small(resolve(family), params).spec
     assert abs(spec.params() / params - 1) <= 0.01
@@ -111,7 +111,7 @@ def test_large_budgets_grow_in_width_and_depth(family: str, params: int) -> None
 
 
 @pytest.mark.parametrize("params", [200_000, 2_000_000])
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", split(zoo.names(), representatives()))
 def test_a_published_config_describes_it(name: str, params: int) -> None:
     spec = small(name, params).spec
     config = zoo.to_hf(spec)  # of its own model_type, or of another for which it computes the same
@@ -120,7 +120,7 @@ def test_a_published_config_describes_it(name: str, params: int) -> None:
         assert len(config.get(field, spec.layers)) == len(spec.layers)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", split(zoo.names(), representatives()))
 def test_every_distinct_kind_of_layer_is_there(name: str) -> None:
     full, spec = zoo.spec(name), small(name).spec
     kinds, made = ([unsized(layer) for layer in each.layers] for each in (full, spec))
@@ -129,7 +129,7 @@ def test_every_distinct_kind_of_layer_is_there(name: str) -> None:
     assert made[0] == kinds[0]
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", split(zoo.names(), representatives()))
 def test_what_makes_it_its_kind_stays(name: str) -> None:
     full, spec = zoo.spec(name), small(name).spec
     assert (spec.norm, spec.tied) == (full.norm, full.tied)
@@ -147,7 +147,7 @@ def test_what_makes_it_its_kind_stays(name: str) -> None:
 
 
 @pytest.mark.parametrize("params", [200_000, 2_000_000])
-@pytest.mark.parametrize("name", [name for name in zoo.names() if parts(zoo.spec(name), GQA)])
+@pytest.mark.parametrize("name", split([name for name in zoo.names() if parts(zoo.spec(name), GQA)], of_families()))
 def test_heads(name: str, params: int) -> None:
     full, spec = zoo.spec(name), small(name, params).spec
     for before, after in zip(parts(full, GQA), parts(spec, GQA), strict=False):
@@ -164,7 +164,7 @@ def test_heads(name: str, params: int) -> None:
 
 
 @pytest.mark.parametrize("params", [200_000, 2_000_000])
-@pytest.mark.parametrize("name", [name for name in zoo.names() if parts(zoo.spec(name), MLA)])
+@pytest.mark.parametrize("name", split([name for name in zoo.names() if parts(zoo.spec(name), MLA)], of_families()))
 def test_latents_are_relative_to_the_heads(name: str, params: int) -> None:
     full, spec = parts(zoo.spec(name), MLA)[0], parts(small(name, params).spec, MLA)[0]
     dim, unit = small(name, params).spec.dim, spec.nope_dim / full.nope_dim
@@ -175,7 +175,7 @@ def test_latents_are_relative_to_the_heads(name: str, params: int) -> None:
     assert spec.scale in (None, (spec.nope_dim + spec.rope_dim) ** -0.5)  # the gain belongs to YaRN, which is dropped
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.names() if parts(zoo.spec(name), MoE)])
+@pytest.mark.parametrize("name", split([name for name in zoo.names() if parts(zoo.spec(name), MoE)], of_families()))
 def test_experts(name: str) -> None:
     full, spec = zoo.spec(name), small(name, 2_000_000).spec
     before, after = parts(full, MoE)[0], parts(spec, MoE)[0]
@@ -202,7 +202,7 @@ def test_rope_keeps_its_longest_wavelength_relative_to_what_it_sees() -> None:
     assert thetas["gpt-oss-20b"] == {float(f"{1.5e5 * 256 / 4096:.3g}")}  # one for both kinds of layer
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", screen_of_families())
 def test_it_runs_past_its_window(family: str) -> None:
     spec = small(resolve(family)).spec
     logits = zoo.build(spec)(torch.zeros(1, 60, dtype=torch.long))
@@ -219,7 +219,7 @@ SWAPS = [
 
 
 @pytest.mark.parametrize("swap", SWAPS)
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", screen_of_families())
 def test_a_swapped_form_is_solved_again(family: str, swap: str) -> None:
     spec, _ = apply_swaps(small(resolve(family)).spec, [swap])
     again = resolved(spec)
