@@ -48,11 +48,14 @@ def wrapped_names() -> list[str]:
 
 
 def older(name: str, **changes: Any) -> dict[str, Any]:
-    """A preset's config as published, with some fields set. What newer files hold in rope_parameters is beside them."""
+    """A preset's config as published, with some fields set. What newer files hold in an unscaled rope_parameters is
+    beside them."""
     config = deepcopy(published()[name]["config"])
-    rope = config.pop("rope_parameters", {})
-    assert rope.get("rope_type", "default") == "default"
-    return config | {field: rope[field] for field in ("rope_theta", PARTIAL) if field in rope} | changes
+    rope = config.get("rope_parameters") or {}
+    if rope.keys() <= {"rope_theta", "rope_type", PARTIAL} and rope.get("rope_type", "default") == "default":
+        config |= {field: held for field, held in rope.items() if field != "rope_type"}
+        config.pop("rope_parameters", None)
+    return config | changes
 
 
 def newer(name: str, **changes: Any) -> dict[str, Any]:

@@ -138,6 +138,11 @@ def ties(one: list[Choice], other: list[Choice]) -> tuple[Tensor, int]:
     return agree, count
 
 
+def is_differentiated(parameter: str) -> bool:
+    """Whether the parameter of this name gets a gradient: what chooses experts or tokens gets none."""
+    return not (parameter.endswith(".correction") or ".indexer." in parameter)
+
+
 def has_compiler() -> bool:
     """Whether compiled models can be made here."""
     try:

@@ -69,15 +69,18 @@ def _layers(rows: Rows) -> Table:
     shown = [
         *columns(model="model", layers="layers", kind="kind"),
         *columns(format_count, params="each", active_params="active"),
-        *columns(format_count, attn_params="attn"),
-        *columns(unless_zero(format_count), indexer_params="indexer"),
-        *columns(format_count, all_ffn_params="ffn", norm_params="norms"),
+        *columns(unless_zero(format_count), with_indexer="attn", all_ffn_params="ffn"),
+        *columns(format_count, norm_params="norms"),
     ]
     legend = [
         "kind: how the layers of a model differ; full: they see all tokens. each: the total of one layer; all figures "
-        "here are of one."
+        "here are of one. attn: an indexer's too."
     ]
-    return Table("Kinds of layers", shown, legend, rows, ffn_cells("params"))
+
+    def cells(row: Row) -> Row:
+        return ffn_cells("params")(row) | {"with_indexer": row["attn_params"] + row["indexer_params"]}
+
+    return Table("Kinds of layers", shown, legend, rows, cells)
 
 
 def reconciliation(row: Row) -> str:

@@ -39,7 +39,7 @@ class Table:
 
     def text(self, format: Format) -> str:
         """Title, table and legend, as plain text at most 80 columns wide or as Markdown. Columns without a value in any
-        row are left out, and a table without columns is its legend."""
+        row are left out, a wider table wraps its longest names, and a table without columns is its legend."""
         lines = [(row, cells) for row in self.rows if (cells := self.derive(row)) is not None]
         rows = [row | cells | ({"model": named(row)} if "model" in row else {}) for row, cells in lines]
         shown = [column for column in self.columns if any(row.get(column.key) not in (None, []) for row in rows)]
@@ -48,9 +48,23 @@ class Table:
             shown = [replace(column, header=column.header.replace("\n", " ")) for column in shown]
             title, notes = f"### {self.title}", [f"- {line}" for line in legend]
         else:
-            title = self.title
+            title, shown = self.title, _fitted(rows, shown)
             notes = [textwrap.fill(line, MAX_WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in legend]
         return "\n\n".join([title, *([render(rows, shown, format)] if shown else []), "\n".join(notes)])
+
+
+def _fitted(rows: Rows, columns: Sequence[Column]) -> Sequence[Column]:
+    """The columns of a plain table, the widest one of words narrower by what the table exceeds 80 columns."""
+    excess = max(map(len, render(rows, columns).splitlines()), default=0) - MAX_WIDTH
+    widths = {
+        column: max(len(value) for row in rows if isinstance(value := row.get(column.key), str))
+        for column in columns
+        if column.width is None and any(isinstance(row.get(column.key), str) for row in rows)
+    }
+    if excess <= 0 or not widths:
+        return columns
+    widest = max(widths, key=widths.__getitem__)
+    return [replace(each, width=max(1, widths[each] - excess)) if each is widest else each for each in columns]
 
 
 def named(row: Row) -> str:

@@ -13,7 +13,7 @@ import torch
 
 import weights
 import zoo
-from tests.models import tokens_of
+from tests.models import is_differentiated, tokens_of
 from tests.presets import distinct, representatives, screen_by_family
 from tests.weights.checkpoints import Config, Tensors, read, write
 from weights.formats.hf_folder import HFFolder
@@ -233,7 +233,7 @@ def test_a_model_is_the_same_whatever_mode_it_is_loaded_in(name: str, mode: str,
         if mode != "default device":
             model(tokens.clone())
     for (key, parameter), other in zip(model.named_parameters(), expected.parameters(), strict=True):
-        trained = not key.endswith("correction")  # of a router, which no gradient changes
+        trained = is_differentiated(key)
         assert (parameter.dtype, parameter.device, parameter.requires_grad) == (other.dtype, other.device, trained), key
         assert not parameter.is_inference(), key
         assert torch.equal(parameter, other), key

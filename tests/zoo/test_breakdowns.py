@@ -62,8 +62,8 @@ def test_flops_by_part_add_up(name: str, causal: bool) -> None:
 def test_what_does_not_look_at_other_tokens_costs_the_same_in_any_context(name: str) -> None:
     """An indexer looks at all of them, where there is one."""
     early, late = (dict(zoo.spec(name).flop_breakdown(past, 1)) for past in (1, 5000))
-    assert early.pop("scores") < late.pop("scores")
-    assert early.pop("indexer", 0) <= late.pop("indexer", 0)
+    for part in {"scores", "indexer"} & early.keys():
+        assert early.pop(part) < late.pop(part)
     assert early == late
 
 

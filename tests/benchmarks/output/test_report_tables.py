@@ -52,6 +52,17 @@ def test_a_table_fits_80_columns_and_its_legend_tells_every_header(table: Table)
         assert header in legend, header
 
 
+def test_a_table_that_is_too_wide_wraps_its_longest_names() -> None:
+    name = "-".join(["a-long-name"] * 8)
+    text = Table("Title", [Column("model", "model"), Column("n", "n")], [], [{"model": name, "n": 1}]).text(
+        Format.table
+    )
+    first, second = text.splitlines()[4:6]
+    assert 60 < len(first) <= 80
+    assert first.endswith("-  1")
+    assert first.split()[0] + second == name
+
+
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.title)
 def test_markdown_has_one_line_per_row_of_equal_cells(table: Table) -> None:
     lines = [line for line in table.text(Format.md).splitlines() if line.startswith("|")]

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models import has_compiler
-from zoo import MLA, LayerNorm, RMSNorm, RoPE
+from zoo import MLA, Decoder, Layer, LayerNorm, RMSNorm, RoPE, pre
 from zoo.blocks.indexer import Indexer
 from zoo.blocks.sparse_mla import SparseMLA
 from zoo.core.cache import Cache, NoCache
@@ -70,12 +70,18 @@ def run_passes(module: nn.Module, x: Tensor, sizes: list[int], static: bool = Fa
     return torch.cat([run(module, part, cache, past) for past, part in zip(starts, x.split(sizes, 1), strict=False)], 1)
 
 
-def masked(module: nn.Module, x: Tensor) -> Tensor:
-    """Each head by itself over expanded keys and values, under the mask of what the indexer chose."""
+def chosen_by(module: nn.Module, x: Tensor) -> Tensor:
+    """The mask (b, t, t) of what the module's indexer chooses."""
+    ctx = prepare_forward(0, x.shape[1], module.spec.tables(), [NoCache(CacheSpec())])
+    q_latent = module.q[1](module.q[0](x))
+    return sees(module.indexer(x, q_latent, module.indexer.keys(x, ctx), None, ctx), x.shape[1])[:, 0]
+
+
+def masked(module: nn.Module, x: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Each head by itself over expanded keys and values, under the mask of what was chosen: by its indexer if None."""
     spec, ctx = module.spec, prepare_forward(0, x.shape[1], module.spec.tables(), [NoCache(CacheSpec())])
     q_nope, q_rope, latent = module.project(x, ctx)
-    q_latent = module.q[1](module.q[0](x))
-    seen = sees(module.indexer(x, q_latent, module.indexer.keys(x, ctx), None, ctx), x.shape[1])[:, 0]
+    seen = chosen_by(module, x) if seen is None else seen
     k, v = module.expand(latent)
     scale = spec.scale or (spec.nope_dim + spec.rope_dim) ** -0.5
     out = []
@@ -115,6 +121,45 @@ def test_up_to_k_tokens_it_is_mla() -> None:
 def test_passes_over_a_cache_equal_one_pass(spec: SparseMLA, sizes: list[int], static: bool) -> None:
     module, x = built(spec), torch.randn(2, 100, DIM)
     assert (run_passes(module, x, sizes, static) - run(module, x)).abs().max() < 1e-5
+
+
+SHARING = replace(SPEC, shares_choice=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sizes", [[K - 1], [K], [60], [K - 1, 1, 1, 1, 52], [1] * 20], ids=len)
+def test_a_layer_without_an_indexer_attends_to_what_an_earlier_one_chose(sizes: list[int]) -> None:
+    """In each pass over a cache to the choice of that pass; the two layers get different inputs."""
+    modules = [built(spec, torch.float64) for spec in (SPEC, SHARING)]
+    xs = [torch.randn(2, sum(sizes), DIM, dtype=torch.float64) for _ in modules]
+    caches = Cache([SPEC.cache_spec(), SHARING.cache_spec()], 2, sum(sizes), torch.float64, torch.device("cpu")).layers
+    outs = []
+    for past, size in zip(accumulate(sizes, initial=0), sizes, strict=False):
+        ctx = prepare_forward(past, size, SPEC.tables(), caches)
+        for module, x, cache in zip(modules, xs, caches, strict=True):
+            out = module(x[:, past : past + size], ctx, cache)
+        outs.append(out)
+    expected = masked(modules[1], xs[1], chosen_by(modules[0], xs[0]))
+    torch.testing.assert_close(torch.cat(outs, dim=1), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_that_shares_a_choice_has_the_costs_of_no_indexer() -> None:
+    assert SHARING.cache_spec() == MLA.cache_spec(SPEC)
+    assert SPEC.params(DIM) - SHARING.params(DIM) == INDEXER.params(DIM, 24)
+    assert sum(weight.numel() for weight in SHARING.build(DIM).parameters()) == SHARING.params(DIM)
+    full, shared = (spec.flop_breakdown(DIM, 50, 9) for spec in (SPEC, SHARING))
+    assert full == shared | {"indexer": INDEXER.flops(DIM, 24, 50, 9)}
+
+
+def test_a_choice_is_taken_from_an_earlier_layer_of_the_same_k() -> None:
+    norm = RMSNorm(1e-6)
+    full, shared, other = (
+        Layer(pre(norm, spec), None) for spec in (SPEC, SHARING, replace(SPEC, indexer=replace(INDEXER, k=K + 1)))
+    )
+    Decoder(9, DIM, (full, other, shared, shared), norm)
+    for layers in ((shared, full), (other, shared)):
+        with pytest.raises(SpecError, match=f"takes top {K} keys, which no earlier layer hands on"):
+            Decoder(9, DIM, layers, norm)
 
 
 def test_gradients_are_those_of_the_masked_form() -> None:

@@ -17,6 +17,7 @@ from zoo.hf.checkpoint_layout import (
     FusedQKV,
     LayerPrefix,
     PackedRows,
+    PairedIndexRows,
     PairedRows,
     Rearranged,
     Rename,
@@ -173,6 +174,20 @@ def test_gpt2_holds_queries_keys_and_values_side_by_side() -> None:
     parts = rule.read([stored], None)
     assert [part.tolist() for part in parts] == [[[1], [2]], [[3], [4]], [[5], [6]]]
     assert torch.equal(rule.write(list(parts), None)[0], stored)
+
+
+def test_rotary_pairs_of_an_indexers_rows_become_halves() -> None:
+    """Two heads of four rotary and two plain rows, and a vector of one head: pairs (0, 1) and (2, 3) become (0, 2) and
+    (1, 3)."""
+    rule = PairedIndexRows("attn.block.indexer.q", "q", None, "rope_dim")
+    norm, indexer = zoo.RMSNorm(1e-6), zoo.Indexer(heads=2, head_dim=6, k=3, norm=zoo.LayerNorm(1e-6))
+    widths = dict(heads=3, q_rank=8, kv_rank=4, nope_dim=1, rope_dim=4, v_dim=4)
+    mla = zoo.SparseMLA(**widths, norm=norm, rope=zoo.NoPE(), indexer=indexer)
+    layer = zoo.Layer(zoo.pre(norm, mla), None)
+    (rows,) = rule.read([torch.arange(12.0)[:, None].expand(12, 8)], layer)
+    assert rows[:, 0].tolist() == [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
+    (vector,) = rule.read([torch.arange(6.0)], layer)
+    assert vector.tolist() == [0, 2, 1, 3, 4, 5]
 
 
 def test_gpt_oss_experts_are_transposed_and_take_turns() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import zoo
-from tests.models import bound, randomised, tokens_of
+from tests.models import bound, is_differentiated, randomised, tokens_of
 from tests.presets import distinct, screen, split
 from zoo import GQA, NoPE, RoPE
 from zoo.errors import SpecError, UsageError
@@ -109,14 +109,14 @@ def test_embeddings_are_scaled_in_their_own_dtype(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", screen())
 def test_every_parameter_gets_a_gradient(name: str) -> None:
-    """Also after a pass without gradients, whose tables are kept. A router's correction gets none."""
+    """Also after a pass without gradients, whose tables are kept. What chooses experts or tokens gets none."""
     model = randomised(zoo.spec(name, tiny=True))
     tokens = tokens_of(model.spec, 2, 2 * PROMPT)
     with torch.inference_mode():
         model(tokens)
     model(tokens).square().mean().backward()
-    without = {key.rpartition(".")[2] for key, weight in model.named_parameters() if weight.grad is None}
-    assert without <= {"correction"}
+    for key, weight in model.named_parameters():
+        assert (weight.grad is not None) == weight.requires_grad == is_differentiated(key), key
     assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
 
 

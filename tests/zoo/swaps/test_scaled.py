@@ -168,9 +168,10 @@ def test_heads(name: str, params: int) -> None:
 def test_latents_are_relative_to_the_heads(name: str, params: int) -> None:
     full, spec = parts(zoo.spec(name), MLA)[0], parts(small(name, params).spec, MLA)[0]
     dim, unit = small(name, params).spec.dim, spec.nope_dim / full.nope_dim
-    assert (spec.rope_dim, spec.v_dim) == (full.rope_dim * unit, full.v_dim * unit)
-    assert spec.kv_rank == min(full.kv_rank * unit, dim)
-    assert spec.q_rank == (full.q_rank and min(full.q_rank * unit, dim))
+    assert abs(spec.rope_dim - full.rope_dim * unit) <= 1  # to an even number
+    assert (spec.q_rank is None) == (full.q_rank is None)
+    for width, before in ((spec.v_dim, full.v_dim), (spec.kv_rank, full.kv_rank), (spec.q_rank or 0, full.q_rank or 0)):
+        assert abs(width - min(before * unit, dim)) <= 0.5
     assert spec.scale in (None, (spec.nope_dim + spec.rope_dim) ** -0.5)  # the gain belongs to YaRN, which is dropped
 
 
