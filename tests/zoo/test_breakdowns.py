@@ -10,7 +10,6 @@ import torch
 
 import zoo
 from tests.presets import of_families, split
-from zoo.blocks.norms import _RMSNorm
 from zoo.costs import sum_breakdowns
 from zoo.model.decoder import Model
 
@@ -19,22 +18,22 @@ PASSES = [(0, 1), (0, 700), (699, 1), (300, 200)]  # past, new
 
 def part_of(name: str) -> str:
     """The part that a parameter, of no norm, belongs to, by its path in the module tree alone."""
-    if match := re.search(r"ffn\.block\.(router|experts|shared)\b", name):
-        return {"experts": "routed"}.get(match[1], match[1])
-    if name.startswith(("embed.", "head.")):
-        return {"embed": "embedding"}.get(name.split(".")[0], "head")
-    if ".attn.block.indexer." in name:
-        return "indexer"
-    if name.endswith(".output_scale.weight"):
-        return "norm"
+    if match := re.search(r"ffn\.block\.(router|experts|shared|latent)\b", name.replace("latent_", "latent.")):
+        return {"experts": "routed", "latent": "routed"}.get(match[1], match[1])
+    if name.startswith(("embed.", "positions.", "head.")):
+        return "head" if name.startswith("head.") else "embedding"
     return "attn" if ".attn.block." in name else "ffn"
 
 
 def counted(model: Model) -> Counter[str]:
-    norms = {name for name, module in model.named_modules() if isinstance(module, _RMSNorm)}
+    """Norms and layer scales are the modules that say at which value their weight changes nothing; an indexer's own
+    norm is the indexer's."""
+    norms = {name for name, module in model.named_modules() if "weight" in getattr(module, "identity", {})}
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        parts["norm" if name.rpartition(".")[0] in norms else part_of(name)] += parameter.numel()
+        module = name.rpartition(".")[0]
+        part = "indexer" if ".indexer." in name else "norm" if module in norms else part_of(name)
+        parts[part] += parameter.numel()
     return parts
 
 
@@ -61,6 +60,7 @@ def test_flops_by_part_add_up(name: str, causal: bool) -> None:
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_what_does_not_look_at_other_tokens_costs_the_same_in_any_context(name: str) -> None:
+    """An indexer looks at all of them, where there is one."""
     early, late = (dict(zoo.spec(name).flop_breakdown(past, 1)) for past in (1, 5000))
     for part in {"scores", "indexer"} & early.keys():
         assert early.pop(part) < late.pop(part)
