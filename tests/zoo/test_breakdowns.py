@@ -26,7 +26,7 @@ def part_of(name: str) -> str:
     if ".attn.block.indexer." in name:
         return "indexer"
     if name.endswith(".output_scale.weight"):
-        return "scale"
+        return "norm"
     return "attn" if ".attn.block." in name else "ffn"
 
 
