@@ -47,8 +47,9 @@ class Part:
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """One layer of the reference in a forward pass: the inputs of attention and of the feed-forward and the layer's
-    output, (batch, t, dim) each, and the chosen experts (n, k) in ascending order, None without a router."""
+    """One layer of the reference in a forward pass: the inputs of attention and of the feed-forward (the output where
+    there is none) and the layer's output, (batch, t, dim) each, and the chosen experts (n, k) in ascending order, None
+    without a router."""
 
     layer: int
     x: Tensor
@@ -73,17 +74,19 @@ class PartwiseComparison:
         self._add("embedding", None, _relative_error(self.model.embedded(self.tokens, self.ctx.positions), x))
 
     def layer(self, reference: LayerActivations) -> None:
-        """Compare both branches of one layer."""
+        """Compare the branches of one layer, the last with what the layer's output is multiplied by."""
         index, self.last = reference.layer, reference.out
         layer: Any = self.model.layers[index]
+        scaled = layer.output_scale or nn.Identity()
         if layer.attn is not None:
             between = layer.attn(reference.x, self.ctx, self.layer_caches[index])
+            between = scaled(between) if layer.ffn is None else between
             self._add("attention", index, _relative_error(between, reference.between))
         if layer.ffn is None:
             return
         inputs: list[Tensor] = []
         with recorded_choices(layer, lambda router, x: inputs.append(x.flatten(0, -2))) as choices:
-            error = _relative_error(layer.ffn(reference.between, self.ctx), reference.out)
+            error = _relative_error(scaled(layer.ffn(reference.between, self.ctx)), reference.out)
         if reference.experts is None:
             return self._add("feed-forward", index, error)
         self.experts.append(reference.experts.unflatten(0, (len(self.tokens), -1)))

@@ -116,40 +116,54 @@ def observed_layers(
         yield
 
 
+def decoder_of(model: Any) -> nn.Module:
+    """The part of a causal language model of the reference that has the layers, the embedding and the last norm. Not
+    get_decoder(), which returns the whole model for Llama 4."""
+    return next(part for part in model.modules() if _layer_lists(part))
+
+
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The layers of a causal language model of the reference, whatever they are called there."""
-    return next(child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList))
+    return _layer_lists(decoder_of(model))[0]
+
+
+def _layer_lists(module: nn.Module) -> list[nn.ModuleList]:
+    return [child for child in module.children() if isinstance(child, nn.ModuleList)]
 
 
 def _observe(
-    index: int, layer: nn.Module, middle: str, visit: Callable[[LayerActivations], None]
+    index: int, layer: nn.Module, middle: str | None, visit: Callable[[LayerActivations], None]
 ) -> list[RemovableHandle]:
     seen: dict[str, Tensor] = {}
 
     def before(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, args: seen.update({name: args[0]})
 
-    def routed(_: nn.Module, args: tuple[Tensor, ...], out: tuple[Tensor, ...]) -> None:
-        seen["experts"] = out[-1].sort(-1).values
+    def routed(router: Any, args: tuple[Tensor, ...], out: tuple[Tensor, ...]) -> None:
+        last = out[-1]  # ids, or in Llama 4 the scores of all experts
+        ids = last.topk(router.top_k, sorted=False).indices if last.is_floating_point() else last
+        seen["experts"] = ids.sort(-1).values
 
     def done(_: nn.Module, args: tuple[Tensor, ...], out: Any) -> None:
         last = out[0] if isinstance(out, tuple) else out
-        visit(LayerActivations(index, seen["x"], seen["between"], last, seen.get("experts")))
+        visit(LayerActivations(index, seen["x"], seen.get("between", last), last, seen.get("experts")))
         seen.clear()
 
     routers = [part for part in layer.modules() if type(part).__name__.endswith("Router")]
     return [
         layer.register_forward_pre_hook(before("x")),
-        layer.get_submodule(middle).register_forward_pre_hook(before("between")),
+        *([] if middle is None else [layer.get_submodule(middle).register_forward_pre_hook(before("between"))]),
         *(router.register_forward_hook(routed) for router in routers),
         layer.register_forward_hook(done),
     ]
 
 
-def feed_forward_input(spec: Decoder, rules: Rules, index: int, layer: nn.Module) -> str:
+def feed_forward_input(spec: Decoder, rules: Rules, index: int, layer: nn.Module) -> str | None:
     """The name of the first module of the reference's `layer` after attention: the feed-forward's norm or, where there
-    is no norm before it, the feed-forward, as the rules of the checkpoint layout name them. Raises CheckFailed where
-    the layer has no module of such a name."""
+    is no norm before it, the feed-forward, as the rules of the checkpoint layout name them; None for a layer without a
+    feed-forward. Raises CheckFailed where the layer has no module of such a name."""
+    if spec.layers[index].ffn is None:
+        return None
     has_norm = getattr(spec.layers[index].ffn, "pre", None) is not None
     modules = dict(layer.named_modules())
     for module_names, checkpoint_name in (rule_names(rule) for rule in rules if isinstance(rule, Rule)):

@@ -27,7 +27,15 @@ from weights.reference.layers import (
     recorded_choices,
     removed_after,
 )
-from weights.reference.model import ORIGIN, MetaModel, decoder_layers, empty, load_reference, observed_layers
+from weights.reference.model import (
+    ORIGIN,
+    MetaModel,
+    decoder_layers,
+    decoder_of,
+    empty,
+    load_reference,
+    observed_layers,
+)
 from zoo.core.cache import Cache
 from zoo.model.decoder import Decoder, Model
 
@@ -174,12 +182,11 @@ def run_streaming(spec: Decoder, source: Source, reference: Source, dtype: torch
 def _streamed_logits(meta: MetaModel, tokens: Tensor, observed: AbstractContextManager[None] = nullcontext()) -> Tensor:
     """The reference's logits. Its layers, embedding, last norm and head hold weights only while they run; `observed` is
     entered around the forward pass, and its hooks see a layer that is empty again."""
-    decoder = meta.model.get_decoder()
     names = {module: name for name, module in meta.model.named_modules()}
     head = meta.model.get_output_embeddings()
     layers = decoder_layers(meta.model)
-    parts = (*(part for part in decoder.children() if part is not layers), *layers, head)
+    parts = (*(part for part in decoder_of(meta.model).children() if part is not layers), *layers, head)
     before = (part.register_forward_pre_hook(lambda module, _: meta.reload_submodule(names[module])) for part in parts)
     after = (part.register_forward_hook(lambda module, _, out: empty(module)) for part in parts)
     with removed_after(chain(before, after)), observed:
-        return head(decoder(tokens, use_cache=False).last_hidden_state)
+        return meta.model(tokens, use_cache=False).logits

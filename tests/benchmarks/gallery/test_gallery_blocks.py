@@ -66,7 +66,7 @@ def test_users_of_a_block(word: str, users: str) -> None:
     assert blocks_page.used(word) == f"*Who uses {word}:* {users}."
 
 
-def test_cost_table_counts_every_layer() -> None:
+def test_cost_table_counts_every_layer_with_a_mixer() -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in blocks_page.costs().splitlines()[2:]]
     layers: dict[str, int] = {}
     for model, number, *_ in rows:
@@ -102,10 +102,14 @@ def test_overview_has_a_box_for_each_layer_of_each_model() -> None:
     root = ElementTree.fromstring(overview(models))
     assert_inside(root)
     looks = [element.get("class", "") for element in root.iter(f"{SPACE}rect")]
+    layers = [layer for model in models for layer in model.spec.layers]
     legend = len(LAYER_LOOKS)
-    assert sum(look.startswith("kind-") for look in looks) == legend + sum(len(model.spec.layers) for model in models)
-    windowed = sum(bool(layer.cache_spec().reach.limit) for model in models for layer in model.spec.layers)
-    assert looks.count("kind-window-0") == 1 + windowed
+    assert len(set(LAYER_LOOKS.values())) == legend
+    assert sum(look in LAYER_LOOKS.values() for look in looks) == legend + len(layers)
+    windowed = sum(bool(layer.cache_spec().reach.limit) for layer in layers)
+    assert looks.count(LAYER_LOOKS["window or chunk"]) == 1 + windowed
+    with_state = sum(bool(layer.cache_spec().state) for layer in layers)
+    assert looks.count(LAYER_LOOKS["state"]) == 1 + with_state
     texts = [element.text for element in root.iter(f"{SPACE}text")]
     shown = [str(text).rstrip("…") for text in texts]  # a long name is cut short
     assert all(any(text and model.name.startswith(text) for text in shown) for model in models)
