@@ -28,9 +28,9 @@ PAIRS = (
     ("gemma3-27b", "gemma4-31b"),
     ("deepseek-v3-671b", "deepseek-v3.2-671b"),
     ("deepseek-v3-671b", "kimi-k2-1t"),
-    ("glm4.5-355b", "qwen3-235b-a22b"),
+    ("qwen3-235b-a22b", "glm4.5-355b"),
     ("qwen3-30b-a3b", "qwen3-next-80b-a3b"),
-    ("nemotron3-nano-30b-a3b", "qwen3-next-80b-a3b"),
+    ("qwen3-next-80b-a3b", "nemotron3-nano-30b-a3b"),
 )  # those of docs/comparisons.md
 FieldValues = dict[str, Counter[Any]]  # field path -> value -> in how many layers
 

@@ -122,7 +122,8 @@ def _apply(spec: Decoder, *choices: Choice) -> dict[Layer, int] | None:
 
 def _kv_choices(spec: Decoder) -> list[Choice]:
     """The numbers of KV heads that divide the heads, and latents."""
-    attn, texts = next((layer.mixer for layer in spec.layers if layer.mixer), None), dict[str, str]()
+    mixers = (layer.mixer for layer in spec.layers)
+    attn, texts = next((mixer for mixer in mixers if isinstance(mixer, GQA | MLA)), None), dict[str, str]()
     if isinstance(attn, GQA):
         divisors = [2**i for i in range(attn.heads.bit_length()) if attn.heads % 2**i == 0]
         texts = {_heads(n, attn.heads): f"GQA(kv_heads={n})" for n in dict.fromkeys([*divisors, attn.heads])}
