@@ -41,6 +41,12 @@ def bound(logits: Tensor) -> float:
     return BOUND * max(1.0, logits.abs().max().item())
 
 
+def passes_bound(spec: zoo.Decoder, logits: Tensor) -> float:
+    """The largest error that counts as equal to these logits, of passes of other lengths: three times as large where a
+    recurrence, normalised afterwards, takes chunks in another order than single tokens."""
+    return bound(logits) * (3 if any(layer.cache_spec().state for layer in spec.layers) else 1)
+
+
 def reference_bound(spec: zoo.Decoder, reference: nn.Module, tokens: Tensor, logits: Tensor) -> float:
     """The largest error that counts as equal to a reference's logits of tokens.
 

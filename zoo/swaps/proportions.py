@@ -54,7 +54,7 @@ class Proportions:
         if held.get("latent"):
             new["latent"] = max(1, round(held["latent"] * self.dim / self.full.dim))
         if {"heads", "kv_heads", "head_dim"} <= held.keys():
-            new |= grouped_heads(held, self.full.dim, self.dim)
+            new |= self._grouped_heads(held)
         if {"heads", "head_dim", "groups", "state"} <= held.keys():
             new |= state_space_heads(held, self.full.dim, self.dim)
         if held.get("channels"):
@@ -75,6 +75,20 @@ class Proportions:
             small = {name: self._scale(held[name]) for name in ("expert", "shared") if held.get(name)}
             new |= _experts(held, small, new)
         return part.map(self._scale, **new)
+
+    def _grouped_heads(self, held: Fields) -> Fields:
+        """`grouped_heads`; of attention with as many heads as the model's first, and other KV heads or widths, in the
+        ratios to the first's: one config field says how many heads all layers have."""
+        every = (vars(part) for layer in self.full.layers for part in layer.walk() if hasattr(part, "kv_heads"))
+        first: Fields = next(every, held)
+        names = ("kv_heads", "head_dim")
+        if first["heads"] != held["heads"] or all(first[name] == held[name] for name in names):
+            return grouped_heads(held, self.full.dim, self.dim)
+        new = grouped_heads(first, self.full.dim, self.dim)
+        most = max(1, round(held["kv_heads"] * new["heads"] / held["heads"]))
+        kv_heads = next(number for number in range(most, 0, -1) if new["heads"] % number == 0)
+        head_dim = 2 * max(1, round(new["head_dim"] * held["head_dim"] / first["head_dim"] / 2))
+        return new | {"kv_heads": kv_heads, "head_dim": head_dim}
 
     def _indexer(self, indexer: Any, held: Fields, new: Fields) -> Any:
         """An indexer beside attention's `new` heads, in the ratios to them that it has in `held`; its k is a window's
