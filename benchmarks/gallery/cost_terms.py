@@ -1,7 +1,7 @@
 """Costs of a model as terms that the page only adds up.
 
-Terms are pairs (number of layers, CostTerms): one for the part outside the layers, one for each distinct attention
-branch and one for each distinct feed-forward branch. With kept = min(context, limit), or context without a limit,
+Terms are pairs (number of layers, CostTerms): one for all that is outside the branches of layers, one for each distinct
+attention branch and one for each distinct feed-forward branch. With kept = min(context, limit), or context without a limit,
 visible the same, but in chunks (context - 1) mod limit + 1, and grown = entry + flops * visible, but 0 up to a context
 of start,
 
@@ -54,7 +54,7 @@ class GrowingFlops:
 
 @dataclass(frozen=True)
 class CostTerms:
-    """Terms of one layer's attention or feed-forward branch, norms included, or of the part outside the layers.
+    """Terms of one layer's attention or feed-forward branch, norms included, or of all that is outside these.
 
     FLOPs are by part. `cache_elements` are stored for each of the last `limit` tokens (None: for all tokens).
     """
@@ -99,12 +99,13 @@ def feed_forward_terms(layers: Mapping[Layer, int], dim: int) -> Terms:
 
 
 def outside_terms(spec: Decoder) -> CostTerms:
-    """The terms of embedding, final norm and head: the model's costs minus those of its layers."""
-    layers = Counter(spec.layers).items()
-    params = _sum([(1, spec.param_breakdown()), *((-n, layer.param_breakdown(spec.dim)) for layer, n in layers)])
-    flops = _sum([(1, spec.flop_breakdown(0, 1)), *((-n, layer.flop_breakdown(spec.dim, 0, 1)) for layer, n in layers)])
-    # Integers, rounded because the layers' part of the difference is an expectation over experts.
-    read = (spec.read_params(b) - sum(n * layer.read_params(spec.dim, b) for layer, n in layers) for b in BATCHES)
+    """The terms of embedding, final norm, head and what outputs of layers are multiplied by: the model's costs minus
+    those of its branches."""
+    dim, branches = spec.dim, Counter(branch for layer in spec.layers for _, branch in layer.branches()).items()
+    params = _sum([(1, spec.param_breakdown()), *((-n, branch.param_breakdown(dim)) for branch, n in branches)])
+    flops = _sum([(1, spec.flop_breakdown(0, 1)), *((-n, branch.flop_breakdown(dim, 0, 1)) for branch, n in branches)])
+    # Integers, rounded because the branches' part of the difference is an expectation over experts.
+    read = (spec.read_params(b) - sum(n * branch.read_params(dim, b) for branch, n in branches) for b in BATCHES)
     return CostTerms(params, sum(params.values()), tuple(map(round, read)), flops, {})
 
 
