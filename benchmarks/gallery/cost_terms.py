@@ -1,7 +1,9 @@
 """Costs of a model as terms that the page only adds up.
 
 Terms are pairs (number of layers, CostTerms): one for all that is outside the branches of layers, one for each distinct
-attention branch and one for each distinct feed-forward branch. With kept = min(context, limit), or context without a limit,
+attention branch and one for each distinct feed-forward branch.
+
+With kept = min(context, limit), or context without a limit,
 visible the same, but in chunks (context - 1) mod limit + 1, and grown = entry + flops * visible, but 0 up to a context
 of start,
 
