@@ -1,7 +1,9 @@
 """Costs of a model as terms that the page only adds up.
 
-Terms are pairs (number of layers, CostTerms): one for the part outside the layers, one for each distinct attention
-branch and one for each distinct feed-forward branch. With kept = min(context, limit), or context without a limit,
+Terms are pairs (number of layers, CostTerms): one for all that is outside the branches of layers, one for each distinct
+attention branch and one for each distinct feed-forward branch.
+
+With kept = min(context, limit), or context without a limit,
 visible the same, but in chunks (context - 1) mod limit + 1, and grown = entry + flops * visible, but 0 up to a context
 of start,
 
@@ -54,7 +56,7 @@ class GrowingFlops:
 
 @dataclass(frozen=True)
 class CostTerms:
-    """Terms of one layer's attention or feed-forward branch, norms included, or of the part outside the layers.
+    """Terms of one layer's attention or feed-forward branch, norms included, or of all that is outside these.
 
     FLOPs are by part. `cache_elements` are stored for each of the last `limit` tokens (None: for all tokens).
     """
@@ -101,8 +103,7 @@ def feed_forward_terms(layers: Mapping[Layer, int], dim: int) -> Terms:
 def outside_terms(spec: Decoder) -> CostTerms:
     """The terms of embedding, final norm and head, and of what layers hold beside their branches (a scale of the
     output): the model's costs minus those of the branches."""
-    dim, layers = spec.dim, Counter(spec.layers).items()
-    branches: list[tuple[Block, int]] = [(branch, n) for layer, n in layers for _, branch in layer.branches()]
+    dim, branches = spec.dim, Counter(branch for layer in spec.layers for _, branch in layer.branches()).items()
     params = _sum([(1, spec.param_breakdown()), *((-n, branch.param_breakdown(dim)) for branch, n in branches)])
     flops = _sum([(1, spec.flop_breakdown(0, 1)), *((-n, branch.flop_breakdown(dim, 0, 1)) for branch, n in branches)])
     # Integers, rounded because the branches' part of the difference is an expectation over experts.

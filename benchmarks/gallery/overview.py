@@ -9,7 +9,7 @@ from zoo.architectures import families
 from zoo.blocks import GQA, MoE, NoPE
 from zoo.blocks.layer import Layer
 from zoo.catalog import best_known
-from zoo.diagram.canvas import Canvas, css
+from zoo.diagram.canvas import Canvas, css, text_width
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
 from zoo.swaps.rebuild import features
@@ -91,7 +91,8 @@ def _row(canvas: Canvas, y: float, model: NamedSpec, max_bytes: int) -> None:
     params = format_count(spec.params()) + (f", {format_count(active)} active" if active < spec.params() else "")
     cells = (model.name, params), ("", _layer_pattern(spec)), _attention(spec), _feed_forward(spec)
     for x, (strong, faint) in zip(COLUMNS.values(), cells, strict=False):
-        canvas.text(x, y + 20, strong, BIG, 160, "strong")
+        size = min(BIG, BIG * 160 / max(text_width(strong, BIG, bold=True), 1))
+        canvas.text(x, y + 20, strong, size, 160, "strong")
         canvas.text(x, y + 36, faint, SMALL, 198 if strong else 232, "faint")
     pitch, x = STRIP_WIDTH / len(spec.layers), COLUMNS["layers"]
     for layer in spec.layers:

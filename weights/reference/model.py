@@ -134,7 +134,7 @@ def _layer_lists(module: nn.Module) -> list[nn.ModuleList]:
 def _observe(
     index: int, layer: nn.Module, middle: str | None, visit: Callable[[LayerActivations], None]
 ) -> list[RemovableHandle]:
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Any] = {}
 
     def before(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, args: seen.update({name: args[0]})

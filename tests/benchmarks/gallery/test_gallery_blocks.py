@@ -108,7 +108,7 @@ def test_overview_has_a_box_for_each_layer_of_each_model() -> None:
     assert sum(look in LAYER_LOOKS.values() for look in looks) == legend + len(layers)
     windowed = sum(bool(layer.cache_spec().reach.limit) for layer in layers)
     assert looks.count(LAYER_LOOKS["window or chunk"]) == 1 + windowed
-    with_state = sum(bool(layer.cache_spec().state) for layer in layers)
+    with_state = sum(bool(kept.state and not kept.per_token) for kept in (layer.cache_spec() for layer in layers))
     assert looks.count(LAYER_LOOKS["state"]) == 1 + with_state
     texts = [element.text for element in root.iter(f"{SPACE}text")]
     shown = [str(text).rstrip("…") for text in texts]  # a long name is cut short

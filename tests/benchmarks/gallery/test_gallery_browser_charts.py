@@ -18,15 +18,18 @@ from tests.benchmarks.gallery.conftest import SHOWN, Open, draw_charts
 from tests.benchmarks.gallery.learned import sample
 
 pytestmark = pytest.mark.xdist_group("gallery")
+TYPICAL = [group.typical.name for group in groups(SHOWN)]  # what the charts show at first: of each family one model
+ONE = f'#picker input[value="{TYPICAL[-1]}"]'
 
 
 def test_charts_follow_the_selected_models(page: Any) -> None:
     draw_charts(page)
     lines = page.locator('[data-chart="kv"] .legend li')
-    assert lines.all_inner_texts() == [group.typical.name for group in groups(SHOWN)]
-    page.locator('#picker input[value="qwen3-8b"]').uncheck()
-    page.wait_for_function("document.querySelectorAll('[data-chart=\"kv\"] .legend li').length === 7")
-    page.locator('#picker input[value="qwen3-8b"]').check()
+    assert lines.all_inner_texts() == TYPICAL
+    page.locator(ONE).uncheck()
+    fewer = "count => document.querySelectorAll('[data-chart=\"kv\"] .legend li').length === count"
+    page.wait_for_function(fewer, arg=len(TYPICAL) - 1)
+    page.locator(ONE).check()
     crossings = page.locator("#crossings li").all_text_contents()
     shown = {group.typical.name: group.typical.spec for group in groups(SHOWN)}
     for row in crossings:
@@ -69,11 +72,11 @@ def test_figures_of_the_charts_equal_python(page: Any) -> None:
     page.locator("#chart-device").select_option("rtx4090")
     specs, device = {model.name: model.spec for model in SHOWN}, roofline.device("rtx4090")
     rows = page.evaluate(ROWS, ["kv", ["model", "context", "bytes"]])
-    assert len({row["model"] for row in rows}) == len(typical(SHOWN))
+    assert len({row["model"] for row in rows}) == len(TYPICAL)
     for row in rows:
         assert row["bytes"] == specs[row["model"]].kv_bytes(row["context"], 16, torch.float32)
     passes = page.evaluate(ROWS, ["ceilings", ["model", "pass", "context", "batch", "tokens_per_s", "bound"]])
-    assert len({(row["model"], row["pass"]) for row in passes}) == 4 * len(typical(SHOWN))
+    assert len({(row["model"], row["pass"]) for row in passes}) == len(TYPICAL) * 4
     for row in passes:
         phase, config = row["pass"].partition(",")[0], kv.InferenceConfig(row["batch"])
         work = roofline.forward_pass(specs[row["model"]], phase, row["context"], config)
@@ -86,14 +89,14 @@ def test_learning_is_shown_whichever_models_are_selected(page: Any) -> None:
     draw_charts(page)
     tables = learning_tables(sample())
     names = [row["model"] for row in tables["learning"]]
-    page.locator('#picker input[value="qwen3-8b"]').uncheck()
+    page.locator(ONE).uncheck()
     columns = ["model", "kv_bytes_per_token", "bits_per_byte"]
     shown = page.evaluate(ROWS, ["learning-by-cache", columns])
     wanted = [{column: row[column] for column in columns} for row in tables["learning"]]
     assert wanted == [row for i, row in enumerate(shown) if row not in shown[:i]]
     assert page.locator('[data-chart="learning-by-cache"] .legend li').all_inner_texts() == names
     assert page.locator("#learning-table tbody th").all_inner_texts() == names
-    page.locator('#picker input[value="qwen3-8b"]').check()
+    page.locator(ONE).check()
 
 
 def test_names_beside_points_give_way_to_the_legend_on_a_phone(page: Any, open_page: Open) -> None:
