@@ -146,7 +146,8 @@ def _observe(
 
     def done(_: nn.Module, args: tuple[Tensor, ...], out: Any) -> None:
         last = out[0] if isinstance(out, tuple) else out
-        visit(LayerActivations(index, seen["x"], seen.get("between", last), last, seen.get("experts")))
+        between: Tensor = seen.get("between", last)
+        visit(LayerActivations(index, seen["x"], between, last, seen.get("experts")))
         seen.clear()
 
     routers = [part for part in layer.modules() if type(part).__name__.endswith("Router")]
