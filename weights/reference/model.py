@@ -146,7 +146,7 @@ def _observe(
 
     def done(_: nn.Module, args: tuple[Tensor, ...], out: Any) -> None:
         last = out[0] if isinstance(out, tuple) else out
-        between: Tensor = seen.get("between", last)
+        between: Any = seen.get("between", last)
         visit(LayerActivations(index, seen["x"], between, last, seen.get("experts")))
         seen.clear()
 
