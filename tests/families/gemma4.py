@@ -14,6 +14,7 @@ def toy(config: Config, full: Config, layers: int) -> Config:
 # Scores are not scaled: with queries and keys normalised to one per element, attention would amplify rounding errors.
 FAMILY = Family(
     toy=toy,
+    widths={"final_logit_softcapping": 8.0},
     factors={"self_attn.q_norm.weight": 24**-0.5},
     wrappers={"gemma4_text": "gemma4", "gemma4_unified_text": "gemma4_unified"},
 )
