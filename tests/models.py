@@ -145,8 +145,9 @@ def ties(one: list[Choice], other: list[Choice]) -> tuple[Tensor, int]:
 
 
 def is_differentiated(parameter: str) -> bool:
-    """Whether the parameter of this name gets a gradient: what chooses experts or tokens gets none."""
-    return not (parameter.endswith(".correction") or ".indexer." in parameter)
+    """Whether the parameter of this name gets a gradient: what chooses experts or tokens gets none, and a
+    stored scale of a layer."""
+    return not (parameter.endswith((".correction", "output_scale.weight")) or ".indexer." in parameter)
 
 
 def has_compiler() -> bool:

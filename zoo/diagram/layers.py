@@ -114,6 +114,10 @@ class Cards:
         bottom = y + 26
         for role, branch in layer.branches():
             bottom = self._branch(bottom, role, branch, (label, f"kind-{colour}"), layers)
+        if layer.output_scale:
+            with canvas.group(tooltip("output scale", self.cost(layer.output_scale, layers))):
+                canvas.text(BLOCK, bottom + 12, layer.output_scale.describe(), TINY, BLOCK_END - BLOCK, "faint")
+            bottom += 16
         bottom += 6
         stretch(frame, bottom)
         trace(stream, f"M{STREAM} {y - GAP}V{bottom + 1}")

@@ -38,7 +38,7 @@ def reference_params(config: Any) -> int:
     text.pad_token_id = None  # may be outside a small vocabulary
     with torch.device("meta"):
         model = causal_class(text)._from_config(text)
-    ends = ("e_score_correction_bias", "expert_bias")
+    ends = ("e_score_correction_bias", "expert_bias", "layer_scalar")
     corrections = [name for name, _ in model.named_buffers() if name.endswith(ends)]
     counted = sum(weight.numel() for weight in model.parameters())
     return counted + sum(model.get_buffer(name).numel() for name in corrections)

@@ -152,6 +152,8 @@ def test_the_loss_with_router_logits_and_its_gradients_equal_the_reference(name:
     expected.loss.backward()
     theirs = gradients(reference, tmp_path / "gradients")
     model = weights.load(tmp_path / "weights")
+    recurrent = any(layer.cache_spec().state for layer in model.spec.layers)
+    bound = 20 * BOUND if recurrent else BOUND  # rounding shows more in a recurrence
     for recompute in (False, True):
         model.activation_checkpointing = recompute
         model.zero_grad()
