@@ -21,8 +21,9 @@ def smallest() -> list[str]:
 
 
 def rotary() -> list[str]:
-    """Those of `smallest` that have a rotary encoding."""
-    return [name for name in smallest() if any(isinstance(part, zoo.RoPE) for part in zoo.spec(name).walk())]
+    """Those of `smallest` that have a rotary encoding whose fields have an older spelling."""
+    old = [name for name in smallest() if "rope_parameters" not in older(name)]
+    return [name for name in old if any(isinstance(part, zoo.RoPE) for part in zoo.spec(name).walk())]
 
 
 def partly_rotary() -> list[str]:

@@ -262,7 +262,7 @@ def test_every_kind_of_layer_shows_its_fields(name) -> None:
         if not block.cache_spec().per_token:  # it has no picture of its own
             continue
         assert said[block.rope.describe()]
-        assert said[f"window {block.cache_spec().reach.limit}" if block.cache_spec().reach.limit else "full"]
+        assert said[block.cache_spec().reach.describe()]
         assert said["sinks"] or not getattr(block, "sinks", False)
         bias = getattr(block, "bias", False)
         assert not bias or said["biases on q, k, v" if bias == "qkv" else "biases"]
