@@ -16,5 +16,6 @@ FAMILY = Family(
     toy=toy,
     widths={"final_logit_softcapping": 8.0},
     factors={"self_attn.q_norm.weight": 24**-0.5},
+    settled=("hidden_size_per_layer_input", "num_global_key_value_heads", "rope_parameters"),
     wrappers={"gemma4_text": "gemma4", "gemma4_unified_text": "gemma4_unified"},
 )

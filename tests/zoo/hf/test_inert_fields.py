@@ -168,7 +168,8 @@ def test_what_is_never_ignored(name: str) -> None:
         ("num_experts_per_token", 4),
     ):
         if field not in older(name):
-            assert f"not understood: {field}={value!r}" in refusal(older(name, **{field: value}))
+            told = refusal(older(name, **{field: value}))
+            assert f"not understood: {field}={value!r}" in told or f"{field} must be of" in told
     if name not in rotary():
         return
     scaling = {"type": "linear", "factor": 2.0}
