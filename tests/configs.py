@@ -21,15 +21,19 @@ def smallest() -> list[str]:
 
 
 def rotary() -> list[str]:
-    """Those of `smallest` that have a rotary encoding whose fields have an older spelling."""
-    old = [name for name in smallest() if "rope_parameters" not in older(name)]
-    return [name for name in old if any(isinstance(part, zoo.RoPE) for part in zoo.spec(name).walk())]
+    """Those of `smallest` that have a rotary encoding."""
+    return [name for name in smallest() if any(isinstance(part, zoo.RoPE) for part in zoo.spec(name).walk())]
+
+
+def older_rotary() -> list[str]:
+    """Those of `rotary` whose published rope fields have an older spelling."""
+    return [name for name in rotary() if "rope_parameters" not in older(name)]
 
 
 def partly_rotary() -> list[str]:
     """Those of `smallest` whose family may rotate a part of each head: the reference writes which part. In latent
     attention that follows from the widths."""
-    given = [name for name in rotary() if PARTIAL in newer(name)["rope_parameters"]]
+    given = [name for name in older_rotary() if PARTIAL in newer(name)["rope_parameters"]]
     return [name for name in given if "qk_rope_head_dim" not in older(name)]
 
 

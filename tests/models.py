@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,27 @@ def reference_bound(spec: zoo.Decoder, reference: nn.Module, tokens: Tensor, log
         return bound(logits)
     own = (token_by_token(reference, tokens) - logits).abs().max().item()
     return max(bound(logits), 3 * own)
+
+
+def gradient_bound(spec: zoo.Decoder, reference: nn.Module, loss: Callable[[nn.Module], Tensor]) -> float:
+    """The largest error, relative to a gradient's largest element, that counts as equal to a reference's gradients of
+    this loss, which it holds.
+
+    Of a recurrence the bound is at least how much they change where each weight moves by one rounding: its outputs may
+    be small before they are normalised, and no other implementation is nearer than that.
+    """
+    if not any(layer.cache_spec().state for layer in spec.layers):
+        return BOUND
+    moved, generator = deepcopy(reference), torch.Generator().manual_seed(0)
+    moved.zero_grad()
+    with torch.no_grad():
+        for weight in moved.parameters():
+            sign = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
+            weight.mul_(1 + sign * torch.finfo(torch.float32).eps)
+    loss(moved).backward()
+    pairs = zip(moved.parameters(), reference.parameters(), strict=True)
+    rounding = max(((a.grad - b.grad).abs().max() / b.grad.abs().max()).item() for a, b in pairs)
+    return max(3 * BOUND, rounding)
 
 
 def tokens_of(spec: zoo.Decoder, batch: int, length: int, seed: int = 0) -> Tensor:

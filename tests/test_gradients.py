@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 import weights
 import zoo
 from tests import toys
-from tests.models import has_compiler, randomised, tokens_of
+from tests.models import gradient_bound, has_compiler, randomised, tokens_of
 from tests.presets import screen_by_family
 from zoo.core.forward_context import recorded_routing
 from zoo.model.decoder import Model
@@ -51,16 +51,25 @@ def case(name: str, saved: Callable[[str], Path], tmp_path_factory: pytest.TempP
     reference = deepcopy(toys.reference(name))
     tokens = torch.randint(0, 512, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     chosen: list[Tensor] = []
+
+    def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        chosen.extend(ids.sort(-1).values for ids in args[1:2])
+
+    hooks = []
     for path, module in reference.named_modules():
         if path.endswith("feed_forward.router"):  # Llama 4's experts are not told: a score of 0 is not chosen
-            module.register_forward_hook(lambda _, args, out: chosen.append(out[0].nonzero()[:, 1:]))
+            hooks.append(module.register_forward_hook(lambda _, args, out: chosen.append(out[0].nonzero()[:, 1:])))
         elif path.endswith(".experts"):
-            module.register_forward_pre_hook(lambda _, args: chosen.extend(ids.sort(-1).values for ids in args[1:2]))
-    loss = next_token_loss(reference(tokens).logits, tokens)
+            hooks.append(module.register_forward_pre_hook(record))
+
+    def loss_of(model: nn.Module) -> Tensor:
+        return next_token_loss(model(tokens).logits, tokens)
+
+    loss = loss_of(reference)
     loss.backward()
-    recurrent = any(layer.cache_spec().state for layer in zoo.spec(name, tiny=True).layers)
-    # Of a recurrence the reference's sums over tokens are in another order, too.
-    near = max(3 * NEAR, rounding(toys.reference(name), reference, tokens)) if recurrent else NEAR
+    for hook in hooks:
+        hook.remove()
+    near = gradient_bound(zoo.spec(name, tiny=True), reference, loss_of)
     with torch.no_grad():
         for parameter in reference.parameters():  # what chooses tokens has no gradient
             parameter.copy_(torch.zeros(()) if parameter.grad is None else parameter.grad)
@@ -68,20 +77,6 @@ def case(name: str, saved: Callable[[str], Path], tmp_path_factory: pytest.TempP
             reference.get_buffer(buffer).zero_()  # the router's correction, which is not differentiated
     reference.save_pretrained(gradients)
     return Case(saved(name), tokens, loss.item(), dict(weights.load(gradients).named_parameters()), chosen, near)
-
-
-def rounding(reference: nn.Module, differentiated: nn.Module, tokens: Tensor) -> float:
-    """How much a reference's gradients, which a copy of it holds, change where each weight moves by one rounding: the
-    largest change relative to a gradient's largest element. A recurrence's outputs may be small before they are
-    normalised: no other implementation is nearer than that."""
-    moved, generator = deepcopy(reference), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in moved.parameters():
-            sign = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
-            parameter.mul_(1 + sign * torch.finfo(torch.float32).eps)
-    next_token_loss(moved(tokens).logits, tokens).backward()
-    pairs = zip(moved.parameters(), differentiated.parameters(), strict=True)
-    return max(((a.grad - b.grad).abs().max() / b.grad.abs().max()).item() for a, b in pairs)
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc"),
     pytest.mark.xdist_group("refusal_memory"),  # its files are written once
 ]
-LIMIT = 120 * 10**6
+LIMIT = 100 * 10**6
 # Imports once, then one process for each source: its peak starts at what the imports take.
 SCRIPT = """
 import os, sys

@@ -16,7 +16,7 @@ from zoo.units import format_count
 EQUAL = 1e-5  # of the largest logit, at least 1: float32 logits that are equal but for rounding
 # What a recurrence computes may be small before it is normalised, and rounding then shows: token by token the reference
 # itself is up to 4e-5 of the largest logit from its whole pass.
-EQUAL_RECURRENT = 3e-4
+EQUAL_RECURRENT = 1e-4
 MAX_MEAN_KL = 1e-3  # nats per token: bfloat16 distributions that are equal but for rounding
 YARDSTICKS = 2  # the zoo's error in bfloat16 may be this many times the reference's own
 

@@ -1,7 +1,7 @@
 """Grouped-query attention (Ainslie et al. 2023) and its special cases: multi-head, multi-query, windows, chunks."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +165,9 @@ class _GQA(nn.Module):
             spec.qk_norm.build(norm_widths[name]) if spec.qk_norm and name in norm_widths else nn.Identity()
             for name in ("q", "k")
         )
-        self.v_norm = spec.v_norm.build(spec.value_dim) if spec.v_norm else nn.Identity()
+        if spec.qk_norm and spec.scale:  # fresh scores have a variance of at most one: Gemma 4 leaves them unscaled
+            cast(dict[str, float], self.q_norm.identity)["weight"] += min(spec.head_dim**-0.5 / spec.scale, 1.0) - 1.0
+        self.v_norm = spec.v_norm.build(spec.value_dim) if spec.v_norm else None
         self.sinks = nn.Parameter(torch.empty(spec.heads)) if spec.sinks else None
 
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
@@ -184,7 +186,9 @@ class _GQA(nn.Module):
         assert self.k is not None
         raw = self.k(x)
         v = (raw if self.v is None else self.v(x)).unflatten(-1, (-1, self.spec.value_dim)).transpose(1, 2)
-        k, v, mask = cache.append(ctx, self._positioned(raw, self.k_norm, ctx), self.v_norm(v))
+        if self.v_norm is not None:
+            v = self.v_norm(v)
+        k, v, mask = cache.append(ctx, self._positioned(raw, self.k_norm, ctx), v)
         return k, v, mask
 
     def _positioned(self, x: Tensor, norm: nn.Module, ctx: ForwardContext) -> Tensor:

@@ -26,8 +26,9 @@ def initialise(module: nn.Module, seed: int) -> None:
     - A head of its own has variance 1 / dim as every matrix. A tied head is the embedding; its product with an input
       token's own row is as large as dim. The norm before it starts at embed_scale^2 / dim: 1 / dim, at which no logit
       exceeds 1, and 1 where embeddings have variance 1 / dim (Gemma).
-    - Norms are the identity; biases, sinks and a router's correction are zero. Decays and time steps of recurrences are
-      spread over the heads as their papers draw them.
+    - Norms are the identity, that of queries less where scores would have a variance above one; biases, sinks and a
+      router's correction are zero. Decays and time steps of recurrences are spread over the heads as their papers draw
+      them.
     """
     scales = _residual_scales(module)
     if isinstance(module, Model):

@@ -37,7 +37,7 @@ def test_every_published_model_decodes_as_it_computes(name) -> None:
     model, built = check_build(spec(name, tiny=True), CPU, FP32, seed=1)
     decoded = check_decoding(model, FP32, seed=1)
     assert failures(built, decoded) == []
-    assert 0 < decoded.largest_difference <= decoded.bound
+    assert 0 < decoded.largest_difference <= decoded.bound / 3
     assert decoded.bound == pytest.approx(1e-5 * decoded.largest_logit)
     assert sum(decoded.chunks) + decoded.steps == decoded.tokens
     windows = [layer.cache_spec().reach.limit or 0 for layer in model.spec.layers]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zoo
-from tests.configs import newer, older, own, partly_rotary, rotary, smallest, wrapped, wrapped_names
+from tests.configs import newer, older, older_rotary, own, partly_rotary, rotary, smallest, wrapped, wrapped_names
 from tests.reference import published
 from zoo.architectures import families
 from zoo.catalog import family_of
@@ -51,7 +51,7 @@ def with_rope(name: str, **changes: Any) -> dict[str, Any]:
     return older(name, rope_scaling=scaling | changes)
 
 
-@pytest.mark.parametrize("name", rotary())
+@pytest.mark.parametrize("name", older_rotary())
 def test_an_unknown_rope_type_is_refused(name: str) -> None:
     known = "known: default, linear, llama3, yarn"
     assert f"rope_type='dynamic' is unknown; {known}" in refusal(with_rope(name, rope_type="dynamic"))
@@ -111,7 +111,7 @@ def test_a_number_is_positive_and_finite(name: str) -> None:
     for value in (True, 0, -1e-6, "1e-6", [1e-6], float("nan"), float("inf"), 10**400, None):
         eps = own(name, EPS)
         assert f"{eps} must be a positive number, got " in refusal(older(name, **{eps: value}))
-        if name in rotary():
+        if name in older_rotary():
             assert "rope_scaling.factor must be a positive number, got " in refusal(with_rope(name, factor=value))
 
 
@@ -120,6 +120,20 @@ def test_a_field_without_a_default_must_be_there(name: str) -> None:
     config, field = older(name), own(name, "hidden_size")
     del config[field]
     assert f"{field} is missing" in refusal(config)
+
+
+PER_LAYER = "per_layer_config must be of the layers of full_attention, and the same for all of them"
+
+
+@pytest.mark.parametrize("name", [name for name in smallest() if "per_layer_config" in newer(name)])
+def test_what_differs_by_layer_is_one_form_of_its_layers(name: str) -> None:
+    given = newer(name)["per_layer_config"]
+    first = next(iter(given))
+    other = {field: value + 2 for field, value in given[first].items()}
+    for wrong in ({}, {"0": given[first]}, given | {"0": given[first]}, given | {first: other}, given | {"x": other}):
+        assert PER_LAYER in refusal(newer(name, per_layer_config=wrong))
+    unread = given | {first: given[first] | {"hidden_size": 8}}
+    assert f"per_layer_config.{first}.hidden_size=8" in refusal(newer(name, per_layer_config=unread))
 
 
 @pytest.mark.parametrize("field", ["layer_types", "no_rope_layers"])
@@ -133,8 +147,10 @@ def test_a_published_list_of_layers_must_agree_or_is_followed(name: str, field: 
     changed = newer(name, **{field: [*given[:3], other, *given[4:]]})
     if older(name)["model_type"] == "afmoe":  # any list is followed
         assert zoo.from_hf(changed).layers[3] != zoo.spec(name).layers[3]
+    elif "per_layer_config" in changed:  # another list of layers, which speaks first
+        assert PER_LAYER in refusal(changed)
     else:
-        assert f"{field}[3]={other!r}" in refusal(changed) or "per_layer_config must be of" in refusal(changed)
+        assert f"{field}[3]={other!r}" in refusal(changed)
     assert f"{field} has {len(given) - 1} entries for" in refusal(newer(name, **{field: given[:-1]}))
     assert f"{field} must be a list, got 7" in refusal(newer(name, **{field: 7}))
 

@@ -12,7 +12,7 @@ import torch
 
 import zoo
 from tests import toys
-from tests.configs import WRAPPERS, older, rotary, smallest, wrapped, wrapped_names
+from tests.configs import WRAPPERS, older, older_rotary, smallest, wrapped, wrapped_names
 from tests.reference import published, toy_config, toy_reference
 from weights.reference.model import causal_class
 from zoo.architectures import families
@@ -97,7 +97,7 @@ def test_a_field_that_is_absent_is_the_references_default_or_demanded(name: str,
     assert read > 3
 
 
-@pytest.mark.parametrize("name", rotary())
+@pytest.mark.parametrize("name", older_rotary())
 def test_the_scaling_of_the_models_own_context(name: str) -> None:
     """YaRN and Llama 3's scaling without the context they stretch: the reference takes the model's."""
     yarn = {"rope_type": "yarn", "factor": 4.0}

@@ -16,6 +16,7 @@ import zoo
 from tests.models import randomised, tokens_of
 from tests.presets import screen, screen_of_families
 from zoo.blocks.layer import PLACEMENTS, ResidualBranch
+from zoo.blocks.layer_scale import _LayerScale
 from zoo.catalog import allocate
 from zoo.model.decoder import Model
 from zoo.model.initialisation import initialise, residual_outputs
@@ -138,17 +139,25 @@ def test_every_parameter_is_set(name: str) -> None:
 @pytest.mark.parametrize("name", screen())
 @torch.no_grad()
 def test_every_norm_of_a_fresh_model_only_normalises(name: str) -> None:
-    """Each vector comes out at length sqrt(width), whichever form the norm has; before a tied head it is shorter."""
+    """Each vector comes out at length sqrt(width), whichever form the norm has; it is shorter before a tied head, and
+    where the scores that follow are not scaled."""
     model = zoo.build(name, tiny=True)
     norms = [
-        part for part in model.modules() if hasattr(part, "identity") and len(signature(part.forward).parameters) == 1
+        part
+        for part in model.modules()
+        if hasattr(part, "identity") and not isinstance(part, _LayerScale)
+        if len(signature(part.forward).parameters) == 1
     ]
-    norms = [norm for norm in norms if norm.weight is not None and norm.weight.numel() > 1]
-    assert len(norms) >= len(model.layers)
-    tied_gain = min(model.spec.embed_scale**2 / model.spec.dim, 1.0)
+    assert len(norms) > len(model.layers)
+    gains = {}
+    for layer, spec in zip(model.layers, model.spec.layers, strict=True):
+        if isinstance(attn := spec.mixer, zoo.GQA) and attn.qk_norm and attn.scale == 1:
+            gains[layer.attn.block.q_norm] = attn.head_dim**-0.5
+    if model.head is None:
+        gains[model.norm] = min(model.spec.embed_scale**2 / model.spec.dim, 1.0)
     for norm in norms:
-        gain = tied_gain if norm is model.norm and model.head is None else 1.0
-        x = norm(torch.randn(3, len(norm.weight)))
+        gain = gains.get(norm, 1.0)
+        x = norm(torch.randn(3, 8 if norm.weight is None else len(norm.weight)))
         assert x.square().mean(-1).tolist() == pytest.approx([gain**2] * 3, rel=1e-3)
 
 

@@ -54,6 +54,7 @@ def swapped(before: Decoder, text: str) -> Decoder:
     return apply_swap(before, text)[0]
 
 
+MIXERS = "GatedDeltaNet, GQA, KDA, Mamba2, MLA, ShortConv, SparseMLA"
 PLAIN = model((GQA(8, 2, 16, RoPE(1e4)), GLU(96)), (GQA(8, 2, 16, RoPE(1e4)), GLU(96)))
 RICH = model((ATTN, FFN), (GLOBAL, FFN), place=sandwich)
 ROUTED = model((GLOBAL, FFN), (GLOBAL, MOE))
@@ -159,7 +160,7 @@ def test_a_swap_for_the_present_value_changes_nothing(text) -> None:
         (PLAIN, "rope=nope", "unknown block 'nope'; did you mean NoPE"),
         (PLAIN, "norm=sandwhich", "did you mean sandwich"),
         (PLAIN, "atn=MQA", "unknown role 'atn'; did you mean attn"),
-        (PLAIN, "attn=GLU(hidden=3)", "GLU does not go into attn, which takes GatedDeltaNet, GQA, "),
+        (PLAIN, "attn=GLU(hidden=3)", f"GLU does not go into attn, which takes {MIXERS}"),
         (PLAIN, "MLA(kv_rank=3)", "there is no MLA here, only Branch, Decoder, GLU, GQA, Layer, RMSNorm, RoPE, SwiGLU"),
         (PLAIN, "MLA(kv_rank=3)", "attn=MLA(...) puts one in"),
         (PLAIN, "router=SoftmaxTopK(k=2)", "there is no router here; MoE(router=...) has one"),
