@@ -14,7 +14,7 @@ from torch.library import custom_op
 
 from zoo.blocks.norms import Norm
 from zoo.blocks.positions import Position
-from zoo.core.forward_context import ForwardContext
+from zoo.core.forward_context import ForwardContext, causal
 from zoo.core.linear import Linear
 from zoo.core.sparse_attention import NOT_CHOSEN, sees_all, top_keys
 from zoo.costs import linear_flops, linear_params
@@ -89,18 +89,14 @@ class _Indexer(nn.Module):
     @torch.no_grad()
     def keys(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """x (b, t, dim) -> keys to store, (b, 1, t, d)."""
-        return self._rotate(self.k_norm(self.k(x)).unsqueeze(1), ctx)
+        return self.rope.rotate(self.k_norm(self.k(x)).unsqueeze(1), ctx.tables[self.rope, self.rope_dim])
 
     @torch.no_grad()
     def forward(self, x: Tensor, q_latent: Tensor, keys: Tensor, mask: Tensor | None, ctx: ForwardContext) -> Tensor:
         """x (b, t, dim), q_latent (b, t, q_rank), stored keys (b, 1, s, d) and attention's mask -> `choose_keys`."""
         q = self.q(q_latent).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
-        return choose_keys(self._rotate(q, ctx).transpose(1, 2), self.head_weights(x), keys[:, 0], mask, self.spec.k)
-
-    def _rotate(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """(b, h, t, d) with positions encoded in the first elements."""
-        rotary, plain = x.split([self.rope_dim, x.shape[-1] - self.rope_dim], dim=-1)
-        return torch.cat([self.rope.rotate(rotary, ctx.tables[self.rope, self.rope_dim]), plain], dim=-1)
+        q = self.rope.rotate(q, ctx.tables[self.rope, self.rope_dim])  # the first elements
+        return choose_keys(q.transpose(1, 2), self.head_weights(x), keys[:, 0], mask, self.spec.k)
 
 
 def choose_keys(q: Tensor, weights: Tensor, keys: Tensor, mask: Tensor | None, k: int) -> Tensor:
@@ -113,11 +109,6 @@ def choose_keys(q: Tensor, weights: Tensor, keys: Tensor, mask: Tensor | None, k
         visible = causal(q.shape[1], keys.shape[1], q.device) if mask is None else mask
         return top_keys(index_scores(q, weights, keys), k, visible)
     return (_operator if torch.compiler.is_compiling() else _choose_keys)(q, weights, keys, mask, k)
-
-
-def causal(new: int, stored: int, device: torch.device) -> Tensor:
-    """The mask (t, s) of the last t of s tokens."""
-    return torch.ones(new, stored, dtype=torch.bool, device=device).tril(stored - new)
 
 
 def _choose_keys(q: Tensor, weights: Tensor, keys: Tensor, mask: Tensor | None, k: int) -> Tensor:

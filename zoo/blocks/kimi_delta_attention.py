@@ -117,7 +117,7 @@ class _KDA(nn.Module):
 
     def _stream(self, name: str, x: Tensor, cache: LayerCache) -> Tensor:
         """(b, t, dim) -> queries, keys or values (b, t, h, d), mixed over the last tokens."""
-        projection, conv = self.get_submodule(name), self.get_submodule(f"{name}_conv")
+        projection, conv = getattr(self, name), getattr(self, f"{name}_conv")
         y, last = conv(projection(x), cache.state(name, x))
         cache.set_state(name, last)
         return self._heads(y)

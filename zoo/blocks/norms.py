@@ -96,4 +96,5 @@ class _LayerNorm(nn.Module):
         self.identity = {"weight": 1.0}
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.spec.eps)
+        weight, bias = (part if part is None else part.to(x.dtype) for part in (self.weight, self.bias))
+        return F.layer_norm(x, self.weight.shape, weight, bias, self.spec.eps)

@@ -132,10 +132,12 @@ class GroupedTopK(Router, abstract=True):
 
     def choose(self, scores: Tensor) -> Tensor:
         """(..., experts) scores -> (..., k) expert ids."""
-        grouped = scores.unflatten(-1, (self.groups, -1))
-        best = grouped.topk(2).values.sum(-1).topk(self.keep).indices
-        kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, True)
-        return grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2).topk(self.k).indices
+        if self.keep < self.groups:
+            grouped = scores.unflatten(-1, (self.groups, -1))
+            best = grouped.topk(2).values.sum(-1).topk(self.keep).indices
+            kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, True)
+            scores = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
+        return scores.topk(self.k).indices
 
     def weigh(self, scores: Tensor, chosen: Tensor) -> Tensor:
         """(..., experts) scores, (..., k) expert ids -> (..., k) weights."""

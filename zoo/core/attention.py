@@ -30,7 +30,7 @@ from zoo.core.flash import (
     reach_of,
     token_by_token,
 )
-from zoo.core.forward_context import Mask, ReachMask, visible
+from zoo.core.forward_context import Mask, ReachMask, causal, visible
 from zoo.core.kernels import COLD_BYTES, Trial, active, bucket
 from zoo.core.linear import dot, is_plain_memory, linear, materialize
 
@@ -303,7 +303,7 @@ def _capped_attention(
 ) -> Tensor:
     """With the scores of a block of queries in memory. Compiled, one block holds them all: the compiler does not know
     how many blocks there are."""
-    new, past = q.shape[2], k.shape[2] - q.shape[2]
+    new = q.shape[2]
     if isinstance(mask, ReachMask) and not torch.compiler.is_compiling():
         parts = (
             _capped_attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], seen, scale, sinks, cap)
@@ -313,10 +313,10 @@ def _capped_attention(
     if isinstance(mask, ReachMask):
         mask = visible(*mask)
     elif mask is None and new > 1:
-        mask = torch.ones(new, k.shape[2], dtype=torch.bool, device=q.device).tril(past)
+        mask = causal(new, k.shape[2], q.device)
     size = new if torch.compiler.is_compiling() else BLOCK_QUERIES
     blocks = []
-    for start in range(0, new, size):
+    for start in (0,) if torch.compiler.is_compiling() else range(0, new, size):  # a range would fix `new`
         seen = None if mask is None else mask[start : start + size]
         out, denominator = _explicit_attention(q[:, :, start : start + size], k, v, seen, scale, cap=cap)
         blocks.append(_apply_sinks(out, denominator, None if sinks is None else sinks[:, None]))
@@ -327,15 +327,15 @@ def _capped_attention(
 
 
 def _sdpa_with_sinks(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, sinks: Tensor
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float, sinks: Tensor
 ) -> Tensor:
     """Sinks rescale what a kernel returns: no key is copied to make room for one more, and a prefill of 2,048 tokens
     takes a third of the time that it takes with all scores in memory."""
     if has_flash_kernel(q) and q.shape[3] == v.shape[3] and _allows_kernels(q, k, v):
-        out, denominator = flash_attention(q, k, v, mask, causal, scale)
+        out, denominator = flash_attention(q, k, v, mask, is_causal, scale)
     else:
-        if causal:
-            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        if is_causal:
+            mask = causal(q.shape[2], k.shape[2], q.device)
         out, denominator = _explicit_attention(q, k, v, mask, scale)
     return _apply_sinks(out, denominator, sinks).to(v.dtype)
 

@@ -62,7 +62,8 @@ class _AllocatedCache:
         }
 
     def state(self, name: str, x: Tensor) -> Tensor:
-        return self.states[name]
+        state = self.states[name]  # `set_state` writes over it, and a backward pass may still need it
+        return state.clone() if torch.is_grad_enabled() else state
 
     def set_state(self, name: str, value: Tensor) -> None:
         self.states[name].copy_(value.detach())

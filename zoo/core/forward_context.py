@@ -153,6 +153,11 @@ def prepare_forward_at(
     return ForwardContext(positions, computed, views)
 
 
+def causal(new: int, stored: int, device: torch.device) -> Tensor:
+    """The mask (t, s) of the last t of s tokens."""
+    return torch.ones(new, stored, dtype=torch.bool, device=device).tril(stored - new)
+
+
 def visible(queries: Tensor, keys: Tensor, reach: Reach = Full()) -> Tensor:
     """Positions (t,) and (s,) -> mask (t, s), True where the query sees the key. A key at position -1 is an empty
     place."""

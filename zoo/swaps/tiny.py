@@ -1,6 +1,7 @@
 """Tiny models: the composition of a published model at toy widths, small enough to run anywhere in a moment."""
 
 from dataclasses import fields, replace
+from math import gcd
 from typing import Any
 
 from zoo.blocks.feed_forward import FeedForward
@@ -43,6 +44,8 @@ def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
         cut["kv_heads"] = cut["heads"]
     if "heads" in cut and "groups" in cut and values["groups"] < values["heads"]:
         cut["groups"] = min(cut["groups"], cut["heads"] // 2)  # Mamba-2: several heads still share a group
+    if "key_heads" in cut:
+        cut["key_heads"] = gcd(cut["key_heads"], cut["value_heads"])
     if "head_dim" in values:
         square = values["heads"] * values["head_dim"] == dim and DIM % cut["heads"] == 0
         wide = WIDE_HEAD + 8 * heads.index(values["head_dim"]) if values["head_dim"] in heads else WIDE_HEAD

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo import config as dynamo
 
 from zoo.core import attention as module
 from zoo.core import kernels
@@ -123,6 +124,15 @@ def test_capped_scores(case: str, with_sinks: bool) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module, "BLOCK_QUERIES", 2)
         assert (attention(q, k, v, mask, 3.0, sinks, 0.5) - expected).abs().max() < 2e-6
+
+
+def test_capped_scores_of_every_length_have_one_graph() -> None:
+    compiled = torch.compile(attention, backend="eager", dynamic=True)
+    with dynamo.patch(fail_on_recompile_limit_hit=True):
+        for new in range(2, 2 + 2 * dynamo.recompile_limit):
+            q, k, v = (torch.randn(1, 2, new, 8) for _ in range(3))
+            out = compiled(q, k, v, None, 0.5, None, 5.0)
+            torch.testing.assert_close(out, attention(q, k, v, None, 0.5, None, 5.0))
 
 
 @torch.no_grad()

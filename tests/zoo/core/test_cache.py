@@ -49,6 +49,23 @@ def test_every_tiny_window_is_the_one_tested_here() -> None:
     }
 
 
+@pytest.mark.parametrize("name", screen())
+@pytest.mark.parametrize("new", [1, 3])
+def test_a_pass_over_a_cache_is_differentiated(name: str, new: int) -> None:
+    """As one without a cache, with what is held as constants: states that are written anew were read before."""
+    model = model_of(name)
+    kv = model.new_cache(2, LENGTH)
+    tokens = tokens_of(model.spec, 2, 5 + new)
+    with torch.no_grad():
+        model(tokens[:, :5], kv)
+    model.zero_grad()
+    model(tokens[:, 5:], kv).square().mean().backward()
+    gradient = model.embed.weight.grad
+    model.zero_grad(set_to_none=True)
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("prefill", "chunk"), PASSES)
 @pytest.mark.parametrize("name", screen())
