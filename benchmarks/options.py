@@ -112,9 +112,6 @@ Repeat = Annotated[int, typer.Option("--repeat", "-r", min=1, help="Runs of each
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of random weights and inputs.")]
 Tiny = Annotated[bool, flag("Toy widths, every kind of layer kept.", "--tiny")]
 Layers = Annotated[int | None, typer.Option(min=1, help="Only so many: the first of each kind, then the first others.")]
-Names = Annotated[
-    Strings, typer.Argument(help="Presets, hub ids, families (all their sizes), folders with a config.json; none: all.")
-]
 
 
 @dataclass(frozen=True)

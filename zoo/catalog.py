@@ -37,16 +37,16 @@ def best_known(family: str) -> str:
 
 def resolve(name: str) -> str:
     """A preset, a family (its smallest size) or a preset's hub id -> the preset's name. Raises UsageError otherwise."""
-    known = {_folded(preset): preset for preset in sizes()}
-    known |= {_folded(size.hub): preset for preset, size in sizes().items()}
+    known = {folded(preset): preset for preset in sizes()}
+    known |= {folded(size.hub): preset for preset, size in sizes().items()}
     for family, module in families().items():
-        known.setdefault(_folded(family), min(module.SIZES, key=lambda preset: module.SIZES[preset].params))
-    if _folded(name) not in known:
+        known.setdefault(folded(family), min(module.SIZES, key=lambda preset: module.SIZES[preset].params))
+    if folded(name) not in known:
         raise unknown("model", name, [*sizes(), *families()])
-    return known[_folded(name)]
+    return known[folded(name)]
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     """A name as it is compared: qwen2.5, Qwen2_5 and qwen2-5 are one."""
     return name.lower().replace("_", "-").replace(".", "-")
 

@@ -62,6 +62,7 @@ def field_values(spec: Decoder) -> FieldValues:
     for layer, number in Counter(spec.layers).items():
         branches = dict(layer.branches())
         found = [pair for role, branch in branches.items() for pair in _of_block(role, branch.block)]
+        found += [pair for role, part in layer.children() if role not in branches for pair in _of_block(role, part)]
         for branch in branches.values():
             found += [("norm placement", f"{branch.placement}: {branch.formula}")]
             found += [("norm", norm) for norm in branch.norms()]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weights.formats.json_limits import CONFIG_LIMIT, read_json
 from zoo.architectures import families
-from zoo.catalog import from_hf, resolve, sizes
+from zoo.catalog import folded, from_hf, resolve, sizes
 from zoo.cli.tables import Row
 from zoo.errors import MalformedError, NotAvailable, UsageError
 from zoo.hf.config import Size
@@ -54,7 +54,7 @@ def chosen(
         raise UsageError("--swap changes the models that are named: name one, as in qwen3-8b --swap 'GQA(window=4096)'")
     found: dict[str, NamedSpec] = {}
     for name in names or families():
-        family = name.lower().replace("_", "-")
+        family = folded(name)
         if family not in families():
             models = [one(name, ignore_fields)]
         else:

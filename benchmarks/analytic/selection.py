@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from zoo.architectures import families
-from zoo.catalog import best_known, sizes
+from zoo.catalog import best_known, folded, resolve, sizes
 from zoo.cli.listing import used_names
 from zoo.errors import UsageError, enough, suggestion
 
@@ -31,15 +31,11 @@ def matching(since: str | None = None, blocks: Sequence[str] = ()) -> Found:
 
 def _using(block: str) -> list[str]:
     """The sizes that use a block. Raises UsageError, with the nearest names in use, where there are none."""
-    word, used = _fold(block), {name: used_names(size.spec) for name, size in sizes().items()}
-    found = [name for name, each in used.items() if any(f"{_fold(one)} ".startswith(f"{word} ") for one in each)]
+    word, used = folded(block.strip()), {name: used_names(size.spec) for name, size in sizes().items()}
+    found = [name for name, each in used.items() if any(f"{folded(one)} ".startswith(f"{word} ") for one in each)]
     if not found:
         raise UsageError(f"no published size has {block[:80]!r}; {suggestion(block, set().union(*used.values()))}")
     return found
-
-
-def _fold(word: str) -> str:
-    return word.strip().lower().replace("_", "-")
 
 
 def _released(since: str) -> list[str]:
@@ -72,4 +68,4 @@ def smallest_each(found: Found) -> list[str]:
         return sizes()[name].params
 
     smallest = {family: min(names, key=params) for family, names in found.items()}
-    return [family if name == min(families()[family].SIZES, key=params) else name for family, name in smallest.items()]
+    return [family if name == resolve(family) else name for family, name in smallest.items()]

@@ -12,13 +12,13 @@ from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.models import chosen
 from benchmarks.analytic.selection import matching, one_each
 from benchmarks.gallery.learning_tables import learning_tables, section
-from benchmarks.options import Names, flag
+from benchmarks.options import flag
 from benchmarks.output.files import write_file
 from benchmarks.performance import kept, read
 from zoo.catalog import names as zoo_names
 from zoo.cli.runner import Debug, emit
 from zoo.cli.tables import Row
-from zoo.errors import MalformedError, require_package
+from zoo.errors import MalformedError, UsageError, require_package
 from zoo.units import format_bytes
 
 FOLDER = Path("gallery")
@@ -28,7 +28,13 @@ LEARNED = Path(__file__).parents[2] / "docs" / "learning"  # the comparisons tha
 
 
 def command(
-    names: Names = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Presets, hub ids, families (all their sizes), folders with a config.json. None: the best-known of "
+            "each family, and those compared."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write it; made if it is not there.")] = FOLDER,
     png: Annotated[bool, flag("Each chart as a PNG and an SVG file, too.", "--png")] = False,
     measured: Annotated[
@@ -50,6 +56,8 @@ def command(
     index.html, which needs no network; beside it data/, the numbers of each chart as CSV, and with --png
     charts/, each chart for papers.
     """
+    if names and all_sizes:
+        raise UsageError("--all-sizes chooses among all models: leave it out, or name none")
     models = chosen(names or (zoo_names() if all_sizes else shown_by_default()))
     samples = measured or next(iter(kept().values()), None)  # the default: the speeds of the first processor kept here
     speeds = read_measured(samples) if samples else None

@@ -21,13 +21,13 @@ from zoo.architectures import families
 from zoo.blocks import GLU, GQA, MLA, GatedDeltaNet, GroupedSigmoidTopK, MoE, RMSNorm, RoPE, SoftmaxTopK
 from zoo.blocks.layer import PLACEMENTS, Placement
 from zoo.catalog import sizes
+from zoo.cli.listing import used_names
 from zoo.cli.tables import Format, render
 from zoo.core.forward_context import visible
 from zoo.costs import Full, Window
 from zoo.diagram.canvas import Canvas, css
 from zoo.diagram.insides import SMALL, TINY, Region, inside
 from zoo.registry import Block
-from zoo.swaps.rebuild import features
 from zoo.units import format_bytes, format_count
 
 SOURCE = Path(__file__).parent / "static" / "blocks.md"
@@ -91,11 +91,7 @@ def used(word: str, label: str | None = None) -> str:
 @cache
 def words(name: str) -> frozenset[str]:
     """The words for all parts of a preset: kinds of blocks, aliases, norm placements, and options in use."""
-    found, spec = set[str](), sizes()[name].spec
-    for part in (*dict.fromkeys(spec.layers), *(child for field, child in spec.children() if field != "layers")):
-        for node in part.walk():
-            found |= {node.placement} if isinstance(node, Placement) else {*node.names(), *features(node).values()}
-    return frozenset(found)
+    return frozenset(used_names(sizes()[name].spec))
 
 
 def costs() -> str:

@@ -229,9 +229,7 @@ def _check_rows(built: Facts, decoded: Facts | None) -> Rows:
     if decoded is None:
         return rows
     largest, difference, bound = decoded["largest_logit"], decoded["largest_difference"], decoded["bound"]
-    verdict = "not judged: in this dtype, rounding may change a router's choice"
-    if built["dtype"] == "float32":
-        verdict = "not judged: this model computes a single token otherwise than several"
+    verdict = f"not judged: {decoded['not_judged']}"
     if bound is not None:
         verdict = f"the bound is {bound:.1e}, {bound / (largest or 1):.0e} of it"
     return rows | {

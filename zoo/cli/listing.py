@@ -93,13 +93,13 @@ def _registered() -> Iterator[RegistryEntry]:
 
 def _used(spec: Spec) -> Iterator[RegistryEntry]:
     """The blocks and options of a spec and of everything in it."""
+    names, role = spec.names(), spec.role
     if isinstance(spec, Placement):
-        yield RegistryEntry("placement", spec.placement)
-    else:
-        yield from (RegistryEntry(spec.role, name) for name in spec.names() if spec.role)
-        for name, term in features(spec).items():
-            has_row = name == "window" or getattr(getattr(spec, name), "role", "") == name  # of its own
-            if not has_row:
-                yield RegistryEntry(spec.role or "model", term, option=True)
+        names, role = [spec.placement], "placement"
+    yield from (RegistryEntry(role, name) for name in names if role)
+    for name, term in features(spec).items():
+        has_row = name == "window" or getattr(getattr(spec, name), "role", "") == name  # of its own
+        if not has_row:
+            yield RegistryEntry(role or "model", term, option=True)
     for child in dict.fromkeys(child for _, child in spec.children()):
         yield from _used(child)

@@ -86,7 +86,7 @@ def _draw_figures(cards: Cards, y: float) -> float:
     tiles = (  # width, name, figure, unit, detail
         (0.92, "parameters", format_count(cards.params), "", share),
         (0.84, "layers", f"{len(spec.layers):,}", "", context),
-        (1.22, "KV cache", format_bytes(growth), "a token", f"and {format_bytes(fixed)} in windows" if fixed else ""),
+        (1.22, "KV cache", format_bytes(growth), "a token", f"and {format_bytes(fixed)} fixed" if fixed else ""),
         (1.02, "FLOPs", flops, "a token", f"at context {_tokens(cards.context)}"),
     )
     x, step = LEFT, (END - LEFT + 8) / len(tiles)

@@ -37,6 +37,7 @@ ASPECTS: tuple[Callable[[Layer], str], ...] = (
     lambda layer: type(layer.ffn.block).__name__ if layer.ffn else "no feed-forward",
     lambda layer: layer.attn.placement if layer.attn else "",
     lambda layer: layer.ffn.placement if layer.ffn else "",
+    lambda layer: f"takes {', '.join(layer.takes())}" if layer.takes() else "",
 )
 
 

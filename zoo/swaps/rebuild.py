@@ -25,6 +25,8 @@ TERMS = {
     "logits_scaling": "logits divided by",
     "multiplier": "residual multiplier",
     "positions": "learned positions",
+    "post": "",
+    "pre": "",
     "qk_norm": "QK-norm per {qk_norm_over}",
     "v_dim": "values of",
     "weight": "no weight",

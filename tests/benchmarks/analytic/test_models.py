@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,8 @@ def test_no_name_means_all() -> None:
 def test_a_family_means_its_sizes_and_is_measured_as_its_smallest(family: str) -> None:
     assert {model.name: model.size for model in chosen([family])} == families()[family].SIZES
     assert chosen([family.upper().replace("-", "_")]) == chosen([family])
+    dotted = re.sub(r"(?<=\d)-(?=\d)", ".", family)
+    assert chosen([dotted]) == chosen([family])
     (model,) = representatives([family])
     assert model.name == family
     assert model.size is not None

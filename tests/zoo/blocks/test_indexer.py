@@ -126,8 +126,10 @@ def test_flops_are_those_that_run(past: int, new: int) -> None:
 
 
 def test_the_choice_has_no_gradient() -> None:
-    indexer, x, q_latent = built(SPEC), torch.randn(1, 9, DIM).double().requires_grad_(), torch.randn(1, 9, Q_RANK)
-    assert not choose(indexer, x, q_latent.double()).requires_grad
+    indexer, x = built(SPEC), torch.randn(1, 9, DIM).double().requires_grad_()
+    ctx = prepare_forward(0, 9, [(ROPE, ROPE_DIM)], [NoCache(CacheSpec())])
+    assert not indexer.keys(x, ctx).requires_grad
+    assert not any(weight.requires_grad for weight in indexer.parameters())
 
 
 @torch.no_grad()

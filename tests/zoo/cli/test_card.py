@@ -119,7 +119,9 @@ def test_the_check_is_shown_with_its_bound() -> None:
 
 
 def test_figures_that_disagree_are_both_shown() -> None:
-    decoded = DecodeCheck(3, 50, (12, 12, 10), 16, 4.0, 2e-6, None, 1025, 1024)
+    decoded = DecodeCheck(
+        3, 50, (12, 12, 10), 16, 4.0, 2e-6, None, 1025, 1024, "in this dtype, rounding may change a router's choice"
+    )
     shown = " ".join(report_text(report(example(), decoded=decoded, parameters=8)).split())
     assert "8 parameters, and the formula says 7" in shown
     assert "1,025 bytes, and the formula says 1,024" in shown
