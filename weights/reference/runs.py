@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from weights.loading import fill, match_model, open_source
@@ -186,7 +186,13 @@ def _streamed_logits(meta: MetaModel, tokens: Tensor, observed: AbstractContextM
     head = meta.model.get_output_embeddings()
     layers = decoder_layers(meta.model)
     parts = (*(part for part in decoder_of(meta.model).children() if part is not layers), *layers, head)
-    before = (part.register_forward_pre_hook(lambda module, _: meta.reload_submodule(names[module])) for part in parts)
+    embedding = meta.model.get_input_embeddings()
+
+    def reload(module: nn.Module, _: tuple[Any, ...]) -> tuple[Tensor] | None:
+        meta.reload_submodule(names[module])
+        return (tokens,) if module is embedding else None  # Llama 4 has sent them to the meta device, to its weights
+
+    before = (part.register_forward_pre_hook(reload) for part in parts)
     after = (part.register_forward_hook(lambda module, _, out: empty(module)) for part in parts)
     with removed_after(chain(before, after)), observed:
         return meta.model(tokens, use_cache=False).logits
