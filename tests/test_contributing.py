@@ -49,11 +49,17 @@ def hybrid(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "zoo" / "architectures" / "hybrid.py").write_text(HYBRID, encoding="utf-8")
     listed, told = folder / "benchmarks/measure/blocks.py", folder / "benchmarks/gallery/static/blocks.md"
     text = listed.read_text(encoding="utf-8")
-    entry = '        "SwiGLU": dense,\n'
-    assert entry in text
-    text = text.replace(entry, f'{entry}        "bilinear": Bilinear(4 * dim),\n')
-    first = "from zoo.blocks.layer import"
-    listed.write_text(text.replace(first, f"from zoo.blocks.cosine_experts import Bilinear\n{first}"), encoding="utf-8")
+    entries = {
+        '        "SwiGLU": dense,\n': '        "bilinear": Bilinear(4 * dim),\n'
+        '        "MoE, cosine": MoE(EXPERTS, Bilinear(dim), CosineTopK(k=ACTIVE_EXPERTS)),\n',
+        '        "short convolution": ShortConv(dim, CONV),\n': '        "minGRU": MinGRU(hidden=dim),\n',
+        "from zoo.blocks.layer import": "from zoo.blocks.cosine_experts import Bilinear, CosineTopK\n"
+        "from zoo.blocks.min_gru import MinGRU\n",
+    }
+    for line, entry in entries.items():
+        assert line in text
+        text = text.replace(line, entry + line)
+    listed.write_text(text, encoding="utf-8")
     words = "`MinGRU` keeps an average. `Bilinear` has no activation, `CosineTopK` routes by angles."
     told.write_text(told.read_text(encoding="utf-8") + f"\n{words}\n", encoding="utf-8")
     return folder
@@ -203,6 +209,7 @@ import zoo
 from tests.models import bound, randomised, tokens_of
 from zoo.errors import ZooError
 
+STEP = 1e-5
 spec = zoo.spec("hybrid", tiny=True)
 model, tokens = randomised(spec), tokens_of(spec, 2, 50)
 
@@ -234,17 +241,16 @@ loss = lambda model: model(tokens).square().mean()
 eager = randomised(spec)
 wanted = torch.autograd.grad(loss(eager), [weight for weight in eager.parameters() if weight.requires_grad])
 assert all(grad.isfinite().all() and grad.abs().max() > 0 for grad in wanted)
-direction = [torch.randn_like(grad) for grad in wanted]
+direction = [grad.sign() * torch.rand_like(grad) for grad in wanted]  # steep: the state's float32 rounds the loss
 slope = sum((grad.double() * step).sum() for grad, step in zip(wanted, direction)).item()
-exact = randomised(spec).double()
 differences = []
 for sign in (1, -1):
     moved = randomised(spec).double()
     with torch.no_grad():
         for weight, step in zip([w for w in moved.parameters() if w.requires_grad], direction):
-            weight += sign * 1e-5 * step
+            weight += sign * STEP * step
         differences.append(loss(moved).item())
-assert abs((differences[0] - differences[1]) / 2e-5 - slope) <= 1e-3 * max(abs(slope), 1)
+assert abs((differences[0] - differences[1]) / (2 * STEP) - slope) <= 1e-3 * max(abs(slope), 1)
 print("gradients")
 eager.activation_checkpointing = True
 again = torch.autograd.grad(loss(eager), [weight for weight in eager.parameters() if weight.requires_grad])

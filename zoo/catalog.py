@@ -43,7 +43,7 @@ def resolve(name: str) -> str:
     for family, module in families().items():
         known.setdefault(folded(family), min(module.SIZES, key=lambda preset: module.SIZES[preset].params))
     if folded(name) not in known:
-        raise unknown("model", name, [*sizes(), *families()])
+        raise unknown("model", name, [*sizes(), *families()], listed=families())
     return known[folded(name)]
 
 
