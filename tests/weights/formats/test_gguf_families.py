@@ -1,8 +1,4 @@
-"""Every family's .gguf file gives the logits of the reference whose weights it holds.
-
-The files are written here as llama.cpp's converter writes them: by a table of names of our own, rows of Llama's queries
-and keys in pairs, experts stacked with gate and up apart.
-"""
+"""Every family's .gguf file gives the logits of the reference whose weights it holds."""
 
 import logging
 import re
@@ -10,179 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 import weights
-from tests import toys
 from tests.reference import toy_config
-from tests.weights.checkpoints import Config, Tensors
+from tests.weights.formats.gguf_converter import KINDS, Case, fields, write
 from tests.weights.packers import mxfp4, mxfp4_numbers
 from zoo.architectures import families
 from zoo.errors import MalformedError
 from zoo.hf.config import Size
-
-KINDS = {
-    "llama3.1-8b": "llama",
-    "llama3.2-1b": "llama",
-    "mistral-small-3.1-24b": "llama",
-    "mixtral-8x7b": "llama",
-    "qwen2.5-0.5b": "qwen2",
-    "qwen2.5-7b": "qwen2",
-    "qwen3-0.6b": "qwen3",
-    "qwen3-30b-a3b": "qwen3moe",
-    "olmo2-7b": "olmo2",
-    "smollm3-3b": "smollm3",
-    "gpt-oss-20b": "gpt-oss",
-    "gemma2-2b": "gemma2",
-    "gemma3-1b": "gemma3",
-}
-PAIRED, GEMMA = {"llama", "smollm3"}, {"gemma2", "gemma3"}
-POST = {"olmo2", "gpt-oss", *GEMMA}
-NAMES = [
-    (r"model\.embed_tokens", "token_embd"),
-    (r"model\.norm", "output_norm"),
-    (r"lm_head", "output"),
-    (r"model\.layers\.(\d+)\.input_layernorm", r"blk.\1.attn_norm"),
-    (r"model\.layers\.(\d+)\.pre_feedforward_layernorm", r"blk.\1.ffn_norm"),
-    (r"model\.layers\.(\d+)\.post_feedforward_layernorm", r"blk.\1.post_ffw_norm"),
-    (r"model\.layers\.(\d+)\.self_attn\.o_proj", r"blk.\1.attn_output"),
-    (r"model\.layers\.(\d+)\.self_attn\.([qkv])_proj", r"blk.\1.attn_\2"),
-    (r"model\.layers\.(\d+)\.self_attn\.([qk])_norm", r"blk.\1.attn_\2_norm"),
-    (r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj", r"blk.\1.ffn_\2"),
-    (r"model\.layers\.(\d+)\.mlp\.(router|gate)", r"blk.\1.ffn_gate_inp"),
-]
-
-
-def renamed(name: str, kind: str) -> str:
-    stem, _, leaf = name.rpartition(".")
-    if stem.endswith("post_attention_layernorm"):
-        return f"blk.{stem.split('.')[2]}.{'post_attention_norm' if kind in POST else 'ffn_norm'}.{leaf}"
-    (new,) = [re.sub(pattern, ours, stem) for pattern, ours in NAMES if re.fullmatch(pattern, stem)]
-    return f"{new}.{leaf}"
-
-
-def converted(name: str, tensor: Tensor, kind: str, config: Config) -> Tensors:
-    """One of transformers' tensors -> as llama.cpp stores it."""
-    layer = name.split(".")[2] if ".layers." in name else ""
-    if name.endswith("sinks"):
-        return {f"blk.{layer}.attn_sinks.weight": tensor}
-    if ".experts." in name:
-        return experts(name.rpartition(".")[2], layer, tensor, kind)
-    if kind in PAIRED and name.endswith(("q_proj.weight", "k_proj.weight")):
-        heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
-        width = len(tensor) // heads
-        order = [h * width + half for h in range(heads) for j in range(width // 2) for half in (j, j + width // 2)]
-        tensor = tensor[order]
-    if kind in GEMMA and "norm" in name:
-        tensor = tensor + 1
-    return {renamed(name, kind): tensor}
-
-
-def experts(part: str, layer: str, tensor: Tensor, kind: str) -> Tensors:
-    """transformers' experts: gate and up in one, for gpt-oss transposed and by turns."""
-    place, bias = f"blk.{layer}.ffn", part.endswith("_bias")
-    if kind == "gpt-oss" and not bias:
-        tensor = tensor.transpose(1, 2)
-    leaf = "bias" if bias else "weight"
-    if part.startswith("down"):
-        return {f"{place}_down_exps.{leaf}": tensor}
-    half = tensor.shape[1] // 2
-    gate, up = (tensor[:, 0::2], tensor[:, 1::2]) if kind == "gpt-oss" else (tensor[:, :half], tensor[:, half:])
-    return {f"{place}_gate_exps.{leaf}": gate, f"{place}_up_exps.{leaf}": up}
-
-
-def fields(config: Config, kind: str) -> dict[str, Any]:
-    """The metadata that the converter writes for a config."""
-    said = {
-        "context_length": config["max_position_embeddings"],
-        "block_count": config["num_hidden_layers"],
-        "embedding_length": config["hidden_size"],
-        "feed_forward_length": config["intermediate_size"],
-        "attention.head_count": config["num_attention_heads"],
-        "attention.head_count_kv": config["num_key_value_heads"],
-        "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
-        "rope.freq_base": float(config["rope_theta"]),
-        "vocab_size": config["vocab_size"],
-    }
-    if config.get("head_dim"):
-        said |= {"attention.key_length": config["head_dim"], "attention.value_length": config["head_dim"]}
-    if kind == "qwen3moe":
-        said |= {"expert_count": config["num_experts"], "expert_used_count": config["num_experts_per_tok"]}
-        said |= {"expert_feed_forward_length": config["moe_intermediate_size"]}
-    if "num_local_experts" in config:
-        said |= {"expert_count": config["num_local_experts"], "expert_used_count": config["num_experts_per_tok"]}
-    if kind == "gpt-oss":
-        said |= {"expert_feed_forward_length": config["intermediate_size"]}
-        said |= {"rope.scaling.type": "yarn", "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 64}
-    if kind in ("gpt-oss", *GEMMA):
-        said["attention.sliding_window"] = config["sliding_window"]
-    if kind == "gemma2":
-        del said["rope.freq_base"]
-        said |= {key: config[key] for key in ("attn_logit_softcapping", "final_logit_softcapping")}
-    return said
-
-
-def rope_freqs(config: Config) -> np.ndarray:
-    """Llama 3.1's factors, by the converter's formula (in float64)."""
-    scaling, width = config["rope_scaling"], config.get("head_dim") or 16
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    original, factor, found = scaling["original_max_position_embeddings"], scaling["factor"], []
-    for i in range(0, width, 2):
-        wavelength = 2 * np.pi * config["rope_theta"] ** (i / width)
-        smooth = (original / wavelength - low) / (high - low)
-        between = 1 / ((1 - smooth) / factor + smooth)
-        found.append(1 if wavelength < original / high else factor if wavelength > original / low else between)
-    return np.array(found, dtype=np.float32)
-
-
-def write(path: Path, kind: str, said: dict[str, Any], tensors: dict[str, Any]) -> Path:
-    """A .gguf file. A pair of blocks and scales is written in the file's own form of MXFP4."""
-    writer = gguf.GGUFWriter(path, kind)
-    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-    for key, value in said.items():
-        add[type(value)](f"{kind}.{key}", value)
-    for name, tensor in tensors.items():
-        if isinstance(tensor, tuple):
-            writer.add_tensor(name, mxfp4_bytes(*tensor), raw_dtype=gguf.GGMLQuantizationType.MXFP4)
-        else:
-            writer.add_tensor(name, np.ascontiguousarray(tensor))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def mxfp4_bytes(blocks: Tensor, scales: Tensor) -> np.ndarray:
-    """gpt-oss's blocks -> 17 bytes each: the scale, then elements 0 to 15 in low halves and 16 to 31 in high halves."""
-    codes = torch.stack([blocks % 16, blocks // 16], dim=-1).flatten(-2)
-    packed = torch.cat([scales[..., None], codes[..., :16] + 16 * codes[..., 16:]], dim=-1)
-    return packed.flatten(-2).numpy()
-
-
-class Case:
-    """A toy reference, and its .gguf file's fields and tensors."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.kind = name, KINDS[name]
-        self.config = toys.config(name)
-        self.reference: nn.Module = toys.reference(name)
-        tied = self.config.get("tie_word_embeddings") or self.kind in GEMMA
-        self.said, self.tensors = fields(self.config, self.kind), dict[str, Any]()
-        for key, tensor in self.reference.state_dict().items():
-            if key != "lm_head.weight" or not tied:
-                self.tensors |= converted(key, tensor, self.kind, self.config)
-        if "llama3" in str(self.config.get("rope_scaling")):
-            self.tensors["rope_freqs.weight"] = rope_freqs(self.config)
-
-    @torch.no_grad()
-    def logits(self) -> tuple[Tensor, Tensor]:
-        tokens = torch.randint(0, self.config["vocab_size"], (2, 80), generator=torch.Generator().manual_seed(1))
-        return tokens, self.reference(tokens).logits
 
 
 @pytest.fixture
