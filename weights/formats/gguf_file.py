@@ -5,7 +5,7 @@ and its local RoPE base, SmolLM3's layers without positions) comes from the pres
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from functools import cached_property
 from math import prod
@@ -50,6 +50,16 @@ class Stored(NamedTuple):
     names: tuple[str, ...]
     layer: Layer | None
     shape: tuple[int, ...]
+
+
+class _Held(Container[str]):
+    """The names of Hugging Face's tensors that the file holds, by a function from a name to what holds it."""
+
+    def __init__(self, find: Callable[[str], tuple[str, ...]]) -> None:
+        self._find = find
+
+    def __contains__(self, name: object) -> bool:
+        return bool(self._find(str(name)))
 
 
 class GGUFFile(Source):
@@ -101,7 +111,10 @@ class GGUFFile(Source):
         found: list[tuple[str, ModuleType, Decoder]] = []
         for family in (families()[name] for name in ARCHITECTURES[self.kind].families):
             for name, size in family.SIZES.items():
-                differ[name] = [*spec_differences(self.kind, self._metadata, size.spec), *self._other_factors(size.spec)]
+                differ[name] = [
+                    *spec_differences(self.kind, self._metadata, size.spec),
+                    *self._other_factors(size.spec),
+                ]
                 if not differ[name]:
                     found.append((name, family, size.spec))
         if not found:
@@ -156,7 +169,7 @@ class GGUFFile(Source):
         named = TensorNames(self.kind, len(spec.layers))
         parameters = dict(catalog.allocate(spec, "meta").named_parameters())
         found: dict[str, Stored] = {}
-        for mapping in match(spec, parameters, self.rules, ()):
+        for mapping in match(spec, parameters, self.rules, _Held(lambda name: self._held_in(named(name)))):
             for name, shape in mapping.expected(parameters).items():
                 if names := self._held_in(named(name)):
                     found[name] = Stored(names, mapping.layer, shape)

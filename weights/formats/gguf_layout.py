@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.blocks.gated_delta_net import GatedDeltaNet
-from zoo.hf.checkpoint_layout import GLU_NAMES, FusedQKV, Rename, Rules, Skipped
+from zoo.hf.checkpoint_layout import GATE_UP, GLU_NAMES, FusedQKV, Rearranged, Rename, Rules, Skipped
 
 Undo = Callable[[Tensor, Any], Tensor]  # a tensor, and the mixer of its layer
 
@@ -82,10 +82,11 @@ TILED = (
     Change(r"linear_attn\.(in_proj_[zab]\.weight|A_log|dt_bias)", _grouped()),
     Change(r"linear_attn\.out_proj\.weight", _grouped(axis=1)),
 )
-# Experts are stacked, gate and up apart, neither transposed nor interleaved.
+# Experts are stacked, gate and up apart, neither transposed nor interleaved; or gate and up in one tensor.
 EXPERTS: Rules = (
     *(Rename(f"ffn.block.experts.{part}", f"ffn_{part}_exps.weight") for part in GLU_NAMES),
     *(Rename(f"ffn.block.experts.{part}_bias", f"ffn_{part}_exps.bias") for part in GLU_NAMES),
+    Rearranged(GATE_UP, "ffn_gate_up_exps.weight", "e (gate_up hidden) dim -> gate_up e hidden dim"),
 )
 SINKS: Rules = (Rename("attn.block.sinks", "attn_sinks.weight"),)
 PREDICTION: Rules = (Skipped("blk.{layers}.*", "the multi-token prediction layer"),)
@@ -105,6 +106,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma2": Architecture(("gemma2",), PLUS_ONE),
     "gemma3": Architecture(("gemma3",), PLUS_ONE),
     "gemma4": Architecture(("gemma4",)),
+    "glm-dsa": Architecture(("glm5",), rules=PREDICTION),
     "glm4moe": Architecture(("glm4-5",), rules=PREDICTION),
     "gpt-oss": Architecture(("gpt-oss",), rules=SINKS),
     "gpt2": Architecture(("gpt2",), rules=GPT2),
@@ -116,6 +118,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama4": Architecture(("llama4",)),
     "minimax-m2": Architecture(("minimax-m2",)),
     "mistral3": Architecture(("mistral3", "ministral3"), PAIRED),
+    "mistral4": Architecture(("mistral4",)),
     "nemotron_h_moe": Architecture(("nemotron3",), DECAY, PREDICTION),
     "olmo2": Architecture(("olmo2", "olmo3")),
     "phi3": Architecture(("phi4",)),

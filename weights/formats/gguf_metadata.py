@@ -1,20 +1,21 @@
 """The metadata of a .gguf file of a model, as llama.cpp's converter writes it, to compare with what a file says."""
 
 from collections.abc import Iterator, Mapping
-from math import isclose
+from math import isclose, log, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo.architectures.deepseek_v3 import mscale_all_dim
 from zoo.blocks import (
     GQA,
     MLA,
     GroupedSigmoidTopK,
+    Indexer,
     LayerNorm,
     LinearScaling,
     Llama3Scaling,
+    LogTemperature,
     MoE,
     ProportionalRoPE,
     RoPE,
@@ -25,6 +26,7 @@ from zoo.blocks.gated_delta_net import GatedDeltaNet
 from zoo.blocks.kimi_delta_attention import KDA
 from zoo.blocks.layer import Branch
 from zoo.blocks.mamba2 import Mamba2
+from zoo.blocks.routers import GroupedTopK
 from zoo.blocks.short_conv import ShortConv
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
@@ -40,11 +42,11 @@ IMPLIED = frozenset(
     "attention.head_count_kv attention.key_length attention.value_length attention.sliding_window "
     "attention.sliding_window_pattern attention.shared_kv_layers embedding_length_per_layer_input "
     "rope.dimension_count rope.scaling.finetuned expert_gating_func expert_group_count expert_group_used_count "
-    "expert_weights_norm expert_shared_count expert_feed_forward_length".split()
+    "expert_weights_norm expert_shared_count expert_feed_forward_length attention.indexer.types".split()
 )
 PREDICTED = "nextn_predict_layers"  # layers for multi-token prediction, which block_count counts
 ANY_VALUE = {"context_length", "vocab_size", PREDICTED}  # the first two change in conversion
-SIGMOID = 2  # GGUF's number of it
+SOFTMAX, SIGMOID = 1, 2  # GGUF's numbers of them
 UNROTATED = 1e30  # what frequencies are divided by in pairs that do not rotate
 
 
@@ -123,8 +125,9 @@ def _feed_forward(spec: Decoder) -> Metadata:
     found["expert_feed_forward_length"] = moe.expert.width
     if moe.shared:
         found["expert_shared_count"] = moe.shared.width // moe.expert.width
-    if isinstance(router, GroupedSigmoidTopK):
-        found |= {"expert_gating_func": SIGMOID, "expert_weights_norm": True}
+    if isinstance(router, GroupedTopK):
+        gating = SIGMOID if isinstance(router, GroupedSigmoidTopK) else SOFTMAX
+        found |= {"expert_gating_func": gating, "expert_weights_norm": True}
         found |= {"expert_group_count": router.groups, "expert_group_used_count": router.keep}
     return found
 
@@ -136,7 +139,7 @@ def _attention(spec: Decoder) -> Metadata:
         return {}
     local = next((attn for attn in attns if attn.window), None)
     full = next((attn for attn in attns if not attn.window and isinstance(attn.rope, RoPE)), local or attns[0])
-    found = {"attention.head_count": full.heads, "attention.head_count_kv": full.kv_heads}
+    found: Metadata = {"attention.head_count": full.heads, "attention.head_count_kv": full.kv_heads}
     found |= {"attention.key_length": full.head_dim, "attention.value_length": full.value_dim}
     if isinstance(full.rope, RoPE):
         found |= _rotation(full.rope, full.head_dim)
@@ -144,7 +147,9 @@ def _attention(spec: Decoder) -> Metadata:
         found["attn_logit_softcapping"] = full.cap
     if local:
         found["attention.sliding_window"] = local.window
-        found["attention.sliding_window_pattern"] = [layer.cache_spec().reach.limit is not None for layer in spec.layers]
+        found["attention.sliding_window_pattern"] = [
+            layer.cache_spec().reach.limit is not None for layer in spec.layers
+        ]
         if isinstance(local.rope, RoPE) and local.rope != full.rope:
             found["rope.freq_base_swa"] = local.rope.theta
     return found
@@ -205,7 +210,7 @@ def _kv_heads(spec: Decoder) -> Metadata:
 
 def _routing(spec: Decoder) -> Metadata:
     """Of architectures whose routers scale their weights, with dense layers before those with experts."""
-    routers = _found(spec, GroupedSigmoidTopK)
+    routers = _found(spec, GroupedTopK)
     return {"expert_weights_scale": routers[0].scale, **_leading_dense(spec)} if routers else {}
 
 
@@ -220,9 +225,27 @@ def _shared_width(spec: Decoder) -> Metadata:
 
 
 def _yarn_of_scores(spec: Decoder) -> Metadata:
-    """DeepSeek's gain on the scores: a tenth of mscale_all_dim."""
-    gain = mscale_all_dim(_found(spec, MLA)[0])
-    return _routing(spec) | ({} if gain is None else {"rope.scaling.yarn_log_multiplier": gain / 10})
+    """DeepSeek's gain on the scores is the square of 1 + multiplier * ln(factor)."""
+    attn: MLA = _found(spec, MLA)[0]
+    scaling = attn.rope.scaling if isinstance(attn.rope, RoPE) else None
+    if not isinstance(scaling, YarnScaling) or attn.scale is None:
+        return _routing(spec)
+    gain = attn.scale * sqrt(attn.nope_dim + attn.rope_dim)
+    return _routing(spec) | {"rope.scaling.yarn_log_multiplier": (sqrt(gain) - 1) / log(scaling.factor)}
+
+
+def _indexers(spec: Decoder) -> Metadata:
+    """Of sparse attention; `types` says of each layer whether it has one."""
+    indexer = _found(spec, Indexer)[0]
+    found = _routing(spec) | {"attention.indexer.head_count": indexer.heads, "attention.indexer.top_k": indexer.k}
+    types = [not getattr(layer.mixer, "shares_choice", False) for layer in spec.layers]
+    return found | {"attention.indexer.key_length": indexer.head_dim, "attention.indexer.types": types}
+
+
+def _mistral4(spec: Decoder) -> Metadata:
+    temperature = _found(spec, LogTemperature)[0]
+    found = {"attention.temperature_scale": temperature.scale, "attention.temperature_length": temperature.step}
+    return found | _yarn_of_scores(spec)
 
 
 def _ministral(spec: Decoder) -> Metadata:
@@ -257,7 +280,12 @@ def _gemma4(spec: Decoder) -> Metadata:
 
 def _granite(spec: Decoder) -> Metadata:
     """The width is that of a routed expert; `finetuned` false means that attention has no positions."""
-    found = {"feed_forward_length": _found(spec, MoE)[0].expert.width} | _kv_heads(spec) | _shared_width(spec) | {"rope.scaling.finetuned": False}
+    found = (
+        {"feed_forward_length": _found(spec, MoE)[0].expert.width}
+        | _kv_heads(spec)
+        | _shared_width(spec)
+        | {"rope.scaling.finetuned": False}
+    )
     found |= {"embedding_scale": spec.embed_scale, "residual_scale": _found(spec, Branch)[0].multiplier}
     return found | {"logit_scale": spec.logits_scaling, "attention.scale": _found(spec, GQA)[0].scale}
 
@@ -285,6 +313,7 @@ SPECIAL = {
     "afmoe": _routing,
     "deepseek2": _yarn_of_scores,
     "gemma4": _gemma4,
+    "glm-dsa": _indexers,
     "glm4moe": _routing,
     "granitehybrid": _granite,
     "kimi-linear": lambda spec: _routing(spec) | _kv_heads(spec),
@@ -292,6 +321,7 @@ SPECIAL = {
     "lfm2moe": lambda spec: _leading_dense(spec) | _kv_heads(spec),
     "llama4": _llama4,
     "mistral3": _ministral,
+    "mistral4": _mistral4,
     "nemotron_h_moe": _nemotron,
     "olmo2": _olmo,
     "phi3": _phi,

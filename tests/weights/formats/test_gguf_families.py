@@ -6,14 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
 
 import weights
 from tests.reference import toy_config
-from tests.weights.formats.gguf_converter import KINDS, Case, fields, write
+from tests.weights.formats.gguf_converter import KINDS, PREDICTION, Case, write
+from tests.weights.formats.gguf_fields import fields
 from tests.weights.packers import mxfp4, mxfp4_numbers
+from weights.formats.gguf_file import GGUFFile
+from weights.formats.gguf_layout import ARCHITECTURES
+from weights.formats.gguf_metadata import any_value, metadata_of, spec_differences
 from zoo.architectures import families
 from zoo.errors import MalformedError
 from zoo.hf.config import Size
@@ -46,6 +51,121 @@ def test_logits_equal_the_reference(
     assert re.search(r"x\.gguf does not say the layer pattern.*: taken from toy, of the same dimensions", caplog.text)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_the_library_knows_these_tensors(name: str) -> None:
+    """Of the architecture: a name of our own table that is none of GGUF's would prove nothing."""
+    case = Case(name)
+    arch = next(arch for arch, kind in gguf.MODEL_ARCH_NAMES.items() if kind == case.kind)
+    known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[arch]}
+    stems = {re.sub(r"\.(weight|bias)$", "", name) for name in case.tensors if not name.endswith(PREDICTION)}
+    assert {re.sub(r"^blk\.\d+", "blk.{bid}", stem) for stem in stems} <= known
+
+
+WITHOUT_POSITIONS = {"rope.freq_base", "rope.dimension_count"}
+# Fields that change nothing, beside the context and the size of the vocabulary.
+INERT = {
+    "granitehybrid": WITHOUT_POSITIONS,
+    "kimi-linear": WITHOUT_POSITIONS | {"attention.value_length"},
+    "llama4-scout-109b": {"feed_forward_length"},  # of dense layers, where there are none
+    "mixtral-8x7b": {"feed_forward_length"},
+    "mistral4": {"feed_forward_length"},
+    "minimax-m2": {"feed_forward_length"},
+    "gpt-oss": {"feed_forward_length"},
+    "nemotron_h_moe": WITHOUT_POSITIONS,
+    "qwen35": {"rope.dimension_sections"},
+    "qwen35moe": {"rope.dimension_sections"},
+    "qwen3moe": {"feed_forward_length"},
+    "qwen3next": {"feed_forward_length"},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_other_field_of_a_file_is_compared(name: str, tmp_path: Path) -> None:
+    case = Case(name)
+    spec = next(module for module in families().values() if name in module.SIZES).from_hf(case.config)
+    metadata = GGUFFile(write(tmp_path / "x.gguf", case.kind, case.said, {}))._metadata
+    assert spec_differences(case.kind, metadata, spec) == []
+    inert = {"context_length", "vocab_size", "nextn_predict_layers"} | INERT.get(case.kind, INERT.get(name, set()))
+    assert inert & metadata.keys() == any_value(case.kind, spec) & metadata.keys()
+    for key in metadata.keys() - inert:
+        value = metadata[key]
+        other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value * 2
+        differences = spec_differences(case.kind, metadata | {key: other}, spec)
+        assert f"{key} {other} instead of {metadata_of(case.kind, spec)[key]}" in differences
+
+
+def test_axes_of_length_one_come_and_go(toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    """llama.cpp's quantisation drops them."""
+    case = toy(Case("kimi-linear-48b-a3b"))
+    usual = weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors)).state_dict()
+    assert case.tensors["blk.0.ssm_conv1d_q.weight"].shape == (1, 96, 1, 4)
+    tensors = {name: tensor.squeeze() for name, tensor in case.tensors.items()}
+    squeezed = weights.load(write(tmp_path / "squeezed.gguf", case.kind, case.said, tensors)).state_dict()
+    assert all(torch.equal(squeezed[name], tensor) for name, tensor in usual.items())
+    tensors["blk.0.ssm_conv1d_q.weight"] = tensors["blk.0.ssm_conv1d_q.weight"].T
+    with pytest.raises(MalformedError, match=r"q_conv1d\.weight \[4, 96\] instead of \[96, 1, 4\]"):
+        weights.load(write(tmp_path / "turned.gguf", case.kind, case.said, tensors))
+
+
+def test_tensors_that_are_packed_in_some_files(toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    """Qwen3-Next's first files have its linear attention's projections as released, others gate and up in one."""
+    case = toy(Case("qwen3-next-80b-a3b"))
+    usual = weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors)).state_dict()
+    tensors = dict(case.tensors)
+    del tensors["blk.0.attn_qkv.weight"], tensors["blk.0.attn_gate.weight"]
+    tensors["blk.0.ssm_in.weight"] = case.reference.state_dict()["model.layers.0.linear_attn.in_proj_qkvz.weight"]
+    both = [tensors.pop(f"blk.1.ffn_{part}_exps.weight") for part in ("gate", "up")]
+    tensors["blk.1.ffn_gate_up_exps.weight"] = torch.cat(both, dim=1)
+    packed = weights.load(write(tmp_path / "packed.gguf", case.kind, case.said, tensors)).state_dict()
+    assert all(torch.equal(packed[name], tensor) for name, tensor in usual.items())
+
+
+def test_rows_of_heads_without_positions(toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    """Granite's are stored in pairs like Llama's, which its logits do not show."""
+    case = toy(Case("granite4-h-tiny"))
+    model = weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors))
+    for part in "qk":
+        stored = case.reference.state_dict()[f"model.layers.5.self_attn.{part}_proj.weight"]
+        assert torch.equal(model.get_parameter(f"layers.5.attn.block.{part}.weight"), stored)
+        assert not torch.equal(case.tensors[f"blk.5.attn_{part}.weight"], stored)
+
+
+def test_every_family_but_one() -> None:
+    """docs/loading.md says why; every architecture has a case here."""
+    read = {name for architecture in ARCHITECTURES.values() for name in architecture.families}
+    assert families().keys() - read == {"deepseek-v3-2"}
+    assert ARCHITECTURES.keys() == set(KINDS.values())
+    assert read == {family for family, module in families().items() if module.SIZES.keys() & KINDS.keys()}
+
+
+@pytest.mark.parametrize("name", ["glm4.5-355b", "nemotron3-super-120b-a12b", "qwen3.5-0.8b"])
+def test_the_layer_for_multi_token_prediction(
+    name: str, toy: Callable[[Case], Case], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is left alone, and files are written without it as well."""
+    case = toy(Case(name))
+    with caplog.at_level(logging.INFO, "weights"):
+        model = weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors))
+    assert "left alone: 1 tensor, the multi-token prediction layer" in caplog.text
+    layers, said = len(model.layers), dict(case.said)
+    assert said.pop("nextn_predict_layers") == said["block_count"] - layers == 1
+    said = {key: value[:layers] if isinstance(value, list) else value for key, value in said.items()}
+    tensors = {name: tensor for name, tensor in case.tensors.items() if not name.endswith(PREDICTION)}
+    path = write(tmp_path / "without.gguf", case.kind, said | {"block_count": layers}, tensors)
+    assert len(weights.load(path).layers) == layers
+
+
+def test_keys_and_values_of_other_sizes(toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    """The two parts of a matrix must fit each other."""
+    case = toy(Case("moonlight-16b-a3b"))
+    case.tensors["blk.1.attn_v_b.weight"] = case.tensors["blk.1.attn_v_b.weight"][:, :, 1:]
+    with pytest.raises(MalformedError, match=r"kv_b_proj\.weight \[4, 32, 32\] instead of \[224, 32\]"):
+        weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors))
+    del case.tensors["blk.1.attn_v_b.weight"]
+    with pytest.raises(MalformedError, match=r"missing: .*1\.self_attn\.kv_b_proj\.weight.*blk\.1\.attn_k_b\.weight"):
+        weights.load(write(tmp_path / "y.gguf", case.kind, case.said, case.tensors))
+
+
 @torch.no_grad()
 def test_mxfp4_experts(toy: Callable[[Case], Case], tmp_path: Path) -> None:
     """gpt-oss as released in .gguf files: parameters equal the unpacked codes."""
@@ -68,6 +188,13 @@ def test_rope_freqs_must_be_the_presets(toy: Callable[[Case], Case], tmp_path: P
     case.tensors["rope_freqs.weight"] = np.ones(3, dtype=np.float32)
     with pytest.raises(MalformedError, match=r"toy is nearest, but for another table of rope_freqs"):
         weights.load(write(tmp_path / "short.gguf", case.kind, case.said, case.tensors))
+
+
+def test_rope_freqs_of_a_model_without_rotation(toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    case = toy(Case("gpt2-small"))
+    case.tensors["rope_freqs.weight"] = np.ones(8, dtype=np.float32)
+    with pytest.raises(MalformedError, match=r"toy is nearest, but for another table of rope_freqs"):
+        weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors))
 
 
 def test_missing_rope_freqs_are_logged(
@@ -100,8 +227,6 @@ def test_no_preset_is_an_error(
 
 def test_presets_that_differ_in_their_context_alone(tmp_path: Path) -> None:
     """Llama 3 and 3.1 with 8B have the same dimensions, and other positions."""
-    from weights.formats.gguf_file import GGUFFile
-
     said = fields(toy_config("llama3-8b", 1), "llama") | {
         "block_count": 32,
         "embedding_length": 4096,
