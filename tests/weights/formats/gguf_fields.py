@@ -69,13 +69,12 @@ def fields(config: Config, kind: str) -> dict[str, Any]:
     return said | (MORE[kind](config) if kind in MORE else {})
 
 
+def _gpt2(config: Config) -> dict[str, Any]:
+    return {"feed_forward_length": config.get("n_inner") or 4 * config["n_embd"]}
+
+
 def _gpt_oss(config: Config) -> dict[str, Any]:
-    return {
-        "expert_feed_forward_length": config["intermediate_size"],
-        "rope.scaling.type": "yarn",
-        "rope.scaling.factor": 32.0,
-        "rope.scaling.original_context_length": 64,
-    }
+    return {"expert_feed_forward_length": config["intermediate_size"]}
 
 
 def _rotated(config: Config, share: float = 1.0) -> dict[str, Any]:
@@ -117,14 +116,14 @@ def _deepseek(config: Config) -> dict[str, Any]:
 
 
 def _glm5(config: Config) -> dict[str, Any]:
-    predicted = config["num_nextn_predict_layers"]
+    predicted, types = config["num_nextn_predict_layers"], config.get("indexer_types")
     return _deepseek(config) | {
         "nextn_predict_layers": predicted,
         "block_count": config["num_hidden_layers"] + predicted,
         "attention.indexer.head_count": config["index_n_heads"],
         "attention.indexer.key_length": config["index_head_dim"],
         "attention.indexer.top_k": config["index_topk"],
-        "attention.indexer.types": [kind == "full" for kind in config["indexer_types"]],
+        **({"attention.indexer.types": [kind == "full" for kind in types]} if types else {}),
     }
 
 
@@ -192,7 +191,10 @@ def _granite(config: Config) -> dict[str, Any]:
 
 def _nemotron(config: Config) -> dict[str, Any]:
     """Multi-token prediction is one layer more, with attention and with experts."""
-    pattern, predicted = config["hybrid_override_pattern"], config.get("num_nextn_predict_layers", 0)
+    predicted = config.get("num_nextn_predict_layers") or 0
+    names = {"attention": "*", "full_attention": "*", "moe": "E"}
+    listed = [names.get(kind, "M") for kind in config.get("layers_block_type") or []]
+    pattern = listed or list(config["hybrid_override_pattern"])
     said = taken(config, EXPERTS) | _rotated(config)
     said["attention.head_count_kv"] = [config["num_key_value_heads"] * (x == "*") for x in pattern]
     said["feed_forward_length"] = [config["moe_intermediate_size"] * (x == "E") for x in pattern]
@@ -214,9 +216,12 @@ def _nemotron(config: Config) -> dict[str, Any]:
 
 
 def _lfm2(config: Config) -> dict[str, Any]:
-    """The dense models' width is the published one by a rule, which gives 96 for the toy's."""
-    said = {"shortconv.l_cache": config["conv_L_cache"]}
-    kv_heads = config["num_key_value_heads"]
+    """The dense models' width follows from the published one by a rule."""
+    said, kv_heads = {"shortconv.l_cache": config["conv_L_cache"]}, config["num_key_value_heads"]
+    if config.get("block_auto_adjust_ff_dim"):
+        width = int(config["block_ffn_dim_multiplier"] * int(2 * config["intermediate_size"] / 3))
+        multiple = config["block_multiple_of"]
+        said["feed_forward_length"] = multiple * ((width + multiple - 1) // multiple)
     return said | {"attention.head_count_kv": [kv_heads * (kind != "conv") for kind in config["layer_types"]]}
 
 
@@ -226,11 +231,12 @@ def _lfm2_mixture(config: Config) -> dict[str, Any]:
 
 
 def _ministral(config: Config) -> dict[str, Any]:
-    rope = config["rope_scaling"]
-    return _rotated(config) | {
-        "rope.scaling.yarn_log_multiplier": rope["mscale_all_dim"],
-        "attention.temperature_scale": rope["llama_4_scaling_beta"],
+    """Mistral Small 3.1 has neither field."""
+    names = {
+        "rope.scaling.yarn_log_multiplier": "mscale_all_dim",
+        "attention.temperature_scale": "llama_4_scaling_beta",
     }
+    return _rotated(config) | taken(config.get("rope_scaling") or {}, names)
 
 
 def _gemma4(config: Config) -> dict[str, Any]:
@@ -259,6 +265,7 @@ MORE: dict[str, Callable[[Config], dict[str, Any]]] = {
     "glm-dsa": _glm5,
     "glm4moe": _glm,
     "gpt-oss": _gpt_oss,
+    "gpt2": _gpt2,
     "granitehybrid": _granite,
     "kimi-linear": _kimi_linear,
     "lfm2": _lfm2,

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import weights
-from tests.reference import toy_config
+import zoo
+from tests.reference import published, toy_config
 from tests.weights.formats.gguf_converter import KINDS, PREDICTION, Case, write
 from tests.weights.formats.gguf_fields import fields
 from tests.weights.packers import mxfp4, mxfp4_numbers
@@ -20,6 +21,7 @@ from weights.formats.gguf_file import GGUFFile
 from weights.formats.gguf_layout import ARCHITECTURES
 from weights.formats.gguf_metadata import any_value, metadata_of, spec_differences
 from zoo.architectures import families
+from zoo.blocks import MoE
 from zoo.errors import MalformedError
 from zoo.hf.config import Size
 
@@ -223,6 +225,22 @@ def test_no_preset_is_an_error(
     case = toy(Case("gpt-oss-20b"))
     with pytest.raises(MalformedError, match=rf"toy is nearest, but for {re.escape(phrase)}"):
         weights.load(write(tmp_path / "x.gguf", case.kind, case.said | change, case.tensors))
+
+
+def kinds_of(name: str) -> list[str]:
+    """GGUF's names of a preset's architecture: of its family, and with experts or without where that has both."""
+    family = next(family for family, module in families().items() if name in module.SIZES)
+    kinds = [kind for kind, architecture in ARCHITECTURES.items() if family in architecture.families]
+    has_experts = any(isinstance(part, MoE) for part in zoo.spec(name).walk())
+    return [kind for kind in kinds if (f"{kind}moe" not in kinds if has_experts else not kind.endswith("moe"))]
+
+
+@pytest.mark.parametrize("name", [name for name in published() if kinds_of(name)])
+def test_the_file_of_a_published_config_is_that_of_the_preset(name: str, tmp_path: Path) -> None:
+    for kind in kinds_of(name):
+        file = GGUFFile(write(tmp_path / f"{kind}.gguf", kind, fields(published()[name]["config"], kind), {}))
+        assert file.spec().layers == zoo.spec(name).layers
+        assert file.preset[0] == name
 
 
 def test_presets_that_differ_in_their_context_alone(tmp_path: Path) -> None:
