@@ -205,8 +205,8 @@ class GGUFFile(Source):
         parts = [self._dequantised(self._tensors[each]) for each in stored.names]
         tensor = joined(*parts) if len(parts) == 2 else parts[0]
         mixer = stored.layer.mixer if stored.layer else None
-        tensor = undone(name, tensor, mixer, ARCHITECTURES[self.kind].changes)
-        return tensor.reshape(self._shape(name)).to(device, dtype)
+        tensor = undone(name, tensor.reshape(self._shape(name)), mixer, ARCHITECTURES[self.kind].changes)
+        return tensor.to(device, dtype)
 
     def _dequantised(self, tensor: Any) -> Tensor:
         try:

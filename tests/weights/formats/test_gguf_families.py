@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import weights
 import zoo
@@ -96,14 +97,23 @@ def test_every_other_field_of_a_file_is_compared(name: str, tmp_path: Path) -> N
         assert f"{key} {other} instead of {metadata_of(case.kind, spec)[key]}" in differences
 
 
-def test_axes_of_length_one_come_and_go(toy: Callable[[Case], Case], tmp_path: Path) -> None:
-    """llama.cpp's quantisation drops them."""
-    case = toy(Case("kimi-linear-48b-a3b"))
+@pytest.mark.parametrize("name", ["kimi-linear-48b-a3b", "ministral3-3b", "qwen3.5-0.8b"])
+def test_axes_of_length_one_come_and_go(name: str, toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    """llama.cpp's quantisation drops those behind the others."""
+    case = toy(Case(name))
     usual = weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors)).state_dict()
+    for other in (Tensor.squeeze, lambda tensor: tensor[None]):
+        tensors = {key: other(torch.as_tensor(tensor)) for key, tensor in case.tensors.items()}
+        # The embedding's rows are counted, and the parts of keys and values are joined by their axes.
+        tensors |= {key: case.tensors[key] for key in tensors if re.search("token_embd|attn_[kv]_b", key)}
+        changed = weights.load(write(tmp_path / "changed.gguf", case.kind, case.said, tensors)).state_dict()
+        assert all(torch.equal(changed[key], tensor) for key, tensor in usual.items())
+
+
+def test_turned_tensors(toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    case = toy(Case("kimi-linear-48b-a3b"))
     assert case.tensors["blk.0.ssm_conv1d_q.weight"].shape == (1, 96, 1, 4)
     tensors = {name: tensor.squeeze() for name, tensor in case.tensors.items()}
-    squeezed = weights.load(write(tmp_path / "squeezed.gguf", case.kind, case.said, tensors)).state_dict()
-    assert all(torch.equal(squeezed[name], tensor) for name, tensor in usual.items())
     tensors["blk.0.ssm_conv1d_q.weight"] = tensors["blk.0.ssm_conv1d_q.weight"].T
     with pytest.raises(MalformedError, match=r"q_conv1d\.weight \[4, 96\] instead of \[96, 1, 4\]"):
         weights.load(write(tmp_path / "turned.gguf", case.kind, case.said, tensors))
