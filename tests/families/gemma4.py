@@ -6,16 +6,18 @@ from tests.families import Config, Family
 
 
 def toy(config: Config, full: Config, layers: int) -> Config:
-    """The heads of layers without a window stay the wider ones."""
+    """The heads of layers without a window stay the wider ones, and the first layers have keys of their own."""
     kv_heads = full["num_global_key_value_heads"]
-    return {"global_head_dim": 32, "num_global_key_value_heads": min(kv_heads, 2) if kv_heads else None}
+    own = full["num_hidden_layers"] - full["num_kv_shared_layers"]
+    shared = {"num_kv_shared_layers": max(layers - own, 0)}
+    return shared | {"global_head_dim": 32, "num_global_key_value_heads": min(kv_heads, 2) if kv_heads else None}
 
 
 # Scores are not scaled: with queries and keys normalised to one per element, attention would amplify rounding errors.
 FAMILY = Family(
     toy=toy,
-    widths={"final_logit_softcapping": 8.0},
+    widths={"final_logit_softcapping": 8.0, "top_k_experts": 3}
+    | {"vocab_size_per_layer_input": 512, "hidden_size_per_layer_input": 24},
     factors={"self_attn.q_norm.weight": 24**-0.5},
-    settled=("hidden_size_per_layer_input", "num_global_key_value_heads", "rope_parameters"),
     wrappers={"gemma4_text": "gemma4", "gemma4_unified_text": "gemma4_unified"},
 )

@@ -7,7 +7,7 @@ reference's branch got, so that a difference in its output began in it.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from weights.reference.logits import chunks_of_positions
-from zoo.blocks import GroupedSigmoidTopK, SoftmaxTopK
+from zoo.blocks import GroupedSigmoidTopK, NormedSoftmaxTopK, SoftmaxTopK
 from zoo.blocks.routers import Router
 from zoo.model.decoder import Model
 
@@ -158,8 +158,8 @@ def margin(router: nn.Module, x: Tensor) -> Tensor:
     relative to the largest score. Infinite for an unknown kind of router: none of its choices counts as a tie."""
     spec: Any = router.spec
     weight, parameters = router.get_parameter("weight"), dict(router.named_parameters())
-    if isinstance(spec, SoftmaxTopK):
-        scores = F.linear(x, weight, parameters.get("bias")).float()
+    if isinstance(spec, SoftmaxTopK | NormedSoftmaxTopK):
+        scores = cast(Any, router).logits(x)
         return _lead(scores, spec.k) / scores.abs().amax(-1)
     if isinstance(spec, GroupedSigmoidTopK):
         scores = F.linear(x.float(), weight.float()).sigmoid() + parameters["correction"]

@@ -37,8 +37,9 @@ class Proportions:
         layers = tuple(small[layer] for layer in spec.layers)
         embed_scale = self.dim**0.5 if self.full.embed_scale == self.full.dim**0.5 else self.full.embed_scale
         positions = spec.positions and LearnedPositions(self.context)
+        per_layer = spec.per_layer and self._scale(spec.per_layer)
         placed = replace(spec, context=self.context, positions=positions)
-        return replace(placed, dim=self.dim, layers=layers, embed_scale=embed_scale)
+        return replace(placed, dim=self.dim, layers=layers, embed_scale=embed_scale, per_layer=per_layer)
 
     def _scale(self, part: Any) -> Any:
         """A part at this width, and every part in it."""
@@ -51,8 +52,9 @@ class Proportions:
         for name in ("window", "chunk", "step"):
             if held.get(name):
                 new[name] = self._window(held[name])
-        if held.get("latent"):
-            new["latent"] = max(1, round(held["latent"] * self.dim / self.full.dim))
+        for name in ("latent", "width"):
+            if held.get(name):
+                new[name] = max(1, round(held[name] * self.dim / self.full.dim))
         if {"heads", "kv_heads", "head_dim"} <= held.keys():
             new |= self._grouped_heads(held)
         if {"heads", "head_dim", "groups", "state"} <= held.keys():

@@ -240,7 +240,7 @@ def test_a_token_out_of_reach_changes_nothing_and_one_within_does(name: str, cac
     stands for a mixture of them; the two tests below look at mixtures too."""
     spec = zoo.spec(name, tiny=True)
     layer = next(layer for layer in spec.layers if layer.cache_spec().reach.limit)
-    if isinstance(layer.ffn.block, zoo.MoE):
+    if any(isinstance(part, zoo.MoE) for part in layer.walk()):
         layer = zoo.swap(layer, zoo.MoE, lambda mixture: mixture.expert)
     model = randomised(zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale))
     tokens = changed_one_by_one(spec)

@@ -126,6 +126,7 @@ SOME = {
     "num_experts_per_tok": [1, 2],
     "q_lora_rank": [None, 8],
     "partial_rotary_factor": [0.25, 0.75],
+    "rope_parameters": [{"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5}}],
 }
 SOME |= {
     **dict.fromkeys(("n_groups", "mamba_n_groups"), (1, 2, 4)),
@@ -209,6 +210,7 @@ ONE_VALUE = {"architectures", "model_type", "bos_token_id", "eos_token_id", "pad
 ONE_VALUE |= {"hidden_activation", "use_sliding_window", "scoring_func", "topk_method", "norm_topk_prob"}
 ONE_VALUE |= {"rope_interleave", "moe_layer_freq", "attention_bias", "num_key_value_heads", "intermediate_size"}
 ONE_VALUE |= {"sliding_window", "mlp_bias", "activation_function"}
+ONE_VALUE |= {"num_global_key_value_heads", "hidden_size_per_layer_input"}
 ONE_VALUE |= {"topk_group"}  # of a single group, one is kept
 ONE_VALUE |= {"mamba_d_head"}  # the model's width over the heads
 
