@@ -18,6 +18,7 @@ FAMILY = Family(
     toy=toy,
     widths={"final_logit_softcapping": 8.0, "top_k_experts": 3}
     | {"vocab_size_per_layer_input": 512, "hidden_size_per_layer_input": 24},
+    settled=("vocab_size_per_layer_input",),
     factors={"self_attn.q_norm.weight": 24**-0.5},
     wrappers={"gemma4_text": "gemma4", "gemma4_unified_text": "gemma4_unified"},
 )

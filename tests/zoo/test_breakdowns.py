@@ -18,7 +18,9 @@ PASSES = [(0, 1), (0, 700), (699, 1), (300, 200)]  # past, new
 
 def part_of(name: str) -> str:
     """The part that a parameter, of no norm, belongs to, by its path in the module tree alone."""
-    if match := re.search(r"ffn\.block\.(?:routed\.)?(router|experts|shared|latent)\b", name.replace("latent_", "latent.")):
+    if match := re.search(
+        r"ffn\.block\.(?:routed\.)?(router|experts|shared|latent)\b", name.replace("latent_", "latent.")
+    ):
         return {"experts": "routed", "latent": "routed"}.get(match[1], match[1])
     if name.startswith(("embed.", "positions.", "per_layer.embed.", "head.")):
         return "head" if name.startswith("head.") else "embedding"
@@ -28,13 +30,14 @@ def part_of(name: str) -> str:
 
 
 def counted(model: Model) -> Counter[str]:
-    """Norms and layer scales are the modules that say at which value their weight changes nothing; an indexer's own
-    norm is the indexer's."""
+    """Norms and layer scales are the modules that say at which value their weight changes nothing; the own norms of
+    an indexer and of a router are theirs."""
     norms = {name for name, module in model.named_modules() if "weight" in getattr(module, "identity", {})}
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         module = name.rpartition(".")[0]
-        part = "indexer" if ".indexer." in name else "norm" if module in norms else part_of(name)
+        of_norm = module in norms and ".router." not in name
+        part = "indexer" if ".indexer." in name else "norm" if of_norm else part_of(name)
         parts[part] += parameter.numel()
     return parts
 

@@ -60,7 +60,7 @@ WEIGHTS = (
     Rename("inputs.block.out", "per_layer_projection"),
     Rename("inputs.post", "post_per_layer_input_norm"),
     *(
-        Skipped(f"model.layers.{{i}}.self_attn.{name}.weight", "keys and values of layers that share those of others")
+        Skipped(f"model.layers.{{i}}.self_attn.{name}.weight", "keys and values that are not used", mixer=SharedKV)
         for name in ("k_proj", "v_proj", "k_norm")
     ),
     *(
