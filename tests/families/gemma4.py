@@ -6,10 +6,11 @@ from tests.families import Config, Family
 
 
 def toy(config: Config, full: Config, layers: int) -> Config:
-    """The heads of layers without a window stay the wider ones, and the first layers have keys of their own."""
+    """The heads of layers without a window stay the wider ones. Where layers share keys and values, the
+    last ones do, and one group of layers before them has its own."""
     kv_heads = full["num_global_key_value_heads"]
-    own = full["num_hidden_layers"] - full["num_kv_shared_layers"]
-    shared = {"num_kv_shared_layers": max(layers - own, 0)}
+    period = full["layer_types"].index("full_attention") + 1
+    shared = {"num_kv_shared_layers": full["num_kv_shared_layers"] and layers - period}
     return shared | {"global_head_dim": 32, "num_global_key_value_heads": min(kv_heads, 2) if kv_heads else None}
 
 

@@ -20,21 +20,35 @@ TOY |= {"limit": 1.0, "cap": 1.0}  # low enough that toy activations reach them
 VOCAB, DIM, CONTEXT = 512, 64, 1024
 LOGIT_CAP = 8.0  # low enough that toy logits feel it, high enough that a toy can be sure of a token
 LOGITS_SCALING = 1.5  # low enough that toy logits reach 1
+MAX_LAYERS = 12
 WIDE_HEAD = 24  # head_dim where heads * head_dim is not dim: the narrowest of a model; each wider one is 8 wider
 
 
 def tiny(spec: Decoder) -> Decoder:
-    """`spec` at toy widths, with as many of its first layers as hold every distinct kind of layer, and at least two."""
+    """`spec` at toy widths, with as many of its first layers as hold every distinct kind of layer, at least two,
+    and no group twice where they are more than MAX_LAYERS."""
     last = max(map(spec.layers.index, set(spec.layers)))  # of the first layers of each kind
-    small = replace(spec, vocab=VOCAB, layers=spec.layers[: max(last + 1, 2)], context=CONTEXT)
+    kept = _without_repeats(spec.layers[: max(last + 1, 2)])
+    small = replace(spec, vocab=VOCAB, layers=kept, context=CONTEXT)
     embed_scale = DIM**0.5 if spec.embed_scale == spec.dim**0.5 else spec.embed_scale
     logit_cap = min(spec.logit_cap, LOGIT_CAP) if spec.logit_cap else None
     kinds: set[Any] = {part for layer in set(spec.layers) for part in layer.walk()}
     heads = sorted({part.head_dim for part in kinds if hasattr(part, "kv_heads")})
     shrunk = small.map(lambda part: _shrink(part, spec.dim, heads))
-    layers = tuple(_widened(layer, full, spec) for layer, full in zip(shrunk.layers, spec.layers, strict=False))
+    layers = tuple(_widened(layer, full, spec) for layer, full in zip(shrunk.layers, kept, strict=True))
     scaled = replace(shrunk, logit_cap=logit_cap, logits_scaling=min(spec.logits_scaling, LOGITS_SCALING))
     return replace(scaled, layers=layers, dim=DIM, embed_scale=embed_scale)
+
+
+def _without_repeats(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """The layers without their first group, while they are more than MAX_LAYERS and the next group equals it: in Gemma
+    4 E2B, 15 layers come before the first of another kind."""
+    while len(layers) > MAX_LAYERS:
+        sizes = (size for size in range(len(layers) // 2, 0, -1) if layers[:size] == layers[size : 2 * size])
+        if (size := next(sizes, 0)) == 0:
+            break
+        layers = layers[size:]
+    return layers
 
 
 def _widened(layer: Layer, full: Layer, spec: Decoder) -> Layer:
