@@ -38,9 +38,9 @@ class KVSource(GQA):
 
 class _KVSource(_GQA):
     def keys_and_values(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> tuple[Tensor, Tensor, Mask]:
-        shared = super().keys_and_values(x, ctx, cache)
-        ctx.hand_on(_handed_on(self.spec), shared)
-        return shared
+        k, v, mask = super().keys_and_values(x, ctx, cache)
+        ctx.hand_on(_handed_on(self.spec), (*cache.shared(x, k, v), ctx.views[cache.geometry].keys, mask))
+        return k, v, mask
 
 
 @dataclass(frozen=True)
@@ -77,5 +77,5 @@ class SharedKV(GQA):
 
 class _SharedKV(_GQA):
     def keys_and_values(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> tuple[Tensor, Tensor, Mask]:
-        k, v, mask = ctx.shared[_handed_on(self.spec)]
-        return k, v, mask
+        k, v, keys, mask = ctx.shared[_handed_on(self.spec)]
+        return k.narrow(2, 0, len(keys)), v.narrow(2, 0, len(keys)), mask

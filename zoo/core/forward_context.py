@@ -62,6 +62,11 @@ class LayerCache(Protocol):
         s, width), and last the mask."""
         ...
 
+    def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
+        """The streams that `append` returned, in the form in which later layers are given them: (batch, heads, places,
+        width), of which the first s are the keys of the view. `x` (b, t, ...) is any tensor of the pass."""
+        ...
+
     def state(self, name: str, x: Tensor) -> Tensor:
         """The state of this name (batch, *shape) after the tokens so far, zeros before the first. `x` is any tensor of
         the pass, its first axis the batch."""

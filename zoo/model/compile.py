@@ -198,15 +198,13 @@ def mark_dynamic_lengths(ctx: ForwardContext, new: int) -> None:
             maybe_mark_dynamic(view.write, 0)
 
 
-def mark_handed_on(values: Mapping[str, Any], new: int) -> None:
-    """The same for streams (b, heads, s, width) that a layer handed on: those of one name are equally long."""
-    from torch._dynamo.decorators import mark_unbacked, maybe_mark_dynamic
+def mark_handed_on(values: Mapping[str, Any]) -> None:
+    """The same for streams (b, heads, places, width) that a layer handed on: their places are as many as in no other
+    tensor, their heads and widths as many as in the specs."""
+    from torch._dynamo.decorators import mark_static, maybe_mark_dynamic
 
-    for name, value in values.items():
-        parts = value if isinstance(value, tuple) else (value,)
-        is_unmasked = any(each is None for each in parts)
-        for stream in (each for each in parts if isinstance(each, Tensor) and each.ndim == 4):
-            if new == 1 and is_unmasked and stream.device.type == "cpu":
-                mark_unbacked(stream, 2, hint_override=KEYS_HINT, shape_id=name)
-            else:
+    for value in values.values():
+        for stream in value if isinstance(value, tuple) else (value,):
+            if isinstance(stream, Tensor) and stream.ndim == 4:
                 maybe_mark_dynamic(stream, 2)
+                mark_static(stream, (1, 3))

@@ -275,7 +275,7 @@ class Model(nn.Module):
                     handed_on = seen.shared
                 else:
                     out, handed_on = out
-                    mark_handed_on(handed_on, tokens.shape[1])
+                    mark_handed_on(handed_on)
                 ctx.shared.update(handed_on)
             if recording is None:
                 x = out
