@@ -169,7 +169,7 @@ class Layer(Composite):
 
     attn: Branch | PostNorm | None
     ffn: Branch | PostNorm | None
-    inputs: Branch | None = None
+    inputs: Branch | PostNorm | None = None
     output_scale: LayerScale | None = None
 
     def check(self) -> None:

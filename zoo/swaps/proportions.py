@@ -87,7 +87,8 @@ class Proportions:
         if first["heads"] != held["heads"] or all(first[name] == held[name] for name in names):
             return grouped_heads(held, self.full.dim, self.dim)
         new = grouped_heads(first, self.full.dim, self.dim)
-        most = max(1, round(held["kv_heads"] * new["heads"] / held["heads"]))
+        same = held["kv_heads"] == first["kv_heads"]
+        most = new["kv_heads"] if same else max(1, round(held["kv_heads"] * new["heads"] / held["heads"]))
         kv_heads = next(number for number in range(most, 0, -1) if new["heads"] % number == 0)
         head_dim = 2 * max(1, round(new["head_dim"] * held["head_dim"] / first["head_dim"] / 2))
         return new | {"kv_heads": kv_heads, "head_dim": head_dim}
