@@ -6,7 +6,7 @@ reference's branch got, so that a difference in its output began in it.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -68,25 +68,33 @@ class PartwiseComparison:
         self.parts: list[Part] = []
         self.experts: list[Tensor] = []
         self.last = torch.empty(0)  # the output of the reference's last layer
+        self.inputs: Sequence[Tensor | None] = ()  # what the model computes for each layer alone
 
     def embedding(self, x: Tensor) -> None:
         """Compare with the reference's embeddings `x` (batch, t, dim)."""
         self._add("embedding", None, _relative_error(self.model.embedded(self.tokens, self.ctx.positions), x))
+        self.inputs = self.model.layer_inputs(self.tokens, x)
 
     def layer(self, reference: LayerActivations) -> None:
-        """Compare the branches of one layer, the last with what the layer's output is multiplied by."""
+        """Compare attention and feed-forward of one layer, the last of them with what the layer adds for its own input
+        and what its output is multiplied by."""
         index, self.last = reference.layer, reference.out
         layer: Any = self.model.layers[index]
-        scaled = layer.output_scale or nn.Identity()
+        ctx = replace(self.ctx, layer_input=self.inputs[index])
+
+        def finished(x: Tensor) -> Tensor:
+            x = x if layer.inputs is None else layer.inputs(x, ctx)
+            return x if layer.output_scale is None else layer.output_scale(x)
+
         if layer.attn is not None:
-            between = layer.attn(reference.x, self.ctx, self.layer_caches[index])
-            between = scaled(between) if layer.ffn is None else between
+            between = layer.attn(reference.x, ctx, self.layer_caches[index])
+            between = finished(between) if layer.ffn is None else between
             self._add("attention", index, _relative_error(between, reference.between))
         if layer.ffn is None:
             return
         inputs: list[Tensor] = []
         with recorded_choices(layer, lambda router, x: inputs.append(x.flatten(0, -2))) as choices:
-            error = _relative_error(scaled(layer.ffn(reference.between, self.ctx)), reference.out)
+            error = _relative_error(finished(layer.ffn(reference.between, ctx)), reference.out)
         if reference.experts is None:
             return self._add("feed-forward", index, error)
         self.experts.append(reference.experts.unflatten(0, (len(self.tokens), -1)))

@@ -26,6 +26,7 @@ from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
 from weights.loading import open_source
 from weights.matching import HEAD, Source, rule_names
 from weights.reference.layers import LayerActivations, removed_after
+from zoo.blocks import DenseAndMoE
 from zoo.catalog import family_of
 from zoo.errors import CheckFailed, MalformedError, require_package
 from zoo.hf.checkpoint_layout import Rule, Rules
@@ -165,11 +166,13 @@ def feed_forward_input(spec: Decoder, rules: Rules, index: int, layer: nn.Module
     feed-forward. Raises CheckFailed where the layer has no module of such a name."""
     if spec.layers[index].ffn is None:
         return None
-    has_norm = getattr(spec.layers[index].ffn, "pre", None) is not None
+    has_norm, norm = getattr(spec.layers[index].ffn, "pre", None) is not None, "ffn.pre"
+    if isinstance(spec.layers[index].feed_forward, DenseAndMoE):
+        has_norm, norm = True, "ffn.block.dense_pre"
     modules = dict(layer.named_modules())
     for module_names, checkpoint_name in (rule_names(rule) for rule in rules if isinstance(rule, Rule)):
         name = checkpoint_name if has_norm else checkpoint_name.partition(".")[0]
-        found = module_names == ("ffn.pre",) if has_norm else module_names[0].startswith(FEED_FORWARD)
+        found = module_names == (norm,) if has_norm else module_names[0].startswith(FEED_FORWARD)
         if found and name in modules:
             return name
     what = "norm before its feed-forward" if has_norm else "feed-forward"

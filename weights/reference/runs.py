@@ -121,6 +121,7 @@ class LayerwiseRuns:
             self.contexts.append(self.model.prepare(chunk, self.cache)[0])
             self.cache.length += chunk.shape[1]
         self.full, self.cached = torch.empty(0), torch.empty(0)  # (batch, t, dim)
+        self.inputs: Sequence[Tensor | None] = ()
         self.experts: dict[str, list[Tensor]] = {"reference": self.comparison.experts, "full": [], "cached": []}
 
     @contextmanager
@@ -141,16 +142,21 @@ class LayerwiseRuns:
         """Run the zoo's layer, after the reference's."""
         index = reference.layer
         if index == 0:
-            with self.filled("embed", *(["positions"] if self.model.spec.positions else [])):
+            others = (name for name in ("positions", "per_layer") if getattr(self.model.spec, name))
+            with self.filled("embed", *others):
                 self.comparison.embedding(reference.x)
                 self.full = self.cached = self.model.embedded(self.tokens, self.comparison.ctx.positions)
+                self.inputs = self.model.layer_inputs(self.tokens, self.full)
         layer: Any = self.model.layers[index]
         with self.filled(f"layers.{index}"):
             self.comparison.layer(reference)
             no_cache, ctx = self.comparison.layer_caches[index], self.comparison.ctx
-            self.full = self._run("full", layer, no_cache, [self.full], [ctx])
+            given = self.inputs[index]
+            self.full = self._run("full", layer, no_cache, [self.full], [replace(ctx, layer_input=given)])
             chunks = self.cached.split(self.sizes, dim=1)
-            self.cached = self._run("cached", layer, self.cache.layers[index], chunks, self.contexts)
+            parts = [None] * len(chunks) if given is None else given.split(self.sizes, dim=1)
+            contexts = [replace(each, layer_input=part) for each, part in zip(self.contexts, parts, strict=True)]
+            self.cached = self._run("cached", layer, self.cache.layers[index], chunks, contexts)
 
     def _run(self, name: str, layer: Any, cache: Any, chunks: Sequence[Tensor], contexts: Sequence[Any]) -> Tensor:
         """The layer's output, (batch, t, dim), for these chunks of its input."""

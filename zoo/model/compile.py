@@ -207,4 +207,4 @@ def mark_handed_on(values: Mapping[str, Any]) -> None:
         for stream in value if isinstance(value, tuple) else (value,):
             if isinstance(stream, Tensor) and stream.ndim == 4:
                 maybe_mark_dynamic(stream, 2)
-                mark_static(stream, (1, 3))
+                mark_static(stream, [1, 3])

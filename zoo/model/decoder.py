@@ -258,7 +258,7 @@ class Model(nn.Module):
         recomputes = self.activation_checkpointing and torch.is_grad_enabled() and layer_caches is self._no_cache
         recording = current_recording()
         x = self.embedded(tokens, ctx.positions)
-        inputs = [None] * len(self.layers) if self.per_layer is None else self.per_layer(tokens, x).unbind()
+        inputs = self.layer_inputs(tokens, x)
         for spec, layer, run, layer_cache, layer_input in zip(
             self.spec.layers, self.layers, functions.layers, layer_caches, inputs, strict=True
         ):
@@ -311,6 +311,10 @@ class Model(nn.Module):
         if self.spec.embed_scale != 1.0:
             x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)  # rounded first, as Gemma's own code does
         return x if self.positions is None else x + self.positions(positions)
+
+    def layer_inputs(self, tokens: Tensor, x: Tensor) -> Sequence[Tensor | None]:
+        """Token ids (batch, t), the input of the first layer (batch, t, dim) -> each layer's own (batch, t, width)."""
+        return [None] * len(self.layers) if self.per_layer is None else self.per_layer(tokens, x).unbind()
 
     def logits(self, x: Tensor) -> Tensor:
         """The output of the last layer (batch, t, dim) -> logits (batch, t, vocab)."""
