@@ -26,7 +26,8 @@ Choices = dict[nn.Module, list[Tensor]]  # router -> (n, k) expert ids of each f
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the model: "embedding", a layer's "attention" or "feed-forward", or "head", with the last norm.
+    """One part of the model: "embedding", a layer's "attention", "feed-forward" or "per-layer input", or "head", with
+    the last norm.
     `error` is the largest of all tokens' |zoo - reference| / |reference|, norms of the token's vector; up to `bound` it
     is rounding. `ties` counts tokens that chose other experts by rounding; they are left out of `error`."""
 
@@ -47,13 +48,14 @@ class Part:
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """One layer of the reference in a forward pass: the inputs of attention and of the feed-forward (the output where
-    there is none) and the layer's output, (batch, t, dim) each, and the chosen experts (n, k) in ascending order, None
-    without a router."""
+    """One layer of the reference in a forward pass: the inputs of attention, of the feed-forward and of the gate of a
+    per-layer input (the output where there is none) and the layer's output, (batch, t, dim) each, and the chosen
+    experts (n, k) in ascending order, None without a router."""
 
     layer: int
     x: Tensor
     between: Tensor
+    gated: Tensor
     out: Tensor
     experts: Tensor | None
 
@@ -76,25 +78,24 @@ class PartwiseComparison:
         self.inputs = self.model.layer_inputs(self.tokens, x)
 
     def layer(self, reference: LayerActivations) -> None:
-        """Compare attention and feed-forward of one layer, the last of them with what the layer adds for its own input
-        and what its output is multiplied by."""
+        """Compare the branches of one layer, the last with what the layer's output is multiplied by."""
         index, self.last = reference.layer, reference.out
         layer: Any = self.model.layers[index]
         ctx = replace(self.ctx, layer_input=self.inputs[index])
-
-        def finished(x: Tensor) -> Tensor:
-            x = x if layer.inputs is None else layer.inputs(x, ctx)
-            return x if layer.output_scale is None else layer.output_scale(x)
-
+        scaled = layer.output_scale or nn.Identity()
+        if layer.inputs is not None:
+            after = scaled(layer.inputs(reference.gated, ctx))
+            self._add("per-layer input", index, _relative_error(after, reference.out))
+            scaled = nn.Identity()
         if layer.attn is not None:
             between = layer.attn(reference.x, ctx, self.layer_caches[index])
-            between = finished(between) if layer.ffn is None else between
+            between = scaled(between) if layer.ffn is None else between
             self._add("attention", index, _relative_error(between, reference.between))
         if layer.ffn is None:
             return
         inputs: list[Tensor] = []
         with recorded_choices(layer, lambda router, x: inputs.append(x.flatten(0, -2))) as choices:
-            error = _relative_error(finished(layer.ffn(reference.between, ctx)), reference.out)
+            error = _relative_error(scaled(layer.ffn(reference.between, ctx)), reference.gated)
         if reference.experts is None:
             return self._add("feed-forward", index, error)
         self.experts.append(reference.experts.unflatten(0, (len(self.tokens), -1)))

@@ -37,6 +37,7 @@ from weights.reference.model import (
     observed_layers,
 )
 from zoo.core.cache import Cache
+from zoo.core.forward_context import ForwardContext
 from zoo.model.decoder import Decoder, Model
 
 DECODED_TOKENS = 4  # at the end of a prompt, one by one through the cache
@@ -122,6 +123,7 @@ class LayerwiseRuns:
             self.cache.length += chunk.shape[1]
         self.full, self.cached = torch.empty(0), torch.empty(0)  # (batch, t, dim)
         self.inputs: Sequence[Tensor | None] = ()
+        self.ctx = replace(self.comparison.ctx, shared={})  # what layers hand on follows from other inputs there
         self.experts: dict[str, list[Tensor]] = {"reference": self.comparison.experts, "full": [], "cached": []}
 
     @contextmanager
@@ -150,7 +152,7 @@ class LayerwiseRuns:
         layer: Any = self.model.layers[index]
         with self.filled(f"layers.{index}"):
             self.comparison.layer(reference)
-            no_cache, ctx = self.comparison.layer_caches[index], self.comparison.ctx
+            no_cache, ctx = self.comparison.layer_caches[index], self.ctx
             given = self.inputs[index]
             self.full = self._run("full", layer, no_cache, [self.full], [replace(ctx, layer_input=given)])
             chunks = self.cached.split(self.sizes, dim=1)
@@ -161,9 +163,19 @@ class LayerwiseRuns:
     def _run(self, name: str, layer: Any, cache: Any, chunks: Sequence[Tensor], contexts: Sequence[Any]) -> Tensor:
         """The layer's output, (batch, t, dim), for these chunks of its input."""
         with recorded_choices(layer) as choices:
-            out = [layer(chunk, ctx, cache) for chunk, ctx in zip(chunks, contexts, strict=True)]
+            out = [_run_and_keep(layer, chunk, ctx, cache) for chunk, ctx in zip(chunks, contexts, strict=True)]
         self.experts[name] += gathered(choices, len(self.tokens))
         return torch.cat(out, dim=1)
+
+
+def _run_and_keep(layer: Any, x: Tensor, ctx: ForwardContext, cache: Any) -> Tensor:
+    """The layer's output. What it hands on is copied: its cache goes on before later layers read it."""
+    before = dict(ctx.shared)
+    out: Tensor = layer(x, ctx, cache)
+    for name, value in ctx.shared.items():
+        if value is not before.get(name) and isinstance(value, tuple):
+            ctx.shared[name] = tuple(each.clone() if isinstance(each, Tensor) else each for each in value)
+    return out
 
 
 def run_streaming(spec: Decoder, source: Source, reference: Source, dtype: torch.dtype, tokens: Tensor) -> Runs:
