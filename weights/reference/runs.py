@@ -122,7 +122,7 @@ class LayerwiseRuns:
             self.contexts.append(self.model.prepare(chunk, self.cache)[0])
             self.cache.length += chunk.shape[1]
         self.full, self.cached = torch.empty(0), torch.empty(0)  # (batch, t, dim)
-        self.inputs: Sequence[Tensor | None] = ()
+        self.inputs: list[Sequence[Tensor | None]] = []  # of the layers, in one forward pass and in each chunk
         self.ctx = replace(self.comparison.ctx, shared={})  # what layers hand on follows from other inputs there
         self.experts: dict[str, list[Tensor]] = {"reference": self.comparison.experts, "full": [], "cached": []}
 
@@ -148,16 +148,17 @@ class LayerwiseRuns:
             with self.filled("embed", *others):
                 self.comparison.embedding(reference.x)
                 self.full = self.cached = self.model.embedded(self.tokens, self.comparison.ctx.positions)
-                self.inputs = self.model.layer_inputs(self.tokens, self.full)
+                chunks = (each.split(self.sizes, dim=1) for each in (self.tokens, self.cached))
+                pairs = [(self.tokens, self.full), *zip(*chunks, strict=True)]
+                self.inputs = [self.model.layer_inputs(*pair) for pair in pairs]
         layer: Any = self.model.layers[index]
         with self.filled(f"layers.{index}"):
             self.comparison.layer(reference)
             no_cache, ctx = self.comparison.layer_caches[index], self.ctx
-            given = self.inputs[index]
-            self.full = self._run("full", layer, no_cache, [self.full], [replace(ctx, layer_input=given)])
+            given = zip([ctx, *self.contexts], self.inputs, strict=True)
+            whole, *contexts = (replace(each, layer_input=inputs[index]) for each, inputs in given)
+            self.full = self._run("full", layer, no_cache, [self.full], [whole])
             chunks = self.cached.split(self.sizes, dim=1)
-            parts = [None] * len(chunks) if given is None else given.split(self.sizes, dim=1)
-            contexts = [replace(each, layer_input=part) for each, part in zip(self.contexts, parts, strict=True)]
             self.cached = self._run("cached", layer, self.cache.layers[index], chunks, contexts)
 
     def _run(self, name: str, layer: Any, cache: Any, chunks: Sequence[Tensor], contexts: Sequence[Any]) -> Tensor:
