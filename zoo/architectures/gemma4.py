@@ -4,7 +4,8 @@ scaled; the output of each layer is multiplied by a stored number; logits are ca
 beside each MLP, routed by the residual stream. In E2B and E4B the last layers attend over the keys and values of
 earlier ones, and each layer has an embedding of its own.
 
-The configs of 12B are another library's defaults and not a copy of the published file (trust: low).
+The configs of E2B, E4B, 26B-A4B and 31B are public copies of the published files (trust: high); the months of release
+are from memory. That of 12B is another library's defaults and not a copy (trust: low).
 """
 
 from functools import partial
