@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import zoo
@@ -30,6 +31,7 @@ def older_rotary() -> list[str]:
     return [name for name in rotary() if "rope_parameters" not in older(name)]
 
 
+@cache
 def partly_rotary() -> list[str]:
     """Those of `smallest` whose family may rotate a part of each head: the reference writes which part. In latent
     attention that follows from the widths."""
@@ -65,9 +67,14 @@ def older(name: str, **changes: Any) -> dict[str, Any]:
 
 def newer(name: str, **changes: Any) -> dict[str, Any]:
     """The same as transformers 5 writes it: one rope_parameters, defaults filled in, derived fields beside them."""
+    return json.loads(_newer(name)) | changes
+
+
+@cache
+def _newer(name: str) -> str:
     from transformers import AutoConfig
 
-    return json.loads(AutoConfig.for_model(**older(name)).to_json_string()) | changes
+    return AutoConfig.for_model(**older(name)).to_json_string()
 
 
 def wrapped(text: dict[str, Any], **changes: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -174,6 +175,7 @@ def is_differentiated(parameter: str) -> bool:
     return not (parameter.endswith((".correction", "output_scale.weight")) or ".indexer." in parameter)
 
 
+@cache
 def has_compiler() -> bool:
     """Whether compiled models can be made here."""
     try:

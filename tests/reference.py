@@ -6,6 +6,7 @@ Nothing here reads the zoo's specs: published configs are cut to toy widths fiel
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from functools import cache
 from inspect import signature
 from pathlib import Path
@@ -72,7 +73,7 @@ def family_of(name: str) -> Family:
 
 def toy_config(name: str, layers: int) -> dict[str, Any]:
     """The published config of a preset at toy widths, with its first `layers` layers."""
-    full, known = published()[name]["config"], family_of(name)
+    full, known = deepcopy(published()[name]["config"]), family_of(name)  # transformers writes into nested fields
     named = {usual: known.names.get(usual, usual) for usual in (*TOY, *USUAL)}
     widths = {named[usual]: width for usual, width in TOY.items()} | known.widths
     config = {

@@ -133,6 +133,7 @@ def largest_difference(one: Model, other: Model) -> float:
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs if a is not None and b is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
 def test_a_compiled_layer_with_a_window_sinks_and_experts_has_the_same_gradients() -> None:

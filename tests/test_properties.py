@@ -177,9 +177,11 @@ def test_bytes_allocated_are_the_formula(spec: zoo.Decoder, batch: int, context:
 def test_cached_equals_uncached(spec: zoo.Decoder, sizes: list[int], seed: int) -> None:
     """In float64, where the order of a sum does not change a router's choice. Indexers choose all keys: among those
     that score zero (ReLU) any may be chosen."""
-    spec = spec.map(lambda part: replace(part, k=24) if isinstance(part, zoo.Indexer) else part)
+    if any(isinstance(part, zoo.Indexer) for part in spec.walk()):
+        spec = zoo.swap(spec, zoo.Indexer, lambda indexer: replace(indexer, k=24))
     model, tokens = randomised(spec, seed, torch.float64), tokens_of(spec, 2, 24, seed)
     expected, cache = model(tokens), model.new_cache(2, 24)
+    assume(expected.isfinite().all())  # products of products, without norms between them, overflow
     logits = torch.cat([model(part, cache) for part in chunks(tokens, sizes)], dim=1)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert cache.length == 24

@@ -1,6 +1,7 @@
 """Every released model by name: presets, families and hub ids, and building one."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -42,7 +43,7 @@ def resolve(name: str) -> str:
     for family, module in families().items():
         known.setdefault(folded(family), min(module.SIZES, key=lambda preset: module.SIZES[preset].params))
     if folded(name) not in known:
-        raise unknown("model", name, [*sizes(), *families()])
+        raise unknown("model", name, [*sizes(), *families()], listed=families())
     return known[folded(name)]
 
 
@@ -130,13 +131,13 @@ def to_hf(spec: Decoder) -> dict[str, Any]:
         return min(sum(differences(spec, size.spec).values()) for size in family.SIZES.values())
 
     configs = {family: _config(family, spec) for family in families().values()}
-    described = {family: found for family in configs if (found := _read_back(family, configs[family]))}
-    exact = [family for family, (other, is_whole) in described.items() if is_whole and other == spec]
+    exact = [family for family, config in configs.items() if _read_back(family, config) == spec]
     if exact:
         return configs[min(exact, key=distance)]
+    described = {family: found for family in configs if (found := _described(family, configs[family]))}
     if not described:
         raise SpecError("no published config describes this model, nor one like it")
-    differs = {family: differences(spec, other) for family, (other, _) in described.items()}
+    differs = {family: differences(spec, other) for family, other in described.items()}
     nearest = min(differs, key=lambda family: (sum(differs[family].values()), distance(family)))
     model_type, listed = configs[nearest]["model_type"], "; ".join(differs[nearest])
     raise SpecError(f"no published config describes this model. The nearest, of {model_type}: {listed}")
@@ -145,19 +146,29 @@ def to_hf(spec: Decoder) -> dict[str, Any]:
 def _config(family: ModuleType, spec: Decoder) -> dict[str, Any]:
     """The family's config that is nearest to a spec: fields of blocks that the spec does not hold are those of the
     family's first size of this model_type, else of its first."""
-    own, sizes = family.to_hf(spec), [family.to_hf(size.spec) for size in family.SIZES.values()]
+    own, sizes = family.to_hf(spec), _released_configs(family)
     alike = (size for size in sizes if size["model_type"] == own["model_type"])
-    fields = next(alike, sizes[0]) | own
+    fields = deepcopy(next(alike, sizes[0])) | own
     return {"architectures": [family.from_hf.classes[fields["model_type"]]], **TOKENS, **fields}
 
 
-def _read_back(family: ModuleType, config: dict[str, Any]) -> tuple[Decoder, bool] | None:
-    """The spec that a config describes, and whether the whole config does; if it contradicts the family's layer pattern
-    or head_dim, without those fields. None if the family has no such model."""
-    for ignored in ((), PER_LAYER, (*PER_LAYER, "head_dim")):
-        try:
-            spec: Decoder = family.from_hf({name: value for name, value in config.items() if name not in ignored})
-        except MalformedError:
-            continue
-        return spec, not ignored
-    return None
+@cache
+def _released_configs(family: ModuleType) -> list[dict[str, Any]]:
+    """What the family writes of each of its sizes."""
+    return [family.to_hf(size.spec) for size in family.SIZES.values()]
+
+
+def _described(family: ModuleType, config: dict[str, Any]) -> Decoder | None:
+    """The spec that a config describes; if it contradicts the family's layer pattern or head_dim, without those fields.
+    None if the family has no such model."""
+    ignored = ((), PER_LAYER, (*PER_LAYER, "head_dim"))
+    return next((spec for without in ignored if (spec := _read_back(family, config, without))), None)
+
+
+def _read_back(family: ModuleType, config: dict[str, Any], without: tuple[str, ...] = ()) -> Decoder | None:
+    """The spec that a config describes; None if it contradicts itself."""
+    try:
+        spec: Decoder = family.from_hf({name: value for name, value in config.items() if name not in without})
+    except MalformedError:
+        return None
+    return spec

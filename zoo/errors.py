@@ -48,17 +48,20 @@ def enough(lines: Iterable[str], most: int = 100) -> str:
     return ", ".join(lines if len(lines) <= most else [*lines[:most], f"... ({len(lines)} in all)"])
 
 
-def unknown(what: str, word: str, known: Iterable[str]) -> UsageError:
-    """An error for a `word` that is not a known `what`, with the most similar known ones."""
-    return UsageError(f"unknown {what} {word[:80]!r}; {suggestion(word, known)}")
+def unknown(what: str, word: str, known: Iterable[str], listed: Iterable[str] = ()) -> UsageError:
+    """An error for a `word` that is not a known `what`, with the most similar known ones; where none is similar, with
+    all, or with those `listed`."""
+    return UsageError(f"unknown {what} {word[:80]!r}; {suggestion(word, known, listed)}")
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """The known words that are most similar to a word, as a question; all of them where none is similar."""
+def suggestion(word: str, known: Iterable[str], listed: Iterable[str] = ()) -> str:
+    """The known words that are most similar to a word, as a question; where none is similar, all, or those `listed`."""
     known = sorted(known)
     folded = {name.lower().replace("_", "-"): name for name in known}
     close = get_close_matches(word[:80].lower().replace("_", "-"), folded, n=3, cutoff=0.5)
-    return f"did you mean {', '.join(folded[name] for name in close)}?" if close else f"known: {', '.join(known)}"
+    if close:
+        return f"did you mean {', '.join(folded[name] for name in close)}?"
+    return f"known: {', '.join(sorted(listed) or known)}"
 
 
 def require_package(package: str, extra: str) -> Any:

@@ -35,6 +35,12 @@ def write_new_file(path: Path) -> Iterator[BinaryIO]:
         raise NotAvailable(f"{path} cannot be written: {error.strerror or error}") from error
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a whole file or none of it. Raises NotAvailable if it cannot be written."""
+    with write_new_file(path) as file:
+        file.write(content)
+
+
 @contextmanager
 def new_folder(target: Path, what: str = "") -> Iterator[Path]:
     """A folder to write files into. It gets its name when the block ends; if the block raises, nothing is left. `what`

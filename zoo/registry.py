@@ -69,9 +69,10 @@ class Spec(ABC):
             Spec.kinds[cls.__name__] = cls
 
     def __post_init__(self) -> None:
-        for name, hint in _hints(type(self)).items():
-            if not _fits(value := getattr(self, name), hint):
-                self.require(False, f"{name} must be {_wanted(hint)}, not {_given(value)}")
+        for name, fits in _tests(type(self)).items():
+            if not fits(value := getattr(self, name)):
+                wanted = _wanted(_hints(type(self))[name])
+                self.require(False, f"{name} must be {wanted}, not {_given(value)}")
         self.check()
 
     def check(self) -> None:
@@ -203,24 +204,33 @@ def _hints(kind: type[Spec]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
+@cache
+def _tests(kind: type[Spec]) -> dict[str, Callable[[Any], bool]]:
+    """Field name -> what tells whether it may hold a value."""
+    return {name: _test(hint) for name, hint in _hints(kind).items()}
+
+
 def accepts(kind: type[Spec], name: str, value: Any) -> bool:
     """Whether a field of a kind may hold a value, by its annotation."""
-    return _fits(value, _hints(kind)[name])
+    return _tests(kind)[name](value)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a field annotated `hint` may hold `value`."""
+@cache
+def _test(hint: Any) -> Callable[[Any], bool]:
+    """Tells whether a field annotated `hint` may hold a value. Made once for each annotation: specs are made often."""
     origin, of = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return any(_fits(value, option) for option in of)
+        options = [_test(option) for option in of]
+        return lambda value: any(fits(value) for fits in options)
     if origin is Literal:
-        return value in of
+        return lambda value: value in of
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, of[0]) for item in value)
+        each = _test(of[0])
+        return lambda value: isinstance(value, tuple) and all(each(item) for item in value)
     if hint in (int, float):
-        number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
-        return number and 0 < value <= float_info.max
-    return isinstance(value, hint)
+        kinds = int if hint is int else (int, float)
+        return lambda value: isinstance(value, kinds) and value is not True and 0 < value <= float_info.max
+    return lambda value: isinstance(value, hint)
 
 
 def _wanted(hint: Any) -> str:

@@ -7,7 +7,7 @@ from benchmarks.analytic.models import NamedSpec
 from benchmarks.analytic.params import FFN_PARTS, ffn_cells
 from benchmarks.analytic.roofline import PHASES, Device, flop_row
 from benchmarks.options import Contexts, DeviceOptions, InferenceOptions, ModelOptions, ReportOptions
-from benchmarks.output.report import Row, Rows, Table, columns, named
+from benchmarks.output.report import Row, Rows, Table, columns, columns_in_use, named
 from benchmarks.output.show import format_tokens, three, three_in, unless_zero
 from zoo.units import format_count
 
@@ -50,10 +50,11 @@ def tables(models: Sequence[NamedSpec], context: int, config: InferenceConfig, d
 
 def _parts(title: str, rows: Rows, unit: float) -> Table:
     show = unless_zero(three_in(unit))
-    attn = columns(show, projections_flops="projections", scores_flops="scores", indexer_flops="indexer")
-    others = columns(
-        show, all_ffn_flops="ffn", inputs_flops="inputs", head_flops="head", other_flops="other", flops="total"
-    )
+    attn = columns(show, projections_flops="projections", scores_flops="scores")
+    attn += columns_in_use(rows, show, indexer_flops="indexer")
+    others = columns(show, all_ffn_flops="ffn")
+    others += columns_in_use(rows, show, inputs_flops="inputs")
+    others += columns(show, head_flops="head", other_flops="other", flops="total")
     legend = [
         "2 FLOPs per multiply-add of all matrix products; masked pairs are not counted.",
         "projections: attention's. scores: queries with keys, and weighted values. ffn: dense layers, experts and "

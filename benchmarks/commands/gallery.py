@@ -13,12 +13,12 @@ from benchmarks.analytic.models import chosen
 from benchmarks.analytic.selection import matching, one_each
 from benchmarks.gallery.learning_tables import learning_tables, section
 from benchmarks.options import flag
-from benchmarks.output.files import write_file
 from benchmarks.performance import kept, read
 from zoo.catalog import names as zoo_names
 from zoo.cli.runner import Debug, emit
 from zoo.cli.tables import Row
 from zoo.errors import MalformedError, UsageError, require_package
+from zoo.new_files import write_file
 from zoo.units import format_bytes
 
 FOLDER = Path("gallery")

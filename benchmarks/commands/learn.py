@@ -21,9 +21,9 @@ from benchmarks.learning.sweep import DEFAULT_RATES, parse_rates
 from benchmarks.learning.tables import tables
 from benchmarks.learning.workers import Workers, available_cores
 from benchmarks.measure.environment import recorded
-from benchmarks.output.files import write_file
 from benchmarks.output.progress import progress
 from zoo.errors import CheckFailed, UsageError, require_package
+from zoo.new_files import write_file
 from zoo.training.text.data import read_text, standard_library
 from zoo.training.text.tokenizers import ByteTokenizer
 from zoo.training.text.tokens import TokenFile, token_file

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from benchmarks.analytic.models import NamedSpec
 from benchmarks.analytic.params import ffn_cells, layer_rows, param_row
 from benchmarks.options import ModelOptions, ReportOptions
-from benchmarks.output.report import Row, Rows, Table, columns, named
+from benchmarks.output.report import Row, Rows, Table, columns, columns_in_use, named
 from benchmarks.output.show import unless_zero
 from zoo.units import format_count
 
@@ -35,9 +35,9 @@ def _parts(rows: Rows) -> Table:
         *columns(format_count, params="total", active_params="active", embedding_params="embed"),
         *columns(unless_zero(format_count), head_params="head"),
         *columns(format_count, attn_params="attn"),
-        *columns(unless_zero(format_count), indexer_params="indexer"),
+        *columns_in_use(rows, unless_zero(format_count), indexer_params="indexer"),
         *columns(format_count, all_ffn_params="ffn"),
-        *columns(unless_zero(format_count), inputs_params="inputs"),
+        *columns_in_use(rows, unless_zero(format_count), inputs_params="inputs"),
         *columns(format_count, norm_params="norms"),
         *columns(unless_zero(format_count), other_params="other"),
     ]
@@ -71,7 +71,8 @@ def _layers(rows: Rows) -> Table:
     shown = [
         *columns(model="model", layers="layers", kind="kind"),
         *columns(format_count, params="each", active_params="active"),
-        *columns(unless_zero(format_count), with_indexer="attn", all_ffn_params="ffn", inputs_params="inputs"),
+        *columns(unless_zero(format_count), with_indexer="attn", all_ffn_params="ffn"),
+        *columns_in_use(rows, unless_zero(format_count), inputs_params="inputs"),
         *columns(format_count, norm_params="norms"),
     ]
     legend = [

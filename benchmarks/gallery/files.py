@@ -28,11 +28,11 @@ from benchmarks.gallery.cost_terms import BATCHES, Terms
 from benchmarks.gallery.learning_tables import learning_tables, section
 from benchmarks.gallery.overview import groups, overview, typical
 from benchmarks.gallery.swap_grid import Grid
-from benchmarks.output.files import write_file
 from benchmarks.output.report import columns
 from benchmarks.output.show import describe_crossing
 from zoo.cli.tables import Format, Row, render
 from zoo.diagram import svg
+from zoo.new_files import write_file
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("sums", "show", "diagrams", "whatif", "charts")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -21,6 +20,7 @@ import torch
 import zoo
 from zoo.errors import MalformedError, NotAvailable
 from zoo.model.decoder import Decoder
+from zoo.new_files import write_file
 from zoo.training.text.tokens import Split
 
 SCHEMA = 1  # of the kept files
@@ -143,19 +143,8 @@ class RunStore:
 
     def save(self, run: Run, outcome: Outcome) -> None:
         """Keep what came of a run: the whole file or none of it. Raises NotAvailable if it cannot be written."""
-        path = self.path(run)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         text = json.dumps({"schema": SCHEMA, "key": run.key, "outcome": asdict(outcome)}, indent=1)
-        try:
-            with part.open("w", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except OSError as error:
-            raise NotAvailable(f"cannot write {path}: {error.strerror}") from error
-        finally:
-            part.unlink(missing_ok=True)
+        write_file(self.path(run), f"{text}\n".encode())
 
     def missing(self, runs: Iterable[Run]) -> list[Run]:
         """Those that have not ended, in their order and each once."""

@@ -21,6 +21,11 @@ def columns(show: Callable[..., str] = str, /, **headers: str) -> list[Column]:
     return [Column(key, header, show) for key, header in headers.items()]
 
 
+def columns_in_use(rows: Rows, show: Callable[..., str], /, **headers: str) -> list[Column]:
+    """The columns in which a row has a number other than 0."""
+    return columns(show, **{key: header for key, header in headers.items() if any(row[key] for row in rows)})
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows and their layout: a title, the columns, and one legend line or more beneath.

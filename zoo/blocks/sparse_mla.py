@@ -71,7 +71,7 @@ class SparseMLA(MLA):
     @property
     def choice(self) -> str:
         """The name under which the chosen tokens are handed on: (b, t, k) as of `top_keys`, None where all are."""
-        return f"top {self.indexer.k} keys"
+        return f"top {self.indexer.k}"
 
     def hands_on(self) -> tuple[str, ...]:
         return () if self.shares_choice else (self.choice,)

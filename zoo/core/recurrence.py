@@ -24,10 +24,7 @@ from zoo.core.chunk_loop import pass_on
 from zoo.costs import linear_flops
 
 CHUNK = 64  # tokens of a chunk
-CPU_SEGMENT, SEGMENT = (
-    128,
-    2048,
-)  # tokens computed at a time: on a CPU, few enough that intermediates stay in its caches
+SEGMENT, CPU_SEGMENT = 2048, 128  # tokens computed at a time: on a CPU, intermediates stay in its caches
 BASE = 16  # tokens of a block in which per-channel decays are computed for each pair
 
 
@@ -70,10 +67,10 @@ def state_space(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -
         return _state_space_operator(*given)
 
 
-def l2_normalise(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / sqrt(sum of x^2 + eps) over the last axis, in float32: queries and keys of the delta rule."""
+def l2_normalise(x: Tensor) -> Tensor:
+    """x / sqrt(sum of x^2 + 1e-6) over the last axis, in float32: queries and keys of the delta rule."""
     x = _exact(x)[0]
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
 def gated_delta_flops(
@@ -108,8 +105,10 @@ def initial_decay_rates(heads: int) -> list[float]:
     return [math.log(1 + 15 * i / max(heads - 1, 1)) for i in range(heads)]
 
 
-def initial_time_steps(count: int, shortest: float = 1e-3, longest: float = 0.1) -> list[float]:
-    """dt_bias of a fresh model: softplus of these are time steps evenly spaced on a logarithmic scale (Mamba-2)."""
+def initial_time_steps(count: int) -> list[float]:
+    """dt_bias of a fresh model: softplus of these are time steps from 1e-3 to 0.1, evenly spaced on a logarithmic scale
+    (Mamba-2)."""
+    shortest, longest = 1e-3, 0.1
     ratio = (longest / shortest) ** (1 / max(count - 1, 1))
     return [math.log(math.expm1(shortest * ratio**i)) for i in range(count)]
 

@@ -6,6 +6,7 @@ by reading it back.
 """
 
 from collections.abc import Callable
+from functools import cache
 from itertools import chain
 from sys import float_info
 from typing import Any, TypeVar, get_type_hints
@@ -22,19 +23,25 @@ ConfigFields = dict[str, Any]
 
 def first(spec: Spec, kind: type[S]) -> S | None:
     """The first block of a kind, None where the spec holds none."""
-    return next((part for part in spec.walk() if isinstance(part, kind)), None)
+    parts = spec.parts if isinstance(spec, Decoder) else spec.walk()
+    return next((part for part in parts if isinstance(part, kind)), None)
 
 
 def fields_of(spec: Spec, kind: type[Spec], **names: str) -> ConfigFields:
     """Fields of the first block of a kind, under their published names: fields_of(spec, GQA, bias="attention_bias")."""
     block = first(spec, kind)
-    floats = {name for name, hint in get_type_hints(kind).items() if hint is float}  # where a spec may hold an int too
 
     def value(field: str) -> Any:
         held = getattr(block, field)
-        return float(held) if field in floats else held
+        return float(held) if field in _floats(kind) else held
 
     return {name: value(field) for field, name in names.items()} if block else {}
+
+
+@cache
+def _floats(kind: type[Spec]) -> frozenset[str]:
+    """Its fields that are floats: a spec may hold an int there."""
+    return frozenset(name for name, hint in get_type_hints(kind).items() if hint is float)
 
 
 def common_fields(spec: Decoder, eps: str = EPS, **names: str) -> ConfigFields:
@@ -59,7 +66,7 @@ def dense_fields(spec: Decoder) -> ConfigFields:
 
 def window_fields(spec: Decoder) -> ConfigFields:
     """`layer_types`, and the `sliding_window` of the first layer that has one."""
-    reaches = (layer.cache_spec().reach for layer in spec.layers)
+    reaches = (layer.cache_spec().reach for layer in dict.fromkeys(spec.layers))
     window = next((reach.size for reach in reaches if isinstance(reach, Window)), None)
     return {"layer_types": layer_types(spec)} | ({"sliding_window": window} if window else {})
 
@@ -82,7 +89,7 @@ def temperature_fields(spec: Decoder) -> ConfigFields:
 
 def first_rope(spec: Decoder, windowed: bool = False) -> RoPE | None:
     """The rotary encoding of the first layer with, or without, a window; where none has one, of the first layer."""
-    layers = sorted(spec.layers, key=lambda layer: (layer.cache_spec().reach.limit is None) is windowed)
+    layers = sorted(dict.fromkeys(spec.layers), key=lambda layer: (layer.cache_spec().reach.limit is None) is windowed)
     return next((rope for layer in layers if (rope := first(layer, RoPE))), None)
 
 

@@ -156,6 +156,11 @@ class Decoder(Spec):
         return self.embedding_params() + self.norm.params(self.dim) + sum(per_layer.values())
 
     @cached_property
+    def parts(self) -> tuple[Spec, ...]:
+        """Every spec inside this one, outermost first, those of equal layers once."""
+        return tuple(part for child in dict.fromkeys(child for _, child in self.children()) for part in child.walk())
+
+    @cached_property
     def _counted(self) -> tuple[tuple[Layer, int], ...]:
         """Each distinct layer and how many there are. Counted once: hashing all layers costs more than any figure."""
         return tuple(Counter(self.layers).items())

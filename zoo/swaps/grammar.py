@@ -12,6 +12,7 @@ value is a number, true, false, none, a word, or a block: `ffn=MoE(experts=8, ro
 import ast
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from zoo.blocks.layer import PLACEMENTS, Placement
@@ -45,6 +46,7 @@ def apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
         if isinstance(call, str):
             return _move_norms(spec, call), []
 
+        @cache  # a model has equal blocks in many layers
         def change(old: Spec) -> Spec:
             new = rebuild(call, old, (spec,), keeps_kind=not role)
             dropped.update(dict.fromkeys(dropped_features(old, new)))

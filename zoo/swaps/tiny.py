@@ -1,6 +1,7 @@
 """Tiny models: the composition of a published model at toy widths, small enough to run anywhere in a moment."""
 
 from dataclasses import fields, replace
+from functools import cache
 from math import gcd
 from typing import Any
 
@@ -24,6 +25,7 @@ MAX_LAYERS = 12
 WIDE_HEAD = 24  # head_dim where heads * head_dim is not dim: the narrowest of a model; each wider one is 8 wider
 
 
+@cache
 def tiny(spec: Decoder) -> Decoder:
     """`spec` at toy widths, with as many of its first layers as hold every distinct kind of layer, at least two,
     and no group twice where they are more than MAX_LAYERS."""

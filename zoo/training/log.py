@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from zoo.errors import NotAvailable
+from zoo.new_files import write_file
 
 
 class Log:
@@ -44,12 +45,8 @@ class Log:
         self._file.close()
 
     def _cut(self, step: int) -> None:
-        part = self.path.with_name(f".{self.path.name}.part")
-        with part.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in read_log(self.path) if row["step"] < step)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.path)
+        kept = "".join(json.dumps(row) + "\n" for row in read_log(self.path) if row["step"] < step)
+        write_file(self.path, kept.encode())
 
     def _failed(self, error: OSError) -> NotAvailable:
         return NotAvailable(f"the log {self.path} cannot be written: {error.strerror}")

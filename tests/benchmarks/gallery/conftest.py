@@ -23,9 +23,10 @@ CHARTS = {**charts.CHARTS, **learning_curves.CHARTS}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-# Some pairs, and some of what shows every kind of block: the time of a page grows with the square of its models.
+# Some pairs, some of what shows every kind of block, and what the tests select: the time of a page grows with the
+# square of its models.
 PAIRS_SHOWN = (PAIRS[0], PAIRS[2], PAIRS[-4], PAIRS[-1])
-SHOWN_NAMES = {*representatives()[::3], *chain(*PAIRS_SHOWN)}
+SHOWN_NAMES = {*representatives()[::3], *chain(*PAIRS_SHOWN), "llama3.1-8b", "gpt-oss-20b"}
 SHOWN = [one(name) for name in zoo.names() if name in SHOWN_NAMES]
 
 

@@ -21,7 +21,8 @@ from zoo.units import format_bytes, format_count
 
 pytestmark = pytest.mark.xdist_group("gallery")
 SECTIONS = ("architectures", "compare", "charts", "learning", "fit", "swap", "blocks")
-WIDTHS, SCHEMES = (390, 1920), ("light", "dark")
+OTHERS = ((390, "dark"), (1920, "light"))
+SCREENS = [(390, "light"), (1920, "dark"), *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)]
 ARTEFACTS = Path(__file__).resolve().parents[3] / ".artifacts" / "gallery"
 
 
@@ -270,8 +271,7 @@ def test_controls_and_images_have_accessible_names(page: Any) -> None:
         assert card.get_by_role("img", name=card.locator("select").input_value()).count() == 1
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("width", "scheme"), SCREENS)
 def test_page_is_accessible_and_fits_its_width(open_page: Open, width: int, scheme: str) -> None:
     """axe-core finds no serious violation and the page does not scroll sideways. Saves a screenshot of each section."""
     page = open_page(width, scheme)

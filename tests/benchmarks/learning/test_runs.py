@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def test_a_run_that_cannot_be_kept_says_so_and_leaves_nothing(tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     store = RunStore(tmp_path)
-    monkeypatch.setattr(runs.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(NotAvailable, match="No space left"):
         store.save(RUN, OUTCOME)
     assert list(tmp_path.iterdir()) == []

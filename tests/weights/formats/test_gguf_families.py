@@ -1,8 +1,4 @@
-"""Every family's .gguf file gives the logits of the reference whose weights it holds.
-
-The files are written here as llama.cpp's converter writes them: by a table of names of our own, rows of Llama's queries
-and keys in pairs, experts stacked with gate and up apart.
-"""
+"""Every family's .gguf file gives the logits of the reference whose weights it holds."""
 
 import logging
 import re
@@ -14,175 +10,21 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import weights
-from tests import toys
-from tests.reference import toy_config
-from tests.weights.checkpoints import Config, Tensors
+import zoo
+from tests.reference import published, toy_config
+from tests.weights.formats.gguf_converter import KINDS, PREDICTION, Case, write
+from tests.weights.formats.gguf_fields import fields
 from tests.weights.packers import mxfp4, mxfp4_numbers
+from weights.formats.gguf_file import GGUFFile
+from weights.formats.gguf_layout import ARCHITECTURES
+from weights.formats.gguf_metadata import any_value, metadata_of, spec_differences
 from zoo.architectures import families
+from zoo.blocks import MoE
 from zoo.errors import MalformedError
 from zoo.hf.config import Size
-
-KINDS = {
-    "llama3.1-8b": "llama",
-    "llama3.2-1b": "llama",
-    "mistral-small-3.1-24b": "llama",
-    "mixtral-8x7b": "llama",
-    "qwen2.5-0.5b": "qwen2",
-    "qwen2.5-7b": "qwen2",
-    "qwen3-0.6b": "qwen3",
-    "qwen3-30b-a3b": "qwen3moe",
-    "olmo2-7b": "olmo2",
-    "smollm3-3b": "smollm3",
-    "gpt-oss-20b": "gpt-oss",
-    "gemma2-2b": "gemma2",
-    "gemma3-1b": "gemma3",
-}
-PAIRED, GEMMA = {"llama", "smollm3"}, {"gemma2", "gemma3"}
-POST = {"olmo2", "gpt-oss", *GEMMA}
-NAMES = [
-    (r"model\.embed_tokens", "token_embd"),
-    (r"model\.norm", "output_norm"),
-    (r"lm_head", "output"),
-    (r"model\.layers\.(\d+)\.input_layernorm", r"blk.\1.attn_norm"),
-    (r"model\.layers\.(\d+)\.pre_feedforward_layernorm", r"blk.\1.ffn_norm"),
-    (r"model\.layers\.(\d+)\.post_feedforward_layernorm", r"blk.\1.post_ffw_norm"),
-    (r"model\.layers\.(\d+)\.self_attn\.o_proj", r"blk.\1.attn_output"),
-    (r"model\.layers\.(\d+)\.self_attn\.([qkv])_proj", r"blk.\1.attn_\2"),
-    (r"model\.layers\.(\d+)\.self_attn\.([qk])_norm", r"blk.\1.attn_\2_norm"),
-    (r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj", r"blk.\1.ffn_\2"),
-    (r"model\.layers\.(\d+)\.mlp\.(router|gate)", r"blk.\1.ffn_gate_inp"),
-]
-
-
-def renamed(name: str, kind: str) -> str:
-    stem, _, leaf = name.rpartition(".")
-    if stem.endswith("post_attention_layernorm"):
-        return f"blk.{stem.split('.')[2]}.{'post_attention_norm' if kind in POST else 'ffn_norm'}.{leaf}"
-    (new,) = [re.sub(pattern, ours, stem) for pattern, ours in NAMES if re.fullmatch(pattern, stem)]
-    return f"{new}.{leaf}"
-
-
-def converted(name: str, tensor: Tensor, kind: str, config: Config) -> Tensors:
-    """One of transformers' tensors -> as llama.cpp stores it."""
-    layer = name.split(".")[2] if ".layers." in name else ""
-    if name.endswith("sinks"):
-        return {f"blk.{layer}.attn_sinks.weight": tensor}
-    if ".experts." in name:
-        return experts(name.rpartition(".")[2], layer, tensor, kind)
-    if kind in PAIRED and name.endswith(("q_proj.weight", "k_proj.weight")):
-        heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
-        width = len(tensor) // heads
-        order = [h * width + half for h in range(heads) for j in range(width // 2) for half in (j, j + width // 2)]
-        tensor = tensor[order]
-    if kind in GEMMA and "norm" in name:
-        tensor = tensor + 1
-    return {renamed(name, kind): tensor}
-
-
-def experts(part: str, layer: str, tensor: Tensor, kind: str) -> Tensors:
-    """transformers' experts: gate and up in one, for gpt-oss transposed and by turns."""
-    place, bias = f"blk.{layer}.ffn", part.endswith("_bias")
-    if kind == "gpt-oss" and not bias:
-        tensor = tensor.transpose(1, 2)
-    leaf = "bias" if bias else "weight"
-    if part.startswith("down"):
-        return {f"{place}_down_exps.{leaf}": tensor}
-    half = tensor.shape[1] // 2
-    gate, up = (tensor[:, 0::2], tensor[:, 1::2]) if kind == "gpt-oss" else (tensor[:, :half], tensor[:, half:])
-    return {f"{place}_gate_exps.{leaf}": gate, f"{place}_up_exps.{leaf}": up}
-
-
-def fields(config: Config, kind: str) -> dict[str, Any]:
-    """The metadata that the converter writes for a config."""
-    said = {
-        "context_length": config["max_position_embeddings"],
-        "block_count": config["num_hidden_layers"],
-        "embedding_length": config["hidden_size"],
-        "feed_forward_length": config["intermediate_size"],
-        "attention.head_count": config["num_attention_heads"],
-        "attention.head_count_kv": config["num_key_value_heads"],
-        "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
-        "rope.freq_base": float(config["rope_theta"]),
-        "vocab_size": config["vocab_size"],
-    }
-    if config.get("head_dim"):
-        said |= {"attention.key_length": config["head_dim"], "attention.value_length": config["head_dim"]}
-    if kind == "qwen3moe":
-        said |= {"expert_count": config["num_experts"], "expert_used_count": config["num_experts_per_tok"]}
-        said |= {"expert_feed_forward_length": config["moe_intermediate_size"]}
-    if "num_local_experts" in config:
-        said |= {"expert_count": config["num_local_experts"], "expert_used_count": config["num_experts_per_tok"]}
-    if kind == "gpt-oss":
-        said |= {"expert_feed_forward_length": config["intermediate_size"]}
-        said |= {"rope.scaling.type": "yarn", "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 64}
-    if kind in ("gpt-oss", *GEMMA):
-        said["attention.sliding_window"] = config["sliding_window"]
-    if kind == "gemma2":
-        del said["rope.freq_base"]
-        said |= {key: config[key] for key in ("attn_logit_softcapping", "final_logit_softcapping")}
-    return said
-
-
-def rope_freqs(config: Config) -> np.ndarray:
-    """Llama 3.1's factors, by the converter's formula (in float64)."""
-    scaling, width = config["rope_scaling"], config.get("head_dim") or 16
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    original, factor, found = scaling["original_max_position_embeddings"], scaling["factor"], []
-    for i in range(0, width, 2):
-        wavelength = 2 * np.pi * config["rope_theta"] ** (i / width)
-        smooth = (original / wavelength - low) / (high - low)
-        between = 1 / ((1 - smooth) / factor + smooth)
-        found.append(1 if wavelength < original / high else factor if wavelength > original / low else between)
-    return np.array(found, dtype=np.float32)
-
-
-def write(path: Path, kind: str, said: dict[str, Any], tensors: dict[str, Any]) -> Path:
-    """A .gguf file. A pair of blocks and scales is written in the file's own form of MXFP4."""
-    writer = gguf.GGUFWriter(path, kind)
-    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-    for key, value in said.items():
-        add[type(value)](f"{kind}.{key}", value)
-    for name, tensor in tensors.items():
-        if isinstance(tensor, tuple):
-            writer.add_tensor(name, mxfp4_bytes(*tensor), raw_dtype=gguf.GGMLQuantizationType.MXFP4)
-        else:
-            writer.add_tensor(name, np.ascontiguousarray(tensor))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def mxfp4_bytes(blocks: Tensor, scales: Tensor) -> np.ndarray:
-    """gpt-oss's blocks -> 17 bytes each: the scale, then elements 0 to 15 in low halves and 16 to 31 in high halves."""
-    codes = torch.stack([blocks % 16, blocks // 16], dim=-1).flatten(-2)
-    packed = torch.cat([scales[..., None], codes[..., :16] + 16 * codes[..., 16:]], dim=-1)
-    return packed.flatten(-2).numpy()
-
-
-class Case:
-    """A toy reference, and its .gguf file's fields and tensors."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.kind = name, KINDS[name]
-        self.config = toys.config(name)
-        self.reference: nn.Module = toys.reference(name)
-        tied = self.config.get("tie_word_embeddings") or self.kind in GEMMA
-        self.said, self.tensors = fields(self.config, self.kind), dict[str, Any]()
-        for key, tensor in self.reference.state_dict().items():
-            if key != "lm_head.weight" or not tied:
-                self.tensors |= converted(key, tensor, self.kind, self.config)
-        if "llama3" in str(self.config.get("rope_scaling")):
-            self.tensors["rope_freqs.weight"] = rope_freqs(self.config)
-
-    @torch.no_grad()
-    def logits(self) -> tuple[Tensor, Tensor]:
-        tokens = torch.randint(0, self.config["vocab_size"], (2, 80), generator=torch.Generator().manual_seed(1))
-        return tokens, self.reference(tokens).logits
 
 
 @pytest.fixture
@@ -212,6 +54,130 @@ def test_logits_equal_the_reference(
     assert re.search(r"x\.gguf does not say the layer pattern.*: taken from toy, of the same dimensions", caplog.text)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_the_library_knows_these_tensors(name: str) -> None:
+    """Of the architecture: a name of our own table that is none of GGUF's would prove nothing."""
+    case = Case(name)
+    arch = next(arch for arch, kind in gguf.MODEL_ARCH_NAMES.items() if kind == case.kind)
+    known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[arch]}
+    stems = {re.sub(r"\.(weight|bias)$", "", name) for name in case.tensors if not name.endswith(PREDICTION)}
+    assert {re.sub(r"^blk\.\d+", "blk.{bid}", stem) for stem in stems} <= known
+
+
+WITHOUT_POSITIONS = {"rope.freq_base", "rope.dimension_count"}
+# Fields that change nothing, beside the context and the size of the vocabulary.
+INERT = {
+    "granitehybrid": WITHOUT_POSITIONS,
+    "kimi-linear": WITHOUT_POSITIONS | {"attention.value_length"},
+    "llama4-scout-109b": {"feed_forward_length"},  # of dense layers, where there are none
+    "mixtral-8x7b": {"feed_forward_length"},
+    "mistral4": {"feed_forward_length"},
+    "minimax-m2": {"feed_forward_length"},
+    "gpt-oss": {"feed_forward_length"},
+    "nemotron_h_moe": WITHOUT_POSITIONS,
+    "qwen35": {"rope.dimension_sections"},
+    "qwen35moe": {"rope.dimension_sections"},
+    "qwen3moe": {"feed_forward_length"},
+    "qwen3next": {"feed_forward_length"},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_other_field_of_a_file_is_compared(name: str, tmp_path: Path) -> None:
+    case = Case(name)
+    spec = next(module for module in families().values() if name in module.SIZES).from_hf(case.config)
+    metadata = GGUFFile(write(tmp_path / "x.gguf", case.kind, case.said, {}))._metadata
+    assert spec_differences(case.kind, metadata, spec) == []
+    inert = {"context_length", "vocab_size", "nextn_predict_layers"} | INERT.get(case.kind, INERT.get(name, set()))
+    assert inert & metadata.keys() == any_value(case.kind, spec) & metadata.keys()
+    for key in metadata.keys() - inert:
+        value = metadata[key]
+        other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value * 2
+        differences = spec_differences(case.kind, metadata | {key: other}, spec)
+        assert f"{key} {other} instead of {metadata_of(case.kind, spec)[key]}" in differences
+
+
+@pytest.mark.parametrize("name", ["kimi-linear-48b-a3b", "ministral3-3b", "qwen3.5-0.8b"])
+def test_axes_of_length_one_come_and_go(name: str, toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    """llama.cpp's quantisation drops those behind the others."""
+    case = toy(Case(name))
+    usual = weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors)).state_dict()
+    for other in (Tensor.squeeze, lambda tensor: tensor[None]):
+        tensors = {key: other(torch.as_tensor(tensor)) for key, tensor in case.tensors.items()}
+        # The embedding's rows are counted, and the parts of keys and values are joined by their axes.
+        tensors |= {key: case.tensors[key] for key in tensors if re.search("token_embd|attn_[kv]_b", key)}
+        changed = weights.load(write(tmp_path / "changed.gguf", case.kind, case.said, tensors)).state_dict()
+        assert all(torch.equal(changed[key], tensor) for key, tensor in usual.items())
+
+
+def test_turned_tensors(toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    case = toy(Case("kimi-linear-48b-a3b"))
+    assert case.tensors["blk.0.ssm_conv1d_q.weight"].shape == (1, 96, 1, 4)
+    tensors = {name: tensor.squeeze() for name, tensor in case.tensors.items()}
+    tensors["blk.0.ssm_conv1d_q.weight"] = tensors["blk.0.ssm_conv1d_q.weight"].T
+    with pytest.raises(MalformedError, match=r"q_conv1d\.weight \[4, 96\] instead of \[96, 1, 4\]"):
+        weights.load(write(tmp_path / "turned.gguf", case.kind, case.said, tensors))
+
+
+def test_tensors_that_are_packed_in_some_files(toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    """Qwen3-Next's first files have its linear attention's projections as released, others gate and up in one."""
+    case = toy(Case("qwen3-next-80b-a3b"))
+    usual = weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors)).state_dict()
+    tensors = dict(case.tensors)
+    del tensors["blk.0.attn_qkv.weight"], tensors["blk.0.attn_gate.weight"]
+    tensors["blk.0.ssm_in.weight"] = case.reference.state_dict()["model.layers.0.linear_attn.in_proj_qkvz.weight"]
+    both = [tensors.pop(f"blk.1.ffn_{part}_exps.weight") for part in ("gate", "up")]
+    tensors["blk.1.ffn_gate_up_exps.weight"] = torch.cat(both, dim=1)
+    packed = weights.load(write(tmp_path / "packed.gguf", case.kind, case.said, tensors)).state_dict()
+    assert all(torch.equal(packed[name], tensor) for name, tensor in usual.items())
+
+
+def test_rows_of_heads_without_positions(toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    """Granite's are stored in pairs like Llama's, which its logits do not show."""
+    case = toy(Case("granite4-h-tiny"))
+    model = weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors))
+    for part in "qk":
+        stored = case.reference.state_dict()[f"model.layers.5.self_attn.{part}_proj.weight"]
+        assert torch.equal(model.get_parameter(f"layers.5.attn.block.{part}.weight"), stored)
+        assert not torch.equal(case.tensors[f"blk.5.attn_{part}.weight"], stored)
+
+
+def test_every_family_but_one() -> None:
+    """docs/loading.md says why; every architecture has a case here."""
+    read = {name for architecture in ARCHITECTURES.values() for name in architecture.families}
+    assert families().keys() - read == {"deepseek-v3-2"}
+    assert ARCHITECTURES.keys() == set(KINDS.values())
+    assert read == {family for family, module in families().items() if module.SIZES.keys() & KINDS.keys()}
+
+
+@pytest.mark.parametrize("name", ["glm4.5-355b", "nemotron3-super-120b-a12b", "qwen3.5-0.8b"])
+def test_the_layer_for_multi_token_prediction(
+    name: str, toy: Callable[[Case], Case], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is left alone, and files are written without it as well."""
+    case = toy(Case(name))
+    with caplog.at_level(logging.INFO, "weights"):
+        model = weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors))
+    assert "left alone: 1 tensor, the multi-token prediction layer" in caplog.text
+    layers, said = len(model.layers), dict(case.said)
+    assert said.pop("nextn_predict_layers") == said["block_count"] - layers == 1
+    said = {key: value[:layers] if isinstance(value, list) else value for key, value in said.items()}
+    tensors = {name: tensor for name, tensor in case.tensors.items() if not name.endswith(PREDICTION)}
+    path = write(tmp_path / "without.gguf", case.kind, said | {"block_count": layers}, tensors)
+    assert len(weights.load(path).layers) == layers
+
+
+def test_keys_and_values_of_other_sizes(toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    """The two parts of a matrix must fit each other."""
+    case = toy(Case("moonlight-16b-a3b"))
+    case.tensors["blk.1.attn_v_b.weight"] = case.tensors["blk.1.attn_v_b.weight"][:, :, 1:]
+    with pytest.raises(MalformedError, match=r"kv_b_proj\.weight \[4, 32, 32\] instead of \[224, 32\]"):
+        weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors))
+    del case.tensors["blk.1.attn_v_b.weight"]
+    with pytest.raises(MalformedError, match=r"missing: .*1\.self_attn\.kv_b_proj\.weight.*blk\.1\.attn_k_b\.weight"):
+        weights.load(write(tmp_path / "y.gguf", case.kind, case.said, case.tensors))
+
+
 @torch.no_grad()
 def test_mxfp4_experts(toy: Callable[[Case], Case], tmp_path: Path) -> None:
     """gpt-oss as released in .gguf files: parameters equal the unpacked codes."""
@@ -234,6 +200,13 @@ def test_rope_freqs_must_be_the_presets(toy: Callable[[Case], Case], tmp_path: P
     case.tensors["rope_freqs.weight"] = np.ones(3, dtype=np.float32)
     with pytest.raises(MalformedError, match=r"toy is nearest, but for another table of rope_freqs"):
         weights.load(write(tmp_path / "short.gguf", case.kind, case.said, case.tensors))
+
+
+def test_rope_freqs_of_a_model_without_rotation(toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    case = toy(Case("gpt2-small"))
+    case.tensors["rope_freqs.weight"] = np.ones(8, dtype=np.float32)
+    with pytest.raises(MalformedError, match=r"toy is nearest, but for another table of rope_freqs"):
+        weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors))
 
 
 def test_missing_rope_freqs_are_logged(
@@ -264,10 +237,24 @@ def test_no_preset_is_an_error(
         weights.load(write(tmp_path / "x.gguf", case.kind, case.said | change, case.tensors))
 
 
+def kinds_of(name: str) -> list[str]:
+    """GGUF's names of a preset's architecture: of its family, and with experts or without where that has both."""
+    family = next(family for family, module in families().items() if name in module.SIZES)
+    kinds = [kind for kind, architecture in ARCHITECTURES.items() if family in architecture.families]
+    has_experts = any(isinstance(part, MoE) for part in zoo.spec(name).walk())
+    return [kind for kind in kinds if (f"{kind}moe" not in kinds if has_experts else not kind.endswith("moe"))]
+
+
+@pytest.mark.parametrize("name", [name for name in published() if kinds_of(name)])
+def test_the_file_of_a_published_config_is_that_of_the_preset(name: str, tmp_path: Path) -> None:
+    for kind in kinds_of(name):
+        file = GGUFFile(write(tmp_path / f"{kind}.gguf", kind, fields(published()[name]["config"], kind), {}))
+        assert file.spec().layers == zoo.spec(name).layers
+        assert file.preset[0] == name
+
+
 def test_presets_that_differ_in_their_context_alone(tmp_path: Path) -> None:
     """Llama 3 and 3.1 with 8B have the same dimensions, and other positions."""
-    from weights.formats.gguf_file import GGUFFile
-
     said = fields(toy_config("llama3-8b", 1), "llama") | {
         "block_count": 32,
         "embedding_length": 4096,

@@ -158,7 +158,7 @@ def test_a_choice_is_taken_from_an_earlier_layer_of_the_same_k() -> None:
     )
     Decoder(9, DIM, (full, other, shared, shared), norm)
     for layers in ((shared, full), (other, shared)):
-        with pytest.raises(SpecError, match=f"takes top {K} keys, which no earlier layer hands on"):
+        with pytest.raises(SpecError, match=f"takes top {K}, which no earlier layer hands on"):
             Decoder(9, DIM, layers, norm)
 
 

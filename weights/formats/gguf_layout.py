@@ -1,0 +1,182 @@
+"""How llama.cpp stores each architecture: names of tensors, and what its converter changes in them.
+
+A tensor of Hugging Face's layout is in a .gguf file under the name that the gguf library gives it. `Architecture` says
+what differs beyond that: `rules` for parameters that are split or joined otherwise, with GGUF's names of the tensors of
+a layer; `changes` for tensors that hold other numbers, or the same in another order.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import gguf
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from zoo.blocks.gated_delta_net import GatedDeltaNet
+from zoo.hf.checkpoint_layout import GATE_UP, GLU_NAMES, FusedQKV, Rearranged, Rename, Rules, Skipped
+
+Undo = Callable[[Tensor, Any], Tensor]  # a tensor, and the mixer of its layer
+
+
+@dataclass(frozen=True)
+class Change:
+    """Hugging Face's tensors whose names end with `pattern` (a regular expression) are stored changed; `undo` restores
+    them. It keeps their shape."""
+
+    pattern: str
+    undo: Undo
+
+    def applies(self, name: str) -> bool:
+        return re.search(f"{self.pattern}$", name) is not None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One of GGUF's architectures. `families` are those of ours that have its name."""
+
+    families: tuple[str, ...]
+    changes: tuple[Change, ...] = ()
+    rules: Rules = ()
+
+
+def _minus_one(tensor: Tensor, mixer: Any) -> Tensor:
+    return tensor - 1
+
+
+def _log_of_negative(tensor: Tensor, mixer: Any) -> Tensor:
+    return (-tensor).log()
+
+
+def _halves(heads: str) -> Undo:
+    """RoPE rotates rows 2j and 2j + 1 of the file's heads as a pair: from side by side to half a head apart."""
+
+    def undo(tensor: Tensor, mixer: Any) -> Tensor:
+        return rearrange(tensor, "(h pair side) ... -> (h side pair) ...", h=getattr(mixer, heads), side=2)
+
+    return undo
+
+
+def _grouped(axis: int = 0, after_keys: bool = False) -> Undo:
+    """Value heads along an axis: the file has the first of every key head, then the second of every one; Hugging Face
+    all of the first key head, then all of the second. Queries and keys may come before them."""
+
+    def undo(tensor: Tensor, mixer: Any) -> Tensor:
+        start = 2 * mixer.key_heads * mixer.key_dim if after_keys else 0
+        before, tiled = tensor.tensor_split([start], dim=axis)
+        split = tiled.unflatten(axis, (mixer.value_heads // mixer.key_heads, mixer.key_heads, -1))
+        return torch.cat([before, split.transpose(axis, axis + 1).flatten(axis, axis + 2)], dim=axis)
+
+    return undo
+
+
+# Norm weights are stored as 1 + w where Hugging Face has w, and decays as -exp(A_log).
+PLUS_ONE = (Change(r"norm\.weight", _minus_one),)
+DECAY = (Change(r"\.A_log", _log_of_negative),)
+PAIRED = tuple(Change(rf"\.{x}_proj\.weight", _halves(heads)) for x, heads in (("q", "heads"), ("k", "kv_heads")))
+DELTA_NET = (Change(r"(?<!linear_attn\.)norm\.weight", _minus_one), *DECAY)
+TILED = (
+    Change(r"linear_attn\.(in_proj_qkv|conv1d)\.weight", _grouped(after_keys=True)),
+    Change(r"linear_attn\.(in_proj_[zab]\.weight|A_log|dt_bias)", _grouped()),
+    Change(r"linear_attn\.out_proj\.weight", _grouped(axis=1)),
+)
+# Experts are stacked, gate and up apart, neither transposed nor interleaved; or gate and up in one tensor.
+EXPERTS: Rules = (
+    *(Rename(f"ffn.block.experts.{part}", f"ffn_{part}_exps.weight") for part in GLU_NAMES),
+    *(Rename(f"ffn.block.experts.{part}_bias", f"ffn_{part}_exps.bias") for part in GLU_NAMES),
+    Rearranged(GATE_UP, "ffn_gate_up_exps.weight", "e (gate_up hidden) dim -> gate_up e hidden dim"),
+)
+SINKS: Rules = (Rename("attn.block.sinks", "attn_sinks.weight"),)
+PREDICTION: Rules = (Skipped("blk.{layers}.*", "the multi-token prediction layer"),)
+QKVZ: Rules = tuple(Rename(f"attn.block.{x}", f"attn_{x}", mixer=GatedDeltaNet) for x in ("qkv", "gate"))
+SHARED_EXPERT: Rules = tuple(Rename(f"ffn.block.shared.{x}", f"ffn_{x}_shexp") for x in ("gate", "up"))
+# GPT-2's matrices are transposed, as other architectures have them.
+GPT2: Rules = (
+    FusedQKV(("attn.block.q", "attn.block.k", "attn.block.v"), "attn_qkv"),
+    Rename("attn.block.o", "attn_output"),
+    *(Rename(f"ffn.block.{part}", f"ffn_{part}") for part in ("up", "down")),
+)
+
+# Mistral Small 3.1 and Mixtral have Llama's name there.
+ARCHITECTURES: dict[str, Architecture] = {
+    "afmoe": Architecture(("trinity",)),
+    "deepseek2": Architecture(("deepseek-v3", "kimi-k2")),
+    "gemma2": Architecture(("gemma2",), PLUS_ONE),
+    "gemma3": Architecture(("gemma3",), PLUS_ONE),
+    "gemma4": Architecture(("gemma4",)),
+    "glm-dsa": Architecture(("glm5",), rules=PREDICTION),
+    "glm4moe": Architecture(("glm4-5",), rules=PREDICTION),
+    "gpt-oss": Architecture(("gpt-oss",), rules=SINKS),
+    "gpt2": Architecture(("gpt2",), rules=GPT2),
+    "granitehybrid": Architecture(("granite4",), (*PAIRED, *DECAY), SHARED_EXPERT),
+    "kimi-linear": Architecture(("kimi-linear",), DECAY),
+    "lfm2": Architecture(("lfm2",)),
+    "lfm2moe": Architecture(("lfm2",)),
+    "llama": Architecture(("llama3", "mistral3", "mixtral"), PAIRED),
+    "llama4": Architecture(("llama4",)),
+    "minimax-m2": Architecture(("minimax-m2",)),
+    "mistral3": Architecture(("mistral3", "ministral3"), PAIRED),
+    "mistral4": Architecture(("mistral4",)),
+    "nemotron_h_moe": Architecture(("nemotron3",), DECAY, PREDICTION),
+    "olmo2": Architecture(("olmo2", "olmo3")),
+    "phi3": Architecture(("phi4",)),
+    "qwen2": Architecture(("qwen2-5",)),
+    "qwen3": Architecture(("qwen3",)),
+    "qwen35": Architecture(("qwen3-5",), (*DELTA_NET, *TILED), PREDICTION),
+    "qwen35moe": Architecture(("qwen3-5",), (*DELTA_NET, *TILED), PREDICTION),
+    "qwen3moe": Architecture(("qwen3",)),
+    "qwen3next": Architecture(("qwen3-next",), DELTA_NET, QKVZ),
+    "smollm3": Architecture(("smollm3",), PAIRED),
+}
+# Tensors of a layer that the library does not find by Hugging Face's name: the end of that name -> GGUF's.
+BY_ENDING = {"e_score_correction_bias": "exp_probs_b.bias", "expert_bias": "exp_probs_b.bias"}
+BY_ENDING |= {"dt_bias": "ssm_dt.bias", "layer_scalar": "layer_output_scale.weight"}
+LAYER = "blk.{bid}."
+OF_LAYERS = {name.removeprefix(LAYER) for name in gguf.TENSOR_NAMES.values() if name.startswith(LAYER)}
+FLATTENED = ("ssm_norm.weight",)  # stored with an axis for the groups
+
+
+class TensorNames:
+    """GGUF's names of the tensors of an architecture with so many layers."""
+
+    def __init__(self, kind: str, layers: int) -> None:
+        kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+        self._table = gguf.get_tensor_name_map(kinds[kind], layers)
+
+    def __call__(self, name: str) -> str | None:
+        """GGUF's name of a tensor of Hugging Face's, or of one of this page's rules; None if it has none."""
+        if found := re.fullmatch(r".*?layers\.(\d+)\.(.+)|.*?\.h\.(\d+)\.(.+)", name):
+            number, local = found[1] or found[3], found[2] or found[4]
+            ending = next((ours for theirs, ours in BY_ENDING.items() if local.endswith(theirs)), None)
+            if ending or re.sub(r"\.(weight|bias)$", "", local) in OF_LAYERS:
+                return f"blk.{number}.{ending or local}"
+        mapped: str | None = self._table.get_name(name, try_suffixes=(".weight", ".bias"))
+        return mapped
+
+
+def split_parts(name: str) -> tuple[str, str] | None:
+    """The names of the two tensors that hold a stored kv_b: keys, transposed, and values; None for other names."""
+    stem, separator, leaf = name.partition("attn_kv_b")
+    return (f"{stem}attn_k_b{leaf}", f"{stem}attn_v_b{leaf}") if separator else None
+
+
+def joined_shape(keys: tuple[int, ...], values: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of `joined`, from those of its parts; that of the keys if they cannot be joined."""
+    if len(keys) != 3 or len(values) != 3 or (keys[0], keys[1]) != (values[0], values[2]):
+        return keys
+    return keys[0] * (keys[2] + values[1]), keys[1]
+
+
+def joined(keys: Tensor, values: Tensor) -> Tensor:
+    """Keys (h, r, nope) and values (h, v, r) -> (h * (nope + v), r), for each head its keys and then its values."""
+    return torch.cat([keys.mT, values], dim=1).flatten(0, 1)
+
+
+def undone(name: str, tensor: Tensor, mixer: Any, changes: Iterable[Change]) -> Tensor:
+    """A tensor as Hugging Face has it."""
+    for change in changes:
+        if change.applies(name):
+            tensor = change.undo(tensor, mixer)
+    return tensor
