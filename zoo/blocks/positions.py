@@ -172,7 +172,7 @@ class RoPE(Position):
         return int(width * self.fraction)
 
     def table(self, positions: Tensor, width: int) -> Table | None:
-        angles = positions.float()[:, None] * _frequencies(self, width, positions.device)
+        angles = positions.float()[:, None] * _frequencies(self, self.rotated(width), positions.device)
         cos, sin = angles.cos(), angles.sin()
         if self.scaling and self.scaling.gain != 1.0:
             cos, sin = cos * self.scaling.gain, sin * self.scaling.gain
@@ -193,13 +193,12 @@ class RoPE(Position):
         fraction = f" on {self.fraction:g} of the width" if self.fraction < 1 else ""
         return f"RoPE {format_count(self.theta)}{fraction}{scaling}"
 
-    def frequencies(self, width: int) -> Tensor:
-        """(rotated / 2,) radians per token for heads of this width, highest first.
+    def frequencies(self, rotated: int) -> Tensor:
+        """(rotated / 2,) radians per token, highest first.
 
         Computed in float32, as in the released models: a more exact power would differ by a hundredth of a radian at
         position 100,000. Computed on the CPU, so equal on every device.
         """
-        rotated = self.rotated(width)
         exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device="cpu") / rotated
         frequencies = 1.0 / self.theta**exponents
         return self.scaling.scale(frequencies, self.theta) if self.scaling else frequencies
@@ -213,13 +212,13 @@ class ProportionalRoPE(RoPE):
     def rotated(self, width: int) -> int:
         return width
 
-    def frequencies(self, width: int) -> Tensor:
-        frequencies = super().frequencies(width)
-        frequencies[int(self.fraction * width // 2) :] = 0.0
+    def frequencies(self, rotated: int) -> Tensor:
+        frequencies = super().frequencies(rotated)
+        frequencies[int(self.fraction * rotated // 2) :] = 0.0
         return frequencies
 
     def describe(self) -> str:
-        return f"proportional {super().describe()}"
+        return super().describe().replace("of the width", "of the pairs")
 
 
 @dataclass(frozen=True)

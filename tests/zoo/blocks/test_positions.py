@@ -13,9 +13,9 @@ import zoo
 from tests.configs import newer
 from tests.models import bound, randomised, tokens_of
 from tests.reference import published
-from zoo import LinearScaling, Llama3Scaling, NoPE, RoPE, YarnScaling
+from zoo import LinearScaling, Llama3Scaling, NoPE, ProportionalRoPE, RoPE, YarnScaling
 from zoo.blocks import positions as module
-from zoo.blocks.positions import ProportionalRoPE, _frequencies, yarn_gain
+from zoo.blocks.positions import _frequencies, yarn_gain
 
 CPU = torch.device("cpu")
 ROPES: dict[str, tuple[RoPE, int]] = {
@@ -120,7 +120,8 @@ def test_frequencies_are_the_reference_implementations(name: str) -> None:
             rotated = int(width * parameters.get("partial_rotary_factor", 1.0))
             theirs, gain = 1.0 / parameters["rope_theta"] ** (torch.arange(0, rotated, 2).float() / rotated), 1.0
         else:
-            theirs, gain = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, CPU, layer_type=kind)
+            said = config.per_layer_config[kind] if config.is_heterogeneous else config
+            theirs, gain = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](said, CPU, layer_type=kind)
         ours = _frequencies(rope, width, CPU)
         assert (ours.view(torch.int32) - theirs.view(torch.int32)).abs().max() <= 1
         assert (rope.scaling.gain if rope.scaling else 1.0) == pytest.approx(gain, rel=1e-12)
@@ -148,6 +149,7 @@ def test_rotation_is_complex_multiplication(case: str) -> None:
     """The pair (x_i, x_{i + rotated/2}) turns by position x frequency, for positions of any order and size; what
     comes after the rotated part stays."""
     rope, width = ROPES[case]
+    rotated = rope.rotated(width)
     positions = torch.tensor([0, 1, 7, 100, 8191, 131_071])
     x = torch.randn(2, 3, len(positions), width)
     turned = rope.rotate(x, rope.table(positions, width))
