@@ -7,7 +7,8 @@ compiled.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,11 +17,15 @@ from benchmarks.measure.blocks import DECODE, block_context, build_block, time_c
 from benchmarks.measure.devices import CPU, require_memory
 from benchmarks.measure.timing import Samples, Task, measure
 from benchmarks.output.progress import progress
+from zoo.blocks.indexer import choose_keys
 from zoo.blocks.mla import MLA
 from zoo.blocks.sparse_mla import SparseMLA
 from zoo.cli.self_check import TOLERANCE
+from zoo.core.attention import attention
 from zoo.core.cache import Cache
-from zoo.core.sparse_attention import sees
+from zoo.core.linear import per_head
+from zoo.core.sparse_attention import sees, sparse_attention
+from zoo.costs import linear_flops
 from zoo.model.compile import compile_function
 from zoo.units import dtype_name
 
@@ -46,12 +51,14 @@ class SparseConfig:
 
 
 def attention_flops(spec: SparseMLA, dim: int, past: int, new: int) -> dict[str, int]:
-    """Variant -> FLOPs of attention without its projections: scores and weighted values, and all of the indexer."""
+    """Variant -> FLOPs of attention without its projections: scores and weighted values, and the indexer's scores."""
     full = MLA(**{field.name: getattr(spec, field.name) for field in fields(MLA)})
-    parts = spec.flop_breakdown(dim, past, new)
+    parts, indexer = spec.flop_breakdown(dim, past, new), spec.indexer
+    assert spec.q_rank is not None
+    projections = ((spec.q_rank, indexer.heads * indexer.head_dim), (dim, indexer.head_dim), (dim, indexer.heads))
     return {
         FULL: full.flop_breakdown(dim, past, new)["scores"],
-        SPARSE: parts["scores"] + parts["indexer"],
+        SPARSE: parts["scores"] + parts["indexer"] - sum(linear_flops(new, *widths) for widths in projections),
     }
 
 
@@ -103,25 +110,28 @@ def _steps(
     ctx = block_context(spec, cache, context - new, new)
     down, norm, up = module.q
     q_latent = norm(down(x))
-    q_nope, q_rope = module.split_queries(up(q_latent), ctx)
+    parts = module.split_queries(up(q_latent), ctx)
     latent, keys, mask = cache.layers[0].append(ctx, module.compress(x, ctx), module.indexer.keys(x, ctx))
+    indexed = module.indexer.queries(q_latent, ctx), module.indexer.head_weights(x), keys[:, 0], mask, spec.indexer.k
+    if new == 1:  # the up-projections are folded into the queries; what is left is attention over latents
+        k_up = module.kv_up.weight.unflatten(0, (spec.heads, -1))[:, : spec.nope_dim]
+        parts = (torch.cat([per_head(parts[0], k_up.transpose(1, 2)), parts[1]], dim=-1),)
 
-    def full(q_nope: Tensor, q_rope: Tensor, latent: Tensor) -> Tensor:
-        out: Tensor = module.attend(q_nope, q_rope, latent, mask)
-        return out
+    def full(*q: Tensor, mask: Tensor | None = mask) -> Tensor:
+        if new > 1:
+            return cast(Tensor, module.attend(*q, latent, mask))
+        return attention(q[0], latent, latent, mask, module.scale)[..., : spec.kv_rank]
 
-    def sparse(q_nope: Tensor, q_rope: Tensor, latent: Tensor, q_latent: Tensor, keys: Tensor) -> Tensor:
-        chosen = module.indexer(x, q_latent, keys, mask, ctx)
-        out: Tensor = module.attend_to_chosen(q_nope, q_rope, latent, mask, chosen)
-        return out
+    def sparse(*q: Tensor) -> Tensor:
+        chosen = choose_keys(*indexed)
+        if new > 1:
+            return cast(Tensor, module.attend_to_chosen(*q, latent, mask, chosen))
+        return sparse_attention(q[0], latent, chosen, mask, module.scale, spec.kv_rank)
 
-    compiled_full, compiled_sparse = compile_function(full, dynamic=False), compile_function(sparse, dynamic=False)
-    steps: dict[str, Callable[[], Tensor]] = {
-        FULL: lambda: compiled_full(q_nope, q_rope, latent),
-        SPARSE: lambda: compiled_sparse(q_nope, q_rope, latent, q_latent, keys),
-    }
-    chosen = module.indexer(x, q_latent, keys, mask, ctx)[:, -1:]
-    expected = module.attend(q_nope[:, :, -1:], q_rope[:, :, -1:], latent, sees(chosen, context)[0, 0]).float()
+    compiled = {variant: compile_function(each, dynamic=False) for variant, each in ((FULL, full), (SPARSE, sparse))}
+    steps: dict[str, Callable[[], Tensor]] = {variant: partial(each, *parts) for variant, each in compiled.items()}
+    last = sees(choose_keys(*indexed)[:, -1:], context)[0, 0]
+    expected = full(*(each[:, :, -1:] for each in parts), mask=last).float()
     found = steps[SPARSE]()[:, :, -1:].float()
     return steps, float((found - expected).abs().max() / expected.abs().max())
 
