@@ -18,7 +18,7 @@ from zoo.blocks.moe import _MoE
 from zoo.catalog import allocate
 from zoo.core.inductor import find_compiler
 from zoo.errors import NotAvailable
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 BOUND = 1e-5  # of max(1, largest logit), in float32
 

@@ -20,7 +20,7 @@ from tests import toys
 from tests.models import gradient_bound, has_compiler, randomised, tokens_of
 from tests.presets import screen_by_family
 from zoo.core.forward_context import recorded_routing
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 LENGTH = 40  # past two windows of 16 + 1
 NEAR = 1e-5  # relative to a gradient's largest element

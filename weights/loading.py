@@ -16,7 +16,8 @@ from weights.sources import locate
 from zoo import catalog
 from zoo.errors import MalformedError, UsageError, require_package, unknown
 from zoo.hf.checkpoint_layout import Rename, Stacked
-from zoo.model.decoder import Decoder, Model
+from zoo.model.decoder import Decoder
+from zoo.model.module import Model
 
 READER_THREADS = 2  # more were no faster, on two cores
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from weights.matching import StoredTensor, layout, listed, match
 from zoo import catalog
 from zoo.catalog import to_hf
 from zoo.errors import NotAvailable, UsageError
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 from zoo.new_files import new_folder
 from zoo.units import dtype_name
 

@@ -12,8 +12,9 @@ from zoo.architectures import families
 from zoo.core.kernels import active
 from zoo.errors import MalformedError, SpecError, unknown
 from zoo.hf.config import Size
-from zoo.model.decoder import Decoder, Model
+from zoo.model.decoder import Decoder
 from zoo.model.initialisation import initialise
+from zoo.model.module import Model
 from zoo.registry import differences
 from zoo.swaps.tiny import tiny as _tiny
 

@@ -26,7 +26,8 @@ from zoo.cli.runner import Debug, emit, run
 from zoo.cli.training import minutes, shown, summary
 from zoo.core.devices import free_memory
 from zoo.errors import NotAvailable, SpecError, UsageError, ZooError
-from zoo.model.decoder import Decoder, Model
+from zoo.model.decoder import Decoder
+from zoo.model.module import Model
 from zoo.new_files import new_folder
 from zoo.training import distributed
 from zoo.training.checkpoints import best_checkpoint, read_state, remove_leftovers

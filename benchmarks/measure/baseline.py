@@ -21,7 +21,7 @@ from weights.saving import to_checkpoint
 from zoo.blocks import MoE
 from zoo.cli.self_check import TOLERANCE
 from zoo.errors import CheckFailed
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 CHECKED_TOKENS = 64  # whose logits are compared
 

@@ -13,7 +13,7 @@ from weights.matching import Source
 from zoo.catalog import build
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
-from zoo.model.decoder import Model as Module
+from zoo.model.module import Model as Module
 from zoo.swaps.tiny import tiny
 
 

@@ -19,7 +19,7 @@ from benchmarks.measure.timing import Task
 from weights.reference.layers import removed_after
 from zoo.blocks import MoE
 from zoo.core.linear import ONEDNN, linear
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 
 @dataclass

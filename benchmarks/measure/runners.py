@@ -19,7 +19,7 @@ from benchmarks.measure.observed import Observed
 from benchmarks.measure.timing import Samples, Task
 from zoo.core.cache import Cache
 from zoo.errors import UsageError
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 ZOO, BASELINE = "zoo", "transformers"  # implementations
 EAGER, COMPILED = "eager", "compiled"  # modes

@@ -31,7 +31,8 @@ from benchmarks.measure.runners import (
 from zoo.blocks import GQA, MoE
 from zoo.cli.self_check import TOLERANCE
 from zoo.errors import CheckFailed
-from zoo.model.decoder import Decoder, Model
+from zoo.model.decoder import Decoder
+from zoo.model.module import Model
 
 LEARNING_RATE = 1e-6  # so low that the routing to experts, on which the time depends, stays as it is
 NORM_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}  # relative, of the gradient's norm

@@ -25,7 +25,7 @@ from tests.weights.checkpoints import read, read_index
 from weights import saving
 from weights.reference.model import causal_class
 from zoo.errors import NotAvailable, SpecError, UsageError
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 DENSE, LATENT = "qwen3-0.6b", "deepseek-v3-671b"
 MODELS = {name: zoo.spec(name, tiny=True) for name in distinct()}

@@ -11,7 +11,7 @@ import torch
 import zoo
 from tests.presets import of_families, split
 from zoo.costs import sum_breakdowns
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 PASSES = [(0, 1), (0, 700), (699, 1), (300, 200)]  # past, new
 

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from weights.reference.logits import chunks_of_positions
 from zoo.blocks import GroupedSigmoidTopK, NormedSoftmaxTopK, SoftmaxTopK
 from zoo.blocks.routers import Router
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 # The largest rounding error: relative to the norm of a token's vector, and to the largest score of a router.
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-4}

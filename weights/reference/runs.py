@@ -38,7 +38,8 @@ from weights.reference.model import (
 )
 from zoo.core.cache import Cache
 from zoo.core.forward_context import ForwardContext
-from zoo.model.decoder import Decoder, Model
+from zoo.model.decoder import Decoder
+from zoo.model.module import Model
 
 DECODED_TOKENS = 4  # at the end of a prompt, one by one through the cache
 log = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ import torch
 from zoo.catalog import build
 from zoo.core.devices import free_memory
 from zoo.errors import NotAvailable
-from zoo.model.decoder import Decoder, Model
+from zoo.model.decoder import Decoder
+from zoo.model.module import Model
 from zoo.swaps.tiny import MIN_STEP
 from zoo.units import dtype_name, format_bytes, format_count
 

@@ -79,7 +79,7 @@ class ForwardFunctions(NamedTuple):
 
 
 class CompiledModel:
-    """The compiled functions and CUDA graphs of a zoo.model.decoder.Model. `options` are torch.compile's.
+    """The compiled functions and CUDA graphs of a zoo.model.module.Model. `options` are torch.compile's.
 
     Not for pickling: a copy of a model is not compiled. Raises NotAvailable where there is no C++ compiler for the CPU.
     """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.blocks.layer import ResidualBranch
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 
 @torch.no_grad()

@@ -30,7 +30,8 @@ from torch.distributed.rendezvous import rendezvous
 from zoo import catalog
 from zoo.core.devices import find_device
 from zoo.errors import NotAvailable, UsageError
-from zoo.model.decoder import Decoder, Model
+from zoo.model.decoder import Decoder
+from zoo.model.module import Model
 from zoo.training.batches import Batch
 from zoo.training.losses import IGNORED
 

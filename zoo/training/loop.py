@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from zoo.blocks.routers import GroupedSigmoidTopK
 from zoo.core.forward_context import RouterOutput, recorded_routing
 from zoo.errors import CheckFailed, MalformedError, UsageError, unknown
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 from zoo.training import distributed
 from zoo.training.batches import Batch
 from zoo.training.losses import cross_entropy, load_balancing_loss

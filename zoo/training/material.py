@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from zoo.errors import MalformedError, UsageError
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 from zoo.training.options import HELDOUT_TOKENS, Options
 from zoo.training.run import Material
 from zoo.training.text.data import Corpus, read_text, standard_library

@@ -10,7 +10,7 @@ from benchmarks.measure.runners import FILL_TOKENS, NullRunner, Workload, ZooRun
 from benchmarks.measure.timing import Task
 from tests.presets import screen_of_families, split
 from zoo.errors import UsageError
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 CPU = torch.device("cpu")
 

@@ -27,7 +27,7 @@ from benchmarks.measure.training import (
 from tests.presets import split
 from zoo.architectures import families
 from zoo.errors import CheckFailed
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 WORK = Workload("train", 20, batch=2)
 DENSE = ("llama3", "olmo2", "gemma3", "mistral3", "qwen3", "smollm3")

@@ -18,7 +18,7 @@ from tests.presets import distinct, representatives, screen, split
 from zoo.core.cache import Cache
 from zoo.core.forward_context import prepare_forward_at
 from zoo.errors import CacheFullError, UsageError
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 NAME = distinct()[0]
 WINDOW = 16  # of every tiny layer that has one; a length like any other for the rest

@@ -12,7 +12,7 @@ import zoo
 from tests.models import has_compiler, randomised, tokens_of
 from tests.presets import screen
 from zoo.model import decoder
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 
 def step(model: Model, tokens: Tensor, recompute: bool) -> tuple[Tensor, int, dict[str, Tensor]]:

@@ -17,7 +17,7 @@ from tests.models import bound, has_compiler, randomised, tokens_of
 from tests.presets import distinct, split
 from zoo.core import attention, kernels, linear
 from zoo.errors import NotAvailable
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 DEFAULT = "qwen3-0.6b"  # each other one costs some ten seconds
 # Every kernel that may replace a plain one, and none.

@@ -13,7 +13,7 @@ import zoo
 from tests.models import bound, randomised, tokens_of
 from tests.presets import screen
 from zoo.model import decoder
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 LENGTH = 60
 

@@ -20,8 +20,8 @@ import zoo
 from tests.models import bound, is_differentiated, randomised, tokens_of
 from tests.presets import distinct, split
 from zoo.model import compile as compiling
-from zoo.model.decoder import Model
 from zoo.model.guards import ModelGuard, is_as_built
+from zoo.model.module import Model
 
 NAME = "qwen3"
 # A mixture of experts, the rest each some ten seconds.

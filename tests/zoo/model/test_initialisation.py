@@ -18,8 +18,8 @@ from tests.presets import screen, screen_of_families
 from zoo.blocks.layer import PLACEMENTS, ResidualBranch
 from zoo.blocks.layer_scale import _LayerScale
 from zoo.catalog import allocate
-from zoo.model.decoder import Model
 from zoo.model.initialisation import initialise, residual_outputs
+from zoo.model.module import Model
 from zoo.swaps.grammar import apply_swaps
 
 

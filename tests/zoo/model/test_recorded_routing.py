@@ -19,7 +19,7 @@ from tests.presets import distinct, representatives, screen, split
 from zoo.blocks import Router
 from zoo.core.forward_context import RouterOutput, current_recording, recorded_routing
 from zoo.model.compile import CompiledModel
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 
 
 def mixtures(spec: zoo.Decoder) -> list[zoo.MoE]:

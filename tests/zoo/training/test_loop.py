@@ -9,7 +9,7 @@ import zoo
 from tests.presets import split
 from zoo.architectures import families
 from zoo.errors import CheckFailed, MalformedError, UsageError
-from zoo.model.decoder import Model
+from zoo.model.module import Model
 from zoo.training.batches import Batch
 from zoo.training.loop import DivergedError, Trainer, TrainingConfig, evaluate
 from zoo.training.losses import IGNORED

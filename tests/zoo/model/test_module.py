@@ -1,0 +1,260 @@
+"""The whole model run: its forward pass, and continuing prompts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import zoo
+from tests.models import bound, is_differentiated, randomised, tokens_of
+from tests.presets import distinct, screen, split
+from zoo.errors import UsageError
+from zoo.model.module import Model
+
+NAME = distinct()[0]
+PROMPT, NEW = 20, 24  # past a tiny window of 16
+
+
+@cache
+def model_of(name: str) -> Model:
+    return randomised(zoo.spec(name, tiny=True))
+
+
+@cache
+def greedy(name: str) -> Tensor:
+    """(3, NEW) most likely tokens after three prompts."""
+    return model_of(name).generate(tokens_of(model_of(name).spec, 3, PROMPT), NEW)
+
+
+@pytest.mark.parametrize("name", split(distinct(), [NAME]))
+def test_a_seed_is_the_same_model_and_another_seed_another(name: str) -> None:
+    one, same, other = (zoo.build(name, tiny=True, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not all(torch.equal(one[key], other[key]) for key in one)
+    assert all(weight.isfinite().all() for weight in one.values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", screen())
+def test_a_later_token_changes_nothing_before_it(name: str) -> None:
+    model = model_of(name)
+    tokens = tokens_of(model.spec, 2, PROMPT)
+    changed = tokens.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % model.spec.vocab
+    before, after = model(tokens), model(changed)
+    assert (before - after)[:, :-1].abs().max() <= bound(before)
+    assert (before - after)[:, -1].abs().max() > 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", split(distinct(), [NAME]))
+def test_the_order_of_earlier_tokens_matters(name: str) -> None:
+    model = model_of(name)
+    tokens = tokens_of(model.spec, 1, 12)
+    swapped = tokens[:, [1, 0, *range(2, 12)]]
+    assert (model(tokens) - model(swapped))[:, -1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", screen())
+def test_other_dtypes_compute_about_the_same(name: str, dtype: torch.dtype) -> None:
+    """Within a rounding of 8 bits, carried through the layers; in float64 to float32's own precision."""
+    with torch.no_grad():
+        model, tokens = model_of(name), tokens_of(model_of(name).spec, 2, PROMPT)
+        expected = model(tokens)
+        other = randomised(model.spec, dtype=dtype)
+        for weight, original in zip(other.parameters(), model.parameters(), strict=True):
+            weight.copy_(original)
+        logits = other(tokens)
+    assert logits.dtype == dtype
+    worst = (logits.float() - expected).abs().flatten(2).amax(-1) / expected.abs().max()
+    assert worst.median() < {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-5}[dtype]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_embeddings_are_scaled_in_their_own_dtype(dtype: torch.dtype) -> None:
+    """As if the embedding held the products; sqrt(dim) is rounded to the dtype before it multiplies (Gemma)."""
+    spec = replace(zoo.spec(NAME, tiny=True), tied=False, embed_scale=640**0.5)
+    one, other = randomised(spec, dtype=dtype), randomised(replace(spec, embed_scale=1.0), dtype=dtype)
+    other.load_state_dict(one.state_dict())
+    other.embed.weight *= torch.tensor(640**0.5, dtype=dtype)
+    tokens = tokens_of(spec, 2, PROMPT)
+    assert torch.equal(one(tokens), other(tokens))
+
+
+@pytest.mark.parametrize("name", screen())
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    """Also after a pass without gradients, whose tables are kept. What chooses experts or tokens gets none."""
+    model = randomised(zoo.spec(name, tiny=True))
+    tokens = tokens_of(model.spec, 2, 2 * PROMPT)
+    with torch.inference_mode():
+        model(tokens)
+    model(tokens).square().mean().backward()
+    for key, weight in model.named_parameters():
+        assert (weight.grad is not None) == weight.requires_grad == is_differentiated(key), key
+    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        torch.zeros(4, dtype=torch.long),
+        torch.zeros(1, 2, 3, dtype=torch.long),
+        torch.zeros(2, 0, dtype=torch.long),
+        torch.zeros(0, 2, dtype=torch.long),
+        torch.zeros(1, 4),
+        torch.zeros(1, 4, dtype=torch.bool),
+        torch.zeros(1, 4, dtype=torch.complex64),
+    ],
+    ids=lambda tokens: f"{tokens.dtype}{tuple(tokens.shape)}",
+)
+def test_tokens_of_another_dtype_or_shape_are_refused(tokens: Tensor) -> None:
+    model = model_of(NAME)
+    with pytest.raises(UsageError, match=r"tokens must be integers of shape \(batch, new\), not "):
+        model(tokens)
+    with pytest.raises(UsageError, match=r"tokens must be integers of shape \(batch, new\), not "):
+        model.generate(tokens, 1)
+
+
+def test_arguments_out_of_range_are_refused() -> None:
+    model, vocab = model_of(NAME), model_of(NAME).spec.vocab
+    tokens = tokens_of(model.spec, 2, 4)
+    with pytest.raises(UsageError, match="logits_to_keep=-1 is below 0"):
+        model(tokens, logits_to_keep=-1)
+    for count in (0, -3):
+        with pytest.raises(UsageError, match=f"max_new_tokens={count} is below 1"):
+            model.generate(tokens, count)
+    for wrong in (-1, vocab):
+        with pytest.raises(UsageError, match=f"token ids must be from 0 to {vocab - 1}, not "):
+            model.generate(torch.full_like(tokens, wrong), 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": 0},
+        {"tokens": torch.zeros(1, 0, dtype=torch.long)},
+        {"tokens": torch.full((1, 3), -1)},
+        {"temperature": -1.0},
+        {"top_k": 0},
+        {"top_p": 0.0},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_streaming_refuses_arguments_before_the_first_token_is_asked_for(options: dict[str, Any]) -> None:
+    model = model_of(NAME)
+    with pytest.raises(UsageError):
+        model.stream(**{"tokens": tokens_of(model.spec, 1, 3), "max_new_tokens": 1} | options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", split(distinct(), [NAME]))
+def test_greedy_takes_the_argmax_of_the_full_forward(name: str) -> None:
+    """Each new token by one forward over all before it, without a cache."""
+    model, prompts, new = model_of(name), tokens_of(model_of(name).spec, 3, PROMPT), greedy(name)
+    assert new.shape == (3, NEW)
+    logits = model(torch.cat([prompts, new], dim=1))[:, PROMPT - 1 : -1]
+    best = logits.max(-1).values
+    taken = logits.gather(-1, new[..., None]).squeeze(-1)
+    assert (best - taken).max() <= bound(logits)  # a tie may go either way
+
+
+@pytest.mark.parametrize("name", split(distinct(), [NAME]))
+def test_streaming_yields_each_step_at_once(name: str) -> None:
+    model = model_of(name)
+    stream = model.stream(tokens_of(model.spec, 3, PROMPT), NEW)
+    assert torch.equal(next(stream), greedy(name)[:, 0])
+    assert torch.equal(torch.stack(list(stream), dim=1), greedy(name)[:, 1:])
+    assert torch.is_grad_enabled()
+
+
+def test_streaming_takes_no_gradients_and_leaves_the_mode_alone_between_steps() -> None:
+    """Whichever mode each of its tokens is asked for in."""
+    name, taken = NAME, []
+    model = randomised(zoo.spec(name, tiny=True))
+    model.register_forward_hook(lambda *_: taken.append(torch.is_grad_enabled()))
+    stream = model.stream(tokens_of(model.spec, 3, PROMPT), NEW, stop=iter([model.spec.vocab]))
+    for i, mode in enumerate([torch.enable_grad, torch.no_grad, torch.inference_mode, torch.enable_grad]):
+        with mode():
+            before = torch.is_grad_enabled()
+            assert torch.equal(next(stream), greedy(name)[:, i])
+            assert torch.is_grad_enabled() == before
+    assert taken == [False] * 4
+
+
+@pytest.mark.parametrize("name", split(distinct(), [NAME]))
+def test_a_row_that_met_a_stop_token_repeats_it_and_all_stop_together(name: str) -> None:
+    model = model_of(name)
+
+    def sampled(stop: list[int]) -> Tensor:
+        return model.generate(tokens_of(model.spec, 3, PROMPT), NEW, temperature=2.0, seed=0, stop=stop)
+
+    free = sampled([])
+    stop = [int(free[row, 3 * row + 1]) for row in range(3)]  # ids that end the rows one after another
+    ends = [next(i for i, token in enumerate(row) if token in stop) for row in free.tolist()]
+    assert max(ends) > min(ends)
+    new = sampled(stop)
+    assert new.shape == (3, max(ends) + 1)
+    for row, given, end in zip(new.tolist(), free.tolist(), ends, strict=True):
+        assert row == given[: end + 1] + [given[end]] * (max(ends) - end)
+    assert sampled(stop[:1]).shape == (3, NEW), "one row goes on"
+
+
+def test_a_stop_token_that_is_never_drawn_changes_nothing() -> None:
+    name = NAME
+    unused = next(token for token in range(512) if not (greedy(name) == token).any())
+    new = model_of(name).generate(tokens_of(model_of(name).spec, 3, PROMPT), NEW, stop=[unused])
+    assert torch.equal(new, greedy(name))
+
+
+def test_rows_do_not_depend_on_their_batch() -> None:
+    name = NAME
+    alone = model_of(name).generate(tokens_of(model_of(name).spec, 3, PROMPT)[1:2], NEW)
+    assert torch.equal(alone, greedy(name)[1:2])
+
+
+def test_a_seed_repeats_a_sample_and_leaves_other_randomness_alone() -> None:
+    model = model_of(NAME)
+    tokens = tokens_of(model.spec, 2, 5)
+
+    def sample(seed: int | None) -> Tensor:
+        return model.generate(tokens, 12, temperature=1.0, seed=seed)
+
+    torch.manual_seed(0)
+    drawn = torch.rand(3)
+    torch.manual_seed(0)
+    one = sample(7)
+    assert torch.equal(torch.rand(3), drawn)
+    assert torch.equal(sample(7), one)
+    assert not torch.equal(sample(8), one)
+    assert not torch.equal(sample(None), sample(None))
+
+
+def test_temperature_near_zero_and_top_k_1_are_greedy() -> None:
+    name = NAME
+    tokens = tokens_of(model_of(name).spec, 3, PROMPT)
+    for options in ({"temperature": 1e-6}, {"temperature": 5.0, "top_k": 1}, {"temperature": 5.0, "top_p": 1e-9}):
+        assert torch.equal(model_of(name).generate(tokens, NEW, **options), greedy(name))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", screen())
+def test_autocast_computes_in_its_dtype_over_a_cache_too(name: str) -> None:
+    """A float32 model under autocast: as near to float32 as bfloat16 is, in one pass, in chunks and token by token.
+    Routers may choose other experts, so that the median token is judged."""
+    model = randomised(zoo.spec(name, tiny=True))
+    tokens = tokens_of(model.spec, 2, 30)
+    exact = model(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole, cache = model(tokens), model.new_cache(2, 30)
+        parts = torch.cat([model(part, cache) for part in tokens.split([20, 8, 1, 1], dim=1)], dim=1)
+    assert whole.dtype == torch.bfloat16
+    for got in (whole, parts):
+        errors = (got.float() - exact).abs().amax(-1) / exact.abs().max()
+        assert 1e-5 < errors.median() < 0.1

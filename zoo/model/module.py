@@ -1,0 +1,259 @@
+"""The module of a whole model: embedding, layers, norm, head, run with or without a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo.core.cache import Cache, NoCache
+from zoo.core.forward_context import (
+    ForwardContext,
+    LayerCache,
+    current_recording,
+    prepare_forward,
+    prepare_forward_at,
+)
+from zoo.core.linear import Linear, linear
+from zoo.errors import UsageError
+from zoo.model.compile import (
+    CompiledModel,
+    ForwardFunctions,
+    mark_dynamic_lengths,
+    mark_handed_on,
+    run_head,
+    run_layer,
+    run_recorded_layer,
+)
+from zoo.model.cuda_graph import CudaGraph
+from zoo.model.sampling import Sampler
+
+if TYPE_CHECKING:
+    from zoo.model.decoder import Decoder
+
+
+class Model(nn.Module):
+    """The module of a Decoder: `embed`, `layers`, `norm`, and `head` unless that is tied to `embed`.
+
+    `activation_checkpointing`: a pass with gradients and without a cache keeps the input of each layer only, and
+    computes the layer again in the backward pass (Chen et al. 2016). It may be set at any time, compiled or not.
+    """
+
+    activation_checkpointing: bool = False
+
+    def __init__(self, spec: Decoder) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed = nn.Embedding(spec.vocab, spec.dim, _weight=torch.empty(spec.vocab, spec.dim))
+        shared = {layer: layer for layer in spec.layers}  # equal layers share one spec, by which a compiler knows them
+        self.layers = nn.ModuleList(shared[layer].build(spec.dim) for layer in spec.layers)
+        self.norm = spec.norm.build(spec.dim)
+        self.head = None if spec.tied else Linear(spec.dim, spec.vocab, bias=False)
+        self.positions = spec.positions.build(spec.dim) if spec.positions else None
+        per_layer = spec.per_layer
+        self.per_layer = per_layer.build(spec.dim, spec.vocab, len(spec.layers)) if per_layer else None
+        self._tables = list(dict.fromkeys(need for layer in spec.layers for need in layer.tables()))
+        self._cache_specs = tuple(layer.cache_spec() for layer in spec.layers)
+        self._no_cache: Sequence[LayerCache] = [NoCache(cache_spec) for cache_spec in self._cache_specs]
+        self._eager = ForwardFunctions([run_layer] * len(spec.layers), run_head, replayable=False)
+        self._eager_recorded = self._eager._replace(layers=[run_recorded_layer] * len(spec.layers))
+        self._compiled: CompiledModel | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As torch's own modules: a copy, or an unpickled model, is not compiled."""
+        return self.__dict__ | {"_compiled": None}
+
+    def compile(self, **options: Any) -> None:
+        """Compile in place, one function for each distinct layer, at the first prefill, the first prefill over a filled
+        cache and the first single token, each for every length. On CUDA a decode step is replayed as a CUDA graph that
+        is captured once per cache. `options` are torch.compile's.
+
+        What is changed afterwards is seen on the next pass: weights, their dtype, device and need of gradients, train
+        and eval mode, replaced modules, which are compiled separately, and hooks, whose layers run uncompiled. A copy
+        is not compiled. Raises NotAvailable where there is no C++ compiler for the CPU.
+        """
+        self._compiled = CompiledModel(self, options)
+
+    def forward(self, tokens: Tensor, cache: Cache | None = None, logits_to_keep: int = 0) -> Tensor:
+        """Token ids (batch, new) -> logits (batch, new, vocab), or of the last `logits_to_keep` positions if not 0.
+
+        With a `cache` the tokens follow those it holds and are added to it. Raises CacheFullError if they do not fit.
+        """
+        if logits_to_keep < 0:
+            raise UsageError(f"logits_to_keep={logits_to_keep} is below 0")
+        compiled = self._compiled
+        recorded = current_recording() is not None
+        eager = self._eager_recorded if recorded else self._eager
+        functions = eager if compiled is None else compiled.functions(recorded)
+        if compiled and cache is not None and _can_replay(functions, tokens, cache):
+            logits = self._replay(tokens, cache, functions, compiled)
+        else:
+            logits = self._run(tokens, *self.prepare(tokens, cache), functions, logits_to_keep)
+        if compiled:
+            compiled.measure_pending()
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return logits
+
+    def prepare(self, tokens: Tensor, cache: Cache | None = None) -> tuple[ForwardContext, Sequence[LayerCache]]:
+        """The context of a forward pass of `tokens` (batch, new), and the cache of each layer."""
+        _check_tokens(tokens)
+        past, layer_caches = 0, self._no_cache
+        if cache is not None:
+            cache.require_room(self._cache_specs, *tokens.shape)
+            past, layer_caches = cache.length, cache.layers
+        self._require_positions(past + tokens.shape[1])
+        return prepare_forward(past, tokens.shape[1], self._tables, layer_caches, tokens.device), layer_caches
+
+    def _run(
+        self,
+        tokens: Tensor,
+        ctx: ForwardContext,
+        layer_caches: Sequence[LayerCache],
+        functions: ForwardFunctions,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
+        if self._compiled is not None:
+            mark_dynamic_lengths(ctx, tokens.shape[1])
+        recomputes = self.activation_checkpointing and torch.is_grad_enabled() and layer_caches is self._no_cache
+        recording = current_recording()
+        x = self.embedded(tokens, ctx.positions)
+        inputs = self.layer_inputs(tokens, x)
+        for spec, layer, run, layer_cache, layer_input in zip(
+            self.spec.layers, self.layers, functions.layers, layer_caches, inputs, strict=True
+        ):
+            seen = ctx
+            if layer_input is not None or ctx.shared or spec.hands_on():
+                # What it reads and no more, which compiled code is specific to. A dict of its own: a layer that is
+                # computed again for the backward pass must not find what later layers handed on.
+                taken = {name: ctx.shared[name] for name in spec.takes()}
+                seen = replace(ctx, shared=taken, layer_input=layer_input)
+            arguments = layer, x, seen, layer_cache
+            out = checkpoint(run, *arguments, use_reentrant=False) if recomputes else run(*arguments)
+            if spec.hands_on():
+                if self._compiled is None:
+                    handed_on = seen.shared
+                else:
+                    out, handed_on = out
+                    mark_handed_on(handed_on)
+                ctx.shared.update(handed_on)
+            if recording is None:
+                x = out
+            else:
+                x, routing = out
+                recording += routing
+        return functions.head(self, x[:, -logits_to_keep:])
+
+    def _replay(self, tokens: Tensor, cache: Cache, functions: ForwardFunctions, compiled: CompiledModel) -> Tensor:
+        """Single-token decode as a CUDA graph, which is captured at the first token and after changes of the model."""
+        _check_tokens(tokens)
+        cache.require_room(self._cache_specs, *tokens.shape)
+        self._require_positions(cache.length + 1)
+        fingerprint = compiled.fingerprint()
+        graph, captured = compiled.graphs.get(cache, (None, None))
+        if graph is None or captured != fingerprint:
+            graph = None
+            compiled.graphs.pop(cache, None)  # its memory is free before the next capture
+            before = cache.snapshot()
+            graph = CudaGraph(partial(self._decode_step, cache=cache, functions=functions), tokens, cache.length)
+            cache.restore(before)  # its warm-up advanced the states
+            compiled.graphs[cache] = graph, fingerprint
+        return graph(tokens, cache.length)
+
+    def _decode_step(self, tokens: Tensor, position: Tensor, cache: Cache, functions: ForwardFunctions) -> Tensor:
+        """Tokens (b, 1) at a `position` (1,) that only the device knows -> logits, over a static cache."""
+        ctx = prepare_forward_at(position, cache.length, self._tables, cache.layers)
+        return self._run(tokens, ctx, cache.layers, functions)
+
+    def embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Token ids (batch, t) at `positions` (t,) -> the input of the first layer (batch, t, dim)."""
+        x = self.embed(tokens)
+        if self.spec.embed_scale != 1.0:
+            x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)  # rounded first, as Gemma's own code does
+        return x if self.positions is None else x + self.positions(positions)
+
+    def layer_inputs(self, tokens: Tensor, x: Tensor) -> Sequence[Tensor | None]:
+        """Token ids (batch, t), the input of the first layer (batch, t, dim) -> each layer's own (batch, t, width)."""
+        return [None] * len(self.layers) if self.per_layer is None else self.per_layer(tokens, x).unbind()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The output of the last layer (batch, t, dim) -> logits (batch, t, vocab)."""
+        x = self.norm(x)
+        logits: Tensor = linear(x, self.embed.weight) if self.head is None else self.head(x)
+        if self.spec.logits_scaling != 1.0:
+            logits = logits / self.spec.logits_scaling
+        cap = self.spec.logit_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _require_positions(self, length: int) -> None:
+        """Raise UsageError for a sequence that is longer than learned positions reach."""
+        positions = self.spec.positions
+        if positions is not None and length > positions.count:
+            raise UsageError(f"the model has {positions.count} learned positions, the sequence {length} tokens")
+
+    def new_cache(self, batch: int, tokens: int) -> Cache:
+        """An empty cache for `batch` sequences of up to `tokens` tokens, of this model's dtype and on its device."""
+        weight = self.embed.weight
+        return Cache(self._cache_specs, batch, tokens, weight.dtype, weight.device)
+
+    def stream(
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Iterable[int] = (),
+    ) -> Iterator[Tensor]:
+        """Continue prompts (batch, t) of equal length; yields each step's token ids (batch,).
+
+        Ends after `max_new_tokens`, or when every row has produced one of the token ids in `stop`; a row that has
+        repeats its own. `temperature` 0 takes the most likely token; otherwise samples as `Sampler` says, from `top_k`
+        and `top_p`. The call raises UsageError for tokens or options out of range; the model runs as the result is
+        iterated over.
+        """
+        _check_tokens(tokens, self.spec.vocab)
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens={max_new_tokens} is below 1")
+        stop_ids = torch.tensor(sorted(set(stop)), dtype=torch.long, device=tokens.device)
+        return self._stream(tokens, max_new_tokens, Sampler(temperature, top_k, top_p, seed, tokens.device), stop_ids)
+
+    @torch.no_grad()
+    def _stream(self, tokens: Tensor, max_new_tokens: int, sampler: Sampler, stop_ids: Tensor) -> Iterator[Tensor]:
+        """`stream`, its arguments checked: a generator's body runs at the first `next`, and not at the call."""
+        cache = self.new_cache(tokens.shape[0], tokens.shape[1] + max_new_tokens)
+        done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
+        last, new = tokens[:, -1], tokens
+        for _ in range(max_new_tokens):
+            sampled = sampler(self(new, cache, logits_to_keep=1)[:, -1])
+            last = torch.where(done, last, sampled)
+            yield last
+            done = torch.isin(last, stop_ids)  # a row that was done still is: it repeats its stop token
+            if len(stop_ids) and done.all():
+                return
+            new = last[:, None]
+
+    def generate(self, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+        """All of `stream`: the new tokens (batch, new)."""
+        return torch.stack(list(self.stream(tokens, max_new_tokens, **options)), dim=1)
+
+
+def _can_replay(functions: ForwardFunctions, tokens: Tensor, cache: Cache) -> bool:
+    """Whether a pass is a decode step for a CUDA graph: one token on a GPU, a static cache, no gradients, no hooks."""
+    is_decode = tokens.is_cuda and tokens.ndim == 2 and tokens.shape[1] == 1
+    return is_decode and cache.static and functions.replayable and not torch.is_grad_enabled()
+
+
+def _check_tokens(tokens: Tensor, vocab: int | None = None) -> None:
+    """Raise UsageError unless `tokens` are integers (batch, new) and, if `vocab` is given, ids below it: looking at the
+    ids makes a device wait."""
+    if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int32, torch.int64):
+        raise UsageError(f"tokens must be integers of shape (batch, new), not {tokens.dtype} {tuple(tokens.shape)}")
+    if vocab is not None and not 0 <= tokens.min() <= tokens.max() < vocab:
+        raise UsageError(f"token ids must be from 0 to {vocab - 1}, not {int(tokens.min())} to {int(tokens.max())}")
