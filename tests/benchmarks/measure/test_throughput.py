@@ -31,7 +31,7 @@ def test_every_family_runs_in_its_tiny_form(monkeypatch: pytest.MonkeyPatch) -> 
     ]
     for row in made:
         assert row["tiny"]
-        assert row["layers"] < 10
+        assert row["layers"] <= 12
         assert row["tokens_per_s"] == row["tokens_per_s_min"] == row["tokens"]  # each run takes a second
         assert row["seconds"] == [1.0] * 5
         assert row["warmups"] == 4

@@ -245,7 +245,10 @@ def kinds_of(name: str) -> list[str]:
     return [kind for kind in kinds if (f"{kind}moe" not in kinds if has_experts else not kind.endswith("moe"))]
 
 
-@pytest.mark.parametrize("name", [name for name in published() if kinds_of(name)])
+NOT_READ = {"gemma4-e2b", "gemma4-e4b", "gemma4-26b-a4b"}  # docs/loading.md says why
+
+
+@pytest.mark.parametrize("name", [name for name in published() if kinds_of(name) and name not in NOT_READ])
 def test_the_file_of_a_published_config_is_that_of_the_preset(name: str, tmp_path: Path) -> None:
     for kind in kinds_of(name):
         file = GGUFFile(write(tmp_path / f"{kind}.gguf", kind, fields(published()[name]["config"], kind), {}))

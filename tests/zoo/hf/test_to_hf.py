@@ -114,7 +114,7 @@ SCALING = st.one_of(
 # Fields that few values make sense for; of the others an integer is 1 to 300, a number 1 to 1e6.
 SOME = {
     "hidden_size": [32, 64, 192],
-    "num_hidden_layers": [1, 3, 6, 12],
+    "num_hidden_layers": [1, 3, 6, 12, 15],
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_group", "topk_group"), (1, 2, 4, 8)),
     "num_global_key_value_heads": [1, 2, 4],
     **dict.fromkeys(("head_dim", "qk_rope_head_dim"), (2, 8, 24)),
