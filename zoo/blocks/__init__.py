@@ -20,6 +20,7 @@ from zoo.blocks.mlp import *
 from zoo.blocks.moe import *
 from zoo.blocks.norms import *
 from zoo.blocks.positions import *
+from zoo.blocks.rope_scaling import *
 from zoo.blocks.routers import *
 from zoo.blocks.short_conv import *
 from zoo.blocks.sparse_mla import *
