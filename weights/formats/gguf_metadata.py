@@ -101,8 +101,8 @@ def rope_factors(spec: Decoder) -> dict[str, Tensor]:
             pairs = torch.arange(attn.head_dim // 2)
             return {ROPE_FREQS: torch.where(pairs < attn.rope.fraction * attn.head_dim / 2, 1.0, UNROTATED)}
         if isinstance(attn.rope, RoPE) and isinstance(attn.rope.scaling, Llama3Scaling):
-            plain = attn.rope.theta ** -(torch.arange(0, attn.head_dim, 2) / attn.head_dim)
-            return {ROPE_FREQS: plain / attn.rope.scaling.scale(plain, attn.rope.theta)}
+            periods = attn.rope.theta ** (torch.arange(0, attn.head_dim, 2) / attn.head_dim)
+            return {ROPE_FREQS: 1.0 / periods / attn.rope.scaling.scale(periods, attn.rope.theta)}
         if isinstance(attn.rope, RoPE) and isinstance(attn.rope.scaling, LongRoPE):
             scaling = attn.rope.scaling
             return {ROPE_SHORT: torch.tensor(scaling.short), ROPE_LONG: torch.tensor(scaling.long)}

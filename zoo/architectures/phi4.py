@@ -47,7 +47,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config = {"model_type": "phi3", "hidden_act": "silu"} | dense_fields(spec)
+    config: ConfigFields = {"model_type": "phi3", "hidden_act": "silu"} | dense_fields(spec)
     scaling, rope = config.pop("rope_scaling", None), first_rope(spec)
     if rope and isinstance(rope.scaling, LongRoPE):
         config |= {"rope_scaling": scaling, ORIGINAL: scaling.pop(ORIGINAL)}

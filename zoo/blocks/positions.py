@@ -5,7 +5,8 @@ Rotated pairs are (i, i + rotated/2), the half-split order of most checkpoints; 
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,10 @@ class Position(Spec, abstract=True):
     @abstractmethod
     def rotate(self, x: Tensor, table: Table | None) -> Tensor:
         """(..., t, width) -> the same shape, positions encoded."""
+
+    def at_width(self, width: int) -> Self:
+        """The same encoding for heads of this width."""
+        return self
 
     @property
     def switch(self) -> int | None:
@@ -77,6 +82,9 @@ class RoPE(Position):
     def check(self) -> None:
         self.require(self.theta > 1, f"theta={self.theta:g} must be above 1")
         self.require(self.fraction <= 1, f"fraction={self.fraction:g} is above 1")
+
+    def at_width(self, width: int) -> Self:
+        return replace(self, scaling=self.scaling.at_rotated(self.rotated(width))) if self.scaling else self
 
     def check_width(self, width: int) -> None:
         if self.scaling:
@@ -124,8 +132,8 @@ class RoPE(Position):
         """
         rotated = self.rotated(width)
         exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device="cpu") / rotated
-        frequencies = 1.0 / self.theta**exponents
-        return self.scaling.scale(frequencies, self.theta) if self.scaling else frequencies
+        periods = self.theta**exponents
+        return self.scaling.scale(periods, self.theta) if self.scaling else 1.0 / periods
 
 
 @dataclass(frozen=True)

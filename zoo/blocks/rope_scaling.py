@@ -28,9 +28,9 @@ class Scaling(Spec, abstract=True):
     gain: float = 1.0  # multiplies cos and sin, so scores by its square
 
     @abstractmethod
-    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
-        """(pairs,) frequencies in radians per token, highest first -> the same, scaled; (sets, pairs) where it depends
-        on the forward pass which of several sets is used."""
+    def scale(self, periods: Tensor, theta: float) -> Tensor:
+        """Periods (pairs,) in tokens per radian, shortest first -> scaled frequencies (pairs,) in radians per token;
+        (sets, pairs) where it depends on the forward pass which of several sets is used."""
 
     def select(self, scaled: Tensor, positions: Tensor) -> Tensor:
         """What `scale` returns -> the (pairs,) frequencies of a forward pass of tokens at `positions` (t,)."""
@@ -38,6 +38,10 @@ class Scaling(Spec, abstract=True):
 
     def check_rotated(self, rotated: int) -> None:
         """Raise SpecError unless heads with this many rotated elements can be scaled."""
+
+    def at_rotated(self, rotated: int) -> Self:
+        """The same for heads with this many rotated elements."""
+        return self
 
     @property
     def switch(self) -> int | None:
@@ -51,8 +55,8 @@ class LinearScaling(Scaling):
 
     factor: float
 
-    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
-        return frequencies / self.factor
+    def scale(self, periods: Tensor, theta: float) -> Tensor:
+        return 1.0 / periods / self.factor
 
     def describe(self) -> str:
         return f"linear x{self.factor:g}"
@@ -71,7 +75,8 @@ class Llama3Scaling(Scaling):
     def check(self) -> None:
         self.require(self.low <= self.high, f"low={self.low} is above high={self.high}")
 
-    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
+    def scale(self, periods: Tensor, theta: float) -> Tensor:
+        frequencies = 1.0 / periods
         wavelengths = 2 * math.pi / frequencies
         if self.low == self.high:
             blend = (wavelengths <= self.original / self.high).to(frequencies.dtype)
@@ -100,8 +105,8 @@ class YarnScaling(Scaling):
     slow: float = 1.0
     truncate: bool = True
 
-    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
-        half = len(frequencies)
+    def scale(self, periods: Tensor, theta: float) -> Tensor:
+        frequencies, half = 1.0 / periods, len(periods)
 
         def dimension(turns: float) -> float:
             return half * math.log(self.original / (turns * 2 * math.pi)) / math.log(theta)
@@ -151,16 +156,12 @@ class LongRoPE(Scaling):
         self.require(len(set(lengths)) == 1, f"short has {lengths[0]} factors, long {lengths[1]}")
 
     def check_rotated(self, rotated: int) -> None:
-        fits = 2 * len(self.short) == rotated
+        fits = len(self.short) == (rotated + 1) // 2
         self.require(fits, f"{len(self.short)} factors for {rotated} rotated elements: one for each pair is needed")
 
-    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
-        # Not `frequencies` divided: the reference multiplies the wavelengths, and the last bit is a hundredth of a
-        # radian at position 100,000.
-        factors = torch.tensor([self.short, self.long], dtype=torch.float32, device=frequencies.device)
-        rotated = 2 * len(frequencies)
-        exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device=frequencies.device) / rotated
-        return 1.0 / (factors * theta**exponents)
+    def scale(self, periods: Tensor, theta: float) -> Tensor:
+        factors = torch.tensor([self.short, self.long], dtype=torch.float32, device=periods.device)
+        return 1.0 / (factors * periods)  # as the reference rounds it
 
     def select(self, scaled: Tensor, positions: Tensor) -> Tensor:
         short, long = scaled
@@ -170,8 +171,9 @@ class LongRoPE(Scaling):
     def switch(self) -> int | None:
         return self.original
 
-    def with_pairs(self, pairs: int) -> Self:
-        """The same for another number of pairs, with factors taken at equal distances."""
+    def at_rotated(self, rotated: int) -> Self:
+        """Pair i of n rotates by theta^(-i / n), and gets the factors of the pair here that rotates as fast."""
+        pairs = (rotated + 1) // 2
         chosen = [pair * len(self.short) // pairs for pair in range(pairs)]
         short, long = (tuple(factors[i] for i in chosen) for factors in (self.short, self.long))
         return replace(self, short=short, long=long)

@@ -142,7 +142,7 @@ def _value(node: ast.expr) -> Any:
             return -value
         case ast.Name(id=word) if word.lower() in CONSTANTS:
             return CONSTANTS[word.lower()]
-        case ast.Tuple(elts=items) | ast.List(elts=items):
+        case ast.Tuple(elts=items):
             return tuple(_value(item) for item in items)
         case ast.Name(id=word):
             return BlockCall(word, {}) if word[0].isupper() else word
@@ -154,5 +154,5 @@ def _value(node: ast.expr) -> Any:
         case ast.Call(func=ast.Name(id=name)):
             raise UsageError(f"{name}: every value needs a field name, as in {name}(field=value)")
     raise UsageError(
-        f"{ast.unparse(node)!r} must be a number, true, false, none, a word, a block or a tuple of numbers"
+        f"{ast.unparse(node)!r} must be a number, true, false, none, a word, a block or (several, of these)"
     )

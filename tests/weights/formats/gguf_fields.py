@@ -89,8 +89,9 @@ def _pattern(config: Config) -> dict[str, Any]:
 
 
 def _phi(config: Config) -> dict[str, Any]:
-    original, scaled = config["original_max_position_embeddings"], {}
+    original, scaled = config["max_position_embeddings"], {}
     if scaling := config["rope_scaling"]:
+        original = config["original_max_position_embeddings"]
         usual = sqrt(1 + log(config["max_position_embeddings"] / original) / log(original)) if original > 1 else None
         scaled = {"rope.scaling.attn_factor": scaling.get("attention_factor", usual)}
     return _rotated(config, config.get("partial_rotary_factor", 1.0)) | {

@@ -93,6 +93,8 @@ def test_every_other_field_of_a_file_is_compared(name: str, tmp_path: Path) -> N
     for key in metadata.keys() - inert:
         value = metadata[key]
         other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value * 2
+        if key == "attention.sliding_window" and value >= metadata["context_length"]:
+            other = 7  # longer ones are none, too
         differences = spec_differences(case.kind, metadata | {key: other}, spec)
         assert f"{key} {other} instead of {metadata_of(case.kind, spec)[key]}" in differences
 

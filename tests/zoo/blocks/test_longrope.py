@@ -159,7 +159,7 @@ def mutants(scaling: LongRoPE) -> dict[str, dict[str, Any]]:
             "scaling": replace(scaling, short=scaling.short[::-1], long=scaling.long[::-1])
         },
         "no scaling": {"scaling": None},
-        "half of a head rotated": {"fraction": 0.5, "scaling": scaling.with_pairs(4)},
+        "half of a head rotated": {"fraction": 0.5, "scaling": scaling.at_rotated(8)},
         "another base": {"theta": 1e3},
     }
 
@@ -190,6 +190,8 @@ def test_both_names_and_both_spellings_are_read(kind: str) -> None:
     given["rope_scaling"]["type"] = kind
     assert zoo.from_hf(given) == spec
     assert zoo.from_hf(given | {"rope_scaling": given["rope_scaling"] | {"rope_type": kind}}) == spec
+    given["rope_scaling"]["original_max_position_embeddings"] = ORIGINAL  # without it the reference refuses "su"
+    assert zoo.from_hf(given) == spec
     written = AutoConfig.for_model(**deepcopy(given)).to_dict()
     assert written["rope_parameters"]["rope_type"] == "longrope"
     assert zoo.from_hf({name: value for name, value in written.items() if name != "rope_scaling"}) == spec
@@ -288,8 +290,10 @@ def test_a_swap_names_the_factors() -> None:
     assert after == zoo.swap(spec, zoo.RoPE, lambda rope: replace(rope, scaling=scaling))
     assert not dropped
     assert apply_swap(after, "LongRoPE(original=10)")[0].layers[0].mixer.rope.scaling == replace(scaling, original=10)
-    with pytest.raises(SpecError, match=f"LongRoPE: {pairs} factors for 8 rotated elements"):
-        apply_swap(after, "GQA(head_dim=8)")
+    narrow = apply_swap(after, "GQA(head_dim=8)")[0].layers[0].mixer.rope.scaling  # every third pair, as fast
+    assert narrow == replace(scaling, short=short[::3], long=long[::3])
+    with pytest.raises(SpecError, match=f"LongRoPE: {pairs} factors for {pairs} rotated elements"):
+        apply_swap(after, "RoPE(fraction=0.5)")
     with pytest.raises(UsageError, match=re.escape("LongRoPE needs short, long, original")):
         apply_swap(spec, "RoPE(scaling=LongRoPE(gain=1.2))")
     with pytest.raises(SpecError, match="short must be a tuple of a positive number"):

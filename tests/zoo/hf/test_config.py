@@ -71,7 +71,8 @@ def _by_kind(rope: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", partly_rotary())
 def test_the_rotated_share_of_a_head_is_read_in_both_spellings(name: str) -> None:
     for share in (0.25, 1.0):
-        config, before = newer(name, rotary_dim=None), older(name, partial_rotary_factor=share, rotary_dim=None)
+        unstated = dict(rotary_dim=None, partial_rotary_factor=None)
+        config, before = newer(name, **unstated), older(name, partial_rotary_factor=share, rotary_dim=None)
         config["rope_parameters"]["partial_rotary_factor"] = share
         for scaling in filter(None, (config["rope_parameters"], before.get("rope_scaling"))):
             pairs = int(config["hidden_size"] // config["num_attention_heads"] * share) // 2
