@@ -179,7 +179,7 @@ class LongRoPE(Scaling):
         return replace(self, short=short, long=long)
 
     def describe(self) -> str:
-        return f"LongRoPE up to x{max(self.long):g} beyond {self.original}"
+        return f"LongRoPE {self.original}"
 
 
 def longrope_gain(factor: float, original: int) -> float:

@@ -301,7 +301,7 @@ def test_a_swap_names_the_factors() -> None:
 
 
 def test_it_is_described() -> None:
-    assert LongRoPE((1.0, 1.0), (1.0, 2.5), 4096, 1.2).describe() == "LongRoPE up to x2.5 beyond 4096"
+    assert LongRoPE((1.0, 1.0), (1.0, 2.5), 4096, 1.2).describe() == "LongRoPE 4096"
 
 
 @torch.no_grad()
