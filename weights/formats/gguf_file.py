@@ -107,7 +107,8 @@ class GGUFFile(Source):
                 f"without {self.kind}., to ignore one"
             )
         absent = [key for key in expected if key not in self._metadata and key not in IMPLIED]
-        missing = ", ".join(["the layer pattern", *absent, *(["rope_freqs"] if self._lacks_factors(spec) else [])])
+        tables = (name.removesuffix(".weight") for name in self._missing_factors(spec))
+        missing = ", ".join(["the layer pattern", *absent, *tables])
         log.info("%s does not say %s: taken from %s, of the same dimensions", self.path.name, missing, name)
         return spec
 
@@ -130,7 +131,7 @@ class GGUFFile(Source):
             but = ", ".join(differ[nearest])
             raise MalformedError(f"{self.path}: no preset has its dimensions; {nearest} is nearest, but for {but}")
         context = self._metadata.get("context_length")
-        name, family, spec = min(found, key=lambda each: (each[2].context != context, self._lacks_factors(each[2])))
+        name, family, spec = min(found, key=lambda each: (each[2].context != context, self._missing_factors(each[2])))
         rows = int(self._tensors[EMBEDDING].shape[-1]) if EMBEDDING in self._tensors else spec.vocab
         try:
             return name, family, replace(spec, vocab=rows, context=context)  # converters change both
@@ -150,8 +151,8 @@ class GGUFFile(Source):
         lists = {key: value for key, value in found.items() if isinstance(value, list) and len(value) == layers}
         return found | {key: value[: layers - predicted] for key, value in lists.items()}
 
-    def _lacks_factors(self, spec: Decoder) -> bool:
-        return not rope_factors(spec).keys() <= self._tensors.keys()
+    def _missing_factors(self, spec: Decoder) -> list[str]:
+        return sorted(rope_factors(spec).keys() - self._tensors.keys())
 
     def _other_factors(self, spec: Decoder) -> list[str]:
         """A table of rotary factors, where there is one, must be the preset's: ones where the preset scales nothing."""

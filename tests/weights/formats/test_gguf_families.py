@@ -243,6 +243,16 @@ def test_missing_rope_freqs_are_logged(
     assert "does not say the layer pattern, rope_freqs: taken from toy" in caplog.text
 
 
+def test_missing_longrope_factors_are_logged(
+    toy: Callable[[Case], Case], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = toy(Case("phi4-mini-3.8b"))
+    del case.tensors["rope_factors_long.weight"]
+    with caplog.at_level(logging.INFO, "weights"):
+        weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors))
+    assert "does not say the layer pattern, rope_factors_long: taken from toy" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("change", "phrase"),
     [

@@ -82,7 +82,7 @@ def test_the_loaded_model_has_all_that_is_compared(model: Model) -> None:
     assert rope == zoo.RoPE(1e4, scaling, fraction=0.75)
     assert model.spec.tied
     assert gain > 1.4
-    assert not list(nn.Module.parameters(model.layers[0].attn.block.get_submodule(""), recurse=False))
+    assert model.spec.params() == zoo.swap(model.spec, zoo.RoPE, zoo.NoPE()).params()  # it has none of its own
 
 
 @torch.no_grad()
@@ -315,6 +315,17 @@ def test_compiled_in_one_graph(model: Model) -> None:
         positions = torch.arange(start, start + length)
         for ours, expected in zip(compiled(positions), rope.table(positions, 16), strict=True):
             torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
+def test_a_compiled_model_equals_the_reference(model: Model, reference: nn.Module) -> None:
+    """Over the same passes as uncompiled: a prefill, and single tokens across the end of the original context."""
+    lengths = [ORIGINAL - 2, *[1] * 4]
+    tokens = tokens_of(sum(lengths))
+    theirs = in_passes(reference, tokens, lengths)
+    model.compile()
+    assert (our_passes(model, tokens, lengths) - theirs).abs().max() <= bound(theirs)
 
 
 @torch.no_grad()
