@@ -43,7 +43,7 @@ DESCRIBABLE: dict[str, tuple[str, zoo.Decoder]] = {
     "biases in the feed-forward": ("llama", change(LLAMA, zoo.GLU, bias=True)),
     "other factors": ("phi3", change(LONG, zoo.LongRoPE, short=(1.0, 1.5) * 3, original=32)),
     "another gain than its context's": ("phi3", change(LONG, zoo.LongRoPE, original=32, gain=1.5)),
-    "factors for Llama": ("llama", change(LLAMA, zoo.RoPE, scaling=LONGROPE)),
+    "factors and biases for Llama": ("llama", change(change(LLAMA, zoo.RoPE, scaling=LONGROPE), zoo.GQA, bias=True)),
     "another stretch": ("llama", change(LLAMA, zoo.RoPE, scaling=zoo.YarnScaling(factor=4, original=32, gain=1.0))),
 }
 
@@ -82,10 +82,10 @@ INDESCRIBABLE: dict[str, tuple[zoo.Decoder, str, str]] = {
         "GQA.scale is 0.1234 here, 0.1",
     ),
     "a scale of next to nothing": (change(SANDWICH, zoo.GQA, scale=1e-200), "gemma3_text", "GQA.scale is 1e-200 here"),
-    "QK-norm beside LongRoPE": (
-        change(LONG, zoo.GQA, qk_norm=LONG.norm),
+    "other factors in one layer": (
+        zoo.swap_layers(LONG, lambda i: i == 1, zoo.LongRoPE, lambda scaling: replace(scaling, short=(2.0,) * 6)),
         "phi3",
-        "GQA.qk_norm is RMSNorm here, None there",
+        "layers[1].attn.block.rope.scaling: LongRoPE.short is (2.0, 2.0, 2.0, 2.0, 2.0, 2.0) here, (1.0, ",
     ),
     "one norm apart": (
         replace(DENSE, norm=zoo.RMSNorm(1e-3)),

@@ -301,5 +301,5 @@ def _of_specs(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"{len(value)} of them"
+        return f"{len(value)} of them" if _of_specs(value) else brief(value)
     return type(value).__name__ if isinstance(value, Spec) else repr(value)
