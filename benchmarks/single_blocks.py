@@ -2,7 +2,8 @@
 
 python -m benchmarks.single_blocks      write the tables anew
 
-To measure anew first: python -m benchmarks mla --json --out docs/performance/blocks/mla.json, and the same for blocks.
+To measure anew first: python -m benchmarks mla --json --out docs/performance/blocks/mla.json, and the same for
+sparse and blocks.
 The tables stand between the page's markers; all else on the page is written by hand and stays.
 """
 
@@ -12,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import blocks, mla
+from benchmarks.commands import blocks, mla, sparse
 from zoo.cli.tables import Format
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "single-blocks.md"
 FOLDER = PAGE.parent / "performance" / "blocks"
-TABLES = {"mla": mla.tables, "blocks": blocks.tables}
+TABLES = {"mla": mla.tables, "sparse": sparse.tables, "blocks": blocks.tables}
 SECTION = re.compile(r"(?<=<!-- measured: )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 HERE = ("Medians of", "kernels")  # how the legend lines begin that describe the machine that prints the table
 

@@ -79,4 +79,4 @@ def _newer(name: str) -> str:
 
 def wrapped(text: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """A multimodal model's config with this one as its text part."""
-    return {"model_type": WRAPPERS[text["model_type"]], "text_config": text, "vision_config": {}} | changes
+    return {"model_type": WRAPPERS[text["model_type"]], "text_config": deepcopy(text), "vision_config": {}} | changes

@@ -133,6 +133,8 @@ def routing(model: Model, batch: int) -> Iterator[list[Choice]]:
 def margin(router: nn.Module, x: Tensor) -> Tensor:
     """(n, dim) -> (n,) distance between the last chosen and the first not chosen, of experts or of groups of them."""
     spec = router.spec
+    if isinstance(spec, zoo.NormedSoftmaxTopK):
+        return gap(router.logits(x), spec.k)
     if isinstance(spec, zoo.SoftmaxTopK | zoo.InputScaledTopK):
         return gap(F.linear(x, router.weight, getattr(router, "bias", None)), spec.k)
     logits = F.linear(x, router.weight)

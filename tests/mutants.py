@@ -16,15 +16,16 @@ import zoo
 # Fields that set the shapes of parameters: a wrong one is found before anything is computed.
 SHAPES = {"vocab", "dim", "heads", "kv_heads", "head_dim", "hidden", "experts", "tied"}
 SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent", "count", "keys_as_values", "block"}
-SHAPES |= {"shares_choice"}
+SHAPES |= {"shares_choice", "width"}
 SHAPES |= {"key_heads", "value_heads", "key_dim", "value_dim", "conv"}
 SHAPES |= {"state", "channels", "Mamba2.groups"}
 # Fields that change no logit in float32: the trained context, where a norm rounds, and the least time step, which no
 # random one is below (tests/zoo/architectures/test_nemotron3.py has a larger one).
 UNSEEN = {"context", "scale_in_fp32", "min_step"}
 # Fields for which a model may allow no other value: of a single group, one is kept; 1 + w needs a w, and the other way;
-# a layer of one branch needs that, and later layers what an attention hands on.
-FIXED = {"keep", "weight", "unit_offset", "attn", "ffn"}
+# a layer of one branch needs that, inputs of layers are computed once for all, and later layers take what an attention
+# hands on.
+FIXED = {"keep", "weight", "unit_offset", "attn", "ffn", "inputs", "per_layer"}
 
 Changes = Callable[[Any], list[Any]]
 # Field name, or that of a kind's field -> the other values, for a value that is not None.
@@ -56,7 +57,7 @@ def mutants(spec: zoo.Decoder) -> Iterator[tuple[str, zoo.Decoder]]:
     """(what was changed, the changed spec), for each distinct part and each of its fields."""
     for part in dict.fromkeys(spec.walk()):
         if isinstance(part, zoo.Branch) and (part.pre is None) != (part.post is None):
-            yield "the norm on the other side", _replace(spec, part, replace(part, pre=part.post, post=part.pre))
+            yield "the norm on the other side", _replace(spec, {part: replace(part, pre=part.post, post=part.pre)})
         for name, value in ((field.name, getattr(part, field.name)) for field in fields(part)):
             if name == "output_scale" and part not in spec.layers[:-1]:
                 continue  # the last norm removes the last layer's
@@ -64,7 +65,8 @@ def mutants(spec: zoo.Decoder) -> Iterator[tuple[str, zoo.Decoder]]:
             made = 0
             for other in others:
                 try:
-                    changed = _replace(spec, part, _with(part, name, other))
+                    sharing = (part, *_sharing(spec, part, name))
+                    changed = _replace(spec, {each: _with(each, name, other) for each in sharing})
                 except zoo.ZooError:
                     continue  # no such model
                 made += 1
@@ -127,5 +129,12 @@ def _with(part: zoo.Spec, name: str, value: Any) -> zoo.Spec:
     return replace(new, scaling=replace(new.scaling, **first))
 
 
-def _replace(spec: zoo.Decoder, old: zoo.Spec, new: zoo.Spec) -> zoo.Decoder:
-    return new if spec == old else spec.map(lambda child: _replace(child, old, new))
+def _sharing(spec: zoo.Decoder, part: zoo.Spec, name: str) -> Iterator[zoo.Spec]:
+    """The attention blocks that share keys and values with this one, whose reach is theirs."""
+    kinds = zoo.KVSource | zoo.SharedKV
+    if isinstance(part, kinds) and name in ("window", "chunk"):
+        yield from (each for each in spec.walk() if isinstance(each, kinds) and each.reach == part.reach)
+
+
+def _replace(spec: Any, new: dict[zoo.Spec, zoo.Spec]) -> Any:
+    return new[spec] if spec in new else spec.map(lambda child: _replace(child, new))

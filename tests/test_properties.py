@@ -104,21 +104,37 @@ def layers(draw: st.DrawFn) -> zoo.Layer:
     return zoo.Layer(*branches, output_scale=draw(st.none() | st.just(zoo.LayerScale())))
 
 
+def supplied(layers: list[zoo.Layer]) -> tuple[zoo.Layer, ...]:
+    """The layers, and before one that takes keys and values a layer that hands them on."""
+    found: list[zoo.Layer] = []
+    for layer in layers:
+        if set(layer.takes()) - {name for earlier in found for name in earlier.hands_on()}:
+            assert layer.attn
+            found.append(replace(layer, attn=replace(layer.attn, block=zoo.KVSource(**vars(layer.mixer)))))
+        found.append(layer)
+    return tuple(found)
+
+
 @st.composite
 def decoders(draw: st.DrawFn) -> zoo.Decoder:
     """A model of up to five layers of up to three kinds."""
-    kinds = [kind for kind in draw(st.lists(layers(), min_size=1, max_size=3)) if not kind.takes()]
+    drawn = draw(st.lists(layers(), min_size=1, max_size=3))
+    kinds = [kind for kind in drawn if not kind.takes() or isinstance(kind.mixer, zoo.SharedKV)]
     assume(kinds)
+    if (per_layer := draw(st.none() | specs(zoo.PerLayerInputs))) is not None:
+        inputs = zoo.olmo(draw(specs(Norm)), replace(draw(specs(zoo.LayerInput)), width=per_layer.width))
+        kinds = [replace(kind, inputs=inputs) for kind in kinds]
     return zoo.Decoder(
         vocab=draw(st.integers(2, 30)),
         dim=draw(st.integers(2, 20)),
-        layers=tuple(draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=5))),
+        layers=supplied(draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=5))),
         norm=draw(specs(Norm)),
         tied=draw(st.booleans()),
         embed_scale=draw(st.sampled_from([1.0, 3.5])),
         positions=draw(st.none() | specs(zoo.LearnedPositions)),
         logits_scaling=draw(st.sampled_from([1.0, 4.0])),
         logit_cap=draw(st.sampled_from([None, 0.7])),
+        per_layer=per_layer,
     )
 
 

@@ -174,7 +174,7 @@ def skipped(spec: Decoder, rules: Rules, names: Iterable[str]) -> dict[str, list
     """Stored tensors that are left out on purpose: what they are -> their names."""
     names = list(names)
     found = {"the embedding, stored again as the head": [HEAD]} if spec.tied and HEAD in names else {}
-    skips = [(rule.what, rule.matcher(len(spec.layers))) for rule in rules if isinstance(rule, Skipped)]
+    skips = [(rule.what, rule.matcher(spec.layers)) for rule in rules if isinstance(rule, Skipped)]
     for name in names:
         what = next((what for what, matcher in skips if matcher.fullmatch(name)), None)
         if what is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.analytic.models import NamedSpec, about
-from zoo.blocks import GQA, MLA
+from zoo.blocks import GQA, MLA, KVSource, SharedKV
 from zoo.cli.tables import Row
 from zoo.model.decoder import Decoder
 from zoo.registry import Mixer
@@ -17,9 +17,12 @@ from zoo.units import dtype_name
 
 # The usual formula of each kind of mixer, and the elements per token that it gives for a mixer in a model of width dim.
 USUAL_FORMULAS: dict[type[Mixer], tuple[str, Callable[[Any, int], Fraction]]] = {
-    GQA: (
-        "2 x kv_heads x dim / heads elements per layer and token, windows ignored",
-        lambda mixer, dim: Fraction(2 * mixer.kv_heads * dim, mixer.heads),
+    **dict.fromkeys(
+        (GQA, KVSource, SharedKV),
+        (
+            "2 x kv_heads x dim / heads elements per layer and token, windows ignored",
+            lambda mixer, dim: Fraction(2 * mixer.kv_heads * dim, mixer.heads),
+        ),
     ),
     MLA: (
         "heads x (nope_dim + rope_dim + v_dim) elements per layer and token, the latent expanded",
@@ -109,7 +112,8 @@ def cache_row(model: NamedSpec, context: int, config: InferenceConfig) -> Row:
     fixed, per_token = model.spec.kv_growth(config.cache)
     exact = model.spec.kv_bytes(context, config.batch, config.cache)
     usual = usual_formula_bytes(model.spec, context, config.batch, config.cache)
-    kinds = dict.fromkeys(type(layer.mixer) for layer in model.spec.layers)
+    kinds = (type(layer.mixer) for layer in model.spec.layers)
+    formulas = dict.fromkeys(USUAL_FORMULAS[kind][0] for kind in kinds if kind in USUAL_FORMULAS)
     return {
         "table": "kv",
         **about(model),
@@ -120,13 +124,13 @@ def cache_row(model: NamedSpec, context: int, config: InferenceConfig) -> Row:
         "kv_bytes": exact,
         "usual_formula_kv_bytes": usual,
         "usual_formula_error": None if usual is None else usual / exact - 1,
-        "usual_formula": "; ".join(USUAL_FORMULAS[kind][0] for kind in kinds if kind in USUAL_FORMULAS) or None,
+        "usual_formula": "; ".join(formulas) or None,
     }
 
 
 def usual_formula_bytes(spec: Decoder, context: int, batch: int, dtype: torch.dtype) -> int | None:
-    """Cache bytes as other calculators count them: head_dim is dim / heads, every layer keeps every token, MLA keeps
-    expanded keys and values. None where a layer has another kind of mixer."""
+    """Cache bytes as other calculators count them: head_dim is dim / heads, every layer keeps every token of its
+    own, MLA keeps expanded keys and values. None where a layer has another kind of mixer."""
     mixers = [layer.mixer for layer in spec.layers if layer.mixer]
     if not {*map(type, mixers)} <= USUAL_FORMULAS.keys():
         return None

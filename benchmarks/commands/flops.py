@@ -52,11 +52,13 @@ def _parts(title: str, rows: Rows, unit: float) -> Table:
     show = unless_zero(three_in(unit))
     attn = columns(show, projections_flops="projections", scores_flops="scores")
     attn += columns_in_use(rows, show, indexer_flops="indexer")
-    others = columns(show, all_ffn_flops="ffn", head_flops="head", other_flops="other", flops="total")
+    others = columns(show, all_ffn_flops="ffn")
+    others += columns_in_use(rows, show, inputs_flops="inputs")
+    others += columns(show, head_flops="head", other_flops="other", flops="total")
     legend = [
         "2 FLOPs per multiply-add of all matrix products; masked pairs are not counted.",
         "projections: attention's. scores: queries with keys, and weighted values. ffn: dense layers, experts and "
-        "routers. head: of one token.",
+        "routers. inputs: per-layer ones. head: of one token.",
     ]
     return Table(title, [*columns(model="model"), *attn, *others], legend, rows, ffn_cells("flops"))
 

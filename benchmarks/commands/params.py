@@ -36,7 +36,9 @@ def _parts(rows: Rows) -> Table:
         *columns(unless_zero(format_count), head_params="head"),
         *columns(format_count, attn_params="attn"),
         *columns_in_use(rows, unless_zero(format_count), indexer_params="indexer"),
-        *columns(format_count, all_ffn_params="ffn", norm_params="norms"),
+        *columns(format_count, all_ffn_params="ffn"),
+        *columns_in_use(rows, unless_zero(format_count), inputs_params="inputs"),
+        *columns(format_count, norm_params="norms"),
         *columns(unless_zero(format_count), other_params="other"),
     ]
     legend = [
@@ -70,6 +72,7 @@ def _layers(rows: Rows) -> Table:
         *columns(model="model", layers="layers", kind="kind"),
         *columns(format_count, params="each", active_params="active"),
         *columns(unless_zero(format_count), with_indexer="attn", all_ffn_params="ffn"),
+        *columns_in_use(rows, unless_zero(format_count), inputs_params="inputs"),
         *columns(format_count, norm_params="norms"),
     ]
     legend = [

@@ -49,6 +49,7 @@ PART_COLOURS = {
     "routed": "#63b87f",
     "shared": "#1295a0",
     "router": "#d6455d",
+    "inputs": "#c27a2c",
     "norm": "#b98200",
 }
 OTHER = "#8a93a0"  # of a model that is not a preset

@@ -101,9 +101,10 @@ def feed_forward_terms(layers: Mapping[Layer, int], dim: int) -> Terms:
 
 
 def outside_terms(spec: Decoder) -> CostTerms:
-    """The terms of embedding, final norm and head, and of what layers hold beside their branches (a scale of the
-    output): the model's costs minus those of the branches."""
-    dim, branches = spec.dim, Counter(branch for layer in spec.layers for _, branch in layer.branches()).items()
+    """The terms of embedding, final norm and head, and of what layers hold beside attention and feed-forward (inputs of
+    their own, a scale of the output): the model's costs minus those of these branches."""
+    both = (branch for layer in spec.layers for branch in (layer.attn, layer.ffn) if branch)
+    dim, branches = spec.dim, Counter(both).items()
     params = _sum([(1, spec.param_breakdown()), *((-n, branch.param_breakdown(dim)) for branch, n in branches)])
     flops = _sum([(1, spec.flop_breakdown(0, 1)), *((-n, branch.flop_breakdown(dim, 0, 1)) for branch, n in branches)])
     # Integers, rounded because the branches' part of the difference is an expectation over experts.

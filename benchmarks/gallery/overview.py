@@ -12,6 +12,7 @@ from zoo.catalog import best_known
 from zoo.diagram.canvas import Canvas, css, text_width
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
+from zoo.registry import Mixer
 from zoo.swaps.rebuild import features
 from zoo.units import format_bytes, format_count
 
@@ -107,7 +108,7 @@ def _row(canvas: Canvas, y: float, model: NamedSpec, max_bytes: int) -> None:
 def _layer_look(layer: Layer, has_positions: bool) -> str:
     """The style class of a layer. `has_positions`: of the whole model's embedding, which no layer says."""
     kept = layer.cache_spec()
-    if not kept.per_token:
+    if not kept.per_token and not layer.takes():
         return LAYER_LOOKS["state" if kept.state else "no mixer"]
     if kept.reach.limit:
         return LAYER_LOOKS["window or chunk"]
@@ -123,7 +124,7 @@ def _layer_pattern(spec: Decoder) -> str:
 def _attention(spec: Decoder) -> tuple[str, str]:
     """The kinds of mixers, the first attention's heads or elements, its QK-norm, sinks and position encodings."""
     mixers = dict.fromkeys(layer.mixer for layer in spec.layers if layer.mixer)
-    recurrent = list(dict.fromkeys(mixer.names()[0] for mixer in mixers if not mixer.cache_spec().per_token))
+    recurrent = list(dict.fromkeys(mixer.names()[0] for mixer in mixers if _is_recurrent(mixer)))
     attn = next((mixer for mixer in mixers if mixer.cache_spec().per_token), next(iter(mixers)))
     elements = attn.cache_spec().elements()
     size = f"{attn.heads} : {attn.kv_heads}" if isinstance(attn, GQA) else f"of {elements}" if elements else ""
@@ -140,13 +141,19 @@ def _attention(spec: Decoder) -> tuple[str, str]:
     return main, ", ".join([*(f"and {each}" for each in beside), *options])
 
 
+def _is_recurrent(mixer: Mixer) -> bool:
+    kept = mixer.cache_spec()
+    return bool(kept.state) and not kept.per_token
+
+
 def _feed_forward(spec: Decoder) -> tuple[str, str]:
     """The last layer's experts or activation (the kind of block if it has neither), and its norm placement."""
     branch = next(layer.ffn for layer in reversed(spec.layers) if layer.ffn)
     block = branch.block
+    mixture = next((part for part in block.walk() if isinstance(part, MoE)), None)
     act = next((node.describe() for node in block.walk() if node.role == "act"), type(block).__name__)
-    if isinstance(block, MoE):
-        return f"{block.router.k} of {block.experts} experts", f"{act}, {branch.formula}"
+    if mixture:
+        return f"{mixture.router.k} of {mixture.experts} experts", f"{act}, {branch.formula}"
     return act, branch.formula
 
 

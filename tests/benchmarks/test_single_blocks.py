@@ -10,20 +10,23 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from benchmarks.analytic.models import about, one
-from benchmarks.commands import mla
+from benchmarks.commands import mla, sparse
 from benchmarks.measure import blocks as blocks_module
 from benchmarks.measure import mla as mla_module
+from benchmarks.measure import sparse as sparse_module
 from benchmarks.measure.blocks import BlockConfig, block_list
 from benchmarks.measure.mla import MLAConfig, Outcome, variants
+from benchmarks.measure.sparse import VARIANTS, SparseConfig
 from benchmarks.single_blocks import PAGE, documents, page, section
 
 DOCUMENTS = documents()
 MEASURED = ("_s", "_s_min", "_s_max", "_seconds", "threads", "difference", "against_absorbed", "allocated_bytes")
+MEASURED += ("gain", "reached")
 
 
 def exact(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows without what is measured."""
-    return [{key: value for key, value in row.items() if not key.endswith(MEASURED)} for row in rows]
+    return [{key: value for key, value in row.items() if not key.endswith(MEASURED) or key in MEASURED} for row in rows]
 
 
 def mla_rows() -> list[dict[str, Any]]:
@@ -33,6 +36,14 @@ def mla_rows() -> list[dict[str, Any]]:
     samples = {(variant, str(context)): [1.0] for variant, context in each}
     rows = mla_module.rows(spec, dim, config, [Outcome(*pair) for pair in each], samples)
     return [{**about(one("deepseek-v3")), "tiny": False, **row} for row in rows]
+
+
+def sparse_rows() -> list[dict[str, Any]]:
+    spec, dim = sparse.sparse_attention(one("deepseek-v3.2"), tiny=False)
+    config = SparseConfig(sparse.CONTEXTS)
+    samples = {(*key.split(), variant): [1.0] for key in ("decode 8192", "decode 32768") for variant in VARIANTS}
+    rows = sparse_module.rows(spec, dim, config, {}, samples)
+    return [{**about(one("deepseek-v3.2")), "tiny": False, **row} for row in rows]
 
 
 def block_rows() -> list[dict[str, Any]]:
@@ -54,9 +65,12 @@ def test_the_samples_follow_the_schema(verb: str) -> None:
     assert DOCUMENTS[verb]["complete"]
 
 
-@pytest.mark.parametrize(("verb", "rows"), [("mla", mla_rows()), ("blocks", block_rows())], ids=["mla", "blocks"])
-def test_all_but_the_times_is_todays(verb: str, rows: list[dict[str, Any]]) -> None:
-    assert exact(DOCUMENTS[verb]["rows"]) == exact(rows)
+ROWS = {"mla": mla_rows, "sparse": sparse_rows, "blocks": block_rows}
+
+
+@pytest.mark.parametrize("verb", DOCUMENTS)
+def test_all_but_the_times_is_todays(verb: str) -> None:
+    assert exact(DOCUMENTS[verb]["rows"]) == exact(ROWS[verb]())
 
 
 @pytest.mark.parametrize("verb", DOCUMENTS)

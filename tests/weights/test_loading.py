@@ -190,7 +190,7 @@ def test_parameters_share_the_pages_of_the_file(name: str, saved: Saved) -> None
     rules = {key: mapping.rule for mapping in mappings for key in mapping.module_names}
     rearranged = {key for key, rule in rules.items() if isinstance(rule, ROWS)}
     assert copied == stacked | rearranged
-    assert bool(stacked) == any(isinstance(layer.feed_forward, MoE) for layer in model.spec.layers)
+    assert bool(stacked) == any(isinstance(part, MoE) for part in model.spec.walk())
 
 
 @contextmanager

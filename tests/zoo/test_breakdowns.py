@@ -18,21 +18,26 @@ PASSES = [(0, 1), (0, 700), (699, 1), (300, 200)]  # past, new
 
 def part_of(name: str) -> str:
     """The part that a parameter, of no norm, belongs to, by its path in the module tree alone."""
-    if match := re.search(r"ffn\.block\.(router|experts|shared|latent)\b", name.replace("latent_", "latent.")):
+    if match := re.search(
+        r"ffn\.block\.(?:routed\.)?(router|experts|shared|latent)\b", name.replace("latent_", "latent.")
+    ):
         return {"experts": "routed", "latent": "routed"}.get(match[1], match[1])
-    if name.startswith(("embed.", "positions.", "head.")):
+    if name.startswith(("embed.", "positions.", "per_layer.embed.", "head.")):
         return "head" if name.startswith("head.") else "embedding"
+    if name.startswith("per_layer.") or ".inputs.block." in name:
+        return "inputs"
     return "attn" if ".attn.block." in name else "ffn"
 
 
 def counted(model: Model) -> Counter[str]:
-    """Norms and layer scales are the modules that say at which value their weight changes nothing; an indexer's own
-    norm is the indexer's."""
+    """Norms and layer scales are the modules that say at which value their weight changes nothing; the own norms of
+    an indexer and of a router are theirs."""
     norms = {name for name, module in model.named_modules() if "weight" in getattr(module, "identity", {})}
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         module = name.rpartition(".")[0]
-        part = "indexer" if ".indexer." in name else "norm" if module in norms else part_of(name)
+        of_norm = module in norms and ".router." not in name
+        part = "indexer" if ".indexer." in name else "norm" if of_norm else part_of(name)
         parts[part] += parameter.numel()
     return parts
 
@@ -71,6 +76,7 @@ def test_what_does_not_look_at_other_tokens_costs_the_same_in_any_context(name: 
 def test_one_token_reads_the_active_parameters_and_many_all(name: str) -> None:
     spec = zoo.spec(name)
     rows = 0 if spec.tied else (spec.vocab - 1) * spec.dim
+    rows += spec.per_layer.table_params(spec.vocab - 1, len(spec.layers)) if spec.per_layer else 0
     assert spec.read_params(1) == pytest.approx(spec.active_params() - rows, rel=1e-12)
     assert spec.read_params(10**6) == pytest.approx(spec.params(), rel=1e-12)
     assert all(spec.read_params(n) <= spec.read_params(n + 1) for n in range(1, 200, 7))

@@ -6,8 +6,8 @@ reference's branch got, so that a difference in its output began in it.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from weights.reference.logits import chunks_of_positions
-from zoo.blocks import GroupedSigmoidTopK, SoftmaxTopK
+from zoo.blocks import GroupedSigmoidTopK, NormedSoftmaxTopK, SoftmaxTopK
 from zoo.blocks.routers import Router
 from zoo.model.decoder import Model
 
@@ -26,7 +26,8 @@ Choices = dict[nn.Module, list[Tensor]]  # router -> (n, k) expert ids of each f
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the model: "embedding", a layer's "attention" or "feed-forward", or "head", with the last norm.
+    """One part of the model: "embedding", a layer's "attention", "feed-forward" or "per-layer input", or "head", with
+    the last norm.
     `error` is the largest of all tokens' |zoo - reference| / |reference|, norms of the token's vector; up to `bound` it
     is rounding. `ties` counts tokens that chose other experts by rounding; they are left out of `error`."""
 
@@ -47,13 +48,14 @@ class Part:
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """One layer of the reference in a forward pass: the inputs of attention and of the feed-forward (the output where
-    there is none) and the layer's output, (batch, t, dim) each, and the chosen experts (n, k) in ascending order, None
-    without a router."""
+    """One layer of the reference in a forward pass: the inputs of attention, of the feed-forward and of the gate of a
+    per-layer input (the output where there is none) and the layer's output, (batch, t, dim) each, and the chosen
+    experts (n, k) in ascending order, None without a router."""
 
     layer: int
     x: Tensor
     between: Tensor
+    gated: Tensor
     out: Tensor
     experts: Tensor | None
 
@@ -68,25 +70,32 @@ class PartwiseComparison:
         self.parts: list[Part] = []
         self.experts: list[Tensor] = []
         self.last = torch.empty(0)  # the output of the reference's last layer
+        self.inputs: Sequence[Tensor | None] = ()  # what the model computes for each layer alone
 
     def embedding(self, x: Tensor) -> None:
         """Compare with the reference's embeddings `x` (batch, t, dim)."""
         self._add("embedding", None, _relative_error(self.model.embedded(self.tokens, self.ctx.positions), x))
+        self.inputs = self.model.layer_inputs(self.tokens, x)
 
     def layer(self, reference: LayerActivations) -> None:
         """Compare the branches of one layer, the last with what the layer's output is multiplied by."""
         index, self.last = reference.layer, reference.out
         layer: Any = self.model.layers[index]
+        ctx = replace(self.ctx, layer_input=self.inputs[index])
         scaled = layer.output_scale or nn.Identity()
+        if layer.inputs is not None:
+            after = scaled(layer.inputs(reference.gated, ctx))
+            self._add("per-layer input", index, _relative_error(after, reference.out))
+            scaled = nn.Identity()
         if layer.attn is not None:
-            between = layer.attn(reference.x, self.ctx, self.layer_caches[index])
+            between = layer.attn(reference.x, ctx, self.layer_caches[index])
             between = scaled(between) if layer.ffn is None else between
             self._add("attention", index, _relative_error(between, reference.between))
         if layer.ffn is None:
             return
         inputs: list[Tensor] = []
         with recorded_choices(layer, lambda router, x: inputs.append(x.flatten(0, -2))) as choices:
-            error = _relative_error(scaled(layer.ffn(reference.between, self.ctx)), reference.out)
+            error = _relative_error(scaled(layer.ffn(reference.between, ctx)), reference.gated)
         if reference.experts is None:
             return self._add("feed-forward", index, error)
         self.experts.append(reference.experts.unflatten(0, (len(self.tokens), -1)))
@@ -158,8 +167,8 @@ def margin(router: nn.Module, x: Tensor) -> Tensor:
     relative to the largest score. Infinite for an unknown kind of router: none of its choices counts as a tie."""
     spec: Any = router.spec
     weight, parameters = router.get_parameter("weight"), dict(router.named_parameters())
-    if isinstance(spec, SoftmaxTopK):
-        scores = F.linear(x, weight, parameters.get("bias")).float()
+    if isinstance(spec, SoftmaxTopK | NormedSoftmaxTopK):
+        scores = cast(Any, router).logits(x)
         return _lead(scores, spec.k) / scores.abs().amax(-1)
     if isinstance(spec, GroupedSigmoidTopK):
         scores = F.linear(x.float(), weight.float()).sigmoid() + parameters["correction"]

@@ -26,6 +26,7 @@ from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
 from weights.loading import open_source
 from weights.matching import HEAD, Source, rule_names
 from weights.reference.layers import LayerActivations, removed_after
+from zoo.blocks import DenseAndMoE
 from zoo.catalog import family_of
 from zoo.errors import CheckFailed, MalformedError, require_package
 from zoo.hf.checkpoint_layout import Rule, Rules
@@ -111,7 +112,9 @@ def observed_layers(
 ) -> Iterator[None]:
     """Meanwhile, `visit` gets the activations of each layer of the reference, right after the layer has run."""
     layers = enumerate(decoder_layers(model))
-    hooks = (_observe(i, layer, feed_forward_input(spec, rules, i, layer), visit) for i, layer in layers)
+    gates = dict(rule_names(rule) for rule in rules if isinstance(rule, Rule))
+    gate = gates.get(("inputs.block.gate",)) if spec.per_layer else None
+    hooks = (_observe(i, layer, feed_forward_input(spec, rules, i, layer), gate, visit) for i, layer in layers)
     with removed_after(chain.from_iterable(hooks)):
         yield
 
@@ -132,7 +135,7 @@ def _layer_lists(module: nn.Module) -> list[nn.ModuleList]:
 
 
 def _observe(
-    index: int, layer: nn.Module, middle: str | None, visit: Callable[[LayerActivations], None]
+    index: int, layer: nn.Module, middle: str | None, gate: str | None, visit: Callable[[LayerActivations], None]
 ) -> list[RemovableHandle]:
     seen: dict[str, Any] = {}
 
@@ -146,14 +149,15 @@ def _observe(
 
     def done(_: nn.Module, args: tuple[Tensor, ...], out: Any) -> None:
         last = out[0] if isinstance(out, tuple) else out
-        between: Any = seen.get("between", last)
-        visit(LayerActivations(index, seen["x"], between, last, seen.get("experts")))
+        gated: Any = seen.get("gated", last)
+        visit(LayerActivations(index, seen["x"], seen.get("between", gated), gated, last, seen.get("experts")))
         seen.clear()
 
     routers = [part for part in layer.modules() if type(part).__name__.endswith("Router")]
     return [
         layer.register_forward_pre_hook(before("x")),
         *([] if middle is None else [layer.get_submodule(middle).register_forward_pre_hook(before("between"))]),
+        *([] if gate is None else [layer.get_submodule(gate).register_forward_pre_hook(before("gated"))]),
         *(router.register_forward_hook(routed) for router in routers),
         layer.register_forward_hook(done),
     ]
@@ -165,11 +169,13 @@ def feed_forward_input(spec: Decoder, rules: Rules, index: int, layer: nn.Module
     feed-forward. Raises CheckFailed where the layer has no module of such a name."""
     if spec.layers[index].ffn is None:
         return None
-    has_norm = getattr(spec.layers[index].ffn, "pre", None) is not None
+    has_norm, norm = getattr(spec.layers[index].ffn, "pre", None) is not None, "ffn.pre"
+    if isinstance(spec.layers[index].feed_forward, DenseAndMoE):
+        has_norm, norm = True, "ffn.block.dense_pre"
     modules = dict(layer.named_modules())
     for module_names, checkpoint_name in (rule_names(rule) for rule in rules if isinstance(rule, Rule)):
         name = checkpoint_name if has_norm else checkpoint_name.partition(".")[0]
-        found = module_names == ("ffn.pre",) if has_norm else module_names[0].startswith(FEED_FORWARD)
+        found = module_names == (norm,) if has_norm else module_names[0].startswith(FEED_FORWARD)
         if found and name in modules:
             return name
     what = "norm before its feed-forward" if has_norm else "feed-forward"

@@ -37,6 +37,7 @@ from weights.reference.model import (
     observed_layers,
 )
 from zoo.core.cache import Cache
+from zoo.core.forward_context import ForwardContext
 from zoo.model.decoder import Decoder, Model
 
 DECODED_TOKENS = 4  # at the end of a prompt, one by one through the cache
@@ -121,6 +122,8 @@ class LayerwiseRuns:
             self.contexts.append(self.model.prepare(chunk, self.cache)[0])
             self.cache.length += chunk.shape[1]
         self.full, self.cached = torch.empty(0), torch.empty(0)  # (batch, t, dim)
+        self.inputs: list[Sequence[Tensor | None]] = []  # of the layers, in one forward pass and in each chunk
+        self.ctx = replace(self.comparison.ctx, shared={})  # what layers hand on follows from other inputs there
         self.experts: dict[str, list[Tensor]] = {"reference": self.comparison.experts, "full": [], "cached": []}
 
     @contextmanager
@@ -141,23 +144,39 @@ class LayerwiseRuns:
         """Run the zoo's layer, after the reference's."""
         index = reference.layer
         if index == 0:
-            with self.filled("embed", *(["positions"] if self.model.spec.positions else [])):
+            others = (name for name in ("positions", "per_layer") if getattr(self.model.spec, name))
+            with self.filled("embed", *others):
                 self.comparison.embedding(reference.x)
                 self.full = self.cached = self.model.embedded(self.tokens, self.comparison.ctx.positions)
+                chunks = (each.split(self.sizes, dim=1) for each in (self.tokens, self.cached))
+                pairs = [(self.tokens, self.full), *zip(*chunks, strict=True)]
+                self.inputs = [self.model.layer_inputs(*pair) for pair in pairs]
         layer: Any = self.model.layers[index]
         with self.filled(f"layers.{index}"):
             self.comparison.layer(reference)
-            no_cache, ctx = self.comparison.layer_caches[index], self.comparison.ctx
-            self.full = self._run("full", layer, no_cache, [self.full], [ctx])
+            no_cache, ctx = self.comparison.layer_caches[index], self.ctx
+            given = zip([ctx, *self.contexts], self.inputs, strict=True)
+            whole, *contexts = (replace(each, layer_input=inputs[index]) for each, inputs in given)
+            self.full = self._run("full", layer, no_cache, [self.full], [whole])
             chunks = self.cached.split(self.sizes, dim=1)
-            self.cached = self._run("cached", layer, self.cache.layers[index], chunks, self.contexts)
+            self.cached = self._run("cached", layer, self.cache.layers[index], chunks, contexts)
 
     def _run(self, name: str, layer: Any, cache: Any, chunks: Sequence[Tensor], contexts: Sequence[Any]) -> Tensor:
         """The layer's output, (batch, t, dim), for these chunks of its input."""
         with recorded_choices(layer) as choices:
-            out = [layer(chunk, ctx, cache) for chunk, ctx in zip(chunks, contexts, strict=True)]
+            out = [_run_and_keep(layer, chunk, ctx, cache) for chunk, ctx in zip(chunks, contexts, strict=True)]
         self.experts[name] += gathered(choices, len(self.tokens))
         return torch.cat(out, dim=1)
+
+
+def _run_and_keep(layer: Any, x: Tensor, ctx: ForwardContext, cache: Any) -> Tensor:
+    """The layer's output. What it hands on is copied: its cache goes on before later layers read it."""
+    before = dict(ctx.shared)
+    out: Tensor = layer(x, ctx, cache)
+    for name, value in ctx.shared.items():
+        if value is not before.get(name) and isinstance(value, tuple):
+            ctx.shared[name] = tuple(each.clone() if isinstance(each, Tensor) else each for each in value)
+    return out
 
 
 def run_streaming(spec: Decoder, source: Source, reference: Source, dtype: torch.dtype, tokens: Tensor) -> Runs:

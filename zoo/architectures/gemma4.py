@@ -1,22 +1,69 @@
 """Gemma 4 (Google 2026), text part. New here: layers without a window have wider and fewer KV heads than those with
 one, values that are the raw keys, and positions in a quarter of the pairs; values are normalised; scores are not
-scaled; the output of each layer is multiplied by a stored number; logits are capped.
+scaled; the output of each layer is multiplied by a stored number; logits are capped. 26B-A4B has a mixture of experts
+beside each MLP, routed by the residual stream. In E2B and E4B the last layers attend over the keys and values of
+earlier ones, and each layer has an embedding of its own.
 
-The configs of 12B are another library's defaults and not a copy of the published file (trust: low).
+The configs of E2B, E4B, 26B-A4B and 31B are public copies of the published files (trust: high); the months of release
+are from memory. That of 12B is another library's defaults and not a copy (trust: low).
 """
 
+from functools import partial
 from typing import Any
 
-from zoo.blocks import GLU, GQA, GeGLU, Layer, LayerScale, ProportionalRoPE, RMSNorm, RoPE, sandwich
-from zoo.hf.checkpoint_layout import Rename, Skipped
+from zoo.blocks import (
+    GLU,
+    GQA,
+    DenseAndMoE,
+    GeGLU,
+    KVSource,
+    Layer,
+    LayerInput,
+    LayerScale,
+    MoE,
+    NormedSoftmaxTopK,
+    PerLayerInputs,
+    ProportionalRoPE,
+    RMSNorm,
+    RoPE,
+    SharedKV,
+    olmo,
+    sandwich,
+)
+from zoo.hf.checkpoint_layout import GLU_NAMES, Rearranged, Rename, Skipped
 from zoo.hf.config import Config, ModelType, Size, layer_types, reads
-from zoo.hf.fields import Fields
-from zoo.hf.write_config import ConfigFields, common_fields, fields_of
+from zoo.hf.fields import MAX_INTEGER, Fields
+from zoo.hf.inert_fields import alike
+from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (
     Rename("ffn.pre", "pre_feedforward_layernorm"),
     Rename("output_scale.weight", "layer_scalar"),
+    *(Rename(f"ffn.block.dense.{name}", f"mlp.{name}_proj") for name in GLU_NAMES),
+    Rename("ffn.block.dense_pre", "pre_feedforward_layernorm"),
+    Rename("ffn.block.dense_post", "post_feedforward_layernorm_1"),
+    Rename("ffn.block.routed_pre", "pre_feedforward_layernorm_2"),
+    Rename("ffn.block.routed_post", "post_feedforward_layernorm_2"),
+    Rename("ffn.block.routed.router", "router.proj"),
+    Rename("ffn.block.routed.router.norm.weight", "router.scale"),
+    Rename("ffn.block.routed.router.expert_scale", "router.per_expert_scale"),
+    Rearranged(
+        ("ffn.block.routed.experts.gate", "ffn.block.routed.experts.up"),
+        "experts.gate_up_proj",
+        "e (gate_up hidden) dim -> gate_up e hidden dim",
+    ),
+    Rename("ffn.block.routed.experts.down", "experts.down_proj"),
+    Rename("per_layer.embed", "model.embed_tokens_per_layer"),
+    Rename("per_layer.projection", "model.per_layer_model_projection"),
+    Rename("per_layer.norm", "model.per_layer_projection_norm"),
+    Rename("inputs.block.gate", "per_layer_input_gate"),
+    Rename("inputs.block.out", "per_layer_projection"),
+    Rename("inputs.post", "post_per_layer_input_norm"),
+    *(
+        Skipped(f"model.layers.{{i}}.self_attn.{name}.weight", "keys and values that are not used", mixer=SharedKV)
+        for name in ("k_proj", "v_proj", "k_norm")
+    ),
     *(
         Skipped(f"{prefix}{name}.*", "the vision and audio parts")
         for prefix in ("", "model.")
@@ -40,25 +87,40 @@ def decoder(
     keys_as_values=True,
     full=FULL,
     local=LOCAL,
+    routed=None,
+    sharing=0,
+    sharing_hidden=None,
+    width=None,
     eps=1e-6,
     cap=30.0,
     vocab=262_144,
     context=262_144,
     **rest,
 ):
-    """`full_layers`: of each layer, whether it sees everything."""
+    """`full_layers`: of each layer, whether it sees everything. The last `sharing` layers have no keys and values of
+    their own; `width` is that of per-layer inputs."""
     norm = RMSNorm(eps, scale_in_fp32=True)
-    both: dict[str, Any] = dict(qk_norm=norm, v_norm=RMSNorm(eps, weight=False), scale=1.0)
+    own = partial(KVSource if sharing else GQA, v_norm=RMSNorm(eps, weight=False))
+    inputs = olmo(norm, LayerInput(width, GeGLU())) if width else None
 
-    def layer(is_full):
+    def layer(is_full, shares):
+        attention = partial(SharedKV if shares else own, heads, qk_norm=norm, scale=1.0)
         if is_full:
-            attn = GQA(heads, full_kv_heads, full_head_dim, rope=full, keys_as_values=keys_as_values, **both)
+            values = {} if shares else {"keys_as_values": keys_as_values}
+            attn = attention(kv_heads=full_kv_heads or kv_heads, head_dim=full_head_dim, rope=full, **values)
         else:
-            attn = GQA(heads, kv_heads, head_dim, rope=local, window=window, **both)
-        return Layer(sandwich(norm, attn), sandwich(norm, GLU(hidden, GeGLU())), LayerScale())
+            attn = attention(kv_heads=kv_heads, head_dim=head_dim, rope=local, window=window)
+        dense = GLU((shares and sharing_hidden) or hidden, GeGLU())
+        ffn = olmo(norm, DenseAndMoE(dense, routed, norm)) if routed else sandwich(norm, dense)
+        return Layer(sandwich(norm, attn), ffn, inputs, LayerScale())
 
-    layers = tuple(map(layer, full_layers))
+    layers = tuple(layer(is_full, i >= len(full_layers) - sharing) for i, is_full in enumerate(full_layers))
+    rest["per_layer"] = PerLayerInputs(width, norm) if width else None
     return Decoder(vocab, dim, layers, norm, embed_scale=dim**0.5, logit_cap=cap, context=context, **rest)
+
+
+def mixture(hidden, experts, k, eps=1e-6):
+    return MoE(experts, GLU(hidden, GeGLU()), NormedSoftmaxTopK(k, RMSNorm(eps)))
 
 
 def every(period, layers):
@@ -66,16 +128,25 @@ def every(period, layers):
     return tuple(i % period == period - 1 for i in range(layers))
 
 
-ROPES: dict[str, Any] = {
+LAYER_TYPES = "sliding_attention", "full_attention"
+ROPES = {
     "full_attention": dict(rope_type="proportional", partial_rotary_factor=0.25, rope_theta=1e6),
     "sliding_attention": dict(rope_type="default", rope_theta=1e4),
 }
-HEADS: dict[str, Any] = dict(num_attention_heads=8, num_key_value_heads=4, head_dim=256, global_head_dim=512)
-DEFAULTS = HEADS | dict(num_global_key_value_heads=None, vocab_size=262_144, rms_norm_eps=1e-6)
-DEFAULTS |= dict(tie_word_embeddings=True, rope_parameters=ROPES, attention_k_eq_v=False, final_logit_softcapping=None)
+HEADS = dict(num_attention_heads=8, num_key_value_heads=4, head_dim=256, global_head_dim=512)
+DEFAULTS: dict[str, Any] = HEADS | dict(num_global_key_value_heads=None, vocab_size=262_144, rms_norm_eps=1e-6)
+DEFAULTS |= dict(
+    tie_word_embeddings=True,
+    enable_moe_block=False,
+    rope_parameters=ROPES,
+    attention_k_eq_v=False,
+    final_logit_softcapping=None,
+)
+DEFAULTS |= dict(vocab_size_per_layer_input=262_144, num_kv_shared_layers=0, use_double_wide_mlp=False)
 TEXT = dict(sliding_window=512, max_position_embeddings=131_072, hidden_size_per_layer_input=256)
 UNIFIED = dict(sliding_window=1024, max_position_embeddings=262_144, hidden_size_per_layer_input=0)
-EXPECTED: dict[str, Any] = dict(hidden_activation="gelu_pytorch_tanh", attention_bias=False)
+EXPECTED = dict(hidden_activation="gelu_pytorch_tanh", attention_bias=False)
+MIXTURE = dict(hidden="moe_intermediate_size", experts="num_experts", k="top_k_experts")
 KINDS = (
     ModelType("gemma4_text", "Gemma4ForCausalLM", TEXT),
     ModelType("gemma4", "Gemma4ForConditionalGeneration"),
@@ -86,24 +157,37 @@ KINDS = (
 
 @reads(*KINDS, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED, hidden_size_per_layer_input=0)
-    config.neutral(num_kv_shared_layers=0, use_double_wide_mlp=False, enable_moe_block=False)
-    config.unused("vocab_size_per_layer_input")
+    config.expect(**EXPECTED)
     if config.values.get("use_bidirectional_attention") == "vision":
         config.unused("use_bidirectional_attention")  # of image tokens among themselves
     config.neutral(use_bidirectional_attention=None)
     shape = config.dense()
     full_layers = _full_layers(config, shape.pop("layers"))
+    config.agrees("layer_types", (LAYER_TYPES[is_full] for is_full in full_layers))
     shape |= config.integers(window="sliding_window", head_dim="head_dim") | _full_heads(config, full_layers)
     ropes = config.object("rope_parameters")
     full, local = (ropes.object(kind, ROPES[kind]) for kind in ROPES)
     full.expect(rope_type="proportional")
     local.expect(rope_type="default")
+    local.neutral(partial_rotary_factor=1.0)
     shape["full"] = ProportionalRoPE(full.number("rope_theta"), fraction=full.number("partial_rotary_factor"))
     shape["local"] = RoPE(local.number("rope_theta"))
-    spec = decoder(**shape, full_layers=full_layers, cap=config.optional_number("final_logit_softcapping"))
-    config.agrees_on_windows(spec)
-    return spec
+    shape["width"] = _optional(config, "hidden_size_per_layer_input")
+    if shape["width"]:
+        config.expect(vocab_size_per_layer_input=shape["vocab"])
+    config.unused("vocab_size_per_layer_input")
+    shape["sharing"] = _optional(config, "num_kv_shared_layers", len(full_layers) - 1)
+    if config.flag("use_double_wide_mlp"):
+        shape["sharing_hidden"] = 2 * shape["hidden"]
+    if config.flag("enable_moe_block"):
+        shape["routed"] = mixture(**config.integers(**MIXTURE), eps=shape["eps"])
+    config.unused(*MIXTURE.values())
+    return decoder(**shape, full_layers=full_layers, cap=config.optional_number("final_logit_softcapping"))
+
+
+def _optional(config: Config, name: str, most: int = MAX_INTEGER) -> int:
+    """An integer up to `most`; 0 where there is none of what it counts."""
+    return 0 if alike(config.get(name), 0) else config.integer(name, most)
 
 
 def _full_layers(config: Config, layers: int) -> tuple[bool, ...]:
@@ -135,8 +219,18 @@ def _full_heads(config: Config, full_layers: tuple[bool, ...]) -> dict[str, int 
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config = {"model_type": "gemma4_text"} | EXPECTED | common_fields(spec)
-    config |= fields_of(spec, GLU, hidden="intermediate_size") | {"hidden_size_per_layer_input": 0}
+    config: ConfigFields = {"model_type": "gemma4_text"} | EXPECTED | common_fields(spec)
+    config |= fields_of(spec, GLU, hidden="intermediate_size")
+    width = spec.per_layer.width if spec.per_layer else 0
+    config |= {"hidden_size_per_layer_input": width, "vocab_size_per_layer_input": spec.vocab}
+    sharing = [layer for layer in spec.layers if isinstance(layer.mixer, SharedKV)]
+    config["num_kv_shared_layers"] = len(sharing)
+    if sharing and (dense := first(sharing[0], GLU)):
+        config["use_double_wide_mlp"] = dense.hidden == 2 * config["intermediate_size"]
+    if routed := first(spec, MoE):
+        config |= {"enable_moe_block": True} | fields_of(routed, MoE, experts="num_experts")
+        config |= fields_of(routed, GLU, hidden="moe_intermediate_size")
+        config |= fields_of(routed, NormedSoftmaxTopK, k="top_k_experts")
     config |= {"layer_types": layer_types(spec), "final_logit_softcapping": spec.logit_cap}
     for name in ("rope_theta", "rope_scaling"):
         config.pop(name, None)
@@ -148,8 +242,8 @@ def to_hf(spec: Decoder) -> ConfigFields:
     if local:
         config |= fields_of(local, GQA, window="sliding_window")
     if full:
-        names = dict(kv_heads="num_global_key_value_heads", head_dim="global_head_dim")
-        config |= fields_of(full, GQA, keys_as_values="attention_k_eq_v", **names)
+        names = dict(kv_heads="num_global_key_value_heads") if full.keys_as_values else {}
+        config |= fields_of(full, GQA, keys_as_values="attention_k_eq_v", head_dim="global_head_dim", **names)
     ropes = {kind: _rope_entry(attn) for kind, attn in zip(ROPES, (full, local), strict=True) if attn}
     return config | {"rope_parameters": ropes}
 
@@ -168,10 +262,25 @@ def _rope_entry(attn: GQA) -> ConfigFields:
 
 
 _31B = decoder(dim=5376, full_layers=every(6, 60), heads=32, kv_heads=16, full_kv_heads=4, hidden=21_504, tied=True)
+_SMALL = dict(heads=8, full_kv_heads=None, window=512, keys_as_values=False, width=256, tied=True, context=131_072)
+_E2B = dict(dim=1536, full_layers=every(5, 35), kv_heads=1, hidden=6144, sharing=20, sharing_hidden=12_288)
+_E4B = dict(dim=2560, full_layers=every(6, 42), kv_heads=2, hidden=10_240, sharing=18)
+_26B = decoder(
+    dim=2816,
+    full_layers=every(6, 30),
+    heads=16,
+    kv_heads=8,
+    full_kv_heads=2,
+    hidden=2112,
+    routed=mixture(704, experts=128, k=8),
+    tied=True,
+)
 _12B = decoder(dim=3840, full_layers=every(6, 48), heads=16, kv_heads=8, full_kv_heads=1, hidden=15_360, tied=True)
 NOTE = "the month is not established, and the config is another library's defaults"
 BEST_KNOWN = "gemma4-31b"
 SIZES = {
+    "gemma4-e2b": Size("google/gemma-4-E2B", 4_628_569_379, decoder(**_SMALL | _E2B), released="2026-04"),
+    "gemma4-e4b": Size("google/gemma-4-E4B", 7_463_013_418, decoder(**_SMALL | _E4B), released="2026-04"),
     "gemma4-12b": Size(
         "google/gemma-4-12B",
         11_907_350_320,
@@ -179,5 +288,6 @@ SIZES = {
         released="2026-04",
         note=NOTE,
     ),
+    "gemma4-26b-a4b": Size("google/gemma-4-26B-A4B", 25_233_141_790, _26B, released="2026-04"),
     "gemma4-31b": Size("google/gemma-4-31B", 30_697_345_340, _31B, released="2026-04"),
 }

@@ -6,6 +6,7 @@ The folder is scanned: the specs of a new file are in `Spec.kinds`, hence on the
 from importlib import import_module
 from pkgutil import iter_modules
 
+from zoo.blocks.dense_and_moe import *
 from zoo.blocks.feed_forward import *
 from zoo.blocks.gated_delta_net import *
 from zoo.blocks.glu import *
@@ -19,9 +20,11 @@ from zoo.blocks.mla import *
 from zoo.blocks.mlp import *
 from zoo.blocks.moe import *
 from zoo.blocks.norms import *
+from zoo.blocks.per_layer import *
 from zoo.blocks.positions import *
 from zoo.blocks.rope_scaling import *
 from zoo.blocks.routers import *
+from zoo.blocks.shared_kv import *
 from zoo.blocks.short_conv import *
 from zoo.blocks.sparse_mla import *
 

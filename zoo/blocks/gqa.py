@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from zoo.blocks.norms import Norm
 from zoo.blocks.positions import Position, Temperature
 from zoo.core.attention import attention
-from zoo.core.forward_context import ForwardContext, LayerCache
+from zoo.core.forward_context import ForwardContext, LayerCache, Mask
 from zoo.core.linear import Linear
 from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, Window, linear_flops, linear_params
 from zoo.registry import Alias, Mixer, Spec
@@ -158,12 +158,12 @@ class _GQA(nn.Module):
         self.scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
         widths, norm_widths = spec.projections(dim), spec._norm_widths()
         self.q = Linear(*widths["q"])
-        self.k = Linear(*widths["k"])
-        self.v = Linear(*widths["v"]) if "v" in widths else None
+        self.k, self.v = (Linear(*widths[name]) if name in widths else None for name in ("k", "v"))
         self.o = Linear(*widths["o"])
         self.gate = Linear(*widths["gate"]) if spec.gate else None
         self.q_norm, self.k_norm = (
-            spec.qk_norm.build(norm_widths[name]) if spec.qk_norm else nn.Identity() for name in ("q", "k")
+            spec.qk_norm.build(norm_widths[name]) if spec.qk_norm and name in norm_widths else nn.Identity()
+            for name in ("q", "k")
         )
         if spec.qk_norm and spec.scale:  # fresh scores have a variance of at most one: Gemma 4 leaves them unscaled
             cast(dict[str, float], self.q_norm.identity)["weight"] += min(spec.head_dim**-0.5 / spec.scale, 1.0) - 1.0
@@ -175,15 +175,21 @@ class _GQA(nn.Module):
         q = self._positioned(self.q(x), self.q_norm, ctx)
         if self.spec.temperature is not None:
             q = (q * ctx.tables[self.spec.temperature, 1]).to(q.dtype)
+        k, v, mask = self.keys_and_values(x, ctx, cache)
+        out = attention(q, k, v, mask, self.scale, self.sinks, self.spec.cap).transpose(1, 2)
+        if self.gate is not None:  # (b, t, h * w) or, by head, (b, t, h * 1)
+            out = out * torch.sigmoid(self.gate(x)).unflatten(-1, (self.spec.heads, -1))
+        return self.o(out.flatten(2))
+
+    def keys_and_values(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> tuple[Tensor, Tensor, Mask]:
+        """(b, t, dim) -> the keys (b, g, s, d) and values (b, g, s, w) to attend over, and their mask."""
+        assert self.k is not None
         raw = self.k(x)
         v = (raw if self.v is None else self.v(x)).unflatten(-1, (-1, self.spec.value_dim)).transpose(1, 2)
         if self.v_norm is not None:
             v = self.v_norm(v)
         k, v, mask = cache.append(ctx, self._positioned(raw, self.k_norm, ctx), v)
-        out = attention(q, k, v, mask, self.scale, self.sinks, self.spec.cap).transpose(1, 2)
-        if self.gate is not None:  # (b, t, h * w) or, by head, (b, t, h * 1)
-            out = out * torch.sigmoid(self.gate(x)).unflatten(-1, (self.spec.heads, -1))
-        return self.o(out.flatten(2))
+        return k, v, mask
 
     def _positioned(self, x: Tensor, norm: nn.Module, ctx: ForwardContext) -> Tensor:
         """(b, t, h * d) -> (b, h, t, d), normalised and rotated."""

@@ -92,11 +92,15 @@ class _Indexer(nn.Module):
         return self.rope.rotate(self.k_norm(self.k(x)).unsqueeze(1), ctx.tables[self.rope, self.rope_dim])
 
     @torch.no_grad()
+    def queries(self, q_latent: Tensor, ctx: ForwardContext) -> Tensor:
+        """q_latent (b, t, q_rank) -> queries (b, t, h, d)."""
+        q = self.q(q_latent).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
+        return self.rope.rotate(q, ctx.tables[self.rope, self.rope_dim]).transpose(1, 2)  # the first elements
+
+    @torch.no_grad()
     def forward(self, x: Tensor, q_latent: Tensor, keys: Tensor, mask: Tensor | None, ctx: ForwardContext) -> Tensor:
         """x (b, t, dim), q_latent (b, t, q_rank), stored keys (b, 1, s, d) and attention's mask -> `choose_keys`."""
-        q = self.q(q_latent).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
-        q = self.rope.rotate(q, ctx.tables[self.rope, self.rope_dim])  # the first elements
-        return choose_keys(q.transpose(1, 2), self.head_weights(x), keys[:, 0], mask, self.spec.k)
+        return choose_keys(self.queries(q_latent, ctx), self.head_weights(x), keys[:, 0], mask, self.spec.k)
 
 
 def choose_keys(q: Tensor, weights: Tensor, keys: Tensor, mask: Tensor | None, k: int) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.layer_scale import LayerScale
 from zoo.blocks.norms import Norm
+from zoo.blocks.per_layer import LayerInput
 from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.costs import Breakdown, CacheSpec, sum_breakdowns
 from zoo.registry import Block, Mixer, Spec
@@ -163,10 +164,12 @@ PLACEMENTS = {"pre": pre, "olmo": olmo, "sandwich": sandwich, "post": post}
 
 @dataclass(frozen=True)
 class Layer(Composite):
-    """Attention, then feed-forward; or one of them alone (Nemotron-H). The `output_scale` comes last (Gemma 4)."""
+    """Attention, then feed-forward; or one of them alone (Nemotron-H). Then come the layer's own `inputs`, if the model
+    has them (zoo.blocks.per_layer), and last the `output_scale` (Gemma 4)."""
 
     attn: Branch | PostNorm | None
     ffn: Branch | PostNorm | None
+    inputs: Branch | PostNorm | None = None
     output_scale: LayerScale | None = None
 
     def check(self) -> None:
@@ -176,13 +179,18 @@ class Layer(Composite):
         self.require(is_mixer, f"attn must hold a mixer such as GQA, not {held}")
         mixers = [type(part).__name__ for part in self.ffn.walk() if isinstance(part, Mixer)] if self.ffn else []
         self.require(not mixers, f"ffn must hold no mixer, not {', '.join(mixers)}: it is not given a cache")
+        is_input = not self.inputs or isinstance(self.inputs.block, LayerInput)
+        self.require(is_input, "inputs must hold a LayerInput")
+        needing = [part for branch in (self.attn, self.ffn) if branch for part in branch.walk()]
+        self.require(not any(isinstance(part, LayerInput) for part in needing), "a LayerInput stands in inputs alone")
 
     def build(self, dim: int) -> nn.Module:
         return _Layer(self, dim)
 
     def branches(self) -> Iterator[tuple[str, Branch | PostNorm]]:
-        """(role, branch) of each branch that is there: "attn", "ffn"."""
-        return ((role, branch) for role, branch in (("attn", self.attn), ("ffn", self.ffn)) if branch)
+        """(role, branch) of each branch that is there: "attn", "ffn", "inputs"."""
+        branches = ("attn", self.attn), ("ffn", self.ffn), ("inputs", self.inputs)
+        return ((role, branch) for role, branch in branches if branch)
 
     @property
     def mixer(self) -> Mixer | None:
@@ -196,6 +204,12 @@ class Layer(Composite):
     def feed_forward(self) -> Block | None:
         """The block that computes each token by itself, if there is one."""
         return self.ffn.block if self.ffn else None
+
+    @property
+    def input_width(self) -> int | None:
+        """The width of the layer's own input, None if it takes none."""
+        block = self.inputs.block if self.inputs else None
+        return block.width if isinstance(block, LayerInput) else None
 
     def cache_spec(self) -> CacheSpec:
         """What this layer's cache keeps."""
@@ -223,6 +237,7 @@ class _Layer(nn.Module):
         super().__init__()
         self.attn = spec.attn.build(dim) if spec.attn else None
         self.ffn = spec.ffn.build(dim) if spec.ffn else None
+        self.inputs = spec.inputs.build(dim) if spec.inputs else None
         self.output_scale = spec.output_scale.build(dim) if spec.output_scale else None
 
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
@@ -231,4 +246,6 @@ class _Layer(nn.Module):
             x = self.attn(x, ctx, cache)
         if self.ffn is not None:
             x = self.ffn(x, ctx)
+        if self.inputs is not None:
+            x = self.inputs(x, ctx)
         return x if self.output_scale is None else self.output_scale(x)

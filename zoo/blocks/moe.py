@@ -98,9 +98,9 @@ class _MoE(nn.Module):
             self.residual_outputs: tuple[str, ...] = ("latent_out",)
             self.experts.residual_outputs = ()
 
-    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
-        """(b, t, dim) -> (b, t, dim)"""
-        weights, chosen = self.router(x, ctx)
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None, routed_by: Tensor | None = None) -> Tensor:
+        """(b, t, dim) -> (b, t, dim). The router sees `routed_by` where it is given, else x."""
+        weights, chosen = self.router(x if routed_by is None else routed_by, ctx)
         out = self.experts(x if self.latent_in is None else self.latent_in(x), weights, chosen)
         if self.latent_out is not None:
             out = self.latent_out(out)

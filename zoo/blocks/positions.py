@@ -99,7 +99,7 @@ class RoPE(Position):
         return int(width * self.fraction)
 
     def table(self, positions: Tensor, width: int) -> Table | None:
-        frequencies = _frequencies(self, width, positions.device)
+        frequencies = _frequencies(self, self.rotated(width), positions.device)
         if self.scaling:
             frequencies = self.scaling.select(frequencies, positions)
         angles = positions.float()[:, None] * frequencies
@@ -123,14 +123,12 @@ class RoPE(Position):
         fraction = f" on {self.fraction:g} of the width" if self.fraction < 1 else ""
         return f"RoPE {format_count(self.theta)}{fraction}{scaling}"
 
-    def frequencies(self, width: int) -> Tensor:
-        """(rotated / 2,) radians per token for heads of this width, highest first; (sets, rotated / 2) if the scaling
-        has several sets.
+    def frequencies(self, rotated: int) -> Tensor:
+        """(rotated / 2,) radians per token, highest first; (sets, rotated / 2) if the scaling has several sets.
 
         Computed in float32, as in the released models: a more exact power would differ by a hundredth of a radian at
         position 100,000. Computed on the CPU, so equal on every device.
         """
-        rotated = self.rotated(width)
         exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device="cpu") / rotated
         periods = self.theta**exponents
         return self.scaling.scale(periods, self.theta) if self.scaling else 1.0 / periods
@@ -144,13 +142,13 @@ class ProportionalRoPE(RoPE):
     def rotated(self, width: int) -> int:
         return width
 
-    def frequencies(self, width: int) -> Tensor:
-        frequencies = super().frequencies(width)
-        frequencies[..., int(self.fraction * width // 2) :] = 0.0
+    def frequencies(self, rotated: int) -> Tensor:
+        frequencies = super().frequencies(rotated)
+        frequencies[..., int(self.fraction * rotated // 2) :] = 0.0
         return frequencies
 
     def describe(self) -> str:
-        return f"proportional {super().describe()}"
+        return super().describe().replace("of the width", "of the pairs")
 
 
 @dataclass(frozen=True)
@@ -208,13 +206,13 @@ class LogTemperature(Temperature):
 _KEPT: dict[tuple[RoPE, int, torch.device], Tensor] = {}
 
 
-def _frequencies(rope: RoPE, width: int, device: torch.device) -> Tensor:
-    """`rope.frequencies(width)`, computed once. A tensor made while a compiler or torch.export traces holds no values,
+def _frequencies(rope: RoPE, rotated: int, device: torch.device) -> Tensor:
+    """`rope.frequencies(rotated)`, computed once. A tensor made while a compiler or torch.export traces holds no values,
     and is not kept."""
-    frequencies = _KEPT.get((rope, width, device))
+    frequencies = _KEPT.get((rope, rotated, device))
     if frequencies is None:
         with torch.inference_mode(False):  # so that later passes with gradients can use them
-            frequencies = rope.frequencies(width).to(device)
+            frequencies = rope.frequencies(rotated).to(device)
         if type(frequencies) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference(frequencies):
-            _KEPT[rope, width, device] = frequencies
+            _KEPT[rope, rotated, device] = frequencies
     return frequencies

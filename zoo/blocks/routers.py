@@ -8,12 +8,21 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from zoo.blocks.norms import Norm
 from zoo.core.forward_context import ForwardContext, RouterOutput
 from zoo.core.linear import linear
 from zoo.costs import linear_params
 from zoo.registry import Spec
 
-__all__ = ["GroupedSigmoidTopK", "GroupedSoftmaxTopK", "GroupedTopK", "InputScaledTopK", "Router", "SoftmaxTopK"]
+__all__ = [
+    "GroupedSigmoidTopK",
+    "GroupedSoftmaxTopK",
+    "GroupedTopK",
+    "InputScaledTopK",
+    "NormedSoftmaxTopK",
+    "Router",
+    "SoftmaxTopK",
+]
 
 
 class Router(Spec, abstract=True):
@@ -71,11 +80,53 @@ class _SoftmaxTopK(nn.Module):
         self.bias = nn.Parameter(torch.empty(experts)) if spec.bias else None
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
-        logits = linear(x, self.weight, self.bias).float()
+        logits = self.logits(x)
         scores = logits if self.spec.renormalise else logits.softmax(-1)
         top, chosen = scores.topk(self.spec.k)
         record(ctx, logits, chosen)
         return (top.softmax(-1) if self.spec.renormalise else top).to(x.dtype), chosen
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., experts), in float32."""
+        return linear(x, self.weight, self.bias).float()
+
+
+@dataclass(frozen=True)
+class NormedSoftmaxTopK(Router):
+    """Softmax over the k highest logits, which are those of norm(x) * dim^-0.5; the weights are multiplied by a learned
+    number of each expert (Gemma 4)."""
+
+    k: int
+    norm: Norm
+
+    def build(self, dim: int, experts: int) -> nn.Module:
+        return _NormedSoftmaxTopK(self, dim, experts)
+
+    def params(self, dim: int, experts: int) -> int:
+        return self.norm.params(dim) + linear_params(dim, experts) + experts
+
+    def describe(self) -> str:
+        return f"softmax top-{self.k} router of the normalised input, weights times a number of each expert"
+
+
+class _NormedSoftmaxTopK(nn.Module):
+    def __init__(self, spec: NormedSoftmaxTopK, dim: int, experts: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.norm = spec.norm.build(dim)
+        self.weight = nn.Parameter(torch.empty(experts, dim))
+        self.expert_scale = nn.Parameter(torch.empty(experts))
+        self.identity = {"expert_scale": 1.0}
+
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
+        logits = self.logits(x)
+        top, chosen = logits.topk(self.spec.k)
+        record(ctx, logits, chosen)
+        return (top.softmax(-1) * self.expert_scale[chosen]).to(x.dtype), chosen
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., experts), in float32."""
+        return linear(self.norm(x) * x.shape[-1] ** -0.5, self.weight).float()
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class _SparseMLA(_MLA):
         if chosen is None:
             out = self.attend(q_nope, q_rope, latent, mask)
         else:
-            out = self._attend_to_chosen(q_nope, q_rope, latent, mask, chosen)
+            out = self.attend_to_chosen(q_nope, q_rope, latent, mask, chosen)
         return self.o(out.transpose(1, 2).flatten(2))
 
     def _attends_to_all(self, x: Tensor, latent: Tensor, mask: Tensor | None) -> bool:
@@ -129,7 +129,7 @@ class _SparseMLA(_MLA):
         is_known = mask is not None if x.shape[1] == 1 else torch.is_grad_enabled()
         return (is_known or not torch.compiler.is_compiling()) and latent.shape[2] <= self.spec.indexer.k
 
-    def _attend_to_chosen(
+    def attend_to_chosen(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None, chosen: Tensor
     ) -> Tensor:
         up = self.kv_up.weight.unflatten(0, (self.spec.heads, -1))

@@ -97,6 +97,7 @@ def card(spec: Decoder, dtype: torch.dtype, published_active: tuple[int, str] | 
         "vocab": spec.vocab,
         "tied": spec.tied,
         "embed_scale": spec.embed_scale,
+        "per_layer_width": spec.per_layer.width if spec.per_layer else None,
         "norm": spec.norm.describe(),
         "context": spec.context,
         "params": spec.params(),
@@ -123,7 +124,7 @@ def _blocks(layer: Layer) -> Facts:
     is_same = len(set(where.values())) == 1
     both = next(iter(where.values())) if is_same else "; ".join(f"{role} {each}" for role, each in where.items())
     blocks = {role: branch.block.describe() for role, branch in layer.branches()}
-    return {"attn": blocks.get("attn", "none"), "ffn": blocks.get("ffn", "none"), "norms": both}
+    return {role: blocks.get(role, "none") for role in ("attn", "ffn", "inputs")} | {"norms": both}
 
 
 def report_text(report: Facts) -> str:
@@ -165,8 +166,8 @@ def _two_columns(original: Facts, swapped: Facts) -> list[str]:
             after[label].append((f"{change:+.1%}" if abs(change) >= 0.001 else f"{100 * change:+.1g}%") + where)
     lines = _row("", [["original"], ["swapped"]], column)
     for label, old in before.items():
-        same = old == after[label]
-        lines += _row(label if same else f"{label} *", [old, ["same"] if same else after[label]], column)
+        new = after.get(label, ["none"])
+        lines += _row(label if old == new else f"{label} *", [old, ["same"] if old == new else new], column)
     return lines
 
 
@@ -188,8 +189,12 @@ def _card_rows(card: Facts) -> Rows:
         "layers": [f"{card['layers']} = " * (len(card["kinds"]) > 1) + card["layer_pattern"]],
         "attention": _by_kind(card, "attn"),
         "feed-forward": _by_kind(card, "ffn"),
+        **({"inputs": _by_kind(card, "inputs")} if card["per_layer_width"] else {}),
         "norms": _by_kind(card, "norms"),
-        "embedding": [f"{card['vocab']:,} tokens x {card['dim']:,}{scale}, {head}"],
+        "embedding": [
+            f"{card['vocab']:,} tokens x {card['dim']:,}{scale}, {head}",
+            *[f"for per-layer inputs x {card['layers']} x {card['per_layer_width']}"] * bool(card["per_layer_width"]),
+        ],
         "parameters": [
             f"{params:,} ({format_count(params)}), {share}",
             *[published] * bool(card["published_active_params"]),

@@ -86,7 +86,7 @@ def _panels(names: Iterable[str], width: int) -> list[list[str]]:
 def _registered() -> Iterator[RegistryEntry]:
     """Every block of the registry, used or not."""
     for name, kind in Spec.kinds.items():
-        names = (name, *kind.aliases)
+        names = (name, *vars(kind).get("aliases", ()))
         yield from (RegistryEntry(kind.role, each) for each in names if kind.role)
     yield from (RegistryEntry("placement", name) for name in PLACEMENTS)
 

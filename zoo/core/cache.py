@@ -31,6 +31,9 @@ class NoCache:
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
         return (*new, ctx.views[self.geometry].mask)
 
+    def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
+        return read
+
     def state(self, name: str, x: Tensor) -> Tensor:
         shape, in_float32 = self.shapes[name]
         return torch.zeros(x.shape[0], *shape, dtype=torch.float32 if in_float32 else x.dtype, device=x.device)
@@ -67,6 +70,11 @@ class _AllocatedCache:
 
     def set_state(self, name: str, value: Tensor) -> None:
         self.states[name].copy_(value.detach())
+
+    def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
+        """Of a decoded token the whole streams: the layout of their first places says how many there are of all, and
+        compiled code would be specific to it."""
+        return tuple(stream.detach() for stream in self.streams) if x.shape[1] == 1 else read
 
     def overwritten(self) -> list[Tensor]:
         """What a pass changes beyond adding tokens behind those that are held: the states."""

@@ -62,6 +62,11 @@ class LayerCache(Protocol):
         s, width), and last the mask."""
         ...
 
+    def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
+        """The streams that `append` returned, in the form in which later layers are given them: (batch, heads, places,
+        width), of which the first s are the keys of the view. `x` (b, t, ...) is any tensor of the pass."""
+        ...
+
     def state(self, name: str, x: Tensor) -> Tensor:
         """The state of this name (batch, *shape) after the tokens so far, zeros before the first. `x` is any tensor of
         the pass, its first axis the batch."""
@@ -93,6 +98,7 @@ class ForwardContext:
 
     `routing`: the list to which routers add their RouterOutput; None where nobody asked for it. `shared`: what earlier
     layers handed on, by name. `handed_on`: where this layer's go instead, if a compiled function returns them.
+    `layer_input` (b, t, width): what the model computed for this layer alone (zoo.blocks.per_layer).
     """
 
     positions: Tensor
@@ -101,6 +107,7 @@ class ForwardContext:
     routing: list[RouterOutput] | None = None
     shared: dict[str, Any] = field(default_factory=dict)
     handed_on: dict[str, Any] | None = None
+    layer_input: Tensor | None = None
 
     def hand_on(self, name: str, value: Any) -> None:
         """Give tensors, or None, to later layers, under a name that the mixer's spec lists in `hands_on`."""

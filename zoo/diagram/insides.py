@@ -8,7 +8,7 @@ from functools import singledispatch
 from math import gcd
 from typing import NamedTuple
 
-from zoo.blocks import GLU, GQA, MLA, MLP, FeedForward, MoE, NoPE, Router, SparseMLA
+from zoo.blocks import GLU, GQA, MLA, MLP, DenseAndMoE, FeedForward, MoE, NoPE, Router, SparseMLA
 from zoo.costs import Reach
 from zoo.diagram.canvas import Canvas, text_width, wrap_text
 from zoo.registry import Mixer, Spec
@@ -91,6 +91,12 @@ def _(block: GQA, region: Region) -> float:
     known = {block.rope.describe(), block.reach.describe(), *block.scale_words()}
     options = [option for option in block.options() if option not in known and not option.startswith("QK-norm")]
     return _attention_chips(region.at(y + 7), block, norm, *options)
+
+
+@inside.register
+def _(block: DenseAndMoE, region: Region) -> float:
+    y = inside(block.dense, region)
+    return inside(block.routed, replace(region, y=y + 10, place=f"{region.place}.routed"))
 
 
 @inside.register

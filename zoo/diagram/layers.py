@@ -24,7 +24,7 @@ COLUMNS = {  # name -> right edge, width, heading
     "kv": (466.0, 69.0, "KV per token"),
     "flops": (534.0, 58.0, "FLOPs"),
 }
-BRANCH_NAMES = {"attn": "attention", "ffn": "feed-forward"}
+BRANCH_NAMES = {"attn": "attention", "ffn": "feed-forward", "inputs": "per-layer input"}
 
 
 class Cost(NamedTuple):

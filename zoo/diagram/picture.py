@@ -8,7 +8,6 @@ from itertools import cycle, groupby
 import torch
 
 from zoo.blocks import Layer
-from zoo.costs import CacheSpec
 from zoo.diagram.canvas import Canvas, Facts, css, stretch, text_width, wrap_text
 from zoo.diagram.insides import SMALL, TINY
 from zoo.diagram.layers import BRANCH_NAMES, COLUMNS, END, FRONT, GAP, LEFT, STREAM, TABLE, Cards, Cost
@@ -127,8 +126,16 @@ def _draw_model(cards: Cards, names: dict[Layer, str], colours: dict[Layer, str]
     canvas.text(FRONT, y - 6, "token id", SMALL, 80, "faint")
     canvas.path(f"M{STREAM} {y}V{top}", "residual")
     scale = f", scaled by {spec.embed_scale:.4g}" if spec.embed_scale != 1 else ""
-    cost = Cost(1, params["embedding"], params["embedding"])  # rows are looked up: no FLOPs
+    tables = params["embedding"]
+    inputs = spec.per_layer.param_breakdown(spec.dim, spec.vocab, len(spec.layers)) if spec.per_layer else {}
+    tables -= inputs.get("embedding", 0)
+    cost = Cost(1, tables, tables)  # rows are looked up: no FLOPs
     y = cards.table(top, "Embedding", f"{spec.vocab:,} × {spec.dim:,}{scale}", cost)
+    if spec.per_layer:
+        canvas.path(f"M{STREAM} {y}V{y + GAP}", "residual")
+        total, flops = sum(inputs.values()), spec.per_layer.flops(spec.dim, len(spec.layers), 1)
+        text = f"{spec.vocab:,} × {len(spec.layers):,} × {spec.per_layer.width:,}"
+        y = cards.table(y + GAP, "Layer inputs", text, Cost(1, total, total, flops=flops))
     for layer, name in names.items():
         y = cards.draw(y + GAP, layer, name, counts[layer], colours[layer])
     canvas.path(f"M{STREAM} {y}V{y + GAP}", "residual")
@@ -162,12 +169,15 @@ def _draw_notes(cards: Cards, y: float) -> float:
 def _layer_colours(kinds: Iterable[Layer]) -> dict[Layer, str]:
     """A colour for each kind of layer, from one family for full attention, from others for windows and for states."""
     shades = {family: cycle(range(SHADES)) for family in ("full", "window", "state")}
-    families = {layer: _family(layer.cache_spec()) for layer in kinds}
+    families = {layer: _family(layer) for layer in kinds}
     return {layer: f"{family}-{next(shades[family])}" for layer, family in families.items()}
 
 
-def _family(cache: CacheSpec) -> str:
-    return "state" if not cache.per_token else "window" if cache.reach.limit else "full"
+def _family(layer: Layer) -> str:
+    cache = layer.cache_spec()
+    if not cache.per_token and not layer.takes():
+        return "state"
+    return "window" if cache.reach.limit else "full"
 
 
 def _tokens(number: int) -> str:
@@ -178,6 +188,8 @@ def _description(spec: Decoder, names: dict[Layer, str], pattern: str) -> str:
     """The diagram as text."""
     parts = [f"{len(spec.layers):,} layers: {pattern}."]
     parts.append(f"Embedding {spec.vocab:,} by {spec.dim:,}, {'tied to the head' if spec.tied else 'and a head'}.")
+    if spec.per_layer:
+        parts.append(f"{spec.per_layer.describe().capitalize()}.")
     for layer, name in names.items():
         branches = ((BRANCH_NAMES[role], branch) for role, branch in layer.branches())
         parts.append(f"[{name}] {'; '.join(f'{n} {b.formula} with {b.block.describe()}' for n, b in branches)}.")

@@ -197,15 +197,21 @@ class PairedIndexRows(PairedRows):
 class Skipped:
     """Stored tensors whose whole name matches `pattern` are not loaded: they hold `what`.
 
-    In a pattern "*" stands for any text, "{i}" for any number, and "{layers}" for the number of layers.
+    In a pattern "*" stands for any text, "{i}" for any number, with a `mixer` for that of a layer with that kind of
+    mixer, and "{layers}" for the number of layers.
     """
 
     pattern: str
     what: str
+    mixer: type[Mixer] | None = field(default=None, kw_only=True)
 
-    def matcher(self, layers: int) -> re.Pattern[str]:
-        """The pattern as a regular expression to `fullmatch`, for a model of so many layers."""
-        stands = {"*": ".*", "{i}": r"\d+", "{layers}": str(layers)}
+    def matcher(self, layers: Sequence[Layer]) -> re.Pattern[str]:
+        """The pattern as a regular expression to `fullmatch`, for a model of these layers."""
+        number = r"\d+"
+        if self.mixer is not None:
+            of_mixer = [str(i) for i, layer in enumerate(layers) if isinstance(layer.mixer, self.mixer)]
+            number = f"(?:{'|'.join(of_mixer)})" if of_mixer else "(?!)"  # which matches nothing
+        stands = {"*": ".*", "{i}": number, "{layers}": str(len(layers))}
         pieces = re.split(r"(\*|\{\w+\})", self.pattern)
         return re.compile("".join(stands[each] if i % 2 else re.escape(each) for i, each in enumerate(pieces)))
 

@@ -8,7 +8,7 @@ layer with hooks runs uncompiled. Whatever is changed after `compile()` is seen 
 """
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -40,7 +40,7 @@ def run_recorded_layer(
     from layer to layer would be compiled for each length of it, and a layer that is recomputed would add to it twice.
     """
     routing: list[RouterOutput] = []
-    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, routing, ctx.shared, ctx.handed_on)
+    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, routing, ctx.shared, ctx.handed_on, ctx.layer_input)
     return layer(x, inside, cache), routing
 
 
@@ -49,7 +49,7 @@ def _run_layer_and_return(
 ) -> tuple[Any, dict[str, Any]]:
     """`run_layer`, and what the layer hands on: uncompiled it would fill `ctx.shared`, compiled it is returned."""
     handed_on: dict[str, Any] = {}
-    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, None, ctx.shared, handed_on)
+    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, None, ctx.shared, handed_on, ctx.layer_input)
     return run_layer(layer, x, inside, cache), handed_on
 
 
@@ -57,7 +57,7 @@ def _run_recorded_layer_and_return(
     layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache
 ) -> tuple[Any, dict[str, Any]]:
     handed_on: dict[str, Any] = {}
-    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, None, ctx.shared, handed_on)
+    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, None, ctx.shared, handed_on, ctx.layer_input)
     return run_recorded_layer(layer, x, inside, cache), handed_on
 
 
@@ -196,3 +196,15 @@ def mark_dynamic_lengths(ctx: ForwardContext, new: int) -> None:
         else:
             maybe_mark_dynamic(view.keys, 0)
             maybe_mark_dynamic(view.write, 0)
+
+
+def mark_handed_on(values: Mapping[str, Any]) -> None:
+    """The same for streams (b, heads, places, width) that a layer handed on: their places are as many as in no other
+    tensor, their heads and widths as many as in the specs."""
+    from torch._dynamo.decorators import mark_static, maybe_mark_dynamic
+
+    for value in values.values():
+        for stream in value if isinstance(value, tuple) else (value,):
+            if isinstance(stream, Tensor) and stream.ndim == 4:
+                maybe_mark_dynamic(stream, 2)
+                mark_static(stream, [1, 3])

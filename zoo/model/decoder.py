@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.blocks.layer import Layer
 from zoo.blocks.norms import Norm
+from zoo.blocks.per_layer import PerLayerInputs
 from zoo.blocks.positions import LearnedPositions
 from zoo.core.cache import Cache, NoCache
 from zoo.core.forward_context import (
@@ -30,6 +31,7 @@ from zoo.model.compile import (
     CompiledModel,
     ForwardFunctions,
     mark_dynamic_lengths,
+    mark_handed_on,
     run_head,
     run_layer,
     run_recorded_layer,
@@ -45,7 +47,8 @@ class Decoder(Spec):
 
     `tied`: the head is the embedding's matrix. `embed_scale` multiplies embeddings. `context`: the number of positions
     it was trained or extended to, None if unpublished. `positions` are added to embeddings. Logits are divided by
-    `logits_scaling` (Granite); with a `logit_cap` logits x become cap * tanh(x / cap) (Gemma 2).
+    `logits_scaling` (Granite); with a `logit_cap` logits x become cap * tanh(x / cap) (Gemma 2). With `per_layer` every
+    layer has an input of its own (Gemma 4 E2B).
     """
 
     vocab: int
@@ -58,6 +61,7 @@ class Decoder(Spec):
     positions: LearnedPositions | None = None
     logits_scaling: float = 1.0
     logit_cap: float | None = None
+    per_layer: PerLayerInputs | None = None
 
     def check(self) -> None:
         self.require(len(self.layers) > 0, "a model needs at least one layer")
@@ -66,6 +70,9 @@ class Decoder(Spec):
             missing = [name for name in layer.takes() if name not in handed_on]
             self.require(not missing, f"layer {i} takes {', '.join(missing)}, which no earlier layer hands on")
             handed_on.update(layer.hands_on())
+        width = self.per_layer.width if self.per_layer else None
+        widths = {layer.input_width for layer in self.layers}
+        self.require(widths == {width}, f"layers take inputs of {widths}, per_layer has {width}")
 
     def build(self) -> Model:
         """The module, allocated on the current default device in the current default dtype, not initialised."""
@@ -82,7 +89,9 @@ class Decoder(Spec):
     def read_params(self, tokens: int) -> float:
         """Stored values that a forward pass of `tokens` tokens, of all sequences together, reads: of an untied
         embedding one row per token, and no experts that none of the tokens is expected to be routed to."""
-        unread = 0 if self.tied else max(self.vocab - tokens, 0) * self.dim
+        unread = max(self.vocab - tokens, 0) * (0 if self.tied else self.dim)
+        if self.per_layer:
+            unread += self.per_layer.table_params(max(self.vocab - tokens, 0), len(self.layers))
         return self._outside() - unread + sum(n * layer.read_params(self.dim, tokens) for layer, n in self._counted)
 
     def param_breakdown(self) -> Breakdown:
@@ -90,11 +99,19 @@ class Decoder(Spec):
         table = self.vocab * self.dim
         outside = {"embedding": table + self._position_params(), "head": 0 if self.tied else table}
         outside |= self.norm.param_breakdown(self.dim)
-        return sum_breakdowns([(1, outside), *((n, layer.param_breakdown(self.dim)) for layer, n in self._counted)])
+        return sum_breakdowns(
+            [
+                (1, outside),
+                (1, self._per_layer_params()),
+                *((n, layer.param_breakdown(self.dim)) for layer, n in self._counted),
+            ]
+        )
 
     def embedding_params(self) -> int:
-        """Stored values of the embedding, of learned positions and, unless it is tied, the head."""
-        return self.vocab * self.dim * (1 if self.tied else 2) + self._position_params()
+        """Stored values of the embedding, of learned positions, of the table of per-layer inputs and, unless it is
+        tied, the head."""
+        tables = self.vocab * self.dim * (1 if self.tied else 2) + self._position_params()
+        return tables + self._per_layer_params().get("embedding", 0)
 
     def flops(self, past: int, new: int, logits: int | None = None, causal: bool = True) -> int:
         """FLOPs of a forward pass of `new` tokens after `past`, for one sequence, by the convention of zoo.costs.
@@ -103,13 +120,14 @@ class Decoder(Spec):
         dense kernel computes, the form torch's counter sees.
         """
         body = sum(n * layer.flops(self.dim, past, new, causal) for layer, n in self._counted)
-        return body + linear_flops(new if logits is None else logits, self.dim, self.vocab)
+        inputs = self._input_flops(new)
+        return body + inputs + linear_flops(new if logits is None else logits, self.dim, self.vocab)
 
     def flop_breakdown(self, past: int, new: int, logits: int | None = None, causal: bool = True) -> Breakdown:
         """`flops` by part: head, and the parts of the blocks."""
         head = {"head": linear_flops(new if logits is None else logits, self.dim, self.vocab)}
         layers = ((n, layer.flop_breakdown(self.dim, past, new, causal)) for layer, n in self._counted)
-        return sum_breakdowns([*layers, (1, head)])
+        return sum_breakdowns([*layers, (1, head), (1, {"inputs": self._input_flops(new)} if self.per_layer else {})])
 
     def kv_bytes(self, context: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
         """Bytes of a cache for `context` tokens: what `new_cache(batch, context)` allocates."""
@@ -127,8 +145,15 @@ class Decoder(Spec):
     def _position_params(self) -> int:
         return self.positions.params(self.dim) if self.positions else 0
 
+    def _per_layer_params(self) -> Breakdown:
+        return self.per_layer.param_breakdown(self.dim, self.vocab, len(self.layers)) if self.per_layer else {}
+
+    def _input_flops(self, new: int) -> int:
+        return self.per_layer.flops(self.dim, len(self.layers), new) if self.per_layer else 0
+
     def _outside(self) -> int:
-        return self.embedding_params() + self.norm.params(self.dim)
+        per_layer = {part: n for part, n in self._per_layer_params().items() if part != "embedding"}
+        return self.embedding_params() + self.norm.params(self.dim) + sum(per_layer.values())
 
     @cached_property
     def parts(self) -> tuple[Spec, ...]:
@@ -170,6 +195,8 @@ class Model(nn.Module):
         self.norm = spec.norm.build(spec.dim)
         self.head = None if spec.tied else Linear(spec.dim, spec.vocab, bias=False)
         self.positions = spec.positions.build(spec.dim) if spec.positions else None
+        per_layer = spec.per_layer
+        self.per_layer = per_layer.build(spec.dim, spec.vocab, len(spec.layers)) if per_layer else None
         self._tables = list(dict.fromkeys(need for layer in spec.layers for need in layer.tables()))
         switches = (getattr(table, "switch", None) for table, _ in self._tables)
         self._switches = sorted({length for length in switches if length is not None})
@@ -238,18 +265,24 @@ class Model(nn.Module):
         recomputes = self.activation_checkpointing and torch.is_grad_enabled() and layer_caches is self._no_cache
         recording = current_recording()
         x = self.embedded(tokens, ctx.positions)
-        for spec, layer, run, layer_cache in zip(
-            self.spec.layers, self.layers, functions.layers, layer_caches, strict=True
+        inputs = self.layer_inputs(tokens, x)
+        for spec, layer, run, layer_cache, layer_input in zip(
+            self.spec.layers, self.layers, functions.layers, layer_caches, inputs, strict=True
         ):
             seen = ctx
-            if ctx.shared or spec.hands_on():
+            if layer_input is not None or ctx.shared or spec.hands_on():
                 # What it reads and no more, which compiled code is specific to. A dict of its own: a layer that is
                 # computed again for the backward pass must not find what later layers handed on.
-                seen = replace(ctx, shared={name: ctx.shared[name] for name in spec.takes()})
+                taken = {name: ctx.shared[name] for name in spec.takes()}
+                seen = replace(ctx, shared=taken, layer_input=layer_input)
             arguments = layer, x, seen, layer_cache
             out = checkpoint(run, *arguments, use_reentrant=False) if recomputes else run(*arguments)
             if spec.hands_on():
-                out, handed_on = out if self._compiled is not None else (out, seen.shared)
+                if self._compiled is None:
+                    handed_on = seen.shared
+                else:
+                    out, handed_on = out
+                    mark_handed_on(handed_on)
                 ctx.shared.update(handed_on)
             if recording is None:
                 x = out
@@ -285,6 +318,10 @@ class Model(nn.Module):
         if self.spec.embed_scale != 1.0:
             x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)  # rounded first, as Gemma's own code does
         return x if self.positions is None else x + self.positions(positions)
+
+    def layer_inputs(self, tokens: Tensor, x: Tensor) -> Sequence[Tensor | None]:
+        """Token ids (batch, t), the input of the first layer (batch, t, dim) -> each layer's own (batch, t, width)."""
+        return [None] * len(self.layers) if self.per_layer is None else self.per_layer(tokens, x).unbind()
 
     def logits(self, x: Tensor) -> Tensor:
         """The output of the last layer (batch, t, dim) -> logits (batch, t, vocab)."""

@@ -27,7 +27,7 @@ def _mixer(layer: Layer) -> str:
 def _reach(layer: Layer) -> str:
     """What the layer's tokens attend to; of a mixer that keeps a state alone, its name."""
     cache = layer.cache_spec()
-    return cache.reach.describe() if cache.per_token else _mixer(layer)
+    return cache.reach.describe() if cache.per_token or layer.takes() else _mixer(layer)
 
 
 ASPECTS: tuple[Callable[[Layer], str], ...] = (

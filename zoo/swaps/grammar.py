@@ -49,7 +49,7 @@ def apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
 
         @cache  # a model has equal blocks in many layers
         def change(old: Spec) -> Spec:
-            new = rebuild(call, old, (spec,))
+            new = rebuild(call, old, (spec,), keeps_kind=not role)
             dropped.update(dict.fromkeys(dropped_features(old, new)))
             return new
 

@@ -18,7 +18,9 @@ def at_depth(layers: Sequence[T], depth: int) -> tuple[T, ...]:
     few = max(len(set(leading)), round(lead * depth / len(layers))) if lead else 0
     kept = min(few, lead, max(depth - len(set(repeated)), int(depth > 1)))
     body = depth - kept
-    rest = _each_kind(repeated, body) if body < period else list(islice(cycle(repeated), body))
+    is_whole = lead > 0 and (len(layers) - lead) % period == 0  # the last layer ends a period, and so it stays
+    start = -body % period if is_whole else 0
+    rest = _each_kind(repeated, body) if body < period else list(islice(cycle(repeated), start, start + body))
     return (*_each_kind(leading, kept), *rest)
 
 

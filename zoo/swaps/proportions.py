@@ -38,8 +38,9 @@ class Proportions:
         layers = tuple(small[layer] for layer in spec.layers)
         embed_scale = self.dim**0.5 if self.full.embed_scale == self.full.dim**0.5 else self.full.embed_scale
         positions = spec.positions and LearnedPositions(self.context)
+        per_layer = spec.per_layer and self._scale(spec.per_layer)
         placed = replace(spec, context=self.context, positions=positions)
-        return replace(placed, dim=self.dim, layers=layers, embed_scale=embed_scale)
+        return replace(placed, dim=self.dim, layers=layers, embed_scale=embed_scale, per_layer=per_layer)
 
     def _scale(self, part: Any) -> Any:
         """A part at this width, and every part in it."""
@@ -52,8 +53,9 @@ class Proportions:
         for name in ("window", "chunk", "step"):
             if held.get(name):
                 new[name] = self._window(held[name])
-        if held.get("latent"):
-            new["latent"] = max(1, round(held["latent"] * self.dim / self.full.dim))
+        for name in ("latent", "width"):
+            if held.get(name):
+                new[name] = max(1, round(held[name] * self.dim / self.full.dim))
         if {"heads", "kv_heads", "head_dim"} <= held.keys():
             new |= self._grouped_heads(held)
         if {"heads", "head_dim", "groups", "state"} <= held.keys():
@@ -86,7 +88,8 @@ class Proportions:
         if first["heads"] != held["heads"] or all(first[name] == held[name] for name in names):
             return grouped_heads(held, self.full.dim, self.dim)
         new = grouped_heads(first, self.full.dim, self.dim)
-        most = max(1, round(held["kv_heads"] * new["heads"] / held["heads"]))
+        same = held["kv_heads"] == first["kv_heads"]
+        most = new["kv_heads"] if same else max(1, round(held["kv_heads"] * new["heads"] / held["heads"]))
         kv_heads = next(number for number in range(most, 0, -1) if new["heads"] % number == 0)
         head_dim = 2 * max(1, round(new["head_dim"] * held["head_dim"] / first["head_dim"] / 2))
         return new | {"kv_heads": kv_heads, "head_dim": head_dim}

@@ -64,18 +64,19 @@ class BlockCall(NamedTuple):
 
 
 def aliased_kinds() -> dict[str, type[Spec]]:
-    """Alias -> the kind that it is a form of."""
-    return {name: kind for kind in Spec.kinds.values() for name in kind.aliases}
+    """Alias -> the kind that it is a form of, which is not one derived from it."""
+    return {name: kind for kind in Spec.kinds.values() for name in vars(kind).get("aliases", ())}
 
 
-def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...]) -> Spec:
+def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_kind: bool = False) -> Spec:
     """The block that `call` describes, in the place of `old`. Fields that it does not give come from `old`, then from
     the first block of the same kind in `around`, then from the kind's defaults; those without a default from the first
-    block of the same role that has them.
+    block of the same role that has them. `keeps_kind`: an `old` of a kind derived from the call's stays one.
 
     Raises UsageError for fields that are unknown or missing, SpecError where they contradict each other.
     """
-    kind, near = call.kind, (*((old,) if old else ()), *around)
+    kind = type(old) if old and keeps_kind and isinstance(old, call.kind) else call.kind
+    near = (*((old,) if old else ()), *around)
     names, parts = field_names(kind), _parts(kind)
     values: Values = {}
     for source in filter(None, (_first(kind, near), old)):  # a source may be of a subclass with more fields

@@ -5,14 +5,15 @@ from functools import cache
 from math import gcd
 from typing import Any
 
-from zoo.blocks.feed_forward import FeedForward
+from zoo.blocks.feed_forward import FeedForward, LinearFeedForward
+from zoo.blocks.layer import Layer
 from zoo.blocks.rope_scaling import yarn_gain
 from zoo.model.decoder import Decoder
 
 MIN_STEP = 1e-9  # below every time step: passes of one token and of several agree
 # Field name -> largest value, for every kind: one quantity has one name, so that the fields of a new block shrink too.
 TOY: dict[str, Any] = {"heads": 4, "kv_heads": 2, "hidden": 96, "window": 16, "chunk": 16, "original": 64, "step": 16}
-TOY |= {"experts": 8, "k": 3, "groups": 4, "keep": 2, "latent": 40, "state": 16, "channels": 64}
+TOY |= {"experts": 8, "k": 3, "groups": 4, "keep": 2, "latent": 40, "state": 16, "channels": 64, "width": 24}
 TOY |= {"q_rank": 40, "kv_rank": 32, "nope_dim": 32, "rope_dim": 16, "v_dim": 24}
 TOY |= {"min_step": MIN_STEP}
 TOY |= {"key_heads": 2, "value_heads": 4, "key_dim": 16, "value_dim": 24}
@@ -20,20 +21,46 @@ TOY |= {"limit": 1.0, "cap": 1.0}  # low enough that toy activations reach them
 VOCAB, DIM, CONTEXT = 512, 64, 1024
 LOGIT_CAP = 8.0  # low enough that toy logits feel it, high enough that a toy can be sure of a token
 LOGITS_SCALING = 1.5  # low enough that toy logits reach 1
+MAX_LAYERS = 12
 WIDE_HEAD = 24  # head_dim where heads * head_dim is not dim: the narrowest of a model; each wider one is 8 wider
 
 
 @cache
 def tiny(spec: Decoder) -> Decoder:
-    """`spec` at toy widths, with as many of its first layers as hold every distinct kind of layer, and at least two."""
+    """`spec` at toy widths, with as many of its first layers as hold every distinct kind of layer, at least two,
+    and no group twice where they are more than MAX_LAYERS."""
     last = max(map(spec.layers.index, set(spec.layers)))  # of the first layers of each kind
-    small = replace(spec, vocab=VOCAB, layers=spec.layers[: max(last + 1, 2)], context=CONTEXT)
+    kept = _without_repeats(spec.layers[: max(last + 1, 2)])
+    small = replace(spec, vocab=VOCAB, layers=kept, context=CONTEXT)
     embed_scale = DIM**0.5 if spec.embed_scale == spec.dim**0.5 else spec.embed_scale
     logit_cap = min(spec.logit_cap, LOGIT_CAP) if spec.logit_cap else None
-    capped = replace(small, logit_cap=logit_cap, logits_scaling=min(spec.logits_scaling, LOGITS_SCALING))
     kinds: set[Any] = {part for layer in set(spec.layers) for part in layer.walk()}
     heads = sorted({part.head_dim for part in kinds if hasattr(part, "kv_heads")})
-    return replace(capped.map(lambda part: _shrink(part, spec.dim, heads)), dim=DIM, embed_scale=embed_scale)
+    shrunk = small.map(lambda part: _shrink(part, spec.dim, heads))
+    layers = tuple(_widened(layer, full, spec) for layer, full in zip(shrunk.layers, kept, strict=True))
+    scaled = replace(shrunk, logit_cap=logit_cap, logits_scaling=min(spec.logits_scaling, LOGITS_SCALING))
+    return replace(scaled, layers=layers, dim=DIM, embed_scale=embed_scale)
+
+
+def _without_repeats(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """The layers without their first group, while they are more than MAX_LAYERS and the next group equals it: in Gemma
+    4 E2B, 15 layers come before the first of another kind."""
+    while len(layers) > MAX_LAYERS:
+        sizes = (size for size in range(len(layers) // 2, 0, -1) if layers[:size] == layers[size : 2 * size])
+        if (size := next(sizes, 0)) == 0:
+            break
+        layers = layers[size:]
+    return layers
+
+
+def _widened(layer: Layer, full: Layer, spec: Decoder) -> Layer:
+    """A tiny layer whose dense feed-forward is as many times as wide as the narrowest of the model as `full`'s is."""
+    if layer.ffn is None or not isinstance(layer.ffn.block, LinearFeedForward):
+        return layer
+    widths = {each.feed_forward.width for each in set(spec.layers) if isinstance(each.feed_forward, LinearFeedForward)}
+    assert isinstance(full.feed_forward, LinearFeedForward)
+    times = round(full.feed_forward.width / min(widths))
+    return replace(layer, ffn=replace(layer.ffn, block=layer.ffn.block.with_width(times * layer.ffn.block.width)))
 
 
 def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zoo.blocks.moe import MoE
-from zoo.blocks.routers import GroupedSigmoidTopK, GroupedTopK, Router, SoftmaxTopK
+from zoo.blocks.routers import GroupedSigmoidTopK, GroupedTopK, NormedSoftmaxTopK, Router, SoftmaxTopK
 from zoo.core.forward_context import RouterOutput
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
@@ -72,4 +72,6 @@ def require_trainable_routers(spec: Decoder) -> None:
 
 
 def _renormalises(router: Router) -> bool:
-    return router.renormalise if isinstance(router, SoftmaxTopK) else isinstance(router, GroupedTopK)
+    if isinstance(router, SoftmaxTopK):
+        return router.renormalise
+    return isinstance(router, GroupedTopK | NormedSoftmaxTopK)

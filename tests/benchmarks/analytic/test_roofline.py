@@ -56,6 +56,9 @@ def counted(model: torch.nn.Module, new: int) -> dict[str, int]:
             parts["scores"] += number
         if path.endswith("ffn.block") and f"{path}.router" not in by_path:
             parts["ffn"] += number
+        if path == "per_layer" or path.endswith("inputs.block"):
+            parts["inputs"] += number
+            parts["head"] -= number * (path == "per_layer")
         if path.startswith("layers.") and path.count(".") == 1:
             parts["head"] -= number
     parts["scores"] -= parts["projections"] + parts["indexer"]

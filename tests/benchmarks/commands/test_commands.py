@@ -71,7 +71,16 @@ def test_every_verb_is_tested_here() -> None:
     """compare needs two models, so that what follows is called for it below; load needs files: test_load.py; gallery
     writes them; learn trains: test_learn.py. What is measured needs a fake clock: test_throughput_command.py, of blocks
     test_measured_verbs.py."""
-    assert verbs().keys() - CALLS.keys() == {"compare", "load", "throughput", "mla", "blocks", "gallery", "learn"}
+    assert verbs().keys() - CALLS.keys() == {
+        "compare",
+        "load",
+        "throughput",
+        "mla",
+        "sparse",
+        "blocks",
+        "gallery",
+        "learn",
+    }
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ CONFIG = BlockConfig(DIM, tokens=6, context=20)
 WITHOUT_A_ROW = {"Layer", "Decoder", "LinearScaling", "Llama3Scaling", "LongRoPE", "YarnScaling"}
 WITHOUT_A_ROW |= {"LearnedPositions", "LogTemperature", "ProportionalRoPE"}  # tables likewise
 WITHOUT_A_ROW |= {"LayerScale"}  # one multiplication
+WITHOUT_A_ROW |= {"PerLayerInputs", "LayerInput"}  # two narrow projections, and what only a model has: its tokens
+WITHOUT_A_ROW |= {"DenseAndMoE", "NormedSoftmaxTopK"}  # blocks that have rows, side by side; a norm before a router
+WITHOUT_A_ROW |= {"KVSource", "SharedKV"}  # GQA, and GQA that needs another layer
 
 
 @pytest.fixture(autouse=True)

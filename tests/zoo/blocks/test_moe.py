@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo import GLU, ClampedSwiGLU, GroupedSigmoidTopK, GroupedSoftmaxTopK, InputScaledTopK, MoE, SoftmaxTopK
+from zoo import (
+    GLU,
+    ClampedSwiGLU,
+    GroupedSigmoidTopK,
+    GroupedSoftmaxTopK,
+    InputScaledTopK,
+    MoE,
+    NormedSoftmaxTopK,
+    RMSNorm,
+    SoftmaxTopK,
+)
 from zoo.blocks.routers import Router
 
 DIM, EXPERTS, TOKENS = 16, 12, 40
@@ -34,6 +44,7 @@ MOES = {
     "shared": MoE(EXPERTS, GLU(10), GROUPED["some groups"], shared=GLU(20)),
     "grouped softmax": MoE(EXPERTS, GLU(10), GROUPED_SOFTMAX["some groups"]),
     "scaled input": MoE(EXPERTS, GLU(10), InputScaledTopK(2), shared=GLU(10)),
+    "normalised input": MoE(EXPERTS, GLU(10), NormedSoftmaxTopK(3, RMSNorm(1e-5))),
     "one of one": MoE(1, GLU(10), SoftmaxTopK(1)),
     "all": MoE(EXPERTS, GLU(10), SoftmaxTopK(EXPERTS)),
 }
@@ -110,6 +121,20 @@ def test_weights_of_scaled_inputs_are_sigmoids_of_the_highest_logits() -> None:
     top, best = logits.topk(2)
     assert ids(chosen) == ids(best)
     torch.testing.assert_close(weights.double(), top.sigmoid(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_router_of_the_normalised_input_multiplies_weights_by_a_number_of_each_expert() -> None:
+    """Which is no part of the choice (Gemma 4)."""
+    router, x = randomised(NormedSoftmaxTopK(3, RMSNorm(1e-5)).build(DIM, EXPERTS)), torch.randn(TOKENS, DIM)
+    weights, chosen = router(x)
+    for token in range(TOKENS):
+        exact = x[token].double()
+        normed = exact * (exact.square().mean() + 1e-5) ** -0.5 * router.norm.weight.double() * DIM**-0.5
+        logits = router.weight.double() @ normed
+        order = logits.argsort(descending=True)[:3]
+        assert sorted(chosen[token].tolist()) == sorted(order.tolist())
+        expected = logits[chosen[token]].softmax(-1) * router.expert_scale.double()[chosen[token]]
+        torch.testing.assert_close(weights[token].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_correction_chooses_and_does_not_weigh() -> None:
@@ -230,6 +255,7 @@ def test_only_the_chosen_experts_get_a_gradient() -> None:
 
 
 ROUTERS = [*SOFTMAX.values(), *GROUPED.values(), *GROUPED_SOFTMAX.values(), InputScaledTopK(2)]
+ROUTERS += [NormedSoftmaxTopK(3, RMSNorm(1e-5))]
 
 
 @pytest.mark.parametrize("router", ROUTERS, ids=lambda router: router.describe())

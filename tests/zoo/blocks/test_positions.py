@@ -13,9 +13,9 @@ import zoo
 from tests.configs import newer
 from tests.models import bound, randomised, tokens_of
 from tests.reference import published
-from zoo import LinearScaling, Llama3Scaling, LongRoPE, NoPE, RoPE, YarnScaling
+from zoo import LinearScaling, Llama3Scaling, LongRoPE, NoPE, ProportionalRoPE, RoPE, YarnScaling
 from zoo.blocks import positions as module
-from zoo.blocks.positions import ProportionalRoPE, _frequencies
+from zoo.blocks.positions import _frequencies
 from zoo.blocks.rope_scaling import yarn_gain
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def blended(w: float, scaling: Llama3Scaling | YarnScaling, keep: float) -> floa
 def test_frequencies_are_the_papers(case: str) -> None:
     rope, width = ROPES[case]
     expected = torch.tensor(paper(rope, width), dtype=torch.float64)
-    torch.testing.assert_close(_frequencies(rope, width, CPU).double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(_frequencies(rope, rope.rotated(width), CPU).double(), expected, rtol=1e-6, atol=0)
 
 
 def test_each_scaling_moves_some_frequencies_and_by_no_more_than_its_factor() -> None:
@@ -124,12 +124,13 @@ def test_frequencies_are_the_reference_implementations(name: str) -> None:
             rotated = int(width * parameters.get("partial_rotary_factor", 1.0))
             theirs, gain = 1.0 / parameters["rope_theta"] ** (torch.arange(0, rotated, 2).float() / rotated), 1.0
         else:
+            said = config.per_layer_config[kind] if config.is_heterogeneous else config
             compute = ROPE_INIT_FUNCTIONS[parameters["rope_type"]]
-            theirs, gain = compute(config, CPU, layer_type=kind)
+            theirs, gain = compute(said, CPU, layer_type=kind)
             if parameters["rope_type"] == "longrope":
-                beyond = compute(config, CPU, parameters["original_max_position_embeddings"] + 1, layer_type=kind)
+                beyond = compute(said, CPU, parameters["original_max_position_embeddings"] + 1, layer_type=kind)
                 theirs, gain = torch.stack([theirs, beyond[0]]), beyond[1]
-        ours = _frequencies(rope, width, CPU)
+        ours = _frequencies(rope, rope.rotated(width), CPU)
         assert (ours.view(torch.int32) - theirs.view(torch.int32)).abs().max() <= 1
         assert (rope.scaling.gain if rope.scaling else 1.0) == pytest.approx(gain, rel=1e-12)
         compared += 1
@@ -156,12 +157,13 @@ def test_rotation_is_complex_multiplication(case: str) -> None:
     """The pair (x_i, x_{i + rotated/2}) turns by position x frequency, for positions of any order and size; what
     comes after the rotated part stays."""
     rope, width = ROPES[case]
+    rotated = rope.rotated(width)
     positions = torch.tensor([0, 1, 7, 100, 8191, 131_071])
     x = torch.randn(2, 3, len(positions), width)
     turned = rope.rotate(x, rope.table(positions, width))
     rotated = rope.rotated(width)
     pairs = torch.complex(*x[..., :rotated].double().chunk(2, dim=-1))
-    frequencies = _frequencies(rope, width, CPU)  # in float32, as every released model has it
+    frequencies = _frequencies(rope, rope.rotated(width), CPU)  # in float32, as every released model has it
     if isinstance(rope.scaling, LongRoPE):
         frequencies = frequencies[1]  # the largest position is beyond the original context
     angles = positions[:, None].float() * frequencies

@@ -23,7 +23,7 @@ import zoo
 from tests.presets import representatives, split
 from tests.test_properties import decoders
 from zoo import GLU, GQA, Decoder, Layer, MoE, NoPE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, names, pre, spec, swap
-from zoo.blocks import PostNorm
+from zoo.blocks import DenseAndMoE, PostNorm
 from zoo.cli.runner import exit_code
 from zoo.diagram import colours, svg
 from zoo.diagram.canvas import PALETTE, RULES, css, text_width
@@ -233,7 +233,7 @@ def test_norms_are_drawn_at_their_placement(name, place) -> None:
     model = apply_swap(spec(name), f"norm={place}")[0] if place else spec(name)
     at = []
     for element in drawn(model).iter():
-        for css_class in {"norm", "attn", "ffn", "ghost", "plus"} & {*classes(element)}:
+        for css_class in {"norm", "attn", "ffn", "inputs", "ghost", "plus"} & {*classes(element)}:
             at.append((float(element.get("y") or element.get("cy")), css_class))
     assert [css_class for _, css_class in at] == branches(model)
     assert at == sorted(at, key=lambda place: place[0])
@@ -241,7 +241,9 @@ def test_norms_are_drawn_at_their_placement(name, place) -> None:
 
 def shown_once(model: Decoder, role: str) -> list[Block]:
     """The blocks whose insides are drawn."""
-    return [branch.block for branch in dict.fromkeys(getattr(layer, role) for layer in model.layers) if branch]
+    blocks = [branch.block for branch in dict.fromkeys(getattr(layer, role) for layer in model.layers) if branch]
+    pairs = ((each.dense, each.routed) if isinstance(each, DenseAndMoE) else (each,) for each in blocks)
+    return [each for pair in pairs for each in pair]
 
 
 @pytest.mark.parametrize("name", split(names(), representatives()))
@@ -259,7 +261,7 @@ def test_heads_and_experts_are_drawn_one_by_one(name) -> None:
 def test_every_kind_of_layer_shows_its_fields(name) -> None:
     said = Counter(texts(drawn(spec(name))))
     for block in shown_once(spec(name), "attn"):
-        if not block.cache_spec().per_token:  # it has no picture of its own
+        if block.cache_spec().state and not block.cache_spec().per_token:  # it has no picture of its own
             continue
         assert said[block.rope.describe()]
         assert said[block.cache_spec().reach.describe()]

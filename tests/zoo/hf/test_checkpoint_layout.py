@@ -113,6 +113,13 @@ def test_what_is_skipped_is_named_by_a_pattern(pattern: str) -> None:
     assert skipped(spec, (Skipped(pattern, "it"), *COMMON), [*others, *matches]) == {"it": matches}
 
 
+def test_what_is_skipped_may_be_of_layers_with_one_kind_of_mixer() -> None:
+    spec, rule = zoo.spec("gemma4-e2b", tiny=True), Skipped("layers.{i}.k", "it", mixer=zoo.SharedKV)
+    names = [f"layers.{i}.k" for i in range(len(spec.layers) + 1)]
+    assert skipped(spec, (rule, *COMMON), names) == {"it": names[-6:-1]}
+    assert not skipped(zoo.spec("gemma4-12b", tiny=True), (rule, *COMMON), [*names, "layers..k"])
+
+
 @pytest.mark.parametrize("name", split(zoo.names(), of_families()))
 def test_nothing_that_a_model_needs_is_skipped(name: str) -> None:
     assert not skipped(zoo.spec(name), layout(name), [stored for stored, _ in stored_shapes(name)])

@@ -135,8 +135,10 @@ def test_what_differs_by_layer_is_one_form_of_its_layers(name: str) -> None:
     given = newer(name)["per_layer_config"]
     first = next(iter(given))
     other = {field: value + 2 for field, value in given[first].items()}
-    for wrong in ({}, {"0": given[first]}, given | {"0": given[first]}, given | {first: other}, given | {"x": other}):
+    for wrong in ({"0": given[first]}, given | {"0": given[first]}, given | {first: other}, given | {"x": other}):
         assert PER_LAYER in refusal(newer(name, per_layer_config=wrong))
+    widths = {layer.mixer.head_dim for layer in zoo.from_hf(newer(name, per_layer_config={})).layers}
+    assert widths == {newer(name)["head_dim"]}  # none differs
     unread = given | {first: given[first] | {"hidden_size": 8}}
     assert f"per_layer_config.{first}.hidden_size=8" in refusal(newer(name, per_layer_config=unread))
 

@@ -124,6 +124,7 @@ SOME = {
     "hidden_size": [32, 64, 192],
     "num_hidden_layers": [1, 3, 6, 12],
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_group", "topk_group"), (1, 2, 4, 8)),
+    "num_global_key_value_heads": [1, 2, 4],
     **dict.fromkeys(("head_dim", "qk_rope_head_dim"), (2, 8, 24)),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (8, 16)),
     **dict.fromkeys(("first_k_dense_replace", "num_dense_layers"), (1, 2, 4)),
@@ -133,7 +134,9 @@ SOME = {
     ],
     "num_experts_per_tok": [1, 2],
     "q_lora_rank": [None, 8],
+    "num_kv_shared_layers": [0, 1, 3],
     "partial_rotary_factor": [0.25, 0.75],
+    "rope_parameters": [{"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5}}],
 }
 SOME |= {
     **dict.fromkeys(("n_groups", "mamba_n_groups"), (1, 2, 4)),
@@ -166,6 +169,10 @@ def changed(config: dict[str, Any], field: str, value: Any) -> dict[str, Any] | 
     follows: dict[str, Any] = {}
     if "kv_lora_rank" in config and field == "num_attention_heads":
         follows = {"num_key_value_heads": value}
+    if field == "vocab_size" and config.get("hidden_size_per_layer_input"):
+        follows = {"vocab_size_per_layer_input": value}
+    if field in ("num_kv_shared_layers", "use_double_wide_mlp") and not config["num_kv_shared_layers"]:
+        follows = {"num_hidden_layers": 12} | ({} if field == "num_kv_shared_layers" else {"num_kv_shared_layers": 3})
     if "mamba_d_head" in config and field in ("hidden_size", "mamba_n_heads", "mamba_expand"):
         follows = {"mamba_d_head": "auto"}
     stretched = config.get("rope_scaling") or {}

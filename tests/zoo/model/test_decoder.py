@@ -37,12 +37,16 @@ def test_figures_are_sums_over_the_layers(name: str) -> None:
     spec = zoo.spec(name)
     layers = spec.layers
     outside = spec.params() - sum(layer.params(spec.dim) for layer in layers)
-    assert outside == spec.embedding_params() + spec.norm.params(spec.dim)
+    width = spec.per_layer.width * len(layers) if spec.per_layer else 0  # of all layers' own inputs
+    inputs = width * spec.dim + spec.per_layer.width if spec.per_layer else 0  # a projection and a norm
+    assert outside == spec.embedding_params() + spec.norm.params(spec.dim) + inputs
     positions = spec.positions.count if spec.positions else 0
-    assert spec.embedding_params() == spec.dim * (spec.vocab * (1 if spec.tied else 2) + positions)
+    tables = spec.dim * (spec.vocab * (1 if spec.tied else 2) + positions) + spec.vocab * width
+    assert spec.embedding_params() == tables
     assert spec.active_params() == outside + sum(layer.active_params(spec.dim) for layer in layers)
     head = 2 * spec.dim * spec.vocab
-    assert spec.flops(100, 7, logits=0) == sum(layer.flops(spec.dim, 100, 7) for layer in layers)
+    body = sum(layer.flops(spec.dim, 100, 7) for layer in layers)
+    assert spec.flops(100, 7, logits=0) == body + 7 * 2 * spec.dim * width
     assert spec.flops(100, 7) - spec.flops(100, 7, logits=0) == 7 * head
     assert spec.flops(100, 7, logits=1) - spec.flops(100, 7, logits=0) == head
     states = [state for layer in layers for state in layer.cache_spec().state if state.in_float32]

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 import zoo
 from tests.models import has_compiler, randomised, routing, tokens_of
 from tests.presets import distinct, representatives, screen, split
+from zoo.blocks import Router
 from zoo.core.forward_context import RouterOutput, current_recording, recorded_routing
 from zoo.model.compile import CompiledModel
 from zoo.model.decoder import Model
@@ -33,16 +34,17 @@ ONE = next(name for name in SPARSE if name.startswith("qwen3"))
 def test_each_router_hands_out_its_logits_and_its_choice(name: str) -> None:
     model = randomised(zoo.spec(name, tiny=True))
     tokens, inputs = tokens_of(model.spec, 2, 9), dict[int, Tensor]()
-    blocks = [layer.ffn.block for layer in model.layers if layer.ffn is not None]
-    routers = [block.router for block in blocks if hasattr(block, "router")]
+    routers = [part for part in model.modules() if isinstance(getattr(part, "spec", None), Router)]
     for i, router in enumerate(routers):
         router.register_forward_pre_hook(lambda router, args, i=i: inputs.update({i: args[0]}))
     with recorded_routing() as recorded, routing(model, batch=2) as choices:
         logits = model(tokens)
     assert len(recorded) == len(mixtures(model.spec)) == len(routers)
     for i, (output, spec) in enumerate(zip(recorded, mixtures(model.spec), strict=True)):
-        bias = getattr(routers[i], "bias", None)
-        torch.testing.assert_close(output.logits, F.linear(inputs[i], routers[i].weight, bias))
+        bias, x = getattr(routers[i], "bias", None), inputs[i]
+        if isinstance(spec.router, zoo.NormedSoftmaxTopK):
+            x = routers[i].norm(x) * x.shape[-1] ** -0.5
+        torch.testing.assert_close(output.logits, F.linear(x, routers[i].weight, bias))
         assert output.logits.dtype == torch.float32
         assert output.logits.shape == (2, 9, spec.experts)
         assert output.chosen.shape == (2, 9, spec.router.k)

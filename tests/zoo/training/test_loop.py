@@ -111,7 +111,11 @@ def test_decay_is_for_matrices_and_every_parameter_that_learns_has_one_group(fam
     matrices = (
         name for name, parameter in trained.named_parameters() if parameter.ndim == 2 and name.endswith("weight")
     )
-    assert {name for name in matrices if name in undecayed} <= {"embed.weight", "positions.weight"}
+    assert {name for name in matrices if name in undecayed} <= {
+        "embed.weight",
+        "positions.weight",
+        "per_layer.embed.weight",
+    }
 
 
 def test_a_rehearsal_changes_nothing() -> None:

@@ -1,0 +1,93 @@
+"""Per-layer embeddings against their formula, layer by layer and token by token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import zoo
+from tests.models import randomised, tokens_of
+from zoo import GLU, GQA, Decoder, GeGLU, Layer, LayerInput, LayerScale, PerLayerInputs, RMSNorm, RoPE, olmo, pre
+from zoo.core.forward_context import prepare_forward
+from zoo.errors import SpecError
+
+DIM, VOCAB, WIDTH, LAYERS = 12, 30, 5, 3
+NORM = RMSNorm(1e-5)
+ATTN = GQA(heads=2, kv_heads=1, head_dim=4, rope=RoPE(1e4))
+LAYER = Layer(pre(NORM, ATTN), pre(NORM, GLU(16)), olmo(NORM, LayerInput(WIDTH)), LayerScale())
+SPEC = Decoder(VOCAB, DIM, (LAYER,) * LAYERS, NORM, embed_scale=DIM**0.5, per_layer=PerLayerInputs(WIDTH, NORM))
+
+
+def filled(module: nn.Module) -> nn.Module:
+    for weight in module.parameters():
+        weight.data.normal_()
+    return module
+
+
+@torch.no_grad()
+def test_inputs_are_a_row_of_the_table_and_a_projection_of_the_embedding() -> None:
+    module = filled(PerLayerInputs(WIDTH, NORM).build(DIM, VOCAB, LAYERS))
+    tokens, x = torch.randint(VOCAB, (2, 4)), torch.randn(2, 4, DIM)
+    inputs = module(tokens, x)
+    assert inputs.shape == (LAYERS, 2, 4, WIDTH)
+    for layer in range(LAYERS):
+        columns = slice(layer * WIDTH, (layer + 1) * WIDTH)
+        for b in range(2):
+            for t in range(4):
+                projected = module.projection.weight[columns].double() @ x[b, t].double() / DIM**0.5
+                normed = projected * (projected.square().mean() + 1e-5) ** -0.5 * module.norm.weight.double()
+                row = module.embed.weight[tokens[b, t], columns].double() * WIDTH**0.5
+                torch.testing.assert_close(inputs[layer, b, t].double(), (normed + row) / 2**0.5, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_layer_joins_its_own_input_after_its_feed_forward_and_scales_last() -> None:
+    module, x = filled(LAYER.build(DIM)), torch.randn(2, 4, DIM)
+    cache = zoo.build(SPEC).new_cache(2, 4).layers[0]
+    ctx = prepare_forward(0, 4, LAYER.tables(), [cache])
+    given = torch.randn(2, 4, WIDTH)
+    before = module.ffn(module.attn(x, ctx, cache), ctx)
+    joined = F.gelu(before @ module.inputs.block.gate.weight.T, approximate="tanh") * given
+    expected = (before + module.inputs.post(joined @ module.inputs.block.out.weight.T)) * module.output_scale.weight
+    torch.testing.assert_close(module(x, replace(ctx, layer_input=given), cache), expected)
+
+
+@torch.no_grad()
+def test_each_layer_gets_its_own() -> None:
+    """Columns of the table of one layer change what that layer joins, and no other layer's inputs."""
+    model, tokens = randomised(SPEC), tokens_of(SPEC, 1, 6)
+    seen: list[torch.Tensor] = []
+    for layer in model.layers:
+        layer.inputs.block.register_forward_hook(lambda _, args, out: seen.append(args[1].layer_input))
+    model(tokens)
+    for layer in range(LAYERS):
+        assert torch.equal(seen[layer], model.per_layer(tokens, model.embedded(tokens, torch.arange(6)))[layer])
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_widths_agree_in_all_layers() -> None:
+    other = replace(LAYER, inputs=olmo(NORM, LayerInput(WIDTH + 1)))
+    for wrong in (
+        {"layers": (LAYER, other, LAYER)},
+        {"per_layer": PerLayerInputs(WIDTH + 1, NORM)},
+        {"per_layer": None},
+        {"layers": (replace(LAYER, inputs=None),) * 2},
+    ):
+        with pytest.raises(SpecError, match="layers take inputs of"):
+            replace(SPEC, **wrong)
+    with pytest.raises(SpecError, match="a LayerInput stands in inputs alone"):
+        Layer(pre(NORM, ATTN), pre(NORM, LayerInput(WIDTH, GeGLU())))
+    with pytest.raises(SpecError, match="inputs must hold a LayerInput"):
+        replace(LAYER, inputs=pre(NORM, GLU(8)))
+
+
+def test_costs_are_those_of_the_modules() -> None:
+    model = zoo.build(SPEC, device="meta")
+    inputs = sum(weight.numel() for name, weight in model.named_parameters() if ".inputs.block." in name)
+    assert SPEC.param_breakdown()["inputs"] == inputs + model.per_layer.projection.weight.numel()
+    assert SPEC.embedding_params() == 2 * VOCAB * DIM + VOCAB * LAYERS * WIDTH
+    assert SPEC.params() - SPEC.read_params(1) == (VOCAB - 1) * (DIM + LAYERS * WIDTH)

@@ -1,0 +1,81 @@
+"""Keys and values shared between layers: those of one are attended to by later ones, which keep none (Gemma 4 E2B, E4B;
+Brandon et al. 2024, "Reducing Transformer Key-Value Cache Size with Cross-Layer Attention")."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from zoo.blocks.gqa import _GQA, GQA
+from zoo.core.forward_context import ForwardContext, LayerCache, Mask
+from zoo.costs import CacheSpec
+
+__all__ = ["KVSource", "SharedKV"]
+
+
+def _handed_on(attn: GQA) -> str:
+    """The name of keys and values: layers share them if heads, widths and reach are the same."""
+    return f"keys and values of {attn.kv_heads} x {attn.head_dim} and {attn.value_dim}, {attn.reach.describe()}"
+
+
+@dataclass(frozen=True)
+class KVSource(GQA):
+    """GQA that hands its keys and values on to later layers (SharedKV). Of several with equal heads and reach the
+    nearest counts."""
+
+    def build(self, dim: int) -> nn.Module:
+        return _KVSource(self, dim)
+
+    def hands_on(self) -> tuple[str, ...]:
+        return (_handed_on(self),)
+
+    def names(self) -> list[str]:
+        held = super().names()
+        return [*(held[1:] if held[0] == "KVSource" else held), "KVSource"] if len(held) > 1 else held
+
+    def options(self) -> list[str]:
+        return [*super().options(), "keys and values handed on"]
+
+
+class _KVSource(_GQA):
+    def keys_and_values(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> tuple[Tensor, Tensor, Mask]:
+        k, v, mask = super().keys_and_values(x, ctx, cache)
+        ctx.hand_on(_handed_on(self.spec), (*cache.shared(x, k, v), ctx.views[cache.geometry].keys, mask))
+        return k, v, mask
+
+
+@dataclass(frozen=True)
+class SharedKV(GQA):
+    """GQA over the keys and values of the nearest earlier KVSource with equal heads and reach: it projects queries
+    alone, `qk_norm` is of these, and its cache keeps nothing."""
+
+    def check(self) -> None:
+        super().check()
+        own = self.v_norm is not None or self.keys_as_values
+        self.require(not own, "v_norm and keys_as_values are of the layer that hands keys and values on")
+
+    def build(self, dim: int) -> nn.Module:
+        return _SharedKV(self, dim)
+
+    def takes(self) -> tuple[str, ...]:
+        return (_handed_on(self),)
+
+    def projections(self, dim: int) -> dict[str, tuple[int, int, bool]]:
+        return {name: widths for name, widths in super().projections(dim).items() if name not in ("k", "v")}
+
+    def cache_spec(self) -> CacheSpec:
+        return CacheSpec(reach=self.reach)
+
+    def names(self) -> list[str]:
+        return ["SharedKV", *(name for name in super().names() if name != "SharedKV")]
+
+    def options(self) -> list[str]:
+        return [*super().options(), "keys and values of an earlier layer"]
+
+    def _norm_widths(self) -> dict[str, int]:
+        return {"q": super()._norm_widths()["q"]}
+
+
+class _SharedKV(_GQA):
+    def keys_and_values(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> tuple[Tensor, Tensor, Mask]:
+        k, v, keys, mask = ctx.shared[_handed_on(self.spec)]
+        return k.narrow(2, 0, len(keys)), v.narrow(2, 0, len(keys)), mask
