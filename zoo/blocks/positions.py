@@ -207,8 +207,8 @@ _KEPT: dict[tuple[RoPE, int, torch.device], Tensor] = {}
 
 
 def _frequencies(rope: RoPE, rotated: int, device: torch.device) -> Tensor:
-    """`rope.frequencies(rotated)`, computed once. A tensor made while a compiler or torch.export traces holds no values,
-    and is not kept."""
+    """`rope.frequencies(rotated)`, computed once. A tensor made while a compiler or torch.export traces holds no
+    values, and is not kept."""
     frequencies = _KEPT.get((rope, rotated, device))
     if frequencies is None:
         with torch.inference_mode(False):  # so that later passes with gradients can use them
