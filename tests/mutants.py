@@ -38,6 +38,9 @@ NAMED: dict[str, Changes] = {
     "weight": lambda value: [False] if value else [],
     "low": lambda value: [value * 2, value / 4],  # Llama 4 Scout's tiny form has no pair of 1/2 to 1 turns
     "original": lambda value: [value * 4],  # enough to move a ramp whose ends are rounded
+    "LongRoPE.original": lambda value: [value * 100],  # a toy's is 1: beyond the tokens that are compared
+    "LongRoPE.short": lambda value: [],  # a toy's long pass has none: tests/zoo/blocks/test_longrope.py changes them
+    "LongRoPE.long": lambda value: [tuple(2 * each for each in value), value[::-1]],
     **dict.fromkeys(("scale", "alpha", "gain", "embed_scale"), lambda value: [value * 1.1]),
     "fast": lambda value: [value / 32],  # within the few pairs of a tiny model: some rotate once, few twice
     "slow": lambda value: [value * 16, value / 4],
@@ -62,8 +65,8 @@ def mutants(spec: zoo.Decoder) -> Iterator[tuple[str, zoo.Decoder]]:
             made = 0
             for other in others:
                 try:
-                    together = {each: replace(each, **{name: other}) for each in (part, *_sharing(spec, part, name))}
-                    changed = _replace(spec, together)
+                    sharing = (part, *_sharing(spec, part, name))
+                    changed = _replace(spec, {each: _with(each, name, other) for each in sharing})
                 except zoo.ZooError:
                     continue  # no such model
                 made += 1
@@ -114,6 +117,16 @@ def _annotated(hint: Any) -> Changes | None:
         none = [None] if type(None) in of else []
         return lambda value: [*none, *(other for change in inner for other in change(value))] if inner or none else []
     return None
+
+
+def _with(part: zoo.Spec, name: str, value: Any) -> zoo.Spec:
+    """`part` with another value of a field; LongRoPE on another fraction of a head has the first of its factors."""
+    new = replace(part, **{name: value})
+    if name != "fraction" or not isinstance(new, zoo.RoPE) or not isinstance(new.scaling, zoo.LongRoPE):
+        return new
+    pairs = round(len(new.scaling.short) * value / getattr(part, name))
+    first = {each: getattr(new.scaling, each)[:pairs] for each in ("short", "long")}
+    return replace(new, scaling=replace(new.scaling, **first))
 
 
 def _sharing(spec: zoo.Decoder, part: zoo.Spec, name: str) -> Iterator[zoo.Spec]:

@@ -14,6 +14,8 @@ DENSE, MIXED, LATENT, SANDWICH, SINKS, LLAMA = (
 )
 MISTRAL, NO_POSITIONS = (zoo.spec(name, tiny=True) for name in ("mistral-small-3.1-24b", "smollm3-3b"))
 GAIN = yarn_gain(40, 0.707)
+LONG = zoo.spec("phi4-mini-3.8b", tiny=True)
+LONGROPE = zoo.LongRoPE(short=(1.0, 1.5) * 4, long=(2.0, 4.0) * 4, original=32, gain=1.25)
 
 
 def change(spec: zoo.Decoder, kind: type[zoo.Spec], **values: Any) -> zoo.Decoder:
@@ -39,6 +41,9 @@ DESCRIBABLE: dict[str, tuple[str, zoo.Decoder]] = {
     "another scale": ("gemma3_text", change(SANDWICH, zoo.GQA, scale=30**-0.5)),
     "biases in attention": ("llama", change(LLAMA, zoo.GQA, bias=True)),
     "biases in the feed-forward": ("llama", change(LLAMA, zoo.GLU, bias=True)),
+    "other factors": ("phi3", change(LONG, zoo.LongRoPE, short=(1.0, 1.5) * 3, original=32)),
+    "another gain than its context's": ("phi3", change(LONG, zoo.LongRoPE, original=32, gain=1.5)),
+    "factors and biases for Llama": ("llama", change(change(LLAMA, zoo.RoPE, scaling=LONGROPE), zoo.GQA, bias=True)),
     "another stretch": ("llama", change(LLAMA, zoo.RoPE, scaling=zoo.YarnScaling(factor=4, original=32, gain=1.0))),
 }
 
@@ -77,6 +82,11 @@ INDESCRIBABLE: dict[str, tuple[zoo.Decoder, str, str]] = {
         "GQA.scale is 0.1234 here, 0.1",
     ),
     "a scale of next to nothing": (change(SANDWICH, zoo.GQA, scale=1e-200), "gemma3_text", "GQA.scale is 1e-200 here"),
+    "other factors in one layer": (
+        zoo.swap_layers(LONG, lambda i: i == 1, zoo.LongRoPE, lambda scaling: replace(scaling, short=(2.0,) * 6)),
+        "phi3",
+        "layers[1].attn.block.rope.scaling: LongRoPE.short is (2.0, 2.0, 2.0, 2.0, 2.0, 2.0) here, (1.0, ",
+    ),
     "one norm apart": (
         replace(DENSE, norm=zoo.RMSNorm(1e-3)),
         "qwen3",

@@ -29,8 +29,8 @@ from zoo.swaps.tiny import tiny
 # When a test fails, hypothesis prints the spec itself.
 zoo.Spec._repr_pretty_ = lambda spec, printer, cycle: printer.text(repr(spec))
 
-# By field name where not every value makes sense. Other numbers are 0.3 to 1.5, other integers 2 to 6: a product over
-# one number alone is a multiplication to torch, which its counter does not see.
+# By field name, or that of a kind's field, where not every value makes sense. Other numbers are 0.3 to 1.5, other
+# integers 2 to 6: a product over one number alone is a multiplication to torch, which its counter does not see.
 VALUES: dict[str, list[Any]] = {
     "heads": [1, 2, 3, 4],
     "kv_heads": [1, 2, 3],
@@ -46,6 +46,9 @@ VALUES: dict[str, list[Any]] = {
     "groups": [1, 2],
     "keep": [1, 2],
     "original": [4, 8],
+    "LongRoPE.original": [1, 200],  # all passes rotate alike: by the long factors, or by the short ones
+    "short": [(1.5,), (1.0, 3.0), (1.0, 1.5, 3.0)],
+    "long": [(2.0,), (2.0, 0.5), (8.0, 0.5, 2.0)],
     "eps": [1e-6, 1e-2],
     "theta": [10.0, 1e4],
     "factor": [1.5, 8.0],
@@ -76,7 +79,8 @@ def of(hint: Any, name: str) -> st.SearchStrategy[Any]:
 def values_of(kind: type[zoo.Spec]) -> dict[str, st.SearchStrategy[Any]]:
     """Values for each field of a kind."""
     hints = get_type_hints(kind)
-    return {field.name: of(hints[field.name], field.name) for field in fields(kind)}
+    names = {field.name: f"{kind.__name__}.{field.name}" for field in fields(kind)}
+    return {name: of(hints[name], own if own in VALUES else name) for name, own in names.items()}
 
 
 @st.composite

@@ -12,6 +12,7 @@ from zoo.blocks.mla import *
 from zoo.blocks.moe import *
 from zoo.blocks.norms import *
 from zoo.blocks.positions import *
+from zoo.blocks.rope_scaling import *
 from zoo.blocks.routers import *
 from zoo.catalog import build as build
 from zoo.catalog import from_hf as from_hf

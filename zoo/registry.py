@@ -79,6 +79,9 @@ class Spec(ABC):
         """Raise SpecError where fields contradict each other. Types are already checked against the annotations; an int
         is positive, a float positive and finite."""
 
+    def check_width(self, width: int) -> None:
+        """Raise SpecError where a table of positions for heads of this width contradicts the fields."""
+
     def require(self, holds: bool, message: str) -> None:
         """Raise SpecError naming this kind unless `holds`."""
         if not holds:
@@ -170,6 +173,11 @@ class Mixer(Block, abstract=True):
     """
 
     role = "attn"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for spec, width in self.tables():
+            spec.check_width(width)
 
     @abstractmethod
     def cache_spec(self) -> CacheSpec:
@@ -276,18 +284,22 @@ def differences(here: Spec, there: Spec, path: str = "") -> dict[str, int]:
         inside = f"{path}.{field.name}" if path else field.name
         if isinstance(one, Spec) and type(one) is type(other):
             found |= differences(one, other, inside)
-        elif one != other and not (isinstance(one, tuple) and len(one) == len(other)):
+        elif one != other and not (_of_specs(one) and len(one) == len(other)):
             where = f"{path}: " if path else ""
             line = f"{where}{type(here).__name__}.{field.name} is {_shown(one)} here, {_shown(other)} there"
             found[line] = 10 if isinstance(one or other, Spec) else 1
-        if isinstance(one, tuple):
+        if _of_specs(one):
             pairs = list(zip(one, other, strict=False))
             for pair in dict.fromkeys(pairs):
                 found |= differences(*pair, f"{inside}[{pairs.index(pair)}]")
     return found
 
 
+def _of_specs(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, Spec) for item in value)
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"{len(value)} of them"
+        return f"{len(value)} of them" if _of_specs(value) else brief(value)
     return type(value).__name__ if isinstance(value, Spec) else repr(value)

@@ -28,7 +28,15 @@ from weights.formats.gguf_layout import (
     split_parts,
     undone,
 )
-from weights.formats.gguf_metadata import IMPLIED, PREDICTED, any_value, metadata_of, rope_factors, spec_differences
+from weights.formats.gguf_metadata import (
+    IMPLIED,
+    PREDICTED,
+    ROPE_TABLES,
+    any_value,
+    metadata_of,
+    rope_factors,
+    spec_differences,
+)
 from weights.formats.gguf_reader import read_gguf
 from weights.matching import HEAD, Source, StoredTensor, layout, match
 from zoo import catalog
@@ -38,7 +46,7 @@ from zoo.errors import MalformedError, SpecError, unknown
 from zoo.hf.checkpoint_layout import Rules
 from zoo.model.decoder import Decoder
 
-EMBEDDING, ROPE_FREQS = "token_embd.weight", "rope_freqs.weight"
+EMBEDDING = "token_embd.weight"
 UNQUANTISED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 log = logging.getLogger(__name__)
 
@@ -99,7 +107,8 @@ class GGUFFile(Source):
                 f"without {self.kind}., to ignore one"
             )
         absent = [key for key in expected if key not in self._metadata and key not in IMPLIED]
-        missing = ", ".join(["the layer pattern", *absent, *(["rope_freqs"] if self._lacks_factors(spec) else [])])
+        tables = (name.removesuffix(".weight") for name in self._missing_factors(spec))
+        missing = ", ".join(["the layer pattern", *absent, *tables])
         log.info("%s does not say %s: taken from %s, of the same dimensions", self.path.name, missing, name)
         return spec
 
@@ -122,7 +131,7 @@ class GGUFFile(Source):
             but = ", ".join(differ[nearest])
             raise MalformedError(f"{self.path}: no preset has its dimensions; {nearest} is nearest, but for {but}")
         context = self._metadata.get("context_length")
-        name, family, spec = min(found, key=lambda each: (each[2].context != context, self._lacks_factors(each[2])))
+        name, family, spec = min(found, key=lambda each: (each[2].context != context, self._missing_factors(each[2])))
         rows = int(self._tensors[EMBEDDING].shape[-1]) if EMBEDDING in self._tensors else spec.vocab
         try:
             return name, family, replace(spec, vocab=rows, context=context)  # converters change both
@@ -142,24 +151,24 @@ class GGUFFile(Source):
         lists = {key: value for key, value in found.items() if isinstance(value, list) and len(value) == layers}
         return found | {key: value[: layers - predicted] for key, value in lists.items()}
 
-    def _lacks_factors(self, spec: Decoder) -> bool:
-        return rope_factors(spec) is not None and ROPE_FREQS not in self._tensors
+    def _missing_factors(self, spec: Decoder) -> list[str]:
+        return sorted(rope_factors(spec).keys() - self._tensors.keys())
 
     def _other_factors(self, spec: Decoder) -> list[str]:
         """A table of rotary factors, where there is one, must be the preset's: ones where the preset scales nothing."""
-        if ROPE_FREQS not in self._tensors:
-            return []
-        stored, expected = self._dequantised(self._tensors[ROPE_FREQS]), rope_factors(spec)
-        if expected is None:
-            expected = torch.ones(metadata_of(self.kind, spec).get("rope.dimension_count", 0) // 2)
-        equal = stored.shape == expected.shape and torch.allclose(stored, expected, rtol=1e-5, atol=0)
-        return [] if equal else ["another table of rope_freqs"]
+        expected, found = rope_factors(spec), []
+        plain = torch.ones(metadata_of(self.kind, spec).get("rope.dimension_count", 0) // 2)
+        for name in self._tensors.keys() & ROPE_TABLES:
+            stored, wanted = self._dequantised(self._tensors[name]), expected.get(name, plain)
+            if stored.shape != wanted.shape or not torch.allclose(stored, wanted, rtol=1e-5, atol=0):
+                found.append(f"another table of {name.removesuffix('.weight')}")
+        return sorted(found)
 
     def stored(self) -> list[StoredTensor]:
         """Every tensor, under Hugging Face's name; under its own if it has none there."""
         found = [StoredTensor(name, self._shape(name), torch.float32) for name in self._names]
         used = {name for tensor in self._names.values() for name in tensor.names}
-        others = self._tensors.keys() - used - {ROPE_FREQS}  # which is compared with the preset's already
+        others = self._tensors.keys() - used - ROPE_TABLES  # which are compared with the preset's already
         return [*found, *(StoredTensor(name, self._raw_shape(name), torch.float32) for name in sorted(others))]
 
     @cached_property

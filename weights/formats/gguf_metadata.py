@@ -16,6 +16,7 @@ from zoo.blocks import (
     LinearScaling,
     Llama3Scaling,
     LogTemperature,
+    LongRoPE,
     MoE,
     ProportionalRoPE,
     RoPE,
@@ -46,7 +47,10 @@ IMPLIED = frozenset(
 )
 PREDICTED = "nextn_predict_layers"  # layers for multi-token prediction, which block_count counts
 ANY_VALUE = {"context_length", "vocab_size", PREDICTED}  # the first two change in conversion
+WINDOW = "attention.sliding_window"
 SOFTMAX, SIGMOID = 1, 2  # GGUF's numbers of them
+ROPE_FREQS, ROPE_SHORT, ROPE_LONG = (f"rope_{name}.weight" for name in ("freqs", "factors_short", "factors_long"))
+ROPE_TABLES = frozenset((ROPE_FREQS, ROPE_SHORT, ROPE_LONG))
 UNROTATED = 1e30  # what frequencies are divided by in pairs that do not rotate
 
 
@@ -79,6 +83,8 @@ def spec_differences(kind: str, metadata: Mapping[str, Any], spec: Decoder) -> l
     found, ignored = [], any_value(kind, spec)
     for key, expected in metadata_of(kind, spec).items():
         value = metadata.get(key, _implied(metadata, key, None if key in REQUIRED else expected))
+        if key == WINDOW and expected == 0 and isinstance(value, int) and value >= (spec.context or value + 1):
+            value = 0  # it hides no token of the context
         # Files hold float32.
         numbers = isinstance(expected, float) and isinstance(value, int | float)
         equal = isclose(value, expected, rel_tol=1e-6) if numbers else value == expected
@@ -87,16 +93,20 @@ def spec_differences(kind: str, metadata: Mapping[str, Any], spec: Decoder) -> l
     return found
 
 
-def rope_factors(spec: Decoder) -> Tensor | None:
-    """(rotated / 2,) what llama.cpp divides each rotary frequency by; None where it computes the scaling itself."""
+def rope_factors(spec: Decoder) -> dict[str, Tensor]:
+    """Name of a tensor -> (rotated / 2,) what llama.cpp divides each rotary frequency by; none where it computes the
+    scaling itself."""
     for attn in _found(spec, GQA):
         if isinstance(attn.rope, ProportionalRoPE):
             pairs = torch.arange(attn.head_dim // 2)
-            return torch.where(pairs < attn.rope.fraction * attn.head_dim / 2, 1.0, UNROTATED)
+            return {ROPE_FREQS: torch.where(pairs < attn.rope.fraction * attn.head_dim / 2, 1.0, UNROTATED)}
         if isinstance(attn.rope, RoPE) and isinstance(attn.rope.scaling, Llama3Scaling):
-            plain = attn.rope.theta ** -(torch.arange(0, attn.head_dim, 2) / attn.head_dim)
-            return plain / attn.rope.scaling.scale(plain, attn.rope.theta)
-    return None
+            periods = attn.rope.theta ** (torch.arange(0, attn.head_dim, 2) / attn.head_dim)
+            return {ROPE_FREQS: 1.0 / periods / attn.rope.scaling.scale(periods, attn.rope.theta)}
+        if isinstance(attn.rope, RoPE) and isinstance(attn.rope.scaling, LongRoPE):
+            scaling = attn.rope.scaling
+            return {ROPE_SHORT: torch.tensor(scaling.short), ROPE_LONG: torch.tensor(scaling.long)}
+    return {}
 
 
 def _parts(spec: Decoder) -> Iterator[Spec]:
@@ -265,9 +275,13 @@ def _olmo(spec: Decoder) -> Metadata:
 
 
 def _phi(spec: Decoder) -> Metadata:
-    """A window of 0 is none."""
-    found = {"rope.scaling.original_context_length": spec.context}
-    return found | {"attention.sliding_window": _found(spec, GQA)[0].window or 0}
+    """A window of 0 is none, and so is one of the context or longer."""
+    attn = _found(spec, GQA)[0]
+    scaling = attn.rope.scaling if isinstance(attn.rope, RoPE) else None
+    found: Metadata = {"rope.scaling.original_context_length": spec.context, WINDOW: attn.window or 0}
+    if isinstance(scaling, LongRoPE):
+        found |= {"rope.scaling.original_context_length": scaling.original, "rope.scaling.attn_factor": scaling.gain}
+    return found
 
 
 def _gemma4(spec: Decoder) -> Metadata:

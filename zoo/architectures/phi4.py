@@ -1,10 +1,11 @@
-"""Phi-4 (Abdin et al. 2024). New here: nothing but proportions, ten KV heads among them, and how it is stored: queries,
-keys and values in one matrix, gate and up in another."""
+"""Phi-4 (Abdin et al. 2024) and Phi-4-mini (Abouelenin et al. 2025). New here: LongRoPE in Phi-4-mini, a factor for
+each rotary frequency, and how the weights are stored: queries, keys and values in one matrix, gate and up in another.
+"""
 
-from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, pre
+from zoo.blocks import GLU, GQA, Layer, LongRoPE, RMSNorm, RoPE, longrope_gain, pre
 from zoo.hf.checkpoint_layout import FusedQKV, Rearranged
-from zoo.hf.config import PARTIAL, Config, ModelType, Remote, Size, reads
-from zoo.hf.write_config import ConfigFields, dense_fields, fields_of
+from zoo.hf.config import ORIGINAL, PARTIAL, Config, ModelType, Remote, Size, reads
+from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first_rope
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (
@@ -23,27 +24,103 @@ def decoder(
 
 
 REMOTE = Remote(("configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"), publishers=("microsoft",))
-WIDTHS = dict(num_key_value_heads=None, head_dim=None, sliding_window=None, max_position_embeddings=4096)
-DEFAULTS = WIDTHS | dict(rms_norm_eps=1e-5, rope_theta=1e4, tie_word_embeddings=False)
+WIDTHS = dict(num_key_value_heads=None, head_dim=None, sliding_window=None)
+CONTEXTS = dict.fromkeys(("max_position_embeddings", ORIGINAL), 4096)
+DEFAULTS = WIDTHS | CONTEXTS | dict(rms_norm_eps=1e-5, rope_theta=1e4, tie_word_embeddings=False)
 
 
 @reads(ModelType("phi3", remote=REMOTE), **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
     config.expect(hidden_act="silu")
-    config.neutral(attention_bias=False, mlp_bias=False)
-    rope = config.rope(fraction=1.0)
-    if rope.scaling is not None:  # the reference has LongRoPE alone here, and takes "yarn" for its older name
-        raise config.error(f"{rope.scaling.describe()} as the scaling of RoPE is not supported, only none")
-    config.unused("original_max_position_embeddings")  # what LongRoPE stretches
-    window = config.optional("sliding_window")
-    return decoder(**config.dense(), head_dim=config.head_dim(), window=window, rope=rope)
+    config.neutral(attention_bias=False, mlp_bias=False, lm_head_bias=False, full_attn_mod=1, interpolate_factor=1)
+    rope = config.rope(fraction=1.0, synonyms={"su": "longrope"})
+    if rope.scaling is None:
+        config.unused(ORIGINAL)
+    elif not isinstance(rope.scaling, LongRoPE):  # the reference has no other here
+        raise config.error(f"{rope.scaling.describe()} as the scaling of RoPE is not supported, only LongRoPE")
+    elif (original := config.integer(ORIGINAL)) != rope.scaling.original:  # the reference reads the former
+        raise config.error(f"{ORIGINAL} is {original}, but {rope.scaling.original} in the scaling of RoPE")
+    shape, window = config.dense(), config.optional("sliding_window")
+    if window and window >= shape["context"]:  # it hides no token of the context, and is no window to a reader
+        window = None
+    return decoder(**shape, head_dim=config.head_dim(), window=window, rope=rope)
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config = {"model_type": "phi3", "hidden_act": "silu"} | dense_fields(spec)
-    config.pop("rope_scaling", None)  # none is supported
+    config: ConfigFields = {"model_type": "phi3", "hidden_act": "silu"} | dense_fields(spec)
+    scaling, rope = config.pop("rope_scaling", None), first_rope(spec)
+    if rope and isinstance(rope.scaling, LongRoPE):
+        config |= {"rope_scaling": scaling, ORIGINAL: scaling.pop(ORIGINAL)}
+        if rope.scaling.gain == _usual_gain(spec.context, rope.scaling.original):
+            scaling.pop("attention_factor")
     return config | fields_of(spec, GQA, window="sliding_window") | fields_of(spec, RoPE, fraction=PARTIAL)
 
 
+def _usual_gain(context: int | None, original: int) -> float | None:
+    """The gain that follows from the contexts, None where they have none."""
+    return longrope_gain(context / original, original) if context and original > 1 else None
+
+
 _14B = dict(dim=5120, layers=40, heads=40, kv_heads=10, hidden=17_920, vocab=100_352, context=16_384)
-SIZES = {"phi4-14b": Size("microsoft/phi-4", 14_659_507_200, decoder(**_14B), released="2024-12")}
+# What divides the frequencies of Phi-4-mini's 48 rotated pairs beyond 4,096 tokens; within them nothing does.
+_LONG = (
+    1.0,
+    1.118320672,
+    1.250641126,
+    1.398617824,
+    1.564103225,
+    1.74916897,
+    1.956131817,
+    2.187582649,
+    2.446418898,
+    2.735880826,
+    3.059592084,
+    3.421605075,
+    3.826451687,
+    4.279200023,
+    4.785517845,
+    5.351743533,
+    5.984965424,
+    6.693110555,
+    7.485043894,
+    8.370679318,
+    9.36110372,
+    10.4687158,
+    11.70738129,
+    13.09260651,
+    14.64173252,
+    16.37415215,
+    18.31155283,
+    20.47818807,
+    22.90118105,
+    25.61086418,
+    28.64115884,
+    32.03,
+    32.1,
+    32.13,
+    32.23,
+    32.6,
+    32.61,
+    32.64,
+    32.66,
+    32.7,
+    32.71,
+    32.93,
+    32.97,
+    33.28,
+    33.49,
+    33.5,
+    44.16,
+    47.77,
+)
+_LONGROPE = LongRoPE(short=(1.0,) * 48, long=_LONG, original=4096, gain=longrope_gain(131_072 / 4096, 4096))
+_MINI = dict(dim=3072, layers=32, heads=24, kv_heads=8, hidden=8192, vocab=200_064, context=131_072, tied=True)
+SIZES = {
+    "phi4-14b": Size("microsoft/phi-4", 14_659_507_200, decoder(**_14B), released="2024-12"),
+    "phi4-mini-3.8b": Size(
+        "microsoft/Phi-4-mini-instruct",
+        3_836_021_760,
+        decoder(**_MINI, rope=RoPE(1e4, _LONGROPE, fraction=0.75)),
+        released="2025-02",
+    ),
+}

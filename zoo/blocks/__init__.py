@@ -22,6 +22,7 @@ from zoo.blocks.moe import *
 from zoo.blocks.norms import *
 from zoo.blocks.per_layer import *
 from zoo.blocks.positions import *
+from zoo.blocks.rope_scaling import *
 from zoo.blocks.routers import *
 from zoo.blocks.shared_kv import *
 from zoo.blocks.short_conv import *

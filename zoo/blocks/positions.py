@@ -1,126 +1,32 @@
-"""Positions: rotary embedding (Su et al. 2021) and its scalings for longer contexts, none (NoPE), learned embeddings,
-and temperatures that grow with the position.
+"""Positions: rotary embedding (Su et al. 2021), none (NoPE), learned embeddings, and temperatures that grow with the
+position.
 
 Rotated pairs are (i, i + rotated/2), the half-split order of most checkpoints; others are permuted on loading.
 """
 
-import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from zoo.blocks.rope_scaling import Scaling
 from zoo.costs import Breakdown
 from zoo.registry import Block, Spec
 from zoo.units import format_count
 
 __all__ = [
     "LearnedPositions",
-    "LinearScaling",
-    "Llama3Scaling",
     "LogTemperature",
     "NoPE",
     "Position",
     "ProportionalRoPE",
     "RoPE",
-    "Scaling",
     "Temperature",
-    "YarnScaling",
-    "yarn_gain",
 ]
 
 Table = tuple[Tensor, Tensor]  # cos and sin of each element, (t, rotated), float32; the first half of sin is negated
-
-
-class Scaling(Spec, abstract=True):
-    """A change of the rotary frequencies that stretches a trained context."""
-
-    role = "scaling"
-    gain: float = 1.0  # multiplies cos and sin, so scores by its square
-
-    @abstractmethod
-    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
-        """(width / 2,) frequencies in radians per token, highest first -> the same, scaled."""
-
-
-@dataclass(frozen=True)
-class LinearScaling(Scaling):
-    """All positions divided by `factor` (Chen et al. 2023, section 2.3)."""
-
-    factor: float
-
-    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
-        return frequencies / self.factor
-
-    def describe(self) -> str:
-        return f"linear x{self.factor:g}"
-
-
-@dataclass(frozen=True)
-class Llama3Scaling(Scaling):
-    """Frequencies with wavelengths above original / low are divided by `factor`, those below original / high are kept,
-    those between are interpolated (Llama 3.1, as released). low = high: none between (Llama 4 Scout)."""
-
-    factor: float
-    original: int
-    low: float = 1.0
-    high: float = 4.0
-
-    def check(self) -> None:
-        self.require(self.low <= self.high, f"low={self.low} is above high={self.high}")
-
-    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
-        wavelengths = 2 * math.pi / frequencies
-        if self.low == self.high:
-            blend = (wavelengths <= self.original / self.high).to(frequencies.dtype)
-        else:
-            turns = self.original / wavelengths  # full turns within the original context
-            blend = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
-        return (1 - blend) * frequencies / self.factor + blend * frequencies
-
-    def describe(self) -> str:
-        return f"Llama 3 x{self.factor:g} from {self.original}"
-
-
-@dataclass(frozen=True)
-class YarnScaling(Scaling):
-    """YaRN (Peng et al. 2023, section 3.2): dimensions that rotate at least `fast` times within the original context
-    are kept, those that rotate at most `slow` times are divided by `factor`, with a linear ramp between.
-
-    `truncate` rounds the ramp's ends outward to whole dimensions. `gain` multiplies cos and sin (section 3.3:
-    `yarn_gain`); DeepSeek has 1.0 here and the gain in its attention scale.
-    """
-
-    factor: float
-    original: int
-    gain: float
-    fast: float = 32.0
-    slow: float = 1.0
-    truncate: bool = True
-
-    def scale(self, frequencies: Tensor, theta: float) -> Tensor:
-        half = len(frequencies)
-
-        def dimension(turns: float) -> float:
-            return half * math.log(self.original / (turns * 2 * math.pi)) / math.log(theta)
-
-        low, high = dimension(self.fast), dimension(self.slow)
-        if self.truncate:
-            low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, 2 * half - 1)
-        dimensions = torch.arange(half, dtype=torch.float32, device=frequencies.device)
-        ramp = (dimensions - low) / (high - low if high != low else 0.001)
-        keep = 1 - ramp.clamp(0, 1)
-        return frequencies / self.factor * (1 - keep) + frequencies * keep
-
-    def describe(self) -> str:
-        return f"YaRN x{self.factor:g} from {self.original}"
-
-
-def yarn_gain(factor: float, mscale: float = 1.0) -> float:
-    """YaRN's gain on the scores' temperature (Peng et al. 2023, equation 22): 0.1 * mscale * ln(factor) + 1."""
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 class Position(Spec, abstract=True):
@@ -135,6 +41,16 @@ class Position(Spec, abstract=True):
     @abstractmethod
     def rotate(self, x: Tensor, table: Table | None) -> Tensor:
         """(..., t, width) -> the same shape, positions encoded."""
+
+    def at_width(self, width: int) -> Self:
+        """The same encoding for heads of this width."""
+        return self
+
+    @property
+    def switch(self) -> int | None:
+        """The number of tokens beyond which a forward pass rotates otherwise than shorter ones, None if there is none:
+        keys that those cached are then out of date."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -167,12 +83,26 @@ class RoPE(Position):
         self.require(self.theta > 1, f"theta={self.theta:g} must be above 1")
         self.require(self.fraction <= 1, f"fraction={self.fraction:g} is above 1")
 
+    def at_width(self, width: int) -> Self:
+        return replace(self, scaling=self.scaling.at_rotated(self.rotated(width))) if self.scaling else self
+
+    def check_width(self, width: int) -> None:
+        if self.scaling:
+            self.scaling.check_rotated(self.rotated(width))
+
+    @property
+    def switch(self) -> int | None:
+        return self.scaling.switch if self.scaling else None
+
     def rotated(self, width: int) -> int:
         """Rotated elements of a head of this width."""
         return int(width * self.fraction)
 
     def table(self, positions: Tensor, width: int) -> Table | None:
-        angles = positions.float()[:, None] * _frequencies(self, self.rotated(width), positions.device)
+        frequencies = _frequencies(self, self.rotated(width), positions.device)
+        if self.scaling:
+            frequencies = self.scaling.select(frequencies, positions)
+        angles = positions.float()[:, None] * frequencies
         cos, sin = angles.cos(), angles.sin()
         if self.scaling and self.scaling.gain != 1.0:
             cos, sin = cos * self.scaling.gain, sin * self.scaling.gain
@@ -194,14 +124,14 @@ class RoPE(Position):
         return f"RoPE {format_count(self.theta)}{fraction}{scaling}"
 
     def frequencies(self, rotated: int) -> Tensor:
-        """(rotated / 2,) radians per token, highest first.
+        """(rotated / 2,) radians per token, highest first; (sets, rotated / 2) if the scaling has several sets.
 
         Computed in float32, as in the released models: a more exact power would differ by a hundredth of a radian at
         position 100,000. Computed on the CPU, so equal on every device.
         """
         exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device="cpu") / rotated
-        frequencies = 1.0 / self.theta**exponents
-        return self.scaling.scale(frequencies, self.theta) if self.scaling else frequencies
+        periods = self.theta**exponents
+        return self.scaling.scale(periods, self.theta) if self.scaling else 1.0 / periods
 
 
 @dataclass(frozen=True)
@@ -214,7 +144,7 @@ class ProportionalRoPE(RoPE):
 
     def frequencies(self, rotated: int) -> Tensor:
         frequencies = super().frequencies(rotated)
-        frequencies[int(self.fraction * rotated // 2) :] = 0.0
+        frequencies[..., int(self.fraction * rotated // 2) :] = 0.0
         return frequencies
 
     def describe(self) -> str:
@@ -276,13 +206,13 @@ class LogTemperature(Temperature):
 _KEPT: dict[tuple[RoPE, int, torch.device], Tensor] = {}
 
 
-def _frequencies(rope: RoPE, width: int, device: torch.device) -> Tensor:
-    """`rope.frequencies(width)`, computed once. A tensor made while a compiler or torch.export traces holds no values,
-    and is not kept."""
-    frequencies = _KEPT.get((rope, width, device))
+def _frequencies(rope: RoPE, rotated: int, device: torch.device) -> Tensor:
+    """`rope.frequencies(rotated)`, computed once. A tensor made while a compiler or torch.export traces holds no
+    values, and is not kept."""
+    frequencies = _KEPT.get((rope, rotated, device))
     if frequencies is None:
         with torch.inference_mode(False):  # so that later passes with gradients can use them
-            frequencies = rope.frequencies(width).to(device)
+            frequencies = rope.frequencies(rotated).to(device)
         if type(frequencies) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference(frequencies):
-            _KEPT[rope, width, device] = frequencies
+            _KEPT[rope, rotated, device] = frequencies
     return frequencies

@@ -9,9 +9,20 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from reprlib import repr as brief
+from types import MappingProxyType
 from typing import Any
 
-from zoo.blocks import LinearScaling, Llama3Scaling, LogTemperature, RoPE, Scaling, YarnScaling, yarn_gain
+from zoo.blocks import (
+    LinearScaling,
+    Llama3Scaling,
+    LogTemperature,
+    LongRoPE,
+    RoPE,
+    Scaling,
+    YarnScaling,
+    longrope_gain,
+    yarn_gain,
+)
 from zoo.errors import MalformedError, SpecError
 from zoo.hf.fields import MAX_INTEGER, MAX_NAME_CHARACTERS, Fields
 from zoo.hf.inert_fields import NEUTRAL, VISION, is_inert
@@ -43,7 +54,7 @@ COMMON = dict(vocab="vocab_size", dim="hidden_size", layers="num_hidden_layers",
 COMMON |= dict(context="max_position_embeddings")
 EPS = "rms_norm_eps"
 MAX_LAYERS = 1_000  # a spec holds every layer: a damaged number would fill the memory
-# rope_type -> the scaling and the published names of its fields. YaRN's gain has several: see `_gain`.
+# rope_type -> the scaling and the published names of its fields. A gain follows from several: see `_gain`.
 ORIGINAL, PARTIAL = "original_max_position_embeddings", "partial_rotary_factor"
 YARN = dict(factor="factor", original=ORIGINAL, fast="beta_fast", slow="beta_slow", truncate="truncate")
 SCALINGS: dict[str, tuple[type[Scaling], dict[str, str]]] = {
@@ -53,6 +64,7 @@ SCALINGS: dict[str, tuple[type[Scaling], dict[str, str]]] = {
         dict(factor="factor", original=ORIGINAL, low="low_freq_factor", high="high_freq_factor"),
     ),
     "yarn": (YarnScaling, YARN),
+    "longrope": (LongRoPE, dict(short="short_factor", long="long_factor", original=ORIGINAL)),
 }
 ROPE_DEFAULTS: dict[str, Any] = dict(attention_factor=None, mscale=None, mscale_all_dim=None)
 ROPE_DEFAULTS |= dict(beta_fast=32.0, beta_slow=1.0, truncate=True)
@@ -96,13 +108,14 @@ class Config(Fields):
         scaled: bool = True,
         fraction: float | None = None,
         unread: Iterable[str] = (),
+        synonyms: Mapping[str, str] = MappingProxyType({}),
     ) -> RoPE:
         """The rotary encoding; that of the layers of a `kind` where each kind of layer has its own.
 
         Newer files hold `rope_parameters`, by kind of layer or for all layers. Older files hold the base under the name
         `theta`, and `rope_scaling`, which applies to `scaled` layers only. A field of the other spelling must be null
         or agree. `fraction` is the share of a head's width that is rotated where the file does not say one; None: it
-        must be all. Fields `unread` are there and have no effect.
+        must be all. Fields `unread` are there and have no effect. `synonyms`: other names of a rope_type -> the usual.
         """
         given = self._rope_fields()
         if self._newer and kind is not None:
@@ -115,7 +128,7 @@ class Config(Fields):
         if self.values.get(theta) in (None, base):
             self.unused(theta)
         share = 1.0 if fraction is None else self._fraction(given, fraction)
-        return RoPE(base, _scaling(given), share)
+        return RoPE(base, self._scaling(given, synonyms), share)
 
     def _fraction(self, given: Fields, default: float) -> float:
         """The share of a head's width that is rotated: among the `given` rope fields, beside them, or the default."""
@@ -147,14 +160,49 @@ class Config(Fields):
         return self.values.get("rope_parameters") not in (None, {})
 
     def _rope_fields(self) -> Fields:
-        """The object with the scaling of positions. Where it does not state the original context, that is the model's
-        own context, as in the reference."""
+        """The object with the scaling of positions. Where it does not state the original context, that is the one
+        beside it, or else the model's own context, as in the reference."""
         plain = self.values.get("rope_parameters") == {} and not self.values.get("rope_scaling")  # no default then
         used, other = ("rope_parameters", "rope_scaling")[:: 1 if self._newer or plain else -1]
         if self.values.get(other) in (None, {}):
             self.unused(other)
-        context = self.values.get("max_position_embeddings", self.defaults.get("max_position_embeddings"))
+        given = self.defaults | self.values
+        context = given.get(ORIGINAL) or given.get("max_position_embeddings")
         return self.object(used, ROPE_DEFAULTS | {ORIGINAL: context})
+
+    def _scaling(self, given: Fields, synonyms: Mapping[str, str]) -> Scaling | None:
+        """rope_parameters or rope_scaling -> the scaling, None for type "default" or an empty object."""
+        spellings = ("rope_type", "type")  # the newer and the older
+        said = {name: given.values[name] for name in spellings if name in given.values}
+        known = {name: synonyms.get(text, text) if isinstance(text, str) else text for name, text in said.items()}
+        rope_type = next(iter(known.values()), "default")
+        if rope_type not in ("default", *SCALINGS):
+            raise given.error(
+                f"{next(iter(said))}={brief(rope_type)} is unknown; known: default, {', '.join(SCALINGS)}"
+            )
+        given.expect(**{name: said[name] if known.get(name) == rope_type else rope_type for name in spellings})
+        given.neutral(**{PARTIAL: NEUTRAL[PARTIAL]})
+        if rope_type == "default":
+            return None
+        kind, names = SCALINGS[rope_type]
+        values = given.typed(kind, **names)
+        if kind is YarnScaling:
+            values["gain"] = _gain(given)
+        if kind is LongRoPE:
+            values["gain"] = self._longrope_gain(given, values["original"])
+        return kind(**values)
+
+    def _longrope_gain(self, given: Fields, original: int) -> float:
+        """`attention_factor`, or the usual gain for `factor`, or for the ratio of the contexts."""
+        gain = given.optional_number("attention_factor")
+        if gain is not None:
+            given.unused("factor")
+            return gain
+        if original == 1:
+            raise given.error("attention_factor is missing, and does not follow from an original context of one token")
+        stated = given.values.get("factor") is not None
+        factor = given.number("factor") if stated else self.integer("max_position_embeddings") / original
+        return longrope_gain(factor, original)
 
     def agrees_on_windows(self, spec: Decoder) -> None:
         """`layer_types` must name the layers that have a window."""
@@ -193,21 +241,6 @@ def layer_types(spec: Decoder) -> list[str]:
     return ["linear_attention" if c.state and not c.per_token else c.reach.layer_type for c in caches]
 
 
-def _scaling(given: Fields) -> Scaling | None:
-    """rope_parameters or rope_scaling -> the scaling, None for type "default" or an empty object."""
-    rope_type = given.values.get("rope_type", given.values.get("type", "default"))
-    if rope_type not in ("default", *SCALINGS):
-        name = "rope_type" if "rope_type" in given.values else "type"
-        raise given.error(f"{name}={brief(rope_type)} is unknown; known: default, {', '.join(SCALINGS)}")
-    given.expect(rope_type=rope_type, type=rope_type)  # the newer and the older spelling
-    given.neutral(**{PARTIAL: NEUTRAL[PARTIAL]})
-    if rope_type == "default":
-        return None
-    kind, names = SCALINGS[rope_type]
-    gain = {"gain": _gain(given)} if kind is YarnScaling else {}
-    return kind(**given.typed(kind, **names), **gain)
-
-
 def _gain(given: Fields) -> float:
     """YaRN's gain on cos and sin: `attention_factor`, or the ratio of two gains (DeepSeek), or the usual one."""
     factor, mscale = given.number("factor"), given.optional_number("mscale")
@@ -225,12 +258,13 @@ class Remote:
     publishers: tuple[str, ...]
 
     def released(self, auto_map: Any) -> bool:
-        """Whether an `auto_map` names these classes only, of its own repository or ("org/name--") a publisher's."""
+        """Whether an `auto_map` names these classes only, of its own repository or ("org/name--") a publisher's. A
+        tokenizer's code, which computes no logits, may be any."""
         if not isinstance(auto_map, dict) or not all(isinstance(code, str) for code in auto_map.values()):
             return False
         owners = "|".join(map(re.escape, self.publishers))
         code = re.compile(rf"(?:(?:{owners})/[A-Za-z0-9._-]+--)?(?:{'|'.join(map(re.escape, self.classes))})")
-        return all(code.fullmatch(name) for name in auto_map.values())
+        return all(code.fullmatch(name) for key, name in auto_map.items() if key != "AutoTokenizer")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from reprlib import repr as brief
 from sys import float_info
 from typing import Any, get_type_hints
@@ -57,13 +57,22 @@ class Fields:
 
     def typed(self, kind: type[Spec], **names: str) -> dict[str, Any]:
         """Arguments of a kind of spec, each read as the type of its annotation: typed(MLA, kv_rank="kv_lora_rank")."""
-        readers = {int: self.integer, float: self.number, bool: self.flag, int | None: self.optional}
+        readers: dict[Any, Callable[[str], Any]] = {int: self.integer, float: self.number, bool: self.flag}
+        readers |= {int | None: self.optional, tuple[float, ...]: self.numbers}
         hints = get_type_hints(kind)
         return {field: readers[hints[field]](name) for field, name in names.items()}
 
     def number(self, name: str) -> float:
         """A positive, finite number."""
         return float(self._typed(name, "a positive number", int | float, float_info.max))
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of positive, finite numbers."""
+        value = self.get(name)
+        if not isinstance(value, list) or not value:
+            raise self.error(f"{name} must be a list of positive numbers, got {brief(value)}")
+        each = Fields({f"{name}[{i}]": item for i, item in enumerate(value)}, where=self.where)
+        return tuple(map(each.number, each.values))
 
     def optional(self, name: str) -> int | None:
         """An `integer`, or None where the field is null."""

@@ -11,7 +11,7 @@ from itertools import chain
 from sys import float_info
 from typing import Any, TypeVar, get_type_hints
 
-from zoo.blocks import GLU, GQA, LogTemperature, RoPE, Scaling, YarnScaling, yarn_gain
+from zoo.blocks import GLU, GQA, LogTemperature, LongRoPE, RoPE, Scaling, YarnScaling, yarn_gain
 from zoo.costs import Window
 from zoo.hf.config import COMMON, EPS, ORIGINAL, SCALINGS, layer_types
 from zoo.model.decoder import Decoder
@@ -33,6 +33,8 @@ def fields_of(spec: Spec, kind: type[Spec], **names: str) -> ConfigFields:
 
     def value(field: str) -> Any:
         held = getattr(block, field)
+        if isinstance(held, tuple):
+            return list(map(float, held))
         return float(held) if field in _floats(kind) else held
 
     return {name: value(field) for field, name in names.items()} if block else {}
@@ -99,10 +101,12 @@ def scaling_fields(scaling: Scaling, mscale_all_dim: float | None = None) -> Con
     if type(scaling) not in kinds:
         return None
     rope_type, names = kinds[type(scaling)]
+    # LongRoPE's usual gain follows from the model's context, which is not known here.
+    usual = yarn_gain(scaling.factor) if isinstance(scaling, YarnScaling) else None
     gain: ConfigFields = {"mscale_all_dim": mscale_all_dim} if mscale_all_dim else {}
     if isinstance(scaling, YarnScaling) and scaling.gain == 1 and mscale_all_dim:
         gain["mscale"] = mscale_all_dim  # the gain is the ratio of the two, as in DeepSeek's configs
-    elif isinstance(scaling, YarnScaling) and scaling.gain != yarn_gain(scaling.factor):
+    elif isinstance(scaling, YarnScaling | LongRoPE) and scaling.gain != usual:
         gain["attention_factor"] = float(scaling.gain)
     return {"rope_type": rope_type, **fields_of(scaling, type(scaling), **names), **gain}
 

@@ -58,6 +58,8 @@ class Model(nn.Module):
         per_layer = spec.per_layer
         self.per_layer = per_layer.build(spec.dim, spec.vocab, len(spec.layers)) if per_layer else None
         self._tables = list(dict.fromkeys(need for layer in spec.layers for need in layer.tables()))
+        switches = (getattr(table, "switch", None) for table, _ in self._tables)
+        self._switches = sorted({length for length in switches if length is not None})
         self._cache_specs = tuple(layer.cache_spec() for layer in spec.layers)
         self._no_cache: Sequence[LayerCache] = [NoCache(cache_spec) for cache_spec in self._cache_specs]
         self._eager = ForwardFunctions([run_layer] * len(spec.layers), run_head, replayable=False)
@@ -215,8 +217,9 @@ class Model(nn.Module):
 
         Ends after `max_new_tokens`, or when every row has produced one of the token ids in `stop`; a row that has
         repeats its own. `temperature` 0 takes the most likely token; otherwise samples as `Sampler` says, from `top_k`
-        and `top_p`. The call raises UsageError for tokens or options out of range; the model runs as the result is
-        iterated over.
+        and `top_p`. Where a longer sequence rotates its keys otherwise (LongRoPE), the cache is computed anew when the
+        sequence becomes that long. The call raises UsageError for tokens or options out of range; the model runs as the
+        result is iterated over.
         """
         _check_tokens(tokens, self.spec.vocab)
         if max_new_tokens < 1:
@@ -229,8 +232,10 @@ class Model(nn.Module):
         """`stream`, its arguments checked: a generator's body runs at the first `next`, and not at the call."""
         cache = self.new_cache(tokens.shape[0], tokens.shape[1] + max_new_tokens)
         done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
-        last, new = tokens[:, -1], tokens
+        last, new, every = tokens[:, -1], tokens, tokens
         for _ in range(max_new_tokens):
+            if any(0 < cache.length <= switch < every.shape[1] for switch in self._switches):
+                cache, new = self.new_cache(tokens.shape[0], tokens.shape[1] + max_new_tokens), every
             sampled = sampler(self(new, cache, logits_to_keep=1)[:, -1])
             last = torch.where(done, last, sampled)
             yield last
@@ -238,6 +243,7 @@ class Model(nn.Module):
             if len(stop_ids) and done.all():
                 return
             new = last[:, None]
+            every = torch.cat([every, new], dim=1) if self._switches else every
 
     def generate(self, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
         """All of `stream`: the new tokens (batch, new)."""

@@ -6,7 +6,8 @@
 
 Kinds are the names in `Spec.kinds`. MHA, MQA and SWA are aliases for forms of GQA: they edit the GQAs of that form or,
 where the model has none, give every GQA that form. Fields that are not given are carried over (zoo.swaps.rebuild). A
-value is a number, true, false, none, a word, or a block: `ffn=MoE(experts=8, router=SoftmaxTopK(k=2))`.
+value is a number, true, false, none, a word, a block, or several numbers: `ffn=MoE(experts=8,
+router=SoftmaxTopK(k=2))`, `LongRoPE(short=(1, 1), long=(1, 4))`.
 """
 
 import ast
@@ -133,7 +134,7 @@ def _parse_swap(text: str) -> tuple[str, BlockCall | str]:
 
 
 def _value(node: ast.expr) -> Any:
-    """A number, true, false, none, a block (its name starts with a capital), or a word."""
+    """A number, true, false, none, a block (its name starts with a capital), a word, or several of them."""
     match node:
         case ast.Constant(value=int() | float() | str() | None as value):
             return value
@@ -141,6 +142,8 @@ def _value(node: ast.expr) -> Any:
             return -value
         case ast.Name(id=word) if word.lower() in CONSTANTS:
             return CONSTANTS[word.lower()]
+        case ast.Tuple(elts=items):
+            return tuple(_value(item) for item in items)
         case ast.Name(id=word):
             return BlockCall(word, {}) if word[0].isupper() else word
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
@@ -150,4 +153,6 @@ def _value(node: ast.expr) -> Any:
             raise UsageError(f"{name}: duplicate field, or a field given by **")
         case ast.Call(func=ast.Name(id=name)):
             raise UsageError(f"{name}: every value needs a field name, as in {name}(field=value)")
-    raise UsageError(f"{ast.unparse(node)!r} must be a number, true, false, none, a word or a block")
+    raise UsageError(
+        f"{ast.unparse(node)!r} must be a number, true, false, none, a word, a block or (several, of these)"
+    )

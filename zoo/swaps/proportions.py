@@ -8,7 +8,8 @@ from functools import cached_property
 from math import ceil, log2
 from typing import Any
 
-from zoo.blocks.positions import LearnedPositions, YarnScaling
+from zoo.blocks.positions import LearnedPositions
+from zoo.blocks.rope_scaling import YarnScaling
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
 from zoo.swaps.tiny import MIN_STEP

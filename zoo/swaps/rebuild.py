@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple, get_args, get_type_hints
 
+from zoo.blocks.positions import Position
 from zoo.errors import UsageError, unknown
 from zoo.registry import Alias, Spec, accepts
 
@@ -92,6 +93,9 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_k
     for name in required_fields(kind) - values.keys():
         values |= next(({name: held[name]} for held in peers if name in held and accepts(kind, name, held[name])), {})
     _apply_alias(call, values)
+    rope, width = values.get("rope"), values.get("rope_dim", values.get("head_dim"))
+    if isinstance(rope, Position) and isinstance(width, int) and "rope" not in call.given:
+        values["rope"] = rope.at_width(width)
     missing = [name for name in names if name in required_fields(kind) and name not in values]
     if missing:
         example = ", ".join(f"{name}={_example(parts.get(name))}" for name in missing)

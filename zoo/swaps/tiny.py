@@ -7,7 +7,7 @@ from typing import Any
 
 from zoo.blocks.feed_forward import FeedForward, LinearFeedForward
 from zoo.blocks.layer import Layer
-from zoo.blocks.positions import yarn_gain
+from zoo.blocks.rope_scaling import yarn_gain
 from zoo.model.decoder import Decoder
 
 MIN_STEP = 1e-9  # below every time step: passes of one token and of several agree
@@ -88,6 +88,8 @@ def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
     if "nope_dim" in values and values["scale"] is not None:  # width**-0.5 times a gain: keep the gain
         before, after = (held["nope_dim"] + held["rope_dim"] for held in (values, values | cut))
         cut["scale"] = _score_scale(values["scale"], before, after, getattr(scaling, "factor", 1))
+    if scaling and (width := cut.get("rope_dim", cut.get("head_dim"))):
+        cut["rope"] = _shrink(values["rope"], dim, heads).at_width(width)
     temperature = values.get("temperature")
     if temperature and temperature.step == getattr(scaling, "original", None):  # they are one number in a config
         cut["temperature"] = replace(temperature, step=min(temperature.step, TOY["original"]))

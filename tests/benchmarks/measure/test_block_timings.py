@@ -22,7 +22,7 @@ DIM = 256
 LISTED = block_list(DIM)
 CONFIG = BlockConfig(DIM, tokens=6, context=20)
 # What a row cannot show: compositions of blocks, and scalings, which change a table that is made once a pass.
-WITHOUT_A_ROW = {"Layer", "Decoder", "LinearScaling", "Llama3Scaling", "YarnScaling"}
+WITHOUT_A_ROW = {"Layer", "Decoder", "LinearScaling", "Llama3Scaling", "LongRoPE", "YarnScaling"}
 WITHOUT_A_ROW |= {"LearnedPositions", "LogTemperature", "ProportionalRoPE"}  # tables likewise
 WITHOUT_A_ROW |= {"LayerScale"}  # one multiplication
 WITHOUT_A_ROW |= {"PerLayerInputs", "LayerInput"}  # two narrow projections, and what only a model has: its tokens

@@ -31,6 +31,7 @@ KINDS = {
     "gemma2-2b": "gemma2",
     "gemma3-1b": "gemma3",
     "phi4-14b": "phi3",
+    "phi4-mini-3.8b": "phi3",
     "glm4.5-355b": "glm4moe",
     "gpt2-small": "gpt2",
     "olmo3-7b": "olmo2",
@@ -280,6 +281,10 @@ class Case:
                 self.tensors |= converted(key, tensor, self.kind, self.config)
         if "llama3" in str(self.config.get("rope_scaling")):
             self.tensors["rope_freqs.weight"] = rope_freqs(self.config)
+        if "long_factor" in str(self.config.get("rope_scaling")):
+            for length in ("short", "long"):
+                factors = np.array(self.config["rope_scaling"][f"{length}_factor"], dtype=np.float32)
+                self.tensors[f"rope_factors_{length}.weight"] = factors
         if self.kind == "gemma4":
             self.tensors["rope_freqs.weight"] = proportional_freqs(self.config)
         if self.said.get("nextn_predict_layers"):

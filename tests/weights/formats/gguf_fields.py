@@ -1,6 +1,7 @@
 """The metadata that llama.cpp's converter writes for a config, by tables of our own."""
 
 from collections.abc import Callable
+from math import log, sqrt
 from typing import Any
 
 from tests.weights.checkpoints import Config
@@ -88,9 +89,15 @@ def _pattern(config: Config) -> dict[str, Any]:
 
 
 def _phi(config: Config) -> dict[str, Any]:
-    return _rotated(config) | {
-        "rope.scaling.original_context_length": config["max_position_embeddings"],
-        "attention.sliding_window": 0,
+    original, scaled = config["max_position_embeddings"], {}
+    if scaling := config["rope_scaling"]:
+        original = config["original_max_position_embeddings"]
+        usual = sqrt(1 + log(config["max_position_embeddings"] / original) / log(original)) if original > 1 else None
+        scaled = {"rope.scaling.attn_factor": scaling.get("attention_factor", usual)}
+    return _rotated(config, config.get("partial_rotary_factor", 1.0)) | {
+        "rope.scaling.original_context_length": original,
+        "attention.sliding_window": config["sliding_window"] or 0,
+        **scaled,
     }
 
 

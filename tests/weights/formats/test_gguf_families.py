@@ -93,6 +93,8 @@ def test_every_other_field_of_a_file_is_compared(name: str, tmp_path: Path) -> N
     for key in metadata.keys() - inert:
         value = metadata[key]
         other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value * 2
+        if key == "attention.sliding_window" and value >= metadata["context_length"]:
+            other = 7  # longer ones are none, too
         differences = spec_differences(case.kind, metadata | {key: other}, spec)
         assert f"{key} {other} instead of {metadata_of(case.kind, spec)[key]}" in differences
 
@@ -202,6 +204,28 @@ def test_rope_freqs_must_be_the_presets(toy: Callable[[Case], Case], tmp_path: P
         weights.load(write(tmp_path / "short.gguf", case.kind, case.said, case.tensors))
 
 
+@pytest.mark.parametrize("length", ["short", "long"])
+def test_longrope_factors_must_be_the_presets(length: str, toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    case, name = toy(Case("phi4-mini-3.8b")), f"rope_factors_{length}"
+    case.tensors[f"{name}.weight"] = case.tensors[f"{name}.weight"] * np.float32(1.001)
+    with pytest.raises(MalformedError, match=f"toy is nearest, but for another table of {name}"):
+        weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors))
+
+
+def test_a_window_within_the_context_is_compared(toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    """One as long as the context or longer is none."""
+    case = toy(Case("phi4-mini-3.8b"))
+    assert case.said["attention.sliding_window"] == 2048
+    for window, accepted in ((1024, True), (1023, False)):
+        said = case.said | {"attention.sliding_window": window}
+        path = write(tmp_path / f"{window}.gguf", case.kind, said, case.tensors)
+        if accepted:
+            weights.load(path)
+        else:
+            with pytest.raises(MalformedError, match=r"attention\.sliding_window 1023 instead of 0"):
+                weights.load(path)
+
+
 def test_rope_freqs_of_a_model_without_rotation(toy: Callable[[Case], Case], tmp_path: Path) -> None:
     case = toy(Case("gpt2-small"))
     case.tensors["rope_freqs.weight"] = np.ones(8, dtype=np.float32)
@@ -217,6 +241,16 @@ def test_missing_rope_freqs_are_logged(
     with caplog.at_level(logging.INFO, "weights"):
         weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors))
     assert "does not say the layer pattern, rope_freqs: taken from toy" in caplog.text
+
+
+def test_missing_longrope_factors_are_logged(
+    toy: Callable[[Case], Case], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = toy(Case("phi4-mini-3.8b"))
+    del case.tensors["rope_factors_long.weight"]
+    with caplog.at_level(logging.INFO, "weights"):
+        weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors))
+    assert "does not say the layer pattern, rope_factors_long: taken from toy" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import zoo
 from tests.configs import newer
 from tests.models import bound, randomised, tokens_of
 from tests.reference import published
-from zoo import LinearScaling, Llama3Scaling, NoPE, ProportionalRoPE, RoPE, YarnScaling
+from zoo import LinearScaling, Llama3Scaling, LongRoPE, NoPE, ProportionalRoPE, RoPE, YarnScaling
 from zoo.blocks import positions as module
-from zoo.blocks.positions import _frequencies, yarn_gain
+from zoo.blocks.positions import _frequencies
+from zoo.blocks.rope_scaling import yarn_gain
 
 CPU = torch.device("cpu")
 ROPES: dict[str, tuple[RoPE, int]] = {
@@ -38,8 +39,9 @@ ROPES |= {
 ROPES["a step at one wavelength"] = (RoPE(5e5, Llama3Scaling(16, original=8192, low=1.0, high=1.0)), 128)
 
 
-def paper(rope: RoPE, width: int) -> list[float]:
-    """Radians per token of each pair in float64, derived again from the papers."""
+def paper(rope: RoPE, width: int) -> list[float] | list[list[float]]:
+    """Radians per token of each pair in float64, derived again from the papers; of LongRoPE within the original context
+    and beyond."""
     turning = int(width * rope.fraction) // 2
     if isinstance(rope, ProportionalRoPE):  # the pairs that do not turn stand at frequency 0
         return [rope.theta ** (-2 * i / width) if i < turning else 0.0 for i in range(width // 2)]
@@ -65,6 +67,8 @@ def paper(rope: RoPE, width: int) -> list[float]:
                 ends = [math.floor(ends[0]), math.ceil(ends[1])]
             low, high = max(ends[0], 0), min(ends[1], width - 1)
             return [blended(w, scaling, 1 - gamma(i, low, high)) for i, w in enumerate(plain)]
+        case LongRoPE():  # theta^(-2i / d) / lambda_i
+            return [[w / by for w, by in zip(plain, factors, strict=True)] for factors in (scaling.short, scaling.long)]
     raise AssertionError(f"no paper for {scaling}")
 
 
@@ -121,7 +125,11 @@ def test_frequencies_are_the_reference_implementations(name: str) -> None:
             theirs, gain = 1.0 / parameters["rope_theta"] ** (torch.arange(0, rotated, 2).float() / rotated), 1.0
         else:
             said = config.per_layer_config[kind] if config.is_heterogeneous else config
-            theirs, gain = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](said, CPU, layer_type=kind)
+            compute = ROPE_INIT_FUNCTIONS[parameters["rope_type"]]
+            theirs, gain = compute(said, CPU, layer_type=kind)
+            if parameters["rope_type"] == "longrope":
+                beyond = compute(said, CPU, parameters["original_max_position_embeddings"] + 1, layer_type=kind)
+                theirs, gain = torch.stack([theirs, beyond[0]]), beyond[1]
         ours = _frequencies(rope, rope.rotated(width), CPU)
         assert (ours.view(torch.int32) - theirs.view(torch.int32)).abs().max() <= 1
         assert (rope.scaling.gain if rope.scaling else 1.0) == pytest.approx(gain, rel=1e-12)
@@ -155,9 +163,10 @@ def test_rotation_is_complex_multiplication(case: str) -> None:
     turned = rope.rotate(x, rope.table(positions, width))
     rotated = rope.rotated(width)
     pairs = torch.complex(*x[..., :rotated].double().chunk(2, dim=-1))
-    angles = positions[:, None].float() * _frequencies(
-        rope, rope.rotated(width), CPU
-    )  # in float32, as every released model has it
+    frequencies = _frequencies(rope, rope.rotated(width), CPU)  # in float32, as every released model has it
+    if isinstance(rope.scaling, LongRoPE):
+        frequencies = frequencies[1]  # the largest position is beyond the original context
+    angles = positions[:, None].float() * frequencies
     gain = rope.scaling.gain if rope.scaling else 1.0
     expected = pairs * torch.polar(torch.full_like(angles.double(), gain), angles.double())
     whole = torch.cat([expected.real, expected.imag, x[..., rotated:]], dim=-1)

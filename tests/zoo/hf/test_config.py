@@ -71,9 +71,13 @@ def _by_kind(rope: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", partly_rotary())
 def test_the_rotated_share_of_a_head_is_read_in_both_spellings(name: str) -> None:
     for share in (0.25, 1.0):
-        config = newer(name, rotary_dim=None)
+        unstated = dict(rotary_dim=None, partial_rotary_factor=None)
+        config, before = newer(name, **unstated), older(name, partial_rotary_factor=share, rotary_dim=None)
         config["rope_parameters"]["partial_rotary_factor"] = share
-        specs = {zoo.from_hf(config), zoo.from_hf(older(name, partial_rotary_factor=share, rotary_dim=None))}
+        for scaling in filter(None, (config["rope_parameters"], before.get("rope_scaling"))):
+            pairs = int(config["hidden_size"] // config["num_attention_heads"] * share) // 2
+            scaling |= {field: [1.5] * pairs for field in ("short_factor", "long_factor") if field in scaling}
+        specs = {zoo.from_hf(config), zoo.from_hf(before)}
         assert {part.fraction for spec in specs for part in spec.walk() if isinstance(part, zoo.RoPE)} == {share}
         assert len(specs) == 1
         assert zoo.from_hf(config | {"partial_rotary_factor": share}) in specs
@@ -111,7 +115,8 @@ def test_a_number_is_positive_and_finite(name: str) -> None:
     for value in (True, 0, -1e-6, "1e-6", [1e-6], float("nan"), float("inf"), 10**400, None):
         eps = own(name, EPS)
         assert f"{eps} must be a positive number, got " in refusal(older(name, **{eps: value}))
-        if name in older_rotary():
+        optional = "long_factor" in (older(name).get("rope_scaling") or {})  # LongRoPE's follows from the contexts
+        if name in older_rotary() and not (optional and value is None):
             assert "rope_scaling.factor must be a positive number, got " in refusal(with_rope(name, factor=value))
 
 

@@ -110,6 +110,14 @@ SCALING = st.one_of(
         | {"original_max_position_embeddings": st.integers(1, 9999), "attention_factor": st.floats(0.5, 2)}
         | dict.fromkeys(("mscale", "mscale_all_dim"), st.sampled_from([0.5, 0.707, 1.0])),
     ),
+    *(
+        st.fixed_dictionaries(
+            {"rope_type": st.just("longrope"), "attention_factor": st.floats(0.5, 2)}
+            | dict.fromkeys(("short_factor", "long_factor"), st.lists(st.floats(0.5, 64), min_size=n, max_size=n)),
+            optional={"factor": st.floats(1, 64)},
+        )
+        for n in (6, 8)  # the pairs of tiny heads
+    ),
 )
 # Fields that few values make sense for; of the others an integer is 1 to 300, a number 1 to 1e6.
 SOME = {
@@ -170,6 +178,10 @@ def changed(config: dict[str, Any], field: str, value: Any) -> dict[str, Any] | 
     stretched = config.get("rope_scaling") or {}
     if field in ("qk_nope_head_dim", "qk_rope_head_dim") and "partial_rotary_factor" in stretched:  # the ratio of these
         follows["rope_scaling"] = {name: held for name, held in stretched.items() if name != "partial_rotary_factor"}
+    if "long_factor" in stretched and field in ("head_dim", "partial_rotary_factor"):  # a factor for each rotated pair
+        wide = {name: config.get(name, 1.0) for name in ("head_dim", "partial_rotary_factor")} | {field: value}
+        pairs = int(wide["head_dim"] * wide["partial_rotary_factor"]) // 2
+        follows["rope_scaling"] = stretched | {name: [1.5] * pairs for name in ("short_factor", "long_factor")}
     try:
         zoo.from_hf(other := config | {field: value} | follows)
     except MalformedError:
@@ -210,6 +222,8 @@ EXAMPLES: dict[type, list[Any]] = {int: [7, 48, 300], float: [2.5, 12345.0], boo
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 SCALINGS = [None, {"rope_type": "linear", "factor": 2.0}, YARN, YARN | {"attention_factor": 1.5, "truncate": False}]
 SCALINGS += [YARN | {"beta_fast": 8.0, "beta_slow": 2.0, "mscale": 1.0, "mscale_all_dim": 0.5}]
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.5, 2, 2.5, 3, 4, 5, 6, 7]}
+SCALINGS += [LONGROPE, LONGROPE | {"factor": 4.0}, LONGROPE | {"attention_factor": 1.5}]
 SCALINGS += [{"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.5, "high_freq_factor": 3.0}]
 # Fields with one value in all models of a model_type, and those that other fields settle.
 ONE_VALUE = {"architectures", "model_type", "bos_token_id", "eos_token_id", "pad_token_id", "hidden_act"}

@@ -14,12 +14,14 @@ from zoo.swaps.tiny import MAX_LAYERS, tiny
 
 
 def composition(spec: zoo.Spec, dim: int) -> Any:
-    """A spec's composition without its sizes: for a number only its type; for attention whether it is MHA, MQA or GQA,
-    and whether heads * head_dim is dim."""
+    """A spec's composition without its sizes: for a number only its type, for several each type once; for attention
+    whether it is MHA, MQA or GQA, and whether heads * head_dim is dim."""
 
     def kept(value: Any) -> Any:
         if isinstance(value, zoo.Spec):
             return composition(value, dim)
+        if isinstance(value, tuple):
+            return tuple(dict.fromkeys(map(kept, value)))
         return type(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
     parts = {field.name: kept(getattr(spec, field.name)) for field in fields(spec)}

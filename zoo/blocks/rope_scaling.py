@@ -1,0 +1,187 @@
+"""Scalings: changes of the rotary frequencies that stretch a trained context."""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from zoo.registry import Spec
+
+__all__ = [
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRoPE",
+    "Scaling",
+    "YarnScaling",
+    "longrope_gain",
+    "yarn_gain",
+]
+
+
+class Scaling(Spec, abstract=True):
+    """A change of the rotary frequencies that stretches a trained context."""
+
+    role = "scaling"
+    gain: float = 1.0  # multiplies cos and sin, so scores by its square
+
+    @abstractmethod
+    def scale(self, periods: Tensor, theta: float) -> Tensor:
+        """Periods (pairs,) in tokens per radian, shortest first -> scaled frequencies (pairs,) in radians per token;
+        (sets, pairs) where it depends on the forward pass which of several sets is used."""
+
+    def select(self, scaled: Tensor, positions: Tensor) -> Tensor:
+        """What `scale` returns -> the (pairs,) frequencies of a forward pass of tokens at `positions` (t,)."""
+        return scaled
+
+    def check_rotated(self, rotated: int) -> None:
+        """Raise SpecError unless heads with this many rotated elements can be scaled."""
+
+    def at_rotated(self, rotated: int) -> Self:
+        """The same for heads with this many rotated elements."""
+        return self
+
+    @property
+    def switch(self) -> int | None:
+        """The number of tokens beyond which a forward pass uses other frequencies, None if there is none."""
+        return None
+
+
+@dataclass(frozen=True)
+class LinearScaling(Scaling):
+    """All positions divided by `factor` (Chen et al. 2023, section 2.3)."""
+
+    factor: float
+
+    def scale(self, periods: Tensor, theta: float) -> Tensor:
+        return 1.0 / periods / self.factor
+
+    def describe(self) -> str:
+        return f"linear x{self.factor:g}"
+
+
+@dataclass(frozen=True)
+class Llama3Scaling(Scaling):
+    """Frequencies with wavelengths above original / low are divided by `factor`, those below original / high are kept,
+    those between are interpolated (Llama 3.1, as released). low = high: none between (Llama 4 Scout)."""
+
+    factor: float
+    original: int
+    low: float = 1.0
+    high: float = 4.0
+
+    def check(self) -> None:
+        self.require(self.low <= self.high, f"low={self.low} is above high={self.high}")
+
+    def scale(self, periods: Tensor, theta: float) -> Tensor:
+        frequencies = 1.0 / periods
+        wavelengths = 2 * math.pi / frequencies
+        if self.low == self.high:
+            blend = (wavelengths <= self.original / self.high).to(frequencies.dtype)
+        else:
+            turns = self.original / wavelengths  # full turns within the original context
+            blend = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return (1 - blend) * frequencies / self.factor + blend * frequencies
+
+    def describe(self) -> str:
+        return f"Llama 3 x{self.factor:g} from {self.original}"
+
+
+@dataclass(frozen=True)
+class YarnScaling(Scaling):
+    """YaRN (Peng et al. 2023, section 3.2): dimensions that rotate at least `fast` times within the original context
+    are kept, those that rotate at most `slow` times are divided by `factor`, with a linear ramp between.
+
+    `truncate` rounds the ramp's ends outward to whole dimensions. `gain` multiplies cos and sin (section 3.3:
+    `yarn_gain`); DeepSeek has 1.0 here and the gain in its attention scale.
+    """
+
+    factor: float
+    original: int
+    gain: float
+    fast: float = 32.0
+    slow: float = 1.0
+    truncate: bool = True
+
+    def scale(self, periods: Tensor, theta: float) -> Tensor:
+        frequencies, half = 1.0 / periods, len(periods)
+
+        def dimension(turns: float) -> float:
+            return half * math.log(self.original / (turns * 2 * math.pi)) / math.log(theta)
+
+        low, high = dimension(self.fast), dimension(self.slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, 2 * half - 1)
+        dimensions = torch.arange(half, dtype=torch.float32, device=frequencies.device)
+        ramp = (dimensions - low) / (high - low if high != low else 0.001)
+        keep = 1 - ramp.clamp(0, 1)
+        return frequencies / self.factor * (1 - keep) + frequencies * keep
+
+    def describe(self) -> str:
+        return f"YaRN x{self.factor:g} from {self.original}"
+
+
+def yarn_gain(factor: float, mscale: float = 1.0) -> float:
+    """YaRN's gain on the scores' temperature (Peng et al. 2023, equation 22): 0.1 * mscale * ln(factor) + 1."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+@dataclass(frozen=True)
+class LongRoPE(Scaling):
+    """The frequency of each pair is divided by a factor of its own, which was found by search (LongRoPE, Ding et al.
+    2024, section 3): by those in `short` in a forward pass whose positions are all within the `original` context, by
+    those in `long` in a pass that goes beyond. `gain` multiplies cos and sin in both (`longrope_gain`).
+
+    As in the reference, the largest position of each forward pass decides, and keys in the cache stay as an earlier
+    pass rotated them. So passes of any length give equal logits as long as the sequence is within `original`; beyond,
+    one pass rotates every key by the long factors, while in chunks or token by token the keys of the passes within
+    `original` keep the short ones. The reference differs from itself there, and a pass here equals the reference's pass
+    after the same earlier passes. `Model.stream` computes the cache anew at the first token beyond `original`, as the
+    reference's `generate` does.
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original: int
+    gain: float
+
+    # Every pass of a tiny model that rotates anything uses the long factors, so that passes of all lengths agree.
+    toy: ClassVar = {"original": 1}
+
+    def check(self) -> None:
+        lengths = len(self.short), len(self.long)
+        self.require(len(set(lengths)) == 1, f"short has {lengths[0]} factors, long {lengths[1]}")
+
+    def check_rotated(self, rotated: int) -> None:
+        fits = len(self.short) == (rotated + 1) // 2
+        self.require(fits, f"{len(self.short)} factors for {rotated} rotated elements: one for each pair is needed")
+
+    def scale(self, periods: Tensor, theta: float) -> Tensor:
+        factors = torch.tensor([self.short, self.long], dtype=torch.float32, device=periods.device)
+        return 1.0 / (factors * periods)  # as the reference rounds it
+
+    def select(self, scaled: Tensor, positions: Tensor) -> Tensor:
+        short, long = scaled
+        return torch.where((positions >= self.original).any(), long, short)  # no branch, so that it compiles
+
+    @property
+    def switch(self) -> int | None:
+        return self.original
+
+    def at_rotated(self, rotated: int) -> Self:
+        """Pair i of n rotates by theta^(-i / n), and gets the factors of the pair here that rotates as fast."""
+        pairs = (rotated + 1) // 2
+        chosen = [pair * len(self.short) // pairs for pair in range(pairs)]
+        short, long = (tuple(factors[i] for i in chosen) for factors in (self.short, self.long))
+        return replace(self, short=short, long=long)
+
+    def describe(self) -> str:
+        return f"LongRoPE {self.original}"
+
+
+def longrope_gain(factor: float, original: int) -> float:
+    """LongRoPE's gain for a context `factor` times the original one: sqrt(1 + ln(factor) / ln(original))."""
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
