@@ -317,6 +317,7 @@ def test_compiled_in_one_graph(model: Model) -> None:
             torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
 def test_a_compiled_model_equals_the_reference(model: Model, reference: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import zoo
 from tests.models import has_compiler, randomised, tokens_of
 from tests.presets import screen
-from zoo.model import decoder
+from zoo.model import module
 from zoo.model.module import Model
 
 
@@ -69,7 +69,7 @@ def test_nothing_is_recomputed_without_gradients_or_over_a_cache(monkeypatch: py
         calls.append(args)
         return checkpoint(*args, **options)
 
-    monkeypatch.setattr(decoder, "checkpoint", recorded)
+    monkeypatch.setattr(module, "checkpoint", recorded)
     model = randomised(zoo.spec("qwen3", tiny=True))
     model.activation_checkpointing = True
     tokens = tokens_of(model.spec, 1, 4)

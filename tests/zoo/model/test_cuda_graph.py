@@ -12,7 +12,7 @@ from torch import Tensor
 import zoo
 from tests.models import bound, randomised, tokens_of
 from tests.presets import screen
-from zoo.model import decoder
+from zoo.model import module
 from zoo.model.module import Model
 
 LENGTH = 60
@@ -35,9 +35,9 @@ class Recorded:
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
     """Replays on the CPU, with frozen copies of the model instead of graphs."""
-    monkeypatch.setattr(decoder, "CudaGraph", Recorded)
+    monkeypatch.setattr(module, "CudaGraph", Recorded)
     monkeypatch.setattr(
-        decoder, "_can_replay", lambda functions, tokens, cache: tokens.shape[1] == 1 and functions.replayable
+        module, "_can_replay", lambda functions, tokens, cache: tokens.shape[1] == 1 and functions.replayable
     )
     monkeypatch.setattr(Recorded, "made", 0)
     return Recorded
