@@ -82,10 +82,11 @@ def representatives() -> tuple[str, ...]:
 
 
 @cache
-def of_families() -> tuple[str, ...]:
-    """Of each family few presets that show all that the family has: more than one where compositions differ."""
+def of_families(most: int | None = None) -> tuple[str, ...]:
+    """Of each family few presets that show all that the family has, at most so many: several where compositions
+    differ."""
     covers = (cover(tuple(name for name in distinct() if name in module.SIZES)) for module in families().values())
-    return tuple(name for names in covers for name in names)
+    return tuple(name for names in covers for name in names[:most])
 
 
 def split(values: Iterable[Any], chosen: Iterable[Any]) -> list[ParameterSet]:
@@ -99,14 +100,15 @@ def screen() -> list[ParameterSet]:
     return split(distinct(), representatives())
 
 
-def screen_by_family() -> list[ParameterSet]:
-    """Every distinct preset, by default those that cover their family: for what depends on the architecture's file, as
-    reading configs and naming tensors do. A family's tests share a worker, and with it the reference that they build.
+def screen_by_family(most: int | None = None) -> list[ParameterSet]:
+    """Every distinct preset, by default those that cover their family, at most so many of each: for what depends on the
+    architecture's file, as reading configs and naming tensors do. A family's tests share a worker, and with it the
+    reference that they build.
     """
     family = {name: family for family, module in families().items() for name in module.SIZES}
     return [
         pytest.param(*each.values, marks=[*each.marks, pytest.mark.xdist_group(family[each.values[0]])])
-        for each in split(distinct(), of_families())
+        for each in split(distinct(), of_families(most))
     ]
 
 

@@ -47,6 +47,7 @@ def run(script: str, **settings: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_model_compiles_under_a_c_locale() -> None:
     run(SCRIPT, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
 

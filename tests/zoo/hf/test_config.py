@@ -249,7 +249,7 @@ def damaged(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from (values | {field: inner} for inner in damaged(held))
 
 
-@pytest.mark.parametrize("spelling", [older, newer])
+@pytest.mark.parametrize("spelling", [older, pytest.param(newer, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", smallest())
 def test_every_field_may_hold_anything(name: str, spelling: Callable[[str], dict[str, Any]]) -> None:
     for config in damaged(spelling(name)):

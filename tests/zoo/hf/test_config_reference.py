@@ -71,7 +71,7 @@ def test_what_the_reference_writes_is_read(model_type: str, sizes: dict[str, Any
         assert read == getattr(inner, field)
 
 
-@pytest.mark.parametrize("value", ["absent", "null"])
+@pytest.mark.parametrize("value", ["absent", pytest.param("null", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", smallest())
 def test_a_field_that_is_absent_is_the_references_default_or_demanded(name: str, value: str, tmp_path: Path) -> None:
     """Each field in turn. Where both read the config, they read the same; the reference says what it read in full."""
