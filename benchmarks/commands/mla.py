@@ -47,7 +47,7 @@ def command(
     model = swapped(one(name), swap) if swap else one(name)
     spec, dim = latent_attention(model, tiny)
     config = MLAConfig(sorted(set(context or CONTEXTS)), dtype, repeat, seed)
-    mla.require_weight_memory(spec, dim, config)
+    mla.require_weight_memory(spec, dim, dtype)
     outcomes, samples = list[Outcome](), Samples()
     with to.report() as report:
         try:

@@ -11,6 +11,7 @@ from benchmarks.measure import sparse
 from benchmarks.measure.blocks import DECODE, PREFILL
 from benchmarks.measure.devices import CPU
 from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
+from benchmarks.measure.mla import require_weight_memory
 from benchmarks.measure.sparse import SPARSE, SparseConfig
 from benchmarks.measure.timing import Samples
 from benchmarks.options import ComputingType, Contexts, Repeat, ReportOptions, Seed, Strings, flag
@@ -51,7 +52,7 @@ def command(
     config = SparseConfig(sorted(set(context or CONTEXTS)), phases, dtype, repeat, seed)
     if short := [tokens for tokens in config.contexts if tokens <= spec.indexer.k]:
         raise UsageError(f"--context {short[0]}: of at most k={spec.indexer.k} tokens all are chosen; take more")
-    sparse.require_weight_memory(spec, dim, config)
+    require_weight_memory(spec, dim, dtype)
     differences, samples = dict[str, float](), Samples()
     with to.report() as report:
         try:

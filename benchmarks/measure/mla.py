@@ -130,10 +130,10 @@ class Outcome:
     difference: float | None = None
 
 
-def require_weight_memory(spec: MLA, dim: int, config: MLAConfig) -> None:
+def require_weight_memory(spec: MLA, dim: int, dtype: torch.dtype) -> None:
     """Raise NotAvailable where not even the weights fit into the free memory."""
     what, advice = "the weights of one layer's attention need", "--tiny measures it at toy widths"
-    require_memory(spec.params(dim) * config.dtype.itemsize, CPU, what, lambda free: advice)
+    require_memory(spec.params(dim) * dtype.itemsize, CPU, what, lambda free: advice)
 
 
 def run(spec: MLA, dim: int, config: MLAConfig, outcomes: list[Outcome], samples: Samples) -> None:

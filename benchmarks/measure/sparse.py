@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure.blocks import DECODE, block_context, build_block, time_columns
-from benchmarks.measure.devices import CPU, require_memory
+from benchmarks.measure.devices import CPU
 from benchmarks.measure.timing import Samples, Task, measure
 from benchmarks.output.progress import progress
 from zoo.blocks.indexer import choose_keys
@@ -76,12 +76,6 @@ def crossover(spec: SparseMLA, dim: int) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if is_cheaper(middle) else (middle, high)
     return high
-
-
-def require_weight_memory(spec: SparseMLA, dim: int, config: SparseConfig) -> None:
-    """Raise NotAvailable where not even the weights fit into the free memory."""
-    what, advice = "the weights of one layer's attention need", "--tiny measures it at toy widths"
-    require_memory(spec.params(dim) * config.dtype.itemsize, CPU, what, lambda free: advice)
 
 
 def run(spec: SparseMLA, dim: int, config: SparseConfig, differences: dict[str, float], samples: Samples) -> None:

@@ -40,8 +40,14 @@ def run_recorded_layer(
     from layer to layer would be compiled for each length of it, and a layer that is recomputed would add to it twice.
     """
     routing: list[RouterOutput] = []
-    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, routing, ctx.shared, ctx.handed_on, ctx.layer_input)
-    return layer(x, inside, cache), routing
+    return layer(x, _inside(ctx, routing, ctx.handed_on), cache), routing
+
+
+def _inside(
+    ctx: ForwardContext, routing: list[RouterOutput] | None, handed_on: dict[str, Any] | None
+) -> ForwardContext:
+    """The context of a pass with what one layer's function collects of its own."""
+    return ForwardContext(ctx.positions, ctx.tables, ctx.views, routing, ctx.shared, handed_on, ctx.layer_input)
 
 
 def _run_layer_and_return(
@@ -49,16 +55,14 @@ def _run_layer_and_return(
 ) -> tuple[Any, dict[str, Any]]:
     """`run_layer`, and what the layer hands on: uncompiled it would fill `ctx.shared`, compiled it is returned."""
     handed_on: dict[str, Any] = {}
-    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, None, ctx.shared, handed_on, ctx.layer_input)
-    return run_layer(layer, x, inside, cache), handed_on
+    return run_layer(layer, x, _inside(ctx, None, handed_on), cache), handed_on
 
 
 def _run_recorded_layer_and_return(
     layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache
 ) -> tuple[Any, dict[str, Any]]:
     handed_on: dict[str, Any] = {}
-    inside = ForwardContext(ctx.positions, ctx.tables, ctx.views, None, ctx.shared, handed_on, ctx.layer_input)
-    return run_recorded_layer(layer, x, inside, cache), handed_on
+    return run_recorded_layer(layer, x, _inside(ctx, None, handed_on), cache), handed_on
 
 
 _RETURNING = {run_layer: _run_layer_and_return, run_recorded_layer: _run_recorded_layer_and_return}

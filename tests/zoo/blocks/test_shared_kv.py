@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
 
 import zoo
@@ -103,19 +101,10 @@ def test_what_no_layer_hands_on_is_no_model() -> None:
         replace(SHARED, keys_as_values=True)
 
 
-@pytest.fixture
-def _strict() -> Iterator[None]:
-    torch.compiler.reset()
-    counters.clear()
-    with dynamo.patch(fail_on_recompile_limit_hit=True):
-        yield
-    torch.compiler.reset()
-
-
 @torch.no_grad()
 @pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it traces
-@pytest.mark.usefixtures("_strict")
+@pytest.mark.usefixtures("_strict_compiler")
 @pytest.mark.parametrize("kv_heads", split([1, 2], [2]))
 def test_three_graphs_a_layer_serve_every_length(kv_heads: int) -> None:
     """Rings that are full at the first decoded token and rings that are not, caches with and without room."""

@@ -3,7 +3,6 @@ each other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from importlib import import_module
 from itertools import accumulate
@@ -14,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -277,19 +275,10 @@ def call(module: nn.Module, x: Tensor, ctx: Any, cache: Any) -> Tensor:
     return module(x, ctx, cache)
 
 
-@pytest.fixture
-def _strict() -> Iterator[None]:
-    torch.compiler.reset()
-    counters.clear()
-    with dynamo.patch(fail_on_recompile_limit_hit=True):
-        yield
-    torch.compiler.reset()
-
-
 @torch.no_grad()
 @pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.usefixtures("_strict")
+@pytest.mark.usefixtures("_strict_compiler")
 def test_three_graphs_serve_every_length() -> None:
     """Prefill into an empty cache and into a filled one, and single tokens: below k tokens, across k and above."""
     module, x = built(SPEC), torch.randn(2, 100, DIM)
@@ -314,7 +303,7 @@ def test_three_graphs_serve_every_length() -> None:
 
 @pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.usefixtures("_strict")
+@pytest.mark.usefixtures("_strict_compiler")
 def test_compiled_gradients() -> None:
     """One graph up to k tokens, and one above."""
     module = built(SPEC)
