@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import zoo
 from tests.ranks import in_ranks
 from zoo.architectures import families
 from zoo.errors import UsageError
+from zoo.model.module import Model
 from zoo.training import distributed
 from zoo.training.batches import Batch
 from zoo.training.checkpoints import read_state, read_tensors, write_checkpoint
@@ -21,6 +24,7 @@ from zoo.training.losses import IGNORED
 
 VOCAB, ROWS, CONTEXT, STEPS, CUT = 64, 4, 16, 20, 10
 CLOSE = 1e-5
+ROUNDING = 1e-6  # of a gradient, whose larger elements here are 1e-3 and above
 
 
 def batch(step: int, rows: int = ROWS) -> Batch:
@@ -66,15 +70,27 @@ def train(
             if distributed.rank() == 0:
                 write_checkpoint(Path(folder), CUT, *tensors, {})
     found = evaluate(model, [batch(100), batch(101, rows=3), batch(102, rows=1)])  # fewer rows than ranks, too
-    whole = distributed.whole_model(model)
+    whole, (_, moments) = distributed.whole_model(model), trainer.tensors()
     return {
         "loss": [result.loss for result in results],
         "balance": [result.balance_loss for result in results],
         "norm": [result.grad_norm for result in results],
         "evaluation": list(found),
         "sample": model.generate(batch(0).inputs[:1, :4].to(device), 8, temperature=0.8, seed=0).tolist(),
-        "sums": whole and {name: float(value.detach().double().sum()) for name, value in whole.named_parameters()},
+        "sums": whole and dict(weighted_sums(whole, moments)),
     }
+
+
+def weighted_sums(whole: Model, moments: dict[str, Tensor]) -> Iterator[tuple[str, float]]:
+    """(name, sum) of each parameter. Elements with a gradient of rounding errors alone, which Adam makes steps of any
+    direction of, count for little: a key's bias that is not rotated has no other, since it moves all scores of a query
+    alike."""
+    for name, parameter in whole.named_parameters():
+        value = parameter.detach().double()
+        if (square := moments.get(f"{name}.exp_avg_sq")) is not None:
+            gradient = square.double().sqrt()
+            value = torch.where(gradient == 0, value, value * gradient / (gradient + ROUNDING))
+        yield name, float(value.sum())
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any], close: float = CLOSE) -> None:
