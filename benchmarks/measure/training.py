@@ -56,7 +56,11 @@ class TrainingRunner(Runner):
 
     @classmethod
     def of(cls, model: nn.Module, forward: Callable[[Tensor], Tensor]) -> Self:
-        """The model with an optimiser of its own."""
+        """The model with an optimiser of its own. Nothing is dropped at random: GPT-2's config asks transformers to,
+        and the zoo never does."""
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
         return cls(model.train(), forward, torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True))
 
     def train_step(self, tokens: Tensor) -> None:

@@ -72,7 +72,7 @@ def test_a_step_changes_every_weight_and_leaves_no_gradients() -> None:
     assert not trained.optimizer.state
 
 
-@pytest.mark.parametrize("family", split(families(), ["qwen3", "gpt-oss"]))
+@pytest.mark.parametrize("family", split(families(), ["qwen3", "gpt-oss", "gpt2"]))
 def test_both_implementations_start_with_the_same_loss_and_gradients(family: str) -> None:
     """In transformers as in the zoo; nothing is changed by looking."""
     model = zoo.build(family, tiny=True)
