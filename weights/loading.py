@@ -5,19 +5,25 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from weights.formats.hf_folder import DTYPES, HFFolder
-from weights.matching import HEAD, Source, TensorMapping, check_fit, listed, match, skipped
+from weights.matching import HEAD, Part, Source, TensorMapping, check_fit, listed, match, skipped
+from weights.shards import Shards
 from weights.sources import locate
 from zoo import catalog
+from zoo.core.collectives import Group
 from zoo.errors import MalformedError, UsageError, require_package, unknown
 from zoo.hf.checkpoint_layout import Rename, Stacked
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
+from zoo.model.parallel import allocate_part
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 READER_THREADS = 2  # more were no faster, on two cores
 log = logging.getLogger(__name__)
@@ -31,11 +37,14 @@ class LazyTensors(Sequence[Tensor]):
     names: Sequence[str]
     device: str | torch.device
     dtype: torch.dtype
+    part: Part | None = None  # of each
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, i: Any) -> Any:
+        if self.part is not None:
+            return self.source.get_part(self.names[i], self.part, self.device, self.dtype)
         return self.source.get(self.names[i], self.device, self.dtype)
 
 
@@ -47,6 +56,7 @@ class MatchedModel:
     model: Model
     mappings: list[TensorMapping]
     skipped: dict[str, list[str]]  # what they are -> names
+    shards: Shards | None = None  # of several ranks: what this one reads
 
     def read(self, mappings: Sequence[TensorMapping], device: str | torch.device = "cpu") -> dict[str, Tensor]:
         """The parameters that these mappings fill, by name, in the shapes and dtypes of the model.
@@ -56,10 +66,16 @@ class MatchedModel:
         read by several threads: they are many small tensors, too small for torch's own threads (a third less time to
         float32, on two cores). Other tensors are read one by one, since each reader would hold one more in memory.
         """
-        wanted = dict(self.model.named_parameters())
+        wanted, absent = dict(self.model.named_parameters()), dict[str, Tensor]()
+        if self.shards is not None:
+            names = [name for name in wanted if self.shards.is_absent(name)]
+            absent = {name: torch.zeros(wanted[name].shape, dtype=wanted[name].dtype, device=device) for name in names}
+            mappings = [mapping for mapping in mappings if mapping.module_names[0] not in absent]
 
         def tensors(mapping: TensorMapping) -> LazyTensors:
-            return LazyTensors(self.source, mapping.checkpoint_names, device, wanted[mapping.module_names[0]].dtype)
+            part = self.shards and self.shards.part(mapping, self.source.tensors)
+            dtype = wanted[mapping.module_names[0]].dtype
+            return LazyTensors(self.source, mapping.checkpoint_names, device, dtype, part)
 
         renamed = [mapping for mapping in mappings if isinstance(mapping.rule, Rename)]
         others = [mapping for mapping in mappings if not isinstance(mapping.rule, Rename)]
@@ -69,14 +85,15 @@ class MatchedModel:
             filled[name] = torch.empty(wanted[name].shape, dtype=wanted[name].dtype, device=device)
 
         def fill(mapping: TensorMapping) -> None:
-            mapping.rule.fill([filled[name] for name in mapping.module_names], tensors(mapping), mapping.layer)
+            layer = mapping.layer if self.shards is None else self.shards.layer(mapping)
+            mapping.rule.fill([filled[name] for name in mapping.module_names], tensors(mapping), layer)
 
         with ThreadPoolExecutor(READER_THREADS) as readers:
             list(readers.map(fill, (mapping for mapping in others if isinstance(mapping.rule, Stacked))))
         for mapping in others:
             if not isinstance(mapping.rule, Stacked):
                 fill(mapping)
-        return filled
+        return filled | absent
 
 
 def load(
@@ -88,6 +105,7 @@ def load(
     offline: bool = False,
     ignore_fields: Iterable[str] = (),
     check_finite: bool = False,
+    mesh: DeviceMesh | None = None,
 ) -> Model:
     """A released model, in eval mode. `source` is a hub id ("org/name" or "org/name@revision"), a preset's name, a
     folder in Hugging Face layout, or a .gguf file.
@@ -96,13 +114,16 @@ def load(
     dtype, parameters that are stored as the model holds them share the file's pages; packed ones are unpacked one at a
     time. Parameters are normal tensors under `torch.inference_mode()` too.
 
+    With a `mesh` (torch's DeviceMesh, of one dimension or with one that is named "tp") the model is this rank's part of
+    tensor parallel, and this rank's slices alone are read. Every rank calls it, and runs the model at the same time.
+
     `ignore_fields` are fields of the config to ignore at your own risk. `check_finite` reads every tensor first, and
     refuses NaN and infinity. `offline` uses the download cache only.
 
     Raises NotAvailable for what is not there, MalformedError for what does not fit, naming all of it at once.
     """
     opened = open_source(source, revision, offline)
-    return fill(opened.spec(ignore_fields), opened, device, dtype, check_finite)
+    return fill(opened.spec(ignore_fields), opened, device, dtype, check_finite, mesh)
 
 
 def open_source(source: str | Path, revision: str | None = None, offline: bool = False) -> Source:
@@ -119,7 +140,12 @@ def open_source(source: str | Path, revision: str | None = None, offline: bool =
 
 
 def fill(
-    spec: Decoder, source: Source, device: str | torch.device, dtype: str | torch.dtype, check_finite: bool = False
+    spec: Decoder,
+    source: Source,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    check_finite: bool = False,
+    mesh: DeviceMesh | None = None,
 ) -> Model:
     """A model of this spec with the source's weights. Everything is checked to fit before the first tensor is read.
 
@@ -128,7 +154,7 @@ def fill(
     tensors made in it.) Temporary tensors are on the CPU, whatever the default device is.
     """
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        matched = match_model(spec, source, resolve_dtype(dtype, source))
+        matched = match_model(spec, source, resolve_dtype(dtype, source), mesh)
         if spec.tied and HEAD in source.tensors:
             _check_tied_head(source)
         if check_finite:
@@ -139,15 +165,18 @@ def fill(
         return matched.model
 
 
-def match_model(spec: Decoder, source: Source, dtype: torch.dtype) -> MatchedModel:
-    """A model of this spec on the meta device, matched with the source's tensors. Raises MalformedError naming
-    everything that does not fit."""
+def match_model(spec: Decoder, source: Source, dtype: torch.dtype, mesh: DeviceMesh | None = None) -> MatchedModel:
+    """A model of this spec on the meta device, or a rank's part of it, matched with the source's tensors. Raises
+    MalformedError naming everything that does not fit, SpecError for a model that the ranks cannot divide."""
     model = catalog.allocate(spec, "meta", dtype)
     parameters = dict(model.named_parameters())
     mappings = match(spec, parameters, source.rules, source.tensors)
     skip = skipped(spec, source.rules, source.tensors)
     check_fit(source, mappings, parameters, {name for names in skip.values() for name in names})
-    return MatchedModel(source, model, mappings, skip)
+    if mesh is None:
+        return MatchedModel(source, model, mappings, skip)
+    group = Group.of(mesh.get_group("tp" if mesh.mesh_dim_names else None))
+    return MatchedModel(source, allocate_part(spec, group, dtype), mappings, skip, Shards(spec, group, parameters))
 
 
 def resolve_dtype(dtype: str | torch.dtype, source: Source) -> torch.dtype:

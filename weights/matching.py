@@ -9,6 +9,7 @@ from itertools import groupby
 from math import prod
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +37,18 @@ class StoredTensor:
         """Bytes of its elements."""
         assert self.dtype is not None
         return prod(self.shape) * self.dtype.itemsize
+
+
+class Part(NamedTuple):
+    """Of a tensor, ranges of rows along `dim`, in order."""
+
+    dim: int
+    ranges: tuple[range, ...]
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The part of a tensor: without a copy if it is one range of the first dimension."""
+        pieces = [tensor.narrow(self.dim, rows.start, len(rows)) for rows in self.ranges]
+        return torch.cat(pieces, dim=self.dim) if len(pieces) > 1 else pieces[0].contiguous()
 
 
 class Source(ABC):
@@ -94,6 +107,10 @@ class Source(ABC):
     @abstractmethod
     def stored(self) -> list[StoredTensor]:
         """Every tensor, under its name in the files."""
+
+    def get_part(self, name: str, part: Part, device: str | torch.device, dtype: torch.dtype | None = None) -> Tensor:
+        """Part of the tensor of a name in `tensors`, as `get` gives all of it."""
+        return part.of(self.get(name, device, dtype))
 
     @abstractmethod
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:

@@ -28,6 +28,7 @@ from typing import (
 
 from zoo.costs import Breakdown, CacheSpec, Reach
 from zoo.errors import SpecError
+from zoo.sharding import Cut, Cuts, Divide, Rank, Section, prefixed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,6 +59,7 @@ class Spec(ABC):
     kinds: ClassVar[dict[str, type[Spec]]] = {}
     role: ClassVar[str] = ""
     aliases: ClassVar[Mapping[str, Alias]] = {}  # names of forms of this kind: MHA and MQA are forms of GQA
+    divides: ClassVar[Mapping[str, Divide]] = {}  # fields whose units ranks divide among them (zoo.sharding)
     toy: ClassVar[Mapping[str, Any]] = {}  # field -> largest value in tiny models, where not zoo.swaps.tiny's
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
@@ -102,6 +104,31 @@ class Spec(ABC):
             for item in value if isinstance(value, tuple) else (value,):
                 if isinstance(item, Spec):
                     yield field.name, item
+
+    def shard(self, rank: Rank) -> Self:
+        """What one rank of tensor parallel holds, as a spec: the fields in `divides` are smaller. Raises SpecError for
+        what so many ranks cannot divide."""
+        held = {name: len(rank.held(getattr(self, name), how, name)) for name, how in self.divides.items()}
+        return self.map(lambda child: child.shard(rank), **held)
+
+    def cuts(self) -> Cuts:
+        """Which parameters of its module ranks divide. By default those of the specs inside, whose modules have the
+        names of the fields."""
+        inside = (prefixed(name, child.cuts()) for name, child in self.children())
+        return {name: cut for cuts in inside for name, cut in cuts.items()}
+
+    @property
+    def sums_over_ranks(self) -> bool:
+        """Whether the output is the sum of what ranks compute with their parts of the parameters."""
+        return bool(self.divides)
+
+    def cut(self, field: str, dim: int = 0) -> Cut:
+        """A parameter that is divided with a field, along `dim`."""
+        return Cut(dim, (self.section(field),))
+
+    def section(self, field: str, rows: int | None = None) -> Section:
+        """Rows of a parameter that are divided with a field."""
+        return Section(getattr(self, field), self.divides[field], field, rows)
 
     def walk(self) -> Iterator[Spec]:
         """This spec and every spec inside it, outermost first."""

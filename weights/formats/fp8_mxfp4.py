@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weights.matching import StoredTensor, refuse_problems
+from weights.matching import Part, StoredTensor, refuse_problems
 from zoo.errors import MalformedError
 from zoo.hf.fields import Fields
 from zoo.units import dtype_name
@@ -48,6 +48,25 @@ class PackedFormat(ABC):
     @abstractmethod
     def scales_shape(self, codes: Shape) -> Shape:
         """Shape of the codes -> shape of the scales."""
+
+    @abstractmethod
+    def blocks(self, dim: int) -> int:
+        """Rows along a dimension of the unpacked tensor that share a scale."""
+
+    def parts(self, part: Part, tensor: StoredTensor) -> tuple[Part, Part]:
+        """The parts of codes and scales for a part of an unpacked tensor. Raises MalformedError for one that would
+        divide what shares a scale."""
+        block, size = self.blocks(part.dim), tensor.shape[part.dim]
+        for rows in part.ranges:
+            if rows.start % block or (rows.stop % block and rows.stop != size):
+                where = f"{tensor.name}: rows {rows.start} to {rows.stop - 1} along dimension {part.dim}"
+                raise MalformedError(f"{where} are not whole blocks of {block} that share a scale")
+        scales = Part(part.dim, tuple(range(rows.start // block, -(-rows.stop // block)) for rows in part.ranges))
+        return self.coded(part), scales
+
+    def coded(self, part: Part) -> Part:
+        """The part of the codes for a part of the unpacked tensor."""
+        return part
 
     @abstractmethod
     def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
@@ -109,6 +128,9 @@ class FP8(PackedFormat):
     def scales_shape(self, codes: Shape) -> Shape:
         return tuple(-(-side // FP8_BLOCK) for side in codes)
 
+    def blocks(self, dim: int) -> int:
+        return FP8_BLOCK
+
     def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
         """One row of blocks at a time, so that only the result is as large as the matrix."""
         result = torch.empty(codes.shape, dtype=dtype, device=codes.device)
@@ -139,6 +161,13 @@ class MXFP4(PackedFormat):
 
     def scales_shape(self, codes: Shape) -> Shape:
         return codes[:-1]
+
+    def blocks(self, dim: int) -> int:
+        return MXFP4_BLOCK if dim == 2 else 1
+
+    def coded(self, part: Part) -> Part:
+        block = self.blocks(part.dim)
+        return Part(part.dim, tuple(range(rows.start // block, rows.stop // block) for rows in part.ranges))
 
     def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
         """One expert at a time. Products are exact in float32, and in bfloat16, whose exponents are the same."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from weights.formats.fp8_mxfp4 import FORMATS, check_scheme
 from weights.formats.json_limits import CONFIG_LIMIT, INDEX_LIMIT, member, read_json
 from weights.formats.safetensors_header import read_header
-from weights.matching import HEAD, READABLE_DTYPES, Source, StoredTensor, layout, listed
+from weights.matching import HEAD, READABLE_DTYPES, Part, Source, StoredTensor, layout, listed
 from zoo import catalog
 from zoo.blocks import MoE
 from zoo.errors import MalformedError, NotAvailable, enough
@@ -113,6 +113,16 @@ class HFFolder(Source):
             return self._mapped(name).to(device, dtype)
         codes, scales = (self._mapped(each).to(device) for each in (name, self._packed[name]))
         return self._format.unpack(codes, scales, dtype or torch.float32)
+
+    def get_part(self, name: str, part: Part, device: str | torch.device, dtype: torch.dtype | None = None) -> Tensor:
+        """On the CPU and in its own dtype, one range of rows shares the file's pages; of other parts, the pages of the
+        whole may be touched and are not held."""
+        stored = self.tensors[name]
+        if stored.name not in self._packed:
+            return part.of(self._mapped(stored.name)).to(device, dtype)
+        codes, scales = self._format.parts(part, stored)
+        packed = codes.of(self._mapped(stored.name)), scales.of(self._mapped(self._packed[stored.name]))
+        return self._format.unpack(*(each.to(device) for each in packed), dtype or torch.float32)
 
     def _mapped(self, name: str) -> Tensor:
         shard = self._shard_of[name]

@@ -12,6 +12,7 @@ from zoo.core.forward_context import ForwardContext
 from zoo.core.linear import Linear
 from zoo.costs import linear_flops, linear_params
 from zoo.registry import Block
+from zoo.sharding import Cuts
 
 __all__ = ["FeedForward", "Gated", "LinearFeedForward"]
 
@@ -51,6 +52,13 @@ class LinearFeedForward(FeedForward, abstract=True):
 
     def build(self, dim: int) -> nn.Module:
         return _LinearFeedForward(self, dim)
+
+    def cuts(self) -> Cuts:
+        """Divided by the hidden width, where a kind says so: the last map by its inputs, the others by outputs."""
+        if "hidden" not in self.divides:
+            return {}
+        *names, last = (name for name, _, _ in self.linears(1))
+        return {**{name: self.cut("hidden") for name in names}, last: self.cut("hidden", 1)}
 
     def params(self, dim: int) -> int:
         return sum(linear_params(fan_in, fan_out, self.bias) for _, fan_in, fan_out in self.linears(dim))

@@ -1,6 +1,7 @@
 """Gated DeltaNet (Yang et al. 2025): a linear recurrence that overwrites what its state holds under a key."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from zoo.core.recurrence import (
 )
 from zoo.costs import Breakdown, CacheSpec, State, linear_flops, linear_params
 from zoo.registry import Mixer
+from zoo.sharding import Cut, Cuts, Divide
 
 __all__ = ["GatedDeltaNet"]
 
@@ -39,6 +41,8 @@ class GatedDeltaNet(Mixer):
     value_dim: int
     conv: int
     norm: Norm
+
+    divides: ClassVar = {"key_heads": Divide.REPEATED, "value_heads": Divide.EVENLY}
 
     def check(self) -> None:
         shared = f"key_heads={self.key_heads} must divide value_heads={self.value_heads}"
@@ -79,6 +83,12 @@ class GatedDeltaNet(Mixer):
     def cache_spec(self) -> CacheSpec:
         recurrent = State("recurrent", (self.value_heads, self.key_dim, self.value_dim), in_float32=True)
         return CacheSpec(state=(State("conv", (self.conv - 1, sum(self.mixed_widths))), recurrent))
+
+    def cuts(self) -> Cuts:
+        fields = "key_heads", "key_heads", "value_heads"
+        mixed = Cut(0, tuple(self.section(*each) for each in zip(fields, self.mixed_widths, strict=True)))
+        by_value_head = dict.fromkeys(("gate", "beta", "decay", "A_log", "dt_bias"), self.cut("value_heads"))
+        return {"qkv": mixed, "conv": mixed, **by_value_head, "o": self.cut("value_heads", 1)}
 
     def describe(self) -> str:
         shared = f" on {self.key_heads} key heads of {self.key_dim}"

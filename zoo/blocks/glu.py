@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from zoo.blocks.feed_forward import Apply, LinearFeedForward
 from zoo.registry import Spec
+from zoo.sharding import Divide
 
 __all__ = ["GLU", "Activation", "ClampedSwiGLU", "GeGLU", "SwiGLU"]
 
@@ -64,6 +66,8 @@ class GLU(LinearFeedForward):
     hidden: int
     act: Activation = SwiGLU()
     bias: bool = False
+
+    divides: ClassVar = {"hidden": Divide.ANY}
 
     def linears(self, dim: int) -> tuple[tuple[str, int, int], ...]:
         return ("gate", dim, self.hidden), ("up", dim, self.hidden), ("down", self.hidden, dim)

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from zoo.blocks.norms import Norm
 from zoo.blocks.positions import Position, Temperature
 from zoo.core.attention import attention
+from zoo.core.collectives import Group
 from zoo.core.forward_context import ForwardContext, LayerCache, Mask
 from zoo.core.linear import Linear
 from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, Window, linear_flops, linear_params
 from zoo.registry import Alias, Mixer, Spec
+from zoo.sharding import Cuts, Divide
 
 __all__ = ["GQA"]
 
@@ -56,6 +58,8 @@ class GQA(Mixer):
         "MQA": Alias(lambda attn: attn.kv_heads == 1, sets={"kv_heads": lambda values: 1}),
         "SWA": Alias(lambda attn: attn.window is not None, {"chunk": lambda values: None}, needs={"window": 512}),
     }
+
+    divides: ClassVar = {"heads": Divide.EVENLY, "kv_heads": Divide.REPEATED}
 
     def check(self) -> None:
         self.require(self.heads % self.kv_heads == 0, f"kv_heads={self.kv_heads} must divide heads={self.heads}")
@@ -104,6 +108,11 @@ class GQA(Mixer):
     def cache_spec(self) -> CacheSpec:
         streams = ("k", (self.kv_heads, self.head_dim)), ("v", (self.kv_heads, self.value_dim))
         return CacheSpec(per_token=streams, reach=self.reach)
+
+    def cuts(self) -> Cuts:
+        heads, keys = self.cut("heads"), self.cut("kv_heads")
+        norms = {"q_norm": heads, "k_norm": keys} if self.qk_norm_over == "projection" else {}
+        return {"q": heads, "k": keys, "v": keys, "gate": heads, "sinks": heads, "o": self.cut("heads", 1), **norms}
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         return ((self.rope, self.head_dim), *(((self.temperature, 1),) if self.temperature else ()))
@@ -180,6 +189,13 @@ class _GQA(nn.Module):
         if self.gate is not None:  # (b, t, h * w) or, by head, (b, t, h * 1)
             out = out * torch.sigmoid(self.gate(x)).unflatten(-1, (self.spec.heads, -1))
         return self.o(out.flatten(2))
+
+    def over_ranks(self, whole: GQA, group: Group) -> None:
+        """Normalise over the heads of all ranks, where that is over all heads."""
+        if whole.qk_norm and whole.qk_norm_over == "projection":
+            for norm in (self.q_norm, self.k_norm):
+                whole.require(hasattr(norm, "over_ranks"), f"{whole.qk_norm.describe()} cannot be divided among ranks")
+                norm.over_ranks(group)
 
     def keys_and_values(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> tuple[Tensor, Tensor, Mask]:
         """(b, t, dim) -> the keys (b, g, s, d) and values (b, g, s, w) to attend over, and their mask."""

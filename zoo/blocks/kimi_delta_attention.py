@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from zoo.core.recurrence import (
 )
 from zoo.costs import Breakdown, CacheSpec, State, linear_flops, linear_params
 from zoo.registry import Mixer
+from zoo.sharding import Cuts, Divide
 
 __all__ = ["KDA"]
 
@@ -40,6 +42,8 @@ class KDA(Mixer):
     head_dim: int
     conv: int
     norm: Norm
+
+    divides: ClassVar = {"heads": Divide.EVENLY}
 
     def check(self) -> None:
         self.require(self.conv > 1, f"conv={self.conv} must be at least 2 tokens")
@@ -75,6 +79,10 @@ class KDA(Mixer):
         convs = (State(name, (self.conv - 1, self.width)) for name in STREAMS)
         recurrent = State("recurrent", (self.heads, self.head_dim, self.head_dim), in_float32=True)
         return CacheSpec(state=(*convs, recurrent))
+
+    def cuts(self) -> Cuts:
+        by_head = *STREAMS, *(f"{name}_conv" for name in STREAMS), "decay.up", "gate.up", "beta", "A_log", "dt_bias"
+        return {**dict.fromkeys(by_head, self.cut("heads")), "o": self.cut("heads", 1)}
 
     def describe(self) -> str:
         return f"KDA, {self.heads} heads of {self.head_dim}, convolution over {self.conv}"

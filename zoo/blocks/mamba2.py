@@ -1,17 +1,20 @@
 """Mamba-2 (Dao and Gu 2024): a state-space model whose decay is one number a head and token."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.core.causal_conv import CausalConv
+from zoo.core.collectives import Group, mean_over_ranks
 from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.linear import Linear
 from zoo.core.recurrence import initial_decay_rates, initial_time_steps, state_space, state_space_flops
 from zoo.costs import Breakdown, CacheSpec, State, linear_flops, linear_params
 from zoo.registry import Mixer
+from zoo.sharding import Cut, Cuts, Divide
 
 __all__ = ["Mamba2"]
 
@@ -36,6 +39,8 @@ class Mamba2(Mixer):
     conv: int
     eps: float
     min_step: float | None = None
+
+    divides: ClassVar = {"heads": Divide.EVENLY, "groups": Divide.REPEATED}
 
     def check(self) -> None:
         self.require(self.heads % self.groups == 0, f"groups={self.groups} must divide heads={self.heads}")
@@ -72,6 +77,13 @@ class Mamba2(Mixer):
     def cache_spec(self) -> CacheSpec:
         recurrent = State("recurrent", (self.heads, self.head_dim, self.state), in_float32=True)
         return CacheSpec(state=(State("conv", (self.conv - 1, sum(self.mixed_widths))), recurrent))
+
+    def cuts(self) -> Cuts:
+        fields = "heads", "groups", "groups"
+        mixed = tuple(self.section(*each) for each in zip(fields, self.mixed_widths, strict=True))
+        whole = self.section("heads", self.width), *mixed, self.section("heads", self.heads)
+        by_head = dict.fromkeys(("A_log", "dt_bias", "D", "norm"), self.cut("heads"))
+        return {"input": Cut(0, whole), "conv": Cut(0, mixed), **by_head, "o": self.cut("heads", 1)}
 
     def describe(self) -> str:
         groups = f", {self.groups} groups" if self.groups > 1 else ""
@@ -116,6 +128,11 @@ class _Mamba2(nn.Module):
         out = out + self.D.float().unsqueeze(-1) * values
         return self.o(self.norm(out.flatten(2), gate).to(x.dtype))
 
+    def over_ranks(self, whole: Mamba2, group: Group) -> None:
+        """Normalise over the channels of several ranks, where these share a group."""
+        if whole.groups < group.rank.ranks:
+            self.norm.over_ranks(whole.groups, group)
+
 
 class _GroupedNorm(nn.Module):
     """RMS norm of x * silu(gate) over each group's channels."""
@@ -129,4 +146,24 @@ class _GroupedNorm(nn.Module):
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """x and gate (b, t, c) -> (b, t, c), in float32."""
         gated = (x * F.silu(gate.float())).unflatten(-1, (self.groups, -1))
-        return F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2) * self.weight.float()
+        return self.normed(gated).flatten(-2) * self.weight.float()
+
+    def normed(self, x: Tensor) -> Tensor:
+        """(b, t, groups, c) -> the same, normalised over c"""
+        return F.rms_norm(x, x.shape[-1:], eps=self.eps)
+
+    def over_ranks(self, groups: int, group: Group) -> None:
+        """Normalise over all channels of each of so many groups, of which this rank has a part of one."""
+        self.__class__, self.all_groups, self.group = _GroupedNormOverRanks, groups, group
+
+
+class _GroupedNormOverRanks(_GroupedNorm):
+    all_groups: int
+    group: Group
+
+    def normed(self, x: Tensor) -> Tensor:
+        index, ranks = self.group.rank
+        own = index * self.all_groups // ranks
+        square = F.pad(x.square().mean(-1), (own, self.all_groups - own - 1))  # (b, t, all groups)
+        mean = mean_over_ranks(square, self.group).narrow(-1, own, 1) * self.all_groups
+        return x * torch.rsqrt(mean.unsqueeze(-1) + self.eps)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.linear import Linear, per_head
 from zoo.costs import Breakdown, CacheSpec, Full, linear_flops, linear_params
 from zoo.registry import Mixer, Spec
+from zoo.sharding import Cuts, Divide
 
 __all__ = ["MLA"]
 
@@ -39,6 +41,8 @@ class MLA(Mixer):
     rope: Position
     scale: float | None = None
     temperature: Temperature | None = None
+
+    divides: ClassVar = {"heads": Divide.EVENLY}
 
     def check(self) -> None:
         self.require(self.rope_dim % 2 == 0, f"rope_dim={self.rope_dim} must be even: rotation pairs its halves")
@@ -76,6 +80,10 @@ class MLA(Mixer):
 
     def cache_spec(self) -> CacheSpec:
         return CacheSpec(per_token=(("latent", (1, self.kv_rank + self.rope_dim)),))
+
+    def cuts(self) -> Cuts:
+        heads = self.cut("heads")
+        return {"q.up" if self.q_rank else "q": heads, "kv_up": heads, "o": self.cut("heads", 1)}
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         return ((self.rope, self.rope_dim), *(((self.temperature, 1),) if self.temperature else ()))

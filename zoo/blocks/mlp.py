@@ -2,12 +2,14 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.blocks.feed_forward import Apply, LinearFeedForward
 from zoo.registry import Spec
+from zoo.sharding import Divide
 
 __all__ = ["GELU", "MLP", "Pointwise", "ReLUSquared"]
 
@@ -51,6 +53,8 @@ class MLP(LinearFeedForward):
     hidden: int
     act: Pointwise = GELU()
     bias: bool = False
+
+    divides: ClassVar = {"hidden": Divide.ANY}
 
     def linears(self, dim: int) -> tuple[tuple[str, int, int], ...]:
         return ("up", dim, self.hidden), ("down", self.hidden, dim)

@@ -16,6 +16,7 @@ from zoo.blocks.routers import Router
 from zoo.core.forward_context import ForwardContext
 from zoo.core.linear import Linear, is_single_token, use_gemv
 from zoo.costs import Breakdown, linear_flops, linear_params
+from zoo.sharding import Cut, Cuts, FirstRankOnly, Rank, prefixed
 
 __all__ = ["MoE"]
 
@@ -78,6 +79,24 @@ class MoE(FeedForward):
             "shared": self.shared.flops(dim, past, new, causal) if self.shared else 0,
             "router": linear_flops(new, dim, self.experts),
         }
+
+    @property
+    def sums_over_ranks(self) -> bool:
+        return self.expert.sums_over_ranks
+
+    def shard(self, rank: Rank) -> Self:
+        """Each rank holds a part of the width of every expert."""
+        if self.shared and self.shared.cuts() and not self.expert.cuts():
+            self.require(False, "its experts cannot be divided among ranks, and its shared expert can")
+        return super().shard(rank)
+
+    def cuts(self) -> Cuts:
+        experts: dict[str, Cut | FirstRankOnly] = {}
+        for name, cut in self.expert.cuts().items():
+            assert isinstance(cut, Cut)
+            experts[name], bias = cut.stacked(), f"{name}_bias"
+            experts[bias] = cut.stacked() if cut.dim == 0 else FirstRankOnly()
+        return prefixed("experts", experts) | (prefixed("shared", self.shared.cuts()) if self.shared else {})
 
     def describe(self) -> str:
         shared = f" + shared ({self.shared.describe()})" if self.shared else ""

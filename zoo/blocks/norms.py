@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.core.collectives import Group, mean_over_ranks
 from zoo.costs import Breakdown
 from zoo.registry import Block
 
@@ -61,13 +62,27 @@ class _RMSNorm(nn.Module):
         self.identity = {"weight": 0.0 if spec.unit_offset else 1.0}
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.spec.eps)
+        normed = self.normed(x.float())
         if self.weight is None:
             return normed.to(x.dtype)
         if not self.spec.scale_in_fp32:
             normed = normed.to(x.dtype)
         weight = self.weight.float() + 1.0 if self.spec.unit_offset else self.weight
         return (normed * weight).to(x.dtype)
+
+    def normed(self, x: Tensor) -> Tensor:
+        """x / rms(x)"""
+        return F.rms_norm(x, x.shape[-1:], eps=self.spec.eps)
+
+    def over_ranks(self, group: Group) -> None:
+        """Normalise over the elements of all ranks, equally many in each, of which this module has its own."""
+        self.__class__, self.group = _RMSNormOverRanks, group
+
+
+class _RMSNormOverRanks(_RMSNorm):
+    def normed(self, x: Tensor) -> Tensor:
+        mean = mean_over_ranks(x.square().mean(-1, keepdim=True), self.group)
+        return x * torch.rsqrt(mean + self.spec.eps)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The gated short convolution of LFM2 (Liquid AI 2025): a mixer that sees only the last few tokens."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.linear import Linear
 from zoo.costs import Breakdown, CacheSpec, State, linear_flops, linear_params
 from zoo.registry import Mixer
+from zoo.sharding import Cut, Cuts, Divide
 
 __all__ = ["ShortConv"]
 
@@ -20,6 +22,8 @@ class ShortConv(Mixer):
 
     channels: int
     conv: int
+
+    divides: ClassVar = {"channels": Divide.ANY}
 
     def check(self) -> None:
         self.require(self.conv > 1, f"conv={self.conv} must be at least 2 tokens")
@@ -39,6 +43,10 @@ class ShortConv(Mixer):
 
     def cache_spec(self) -> CacheSpec:
         return CacheSpec(state=(State("conv", (self.conv - 1, self.channels)),))
+
+    def cuts(self) -> Cuts:
+        section = self.section("channels", self.channels)
+        return {"input": Cut(0, (section,) * 3), "conv": self.cut("channels"), "o": self.cut("channels", 1)}
 
     def describe(self) -> str:
         return f"short convolution of {self.channels} channels over {self.conv}"

@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -48,6 +49,15 @@ class Rule(ABC):
     def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         """Parameters -> the tensors to store: the inverse of `read`. On meta tensors, the shapes to expect."""
 
+    def stored_rows(
+        self, parameter: int, dim: int, rows: Tensor, shape: Sequence[int], layer: Layer | None
+    ) -> tuple[int, Tensor]:
+        """Where rows along a dimension of a parameter are in a stored tensor of this shape: a dimension, and the rows
+        along it, in their order there. A part that is read so becomes a part of the parameter by the same rule."""
+        if dim:
+            return dim, rows  # most rules move rows of the first dimension alone
+        return 0, self.read([torch.arange(shape[0])], layer)[parameter][rows].sort().values
+
     def fill(self, parameters: Sequence[Tensor], stored: Sequence[Tensor], layer: Layer | None) -> None:
         """`read` into allocated parameters, holding as few of the stored tensors at a time as possible."""
         for parameter, value in zip(parameters, self.read(stored, layer), strict=True):
@@ -73,6 +83,12 @@ class Stacked(Rule):
     def fill(self, parameters: Sequence[Tensor], stored: Sequence[Tensor], layer: Layer | None) -> None:
         for place, expert in zip(parameters[0], stored, strict=True):
             place.copy_(expert)
+
+    def stored_rows(
+        self, parameter: int, dim: int, rows: Tensor, shape: Sequence[int], layer: Layer | None
+    ) -> tuple[int, Tensor]:
+        assert dim, "experts are stored one by one"
+        return dim - 1, rows
 
     def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         return parameters[0].unbind()
@@ -101,6 +117,20 @@ class Rearranged(Rule):
             return [rearrange(stored[0], self.pattern)]
         return rearrange(stored[0], self.pattern, **self._fused).unbind()
 
+    def stored_rows(
+        self, parameter: int, dim: int, rows: Tensor, shape: Sequence[int], layer: Layer | None
+    ) -> tuple[int, Tensor]:
+        before, after = map(_axes, self.pattern.split(" -> "))
+        fused = self._fused
+        wanted = after[dim + (1 if fused else 0)]
+        place = next(i for i, axes in enumerate(before) if set(axes) & set(wanted))
+        # Other dimensions need no more places than the axes that hold several parameters.
+        sizes = [prod(fused.get(axis, 1) for axis in axes) for axes in before]
+        sizes[place] = shape[place]
+        coordinates = torch.arange(shape[place]).view([-1 if i == place else 1 for i in range(len(sizes))])
+        moved = self.read([coordinates.expand(sizes)], layer)[parameter].movedim(dim, 0).flatten(1)[:, 0]
+        return place, moved[rows].sort().values
+
     def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         inverse = " -> ".join(reversed(self.pattern.split(" -> ")))
         if not self._fused:
@@ -112,6 +142,11 @@ class Rearranged(Rule):
         for view, parameter in zip(self.read([stored], layer), parameters, strict=True):
             view.copy_(parameter.detach())
         return [stored]
+
+
+def _axes(side: str) -> list[list[str]]:
+    """One side of an einops pattern -> the names of the axes in each dimension."""
+    return [group.strip("()").split() for group in re.findall(r"\([^)]*\)|\S+", side)]
 
 
 class FusedQKV(Rule):

@@ -9,7 +9,6 @@ layer with hooks runs uncompiled. Whatever is changed after `compile()` is seen 
 
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -124,8 +123,8 @@ class CompiledModel:
     def _compile_all(self, differentiates: bool, recorded: bool) -> ForwardFunctions:
         model = self._model
         run: Callable[..., Any] = run_recorded_layer if recorded else run_layer
-        with torch.device("meta"):  # the model as its spec builds it, without memory, with one layer of each kind
-            reference = replace(model.spec, layers=tuple(dict.fromkeys(model.spec.layers))).build()
+        with torch.device("meta"):  # without memory
+            reference = model.reference()
         built = dict(zip(reference.spec.layers, reference.layers, strict=True))
         layers = [
             self._compile(_RETURNING[run] if spec.hands_on() else run, (spec,), [(layer, built[spec])], differentiates)

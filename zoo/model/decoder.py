@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -18,6 +18,7 @@ from zoo.costs import Breakdown, linear_flops, sum_breakdowns
 from zoo.errors import SpecError
 from zoo.model.module import Model
 from zoo.registry import Spec, swap
+from zoo.sharding import Cut, Cuts, Divide, FirstRankOnly, Rank, prefixed
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Decoder(Spec):
     logit_cap: float | None = None
     per_layer: PerLayerInputs | None = None
 
+    divides: ClassVar = {"vocab": Divide.ANY}
+
     def check(self) -> None:
         self.require(len(self.layers) > 0, "a model needs at least one layer")
         handed_on: set[str] = set()
@@ -56,6 +59,19 @@ class Decoder(Spec):
     def build(self) -> Model:
         """The module, allocated on the current default device in the current default dtype, not initialised."""
         return Model(self)
+
+    def shard(self, rank: Rank) -> Self:
+        """What a rank holds: rows of the vocabulary, and its parts of the blocks."""
+        parts = {layer: layer.shard(rank) for layer, _ in self._counted}
+        layers = tuple(parts[layer] for layer in self.layers)
+        return replace(self, vocab=len(rank.held(self.vocab, Divide.ANY, "vocab")), layers=layers)
+
+    def cuts(self) -> Cuts:
+        vocab, by_layer = self.cut("vocab"), {layer: layer.cuts() for layer, _ in self._counted}
+        found: dict[str, Cut | FirstRankOnly] = dict.fromkeys(("embed", "head", "per_layer.embed"), vocab)
+        for i, layer in enumerate(self.layers):
+            found |= prefixed(f"layers.{i}", by_layer[layer])
+        return found
 
     def params(self) -> int:
         """Stored values, a tied head counted once."""

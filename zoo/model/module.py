@@ -49,6 +49,7 @@ class Model(nn.Module):
     def __init__(self, spec: Decoder) -> None:
         super().__init__()
         self.spec = spec
+        self.vocab = spec.vocab
         self.embed = nn.Embedding(spec.vocab, spec.dim, _weight=torch.empty(spec.vocab, spec.dim))
         shared = {layer: layer for layer in spec.layers}  # equal layers share one spec, by which a compiler knows them
         self.layers = nn.ModuleList(shared[layer].build(spec.dim) for layer in spec.layers)
@@ -185,12 +186,20 @@ class Model(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """The output of the last layer (batch, t, dim) -> logits (batch, t, vocab)."""
-        x = self.norm(x)
-        logits: Tensor = linear(x, self.embed.weight) if self.head is None else self.head(x)
+        logits = self.scores(self.norm(x))
         if self.spec.logits_scaling != 1.0:
             logits = logits / self.spec.logits_scaling
         cap = self.spec.logit_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """The head: (batch, t, dim) -> (batch, t, vocab)."""
+        scores: Tensor = linear(x, self.embed.weight) if self.head is None else self.head(x)
+        return scores
+
+    def reference(self) -> Model:
+        """The model as its spec builds it, with one layer of each kind."""
+        return replace(self.spec, layers=tuple(dict.fromkeys(self.spec.layers))).build()
 
     def _require_positions(self, length: int) -> None:
         """Raise UsageError for a sequence that is longer than learned positions reach."""
@@ -221,7 +230,7 @@ class Model(nn.Module):
         sequence becomes that long. The call raises UsageError for tokens or options out of range; the model runs as the
         result is iterated over.
         """
-        _check_tokens(tokens, self.spec.vocab)
+        _check_tokens(tokens, self.vocab)
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens={max_new_tokens} is below 1")
         stop_ids = torch.tensor(sorted(set(stop)), dtype=torch.long, device=tokens.device)

@@ -1,0 +1,58 @@
+"""Tensor parallel: which part of which stored tensor a rank reads. Nothing else of the files is asked for."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from weights.matching import Part, StoredTensor, TensorMapping
+from zoo.blocks.layer import Layer
+from zoo.core.collectives import Group
+from zoo.model.decoder import Decoder
+from zoo.sharding import Cut, Cuts, FirstRankOnly, cut_of
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A rank's part of a model of the spec `whole`, which has these `parameters`, on the meta device."""
+
+    whole: Decoder
+    group: Group
+    parameters: Mapping[str, Tensor]
+
+    @cached_property
+    def _cuts(self) -> Cuts:
+        return self.whole.cuts()
+
+    def layer(self, mapping: TensorMapping) -> Layer | None:
+        """The rank's part of the layer that a mapping is of: by it a rule makes parameters of what the rank reads."""
+        return None if mapping.layer is None else mapping.layer.shard(self.group.rank)
+
+    def is_absent(self, parameter: str) -> bool:
+        """Whether the first rank alone has the values of a parameter, and this rank has zeros."""
+        return self.group.rank.index > 0 and isinstance(cut_of(parameter, self._cuts), FirstRankOnly)
+
+    def part(self, mapping: TensorMapping, stored: Mapping[str, StoredTensor]) -> Part | None:
+        """What a rank reads of each stored tensor of a mapping of the whole model; None: all of it."""
+        shape = stored[mapping.checkpoint_names[0]].shape
+        dims, rows = set(), []
+        for i, name in enumerate(mapping.module_names):
+            cut = cut_of(name, self._cuts)
+            if not isinstance(cut, Cut):
+                return None
+            size = self.parameters[name].shape[cut.dim]
+            own = torch.cat([torch.arange(each.start, each.stop) for each in cut.slices(size, self.group.rank)])
+            dim, found = mapping.rule.stored_rows(i, cut.dim, own, shape, mapping.layer)
+            dims.add(dim)
+            rows.append(found)
+        (dim,) = dims
+        return Part(dim, tuple(_ranges(torch.cat(rows).unique())))
+
+
+def _ranges(rows: Tensor) -> Iterator[range]:
+    """Rows in order -> ranges without gaps."""
+    ends = (rows.diff() != 1).nonzero().flatten() + 1
+    for run in rows.tensor_split(ends.tolist()):
+        yield range(int(run[0]), int(run[-1]) + 1)

@@ -1,0 +1,95 @@
+"""What the ranks of tensor parallel exchange: sums and gathered columns, with gradients, compiled or not.
+
+Every rank computes the same loss from the same logits. So the gradient of a sum over ranks is the gradient of what is
+summed, and the gradient of what every rank reads is the sum of theirs: the functions f and g of Megatron-LM (Shoeybi et
+al. 2019, section 3).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from zoo.sharding import Rank
+
+
+@dataclass(frozen=True)
+class Group:
+    """The ranks that divide a model, as torch's process group of this `name`, and which of them this process is."""
+
+    name: str
+    rank: Rank
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup) -> "Group":
+        """Of torch's process group."""
+        from torch.distributed import _functional_collectives  # noqa: F401  (defines the operators; takes a second)
+
+        return cls(group.group_name, Rank(dist.get_rank(group), dist.get_world_size(group)))
+
+
+def summed(x: Tensor, group: Group) -> Tensor:
+    """The sum of x over ranks, in each of them."""
+    out: Tensor = _Summed.apply(x, group.name)  # type: ignore[no-untyped-call]
+    return out
+
+
+def read_by_all(x: Tensor, group: Group) -> Tensor:
+    """x, which each rank goes on with in a way of its own: its gradient is the sum of the ranks' gradients."""
+    out: Tensor = _ReadByAll.apply(x, group.name)  # type: ignore[no-untyped-call]
+    return out
+
+
+def mean_over_ranks(x: Tensor, group: Group) -> Tensor:
+    """The mean of x over ranks, of which each rank makes results of its own: gradients are averaged, too."""
+    return _all_reduce(x, group.name) / group.rank.ranks
+
+
+def gathered_columns(x: Tensor, group: Group, counts: list[int]) -> Tensor:
+    """Each rank's x (..., columns), side by side (..., all columns), of which rank i has counts[i]."""
+    out: Tensor = _GatheredColumns.apply(x, group, counts)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _all_reduce(x: Tensor, name: str) -> Tensor:
+    out: Tensor = torch.ops._c10d_functional.all_reduce(x.contiguous(), "sum", name)
+    return torch.ops._c10d_functional.wait_tensor(out)  # type: ignore[no-any-return]
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
+        return _all_reduce(x, name)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _ReadByAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _all_reduce(grad, ctx.name), None
+
+
+class _GatheredColumns(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, counts: list[int]) -> Tensor:
+        index, ranks = group.rank
+        ctx.columns = sum(counts[:index]), counts[index]
+        widest = max(counts)
+        padded = torch.nn.functional.pad(x, (0, widest - counts[index])).contiguous()
+        out = torch.ops._c10d_functional.all_gather_into_tensor(padded, ranks, group.name)
+        parts = torch.ops._c10d_functional.wait_tensor(out).chunk(ranks)
+        return torch.cat([part[..., :count] for part, count in zip(parts, counts, strict=True)], dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.narrow(-1, *ctx.columns), None, None

@@ -1,0 +1,139 @@
+"""A model that several ranks hold together (tensor parallel): each runs its part of every block.
+
+A rank's module is the module of its spec (`Decoder.shard`), and its blocks know nothing of other ranks. Connected here:
+the input and the output of each block that ranks divide, norms that go over divided elements, the embedding's rows and
+the head's columns.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from operator import attrgetter
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.core.collectives import Group, gathered_columns, read_by_all, summed
+from zoo.model.decoder import Decoder
+from zoo.model.module import Model
+from zoo.registry import Spec
+from zoo.sharding import Divide, FirstRankOnly, cut_of
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class ParallelModel(Model):
+    """The part of a model that one rank of a group holds: `spec` is the rank's own, `whole` that of the model.
+
+    All ranks run it at the same time on the same tokens, and each gets all logits. Gradients of a parameter that is
+    whole in every rank, inside a block that ranks divide, are a summand each.
+    """
+
+    def __init__(self, whole: Decoder, group: Group) -> None:
+        super().__init__(whole.shard(group.rank))
+        self.whole, self.group, self.vocab = whole, group, whole.vocab
+        self._columns = [len(each) for each in vocabulary(whole, group)]
+        first = vocabulary(whole, group)[group.rank.index].start
+        embeddings = [self.embed, *([self.per_layer.embed] if self.per_layer is not None else [])]
+        for embedding in embeddings:
+            connected(embedding, _PartOfEmbedding, group, first=first)
+        for spec, layer in zip(whole.layers, self.layers, strict=True):
+            connect(layer, spec, group)
+
+    def reference(self) -> Model:
+        return ParallelModel(replace(self.whole, layers=tuple(dict.fromkeys(self.whole.layers))), self.group)
+
+    def scores(self, x: Tensor) -> Tensor:
+        return gathered_columns(super().scores(read_by_all(x, self.group)), self.group, self._columns)
+
+
+def vocabulary(whole: Decoder, group: Group) -> list[range]:
+    """The rows of the vocabulary that each rank holds."""
+    ranks = (group.rank._replace(index=index) for index in range(group.rank.ranks))
+    return [rank.held(whole.vocab, Divide.ANY, "vocab") for rank in ranks]
+
+
+def connect(module: nn.Module, whole: Spec, group: Group) -> None:
+    """Make a rank's module, built of its part of the `whole` spec, add up and share with the other ranks."""
+    for path in _summing(whole):
+        block, spec = module.get_submodule(path), attrgetter(path)(whole)
+        if hasattr(block, "over_ranks"):
+            block.over_ranks(spec, group)
+        connected(block, _summing_class(type(block)), group)
+
+
+def connected(module: nn.Module, kind: type[nn.Module], group: Group, **attributes: Any) -> None:
+    """Make a module one of a subclass that works with other ranks."""
+    module.__class__ = kind
+    for name, value in {"group": group, **attributes}.items():
+        setattr(module, name, value)
+
+
+def _summing(spec: Spec, path: str = "") -> Iterator[str]:
+    """The outermost blocks whose outputs are summed over ranks, by their modules' names."""
+    for name, child in spec.children():
+        inside = f"{path}.{name}" if path else name
+        if child.sums_over_ranks:
+            yield inside
+        else:
+            yield from _summing(child, inside)
+
+
+@cache
+def _summing_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """A block's class, with an output that is the sum over ranks."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        group = self.group
+        args = tuple(read_by_all(each, group) if isinstance(each, Tensor) else each for each in args)
+        kwargs = {name: read_by_all(each, group) if isinstance(each, Tensor) else each for name, each in kwargs.items()}
+        return summed(kind.forward(self, *args, **kwargs), group)
+
+    return type(f"Parallel{kind.__name__}", (kind,), {"forward": forward})
+
+
+class _PartOfEmbedding(nn.Embedding):
+    """Rows `first` and following of an embedding."""
+
+    first: int
+    group: Group
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids (b, t) -> (b, t, dim)"""
+        rows = tokens - self.first
+        inside = (rows >= 0) & (rows < self.weight.shape[0])
+        x = F.embedding(rows.clamp(0, self.weight.shape[0] - 1), self.weight)
+        return summed(torch.where(inside.unsqueeze(-1), x, 0), self.group)
+
+
+def part_of(name: str, value: Tensor, whole: Decoder, group: Group) -> Tensor:
+    """A rank's part of a parameter of the whole model, a copy unless it is all of it."""
+    cut = cut_of(name, whole.cuts())
+    if isinstance(cut, FirstRankOnly):
+        return value if group.rank.index == 0 else torch.zeros_like(value)
+    if cut is None:
+        return value
+    parts = [value.narrow(cut.dim, part.start, len(part)) for part in cut.slices(value.shape[cut.dim], group.rank)]
+    return torch.cat(parts, dim=cut.dim)
+
+
+def allocate_part(whole: Decoder, group: Group, dtype: torch.dtype = torch.float32) -> ParallelModel:
+    """A rank's part of a model on the meta device, in eval mode."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            return ParallelModel(whole, group).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+@torch.no_grad()
+def divide(model: Model, group: Group) -> ParallelModel:
+    """A rank's part of a model that every rank holds."""
+    part = allocate_part(model.spec, group, model.embed.weight.dtype)
+    parameters = {name: part_of(name, value, model.spec, group) for name, value in model.state_dict().items()}
+    part.load_state_dict(parameters, assign=True)
+    return part.train(model.training)

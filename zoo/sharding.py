@@ -1,0 +1,99 @@
+"""Tensor parallel, without torch: which part of each parameter a rank holds, of how many ranks.
+
+A block names the fields that ranks divide among them (`divides`), and the parameters that are divided with these
+(`cuts`). From this follow what a rank holds (`Spec.shard`, a spec like any other), the slices of every parameter, and
+where the outputs of ranks are added up. As in Megatron-LM (Shoeybi et al. 2019, section 3): the heads of attention and
+the width of a feed-forward are divided, and each block ends in one sum over ranks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import NamedTuple
+
+from zoo.errors import SpecError
+
+
+class Divide(Enum):
+    """How a number of units is divided among ranks."""
+
+    EVENLY = "evenly"  # equally many to each
+    REPEATED = "repeated"  # equally many to each; where there are fewer than ranks, several ranks hold the same one
+    ANY = "any"  # as equally as it goes: of 10, three ranks hold 4, 3 and 3
+
+
+class Rank(NamedTuple):
+    """One of the ranks that divide a model, the first of which has index 0."""
+
+    index: int
+    ranks: int
+
+    def held(self, count: int, how: Divide = Divide.EVENLY, what: str = "count") -> range:
+        """Which of `count` units this rank holds. Raises SpecError for units that so many ranks cannot divide."""
+        if how is Divide.REPEATED and count < self.ranks and self.ranks % count == 0:
+            only = self.index * count // self.ranks
+            return range(only, only + 1)
+        if count < self.ranks or (how is not Divide.ANY and count % self.ranks):
+            raise SpecError(f"{what}={count} cannot be divided among {self.ranks} ranks")
+        each, more = divmod(count, self.ranks)
+        first = self.index * each + min(self.index, more)
+        return range(first, first + each + (self.index < more))
+
+
+class Section(NamedTuple):
+    """Rows of a parameter that belong to `count` units, equally many to each unit: `rows` in all, None for all rows
+    that there are."""
+
+    count: int
+    how: Divide
+    what: str
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A parameter that is divided along `dim`, section by section."""
+
+    dim: int
+    sections: tuple[Section, ...]
+
+    def slices(self, size: int, rank: Rank) -> list[range]:
+        """The parts of a dimension of this size that a rank holds, in order."""
+        found, start = [], 0
+        for section in self.sections:
+            rows = size if section.rows is None else section.rows
+            unit, held = rows // section.count, rank.held(section.count, section.how, section.what)
+            found.append(range(start + held.start * unit, start + held.stop * unit))
+            start += rows
+        return found
+
+    def stacked(self) -> "Cut":
+        """The same of a stack of such parameters, whose first dimension is the stack's."""
+        return replace(self, dim=self.dim + 1)
+
+
+class FirstRankOnly:
+    """A parameter that the ranks' outputs would hold once each: a bias after their sum. The first rank has its values,
+    the others hold zeros."""
+
+
+Cuts = Mapping[str, Cut | FirstRankOnly]
+"""Module or parameter -> how it is divided. What is not named, every rank holds.
+
+A linear map's name stands for its weight, and for its bias: a bias is divided with the outputs, and added by the first
+rank alone where the inputs are divided.
+"""
+
+
+def prefixed(prefix: str, cuts: Cuts) -> dict[str, Cut | FirstRankOnly]:
+    """The cuts of a module inside another, as the other one names them."""
+    return {f"{prefix}.{name}": cut for name, cut in cuts.items()}
+
+
+def cut_of(parameter: str, cuts: Cuts) -> Cut | FirstRankOnly | None:
+    """How a parameter is divided; None: every rank holds it."""
+    if parameter in cuts:
+        return cuts[parameter]
+    name, _, kind = parameter.rpartition(".")
+    cut = cuts.get(name) if kind in ("weight", "bias") else None
+    return FirstRankOnly() if kind == "bias" and isinstance(cut, Cut) and cut.dim > 0 else cut
