@@ -123,7 +123,8 @@ def load(
     Raises NotAvailable for what is not there, MalformedError for what does not fit, naming all of it at once.
     """
     opened = open_source(source, revision, offline)
-    return fill(opened.spec(ignore_fields), opened, device, dtype, check_finite, mesh)
+    group = None if mesh is None else Group.of(mesh.get_group("tp" if mesh.mesh_dim_names else None))
+    return fill(opened.spec(ignore_fields), opened, device, dtype, check_finite, group)
 
 
 def open_source(source: str | Path, revision: str | None = None, offline: bool = False) -> Source:
@@ -145,16 +146,17 @@ def fill(
     device: str | torch.device,
     dtype: str | torch.dtype,
     check_finite: bool = False,
-    mesh: DeviceMesh | None = None,
+    group: Group | None = None,
 ) -> Model:
-    """A model of this spec with the source's weights. Everything is checked to fit before the first tensor is read.
+    """A model of this spec with the source's weights, or this rank's part of one. Everything is checked to fit before
+    the first tensor is read.
 
     The modes around the call do not matter. Under `torch.inference_mode()` the parameters are normal tensors, so that
     the model can be trained and compiled afterwards. (Reader threads do not inherit that mode, and could not write into
     tensors made in it.) Temporary tensors are on the CPU, whatever the default device is.
     """
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        matched = match_model(spec, source, resolve_dtype(dtype, source), mesh)
+        matched = match_model(spec, source, resolve_dtype(dtype, source), group)
         if spec.tied and HEAD in source.tensors:
             _check_tied_head(source)
         if check_finite:
@@ -165,7 +167,7 @@ def fill(
         return matched.model
 
 
-def match_model(spec: Decoder, source: Source, dtype: torch.dtype, mesh: DeviceMesh | None = None) -> MatchedModel:
+def match_model(spec: Decoder, source: Source, dtype: torch.dtype, group: Group | None = None) -> MatchedModel:
     """A model of this spec on the meta device, or a rank's part of it, matched with the source's tensors. Raises
     MalformedError naming everything that does not fit, SpecError for a model that the ranks cannot divide."""
     model = catalog.allocate(spec, "meta", dtype)
@@ -173,9 +175,8 @@ def match_model(spec: Decoder, source: Source, dtype: torch.dtype, mesh: DeviceM
     mappings = match(spec, parameters, source.rules, source.tensors)
     skip = skipped(spec, source.rules, source.tensors)
     check_fit(source, mappings, parameters, {name for names in skip.values() for name in names})
-    if mesh is None:
+    if group is None:
         return MatchedModel(source, model, mappings, skip)
-    group = Group.of(mesh.get_group("tp" if mesh.mesh_dim_names else None))
     return MatchedModel(source, allocate_part(spec, group, dtype), mappings, skip, Shards(spec, group, parameters))
 
 

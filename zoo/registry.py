@@ -28,7 +28,7 @@ from typing import (
 
 from zoo.costs import Breakdown, CacheSpec, Reach
 from zoo.errors import SpecError
-from zoo.sharding import Cut, Cuts, Divide, Rank, Section, prefixed
+from zoo.sharding import Cut, Cuts, Divide, Exchange, Rank, Section, prefixed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -129,6 +129,12 @@ class Spec(ABC):
     def section(self, field: str, rows: int | None = None) -> Section:
         """Rows of a parameter that are divided with a field."""
         return Section(getattr(self, field), self.divides[field], field, rows)
+
+    def exchanges(self, dim: int, ranks: int) -> tuple[Exchange, ...]:
+        """What so many ranks exchange in a forward pass, in order: the sum of outputs, or what the specs inside do."""
+        if self.sums_over_ranks:
+            return (Exchange("all-reduce", dim),)
+        return tuple(each for _, child in self.children() for each in child.exchanges(dim, ranks))
 
     def walk(self) -> Iterator[Spec]:
         """This spec and every spec inside it, outermost first."""

@@ -9,7 +9,7 @@ the width of a feed-forward are divided, and each block ends in one sum over ran
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from zoo.errors import SpecError
 
@@ -70,6 +70,25 @@ class Cut:
     def stacked(self) -> "Cut":
         """The same of a stack of such parameters, whose first dimension is the stack's."""
         return replace(self, dim=self.dim + 1)
+
+
+class Exchange(NamedTuple):
+    """A collective operation in a forward pass: "all-reduce", whose tensor has so many `elements` for each token, or
+    "all-gather", whose result has. Elements are of the activations' dtype, or of float32."""
+
+    kind: Literal["all-reduce", "all-gather"]
+    elements: int
+    in_float32: bool = False
+
+    def nbytes(self, tokens: int, itemsize: int) -> int:
+        """Bytes of the tensor in one rank."""
+        return self.elements * tokens * (4 if self.in_float32 else itemsize)
+
+    def sent(self, tokens: int, itemsize: int, ranks: int) -> float:
+        """Bytes that one rank sends, where ranks form a ring: each part of a tensor goes through all the others, of an
+        all-reduce twice (Patarasuk and Yuan 2009)."""
+        rounds = 2 if self.kind == "all-reduce" else 1
+        return rounds * (ranks - 1) / ranks * self.nbytes(tokens, itemsize)
 
 
 class FirstRankOnly:

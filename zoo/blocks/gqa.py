@@ -14,7 +14,7 @@ from zoo.core.forward_context import ForwardContext, LayerCache, Mask
 from zoo.core.linear import Linear
 from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, Window, linear_flops, linear_params
 from zoo.registry import Alias, Mixer, Spec
-from zoo.sharding import Cuts, Divide
+from zoo.sharding import Cuts, Divide, Exchange
 
 __all__ = ["GQA"]
 
@@ -113,6 +113,10 @@ class GQA(Mixer):
         heads, keys = self.cut("heads"), self.cut("kv_heads")
         norms = {"q_norm": heads, "k_norm": keys} if self.qk_norm_over == "projection" else {}
         return {"q": heads, "k": keys, "v": keys, "gate": heads, "sinks": heads, "o": self.cut("heads", 1), **norms}
+
+    def exchanges(self, dim: int, ranks: int) -> tuple[Exchange, ...]:
+        norms = len(self._norm_widths()) if self.qk_norm and self.qk_norm_over == "projection" else 0
+        return *(Exchange("all-reduce", 1, in_float32=True),) * norms, *super().exchanges(dim, ranks)
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         return ((self.rope, self.head_dim), *(((self.temperature, 1),) if self.temperature else ()))

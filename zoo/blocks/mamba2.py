@@ -14,7 +14,7 @@ from zoo.core.linear import Linear
 from zoo.core.recurrence import initial_decay_rates, initial_time_steps, state_space, state_space_flops
 from zoo.costs import Breakdown, CacheSpec, State, linear_flops, linear_params
 from zoo.registry import Mixer
-from zoo.sharding import Cut, Cuts, Divide
+from zoo.sharding import Cut, Cuts, Divide, Exchange
 
 __all__ = ["Mamba2"]
 
@@ -84,6 +84,10 @@ class Mamba2(Mixer):
         whole = self.section("heads", self.width), *mixed, self.section("heads", self.heads)
         by_head = dict.fromkeys(("A_log", "dt_bias", "D", "norm"), self.cut("heads"))
         return {"input": Cut(0, whole), "conv": Cut(0, mixed), **by_head, "o": self.cut("heads", 1)}
+
+    def exchanges(self, dim: int, ranks: int) -> tuple[Exchange, ...]:
+        norm = (Exchange("all-reduce", self.groups, in_float32=True),) if self.groups < ranks else ()
+        return *norm, *super().exchanges(dim, ranks)
 
     def describe(self) -> str:
         groups = f", {self.groups} groups" if self.groups > 1 else ""

@@ -18,7 +18,7 @@ from zoo.costs import Breakdown, linear_flops, sum_breakdowns
 from zoo.errors import SpecError
 from zoo.model.module import Model
 from zoo.registry import Spec, swap
-from zoo.sharding import Cut, Cuts, Divide, FirstRankOnly, Rank, prefixed
+from zoo.sharding import Cut, Cuts, Divide, Exchange, FirstRankOnly, Rank, prefixed
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,17 @@ class Decoder(Spec):
         for i, layer in enumerate(self.layers):
             found |= prefixed(f"layers.{i}", by_layer[layer])
         return found
+
+    def exchanges(self, dim: int, ranks: int) -> tuple[Exchange, ...]:
+        """What so many ranks exchange for each token before the head: of looked up rows, one rank has each."""
+        rows = [self.dim, *([len(self.layers) * self.per_layer.width] if self.per_layer else [])]
+        by_layer = {layer: layer.exchanges(dim, ranks) for layer, _ in self._counted}
+        layers = (each for layer in self.layers for each in by_layer[layer])
+        return *(Exchange("all-reduce", width) for width in rows), *layers
+
+    def head_exchange(self, ranks: int) -> Exchange:
+        """What they exchange for each position that goes through the head: columns, equally many of each rank."""
+        return Exchange("all-gather", ranks * -(-self.vocab // ranks))
 
     def params(self) -> int:
         """Stored values, a tied head counted once."""

@@ -19,7 +19,7 @@ from zoo.core.collectives import Group, gathered_columns, read_by_all, summed
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
 from zoo.registry import Spec
-from zoo.sharding import Divide, FirstRankOnly, cut_of
+from zoo.sharding import Cuts, Divide, FirstRankOnly, cut_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -57,7 +57,7 @@ def vocabulary(whole: Decoder, group: Group) -> list[range]:
 
 def connect(module: nn.Module, whole: Spec, group: Group) -> None:
     """Make a rank's module, built of its part of the `whole` spec, add up and share with the other ranks."""
-    for path in _summing(whole):
+    for path in summing(whole):
         block, spec = module.get_submodule(path), attrgetter(path)(whole)
         if hasattr(block, "over_ranks"):
             block.over_ranks(spec, group)
@@ -71,14 +71,14 @@ def connected(module: nn.Module, kind: type[nn.Module], group: Group, **attribut
         setattr(module, name, value)
 
 
-def _summing(spec: Spec, path: str = "") -> Iterator[str]:
+def summing(spec: Spec, path: str = "") -> Iterator[str]:
     """The outermost blocks whose outputs are summed over ranks, by their modules' names."""
     for name, child in spec.children():
         inside = f"{path}.{name}" if path else name
         if child.sums_over_ranks:
             yield inside
         else:
-            yield from _summing(child, inside)
+            yield from summing(child, inside)
 
 
 @cache
@@ -108,9 +108,9 @@ class _PartOfEmbedding(nn.Embedding):
         return summed(torch.where(inside.unsqueeze(-1), x, 0), self.group)
 
 
-def part_of(name: str, value: Tensor, whole: Decoder, group: Group) -> Tensor:
+def part_of(name: str, value: Tensor, cuts: Cuts, group: Group) -> Tensor:
     """A rank's part of a parameter of the whole model, a copy unless it is all of it."""
-    cut = cut_of(name, whole.cuts())
+    cut = cut_of(name, cuts)
     if isinstance(cut, FirstRankOnly):
         return value if group.rank.index == 0 else torch.zeros_like(value)
     if cut is None:
@@ -134,6 +134,7 @@ def allocate_part(whole: Decoder, group: Group, dtype: torch.dtype = torch.float
 def divide(model: Model, group: Group) -> ParallelModel:
     """A rank's part of a model that every rank holds."""
     part = allocate_part(model.spec, group, model.embed.weight.dtype)
-    parameters = {name: part_of(name, value, model.spec, group) for name, value in model.state_dict().items()}
+    cuts = model.spec.cuts()
+    parameters = {name: part_of(name, value, cuts, group) for name, value in model.state_dict().items()}
     part.load_state_dict(parameters, assign=True)
     return part.train(model.training)

@@ -1,0 +1,207 @@
+"""Several ranks that hold a model together compute what one process does: logits, cached decode, losses, gradients."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import zoo
+from tests.models import bound, passes_bound, randomised, tokens_of
+from tests.presets import distinct, representatives
+from tests.ranks import in_ranks
+from zoo.core.collectives import Group
+from zoo.model.module import Model
+from zoo.model.parallel import ParallelModel, divide, summing
+from zoo.sharding import Cut, FirstRankOnly, Rank, cut_of
+
+LENGTH, CHUNK = 40, 13
+OPERATORS = {"all_reduce": "all-reduce", "all_gather_into_tensor": "all-gather"}
+
+
+def world() -> Group:
+    return Group.of(dist.group.WORLD)
+
+
+def both(name: str, dtype: torch.dtype = torch.float32) -> tuple[Model, ParallelModel, Tensor]:
+    """A model, this rank's part of it, and tokens (2, LENGTH)."""
+    model = randomised(zoo.spec(name, tiny=True), dtype=dtype)
+    return model, divide(model, world()), tokens_of(model.spec, 2, LENGTH)
+
+
+@torch.no_grad()
+def logits(device: torch.device, names: list[str]) -> dict[str, tuple[float, float, float, float]]:
+    """Of each model: how far logits of a whole pass and of cached passes are from one process's, and the bounds."""
+    found = {}
+    for name in names:
+        model, part, tokens = both(name)
+        expected, cache = model(tokens), part.new_cache(2, LENGTH)
+        ends = [0, CHUNK, *range(CHUNK + 1, CHUNK + 4), LENGTH]
+        passes = [part(tokens[:, start:end], cache) for start, end in zip(ends, ends[1:], strict=False)]
+        whole, cached = ((each - expected).abs().max().item() for each in (part(tokens), torch.cat(passes, dim=1)))
+        found[name] = whole, cached, bound(expected), passes_bound(model.spec, expected)
+    return found
+
+
+def assert_logits(ranks: int, names: list[str]) -> None:
+    for found in in_ranks(ranks, logits, names):
+        far = {name: each for name, each in found.items() if each[0] > each[2] or each[1] > each[3]}
+        assert not far
+        assert list(found) == names
+
+
+def test_two_ranks_compute_the_logits_of_one_process() -> None:
+    assert_logits(2, list(representatives()))
+
+
+@pytest.mark.slow
+def test_four_ranks_compute_the_logits_of_one_process() -> None:
+    """With fewer KV heads, key heads or groups than ranks."""
+    assert_logits(4, list(distinct()))
+
+
+def gradients_of(model: Model, tokens: Tensor) -> dict[str, Tensor]:
+    F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+
+def gathered(name: str, own: Tensor, like: Tensor, model: ParallelModel) -> Tensor:
+    """All ranks' gradients of a parameter as one process has it, which is `like` this one: those of one element are
+    summands, where each rank went on with it in a way of its own."""
+    cut, total = cut_of(name, model.whole.cuts()), torch.zeros_like(like)
+    if isinstance(cut, Cut):
+        start = 0
+        for rows in cut.slices(like.shape[cut.dim], model.group.rank):
+            total.narrow(cut.dim, rows.start, len(rows)).add_(own.narrow(cut.dim, start, len(rows)))
+            start += len(rows)
+    else:
+        total += own
+    divided = {f"layers.{i}.{path}" for i, layer in enumerate(model.whole.layers) for path in summing(layer)}
+    if isinstance(cut, Cut) or (cut is None and any(name.startswith(f"{path}.") for path in divided)):
+        dist.all_reduce(total)
+    return total
+
+
+def gradients(device: torch.device, names: list[str]) -> dict[str, dict[str, float]]:
+    """Of each model in float64, the parameters whose gradients differ by more than rounding, relative to the largest
+    gradient, and by how much."""
+    found = {}
+    for name in names:
+        model, part, tokens = both(name, torch.float64)
+        expected, own = gradients_of(model, tokens), gradients_of(part, tokens)
+        assert expected.keys() == own.keys()
+        largest = max(each.abs().max().item() for each in expected.values())
+        errors = {
+            parameter: (gathered(parameter, own[parameter], each, part) - each).abs().max().item() / largest
+            for parameter, each in expected.items()
+        }
+        found[name] = {parameter: error for parameter, error in errors.items() if not error < 1e-6}
+    return found
+
+
+def test_two_ranks_compute_the_gradients_of_one_process() -> None:
+    names = list(representatives())
+    for found in in_ranks(2, gradients, names):
+        assert found == dict.fromkeys(names, {})
+
+
+@pytest.mark.slow
+def test_four_ranks_compute_the_gradients_of_one_process() -> None:
+    names = list(distinct())
+    for found in in_ranks(4, gradients, names):
+        assert found == dict.fromkeys(names, {})
+
+
+class ExchangedBytes(TorchDispatchMode):
+    """Bytes of the tensors of each collective operator: of what an all-reduce sums, of what an all-gather gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nbytes = Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        kind = OPERATORS.get(func.__name__.partition(".")[0]) if func.namespace == "_c10d_functional" else None
+        if kind:
+            self.nbytes[kind] += out.nbytes
+        return out
+
+
+@torch.no_grad()
+def exchanged(device: torch.device, names: list[str]) -> dict[str, tuple[dict[str, int], dict[str, int], int, int]]:
+    """Of each model: the bytes of each kind of collective in a pass of the last chunk, by formula too; the number of
+    collectives, by formula too."""
+    found = {}
+    for name in names:
+        _, part, tokens = both(name)
+        ranks, spec = part.group.rank.ranks, part.whole
+        cache = part.new_cache(2, LENGTH)
+        part(tokens[:, :CHUNK], cache)
+        with CommDebugMode() as counted, ExchangedBytes() as measured:
+            part(tokens[:, CHUNK:], cache, logits_to_keep=1)
+        by_token, of_head = spec.exchanges(spec.dim, ranks), spec.head_exchange(ranks)
+        formula = Counter[str]()
+        for each in by_token:
+            formula[each.kind] += each.nbytes(2 * (LENGTH - CHUNK), 4)
+        formula[of_head.kind] += of_head.nbytes(2, 4)
+        found[name] = dict(measured.nbytes), dict(formula), counted.get_total_counts(), len(by_token) + 1
+    return found
+
+
+def assert_exchanged(ranks: int, names: list[str]) -> None:
+    for found in in_ranks(ranks, exchanged, names):
+        for name, (measured, formula, count, expected) in found.items():
+            assert measured == formula, name
+            assert count == expected, name
+
+
+def test_what_two_ranks_exchange_follows_from_the_formula() -> None:
+    assert_exchanged(2, list(representatives()))
+
+
+@pytest.mark.slow
+def test_what_three_and_four_ranks_exchange_follows_from_the_formula() -> None:
+    """Of three ranks the columns of the head are uneven."""
+    assert_exchanged(4, list(distinct()))
+
+
+@torch.no_grad()
+def compiled(device: torch.device, name: str) -> tuple[float, float]:
+    model, part, tokens = both(name)
+    part.compile()
+    expected, cache = model(tokens), part.new_cache(2, LENGTH)
+    passes = [part(tokens[:, :CHUNK], cache), part(tokens[:, CHUNK : LENGTH - 3], cache)]
+    passes += [part(tokens[:, i : i + 1], cache) for i in range(LENGTH - 3, LENGTH)]
+    return (torch.cat(passes, dim=1) - expected).abs().max().item(), passes_bound(model.spec, expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["llama3.2-1b", *(pytest.param(name, marks=pytest.mark.slow) for name in representatives())]
+)
+def test_compiled_decode_is_that_of_one_process(name: str) -> None:
+    for error, most in in_ranks(2, compiled, name):
+        assert error <= most
+
+
+def test_modules_know_nothing_of_other_ranks_but_where_they_meet() -> None:
+    """A swapped block is parallel by what it says; one that says nothing is computed whole by every rank."""
+    spec = zoo.spec("gemma3", tiny=True)
+    assert list(summing(spec.layers[0])) == ["attn.block", "ffn.block"]
+    swapped = zoo.swap(spec, zoo.GLU, lambda ffn: zoo.MLP(ffn.hidden, zoo.ReLUSquared()))
+    assert list(summing(swapped.layers[0])) == ["attn.block", "ffn.block"]
+
+
+def test_first_rank_only_biases_are_zero_elsewhere() -> None:
+    model = randomised(zoo.spec("gpt2", tiny=True))
+    parts = [divide(model, Group("none", Rank(index, 2))) for index in range(2)]
+    name = "layers.0.attn.block.o.bias"
+    assert isinstance(cut_of(name, model.spec.cuts()), FirstRankOnly)
+    assert torch.equal(parts[0].state_dict()[name], model.state_dict()[name])
+    assert not parts[1].state_dict()[name].any()
