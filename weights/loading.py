@@ -1,5 +1,7 @@
 """A released model from a source of weights: every parameter filled, every stored tensor used, or one error."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -46,7 +46,13 @@ def test_few_units_are_held_by_several_ranks() -> None:
 
 @pytest.mark.parametrize(
     ("count", "how", "ranks"),
-    [(6, Divide.EVENLY, 4), (2, Divide.EVENLY, 4), (3, Divide.ANY, 4), (3, Divide.REPEATED, 4), (6, Divide.REPEATED, 4)],
+    [
+        (6, Divide.EVENLY, 4),
+        (2, Divide.EVENLY, 4),
+        (3, Divide.ANY, 4),
+        (3, Divide.REPEATED, 4),
+        (6, Divide.REPEATED, 4),
+    ],
 )
 def test_impossible_splits_are_refused_with_the_numbers(count: int, how: Divide, ranks: int) -> None:
     with pytest.raises(SpecError, match=f"heads={count} cannot be divided among {ranks} ranks"):
@@ -68,7 +74,7 @@ def assert_parts(spec: zoo.Decoder, ranks: int) -> None:
     """Parts have the shapes of a rank's module, whose formulas count them; together they are the whole, and what is
     held several times is what `cuts` says."""
     whole, cuts = dict(allocate(spec, "meta").named_parameters()), spec.cuts()
-    covered = {name: 0 for name in whole}
+    covered = dict.fromkeys(whole, 0)
     for index in range(ranks):
         with torch.device("meta"):
             part = ParallelModel(spec, group(index, ranks))

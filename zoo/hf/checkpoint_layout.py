@@ -128,7 +128,8 @@ class Rearranged(Rule):
         sizes = [prod(fused.get(axis, 1) for axis in axes) for axes in before]
         sizes[place] = shape[place]
         coordinates = torch.arange(shape[place]).view([-1 if i == place else 1 for i in range(len(sizes))])
-        moved = self.read([coordinates.expand(sizes)], layer)[parameter].movedim(dim, 0).flatten(1)[:, 0]
+        moved = self.read([coordinates.expand(sizes)], layer)[parameter].movedim(dim, 0)
+        moved = moved.reshape(len(moved), -1)[:, 0]
         return place, moved[rows].sort().values
 
     def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:

@@ -1,0 +1,150 @@
+"""A rank of tensor parallel reads its own slices of the files and gets its part of the model, bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import weights
+from tests.presets import screen_by_family
+from tests.ranks import in_ranks
+from tests.reference import toy_config, toy_reference
+from tests.weights.checkpoints import write
+from tests.weights.packers import FP8_CONFIG, MXFP4_CONFIG, pack_fp8, pack_mxfp4, per_expert
+from weights.formats.hf_folder import HFFolder
+from weights.loading import fill, open_source
+from zoo.core.collectives import Group
+from zoo.errors import MalformedError, SpecError
+from zoo.model.module import Model
+from zoo.model.parallel import divide, part_of
+from zoo.sharding import Rank
+
+Saved = Callable[[str], Path]
+
+
+def group(index: int, ranks: int) -> Group:
+    """A rank of a group that no process is of: enough to read its part."""
+    return Group("none", Rank(index, ranks))
+
+
+def part(folder: Path, index: int, ranks: int, **options: Any) -> Model:
+    source = open_source(folder)
+    return fill(source.spec(), source, "cpu", options.get("dtype", "auto"), group=group(index, ranks))
+
+
+def assert_part(folder: Path, ranks: int, **options: Any) -> None:
+    whole = weights.load(folder, **options)
+    cuts = whole.spec.cuts()
+    for index in range(ranks):
+        own = part(folder, index, ranks, **options).state_dict()
+        assert own.keys() == whole.state_dict().keys()
+        for name, value in whole.state_dict().items():
+            assert torch.equal(own[name], part_of(name, value, cuts, group(index, ranks))), (name, index)
+
+
+@pytest.mark.parametrize("name", screen_by_family(most=1))
+def test_a_rank_gets_its_part_of_every_layout(name: str, saved: Saved) -> None:
+    for ranks in (2, 4):
+        assert_part(saved(name), ranks)
+
+
+class Requested:
+    """Elements of the tensors that a folder was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.elements = 0
+        for name in ("get", "get_part"):
+            monkeypatch.setattr(HFFolder, name, self._counting(getattr(HFFolder, name)))
+
+    def _counting(self, read: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def counted(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = read(*args, **kwargs)
+            self.elements += tensor.numel()
+            return tensor
+
+        return counted
+
+
+@pytest.mark.parametrize("name", screen_by_family(most=1))
+def test_a_rank_asks_for_its_share_alone(name: str, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rank for its parameters; the others not for biases that the first one adds."""
+    requested = Requested(monkeypatch)
+    first = part(saved(name), 0, 2)
+    assert requested.elements == first.spec.params()
+    requested.elements = 0
+    second = part(saved(name), 1, 2)
+    assert second.spec.params() - requested.elements == _zeros(second, first)
+
+
+def _zeros(model: Model, first: Model) -> int:
+    """Elements that the first rank alone has."""
+    pairs = zip(model.parameters(), first.parameters(), strict=True)
+    return sum(own.numel() for own, other in pairs if not own.any() and other.any())
+
+
+def fp8_folder(folder: Path) -> Path:
+    """DeepSeek-V3 of widths that blocks of 128 divide among two ranks, but for one."""
+    config = toy_config("deepseek-v3-671b", 4)
+    config |= dict(hidden_size=256, intermediate_size=512, moe_intermediate_size=256, vocab_size=512)
+    config |= dict(num_attention_heads=4, num_key_value_heads=4, qk_nope_head_dim=128, qk_rope_head_dim=64)
+    config |= dict(v_head_dim=128, kv_lora_rank=128, q_lora_rank=128)
+    stored, _ = pack_fp8(per_expert(toy_reference(config).state_dict()))
+    return write(folder, config | {"quantization_config": FP8_CONFIG, "torch_dtype": "float32"}, stored)
+
+
+def test_fp8_is_unpacked_after_slicing_where_blocks_stay_whole(tmp_path: Path) -> None:
+    folder = fp8_folder(tmp_path / "x")
+    assert_part(folder, 2)
+    with pytest.raises(
+        MalformedError, match=r"rows 64 to 127 along dimension 0 are not whole blocks of 128 that share a scale"
+    ):
+        part(folder, 1, 4)
+
+
+def test_mxfp4_is_unpacked_after_slicing_where_blocks_stay_whole(tmp_path: Path) -> None:
+    config = toy_config("gpt-oss-20b", 2) | dict(intermediate_size=128)
+    stored, _ = pack_mxfp4(toy_reference(config).state_dict())
+    folder = write(tmp_path / "x", config | {"quantization_config": MXFP4_CONFIG, "torch_dtype": "float32"}, stored)
+    for ranks in (2, 4):
+        assert_part(folder, ranks)
+        assert_part(folder, ranks, dtype="bfloat16")
+    config |= dict(intermediate_size=64 + 32)
+    stored, _ = pack_mxfp4(toy_reference(config).state_dict())
+    folder = write(tmp_path / "y", config | {"quantization_config": MXFP4_CONFIG, "torch_dtype": "float32"}, stored)
+    with pytest.raises(MalformedError, match=r"rows 0 to 47 along dimension 2 are not whole blocks of 32"):
+        part(folder, 0, 2)
+
+
+def test_a_model_that_ranks_cannot_divide_is_refused_before_reading(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requested = Requested(monkeypatch)
+    with pytest.raises(SpecError, match="heads=4 cannot be divided among 3 ranks"):
+        part(saved("llama3.2-1b"), 0, 3)
+    assert requested.elements == 0
+
+
+@torch.no_grad()
+def loaded(device: torch.device, folder: str) -> float:
+    """How far the logits of a model that two ranks loaded are from one process's."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    whole = weights.load(folder)
+    tokens = torch.arange(24).view(2, 12)
+    own = weights.load(folder, mesh=init_device_mesh("cpu", (2,), mesh_dim_names=("tp",)))
+    assert own.spec.params() < 0.6 * whole.spec.params()
+    return (own(tokens) - whole(tokens)).abs().max().item()
+
+
+def test_two_processes_load_a_mesh(saved: Saved) -> None:
+    assert max(in_ranks(2, loaded, str(saved("qwen3-0.6b")))) < 1e-5
+
+
+def test_a_rank_of_one_is_the_whole_model(saved: Saved) -> None:
+    whole = weights.load(saved("qwen3-0.6b"))
+    assert all(map(torch.equal, divide(whole, group(0, 1)).parameters(), whole.parameters()))
