@@ -75,7 +75,7 @@ class MatchedModel:
             mappings = [mapping for mapping in mappings if mapping.module_names[0] not in absent]
 
         def tensors(mapping: TensorMapping) -> LazyTensors:
-            part = self.shards and self.shards.part(mapping, self.source.tensors)
+            part = None if self.shards is None else self.shards.part(mapping, self.source.tensors)
             dtype = wanted[mapping.module_names[0]].dtype
             return LazyTensors(self.source, mapping.checkpoint_names, device, dtype, part)
 

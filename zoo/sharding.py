@@ -22,7 +22,8 @@ class Divide(Enum):
     ANY = "any"  # as equally as it goes: of 10, three ranks hold 4, 3 and 3
 
 
-class Rank(NamedTuple):
+@dataclass(frozen=True)
+class Rank:
     """One of the ranks that divide a model, the first of which has index 0."""
 
     index: int
@@ -41,10 +42,10 @@ class Rank(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Rows of a parameter that belong to `count` units, equally many to each unit: `rows` in all, None for all rows
-    that there are."""
+    """Rows of a parameter that belong to so many units, equally many to each: `rows` in all, None for all rows that
+    there are. `what` names the units."""
 
-    count: int
+    units: int
     how: Divide
     what: str
     rows: int | None = None
@@ -62,7 +63,7 @@ class Cut:
         found, start = [], 0
         for section in self.sections:
             rows = size if section.rows is None else section.rows
-            unit, held = rows // section.count, rank.held(section.count, section.how, section.what)
+            unit, held = rows // section.units, rank.held(section.units, section.how, section.what)
             found.append(range(start + held.start * unit, start + held.stop * unit))
             start += rows
         return found

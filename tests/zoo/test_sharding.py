@@ -88,7 +88,7 @@ def assert_parts(spec: zoo.Decoder, ranks: int) -> None:
         cut = cut_of(name, cuts)
         if not isinstance(cut, Cut):
             assert covered[name] == ranks * each.numel()
-        elif not any(section.how is Divide.REPEATED and section.count < ranks for section in cut.sections):
+        elif not any(section.how is Divide.REPEATED and section.units < ranks for section in cut.sections):
             assert covered[name] == each.numel()
     assert any(isinstance(cut_of(name, cuts), Cut) for name in whole)
 

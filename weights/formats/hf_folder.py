@@ -121,8 +121,8 @@ class HFFolder(Source):
         if stored.name not in self._packed:
             return part.of(self._mapped(stored.name)).to(device, dtype)
         codes, scales = self._format.parts(part, stored)
-        packed = codes.of(self._mapped(stored.name)), scales.of(self._mapped(self._packed[stored.name]))
-        return self._format.unpack(*(each.to(device) for each in packed), dtype or torch.float32)
+        own_codes, own_scales = codes.of(self._mapped(stored.name)), scales.of(self._mapped(self._packed[stored.name]))
+        return self._format.unpack(own_codes.to(device), own_scales.to(device), dtype or torch.float32)
 
     def _mapped(self, name: str) -> Tensor:
         shard = self._shard_of[name]

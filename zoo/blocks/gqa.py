@@ -1,7 +1,7 @@
 """Grouped-query attention (Ainslie et al. 2023) and its special cases: multi-head, multi-query, windows, chunks."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -197,7 +197,8 @@ class _GQA(nn.Module):
     def over_ranks(self, whole: GQA, group: Group) -> None:
         """Normalise over the heads of all ranks, where that is over all heads."""
         if whole.qk_norm and whole.qk_norm_over == "projection":
-            for norm in (self.q_norm, self.k_norm):
+            for name in whole._norm_widths():
+                norm: Any = getattr(self, f"{name}_norm")
                 whole.require(hasattr(norm, "over_ranks"), f"{whole.qk_norm.describe()} cannot be divided among ranks")
                 norm.over_ranks(group)
 

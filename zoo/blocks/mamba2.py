@@ -166,7 +166,7 @@ class _GroupedNormOverRanks(_GroupedNorm):
     group: Group
 
     def normed(self, x: Tensor) -> Tensor:
-        index, ranks = self.group.rank
+        index, ranks = self.group.rank.index, self.group.rank.ranks
         own = index * self.all_groups // ranks
         square = F.pad(x.square().mean(-1), (own, self.all_groups - own - 1))  # (b, t, all groups)
         mean = mean_over_ranks(square, self.group).narrow(-1, own, 1) * self.all_groups

@@ -55,7 +55,7 @@ def gathered_columns(x: Tensor, group: Group, counts: list[int]) -> Tensor:
 
 def _all_reduce(x: Tensor, name: str) -> Tensor:
     out: Tensor = torch.ops._c10d_functional.all_reduce(x.contiguous(), "sum", name)
-    return torch.ops._c10d_functional.wait_tensor(out)  # type: ignore[no-any-return]
+    return torch.ops._c10d_functional.wait_tensor(out)
 
 
 class _Summed(torch.autograd.Function):
@@ -82,7 +82,7 @@ class _ReadByAll(torch.autograd.Function):
 class _GatheredColumns(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group, counts: list[int]) -> Tensor:
-        index, ranks = group.rank
+        index, ranks = group.rank.index, group.rank.ranks
         ctx.columns = sum(counts[:index]), counts[index]
         widest = max(counts)
         padded = torch.nn.functional.pad(x, (0, widest - counts[index])).contiguous()

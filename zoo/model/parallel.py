@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,7 @@ from zoo.core.collectives import Group, gathered_columns, read_by_all, summed
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
 from zoo.registry import Spec
-from zoo.sharding import Cuts, Divide, FirstRankOnly, cut_of
-
-M = TypeVar("M", bound=nn.Module)
+from zoo.sharding import Cuts, Divide, FirstRankOnly, Rank, cut_of
 
 
 class ParallelModel(Model):
@@ -36,9 +34,9 @@ class ParallelModel(Model):
         self.whole, self.group, self.vocab = whole, group, whole.vocab
         self._columns = [len(each) for each in vocabulary(whole, group)]
         first = vocabulary(whole, group)[group.rank.index].start
-        embeddings = [self.embed, *([self.per_layer.embed] if self.per_layer is not None else [])]
-        for embedding in embeddings:
-            connected(embedding, _PartOfEmbedding, group, first=first)
+        connected(self.embed, _PartOfEmbedding, group, first=first)
+        if self.per_layer is not None:
+            connected(self.per_layer.get_submodule("embed"), _PartOfEmbedding, group, first=first)
         for spec, layer in zip(whole.layers, self.layers, strict=True):
             connect(layer, spec, group)
 
@@ -51,17 +49,19 @@ class ParallelModel(Model):
 
 def vocabulary(whole: Decoder, group: Group) -> list[range]:
     """The rows of the vocabulary that each rank holds."""
-    ranks = (group.rank._replace(index=index) for index in range(group.rank.ranks))
+    ranks = (Rank(index, group.rank.ranks) for index in range(group.rank.ranks))
     return [rank.held(whole.vocab, Divide.ANY, "vocab") for rank in ranks]
 
 
 def connect(module: nn.Module, whole: Spec, group: Group) -> None:
     """Make a rank's module, built of its part of the `whole` spec, add up and share with the other ranks."""
     for path in summing(whole):
-        block, spec = module.get_submodule(path), attrgetter(path)(whole)
+        block: Any = module.get_submodule(path)
+        spec: Spec = attrgetter(path)(whole)
         if hasattr(block, "over_ranks"):
             block.over_ranks(spec, group)
-        connected(block, _summing_class(type(block)), group)
+        kind: Any = type(block)
+        connected(block, _summing_class(kind), group)
 
 
 def connected(module: nn.Module, kind: type[nn.Module], group: Group, **attributes: Any) -> None:
@@ -82,7 +82,7 @@ def summing(spec: Spec, path: str = "") -> Iterator[str]:
 
 
 @cache
-def _summing_class(kind: type[nn.Module]) -> type[nn.Module]:
+def _summing_class(kind: Any) -> Any:
     """A block's class, with an output that is the sum over ranks."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def logits(device: torch.device, names: list[str]) -> dict[str, tuple[float, flo
         model, part, tokens = both(name)
         expected, cache = model(tokens), part.new_cache(2, LENGTH)
         ends = [0, CHUNK, *range(CHUNK + 1, CHUNK + 4), LENGTH]
-        passes = [part(tokens[:, start:end], cache) for start, end in zip(ends, ends[1:], strict=False)]
+        passes = [part(tokens[:, start:end], cache) for start, end in pairwise(ends)]
         whole, cached = ((each - expected).abs().max().item() for each in (part(tokens), torch.cat(passes, dim=1)))
         found[name] = whole, cached, bound(expected), passes_bound(model.spec, expected)
     return found
@@ -109,14 +110,14 @@ def gradients(device: torch.device, names: list[str]) -> dict[str, dict[str, flo
 def test_two_ranks_compute_the_gradients_of_one_process() -> None:
     names = list(representatives())
     for found in in_ranks(2, gradients, names):
-        assert found == dict.fromkeys(names, {})
+        assert found == {name: {} for name in names}
 
 
 @pytest.mark.slow
 def test_four_ranks_compute_the_gradients_of_one_process() -> None:
     names = list(distinct())
     for found in in_ranks(4, gradients, names):
-        assert found == dict.fromkeys(names, {})
+        assert found == {name: {} for name in names}
 
 
 class ExchangedBytes(TorchDispatchMode):
