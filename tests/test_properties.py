@@ -5,6 +5,7 @@ Specs are drawn by their annotations, so a new block is composed with the others
 
 from __future__ import annotations
 
+import copy
 from dataclasses import fields, replace
 from functools import cache
 from math import prod
@@ -14,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 from hypothesis import Phase, assume, find, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,6 +25,7 @@ from zoo.blocks.feed_forward import FeedForward
 from zoo.blocks.layer import PLACEMENTS
 from zoo.blocks.norms import Norm
 from zoo.errors import SpecError
+from zoo.model.module import Model
 from zoo.registry import Mixer
 from zoo.swaps.tiny import tiny
 
@@ -179,16 +182,27 @@ def test_bytes_allocated_are_the_formula(spec: zoo.Decoder, batch: int, context:
 @given(decoders(), SIZES, st.integers(0, 2**31))
 @torch.no_grad()
 def test_cached_equals_uncached(spec: zoo.Decoder, sizes: list[int], seed: int) -> None:
-    """In float64, where the order of a sum does not change a router's choice. Indexers choose all keys: among those
-    that score zero (ReLU) any may be chosen."""
+    """In float64, where the order of a sum does not change a router's choice. Recurrences are computed in float32 in
+    any model. Indexers choose all keys: among those that score zero (ReLU) any may be chosen."""
     if any(isinstance(part, zoo.Indexer) for part in spec.walk()):
         spec = zoo.swap(spec, zoo.Indexer, lambda indexer: replace(indexer, k=24))
     model, tokens = randomised(spec, seed, torch.float64), tokens_of(spec, 2, 24, seed)
     expected, cache = model(tokens), model.new_cache(2, 24)
     assume(expected.isfinite().all())  # products of products, without norms between them, overflow
     logits = torch.cat([model(part, cache) for part in chunks(tokens, sizes)], dim=1)
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    has_state = any(layer.cache_spec().state for layer in spec.layers)
+    rounding = float32_rounding(model, tokens, expected) if has_state else 0.0
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 + 4 * rounding)
     assert cache.length == 24
+
+
+def float32_rounding(model: Model, tokens: Tensor, expected: Tensor) -> float:
+    """How far logits move if every weight changes by as much as float32 rounds it: norms of few channels enlarge it."""
+    generator = torch.Generator().manual_seed(0)
+    moved = copy.deepcopy(model)
+    for weight in moved.parameters():
+        weight.mul_(1 + torch.finfo(torch.float32).eps * torch.randn(weight.shape, generator=generator))
+    return (moved(tokens) - expected).abs().max().item()
 
 
 @thoroughly
@@ -213,9 +227,9 @@ def test_flops_are_those_that_torch_counts(spec: zoo.Decoder, past: int, new: in
 @given(decoders(), st.integers(0, 40), st.integers(1, 40))
 def test_causal_flops_leave_out_masked_pairs(spec: zoo.Decoder, past: int, new: int) -> None:
     """Scores and weighted values: 2 FLOPs per multiply-add, pair by pair. A recurrence's step adds an outer product to
-    its state, which torch does not count."""
+    a state that is a matrix, which torch does not count."""
     states = [state for layer in spec.layers for state in layer.cache_spec().state if state.in_float32]
-    outer = sum(2 * prod(state.shape) for state in states)
+    outer = sum(2 * prod(state.shape) for state in states if len(state.shape) > 1)
     latent = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, zoo.MLA)]
     read = {mixer: min(past + 1, mixer.indexer.k if isinstance(mixer, zoo.SparseMLA) else past + 1) for mixer in latent}
     along = sum(2 * read[mixer] * mixer.heads * mixer.rope_dim for mixer in latent)  # rotary keys computed as values
