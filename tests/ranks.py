@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing as mp
 
 from zoo.core import kernels
-from zoo.training.distributed import joined
+from zoo.core.processes import joined
 
 SECONDS = 240
 

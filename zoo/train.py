@@ -24,6 +24,7 @@ from zoo import catalog
 from zoo.architectures import families
 from zoo.cli.runner import Debug, emit, run
 from zoo.cli.training import minutes, shown, summary
+from zoo.core import processes
 from zoo.core.devices import free_memory
 from zoo.errors import NotAvailable, SpecError, UsageError, ZooError
 from zoo.model.decoder import Decoder
@@ -114,7 +115,7 @@ def main(
     """
     began = perf_counter()
     logging.basicConfig(format="%(message)s")
-    if compile and distributed.is_launched():
+    if compile and processes.is_launched():
         raise UsageError("--compile is for one process: the layers of a sharded model have hooks and run uncompiled")
     if out is None:
         raise UsageError("where is the run kept? Give a new folder: --out run")
@@ -131,8 +132,8 @@ def main(
     if params is not None and params != PUBLISHED:
         _count("--params", params)
     given = {option: value for option, value in given.items() if value is not None}
-    with distributed.joined(device) as place, nullcontext() if distributed.rank() else locked(out):
-        last = distributed.from_first(lambda: _checkpoint(out, resume, given))
+    with processes.joined(device, "; go on from its checkpoints") as place, nullcontext() if processes.rank() else locked(out):
+        last = processes.from_first(lambda: _checkpoint(out, resume, given))
         training, session = _resume(out, given, Path(last), place) if last else _start(out, given, place, began)
         _train(training, session)
 
@@ -147,13 +148,13 @@ class Session:
 
     def build(self, options: Options, place: torch.device, fresh: bool = True) -> Model:
         """The model, set up as the options say: with its first weights if `fresh`, else not initialised."""
-        if distributed.ranks() > 1:
+        if processes.ranks() > 1:
             first = partial(self._fresh, options, torch.device("cpu")) if fresh else None
             model = distributed.sharded(self.spec, place, first)
         else:
             model = self._fresh(options, place) if fresh else catalog.allocate(self.spec, place)
         model.activation_checkpointing = options.checkpoint_activations
-        if options.compile and distributed.ranks() > 1:
+        if options.compile and processes.ranks() > 1:
             _say("note: the run was compiled, and is not in several processes")
         elif options.compile:
             model.compile()
@@ -199,7 +200,7 @@ def _start(out: Path, given: dict[str, Any], place: torch.device, began: float) 
     options = Options.fresh(given)
     session = _session(options, place)
     source = session.opened.folder if session.opened else None
-    data = distributed.from_first(lambda: described(make_tokens(options, out, source)[0]))
+    data = processes.from_first(lambda: described(make_tokens(options, out, source)[0]))
     tokens, tokenizer = find_tokens(data, out, options)
     _say(f"text: {tokens.name}, {format_count(len(tokens.train))} tokens ({tokens.tokenizer}), hash {tokens.hash}")
     if tokens.vocab > session.spec.vocab:
@@ -209,7 +210,7 @@ def _start(out: Path, given: dict[str, Any], place: torch.device, began: float) 
     rehearsed = Run(out, Trainer(model, replace(options, warmup=0.0).config(1)), learns, {}, 1)
     step = time_steps(rehearsed.trainer, learns.batch, 60 * (options.minutes or 0.0))
     evaluation = seconds(rehearsed.evaluate, place)
-    steps, every = distributed.from_first(lambda: _budget(options, step, evaluation, perf_counter() - began))
+    steps, every = processes.from_first(lambda: _budget(options, step, evaluation, perf_counter() - began))
     trainer, options = Trainer(model, options.config(steps)), replace(options, eval_every=every)
     _say(
         f"{format_count(session.spec.params())} parameters on {place}: {steps:,} steps of "
@@ -266,7 +267,7 @@ def _session(options: Options, place: torch.device) -> Session:
         family = next(each for each in families().values() if catalog.resolve(options.name) in each.SIZES)
         if config is None or family.from_hf is not catalog.family_of(config).from_hf:
             raise UsageError(f"{options.source} is no {options.name}; leave the name out")
-    devices = distributed.ranks() if place.type == "cuda" else 1  # processes share the memory of a CPU
+    devices = processes.ranks() if place.type == "cuda" else 1  # processes share the memory of a CPU
     needed, free = BYTES_PER_PARAMETER * spec.params() // devices, free_memory(place)
     if free is not None and needed > free:
         raise NotAvailable(
@@ -290,18 +291,18 @@ def _train(training: Run, session: Session) -> None:
     trainer, out = training.trainer, training.folder
     flops = training_flops_per_token(session.spec, trainer.config.context)
     dtype = torch.bfloat16 if trainer.config.autocast else torch.float32
-    rate = distributed.ranks() * distributed.from_first(lambda: matmul_rate(trainer.device, dtype))
+    rate = processes.ranks() * processes.from_first(lambda: matmul_rate(trainer.device, dtype))
     rows = training.steps()
     try:
-        row = deque(rows if distributed.rank() else shown(rows, trainer.config.steps, flops, rate), maxlen=1)[0]
-        if session.saves and distributed.from_first(lambda: not (out / SAVED).exists()):
+        row = deque(rows if processes.rank() else shown(rows, trainer.config.steps, flops, rate), maxlen=1)[0]
+        if session.saves and processes.from_first(lambda: not (out / SAVED).exists()):
             session.save(out, distributed.whole_model(trainer.model))
     except KeyboardInterrupt:
         _say(f"the last checkpoint is {last_checkpoint(out)}; go on with: python -m zoo.train --out {out} --resume")
         raise
     except ZooError as error:
         raise type(error)(f"{error}; the last checkpoint is {last_checkpoint(out)}") from error
-    if distributed.rank() == 0:
+    if processes.rank() == 0:
         emit(summary(_figures(training, session, row, flops / rate)))
 
 
@@ -326,7 +327,7 @@ def _figures(training: Run, session: Session, row: dict[str, Any], seconds_per_t
 
 
 def _say(text: str) -> None:
-    if distributed.rank() == 0:
+    if processes.rank() == 0:
         print(text, file=sys.stderr)
 
 
@@ -338,4 +339,4 @@ def _count(option: str, text: str) -> int:
 
 
 if __name__ == "__main__":
-    run(app, "python -m zoo.train", may_report=distributed.may_report_error)
+    run(app, "python -m zoo.train", may_report=processes.may_report_error)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from zoo.blocks.routers import GroupedSigmoidTopK
+from zoo.core import processes
 from zoo.core.forward_context import RouterOutput, recorded_routing
 from zoo.errors import CheckFailed, MalformedError, UsageError, unknown
 from zoo.model.module import Model
@@ -159,7 +160,7 @@ class Trainer:
             loss, balance = loss + piece_loss, balance + piece_balance
             routing.append(piece_routing)
         norm = clip_grad_norm_(self._trained(), math.inf if config.clip is None else config.clip)
-        loss, balance = distributed.summed(torch.stack([loss, balance])).unbind()
+        loss, balance = processes.summed(torch.stack([loss, balance])).unbind()
         # the only place where the host waits for the device
         figures = torch.stack([loss, balance, distributed.whole(norm)]).tolist()
         if not all(map(math.isfinite, figures)):
@@ -214,10 +215,10 @@ class Trainer:
         here = int(piece.scored())
         loss = cross_entropy(logits, targets) * (here / scored) if here else 0.0 * logits.sum()
         balanced = [output for output, wanted in zip(routing, self._with_loss, strict=True) if wanted]
-        pieces = self.config.accumulate * distributed.ranks()
+        pieces = self.config.accumulate * processes.ranks()
         balance = load_balancing_loss(balanced) / pieces if balanced else torch.zeros_like(loss)
         # Gradients are averaged over ranks, and this is a rank's share of a sum.
-        ((loss + self.config.balance * balance) * distributed.ranks()).backward()
+        ((loss + self.config.balance * balance) * processes.ranks()).backward()
         return loss.detach(), balance.detach(), [RouterOutput(o.logits.detach(), o.chosen) for o in routing]
 
     def _trained(self) -> list[nn.Parameter]:
@@ -237,7 +238,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], bfloat16: bool = False)
                 nats += float(cross_entropy(logits, targets)) * count
                 correct += int((logits.argmax(-1) == targets).sum())
                 scored += count
-    nats, all_scored, all_correct = distributed.sums(nats, scored, correct)
+    nats, all_scored, all_correct = processes.sums(nats, scored, correct)
     if not all_scored:
         raise UsageError("nothing to evaluate: no target is scored")
     return Evaluation(nats, int(all_scored), int(all_correct))
@@ -246,7 +247,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], bfloat16: bool = False)
 def autocast(device: torch.device, enabled: bool) -> Any:
     """Matrix products in bfloat16 where `enabled`."""
     # Of a sharded model the weights in bfloat16 would be kept whole, of all layers until the pass ends.
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=distributed.ranks() == 1)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=processes.ranks() == 1)
 
 
 @contextmanager

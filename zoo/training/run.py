@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 
-from zoo.core import kernels
+from zoo.core import kernels, processes
 from zoo.core.devices import machine
 from zoo.errors import UsageError, enough
 from zoo.training import checkpoints as stored
-from zoo.training import distributed
 from zoo.training.batches import Batch
 from zoo.training.log import Log, NoLog
 from zoo.training.loop import Trainer, evaluate
@@ -87,7 +86,7 @@ class Run:
             self._write(self.row)
         # The log has the row of a checkpoint after the checkpoint is there, which holds it too: a folder without a
         # checkpoint never has a log.
-        with NoLog() if distributed.rank() else Log(self.folder / LOG, trainer.step) as log:
+        with NoLog() if processes.rank() else Log(self.folder / LOG, trainer.step) as log:
             log.write(self.row)
             yield self.row
             while trainer.step < steps:
@@ -129,10 +128,10 @@ class Run:
             "bits_per_byte": row.get("bits_per_byte"),
             "seconds": self.seconds,
             "kernels": dict(self.kernels),
-            "machine": machine() | {"device": str(self.trainer.device), "processes": distributed.ranks()},
+            "machine": machine() | {"device": str(self.trainer.device), "processes": processes.ranks()},
         }
         tensors = self.trainer.tensors()
-        if distributed.rank() == 0:
+        if processes.rank() == 0:
             stored.write_checkpoint(self.folder / CHECKPOINTS, self.trainer.step, *tensors, state)
 
     def _require_same(self, state: Mapping[str, Any]) -> None:
@@ -156,7 +155,7 @@ def same_sums(state: Mapping[str, Any]) -> bool:
     """Whether there are as many threads and processes as when a checkpoint was written: with others, sums are added up
     in another order."""
     then = state.get("machine", {})
-    return bool(then.get("threads") == torch.get_num_threads() and then.get("processes", 1) == distributed.ranks())
+    return bool(then.get("threads") == torch.get_num_threads() and then.get("processes", 1) == processes.ranks())
 
 
 def time_steps(trainer: Trainer, batch: Callable[[int], Batch], budget: float = 0.0) -> float:
@@ -164,7 +163,7 @@ def time_steps(trainer: Trainer, batch: Callable[[int], Batch], budget: float = 
     seconds. The first step, in which kernels are chosen and compiled, does not count."""
     times, spent = list[float](), 0.0
     trainer.rehearse(batch(0))
-    while distributed.from_first(partial(_goes_on, len(times), spent, budget)):
+    while processes.from_first(partial(_goes_on, len(times), spent, budget)):
         times.append(seconds(partial(trainer.rehearse, batch(len(times))), trainer.device))
         spent += times[-1]
     return median(times)
@@ -176,4 +175,4 @@ def _goes_on(timed: int, spent: float, budget: float) -> bool:
 
 def _is_over(limit: float, began: float) -> bool:
     """Whether so many seconds have passed by the clock of the first process."""
-    return distributed.from_first(lambda: perf_counter() - began > limit)
+    return processes.from_first(lambda: perf_counter() - began > limit)

@@ -14,6 +14,7 @@ from torch import Tensor
 import zoo
 from tests.ranks import in_ranks
 from zoo.architectures import families
+from zoo.core import processes
 from zoo.errors import UsageError
 from zoo.model.module import Model
 from zoo.training import distributed
@@ -48,7 +49,7 @@ def train(
     """Train a tiny model, in as many processes as there are, until `steps`: with a checkpoint after step CUT, or from
     one. The figures of all that it did."""
     spec = replace(zoo.spec(family, tiny=True), vocab=VOCAB)
-    if distributed.ranks() == 1:
+    if processes.ranks() == 1:
         model = zoo.build(spec, device=device)
     else:
         model = distributed.sharded(spec, device, lambda: zoo.build(spec))
@@ -67,7 +68,7 @@ def train(
         if trainer.step == CUT and start is None:
             evaluate(model, [batch(7)])  # leaves nothing behind that a checkpoint would see
             tensors = trainer.tensors()
-            if distributed.rank() == 0:
+            if processes.rank() == 0:
                 write_checkpoint(Path(folder), CUT, *tensors, {})
     found = evaluate(model, [batch(100), batch(101, rows=3), batch(102, rows=1)])  # fewer rows than ranks, too
     whole, (_, moments) = distributed.whole_model(model), trainer.tensors()
@@ -204,20 +205,3 @@ def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch, count, config, s
     model.reshard = None  # as FSDP's models have
     with pytest.raises(UsageError, match=says):
         Trainer(model, TrainingConfig(STEPS, 3e-3, batch=ROWS, context=CONTEXT, **config))
-
-
-@pytest.mark.parametrize("device", ["mps", "cuda:1", "cpu:0", "meta"])
-def test_a_device_that_processes_cannot_share_is_refused(monkeypatch, device) -> None:
-    for name, value in dict(TORCHELASTIC_RUN_ID="test", WORLD_SIZE="2", RANK="0", LOCAL_RANK="0").items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match="several processes train on --device cpu or cuda"), distributed.joined(device):
-        pass
-
-
-def test_one_process_is_no_group() -> None:
-    with distributed.joined("cpu") as device:
-        assert device == torch.device("cpu")
-        assert not torch.distributed.is_initialized()
-    assert distributed.may_report_error()
-    assert distributed.from_first(lambda: (1, 2)) == (1, 2)
-    assert distributed.sums(1, 2.5) == [1, 2.5]
