@@ -4,9 +4,11 @@ Text in, text out, where the source has a tokenizer.json. Token ids in, token id
 """
 
 import logging
+import secrets
 import sys
 import time
 from collections.abc import Callable, Container, Iterator
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -15,7 +17,8 @@ import typer
 from weights.loading import fill, open_source
 from weights.tokenizer import decoder, encode
 from zoo.cli.runner import Debug, run
-from zoo.core.devices import find_device
+from zoo.cli.tensor_parallel import TensorParallel, quiet_unless_first, tensor_parallel
+from zoo.core import processes
 from zoo.errors import UsageError
 from zoo.units import dtype_name, format_count
 
@@ -41,6 +44,7 @@ def main(
     offline: Annotated[bool, typer.Option("--offline", help="Use the download cache only.")] = False,
     check_finite: Annotated[bool, typer.Option("--check-finite", help="Refuse weights that are NaN or Inf.")] = False,
     ignore_field: Annotated[list[str] | None, typer.Option(help="A field of the config to ignore.")] = None,
+    tp: TensorParallel = 1,
     debug: Debug = False,
 ) -> None:
     """Continue a prompt with a released model. The new text goes to stdout, everything else to stderr."""
@@ -50,20 +54,24 @@ def main(
         raise UsageError("give either a PROMPT in words or --tokens with ids")
     if chat and prompt is None:
         raise UsageError("--chat is for a PROMPT in words")
-    text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
-    place, opened = find_device(device), open_source(source, revision, offline)
-    tokenizer, ids = (None, _ids(tokens or "")) if text is None else encode(opened.folder, text, chat)
-    if not ids:
-        raise UsageError("the prompt has no tokens")
-    began = time.perf_counter()
-    model = fill(opened.spec(ignore_field or ()), opened, place, dtype, check_finite)
-    kind, seconds = dtype_name(model.embed.weight.dtype), time.perf_counter() - began
-    print(f"{format_count(model.spec.params())} parameters, {kind} on {place}, in {seconds:.1f} s", file=sys.stderr)
-    if outside := [token for token in ids if not 0 <= token < model.spec.vocab]:
-        raise UsageError(f"token ids must be below {model.spec.vocab}, got {', '.join(map(str, outside))}")
-    given, ends = torch.tensor([ids], device=place), opened.end_tokens
-    new = model.stream(given, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=ends)
-    _print(new, len(ids), decoder(tokenizer, ids) if tokenizer else _comma_separated(), ends)
+    with tensor_parallel(device, tp, "weights.generate") as (place, group), quiet_unless_first():
+        text = processes.from_first(lambda: sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt)
+        opened = open_source(source, revision, offline)
+        tokenizer, ids = (None, _ids(tokens or "")) if text is None else encode(opened.folder, text, chat)
+        if not ids:
+            raise UsageError("the prompt has no tokens")
+        began, spec = time.perf_counter(), opened.spec(ignore_field or ())
+        model = fill(spec, opened, place, dtype, check_finite, group)
+        kind, seconds = dtype_name(model.embed.weight.dtype), time.perf_counter() - began
+        where = f"{place}" if group is None else f"{tp} x {place.type}, {format_count(model.spec.params())} in this one"
+        print(f"{format_count(spec.params())} parameters, {kind} on {where}, in {seconds:.1f} s", file=sys.stderr)
+        if outside := [token for token in ids if not 0 <= token < spec.vocab]:
+            raise UsageError(f"token ids must be below {spec.vocab}, got {', '.join(map(str, outside))}")
+        given, ends = torch.tensor([ids], device=place), opened.end_tokens
+        if seed is None:
+            seed = processes.from_first(partial(secrets.randbits, 63))  # every process draws the same samples
+        new = model.stream(given, max_new_tokens, temperature, top_k, top_p, seed, stop=ends)
+        _print(new, len(ids), decoder(tokenizer, ids) if tokenizer else _comma_separated(), ends)
 
 
 def _print(new: Iterator[torch.Tensor], prompt: int, show: Callable[[int], str], end_tokens: Container[int]) -> None:
@@ -98,4 +106,4 @@ def _ids(tokens: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    run(app, "python -m weights.generate")
+    run(app, "python -m weights.generate", may_report=processes.may_report_error)

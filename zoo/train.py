@@ -132,7 +132,10 @@ def main(
     if params is not None and params != PUBLISHED:
         _count("--params", params)
     given = {option: value for option, value in given.items() if value is not None}
-    with processes.joined(device, "; go on from its checkpoints") as place, nullcontext() if processes.rank() else locked(out):
+    with (
+        processes.joined(device, "; go on from its checkpoints") as place,
+        nullcontext() if processes.rank() else locked(out),
+    ):
         last = processes.from_first(lambda: _checkpoint(out, resume, given))
         training, session = _resume(out, given, Path(last), place) if last else _start(out, given, place, began)
         _train(training, session)

@@ -1,0 +1,51 @@
+"""Commands that several processes run together: `torchrun --nproc-per-node N -m COMMAND ... --tp N`."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Annotated
+
+import torch
+import typer
+
+from zoo.core import processes
+from zoo.core.collectives import Group
+from zoo.core.devices import find_device
+from zoo.errors import UsageError
+
+TensorParallel = Annotated[
+    int, typer.Option("--tp", min=1, help="Divide the model among so many processes, which torchrun starts.")
+]
+
+
+@contextmanager
+def tensor_parallel(device: str, tp: int, command: str) -> Iterator[tuple[torch.device, Group | None]]:
+    """The device of this process, and the group of all that torchrun started; None if a single process runs `command`.
+
+    Raises UsageError where `tp` is not the number of processes, and as `processes.joined` does.
+    """
+    launched = int(os.environ["WORLD_SIZE"]) if processes.is_launched() else 1
+    if tp != launched:
+        start = f"torchrun --nproc-per-node {tp} -m {command}"
+        advice = f"{start} ... --tp {tp} starts {tp}" if tp > 1 else f"give --tp {launched}"
+        raise UsageError(f"--tp {tp} with {launched} process{'es' * (launched > 1)}: {advice}")
+    if tp == 1:
+        yield find_device(device), None
+        return
+    with processes.joined(device) as place:
+        import torch.distributed as dist
+
+        assert dist.group.WORLD is not None
+        yield place, Group.of(dist.group.WORLD)
+
+
+@contextmanager
+def quiet_unless_first() -> Iterator[None]:
+    """What the first process prints is printed once."""
+    if processes.rank() == 0:
+        yield
+        return
+    logging.disable()
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
