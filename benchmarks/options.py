@@ -6,8 +6,9 @@ function that typer needs, with one parameter for each field of the group.
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ from benchmarks.analytic.selection import Found, every_size, matching, one_each,
 from benchmarks.output.report import Report
 from zoo.cli.runner import Debug, Json, Out
 from zoo.cli.tables import Format
-from zoo.errors import UsageError
+from zoo.errors import SpecError, UsageError
 from zoo.units import parse_count, parse_month
 
 TOKENS = {"": 1, "k": 2**10, "m": 2**20}
@@ -172,6 +173,24 @@ class InferenceOptions(InferenceConfig):
     batch: Batch = 1
     weights: Annotated[torch.dtype, dtype_option("--dtype", help="Of the weights. [bfloat16]")] = torch.bfloat16
     cache: Annotated[torch.dtype, dtype_option("--cache-dtype", help="Of the cache. [bfloat16]")] = torch.bfloat16
+    tp: Annotated[int, typer.Option("--tp", min=1, help="Cards that hold a model together: figures are of each.")] = 1
+
+    def divisible(self, models: Sequence[NamedSpec]) -> list[NamedSpec]:
+        """The models that so many cards can divide; a note on stderr names the others. Raises SpecError if there are
+        none."""
+        found, reasons = [], dict[str, SpecError]()
+        for model in models:
+            try:
+                self.part(model.spec)
+                found.append(model)
+            except SpecError as error:
+                reasons[model.label] = error
+        if reasons and not found:
+            raise next(iter(reasons.values()))
+        if reasons:
+            why = ", ".join(f"{name} ({str(error).partition(' cannot')[0]})" for name, error in reasons.items())
+            print(f"left out, since {self.tp} cards cannot divide them: {why}", file=sys.stderr)
+        return found
 
 
 @dataclass(frozen=True)
@@ -181,15 +200,26 @@ class DeviceOptions:
     device_spec: Annotated[str, typer.Option(metavar="NAME", help=f"One of {', '.join(roofline.devices())}.")] = "h100"
     bandwidth: Annotated[float | None, typer.Option(metavar="GB/S", help="Of another device; with --flops.")] = None
     flops: Annotated[float | None, typer.Option(metavar="TFLOPS", help="Of another device; with --bandwidth.")] = None
+    link: Annotated[float | None, typer.Option(metavar="GB/S", help="That one card sends to the others; for --tp.")] = (
+        None
+    )
 
     def device(self) -> roofline.Device:
         """The device. Raises UsageError unless both rates are given or neither, and above 0."""
+        if self.link is not None and not 0 < self.link < math.inf:
+            raise UsageError("--link (GB/s) is above 0")
         if self.bandwidth is None and self.flops is None:
-            return roofline.device(self.device_spec)
+            device = roofline.device(self.device_spec)
+            return device if self.link is None else replace(device, link=self.link * 1e9)
         bandwidth, flops = self.bandwidth or 0, self.flops or 0
         if not (0 < bandwidth < math.inf and 0 < flops < math.inf):
             raise UsageError("--bandwidth (GB/s) and --flops (TFLOPS) go together, and both are above 0")
-        return roofline.Device(f"{flops:g} TFLOPS and {bandwidth:g} GB/s", flops * 1e12, bandwidth * 1e9)
+        return roofline.Device(
+            f"{flops:g} TFLOPS and {bandwidth:g} GB/s",
+            flops * 1e12,
+            bandwidth * 1e9,
+            link=self.link and self.link * 1e9,
+        )
 
 
 @dataclass(frozen=True)

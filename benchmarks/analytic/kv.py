@@ -13,6 +13,7 @@ from zoo.blocks import GQA, MLA, KVSource, SharedKV
 from zoo.cli.tables import Row
 from zoo.model.decoder import Decoder
 from zoo.registry import Mixer
+from zoo.sharding import Rank
 from zoo.units import dtype_name
 
 # The usual formula of each kind of mixer, and the elements per token that it gives for a mixer in a model of width dim.
@@ -33,15 +34,21 @@ USUAL_FORMULAS: dict[type[Mixer], tuple[str, Callable[[Any, int], Fraction]]] = 
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How a model is run: `batch` sequences, and the dtypes of `weights` and `cache`."""
+    """How a model is run: `batch` sequences, the dtypes of `weights` and `cache`, and how many cards hold the model
+    together (tensor parallel). Figures are of one of them, the first: no other holds more."""
 
     batch: int = 1
     weights: torch.dtype = torch.bfloat16
     cache: torch.dtype = torch.bfloat16
+    tp: int = 1
 
     def describe(self) -> Row:
-        """The keys of a row: batch and cache dtype."""
-        return {"batch": self.batch, "cache_dtype": dtype_name(self.cache)}
+        """The keys of a row: batch, cache dtype and the number of cards."""
+        return {"batch": self.batch, "cache_dtype": dtype_name(self.cache), "tp": self.tp}
+
+    def part(self, spec: Decoder) -> Decoder:
+        """What the first card holds. Raises SpecError for a model that so many cannot divide."""
+        return spec if self.tp == 1 else spec.shard(Rank(0, self.tp))
 
 
 @dataclass(frozen=True)
@@ -109,9 +116,10 @@ def longest(growth: Sequence[Piece], free: int) -> int | None:
 
 def cache_row(model: NamedSpec, context: int, config: InferenceConfig) -> Row:
     """Cache bytes at a context. Fixed bytes and bytes per token are of one sequence, `kv_bytes` of all."""
-    fixed, per_token = model.spec.kv_growth(config.cache)
-    exact = model.spec.kv_bytes(context, config.batch, config.cache)
-    usual = usual_formula_bytes(model.spec, context, config.batch, config.cache)
+    spec = config.part(model.spec)
+    fixed, per_token = spec.kv_growth(config.cache)
+    exact = spec.kv_bytes(context, config.batch, config.cache)
+    usual = usual_formula_bytes(model.spec, context, config.batch, config.cache) if config.tp == 1 else None
     kinds = (type(layer.mixer) for layer in model.spec.layers)
     formulas = dict.fromkeys(USUAL_FORMULAS[kind][0] for kind in kinds if kind in USUAL_FORMULAS)
     return {
@@ -124,7 +132,7 @@ def cache_row(model: NamedSpec, context: int, config: InferenceConfig) -> Row:
         "kv_bytes": exact,
         "usual_formula_kv_bytes": usual,
         "usual_formula_error": None if usual is None else usual / exact - 1,
-        "usual_formula": "; ".join(formulas) or None,
+        "usual_formula": None if usual is None else "; ".join(formulas),
     }
 
 
@@ -139,14 +147,15 @@ def usual_formula_bytes(spec: Decoder, context: int, batch: int, dtype: torch.dt
 
 
 def fit_row(model: NamedSpec, memory: int, config: InferenceConfig) -> Row:
-    """The longest context whose cache fits into `memory` bytes beside the weights.
+    """The longest context whose cache fits into the `memory` bytes of a card beside the weights.
 
     `limit` is what ends it: the weights, which do not fit; the cache, which fills what they leave; or the model's own
     context, which fits.
     """
-    weights, trained = model.spec.params() * config.weights.itemsize, model.spec.context
+    spec = config.part(model.spec)
+    weights, trained = spec.params() * config.weights.itemsize, spec.context
     free = (memory - weights) // config.batch
-    fits = longest(pieces(model.spec, config.cache), free) if weights <= memory else 0
+    fits = longest(pieces(spec, config.cache), free) if weights <= memory else 0
     whole = fits is None or (trained is not None and fits >= trained)
     return {
         "table": "fit",
@@ -161,10 +170,10 @@ def fit_row(model: NamedSpec, memory: int, config: InferenceConfig) -> Row:
     }
 
 
-def crossing_row(model: NamedSpec, against: NamedSpec, dtype: torch.dtype) -> Row:
+def crossing_row(model: NamedSpec, against: NamedSpec, config: InferenceConfig) -> Row:
     """`changes` lists which cache is the smaller from which context on, the model's or that of `against`;
     `from_context` and `smaller` repeat the last change."""
-    found = changes(*(pieces(each.spec, dtype) for each in (model, against)))
+    found = changes(*(pieces(config.part(each.spec), config.cache) for each in (model, against)))
     smaller = {-1: model.label, 0: None, 1: against.label}
     listed = [{"from_context": change.start, "smaller": smaller[change.sign]} for change in found]
     return {"table": "crossing", **about(model, against), **listed[-1], "changes": listed}

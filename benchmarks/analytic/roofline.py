@@ -25,13 +25,15 @@ FLOP_PARTS = ("projections", "scores", "indexer", *FFN_PARTS, "inputs", "head")
 
 @dataclass(frozen=True)
 class Device:
-    """Peak rates: `flops` per second of dense 16-bit matrix products, `bandwidth` in bytes per second, and bytes of
-    `memory` (None: unknown). `source` says who published them."""
+    """Peak rates: `flops` per second of dense 16-bit matrix products, `bandwidth` of the memory in bytes per second,
+    bytes of `memory`, and bytes per second that one card sends to others over its `link` (None: unknown). `source` says
+    who published them."""
 
     name: str
     flops: float
     bandwidth: float
     memory: float | None = None
+    link: float | None = None
     source: str = "Rates as given."
 
 
@@ -51,12 +53,14 @@ def device(name: str) -> Device:
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward pass of `tokens` tokens over all sequences: its FLOPs, and the bytes that must at least be moved."""
+    """A forward pass of `tokens` tokens over all sequences: its FLOPs, and the bytes that must at least be moved. Where
+    several cards hold the model, those of one, and the bytes that it sends to the others."""
 
     tokens: int
     flops: int
     weight_bytes: float
     kv_bytes: int
+    sent_bytes: float = 0.0
 
     @property
     def intensity(self) -> float:
@@ -64,8 +68,15 @@ class Pass:
         return self.flops / (self.weight_bytes + self.kv_bytes)
 
     def seconds(self, device: Device) -> float:
-        """The least time on this device."""
+        """The least time on this device: what is sent is waited for, since the next block needs it."""
+        return self._computing(device) + self.sending(device)
+
+    def _computing(self, device: Device) -> float:
         return max(self.flops / device.flops, (self.weight_bytes + self.kv_bytes) / device.bandwidth)
+
+    def sending(self, device: Device) -> float:
+        """Seconds in which a card sends to others. 0 where its link is unknown."""
+        return self.sent_bytes / device.link if device.link else 0.0
 
     def bound(self, device: Device) -> Literal["memory", "compute"]:
         """What limits that time."""
@@ -84,12 +95,20 @@ def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfi
     """Decode of one token of each sequence that sees `context` tokens, itself included: the cache is read once. Or
     prefill of `context` tokens of each sequence, the last one's logits kept: the cache is written once."""
     past, new = PHASES[phase](context)
+    whole, spec = spec, config.part(spec)
     return Pass(
         tokens=config.batch * new,
         flops=config.batch * spec.flops(past, new, logits=1),
         weight_bytes=spec.read_params(config.batch * new) * config.weights.itemsize,
         kv_bytes=spec.kv_bytes(context, config.batch, config.cache),
+        sent_bytes=sent_bytes(whole, config.tp, config.batch * new, config.batch, config.weights.itemsize),
     )
+
+
+def sent_bytes(spec: Decoder, tp: int, tokens: int, logits: int, itemsize: int) -> float:
+    """Bytes that one of `tp` cards sends in a pass of `tokens` tokens with so many logits, over a ring."""
+    sent = (each.sent(tokens, itemsize, tp) for each in spec.exchanges(spec.dim, tp))
+    return sum(sent) + spec.head_exchange(tp).sent(logits, itemsize, tp)
 
 
 def flop_row(model: NamedSpec, phase: str, context: int, config: InferenceConfig, device: Device) -> Row:
@@ -98,8 +117,8 @@ def flop_row(model: NamedSpec, phase: str, context: int, config: InferenceConfig
     The parts add up to `flops`, which counts the pairs that are not masked; `full_square_flops` counts every pair that
     a masked dense kernel computes.
     """
-    spec, batch = model.spec, config.batch
-    work, (past, new) = forward_pass(spec, phase, context, config), PHASES[phase](context)
+    spec, batch = config.part(model.spec), config.batch
+    work, (past, new) = forward_pass(model.spec, phase, context, config), PHASES[phase](context)
     parts = {part: batch * flops for part, flops in spec.flop_breakdown(past, new, logits=1).items()}
     needed = spec.params() * config.weights.itemsize + work.kv_bytes
     return {
@@ -119,6 +138,9 @@ def flop_row(model: NamedSpec, phase: str, context: int, config: InferenceConfig
         "device": device.name,
         "device_flops": device.flops,
         "device_bandwidth": device.bandwidth,
+        "device_link": device.link,
+        "sent_bytes": round(work.sent_bytes),
+        "sending_seconds": work.sending(device),
         "fits": None if device.memory is None else needed <= device.memory,
         "seconds": work.seconds(device),
         "bound": work.bound(device),

@@ -82,7 +82,7 @@ def comparison_page(context: int, config: InferenceConfig, device: Device) -> st
 
 def tables(first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device) -> list[Table]:
     """What differs in the specs, in costs, and whose cache is the smaller."""
-    row = crossing_row(first, second, config.cache)
+    row = crossing_row(first, second, config)
     crossing = Table("Whose cache is smaller, by tokens of context", [], [describe_crossing(row)], [row])
     return [_differences(first, second), _figures(first, second, context, config, device), crossing]
 

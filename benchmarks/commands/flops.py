@@ -1,6 +1,7 @@
 """FLOPs by part, and the ceilings that a device puts on prefill and decode."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import NamedSpec
@@ -8,7 +9,7 @@ from benchmarks.analytic.params import FFN_PARTS, ffn_cells
 from benchmarks.analytic.roofline import PHASES, Device, flop_row
 from benchmarks.options import Contexts, DeviceOptions, InferenceOptions, ModelOptions, ReportOptions
 from benchmarks.output.report import Row, Rows, Table, columns, columns_in_use, named
-from benchmarks.output.show import format_tokens, three, three_in, unless_zero
+from benchmarks.output.show import format_tokens, on_each, three, three_in, unless_zero
 from zoo.units import format_count
 
 DEFAULT_CONTEXT = 4096
@@ -26,7 +27,7 @@ def command(
 
     A ceiling is the roofline of a device, by --device-spec or by --bandwidth and --flops.
     """
-    chosen, device = models.chosen(), peak.device()
+    chosen, device = inference.divisible(models.chosen()), peak.device()
     with to.report() as report:
         for tokens in context or [DEFAULT_CONTEXT]:
             report.add(*tables(chosen, tokens, inference, device))
@@ -36,7 +37,7 @@ def tables(models: Sequence[NamedSpec], context: int, config: InferenceConfig, d
     """Parts of both phases, what masking saves, and the ceilings, at one context."""
     decode, prefill = ([flop_row(model, phase, context, config, device) for model in models] for phase in PHASES)
     at, batch = format_tokens(context), config.batch
-    each = "" if batch == 1 else f", for each of {batch} sequences"
+    each = ("" if batch == 1 else f", for each of {batch} sequences") + on_each(config.tp)
     for title, phase, unit in (
         (f"Decode at {at}: GFLOPs of one token{each}", decode, 1e9 * batch),
         (f"Prefill of {at} tokens: TFLOPs{each}", prefill, 1e12 * batch),
@@ -44,7 +45,7 @@ def tables(models: Sequence[NamedSpec], context: int, config: InferenceConfig, d
         yield _parts(title, phase, unit)
         if sparse := [row for row in phase if row["routed_flops"]]:
             yield _experts(sparse, unit)
-    yield _masking(f"Prefill of {at} tokens, causal and full square", prefill, 1e12 * batch)
+    yield _masking(f"Prefill of {at} tokens, causal and full square{on_each(config.tp)}", prefill, 1e12 * batch)
     yield _ceilings(decode, prefill, device)
 
 
@@ -85,14 +86,16 @@ def _masking(title: str, rows: Rows, unit: float) -> Table:
 
 def _ceilings(decode: Rows, prefill: Rows, device: Device) -> Table:
     first, prefill_of = decode[0], dict(zip(map(id, decode), prefill, strict=True))
+    tp = first["tp"]
+    last = columns(three, flops_per_byte="FLOP/B") if tp == 1 else columns("{:.0%}".format, sending="sending")
     shown = [
         *columns(model="model"),
         *columns(format_count, tokens_per_s="decode/s"),
         *columns(bound="bound"),
-        *columns(three, flops_per_byte="FLOP/B"),
+        *last,
         *columns(format_count, prefill_tokens_per_s="prefill/s"),
         *columns(prefill_bound="bound"),
-        *columns(three, prefill_flops_per_byte="FLOP/B"),
+        *(replace(column, key=f"prefill_{column.key}") for column in last),
     ]
     large = [named(row) for row in decode if row["fits"] is False]
     legend = [
@@ -101,14 +104,30 @@ def _ceilings(decode: Rows, prefill: Rows, device: Device) -> Table:
         "can exceed: the longer of FLOPs / rate and bytes / bandwidth.",
         f"Bytes: weights ({first['weights_dtype']}) but for unused rows of the embedding and experts that no token is "
         f"expected to hit, and the cache ({first['cache_dtype']}).",
-        "FLOP/B: FLOPs per byte. bound: by memory or by compute, which begins at "
-        f"{three(device.flops / device.bandwidth)} FLOP/B here.",
-        *([f"Too large for one: {', '.join(large)}."] if large else []),
+        ("FLOP/B: FLOPs per byte. " if tp == 1 else "") + "bound: by memory or by compute, which begins at "
+        f"{three(device.flops / device.bandwidth)} {'FLOP/B' if tp == 1 else 'FLOPs per byte'} here.",
+        *_of_several(first, device),
+        *([f"Too large for {'one' if tp == 1 else tp}: {', '.join(large)}."] if large else []),
     ]
 
     def of_prefill(row: Row) -> Row:
         keys = ("tokens_per_s", "bound", "flops_per_byte")
-        return {f"prefill_{key}": prefill_of[id(row)][key] for key in keys}
+        other = prefill_of[id(row)]
+        shares = {"sending": row, "prefill_sending": other}
+        shown = {name: each["sending_seconds"] / each["seconds"] for name, each in shares.items()}
+        return {f"prefill_{key}": other[key] for key in keys} | shown
 
-    title = f"Ceilings at {format_tokens(first['context'])}, batch {first['batch']}"
+    title = f"Ceilings at {format_tokens(first['context'])}, batch {first['batch']}" + (f", {tp} cards" * (tp > 1))
     return Table(title, shown, legend, decode, of_prefill)
+
+
+def _of_several(row: Row, device: Device) -> list[str]:
+    """What several cards send each other, in words."""
+    tp, link = row["tp"], device.link
+    if tp == 1:
+        return []
+    speed = f"{link / 1e9:g} GB/s a card" if link else "unknown here (--link), and left out"
+    return [
+        f"{tp} cards hold a model together (tensor parallel) and send what blocks add up, over a ring: link {speed}. "
+        "sending: its part of the least time; the delay of each message is not counted."
+    ]

@@ -9,8 +9,8 @@ import typer
 from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row
 from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.options import MEMORY, Contexts, InferenceOptions, Memory, ModelOptions, ReportOptions
-from benchmarks.output.report import Row, Rows, Table, columns, named
-from benchmarks.output.show import format_sequences, format_tokens, smaller_at, unit
+from benchmarks.output.report import Row, Rows, Table, columns, columns_in_use, named
+from benchmarks.output.show import format_sequences, format_tokens, on_each, smaller_at, unit
 from zoo.units import format_bytes
 
 DEFAULT_CONTEXT, AGAINST = 32 * 1024, "llama3.1-8b"
@@ -29,7 +29,7 @@ def command(
 
     Beside the exact bytes stands the result of the usual formula.
     """
-    chosen, other = models.chosen(), one(against, models.ignore_field or [])
+    chosen, other = inference.divisible(models.chosen()), one(against, models.ignore_field or [])
     with to.report() as report:
         report.add(*tables(chosen, context or [DEFAULT_CONTEXT], other, memory, inference))
 
@@ -40,7 +40,7 @@ def tables(
     """Bytes, what fits, and where the caches cross that of `against`."""
     yield cache([cache_row(model, context, config) for model in models for context in contexts])
     yield fit([fit_row(model, memory, config) for model in models])
-    yield crossing([crossing_row(model, against, config.cache) for model in models])
+    yield crossing([crossing_row(model, against, config) for model in models])
 
 
 def cache(rows: Rows) -> Table:
@@ -51,8 +51,9 @@ def cache(rows: Rows) -> Table:
         *columns(unit(2**20, 1), kv_fixed_bytes="fixed MiB"),
         *columns(unit(2**10, 1), kv_bytes_per_token="KiB/token"),
         *columns(format_tokens, context="context"),
-        *columns(gib, kv_bytes="GiB", usual_formula_kv_bytes="usual GiB"),
-        *columns("{:+.0%}".format, usual_formula_error="error"),
+        *columns(gib, kv_bytes="GiB"),
+        *columns_in_use(rows, gib, usual_formula_kv_bytes="usual GiB"),
+        *columns_in_use(rows, "{:+.0%}".format, usual_formula_error="error"),
     ]
     formulas = dict.fromkeys(each for row in rows for each in (row["usual_formula"] or "").split("; ") if each)
     legend = [
@@ -60,9 +61,10 @@ def cache(rows: Rows) -> Table:
         "Both are of one sequence.",
         f"GiB: the cache of {format_sequences(rows[0]['batch'])} at this context.",
         *(f"usual GiB, as other calculators count it: {formula}." for formula in formulas),
-        "error: of the usual formula. k, KiB, MiB and GiB are powers of 1024.",
+        f"{'error: of the usual formula. ' if formulas else ''}k, KiB, MiB and GiB are powers of 1024.",
     ]
-    return Table(f"KV cache in {rows[0]['cache_dtype']}", shown, legend, rows)
+    where = on_each(rows[0]["tp"])
+    return Table(f"KV cache in {rows[0]['cache_dtype']}{where}", shown, legend, rows)
 
 
 def fit(rows: Rows) -> Table:
@@ -82,7 +84,10 @@ def fit(rows: Rows) -> Table:
         "limit: weights, which alone do not fit; cache, which fills the card before the trained context is reached; "
         "context, the trained one, which fits.",
     ]
-    return Table(f"On a card of {format_bytes(first['memory_bytes'])}", shown, legend, rows, derive=_left)
+    if first["tp"] > 1:
+        legend.insert(0, f"weights GiB, left GiB: of one card; {first['tp']} hold a model together (tensor parallel).")
+    title = "On a card" if first["tp"] == 1 else f"On each of {first['tp']} cards"
+    return Table(f"{title} of {format_bytes(first['memory_bytes'])}", shown, legend, rows, derive=_left)
 
 
 def _left(row: Row) -> Row:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import torch
 
 from benchmarks.analytic import compare
 from benchmarks.analytic.kv import InferenceConfig, crossing_row
@@ -164,7 +163,7 @@ def _comparisons(models: Sequence[NamedSpec]) -> Json:
         pair = f"{first.name} {second.name}"
         rows = compare.difference_rows(first, second)
         differences[pair] = [[_index(strings, row[key]) for key in ("field", "value", "other")] for row in rows]
-        caches[pair] = describe_crossing(crossing_row(first, second, torch.bfloat16))
+        caches[pair] = describe_crossing(crossing_row(first, second, InferenceConfig()))
     costs = compare.costs(models[0].spec, CONTEXT, InferenceConfig(), device(DEVICE))
     return {
         "strings": [value for _, value in strings.values()],

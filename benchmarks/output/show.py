@@ -74,3 +74,8 @@ def _spans(crossing: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
         else:
             at = f"up to {end:,}" if start == 1 else f"at {start:,}" if start == end else f"{start:,} to {end:,}"
         yield change["smaller"], at
+
+
+def on_each(cards: int) -> str:
+    """The end of a title of figures of one card, if several hold a model."""
+    return f", on each of {cards} cards" if cards > 1 else ""

@@ -110,7 +110,7 @@ def test_a_cache_that_stops_growing_fits_at_any_context() -> None:
     ],
 )
 def test_crossings_as_text(name: str, against: str, contexts: str) -> None:
-    assert smaller_at(crossing_row(one(name), one(against), torch.bfloat16), name) == contexts
+    assert smaller_at(crossing_row(one(name), one(against), InferenceConfig()), name) == contexts
 
 
 def test_a_crossing_there_and_back_is_shown_whole() -> None:
@@ -125,13 +125,13 @@ def test_every_model_has_a_row_in_every_table() -> None:
         for row in (
             cache_row(model, 4096, InferenceConfig()),
             fit_row(model, 80 * GIB, InferenceConfig()),
-            crossing_row(model, one("llama3"), torch.bfloat16),
+            crossing_row(model, one("llama3"), InferenceConfig()),
         ):
             assert row["model"] == model.name
 
 
 def test_a_swapped_model_is_compared_with_its_original() -> None:
     _, windowed = chosen(["qwen3-8b"], ["GQA(window=4096)"])
-    row = crossing_row(windowed, one("qwen3-8b"), torch.bfloat16)
+    row = crossing_row(windowed, one("qwen3-8b"), InferenceConfig())
     assert [change["smaller"] for change in row["changes"]] == [None, "qwen3-8b*"]
     assert smaller_at(row, "qwen3-8b*") == "from 4,097 on"
