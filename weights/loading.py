@@ -17,6 +17,7 @@ from weights.matching import HEAD, Part, Source, TensorMapping, check_fit, liste
 from weights.shards import Shards
 from weights.sources import locate
 from zoo import catalog
+from zoo.blocks.expert_parallel import expert_parallel
 from zoo.core.collectives import Group
 from zoo.errors import MalformedError, UsageError, require_package, unknown
 from zoo.hf.checkpoint_layout import Rename, Stacked
@@ -77,7 +78,8 @@ class MatchedModel:
         def tensors(mapping: TensorMapping) -> LazyTensors:
             part = None if self.shards is None else self.shards.part(mapping, self.source.tensors)
             dtype = wanted[mapping.module_names[0]].dtype
-            return LazyTensors(self.source, mapping.checkpoint_names, device, dtype, part)
+            names = mapping.checkpoint_names if self.shards is None else self.shards.names(mapping)
+            return LazyTensors(self.source, names, device, dtype, part)
 
         renamed = [mapping for mapping in mappings if isinstance(mapping.rule, Rename)]
         others = [mapping for mapping in mappings if not isinstance(mapping.rule, Rename)]
@@ -108,6 +110,7 @@ def load(
     ignore_fields: Iterable[str] = (),
     check_finite: bool = False,
     mesh: DeviceMesh | None = None,
+    whole_experts: bool = False,
 ) -> Model:
     """A released model, in eval mode. `source` is a hub id ("org/name" or "org/name@revision"), a preset's name, a
     folder in Hugging Face layout, or a .gguf file.
@@ -118,6 +121,7 @@ def load(
 
     With a `mesh` (torch's DeviceMesh, of one dimension or with one that is named "tp") the model is this rank's part of
     tensor parallel, and this rank's slices alone are read. Every rank calls it, and runs the model at the same time.
+    Ranks divide the width of each expert, or hold `whole_experts` (expert parallel).
 
     `ignore_fields` are fields of the config to ignore at your own risk. `check_finite` reads every tensor first, and
     refuses NaN and infinity. `offline` uses the download cache only.
@@ -126,7 +130,7 @@ def load(
     """
     opened = open_source(source, revision, offline)
     group = None if mesh is None else Group.of(mesh.get_group("tp" if mesh.mesh_dim_names else None))
-    return fill(opened.spec(ignore_fields), opened, device, dtype, check_finite, group)
+    return fill(opened.spec(ignore_fields), opened, device, dtype, check_finite, group, whole_experts)
 
 
 def open_source(source: str | Path, revision: str | None = None, offline: bool = False) -> Source:
@@ -149,6 +153,7 @@ def fill(
     dtype: str | torch.dtype,
     check_finite: bool = False,
     group: Group | None = None,
+    whole_experts: bool = False,
 ) -> Model:
     """A model of this spec with the source's weights, or this rank's part of one. Everything is checked to fit before
     the first tensor is read.
@@ -158,7 +163,7 @@ def fill(
     tensors made in it.) Temporary tensors are on the CPU, whatever the default device is.
     """
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        matched = match_model(spec, source, resolve_dtype(dtype, source), group)
+        matched = match_model(spec, source, resolve_dtype(dtype, source), group, whole_experts)
         if spec.tied and HEAD in source.tensors:
             _check_tied_head(source)
         if check_finite:
@@ -169,7 +174,9 @@ def fill(
         return matched.model
 
 
-def match_model(spec: Decoder, source: Source, dtype: torch.dtype, group: Group | None = None) -> MatchedModel:
+def match_model(
+    spec: Decoder, source: Source, dtype: torch.dtype, group: Group | None = None, whole_experts: bool = False
+) -> MatchedModel:
     """A model of this spec on the meta device, or a rank's part of it, matched with the source's tensors. Raises
     MalformedError naming everything that does not fit, SpecError for a model that the ranks cannot divide."""
     model = catalog.allocate(spec, "meta", dtype)
@@ -179,6 +186,7 @@ def match_model(spec: Decoder, source: Source, dtype: torch.dtype, group: Group 
     check_fit(source, mappings, parameters, {name for names in skip.values() for name in names})
     if group is None:
         return MatchedModel(source, model, mappings, skip)
+    spec = expert_parallel(spec) if whole_experts else spec
     return MatchedModel(source, allocate_part(spec, group, dtype), mappings, skip, Shards(spec, group, parameters))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from weights.matching import Part, StoredTensor, TensorMapping
 from zoo.blocks.layer import Layer
 from zoo.core.collectives import Group
+from zoo.hf.checkpoint_layout import Stacked
 from zoo.model.decoder import Decoder
 from zoo.sharding import Cut, Cuts, FirstRankOnly, cut_of
 
@@ -30,6 +31,14 @@ class Shards:
         """The rank's part of the layer that a mapping is of: by it a rule makes parameters of what the rank reads."""
         return None if mapping.layer is None else mapping.layer.shard(self.group.rank)
 
+    def names(self, mapping: TensorMapping) -> tuple[str, ...]:
+        """The stored tensors that a rank reads: of experts that are stored one by one, those that it holds."""
+        cut = cut_of(mapping.module_names[0], self._cuts)
+        if isinstance(mapping.rule, Stacked) and isinstance(cut, Cut) and cut.dim == 0:
+            (held,) = cut.slices(len(mapping.checkpoint_names), self.group.rank)
+            return mapping.checkpoint_names[held.start : held.stop]
+        return mapping.checkpoint_names
+
     def is_absent(self, parameter: str) -> bool:
         """Whether the first rank alone has the values of a parameter, and this rank has zeros."""
         return self.group.rank.index > 0 and isinstance(cut_of(parameter, self._cuts), FirstRankOnly)
@@ -40,7 +49,7 @@ class Shards:
         dims, rows = set(), []
         for i, name in enumerate(mapping.module_names):
             cut = cut_of(name, self._cuts)
-            if not isinstance(cut, Cut):
+            if not isinstance(cut, Cut) or (isinstance(mapping.rule, Stacked) and cut.dim == 0):
                 return None
             size = self.parameters[name].shape[cut.dim]
             own = torch.cat([torch.arange(each.start, each.stop) for each in cut.slices(size, self.group.rank)])

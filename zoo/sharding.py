@@ -74,22 +74,27 @@ class Cut:
 
 
 class Exchange(NamedTuple):
-    """A collective operation in a forward pass: "all-reduce", whose tensor has so many `elements` for each token, or
-    "all-gather", whose result has. Elements are of the activations' dtype, or of float32."""
+    """A collective operation in a forward pass: "all-reduce", whose tensor has so many `elements` for each token,
+    "all-gather", whose result has, or "all-to-all". Elements are of the activations' dtype, or of four bytes each
+    (`in_float32`). If `shared`, each rank has the elements of its own share of the tokens."""
 
-    kind: Literal["all-reduce", "all-gather"]
+    kind: Literal["all-reduce", "all-gather", "all-to-all"]
     elements: int
     in_float32: bool = False
+    shared: bool = False
+    for_each: Literal["token", "pass"] = "token"
 
     def nbytes(self, tokens: int, itemsize: int) -> int:
-        """Bytes of the tensor in one rank."""
-        return self.elements * tokens * (4 if self.in_float32 else itemsize)
+        """Bytes of the tensor in one rank; if `shared`, in all ranks together."""
+        count = tokens if self.for_each == "token" else 1
+        return self.elements * count * (4 if self.in_float32 else itemsize)
 
     def sent(self, tokens: int, itemsize: int, ranks: int) -> float:
-        """Bytes that one rank sends, where ranks form a ring: each part of a tensor goes through all the others, of an
-        all-reduce twice (Patarasuk and Yuan 2009)."""
+        """Bytes that one rank sends. In an all-reduce ranks form a ring, and each part of the tensor goes through all
+        the others twice, in an all-gather once (Patarasuk and Yuan 2009). In an all-to-all all get equally many."""
         rounds = 2 if self.kind == "all-reduce" else 1
-        return rounds * (ranks - 1) / ranks * self.nbytes(tokens, itemsize)
+        share = 1 / ranks if self.shared else 1
+        return rounds * (ranks - 1) / ranks * share * self.nbytes(tokens, itemsize)
 
 
 class FirstRankOnly:

@@ -18,6 +18,7 @@ from tests.weights.checkpoints import write
 from tests.weights.packers import FP8_CONFIG, MXFP4_CONFIG, pack_fp8, pack_mxfp4, per_expert
 from weights.formats.hf_folder import HFFolder
 from weights.loading import fill, open_source
+from zoo.blocks.expert_parallel import expert_parallel
 from zoo.core.collectives import Group
 from zoo.errors import MalformedError, SpecError
 from zoo.model.module import Model
@@ -32,16 +33,16 @@ def group(index: int, ranks: int) -> Group:
     return Group("none", Rank(index, ranks))
 
 
-def part(folder: Path, index: int, ranks: int, **options: Any) -> Model:
+def part(folder: Path, index: int, ranks: int, ep: bool = False, dtype: str = "auto") -> Model:
     source = open_source(folder)
-    return fill(source.spec(), source, "cpu", options.get("dtype", "auto"), group=group(index, ranks))
+    return fill(source.spec(), source, "cpu", dtype, group=group(index, ranks), whole_experts=ep)
 
 
-def assert_part(folder: Path, ranks: int, **options: Any) -> None:
-    whole = weights.load(folder, **options)
-    cuts = whole.spec.cuts()
+def assert_part(folder: Path, ranks: int, ep: bool = False, dtype: str = "auto") -> None:
+    whole = weights.load(folder, dtype=dtype)
+    cuts = (expert_parallel(whole.spec) if ep else whole.spec).cuts()
     for index in range(ranks):
-        own = part(folder, index, ranks, **options).state_dict()
+        own = part(folder, index, ranks, ep, dtype).state_dict()
         assert own.keys() == whole.state_dict().keys()
         for name, value in whole.state_dict().items():
             assert torch.equal(own[name], part_of(name, value, cuts, group(index, ranks))), (name, index)
@@ -51,6 +52,7 @@ def assert_part(folder: Path, ranks: int, **options: Any) -> None:
 def test_a_rank_gets_its_part_of_every_layout(name: str, saved: Saved) -> None:
     for ranks in (2, 4):
         assert_part(saved(name), ranks)
+        assert_part(saved(name), ranks, ep=True)
 
 
 class Requested:
@@ -74,17 +76,19 @@ class Requested:
 def test_a_rank_asks_for_its_share_alone(name: str, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first rank for its parameters; the others not for biases that the first one adds."""
     requested = Requested(monkeypatch)
-    first = part(saved(name), 0, 2)
-    assert requested.elements == first.spec.params()
-    requested.elements = 0
-    second = part(saved(name), 1, 2)
-    assert second.spec.params() - requested.elements == _zeros(second, first)
+    for ep in (False, True):
+        requested.elements = 0
+        first = part(saved(name), 0, 2, ep)
+        assert requested.elements == first.spec.params()
+        requested.elements = 0
+        second = part(saved(name), 1, 2, ep)
+        assert second.spec.params() - requested.elements == _zeros(second, first)
 
 
 def _zeros(model: Model, first: Model) -> int:
     """Elements that the first rank alone has."""
     pairs = zip(model.parameters(), first.parameters(), strict=True)
-    return sum(own.numel() for own, other in pairs if not own.any() and other.any())
+    return sum(own.numel() for own, other in pairs if not own.any() and other.any())  # random values are not zero
 
 
 def fp8_folder(folder: Path) -> Path:

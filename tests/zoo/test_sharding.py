@@ -9,6 +9,7 @@ import torch
 
 import zoo
 from tests.presets import distinct
+from zoo.blocks.expert_parallel import expert_parallel
 from zoo.catalog import allocate
 from zoo.core.collectives import Group
 from zoo.errors import SpecError
@@ -68,6 +69,23 @@ def test_a_ranks_part_has_the_parameters_of_its_spec(name: str, ranks: int) -> N
 @pytest.mark.parametrize(("name", "ranks"), RELEASED)
 def test_released_sizes_are_divided_among_the_cards_that_they_are_run_on(name: str, ranks: int) -> None:
     assert_parts(zoo.spec(name), ranks)
+
+
+@pytest.mark.parametrize("name", [name for name in distinct() if expert_parallel(zoo.spec(name)) != zoo.spec(name)])
+def test_whole_experts_are_divided_as_their_spec_says(name: str) -> None:
+    spec = expert_parallel(zoo.spec(name, tiny=True))
+    assert_parts(spec, 2)
+    whole, part = zoo.spec(name, tiny=True), spec.shard(Rank(0, 2))
+    assert spec.params() == whole.params()
+    assert spec.flops(3, 5) == whole.flops(3, 5)
+    routed = whole.flop_breakdown(3, 5)["routed"]
+    assert part.flop_breakdown(3, 5)["routed"] == pytest.approx(routed / 2, abs=len(whole.layers))
+
+
+def test_experts_that_do_not_divide_are_refused_with_the_number() -> None:
+    spec = expert_parallel(zoo.spec("mixtral-8x7b"))
+    with pytest.raises(SpecError, match="experts=8 cannot be divided among 16 ranks"):
+        spec.shard(Rank(0, 16))
 
 
 def assert_parts(spec: zoo.Decoder, ranks: int) -> None:

@@ -147,14 +147,14 @@ class _Experts(nn.Module):
             if allows_routed_glu(x, weights, *parameters):
                 return routed_glu(self.spec.act.join, x, weights, chosen, *parameters)
         if self.scales_input:
-            return self._outputs(x, chosen, weights).sum(-2)
-        return (self._outputs(x, chosen) * weights[..., None]).sum(-2)
+            return self.outputs(x, chosen, weights).sum(-2)
+        return (self.outputs(x, chosen) * weights[..., None]).sum(-2)
 
     def _stacked(self, name: str) -> tuple[Tensor, Tensor | None]:
         """The matrices of a linear map, and its biases."""
         return getattr(self, name), getattr(self, f"{name}_bias")
 
-    def _outputs(self, x: Tensor, chosen: Tensor, factors: Tensor | None = None) -> Tensor:
+    def outputs(self, x: Tensor, chosen: Tensor, factors: Tensor | None = None) -> Tensor:
         """x (b, t, dim), expert ids (b, t, k) -> the output of each chosen expert (b, t, k, dim); with `factors`
         (b, t, k), of x times each."""
         first = self._stacked(self.spec.linears(1)[0][0])[0]

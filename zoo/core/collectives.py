@@ -53,6 +53,23 @@ def gathered_columns(x: Tensor, group: Group, counts: list[int]) -> Tensor:
     return out
 
 
+def exchanged_rows(x: Tensor, group: Group, sent: list[int], received: list[int]) -> Tensor:
+    """x (n, ...), the first sent[0] rows of which go to rank 0, and so on -> what comes, received[i] rows of rank i."""
+    out: Tensor = _ExchangedRows.apply(x, group.name, sent, received)  # type: ignore[no-untyped-call]
+    return out
+
+
+def exchanged_counts(counts: Tensor, group: Group) -> Tensor:
+    """A number for each rank (ranks,) -> the number that each rank has for this one."""
+    ones = [1] * group.rank.ranks
+    return _all_to_all(counts, group.name, ones, ones)
+
+
+def _all_to_all(x: Tensor, name: str, sent: list[int], received: list[int]) -> Tensor:
+    out: Tensor = torch.ops._c10d_functional.all_to_all_single(x.contiguous(), received, sent, name)
+    return torch.ops._c10d_functional.wait_tensor(out)
+
+
 def _all_reduce(x: Tensor, name: str) -> Tensor:
     out: Tensor = torch.ops._c10d_functional.all_reduce(x.contiguous(), "sum", name)
     return torch.ops._c10d_functional.wait_tensor(out)
@@ -77,6 +94,17 @@ class _ReadByAll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _all_reduce(grad, ctx.name), None
+
+
+class _ExchangedRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str, sent: list[int], received: list[int]) -> Tensor:
+        ctx.name, ctx.sent, ctx.received = name, sent, received
+        return _all_to_all(x, name, sent, received)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _all_to_all(grad, ctx.name, ctx.received, ctx.sent), None, None, None
 
 
 class _GatheredColumns(torch.autograd.Function):

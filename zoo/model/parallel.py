@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.blocks.expert_parallel import _ExpertParallelMoE, expert_parallel
 from zoo.core.collectives import Group, gathered_columns, read_by_all, summed
+from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
 from zoo.registry import Spec
@@ -42,6 +44,11 @@ class ParallelModel(Model):
 
     def reference(self) -> Model:
         return ParallelModel(replace(self.whole, layers=tuple(dict.fromkeys(self.whole.layers))), self.group)
+
+    def compile(self, **options: Any) -> None:
+        if any(isinstance(part, _ExpertParallelMoE) for part in self.spec.parts):
+            raise UsageError("a model whose ranks hold whole experts is not compiled: how many tokens each gets varies")
+        super().compile(**options)
 
     def scores(self, x: Tensor) -> Tensor:
         return gathered_columns(super().scores(read_by_all(x, self.group)), self.group, self._columns)
@@ -131,10 +138,12 @@ def allocate_part(whole: Decoder, group: Group, dtype: torch.dtype = torch.float
 
 
 @torch.no_grad()
-def divide(model: Model, group: Group) -> ParallelModel:
-    """A rank's part of a model that every rank holds."""
-    part = allocate_part(model.spec, group, model.embed.weight.dtype)
-    cuts = model.spec.cuts()
+def divide(model: Model, group: Group, whole_experts: bool = False) -> ParallelModel:
+    """A rank's part of a model that every rank holds. Ranks divide the width of each expert, or hold
+    `whole_experts`."""
+    spec = expert_parallel(model.spec) if whole_experts else model.spec
+    part = allocate_part(spec, group, model.embed.weight.dtype)
+    cuts = spec.cuts()
     parameters = {name: part_of(name, value, cuts, group) for name, value in model.state_dict().items()}
     part.load_state_dict(parameters, assign=True)
     return part.train(model.training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -19,30 +20,40 @@ from tests.models import bound, passes_bound, randomised, tokens_of
 from tests.presets import distinct, representatives
 from tests.ranks import in_ranks
 from zoo.core.collectives import Group
+from zoo.core.processes import sums
 from zoo.model.module import Model
 from zoo.model.parallel import ParallelModel, divide, summing
 from zoo.sharding import Cut, FirstRankOnly, Rank, cut_of
 
 LENGTH, CHUNK = 40, 13
-OPERATORS = {"all_reduce": "all-reduce", "all_gather_into_tensor": "all-gather"}
+OPERATORS = {
+    "all_reduce": "all-reduce",
+    "all_gather_into_tensor": "all-gather",
+    "all_to_all_single": "all-to-all",
+}
+Bytes = dict[str, int]
 
 
 def world() -> Group:
     return Group.of(dist.group.WORLD)
 
 
-def both(name: str, dtype: torch.dtype = torch.float32) -> tuple[Model, ParallelModel, Tensor]:
-    """A model, this rank's part of it, and tokens (2, LENGTH)."""
+def both(name: str, ep: bool = False, dtype: torch.dtype = torch.float32) -> tuple[Model, ParallelModel, Tensor]:
+    """A model, this rank's part of it, with whole experts if `ep`, and tokens (2, LENGTH)."""
     model = randomised(zoo.spec(name, tiny=True), dtype=dtype)
-    return model, divide(model, world()), tokens_of(model.spec, 2, LENGTH)
+    return model, divide(model, world(), ep), tokens_of(model.spec, 2, LENGTH)
+
+
+def mixtures(names: Iterable[str]) -> list[str]:
+    return [name for name in names if any(isinstance(part, zoo.MoE) for part in zoo.spec(name).parts)]
 
 
 @torch.no_grad()
-def logits(device: torch.device, names: list[str]) -> dict[str, tuple[float, float, float, float]]:
+def logits(device: torch.device, names: list[str], ep: bool) -> dict[str, tuple[float, float, float, float]]:
     """Of each model: how far logits of a whole pass and of cached passes are from one process's, and the bounds."""
     found = {}
     for name in names:
-        model, part, tokens = both(name)
+        model, part, tokens = both(name, ep)
         expected, cache = model(tokens), part.new_cache(2, LENGTH)
         ends = [0, CHUNK, *range(CHUNK + 1, CHUNK + 4), LENGTH]
         passes = [part(tokens[:, start:end], cache) for start, end in pairwise(ends)]
@@ -51,8 +62,8 @@ def logits(device: torch.device, names: list[str]) -> dict[str, tuple[float, flo
     return found
 
 
-def assert_logits(ranks: int, names: list[str]) -> None:
-    for found in in_ranks(ranks, logits, names):
+def assert_logits(ranks: int, names: list[str], ep: bool = False) -> None:
+    for found in in_ranks(ranks, logits, names, ep):
         far = {name: each for name, each in found.items() if each[0] > each[2] or each[1] > each[3]}
         assert not far
         assert list(found) == names
@@ -66,6 +77,16 @@ def test_two_ranks_compute_the_logits_of_one_process() -> None:
 def test_four_ranks_compute_the_logits_of_one_process() -> None:
     """With fewer KV heads, key heads or groups than ranks."""
     assert_logits(4, list(distinct()))
+
+
+def test_two_ranks_with_whole_experts_compute_the_logits_of_one_process() -> None:
+    assert_logits(2, mixtures(representatives()), ep=True)
+
+
+@pytest.mark.slow
+def test_four_ranks_with_whole_experts_compute_the_logits_of_one_process() -> None:
+    """Of a single token in each of two sequences, two ranks route none."""
+    assert_logits(4, mixtures(distinct()), ep=True)
 
 
 def gradients_of(model: Model, tokens: Tensor) -> dict[str, Tensor]:
@@ -90,12 +111,12 @@ def gathered(name: str, own: Tensor, like: Tensor, model: ParallelModel) -> Tens
     return total
 
 
-def gradients(device: torch.device, names: list[str]) -> dict[str, dict[str, float]]:
+def gradients(device: torch.device, names: list[str], ep: bool) -> dict[str, dict[str, float]]:
     """Of each model in float64, the parameters whose gradients differ by more than rounding, relative to the largest
     gradient, and by how much."""
     found = {}
     for name in names:
-        model, part, tokens = both(name, torch.float64)
+        model, part, tokens = both(name, ep, torch.float64)
         expected, own = gradients_of(model, tokens), gradients_of(part, tokens)
         assert expected.keys() == own.keys()
         largest = max(each.abs().max().item() for each in expected.values())
@@ -109,19 +130,27 @@ def gradients(device: torch.device, names: list[str]) -> dict[str, dict[str, flo
 
 def test_two_ranks_compute_the_gradients_of_one_process() -> None:
     names = list(representatives())
-    for found in in_ranks(2, gradients, names):
+    for found in in_ranks(2, gradients, names, False):
         assert found == {name: {} for name in names}
 
 
 @pytest.mark.slow
 def test_four_ranks_compute_the_gradients_of_one_process() -> None:
     names = list(distinct())
-    for found in in_ranks(4, gradients, names):
+    for found in in_ranks(4, gradients, names, False):
+        assert found == {name: {} for name in names}
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_with_whole_experts_compute_the_gradients_of_one_process(ranks: int) -> None:
+    names = mixtures(representatives())
+    for found in in_ranks(ranks, gradients, names, True):
         assert found == {name: {} for name in names}
 
 
 class ExchangedBytes(TorchDispatchMode):
-    """Bytes of the tensors of each collective operator: of what an all-reduce sums, of what an all-gather gives."""
+    """Bytes of the tensors of each collective operator: of what an all-reduce sums, of what an all-gather gives, of
+    what an all-to-all sends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,17 +160,17 @@ class ExchangedBytes(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         kind = OPERATORS.get(func.__name__.partition(".")[0]) if func.namespace == "_c10d_functional" else None
         if kind:
-            self.nbytes[kind] += out.nbytes
+            self.nbytes[kind] += args[0].nbytes if kind == "all-to-all" else out.nbytes
         return out
 
 
 @torch.no_grad()
-def exchanged(device: torch.device, names: list[str]) -> dict[str, tuple[dict[str, int], dict[str, int], int, int]]:
-    """Of each model: the bytes of each kind of collective in a pass of the last chunk, by formula too; the number of
-    collectives, by formula too."""
+def exchanged(device: torch.device, names: list[str], ep: bool) -> dict[str, tuple[Bytes, Bytes, int, int]]:
+    """Of each model: the bytes of each kind of collective in a pass of the last chunk, over all ranks, by formula too;
+    the number of collectives, by formula too."""
     found = {}
     for name in names:
-        _, part, tokens = both(name)
+        _, part, tokens = both(name, ep)
         ranks, spec = part.group.rank.ranks, part.whole
         cache = part.new_cache(2, LENGTH)
         part(tokens[:, :CHUNK], cache)
@@ -150,14 +179,15 @@ def exchanged(device: torch.device, names: list[str]) -> dict[str, tuple[dict[st
         by_token, of_head = spec.exchanges(spec.dim, ranks), spec.head_exchange(ranks)
         formula = Counter[str]()
         for each in by_token:
-            formula[each.kind] += each.nbytes(2 * (LENGTH - CHUNK), 4)
-        formula[of_head.kind] += of_head.nbytes(2, 4)
-        found[name] = dict(measured.nbytes), dict(formula), counted.get_total_counts(), len(by_token) + 1
+            formula[each.kind] += each.nbytes(2 * (LENGTH - CHUNK), 4) * (1 if each.shared else ranks)
+        formula[of_head.kind] += of_head.nbytes(2, 4) * ranks
+        total = {kind: int(sums(nbytes)[0]) for kind, nbytes in measured.nbytes.items()}
+        found[name] = total, dict(formula), counted.get_total_counts(), len(by_token) + 1
     return found
 
 
-def assert_exchanged(ranks: int, names: list[str]) -> None:
-    for found in in_ranks(ranks, exchanged, names):
+def assert_exchanged(ranks: int, names: list[str], ep: bool = False) -> None:
+    for found in in_ranks(ranks, exchanged, names, ep):
         for name, (measured, formula, count, expected) in found.items():
             assert measured == formula, name
             assert count == expected, name
@@ -171,6 +201,10 @@ def test_what_two_ranks_exchange_follows_from_the_formula() -> None:
 def test_what_three_and_four_ranks_exchange_follows_from_the_formula() -> None:
     """Of three ranks the columns of the head are uneven."""
     assert_exchanged(4, list(distinct()))
+
+
+def test_what_ranks_with_whole_experts_exchange_follows_from_the_formula() -> None:
+    assert_exchanged(2, mixtures(representatives()), ep=True)
 
 
 @torch.no_grad()

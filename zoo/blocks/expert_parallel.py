@@ -1,0 +1,141 @@
+"""Expert parallel: ranks hold whole experts, and tokens travel to them (GShard, Lepikhin et al. 2020, section 3.2).
+
+Each rank routes its own share of the tokens and sends each token to the ranks of its experts (all-to-all). These
+compute what arrives and send the outputs back. Weighted sums of its own tokens are a rank's part of the block's output.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.blocks.feed_forward import LinearFeedForward
+from zoo.blocks.moe import MoE, _Experts, _MoE
+from zoo.core.collectives import Group, exchanged_counts, exchanged_rows
+from zoo.core.forward_context import ForwardContext
+from zoo.costs import Breakdown, linear_flops
+from zoo.registry import S, Spec, swap
+from zoo.sharding import Cut, Cuts, Divide, Exchange, Rank, prefixed
+
+__all__: list[str] = []
+
+
+def expert_parallel(spec: S) -> S:
+    """The spec with every mixture of experts divided by experts, and not by the width of each."""
+    if not any(isinstance(part, MoE) for part in spec.walk()):
+        return spec
+    return swap(spec, MoE, _ExpertParallelMoE.of)
+
+
+@dataclass(frozen=True)
+class _ExpertParallelMoE(MoE):
+    """A mixture whose `experts` are those that one rank holds, of the `routed` ones that there are. The shared expert
+    is divided by its width."""
+
+    routed: int = 1
+
+    divides: ClassVar = {"experts": Divide.EVENLY}
+
+    @classmethod
+    def of(cls, moe: MoE) -> Self:
+        return cls(**{field.name: getattr(moe, field.name) for field in fields(MoE)}, routed=moe.experts)
+
+    def check(self) -> None:
+        self.router.check_experts(self.routed)
+        self.require(isinstance(self.expert, LinearFeedForward), "ranks divide experts that are stacked linear maps")
+
+    def shard(self, rank: Rank) -> Self:
+        shared = self.shared and self.shared.shard(rank)
+        return replace(self, experts=len(rank.held(self.experts, what="experts")), shared=shared)
+
+    def cuts(self) -> Cuts:
+        assert isinstance(self.expert, LinearFeedForward)
+        names = (each for name, *_ in self.expert.linears(1) for each in (name, f"{name}_bias"))
+        own: dict[str, Cut] = dict.fromkeys(names, self.cut("experts"))
+        return prefixed("experts", own) | (prefixed("shared", self.shared.cuts()) if self.shared else {})
+
+    def exchanges(self, dim: int, ranks: int) -> tuple[Exchange, ...]:
+        """Each token goes to k experts and comes back; a rank sends those of its share."""
+        rows = Exchange("all-to-all", self.router.k * (self.latent or dim), shared=True)
+        counts = Exchange("all-to-all", 2 * ranks**2, in_float32=True, shared=True, for_each="pass")  # of eight bytes
+        ids = Exchange("all-to-all", self.router.k, in_float32=True, shared=True)
+        return counts, ids, rows, rows, Exchange("all-reduce", dim)
+
+    @property
+    def _share(self) -> float:
+        """Of the experts, and of the tokens."""
+        return self.experts / self.routed
+
+    def build(self, dim: int) -> nn.Module:
+        return _ExpertParallel(self, dim)
+
+    def param_breakdown(self, dim: int) -> Breakdown:
+        return {**super().param_breakdown(dim), "router": self.router.params(dim, self.routed)}
+
+    def active_params(self, dim: int) -> int:
+        return self.params(dim) - round((self.experts - self.router.k * self._share) * self._expert_params(dim))
+
+    def read_params(self, dim: int, tokens: int) -> float:
+        idle = self.experts * (1 - self.router.k / self.routed) ** tokens
+        return self.params(dim) - idle * self._expert_params(dim)
+
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        """Of a rank, where tokens are equally many for every rank and expert."""
+        whole = super().flop_breakdown(dim, past, new, causal)
+        router = linear_flops(new, dim, self.routed)
+        return {**whole, "routed": round(whole["routed"] * self._share), "router": round(router * self._share)}
+
+
+class _ExpertParallel(_MoE):
+    spec: _ExpertParallelMoE
+    experts: _Experts
+    group: Group
+
+    def __init__(self, spec: _ExpertParallelMoE, dim: int) -> None:
+        super().__init__(spec, dim)
+        self.spec = spec
+        self.router = spec.router.build(dim, spec.routed)
+
+    def over_ranks(self, whole: Spec, group: Group) -> None:
+        self.group = group
+
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None, routed_by: Tensor | None = None) -> Tensor:
+        """(b, t, dim) -> the rank's part of the output (b, t, dim): its share of the tokens, and its part of the shared
+        expert."""
+        tokens, rank = x.flatten(0, -2), self.group.rank
+        own = _share(len(tokens), rank)
+        rows = tokens[own.start : own.stop]
+        by = rows if routed_by is None else routed_by.flatten(0, -2)[own.start : own.stop]
+        weights, chosen = (each.squeeze(0) for each in self.router(by.unsqueeze(0), None))
+        out = self._routed(rows if self.latent_in is None else self.latent_in(rows), weights, chosen)
+        if self.latent_out is not None:
+            out = self.latent_out(out)
+        whole = F.pad(out, (0, 0, own.start, len(tokens) - own.stop)).view_as(x)  # zero for tokens of other ranks
+        return whole if self.shared is None else whole + self.shared(x, ctx)
+
+    def _routed(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """x (n, dim), weights and expert ids (n, k) -> weighted sums of what the experts' ranks compute (n, dim)."""
+        held, ranks = self.spec.experts, self.group.rank.ranks
+        ids = chosen.flatten()
+        order = ids.argsort(stable=True)  # by expert, hence by rank
+        sending = ids.div(held, rounding_mode="floor").bincount(minlength=ranks)
+        sent, received = sending.tolist(), exchanged_counts(sending, self.group).tolist()
+        rows = x[order // chosen.shape[1]]
+        if self.experts.scales_input:
+            rows = rows * weights.flatten()[order, None]
+        arrived_ids = exchanged_rows((ids[order] % held).int(), self.group, sent, received).long()
+        arrived = exchanged_rows(rows, self.group, sent, received)
+        if len(arrived):
+            arrived = self.experts.outputs(arrived.unsqueeze(0), arrived_ids[None, :, None])[0, :, 0]
+        back = exchanged_rows(arrived, self.group, received, sent)
+        out = torch.empty_like(back).index_copy(0, order, back).unflatten(0, chosen.shape)
+        return (out if self.experts.scales_input else out * weights.unsqueeze(-1)).sum(1)
+
+
+def _share(tokens: int, rank: Rank) -> range:
+    """The tokens that a rank routes: as equally many as it goes, none where there are fewer than ranks."""
+    each, more = divmod(tokens, rank.ranks)
+    first = rank.index * each + min(rank.index, more)
+    return range(first, first + each + (rank.index < more))
