@@ -175,6 +175,8 @@ class InferenceOptions(InferenceConfig):
     cache: Annotated[torch.dtype, dtype_option("--cache-dtype", help="Of the cache. [bfloat16]")] = torch.bfloat16
     tp: Annotated[int, typer.Option("--tp", min=1, help="Cards that hold a model together: figures are of each.")] = 1
 
+    ep: Annotated[int, typer.Option("--ep", min=1, help="As --tp: of experts, each card holds whole ones.")] = 1
+
     def divisible(self, models: Sequence[NamedSpec]) -> list[NamedSpec]:
         """The models that so many cards can divide; a note on stderr names the others. Raises SpecError if there are
         none."""

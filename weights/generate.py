@@ -17,9 +17,10 @@ import typer
 from weights.loading import fill, open_source
 from weights.tokenizer import decoder, encode
 from zoo.cli.runner import Debug, run
-from zoo.cli.tensor_parallel import TensorParallel, quiet_unless_first, tensor_parallel
+from zoo.cli.tensor_parallel import ExpertParallel, TensorParallel, quiet_unless_first, tensor_parallel
 from zoo.core import processes
 from zoo.errors import UsageError
+from zoo.sharding import require_same_ranks
 from zoo.units import dtype_name, format_count
 
 app = typer.Typer(add_completion=False)
@@ -45,6 +46,7 @@ def main(
     check_finite: Annotated[bool, typer.Option("--check-finite", help="Refuse weights that are NaN or Inf.")] = False,
     ignore_field: Annotated[list[str] | None, typer.Option(help="A field of the config to ignore.")] = None,
     tp: TensorParallel = 1,
+    ep: ExpertParallel = 1,
     debug: Debug = False,
 ) -> None:
     """Continue a prompt with a released model. The new text goes to stdout, everything else to stderr."""
@@ -54,6 +56,7 @@ def main(
         raise UsageError("give either a PROMPT in words or --tokens with ids")
     if chat and prompt is None:
         raise UsageError("--chat is for a PROMPT in words")
+    require_same_ranks(tp, ep)
     with tensor_parallel(device, tp, "weights.generate") as (place, group), quiet_unless_first():
         text = processes.from_first(lambda: sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt)
         opened = open_source(source, revision, offline)
@@ -61,7 +64,7 @@ def main(
         if not ids:
             raise UsageError("the prompt has no tokens")
         began, spec = time.perf_counter(), opened.spec(ignore_field or ())
-        model = fill(spec, opened, place, dtype, check_finite, group)
+        model = fill(spec, opened, place, dtype, check_finite, group, whole_experts=ep > 1)
         kind, seconds = dtype_name(model.embed.weight.dtype), time.perf_counter() - began
         where = f"{place}" if group is None else f"{tp} x {place.type}, {format_count(model.spec.params())} in this one"
         print(f"{format_count(spec.params())} parameters, {kind} on {where}, in {seconds:.1f} s", file=sys.stderr)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, NamedTuple
 
-from zoo.errors import SpecError
+from zoo.errors import SpecError, UsageError
 
 
 class Divide(Enum):
@@ -39,6 +39,12 @@ class Rank:
         each, more = divmod(count, self.ranks)
         first = self.index * each + min(self.index, more)
         return range(first, first + each + (self.index < more))
+
+
+def require_same_ranks(tp: int, ep: int) -> None:
+    """Raise UsageError unless experts are divided by none or by all of the `tp` ranks."""
+    if ep not in (1, tp):
+        raise UsageError(f"--ep {ep} with --tp {tp}: the same ranks divide attention and experts, so give --ep {tp}")
 
 
 class Section(NamedTuple):

@@ -10,10 +10,11 @@ import torch
 
 from benchmarks.analytic.models import NamedSpec, about
 from zoo.blocks import GQA, MLA, KVSource, SharedKV
+from zoo.blocks.expert_parallel import expert_parallel
 from zoo.cli.tables import Row
 from zoo.model.decoder import Decoder
 from zoo.registry import Mixer
-from zoo.sharding import Rank
+from zoo.sharding import Rank, require_same_ranks
 from zoo.units import dtype_name
 
 # The usual formula of each kind of mixer, and the elements per token that it gives for a mixer in a model of width dim.
@@ -35,20 +36,29 @@ USUAL_FORMULAS: dict[type[Mixer], tuple[str, Callable[[Any, int], Fraction]]] = 
 @dataclass(frozen=True)
 class InferenceConfig:
     """How a model is run: `batch` sequences, the dtypes of `weights` and `cache`, and how many cards hold the model
-    together (tensor parallel). Figures are of one of them, the first: no other holds more."""
+    together (tensor parallel; expert parallel if `ep` is the same number). Figures are of the first card: no other
+    holds more."""
 
     batch: int = 1
     weights: torch.dtype = torch.bfloat16
     cache: torch.dtype = torch.bfloat16
     tp: int = 1
+    ep: int = 1
+
+    def __post_init__(self) -> None:
+        require_same_ranks(self.tp, self.ep)
 
     def describe(self) -> Row:
         """The keys of a row: batch, cache dtype and the number of cards."""
-        return {"batch": self.batch, "cache_dtype": dtype_name(self.cache), "tp": self.tp}
+        return {"batch": self.batch, "cache_dtype": dtype_name(self.cache), "tp": self.tp, "ep": self.ep}
+
+    def divided(self, spec: Decoder) -> Decoder:
+        """The model as cards divide it: the width of each expert, or with `ep` whole experts."""
+        return expert_parallel(spec) if self.ep > 1 else spec
 
     def part(self, spec: Decoder) -> Decoder:
         """What the first card holds. Raises SpecError for a model that so many cannot divide."""
-        return spec if self.tp == 1 else spec.shard(Rank(0, self.tp))
+        return spec if self.tp == 1 else self.divided(spec).shard(Rank(0, self.tp))
 
 
 @dataclass(frozen=True)

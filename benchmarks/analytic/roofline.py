@@ -101,7 +101,9 @@ def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfi
         flops=config.batch * spec.flops(past, new, logits=1),
         weight_bytes=spec.read_params(config.batch * new) * config.weights.itemsize,
         kv_bytes=spec.kv_bytes(context, config.batch, config.cache),
-        sent_bytes=sent_bytes(whole, config.tp, config.batch * new, config.batch, config.weights.itemsize),
+        sent_bytes=sent_bytes(
+            config.divided(whole), config.tp, config.batch * new, config.batch, config.weights.itemsize
+        ),
     )
 
 

@@ -18,6 +18,10 @@ TensorParallel = Annotated[
     int, typer.Option("--tp", min=1, help="Divide the model among so many processes, which torchrun starts.")
 ]
 
+ExpertParallel = Annotated[
+    int, typer.Option("--ep", min=1, help="As --tp: each process holds whole experts, and not a part of each.")
+]
+
 
 @contextmanager
 def tensor_parallel(device: str, tp: int, command: str) -> Iterator[tuple[torch.device, Group | None]]:

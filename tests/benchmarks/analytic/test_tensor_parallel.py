@@ -57,6 +57,19 @@ def test_more_sequences_send_more() -> None:
     assert forward_pass(spec, "decode", 4096, InferenceConfig(cache=torch.float16)).sent_bytes == 0
 
 
+def test_whole_experts_weigh_the_same_and_send_tokens() -> None:
+    """Of 8 experts a token, each card sends what its share of the tokens needs, there and back."""
+    whole = replace(EIGHT, ep=8)
+    model = one("deepseek-v3-671b")
+    by_width, by_expert = (fit_row(model, 10**12, config)["weight_bytes"] for config in (EIGHT, whole))
+    assert by_expert == by_width
+    sent = [forward_pass(model.spec, "prefill", 4096, config).sent_bytes for config in (EIGHT, whole)]
+    rows, ids, counts = 2 * 8 * 7168 * 2 * 4096 / 8, 8 * 4 * 4096 / 8, 2 * 8 * 4
+    assert sent[1] - sent[0] == pytest.approx(58 * 7 / 8 * (rows + ids + counts * 8 / 8), rel=1e-3)
+    with pytest.raises(UsageError, match="--ep 4 with --tp 8"):
+        replace(EIGHT, ep=4)
+
+
 def test_models_that_cannot_be_divided_are_left_out_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     models = [one("llama3.1-70b"), one("qwen2.5-0.5b")]
     assert InferenceOptions(tp=8).divisible(models) == models[:1]
