@@ -101,16 +101,15 @@ def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfi
         flops=config.batch * spec.flops(past, new, logits=1),
         weight_bytes=spec.read_params(config.batch * new) * config.weights.itemsize,
         kv_bytes=spec.kv_bytes(context, config.batch, config.cache),
-        sent_bytes=sent_bytes(
-            config.divided(whole), config.tp, config.batch * new, config.batch, config.weights.itemsize
-        ),
+        sent_bytes=_sent_bytes(config.divided(whole), config, config.batch * new),
     )
 
 
-def sent_bytes(spec: Decoder, tp: int, tokens: int, logits: int, itemsize: int) -> float:
-    """Bytes that one of `tp` cards sends in a pass of `tokens` tokens with so many logits, over a ring."""
+def _sent_bytes(spec: Decoder, config: InferenceConfig, tokens: int) -> float:
+    """Bytes that one card sends in a pass of so many tokens, one position of each sequence through the head."""
+    itemsize, tp = config.weights.itemsize, config.tp
     sent = (each.sent(tokens, itemsize, tp) for each in spec.exchanges(spec.dim, tp))
-    return sum(sent) + spec.head_exchange(tp).sent(logits, itemsize, tp)
+    return sum(sent) + spec.head_exchange(tp).sent(config.batch, itemsize, tp)
 
 
 def flop_row(model: NamedSpec, phase: str, context: int, config: InferenceConfig, device: Device) -> Row:

@@ -10,7 +10,7 @@ import torch
 import zoo
 from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row
 from benchmarks.analytic.models import NamedSpec, one
-from benchmarks.analytic.roofline import device, flop_row, forward_pass, sent_bytes
+from benchmarks.analytic.roofline import device, flop_row, forward_pass
 from benchmarks.options import DeviceOptions, InferenceOptions
 from zoo.errors import SpecError, UsageError
 
@@ -22,7 +22,8 @@ def test_llama_70b_on_eight_cards_by_hand() -> None:
     """Two sums over ranks a layer and one of the embedding, of 8,192 elements in 2 bytes; one row of logits."""
     spec = zoo.spec("llama3.1-70b")
     sums, logits = (2 * 80 + 1) * 8192 * 2, 128_256 * 2
-    assert sent_bytes(spec, 8, 1, 1, 2) == 2 * 7 / 8 * sums + 7 / 8 * logits
+    sent = forward_pass(spec, "decode", 4096, EIGHT).sent_bytes
+    assert sent == 2 * 7 / 8 * sums + 7 / 8 * logits
     row, whole = (flop_row(one("llama3.1-70b"), "decode", 4096, config, H100) for config in (EIGHT, InferenceConfig()))
     assert row["flops"] * 8 == whole["flops"]
     assert row["sending_seconds"] == pytest.approx(row["sent_bytes"] / 450e9, rel=1e-6)
