@@ -106,8 +106,9 @@ def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfi
 
 
 def _sent_bytes(spec: Decoder, config: InferenceConfig, tokens: int) -> float:
-    """Bytes that one card sends in a pass of so many tokens, one position of each sequence through the head."""
-    itemsize, tp = config.weights.itemsize, config.tp
+    """Bytes that one card sends in a pass of so many tokens, one position of each sequence through the head.
+    Activations are in 16 bits where weights are in 8."""
+    itemsize, tp = max(config.weights.itemsize, 2), config.tp
     sent = (each.sent(tokens, itemsize, tp) for each in spec.exchanges(spec.dim, tp))
     return sum(sent) + spec.head_exchange(tp).sent(config.batch, itemsize, tp)
 

@@ -56,6 +56,8 @@ def test_more_sequences_send_more() -> None:
     single, many = (forward_pass(spec, "decode", 4096, replace(EIGHT, batch=batch)) for batch in (1, 16))
     assert many.sent_bytes == 16 * single.sent_bytes
     assert forward_pass(spec, "decode", 4096, InferenceConfig(cache=torch.float16)).sent_bytes == 0
+    narrow = replace(EIGHT, weights=torch.float8_e4m3fn)  # activations stay in 16 bits
+    assert forward_pass(spec, "decode", 4096, narrow).sent_bytes == single.sent_bytes
 
 
 def test_whole_experts_weigh_the_same_and_send_tokens() -> None:
