@@ -142,7 +142,7 @@ def test_two_processes_go_on_with_the_run_of_one(text, tmp_path) -> None:
         (["--tiny", "--batch", "3"], "error: a batch of 3 sequences cannot be divided among 2 processes"),
         (["--tims", "2"], "error: no such option: --tims"),
         (["--compile"], "error: --compile is for one process"),
-        (["--device", "mps"], "error: several processes train on --device cpu or cuda, not on mps"),
+        (["--device", "mps"], "error: several processes work on --device cpu or cuda, not on mps"),
     ],
 )
 def test_an_error_is_reported_once(text, tmp_path, args, says) -> None:

@@ -44,6 +44,28 @@ def both(name: str, ep: bool = False, dtype: torch.dtype = torch.float32) -> tup
     return model, divide(model, world(), ep), tokens_of(model.spec, 2, LENGTH)
 
 
+@torch.no_grad()
+def on_cards(device: torch.device, name: str, ep: bool) -> tuple[float, float]:
+    """How far this card's logits are from those of a card that holds the whole model, and the largest of these."""
+    model = randomised(zoo.spec(name, tiny=True)).to(device)
+    part, tokens = divide(model, world(), ep), tokens_of(model.spec, 2, LENGTH).to(device)
+    if not ep:
+        part.compile()
+    expected, cache = model(tokens), part.new_cache(2, LENGTH)
+    passes = [part(tokens[:, start:end], cache) for start, end in pairwise([0, CHUNK, LENGTH - 2, LENGTH - 1, LENGTH])]
+    return (torch.cat(passes, dim=1) - expected).abs().max().item(), expected.abs().max().item()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("ep", [False, True])
+@pytest.mark.parametrize("name", representatives())
+def test_two_cards_compute_the_logits_of_one(name: str, ep: bool) -> None:
+    """Over nccl, compiled where ranks divide each expert: single tokens are replayed as CUDA graphs."""
+    for error, largest in in_ranks(2, on_cards, name, ep, device="cuda"):
+        assert error <= 1e-4 * max(1.0, largest)
+
+
 def mixtures(names: Iterable[str]) -> list[str]:
     return [name for name in names if any(isinstance(part, zoo.MoE) for part in zoo.spec(name).parts)]
 

@@ -1,0 +1,98 @@
+"""torchrun -m weights.generate --tp: two processes write what one writes, and report an error once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from weights.generate import app
+from zoo.cli.runner import exit_code
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+SECONDS = 120
+Saved = Callable[[str], Path]
+
+
+def start(*args: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*TORCHRUN, "-m", "weights.generate", *map(str, args)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # what a terminal sends Ctrl-C to
+    )
+
+
+def errors(err: str) -> list[str]:
+    """What the command said, without torchrun's own report."""
+    return [line for line in err.splitlines() if line.startswith("error:")]
+
+
+@pytest.mark.parametrize("ep", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_processes_write_what_one_writes(ep: int, saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
+    args = saved("gpt-oss-20b"), "--tokens", "5,6,7", "--max-new-tokens", 8, "--temperature", 2, "--seed", 3
+    assert exit_code(app, "python -m weights.generate", list(map(str, args))) == 0
+    process = start(*args, "--tp", 2, "--ep", ep)
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, err
+    assert out == capsys.readouterr().out
+    assert err.count("parameters, float32 on 2 x cpu") == err.count("tokens/s)") / 2 == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "args", "says"),
+    [
+        ("qwen3-0.6b", [], "error: --tp 1 with 2 processes: give --tp 2"),
+        ("qwen3-0.6b", ["--tp", 3], "error: --tp 3 with 2 processes: torchrun --nproc-per-node 3 -m weights.generate"),
+        ("qwen3-0.6b", ["--tp", 2, "--ep", 3], "error: --ep 3 with --tp 2"),
+        ("qwen3-0.6b", ["--tp", 2, "--tokens", "9999"], "error: token ids must be below 512, got 9999"),
+    ],
+)
+def test_an_error_is_reported_once(name: str, args: list[object], says: str, saved: Saved) -> None:
+    given = args if "--tokens" in args else ["--tokens", "5,6", *args]
+    process = start(saved(name), *given)
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode != 0
+    assert out == ""
+    (line,) = errors(err)
+    assert line.startswith(says)
+
+
+def test_one_process_says_how_to_start_several(saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [str(saved("qwen3-0.6b")), "--tokens", "5,6", "--tp", "2"]
+    assert exit_code(app, "python -m weights.generate", args) == 2
+    starts = "--tp 2 with 1 process: torchrun --nproc-per-node 2 -m weights.generate ... --tp 2 starts 2"
+    assert starts in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", ["killed", "interrupted"])
+def test_a_process_that_ends_ends_the_other(ends: str, saved: Saved) -> None:
+    process = start(saved("qwen3-0.6b"), "--tokens", "5,6,7", "--max-new-tokens", 10**6, "--tp", 2)
+    assert process.stdout
+    assert process.stdout.read(1)  # it writes
+    if ends == "interrupted":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        if not children.is_file():
+            process.kill()
+            pytest.skip("the system does not list child processes")
+        os.kill(int(children.read_text().split()[1]), signal.SIGKILL)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode != 0
+    assert time.monotonic() - began < SECONDS / 2
+    assert len(errors(err)) <= 1  # torchrun may be faster than the process that is left
+    assert "Traceback" not in err.partition("torch.distributed.elastic")[0] or "zoo/" not in err
