@@ -1,7 +1,7 @@
 """Grouped-query attention (Ainslie et al. 2023) and its special cases: multi-head, multi-query, windows, chunks."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from zoo.core.forward_context import ForwardContext, LayerCache, Mask
 from zoo.core.linear import Linear
 from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, Window, linear_flops, linear_params
 from zoo.registry import Alias, Mixer, Spec
-from zoo.sharding import Cuts, Divide, Exchange
+from zoo.sharding import Cuts, Divide, Exchange, Rank
 
 __all__ = ["GQA"]
 
@@ -109,14 +109,20 @@ class GQA(Mixer):
         streams = ("k", (self.kv_heads, self.head_dim)), ("v", (self.kv_heads, self.value_dim))
         return CacheSpec(per_token=streams, reach=self.reach)
 
+    def shard(self, rank: Rank) -> Self:
+        norm = self.qk_norm if self.qk_norm_over == "projection" else None
+        self.require(not norm or norm.means > 0, f"its norm over all heads cannot be divided among {rank.ranks} ranks")
+        return super().shard(rank)
+
     def cuts(self) -> Cuts:
         heads, keys = self.cut("heads"), self.cut("kv_heads")
         norms = {"q_norm": heads, "k_norm": keys} if self.qk_norm_over == "projection" else {}
         return {"q": heads, "k": keys, "v": keys, "gate": heads, "sinks": heads, "o": self.cut("heads", 1), **norms}
 
     def exchanges(self, dim: int, ranks: int) -> tuple[Exchange, ...]:
-        norms = len(self._norm_widths()) if self.qk_norm and self.qk_norm_over == "projection" else 0
-        return *(Exchange("all-reduce", 1, in_float32=True),) * norms, *super().exchanges(dim, ranks)
+        over_all = self.qk_norm if self.qk_norm_over == "projection" else None
+        means = len(self._norm_widths()) * over_all.means if over_all else 0
+        return *(Exchange("all-reduce", 1, in_float32=True),) * means, *super().exchanges(dim, ranks)
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         return ((self.rope, self.head_dim), *(((self.temperature, 1),) if self.temperature else ()))
@@ -199,7 +205,6 @@ class _GQA(nn.Module):
         if whole.qk_norm and whole.qk_norm_over == "projection":
             for name in whole._norm_widths():
                 norm: Any = getattr(self, f"{name}_norm")
-                whole.require(hasattr(norm, "over_ranks"), f"{whole.qk_norm.describe()} cannot be divided among ranks")
                 norm.over_ranks(group)
 
     def keys_and_values(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> tuple[Tensor, Tensor, Mask]:

@@ -82,21 +82,26 @@ class MoE(FeedForward):
 
     @property
     def sums_over_ranks(self) -> bool:
-        return self.expert.sums_over_ranks
+        return bool(self.expert.cuts())
 
     def shard(self, rank: Rank) -> Self:
         """Each rank holds a part of the width of every expert."""
-        if self.shared and self.shared.cuts() and not self.expert.cuts():
-            self.require(False, "its experts cannot be divided among ranks, and its shared expert can")
+        same = self.shared is None or bool(self.shared.cuts()) == bool(self.expert.cuts())
+        self.require(same, "ranks divide its experts and its shared expert, or neither")
         return super().shard(rank)
 
     def cuts(self) -> Cuts:
-        experts: dict[str, Cut | FirstRankOnly] = {}
-        for name, cut in self.expert.cuts().items():
+        shared = prefixed("shared", self.shared.cuts()) if self.shared else {}
+        own = self.expert.cuts()
+        if not isinstance(self.expert, LinearFeedForward):  # a module for each
+            modules = (prefixed(f"experts.{e}", own) for e in range(self.experts))
+            return shared | {name: cut for each in modules for name, cut in each.items()}
+        stacked: dict[str, Cut | FirstRankOnly] = {}
+        for name, cut in own.items():
             assert isinstance(cut, Cut)
-            experts[name], bias = cut.stacked(), f"{name}_bias"
-            experts[bias] = cut.stacked() if cut.dim == 0 else FirstRankOnly()
-        return prefixed("experts", experts) | (prefixed("shared", self.shared.cuts()) if self.shared else {})
+            stacked[name] = cut.stacked()
+            stacked[f"{name}_bias"] = cut.stacked() if cut.dim == 0 else FirstRankOnly()
+        return shared | prefixed("experts", stacked)
 
     def describe(self) -> str:
         shared = f" + shared ({self.shared.describe()})" if self.shared else ""

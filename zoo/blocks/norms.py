@@ -1,6 +1,7 @@
 """RMSNorm (Zhang and Sennrich 2019) in the roundings that released models use, and LayerNorm (Ba et al. 2016)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ class Norm(Block, abstract=True):
 
     eps: float
     role = "norm"
+    means: ClassVar[int] = 0  # over elements; where several ranks hold these, as many sums over ranks (0: it cannot)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         return {}  # no matrix products
@@ -38,6 +40,8 @@ class RMSNorm(Norm):
     unit_offset: bool = False
     scale_in_fp32: bool = False
     weight: bool = True
+
+    means: ClassVar = 1
 
     def check(self) -> None:
         self.require(self.weight or not self.unit_offset, "unit_offset is of a weight, and there is none")
@@ -92,6 +96,8 @@ class LayerNorm(Norm):
     eps: float
     bias: bool = True
 
+    means: ClassVar = 2
+
     def build(self, dim: int) -> nn.Module:
         return _LayerNorm(self, dim)
 
@@ -113,3 +119,16 @@ class _LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = (part if part is None else part.to(x.dtype) for part in (self.weight, self.bias))
         return F.layer_norm(x, self.weight.shape, weight, bias, self.spec.eps)
+
+    def over_ranks(self, group: Group) -> None:
+        """Normalise over the elements of all ranks, equally many in each, of which this module has its own."""
+        self.__class__, self.group = _LayerNormOverRanks, group
+
+
+class _LayerNormOverRanks(_LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.double() if x.dtype == torch.float64 else x.float()
+        centred = wide - mean_over_ranks(wide.mean(-1, keepdim=True), self.group)
+        variance = mean_over_ranks(centred.square().mean(-1, keepdim=True), self.group)
+        y = centred * torch.rsqrt(variance + self.spec.eps) * self.weight
+        return (y if self.bias is None else y + self.bias).to(x.dtype)

@@ -70,6 +70,11 @@ def _all_to_all(x: Tensor, name: str, sent: list[int], received: list[int]) -> T
     return torch.ops._c10d_functional.wait_tensor(out)
 
 
+def _all_gather(x: Tensor, name: str, ranks: int) -> Tensor:
+    out: Tensor = torch.ops._c10d_functional.all_gather_into_tensor(x, ranks, name)
+    return torch.ops._c10d_functional.wait_tensor(out)
+
+
 def _all_reduce(x: Tensor, name: str) -> Tensor:
     out: Tensor = torch.ops._c10d_functional.all_reduce(x.contiguous(), "sum", name)
     return torch.ops._c10d_functional.wait_tensor(out)
@@ -114,8 +119,7 @@ class _GatheredColumns(torch.autograd.Function):
         ctx.columns = sum(counts[:index]), counts[index]
         widest = max(counts)
         padded = torch.nn.functional.pad(x, (0, widest - counts[index])).contiguous()
-        out = torch.ops._c10d_functional.all_gather_into_tensor(padded, ranks, group.name)
-        parts = torch.ops._c10d_functional.wait_tensor(out).chunk(ranks)
+        parts = _all_gather(padded, group.name, ranks).chunk(ranks)
         return torch.cat([part[..., :count] for part, count in zip(parts, counts, strict=True)], dim=-1)
 
     @staticmethod

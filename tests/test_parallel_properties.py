@@ -1,0 +1,69 @@
+"""Any model that ranks can divide computes in parts what it computes whole, whatever its blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import assume, find, given, settings
+from hypothesis import strategies as st
+
+import zoo
+from tests.models import chunks, randomised, tokens_of
+from tests.test_properties import decoders, float32_rounding, specs
+from tests.thread_ranks import ThreadRanks
+from zoo.blocks.expert_parallel import expert_parallel
+from zoo.core.collectives import Group
+from zoo.errors import SpecError
+from zoo.model.parallel import divide
+from zoo.sharding import Rank
+
+
+def is_divisible(spec: zoo.Decoder, ranks: int, ep: bool) -> bool:
+    try:
+        (expert_parallel(spec) if ep else spec).shard(Rank(0, ranks))
+    except SpecError:
+        return False
+    return True
+
+
+@given(decoders(), st.sampled_from([2, 3]), st.booleans(), st.integers(0, 2**31))
+def test_parts_compute_what_the_whole_computes(spec: zoo.Decoder, ranks: int, ep: bool, seed: int) -> None:
+    """In float64, where the order of a sum does not change a router's choice; whole, and in chunks through a cache."""
+    assume(is_divisible(spec, ranks, ep))
+    if any(isinstance(part, zoo.Indexer) for part in spec.walk()):
+        spec = zoo.swap(spec, zoo.Indexer, lambda indexer: replace(indexer, k=24))
+    model, tokens = randomised(spec, seed, torch.float64), tokens_of(spec, 2, 12, seed)
+    with torch.no_grad():
+        expected = model(tokens)
+        assume(expected.isfinite().all())
+        has_state = any(layer.cache_spec().state for layer in spec.layers)
+        rounding = float32_rounding(model, tokens, expected) if has_state else 0.0
+    threads = ThreadRanks(ranks)
+
+    def in_parts(group: Group) -> list[torch.Tensor]:
+        part = divide(model, group, ep)
+        cache = part.new_cache(2, 12)
+        assert cache.nbytes == part.spec.kv_bytes(12, 2, torch.float64)
+        return [part(tokens), torch.cat([part(each, cache) for each in chunks(tokens, [5, 1])], dim=1)]
+
+    with threads.connected():
+        for found in threads.run(in_parts):
+            for logits in found:
+                torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 + 4 * rounding)
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in zoo.Spec.kinds.values() if kind.divides], ids=lambda kind: kind.__name__
+)
+def test_every_block_that_says_how_it_is_divided_is_drawn_divisible(kind: type[zoo.Spec]) -> None:
+    """So that the property above is one of each."""
+
+    def divides(spec: zoo.Spec) -> bool:
+        try:
+            return spec.shard(Rank(0, 2)) != spec
+        except SpecError:
+            return False
+
+    find(specs(kind), divides, settings=settings(max_examples=500, database=None))
