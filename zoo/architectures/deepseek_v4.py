@@ -136,12 +136,11 @@ ATTENTION = dict(heads="num_attention_heads", head_dim="head_dim", q_rank="q_lor
 ATTENTION |= dict(groups="o_groups", o_rank="o_lora_rank")
 INDEX = dict(heads="index_n_heads", head_dim="index_head_dim", k="index_topk")
 EXPERTS = dict(experts="n_routed_experts", hidden="moe_intermediate_size", k="num_experts_per_tok")
-DEFAULTS: dict[str, Any] = dict(
-    head_dim=512, q_lora_rank=1024, o_groups=8, o_lora_rank=1024, sliding_window=128, num_hash_layers=3
-)
+DEFAULTS: dict[str, Any] = dict(head_dim=512, q_lora_rank=1024, o_groups=8, o_lora_rank=1024, sliding_window=128)
 DEFAULTS |= dict(index_n_heads=64, index_head_dim=128, index_topk=512, num_experts_per_tok=6, n_routed_experts=256)
 DEFAULTS |= dict(routed_scaling_factor=1.5, swiglu_limit=10.0, hc_mult=4, hc_sinkhorn_iters=20, hc_eps=1e-6)
 DEFAULTS |= dict(rope_theta=1e4, compress_rope_theta=1.6e5, rms_norm_eps=1e-6, tie_word_embeddings=False)
+DEFAULTS |= dict(num_hash_layers=3)
 RATES = {CSA: 4, HCA: 128}
 SHARE = 64 / 512  # of a head that is rotated
 

@@ -1,4 +1,4 @@
-"""Compressed keys: one entry for several tokens (DeepSeek-V4, section 2.3), and an indexer that chooses among entries."""
+"""Compressed keys: one entry for several tokens (DeepSeek-V4, section 2.3), and an indexer that chooses among them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

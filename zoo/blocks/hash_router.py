@@ -1,9 +1,9 @@
-"""The routers of DeepSeek-V4 (section 2.1): scores that are the square root of softplus, and layers whose experts follow
-from the token id alone (Roller et al. 2021, "Hash Layers")."""
+"""The routers of DeepSeek-V4 (section 2.1): scores that are the square root of softplus, and layers whose experts
+follow from the token id alone (Roller et al. 2021, "Hash Layers")."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,7 @@ class HashTopK(Router):
     vocab: int
 
     reads_tokens = True
-    toy = {"vocab": 512}
+    toy: ClassVar = {"vocab": 512}
 
     def build(self, dim: int, experts: int) -> nn.Module:
         return _HashTopK(self, dim, experts)

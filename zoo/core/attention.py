@@ -55,9 +55,10 @@ def attention(
 ) -> Tensor:
     """q (b, h, t, d), k (b, g, s, d), v (b, g, s, w) -> (b, h, t, w); heads i * h/g to (i + 1) * h/g - 1 share key i.
 
-    `mask` (t, s) or (b, 1, t, s) is True where a query sees a key; a ReachMask is never built in full. None: each query sees all keys
-    up to itself, the queries being the last t of the s keys (a single query, or s == t). `sinks` (h,) are scores of one
-    more key of value zero that each head may attend to instead (gpt-oss; StreamingLLM, Xiao et al. 2023, section 3.3).
+    `mask` (t, s) or (b, 1, t, s) is True where a query sees a key; a ReachMask is never built in full. None: each query
+    sees all keys up to itself, the queries being the last t of the s keys (a single query, or s == t). `sinks` (h,) are
+    scores of one more key of value zero that each head may attend to instead (gpt-oss; StreamingLLM, Xiao et al. 2023,
+    section 3.3).
     With a `cap` scores x become cap * tanh(x / cap) before the mask (Gemma 2, section 2).
     """
     if cap is not None:
