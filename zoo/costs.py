@@ -247,8 +247,11 @@ class CacheSpec:
         per_token = self.elements() * itemsize
         limit = self.reach.limit
         fixed = self.state_bytes(itemsize) + per_token * (limit or 0)
-        entries = sum((Fraction(each.elements * itemsize, each.every) for each in self.entries), Fraction())
-        return fixed, entries + (per_token if limit is None else 0)
+        return fixed, self.entry_growth(itemsize) + (per_token if limit is None else 0)
+
+    def entry_growth(self, itemsize: int) -> Fraction:
+        """Bytes per token of the entries, exact at multiples of `block` tokens."""
+        return sum((Fraction(each.elements * itemsize, each.every) for each in self.entries), Fraction())
 
     def describe(self) -> str:
         """What a token sees in words: full, window 512, window 128 + 1 in 4."""

@@ -40,7 +40,7 @@ def cost_row(model: NamedSpec) -> Row:
     fixed, per_token = spec.kv_growth()
     longest = longest_context(spec.context)
     caches = [layer.cache_spec() for layer in spec.layers]
-    limits = Counter(cache.reach.limit for cache in caches if cache.per_token)
+    limits = Counter(cache.reach.limit for cache in caches if cache.per_token and not cache.entries)
     return {
         "table": "costs",
         **about(model),

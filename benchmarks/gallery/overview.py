@@ -110,7 +110,7 @@ def _layer_look(layer: Layer, has_positions: bool) -> str:
     kept = layer.cache_spec()
     if not kept.per_token and not layer.takes():
         return LAYER_LOOKS["state" if kept.state else "no mixer"]
-    if kept.reach.limit:
+    if kept.reach.limit and not kept.entries:
         return LAYER_LOOKS["window or chunk"]
     plain = any(isinstance(node, NoPE) for node in layer.walk()) and not has_positions
     return LAYER_LOOKS["no position" if plain else "full attention"]

@@ -1,6 +1,6 @@
-"""DeepSeek-V4 (DeepSeek-AI 2026), model_type deepseek_v4. New here: keys that are values, one for all heads, in a window
-of 128 tokens and compressed beyond it, to one entry for 128 tokens or, chosen by an indexer, for four; four residual
-streams, mixed by hyper-connections; experts by token id in the first layers; a clamped SwiGLU.
+"""DeepSeek-V4 (DeepSeek-AI 2026), model_type deepseek_v4. New here: keys that are values, one for all heads, in a
+window of 128 tokens, and beyond it compressed, to one entry for 128 tokens or for four, of which an indexer chooses;
+four residual streams, mixed by hyper-connections; experts by token id in the first layers; a clamped SwiGLU.
 
 The configs of both sizes are public copies of the published files (trust: high); the months of release and the licence
 are from memory. The names of tensors are those that the reference renames when it reads released files, and no such
@@ -72,6 +72,7 @@ WEIGHTS = (
         for prefix in ("hc_head_", "hc_head.hc_")
         for own, name in (("weight", "fn"), ("bias", "base"), ("scale", "scale"))
     ),
+    Rename("ffn.weights", "ffn_hc"),  # the reference's module, by which its inputs are found
     Rename("attn.pre", "attn_norm"),
     Rename("ffn.pre", "ffn_norm"),
     Rename("attn.block.q.down", "attn.wq_a"),
@@ -110,7 +111,7 @@ def decoder(*, kinds, hashed, attn, ropes, compressors, k, scale, experts, hidde
     of those with a compressor; `compressors`: by kind."""
     norm, plain = RMSNorm(eps, scale_in_fp32=True), RMSNorm(eps, weight=False)
     glu = GLU(hidden, ClampedSwiGLU(1.0, clamp, plus_one=False))
-    streams = replace(rest.pop("streams"), norm=plain)
+    streams = replace(rest.pop("streams"), norm_eps=eps)
 
     def layer(kind, is_hashed):
         compressor = compressors.get(kind)

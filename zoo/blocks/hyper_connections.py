@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.layer import PLACEMENTS, Placement, ResidualBranch
-from zoo.blocks.norms import Norm, RMSNorm
+from zoo.blocks.norms import Norm
 from zoo.core.linear import linear
 from zoo.costs import Breakdown, linear_flops, linear_params, sum_breakdowns
 from zoo.registry import Block, Spec
@@ -23,11 +24,12 @@ __all__ = ["HyperBranch", "Streams", "hyper"]
 @dataclass(frozen=True)
 class Streams(Spec):
     """A residual stream of `count` streams. All begin as the embedding. Before the last norm they are added up, each
-    times sigmoid(scale * w + bias) + eps, where the w are a projection of all streams together under `norm`."""
+    times sigmoid(scale * w + bias) + eps, where the w are a projection of all streams together, divided by their root
+    mean square: sqrt(mean(x^2) + norm_eps)."""
 
     count: int = 4
     eps: float = 1e-6
-    norm: Norm = RMSNorm(1e-6, weight=False)
+    norm_eps: float = 1e-6
 
     role = "streams"
 
@@ -53,8 +55,7 @@ class Streams(Spec):
     def weight_params(self, dim: int, weights: int, scales: int) -> Breakdown:
         """Parameters of what computes so many `weights` of a token from its streams, in `scales` groups of one scale
         each."""
-        mixing = linear_params(self.count * dim, weights, bias=True) + scales
-        return {"streams": mixing, "norm": self.norm.params(self.count * dim)}
+        return {"streams": linear_params(self.count * dim, weights, bias=True) + scales}
 
     def describe(self) -> str:
         return f"{self.count} residual streams"
@@ -64,7 +65,7 @@ class Streams(Spec):
 class HyperBranch(Placement):
     """Streams X become C X + p block(pre(a X)): `a` adds the streams up to what the block is given, `p` adds the
     block's output to each, and C mixes them. All three follow from the token's own streams, by a projection of them
-    under the streams' norm:
+    divided by their root mean square:
 
         a = sigmoid(.) + eps;  p = 2 sigmoid(.);  C = softmax of each row + eps, columns divided by their sums, and then
         rows and columns by turns, `iterations` - 1 times (Sinkhorn and Knopp 1967): rows and columns nearly add up to 1
@@ -97,21 +98,27 @@ class HyperBranch(Placement):
         """Weights of a token: of what it reads, writes and mixes."""
         return self.streams.count * (2 + self.streams.count)
 
+    def mixing_params(self, dim: int) -> Breakdown:
+        """Parameters beside those of the block and its norm."""
+        return self.streams.weight_params(dim, self.weights, 3)
+
+    def mixing_flops(self, dim: int, new: int) -> int:
+        """FLOPs beside those of the block, for `new` tokens."""
+        count = self.streams.count
+        return linear_flops(new, count * dim, self.weights) + linear_flops(new * (1 + count), count, dim)
+
     def param_breakdown(self, dim: int) -> Breakdown:
-        return sum_breakdowns(
-            [(1, super().param_breakdown(dim)), (1, self.streams.weight_params(dim, self.weights, 3))]
-        )
+        return sum_breakdowns([(1, super().param_breakdown(dim)), (1, self.mixing_params(dim))])
 
     def active_params(self, dim: int) -> int:
-        return super().active_params(dim) + sum(self.streams.weight_params(dim, self.weights, 3).values())
+        return super().active_params(dim) + sum(self.mixing_params(dim).values())
 
     def read_params(self, dim: int, tokens: int) -> float:
-        return super().read_params(dim, tokens) + sum(self.streams.weight_params(dim, self.weights, 3).values())
+        return super().read_params(dim, tokens) + sum(self.mixing_params(dim).values())
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        count = self.streams.count
-        mixing = linear_flops(new, count * dim, self.weights) + linear_flops(new * (1 + count), count, dim)
-        return sum_breakdowns([(1, super().flop_breakdown(dim, past, new, causal)), (1, {"streams": mixing})])
+        mixing = {"streams": self.mixing_flops(dim, new)}
+        return sum_breakdowns([(1, super().flop_breakdown(dim, past, new, causal)), (1, mixing)])
 
     def describe(self) -> str:
         return f"{self.formula} over {self.streams.describe()}, f: {self.block.describe()}"
@@ -122,7 +129,7 @@ class _StreamWeights(nn.Module):
 
     def __init__(self, streams: Streams, dim: int, weights: int, scales: int) -> None:
         super().__init__()
-        self.norm = streams.norm.build(streams.count * dim)
+        self.norm_eps = streams.norm_eps
         self.weight = nn.Parameter(torch.empty(weights, streams.count * dim, dtype=torch.float32))
         self.bias = nn.Parameter(torch.empty(weights, dtype=torch.float32))
         self.scale = nn.Parameter(torch.empty(scales, dtype=torch.float32))
@@ -140,7 +147,9 @@ class _StreamWeights(nn.Module):
     def forward(self, x: Tensor, sizes: list[int]) -> list[Tensor]:
         """Streams (b, t, n, dim) -> weights (b, t, size) for each of the `sizes`, each with its own scale."""
         exact = torch.promote_types(x.dtype, torch.float32)
-        raw = linear(self.norm(x.flatten(2).to(exact)), self.weight.to(exact)).to(exact)
+        flat = x.flatten(2).to(exact)
+        normed = F.rms_norm(flat, flat.shape[-1:], eps=self.norm_eps)
+        raw = linear(normed, self.weight.to(exact)).to(exact)
         parts = zip(raw.split(sizes, dim=-1), self.bias.to(exact).split(sizes), self.scale.to(exact), strict=True)
         return [part * scale + bias for part, bias, scale in parts]
 

@@ -69,6 +69,14 @@ class Decoder(Spec):
         """The module, allocated on the current default device in the current default dtype, not initialised."""
         return Model(self)
 
+    def with_vocab(self, vocab: int) -> Decoder:
+        """The same model of another number of tokens, the tables of hash routers included."""
+        new = {
+            layer: swap(layer, HashTopK, lambda router: replace(router, vocab=vocab)) if layer.reads_tokens else layer
+            for layer in dict.fromkeys(self.layers)
+        }
+        return replace(self, vocab=vocab, layers=tuple(new[layer] for layer in self.layers))
+
     def params(self) -> int:
         """Stored values, a tied head counted once."""
         return self._outside() + sum(n * layer.params(self.dim) for layer, n in self._counted)

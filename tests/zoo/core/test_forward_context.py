@@ -77,7 +77,7 @@ def test_a_context_has_one_view_per_geometry_and_one_table_per_rotary_width(name
         layer_cache.view = lambda *args, view=layer_cache.view: calls.append(args) or view(*args)
     ctx = prepare_forward(7, 3, model._tables, cache.layers, torch.device("cpu"))
     kept = [layer.cache_spec() for layer in spec.layers]
-    assert len(calls) == len(ctx.views) == len({each.reach if each.per_token else None for each in kept})
+    assert len(calls) == len(ctx.views) == len({each.describe() if each.per_token else None for each in kept})
     assert ctx.tables.keys() == {need for layer in spec.layers for need in layer.tables()}
     for (rope, width), table in ctx.tables.items():
         if table is None:
