@@ -10,7 +10,7 @@ import torch
 import zoo
 from tests.presets import representatives, split
 from zoo.core.cache import ChunkCache, FullCache, NoCache, SlidingWindowCache
-from zoo.core.forward_context import CacheView, ReachMask, prepare_forward, visible
+from zoo.core.forward_context import CacheView, ReachMask, block_count, prepare_forward, visible
 from zoo.costs import CacheSpec, Chunk, Full, Reach, Window
 
 SIZE = 5  # of a window or chunk
@@ -84,5 +84,6 @@ def test_a_context_has_one_view_per_geometry_and_one_table_per_rotary_width(name
             assert rope == zoo.NoPE()
         else:
             parts = table if isinstance(table, tuple) else (table,)
-            assert all(part.dtype == torch.float32 and part.shape[0] == 3 for part in parts)
+            rows = block_count(3, rope.every) if hasattr(rope, "every") else 3  # of blocks, or of tokens
+            assert all(part.dtype == torch.float32 and part.shape[0] == rows for part in parts)
             assert width % 2 == 0 or not isinstance(rope, zoo.RoPE)
