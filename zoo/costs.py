@@ -254,9 +254,9 @@ class CacheSpec:
         return sum((Fraction(each.elements * itemsize, each.every) for each in self.entries), Fraction())
 
     def describe(self) -> str:
-        """What a token sees in words: full, window 512, window 128 + 1 in 4."""
+        """What a token sees in words: full, window 512, window 128 + 1/4 (an entry for four)."""
         steps = dict.fromkeys(each.every for each in self.entries)
-        return " + ".join([self.reach.describe(), *(f"1 in {every}" for every in steps)])
+        return " + ".join([self.reach.describe(), *(f"1/{every}" for every in steps)])
 
 
 def whole(number: Fraction) -> int | float:

@@ -142,9 +142,8 @@ class CompressedAttention(Mixer):
         return tuple((spec, self.rope_dim) for spec in (self.rope, *starts))
 
     def names(self) -> list[str]:
-        if self.compressor is None:
-            return super().names()
-        return ["CSA" if self.compressor.indexer else "HCA", *super().names()]
+        kind = [] if self.compressor is None else ["CSA" if self.compressor.indexer else "HCA"]
+        return [*kind, "SWA", *super().names()]
 
     def describe(self) -> str:
         parts = [

@@ -135,7 +135,7 @@ def _(block: CompressedAttention, region: Region) -> float:
     if block.compressor:
         every = block.compressor.every
         source = f"{2 * every if block.compressor.overlap else every:,} tokens"
-        target = f"entry {block.head_dim:,}, every {every:,} tokens"
+        target = f"entry {block.head_dim:,} per {every:,}"
         y = _projection(region.at(y + 5), source, "inner", target, "entries", kept="latent")
     target = f"output {block.groups:,} × {block.o_rank:,}"
     y = _projection(region.at(y + 5), f"{block.groups:,} groups of {block.group_dim:,}", "inner", target, "output")

@@ -71,6 +71,7 @@ class Cards:
         """The cost of a block, a branch or a whole layer, in each of `layers` layers."""
         dim, past = self.spec.dim, self.context - 1
         cache = next((part.cache_spec() for part in block.walk() if isinstance(part, Mixer)), None)
+        parts = block.flop_breakdown(dim, past, 1)
         return Cost(
             layers,
             params=layers * block.params(dim),
@@ -80,7 +81,7 @@ class Cards:
             entries=layers * cache.entry_growth(self.dtype.itemsize) if cache else Fraction(),
             state=layers * cache.state_bytes(self.dtype.itemsize) if cache else 0,
             flops=layers * block.flops(dim, past, 1),
-            scores=layers * block.flop_breakdown(dim, past, 1).get("scores", 0),
+            scores=layers * sum(parts.get(part, 0) for part in ("scores", "entries")),
         )
 
     def columns(self, y: float, cost: Cost, detailed: bool = False) -> None:
@@ -213,7 +214,7 @@ class Cards:
             canvas.rect(BLOCK, y, BLOCK_END - BLOCK, BAR + 3, "ghost", 4)
             x = BLOCK + 16 + canvas.text(BLOCK + 10, y + 14.5, text, SMALL, 120, "faint")
             canvas.rect(x, y + 6.5, 9, 9, css_class, 2)
-            canvas.text(x + 14, y + 14.5, label, SMALL, BLOCK_END - x - 24, "faint")
+            canvas.text(x + 14, y + 14.5, label, SMALL, BLOCK_END - x - 18, "faint")
             self.columns(y + 14.5, cost)
         return y + BAR + 3
 

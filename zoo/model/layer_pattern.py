@@ -35,7 +35,7 @@ ASPECTS: tuple[Callable[[Layer], str], ...] = (
     lambda layer: " ".join(type(node).__name__ for node in layer.walk() if node.role == "rope"),
     _mixer,
     lambda layer: type(layer.ffn.block).__name__ if layer.ffn else "no feed-forward",
-    lambda layer: " ".join(type(node).__name__ for node in layer.walk() if node.role == "router"),
+    lambda layer: "hash" if layer.reads_tokens else "",
     lambda layer: layer.attn.placement if layer.attn else "",
     lambda layer: layer.ffn.placement if layer.ffn else "",
     lambda layer: f"takes {', '.join(layer.takes())}" if layer.takes() else "",

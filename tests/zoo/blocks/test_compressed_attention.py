@@ -219,11 +219,11 @@ def test_a_spec_that_makes_no_sense_is_refused() -> None:
 
 def test_words_and_cache() -> None:
     assert [spec.names() for spec in KINDS] == [
-        ["CompressedAttention"],
-        ["HCA", "CompressedAttention"],
-        ["CSA", "CompressedAttention"],
+        ["SWA", "CompressedAttention"],
+        ["HCA", "SWA", "CompressedAttention"],
+        ["CSA", "SWA", "CompressedAttention"],
     ]
-    assert [spec.cache_spec().describe() for spec in KINDS] == ["window 6", "window 6 + 1 in 5", "window 6 + 1 in 2"]
+    assert [spec.cache_spec().describe() for spec in KINDS] == ["window 6", "window 6 + 1/5", "window 6 + 1/2"]
     fixed, slope = CSA.cache_spec().growth(2)
     assert slope == (12 + 6) * 2 / 2
     sizes = [CSA.cache_spec().nbytes(context, 2) for context in (20, 22, 24)]
