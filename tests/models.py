@@ -76,16 +76,22 @@ def gradient_bound(spec: zoo.Decoder, reference: nn.Module, loss: Callable[[nn.M
     """
     if not is_recurrent(spec):
         return BOUND
-    moved, generator = deepcopy(reference), torch.Generator().manual_seed(0)
+    moved = moved_gradients(reference, loss, seed=0)
+    pairs = ((moved[name], each.grad) for name, each in reference.named_parameters() if each.grad is not None)
+    rounding = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+    return max(3 * BOUND, rounding)
+
+
+def moved_gradients(reference: nn.Module, loss: Callable[[nn.Module], Tensor], seed: int) -> dict[str, Tensor]:
+    """The reference's gradients of this loss where each weight is one rounding up or down, by the reference's names."""
+    moved, generator = deepcopy(reference), torch.Generator().manual_seed(seed)
     moved.zero_grad()
     with torch.no_grad():
         for weight in moved.parameters():
             sign = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
             weight.mul_(1 + sign * torch.finfo(torch.float32).eps)
     loss(moved).backward()
-    pairs = zip(moved.parameters(), reference.parameters(), strict=True)
-    rounding = max(((a.grad - b.grad).abs().max() / b.grad.abs().max()).item() for a, b in pairs)
-    return max(3 * BOUND, rounding)
+    return {name: each.grad for name, each in moved.named_parameters() if each.grad is not None}
 
 
 def tokens_of(spec: zoo.Decoder, batch: int, length: int, seed: int = 0) -> Tensor:

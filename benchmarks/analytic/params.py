@@ -24,7 +24,7 @@ KV_CONTEXT, MAX_KV_CONTEXT = 32 * 1024, 128 * 1024  # tokens
 KV_DTYPE = torch.bfloat16
 OUTSIDE_LAYERS = ("embedding", "head")
 FFN_PARTS = ("ffn", "routed", "shared", "router")
-LAYER_PARTS = ("attn", "indexer", *FFN_PARTS, "inputs", "norm")
+LAYER_PARTS = ("attn", "indexer", *FFN_PARTS, "inputs", "streams", "norm")
 PARTS = (*OUTSIDE_LAYERS, *LAYER_PARTS)
 NAME_UNITS = {"b": 10**9, "m": 10**6}
 
