@@ -157,8 +157,9 @@ def from_hf(config: Config) -> Decoder:
     attn = config.typed(CompressedAttention, **ATTENTION) | {"rope_dim": read_rope_dim(config)}
     rates = config.object("compress_rates", RATES)
     older = {CSA: "compress_rate_csa", HCA: "compress_rate_hca"}
-    read = {kind: (config if config.values.get(older[kind]) else rates) for kind in RATES}
-    every = {kind: source.integer(older[kind] if source is config else kind) for kind, source in read.items()}
+    every = {
+        kind: config.integer(name) if name in config.values else rates.integer(kind) for kind, name in older.items()
+    }
     indexer = EntryIndexer(**config.typed(EntryIndexer, **INDEX))
     return decoder(
         **shape,
@@ -235,7 +236,8 @@ def to_hf(spec: Decoder) -> ConfigFields:
     config |= fields_of(spec, HyperBranch, iterations="hc_sinkhorn_iters")
     if moe := first(spec, MoE):
         config |= fields_of(spec, MoE, experts="n_routed_experts") | {"moe_intermediate_size": moe.expert.width}
-        config |= fields_of(moe, type(moe.router), k="num_experts_per_tok", scale="routed_scaling_factor")
+        for router in (SqrtSoftplusTopK, HashTopK):
+            config |= fields_of(moe, router, k="num_experts_per_tok", scale="routed_scaling_factor")
     config["layer_types"] = [_kind(each) for each in attn]
     hashed = (first(layer, HashTopK) is not None for layer in spec.layers)
     config["mlp_layer_types"] = [HASHED if is_hashed else SCORED for is_hashed in hashed]
