@@ -99,25 +99,37 @@ def pieces(spec: Decoder, dtype: torch.dtype) -> list[Piece]:
 
 def changes(first: Sequence[Piece], second: Sequence[Piece]) -> list[Change]:
     """Where the smaller of two caches becomes another, from 1 token on: the first change starts at 1. Where a cache has
-    entries for several tokens, contexts of whole blocks are compared after that: between them it grows in steps, which
-    may cross another's many times."""
+    entries for several tokens, caches are compared at multiples of all blocks, and a change starts where the last of
+    these blocks keeps its sign to the end: on the way a cache that grows in steps may cross another's many times."""
+
+    def sign(context: int) -> int:
+        difference = _piece(first, context).at(context) - _piece(second, context).at(context)
+        return (difference > 0) - (difference < 0)
+
     found: list[Change] = []
     step = lcm(first[0].block, second[0].block)
     starts = sorted({piece.start for piece in (*first, *second)})
     for start, end in zip(starts, [*starts[1:], inf], strict=True):
-        a, b = ([piece for piece in growth if piece.start <= start][-1] for growth in (first, second))
+        a, b = (_piece(growth, start) for growth in (first, second))
         fixed, slope = a.fixed - b.fixed, a.slope - b.slope
         # The sign of fixed + slope * n changes at the first multiple that is not below the root, and at the next one.
         root = ceil(-fixed / slope / step) * step if slope else 0
-        roots = {root, root + step} if slope else set()
         lowest = max(ceil(Fraction(start, step)), 1) * step
-        first_of_all = {1} if start == 0 else set()
-        for n in sorted({lowest, *first_of_all, *(root for root in roots if root > lowest)}):
-            difference = a.at(n) - b.at(n)
-            sign = (difference > 0) - (difference < 0)
-            if n < end and (not found or found[-1].sign != sign):
-                found.append(Change(n, sign))
+        contexts = {1 if start == 0 else lowest, lowest, *(n for n in (root, root + step) if slope and n > lowest)}
+        for n in sorted(n for n in contexts if n < end):
+            if not found:
+                found.append(Change(n, sign(n)))
+            elif found[-1].sign != (new := sign(n)):
+                least = max(n - step, found[-1].start)
+                while n - 1 > least and sign(n - 1) == new:
+                    n -= 1
+                found.append(Change(n, new))
     return found
+
+
+def _piece(growth: Sequence[Piece], context: int) -> Piece:
+    """The piece that holds a context."""
+    return [piece for piece in growth if piece.start <= context][-1]
 
 
 def longest(growth: Sequence[Piece], free: int) -> int | None:

@@ -75,17 +75,19 @@ def compressed(spec: zoo.Decoder) -> Callable[[int], int]:
 
 @pytest.mark.parametrize("other", ["gemma3-1b", "llama3-8b"])
 def test_caches_with_entries_are_compared_at_whole_blocks(other: str) -> None:
-    """At one token, and then at every eighth: blocks are of 4 and 8 tokens."""
+    """At one token, and then at every eighth: blocks are of 4 and 8 tokens. A change is where the last eight begin to
+    keep their sign."""
     first, second = zoo.spec("deepseek-v4-flash-284b", tiny=True), zoo.spec(other, tiny=True)
     growth = pieces(first, BF16)
     for context in range(1, 100):
         assert value(growth, context) == compressed(first)(context)
     found: list[Change] = []
+    differences = [compressed(first)(context) - compressed(second)(context) for context in range(4000)]
+    signs = [(difference > 0) - (difference < 0) for difference in differences]
     for context in (1, *range(8, 4000, 8)):
-        difference = compressed(first)(context) - compressed(second)(context)
-        sign = (difference > 0) - (difference < 0)
-        if not found or found[-1].sign != sign:
-            found.append(Change(context, sign))
+        if not found or found[-1].sign != signs[context]:
+            before = [n for n in range(max(context - 8, 1), context) if signs[n] != signs[context]]
+            found.append(Change(max(before) + 1 if before else context, signs[context]))
     assert changes(growth, pieces(second, BF16)) == found
     assert len(found) > 1
     for free in (50_000, 100_000, 100_001, 123_456):
