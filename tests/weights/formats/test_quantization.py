@@ -90,6 +90,7 @@ def test_fp4_experts_beside_fp8_are_refused_by_their_name() -> None:
         with pytest.raises(MalformedError, match="fp4 experts beside fp8, as of DeepSeek-V4"):
             refuse(said)
     refuse({"expert_dtype": "fp4"})
+    refuse({"expert_dtype": "fp8", "quantization_config": FP8_CONFIG})
 
 
 def test_mlx_schemes_outside_quantization_config(tmp_path: Path) -> None:
