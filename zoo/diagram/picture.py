@@ -18,7 +18,7 @@ from zoo.units import dtype_name, format_bytes, format_count
 
 DIAGRAM_WIDTH, EDGE = 560.0, 8.0
 STRIP_HEIGHT = 14.0  # of the layers across the depth
-SHADES = 3  # colours for layers with full attention, for layers with a window and for those without streams
+SHADES = 4  # colours for layers with full attention, for layers with a window and for those without streams
 
 
 def svg(
