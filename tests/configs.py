@@ -39,6 +39,12 @@ def partly_rotary() -> list[str]:
     return [name for name in given if "qk_rope_head_dim" not in older(name)]
 
 
+def reads_share() -> list[str]:
+    """Those of `smallest` that read the share of a head that is rotated: `partly_rotary`, and DeepSeek-V4, whose files
+    have its width instead."""
+    return [*partly_rotary(), *(name for name in smallest() if "compress_rope_theta" in older(name))]
+
+
 def own(name: str, field: str) -> str:
     """The usual name of a config field -> its name in the family of a preset."""
     return family_of(name).names.get(field, field)

@@ -43,10 +43,16 @@ def bound(logits: Tensor) -> float:
     return BOUND * max(1.0, logits.abs().max().item())
 
 
+def is_recurrent(spec: zoo.Decoder) -> bool:
+    """Whether layers keep states alone, whose order of sums differs with the length of a pass. A state beside tokens
+    holds what a block has so far."""
+    return any(cache.state and not cache.per_token for cache in (layer.cache_spec() for layer in spec.layers))
+
+
 def passes_bound(spec: zoo.Decoder, logits: Tensor) -> float:
     """The largest error that counts as equal to these logits, of passes of other lengths: three times as large where a
     recurrence, normalised afterwards, takes chunks in another order than single tokens."""
-    return bound(logits) * (3 if any(layer.cache_spec().state for layer in spec.layers) else 1)
+    return bound(logits) * (3 if is_recurrent(spec) else 1)
 
 
 def reference_bound(spec: zoo.Decoder, reference: nn.Module, tokens: Tensor, logits: Tensor) -> float:
@@ -55,7 +61,7 @@ def reference_bound(spec: zoo.Decoder, reference: nn.Module, tokens: Tensor, log
     What a recurrence computes may be small before it is normalised, and rounding then shows: the bound of such a model
     is at least a small multiple of how far the reference's whole pass is from its own token by token.
     """
-    if not any(layer.cache_spec().state for layer in spec.layers):
+    if not is_recurrent(spec):
         return bound(logits)
     own = (token_by_token(reference, tokens) - logits).abs().max().item()
     return max(bound(logits), 3 * own)
@@ -68,18 +74,24 @@ def gradient_bound(spec: zoo.Decoder, reference: nn.Module, loss: Callable[[nn.M
     Of a recurrence the bound is at least how much they change where each weight moves by one rounding: its outputs may
     be small before they are normalised, and no other implementation is nearer than that.
     """
-    if not any(layer.cache_spec().state for layer in spec.layers):
+    if not is_recurrent(spec):
         return BOUND
-    moved, generator = deepcopy(reference), torch.Generator().manual_seed(0)
+    moved = moved_gradients(reference, loss, seed=0)
+    pairs = ((moved[name], each.grad) for name, each in reference.named_parameters() if each.grad is not None)
+    rounding = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+    return max(3 * BOUND, rounding)
+
+
+def moved_gradients(reference: nn.Module, loss: Callable[[nn.Module], Tensor], seed: int) -> dict[str, Tensor]:
+    """The reference's gradients of this loss where each weight is one rounding up or down, by the reference's names."""
+    moved, generator = deepcopy(reference), torch.Generator().manual_seed(seed)
     moved.zero_grad()
     with torch.no_grad():
         for weight in moved.parameters():
             sign = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
             weight.mul_(1 + sign * torch.finfo(torch.float32).eps)
     loss(moved).backward()
-    pairs = zip(moved.parameters(), reference.parameters(), strict=True)
-    rounding = max(((a.grad - b.grad).abs().max() / b.grad.abs().max()).item() for a, b in pairs)
-    return max(3 * BOUND, rounding)
+    return {name: each.grad for name, each in moved.named_parameters() if each.grad is not None}
 
 
 def tokens_of(spec: zoo.Decoder, batch: int, length: int, seed: int = 0) -> Tensor:
@@ -137,7 +149,11 @@ def margin(router: nn.Module, x: Tensor) -> Tensor:
         return gap(router.logits(x), spec.k)
     if isinstance(spec, zoo.SoftmaxTopK | zoo.InputScaledTopK):
         return gap(F.linear(x, router.weight, getattr(router, "bias", None)), spec.k)
+    if isinstance(spec, zoo.HashTopK):
+        return torch.full_like(x[:, 0], float("inf"))
     logits = F.linear(x, router.weight)
+    if isinstance(spec, zoo.SqrtSoftplusTopK):
+        return gap(F.softplus(logits).sqrt() + router.correction, spec.k)
     scores = logits.sigmoid() + router.correction if hasattr(router, "correction") else logits.softmax(-1)
     grouped = scores.unflatten(-1, (spec.groups, -1))
     best = grouped.topk(2).values.sum(-1)

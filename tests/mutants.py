@@ -19,6 +19,9 @@ SHAPES |= {"q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "gate", "latent
 SHAPES |= {"shares_choice", "width"}
 SHAPES |= {"key_heads", "value_heads", "key_dim", "value_dim", "conv"}
 SHAPES |= {"state", "channels", "Mamba2.groups"}
+SHAPES |= {"o_rank", "CompressedAttention.groups", "every", "overlap", "compressor", "indexer", "Streams.count"}
+# What all layers must have alike is changed in one place at a time by no model.
+SHAPES |= {"streams"}
 # Fields that change no logit in float32: the trained context, where a norm rounds, and the least time step, which no
 # random one is below (tests/zoo/architectures/test_nemotron3.py has a larger one).
 UNSEEN = {"context", "scale_in_fp32", "min_step"}
@@ -44,10 +47,12 @@ NAMED: dict[str, Changes] = {
     **dict.fromkeys(("scale", "alpha", "gain", "embed_scale"), lambda value: [value * 1.1]),
     "fast": lambda value: [value / 32],  # within the few pairs of a tiny model: some rotate once, few twice
     "slow": lambda value: [value * 16, value / 4],
-    "eps": lambda value: [0.1],
+    **dict.fromkeys(("eps", "norm_eps"), lambda value: [0.1]),
+    "iterations": lambda value: [1] if value > 1 else [],
     "qk_norm_over": lambda value: [],  # another width of the norm's weights
     **dict.fromkeys(("sinks", "bias"), lambda value: [False] if value else []),
     "k": lambda value: [value - 1, value + 1],
+    "HashTopK.k": lambda value: [],  # another width of the table
     **dict.fromkeys(("groups", "keep"), lambda value: [value // 2, value + 1]),
     "rope": lambda value: [zoo.RoPE(1e4) if value == zoo.NoPE() else zoo.NoPE()],
 }

@@ -122,7 +122,12 @@ def randomise(model: nn.Module, seed: int) -> None:
     """Draw every parameter and every persistent buffer anew."""
     generator = torch.Generator().manual_seed(seed)
     known = family_of_type(getattr(getattr(model, "config", None), "model_type", None))
-    for name, tensor in model.state_dict().items():
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():  # ids of experts, different ones in a row
+            experts = len(state[f"{name.rpartition('.')[0]}.weight"])
+            tensor.copy_(torch.rand(len(tensor), experts, generator=generator).topk(tensor.shape[1]).indices)
+            continue
         noise = torch.randn(tensor.shape, generator=generator)
         if tensor.ndim >= 2 and not name.endswith("bias"):
             fan_in = tensor.shape[-2] if name.endswith(known.transposed) else tensor.shape[-1]

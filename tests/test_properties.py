@@ -8,10 +8,11 @@ from __future__ import annotations
 import copy
 from dataclasses import fields, replace
 from functools import cache
-from math import prod
+from math import lcm, prod
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import pytest
 import torch
 from hypothesis import Phase, assume, find, given, settings
 from hypothesis import strategies as st
@@ -53,10 +54,14 @@ VALUES: dict[str, list[Any]] = {
     "short": [(1.5,), (1.0, 3.0), (1.0, 1.5, 3.0)],
     "long": [(2.0,), (2.0, 0.5), (8.0, 0.5, 2.0)],
     "eps": [1e-6, 1e-2],
+    "norm_eps": [1e-6, 1e-2],
     "theta": [10.0, 1e4],
     "factor": [1.5, 8.0],
     "high": [2.0, 4.0],
     "fast": [2.0, 32.0],
+    "every": [2, 3, 5],
+    "iterations": [1, 2, 20],
+    "vocab": [30],  # of a table: as many as any model here has
     "min_step": [1e-9],  # single tokens have none (Nemotron 3): one that is reached makes passes differ
 }
 
@@ -100,8 +105,14 @@ def specs(draw: st.DrawFn, base: type[zoo.Spec], role: str | None = None) -> Any
 
 
 @st.composite
-def layers(draw: st.DrawFn) -> zoo.Layer:
-    placements = st.sampled_from([*PLACEMENTS.values(), lambda norm, block: zoo.Branch(block)])
+def layers(draw: st.DrawFn, streams: zoo.Streams | None) -> zoo.Layer:
+    """A layer of a model of these residual streams."""
+    plain = [place for name, place in PLACEMENTS.items() if name != "hyper"]
+    placements = st.sampled_from([*plain, lambda norm, block: zoo.Branch(block)])
+    if streams is not None:
+        iterations = draw(st.sampled_from(VALUES["iterations"]))
+        normed = draw(st.booleans())
+        placements = st.just(lambda norm, block: zoo.HyperBranch(block, norm if normed else None, streams, iterations))
     blocks = draw(st.sampled_from([(Mixer, FeedForward)] * 3 + [(Mixer, None), (None, FeedForward)]))
     branches = (kind and draw(placements)(draw(specs(Norm)), draw(specs(kind))) for kind in blocks)
     return zoo.Layer(*branches, output_scale=draw(st.none() | st.just(zoo.LayerScale())))
@@ -121,11 +132,13 @@ def supplied(layers: list[zoo.Layer]) -> tuple[zoo.Layer, ...]:
 @st.composite
 def decoders(draw: st.DrawFn) -> zoo.Decoder:
     """A model of up to five layers of up to three kinds."""
-    drawn = draw(st.lists(layers(), min_size=1, max_size=3))
+    streams = draw(st.sampled_from([None, None]) | specs(zoo.Streams))
+    drawn = draw(st.lists(layers(streams), min_size=1, max_size=3))
     kinds = [kind for kind in drawn if not kind.takes() or isinstance(kind.mixer, zoo.SharedKV)]
     assume(kinds)
     if (per_layer := draw(st.none() | specs(zoo.PerLayerInputs))) is not None:
-        inputs = zoo.olmo(draw(specs(Norm)), replace(draw(specs(zoo.LayerInput)), width=per_layer.width))
+        block = replace(draw(specs(zoo.LayerInput)), width=per_layer.width)
+        inputs = zoo.HyperBranch(block, streams=streams) if streams else zoo.olmo(draw(specs(Norm)), block)
         kinds = [replace(kind, inputs=inputs) for kind in kinds]
     return zoo.Decoder(
         vocab=draw(st.integers(2, 30)),
@@ -138,6 +151,7 @@ def decoders(draw: st.DrawFn) -> zoo.Decoder:
         logits_scaling=draw(st.sampled_from([1.0, 4.0])),
         logit_cap=draw(st.sampled_from([None, 0.7])),
         per_layer=per_layer,
+        streams=streams,
     )
 
 
@@ -175,7 +189,9 @@ def test_bytes_allocated_are_the_formula(spec: zoo.Decoder, batch: int, context:
     cache = zoo.build(spec, device="meta", dtype=dtype).new_cache(batch, context)
     assert cache.nbytes == spec.kv_bytes(context, batch, dtype)
     fixed, slope = spec.kv_growth(dtype)
-    assert spec.kv_bytes(8 + context, dtype=dtype) == fixed + slope * (8 + context)
+    block = lcm(*(layer.cache_spec().block for layer in spec.layers))
+    length = block * -(-(8 + context) // block)
+    assert spec.kv_bytes(length, dtype=dtype) == pytest.approx(fixed + slope * length, rel=1e-12)
 
 
 @thoroughly
@@ -184,8 +200,9 @@ def test_bytes_allocated_are_the_formula(spec: zoo.Decoder, batch: int, context:
 def test_cached_equals_uncached(spec: zoo.Decoder, sizes: list[int], seed: int) -> None:
     """In float64, where the order of a sum does not change a router's choice. Recurrences are computed in float32 in
     any model. Indexers choose all keys: among those that score zero (ReLU) any may be chosen."""
-    if any(isinstance(part, zoo.Indexer) for part in spec.walk()):
-        spec = zoo.swap(spec, zoo.Indexer, lambda indexer: replace(indexer, k=24))
+    for kind in (zoo.Indexer, zoo.EntryIndexer):
+        if any(isinstance(part, kind) for part in spec.walk()):
+            spec = zoo.swap(spec, kind, lambda indexer: replace(indexer, k=24))
     model, tokens = randomised(spec, seed, torch.float64), tokens_of(spec, 2, 24, seed)
     expected, cache = model(tokens), model.new_cache(2, 24)
     assume(expected.isfinite().all())  # products of products, without norms between them, overflow
@@ -228,7 +245,8 @@ def test_flops_are_those_that_torch_counts(spec: zoo.Decoder, past: int, new: in
 def test_causal_flops_leave_out_masked_pairs(spec: zoo.Decoder, past: int, new: int) -> None:
     """Scores and weighted values: 2 FLOPs per multiply-add, pair by pair. A recurrence's step adds an outer product to
     a state that is a matrix, which torch does not count."""
-    states = [state for layer in spec.layers for state in layer.cache_spec().state if state.in_float32]
+    recurrent = (layer.cache_spec() for layer in spec.layers if not layer.cache_spec().per_token)
+    states = [state for cache in recurrent for state in cache.state if state.in_float32]
     outer = sum(2 * prod(state.shape) for state in states if len(state.shape) > 1)
     latent = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, zoo.MLA)]
     read = {mixer: min(past + 1, mixer.indexer.k if isinstance(mixer, zoo.SparseMLA) else past + 1) for mixer in latent}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from weights.formats.hf_folder import DTYPES, HFFolder
-from weights.matching import HEAD, Part, Source, TensorMapping, check_fit, listed, match, skipped
+from weights.matching import HEAD, Part, Source, TensorMapping, check_fit, listed, match, skipped, stored_tensors
 from weights.shards import Shards
 from weights.sources import locate
 from zoo import catalog
@@ -69,7 +69,7 @@ class MatchedModel:
         read by several threads: they are many small tensors, too small for torch's own threads (a third less time to
         float32, on two cores). Other tensors are read one by one, since each reader would hold one more in memory.
         """
-        wanted, absent = dict(self.model.named_parameters()), dict[str, Tensor]()
+        wanted, absent = stored_tensors(self.model), dict[str, Tensor]()
         if self.shards is not None:
             names = [name for name in wanted if self.shards.is_absent(name)]
             absent = {name: torch.zeros(wanted[name].shape, dtype=wanted[name].dtype, device=device) for name in names}
@@ -169,6 +169,7 @@ def fill(
         if check_finite:
             _check_finite(source, [name for mapping in matched.mappings for name in mapping.checkpoint_names])
         matched.model.load_state_dict(matched.read(matched.mappings, device), assign=True)
+        _check_tables(source, matched.model)
         for what, names in matched.skipped.items():
             log.info("left alone: %d tensor%s, %s", len(names), "s" * (len(names) > 1), what)
         return matched.model
@@ -180,7 +181,7 @@ def match_model(
     """A model of this spec on the meta device, or a rank's part of it, matched with the source's tensors. Raises
     MalformedError naming everything that does not fit, SpecError for a model that the ranks cannot divide."""
     model = catalog.allocate(spec, "meta", dtype)
-    parameters = dict(model.named_parameters())
+    parameters = stored_tensors(model)
     mappings = match(spec, parameters, source.rules, source.tensors)
     skip = skipped(spec, source.rules, source.tensors)
     check_fit(source, mappings, parameters, {name for names in skip.values() for name in names})
@@ -207,6 +208,17 @@ def _check_tied_head(source: Source) -> None:
     if head.dtype != embed.dtype or not torch.equal(head.view(torch.uint8), embed.view(torch.uint8)):
         differs = f"{source.tensors[HEAD].name} differs from {source.tensors[source.embedding].name}"
         raise MalformedError(f"{source.path}: the head is tied to the embedding, yet {differs}")
+
+
+def _check_tables(source: Source, model: Model) -> None:
+    """Raise MalformedError for a table that names experts which are not there."""
+    for name, table in model.named_buffers():
+        experts = len(model.get_submodule(name.rpartition(".")[0]).get_parameter("weight"))
+        lowest, highest = (int(end) for end in torch.aminmax(table))
+        if not 0 <= lowest <= highest < experts:
+            raise MalformedError(
+                f"{source.path}: {name} has expert ids from {lowest} to {highest}, of {experts} experts"
+            )
 
 
 def _check_finite(source: Source, names: Iterable[str]) -> None:

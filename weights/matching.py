@@ -18,8 +18,10 @@ from zoo.blocks.layer import Layer
 from zoo.errors import MalformedError, UsageError, enough
 from zoo.hf.checkpoint_layout import COMMON, WRAPPERS, LayerPrefix, ReadAs, Rule, Rules, Skipped
 from zoo.model.decoder import Decoder
+from zoo.model.module import Model
 
 READABLE_DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
+TABLE_DTYPES = {torch.int32, torch.int64}  # of what is read as integers
 MAX_FOLDED_LINES = 20_000  # folding takes about a kilobyte of memory per line
 HEAD = "lm_head.weight"
 
@@ -137,6 +139,11 @@ class TensorMapping:
         return dict(zip(self.checkpoint_names, shapes, strict=True))
 
 
+def stored_tensors(model: Model) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model, by name: its parameters and the tables of hash routers."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
 def layout(family: ModuleType) -> Rules:
     """An architecture's checkpoint layout: its own rules first."""
     return (*getattr(family, "WEIGHTS", ()), *COMMON)
@@ -206,11 +213,20 @@ def check_fit(
     wrong shape, of a dtype that cannot be read."""
     stored, shapes = source.tensors, [item for each in mappings for item in each.expected(parameters).items()]
     used, found = {name for name, _ in shapes}, [(stored[name], shape) for name, shape in shapes if name in stored]
+    whole = {
+        name
+        for each in mappings
+        for name in each.checkpoint_names
+        if not parameters[each.module_names[0]].is_floating_point()
+    }
+    tables = [stored[name] for name in whole if name in stored]
+    others = [tensor for tensor, _ in found if tensor not in tables]
     problems = {
         "missing": used - stored.keys(),
         "not understood": [stored[name].name for name in stored.keys() - used - skip],
         "wrong shape": [f"{t.name} {list(t.shape)} instead of {list(shape)}" for t, shape in found if t.shape != shape],
-        "neither float32, bfloat16, float16 nor float64": [t.name for t, _ in found if t.dtype not in READABLE_DTYPES],
+        "neither float32, bfloat16, float16 nor float64": [t.name for t in others if t.dtype not in READABLE_DTYPES],
+        "neither int32 nor int64": [t.name for t in tables if t.dtype not in TABLE_DTYPES],
     }
     refuse_problems(f"{source.path}: the tensors do not fit the model", problems)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from weights.formats.hf_folder import CONFIG, DTYPES, INDEX, SINGLE
 from weights.formats.safetensors_header import DTYPES as SAFETENSORS_DTYPES
-from weights.matching import StoredTensor, layout, listed, match
+from weights.matching import StoredTensor, layout, listed, match, stored_tensors
 from zoo import catalog
 from zoo.catalog import to_hf
 from zoo.errors import NotAvailable, UsageError
@@ -73,13 +73,13 @@ def _checkpoint(model: Model) -> tuple[dict[str, Any], list[StoredTensor], Itera
 
 def _parameters(model: Model) -> dict[str, Tensor]:
     """The parameters by name. Raises UsageError unless they are those that loading would make for the spec."""
-    held = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    held = {name: tensor.detach() for name, tensor in stored_tensors(model).items()}
     dtype = model.embed.weight.dtype
     if any(parameter.is_meta for parameter in held.values()):
         raise UsageError("a model on the meta device has no weights to save")
     if dtype not in DTYPES.values():
         raise UsageError(f"a model in {dtype} cannot be saved, only one in {', '.join(DTYPES)}: model.to(...) first")
-    expected = dict(catalog.allocate(model.spec, "meta", dtype).named_parameters())
+    expected = stored_tensors(catalog.allocate(model.spec, "meta", dtype))
     both = {name: (_type(held.get(name)), _type(expected.get(name))) for name in (*expected, *held)}
     if wrong := [f"{name} ({got} instead of {wanted})" for name, (got, wanted) in both.items() if got != wanted]:
         raise UsageError(f"the model is not what its spec says: {listed(wrong)}")

@@ -9,7 +9,8 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import prod
+from fractions import Fraction
+from math import lcm, prod
 from typing import Any, ClassVar, Self
 
 BLOCK = 256  # queries per block of sliding-window attention: larger blocks waste pairs, smaller ones need more calls
@@ -187,9 +188,28 @@ class State:
 
 
 @dataclass(frozen=True)
+class Entries:
+    """A stream with one entry of (heads, width) elements for each block of `every` tokens, kept for the whole context
+    (DeepSeek-V4, section 2.3). The block of the last token has its entry from its first token on."""
+
+    name: str
+    shape: tuple[int, int]
+    every: int
+
+    def count(self, context: int) -> int:
+        """Entries after `context` tokens: as many as blocks have begun."""
+        return -(-context // self.every)
+
+    @property
+    def elements(self) -> int:
+        """Cache elements per entry."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
 class CacheSpec:
-    """The cache of one layer: named streams of (heads, width) elements for each token in `reach`, and states of a fixed
-    size.
+    """The cache of one layer: named streams of (heads, width) elements for each token in `reach`, states of a fixed
+    size, and streams with an entry for several tokens.
 
     The cache is allocated from this object and the tables are printed from it, so the two cannot disagree.
     """
@@ -197,10 +217,16 @@ class CacheSpec:
     per_token: tuple[tuple[str, tuple[int, int]], ...] = ()
     reach: Reach = Full()
     state: tuple[State, ...] = ()
+    entries: tuple[Entries, ...] = ()
 
     def elements(self) -> int:
-        """Cache elements per token."""
+        """Cache elements per token in reach, entries aside."""
         return sum(prod(shape) for _, shape in self.per_token)
+
+    @property
+    def block(self) -> int:
+        """The tokens after which the cache grows by the same bytes again: 1, or a multiple of every block's."""
+        return lcm(*(each.every for each in self.entries))
 
     def tokens(self, context: int) -> int:
         """Tokens in the cache after `context` tokens: none where it has no streams."""
@@ -212,14 +238,43 @@ class CacheSpec:
 
     def nbytes(self, context: int, itemsize: int) -> int:
         """Bytes of one sequence's cache for `context` tokens."""
-        return self.elements() * self.tokens(context) * itemsize + self.state_bytes(itemsize)
+        streams = self.elements() * self.tokens(context) + sum(e.elements * e.count(context) for e in self.entries)
+        return streams * itemsize + self.state_bytes(itemsize)
 
-    def growth(self, itemsize: int) -> tuple[int, int]:
-        """(fixed bytes, bytes per token) of one sequence's cache: exact once every window is full."""
+    def growth(self, itemsize: int) -> tuple[int, Fraction]:
+        """(fixed bytes, bytes per token) of one sequence's cache: exact once every window is full and, where it has
+        entries, at multiples of `block` tokens."""
         per_token = self.elements() * itemsize
         limit = self.reach.limit
         fixed = self.state_bytes(itemsize) + per_token * (limit or 0)
-        return fixed, per_token if limit is None else 0
+        return fixed, self.entry_growth(itemsize) + (per_token if limit is None else 0)
+
+    def entry_growth(self, itemsize: int) -> Fraction:
+        """Bytes per token of the entries, exact at multiples of `block` tokens."""
+        return sum((Fraction(each.elements * itemsize, each.every) for each in self.entries), Fraction())
+
+    def describe(self) -> str:
+        """What a token sees in words: full, window 512, window 128 + 1/4 (an entry for four)."""
+        steps = dict.fromkeys(each.every for each in self.entries)
+        return " + ".join([self.reach.describe(), *(f"1/{every}" for every in steps)])
+
+
+def whole(number: Fraction) -> int | float:
+    """The same number as an int where it is one, else as a float."""
+    return number.numerator if number.denominator == 1 else float(number)
+
+
+def entry_pairs(past: int, new: int, every: int, most: int | None = None) -> int:
+    """(query, entry) pairs of `new` tokens after `past`: a token sees the entries of the blocks of `every` tokens that
+    are complete with it, or `most` of them."""
+
+    def upto(tokens: int) -> int:
+        blocks, rest = divmod(tokens, every)
+        if most is not None and blocks >= most:
+            return upto(most * every - 1) + (tokens - most * every + 1) * most
+        return every * (blocks * (blocks - 1) // 2) + blocks * (rest + 1)
+
+    return upto(past + new) - upto(past)
 
 
 def linear_params(fan_in: int, fan_out: int, bias: bool = False) -> int:

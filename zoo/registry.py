@@ -233,6 +233,10 @@ class Mixer(Block, abstract=True):
         it takes of the first token."""
         return 0
 
+    def flop_every(self, part: str) -> int:
+        """The tokens after which a part's FLOPs grow: several where an entry stands for them."""
+        return 1
+
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         """(spec, width) of each table of positions that a forward pass looks up: `spec.table(positions, width)`."""
         return ()

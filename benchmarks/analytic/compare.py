@@ -27,6 +27,7 @@ PAIRS = (
     ("olmo2-32b", "olmo3-32b"),
     ("gemma3-27b", "gemma4-31b"),
     ("deepseek-v3-671b", "deepseek-v3.2-671b"),
+    ("deepseek-v3.2-671b", "deepseek-v4-pro-1.6t"),
     ("deepseek-v3-671b", "kimi-k2-1t"),
     ("qwen3-235b-a22b", "glm4.5-355b"),
     ("qwen3-30b-a3b", "qwen3-next-80b-a3b"),

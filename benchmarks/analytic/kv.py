@@ -1,9 +1,10 @@
 """The KV cache: bytes as affine pieces of the context, the usual formula, what fits, and where two caches cross."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import inf
+from math import ceil, inf, lcm
 from typing import Any
 
 import torch
@@ -63,15 +64,28 @@ class InferenceConfig:
 
 @dataclass(frozen=True)
 class Piece:
-    """From `start` tokens of context to the next piece, one sequence takes fixed + per_token * context bytes."""
+    """From `start` tokens of context to the next piece, one sequence takes fixed + per_token * context bytes, and the
+    bytes of each of the `entries` (bytes, every) for each block of `every` tokens that has begun."""
 
     start: int
     fixed: int
     per_token: int
+    entries: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def block(self) -> int:
+        """The tokens after which it grows by the same bytes again."""
+        return lcm(*(every for _, every in self.entries))
+
+    @property
+    def slope(self) -> Fraction:
+        """Bytes per token: exact from one multiple of `block` tokens to another."""
+        return self.per_token + sum((Fraction(nbytes, every) for nbytes, every in self.entries), Fraction())
 
     def at(self, context: int) -> int:
         """Bytes at this context, which must lie in the piece."""
-        return self.fixed + self.per_token * context
+        entries = sum(nbytes * -(-context // every) for nbytes, every in self.entries)
+        return self.fixed + self.per_token * context + entries
 
 
 @dataclass(frozen=True)
@@ -87,39 +101,64 @@ def pieces(spec: Decoder, dtype: torch.dtype) -> list[Piece]:
     fixed from the first token on."""
     caches = [layer.cache_spec() for layer in spec.layers]
     layers = [(cache.elements() * dtype.itemsize, cache.reach.limit) for cache in caches]
+    kept: Counter[int] = Counter()  # bytes, by the tokens of an entry
+    for entries in (entries for cache in caches for entries in cache.entries):
+        kept[entries.every] += entries.elements * dtype.itemsize
+    by_block = tuple((nbytes, every) for every, nbytes in sorted(kept.items()))
     states = sum(cache.state_bytes(dtype.itemsize) for cache in caches)
     found = []
     for start in sorted({0, *(limit for _, limit in layers if limit is not None)}):
         full = [(size, limit) for size, limit in layers if limit is not None and limit <= start]
         per_token = sum(size for size, _ in layers) - sum(size for size, _ in full)
-        found.append(Piece(start, states + sum(size * limit for size, limit in full), per_token))
+        found.append(Piece(start, states + sum(size * limit for size, limit in full), per_token, by_block))
     return found
 
 
 def changes(first: Sequence[Piece], second: Sequence[Piece]) -> list[Change]:
-    """Where the smaller of two caches becomes another, from 1 token on: the first change starts at 1."""
+    """Where the smaller of two caches becomes another, from 1 token on: the first change starts at 1. Where a cache has
+    entries for several tokens, caches are compared at multiples of all blocks, and a change starts where the last of
+    these blocks keeps its sign to the end: on the way a cache that grows in steps may cross another's many times."""
+
+    def sign(context: int) -> int:
+        difference = _piece(first, context).at(context) - _piece(second, context).at(context)
+        return (difference > 0) - (difference < 0)
+
     found: list[Change] = []
+    step = lcm(first[0].block, second[0].block)
     starts = sorted({piece.start for piece in (*first, *second)})
     for start, end in zip(starts, [*starts[1:], inf], strict=True):
-        a, b = ([piece for piece in growth if piece.start <= start][-1] for growth in (first, second))
-        fixed, slope = a.fixed - b.fixed, a.per_token - b.per_token
-        # The sign of fixed + slope * n changes at the first integer that is not below the root, and at the next one.
-        roots = {-(fixed // slope), -fixed // slope + 1} if slope else set()
-        for n in sorted({max(start, 1), *(root for root in roots if start < root < end)}):
-            difference = fixed + slope * n
-            sign = (difference > 0) - (difference < 0)
-            if not found or found[-1].sign != sign:
-                found.append(Change(n, sign))
+        a, b = (_piece(growth, start) for growth in (first, second))
+        fixed, slope = a.fixed - b.fixed, a.slope - b.slope
+        # The sign of fixed + slope * n changes at the first multiple that is not below the root, and at the next one.
+        root = ceil(-fixed / slope / step) * step if slope else 0
+        lowest = max(ceil(Fraction(start, step)), 1) * step
+        contexts = {1 if start == 0 else lowest, lowest, *(n for n in (root, root + step) if slope and n > lowest)}
+        for n in sorted(n for n in contexts if n < end):
+            if not found:
+                found.append(Change(n, sign(n)))
+            elif found[-1].sign != (new := sign(n)):
+                least = max(n - step, found[-1].start)
+                while n - 1 > least and sign(n - 1) == new:
+                    n -= 1
+                found.append(Change(n, new))
     return found
+
+
+def _piece(growth: Sequence[Piece], context: int) -> Piece:
+    """The piece that holds a context."""
+    return [piece for piece in growth if piece.start <= context][-1]
 
 
 def longest(growth: Sequence[Piece], free: int) -> int | None:
     """The longest context whose cache takes at most `free` bytes: 0 if none fits, None if every context fits."""
     for piece, following in reversed(list(zip(growth, [*growth[1:], None], strict=True))):
         if piece.at(piece.start) <= free:
-            if not piece.per_token:
+            if not piece.slope:
                 return None
-            fits = (free - piece.fixed) // piece.per_token
+            # Entries of blocks that have begun are whole: a few tokens less may fit than the bytes per token say.
+            fits = int((free - piece.fixed) // piece.slope)
+            while piece.at(fits) > free:
+                fits -= 1
             return min(fits, following.start - 1) if following else fits
     return 0
 

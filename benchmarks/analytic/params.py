@@ -24,7 +24,7 @@ KV_CONTEXT, MAX_KV_CONTEXT = 32 * 1024, 128 * 1024  # tokens
 KV_DTYPE = torch.bfloat16
 OUTSIDE_LAYERS = ("embedding", "head")
 FFN_PARTS = ("ffn", "routed", "shared", "router")
-LAYER_PARTS = ("attn", "indexer", *FFN_PARTS, "inputs", "norm")
+LAYER_PARTS = ("attn", "indexer", *FFN_PARTS, "inputs", "streams", "norm")
 PARTS = (*OUTSIDE_LAYERS, *LAYER_PARTS)
 NAME_UNITS = {"b": 10**9, "m": 10**6}
 
@@ -33,7 +33,8 @@ def cost_row(model: NamedSpec) -> Row:
     """The main table's row: parameters, FLOPs of one token, and cache bytes of one sequence in bfloat16.
 
     `longest_context` is 128k tokens, or the model's own `context` where that is shorter; `windows` lists how many
-    layers keep only their last so many tokens, `state_layers` how many keep states, of `state_bytes` together.
+    layers keep only their last so many tokens, `state_layers` how many keep states, of `state_bytes` together. Layers
+    with entries for several tokens are counted by their windows, and the states of their compressors are not.
     """
     spec = model.spec
     publisher_active, rule = (model.size and model.size.active) or (None, None)
@@ -41,6 +42,7 @@ def cost_row(model: NamedSpec) -> Row:
     longest = longest_context(spec.context)
     caches = [layer.cache_spec() for layer in spec.layers]
     limits = Counter(cache.reach.limit for cache in caches if cache.per_token)
+    with_states = [cache for cache in caches if cache.state and not cache.entries]
     return {
         "table": "costs",
         **about(model),
@@ -54,8 +56,8 @@ def cost_row(model: NamedSpec) -> Row:
         "publisher_active_rule": rule,
         "flops_per_token_4k": spec.flops(past=FLOPS_CONTEXT - 1, new=1),
         "windows": [{"layers": layers, "tokens": tokens} for tokens, layers in limits.items() if tokens is not None],
-        "state_layers": sum(bool(cache.state) for cache in caches),
-        "state_bytes": sum(cache.state_bytes(KV_DTYPE.itemsize) for cache in caches),
+        "state_layers": len(with_states),
+        "state_bytes": sum(cache.state_bytes(KV_DTYPE.itemsize) for cache in with_states),
         "kv_fixed_bytes": fixed,
         "kv_bytes_per_token": per_token,
         "kv_bytes_32k": spec.kv_bytes(KV_CONTEXT),

@@ -20,7 +20,7 @@ from zoo.model.decoder import Decoder
 from zoo.units import dtype_name
 
 DEVICE_DATA = Path(__file__).parents[1] / "data" / "devices.json"
-FLOP_PARTS = ("projections", "scores", "indexer", *FFN_PARTS, "inputs", "head")
+FLOP_PARTS = ("projections", "scores", "entries", "indexer", *FFN_PARTS, "inputs", "streams", "head")
 
 
 @dataclass(frozen=True)

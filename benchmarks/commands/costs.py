@@ -93,8 +93,8 @@ def kv_table(rows: Rows) -> Table:
     ]
     legend = [
         "bounded: layers x tokens, of layers that keep only their last tokens, and layers with a state. Full, these "
-        "take fixed MiB in all.",
-        "KiB / token: what the other layers add for each token of context.",
+        "take fixed MiB in all, with the states of layers that keep entries for several tokens.",
+        "KiB / token: what entries and the other layers add for each token of context.",
         "32k GiB: at 32,768 tokens, even where the model was trained for fewer.",
         "max context, GiB: at 128k tokens, or at the model's own context where that is shorter. k, KiB, MiB and GiB "
         "are powers of 1024.",

@@ -51,17 +51,23 @@ def tables(models: Sequence[NamedSpec], context: int, config: InferenceConfig, d
 
 def _parts(title: str, rows: Rows, unit: float) -> Table:
     show = unless_zero(three_in(unit))
-    attn = columns(show, projections_flops="projections", scores_flops="scores")
+    attn = columns(show, projections_flops="projections", all_scores="scores")
     attn += columns_in_use(rows, show, indexer_flops="indexer")
     others = columns(show, all_ffn_flops="ffn")
-    others += columns_in_use(rows, show, inputs_flops="inputs")
+    others += columns_in_use(rows, show, inputs_flops="inputs", streams_flops="streams")
     others += columns(show, head_flops="head", other_flops="other", flops="total")
     legend = [
         "2 FLOPs per multiply-add of all matrix products; masked pairs are not counted.",
-        "projections: attention's. scores: queries with keys, and weighted values. ffn: dense layers, experts and "
-        "routers. inputs: per-layer ones. head: of one token.",
+        "projections: attention's. scores: queries with keys, compressed ones too, and weighted values. ffn: dense "
+        "layers, experts and routers. inputs: per-layer ones. streams: mixing several residual streams. head: of one "
+        "token.",
     ]
-    return Table(title, [*columns(model="model"), *attn, *others], legend, rows, ffn_cells("flops"))
+    ffn = ffn_cells("flops")
+
+    def cells(row: Row) -> Row:
+        return ffn(row) | {"all_scores": row["scores_flops"] + row["entries_flops"]}
+
+    return Table(title, [*columns(model="model"), *attn, *others], legend, rows, cells)
 
 
 def _experts(rows: Rows, unit: float) -> Table:

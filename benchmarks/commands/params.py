@@ -37,7 +37,7 @@ def _parts(rows: Rows) -> Table:
         *columns(format_count, attn_params="attn"),
         *columns_in_use(rows, unless_zero(format_count), indexer_params="indexer"),
         *columns(format_count, all_ffn_params="ffn"),
-        *columns_in_use(rows, unless_zero(format_count), inputs_params="inputs"),
+        *columns_in_use(rows, unless_zero(format_count), inputs_params="inputs", streams_params="streams"),
         *columns(format_count, norm_params="norms"),
         *columns(unless_zero(format_count), other_params="other"),
     ]
@@ -45,7 +45,7 @@ def _parts(rows: Rows) -> Table:
         "total: stored parameters of the text model, each once; the parts add up to it. A tied head is in embed.",
         "active: total less the experts that a token is not routed to.",
         "attn: projections, biases and sinks. ffn: dense layers, experts and routers. norms: QK-norms and scales of "
-        "layers too.",
+        "layers too. streams: what mixes several residual streams.",
     ]
     return Table("Parameters by part", shown, legend, rows, ffn_cells("params"))
 
@@ -72,7 +72,7 @@ def _layers(rows: Rows) -> Table:
         *columns(model="model", layers="layers", kind="kind"),
         *columns(format_count, params="each", active_params="active"),
         *columns(unless_zero(format_count), with_indexer="attn", all_ffn_params="ffn"),
-        *columns_in_use(rows, unless_zero(format_count), inputs_params="inputs"),
+        *columns_in_use(rows, unless_zero(format_count), inputs_params="inputs", streams_params="streams"),
         *columns(format_count, norm_params="norms"),
     ]
     legend = [

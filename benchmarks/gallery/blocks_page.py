@@ -24,7 +24,7 @@ from zoo.catalog import sizes
 from zoo.cli.listing import used_names
 from zoo.cli.tables import Format, render
 from zoo.core.forward_context import visible
-from zoo.costs import Full, Window
+from zoo.costs import Full, Window, whole
 from zoo.diagram.canvas import Canvas, css
 from zoo.diagram.insides import SMALL, TINY, Region, inside
 from zoo.registry import Block
@@ -106,7 +106,8 @@ def costs() -> str:
                 "attn": mixer.describe(),
                 "params": mixer.params(model.spec.dim),
             }
-            row |= {"state": cache.state_bytes(2), "bytes": 2 * cache.elements()}
+            per_token = whole(cache.entry_growth(2)) if cache.entries else 2 * cache.elements()
+            row |= {"state": cache.state_bytes(2), "bytes": per_token}
             rows.append(row | {"bytes_32k": cache.nbytes(32 * 1024, 2)})
     shown = columns(model="model", layers="layers", attn="attention") + columns(format_count, params="parameters")
     shown += columns(format_bytes, state="state") if any(row["state"] for row in rows) else []
@@ -252,13 +253,14 @@ def _rope(canvas: Canvas) -> None:
 
 
 NORM = RMSNorm(1e-6)
+PLACED = {name: placed for name, place in PLACEMENTS.items() if not (placed := place(NORM, GLU(1))).stream_spec}
 BRANCH_WIDTH = 150.0
 
 
 def _norms(canvas: Canvas) -> None:
-    """A branch for each norm placement."""
-    for i, (name, place) in enumerate(PLACEMENTS.items()):
-        _branch(canvas, i * BRANCH_WIDTH, name, place(NORM, GLU(1)))
+    """A branch for each norm placement, of one residual stream."""
+    for i, (name, branch) in enumerate(PLACED.items()):
+        _branch(canvas, i * BRANCH_WIDTH, name, branch)
     canvas.height = 250
 
 
@@ -296,5 +298,5 @@ DRAWINGS: dict[str, tuple[str, float, Draw]] = {  # name -> title, width, how to
     "moe": _block(MoE(32, GLU(2880), SoftmaxTopK(4)), 2880),
     "grouped": _block(MoE(256, GLU(2048), GroupedSigmoidTopK(8, 8, 4, 2.5), shared=GLU(2048)), 7168),
     "state": _block(GatedDeltaNet(16, 32, 128, 128, 4, NORM), 2048),
-    "norms": ("Norm placements", len(PLACEMENTS) * BRANCH_WIDTH, _norms),
+    "norms": ("Norm placements", len(PLACED) * BRANCH_WIDTH, _norms),
 }

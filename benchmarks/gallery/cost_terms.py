@@ -4,12 +4,13 @@ Terms are pairs (number of layers, CostTerms): one for all that is outside the b
 attention branch and one for each distinct feed-forward branch.
 
 With kept = min(context, limit), or context without a limit,
-visible the same, but in chunks (context - 1) mod limit + 1, and grown = entry + flops * visible, but 0 up to a context
-of start,
+visible the same, but in chunks (context - 1) mod limit + 1, divided by every and rounded down,
+and grown = entry + flops * visible, but 0 up to a context of start,
 
     parameters                         sum of layers * each of params
     active parameters                  sum of layers * active_params
-    cache elements of one sequence     sum of layers * (cache_elements * kept + state_elements)
+    cache elements of one sequence     sum of layers * (cache_elements * kept + state_elements), and for each of
+                                       entries elements * context / every, rounded up
     and bytes beside them in float32   sum of layers * state_float32_bytes
     FLOPs of one decoded token         sum of layers * (each of fixed_flops + each of growing_flops' grown)
     parameters read by a decode step   sum of layers * read_params[i], for BATCHES[i] sequences
@@ -22,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from zoo.blocks import Layer
-from zoo.costs import Breakdown, CacheSpec, Chunk, Full, sum_breakdowns
+from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, sum_breakdowns
 from zoo.errors import CheckFailed
 from zoo.model.decoder import Decoder
 from zoo.registry import Block, Mixer
@@ -34,20 +35,22 @@ NO_CACHE = CacheSpec()
 
 @dataclass(frozen=True)
 class GrowingFlops:
-    """FLOPs for each visible token: of all, of at most `limit`, or of those of a chunk of `limit`. They are spent in
-    contexts of more than `start` tokens only, with `entry` FLOPs beside them."""
+    """FLOPs for each visible token: of all, of at most `limit`, or of those of a chunk of `limit`; or for each complete
+    block of `every` of them. They are spent in contexts of more than `start` tokens only, with `entry` FLOPs beside
+    them."""
 
     flops: int
     limit: int | None
     chunked: bool
     start: int = 0
     entry: int = 0
+    every: int = 1
 
     def visible(self, context: int) -> int:
-        """Tokens visible to the last of `context` tokens, itself included."""
+        """Tokens, or blocks of them, visible to the last of `context` tokens, itself included."""
         if self.limit is None:
-            return context
-        return (context - 1) % self.limit + 1 if self.chunked else min(context, self.limit)
+            return context // self.every
+        return ((context - 1) % self.limit + 1 if self.chunked else min(context, self.limit)) // self.every
 
     def grown(self, context: int) -> int:
         """FLOPs for the last of `context` tokens."""
@@ -58,7 +61,8 @@ class GrowingFlops:
 class CostTerms:
     """Terms of one layer's attention or feed-forward branch, norms included, or of all that is outside these.
 
-    FLOPs are by part. `cache_elements` are stored for each of the last `limit` tokens (None: for all tokens).
+    FLOPs are by part. `cache_elements` are stored for each of the last `limit` tokens (None: for all tokens), and for
+    each of the `entries` (elements, every) so many for each block of `every` tokens.
     """
 
     params: Mapping[str, int]
@@ -70,10 +74,16 @@ class CostTerms:
     limit: int | None = None
     state_elements: int = 0
     state_float32_bytes: int = 0
+    entries: tuple[tuple[int, int], ...] = ()
 
     def kept(self, context: int) -> int:
-        """Tokens in the cache after `context` tokens."""
+        """Tokens in the cache after `context` tokens, entries aside."""
         return context if self.limit is None else min(context, self.limit)
+
+    def elements(self, context: int) -> int:
+        """Cache elements after `context` tokens."""
+        entries = sum(elements * -(-context // every) for elements, every in self.entries)
+        return self.cache_elements * self.kept(context) + entries + self.state_elements
 
     def flops(self, context: int) -> int:
         """FLOPs of one layer for a token at the end of `context` tokens, itself included."""
@@ -132,6 +142,7 @@ def _branch_terms(branch: Block, cache: CacheSpec, dim: int) -> CostTerms:
         limit=cache.reach.limit,
         state_elements=cache.state_bytes(1) - cache.state_bytes(0),
         state_float32_bytes=cache.state_bytes(0),
+        entries=tuple((each.elements, each.every) for each in cache.entries),
     )
     flops = branch.flops(dim, CHECK_CONTEXT - 1, 1)
     if terms.flops(CHECK_CONTEXT) != flops or sum(terms.params.values()) != branch.params(dim):
@@ -142,10 +153,13 @@ def _branch_terms(branch: Block, cache: CacheSpec, dim: int) -> CostTerms:
 def _growth(branch: Block, part: str, dim: int) -> GrowingFlops:
     """How the FLOPs of a part grow, from those of the first token and of two tokens that they grow between."""
     mixer = next((each for each in branch.walk() if isinstance(each, Mixer)), None)
-    reach, start = (mixer.flop_reach(part), mixer.flop_start(part)) if mixer else (Full(), 0)
-    fixed, first, second = (branch.flop_breakdown(dim, past, 1)[part] for past in (0, start, start + 1))
-    entry = first - fixed - (second - first) * (start + 1) if start else 0
-    return GrowingFlops(second - first, reach.limit, isinstance(reach, Chunk), start, entry)
+    reach: Reach = Full()
+    start, every = 0, 1
+    if mixer:
+        reach, start, every = mixer.flop_reach(part), mixer.flop_start(part), mixer.flop_every(part)
+    fixed, first, second = (branch.flop_breakdown(dim, past, 1)[part] for past in (0, start, start + every))
+    entry = first - fixed - (second - first) * ((start + 1) // every) if start else 0
+    return GrowingFlops(second - first, reach.limit, isinstance(reach, Chunk), start, entry, every)
 
 
 def _sum(counted: Iterable[tuple[int, Breakdown]]) -> dict[str, int]:

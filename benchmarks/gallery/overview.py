@@ -22,7 +22,7 @@ COLUMNS = {"model": PAD, "layers": 178.0, "attention": 420.0, "feed-forward, nor
 BAR, CONTEXT = 92.0, 32 * 1024
 BIG, SMALL = 12.5, 9.5
 LAYER_LOOKS = {"full attention": "kind-full-0", "no position": "kind-full-1", "window or chunk": "kind-window-0"}
-LAYER_LOOKS |= {"state": "kind-state-0", "no mixer": "kind-state-1"}
+LAYER_LOOKS |= {"window and entries": "kind-window-1", "state": "kind-state-0", "no mixer": "kind-state-1"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _layer_look(layer: Layer, has_positions: bool) -> str:
     if not kept.per_token and not layer.takes():
         return LAYER_LOOKS["state" if kept.state else "no mixer"]
     if kept.reach.limit:
-        return LAYER_LOOKS["window or chunk"]
+        return LAYER_LOOKS["window and entries" if kept.entries else "window or chunk"]
     plain = any(isinstance(node, NoPE) for node in layer.walk()) and not has_positions
     return LAYER_LOOKS["no position" if plain else "full attention"]
 

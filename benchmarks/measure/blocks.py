@@ -22,11 +22,15 @@ from zoo.blocks import (
     MLA,
     MLP,
     ClampedSwiGLU,
+    CompressedAttention,
+    Compressor,
+    EntryIndexer,
     Gated,
     GatedDeltaNet,
     GeGLU,
     GroupedSigmoidTopK,
     GroupedSoftmaxTopK,
+    HashTopK,
     Indexer,
     InputScaledTopK,
     LayerNorm,
@@ -39,12 +43,13 @@ from zoo.blocks import (
     ShortConv,
     SoftmaxTopK,
     SparseMLA,
+    SqrtSoftplusTopK,
     SwiGLU,
 )
 from zoo.blocks.layer import PLACEMENTS
 from zoo.core.cache import Cache
 from zoo.core.forward_context import ForwardContext, prepare_forward
-from zoo.costs import CacheSpec
+from zoo.costs import CacheSpec, whole
 from zoo.errors import UsageError
 from zoo.model.initialisation import initialise
 from zoo.registry import Block, Mixer
@@ -54,6 +59,7 @@ PREFILL, DECODE = "prefill", "decode"
 HEAD_DIM, QUERIES_PER_KEY = 64, 4  # width of a head; query heads that share a key in GQA
 WINDOW = 512  # tokens, of a chunk and of what an indexer chooses too
 CONV = 4  # tokens
+TOKEN_IDS = 2**15  # that a router by token id has a table of
 EXPERTS, ACTIVE_EXPERTS = 16, 4  # each 1 / ACTIVE_EXPERTS as wide as the dense block: active parameters are equal
 
 
@@ -97,6 +103,17 @@ def _attention(dim: int) -> dict[str, Block]:
     mha = GQA(heads=heads, kv_heads=heads, head_dim=HEAD_DIM, rope=rope)
     gqa = replace(mha, kv_heads=heads // QUERIES_PER_KEY)
     ranks: dict[str, Any] = {"q_rank": 12 * HEAD_DIM, "kv_rank": 4 * HEAD_DIM}
+    entries = EntryIndexer(heads=16, head_dim=HEAD_DIM, k=WINDOW // 4)
+    one_key: dict[str, Any] = {
+        "heads": heads,
+        "head_dim": 2 * HEAD_DIM,
+        "rope_dim": HEAD_DIM // 2,
+        "window": WINDOW // 4,
+    }
+    output: dict[str, Any] = {"groups": heads // 2, "o_rank": HEAD_DIM}
+    compressed = CompressedAttention(
+        **one_key, **output, q_rank=12 * HEAD_DIM, norm=norm, q_norm=replace(norm, weight=False), rope=rope
+    )
     widths: dict[str, Any] = {"nope_dim": HEAD_DIM, "rope_dim": HEAD_DIM // 2, "v_dim": HEAD_DIM}
     return {
         "MHA": mha,
@@ -110,6 +127,8 @@ def _attention(dim: int) -> dict[str, Block]:
         "GQA, gate": replace(gqa, gate="element"),
         "GQA, cap": replace(gqa, cap=50.0),
         "chunked GQA": replace(gqa, chunk=WINDOW),
+        "HCA": replace(compressed, compressor=Compressor(every=128)),
+        "CSA": replace(compressed, compressor=Compressor(every=4, overlap=True, indexer=entries)),
         "sparse MLA": SparseMLA(heads, **ranks, **widths, norm=norm, rope=rope, indexer=indexer),
         "Gated DeltaNet": GatedDeltaNet(heads // 2, heads, HEAD_DIM, HEAD_DIM, CONV, norm),
         "KDA": KDA(heads, HEAD_DIM, CONV, replace(norm, scale_in_fp32=True)),
@@ -129,6 +148,8 @@ def _feed_forward(dim: int) -> dict[str, Block]:
         "MoE, shared": MoE(EXPERTS, expert, grouped, shared=expert),
         "MoE, gated shared": MoE(EXPERTS, expert, grouped, shared=Gated(expert)),
         "MoE, grouped softmax": MoE(EXPERTS, expert, GroupedSoftmaxTopK(ACTIVE_EXPERTS, groups=4, keep=2, scale=1.0)),
+        "MoE, sqrt-softplus": MoE(EXPERTS, expert, SqrtSoftplusTopK(ACTIVE_EXPERTS, scale=1.5)),
+        "MoE, by token id": MoE(EXPERTS, expert, HashTopK(ACTIVE_EXPERTS, scale=1.5, vocab=TOKEN_IDS)),
         "MoE, input-scaled": MoE(EXPERTS, expert, InputScaledTopK(k=ACTIVE_EXPERTS)),
         "MLP, GELU": MLP(4 * dim),
         "MLP, squared ReLU": MLP(4 * dim, ReLUSquared()),
@@ -159,7 +180,9 @@ def require_block_memory(entries: Sequence[BlockEntry], config: BlockConfig) -> 
     """Raise NotAvailable unless all blocks, their caches and the largest pass fit together into the free memory."""
     weights = sum(entry.spec.params(config.dim) for entry in entries)
     specs = [_cache_spec(entry.spec) for entry in entries]
+    past = config.context + config.tokens
     caches = sum(spec.elements() * (spec.tokens(config.context) + config.tokens) for spec in specs)
+    caches += sum(entries.elements * entries.count(past) for spec in specs for entries in spec.entries)
     widest = max(4, config.tokens // 64) * 4 * config.dim * config.tokens  # activations; scores of every head
     needed = (weights + caches + widest) * config.dtype.itemsize
     advice = "a smaller --dim, --tokens or --context needs less"
@@ -189,14 +212,19 @@ def block_context(spec: Mixer, cache: Cache, past: int, new: int) -> ForwardCont
 
 def block_tasks(entry: BlockEntry, module: nn.Module, config: BlockConfig) -> Iterator[Task]:
     """Prefill, then decode. A mixer gets a cache whose past is drawn at random, and a forward context that is prepared
-    beforehand, as a model prepares it once for all layers."""
+    beforehand, as a model prepares it once for all layers; a router by token id gets random ids."""
     generator = torch.Generator().manual_seed(config.seed)
     for phase, past, new in ((PREFILL, 0, config.tokens), (DECODE, config.context - 1, 1)):
-        x = torch.randn(1, new, config.dim, generator=generator).to(config.dtype)
+        streams = getattr(entry.spec, "streams", None)
+        width = (streams.count, config.dim) if streams else (config.dim,)
+        x = torch.randn(1, new, *width, generator=generator).to(config.dtype)
         rest: tuple[Any, ...] = ()
+        if any(getattr(part, "reads_tokens", False) for part in entry.spec.walk()):
+            ids = torch.randint(TOKEN_IDS, (1, new), generator=generator)
+            rest = (ForwardContext(torch.arange(past, past + new), {}, {}, tokens=ids),)
         if isinstance(entry.spec, Mixer):
             cache = Cache([entry.spec.cache_spec()], 1, past + new, config.dtype, CPU)
-            for kept in (*cache.layers[0].streams, *cache.layers[0].states.values()):
+            for kept in cache.layers[0].kept():
                 kept.normal_(generator=generator)
             rest = block_context(entry.spec, cache, past, new), cache.layers[0]
         yield Task((entry.label, phase), partial(_touched, x, partial(module, x, *rest)))
@@ -228,7 +256,7 @@ def rows(entries: Sequence[BlockEntry], config: BlockConfig, samples: Samples) -
                 "params": spec.params(config.dim),
                 "active_params": spec.active_params(config.dim),
                 "kv_fixed_bytes": fixed,
-                "kv_bytes_per_token": per_token,
+                "kv_bytes_per_token": whole(per_token),
                 "tokens": config.tokens,
                 "context": config.context,
                 "prefill_flops": spec.flops(config.dim, 0, config.tokens),

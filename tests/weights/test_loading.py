@@ -18,7 +18,7 @@ from tests.presets import distinct, representatives, screen_by_family
 from tests.weights.checkpoints import Config, Tensors, read, write
 from weights.formats.hf_folder import HFFolder
 from weights.loading import fill, open_source
-from weights.matching import match
+from weights.matching import match, stored_tensors
 from zoo.architectures import families
 from zoo.blocks import MoE
 from zoo.errors import MalformedError, NotAvailable, UsageError
@@ -182,11 +182,11 @@ def test_parameters_share_the_pages_of_the_file(name: str, saved: Saved) -> None
     """On the CPU in the file's dtype, only stacked experts, permuted rows and parts of a tensor are copied."""
     folder = HFFolder(saved(name))
     model = fill(folder.spec(), folder, "cpu", "auto")
-    mapped = {folder.get(stored.name).data_ptr() for stored in folder.stored()}
-    copied = {key for key, parameter in model.named_parameters() if parameter.data_ptr() not in mapped}
+    mapped = {folder.get(name).data_ptr() for name in folder.tensors}
+    copied = {key for key, stored in stored_tensors(model).items() if stored.data_ptr() not in mapped}
     experts = {"gate", "up", "down", "gate_bias", "up_bias"}
     stacked = {key for key in copied if ".experts." in key and key.rpartition(".")[2] in experts}
-    mappings = match(model.spec, dict(model.named_parameters()), folder.rules, folder.tensors)
+    mappings = match(model.spec, stored_tensors(model), folder.rules, folder.tensors)
     rules = {key: mapping.rule for mapping in mappings for key in mapping.module_names}
     rearranged = {key for key, rule in rules.items() if isinstance(rule, ROWS)}
     assert copied == stacked | rearranged

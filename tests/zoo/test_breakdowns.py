@@ -26,6 +26,8 @@ def part_of(name: str) -> str:
         return "head" if name.startswith("head.") else "embedding"
     if name.startswith("per_layer.") or ".inputs.block." in name:
         return "inputs"
+    if re.search(r"(?:^contraction|\b(?:attn|ffn))\.weights\.", name):
+        return "streams"
     return "attn" if ".attn.block." in name else "ffn"
 
 
@@ -58,8 +60,10 @@ def test_flops_by_part_add_up(name: str, causal: bool) -> None:
     for past, new in PASSES:
         parts = spec.flop_breakdown(past, new, causal=causal)
         assert sum(parts.values()) == spec.flops(past, new, causal=causal)
-        kept = spec.flop_breakdown(past, new, logits=1, causal=causal)
+        kept = dict(spec.flop_breakdown(past, new, logits=1, causal=causal))
         assert kept["head"] == 2 * spec.dim * spec.vocab
+        if spec.streams:  # before the head they are added up
+            kept["streams"] += spec.streams.flops(spec.dim, new) - spec.streams.flops(spec.dim, 1)
         assert {**kept, "head": 0} == {**parts, "head": 0}
 
 
@@ -67,7 +71,7 @@ def test_flops_by_part_add_up(name: str, causal: bool) -> None:
 def test_what_does_not_look_at_other_tokens_costs_the_same_in_any_context(name: str) -> None:
     """An indexer looks at all of them, where there is one."""
     early, late = (dict(zoo.spec(name).flop_breakdown(past, 1)) for past in (1, 5000))
-    for part in {"scores", "indexer"} & early.keys():
+    for part in {"scores", "indexer", "entries"} & early.keys():
         assert early.pop(part) < late.pop(part)
     assert early == late
 

@@ -227,6 +227,9 @@ def refuse(config: dict[str, Any]) -> None:
     if method == "fp8" and quantization.get("weight_block_size") is None:
         size = "quantization_config.weight_block_size=None is not supported"
         raise _unsupported("fp8 with one scale per tensor or row, as of AutoFP8 and FP8-static", size)
+    experts = quantization.get("expert_dtype") or config.get("expert_dtype") or "fp8"
+    if method == "fp8" and experts != "fp8":
+        raise _unsupported("fp4 experts beside fp8, as of DeepSeek-V4", f"expert_dtype={brief(experts)} is not read")
     if not isinstance(method, str):
         present = {field for field, value in quantization.items() if value is not None}
         scheme = next((name for name, marks in MARKS.items() if present & {*marks}), "an unknown scheme")

@@ -14,7 +14,7 @@ from weights.reference.model import transformers
 from weights.reference.report import ParityReport
 from weights.reference.runs import run_in_memory, run_streaming
 from weights.tokenizer import TOKENIZER, read_tokenizer
-from zoo.blocks import MoE
+from zoo.blocks import Layer, MoE
 from zoo.errors import MalformedError, NotAvailable, UsageError, unknown
 from zoo.model.decoder import Decoder
 from zoo.units import dtype_name
@@ -85,7 +85,7 @@ def parity(
         zoo_to_float32=None if exact is None else compare(exact, runs.full),
         reference_to_float32=None if exact is None else compare(exact, runs.reference),
         has_routers=bool(experts["reference"]),
-        is_recurrent=any(layer.cache_spec().state for layer in spec.layers),
+        is_recurrent=any(cache.state and not cache.per_token for cache in map(Layer.cache_spec, spec.layers)),
         rerouted=rerouted,
         parts=runs.parts,
     )

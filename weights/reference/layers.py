@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from weights.reference.logits import chunks_of_positions
-from zoo.blocks import GroupedSigmoidTopK, NormedSoftmaxTopK, SoftmaxTopK
+from zoo.blocks import GroupedSigmoidTopK, NormedSoftmaxTopK, SoftmaxTopK, SqrtSoftplusTopK
 from zoo.blocks.routers import Router
 from zoo.model.module import Model
 
@@ -74,14 +74,15 @@ class PartwiseComparison:
 
     def embedding(self, x: Tensor) -> None:
         """Compare with the reference's embeddings `x` (batch, t, dim)."""
-        self._add("embedding", None, _relative_error(self.model.embedded(self.tokens, self.ctx.positions), x))
+        embedded = self.model.embedded(self.tokens, self.ctx.positions)
+        self._add("embedding", None, _relative_error(self.model.expanded(embedded), x))
         self.inputs = self.model.layer_inputs(self.tokens, x)
 
     def layer(self, reference: LayerActivations) -> None:
         """Compare the branches of one layer, the last with what the layer's output is multiplied by."""
         index, self.last = reference.layer, reference.out
         layer: Any = self.model.layers[index]
-        ctx = replace(self.ctx, layer_input=self.inputs[index])
+        ctx = replace(self.ctx, layer_input=self.inputs[index], tokens=self.tokens)
         scaled = layer.output_scale or nn.Identity()
         if layer.inputs is not None:
             after = scaled(layer.inputs(reference.gated, ctx))
@@ -114,7 +115,8 @@ class PartwiseComparison:
 
 
 def _relative_error(value: Tensor, reference: Tensor) -> Tensor:
-    """(batch, t, width) twice -> (batch, t)."""
+    """(batch, t, ...) twice -> (batch, t): of all that a token has, several residual streams included."""
+    value, reference = value.flatten(2), reference.flatten(2)
     norm = reference.float().norm(dim=-1)
     return (value.float() - reference.float()).norm(dim=-1) / norm.clamp_min(torch.finfo(torch.float32).tiny)
 
@@ -169,6 +171,9 @@ def margin(router: nn.Module, x: Tensor) -> Tensor:
     weight, parameters = router.get_parameter("weight"), dict(router.named_parameters())
     if isinstance(spec, SoftmaxTopK | NormedSoftmaxTopK):
         scores = cast(Any, router).logits(x)
+        return _lead(scores, spec.k) / scores.abs().amax(-1)
+    if isinstance(spec, SqrtSoftplusTopK):
+        scores = F.softplus(cast(Any, router).logits(x)).sqrt() + parameters["correction"]
         return _lead(scores, spec.k) / scores.abs().amax(-1)
     if isinstance(spec, GroupedSigmoidTopK):
         scores = F.linear(x.float(), weight.float()).sigmoid() + parameters["correction"]

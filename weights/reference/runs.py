@@ -148,16 +148,18 @@ class LayerwiseRuns:
             others = (name for name in ("positions", "per_layer") if getattr(self.model.spec, name))
             with self.filled("embed", *others):
                 self.comparison.embedding(reference.x)
-                self.full = self.cached = self.model.embedded(self.tokens, self.comparison.ctx.positions)
-                chunks = (each.split(self.sizes, dim=1) for each in (self.tokens, self.cached))
-                pairs = [(self.tokens, self.full), *zip(*chunks, strict=True)]
+                embedded = self.model.embedded(self.tokens, self.comparison.ctx.positions)
+                chunks = (each.split(self.sizes, dim=1) for each in (self.tokens, embedded))
+                pairs = [(self.tokens, embedded), *zip(*chunks, strict=True)]
                 self.inputs = [self.model.layer_inputs(*pair) for pair in pairs]
+                self.full = self.cached = self.model.expanded(embedded)
         layer: Any = self.model.layers[index]
         with self.filled(f"layers.{index}"):
             self.comparison.layer(reference)
             no_cache, ctx = self.comparison.layer_caches[index], self.ctx
-            given = zip([ctx, *self.contexts], self.inputs, strict=True)
-            whole, *contexts = (replace(each, layer_input=inputs[index]) for each, inputs in given)
+            ids = [self.tokens, *self.tokens.split(self.sizes, dim=1)]
+            given = zip([ctx, *self.contexts], self.inputs, ids, strict=True)
+            whole, *contexts = (replace(each, layer_input=one[index], tokens=tokens) for each, one, tokens in given)
             self.full = self._run("full", layer, no_cache, [self.full], [whole])
             chunks = self.cached.split(self.sizes, dim=1)
             self.cached = self._run("cached", layer, self.cache.layers[index], chunks, contexts)
@@ -192,7 +194,8 @@ def run_streaming(spec: Decoder, source: Source, reference: Source, dtype: torch
             bar.update()
 
         logits = _streamed_logits(meta, tokens, observed_layers(meta.model, spec, source.rules, visit))
-    with zoo.filled("norm", "embed" if spec.tied else "head"):
+    streams = ("contraction",) if spec.streams else ()
+    with zoo.filled("norm", *streams, "embed" if spec.tied else "head"):
         zoo.comparison.head(logits)
         full = zoo.model.logits(zoo.full)
         cached = torch.cat([zoo.model.logits(chunk) for chunk in zoo.cached.split(zoo.sizes, dim=1)], dim=1)

@@ -6,11 +6,15 @@ The folder is scanned: the specs of a new file are in `Spec.kinds`, hence on the
 from importlib import import_module
 from pkgutil import iter_modules
 
+from zoo.blocks.compressed_attention import *
+from zoo.blocks.compressor import *
 from zoo.blocks.dense_and_moe import *
 from zoo.blocks.feed_forward import *
 from zoo.blocks.gated_delta_net import *
 from zoo.blocks.glu import *
 from zoo.blocks.gqa import *
+from zoo.blocks.hash_router import *
+from zoo.blocks.hyper_connections import *
 from zoo.blocks.indexer import *
 from zoo.blocks.kimi_delta_attention import *
 from zoo.blocks.layer import *

@@ -108,7 +108,11 @@ class _ExpertParallel(_MoE):
         own = _share(len(tokens), rank)
         rows = tokens[own.start : own.stop]
         by = rows if routed_by is None else routed_by.flatten(0, -2)[own.start : own.stop]
-        weights, chosen = (each.squeeze(0) for each in self.router(by.unsqueeze(0), None))
+        seen = None  # by a router of token ids, those of the rank's share
+        if ctx is not None and ctx.tokens is not None:
+            ids = ctx.tokens.flatten()[own.start : own.stop].unsqueeze(0)
+            seen = replace(ctx, tokens=ids, routing=None)
+        weights, chosen = (each.squeeze(0) for each in self.router(by.unsqueeze(0), seen))
         out = self._routed(rows if self.latent_in is None else self.latent_in(rows), weights, chosen)
         if self.latent_out is not None:
             out = self.latent_out(out)

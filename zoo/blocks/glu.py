@@ -46,14 +46,16 @@ class GeGLU(Activation):
 
 @dataclass(frozen=True)
 class ClampedSwiGLU(Activation):
-    """gate * sigmoid(alpha * gate) * (up + 1), gate clamped from above and up on both sides at `limit` (gpt-oss)."""
+    """gate * sigmoid(alpha * gate) * (up + 1), gate clamped from above and up on both sides at `limit` (gpt-oss).
+    Without `plus_one` up is taken as it is: with an alpha of 1 that is a clamped SwiGLU (DeepSeek-V4)."""
 
     alpha: float
     limit: float
+    plus_one: bool = True
 
     def join(self, gate: Tensor, up: Tensor) -> Tensor:
         gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
-        return gate * torch.sigmoid(self.alpha * gate) * (up + 1)
+        return gate * torch.sigmoid(self.alpha * gate) * (up + 1 if self.plus_one else up)
 
     def describe(self) -> str:
         return f"SwiGLU clamped at {self.limit:g}"

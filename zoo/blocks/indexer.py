@@ -4,7 +4,7 @@ A few narrow heads score every stored token, which is cheap beside attention; at
 Sizes: b sequences, t queries, s stored tokens; h index heads, d their width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,15 +16,13 @@ from zoo.blocks.norms import Norm
 from zoo.blocks.positions import Position
 from zoo.core.forward_context import ForwardContext, causal
 from zoo.core.linear import Linear
-from zoo.core.sparse_attention import NOT_CHOSEN, sees_all, top_keys
+from zoo.core.sparse_attention import NOT_CHOSEN, index_scores, sees_all, top_keys
 from zoo.costs import linear_flops, linear_params
 from zoo.registry import Spec
 
 __all__ = ["Indexer"]
 
 QUERY_BLOCK = 64  # queries that are scored together, over the keys up to the last of them
-SCORE_ELEMENTS = 2**19  # scores of all heads that are in memory together
-CONVERTED_ELEMENTS = 2**18  # of keys that are converted to float32 together
 
 
 @dataclass(frozen=True)
@@ -138,27 +136,3 @@ def _blocks(first: int, new: int) -> Iterator[tuple[int, int]]:
     """(start, end) of each block of the queries from `first` on."""
     for start in range(first, new, QUERY_BLOCK):
         yield start, min(start + QUERY_BLOCK, new)
-
-
-def index_scores(q: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
-    """q (b, t, h, d), weights (b, t, h), keys (b, s, d) -> scores (b, t, s), in float32 at least.
-
-    A block of keys at a time: the scores of all heads would take h times the memory of the result.
-    """
-    exact = torch.promote_types(q.dtype, torch.float32)
-    rows, weights = q.to(exact).flatten(1, 2), weights.to(exact).unsqueeze(2)
-    parts = [
-        (weights @ (rows @ part.to(exact).transpose(1, 2)).relu_().unflatten(1, q.shape[1:3])).squeeze(2)
-        for part in _key_blocks(keys, rows.shape[0] * rows.shape[1], exact)
-    ]
-    return torch.cat(parts, dim=-1)
-
-
-def _key_blocks(keys: Tensor, rows: int, exact: torch.dtype) -> Sequence[Tensor]:
-    """Keys (b, s, d) in blocks for `rows` queries of single heads, each converted to `exact`."""
-    if torch.compiler.is_exporting():  # no loop over an unknown number of keys
-        return [keys]
-    block = SCORE_ELEMENTS // rows
-    if keys.dtype != exact:
-        block = min(block, CONVERTED_ELEMENTS // keys.shape[2])
-    return keys.split(max(block, 1), dim=1)

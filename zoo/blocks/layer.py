@@ -1,14 +1,16 @@
 """A layer: attention and feed-forward, each a branch off the residual stream, and where the norms stand."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from zoo.blocks.layer_scale import LayerScale
 from zoo.blocks.norms import Norm
 from zoo.blocks.per_layer import LayerInput
+from zoo.blocks.routers import Router
 from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.costs import Breakdown, CacheSpec, sum_breakdowns
 from zoo.registry import Block, Mixer, Spec
@@ -42,14 +44,24 @@ class Placement(Composite, abstract=True):
     block: Block
 
     @property
+    def stream_spec(self) -> Spec | None:
+        """What the residual stream consists of, where it is several streams: zoo.blocks.hyper_connections.Streams."""
+        return None
+
+    @property
     @abstractmethod
     def placement(self) -> str:
-        """Where the norms stand: pre, olmo, sandwich, post, or none."""
+        """Where the norms stand: pre, olmo, sandwich, post, none, or hyper, which has several residual streams."""
 
     @property
     @abstractmethod
     def formula(self) -> str:
         """The formula in x, with f for the block."""
+
+    def with_block(self, block: Block) -> Self:
+        """The same placement of another block."""
+        changes: dict[str, Any] = {"block": block}
+        return replace(self, **changes)
 
     def norms(self) -> tuple[Norm, ...]:
         """The norms of this placement, in the order they are applied."""
@@ -159,7 +171,12 @@ def post(norm: Norm, block: Block) -> PostNorm:
     return PostNorm(block, norm)
 
 
-PLACEMENTS = {"pre": pre, "olmo": olmo, "sandwich": sandwich, "post": post}
+PLACEMENTS: dict[str, Callable[[Norm, Block], Placement]] = {
+    "pre": pre,
+    "olmo": olmo,
+    "sandwich": sandwich,
+    "post": post,
+}
 
 
 @dataclass(frozen=True)
@@ -167,9 +184,9 @@ class Layer(Composite):
     """Attention, then feed-forward; or one of them alone (Nemotron-H). Then come the layer's own `inputs`, if the model
     has them (zoo.blocks.per_layer), and last the `output_scale` (Gemma 4)."""
 
-    attn: Branch | PostNorm | None
-    ffn: Branch | PostNorm | None
-    inputs: Branch | PostNorm | None = None
+    attn: Placement | None
+    ffn: Placement | None
+    inputs: Placement | None = None
     output_scale: LayerScale | None = None
 
     def check(self) -> None:
@@ -181,13 +198,15 @@ class Layer(Composite):
         self.require(not mixers, f"ffn must hold no mixer, not {', '.join(mixers)}: it is not given a cache")
         is_input = not self.inputs or isinstance(self.inputs.block, LayerInput)
         self.require(is_input, "inputs must hold a LayerInput")
+        streams = {branch.stream_spec for _, branch in self.branches()}
+        self.require(len(streams) == 1, "all branches of a layer must have the same residual streams")
         needing = [part for branch in (self.attn, self.ffn) if branch for part in branch.walk()]
         self.require(not any(isinstance(part, LayerInput) for part in needing), "a LayerInput stands in inputs alone")
 
     def build(self, dim: int) -> nn.Module:
         return _Layer(self, dim)
 
-    def branches(self) -> Iterator[tuple[str, Branch | PostNorm]]:
+    def branches(self) -> Iterator[tuple[str, Placement]]:
         """(role, branch) of each branch that is there: "attn", "ffn", "inputs"."""
         branches = ("attn", self.attn), ("ffn", self.ffn), ("inputs", self.inputs)
         return ((role, branch) for role, branch in branches if branch)
@@ -210,6 +229,16 @@ class Layer(Composite):
         """The width of the layer's own input, None if it takes none."""
         block = self.inputs.block if self.inputs else None
         return block.width if isinstance(block, LayerInput) else None
+
+    @property
+    def stream_spec(self) -> Spec | None:
+        """What the residual stream consists of, None for one stream."""
+        return next(branch.stream_spec for _, branch in self.branches())
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether a router of this layer goes by the token ids."""
+        return any(isinstance(part, Router) and part.reads_tokens for part in self.walk())
 
     def cache_spec(self) -> CacheSpec:
         """What this layer's cache keeps."""

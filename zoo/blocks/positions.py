@@ -42,6 +42,17 @@ class Position(Spec, abstract=True):
     def rotate(self, x: Tensor, table: Table | None) -> Tensor:
         """(..., t, width) -> the same shape, positions encoded."""
 
+    @abstractmethod
+    def inverse(self, table: Table | None) -> Table | None:
+        """The table that rotates back."""
+
+    def rotate_last(self, x: Tensor, table: Table | None, width: int) -> Tensor:
+        """`rotate` of the last `width` elements of each head alone; the table is of heads of that width."""
+        if width == x.shape[-1]:
+            return self.rotate(x, table)
+        before, last = x.split([x.shape[-1] - width, width], dim=-1)
+        return torch.cat([before, self.rotate(last, table)], dim=-1)
+
     def at_width(self, width: int) -> Self:
         """The same encoding for heads of this width."""
         return self
@@ -62,6 +73,9 @@ class NoPE(Position):
 
     def rotate(self, x: Tensor, table: Table | None) -> Tensor:
         return x
+
+    def inverse(self, table: Table | None) -> Table | None:
+        return None
 
     def describe(self) -> str:
         return "NoPE"
@@ -117,6 +131,10 @@ class RoPE(Position):
         rotated = turned * cos + torch.cat([second, first], dim=-1) * sin
         rotated = rotated.to(x.dtype)  # the rotation is computed in the table's float32
         return rotated if rest is None else torch.cat([rotated, rest], dim=-1)
+
+    def inverse(self, table: Table | None) -> Table | None:
+        assert table is not None
+        return table[0], -table[1]
 
     def describe(self) -> str:
         scaling = f" ({self.scaling.describe()})" if self.scaling else ""

@@ -31,6 +31,8 @@ class Router(Spec, abstract=True):
     k: int
     role = "router"
     scales_input: ClassVar[bool] = False  # weights multiply what an expert is given, not what it returns (Llama 4)
+    has_correction: ClassVar[bool] = False  # its module's `correction`, which keeps experts equally used
+    reads_tokens: ClassVar[bool] = False  # the context has the token ids
 
     @abstractmethod
     def build(self, dim: int, experts: int) -> nn.Module:
@@ -209,6 +211,7 @@ class GroupedSigmoidTopK(GroupedTopK):
     """
 
     scores = "sigmoid"
+    has_correction = True
 
     def build(self, dim: int, experts: int) -> nn.Module:
         return _GroupedSigmoidTopK(self, dim, experts)

@@ -98,6 +98,7 @@ def card(spec: Decoder, dtype: torch.dtype, published_active: tuple[int, str] | 
         "tied": spec.tied,
         "embed_scale": spec.embed_scale,
         "per_layer_width": spec.per_layer.width if spec.per_layer else None,
+        "streams": spec.streams.describe() if spec.streams else None,
         "norm": spec.norm.describe(),
         "context": spec.context,
         "params": spec.params(),
@@ -195,6 +196,7 @@ def _card_rows(card: Facts) -> Rows:
             f"{card['vocab']:,} tokens x {card['dim']:,}{scale}, {head}",
             *[f"for per-layer inputs x {card['layers']} x {card['per_layer_width']}"] * bool(card["per_layer_width"]),
         ],
+        **({"stream": [card["streams"]]} if card["streams"] else {}),
         "parameters": [
             f"{params:,} ({format_count(params)}), {share}",
             *[published] * bool(card["published_active_params"]),

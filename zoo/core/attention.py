@@ -55,9 +55,10 @@ def attention(
 ) -> Tensor:
     """q (b, h, t, d), k (b, g, s, d), v (b, g, s, w) -> (b, h, t, w); heads i * h/g to (i + 1) * h/g - 1 share key i.
 
-    `mask` (t, s) is True where a query sees a key; a ReachMask is never built in full. None: each query sees all keys
-    up to itself, the queries being the last t of the s keys (a single query, or s == t). `sinks` (h,) are scores of one
-    more key of value zero that each head may attend to instead (gpt-oss; StreamingLLM, Xiao et al. 2023, section 3.3).
+    `mask` (t, s) or (b, 1, t, s) is True where a query sees a key; a ReachMask is never built in full. None: each query
+    sees all keys up to itself, the queries being the last t of the s keys (a single query, or s == t). `sinks` (h,) are
+    scores of one more key of value zero that each head may attend to instead (gpt-oss; StreamingLLM, Xiao et al. 2023,
+    section 3.3).
     With a `cap` scores x become cap * tanh(x / cap) before the mask (Gemma 2, section 2).
     """
     if cap is not None:
@@ -68,6 +69,8 @@ def attention(
         return _prefill(q, k, v, mask, scale, sinks)
     # Heads that share a key become queries of that key: each key is read once and never repeated.
     folded = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+    if mask is not None and mask.ndim == 4:
+        mask = mask.expand(-1, -1, folded.shape[2], -1)
     out = _decode(folded, k, v, mask, scale, None if sinks is None else sinks.view(k.shape[1], -1))
     return out.reshape(*q.shape[:3], v.shape[3])
 
@@ -183,7 +186,7 @@ def _blocks_win(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: flo
     (heads, new, width), (key_heads, keys) = q.shape[1:], k.shape[1:3]
     if heads * new * keys * width < MIN_MULTIPLY_ADDS or not has_flash_kernel(q) or not _allows_kernels(q, k, v):
         return False
-    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16) or (mask is not None and mask.ndim == 4):
         return False
     sizes = heads // key_heads, width, bucket(new), bucket(keys), int(mask is not None)
     return active().pick("attention", q.dtype, sizes, partial(_blocks_trial, q, k, v, mask, scale, sinks))
@@ -365,8 +368,8 @@ def _explicit_attention(
     if cap is not None:
         scores = cap * (scores / cap).tanh()
     scores = scores.unflatten(2, (-1, new))
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+    if mask is not None:  # (t, s), or (b, 1, t, s) beside (b, g, h/g, t, s)
+        scores = scores.masked_fill(~(mask if mask.ndim == 2 else mask.unsqueeze(2)), float("-inf"))
     largest = scores.amax(-1, keepdim=True)
     powers = (scores - largest).exp()
     total = powers.sum(-1, keepdim=True)

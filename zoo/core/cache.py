@@ -21,15 +21,20 @@ class NoCache:
     def __init__(self, spec: CacheSpec) -> None:
         self.reach = spec.reach
         self.shapes = {state.name: (state.shape, state.in_float32) for state in spec.state}
-        self.geometry = f"no cache, {spec.reach.describe()}"
+        self.geometry = f"no cache, {spec.describe()}"
+        self.has_entries = bool(spec.entries)
 
     def view(self, positions: Tensor, past: int) -> CacheView:
+        so_far = positions if self.has_entries else None
         if self.reach.limit is None or len(positions) == 1:
-            return CacheView(positions, positions, None)
-        return CacheView(positions, positions, ReachMask(positions, positions, self.reach))
+            return CacheView(positions, positions, None, so_far)
+        return CacheView(positions, positions, ReachMask(positions, positions, self.reach), so_far)
 
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
         return (*new, ctx.views[self.geometry].mask)
+
+    def append_entries(self, ctx: ForwardContext, name: str, numbers: Tensor, new: Tensor) -> Tensor:
+        return new if len(ctx.positions) > 1 else new.narrow(2, 0, 0)  # one token completes no block
 
     def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
         return read
@@ -53,7 +58,7 @@ class _AllocatedCache:
         self, spec: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool = False
     ) -> None:
         self.tokens, self.static, self.reach = tokens, static, spec.reach
-        self.geometry: Hashable = spec.reach.describe()
+        self.geometry: Hashable = spec.describe()
         self.streams = [
             torch.zeros(batch, heads, tokens, width, dtype=dtype, device=device) for _, (heads, width) in spec.per_token
         ]
@@ -63,6 +68,9 @@ class _AllocatedCache:
             )
             for state in spec.state
         }
+
+    def append_entries(self, ctx: ForwardContext, name: str, numbers: Tensor, new: Tensor) -> Tensor:
+        raise TypeError("this layer's cache spec has no entries")
 
     def state(self, name: str, x: Tensor) -> Tensor:
         state = self.states[name]  # `set_state` writes over it, and a backward pass may still need it
@@ -79,6 +87,10 @@ class _AllocatedCache:
     def overwritten(self) -> list[Tensor]:
         """What a pass changes beyond adding tokens behind those that are held: the states."""
         return list(self.states.values())
+
+    def kept(self) -> list[Tensor]:
+        """Every tensor that is kept from pass to pass."""
+        return [*self.streams, *self.states.values()]
 
 
 class StateCache(_AllocatedCache):
@@ -107,7 +119,8 @@ class FullCache(_AllocatedCache):
         return CacheView(positions, keys, None if sees_all_before else visible(positions, keys))
 
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
-        write, keys, mask = ctx.views[self.geometry]
+        view = ctx.views[self.geometry]
+        write, keys, mask = view.write, view.keys, view.mask
         is_decode = new[0].shape[2] == 1
         for stream, tokens in zip(self.streams, new, strict=True):
             stream.index_copy_(2, write, tokens.detach().to(stream.dtype))  # under autocast the dtypes differ
@@ -130,7 +143,8 @@ class _RingCache(_AllocatedCache):
         return [*super().overwritten(), *self.streams]
 
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
-        write, keys, mask = ctx.views[self.geometry]
+        view = ctx.views[self.geometry]
+        write, keys, mask = view.write, view.keys, view.mask
         is_decode, held = new[0].shape[2] == 1, len(keys) - new[0].shape[2]
         read = list(new)
         if not is_decode and held > 0:
@@ -161,6 +175,37 @@ class SlidingWindowCache(_RingCache):
         """Positions in the ring, by index, after `past` tokens: at index i the last p < past with p mod tokens == i."""
         index = torch.arange(min(past, self.tokens), device=device)
         return past - 1 - (past - 1 - index) % self.tokens
+
+
+class EntryCache(SlidingWindowCache):
+    """The ring of a window, and beside it streams with an entry for several tokens, each at its number."""
+
+    def __init__(
+        self, spec: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, **options: Any
+    ):
+        super().__init__(spec, batch, spec.tokens(tokens), dtype, device, **options)
+        self.blocks = {each.name: each.every for each in spec.entries}
+        self.entries = {
+            each.name: torch.zeros(batch, heads, each.count(tokens), width, dtype=dtype, device=device)
+            for each in spec.entries
+            for heads, width in [each.shape]
+        }
+
+    def kept(self) -> list[Tensor]:
+        return [*super().kept(), *self.entries.values()]
+
+    def view(self, positions: Tensor, past: int) -> CacheView:
+        view = super().view(positions, past)
+        if self.static and len(positions) == 1:
+            return view
+        return view._replace(so_far=positions[:1].expand(past + len(positions)))  # without memory
+
+    def append_entries(self, ctx: ForwardContext, name: str, numbers: Tensor, new: Tensor) -> Tensor:
+        stream, view = self.entries[name], ctx.views[self.geometry]
+        stream.index_copy_(2, numbers, new.detach().to(stream.dtype))
+        if len(ctx.positions) > 1:
+            return new if len(view.keys) == len(ctx.positions) else stream  # the cache was empty
+        return stream if view.so_far is None else stream.narrow(2, 0, len(view.so_far) // self.blocks[name])
 
 
 class ChunkCache(_RingCache):
@@ -195,6 +240,16 @@ _CACHES: dict[type[Reach], type[FullCache | SlidingWindowCache | ChunkCache]] = 
 }
 
 
+def _layer_cache(
+    spec: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool
+) -> StateCache | FullCache | SlidingWindowCache | ChunkCache:
+    """The cache of one layer for at most `tokens` tokens of each sequence."""
+    if spec.entries:
+        return EntryCache(spec, batch, tokens, dtype, device, static=static)
+    kind = _CACHES[type(spec.reach)] if spec.per_token else StateCache
+    return kind(spec, batch, spec.tokens(tokens), dtype, device, static)
+
+
 class Snapshot(NamedTuple):
     """A cache at one point: its length, and tensors with a copy of what they held."""
 
@@ -222,17 +277,12 @@ class Cache:
             raise UsageError(f"a cache needs a batch and tokens of at least 1, got {batch} and {tokens}")
         self.cache_specs, self.batch, self.tokens, self.length = tuple(cache_specs), batch, tokens, 0
         self.static = device.type == "cuda" if static is None else static
-        self.layers = [
-            (_CACHES[type(spec.reach)] if spec.per_token else StateCache)(
-                spec, batch, spec.tokens(tokens), dtype, device, self.static
-            )
-            for spec in cache_specs
-        ]
+        self.layers = [_layer_cache(spec, batch, tokens, dtype, device, self.static) for spec in cache_specs]
 
     @property
     def nbytes(self) -> int:
         """Bytes of storage behind the streams and states, each storage counted once."""
-        kept = (tensor for each in self.layers for tensor in (*each.streams, *each.states.values()))
+        kept = (tensor for each in self.layers for tensor in each.kept())
         storages = [tensor.untyped_storage() for tensor in kept]
         # By identity, not by address: on the meta device all addresses are 0.
         return sum({storage._cdata: storage.nbytes() for storage in storages}.values())

@@ -37,12 +37,14 @@ class CacheView(NamedTuple):
     `write` (w,): the indices at which the last w new tokens are stored. `keys` (s,): the position of each key that is
     read. `mask` (t, s): True where a query sees a key; a ReachMask for windows and chunks; None where each query sees
     all keys up to itself and the queries are the last t of the s keys (single-token decode, prefill into an empty
-    cache).
+    cache). `so_far`, where the cache has entries: a tensor as long as the tokens so far, those of the pass included;
+    None for a single token over a static cache.
     """
 
     write: Tensor
     keys: Tensor
     mask: Mask
+    so_far: Tensor | None = None
 
 
 class LayerCache(Protocol):
@@ -60,6 +62,13 @@ class LayerCache(Protocol):
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
         """Store the new part of each stream (batch, heads, t, width) -> the streams to attend over, each (batch, heads,
         s, width), and last the mask."""
+        ...
+
+    def append_entries(self, ctx: ForwardContext, name: str, numbers: Tensor, new: Tensor) -> Tensor:
+        """Store `new` entries (batch, heads, n, width) of a stream at their `numbers` (n,) -> the stream (batch, heads,
+        places, width) with the entry of each block at its number. Of a single token, unless the cache is static, it has
+        the complete ones alone; else a token sees those of blocks that are complete with it. Equal numbers have equal
+        entries."""
         ...
 
     def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
@@ -98,7 +107,8 @@ class ForwardContext:
 
     `routing`: the list to which routers add their RouterOutput; None where nobody asked for it. `shared`: what earlier
     layers handed on, by name. `handed_on`: where this layer's go instead, if a compiled function returns them.
-    `layer_input` (b, t, width): what the model computed for this layer alone (zoo.blocks.per_layer).
+    `layer_input` (b, t, width): what the model computed for this layer alone (zoo.blocks.per_layer). `tokens` (b, t):
+    the token ids, in layers that read them (zoo.blocks.hash_router).
     """
 
     positions: Tensor
@@ -108,6 +118,7 @@ class ForwardContext:
     shared: dict[str, Any] = field(default_factory=dict)
     handed_on: dict[str, Any] | None = None
     layer_input: Tensor | None = None
+    tokens: Tensor | None = None
 
     def hand_on(self, name: str, value: Any) -> None:
         """Give tensors, or None, to later layers, under a name that the mixer's spec lists in `hands_on`."""
@@ -158,6 +169,18 @@ def prepare_forward_at(
             views[layer_cache.geometry] = layer_cache.view(positions, past)
     computed = {(spec, width): spec.table(positions, width) for spec, width in tables}
     return ForwardContext(positions, computed, views)
+
+
+def block_count(new: int, every: int) -> int:
+    """The blocks of `every` tokens that `new` tokens in a row can lie in, whatever the position of the first."""
+    return (new + every - 2) // every + 1 if new > 1 else 1
+
+
+def blocks_of(positions: Tensor, every: int) -> Tensor:
+    """Positions (t,) of tokens in a row -> the numbers of the blocks of `every` tokens that they lie in, `block_count`
+    of them: the last is repeated where they are fewer. No shape depends on the positions."""
+    first, last = positions[:1] // every, positions[-1:] // every
+    return torch.minimum(first + torch.arange(block_count(len(positions), every), device=positions.device), last)
 
 
 def causal(new: int, stored: int, device: torch.device) -> Tensor:

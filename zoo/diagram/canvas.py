@@ -62,12 +62,15 @@ PALETTE = {
     "full-0": ("#5a6b86", "#8b9bb5"),
     "full-1": ("#aab6c8", "#56657d"),
     "full-2": ("#2f3b50", "#c9d3e2"),
+    "full-3": ("#8391aa", "#707f99"),
     "window-0": ("#14969b", "#2fb0b5"),
     "window-1": ("#7fcfd1", "#1d6c70"),
     "window-2": ("#0a5f63", "#8adfe2"),
+    "window-3": ("#49b2b6", "#268a8e"),
     "state-0": ("#b0762a", "#d9a45c"),
     "state-1": ("#e3c493", "#7a5726"),
     "state-2": ("#7d4f12", "#f0d3a4"),
+    "state-3": ("#ca9d5f", "#a88048"),
     "differs": ("#c8105f", "#ff6fae"),
 }
 

@@ -8,7 +8,19 @@ from functools import singledispatch
 from math import gcd
 from typing import NamedTuple
 
-from zoo.blocks import GLU, GQA, MLA, MLP, DenseAndMoE, FeedForward, MoE, NoPE, Router, SparseMLA
+from zoo.blocks import (
+    GLU,
+    GQA,
+    MLA,
+    MLP,
+    CompressedAttention,
+    DenseAndMoE,
+    FeedForward,
+    MoE,
+    NoPE,
+    Router,
+    SparseMLA,
+)
 from zoo.costs import Reach
 from zoo.diagram.canvas import Canvas, text_width, wrap_text
 from zoo.registry import Mixer, Spec
@@ -115,6 +127,23 @@ def _(block: MLA, region: Region) -> float:
 
 
 @inside.register
+def _(block: CompressedAttention, region: Region) -> float:
+    widths = f"{block.nope_dim:,} + {block.rope_dim:,} rotary, keys are values"
+    y = _attention_title(region, block, f"{block.heads:,} heads on one key", widths)
+    target = f"queries {block.heads:,} × {block.head_dim:,}"
+    y = _projection(region.at(y + 6), f"latent {block.q_rank:,}", "inner", target, "queries")
+    if block.compressor:
+        every = block.compressor.every
+        source = f"{2 * every if block.compressor.overlap else every:,} tokens"
+        target = f"entry {block.head_dim:,} per {every:,}"
+        y = _projection(region.at(y + 5), source, "inner", target, "entries", kept="latent")
+    target = f"output {block.groups:,} × {block.o_rank:,}"
+    y = _projection(region.at(y + 5), f"{block.groups:,} groups of {block.group_dim:,}", "inner", target, "output")
+    options = [f"{block.chosen:,} entries chosen by an indexer"] if block.chosen else []
+    return _attention_chips(region.at(y + 7), block, "queries and keys normed", *options, "sinks")
+
+
+@inside.register
 def _(block: GLU | MLP, region: Region) -> float:
     y = _title(region, (block.act.describe(), "act"), (_widths(block, region.dim), "hidden"))
     y = _hourglass(region.at(y + 6), block.hidden)
@@ -177,17 +206,19 @@ def _attention_title(region: Region, block: Mixer, heads: str, widths: str) -> f
     left = region.at(region.y + BIG).line(_kind(block), "kind", BIG, "strong", right) + 8
     region.at(region.y + BIG).line(heads, "heads", right=right, left=left)
     left = region.at(region.y + BIG + 17).line(widths, "widths", css_class="faint", right=right) + 8
-    reach = block.cache_spec().reach
-    seen = Chip(reach.describe(), "chip-window" if reach.limit else "chip")
+    cache = block.cache_spec()
+    reach = cache.reach
+    seen = Chip(cache.describe(), "chip-window" if reach.limit and not cache.entries else "chip")
     _mask(region, reach)
     return max(_chips(region.at(region.y + BIG + 6), [seen], "window", right, left), region.y + MASK_SIZE)
 
 
-def _attention_chips(region: Region, block: GQA | MLA, norm: str, *options: str) -> float:
+def _attention_chips(region: Region, block: GQA | MLA | CompressedAttention, norm: str, *options: str) -> float:
     """An attention block's position encoding, norm, scale and options."""
     chips = [Chip(block.rope.describe(), "chip-nope" if isinstance(block.rope, NoPE) else "chip-rope")]
     chips += [Chip(norm, "chip-norm")] if norm else []
-    chips += [Chip(f"scale {block.scale**-2:.4g}^-1/2")] if block.scale else []
+    scale = getattr(block, "scale", None)
+    chips += [Chip(f"scale {scale**-2:.4g}^-1/2")] if scale else []
     return _chips(region, chips + [Chip(option) for option in options])
 
 
@@ -229,12 +260,12 @@ def _heads(region: Region, heads: int, kv_heads: int) -> float:
     return region.y + 24
 
 
-def _projection(region: Region, source: str, css_class: str, target: str, fact: str) -> float:
-    """An arrow from a latent to what is computed from it."""
+def _projection(region: Region, source: str, css_class: str, target: str, fact: str, kept: str = "inner") -> float:
+    """An arrow from a latent to what is computed from it, in a box of the class `kept`."""
     height, arrow = 18.0, 14.0
     first = (region.width - arrow) * 0.48
     second = region.width - first - arrow
-    boxes = (0.0, first, source, css_class, "from"), (first + arrow, second, target, "inner", "to")
+    boxes = (0.0, first, source, css_class, "from"), (first + arrow, second, target, kept, "to")
     for left, width, text, box_class, end in boxes:
         x, place = region.x + left, f"{region.place}.{fact}.{end}"
         region.canvas.rect(x, region.y, width, height, box_class, 3)

@@ -1,13 +1,16 @@
 """A card for each kind of layer: the residual stream, its two branches with their norms, and beside them the columns of
 costs: parameters, KV cache per token, share of the FLOPs."""
 
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
 
 from zoo.blocks import Layer
-from zoo.blocks.layer import Branch, Placement, PostNorm
+from zoo.blocks.hyper_connections import HyperBranch
+from zoo.blocks.layer import Placement, PostNorm
 from zoo.blocks.norms import Norm
+from zoo.costs import whole
 from zoo.diagram.canvas import Canvas, stretch, trace
 from zoo.diagram.insides import SMALL, TINY, Region, inside
 from zoo.model.decoder import Decoder
@@ -33,8 +36,9 @@ class Cost(NamedTuple):
     layers: int
     params: int
     active: int  # parameters
-    kv: int = 0  # bytes per token
-    limit: int | None = None  # tokens kept at most; None: all
+    kv: int = 0  # bytes per token in reach
+    limit: int | None = None  # tokens in reach, None: all
+    entries: Fraction = Fraction()  # bytes per token of entries that stand for several, kept for all
     state: int = 0  # bytes, whatever the context
     flops: int = 0
     scores: int = 0  # FLOPs among these that grow with the context
@@ -47,6 +51,7 @@ def _percent(share: float) -> str:
 def tooltip(name: str, cost: Cost) -> str:
     """The exact figures of a part."""
     kept = f", {cost.kv:,} bytes of cache a token" if cost.kv else ""
+    kept += f", {whole(cost.entries):,} bytes of entries a token" if cost.entries else ""
     kept += f", {cost.state:,} bytes of state" if cost.state else ""
     where = "" if cost.layers == 1 else f" in {cost.layers:,} layers"
     return f"{name}: {cost.params:,} parameters{kept}, {cost.flops:,} FLOPs{where}"
@@ -66,20 +71,23 @@ class Cards:
         """The cost of a block, a branch or a whole layer, in each of `layers` layers."""
         dim, past = self.spec.dim, self.context - 1
         cache = next((part.cache_spec() for part in block.walk() if isinstance(part, Mixer)), None)
+        parts = block.flop_breakdown(dim, past, 1)
         return Cost(
             layers,
             params=layers * block.params(dim),
             active=layers * block.active_params(dim),
             kv=layers * cache.elements() * self.dtype.itemsize if cache else 0,
             limit=cache.reach.limit if cache else None,
+            entries=layers * cache.entry_growth(self.dtype.itemsize) if cache else Fraction(),
             state=layers * cache.state_bytes(self.dtype.itemsize) if cache else 0,
             flops=layers * block.flops(dim, past, 1),
-            scores=layers * block.flop_breakdown(dim, past, 1).get("scores", 0),
+            scores=layers * sum(parts.get(part, 0) for part in ("scores", "entries")),
         )
 
     def columns(self, y: float, cost: Cost, detailed: bool = False) -> None:
         """A cost in the columns on the line `y`; detailed, with bars for its shares and the cost of one layer below."""
         kept = cost.state + cost.kv * (self.context if cost.limit is None else min(cost.limit, self.context))
+        kept += round(cost.entries * self.context)
         shares = {"params": cost.params / self.params, "kv": kept / (self.kv or 1), "flops": cost.flops / self.flops}
         figures = {"params": format_count(cost.params), "kv": format_bytes(cost.kv), "flops": _percent(shares["flops"])}
         several, params, kv = cost.layers > 1, cost.params / cost.layers, cost.kv / cost.layers
@@ -88,6 +96,7 @@ class Cards:
             + [f"active {format_count(cost.active)}"] * (cost.active < cost.params),
             "kv": [f"{format_bytes(kv)}/layer"] * (several and bool(kv))
             + [f"of last {cost.limit or 0:,}"] * bool(cost.limit)
+            + [f"entries {format_bytes(round(cost.entries))}"] * bool(cost.entries)
             + [f"state {format_bytes(cost.state)}"] * bool(cost.state),
             "flops": [f"scores {_percent(cost.scores / self.flops)}"] * bool(cost.scores),
         }
@@ -134,7 +143,9 @@ class Cards:
         if first != card:
             y = self._reference(y, role, branch, first, layers)
         else:
-            pre, post = (branch.pre, branch.post) if isinstance(branch, Branch) else (None, None)
+            pre, post = getattr(branch, "pre", None), getattr(branch, "post", None)
+            if isinstance(branch, HyperBranch):
+                y = self._arrow(self._mixing(y, role, branch, layers))
             if pre:
                 y = self._arrow(self.norm(y, pre, layers, f"{role}.norm before"))
             y = self._block(y, role, branch.block, layers)
@@ -161,6 +172,19 @@ class Cards:
                 box.set("class", canvas.marked(role, f"{role}.block", repr(block)))
             self.columns(y + 18, cost, detailed=True)
         return bottom
+
+    def _mixing(self, y: float, role: str, branch: HyperBranch, layers: int) -> float:
+        """A bar for what a branch reads of several streams and how it mixes them; returns the y below it."""
+        dim, canvas = self.spec.dim, self.canvas
+        params = layers * sum(branch.mixing_params(dim).values())
+        cost = Cost(layers, params, params, flops=layers * branch.mixing_flops(dim, 1))
+        text = f"{branch.streams.describe()}, {branch.formula}"
+        with canvas.group(tooltip("hyper-connections", cost)):
+            css_class = canvas.marked("norm", f"{role}.streams", f"{text}, {branch.iterations}, {branch.streams}")
+            canvas.rect(BLOCK, y, BLOCK_END - BLOCK, BAR, css_class, 4)
+            canvas.text(BLOCK + 10, y + 13, text, SMALL, BLOCK_END - BLOCK - 20, place=f"{role}.streams")
+            self.columns(y + 13, cost)
+        return y + BAR
 
     def norm(self, y: float, norm: Norm, layers: int, place: str, left: float = BLOCK) -> float:
         """A norm as a bar from `left` on; from FRONT on, the stream runs into it. Returns the y below it."""
@@ -190,7 +214,7 @@ class Cards:
             canvas.rect(BLOCK, y, BLOCK_END - BLOCK, BAR + 3, "ghost", 4)
             x = BLOCK + 16 + canvas.text(BLOCK + 10, y + 14.5, text, SMALL, 120, "faint")
             canvas.rect(x, y + 6.5, 9, 9, css_class, 2)
-            canvas.text(x + 14, y + 14.5, label, SMALL, BLOCK_END - x - 24, "faint")
+            canvas.text(x + 14, y + 14.5, label, SMALL, BLOCK_END - x - 18, "faint")
             self.columns(y + 14.5, cost)
         return y + BAR + 3
 

@@ -18,7 +18,7 @@ from zoo.units import dtype_name, format_bytes, format_count
 
 DIAGRAM_WIDTH, EDGE = 560.0, 8.0
 STRIP_HEIGHT = 14.0  # of the layers across the depth
-SHADES = 3  # colours for layers with full attention, for layers with a window and for those without streams
+SHADES = 4  # colours for layers with full attention, for layers with a window and for those without streams
 
 
 def svg(
@@ -139,6 +139,11 @@ def _draw_model(cards: Cards, names: dict[Layer, str], colours: dict[Layer, str]
     for layer, name in names.items():
         y = cards.draw(y + GAP, layer, name, counts[layer], colours[layer])
     canvas.path(f"M{STREAM} {y}V{y + GAP}", "residual")
+    if spec.streams:
+        total = sum(spec.streams.param_breakdown(spec.dim).values())
+        cost = Cost(1, total, total, flops=spec.streams.flops(spec.dim, 1))
+        y = cards.table(y + GAP, "Streams", f"{spec.streams.describe()}, added up", cost)
+        canvas.path(f"M{STREAM} {y}V{y + GAP}", "residual")
     y = cards.norm(y + GAP, spec.norm, 1, "final norm", FRONT)
     canvas.path(f"M{STREAM} {y}V{y + GAP}", "residual")
     text = "the embedding's matrix, tied" if spec.tied else f"{spec.dim:,} × {spec.vocab:,}"
@@ -177,7 +182,7 @@ def _family(layer: Layer) -> str:
     cache = layer.cache_spec()
     if not cache.per_token and not layer.takes():
         return "state"
-    return "window" if cache.reach.limit else "full"
+    return "window" if cache.reach.limit and not cache.entries else "full"
 
 
 def _tokens(number: int) -> str:
@@ -190,6 +195,8 @@ def _description(spec: Decoder, names: dict[Layer, str], pattern: str) -> str:
     parts.append(f"Embedding {spec.vocab:,} by {spec.dim:,}, {'tied to the head' if spec.tied else 'and a head'}.")
     if spec.per_layer:
         parts.append(f"{spec.per_layer.describe().capitalize()}.")
+    if spec.streams:
+        parts.append(f"{spec.streams.describe().capitalize()}.")
     for layer, name in names.items():
         branches = ((BRANCH_NAMES[role], branch) for role, branch in layer.branches())
         parts.append(f"[{name}] {'; '.join(f'{n} {b.formula} with {b.block.describe()}' for n, b in branches)}.")

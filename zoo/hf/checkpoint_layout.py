@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -199,13 +199,15 @@ class PairedRows(Rule):
     plain: str | None
     rotary: str
 
+    axis: ClassVar[int] = 0
+
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         rows = stored[0]
-        return [rows.index_select(0, self._order(len(rows), layer).to(rows.device))]
+        return [rows.index_select(self.axis, self._order(rows.shape[self.axis], layer).to(rows.device))]
 
     def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         rows = parameters[0]
-        return [rows.index_select(0, self._order(len(rows), layer).argsort().to(rows.device))]
+        return [rows.index_select(self.axis, self._order(rows.shape[self.axis], layer).argsort().to(rows.device))]
 
     def _order(self, rows: int, layer: Layer | None) -> Tensor:
         """(rows,) the checkpoint's row for each row of the parameter."""
@@ -218,6 +220,12 @@ class PairedRows(Rule):
     def _widths(self, mixer: Any) -> tuple[int, int, int]:
         """Rows of a head before the rotary ones, the rotary ones, and those behind."""
         return getattr(mixer, self.plain) if self.plain else 0, getattr(mixer, self.rotary), 0
+
+
+class PairedColumns(PairedRows):
+    """The same of columns: those of a matrix that multiplies the output of heads, or of a bias of their elements."""
+
+    axis = -1
 
 
 @dataclass(frozen=True)

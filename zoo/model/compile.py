@@ -46,7 +46,9 @@ def _inside(
     ctx: ForwardContext, routing: list[RouterOutput] | None, handed_on: dict[str, Any] | None
 ) -> ForwardContext:
     """The context of a pass with what one layer's function collects of its own."""
-    return ForwardContext(ctx.positions, ctx.tables, ctx.views, routing, ctx.shared, handed_on, ctx.layer_input)
+    return ForwardContext(
+        ctx.positions, ctx.tables, ctx.views, routing, ctx.shared, handed_on, ctx.layer_input, ctx.tokens
+    )
 
 
 def _run_layer_and_return(
@@ -130,10 +132,10 @@ class CompiledModel:
             self._compile(_RETURNING[run] if spec.hands_on() else run, (spec,), [(layer, built[spec])], differentiates)
             for spec, layer in zip(model.spec.layers, model.layers, strict=True)
         ]
-        names = "norm", "head" if model.head else "embed"
+        names = "norm", "head" if model.head else "embed", *(("contraction",) if model.contraction else ())
         parts = [(getattr(model, name), getattr(reference, name)) for name in names]
         spec = model.spec
-        kind = "head", spec.norm, spec.tied, spec.logits_scaling, spec.logit_cap
+        kind = "head", spec.norm, spec.tied, spec.logits_scaling, spec.logit_cap, spec.streams
         head = self._compile(run_head, kind, parts, differentiates)
         plain = {run, _RETURNING[run]}
         uncompiled = sum(function in plain for function in layers) + (head is run_head)
@@ -199,6 +201,12 @@ def mark_dynamic_lengths(ctx: ForwardContext, new: int) -> None:
         else:
             maybe_mark_dynamic(view.keys, 0)
             maybe_mark_dynamic(view.write, 0)
+        if view.so_far is not None and view.so_far is not ctx.positions:
+            mark_unbacked(view.so_far, 0, hint_override=KEYS_HINT)  # too few for an entry, or enough for many
+    for table in ctx.tables.values():
+        for part in table if isinstance(table, tuple) else ():
+            if len(part) != new:  # of blocks of tokens, not of tokens
+                maybe_mark_dynamic(part, 0)
 
 
 def mark_handed_on(values: Mapping[str, Any]) -> None:

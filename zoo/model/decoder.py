@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
 
+from zoo.blocks.hash_router import HashTopK
+from zoo.blocks.hyper_connections import Streams
 from zoo.blocks.layer import Layer
 from zoo.blocks.norms import Norm
 from zoo.blocks.per_layer import PerLayerInputs
 from zoo.blocks.positions import LearnedPositions
-from zoo.costs import Breakdown, linear_flops, sum_breakdowns
+from zoo.costs import Breakdown, linear_flops, sum_breakdowns, whole
 from zoo.errors import SpecError
 from zoo.model.module import Model
 from zoo.registry import Spec, swap
@@ -28,7 +31,8 @@ class Decoder(Spec):
     `tied`: the head is the embedding's matrix. `embed_scale` multiplies embeddings. `context`: the number of positions
     it was trained or extended to, None if unpublished. `positions` are added to embeddings. Logits are divided by
     `logits_scaling` (Granite); with a `logit_cap` logits x become cap * tanh(x / cap) (Gemma 2). With `per_layer` every
-    layer has an input of its own (Gemma 4 E2B).
+    layer has an input of its own (Gemma 4 E2B). `streams`: the residual stream consists of several, as every branch of
+    every layer then says too (DeepSeek-V4).
     """
 
     vocab: int
@@ -42,6 +46,7 @@ class Decoder(Spec):
     logits_scaling: float = 1.0
     logit_cap: float | None = None
     per_layer: PerLayerInputs | None = None
+    streams: Streams | None = None
 
     divides: ClassVar = {"vocab": Divide.ANY}
 
@@ -55,6 +60,13 @@ class Decoder(Spec):
         width = self.per_layer.width if self.per_layer else None
         widths = {layer.input_width for layer in self.layers}
         self.require(widths == {width}, f"layers take inputs of {widths}, per_layer has {width}")
+        said = self.streams.describe() if self.streams else "one residual stream"
+        same = {layer.stream_spec for layer in self.layers} == {self.streams}
+        self.require(same, f"the model has {said}, which every layer must have too: norm=hyper gives all four streams")
+        kinds = {id(layer): layer for layer in self.layers}.values()
+        rows = (part.vocab for layer in kinds for part in layer.walk() if isinstance(part, HashTopK))
+        few = min(rows, default=self.vocab)
+        self.require(few >= self.vocab, f"a hash router has a table of {few} tokens, the vocabulary {self.vocab}")
 
     def build(self) -> Model:
         """The module, allocated on the current default device in the current default dtype, not initialised."""
@@ -84,6 +96,14 @@ class Decoder(Spec):
         """What they exchange for each position that goes through the head: columns, equally many of each rank."""
         return Exchange("all-gather", ranks * -(-self.vocab // ranks))
 
+    def with_vocab(self, vocab: int) -> Decoder:
+        """The same model of another number of tokens, the tables of hash routers included."""
+        new = {
+            layer: swap(layer, HashTopK, lambda router: replace(router, vocab=vocab)) if layer.reads_tokens else layer
+            for layer in dict.fromkeys(self.layers)
+        }
+        return replace(self, vocab=vocab, layers=tuple(new[layer] for layer in self.layers))
+
     def params(self) -> int:
         """Stored values, a tied head counted once."""
         return self._outside() + sum(n * layer.params(self.dim) for layer, n in self._counted)
@@ -109,6 +129,7 @@ class Decoder(Spec):
             [
                 (1, outside),
                 (1, self._per_layer_params()),
+                (1, self._stream_params()),
                 *((n, layer.param_breakdown(self.dim)) for layer, n in self._counted),
             ]
         )
@@ -125,25 +146,29 @@ class Decoder(Spec):
         `logits`: positions that go through the head (None: all `new`). `causal=False` counts every pair that a masked
         dense kernel computes, the form torch's counter sees.
         """
-        body = sum(n * layer.flops(self.dim, past, new, causal) for layer, n in self._counted)
-        inputs = self._input_flops(new)
-        return body + inputs + linear_flops(new if logits is None else logits, self.dim, self.vocab)
+        return sum(self.flop_breakdown(past, new, logits, causal).values())
 
     def flop_breakdown(self, past: int, new: int, logits: int | None = None, causal: bool = True) -> Breakdown:
         """`flops` by part: head, and the parts of the blocks."""
-        head = {"head": linear_flops(new if logits is None else logits, self.dim, self.vocab)}
+        kept = new if logits is None else logits
+        outside = {"head": linear_flops(kept, self.dim, self.vocab)}
+        if self.per_layer:
+            outside["inputs"] = self.per_layer.flops(self.dim, len(self.layers), new)
+        if self.streams:
+            outside["streams"] = self.streams.flops(self.dim, kept)
         layers = ((n, layer.flop_breakdown(self.dim, past, new, causal)) for layer, n in self._counted)
-        return sum_breakdowns([*layers, (1, head), (1, {"inputs": self._input_flops(new)} if self.per_layer else {})])
+        return sum_breakdowns([*layers, (1, outside)])
 
     def kv_bytes(self, context: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
         """Bytes of a cache for `context` tokens: what `new_cache(batch, context)` allocates."""
         caches = ((layer.cache_spec(), n) for layer, n in self._counted)
         return batch * sum(n * cache.nbytes(context, dtype.itemsize) for cache, n in caches)
 
-    def kv_growth(self, dtype: torch.dtype = torch.bfloat16) -> tuple[int, int]:
-        """(fixed bytes, bytes per token) of one sequence's cache: exact once every window is full. States are fixed."""
+    def kv_growth(self, dtype: torch.dtype = torch.bfloat16) -> tuple[int, float]:
+        """(fixed bytes, bytes per token) of one sequence's cache: exact once every window is full and, where entries
+        stand for several tokens, at multiples of these. States are fixed. An int per token wherever it is whole."""
         terms = [(n, *layer.cache_spec().growth(dtype.itemsize)) for layer, n in self._counted]
-        return sum(n * fixed for n, fixed, _ in terms), sum(n * slope for n, _, slope in terms)
+        return sum(n * fixed for n, fixed, _ in terms), whole(sum((n * slope for n, _, slope in terms), Fraction()))
 
     def describe(self) -> str:
         return f"{len(self.layers)} layers of width {self.dim}, {self.vocab:,} tokens"
@@ -154,12 +179,13 @@ class Decoder(Spec):
     def _per_layer_params(self) -> Breakdown:
         return self.per_layer.param_breakdown(self.dim, self.vocab, len(self.layers)) if self.per_layer else {}
 
-    def _input_flops(self, new: int) -> int:
-        return self.per_layer.flops(self.dim, len(self.layers), new) if self.per_layer else 0
+    def _stream_params(self) -> Breakdown:
+        return self.streams.param_breakdown(self.dim) if self.streams else {}
 
     def _outside(self) -> int:
         per_layer = {part: n for part, n in self._per_layer_params().items() if part != "embedding"}
-        return self.embedding_params() + self.norm.params(self.dim) + sum(per_layer.values())
+        beside = sum(per_layer.values()) + sum(self._stream_params().values())
+        return self.embedding_params() + self.norm.params(self.dim) + beside
 
     @cached_property
     def parts(self) -> tuple[Spec, ...]:

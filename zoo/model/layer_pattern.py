@@ -27,7 +27,7 @@ def _mixer(layer: Layer) -> str:
 def _reach(layer: Layer) -> str:
     """What the layer's tokens attend to; of a mixer that keeps a state alone, its name."""
     cache = layer.cache_spec()
-    return cache.reach.describe() if cache.per_token or layer.takes() else _mixer(layer)
+    return cache.describe() if cache.per_token or layer.takes() else _mixer(layer)
 
 
 ASPECTS: tuple[Callable[[Layer], str], ...] = (
@@ -35,6 +35,7 @@ ASPECTS: tuple[Callable[[Layer], str], ...] = (
     lambda layer: " ".join(type(node).__name__ for node in layer.walk() if node.role == "rope"),
     _mixer,
     lambda layer: type(layer.ffn.block).__name__ if layer.ffn else "no feed-forward",
+    lambda layer: "hash" if layer.reads_tokens else "",
     lambda layer: layer.attn.placement if layer.attn else "",
     lambda layer: layer.ffn.placement if layer.ffn else "",
     lambda layer: f"takes {', '.join(layer.takes())}" if layer.takes() else "",

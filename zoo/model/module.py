@@ -58,6 +58,8 @@ class Model(nn.Module):
         self.positions = spec.positions.build(spec.dim) if spec.positions else None
         per_layer = spec.per_layer
         self.per_layer = per_layer.build(spec.dim, spec.vocab, len(spec.layers)) if per_layer else None
+        self.contraction = spec.streams.build(spec.dim) if spec.streams else None
+        self._reads_tokens = [layer.reads_tokens for layer in spec.layers]
         self._tables = list(dict.fromkeys(need for layer in spec.layers for need in layer.tables()))
         switches = (getattr(table, "switch", None) for table, _ in self._tables)
         self._switches = sorted({length for length in switches if length is not None})
@@ -127,15 +129,17 @@ class Model(nn.Module):
         recording = current_recording()
         x = self.embedded(tokens, ctx.positions)
         inputs = self.layer_inputs(tokens, x)
-        for spec, layer, run, layer_cache, layer_input in zip(
-            self.spec.layers, self.layers, functions.layers, layer_caches, inputs, strict=True
+        x = self.expanded(x)
+        for spec, layer, run, layer_cache, layer_input, reads_tokens in zip(
+            self.spec.layers, self.layers, functions.layers, layer_caches, inputs, self._reads_tokens, strict=True
         ):
             seen = ctx
-            if layer_input is not None or ctx.shared or spec.hands_on():
+            if layer_input is not None or ctx.shared or spec.hands_on() or reads_tokens:
                 # What it reads and no more, which compiled code is specific to. A dict of its own: a layer that is
                 # computed again for the backward pass must not find what later layers handed on.
                 taken = {name: ctx.shared[name] for name in spec.takes()}
-                seen = replace(ctx, shared=taken, layer_input=layer_input)
+                ids = tokens if reads_tokens else None
+                seen = replace(ctx, shared=taken, layer_input=layer_input, tokens=ids)
             arguments = layer, x, seen, layer_cache
             out = checkpoint(run, *arguments, use_reentrant=False) if recomputes else run(*arguments)
             if spec.hands_on():
@@ -184,9 +188,14 @@ class Model(nn.Module):
         """Token ids (batch, t), the input of the first layer (batch, t, dim) -> each layer's own (batch, t, width)."""
         return [None] * len(self.layers) if self.per_layer is None else self.per_layer(tokens, x).unbind()
 
+    def expanded(self, x: Tensor) -> Tensor:
+        """The same (batch, t, dim) as what the first layer is given: with several streams (batch, t, streams, dim)."""
+        return x if self.spec.streams is None else self.spec.streams.expand(x)
+
     def logits(self, x: Tensor) -> Tensor:
-        """The output of the last layer (batch, t, dim) -> logits (batch, t, vocab)."""
-        logits = self.scores(self.norm(x))
+        """The output of the last layer, (batch, t, dim) or with several streams (batch, t, streams, dim) -> logits
+        (batch, t, vocab)."""
+        logits = self.scores(self.norm(x if self.contraction is None else self.contraction(x)))
         if self.spec.logits_scaling != 1.0:
             logits = logits / self.spec.logits_scaling
         cap = self.spec.logit_cap

@@ -52,7 +52,7 @@ def _scaled_layer(layer: Layer, factor: float, narrowest: int) -> Layer:
     if layer.ffn is None or not isinstance(block, LinearFeedForward) or block.width % narrowest:
         return _scaled(layer, factor)
     width = block.width // narrowest * max(1, round(narrowest * factor))
-    return replace(layer, ffn=replace(layer.ffn, block=block.with_width(width)))
+    return replace(layer, ffn=layer.ffn.with_block(block.with_width(width)))
 
 
 def _scaled(part: Any, factor: float) -> Any:

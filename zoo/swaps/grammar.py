@@ -3,6 +3,7 @@
     KIND(field=value, ...)               edits every KIND in the model
     role=KIND(field=value, ...)          replaces the blocks of a role: attn, ffn, rope, norm, router or act
     norm=pre | olmo | sandwich | post    moves the norms
+    norm=hyper                           four residual streams (zoo.blocks.hyper_connections)
 
 Kinds are the names in `Spec.kinds`. MHA, MQA and SWA are aliases for forms of GQA: they edit the GQAs of that form or,
 where the model has none, give every GQA that form. Fields that are not given are carried over (zoo.swaps.rebuild). A
@@ -13,6 +14,7 @@ router=SoftmaxTopK(k=2))`, `LongRoPE(short=(1, 1), long=(1, 4))`.
 import ast
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -62,9 +64,13 @@ def apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
 
 def _move_norms(spec: Decoder, placement: str) -> Decoder:
     def move(old: Any) -> Spec:
+        if old.placement == placement == "hyper":
+            return old
         return PLACEMENTS[placement](next(iter(old.norms()), spec.norm), old.block)
 
-    return _change(spec, lambda node: isinstance(node, Placement), move)
+    moved = {layer: _change(layer, lambda node: isinstance(node, Placement), move) for layer in set(spec.layers)}
+    layers = tuple(moved[layer] for layer in spec.layers)
+    return replace(spec, layers=layers, streams=layers[0].stream_spec)
 
 
 def _change(spec: Any, chosen: Callable[[Spec], bool], change: Callable[[Any], Spec]) -> Any:

@@ -16,9 +16,11 @@ from zoo.swaps.tiny import MIN_STEP
 
 EXPERTS, MIN_K = 16, 2  # with one expert per token, renormalised weights are 1 and the router gets no gradient
 WINDOWS_IN_CONTEXT = 8  # a window is at least context / 8
+ENTRIES_IN_CONTEXT = 16  # blocks that are compressed to an entry, at least
 MAX_WIDTH = 1.5  # heads * head_dim / dim: wider attention leaves a small model too little feed-forward
 MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 256
 MIN_INDEX_HEADS = 4  # all scores of a token are relu's zero, a tie, for one in two to their number
+MIN_ENTRY_INDEX_HEADS = 16  # of few entries nearly half are chosen: a tie of zeros often lies where the choice ends
 USUAL_HEAD_DIM = 12  # narrower heads learn recall late or not at all, and take attention kernels as long as wide ones
 MIN_THETA = 10.0
 Fields = dict[str, Any]
@@ -26,11 +28,13 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Proportions:
-    """Gives layers of the published `full` their small form, for width `dim` and a trained context of `context`."""
+    """Gives layers of the published `full` their small form, for width `dim`, a trained context of `context` and
+    `vocab` tokens."""
 
     full: Decoder
     dim: int
     context: int
+    vocab: int
 
     def apply(self, spec: Decoder) -> Decoder:
         """`spec`, made of layers of `full`, at this width and context."""
@@ -66,6 +70,10 @@ class Proportions:
             new |= latent_heads(held, self.full.dim, self.dim)
             if "indexer" in held:
                 new["indexer"] = self._indexer(held["indexer"], held, new)
+        if {"heads", "head_dim", "rope_dim", "o_rank"} <= held.keys():
+            new |= heads_of_one_key(held, self.full.dim, self.dim)
+            if held["compressor"]:
+                new["compressor"] = self._compressor(held["compressor"], held, new)
         if {"key_heads", "value_heads", "key_dim", "value_dim"} <= held.keys():
             new |= key_and_value_heads(held, self.full.dim, self.dim)
         elif {"heads", "head_dim"} <= held.keys() and not {"kv_heads", "groups"} & held.keys():
@@ -74,7 +82,7 @@ class Proportions:
             new["scale"] = score_scale(held, new)
         if "experts" in held:
             new["experts"] = min(EXPERTS, held["experts"])
-            new["router"] = _router(held["router"], held["experts"], new["experts"])
+            new["router"] = _router(held["router"], held["experts"], new["experts"], self.vocab)
             small = {name: self._scale(held[name]) for name in ("expert", "shared") if held.get(name)}
             new |= _experts(held, small, new)
         return part.map(self._scale, **new)
@@ -101,6 +109,17 @@ class Proportions:
         heads = max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / held["heads"]))
         return replace(indexer, heads=heads, head_dim=width, k=self._window(indexer.k))
 
+    def _compressor(self, compressor: Any, held: Fields, new: Fields) -> Any:
+        """A compressor beside attention's `new` heads, of which a context has several blocks."""
+        every = max(2, min(compressor.every, self.context // ENTRIES_IN_CONTEXT))
+        indexer = compressor.indexer
+        if indexer is not None:
+            width = max(round(indexer.head_dim * new["head_dim"] / held["head_dim"]), new["rope_dim"])
+            heads = max(MIN_ENTRY_INDEX_HEADS, round(indexer.heads * new["heads"] / held["heads"]))
+            k = max(1, self._window(indexer.k * compressor.every) // every)
+            indexer = replace(indexer, heads=heads, head_dim=width, k=k)
+        return replace(compressor, every=every, indexer=indexer)
+
     def _window(self, window: int) -> int:
         """Tokens: the window's share of the context, and at least an eighth."""
         share = window / (self.full.context or window * WINDOWS_IN_CONTEXT)
@@ -123,11 +142,12 @@ class Proportions:
 
     @cached_property
     def _windows(self) -> dict[Spec, set[Any]]:
-        """RoPE -> the windows of the layers that rotate by it, None for a layer without one."""
+        """RoPE -> the windows of the layers that rotate by it, None for a layer that sees beyond one or has none."""
         found: dict[Spec, set[Any]] = {}
         for layer in dict.fromkeys(self.full.layers):
             for part in layer.walk():
-                found.setdefault(part, set()).add(layer.cache_spec().reach.limit)
+                cache = layer.cache_spec()
+                found.setdefault(part, set()).add(None if cache.entries else cache.reach.limit)
         return found
 
 
@@ -176,6 +196,24 @@ def latent_heads(held: Fields, full_dim: int, dim: int) -> Fields:
     return new | {"rope_dim": rotary, "heads": max(1, round(width / new["v_dim"]))}
 
 
+def heads_of_one_key(held: Fields, full_dim: int, dim: int) -> Fields:
+    """Heads that share one key and value, and their ranks, at width `dim`: as wide relative to each other. Several
+    heads still share a group."""
+    unit = head_width(dim)
+    heads = max(1, round(dim * min(held["heads"] * held["head_dim"] / full_dim, MAX_WIDTH) / unit))
+    most = max(1, heads // 2) if held["groups"] < held["heads"] else heads
+    groups = next(number for number in range(min(held["groups"], most), 0, -1) if heads % number == 0)
+    share = held["o_rank"] * held["groups"] / (held["heads"] * held["head_dim"])
+    return {
+        "heads": heads,
+        "head_dim": unit,
+        "rope_dim": 2 * max(1, round(held["rope_dim"] * unit / held["head_dim"] / 2)),
+        "q_rank": min(dim, max(1, round(held["q_rank"] * unit / held["head_dim"]))),
+        "groups": groups,
+        "o_rank": max(1, round(share * heads * unit / groups)),
+    }
+
+
 def state_space_heads(held: Fields, full_dim: int, dim: int) -> Fields:
     """heads, head_dim, groups and state of Mamba-2 at width `dim`: heads that together are a multiple of the model's
     width stay one, several still share a group, and a state is as large relative to a head."""
@@ -217,14 +255,14 @@ def score_scale(held: Fields, new: Fields) -> float:
     return float(max(1, round(after * ratio)) ** -0.5)
 
 
-def _router(router: Any, before: int, experts: int) -> Any:
+def _router(router: Any, before: int, experts: int, vocab: int) -> Any:
     """The router of fewer experts: k in the ratio it had, at least two where weights are renormalised; groups that it
-    can choose from."""
+    can choose from; a table of `vocab` tokens, where it has one."""
     held: Fields = {field.name: getattr(router, field.name) for field in fields(router)}
     least = 1 if router.scales_input else min(MIN_K, before)  # such weights are not renormalised
     k = min(experts, max(least, round(held["k"] * experts / before)))
     if "groups" not in held:
-        return replace(router, k=k)
+        return replace(router, k=k, **({"vocab": vocab} if "vocab" in held else {}))
     most = min(held["groups"], max(experts // 2, 1))
     groups = next(number for number in range(most, 0, -1) if experts % number == 0)
     keep = max(1, round(groups * held["keep"] / held["groups"]), ceil(k * groups / experts))

@@ -90,6 +90,7 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_k
             previous = values.get(name) if isinstance(values.get(name), Spec) else None
             values[name] = rebuild(value, previous, near) if isinstance(value, BlockCall) else value
     peers = [vars(node) for spec in near for node in spec.walk() if node.role == kind.role]
+    peers += map(vars, near)  # of the model its vocabulary
     for name in required_fields(kind) - values.keys():
         values |= next(({name: held[name]} for held in peers if name in held and accepts(kind, name, held[name])), {})
     _apply_alias(call, values)

@@ -224,7 +224,7 @@ def _sized(full: Decoder, plan: Decoder, width: int, context: int) -> Iterator[D
     near = sorted((width + i * step for i in range(-few, few + 1)), key=lambda dim: abs(dim - width))
     narrower = range(min(near) - step, MIN_DIM - 1, -step)
     for dims in (near, narrower):
-        forms = [Proportions(full, dim, context).apply(plan) for dim in dims]
+        forms = [Proportions(full, dim, context, plan.vocab).apply(plan) for dim in dims]
         yield from sorted(forms, key=lambda form: _lost(full, form))
 
 
@@ -259,9 +259,11 @@ def _kv_width(part: Any, factor: float) -> Any:
     """A part with its latent's rank, or the width of its heads, times `factor`."""
     if hasattr(part, "kv_rank"):
         return replace(part, kv_rank=max(1, round(part.kv_rank * factor)))
-    if hasattr(part, "kv_heads"):
-        new: dict[str, Any] = {"head_dim": 2 * max(1, round(part.head_dim * factor / 2))}
-        return replace(part, **new, **({"scale": score_scale(vars(part), new)} if part.scale else {}))
+    if hasattr(part, "kv_heads") or hasattr(part, "o_rank"):
+        least = getattr(part, "rope_dim", 2)
+        new: dict[str, Any] = {"head_dim": max(least, 2 * round(part.head_dim * factor / 2))}
+        scale = getattr(part, "scale", None)
+        return replace(part, **new, **({"scale": score_scale(vars(part), new)} if scale else {}))
     return part.map(lambda child: _kv_width(child, factor))
 
 

@@ -14,7 +14,7 @@ MIN_STEP = 1e-9  # below every time step: passes of one token and of several agr
 # Field name -> largest value, for every kind: one quantity has one name, so that the fields of a new block shrink too.
 TOY: dict[str, Any] = {"heads": 4, "kv_heads": 2, "hidden": 96, "window": 16, "chunk": 16, "original": 64, "step": 16}
 TOY |= {"experts": 8, "k": 3, "groups": 4, "keep": 2, "latent": 40, "state": 16, "channels": 64, "width": 24}
-TOY |= {"q_rank": 40, "kv_rank": 32, "nope_dim": 32, "rope_dim": 16, "v_dim": 24}
+TOY |= {"q_rank": 40, "o_rank": 20, "kv_rank": 32, "nope_dim": 32, "rope_dim": 16, "v_dim": 24}
 TOY |= {"min_step": MIN_STEP}
 TOY |= {"key_heads": 2, "value_heads": 4, "key_dim": 16, "value_dim": 24}
 TOY |= {"limit": 1.0, "cap": 1.0}  # low enough that toy activations reach them
@@ -60,7 +60,7 @@ def _widened(layer: Layer, full: Layer, spec: Decoder) -> Layer:
     widths = {each.feed_forward.width for each in set(spec.layers) if isinstance(each.feed_forward, LinearFeedForward)}
     assert isinstance(full.feed_forward, LinearFeedForward)
     times = round(full.feed_forward.width / min(widths))
-    return replace(layer, ffn=replace(layer.ffn, block=layer.ffn.block.with_width(times * layer.ffn.block.width)))
+    return replace(layer, ffn=layer.ffn.with_block(layer.ffn.block.with_width(times * layer.ffn.block.width)))
 
 
 def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from zoo import catalog
@@ -72,8 +73,12 @@ def sharded(spec: Decoder, device: torch.device, build: Callable[[], Model] | No
     model.to_empty(device=device)
     model.register_forward_hook(_reshard)
     if build is not None:
-        whole = dict(build().named_parameters()) if rank() == 0 else {}
-        _spread(model, whole, device)
+        built = build() if rank() == 0 else None
+        _spread(model, dict(built.named_parameters()) if built else {}, device)
+        for name, table in model.named_buffers():  # of hash routers: whole on every rank
+            if built:
+                table.copy_(built.get_buffer(name))
+            dist.broadcast(table, 0)
     return model
 
 

@@ -1,7 +1,5 @@
 """The spec of a model that is trained from fresh weights: scaled, tiny or published, with swaps."""
 
-from dataclasses import replace
-
 from zoo import catalog
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
@@ -25,7 +23,7 @@ def fresh_spec(options: Options) -> tuple[Decoder, list[str]]:
     vocab = options.vocab or BYTES
     if options.tiny:
         spec, dropped = apply_swaps(catalog.spec(options.name, tiny=True), options.swap)
-        return replace(spec, vocab=vocab), dropped
+        return spec.with_vocab(vocab), dropped
     full = catalog.spec(options.name)
     if options.params == PUBLISHED:
         return apply_swaps(full, options.swap)

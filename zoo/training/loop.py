@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from zoo.blocks.routers import GroupedSigmoidTopK
 from zoo.core import processes
 from zoo.core.forward_context import RouterOutput, recorded_routing
 from zoo.errors import CheckFailed, MalformedError, UsageError, unknown
@@ -125,8 +124,9 @@ class Trainer:
         self.model, self.config, self.step = model, config, 0
         model.train()
         self.optimizer = _adamw(model, config)
-        # Of each router, in layer order: whether it is balanced by a loss.
-        self._with_loss = [not isinstance(router.spec, GroupedSigmoidTopK) for router in routers_of(model)]
+        # Of each router, in layer order: whether it is balanced by a loss. A table's choice cannot be.
+        specs = (router.spec for router in routers_of(model))
+        self._with_loss = [not (router.has_correction or router.reads_tokens) for router in specs]
 
     def train_step(self, batch: Batch) -> StepResult:
         """One optimiser step on a batch, which may lie on another device than the model.

@@ -1,4 +1,5 @@
-"""Keeping experts equally used without a loss: the bias update of sigmoid routers, and routers that cannot learn."""
+"""Keeping experts equally used without a loss: the bias update of routers with a correction; routers that cannot
+learn."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,8 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from zoo.blocks.hash_router import HashTopK, SqrtSoftplusTopK
 from zoo.blocks.moe import MoE
-from zoo.blocks.routers import GroupedSigmoidTopK, GroupedTopK, NormedSoftmaxTopK, Router, SoftmaxTopK
+from zoo.blocks.routers import GroupedTopK, NormedSoftmaxTopK, Router, SoftmaxTopK
 from zoo.core.forward_context import RouterOutput
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
@@ -21,8 +23,8 @@ def routers_of(model: nn.Module) -> list[Any]:
 
 @torch.no_grad()
 def update_router_bias(model: nn.Module, routing: Sequence[RouterOutput], rate: float) -> None:
-    """Add rate * sign(mean load - load) to the correction of each sigmoid router, where the load of an expert is the
-    number of tokens that it was chosen for: auxiliary-loss-free load balancing (Wang et al. 2024, algorithm 1;
+    """Add rate * sign(mean load - load) to the correction of each router that has one, where the load of an expert is
+    the number of tokens that it was chosen for: auxiliary-loss-free load balancing (Wang et al. 2024, algorithm 1;
     DeepSeek-V3, section 2.1.2, with a rate of 0.001).
 
     For after an optimiser step, with what `recorded_routing` collected in it: one output for each router of the model,
@@ -33,7 +35,7 @@ def update_router_bias(model: nn.Module, routing: Sequence[RouterOutput], rate: 
     if len(routers) != len(routing):
         raise UsageError(f"{len(routing)} router outputs for {len(routers)} routers: give one pass of this model")
     pairs = zip(routers, routing, strict=True)
-    corrected = [(router, output) for router, output in pairs if isinstance(router.spec, GroupedSigmoidTopK)]
+    corrected = [(router, output) for router, output in pairs if router.spec.has_correction]
     if not corrected:
         return
     loads = [output.counts() for _, output in corrected]
@@ -74,4 +76,4 @@ def require_trainable_routers(spec: Decoder) -> None:
 def _renormalises(router: Router) -> bool:
     if isinstance(router, SoftmaxTopK):
         return router.renormalise
-    return isinstance(router, GroupedTopK | NormedSoftmaxTopK)
+    return isinstance(router, GroupedTopK | NormedSoftmaxTopK | SqrtSoftplusTopK | HashTopK)

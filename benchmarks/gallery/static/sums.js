@@ -5,7 +5,10 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const MODELS = new Map(DATA.models.map(model => [model.name, model]));
 
 const kept = (terms, context) => (terms.limit === null ? context : Math.min(context, terms.limit));
-const visible = (part, context) => (part.chunked ? (context - 1) % part.limit + 1 : kept(part, context));
+const visible = (part, context) =>
+  Math.floor((part.chunked ? (context - 1) % part.limit + 1 : kept(part, context)) / part.every);
+const entries = (terms, context) =>
+  terms.entries.reduce((sum, [elements, every]) => sum + elements * Math.ceil(context / every), 0);
 const grown = (part, context) => (context > part.start ? part.entry + part.flops * visible(part, context) : 0);
 const total = parts => Object.values(parts).reduce((sum, number) => sum + number, 0);
 const sumLayers = (layers, cost) => layers.reduce((sum, [n, index]) => sum + n * cost(DATA.terms[index]), 0);
@@ -15,7 +18,7 @@ const sums = {
   activeParams: layers => sumLayers(layers, terms => terms.active_params),
   cacheBytes: (layers, context, batch, itemsize) =>
     batch * sumLayers(layers, terms => terms.state_float32_bytes
-      + itemsize * (terms.cache_elements * kept(terms, context) + terms.state_elements)),
+      + itemsize * (terms.cache_elements * kept(terms, context) + entries(terms, context) + terms.state_elements)),
   flops: (layers, context) =>
     sumLayers(layers, terms => total(terms.fixed_flops)
       + Object.values(terms.growing_flops).reduce((sum, part) => sum + grown(part, context), 0)),

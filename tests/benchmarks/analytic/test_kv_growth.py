@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -67,6 +68,33 @@ def test_changes_are_those_of_a_search(first: list[Kept], second: list[Kept]) ->
     assert changes(pieces(decoder(first), BF16), pieces(decoder(second), BF16)) == found
 
 
+def compressed(spec: zoo.Decoder) -> Callable[[int], int]:
+    """Bytes of a cache by the context, from the layers' own specs."""
+    return lambda context: sum(layer.cache_spec().nbytes(context, 2) for layer in spec.layers)
+
+
+@pytest.mark.parametrize("other", ["gemma3-1b", "llama3-8b"])
+def test_caches_with_entries_are_compared_at_whole_blocks(other: str) -> None:
+    """At one token, and then at every eighth: blocks are of 4 and 8 tokens. A change is where the last eight begin to
+    keep their sign."""
+    first, second = zoo.spec("deepseek-v4-flash-284b", tiny=True), zoo.spec(other, tiny=True)
+    growth = pieces(first, BF16)
+    for context in range(1, 100):
+        assert value(growth, context) == compressed(first)(context)
+    found: list[Change] = []
+    differences = [compressed(first)(context) - compressed(second)(context) for context in range(4000)]
+    signs = [(difference > 0) - (difference < 0) for difference in differences]
+    for context in (1, *range(8, 4000, 8)):
+        if not found or found[-1].sign != signs[context]:
+            before = [n for n in range(max(context - 8, 1), context) if signs[n] != signs[context]]
+            found.append(Change(max(before) + 1 if before else context, signs[context]))
+    assert changes(growth, pieces(second, BF16)) == found
+    assert len(found) > 1
+    for free in (50_000, 100_000, 100_001, 123_456):
+        fits = [context for context in range(4000) if compressed(first)(context) <= free]
+        assert longest(growth, free) == max(fits, default=0)
+
+
 @given(layers, st.integers(-10, 900))
 def test_the_longest_context_is_that_of_a_search(kept: list[Kept], free: int) -> None:
     fits = [context for context in range(400) if bytes_at(kept, context) <= free]
@@ -85,4 +113,4 @@ def test_two_models_of_the_zoo_cross_where_a_search_finds_it() -> None:
 @pytest.mark.parametrize("name", zoo.names())
 def test_the_last_piece_is_what_a_model_grows_by(name: str) -> None:
     last = pieces(zoo.spec(name), BF16)[-1]
-    assert (last.fixed, last.per_token) == zoo.spec(name).kv_growth()
+    assert (last.fixed, last.slope) == zoo.spec(name).kv_growth()

@@ -205,6 +205,8 @@ def test_kinds_of_layers_and_what_is_outside_add_up_to_the_total(name: str) -> N
     outside = spec.embedding_params() + spec.norm.params(spec.dim)
     if spec.per_layer:
         outside += spec.dim * len(spec.layers) * spec.per_layer.width + spec.per_layer.width  # a projection, its norm
+    if spec.streams:  # added up before the head, by a weight of each from all of them, and a scale
+        outside += spec.streams.count * (spec.streams.count * spec.dim + 1) + 1
     assert inside == ROWS[name]["params"] - outside
     assert sum(row["layers"] for row in kinds) == len(spec.layers)
     for row in kinds:

@@ -106,8 +106,9 @@ def test_overview_has_a_box_for_each_layer_of_each_model() -> None:
     legend = len(LAYER_LOOKS)
     assert len(set(LAYER_LOOKS.values())) == legend
     assert sum(look in LAYER_LOOKS.values() for look in looks) == legend + len(layers)
-    windowed = sum(bool(layer.cache_spec().reach.limit) for layer in layers)
-    assert looks.count(LAYER_LOOKS["window or chunk"]) == 1 + windowed
+    windowed = [kept for kept in (layer.cache_spec() for layer in layers) if kept.reach.limit]
+    assert looks.count(LAYER_LOOKS["window and entries"]) == 1 + sum(bool(kept.entries) for kept in windowed)
+    assert looks.count(LAYER_LOOKS["window or chunk"]) == 1 + sum(not kept.entries for kept in windowed)
     with_state = sum(bool(kept.state and not kept.per_token) for kept in (layer.cache_spec() for layer in layers))
     assert looks.count(LAYER_LOOKS["state"]) == 1 + with_state
     texts = [element.text for element in root.iter(f"{SPACE}text")]

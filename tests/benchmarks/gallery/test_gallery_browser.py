@@ -197,10 +197,7 @@ def test_costs_of_a_swap_equal_python(page: Any, name: str) -> None:
     swapped = {
         "params": sum(n * sum(each.params.values()) for n, each in terms),
         "active": sum(n * each.active_params for n, each in terms),
-        "kv": sum(
-            n * (2 * (each.cache_elements * each.kept(context) + each.state_elements) + each.state_float32_bytes)
-            for n, each in terms
-        ),
+        "kv": sum(n * (2 * each.elements(context) + each.state_float32_bytes) for n, each in terms),
     }
     rows = [row.locator("td").all_inner_texts() for row in page.locator("#swap-table tbody tr").all()]
     formats = {"params": format_count, "active": format_count, "kv": format_bytes}

@@ -25,9 +25,7 @@ def added_up(terms: Terms, context: int) -> dict[str, int]:
     return {
         "params": sum(n * sum(each.params.values()) for n, each in terms),
         "active": sum(n * each.active_params for n, each in terms),
-        "cache_elements": sum(
-            n * (each.cache_elements * each.kept(context) + each.state_elements) for n, each in terms
-        ),
+        "cache_elements": sum(n * each.elements(context) for n, each in terms),
         "float32_bytes": sum(n * each.state_float32_bytes for n, each in terms),
         "flops": sum(n * each.flops(context) for n, each in terms),
     }

@@ -13,6 +13,7 @@ from benchmarks.measure import blocks, timing
 from benchmarks.measure.blocks import BlockConfig, BlockEntry, block_list, block_tasks, build_block, rows, run
 from benchmarks.measure.devices import CPU
 from benchmarks.measure.timing import Samples
+from zoo.blocks import HyperBranch
 from zoo.cli.runner import exit_code
 from zoo.core.cache import Cache
 from zoo.errors import UsageError
@@ -76,9 +77,10 @@ def test_a_row_says_what_the_block_is(entry: BlockEntry) -> None:
     assert (row["prefill_s"], row["decode_s"]) == (1.0, 1.0)
     assert len(row["prefill_seconds"]) == len(row["decode_seconds"]) == CONFIG.repeat
     if isinstance(entry.spec, Mixer):
-        grown = [Cache([entry.spec.cache_spec()], 1, n, torch.float32, CPU).nbytes for n in (5000, 5001)]
-        assert row["kv_bytes_per_token"] == grown[1] - grown[0]
-        assert row["kv_fixed_bytes"] == grown[0] - 5000 * row["kv_bytes_per_token"]
+        block = entry.spec.cache_spec().block  # 1, or the tokens of entries
+        grown = [Cache([entry.spec.cache_spec()], 1, n * block, torch.float32, CPU).nbytes for n in (5000, 5001)]
+        assert row["kv_bytes_per_token"] * block == grown[1] - grown[0]
+        assert row["kv_fixed_bytes"] == grown[0] - 5000 * block * row["kv_bytes_per_token"]
     else:
         assert row["kv_bytes_per_token"] == row["kv_fixed_bytes"] == 0
 
@@ -97,7 +99,8 @@ def test_what_is_timed_is_a_prefill_and_one_token(entry: BlockEntry) -> None:
         step()
         assert len(seen) == before + 1
     hook.remove()
-    assert [args[0].shape for args in seen] == [(1, 6, DIM), (1, 1, DIM)]
+    streams = (4,) if isinstance(entry.spec, HyperBranch) else ()
+    assert [args[0].shape for args in seen] == [(1, 6, *streams, DIM), (1, 1, *streams, DIM)]
     if isinstance(entry.spec, Mixer):
         keys = [len(args[1].views[args[2].geometry].keys) for args in seen]
         kept = entry.spec.cache_spec()

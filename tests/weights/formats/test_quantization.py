@@ -81,6 +81,18 @@ def test_every_named_method_is_refused_by_its_name(method: str) -> None:
             refuse({"quantization_config": {"quant_method": spelt}})
 
 
+def test_fp4_experts_beside_fp8_are_refused_by_their_name() -> None:
+    """Said beside the scheme (DeepSeek-V4) or in it. Without a scheme the field says nothing of the stored tensors."""
+    for said in (
+        {"expert_dtype": "fp4", "quantization_config": FP8_CONFIG},
+        {"quantization_config": {**FP8_CONFIG, "expert_dtype": "fp4"}},
+    ):
+        with pytest.raises(MalformedError, match="fp4 experts beside fp8, as of DeepSeek-V4"):
+            refuse(said)
+    refuse({"expert_dtype": "fp4"})
+    refuse({"expert_dtype": "fp8", "quantization_config": FP8_CONFIG})
+
+
 def test_mlx_schemes_outside_quantization_config(tmp_path: Path) -> None:
     for i, said in enumerate(({"quantization": MLX}, {"quantization": MLX, "quantization_config": MLX})):
         assert "MLX: quantization=" in refusal(config_only(tmp_path / str(i), older(smallest()[0], **said)))

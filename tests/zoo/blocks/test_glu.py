@@ -25,10 +25,16 @@ def clamped(gate: float, up: float, alpha: float = 1.702, limit: float = 2.0) ->
     return gate / (1 + math.exp(-alpha * gate)) * (up + 1)
 
 
+def clamped_swiglu(gate: float, up: float, limit: float = 2.0) -> float:
+    """DeepSeek-V4: the same bounds, and nothing is added."""
+    return silu(min(gate, limit)) * max(-limit, min(up, limit))
+
+
 FORMULAS = {
     SwiGLU(): lambda gate, up: silu(gate) * up,
     GeGLU(): lambda gate, up: gelu_tanh(gate) * up,
     ClampedSwiGLU(alpha=1.702, limit=2.0): clamped,
+    ClampedSwiGLU(alpha=1.0, limit=2.0, plus_one=False): clamped_swiglu,
 }
 
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo import LayerNorm, NoPE, RoPE
-from zoo.blocks import indexer as module
-from zoo.blocks.indexer import Indexer, choose_keys, index_scores
+from zoo.blocks import indexer as indexer_module
+from zoo.blocks.indexer import Indexer, choose_keys
+from zoo.core import sparse_attention as module
 from zoo.core.cache import NoCache
 from zoo.core.forward_context import prepare_forward, visible
-from zoo.core.sparse_attention import NOT_CHOSEN
+from zoo.core.sparse_attention import NOT_CHOSEN, index_scores
 from zoo.costs import CacheSpec
 
 DIM, Q_RANK, ROPE_DIM, ROPE = 32, 20, 4, RoPE(1e4)
@@ -85,7 +86,7 @@ def test_the_first_elements_are_rotated_and_the_rest_are_not(rope: RoPE | NoPE) 
 def test_what_a_token_chooses_does_not_depend_on_the_pass(past: int) -> None:
     """Over an empty cache, after tokens that see at most k, and a single token; in several blocks of queries."""
     indexer, x, q_latent = built(SPEC), torch.randn(2, 150, DIM).double(), torch.randn(2, 150, Q_RANK).double()
-    assert module.QUERY_BLOCK < 150
+    assert indexer_module.QUERY_BLOCK < 150
     whole = sets(choose(indexer, x, q_latent))
     assert sets(choose(indexer, x, q_latent, past)) == [row[past:] for row in whole]
     assert [len(row) for row in whole[0]] == [min(t + 1, SPEC.k) for t in range(150)]

@@ -31,7 +31,7 @@ def built(spec: Branch | PostNorm | Layer) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", FORMULAS)
 def test_a_placement_is_its_formula(placement: str) -> None:
     spec = PLACEMENTS[placement](NORM, FFN)
     module, x = built(spec), torch.randn(2, 3, DIM)
@@ -53,7 +53,7 @@ def test_the_placements_differ_and_none_is_one_too() -> None:
     assert torch.equal(module(x), x + module.block(x))
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", FORMULAS)
 def test_its_cost_is_the_blocks_and_the_norms(placement: str) -> None:
     spec = PLACEMENTS[placement](NORM, FFN)
     norms = 2 if placement == "sandwich" else 1

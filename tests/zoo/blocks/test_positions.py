@@ -112,6 +112,9 @@ def test_frequencies_are_the_reference_implementations(name: str) -> None:
     config, layers = AutoConfig.for_model(**newer(name)), zoo.spec(name).layers
     nested = "full_attention" in config.rope_parameters
     kinds = config.layer_types if nested else [None] * len(layers)
+    if "compress" in config.rope_parameters:  # by whether a layer compresses its keys
+        nested, plain = True, "sliding_attention"
+        kinds = ["main" if kind == plain else "compress" for kind in config.layer_types]
     compared = 0
     for layer, kind in zip(layers, kinds, strict=True):
         if not layer.tables():
@@ -121,7 +124,8 @@ def test_frequencies_are_the_reference_implementations(name: str) -> None:
             continue
         parameters = config.rope_parameters[kind] if nested else config.rope_parameters
         if parameters["rope_type"] == "default":
-            rotated = int(width * parameters.get("partial_rotary_factor", 1.0))
+            share = 1.0 if kind == "main" else parameters.get("partial_rotary_factor", 1.0)  # main: of the rotated part
+            rotated = int(width * share)
             theirs, gain = 1.0 / parameters["rope_theta"] ** (torch.arange(0, rotated, 2).float() / rotated), 1.0
         else:
             said = config.per_layer_config[kind] if config.is_heterogeneous else config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -71,6 +73,33 @@ def test_attention_is_a_softmax_over_the_keys_seen(
     expected = naive(q, k, v, mask, 0.3, sinks)
     assert out.shape == expected.shape
     assert (out - expected).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("kernel", [module.has_flash_kernel, lambda q: False], ids=["flash", "explicit"])
+@pytest.mark.parametrize("differentiates", [False, True])
+@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("new", [1, 5])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (4, 1), (2, 2)])
+def test_a_mask_of_each_sequence(
+    heads: int,
+    kv_heads: int,
+    new: int,
+    with_sinks: bool,
+    differentiates: bool,
+    kernel: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each row of the batch sees other keys, as chosen ones are."""
+    monkeypatch.setattr(module, "has_flash_kernel", kernel)
+    q, k, v = inputs(heads, kv_heads, new, 9, 8)
+    mask, sinks = torch.rand(2, 1, new, 9) < 0.5, torch.randn(heads) if with_sinks else None
+    mask[..., 0] = True
+    with torch.set_grad_enabled(differentiates):
+        out = attention(q, k, v, mask, 0.3, sinks)
+    for b in range(2):
+        one = slice(b, b + 1)
+        expected = naive(q[one], k[one], v[one], mask[b, 0], 0.3, sinks)
+        assert (out[one] - expected).abs().max() < 2e-6
 
 
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])

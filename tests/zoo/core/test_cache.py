@@ -132,7 +132,7 @@ def test_the_allocated_bytes_equal_the_formula(name: str, batch: int, dtype: tor
     model = zoo.build(spec, dtype=dtype)
     for context in (1, WINDOW - 1, WINDOW, WINDOW + 1, 5 * WINDOW):
         kv = model.new_cache(batch, context)
-        streams = [kept for each in kv.layers for kept in (*each.streams, *each.states.values())]
+        streams = [kept for each in kv.layers for kept in each.kept()]
         storages = {stream.untyped_storage().data_ptr(): stream.untyped_storage().nbytes() for stream in streams}
         assert sum(storages.values()) == kv.nbytes == spec.kv_bytes(context, batch, dtype)
         if dtype == torch.float32:
@@ -156,7 +156,8 @@ def test_growth_is_exact_once_every_window_is_full(name: str) -> None:
     spec = zoo.spec(name)
     fixed, slope = spec.kv_growth()
     largest = max(layer.cache_spec().reach.limit or 1 for layer in spec.layers)
-    for context in (largest, largest + 1, 3 * largest, spec.context):
+    block = math.lcm(*(layer.cache_spec().block for layer in spec.layers))  # 1, or the tokens of entries
+    for context in (largest, largest + block, 3 * largest, spec.context):
         assert spec.kv_bytes(context) == fixed + slope * context
     states = (state for layer in spec.layers for state in layer.cache_spec().state)
     in_float32 = sum(math.prod(state.shape) for state in states if state.in_float32)  # in any dtype of the model
@@ -224,9 +225,13 @@ def test_logits_to_keep_returns_the_last_logits(name: str) -> None:
     assert (logits - expected[:, -2:]).abs().max() <= passes_bound(model.spec, expected)
 
 
-WINDOWED = [
-    name for name in distinct() if any(each.cache_spec().reach.limit for each in zoo.spec(name, tiny=True).layers)
-]
+def is_bounded(layer: zoo.Layer) -> bool:
+    """Whether its tokens see no further than a window or chunk."""
+    cache = layer.cache_spec()
+    return bool(cache.reach.limit) and not cache.entries
+
+
+WINDOWED = [name for name in distinct() if any(map(is_bounded, zoo.spec(name, tiny=True).layers))]
 
 
 def within(layer: zoo.Layer) -> list[bool]:
@@ -245,7 +250,7 @@ def test_a_token_out_of_reach_changes_nothing_and_one_within_does(name: str, cac
         layer = zoo.swap(layer, zoo.DenseAndMoE, lambda block: block.dense)
     if isinstance(layer.ffn.block, zoo.MoE):
         layer = zoo.swap(layer, zoo.MoE, lambda mixture: mixture.expert)
-    model = randomised(zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale))
+    model = randomised(of_one(spec, layer))
     tokens = changed_one_by_one(spec)
     with torch.no_grad():
         kv = model.new_cache(len(tokens), LENGTH) if cached else None
@@ -257,7 +262,12 @@ def test_a_token_out_of_reach_changes_nothing_and_one_within_does(name: str, cac
 
 def windowed(spec: zoo.Decoder) -> zoo.Layer:
     """The first layer with a window or chunk, without an input of its own."""
-    return replace(next(layer for layer in spec.layers if layer.cache_spec().reach.limit), inputs=None)
+    return replace(next(filter(is_bounded, spec.layers)), inputs=None)
+
+
+def of_one(spec: zoo.Decoder, layer: zoo.Layer) -> zoo.Decoder:
+    """A model of this layer alone."""
+    return zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale, streams=spec.streams)
 
 
 def changed_one_by_one(spec: zoo.Decoder) -> Tensor:
@@ -275,10 +285,10 @@ MIXED = [name for name in WINDOWED if any(isinstance(x.ffn.block, zoo.MoE) for x
 def test_with_a_mixture_of_experts_a_token_out_of_reach_changes_roundings_alone(name: str) -> None:
     """With all experts: their input is equal to a rounding, and so is the output."""
     spec = zoo.spec(name, tiny=True)
-    layer = next(layer for layer in spec.layers if layer.cache_spec().reach.limit)
-    model = randomised(zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale))
+    layer = next(filter(is_bounded, spec.layers))
+    model = randomised(of_one(spec, layer))
     given: list[Tensor] = []
-    model.layers[0].ffn.register_forward_pre_hook(lambda module, args: given.append(args[0][:, -1]))
+    model.layers[0].ffn.register_forward_pre_hook(lambda module, args: given.append(args[0][:, -1].flatten(1)))
     logits = model(changed_one_by_one(spec))[:, -1]
     for last in (given[0], logits):
         assert ((last[:-1] - last[-1]).abs().amax(-1) > bound(last)).tolist() == within(layer)
@@ -288,7 +298,7 @@ def test_with_a_mixture_of_experts_a_token_out_of_reach_changes_roundings_alone(
 def test_no_gradient_reaches_a_token_out_of_reach(name: str) -> None:
     spec = zoo.spec(name, tiny=True)
     layer = windowed(spec)
-    model = randomised(zoo.Decoder(spec.vocab, spec.dim, (layer,), spec.norm, spec.tied, spec.embed_scale))
+    model = randomised(of_one(spec, layer))
     embedded = []
     model.embed.register_forward_hook(lambda module, args, out: embedded.append(out) or out.retain_grad())
     model(tokens_of(spec, 1, LENGTH))[0, -1].sum().backward()

@@ -10,7 +10,7 @@ import torch
 import zoo
 from tests.presets import representatives, split
 from zoo.core.cache import ChunkCache, FullCache, NoCache, SlidingWindowCache
-from zoo.core.forward_context import CacheView, ReachMask, prepare_forward, visible
+from zoo.core.forward_context import CacheView, ReachMask, block_count, prepare_forward, visible
 from zoo.costs import CacheSpec, Chunk, Full, Reach, Window
 
 SIZE = 5  # of a window or chunk
@@ -77,12 +77,13 @@ def test_a_context_has_one_view_per_geometry_and_one_table_per_rotary_width(name
         layer_cache.view = lambda *args, view=layer_cache.view: calls.append(args) or view(*args)
     ctx = prepare_forward(7, 3, model._tables, cache.layers, torch.device("cpu"))
     kept = [layer.cache_spec() for layer in spec.layers]
-    assert len(calls) == len(ctx.views) == len({each.reach if each.per_token else None for each in kept})
+    assert len(calls) == len(ctx.views) == len({each.describe() if each.per_token else None for each in kept})
     assert ctx.tables.keys() == {need for layer in spec.layers for need in layer.tables()}
     for (rope, width), table in ctx.tables.items():
         if table is None:
             assert rope == zoo.NoPE()
         else:
             parts = table if isinstance(table, tuple) else (table,)
-            assert all(part.dtype == torch.float32 and part.shape[0] == 3 for part in parts)
+            rows = block_count(3, rope.every) if hasattr(rope, "every") else 3  # of blocks, or of tokens
+            assert all(part.dtype == torch.float32 and part.shape[0] == rows for part in parts)
             assert width % 2 == 0 or not isinstance(rope, zoo.RoPE)

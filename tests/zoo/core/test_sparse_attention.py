@@ -40,6 +40,19 @@ def dense(q: Tensor, latent: Tensor, chosen: Tensor, scale: float) -> Tensor:
     return scores.softmax(-1) @ latent[..., :WIDTH]
 
 
+@pytest.mark.parametrize("differentiates", [False, True])
+def test_gathered_keys_with_sinks(differentiates: bool) -> None:
+    """A sink takes its part of each head's weights; places that no key is chosen for take none."""
+    q, latent, chosen = inputs(7, 30)
+    chosen[:, 3, 1:] = NOT_CHOSEN
+    sinks = torch.randn(4, dtype=torch.float64)
+    with torch.set_grad_enabled(differentiates):
+        got = module.gathered_attention(q, latent, chosen, 0.3, sinks)
+    scores = (q @ latent.mT * 0.3).masked_fill(~sees(chosen, 30), float("-inf"))
+    weights = torch.cat([scores, sinks.view(1, 4, 1, 1).expand(2, -1, 7, -1)], dim=-1).softmax(-1)
+    torch.testing.assert_close(got, weights[..., :-1] @ latent)
+
+
 @pytest.mark.parametrize(("new", "keys"), PASSES)
 def test_the_top_keys_are_the_best_of_those_a_query_sees(new: int, keys: int) -> None:
     scores = torch.randn(2, new, keys)

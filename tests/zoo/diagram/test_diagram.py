@@ -23,7 +23,7 @@ import zoo
 from tests.presets import representatives, split
 from tests.test_properties import decoders
 from zoo import GLU, GQA, Decoder, Layer, MoE, NoPE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, names, pre, spec, swap
-from zoo.blocks import DenseAndMoE, PostNorm
+from zoo.blocks import DenseAndMoE, HyperBranch, PostNorm
 from zoo.cli.runner import exit_code
 from zoo.diagram import colours, svg
 from zoo.diagram.canvas import PALETTE, RULES, css, text_width
@@ -204,7 +204,7 @@ def test_the_strip_holds_every_layer_in_order(name) -> None:
             strip += classes(rect) * (rect.get("y") == top)
     assert len(strip) == len(layers)
     assert len(dict.fromkeys(zip(strip, layers, strict=True))) == len(set(layers)) == len(set(strip))
-    windows = [bool(layer.cache_spec().reach.limit) for layer in layers]
+    windows = [bool(kept.reach.limit and not kept.entries) for kept in (layer.cache_spec() for layer in layers)]
     assert [css_class.startswith("kind-window") for css_class in strip] == windows
 
 
@@ -219,7 +219,7 @@ def branches(model: Decoder) -> list[str]:
     for layer in dict.fromkeys(model.layers):
         for role, branch in layer.branches():
             stands = isinstance(branch, PostNorm)
-            before = getattr(branch, "pre", None) is not None
+            before = (getattr(branch, "pre", None) is not None) + isinstance(branch, HyperBranch)
             after = getattr(branch, "post", None) is not None
             own = ["norm"] * before + [role] + ["norm"] * after + ["plus"] + ["norm"] * stands
             met += ["ghost", "plus"] if (role, branch) in shown else own
@@ -264,7 +264,7 @@ def test_every_kind_of_layer_shows_its_fields(name) -> None:
         if block.cache_spec().state and not block.cache_spec().per_token:  # it has no picture of its own
             continue
         assert said[block.rope.describe()]
-        assert said[block.cache_spec().reach.describe()]
+        assert said[block.cache_spec().describe()]
         assert said["sinks"] or not getattr(block, "sinks", False)
         bias = getattr(block, "bias", False)
         assert not bias or said["biases on q, k, v" if bias == "qkv" else "biases"]
@@ -290,8 +290,9 @@ def test_the_figures_add_up_to_the_model(name) -> None:
 
     assert total("parameters") == model.params()
     assert total("FLOPs") == model.flops(776, 1)
-    states = sum(layer.cache_spec().state_bytes(2) for layer in model.layers)
-    assert total("bytes of cache a token") == model.kv_bytes(1) - states
+    caches = [layer.cache_spec() for layer in model.layers]
+    assert total("bytes of cache a token") == 2 * sum(cache.elements() for cache in caches)
+    assert total("bytes of entries a token") == sum(cache.entry_growth(2) for cache in caches)
 
 
 def marked(model: Decoder, against: Decoder) -> set[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import zoo
 from tests import toys
-from tests.configs import newer, older, older_rotary, own, partly_rotary, smallest, wrapped, wrapped_names
+from tests.configs import newer, older, older_rotary, own, reads_share, smallest, wrapped, wrapped_names
 from tests.reference import randomise
 from weights.reference.model import causal_class
 from zoo.architectures import families
@@ -141,7 +141,7 @@ def test_what_no_pass_reads_is_ignored_in_any_value(name: str) -> None:
 
 @pytest.mark.parametrize("name", smallest())
 def test_what_names_a_feature_is_read_where_it_is_off(name: str) -> None:
-    read = {PARTIAL} if name in partly_rotary() else set()
+    read = {PARTIAL} if name in reads_share() else set()
     for field, off in NEUTRAL.items():
         if field in read:
             continue
@@ -178,7 +178,7 @@ def test_what_is_never_ignored(name: str) -> None:
         assert f"rope_scaling.{field}=7" in told or "linear x2 as the scaling of RoPE is not supported" in told
 
 
-@pytest.mark.parametrize("name", [name for name in older_rotary() if name not in partly_rotary()])
+@pytest.mark.parametrize("name", [name for name in older_rotary() if name not in reads_share()])
 def test_a_share_of_the_head_that_is_rotated_is_one(name: str) -> None:
     """The reference writes the share among the rope fields too."""
     config = newer(name)

@@ -125,7 +125,7 @@ SOME = {
     "num_hidden_layers": [1, 3, 6, 12, 15],
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_group", "topk_group"), (1, 2, 4, 8)),
     "num_global_key_value_heads": [1, 2, 4],
-    **dict.fromkeys(("head_dim", "qk_rope_head_dim"), (2, 8, 24)),
+    **dict.fromkeys(("head_dim", "qk_rope_head_dim"), (2, 8, 24, 32)),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (8, 16)),
     **dict.fromkeys(("first_k_dense_replace", "num_dense_layers"), (1, 2, 4)),
     "linear_num_key_heads": [1, 2, 4],
@@ -145,6 +145,8 @@ SOME |= {
     "num_dense_layers": [1, 3],
     "hybrid_override_pattern": ["M", "*-EM"],
     "position_embedding_type": ["rope", "nope"],
+    "o_groups": [1, 4],
+    "compress_rates": [{"compressed_sparse_attention": 2}, {"heavily_compressed_attention": 16}],
 }
 # What other fields say, unless nothing else does.
 RESTATED = ("layer_types", "no_rope_layers", "experts_per_token", "initial_context_length", "n_ctx", "rotary_dim")

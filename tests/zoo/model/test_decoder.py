@@ -19,12 +19,14 @@ def test_figures_are_sums_over_the_layers(name: str) -> None:
     outside = spec.params() - sum(layer.params(spec.dim) for layer in layers)
     width = spec.per_layer.width * len(layers) if spec.per_layer else 0  # of all layers' own inputs
     inputs = width * spec.dim + spec.per_layer.width if spec.per_layer else 0  # a projection and a norm
-    assert outside == spec.embedding_params() + spec.norm.params(spec.dim) + inputs
+    streams = spec.streams.count if spec.streams else 0  # added up: a weight of each, from all of them
+    contraction = streams * (streams * spec.dim + 1) + 1 if streams else 0
+    assert outside == spec.embedding_params() + spec.norm.params(spec.dim) + inputs + contraction
     positions = spec.positions.count if spec.positions else 0
     tables = spec.dim * (spec.vocab * (1 if spec.tied else 2) + positions) + spec.vocab * width
     assert spec.embedding_params() == tables
     assert spec.active_params() == outside + sum(layer.active_params(spec.dim) for layer in layers)
-    head = 2 * spec.dim * spec.vocab
+    head = 2 * spec.dim * spec.vocab + 2 * streams * (streams + 1) * spec.dim
     body = sum(layer.flops(spec.dim, 100, 7) for layer in layers)
     assert spec.flops(100, 7, logits=0) == body + 7 * 2 * spec.dim * width
     assert spec.flops(100, 7) - spec.flops(100, 7, logits=0) == 7 * head

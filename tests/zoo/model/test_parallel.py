@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -44,7 +43,7 @@ def world() -> Group:
 
 def both(name: str, ep: bool = False, dtype: torch.dtype = torch.float32) -> tuple[Model, ParallelModel, Tensor]:
     """A model, this rank's part of it, with whole experts if `ep`, and tokens (2, LENGTH)."""
-    model = randomised(replace(zoo.spec(name, tiny=True), vocab=VOCAB), dtype=dtype)
+    model = randomised(zoo.spec(name, tiny=True).with_vocab(VOCAB), dtype=dtype)
     return model, divide(model, world(), ep), tokens_of(model.spec, 2, LENGTH)
 
 

@@ -54,7 +54,7 @@ def swapped(before: Decoder, text: str) -> Decoder:
     return apply_swap(before, text)[0]
 
 
-MIXERS = "GatedDeltaNet, GQA, KDA, Mamba2, MLA, KVSource, SharedKV, ShortConv, SparseMLA"
+MIXERS = "CompressedAttention, GatedDeltaNet, GQA, KDA, Mamba2, MLA, KVSource, SharedKV, ShortConv, SparseMLA"
 PLAIN = model((GQA(8, 2, 16, RoPE(1e4)), GLU(96)), (GQA(8, 2, 16, RoPE(1e4)), GLU(96)))
 RICH = model((ATTN, FFN), (GLOBAL, FFN), place=sandwich)
 ROUTED = model((GLOBAL, FFN), (GLOBAL, MOE))
@@ -94,9 +94,10 @@ def test_a_swap_equals_the_swap_in_python(before, text, kind, change) -> None:
 
 @pytest.mark.parametrize(("word", "place"), [("pre", pre), ("olmo", olmo), ("sandwich", sandwich), ("post", post)])
 def test_norms_move(word, place) -> None:
-    assert set(PLACEMENTS) == {"pre", "olmo", "sandwich", "post"}
-    for before in (model((ATTN, FFN), place=each) for each in PLACEMENTS.values()):
+    assert set(PLACEMENTS) == {"pre", "olmo", "sandwich", "post", "hyper"}
+    for before in (model((ATTN, FFN), place=each) for each in (pre, olmo, sandwich, post)):
         assert swapped(before, f"norm={word}") == model((ATTN, FFN), place=place)
+    assert swapped(swapped(before, "norm=hyper"), f"norm={word}") == model((ATTN, FFN), place=place)
 
 
 def test_new_attention_takes_fields_of_equal_name_from_the_old() -> None:

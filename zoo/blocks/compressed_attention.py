@@ -1,0 +1,237 @@
+"""Attention over a window and over compressed keys (DeepSeek-V4, section 2.3): heavily compressed attention, HCA, and
+compressed sparse attention, CSA."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from zoo.blocks.compressor import Compressor
+from zoo.blocks.norms import Norm
+from zoo.blocks.positions import Position
+from zoo.core.attention import attention
+from zoo.core.entry_attention import dense_entry_pairs, entry_attention
+from zoo.core.forward_context import ForwardContext, LayerCache
+from zoo.core.linear import Linear, per_head
+from zoo.costs import Breakdown, CacheSpec, Full, Reach, Window, entry_pairs, linear_flops, linear_params
+from zoo.registry import Mixer, Spec
+from zoo.sharding import Cuts, Divide
+
+__all__ = ["CompressedAttention"]
+
+
+@dataclass(frozen=True)
+class CompressedAttention(Mixer):
+    """`heads` queries share one key of `head_dim`, which is the value too. A token sees the last `window` tokens,
+    itself included, and the entries of a `compressor`, all in one softmax. HCA has one entry for many tokens and sees
+    them all; CSA has one for few, and sees those that an indexer chooses.
+
+    Queries are projected through a latent of `q_rank` under `norm`, and each head then has `q_norm`. Keys have `norm`.
+    The last `rope_dim` elements of queries and keys are rotated. So are those of values, hence the output is rotated
+    back by its own position: what a token contributes depends on its distance. Each head has a sink. The output of each
+    of `groups` groups of heads is projected to `o_rank` elements, and all of these to the model's width.
+    """
+
+    heads: int
+    head_dim: int
+    rope_dim: int
+    q_rank: int
+    groups: int
+    o_rank: int
+    window: int
+    norm: Norm
+    q_norm: Norm
+    rope: Position
+    compressor: Compressor | None = None
+
+    divides: ClassVar = {"heads": Divide.EVENLY, "groups": Divide.EVENLY}
+
+    def check(self) -> None:
+        self.require(self.heads % self.groups == 0, f"groups={self.groups} must divide heads={self.heads}")
+        self.require(self.rope_dim % 2 == 0, f"rope_dim={self.rope_dim} must be even: rotation pairs its halves")
+        widths = {"head_dim": self.head_dim}
+        if self.compressor and self.compressor.indexer:
+            widths["the indexer's head_dim"] = self.compressor.indexer.head_dim
+        for name, width in widths.items():
+            self.require(self.rope_dim <= width, f"rope_dim={self.rope_dim} is above {name}={width}")
+
+    def build(self, dim: int) -> nn.Module:
+        return _CompressedAttention(self, dim)
+
+    @property
+    def nope_dim(self) -> int:
+        """Elements of a head that are not rotated."""
+        return self.head_dim - self.rope_dim
+
+    @property
+    def index_nope_dim(self) -> int:
+        """The same of an index head."""
+        assert self.compressor is not None
+        assert self.compressor.indexer is not None
+        return self.compressor.indexer.head_dim - self.rope_dim
+
+    @property
+    def group_dim(self) -> int:
+        """Elements of the heads of a group."""
+        return self.heads * self.head_dim // self.groups
+
+    @property
+    def chosen(self) -> int | None:
+        """The number of entries that an indexer chooses, None without one."""
+        return self.compressor.indexer.k if self.compressor and self.compressor.indexer else None
+
+    def _projections(self, dim: int) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the projections of queries, keys and the output; a group's inputs are its own."""
+        queries = [(dim, self.q_rank), (self.q_rank, self.heads * self.head_dim)]
+        return [
+            *queries,
+            (dim, self.head_dim),
+            (self.group_dim, self.groups * self.o_rank),
+            (self.groups * self.o_rank, dim),
+        ]
+
+    def param_breakdown(self, dim: int) -> Breakdown:
+        attn = sum(linear_params(*widths) for widths in self._projections(dim)) + self.heads
+        norms = self.norm.params(self.q_rank) + self.norm.params(self.head_dim) + self.q_norm.params(self.head_dim)
+        parts = {"attn": attn, "norm": norms}
+        if self.compressor:
+            parts["attn"] += self.compressor.pooling_params(dim, self.head_dim)
+            parts["norm"] += self.norm.params(self.head_dim)
+            parts["indexer"] = self.compressor.indexer_params(dim, self.q_rank, self.norm)
+        return parts
+
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
+        window, pair = Window(self.window), linear_flops(1, self.heads, 2 * self.head_dim)
+        if self.compressor is None:
+            pairs = (window.pairs if causal else window.dense_pairs)(past, new)
+            return {"projections": projections, "scores": pair * pairs}
+        projections += self.compressor.pooling_flops(dim, self.head_dim, new)
+        every = self.compressor.every
+        entries = entry_pairs(past, new, every, self.chosen)
+        if not causal:
+            entries = dense_entry_pairs(past, new, every, self.window, self.chosen) - window.pairs(past, new)
+        parts = {"projections": projections, "scores": pair * window.pairs(past, new), "entries": pair * entries}
+        return {**parts, **self.compressor.indexer_flops(dim, self.q_rank, past, new, causal)}
+
+    def cache_spec(self) -> CacheSpec:
+        kept = list(self.compressor.kept(self.head_dim)) if self.compressor else []
+        return CacheSpec(
+            per_token=(("kv", (1, self.head_dim)),),
+            reach=Window(self.window),
+            state=tuple(state for _, state in kept),
+            entries=tuple(entries for entries, _ in kept),
+        )
+
+    def cuts(self) -> Cuts:
+        """The one key, the compressor and the indexer are whole in every rank."""
+        heads, groups = self.cut("heads"), self.cut("groups")
+        return {"q.up": heads, "sinks": heads, "o_groups": groups, "o": self.cut("groups", 1)}
+
+    def flop_reach(self, part: str) -> Reach:
+        if part == "indexer":
+            return Full()
+        if part == "entries" and self.compressor:
+            return Window(self.chosen * self.compressor.every) if self.chosen else Full()
+        return super().flop_reach(part)
+
+    def flop_start(self, part: str) -> int:
+        if part == "indexer" and self.compressor and self.chosen:
+            return (self.chosen + 1) * self.compressor.every - 1
+        return super().flop_start(part)
+
+    def flop_every(self, part: str) -> int:
+        return self.compressor.every if self.compressor and part in ("entries", "indexer") else 1
+
+    def tables(self) -> tuple[tuple[Spec, int], ...]:
+        starts = [self.compressor.table(self.rope)] if self.compressor else []
+        return tuple((spec, self.rope_dim) for spec in (self.rope, *starts))
+
+    def names(self) -> list[str]:
+        kind = [] if self.compressor is None else ["CSA" if self.compressor.indexer else "HCA"]
+        return [*kind, "SWA", *super().names()]
+
+    def describe(self) -> str:
+        parts = [
+            f"{self.names()[0] if self.compressor else 'MQA'}, {self.heads} heads of {self.head_dim}, keys are values",
+            f"query rank {self.q_rank}",
+            f"{self.rope.describe()} on the last {self.rope_dim}",
+            f"window {self.window}",
+            self.compressor.describe() if self.compressor else "",
+            "sinks",
+            f"output in {self.groups} groups of rank {self.o_rank}",
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+class _CompressedAttention(nn.Module):
+    residual_outputs = ("o",)  # matrices whose products are the output
+
+    def __init__(self, spec: CompressedAttention, dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        down, up = Linear(dim, spec.q_rank, bias=False), Linear(spec.q_rank, spec.heads * spec.head_dim, bias=False)
+        self.q = nn.Sequential(OrderedDict(down=down, norm=spec.norm.build(spec.q_rank), up=up))
+        self.q_norm = spec.q_norm.build(spec.head_dim)
+        self.kv = Linear(dim, spec.head_dim, bias=False)
+        self.kv_norm = spec.norm.build(spec.head_dim)
+        self.sinks = nn.Parameter(torch.empty(spec.heads))
+        self.o_groups = _GroupedLinear(spec.groups, spec.group_dim, spec.o_rank)
+        self.o = Linear(spec.groups * spec.o_rank, dim, bias=False)
+        self.compressor = self.indexer = None
+        if spec.compressor is not None:
+            shared = spec.norm, spec.rope, spec.rope_dim
+            self.compressor = spec.compressor.build(dim, spec.head_dim, *shared, "entries")
+            self.indexer = spec.compressor.build_indexer(dim, spec.q_rank, *shared)
+
+    def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
+        """(b, t, dim) -> (b, t, dim)"""
+        spec, table = self.spec, ctx.tables[self.spec.rope, self.spec.rope_dim]
+        down, norm, up = self.q
+        q_latent = norm(down(x))
+        q = self.q_norm(up(q_latent).unflatten(-1, (spec.heads, -1)).transpose(1, 2))
+        q = spec.rope.rotate_last(q, table, spec.rope_dim)
+        new = spec.rope.rotate_last(self.kv_norm(self.kv(x)).unsqueeze(1), table, spec.rope_dim)
+        keys, mask = cache.append(ctx, new)
+        if self.compressor is None:
+            out = attention(q, keys, keys, mask, spec.head_dim**-0.5, self.sinks)
+        else:
+            out = self._over_entries(x, q, q_latent, keys, mask, ctx, cache)
+        out = spec.rope.rotate_last(out, spec.rope.inverse(table), spec.rope_dim)
+        return self.o(self.o_groups(out))
+
+    def _over_entries(
+        self,
+        x: Tensor,
+        q: Tensor,
+        q_latent: Tensor,
+        keys: Tensor,
+        mask: Tensor | None,
+        ctx: ForwardContext,
+        cache: LayerCache,
+    ) -> Tensor:
+        assert self.compressor is not None
+        every, so_far = self.compressor.spec.every, ctx.views[cache.geometry].so_far
+        entries, index = self.compressor(x, ctx, cache), None
+        if self.indexer is not None:
+            is_known = so_far is not None and not torch.compiler.is_compiling()
+            few = is_known and len(cast(Tensor, so_far)) // every <= self.indexer.spec.k
+            index = self.indexer(x, q_latent, ctx, cache, used=not few)
+        scale = self.spec.head_dim**-0.5
+        return entry_attention(q, keys, entries, mask, ctx.positions, so_far, every, scale, self.sinks, index)
+
+
+class _GroupedLinear(nn.Module):
+    """A linear map of its own for each group of heads, their outputs side by side."""
+
+    def __init__(self, groups: int, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.empty(groups * fan_out, fan_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, h, t, d) -> (b, t, groups * fan_out)"""
+        grouped = x.transpose(1, 2).flatten(2).unflatten(2, (self.groups, -1)).transpose(1, 2)
+        return per_head(grouped, self.weight.unflatten(0, (self.groups, -1))).transpose(1, 2).flatten(2)

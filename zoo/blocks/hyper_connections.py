@@ -1,0 +1,209 @@
+"""Hyper-connections: a residual stream of several streams, which each block reads from and writes to by weights that
+the token itself gives (Zhu et al. 2024), and whose mixture neither grows nor shrinks it (Xie et al. 2026, mHC).
+
+Sizes: b sequences, t tokens, n streams, dim their width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.blocks.layer import PLACEMENTS, Placement, ResidualBranch
+from zoo.blocks.norms import Norm
+from zoo.core.linear import linear
+from zoo.costs import Breakdown, linear_flops, linear_params, sum_breakdowns
+from zoo.registry import Block, Spec
+
+__all__ = ["HyperBranch", "Streams", "hyper"]
+
+
+@dataclass(frozen=True)
+class Streams(Spec):
+    """A residual stream of `count` streams. All begin as the embedding. Before the last norm they are added up, each
+    times sigmoid(scale * w + bias) + eps, where the w are a projection of all streams together, divided by their root
+    mean square: sqrt(mean(x^2) + norm_eps)."""
+
+    count: int = 4
+    eps: float = 1e-6
+    norm_eps: float = 1e-6
+
+    role = "streams"
+
+    def check(self) -> None:
+        self.require(self.count > 1, f"count={self.count} must be at least 2 streams")
+
+    def build(self, dim: int) -> nn.Module:
+        """The module that adds the streams up: (b, t, n, dim) -> (b, t, dim)."""
+        return _Contraction(self, dim)
+
+    def expand(self, x: Tensor) -> Tensor:
+        """(b, t, dim) -> (b, t, n, dim), equal streams."""
+        return x.unsqueeze(2).expand(-1, -1, self.count, -1).contiguous()
+
+    def param_breakdown(self, dim: int) -> Breakdown:
+        """Parameters of the module."""
+        return self.weight_params(dim, self.count, 1)
+
+    def flops(self, dim: int, new: int) -> int:
+        """FLOPs of the module for `new` tokens."""
+        return linear_flops(new, self.count * dim, self.count) + linear_flops(new, self.count, dim)
+
+    def weight_params(self, dim: int, weights: int, scales: int) -> Breakdown:
+        """Parameters of what computes so many `weights` of a token from its streams, in `scales` groups of one scale
+        each."""
+        return {"streams": linear_params(self.count * dim, weights, bias=True) + scales}
+
+    def describe(self) -> str:
+        return f"{self.count} residual streams"
+
+
+@dataclass(frozen=True)
+class HyperBranch(Placement):
+    """Streams X become C X + p block(pre(a X)): `a` adds the streams up to what the block is given, `p` adds the
+    block's output to each, and C mixes them. All three follow from the token's own streams, by a projection of them
+    divided by their root mean square:
+
+        a = sigmoid(.) + eps;  p = 2 sigmoid(.);  C = softmax of each row + eps, columns divided by their sums, and then
+        rows and columns by turns, `iterations` - 1 times (Sinkhorn and Knopp 1967): rows and columns nearly add up to 1
+
+    with a learned scale for each of the three and a bias for each weight, in float32 whatever the model's dtype.
+    """
+
+    block: Block
+    pre: Norm | None = None
+    streams: Streams = Streams()
+    iterations: int = 20
+
+    def build(self, dim: int) -> nn.Module:
+        return _HyperBranch(self, dim)
+
+    @property
+    def stream_spec(self) -> Spec | None:
+        return self.streams
+
+    @property
+    def placement(self) -> str:
+        return "hyper"
+
+    @property
+    def formula(self) -> str:
+        return "C X + p f(norm(a X))" if self.pre else "C X + p f(a X)"
+
+    @property
+    def weights(self) -> int:
+        """Weights of a token: of what it reads, writes and mixes."""
+        return self.streams.count * (2 + self.streams.count)
+
+    def mixing_params(self, dim: int) -> Breakdown:
+        """Parameters beside those of the block and its norm."""
+        return self.streams.weight_params(dim, self.weights, 3)
+
+    def mixing_flops(self, dim: int, new: int) -> int:
+        """FLOPs beside those of the block, for `new` tokens."""
+        count = self.streams.count
+        return linear_flops(new, count * dim, self.weights) + linear_flops(new * (1 + count), count, dim)
+
+    def param_breakdown(self, dim: int) -> Breakdown:
+        return sum_breakdowns([(1, super().param_breakdown(dim)), (1, self.mixing_params(dim))])
+
+    def active_params(self, dim: int) -> int:
+        return super().active_params(dim) + sum(self.mixing_params(dim).values())
+
+    def read_params(self, dim: int, tokens: int) -> float:
+        return super().read_params(dim, tokens) + sum(self.mixing_params(dim).values())
+
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        mixing = {"streams": self.mixing_flops(dim, new)}
+        return sum_breakdowns([(1, super().flop_breakdown(dim, past, new, causal)), (1, mixing)])
+
+    def describe(self) -> str:
+        return f"{self.formula} over {self.streams.describe()}, f: {self.block.describe()}"
+
+
+class _StreamWeights(nn.Module):
+    """Weights of a token, from all of its streams: parameters stay in float32."""
+
+    def __init__(self, streams: Streams, dim: int, weights: int, scales: int) -> None:
+        super().__init__()
+        self.norm_eps = streams.norm_eps
+        self.weight = nn.Parameter(torch.empty(weights, streams.count * dim, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.empty(weights, dtype=torch.float32))
+        self.scale = nn.Parameter(torch.empty(scales, dtype=torch.float32))
+        self.identity = {"scale": 1.0}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Keep the parameters in float32 when the module changes dtype: of sixty layers the mixtures multiply."""
+        before = {name: parameter.detach() for name, parameter in self.named_parameters(recurse=False)}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, parameter in self.named_parameters(recurse=False):
+            if parameter.dtype.itemsize < 4:
+                parameter.data = before[name].to(parameter.device)
+        return self
+
+    def forward(self, x: Tensor, sizes: list[int]) -> list[Tensor]:
+        """Streams (b, t, n, dim) -> weights (b, t, size) for each of the `sizes`, each with its own scale."""
+        exact = torch.promote_types(x.dtype, torch.float32)
+        flat = x.flatten(2).to(exact)
+        normed = F.rms_norm(flat, flat.shape[-1:], eps=self.norm_eps)
+        raw = linear(normed, self.weight.to(exact)).to(exact)
+        parts = zip(raw.split(sizes, dim=-1), self.bias.to(exact).split(sizes), self.scale.to(exact), strict=True)
+        return [part * scale + bias for part, bias, scale in parts]
+
+
+class _Contraction(nn.Module):
+    def __init__(self, spec: Streams, dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weights = _StreamWeights(spec, dim, spec.count, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, t, n, dim) -> (b, t, dim)"""
+        (raw,) = self.weights(x, [self.spec.count])
+        return _added_up(raw.sigmoid() + self.spec.eps, x)
+
+
+class _HyperBranch(ResidualBranch):
+    normalises_output = False
+
+    def __init__(self, spec: HyperBranch, dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weights = _StreamWeights(spec.streams, dim, spec.weights, 3)
+        self.pre = spec.pre.build(dim) if spec.pre else nn.Identity()
+        self.block = spec.block.build(dim)
+
+    def forward(self, x: Tensor, *context: object) -> Tensor:
+        """Streams (b, t, n, dim) -> (b, t, n, dim)"""
+        count, eps = self.spec.streams.count, self.spec.streams.eps
+        read, write, mix = self.weights(x, [count, count, count * count])
+        mix = _doubly_stochastic(mix.unflatten(-1, (count, count)), eps, self.spec.iterations)
+        out = self.block(self.pre(_added_up(read.sigmoid() + eps, x)), *context)
+        written = (2 * write.sigmoid()).to(x.dtype).unsqueeze(-1) * out.unsqueeze(2)
+        return mix.to(x.dtype).transpose(-1, -2) @ x + written
+
+
+def _added_up(weights: Tensor, x: Tensor) -> Tensor:
+    """weights (b, t, n), streams (b, t, n, dim) -> (b, t, dim)"""
+    return (weights.unsqueeze(-2) @ x.to(weights.dtype)).squeeze(-2).to(x.dtype)
+
+
+def _doubly_stochastic(scores: Tensor, eps: float, iterations: int) -> Tensor:
+    """(..., n, n) -> matrices of the same shape whose rows and columns add up to nearly 1."""
+    matrix = scores.softmax(-1) + eps
+    matrix = matrix / (matrix.sum(-2, keepdim=True) + eps)
+    for _ in range(iterations - 1):
+        matrix = matrix / (matrix.sum(-1, keepdim=True) + eps)
+        matrix = matrix / (matrix.sum(-2, keepdim=True) + eps)
+    return matrix
+
+
+def hyper(norm: Norm, block: Block) -> HyperBranch:
+    """C X + p block(norm(a X)) over four streams  (mHC; DeepSeek-V4, section 2.2)"""
+    return HyperBranch(block, pre=norm)
+
+
+PLACEMENTS["hyper"] = hyper  # here, since placements of one stream do not know this file

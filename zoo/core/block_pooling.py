@@ -1,0 +1,64 @@
+"""Running averages of blocks of tokens: a softmax over the tokens of a block, channel by channel (DeepSeek-V4, section
+2.3.1, equations 11 and 12).
+
+What a block holds so far is an average of its values and the logarithm of the sum of their weights. Two such pairs
+merge into that of both. So a cache keeps one pair, and not the tokens of a block that has begun. Sizes: b sequences, t
+tokens, n blocks; c channels.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo.core.forward_context import block_count
+
+
+class Pooled(NamedTuple):
+    """Averages of values, and the logarithm of the sum of their weights, both (b, n, c), in float32 at least."""
+
+    mean: Tensor
+    weight: Tensor
+
+    def merged(self, other: "Pooled") -> "Pooled":
+        """The average of what both are averages of."""
+        share = torch.sigmoid(other.weight - self.weight)  # 0 or 1 where one of them holds nothing
+        return Pooled(self.mean.lerp(other.mean, share), torch.logaddexp(self.weight, other.weight))
+
+    def where(self, holds: Tensor) -> "Pooled":
+        """The same where `holds`, a bool (1,) or (n, 1), is true; elsewhere nothing, which has no weight."""
+        return Pooled(self.mean, torch.where(holds, self.weight, nothing(self.weight.dtype)))
+
+    def at(self, index: Tensor) -> "Pooled":
+        """The blocks at `index` (m,)."""
+        return Pooled(*(each.index_select(1, index) for each in self))
+
+    def shifted(self, before: "Pooled") -> "Pooled":
+        """Of each block what the block before it holds, of the first `before`."""
+        return Pooled(*(torch.cat([first, each[:, :-1]], dim=1) for first, each in zip(before, self, strict=True)))
+
+
+def nothing(dtype: torch.dtype) -> float:
+    """The logarithm of no weight: so low that it is lost beside any other, and finite, so that differences are."""
+    return torch.finfo(dtype).min / 4
+
+
+def pooled(values: Tensor, scores: Tensor, positions: Tensor, every: int, pending: Pooled) -> Pooled:
+    """Values and scores (b, t, c) of tokens at `positions` (t,) in a row -> the average of each block of `every` tokens
+    that they lie in, weighted by the exponentials of its scores, `block_count(t, every)` of them.
+
+    `pending` (b, 1, c) is what the first of these blocks holds of earlier tokens; it is not read where the first token
+    begins a block. Blocks beyond the last token's hold nothing.
+    """
+    (new, channels), lowest = values.shape[1:], nothing(scores.dtype)
+    blocks, slots = block_count(new, every), every if new > 1 else 1
+    places = positions - positions[:1] // every * every if new > 1 else torch.zeros_like(positions)
+    grid = (values.shape[0], blocks * slots, channels)
+    values = values.new_zeros(grid).index_copy(1, places, values).unflatten(1, (blocks, slots))
+    scores = scores.new_full(grid, lowest).index_copy(1, places, scores).unflatten(1, (blocks, slots))
+    highest = scores.detach().amax(2, keepdim=True)
+    weights = (scores - highest).exp()
+    total = weights.sum(2)
+    own = Pooled((weights * values).sum(2) / total, highest.squeeze(2) + total.log())
+    first = Pooled(own.mean[:, :1], own.weight[:, :1]).merged(pending.where(positions[:1] % every != 0))
+    return Pooled(*(torch.cat([one, each[:, 1:]], dim=1) for one, each in zip(first, own, strict=True)))

@@ -1,0 +1,217 @@
+"""Attention over a window of tokens and over entries, each of which stands for a block of tokens, in one softmax
+(DeepSeek-V4, section 2.3).
+
+A token sees the entries of the blocks that are complete with it, or the k of these that an indexer chooses. Keys are
+values, and all heads share them. Sizes: b sequences, t queries, s keys of the window, n entries, k chosen ones; h heads
+and d their width; i index heads and w their width.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import custom_op
+
+from zoo.core.attention import attention
+from zoo.core.flash import token_by_token
+from zoo.core.forward_context import Mask, ReachMask, visible
+from zoo.core.sparse_attention import (
+    NOT_CHOSEN,
+    allows_operators,
+    gathered_attention,
+    index_scores,
+    sees,
+    top_keys,
+)
+from zoo.costs import Window
+
+QUERY_BLOCK = 64  # queries that are scored together, over the entries up to the last of them
+
+
+class Index(NamedTuple):
+    """By what `k` entries are chosen for a query: the score of an entry is the sum over heads of weight times
+    relu(query . key)."""
+
+    queries: Tensor  # (b, t, i, w)
+    weights: Tensor  # (b, t, i)
+    keys: Tensor  # (b, 1, n, w)
+    k: int
+
+
+def entry_attention(
+    q: Tensor,
+    keys: Tensor,
+    entries: Tensor,
+    mask: Mask,
+    positions: Tensor,
+    so_far: Tensor | None,
+    every: int,
+    scale: float,
+    sinks: Tensor | None,
+    index: Index | None = None,
+) -> Tensor:
+    """q (b, h, t, d) of tokens at `positions` (t,), keys (b, 1, s, d), entries (b, 1, n, d) of `every` tokens each, the
+    entry of a block at its number -> (b, h, t, d).
+
+    `mask` of the keys is what a sliding window's cache returns, and `sinks` (h,) are as in `attention`. `so_far` is as
+    long as the tokens so far, these included; a single token is then given the complete entries alone. None: a single
+    token over a static cache, where no length follows from its position.
+    """
+    # An operator runs code that loops over lengths. Where there is none, everything is under one mask.
+    if so_far is None or (torch.compiler.is_compiling() and not allows_operators(q, keys, entries)):
+        return _under_a_mask(q, keys, entries, mask, positions, so_far, every, scale, sinks, index)
+    window, key_positions = (mask.reach.limit or 0, mask.keys) if isinstance(mask, ReachMask) else (0, positions)
+    chosen_by = (None, None, None, 0) if index is None else index
+    lengths = key_positions, positions, len(so_far), window, every
+    run = _operator if torch.compiler.is_compiling() else _entry_attention
+    return run(q, keys, entries, *lengths, scale, sinks, *chosen_by)
+
+
+def dense_entry_pairs(past: int, new: int, every: int, window: int, most: int | None) -> int:
+    """(query, key) pairs that `entry_attention` computes for `new` tokens after `past`, masked ones included: over keys
+    of the window and over entries, of which an index chooses at most `most`."""
+    if new == 1:
+        complete = (past + 1) // every
+        return min(past + 1, window) + (complete if most is None else min(complete, most))
+    first = _first_that_see_all(past, new, every, most)
+    held, gathered = min(past, window), 0
+    if first < new and most is not None:
+        gathered = (new - first) * (min(past + new, window) + most)
+    blocks = Window(window).blocks(held, first) if first else ()
+    return gathered + sum((end - start) * (held + end - low + (past + end) // every) for start, end, low in blocks)
+
+
+def dense_index_pairs(past: int, new: int, every: int, most: int) -> int:
+    """(query, entry) pairs that are scored to choose at most `most` entries for `new` tokens after `past`."""
+    first = _first_that_see_all(past, new, every, most)
+    return sum((end - start) * ((past + end) // every) for start, end in _blocks(first, new))
+
+
+def _first_that_see_all(past: int, new: int, every: int, most: int | None) -> int:
+    """How many of `new` tokens after `past`, the first of them, see no more entries than are chosen."""
+    return new if most is None else min(max((most + 1) * every - 1 - past, 0), new)
+
+
+def _blocks(first: int, new: int) -> list[tuple[int, int]]:
+    """(start, end) of each block of the queries from `first` on."""
+    return [(start, min(start + QUERY_BLOCK, new)) for start in range(first, new, QUERY_BLOCK)]
+
+
+def _entry_attention(
+    q: Tensor,
+    keys: Tensor,
+    entries: Tensor,
+    key_positions: Tensor,
+    positions: Tensor,
+    so_far: int,
+    window: int,
+    every: int,
+    scale: float,
+    sinks: Tensor | None,
+    queries: Tensor | None,
+    weights: Tensor | None,
+    index_keys: Tensor | None,
+    k: int,
+) -> Tensor:
+    index = None
+    if queries is not None and so_far // every > k:
+        assert weights is not None
+        assert index_keys is not None
+        index = Index(queries, weights, index_keys, k)
+    new, past = q.shape[2], so_far - q.shape[2]
+    if new == 1:
+        if index:
+            entries = _taken(entries, _choose(index, positions, every, past, 0))
+        both = torch.cat([keys, entries], dim=2)
+        return attention(q, both, both, None, scale, sinks)
+    first = _first_that_see_all(past, new, every, k if index else None)
+    chosen = _choose(index, positions, every, past, first) if index else None
+    held, seen = keys.shape[2] - new, None
+    if chosen is not None and torch.is_grad_enabled():
+        every_entry = _complete(positions[:first], so_far // every, every).expand(q.shape[0], 1, -1, -1)
+        seen, first = torch.cat([every_entry, sees(chosen, so_far // every)], dim=2), new
+    out = []
+    for start, end, low in Window(window).blocks(held, first) if first else ():
+        complete, high = (past + end) // every, held + end
+        in_window = visible(positions[start:end], key_positions[low:high], Window(window))
+        if seen is None:
+            block_mask = torch.cat([in_window, _complete(positions[start:end], complete, every)], dim=1)
+        else:
+            in_window = in_window.expand(q.shape[0], 1, -1, -1)
+            block_mask = torch.cat([in_window, seen[:, :, start:end, :complete]], dim=3)
+        both = torch.cat([keys[:, :, low:high], entries[:, :, :complete]], dim=2)
+        out.append(attention(q[:, :, start:end], both, both, block_mask, scale, sinks))
+    if first < new:
+        assert chosen is not None
+        near = _places(positions[first:], past, held, min(so_far, window)).expand(len(q), -1, -1)
+        far = torch.where(chosen == NOT_CHOSEN, NOT_CHOSEN, chosen + keys.shape[2])
+        both = torch.cat([keys, entries], dim=2)
+        out.append(gathered_attention(q[:, :, first:], both, torch.cat([near, far], dim=2), scale, sinks))
+    return token_by_token(torch.cat(out, dim=2))
+
+
+_operator = custom_op("zoo::entry_attention", _entry_attention, mutates_args=())
+_operator.register_fake(lambda q, *_: token_by_token(torch.empty_like(q)))
+
+
+def _complete(positions: Tensor, entries: int, every: int) -> Tensor:
+    """Positions (t,) -> (t, n), True for those of the first n = `entries` blocks that are complete with the token."""
+    return torch.arange(entries, device=positions.device) < ((positions + 1) // every)[:, None]
+
+
+def _places(positions: Tensor, past: int, held: int, window: int) -> Tensor:
+    """Positions (t,) after `past` tokens -> where the keys of each one's window are (t, window), int32: of the cache's
+    ring the first `held`, then those of the pass, which begins at position `past`."""
+    seen = positions[:, None] - torch.arange(window, device=positions.device)
+    places = torch.where(seen < past, seen % max(held, 1), seen - past + held)
+    return places.masked_fill(seen < 0, NOT_CHOSEN).to(torch.int32)
+
+
+def _taken(entries: Tensor, chosen: Tensor) -> Tensor:
+    """Entries (b, 1, n, d), chosen ones of one query (b, 1, k) -> (b, 1, k, d); of those that are absent, the first."""
+    places = chosen.clamp_min(0).long().unsqueeze(-1).expand(-1, -1, -1, entries.shape[3])
+    return entries.gather(2, places)
+
+
+@torch.no_grad()
+def _choose(index: Index, positions: Tensor, every: int, past: int, first: int) -> Tensor:
+    """The chosen entries of the queries from `first` on, (b, t, k), as of `top_keys`."""
+    chosen = []
+    for start, end in _blocks(first, len(positions)):
+        complete = (past + end) // every
+        scores = index_scores(index.queries[:, start:end], index.weights[:, start:end], index.keys[:, 0, :complete])
+        chosen.append(top_keys(scores, index.k, _complete(positions[start:end], complete, every)))
+    return torch.cat(chosen, dim=1)
+
+
+def _under_a_mask(
+    q: Tensor,
+    keys: Tensor,
+    entries: Tensor,
+    mask: Mask,
+    positions: Tensor,
+    so_far: Tensor | None,
+    every: int,
+    scale: float,
+    sinks: Tensor | None,
+    index: Index | None,
+) -> Tensor:
+    """The same with all pairs of a query and a key or entry, in shapes that follow from those of the arguments."""
+    new, stored = q.shape[2], entries.shape[2]
+    in_window = visible(*mask) if isinstance(mask, ReachMask) else mask
+    if in_window is None:
+        in_window = torch.ones(new, keys.shape[2], dtype=torch.bool, device=q.device)
+    seen = _complete(positions, stored, every)
+    if index is not None:
+        with torch.no_grad():
+            scores = index_scores(index.queries, index.weights, index.keys[:, 0], at_once=True)
+            chosen = top_keys(scores, index.k, seen)
+        if new == 1:
+            places = entries if so_far is None else F.pad(entries, (0, 0, 0, 1))  # one at least
+            entries, seen = _taken(places, chosen), (chosen != NOT_CHOSEN).unsqueeze(1)
+        else:
+            seen = sees(chosen, stored)
+        in_window = in_window.expand(q.shape[0], 1, -1, -1)
+    both = torch.cat([keys, entries], dim=2)
+    return attention(q, both, both, torch.cat([in_window, seen], dim=-1), scale, sinks)
