@@ -29,6 +29,11 @@ def expert_parallel(spec: S) -> S:
     return swap(spec, MoE, _ExpertParallelMoE.of)
 
 
+def has_whole_experts(spec: Spec) -> bool:
+    """Whether the spec is one of `expert_parallel`, or a rank's part of it."""
+    return any(isinstance(part, _ExpertParallelMoE) for part in spec.walk())
+
+
 @dataclass(frozen=True)
 class _ExpertParallelMoE(MoE):
     """A mixture whose `experts` are those that one rank holds, of the `routed` ones that there are. The shared expert

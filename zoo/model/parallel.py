@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.expert_parallel import _ExpertParallelMoE, expert_parallel
+from zoo.blocks.expert_parallel import expert_parallel, has_whole_experts
 from zoo.core.collectives import Group, gathered_columns, read_by_all, summed
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
@@ -46,7 +46,7 @@ class ParallelModel(Model):
         return ParallelModel(replace(self.whole, layers=tuple(dict.fromkeys(self.whole.layers))), self.group)
 
     def compile(self, **options: Any) -> None:
-        if any(isinstance(part, _ExpertParallelMoE) for part in self.spec.parts):
+        if has_whole_experts(self.spec):
             raise UsageError("a model whose ranks hold whole experts is not compiled: how many tokens each gets varies")
         super().compile(**options)
 
