@@ -38,4 +38,4 @@ class _LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
-        return x * self.weight
+        return (x * self.weight).to(x.dtype)  # as norms do, whatever dtype the number was cast to

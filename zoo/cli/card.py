@@ -133,7 +133,8 @@ def report_text(report: Facts) -> str:
     name = f"{report['model']} at toy widths" if report["tiny"] else report["model"]
     name = f"{name}, scaled: {report['budget']}" if report["budget"] else f"{name}  ({report['hub']})"
     released = "; ".join(filter(None, [f"released {report['released']}", report["note"]]))
-    sections = [[name, *wrap(released, WIDTH)]]
+    title = [name] if len(name) <= WIDTH else name.split("  ")
+    sections = [[*title, *wrap(released, WIDTH)]]
     if report["swaps"]:
         dropped = ", ".join(report["dropped"]) or "nothing"
         sections.append(_one_column({"swap": list(map(spaced, report["swaps"])), "dropped": [dropped]}))

@@ -19,8 +19,7 @@ WINDOWS_IN_CONTEXT = 8  # a window is at least context / 8
 ENTRIES_IN_CONTEXT = 16  # blocks that are compressed to an entry, at least
 MAX_WIDTH = 1.5  # heads * head_dim / dim: wider attention leaves a small model too little feed-forward
 MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 256
-MIN_INDEX_HEADS = 4  # all scores of a token are relu's zero, a tie, for one in two to their number
-MIN_ENTRY_INDEX_HEADS = 16  # of few entries nearly half are chosen: a tie of zeros often lies where the choice ends
+MIN_INDEX_HEADS = 16  # all scores of a token are zero, of relu, for one in 2^heads, and a choice among them is arbitrary
 USUAL_HEAD_DIM = 12  # narrower heads learn recall late or not at all, and take attention kernels as long as wide ones
 MIN_THETA = 10.0
 Fields = dict[str, Any]
@@ -115,7 +114,7 @@ class Proportions:
         indexer = compressor.indexer
         if indexer is not None:
             width = max(round(indexer.head_dim * new["head_dim"] / held["head_dim"]), new["rope_dim"])
-            heads = max(MIN_ENTRY_INDEX_HEADS, round(indexer.heads * new["heads"] / held["heads"]))
+            heads = max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / held["heads"]))
             k = max(1, self._window(indexer.k * compressor.every) // every)
             indexer = replace(indexer, heads=heads, head_dim=width, k=k)
         return replace(compressor, every=every, indexer=indexer)
