@@ -188,8 +188,8 @@ def _kept_guards(entries: Sequence[Any]) -> list[bool]:
 
 
 def mark_dynamic_lengths(ctx: ForwardContext, new: int, layer_caches: Sequence[LayerCache] = ()) -> None:
-    """Tell the compiler which lengths of a pass of `new` tokens over these caches are independent. It takes equal lengths for the same
-    one, and would recompile as soon as two differ that were equal by chance.
+    """Tell the compiler which lengths of a pass of `new` tokens over these caches are independent. It takes equal
+    lengths for the same one, and would recompile as soon as two differ that were equal by chance.
 
     The number of keys in single-token decode on the CPU is unbacked: the compiler would ask whether it is one, above
     4,096 or the size of the cache, and recompile whenever an answer changes. (In a static cache it never changes.)

@@ -129,7 +129,7 @@ class Model(nn.Module):
         x = self.embedded(tokens, ctx.positions)
         inputs = self.layer_inputs(tokens, x)
         if self._compiled is not None and any(self._reads_tokens):
-            tokens = tokens.clone()  # of a view, compiled code would be specific to what it is a view of
+            tokens = tokens.clone(memory_format=torch.contiguous_format)  # a part of a longer prompt has other strides
         x = self.expanded(x)
         for spec, layer, run, layer_cache, layer_input, reads_tokens in zip(
             self.spec.layers, self.layers, functions.layers, layer_caches, inputs, self._reads_tokens, strict=True
