@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo.blocks.layer import PLACEMENTS, Placement, ResidualBranch
 from zoo.blocks.norms import Norm
 from zoo.core.linear import linear
+from zoo.core.sinkhorn import doubly_stochastic
 from zoo.costs import Breakdown, linear_flops, linear_params, sum_breakdowns
 from zoo.registry import Block, Spec
 
@@ -180,7 +181,7 @@ class _HyperBranch(ResidualBranch):
         """Streams (b, t, n, dim) -> (b, t, n, dim)"""
         count, eps = self.spec.streams.count, self.spec.streams.eps
         read, write, mix = self.weights(x, [count, count, count * count])
-        mix = _doubly_stochastic(mix.unflatten(-1, (count, count)), eps, self.spec.iterations)
+        mix = doubly_stochastic(mix.unflatten(-1, (count, count)), eps, self.spec.iterations)
         out = self.block(self.pre(_added_up(read.sigmoid() + eps, x)), *context)
         written = (2 * write.sigmoid()).to(x.dtype).unsqueeze(-1) * out.unsqueeze(2)
         return mix.to(x.dtype).transpose(-1, -2) @ x + written
@@ -189,16 +190,6 @@ class _HyperBranch(ResidualBranch):
 def _added_up(weights: Tensor, x: Tensor) -> Tensor:
     """weights (b, t, n), streams (b, t, n, dim) -> (b, t, dim)"""
     return (weights.unsqueeze(-2) @ x.to(weights.dtype)).squeeze(-2).to(x.dtype)
-
-
-def _doubly_stochastic(scores: Tensor, eps: float, iterations: int) -> Tensor:
-    """(..., n, n) -> matrices of the same shape whose rows and columns add up to nearly 1."""
-    matrix = scores.softmax(-1) + eps
-    matrix = matrix / (matrix.sum(-2, keepdim=True) + eps)
-    for _ in range(iterations - 1):
-        matrix = matrix / (matrix.sum(-1, keepdim=True) + eps)
-        matrix = matrix / (matrix.sum(-2, keepdim=True) + eps)
-    return matrix
 
 
 def hyper(norm: Norm, block: Block) -> HyperBranch:

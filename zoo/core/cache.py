@@ -198,7 +198,8 @@ class EntryCache(SlidingWindowCache):
         view = super().view(positions, past)
         if self.static and len(positions) == 1:
             return view
-        return view._replace(so_far=positions[:1].expand(past + len(positions)))  # without memory
+        # Without memory, of one token too: `expand` would give a single one another stride.
+        return view._replace(so_far=positions.as_strided((past + len(positions),), (0,)))
 
     def append_entries(self, ctx: ForwardContext, name: str, numbers: Tensor, new: Tensor) -> Tensor:
         stream, view = self.entries[name], ctx.views[self.geometry]

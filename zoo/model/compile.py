@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core import inductor
-from zoo.core.cache import Cache
+from zoo.core.cache import Cache, SlidingWindowCache
 from zoo.core.forward_context import ForwardContext, LayerCache, RouterOutput
 from zoo.core.kernels import active
 from zoo.model.cuda_graph import CudaGraph
@@ -186,9 +186,9 @@ def _kept_guards(entries: Sequence[Any]) -> list[bool]:
     return [is_kept and not entry.is_global for is_kept, entry in zip(kept, entries, strict=True)]
 
 
-def mark_dynamic_lengths(ctx: ForwardContext, new: int) -> None:
-    """Tell the compiler which lengths of a pass of `new` tokens are independent. It takes equal lengths for the same
-    one, and would recompile as soon as two differ that were equal by chance.
+def mark_dynamic_lengths(ctx: ForwardContext, new: int, layer_caches: Sequence[LayerCache] = ()) -> None:
+    """Tell the compiler which lengths of a pass of `new` tokens over these caches are independent. It takes equal
+    lengths for the same one, and would recompile as soon as two differ that were equal by chance.
 
     The number of keys in single-token decode on the CPU is unbacked: the compiler would ask whether it is one, above
     4,096 or the size of the cache, and recompile whenever an answer changes. (In a static cache it never changes.)
@@ -207,6 +207,11 @@ def mark_dynamic_lengths(ctx: ForwardContext, new: int) -> None:
         for part in table if isinstance(table, tuple) else ():
             if len(part) != new:  # of blocks of tokens, not of tokens
                 maybe_mark_dynamic(part, 0)
+    for layer_cache in layer_caches:  # a ring or entries may be as many as a head is wide, by chance
+        if isinstance(layer_cache, SlidingWindowCache):
+            for stream in layer_cache.kept():
+                if not any(stream is state for state in layer_cache.states.values()):
+                    maybe_mark_dynamic(stream, 2)
 
 
 def mark_handed_on(values: Mapping[str, Any]) -> None:

@@ -124,11 +124,13 @@ class Model(nn.Module):
         logits_to_keep: int = 0,
     ) -> Tensor:
         if self._compiled is not None:
-            mark_dynamic_lengths(ctx, tokens.shape[1])
+            mark_dynamic_lengths(ctx, tokens.shape[1], layer_caches)
         recomputes = self.activation_checkpointing and torch.is_grad_enabled() and layer_caches is self._no_cache
         recording = current_recording()
         x = self.embedded(tokens, ctx.positions)
         inputs = self.layer_inputs(tokens, x)
+        if self._compiled is not None and any(self._reads_tokens):
+            tokens = tokens.clone(memory_format=torch.contiguous_format)  # a part of a longer prompt has other strides
         x = self.expanded(x)
         for spec, layer, run, layer_cache, layer_input, reads_tokens in zip(
             self.spec.layers, self.layers, functions.layers, layer_caches, inputs, self._reads_tokens, strict=True
