@@ -90,14 +90,16 @@ def step(model: Model, run: Callable[[Tensor], Tensor]) -> tuple[list[RouterOutp
     return recorded, {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
 
 
-def assert_same(one: tuple[list[RouterOutput], dict[str, Tensor]], other: tuple[list[RouterOutput], dict]) -> None:
+def assert_same(
+    one: tuple[list[RouterOutput], dict[str, Tensor]], other: tuple[list[RouterOutput], dict], close: float = 1e-5
+) -> None:
     assert len(one[0]) == len(other[0]) > 0
     for a, b in zip(one[0], other[0], strict=True):
-        torch.testing.assert_close(a.logits, b.logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(a.logits, b.logits, rtol=close, atol=close)
         assert torch.equal(a.chosen, b.chosen)
     assert one[1].keys() == other[1].keys()
     for name, grad in one[1].items():
-        assert (other[1][name] - grad).abs().max() <= 1e-5 * grad.abs().max()
+        assert (other[1][name] - grad).abs().max() <= close * grad.abs().max(), name
 
 
 def copied(module: object, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -139,14 +141,16 @@ def test_compiled_models_record_with_one_graph_for_each_distinct_layer(name: str
     fast.compile(backend=backend)
     expected = step(plain, plain)
     kinds = len(set(spec.layers))
-    assert_same(expected, step(fast, fast))
+    # Compiled code adds up in another order, and recurrences enlarge that from layer to layer: there are twice as many.
+    is_recurrent = any(layer.cache_spec().state for layer in spec.layers) or bool(spec.layers[0].hands_on())
+    assert_same(expected, step(fast, fast), close := 5e-5 if is_recurrent else 1e-5)
     assert counters["stats"]["unique_graphs"] == kinds + 1
     fast.activation_checkpointing = True
-    assert_same(expected, step(fast, fast))
+    assert_same(expected, step(fast, fast), close)
     assert counters["stats"]["unique_graphs"] == kinds + 1
     fast(tokens_of(spec, 2, 12))  # without recording: other functions for the layers, the same for the head
     assert counters["stats"]["unique_graphs"] == 2 * kinds + 1
-    assert_same(expected, step(fast, fast))
+    assert_same(expected, step(fast, fast), close)
     assert counters["stats"]["unique_graphs"] == 2 * kinds + 1
 
 
