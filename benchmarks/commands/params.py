@@ -7,6 +7,7 @@ from benchmarks.analytic.params import ffn_cells, layer_rows, param_row
 from benchmarks.options import ModelOptions, ReportOptions
 from benchmarks.output.report import Row, Rows, Table, columns, columns_in_use, named
 from benchmarks.output.show import unless_zero
+from zoo.cli.tables import Column
 from zoo.units import format_count
 
 
@@ -29,6 +30,9 @@ def tables(models: Sequence[NamedSpec]) -> list[Table]:
     return [_parts(rows), *([_experts(sparse)] if sparse else []), _layers(layers), reconciled]
 
 
+KIND_WIDTH = 20  # characters, of a table of 80
+
+
 def _parts(rows: Rows) -> Table:
     shown = [
         *columns(model="model"),
@@ -37,17 +41,17 @@ def _parts(rows: Rows) -> Table:
         *columns(format_count, attn_params="attn"),
         *columns_in_use(rows, unless_zero(format_count), indexer_params="indexer"),
         *columns(format_count, all_ffn_params="ffn"),
-        *columns_in_use(rows, unless_zero(format_count), inputs_params="inputs", streams_params="streams"),
-        *columns(format_count, norm_params="norms"),
+        *columns_in_use(rows, unless_zero(format_count), inputs_params="inputs"),
+        *columns(format_count, with_streams="norms"),
         *columns(unless_zero(format_count), other_params="other"),
     ]
     legend = [
         "total: stored parameters of the text model, each once; the parts add up to it. A tied head is in embed.",
         "active: total less the experts that a token is not routed to.",
-        "attn: projections, biases and sinks. ffn: dense layers, experts and routers. norms: QK-norms and scales of "
-        "layers too. streams: what mixes several residual streams.",
+        "attn: projections, biases and sinks. ffn: dense layers, experts and routers. norms: QK-norms, scales of "
+        "layers and what mixes several residual streams too.",
     ]
-    return Table("Parameters by part", shown, legend, rows, ffn_cells("params"))
+    return Table("Parameters by part", shown, legend, rows, _cells)
 
 
 def _experts(rows: Rows) -> Table:
@@ -69,11 +73,12 @@ def _experts(rows: Rows) -> Table:
 
 def _layers(rows: Rows) -> Table:
     shown = [
-        *columns(model="model", layers="layers", kind="kind"),
+        *columns(model="model", layers="layers"),
+        Column("kind", "kind", width=KIND_WIDTH),
         *columns(format_count, params="each", active_params="active"),
         *columns(unless_zero(format_count), with_indexer="attn", all_ffn_params="ffn"),
-        *columns_in_use(rows, unless_zero(format_count), inputs_params="inputs", streams_params="streams"),
-        *columns(format_count, norm_params="norms"),
+        *columns_in_use(rows, unless_zero(format_count), inputs_params="inputs"),
+        *columns(format_count, with_streams="norms"),
     ]
     legend = [
         "kind: how the layers of a model differ; full: they see all tokens. each: the total of one layer; all figures "
@@ -81,7 +86,7 @@ def _layers(rows: Rows) -> Table:
     ]
 
     def cells(row: Row) -> Row:
-        return ffn_cells("params")(row) | {"with_indexer": row["attn_params"] + row["indexer_params"]}
+        return _cells(row) | {"with_indexer": row["attn_params"] + row["indexer_params"]}
 
     return Table("Kinds of layers", shown, legend, rows, cells)
 
@@ -101,3 +106,7 @@ def reconciliation(row: Row) -> str:
         if active := row["name_active_params"]:
             line += f", {format_count(active)} active ({row['active_params'] / active - 1:+.1%})"
     return line + "."
+
+
+def _cells(row: Row) -> Row:
+    return ffn_cells("params")(row) | {"with_streams": row["norm_params"] + row["streams_params"]}

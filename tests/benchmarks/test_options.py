@@ -22,16 +22,16 @@ def command(*, context: int = 4, inference: InferenceOptions, models: ModelOptio
 
 def test_a_parameter_that_is_a_group_stands_for_the_fields_of_the_group() -> None:
     parameters = signature(with_groups(command)).parameters
-    assert list(parameters) == ["context", "batch", "weights", "cache", *CHOICE]
+    assert list(parameters) == ["context", "batch", "weights", "cache", "tp", "ep", *CHOICE]
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     assert (defaults["context"], defaults["batch"], defaults["weights"]) == (4, 1, torch.bfloat16)
 
 
 def test_the_command_is_handed_the_group() -> None:
-    given = {"context": 8, "batch": 2, "weights": torch.float32, "cache": torch.float16}
+    given = {"context": 8, "batch": 2, "weights": torch.float32, "cache": torch.float16, "tp": 4, "ep": 4}
     found = with_groups(command)(**given, **dict.fromkeys(CHOICE) | {"names": ["qwen3-8b"]})
     context, inference, models = found
-    assert (context, inference) == (8, InferenceOptions(2, torch.float32, torch.float16))
+    assert (context, inference) == (8, InferenceOptions(2, torch.float32, torch.float16, 4, 4))
     assert isinstance(inference, InferenceConfig)
     assert [model.name for model in models.chosen()] == ["qwen3-8b"]
 

@@ -227,6 +227,12 @@ class PairedColumns(PairedRows):
 
     axis = -1
 
+    def stored_rows(
+        self, parameter: int, dim: int, rows: Tensor, shape: Sequence[int], layer: Layer | None
+    ) -> tuple[int, Tensor]:
+        assert dim < len(shape) - 1, "columns are moved inside heads"
+        return dim, rows
+
 
 @dataclass(frozen=True)
 class PairedIndexRows(PairedRows):

@@ -31,7 +31,7 @@ def tiny(spec: Decoder) -> Decoder:
     and no group twice where they are more than MAX_LAYERS."""
     last = max(map(spec.layers.index, set(spec.layers)))  # of the first layers of each kind
     kept = _without_repeats(spec.layers[: max(last + 1, 2)])
-    small = replace(spec, vocab=VOCAB, layers=kept, context=CONTEXT)
+    small = replace(spec, layers=kept, context=CONTEXT).with_vocab(VOCAB)
     embed_scale = DIM**0.5 if spec.embed_scale == spec.dim**0.5 else spec.embed_scale
     logit_cap = min(spec.logit_cap, LOGIT_CAP) if spec.logit_cap else None
     kinds: set[Any] = {part for layer in set(spec.layers) for part in layer.walk()}
