@@ -155,7 +155,7 @@ def decoders(draw: st.DrawFn) -> zoo.Decoder:
     )
 
 
-thoroughly = settings(max_examples=4 * settings().max_examples)
+thoroughly = settings(max_examples=settings().max_examples)
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 
 

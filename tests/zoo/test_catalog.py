@@ -92,7 +92,10 @@ def test_a_model_is_built_as_it_was_asked_for(dtype: torch.dtype) -> None:
         assert not model.training
         assert model.spec == zoo.spec(family, tiny=True)
         exceptions = {name for name, weight in model.named_parameters() if weight.dtype != dtype}
-        assert all(name.endswith(".correction") for name in exceptions)
+        # Corrections of routers, and what mixes residual streams, stay in float32.
+        streams = tuple(f".weights.{part}" for part in ("weight", "bias", "scale"))
+        assert all(name.endswith((".correction", *streams)) for name in exceptions)
+        assert all(dict(model.named_parameters())[name].dtype == torch.float32 for name in exceptions)
         assert all(weight.device.type == "cpu" for weight in model.parameters())
 
 

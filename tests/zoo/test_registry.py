@@ -99,7 +99,7 @@ IMPOSSIBLE: dict[str, Callable[[], Any]] = {
     "k=5 is above the 4 experts in 2 groups": lambda: MoE(8, GLU(8), replace(ROUTER, k=5)),
     "keep=5 is above groups=4": lambda: replace(ROUTER, keep=5),
     "MoE: expert must be FeedForward, not RMSNorm": lambda: MoE(4, NORM, SoftmaxTopK(2)),
-    "Layer: attn must be Branch or PostNorm or None, not GQA": lambda: Layer(GQA_, pre(NORM, GLU(8))),
+    "Layer: attn must be Placement or None, not GQA": lambda: Layer(GQA_, pre(NORM, GLU(8))),
     "attn must hold a mixer such as GQA, not GLU": lambda: Layer(LAYER.ffn, LAYER.ffn),
     "ffn must hold no mixer, not GQA": lambda: Layer(LAYER.attn, LAYER.attn),
     "ffn must hold no mixer, not MLA": lambda: Layer(LAYER.attn, Branch(Layer(pre(NORM, MLA_), LAYER.ffn))),

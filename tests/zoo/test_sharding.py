@@ -63,7 +63,13 @@ def test_impossible_splits_are_refused_with_the_numbers(count: int, how: Divide,
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", distinct())
 def test_a_ranks_part_has_the_parameters_of_its_spec(name: str, ranks: int) -> None:
-    assert_parts(zoo.spec(name, tiny=True), ranks)
+    spec = zoo.spec(name, tiny=True)
+    groups = [part.groups for part in spec.parts if isinstance(part, zoo.CompressedAttention)]
+    if any(count % ranks for count in groups):  # a toy form has two
+        with pytest.raises(SpecError, match="groups=2 cannot be divided among 4 ranks"):
+            spec.shard(Rank(0, ranks))
+    else:
+        assert_parts(spec, ranks)
 
 
 @pytest.mark.parametrize(("name", "ranks"), RELEASED)
