@@ -42,7 +42,8 @@ VALUES: dict[str, list[Any]] = {
     "rope_dim": [2, 4],
     "window": [1, 2, 3, 5, 8],
     "chunk": [1, 2, 3, 5, 8],
-    "count": [200],  # learned positions: no test is longer
+    "LearnedPositions.count": [200],  # no test is longer
+    "Streams.count": [2, 3, 4],
     "step": [1, 2, 5],
     "fraction": [0.5, 1.0],
     "experts": [4, 6, 8],
@@ -155,8 +156,7 @@ def decoders(draw: st.DrawFn) -> zoo.Decoder:
     )
 
 
-thoroughly = settings(max_examples=settings().max_examples)
-sparingly = settings(max_examples=max(settings().max_examples // 8, 10))  # what runs a model many times
+thoroughly = settings(max_examples=4 * settings().max_examples)
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 
 
@@ -195,7 +195,7 @@ def test_bytes_allocated_are_the_formula(spec: zoo.Decoder, batch: int, context:
     assert spec.kv_bytes(length, dtype=dtype) == pytest.approx(fixed + slope * length, rel=1e-12)
 
 
-@sparingly
+@thoroughly
 @given(decoders(), SIZES, st.integers(0, 2**31))
 @torch.no_grad()
 def test_cached_equals_uncached(spec: zoo.Decoder, sizes: list[int], seed: int) -> None:
@@ -223,7 +223,7 @@ def float32_rounding(model: Model, tokens: Tensor, expected: Tensor) -> float:
     return (moved(tokens) - expected).abs().max().item()
 
 
-@sparingly
+@thoroughly
 @given(decoders(), st.integers(0, 12), st.integers(1, 12))
 @torch.no_grad()
 def test_flops_are_those_that_torch_counts(spec: zoo.Decoder, past: int, new: int) -> None:
