@@ -28,7 +28,6 @@ def is_divisible(spec: zoo.Decoder, ranks: int, ep: bool) -> bool:
     return True
 
 
-@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.filter_too_much])  # of random models, few can be divided
 @given(decoders(), st.sampled_from([2, 3]), st.booleans(), st.integers(0, 2**31))
 def test_parts_compute_what_the_whole_computes(spec: zoo.Decoder, ranks: int, ep: bool, seed: int) -> None:
