@@ -1,15 +1,15 @@
 """The routers of DeepSeek-V4 (section 2.1): scores that are the square root of softplus, and layers whose experts
 follow from the token id alone (Roller et al. 2021, "Hash Layers")."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.routers import Router, record
+from zoo.core.float32 import Float32Parameters
 from zoo.core.forward_context import ForwardContext
 from zoo.core.linear import linear
 from zoo.costs import linear_params
@@ -79,18 +79,12 @@ class _SoftplusRouter(nn.Module):
         return top / (top.sum(-1, keepdim=True) + 1e-20) * self.spec.scale
 
 
-class _SqrtSoftplusTopK(_SoftplusRouter):
+class _SqrtSoftplusTopK(_SoftplusRouter, Float32Parameters):
+    in_float32 = ("correction",)  # its steps are finer than bfloat16's
+
     def __init__(self, spec: SqrtSoftplusTopK, dim: int, experts: int) -> None:
         super().__init__(spec, dim, experts)
         self.correction = nn.Parameter(torch.empty(experts, dtype=torch.float32), requires_grad=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Keep the correction in float32 when the module changes dtype: its steps are finer than bfloat16's."""
-        kept = self.correction.detach()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.correction.dtype != torch.float32:
-            self.correction.data = kept.to(self.correction.device)
-        return self
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
         logits = self.logits(x)

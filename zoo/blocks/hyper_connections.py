@@ -4,9 +4,7 @@ the token itself gives (Zhu et al. 2024), and whose mixture neither grows nor sh
 Sizes: b sequences, t tokens, n streams, dim their width.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.layer import PLACEMENTS, Placement, ResidualBranch
 from zoo.blocks.norms import Norm
+from zoo.core.float32 import Float32Parameters
 from zoo.core.linear import linear
 from zoo.core.sinkhorn import doubly_stochastic
 from zoo.costs import Breakdown, linear_flops, linear_params, sum_breakdowns
@@ -125,8 +124,10 @@ class HyperBranch(Placement):
         return f"{self.formula} over {self.streams.describe()}, f: {self.block.describe()}"
 
 
-class _StreamWeights(nn.Module):
-    """Weights of a token, from all of its streams: parameters stay in float32."""
+class _StreamWeights(Float32Parameters):
+    """Weights of a token, from all of its streams: in float32, since the mixtures of sixty layers multiply."""
+
+    in_float32, widens = ("weight", "bias", "scale"), True
 
     def __init__(self, streams: Streams, dim: int, weights: int, scales: int) -> None:
         super().__init__()
@@ -135,15 +136,6 @@ class _StreamWeights(nn.Module):
         self.bias = nn.Parameter(torch.empty(weights, dtype=torch.float32))
         self.scale = nn.Parameter(torch.empty(scales, dtype=torch.float32))
         self.identity = {"scale": 1.0}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Keep the parameters in float32 when the module changes dtype: of sixty layers the mixtures multiply."""
-        before = {name: parameter.detach() for name, parameter in self.named_parameters(recurse=False)}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, parameter in self.named_parameters(recurse=False):
-            if parameter.dtype.itemsize < 4:
-                parameter.data = before[name].to(parameter.device)
-        return self
 
     def forward(self, x: Tensor, sizes: list[int]) -> list[Tensor]:
         """Streams (b, t, n, dim) -> weights (b, t, size) for each of the `sizes`, each with its own scale."""

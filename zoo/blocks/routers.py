@@ -1,14 +1,14 @@
 """Routers of a mixture of experts: which experts a token is sent to, and with which weights."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from zoo.blocks.norms import Norm
+from zoo.core.float32 import Float32Parameters
 from zoo.core.forward_context import ForwardContext, RouterOutput
 from zoo.core.linear import linear
 from zoo.costs import linear_params
@@ -220,20 +220,14 @@ class GroupedSigmoidTopK(GroupedTopK):
         return linear_params(dim, experts, bias=True)
 
 
-class _GroupedSigmoidTopK(nn.Module):
+class _GroupedSigmoidTopK(Float32Parameters):
+    in_float32 = ("correction",)  # its steps are finer than bfloat16's
+
     def __init__(self, spec: GroupedSigmoidTopK, dim: int, experts: int) -> None:
         super().__init__()
         self.spec = spec
         self.weight = nn.Parameter(torch.empty(experts, dim))
         self.correction = nn.Parameter(torch.empty(experts, dtype=torch.float32), requires_grad=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Keep the correction in float32 when the module changes dtype: its steps are finer than bfloat16's."""
-        kept = self.correction.detach()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.correction.dtype != torch.float32:
-            self.correction.data = kept.to(self.correction.device)
-        return self
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
         logits = linear(x.float(), self.weight.float()).float()
