@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from zoo.architectures import families
+from zoo.core.devices import allocating
 from zoo.core.kernels import active
 from zoo.errors import MalformedError, SpecError, unknown
 from zoo.hf.config import Size
@@ -78,13 +79,8 @@ def allocate(spec: Decoder, device: str | torch.device = "cpu", dtype: torch.dty
     """A model in eval mode with uninitialised weights. Raises NotAvailable or MalformedError for a ZOO_KERNELS that
     cannot be read, before anything is built."""
     active()
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            return spec.build().eval()
-    finally:
-        torch.set_default_dtype(before)
+    with allocating(device, dtype):
+        return spec.build().eval()
 
 
 def _decoder(name_or_spec: str | Decoder, tiny: bool) -> Decoder:

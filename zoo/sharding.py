@@ -29,6 +29,16 @@ class Rank:
     index: int
     ranks: int
 
+    def all(self) -> "list[Rank]":
+        """Every rank, in order."""
+        return [replace(self, index=index) for index in range(self.ranks)]
+
+    def share(self, count: int) -> range:
+        """Of so many units those of this rank, as equally many as it goes: none where there are fewer than ranks."""
+        each, more = divmod(count, self.ranks)
+        first = self.index * each + min(self.index, more)
+        return range(first, first + each + (self.index < more))
+
     def held(self, count: int, how: Divide = Divide.EVENLY, what: str = "count") -> range:
         """Which of `count` units this rank holds. Raises SpecError for units that so many ranks cannot divide."""
         if how is Divide.REPEATED and count < self.ranks and self.ranks % count == 0:
@@ -36,9 +46,7 @@ class Rank:
             return range(only, only + 1)
         if count < self.ranks or (how is not Divide.ANY and count % self.ranks):
             raise SpecError(f"{what}={count} cannot be divided among {self.ranks} ranks")
-        each, more = divmod(count, self.ranks)
-        first = self.index * each + min(self.index, more)
-        return range(first, first + each + (self.index < more))
+        return self.share(count)
 
 
 def require_same_ranks(tp: int, ep: int) -> None:

@@ -48,6 +48,7 @@ from zoo.blocks import (
 )
 from zoo.blocks.layer import PLACEMENTS
 from zoo.core.cache import Cache
+from zoo.core.devices import allocating
 from zoo.core.forward_context import ForwardContext, prepare_forward
 from zoo.costs import CacheSpec, whole
 from zoo.errors import UsageError
@@ -195,12 +196,8 @@ def _cache_spec(spec: Block) -> CacheSpec:
 
 def build_block(spec: Block, dim: int, dtype: torch.dtype, seed: int) -> nn.Module:
     """The block's module on the CPU, in eval mode, with random weights drawn from `seed`."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
+    with allocating("cpu", dtype):
         module = spec.build(dim).eval()
-    finally:
-        torch.set_default_dtype(before)
     initialise(module, seed)
     return module
 

@@ -15,7 +15,7 @@ from zoo.blocks.feed_forward import LinearFeedForward
 from zoo.blocks.moe import MoE, _Experts, _MoE
 from zoo.core.collectives import Group, exchanged_counts, exchanged_rows
 from zoo.core.forward_context import ForwardContext
-from zoo.costs import Breakdown, linear_flops
+from zoo.costs import Breakdown
 from zoo.registry import S, Spec, swap
 from zoo.sharding import Cut, Cuts, Divide, Exchange, Rank, prefixed
 
@@ -48,8 +48,13 @@ class _ExpertParallelMoE(MoE):
         return cls(**{field.name: getattr(moe, field.name) for field in fields(MoE)}, routed=moe.experts)
 
     def check(self) -> None:
-        self.router.check_experts(self.routed)
+        super().check()
         self.require(isinstance(self.expert, LinearFeedForward), "ranks divide experts that are stacked linear maps")
+        self.require(self.shared is None or bool(self.shared.cuts()), "ranks cannot divide its shared expert")
+
+    @property
+    def sums_over_ranks(self) -> bool:
+        return True
 
     def shard(self, rank: Rank) -> Self:
         shared = self.shared and self.shared.shard(rank)
@@ -76,21 +81,13 @@ class _ExpertParallelMoE(MoE):
     def build(self, dim: int) -> nn.Module:
         return _ExpertParallel(self, dim)
 
-    def param_breakdown(self, dim: int) -> Breakdown:
-        return {**super().param_breakdown(dim), "router": self.router.params(dim, self.routed)}
-
     def active_params(self, dim: int) -> int:
         return self.params(dim) - round((self.experts - self.router.k * self._share) * self._expert_params(dim))
-
-    def read_params(self, dim: int, tokens: int) -> float:
-        idle = self.experts * (1 - self.router.k / self.routed) ** tokens
-        return self.params(dim) - idle * self._expert_params(dim)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         """Of a rank, where tokens are equally many for every rank and expert."""
         whole = super().flop_breakdown(dim, past, new, causal)
-        router = linear_flops(new, dim, self.routed)
-        return {**whole, "routed": round(whole["routed"] * self._share), "router": round(router * self._share)}
+        return {**whole, **{part: round(whole[part] * self._share) for part in ("routed", "router")}}
 
 
 class _ExpertParallel(_MoE):
@@ -101,7 +98,6 @@ class _ExpertParallel(_MoE):
     def __init__(self, spec: _ExpertParallelMoE, dim: int) -> None:
         super().__init__(spec, dim)
         self.spec = spec
-        self.router = spec.router.build(dim, spec.routed)
 
     def over_ranks(self, whole: Spec, group: Group) -> None:
         self.group = group
@@ -109,8 +105,8 @@ class _ExpertParallel(_MoE):
     def forward(self, x: Tensor, ctx: ForwardContext | None = None, routed_by: Tensor | None = None) -> Tensor:
         """(b, t, dim) -> the rank's part of the output (b, t, dim): its share of the tokens, and its part of the shared
         expert."""
-        tokens, rank = x.flatten(0, -2), self.group.rank
-        own = _share(len(tokens), rank)
+        tokens = x.flatten(0, -2)
+        own = self.group.rank.share(len(tokens))
         rows = tokens[own.start : own.stop]
         by = rows if routed_by is None else routed_by.flatten(0, -2)[own.start : own.stop]
         seen = None  # by a router of token ids, those of the rank's share
@@ -141,10 +137,3 @@ class _ExpertParallel(_MoE):
         back = exchanged_rows(arrived, self.group, received, sent)
         out = torch.empty_like(back).index_copy(0, order, back).unflatten(0, chosen.shape)
         return (out if self.experts.scales_input else out * weights.unsqueeze(-1)).sum(1)
-
-
-def _share(tokens: int, rank: Rank) -> range:
-    """The tokens that a rank routes: as equally many as it goes, none where there are fewer than ranks."""
-    each, more = divmod(tokens, rank.ranks)
-    first = rank.index * each + min(rank.index, more)
-    return range(first, first + each + (rank.index < more))

@@ -35,8 +35,13 @@ class MoE(FeedForward):
     shared: FeedForward | None = None
     latent: int | None = None
 
+    @property
+    def routed(self) -> int:
+        """The experts that the router chooses among."""
+        return self.experts
+
     def check(self) -> None:
-        self.router.check_experts(self.experts)
+        self.router.check_experts(self.routed)
         inner = [part for each in (self.expert, self.shared) if each for part in each.walk() if isinstance(part, MoE)]
         self.require(not inner, "expert and shared must be dense, and hold no MoE")
 
@@ -62,14 +67,14 @@ class MoE(FeedForward):
         return {
             "routed": self.experts * self._expert_params(dim) + latent,
             "shared": self.shared.params(dim) if self.shared else 0,
-            "router": self.router.params(dim, self.experts),
+            "router": self.router.params(dim, self.routed),
         }
 
     def active_params(self, dim: int) -> int:
         return self.params(dim) - (self.experts - self.router.k) * self._expert_params(dim)
 
     def read_params(self, dim: int, tokens: int) -> float:
-        idle = self.experts * (1 - self.router.k / self.experts) ** tokens  # expected number without a token
+        idle = self.experts * (1 - self.router.k / self.routed) ** tokens  # expected number without a token
         return self.params(dim) - idle * self._expert_params(dim)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
@@ -77,7 +82,7 @@ class MoE(FeedForward):
         return {
             "routed": self.router.k * self.expert.flops(self.latent or dim, past, new, causal) + latent,
             "shared": self.shared.flops(dim, past, new, causal) if self.shared else 0,
-            "router": linear_flops(new, dim, self.experts),
+            "router": linear_flops(new, dim, self.routed),
         }
 
     @property
@@ -112,7 +117,7 @@ class MoE(FeedForward):
 class _MoE(nn.Module):
     def __init__(self, spec: MoE, dim: int) -> None:
         super().__init__()
-        self.router = spec.router.build(dim, spec.experts)
+        self.router = spec.router.build(dim, spec.routed)
         experts = _Experts if isinstance(spec.expert, LinearFeedForward) else _ExpertModules
         self.experts = experts(spec, spec.latent or dim)
         self.latent_in = Linear(dim, spec.latent, bias=False) if spec.latent else None

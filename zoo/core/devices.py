@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,19 @@ def find_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise NotAvailable(f"no device {name} here: {reason}") from error
     return device
+
+
+@contextmanager
+def allocating(device: str | torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """What is built meanwhile is on this device and, unless it asks for another, of this dtype. Of the whole process:
+    not for several threads at a time."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def machine() -> dict[str, Any]:

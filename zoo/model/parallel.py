@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from zoo.blocks.expert_parallel import expert_parallel, has_whole_experts
 from zoo.core.collectives import Group, gathered_columns, read_by_all, summed
+from zoo.core.devices import allocating
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
 from zoo.registry import Spec
-from zoo.sharding import Cuts, Divide, FirstRankOnly, Rank, cut_of
+from zoo.sharding import Cuts, Divide, FirstRankOnly, cut_of
 
 
 class ParallelModel(Model):
@@ -34,8 +35,8 @@ class ParallelModel(Model):
     def __init__(self, whole: Decoder, group: Group) -> None:
         super().__init__(whole.shard(group.rank))
         self.whole, self.group, self.vocab = whole, group, whole.vocab
-        self._columns = [len(each) for each in vocabulary(whole, group)]
-        first = vocabulary(whole, group)[group.rank.index].start
+        held = [rank.held(whole.vocab, Divide.ANY, "vocab") for rank in group.rank.all()]
+        self._columns, first = list(map(len, held)), held[group.rank.index].start
         connected(self.embed, _PartOfEmbedding, group, first=first)
         if self.per_layer is not None:
             connected(self.per_layer.get_submodule("embed"), _PartOfEmbedding, group, first=first)
@@ -52,12 +53,6 @@ class ParallelModel(Model):
 
     def scores(self, x: Tensor) -> Tensor:
         return gathered_columns(super().scores(read_by_all(x, self.group)), self.group, self._columns)
-
-
-def vocabulary(whole: Decoder, group: Group) -> list[range]:
-    """The rows of the vocabulary that each rank holds."""
-    ranks = (Rank(index, group.rank.ranks) for index in range(group.rank.ranks))
-    return [rank.held(whole.vocab, Divide.ANY, "vocab") for rank in ranks]
 
 
 def connect(module: nn.Module, whole: Spec, group: Group) -> None:
@@ -128,13 +123,8 @@ def part_of(name: str, value: Tensor, cuts: Cuts, group: Group) -> Tensor:
 
 def allocate_part(whole: Decoder, group: Group, dtype: torch.dtype = torch.float32) -> ParallelModel:
     """A rank's part of a model on the meta device, in eval mode."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device("meta"):
-            return ParallelModel(whole, group).eval()
-    finally:
-        torch.set_default_dtype(before)
+    with allocating("meta", dtype):
+        return ParallelModel(whole, group).eval()
 
 
 @torch.no_grad()
