@@ -74,12 +74,15 @@ def gradient_bound(spec: zoo.Decoder, reference: nn.Module, loss: Callable[[nn.M
     Of a recurrence the bound is at least how much they change where each weight moves by one rounding: its outputs may
     be small before they are normalised, and no other implementation is nearer than that.
     """
-    if not is_recurrent(spec):
-        return BOUND
+    return max(3 * BOUND, gradient_rounding(reference, loss)) if is_recurrent(spec) else BOUND
+
+
+def gradient_rounding(reference: nn.Module, loss: Callable[[nn.Module], Tensor]) -> float:
+    """How much the gradients that a reference holds change, relative to the largest element of each, where each weight
+    moves by one rounding."""
     moved = moved_gradients(reference, loss, seed=0)
     pairs = ((moved[name], each.grad) for name, each in reference.named_parameters() if each.grad is not None)
-    rounding = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
-    return max(3 * BOUND, rounding)
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs if b.any())
 
 
 def moved_gradients(reference: nn.Module, loss: Callable[[nn.Module], Tensor], seed: int) -> dict[str, Tensor]:
