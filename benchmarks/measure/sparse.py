@@ -17,14 +17,14 @@ from benchmarks.measure.blocks import DECODE, block_context, build_block, time_c
 from benchmarks.measure.devices import CPU
 from benchmarks.measure.timing import Samples, Task, measure
 from benchmarks.output.progress import progress
-from zoo.blocks.indexer import choose_keys
 from zoo.blocks.mla import MLA
 from zoo.blocks.sparse_mla import SparseMLA
 from zoo.cli.self_check import TOLERANCE
 from zoo.core.attention import attention
 from zoo.core.cache import Cache
+from zoo.core.indexing import choose_keys, sees
 from zoo.core.linear import per_head
-from zoo.core.sparse_attention import sees, sparse_attention
+from zoo.core.sparse_attention import sparse_attention
 from zoo.costs import linear_flops
 from zoo.model.compile import compile_function
 from zoo.units import dtype_name
@@ -106,7 +106,7 @@ def _steps(
     q_latent = norm(down(x))
     parts = module.split_queries(up(q_latent), ctx)
     latent, keys, mask = cache.layers[0].append(ctx, module.compress(x, ctx), module.indexer.keys(x, ctx))
-    indexed = module.indexer.queries(q_latent, ctx), module.indexer.head_weights(x), keys[:, 0], mask, spec.indexer.k
+    index = module.indexer(x, q_latent, ctx, keys)
     if new == 1:  # the up-projections are folded into the queries; what is left is attention over latents
         k_up = module.kv_up.weight.unflatten(0, (spec.heads, -1))[:, : spec.nope_dim]
         parts = (torch.cat([per_head(parts[0], k_up.transpose(1, 2)), parts[1]], dim=-1),)
@@ -117,14 +117,14 @@ def _steps(
         return attention(q[0], latent, latent, mask, module.scale)[..., : spec.kv_rank]
 
     def sparse(*q: Tensor) -> Tensor:
-        chosen = choose_keys(*indexed)
+        chosen = choose_keys(index, context - new, mask=mask)
         if new > 1:
             return cast(Tensor, module.attend_to_chosen(*q, latent, mask, chosen))
         return sparse_attention(q[0], latent, chosen, mask, module.scale, spec.kv_rank)
 
     compiled = {variant: compile_function(each, dynamic=False) for variant, each in ((FULL, full), (SPARSE, sparse))}
     steps: dict[str, Callable[[], Tensor]] = {variant: partial(each, *parts) for variant, each in compiled.items()}
-    last = sees(choose_keys(*indexed)[:, -1:], context)[0, 0]
+    last = sees(choose_keys(index, context - new)[:, -1:], context)[0, 0]
     expected = full(*(each[:, :, -1:] for each in parts), mask=last).float()
     found = steps[SPARSE]()[:, :, -1:].float()
     return steps, float((found - expected).abs().max() / expected.abs().max())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weights.loading import open_source
-from weights.reference.layers import agreement
+from weights.reference.choices import agreement
 from weights.reference.logits import compare
 from weights.reference.model import transformers
 from weights.reference.report import ParityReport
@@ -66,9 +66,9 @@ def parity(
     rows = prompts(opened.folder, spec, tokens, text, seed)
     run = run_streaming if streaming else run_in_memory
     runs = run(spec, opened, other, DTYPES[name], torch.stack(list(rows.values())))
-    experts, (batch, length) = runs.experts, runs.reference.shape[:2]
-    agree, rerouted = agreement(experts["reference"], experts["full"], (batch, length))
-    cached_agree, _ = agreement(experts["full"], experts["cached"], (batch, length))
+    choices, (batch, length) = runs.choices, runs.reference.shape[:2]
+    agree, rerouted = agreement(choices["reference"], choices["full"], (batch, length))
+    cached_agree, _ = agreement(choices["full"], choices["cached"], (batch, length))
     exact = runs.reference_float32  # of a comparison in bfloat16; then all tokens are counted
     return ParityReport(
         source=str(source),
@@ -84,11 +84,16 @@ def parity(
         cached=compare(runs.full, runs.cached, cached_agree if exact is None else None),
         zoo_to_float32=None if exact is None else compare(exact, runs.full),
         reference_to_float32=None if exact is None else compare(exact, runs.reference),
-        has_routers=bool(experts["reference"]),
+        has_routers=_has(spec, "router"),
+        has_indexers=_has(spec, "indexer"),
         is_recurrent=any(cache.state and not cache.per_token for cache in map(Layer.cache_spec, spec.layers)),
         rerouted=rerouted,
         parts=runs.parts,
     )
+
+
+def _has(spec: Decoder, role: str) -> bool:
+    return any(part.role == role for part in spec.walk())
 
 
 def _check_comparable(one: Decoder, other: Decoder, what: str) -> None:

@@ -25,7 +25,8 @@ from weights.formats.hf_folder import CONFIG
 from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
 from weights.loading import open_source
 from weights.matching import HEAD, Source, rule_names
-from weights.reference.layers import LayerActivations, removed_after
+from weights.reference.choices import removed_after
+from weights.reference.layers import LayerActivations
 from zoo.blocks import DenseAndMoE
 from zoo.catalog import family_of
 from zoo.errors import CheckFailed, MalformedError, require_package
@@ -145,20 +146,27 @@ def _observe(
     def routed(router: Any, args: tuple[Tensor, ...], out: tuple[Tensor, ...]) -> None:
         last = out[-1]  # ids, or in Llama 4 the scores of all experts
         ids = last.topk(router.top_k, sorted=False).indices if last.is_floating_point() else last
-        seen["experts"] = ids.sort(-1).values
+        seen["experts"] = ids
+
+    def indexed(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        seen["keys"] = out
 
     def done(_: nn.Module, args: tuple[Tensor, ...], out: Any) -> None:
         last = out[0] if isinstance(out, tuple) else out
         gated: Any = seen.get("gated", last)
-        visit(LayerActivations(index, seen["x"], seen.get("between", gated), gated, last, seen.get("experts")))
+        chosen = seen.get("keys"), seen.get("experts")
+        visit(LayerActivations(index, seen["x"], seen.get("between", gated), gated, last, *chosen))
         seen.clear()
 
-    routers = [part for part in layer.modules() if type(part).__name__.endswith("Router")]
+    routers, indexers = (
+        [part for part in layer.modules() if type(part).__name__.endswith(kind)] for kind in ("Router", "Indexer")
+    )
     return [
         layer.register_forward_pre_hook(before("x")),
         *([] if middle is None else [layer.get_submodule(middle).register_forward_pre_hook(before("between"))]),
         *([] if gate is None else [layer.get_submodule(gate).register_forward_pre_hook(before("gated"))]),
         *(router.register_forward_hook(routed) for router in routers),
+        *(indexer.register_forward_hook(indexed) for indexer in indexers),
         layer.register_forward_hook(done),
     ]
 

@@ -74,9 +74,10 @@ class ParityReport:
     cache, from its own in one forward pass. In bfloat16 also, from the reference in float32: `zoo_to_float32`, and
     `reference_to_float32`, which is the yardstick.
 
-    In float32, a token for which a router chose other experts (`rerouted` choices, in `logits`) is not counted, nor are
-    the later tokens of its prompt; `parts` show whether rounding alone decided. In bfloat16 both sides round to other
-    experts now and then, and a few such tokens dominate a mean: a model with routers is judged by its median token.
+    In float32, a token for which a router chose other experts, or an indexer other keys (`rerouted` choices, in
+    `logits`), is not counted, nor are the later tokens of its prompt; `parts` show whether rounding alone decided. In
+    bfloat16 both sides round to other choices now and then, and a few such tokens dominate a mean: a model with routers
+    or indexers is judged by its median token.
     """
 
     source: str
@@ -93,6 +94,7 @@ class ParityReport:
     zoo_to_float32: Difference | None
     reference_to_float32: Difference | None
     has_routers: bool
+    has_indexers: bool
     is_recurrent: bool
     rerouted: int
     parts: tuple[Part, ...]
@@ -112,7 +114,7 @@ class ParityReport:
             bound = (EQUAL_RECURRENT if self.is_recurrent else EQUAL) * max(1.0, self.logits.scale)
             cached = Check("largest difference, cached to full", self.cached.largest, bound)
             return [Check("largest logit difference", self.logits.largest, bound), cached, part]
-        average = "median" if self.has_routers else "mean"
+        average = "median" if self.has_routers or self.has_indexers else "mean"
 
         def check(what: str, side: Difference, figure: str, least: float = 0.0, factor: float = 1.0) -> Check:
             bound = factor * YARDSTICKS * getattr(own, figure)
@@ -202,9 +204,12 @@ def _notes(report: ParityReport) -> Iterator[str]:
     if report.rerouted:
         left = len(report.prompts) * report.length - report.logits.tokens
         uncounted = f"; {left} tokens that depend on that are not counted" if left else ""
-        yield f"Routers chose other experts {_times(report.rerouted, 'time')}{uncounted}."
+        choosing = {"Routers": ("experts", report.has_routers), "Indexers": ("keys", report.has_indexers)}
+        who = " and ".join(name for name, (_, there) in choosing.items() if there).capitalize()
+        what = " or ".join(name for name, there in choosing.values() if there)
+        yield f"{who} chose other {what} {_times(report.rerouted, 'time')}{uncounted}."
     if ties := sum(part.ties for part in report.parts):
-        yield f"On the same input, rounding decided between experts {_times(ties, 'time')}."
+        yield f"On the same input, rounding chose otherwise {_times(ties, 'time')}."
     if report.window >= report.length:
         yield f"No token has left the window of {report.window}: --tokens {2 * report.window} would show more."
 

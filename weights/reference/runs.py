@@ -19,14 +19,8 @@ from tqdm import tqdm
 
 from weights.loading import fill, match_model, open_source
 from weights.matching import Source
-from weights.reference.layers import (
-    LayerActivations,
-    Part,
-    PartwiseComparison,
-    gathered,
-    recorded_choices,
-    removed_after,
-)
+from weights.reference.choices import gathered, recorded_choices, removed_after
+from weights.reference.layers import LayerActivations, Part, PartwiseComparison
 from weights.reference.model import (
     ORIGIN,
     MetaModel,
@@ -47,14 +41,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Runs:
-    """The results of one comparison's runs: logits (batch, t, vocab), and the chosen experts, layer by layer
-    (batch, t, k)."""
+    """The results of one comparison's runs: logits (batch, t, vocab), and what routers and indexers chose, layer
+    by layer (batch, t, k)."""
 
     reference: Tensor
     full: Tensor
     cached: Tensor
     reference_float32: Tensor | None  # None where the others are in float32
-    experts: dict[str, list[Tensor]]  # by "reference", "full", "cached"
+    choices: dict[str, list[Tensor]]  # by "reference", "full", "cached"
     parts: tuple[Part, ...]
     origin: str
 
@@ -86,18 +80,18 @@ def run_in_memory(spec: Decoder, source: Source, reference: Source, dtype: torch
         with observed_layers(loaded, spec, source.rules, visit):
             logits = loaded(tokens, use_cache=False).logits
         comparison.head(logits)
-    experts = {"reference": comparison.experts}
-    full, experts["full"] = _forward(model, [tokens])
+    choices = {"reference": comparison.choices}
+    full, choices["full"] = _forward(model, [tokens])
     chunks = tokens.split(chunk_sizes(tokens.shape[1]), dim=1)
-    cached, experts["cached"] = _forward(model, chunks, model.new_cache(*tokens.shape))
-    return Runs(logits, full, cached, in_float32, experts, tuple(comparison.parts), origin)
+    cached, choices["cached"] = _forward(model, chunks, model.new_cache(*tokens.shape))
+    return Runs(logits, full, cached, in_float32, choices, tuple(comparison.parts), origin)
 
 
 def _forward(model: Model, chunks: Sequence[Tensor], cache: Cache | None = None) -> tuple[Tensor, list[Tensor]]:
-    """The zoo's logits and chosen experts, chunk by chunk."""
+    """The zoo's logits and choices, chunk by chunk."""
     with recorded_choices(model) as choices:
         logits = torch.cat([model(chunk, cache) for chunk in chunks], dim=1)
-    return logits, gathered(choices, len(chunks[0]))
+    return logits, gathered(choices)
 
 
 @contextmanager
@@ -125,7 +119,7 @@ class LayerwiseRuns:
         self.full, self.cached = torch.empty(0), torch.empty(0)  # (batch, t, dim)
         self.inputs: list[Sequence[Tensor | None]] = []  # of the layers, in one forward pass and in each chunk
         self.ctx = replace(self.comparison.ctx, shared={})  # what layers hand on follows from other inputs there
-        self.experts: dict[str, list[Tensor]] = {"reference": self.comparison.experts, "full": [], "cached": []}
+        self.choices: dict[str, list[Tensor]] = {"reference": self.comparison.choices, "full": [], "cached": []}
 
     @contextmanager
     def filled(self, *names: str) -> Iterator[None]:
@@ -168,7 +162,7 @@ class LayerwiseRuns:
         """The layer's output, (batch, t, dim), for these chunks of its input."""
         with recorded_choices(layer) as choices:
             out = [_run_and_keep(layer, chunk, ctx, cache) for chunk, ctx in zip(chunks, contexts, strict=True)]
-        self.experts[name] += gathered(choices, len(self.tokens))
+        self.choices[name] += gathered(choices)
         return torch.cat(out, dim=1)
 
 
@@ -199,7 +193,7 @@ def run_streaming(spec: Decoder, source: Source, reference: Source, dtype: torch
         zoo.comparison.head(logits)
         full = zoo.model.logits(zoo.full)
         cached = torch.cat([zoo.model.logits(chunk) for chunk in zoo.cached.split(zoo.sizes, dim=1)], dim=1)
-    return Runs(logits, full, cached, in_float32, zoo.experts, tuple(zoo.comparison.parts), ORIGIN)
+    return Runs(logits, full, cached, in_float32, zoo.choices, tuple(zoo.comparison.parts), ORIGIN)
 
 
 def _streamed_logits(meta: MetaModel, tokens: Tensor, observed: AbstractContextManager[None] = nullcontext()) -> Tensor:

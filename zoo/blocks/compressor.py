@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from zoo.blocks.norms import Norm
 from zoo.blocks.positions import Position, Table
 from zoo.core.block_pooling import Pooled, pooled
-from zoo.core.entry_attention import Index, dense_index_pairs
+from zoo.core.entry_attention import dense_index_pairs
 from zoo.core.forward_context import ForwardContext, LayerCache, blocks_of
+from zoo.core.indexing import Index, sees_all
 from zoo.core.linear import Linear
 from zoo.costs import Breakdown, Entries, State, entry_pairs, linear_flops, linear_params
 from zoo.registry import Spec
@@ -115,7 +116,7 @@ class Compressor(Spec):
         heads, width, k = self.indexer.heads, self.indexer.head_dim, self.indexer.k
         flops = self.pooling_flops(dim, width, new)
         if (past + new) // self.every > k:
-            first = min(max((k + 1) * self.every - 1 - past, 0), new)
+            first = sees_all(k, past, new, self.every)
             all_of = entry_pairs(past + first, new - first, self.every)
             pairs = all_of if causal else dense_index_pairs(past, new, self.every, k)
             flops += linear_flops(new, q_rank, heads * width) + linear_flops(new, dim, heads)
@@ -191,6 +192,7 @@ class _EntryIndexer(nn.Module):
     ) -> None:
         super().__init__()
         self.spec, self.rope, self.rope_dim = spec, rope, rope_dim
+        self.every = compressor.every  # tokens that a key stands for
         self.compressor = compressor.build(dim, spec.head_dim, norm, rope, rope_dim, "index entries")
         self.q = Linear(q_rank, spec.heads * spec.head_dim, bias=False)
         self.head_weights = Linear(dim, spec.heads, bias=False)

@@ -12,8 +12,9 @@ from zoo.blocks.mla import _MLA, MLA, absorbed, absorbing_is_cheaper, expand
 from zoo.core.attention import attention
 from zoo.core.flash import token_by_token
 from zoo.core.forward_context import ForwardContext, LayerCache
+from zoo.core.indexing import choose_keys, sees, sees_all
 from zoo.core.linear import linear
-from zoo.core.sparse_attention import allows_operators, sees, sees_all, sparse_attention
+from zoo.core.sparse_attention import allows_operators, sparse_attention
 from zoo.costs import Breakdown, CacheSpec, Reach, Window, linear_flops, sum_breakdowns
 
 __all__ = ["SparseMLA"]
@@ -115,7 +116,9 @@ class _SparseMLA(_MLA):
         else:
             latent, index_keys, mask = cache.append(ctx, self.compress(x, ctx), self.indexer.keys(x, ctx))
             is_all = self._attends_to_all(x, latent, mask)
-            chosen = None if is_all else self.indexer(x, q_latent, index_keys, mask, ctx)
+            index = self.indexer(x, q_latent, ctx, index_keys, used=not is_all)
+            past = latent.shape[2] - x.shape[1]
+            chosen = None if index is None else choose_keys(index, past, mask=mask)
             ctx.hand_on(self.spec.choice, chosen)
         if chosen is None:
             out = self.attend(q_nope, q_rope, latent, mask)

@@ -6,8 +6,6 @@ values, and all heads share them. Sizes: b sequences, t queries, s keys of the w
 and d their width; i index heads and w their width.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,27 +14,19 @@ from torch.library import custom_op
 from zoo.core.attention import attention
 from zoo.core.flash import token_by_token
 from zoo.core.forward_context import Mask, ReachMask, visible
-from zoo.core.sparse_attention import (
+from zoo.core.indexing import (
     NOT_CHOSEN,
-    allows_operators,
-    gathered_attention,
+    Index,
+    choose_keys,
+    complete,
     index_scores,
+    query_blocks,
     sees,
+    sees_all,
     top_keys,
 )
+from zoo.core.sparse_attention import allows_operators, gathered_attention
 from zoo.costs import Window
-
-QUERY_BLOCK = 64  # queries that are scored together, over the entries up to the last of them
-
-
-class Index(NamedTuple):
-    """By what `k` entries are chosen for a query: the score of an entry is the sum over heads of weight times
-    relu(query . key)."""
-
-    queries: Tensor  # (b, t, i, w)
-    weights: Tensor  # (b, t, i)
-    keys: Tensor  # (b, 1, n, w)
-    k: int
 
 
 def entry_attention(
@@ -85,17 +75,12 @@ def dense_entry_pairs(past: int, new: int, every: int, window: int, most: int | 
 def dense_index_pairs(past: int, new: int, every: int, most: int) -> int:
     """(query, entry) pairs that are scored to choose at most `most` entries for `new` tokens after `past`."""
     first = _first_that_see_all(past, new, every, most)
-    return sum((end - start) * ((past + end) // every) for start, end in _blocks(first, new))
+    return sum((end - start) * ((past + end) // every) for start, end in query_blocks(first, new))
 
 
 def _first_that_see_all(past: int, new: int, every: int, most: int | None) -> int:
     """How many of `new` tokens after `past`, the first of them, see no more entries than are chosen."""
-    return new if most is None else min(max((most + 1) * every - 1 - past, 0), new)
-
-
-def _blocks(first: int, new: int) -> list[tuple[int, int]]:
-    """(start, end) of each block of the queries from `first` on."""
-    return [(start, min(start + QUERY_BLOCK, new)) for start in range(first, new, QUERY_BLOCK)]
+    return new if most is None else sees_all(most, past, new, every)
 
 
 def _entry_attention(
@@ -122,30 +107,29 @@ def _entry_attention(
     new, past = q.shape[2], so_far - q.shape[2]
     if new == 1:
         if index:
-            entries = _taken(entries, _choose(index, positions, every, past, 0))
+            entries = _taken(entries, choose_keys(index, past, every))
         both = torch.cat([keys, entries], dim=2)
         return attention(q, both, both, None, scale, sinks)
     first = _first_that_see_all(past, new, every, k if index else None)
-    chosen = _choose(index, positions, every, past, first) if index else None
+    chosen = choose_keys(index, past, every) if index else None
     held, seen = keys.shape[2] - new, None
     if chosen is not None and torch.is_grad_enabled():
-        every_entry = _complete(positions[:first], so_far // every, every).expand(q.shape[0], 1, -1, -1)
-        seen, first = torch.cat([every_entry, sees(chosen, so_far // every)], dim=2), new
+        seen, first = sees(chosen, so_far // every), new
     out = []
     for start, end, low in Window(window).blocks(held, first) if first else ():
-        complete, high = (past + end) // every, held + end
+        stored, high = (past + end) // every, held + end
         in_window = visible(positions[start:end], key_positions[low:high], Window(window))
         if seen is None:
-            block_mask = torch.cat([in_window, _complete(positions[start:end], complete, every)], dim=1)
+            block_mask = torch.cat([in_window, complete(positions[start:end], stored, every)], dim=1)
         else:
             in_window = in_window.expand(q.shape[0], 1, -1, -1)
-            block_mask = torch.cat([in_window, seen[:, :, start:end, :complete]], dim=3)
-        both = torch.cat([keys[:, :, low:high], entries[:, :, :complete]], dim=2)
+            block_mask = torch.cat([in_window, seen[:, :, start:end, :stored]], dim=3)
+        both = torch.cat([keys[:, :, low:high], entries[:, :, :stored]], dim=2)
         out.append(attention(q[:, :, start:end], both, both, block_mask, scale, sinks))
     if first < new:
         assert chosen is not None
         near = _places(positions[first:], past, held, min(so_far, window)).expand(len(q), -1, -1)
-        far = torch.where(chosen == NOT_CHOSEN, NOT_CHOSEN, chosen + keys.shape[2])
+        far = torch.where(chosen == NOT_CHOSEN, NOT_CHOSEN, chosen + keys.shape[2])[:, first:]
         both = torch.cat([keys, entries], dim=2)
         out.append(gathered_attention(q[:, :, first:], both, torch.cat([near, far], dim=2), scale, sinks))
     return token_by_token(torch.cat(out, dim=2))
@@ -153,11 +137,6 @@ def _entry_attention(
 
 _operator = custom_op("zoo::entry_attention", _entry_attention, mutates_args=())
 _operator.register_fake(lambda q, *_: token_by_token(torch.empty_like(q)))
-
-
-def _complete(positions: Tensor, entries: int, every: int) -> Tensor:
-    """Positions (t,) -> (t, n), True for those of the first n = `entries` blocks that are complete with the token."""
-    return torch.arange(entries, device=positions.device) < ((positions + 1) // every)[:, None]
 
 
 def _places(positions: Tensor, past: int, held: int, window: int) -> Tensor:
@@ -172,17 +151,6 @@ def _taken(entries: Tensor, chosen: Tensor) -> Tensor:
     """Entries (b, 1, n, d), chosen ones of one query (b, 1, k) -> (b, 1, k, d); of those that are absent, the first."""
     places = chosen.clamp_min(0).long().unsqueeze(-1).expand(-1, -1, -1, entries.shape[3])
     return entries.gather(2, places)
-
-
-@torch.no_grad()
-def _choose(index: Index, positions: Tensor, every: int, past: int, first: int) -> Tensor:
-    """The chosen entries of the queries from `first` on, (b, t, k), as of `top_keys`."""
-    chosen = []
-    for start, end in _blocks(first, len(positions)):
-        complete = (past + end) // every
-        scores = index_scores(index.queries[:, start:end], index.weights[:, start:end], index.keys[:, 0, :complete])
-        chosen.append(top_keys(scores, index.k, _complete(positions[start:end], complete, every)))
-    return torch.cat(chosen, dim=1)
 
 
 def _under_a_mask(
@@ -202,7 +170,7 @@ def _under_a_mask(
     in_window = visible(*mask) if isinstance(mask, ReachMask) else mask
     if in_window is None:
         in_window = torch.ones(new, keys.shape[2], dtype=torch.bool, device=q.device)
-    seen = _complete(positions, stored, every)
+    seen = complete(positions, stored, every)
     if index is not None:
         with torch.no_grad():
             scores = index_scores(index.queries, index.weights, index.keys[:, 0], at_once=True)

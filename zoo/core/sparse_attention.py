@@ -1,11 +1,8 @@
 """Attention over chosen keys: each query attends to at most k stored tokens (DeepSeek-V3.2, section 2.1).
 
-`top_keys` chooses by scores such as `index_scores`, `sparse_attention` attends to what was chosen, with work in
-proportion to k and not to the tokens stored. Sizes: b sequences, t queries, s stored tokens; h heads, which share one
-key per token; k chosen tokens; d the width of queries and keys, w that of values.
+The work is in proportion to k and not to the tokens stored. Sizes: b sequences, t queries, s stored tokens; h heads,
+which share one key per token; k chosen tokens (zoo.core.indexing); d the width of queries and keys, w that of values.
 """
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,63 +12,10 @@ from torch.library import custom_op
 from zoo.core.attention import attention
 from zoo.core.flash import token_by_token
 from zoo.core.forward_context import Mask
+from zoo.core.indexing import NOT_CHOSEN
 from zoo.core.linear import PLAIN_TYPES
 
-NOT_CHOSEN = -1
-SCORE_ELEMENTS = 2**19  # scores of all heads that are in memory together
-CONVERTED_ELEMENTS = 2**18  # of keys that are converted to float32 together
 GATHERED_ELEMENTS = 2**21  # of keys that are gathered together, for as many queries as that holds, one at least
-
-
-def index_scores(q: Tensor, weights: Tensor, keys: Tensor, at_once: bool = False) -> Tensor:
-    """q (b, t, h, d), weights (b, t, h), keys (b, s, d) -> scores (b, t, s), in float32 at least.
-
-    score(t, s) = sum over heads of weights(t, head) * relu(q(t, head) . keys(s)) (DeepSeek-V3.2, equation 1). A block
-    of keys at a time, unless `at_once`: the scores of all heads would take h times the memory of the result.
-    """
-    exact = torch.promote_types(q.dtype, torch.float32)
-    rows, weights = q.to(exact).flatten(1, 2), weights.to(exact).unsqueeze(2)
-    parts = [
-        (weights @ (rows @ part.to(exact).transpose(1, 2)).relu_().unflatten(1, q.shape[1:3])).squeeze(2)
-        for part in ([keys] if at_once else _key_blocks(keys, rows.shape[0] * rows.shape[1], exact))
-    ]
-    return torch.cat(parts, dim=-1)
-
-
-def _key_blocks(keys: Tensor, rows: int, exact: torch.dtype) -> Sequence[Tensor]:
-    """Keys (b, s, d) in blocks for `rows` queries of single heads, each converted to `exact`."""
-    if torch.compiler.is_exporting():  # no loop over an unknown number of keys
-        return [keys]
-    block = SCORE_ELEMENTS // rows
-    if keys.dtype != exact:
-        block = min(block, CONVERTED_ELEMENTS // keys.shape[2])
-    return keys.split(max(block, 1), dim=1)
-
-
-def top_keys(scores: Tensor, k: int, visible: Tensor | None = None) -> Tensor:
-    """scores (b, t, s) -> the k stored tokens of the highest score for each query, (b, t, k) int32, in no order.
-
-    `visible` (t, s) is True where a query sees a token, None for all. A query that sees fewer than k gets all of them,
-    and NOT_CHOSEN in the other places. Among equal scores torch.topk decides. The result is k wide for every s, so that
-    compiled code has one shape for all lengths.
-    """
-    if visible is not None:
-        scores = scores.masked_fill(~visible, float("-inf"))
-    scores = F.pad(scores, (0, torch.sym_max(k - scores.shape[-1], 0)), value=float("-inf"))
-    top = scores.topk(k, sorted=False)
-    return top.indices.to(torch.int32).masked_fill(top.values == float("-inf"), NOT_CHOSEN)
-
-
-def sees(chosen: Tensor, keys: int) -> Tensor:
-    """Chosen tokens (b, t, k) -> the mask (b, 1, t, s) that is True where a query attends to one of s = `keys`."""
-    seen = chosen.new_zeros(*chosen.shape[:2], keys + 1, dtype=torch.bool)
-    places = torch.where(chosen == NOT_CHOSEN, keys, chosen).long()
-    return seen.scatter(2, places, torch.ones_like(places, dtype=torch.bool))[:, None, :, :keys]
-
-
-def sees_all(k: int, past: int, new: int) -> int:
-    """How many of `new` tokens after `past`, the first of them, see at most k tokens, so that every one is chosen."""
-    return min(max(k - past, 0), new)
 
 
 def sparse_attention(q: Tensor, latent: Tensor, chosen: Tensor, mask: Mask, scale: float, width: int) -> Tensor:

@@ -15,7 +15,7 @@ from zoo import CompressedAttention, Compressor, EntryIndexer, RMSNorm, RoPE
 from zoo.core import entry_attention as forms
 from zoo.core.cache import Cache, NoCache
 from zoo.core.forward_context import prepare_forward
-from zoo.core.sparse_attention import NOT_CHOSEN
+from zoo.core.indexing import NOT_CHOSEN
 
 DIM = 24
 PLAIN = CompressedAttention(

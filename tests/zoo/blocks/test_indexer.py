@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo import LayerNorm, NoPE, RoPE
-from zoo.blocks import indexer as indexer_module
-from zoo.blocks.indexer import Indexer, choose_keys
-from zoo.core import sparse_attention as module
+from zoo.blocks.indexer import Indexer
 from zoo.core.cache import NoCache
-from zoo.core.forward_context import prepare_forward, visible
-from zoo.core.sparse_attention import NOT_CHOSEN, index_scores
+from zoo.core.forward_context import prepare_forward
+from zoo.core.indexing import NOT_CHOSEN, QUERY_BLOCK, choose_keys
 from zoo.costs import CacheSpec
 
 DIM, Q_RANK, ROPE_DIM, ROPE = 32, 20, 4, RoPE(1e4)
@@ -35,33 +33,11 @@ def choose(indexer: nn.Module, x: Tensor, q_latent: Tensor, past: int = 0) -> Te
     whole = prepare_forward(0, x.shape[1], [(indexer.rope, ROPE_DIM)], [NoCache(CacheSpec())])
     new = x.shape[1] - past
     step = prepare_forward(past, new, [(indexer.rope, ROPE_DIM)], [NoCache(CacheSpec())])
-    mask = None if past == 0 or new == 1 else visible(torch.arange(past, x.shape[1]), torch.arange(x.shape[1]))
-    return indexer(x[:, past:], q_latent[:, past:], indexer.keys(x, whole), mask, step)
+    return choose_keys(indexer(x[:, past:], q_latent[:, past:], step, indexer.keys(x, whole)), past)
 
 
 def sets(chosen: Tensor) -> list[list[set[int]]]:
     return [[set(row) - {NOT_CHOSEN} for row in sequence] for sequence in chosen.tolist()]
-
-
-@torch.no_grad()
-def test_scores_are_weighted_rectified_products() -> None:
-    q, weights, keys = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 4), torch.randn(2, 7, 8)
-    got = index_scores(q, weights, keys)
-    for b, t, s in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(7)).tolist():
-        terms = [weights[b, t, h].item() * max(torch.dot(q[b, t, h], keys[b, s]).item(), 0.0) for h in range(4)]
-        assert got[b, t, s].item() == pytest.approx(sum(terms), abs=1e-5)
-
-
-@torch.no_grad()
-def test_bfloat16_is_scored_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And in blocks of keys as in one."""
-    q, weights, keys = (torch.randn(shape).bfloat16() for shape in ((2, 3, 4, 8), (2, 3, 4), (2, 70, 8)))
-    exact = index_scores(q.double(), weights.double(), keys.double())
-    for elements in (1, 500, 2**19):
-        monkeypatch.setattr(module, "SCORE_ELEMENTS", elements)
-        got = index_scores(q, weights, keys)
-        assert got.dtype == torch.float32
-        assert (got - exact).abs().max() < 1e-5
 
 
 @torch.no_grad()
@@ -86,21 +62,10 @@ def test_the_first_elements_are_rotated_and_the_rest_are_not(rope: RoPE | NoPE) 
 def test_what_a_token_chooses_does_not_depend_on_the_pass(past: int) -> None:
     """Over an empty cache, after tokens that see at most k, and a single token; in several blocks of queries."""
     indexer, x, q_latent = built(SPEC), torch.randn(2, 150, DIM).double(), torch.randn(2, 150, Q_RANK).double()
-    assert indexer_module.QUERY_BLOCK < 150
+    assert QUERY_BLOCK < 150
     whole = sets(choose(indexer, x, q_latent))
     assert sets(choose(indexer, x, q_latent, past)) == [row[past:] for row in whole]
     assert [len(row) for row in whole[0]] == [min(t + 1, SPEC.k) for t in range(150)]
-
-
-@torch.no_grad()
-def test_a_token_that_is_not_the_last_place_chooses_by_the_mask() -> None:
-    """As a static cache is read: empty places after the token's own are never chosen."""
-    q, weights, keys = torch.randn(1, 1, 12, 8), torch.ones(1, 1, 12), torch.randn(1, 20, 8)
-    for position in (0, 3, 4, 12):
-        mask = visible(torch.tensor([position]), torch.arange(20))
-        chosen = sets(choose_keys(q, weights, keys, mask, 5))[0][0]
-        scores = index_scores(q, weights, keys[:, : position + 1])[0, 0]
-        assert chosen == set(scores.topk(min(5, position + 1)).indices.tolist())
 
 
 def test_parameters_are_counted() -> None:
@@ -115,11 +80,10 @@ def test_flops_are_those_that_run(past: int, new: int) -> None:
     tables = [(ROPE, ROPE_DIM)]
     keys = indexer.keys(x, prepare_forward(0, past + new, tables, [NoCache(CacheSpec())]))
     step = prepare_forward(past, new, tables, [NoCache(CacheSpec())])
-    mask = None if past == 0 or new == 1 else visible(torch.arange(past, past + new), torch.arange(past + new))
     with FlopCounterMode(display=False) as counter:
         indexer.keys(x[:, past:], step)
         if past + new > SPEC.k:
-            indexer(x[:, past:], q_latent[:, past:], keys, mask, step)
+            choose_keys(indexer(x[:, past:], q_latent[:, past:], step, keys), past)
     assert counter.get_total_flops() == SPEC.flops(DIM, Q_RANK, past, new, causal=False)
     pairs = sum(position + 1 for position in range(past, past + new) if position + 1 > SPEC.k)
     projected = DIM * 8 + (Q_RANK * 12 * 8 + DIM * 12 if past + new > SPEC.k else 0)

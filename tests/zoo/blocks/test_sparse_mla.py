@@ -23,7 +23,7 @@ from zoo.blocks.indexer import Indexer
 from zoo.blocks.sparse_mla import SparseMLA
 from zoo.core.cache import Cache, NoCache
 from zoo.core.forward_context import prepare_forward
-from zoo.core.sparse_attention import sees
+from zoo.core.indexing import choose_keys, sees
 from zoo.costs import CacheSpec
 from zoo.errors import SpecError
 from zoo.model.compile import compile_function, mark_dynamic_lengths
@@ -72,7 +72,7 @@ def chosen_by(module: nn.Module, x: Tensor) -> Tensor:
     """The mask (b, t, t) of what the module's indexer chooses."""
     ctx = prepare_forward(0, x.shape[1], module.spec.tables(), [NoCache(CacheSpec())])
     q_latent = module.q[1](module.q[0](x))
-    return sees(module.indexer(x, q_latent, module.indexer.keys(x, ctx), None, ctx), x.shape[1])[:, 0]
+    return sees(choose_keys(module.indexer(x, q_latent, ctx, module.indexer.keys(x, ctx)), 0), x.shape[1])[:, 0]
 
 
 def masked(module: nn.Module, x: Tensor, seen: Tensor | None = None) -> Tensor:

@@ -10,10 +10,12 @@ from torch._dynamo.utils import counters
 
 from tests.models import has_compiler
 from zoo.core import sparse_attention as module
-from zoo.core.forward_context import visible
+from zoo.core.forward_context import causal, visible
+from zoo.core.indexing import NOT_CHOSEN, sees, top_keys
 from zoo.core.inductor import compile_dynamic
-from zoo.core.sparse_attention import NOT_CHOSEN, sees, sees_all, sparse_attention, top_keys
+from zoo.core.sparse_attention import sparse_attention
 
+CPU = torch.device("cpu")
 K, WIDTH = 5, 6
 # (new, keys): decode, the last query of k tokens, prefill, chunks over a past; at most k keys and more.
 PASSES = [(1, 1), (1, 5), (1, 6), (1, 40), (3, 4), (5, 5), (12, 12), (3, 8), (7, 30)]
@@ -24,14 +26,10 @@ def mask_of(new: int, keys: int) -> Tensor | None:
     return None if new in (1, keys) else visible(torch.arange(keys - new, keys), torch.arange(keys))
 
 
-def drawn(new: int, keys: int) -> Tensor:
-    return visible(torch.arange(keys - new, keys), torch.arange(keys))
-
-
 def inputs(new: int, keys: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     """Queries of 4 heads, the shared stream, and what random scores choose."""
     q, latent = torch.randn(2, 4, new, 8, dtype=dtype), torch.randn(2, 1, keys, 8, dtype=dtype)
-    return q, latent, top_keys(torch.randn(2, new, keys), K, drawn(new, keys))
+    return q, latent, top_keys(torch.randn(2, new, keys), K, causal(new, keys, CPU))
 
 
 def dense(q: Tensor, latent: Tensor, chosen: Tensor, scale: float) -> Tensor:
@@ -51,40 +49,6 @@ def test_gathered_keys_with_sinks(differentiates: bool) -> None:
     scores = (q @ latent.mT * 0.3).masked_fill(~sees(chosen, 30), float("-inf"))
     weights = torch.cat([scores, sinks.view(1, 4, 1, 1).expand(2, -1, 7, -1)], dim=-1).softmax(-1)
     torch.testing.assert_close(got, weights[..., :-1] @ latent)
-
-
-@pytest.mark.parametrize(("new", "keys"), PASSES)
-def test_the_top_keys_are_the_best_of_those_a_query_sees(new: int, keys: int) -> None:
-    scores = torch.randn(2, new, keys)
-    chosen = top_keys(scores, K, drawn(new, keys))
-    assert chosen.shape == (2, new, K)
-    for b in range(2):
-        for t in range(new):
-            seen = keys - new + t + 1
-            best = sorted(range(seen), key=lambda s: -scores[b, t, s].item())[:K]
-            assert sorted(chosen[b, t].tolist()) == sorted(best + [NOT_CHOSEN] * (K - len(best)))
-
-
-def test_without_a_mask_every_token_may_be_chosen() -> None:
-    scores = torch.tensor([[[3.0, 1.0, 2.0, 5.0]]])
-    assert set(top_keys(scores, 2)[0, 0].tolist()) == {0, 3}
-    assert set(top_keys(scores, 6)[0, 0].tolist()) == {0, 1, 2, 3, NOT_CHOSEN}
-
-
-@pytest.mark.parametrize(("new", "keys"), PASSES)
-def test_the_mask_holds_exactly_what_was_chosen(new: int, keys: int) -> None:
-    chosen = inputs(new, keys)[2]
-    seen = sees(chosen, keys)
-    assert seen.shape == (2, 1, new, keys)
-    for b in range(2):
-        for t in range(new):
-            assert set(seen[b, 0, t].nonzero().flatten().tolist()) == set(chosen[b, t].tolist()) - {NOT_CHOSEN}
-
-
-def test_the_first_tokens_see_no_more_than_k() -> None:
-    for past in range(8):
-        for new in range(1, 8):
-            assert sees_all(K, past, new) == sum(past + t + 1 <= K for t in range(new))
 
 
 @torch.no_grad()

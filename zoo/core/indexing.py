@@ -1,0 +1,128 @@
+"""Which keys a query attends to: an index scores all that are stored, cheaply, and the k best are chosen.
+
+The lightning indexer of DeepSeek-V3.2 (section 2.1) chooses tokens, that of DeepSeek-V4 (section 2.3) entries that each
+stand for several. Sizes: b sequences, t queries, s stored keys; h index heads and d their width; k chosen keys.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import custom_op
+
+from zoo.core.forward_context import causal
+
+NOT_CHOSEN = -1
+SCORE_ELEMENTS = 2**19  # scores of all heads that are in memory together
+CONVERTED_ELEMENTS = 2**18  # of keys that are converted to float32 together
+QUERY_BLOCK = 64  # queries that are scored together, over the keys up to the last of them
+
+
+class Index(NamedTuple):
+    """By what `k` keys are chosen for a query: the score of a key is the sum over heads of weight times
+    relu(query . key)."""
+
+    queries: Tensor  # (b, t, h, d)
+    weights: Tensor  # (b, t, h)
+    keys: Tensor  # (b, 1, s, d)
+    k: int
+
+
+def index_scores(q: Tensor, weights: Tensor, keys: Tensor, at_once: bool = False) -> Tensor:
+    """q (b, t, h, d), weights (b, t, h), keys (b, s, d) -> scores (b, t, s), in float32 at least.
+
+    score(t, s) = sum over heads of weights(t, head) * relu(q(t, head) . keys(s)) (DeepSeek-V3.2, equation 1). A block
+    of keys at a time, unless `at_once`: the scores of all heads would take h times the memory of the result.
+    """
+    exact = torch.promote_types(q.dtype, torch.float32)
+    rows, weights = q.to(exact).flatten(1, 2), weights.to(exact).unsqueeze(2)
+    parts = [
+        (weights @ (rows @ part.to(exact).transpose(1, 2)).relu_().unflatten(1, q.shape[1:3])).squeeze(2)
+        for part in ([keys] if at_once else _key_blocks(keys, rows.shape[0] * rows.shape[1], exact))
+    ]
+    return torch.cat(parts, dim=-1)
+
+
+def _key_blocks(keys: Tensor, rows: int, exact: torch.dtype) -> Sequence[Tensor]:
+    """Keys (b, s, d) in blocks for `rows` queries of single heads, each converted to `exact`."""
+    if torch.compiler.is_exporting():  # no loop over an unknown number of keys
+        return [keys]
+    block = SCORE_ELEMENTS // rows
+    if keys.dtype != exact:
+        block = min(block, CONVERTED_ELEMENTS // keys.shape[2])
+    return keys.split(max(block, 1), dim=1)
+
+
+def top_keys(scores: Tensor, k: int, visible: Tensor | None = None) -> Tensor:
+    """scores (b, t, s) -> the k stored tokens of the highest score for each query, (b, t, k) int32, in no order.
+
+    `visible` (t, s) is True where a query sees a token, None for all. A query that sees fewer than k gets all of them,
+    and NOT_CHOSEN in the other places. Among equal scores torch.topk decides. The result is k wide for every s, so that
+    compiled code has one shape for all lengths.
+    """
+    if visible is not None:
+        scores = scores.masked_fill(~visible, float("-inf"))
+    scores = F.pad(scores, (0, torch.sym_max(k - scores.shape[-1], 0)), value=float("-inf"))
+    top = scores.topk(k, sorted=False)
+    return top.indices.to(torch.int32).masked_fill(top.values == float("-inf"), NOT_CHOSEN)
+
+
+def sees(chosen: Tensor, keys: int) -> Tensor:
+    """Chosen tokens (b, t, k) -> the mask (b, 1, t, s) that is True where a query attends to one of s = `keys`."""
+    seen = chosen.new_zeros(*chosen.shape[:2], keys + 1, dtype=torch.bool)
+    places = torch.where(chosen == NOT_CHOSEN, keys, chosen).long()
+    return seen.scatter(2, places, torch.ones_like(places, dtype=torch.bool))[:, None, :, :keys]
+
+
+def sees_all(k: int, past: int, new: int, every: int = 1) -> int:
+    """How many of `new` tokens after `past`, the first of them, see at most k keys of `every` tokens each, so that
+    every one is chosen."""
+    return min(max((k + 1) * every - 1 - past, 0), new)
+
+
+def query_blocks(first: int, new: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of each block of the queries from `first` on."""
+    return ((start, min(start + QUERY_BLOCK, new)) for start in range(first, new, QUERY_BLOCK))
+
+
+def complete(positions: Tensor, keys: int, every: int) -> Tensor:
+    """Positions (t,) -> (t, s), True for those of the first s = `keys` blocks of `every` tokens that are complete with
+    the token."""
+    return torch.arange(keys, device=positions.device) < ((positions + 1) // every)[:, None]
+
+
+def choose_keys(index: Index, past: int, every: int = 1, mask: Tensor | None = None) -> Tensor:
+    """The keys chosen for each of t tokens after `past`, (b, t, k), as of `top_keys`.
+
+    A key stands for `every` tokens, and a token sees those that are complete with it. `mask` (t, s) says otherwise what
+    is seen; `past` is then that of the last place. No gradient passes. Compiled, this is one operator for all lengths.
+    """
+    run = _operator if torch.compiler.is_compiling() and not torch.compiler.is_exporting() else _choose_keys
+    return run(*index, past, every, mask)
+
+
+@torch.no_grad()
+def _choose_keys(
+    q: Tensor, weights: Tensor, keys: Tensor, k: int, past: int, every: int, mask: Tensor | None
+) -> Tensor:
+    new, keys = q.shape[1], keys[:, 0]
+    if torch.compiler.is_exporting():  # no loop over an unknown number of queries
+        visible = causal(new, keys.shape[1], q.device) if mask is None else mask
+        return top_keys(index_scores(q, weights, keys), k, visible)
+    is_static = new == 1 and mask is not None  # the token is not the last of the places that are read
+    first = 0 if is_static else sees_all(k, past, new, every)
+    positions = torch.arange(past, past + new, device=q.device)
+    places = torch.arange(k, dtype=torch.int32, device=q.device)
+    chosen = [places.where(complete(positions[:first], k, every), NOT_CHOSEN).expand(len(q), -1, -1)]
+    for start, end in query_blocks(first, new):
+        stored = (past + end) // every
+        visible = complete(positions[start:end], stored, every) if mask is None else mask[start:end, :stored]
+        scores = index_scores(q[:, start:end], weights[:, start:end], keys[:, :stored])
+        chosen.append(top_keys(scores, k, visible))
+    return torch.cat(chosen, dim=1)
+
+
+_operator = custom_op("zoo::choose_keys", _choose_keys, mutates_args=())
+_operator.register_fake(lambda q, weights, keys, k, *_: q.new_empty(*q.shape[:2], k, dtype=torch.int32))
