@@ -154,13 +154,13 @@ def test_the_blocks_compile_are_fed_in_chunks_rewound_and_differentiated(hybrid:
     assert run(hybrid, "runs").split() == ["chunks", "compiled", "rewound", "gradients", "recomputed", "refused"]
 
 
-def test_the_blocks_are_listed_told_of_and_composed(hybrid: Path) -> None:
-    """The tests that notice a block without a line, and those that draw random models from the registry."""
+def test_the_blocks_are_listed_told_of_and_built(hybrid: Path) -> None:
+    """The tests that notice a block without a line, and those of its formulas in random models."""
     notice = ["test_no_kind_of_block_is_forgotten", "test_text_mentions_every_kind_of_block"]
-    compose = ["test_every_block_is_composed", "test_formulas_are_the_built_modules", "test_every_field_of_every_block"]
+    build = ["test_formulas_are_the_built_modules", "test_every_field_of_every_block"]
     files = ["test_mutants", "test_properties", "benchmarks/measure/test_block_timings"]
     files = [f"tests/{name}.py" for name in [*files, "benchmarks/gallery/test_gallery_blocks"]]
-    ran = passed_in(hybrid, *files, "-k", " or ".join([*notice, *compose]))
+    ran = passed_in(hybrid, *files, "-k", " or ".join([*notice, *build]))
     assert ran.keys() == set(files)
 
 

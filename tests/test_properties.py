@@ -92,11 +92,16 @@ def values_of(kind: type[zoo.Spec]) -> dict[str, st.SearchStrategy[Any]]:
     return {name: of(hints[name], own if own in VALUES else name) for name, own in names.items()}
 
 
+@cache
+def kinds(base: type[zoo.Spec], role: str | None) -> list[type[zoo.Spec]]:
+    """The kinds that are a `base`, with this role if one is given."""
+    return [kind for kind in zoo.Spec.kinds.values() if issubclass(kind, base) and role in (None, kind.role)]
+
+
 @st.composite
 def specs(draw: st.DrawFn, base: type[zoo.Spec], role: str | None = None) -> Any:
     """A spec of any kind that is a `base`, its fields drawn until they make one."""
-    kinds = [k for k in zoo.Spec.kinds.values() if issubclass(k, base) and role in (None, k.role)]
-    kind = draw(st.sampled_from(kinds))
+    kind = draw(st.sampled_from(kinds(base, role)))
     for _ in range(20):
         try:
             return kind(**{name: draw(values) for name, values in values_of(kind).items()})

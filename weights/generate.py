@@ -20,6 +20,7 @@ from zoo.cli.runner import Debug, run
 from zoo.cli.tensor_parallel import ExpertParallel, TensorParallel, quiet_unless_first, tensor_parallel
 from zoo.core import processes
 from zoo.errors import UsageError
+from zoo.model.parallel import Ranks
 from zoo.sharding import require_same_ranks
 from zoo.units import dtype_name, format_count
 
@@ -64,7 +65,7 @@ def main(
         if not ids:
             raise UsageError("the prompt has no tokens")
         began, spec = time.perf_counter(), opened.spec(ignore_field or ())
-        model = fill(spec, opened, place, dtype, check_finite, group, whole_experts=ep > 1)
+        model = fill(spec, opened, place, dtype, check_finite, Ranks(group, whole_experts=ep > 1))
         kind, seconds = dtype_name(model.embed.weight.dtype), time.perf_counter() - began
         where = f"{place}" if group is None else f"{tp} x {place.type}, {format_count(model.spec.params())} in this one"
         print(f"{format_count(spec.params())} parameters, {kind} on {where}, in {seconds:.1f} s", file=sys.stderr)

@@ -17,13 +17,12 @@ from weights.matching import HEAD, Part, Source, TensorMapping, check_fit, liste
 from weights.shards import Shards
 from weights.sources import locate
 from zoo import catalog
-from zoo.blocks.expert_parallel import expert_parallel
 from zoo.core.collectives import Group
 from zoo.errors import MalformedError, UsageError, require_package, unknown
 from zoo.hf.checkpoint_layout import Rename, Stacked
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
-from zoo.model.parallel import allocate_part
+from zoo.model.parallel import Ranks, allocate_part
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -130,7 +129,7 @@ def load(
     """
     opened = open_source(source, revision, offline)
     group = None if mesh is None else Group.of(mesh.get_group("tp" if mesh.mesh_dim_names else None))
-    return fill(opened.spec(ignore_fields), opened, device, dtype, check_finite, group, whole_experts)
+    return fill(opened.spec(ignore_fields), opened, device, dtype, check_finite, Ranks(group, whole_experts))
 
 
 def open_source(source: str | Path, revision: str | None = None, offline: bool = False) -> Source:
@@ -152,18 +151,17 @@ def fill(
     device: str | torch.device,
     dtype: str | torch.dtype,
     check_finite: bool = False,
-    group: Group | None = None,
-    whole_experts: bool = False,
+    ranks: Ranks = Ranks(),
 ) -> Model:
-    """A model of this spec with the source's weights, or this rank's part of one. Everything is checked to fit before
-    the first tensor is read.
+    """A model of this spec with the source's weights, or this process's part of it. Everything is checked to fit
+    before the first tensor is read.
 
     The modes around the call do not matter. Under `torch.inference_mode()` the parameters are normal tensors, so that
     the model can be trained and compiled afterwards. (Reader threads do not inherit that mode, and could not write into
     tensors made in it.) Temporary tensors are on the CPU, whatever the default device is.
     """
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        matched = match_model(spec, source, resolve_dtype(dtype, source), group, whole_experts)
+        matched = match_model(spec, source, resolve_dtype(dtype, source), ranks)
         if spec.tied and HEAD in source.tensors:
             _check_tied_head(source)
         if check_finite:
@@ -175,20 +173,18 @@ def fill(
         return matched.model
 
 
-def match_model(
-    spec: Decoder, source: Source, dtype: torch.dtype, group: Group | None = None, whole_experts: bool = False
-) -> MatchedModel:
-    """A model of this spec on the meta device, or a rank's part of it, matched with the source's tensors. Raises
+def match_model(spec: Decoder, source: Source, dtype: torch.dtype, ranks: Ranks = Ranks()) -> MatchedModel:
+    """A model of this spec on the meta device, or this process's part of it, matched with the source's tensors. Raises
     MalformedError naming everything that does not fit, SpecError for a model that the ranks cannot divide."""
     model = catalog.allocate(spec, "meta", dtype)
     parameters = stored_tensors(model)
     mappings = match(spec, parameters, source.rules, source.tensors)
     skip = skipped(spec, source.rules, source.tensors)
     check_fit(source, mappings, parameters, {name for names in skip.values() for name in names})
-    if group is None:
+    if ranks.group is None:
         return MatchedModel(source, model, mappings, skip)
-    spec = expert_parallel(spec) if whole_experts else spec
-    return MatchedModel(source, allocate_part(spec, group, dtype), mappings, skip, Shards(spec, group, parameters))
+    spec, shards = ranks.divided(spec), Shards(ranks.divided(spec), ranks.group, parameters)
+    return MatchedModel(source, allocate_part(spec, ranks.group, dtype), mappings, skip, shards)
 
 
 def resolve_dtype(dtype: str | torch.dtype, source: Source) -> torch.dtype:

@@ -10,6 +10,10 @@ from weights.reference.comparison import parity
 from weights.reference.report import check_plot, write_plot
 from zoo.cli.runner import Debug, Out, emit, run
 from zoo.cli.tables import document
+from zoo.cli.tensor_parallel import ExpertParallel, TensorParallel, quiet_unless_first, tensor_parallel
+from zoo.core import processes
+from zoo.model.parallel import Ranks
+from zoo.sharding import require_same_ranks
 
 app = typer.Typer(add_completion=False)
 
@@ -34,6 +38,8 @@ def main(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a source on the hub.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use the download cache only.")] = False,
     ignore_field: Annotated[list[str] | None, typer.Option(help="A field of the config to ignore.")] = None,
+    tp: TensorParallel = 1,
+    ep: ExpertParallel = 1,
     plot: Annotated[Path | None, typer.Option(help="Draw the error against position: .png or .svg.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON, with each position.")] = False,
     out: Out = None,
@@ -41,7 +47,8 @@ def main(
 ) -> int:
     """Compare the zoo with the released implementation, in transformers, on the same weights and prompts.
 
-    Exit code 1 if they differ by more than rounding. Everything runs on the CPU.
+    Exit code 1 if they differ by more than rounding. Everything runs on the CPU. With --tp the zoo's model is divided
+    among processes; each of them runs the whole reference, or with --streaming a layer of it at a time.
     """
     handler, logged = logging.StreamHandler(), dict[str, logging.LogRecord]()
     # A streamed source is opened again for every layer: each message is shown once.
@@ -50,23 +57,27 @@ def main(
     logging.getLogger("weights").setLevel(logging.INFO)
     if plot is not None:
         check_plot(plot)
-    report = parity(
-        source,
-        tokens=tokens,
-        dtype=dtype,
-        seed=seed,
-        text=text,
-        reference=reference,
-        streaming=streaming,
-        revision=revision,
-        offline=offline,
-        ignore_fields=ignore_field or (),
-    )
-    emit(document(report.as_dict()) if as_json else str(report), out)
-    if plot is not None:
-        write_plot(report, plot)
+    require_same_ranks(tp, ep)
+    with tensor_parallel("cpu", tp, "weights.parity") as (_, group), quiet_unless_first():
+        report = parity(
+            source,
+            tokens=tokens,
+            dtype=dtype,
+            seed=seed,
+            text=text,
+            reference=reference,
+            streaming=streaming,
+            ranks=Ranks(group, whole_experts=ep > 1),
+            revision=revision,
+            offline=offline,
+            ignore_fields=ignore_field or (),
+        )
+        if processes.rank() == 0:
+            emit(document(report.as_dict()) if as_json else str(report), out)
+            if plot is not None:
+                write_plot(report, plot)
     return 0 if report.passed else 1
 
 
 if __name__ == "__main__":
-    run(app, "python -m weights.parity")
+    run(app, "python -m weights.parity", may_report=processes.may_report_error)

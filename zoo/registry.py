@@ -99,11 +99,11 @@ class Spec(ABC):
 
     def children(self) -> Iterator[tuple[str, Spec]]:
         """(field name, spec) of each spec held directly, in field order; the members of a tuple share its name."""
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in field_names(type(self)):
+            value = getattr(self, name)
             for item in value if isinstance(value, tuple) else (value,):
-                if isinstance(item, Spec):
-                    yield field.name, item
+                if is_spec(item):
+                    yield name, item
 
     def shard(self, rank: Rank) -> Self:
         """What one rank of tensor parallel holds, as a spec: the fields in `divides` are smaller. Raises SpecError for
@@ -148,12 +148,29 @@ class Spec(ABC):
         def changed(value: Any) -> Any:
             if isinstance(value, tuple):
                 return tuple(changed(item) for item in value)
-            return change(value) if isinstance(value, Spec) else value
+            return change(value) if is_spec(value) else value
 
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: getattr(self, name) for name in field_names(type(self))}
         mapped = {name: changed(old) for name, old in values.items() if name not in others}
         updates = {name: new for name, new in (mapped | others).items() if new != values[name]}
         return replace(self, **updates) if updates else self
+
+
+@cache
+def field_names(kind: type[Spec]) -> tuple[str, ...]:
+    """The fields of a kind of spec, in order. Specs are walked too often to ask dataclasses each time."""
+    return tuple(field.name for field in fields(kind))
+
+
+def is_spec(value: object) -> bool:
+    """What isinstance says, which takes several times as long for a class with abstract methods."""
+    kind: Any = type(value)
+    return _is_kind(kind)
+
+
+@cache
+def _is_kind(kind: Any) -> bool:
+    return issubclass(kind, Spec)
 
 
 class Block(Spec, abstract=True):

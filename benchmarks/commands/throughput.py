@@ -11,13 +11,19 @@ from benchmarks.measure.benchmark_models import Variant, benchmark_models
 from benchmarks.measure.runners import Workload, workloads
 from benchmarks.measure.throughput import measure_throughput, throughput_config
 from benchmarks.measure.training import training_workloads
+from benchmarks.output.report import Report
+from zoo.cli.tables import Format
+from zoo.cli.tensor_parallel import ExpertParallel, TensorParallel, quiet_unless_first, tensor_parallel
+from zoo.core import processes
 from zoo.errors import UsageError
+from zoo.model.parallel import Ranks
+from zoo.sharding import require_same_ranks
 
 PROMPT, GENERATE = 512, 128  # tokens
 TRAINING_CONTEXT, TRAINING_BATCH = 256, 8  # tokens of a sequence, and sequences
 
 Mode = StrEnum("Mode", ["eager", "compiled"])  # how a model is run
-Peer = StrEnum("Peer", ["transformers"])  # the implementation that is measured beside the zoo's
+Peer = StrEnum("Peer", {"transformers": "transformers", "one_process": "one-process"})  # measured beside the zoo's
 
 
 def command(
@@ -55,10 +61,14 @@ def command(
     tiny: options.Tiny = False,
     layers: options.Layers = None,
     released: Annotated[bool, options.flag("Presets and hub ids with their released weights.", "--released")] = False,
-    peer: Annotated[Peer | None, typer.Option(help="Measure another implementation beside the zoo's.")] = None,
+    peer: Annotated[
+        Peer | None, typer.Option(help="Measure beside: another implementation or, with --tp, one process with all.")
+    ] = None,
     peer_compiled: Annotated[
         bool, options.flag("The baseline compiled, for inference with a static cache, too.", "--peer-compiled")
     ] = False,
+    tp: TensorParallel = 1,
+    ep: ExpertParallel = 1,
     changes: options.SwapOptions,
     to: options.ReportOptions,
 ) -> None:
@@ -74,14 +84,30 @@ def command(
     python -m benchmarks throughput path/to/model.gguf --peer transformers
     python -m benchmarks throughput qwen3-8b --layers 4 --swap 'GQA(window=512)'
     python -m benchmarks throughput qwen3-0.6b --train --peer transformers
+    torchrun --nproc-per-node 2 -m benchmarks throughput qwen3-0.6b --tp 2
     """
     tiny = tiny or not names
     works = _workloads(train, prompt, generate, depth, context, batch)
-    config = throughput_config(works, dtype, device, threads, seed, repeat, tiny)
+    require_same_ranks(tp, ep)
+    _require_peer(tp, train, peer, peer_compiled)
     variant = Variant(tiny, layers, tuple(changes.swap or ()), released)
     models = benchmark_models(names or [], variant, changes.ignore_field or [])
-    with to.report() as report:
-        measure_throughput(report, models, config, mode, peer is not None, peer_compiled)
+    with tensor_parallel(device, tp, "benchmarks throughput") as (place, group), quiet_unless_first():
+        ranks = Ranks(group, whole_experts=ep > 1)
+        config = throughput_config(works, dtype, str(place), threads, seed, repeat, tiny, ranks)
+        with to.report() if processes.rank() == 0 else Report(Format.table, None) as report:
+            beside = peer is Peer.transformers, peer_compiled, peer is Peer.one_process
+            measure_throughput(report, models, config, mode, *beside)
+
+
+def _require_peer(tp: int, train: bool, peer: Peer | None, peer_compiled: bool) -> None:
+    """Raise UsageError for what several processes cannot be measured with or beside."""
+    if tp > 1 and train:
+        raise UsageError("--train with --tp: training divides the data, torchrun -m zoo.train")
+    if tp > 1 and (peer is Peer.transformers or peer_compiled):
+        raise UsageError("transformers runs in one process; with --tp, --peer is one-process")
+    if tp == 1 and peer is Peer.one_process:
+        raise UsageError("--peer one-process is for several: torchrun --nproc-per-node 2 -m benchmarks ... --tp 2")
 
 
 def _workloads(

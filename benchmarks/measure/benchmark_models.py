@@ -14,6 +14,7 @@ from zoo.catalog import build
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model as Module
+from zoo.model.parallel import Ranks, build_part
 from zoo.swaps.tiny import tiny
 
 
@@ -35,10 +36,12 @@ class BenchmarkModel:
         """The name in tables."""
         return self.entry.label
 
-    def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> Module:
-        """The module, in eval mode."""
+    def build(self, device: torch.device, dtype: torch.dtype, seed: int, ranks: Ranks = Ranks()) -> Module:
+        """The module, or this process's part of it, in eval mode."""
         if self.source is not None:
-            return fill(self.spec, self.source, device, dtype)
+            return fill(self.spec, self.source, device, dtype, ranks=ranks)
+        if ranks.group is not None:
+            return build_part(self.spec, ranks, device, dtype, seed)
         return build(self.spec, device=device, dtype=dtype, seed=seed)
 
 

@@ -20,6 +20,7 @@ from benchmarks.measure.timing import Samples, Task
 from zoo.core.cache import Cache
 from zoo.errors import UsageError
 from zoo.model.module import Model
+from zoo.model.parallel import Ranks
 
 ZOO, BASELINE = "zoo", "transformers"  # implementations
 EAGER, COMPILED = "eager", "compiled"  # modes
@@ -165,7 +166,8 @@ def random_tokens(workload: Workload, vocab: int, seed: int, device: torch.devic
 
 @dataclass(frozen=True)
 class ThroughputConfig:
-    """What all candidates share. `thorough`: also measure ceilings, GEMMs alone, memory, experts and overhead."""
+    """What all candidates share. `thorough`: also measure ceilings, GEMMs alone, memory, experts and overhead. `ranks`:
+    the processes that divide each model."""
 
     workloads: tuple[Workload, ...]
     dtype: torch.dtype = torch.float32
@@ -174,6 +176,7 @@ class ThroughputConfig:
     seed: int = 0
     repetitions: int = 5
     thorough: bool = True
+    ranks: Ranks = Ranks()
 
     @property
     def trains(self) -> bool:
@@ -225,8 +228,7 @@ def zoo_candidates(benchmark_model: BenchmarkModel, model: Model, modes: Iterabl
 
 def compiled_twin(model: Model) -> Model:
     """A second module with the same weights, compiled."""
-    with torch.device("meta"):
-        twin = Model(model.spec).eval()
+    twin = model.twin()
     twin.load_state_dict(model.state_dict(), assign=True)
     twin.compile()
     return twin

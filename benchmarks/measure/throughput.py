@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from benchmarks.analytic.models import NamedSpec
-from benchmarks.measure import ceilings, runners
+from benchmarks.measure import ceilings, parallel, runners
 from benchmarks.measure.baseline import baseline_candidates
 from benchmarks.measure.benchmark_models import BenchmarkModel, Variant, first_layers
 from benchmarks.measure.devices import clock, require_memory, start_memory_meter
@@ -31,9 +31,11 @@ from benchmarks.measure.timing import Task, measure
 from benchmarks.measure.training import training_bytes, training_candidates
 from benchmarks.output.progress import progress
 from benchmarks.output.report import Report
+from zoo.core import processes
 from zoo.core.devices import find_device
 from zoo.errors import UsageError, require_package
 from zoo.model.decoder import Decoder
+from zoo.model.parallel import Ranks
 from zoo.units import dtype_name, format_count
 
 TINY_THREADS = 1  # toy matrices leave a second thread nothing but waiting, which would be measured too
@@ -48,6 +50,7 @@ def throughput_config(
     seed: int = 0,
     repetitions: int = 5,
     tiny: bool = False,
+    ranks: Ranks = Ranks(),
 ) -> ThroughputConfig:
     """The configuration that a command's options ask for. `dtype` None: bfloat16 on a GPU, float32 elsewhere. Raises
     UsageError for a dtype that nothing is computed in, NotAvailable for a device that is not here."""
@@ -56,7 +59,7 @@ def throughput_config(
         raise UsageError(f"--dtype {dtype_name(dtype)}: no model here computes in it; choose bfloat16")
     dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
     threads = threads or (TINY_THREADS if tiny else torch.get_num_threads())
-    return ThroughputConfig(works, dtype, place, threads, seed, repetitions)
+    return ThroughputConfig(works, dtype, place, threads, seed, repetitions, ranks=ranks)
 
 
 def measure_throughput(
@@ -66,16 +69,18 @@ def measure_throughput(
     modes: Sequence[str],
     baseline: bool = False,
     baseline_compiled: bool = False,
+    one_process: bool = False,
 ) -> None:
-    """Build and time all models, with a `baseline` of transformers too, and add the tables to the report.
+    """Build and time all models, with a `baseline` of transformers too, or with the whole model in `one_process` beside
+    the ranks that divide it, and add the tables to the report.
 
     Raises NotAvailable, before anything is built, where they do not fit into memory; CheckFailed where the logits of
-    transformers are not equal or, in training, loss and gradient norm.
+    transformers, or of ranks and one process, are not equal or, in training, loss and gradient norm.
     """
     baseline = baseline or baseline_compiled
     if baseline:
         require_package("transformers", "parity")
-    require_model_memory(models, config, len(modes) + baseline + baseline_compiled, copies=1 + baseline)
+    require_model_memory(models, config, len(modes) + baseline + baseline_compiled, 1 + baseline, one_process)
     results = Results(config)
     try:
         with recorded(report, config.device):
@@ -83,6 +88,8 @@ def measure_throughput(
                 for model in models:
                     bar.doing(f"building {model.label}")
                     results.candidates += _candidates(model, config, modes, baseline, baseline_compiled)
+                    if one_process:
+                        results.candidates += parallel.whole_candidates(model, results.candidates, config, modes)
             run(results)
     finally:
         if timed := rows(results):
@@ -92,7 +99,7 @@ def measure_throughput(
 def _candidates(
     model: BenchmarkModel, config: ThroughputConfig, modes: Sequence[str], baseline: bool, baseline_compiled: bool
 ) -> list[Candidate]:
-    module = model.build(config.device, config.dtype, config.seed)
+    module = model.build(config.device, config.dtype, config.seed, config.ranks)
     if config.trains:
         return list(training_candidates(model, module, config, modes, baseline, baseline_compiled))
     beside = baseline_candidates(model, module, config, baseline_compiled) if baseline else ()
@@ -113,14 +120,17 @@ def needed_bytes(spec: Decoder, dtype: torch.dtype, works: Sequence[Workload], m
 
 
 def require_model_memory(
-    models: Sequence[BenchmarkModel], config: ThroughputConfig, modes: int, copies: int = 1
+    models: Sequence[BenchmarkModel], config: ThroughputConfig, modes: int, copies: int = 1, one_process: bool = False
 ) -> None:
-    """Raise NotAvailable, naming the options that would fit, unless all models fit together into the free memory."""
+    """Raise NotAvailable, naming the options that would fit, unless all models fit together into the free memory: on
+    the CPU, the parts of all ranks of this machine."""
     layers, half = max(len(model.spec.layers) for model in models), torch.bfloat16
+    here = processes.local_ranks() if config.device.type == "cpu" else 1
 
     def total(number: int, dtype: torch.dtype) -> int:
-        specs = (first_layers(model.spec, number) for model in models)
-        return sum(needed_bytes(spec, dtype, config.workloads, modes, copies) for spec in specs)
+        specs = [first_layers(model.spec, number) for model in models]
+        held = [*([config.ranks.own(spec) for spec in specs] * here), *(specs if one_process else ())]
+        return sum(needed_bytes(spec, dtype, config.workloads, modes, copies) for spec in held)
 
     def advice(free: int) -> str:
         fits_half = config.dtype.itemsize > half.itemsize and total(layers, half) <= free
@@ -136,6 +146,8 @@ def require_model_memory(
 def run(results: Results) -> None:
     """Time the candidates in turns, filling `results`; the candidates of a workload follow each other."""
     config, candidates, timer = results.config, results.candidates, clock(results.config.device)
+    divided = config.ranks.group is not None
+    timer = parallel.ready_clock(timer) if divided else timer
     with runners.inference(config.threads), progress("first runs") as bar:
         tasks = {each.key(work): each.task(work, config) for work in config.workloads for each in candidates}
         beside: list[Task] = []
@@ -148,6 +160,8 @@ def run(results: Results) -> None:
                 beside.append(runners.task(harness_key(work), runners.NullRunner(), work, tokens))
             beside += [gemm_task(key, seen.gemms) for key, seen in results.observed.items() if seen.gemms]
             beside += [Task.ready(kernel.key, kernel.run) for kernel in results.kernels]
+            if divided:
+                beside += parallel.exchange_tasks(candidates, config)
         bar.doing("measuring")
         measure(
             [*tasks.values(), *beside],
@@ -155,6 +169,7 @@ def run(results: Results) -> None:
             warmups=results.warmups,
             repetitions=config.repetitions,
             clock=timer,
+            agree=parallel.agreed,
             tick=bar.tick,
             expect=bar.expect,
         )

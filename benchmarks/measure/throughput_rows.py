@@ -14,6 +14,7 @@ from benchmarks.measure import ceilings
 from benchmarks.measure.devices import last_cache
 from benchmarks.measure.environment import kernel_summary
 from benchmarks.measure.observed import Observed, gemm_key
+from benchmarks.measure.parallel import ONE_PROCESS, exchange_key, parts_of_a_step, steps
 from benchmarks.measure.runners import COMPILED, EAGER, ZOO, Candidate, Key, Results, Workload
 from benchmarks.measure.timing import MAX_WARMUP_ROUNDS, MAX_WARMUP_SECONDS, rate, settled
 from benchmarks.measure.training import training_flops
@@ -46,12 +47,23 @@ def rows(results: Results) -> list[Row]:
     machine = ceilings.measured_device(ceiling_rows(results))
     pairs = [(candidate, work) for candidate in results.candidates for work in results.config.workloads]
     found = [_row(each, work, results, machine) for each, work in pairs if each.key(work) in results.timed]
-    by_default = (row for row in found if row["implementation"] != ZOO and row["mode"] != COMPILED)
-    baselines = {(row["model"], row["swap"], row["test"]): row for row in by_default}
+    baselines = {_baseline_key(row): row for row in found if _is_baseline(row)}
     for row in found:
-        baseline = baselines.get((row["model"], row["swap"], row["test"]), row)
+        baseline = baselines.get(_baseline_key(row), row)
         row["ratio"] = None if baseline is row else row["tokens_per_s"] / baseline["tokens_per_s"]
     return found
+
+
+def _is_baseline(row: Row) -> bool:
+    """Whether others are compared with a row: transformers as it runs by default, or one process with all of a model
+    that several divide."""
+    who, how = row["implementation"], row["mode"]
+    return who == ONE_PROCESS or (who != ZOO and how != COMPILED)
+
+
+def _baseline_key(row: Row) -> tuple[object, ...]:
+    """What a row has in common with its baseline. One process runs in the same mode."""
+    return (row["model"], row["swap"], row["test"], row["mode"] if row["ranks"] > 1 else None)
 
 
 def ceiling_rows(results: Results) -> list[Row]:
@@ -85,9 +97,13 @@ def _row(candidate: Candidate, work: Workload, results: Results, machine: Device
     # Experts and GEMMs are seen in the zoo's eager mode, and are the same whoever runs the model.
     eager_key = (model.label, ZOO, EAGER, work.label)
     seen, hits = results.observed.get(key), results.observed.get(eager_key, Observed()).hits
+    is_whole = candidate.implementation == ONE_PROCESS
+    machine = None if is_whole else machine  # measured while all processes read, or compute
+    spec = model.spec if is_whole else config.ranks.own(model.spec)
+    hits = {} if config.ranks.whole_experts else hits  # those of all ranks
     gemms = results.timed.get(gemm_key(eager_key)) if candidate.implementation == ZOO else None
     harness = results.timed.get(harness_key(work))
-    least = least_work(model.spec, work, config.dtype, hits)
+    least = least_work(spec, work, config.dtype, hits)
     least_bytes = least.weight_bytes + least.kv_bytes  # none are counted in training
     row = {
         "table": "throughput",
@@ -96,6 +112,7 @@ def _row(candidate: Candidate, work: Workload, results: Results, machine: Device
         "weights": model.source.path.name if model.source else "random",
         "layers": len(model.spec.layers),
         "params": model.spec.params(),
+        "ranks": config.ranks.count,
         "implementation": candidate.implementation,
         "mode": candidate.mode,
         "test": work.label,
@@ -122,6 +139,8 @@ def _row(candidate: Candidate, work: Workload, results: Results, machine: Device
         "overhead": median(harness) / median(seconds) if harness else None,
         "ratio": None,
     }
+    exchanges = None if is_whole else results.timed.get(exchange_key(model.label, work))
+    row |= parts_of_a_step(row, machine, exchanges, len(work.passes))
     return row | {"marks": _marks(row, results, key)}
 
 
@@ -184,6 +203,7 @@ def tables(rows: Rows, kernels: Rows, machine: Row) -> Iterator[Table]:
     yield speeds(rows, machine)
     if kernels:
         yield limits(rows, machine)
+        yield from steps(rows, TEST_COLUMNS, _by)
         yield machine_ceilings(kernels)
 
 
@@ -203,7 +223,7 @@ def speeds(rows: Rows, machine: Row) -> Table:
         else "pp: prefill, so many tokens of a prompt in one pass. tg: decode, so many tokens one at a time after "
         "the first. Tokens per second over all sequences.",
         *(["@ d: with so many tokens in the cache before."] if any(row["depth"] for row in rows) else []),
-        *(["speedup: vs transformers as it runs by default."] if any(row["ratio"] for row in rows) else []),
+        *([f"speedup: vs {_baseline(first)}."] if any(row["ratio"] for row in rows) else []),
         *(["Tiny forms, at toy widths, measure the code's overhead."] if any(row["tiny"] for row in rows) else []),
         f"{repetitions(rows)}, models taking turns; {first['dtype']}, batch {first['batch']}, {first['device']}, "
         f"weights {weights}.",
@@ -212,6 +232,16 @@ def speeds(rows: Rows, machine: Row) -> Table:
         *([f"{summary}."] if (summary := kernel_summary(machine)) else []),
     ]
     return Table("Tokens per second, as measured", shown, legend, rows, derive=_speed)
+
+
+def _baseline(row: Row) -> str:
+    if row["ranks"] > 1:
+        return f"one process with as many threads as each of the {row['ranks']}, in the same mode"
+    return "transformers as it runs by default"
+
+
+def _by(row: Row) -> Row:
+    return {"by": by(row)}
 
 
 def _speed(row: Row) -> Row:
@@ -225,6 +255,9 @@ def _speed(row: Row) -> Row:
 def by(row: Row) -> str:
     """The implementation and the mode; the zoo's eager mode is not named."""
     who, how = row["implementation"], row["mode"]
+    if row["ranks"] > 1:
+        who = f"{row['ranks']} processes" if who == ZOO else who
+        return who if how == EAGER else f"{who} {how}"
     return who if (who, how) == (ZOO, EAGER) else f"{who} {how}"
 
 

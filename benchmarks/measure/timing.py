@@ -65,6 +65,7 @@ def measure(
     repetitions: int = 5,
     max_warmups: int = MAX_WARMUP_ROUNDS,
     clock: Clock = time.perf_counter,
+    agree: Callable[[float], float] = lambda seconds: seconds,
     tick: Callable[[], object] = lambda: None,
     expect: Callable[[int], object] = lambda runs: None,
 ) -> None:
@@ -72,6 +73,7 @@ def measure(
     MAX_WARMUP_SECONDS), whose seconds go to `warmups`; then `repetitions` rounds, whose seconds go to `samples`.
 
     Both are filled as time goes, so they hold what was measured when an exception or Ctrl-C ends the rounds early.
+    `agree` gives the seconds that count for a run, of those that the clock says: of several processes, the same in all.
     `tick` is called after each run and not timed; `expect` before each warm-up round, with the number of runs in all if
     the warm-up ends with that round.
     """
@@ -81,9 +83,9 @@ def measure(
         if seconds >= MAX_WARMUP_SECONDS or all(settled(warmups.get(task.name, ())) for task in tasks):
             break
         expect(len(tasks) * (max(done + 1, min(MIN_WARMUP_ROUNDS, max_warmups)) + repetitions))
-        _round(tasks, warmups, clock, tick)
+        _round(tasks, warmups, clock, agree, tick)
     for _ in range(repetitions):
-        _round(tasks, samples, clock, tick)
+        _round(tasks, samples, clock, agree, tick)
 
 
 def settled(seconds: Sequence[float]) -> bool:
@@ -94,13 +96,19 @@ def settled(seconds: Sequence[float]) -> bool:
     return abs(now - before) <= MEDIAN_TOLERANCE * before
 
 
-def _round(tasks: Sequence[Task], samples: Samples, clock: Clock, tick: Callable[[], object]) -> None:
+def _round(
+    tasks: Sequence[Task],
+    samples: Samples,
+    clock: Clock,
+    agree: Callable[[float], float],
+    tick: Callable[[], object],
+) -> None:
     for task in tasks:
         run = task.prepare()
         start = clock()
         run()
         seconds = clock() - start
-        samples.setdefault(task.name, []).append(seconds)
+        samples.setdefault(task.name, []).append(agree(seconds))
         tick()
 
 

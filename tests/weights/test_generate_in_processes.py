@@ -4,45 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.torchrun import errors, start
 from weights.generate import app
 from zoo.cli.runner import exit_code
 
-ROOT = Path(__file__).parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SECONDS = 120
 Saved = Callable[[str], Path]
-
-
-def start(*args: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*TORCHRUN, "-m", "weights.generate", *map(str, args)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # what a terminal sends Ctrl-C to
-    )
-
-
-def errors(err: str) -> list[str]:
-    """What the command said, without torchrun's own report."""
-    return [line for line in err.splitlines() if line.startswith("error:")]
 
 
 @pytest.mark.parametrize("ep", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_processes_write_what_one_writes(ep: int, saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
     args = saved("gpt-oss-20b"), "--tokens", "5,6,7", "--max-new-tokens", 8, "--temperature", 2, "--seed", 3
     assert exit_code(app, "python -m weights.generate", list(map(str, args))) == 0
-    process = start(*args, "--tp", 2, "--ep", ep)
+    process = start("weights.generate", *args, "--tp", 2, "--ep", ep)
     out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, err
     assert out == capsys.readouterr().out
@@ -61,7 +41,7 @@ def test_two_processes_write_what_one_writes(ep: int, saved: Saved, capsys: pyte
 )
 def test_an_error_is_reported_once(name: str, args: list[object], says: str, saved: Saved) -> None:
     given = args if "--tokens" in args else ["--tokens", "5,6", *args]
-    process = start(saved(name), *given)
+    process = start("weights.generate", saved(name), *given)
     out, err = process.communicate(timeout=SECONDS)
     assert process.returncode != 0
     assert out == ""
@@ -79,7 +59,7 @@ def test_one_process_says_how_to_start_several(saved: Saved, capsys: pytest.Capt
 @pytest.mark.slow
 @pytest.mark.parametrize("ends", ["killed", "interrupted"])
 def test_a_process_that_ends_ends_the_other(ends: str, saved: Saved) -> None:
-    process = start(saved("qwen3-0.6b"), "--tokens", "5,6,7", "--max-new-tokens", 10**6, "--tp", 2)
+    process = start("weights.generate", saved("qwen3-0.6b"), "--tokens", "5,6,7", "--max-new-tokens", 10**6, "--tp", 2)
     assert process.stdout
     assert process.stdout.read(1)  # it writes
     if ends == "interrupted":

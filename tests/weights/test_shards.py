@@ -23,7 +23,7 @@ from zoo.blocks.expert_parallel import expert_parallel
 from zoo.core.collectives import Group
 from zoo.errors import MalformedError, SpecError
 from zoo.model.module import Model
-from zoo.model.parallel import divide, part_of
+from zoo.model.parallel import Ranks, divide, part_of
 from zoo.sharding import Rank
 
 Saved = Callable[[str], Path]
@@ -36,7 +36,7 @@ def group(index: int, ranks: int) -> Group:
 
 def part(folder: Path, index: int, ranks: int, ep: bool = False, dtype: str = "auto") -> Model:
     source = open_source(folder)
-    return fill(source.spec(), source, "cpu", dtype, group=group(index, ranks), whole_experts=ep)
+    return fill(source.spec(), source, "cpu", dtype, ranks=Ranks(group(index, ranks), ep))
 
 
 def assert_part(folder: Path, ranks: int, ep: bool = False, dtype: str = "auto") -> None:

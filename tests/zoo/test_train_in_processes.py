@@ -6,8 +6,6 @@ import json
 import os
 import runpy
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,13 +13,12 @@ import pytest
 import torch
 
 import weights
+from tests.torchrun import errors, start
 from zoo.cli.runner import exit_code
 from zoo.core import kernels
 from zoo.training.checkpoints import checkpoints, read_tensors
 from zoo.training.log import read_log
 
-ROOT = Path(__file__).parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "zoo.train"]
 SMALL = "--tiny --context 16 --batch 2 --tokens 640 --eval-every 8".split()  # 20 steps
 CLOSE = 1e-5
 SECONDS = 240
@@ -35,27 +32,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def start(*args: str | Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*TORCHRUN, *map(str, args)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # what a terminal sends Ctrl-C to
-    )
-
-
 def in_one_process(*args: str | Path) -> None:
     with kernels.using("plain"):
         app = runpy.run_module("zoo.train")["app"]
         assert exit_code(app, "python -m zoo.train", list(map(str, args))) == 0
-
-
-def errors(err: str) -> list[str]:
-    """What the command said, without torchrun's own report."""
-    return [line for line in err.splitlines() if line.startswith("error:")]
 
 
 def assert_same_log(one: Path, other: Path) -> None:
@@ -74,7 +54,7 @@ def assert_same_log(one: Path, other: Path) -> None:
 def test_two_processes_write_the_run_of_one(family, text, tmp_path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     in_one_process(family, *SMALL, "--accumulate", "2", "--text", text, "--out", one)
-    process = start(family, *SMALL, "--text", text, "--out", two)
+    process = start("zoo.train", family, *SMALL, "--text", text, "--out", two)
     out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, err
     assert out.count("bits per byte") == 1
@@ -159,7 +139,12 @@ def test_an_error_is_reported_once(text, tmp_path, args, says) -> None:
 def test_a_process_that_is_killed_ends_the_other(text, tmp_path) -> None:
     out = tmp_path / "run"
     process = start(
-        "qwen3", *"--tiny --context 16 --batch 2 --tokens 1M --eval-every 5 --text".split(), text, "--out", out
+        "zoo.train",
+        "qwen3",
+        *"--tiny --context 16 --batch 2 --tokens 1M --eval-every 5 --text".split(),
+        text,
+        "--out",
+        out,
     )
     for _ in range(10 * SECONDS):
         time.sleep(0.1)

@@ -17,6 +17,7 @@ from weights.tokenizer import TOKENIZER, read_tokenizer
 from zoo.blocks import Layer, MoE
 from zoo.errors import MalformedError, NotAvailable, UsageError, unknown
 from zoo.model.decoder import Decoder
+from zoo.model.parallel import Ranks
 from zoo.units import dtype_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -42,6 +43,7 @@ def parity(
     reference: str | Path | None = None,
     spec: Decoder | None = None,
     streaming: bool = False,
+    ranks: Ranks = Ranks(),
     revision: str | None = None,
     offline: bool = False,
     ignore_fields: Iterable[str] = (),
@@ -51,7 +53,8 @@ def parity(
     `source`, `revision` and `offline` are as for `weights.load`. Prompts have `tokens` tokens, None being enough to
     leave every window: random ids from `seed`, and `text` where the source has a tokenizer. `reference` is another
     source for the reference's weights, `spec` another model for the zoo's: to see what a conversion, or a change
-    of one block, does. `streaming` holds one layer at a time in memory.
+    of one block, does. `streaming` holds one layer at a time in memory. `ranks` divide the zoo's model (tensor
+    parallel): each calls this at the same time and gets the same report.
 
     Raises what `weights.load` raises, and NotAvailable where transformers is not installed.
     """
@@ -65,7 +68,7 @@ def parity(
         _check_comparable(spec, other.spec(ignore_fields), f"{source} and {reference}")
     rows = prompts(opened.folder, spec, tokens, text, seed)
     run = run_streaming if streaming else run_in_memory
-    runs = run(spec, opened, other, DTYPES[name], torch.stack(list(rows.values())))
+    runs = run(spec, opened, other, DTYPES[name], torch.stack(list(rows.values())), ranks)
     choices, (batch, length) = runs.choices, runs.reference.shape[:2]
     agree, rerouted = agreement(choices["reference"], choices["full"], (batch, length))
     cached_agree, _ = agreement(choices["full"], choices["cached"], (batch, length))
@@ -79,6 +82,7 @@ def parity(
         seed=seed,
         window=widest_window(spec),
         streaming=streaming,
+        ranks=ranks.count,
         reference=f"transformers {transformers().__version__}, eager attention, {runs.origin}",
         logits=compare(runs.reference, runs.full, agree if exact is None else None),
         cached=compare(runs.full, runs.cached, cached_agree if exact is None else None),

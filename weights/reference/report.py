@@ -88,6 +88,7 @@ class ParityReport:
     seed: int
     window: int  # tokens of the widest, 0 without one
     streaming: bool
+    ranks: int  # processes that divide the zoo's model
     reference: str
     logits: Difference
     cached: Difference
@@ -146,8 +147,9 @@ class ParityReport:
         return {**asdict(self), "passed": self.passed, "checks": checks, "first_divergent": first}
 
     def __str__(self) -> str:
+        among = f", divided among {self.ranks} processes" if self.ranks > 1 else ""
         head = [
-            f"{self.source}: {format_count(self.parameters)} parameters, {self.dtype}",
+            f"{self.source}: {format_count(self.parameters)} parameters, {self.dtype}{among}",
             f"against {self.reference}",
             f"{_times(len(self.prompts), 'prompt')} of {self.length} tokens: {' and '.join(self.prompts)}",
         ]

@@ -34,6 +34,7 @@ from zoo.core.cache import Cache
 from zoo.core.forward_context import ForwardContext
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
+from zoo.model.parallel import Ranks
 
 DECODED_TOKENS = 4  # at the end of a prompt, one by one through the cache
 log = logging.getLogger(__name__)
@@ -60,10 +61,13 @@ def chunk_sizes(length: int) -> list[int]:
     return [size for size in (half, length - decoded - half, *[1] * decoded) if size]
 
 
-def run_in_memory(spec: Decoder, source: Source, reference: Source, dtype: torch.dtype, tokens: Tensor) -> Runs:
-    """Both models in memory, and the reference in float32 before, where `dtype` is another."""
+def run_in_memory(
+    spec: Decoder, source: Source, reference: Source, dtype: torch.dtype, tokens: Tensor, ranks: Ranks = Ranks()
+) -> Runs:
+    """Both models in memory, and the reference in float32 before, where `dtype` is another. `ranks` divide the zoo's,
+    and each runs the reference by itself."""
     with _logged_seconds("the zoo's model"):
-        model = fill(spec, source, "cpu", dtype)
+        model = fill(spec, source, "cpu", dtype, ranks=ranks)
     in_float32 = None
     if dtype != torch.float32:
         with _logged_seconds("the reference in float32"):
@@ -105,13 +109,14 @@ def _logged_seconds(what: str) -> Iterator[None]:
 class LayerwiseRuns:
     """The zoo's runs, a layer at a time: in one forward pass, and in chunks through a cache."""
 
-    def __init__(self, spec: Decoder, source: Source, dtype: torch.dtype, tokens: Tensor) -> None:
-        self.matched, self.tokens = match_model(spec, source, dtype), tokens
+    def __init__(self, spec: Decoder, source: Source, dtype: torch.dtype, tokens: Tensor, ranks: Ranks) -> None:
+        self.matched, self.tokens = match_model(spec, source, dtype, ranks), tokens
         self.model = self.matched.model
         self.comparison = PartwiseComparison(self.model, tokens, dtype)
         batch, length = tokens.shape
         self.sizes = chunk_sizes(length)
-        self.cache = Cache([layer.cache_spec() for layer in spec.layers], batch, length, dtype, tokens.device)
+        caches = [layer.cache_spec() for layer in self.model.spec.layers]
+        self.cache = Cache(caches, batch, length, dtype, tokens.device)
         self.contexts = []
         for chunk in tokens.split(self.sizes, dim=1):
             self.contexts.append(self.model.prepare(chunk, self.cache)[0])
@@ -176,9 +181,11 @@ def _run_and_keep(layer: Any, x: Tensor, ctx: ForwardContext, cache: Any) -> Ten
     return out
 
 
-def run_streaming(spec: Decoder, source: Source, reference: Source, dtype: torch.dtype, tokens: Tensor) -> Runs:
+def run_streaming(
+    spec: Decoder, source: Source, reference: Source, dtype: torch.dtype, tokens: Tensor, ranks: Ranks = Ranks()
+) -> Runs:
     """Both models, a layer at a time; the reference in float32 before, where `dtype` is another."""
-    zoo = LayerwiseRuns(spec, source, dtype, tokens)
+    zoo = LayerwiseRuns(spec, source, dtype, tokens, ranks)
     in_float32 = None if dtype == torch.float32 else _streamed_logits(MetaModel(reference, torch.float32), tokens)
     meta = MetaModel(reference, dtype)
     with tqdm(total=len(spec.layers), unit="layer", disable=None, leave=False) as bar:

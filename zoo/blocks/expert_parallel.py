@@ -1,7 +1,8 @@
 """Expert parallel: ranks hold whole experts, and tokens travel to them (GShard, Lepikhin et al. 2020, section 3.2).
 
-Each rank routes its own share of the tokens and sends each token to the ranks of its experts (all-to-all). These
-compute what arrives and send the outputs back. Weighted sums of its own tokens are a rank's part of the block's output.
+Each rank sends its own share of the tokens to the ranks of their experts (all-to-all). These compute what arrives and
+send the outputs back. Weighted sums of its own tokens are a rank's part of the block's output. Every rank has all
+tokens, and routes them all: the router is small beside the experts, and hands out what it chose for each of them.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -87,7 +88,7 @@ class _ExpertParallelMoE(MoE):
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         """Of a rank, where tokens are equally many for every rank and expert."""
         whole = super().flop_breakdown(dim, past, new, causal)
-        return {**whole, **{part: round(whole[part] * self._share) for part in ("routed", "router")}}
+        return {**whole, "routed": round(whole["routed"] * self._share)}
 
 
 class _ExpertParallel(_MoE):
@@ -105,19 +106,14 @@ class _ExpertParallel(_MoE):
     def forward(self, x: Tensor, ctx: ForwardContext | None = None, routed_by: Tensor | None = None) -> Tensor:
         """(b, t, dim) -> the rank's part of the output (b, t, dim): its share of the tokens, and its part of the shared
         expert."""
-        tokens = x.flatten(0, -2)
-        own = self.group.rank.share(len(tokens))
-        rows = tokens[own.start : own.stop]
-        by = rows if routed_by is None else routed_by.flatten(0, -2)[own.start : own.stop]
-        seen = None  # by a router of token ids, those of the rank's share
-        if ctx is not None and ctx.tokens is not None:
-            ids = ctx.tokens.flatten()[own.start : own.stop].unsqueeze(0)
-            seen = replace(ctx, tokens=ids, routing=None)
-        weights, chosen = (each.squeeze(0) for each in self.router(by.unsqueeze(0), seen))
+        routed = self.router(x if routed_by is None else routed_by, ctx)
+        tokens = x[..., 0].numel()
+        own = self.group.rank.share(tokens)
+        rows, weights, chosen = (each.flatten(0, -2)[own.start : own.stop] for each in (x, *routed))
         out = self._routed(rows if self.latent_in is None else self.latent_in(rows), weights, chosen)
         if self.latent_out is not None:
             out = self.latent_out(out)
-        whole = F.pad(out, (0, 0, own.start, len(tokens) - own.stop)).view_as(x)  # zero for tokens of other ranks
+        whole = F.pad(out, (0, 0, own.start, tokens - own.stop)).view_as(x)  # zero for tokens of other ranks
         return whole if self.shared is None else whole + self.shared(x, ctx)
 
     def _routed(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:

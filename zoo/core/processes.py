@@ -105,6 +105,17 @@ def from_first(compute: Callable[[], T]) -> T:
     return json.loads(bytes(sent.cpu().numpy())) if rank() else value  # type: ignore[return-value]
 
 
+def wait_for_all() -> None:
+    """Return once every process has come here."""
+    if ranks() > 1:
+        dist.barrier()
+
+
+def local_ranks() -> int:
+    """How many of the processes are on this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if ranks() > 1 else 1
+
+
 def sums(*figures: float) -> list[float]:
     """Each figure, added up over ranks in float64."""
     if ranks() == 1:

@@ -5,6 +5,8 @@ a block which of its matrices write to the residual stream (`residual_outputs`),
 normalised before it is added.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -30,20 +32,31 @@ def initialise(module: nn.Module, seed: int) -> None:
       router's correction are zero. Decays and time steps of recurrences are spread over the heads as their papers draw
       them.
     """
-    scales = _residual_scales(module)
+    for _ in drawn(module, seed):
+        pass
+
+
+@torch.no_grad()
+def drawn(module: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter's name, and its initial values in its own place; of a module on the meta device, one after the
+    other in memory of their own on the CPU."""
+    scales, generators = _residual_scales(module), dict[torch.device, torch.Generator]()
+    gains: dict[Tensor, float] = {}
     if isinstance(module, Model):
         scales[module.embed.weight] = module.spec.dim**0.5 / module.spec.embed_scale
-    generators: dict[torch.device, torch.Generator] = {}
-    for part in module.modules():
+        if module.head is None:
+            gains[module.norm.get_parameter("weight")] = min(module.spec.embed_scale**2 / module.spec.dim, 1.0)
+    for path, part in module.named_modules():
         for name, weight in part.named_parameters(recurse=False):
+            value = torch.empty_like(weight, device="cpu") if weight.is_meta else weight
             if weight.ndim >= 2 and not name.endswith("bias"):  # experts' biases are stacked
-                generator = generators.setdefault(weight.device, torch.Generator(weight.device).manual_seed(seed))
-                weight.normal_(std=scales.get(weight, 1.0) * weight.shape[-1] ** -0.5, generator=generator)
+                generator = generators.setdefault(value.device, torch.Generator(value.device).manual_seed(seed))
+                value.normal_(std=scales.get(weight, 1.0) * weight.shape[-1] ** -0.5, generator=generator)
             else:
-                weight.copy_(torch.as_tensor(getattr(part, "identity", {}).get(name, 0.0)))
-    if isinstance(module, Model) and module.head is None:
-        gain = min(module.spec.embed_scale**2 / module.spec.dim, 1.0)
-        module.norm.get_parameter("weight").add_(gain - 1.0)  # added: a norm may multiply by 1 + w
+                value.copy_(torch.as_tensor(getattr(part, "identity", {}).get(name, 0.0)))
+            if weight in gains:
+                value.add_(gains[weight] - 1.0)  # added: a norm may multiply by 1 + w
+            yield (f"{path}.{name}" if path else name), value
 
 
 def _residual_scales(module: nn.Module) -> dict[Tensor, float]:

@@ -208,6 +208,11 @@ class Model(nn.Module):
         scores: Tensor = linear(x, self.embed.weight) if self.head is None else self.head(x)
         return scores
 
+    def twin(self) -> Model:
+        """A second model of the same spec, on the meta device."""
+        with torch.device("meta"):
+            return self.spec.build().eval()
+
     def reference(self) -> Model:
         """The model as its spec builds it, with one layer of each kind."""
         return replace(self.spec, layers=tuple(dict.fromkeys(self.spec.layers))).build()

@@ -6,7 +6,7 @@ the head's columns.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from operator import attrgetter
 from typing import Any
@@ -20,9 +20,32 @@ from zoo.core.collectives import Group, gathered_columns, read_by_all, summed
 from zoo.core.devices import allocating
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
+from zoo.model.initialisation import drawn
 from zoo.model.module import Model
 from zoo.registry import Spec
 from zoo.sharding import Cuts, Divide, FirstRankOnly, cut_of
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that divide a model: a `group`, or None for this process alone. They divide the width of each
+    expert, or hold `whole_experts`."""
+
+    group: Group | None = None
+    whole_experts: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return 1 if self.group is None else self.group.rank.ranks
+
+    def divided(self, spec: Decoder) -> Decoder:
+        """The spec of the whole model, in the form that they divide."""
+        return expert_parallel(spec) if self.whole_experts else spec
+
+    def own(self, spec: Decoder) -> Decoder:
+        """The spec of this process's part."""
+        return spec if self.group is None else self.divided(spec).shard(self.group.rank)
 
 
 class ParallelModel(Model):
@@ -42,6 +65,9 @@ class ParallelModel(Model):
             connected(self.per_layer.get_submodule("embed"), _PartOfEmbedding, group, first=first)
         for spec, layer in zip(whole.layers, self.layers, strict=True):
             connect(layer, spec, group)
+
+    def twin(self) -> Model:
+        return allocate_part(self.whole, self.group)
 
     def reference(self) -> Model:
         return ParallelModel(replace(self.whole, layers=tuple(dict.fromkeys(self.whole.layers))), self.group)
@@ -121,9 +147,11 @@ def part_of(name: str, value: Tensor, cuts: Cuts, group: Group) -> Tensor:
     return torch.cat(parts, dim=cut.dim)
 
 
-def allocate_part(whole: Decoder, group: Group, dtype: torch.dtype = torch.float32) -> ParallelModel:
-    """A rank's part of a model on the meta device, in eval mode."""
-    with allocating("meta", dtype):
+def allocate_part(
+    whole: Decoder, group: Group, dtype: torch.dtype = torch.float32, device: str | torch.device = "meta"
+) -> ParallelModel:
+    """A rank's part of a model with uninitialised weights, in eval mode."""
+    with allocating(device, dtype):
         return ParallelModel(whole, group).eval()
 
 
@@ -137,3 +165,20 @@ def divide(model: Model, group: Group, whole_experts: bool = False) -> ParallelM
     parameters = {name: part_of(name, value, cuts, group) for name, value in model.state_dict().items()}
     part.load_state_dict(parameters, assign=True)
     return part.train(model.training)
+
+
+@torch.no_grad()
+def build_part(
+    spec: Decoder, ranks: Ranks, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+) -> ParallelModel:
+    """A rank's part of the model that `zoo.build` draws from `seed` on the CPU. Of the whole, one parameter at a time
+    is in memory."""
+    assert ranks.group is not None
+    spec = ranks.divided(spec)
+    part, cuts = allocate_part(spec, ranks.group, dtype, device), spec.cuts()
+    own = dict(part.named_parameters())
+    with allocating("meta", dtype):
+        whole = spec.build()
+    for name, value in drawn(whole, seed):
+        own[name].copy_(part_of(name, value, cuts, ranks.group))
+    return part

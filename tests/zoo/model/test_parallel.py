@@ -23,7 +23,7 @@ from tests.ranks import in_ranks
 from zoo.core.collectives import Group
 from zoo.core.processes import sums
 from zoo.model.module import Model
-from zoo.model.parallel import ParallelModel, divide, summing
+from zoo.model.parallel import ParallelModel, Ranks, build_part, divide, summing
 from zoo.sharding import Cut, FirstRankOnly, Rank, cut_of
 
 pytestmark = pytest.mark.xdist_group("parallel")  # tests share what their processes compute
@@ -258,6 +258,22 @@ def compiled(device: torch.device, name: str) -> tuple[float, float]:
 def test_compiled_decode_is_that_of_one_process(name: str) -> None:
     for error, most in in_ranks(2, compiled, name):
         assert error <= most
+
+
+@pytest.mark.parametrize("name", representatives())
+@pytest.mark.parametrize("ep", [False, True])
+def test_a_part_that_is_drawn_is_that_of_the_model_that_is(name: str, ep: bool) -> None:
+    """Whether the whole was ever in memory or not; its tables, too."""
+    spec = zoo.spec(name, tiny=True)
+    whole = zoo.build(spec, seed=7, dtype=torch.bfloat16)
+    for rank in Rank(0, 2).all():
+        group = Group("none", rank)
+        part = build_part(spec, Ranks(group, ep), dtype=torch.bfloat16, seed=7).state_dict()
+        expected = divide(whole, group, ep).state_dict()
+        assert part.keys() == expected.keys()
+        for key, value in expected.items():
+            assert value.dtype == part[key].dtype
+            assert torch.equal(value, part[key]), key
 
 
 def test_modules_know_nothing_of_other_ranks_but_where_they_meet() -> None:

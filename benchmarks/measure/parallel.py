@@ -1,0 +1,157 @@
+"""Throughput of a model that several processes hold together (tensor parallel), beside one process with all of it.
+
+All processes run the same turns. Each begins a run when all are ready, the run ends when the slowest is done, and the
+first one's clock counts in all of them, so that they agree on when a warm-up has settled. What they exchange is timed
+alone too, in the same turns: with the reading of weights and cache it makes the predicted time of a step.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from benchmarks.analytic.roofline import Device
+from benchmarks.measure.baseline import CHECKED_TOKENS
+from benchmarks.measure.benchmark_models import BenchmarkModel
+from benchmarks.measure.runners import (
+    Candidate,
+    Key,
+    NullRunner,
+    ThroughputConfig,
+    Workload,
+    inference,
+    random_tokens,
+    zoo_candidates,
+)
+from benchmarks.measure.timing import Clock, Task
+from benchmarks.output.report import Row, Rows, Table, columns
+from benchmarks.output.show import three_in
+from zoo.blocks import MoE
+from zoo.cli.self_check import TOLERANCE
+from zoo.cli.tables import Column
+from zoo.core import processes
+from zoo.core.collectives import Group, exchanged_rows, gathered_columns, summed
+from zoo.errors import CheckFailed
+from zoo.model.decoder import Decoder
+from zoo.sharding import Divide, Exchange
+
+ONE_PROCESS = "one process"  # an implementation: the first process, with the whole model
+
+
+def ready_clock(clock: Clock) -> Clock:
+    """A clock that is read once all processes have come here."""
+
+    def read() -> float:
+        processes.wait_for_all()
+        return clock()
+
+    return read
+
+
+def agreed(seconds: float) -> float:
+    """The seconds that the first process measured."""
+    return processes.from_first(lambda: seconds)
+
+
+def whole_candidates(
+    model: BenchmarkModel, divided: Sequence[Candidate], config: ThroughputConfig, modes: Sequence[str]
+) -> list[Candidate]:
+    """The whole model in the first process, while the others wait. Raises CheckFailed unless its logits are those of
+    the last of the `divided` models."""
+    tokens = random_tokens(Workload("prefill", CHECKED_TOKENS), model.spec.vocab, config.seed, config.device)
+    with inference(config.threads):
+        logits = divided[-len(modes)].runner.model(tokens)
+    if processes.rank() > 0:
+        return [Candidate(model, ONE_PROCESS, mode, NullRunner()) for mode in modes]
+    whole = model.build(config.device, config.dtype, config.seed)
+    with inference(config.threads):
+        expected = whole(tokens)
+    difference, bound = (logits - expected).abs().max().item(), TOLERANCE[config.dtype] * expected.abs().max().item()
+    judged = config.dtype.itemsize >= 4 or not any(isinstance(part, MoE) for part in model.spec.walk())
+    if judged and not difference <= bound:  # a NaN is a failure, too
+        apart = f"differ by {difference:.1e} from those of one process, above {bound:.1e}"
+        raise CheckFailed(f"{model.label}: the logits of {config.ranks.count} processes {apart}; nothing was measured")
+    return [replace(each, implementation=ONE_PROCESS) for each in zoo_candidates(model, whole, modes)]
+
+
+def exchange_key(label: str, work: Workload) -> Key:
+    """The name among the samples of what is exchanged in a workload."""
+    return ("exchanges", label, work.label)
+
+
+def exchange_tasks(candidates: Sequence[Candidate], config: ThroughputConfig) -> Iterator[Task]:
+    """What the passes of each workload exchange, alone."""
+    for model in {each.model.label: each.model for each in candidates}.values():
+        for work in config.workloads:
+            yield Task.ready(exchange_key(model.label, work), exchanges_of(model.spec, config, work))
+
+
+def exchanges_of(spec: Decoder, config: ThroughputConfig, work: Workload) -> Callable[[], None]:
+    """A function that exchanges what all passes of a workload do, one collective after the other. In an all-to-all
+    each rank gets as much of every other."""
+    ranks, group = config.ranks, config.ranks.group
+    assert group is not None
+    whole, tokens = ranks.divided(spec), work.batch * work.passes[0][1]
+    steps = [_collective(each, tokens, config, group) for each in whole.exchanges(whole.dim, ranks.count)]
+    held = [len(rank.held(whole.vocab, Divide.ANY)) for rank in group.rank.all()]
+    logits = torch.zeros(work.batch, 1, held[group.rank.index], dtype=config.dtype, device=config.device)
+    steps.append(partial(gathered_columns, logits, group, held))
+
+    def run() -> None:
+        for _ in work.passes:
+            for step in steps:
+                step()
+
+    return run
+
+
+def _collective(exchange: Exchange, tokens: int, config: ThroughputConfig, group: Group) -> Callable[[], Tensor]:
+    nbytes = exchange.nbytes(tokens, config.dtype.itemsize) // (group.rank.ranks if exchange.shared else 1)
+    dtype = torch.float32 if exchange.in_float32 else config.dtype
+    each = max(nbytes // dtype.itemsize // group.rank.ranks, 1)
+    rows = [each] * group.rank.ranks
+    if exchange.kind == "all-to-all":
+        return partial(exchanged_rows, torch.zeros(sum(rows), dtype=dtype, device=config.device), group, rows, rows)
+    return partial(summed, torch.zeros(nbytes // dtype.itemsize, dtype=dtype, device=config.device), group)
+
+
+def parts_of_a_step(row: Row, machine: Device | None, exchange_seconds: list[float] | None, passes: int) -> Row:
+    """What a pass of a row takes: `step_seconds`; and what it must take: reading weights and cache, or computing, and
+    exchanging."""
+    if machine is None or exchange_seconds is None:
+        return {}
+    read = (row["weight_bytes_read"] + row["kv_bytes_read"]) / passes / machine.bandwidth
+    compute = row["flops"] / passes / machine.flops
+    exchange = median(exchange_seconds) / passes
+    step = median(row["seconds"]) / passes
+    return {
+        "step_seconds": step,
+        "read_seconds": read,
+        "compute_seconds": compute,
+        "exchange_seconds": exchange,
+        "of_predicted": step / (max(read, compute) + exchange),
+    }
+
+
+def steps(rows: Rows, shown: tuple[Column, ...], derive: Callable[[Row], Row]) -> Iterator[Table]:
+    """The table of what steps are made of, for rows of several processes."""
+    rows = [row for row in rows if row.get("step_seconds") is not None]
+    if not rows:
+        return
+    ranks = rows[0]["ranks"]
+    ms = three_in(1e-3)
+    found = [
+        *shown,
+        *columns(ms, step_seconds="step", read_seconds="read", compute_seconds="compute", exchange_seconds="exchange"),
+        *columns(lambda ratio: f"{ratio:.2f}", of_predicted="of sum"),
+    ]
+    legend = [
+        f"Milliseconds of a pass in one of {ranks} processes, medians. read: its part of the weights and of the cache "
+        "at the bandwidth below, which all processes share. compute: its FLOPs at the arithmetic rate below.",
+        "exchange: the same collectives alone, in turns with the rest. of sum: the step over the longer of read and "
+        "compute, and the exchange.",
+    ]
+    yield Table("What a pass is made of", found, legend, rows, derive=derive)

@@ -1,0 +1,59 @@
+"""torchrun -m weights.parity --tp: the zoo's model is divided, and the report is that of one process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import weights
+from tests.presets import split
+from tests.torchrun import errors, start
+from tests.weights.checkpoints import read, write
+from weights.parity import app
+from zoo.cli.runner import exit_code
+
+SECONDS = 240
+Saved = Callable[[str], Path]
+# Experts of one width, with whole experts too; an indexer; states; several streams.
+NAMES = ["gpt-oss-20b", "deepseek-v3-671b", "glm5.2-744b", "qwen3-next-80b-a3b", "deepseek-v4-flash-284b"]
+
+
+@pytest.mark.parametrize("ep", [1, 2])
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", split(NAMES, []))
+def test_two_processes_report_what_one_does(name: str, streaming: bool, ep: int, saved: Saved, tmp_path: Path) -> None:
+    out, args = tmp_path / "report.json", ["--streaming"] * streaming
+    process = start("weights.parity", saved(name), "--tokens", 80, "--tp", 2, "--ep", ep, "--json", "--out", out, *args)
+    written, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, err
+    assert written == ""
+    told, alone = json.loads(out.read_text(encoding="utf-8")), weights.parity(saved(name), tokens=80)
+    assert told["ranks"] == 2
+    assert told["passed"]
+    assert told["logits"]["scale"] == pytest.approx(alone.logits.scale)
+    assert [part["name"] for part in told["parts"]] == [part.name for part in alone.parts]
+    assert told["rerouted"] == alone.rerouted
+
+
+def test_damage_is_found_by_two_processes(saved: Saved, tmp_path: Path) -> None:
+    """Of the second process's heads alone; one process says so, once."""
+    config, tensors = read(saved("llama3-8b"))
+    name = "model.layers.1.self_attn.q_proj.weight"
+    changed = tensors[name].clone()
+    changed[len(changed) // 2 :] *= 1.05
+    copy = write(tmp_path / "copy", config, tensors | {name: changed})
+    process = start("weights.parity", copy, "--reference", saved("llama3-8b"), "--tokens", 80, "--tp", 2)
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1, err
+    assert out.count("FAIL: largest logit difference") == 1
+    assert "first in layer 1's attention" in " ".join(out.split())
+    assert "divided among 2 processes" in " ".join(out.split())
+    assert errors(err) == []
+
+
+def test_one_process_says_how_to_start_several(saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(app, "python -m weights.parity", [str(saved("qwen3-0.6b")), "--tp", "2"]) == 2
+    assert "torchrun --nproc-per-node 2 -m weights.parity ... --tp 2 starts 2" in capsys.readouterr().err
