@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from benchmarks.analytic.roofline import Device
-from benchmarks.measure.timing import Clock, Samples, Task, measure
+from benchmarks.measure.timing import Agree, Clock, Samples, Task, each_for_itself, measure
 from benchmarks.output.report import Row
 from zoo.core.devices import free_memory
 from zoo.core.linear import linear
@@ -40,9 +40,12 @@ class Kernel:
         return ("ceiling", self.kind, self.name, dtype_name(self.dtype))
 
 
-def kernels(device: torch.device, dtype: torch.dtype, clock: Clock, compiled: bool = False) -> list[Kernel]:
-    """All kernels, ready to run; the `compiled` one, which reads fastest, where compiled models are measured."""
-    return [*reading_kernels(device, dtype, compiled), *matmul_kernels(device, dtype, clock)]
+def kernels(
+    device: torch.device, dtype: torch.dtype, clock: Clock, compiled: bool = False, agree: Agree = each_for_itself
+) -> list[Kernel]:
+    """All kernels, ready to run; the `compiled` one, which reads fastest, where compiled models are measured. `clock`
+    and `agree` are those of `measure`."""
+    return [*reading_kernels(device, dtype, compiled), *matmul_kernels(device, dtype, clock, agree)]
 
 
 def reading_kernels(device: torch.device, dtype: torch.dtype, compiled: bool = False) -> list[Kernel]:
@@ -65,14 +68,16 @@ def reading_kernels(device: torch.device, dtype: torch.dtype, compiled: bool = F
     return [Kernel("bandwidth", name, each, buffer.nbytes, run) for (name, each), run in runs.items()]
 
 
-def matmul_kernels(device: torch.device, dtype: torch.dtype, clock: Clock) -> list[Kernel]:
+def matmul_kernels(
+    device: torch.device, dtype: torch.dtype, clock: Clock, agree: Agree = each_for_itself
+) -> list[Kernel]:
     """Two ways to the same square product, of the largest matrices whose product takes at most MAX_PRODUCT_SECONDS."""
     for side in SIDES:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         runs = {"matmul": partial(torch.matmul, a, b), "linear": partial(linear, a, b)}
         found = [Kernel("matmul", f"{name} {side}", dtype, 2 * side**3, run) for name, run in runs.items()]
         samples = Samples()
-        measure([Task.ready((), runs["matmul"])], samples, repetitions=3, max_warmups=0, clock=clock)
+        measure([Task.ready((), runs["matmul"])], samples, repetitions=3, max_warmups=0, clock=clock, agree=agree)
         if 8 * min(samples[()]) > MAX_PRODUCT_SECONDS:  # the next side takes 8 x as long
             break
     return found

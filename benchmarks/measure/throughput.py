@@ -154,7 +154,7 @@ def run(results: Results) -> None:
         if config.thorough:
             _observe(results, tasks)
             compiles = any(candidate.mode == COMPILED for candidate in candidates)
-            results.kernels = ceilings.kernels(config.device, config.dtype, timer, compiles)
+            results.kernels = ceilings.kernels(config.device, config.dtype, timer, compiles, parallel.agreed)
             for work in config.workloads:
                 tokens = runners.random_tokens(work, 1, config.seed, config.device)
                 beside.append(runners.task(harness_key(work), runners.NullRunner(), work, tokens))

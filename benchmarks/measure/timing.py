@@ -12,6 +12,7 @@ from statistics import NormalDist, fmean, median, stdev
 from typing import NamedTuple, Self
 
 Clock = Callable[[], float]
+Agree = Callable[[float], float]  # the seconds that a process measured -> those that count, in several processes alike
 Samples = dict[tuple[str, ...], list[float]]  # seconds of each run, by the task's name
 
 MEDIAN_SAMPLES = 3  # samples under each median of the warm-up
@@ -25,6 +26,11 @@ T_QUANTILES = (
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
+
+
+def each_for_itself(seconds: float) -> float:
+    """What a process measured, in that process."""
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def measure(
     repetitions: int = 5,
     max_warmups: int = MAX_WARMUP_ROUNDS,
     clock: Clock = time.perf_counter,
-    agree: Callable[[float], float] = lambda seconds: seconds,
+    agree: Agree = each_for_itself,
     tick: Callable[[], object] = lambda: None,
     expect: Callable[[int], object] = lambda runs: None,
 ) -> None:
@@ -100,7 +106,7 @@ def _round(
     tasks: Sequence[Task],
     samples: Samples,
     clock: Clock,
-    agree: Callable[[float], float],
+    agree: Agree,
     tick: Callable[[], object],
 ) -> None:
     for task in tasks:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from zoo.core import inductor
+from zoo.core import inductor, processes
 from zoo.errors import MalformedError, NotAvailable, unknown
 
 PLAIN = "plain"
@@ -130,7 +130,7 @@ class KernelChoices:
         changed = False
         while self.pending and _can_measure():
             key, trial = self.pending.popitem()
-            self.chosen[key] = OPERATIONS[key[0]].kernel if _is_faster(trial(), MAX_COMPILED_SECONDS) else PLAIN
+            self.chosen[key] = _agreed(key, partial(_is_faster_compiled, trial))
             changed = changed or self.chosen[key] == PLAIN
         return changed
 
@@ -144,23 +144,36 @@ class KernelChoices:
         if kernel is None:
             if not _can_measure():
                 return PLAIN  # for this call; a later one may measure
-            began = perf_counter()
-            wins = self.seconds < MAX_PROCESS_SECONDS and _is_faster(trial())
-            kernel = OPERATIONS[key[0]].kernel if wins else PLAIN
-            self.seconds += perf_counter() - began
+            kernel = _agreed(key, lambda: self._wins(trial))
         self.chosen[key] = kernel
         return kernel
+
+    def _wins(self, trial: MakeTrial) -> bool:
+        began = perf_counter()
+        wins = self.seconds < MAX_PROCESS_SECONDS and _is_faster(trial())
+        self.seconds += perf_counter() - began
+        return wins
+
+
+def _agreed(key: SizeClass, wins: Callable[[], bool]) -> str:
+    """The kernel of a class, by whether the other one wins. Of several processes that divide a model one measures: what
+    all of them compute must be equal to the last bit, or their routers would choose different experts."""
+    return processes.agreed(_name(key), lambda: OPERATIONS[key[0]].kernel if wins() else PLAIN)
+
+
+def _is_faster_compiled(trial: MakeTrial) -> bool:
+    return _is_faster(trial(), MAX_COMPILED_SECONDS)
 
 
 def _can_measure() -> bool:
     """Not while a compiler traces or a dispatch mode intercepts calls, not beside other threads of the program, and not
-    where several processes must agree."""
+    in several processes that cannot agree."""
     return (
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
         and threading.current_thread() is threading.main_thread()
-        and not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        and processes.can_agree()
     )
 
 

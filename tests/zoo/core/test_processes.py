@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
-from zoo.core import processes
+from tests.ranks import in_ranks
+from zoo.core import kernels, processes
 from zoo.errors import UsageError
 
 
@@ -24,3 +27,36 @@ def test_one_process_is_no_group() -> None:
     assert processes.may_report_error()
     assert processes.from_first(lambda: (1, 2)) == (1, 2)
     assert processes.sums(1, 2.5) == [1, 2.5]
+
+
+def decisions(device: torch.device, questions: list[str]) -> list[str]:
+    """In the second process in the other order."""
+    asked = questions if processes.rank() == 0 else questions[::-1]
+    found = {what: processes.agreed(what, lambda: f"rank {processes.rank()}") for what in asked}
+    return [found[what] for what in questions]
+
+
+def test_processes_agree_on_what_the_first_that_asks_decides() -> None:
+    first, second = in_ranks(2, decisions, ["a", "b", "c"])
+    assert first == second
+    assert set(first) <= {"rank 0", "rank 1"}
+
+
+def choices(device: torch.device) -> tuple[bool, dict[str, str]]:
+    """The kernels of two products, of which rank 1 finds the other kernel faster, and rank 0 never does."""
+
+    def pause() -> None:
+        time.sleep(0.002)
+
+    plain, other = (pause, lambda: None) if processes.rank() else (lambda: None, pause)
+    with kernels.using(None):
+        for rows in (1, 16):
+            kernels.active().pick("linear", torch.float32, (rows, 4), lambda: kernels.Trial(plain, other))
+        return processes.can_agree(), kernels.choices()
+
+
+def test_processes_choose_the_same_kernels() -> None:
+    (can_agree, first), (_, second) = in_ranks(2, choices)
+    assert can_agree
+    assert len(first) == 2
+    assert first == second
