@@ -127,7 +127,7 @@ def to_hf(spec: Decoder) -> dict[str, Any]:
     def distance(family: ModuleType) -> int:  # of its nearest released size
         return min(sum(differences(spec, size.spec).values()) for size in family.SIZES.values())
 
-    configs = {family: _config(family, spec) for family in families().values()}
+    configs = {family: config_of(family, spec) for family in families().values()}
     exact = [family for family, config in configs.items() if _read_back(family, config) == spec]
     if exact:
         return configs[min(exact, key=distance)]
@@ -140,7 +140,7 @@ def to_hf(spec: Decoder) -> dict[str, Any]:
     raise SpecError(f"no published config describes this model. The nearest, of {model_type}: {listed}")
 
 
-def _config(family: ModuleType, spec: Decoder) -> dict[str, Any]:
+def config_of(family: ModuleType, spec: Decoder) -> dict[str, Any]:
     """The family's config that is nearest to a spec: fields of blocks that the spec does not hold are those of the
     family's first size of this model_type, else of its first."""
     own, sizes = family.to_hf(spec), _released_configs(family)

@@ -15,6 +15,7 @@ and grown = entry + flops * visible, but 0 up to a context of start,
     FLOPs of one decoded token         sum of layers * (each of fixed_flops + each of growing_flops' grown)
     parameters read by a decode step   sum of layers * read_params[i], for BATCHES[i] sequences
 
+Where several cards hold the model, the terms are those of one, and SentTerms beside them are what it sends.
 The terms follow from what every spec reports of itself, whatever its kind, and are checked against it.
 """
 
@@ -22,9 +23,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from benchmarks.analytic.kv import InferenceConfig
 from zoo.blocks import Layer
 from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, sum_breakdowns
-from zoo.errors import CheckFailed
+from zoo.errors import CheckFailed, SpecError
 from zoo.model.decoder import Decoder
 from zoo.registry import Block, Mixer
 
@@ -90,6 +92,16 @@ class CostTerms:
         return sum(self.fixed_flops.values()) + sum(part.grown(context) for part in self.growing_flops.values())
 
 
+@dataclass(frozen=True)
+class SentTerms:
+    """What one card sends to the others in a decode step: `elements` of the activations' dtype, and `float32_bytes`,
+    for each sequence, and `step_bytes` however many there are."""
+
+    elements: float = 0.0
+    float32_bytes: float = 0.0
+    step_bytes: float = 0.0
+
+
 Terms = tuple[tuple[int, CostTerms], ...]
 
 
@@ -98,6 +110,28 @@ def model_terms(spec: Decoder) -> Terms:
     layers = Counter(spec.layers)
     parts = attention_terms(layers, spec.dim), feed_forward_terms(layers, spec.dim)
     return ((1, outside_terms(spec)), *parts[0], *parts[1])
+
+
+def card_terms(spec: Decoder, cards: int) -> tuple[Terms, SentTerms] | None:
+    """The terms of one of so many cards that hold a model together, and what it sends; None where they cannot divide
+    it. Of a mixture each card holds whole experts or, where these do not divide, a part of each."""
+    for ep in (cards, 1):
+        config = InferenceConfig(tp=cards, ep=ep)
+        try:
+            return model_terms(config.part(spec)), _sent_terms(config.divided(spec), cards)
+        except SpecError:
+            continue
+    return None
+
+
+def _sent_terms(spec: Decoder, cards: int) -> SentTerms:
+    exchanges = [*spec.exchanges(spec.dim, cards), spec.head_exchange(cards)]
+    by_token = [each for each in exchanges if each.for_each == "token"]
+    return SentTerms(
+        elements=sum(each.sent(1, 1, cards) for each in by_token if not each.in_float32),
+        float32_bytes=sum(each.sent(1, 1, cards) for each in by_token if each.in_float32),
+        step_bytes=sum(each.sent(1, 1, cards) for each in exchanges if each.for_each == "pass"),
+    )
 
 
 def attention_terms(layers: Mapping[Layer, int], dim: int) -> Terms:

@@ -35,6 +35,7 @@ from zoo.new_files import write_file
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("sums", "show", "diagrams", "whatif", "charts")
+CARDS = (1, 2, 4, 8, 16)  # that hold a model together
 CONTEXT, DEVICE = 4096, "h100"  # of the costs that two models are compared in
 DTYPES = {"float32": 4, "bfloat16": 2, "float8": 1}
 TAG = re.compile(r"<[a-z][^>]*>")  # the start of an element; the drawing escapes every > inside a value
@@ -107,6 +108,7 @@ def data(
             for group in groups(models)
         ],
         "batches": BATCHES,
+        "cards": CARDS,
         "dtypes": DTYPES,
         "devices": {name: asdict(each) for name, each in devices().items()},
         "pairs": [pair for pair in compare.PAIRS if {*pair} <= names],
@@ -140,6 +142,10 @@ def _model(model: NamedSpec, terms: Interned) -> Json:
         cells = [[None if cell is None else indexed(cell) for cell in row] for row in made.cells]
         return {"axes": axes, "cells": cells}
 
+    def on_cards(cards: int) -> Json | None:
+        found = cost_terms.card_terms(spec, cards)
+        return found and {"layers": indexed(found[0]), "sent": asdict(found[1])}
+
     from_config = 'spec = zoo.from_hf(json.load(open("config.json")))'
     return {
         "name": model.name,
@@ -147,6 +153,7 @@ def _model(model: NamedSpec, terms: Interned) -> Json:
         "layers": len(spec.layers),
         "code": f'spec = zoo.spec("{model.name}")' if model.size else from_config,
         "colour": charts.model_colours().get(model.name, charts.OTHER),
+        "cards": {str(cards): on_cards(cards) for cards in CARDS if cards > 1},
         "outside": indexed(((1, cost_terms.outside_terms(spec)),)),
         "attention": grid(swap_grid.attention_grid(spec)),
         "experts": grid(swap_grid.expert_grid(spec)),

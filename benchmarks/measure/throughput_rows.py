@@ -63,7 +63,7 @@ def _is_baseline(row: Row) -> bool:
 
 def _baseline_key(row: Row) -> tuple[object, ...]:
     """What a row has in common with its baseline. One process runs in the same mode."""
-    return (row["model"], row["swap"], row["test"], row["mode"] if row["ranks"] > 1 else None)
+    return (row["model"], row["swap"], row["test"], row["mode"] if ranks(row) > 1 else None)
 
 
 def ceiling_rows(results: Results) -> list[Row]:
@@ -235,9 +235,14 @@ def speeds(rows: Rows, machine: Row) -> Table:
 
 
 def _baseline(row: Row) -> str:
-    if row["ranks"] > 1:
-        return f"one process with as many threads as each of the {row['ranks']}, in the same mode"
+    if ranks(row) > 1:
+        return f"one process with as many threads as each of the {ranks(row)}, in the same mode"
     return "transformers as it runs by default"
+
+
+def ranks(row: Row) -> int:
+    """The processes that divide the model; files of earlier releases do not say."""
+    return int(row.get("ranks", 1))
 
 
 def _by(row: Row) -> Row:
@@ -255,8 +260,8 @@ def _speed(row: Row) -> Row:
 def by(row: Row) -> str:
     """The implementation and the mode; the zoo's eager mode is not named."""
     who, how = row["implementation"], row["mode"]
-    if row["ranks"] > 1:
-        who = f"{row['ranks']} processes" if who == ZOO else who
+    if ranks(row) > 1:
+        who = f"{ranks(row)} processes" if who == ZOO else who
         return who if how == EAGER else f"{who} {how}"
     return who if (who, how) == (ZOO, EAGER) else f"{who} {how}"
 

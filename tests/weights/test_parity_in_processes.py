@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import weights
 from tests.presets import split
 from tests.torchrun import errors, start
 from tests.weights.checkpoints import read, write
-from weights.parity import app
 from zoo.cli.runner import exit_code
 
 SECONDS = 240
@@ -55,5 +55,6 @@ def test_damage_is_found_by_two_processes(saved: Saved, tmp_path: Path) -> None:
 
 
 def test_one_process_says_how_to_start_several(saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
+    app = runpy.run_module("weights.parity")["app"]
     assert exit_code(app, "python -m weights.parity", [str(saved("qwen3-0.6b")), "--tp", "2"]) == 2
     assert "torchrun --nproc-per-node 2 -m weights.parity ... --tp 2 starts 2" in capsys.readouterr().err

@@ -38,9 +38,17 @@ function longestContext(layers, free, batch, itemsize) {
 }
 
 // Upper bound on decoded tokens per second, over all sequences: the roofline of benchmarks/analytic/roofline.py.
-function ceiling(layers, context, batch, weightBytes, cacheBytes, device) {
+// Of several cards, `layers` are one's, and what it sends (sums of SentTerms) goes over its link.
+function ceiling(layers, context, batch, weightBytes, cacheBytes, device, sent = null) {
   const bytes = weightBytes * sums.readParams(layers, batch) + sums.cacheBytes(layers, context, batch, cacheBytes);
-  return batch / Math.max(batch * sums.flops(layers, context) / device.flops, bytes / device.bandwidth);
+  const computing = Math.max(batch * sums.flops(layers, context) / device.flops, bytes / device.bandwidth);
+  return batch / (computing + (sent && device.link ? sentBytes(sent, batch, weightBytes) / device.link : 0));
 }
 
+// Activations are in 16 bits where weights are in 8.
+const sentBytes = (sent, batch, weightBytes) =>
+  batch * (Math.max(weightBytes, 2) * sent.elements + sent.float32_bytes) + sent.step_bytes;
+
 const released = model => [...model.outside, ...model.attention.cells[0][0], ...model.experts.cells[0][0]];
+// A model on one card, or on each of several; null if so many cannot divide it.
+const onCards = (model, cards) => (cards === 1 ? {layers: released(model), sent: null} : model.cards[cards]);

@@ -6,12 +6,14 @@ const MEMORIES = [8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 141, 192, 288, 384, 51
 const MEMORY_SHARE = 0.8; // of a bar's width, for the card's memory
 
 function fitRow(model, setup) {
-  const layers = released(model), {context, batch, memory} = setup;
+  const part = onCards(model, setup.cards), {context, batch, memory} = setup;
+  if (part === null) return {model, fits: false};
+  const {layers, sent} = part;
   const weights = sums.params(layers) * setup.weights, cache = sums.cacheBytes(layers, context, batch, setup.cache);
   const fits = weights + cache <= memory;
   const longest = weights <= memory ? longestContext(layers, memory - weights, batch, setup.cache) : 0;
   const beyond = model.context !== null && longest > model.context;
-  const speed = ceiling(layers, context, batch, setup.weights, setup.cache, setup.device);
+  const speed = ceiling(layers, context, batch, setup.weights, setup.cache, setup.device, sent);
   return {model, weights, cache, fits, longest, beyond, speed};
 }
 
@@ -30,19 +32,26 @@ function longestShown(fit) {
   return fit.beyond ? `${shown} *` : shown;
 }
 
+function fitCells(fit, setup) {
+  if (fit.weights === undefined)
+    return [make("td", {class: "no", colspan: "7"}, `${setup.cards} cards cannot divide it`)];
+  return [
+    bar(fit, setup), numberCell(formatBytes(fit.weights)), numberCell(formatBytes(fit.cache)), numberCell(formatBytes(fit.weights + fit.cache)),
+    make("td", {class: fit.fits ? "yes" : "no"}, fit.fits ? "yes" : "no"), numberCell(longestShown(fit)), numberCell(formatCount(fit.speed)),
+  ];
+}
+
 function startFit() {
   const update = () => {
     const setup = {
+      cards: Number(byId("fit-cards").value),
       context: context.value, batch: batch.value, memory: memory.value * GB, device: DATA.devices[byId("fit-device").value],
       weights: DATA.dtypes[byId("fit-weights").value], cache: DATA.dtypes[byId("fit-cache").value],
     };
     const rows = DATA.models.map(model => fitRow(model, setup));
-    byId("fit-table").tBodies[0].replaceChildren(...rows.map(fit => row(fit.model.name, [
-      bar(fit, setup), numberCell(formatBytes(fit.weights)), numberCell(formatBytes(fit.cache)), numberCell(formatBytes(fit.weights + fit.cache)),
-      make("td", {class: fit.fits ? "yes" : "no"}, fit.fits ? "yes" : "no"), numberCell(longestShown(fit)), numberCell(formatCount(fit.speed)),
-    ])));
+    byId("fit-table").tBodies[0].replaceChildren(...rows.map(fit => row(fit.model.name, fitCells(fit, setup))));
     const fitting = rows.filter(fit => fit.fits).length;
-    byId("fit-summary").textContent = `${fitting} of ${rows.length} fit ${memory.value} GB with ${formatTokens(setup.context)} tokens of context${setup.batch > 1 ? ` in each of ${setup.batch} sequences` : ""}.`;
+    byId("fit-summary").textContent = `${fitting} of ${rows.length} fit ${setup.cards > 1 ? `${setup.cards} x ` : ""}${memory.value} GB with ${formatTokens(setup.context)} tokens of context${setup.batch > 1 ? ` in each of ${setup.batch} sequences` : ""}.`;
   };
   const context = slider("fit-context", CONTEXTS, 32768, value => `${formatTokens(value)} tokens`, update);
   const batch = slider("fit-batch", DATA.batches, 1, String, update);
@@ -50,8 +59,9 @@ function startFit() {
   const dtypes = Object.keys(DATA.dtypes).map(name => [name, name]);
   options(byId("fit-weights"), dtypes, "bfloat16");
   options(byId("fit-cache"), dtypes, "bfloat16");
+  options(byId("fit-cards"), DATA.cards.map(cards => [cards, cards]), 1);
   options(byId("fit-device"), Object.entries(DATA.devices).map(([key, device]) => [key, device.name]), "h100");
-  for (const id of ["fit-weights", "fit-cache"]) byId(id).addEventListener("change", update);
+  for (const id of ["fit-weights", "fit-cache", "fit-cards"]) byId(id).addEventListener("change", update);
   byId("fit-device").addEventListener("change", () => {
     memory.value = DATA.devices[byId("fit-device").value].memory / GB;
     update();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+import zoo
 from benchmarks.analytic import compare, kv, roofline
+from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import one
+from benchmarks.analytic.roofline import device, forward_pass
 from benchmarks.gallery import swap_grid
 from benchmarks.gallery.cost_terms import outside_terms
 from benchmarks.gallery.overview import groups
 from benchmarks.options import DTYPES
 from tests.benchmarks.gallery.conftest import CHARTS, PAIRS_SHOWN, SHOWN, Open, draw_charts
+from zoo.errors import SpecError
 from zoo.units import format_bytes, format_count
 
 pytestmark = pytest.mark.xdist_group("gallery")
@@ -149,23 +154,57 @@ def test_numbers_are_formatted_as_in_python(page: Any) -> None:
     assert page.evaluate("numbers => numbers.map(formatBytes)", whole) == [format_bytes(number) for number in whole]
 
 
+def on_each(spec: zoo.Decoder, cards: int) -> zoo.Decoder | None:
+    """What one of so many cards holds: whole experts, or else a part of each."""
+    for ep in (cards, 1):
+        with suppress(SpecError):
+            return InferenceConfig(tp=cards, ep=ep).part(spec)
+    return None
+
+
+def test_ceilings_of_several_cards_equal_python(page: Any) -> None:
+    """Where the cards have a link, and where it is not known."""
+    wanted = [(name, context, batch) for name in ("h100", "m3-max") for context in (4096, 131_072) for batch in (1, 16)]
+    for model in SHOWN:
+        for cards in (2, 8):
+            if on_each(model.spec, cards) is None:
+                continue
+            script = """([name, cards, wanted]) => {
+              const {layers, sent} = onCards(MODELS.get(name), cards);
+              return wanted.map(([device, context, batch]) =>
+                ceiling(layers, context, batch, 2, 2, DATA.devices[device], sent));
+            }"""
+            found = page.evaluate(script, [model.name, cards, wanted])
+            whole = on_each(model.spec, cards) == InferenceConfig(tp=cards, ep=cards).part(model.spec)
+            for (name, context, batch), ceiling in zip(wanted, found, strict=True):
+                config = InferenceConfig(batch=batch, tp=cards, ep=cards if whole else 1)
+                expected = forward_pass(model.spec, "decode", context, config).tokens_per_s(device(name))
+                assert ceiling == pytest.approx(expected, rel=1e-9), (model.name, cards, name, context, batch)
+
+
 def test_sliders_update_what_fits(page: Any) -> None:
     values = page.evaluate("[CONTEXTS, DATA.batches, MEMORIES]")
-    for context, batch, memory, weights, cache in (
-        (131_072, 1, 24, "bfloat16", "bfloat16"),
-        (8192, 16, 141, "float8", "bfloat16"),
-        (1_048_576, 4, 80, "float32", "float8"),
+    for context, batch, memory, weights, cache, cards in (
+        (131_072, 1, 24, "bfloat16", "bfloat16", 1),
+        (8192, 16, 141, "float8", "bfloat16", 8),
+        (1_048_576, 4, 80, "float32", "float8", 2),
+        (4096, 1, 80, "bfloat16", "bfloat16", 16),
+        (131_072, 1, 24, "bfloat16", "bfloat16", 1),
     ):
         for name, chosen, held in zip(("context", "batch", "memory"), (context, batch, memory), values, strict=True):
             page.locator(f"#fit-{name}").fill(str(held.index(chosen)))
         page.locator("#fit-weights").select_option(weights)
         page.locator("#fit-cache").select_option(cache)
+        page.locator("#fit-cards").select_option(str(cards))
         assert page.locator("#fit-memory-shown").inner_text() == f"{memory} GB"
         for row, model in zip(page.locator("#fit-table tbody tr").all(), SHOWN, strict=True):
-            weights_bytes = model.spec.params() * DTYPES[weights].itemsize
-            cache_bytes = model.spec.kv_bytes(context, batch, DTYPES[cache])
             cells = row.locator("td").all_inner_texts()
             assert row.locator("th").inner_text() == model.name
+            if (spec := on_each(model.spec, cards)) is None:
+                assert cells == [f"{cards} cards cannot divide it"]
+                continue
+            weights_bytes = spec.params() * DTYPES[weights].itemsize
+            cache_bytes = spec.kv_bytes(context, batch, DTYPES[cache])
             assert cells[1:5] == [
                 format_bytes(weights_bytes),
                 format_bytes(cache_bytes),

@@ -17,7 +17,7 @@ from zoo.cli import interrupt, runner
 
 ROOT = Path(__file__).parents[3]
 FILES = (file for package in interrupt.PACKAGES for file in sorted((ROOT / package).rglob("*.py")))
-COMMANDS = [name for file in FILES for name in re.findall(r'\brun\(app, "python -m (.*?)"\)', file.read_text("utf-8"))]
+COMMANDS = [name for file in FILES for name in re.findall(r'\brun\(app, "python -m (.*?)"', file.read_text("utf-8"))]
 
 # Python imports this file at its start. The moment is a module's import, which the process interrupts by itself. The
 # signal comes within exec(), as where a dataclass is made.
