@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from reprlib import repr as brief
 from sys import float_info
 from types import UnionType
@@ -99,11 +99,13 @@ class Spec(ABC):
 
     def children(self) -> Iterator[tuple[str, Spec]]:
         """(field name, spec) of each spec held directly, in field order; the members of a tuple share its name."""
-        for name in field_names(type(self)):
-            value = getattr(self, name)
-            for item in value if isinstance(value, tuple) else (value,):
-                if is_spec(item):
-                    yield name, item
+        return iter(self._children)
+
+    @cached_property
+    def _children(self) -> tuple[tuple[str, Spec], ...]:
+        held = ((name, getattr(self, name)) for name in field_names(type(self)))
+        items = ((name, item) for name, value in held for item in (value if isinstance(value, tuple) else (value,)))
+        return tuple((name, item) for name, item in items if is_spec(item))
 
     def shard(self, rank: Rank) -> Self:
         """What one rank of tensor parallel holds, as a spec: the fields in `divides` are smaller. Raises SpecError for
@@ -138,9 +140,11 @@ class Spec(ABC):
 
     def walk(self) -> Iterator[Spec]:
         """This spec and every spec inside it, outermost first."""
-        yield self
-        for _, child in self.children():
-            yield from child.walk()
+        return iter(self._walked)
+
+    @cached_property
+    def _walked(self) -> tuple[Spec, ...]:
+        return (self, *(part for _, child in self._children for part in child._walked))
 
     def map(self, change: Callable[[Spec], Spec], **others: Any) -> Self:
         """This spec with `change` applied to each spec held directly, and `others` set, all at once."""
@@ -158,7 +162,7 @@ class Spec(ABC):
 
 @cache
 def field_names(kind: type[Spec]) -> tuple[str, ...]:
-    """The fields of a kind of spec, in order. Specs are walked too often to ask dataclasses each time."""
+    """The fields of a kind of spec, in order."""
     return tuple(field.name for field in fields(kind))
 
 

@@ -38,6 +38,7 @@ from zoo.errors import CheckFailed
 from zoo.model.decoder import Decoder
 from zoo.sharding import Divide, Exchange
 
+PARTS = ("step_seconds", "read_seconds", "compute_seconds", "exchange_seconds", "of_predicted")  # of a row
 ONE_PROCESS = "one process"  # an implementation: the first process, with the whole model
 
 
@@ -120,20 +121,14 @@ def _collective(exchange: Exchange, tokens: int, config: ThroughputConfig, group
 
 def parts_of_a_step(row: Row, machine: Device | None, exchange_seconds: list[float] | None, passes: int) -> Row:
     """What a pass of a row takes: `step_seconds`; and what it must take: reading weights and cache, or computing, and
-    exchanging."""
+    exchanging. None where one process has the model."""
     if machine is None or exchange_seconds is None:
-        return {}
+        return dict.fromkeys(PARTS)
     read = (row["weight_bytes_read"] + row["kv_bytes_read"]) / passes / machine.bandwidth
     compute = row["flops"] / passes / machine.flops
     exchange = median(exchange_seconds) / passes
     step = median(row["seconds"]) / passes
-    return {
-        "step_seconds": step,
-        "read_seconds": read,
-        "compute_seconds": compute,
-        "exchange_seconds": exchange,
-        "of_predicted": step / (max(read, compute) + exchange),
-    }
+    return dict(zip(PARTS, (step, read, compute, exchange, step / (max(read, compute) + exchange)), strict=True))
 
 
 def steps(rows: Rows, shown: tuple[Column, ...], derive: Callable[[Row], Row]) -> Iterator[Table]:
