@@ -305,6 +305,7 @@ def test_it_is_described() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
 def test_compiled_in_one_graph(model: Model) -> None:
     """Which factors apply is decided on the device: one compiled table serves passes of both kinds."""

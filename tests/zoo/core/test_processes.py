@@ -29,21 +29,11 @@ def test_one_process_is_no_group() -> None:
     assert processes.sums(1, 2.5) == [1, 2.5]
 
 
-def decisions(device: torch.device, questions: list[str]) -> list[str]:
-    """In the second process in the other order."""
-    asked = questions if processes.rank() == 0 else questions[::-1]
+def decisions(device: torch.device) -> tuple[bool, list[str], dict[str, str]]:
+    """What processes decide that ask in opposite orders; and the kernels of two products, of which rank 1 finds the
+    other kernel faster, and rank 0 never does."""
+    asked = ["a", "b", "c"] if processes.rank() == 0 else ["c", "b", "a"]
     found = {what: processes.agreed(what, lambda: f"rank {processes.rank()}") for what in asked}
-    return [found[what] for what in questions]
-
-
-def test_processes_agree_on_what_the_first_that_asks_decides() -> None:
-    first, second = in_ranks(2, decisions, ["a", "b", "c"])
-    assert first == second
-    assert set(first) <= {"rank 0", "rank 1"}
-
-
-def choices(device: torch.device) -> tuple[bool, dict[str, str]]:
-    """The kernels of two products, of which rank 1 finds the other kernel faster, and rank 0 never does."""
 
     def pause() -> None:
         time.sleep(0.002)
@@ -52,11 +42,13 @@ def choices(device: torch.device) -> tuple[bool, dict[str, str]]:
     with kernels.using(None):
         for rows in (1, 16):
             kernels.active().pick("linear", torch.float32, (rows, 4), lambda: kernels.Trial(plain, other))
-        return processes.can_agree(), kernels.choices()
+        return processes.can_agree(), [found[what] for what in "abc"], kernels.choices()
 
 
-def test_processes_choose_the_same_kernels() -> None:
-    (can_agree, first), (_, second) = in_ranks(2, choices)
-    assert can_agree
-    assert len(first) == 2
+def test_processes_agree_on_what_the_first_that_asks_decides() -> None:
+    first, second = in_ranks(2, decisions)
     assert first == second
+    can_agree, decided, chosen = first
+    assert can_agree
+    assert set(decided) <= {"rank 0", "rank 1"}
+    assert len(chosen) == 2

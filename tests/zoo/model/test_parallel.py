@@ -41,6 +41,7 @@ def world() -> Group:
     return Group.of(dist.group.WORLD)
 
 
+@cache
 def both(name: str, ep: bool = False, dtype: torch.dtype = torch.float32) -> tuple[Model, ParallelModel, Tensor]:
     """A model, this rank's part of it, with whole experts if `ep`, and tokens (2, LENGTH)."""
     model = randomised(zoo.spec(name, tiny=True).with_vocab(VOCAB), dtype=dtype)
