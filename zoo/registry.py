@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cache, cached_property
+from functools import cache
 from reprlib import repr as brief
 from sys import float_info
 from types import UnionType
@@ -56,6 +56,11 @@ class Spec(ABC):
     they are defined. `role` names where such a spec can stand: attn, ffn, norm, rope, router, act, ...
     """
 
+    __slots__ = (
+        "_kept_children",
+        "_kept_parts",
+    )  # found once, since specs are walked often; not in vars(), as the fields are
+
     kinds: ClassVar[dict[str, type[Spec]]] = {}
     role: ClassVar[str] = ""
     aliases: ClassVar[Mapping[str, Alias]] = {}  # names of forms of this kind: MHA and MQA are forms of GQA
@@ -69,6 +74,9 @@ class Spec(ABC):
             raise TypeError(f"{cls.__name__} must define {', '.join(unsaid)}")
         if not abstract and not cls.__name__.startswith("_"):
             Spec.kinds[cls.__name__] = cls
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)
 
     def __post_init__(self) -> None:
         for name, fits in _tests(type(self)).items():
@@ -99,13 +107,7 @@ class Spec(ABC):
 
     def children(self) -> Iterator[tuple[str, Spec]]:
         """(field name, spec) of each spec held directly, in field order; the members of a tuple share its name."""
-        return iter(self._children)
-
-    @cached_property
-    def _children(self) -> tuple[tuple[str, Spec], ...]:
-        held = ((name, getattr(self, name)) for name in field_names(type(self)))
-        items = ((name, item) for name, value in held for item in (value if isinstance(value, tuple) else (value,)))
-        return tuple((name, item) for name, item in items if is_spec(item))
+        return iter(_kept(self, "_kept_children", _children_of))
 
     def shard(self, rank: Rank) -> Self:
         """What one rank of tensor parallel holds, as a spec: the fields in `divides` are smaller. Raises SpecError for
@@ -140,11 +142,7 @@ class Spec(ABC):
 
     def walk(self) -> Iterator[Spec]:
         """This spec and every spec inside it, outermost first."""
-        return iter(self._walked)
-
-    @cached_property
-    def _walked(self) -> tuple[Spec, ...]:
-        return (self, *(part for _, child in self._children for part in child._walked))
+        return iter(_kept(self, "_kept_parts", _parts_of))
 
     def map(self, change: Callable[[Spec], Spec], **others: Any) -> Self:
         """This spec with `change` applied to each spec held directly, and `others` set, all at once."""
@@ -158,6 +156,25 @@ class Spec(ABC):
         mapped = {name: changed(old) for name, old in values.items() if name not in others}
         updates = {name: new for name, new in (mapped | others).items() if new != values[name]}
         return replace(self, **updates) if updates else self
+
+
+def _kept(spec: Spec, name: str, find: Callable[[Any], Any]) -> Any:
+    """What `find` gives for a spec, which never changes."""
+    try:
+        return getattr(spec, name)
+    except AttributeError:
+        object.__setattr__(spec, name, found := find(spec))
+        return found
+
+
+def _children_of(spec: Spec) -> tuple[tuple[str, Spec], ...]:
+    held = ((name, getattr(spec, name)) for name in field_names(type(spec)))
+    items = ((name, item) for name, value in held for item in (value if isinstance(value, tuple) else (value,)))
+    return tuple((name, item) for name, item in items if is_spec(item))
+
+
+def _parts_of(spec: Spec) -> tuple[Spec, ...]:
+    return (spec, *(part for _, child in spec.children() for part in child.walk()))
 
 
 @cache
