@@ -92,6 +92,19 @@ def test_a_coarse_dtype_is_judged_unless_a_router_chooses(name, dtype) -> None:
     assert failures(built, decoded) == []
 
 
+def test_the_tolerance_of_sixteen_bits_grows_with_the_root_of_the_depth() -> None:
+    """As rounding errors do; float32's is the same for all."""
+    bounds = {}
+    for layers in (2, 18):
+        model = build(replace(windowed(16), layers=windowed(16).layers[:1] * layers))
+        for dtype in (FP32, torch.bfloat16):
+            decoded = check_decoding(model.to(dtype), dtype, seed=0)
+            bounds[layers, dtype] = decoded.bound / decoded.largest_logit
+    assert bounds[2, FP32] == bounds[18, FP32] == pytest.approx(1e-5)
+    assert bounds[2, torch.bfloat16] == pytest.approx(5e-2)
+    assert bounds[18, torch.bfloat16] == pytest.approx(5e-2 * (36 / 8) ** 0.5)
+
+
 def test_a_window_longer_than_the_run_is_not_filled() -> None:
     assert tokens_needed(windowed(10**9)) == self_check.MAX_WINDOW_TOKENS + self_check.TOKENS_PAST_WINDOW
 
