@@ -29,7 +29,7 @@ def tensor_parallel(device: str, tp: int, command: str) -> Iterator[tuple[torch.
 
     Raises UsageError where `tp` is not the number of processes, and as `processes.joined` does.
     """
-    launched = int(os.environ["WORLD_SIZE"]) if processes.is_launched() else 1
+    launched = processes.launched()
     if tp != launched:
         start = f"torchrun --nproc-per-node {tp} -m {command}"
         advice = f"{start} ... --tp {tp} starts {tp}" if tp > 1 else f"give --tp {launched}"
@@ -50,6 +50,10 @@ def quiet_unless_first() -> Iterator[None]:
     if processes.rank() == 0:
         yield
         return
+    before = logging.root.manager.disable
     logging.disable()
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        yield
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield
+    finally:
+        logging.disable(before)

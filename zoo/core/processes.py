@@ -28,9 +28,14 @@ TIMEOUT = timedelta(days=1)
 _store: Any = None  # what the joined processes read and write
 
 
+def launched() -> int:
+    """How many processes torchrun started; 1 where it did not start this one."""
+    return int(os.environ["WORLD_SIZE"]) if dist.is_available() and dist.is_torchelastic_launched() else 1
+
+
 def is_launched() -> bool:
     """Whether torchrun started this process as one of several."""
-    return dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
+    return launched() > 1
 
 
 def ranks() -> int:
