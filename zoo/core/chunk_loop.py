@@ -47,7 +47,8 @@ def _loop(
 def _loop_operator(
     kept: Tensor, write: Tensor, erase: Tensor | None, inverse: Tensor | None, value: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _loop(kept, write, erase, inverse, value, state)
+    starts, written, after = _loop(kept, write, erase, inverse, value, state)
+    return starts, written, after.contiguous()  # as the compiler is told below
 
 
 @_loop_operator.register_fake
@@ -76,7 +77,8 @@ def _loop_backward_operator(
         d_state = torch.addcmul(d_starts[:, i], kept[:, i], d_state)
         if erase is not None and inverse is not None:
             d_state = d_state.baddbmm(erase[:, i].mT, inverse[:, i].mT @ written[-1], alpha=-1)
-    return torch.stack(after[::-1], dim=1), torch.stack(written[::-1], dim=1), d_state
+    # The gradients given may be transposed, and the last state's is then, too: the compiler is told otherwise below.
+    return torch.stack(after[::-1], dim=1), torch.stack(written[::-1], dim=1), d_state.contiguous()
 
 
 @_loop_backward_operator.register_fake

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.core.chunk_loop import _loop, _loop_operator, pass_on
+from zoo.core.chunk_loop import _loop, _loop_backward_operator, _loop_operator, pass_on
 
 S, N, C, D, W = 2, 3, 4, 5, 6
 
@@ -44,3 +44,12 @@ def test_the_last_state_continues() -> None:
     assert torch.equal(starts[:, :, 0], state)
     torch.testing.assert_close(rest[2], last)
     torch.testing.assert_close(torch.cat([first[1], rest[1]], dim=2), written)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("erases", [True, False])
+def test_transposed_gradients_give_results_as_the_compiler_is_told(erases: bool) -> None:
+    kept, write, erase, inverse, value, _ = streams(erases)
+    d_starts, d_state = torch.randn(S, N, W, D).double().mT, torch.randn(S, W, D).double().mT
+    found = _loop_backward_operator(d_starts, torch.randn(value.shape).double(), d_state, kept, write, erase, inverse)
+    assert all(each.is_contiguous() for each in found)
