@@ -34,6 +34,7 @@ WIDTHS = {
     "kv_lora_rank": 512,
     "q_lora_rank": 512,
 }
+FP8_HEADS = dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 128)  # a head is whole blocks
 SLACK = 12 * 2**20  # what threads, buffers and the forward pass take
 
 
@@ -88,7 +89,7 @@ def transposed_experts() -> tuple[Config, Tensors]:
 
 
 def fp8() -> tuple[Config, Tensors]:
-    config = widened("deepseek-v3-671b")
+    config = widened("deepseek-v3-671b", **FP8_HEADS)
     stored = {}
     for name, tensor in per_expert(shapes(config)).items():
         stored[name] = tensor.to(torch.float8_e4m3fn) if FP8_NAMES.fullmatch(name) else tensor
@@ -150,3 +151,42 @@ def test_anonymous_memory(made: Made, dtype: str, request: pytest.FixtureRequest
     if shared:
         assert held["model_bytes"] > 100 * 2**20
         assert held["peak_bytes"] <= 1.05 * made.file_bytes
+
+
+# Loads the part of one of several ranks, which needs no other rank to be there.
+PART = """
+import json, sys
+import torch
+from benchmarks.measure.loading import poll_memory
+from weights.loading import fill, open_source
+from zoo.architectures import families
+from zoo.core.collectives import Group
+from zoo.model.parallel import Ranks
+from zoo.sharding import Rank
+
+families()
+source, dtype, index, ranks, ep = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+opened = open_source(source)
+spec = opened.spec()
+stop = poll_memory()
+model = fill(spec, opened, "cpu", dtype, ranks=Ranks(Group("none", Rank(index, ranks)), bool(ep)))
+print(json.dumps({"model_bytes": sum(each.nbytes for each in model.parameters())} | stop()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ep", [0, 1])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_rank_takes_its_share_and_one_tensor(made: Made, ranks: int, ep: int) -> None:
+    """Of the process's own memory, beside pages of the file: the last rank's part, and one tensor or one layer's
+    experts, of which the rank has a part too."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    words = [str(made.folder), "float32", str(ranks - 1), str(ranks), str(ep)]
+    done = subprocess.run(
+        [sys.executable, "-c", PART, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    held = json.loads(done.stdout)
+    whole = load(made, "float32")["model_bytes"]
+    assert held["model_bytes"] < whole * (1 / ranks + 0.15)  # norms, routers and latents are whole in each
+    assert held["anonymous_bytes"] <= held["model_bytes"] + made.piece_bytes * 4 + SLACK
