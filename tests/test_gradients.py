@@ -169,8 +169,9 @@ def test_a_compiled_layer_with_a_window_sinks_and_experts_has_the_same_gradients
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
 @pytest.mark.slow
 def test_compiled_gradients_under_autocast_are_as_near_to_float32_as_uncompiled_ones() -> None:
-    """Both differ by up to a tenth: bfloat16 rounds elsewhere where the compiler fuses. The router's biases choose the
-    experts by clear margins, since a near tie may go either way and gradients then differ."""
+    """Both differ by up to a tenth: bfloat16 rounds elsewhere where the compiler fuses. Where summands cancel, as those
+    of a key's bias do, both are further off, and the compiled one by no more than twice as much. The router's biases
+    choose the experts by clear margins, since a near tie may go either way and gradients then differ."""
     spec = zoo.spec("gpt-oss-20b", tiny=True)
     torch.compiler.reset()
     models = uncompiled, compiled, exact = [randomised(spec) for _ in range(3)]
@@ -179,9 +180,9 @@ def test_compiled_gradients_under_autocast_are_as_near_to_float32_as_uncompiled_
     for model in models:
         for name, parameter in model.named_parameters():
             if name.endswith("router.weight"):
-                parameter.data.mul_(0.1)
+                parameter.data.mul_(0.01)
             elif name.endswith("router.bias"):
-                parameter.data.copy_(2.0 * torch.arange(len(parameter)))
+                parameter.data.copy_(0.5 * torch.arange(len(parameter)))
         with torch.autocast("cpu", torch.bfloat16, enabled=model is not exact), recorded_routing() as routing:
             loss = next_token_loss(model(tokens), tokens)
         loss.backward()
@@ -189,9 +190,9 @@ def test_compiled_gradients_under_autocast_are_as_near_to_float32_as_uncompiled_
     assert torch.equal(chosen[0], chosen[1])
     assert torch.equal(chosen[0], chosen[2])
     for name, parameter in exact.named_parameters():
-        for model in (uncompiled, compiled):
-            difference = model.get_parameter(name).grad - parameter.grad
-            assert difference.norm() <= 0.15 * parameter.grad.norm(), name
+        found = (model.get_parameter(name).grad for model in (uncompiled, compiled))
+        usual, difference = ((gradient - parameter.grad).norm() for gradient in found)
+        assert difference <= max(2 * usual, 0.15 * parameter.grad.norm()), name
     torch.compiler.reset()
 
 

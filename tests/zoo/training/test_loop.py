@@ -46,7 +46,9 @@ def test_a_model_memorises_a_sequence_and_every_parameter_learns(family) -> None
     found = evaluate(trained, [sequence])
     assert found.loss < 0.05
     assert found.accuracy == 1
+    tables = dict(trained.named_buffers())  # which experts a token id has is not learned
     same = [name for name, value in trained.state_dict().items() if torch.equal(value, before[name])]
+    same = [name for name in same if name not in tables]
     assert [name for name in same if is_differentiated(name) or name.endswith(".correction")] == []
 
 
