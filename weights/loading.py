@@ -183,7 +183,8 @@ def match_model(spec: Decoder, source: Source, dtype: torch.dtype, ranks: Ranks 
     check_fit(source, mappings, parameters, {name for names in skip.values() for name in names})
     if ranks.group is None:
         return MatchedModel(source, model, mappings, skip)
-    spec, shards = ranks.divided(spec), Shards(ranks.divided(spec), ranks.group, parameters)
+    spec = ranks.divided(spec)
+    shards = Shards(spec, ranks.group, parameters)
     return MatchedModel(source, allocate_part(spec, ranks.group, dtype), mappings, skip, shards)
 
 

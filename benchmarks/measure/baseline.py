@@ -91,19 +91,26 @@ def build_baseline(model: Model, device: torch.device) -> Any:
 
 
 def check_logits(benchmark_model: BenchmarkModel, model: Model, reference: Any, config: ThroughputConfig) -> None:
-    """Raise CheckFailed unless both compute the same logits, up to rounding.
-
-    A mixture of experts in 16 bits is not judged: a near tie in a router may go either way, and the rest then differs.
-    """
+    """Raise CheckFailed unless both compute the same logits, up to rounding."""
     generator = torch.Generator().manual_seed(config.seed)
     tokens = torch.randint(model.spec.vocab, (1, CHECKED_TOKENS), generator=generator).to(config.device)
     with inference(config.threads):
         expected, logits = model(tokens), reference(input_ids=tokens, use_cache=False).logits
+    require_equal_logits(benchmark_model, logits, expected, config, BASELINE, "the zoo's")
+
+
+def require_equal_logits(
+    benchmark_model: BenchmarkModel, logits: Tensor, expected: Tensor, config: ThroughputConfig, whose: str, others: str
+) -> None:
+    """Raise CheckFailed unless logits are the expected ones, up to rounding.
+
+    A mixture of experts in 16 bits is not judged: a near tie in a router may go either way, and the rest then differs.
+    """
     difference, bound = _difference(logits, expected, config.dtype)
-    judged = config.dtype.itemsize >= 4 or not any(isinstance(part, MoE) for part in model.spec.walk())
+    judged = config.dtype.itemsize >= 4 or not any(isinstance(part, MoE) for part in benchmark_model.spec.walk())
     if judged and not difference <= bound:  # a NaN is a failure, too
-        apart = f"differ by {difference:.1e} from the zoo's, above {bound:.1e}"
-        raise CheckFailed(f"{benchmark_model.label}: the logits of {BASELINE} {apart}; nothing was measured")
+        apart = f"differ by {difference:.1e} from {others}, above {bound:.1e}"
+        raise CheckFailed(f"{benchmark_model.label}: the logits of {whose} {apart}; nothing was measured")
 
 
 def _difference(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.analytic.roofline import Device
-from benchmarks.measure.baseline import CHECKED_TOKENS
+from benchmarks.measure.baseline import CHECKED_TOKENS, require_equal_logits
 from benchmarks.measure.benchmark_models import BenchmarkModel
 from benchmarks.measure.runners import (
     Candidate,
@@ -29,12 +29,9 @@ from benchmarks.measure.runners import (
 from benchmarks.measure.timing import Clock, Task
 from benchmarks.output.report import Row, Rows, Table, columns
 from benchmarks.output.show import three_in
-from zoo.blocks import MoE
-from zoo.cli.self_check import TOLERANCE
 from zoo.cli.tables import Column
 from zoo.core import processes
 from zoo.core.collectives import Group, exchanged_rows, gathered_columns, summed
-from zoo.errors import CheckFailed
 from zoo.model.decoder import Decoder
 from zoo.sharding import Divide, Exchange
 
@@ -52,7 +49,7 @@ def ready_clock(clock: Clock) -> Clock:
     return read
 
 
-def agreed(seconds: float) -> float:
+def seconds_of_first(seconds: float) -> float:
     """The seconds that the first process measured."""
     return processes.from_first(lambda: seconds)
 
@@ -70,11 +67,7 @@ def whole_candidates(
     whole = model.build(config.device, config.dtype, config.seed)
     with inference(config.threads):
         expected = whole(tokens)
-    difference, bound = (logits - expected).abs().max().item(), TOLERANCE[config.dtype] * expected.abs().max().item()
-    judged = config.dtype.itemsize >= 4 or not any(isinstance(part, MoE) for part in model.spec.walk())
-    if judged and not difference <= bound:  # a NaN is a failure, too
-        apart = f"differ by {difference:.1e} from those of one process, above {bound:.1e}"
-        raise CheckFailed(f"{model.label}: the logits of {config.ranks.count} processes {apart}; nothing was measured")
+    require_equal_logits(model, logits, expected, config, f"{config.ranks.count} processes", "those of one process")
     return [replace(each, implementation=ONE_PROCESS) for each in zoo_candidates(model, whole, modes)]
 
 

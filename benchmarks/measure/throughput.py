@@ -154,7 +154,7 @@ def run(results: Results) -> None:
         if config.thorough:
             _observe(results, tasks)
             compiles = any(candidate.mode == COMPILED for candidate in candidates)
-            results.kernels = ceilings.kernels(config.device, config.dtype, timer, compiles, parallel.agreed)
+            results.kernels = ceilings.kernels(config.device, config.dtype, timer, compiles, parallel.seconds_of_first)
             for work in config.workloads:
                 tokens = runners.random_tokens(work, 1, config.seed, config.device)
                 beside.append(runners.task(harness_key(work), runners.NullRunner(), work, tokens))
@@ -169,7 +169,7 @@ def run(results: Results) -> None:
             warmups=results.warmups,
             repetitions=config.repetitions,
             clock=timer,
-            agree=parallel.agreed,
+            agree=parallel.seconds_of_first,
             tick=bar.tick,
             expect=bar.expect,
         )

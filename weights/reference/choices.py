@@ -19,7 +19,7 @@ from zoo.blocks.routers import Router
 from zoo.core.indexing import NOT_CHOSEN, Index, choose_keys, complete, index_scores
 
 Choices = dict[nn.Module, list[Tensor]]  # what chooses -> the chosen ids (b, t, k) of each forward pass, ascending
-See = Callable[[nn.Module, tuple[Any, ...], Any], None]  # is given what chooses, its arguments and its result
+See = Callable[[nn.Module, tuple[Any, ...], Any, Tensor], None]  # what chooses, its arguments and result, the ids
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def recorded_choices(module: nn.Module, see: See | None = None) -> Iterator[Choi
     def record(part: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         choices[part].append(_chosen(part, args, out))
         if see is not None:
-            see(part, args, out)
+            see(part, args, out, choices[part][-1])
 
     with removed_after(part.register_forward_hook(record) for part in choosing):
         yield choices
@@ -65,20 +65,23 @@ def agreement(one: Sequence[Tensor], other: Sequence[Tensor], shape: tuple[int, 
     return agree, differing
 
 
-def ties(part: nn.Module, args: tuple[Any, ...], out: Any, reference: Tensor, bound: float) -> Tensor:
-    """Where a router or an indexer chose other ids than the `reference` (b, t, k) and rounding explains that, (b, t):
-    its scores may be off by `bound` times the largest.
+def ties(part: nn.Module, args: tuple[Any, ...], out: Any, chosen: Tensor, reference: Tensor, bound: float) -> Tensor:
+    """Where a router or an indexer has `chosen` other ids than the `reference` (b, t, k) and rounding explains that,
+    (b, t): its scores may be off by `bound` times the largest.
 
-    A router's last choice then leads the next by no more. Of an indexer, which has many nearly equal scores, no choice
-    of the reference is further below its own last one.
+    A router's last choice then leads the next by no more. Of an indexer, which has many nearly equal scores, both chose
+    as many, of what the token sees, and no choice of the reference is further below its own last one.
     """
-    differ = (_chosen(part, args, out) != reference).any(-1)
+    differ = (chosen != reference).any(-1)
     if not isinstance(out, Index):
         lead = _margin(part, args[0]) if isinstance(part.spec, Router) else torch.full(differ.shape, inf)
         return differ & (lead <= bound)
     scores = index_scores(out.queries, out.weights, out.keys[:, 0])
-    own, others = (_lowest(scores, ids.long()) for ids in (_chosen(part, args, out), reference))
-    return differ & (own - others <= bound * scores.abs().amax(-1))
+    seen = complete(args[2].positions, scores.shape[-1], cast(Any, part).every)
+    largest = scores.masked_fill(~seen, 0).abs().amax(-1)
+    own, others = (_lowest(scores.masked_fill(~seen, -inf), ids.long()) for ids in (chosen, reference))
+    as_many = (chosen == NOT_CHOSEN).sum(-1) == (reference == NOT_CHOSEN).sum(-1)
+    return differ & as_many & (own - others <= bound * largest)
 
 
 def of_reference(ids: Tensor, batch: int, spec: Any) -> Tensor:

@@ -102,11 +102,11 @@ class PartwiseComparison:
         with recorded_choices(branch, lambda *each: seen.append(each)):
             out = branch(*args)
         tied = torch.zeros(self.tokens.shape, dtype=torch.bool)
-        for part, given, result in seen:
+        for part, given, result, chosen in seen:
             ids = reference.experts if part.spec.role == "router" else reference.keys
             if ids is not None:
                 self.choices.append(of_reference(ids, len(self.tokens), part.spec))
-                tied |= ties(part, given, result, self.choices[-1], self.bound)
+                tied |= ties(part, given, result, chosen, self.choices[-1], self.bound)
         return out, tied
 
     def _also_tied_before(self, mixer: Any, tied: Tensor) -> Tensor:
