@@ -20,6 +20,7 @@ from benchmarks.analytic import roofline
 from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import NamedSpec, chosen, representatives
 from benchmarks.analytic.selection import Found, every_size, matching, one_each, smallest_each
+from benchmarks.analytic.weight_forms import BFLOAT16, FOUR_BIT, PLAIN, RELEASED, WeightForm
 from benchmarks.output.report import Report
 from zoo.cli.runner import Debug, Json, Out
 from zoo.cli.tables import Format
@@ -27,7 +28,7 @@ from zoo.errors import SpecError, UsageError
 from zoo.units import parse_count, parse_month
 
 TOKENS = {"": 1, "k": 2**10, "m": 2**20}
-BYTES = {"": 2**30, "gib": 2**30, "mib": 2**20, "tib": 2**40, "gb": 10**9, "mb": 10**6, "tb": 10**12}
+BYTES = {"": 10**9, "gib": 2**30, "mib": 2**20, "tib": 2**40, "gb": 10**9, "mb": 10**6, "tb": 10**12}
 DTYPES = {
     **{"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float8": torch.float8_e4m3fn},
     **{"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn},
@@ -56,12 +57,12 @@ def parse_count_option(text: str | int) -> int:
 
 
 def parse_memory(text: str | int) -> int:
-    """Bytes: 24GiB, 80GB; a number without a unit is GiB. An int, the default, is returned as it is."""
+    """Bytes: 24GB, 80GiB; a number without a unit is GB, as cards are sold. An int, the default, is returned as is."""
     if isinstance(text, int):
         return text
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip().lower())
     if not match or match[2] not in BYTES or not float(match[1]):
-        raise typer.BadParameter(f"{text!r} is not an amount of memory; write 24GiB or 80GB")
+        raise typer.BadParameter(f"{text!r} is not an amount of memory; write 24GB or 80GiB")
     return int(float(match[1]) * BYTES[match[2]])
 
 
@@ -71,6 +72,16 @@ def parse_dtype(text: str) -> torch.dtype:
     if word not in DTYPES:
         raise typer.BadParameter(f"{text!r} is none of {', '.join(DTYPES)}")
     return DTYPES[word]
+
+
+def parse_weights(text: str | WeightForm) -> WeightForm:
+    """A dtype, or another form of stored weights: as released, or in 4 bits. A form, the default, is returned as is."""
+    if isinstance(text, WeightForm):
+        return text
+    word = str(text).lower()
+    if word in ("4bit", FOUR_BIT.name):
+        return FOUR_BIT
+    return RELEASED if word == RELEASED.name else PLAIN[parse_dtype(text)]
 
 
 def parse_computing_dtype(text: str) -> torch.dtype:
@@ -86,6 +97,7 @@ count_option = partial(typer.Option, parser=parse_count_option, metavar="COUNT",
 tokens_or_none_option = partial(typer.Option, parser=parse_tokens_or_none, metavar="TOKENS")
 # Their help says the default, which typer would show as torch.float32 or in bytes.
 dtype_option = partial(typer.Option, parser=parse_dtype, metavar="DTYPE", show_default=False)
+weights_option = partial(dtype_option, parser=parse_weights, metavar="FORM")
 computing_dtype_option = partial(dtype_option, "--dtype", parser=parse_computing_dtype)
 memory_option = partial(typer.Option, parser=parse_memory, metavar="SIZE", show_default=False)
 
@@ -106,8 +118,8 @@ def flag(help: str, *names: str) -> Any:
 Strings = list[str] | None
 Contexts = Annotated[list[int] | None, tokens_option("--context", help="As 4096 or 32k. Repeatable.")]
 ComputingType = Annotated[torch.dtype, computing_dtype_option(help="Of weights and cache. [float32]")]
-MEMORY = 80 * 2**30  # bytes
-Memory = Annotated[int, memory_option(help="Of the card: 24GiB, 80GB. [80GiB]")]
+MEMORY = 80 * 10**9  # bytes
+Memory = Annotated[int, memory_option(help="Of the card: 24GB, 80GiB. [80GB]")]
 Batch = Annotated[int, typer.Option(min=1, help="Sequences, each of the same context.")]
 Repeat = Annotated[int, typer.Option("--repeat", "-r", min=1, help="Runs of each that count.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of random weights and inputs.")]
@@ -171,11 +183,20 @@ class InferenceOptions(InferenceConfig):
     """How a model is run: how many sequences, and in which dtypes."""
 
     batch: Batch = 1
-    weights: Annotated[torch.dtype, dtype_option("--dtype", help="Of the weights. [bfloat16]")] = torch.bfloat16
+    weights: Annotated[
+        WeightForm,
+        weights_option("--dtype", help="Of the weights: a dtype, released (as published), 4-bit. [bfloat16]"),
+    ] = BFLOAT16
     cache: Annotated[torch.dtype, dtype_option("--cache-dtype", help="Of the cache. [bfloat16]")] = torch.bfloat16
     tp: Annotated[int, typer.Option("--tp", min=1, help="Cards that hold a model together: figures are of each.")] = 1
 
     ep: Annotated[int, typer.Option("--ep", min=1, help="As --tp: of experts, each card holds whole ones.")] = 1
+
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights that are computed with. Raises UsageError for a form that only stores them."""
+        if self.form.dtype.itemsize < 2 or PLAIN.get(self.form.dtype) != self.form:
+            raise UsageError(f"--dtype {self.form.name} is for storing only; choose float32, bfloat16 or float16")
+        return self.form.dtype
 
     def divisible(self, models: Sequence[NamedSpec]) -> list[NamedSpec]:
         """The models that so many cards can divide; a note on stderr names the others. Raises SpecError if there are

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, inf, lcm
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.analytic.models import NamedSpec, about
+from benchmarks.analytic.weight_forms import PLAIN, RELEASED, WeightForm
 from zoo.blocks import GQA, MLA, KVSource, SharedKV
 from zoo.blocks.expert_parallel import expert_parallel
 from zoo.cli.tables import Row
@@ -36,18 +37,27 @@ USUAL_FORMULAS: dict[type[Mixer], tuple[str, Callable[[Any, int], Fraction]]] = 
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How a model is run: `batch` sequences, the dtypes of `weights` and `cache`, and how many cards hold the model
-    together (tensor parallel; expert parallel if `ep` is the same number). Figures are of the first card: no other
-    holds more."""
+    """How a model is run: `batch` sequences, the form of the `weights` (a dtype, or a form of weight_forms; RELEASED is
+    each model's own), the dtype of the `cache`, and how many cards hold the model together (tensor parallel; expert
+    parallel if `ep` is the same number). Figures are of the first card: no other holds more."""
 
     batch: int = 1
-    weights: torch.dtype = torch.bfloat16
+    weights: torch.dtype | WeightForm = torch.bfloat16
     cache: torch.dtype = torch.bfloat16
     tp: int = 1
     ep: int = 1
 
     def __post_init__(self) -> None:
         require_same_ranks(self.tp, self.ep)
+
+    @property
+    def form(self) -> WeightForm:
+        """The form of the weights."""
+        return self.weights if isinstance(self.weights, WeightForm) else PLAIN[self.weights]
+
+    def of(self, model: NamedSpec) -> "InferenceConfig":
+        """The same for one model: RELEASED becomes its own form."""
+        return replace(self, weights=model.released_form) if self.weights is RELEASED else self
 
     def describe(self) -> Row:
         """The keys of a row: batch, cache dtype and the number of cards."""
@@ -201,8 +211,8 @@ def fit_row(model: NamedSpec, memory: int, config: InferenceConfig) -> Row:
     `limit` is what ends it: the weights, which do not fit; the cache, which fills what they leave; or the model's own
     context, which fits.
     """
-    spec = config.part(model.spec)
-    weights, trained = spec.params() * config.weights.itemsize, spec.context
+    spec, config = config.part(model.spec), config.of(model)
+    weights, trained = config.form.model_bytes(spec), spec.context
     free = (memory - weights) // config.batch
     fits = longest(pieces(spec, config.cache), free) if weights <= memory else 0
     whole = fits is None or (trained is not None and fits >= trained)
@@ -210,7 +220,7 @@ def fit_row(model: NamedSpec, memory: int, config: InferenceConfig) -> Row:
         "table": "fit",
         **about(model),
         **config.describe(),
-        "weights_dtype": dtype_name(config.weights),
+        "weights_dtype": config.form.name,
         "memory_bytes": memory,
         "weight_bytes": weights,
         "context_that_fits": fits,

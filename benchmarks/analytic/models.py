@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from benchmarks.analytic import weight_forms
+from benchmarks.analytic.weight_forms import WeightForm
 from weights.formats.json_limits import CONFIG_LIMIT, read_json
 from zoo.architectures import families
 from zoo.catalog import folded, from_hf, resolve, sizes
@@ -21,7 +23,8 @@ CONFIG = "config.json"
 class NamedSpec:
     """A named spec, and the published size that it is (None: it is not published).
 
-    `swap`: the swaps that were applied to the model of that name; `dropped`: the features that they removed.
+    `swap`: the swaps that were applied to the model of that name; `dropped`: the features that they removed. `stored`:
+    the form of its weights, where a config.json says it.
     """
 
     name: str
@@ -29,6 +32,12 @@ class NamedSpec:
     size: Size | None = None
     swap: str | None = None
     dropped: str | None = None
+    stored: WeightForm | None = None
+
+    @property
+    def released_form(self) -> WeightForm:
+        """The form in which its weights are released, or, of a swapped model, would be."""
+        return self.stored or weight_forms.released_form(self.name)
 
     @property
     def label(self) -> str:
@@ -69,7 +78,9 @@ representatives = partial(chosen, smallest=True)  # one model for each family
 def swapped(model: NamedSpec, swaps: Sequence[str]) -> NamedSpec:
     """The model with swaps (zoo.swaps.grammar) applied in turn, under its own name."""
     spec, dropped = apply_swaps(model.spec, swaps)
-    return NamedSpec(model.name, spec, swap="; ".join(swaps), dropped=", ".join(dropped) or None)
+    return NamedSpec(
+        model.name, spec, swap="; ".join(swaps), dropped=", ".join(dropped) or None, stored=model.released_form
+    )
 
 
 def one(name: str, ignore_fields: Iterable[str] = ()) -> NamedSpec:
@@ -90,6 +101,7 @@ def one(name: str, ignore_fields: Iterable[str] = ()) -> NamedSpec:
         raise NotAvailable(f"{folder}: there is no {CONFIG} in this folder")
     config, name = read_json(folder / CONFIG, CONFIG_LIMIT), folder.resolve().name
     try:
-        return NamedSpec(f"./{name}" if name in sizes() else name, from_hf(config, ignore_fields))
+        spec = from_hf(config, ignore_fields)
+        return NamedSpec(f"./{name}" if name in sizes() else name, spec, stored=weight_forms.config_form(config))
     except MalformedError as error:
         raise MalformedError(f"{folder}/{error}") from error

@@ -17,7 +17,6 @@ from benchmarks.analytic.params import FFN_PARTS
 from zoo.cli.tables import Row
 from zoo.errors import unknown
 from zoo.model.decoder import Decoder
-from zoo.units import dtype_name
 
 DEVICE_DATA = Path(__file__).parents[1] / "data" / "devices.json"
 FLOP_PARTS = ("projections", "scores", "entries", "indexer", *FFN_PARTS, "inputs", "streams", "head")
@@ -99,7 +98,7 @@ def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfi
     return Pass(
         tokens=config.batch * new,
         flops=config.batch * spec.flops(past, new, logits=1),
-        weight_bytes=spec.read_params(config.batch * new) * config.weights.itemsize,
+        weight_bytes=config.form.read_bytes(spec, config.batch * new),
         kv_bytes=spec.kv_bytes(context, config.batch, config.cache),
         sent_bytes=_sent_bytes(config.divided(whole), config, config.batch * new),
     )
@@ -108,7 +107,7 @@ def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfi
 def _sent_bytes(spec: Decoder, config: InferenceConfig, tokens: int) -> float:
     """Bytes that one card sends in a pass of so many tokens, one position of each sequence through the head.
     Activations are in 16 bits where weights are in 8."""
-    itemsize, tp = max(config.weights.itemsize, 2), config.tp
+    itemsize, tp = config.form.activation_itemsize, config.tp
     sent = (each.sent(tokens, itemsize, tp) for each in spec.exchanges(spec.dim, tp))
     return sum(sent) + spec.head_exchange(tp).sent(config.batch, itemsize, tp)
 
@@ -119,17 +118,18 @@ def flop_row(model: NamedSpec, phase: str, context: int, config: InferenceConfig
     The parts add up to `flops`, which counts the pairs that are not masked; `full_square_flops` counts every pair that
     a masked dense kernel computes.
     """
+    config = config.of(model)
     spec, batch = config.part(model.spec), config.batch
     work, (past, new) = forward_pass(model.spec, phase, context, config), PHASES[phase](context)
     parts = {part: batch * flops for part, flops in spec.flop_breakdown(past, new, logits=1).items()}
-    needed = spec.params() * config.weights.itemsize + work.kv_bytes
+    needed = config.form.model_bytes(spec) + work.kv_bytes
     return {
         "table": "flops",
         **about(model),
         "phase": phase,
         "context": context,
         **config.describe(),
-        "weights_dtype": dtype_name(config.weights),
+        "weights_dtype": config.form.name,
         "flops": work.flops,
         **{f"{part}_flops": parts.get(part, 0) for part in FLOP_PARTS},
         "other_flops": sum(flops for part, flops in parts.items() if part not in FLOP_PARTS),

@@ -58,7 +58,7 @@ def command(
             once = {model.label: model for model in models}
             measured = [Variant(tiny, layers).of(BenchmarkModel(model)) for model in once.values()]
             works = workloads(512, 128, [0], inference.batch)
-            throughput = throughput_config(works, inference.weights, tiny=tiny)
+            throughput = throughput_config(works, inference.dtype(), tiny=tiny)
             measure_throughput(report, measured, throughput, [EAGER])
 
 
@@ -112,7 +112,7 @@ def _figures(first: NamedSpec, second: NamedSpec, context: int, config: Inferenc
         f"ratio: {second.label} over {first.label}. Cache in {dtype_name(config.cache)}, fixed and per token of one "
         f"sequence, at {', '.join(map(format_tokens, KV_CONTEXTS))} of {sequences}, also where a model is for fewer.",
         f"decode: a token that sees {format_tokens(context)}; prefill: {format_tokens(context)} tokens. ceiling: "
-        f"tokens/s of {sequences} on {device.name}, weights in {dtype_name(config.weights)}, whether they fit or not.",
+        f"tokens/s of {sequences} on {device.name}, weights in {config.form.name}, whether they fit or not.",
     ]
 
     def with_units(row: Row) -> Row:

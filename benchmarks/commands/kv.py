@@ -10,8 +10,7 @@ from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit
 from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.options import MEMORY, Contexts, InferenceOptions, Memory, ModelOptions, ReportOptions
 from benchmarks.output.report import Row, Rows, Table, columns, columns_in_use, named
-from benchmarks.output.show import format_sequences, format_tokens, on_each, smaller_at, unit
-from zoo.units import format_bytes
+from benchmarks.output.show import format_decimal_bytes, format_sequences, format_tokens, on_each, smaller_at, unit
 
 DEFAULT_CONTEXT, AGAINST = 32 * 1024, "llama3.1-8b"
 
@@ -70,29 +69,33 @@ def cache(rows: Rows) -> Table:
 def fit(rows: Rows) -> Table:
     """What a card has room for."""
     first = rows[0]
+    several = len({row["weights_dtype"] for row in rows}) > 1  # each as released
     shown = [
         *columns(model="model"),
-        *columns(unit(2**30, 1), weight_bytes="weights GiB", left_bytes="left GiB"),
-        *columns(lambda tokens: "any" if tokens == inf else f"{tokens:,}", fits="context\nthat fits"),
+        *(columns(weights_dtype="stored in") if several else []),
+        *columns(unit(10**9, 1), weight_bytes="weights GB", left_bytes="left GB"),
+        *columns(lambda tokens: "any" if tokens == inf else format_tokens(tokens), fits="context\nthat fits"),
         *columns(format_tokens, trained_context="trained"),
         *columns(limit="limit"),
     ]
+    form = "as stored" if several else f"in {first['weights_dtype']}"
     legend = [
-        f"weights in {first['weights_dtype']}, the cache of {format_sequences(first['batch'])} in "
-        f"{first['cache_dtype']}; activations and workspace are not counted.",
-        "trained: the context that the model was trained or extended to.",
+        f"weights {form}, the cache of {format_sequences(first['batch'])} in {first['cache_dtype']}; activations "
+        "and workspace are not counted.",
+        "trained: the context that the model was trained or extended to, and the most that is shown as fitting.",
         "limit: weights, which alone do not fit; cache, which fills the card before the trained context is reached; "
         "context, the trained one, which fits.",
     ]
     if first["tp"] > 1:
-        legend.insert(0, f"weights GiB, left GiB: of one card; {first['tp']} hold a model together (tensor parallel).")
+        legend.insert(0, f"weights GB, left GB: of one card; {first['tp']} hold a model together (tensor parallel).")
     title = "On a card" if first["tp"] == 1 else f"On each of {first['tp']} cards"
-    return Table(f"{title} of {format_bytes(first['memory_bytes'])}", shown, legend, rows, derive=_left)
+    return Table(f"{title} of {format_decimal_bytes(first['memory_bytes'])}", shown, legend, rows, derive=_left)
 
 
 def _left(row: Row) -> Row:
-    left, longest = row["memory_bytes"] - row["weight_bytes"], row["context_that_fits"]
-    return {"left_bytes": left, "fits": inf if longest is None else longest} if left >= 0 else {}
+    left, trained = row["memory_bytes"] - row["weight_bytes"], row["trained_context"] or inf
+    fits = inf if row["context_that_fits"] is None else row["context_that_fits"]
+    return {"left_bytes": left, "fits": min(fits, trained)} if left >= 0 else {}
 
 
 def crossing(rows: Rows) -> Table:

@@ -39,6 +39,14 @@ def format_tokens(number: int) -> str:
     return f"{number // 1024}k" if number % 1024 == 0 else f"{number:,}"
 
 
+def format_decimal_bytes(nbytes: float) -> str:
+    """Bytes in decimal units, as memory of cards and files of weights are sold: 65.2 GB, 1.34 TB, 0 B."""
+    for of, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(nbytes) >= of:
+            return f"{three(nbytes / of)} {name}" if nbytes % of else f"{nbytes / of:.0f} {name}"
+    return f"{nbytes:.0f} B"
+
+
 def format_sequences(batch: int) -> str:
     """one sequence, 4 sequences."""
     return "one sequence" if batch == 1 else f"{batch} sequences"

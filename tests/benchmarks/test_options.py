@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.analytic.kv import InferenceConfig
+from benchmarks.analytic.weight_forms import BFLOAT16
 from benchmarks.commands import verbs
 from benchmarks.options import DeviceOptions, InferenceOptions, ModelOptions, ReportOptions, with_groups
 from zoo.errors import UsageError
@@ -24,7 +25,7 @@ def test_a_parameter_that_is_a_group_stands_for_the_fields_of_the_group() -> Non
     parameters = signature(with_groups(command)).parameters
     assert list(parameters) == ["context", "batch", "weights", "cache", "tp", "ep", *CHOICE]
     defaults = {name: parameter.default for name, parameter in parameters.items()}
-    assert (defaults["context"], defaults["batch"], defaults["weights"]) == (4, 1, torch.bfloat16)
+    assert (defaults["context"], defaults["batch"], defaults["weights"]) == (4, 1, BFLOAT16)
 
 
 def test_the_command_is_handed_the_group() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import zoo
 from benchmarks.analytic.models import NamedSpec, chosen, one, representatives
+from benchmarks.analytic.weight_forms import BFLOAT16
 from tests.reference import published
 from zoo.architectures import families
 from zoo.errors import MalformedError, NotAvailable, UsageError
@@ -55,7 +56,7 @@ def test_presets_and_hub_ids_mean_one_each_in_the_order_given_and_once() -> None
 
 
 def test_a_folder_or_its_config_is_a_model_under_the_folders_name(folder: Path) -> None:
-    expected = [NamedSpec("my-qwen", zoo.spec("qwen3-8b"))]
+    expected = [NamedSpec("my-qwen", zoo.spec("qwen3-8b"), stored=BFLOAT16)]
     assert chosen([str(folder)]) == chosen([f"{folder}/config.json"]) == representatives([f"{folder}/"]) == expected
 
 

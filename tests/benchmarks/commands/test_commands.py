@@ -204,7 +204,7 @@ def test_a_measured_file_of_another_schema_version_is_refused_by_name(version: i
         (["flops", "--device-spec", "h10"], 2, "did you mean h100"),
         (["flops", "--bandwidth", "900"], 2, "go together"),
         (["flops", "--bandwidth", "900", "--flops", "-1"], 2, "above 0"),
-        (["kv", "--memory", "3 apples"], 2, "write 24GiB or 80GB"),
+        (["kv", "--memory", "3 apples"], 2, "write 24GB or 80GiB"),
         (["kv", "--context", "long"], 2, "write 4096 or 4k"),
         (["kv", "--cache-dtype", "int3"], 2, "none of float32"),
         (["kv", "--against", "gemma"], 2, "unknown model 'gemma'"),

@@ -1,0 +1,141 @@
+"""Weights as checkpoints store them: in one dtype, or matrices in codes of 8 or 4 bits with scales beside them.
+
+What is packed follows from the modules that a spec builds (without their data): the matrices of a block, or the weights
+of its experts alone. Norms, biases, routers, the embedding and the head are not packed.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.model.decoder import Decoder
+from zoo.registry import Block
+from zoo.units import dtype_name
+
+RELEASED_DATA = Path(__file__).parents[1] / "data" / "released_weights.json"
+FP8_BLOCK, MXFP4_BLOCK = 128, 32  # as weights/formats/fp8_mxfp4.py reads them
+BLOCK, ROUTER, BIAS = "block.", "router", "bias"
+Shape = tuple[int, ...]
+
+
+def _fp8_bytes(shape: Shape) -> int:
+    """Float8 with a float32 scale for each 128 x 128 of a matrix."""
+    *stacked, rows, columns = shape
+    count = torch.Size(stacked).numel()
+    return count * (rows * columns + 4 * -(-rows // FP8_BLOCK) * -(-columns // FP8_BLOCK))
+
+
+def _mxfp4_bytes(shape: Shape) -> int:
+    """4-bit floats with one byte for each 32 of a row."""
+    rows = torch.Size(shape[:-1]).numel()
+    return rows * -(-shape[-1] // MXFP4_BLOCK) * (MXFP4_BLOCK // 2 + 1)
+
+
+PackedBytes = Callable[[Shape], int]
+
+
+@dataclass(frozen=True)
+class WeightForm:
+    """A form of stored weights. `experts`, `matrices`: bytes of a packed matrix of experts, and of any other in a block
+    (None: not packed). `dtype`: of everything else."""
+
+    name: str
+    dtype: torch.dtype = torch.bfloat16
+    experts: PackedBytes | None = None
+    matrices: PackedBytes | None = None
+
+    @property
+    def activation_itemsize(self) -> int:
+        """Bytes of an activation's element: 16 bits where weights are in fewer."""
+        return max(self.dtype.itemsize, 2)
+
+    def params_bytes(self, params: int) -> int:
+        """Bytes of parameters that are not packed."""
+        return params * self.dtype.itemsize
+
+    def branch_bytes(self, branch: Block, dim: int) -> int:
+        """Bytes of a branch in a model of width `dim`."""
+        params = branch.params(dim)
+        if self.experts is None and self.matrices is None:
+            return self.params_bytes(params)
+        packed = [(shape, how) for name, shape in _matrices(branch, dim) if (how := self._packing(name, shape))]
+        codes = sum(how(shape) for shape, how in packed)
+        return codes + self.params_bytes(params - sum(torch.Size(shape).numel() for shape, _ in packed))
+
+    def _packing(self, name: str, shape: Shape) -> PackedBytes | None:
+        return self.experts if len(shape) > 2 else self.matrices
+
+    def model_bytes(self, spec: Decoder) -> int:
+        """Bytes of a model's weights, each stored value once."""
+        branches = [branch for layer in spec.layers for branch in (layer.attn, layer.ffn) if branch]
+        outside = spec.params() - sum(branch.params(spec.dim) for branch in branches)
+        return self.params_bytes(outside) + sum(self.branch_bytes(branch, spec.dim) for branch in branches)
+
+    def read_bytes(self, spec: Decoder, tokens: int) -> float:
+        """Bytes of the weights that a pass of so many tokens is expected to read: of each branch the parameters read,
+        times its bytes per parameter."""
+        dim, branches = spec.dim, [each for layer in spec.layers for each in (layer.attn, layer.ffn) if each]
+        read = {branch: branch.read_params(dim, tokens) for branch in dict.fromkeys(branches)}
+        outside = spec.read_params(tokens) - sum(read[branch] for branch in branches)
+        per_param = {each: self.branch_bytes(each, dim) / (each.params(dim) or 1) for each in read}
+        return outside * self.dtype.itemsize + sum(read[branch] * per_param[branch] for branch in branches)
+
+
+@cache
+def _matrices(branch: Block, dim: int) -> tuple[tuple[str, Shape], ...]:
+    """The matrices of a branch's block that a quantised form packs, with their names: not those of a router, nor
+    filters of a few tokens."""
+    with torch.device("meta"):
+        module = branch.build(dim)
+    return tuple(
+        (name, tuple(each.shape))
+        for name, each in module.named_parameters()
+        if name.startswith(BLOCK) and each.ndim > 1 and ROUTER not in name and not name.endswith(BIAS)
+        if min(each.shape[-2:]) >= MXFP4_BLOCK
+    )
+
+
+_PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
+PLAIN = {dtype: WeightForm(dtype_name(dtype), dtype) for dtype in _PLAIN}
+BFLOAT16 = PLAIN[torch.bfloat16]
+FOUR_BIT = WeightForm("4-bit", experts=_mxfp4_bytes, matrices=_mxfp4_bytes)
+PACKED = {
+    "fp8": WeightForm("fp8", experts=_fp8_bytes, matrices=_fp8_bytes),
+    "mxfp4": WeightForm("mxfp4", experts=_mxfp4_bytes),
+    "mxfp4+fp8": WeightForm("mxfp4+fp8", experts=_mxfp4_bytes, matrices=_fp8_bytes),
+}
+RELEASED = WeightForm("released")  # stands for each model's own form
+FP8_METHOD, MXFP4_METHOD = "fp8", "mxfp4"  # quant_method in a config.json
+
+
+@cache
+def _released_names() -> dict[str, str]:
+    names: dict[str, str] = json.loads(RELEASED_DATA.read_text(encoding="utf-8"))
+    return names
+
+
+def released_form(preset: str) -> WeightForm:
+    """The form in which a preset's weights are published. bfloat16 where data/released_weights.json names no other."""
+    return _by_name(_released_names().get(preset, BFLOAT16.name))
+
+
+def config_form(config: Mapping[str, Any]) -> WeightForm:
+    """The form that a config.json says its weights have; bfloat16 where it says nothing that is known here."""
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
+    scheme = next((found for part in parts if isinstance(found := part.get("quantization_config"), Mapping)), {})
+    experts = scheme.get("expert_dtype") or next((part["expert_dtype"] for part in parts if "expert_dtype" in part), "")
+    if scheme.get("quant_method") == FP8_METHOD:
+        return PACKED["mxfp4+fp8" if experts == "fp4" else "fp8"]
+    if scheme.get("quant_method") == MXFP4_METHOD:
+        return PACKED["mxfp4"]
+    given = (part.get(key) for part in parts for key in ("dtype", "torch_dtype"))
+    return _by_name(next((str(each) for each in given if each), BFLOAT16.name))
+
+
+def _by_name(name: str) -> WeightForm:
+    return PACKED.get(name) or {form.name: form for form in PLAIN.values()}.get(name, BFLOAT16)
