@@ -11,8 +11,8 @@ def format_count(number: float) -> str:
     """A count in three digits: 671B, 8.03B, 268M, 12."""
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= unit:
-            return _three_digits(number / unit) + name
-    return _three_digits(number)
+            return three_digits(number / unit) + name
+    return three_digits(number)
 
 
 def parse_count(text: str) -> int:
@@ -35,11 +35,12 @@ def format_bytes(nbytes: float) -> str:
     """Bytes in binary units: 16.0 GiB, 416 MiB, 0 B."""
     for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if abs(nbytes) >= unit:
-            return f"{_three_digits(nbytes / unit)} {name}"
+            return f"{three_digits(nbytes / unit)} {name}"
     return f"{nbytes:.0f} B"
 
 
-def _three_digits(number: float) -> str:
+def three_digits(number: float) -> str:
+    """Three digits, as many after the point as are not zero in a whole number: 671, 12.3, 8, 8.03."""
     digits = 0 if number >= 100 or number == int(number) else 1 if number >= 10 else 2
     return f"{number:.{digits}f}"
 

@@ -1,5 +1,6 @@
 """The data of the charts, as tables of plain rows: also the CSV files beside the page."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -92,6 +93,16 @@ def _passes(models: Sequence[NamedSpec]) -> Iterator[Row]:
             }
 
 
+def workload(test: str) -> str:
+    """A test's name in words: "pp512" is a prefill of 512 tokens, "tg8 @ d512" a decode of 8 after 512."""
+    match = re.fullmatch(r"(pp|tg)(\d+)(?: @ d(\d+))?", test)
+    if not match:
+        return test
+    kind, tokens, depth = match[1], int(match[2]), int(match[3] or 0)
+    verb = "prefill" if kind == "pp" else "decode"
+    return f"{verb} of {tokens:,} tokens" + (f" after {depth:,}" if depth else "")
+
+
 def _measured(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
     """The speeds in the rows of `python -m benchmarks throughput --json`."""
     for row in rows:
@@ -99,7 +110,7 @@ def _measured(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
             yield {
                 "model": named(dict(row)) + (" (tiny)" if row["tiny"] else ""),
                 "how": f"{row['implementation']}, {row['mode']}",
-                "case": f"{row['test']}, batch {row['batch']}, {row['dtype']} on {row['device']}",
+                "workload": f"{workload(row['test'])}, batch {row['batch']}, {row['dtype']} on {row['device']}",
                 "tokens_per_s": row["tokens_per_s"],
                 "low": row["tokens_per_s_min"],
                 "high": row["tokens_per_s_max"],

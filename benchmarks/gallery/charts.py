@@ -4,6 +4,7 @@ Colours in a chart are names that begin with @ until `styled` replaces them. Mod
 white and on a dark page; parts have the colours of the diagrams.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from colorsys import hls_to_rgb, rgb_to_hls
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ from zoo.cli.tables import Row
 Json = dict[str, Any]
 FORMATS = ("png", "svg")  # of a chart as a picture
 WIDTH, HEIGHT = 720, 420
-ROW = 22  # pixels of a model's row
+ROW, MEASURED_ROW = 22, 46  # pixels of a model's row
+AXIS = 63  # pixels of a horizontal axis with its title, and a little room
 LEGEND: Json = {"orient": "bottom", "columns": 4, "title": None}
 TOKEN_TICKS = [2**i for i in range(8, 21, 2)]
-BYTE_TICKS = [2**i for i in range(16, 51, 4)]
+BYTE_TICKS = [2**i for i in range(16, 51, 2)]
 DECADES = [10**i for i in range(-3, 19)]
-ONE_TWO_FIVE = [digit * 10**i for i in range(-3, 9) for digit in (1, 2, 5)]
+ONE_TWO_FIVE = [digit * 10**i for i in range(-3, 16) for digit in (1, 2, 5)]
 # Vega expressions of axis labels.
 TOKENS_LABEL = (
     "datum.value >= pow(2, 20) ? datum.value / pow(2, 20) + 'M' : "
@@ -117,13 +119,19 @@ def _replaced(node: Any, colours: Mapping[str, str]) -> Any:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of the rows of `tables`. `by_model`: whether its colours distinguish models."""
+    """A chart of the rows of `tables`. `by_model`: whether its colours distinguish models; `row`: the pixels of each
+    model's row, in a chart of rows."""
 
     title: str
     caption: str
     tables: tuple[str, ...]
     draw: Callable[[], alt.TopLevelMixin]
     by_model: bool = True
+    row: int | None = None
+
+    def size(self) -> dict[str, int]:
+        """Its height on the page: of the plot or of each row, and of the axis below."""
+        return ({"row": self.row} if self.row else {"height": HEIGHT}) | {"axis": AXIS}
 
 
 @cache
@@ -145,6 +153,10 @@ def image(name: str, tables: Mapping[str, Sequence[Row]], params: Mapping[str, f
     chart = CHARTS[name]
     spec = styled(chart.draw(), LIGHT) | {"title": chart.title}
     spec["datasets"] = {table: list(tables[table]) for table in chart.tables}
+    if "measured" in spec["datasets"]:  # the workload of most rows
+        rows = spec["datasets"]["measured"]
+        workload, _ = Counter(row["workload"] for row in rows).most_common(1)[0]
+        spec["datasets"]["measured"] = [row for row in rows if row["workload"] == workload]
     for param in spec.get("params", []):
         param["value"] = params.get(param["name"], param["value"])
     spec = vl_convert.vegalite_to_vega(spec)
@@ -188,7 +200,7 @@ def _kv() -> alt.LayerChart:
 
 
 def _flops() -> alt.LayerChart:
-    y = log_axis(alt.Y("flops:Q"), DECADES, COUNT_LABEL, "FLOPs per token")
+    y = log_axis(alt.Y("flops:Q"), ONE_TWO_FIVE, COUNT_LABEL, "FLOPs per token")
     return _sized(_lines("flops", y, alt.Tooltip("flops:Q", format=".4s")))
 
 
@@ -260,22 +272,20 @@ def _ceilings() -> alt.LayerChart:
     return _sized(alt.layer(lines, _pass_points(x=x, y=model_rows(), color=colour)), DEVICE_RATES, rows=True)
 
 
-def _measured() -> alt.FacetChart:
-    """A panel for each case, a line for each implementation and mode."""
-    colour = alt.Color("how:N", sort=None).scale(range=list(HUES)).legend(orient="bottom", title=None)
-    base = alt.Chart().encode(y=model_rows(), yOffset=alt.YOffset("how:N", sort=None))
+def _measured() -> alt.LayerChart:
+    """A row for each model, a colour for each implementation and mode, all of one workload."""
+    colour = alt.Color("how:N", sort=None).scale(range=list(HUES)).legend(**LEGEND)
+    base = alt.Chart(alt.NamedData("measured")).encode(y=model_rows(), yOffset=alt.YOffset("how:N", sort=None))
     x = log_axis(alt.X("low:Q"), ONE_TWO_FIVE, COUNT_LABEL, "tokens per second", grid=True, padding=12)
     tips = [
-        *(alt.Tooltip(f"{name}:N") for name in ("model", "how", "case")),
+        *(alt.Tooltip(f"{name}:N") for name in ("model", "how", "workload")),
         *(alt.Tooltip(f"{name}:Q", format=",.1f") for name in ("tokens_per_s", "low", "high", "ceiling")),
     ]
     bars = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q", color=colour)
     points = base.mark_point(filled=True, size=60, opacity=1).encode(x="tokens_per_s:Q", color=colour, tooltip=tips)
-    ceilings = base.transform_filter("isValid(datum.ceiling)").mark_tick(thickness=2, color="@accent", bandSize=14)
+    ceilings = base.transform_filter("isValid(datum.ceiling)").mark_tick(thickness=2, color="@ink", bandSize=9)
     layers = alt.layer(bars, points, ceilings.encode(x="ceiling:Q", tooltip=tips))
-    header = alt.Row("case:N", sort=None).header(title=None, labelOrient="top", labelAnchor="start", labelPadding=2)
-    panels = layers.properties(width=WIDTH, height=alt.Step(16)).facet(row=header, data=alt.NamedData("measured"))
-    return panels.resolve_scale(x="independent", y="independent")
+    return layers.properties(width=WIDTH, height=alt.Step(MEASURED_ROW, **{"for": "position"}))
 
 
 CHARTS = {
@@ -299,12 +309,14 @@ CHARTS = {
         ("params",),
         _params,
         by_model=False,
+        row=ROW,
     ),
     "active": Chart(
         "Active and total parameters",
         "Hollow: all parameters. Filled: active parameters, without the experts that a token is not routed to.",
         ("active",),
         _active,
+        row=ROW,
     ),
     "roofline": Chart(
         "Roofline",
@@ -319,12 +331,15 @@ CHARTS = {
         "sequences together, 4k tokens of context, bfloat16, whether or not the model fits the card.",
         ("passes",),
         _ceilings,
+        row=ROW,
     ),
     "measured": Chart(
         "Measured speed and its ceiling",
-        "Points: median tokens per second. Bars: slowest and fastest round. Ticks: the roofline of that machine.",
+        "Points: median tokens per second. Bars: slowest and fastest round. Ticks: the roofline of that machine. The "
+        "axis is the same for all workloads.",
         ("measured",),
         _measured,
         by_model=False,
+        row=MEASURED_ROW,
     ),
 }

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from benchmarks.analytic.kv import InferenceConfig
+from benchmarks.analytic.weight_forms import WeightForm
 from zoo.blocks import Layer
 from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, sum_breakdowns
 from zoo.errors import CheckFailed, SpecError
@@ -112,19 +113,38 @@ def model_terms(spec: Decoder) -> Terms:
     return ((1, outside_terms(spec)), *parts[0], *parts[1])
 
 
-def card_terms(spec: Decoder, cards: int) -> tuple[Terms, SentTerms] | None:
-    """The terms of one of so many cards that hold a model together, and what it sends; None where they cannot divide
-    it. Of a mixture each card holds whole experts or, where these do not divide, a part of each."""
+def stored_bytes(spec: Decoder, form: WeightForm) -> list[int]:
+    """Bytes of the weights in a form: for each of `model_terms`, in their order, those of one of its layers."""
+    attn = dict.fromkeys((layer.attn, layer.cache_spec()) for layer in spec.layers if layer.attn)
+    ffn = dict.fromkeys(layer.ffn for layer in spec.layers if layer.ffn)
+    branches: list[Block] = [*(branch for branch, _ in attn), *ffn]
+    outside = sum(outside_terms(spec).params.values())
+    return [form.params_bytes(outside), *(form.branch_bytes(branch, spec.dim) for branch in branches)]
+
+
+@dataclass(frozen=True)
+class CardPart:
+    """What one of several cards holds, and the whole model as they divide it."""
+
+    held: Decoder
+    divided: Decoder
+
+
+def card_part(spec: Decoder, cards: int) -> CardPart | None:
+    """The part of one of so many cards that hold a model together; None where they cannot divide it. Of a mixture each
+    card holds whole experts or, where these do not divide, a part of each."""
     for ep in (cards, 1):
         config = InferenceConfig(tp=cards, ep=ep)
         try:
-            return model_terms(config.part(spec)), _sent_terms(config.divided(spec), cards)
+            return CardPart(config.part(spec), config.divided(spec))
         except SpecError:
             continue
     return None
 
 
-def _sent_terms(spec: Decoder, cards: int) -> SentTerms:
+def sent_terms(part: CardPart, cards: int) -> SentTerms:
+    """What a card sends in a decode step."""
+    spec = part.divided
     exchanges = [*spec.exchanges(spec.dim, cards), spec.head_exchange(cards)]
     by_token = [each for each in exchanges if each.for_each == "token"]
     return SentTerms(

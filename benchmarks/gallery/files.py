@@ -14,12 +14,13 @@ from typing import Any
 
 import jinja2
 
-from benchmarks.analytic import compare
+from benchmarks.analytic import compare, weight_forms
 from benchmarks.analytic.kv import InferenceConfig, crossing_row
 from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.analytic.roofline import device, devices
 from benchmarks.analytic.selection import matching, one_each
-from benchmarks.gallery import blocks_page, charts, cost_terms, learning_curves, swap_grid
+from benchmarks.analytic.weight_forms import FOUR_BIT
+from benchmarks.gallery import blocks_page, charts, cost_terms, learning_curves, spine, swap_grid
 from benchmarks.gallery.blocks_page import STYLE_SHEET, without_style
 from benchmarks.gallery.chart_tables import tables
 from benchmarks.gallery.charts import FORMATS
@@ -31,13 +32,16 @@ from benchmarks.output.report import columns
 from benchmarks.output.show import describe_crossing
 from zoo.cli.tables import Format, Row, render
 from zoo.diagram import svg
+from zoo.model.decoder import Decoder
 from zoo.new_files import write_file
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("sums", "show", "diagrams", "whatif", "charts")
+SCRIPTS = ("sums", "show", "state", "architectures", "compare", "fit", "swap", "pointing", "charts", "saving", "start")
 CARDS = (1, 2, 4, 8, 16)  # that hold a model together
 CONTEXT, DEVICE = 4096, "h100"  # of the costs that two models are compared in
 DTYPES = {"float32": 4, "bfloat16": 2, "float8": 1}
+DTYPE_NAMES = {"float8_e4m3fn": "float8"}
+FORM_LABELS = {"mxfp4": "MXFP4", "mxfp4+fp8": "MXFP4 and fp8", "4-bit": "4-bit"}
 TAG = re.compile(r"<[a-z][^>]*>")  # the start of an element; the drawing escapes every > inside a value
 DIFFERS = re.compile(r'class="[^"]*\bdiffers\b')
 Json = dict[str, Any]
@@ -51,19 +55,22 @@ def page(
     `learned`: the rows of `python -m benchmarks learn --json`, without which their section is left out."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, keep_trailing_newline=True)
     machine = "Measured on {cpu}, {platform}, torch {torch}.".format_map(measured["machine"]) if measured else ""
-    specs = {  # every chart in Vega, the tables it reads, and whether its colours distinguish models
-        name: {"vega": charts.compiled(name), "tables": chart.tables, "by_model": chart.by_model}
+    specs = {  # every chart in Vega, the tables it reads, whether its colours distinguish models, and its height
+        name: {"vega": charts.compiled(name), "tables": chart.tables, "by_model": chart.by_model} | chart.size()
         for name, chart in charts.CHARTS.items()
     }
     learning = learning_tables(learned or [])
     curves = learning_curves.drawable(learning)
     for name, chart in curves.items():
         vega = learning_curves.compiled(name, learning)
-        specs[name] = {"vega": vega, "tables": (chart.table,), "by_model": False}
+        size = learning_curves.size(name, learning)
+        specs[name] = {"vega": vega, "tables": (chart.table,), "by_model": False} | size
     return environment.from_string(_read("page.html")).render(
         style=_read("style.css") + "".join(STYLE_SHEET.findall(svg(models[0].spec, models[0].name))),
         families=len(groups(models)),
         models=len(models),
+        spine=spine.entries(models),
+        features=_feature_counts(models),
         overview=without_style(overview(typical(models), "overview-")),
         charts=charts.CHARTS,
         measured=machine,
@@ -82,6 +89,13 @@ def page(
 def _json(value: Any) -> str:
     """JSON for a script element."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+
+
+def _feature_counts(models: Sequence[NamedSpec]) -> dict[str, int]:
+    """The features that some but not all architectures have, and how many have them."""
+    found = [spine.features(model.spec) for model in typical(models)]
+    counts = {name: sum(name in each for each in found) for name in spine.FEATURES}
+    return {name: count for name, count in counts.items() if 0 < count < len(found)}
 
 
 def _read(name: str) -> str:
@@ -103,13 +117,14 @@ def data(
         "models": [_model(model, terms) | {"differing": _differing_elements(model, models)} for model in models],
         "terms": [asdict(value) for _, value in terms.values()],
         "families": [
-            {name: getattr(group, name) for name in ("name", "title", "source", "new")}
+            {name: getattr(group, name) for name in ("name", "title", "source")}
             | {"models": [model.name for model in group.models], "typical": group.typical.name}
             for group in groups(models)
         ],
         "batches": BATCHES,
         "cards": CARDS,
         "dtypes": DTYPES,
+        "forms": _forms(),
         "devices": {name: asdict(each) for name, each in devices().items()},
         "pairs": [pair for pair in compare.PAIRS if {*pair} <= names],
         "comparisons": _comparisons(models),
@@ -117,6 +132,22 @@ def data(
             name: {"columns": list(rows[0]) if rows else [], "rows": [list(row.values()) for row in rows]}
             for name, rows in {**tables(models, measured["rows"] if measured else ()), **learning}.items()
         },
+    }
+
+
+def _forms() -> dict[str, Json]:
+    """The forms of weights. `itemsize`: of those in one dtype; `choice`: those that a reader may ask of every model."""
+    plain = {DTYPE_NAMES.get(form.name, form.name): form for form in weight_forms.PLAIN.values()}
+    named = plain | {FOUR_BIT.name: FOUR_BIT} | weight_forms.PACKED
+    return {
+        name: {
+            "name": name,
+            "label": FORM_LABELS.get(name, name),
+            "itemsize": form.dtype.itemsize if name in plain else None,
+            "activation": form.activation_itemsize,
+            "choice": name in DTYPES or form is FOUR_BIT,
+        }
+        for name, form in named.items()
     }
 
 
@@ -136,21 +167,36 @@ def _model(model: NamedSpec, terms: Interned) -> Json:
 
     def grid(made: Grid) -> Json:
         axes = [
-            [[choice.label, choice.code, ", ".join(choice.dropped_features(spec))] for choice in axis]
+            [
+                {"label": each.label, "code": each.code, "text": each.text}
+                | {"dropped": ", ".join(each.dropped_features(spec))}
+                for each in axis
+            ]
             for axis in (made.rows, made.columns)
         ]
         cells = [[None if cell is None else indexed(cell) for cell in row] for row in made.cells]
         return {"axes": axes, "cells": cells}
 
+    forms = {form.name: form for form in (model.released_form, FOUR_BIT) if form not in weight_forms.PLAIN.values()}
+
+    def stored(part: Decoder) -> dict[str, list[int]]:
+        return {name: cost_terms.stored_bytes(part, form) for name, form in forms.items()}
+
     def on_cards(cards: int) -> Json | None:
-        found = cost_terms.card_terms(spec, cards)
-        return found and {"layers": indexed(found[0]), "sent": asdict(found[1])}
+        part = cost_terms.card_part(spec, cards)
+        if part is None:
+            return None
+        terms, sent = cost_terms.model_terms(part.held), cost_terms.sent_terms(part, cards)
+        return {"layers": indexed(terms), "stored": stored(part.held), "sent": asdict(sent)}
 
     from_config = 'spec = zoo.from_hf(json.load(open("config.json")))'
     return {
         "name": model.name,
         "context": spec.context,
         "layers": len(spec.layers),
+        "form": DTYPE_NAMES.get(model.released_form.name, model.released_form.name),
+        "stored": stored(spec),
+        "facts": spine.facts(model),
         "code": f'spec = zoo.spec("{model.name}")' if model.size else from_config,
         "colour": charts.model_colours().get(model.name, charts.OTHER),
         "cards": {str(cards): on_cards(cards) for cards in CARDS if cards > 1},

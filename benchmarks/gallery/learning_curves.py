@@ -6,15 +6,18 @@ They are drawn from the rows of `python -m benchmarks learn`, as pictures or for
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from math import ceil
 from typing import Any
 
 import altair as alt
 import vl_convert
 
 from benchmarks.gallery.charts import (
+    AXIS,
     COUNT_LABEL,
     DECADES,
     HEIGHT,
@@ -39,13 +42,15 @@ NARROW = 480  # pixels; below, a page shows its legend instead of names in the c
 
 @dataclass(frozen=True)
 class LearningChart:
-    """A chart of a table of `learning_tables`. `wanted`: which of its rows the chart shows."""
+    """A chart of a table of `learning_tables`. `wanted`: which of its rows the chart shows; `panels`: whether it
+    has several, one above the other."""
 
     title: str
     caption: str
     table: str
     wanted: Callable[[Row], bool]
     draw: Callable[[Sequence[Row]], alt.TopLevelMixin]
+    panels: bool = False
 
     def data(self, tables: Mapping[str, Sequence[Row]]) -> list[Row]:
         """The rows that it shows."""
@@ -62,6 +67,18 @@ def compiled(name: str, tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     chart = CHARTS[name]
     spec: dict[str, Any] = vl_convert.vegalite_to_vega(styled(chart.draw(chart.data(tables)), PAGE))
     return spec
+
+
+def size(name: str, tables: Mapping[str, Sequence[Row]]) -> dict[str, int]:
+    """The height of a chart on the page, without its legend: of the plot, and of the axis below. That of panels, whose
+    number is that of tasks, is found by drawing them."""
+    chart = CHARTS[name]
+    if not chart.panels:
+        return {"height": HEIGHT, "axis": AXIS}
+    spec = styled(chart.draw(chart.data(tables)), LIGHT) | {"datasets": {chart.table: tables[chart.table]}}
+    vega = vl_convert.vegalite_to_vega(spec) | {"legends": []}
+    height = re.search(r'height="([\d.]+)"', vl_convert.vega_to_svg(vega))
+    return {"height": ceil(float(height[1])) if height else HEIGHT, "axis": 0}
 
 
 def pictures(rows: Sequence[Row]) -> dict[str, bytes]:
@@ -213,5 +230,6 @@ CHARTS = {
         "learning_accuracy",
         lambda row: True,
         _accuracy,
+        panels=True,
     ),
 }

@@ -79,7 +79,8 @@ def positions(spec: Decoder) -> list[dict[str, Any]]:
     choices = [RELEASED, _swap_choice("RoPE in all layers", "rope=RoPE"), *map(_nope_choice, NOPE_EVERY)]
     swapped = ((choice, _apply(spec, choice)) for choice in choices)
     return [
-        {"label": choice.label, "code": choice.code, "without": sum(n for layer, n in layers.items() if _nope(layer))}
+        {"label": choice.label, "code": choice.code, "text": choice.text, "dropped": ""}
+        | {"without": sum(n for layer, n in layers.items() if _nope(layer))}
         for choice, layers in swapped
         if layers is not None
     ]

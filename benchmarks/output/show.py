@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from zoo.core.devices import machine
+from zoo.units import three_digits
 
 
 def unit(of: float, digits: int) -> Callable[[Any], str]:
@@ -43,7 +44,7 @@ def format_decimal_bytes(nbytes: float) -> str:
     """Bytes in decimal units, as memory of cards and files of weights are sold: 65.2 GB, 1.34 TB, 0 B."""
     for of, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(nbytes) >= of:
-            return f"{three(nbytes / of)} {name}" if nbytes % of else f"{nbytes / of:.0f} {name}"
+            return f"{three_digits(nbytes / of)} {name}"
     return f"{nbytes:.0f} B"
 
 

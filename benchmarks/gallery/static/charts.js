@@ -1,7 +1,9 @@
-// The charts: Vega gets the rows of the selected models, and draws a chart once it comes into view.
+// The charts: Vega gets the rows of the selected models, and draws a chart once it comes near the view.
 
 const SPECS = JSON.parse(byId("specs").textContent);
 const EMBED_OPTIONS = {mode: "vega", actions: false, defaultStyle: false};
+const SHAPES = ["○", "□", "✚", "◇", "△", "▽"]; // as Vega's first shapes
+const LABELS_FROM = 620, LABEL_ROOM = 168, LEAST_GAP = 11; // pixels: names beside lines, from a width of the plot on
 const drawn = new Map(); // chart -> the promise of its last drawing
 
 const selectedModels = () => [...document.querySelectorAll("#picker input:checked")].map(input => input.value);
@@ -9,8 +11,10 @@ const selectedModels = () => [...document.querySelectorAll("#picker input:checke
 function records(name, names) {
   const {columns, rows} = DATA.tables[name];
   const all = rows.map(values => Object.fromEntries(columns.map((column, i) => [column, values[i]])));
+  if (name === "measured") return all.filter(each => each.workload === byId("workload").value);
+  if (name.startsWith("learning")) return all;
   const modelColumns = ["model", "smaller", "larger"].filter(column => columns.includes(column));
-  return name === "measured" || name.startsWith("learning") ? all : all.filter(each => modelColumns.every(column => names.includes(each[column])));
+  return all.filter(each => modelColumns.every(column => names.includes(each[column])));
 }
 
 function chartParams() {
@@ -21,29 +25,63 @@ function chartParams() {
   };
 }
 
+// The charts of lines: what a row's x and y are, and how they are shown.
+const LINES = {
+  kv: {x: "context", y: row => { const {batch, itemsize} = chartParams(); return (row.elements * itemsize + row.float32_bytes) * batch; }, show: formatBytes},
+  flops: {x: "context", y: row => row.flops, show: formatFlops},
+  "learning-by-tokens": {x: "tokens", y: row => row.bits_per_byte, show: value => `${value.toFixed(3)} bits per byte`},
+  "learning-by-flops": {x: "flops", y: row => row.bits_per_byte, show: value => `${value.toFixed(3)} bits per byte`},
+  "learning-by-seconds": {x: "seconds", y: row => row.bits_per_byte, show: value => `${value.toFixed(3)} bits per byte`},
+};
+const showX = {context: value => `${formatTokens(value)} tokens`, tokens: value => `${formatCount(value)} tokens`, flops: value => `${formatFlops(value)}FLOPs`, seconds: value => `${threeDigits(value)} s`};
+
+const labelled = (name, width, count) => name in LINES && !name.startsWith("learning") && width >= LABELS_FROM && count > 0;
+
 // A chart's Vega specification with its rows, parameters, colours and width.
-function chartSpec(name, width) {
+function chartSpec(name, width, labels = false) {
   const spec = structuredClone(SPECS[name].vega), names = selectedModels(), params = chartParams();
   for (const table of SPECS[name].tables) spec.data.find(data => data.name === table).values = records(table, names);
   for (const signal of spec.signals || []) {
     if (signal.name in params) signal.value = params[signal.name];
     if (signal.name === "child_width") signal.value = Math.max(140, width - 190);
   }
-  const colour = spec.scales.find(scale => scale.name === "color");
-  if (SPECS[name].by_model) Object.assign(colour, {domain: names, range: names.map(each => MODELS.get(each).colour)});
+  const scale = wanted => spec.scales?.find(each => each.name === wanted);
+  if (SPECS[name].by_model) Object.assign(scale("color"), {domain: names, range: names.map(each => MODELS.get(each).colour)});
+  if (name === "measured") scale("x").domain = measuredDomain(); // one range for all workloads
   for (const legend of spec.legends || []) legend.columns = Math.max(1, Math.floor((width - 90) / 150));
   if (!(spec.signals || []).some(signal => signal.name === "child_width"))
-    Object.assign(spec, {width, padding: {left: 5, top: 5, bottom: 5, right: 16}, autosize: {type: "fit-x", contains: "padding"}});
+    Object.assign(spec, {width, padding: {left: 5, top: 5, bottom: 5, right: labels ? LABEL_ROOM : 16}, autosize: {type: "fit-x", contains: "padding"}});
   return spec;
 }
 
-// The legend of the colours as HTML, which wraps; in a saved picture Vega draws it.
-function legend(spec, figure) {
-  const {domain, range} = spec.scales.find(scale => scale.name === "color");
-  if (!Array.isArray(domain)) return;
-  spec.legends = spec.legends?.filter(each => each.stroke !== "color" && each.fill !== "color");
-  figure.querySelector(".legend").replaceChildren(...domain.map((name, i) =>
-    make("li", {}, make("span", {style: `background:${range[i]}`}), name)));
+function measuredDomain() {
+  const {columns, rows} = DATA.tables.measured;
+  const values = ["low", "high", "ceiling"].flatMap(name => rows.map(row => row[columns.indexOf(name)])).filter(value => value > 0);
+  return [Math.min(...values) / 1.15, Math.max(...values) * 1.15];
+}
+
+// The height that a chart will have: set before anything is drawn, so that nothing below it moves later.
+function plotHeight(name) {
+  const {height, row, axis} = SPECS[name];
+  if (!row) return height + axis;
+  return row * new Set(records(SPECS[name].tables[0], selectedModels()).map(each => each.model)).size + axis;
+}
+
+// The legend of colours and shapes as HTML, which wraps; in a saved picture Vega draws it.
+function legend(spec, name, figure, width) {
+  const scale = wanted => spec.scales?.find(each => each.name === wanted);
+  const items = [], colours = scale("color");
+  const shown = colours && Array.isArray(colours.domain) && !["active", "ceilings"].includes(name);
+  if (shown) items.push(...colours.domain.map((each, i) => make("li", {}, make("span", {class: "line", style: `background:${colours.range[i % colours.range.length]}`}), each)));
+  if (scale("shape")) {
+    const passes = [...new Set(records("passes", DATA.models.map(model => model.name)).map(each => each.pass))];
+    items.push(...passes.map((pass, i) => make("li", {}, make("span", {class: "shape"}, SHAPES[i]), pass)));
+  }
+  spec.legends = [];
+  const list = figure.querySelector(".legend");
+  list.replaceChildren(...items);
+  list.hidden = labelled(name, width, colours?.domain?.length ?? 0);
+  return !list.hidden;
 }
 
 // The crossings of the first chart as text, for readers who cannot point at a ring.
@@ -53,60 +91,69 @@ function crossings() {
     make("li", {}, `From ${context.toLocaleString("en")} tokens on, ${smaller} has a smaller cache than ${larger}.`)));
 }
 
-function draw(figure) {
+// Legend and height of a chart, before it is drawn.
+function prepare(figure) {
   const plot = figure.querySelector(".plot"), name = figure.dataset.chart;
-  if (!plot) return;
-  const before = drawn.get(name), spec = chartSpec(name, plot.clientWidth);
-  legend(spec, figure);
+  if (!plot) return null;
+  const labels = labelled(name, plot.clientWidth, selectedModels().length);
+  const spec = chartSpec(name, plot.clientWidth, labels);
+  legend(spec, name, figure, plot.clientWidth);
+  plot.style.height = `${plotHeight(name)}px`;
+  return {plot, name, spec, labels};
+}
+
+function draw(figure) {
+  const prepared = prepare(figure);
+  if (!prepared) return null;
+  const {plot, name, spec, labels} = prepared, before = drawn.get(name);
   if (name === "kv") crossings();
-  drawn.set(name, vegaEmbed(plot, spec, {...EMBED_OPTIONS, renderer: "svg", tooltip}).then(async result => {
+  drawn.set(name, vegaEmbed(plot, spec, {...EMBED_OPTIONS, renderer: "svg", tooltip: name in LINES ? ringTooltip : tooltip}).then(async result => {
     (await before)?.finalize();
     plot.setAttribute("role", "img"); // named by its heading: axes read out one by one are of no use
-    for (const name of ["aria-label", "aria-roledescription"]) plot.removeAttribute(name);
-    if (plot.scrollWidth > plot.clientWidth) plot.tabIndex = 0; // so that a keyboard can scroll it
+    for (const attribute of ["aria-label", "aria-roledescription"]) plot.removeAttribute(attribute);
+    if (labels) nameLines(name, plot, result.view);
+    if (plot.scrollWidth > plot.clientWidth || name in LINES) plot.tabIndex = 0; // so that a keyboard can scroll it
     else plot.removeAttribute("tabindex");
     return result;
   }));
   return drawn.get(name);
 }
 
-function tooltip(handler, event, item, value) {
-  document.querySelector(".tooltip")?.remove();
-  if (!value) return;
-  const lines = Object.entries(value).flatMap(([key, text], i) => [...(i ? [make("br")] : []), `${key}: `, make("b", {}, String(text))]);
-  const tip = make("div", {class: "tooltip", "aria-hidden": "true"}, ...lines);
-  document.body.append(tip);
-  tip.style.left = `${Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8)}px`;
-  tip.style.top = `${Math.min(event.clientY + 14, innerHeight - tip.offsetHeight - 8)}px`;
+// Names beside the ends of lines, moved apart where they would overlap.
+function nameLines(name, plot, view) {
+  const {x, y} = LINES[name], area = plotArea(plot), colours = new Map(selectedModels().map(each => [each, MODELS.get(each).colour]));
+  const ends = new Map();
+  for (const row of records(SPECS[name].tables[0], selectedModels()))
+    if (!ends.has(row.model) || row[x] > ends.get(row.model)[x]) ends.set(row.model, row);
+  const labels = [...ends].map(([model, row]) => ({model, at: view.scale("y")(y(row))})).sort((a, b) => a.at - b.at);
+  const gap = Math.min(12.5, Math.max(LEAST_GAP, area.height / labels.length));
+  const places = spread(labels.map(each => each.at), gap, 0, area.height + 30);
+  const svg = plot.querySelector("svg"), group = document.createElementNS(svg.namespaceURI, "g");
+  group.setAttribute("class", "line-names");
+  labels.forEach(({model, at}, i) => {
+    const line = document.createElementNS(svg.namespaceURI, "path"), text = document.createElementNS(svg.namespaceURI, "text");
+    line.setAttribute("d", `M${area.left + area.width + 2} ${area.top + at}L${area.left + area.width + 14} ${area.top + places[i]}h4`);
+    line.setAttribute("stroke", colours.get(model));
+    text.setAttribute("x", area.left + area.width + 21);
+    text.setAttribute("y", area.top + places[i] + 3.6);
+    text.textContent = model;
+    group.append(line, text);
+  });
+  svg.append(group);
 }
 
-function save(name, blob, kind) {
-  const link = make("a", {download: `${name}.${kind}`, href: URL.createObjectURL(blob)});
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+// Places in order, at least `gap` apart and within the bounds, each as near to its own as that allows.
+function spread(wanted, gap, low, high) {
+  const places = [...wanted];
+  for (let i = 0; i < places.length; i++) places[i] = Math.max(places[i], i ? places[i - 1] + gap : low);
+  for (let i = places.length - 1; i >= 0; i--) places[i] = Math.min(places[i], i === places.length - 1 ? high : places[i + 1] - gap);
+  return places;
 }
 
-const quoted = value => (/[",\n]/.test(String(value)) ? `"${String(value).replaceAll('"', '""')}"` : String(value ?? ""));
-
-function csv(name) {
-  const {columns, rows} = DATA.tables[name];
-  return [columns, ...rows].map(values => values.map(quoted).join(",")).join("\n") + "\n";
-}
-
-// A saved picture cannot take colours from the page's style sheet.
-async function picture(name, kind) {
-  const pageStyle = getComputedStyle(document.documentElement);
-  const text = JSON.stringify(chartSpec(name, 720)).replace(/var\((--\w+)\)/g, (_, colour) => pageStyle.getPropertyValue(colour).trim());
-  const spec = {...JSON.parse(text), background: pageStyle.getPropertyValue("--paper").trim()};
-  const {view} = await vegaEmbed(make("div"), spec, {...EMBED_OPTIONS, renderer: "none"});
-  if (kind === "svg") return new Blob([await view.toSVG()], {type: "image/svg+xml"});
-  const canvas = await view.toCanvas(2);
-  return new Promise(resolve => canvas.toBlob(resolve));
-}
-
-async function saveChart(figure, kind) {
-  const name = figure.dataset.chart, table = SPECS[name].tables[0];
-  save(kind === "csv" ? table : name, kind === "csv" ? new Blob([csv(table)], {type: "text/csv"}) : await picture(name, kind), kind);
+// The frame of the axes, in the coordinates of the plot's svg.
+function plotArea(plot) {
+  const frame = plot.querySelector("svg .root > g > .background").getBoundingClientRect(), svg = plot.querySelector("svg").getBoundingClientRect();
+  return {left: frame.left - svg.left, top: frame.top - svg.top, width: frame.width, height: frame.height};
 }
 
 function startCharts() {
@@ -119,9 +166,26 @@ function startCharts() {
   options(byId("kv-batch"), DATA.batches.map(batch => [batch, batch]), 1);
   options(byId("kv-dtype"), Object.keys(DATA.dtypes).map(name => [name, name]), "bfloat16");
   options(byId("chart-device"), Object.entries(DATA.devices).map(([key, device]) => [key, device.name]), "h100");
+  if (byId("workload")) {
+    const {columns, rows} = DATA.tables.measured, counts = new Map();
+    for (const values of rows) counts.set(values[columns.indexOf("workload")], (counts.get(values[columns.indexOf("workload")]) ?? 0) + 1);
+    options(byId("workload"), [...counts].sort((a, b) => b[1] - a[1]).map(([name]) => [name, name]));
+  }
   const figures = [...document.querySelectorAll(".chart")];
-  const redraw = () => figures.filter(figure => drawn.has(figure.dataset.chart)).forEach(draw);
-  for (const id of ["picker", "kv-batch", "kv-dtype", "chart-device"]) byId(id).addEventListener("change", redraw);
+  const redraw = () => {
+    showPicked();
+    for (const figure of figures) if (drawn.has(figure.dataset.chart)) draw(figure); else prepare(figure);
+  };
+  const boxes = () => [...document.querySelectorAll("#picker input")];
+  rememberSet("models", "charts", selectedModels, names => boxes().forEach(box => { box.checked = names.includes(box.value); }), redraw);
+  byId("picker").addEventListener("change", () => { redraw(); changed("models"); });
+  for (const [name, id] of [["chart.sequences", "kv-batch"], ["chart.cache", "kv-dtype"], ["chart.device", "chart-device"], ["workload", "workload"]])
+    if (byId(id)) rememberSelect(name, "charts", byId(id), redraw);
+  const pick = chooses => { boxes().forEach(box => { box.checked = chooses(box.value); }); redraw(); changed("models"); };
+  byId("pick-typical").addEventListener("click", () => pick(name => typical.has(name)));
+  byId("pick-none").addEventListener("click", () => pick(() => false));
+  showPicked();
+  figures.forEach(prepare);
   const observer = new IntersectionObserver(entries => entries.filter(entry => entry.isIntersecting).forEach(entry => {
     observer.unobserve(entry.target);
     draw(entry.target);
@@ -135,11 +199,9 @@ function startCharts() {
   });
   for (const figure of figures) {
     observer.observe(figure);
+    if (figure.dataset.chart in LINES) followPointer(figure);
     for (const button of figure.querySelectorAll("[data-save]")) button.addEventListener("click", () => saveChart(figure, button.dataset.save));
   }
 }
 
-startDiagrams();
-startFit();
-startSwap();
-startCharts();
+const showPicked = () => { byId("picked").textContent = `${selectedModels().length} of ${DATA.models.length}`; };

@@ -22,6 +22,13 @@ function formatBytes(bytes) {
   return `${bytes} B`;
 }
 
+// As memory of cards and files of weights are sold: in units of 1000.
+function formatDecimalBytes(bytes) {
+  for (const [unit, name] of [[1e12, "TB"], [1e9, "GB"], [1e6, "MB"], [1e3, "kB"]])
+    if (bytes >= unit) return `${threeDigits(bytes / unit)} ${name}`;
+  return `${bytes} B`;
+}
+
 const formatFlops = number => formatCount(number).replace("B", "G");
 
 const formatTokens = number =>
@@ -43,8 +50,11 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-function row(name, cells) {
-  return make("tr", {}, make("th", {scope: "row"}, name), ...cells.map(cell => cell instanceof Element ? cell : make("td", {}, cell)));
+// A row of a table. `heads` name its cells where the table is stacked, on a phone.
+function row(name, cells, heads = []) {
+  const made = cells.map(cell => (cell instanceof Element ? cell : make("td", {}, cell)));
+  made.forEach((cell, i) => heads[i] && cell.setAttribute("data-head", heads[i]));
+  return make("tr", {}, make("th", {scope: "row"}, name), ...made);
 }
 
 const numberCell = text => make("td", {class: "number"}, text);
@@ -61,6 +71,9 @@ function modelOptions(select, chosen) {
   select.value = chosen;
 }
 
+// The items of a list for readers: "a, b and c".
+const listed = items => (items.length > 1 ? `${items.slice(0, -1).join(", ")} and ${items.at(-1)}` : items.join(""));
+
 // A slider over a list of values, with the value as text beside it; `changed` is called after each move.
 function slider(id, values, chosen, show, changed) {
   const input = byId(id), shown = byId(`${id}-shown`);
@@ -73,6 +86,7 @@ function slider(id, values, chosen, show, changed) {
   input.addEventListener("input", () => { showValue(); changed(); });
   showValue();
   return {
+    values,
     get value() { return values[input.value]; },
     set value(value) { input.value = values.indexOf(value); showValue(); },
   };

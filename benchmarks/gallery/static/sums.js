@@ -19,6 +19,11 @@ const sums = {
   cacheBytes: (layers, context, batch, itemsize) =>
     batch * sumLayers(layers, terms => terms.state_float32_bytes
       + itemsize * (terms.cache_elements * kept(terms, context) + entries(terms, context) + terms.state_elements)),
+  // Once every window is full: bytes whatever the context, and for each token of it.
+  cacheFixed: (layers, itemsize) => sumLayers(layers, terms => terms.state_float32_bytes
+    + itemsize * (terms.state_elements + (terms.limit === null ? 0 : terms.cache_elements * terms.limit))),
+  cachePerToken: (layers, itemsize) => itemsize * sumLayers(layers, terms => (terms.limit === null ? terms.cache_elements : 0)
+    + terms.entries.reduce((sum, [elements, every]) => sum + elements / every, 0)),
   flops: (layers, context) =>
     sumLayers(layers, terms => total(terms.fixed_flops)
       + Object.values(terms.growing_flops).reduce((sum, part) => sum + grown(part, context), 0)),
@@ -37,18 +42,35 @@ function longestContext(layers, free, batch, itemsize) {
   return low;
 }
 
-// Upper bound on decoded tokens per second, over all sequences: the roofline of benchmarks/analytic/roofline.py.
-// Of several cards, `layers` are one's, and what it sends (sums of SentTerms) goes over its link.
-function ceiling(layers, context, batch, weightBytes, cacheBytes, device, sent = null) {
-  const bytes = weightBytes * sums.readParams(layers, batch) + sums.cacheBytes(layers, context, batch, cacheBytes);
-  const computing = Math.max(batch * sums.flops(layers, context) / device.flops, bytes / device.bandwidth);
-  return batch / (computing + (sent && device.link ? sentBytes(sent, batch, weightBytes) / device.link : 0));
+// A form of stored weights: {name, itemsize} in one dtype, or {name} where a part knows its bytes in that form.
+// A model's own form, where `released` is asked for.
+const formOf = (model, name) => DATA.forms[name === "released" ? model.form : name];
+
+// Bytes of the weights of a part (of onCards), and those that a decode step reads of them.
+const weightBytes = (part, form) =>
+  form.itemsize ? form.itemsize * sums.params(part.layers)
+    : part.layers.reduce((sum, [n], i) => sum + n * part.stored[form.name][i], 0);
+
+function readBytes(part, form, batch) {
+  if (form.itemsize) return form.itemsize * sums.readParams(part.layers, batch);
+  return part.layers.reduce((sum, [n, index], i) => {
+    const terms = DATA.terms[index], params = total(terms.params);
+    return sum + (params ? n * terms.read_params[DATA.batches.indexOf(batch)] * part.stored[form.name][i] / params : 0);
+  }, 0);
 }
 
-// Activations are in 16 bits where weights are in 8.
-const sentBytes = (sent, batch, weightBytes) =>
-  batch * (Math.max(weightBytes, 2) * sent.elements + sent.float32_bytes) + sent.step_bytes;
+// Upper bound on decoded tokens per second, over all sequences: the roofline of benchmarks/analytic/roofline.py.
+// Of several cards, a part is one's, and what it sends (sums of SentTerms) goes over its link.
+function ceiling(part, context, batch, form, cacheBytes, device) {
+  const bytes = readBytes(part, form, batch) + sums.cacheBytes(part.layers, context, batch, cacheBytes);
+  const computing = Math.max(batch * sums.flops(part.layers, context) / device.flops, bytes / device.bandwidth);
+  return batch / (computing + (part.sent && device.link ? sentBytes(part.sent, batch, form) / device.link : 0));
+}
+
+const sentBytes = (sent, batch, form) => batch * (form.activation * sent.elements + sent.float32_bytes) + sent.step_bytes;
 
 const released = model => [...model.outside, ...model.attention.cells[0][0], ...model.experts.cells[0][0]];
-// A model on one card, or on each of several; null if so many cannot divide it.
-const onCards = (model, cards) => (cards === 1 ? {layers: released(model), sent: null} : model.cards[cards]);
+// A model on one card, or on each of several: its layers, their bytes by form, and what a card sends; null if so many
+// cannot divide it.
+const onCards = (model, cards) =>
+  (cards === 1 ? {layers: released(model), stored: model.stored, sent: null} : model.cards[cards]);

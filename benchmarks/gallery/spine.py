@@ -1,0 +1,174 @@
+"""The architectures in order of release: what each is made of, to filter by, and the facts of each size."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.analytic.models import NamedSpec
+from benchmarks.gallery.overview import Group, groups
+from zoo.blocks import MLA, MoE, NoPE, RoPE
+from zoo.cli.listing import used_names
+from zoo.costs import Chunk, Window
+from zoo.model.decoder import Decoder
+from zoo.units import format_count
+
+FLOPS_CONTEXT = 4096  # tokens of context of the FLOPs that are explained
+UNDATED = "9999-99"  # of what is not published: behind all others
+Names = frozenset[str]
+
+
+def _named(*names: str) -> Callable[[Decoder, Names], bool]:
+    """Whether a spec uses a block or an option of one of these names (or of a name that begins with one)."""
+    return lambda spec, used: any(each == name or each.startswith(f"{name} ") for each in used for name in names)
+
+
+def _windows(spec: Decoder, used: Names) -> bool:
+    return any(isinstance(layer.cache_spec().reach, Window | Chunk) for layer in spec.layers)
+
+
+def _states(spec: Decoder, used: Names) -> bool:
+    return any(layer.cache_spec().state and not layer.cache_spec().per_token for layer in spec.layers)
+
+
+def _mixed(spec: Decoder, used: Names) -> bool:
+    return len({layer.cache_spec().reach for layer in spec.layers if layer.cache_spec().per_token}) > 1
+
+
+# What a reader may filter by, in the order shown: each follows from the specs.
+FEATURES: dict[str, Callable[[Decoder, Names], bool]] = {
+    "multi-head": _named("MHA"),
+    "grouped queries": _named("GQA"),
+    "latents (MLA)": lambda spec, used: any(isinstance(node, MLA) for node in spec.walk()),
+    "windows": _windows,
+    "state": _states,
+    "sparse choice of keys": _named("Indexer", "EntryIndexer"),
+    "experts": lambda spec, used: any(isinstance(node, MoE) for node in spec.walk()),
+    "shared expert": _named("shared expert"),
+    "NoPE": lambda spec, used: spec.positions is None and any(isinstance(node, NoPE) for node in spec.walk()),
+    "QK-norm": _named("QK-norm"),
+    "sinks": _named("sinks"),
+    "output gate": _named("output gate by", "gate"),
+    "norms after blocks": _named("olmo", "sandwich", "post"),
+    "several streams": _named("Streams"),
+    "tied head": _named("tied head"),
+}
+
+
+def features(spec: Decoder) -> list[str]:
+    """The features of a model, of those that a reader may filter by."""
+    used = frozenset(used_names(spec))
+    return [name for name, has in FEATURES.items() if has(spec, used)]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An architecture in the list. `months` since the one before it; `years`: whether a year begins with it."""
+
+    group: Group
+    released: str
+    months: int
+    features: tuple[str, ...]
+    summary: str
+
+
+def entries(models: Sequence[NamedSpec]) -> list[Entry]:
+    """The architectures of these models, in order of the month in which their typical size was released."""
+    found, before = list[Entry](), None
+    for group in sorted(groups(models), key=_month):
+        month = _month(group)
+        months = _count(month) - _count(before) if before and month != UNDATED else 0
+        kinds = features(group.typical.spec)
+        found.append(
+            Entry(group, "" if month == UNDATED else month, months, tuple(kinds), _summary(group.typical.spec))
+        )
+        before = month if month != UNDATED else before
+    return found
+
+
+def _month(group: Group) -> str:
+    size = group.typical.size
+    return size.released if size else UNDATED
+
+
+def _count(month: str) -> int:
+    """Months since year 0."""
+    year, number = month.split("-")
+    return 12 * int(year) + int(number)
+
+
+def _summary(spec: Decoder) -> str:
+    params, active = spec.params(), spec.active_params()
+    size = format_count(params) + (f", {format_count(active)} active" if active < params else "")
+    return f"{size}; {len(spec.layers)} layers"
+
+
+def facts(model: NamedSpec) -> dict[str, Any]:
+    """What the fact sheet of a size says beside its costs. Empty text: nothing to say."""
+    spec, size = model.spec, model.size
+    return {
+        "released": size.released if size else "",
+        "hub": size.hub if size else "",
+        "note": (size.note or "") if size else "",
+        "vocabulary": spec.vocab,
+        "why_active": _why_active(model),
+        "why_flops": why_flops(spec, FLOPS_CONTEXT),
+        "why_context": _why_context(spec),
+        "why_cache": _why_cache(spec),
+    }
+
+
+def _why_active(model: NamedSpec) -> str:
+    """Counted against published."""
+    if not model.size or not model.size.active:
+        return ""
+    published, rule = model.size.active
+    return f"The publisher counts {format_count(published)}, {rule}; here each stored value that a token uses counts."
+
+
+def why_flops(spec: Decoder, context: int) -> str:
+    """Of what the FLOPs of a decoded token are: twice the weights that are multiplied, and attention over the
+    context."""
+    whole, fixed = spec.flops(context - 1, 1), spec.flops(0, 1)
+    attention = whole - fixed
+    if attention < 0.05 * whole:
+        return ""
+    giga = "{:,.1f} GFLOPs".format
+    text = (
+        f"{giga(fixed / 1e9)} are products with weights, 2 for each active parameter that is multiplied; "
+        f"{giga(attention / 1e9)} are attention over {context:,} tokens."
+    )
+    latent = next((node for node in spec.walk() if isinstance(node, MLA)), None)
+    if latent:
+        text += (
+            f" Decoding multiplies each of {latent.heads} heads with the latents themselves ({latent.kv_rank} + "
+            f"{latent.rope_dim} elements for a score, {latent.kv_rank} for the values), since that reads a small "
+            f"cache; with keys of {latent.nope_dim + latent.rope_dim} and values of {latent.v_dim} elements it would "
+            "be fewer FLOPs."
+        )
+    return text
+
+
+def _why_context(spec: Decoder) -> str:
+    """Where a scaling of RoPE extends the context."""
+    for node in spec.walk():
+        scaling = node.scaling if isinstance(node, RoPE) else None
+        original = getattr(scaling, "original", None)
+        if scaling is not None and original and spec.context and spec.context > original:
+            return (
+                f"The config's max_position_embeddings. Trained on {original:,} tokens first, then extended: "
+                f"{scaling.describe()}. Publishers may state another length in their reports."
+            )
+    return ""
+
+
+def _why_cache(spec: Decoder) -> str:
+    """Which layers stop growing."""
+    layers = [layer.cache_spec() for layer in spec.layers]
+    windows = [each.reach.limit for each in layers if each.per_token and each.reach.limit is not None]
+    states = sum(1 for each in layers if each.state and not each.per_token)
+    growing = sum(1 for each in layers if each.entries or (each.per_token and each.reach.limit is None))
+    if not windows and not states:
+        return ""
+    said = [f"{len(windows)} layers keep their last {max(windows):,} tokens"] if windows else []
+    said += [f"{states} keep a state of a fixed size"] if states else []
+    return f"Of {len(layers)} layers {' and '.join(said)}: fixed once full. {growing} keep every token."

@@ -1,0 +1,138 @@
+// The architectures in order of release, arcs to where each came from, and the diagram and facts of the chosen one.
+
+const WIDE = matchMedia("(min-width: 1080px)"); // the chosen architecture stands beside the list, and not inside it
+const entriesOf = () => [...document.querySelectorAll("#spine .entry")];
+const familyOf = name => DATA.families.find(family => family.models.includes(name));
+const openButton = entry => entry.querySelector(".open");
+let chosenSize = null;
+
+const features = () => [...document.querySelectorAll("#features button[aria-pressed=true]")].map(button => button.value);
+
+// Show the entries that have all chosen features.
+function filterEntries() {
+  const wanted = features();
+  for (const entry of entriesOf()) entry.hidden = !wanted.every(each => entry.dataset.features.split("|").includes(each));
+  const shown = entriesOf().filter(entry => !entry.hidden).length;
+  byId("spine-count").textContent = wanted.length ? `${shown} of ${entriesOf().length} have ${listed(wanted)}` : `all ${shown}`;
+  byId("spine").classList.toggle("to-scale", byId("to-scale").checked);
+  drawArcs();
+}
+
+function fact(term, ...content) {
+  return content.length && content[0] !== null && content[0] !== "" ? [make("dt", {}, term), make("dd", {}, ...content)] : [];
+}
+
+// A short reason beside a number, which opens by touch and by key.
+const why = text => (text ? [" ", make("details", {class: "why"}, make("summary", {}, "why?"), make("span", {}, text))] : []);
+
+function facts(model) {
+  const layers = released(model), fixedBytes = sums.cacheFixed(layers, 2), perToken = sums.cachePerToken(layers, 2);
+  const bytes = [fixedBytes ? `${formatBytes(fixedBytes)} fixed` : "", perToken ? `${formatBytes(perToken)} per token` : ""].filter(Boolean);
+  const active = sums.activeParams(layers), all = sums.params(layers), {facts: told} = model;
+  const link = (url, text) => make("a", {href: url, rel: "noreferrer"}, text);
+  return make("dl", {class: "facts"},
+    ...fact("released", told.released), ...fact("licence", told.licence),
+    ...fact("parameters", formatCount(all)),
+    ...(active < all ? fact("active", formatCount(active), ...why(told.why_active)) : []),
+    ...fact("KV cache", bytes.join(" + "), ...why(told.why_cache)),
+    ...fact("FLOPs per token", `${formatFlops(sums.flops(layers, 4096))} at 4k`, ...why(told.why_flops)),
+    ...fact("context", model.context ? `${model.context.toLocaleString("en")} tokens` : "not limited", ...why(told.why_context)),
+    ...fact("vocabulary", `${told.vocabulary.toLocaleString("en")} tokens`),
+    ...fact("weights", `${formatDecimalBytes(weightBytes(onCards(model, 1), formOf(model, "released")))} in ${formOf(model, "released").label}`),
+    ...(told.hub ? fact("files", link(`https://huggingface.co/${told.hub}`, told.hub), ", ", link(`https://huggingface.co/${told.hub}/blob/main/config.json`, "config")) : []),
+    ...(told.report ? fact("report", link(told.report, told.report.replace(/^https?:\/\/(www\.)?/, ""))) : []),
+    ...fact("left out", told.left_out), ...fact("not certain", told.note));
+}
+
+// Put the chosen size beside the list, or on a narrow screen below its entry.
+function showChosen() {
+  const model = MODELS.get(chosenSize), family = familyOf(chosenSize), panel = byId("chosen");
+  for (const entry of entriesOf()) {
+    const own = entry.dataset.family === family.name;
+    entry.classList.toggle("is-chosen", own);
+    openButton(entry).setAttribute("aria-expanded", String(own && !panel.hidden));
+  }
+  const place = WIDE.matches ? byId("beside") : entriesOf().find(entry => entry.dataset.family === family.name);
+  if (panel.parentElement !== place) place.append(panel);
+  byId("chosen-title").textContent = family.title;
+  const select = byId("chosen-size");
+  if (select.dataset.family !== family.name) {
+    options(select, family.models.map(name => [name, name]));
+    select.dataset.family = family.name;
+  }
+  select.value = chosenSize;
+  byId("chosen-facts").replaceChildren(facts(model));
+  byId("chosen-diagram").replaceChildren(drawing(diagram(chosenSize, "chosen-"), `Diagram of ${chosenSize}`));
+  const before = family.came_from && DATA.families.find(each => each.name === family.came_from);
+  const button = byId("chosen-compare");
+  button.hidden = !before;
+  if (before) {
+    button.textContent = `Compare with ${before.title}`;
+    button.dataset.with = before.typical;
+  }
+  drawArcs();
+}
+
+function choose(name) {
+  chosenSize = name;
+  byId("chosen").hidden = false;
+  showChosen();
+}
+
+// Arcs on the left from each entry to the one that it came from. Their width grows with the distance.
+function drawArcs() {
+  const spine = byId("spine"), svg = byId("arcs"), top = spine.getBoundingClientRect().top, places = new Map();
+  for (const entry of entriesOf())
+    if (!entry.hidden) places.set(entry.dataset.family, entry.querySelector(".dot").getBoundingClientRect().top - top + 5);
+  const room = parseFloat(getComputedStyle(spine).getPropertyValue("--rail")) - 12, dots = room + 2;
+  svg.setAttribute("width", room + 8);
+  svg.setAttribute("height", spine.offsetHeight);
+  const own = familyOf(chosenSize)?.name;
+  const lines = DATA.families.filter(family => places.has(family.came_from) && places.has(family.name)).map(family => {
+    const [from, to] = [places.get(family.came_from), places.get(family.name)], reach = Math.min(room, 8 + 0.16 * Math.abs(to - from) ** 0.82);
+    const near = own === family.name || own === family.came_from;
+    const path = document.createElementNS(svg.namespaceURI, "path");
+    path.setAttribute("d", `M${dots} ${from + 4}C${dots - reach * 1.3} ${from + 8} ${dots - reach * 1.3} ${to - 8} ${dots - 1} ${to - 1}`);
+    path.setAttribute("class", near ? "near" : "");
+    return path;
+  });
+  lines.sort((a, b) => a.classList.contains("near") - b.classList.contains("near"));
+  svg.replaceChildren(...lines);
+}
+
+function startArchitectures() {
+  const start = DATA.families.find(family => family.name === "gpt_oss") || DATA.families.at(-1);
+  chosenSize = start.typical;
+  byId("chosen").hidden = !WIDE.matches;
+  for (const entry of entriesOf()) {
+    openButton(entry).addEventListener("click", () => {
+      const family = DATA.families.find(each => each.name === entry.dataset.family), panel = byId("chosen");
+      if (!WIDE.matches && !panel.hidden && familyOf(chosenSize) === family) panel.hidden = true;
+      else { chosenSize = family.typical; panel.hidden = false; }
+      showChosen();
+      changed("model");
+    });
+  }
+  byId("chosen-size").addEventListener("change", () => { choose(byId("chosen-size").value); changed("model"); });
+  byId("chosen-compare").addEventListener("click", () => {
+    comparePair(byId("chosen-compare").dataset.with, chosenSize);
+    goTo("compare");
+  });
+  byId("features").addEventListener("click", event => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
+    filterEntries();
+    changed("features");
+  });
+  byId("to-scale").addEventListener("change", () => { filterEntries(); changed("scale"); });
+  const setModel = name => { if (!MODELS.has(name)) return false; chosenSize = name; byId("chosen").hidden = false; return true; };
+  remember("model", "architectures", () => chosenSize, setModel, showChosen);
+  const press = names => { for (const button of byId("features").querySelectorAll("button")) button.setAttribute("aria-pressed", String(names.includes(button.value))); };
+  rememberSet("features", "architectures", features, press, filterEntries);
+  remember("scale", "architectures", () => (byId("to-scale").checked ? "time" : ""), text => { byId("to-scale").checked = text === "time"; return true; }, filterEntries);
+  WIDE.addEventListener("change", showChosen);
+  addEventListener("resize", drawArcs);
+  showChosen();
+  filterEntries();
+}

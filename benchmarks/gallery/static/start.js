@@ -1,0 +1,8 @@
+// Fill the page, then set what the address says.
+
+startArchitectures();
+startCompare();
+startFit();
+startSwap();
+startCharts();
+startState();

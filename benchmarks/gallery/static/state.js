@@ -1,0 +1,99 @@
+// What a link holds: the settings that differ from those of a fresh page, after the name of a section, as in
+// #fit?memory=24&cards=2. A change of a setting is a step of the browser's history, so that "back" undoes it.
+
+const SETTINGS = new Map(); // name in the address -> its section, how to read and set it, what shows it, its first value
+let lastChanged = null; // the setting of the newest step: moving one slider is one step
+
+// `set` gets text and returns whether it was a known value; `refresh` shows the section's settings.
+function remember(name, section, get, set, refresh) {
+  SETTINGS.set(name, {section, get, set, refresh, initial: get()});
+}
+
+// A select whose options' values, or with `byLabel` their texts, stand in the address.
+function rememberSelect(name, section, select, refresh, {byLabel = false, after = () => {}} = {}) {
+  const text = option => (byLabel ? option.text : option.value);
+  const get = () => (select.selectedIndex < 0 ? "" : text(select.options[select.selectedIndex]));
+  const set = value => {
+    const found = [...select.options].find(option => text(option) === value && !option.disabled);
+    if (found) { select.value = found.value; after(); }
+    return Boolean(found);
+  };
+  remember(name, section, get, set, refresh);
+  select.addEventListener("change", () => { after(); refresh(name); changed(name); });
+}
+
+function rememberSlider(name, section, slider, input, refresh) {
+  const set = text => {
+    const known = slider.values.some(value => String(value) === text);
+    if (known) slider.value = Number(text);
+    return known;
+  };
+  remember(name, section, () => String(slider.value), set, refresh);
+  input.addEventListener("change", () => changed(name));
+}
+
+// Boxes or buttons of which any number are chosen: their values, separated by commas. An unknown value is left out.
+function rememberSet(name, section, get, set, refresh) {
+  remember(name, section, () => get().join(","), text => { set(text ? text.split(",") : []); return true; }, refresh);
+}
+
+function settingsText() {
+  const differing = [...SETTINGS].filter(([, each]) => each.get() !== each.initial).map(([name, each]) => [name, each.get()]);
+  return new URLSearchParams(differing).toString();
+}
+
+const address = section => `#${section}${settingsText() ? `?${settingsText()}` : ""}`;
+
+function changed(name) {
+  const hash = address(SETTINGS.get(name).section);
+  if (hash === location.hash) return;
+  if (lastChanged === name) history.replaceState(SEEN, "", hash);
+  else history.pushState(SEEN, "", hash);
+  lastChanged = name;
+}
+
+const currentSection = () => decodeURIComponent(location.hash.slice(1).split("?")[0]);
+
+// Set every setting as the address says, or to its first value where that is absent or unknown.
+function readAddress() {
+  const given = new URLSearchParams(location.hash.split("?").slice(1).join("?")), refreshes = new Set();
+  for (const [name, each] of SETTINGS) {
+    const wanted = given.get(name) ?? each.initial;
+    if (wanted === each.get()) continue;
+    if (!each.set(wanted)) each.set(each.initial);
+    refreshes.add(each.refresh);
+  }
+  for (const refresh of refreshes) refresh();
+}
+
+function goTo(id, behavior = "instant") {
+  const target = document.getElementById(id);
+  if (!target) return;
+  target.scrollIntoView({behavior, block: "start"});
+  if (!target.hasAttribute("tabindex")) target.setAttribute("tabindex", "-1");
+  target.focus({preventScroll: true});
+}
+
+const SEEN = {seen: true}; // marks the steps that this page made, to which the browser itself scrolls back
+
+function startState() {
+  readAddress();
+  if (location.hash.length > 1) goTo(currentSection());
+  history.replaceState(SEEN, "");
+  addEventListener("popstate", () => { lastChanged = null; readAddress(); });
+  addEventListener("hashchange", () => {
+    if (history.state === null && location.hash.length > 1) goTo(currentSection()); // typed, or from a link elsewhere
+    history.replaceState(SEEN, "");
+  });
+  // A link to a place on the page keeps the settings.
+  document.addEventListener("click", event => {
+    const link = event.target.closest?.('a[href^="#"]');
+    if (!link || event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    const id = decodeURIComponent(link.getAttribute("href").slice(1));
+    if (!document.getElementById(id)) return;
+    event.preventDefault();
+    lastChanged = null;
+    history.pushState(SEEN, "", address(id));
+    goTo(id);
+  });
+}

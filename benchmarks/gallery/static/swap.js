@@ -1,0 +1,115 @@
+// The costs of a swapped block, and the code that makes the same swap.
+
+const FIRST_SWAP = "1,024, all but every sixth layer"; // so that the table shows a difference
+
+const AXES = {kv: ["attention", 0], window: ["attention", 1], experts: ["experts", 0], k: ["experts", 1]}; // [grid, axis]
+const swapSelect = axis => byId(`swap-${axis}`);
+const chosen = axis => Number(swapSelect(axis).value);
+
+// The cell of a grid, or null if the two choices cannot be combined.
+const cell = (model, grid, i, j) => model[grid].cells[i][j];
+
+function fillSwap(model) {
+  for (const [axis, [grid, i]] of Object.entries(AXES))
+    options(swapSelect(axis), model[grid].axes[i].map((choice, at) => [at, choice.label]), 0);
+  options(swapSelect("positions"), model.positions.map((choice, at) => [at, choice.label]), 0);
+}
+
+// After a change of one axis, move the other to its first choice that can be combined with it, and disable the rest.
+function reconcile(model, changedAxis) {
+  for (const [rows, columns] of [["kv", "window"], ["experts", "k"]]) {
+    const grid = AXES[rows][0];
+    if (cell(model, grid, chosen(rows), chosen(columns)) === null) {
+      const other = changedAxis === columns ? rows : columns;
+      const combines = at => (other === columns ? cell(model, grid, chosen(rows), at) : cell(model, grid, at, chosen(columns)));
+      const first = [...swapSelect(other).options].findIndex((_, at) => combines(at) !== null);
+      swapSelect(other).value = Math.max(first, 0);
+    }
+    for (const option of swapSelect(columns).options)
+      option.disabled = cell(model, grid, chosen(rows), Number(option.value)) === null;
+  }
+}
+
+const swapped = model => [...model.outside, ...cell(model, "attention", chosen("kv"), chosen("window")),
+  ...cell(model, "experts", chosen("experts"), chosen("k"))];
+
+// The choices that stand: each a label, Python code, a swap expression (if there is one) and the features it drops.
+const currentChoices = model =>
+  [...Object.entries(AXES).map(([axis, [grid, i]]) => model[grid].axes[i][chosen(axis)]), model.positions[chosen("positions")]];
+
+// Python code that makes the swapped spec, with the imports that it needs.
+function swapCode(model) {
+  const lines = currentChoices(model).map(choice => choice.code).filter(Boolean).join("\n");
+  const named = ["GQA", "NoPE", "RoPE", "swap_layers"].filter(name => new RegExp(`\\b${name}\\b`).test(lines.replace(/"[^"]*"/g, "")));
+  return [
+    ...(lines.includes("replace(") ? ["from dataclasses import replace"] : []),
+    model.code.includes("json") ? "import json, zoo" : "import zoo",
+    ...(named.length ? [`from zoo import ${named.join(", ")}`] : []),
+    ...(lines.includes("apply_swap") ? ["from zoo.swaps.grammar import apply_swap"] : []), "",
+    model.code, ...(lines ? [lines] : []), "print(spec.params(), spec.kv_growth())",
+  ].join("\n");
+}
+
+// The command that makes the same swap, or null where only Python can: a change of some layers.
+function swapCommand(model) {
+  const choices = currentChoices(model).filter(choice => choice.code);
+  if (!choices.length || choices.some(choice => !choice.text)) return null;
+  return `python -m benchmarks kv ${model.name} ${choices.map(choice => `--swap '${choice.text}'`).join(" ")}`;
+}
+
+function swapNote(model) {
+  const without = model.positions[chosen("positions")].without, dropped = currentChoices(model).map(choice => choice.dropped).filter(Boolean);
+  const text = without
+    ? `${without} of ${model.layers} layers ${without === 1 ? "has" : "have"} no position encoding, which does not change the costs.`
+    : `All ${model.layers} layers have a position encoding.`;
+  return dropped.length ? `${text} Dropped features: ${dropped.join(", ")}.` : text;
+}
+
+const SWAP_HEADS = ["as released", "swapped", "change"];
+
+function swapRows(before, after, context) {
+  const bf16 = DATA.forms.bfloat16, h100 = DATA.devices.h100;
+  const speed = layers => {
+    const part = {layers, sent: null}, fits = weightBytes(part, bf16) + sums.cacheBytes(layers, context, 1, 2) <= h100.memory;
+    return fits ? ceiling(part, context, 1, bf16, 2, h100) : null;
+  };
+  return [
+    ["parameters", formatCount, sums.params],
+    ["active parameters", formatCount, sums.activeParams],
+    ["KV cache, fixed", formatBytes, layers => sums.cacheFixed(layers, 2)],
+    ["KV cache per token", formatBytes, layers => sums.cachePerToken(layers, 2)],
+    [`KV cache at ${formatTokens(context)}`, formatBytes, layers => sums.cacheBytes(layers, context, 1, 2)],
+    [`FLOPs per token at ${formatTokens(context)}`, formatFlops, layers => sums.flops(layers, context)],
+    ["ceiling on one H100, tokens/s", formatCount, speed],
+  ].map(([name, format, cost]) => {
+    const values = [before, after].map(cost), shown = values.map(value => (value === null ? "does not fit" : format(value)));
+    const change = values.includes(null) ? "" : formatChange(...values);
+    return row(name, [...shown, change].map(numberCell), SWAP_HEADS);
+  });
+}
+
+function startSwap() {
+  const model = () => MODELS.get(byId("swap-model").value);
+  const update = changedAxis => {
+    reconcile(model(), changedAxis in AXES ? changedAxis : undefined);
+    byId("swap-table").tBodies[0].replaceChildren(...swapRows(released(model()), swapped(model()), context.value));
+    byId("swap-note").textContent = swapNote(model());
+    byId("swap-code").textContent = swapCode(model());
+    const command = swapCommand(model());
+    byId("swap-command").textContent = command ?? "";
+    byId("swap-command-place").hidden = command === null;
+  };
+  const llama = DATA.families.find(family => family.name === "llama3") || DATA.families[0];
+  modelOptions(byId("swap-model"), llama.typical);
+  fillSwap(model());
+  const context = slider("swap-context", CONTEXTS, 32768, value => `${formatTokens(value)} tokens`, () => update());
+  const first = [...swapSelect("window").options].find(option => option.text === FIRST_SWAP);
+  if (first) swapSelect("window").value = first.value;
+  const refresh = name => update(name?.replace("swap.", ""));
+  rememberSelect("swap.model", "swap", byId("swap-model"), refresh, {after: () => { fillSwap(model()); reconcile(model()); }});
+  for (const axis of [...Object.keys(AXES), "positions"])
+    rememberSelect(`swap.${axis}`, "swap", swapSelect(axis), refresh, {byLabel: true});
+  rememberSlider("swap.context", "swap", context, byId("swap-context"), refresh);
+  byId("swap-reset").addEventListener("click", () => { fillSwap(model()); update(); changed("swap.window"); });
+  update("window");
+}
