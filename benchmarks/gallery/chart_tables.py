@@ -37,10 +37,11 @@ def tables(models: Sequence[NamedSpec], measured: Iterable[Mapping[str, Any]] = 
 
 
 def _contexts(models: Sequence[NamedSpec]) -> Iterator[Row]:
-    """Every context, and the model's max context. `beyond`: whether the context exceeds that."""
+    """Every context, and the model's max context if it is among them. `beyond`: whether the context exceeds that."""
     for model in models:
         max_context = model.spec.context
-        for context in sorted({*CONTEXTS, *([max_context] if max_context else [])}):
+        own = [max_context] if max_context and max_context <= CONTEXTS[-1] else []
+        for context in sorted({*CONTEXTS, *own}):
             yield {
                 "model": model.name,
                 "context": context,

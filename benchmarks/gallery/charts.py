@@ -22,6 +22,7 @@ Json = dict[str, Any]
 FORMATS = ("png", "svg")  # of a chart as a picture
 WIDTH, HEIGHT = 720, 420
 ROW, MEASURED_ROW = 22, 46  # pixels of a model's row
+MOST_RINGED = 8  # models whose crossings are marked in the chart
 AXIS = 63  # pixels of a horizontal axis with its title, and a little room
 LEGEND: Json = {"orient": "bottom", "columns": 4, "title": None}
 TOKEN_TICKS = [2**i for i in range(8, 21, 2)]
@@ -153,6 +154,8 @@ def image(name: str, tables: Mapping[str, Sequence[Row]], params: Mapping[str, f
     chart = CHARTS[name]
     spec = styled(chart.draw(), LIGHT) | {"title": chart.title}
     spec["datasets"] = {table: list(tables[table]) for table in chart.tables}
+    if "crossings" in spec["datasets"] and len({row["model"] for row in tables[chart.tables[0]]}) > MOST_RINGED:
+        spec["datasets"]["crossings"] = []
     if "measured" in spec["datasets"]:  # the workload of most rows
         rows = spec["datasets"]["measured"]
         workload, _ = Counter(row["workload"] for row in rows).most_common(1)[0]
@@ -291,8 +294,8 @@ def _measured() -> alt.LayerChart:
 CHARTS = {
     "kv": Chart(
         "KV cache by context",
-        "Bytes of the cache of all sequences. Dashed: beyond the model's max context. A ring marks where two lines "
-        "cross: from there on, the other model has the smaller cache.",
+        "Bytes of the cache of all sequences. Dashed: beyond the model's max context. Where two lines "
+        "cross, the other model has the smaller cache from there on; up to eight models have rings there.",
         ("kv", "crossings"),
         _kv,
     ),

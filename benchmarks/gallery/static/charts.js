@@ -4,6 +4,7 @@ const SPECS = JSON.parse(byId("specs").textContent);
 const EMBED_OPTIONS = {mode: "vega", actions: false, defaultStyle: false};
 const SHAPES = ["○", "□", "✚", "◇", "△", "▽"]; // as Vega's first shapes
 const LABELS_FROM = 620, LABEL_ROOM = 168, LEAST_GAP = 11; // pixels: names beside lines, from a width of the plot on
+const MOST_RINGED = 8; // models whose crossings are marked in the chart
 const drawn = new Map(); // chart -> the promise of its last drawing
 
 const selectedModels = () => [...document.querySelectorAll("#picker input:checked")].map(input => input.value);
@@ -40,7 +41,10 @@ const labelled = (name, width, count) => name in LINES && !name.startsWith("lear
 // A chart's Vega specification with its rows, parameters, colours and width.
 function chartSpec(name, width, labels = false) {
   const spec = structuredClone(SPECS[name].vega), names = selectedModels(), params = chartParams();
-  for (const table of SPECS[name].tables) spec.data.find(data => data.name === table).values = records(table, names);
+  for (const table of SPECS[name].tables) {
+    const rings = table === "crossings" && names.length > MOST_RINGED; // too many to tell apart: they are in the list below
+    spec.data.find(data => data.name === table).values = rings ? [] : records(table, names);
+  }
   for (const signal of spec.signals || []) {
     if (signal.name in params) signal.value = params[signal.name];
     if (signal.name === "child_width") signal.value = Math.max(140, width - 190);

@@ -33,7 +33,7 @@ function bar(fit, setup) {
 // The longest context that fits, at most the one that the model is published for.
 function longestShown({model, longest}) {
   if (longest === 0) return "none";
-  if (model.context !== null && longest >= model.context) return `${formatTokens(model.context)}, its whole`;
+  if (model.context !== null && longest >= model.context) return `all of its ${formatTokens(model.context)}`;
   return longest > 2 ** 30 ? "any" : formatTokens(longest);
 }
 
