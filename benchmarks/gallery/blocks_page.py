@@ -6,7 +6,7 @@ block and what attention costs follow from specs.
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +36,7 @@ HEADING = re.compile(r"<h(\d)>(.*?)</h\1>")
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 IMAGES = re.compile(r'<p>((?:<img src="blocks/[\w-]+\.svg" alt="[^"]*" />\s*)+)</p>')
 IMAGE = re.compile(r'<img src="blocks/([\w-]+)\.svg" alt="([^"]*)" />')
+USERS = re.compile(r"<p>(<em>Who uses.*?)</p>", re.DOTALL)
 STYLE_SHEET = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL)
 
 
@@ -53,19 +54,36 @@ def pictures() -> dict[str, str]:
     return {f"{name}.svg": draw(name, description) for description, name in images}
 
 
-def html() -> str:
-    """The section of the page: headings one level lower, drawings inline, wide content in boxes that scroll."""
+def html(shown: Collection[str] = ()) -> str:
+    """The section of the page: headings one level lower, drawings inline, wide content in boxes that scroll, and links
+    to the architectures that are `shown` on it."""
     text: str = mistune.create_markdown(escape=False, plugins=["table"])(markdown())
     text = HEADING.sub(_lower_heading, text)
     text = IMAGES.sub(lambda images: SCROLL_BOX.format("drawings", "Drawing", IMAGE.sub(_inline, images[1])), text)
-    text = text.replace("<p><em>Who uses", '<p class="used"><em>Who uses')
+    text = USERS.sub(lambda users: f'<p class="used">{_linked(users[1], shown)}</p>', text)
     text = TABLE.sub(lambda table: SCROLL_BOX.format("scroll", "Cost of attention", table[0]), text)
     return re.sub(r"<th(?=[ >])", '<th scope="col"', text.replace("<pre>", '<pre tabindex="0">'))
 
 
+def _linked(users: str, shown: Collection[str]) -> str:
+    """The sentence on who uses a block, with links to those that are shown."""
+    said, _, names = users.partition("</em>")
+    linked = re.sub(r"(?<=[ ,])[\w-]+(?=[ ,.]|$)", lambda name: _link(name[0]) if name[0] in shown else name[0], names)
+    return f"{said}</em>{linked}"
+
+
+def _link(family: str) -> str:
+    return f'<a href="#{family}">{family}</a>'
+
+
+def heading_id(text: str) -> str:
+    """The id of a section of the text on the page."""
+    return f"block-{re.sub(r'[^a-z]+', '-', text.lower()).strip('-')}"
+
+
 def _lower_heading(match: re.Match[str]) -> str:
     level, text = int(match[1]), match[2]
-    name = "blocks-title" if level == 1 else f"block-{re.sub(r'[^a-z]+', '-', text.lower()).strip('-')}"
+    name = "blocks-title" if level == 1 else heading_id(text)
     return f'<h{level + 1} id="{name}">{text}</h{level + 1}>'
 
 

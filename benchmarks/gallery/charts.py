@@ -22,6 +22,7 @@ Json = dict[str, Any]
 FORMATS = ("png", "svg")  # of a chart as a picture
 WIDTH, HEIGHT = 720, 420
 ROW, MEASURED_ROW = 22, 46  # pixels of a model's row
+RINGS = "rings"  # the parameter that shows the rings of crossings: 0 or 1
 MOST_RINGED = 8  # models whose crossings are marked in the chart
 AXIS = 63  # pixels of a horizontal axis with its title, and a little room
 LEGEND: Json = {"orient": "bottom", "columns": 4, "title": None}
@@ -154,14 +155,14 @@ def image(name: str, tables: Mapping[str, Sequence[Row]], params: Mapping[str, f
     chart = CHARTS[name]
     spec = styled(chart.draw(), LIGHT) | {"title": chart.title}
     spec["datasets"] = {table: list(tables[table]) for table in chart.tables}
-    if "crossings" in spec["datasets"] and len({row["model"] for row in tables[chart.tables[0]]}) > MOST_RINGED:
-        spec["datasets"]["crossings"] = []
     if "measured" in spec["datasets"]:  # the workload of most rows
         rows = spec["datasets"]["measured"]
         workload, _ = Counter(row["workload"] for row in rows).most_common(1)[0]
         spec["datasets"]["measured"] = [row for row in rows if row["workload"] == workload]
     for param in spec.get("params", []):
         param["value"] = params.get(param["name"], param["value"])
+        if param["name"] == RINGS:
+            param["value"] = int(len({row["model"] for row in tables[chart.tables[0]]}) <= MOST_RINGED)
     spec = vl_convert.vegalite_to_vega(spec)
     if chart.by_model:
         models = list(dict.fromkeys(row["model"] for row in tables[chart.tables[0]]))
@@ -196,10 +197,12 @@ def _kv() -> alt.LayerChart:
     y = log_axis(alt.Y("bytes:Q"), BYTE_TICKS, BYTES_LABEL, "bytes of cache", base=2)
     lines = _lines("kv", y, alt.Tooltip("GiB:Q", format=".4~r"), bytes=KV_BYTES, GiB=f"{KV_BYTES} / pow(2, 30)")
     rings = alt.Chart(alt.NamedData("crossings")).transform_calculate(bytes=KV_BYTES)
-    rings = rings.mark_point(size=70, strokeWidth=1.6, filled=False, color="@ink")
+    rings = rings.mark_point(
+        size=alt.expr(f"70 * {RINGS}"), strokeWidth=alt.expr(f"1.6 * {RINGS}"), filled=False, color="@ink"
+    )
     tips = [alt.Tooltip("smaller:N", title="smaller from here on"), alt.Tooltip("larger:N", title="than")]
     rings = rings.encode(x="context:Q", y="bytes:Q", tooltip=[*tips, alt.Tooltip("context:Q", format=",")])
-    return _sized(alt.layer(lines, rings), {"batch": 1, "itemsize": 2})
+    return _sized(alt.layer(lines, rings), {"batch": 1, "itemsize": 2, RINGS: 1})
 
 
 def _flops() -> alt.LayerChart:

@@ -70,13 +70,15 @@ def page(
         families=len(groups(models)),
         models=len(models),
         spine=spine.entries(models),
+        sections={name: blocks_page.heading_id(each.section) for name, each in spine.FEATURES.items()},
+        shown={group.name for group in groups(models)},
         features=_feature_counts(models),
         overview=without_style(overview(typical(models), "overview-")),
         charts=charts.CHARTS,
         measured=machine,
         learned=section(learned) if learned else None,
         curves=curves,
-        blocks=blocks_page.html(),
+        blocks=blocks_page.html({group.name for group in groups(models)}),
         version=version("zoo-llm"),
         diagrams={model.name: without_style(svg(model.spec, model.name)) for model in models},
         data=_json(data(models, measured, learning)),
@@ -117,9 +119,11 @@ def data(
         "models": [_model(model, terms) | {"differing": _differing_elements(model, models)} for model in models],
         "terms": [asdict(value) for _, value in terms.values()],
         "families": [
-            {name: getattr(group, name) for name in ("name", "title", "source")}
-            | {"models": [model.name for model in group.models], "typical": group.typical.name}
-            for group in groups(models)
+            {name: getattr(entry.group, name) for name in ("name", "title", "source", "new")}
+            | {"models": [model.name for model in entry.group.models], "typical": entry.group.typical.name}
+            | {"came_from": entry.came_from.name if entry.came_from else None}
+            | {"differences": [each.sentence for each in entry.differences]}
+            for entry in spine.entries(models)
         ],
         "batches": BATCHES,
         "cards": CARDS,
@@ -209,18 +213,23 @@ def _model(model: NamedSpec, terms: Interned) -> Json:
 
 
 def _comparisons(models: Sequence[NamedSpec]) -> Json:
-    """For every two models the differences of their specs, as indices into `strings`, and whose cache is smaller."""
+    """For every two models the differences of their specs, as indices into `strings`, and whose cache is smaller; for
+    both orders how the structure of the second differs."""
     strings: Interned = {}
-    differences, caches = {}, {}
+    differences, caches, structure = {}, {}, {}
     for first, second in combinations(models, 2):
         pair = f"{first.name} {second.name}"
         rows = compare.difference_rows(first, second)
-        differences[pair] = [[_index(strings, row[key]) for key in ("field", "value", "other")] for row in rows]
+        differences[pair] = [[_index(strings, row[key]) for key in ("words", "value", "other")] for row in rows]
+        for a, b in ((first, second), (second, first)):
+            sentences = [(compare.field_in_words(row["part"]), row["sentence"]) for row in compare.structure_rows(a, b)]
+            structure[f"{a.name} {b.name}"] = [[_index(strings, each) for each in found] for found in sentences]
         caches[pair] = describe_crossing(crossing_row(first, second, InferenceConfig()))
     costs = compare.costs(models[0].spec, CONTEXT, InferenceConfig(), device(DEVICE))
     return {
         "strings": [value for _, value in strings.values()],
         "differences": differences,
+        "structure": structure,
         "caches": caches,
         "costs": [[figure, unit] for figure, unit, _ in costs],
         "context": CONTEXT,

@@ -4,15 +4,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.analytic.models import NamedSpec
+from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.gallery.overview import Group, groups
+from zoo.architectures import families
 from zoo.blocks import MLA, MoE, NoPE, RoPE
+from zoo.catalog import ancestor, family_name
 from zoo.cli.listing import used_names
 from zoo.costs import Chunk, Window
 from zoo.model.decoder import Decoder
+from zoo.registry import Spec
+from zoo.swaps.differences import Difference, structure_differences
 from zoo.units import format_count
 
 FLOPS_CONTEXT = 4096  # tokens of context of the FLOPs that are explained
+SHOWN_SENTENCES = 6  # of how an architecture differs from its ancestor; the others stand in its panel
 UNDATED = "9999-99"  # of what is not published: behind all others
 Names = frozenset[str]
 
@@ -30,45 +35,71 @@ def _states(spec: Decoder, used: Names) -> bool:
     return any(layer.cache_spec().state and not layer.cache_spec().per_token for layer in spec.layers)
 
 
-def _mixed(spec: Decoder, used: Names) -> bool:
-    return len({layer.cache_spec().reach for layer in spec.layers if layer.cache_spec().per_token}) > 1
+def _entries(spec: Decoder, used: Names) -> bool:
+    return any(layer.cache_spec().entries for layer in spec.layers)
 
 
-# What a reader may filter by, in the order shown: each follows from the specs.
-FEATURES: dict[str, Callable[[Decoder, Names], bool]] = {
-    "multi-head": _named("MHA"),
-    "grouped queries": _named("GQA"),
-    "latents (MLA)": lambda spec, used: any(isinstance(node, MLA) for node in spec.walk()),
-    "windows": _windows,
-    "state": _states,
-    "sparse choice of keys": _named("Indexer", "EntryIndexer"),
-    "experts": lambda spec, used: any(isinstance(node, MoE) for node in spec.walk()),
-    "shared expert": _named("shared expert"),
-    "NoPE": lambda spec, used: spec.positions is None and any(isinstance(node, NoPE) for node in spec.walk()),
-    "QK-norm": _named("QK-norm"),
-    "sinks": _named("sinks"),
-    "output gate": _named("output gate by", "gate"),
-    "norms after blocks": _named("olmo", "sandwich", "post"),
-    "several streams": _named("Streams"),
-    "tied head": _named("tied head"),
+def _nope(spec: Decoder, used: Names) -> bool:
+    return spec.positions is None and any(isinstance(node, NoPE) for node in spec.walk())
+
+
+def _contains(kind: type[Spec]) -> Callable[[Decoder, Names], bool]:
+    return lambda spec, used: any(isinstance(node, kind) for node in spec.walk())
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Something that a reader may filter by: whether a spec has it, and the section of the text on blocks about it."""
+
+    has: Callable[[Decoder, Names], bool]
+    section: str
+
+
+FEATURES = {  # in the order shown: each follows from the specs
+    "multi-head": Feature(_named("MHA"), "Many heads: MHA"),
+    "grouped queries": Feature(_named("GQA"), "Shared keys: GQA and MQA"),
+    "latents (MLA)": Feature(_contains(MLA), "One latent: MLA"),
+    "windows": Feature(_windows, "A window, or a chunk"),
+    "state": Feature(_states, "A state instead of a cache"),
+    "sparse choice of keys": Feature(_named("Indexer", "EntryIndexer"), "A choice of tokens: sparse attention"),
+    "compressed keys": Feature(_entries, "Compressed keys"),
+    "experts": Feature(_contains(MoE), "Mixture of experts"),
+    "shared expert": Feature(_named("shared expert"), "Mixture of experts"),
+    "NoPE": Feature(
+        lambda spec, used: spec.positions is None and _contains(NoPE)(spec, used), "Position: RoPE and NoPE"
+    ),
+    "QK-norm": Feature(_named("QK-norm"), "Norms and their placement"),
+    "sinks": Feature(_named("sinks"), "One head"),
+    "output gate": Feature(_named("output gate by", "gate"), "Many heads: MHA"),
+    "norms after blocks": Feature(_named("olmo", "sandwich", "post"), "Norms and their placement"),
+    "several streams": Feature(_named("Streams"), "Several residual streams"),
+    "tied head": Feature(_named("tied head"), "A forward pass"),
 }
 
 
 def features(spec: Decoder) -> list[str]:
     """The features of a model, of those that a reader may filter by."""
     used = frozenset(used_names(spec))
-    return [name for name, has in FEATURES.items() if has(spec, used)]
+    return [name for name, feature in FEATURES.items() if feature.has(spec, used)]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An architecture in the list. `months` since the one before it; `years`: whether a year begins with it."""
+    """An architecture in the list. `months` since the one before it. `came_from`: the architecture that it builds on,
+    with the way in which its structure differs from that, in sentences."""
 
     group: Group
     released: str
     months: int
     features: tuple[str, ...]
     summary: str
+    came_from: Group | None
+    differences: tuple[Difference, ...]
+
+    @property
+    def added(self) -> list[str]:
+        """The first of the sentences."""
+        return [each.sentence for each in self.differences[:SHOWN_SENTENCES]]
 
 
 def entries(models: Sequence[NamedSpec]) -> list[Entry]:
@@ -78,11 +109,19 @@ def entries(models: Sequence[NamedSpec]) -> list[Entry]:
         month = _month(group)
         months = _count(month) - _count(before) if before and month != UNDATED else 0
         kinds = features(group.typical.spec)
-        found.append(
-            Entry(group, "" if month == UNDATED else month, months, tuple(kinds), _summary(group.typical.spec))
-        )
+        earlier = _came_from(group)
+        differences = structure_differences(group.typical.spec, earlier.typical.spec) if earlier else []
+        released = "" if month == UNDATED else month
+        summary = _summary(group.typical.spec)
+        found.append(Entry(group, released, months, tuple(kinds), summary, earlier, tuple(differences)))
         before = month if month != UNDATED else before
     return found
+
+
+def _came_from(group: Group) -> Group | None:
+    """The architecture that a published one builds on, as its best-known size."""
+    earlier = ancestor(group.typical.name) if group.typical.size else None
+    return groups([one(earlier)])[0] if earlier else None
 
 
 def _month(group: Group) -> str:
@@ -105,7 +144,11 @@ def _summary(spec: Decoder) -> str:
 def facts(model: NamedSpec) -> dict[str, Any]:
     """What the fact sheet of a size says beside its costs. Empty text: nothing to say."""
     spec, size = model.spec, model.size
+    about = families()[family_name(model.name)].ABOUT if size else None
     return {
+        "licence": about.licence if about else "",
+        "report": about.report if about else "",
+        "left_out": (about.left_out or "") if about else "",
         "released": size.released if size else "",
         "hub": size.hub if size else "",
         "note": (size.note or "") if size else "",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from zoo.blocks import DenseAndMoE, EntryIndexer, Indexer, MoE, NoPE, RoPE, Router
@@ -119,6 +120,7 @@ def structure_differences(model: Decoder, other: Decoder) -> list[Difference]:
     return list(found.values())
 
 
+@lru_cache(maxsize=256)  # a page compares every model with every other
 def structure(spec: Decoder) -> dict[str, Aspect]:
     """The aspects of a model by name. One that no layer has is not among them."""
     return {name: aspect for name, aspect in _aspects(spec) if any(aspect.phrases)}

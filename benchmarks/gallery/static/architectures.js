@@ -41,7 +41,7 @@ function facts(model) {
     ...fact("weights", `${formatDecimalBytes(weightBytes(onCards(model, 1), formOf(model, "released")))} in ${formOf(model, "released").label}`),
     ...(told.hub ? fact("files", link(`https://huggingface.co/${told.hub}`, told.hub), ", ", link(`https://huggingface.co/${told.hub}/blob/main/config.json`, "config")) : []),
     ...(told.report ? fact("report", link(told.report, told.report.replace(/^https?:\/\/(www\.)?/, ""))) : []),
-    ...fact("left out", told.left_out), ...fact("not certain", told.note));
+    ...fact("not built here", told.left_out), ...fact("not certain", told.note));
 }
 
 // Put the chosen size beside the list, or on a narrow screen below its entry.
@@ -61,6 +61,7 @@ function showChosen() {
     select.dataset.family = family.name;
   }
   select.value = chosenSize;
+  byId("chosen-new").textContent = family.new;
   byId("chosen-facts").replaceChildren(facts(model));
   byId("chosen-diagram").replaceChildren(drawing(diagram(chosenSize, "chosen-"), `Diagram of ${chosenSize}`));
   const before = family.came_from && DATA.families.find(each => each.name === family.came_from);
@@ -79,25 +80,35 @@ function choose(name) {
   showChosen();
 }
 
-// Arcs on the left from each entry to the one that it came from. Their width grows with the distance.
+// Each ancestor has a line down to the last that came from it, with a turn to each of them. Lines that are seen at the
+// same height stand side by side, the short ones inside.
 function drawArcs() {
   const spine = byId("spine"), svg = byId("arcs"), top = spine.getBoundingClientRect().top, places = new Map();
   for (const entry of entriesOf())
     if (!entry.hidden) places.set(entry.dataset.family, entry.querySelector(".dot").getBoundingClientRect().top - top + 5);
-  const room = parseFloat(getComputedStyle(spine).getPropertyValue("--rail")) - 12, dots = room + 2;
-  svg.setAttribute("width", room + 8);
+  const descendants = new Map();
+  for (const {name, came_from} of DATA.families)
+    if (places.has(name) && places.has(came_from)) descendants.set(came_from, [...(descendants.get(came_from) ?? []), name]);
+  const lines = [...descendants].map(([name, after]) => ({name, after, from: places.get(name), to: Math.max(...after.map(each => places.get(each)))}));
+  const rail = parseFloat(getComputedStyle(spine).getPropertyValue("--rail")), dots = rail - 10, tracks = [];
+  for (const line of lines.sort((a, b) => a.to - a.from - (b.to - b.from))) {
+    const free = tracks.findIndex(track => track.every(other => other.to <= line.from || other.from >= line.to));
+    line.track = free < 0 ? tracks.push([]) - 1 : free;
+    tracks[line.track].push(line);
+  }
+  const gap = Math.min(10, (dots - 12) / Math.max(tracks.length, 1)), own = familyOf(chosenSize)?.name, paths = [];
+  for (const {name, after, from, track} of lines) {
+    const x = dots - 10 - gap * (track + 0.4), turn = Math.min(12, dots - x - 2);
+    for (const each of after) {
+      const path = document.createElementNS(svg.namespaceURI, "path"), to = places.get(each);
+      path.setAttribute("d", `M${dots} ${from}H${x + turn}q${-turn} 0 ${-turn} ${turn}V${to - turn}q0 ${turn} ${turn} ${turn}H${dots - 6}`);
+      path.setAttribute("class", own === each || own === name ? "near" : "");
+      paths.push(path);
+    }
+  }
+  svg.setAttribute("width", rail);
   svg.setAttribute("height", spine.offsetHeight);
-  const own = familyOf(chosenSize)?.name;
-  const lines = DATA.families.filter(family => places.has(family.came_from) && places.has(family.name)).map(family => {
-    const [from, to] = [places.get(family.came_from), places.get(family.name)], reach = Math.min(room, 8 + 0.16 * Math.abs(to - from) ** 0.82);
-    const near = own === family.name || own === family.came_from;
-    const path = document.createElementNS(svg.namespaceURI, "path");
-    path.setAttribute("d", `M${dots} ${from + 4}C${dots - reach * 1.3} ${from + 8} ${dots - reach * 1.3} ${to - 8} ${dots - 1} ${to - 1}`);
-    path.setAttribute("class", near ? "near" : "");
-    return path;
-  });
-  lines.sort((a, b) => a.classList.contains("near") - b.classList.contains("near"));
-  svg.replaceChildren(...lines);
+  svg.replaceChildren(...paths.sort((a, b) => a.classList.contains("near") - b.classList.contains("near")));
 }
 
 function startArchitectures() {

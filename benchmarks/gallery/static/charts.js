@@ -23,6 +23,7 @@ function chartParams() {
   return {
     batch: Number(byId("kv-batch").value), itemsize: DATA.dtypes[byId("kv-dtype").value],
     rate: device.flops, bandwidth: device.bandwidth,
+    rings: selectedModels().length > MOST_RINGED ? 0 : 1, // more are too many to tell apart: they are in the list below
   };
 }
 
@@ -41,10 +42,7 @@ const labelled = (name, width, count) => name in LINES && !name.startsWith("lear
 // A chart's Vega specification with its rows, parameters, colours and width.
 function chartSpec(name, width, labels = false) {
   const spec = structuredClone(SPECS[name].vega), names = selectedModels(), params = chartParams();
-  for (const table of SPECS[name].tables) {
-    const rings = table === "crossings" && names.length > MOST_RINGED; // too many to tell apart: they are in the list below
-    spec.data.find(data => data.name === table).values = rings ? [] : records(table, names);
-  }
+  for (const table of SPECS[name].tables) spec.data.find(data => data.name === table).values = records(table, names);
   for (const signal of spec.signals || []) {
     if (signal.name in params) signal.value = params[signal.name];
     if (signal.name === "child_width") signal.value = Math.max(140, width - 190);

@@ -46,11 +46,21 @@ function costs(first, second) {
     .map(([figure, unit, a, b]) => row(figure, [format(a, unit), format(b, unit), a ? (b / a).toPrecision(3) : ""].map(numberCell), heads));
 }
 
+// How the second model's structure differs from the first's, a sentence each, part by part.
+function structure(first, second) {
+  const rows = (DATA.comparisons.structure[`${first} ${second}`] || []).map(indices => indices.map(index => DATA.comparisons.strings[index]));
+  if (!rows.length) return [make("p", {}, first === second ? "" : `The structure of ${second} is that of ${first}: only sizes differ.`)];
+  const parts = [...new Set(rows.map(([part]) => part))].map(part => [part, rows.filter(each => each[0] === part)]);
+  const list = parts.flatMap(([part, sentences]) => [make("dt", {}, part), make("dd", {}, ...sentences.map(([, sentence]) => make("p", {}, sentence)))]);
+  return [make("p", {class: "structure-head"}, make("strong", {}, second), " compared with ", make("strong", {}, first), ":"), make("dl", {class: "structure"}, ...list)];
+}
+
 function compare() {
   const first = byId("first").value, second = byId("second").value;
   byId("diagrams").replaceChildren(...[[first, second, "first-"], [second, first, "second-"]].map(([name, other, prefix]) =>
     make("figure", {}, drawing(marked(name, other, prefix), `Diagram of ${name}, with differences from ${other} marked`))));
   const fields = differences(first, second).map(([field, a, b]) => row(field, [a ?? "", b ?? ""], [first, second]));
+  byId("structure").replaceChildren(...structure(first, second));
   const figures = costs(first, second);
   const smaller = DATA.comparisons.caches[`${first} ${second}`] || DATA.comparisons.caches[`${second} ${first}`] || "";
   const note = make("p", {class: "note"}, `At ${formatTokens(DATA.comparisons.context)} tokens of context, in bfloat16; ceilings on one ${DATA.comparisons.device}, whether or not it fits. Smaller cache: ${smaller || "both are equal."}`);
@@ -60,7 +70,7 @@ function compare() {
   const right = figures.length ? table("What it costs", ["cost", first, second, "ratio"], figures) : make("p", {}, "Their costs are equal.");
   byId("differences").replaceChildren(make("div", {}, left), make("div", {}, right, note));
   byId("compare-code").textContent = `python -m benchmarks compare ${first} ${second}`;
-  byId("compared").textContent = `${first} and ${second}: ${fields.length} fields differ.`;
+  byId("compared").textContent = `${second} compared with ${first}: ${byId("structure").querySelectorAll("dd p").length} differences in structure, ${fields.length} fields.`;
   for (const button of byId("pairs").children)
     button.setAttribute("aria-pressed", String(button.dataset.pair === `${first} ${second}`));
 }
