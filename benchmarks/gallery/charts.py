@@ -40,7 +40,7 @@ BYTES_LABEL = (
     "datum.value / pow(2, 30) + ' GiB' : datum.value >= pow(2, 20) ? datum.value / pow(2, 20) + ' MiB' : "
     "datum.value / pow(2, 10) + ' KiB'"
 )
-COUNT_LABEL = "replace(format(datum.value, '.3~s'), 'G', 'B')"
+COUNT_LABEL = "datum.value < 1 ? format(datum.value, '~r') : replace(format(datum.value, '.3~s'), 'G', 'B')"
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 HUES = ("#3b76d6", "#d9731a", "#2f9e5b", "#d6455d", "#9a5fd0", "#1295a0", "#8f8412", "#d459a6")  # of architectures

@@ -103,7 +103,7 @@ class Entry:
 
 
 def entries(models: Sequence[NamedSpec]) -> list[Entry]:
-    """The architectures of these models, in order of the month in which their typical size was released."""
+    """The architectures of these models, in order of the month in which their first size was released."""
     found, before = list[Entry](), None
     for group in sorted(groups(models), key=_month):
         month = _month(group)
@@ -125,8 +125,10 @@ def _came_from(group: Group) -> Group | None:
 
 
 def _month(group: Group) -> str:
-    size = group.typical.size
-    return size.released if size else UNDATED
+    """When the first size of an architecture was released, whether or not it is on the page."""
+    if not group.typical.size:
+        return UNDATED
+    return min(size.released for size in families()[group.name].SIZES.values())
 
 
 def _count(month: str) -> int:

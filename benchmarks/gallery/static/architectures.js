@@ -63,7 +63,7 @@ function showChosen() {
   select.value = chosenSize;
   byId("chosen-new").textContent = family.new;
   byId("chosen-facts").replaceChildren(facts(model));
-  byId("chosen-diagram").replaceChildren(drawing(diagram(chosenSize, "chosen-"), `Diagram of ${chosenSize}`));
+  byId("chosen-diagram").replaceChildren(drawing(diagram(chosenSize, "beside-"), `Diagram of ${chosenSize}`));
   const before = family.came_from && DATA.families.find(each => each.name === family.came_from);
   const button = byId("chosen-compare");
   button.hidden = !before;
@@ -112,8 +112,7 @@ function drawArcs() {
 }
 
 function startArchitectures() {
-  const start = DATA.families.find(family => family.name === "gpt_oss") || DATA.families.at(-1);
-  chosenSize = start.typical;
+  chosenSize = DATA.families.at(-1).typical;
   byId("chosen").hidden = !WIDE.matches;
   for (const entry of entriesOf()) {
     openButton(entry).addEventListener("click", () => {

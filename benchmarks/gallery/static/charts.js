@@ -49,16 +49,21 @@ function chartSpec(name, width, labels = false) {
   }
   const scale = wanted => spec.scales?.find(each => each.name === wanted);
   if (SPECS[name].by_model) Object.assign(scale("color"), {domain: names, range: names.map(each => MODELS.get(each).colour)});
-  if (name === "measured") scale("x").domain = measuredDomain(); // one range for all workloads
+  if (name === "measured") { // one range, and the same colours, for all workloads
+    scale("x").domain = measuredDomain();
+    scale("color").domain = [...new Set(column("measured", "how"))];
+  }
   for (const legend of spec.legends || []) legend.columns = Math.max(1, Math.floor((width - 90) / 150));
   if (!(spec.signals || []).some(signal => signal.name === "child_width"))
     Object.assign(spec, {width, padding: {left: 5, top: 5, bottom: 5, right: labels ? LABEL_ROOM : 16}, autosize: {type: "fit-x", contains: "padding"}});
   return spec;
 }
 
+// All values of a column of a table.
+const column = (table, name) => DATA.tables[table].rows.map(row => row[DATA.tables[table].columns.indexOf(name)]);
+
 function measuredDomain() {
-  const {columns, rows} = DATA.tables.measured;
-  const values = ["low", "high", "ceiling"].flatMap(name => rows.map(row => row[columns.indexOf(name)])).filter(value => value > 0);
+  const values = ["low", "high", "ceiling"].flatMap(name => column("measured", name)).filter(value => value > 0);
   return [Math.min(...values) / 1.15, Math.max(...values) * 1.15];
 }
 
@@ -169,8 +174,8 @@ function startCharts() {
   options(byId("kv-dtype"), Object.keys(DATA.dtypes).map(name => [name, name]), "bfloat16");
   options(byId("chart-device"), Object.entries(DATA.devices).map(([key, device]) => [key, device.name]), "h100");
   if (byId("workload")) {
-    const {columns, rows} = DATA.tables.measured, counts = new Map();
-    for (const values of rows) counts.set(values[columns.indexOf("workload")], (counts.get(values[columns.indexOf("workload")]) ?? 0) + 1);
+    const counts = new Map();
+    for (const workload of column("measured", "workload")) counts.set(workload, (counts.get(workload) ?? 0) + 1);
     options(byId("workload"), [...counts].sort((a, b) => b[1] - a[1]).map(([name]) => [name, name]));
   }
   const figures = [...document.querySelectorAll(".chart")];

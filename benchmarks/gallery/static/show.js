@@ -36,6 +36,7 @@ const formatTokens = number =>
 
 function formatChange(before, after) {
   if (before === after) return "the same";
+  if (before === 0) return "new";
   const percent = 100 * (after / before - 1);
   return `${percent > 0 ? "+" : "−"}${Math.abs(percent) < 10 ? Math.abs(percent).toPrecision(2) : Math.abs(percent).toFixed(0)}%`;
 }

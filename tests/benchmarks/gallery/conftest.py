@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 
 import zoo
 from benchmarks.analytic.compare import PAIRS
+from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import one
 from benchmarks.gallery import charts, files, learning_curves
 from tests.benchmarks.gallery.learned import sample
 from tests.benchmarks.gallery.speeds import MEASURED
 from tests.presets import representatives
+from zoo.errors import SpecError
 
 Open = Callable[..., Any]
 CHARTS = {**charts.CHARTS, **learning_curves.CHARTS}
@@ -57,26 +60,36 @@ def open_page(browser: Any, folder: Path) -> Iterator[Open]:
     events: list[str] = []
     contexts = []
 
-    def opened(width: int = 1280, scheme: str = "light") -> Any:
+    def opened(width: int = 1280, scheme: str = "light", place: str = "") -> Any:
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
         page = contexts[-1].new_page()
         page.set_default_timeout(30_000)
         page.on("console", lambda message: events.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: events.append(f"error: {error}"))
-        page.on("request", lambda request: events.append(request.url) if not request.url.startswith("blob:") else None)
-        page.goto((folder / "index.html").as_uri())
+        page.on(
+            "request", lambda request: events.append(request.url.split("#")[0]) if request.url[:5] != "blob:" else None
+        )
+        page.goto((folder / "index.html").as_uri() + (f"#{place}" if place else ""))
         return page
 
     yield opened
     for context in contexts:
         context.close()
-    assert set(events) == {(folder / "index.html").as_uri()}
+    assert {event for event in events if not event.startswith("blob:")} == {(folder / "index.html").as_uri()}
 
 
 @pytest.fixture(scope="module")
 def page(open_page: Open) -> Any:
     """A page that the tests share; each sets the controls that it needs."""
     return open_page()
+
+
+def on_each(spec: zoo.Decoder, cards: int) -> zoo.Decoder | None:
+    """What one of so many cards holds: whole experts, or else a part of each."""
+    for ep in (cards, 1):
+        with suppress(SpecError):
+            return InferenceConfig(tp=cards, ep=ep).part(spec)
+    return None
 
 
 def draw_charts(page: Any) -> None:

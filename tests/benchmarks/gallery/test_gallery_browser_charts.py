@@ -22,8 +22,13 @@ TYPICAL = [group.typical.name for group in groups(SHOWN)]  # what the charts sho
 ONE = f'#picker input[value="{TYPICAL[-1]}"]'
 
 
+def open_picker(page: Any) -> None:
+    page.locator(".picker").evaluate("picker => { picker.open = true; }")
+
+
 def test_charts_follow_the_selected_models(page: Any) -> None:
     draw_charts(page)
+    open_picker(page)
     lines = page.locator('[data-chart="kv"] .legend li')
     assert lines.all_inner_texts() == TYPICAL
     page.locator(ONE).uncheck()
@@ -89,6 +94,7 @@ def test_learning_is_shown_whichever_models_are_selected(page: Any) -> None:
     draw_charts(page)
     tables = learning_tables(sample())
     names = [row["model"] for row in tables["learning"]]
+    open_picker(page)
     page.locator(ONE).uncheck()
     columns = ["model", "kv_bytes_per_token", "bits_per_byte"]
     shown = page.evaluate(ROWS, ["learning-by-cache", columns])

@@ -1,0 +1,100 @@
+"""Swapping a block, in a real browser: costs equal Python's, and the code shown makes that spec."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pytest
+
+import zoo
+from benchmarks.__main__ import app
+from benchmarks.analytic.models import one
+from benchmarks.gallery import swap_grid
+from benchmarks.gallery.cost_terms import outside_terms
+from benchmarks.gallery.overview import groups
+from tests.benchmarks.gallery.conftest import SHOWN
+from zoo.cli.runner import exit_code
+from zoo.swaps.grammar import apply_swaps
+from zoo.units import format_bytes, format_count
+
+pytestmark = pytest.mark.xdist_group("gallery")
+
+
+@pytest.mark.parametrize("name", [group.typical.name for group in groups(SHOWN)])
+def test_costs_of_a_swap_equal_python(page: Any, name: str) -> None:
+    """The last valid cell of both grids: the figures shown, and the sums behind them."""
+    spec = one(name).spec
+    attention, experts = swap_grid.attention_grid(spec), swap_grid.expert_grid(spec)
+    page.locator("#swap-model").select_option(name)
+    terms = [(1, outside_terms(spec))]
+    for grid, rows, columns in ((attention, "kv", "window"), (experts, "experts", "k")):
+        i, j = max((i, j) for i, row in enumerate(grid.cells) for j, cell in enumerate(row) if cell is not None)
+        page.locator(f"#swap-{rows}").select_option(index=i)
+        page.locator(f"#swap-{columns}").select_option(index=j)
+        terms += grid.cells[i][j] or ()
+    context = page.evaluate("CONTEXTS[document.getElementById('swap-context').value]")
+    released = {"params": spec.params(), "active": spec.active_params(), "kv": spec.kv_bytes(context)}
+    swapped = {
+        "params": sum(n * sum(each.params.values()) for n, each in terms),
+        "active": sum(n * each.active_params for n, each in terms),
+        "kv": sum(n * (2 * each.elements(context) + each.state_float32_bytes) for n, each in terms),
+    }
+    rows = [row.locator("td").all_inner_texts() for row in page.locator("#swap-table tbody tr").all()]
+    formats = {"params": format_count, "active": format_count, "kv": format_bytes}
+    shown = [rows[i][:2] for i in (0, 1, 4)]
+    assert shown == [[form(released[key]), form(swapped[key])] for key, form in formats.items()]
+    page.locator("#swap-reset").click()
+    assert {row.locator("td").last.inner_text() for row in page.locator("#swap-table tbody tr").all()} <= {
+        "the same",
+        "",
+    }
+
+
+def test_python_beside_a_swap_makes_that_spec(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    page.locator("#swap-model").select_option("llama3.1-8b")
+    for axis, label in (("kv", "2 KV heads (GQA)"), ("window", "512, all but every fourth layer"), ("experts", "8")):
+        page.locator(f"#swap-{axis}").select_option(label=label)
+    page.locator("#swap-positions").select_option(label="NoPE in every fourth layer")
+    exec(page.locator("#swap-code").inner_text(), {})
+    params = int(capsys.readouterr().out.split()[0])
+    assert page.locator("#swap-table tbody tr").first.locator("td").nth(1).inner_text() == format_count(params)
+    page.locator("#swap-reset").click()
+
+
+def test_invalid_combinations_cannot_be_selected(page: Any) -> None:
+    """MLA has no window: selecting MLA resets the window."""
+    page.locator("#swap-model").select_option("llama3.1-8b")
+    page.locator("#swap-window").select_option(label="512, all layers")
+    page.locator("#swap-kv").select_option(label="latent of 512 (MLA)")
+    chosen = page.locator("#swap-window option:checked")
+    assert chosen.inner_text() == "as released"
+    assert page.locator("#swap-window option:disabled").count() == 12 + 1
+    page.locator("#swap-reset").click()
+
+
+def test_dropped_features_are_listed(page: Any) -> None:
+    page.locator("#swap-model").select_option("gpt-oss-20b")
+    page.locator("#swap-kv").select_option(label="latent of 512 (MLA)")
+    assert "Dropped features: window 128, biases, sinks." in page.locator("#swap-note").inner_text()
+    page.locator("#swap-reset").click()
+    assert "Dropped" not in page.locator("#swap-note").inner_text()
+
+
+def test_the_command_makes_the_same_swap(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is shown where a command can."""
+    page.locator("#swap-model").select_option("llama3.1-8b")
+    page.locator("#swap-reset").click()
+    assert not page.locator("#swap-command").is_visible()
+    page.locator("#swap-kv").select_option(label="2 KV heads (GQA)")
+    page.locator("#swap-experts").select_option(label="8")
+    command = shlex.split(page.locator("#swap-command").inner_text())
+    assert command[:4] == ["python", "-m", "benchmarks", "kv"]
+    assert exit_code(app, "python -m benchmarks", [*command[3:], "--json"]) == 0
+    assert '"swap"' in capsys.readouterr().out
+    spec, _ = apply_swaps(zoo.spec("llama3.1-8b"), [text for text in command[5:] if text != "--swap"])
+    shown = [row.locator("td").nth(1).inner_text() for row in page.locator("#swap-table tbody tr").all()]
+    assert (shown[0], shown[3]) == (format_count(spec.params()), format_bytes(spec.kv_growth()[1]))
+    page.locator("#swap-window").select_option(label="512, all but every fourth layer")
+    assert not page.locator("#swap-command").is_visible()
+    page.locator("#swap-reset").click()
