@@ -1,10 +1,13 @@
 """The files of a gallery: the page, the data of its charts, the charts as pictures, and what docs/ holds of it.
 
-The page is one HTML file, which holds its data as JSON, a diagram of every model, and the scripts that show them.
+The page is one HTML file. Beside the list of architectures and the text on blocks it holds, packed, its data, a
+diagram of every model, and the scripts that show them.
 """
 
 import json
 import re
+import zlib
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -80,17 +83,23 @@ def page(
         curves=curves,
         blocks=blocks_page.html({group.name for group in groups(models)}),
         version=version("zoo-llm"),
-        diagrams={model.name: without_style(svg(model.spec, model.name)) for model in models},
-        data=_json(data(models, measured, learning)),
-        specs=_json(specs),
-        vega=charts.javascript(),
-        script="\n".join(_read(f"{name}.js") for name in SCRIPTS),
+        loader=_read("load.js"),
+        packed=_packed(
+            {
+                "data": data(models, measured, learning),
+                "specs": specs,
+                "diagrams": {model.name: without_style(svg(model.spec, model.name)) for model in models},
+                "vega": charts.javascript(),
+                "script": "\n".join(_read(f"{name}.js") for name in SCRIPTS),
+            }
+        ),
     )
 
 
-def _json(value: Any) -> str:
-    """JSON for a script element."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+def _packed(value: Any) -> str:
+    """JSON, deflated and in base64: of ten models or a hundred, a page stays small."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return b64encode(zlib.compress(text.encode(), 9)).decode("ascii")
 
 
 def _feature_counts(models: Sequence[NamedSpec]) -> dict[str, int]:

@@ -1,6 +1,6 @@
 // The charts: Vega gets the rows of the selected models, and draws a chart once it comes near the view.
 
-const SPECS = JSON.parse(byId("specs").textContent);
+const SPECS = PACKED.specs;
 const EMBED_OPTIONS = {mode: "vega", actions: false, defaultStyle: false};
 const SHAPES = ["○", "□", "✚", "◇", "△", "▽"]; // as Vega's first shapes
 const LABELS_FROM = 620, LABEL_ROOM = 168, LEAST_GAP = 11; // pixels: names beside lines, from a width of the plot on
@@ -98,6 +98,11 @@ function crossings() {
     make("li", {}, `From ${context.toLocaleString("en")} tokens on, ${smaller} has a smaller cache than ${larger}.`)));
 }
 
+// Vega itself, once the first chart is drawn.
+function loadVega() {
+  if (!globalThis.vegaEmbed) runScript(PACKED.vega);
+}
+
 // Legend and height of a chart, before it is drawn.
 function prepare(figure) {
   const plot = figure.querySelector(".plot"), name = figure.dataset.chart;
@@ -112,6 +117,7 @@ function prepare(figure) {
 function draw(figure) {
   const prepared = prepare(figure);
   if (!prepared) return null;
+  loadVega();
   const {plot, name, spec, labels} = prepared, before = drawn.get(name);
   if (name === "kv") crossings();
   drawn.set(name, vegaEmbed(plot, spec, {...EMBED_OPTIONS, renderer: "svg", tooltip: name in LINES ? ringTooltip : tooltip}).then(async result => {

@@ -2,14 +2,14 @@
 
 // A copy of a model's diagram. Its ids get a prefix, because the page may hold several copies.
 function diagram(name, prefix) {
-  const copy = diagramTemplate(name).content.firstElementChild.cloneNode(true);
+  const template = make("template");
+  template.innerHTML = PACKED.diagrams[name];
+  const copy = template.content.firstElementChild;
   const labels = copy.getAttribute("aria-labelledby").split(" ");
   for (const label of labels) copy.querySelector(`#${label}`).id = prefix + label;
   copy.setAttribute("aria-labelledby", labels.map(label => prefix + label).join(" "));
   return copy;
 }
-
-const diagramTemplate = name => [...document.querySelectorAll("template")].find(each => each.dataset.diagram === name);
 
 function drawing(svg, label) {
   return make("div", {class: "drawing", tabindex: "0", role: "group", "aria-label": label}, svg);

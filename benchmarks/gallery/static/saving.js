@@ -18,6 +18,7 @@ async function picture(name, kind) {
   const pageStyle = getComputedStyle(document.documentElement);
   const text = JSON.stringify(chartSpec(name, 720)).replace(/var\((--\w+)\)/g, (_, colour) => pageStyle.getPropertyValue(colour).trim());
   const spec = {...JSON.parse(text), background: pageStyle.getPropertyValue("--paper").trim()};
+  loadVega();
   const {view} = await vegaEmbed(make("div"), spec, {...EMBED_OPTIONS, renderer: "none"});
   if (kind === "svg") return new Blob([await view.toSVG()], {type: "image/svg+xml"});
   const canvas = await view.toCanvas(2);

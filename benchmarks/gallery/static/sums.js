@@ -1,7 +1,7 @@
 // Costs of a model: sums of the terms that Python wrote. benchmarks/gallery/cost_terms.py defines each term.
 "use strict";
 
-const DATA = JSON.parse(document.getElementById("data").textContent);
+const DATA = PACKED.data;
 const MODELS = new Map(DATA.models.map(model => [model.name, model]));
 
 const kept = (terms, context) => (terms.limit === null ? context : Math.min(context, terms.limit));

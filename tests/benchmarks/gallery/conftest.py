@@ -70,6 +70,7 @@ def open_page(browser: Any, folder: Path) -> Iterator[Open]:
             "request", lambda request: events.append(request.url.split("#")[0]) if request.url[:5] != "blob:" else None
         )
         page.goto((folder / "index.html").as_uri() + (f"#{place}" if place else ""))
+        page.locator("html[data-started]").wait_for(state="attached")
         return page
 
     yield opened

@@ -6,6 +6,8 @@ import csv
 import html
 import json
 import re
+import zlib
+from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +19,7 @@ import zoo
 from benchmarks.__main__ import app
 from benchmarks.analytic.models import NamedSpec, chosen, one
 from benchmarks.commands.gallery import read_measured
-from benchmarks.gallery import charts, files, learning_curves
+from benchmarks.gallery import charts, files, learning_curves, spine
 from benchmarks.gallery.chart_tables import tables
 from benchmarks.gallery.files import page
 from benchmarks.gallery.learning_tables import learning_tables
@@ -29,7 +31,7 @@ from zoo.cli.runner import exit_code
 from zoo.errors import MalformedError, NotAvailable
 
 pytestmark = pytest.mark.xdist_group("gallery")
-LIMIT = 4 * 10**6
+LIMIT = 6 * 10**6
 CHARTS = {**charts.CHARTS, **learning_curves.CHARTS}
 MODELS = chosen([])
 
@@ -60,14 +62,31 @@ def test_page_is_small_and_self_contained(folder: Path) -> None:
     assert not re.search(r"@import|url\((?!['\"]?(data:|#))", text.split("<script>")[0])
 
 
+def packed(text: str) -> dict[str, Any]:
+    """What a page holds for its scripts."""
+    (content,) = re.findall(r'<script type="text/plain" id="packed">([A-Za-z0-9+/=]*)</script>', text)
+    found: dict[str, Any] = json.loads(zlib.decompress(b64decode(content)))
+    return found
+
+
 def test_model_names_are_escaped() -> None:
     odd = """a"b'<i>&</script>"""
     text = page([one("smollm3"), NamedSpec(odd, one("qwen3").spec)])
     assert "What they learn" not in text, "there is no section without a comparison"
     assert "<i>" not in text
-    assert text.count("</script>") == 4
-    names = [html.unescape(name) for name in re.findall(r'<template data-diagram="(.*?)">', text)]
-    assert names == ["smollm3-3b", odd]
+    assert text.count("</script>") == 2
+    assert list(packed(text)["diagrams"]) == ["smollm3-3b", odd]
+    assert "<i>" not in "".join(packed(text)["diagrams"].values())
+
+
+def test_list_is_complete_without_scripts(folder: Path) -> None:
+    """Every architecture with its features, and how its structure differs from that of the one that it came from."""
+    text = (folder / "index.html").read_text(encoding="utf-8").split("<script", 1)[0]
+    assert "<noscript>" in text
+    for entry in spine.entries(SHOWN):
+        assert f'id="{entry.group.name}"' in text
+        assert all(sentence in html.unescape(text) for sentence in entry.added)
+        assert all(f">{feature}</a>" in text for feature in entry.features)
 
 
 def test_every_reference_in_the_page_has_a_target(folder: Path) -> None:
@@ -78,11 +97,11 @@ def test_every_reference_in_the_page_has_a_target(folder: Path) -> None:
     assert {word for each in named for word in each.split()} <= ids
 
 
-def test_data_is_valid_in_a_script_element(folder: Path) -> None:
-    text = (folder / "index.html").read_text(encoding="utf-8")
-    for name in ("data", "specs"):
-        (content,) = re.findall(rf'<script type="application/json" id="{name}">(.*?)</script>', text)
-        assert json.loads(content)
+def test_page_holds_data_drawings_and_scripts(folder: Path) -> None:
+    found = packed((folder / "index.html").read_text(encoding="utf-8"))
+    assert {*found} == {"data", "specs", "diagrams", "vega", "script"}
+    assert [model["name"] for model in found["data"]["models"]] == list(found["diagrams"])
+    assert {*found["specs"]} == {*CHARTS}
 
 
 def test_every_table_is_a_csv_file(folder: Path) -> None:
