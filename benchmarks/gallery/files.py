@@ -39,7 +39,10 @@ from zoo.model.decoder import Decoder
 from zoo.new_files import write_file
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("sums", "show", "state", "architectures", "compare", "fit", "swap", "pointing", "charts", "saving", "start")
+SCRIPTS = (
+    *("sums", "show", "state", "architectures", "compare", "fit", "swap"),
+    *("pointing", "charts", "saving", "playgrounds", "start"),
+)
 CARDS = (1, 2, 4, 8, 16)  # that hold a model together
 CONTEXT, DEVICE = 4096, "h100"  # of the costs that two models are compared in
 DTYPES = {"float32": 4, "bfloat16": 2, "float8": 1}

@@ -5,4 +5,5 @@ startCompare();
 startFit();
 startSwap();
 startCharts();
+startPlaygrounds();
 startState();

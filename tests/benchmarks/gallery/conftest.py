@@ -60,8 +60,9 @@ def open_page(browser: Any, folder: Path) -> Iterator[Open]:
     events: list[str] = []
     contexts = []
 
-    def opened(width: int = 1280, scheme: str = "light", place: str = "") -> Any:
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+    def opened(width: int = 1280, scheme: str = "light", place: str = "", touch: bool = False) -> Any:
+        viewport = {"width": width, "height": 900}
+        contexts.append(browser.new_context(viewport=viewport, color_scheme=scheme, has_touch=touch))
         page = contexts[-1].new_page()
         page.set_default_timeout(30_000)
         page.on("console", lambda message: events.append(f"console: {message.text}"))

@@ -11,9 +11,12 @@ from benchmarks.gallery.overview import groups
 from tests.benchmarks.gallery.conftest import CHARTS, SHOWN, Open, draw_charts
 
 pytestmark = pytest.mark.xdist_group("gallery")
-PLACES = ("compare", "charts", "learning", "fit", "swap", "blocks", "block-mixture-of-experts", SHOWN[-1].name)
+PLACES = ("fit", "block-mixture-of-experts", groups(SHOWN)[-1].name)
+OTHERS = ("architectures", "compare", "charts", "learning", "swap", "blocks", groups(SHOWN)[0].name)
 TOLERANCE, HEADER = 10, 64  # pixels
-WIDTHS = [390, 1440, pytest.param(1920, marks=pytest.mark.slow)]
+SCREENS: list[Any] = [(390, PLACES), (1440, PLACES)]
+SLOW = [(390, OTHERS), (1440, OTHERS), (1920, PLACES + OTHERS)]
+SCREENS += [pytest.param(*each, marks=pytest.mark.slow) for each in SLOW]
 
 
 def top(page: Any, place: str) -> float:
@@ -21,11 +24,10 @@ def top(page: Any, place: str) -> float:
     return found
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_links_into_the_page_land_exactly(open_page: Open, width: int) -> None:
+@pytest.mark.parametrize(("width", "places"), SCREENS)
+def test_links_into_the_page_land_exactly(open_page: Open, width: int, places: tuple[str, ...]) -> None:
     """When the page opens, once the charts near the place are drawn, and after all charts are drawn."""
-    family = groups(SHOWN)[-1].name
-    for place in (*PLACES[:-1], family):
+    for place in places:
         page = open_page(width, place=place)
         page.wait_for_timeout(300)
         at_bottom = page.evaluate("innerHeight + scrollY >= document.documentElement.scrollHeight - 1")
