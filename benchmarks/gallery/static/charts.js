@@ -3,7 +3,7 @@
 const SPECS = PACKED.specs;
 const EMBED_OPTIONS = {mode: "vega", actions: false, defaultStyle: false};
 const SHAPES = ["○", "□", "✚", "◇", "△", "▽"]; // as Vega's first shapes
-const LABELS_FROM = 620, LABEL_ROOM = 168, LEAST_GAP = 11; // pixels: names beside lines, from a width of the plot on
+const LABELS_FROM = 620, LETTER = 6.6, LEAST_GAP = 10; // pixels: names beside lines, from a width of the plot on
 const MOST_RINGED = 8; // models whose crossings are marked in the chart
 const drawn = new Map(); // chart -> the promise of its last drawing
 
@@ -39,6 +39,8 @@ const showX = {context: value => `${formatTokens(value)} tokens`, tokens: value 
 
 const labelled = (name, width, count) => name in LINES && !name.startsWith("learning") && width >= LABELS_FROM && count > 0;
 
+const labelRoom = names => 26 + LETTER * Math.max(...names.map(name => name.length));
+
 // A chart's Vega specification with its rows, parameters, colours and width.
 function chartSpec(name, width, labels = false) {
   const spec = structuredClone(SPECS[name].vega), names = selectedModels(), params = chartParams();
@@ -55,7 +57,7 @@ function chartSpec(name, width, labels = false) {
   }
   for (const legend of spec.legends || []) legend.columns = Math.max(1, Math.floor((width - 90) / 150));
   if (!(spec.signals || []).some(signal => signal.name === "child_width"))
-    Object.assign(spec, {width, padding: {left: 5, top: 5, bottom: 5, right: labels ? LABEL_ROOM : 16}, autosize: {type: "fit-x", contains: "padding"}});
+    Object.assign(spec, {width, padding: {left: 5, top: 5, bottom: 5, right: labels ? labelRoom(names) : 16}, autosize: {type: "fit-x", contains: "padding"}});
   return spec;
 }
 

@@ -22,7 +22,7 @@ def play(page: Any, title: str, **values: int) -> str:
     """Set the sliders of a drawing -> its caption."""
     figure = page.locator(".playground", has_text=title)
     for name, value in values.items():
-        label = figure.locator("label", has_text=name.replace("_", " "))
+        label = figure.locator("label", has_text=re.compile(f"^{name.replace('_', ' ')}"))
         while int(label.locator("output").inner_text()) < value:
             label.locator("input").press("ArrowRight")
         while int(label.locator("output").inner_text()) > value:
@@ -60,7 +60,7 @@ def test_rotation_depends_on_the_distance_alone(page: Any) -> None:
 def test_routing_has_weights_that_add_up(page: Any) -> None:
     caption = play(page, "Top-k routing", experts_per_token=4, token=3)
     figure = page.locator(".playground", has_text="Top-k routing")
-    weights = [float(text) for text in figure.locator("text").all_inner_texts() if "." in text]
+    weights = [float(text) for text in figure.locator("text").all_text_contents() if "." in text]
     assert len(weights) == figure.locator(".chosen").count() == 4
     assert sum(weights) == pytest.approx(1, abs=0.03)
     assert "4 of 16 experts" in caption
@@ -89,10 +89,12 @@ def test_nearest_line_is_shown(open_page: Open, touch: bool) -> None:
 def test_lines_are_followed_by_keys(page: Any) -> None:
     draw_charts(page)
     plot = page.locator('[data-chart="flops"] .plot')
+    plot.scroll_into_view_if_needed()
     plot.focus()
+    page.wait_for_timeout(200)  # a scroll closes what is shown
     status = page.locator('[data-chart="flops"] [role=status]')
     names = []
-    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowDown"):
+    for key in ("ArrowRight", "ArrowRight", "ArrowUp", "ArrowUp"):
         page.keyboard.press(key)
         page.locator(".tooltip").wait_for()
         names.append(status.inner_text())

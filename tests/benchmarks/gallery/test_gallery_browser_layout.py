@@ -90,7 +90,7 @@ def test_results_come_before_settings_on_a_phone(open_page: Open) -> None:
 def test_names_beside_lines_do_not_overlap(page: Any) -> None:
     draw_charts(page)
     page.evaluate("for (const box of document.querySelectorAll('#picker input')) box.checked = true")
-    page.evaluate("draw(document.querySelector('[data-chart=flops]'))")
+    page.evaluate("() => { draw(document.querySelector('[data-chart=flops]')); }")
     names = page.locator("[data-chart=flops] .line-names text")
     page.wait_for_function("document.querySelectorAll('[data-chart=flops] .line-names text').length === MODELS.size")
     tops = names.evaluate_all("all => all.map(each => Number(each.getAttribute('y')))")
