@@ -121,7 +121,7 @@ def test_outputs_are_shown() -> None:
 
 def test_the_commands_of_costs_run(capsys: pytest.CaptureFixture[str]) -> None:
     commands = re.findall(r"^    (python -m benchmarks .*?)(?: +#.*)?$", text(COSTS), re.MULTILINE)
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         assert run(command, capsys)
 

@@ -174,7 +174,7 @@ def figure_rows(
     first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device
 ) -> list[Row]:
     """One row for each cost in which the two differ: both values, and the ratio of the second to the first."""
-    pairs = zip(*(costs(model.spec, context, config, device) for model in (first, second)), strict=True)
+    pairs = zip(*(costs(each.spec, context, config.of(each), device) for each in (first, second)), strict=True)
     pair = {"table": "figures", **about(first, second)}
     return [
         {**pair, "figure": figure, "unit": unit, "value": a, "other": b, "ratio": b / a if a else None}

@@ -33,10 +33,11 @@ from benchmarks.gallery.label_places import Place, label_places
 from benchmarks.gallery.learning_tables import learning_tables
 from zoo.cli.tables import Row
 
-ONE_TWO_FIVE = [digit * decade for decade in DECADES for digit in (1, 2, 5)]
+TICKS = [digit * decade for decade in DECADES for digit in (1, 2, 3, 4, 6, 8)]
 SECONDS_LABEL = "datum.value + ' s'"
 BYTES_LABEL = "datum.value >= 1024 ? datum.value / 1024 + ' KiB' : datum.value + ' B'"
 POWERS_OF_TWO = [2**i for i in range(24)]
+Y_TITLE = "bits per byte, held-out text"
 NARROW = 480  # pixels; below, a page shows its legend instead of names in the chart
 
 
@@ -104,7 +105,7 @@ def _colours(names: Sequence[str], field: str, legend: alt.Legend | None) -> alt
 
 def _base(table: str, data: Sequence[Row], x: alt.X, legend: alt.Legend | None, *tips: alt.Tooltip) -> alt.Chart:
     """Bits per byte by x, a colour for each model."""
-    y = alt.Y("bits_per_byte:Q").scale(zero=False, padding=12).title("bits per byte, held-out text")
+    y = alt.Y("bits_per_byte:Q").scale(zero=False, padding=12).title(Y_TITLE)
     colour = _colours(list(dict.fromkeys(row["model"] for row in data)), "model", legend)
     shown = [alt.Tooltip("model:N"), alt.Tooltip("bits_per_byte:Q", format=".3f", title="bits per byte"), *tips]
     chart = alt.Chart(alt.NamedData(table)).transform_filter("isValid(datum.bits_per_byte)")
@@ -116,7 +117,7 @@ def _curves(x: alt.X) -> Callable[[Sequence[Row]], alt.LayerChart]:
 
     def draw(data: Sequence[Row]) -> alt.LayerChart:
         base = _base("learning_curves", data, x, alt.Legend(**LEGEND, symbolType="stroke"))
-        band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").title(None), y2="high:Q")
+        band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").title(Y_TITLE), y2="high:Q")
         lines = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=30))
         return alt.layer(band, lines).properties(width=WIDTH, height=HEIGHT)
 
@@ -208,21 +209,21 @@ CHARTS = {
         _BAND,
         "learning_curves",
         _has_bits,
-        _curves(log_axis(alt.X("tokens:Q"), ONE_TWO_FIVE, COUNT_LABEL, "training tokens (bytes)")),
+        _curves(log_axis(alt.X("tokens:Q"), TICKS, COUNT_LABEL, "training tokens (bytes)")),
     ),
     "learning-by-flops": LearningChart(
         "Bits per byte by training FLOPs",
         f"{_BAND} A training step takes three times the FLOPs of a forward pass.",
         "learning_curves",
         _has_bits,
-        _curves(log_axis(alt.X("flops:Q"), ONE_TWO_FIVE, COUNT_LABEL, "training FLOPs")),
+        _curves(log_axis(alt.X("flops:Q"), TICKS, COUNT_LABEL, "training FLOPs")),
     ),
     "learning-by-seconds": LearningChart(
         "Bits per byte by training time",
         f"{_BAND} Training steps alone, one thread.",
         "learning_curves",
         _has_bits,
-        _curves(log_axis(alt.X("seconds:Q"), ONE_TWO_FIVE, SECONDS_LABEL, "seconds of training")),
+        _curves(log_axis(alt.X("seconds:Q"), TICKS, SECONDS_LABEL, "seconds of training")),
     ),
     "learning-accuracy": LearningChart(
         "Accuracy at tasks",

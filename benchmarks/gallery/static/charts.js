@@ -37,7 +37,10 @@ const LINES = {
 };
 const showX = {context: value => `${formatTokens(value)} tokens`, tokens: value => `${formatCount(value)} tokens`, flops: value => `${formatFlops(value)}FLOPs`, seconds: value => `${threeDigits(value)} s`};
 
-const labelled = (name, width, count) => name in LINES && !name.startsWith("learning") && width >= LABELS_FROM && count > 0;
+const labelled = (name, width, count) => name in LINES && width >= LABELS_FROM && count > 0;
+
+// The names that a chart of lines has, in the order of their rows.
+const linesOf = name => [...new Set(records(SPECS[name].tables[0], selectedModels()).map(row => row.model))];
 
 const labelRoom = names => 26 + LETTER * Math.max(...names.map(name => name.length));
 
@@ -57,7 +60,7 @@ function chartSpec(name, width, labels = false) {
   }
   for (const legend of spec.legends || []) legend.columns = Math.max(1, Math.floor((width - 90) / 150));
   if (!(spec.signals || []).some(signal => signal.name === "child_width"))
-    Object.assign(spec, {width, padding: {left: 5, top: 5, bottom: 5, right: labels ? labelRoom(names) : 16}, autosize: {type: "fit-x", contains: "padding"}});
+    Object.assign(spec, {width, padding: {left: 5, top: 5, bottom: 5, right: labels ? labelRoom(linesOf(name)) : 16}, autosize: {type: "fit-x", contains: "padding"}});
   return spec;
 }
 
@@ -109,7 +112,7 @@ function loadVega() {
 function prepare(figure) {
   const plot = figure.querySelector(".plot"), name = figure.dataset.chart;
   if (!plot) return null;
-  const labels = labelled(name, plot.clientWidth, selectedModels().length);
+  const labels = name in LINES && labelled(name, plot.clientWidth, linesOf(name).length);
   const spec = chartSpec(name, plot.clientWidth, labels);
   legend(spec, name, figure, plot.clientWidth);
   plot.style.height = `${plotHeight(name)}px`;
@@ -136,7 +139,7 @@ function draw(figure) {
 
 // Names beside the ends of lines, moved apart where they would overlap.
 function nameLines(name, plot, view) {
-  const {x, y} = LINES[name], area = plotArea(plot), colours = new Map(selectedModels().map(each => [each, MODELS.get(each).colour]));
+  const {x, y} = LINES[name], area = plotArea(plot), colour = view.scale("color");
   const ends = new Map();
   for (const row of records(SPECS[name].tables[0], selectedModels()))
     if (!ends.has(row.model) || row[x] > ends.get(row.model)[x]) ends.set(row.model, row);
@@ -148,7 +151,7 @@ function nameLines(name, plot, view) {
   labels.forEach(({model, at}, i) => {
     const line = document.createElementNS(svg.namespaceURI, "path"), text = document.createElementNS(svg.namespaceURI, "text");
     line.setAttribute("d", `M${area.left + area.width + 2} ${area.top + at}L${area.left + area.width + 14} ${area.top + places[i]}h4`);
-    line.setAttribute("stroke", colours.get(model));
+    line.setAttribute("stroke", colour(model));
     text.setAttribute("x", area.left + area.width + 21);
     text.setAttribute("y", area.top + places[i] + 3.6);
     text.textContent = model;

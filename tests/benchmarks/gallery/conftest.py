@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from zoo.errors import SpecError
 
 Open = Callable[..., Any]
 CHARTS = {**charts.CHARTS, **learning_curves.CHARTS}
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -41,17 +42,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """The headless Chromium of this machine."""
+@contextmanager
+def launched() -> Iterator[Any]:
+    """A headless Chromium of this machine."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'zoo-llm[test]'")
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if path is None:
         pytest.skip(f"no browser here: none of {', '.join(BROWSERS)} is on the PATH")
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        chromium = started.chromium.launch(executable_path=path, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The Chromium that the tests share."""
+    with launched() as chromium:
+        yield chromium
 
 
 @pytest.fixture(scope="module")
