@@ -9,16 +9,24 @@ import torch
 import typer
 
 from zoo import diagram
-from zoo.catalog import resolve
+from zoo.catalog import resolve, sizes, title
 from zoo.cli import listing
 from zoo.cli.card import build_report, report_text, spaced, swapped_specs
 from zoo.cli.runner import Debug, emit, run
 from zoo.cli.tables import document
 from zoo.core.devices import find_device
 from zoo.errors import CheckFailed, UsageError
+from zoo.new_files import write_file
 from zoo.units import format_count, parse_count
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+class Theme(StrEnum):
+    """The colours of a diagram."""
+
+    light = "light"
+    dark = "dark"
 
 
 class DType(StrEnum):
@@ -54,8 +62,11 @@ def main(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the random weights and tokens.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
     svg: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw a diagram into FILE, no run; - is stdout.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw a diagram into FILE (.svg, .png, .pdf), no run; - is stdout."),
     ] = None,
+    theme: Annotated[Theme | None, typer.Option(help="Of the diagram: light (default) or dark.")] = None,
+    costs: Annotated[bool, typer.Option("--costs", help="In the diagram, what each part costs.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="All blocks against all architectures; all sizes.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -84,8 +95,14 @@ def main(
     if svg is not None:
         if json or device:
             raise UsageError("--svg draws and builds nothing: leave --json and --device out")
-        emit(_draw(preset, tiny, params, swaps, dtype or DType.bfloat16), None if svg == Path("-") else svg)
+        drawing = _draw(preset, tiny, params, swaps, dtype or DType.bfloat16, theme or Theme.light, costs)
+        if svg == Path("-"):
+            emit(drawing)
+        else:
+            write_file(svg, diagram.encode(drawing, svg))
         return
+    if theme or costs:
+        raise UsageError("--theme and --costs are of a diagram: give --svg FILE as well")
     place = find_device(device or ("cpu" if tiny or params else "meta"))
     weights_dtype = getattr(torch, dtype or ("bfloat16" if place.type == "meta" else "float32"))
     report = build_report(preset, tiny, swaps, place, weights_dtype, seed, params)
@@ -94,15 +111,25 @@ def main(
         raise CheckFailed("; ".join(report["failures"]))
 
 
-def _draw(preset: str, tiny: bool, params: int | None, swaps: list[str], dtype: DType) -> str:
+def _draw(
+    preset: str, tiny: bool, params: int | None, swaps: list[str], dtype: DType, theme: Theme, costs: bool
+) -> str:
     """The diagram of a model; for a swapped one, with its differences from the original marked."""
     original, spec, dropped = swapped_specs(preset, tiny, swaps, params)
     if dropped:
         print(f"dropped: {', '.join(dropped)}", file=sys.stderr)
-    title = f"{preset} at toy widths" if tiny else preset
-    title += f" at {format_count(params)} parameters" if params else ""
-    title += f" with {', '.join(spaced(swap) for swap in swaps)}" if swaps else ""
-    return diagram.svg(spec, title, dtype=getattr(torch, dtype), against=original if swaps else None)
+    name = f"{title(preset)} at toy widths" if tiny else title(preset)
+    name += f" at {format_count(params)} parameters" if params else ""
+    name += f" with {', '.join(spaced(swap) for swap in swaps)}" if swaps else ""
+    return diagram.svg(
+        spec,
+        name,
+        dtype=getattr(torch, dtype),
+        against=original if swaps else None,
+        theme=theme.value,
+        costs=costs,
+        subtitle=sizes()[preset].hub,
+    )
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def chart_images(models: Sequence[NamedSpec], speeds: Sequence[Mapping[str, Any]
 def docs_files() -> dict[str, bytes]:
     """Path in docs/ -> content of every file there that the gallery generates; the same on every machine."""
     texts = {
-        "overview.svg": overview([one(name) for name in one_each(matching())]),
+        "overview.svg": overview([one(name) for name in one_each(matching())], theme="light"),
         "blocks.md": blocks_page.markdown(),
     }
     texts |= {f"blocks/{name}": drawing for name, drawing in blocks_page.pictures().items()}

@@ -15,13 +15,15 @@ import zoo
 from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.gallery import blocks_page
 from benchmarks.gallery.files import data
-from benchmarks.gallery.overview import LAYER_LOOKS, overview
+from benchmarks.gallery.overview import STRIP_WIDTH, overview
 from zoo.blocks.layer import PLACEMENTS
+from zoo.catalog import title
 from zoo.costs import CacheSpec, linear_flops
 from zoo.diagram import svg
 from zoo.registry import Block, Mixer
 
 CODE = re.findall(r"```pycon\n(.*?)```", blocks_page.markdown(), re.DOTALL)
+LOOKS = ("reach-", "ffn-", "none")  # style classes of what a layer's attention reaches and of its feed-forward
 SPACE = "{http://www.w3.org/2000/svg}"
 
 
@@ -101,19 +103,24 @@ def test_overview_has_a_box_for_each_layer_of_each_model() -> None:
     models = [one(name) for name in zoo.names()]
     root = ElementTree.fromstring(overview(models))
     assert_inside(root)
-    looks = [element.get("class", "") for element in root.iter(f"{SPACE}rect")]
+    # The bars of strips, in pairs: above what attention reaches, below the feed-forward. The legend is small squares.
+    bars = [element for element in root.iter(f"{SPACE}rect") if element.get("class", "").startswith(LOOKS)]
+    bars = [bar for bar in bars if "rx" not in bar.attrib]
     layers = [layer for model in models for layer in model.spec.layers]
-    legend = len(LAYER_LOOKS)
-    assert len(set(LAYER_LOOKS.values())) == legend
-    assert sum(look in LAYER_LOOKS.values() for look in looks) == legend + len(layers)
+    assert len(bars) == 2 * len(layers)
+    assert max(float(bar.get("width", 0)) for bar in bars) <= STRIP_WIDTH / min(len(m.spec.layers) for m in models)
+    reaches, ffns = ([bar.get("class") for bar in bars[i::2]] for i in (0, 1))
     windowed = [kept for kept in (layer.cache_spec() for layer in layers) if kept.reach.limit]
-    assert looks.count(LAYER_LOOKS["window and entries"]) == 1 + sum(bool(kept.entries) for kept in windowed)
-    assert looks.count(LAYER_LOOKS["window or chunk"]) == 1 + sum(not kept.entries for kept in windowed)
+    assert reaches.count("reach-entries") == sum(bool(kept.entries) for kept in windowed)
+    assert reaches.count("reach-window") + reaches.count("reach-chunk") == sum(not kept.entries for kept in windowed)
     with_state = sum(bool(kept.state and not kept.per_token) for kept in (layer.cache_spec() for layer in layers))
-    assert looks.count(LAYER_LOOKS["state"]) == 1 + with_state
+    assert reaches.count("reach-state") == with_state
+    assert reaches.count("none") == sum(layer.attn is None for layer in layers)
+    assert ffns.count("ffn-experts") == sum(any(isinstance(p, zoo.MoE) for p in layer.walk()) for layer in layers)
+    assert ffns.count("none") == sum(layer.ffn is None for layer in layers)
     texts = [element.text for element in root.iter(f"{SPACE}text")]
     shown = [str(text).rstrip("…") for text in texts]  # a long name is cut short
-    assert all(any(text and model.name.startswith(text) for text in shown) for model in models)
+    assert all(any(text and title(model.name).startswith(text) for text in shown) for model in models)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,443 @@
+"""A token's path through a model, one row below the other: tables and norms on the residual stream, and for each kind
+of layer a frame with its branches. Beside a branch, or below it where the page is narrow, its block is blown up."""
+
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from zoo.blocks import Layer, MoE
+from zoo.blocks.hyper_connections import HyperBranch
+from zoo.blocks.layer import Placement, PostNorm
+from zoo.blocks.norms import Norm
+from zoo.diagram.canvas import Canvas, stretch, typeset, wrap_text
+from zoo.diagram.insides import inside
+from zoo.diagram.looks import Look, draw_look
+from zoo.diagram.parts import Cost, Costs, tooltip
+from zoo.diagram.region import BIG, LINE, MASK, SMALL, Badges, Region, chips, kind, mask, title
+from zoo.registry import Block, Mixer
+
+GAP, BAR, TABLE, PLUS = 12.0, 21.0, 28.0, 7.5  # between boxes, a norm's height, a table's, the radius of a sum
+BRANCH_NAMES = {"attn": "attention", "ffn": "feed-forward", "inputs": "per-layer input"}
+TAP, PANEL_TOP = 14.0, 5.0  # y of a branch's start and of a blow-up, in a row
+REPEATED = ("reach",)  # facts that restate another
+MAX_CHANGES = 5  # in which a block can differ from another that is drawn and not be drawn itself
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Places from left to right: the frame of a layer, the residual stream, the blocks on a branch, the blow-ups."""
+
+    width: float
+    left: float  # of everything
+    frame_end: float
+    stream: float
+    rail: float  # of a branch
+    block: float
+    block_end: float
+    panel: float
+    panel_end: float
+
+    @property
+    def narrow(self) -> bool:
+        """Whether blow-ups stand below their blocks."""
+        return self.panel < self.frame_end
+
+    @property
+    def inner_width(self) -> float:
+        """The width of a block's inside: in its blow-up, or where there is none, in its box."""
+        return (self.block_end - self.block if self.narrow else self.panel_end - self.panel) - 24
+
+
+WIDE = Layout(760, 22, 292, 46, 98, 76, 280, 326, 738)
+NARROW = Layout(360, 10, 350, 27, 76, 48, 342, 10, 350)
+
+
+class Kind(NamedTuple):
+    """Equal layers of a model: what tells them from others in words, their number, and their look."""
+
+    layer: Layer
+    label: str
+    layers: int
+    look: Look
+
+
+class Drawn(NamedTuple):
+    """How a block of one kind of layer is blown up: in full, or by its differences from one that is."""
+
+    position: int  # of the kind of layer where the block is drawn in full
+    like: Block | None = None  # another block, from which it differs in little
+
+
+class Rows:
+    """The rows of one drawing."""
+
+    def __init__(
+        self, canvas: Canvas, layout: Layout, costs: Costs, kinds: list[Kind], badges: Badges, with_costs: bool
+    ) -> None:
+        self.canvas, self.layout, self.costs, self.kinds = canvas, layout, costs, kinds
+        self.badges, self.with_costs = badges, with_costs
+        self.spec = costs.spec
+        self.is_like_other = False  # nothing in the last blow-up is marked
+        self.where = {key: drawn for role in BRANCH_NAMES for key, drawn in self._places(role)}
+
+    def _places(self, role: str) -> Iterator[tuple[tuple[str, Block], Drawn]]:
+        """Where each block of a role is blown up: in the kind of layer that most layers with this block are of. A block
+        that hardly differs from one of more layers refers to it."""
+        counts: dict[Block, list[int]] = {}
+        for position, each in enumerate(self.kinds):
+            branch = dict(each.layer.branches()).get(role)
+            if branch:
+                counts.setdefault(branch.block, [0] * len(self.kinds))[position] += each.layers
+        full: dict[Block, int] = {}
+        for block, numbers in sorted(counts.items(), key=lambda item: -sum(item[1])):
+            position = numbers.index(max(numbers))
+            like = next((other for other in full if self._changes(role, block, other)), None)
+            if like is None:
+                full[block] = position
+            yield (role, block), Drawn(position, like)
+
+    def _changes(self, role: str, block: Block, other: Block) -> list[tuple[str, str]]:
+        """What a blow-up of `block` states otherwise than one of `other`, as (text, fact), where that is little; else
+        nothing."""
+        if type(block) is not type(other):
+            return []
+        here, there = (self._stated(role, each) for each in (block, other))
+        places = {place for place, _ in here}
+        changed = [(text, place) for place, text in here if (place, text) not in there]
+        changed += [(f"without {text}", f"{role}.dropped") for place, text in there if place not in places]
+        facts = ((text, place.removeprefix(f"{role}.")) for text, place in changed)
+        changes = list({text: (text, fact) for text, fact in facts if fact not in REPEATED}.values())
+        return changes if len(changes) <= MAX_CHANGES else []
+
+    def _stated(self, role: str, block: Block) -> list[tuple[str, str]]:
+        """What a blow-up of a block states, in order."""
+        scratch = Canvas(0, "", "")
+        inside(block, Region(scratch, 0, 0, self.layout.inner_width, self.spec.dim, role))
+        return list(scratch.facts)
+
+    # Rows on the residual stream.
+
+    def ends(self, key: str, text: str, down: bool) -> None:
+        """The token ids that go in, or the logits that come out."""
+        with self.canvas.fragment(key) as height:
+            x, y = self.layout.stream, 20.0 if down else 28.0
+            if down:
+                self.canvas.path(f"M{x} 22V34", "residual")
+            else:
+                self.canvas.path(f"M{x} 0V11", "residual")
+                self.canvas.path(f"M{x} 17l-5 -7h10z", "tip")
+            self.canvas.text(self.layout.left + 4, y - (4 if down else -4), text, SMALL, 220, "faint")
+            height.append(34.0 if down else 40.0)
+
+    def table(self, key: str, name: str, text: str, cost: Cost, anchor: str) -> None:
+        """The embedding or the head, a box on the stream."""
+        with self.canvas.fragment(key) as height, self.canvas.group(tooltip(name, cost)):
+            self._on_stream("table", name, text, cost, TABLE, name, (name, text))
+            self.badges.draw(self.canvas, anchor, self.layout.frame_end - 6, GAP)
+            height.append(self._beside(cost, GAP, GAP + TABLE))
+
+    def norm(self, key: str, norm: Norm, place: str) -> None:
+        """A norm on the stream."""
+        cost = self.costs.of(norm, 1)
+        with self.canvas.fragment(key) as height, self.canvas.group(tooltip(norm.describe(), cost)):
+            self._on_stream("norm", "", "", cost, BAR, place, (place, type(norm).__name__))
+            self.norm_name(self.layout.left, GAP, norm, place)
+            height.append(GAP + BAR)
+
+    def _on_stream(
+        self, css_class: str, name: str, text: str, cost: Cost, tall: float, place: str, fact: tuple[str, str]
+    ) -> None:
+        canvas, layout = self.canvas, self.layout
+        canvas.path(f"M{layout.stream} 0V{GAP}", "residual")
+        left, width = layout.left, layout.frame_end - layout.left
+        canvas.rect(left, GAP, width, tall, canvas.marked(css_class, *fact), 5)
+        baseline = GAP + tall / 2 + 4.3
+        end = left + 10
+        if text:
+            end += 10 + canvas.text(end, baseline, name, BIG - 1, 120, "strong")
+            canvas.text(end, baseline, text, SMALL, left + width - end - 6, place=place)
+
+    def norm_name(self, left: float, top: float, norm: Norm, place: str) -> None:
+        """The name in a norm's bar. How it multiplies by its weight is in its tooltip, and marked weakly."""
+        css_class = self.canvas.marked("ink", f"{place}.fields", norm.describe(), weak=True)
+        self.canvas.text(left + 10, top + 14.5, type(norm).__name__, SMALL, 160, css_class)
+
+    def _beside(self, cost: Cost, top: float, bottom: float) -> float:
+        """The costs of a part on the stream, beside it or below; returns the y below both."""
+        if not self.with_costs:
+            return bottom
+        layout = self.layout
+        width = layout.panel_end - layout.panel
+        if not layout.narrow:
+            return max(bottom, self.costs.cells(self.canvas, layout.panel, top, width, cost, detailed=False))
+        left, stream = layout.block, self.canvas.path("", "residual")
+        end = self.costs.cells(self.canvas, left, bottom + 6, layout.panel_end - left, cost, detailed=False)
+        stream.set("d", f"M{layout.stream} {bottom}V{end + 1}")
+        return end
+
+    # Layers.
+
+    def layer(self, position: int) -> None:
+        """The frame of a kind of layer and the rows of its branches."""
+        each = self.kinds[position]
+        self._top(position, each)
+        for role, branch in each.layer.branches():
+            with self.canvas.fragment(f"layer {position}.{role}") as height:
+                height.append(self._branch(position, role, branch, each.layers))
+        self._bottom(position, each)
+
+    def _top(self, position: int, each: Kind) -> None:
+        canvas, layout = self.canvas, self.layout
+        with canvas.fragment(f"layer {position}") as height:
+            left, right, top = layout.left, layout.frame_end, GAP
+            x = layout.stream + 18
+            label = wrap_text(typeset(each.label), SMALL, right - x - 40) if len(self.kinds) > 1 else []
+            bottom = top + 30 + LINE * len(label)
+            frame = f"M{left} {bottom + 1}V{top + 8}q0 -8 8 -8H{right - 8}q8 0 8 8V{bottom + 1}"
+            canvas.path(frame, "card")
+            canvas.path(f"M{layout.stream} 0V{bottom + 1}", "residual")
+            canvas.text(x, top + 22, f"{each.layers:,} × layer", 15, right - x - 40, "strong")
+            draw_look(canvas, right - 34, top + 10, 22, 15, each.look)
+            for i, line in enumerate(label):
+                canvas.text(x, top + 38 + LINE * i, line, SMALL, right - x - 12, "faint")
+            height.append(bottom)
+
+    def _bottom(self, position: int, each: Kind) -> None:
+        canvas, layout = self.canvas, self.layout
+        with canvas.fragment(f"layer {position}.end") as height:
+            y, scale = 2.0, each.layer.output_scale
+            inner = 22.0 if scale else 4.0
+            left, right = layout.left, layout.frame_end
+            d = f"M{left} -1V{y + inner}q0 8 8 8H{right - 8}q8 0 8 -8V-1"
+            canvas.path(d, "card")
+            canvas.path(f"M{layout.stream} -1V{y + inner + 8}", "residual")
+            if scale:
+                with canvas.group(tooltip("output scale", self.costs.of(scale, each.layers))):
+                    canvas.text(layout.block, 14, scale.describe(), SMALL, right - layout.block - 8, "faint")
+            height.append(y + inner + 8)
+
+    def _branch(self, position: int, role: str, branch: Placement, layers: int) -> float:
+        """A branch off the stream and its block's blow-up; returns the height of the row."""
+        canvas, layout = self.canvas, self.layout
+        back = canvas.rect(layout.left, 0, layout.frame_end - layout.left, 0, "frame")
+        edges, stream = canvas.path("", "rule"), canvas.path("", "residual")
+        with canvas.group(tooltip(branch_name(role, branch.block), self.costs.of(branch.block, layers))):
+            panel = 0.0 if layout.narrow else self._panel(position, role, branch, layers)
+            flow = _Flow(self, position, role, branch, layers)
+            bottom, box = flow.draw(max(panel + 4 - flow.height, 0.0))
+            if panel and self.is_blown_up(position, role, branch.block):
+                for y, end in zip(box, (PANEL_TOP, panel), strict=True):
+                    canvas.path(f"M{layout.block_end} {y}L{layout.panel} {end}", "guide")
+        row = max(bottom, panel + 6)
+        stretch(back, row + 1)
+        edges.set("d", f"M{layout.left} -1V{row + 1:g}M{layout.frame_end:g} -1V{row + 1:g}")
+        stream.set("d", f"M{layout.stream} -1V{row + 1:g}")
+        return row
+
+    def is_blown_up(self, position: int, role: str, block: Block) -> bool:
+        return self.where[role, block].position == position
+
+    def _panel(self, position: int, role: str, branch: Placement, layers: int) -> float:
+        """The blow-up beside a branch, or a note of where it is; returns the y below it."""
+        canvas, layout, block = self.canvas, self.layout, branch.block
+        cost, left = self.costs.of(block, layers), layout.panel
+        if not self.is_blown_up(position, role, block):
+            if not self.with_costs:
+                return 0.0
+            return self.costs.cells(canvas, left, PANEL_TOP + 30, layout.panel_end - left, cost) + 4
+        frame = canvas.rect(left, PANEL_TOP, layout.panel_end - left, 0, role, 8)
+        bottom = self.contents(left + 12, PANEL_TOP + 10, position, role, block, layers)
+        stretch(frame, bottom + 10)
+        return bottom + 10
+
+    def contents(self, x: float, y: float, position: int, role: str, block: Block, layers: int) -> float:
+        """What a blow-up holds: the inside of its block, or how it differs from another; and its costs."""
+        canvas, drawn, marks = self.canvas, self.where[role, block], self.canvas.marks
+        canvas.facts[f"{role}.block", repr(block)] = None
+        badges = self.badges if self.is_main(position, role) else None
+        region = Region(canvas, x, y, self.layout.inner_width, self.spec.dim, role, badges)
+        bottom = inside(block, region) if drawn.like is None else self._variant(region, role, block, drawn)
+        self.is_like_other = canvas.marks == marks
+        if not self.with_costs:
+            return bottom
+        canvas.path(f"M{x} {bottom + 8:g}h{region.width:g}", "rule")
+        return self.costs.cells(canvas, x, bottom + 13, region.width, self.costs.of(block, layers))
+
+    def _variant(self, region: Region, role: str, block: Block, drawn: Drawn) -> float:
+        """A block by its differences from one that is drawn in full."""
+        assert drawn.like is not None
+        other = self.where[role, drawn.like].position
+        changes = self._changes(role, block, drawn.like)
+        scratch = dict.fromkeys(self._stated(role, block))
+        for place, text in scratch:  # as if it were drawn in full
+            self.canvas.facts[place, text] = None
+        reach = block.cache_spec().reach if isinstance(block, Mixer) else None
+        indent = MASK + 12 if reach else 0.0
+        if reach:
+            mask(region, reach)
+        below = "above" if other < drawn.position else "below"
+        at = replace(region, x=region.x + indent, width=region.width - indent)
+        y = title(at, kind(block), (f"as in the layers {below}, but", ""))
+        return max(chips(at.at(y), changes), region.y + (MASK if reach else 0))
+
+    def measuring(self) -> "Rows":
+        """The same rows on another canvas, to learn how tall they are."""
+        twin = copy(self)
+        twin.canvas, twin.badges = Canvas(0, "", ""), Badges(dict(self.badges.numbers))
+        return twin
+
+    def is_main(self, position: int, role: str) -> bool:
+        """Whether the block of this role that most layers have is blown up in this kind of layer."""
+        first = next(drawn for (each, _), drawn in self.where.items() if each == role)
+        return first.position == position
+
+
+class _Piece(NamedTuple):
+    """A box of a branch: its height, and what draws it from a given y."""
+
+    height: float
+    draw: Callable[[float], None]
+
+
+class _Flow:
+    """A branch from where it leaves the stream to where it is added to it."""
+
+    def __init__(self, rows: Rows, position: int, role: str, branch: Placement, layers: int) -> None:
+        self.rows, self.canvas, self.layout = rows, rows.canvas, rows.layout
+        self.position, self.role, self.branch, self.layers = position, role, branch, layers
+        self.box = (0.0, 0.0)
+        self.pieces = list(self._pieces())
+        self.post = branch.norm if isinstance(branch, PostNorm) else None
+        self.height = TAP + sum(piece.height + GAP for piece in self.pieces) + 2 * PLUS + GAP / 2
+        self.height += BAR + GAP / 2 if self.post else 0
+
+    def _pieces(self) -> Iterator[_Piece]:
+        before, after = getattr(self.branch, "pre", None), getattr(self.branch, "post", None)
+        if isinstance(self.branch, HyperBranch):
+            yield self._mixing(self.branch)
+        if before:
+            yield self._norm(before, f"{self.role}.norm before")
+        yield self._block()
+        if after:
+            yield self._norm(after, f"{self.role}.norm after")
+
+    def draw(self, room: float) -> tuple[float, tuple[float, float]]:
+        """Draw it with `room` more than it needs; returns the y below it, and the top and bottom of the block."""
+        canvas, layout = self.canvas, self.layout
+        gap = GAP + room / (len(self.pieces) + 1)
+        stream, rail = layout.stream, layout.rail
+        canvas.circle(stream, TAP - 6, 2.8, "tip")
+        y = TAP
+        start = TAP - 6
+        for i, piece in enumerate(self.pieces):
+            top = y + gap - GAP / 2 if i == 0 else y + gap
+            if i == 0:
+                canvas.path(f"M{stream} {start}H{rail - 6}q6 0 6 6V{top - 4}", "branch")
+            else:
+                canvas.path(f"M{rail} {y}V{top - 4}", "branch")
+            canvas.path(f"M{rail} {top}l-3 -5h6z", "tip")
+            piece.draw(top)
+            y = top + piece.height
+        join = y + gap - GAP / 2 + PLUS
+        canvas.path(f"M{rail} {y}V{join - 6}q0 6 -6 6H{stream + PLUS}", "branch")
+        canvas.circle(stream, join, PLUS, "plus")
+        canvas.path(f"M{stream - 3.5} {join}h7M{stream} {join - 3.5}v7", "branch")
+        y = join + PLUS
+        if self.post:
+            y += GAP / 2
+            left = layout.left + 8
+            self._norm_bar(y, left, self.post, f"{self.role}.norm on the stream")
+            y += BAR
+        return y + GAP / 2, self.box
+
+    def _norm(self, norm: Norm, place: str) -> _Piece:
+        def draw(y: float) -> None:
+            self._norm_bar(y, self.layout.block, norm, place)
+
+        return _Piece(BAR, draw)
+
+    def _norm_bar(self, y: float, left: float, norm: Norm, place: str) -> None:
+        with self.canvas.group(tooltip(norm.describe(), self.rows.costs.of(norm, self.layers))):
+            self._bar(y, left, place, type(norm).__name__)
+            self.rows.norm_name(left, y, norm, place)
+            self._anchor("norm", y)
+
+    def _mixing(self, branch: HyperBranch) -> _Piece:
+        """What a branch reads of several streams and how it mixes them."""
+        dim, width = self.rows.spec.dim, self.layout.block_end - self.layout.block - 16
+        params = self.layers * sum(branch.mixing_params(dim).values())
+        cost = Cost(self.layers, params, params, flops=self.layers * branch.mixing_flops(dim, 1))
+        text = f"{branch.streams.describe()}, {branch.formula}"
+        lines = wrap_text(text, SMALL, width)
+
+        def draw(y: float) -> None:
+            stated = f"{text}, {branch.iterations}, {branch.streams}"
+            with self.canvas.group(tooltip("hyper-connections", cost)):
+                self._bar(y, self.layout.block, f"{self.role}.streams", stated, BAR + LINE * (len(lines) - 1))
+                for i, line in enumerate(lines):
+                    self.canvas.text(self.layout.block + 10, y + 14.5 + LINE * i, line, SMALL, width)
+                self._anchor("streams", y)
+
+        return _Piece(BAR + LINE * (len(lines) - 1), draw)
+
+    def _bar(self, y: float, left: float, place: str, stated: str, tall: float = BAR) -> None:
+        width = self.layout.block_end - left
+        self.canvas.rect(left, y, width, tall, self.canvas.marked("norm", place, stated), 4)
+
+    def _block(self) -> _Piece:
+        """The block as a box: with its summary and a blow-up beside it, or with its inside."""
+        layout, block = self.layout, self.branch.block
+        name = branch_name(self.role, block)
+        here = self.rows.is_blown_up(self.position, self.role, block)
+        width = layout.block_end - layout.block - 20
+        lines = wrap_text(summary(block), SMALL, width)
+        elsewhere = "drawn below" if self.rows.where[self.role, block].position > self.position else "drawn above"
+        inner = layout.narrow and here
+        height = 30 + LINE * len(lines) + (0 if here else LINE)
+        if inner:
+            measuring = self.rows.measuring()
+            height = measuring.contents(layout.block + 12, 24, self.position, self.role, block, self.layers) + 10
+
+        def draw(y: float) -> None:
+            canvas = self.canvas
+            self.box = (y, y + height)
+            box = canvas.rect(layout.block, y, layout.block_end - layout.block, height, self.role, 7)
+            x = layout.block + 10
+            if inner:
+                canvas.text(x, y + 17, name.capitalize(), SMALL, width, "faint")
+                self.rows.contents(x + 2, y + 24, self.position, self.role, block, self.layers)
+            else:
+                canvas.text(x, y + 19, name.capitalize(), BIG, width, "strong")
+                for i, line in enumerate(lines if here else [*lines, elsewhere]):
+                    canvas.text(x, y + 36 + LINE * i, line, SMALL, width, "ink" if i < len(lines) else "faint")
+            if here and self.rows.is_like_other:  # the blocks may differ in a field that is not drawn
+                box.set("class", canvas.marked(self.role, f"{self.role}.block", repr(block)))
+            self._anchor(self.role, y)
+
+        return _Piece(height, draw)
+
+    def _anchor(self, name: str, y: float) -> None:
+        if self.rows.is_main(self.position, self.role):
+            self.rows.badges.draw(self.canvas, name, self.layout.block_end - 4, y)
+
+
+def summary(block: Block) -> str:
+    """A block in a few words."""
+    if isinstance(block, Mixer):
+        cache = block.cache_spec()
+        limited = bool(cache.reach.limit or cache.entries)
+        return f"{kind(block)}, {typeset(cache.describe())}" if limited else kind(block)
+    mixture = next((part for part in block.walk() if isinstance(part, MoE)), None)
+    if mixture:
+        shared = ", 1 shared" if mixture.shared else ""
+        beside = "" if mixture is block else "dense, and "
+        return f"{beside}{mixture.router.k:,} of {mixture.experts:,} experts{shared}"
+    return typeset(block.describe())
+
+
+def branch_name(role: str, block: Block) -> str:
+    """What a branch does. A mixer that keeps a state alone is no attention."""
+    if isinstance(block, Mixer) and not block.cache_spec().per_token and not block.takes():
+        return "token mixer"
+    return BRANCH_NAMES[role]
