@@ -60,7 +60,8 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
         lanes.stage(Bar(0, normed, typeset(block.temperature.describe()), "chip", "temperature"))
     if elements := block.cache_spec().elements():
         lanes.stage(Bar(1, 2, f"KV cache: {elements:,} per token", "latent", "cache"))
-    scores = [text for text in options if text.startswith(("scale", "scores capped", "sinks"))]
+    scores = [_scale(block.scale)] if block.scale else []
+    scores += [text for text in options if text.startswith(("scores capped", "sinks"))]
     _attend(lanes, block, 2, scores)
     if block.gate:
         lanes.stage(Bar(0, 2, option("output gate"), "chip", "gate"))
@@ -100,7 +101,7 @@ def latent_attention(block: MLA, region: Region) -> float:
             "an earlier layer's indexer" if block.shares_choice else f"an indexer of {block.indexer.heads:,} heads"
         )
         lanes.stage(Bar(0, 2, chosen, "chip-window", "chosen"), badges=("indexer",))
-    _attend(lanes, block, 2, [typeset(f"scale {block.scale**-2:.4g}^-1/2")] if block.scale else [])
+    _attend(lanes, block, 2, [_scale(block.scale)] if block.scale else [])
     _output(lanes, 2, block.heads * block.v_dim, region.dim)
     return lanes.y
 
@@ -135,6 +136,10 @@ def compressed_attention(block: CompressedAttention, region: Region) -> float:
     target = f"output in {block.groups:,} groups: {block.group_dim:,} → {block.o_rank:,}, all → {region.dim:,}"
     lanes.stage(Bar(0, last, target, "inner", "output"))
     return lanes.y
+
+
+def _scale(scale: float) -> str:
+    return typeset(f"scale {scale**-2:.6g}^-1/2")
 
 
 def _position_bar(block: GQA | MLA | CompressedAttention, first: int, last: int) -> Bar:

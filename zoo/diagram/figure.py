@@ -8,11 +8,13 @@ from typing import Literal, NamedTuple
 import torch
 
 from zoo.diagram.canvas import Canvas, Facts, Fragment, text_width, typeset, wrap_text
+from zoo.diagram.flow import branch_name
+from zoo.diagram.layout import NARROW, WIDE, Layout
 from zoo.diagram.looks import draw_legend, draw_strip, look
 from zoo.diagram.palette import Theme
 from zoo.diagram.parts import Cost, Costs
 from zoo.diagram.region import BADGE, LINE, SMALL, Badges, draw_badge
-from zoo.diagram.rows import NARROW, WIDE, Kind, Layout, Rows, branch_name
+from zoo.diagram.rows import Kind, Rows
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
@@ -58,8 +60,8 @@ def svg(
     `context` tokens, itself included, and of the cache of one sequence of that length in `dtype`.
 
     `callouts` are numbered and listed below the figure, under the `heading`; each is a sentence and the part that it is
-    about: layers, embedding, head, norm, attn, ffn, inputs, streams, rope, qk_norm, reach, indexer, act, router, or
-    None. One about a part that the model does not have is listed all the same.
+    about: layers, embedding, positions, head, norm, attn, ffn, inputs, streams, rope, qk_norm, reach, indexer, state,
+    act, router, or None. One about a part that the model does not have is listed all the same.
 
     What the model `against` does not have in the same place has the class "differs"; where it has another number,
     "resized". Every id begins with `prefix`, so that several diagrams can stand in one page. Raises UsageError for a
@@ -184,10 +186,13 @@ def _draw_path(rows: Rows, kinds: list[Kind], costs: Costs) -> None:
     head_flops = spec.flop_breakdown(costs.context - 1, 1)["head"]
     scale = f", × {spec.embed_scale:.4g}" if spec.embed_scale != 1 else ""
     inputs = spec.per_layer.param_breakdown(spec.dim, spec.vocab, len(spec.layers)) if spec.per_layer else {}
-    tables = params["embedding"] - inputs.get("embedding", 0)
+    positions = spec.positions.params(spec.dim) if spec.positions else 0
+    tables = params["embedding"] - inputs.get("embedding", 0) - positions
     rows.ends("tokens", "token ids", down=True)
     text = f"{spec.vocab:,} × {spec.dim:,}{scale}"
     rows.table("embedding", "Embedding", text, Cost(1, tables, tables), "embedding")  # rows are looked up: no FLOPs
+    if spec.positions:
+        rows.table("positions", "Positions", spec.positions.describe(), Cost(1, positions, positions), "positions")
     if spec.per_layer:
         total, flops = sum(inputs.values()), spec.per_layer.flops(spec.dim, len(spec.layers), 1)
         text = f"{spec.vocab:,} × {len(spec.layers):,} × {spec.per_layer.width:,}"

@@ -4,10 +4,24 @@ states."""
 from dataclasses import replace
 from functools import singledispatch
 
-from zoo.blocks import GLU, GQA, MLA, MLP, CompressedAttention, DenseAndMoE, FeedForward, MoE
+from zoo.blocks import (
+    GLU,
+    GQA,
+    KDA,
+    MLA,
+    MLP,
+    CompressedAttention,
+    DenseAndMoE,
+    FeedForward,
+    GatedDeltaNet,
+    Mamba2,
+    MoE,
+    ShortConv,
+)
 from zoo.costs import State
 from zoo.diagram.attention import compressed_attention, grouped_query_attention, latent_attention
 from zoo.diagram.canvas import typeset, wrap_text
+from zoo.diagram.recurrence import delta_rule, short_convolution, state_space
 from zoo.diagram.region import (
     ARROW,
     LINE,
@@ -72,6 +86,10 @@ def _state_bar(column: int, state: State) -> Bar:
 inside.register(GQA)(grouped_query_attention)
 inside.register(MLA)(latent_attention)
 inside.register(CompressedAttention)(compressed_attention)
+inside.register(GatedDeltaNet)(delta_rule)
+inside.register(KDA)(delta_rule)
+inside.register(Mamba2)(state_space)
+inside.register(ShortConv)(short_convolution)
 
 
 @inside.register
@@ -154,17 +172,16 @@ def _experts(lanes: Lanes, block: MoE) -> float:
 def _expert_widths(block: MoE, dim: int) -> list[tuple[str, str]]:
     """What an expert is, and the shared one if it is another: each a (text, fact)."""
     inner = block.latent or dim
-    lines = [(f"each expert: {_acts(block.expert)}, {_widths(block.expert, inner)}", "expert")]
+    lines = [(f"each expert: {_name(block.expert)}, {_widths(block.expert, inner)}", "expert")]
     shared = block.shared
     if shared and (shared != block.expert or inner != dim):
-        lines.append((f"shared: {_acts(shared)}, {_widths(shared, dim)}", "shared expert"))
+        lines.append((f"shared: {_name(shared)}, {_widths(shared, dim)}", "shared expert"))
     return lines
 
 
-def _acts(block: FeedForward) -> str:
-    """The activations in a feed-forward."""
-    acts = dict.fromkeys(typeset(part.describe()) for part in block.walk() if part.role == "act")
-    return " and ".join(acts) or kind(block)
+def _name(block: FeedForward) -> str:
+    """What a feed-forward is, without its width: SwiGLU, gated SwiGLU, MLP with squared ReLU."""
+    return typeset(block.describe()).partition(", ")[0]
 
 
 def _widths(block: FeedForward, dim: int) -> str:

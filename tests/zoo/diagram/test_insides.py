@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import pytest
+from torch import nn
 
 import zoo
 from tests.presets import representatives, split
-from tests.zoo.diagram.drawing import BASE, drawn, small_boxes, texts
+from tests.zoo.diagram.drawing import BASE, LAYOUTS, drawn, misplaced, small_boxes, texts
 from zoo import GQA, MoE, names, spec
 from zoo.blocks import DenseAndMoE
+from zoo.costs import CacheSpec, State
 from zoo.diagram.canvas import Canvas, typeset
 from zoo.diagram.insides import inside
 from zoo.diagram.region import MAX_HEADS, Region
-from zoo.registry import Block
+from zoo.registry import Block, Mixer
 
 
 def blown_up(block: Block, dim: int = 1024) -> Canvas:
@@ -64,7 +66,11 @@ def test_every_block_shows_its_fields(name: str) -> None:
     for block in blocks(name, "attn"):
         said = Counter(texts(namespaced(blown_up(block))))
         joined = " ".join(said)
-        if block.cache_spec().state and not block.cache_spec().per_token:  # it has no picture of its own
+        if block.cache_spec().state and not block.cache_spec().per_token:
+            for state in block.cache_spec().state:
+                sizes = [f"{size:,}" for size in state.shape]
+                shown = " × ".join(sizes) in joined.replace("  ", " ")
+                assert shown or (len(sizes) == 2 and f"convolution over {state.shape[0] + 1} tokens" in joined)
             continue
         assert typeset(block.rope.describe()) in joined
         assert typeset(block.cache_spec().describe()) in joined or said["sees all earlier tokens"]
@@ -106,6 +112,36 @@ def test_layers_that_share_keys_project_queries_alone() -> None:
     assert not any(text.startswith("KV cache") for text in said)
 
 
+@dataclass(frozen=True)
+class _Averages(Mixer):
+    """A mixer for which `inside` has no function, with three states."""
+
+    def build(self, dim: int) -> nn.Module:
+        raise NotImplementedError
+
+    def params(self, dim: int) -> int:
+        return dim
+
+    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        return dim * new
+
+    def cache_spec(self) -> CacheSpec:
+        return CacheSpec(state=tuple(State(name, (1024, 16), in_float32=True) for name in ("fast", "slow", "slowest")))
+
+    def describe(self) -> str:
+        return "_Averages, of what was seen before, at three speeds"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_new_mixer_shows_its_description_and_states(layout: str) -> None:
+    root = drawn(zoo.swap(BASE, GQA, _Averages()), **LAYOUTS[layout])
+    assert list(misplaced(root)) == []
+    said = " ".join(texts(root))
+    assert "of what was seen before, at three speeds" in said
+    assert all(f"{name} state 1,024 × 16, float32" in said for name in ("fast", "slow", "slowest"))
+    assert not [text for text in texts(root) if "…" in text]
+
+
 @pytest.mark.parametrize(
     ("name", "heading", "changes"),
     [
@@ -127,7 +163,7 @@ def test_a_block_that_hardly_differs_is_shown_by_its_differences(name: str, head
         ("window 4096", "window 4,096"),
         ("RoPE 10k (YaRN x40 from 4096)", "RoPE 10k (YaRN ×40 from 4,096)"),
         ("scale 168^-1/2", "scale 1/√168"),
-        ("scale 1.638e+04^-1/2", "scale 1/√16,380"),
+        ("scale 1.6384e+04^-1/2", "scale 1/√16,384"),
         ("scale 1^-1/2", "scale 1"),
         ("queries x(1 + 0.1 ln(1 + position/16,384))", "queries ×(1 + 0.1 ln(1 + position/16,384))"),
         ("sigmoid top-8 router, weights x2.5", "sigmoid top-8 router, weights ×2.5"),
