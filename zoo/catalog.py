@@ -39,6 +39,17 @@ def best_known(family: str) -> str:
     return name
 
 
+def family_name(preset: str) -> str:
+    """The family of a preset: "gpt-oss-20b" -> "gpt-oss"."""
+    return next(family for family, module in families().items() if preset in module.SIZES)
+
+
+def ancestor(preset: str) -> str | None:
+    """The preset that stands for the family which a preset's family came from; None for the first."""
+    earlier: str | None = families()[family_name(preset)].ABOUT.came_from
+    return best_known(earlier) if earlier else None
+
+
 def resolve(name: str) -> str:
     """A preset, a family (its smallest size) or a preset's hub id -> the preset's name. Raises UsageError otherwise."""
     known = {folded(preset): preset for preset in sizes()}

@@ -1,4 +1,4 @@
-"""Two architectures side by side: the fields of their specs that differ, and what the difference costs."""
+"""Two architectures side by side: how their structure differs, the fields of their specs, and what that costs."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +12,7 @@ from benchmarks.analytic.roofline import PHASES, Device, forward_pass
 from zoo.cli.tables import Row
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
+from zoo.swaps.differences import structure_differences
 
 DESCRIBED_ROLES = ("rope", "norm", "router", "act")  # specs of these roles are one value, not one for each field
 KV_CONTEXTS = (4 * 1024, 32 * 1024, 128 * 1024)
@@ -34,6 +35,52 @@ PAIRS = (
     ("qwen3-next-80b-a3b", "nemotron3-nano-30b-a3b"),
 )  # those of docs/comparisons.md
 FieldValues = dict[str, Counter[Any]]  # field path -> value -> in how many layers
+# A name in a field's path -> its words, where these are not the name itself.
+WORDS = {
+    "act": "activation",
+    "attn": "attention",
+    "bias": "biases",
+    "cap": "cap of the scores",
+    "chunk": "chunk of tokens",
+    "conv": "convolution over",
+    "dim": "model width",
+    "embed_scale": "factor of the embedding",
+    "every": "tokens per entry",
+    "ffn": "feed-forward",
+    "from_one": "grows from one",
+    "gate": "output gate",
+    "head_dim": "width of a head",
+    "heads": "query heads",
+    "hidden": "hidden width",
+    "k": "chosen keys",
+    "key_dim": "width of a key",
+    "kv_heads": "KV heads",
+    "kv_rank": "width of the KV latent",
+    "logit_cap": "cap of the logits",
+    "logits_scaling": "divisor of the logits",
+    "nope_dim": "width of a head without RoPE",
+    "o_rank": "width of the output latent",
+    "positions": "learned positions",
+    "q_rank": "width of the query latent",
+    "qk_norm": "QK-norm",
+    "qk_norm_over": "QK-norm over",
+    "rope": "position encoding",
+    "rope_dim": "width of a head with RoPE",
+    "scale": "factor of the scores",
+    "shared": "shared expert",
+    "state": "state of a head",
+    "tied": "head tied to embedding",
+    "v_dim": "width of a value",
+    "v_norm": "V-norm",
+    "value_dim": "width of a value",
+    "vocab": "vocabulary",
+}
+
+
+def structure_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
+    """One row for each way in which the structure of the second model differs from the first's, in a sentence."""
+    pair = {"table": "structure", **about(first, second)}
+    return [pair | found._asdict() for found in structure_differences(second.spec, first.spec)]
 
 
 def difference_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
@@ -50,8 +97,15 @@ def difference_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
             value, other = _text(x, _shown), _text(y, _shown)
             if value == other:  # specs with equal descriptions are shown with all their fields
                 value, other = _text(x, repr), _text(y, repr)
-            rows.append({**pair, "field": field, "value": value, "other": other})
+            rows.append({**pair, "field": field, "words": field_in_words(field), "value": value, "other": other})
     return rows
+
+
+def field_in_words(path: str) -> str:
+    """attn.kv_heads -> attention: KV heads."""
+    first, *rest = path.split(".")
+    within = (WORDS.get(name, "norm inside" if name == "norm" else name.replace("_", " ")) for name in rest)
+    return ": ".join([WORDS.get(first, first.replace("_", " ")), *within])
 
 
 def field_values(spec: Decoder) -> FieldValues:
@@ -78,10 +132,17 @@ def _of_block(path: str, spec: Spec) -> Iterator[tuple[str, Any]]:
     yield path, spec.names()[0]
     for field in fields(spec):
         value, inner = getattr(spec, field.name), f"{path}.{field.name}"
+        if _qualifies_what_is_off(spec, field.name):
+            continue
         if isinstance(value, Spec) and value.role not in DESCRIBED_ROLES:
             yield from _of_block(inner, value)
         else:
             yield inner, value
+
+
+def _qualifies_what_is_off(spec: Spec, name: str) -> bool:
+    """Whether a field only says more of another that is None: qk_norm_over of qk_norm."""
+    return any(value is None and name.startswith(f"{other}_") for other, value in vars(spec).items())
 
 
 def _order(a: FieldValues, b: FieldValues) -> Callable[[str], tuple[int, int]]:

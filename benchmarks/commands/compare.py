@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import options
-from benchmarks.analytic.compare import KV_CONTEXTS, PAIRS, difference_rows, figure_rows
+from benchmarks.analytic.compare import KV_CONTEXTS, PAIRS, difference_rows, field_in_words, figure_rows, structure_rows
 from benchmarks.analytic.kv import InferenceConfig, crossing_row
 from benchmarks.analytic.models import NamedSpec, one, swapped
 from benchmarks.analytic.roofline import Device
@@ -84,21 +84,37 @@ def tables(first: NamedSpec, second: NamedSpec, context: int, config: InferenceC
     """What differs in the specs, in costs, and whose cache is the smaller."""
     row = crossing_row(first, second, config)
     crossing = Table("Whose cache is smaller, by tokens of context", [], [describe_crossing(row)], [row])
-    return [_differences(first, second), _figures(first, second, context, config, device), crossing]
+    return [
+        _structure(first, second),
+        _differences(first, second),
+        _figures(first, second, context, config, device),
+        crossing,
+    ]
+
+
+def _structure(first: NamedSpec, second: NamedSpec) -> Table:
+    rows = structure_rows(first, second)
+    shown = [Column("words", "part", width=14), Column("sentence", second.label, width=62)]
+    legend = [f"Compared with {first.label}." if rows else "Their structure is the same."]
+    return Table("How the structure differs", shown if rows else [], legend, rows, _part_in_words)
+
+
+def _part_in_words(row: Row) -> Row:
+    return {"words": field_in_words(row["part"])}
 
 
 def _differences(first: NamedSpec, second: NamedSpec) -> Table:
     rows = difference_rows(first, second)
     shown = [
-        Column("field", "field", width=18),
-        Column("value", first.label, width=28),
-        Column("other", second.label, width=28),
+        Column("words", "field", width=22),
+        Column("value", first.label, width=26),
+        Column("other", second.label, width=26),
     ]
-    note = "Fields of the specs, those of attn and ffn by layer: 4 in 10 is 4 in 10 layers. The others are the same."
+    note = "Fields of the specs that differ; of attention and feed-forward by layer: 4 in 10 is 4 in 10 layers."
     legend = [note if rows else "Nothing."]
     legend += [f"{second.label} is {second.name} after --swap {second.swap}."] if second.swap else []
     legend += [f"The swap dropped: {second.dropped}."] if second.dropped else []
-    return Table("What differs", shown if rows else [], legend, rows)
+    return Table("Sizes and details", shown if rows else [], legend, rows)
 
 
 def _figures(first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device) -> Table:

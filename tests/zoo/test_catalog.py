@@ -7,9 +7,10 @@ import torch
 
 import zoo
 from zoo.architectures import families, released
-from zoo.catalog import allocate, best_known, resolve, sizes
+from zoo.catalog import allocate, ancestor, best_known, family_name, resolve, sizes
 from zoo.errors import UsageError
 from zoo.hf.config import Size
+from zoo.swaps.differences import structure_differences
 
 
 def test_names_are_distinct_and_say_their_family() -> None:
@@ -37,6 +38,19 @@ def test_a_family_that_says_nothing_is_known_by_its_first_size() -> None:
     assert not hasattr(families()["gpt-oss"], "BEST_KNOWN")
     assert best_known("gpt-oss") == "gpt-oss-20b"
     assert best_known("llama3") == "llama3.1-8b"
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_family_says_where_it_came_from_and_where_its_report_is(family: str) -> None:
+    """Followed back, every family came from the first; each from one that was released before it."""
+    about, known = families()[family].ABOUT, best_known(family)
+    assert about.report.startswith("https://")
+    assert about.licence
+    assert (about.came_from is None) == (family == next(iter(families())))
+    if about.came_from:
+        assert list(families()).index(about.came_from) < list(families()).index(family)
+        assert family_name(ancestor(known) or "") == about.came_from
+        assert structure_differences(zoo.spec(known), zoo.spec(ancestor(known) or "")), "nothing was added"
 
 
 @pytest.mark.parametrize("month", ["2024", "2024-13", "July 2024", "2024-07-23"])

@@ -3,7 +3,7 @@ with a correction bias, beside a shared one; three dense layers first. YaRN's ga
 
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, YarnScaling, pre, yarn_gain
 from zoo.hf.checkpoint_layout import PairedRows, Rename, Skipped
-from zoo.hf.config import Config, ModelType, Remote, Size, reads
+from zoo.hf.config import About, Config, ModelType, Remote, Size, reads
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first, rope_fields, solve
 from zoo.model.decoder import Decoder
 
@@ -108,4 +108,10 @@ _HEADS = dict(heads=128, q_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, v_
 _ATTN = attention(**_HEADS, rope=_ROPE, gain=yarn_gain(40))
 _MOE = MoE(256, GLU(2048), GroupedSigmoidTopK(k=8, groups=8, keep=4, scale=2.5), shared=GLU(2048))
 _671B = dict(dim=7168, layers=61, dense=3, attn=_ATTN, hidden=18_432, moe=_MOE, vocab=129_280, context=163_840)
+ABOUT = About(
+    came_from="mixtral",
+    licence="DeepSeek Model",
+    report="https://arxiv.org/abs/2412.19437",
+    left_out="multi-token prediction",
+)
 SIZES = {"deepseek-v3-671b": Size("deepseek-ai/DeepSeek-V3", 671_026_419_200, decoder(**_671B), released="2024-12")}

@@ -19,7 +19,7 @@ from zoo.blocks import (
     yarn_gain,
 )
 from zoo.hf.checkpoint_layout import Rename
-from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields, fields_of
 from zoo.model.decoder import Decoder
 
@@ -72,4 +72,7 @@ _INDEX = dict(index_heads=64, index_head_dim=128, k=2048)
 _ATTN = sparse_attention(**_HEADS, **_INDEX, rope=_ROPE, gain=yarn_gain(40))
 _MOE = MoE(256, GLU(2048), GroupedSigmoidTopK(k=8, groups=8, keep=4, scale=2.5), shared=GLU(2048))
 _671B = dict(dim=7168, layers=61, dense=3, attn=_ATTN, hidden=18_432, moe=_MOE, vocab=129_280, context=163_840)
+ABOUT = About(
+    came_from="deepseek-v3", licence="MIT", report="https://arxiv.org/abs/2512.02556", left_out="multi-token prediction"
+)
 SIZES = {"deepseek-v3.2-671b": Size("deepseek-ai/DeepSeek-V3.2", 671_877_944_064, decoder(**_671B), released="2025-12")}

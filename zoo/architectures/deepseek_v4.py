@@ -37,7 +37,7 @@ from zoo.hf.checkpoint_layout import (
     Skipped,
     Stacked,
 )
-from zoo.hf.config import MAX_LAYERS, Config, Size, reads
+from zoo.hf.config import MAX_LAYERS, About, Config, Size, reads
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first, scaling_fields
 from zoo.model.decoder import Decoder
 
@@ -283,6 +283,12 @@ _PRO = _size(
     experts=384,
     hidden=3072,
     scale=2.5,
+)
+ABOUT = About(
+    came_from="deepseek-v3-2",
+    licence="MIT",
+    report="https://huggingface.co/deepseek-ai/DeepSeek-V4-Pro",
+    left_out="multi-token prediction",
 )
 SIZES = {
     "deepseek-v4-flash-284b": Size("deepseek-ai/DeepSeek-V4-Flash", 284_332_240_471, _FLASH, released="2026-04"),

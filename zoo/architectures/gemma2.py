@@ -7,7 +7,7 @@ the hub from 224 to 256.
 
 from zoo.blocks import GLU, GQA, GeGLU, Layer, RMSNorm, RoPE, sandwich
 from zoo.hf.checkpoint_layout import Rename
-from zoo.hf.config import Config, Size, reads
+from zoo.hf.config import About, Config, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first, window_fields
 from zoo.model.decoder import Decoder
 
@@ -58,6 +58,7 @@ _ALL = dict(logit_cap=30.0, tied=True, vocab=256_000, context=8192)
 _2B = decoder(**_ALL, dim=2304, layers=26, heads=8, kv_heads=4, head_dim=256, hidden=9216, scale=256**-0.5)
 _9B = decoder(**_ALL, dim=3584, layers=42, heads=16, kv_heads=8, head_dim=256, hidden=14_336, scale=256**-0.5)
 _27B = decoder(**_ALL, dim=4608, layers=46, heads=32, kv_heads=16, head_dim=128, hidden=36_864, scale=144**-0.5)
+ABOUT = About(came_from="llama3", licence="Gemma Terms of Use", report="https://arxiv.org/abs/2408.00118")
 BEST_KNOWN = "gemma2-9b"
 SIZES = {
     "gemma2-2b": Size("google/gemma-2-2b", 2_614_341_888, _2B, released="2024-07"),

@@ -3,7 +3,7 @@ with its own RoPE base; sandwich norms that multiply by 1 + w; embeddings scaled
 
 from zoo.blocks import GLU, GQA, GeGLU, Layer, LinearScaling, RMSNorm, RoPE, sandwich
 from zoo.hf.checkpoint_layout import Rename
-from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, first, first_rope, window_fields
 from zoo.model.decoder import Decoder
 
@@ -60,6 +60,9 @@ _1B = dict(_SMALL, dim=1152, layers=26, hidden=6912)
 _4B = dict(_LARGE, dim=2560, layers=34, heads=8, kv_heads=4, hidden=10_240)
 _12B = dict(_LARGE, dim=3840, layers=48, heads=16, kv_heads=8, hidden=15_360)
 _27B = dict(_LARGE, dim=5376, layers=62, heads=32, kv_heads=16, hidden=21_504, head_dim=128, scale=168**-0.5)
+ABOUT = About(
+    came_from="gemma2", licence="Gemma Terms of Use", report="https://arxiv.org/abs/2503.19786", left_out="vision"
+)
 BEST_KNOWN = "gemma3-27b"
 SIZES = {
     "gemma3-270m": Size("google/gemma-3-270m", 268_098_176, decoder(**_270M), released="2025-08"),

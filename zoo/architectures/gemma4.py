@@ -31,7 +31,7 @@ from zoo.blocks import (
     sandwich,
 )
 from zoo.hf.checkpoint_layout import GLU_NAMES, Rearranged, Rename, Skipped
-from zoo.hf.config import Config, ModelType, Size, layer_types, reads
+from zoo.hf.config import About, Config, ModelType, Size, layer_types, reads
 from zoo.hf.fields import MAX_INTEGER, Fields
 from zoo.hf.inert_fields import alike
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
@@ -277,6 +277,12 @@ _26B = decoder(
 )
 _12B = decoder(dim=3840, full_layers=every(6, 48), heads=16, kv_heads=8, full_kv_heads=1, hidden=15_360, tied=True)
 NOTE = "the month is not established, and the config is another library's defaults"
+ABOUT = About(
+    came_from="gemma3",
+    licence="Apache-2.0",
+    report="https://ai.google.dev/gemma/docs/core",
+    left_out="vision and audio",
+)
 BEST_KNOWN = "gemma4-31b"
 SIZES = {
     "gemma4-e2b": Size("google/gemma-4-E2B", 4_628_569_379, decoder(**_SMALL | _E2B), released="2026-04"),

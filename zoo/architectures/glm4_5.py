@@ -8,7 +8,7 @@ flags of both are the reference's defaults, the context is from memory.
 
 from zoo.blocks import GLU, GQA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, pre
 from zoo.hf.checkpoint_layout import Rename, Skipped
-from zoo.hf.config import PARTIAL, Config, ModelType, Size, reads
+from zoo.hf.config import PARTIAL, About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first
 from zoo.model.decoder import Decoder
 
@@ -70,6 +70,9 @@ _BOTH = dict(rope=RoPE(1e6, fraction=0.5), vocab=151_552, context=131_072)
 _355B = dict(dim=5120, layers=92, dense=3, hidden=12_288, qk_norm=True, moe=_mixture(160, 1536, scale=2.5))
 _106B = dict(dim=4096, layers=46, dense=1, hidden=10_944, qk_norm=False, moe=_mixture(128, 1408, scale=1.0))
 NOTE = "context from memory"
+ABOUT = About(
+    came_from="deepseek-v3", licence="MIT", report="https://arxiv.org/abs/2508.06471", left_out="multi-token prediction"
+)
 BEST_KNOWN = "glm4.5-355b"
 SIZES = {
     "glm4.5-air-106b": Size(

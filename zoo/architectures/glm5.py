@@ -10,7 +10,7 @@ from zoo.architectures.deepseek_v3_2 import read_sparse, sparse_attention
 from zoo.architectures.deepseek_v3_2 import to_hf as to_hf_v3_2
 from zoo.blocks import GLU, GroupedSigmoidTopK, MoE, RoPE, SparseMLA
 from zoo.hf.checkpoint_layout import PairedIndexRows, Rename
-from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields
 from zoo.model.decoder import Decoder
 from zoo.registry import swap
@@ -82,6 +82,12 @@ def _glm5(theta, **rest):
 
 _5 = _glm5(1e6, indexers=[FULL] * 78, context=202_752)
 _52 = _glm5(8e6, indexers=every_fourth(78), context=1_048_576)
+ABOUT = About(
+    came_from="deepseek-v3-2",
+    licence="MIT",
+    report="https://arxiv.org/abs/2602.15763",
+    left_out="multi-token prediction",
+)
 SIZES = {
     "glm5-744b": Size("zai-org/GLM-5", 743_911_218_432, _5, released="2026-02"),
     "glm5.2-744b": Size("zai-org/GLM-5.2", 743_377_019_904, _52, released="2026-06"),

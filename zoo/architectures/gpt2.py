@@ -7,7 +7,7 @@ of the model without its head, so that no name begins with "transformer.", and h
 
 from zoo.blocks import GELU, GQA, MLP, Layer, LayerNorm, LearnedPositions, NoPE, pre
 from zoo.hf.checkpoint_layout import LayerPrefix, ReadAs, Rearranged, Rename, Skipped
-from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
 from zoo.model.decoder import Decoder
 
@@ -69,6 +69,10 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 _124M, _355M = decoder(dim=768, layers=12, heads=12), decoder(dim=1024, layers=24, heads=16)
 _774M, _1_5B = decoder(dim=1280, layers=36, heads=20), decoder(dim=1600, layers=48, heads=25)
+ABOUT = About(
+    licence="Modified MIT",
+    report="https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf",
+)
 SIZES = {
     "gpt2-small": Size("openai-community/gpt2", 124_439_808, _124M, released="2019-02"),
     "gpt2-medium": Size("openai-community/gpt2-medium", 354_823_168, _355M, released="2019-05"),

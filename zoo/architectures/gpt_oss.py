@@ -3,7 +3,7 @@ experts with a clamped SwiGLU as wide as the model itself, and YaRN with unround
 
 from zoo.blocks import GLU, GQA, ClampedSwiGLU, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, pre, yarn_gain
 from zoo.hf.checkpoint_layout import GATE_UP, Rearranged, Rename
-from zoo.hf.config import Config, Size, reads
+from zoo.hf.config import About, Config, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first_rope, rope_fields, window_fields
 from zoo.model.decoder import Decoder
 
@@ -67,6 +67,7 @@ _ATTN = dict(heads=64, kv_heads=8, head_dim=64, window=128, rope=_ROPE, vocab=20
 _BOTH = dict(_ATTN, dim=2880, hidden=2880, act=ClampedSwiGLU(1.702, 7.0), k=4)
 _20B, _120B = decoder(**_BOTH, layers=24, experts=32), decoder(**_BOTH, layers=36, experts=128)
 RULE = "without the input embedding"
+ABOUT = About(came_from="gpt2", licence="Apache-2.0", report="https://arxiv.org/abs/2508.10925")
 SIZES = {
     "gpt-oss-20b": Size("openai/gpt-oss-20b", 20_914_757_184, _20B, active=(3_608_307_264, RULE), released="2025-08"),
     "gpt-oss-120b": Size(

@@ -13,7 +13,7 @@ from zoo.blocks import GLU, GQA, Layer, MoE, NoPE, RMSNorm, RoPE, SoftmaxTopK
 from zoo.blocks.layer import Branch
 from zoo.blocks.mamba2 import Mamba2
 from zoo.hf.checkpoint_layout import GATE_UP, Rearranged, Rename
-from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
 from zoo.model.decoder import Decoder
 
@@ -149,6 +149,11 @@ def _released(dim, heads, kv_heads, mamba_heads, hidden, experts, k, logits_scal
 _TINY = dict(dim=1536, heads=12, kv_heads=4, mamba_heads=48, hidden=512, experts=64, k=6, logits_scaling=6.0)
 _SMALL = dict(dim=4096, heads=32, kv_heads=8, mamba_heads=128, hidden=768, experts=72, k=10, logits_scaling=16.0)
 _size = partial(Size, released="2025-10", note="its multipliers are from memory")
+ABOUT = About(
+    came_from="llama3",
+    licence="Apache-2.0",
+    report="https://www.ibm.com/new/announcements/ibm-granite-4-0-hyper-efficient-high-performance-hybrid-models",
+)
 SIZES = {
     "granite4-h-tiny": _size("ibm-granite/granite-4.0-h-tiny", 6_939_037_248, _released(**_TINY)),
     "granite4-h-small": _size("ibm-granite/granite-4.0-h-small", 32_207_337_984, _released(**_SMALL)),

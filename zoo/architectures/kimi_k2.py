@@ -11,7 +11,7 @@ from zoo.architectures.deepseek_v3 import attention, decoder
 from zoo.architectures.deepseek_v3 import from_hf as from_hf
 from zoo.architectures.deepseek_v3 import to_hf as to_hf
 from zoo.blocks import GLU, GroupedSigmoidTopK, MoE, RoPE, YarnScaling, yarn_gain
-from zoo.hf.config import Size
+from zoo.hf.config import About, Size
 
 
 def mixture(*, experts, hidden, k, scale, shared):
@@ -26,6 +26,9 @@ _1T |= dict(moe=mixture(experts=384, hidden=2048, k=8, scale=2.827, shared=1))
 _16B = dict(dim=2048, layers=27, dense=1, hidden=11_264, vocab=163_840, context=8192, eps=1e-5)
 _16B |= dict(attn=attention(**_HEADS, heads=16, q_rank=None, rope=RoPE(5e4), gain=1.0))
 _16B |= dict(moe=mixture(experts=64, hidden=1408, k=6, scale=2.446, shared=2))
+ABOUT = About(
+    came_from="deepseek-v3", licence="Modified MIT (Moonlight: MIT)", report="https://arxiv.org/abs/2507.20534"
+)
 BEST_KNOWN = "kimi-k2-1t"
 SIZES = {
     "moonlight-16b-a3b": Size("moonshotai/Moonlight-16B-A3B", 15_960_110_208, decoder(**_16B), released="2025-02"),

@@ -4,7 +4,7 @@ not grow, to one of latent attention, which has no positions: order comes from t
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, NoPE, RMSNorm, pre
 from zoo.blocks.kimi_delta_attention import KDA
 from zoo.hf.checkpoint_layout import GLU_NAMES, Rearranged, Rename, Stacked
-from zoo.hf.config import Config, ModelType, Remote, Size, layer_types, reads
+from zoo.hf.config import About, Config, ModelType, Remote, Size, layer_types, reads
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
 from zoo.model.decoder import Decoder
 
@@ -145,6 +145,7 @@ _48B = decoder(
     **dict(dim=2304, types=_TYPES, dense=1, linear=dict(heads=32, head_dim=128, conv=4), latent=_LATENT),
     **dict(hidden=9216, moe=_MOE, vocab=163_840, context=1_048_576),
 )
+ABOUT = About(came_from="kimi-k2", licence="MIT", report="https://arxiv.org/abs/2510.26692")
 SIZES = {
     "kimi-linear-48b-a3b": Size("moonshotai/Kimi-Linear-48B-A3B-Instruct", 49_122_681_728, _48B, released="2025-10")
 }

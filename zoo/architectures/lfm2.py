@@ -13,7 +13,7 @@ from typing import Any
 from zoo.blocks import GLU, GQA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, pre
 from zoo.blocks.short_conv import ShortConv
 from zoo.hf.checkpoint_layout import Rename, Stacked
-from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
 from zoo.model.decoder import Decoder
 
@@ -144,6 +144,7 @@ def _released(attention, layers, **rest):
 _dense = partial(_released, (2, 5, 8, 10, 12, 14), layers=16)
 _MIXTURE = dict(moe=mixture(1792, experts=32, k=4), dense=2)
 _8B = _released((2, 6, 10, 14, 18, 21), layers=24, dim=2048, heads=32, hidden=7168, **_MIXTURE)
+ABOUT = About(came_from="llama3", licence="LFM Open License 1.0", report="https://arxiv.org/abs/2511.23404")
 BEST_KNOWN = "lfm2-1.2b"
 SIZES = {
     "lfm2-350m": Size("LiquidAI/LFM2-350M", 354_483_968, _dense(dim=1024, heads=16, hidden=4608), released="2025-07"),

@@ -4,7 +4,7 @@ New in 3.1: RoPE stretched from 8k to 128k tokens by wavelength. New in 3.2: sma
 """
 
 from zoo.blocks import GLU, GQA, Layer, Llama3Scaling, RMSNorm, RoPE, pre
-from zoo.hf.config import Config, Size, reads
+from zoo.hf.config import About, Config, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, fields_of
 from zoo.model.decoder import Decoder
 
@@ -42,6 +42,7 @@ _8B = dict(dim=4096, layers=32, heads=32, hidden=14_336)
 _70B = dict(dim=8192, layers=80, heads=64, hidden=28_672)
 _1B = dict(dim=2048, layers=16, heads=32, hidden=8192, head_dim=64)
 _3B = dict(dim=3072, layers=28, heads=24, hidden=8192)
+ABOUT = About(came_from="gpt2", licence="Llama 3 Community", report="https://arxiv.org/abs/2407.21783")
 BEST_KNOWN = "llama3.1-8b"
 SIZES = {
     "llama3-8b": Size("meta-llama/Meta-Llama-3-8B", 8_030_261_248, decoder(**_3, **_8B), released="2024-04"),

@@ -5,7 +5,7 @@ weights; Maverick does not, and has experts in every second layer only."""
 
 from zoo.blocks import GLU, GQA, InputScaledTopK, Layer, Llama3Scaling, LogTemperature, MoE, NoPE, RMSNorm, RoPE, pre
 from zoo.hf.checkpoint_layout import GATE_UP, GLU_NAMES, PairedRows, Rearranged, Rename, Skipped
-from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first, window_fields
 from zoo.model.decoder import Decoder
 
@@ -122,6 +122,12 @@ _BOTH = dict(dim=5120, layers=48, vocab=202_048)
 _SCOUT = dict(_BOTH, experts=16, rope=RoPE(5e5, Llama3Scaling(16, 8192, low=1.0, high=1.0)), context=10_485_760)
 _MAVERICK = dict(_BOTH, experts=128, step=2, rope=RoPE(5e5), qk_norm=False, context=1_048_576)
 _109B, _400B = decoder(**_SCOUT), decoder(**_MAVERICK)
+ABOUT = About(
+    came_from="llama3",
+    licence="Llama 4 Community",
+    report="https://ai.meta.com/blog/llama-4-multimodal-intelligence/",
+    left_out="vision",
+)
 SIZES = {
     "llama4-scout-109b": Size("meta-llama/Llama-4-Scout-17B-16E-Instruct", 107_769_861_120, _109B, released="2025-04"),
     "llama4-maverick-400b": Size(

@@ -8,7 +8,7 @@ Trust: medium. The config is that of M2.5, of the same shape; `quantization_conf
 
 from zoo.blocks import GLU, GQA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, pre
 from zoo.hf.checkpoint_layout import Rename, Stacked
-from zoo.hf.config import PARTIAL, Config, ModelType, Remote, Size, reads
+from zoo.hf.config import PARTIAL, About, Config, ModelType, Remote, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first
 from zoo.model.decoder import Decoder
 
@@ -65,6 +65,12 @@ def to_hf(spec: Decoder) -> ConfigFields:
 _ATTN = dict(heads=48, kv_heads=8, head_dim=128, rope=RoPE(5e6, fraction=0.5))
 _230B = dict(_ATTN, dim=3072, layers=62, hidden=1536, experts=256, k=8, vocab=200_064, context=196_608)
 NOTE = "read from the config of M2.5"
+ABOUT = About(
+    came_from="qwen3",
+    licence="Modified MIT",
+    report="https://github.com/MiniMax-AI/MiniMax-M2",
+    left_out="multi-token prediction",
+)
 SIZES = {
     "minimax-m2-230b": Size("MiniMaxAI/MiniMax-M2", 228_689_764_864, decoder(**_230B), released="2025-10", note=NOTE),
 }

@@ -4,7 +4,7 @@ layer and after rotation, from the context on that YaRN stretches; YaRN without 
 The sizes of 3B and 14B and the latter's RoPE base are from memory; other fields are the reference's class defaults."""
 
 from zoo.blocks import GLU, GQA, Layer, LogTemperature, RMSNorm, RoPE, YarnScaling, pre
-from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first_rope, rope_fields, temperature_fields
 from zoo.model.decoder import Decoder
 
@@ -47,6 +47,7 @@ _3B = dict(_BOTH, dim=3072, layers=26, hidden=9216, rope=_rope(1e6), tied=True)
 _8B = dict(_BOTH, dim=4096, layers=34, hidden=14_336, rope=_rope(1e6))
 _14B = dict(_BOTH, dim=5120, layers=40, hidden=16_384, rope=_rope(1e9))
 NOTE = "config from memory and the reference's class defaults"
+ABOUT = About(came_from="mistral3", licence="Apache-2.0", report="https://arxiv.org/abs/2601.08584", left_out="vision")
 BEST_KNOWN = "ministral3-8b"
 SIZES = {
     "ministral3-3b": Size(

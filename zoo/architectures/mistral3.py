@@ -2,7 +2,7 @@
 few wide layers for latency, a RoPE base of 1e9 for 128k tokens, and no sliding window any more."""
 
 from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, pre
-from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, fields_of
 from zoo.model.decoder import Decoder
 
@@ -34,6 +34,9 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 _24B = dict(dim=5120, layers=40, heads=32, hidden=32_768, vocab=131_072, context=131_072)
+ABOUT = About(
+    came_from="llama3", licence="Apache-2.0", report="https://mistral.ai/news/mistral-small-3-1", left_out="vision"
+)
 SIZES = {
     "mistral-small-3.1-24b": Size(
         "mistralai/Mistral-Small-3.1-24B-Base-2503", 23_572_403_200, decoder(**_24B), released="2025-03"

@@ -9,7 +9,7 @@ from zoo.architectures import deepseek_v3
 from zoo.architectures.deepseek_v3 import ATTENTION, ROUTER, attention, decoder, mscale_all_dim
 from zoo.blocks import GLU, MLA, GroupedSoftmaxTopK, LogTemperature, MoE, RoPE, YarnScaling, yarn_gain
 from zoo.hf.checkpoint_layout import GATE_UP, Rearranged, Rename
-from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first, rope_fields, temperature_fields
 from zoo.model.decoder import Decoder
 
@@ -69,6 +69,12 @@ _HEADS = dict(heads=32, q_rank=1024, kv_rank=256, nope_dim=64, rope_dim=64, v_di
 _ATTN = attention(**_HEADS, rope=_ROPE, gain=yarn_gain(128), temperature=LogTemperature(0.1, 8192))
 _MOE = MoE(128, GLU(2048), GroupedSoftmaxTopK(k=4, groups=1, keep=1, scale=1.0), shared=GLU(2048))
 _119B = dict(dim=4096, layers=36, dense=0, attn=_ATTN, hidden=12_288, moe=_MOE, vocab=131_072, context=1_048_576)
+ABOUT = About(
+    came_from="deepseek-v3",
+    licence="Apache-2.0",
+    report="https://huggingface.co/mistralai/Mistral-Small-4-119B-2603",
+    left_out="vision",
+)
 SIZES = {
     "mistral-small-4-119b": Size(
         "mistralai/Mistral-Small-4-119B-2603",

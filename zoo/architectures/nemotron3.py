@@ -11,7 +11,7 @@ from typing import Any
 from zoo.blocks import GQA, MLP, GroupedSigmoidTopK, Layer, MoE, NoPE, ReLUSquared, RMSNorm, pre
 from zoo.blocks.mamba2 import Mamba2
 from zoo.hf.checkpoint_layout import LayerPrefix, Rename, Skipped, Stacked
-from zoo.hf.config import MAX_LAYERS, Config, ModelType, Remote, Size, reads
+from zoo.hf.config import MAX_LAYERS, About, Config, ModelType, Remote, Size, reads
 from zoo.hf.write_config import ConfigFields, fields_of, first
 from zoo.model.decoder import Decoder
 
@@ -151,6 +151,12 @@ _NANO = _released(_52, dim=2688, heads=32, mamba_heads=64, hidden=1856, experts=
 _SUPER = _released(_88, dim=4096, heads=32, mamba_heads=128, hidden=2688, experts=512, router=_TOP_22, latent=1024)
 _ULTRA = _released(_108, dim=8192, heads=64, mamba_heads=256, hidden=5120, experts=512, router=_TOP_22, latent=2048)
 HUB, RULE = "nvidia/NVIDIA-Nemotron-3-{}-BF16", "without the input embedding"
+ABOUT = About(
+    came_from="llama3",
+    licence="NVIDIA Open Model",
+    report="https://arxiv.org/abs/2512.20856",
+    left_out="multi-token prediction",
+)
 SIZES = {
     "nemotron3-nano-30b-a3b": Size(
         HUB.format("Nano-30B-A3B"), 31_577_940_288, _NANO, active=(3_227_754_816, RULE), released="2025-12"

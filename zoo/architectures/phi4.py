@@ -4,7 +4,7 @@ each rotary frequency, and how the weights are stored: queries, keys and values 
 
 from zoo.blocks import GLU, GQA, Layer, LongRoPE, RMSNorm, RoPE, longrope_gain, pre
 from zoo.hf.checkpoint_layout import FusedQKV, Rearranged
-from zoo.hf.config import ORIGINAL, PARTIAL, Config, ModelType, Remote, Size, reads
+from zoo.hf.config import ORIGINAL, PARTIAL, About, Config, ModelType, Remote, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first_rope
 from zoo.model.decoder import Decoder
 
@@ -115,6 +115,7 @@ _LONG = (
 )
 _LONGROPE = LongRoPE(short=(1.0,) * 48, long=_LONG, original=4096, gain=longrope_gain(131_072 / 4096, 4096))
 _MINI = dict(dim=3072, layers=32, heads=24, kv_heads=8, hidden=8192, vocab=200_064, context=131_072, tied=True)
+ABOUT = About(came_from="llama3", licence="MIT", report="https://arxiv.org/abs/2412.08905")
 SIZES = {
     "phi4-14b": Size("microsoft/phi-4", 14_659_507_200, decoder(**_14B), released="2024-12"),
     "phi4-mini-3.8b": Size(

@@ -1,7 +1,7 @@
 """Qwen2.5 (Yang et al. 2024). New here: biases on queries, keys and values, and none on the output or anywhere else."""
 
 from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, pre
-from zoo.hf.config import Config, Size, reads
+from zoo.hf.config import About, Config, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, window_fields
 from zoo.model.decoder import Decoder
 
@@ -38,6 +38,9 @@ _05B = dict(
 _7B = dict(dim=3584, layers=28, heads=28, kv_heads=4, hidden=18_944)
 _72B = dict(dim=8192, layers=80, heads=64, kv_heads=8, hidden=29_568)
 MEMORY = "its config is from memory; only its number of parameters agrees with a published one"
+ABOUT = About(
+    came_from="llama3", licence="Apache-2.0 (3B: Qwen Research, 72B: Qwen)", report="https://arxiv.org/abs/2412.15115"
+)
 BEST_KNOWN = "qwen2.5-7b"
 SIZES = {
     "qwen2.5-0.5b": Size("Qwen/Qwen2.5-0.5B", 494_032_768, decoder(**_05B), released="2024-09"),

@@ -20,7 +20,7 @@ from zoo.architectures.qwen3_next import (
 from zoo.architectures.qwen3_next import decoder as hybrid
 from zoo.blocks import GLU, MoE, RoPE
 from zoo.hf.checkpoint_layout import Rename, Skipped
-from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields, first
 from zoo.model.decoder import Decoder
 
@@ -76,6 +76,12 @@ _122B = dict(_LARGE, layers=48, ffn=mixture(1024, 1024, experts=256, k=8))
 _397B = dict(_LARGE, layers=60, ffn=mixture(1024, 1024, experts=512, k=10))
 _NOTE = "the config is put together from public copies of its sizes and the 27B file; the month is from memory"
 _pieced, _size = partial(Size, released="2026-03", note=_NOTE), partial(Size, released="2026-02")
+ABOUT = About(
+    came_from="qwen3-next",
+    licence="Apache-2.0",
+    report="https://huggingface.co/Qwen/Qwen3.5-27B",
+    left_out="vision, multi-token prediction",
+)
 BEST_KNOWN = "qwen3.5-27b"
 SIZES = {
     "qwen3.5-0.8b": _pieced("Qwen/Qwen3.5-0.8B", 752_393_024, decoder(**_SMALL, dim=1024, ffn=GLU(3584))),

@@ -5,7 +5,7 @@ shared one with a gate of its own."""
 from zoo.blocks import GLU, GQA, Gated, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
 from zoo.blocks.gated_delta_net import GatedDeltaNet
 from zoo.hf.checkpoint_layout import GLU_NAMES, PackedRows, Rename, Skipped
-from zoo.hf.config import Config, ModelType, Size, layer_types, reads
+from zoo.hf.config import About, Config, ModelType, Size, layer_types, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, fields_of
 from zoo.model.decoder import Decoder
 
@@ -123,5 +123,11 @@ _LINEAR = dict(key_heads=16, value_heads=32, key_dim=128, value_dim=128, conv=4)
 _80B = decoder(
     **dict(dim=2048, types=pattern(48), heads=16, kv_heads=2, head_dim=256, linear=_LINEAR),
     **dict(rope=RoPE(1e7, fraction=0.25), ffn=mixture(512, 512, experts=512, k=10), vocab=151_936, context=262_144),
+)
+ABOUT = About(
+    came_from="qwen3",
+    licence="Apache-2.0",
+    report="https://huggingface.co/Qwen/Qwen3-Next-80B-A3B-Instruct",
+    left_out="multi-token prediction",
 )
 SIZES = {"qwen3-next-80b-a3b": Size("Qwen/Qwen3-Next-80B-A3B-Instruct", 79_674_391_296, _80B, released="2025-09")}

@@ -1,7 +1,7 @@
 """SmolLM3 (Hugging Face 2025). New here: every fourth layer has no position encoding at all (NoPE)."""
 
 from zoo.blocks import GLU, GQA, Layer, NoPE, RMSNorm, RoPE, pre
-from zoo.hf.config import Config, ModelType, Size, reads
+from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, first, window_fields
 from zoo.model.decoder import Decoder
 
@@ -40,4 +40,5 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 _3B = dict(dim=2048, layers=36, heads=16, kv_heads=4, hidden=11_008, vocab=128_256, tied=True, context=65_536)
+ABOUT = About(came_from="llama3", licence="Apache-2.0", report="https://huggingface.co/blog/smollm3")
 SIZES = {"smollm3-3b": Size("HuggingFaceTB/SmolLM3-3B", 3_075_098_624, decoder(**_3B), released="2025-07")}

@@ -172,8 +172,12 @@ def prepare_forward_at(
 
 
 def block_count(new: int, every: int) -> int:
-    """The blocks of `every` tokens that `new` tokens in a row can lie in, whatever the position of the first."""
-    return (new + every - 2) // every + 1 if new > 1 else 1
+    """At least the blocks of `every` tokens that `new` tokens in a row can lie in, whatever the position of the first.
+
+    Of several tokens it is one more: what follows the first block is then never a single one, which the compiler would
+    take for a case of its own.
+    """
+    return (new + every - 2) // every + 2 if new > 1 else 1
 
 
 def blocks_of(positions: Tensor, every: int) -> Tensor:

@@ -30,6 +30,20 @@ from zoo.model.decoder import Decoder
 from zoo.units import parse_month
 
 
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What no tensor proves about an architecture, as its publisher has it; licences may differ between versions.
+
+    `came_from`: the earlier family of the zoo that it builds on, or where that is not here the nearest to it. `report`:
+    the address of the paper, else of the announcement. `left_out`: parts of the released model that are not built.
+    """
+
+    licence: str
+    report: str
+    came_from: str | None = None
+    left_out: str | None = None
+
+
 @dataclass(frozen=True)
 class Size:
     """A released model: its hub id, its published number of parameters (text part, each once) and its spec.

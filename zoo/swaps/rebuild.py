@@ -30,6 +30,7 @@ TERMS = {
     "pre": "",
     "qk_norm": "QK-norm per {qk_norm_over}",
     "v_dim": "values of",
+    "v_norm": "V-norm",
     "weight": "no weight",
     "qk_norm_over": "",
     "renormalise": "not renormalised",
