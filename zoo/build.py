@@ -9,7 +9,8 @@ import torch
 import typer
 
 from zoo import diagram
-from zoo.catalog import resolve, sizes, title
+from zoo.catalog import ancestor, resolve, sizes, title
+from zoo.catalog import spec as spec_of
 from zoo.cli import listing
 from zoo.cli.card import build_report, report_text, spaced, swapped_specs
 from zoo.cli.runner import Debug, emit, run
@@ -17,6 +18,7 @@ from zoo.cli.tables import document
 from zoo.core.devices import find_device
 from zoo.errors import CheckFailed, UsageError
 from zoo.new_files import write_file
+from zoo.swaps.differences import structure_differences
 from zoo.units import format_count, parse_count
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -121,9 +123,13 @@ def _draw(
     name = f"{title(preset)} at toy widths" if tiny else title(preset)
     name += f" at {format_count(params)} parameters" if params else ""
     name += f" with {', '.join(spaced(swap) for swap in swaps)}" if swaps else ""
+    known = ancestor(preset)
+    other = original if swaps else spec_of(known) if known and not (tiny or params) else None
     return diagram.svg(
         spec,
         name,
+        callouts=diagram.callouts(structure_differences(spec, other)) if other else (),
+        heading="Swapped" if swaps else f"New compared with {title(known)}" if known else "",
         dtype=getattr(torch, dtype),
         against=original if swaps else None,
         theme=theme.value,

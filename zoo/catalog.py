@@ -69,8 +69,7 @@ def folded(name: str) -> str:
 def title(preset: str) -> str:
     """A preset's name as people write it: "DeepSeek-V3 671B", "Gemma 3 27B". Spelled as the family's file or the hub
     id spells it."""
-    family = next(module for module in families().values() if preset in module.SIZES)
-    published = re.match(r"(.+?) \(", family.__doc__ or "")
+    published = re.match(r"(.+?) \(", families()[family_name(preset)].__doc__ or "")
     spelling = [*re.split(r"[-_ ]", sizes()[preset].hub.split("/")[-1])]
     words, shown = preset.split("-"), list[str]()
     for n in range(len(words), 0, -1):

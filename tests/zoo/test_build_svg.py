@@ -14,8 +14,9 @@ from tests.zoo.diagram.drawing import SVG, texts
 from zoo import names, spec
 from zoo.catalog import sizes, title
 from zoo.cli.runner import exit_code
-from zoo.diagram import svg
+from zoo.diagram import callouts, svg
 from zoo.diagram.palette import PALETTE
+from zoo.swaps.differences import structure_differences
 
 APP = runpy.run_module("zoo.build")["app"]
 
@@ -37,7 +38,9 @@ def test_drawing_imports_no_command_line_package() -> None:
 def test_the_command_writes_a_file(capsys, tmp_path: Path) -> None:
     file = tmp_path / "a.svg"
     assert run(capsys, "gemma3", "--svg", str(file)) == ("", "")
-    drawing = svg(spec("gemma3"), "Gemma 3 270M", theme="light", subtitle="google/gemma-3-270m")
+    about = callouts(structure_differences(spec("gemma3"), spec("gemma2-9b")))
+    heading, hub = "New compared with Gemma 2 9B", "google/gemma-3-270m"
+    drawing = svg(spec("gemma3"), "Gemma 3 270M", theme="light", subtitle=hub, callouts=about, heading=heading)
     assert file.read_text(encoding="utf-8") == drawing + "\n"
     assert run(capsys, "gemma3", "--svg", "-") == (file.read_text(encoding="utf-8"), "")
 
@@ -66,6 +69,7 @@ def test_the_command_draws_swapped_and_tiny_models(capsys) -> None:
     heads = next(text for text in root.iter(f"{SVG}text") if text.text == "4 heads on one KV head")
     assert heads.get("fill") == PALETTE["differs"][0]
     assert "sinks" not in texts(root)
+    assert {"Swapped", "No sinks", "MQA instead of GQA"} <= {*texts(root)}
     assert err == ""
     _, err = run(
         capsys, "gpt-oss", "--swap", "attn=MLA(q_rank=none, kv_rank=8, nope_dim=8, rope_dim=4, v_dim=8)", "--svg", "-"

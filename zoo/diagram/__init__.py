@@ -2,7 +2,7 @@
 
 from zoo.diagram.canvas import Fragment
 from zoo.diagram.export import encode
-from zoo.diagram.figure import Callout, fragments, svg
+from zoo.diagram.figure import Callout, callouts, fragments, svg
 from zoo.diagram.palette import Theme, colours
 
-__all__ = ["Callout", "Fragment", "Theme", "colours", "encode", "fragments", "svg"]
+__all__ = ["Callout", "Fragment", "Theme", "callouts", "colours", "encode", "fragments", "svg"]

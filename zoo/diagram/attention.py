@@ -4,6 +4,7 @@ what the cache keeps, the tokens that are seen, the output."""
 from zoo.blocks import GQA, MLA, CompressedAttention, NoPE, SparseMLA
 from zoo.diagram.canvas import typeset, wrap_text
 from zoo.diagram.region import (
+    BADGE,
     LINE,
     MASK,
     PAD,
@@ -19,6 +20,7 @@ from zoo.diagram.region import (
 )
 from zoo.registry import Mixer
 
+OF_SCORES = ("reach", "sinks", "cap")  # what call-outs about the softmax are about
 # Options that have a box of their own, by how their description begins.
 DRAWN = ("QK-norm", "V-norm", "queries x", "output gate", "biases", "sinks", "scale ", "scores capped", "values")
 
@@ -57,14 +59,16 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
         lanes.stage(Bar(2, 2, option("V-norm"), "chip-norm", "v norm"))
     lanes.stage(_position_bar(block, 0, normed), badges=("rope",))
     if block.temperature:
-        lanes.stage(Bar(0, normed, typeset(block.temperature.describe()), "chip", "temperature"))
+        lanes.stage(
+            Bar(0, normed, typeset(block.temperature.describe()), "chip", "temperature"), badges=("temperature",)
+        )
     if elements := block.cache_spec().elements():
         lanes.stage(Bar(1, 2, f"KV cache: {elements:,} per token", "latent", "cache"))
     scores = [_scale(block.scale)] if block.scale else []
     scores += [text for text in options if text.startswith(("scores capped", "sinks"))]
     _attend(lanes, block, 2, scores)
     if block.gate:
-        lanes.stage(Bar(0, 2, option("output gate"), "chip", "gate"))
+        lanes.stage(Bar(0, 2, option("output gate"), "chip", "gate"), badges=("gate",))
     _output(lanes, 2, block.heads * block.value_dim, region.dim)
     known = {typeset(block.rope.describe()), typeset(block.reach.describe()), *scores}
     rest = [text for text in options if text not in known and not text.startswith(DRAWN[:4])]
@@ -91,7 +95,7 @@ def latent_attention(block: MLA, region: Region) -> float:
         lanes.stage(Bar(2, 2, type(block.norm).__name__, "chip-norm", "norm"))
     lanes.stage(_position_bar(block, 0, 1), badges=("rope",))
     if block.temperature:
-        lanes.stage(Bar(0, 1, typeset(block.temperature.describe()), "chip", "temperature"))
+        lanes.stage(Bar(0, 1, typeset(block.temperature.describe()), "chip", "temperature"), badges=("temperature",))
     lanes.stage(Bar(1, 2, f"KV cache: {block.kv_rank + block.rope_dim:,} per token", "latent", "cache"))
     expanded = f"keys {block.heads:,} × {block.nope_dim:,}, values {block.heads:,} × {block.v_dim:,}"
     lanes.stage(Bar(2, 2, expanded, "inner", "expanded"))
@@ -152,13 +156,14 @@ def _attend(lanes: Lanes, block: Mixer, last: int, scores: list[str]) -> None:
     region, cache = lanes.region, block.cache_spec()
     _, width = lanes.span(0, last)
     seen = "sees all earlier tokens" if cache.describe() == "full" else typeset(cache.describe())
-    lines = wrap_text(", ".join(scores), SMALL, width - MASK - 26) if scores else []
+    free = width - MASK - 26 - region.badges_width(OF_SCORES)
+    lines = wrap_text(", ".join(scores), SMALL, free) if scores else []
     height = max(MASK + 10, LINE * (len(lines) + 2) + 2 * PAD)
     x, top = lanes.box(0, last, height)
     at = Region(region.canvas, x + 6, top + (height - MASK) / 2, width, region.dim, region.place, region.badges)
     mask(at, cache.reach)
-    at.badge("reach", x + width - 2, top)
-    text = Region(region.canvas, x + MASK + 16, 0, width - MASK - 22, region.dim, region.place)
+    at.badge(OF_SCORES, x + width - BADGE - 4, top + height / 2)
+    text = Region(region.canvas, x + MASK + 16, 0, free, region.dim, region.place)
     y = top + (height - LINE * (len(lines) + 2)) / 2 + 11.5
     region.canvas.text(text.x, y, "softmax of q · k, times v", SMALL, text.width, "faint")
     text.at(y + LINE).line(seen, "window", css_class="strong")

@@ -1,7 +1,7 @@
 """The whole diagram: title, figures, the layers across the depth, a token's path through the model, and call-outs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from zoo.diagram.rows import Kind, Rows
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
+from zoo.swaps.differences import Difference
 from zoo.units import dtype_name, format_bytes, format_count
 
 STRIP = 22.0  # height of the layers across the depth
@@ -60,8 +61,9 @@ def svg(
     `context` tokens, itself included, and of the cache of one sequence of that length in `dtype`.
 
     `callouts` are numbered and listed below the figure, under the `heading`; each is a sentence and the part that it is
-    about: layers, embedding, positions, head, norm, attn, ffn, inputs, streams, rope, qk_norm, reach, indexer, state,
-    act, router, or None. One about a part that the model does not have is listed all the same.
+    about, or None: layers, embedding, positions, head, norm, attn, ffn, inputs, streams, or what is inside a block:
+    attn.rope, attn.qk_norm, attn.reach, attn.indexer, attn.state, ffn.act, ffn.router, ... A number stands at what is
+    inside if that is drawn, else at the block. One about a part that the model does not have is listed all the same.
 
     What the model `against` does not have in the same place has the class "differs"; where it has another number,
     "resized". Every id begins with `prefix`, so that several diagrams can stand in one page. Raises UsageError for a
@@ -70,6 +72,17 @@ def svg(
     options = Options(context, dtype, layout, costs, subtitle, heading, tuple(callouts))
     facts = _facts(against, context, dtype, layout) if against else None
     return _draw(spec, title, options, facts).finish(prefix, theme)
+
+
+def callouts(differences: Iterable[Difference]) -> list[Callout]:
+    """Differences of structure as call-outs."""
+    return [
+        (
+            f"{found.part}.{found.detail}" if found.detail else found.part,
+            found.sentence[:1].upper() + found.sentence[1:],
+        )
+        for found in differences
+    ]
 
 
 def fragments(spec: Decoder, title: str, *, layout: Literal["wide", "narrow"] = "wide") -> list[Fragment]:
@@ -89,8 +102,24 @@ def _facts(spec: Decoder, context: int, dtype: torch.dtype, layout: Literal["wid
 
 
 def _draw(spec: Decoder, title: str, options: Options, against: Facts | None) -> Canvas:
+    """The drawing, with the numbers of call-outs at what is inside a block, or at the block where that is not drawn."""
     if options.context < 1:
         raise UsageError(f"context={options.context} is below 1")
+    anchors = [anchor or "" for anchor, _ in options.callouts]
+    canvas, left = _draw_with(spec, title, options, against, [anchor.split(".")[-1] for anchor in anchors])
+    if left:
+        inside = [anchor.split(".")[0 if number in left else -1] for number, anchor in enumerate(anchors, 1)]
+        canvas, _ = _draw_with(spec, title, options, against, inside)
+    return canvas
+
+
+def _draw_with(
+    spec: Decoder, title: str, options: Options, against: Facts | None, anchors: list[str]
+) -> tuple[Canvas, set[int]]:
+    """The drawing with the numbers of call-outs at these parts, and the numbers that had no place."""
+    numbers: dict[str, list[int]] = {}
+    for number, anchor in enumerate(anchors, 1):
+        numbers.setdefault(anchor, []).append(number)
     title = _printable(title)
     counts = Counter(spec.layers)
     names = dict(zip(counts, labels(spec), strict=True))
@@ -98,9 +127,6 @@ def _draw(spec: Decoder, title: str, options: Options, against: Facts | None) ->
     pattern = typeset(fold([names[layer] for layer in spec.layers]).replace(" x ", " × "))
     layout = LAYOUTS[options.layout]
     canvas = Canvas(layout.width, title, _description(spec, kinds, pattern, options), against)
-    numbers: dict[str, list[int]] = {}
-    for number, (anchor, _) in enumerate(options.callouts, 1):
-        numbers.setdefault(anchor or "", []).append(number)
     badges = Badges(numbers)
     costs = Costs(spec, options.context, options.dtype)
     with canvas.fragment("title") as height:
@@ -114,7 +140,7 @@ def _draw(spec: Decoder, title: str, options: Options, against: Facts | None) ->
             height.append(_draw_callouts(canvas, layout, options))
     with canvas.fragment("notes") as height:
         height.append(_draw_notes(canvas, layout, options))
-    return canvas
+    return canvas, {number for left in numbers.values() for number in left}
 
 
 def _printable(text: str) -> str:
@@ -170,7 +196,7 @@ def _draw_layers(canvas: Canvas, layout: Layout, spec: Decoder, pattern: str, ba
     """A strip of all layers from the first to the last, its legend, and the pattern in text."""
     width, y = layout.panel_end - layout.left, 10.0
     draw_strip(canvas, spec, layout.left, y, width, STRIP)
-    badges.draw(canvas, "layers", layout.panel_end - 4, y)
+    badges.draw(canvas, ("layers",), layout.panel_end - 4, y)
     y = draw_legend(canvas, [spec], layout.left, y + STRIP + 8, width, SMALL)
     if len(set(spec.layers)) > 1:
         css_class = canvas.marked("ink", "pattern", pattern)

@@ -147,7 +147,7 @@ class Flow:
 
     def _anchor(self, name: str, y: float) -> None:
         if self.rows.is_main(self.position, self.role):
-            self.rows.badges.draw(self.canvas, name, self.layout.block_end - 4, y)
+            self.rows.badges.draw(self.canvas, (name,), self.layout.block_end - 4, y)
 
 
 def summary(block: Block) -> str:

@@ -165,6 +165,7 @@ def _experts(lanes: Lanes, block: MoE) -> float:
         y = max((top + bottom) / 2 - side, top)
         canvas.boxes([(middle - side / 2, y, side, side)], "chosen")
         canvas.text(middle, y + side + 13, "shared", SMALL, width + 12, "faint", "middle")
+        region.badge(("shared",), middle + side, y)
         bottom = max(bottom, y + side + 16)
     return bottom
 

@@ -47,10 +47,10 @@ class Region:
         numbers = [number for name in names for number in (self.badges.numbers.get(name, []) if self.badges else [])]
         return len(numbers) * 2.2 * BADGE + 3 if numbers else 0.0
 
-    def badge(self, name: str, x: float, y: float) -> None:
-        """The numbers of call-outs that are about the part `name`, around (x, y)."""
+    def badge(self, names: Sequence[str], x: float, y: float) -> None:
+        """The numbers of call-outs that are about these parts, the last around (x, y)."""
         if self.badges:
-            self.badges.draw(self.canvas, name, x, y)
+            self.badges.draw(self.canvas, names, x, y)
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,10 @@ class Badges:
 
     numbers: dict[str, list[int]]
 
-    def draw(self, canvas: Canvas, name: str, x: float, y: float) -> None:
-        """The numbers of a part in circles side by side, the last around (x, y); each is drawn once."""
-        for i, number in enumerate(reversed(self.numbers.pop(name, []))):
+    def draw(self, canvas: Canvas, names: Sequence[str], x: float, y: float) -> None:
+        """The numbers of some parts in circles side by side, the last around (x, y); each is drawn once."""
+        numbers = [number for name in names for number in self.numbers.pop(name, [])]
+        for i, number in enumerate(sorted(numbers, reverse=True)):
             draw_badge(canvas, number, x - i * 2.2 * BADGE, y)
 
 
@@ -126,8 +127,8 @@ class Lanes:
             canvas.rect(x, top, width, height, canvas.marked(bar.css_class, place, bar.text), 5)
             draw_lines(self.region, x, top, width, lines, bar.fact, bar.text)
             self._end(bar.first, bar.last, top + height)
-            for name in badges if bar is bars[0] else ():
-                self.region.badge(name, x + width - BADGE - 3, top + height / 2)
+            if bar is bars[0]:
+                self.region.badge(badges, x + width - BADGE - 3, top + height / 2)
         self.y = max(start for start in self.starts if start is not None)
 
     def box(self, first: int, last: int, height: float) -> tuple[float, float]:

@@ -103,7 +103,7 @@ class Rows:
         """The embedding or the head, a box on the stream."""
         with self.canvas.fragment(key) as height, self.canvas.group(tooltip(name, cost)):
             self._on_stream("table", name, text, cost, TABLE, name, (name, text))
-            self.badges.draw(self.canvas, anchor, self.layout.frame_end - 6, GAP)
+            self.badges.draw(self.canvas, (anchor,), self.layout.frame_end - 6, GAP)
             height.append(self._beside(cost, GAP, GAP + TABLE))
 
     def norm(self, key: str, norm: Norm, place: str) -> None:

@@ -30,9 +30,11 @@ from tests.zoo.diagram.drawing import (
 )
 from zoo import GLU, Decoder, names, spec, swap
 from zoo.blocks import HyperBranch, Indexer, MoE, PostNorm
-from zoo.diagram import fragments, svg
+from zoo.catalog import ancestor
+from zoo.diagram import callouts, fragments, svg
 from zoo.errors import UsageError
 from zoo.registry import Block
+from zoo.swaps.differences import structure_differences
 from zoo.swaps.grammar import apply_swap
 
 SHOWN = [*representatives(), *(f"tiny {name}" for name in representatives()), "extreme"]
@@ -280,6 +282,45 @@ def test_callouts_are_numbered_in_the_figure_and_below_it(layout: str) -> None:
     assert "badge" not in main.svg
     rows = [part for _, part in parts(root) if "1" in texts(part, "badge-text")]
     assert [bool(rects(part, "attn")) for part in rows] == [True, False]  # the branch, the list
+
+
+def test_callouts_stand_at_what_is_inside_a_block_or_at_the_block() -> None:
+    """Of the layers that most are of; what is not drawn inside is said at the block."""
+    about = ("attn.rope", "Inside."), ("attn.keys", "Not drawn inside."), ("ffn.router", "No router here.")
+    rows = {key: ElementTree.fromstring(part) for key, part in parts_of(spec("gemma3-27b"), about).items()}
+    numbers = {
+        key: [text.text for text in row.iter("text") if "badge-text" in classes(text)] for key, row in rows.items()
+    }
+    assert words["layer 0.attn"] == ["1", "2"]
+    assert words["layer 0.ffn"] == ["3"]
+    assert not words["layer 1.attn"]
+    rope, block = (
+        float(circle.get("cx")) for circle in rows["layer 0.attn"].iter("circle") if "badge" in classes(circle)
+    )
+    assert rope > 300 > block
+
+
+def parts_of(model: Decoder, about: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Key -> the text of each part of a drawing with call-outs."""
+    keys = [part.key for part in fragments(model, "a title")]
+    groups = re.findall(r"<g transform.*?(?=<g transform|</svg>)", svg(model, "a title", callouts=about), re.DOTALL)
+    return dict(zip([*keys[:-1], "callouts", keys[-1]], groups, strict=True))
+
+
+@pytest.mark.parametrize("name", split(names(), representatives()))
+def test_differences_from_the_ancestor_are_callouts(name: str) -> None:
+    """Every sentence is listed, and nearly all have a place in the figure."""
+    known = ancestor(name)
+    if known is None:
+        return
+    found = structure_differences(spec(name), spec(known))
+    root = drawn(spec(name), callouts=callouts(found))
+    assert list(misplaced(root)) == []
+    listed = " ".join(texts(parts(root)[-2][1]))
+    assert all(each.sentence[1:] in listed for each in found)
+    numbers = Counter(texts(root, "badge-text"))
+    assert set(numbers) == {str(number) for number in range(1, len(found) + 1)}
+    assert set(numbers.values()) <= {2}
 
 
 def test_without_callouts_there_is_no_list() -> None:
