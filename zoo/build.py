@@ -9,17 +9,16 @@ import torch
 import typer
 
 from zoo import diagram
-from zoo.catalog import ancestor, resolve, sizes, title
-from zoo.catalog import spec as spec_of
+from zoo.catalog import resolve
 from zoo.cli import listing
-from zoo.cli.card import build_report, report_text, spaced, swapped_specs
+from zoo.cli.card import build_report, report_text
+from zoo.cli.figure import figure
 from zoo.cli.runner import Debug, emit, run
 from zoo.cli.tables import document
 from zoo.core.devices import find_device
 from zoo.errors import CheckFailed, UsageError
 from zoo.new_files import write_file
-from zoo.swaps.differences import structure_differences
-from zoo.units import format_count, parse_count
+from zoo.units import parse_count
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -97,7 +96,10 @@ def main(
     if svg is not None:
         if json or device:
             raise UsageError("--svg draws and builds nothing: leave --json and --device out")
-        drawing = _draw(preset, tiny, params, swaps, dtype or DType.bfloat16, theme or Theme.light, costs)
+        cache = getattr(torch, dtype or DType.bfloat16)
+        drawing, dropped = figure(preset, tiny, params, swaps, cache, (theme or Theme.light).value, costs)
+        if dropped:
+            print(f"dropped: {', '.join(dropped)}", file=sys.stderr)
         if svg == Path("-"):
             emit(drawing)
         else:
@@ -111,31 +113,6 @@ def main(
     emit(document(report) if json else report_text(report))
     if report["failures"]:
         raise CheckFailed("; ".join(report["failures"]))
-
-
-def _draw(
-    preset: str, tiny: bool, params: int | None, swaps: list[str], dtype: DType, theme: Theme, costs: bool
-) -> str:
-    """The diagram of a model; for a swapped one, with its differences from the original marked."""
-    original, spec, dropped = swapped_specs(preset, tiny, swaps, params)
-    if dropped:
-        print(f"dropped: {', '.join(dropped)}", file=sys.stderr)
-    name = f"{title(preset)} at toy widths" if tiny else title(preset)
-    name += f" at {format_count(params)} parameters" if params else ""
-    name += f" with {', '.join(spaced(swap) for swap in swaps)}" if swaps else ""
-    known = ancestor(preset)
-    other = original if swaps else spec_of(known) if known and not (tiny or params) else None
-    return diagram.svg(
-        spec,
-        name,
-        callouts=diagram.callouts(structure_differences(spec, other)) if other else (),
-        heading="Swapped" if swaps else f"New compared with {title(known)}" if known else "",
-        dtype=getattr(torch, dtype),
-        against=original if swaps else None,
-        theme=theme.value,
-        costs=costs,
-        subtitle=sizes()[preset].hub,
-    )
 
 
 if __name__ == "__main__":

@@ -288,15 +288,12 @@ def test_callouts_stand_at_what_is_inside_a_block_or_at_the_block() -> None:
     """Of the layers that most are of; what is not drawn inside is said at the block."""
     about = ("attn.rope", "Inside."), ("attn.keys", "Not drawn inside."), ("ffn.router", "No router here.")
     rows = {key: ElementTree.fromstring(part) for key, part in parts_of(spec("gemma3-27b"), about).items()}
-    numbers = {
-        key: [text.text for text in row.iter("text") if "badge-text" in classes(text)] for key, row in rows.items()
-    }
+    badges = {key: [each for each in row.iter() if classes(each) == ["badge"]] for key, row in rows.items()}
+    words = {key: [each.text for each in row.iter() if "badge-text" in classes(each)] for key, row in rows.items()}
     assert words["layer 0.attn"] == ["1", "2"]
     assert words["layer 0.ffn"] == ["3"]
     assert not words["layer 1.attn"]
-    rope, block = (
-        float(circle.get("cx")) for circle in rows["layer 0.attn"].iter("circle") if "badge" in classes(circle)
-    )
+    rope, block = (float(circle.get("cx")) for circle in badges["layer 0.attn"])
     assert rope > 300 > block
 
 
