@@ -20,7 +20,8 @@ SECONDS = 240
 def in_ranks(
     count: int, function: Callable[..., Any], *args: Any, device: str = "cpu", seconds: float = SECONDS
 ) -> list[Any]:
-    """What `function(device, *args)` returns in each rank, None after `seconds`. It is a function of a module, and its result plain data."""
+    """What `function(device, *args)` returns in each rank, None after `seconds`. It is a function of a module, and its
+    result plain data."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
