@@ -48,7 +48,7 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
         region.canvas.text(x + width / 2, y + 9, label, SMALL, width, label_class, "middle", place=fact)
         number = block.heads if letter == "q" else block.kv_heads
         box = Region(region.canvas, x, y + 14, width, region.dim, region.place)
-        bottom = heads(box, number, block.kv_heads, "query" if letter == "q" else "kept")
+        bottom = heads(box, number, block.kv_heads, "queries" if letter == "q" else "keys")
         lanes.taken(column, column, bottom)
     normed = 1 if "k" in own else 0  # the last column that a norm and the rotation are of
     if block.qk_norm:

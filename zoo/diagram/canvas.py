@@ -5,7 +5,7 @@ canvas that compares against another model's facts marks what that model does no
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from xml.etree.ElementTree import Element, SubElement
 from zoo.diagram.palette import FILE_FONT, Theme, attributes, css
 
 Facts = frozenset[tuple[str, str]]
+FONT_SIZE = 11.5  # of text that does not say its own
 
 # Advance widths of DejaVu Sans in hundredths of the font size: the widest face among the usual system fonts.
 _ADVANCES = {
@@ -96,6 +97,7 @@ class Canvas:
 
     def __init__(self, width: float, title: str, description: str, against: Facts | None = None) -> None:
         self.root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "class": "zoo-diagram", "role": "img"})
+        self.root.set("font-size", _n(FONT_SIZE))
         self.width, self.height = width, 0.0
         self.against = against
         self.marks = 0  # number of marked texts and shapes
@@ -163,6 +165,13 @@ class Canvas:
         if d:
             self._add("path", css_class, d=d)
 
+    def dashes(self, x: float, y: float, height: float, lengths: Sequence[float], repeats: int, css_class: str) -> None:
+        """A row of boxes as one dashed line: `lengths` of box, gap, box, gap, ..., repeated. However many boxes there
+        are, it takes the text of one repeat."""
+        width = sum(lengths) * repeats - lengths[-1]
+        dashes = {"stroke-width": _n(height), "stroke-dasharray": " ".join(map(_n, lengths))}
+        self._add("path", css_class, d=f"M{_n(x)} {_n(y + height / 2)}h{_n(width)}", **dashes)
+
     def path(self, d: str, css_class: str) -> Element:
         """A path, its coordinates rounded to a hundredth."""
         return self._add("path", css_class, d=_LONG.sub(lambda number: _n(float(number[0])), d))
@@ -185,9 +194,10 @@ class Canvas:
         """A line of text on the baseline `y`; cut to `max_width`, with the whole as its tooltip. Returns its width."""
         bold = "strong" in css_class.split()
         shown = fit_text(text, size, max_width, bold)
-        anchors = {} if anchor == "start" else {"text-anchor": anchor}
+        others = {} if size == FONT_SIZE else {"font-size": _n(size)}
+        others |= {} if anchor == "start" else {"text-anchor": anchor}
         css_class = self.marked(css_class, place, text) if place else css_class
-        element = self._add("text", css_class, x=_n(x), y=_n(y), **{"font-size": _n(size)}, **anchors)
+        element = self._add("text", css_class, x=_n(x), y=_n(y), **others)
         element.text = shown
         if shown != text:
             SubElement(element, "title").text = text

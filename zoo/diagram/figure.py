@@ -105,21 +105,23 @@ def _draw(spec: Decoder, title: str, options: Options, against: Facts | None) ->
     """The drawing, with the numbers of call-outs at what is inside a block, or at the block where that is not drawn."""
     if options.context < 1:
         raise UsageError(f"context={options.context} is below 1")
-    anchors = [anchor or "" for anchor, _ in options.callouts]
-    canvas, left = _draw_with(spec, title, options, against, [anchor.split(".")[-1] for anchor in anchors])
-    if left:
-        inside = [anchor.split(".")[0 if number in left else -1] for number, anchor in enumerate(anchors, 1)]
-        canvas, _ = _draw_with(spec, title, options, against, inside)
+    anchors = {number: (anchor or "").split(".") for number, (anchor, _) in enumerate(options.callouts, 1)}
+    main, others = {number: path[-1] for number, path in anchors.items()}, dict[int, str]()
+    canvas, left = _draw_with(spec, title, options, against, main, others)
+    if left:  # not inside the blocks that most layers have
+        main, others = ({n: part for n, part in main.items() if (n in left) is away} for away in (False, True))
+        canvas, left = _draw_with(spec, title, options, against, main, others)
+    if left:  # inside none
+        main, others = main | {n: anchors[n][0] for n in left}, {n: others[n] for n in others if n not in left}
+        canvas, _ = _draw_with(spec, title, options, against, main, others)
     return canvas
 
 
 def _draw_with(
-    spec: Decoder, title: str, options: Options, against: Facts | None, anchors: list[str]
+    spec: Decoder, title: str, options: Options, against: Facts | None, main: dict[int, str], others: dict[int, str]
 ) -> tuple[Canvas, set[int]]:
-    """The drawing with the numbers of call-outs at these parts, and the numbers that had no place."""
-    numbers: dict[str, list[int]] = {}
-    for number, anchor in enumerate(anchors, 1):
-        numbers.setdefault(anchor, []).append(number)
+    """The drawing with the numbers of call-outs at these parts: of the blocks that most layers have, and of others. And
+    the numbers that had no place."""
     title = _printable(title)
     counts = Counter(spec.layers)
     names = dict(zip(counts, labels(spec), strict=True))
@@ -127,20 +129,20 @@ def _draw_with(
     pattern = typeset(fold([names[layer] for layer in spec.layers]).replace(" x ", " × "))
     layout = LAYOUTS[options.layout]
     canvas = Canvas(layout.width, title, _description(spec, kinds, pattern, options), against)
-    badges = Badges(numbers)
+    badges, elsewhere = Badges.of(main), Badges.of(others)
     costs = Costs(spec, options.context, options.dtype)
     with canvas.fragment("title") as height:
         y = _draw_title(canvas, layout, title, options.subtitle)
         height.append(_draw_figures(canvas, layout, spec, options, y + 8))
     with canvas.fragment("layers") as height:
         height.append(_draw_layers(canvas, layout, spec, pattern, badges))
-    _draw_path(Rows(canvas, layout, costs, kinds, badges, options.costs), kinds, costs)
+    _draw_path(Rows(canvas, layout, costs, kinds, badges, elsewhere, options.costs), kinds, costs)
     if options.callouts:
         with canvas.fragment("callouts") as height:
             height.append(_draw_callouts(canvas, layout, options))
     with canvas.fragment("notes") as height:
         height.append(_draw_notes(canvas, layout, options))
-    return canvas, {number for left in numbers.values() for number in left}
+    return canvas, badges.left() | elsewhere.left()
 
 
 def _printable(text: str) -> str:

@@ -146,7 +146,7 @@ def _(block: MoE, region: Region) -> float:
             region.at(y).line(line, fact)
             y += LINE
     options = [("biases", "bias")] if getattr(block.expert, "bias", False) else []
-    y = chips(region.at(y - 6), options) if options else y - 12
+    y = chips(region.at(y - 6), options) if options else y - 9
     lanes.taken(0, last, y)
     lanes.stage(Bar(0, last, "weighted sum" + (", plus the shared expert" if last else ""), "inner", "sum"))
     return lanes.y

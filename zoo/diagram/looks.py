@@ -60,22 +60,32 @@ def _feed_forward(layer: Layer) -> str:
 
 def draw_look(canvas: Canvas, x: float, y: float, width: float, height: float, layer: Look) -> None:
     """A bar in two tones, attention above and feed-forward below."""
-    upper = round(height * 0.6)
-    for top, tall, css_class in ((y, upper, layer.reach), (y + upper, height - upper, layer.ffn)):
-        if css_class != NONE:
-            canvas.rect(x, top, width, tall, css_class)
-        else:  # an outline, so that a layer without this part is not a gap
-            canvas.rect(x + 0.5, top + 0.5, max(width - 1, 0.5), tall - 1, css_class)
+    _draw_bars(canvas, y, height, [(x, width, layer)])
 
 
 def draw_strip(canvas: Canvas, spec: Decoder, x: float, y: float, width: float, height: float) -> None:
     """All layers from the first to the last. Where they are too many for gaps, equal ones are one bar."""
     pitch = width / len(spec.layers)
     gap = 1.0 if pitch > 5 else 0.6 if pitch > 2 else 0.0
-    looks = [look(layer, spec) for layer in spec.layers]
+    looks, bars = [look(layer, spec) for layer in spec.layers], []
     for run in [[each] for each in looks] if gap else [list(run) for _, run in groupby(looks)]:
-        draw_look(canvas, x, y, len(run) * pitch - gap, height, run[0])
+        bars.append((x, len(run) * pitch - gap, run[0]))
         x += len(run) * pitch
+    _draw_bars(canvas, y, height, bars)
+
+
+def _draw_bars(canvas: Canvas, y: float, height: float, bars: Sequence[tuple[float, float, Look]]) -> None:
+    """Bars from the left edge, the width and the look of each. Those of one colour are one path."""
+    upper = round(height * 0.6)
+    boxes: dict[str, list[tuple[float, float, float, float]]] = {}
+    for x, width, layer in bars:
+        for top, tall, css_class in ((y, upper, layer.reach), (y + upper, height - upper, layer.ffn)):
+            box = (x, top, width, tall)
+            if css_class == NONE:  # an outline, so that a layer without this part is not a gap
+                box = (x + 0.5, top + 0.5, max(width - 1, 0.5), tall - 1)
+            boxes.setdefault(css_class, []).append(box)
+    for css_class, each in boxes.items():
+        canvas.boxes(each, css_class)
 
 
 def draw_legend(canvas: Canvas, specs: Sequence[Decoder], x: float, y: float, width: float, size: float) -> float:

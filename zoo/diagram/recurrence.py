@@ -20,7 +20,7 @@ def delta_rule(block: GatedDeltaNet | KDA, region: Region) -> float:
         state = (block.value_heads, block.key_dim, block.value_dim)
     shared = f" on {key_heads:,} key heads" if key_heads < value_heads else ""
     y = title(region, _name(block), (f"{value_heads:,} heads{shared}", "heads"), (widths, "widths"))
-    columns = ("queries", key_heads, "query"), ("keys", key_heads, "kept"), ("values", value_heads, "kept")
+    columns = ("queries", key_heads, "queries"), ("keys", key_heads, "keys"), ("values", value_heads, "keys")
     lanes = _columns(region.at(y), (*columns, ("decay, β", 0, decay)), (1, 1, 1.1, 1.3))
     lanes.stage(Bar(0, 2, f"convolution over {block.conv:,} tokens", "latent", "conv"))
     lanes.stage(Bar(0, 1, "divided by their lengths", "chip-norm", "lengths"))
@@ -36,7 +36,7 @@ def state_space(block: Mamba2, region: Region) -> float:
     y = title(
         region, _name(block), (f"{block.heads:,} heads", "heads"), (f"each {block.head_dim:,} wide", "widths"), groups
     )
-    columns = ("x", block.heads, "kept"), ("B", block.groups, "kept"), ("C", block.groups, "query")
+    columns = ("x", block.heads, "keys"), ("B", block.groups, "keys"), ("C", block.groups, "queries")
     lanes = _columns(region.at(y), (*columns, ("time step", 0, "by head")), (1.6, 0.8, 0.8, 1))
     lanes.stage(Bar(0, 2, f"convolution over {block.conv:,} tokens", "latent", "conv"))
     if block.min_step:

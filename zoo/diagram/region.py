@@ -3,17 +3,17 @@ masks, boxes of heads, grids of experts, chips. Each fills its `Region` from the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from zoo.blocks import Router
 from zoo.costs import Reach
-from zoo.diagram.canvas import Canvas, text_width, wrap_text
+from zoo.diagram.canvas import FONT_SIZE, Canvas, text_width, wrap_text
 from zoo.registry import Spec
 
-BIG, SMALL = 13.5, 11.5  # font sizes
+BIG, SMALL = 13.5, FONT_SIZE
 LINE, PAD = 15.0, 5.0  # from one line of small text to the next; above and below the lines in a box
 ARROW = 9.0  # from a stage to the next
 MASK = 38.0  # side of a mask
@@ -58,6 +58,15 @@ class Badges:
     """Numbers of call-outs by the name of the part that they are about."""
 
     numbers: dict[str, list[int]]
+
+    @classmethod
+    def of(cls, parts: Mapping[int, str]) -> Self:
+        """Of the part that each number is about."""
+        return cls({part: [n for n, other in parts.items() if other == part] for part in parts.values()})
+
+    def left(self) -> set[int]:
+        """The numbers that have not been drawn."""
+        return {number for numbers in self.numbers.values() for number in numbers}
 
     def draw(self, canvas: Canvas, names: Sequence[str], x: float, y: float) -> None:
         """The numbers of some parts in circles side by side, the last around (x, y); each is drawn once."""
@@ -107,10 +116,12 @@ class Lanes:
 
     def reserve(self, first: int, last: int, top: float) -> None:
         """Arrows from the last boxes of some columns down to `top`."""
-        for column in range(first, last + 1):
-            start, (x, width) = self.starts[column], self.columns[column]
-            if start is not None and start < top:
-                draw_arrow(self.region.canvas, x + width / 2, start, top)
+        columns = zip(self.columns[first : last + 1], self.starts[first : last + 1], strict=True)
+        arrows = [(x + width / 2, start) for (x, width), start in columns if start is not None and start < top]
+        if arrows:
+            shafts = "".join(f"M{x} {start}V{top - 4}" for x, start in arrows)
+            self.region.canvas.path(shafts, "branch")
+            self.region.canvas.path("".join(f"M{x} {top}l-3 -5h6z" for x, _ in arrows), "tip")
 
     def stage(self, *bars: Bar, badges: Sequence[str] = ()) -> None:
         """Boxes side by side, below everything so far that they follow from. `badges`: names of parts that the first
@@ -159,12 +170,6 @@ def draw_lines(region: Region, x: float, top: float, width: float, lines: Sequen
         region.canvas.text(x + width / 2, baseline, line, SMALL, width - 6, css_class, "middle")
 
 
-def draw_arrow(canvas: Canvas, x: float, top: float, bottom: float) -> None:
-    """An arrow downwards."""
-    canvas.path(f"M{x} {top}V{bottom - 4}", "branch")
-    canvas.path(f"M{x} {bottom}l-3 -5h6z", "tip")
-
-
 def title(region: Region, name: str, *details: tuple[str, str], fact: str = "kind") -> float:
     """A block's name, and its details after it, in as many lines as they need; each a (text, fact)."""
     y = region.y + BIG - 2
@@ -198,21 +203,21 @@ def mask(region: Region, reach: Reach) -> None:
 
 
 def heads(region: Region, number: int, groups: int, css_class: str) -> float:
-    """A box for each of a number of heads, in groups that share one key and value; returns the y below."""
-    gap = (3.0 if number <= 32 else 2.0) if groups < number else 0.0
-    groups_gap = gap * (groups - 1) if groups > 1 else 0.0
-    if number > MAX_HEADS or groups_gap > region.width / 2:
-        gap, groups, groups_gap = 0.0, 1, 0.0
-    drawn = min(number, MAX_HEADS)
-    pitch = min(13.0, (region.width - groups_gap) / drawn)
-    left = region.x + (region.width - pitch * drawn - groups_gap) / 2
-    box, per_group = pitch - 1 if pitch > 4 else pitch * 0.75, max(drawn // groups, 1)
-    places = (left + i * pitch + (i // per_group) * gap for i in range(drawn))
-    if number > MAX_HEADS:  # one bar
-        region.canvas.boxes([(region.x, region.y, region.width, 11)], css_class)
-    else:
-        region.canvas.boxes([(x, region.y, box, 11) for x in places], css_class)
-    return region.y + 11
+    """A box for each of a number of heads, in groups that share one key and value; returns the y below. More than can
+    be told apart are one bar."""
+    height = 11.0
+    if number > MAX_HEADS:
+        region.canvas.dashes(region.x, region.y, height, (region.width, 1.0), 1, css_class)
+        return region.y + height
+    gap = 0.0 if groups == number else 3.0 if number <= 32 else 2.0
+    if gap * (groups - 1) > region.width / 2:
+        gap, groups = 0.0, number
+    pitch = min(13.0, (region.width - gap * (groups - 1)) / number)
+    left = region.x + (region.width - pitch * number - gap * (groups - 1)) / 2
+    box, several = pitch - 1 if pitch > 4 else pitch * 0.75, number // groups
+    lengths = [box, pitch - box] * (several - 1) + [box, pitch - box + gap]
+    region.canvas.dashes(left, region.y, height, lengths, groups, css_class)
+    return region.y + height
 
 
 def experts(region: Region, number: int, groups: int, chosen: Iterable[int]) -> float:
@@ -224,16 +229,18 @@ def experts(region: Region, number: int, groups: int, chosen: Iterable[int]) -> 
     pitch = min(12.0, region.width / columns)
     height, gap = -(-size // columns) * pitch, 2.0 if groups > 1 else 0.0
     left = region.x + (region.width - columns * pitch) / 2
-    filled = set(chosen)
+    side = pitch - (1.6 if pitch > 5 else 0.8)
 
-    def square(expert: int) -> tuple[float, float, float, float]:
+    def corner(expert: int) -> tuple[float, float]:
         group, index = divmod(expert, size)
         row, column = divmod(index, columns)
-        side = pitch - (1.6 if pitch > 5 else 0.8)
-        return left + column * pitch, region.y + group * (height + gap) + row * pitch, side, side
+        return left + column * pitch, region.y + group * (height + gap) + row * pitch
 
-    region.canvas.boxes([square(each) for each in range(number) if each not in filled], "idle")
-    region.canvas.boxes([square(each) for each in sorted(filled)], "chosen")
+    for first in range(0, number, size):
+        for start in range(first, first + size, columns):  # a row; the last one of a group may be shorter
+            width = min(columns, first + size - start)
+            region.canvas.dashes(*corner(start), side, (side, pitch - side), width, "experts")
+    region.canvas.boxes([(*corner(expert), side, side) for expert in sorted(chosen)], "chosen")
     return region.y + groups * (height + gap) - gap
 
 

@@ -39,13 +39,21 @@ class Drawn(NamedTuple):
 
 
 class Rows:
-    """The rows of one drawing."""
+    """The rows of one drawing. `badges` are the numbers of call-outs about blocks that most layers have and about what
+    stands once, `elsewhere` those about what is inside other blocks."""
 
     def __init__(
-        self, canvas: Canvas, layout: Layout, costs: Costs, kinds: list[Kind], badges: Badges, with_costs: bool
+        self,
+        canvas: Canvas,
+        layout: Layout,
+        costs: Costs,
+        kinds: list[Kind],
+        badges: Badges,
+        elsewhere: Badges,
+        with_costs: bool,
     ) -> None:
         self.canvas, self.layout, self.costs, self.kinds = canvas, layout, costs, kinds
-        self.badges, self.with_costs = badges, with_costs
+        self.badges, self.elsewhere, self.with_costs = badges, elsewhere, with_costs
         self.spec = costs.spec
         self.is_like_other = False  # nothing in the last blow-up is marked
         self.where = {key: drawn for role in BRANCH_NAMES for key, drawn in self._places(role)}
@@ -224,7 +232,7 @@ class Rows:
         """What a blow-up holds: the inside of its block, or how it differs from another; and its costs."""
         canvas, drawn, marks = self.canvas, self.where[role, block], self.canvas.marks
         canvas.facts[f"{role}.block", repr(block)] = None
-        badges = self.badges if self.is_main(position, role) else None
+        badges = self.badges if self.is_main(position, role) else self.elsewhere
         region = Region(canvas, x, y, self.layout.inner_width, self.spec.dim, role, badges)
         bottom = inside(block, region) if drawn.like is None else self._variant(region, role, block, drawn)
         self.is_like_other = canvas.marks == marks
@@ -253,7 +261,8 @@ class Rows:
     def measuring(self) -> "Rows":
         """The same rows on another canvas, to learn how tall they are."""
         twin = copy(self)
-        twin.canvas, twin.badges = Canvas(0, "", ""), Badges(dict(self.badges.numbers))
+        twin.canvas = Canvas(0, "", "")
+        twin.badges, twin.elsewhere = Badges(dict(self.badges.numbers)), Badges(dict(self.elsewhere.numbers))
         return twin
 
     def is_main(self, position: int, role: str) -> bool:

@@ -13,10 +13,11 @@ import zoo
 from zoo import GLU, GQA, Decoder, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, names, pre, spec
 from zoo.blocks import PostNorm
 from zoo.diagram import svg
-from zoo.diagram.canvas import text_width
+from zoo.diagram.canvas import FONT_SIZE, text_width
 
 SVG = "{http://www.w3.org/2000/svg}"
 SMALL_BOX = re.compile(r"M([-\d.]+) ([-\d.]+)h([\d.]+)v([\d.]+)h-[\d.]+z")
+DASHED = re.compile(r"M([-\d.]+) ([-\d.]+)h([\d.]+)")
 
 EXTREME = Decoder(
     vocab=10**9,
@@ -69,6 +70,14 @@ def small_boxes(root: Element, css_class: str) -> list[Area]:
 
 
 def _boxes(path: Element) -> Iterator[Area]:
+    if path.get("stroke-width") and (found := DASHED.fullmatch(path.get("d", ""))):
+        x, y, width = map(float, found.groups())
+        height = float(path.get("stroke-width", 0))
+        lengths = [float(length) for length in path.get("stroke-dasharray", "").split()]
+        start, i = x, 0
+        while start < x + width - 0.5:  # coordinates are rounded to a hundredth
+            yield Area(start, y - height / 2, start + lengths[i], y + height / 2)
+            start, i = start + lengths[i] + lengths[i + 1], (i + 2) % len(lengths)
     for found in SMALL_BOX.findall(path.get("d", "")):
         x, y, width, height = map(float, found)
         yield Area(x, y, x + width, y + height)
@@ -107,6 +116,10 @@ class Area(NamedTuple):
             and other.top < self.bottom - 0.1
         )
 
+    def near(self, other: Area) -> bool:
+        """Whether it is the same area, with coordinates rounded along a row."""
+        return all(abs(a - b) < 0.5 for a, b in zip(self, other, strict=True))
+
     @property
     def size(self) -> float:
         return (self.right - self.left) * (self.bottom - self.top)
@@ -117,7 +130,7 @@ def area(element: Element) -> Area:
     x, y = (float(element.get(name, 0)) for name in ("x", "y"))
     if element.tag == f"{SVG}rect":
         return Area(x, y, x + float(element.get("width", 0)), y + float(element.get("height", 0)))
-    size = float(element.get("font-size", 0))
+    size = float(element.get("font-size", FONT_SIZE))
     wide = text_width(element.text or "", size, "strong" in classes(element))
     x -= {"end": wide, "middle": wide / 2}.get(element.get("text-anchor", ""), 0)
     return Area(x, y - 0.76 * size, x + wide, y + 0.24 * size)

@@ -20,24 +20,28 @@ from tests.zoo.diagram.drawing import (
     LAYOUTS,
     MODELS,
     SVG,
-    area,
     classes,
     drawn,
     misplaced,
     parts,
     rects,
+    small_boxes,
     texts,
 )
 from zoo import GLU, Decoder, names, spec, swap
 from zoo.blocks import HyperBranch, Indexer, MoE, PostNorm
 from zoo.catalog import ancestor
 from zoo.diagram import callouts, fragments, svg
+from zoo.diagram.canvas import FONT_SIZE
+from zoo.diagram.layout import WIDE
+from zoo.diagram.looks import FEED_FORWARDS, NONE, REACHES
 from zoo.errors import UsageError
 from zoo.registry import Block
 from zoo.swaps.differences import structure_differences
 from zoo.swaps.grammar import apply_swap
 
 SHOWN = [*representatives(), *(f"tiny {name}" for name in representatives()), "extreme"]
+LOOKS = (*REACHES, *FEED_FORWARDS, NONE)
 CALLOUTS = (
     ("attn", "A sentence that is so long that it takes more than one line of the list, even where the page is wide."),
     ("rope", "Short."),
@@ -76,7 +80,7 @@ def test_text_can_be_read_on_a_phone(name: str) -> None:
     """At 390 pixels with a margin of 16 on each side, the smallest text takes 11."""
     root = drawn(spec(name), layout="narrow", costs=True, callouts=CALLOUTS)
     assert float(root.get("width")) == 360
-    smallest = min(float(text.get("font-size")) for text in root.iter(f"{SVG}text"))
+    smallest = min(float(text.get("font-size", FONT_SIZE)) for text in root.iter(f"{SVG}text"))
     assert smallest * (390 - 2 * 16) / 360 >= 11
 
 
@@ -137,11 +141,12 @@ def test_the_strip_holds_every_layer_in_order(name: str) -> None:
     """Above what each layer's attention reaches, below its feed-forward."""
     model = spec(name)
     strip = parts(drawn(model))[1][1]
-    bars = [rect for rect in strip.iter(f"{SVG}rect") if classes(rect)[0].startswith(("reach-", "ffn-", "none"))]
-    bars = bars[: 2 * len(model.layers)]  # the legend comes after them
-    shown = [(classes(above)[0], classes(below)[0]) for above, below in zip(bars[::2], bars[1::2], strict=True)]
-    lefts = [area(bar).left for bar in bars[::2]]
-    assert lefts == sorted(lefts)
+    found = [(box, name) for name in LOOKS for box in small_boxes(strip, name)]
+    pitch = (WIDE.panel_end - WIDE.left) / len(model.layers)
+    found.sort(key=lambda bar: (int(((bar[0].left + bar[0].right) / 2 - WIDE.left) / pitch), bar[0].top))
+    shown = [(above, below) for (_, above), (_, below) in zip(found[::2], found[1::2], strict=True)]
+    assert all(above.bottom <= below.top for (above, _), (below, _) in zip(found[::2], found[1::2], strict=True))
+    assert len(shown) == len(model.layers)
     for (reach, ffn), layer in zip(shown, model.layers, strict=True):
         kept = layer.cache_spec()
         assert (reach == "reach-state") == bool(kept.state and not kept.per_token)
@@ -156,13 +161,13 @@ def test_the_strip_holds_every_layer_in_order(name: str) -> None:
 
 def test_a_strip_of_too_many_layers_is_drawn_as_runs() -> None:
     strip = parts(drawn(EXTREME))[1][1]
-    assert len([bar for bar in rects(strip, "reach-window") if area(bar).bottom - area(bar).top > 12]) == 1
+    assert len(small_boxes(strip, "reach-window")) == len(small_boxes(strip, "ffn-experts")) == 1
 
 
 def test_positions_of_the_embedding_are_positions() -> None:
     """Layers without rotation have no position encoding only where the model has none."""
-    assert not rects(drawn(spec("gpt2")), "reach-nope")
-    assert rects(drawn(swap(BASE, zoo.RoPE, zoo.NoPE())), "reach-nope")
+    assert not small_boxes(drawn(spec("gpt2")), "reach-nope")
+    assert small_boxes(drawn(swap(BASE, zoo.RoPE, zoo.NoPE())), "reach-nope")
 
 
 # A token's path.

@@ -47,13 +47,17 @@ def test_heads_and_experts_are_drawn_one_by_one(name: str) -> None:
     for block in blocks(name, "attn"):
         if isinstance(block, GQA) and block.heads <= MAX_HEADS:
             root = namespaced(blown_up(block))
-            assert len(small_boxes(root, "query")) == block.heads
-            assert len(small_boxes(root, "kept")) == 2 * block.kv_heads
+            assert len(small_boxes(root, "queries")) == block.heads
+            assert len(small_boxes(root, "keys")) == 2 * block.kv_heads
     for block in blocks(name, "ffn"):
         if isinstance(block, MoE):
             root = namespaced(blown_up(block))
             assert len(small_boxes(root, "chosen")) == block.router.k + (block.shared is not None)
-            assert len(small_boxes(root, "idle")) == block.experts - block.router.k
+            assert len(small_boxes(root, "experts")) == block.experts  # the chosen ones are drawn over them
+            squares = [
+                square for square in small_boxes(root, "chosen") if any(map(square.near, small_boxes(root, "experts")))
+            ]
+            assert len(squares) == block.router.k
 
 
 def namespaced(canvas: Canvas) -> Element:
