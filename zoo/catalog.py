@@ -1,5 +1,6 @@
 """Every released model by name: presets, families and hub ids, and building one."""
 
+import re
 from collections.abc import Iterable
 from copy import deepcopy
 from functools import cache
@@ -75,6 +76,32 @@ def resolve(name: str) -> str:
 def folded(name: str) -> str:
     """A name as it is compared: qwen2.5, Qwen2_5 and qwen2-5 are one."""
     return name.lower().replace("_", "-").replace(".", "-")
+
+
+def title(preset: str) -> str:
+    """A preset's name as people write it: "DeepSeek-V3 671B", "Gemma 3 27B". Spelled as the family's file or the hub
+    id spells it."""
+    published = re.match(r"(.+?) \(", families()[family_name(preset)].__doc__ or "")
+    spelling = [*re.split(r"[-_ ]", sizes()[preset].hub.split("/")[-1])]
+    words, shown = preset.split("-"), list[str]()
+    for n in range(len(words), 0, -1):
+        if published and _letters("".join(words[:n])) == _letters(published[1]):
+            shown, words = [published[1]], words[n:]
+            break
+    return " ".join([*shown, *(_spelled(word, spelling) for word in words)])
+
+
+def _spelled(word: str, parts: list[str]) -> str:
+    """A word of a preset's name as the parts of a hub id spell it; a number of parameters in capitals."""
+    if re.fullmatch(r"a?\d+(\.\d+)?(x\d+)?[bmt]", word):
+        return word.upper().replace("X", "x")
+    joined = (parts[i:j] for i in range(len(parts)) for j in range(i + 1, len(parts) + 1))
+    found = next((" ".join(each) for each in joined if _letters("".join(each)) == _letters(word)), word)
+    return found.upper() if len(found) <= 2 else found[:1].upper() + found[1:]
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.lower()))
 
 
 def spec(name: str, tiny: bool = False) -> Decoder:
