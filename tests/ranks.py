@@ -17,8 +17,11 @@ from zoo.core.processes import joined
 SECONDS = 240
 
 
-def in_ranks(count: int, function: Callable[..., Any], *args: Any, device: str = "cpu") -> list[Any]:
-    """What `function(device, *args)` returns in each rank. It is a function of a module, and its result plain data."""
+def in_ranks(
+    count: int, function: Callable[..., Any], *args: Any, device: str = "cpu", seconds: float = SECONDS
+) -> list[Any]:
+    """What `function(device, *args)` returns in each rank, None after `seconds`. It is a function of a module, and its
+    result plain data."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -32,7 +35,7 @@ def in_ranks(count: int, function: Callable[..., Any], *args: Any, device: str =
         readers.append(reader)
         processes.append(process)
     try:
-        results = [reader.recv() if reader.poll(SECONDS) else None for reader in readers]
+        results = [reader.recv() if reader.poll(seconds) else None for reader in readers]
     finally:
         for process in processes:
             process.join(10)

@@ -122,7 +122,7 @@ SWAP = ("--swap", "attn=MinGRU(hidden=256)")
 EXPERTS = ("--swap", "ffn=MoE(experts=4, expert=Bilinear(hidden=32), router=CosineTopK(k=2))")
 COMMANDS = [  # every command that draws, counts or runs a model: what it is told, and a word that it then prints
     (("zoo.build", "hybrid", "--tiny"), "minGRU of 96"),
-    (("zoo.build", "hybrid", "--svg", "-"), "minGRU of 2048"),
+    (("zoo.build", "hybrid", "--svg", "-"), "minGRU of 2,048"),
     (("zoo.build", "hybrid", "--tiny", "--swap", "ffn=GLU(hidden=96)"), "SwiGLU, width 96"),
     (("zoo.build", "hybrid", "--params", "2M"), "minGRU"),
     (("zoo.build", "qwen3", "--svg", "-", *SWAP), "minGRU of 256"),
@@ -320,7 +320,7 @@ HYBRID = '''
 from zoo.blocks import GQA, Layer, MoE, NoPE, RMSNorm, pre
 from zoo.blocks.cosine_experts import Bilinear, CosineTopK
 from zoo.blocks.min_gru import MinGRU
-from zoo.hf.config import Config, Size, reads
+from zoo.hf.config import About, Config, Size, reads
 from zoo.hf.write_config import dense_fields
 from zoo.model.decoder import Decoder
 
@@ -343,6 +343,7 @@ def to_hf(spec):
     return {"model_type": "hybrid", "hidden_act": "bilinear", "intermediate_size": 1} | dense_fields(spec)
 
 
+ABOUT = About(came_from="llama3", licence="none", report="https://example.org")
 _1B = dict(dim=2048, layers=16, heads=32, kv_heads=8, head_dim=64, hidden=2048, vocab=32_000, context=4096)
 SIZES = {"hybrid-1b": Size("example/hybrid-1b", decoder(**_1B).params(), decoder(**_1B), released="2026-11")}
 '''

@@ -11,14 +11,23 @@ import typer
 from zoo import diagram
 from zoo.catalog import resolve
 from zoo.cli import listing
-from zoo.cli.card import build_report, report_text, spaced, swapped_specs
+from zoo.cli.card import build_report, report_text
+from zoo.cli.figure import figure
 from zoo.cli.runner import Debug, emit, run
 from zoo.cli.tables import document
 from zoo.core.devices import find_device
 from zoo.errors import CheckFailed, UsageError
-from zoo.units import format_count, parse_count
+from zoo.new_files import write_file
+from zoo.units import parse_count
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+class Theme(StrEnum):
+    """The colours of a diagram."""
+
+    light = "light"
+    dark = "dark"
 
 
 class DType(StrEnum):
@@ -54,8 +63,11 @@ def main(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the random weights and tokens.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
     svg: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw a diagram into FILE, no run; - is stdout.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw a diagram into FILE (.svg, .png, .pdf), no run; - is stdout."),
     ] = None,
+    theme: Annotated[Theme | None, typer.Option(help="Of the diagram: light (default) or dark.")] = None,
+    costs: Annotated[bool, typer.Option("--costs", help="In the diagram, what each part costs.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="All blocks against all architectures; all sizes.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -84,25 +96,23 @@ def main(
     if svg is not None:
         if json or device:
             raise UsageError("--svg draws and builds nothing: leave --json and --device out")
-        emit(_draw(preset, tiny, params, swaps, dtype or DType.bfloat16), None if svg == Path("-") else svg)
+        cache = getattr(torch, dtype or DType.bfloat16)
+        drawing, dropped = figure(preset, tiny, params, swaps, cache, (theme or Theme.light).value, costs)
+        if dropped:
+            print(f"dropped: {', '.join(dropped)}", file=sys.stderr)
+        if svg == Path("-"):
+            emit(drawing)
+        else:
+            write_file(svg, diagram.encode(drawing, svg))
         return
+    if theme or costs:
+        raise UsageError("--theme and --costs are of a diagram: give --svg FILE as well")
     place = find_device(device or ("cpu" if tiny or params else "meta"))
     weights_dtype = getattr(torch, dtype or ("bfloat16" if place.type == "meta" else "float32"))
     report = build_report(preset, tiny, swaps, place, weights_dtype, seed, params)
     emit(document(report) if json else report_text(report))
     if report["failures"]:
         raise CheckFailed("; ".join(report["failures"]))
-
-
-def _draw(preset: str, tiny: bool, params: int | None, swaps: list[str], dtype: DType) -> str:
-    """The diagram of a model; for a swapped one, with its differences from the original marked."""
-    original, spec, dropped = swapped_specs(preset, tiny, swaps, params)
-    if dropped:
-        print(f"dropped: {', '.join(dropped)}", file=sys.stderr)
-    title = f"{preset} at toy widths" if tiny else preset
-    title += f" at {format_count(params)} parameters" if params else ""
-    title += f" with {', '.join(spaced(swap) for swap in swaps)}" if swaps else ""
-    return diagram.svg(spec, title, dtype=getattr(torch, dtype), against=original if swaps else None)
 
 
 if __name__ == "__main__":

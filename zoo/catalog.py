@@ -1,8 +1,10 @@
 """Every released model by name: presets, families and hub ids, and building one."""
 
+import re
 from collections.abc import Iterable
 from copy import deepcopy
 from functools import cache
+from math import log
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +19,7 @@ from zoo.model.decoder import Decoder
 from zoo.model.initialisation import initialise
 from zoo.model.module import Model
 from zoo.registry import differences
+from zoo.swaps.differences import structure_differences
 from zoo.swaps.tiny import tiny as _tiny
 
 
@@ -43,10 +46,20 @@ def family_name(preset: str) -> str:
     return next(family for family, module in families().items() if preset in module.SIZES)
 
 
+@cache
 def ancestor(preset: str) -> str | None:
-    """The preset that stands for the family which a preset's family came from; None for the first."""
+    """Of the family that a preset's family came from, the size of the most similar structure, of several the nearest in
+    parameters; None for the first family."""
     earlier: str | None = families()[family_name(preset)].ABOUT.came_from
-    return best_known(earlier) if earlier else None
+    if earlier is None:
+        return None
+    size, others = sizes()[preset], families()[earlier].SIZES
+
+    def distance(name: str) -> tuple[int, float]:
+        other = others[name]
+        return len(structure_differences(size.spec, other.spec)), abs(log(size.params / other.params))
+
+    return min(others, key=distance)
 
 
 def resolve(name: str) -> str:
@@ -63,6 +76,32 @@ def resolve(name: str) -> str:
 def folded(name: str) -> str:
     """A name as it is compared: qwen2.5, Qwen2_5 and qwen2-5 are one."""
     return name.lower().replace("_", "-").replace(".", "-")
+
+
+def title(preset: str) -> str:
+    """A preset's name as people write it: "DeepSeek-V3 671B", "Gemma 3 27B". Spelled as the family's file or the hub
+    id spells it."""
+    published = re.match(r"(.+?) \(", families()[family_name(preset)].__doc__ or "")
+    spelling = [*re.split(r"[-_ ]", sizes()[preset].hub.split("/")[-1])]
+    words, shown = preset.split("-"), list[str]()
+    for n in range(len(words), 0, -1):
+        if published and _letters("".join(words[:n])) == _letters(published[1]):
+            shown, words = [published[1]], words[n:]
+            break
+    return " ".join([*shown, *(_spelled(word, spelling) for word in words)])
+
+
+def _spelled(word: str, parts: list[str]) -> str:
+    """A word of a preset's name as the parts of a hub id spell it; a number of parameters in capitals."""
+    if re.fullmatch(r"a?\d+(\.\d+)?(x\d+)?[bmt]", word):
+        return word.upper().replace("X", "x")
+    joined = (parts[i:j] for i in range(len(parts)) for j in range(i + 1, len(parts) + 1))
+    found = next((" ".join(each) for each in joined if _letters("".join(each)) == _letters(word)), word)
+    return found.upper() if len(found) <= 2 else found[:1].upper() + found[1:]
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.lower()))
 
 
 def spec(name: str, tiny: bool = False) -> Decoder:

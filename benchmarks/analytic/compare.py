@@ -80,7 +80,8 @@ WORDS = {
 def structure_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
     """One row for each way in which the structure of the second model differs from the first's, in a sentence."""
     pair = {"table": "structure", **about(first, second)}
-    return [pair | found._asdict() for found in structure_differences(second.spec, first.spec)]
+    differences = structure_differences(second.spec, first.spec)
+    return [pair | {"part": found.part, "sentence": found.sentence} for found in differences]
 
 
 def difference_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:

@@ -25,8 +25,10 @@ from zoo.cli.listing import used_names
 from zoo.cli.tables import Format, render
 from zoo.core.forward_context import visible
 from zoo.costs import Full, Window, whole
-from zoo.diagram.canvas import Canvas, css
-from zoo.diagram.insides import SMALL, TINY, Region, inside
+from zoo.diagram.canvas import Canvas, stretch
+from zoo.diagram.insides import inside
+from zoo.diagram.palette import Theme
+from zoo.diagram.region import Region
 from zoo.registry import Block
 from zoo.units import format_bytes, format_count
 
@@ -51,7 +53,7 @@ def markdown() -> str:
 def pictures() -> dict[str, str]:
     """File name in docs/blocks -> SVG, for every drawing that the text names."""
     images = re.findall(r"!\[([^\]]*)\]\(blocks/([\w-]+)\.svg\)", markdown())
-    return {f"{name}.svg": draw(name, description) for description, name in images}
+    return {f"{name}.svg": draw(name, description, theme="light") for description, name in images}
 
 
 def html(shown: Collection[str] = ()) -> str:
@@ -134,15 +136,20 @@ def costs() -> str:
 
 
 Draw = Callable[[Canvas], None]
-PAD, BLOCK_WIDTH = 12.0, 330.0
+PAD, BLOCK_WIDTH = 12.0, 380.0
+SMALL, TINY = 10.0, 9.0  # font sizes
 
 
-def draw(name: str, description: str, prefix: str = "") -> str:
+def draw(name: str, description: str, prefix: str = "", theme: Theme = "auto") -> str:
     """A drawing by its name, as SVG, with its `description` for screen readers. Every id in it begins with `prefix`."""
     title, width, drawing = DRAWINGS[name]
-    canvas = Canvas(width, title, description, css())
+    canvas = Canvas(width, title, description)
+    if theme != "auto":  # a file has its own paper, whatever it is shown on
+        paper = canvas.rect(0, 0, width, 0, "paper")
     drawing(canvas)
-    return canvas.finish(prefix)
+    if theme != "auto":
+        stretch(paper, canvas.height)
+    return canvas.finish(prefix, theme)
 
 
 def without_style(drawing: str) -> str:
@@ -207,7 +214,7 @@ def _one_head(canvas: Canvas) -> None:
         canvas.path(f"M{to - 1} {y + down}l-5 -3v6z", "tip")
 
     middle = 118.0
-    matrix(8, middle - 27, 5, "kind-full-0", "x")
+    matrix(8, middle - 27, 5, "reach-full", "x")
     for i, (name, look) in enumerate((("q", "query"), ("k", "kept"), ("v", "kept"))):
         y = 20.0 + i * 84
         arrow(58, middle, 92, y + 27 - middle)
@@ -223,7 +230,7 @@ def _one_head(canvas: Canvas) -> None:
     arrow(406, 141, 430)
     weight(430, 127, "Wo")
     arrow(466, 141, 490)
-    matrix(492, 114, 5, "kind-full-0", "out")
+    matrix(492, 114, 5, "reach-full", "out")
     canvas.height = 262
 
 

@@ -33,6 +33,7 @@ from benchmarks.gallery.overview import groups, overview, typical
 from benchmarks.gallery.swap_grid import Grid
 from benchmarks.output.report import columns
 from benchmarks.output.show import describe_crossing
+from zoo.cli.figure import figure
 from zoo.cli.tables import Format, Row, render
 from zoo.diagram import svg
 from zoo.model.decoder import Decoder
@@ -44,6 +45,7 @@ SCRIPTS = (
     *("pointing", "charts", "saving", "playgrounds", "start"),
 )
 CARDS = (1, 2, 4, 8, 16)  # that hold a model together
+FIGURE = "deepseek-v3-671b"  # in docs/models.md
 CONTEXT, DEVICE = 4096, "h100"  # of the costs that two models are compared in
 DTYPES = {"float32": 4, "bfloat16": 2, "float8": 1}
 DTYPE_NAMES = {"float8_e4m3fn": "float8"}
@@ -286,7 +288,8 @@ def chart_images(models: Sequence[NamedSpec], speeds: Sequence[Mapping[str, Any]
 def docs_files() -> dict[str, bytes]:
     """Path in docs/ -> content of every file there that the gallery generates; the same on every machine."""
     texts = {
-        "overview.svg": overview([one(name) for name in one_each(matching())]),
+        "overview.svg": overview([one(name) for name in one_each(matching())], theme="light"),
+        "figure.svg": figure(FIGURE)[0],
         "blocks.md": blocks_page.markdown(),
     }
     texts |= {f"blocks/{name}": drawing for name, drawing in blocks_page.pictures().items()}

@@ -7,22 +7,21 @@ from dataclasses import dataclass
 from benchmarks.analytic.models import NamedSpec
 from zoo.architectures import families
 from zoo.blocks import GQA, MoE, NoPE
-from zoo.blocks.layer import Layer
-from zoo.catalog import best_known
-from zoo.diagram.canvas import Canvas, css, text_width
+from zoo.catalog import best_known, title
+from zoo.diagram.canvas import Canvas, stretch, text_width, typeset
+from zoo.diagram.looks import draw_legend, draw_strip
+from zoo.diagram.palette import Theme
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
 from zoo.registry import Mixer
 from zoo.swaps.rebuild import features
 from zoo.units import format_bytes, format_count
 
-WIDTH, TOP, ROW, PAD = 920.0, 58.0, 46.0, 16.0
-STRIP_WIDTH, STRIP_HEIGHT = 224.0, 14.0
-COLUMNS = {"model": PAD, "layers": 178.0, "attention": 420.0, "feed-forward, norms": 608.0, "KV cache at 32k": 812.0}
-BAR, CONTEXT = 92.0, 32 * 1024
-BIG, SMALL = 12.5, 9.5
-LAYER_LOOKS = {"full attention": "kind-full-0", "no position": "kind-full-1", "window or chunk": "kind-window-0"}
-LAYER_LOOKS |= {"window and entries": "kind-window-1", "state": "kind-state-0", "no mixer": "kind-state-1"}
+WIDTH, ROW, PAD = 1080.0, 48.0, 18.0
+STRIP_WIDTH, STRIP_HEIGHT = 250.0, 18.0
+COLUMNS = {"model": PAD, "layers": 216.0, "attention": 486.0, "feed-forward, norms": 744.0, "KV cache at 32k": 962.0}
+BAR, CONTEXT = 100.0, 32 * 1024
+BIG, SMALL = 13.0, 11.5
 
 
 @dataclass(frozen=True)
@@ -67,22 +66,20 @@ def _docstring_parts(family: str) -> tuple[str, str, str]:
     return title, source, new[:1].upper() + new[1:]
 
 
-def overview(models: Sequence[NamedSpec], prefix: str = "") -> str:
-    """An SVG with a row for each model. Every id in it begins with `prefix`."""
+def overview(models: Sequence[NamedSpec], prefix: str = "", theme: Theme = "auto") -> str:
+    """An SVG with a row for each model. Every id in it begins with `prefix`. Theme "light" or "dark": for a file."""
     description = "; ".join(map(_describe, models))
-    canvas = Canvas(WIDTH, f"{len(models)} architectures at a glance", description, css())
-    canvas.height = TOP + ROW * len(models) + 6
-    canvas.rect(0.5, 0.5, WIDTH - 1, canvas.height - 1, "card", 10)
+    canvas = Canvas(WIDTH, f"{len(models)} architectures at a glance", description)
+    paper = canvas.rect(0.5, 0.5, WIDTH - 1, 0, "paper", 10)
+    top = draw_legend(canvas, [model.spec for model in models], PAD, 16, WIDTH - 2 * PAD, SMALL) + 32
     for head, x in COLUMNS.items():
-        canvas.text(x, 24, head, SMALL, 150, "faint")
-    x = COLUMNS["layers"]
-    for label, look in LAYER_LOOKS.items():  # the legend
-        canvas.rect(x, 34, 9, 9, look, 2)
-        x += 22 + canvas.text(x + 13, 42, label, SMALL, 100, "faint")
+        canvas.text(x, top - 10, head, SMALL, 200, "faint")
     max_bytes = max(model.spec.kv_bytes(CONTEXT) for model in models)
     for i, model in enumerate(models):
-        _row(canvas, TOP + i * ROW, model, max_bytes)
-    return canvas.finish(prefix)
+        _row(canvas, top + i * ROW, model, max_bytes)
+    canvas.height = top + ROW * len(models) + 6
+    stretch(paper, canvas.height - 0.5)
+    return canvas.finish(prefix, theme)
 
 
 def _row(canvas: Canvas, y: float, model: NamedSpec, max_bytes: int) -> None:
@@ -90,30 +87,19 @@ def _row(canvas: Canvas, y: float, model: NamedSpec, max_bytes: int) -> None:
     canvas.path(f"M{PAD} {y}H{WIDTH - PAD}", "rule")
     active = spec.active_params()
     params = format_count(spec.params()) + (f", {format_count(active)} active" if active < spec.params() else "")
-    cells = (model.name, params), ("", _layer_pattern(spec)), _attention(spec), _feed_forward(spec)
-    for x, (strong, faint) in zip(COLUMNS.values(), cells, strict=False):
-        size = min(BIG, BIG * 160 / max(text_width(strong, BIG, bold=True), 1))
-        canvas.text(x, y + 20, strong, size, 160, "strong")
-        canvas.text(x, y + 36, faint, SMALL, 198 if strong else 232, "faint")
-    pitch, x = STRIP_WIDTH / len(spec.layers), COLUMNS["layers"]
-    for layer in spec.layers:
-        canvas.rect(x, y + 9, pitch - 0.8, STRIP_HEIGHT, _layer_look(layer, spec.positions is not None), 1)
-        x += pitch
+    name = title(model.name) if model.size else model.name
+    cells = (name, params), ("", _layer_pattern(spec)), _attention(spec), _feed_forward(spec)
+    ends = [*COLUMNS.values()][1:]
+    for x, end, (strong, faint) in zip(COLUMNS.values(), ends, cells, strict=False):
+        width = end - x - 14
+        size = min(BIG, BIG * width / max(text_width(strong, BIG, bold=True), 1))
+        canvas.text(x, y + 20, strong, size, width, "strong")
+        canvas.text(x, y + 38, typeset(faint), SMALL, width, "faint")
+    draw_strip(canvas, spec, COLUMNS["layers"], y + 6, STRIP_WIDTH, STRIP_HEIGHT)
     nbytes, x = spec.kv_bytes(CONTEXT), COLUMNS["KV cache at 32k"]
-    canvas.rect(x, y + 26, BAR, 8, "track", 2)
-    canvas.rect(x, y + 26, max(BAR * nbytes / max_bytes, 1), 8, "kept", 2)
+    canvas.rect(x, y + 29, BAR, 8, "track", 2)
+    canvas.rect(x, y + 29, max(BAR * nbytes / max_bytes, 1), 8, "kept", 2)
     canvas.text(x, y + 20, format_bytes(nbytes), BIG, 120, "strong")
-
-
-def _layer_look(layer: Layer, has_positions: bool) -> str:
-    """The style class of a layer. `has_positions`: of the whole model's embedding, which no layer says."""
-    kept = layer.cache_spec()
-    if not kept.per_token and not layer.takes():
-        return LAYER_LOOKS["state" if kept.state else "no mixer"]
-    if kept.reach.limit:
-        return LAYER_LOOKS["window and entries" if kept.entries else "window or chunk"]
-    plain = any(isinstance(node, NoPE) for node in layer.walk()) and not has_positions
-    return LAYER_LOOKS["no position" if plain else "full attention"]
 
 
 def _layer_pattern(spec: Decoder) -> str:

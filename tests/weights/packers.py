@@ -95,3 +95,41 @@ def pack_mxfp4(tensors: Tensors) -> tuple[Tensors, Tensors]:
         else:
             stored[name] = numbers[name] = tensor
     return stored, numbers
+
+
+# Which of DeepSeek-V4's matrices are packed: experts in fp4, those of attention and of the shared expert in fp8.
+FP4_NAMES = re.compile(r".*\.ffn\.experts\.\d+\.w[123]\.weight")
+FP8_BESIDE_FP4 = re.compile(r".*\.(attn\.w\w+|attn\.indexer\.wq_b|ffn\.shared_experts\.w[123])\.weight")
+
+
+def fp4(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, in) -> codes (out, in / 2) and powers of two (out, in / 32)."""
+    blocks, scales = mxfp4(matrix[None])
+    return blocks[0].flatten(1).view(torch.int8), scales[0].view(torch.float8_e8m0fnu)
+
+
+def fp4_numbers(codes: Tensor, scales: Tensor) -> Tensor:
+    """The unpacked matrix in float64: code times scale."""
+    halves = torch.stack([codes.view(torch.uint8) % 16, codes.view(torch.uint8) // 16], dim=-1).flatten(1).long()
+    numbers = torch.tensor(MXFP4_CODES, dtype=torch.float64)[halves]
+    return numbers * scales.double().repeat_interleave(32, dim=1)
+
+
+def pack_fp4(tensors: Tensors) -> tuple[Tensors, Tensors]:
+    """DeepSeek-V4's checkpoint as it is released, with scales that are powers of two, and unpacked in float32."""
+    stored, numbers = {}, {}
+    for name, tensor in tensors.items():
+        scales = name.removesuffix("weight") + "scale"
+        if FP4_NAMES.fullmatch(name):
+            stored[name], stored[scales] = codes, powers = fp4(tensor)
+            numbers[name] = fp4_numbers(codes, powers).float()
+        elif FP8_BESIDE_FP4.fullmatch(name):
+            _, exact = fp8(tensor)
+            powers = exact.to(torch.float8_e8m0fnu)
+            rows, columns = (torch.arange(side) // 128 for side in tensor.shape)
+            codes = (tensor / powers.float()[rows][:, columns]).clamp(-448, 448).to(torch.float8_e4m3fn)
+            stored |= {name: codes, scales: powers}
+            numbers[name] = fp8_numbers(codes, powers.float()).float()
+        else:
+            stored[name] = numbers[name] = tensor
+    return stored, numbers

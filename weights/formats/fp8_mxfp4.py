@@ -1,10 +1,11 @@
-"""Quantised weights: FP8 and MXFP4, stored as codes and scales that multiply them, and the names of refused schemes.
+"""Quantised weights: FP8, FP4 and MXFP4, stored as codes and scales that multiply them, and the names of refused
+schemes.
 
 A source is refused for its scheme before any field of its config is checked, since no field can make it readable.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, ClassVar
@@ -24,16 +25,17 @@ MXFP4_BLOCK = 32  # elements that share a scale, in 16 bytes
 MXFP4_POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # the values of codes 0 to 7; 8 to 15 are the same negated
 MXFP4_VALUES = (*MXFP4_POSITIVE, *(-value for value in MXFP4_POSITIVE))
 MXFP4_PAIRS = [(MXFP4_VALUES[byte & 15], MXFP4_VALUES[byte >> 4]) for byte in range(256)]  # low half of a byte first
+PACKED_DTYPES = {torch.float8_e4m3fn, torch.int8, torch.uint8}
 MXFP4_SCALES = [*(2.0 ** (exponent - 127) for exponent in range(255)), float("nan")]
 
 
 class PackedFormat(ABC):
     """A way to store a tensor as two: codes, of `dtype` and with a name that ends in `codes`, and scales, with the same
-    name but for its end, which is `scales`."""
+    name but for its end, one of `scales`."""
 
     description: ClassVar[str]
     codes: ClassVar[str]
-    scales: ClassVar[str]
+    scales: ClassVar[tuple[str, ...]]
     dtype: ClassVar[torch.dtype]
     scale_dtypes: ClassVar[frozenset[torch.dtype]]
 
@@ -81,16 +83,23 @@ class PackedFormat(ABC):
         codes without scales, scales without codes, and wrong shapes and dtypes."""
         tensors = {tensor.name: tensor for tensor in stored}
         packed = (name for name, each in tensors.items() if each.dtype == self.dtype and name.endswith(self.codes))
-        scales = {name: name.removesuffix(self.codes) + self.scales for name in packed}
-        unpaired = tensors.keys() - scales.values()
+        scales = {name: self._scales_of(name, tensors) for name in packed}
+        ends = [name for name in tensors.keys() - scales.values() if name.endswith(self.scales[0])]
+        stems = {name: tensors.get(name.removesuffix(self.scales[0]) + self.codes) for name in ends}
+        unpaired = [name for name, held in stems.items() if held is None or held.dtype not in PACKED_DTYPES]
         misfits = (self._misfit(tensors[name], tensors.get(scales[name])) for name in scales)
         problems = {
             "without scales": [name for name in scales if scales[name] not in tensors],
-            f"scales without {self.description}": [name for name in unpaired if name.endswith(self.scales)],
+            f"scales without {self.description}": unpaired,
             "wrong shape": [misfit for misfit in misfits if misfit],
         }
         refuse_problems(f"{where}: the packed tensors ({self.description}) cannot be read", problems)
         return scales
+
+    def _scales_of(self, codes: str, tensors: Container[str]) -> str:
+        """The name of the scales of codes: with the first ending that is there, or the first."""
+        names = [codes.removesuffix(self.codes) + ending for ending in self.scales]
+        return next((name for name in names if name in tensors), names[0])
 
     def _misfit(self, codes: StoredTensor, scales: StoredTensor | None) -> str | None:
         """What is wrong with the shapes and dtypes of a pair, if anything."""
@@ -107,18 +116,19 @@ class FP8(PackedFormat):
     """Matrices in float8 e4m3 with a scale for each block of 128 x 128, as DeepSeek-V3 was released (section 3.3).
 
     Element (i, j) is its code times scale (i // 128, j // 128): blocks at the lower and the right edge are partial. The
-    scales are named `weight_scale_inv`, and multiply all the same.
+    scales are named `weight_scale_inv`, and multiply all the same. DeepSeek-V4's are powers of two, named `scale`.
     """
 
     description = "fp8 e4m3, a scale for each 128 x 128"
     codes = ".weight"
-    scales = ".weight_scale_inv"
+    scales = (".weight_scale_inv", ".scale")
     dtype = torch.float8_e4m3fn
-    scale_dtypes = frozenset({torch.float32, torch.bfloat16})
+    scale_dtypes = frozenset({torch.float32, torch.bfloat16, torch.float8_e8m0fnu})
 
     def check_config(self, config: Fields) -> None:
         """Not used: how activations and scales are rounded, and which matrices are packed (the files say that)."""
-        config.expect(fmt="e4m3", weight_block_size=[FP8_BLOCK, FP8_BLOCK], expert_dtype="fp8")
+        config.expect(fmt="e4m3", weight_block_size=[FP8_BLOCK, FP8_BLOCK])
+        config.unused("expert_dtype")  # FP4 is a format of its own: see `formats_of`
         config.unused("modules_to_convert", "modules_to_not_convert", "ignored_layers")
         config.unused("activation_scheme", "dequantize", "scale_fmt")
 
@@ -147,7 +157,7 @@ class MXFP4(PackedFormat):
 
     description = "mxfp4, a scale for each 32"
     codes = "_blocks"
-    scales = "_scales"
+    scales = ("_scales",)
     dtype = torch.uint8
     scale_dtypes = frozenset({torch.uint8})
 
@@ -183,7 +193,42 @@ class MXFP4(PackedFormat):
         return result.flatten(-2)
 
 
+class FP4(PackedFormat):
+    """Matrices in 4-bit floats with a power of two for each 32 of a row, as DeepSeek-V4's experts were released.
+
+    Codes are (out, in / 2 bytes), the first of two in the low half, scales (out, in / 32), unpacked tensors (out, in).
+    """
+
+    description = "fp4 e2m1, a scale for each 32 of a row"
+    codes = ".weight"
+    scales = (".weight_scale_inv", ".scale")
+    dtype = torch.int8
+    scale_dtypes = frozenset({torch.float8_e8m0fnu, torch.uint8})
+
+    def check_config(self, config: Fields) -> None:
+        """None of its own: it stands beside FP8."""
+
+    def unpacked_shape(self, codes: Shape) -> Shape | None:
+        return (codes[0], 2 * codes[1]) if len(codes) == 2 and 2 * codes[1] % MXFP4_BLOCK == 0 else None
+
+    def scales_shape(self, codes: Shape) -> Shape:
+        return codes[0], 2 * codes[1] // MXFP4_BLOCK
+
+    def blocks(self, dim: int) -> int:
+        return MXFP4_BLOCK if dim == 1 else 1
+
+    def coded(self, part: Part) -> Part:
+        halves = 2 if part.dim == 1 else 1
+        return Part(part.dim, tuple(range(rows.start // halves, rows.stop // halves) for rows in part.ranges))
+
+    def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        """As one expert in MXFP4, whose codes and exponents are the same."""
+        packed = codes.contiguous().view(torch.uint8).unflatten(1, (-1, MXFP4_BLOCK // 2))
+        return MXFP4().unpack(packed[None], scales.contiguous().view(torch.uint8)[None], dtype)[0]
+
+
 FORMATS: dict[str, PackedFormat] = {"fp8": FP8(), "mxfp4": MXFP4()}  # quant_method -> the format, if it is read
+EXPERT_DTYPES = {"fp8": (), "fp4": (FP4(),)}  # how experts are stored beside fp8 -> formats beside that
 _SPELT_ALIKE = (
     "AQLM|AWQ|BitNet|bitsandbytes|compressed-tensors|EETQ|FBGEMM FP8|FP-Quant|GGUF|GPTQ|HIGGS|HQQ|MXFP8|NVFP4|Quanto|"
     "SINQ|SpQR|torchao|VPTQ"
@@ -214,6 +259,20 @@ def check_scheme(folder: Path, config: dict[str, Any]) -> None:
         raise _unsupported("NVIDIA ModelOpt", f"{MODELOPT} is there")
 
 
+def formats_of(config: dict[str, Any], quantization: Fields) -> list[PackedFormat]:
+    """The formats that tensors of a checkpoint may have, whose scheme is not refused."""
+    method = quantization.get("quant_method")
+    beside = EXPERT_DTYPES[_expert_dtype(config, quantization.values)] if method == "fp8" else ()
+    return [FORMATS[method], *beside]
+
+
+def _expert_dtype(config: dict[str, Any], quantization: dict[str, Any]) -> str:
+    """What a config says of its experts, beside the scheme or in it; a multimodal wrapper's in its text_config."""
+    text = config.get("text_config")
+    said = [quantization, config, *([text] if isinstance(text, dict) else [])]
+    return next((part["expert_dtype"] for part in said if part.get("expert_dtype")), "fp8")
+
+
 def refuse(config: dict[str, Any]) -> None:
     """Raise MalformedError for a scheme that is not read. A field that is malformed is left to the reader."""
     if mlx := config.get("quantization"):
@@ -227,9 +286,9 @@ def refuse(config: dict[str, Any]) -> None:
     if method == "fp8" and quantization.get("weight_block_size") is None:
         size = "quantization_config.weight_block_size=None is not supported"
         raise _unsupported("fp8 with one scale per tensor or row, as of AutoFP8 and FP8-static", size)
-    experts = quantization.get("expert_dtype") or config.get("expert_dtype") or "fp8"
-    if method == "fp8" and experts != "fp8":
-        raise _unsupported("fp4 experts beside fp8, as of DeepSeek-V4", f"expert_dtype={brief(experts)} is not read")
+    experts = _expert_dtype(config, quantization)
+    if method == "fp8" and experts not in [*EXPERT_DTYPES]:
+        raise _unsupported("experts in another format than the rest", f"expert_dtype={brief(experts)} is not read")
     if not isinstance(method, str):
         present = {field for field, value in quantization.items() if value is not None}
         scheme = next((name for name, marks in MARKS.items() if present & {*marks}), "an unknown scheme")
@@ -241,7 +300,7 @@ def refuse(config: dict[str, Any]) -> None:
 
 
 def _unsupported(scheme: str, evidence: str) -> MalformedError:
-    known = ", ".join(each.description for each in FORMATS.values())
+    known = ", ".join(each.description for each in (*FORMATS.values(), FP4()))
     return MalformedError(
         f"config.json: the weights are quantised with a scheme that is not supported, {scheme}: {evidence}; {known} "
         "are, and bfloat16, float16 and float32. Take another repository of this model"

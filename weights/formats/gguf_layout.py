@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from zoo.blocks import SharedKV
 from zoo.blocks.gated_delta_net import GatedDeltaNet
 from zoo.hf.checkpoint_layout import GATE_UP, GLU_NAMES, FusedQKV, Rearranged, Rename, Rules, Skipped
 
@@ -99,13 +100,29 @@ GPT2: Rules = (
     *(Rename(f"ffn.block.{part}", f"ffn_{part}") for part in ("up", "down")),
 )
 
+# Beside each dense feed-forward; what the router multiplies by lies beside the matrices that it belongs to.
+GEMMA4: Rules = (
+    Rename("ffn.block.routed.router.norm.weight", "ffn_gate_inp.scale"),
+    Rename("ffn.block.routed.router.expert_scale", "ffn_down_exps.scale"),
+    Rename("ffn.block.routed.experts.down", "ffn_down_exps.weight"),
+    Rearranged(
+        ("ffn.block.routed.experts.gate", "ffn.block.routed.experts.up"),
+        "ffn_gate_up_exps.weight",
+        "e (gate_up hidden) dim -> gate_up e hidden dim",
+    ),
+    *(
+        Skipped(f"blk.{{i}}.attn_{name}.weight", "keys and values that are not used", mixer=SharedKV)
+        for name in ("k", "v", "k_norm")
+    ),
+)
+
 # Mistral Small 3.1 and Mixtral have Llama's name there.
 ARCHITECTURES: dict[str, Architecture] = {
     "afmoe": Architecture(("trinity",)),
     "deepseek2": Architecture(("deepseek-v3", "kimi-k2")),
     "gemma2": Architecture(("gemma2",), PLUS_ONE),
     "gemma3": Architecture(("gemma3",), PLUS_ONE),
-    "gemma4": Architecture(("gemma4",)),
+    "gemma4": Architecture(("gemma4",), rules=GEMMA4),
     "glm-dsa": Architecture(("glm5",), rules=PREDICTION),
     "glm4moe": Architecture(("glm4-5",), rules=PREDICTION),
     "gpt-oss": Architecture(("gpt-oss",), rules=SINKS),
@@ -150,7 +167,7 @@ class TensorNames:
         if found := re.fullmatch(r".*?layers\.(\d+)\.(.+)|.*?\.h\.(\d+)\.(.+)", name):
             number, local = found[1] or found[3], found[2] or found[4]
             ending = next((ours for theirs, ours in BY_ENDING.items() if local.endswith(theirs)), None)
-            if ending or re.sub(r"\.(weight|bias)$", "", local) in OF_LAYERS:
+            if ending or re.sub(r"\.(weight|bias|scale)$", "", local) in OF_LAYERS:
                 return f"blk.{number}.{ending or local}"
         mapped: str | None = self._table.get_name(name, try_suffixes=(".weight", ".bias"))
         return mapped

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo.blocks import (
+    GLU,
     GQA,
     MLA,
     GroupedSigmoidTopK,
@@ -20,6 +21,7 @@ from zoo.blocks import (
     MoE,
     ProportionalRoPE,
     RoPE,
+    SharedKV,
     YarnScaling,
 )
 from zoo.blocks.feed_forward import FeedForward
@@ -87,7 +89,8 @@ def spec_differences(kind: str, metadata: Mapping[str, Any], spec: Decoder) -> l
             value = 0  # it hides no token of the context
         # Files hold float32.
         numbers = isinstance(expected, float) and isinstance(value, int | float)
-        equal = isclose(value, expected, rel_tol=1e-6) if numbers else value == expected
+        of_all = [value] * len(spec.layers) if isinstance(expected, list) and isinstance(value, int) else value
+        equal = isclose(value, expected, rel_tol=1e-6) if numbers else of_all == expected
         if not equal and key not in ignored:
             found.append(f"{key} {value} instead of {expected}")
     return found
@@ -285,11 +288,18 @@ def _phi(spec: Decoder) -> Metadata:
 
 
 def _gemma4(spec: Decoder) -> Metadata:
-    """Layers with a window have heads of their own; per-layer inputs and shared keys, of other sizes, are absent."""
+    """Layers with a window have heads of their own."""
     local = next(attn for attn in _found(spec, GQA) if attn.window)
-    found = {f"attention.{name}_length_swa": local.head_dim for name in ("key", "value")}
-    found |= {"rope.dimension_count_swa": local.head_dim} | _kv_heads(spec)
-    return found | {"attention.shared_kv_layers": 0, "embedding_length_per_layer_input": 0}
+    found: Metadata = {f"attention.{name}_length_swa": local.head_dim for name in ("key", "value")}
+    found |= {"rope.dimension_count_swa": local.head_dim}
+    found["attention.shared_kv_layers"] = sum(isinstance(layer.mixer, SharedKV) for layer in spec.layers)
+    found["embedding_length_per_layer_input"] = spec.per_layer.width if spec.per_layer else 0
+    dense = [next(part for part in layer.walk() if isinstance(part, GLU)).width for layer in spec.layers]
+    found |= {"feed_forward_length": dense} | _kv_heads(spec)
+    for moe in _found(spec, MoE):
+        found |= {"expert_count": moe.experts, "expert_used_count": moe.router.k}
+        found["expert_feed_forward_length"] = moe.expert.width
+    return found
 
 
 def _granite(spec: Decoder) -> Metadata:

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from weights.formats.fp8_mxfp4 import FORMATS, check_scheme
+from weights.formats.fp8_mxfp4 import PackedFormat, check_scheme, formats_of
 from weights.formats.json_limits import CONFIG_LIMIT, INDEX_LIMIT, member, read_json
 from weights.formats.safetensors_header import read_header
 from weights.matching import HEAD, READABLE_DTYPES, Part, Source, StoredTensor, layout, listed
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 
 class HFFolder(Source):
-    """The tensors of a folder. `get` maps one into memory without reading it; a packed one (fp8, MXFP4) has the name of
-    its codes, and `get` unpacks it."""
+    """The tensors of a folder. `get` maps one into memory without reading it; a packed one (fp8, fp4, MXFP4) has the
+    name of its codes, and `get` unpacks it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,7 +52,7 @@ class HFFolder(Source):
             self._shard_of = weight_map(path)
             self._stored = self._read_shards()
         self._opened: dict[str, Any] = {}  # shard -> its mapped file
-        self._packed: dict[str, str] = {}  # name of the codes -> name of the scales
+        self._packed: dict[str, tuple[PackedFormat, str]] = {}  # name of the codes -> format, name of the scales
         self._quantization: Fields | None = None
         if (quantization := self._field("quantization_config")) is not None:
             self._read_packed(quantization)
@@ -111,8 +111,8 @@ class HFFolder(Source):
         name = self.tensors[name].name
         if name not in self._packed:
             return self._mapped(name).to(device, dtype)
-        codes, scales = (self._mapped(each).to(device) for each in (name, self._packed[name]))
-        return self._format.unpack(codes, scales, dtype or torch.float32)
+        packing, scales = self._packed[name]
+        return packing.unpack(self._mapped(name).to(device), self._mapped(scales).to(device), dtype or torch.float32)
 
     def get_part(self, name: str, part: Part, device: str | torch.device, dtype: torch.dtype | None = None) -> Tensor:
         """On the CPU and in its own dtype, one range of rows shares the file's pages; of other parts, the pages of the
@@ -120,9 +120,10 @@ class HFFolder(Source):
         stored = self.tensors[name]
         if stored.name not in self._packed:
             return part.of(self._mapped(stored.name)).to(device, dtype)
-        codes, scales = self._format.parts(part, stored)
-        own_codes, own_scales = codes.of(self._mapped(stored.name)), scales.of(self._mapped(self._packed[stored.name]))
-        return self._format.unpack(own_codes.to(device), own_scales.to(device), dtype or torch.float32)
+        packing, scales_name = self._packed[stored.name]
+        codes, scales = packing.parts(part, stored)
+        own_codes, own_scales = codes.of(self._mapped(stored.name)), scales.of(self._mapped(scales_name))
+        return packing.unpack(own_codes.to(device), own_scales.to(device), dtype or torch.float32)
 
     def _mapped(self, name: str) -> Tensor:
         shard = self._shard_of[name]
@@ -145,15 +146,18 @@ class HFFolder(Source):
             where = f"{self.path / CONFIG}: quantization_config"
             raise MalformedError(f"{where} must be an object, got {brief(quantization)}")
         self._quantization = Fields(quantization, where="quantization_config.")
-        self._format = FORMATS[self._quantization.get("quant_method")]
-        self._format.check_config(self._quantization)
-        self._packed = self._format.pairs(self.path, self._stored)
-        if not self._packed:
-            raise MalformedError(f"{self.path}: {CONFIG} says {self._format.description}, yet no tensor is stored so")
-        scales = set(self._packed.values())
+        for packing in formats_of(self.config, self._quantization):
+            packing.check_config(self._quantization)
+            pairs = packing.pairs(self.path, self._stored)
+            if not pairs:
+                raise MalformedError(f"{self.path}: {CONFIG} says {packing.description}, yet no tensor is stored so")
+            self._packed |= {codes: (packing, scales) for codes, scales in pairs.items()}
+            log.info("%d packed tensors (%s) are unpacked as they are read", len(pairs), packing.description)
+        scales = {name for _, name in self._packed.values()}
         tensors = [tensor for tensor in self._stored if tensor.name not in scales]
-        self._stored = [self._format.unpacked(each) if each.name in self._packed else each for each in tensors]
-        log.info("%d packed tensors (%s) are unpacked as they are read", len(self._packed), self._format.description)
+        self._stored = [
+            self._packed[each.name][0].unpacked(each) if each.name in self._packed else each for each in tensors
+        ]
 
     def _read_shards(self) -> list[StoredTensor]:
         """The tensors of all shards. Raises one MalformedError for all files that do not hold what the index says."""

@@ -16,10 +16,11 @@ from weights.matching import StoredTensor
 from zoo.errors import MalformedError, enough
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8}  # packed weights
+DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8, "I8": torch.int8}  # packed weights
+DTYPES |= {"F8_E8M0": torch.float8_e8m0fnu}  # their scales
 DTYPES |= {"I64": torch.int64, "I32": torch.int32}  # tables of ids
 BITS = {word: 8 * dtype.itemsize for word, dtype in DTYPES.items()} | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
-BITS |= {"I8": 8, "BOOL": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
+BITS |= {"BOOL": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 BITS |= {"U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64, "C64": 64}
 MAX_NAME_CHARACTERS, MAX_AXES = 512, 16  # more than any checkpoint has
 MAX_VALUES = 700_000  # eight for each tensor that can be described in HEADER_LIMIT bytes

@@ -210,10 +210,11 @@ def _state_space_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: T
 
 def _in_chunks(x: Tensor) -> Tensor:
     """(b, t, h, w) -> (b, h, n, c, w), zeros after the last token: a decay of one, nothing erased, nothing written."""
-    padding = -x.shape[1] % CHUNK
+    chunks = -(-x.shape[1] // CHUNK)
+    padding = chunks * CHUNK - x.shape[1]
     if torch.compiler.is_compiling() or padding:  # the compiler takes every length alike
         x = F.pad(x, (0, 0, 0, 0, 0, padding))
-    return x.unflatten(1, (-1, CHUNK)).permute(0, 3, 1, 2, 4).contiguous()
+    return x.unflatten(1, (chunks, CHUNK)).permute(0, 3, 1, 2, 4).contiguous()
 
 
 def _in_tokens(x: Tensor, new: int) -> Tensor:
@@ -234,7 +235,7 @@ def _channel_scores(rows: Tensor, total: Tensor) -> Tensor:
     Of two neighbouring blocks, the later one's rows decay from the earlier one's last token on, and the earlier one's
     keys up to it: a matrix product. Inside the smallest blocks the decays of each pair are in memory.
     """
-    blocks, totals = (x.unflatten(-2, (-1, BASE)) for x in (rows, total))  # (..., c / BASE, BASE, d)
+    blocks, totals = (x.unflatten(-2, (CHUNK // BASE, BASE)) for x in (rows, total))  # (..., c / BASE, BASE, d)
     later = torch.ones(BASE, BASE, dtype=torch.bool, device=rows.device).triu(1).unsqueeze(-1)
     decays = (totals.unsqueeze(-2) - totals.unsqueeze(-3)).masked_fill(later, float("-inf")).exp()
     scores = torch.einsum("m...id,...ijd->m...ij", blocks, decays * blocks[0].unsqueeze(-3))
@@ -250,11 +251,11 @@ def _block_sizes() -> list[int]:
 
 def _joined(scores: Tensor, rows: Tensor, total: Tensor, size: int) -> Tensor:
     """Scores inside blocks of `size` tokens, (2, ..., c / size, size, size), to those inside blocks twice as large."""
-    rows, total = (x.unflatten(-2, (-1, 2, size)) for x in (rows, total))
+    rows, total = (x.unflatten(-2, (CHUNK // (2 * size), 2, size)) for x in (rows, total))
     middle = total[..., 0, -1:, :]
     after = rows[..., 1, :, :] * (total[..., 1, :, :] - middle).exp()
     before = rows[0, ..., 0, :, :] * (middle - total[..., 0, :, :]).exp()
-    earlier, later = scores.unflatten(-3, (-1, 2)).unbind(-3)
+    earlier, later = scores.unflatten(-3, (CHUNK // (2 * size), 2)).unbind(-3)
     above = torch.cat([earlier, torch.zeros_like(earlier)], dim=-1)
     return torch.cat([above, torch.cat([after @ before.mT, later], dim=-1)], dim=-2)
 

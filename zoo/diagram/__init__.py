@@ -1,6 +1,8 @@
 """A diagram of any model, drawn from its spec: `zoo.diagram.svg(spec, title)`. Imports no command-line package."""
 
-from zoo.diagram.canvas import colours
-from zoo.diagram.picture import svg
+from zoo.diagram.canvas import Fragment
+from zoo.diagram.export import encode
+from zoo.diagram.figure import Callout, callouts, fragments, svg
+from zoo.diagram.palette import Theme, colours
 
-__all__ = ["colours", "svg"]
+__all__ = ["Callout", "Fragment", "Theme", "callouts", "colours", "encode", "fragments", "svg"]

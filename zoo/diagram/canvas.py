@@ -1,22 +1,22 @@
-"""A small SVG canvas: shapes and text in absolute coordinates, the width of a text, and the style sheet.
+"""A small SVG canvas: shapes and text, the width of a text, and the parts that a drawing is stacked from.
 
 Text and shapes that state something about a model are drawn with a `place`; the pairs (place, text) are its `facts`. A
 canvas that compares against another model's facts marks what that model does not have in the same place.
-
-A page restyles its diagrams by setting the variables --zoo-ink and so on of `.zoo-diagram`. Each rule names its light
-colour before the variable, for programs that do not support variables.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from math import ceil
+from typing import NamedTuple
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-Facts = frozenset[tuple[str, str]]
+from zoo.diagram.palette import FILE_FONT, Theme, attributes, css
 
-FONT = 'system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Noto Sans","Liberation Sans",Arial,sans-serif'
+Facts = frozenset[tuple[str, str]]
+FONT_SIZE = 11.5  # of text that does not say its own
+
 # Advance widths of DejaVu Sans in hundredths of the font size: the widest face among the usual system fonts.
 _ADVANCES = {
     28: "'ijl",
@@ -27,7 +27,7 @@ _ADVANCES = {
     52: '"*_`–sz?',
     58: "cLFk",
     60: "vxyP",
-    64: "TYaoeESbdghnpqu$0123456789{}",
+    64: "√TYaoeESbdghnpqu$0123456789{}",
     70: "KAVBRXZC",
     79: "U&HNDGOQ",
     86: "w#+<=>^~×→−M",
@@ -35,106 +35,17 @@ _ADVANCES = {
 _WIDTHS = {letter: width / 100 for width, letters in _ADVANCES.items() for letter in letters}
 _BOLD = 1.13  # width of bold text relative to regular
 _LONG = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
-
-# name -> (light, dark)
-PALETTE = {
-    "paper": ("#ffffff", "#11151c"),
-    "card": ("#f6f7f9", "#191f29"),
-    "edge": ("#d3d8e0", "#343d4b"),
-    "ink": ("#1a222e", "#e9edf3"),
-    "faint": ("#566170", "#a2adbc"),
-    "line": ("#3d4858", "#b4bfcd"),
-    "attn": ("#e2ecfb", "#182a45"),
-    "attn-edge": ("#3a70c4", "#6a9eea"),
-    "ffn": ("#e0f3e4", "#15301e"),
-    "ffn-edge": ("#2c8a4b", "#55b878"),
-    "inputs": ("#fbe7dd", "#3b2214"),
-    "inputs-edge": ("#b8603a", "#e08f66"),
-    "norm": ("#fdf0cc", "#382e12"),
-    "norm-edge": ("#b98200", "#d6a630"),
-    "table": ("#eeebf9", "#272243"),
-    "table-edge": ("#7565c2", "#9c8de8"),
-    "kept": ("#d9622b", "#ef8b51"),
-    "rope": ("#f1e8fa", "#2f2043"),
-    "rope-edge": ("#8a57c4", "#b78ae8"),
-    "window": ("#d9f1f1", "#0f3033"),
-    "window-edge": ("#0d878c", "#3fbcc0"),
-    "full-0": ("#5a6b86", "#8b9bb5"),
-    "full-1": ("#aab6c8", "#56657d"),
-    "full-2": ("#2f3b50", "#c9d3e2"),
-    "full-3": ("#8391aa", "#707f99"),
-    "window-0": ("#14969b", "#2fb0b5"),
-    "window-1": ("#7fcfd1", "#1d6c70"),
-    "window-2": ("#0a5f63", "#8adfe2"),
-    "window-3": ("#49b2b6", "#268a8e"),
-    "state-0": ("#b0762a", "#d9a45c"),
-    "state-1": ("#e3c493", "#7a5726"),
-    "state-2": ("#7d4f12", "#f0d3a4"),
-    "state-3": ("#ca9d5f", "#a88048"),
-    "differs": ("#c8105f", "#ff6fae"),
-}
-
-# class -> declarations; @name is a colour of the palette
-RULES = {
-    "paper": "fill:@paper",
-    "card": "fill:@card;stroke:@edge",
-    "ink": "fill:@ink",
-    "faint": "fill:@faint",
-    "strong": "fill:@ink;font-weight:600",
-    "attn": "fill:@attn;stroke:@attn-edge",
-    "ffn": "fill:@ffn;stroke:@ffn-edge",
-    "inputs": "fill:@inputs;stroke:@inputs-edge",
-    "norm": "fill:@norm;stroke:@norm-edge",
-    "table": "fill:@table;stroke:@table-edge",
-    "tied": "stroke-dasharray:4 3",
-    "ghost": "fill:none;stroke:@edge;stroke-dasharray:3 3",
-    "inner": "fill:@paper;stroke:@edge",
-    "latent": "fill:@paper;stroke:@kept;stroke-width:1.5",
-    "query": "fill:@attn-edge",
-    "kept": "fill:@kept",
-    "idle": "fill:none;stroke:@ffn-edge;stroke-opacity:.55",
-    "chosen": "fill:@ffn-edge",
-    "wide": "fill:@ffn-edge;fill-opacity:.25",
-    "unseen": "fill:@paper;stroke:@edge",
-    "seen": "fill:@attn-edge",
-    "seen-window": "fill:@window-edge",
-    "chip": "fill:@paper;stroke:@edge",
-    "chip-rope": "fill:@rope;stroke:@rope-edge",
-    "chip-nope": "fill:@paper;stroke:@rope-edge;stroke-dasharray:3 2",
-    "chip-window": "fill:@window;stroke:@window-edge",
-    "chip-norm": "fill:@norm;stroke:@norm-edge",
-    "residual": "fill:none;stroke:@line;stroke-width:2.5",
-    "rule": "fill:none;stroke:@edge",
-    "branch": "fill:none;stroke:@line;stroke-width:1.3",
-    "tip": "fill:@line",
-    "plus": "fill:@card;stroke:@line;stroke-width:1.5",
-    "track": "fill:@edge;fill-opacity:.6",
-    "params": "fill:@table-edge",
-    "kv": "fill:@kept",
-    "flops": "fill:@attn-edge",
-    **{f"kind-{name}": f"fill:@{name}" for name in PALETTE if name[-1].isdigit()},
-}
+# A number with its unit, as descriptions write it; alone or beside signs, so that top-8 and x40 are numbers too.
+_NUMBER = re.compile(r"\d[\d,.]*(?:e[-+]?\d+)?(?:\s?(?:[kMBGT]i?B?|[KMG]iB)\b)?")
 
 
-def colours(dark: bool = False) -> str:
-    """CSS declarations of the light or the dark scheme's variables, for a page that lets its reader choose one."""
-    return ";".join(f"--zoo-{name}:{pair[dark]}" for name, pair in PALETTE.items())
+class Fragment(NamedTuple):
+    """A part of a drawing, drawn from y = 0 down: `svg` is the text of its <g>, to be moved down by the heights of the
+    fragments above it. The `key` names its place in the drawing: the same in any model."""
 
-
-def css() -> str:
-    """The style sheet, the same for every diagram. Declarations have the light colour, and again the variable."""
-    rules = {f".{name}": rule for name, rule in RULES.items()}
-    rules["text.differs"] = "fill:@differs;text-decoration:underline"
-    rules["rect.differs"] = "stroke:@differs;stroke-width:2"
-    dark = f"@media(prefers-color-scheme:dark){{:where(.zoo-diagram){{{colours(dark=True)}}}}}"
-    base = f".zoo-diagram{{font-family:{FONT}}}.zoo-diagram text{{font-variant-numeric:tabular-nums}}"
-    sheet = [f":where(.zoo-diagram){{{colours()}}}", dark, base]
-    for selector, rule in rules.items():
-        light = re.sub(r"@([\w-]+)", lambda found: PALETTE[found[1]][0], rule).split(";")
-        variable = re.sub(r"@([\w-]+)", r"var(--zoo-\1)", rule).split(";")
-        both = dict.fromkeys(chain.from_iterable(zip(light, variable, strict=True)))
-        sheet.append(f".zoo-diagram {selector}{{{';'.join(both)}}}")
-    return "\n".join(sheet)
+    key: str
+    svg: str
+    height: float
 
 
 def text_width(text: str, size: float, bold: bool = False) -> float:
@@ -156,33 +67,83 @@ def wrap_text(text: str, size: float, width: float, bold: bool = False) -> list[
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and text_width(longer, size, bold) <= width:
+        if lines and text_width(longer, size, bold) <= width + 0.01:
             lines[-1] = longer
         else:
             lines.append(fit_text(word, size, width, bold))
     return lines
 
 
-class Canvas:
-    """An <svg> being drawn, `width` wide; set `height` before `finish`. CSS classes are the names in RULES."""
+def typeset(text: str) -> str:
+    """A description as it is printed: 4,096 for 4096, ×8 for x8, 1/√168 for 168^-1/2."""
+    text = re.sub(r"(?<![\w.,])(\d{4,})(?![\w.,]*\w)", lambda found: f"{int(found[1]):,}", text)
+    text = re.sub(r"([\d.]+(?:e[+-]\d+)?)\^-1/2", lambda found: _inverse_root(float(found[1])), text)
+    return re.sub(r"\bx(?=[\d(])", "×", text)
 
-    def __init__(self, width: float, title: str, description: str, css: str, against: Facts | None = None) -> None:
+
+def _inverse_root(number: float) -> str:
+    root = f"{number:,.2f}".rstrip("0").rstrip(".")
+    return f"1/√{root}" if number != 1 else "1"
+
+
+def structure(text: str) -> str:
+    """A text with its numbers left out: two that differ in numbers alone state the same structure."""
+    return _NUMBER.sub("#", text)
+
+
+class Canvas:
+    """An <svg> being drawn, `width` wide: in `fragment`s below one another, or in one piece with its `height` set.
+    CSS classes are the names in zoo.diagram.palette.RULES."""
+
+    def __init__(self, width: float, title: str, description: str, against: Facts | None = None) -> None:
         self.root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "class": "zoo-diagram", "role": "img"})
+        self.root.set("font-size", _n(FONT_SIZE))
         self.width, self.height = width, 0.0
         self.against = against
         self.marks = 0  # number of marked texts and shapes
-        self.facts: set[tuple[str, str]] = set()  # every (place, text) drawn so far
-        for tag, text in (("title", title), ("desc", description), ("style", css)):
+        self.facts: dict[tuple[str, str], None] = {}  # every (place, text) drawn so far, in order
+        for tag, text in (("title", title), ("desc", description), ("style", "")):
             SubElement(self.root, tag).text = text
         self._parent = self.root
+        self._structures = {(place, structure(text)) for place, text in against or ()}
+        self._fragments: list[tuple[str, Element, float]] = []
 
-    def finish(self, prefix: str) -> str:
-        """The document as text. Every id begins with `prefix`."""
-        width, height = _n(self.width), _n(self.height)
+    @contextmanager
+    def fragment(self, key: str) -> Iterator[list[float]]:
+        """A part of the drawing, drawn from y = 0 down, below the parts before it. Append its height to the list."""
+        height: list[float] = []
+        self._parent = SubElement(self.root, "g")
+        yield height
+        self._fragments.append((key, self._parent, float(ceil(height[-1]))))
+        self._parent = self.root
+
+    def fragments(self) -> list[Fragment]:
+        """The parts drawn so far, from the top, with classes for a page's style sheet."""
+        return [
+            Fragment(key, ElementTree.tostring(group, encoding="unicode"), height)
+            for key, group, height in self._fragments
+        ]
+
+    def finish(self, prefix: str = "", theme: Theme = "auto") -> str:
+        """The document as text. Every id begins with `prefix`. Theme "auto" has a style sheet with variables, "light"
+        and "dark" have literal colours. A drawing of fragments gets paper behind it."""
+        y = 0.0
+        for _, group, height in self._fragments:
+            group.set("transform", f"translate(0 {_n(y)})")
+            y += height
+        self.height = max(self.height, y)
+        size = {"width": _n(self.width), "height": _n(self.height)}
+        if self._fragments:
+            self.root.insert(3, Element("rect", {"class": "paper", "rx": "10"} | size))
         for label in self.root[:2]:
             label.set("id", f"{prefix}{label.tag}")
-        self.root.attrib |= {"viewBox": f"0 0 {width} {height}", "aria-labelledby": f"{prefix}title {prefix}desc"}
-        self.root.attrib |= {"width": width, "height": height}
+        view = {"viewBox": f"0 0 {size['width']} {size['height']}"}
+        self.root.attrib |= view | {"aria-labelledby": f"{prefix}title {prefix}desc"} | size
+        if theme == "auto":
+            self.root[2].text = css()
+        else:
+            del self.root[2]
+            _write_attributes(self.root, dark=theme == "dark")
         return ElementTree.tostring(self.root, encoding="unicode")
 
     @contextmanager
@@ -198,9 +159,22 @@ class Canvas:
         corners = {"rx": _n(radius)} if radius else {}
         return self._add("rect", css_class, x=_n(x), y=_n(y), width=_n(width), height=_n(height), **corners)
 
+    def boxes(self, boxes: Iterable[tuple[float, float, float, float]], css_class: str) -> None:
+        """Many small boxes (x, y, width, height) as one path: a tenth of the text that as many rectangles take."""
+        d = "".join(f"M{_n(x)} {_n(y)}h{_n(w)}v{_n(h)}h-{_n(w)}z" for x, y, w, h in boxes)
+        if d:
+            self._add("path", css_class, d=d)
+
+    def dashes(self, x: float, y: float, height: float, lengths: Sequence[float], repeats: int, css_class: str) -> None:
+        """A row of boxes as one dashed line: `lengths` of box, gap, box, gap, ..., repeated. However many boxes there
+        are, it takes the text of one repeat."""
+        width = sum(lengths) * repeats - lengths[-1]
+        dashes = {"stroke-width": _n(height), "stroke-dasharray": " ".join(map(_n, lengths))}
+        self._add("path", css_class, d=f"M{_n(x)} {_n(y + height / 2)}h{_n(width)}", **dashes)
+
     def path(self, d: str, css_class: str) -> Element:
-        """A path; `trace` changes it once its end is known."""
-        return trace(self._add("path", css_class), d)
+        """A path, its coordinates rounded to a hundredth."""
+        return self._add("path", css_class, d=_LONG.sub(lambda number: _n(float(number[0])), d))
 
     def circle(self, x: float, y: float, radius: float, css_class: str) -> Element:
         """A circle around (x, y)."""
@@ -220,23 +194,35 @@ class Canvas:
         """A line of text on the baseline `y`; cut to `max_width`, with the whole as its tooltip. Returns its width."""
         bold = "strong" in css_class.split()
         shown = fit_text(text, size, max_width, bold)
-        anchors = {} if anchor == "start" else {"text-anchor": anchor}
+        others = {} if size == FONT_SIZE else {"font-size": _n(size)}
+        others |= {} if anchor == "start" else {"text-anchor": anchor}
         css_class = self.marked(css_class, place, text) if place else css_class
-        element = self._add("text", css_class, x=_n(x), y=_n(y), **{"font-size": _n(size)}, **anchors)
+        element = self._add("text", css_class, x=_n(x), y=_n(y), **others)
         element.text = shown
         if shown != text:
             SubElement(element, "title").text = text
         return text_width(shown, size, bold)
 
-    def marked(self, css_class: str, place: str, text: str) -> str:
-        """The class of what states `text` at `place`, with "differs" where the other model does not state it there."""
-        self.facts.add((place, text))
-        differs = self.against is not None and (place, text) not in self.against
-        self.marks += differs
-        return f"{css_class} differs" if differs else css_class
+    def marked(self, css_class: str, place: str, text: str, weak: bool = False) -> str:
+        """The class of what states `text` at `place`: with "differs" where the other model does not state it there, or
+        with "resized" where it states the same with other numbers, or where the difference is `weak`."""
+        self.facts[place, text] = None
+        if self.against is None or (place, text) in self.against:
+            return css_class
+        self.marks += 1
+        weak = weak or (place, structure(text)) in self._structures
+        return f"{css_class} {'resized' if weak else 'differs'}"
 
     def _add(self, tag: str, css_class: str, **attributes: str) -> Element:
         return SubElement(self._parent, tag, {"class": css_class} | attributes)
+
+
+def _write_attributes(root: Element, dark: bool) -> None:
+    """Replace the classes of all elements by what they mean."""
+    for element in root.iter():
+        if css_class := element.attrib.pop("class", ""):
+            element.attrib |= attributes(element.tag, css_class, dark)
+    root.set("font-family", FILE_FONT)
 
 
 def _n(number: float) -> str:
@@ -247,9 +233,3 @@ def _n(number: float) -> str:
 def stretch(rect: Element, bottom: float) -> None:
     """Make a rectangle end at `bottom`."""
     rect.set("height", _n(bottom - float(rect.get("y", 0))))
-
-
-def trace(path: Element, d: str) -> Element:
-    """Set the commands of a path, its coordinates rounded to a hundredth."""
-    path.set("d", _LONG.sub(lambda number: _n(float(number[0])), d))
-    return path

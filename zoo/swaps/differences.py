@@ -36,15 +36,19 @@ DETAILS = frozenset(
 )
 BRANCHES = {"attn": "attention", "ffn": "a feed-forward"}
 PARTS_OF_MODEL = {"tied": "head", "logit_cap": "head", "logits_scaling": "head", "streams": "layers"}
+# What an aspect is of, where that has another name.
+DETAIL_NAMES = {"position": "rope", "scaling": "rope", "activation": "act", "placement": "norm"}
 MAX_PERIOD = 12  # layers after which a pattern is said to repeat
 MIN_SHARE = 0.1  # of the layers: what differs by less is a size
 
 
 class Difference(NamedTuple):
-    """A sentence, and the part of a model that it is about: attn, ffn, norm, layers, embedding or head."""
+    """A sentence, and the part of a model that it is about: attn, ffn, norm, layers, embedding or head. `detail` names
+    what of that part: rope, reach, router, act, ..., or a field."""
 
     part: str
     sentence: str
+    detail: str = ""
 
 
 class Aspect(NamedTuple):
@@ -116,7 +120,8 @@ def structure_differences(model: Decoder, other: Decoder) -> list[Difference]:
             # An option of a block that the model does not have is not missed.
             sentence = f"no {y.phrase(next(iter(y.shares)))}" if y.is_option and name.split()[-1] in fields else ""
         if sentence:
-            found.setdefault(sentence, Difference((x or y or theirs[name]).part, sentence))
+            detail = DETAIL_NAMES.get(name, name.split()[-1])
+            found.setdefault(sentence, Difference((x or y or theirs[name]).part, sentence, detail))
     return list(found.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import re
+from collections import Counter
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
@@ -15,8 +16,9 @@ import zoo
 from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.gallery import blocks_page
 from benchmarks.gallery.files import data
-from benchmarks.gallery.overview import LAYER_LOOKS, overview
+from benchmarks.gallery.overview import overview
 from zoo.blocks.layer import PLACEMENTS
+from zoo.catalog import title
 from zoo.costs import CacheSpec, linear_flops
 from zoo.diagram import svg
 from zoo.registry import Block, Mixer
@@ -101,19 +103,24 @@ def test_overview_has_a_box_for_each_layer_of_each_model() -> None:
     models = [one(name) for name in zoo.names()]
     root = ElementTree.fromstring(overview(models))
     assert_inside(root)
-    looks = [element.get("class", "") for element in root.iter(f"{SPACE}rect")]
+    # The bars of strips: above what attention reaches, below the feed-forward. The legend is small rectangles.
+    bars = [(path.get("class"), path.get("d", "").count("M")) for path in root.iter(f"{SPACE}path")]
+    looks = Counter({look: sum(n for css_class, n in bars if css_class == look) for look in dict(bars)})
     layers = [layer for model in models for layer in model.spec.layers]
-    legend = len(LAYER_LOOKS)
-    assert len(set(LAYER_LOOKS.values())) == legend
-    assert sum(look in LAYER_LOOKS.values() for look in looks) == legend + len(layers)
+    reaches = {look: n for look, n in looks.items() if str(look).startswith("reach-")}
+    ffns = {look: n for look, n in looks.items() if str(look).startswith("ffn-")}
+    assert sum(reaches.values()) == sum(layer.attn is not None for layer in layers)
+    assert sum(ffns.values()) == sum(layer.ffn is not None for layer in layers)
+    assert looks["none"] == 2 * len(layers) - sum(reaches.values()) - sum(ffns.values())
     windowed = [kept for kept in (layer.cache_spec() for layer in layers) if kept.reach.limit]
-    assert looks.count(LAYER_LOOKS["window and entries"]) == 1 + sum(bool(kept.entries) for kept in windowed)
-    assert looks.count(LAYER_LOOKS["window or chunk"]) == 1 + sum(not kept.entries for kept in windowed)
+    assert looks["reach-entries"] == sum(bool(kept.entries) for kept in windowed)
+    assert looks["reach-window"] + looks["reach-chunk"] == sum(not kept.entries for kept in windowed)
     with_state = sum(bool(kept.state and not kept.per_token) for kept in (layer.cache_spec() for layer in layers))
-    assert looks.count(LAYER_LOOKS["state"]) == 1 + with_state
+    assert looks["reach-state"] == with_state
+    assert looks["ffn-experts"] == sum(any(isinstance(p, zoo.MoE) for p in layer.walk()) for layer in layers)
     texts = [element.text for element in root.iter(f"{SPACE}text")]
     shown = [str(text).rstrip("…") for text in texts]  # a long name is cut short
-    assert all(any(text and model.name.startswith(text) for text in shown) for model in models)
+    assert all(any(text and title(model.name).startswith(text) for text in shown) for model in models)
 
 
 @dataclass(frozen=True)

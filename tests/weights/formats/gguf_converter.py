@@ -51,6 +51,8 @@ KINDS = {
     "trinity-nano-6b": "afmoe",
     "ministral3-3b": "mistral3",
     "gemma4-31b": "gemma4",
+    "gemma4-e2b": "gemma4",
+    "gemma4-26b-a4b": "gemma4",
     "glm5.2-744b": "glm-dsa",
     "mistral-small-4-119b": "mistral4",
 }
@@ -63,11 +65,19 @@ OUTSIDE = {
     "token_embd_norm": "embedding_norm",
     "output": "lm_head",
     "position_embd": "wpe",
+    "per_layer_token_embd": "embed_tokens_per_layer",
+    "per_layer_model_proj": "per_layer_model_projection",
+    "per_layer_proj_norm": "per_layer_projection_norm",
 }
 NAMES = [
     (r"input_layernorm|operator_norm|ln_1|norm", "attn_norm"),
     (r"pre_feedforward_layernorm|pre_mlp_layernorm|ffn_norm|ln_2", "ffn_norm"),
     (r"post_feedforward_layernorm|post_mlp_layernorm", "post_ffw_norm"),
+    (r"(pre|post)_feedforward_layernorm_([12])", r"\1_ffw_norm_\2"),
+    (r"router\.proj", "ffn_gate_inp"),
+    (r"per_layer_input_gate", "inp_gate"),
+    (r"per_layer_projection", "proj"),
+    (r"post_per_layer_input_norm", "post_norm"),
     (r"(?:self_attn|mixer)\.([qkv])_proj", r"attn_\1"),
     (r"self_attn\.qkv_proj|attn\.c_attn|linear_attn\.in_proj_qkv", "attn_qkv"),
     (r"(?:self_attn|mixer)\.o_proj|self_attn\.out_proj|attn\.c_proj", "attn_output"),
@@ -110,6 +120,8 @@ WHOLE = [
     (r".*\.D", "ssm_d"),
     (r"self_attn\.sinks", "attn_sinks.weight"),
     (r"layer_scalar", "layer_output_scale.weight"),
+    (r"router\.scale", "ffn_gate_inp.scale"),
+    (r"router\.per_expert_scale", "ffn_down_exps.scale"),
 ]
 
 
@@ -210,7 +222,7 @@ def experts(part: str, layer: str, tensor: Tensor, kind: str) -> Tensors:
     leaf = "bias" if bias else "weight"
     if part.startswith(("down", "up")):
         return {f"{layer}.ffn_{part.partition('_')[0]}_exps.{leaf}": tensor}
-    if kind == "mistral4":
+    if kind in ("mistral4", "gemma4"):
         return {f"{layer}.ffn_gate_up_exps.weight": tensor}
     half = tensor.shape[1] // 2
     gate, up = (tensor[:, 0::2], tensor[:, 1::2]) if kind == "gpt-oss" else (tensor[:, :half], tensor[:, half:])

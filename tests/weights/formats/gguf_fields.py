@@ -20,7 +20,7 @@ USUAL = {
     "attention.value_length": "head_dim",
     "vocab_size": "vocab_size",
     "expert_count": "num_experts num_local_experts n_routed_experts",
-    "expert_used_count": "num_experts_per_tok num_experts_per_token",
+    "expert_used_count": "num_experts_per_tok num_experts_per_token top_k_experts",
     "expert_group_count": "n_group",
     "expert_group_used_count": "topk_group",
 }
@@ -248,14 +248,17 @@ def _ministral(config: Config) -> dict[str, Any]:
 
 def _gemma4(config: Config) -> dict[str, Any]:
     full, local = config["global_head_dim"], config["head_dim"]
-    kv_heads = {
-        "full_attention": config["num_global_key_value_heads"],
-        "sliding_attention": config["num_key_value_heads"],
-    }
-    return _pattern(config) | {
-        "attention.shared_kv_layers": 0,
-        "embedding_length_per_layer_input": 0,
-        "attention.head_count_kv": [kv_heads[kind] for kind in config["layer_types"]],
+    shared, layers, kinds = config["num_kv_shared_layers"], config["num_hidden_layers"], config["layer_types"]
+    said = _pattern(config) | taken(config, {"expert_feed_forward_length": "moe_intermediate_size"})
+    if config["num_global_key_value_heads"]:
+        of_kind = {"full_attention": config["num_global_key_value_heads"]}
+        said["attention.head_count_kv"] = [of_kind.get(kind, config["num_key_value_heads"]) for kind in kinds]
+    if config["use_double_wide_mlp"]:
+        width = config["intermediate_size"]
+        said["feed_forward_length"] = [width * (2 if i >= layers - shared else 1) for i in range(layers)]
+    return said | {
+        "attention.shared_kv_layers": shared,
+        "embedding_length_per_layer_input": config.get("hidden_size_per_layer_input") or 0,
         **{f"attention.{name}_length": full for name in ("key", "value")},
         **{f"attention.{name}_length_swa": local for name in ("key", "value")},
         "rope.dimension_count": full,

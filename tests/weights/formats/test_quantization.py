@@ -13,7 +13,7 @@ import zoo
 from tests.configs import older, smallest
 from tests.weights.checkpoints import write
 from tests.weights.packers import FP8_CONFIG, MXFP4_CONFIG
-from weights.formats.fp8_mxfp4 import FORMATS, MODELOPT, NAMES, refuse
+from weights.formats.fp8_mxfp4 import FORMATS, MODELOPT, NAMES, check_scheme, refuse
 from zoo.errors import MalformedError
 
 MLX = {"group_size": 64, "bits": 4}
@@ -81,16 +81,19 @@ def test_every_named_method_is_refused_by_its_name(method: str) -> None:
             refuse({"quantization_config": {"quant_method": spelt}})
 
 
-def test_fp4_experts_beside_fp8_are_refused_by_their_name() -> None:
+def test_experts_in_another_format_than_the_rest() -> None:
     """Said beside the scheme (DeepSeek-V4) or in it. Without a scheme the field says nothing of the stored tensors."""
-    for said in (
-        {"expert_dtype": "fp4", "quantization_config": FP8_CONFIG},
-        {"quantization_config": {**FP8_CONFIG, "expert_dtype": "fp4"}},
-    ):
-        with pytest.raises(MalformedError, match="fp4 experts beside fp8, as of DeepSeek-V4"):
-            refuse(said)
-    refuse({"expert_dtype": "fp4"})
-    refuse({"expert_dtype": "fp8", "quantization_config": FP8_CONFIG})
+    for dtype in ("fp6", ["fp4"], 4):
+        for said in (
+            {"expert_dtype": dtype, "quantization_config": FP8_CONFIG},
+            {"quantization_config": {**FP8_CONFIG, "expert_dtype": dtype}},
+            {"text_config": {"expert_dtype": dtype, "quantization_config": FP8_CONFIG}},
+        ):
+            with pytest.raises(MalformedError, match="experts in another format than the rest"):
+                check_scheme(Path("nowhere"), said)
+    refuse({"expert_dtype": "fp6"})
+    for dtype in ("fp4", "fp8", None):
+        refuse({"expert_dtype": dtype, "quantization_config": FP8_CONFIG})
 
 
 def test_mlx_schemes_outside_quantization_config(tmp_path: Path) -> None:

@@ -263,11 +263,14 @@ def test_one_model_serves_inference_and_gradients(name: str) -> None:
     fast.train()
     logits = fast(tokens)
     logits.square().mean().backward()
-    plain(tokens).square().mean().backward()
-    for weight, other in zip(plain.parameters(), fast.parameters(), strict=True):
+    exact = copy.deepcopy(plain).double()
+    for model in (plain, exact):
+        model(tokens).square().mean().backward()
+    for truth, weight, other in zip(exact.parameters(), plain.parameters(), fast.parameters(), strict=True):
         assert (weight.grad is None) == (other.grad is None)
-        if weight.grad is not None:
-            assert (other.grad - weight.grad).abs().max() <= 1e-5 * max(weight.grad.abs().max(), 1e-3)
+        if weight.grad is not None:  # equal, or as near to float64 as the uncompiled one
+            off, compiled_off = ((each.grad - truth.grad).abs().max() for each in (weight, other))
+            assert compiled_off <= max(1e-5 * max(truth.grad.abs().max(), 1e-3), 2 * off)
 
 
 @torch.no_grad()

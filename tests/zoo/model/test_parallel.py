@@ -255,9 +255,10 @@ def compiled(device: torch.device, name: str) -> tuple[float, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", representatives())
 def test_compiled_decode_is_that_of_one_process(name: str) -> None:
-    for error, most in in_ranks(2, compiled, name):
+    for error, most in in_ranks(2, compiled, name, seconds=800):
         assert error <= most
 
 

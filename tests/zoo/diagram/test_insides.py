@@ -1,0 +1,179 @@
+"""The insides of blocks: heads, experts, and what is done in which order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+import pytest
+from torch import nn
+
+import zoo
+from tests.presets import representatives, split
+from tests.zoo.diagram.drawing import BASE, LAYOUTS, drawn, misplaced, small_boxes, texts
+from zoo import GQA, MoE, names, spec
+from zoo.blocks import DenseAndMoE
+from zoo.costs import CacheSpec, State
+from zoo.diagram.canvas import Canvas, typeset
+from zoo.diagram.insides import inside
+from zoo.diagram.region import MAX_HEADS, Region
+from zoo.registry import Block, Mixer
+
+
+def blown_up(block: Block, dim: int = 1024) -> Canvas:
+    """The inside of one block."""
+    canvas = Canvas(400, "", "")
+    canvas.height = inside(block, Region(canvas, 0, 0, 380, dim, "block"))
+    return canvas
+
+
+def blocks(name: str, role: str) -> list[Block]:
+    """The distinct blocks of a model."""
+    found = [branch.block for branch in dict.fromkeys(getattr(layer, role) for layer in spec(name).layers) if branch]
+    pairs = ((each.dense, each.routed) if isinstance(each, DenseAndMoE) else (each,) for each in found)
+    return [each for pair in pairs for each in pair]
+
+
+def order(canvas: Canvas, *starts: str) -> list[float]:
+    """The y of the first text that begins with each of some words."""
+    lines = [(text.text or "", float(text.get("y", 0))) for text in canvas.root.iter("text")]
+    return [next(y for text, y in lines if text.startswith(start)) for start in starts]
+
+
+@pytest.mark.parametrize("name", split(names(), representatives()))
+def test_heads_and_experts_are_drawn_one_by_one(name: str) -> None:
+    for block in blocks(name, "attn"):
+        if isinstance(block, GQA) and block.heads <= MAX_HEADS:
+            root = namespaced(blown_up(block))
+            assert len(small_boxes(root, "queries")) == block.heads
+            assert len(small_boxes(root, "keys")) == 2 * block.kv_heads
+    for block in blocks(name, "ffn"):
+        if isinstance(block, MoE):
+            root = namespaced(blown_up(block))
+            assert len(small_boxes(root, "chosen")) == block.router.k + (block.shared is not None)
+            assert len(small_boxes(root, "experts")) == block.experts  # the chosen ones are drawn over them
+            squares = [
+                square for square in small_boxes(root, "chosen") if any(map(square.near, small_boxes(root, "experts")))
+            ]
+            assert len(squares) == block.router.k
+
+
+def namespaced(canvas: Canvas) -> Element:
+    """The drawing as it is read from a file."""
+    return ElementTree.fromstring(canvas.finish())
+
+
+@pytest.mark.parametrize("name", split(names(), representatives()))
+def test_every_block_shows_its_fields(name: str) -> None:
+    for block in blocks(name, "attn"):
+        said = Counter(texts(namespaced(blown_up(block))))
+        joined = " ".join(said)
+        if block.cache_spec().state and not block.cache_spec().per_token:
+            for state in block.cache_spec().state:
+                sizes = [f"{size:,}" for size in state.shape]
+                shown = " × ".join(sizes) in joined.replace("  ", " ")
+                assert shown or (len(sizes) == 2 and f"convolution over {state.shape[0] + 1} tokens" in joined)
+            continue
+        assert typeset(block.rope.describe()) in joined
+        assert typeset(block.cache_spec().describe()) in joined or said["sees all earlier tokens"]
+        assert "sinks" in joined or not getattr(block, "sinks", False)
+        bias = getattr(block, "bias", False)
+        assert not bias or said["biases on q, k, v" if bias == "qkv" else "biases"]
+        assert any(text.startswith(f"{block.heads} heads") for text in said)
+        if isinstance(block, GQA):
+            shown = joined.replace(" ", "")
+            assert all(
+                typeset(option).replace(" ", "") in shown for option in block.options() if "raw keys" not in option
+            )
+    for block in blocks(name, "ffn"):
+        said = Counter(texts(namespaced(blown_up(block))))
+        if isinstance(block, MoE):
+            assert said[f"{block.router.k} of {block.experts} experts active"]
+            assert typeset(block.router.describe()).replace(" ", "") in "".join(said).replace(" ", "")
+        assert any(f"{getattr(block, 'expert', block).hidden:,}" in text for text in said)
+
+
+def test_norm_and_rotation_are_drawn_in_the_order_they_are_applied() -> None:
+    """After the projections, before the cache and the softmax."""
+    attn = next(part for part in BASE.walk() if isinstance(part, GQA))
+    canvas = blown_up(replace(attn, qk_norm=zoo.RMSNorm(1e-6), gate="head"))
+    y = order(canvas, "queries", "QK-norm", "RoPE", "KV cache", "softmax", "output gate", "output 128")
+    assert y == sorted(set(y))
+
+
+def test_latents_are_normed_before_they_are_cached_and_expanded() -> None:
+    latent = next(part for part in spec("deepseek-v3").walk() if isinstance(part, zoo.MLA))
+    y = order(blown_up(latent), "latent of keys", "RMSNorm", "RoPE", "KV cache", "keys 128", "softmax", "output")
+    assert y == sorted(set(y))
+
+
+def test_layers_that_share_keys_project_queries_alone() -> None:
+    shared = next(layer.mixer for layer in spec("gemma4-e2b").layers if layer.takes())
+    said = texts(namespaced(blown_up(shared)))
+    assert said.count("shared") == 2
+    assert not any(text.startswith("KV cache") for text in said)
+
+
+@dataclass(frozen=True)
+class _Averages(Mixer):
+    """A mixer for which `inside` has no function, with three states."""
+
+    def build(self, dim: int) -> nn.Module:
+        raise NotImplementedError
+
+    def params(self, dim: int) -> int:
+        return dim
+
+    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        return dim * new
+
+    def cache_spec(self) -> CacheSpec:
+        return CacheSpec(state=tuple(State(name, (1024, 16), in_float32=True) for name in ("fast", "slow", "slowest")))
+
+    def describe(self) -> str:
+        return "_Averages, of what was seen before, at three speeds"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_new_mixer_shows_its_description_and_states(layout: str) -> None:
+    root = drawn(zoo.swap(BASE, GQA, _Averages()), **LAYOUTS[layout])
+    assert list(misplaced(root)) == []
+    said = " ".join(texts(root))
+    assert "of what was seen before, at three speeds" in said
+    assert all(f"{name} state 1,024 × 16, float32" in said for name in ("fast", "slow", "slowest"))
+    assert not [text for text in texts(root) if "…" in text]
+
+
+@pytest.mark.parametrize(
+    ("name", "heading", "changes"),
+    [
+        ("smollm3-3b", "as in the layers above, but", ["NoPE"]),
+        ("gpt-oss-20b", "as in the layers above, but", ["sees all earlier tokens"]),
+        ("gemma3-27b", "as in the layers above, but", ["RoPE 1M (linear ×8)", "sees all earlier tokens"]),
+    ],
+)
+def test_a_block_that_hardly_differs_is_shown_by_its_differences(name: str, heading: str, changes: list[str]) -> None:
+    said = texts(drawn(spec(name)))
+    at = said.index(heading)
+    assert said[at + 1 : at + 1 + len(changes)] == changes
+    assert len([text for text in said if text == "queries"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("window 4096", "window 4,096"),
+        ("RoPE 10k (YaRN x40 from 4096)", "RoPE 10k (YaRN ×40 from 4,096)"),
+        ("scale 168^-1/2", "scale 1/√168"),
+        ("scale 1.6384e+04^-1/2", "scale 1/√16,384"),
+        ("scale 1^-1/2", "scale 1"),
+        ("queries x(1 + 0.1 ln(1 + position/16,384))", "queries ×(1 + 0.1 ln(1 + position/16,384))"),
+        ("sigmoid top-8 router, weights x2.5", "sigmoid top-8 router, weights ×2.5"),
+        ("max of 0.0001", "max of 0.0001"),
+        ("0.00012", "0.00012"),
+    ],
+)
+def test_descriptions_are_typeset(text: str, printed: str) -> None:
+    assert typeset(text) == printed

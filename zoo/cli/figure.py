@@ -1,0 +1,43 @@
+"""The figure of a model that a command line names."""
+
+from collections.abc import Sequence
+
+import torch
+
+from zoo import diagram
+from zoo.catalog import ancestor, sizes, spec, title
+from zoo.cli.card import spaced, swapped_specs
+from zoo.diagram import Theme
+from zoo.swaps.differences import structure_differences
+from zoo.units import format_count
+
+
+def figure(
+    preset: str,
+    tiny: bool = False,
+    params: int | None = None,
+    swaps: Sequence[str] = (),
+    dtype: torch.dtype = torch.bfloat16,
+    theme: Theme = "light",
+    costs: bool = False,
+) -> tuple[str, list[str]]:
+    """A preset's figure as SVG, and the features that swaps dropped. Numbered sentences say what is new compared with
+    its ancestor; of a swapped model, what the swaps changed, and the differences are marked."""
+    original, drawn, dropped = swapped_specs(preset, tiny, list(swaps), params)
+    name = f"{title(preset)} at toy widths" if tiny else title(preset)
+    name += f" at {format_count(params)} parameters" if params else ""
+    name += f" with {', '.join(map(spaced, swaps))}" if swaps else ""
+    known = None if swaps or tiny or params else ancestor(preset)
+    other = original if swaps else spec(known) if known else None
+    figure = diagram.svg(
+        drawn,
+        name,
+        dtype=dtype,
+        against=original if swaps else None,
+        theme=theme,
+        costs=costs,
+        subtitle=sizes()[preset].hub,
+        callouts=diagram.callouts(structure_differences(drawn, other)) if other else (),
+        heading=f"New compared with {title(known)}" if known else "Swapped",
+    )
+    return figure, list(dropped)

@@ -1,0 +1,176 @@
+"""The inside of attention, in the order in which it is computed: queries, keys and values, their norms and rotation,
+what the cache keeps, the tokens that are seen, the output."""
+
+from zoo.blocks import GQA, MLA, CompressedAttention, NoPE, SparseMLA
+from zoo.diagram.canvas import typeset, wrap_text
+from zoo.diagram.region import (
+    BADGE,
+    LINE,
+    MASK,
+    PAD,
+    SMALL,
+    Bar,
+    Lanes,
+    Region,
+    chips,
+    heads,
+    kind,
+    mask,
+    title,
+)
+from zoo.registry import Mixer
+
+OF_SCORES = ("reach", "sinks", "cap")  # what call-outs about the softmax are about
+# Options that have a box of their own, by how their description begins.
+DRAWN = ("QK-norm", "V-norm", "queries x", "output gate", "biases", "sinks", "scale ", "scores capped", "values")
+
+
+def grouped_query_attention(block: GQA, region: Region) -> float:
+    """Queries, keys and values in three columns."""
+    name = kind(block)
+    shared = f" on {block.kv_heads:,} KV heads" if name not in ("MHA", "MQA") and block.kv_heads > 1 else ""
+    shared = " on one KV head" if block.kv_heads == 1 else shared
+    y = title(region, name, (f"{block.heads:,} heads{shared}", "heads"), (f"each {block.head_dim:,} wide", "widths"))
+    lanes = Lanes(region.at(y), (2.2, 1, 1))
+    options = [typeset(each) for each in block.options()]
+
+    def option(start: str) -> str:
+        return next((each for each in options if each.startswith(start)), "")
+
+    own = {"q", "k", "v"} & {*block.projections(region.dim)}
+    labels = {"q": "queries", "k": "keys", "v": "values"}
+    for column, letter in enumerate(labels):
+        x, width = lanes.columns[column]
+        there = letter in own
+        label = labels[letter] if there else "= keys" if "k" in own else "shared"
+        label_class = "faint" if there else "ink"
+        fact = f"{region.place}.{letter}"
+        region.canvas.text(x + width / 2, y + 9, label, SMALL, width, label_class, "middle", place=fact)
+        number = block.heads if letter == "q" else block.kv_heads
+        box = Region(region.canvas, x, y + 14, width, region.dim, region.place)
+        bottom = heads(box, number, block.kv_heads, "queries" if letter == "q" else "keys")
+        lanes.taken(column, column, bottom)
+    normed = 1 if "k" in own else 0  # the last column that a norm and the rotation are of
+    if block.qk_norm:
+        bars = [Bar(0, normed, option("QK-norm"), "chip-norm", "norm")]
+        bars += [Bar(2, 2, option("V-norm"), "chip-norm", "v norm")] if block.v_norm else []
+        lanes.stage(*bars, badges=("qk_norm",))
+    elif block.v_norm:
+        lanes.stage(Bar(2, 2, option("V-norm"), "chip-norm", "v norm"))
+    lanes.stage(_position_bar(block, 0, normed), badges=("rope",))
+    if block.temperature:
+        lanes.stage(
+            Bar(0, normed, typeset(block.temperature.describe()), "chip", "temperature"), badges=("temperature",)
+        )
+    if elements := block.cache_spec().elements():
+        lanes.stage(Bar(1, 2, f"KV cache: {elements:,} per token", "latent", "cache"))
+    scores = [_scale(block.scale)] if block.scale else []
+    scores += [text for text in options if text.startswith(("scores capped", "sinks"))]
+    _attend(lanes, block, 2, scores)
+    if block.gate:
+        lanes.stage(Bar(0, 2, option("output gate"), "chip", "gate"), badges=("gate",))
+    _output(lanes, 2, block.heads * block.value_dim, region.dim)
+    known = {typeset(block.rope.describe()), typeset(block.reach.describe()), *scores}
+    rest = [text for text in options if text not in known and not text.startswith(DRAWN[:4])]
+    rest = [text for text in rest if not block.keys_as_values or not text.startswith("values")]
+    return chips(region.at(lanes.y + 8), [(text, "option") for text in rest]) if rest else lanes.y
+
+
+def latent_attention(block: MLA, region: Region) -> float:
+    """Queries, the rotary key and the latent in three columns."""
+    widths = f"each {block.nope_dim:,} + {block.rope_dim:,} rotary, values {block.v_dim:,}"
+    y = title(region, kind(block), (f"{block.heads:,} heads", "heads"), (widths, "widths"))
+    lanes = Lanes(region.at(y), (1.5, 1, 1.5))
+    queries = f"queries {block.heads:,} × {block.nope_dim + block.rope_dim:,}"
+    latent = f"latent of keys, values {block.kv_rank:,}"
+    key = Bar(1, 1, f"key {block.rope_dim:,}", "inner", "key")
+    if block.q_rank:
+        source = f"latent of queries {block.q_rank:,}"
+        lanes.stage(Bar(0, 0, source, "inner", "queries.from"), key, Bar(2, 2, latent, "inner", "latent"))
+        norm = [Bar(i, i, type(block.norm).__name__, "chip-norm", "norm") for i in (0, 2)]
+        lanes.stage(*norm, badges=("qk_norm",))
+        lanes.stage(Bar(0, 0, queries, "inner", "queries"))
+    else:
+        lanes.stage(Bar(0, 0, queries, "inner", "queries"), key, Bar(2, 2, latent, "inner", "latent"))
+        lanes.stage(Bar(2, 2, type(block.norm).__name__, "chip-norm", "norm"))
+    lanes.stage(_position_bar(block, 0, 1), badges=("rope",))
+    if block.temperature:
+        lanes.stage(Bar(0, 1, typeset(block.temperature.describe()), "chip", "temperature"), badges=("temperature",))
+    lanes.stage(Bar(1, 2, f"KV cache: {block.kv_rank + block.rope_dim:,} per token", "latent", "cache"))
+    expanded = f"keys {block.heads:,} × {block.nope_dim:,}, values {block.heads:,} × {block.v_dim:,}"
+    lanes.stage(Bar(2, 2, expanded, "inner", "expanded"))
+    if isinstance(block, SparseMLA):
+        chosen = f"{block.indexer.k:,} tokens chosen by "
+        chosen += (
+            "an earlier layer's indexer" if block.shares_choice else f"an indexer of {block.indexer.heads:,} heads"
+        )
+        lanes.stage(Bar(0, 2, chosen, "chip-window", "chosen"), badges=("indexer",))
+    _attend(lanes, block, 2, [_scale(block.scale)] if block.scale else [])
+    _output(lanes, 2, block.heads * block.v_dim, region.dim)
+    return lanes.y
+
+
+def compressed_attention(block: CompressedAttention, region: Region) -> float:
+    """Queries, the one key that is the value too, and the entries that stand for several tokens."""
+    y = title(
+        region,
+        kind(block) if block.compressor else "MQA",
+        (f"{block.heads:,} heads on one key", "heads"),
+        (f"each {block.head_dim:,} wide, {block.rope_dim:,} rotary, keys are values", "widths"),
+    )
+    entries = block.compressor
+    lanes = Lanes(region.at(y), (1.4, 1.2, 1.4) if entries else (1.4, 1.2))
+    last = 2 if entries else 1
+    bars = [Bar(0, 0, f"latent of queries {block.q_rank:,}", "inner", "queries.from")]
+    bars += [Bar(1, 1, f"key = value {block.head_dim:,}", "inner", "key")]
+    if entries:
+        every = 2 * entries.every if entries.overlap else entries.every
+        bars += [Bar(2, 2, f"an entry of {every:,} tokens every {entries.every:,}", "inner", "entries")]
+    lanes.stage(*bars)
+    norms = [Bar(i, i, type(block.norm).__name__, "chip-norm", "norm") for i in range(last + 1)]
+    lanes.stage(*norms, badges=("qk_norm",))
+    lanes.stage(Bar(0, 0, f"queries {block.heads:,} × {block.head_dim:,}, normed", "inner", "queries"))
+    lanes.stage(_position_bar(block, 0, last), badges=("rope",))
+    kept = [Bar(1, 1, f"KV cache: last {block.window:,}", "latent", "cache")]
+    kept += [Bar(2, 2, "KV cache: all entries", "latent", "entries kept")] if entries else []
+    lanes.stage(*kept)
+    if block.chosen:
+        lanes.stage(Bar(2, 2, f"{block.chosen:,} entries chosen by an indexer", "chip-window", "chosen"))
+    _attend(lanes, block, last, ["sinks"])
+    target = f"output in {block.groups:,} groups: {block.group_dim:,} → {block.o_rank:,}, all → {region.dim:,}"
+    lanes.stage(Bar(0, last, target, "inner", "output"))
+    return lanes.y
+
+
+def _scale(scale: float) -> str:
+    return typeset(f"scale {scale**-2:.6g}^-1/2")
+
+
+def _position_bar(block: GQA | MLA | CompressedAttention, first: int, last: int) -> Bar:
+    without = isinstance(block.rope, NoPE)
+    return Bar(first, last, typeset(block.rope.describe()), "chip-nope" if without else "chip-rope", "rope")
+
+
+def _attend(lanes: Lanes, block: Mixer, last: int, scores: list[str]) -> None:
+    """The softmax over the tokens that are seen, with the mask as a picture."""
+    region, cache = lanes.region, block.cache_spec()
+    _, width = lanes.span(0, last)
+    seen = "sees all earlier tokens" if cache.describe() == "full" else typeset(cache.describe())
+    free = width - MASK - 26 - region.badges_width(OF_SCORES)
+    lines = wrap_text(", ".join(scores), SMALL, free) if scores else []
+    height = max(MASK + 10, LINE * (len(lines) + 2) + 2 * PAD)
+    x, top = lanes.box(0, last, height)
+    at = Region(region.canvas, x + 6, top + (height - MASK) / 2, width, region.dim, region.place, region.badges)
+    mask(at, cache.reach)
+    at.badge(OF_SCORES, x + width - BADGE - 4, top + height / 2)
+    text = Region(region.canvas, x + MASK + 16, 0, free, region.dim, region.place)
+    y = top + (height - LINE * (len(lines) + 2)) / 2 + 11.5
+    region.canvas.text(text.x, y, "softmax of q · k, times v", SMALL, text.width, "faint")
+    text.at(y + LINE).line(seen, "window", css_class="strong")
+    css_class = region.canvas.marked("ink", f"{region.place}.scores", ", ".join(scores)) if scores else "ink"
+    for i, line in enumerate(lines):
+        region.canvas.text(text.x, y + LINE * (2 + i), line, SMALL, text.width, css_class)
+
+
+def _output(lanes: Lanes, last: int, inner: int, dim: int) -> None:
+    lanes.stage(Bar(0, last, f"output {inner:,} → {dim:,}", "inner", "output"))

@@ -1,0 +1,293 @@
+"""The whole diagram: title, figures, the layers across the depth, a token's path through the model, and call-outs."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import torch
+
+from zoo.diagram.canvas import Canvas, Facts, Fragment, text_width, typeset, wrap_text
+from zoo.diagram.flow import branch_name
+from zoo.diagram.layout import NARROW, WIDE, Layout
+from zoo.diagram.looks import draw_legend, draw_strip, look
+from zoo.diagram.palette import Theme
+from zoo.diagram.parts import Cost, Costs
+from zoo.diagram.region import BADGE, LINE, SMALL, Badges, draw_badge
+from zoo.diagram.rows import Kind, Rows
+from zoo.errors import UsageError
+from zoo.model.decoder import Decoder
+from zoo.model.layer_pattern import fold, labels
+from zoo.swaps.differences import Difference
+from zoo.units import dtype_name, format_bytes, format_count
+
+STRIP = 22.0  # height of the layers across the depth
+LAYOUTS: dict[str, Layout] = {"wide": WIDE, "narrow": NARROW}
+Callout = tuple[str | None, str]  # the part that it is about, and a sentence
+
+
+class Options(NamedTuple):
+    """What to show of a model, and how."""
+
+    context: int = 4096
+    dtype: torch.dtype = torch.bfloat16
+    layout: Literal["wide", "narrow"] = "wide"
+    costs: bool = False
+    subtitle: str = ""
+    heading: str = ""
+    callouts: tuple[Callout, ...] = ()
+
+
+def svg(
+    spec: Decoder,
+    title: str,
+    *,
+    context: int = 4096,
+    dtype: torch.dtype = torch.bfloat16,
+    against: Decoder | None = None,
+    prefix: str = "",
+    theme: Theme = "auto",
+    layout: Literal["wide", "narrow"] = "wide",
+    costs: bool = False,
+    subtitle: str = "",
+    callouts: Sequence[Callout] = (),
+    heading: str = "",
+) -> str:
+    """A model as an SVG document, drawn from its spec.
+
+    `theme`: "light" and "dark" have literal colours, for files; "auto" has a style sheet whose variables a page can
+    set, and follows the reader's system. `layout`: 760 units wide with blocks blown up beside the path, or 360 with
+    everything in one column. `costs` shows what each part takes: shares are of the FLOPs of one token that sees
+    `context` tokens, itself included, and of the cache of one sequence of that length in `dtype`.
+
+    `callouts` are numbered and listed below the figure, under the `heading`; each is a sentence and the part that it is
+    about, or None: layers, embedding, positions, head, norm, attn, ffn, inputs, streams, or what is inside a block:
+    attn.rope, attn.qk_norm, attn.reach, attn.indexer, attn.state, ffn.act, ffn.router, ... A number stands at what is
+    inside if that is drawn, else at the block. One about a part that the model does not have is listed all the same.
+
+    What the model `against` does not have in the same place has the class "differs"; where it has another number,
+    "resized". Every id begins with `prefix`, so that several diagrams can stand in one page. Raises UsageError for a
+    context below 1.
+    """
+    options = Options(context, dtype, layout, costs, subtitle, heading, tuple(callouts))
+    facts = _facts(against, context, dtype, layout) if against else None
+    return _draw(spec, title, options, facts).finish(prefix, theme)
+
+
+def callouts(differences: Iterable[Difference]) -> list[Callout]:
+    """Differences of structure as call-outs."""
+    return [
+        (
+            f"{found.part}.{found.detail}" if found.detail else found.part,
+            found.sentence[:1].upper() + found.sentence[1:],
+        )
+        for found in differences
+    ]
+
+
+def fragments(spec: Decoder, title: str, *, layout: Literal["wide", "narrow"] = "wide") -> list[Fragment]:
+    """The parts that `svg` stacks, from the top, for a page that puts drawings together from parts that many share.
+
+    The part of a branch depends on its block, the model's width, the number of layers, on whether another kind of layer
+    shows the same block, and on the one it is shown by its differences from. Keys of layers count from 0 in the order
+    of the drawing: "layer 0" is the top of a frame, "layer 0.attn" a branch, "layer 0.end" the bottom.
+    """
+    return _draw(spec, title, Options(layout=layout), None).fragments()
+
+
+@lru_cache(maxsize=256)  # a page compares every model with every other
+def _facts(spec: Decoder, context: int, dtype: torch.dtype, layout: Literal["wide", "narrow"]) -> Facts:
+    """What a model's diagram states."""
+    return frozenset(_draw(spec, "", Options(context, dtype, layout), None).facts)
+
+
+def _draw(spec: Decoder, title: str, options: Options, against: Facts | None) -> Canvas:
+    """The drawing, with the numbers of call-outs at what is inside a block, or at the block where that is not drawn."""
+    if options.context < 1:
+        raise UsageError(f"context={options.context} is below 1")
+    anchors = {number: (anchor or "").split(".") for number, (anchor, _) in enumerate(options.callouts, 1)}
+    main, others = {number: path[-1] for number, path in anchors.items()}, dict[int, str]()
+    canvas, left = _draw_with(spec, title, options, against, main, others)
+    if left:  # not inside the blocks that most layers have
+        main, others = ({n: part for n, part in main.items() if (n in left) is away} for away in (False, True))
+        canvas, left = _draw_with(spec, title, options, against, main, others)
+    if left:  # inside none
+        main, others = main | {n: anchors[n][0] for n in left}, {n: others[n] for n in others if n not in left}
+        canvas, _ = _draw_with(spec, title, options, against, main, others)
+    return canvas
+
+
+def _draw_with(
+    spec: Decoder, title: str, options: Options, against: Facts | None, main: dict[int, str], others: dict[int, str]
+) -> tuple[Canvas, set[int]]:
+    """The drawing with the numbers of call-outs at these parts: of the blocks that most layers have, and of others. And
+    the numbers that had no place."""
+    title = _printable(title)
+    counts = Counter(spec.layers)
+    names = dict(zip(counts, labels(spec), strict=True))
+    kinds = [Kind(layer, names[layer], n, look(layer, spec)) for layer, n in counts.items()]
+    pattern = typeset(fold([names[layer] for layer in spec.layers]).replace(" x ", " × "))
+    layout = LAYOUTS[options.layout]
+    canvas = Canvas(layout.width, title, _description(spec, kinds, pattern, options), against)
+    badges, elsewhere = Badges.of(main), Badges.of(others)
+    costs = Costs(spec, options.context, options.dtype)
+    with canvas.fragment("title") as height:
+        y = _draw_title(canvas, layout, title, options.subtitle)
+        height.append(_draw_figures(canvas, layout, spec, options, y + 8))
+    with canvas.fragment("layers") as height:
+        height.append(_draw_layers(canvas, layout, spec, pattern, badges))
+    _draw_path(Rows(canvas, layout, costs, kinds, badges, elsewhere, options.costs), kinds, costs)
+    if options.callouts:
+        with canvas.fragment("callouts") as height:
+            height.append(_draw_callouts(canvas, layout, options))
+    with canvas.fragment("notes") as height:
+        height.append(_draw_notes(canvas, layout, options))
+    return canvas, badges.left() | elsewhere.left()
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _draw_title(canvas: Canvas, layout: Layout, title: str, subtitle: str) -> float:
+    """The title, large where it fits one line, and a line below it; returns the last baseline."""
+    width = layout.panel_end - layout.left
+    size = next((size for size in (21.0, 17.0) if text_width(title, size, bold=True) <= width), 13.0)
+    y = 16.0 + size
+    for i, line in enumerate(wrap_text(title, size, width, bold=True)):
+        y += 1.3 * size if i else 0
+        canvas.text(layout.left, y, line, size, width, "strong")
+    for line in wrap_text(_printable(subtitle), SMALL, width):
+        y += LINE + 2
+        canvas.text(layout.left, y, line, SMALL, width, "faint")
+    return y
+
+
+def _draw_figures(canvas: Canvas, layout: Layout, spec: Decoder, options: Options, y: float) -> float:
+    """The model's key figures in a row, or in as many as they need; returns the y below them."""
+    active, total = spec.active_params(), spec.params()
+    fixed, growth = spec.kv_growth(options.dtype)
+    kept = [f"{format_bytes(fixed)} fixed"] if fixed else []
+    kept += [f"{format_bytes(growth)} per token"] if growth or not fixed else []
+    figures = [  # figure, what it is, the name of its fact
+        (format_count(total), "parameters", ""),
+        *([(format_count(active), "active per token", "")] * (active < total)),
+        (f"{len(spec.layers):,}", "layers", "depth"),
+        (f"{spec.dim:,}", "width", "width"),
+        *([(_tokens(spec.context), "context", "context")] if spec.context else []),
+        (" + ".join(kept), f"KV cache in {dtype_name(options.dtype)}", ""),
+    ]
+    x, end, gap = layout.left, layout.panel_end, 24.0
+    for figure, what, fact in figures:
+        width = max(text_width(figure, 13.5, bold=True), text_width(what, SMALL))
+        if x + width > end and x > layout.left:
+            x, y = layout.left, y + 40
+        place = fact and f"model.{fact}"
+        css_class = canvas.marked("strong", place, figure) if place else "strong"
+        canvas.text(x, y + 18, figure, 13.5, end - x, css_class)
+        canvas.text(x, y + 34, what, SMALL, end - x, "faint")
+        x += width + gap
+    return y + 42
+
+
+def _tokens(number: int) -> str:
+    return f"{number // 1024:,}k" if number % 1024 == 0 else f"{number:,}"
+
+
+def _draw_layers(canvas: Canvas, layout: Layout, spec: Decoder, pattern: str, badges: Badges) -> float:
+    """A strip of all layers from the first to the last, its legend, and the pattern in text."""
+    width, y = layout.panel_end - layout.left, 10.0
+    draw_strip(canvas, spec, layout.left, y, width, STRIP)
+    badges.draw(canvas, ("layers",), layout.panel_end - 4, y)
+    y = draw_legend(canvas, [spec], layout.left, y + STRIP + 8, width, SMALL)
+    if len(set(spec.layers)) > 1:
+        css_class = canvas.marked("ink", "pattern", pattern)
+        for line in wrap_text(pattern, SMALL, width):
+            canvas.text(layout.left, y + 11, line, SMALL, width, css_class)
+            y += LINE
+    return y + 6
+
+
+def _draw_path(rows: Rows, kinds: list[Kind], costs: Costs) -> None:
+    """A token's path: embedding, layers, norm, head."""
+    spec, params = rows.spec, rows.spec.param_breakdown()
+    head_flops = spec.flop_breakdown(costs.context - 1, 1)["head"]
+    scale = f", × {spec.embed_scale:.4g}" if spec.embed_scale != 1 else ""
+    inputs = spec.per_layer.param_breakdown(spec.dim, spec.vocab, len(spec.layers)) if spec.per_layer else {}
+    positions = spec.positions.params(spec.dim) if spec.positions else 0
+    tables = params["embedding"] - inputs.get("embedding", 0) - positions
+    rows.ends("tokens", "token ids", down=True)
+    text = f"{spec.vocab:,} × {spec.dim:,}{scale}"
+    rows.table("embedding", "Embedding", text, Cost(1, tables, tables), "embedding")  # rows are looked up: no FLOPs
+    if spec.positions:
+        rows.table("positions", "Positions", spec.positions.describe(), Cost(1, positions, positions), "positions")
+    if spec.per_layer:
+        total, flops = sum(inputs.values()), spec.per_layer.flops(spec.dim, len(spec.layers), 1)
+        text = f"{spec.vocab:,} × {len(spec.layers):,} × {spec.per_layer.width:,}"
+        rows.table("inputs", "Layer inputs", text, Cost(1, total, total, flops=flops), "inputs")
+    for position in range(len(kinds)):
+        rows.layer(position)
+    if spec.streams:
+        total = sum(spec.streams.param_breakdown(spec.dim).values())
+        cost = Cost(1, total, total, flops=spec.streams.flops(spec.dim, 1))
+        rows.table("streams", "Streams", f"{spec.streams.describe()}, added up", cost, "streams")
+    rows.norm("norm", spec.norm, "final norm")
+    text = "tied: the embedding's matrix" if spec.tied else f"{spec.dim:,} × {spec.vocab:,}"
+    rows.table("head", "Head", text, Cost(1, params["head"], params["head"], flops=head_flops), "head")
+    rows.ends("logits", f"logits of {spec.vocab:,} tokens", down=False)
+
+
+def _draw_callouts(canvas: Canvas, layout: Layout, options: Options) -> float:
+    """The numbered sentences, in two columns where there is room."""
+    columns = 1 if layout.narrow or len(options.callouts) < 4 else 2
+    width = (layout.panel_end - layout.left - 24 * (columns - 1)) / columns
+    canvas.path(f"M{layout.left} 6H{layout.panel_end}", "rule")
+    top = 12.0
+    for line in wrap_text(options.heading, 12.5, layout.panel_end - layout.left, bold=True):
+        canvas.text(layout.left, top + 14, line, 12.5, layout.panel_end - layout.left, "strong")
+        top += 19
+    per_column = -(-len(options.callouts) // columns)
+    bottoms = []
+    for column in range(columns):
+        x, y = layout.left + column * (width + 24), top + 6
+        chosen = list(enumerate(options.callouts, 1))[column * per_column : (column + 1) * per_column]
+        for number, (_, sentence) in chosen:
+            draw_badge(canvas, number, x + BADGE, y + 8)
+            for line in wrap_text(_printable(sentence), SMALL, width - 26):
+                canvas.text(x + 24, y + 12, line, SMALL, width - 24)
+                y += LINE
+            y += 7
+        bottoms.append(y)
+    return max(bottoms) + 4
+
+
+def _draw_notes(canvas: Canvas, layout: Layout, options: Options) -> float:
+    """What the costs count, and what the marks mean."""
+    notes = []
+    if options.costs:
+        notes.append(
+            f"Costs add up over the layers of a frame; bars are shares of the whole model, that of the cache at "
+            f"{options.context:,} tokens. FLOPs are of one token that sees {options.context:,}, 2 per multiply-add."
+        )
+    if canvas.against is not None:
+        notes.append("In red: what the model it is compared with does not have there. In plum: another size.")
+    y = 4.0
+    for line in wrap_text(" ".join(notes), SMALL, layout.panel_end - layout.left):
+        canvas.text(layout.left, y + 11, line, SMALL, layout.panel_end - layout.left, "faint")
+        y += LINE
+    return y + 10
+
+
+def _description(spec: Decoder, kinds: list[Kind], pattern: str, options: Options) -> str:
+    """The diagram as text."""
+    parts = [f"{len(spec.layers):,} layers: {pattern}."]
+    parts.append(f"Embedding {spec.vocab:,} by {spec.dim:,}, {'tied to the head' if spec.tied else 'and a head'}.")
+    if spec.per_layer:
+        parts.append(f"{spec.per_layer.describe().capitalize()}.")
+    if spec.streams:
+        parts.append(f"{spec.streams.describe().capitalize()}.")
+    for kind in kinds:
+        branches = ((branch_name(role, branch.block), branch) for role, branch in kind.layer.branches())
+        parts.append(f"[{kind.label}] {'; '.join(f'{n} {b.formula} with {b.block.describe()}' for n, b in branches)}.")
+    parts += [f"{number}: {_printable(sentence)}." for number, (_, sentence) in enumerate(options.callouts, 1)]
+    return " ".join(parts)

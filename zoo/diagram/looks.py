@@ -1,0 +1,109 @@
+"""How a layer looks in a strip of all layers: above what its attention reaches, below its feed-forward. A colour means
+one thing in every picture."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from zoo.blocks import Indexer, MoE, NoPE
+from zoo.blocks.layer import Layer
+from zoo.costs import Window
+from zoo.diagram.canvas import Canvas, text_width
+from zoo.model.decoder import Decoder
+
+# class -> words for the legend, in its order
+REACHES = {
+    "reach-full": "full attention",
+    "reach-nope": "full, no position encoding",
+    "reach-window": "window",
+    "reach-chunk": "chunk",
+    "reach-sparse": "chosen tokens",
+    "reach-entries": "window and compressed entries",
+    "reach-state": "state",
+}
+FEED_FORWARDS = {"ffn-dense": "dense", "ffn-experts": "experts"}
+NONE = "none"
+LEGEND_PITCH, SWATCH = 17.0, 10.0
+
+
+class Look(NamedTuple):
+    """Style classes of a layer: of what its attention reaches, and of its feed-forward; NONE where it has none."""
+
+    reach: str
+    ffn: str
+
+
+def look(layer: Layer, spec: Decoder) -> Look:
+    """The look of one of a model's layers."""
+    return Look(_reach(layer, spec), _feed_forward(layer))
+
+
+def _reach(layer: Layer, spec: Decoder) -> str:
+    kept = layer.cache_spec()
+    if not kept.per_token and not layer.takes():
+        return "reach-state" if kept.state else NONE
+    if kept.entries:
+        return "reach-entries"
+    if kept.reach.limit:
+        return "reach-window" if isinstance(kept.reach, Window) else "reach-chunk"
+    if any(isinstance(part, Indexer) for part in layer.walk()):
+        return "reach-sparse"
+    encoded = spec.positions is not None  # by the embedding
+    return "reach-nope" if not encoded and any(isinstance(part, NoPE) for part in layer.walk()) else "reach-full"
+
+
+def _feed_forward(layer: Layer) -> str:
+    if not layer.ffn:
+        return NONE
+    return "ffn-experts" if any(isinstance(part, MoE) for part in layer.ffn.walk()) else "ffn-dense"
+
+
+def draw_look(canvas: Canvas, x: float, y: float, width: float, height: float, layer: Look) -> None:
+    """A bar in two tones, attention above and feed-forward below."""
+    _draw_bars(canvas, y, height, [(x, width, layer)])
+
+
+def draw_strip(canvas: Canvas, spec: Decoder, x: float, y: float, width: float, height: float) -> None:
+    """All layers from the first to the last. Where they are too many for gaps, equal ones are one bar."""
+    pitch = width / len(spec.layers)
+    gap = 1.0 if pitch > 5 else 0.6 if pitch > 2 else 0.0
+    looks, bars = [look(layer, spec) for layer in spec.layers], []
+    for run in [[each] for each in looks] if gap else [list(run) for _, run in groupby(looks)]:
+        bars.append((x, len(run) * pitch - gap, run[0]))
+        x += len(run) * pitch
+    _draw_bars(canvas, y, height, bars)
+
+
+def _draw_bars(canvas: Canvas, y: float, height: float, bars: Sequence[tuple[float, float, Look]]) -> None:
+    """Bars from the left edge, the width and the look of each. Those of one colour are one path."""
+    upper = round(height * 0.6)
+    boxes: dict[str, list[tuple[float, float, float, float]]] = {}
+    for x, width, layer in bars:
+        for top, tall, css_class in ((y, upper, layer.reach), (y + upper, height - upper, layer.ffn)):
+            box = (x, top, width, tall)
+            if css_class == NONE:  # an outline, so that a layer without this part is not a gap
+                box = (x + 0.5, top + 0.5, max(width - 1, 0.5), tall - 1)
+            boxes.setdefault(css_class, []).append(box)
+    for css_class, each in boxes.items():
+        canvas.boxes(each, css_class)
+
+
+def draw_legend(canvas: Canvas, specs: Sequence[Decoder], x: float, y: float, width: float, size: float) -> float:
+    """The words for all colours that the layers of these models have; returns the y below them."""
+    used = {css_class for spec in specs for layer in set(spec.layers) for css_class in look(layer, spec)}
+    left, baseline = x, y + SWATCH - 1
+    for heading, words in (("attention:", REACHES), ("feed-forward:", FEED_FORWARDS)):
+        items = [(css_class, text) for css_class, text in words.items() if css_class in used]
+        if not items:
+            continue
+        for css_class, text in (("", heading), *items):
+            step = text_width(text, size) + (SWATCH + 5 if css_class else 0)
+            following = text_width(items[0][1], size) + SWATCH + 16 if not css_class else 0  # not alone at a line's end
+            if left > x and left + step + following > x + width:
+                left, y, baseline = x, y + LEGEND_PITCH, baseline + LEGEND_PITCH
+            if css_class:
+                canvas.rect(left, y, SWATCH, SWATCH, css_class, 2)
+            canvas.text(left + step - text_width(text, size), baseline, text, size, x + width - left, "faint")
+            left += step + (14 if css_class else 7)
+        left += 8
+    return y + LEGEND_PITCH

@@ -1,0 +1,141 @@
+"""Colours of the diagrams in a light and a dark theme: as variables for a page, or as literal attributes for a file.
+
+A page restyles its diagrams by setting the variables --zoo-ink and so on of `.zoo-diagram`, so that they follow its
+reader's colour scheme. A file has no style sheet at all: programs that draw SVG support presentation attributes, and
+often neither variables nor selectors.
+"""
+
+import re
+from itertools import chain
+from typing import Literal
+
+Theme = Literal["auto", "light", "dark"]
+
+FONT = 'system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Noto Sans","Liberation Sans",Arial,sans-serif'
+# In a file: faces that are installed with the usual systems. None is wider than DejaVu Sans, which text is measured by.
+FILE_FONT = "Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
+
+# name -> (light, dark)
+PALETTE = {
+    "paper": ("#ffffff", "#11151c"),
+    "card": ("#f6f7f9", "#191f29"),
+    "edge": ("#d3d8e0", "#343d4b"),
+    "ink": ("#1a222e", "#e9edf3"),
+    "faint": ("#566170", "#a2adbc"),
+    "line": ("#3d4858", "#b4bfcd"),
+    "attn": ("#e9f0fb", "#16253b"),
+    "attn-edge": ("#3a70c4", "#6a9eea"),
+    "ffn": ("#e6f4e9", "#142a1b"),
+    "ffn-edge": ("#2c8a4b", "#55b878"),
+    "inputs": ("#fbe7dd", "#3b2214"),
+    "inputs-edge": ("#b8603a", "#e08f66"),
+    "norm": ("#fdf0cc", "#382e12"),
+    "norm-edge": ("#b98200", "#d6a630"),
+    "table": ("#eeebf9", "#272243"),
+    "table-edge": ("#7565c2", "#9c8de8"),
+    "kept": ("#d9622b", "#ef8b51"),
+    "kept-fill": ("#fbeadf", "#38210f"),
+    "rope": ("#f1e8fa", "#2f2043"),
+    "rope-edge": ("#8a57c4", "#b78ae8"),
+    "window": ("#d9f1f1", "#0f3033"),
+    "window-edge": ("#0d878c", "#3fbcc0"),
+    # What a layer's attention reaches, and its feed-forward: one colour for each, in every picture.
+    "reach-full": ("#3d5f94", "#7f9fd2"),
+    "reach-nope": ("#a9bbd8", "#4b5f83"),
+    "reach-window": ("#16a0a4", "#2fb0b5"),
+    "reach-chunk": ("#83d2d4", "#1d6c70"),
+    "reach-sparse": ("#8857c6", "#b48be8"),
+    "reach-entries": ("#c25f9c", "#dd86bb"),
+    "reach-state": ("#d08b2c", "#d9a45c"),
+    "ffn-dense": ("#9ed3ae", "#2f6b43"),
+    "ffn-experts": ("#2c8a4b", "#5fc483"),
+    "differs": ("#c8105f", "#ff6fae"),
+    "resized": ("#7d4a63", "#d9aabf"),
+}
+
+# class -> declarations; @name is a colour of the palette
+RULES = {
+    "paper": "fill:@paper",
+    "card": "fill:@card;stroke:@edge",
+    "frame": "fill:@card",
+    "ink": "fill:@ink",
+    "faint": "fill:@faint",
+    "strong": "fill:@ink;font-weight:600",
+    "attn": "fill:@attn;stroke:@attn-edge",
+    "ffn": "fill:@ffn;stroke:@ffn-edge",
+    "inputs": "fill:@inputs;stroke:@inputs-edge",
+    "norm": "fill:@norm;stroke:@norm-edge",
+    "table": "fill:@table;stroke:@table-edge",
+    "inner": "fill:@paper;stroke:@edge",
+    "latent": "fill:@kept-fill;stroke:@kept",
+    "query": "fill:@attn-edge",
+    "queries": "fill:none;stroke:@attn-edge",
+    "keys": "fill:none;stroke:@kept",
+    "experts": "fill:none;stroke:@ffn-edge;stroke-opacity:.22",
+    "kept": "fill:@kept",
+    "chosen": "fill:@ffn-edge",
+    "wide": "fill:@ffn-edge;fill-opacity:.25",
+    "unseen": "fill:@paper;stroke:@edge",
+    "seen": "fill:@attn-edge",
+    "seen-window": "fill:@window-edge",
+    "chip": "fill:@paper;stroke:@edge",
+    "chip-rope": "fill:@rope;stroke:@rope-edge",
+    "chip-nope": "fill:@paper;stroke:@rope-edge;stroke-dasharray:3 2",
+    "chip-window": "fill:@window;stroke:@window-edge",
+    "chip-norm": "fill:@norm;stroke:@norm-edge",
+    "residual": "fill:none;stroke:@line;stroke-width:2.5",
+    "rule": "fill:none;stroke:@edge",
+    "branch": "fill:none;stroke:@line;stroke-width:1.3",
+    "guide": "fill:none;stroke:@faint;stroke-width:.8;stroke-dasharray:2 3",
+    "tip": "fill:@line",
+    "plus": "fill:@card;stroke:@line;stroke-width:1.5",
+    "badge": "fill:@ink",
+    "badge-text": "fill:@paper;font-weight:600",
+    "track": "fill:@edge;fill-opacity:.6",
+    "params": "fill:@table-edge",
+    "kv": "fill:@kept",
+    "flops": "fill:@attn-edge",
+    "none": "fill:@paper;stroke:@edge",
+    **{name: f"fill:@{name}" for name in PALETTE if name.startswith(("reach-", "ffn-")) and name != "ffn-edge"},
+}
+# Marks of what differs from another model: strong for structure, weak for another number in the same place.
+MARKS = {
+    ("text", "differs"): "fill:@differs;text-decoration:underline",
+    ("rect", "differs"): "stroke:@differs;stroke-width:2",
+    ("text", "resized"): "fill:@resized",
+}
+_COLOUR = re.compile(r"@([\w-]+)")
+
+
+def colours(dark: bool = False) -> str:
+    """CSS declarations of the light or the dark theme's variables, for a page that lets its reader choose one."""
+    return ";".join(f"--zoo-{name}:{pair[dark]}" for name, pair in PALETTE.items())
+
+
+def css() -> str:
+    """The style sheet, the same for every diagram. Declarations have the light colour, and again the variable, for
+    programs that support style sheets and no variables."""
+    rules = {f".{name}": rule for name, rule in RULES.items()}
+    rules |= {f"{tag}.{mark}": rule for (tag, mark), rule in MARKS.items()}
+    dark = f"@media(prefers-color-scheme:dark){{:where(.zoo-diagram){{{colours(dark=True)}}}}}"
+    base = f".zoo-diagram{{font-family:{FONT}}}.zoo-diagram text{{font-variant-numeric:tabular-nums}}"
+    sheet = [f":where(.zoo-diagram){{{colours()}}}", dark, base]
+    for selector, rule in rules.items():
+        light = _literal(rule, dark=False).split(";")
+        variable = _COLOUR.sub(r"var(--zoo-\1)", rule).split(";")
+        both = dict.fromkeys(chain.from_iterable(zip(light, variable, strict=True)))
+        sheet.append(f".zoo-diagram {selector}{{{';'.join(both)}}}")
+    return "\n".join(sheet)
+
+
+def attributes(tag: str, css_classes: str, dark: bool) -> dict[str, str]:
+    """What the style sheet says of an element of these classes, as presentation attributes with literal colours."""
+    classes = css_classes.split()
+    rules = [RULES[name] for name in classes if name in RULES]
+    rules += [MARKS[tag, name] for name in classes if (tag, name) in MARKS]
+    declarations = (each.partition(":") for rule in rules for each in _literal(rule, dark).split(";"))
+    return {name: value for name, _, value in declarations}
+
+
+def _literal(rule: str, dark: bool) -> str:
+    return _COLOUR.sub(lambda found: PALETTE[found[1]][dark], rule)

@@ -1,0 +1,129 @@
+"""What parts of a model cost together, as exact figures for tooltips and as cells with bars."""
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import torch
+
+from zoo.costs import whole
+from zoo.diagram.canvas import Canvas, text_width, wrap_text
+from zoo.diagram.region import LINE, SMALL
+from zoo.model.decoder import Decoder
+from zoo.registry import Block, Mixer
+from zoo.units import format_bytes, format_count
+
+CELL = 26.0  # height of a figure and its bar
+
+
+class Cost(NamedTuple):
+    """What `layers` equal blocks cost together."""
+
+    layers: int
+    params: int
+    active: int  # parameters
+    kv: int = 0  # bytes per token in reach
+    limit: int | None = None  # tokens in reach, None: all
+    entries: Fraction = Fraction()  # bytes per token of entries that stand for several, kept for all
+    state: int = 0  # bytes, whatever the context
+    flops: int = 0
+    scores: int = 0  # FLOPs among these that grow with the context
+
+
+def tooltip(name: str, cost: Cost) -> str:
+    """The exact figures of a part."""
+    kept = f", {cost.kv:,} bytes of cache a token" if cost.kv else ""
+    kept += f", {whole(cost.entries):,} bytes of entries a token" if cost.entries else ""
+    kept += f", {cost.state:,} bytes of state" if cost.state else ""
+    where = "" if cost.layers == 1 else f" in {cost.layers:,} layers"
+    return f"{name}: {cost.params:,} parameters{kept}, {cost.flops:,} FLOPs{where}"
+
+
+class Costs:
+    """The costs of a model's parts. KV caches are of one sequence of `context` tokens in `dtype`, FLOPs of one new
+    token that sees `context` tokens, itself included."""
+
+    def __init__(self, spec: Decoder, context: int, dtype: torch.dtype) -> None:
+        self.spec, self.context, self.dtype = spec, context, dtype
+        self.params, self.flops = spec.params(), spec.flops(context - 1, 1)
+        self.kv = spec.kv_bytes(context, dtype=dtype)
+
+    def of(self, block: Block, layers: int) -> Cost:
+        """The cost of a block, a branch or a whole layer, in each of `layers` layers."""
+        dim, past = self.spec.dim, self.context - 1
+        cache = next((part.cache_spec() for part in block.walk() if isinstance(part, Mixer)), None)
+        parts = block.flop_breakdown(dim, past, 1)
+        return Cost(
+            layers,
+            params=layers * block.params(dim),
+            active=layers * block.active_params(dim),
+            kv=layers * cache.elements() * self.dtype.itemsize if cache else 0,
+            limit=cache.reach.limit if cache else None,
+            entries=layers * cache.entry_growth(self.dtype.itemsize) if cache else Fraction(),
+            state=layers * cache.state_bytes(self.dtype.itemsize) if cache else 0,
+            flops=layers * block.flops(dim, past, 1),
+            scores=layers * sum(parts.get(part, 0) for part in ("scores", "entries")),
+        )
+
+    def cells(self, canvas: Canvas, x: float, y: float, width: float, cost: Cost, detailed: bool = True) -> float:
+        """Three cells side by side: parameters, KV cache, FLOPs, with bars for their shares of the model's and details
+        below; returns the y below."""
+        kept = cost.state + cost.kv * (self.context if cost.limit is None else min(cost.limit, self.context))
+        kept += round(cost.entries * self.context)
+        share = cost.flops / self.flops
+        cells = (  # class of the bar, whether there is any, share, figure, what it is, details
+            (
+                "params",
+                cost.params,
+                cost.params / self.params,
+                format_count(cost.params),
+                "parameters",
+                _param_details(cost),
+            ),
+            ("kv", kept, kept / (self.kv or 1), _cache_figure(cost), _cache_unit(cost), _cache_details(cost)),
+            ("flops", cost.flops, share, _percent(share), "of FLOPs", self._flop_details(cost)),
+        )
+        step, lowest = (width + 14) / len(cells), y + CELL
+        for i, (css_class, some, share, figure, what, details) in enumerate(cells):
+            if not some:
+                continue
+            left, room = x + i * step, step - 14
+            in_line = text_width(f"{figure} {what}", SMALL) <= room
+            below = ([] if in_line else [what]) + (details if detailed else [])
+            canvas.text(left, y + 11, f"{figure} {what}" if in_line else figure, SMALL, room)
+            canvas.rect(left, y + 17, room, 3, "track", 1.5)
+            canvas.rect(left, y + 17, max(room * min(share, 1.0), 0.5), 3, css_class, 1.5)
+            lines = [line for text in below for line in wrap_text(text, SMALL, room)]
+            for j, line in enumerate(lines):
+                canvas.text(left, y + CELL + 7 + LINE * j, line, SMALL, room, "faint")
+            lowest = max(lowest, y + CELL + LINE * len(lines))
+        return lowest
+
+    def _flop_details(self, cost: Cost) -> list[str]:
+        return [f"scores {_percent(cost.scores / self.flops)}"] if cost.scores else []
+
+
+def _param_details(cost: Cost) -> list[str]:
+    details = [f"{format_count(cost.params / cost.layers)} a layer"] if cost.layers > 1 else []
+    return details + ([f"{format_count(cost.active)} active"] if cost.active < cost.params else [])
+
+
+def _cache_figure(cost: Cost) -> str:
+    per_token = cost.kv * (cost.limit is None) + round(cost.entries)
+    return format_bytes(per_token or cost.kv * (cost.limit or 0) or cost.state)
+
+
+def _cache_unit(cost: Cost) -> str:
+    return "of cache a token" if (cost.kv and cost.limit is None) or cost.entries else "of cache, fixed"
+
+
+def _cache_details(cost: Cost) -> list[str]:
+    details = []
+    if cost.limit is not None and cost.kv:
+        details.append(f"{format_bytes(cost.kv)} for each of the last {cost.limit:,}")
+    if cost.state and (cost.kv or cost.entries):
+        details.append(f"state {format_bytes(cost.state)}")
+    return details
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}"

@@ -1,0 +1,281 @@
+"""Where the inside of a block is drawn, and the shapes that it is drawn from: stages one below the other in columns,
+masks, boxes of heads, grids of experts, chips. Each fills its `Region` from the top and returns the y below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import gcd
+from typing import NamedTuple, Self
+
+from zoo.blocks import Router
+from zoo.costs import Reach
+from zoo.diagram.canvas import FONT_SIZE, Canvas, text_width, wrap_text
+from zoo.registry import Spec
+
+BIG, SMALL = 13.5, FONT_SIZE
+LINE, PAD = 15.0, 5.0  # from one line of small text to the next; above and below the lines in a box
+ARROW = 9.0  # from a stage to the next
+MASK = 38.0  # side of a mask
+MAX_HEADS, MAX_EXPERTS = 64, 512  # drawn one by one; larger numbers are only written
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a block's inside is drawn: from (x, y) down, `width` wide, in a model of width `dim`. `place` is that of
+    everything stated here, for Canvas.facts; `badges` are numbers to show beside a part, by its name."""
+
+    canvas: Canvas
+    x: float
+    y: float
+    width: float
+    dim: int
+    place: str
+    badges: Badges | None = None
+
+    def at(self, y: float) -> Region:
+        """The same region from `y` on."""
+        return replace(self, y=y)
+
+    def line(self, text: str, fact: str, size: float = SMALL, css_class: str = "ink", left: float = 0) -> float:
+        """A line of text with its baseline at y, which states a `fact` unless that is empty; returns its width."""
+        place = fact and f"{self.place}.{fact}"
+        return self.canvas.text(self.x + left, self.y, text, size, self.width - left, css_class, place=place)
+
+    def badges_width(self, names: Sequence[str]) -> float:
+        """The width that the numbers of call-outs about these parts take."""
+        numbers = [number for name in names for number in (self.badges.numbers.get(name, []) if self.badges else [])]
+        return len(numbers) * 2.2 * BADGE + 3 if numbers else 0.0
+
+    def badge(self, names: Sequence[str], x: float, y: float) -> None:
+        """The numbers of call-outs that are about these parts, the last around (x, y)."""
+        if self.badges:
+            self.badges.draw(self.canvas, names, x, y)
+
+
+@dataclass(frozen=True)
+class Badges:
+    """Numbers of call-outs by the name of the part that they are about."""
+
+    numbers: dict[str, list[int]]
+
+    @classmethod
+    def of(cls, parts: Mapping[int, str]) -> Self:
+        """Of the part that each number is about."""
+        return cls({part: [n for n, other in parts.items() if other == part] for part in parts.values()})
+
+    def left(self) -> set[int]:
+        """The numbers that have not been drawn."""
+        return {number for numbers in self.numbers.values() for number in numbers}
+
+    def draw(self, canvas: Canvas, names: Sequence[str], x: float, y: float) -> None:
+        """The numbers of some parts in circles side by side, the last around (x, y); each is drawn once."""
+        numbers = [number for name in names for number in self.numbers.pop(name, [])]
+        for i, number in enumerate(sorted(numbers, reverse=True)):
+            draw_badge(canvas, number, x - i * 2.2 * BADGE, y)
+
+
+BADGE = 8.5  # radius
+
+
+def draw_badge(canvas: Canvas, number: int, x: float, y: float) -> None:
+    """A number in a circle around (x, y)."""
+    canvas.circle(x, y, BADGE, "badge")
+    canvas.text(x, y + 4.1, str(number), SMALL, 2 * BADGE, "badge-text", "middle")
+
+
+class Bar(NamedTuple):
+    """A box of text over the columns `first` to `last`."""
+
+    first: int
+    last: int
+    text: str
+    css_class: str
+    fact: str
+
+
+class Lanes:
+    """Stages of a computation, one below the other, in columns side by side; a column's output goes down to the next
+    box that covers it."""
+
+    def __init__(self, region: Region, shares: Sequence[float], gap: float = 10.0) -> None:
+        self.region = region
+        usable = region.width - gap * (len(shares) - 1)
+        self.columns: list[tuple[float, float]] = []  # left edge and width
+        x = region.x
+        for share in shares:
+            self.columns.append((x, share / sum(shares) * usable))
+            x += self.columns[-1][1] + gap
+        self.starts: list[float | None] = [None] * len(shares)  # where each column's last box ended
+        self.y = region.y
+
+    def span(self, first: int, last: int) -> tuple[float, float]:
+        """The left edge and the width of some columns."""
+        x, (right, width) = self.columns[first][0], self.columns[last]
+        return x, right + width - x
+
+    def reserve(self, first: int, last: int, top: float) -> None:
+        """Arrows from the last boxes of some columns down to `top`."""
+        columns = zip(self.columns[first : last + 1], self.starts[first : last + 1], strict=True)
+        arrows = [(x + width / 2, start) for (x, width), start in columns if start is not None and start < top]
+        if arrows:
+            shafts = "".join(f"M{x} {start}V{top - 4}" for x, start in arrows)
+            self.region.canvas.path(shafts, "branch")
+            self.region.canvas.path("".join(f"M{x} {top}l-3 -5h6z" for x, _ in arrows), "tip")
+
+    def stage(self, *bars: Bar, badges: Sequence[str] = ()) -> None:
+        """Boxes side by side, below everything so far that they follow from. `badges`: names of parts that the first
+        box stands for."""
+        following = [start for bar in bars for start in self.starts[bar.first : bar.last + 1] if start is not None]
+        top = max([*following, self.y - ARROW]) + ARROW if following else self.y
+        for bar in bars:
+            x, width = self.span(bar.first, bar.last)
+            free = 2 * self.region.badges_width(badges) if bar is bars[0] else 0  # on both sides: the text is centred
+            lines = wrap_text(bar.text, SMALL, width - 10 - free)
+            height = LINE * len(lines) + PAD
+            canvas, place = self.region.canvas, f"{self.region.place}.{bar.fact}"
+            self.reserve(bar.first, bar.last, top)
+            canvas.rect(x, top, width, height, canvas.marked(bar.css_class, place, bar.text), 5)
+            draw_lines(self.region, x, top, width, lines, bar.fact, bar.text)
+            self._end(bar.first, bar.last, top + height)
+            if bar is bars[0]:
+                self.region.badge(badges, x + width - BADGE - 3, top + height / 2)
+        self.y = max(start for start in self.starts if start is not None)
+
+    def box(self, first: int, last: int, height: float) -> tuple[float, float]:
+        """An empty box over some columns, below all of them; returns its left edge and its top."""
+        starts = [start for start in self.starts[first : last + 1] if start is not None]
+        top = max(starts) + ARROW if starts else self.y
+        self.reserve(first, last, top)
+        x, width = self.span(first, last)
+        self.region.canvas.rect(x, top, width, height, "inner", 5)
+        self.taken(first, last, top + height)
+        return x, top
+
+    def taken(self, first: int, last: int, bottom: float) -> None:
+        """Some columns have been drawn to `bottom`."""
+        self._end(first, last, bottom)
+        self.y = max(self.y, bottom)
+
+    def _end(self, first: int, last: int, bottom: float) -> None:
+        self.starts[first : last + 1] = [bottom] * (last + 1 - first)
+
+
+def draw_lines(region: Region, x: float, top: float, width: float, lines: Sequence[str], fact: str, text: str) -> None:
+    """Lines of a text in the middle of a box; they are marked together, as the whole `text`."""
+    place = f"{region.place}.{fact}"
+    css_class = region.canvas.marked("ink", place, text)
+    for i, line in enumerate(lines):
+        baseline = top + PAD / 2 + LINE * i + 11.2
+        region.canvas.text(x + width / 2, baseline, line, SMALL, width - 6, css_class, "middle")
+
+
+def title(region: Region, name: str, *details: tuple[str, str], fact: str = "kind") -> float:
+    """A block's name, and its details after it, in as many lines as they need; each a (text, fact)."""
+    y = region.y + BIG - 2
+    left = region.at(y).line(name, fact, BIG, "strong") + 10
+    for text, detail in details:
+        width = text_width(text, SMALL)
+        if left and left + width > region.width:
+            y, left = y + LINE + 1, 0.0
+        if width <= region.width:
+            left += region.at(y).line(text, detail, css_class="faint", left=left) + 8
+        else:
+            for line in wrap_text(text, SMALL, region.width):
+                region.at(y).line(line, detail, css_class="faint")
+                y += LINE
+            y, left = y - LINE, region.width
+    return y + 8
+
+
+def mask(region: Region, reach: Reach) -> None:
+    """Which tokens (columns) a token (row) sees: windows and chunks as if they were of three tokens."""
+    canvas, cells = region.canvas, 8
+    side = (MASK - 2) / cells
+    css_class = canvas.marked("unseen", f"{region.place}.reach", reach.describe())
+    canvas.rect(region.x, region.y, MASK, MASK, css_class, 2)
+    small = reach.bounded(3)
+    rows = []
+    for i in range(cells):
+        first = next(j for j in range(i + 1) if small.sees(i, j))
+        rows.append((region.x + 1 + side * first, region.y + 1 + side * i, side * (i + 1 - first), side - 0.5))
+    canvas.boxes(rows, "seen-window" if reach.limit else "seen")
+
+
+def heads(region: Region, number: int, groups: int, css_class: str) -> float:
+    """A box for each of a number of heads, in groups that share one key and value; returns the y below. More than can
+    be told apart are one bar."""
+    height = 11.0
+    if number > MAX_HEADS:
+        region.canvas.dashes(region.x, region.y, height, (region.width, 1.0), 1, css_class)
+        return region.y + height
+    gap = 0.0 if groups == number else 3.0 if number <= 32 else 2.0
+    if gap * (groups - 1) > region.width / 2:
+        gap, groups = 0.0, number
+    pitch = min(13.0, (region.width - gap * (groups - 1)) / number)
+    left = region.x + (region.width - pitch * number - gap * (groups - 1)) / 2
+    box, several = pitch - 1 if pitch > 4 else pitch * 0.75, number // groups
+    lengths = [box, pitch - box] * (several - 1) + [box, pitch - box + gap]
+    region.canvas.dashes(left, region.y, height, lengths, groups, css_class)
+    return region.y + height
+
+
+def experts(region: Region, number: int, groups: int, chosen: Iterable[int]) -> float:
+    """A square for each expert, one group below another, the chosen ones filled; returns the y below."""
+    if number > MAX_EXPERTS:
+        return region.y
+    size = number // groups
+    columns = min(size, 32)
+    pitch = min(12.0, region.width / columns)
+    height, gap = -(-size // columns) * pitch, 2.0 if groups > 1 else 0.0
+    left = region.x + (region.width - columns * pitch) / 2
+    side = pitch - (1.6 if pitch > 5 else 0.8)
+
+    def corner(expert: int) -> tuple[float, float]:
+        group, index = divmod(expert, size)
+        row, column = divmod(index, columns)
+        return left + column * pitch, region.y + group * (height + gap) + row * pitch
+
+    for first in range(0, number, size):
+        for start in range(first, first + size, columns):  # a row; the last one of a group may be shorter
+            width = min(columns, first + size - start)
+            region.canvas.dashes(*corner(start), side, (side, pitch - side), width, "experts")
+    region.canvas.boxes([(*corner(expert), side, side) for expert in sorted(chosen)], "chosen")
+    return region.y + groups * (height + gap) - gap
+
+
+def example_choice(router: Router, number: int) -> tuple[int, list[int]]:
+    """An example of a router's choice: the number of its groups, and k experts that it can choose together."""
+    groups, keep = getattr(router, "groups", 1), getattr(router, "keep", 1)
+    size, kept = number // groups, _spread(keep, groups)
+    return groups, [kept[i // size] * size + i % size for i in _spread(router.k, keep * size)]
+
+
+def _spread(k: int, number: int) -> list[int]:
+    """k different integers below `number`, by a stride near the golden ratio so that they show no pattern."""
+    stride = round(number * 0.618)
+    while gcd(stride, number) != 1:
+        stride += 1
+    return sorted((3 + i * stride) % number for i in range(k))
+
+
+def chips(region: Region, texts: Sequence[tuple[str, str]]) -> float:
+    """Short texts in rounded boxes side by side, in as many lines as they need, each a (text, fact); returns the y
+    below."""
+    x, y = region.x, region.y
+    for text, fact in texts:
+        lines = wrap_text(text, SMALL, region.width - 14)
+        width = max(text_width(line, SMALL) for line in lines) + 14
+        height = LINE * len(lines) + 3
+        if x > region.x and x + width > region.x + region.width:
+            x, y = region.x, y + LINE + 7
+        css_class = region.canvas.marked("chip", f"{region.place}.{fact}", text)
+        region.canvas.rect(x, y, width, height, css_class, 8)
+        draw_lines(region, x, y - 1, width, lines, fact, text)
+        x, y = x + width + 6, y + height - LINE - 3
+    return y + LINE + 3
+
+
+def kind(block: Spec) -> str:
+    """The name that a reader knows a block by."""
+    return block.names()[0]
