@@ -13,7 +13,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 
@@ -33,11 +33,13 @@ from benchmarks.gallery.overview import groups, overview, typical
 from benchmarks.gallery.swap_grid import Grid
 from benchmarks.output.report import columns
 from benchmarks.output.show import describe_crossing
+from zoo.catalog import ancestor, title
 from zoo.cli.figure import figure
 from zoo.cli.tables import Format, Row, render
-from zoo.diagram import svg
+from zoo.diagram import callouts, svg
 from zoo.model.decoder import Decoder
 from zoo.new_files import write_file
+from zoo.swaps.differences import structure_differences
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = (
@@ -51,7 +53,8 @@ DTYPES = {"float32": 4, "bfloat16": 2, "float8": 1}
 DTYPE_NAMES = {"float8_e4m3fn": "float8"}
 FORM_LABELS = {"mxfp4": "MXFP4", "mxfp4+fp8": "MXFP4 and fp8", "4-bit": "4-bit"}
 TAG = re.compile(r"<[a-z][^>]*>")  # the start of an element; the drawing escapes every > inside a value
-DIFFERS = re.compile(r'class="[^"]*\bdiffers\b')
+MARKS = {mark: re.compile(rf'class="[^"]*\b{mark}\b') for mark in ("differs", "resized")}
+LAYOUTS: tuple[Literal["wide", "narrow"], ...] = ("wide", "narrow")  # of diagrams: on a large screen, on a phone
 Json = dict[str, Any]
 Interned = dict[str, tuple[int, Any]]  # the repr of each distinct value -> its index, and the value
 
@@ -93,7 +96,7 @@ def page(
             {
                 "data": data(models, measured, learning),
                 "specs": specs,
-                "diagrams": {model.name: without_style(svg(model.spec, model.name)) for model in models},
+                "diagrams": {model.name: _drawings(model) for model in models},
                 "vega": charts.javascript(),
                 "script": "\n".join(_read(f"{name}.js") for name in SCRIPTS),
             }
@@ -130,7 +133,7 @@ def data(
     terms: Interned = {}
     names = {model.name for model in models}
     return {
-        "models": [_model(model, terms) | {"differing": _differing_elements(model, models)} for model in models],
+        "models": [_model(model, terms) | {"marked": _marked_elements(model, models)} for model in models],
         "terms": [asdict(value) for _, value in terms.values()],
         "families": [
             {name: getattr(entry.group, name) for name in ("name", "title", "source", "new")}
@@ -169,12 +172,32 @@ def _forms() -> dict[str, Json]:
     }
 
 
-def _differing_elements(model: NamedSpec, others: Sequence[NamedSpec]) -> list[list[int]]:
-    """For each of the others, the indices (in document order, without the root) of the elements in the model's diagram
-    that the other's diagram does not have."""
-    drawings = (svg(model.spec, model.name, against=other.spec) for other in others)
-    elements = (TAG.findall(without_style(drawing))[1:] for drawing in drawings)
-    return [[i for i, tag in enumerate(each) if DIFFERS.search(tag)] for each in elements]
+def _drawings(model: NamedSpec) -> dict[str, dict[str, str]]:
+    """The model's diagram in each layout, alone and with call-outs of what is new compared with its ancestor."""
+    earlier = ancestor(model.name) if model.size else None
+    found = structure_differences(model.spec, one(earlier).spec) if earlier else []
+    heading = f"New compared with {title(earlier)}" if earlier and found else ""
+    notes = callouts(found)
+    return {
+        layout: {
+            "plain": without_style(svg(model.spec, model.name, layout=layout)),
+            "figure": without_style(svg(model.spec, model.name, layout=layout, callouts=notes, heading=heading)),
+        }
+        for layout in LAYOUTS
+    }
+
+
+def _marked_elements(model: NamedSpec, others: Sequence[NamedSpec]) -> dict[str, list[list[list[int]]]]:
+    """For each layout and each of the others, the indices (in document order, without the root) of the elements in the
+    model's diagram that the other's diagram does not have, and of those that it has with another number."""
+    marked: dict[str, list[list[list[int]]]] = {}
+    for layout in LAYOUTS:
+        drawings = (svg(model.spec, model.name, against=other.spec, layout=layout) for other in others)
+        elements = (TAG.findall(without_style(drawing))[1:] for drawing in drawings)
+        marked[layout] = [
+            [[i for i, tag in enumerate(each) if mark.search(tag)] for mark in MARKS.values()] for each in elements
+        ]
+    return marked
 
 
 def _model(model: NamedSpec, terms: Interned) -> Json:

@@ -63,7 +63,7 @@ function showChosen() {
   select.value = chosenSize;
   byId("chosen-new").textContent = family.new;
   byId("chosen-facts").replaceChildren(facts(model));
-  byId("chosen-diagram").replaceChildren(drawing(diagram(chosenSize, "beside-"), `Diagram of ${chosenSize}`));
+  byId("chosen-diagram").replaceChildren(drawing(diagram(chosenSize, "beside-", "figure"), `Diagram of ${chosenSize}`));
   const before = family.came_from && DATA.families.find(each => each.name === family.came_from);
   const button = byId("chosen-compare");
   button.hidden = !before;
@@ -142,6 +142,7 @@ function startArchitectures() {
   rememberSet("features", "architectures", features, press, filterEntries);
   remember("scale", "architectures", () => (byId("to-scale").checked ? "time" : ""), text => { byId("to-scale").checked = text === "time"; return true; }, filterEntries);
   WIDE.addEventListener("change", showChosen);
+  NARROW.addEventListener("change", showChosen);
   addEventListener("resize", drawArcs);
   showChosen();
   filterEntries();

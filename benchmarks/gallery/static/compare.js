@@ -1,9 +1,13 @@
 // Two models side by side: how their structure differs, then sizes, then what that costs.
 
-// A copy of a model's diagram. Its ids get a prefix, because the page may hold several copies.
-function diagram(name, prefix) {
+const NARROW = matchMedia("(max-width: 720px)"); // diagrams are laid out in one column
+const layout = () => (NARROW.matches ? "narrow" : "wide");
+
+// A copy of a model's diagram: "plain", or a "figure" with call-outs. Its ids get a prefix, because the page may hold
+// several copies.
+function diagram(name, prefix, kind = "plain") {
   const template = make("template");
-  template.innerHTML = PACKED.diagrams[name];
+  template.innerHTML = PACKED.diagrams[name][layout()][kind];
   const copy = template.content.firstElementChild;
   const labels = copy.getAttribute("aria-labelledby").split(" ");
   for (const label of labels) copy.querySelector(`#${label}`).id = prefix + label;
@@ -17,8 +21,9 @@ function drawing(svg, label) {
 
 function marked(name, other, prefix) {
   const svg = diagram(name, prefix), elements = svg.querySelectorAll("*");
-  for (const i of MODELS.get(name).differing[DATA.models.findIndex(model => model.name === other)])
-    elements[i].classList.add("differs");
+  const [differing, resized] = MODELS.get(name).marked[layout()][DATA.models.findIndex(model => model.name === other)];
+  for (const i of differing) elements[i].classList.add("differs");
+  for (const i of resized) elements[i].classList.add("resized");
   return svg;
 }
 
@@ -99,5 +104,6 @@ function startCompare() {
     button.addEventListener("click", () => comparePair(a, b));
     return button;
   }));
+  NARROW.addEventListener("change", compare);
   compare();
 }
