@@ -30,6 +30,7 @@ from benchmarks.gallery.charts import FORMATS
 from benchmarks.gallery.cost_terms import BATCHES, Terms
 from benchmarks.gallery.learning_tables import learning_tables, section
 from benchmarks.gallery.overview import groups, overview, typical
+from benchmarks.gallery.swap_drawings import swap_drawings
 from benchmarks.gallery.swap_grid import Grid
 from benchmarks.output.report import columns
 from benchmarks.output.show import describe_crossing
@@ -97,6 +98,7 @@ def page(
                 "data": data(models, measured, learning),
                 "specs": specs,
                 "diagrams": {model.name: _drawings(model) for model in models},
+                "swaps": _swaps(models),
                 "vega": charts.javascript(),
                 "script": "\n".join(_read(f"{name}.js") for name in SCRIPTS),
             }
@@ -185,6 +187,13 @@ def _drawings(model: NamedSpec) -> dict[str, dict[str, str]]:
         }
         for layout in LAYOUTS
     }
+
+
+def _swaps(models: Sequence[NamedSpec]) -> Json:
+    """The parts of the drawings of all swaps, once each, and for each model those of its drawings."""
+    parts: Interned = {}
+    drawn = {model.name: swap_drawings(model, lambda text: _index(parts, text)) for model in models}
+    return {"parts": [part for _, part in parts.values()], "models": drawn}
 
 
 def _marked_elements(model: NamedSpec, others: Sequence[NamedSpec]) -> dict[str, list[list[list[int]]]]:

@@ -68,22 +68,36 @@ def attention_grid(spec: Decoder) -> Grid:
 
 def expert_grid(spec: Decoder) -> Grid:
     """Feed-forward terms: number of experts by experts per token."""
-    sparse = any(isinstance(node, MoE) for node in spec.walk())
+    return _grid(spec, feed_forward_terms, _expert_choices(_is_sparse(spec)), _choices_of_k())
+
+
+def _is_sparse(spec: Decoder) -> bool:
+    return any(isinstance(node, MoE) for node in spec.walk())
+
+
+def _expert_choices(sparse: bool) -> list[Choice]:
     rows = [_swap_choice("dense", "ffn=GLU")] if sparse else []
-    rows += [_swap_choice(f"{n}", f"MoE(experts={n})" if sparse else f"ffn=MoE(experts={n}, k=2)") for n in EXPERTS]
-    return _grid(spec, feed_forward_terms, rows, (_swap_choice(f"{k}", f"MoE(k={k})") for k in EXPERTS_PER_TOKEN))
+    text = "MoE(experts={})" if sparse else "ffn=MoE(experts={}, k=2)"
+    return [*rows, *(_swap_choice(f"{n}", text.format(n)) for n in EXPERTS)]
+
+
+def _choices_of_k() -> Iterator[Choice]:
+    return (_swap_choice(f"{k}", f"MoE(k={k})") for k in EXPERTS_PER_TOKEN)
 
 
 def positions(spec: Decoder) -> list[dict[str, Any]]:
     """For each choice of position encoding, how many layers are `without` one. None of them changes a cost."""
-    choices = [RELEASED, _swap_choice("RoPE in all layers", "rope=RoPE"), *map(_nope_choice, NOPE_EVERY)]
-    swapped = ((choice, _apply(spec, choice)) for choice in choices)
+    found = ((choice, _apply(spec, choice)) for choice in [RELEASED, *_position_choices()])
     return [
         {"label": choice.label, "code": choice.code, "text": choice.text, "dropped": ""}
         | {"without": sum(n for layer, n in layers.items() if _nope(layer))}
-        for choice, layers in swapped
+        for choice, layers in found
         if layers is not None
     ]
+
+
+def _position_choices() -> list[Choice]:
+    return [_swap_choice("RoPE in all layers", "rope=RoPE"), *map(_nope_choice, NOPE_EVERY)]
 
 
 def _nope(layer: Layer) -> bool:
@@ -106,8 +120,34 @@ def _grid(
 
 def _apply(spec: Decoder, *choices: Choice) -> dict[Layer, int] | None:
     """The number of layers of each kind after the choices, or None if the result is not a valid model."""
+    changed = _changed(spec, *choices)
+    if changed is None:
+        return None
+    counts = Counter[Layer]()
+    for kind, n in Counter(_kinds(spec, *choices)).items():
+        counts[changed[kind]] += n
+    return counts
+
+
+def swapped(spec: Decoder, *choices: Choice) -> Decoder | None:
+    """The model after the choices, or None if that is not a valid one."""
+    changed = _changed(spec, *choices)
+    if changed is None:
+        return None
+    return replace(spec, layers=tuple(changed[kind] for kind in _kinds(spec, *choices)))
+
+
+Kind = tuple[Layer, bool]  # a layer, and whether it is a selected one
+
+
+def _kinds(spec: Decoder, *choices: Choice) -> list[Kind]:
     every = max(choice.every for choice in choices)
-    kinds = Counter((layer, i % every == every - 1) for i, layer in enumerate(spec.layers))
+    return [(layer, i % every == every - 1) for i, layer in enumerate(spec.layers)]
+
+
+def _changed(spec: Decoder, *choices: Choice) -> dict[Kind, Layer] | None:
+    """What the choices make of each kind of layer, or None if the result is not a valid model."""
+    kinds = list(dict.fromkeys(_kinds(spec, *choices)))
     selected = [flag for _, flag in kinds]
     distinct = replace(spec, layers=tuple(layer for layer, _ in kinds))
     try:
@@ -115,10 +155,19 @@ def _apply(spec: Decoder, *choices: Choice) -> dict[Layer, int] | None:
             distinct = choice.change(distinct, selected)
     except ZooError:
         return None
-    counts = Counter[Layer]()
-    for layer, n in zip(distinct.layers, kinds.values(), strict=True):
-        counts[layer] += n
-    return counts
+    return dict(zip(kinds, distinct.layers, strict=True))
+
+
+def single_choices(spec: Decoder) -> dict[str, list[Choice]]:
+    """Axis of the page -> its choices, the first of which is the released model."""
+    sparse = _is_sparse(spec)
+    return {
+        "kv": [RELEASED, *_kv_choices(spec)],
+        "window": [RELEASED, *_window_choices()],
+        "experts": [RELEASED, *_expert_choices(sparse)],
+        "k": [RELEASED, *_choices_of_k()],
+        "positions": [RELEASED, *_position_choices()],
+    }
 
 
 def _kv_choices(spec: Decoder) -> list[Choice]:

@@ -65,6 +65,41 @@ function swapNote(model) {
   return dropped.length ? `${text} Dropped features: ${dropped.join(", ")}.` : text;
 }
 
+// A drawing put together from its parts, from the top. Texts that are not in the same part of the original are marked.
+function stacked(parts, title, original = null) {
+  const svg = shape("svg", {class: "zoo-diagram", role: "img", "aria-label": title, "font-size": "11.5"});
+  const before = new Map(original?.map(([key, index]) => [key, index]));
+  let y = 0;
+  for (const [key, index, height] of parts) {
+    const group = shape("g", {transform: `translate(0 ${y})`});
+    group.innerHTML = PACKED.swaps.parts[index];
+    if (original && before.get(key) !== index) markNew(group, PACKED.swaps.parts[before.get(key)] ?? "");
+    svg.append(group);
+    y += height;
+  }
+  svg.setAttribute("viewBox", `0 0 360 ${y}`);
+  return svg;
+}
+
+function markNew(group, before) {
+  const old = shape("g", {});
+  old.innerHTML = before;
+  const known = new Set([...old.querySelectorAll("text")].map(text => text.textContent));
+  for (const text of group.querySelectorAll("text")) if (!known.has(text.textContent)) text.classList.add("differs");
+}
+
+// The original, and beside it the swapped model if one thing is changed.
+function drawSwap(model) {
+  const {released, changed: drawings} = PACKED.swaps.models[model.name];
+  const axes = [...Object.keys(AXES), "positions"].filter(axis => swapSelect(axis).selectedIndex > 0);
+  const figure = (name, svg) => make("figure", {}, make("p", {class: "playground-title"}, name), svg);
+  const own = figure("As released", stacked(released, `Diagram of ${model.name}`));
+  if (!axes.length) return [own];
+  const label = swapSelect(axes[0]).selectedOptions[0].text, parts = axes.length === 1 ? drawings[axes[0]][label] : undefined;
+  if (!parts) return [own, make("p", {class: "note"}, "One change is drawn at a time. zoo.diagram.svg(spec, \"swapped\") draws several.")];
+  return [own, figure("Swapped", stacked(parts, `Diagram of ${model.name}, swapped`, released))];
+}
+
 const SWAP_HEADS = ["as released", "swapped", "change"];
 
 function swapRows(before, after, context) {
@@ -94,6 +129,7 @@ function startSwap() {
     reconcile(model(), changedAxis in AXES ? changedAxis : undefined);
     byId("swap-table").tBodies[0].replaceChildren(...swapRows(released(model()), swapped(model()), context.value));
     byId("swap-note").textContent = swapNote(model());
+    byId("swap-drawings").replaceChildren(...drawSwap(model()));
     byId("swap-code").textContent = swapCode(model());
     const command = swapCommand(model());
     byId("swap-command").textContent = command ?? "";

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from typing import Any
+from xml.etree.ElementTree import fromstring
 
 import pytest
 
@@ -15,6 +16,7 @@ from benchmarks.gallery.cost_terms import outside_terms
 from benchmarks.gallery.overview import groups
 from tests.benchmarks.gallery.conftest import SHOWN
 from zoo.cli.runner import exit_code
+from zoo.diagram import fragments
 from zoo.swaps.grammar import apply_swaps
 from zoo.units import format_bytes, format_count
 
@@ -97,4 +99,28 @@ def test_the_command_makes_the_same_swap(page: Any, capsys: pytest.CaptureFixtur
     assert (shown[0], shown[3]) == (format_count(spec.params()), format_bytes(spec.kv_growth()[1]))
     page.locator("#swap-window").select_option(label="512, all but every fourth layer")
     assert not page.locator("#swap-command").is_visible()
+    page.locator("#swap-reset").click()
+
+
+def test_diagram_of_the_swapped_model_stands_beside_the_original(page: Any) -> None:
+    """It has the texts of the swapped spec's own drawing, in order, and marks those that the original lacks."""
+    page.locator("#swap-model").select_option("llama3.1-8b")
+    page.locator("#swap-reset").click()
+    figures = page.locator("#swap-drawings figure")
+    assert figures.count() == 1
+    page.locator("#swap-kv").select_option(label="2 KV heads (GQA)")
+    assert figures.count() == 2
+    original = zoo.spec("llama3.1-8b")
+    spec, _ = apply_swaps(original, ["GQA(kv_heads=2)"])
+    for figure, drawn in zip(figures.all(), (original, spec), strict=True):
+        parts = fragments(drawn, "llama3.1-8b", layout="narrow")
+        wanted = ["".join(text.itertext()) for part in parts for text in fromstring(part.svg).iter("text")]
+        assert figure.locator("svg text").all_text_contents() == wanted
+        assert figure.locator("svg").get_attribute("viewBox").split()[3] == f"{sum(part.height for part in parts):g}"
+    marked = figures.nth(1).locator("svg text.differs").all_text_contents()
+    assert any("2 KV heads" in text for text in marked)
+    assert figures.nth(0).locator(".differs").count() == 0
+    page.locator("#swap-experts").select_option(label="8")
+    assert figures.count() == 1
+    assert "One change is drawn at a time" in page.locator("#swap-drawings").inner_text()
     page.locator("#swap-reset").click()

@@ -99,7 +99,7 @@ def test_every_reference_in_the_page_has_a_target(folder: Path) -> None:
 
 def test_page_holds_data_drawings_and_scripts(folder: Path) -> None:
     found = packed((folder / "index.html").read_text(encoding="utf-8"))
-    assert {*found} == {"data", "specs", "diagrams", "vega", "script"}
+    assert {*found} == {"data", "specs", "diagrams", "swaps", "vega", "script"}
     assert [model["name"] for model in found["data"]["models"]] == list(found["diagrams"])
     assert {*found["specs"]} == {*CHARTS}
 

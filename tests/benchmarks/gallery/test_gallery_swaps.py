@@ -8,10 +8,13 @@ from dataclasses import replace
 import pytest
 
 import zoo
+from benchmarks.analytic.models import one
 from benchmarks.gallery import swap_grid
 from benchmarks.gallery.cost_terms import CostTerms, Terms, attention_terms, feed_forward_terms, outside_terms
+from benchmarks.gallery.swap_drawings import swap_drawings
 from benchmarks.gallery.swap_grid import Grid
 from tests.presets import representatives, screen_of_families, split
+from zoo.diagram import fragments
 from zoo.model.decoder import Decoder
 from zoo.swaps.grammar import apply_swap
 
@@ -95,3 +98,27 @@ def test_positions_change_no_cost(name: str) -> None:
         assert choice["without"] == without
         assert (changed.params(), changed.flops(99, 1)) == (spec.params(), spec.flops(99, 1))
         assert changed.kv_bytes(99) == spec.kv_bytes(99)
+
+
+@pytest.mark.parametrize("name", screen_of_families())
+def test_drawings_are_of_the_models_that_the_code_makes(name: str) -> None:
+    """Each choice by itself, layer by layer; a drawing is named where the choice is valid, and has its parts."""
+    model, texts = one(name), dict[str, int]()
+    drawn = swap_drawings(model, lambda text: texts.setdefault(text, len(texts)))
+    held = list(texts)
+    for axis, choices in swap_grid.single_choices(model.spec).items():
+        for choice in choices:
+            changed = swap_grid.swapped(model.spec, choice)
+            if choice is swap_grid.RELEASED:
+                assert changed == model.spec
+                continue
+            assert (choice.label in drawn["changed"][axis]) is (changed is not None)
+            if changed is None:
+                with pytest.raises(zoo.ZooError):
+                    run_code(model.spec, choice.code)
+            else:
+                assert changed == run_code(model.spec, choice.code)
+    axis, label, parts = next((a, x, y) for a, each in drawn["changed"].items() for x, y in each.items())
+    choice = next(each for each in swap_grid.single_choices(model.spec)[axis] if each.label == label)
+    wanted = fragments(run_code(model.spec, choice.code), name, layout="narrow")
+    assert [(key, held[index], height) for key, index, height in parts] == [tuple(part) for part in wanted]
