@@ -76,7 +76,7 @@ def test_model_names_are_escaped() -> None:
     assert "<i>" not in text
     assert text.count("</script>") == 2
     assert list(packed(text)["diagrams"]) == ["smollm3-3b", odd]
-    assert "<i>" not in json.dumps(packed(text)["diagrams"])
+    assert "<i>" not in json.dumps(list(packed(text)["diagrams"].values()))
 
 
 def test_list_is_complete_without_scripts(folder: Path) -> None:

@@ -120,5 +120,5 @@ def test_drawings_are_of_the_models_that_the_code_makes(name: str) -> None:
                 assert changed == run_code(model.spec, choice.code)
     axis, label, parts = next((a, x, y) for a, each in drawn["changed"].items() for x, y in each.items())
     choice = next(each for each in swap_grid.single_choices(model.spec)[axis] if each.label == label)
-    wanted = fragments(run_code(model.spec, choice.code), name, layout="narrow")
+    wanted = fragments(run_code(model.spec, choice.code), model.name, layout="narrow")
     assert [(key, held[index], height) for key, index, height in parts] == [tuple(part) for part in wanted]
