@@ -25,7 +25,7 @@ ROW, MEASURED_ROW = 22, 46  # pixels of a model's row
 RINGS = "rings"  # the parameter that shows the rings of crossings: 0 or 1
 MOST_RINGED = 8  # models whose crossings are marked in the chart
 AXIS = 63  # pixels of a horizontal axis with its title, and a little room
-LEGEND: Json = {"orient": "bottom", "columns": 4, "title": None}
+LEGEND: Json = {"orient": "bottom", "columns": 4, "title": None, "symbolLimit": 0}  # however many: all
 TOKEN_TICKS = [2**i for i in range(8, 21, 2)]
 BYTE_TICKS = [2**i for i in range(16, 51, 2)]
 DECADES = [10**i for i in range(-3, 19)]
@@ -158,6 +158,7 @@ def image(name: str, tables: Mapping[str, Sequence[Row]], params: Mapping[str, f
     if "measured" in spec["datasets"]:  # the workload of most rows
         rows = spec["datasets"]["measured"]
         workload, _ = Counter(row["workload"] for row in rows).most_common(1)[0]
+        spec["title"] = f"{chart.title}: {workload}"
         spec["datasets"]["measured"] = [row for row in rows if row["workload"] == workload]
     for param in spec.get("params", []):
         param["value"] = params.get(param["name"], param["value"])

@@ -38,6 +38,8 @@ SECONDS_LABEL = "datum.value + ' s'"
 BYTES_LABEL = "datum.value >= 1024 ? datum.value / 1024 + ' KiB' : datum.value + ' B'"
 POWERS_OF_TWO = [2**i for i in range(24)]
 Y_TITLE = "bits per byte, held-out text"
+SIZE_TITLE = "size of the task"
+PANEL = 230  # pixels: the height of one of several panels
 NARROW = 480  # pixels; below, a page shows its legend instead of names in the chart
 
 
@@ -159,30 +161,34 @@ def _labels(base: alt.Chart, place: Place, models: Sequence[str]) -> alt.Chart:
     return chosen.mark_text(align=place.align, dx=place.dx, dy=place.dy, fontSize=size).encode(text="model:N")
 
 
-def _accuracy(data: Sequence[Row]) -> alt.FacetChart:
-    """A panel for each task, a row for each model, a colour for each size."""
-    measures = list(dict.fromkeys(row["measure"] for row in data))
-    sizes = {task: {row["size"] for row in data if row["task"] == task} for task in dict.fromkeys(map(_task, data))}
-    # Sizes by their rank, since those of one task would leave room for themselves in the panels of all others.
-    ranks = list(range(1, max(map(len, sizes.values())) + 1))
-    base = alt.Chart().transform_window(rank="dense_rank()", sort=[alt.SortField("size")], groupby=["task"])
-    offset = alt.YOffset("rank:O", scale=alt.Scale(domain=ranks))
-    base = base.encode(y=alt.Y("model:N", sort=None).title(None), yOffset=offset)
-    legend = alt.Legend(orient="bottom", title=None, columns=4, symbolType="stroke")
-    colour = _colours(measures, "measure", legend)
-    x = alt.X("mean:Q").scale(domain=[0, 1], clamp=True).axis(format=".0%").title("accuracy")
+def _accuracy(data: Sequence[Row]) -> alt.TopLevelMixin:
+    """Accuracy by the size of a task, such as the pairs that a recall looks back over: a line for each model, a panel
+    for each task."""
+    names, sizes = (list(dict.fromkeys(row[key] for row in data)) for key in ("model", "size"))
+    tasks = {task: max(row["size"] for row in data if row["task"] == task) for task in dict.fromkeys(map(_task, data))}
+    colour = _colours(names, "model", alt.Legend(**LEGEND, symbolType="stroke"))
+    x = alt.X("size:Q").scale(type="log", base=2, domain=[min(sizes) / 1.1, max(sizes) * 1.1])
+    x = x.axis(values=sorted(sizes), format="d").title(SIZE_TITLE if len(tasks) > 1 else _unit(data[0]["measure"]))
+    y = alt.Y("mean:Q").scale(domain=[0, 1], clamp=True).axis(format=".0%").title("accuracy")
     tips = [alt.Tooltip(f"{name}:N") for name in ("model", "measure")]
     tips += [alt.Tooltip(f"{name}:Q", format=".1%") for name in ("mean", "low", "high", "chance")]
-    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
-    bars = bars.encode(x=alt.X("low:Q").title("accuracy"), x2="high:Q", color=colour)
-    points = base.mark_point(filled=True, size=60, opacity=1).encode(x=x, color=colour, tooltip=tips)
-    chance = base.mark_tick(thickness=2, color="@accent", bandSize=14).encode(x="chance:Q", tooltip=tips)
-    header = alt.Row("task:N", sort=list(sizes)).header(
+    base = (alt.Chart() if len(tasks) > 1 else alt.Chart(alt.NamedData("learning_accuracy"))).encode(x=x, color=colour)
+    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.4, strokeOpacity=0.35)
+    bars = bars.encode(y=alt.Y("low:Q").title("accuracy"), y2="high:Q")
+    lines = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=45)).encode(y=y, tooltip=tips)
+    chance = base.mark_tick(thickness=1.6, color="@faint", orient="horizontal", bandSize=26).encode(y="chance:Q", color=alt.value("@faint"))
+    layers = alt.layer(bars, lines, chance).properties(width=WIDTH, height=HEIGHT if len(tasks) == 1 else PANEL)
+    if len(tasks) == 1:
+        return layers
+    header = alt.Row("task:N", sort=list(tasks)).header(
         title=None, labelOrient="top", labelAnchor="start", labelPadding=2
     )
-    layers = alt.layer(bars, points, chance).properties(width=WIDTH, height=alt.Step(16))
-    panels = layers.facet(row=header, data=alt.NamedData("learning_accuracy"))
-    return panels.resolve_scale(y="independent")
+    return layers.facet(row=header, data=alt.NamedData("learning_accuracy"))
+
+
+def _unit(measure: str) -> str:
+    """What the size of a task counts: "recall, 4 pairs" is of pairs."""
+    return re.sub(r"^.*?\d[\d,]* ?", "", measure) or SIZE_TITLE
 
 
 def _task(row: Row) -> str:
@@ -226,8 +232,9 @@ CHARTS = {
         _curves(log_axis(alt.X("seconds:Q"), TICKS, SECONDS_LABEL, "seconds of training")),
     ),
     "learning-accuracy": LearningChart(
-        "Accuracy at tasks",
-        "Points: means over the seeds. Bars: 95 % intervals. Ticks: a guess.",
+        "Accuracy by the size of a task",
+        "Of a recall: the pairs among which it looks, and so its distance. Points: means over the seeds. Bars: 95 % "
+        "intervals. Grey ticks: a guess.",
         "learning_accuracy",
         lambda row: True,
         _accuracy,

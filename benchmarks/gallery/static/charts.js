@@ -33,9 +33,12 @@ const LINES = {
   flops: {x: "context", y: row => row.flops, show: formatFlops},
   "learning-by-tokens": {x: "tokens", y: row => row.bits_per_byte, show: value => `${value.toFixed(3)} bits per byte`},
   "learning-by-flops": {x: "flops", y: row => row.bits_per_byte, show: value => `${value.toFixed(3)} bits per byte`},
+  "learning-accuracy": {x: "size", y: row => row.mean, show: value => `${(100 * value).toFixed(1)} % right`},
   "learning-by-seconds": {x: "seconds", y: row => row.bits_per_byte, show: value => `${value.toFixed(3)} bits per byte`},
 };
-const showX = {context: value => `${formatTokens(value)} tokens`, tokens: value => `${formatCount(value)} tokens`, flops: value => `${formatFlops(value)}FLOPs`, seconds: value => `${threeDigits(value)} s`};
+// Several panels have no scales of their own: nothing to follow there.
+for (const name of Object.keys(LINES)) if (!SPECS[name]?.vega.scales?.some(scale => scale.name === "x")) delete LINES[name];
+const showX = {size: value => `size ${value}`, context: value => `${formatTokens(value)} tokens`, tokens: value => `${formatCount(value)} tokens`, flops: value => `${formatFlops(value)}FLOPs`, seconds: value => `${threeDigits(value)} s`};
 
 const labelled = (name, width, count) => name in LINES && width >= LABELS_FROM && count > 0;
 
