@@ -76,8 +76,8 @@ def wrap_text(text: str, size: float, width: float, bold: bool = False) -> list[
 
 def typeset(text: str) -> str:
     """A description as it is printed: 4,096 for 4096, ×8 for x8, 1/√168 for 168^-1/2."""
-    text = re.sub(r"(?<![\w.,])(\d{4,})(?![\w.,]*\w)", lambda found: f"{int(found[1]):,}", text)
     text = re.sub(r"([\d.]+(?:e[+-]\d+)?)\^-1/2", lambda found: _inverse_root(float(found[1])), text)
+    text = re.sub(r"(?<![\w.,])(\d{4,})(?![\w.,]*\w)", lambda found: f"{int(found[1]):,}", text)
     return re.sub(r"\bx(?=[\d(])", "×", text)
 
 
