@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from copy import deepcopy
 from functools import cache
+from math import log
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,7 @@ from zoo.model.decoder import Decoder
 from zoo.model.initialisation import initialise
 from zoo.model.module import Model
 from zoo.registry import differences
+from zoo.swaps.differences import structure_differences
 from zoo.swaps.tiny import tiny as _tiny
 
 
@@ -44,10 +46,20 @@ def family_name(preset: str) -> str:
     return next(family for family, module in families().items() if preset in module.SIZES)
 
 
+@cache
 def ancestor(preset: str) -> str | None:
-    """The preset that stands for the family which a preset's family came from; None for the first."""
+    """Of the family that a preset's family came from, the size of the most similar structure, of several the nearest in
+    parameters; None for the first family."""
     earlier: str | None = families()[family_name(preset)].ABOUT.came_from
-    return best_known(earlier) if earlier else None
+    if earlier is None:
+        return None
+    size, others = sizes()[preset], families()[earlier].SIZES
+
+    def distance(name: str) -> tuple[int, float]:
+        other = others[name]
+        return len(structure_differences(size.spec, other.spec)), abs(log(size.params / other.params))
+
+    return min(others, key=distance)
 
 
 def resolve(name: str) -> str:
