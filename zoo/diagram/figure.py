@@ -60,10 +60,11 @@ def svg(
     everything in one column. `costs` shows what each part takes: shares are of the FLOPs of one token that sees
     `context` tokens, itself included, and of the cache of one sequence of that length in `dtype`.
 
-    `callouts` are numbered and listed below the figure, under the `heading`; each is a sentence and the part that it is
-    about, or None: layers, embedding, positions, head, norm, attn, ffn, inputs, streams, or what is inside a block:
-    attn.rope, attn.qk_norm, attn.reach, attn.indexer, attn.state, ffn.act, ffn.router, ... A number stands at what is
-    inside if that is drawn, else at the block. One about a part that the model does not have is listed all the same.
+    `callouts` are numbered and listed below the figure, under the `heading`, which may stand alone; each is a sentence
+    and the part that it is about, or None: layers, embedding, positions, head, norm, attn, ffn, inputs, streams, or
+    what is inside a block: attn.rope, attn.qk_norm, attn.reach, attn.indexer, attn.state, ffn.act, ffn.router, ... A
+    number stands at what is inside if that is drawn, else at the block. One about a part that the model does not have
+    is listed all the same.
 
     What the model `against` does not have in the same place has the class "differs"; where it has another number,
     "resized". Every id begins with `prefix`, so that several diagrams can stand in one page. Raises UsageError for a
@@ -137,7 +138,7 @@ def _draw_with(
     with canvas.fragment("layers") as height:
         height.append(_draw_layers(canvas, layout, spec, pattern, badges))
     _draw_path(Rows(canvas, layout, costs, kinds, badges, elsewhere, options.costs), kinds, costs)
-    if options.callouts:
+    if options.callouts or options.heading:
         with canvas.fragment("callouts") as height:
             height.append(_draw_callouts(canvas, layout, options))
     with canvas.fragment("notes") as height:
