@@ -109,7 +109,7 @@ def _layer_pattern(spec: Decoder) -> str:
 
 
 def _attention(spec: Decoder) -> tuple[str, str]:
-    """The kinds of mixers, the most frequent attention's heads or elements, its QK-norm, sinks and position encodings."""
+    """The kinds of mixers, the most frequent attention's heads or elements, its QK-norm, sinks and encodings."""
     mixers = [mixer for mixer, _ in Counter(layer.mixer for layer in spec.layers if layer.mixer).most_common()]
     recurrent = list(dict.fromkeys(mixer.names()[0] for mixer in mixers if _is_recurrent(mixer)))
     attn = next((mixer for mixer in mixers if mixer.cache_spec().per_token), next(iter(mixers)))
