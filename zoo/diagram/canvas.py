@@ -7,6 +7,7 @@ canvas that compares against another model's facts marks what that model does no
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -48,6 +49,7 @@ class Fragment(NamedTuple):
     height: float
 
 
+@lru_cache(maxsize=65_536)
 def text_width(text: str, size: float, bold: bool = False) -> float:
     """An upper bound for the width of a line of text, in the unit of its font `size`."""
     return size * sum(_WIDTHS.get(letter, 1.0) for letter in text) * (_BOLD if bold else 1)

@@ -89,9 +89,13 @@ def callouts(differences: Iterable[Difference]) -> list[Callout]:
 def fragments(spec: Decoder, title: str, *, layout: Literal["wide", "narrow"] = "wide") -> list[Fragment]:
     """The parts that `svg` stacks, from the top, for a page that puts drawings together from parts that many share.
 
-    The part of a branch depends on its block, the model's width, the number of layers, on whether another kind of layer
-    shows the same block, and on the one it is shown by its differences from. Keys of layers count from 0 in the order
-    of the drawing: "layer 0" is the top of a frame, "layer 0.attn" a branch, "layer 0.end" the bottom.
+    The part of a branch depends on its block, the model's width and the number of layers; where another kind of layer
+    shows the same block or nearly the same, on that too. So a page draws the swaps of attention and those of the
+    feed-forward, and puts two of them together: of each part the one that a swap has changed, as long as both leave as
+    many layers of each kind. The title and the strip of layers say something of the whole model.
+
+    Keys of layers count from 0 in the order of the drawing: "layer 0" is the top of a frame, "layer 0.attn" a branch,
+    "layer 0.end" the bottom.
     """
     return _draw(spec, title, Options(layout=layout), None).fragments()
 

@@ -355,3 +355,24 @@ def test_a_branch_depends_on_its_own_block() -> None:
     before, other, third = ({part.key: part for part in fragments(model, "")} for model in models)
     assert before["layer 0.attn"] == other["layer 0.attn"] != third["layer 0.attn"]
     assert before["layer 0.ffn"] != other["layer 0.ffn"] == third["layer 0.ffn"]
+
+
+@pytest.mark.parametrize("attention", ["GQA(kv_heads=1)", "GQA(bias=true, sinks=false)"])
+@pytest.mark.parametrize("name", ["llama3.1-8b", "gpt-oss-20b", "gemma3-27b", "glm4.5-355b", "qwen3-next-80b-a3b"])
+def test_two_swaps_are_put_together_from_their_parts(name: str, attention: str) -> None:
+    """As a page does it: of each part the one that a swap has changed."""
+    released = spec(name)
+    experts = "MoE(experts=64)" if any(isinstance(part, MoE) for part in released.walk()) else "ffn=MoE(experts=8, k=2)"
+    one, other = (apply_swap(released, swap)[0] for swap in (attention, experts))
+    both = apply_swap(one, experts)[0]
+    before, first, second, wanted = (
+        {part.key: part.svg for part in fragments(model, "")} for model in (released, one, other, both)
+    )
+    assert list(before) == list(first) == list(second) == list(wanted)
+    merged = {key: first[key] if first[key] != before[key] else second[key] for key in before}
+    whole = ("title", "layers")
+    assert {key: merged[key] for key in wanted if key not in whole} == {
+        k: v for k, v in wanted.items() if k not in whole
+    }
+    assert merged != first
+    assert merged != second
