@@ -136,7 +136,8 @@ class Canvas:
         self.height = max(self.height, y)
         size = {"width": _n(self.width), "height": _n(self.height)}
         if self._fragments:
-            self.root.insert(3, Element("rect", {"class": "paper", "rx": "10"} | size))
+            corners = {"rx": "10"} if theme == "auto" else {}  # a file has no transparent corners
+            self.root.insert(3, Element("rect", {"class": "paper"} | corners | size))
         for label in self.root[:2]:
             label.set("id", f"{prefix}{label.tag}")
         view = {"viewBox": f"0 0 {size['width']} {size['height']}"}
