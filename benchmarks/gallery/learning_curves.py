@@ -176,7 +176,9 @@ def _accuracy(data: Sequence[Row]) -> alt.TopLevelMixin:
     bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.4, strokeOpacity=0.35)
     bars = bars.encode(y=alt.Y("low:Q").title("accuracy"), y2="high:Q")
     lines = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=45)).encode(y=y, tooltip=tips)
-    chance = base.mark_tick(thickness=1.6, color="@faint", orient="horizontal", bandSize=26).encode(y="chance:Q", color=alt.value("@faint"))
+    chance = base.mark_tick(thickness=1.6, color="@faint", orient="horizontal", bandSize=26).encode(
+        y="chance:Q", color=alt.value("@faint")
+    )
     layers = alt.layer(bars, lines, chance).properties(width=WIDTH, height=HEIGHT if len(tasks) == 1 else PANEL)
     if len(tasks) == 1:
         return layers

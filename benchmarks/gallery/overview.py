@@ -1,6 +1,7 @@
 """The models of a page by architecture, and all architectures at a glance: the picture at the top of the README."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,10 +18,10 @@ from zoo.registry import Mixer
 from zoo.swaps.rebuild import features
 from zoo.units import format_bytes, format_count
 
-WIDTH, ROW, PAD = 1080.0, 48.0, 18.0
-STRIP_WIDTH, STRIP_HEIGHT = 250.0, 18.0
-COLUMNS = {"model": PAD, "layers": 216.0, "attention": 486.0, "feed-forward, norms": 744.0, "KV cache at 32k": 962.0}
-BAR, CONTEXT = 100.0, 32 * 1024
+WIDTH, ROW, PAD = 1000.0, 48.0, 16.0
+STRIP_WIDTH, STRIP_HEIGHT = 226.0, 18.0
+COLUMNS = {"model": PAD, "layers": 206.0, "attention": 446.0, "feed-forward, norms": 694.0, "KV cache at 32k": 890.0}
+BAR, CONTEXT = 94.0, 32 * 1024
 BIG, SMALL = 13.0, 11.5
 
 
@@ -108,8 +109,8 @@ def _layer_pattern(spec: Decoder) -> str:
 
 
 def _attention(spec: Decoder) -> tuple[str, str]:
-    """The kinds of mixers, the first attention's heads or elements, its QK-norm, sinks and position encodings."""
-    mixers = dict.fromkeys(layer.mixer for layer in spec.layers if layer.mixer)
+    """The kinds of mixers, the most frequent attention's heads or elements, its QK-norm, sinks and encodings."""
+    mixers = [mixer for mixer, _ in Counter(layer.mixer for layer in spec.layers if layer.mixer).most_common()]
     recurrent = list(dict.fromkeys(mixer.names()[0] for mixer in mixers if _is_recurrent(mixer)))
     attn = next((mixer for mixer in mixers if mixer.cache_spec().per_token), next(iter(mixers)))
     elements = attn.cache_spec().elements()

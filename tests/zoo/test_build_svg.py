@@ -12,7 +12,7 @@ import pytest
 
 from tests.zoo.diagram.drawing import SVG, texts
 from zoo import names, spec
-from zoo.catalog import sizes, title
+from zoo.catalog import ancestor, sizes, title
 from zoo.cli.runner import exit_code
 from zoo.diagram import callouts, svg
 from zoo.diagram.palette import PALETTE
@@ -38,8 +38,8 @@ def test_drawing_imports_no_command_line_package() -> None:
 def test_the_command_writes_a_file(capsys, tmp_path: Path) -> None:
     file = tmp_path / "a.svg"
     assert run(capsys, "gemma3", "--svg", str(file)) == ("", "")
-    about = callouts(structure_differences(spec("gemma3"), spec("gemma2-9b")))
-    heading, hub = "New compared with Gemma 2 9B", "google/gemma-3-270m"
+    about = callouts(structure_differences(spec("gemma3"), spec(known := ancestor("gemma3-270m"))))
+    heading, hub = f"New compared with {title(known)}", "google/gemma-3-270m"
     drawing = svg(spec("gemma3"), "Gemma 3 270M", theme="light", subtitle=hub, callouts=about, heading=heading)
     assert file.read_text(encoding="utf-8") == drawing + "\n"
     assert run(capsys, "gemma3", "--svg", "-") == (file.read_text(encoding="utf-8"), "")
@@ -75,6 +75,24 @@ def test_the_command_draws_swapped_and_tiny_models(capsys) -> None:
         capsys, "gpt-oss", "--swap", "attn=MLA(q_rank=none, kv_rank=8, nope_dim=8, rope_dim=4, v_dim=8)", "--svg", "-"
     )
     assert err == "dropped: window 128, biases, sinks\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "heading"),
+    [
+        (("gpt2",), ""),  # the first
+        (("gpt2", "--swap", "norm=RMSNorm"), "Swapped"),
+        (("qwen3", "--swap", "GQA(head_dim=64)"), "Swapped: nothing but sizes"),
+        (("olmo2-32b",), "New compared with Llama 3"),
+        (("olmo2-32b", "--tiny"), ""),
+    ],
+)
+def test_the_figure_says_what_is_new(capsys, args: tuple[str, ...], heading: str) -> None:
+    out, _ = run(capsys, *args, "--svg", "-")
+    found = [text for text in texts(ElementTree.fromstring(out)) if text.startswith(("New compared", "Swapped"))]
+    assert len(found) == bool(heading)
+    assert all(text.startswith(heading) for text in found)
+    assert all((":" in text) == (":" in heading) for text in found)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from zoo.blocks import EntryIndexer, GroupedSigmoidTopK, Indexer, NormedSoftmaxTopK, SoftmaxTopK, SqrtSoftplusTopK
-from zoo.blocks.routers import Router
+from zoo.blocks import EntryIndexer, Indexer
+from zoo.blocks.routers import GroupedTopK, LinearRouter, Router
 from zoo.core.indexing import NOT_CHOSEN, Index, choose_keys, complete, index_scores
 
 Choices = dict[nn.Module, list[Tensor]]  # what chooses -> the chosen ids (b, t, k) of each forward pass, ascending
@@ -112,23 +112,19 @@ def _lowest(scores: Tensor, ids: Tensor) -> Tensor:
 
 def _margin(router: nn.Module, x: Tensor) -> Tensor:
     """x (b, t, dim) -> (b, t) the lead of the last chosen expert, or group of experts, over the first that is not
-    chosen, relative to the largest score. Infinite for an unknown kind of router: no choice of it counts as a tie."""
+    chosen, relative to the largest score. Infinite where the choice follows from no scores, by the token's id or by a
+    router of an unknown kind: no choice of it counts as a tie."""
     spec: Any = router.spec
-    weight, parameters = router.get_parameter("weight"), dict(router.named_parameters())
-    if isinstance(spec, SoftmaxTopK | NormedSoftmaxTopK):
-        scores = cast(Any, router).logits(x)
+    if not isinstance(router, LinearRouter) or spec.reads_tokens:
+        return torch.full_like(x[..., 0], inf)
+    scores = router.ranking(router.logits(x))
+    if not isinstance(spec, GroupedTopK):
         return _lead(scores, spec.k) / scores.abs().amax(-1)
-    if isinstance(spec, SqrtSoftplusTopK):
-        scores = F.softplus(cast(Any, router).logits(x)).sqrt() + parameters["correction"]
-        return _lead(scores, spec.k) / scores.abs().amax(-1)
-    if isinstance(spec, GroupedSigmoidTopK):
-        scores = F.linear(x.float(), weight.float()).sigmoid() + parameters["correction"]
-        grouped = scores.unflatten(-1, (spec.groups, -1))
-        best = grouped.topk(2).values.sum(-1)
-        kept = grouped.masked_fill((best < best.topk(spec.keep).values[..., -1:])[..., None], -inf)
-        lead = torch.minimum(_lead(kept.flatten(-2), spec.k), _lead(best, spec.keep))
-        return lead / scores.abs().amax(-1)
-    return torch.full_like(x[..., 0], inf)
+    grouped = scores.unflatten(-1, (spec.groups, -1))
+    best = grouped.topk(2).values.sum(-1)
+    kept = grouped.masked_fill((best < best.topk(spec.keep).values[..., -1:])[..., None], -inf)
+    lead = torch.minimum(_lead(kept.flatten(-2), spec.k), _lead(best, spec.keep))
+    return lead / scores.abs().amax(-1)
 
 
 def _lead(scores: Tensor, k: int) -> Tensor:

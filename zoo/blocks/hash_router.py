@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.routers import Router, record
+from zoo.blocks.routers import LinearRouter, Router, record
 from zoo.core.float32 import Float32Parameters
 from zoo.core.forward_context import ForwardContext
 from zoo.core.linear import linear
@@ -61,16 +61,10 @@ class HashTopK(Router):
         return f"hash router of {self.k} experts by token id, sqrt-softplus weights x{self.scale:g}"
 
 
-class _SoftplusRouter(nn.Module):
+class _SoftplusRouter(LinearRouter):
     """Logits, and the weights of chosen experts."""
 
-    def __init__(self, spec: SqrtSoftplusTopK | HashTopK, dim: int, experts: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.weight = nn.Parameter(torch.empty(experts, dim))
-
     def logits(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., experts), in float32."""
         return linear(x.float(), self.weight.float()).float()
 
     def weigh(self, scores: Tensor, chosen: Tensor) -> Tensor:
@@ -88,10 +82,12 @@ class _SqrtSoftplusTopK(_SoftplusRouter, Float32Parameters):
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
         logits = self.logits(x)
-        scores = F.softplus(logits).sqrt()
-        chosen = (scores + self.correction).topk(self.spec.k).indices
+        chosen = self.ranking(logits).topk(self.spec.k).indices
         record(ctx, logits, chosen)
-        return self.weigh(scores, chosen).to(x.dtype), chosen
+        return self.weigh(F.softplus(logits).sqrt(), chosen).to(x.dtype), chosen
+
+    def ranking(self, logits: Tensor) -> Tensor:
+        return F.softplus(logits).sqrt() + self.correction
 
 
 class _HashTopK(_SoftplusRouter):

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,23 @@ class Router(Spec, abstract=True):
         self.require(self.k <= experts, f"k={self.k} is above the {experts} experts there are")
 
 
+class LinearRouter(nn.Module):
+    """The module of a router whose logits are a linear map of x."""
+
+    def __init__(self, spec: Router, dim: int, experts: int) -> None:
+        super().__init__()
+        self.spec: Any = spec
+        self.weight = nn.Parameter(torch.empty(experts, dim))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., experts), in float32."""
+        return linear(x, self.weight).float()
+
+    def ranking(self, logits: Tensor) -> Tensor:
+        """(..., experts) logits -> the scores that experts are chosen by, the highest first."""
+        return logits
+
+
 def record(ctx: ForwardContext | None, logits: Tensor, chosen: Tensor) -> None:
     """Hand out a router's logits (b, t, experts) and chosen experts (b, t, k), if the pass records them."""
     if ctx is not None and ctx.routing is not None:
@@ -74,11 +91,9 @@ class SoftmaxTopK(Router):
         return f"softmax top-{self.k} router{weights}" + (", router bias" if self.bias else "")
 
 
-class _SoftmaxTopK(nn.Module):
+class _SoftmaxTopK(LinearRouter):
     def __init__(self, spec: SoftmaxTopK, dim: int, experts: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.weight = nn.Parameter(torch.empty(experts, dim))
+        super().__init__(spec, dim, experts)
         self.bias = nn.Parameter(torch.empty(experts)) if spec.bias else None
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
@@ -89,7 +104,6 @@ class _SoftmaxTopK(nn.Module):
         return (top.softmax(-1) if self.spec.renormalise else top).to(x.dtype), chosen
 
     def logits(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., experts), in float32."""
         return linear(x, self.weight, self.bias).float()
 
 
@@ -111,12 +125,10 @@ class NormedSoftmaxTopK(Router):
         return f"softmax top-{self.k} router of the normalised input, weights times a number of each expert"
 
 
-class _NormedSoftmaxTopK(nn.Module):
+class _NormedSoftmaxTopK(LinearRouter):
     def __init__(self, spec: NormedSoftmaxTopK, dim: int, experts: int) -> None:
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec, dim, experts)
         self.norm = spec.norm.build(dim)
-        self.weight = nn.Parameter(torch.empty(experts, dim))
         self.expert_scale = nn.Parameter(torch.empty(experts))
         self.identity = {"expert_scale": 1.0}
 
@@ -127,7 +139,6 @@ class _NormedSoftmaxTopK(nn.Module):
         return (top.softmax(-1) * self.expert_scale[chosen]).to(x.dtype), chosen
 
     def logits(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., experts), in float32."""
         return linear(self.norm(x) * x.shape[-1] ** -0.5, self.weight).float()
 
 
@@ -149,14 +160,9 @@ class InputScaledTopK(Router):
         return f"sigmoid top-{self.k} router, weights on the experts' input"
 
 
-class _InputScaledTopK(nn.Module):
-    def __init__(self, spec: InputScaledTopK, dim: int, experts: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.weight = nn.Parameter(torch.empty(experts, dim))
-
+class _InputScaledTopK(LinearRouter):
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
-        logits = linear(x, self.weight).float()
+        logits = self.logits(x)
         top, chosen = logits.topk(self.spec.k)
         record(ctx, logits, chosen)
         return top.sigmoid().to(x.dtype), chosen
@@ -220,21 +226,24 @@ class GroupedSigmoidTopK(GroupedTopK):
         return linear_params(dim, experts, bias=True)
 
 
-class _GroupedSigmoidTopK(Float32Parameters):
+class _GroupedSigmoidTopK(LinearRouter, Float32Parameters):
     in_float32 = ("correction",)  # its steps are finer than bfloat16's
 
     def __init__(self, spec: GroupedSigmoidTopK, dim: int, experts: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.weight = nn.Parameter(torch.empty(experts, dim))
+        super().__init__(spec, dim, experts)
         self.correction = nn.Parameter(torch.empty(experts, dtype=torch.float32), requires_grad=False)
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
-        logits = linear(x.float(), self.weight.float()).float()
-        scores = logits.sigmoid()
-        chosen = self.spec.choose(scores + self.correction)
+        logits = self.logits(x)
+        chosen = self.spec.choose(self.ranking(logits))
         record(ctx, logits, chosen)
-        return self.spec.weigh(scores, chosen).to(x.dtype), chosen
+        return self.spec.weigh(logits.sigmoid(), chosen).to(x.dtype), chosen
+
+    def logits(self, x: Tensor) -> Tensor:
+        return linear(x.float(), self.weight.float()).float()
+
+    def ranking(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() + self.correction
 
 
 @dataclass(frozen=True)
@@ -250,15 +259,13 @@ class GroupedSoftmaxTopK(GroupedTopK):
         return linear_params(dim, experts)
 
 
-class _GroupedSoftmaxTopK(nn.Module):
-    def __init__(self, spec: GroupedSoftmaxTopK, dim: int, experts: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.weight = nn.Parameter(torch.empty(experts, dim))
-
+class _GroupedSoftmaxTopK(LinearRouter):
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
-        logits = linear(x, self.weight).float()
-        scores = logits.softmax(-1)
+        logits = self.logits(x)
+        scores = self.ranking(logits)
         chosen = self.spec.choose(scores)
         record(ctx, logits, chosen)
         return self.spec.weigh(scores, chosen).to(x.dtype), chosen
+
+    def ranking(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)

@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
+from zoo.architectures import families
 from zoo.blocks import Layer
 from zoo.blocks.layer import Placement
-from zoo.catalog import sizes
+from zoo.catalog import ancestor, family_name, sizes
 from zoo.catalog import spec as published_spec
 from zoo.cli import self_check
 from zoo.errors import SpecError
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
+from zoo.swaps.differences import structure_differences
 from zoo.swaps.grammar import apply_swaps
 from zoo.swaps.scaled import Budget, resolved, scaled
 from zoo.units import dtype_name, format_bytes, format_count
@@ -70,6 +72,7 @@ def build_report(
         "hub": size.hub,
         "released": size.released,
         "note": size.note,
+        "about": None if swaps else origin(preset),
         "tiny": tiny,
         "budget": Budget("parameters", params, spec.params()).describe() if params else None,
         "swaps": swaps,
@@ -80,6 +83,15 @@ def build_report(
         "decoded": asdict(decoded) if decoded else None,
         "failures": self_check.failures(built, decoded),
     }
+
+
+def origin(preset: str) -> Facts:
+    """What a published size came from, what is new in it, and what its publisher says."""
+    earlier, about = ancestor(preset), families()[family_name(preset)].ABOUT
+    found = structure_differences(published_spec(preset), published_spec(earlier)) if earlier else []
+    new = [each.sentence for each in found]
+    said = {"licence": about.licence, "report": about.report, "left_out": about.left_out}
+    return {"came_from": earlier, "new": new} | said
 
 
 def card(spec: Decoder, dtype: torch.dtype, published_active: tuple[int, str] | None = None) -> Facts:
@@ -141,6 +153,8 @@ def report_text(report: Facts) -> str:
         sections.append(_two_columns(report["original"], report["card"]))
     else:
         sections.append(_one_column(_card_rows(report["card"])))
+    if report["about"]:
+        sections.append(_one_column(_origin_rows(report["about"])))
     sections += [_one_column(_check_rows(report["built"], report["decoded"])), wrap(f"FLOPs are {CONVENTION}.", WIDTH)]
     return "\n\n".join("\n".join(lines) for lines in sections)
 
@@ -206,6 +220,13 @@ def _card_rows(card: Facts) -> Rows:
         "KV cache": _cache_cell(card),
         "FLOPs": [f"{flops} per token at {FLOPS_CONTEXT:,} tokens of context"],
     }
+
+
+def _origin_rows(about: Facts) -> Rows:
+    new = "; ".join(about["new"]) or "nothing but sizes"
+    rows = {"came from": [f"{about['came_from']}; new: {new}"]} if about["came_from"] else {}
+    rows |= {"report": [about["report"]], "licence": [about["licence"]]}
+    return rows | ({"not built": [about["left_out"]]} if about["left_out"] else {})
 
 
 def _by_kind(card: Facts, key: str) -> list[str]:

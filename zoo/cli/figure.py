@@ -29,6 +29,10 @@ def figure(
     name += f" with {', '.join(map(spaced, swaps))}" if swaps else ""
     known = None if swaps or tiny or params else ancestor(preset)
     other = original if swaps else spec(known) if known else None
+    differences = structure_differences(drawn, other) if other else []
+    heading = "" if other is None else f"New compared with {title(known)}" if known else "Swapped"
+    if other and not differences:
+        heading += ": nothing but sizes"
     figure = diagram.svg(
         drawn,
         name,
@@ -37,7 +41,7 @@ def figure(
         theme=theme,
         costs=costs,
         subtitle=sizes()[preset].hub,
-        callouts=diagram.callouts(structure_differences(drawn, other)) if other else (),
-        heading=f"New compared with {title(known)}" if known else "Swapped",
+        callouts=diagram.callouts(differences),
+        heading=heading,
     )
     return figure, list(dropped)

@@ -21,8 +21,6 @@ from zoo.diagram.region import (
 from zoo.registry import Mixer
 
 OF_SCORES = ("reach", "sinks", "cap")  # what call-outs about the softmax are about
-# Options that have a box of their own, by how their description begins.
-DRAWN = ("QK-norm", "V-norm", "queries x", "output gate", "biases", "sinks", "scale ", "scores capped", "values")
 
 
 def grouped_query_attention(block: GQA, region: Region) -> float:
@@ -32,48 +30,56 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
     shared = " on one KV head" if block.kv_heads == 1 else shared
     y = title(region, name, (f"{block.heads:,} heads{shared}", "heads"), (f"each {block.head_dim:,} wide", "widths"))
     lanes = Lanes(region.at(y), (2.2, 1, 1))
-    options = [typeset(each) for each in block.options()]
+    options = [typeset(each) for each in block.options()]  # that have no box yet
 
-    def option(start: str) -> str:
-        return next((each for each in options if each.startswith(start)), "")
+    def taken(start: str) -> str:
+        found = next(each for each in options if each.startswith(start))
+        options.remove(found)
+        return found
 
-    own = {"q", "k", "v"} & {*block.projections(region.dim)}
-    labels = {"q": "queries", "k": "keys", "v": "values"}
-    for column, letter in enumerate(labels):
-        x, width = lanes.columns[column]
-        there = letter in own
-        label = labels[letter] if there else "= keys" if "k" in own else "shared"
-        label_class = "faint" if there else "ink"
-        fact = f"{region.place}.{letter}"
-        region.canvas.text(x + width / 2, y + 9, label, SMALL, width, label_class, "middle", place=fact)
-        number = block.heads if letter == "q" else block.kv_heads
-        box = Region(region.canvas, x, y + 14, width, region.dim, region.place)
-        bottom = heads(box, number, block.kv_heads, "queries" if letter == "q" else "keys")
-        lanes.taken(column, column, bottom)
+    own = _heads_of_columns(lanes, block)
+    if block.keys_as_values:
+        taken("values are")
     normed = 1 if "k" in own else 0  # the last column that a norm and the rotation are of
-    if block.qk_norm:
-        bars = [Bar(0, normed, option("QK-norm"), "chip-norm", "norm")]
-        bars += [Bar(2, 2, option("V-norm"), "chip-norm", "v norm")] if block.v_norm else []
-        lanes.stage(*bars, badges=("qk_norm",))
-    elif block.v_norm:
-        lanes.stage(Bar(2, 2, option("V-norm"), "chip-norm", "v norm"))
-    lanes.stage(_position_bar(block, 0, normed), badges=("rope",))
+    norms = [Bar(0, normed, taken("QK-norm"), "chip-norm", "norm")] if block.qk_norm else []
+    norms += [Bar(2, 2, taken("V-norm"), "chip-norm", "v norm")] if block.v_norm else []
+    if norms:
+        lanes.stage(*norms, badges=("qk_norm",) if block.qk_norm else ("v_norm",))
+    position = _position_bar(block, 0, normed)
+    lanes.stage(position, badges=("rope",))
+    taken(position.text)
     if block.temperature:
-        lanes.stage(
-            Bar(0, normed, typeset(block.temperature.describe()), "chip", "temperature"), badges=("temperature",)
-        )
+        factor = taken(typeset(block.temperature.describe()))
+        lanes.stage(Bar(0, normed, factor, "chip", "temperature"), badges=("temperature",))
     if elements := block.cache_spec().elements():
         lanes.stage(Bar(1, 2, f"KV cache: {elements:,} per token", "latent", "cache"))
+    if block.reach.limit:
+        taken(typeset(block.reach.describe()))
     scores = [_scale(block.scale)] if block.scale else []
-    scores += [text for text in options if text.startswith(("scores capped", "sinks"))]
-    _attend(lanes, block, 2, scores)
+    for _ in block.scale_words():
+        taken("scale")
+    scores += [taken("scores capped")] if block.cap else []
+    _attend(lanes, block, 2, scores + ([taken("sinks")] if block.sinks else []))
     if block.gate:
-        lanes.stage(Bar(0, 2, option("output gate"), "chip", "gate"), badges=("gate",))
+        lanes.stage(Bar(0, 2, taken("output gate"), "chip", "gate"), badges=("gate",))
     _output(lanes, 2, block.heads * block.value_dim, region.dim)
-    known = {typeset(block.rope.describe()), typeset(block.reach.describe()), *scores}
-    rest = [text for text in options if text not in known and not text.startswith(DRAWN[:4])]
-    rest = [text for text in rest if not block.keys_as_values or not text.startswith("values")]
-    return chips(region.at(lanes.y + 8), [(text, "option") for text in rest]) if rest else lanes.y
+    return chips(region.at(lanes.y + 8), [(text, "option") for text in options]) if options else lanes.y
+
+
+def _heads_of_columns(lanes: Lanes, block: GQA) -> set[str]:
+    """The heads of queries, keys and values; returns which of q, k and v the block projects."""
+    region = lanes.region
+    own = {"q", "k", "v"} & {*block.projections(region.dim)}
+    for column, (letter, label) in enumerate({"q": "queries", "k": "keys", "v": "values"}.items()):
+        x, width = lanes.columns[column]
+        shown = label if letter in own else "= keys" if "k" in own else "shared"
+        css_class = "faint" if letter in own else "ink"
+        place = f"{region.place}.{letter}"
+        region.canvas.text(x + width / 2, region.y + 9, shown, SMALL, width, css_class, "middle", place=place)
+        box = Region(region.canvas, x, region.y + 14, width, region.dim, region.place)
+        number, css_class = (block.heads, "queries") if letter == "q" else (block.kv_heads, "keys")
+        lanes.taken(column, column, heads(box, number, block.kv_heads, css_class))
+    return own
 
 
 def latent_attention(block: MLA, region: Region) -> float:
@@ -96,7 +102,7 @@ def latent_attention(block: MLA, region: Region) -> float:
     lanes.stage(_position_bar(block, 0, 1), badges=("rope",))
     if block.temperature:
         lanes.stage(Bar(0, 1, typeset(block.temperature.describe()), "chip", "temperature"), badges=("temperature",))
-    lanes.stage(Bar(1, 2, f"KV cache: {block.kv_rank + block.rope_dim:,} per token", "latent", "cache"))
+    lanes.stage(Bar(1, 2, f"KV cache: {block.cache_spec().elements():,} per token", "latent", "cache"))
     expanded = f"keys {block.heads:,} × {block.nope_dim:,}, values {block.heads:,} × {block.v_dim:,}"
     lanes.stage(Bar(2, 2, expanded, "inner", "expanded"))
     if isinstance(block, SparseMLA):
@@ -105,7 +111,8 @@ def latent_attention(block: MLA, region: Region) -> float:
             "an earlier layer's indexer" if block.shares_choice else f"an indexer of {block.indexer.heads:,} heads"
         )
         lanes.stage(Bar(0, 2, chosen, "chip-window", "chosen"), badges=("indexer",))
-    _attend(lanes, block, 2, [_scale(block.scale)] if block.scale else [])
+    chosen = f"sees the {block.indexer.k:,} chosen tokens" if isinstance(block, SparseMLA) else ""
+    _attend(lanes, block, 2, [_scale(block.scale)] if block.scale else [], chosen)
     _output(lanes, 2, block.heads * block.v_dim, region.dim)
     return lanes.y
 
@@ -151,11 +158,11 @@ def _position_bar(block: GQA | MLA | CompressedAttention, first: int, last: int)
     return Bar(first, last, typeset(block.rope.describe()), "chip-nope" if without else "chip-rope", "rope")
 
 
-def _attend(lanes: Lanes, block: Mixer, last: int, scores: list[str]) -> None:
-    """The softmax over the tokens that are seen, with the mask as a picture."""
+def _attend(lanes: Lanes, block: Mixer, last: int, scores: list[str], chosen: str = "") -> None:
+    """The softmax over the tokens that are seen, with the mask as a picture. `chosen`: which of them, in words."""
     region, cache = lanes.region, block.cache_spec()
     _, width = lanes.span(0, last)
-    seen = "sees all earlier tokens" if cache.describe() == "full" else typeset(cache.describe())
+    seen = chosen or ("sees all earlier tokens" if cache.describe() == "full" else typeset(cache.describe()))
     free = width - MASK - 26 - region.badges_width(OF_SCORES)
     lines = wrap_text(", ".join(scores), SMALL, free) if scores else []
     height = max(MASK + 10, LINE * (len(lines) + 2) + 2 * PAD)

@@ -49,7 +49,7 @@ class Fragment(NamedTuple):
     height: float
 
 
-@lru_cache(maxsize=1 << 16)  # a page draws the same texts thousands of times
+@lru_cache(maxsize=65_536)
 def text_width(text: str, size: float, bold: bool = False) -> float:
     """An upper bound for the width of a line of text, in the unit of its font `size`."""
     return size * sum(_WIDTHS.get(letter, 1.0) for letter in text) * (_BOLD if bold else 1)
@@ -78,8 +78,8 @@ def wrap_text(text: str, size: float, width: float, bold: bool = False) -> list[
 
 def typeset(text: str) -> str:
     """A description as it is printed: 4,096 for 4096, ×8 for x8, 1/√168 for 168^-1/2."""
-    text = re.sub(r"(?<![\w.,])(\d{4,})(?![\w.,]*\w)", lambda found: f"{int(found[1]):,}", text)
     text = re.sub(r"([\d.]+(?:e[+-]\d+)?)\^-1/2", lambda found: _inverse_root(float(found[1])), text)
+    text = re.sub(r"(?<![\w.,])(\d{4,})(?![\w.,]*\w)", lambda found: f"{int(found[1]):,}", text)
     return re.sub(r"\bx(?=[\d(])", "×", text)
 
 
@@ -136,7 +136,8 @@ class Canvas:
         self.height = max(self.height, y)
         size = {"width": _n(self.width), "height": _n(self.height)}
         if self._fragments:
-            self.root.insert(3, Element("rect", {"class": "paper", "rx": "10"} | size))
+            corners = {"rx": "10"} if theme == "auto" else {}  # a file has no transparent corners
+            self.root.insert(3, Element("rect", {"class": "paper"} | corners | size))
         for label in self.root[:2]:
             label.set("id", f"{prefix}{label.tag}")
         view = {"viewBox": f"0 0 {size['width']} {size['height']}"}

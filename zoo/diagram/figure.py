@@ -60,10 +60,11 @@ def svg(
     everything in one column. `costs` shows what each part takes: shares are of the FLOPs of one token that sees
     `context` tokens, itself included, and of the cache of one sequence of that length in `dtype`.
 
-    `callouts` are numbered and listed below the figure, under the `heading`; each is a sentence and the part that it is
-    about, or None: layers, embedding, positions, head, norm, attn, ffn, inputs, streams, or what is inside a block:
-    attn.rope, attn.qk_norm, attn.reach, attn.indexer, attn.state, ffn.act, ffn.router, ... A number stands at what is
-    inside if that is drawn, else at the block. One about a part that the model does not have is listed all the same.
+    `callouts` are numbered and listed below the figure, under the `heading`, which may stand alone; each is a sentence
+    and the part that it is about, or None: layers, embedding, positions, head, norm, attn, ffn, inputs, streams, or
+    what is inside a block: attn.rope, attn.qk_norm, attn.reach, attn.indexer, attn.state, ffn.act, ffn.router, ... A
+    number stands at what is inside if that is drawn, else at the block. One about a part that the model does not have
+    is listed all the same.
 
     What the model `against` does not have in the same place has the class "differs"; where it has another number,
     "resized". Every id begins with `prefix`, so that several diagrams can stand in one page. Raises UsageError for a
@@ -88,9 +89,13 @@ def callouts(differences: Iterable[Difference]) -> list[Callout]:
 def fragments(spec: Decoder, title: str, *, layout: Literal["wide", "narrow"] = "wide") -> list[Fragment]:
     """The parts that `svg` stacks, from the top, for a page that puts drawings together from parts that many share.
 
-    The part of a branch depends on its block, the model's width, the number of layers, on whether another kind of layer
-    shows the same block, and on the one it is shown by its differences from. Keys of layers count from 0 in the order
-    of the drawing: "layer 0" is the top of a frame, "layer 0.attn" a branch, "layer 0.end" the bottom.
+    The part of a branch depends on its block, the model's width and the number of layers; where another kind of layer
+    shows the same block or nearly the same, on that too. So a page draws the swaps of attention and those of the
+    feed-forward, and puts two of them together: of each part the one that a swap has changed, as long as both leave as
+    many layers of each kind. The title and the strip of layers say something of the whole model.
+
+    Keys of layers count from 0 in the order of the drawing: "layer 0" is the top of a frame, "layer 0.attn" a branch,
+    "layer 0.end" the bottom.
     """
     return _draw(spec, title, Options(layout=layout), None).fragments()
 
@@ -137,7 +142,7 @@ def _draw_with(
     with canvas.fragment("layers") as height:
         height.append(_draw_layers(canvas, layout, spec, pattern, badges))
     _draw_path(Rows(canvas, layout, costs, kinds, badges, elsewhere, options.costs), kinds, costs)
-    if options.callouts:
+    if options.callouts or options.heading:
         with canvas.fragment("callouts") as height:
             height.append(_draw_callouts(canvas, layout, options))
     with canvas.fragment("notes") as height:

@@ -133,8 +133,9 @@ class Flow:
             box = canvas.rect(layout.block, y, layout.block_end - layout.block, height, self.role, 7)
             x = layout.block + 10
             if inner:
-                canvas.text(x, y + 17, name.capitalize(), SMALL, width, "faint")
-                self.rows.contents(x + 2, y + 24, self.position, self.role, block, self.layers)
+                x += 2  # as far from the edge as in a blow-up
+                canvas.text(x, y + 17, name.capitalize(), SMALL, width - 2, "faint")
+                self.rows.contents(x, y + 24, self.position, self.role, block, self.layers)
             else:
                 canvas.text(x, y + 19, name.capitalize(), BIG, width, "strong")
                 for i, line in enumerate(lines if here else [*lines, elsewhere]):

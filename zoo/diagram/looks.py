@@ -91,19 +91,22 @@ def _draw_bars(canvas: Canvas, y: float, height: float, bars: Sequence[tuple[flo
 def draw_legend(canvas: Canvas, specs: Sequence[Decoder], x: float, y: float, width: float, size: float) -> float:
     """The words for all colours that the layers of these models have; returns the y below them."""
     used = {css_class for spec in specs for layer in set(spec.layers) for css_class in look(layer, spec)}
-    left, baseline = x, y + SWATCH - 1
+    left = x
     for heading, words in (("attention:", REACHES), ("feed-forward:", FEED_FORWARDS)):
         items = [(css_class, text) for css_class, text in words.items() if css_class in used]
         if not items:
             continue
-        for css_class, text in (("", heading), *items):
-            step = text_width(text, size) + (SWATCH + 5 if css_class else 0)
-            following = text_width(items[0][1], size) + SWATCH + 16 if not css_class else 0  # not alone at a line's end
-            if left > x and left + step + following > x + width:
-                left, y, baseline = x, y + LEGEND_PITCH, baseline + LEGEND_PITCH
-            if css_class:
-                canvas.rect(left, y, SWATCH, SWATCH, css_class, 2)
-            canvas.text(left + step - text_width(text, size), baseline, text, size, x + width - left, "faint")
-            left += step + (14 if css_class else 7)
+        steps = [text_width(text, size) + SWATCH + 5 for _, text in items]
+        whole = text_width(heading, size) + 7 + sum(steps) + 14 * (len(steps) - 1)
+        if left > x and left + whole > x + width:  # a heading stays with its words
+            left, y = x, y + LEGEND_PITCH
+        left += canvas.text(left, y + SWATCH - 1, heading, size, width, "faint") + 7
+        start = left
+        for (css_class, text), step in zip(items, steps, strict=True):
+            if left > start and left + step > x + width:
+                left, y = x, y + LEGEND_PITCH
+            canvas.rect(left, y, SWATCH, SWATCH, css_class, 2)
+            canvas.text(left + SWATCH + 5, y + SWATCH - 1, text, size, x + width - left, "faint")
+            left += step + 14
         left += 8
     return y + LEGEND_PITCH

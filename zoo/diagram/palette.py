@@ -6,6 +6,7 @@ often neither variables nor selectors.
 """
 
 import re
+from functools import cache
 from itertools import chain
 from typing import Literal
 
@@ -112,6 +113,7 @@ def colours(dark: bool = False) -> str:
     return ";".join(f"--zoo-{name}:{pair[dark]}" for name, pair in PALETTE.items())
 
 
+@cache
 def css() -> str:
     """The style sheet, the same for every diagram. Declarations have the light colour, and again the variable, for
     programs that support style sheets and no variables."""

@@ -10,7 +10,7 @@ import torch
 
 from tests.presets import representatives, split
 from zoo import GLU, GQA, Decoder, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, names, pre, sandwich, spec
-from zoo.cli.card import WIDTH, card, report_text
+from zoo.cli.card import WIDTH, card, origin, report_text
 from zoo.cli.self_check import BuildCheck, DecodeCheck
 from zoo.swaps.grammar import apply_swaps
 
@@ -25,6 +25,15 @@ def example() -> Decoder:
     return Decoder(1000, 64, tuple(layers), NORM, tied=True, embed_scale=8.0, context=4096)
 
 
+ABOUT = {
+    "came_from": "another-7b",
+    "new": ["QK-norm per head", "no biases"],
+    "licence": "MIT",
+    "report": "https://arxiv.org/abs/0",
+    "left_out": "vision",
+}
+
+
 def report(spec: Decoder, swaps: tuple[str, ...] = (), decoded: DecodeCheck | None = None, **built) -> dict:
     after, dropped = apply_swaps(spec, swaps)
     made = {"device": "meta", "dtype": "bfloat16", "seconds": 0.25, "parameters": 7, "formula": 7} | built
@@ -33,6 +42,7 @@ def report(spec: Decoder, swaps: tuple[str, ...] = (), decoded: DecodeCheck | No
         "hub": "someone/example",
         "released": "2025-06",
         "note": None,
+        "about": None if swaps else ABOUT,
         "tiny": False,
         "budget": None,
         "swaps": swaps,
@@ -64,11 +74,28 @@ KV cache       65,536 bytes (64 KiB) + 512 per token (512 B), in bfloat16
                16.1 MiB at 32,768 tokens, 2.06 MiB at max context 4,096
 FLOPs          10.3M per token at 4,096 tokens of context
 
+came from      another-7b; new: QK-norm per head; no biases
+report         https://arxiv.org/abs/0
+licence        MIT
+not built      vision
+
 built          on meta in bfloat16, in 0.25 s: 7 parameters, as the formula says
 
 FLOPs are 2 per multiply-add, matrix products only, of one new token that sees
 4,096, itself included.
 """
+
+
+@pytest.mark.parametrize("name", names())
+def test_where_a_size_came_from(name: str) -> None:
+    """The first has no ancestor; one that differs in sizes alone says so."""
+    about = origin(name)
+    assert (about["came_from"] is None) == name.startswith("gpt2")
+    assert about["new"] == [] or about["came_from"]
+    text = report_text(report(spec(name)) | {"about": about})
+    assert ("came from" in text) == (about["came_from"] is not None)
+    assert ("new: nothing but sizes" in text) == (about["came_from"] is not None and not about["new"])
+    assert f"licence        {about['licence']}"[:75] in text
 
 
 def test_the_card() -> None:

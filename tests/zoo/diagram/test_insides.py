@@ -14,7 +14,7 @@ import zoo
 from tests.presets import representatives, split
 from tests.zoo.diagram.drawing import BASE, LAYOUTS, drawn, misplaced, small_boxes, texts
 from zoo import GQA, MoE, names, spec
-from zoo.blocks import DenseAndMoE
+from zoo.blocks import MLA, DenseAndMoE, SparseMLA
 from zoo.costs import CacheSpec, State
 from zoo.diagram.canvas import Canvas, typeset
 from zoo.diagram.insides import inside
@@ -77,16 +77,19 @@ def test_every_block_shows_its_fields(name: str) -> None:
                 assert shown or (len(sizes) == 2 and f"convolution over {state.shape[0] + 1} tokens" in joined)
             continue
         assert typeset(block.rope.describe()) in joined
-        assert typeset(block.cache_spec().describe()) in joined or said["sees all earlier tokens"]
+        cache = block.cache_spec()
+        chosen = f"sees the {block.indexer.k:,} chosen tokens" if isinstance(block, SparseMLA) else ""
+        assert said[chosen or ("sees all earlier tokens" if cache.describe() == "full" else typeset(cache.describe()))]
+        assert f"KV cache: {cache.elements():,}" in joined or not isinstance(block, GQA | MLA) or block.takes()
         assert "sinks" in joined or not getattr(block, "sinks", False)
         bias = getattr(block, "bias", False)
         assert not bias or said["biases on q, k, v" if bias == "qkv" else "biases"]
         assert any(text.startswith(f"{block.heads} heads") for text in said)
         if isinstance(block, GQA):
             shown = joined.replace(" ", "")
-            assert all(
-                typeset(option).replace(" ", "") in shown for option in block.options() if "raw keys" not in option
-            )
+            options = [option for option in block.options() if not option.startswith(("scale", "values are the raw"))]
+            assert all(typeset(option).replace(" ", "") in shown for option in options)
+            assert not block.scale or f"scale1/√{round(block.scale**-2, 2):,g}" in shown or "scale1" in shown
     for block in blocks(name, "ffn"):
         said = Counter(texts(namespaced(blown_up(block))))
         if isinstance(block, MoE):
@@ -101,6 +104,14 @@ def test_norm_and_rotation_are_drawn_in_the_order_they_are_applied() -> None:
     canvas = blown_up(replace(attn, qk_norm=zoo.RMSNorm(1e-6), gate="head"))
     y = order(canvas, "queries", "QK-norm", "RoPE", "KV cache", "softmax", "output gate", "output 128")
     assert y == sorted(set(y))
+
+
+@pytest.mark.parametrize("name", split(names(), representatives()))
+def test_nothing_is_said_twice(name: str) -> None:
+    """An option has one box. A norm's kind may be that of several."""
+    for block in [*blocks(name, "attn"), *blocks(name, "ffn")]:
+        said = Counter(texts(namespaced(blown_up(block))))
+        assert all(n == 1 for text, n in said.items() if not text.endswith("Norm") and text != "shared"), said
 
 
 def test_latents_are_normed_before_they_are_cached_and_expanded() -> None:
@@ -168,6 +179,7 @@ def test_a_block_that_hardly_differs_is_shown_by_its_differences(name: str, head
         ("RoPE 10k (YaRN x40 from 4096)", "RoPE 10k (YaRN ×40 from 4,096)"),
         ("scale 168^-1/2", "scale 1/√168"),
         ("scale 1.6384e+04^-1/2", "scale 1/√16,384"),
+        ("scale 16384^-1/2", "scale 1/√16,384"),
         ("scale 1^-1/2", "scale 1"),
         ("queries x(1 + 0.1 ln(1 + position/16,384))", "queries ×(1 + 0.1 ln(1 + position/16,384))"),
         ("sigmoid top-8 router, weights x2.5", "sigmoid top-8 router, weights ×2.5"),

@@ -1,0 +1,87 @@
+"""Numbered call-outs, in the figure and below it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.presets import representatives, split
+from tests.zoo.diagram.drawing import (
+    BASE,
+    classes,
+    drawn,
+    misplaced,
+    parts,
+    rects,
+    texts,
+)
+from zoo import Decoder, names, spec
+from zoo.catalog import ancestor
+from zoo.diagram import callouts, fragments, svg
+from zoo.swaps.differences import structure_differences
+
+CALLOUTS = (
+    ("attn", "A sentence that is so long that it takes more than one line of the list, even where the page is wide."),
+    ("rope", "Short."),
+    ("rope", "Two about one part."),
+    ("nowhere", "About a part that no model has."),
+    (None, "About the whole."),
+)
+
+
+@pytest.mark.parametrize("layout", ["wide", "narrow"])
+def test_callouts_are_numbered_in_the_figure_and_below_it(layout: str) -> None:
+    root = drawn(spec("deepseek-v3"), callouts=CALLOUTS, heading="New", layout=layout)
+    numbers = Counter(texts(root, "badge-text"))
+    assert numbers == {"1": 2, "2": 2, "3": 2, "4": 1, "5": 1}  # 4 is about nothing that is drawn, 5 about no part
+    assert "New" in texts(root, "strong")
+    listed = " ".join(texts(parts(root)[-2][1]))
+    assert all(sentence in listed for _, sentence in CALLOUTS[1:])
+    main = next(part for part in fragments(spec("deepseek-v3"), "") if part.key == "layer 1.attn")
+    assert "badge" not in main.svg
+    rows = [part for _, part in parts(root) if "1" in texts(part, "badge-text")]
+    assert [bool(rects(part, "attn")) for part in rows] == [True, False]  # the branch, the list
+
+
+def test_callouts_stand_at_what_is_inside_a_block_or_at_the_block() -> None:
+    """Of the layers that most are of; what is not drawn inside is said at the block."""
+    about = ("attn.rope", "Inside."), ("attn.keys", "Not drawn inside."), ("ffn.router", "No router here.")
+    rows = {key: ElementTree.fromstring(part) for key, part in parts_of(spec("gemma3-27b"), about).items()}
+    badges = {key: [each for each in row.iter() if classes(each) == ["badge"]] for key, row in rows.items()}
+    words = {key: [each.text for each in row.iter() if "badge-text" in classes(each)] for key, row in rows.items()}
+    assert words["layer 0.attn"] == ["1", "2"]
+    assert words["layer 0.ffn"] == ["3"]
+    assert not words["layer 1.attn"]
+    rope, block = (float(circle.get("cx")) for circle in badges["layer 0.attn"])
+    assert rope > 300 > block
+
+
+def parts_of(model: Decoder, about: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Key -> the text of each part of a drawing with call-outs."""
+    keys = [part.key for part in fragments(model, "a title")]
+    groups = re.findall(r"<g transform.*?(?=<g transform|</svg>)", svg(model, "a title", callouts=about), re.DOTALL)
+    return dict(zip([*keys[:-1], "callouts", keys[-1]], groups, strict=True))
+
+
+@pytest.mark.parametrize("name", split(names(), representatives()))
+def test_differences_from_the_ancestor_are_callouts(name: str) -> None:
+    """Every sentence is listed, and nearly all have a place in the figure."""
+    known = ancestor(name)
+    if known is None:
+        return
+    found = structure_differences(spec(name), spec(known))
+    root = drawn(spec(name), callouts=callouts(found))
+    assert list(misplaced(root)) == []
+    listed = " ".join(texts(parts(root)[-2][1]))
+    assert all(each.sentence[1:] in listed for each in found)
+    numbers = Counter(texts(root, "badge-text"))
+    assert set(numbers) == {str(number) for number in range(1, len(found) + 1)}
+    assert set(numbers.values()) <= {2}
+
+
+def test_without_callouts_there_is_no_list() -> None:
+    assert not texts(drawn(BASE), "badge-text")
+    assert len(parts(drawn(BASE, callouts=CALLOUTS))) == len(parts(drawn(BASE))) + 1
