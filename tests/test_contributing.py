@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.gallery.packed import packed
 from tests.models import has_compiler
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +102,7 @@ def test_the_architecture_and_the_block_are_in_every_table_and_on_the_page(copy:
     ]
     each(copy, shown)
     page = (copy / "gallery" / "index.html").read_text(encoding="utf-8")
-    assert '<template data-diagram="olmoe-1b-7b">' in page
+    assert "olmoe-1b-7b" in packed(page)["diagrams"]
     assert '"title":"OLMoE"' in page
 
 
@@ -143,7 +144,7 @@ def test_the_blocks_go_through_every_command(hybrid: Path) -> None:
     """Swapped in, swapped out, and as all blocks of an architecture, in one process."""
     each(hybrid, COMMANDS)
     page = (hybrid / "gallery" / "index.html").read_text(encoding="utf-8")
-    assert '<template data-diagram="hybrid-1b">' in page
+    assert "hybrid-1b" in packed(page)["diagrams"]
     assert "minGRU of 2048" in page
 
 

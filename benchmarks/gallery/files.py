@@ -141,7 +141,6 @@ def data(
             {name: getattr(entry.group, name) for name in ("name", "title", "source", "new")}
             | {"models": [model.name for model in entry.group.models], "typical": entry.group.typical.name}
             | {"came_from": entry.came_from.name if entry.came_from else None}
-            | {"differences": [each.sentence for each in entry.differences]}
             for entry in spine.entries(models)
         ],
         "batches": BATCHES,

@@ -96,7 +96,6 @@ function legend(spec, name, figure, width) {
   const list = figure.querySelector(".legend");
   list.replaceChildren(...items);
   list.hidden = labelled(name, width, colours?.domain?.length ?? 0);
-  return !list.hidden;
 }
 
 // The crossings of the first chart as text, for readers who cannot point at a ring.

@@ -53,6 +53,15 @@ function fitCells(fit, setup) {
   ];
 }
 
+// The command that prints the same figures, of one size of each architecture.
+function fitCommand({context, batch, gigabytes, weights, cards}) {
+  const cache = byId("fit-cache").value, options = [`--context ${context}`, `--memory ${gigabytes}GB`, `--dtype ${weights}`];
+  if (cache !== "bfloat16") options.push(`--cache-dtype ${cache}`);
+  if (batch > 1) options.push(`--batch ${batch}`);
+  if (cards > 1) options.push(`--tp ${cards}`);
+  return `python -m benchmarks kv ${options.join(" ")}`;
+}
+
 const devicesOf = gigabytes => Object.entries(DATA.devices).filter(([, device]) => device.memory === gigabytes * GB);
 
 // The card's name follows the memory: a memory that no known card has is "custom", and has no rates.
@@ -95,10 +104,7 @@ function startFit() {
     const names = devicesOf(memory.value).map(([, device]) => device.name);
     byId("fit-cards-known").textContent = names.length ? `${memory.value} GB: ${listed(names)}.`
       : `No card with ${memory.value} GB is known here, so there are no ceilings.`;
-    const flag = setup.weights === "bfloat16" ? "" : ` --dtype ${setup.weights}`;
-    byId("fit-code").textContent = `python -m benchmarks kv ${DATA.models[0].name} ... --context ${setup.context} --memory ${memory.value}GB`
-      + `${flag}${setup.batch > 1 ? ` --batch ${setup.batch}` : ""}${cards > 1 ? ` --tp ${cards}` : ""}`
-      + (byId("fit-cache").value === "bfloat16" ? "" : ` --cache-dtype ${byId("fit-cache").value}`);
+    byId("fit-code").textContent = fitCommand({...setup, gigabytes: memory.value});
   };
   const moved = () => { nameCard(memory.value); update(); };
   const context = slider("fit-context", CONTEXTS, 32768, value => `${formatTokens(value)} tokens`, update);

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from benchmarks.__main__ import app
 from benchmarks.analytic.kv import InferenceConfig, fit_row
 from benchmarks.analytic.roofline import devices
 from benchmarks.analytic.weight_forms import FOUR_BIT, PLAIN, WeightForm
 from benchmarks.options import DTYPES
 from benchmarks.output.show import format_decimal_bytes
 from tests.benchmarks.gallery.conftest import SHOWN, on_each
+from zoo.cli.runner import exit_code
 
 pytestmark = pytest.mark.xdist_group("gallery")
 SETTINGS = (
@@ -94,6 +98,22 @@ def test_contexts_beyond_the_published_one_are_marked(page: Any) -> None:
     for row, model in zip(page.locator("#fit-table tbody tr").all(), SHOWN, strict=True):
         beyond = model.spec.context is not None and model.spec.context < 131_072
         assert row.get_by_text("beyond its").count() == beyond
+
+
+@pytest.mark.parametrize("setting", SETTINGS[::2], ids=str)
+def test_the_command_shown_prints_the_same(page: Any, setting: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    choose(page, *setting)
+    command = shlex.split(page.locator("#fit-code").inner_text())
+    assert command[:4] == ["python", "-m", "benchmarks", "kv"]
+    assert exit_code(app, "python -m benchmarks", [*command[3:], "--json"]) == 0
+    rows = {row["model"]: row for row in json.loads(capsys.readouterr().out)["rows"] if row["table"] == "fit"}
+    checked = 0
+    for row, model in zip(page.locator("#fit-table tbody tr").all(), SHOWN, strict=True):
+        if model.name in rows and setting[-1] == 1:  # of several cards the page gives each whole experts
+            found = row.locator("td").nth(1).inner_text().split("\n")[0]
+            assert found == format_decimal_bytes(rows[model.name]["weight_bytes"])
+            checked += 1
+    assert checked > 3 or setting[-1] > 1
 
 
 def test_card_and_memory_follow_each_other(page: Any) -> None:

@@ -78,13 +78,14 @@ def test_tables_are_stacked_on_a_phone(open_page: Open) -> None:
 
 
 def test_results_come_before_settings_on_a_phone(open_page: Open) -> None:
+    narrow, wide = open_page(390), open_page(1440)
     for section, result in (("fit", "#fit-table"), ("swap", "#swap-table")):
-        narrow, wide = (
+        tops = [
             [page.locator(each).bounding_box()["y"] for each in (result, f"#{section} .settings")]
-            for page in (open_page(390), open_page(1440))
-        )
-        assert narrow[0] < narrow[1]
-        assert wide[0] > wide[1]
+            for page in (narrow, wide)
+        ]
+        assert tops[0][0] < tops[0][1]
+        assert tops[1][0] > tops[1][1]
 
 
 def test_names_beside_lines_do_not_overlap(page: Any) -> None:

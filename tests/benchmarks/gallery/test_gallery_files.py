@@ -6,8 +6,6 @@ import csv
 import html
 import json
 import re
-import zlib
-from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -26,6 +24,7 @@ from benchmarks.gallery.learning_tables import learning_tables
 from benchmarks.gallery.overview import Group, groups, typical
 from tests.benchmarks.gallery.conftest import SHOWN
 from tests.benchmarks.gallery.learned import sample
+from tests.benchmarks.gallery.packed import packed
 from tests.benchmarks.gallery.speeds import MEASURED
 from zoo.cli.runner import exit_code
 from zoo.errors import MalformedError, NotAvailable
@@ -60,13 +59,6 @@ def test_page_is_small_and_self_contained(folder: Path) -> None:
     assert [link for link in links.loaded if not link.startswith("data:")] == []
     assert [link for link in links.opened if not link.startswith("#")] == ["https://vega.github.io/vega/"]
     assert not re.search(r"@import|url\((?!['\"]?(data:|#))", text.split("<script>")[0])
-
-
-def packed(text: str) -> dict[str, Any]:
-    """What a page holds for its scripts."""
-    (content,) = re.findall(r'<script type="text/plain" id="packed">([A-Za-z0-9+/=]*)</script>', text)
-    found: dict[str, Any] = json.loads(zlib.decompress(b64decode(content)))
-    return found
 
 
 def test_model_names_are_escaped() -> None:
