@@ -10,6 +10,7 @@ import zlib
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
@@ -179,10 +180,11 @@ def _drawings(model: NamedSpec) -> dict[str, dict[str, str]]:
     found = structure_differences(model.spec, one(earlier).spec) if earlier else []
     heading = f"New compared with {title(earlier)}" if earlier and found else ""
     notes = callouts(found)
+    drawn = partial(svg, model.spec, spine.title_of(model), subtitle=spine.subtitle_of(model))
     return {
         layout: {
-            "plain": without_style(svg(model.spec, model.name, layout=layout)),
-            "figure": without_style(svg(model.spec, model.name, layout=layout, callouts=notes, heading=heading)),
+            "plain": without_style(drawn(layout=layout)),
+            "figure": without_style(drawn(layout=layout, callouts=notes, heading=heading)),
         }
         for layout in LAYOUTS
     }
@@ -200,7 +202,8 @@ def _marked_elements(model: NamedSpec, others: Sequence[NamedSpec]) -> dict[str,
     model's diagram that the other's diagram does not have, and of those that it has with another number."""
     marked: dict[str, list[list[list[int]]]] = {}
     for layout in LAYOUTS:
-        drawings = (svg(model.spec, model.name, against=other.spec, layout=layout) for other in others)
+        drawn = partial(svg, model.spec, spine.title_of(model), subtitle=spine.subtitle_of(model), layout=layout)
+        drawings = (drawn(against=other.spec) for other in others)
         elements = (TAG.findall(without_style(drawing))[1:] for drawing in drawings)
         marked[layout] = [
             [[i for i, tag in enumerate(each) if mark.search(tag)] for mark in MARKS.values()] for each in elements

@@ -8,7 +8,7 @@ from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.gallery.overview import Group, groups
 from zoo.architectures import families
 from zoo.blocks import MLA, MoE, NoPE, RoPE
-from zoo.catalog import ancestor, family_name
+from zoo.catalog import ancestor, family_name, title
 from zoo.cli.listing import used_names
 from zoo.costs import Chunk, Window
 from zoo.model.decoder import Decoder
@@ -141,6 +141,16 @@ def _summary(spec: Decoder) -> str:
     params, active = spec.params(), spec.active_params()
     size = format_count(params) + (f", {format_count(active)} active" if active < params else "")
     return f"{size}; {len(spec.layers)} layers"
+
+
+def title_of(model: NamedSpec) -> str:
+    """A model's name as its publisher writes it."""
+    return title(model.name) if model.size else model.name
+
+
+def subtitle_of(model: NamedSpec) -> str:
+    """What the model is called on a command line, where its title is another."""
+    return model.name if model.size else ""
 
 
 def facts(model: NamedSpec) -> dict[str, Any]:

@@ -4,9 +4,11 @@ One change is drawn at a time. The page marks the texts that the original does n
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 from benchmarks.analytic.models import NamedSpec
+from benchmarks.gallery.spine import title_of
 from benchmarks.gallery.swap_grid import RELEASED, single_choices, swapped
 from zoo.diagram import fragments
 
@@ -20,11 +22,11 @@ def swap_drawings(model: NamedSpec, intern: Intern) -> dict[str, Any]:
     changed: dict[str, dict[str, list[Any]]] = {}
     for axis, choices in single_choices(model.spec).items():
         specs = {choice.label: swapped(model.spec, choice) for choice in choices if choice is not RELEASED}
-        parts = {label: _parts(NamedSpec(model.name, spec), intern) for label, spec in specs.items() if spec}
+        parts = {label: _parts(replace(model, spec=spec), intern) for label, spec in specs.items() if spec}
         changed[axis] = parts
     return {"released": _parts(model, intern), "changed": changed}
 
 
 def _parts(model: NamedSpec, intern: Intern) -> list[Any]:
-    drawn = fragments(model.spec, model.name, layout=LAYOUT)
+    drawn = fragments(model.spec, title_of(model), layout=LAYOUT)
     return [[part.key, intern(part.svg), part.height] for part in drawn]

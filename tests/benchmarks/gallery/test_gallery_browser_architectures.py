@@ -78,7 +78,7 @@ def test_chosen_architecture_has_its_diagram_and_facts(open_page: Open, width: i
     assert inside == (width < 1080)
     for model in entry.group.models:
         page.locator("#chosen-size").select_option(model.name)
-        assert page.locator("#chosen svg > title").text_content() == model.name
+        assert page.locator("#chosen svg > title").text_content() == spine.title_of(model)
         facts = dict(
             zip(page.locator("#chosen dt").all_inner_texts(), page.locator("#chosen dd").all_inner_texts(), strict=True)
         )

@@ -15,6 +15,7 @@ from benchmarks.gallery import swap_grid
 from benchmarks.gallery.cost_terms import outside_terms
 from benchmarks.gallery.overview import groups
 from tests.benchmarks.gallery.conftest import SHOWN
+from zoo.catalog import title
 from zoo.cli.runner import exit_code
 from zoo.diagram import fragments
 from zoo.swaps.grammar import apply_swaps
@@ -113,7 +114,7 @@ def test_diagram_of_the_swapped_model_stands_beside_the_original(page: Any) -> N
     original = zoo.spec("llama3.1-8b")
     spec, _ = apply_swaps(original, ["GQA(kv_heads=2)"])
     for figure, drawn in zip(figures.all(), (original, spec), strict=True):
-        parts = fragments(drawn, "llama3.1-8b", layout="narrow")
+        parts = fragments(drawn, title("llama3.1-8b"), layout="narrow")
         wanted = ["".join(text.itertext()) for part in parts for text in fromstring(part.svg).iter("text")]
         assert figure.locator("svg text").all_text_contents() == wanted
         assert figure.locator("svg").get_attribute("viewBox").split()[3] == f"{sum(part.height for part in parts):g}"

@@ -11,6 +11,7 @@ import zoo
 from benchmarks.analytic.models import one
 from benchmarks.gallery import swap_grid
 from benchmarks.gallery.cost_terms import CostTerms, Terms, attention_terms, feed_forward_terms, outside_terms
+from benchmarks.gallery.spine import title_of
 from benchmarks.gallery.swap_drawings import swap_drawings
 from benchmarks.gallery.swap_grid import Grid
 from tests.presets import representatives, screen_of_families, split
@@ -120,5 +121,5 @@ def test_drawings_are_of_the_models_that_the_code_makes(name: str) -> None:
                 assert changed == run_code(model.spec, choice.code)
     axis, label, parts = next((a, x, y) for a, each in drawn["changed"].items() for x, y in each.items())
     choice = next(each for each in swap_grid.single_choices(model.spec)[axis] if each.label == label)
-    wanted = fragments(run_code(model.spec, choice.code), model.name, layout="narrow")
+    wanted = fragments(run_code(model.spec, choice.code), title_of(model), layout="narrow")
     assert [(key, held[index], height) for key, index, height in parts] == [tuple(part) for part in wanted]
