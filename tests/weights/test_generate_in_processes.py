@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.torchrun import errors, start
+from tests.torchrun import errors, start, start_nodes
 from weights.generate import app
 from zoo.cli.runner import exit_code
 
@@ -27,6 +27,27 @@ def test_two_processes_write_what_one_writes(ep: int, saved: Saved, capsys: pyte
     assert process.returncode == 0, err
     assert out == capsys.readouterr().out
     assert err.count("parameters, float32 on 2 x cpu") == err.count("tokens/s)") / 2 == 1
+
+
+@pytest.mark.slow
+def test_two_nodes_write_what_one_process_writes(saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first node's process writes, the other one's nothing."""
+    args = saved("qwen3-0.6b"), "--tokens", "5,6,7", "--max-new-tokens", 8
+    assert exit_code(app, "python -m weights.generate", list(map(str, args))) == 0
+    nodes = start_nodes(2, "weights.generate", *args, "--tp", 2)
+    outs = [node.communicate(timeout=SECONDS) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outs
+    assert [out for out, _ in outs] == [capsys.readouterr().out, ""]
+
+
+@pytest.mark.slow
+def test_an_error_of_two_nodes_is_reported_once(saved: Saved) -> None:
+    """By one of them, and both end."""
+    nodes = start_nodes(2, "weights.generate", saved("qwen3-0.6b"), "--tokens", "5,6")
+    outs = [node.communicate(timeout=SECONDS) for node in nodes]
+    assert all(node.returncode != 0 for node in nodes)
+    (line,) = [line for _, err in outs for line in errors(err)]
+    assert line.startswith("error: --tp 1 with 2 processes: give --tp 2")
 
 
 @pytest.mark.slow
