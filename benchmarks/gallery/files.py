@@ -244,6 +244,7 @@ def _model(model: NamedSpec, terms: Interned) -> Json:
     from_config = 'spec = zoo.from_hf(json.load(open("config.json")))'
     return {
         "name": model.name,
+        "title": spine.title_of(model),
         "context": spec.context,
         "layers": len(spec.layers),
         "form": DTYPE_NAMES.get(model.released_form.name, model.released_form.name),

@@ -100,7 +100,8 @@ function startFit() {
     byId("fit-table").tBodies[0].replaceChildren(...rows.map(fit => row(fit.model.name, fitCells(fit, setup), FIT_HEADS)));
     const fitting = rows.filter(fit => fit.fits).length, of = cards > 1 ? `${cards} cards of ${memory.value} GB` : `${memory.value} GB`;
     const each = setup.batch > 1 ? ` in each of ${setup.batch} sequences` : "";
-    byId("fit-summary").replaceChildren(make("strong", {}, `${fitting} of ${rows.length}`), ` fit ${of} with ${formatTokens(setup.context)} tokens of context${each}.`);
+    const stored = `weights ${weights === "released" ? "as released" : `in ${DATA.forms[weights].label}`}, cache in ${byId("fit-cache").value}`;
+    byId("fit-summary").replaceChildren(make("strong", {}, `${fitting} of ${rows.length}`), ` fit ${of} with ${formatTokens(setup.context)} tokens of context${each}; ${stored}.`);
     const names = devicesOf(memory.value).map(([, device]) => device.name);
     byId("fit-cards-known").textContent = names.length ? `${memory.value} GB: ${listed(names)}.`
       : `No card with ${memory.value} GB is known here, so there are no ceilings.`;

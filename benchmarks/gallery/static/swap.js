@@ -100,6 +100,20 @@ function drawSwap(model) {
   return [own, figure("Swapped", stacked(parts, `Diagram of ${model.name}, swapped`, released))];
 }
 
+// What is changed, in words.
+function swapSummary(model) {
+  const words = {
+    kv: label => label,
+    window: label => (label === "none" ? "no window" : `a window of ${label}`),
+    experts: label => (label === "dense" ? "a dense feed-forward" : `${label} experts`),
+    k: label => `${label} expert${label === "1" ? "" : "s"} per token`,
+    positions: label => label,
+  };
+  const changes = Object.entries(words).filter(([axis]) => swapSelect(axis).selectedIndex > 0)
+    .map(([axis, say]) => say(swapSelect(axis).selectedOptions[0].text));
+  return [make("strong", {}, model.title), changes.length ? ` with ${changes.join("; ")}` : " as released"];
+}
+
 const SWAP_HEADS = ["as released", "swapped", "change"];
 
 function swapRows(before, after, context) {
@@ -129,6 +143,7 @@ function startSwap() {
     reconcile(model(), changedAxis in AXES ? changedAxis : undefined);
     byId("swap-table").tBodies[0].replaceChildren(...swapRows(released(model()), swapped(model()), context.value));
     byId("swap-note").textContent = swapNote(model());
+    byId("swap-summary").replaceChildren(...swapSummary(model()));
     byId("swap-drawings").replaceChildren(...drawSwap(model()));
     byId("swap-code").textContent = swapCode(model());
     const command = swapCommand(model());

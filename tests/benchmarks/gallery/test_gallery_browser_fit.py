@@ -65,6 +65,8 @@ def test_cells_equal_python(page: Any, setting: tuple[int, int, int, str, str, i
         assert cells[4] == "yes" if fits else cells[4].startswith("no")
         assert (cells[6] == "–") is (not fits or not any(each.memory == memory * 1e9 for each in devices().values()))
     assert page.locator("#fit-summary strong").inner_text() == f"{fitting} of {len(SHOWN)}"
+    words = "as released" if weights == "released" else f"in {weights}"
+    assert page.locator("#fit-summary").inner_text().endswith(f"; weights {words}, cache in {cache}.")
 
 
 def test_longest_context_is_that_of_the_command(page: Any) -> None:

@@ -91,6 +91,8 @@ def test_the_command_makes_the_same_swap(page: Any, capsys: pytest.CaptureFixtur
     assert not page.locator("#swap-command").is_visible()
     page.locator("#swap-kv").select_option(label="2 KV heads (GQA)")
     page.locator("#swap-experts").select_option(label="8")
+    summary = page.locator("#swap-summary").inner_text()
+    assert summary == "Llama 3.1 8B with 2 KV heads (GQA); 8 experts"
     command = shlex.split(page.locator("#swap-command").inner_text())
     assert command[:4] == ["python", "-m", "benchmarks", "kv"]
     assert exit_code(app, "python -m benchmarks", [*command[3:], "--json"]) == 0
