@@ -24,7 +24,7 @@ from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.analytic.roofline import device, devices
 from benchmarks.analytic.selection import matching, one_each
 from benchmarks.analytic.weight_forms import FOUR_BIT
-from benchmarks.gallery import blocks_page, charts, cost_terms, learning_curves, spine, swap_grid
+from benchmarks.gallery import blocks_page, charts, cost_terms, learning_curves, swap_grid, timeline
 from benchmarks.gallery.blocks_page import STYLE_SHEET, without_style
 from benchmarks.gallery.chart_tables import tables
 from benchmarks.gallery.charts import FORMATS
@@ -82,8 +82,8 @@ def page(
         style=_read("style.css") + "".join(STYLE_SHEET.findall(svg(models[0].spec, models[0].name))),
         families=len(groups(models)),
         models=len(models),
-        spine=spine.entries(models),
-        sections={name: blocks_page.heading_id(each.section) for name, each in spine.FEATURES.items()},
+        timeline=timeline.entries(models),
+        sections={name: blocks_page.heading_id(each.section) for name, each in timeline.FEATURES.items()},
         shown={group.name for group in groups(models)},
         features=_feature_counts(models),
         overview=without_style(overview(typical(models), "overview-")),
@@ -115,8 +115,8 @@ def _packed(value: Any) -> str:
 
 def _feature_counts(models: Sequence[NamedSpec]) -> dict[str, int]:
     """The features that some but not all architectures have, and how many have them."""
-    found = [spine.features(model.spec) for model in typical(models)]
-    counts = {name: sum(name in each for each in found) for name in spine.FEATURES}
+    found = [timeline.features(model.spec) for model in typical(models)]
+    counts = {name: sum(name in each for each in found) for name in timeline.FEATURES}
     return {name: count for name, count in counts.items() if 0 < count < len(found)}
 
 
@@ -142,7 +142,7 @@ def data(
             {name: getattr(entry.group, name) for name in ("name", "title", "source", "new")}
             | {"models": [model.name for model in entry.group.models], "typical": entry.group.typical.name}
             | {"came_from": entry.came_from.name if entry.came_from else None}
-            for entry in spine.entries(models)
+            for entry in timeline.entries(models)
         ],
         "batches": BATCHES,
         "cards": CARDS,
@@ -180,7 +180,7 @@ def _drawings(model: NamedSpec) -> dict[str, dict[str, str]]:
     found = structure_differences(model.spec, one(earlier).spec) if earlier else []
     heading = f"New compared with {title(earlier)}" if earlier and found else ""
     notes = callouts(found)
-    drawn = partial(svg, model.spec, spine.title_of(model), subtitle=spine.subtitle_of(model))
+    drawn = partial(svg, model.spec, timeline.title_of(model), subtitle=timeline.subtitle_of(model))
     return {
         layout: {
             "plain": without_style(drawn(layout=layout)),
@@ -202,7 +202,7 @@ def _marked_elements(model: NamedSpec, others: Sequence[NamedSpec]) -> dict[str,
     model's diagram that the other's diagram does not have, and of those that it has with another number."""
     marked: dict[str, list[list[list[int]]]] = {}
     for layout in LAYOUTS:
-        drawn = partial(svg, model.spec, spine.title_of(model), subtitle=spine.subtitle_of(model), layout=layout)
+        drawn = partial(svg, model.spec, timeline.title_of(model), subtitle=timeline.subtitle_of(model), layout=layout)
         drawings = (drawn(against=other.spec) for other in others)
         elements = (TAG.findall(without_style(drawing))[1:] for drawing in drawings)
         marked[layout] = [
@@ -244,12 +244,12 @@ def _model(model: NamedSpec, terms: Interned) -> Json:
     from_config = 'spec = zoo.from_hf(json.load(open("config.json")))'
     return {
         "name": model.name,
-        "title": spine.title_of(model),
+        "title": timeline.title_of(model),
         "context": spec.context,
         "layers": len(spec.layers),
         "form": DTYPE_NAMES.get(model.released_form.name, model.released_form.name),
         "stored": stored(spec),
-        "facts": spine.facts(model),
+        "facts": timeline.facts(model),
         "code": f'spec = zoo.spec("{model.name}")' if model.size else from_config,
         "colour": charts.model_colours().get(model.name, charts.OTHER),
         "cards": {str(cards): on_cards(cards) for cards in CARDS if cards > 1},

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from benchmarks.analytic.models import NamedSpec
-from benchmarks.gallery.spine import title_of
 from benchmarks.gallery.swap_grid import RELEASED, single_choices, swapped
+from benchmarks.gallery.timeline import title_of
 from zoo.diagram import fragments
 
 Intern = Callable[[str], int]  # a text -> its index among those that all drawings share

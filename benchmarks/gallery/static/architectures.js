@@ -1,7 +1,7 @@
 // The architectures in order of release, arcs to where each came from, and the diagram and facts of the chosen one.
 
 const WIDE = matchMedia("(min-width: 1080px)"); // the chosen architecture stands beside the list, and not inside it
-const entriesOf = () => [...document.querySelectorAll("#spine .entry")];
+const entriesOf = () => [...document.querySelectorAll("#timeline .entry")];
 const familyOf = name => DATA.families.find(family => family.models.includes(name));
 const openButton = entry => entry.querySelector(".open");
 let chosenSize = null;
@@ -13,8 +13,8 @@ function filterEntries() {
   const wanted = features();
   for (const entry of entriesOf()) entry.hidden = !wanted.every(each => entry.dataset.features.split("|").includes(each));
   const shown = entriesOf().filter(entry => !entry.hidden).length;
-  byId("spine-count").textContent = wanted.length ? `${shown} of ${entriesOf().length} have ${listed(wanted)}` : `all ${shown}`;
-  byId("spine").classList.toggle("to-scale", byId("to-scale").checked);
+  byId("timeline-count").textContent = wanted.length ? `${shown} of ${entriesOf().length} have ${listed(wanted)}` : `all ${shown}`;
+  byId("timeline").classList.toggle("to-scale", byId("to-scale").checked);
   drawArcs();
 }
 
@@ -83,14 +83,14 @@ function choose(name) {
 // Each ancestor has a line down to the last that came from it, with a turn to each of them. Lines that are seen at the
 // same height stand side by side, the short ones inside.
 function drawArcs() {
-  const spine = byId("spine"), svg = byId("arcs"), top = spine.getBoundingClientRect().top, places = new Map();
+  const timeline = byId("timeline"), svg = byId("arcs"), top = timeline.getBoundingClientRect().top, places = new Map();
   for (const entry of entriesOf())
     if (!entry.hidden) places.set(entry.dataset.family, entry.querySelector(".dot").getBoundingClientRect().top - top + 5);
   const descendants = new Map();
   for (const {name, came_from} of DATA.families)
     if (places.has(name) && places.has(came_from)) descendants.set(came_from, [...(descendants.get(came_from) ?? []), name]);
   const lines = [...descendants].map(([name, after]) => ({name, after, from: places.get(name), to: Math.max(...after.map(each => places.get(each)))}));
-  const rail = parseFloat(getComputedStyle(spine).getPropertyValue("--rail")), dots = rail - 10, tracks = [];
+  const rail = parseFloat(getComputedStyle(timeline).getPropertyValue("--rail")), dots = rail - 10, tracks = [];
   for (const line of lines.sort((a, b) => a.to - a.from - (b.to - b.from))) {
     const free = tracks.findIndex(track => track.every(other => other.to <= line.from || other.from >= line.to));
     line.track = free < 0 ? tracks.push([]) - 1 : free;
@@ -107,7 +107,7 @@ function drawArcs() {
     }
   }
   svg.setAttribute("width", rail);
-  svg.setAttribute("height", spine.offsetHeight);
+  svg.setAttribute("height", timeline.offsetHeight);
   svg.replaceChildren(...paths.sort((a, b) => a.classList.contains("near") - b.classList.contains("near")));
 }
 

@@ -58,7 +58,7 @@ function fitCommand({context, batch, gigabytes, weights, cards}) {
   const cache = byId("fit-cache").value, options = [`--context ${context}`, `--memory ${gigabytes}GB`, `--dtype ${weights}`];
   if (cache !== "bfloat16") options.push(`--cache-dtype ${cache}`);
   if (batch > 1) options.push(`--batch ${batch}`);
-  if (cards > 1) options.push(`--tp ${cards}`);
+  if (cards > 1) options.push(`--tp ${cards}`, `--ep ${cards}`); // leaves out models whose experts do not divide
   return `python -m benchmarks kv ${options.join(" ")}`;
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@contextmanager
-def launched() -> Iterator[Any]:
-    """A headless Chromium of this machine."""
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The headless Chromium of this machine."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'zoo-llm[test]'")
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if path is None:
@@ -53,13 +53,6 @@ def launched() -> Iterator[Any]:
         chromium = started.chromium.launch(executable_path=path, args=FLAGS)
         yield chromium
         chromium.close()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """The Chromium that the tests share."""
-    with launched() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")

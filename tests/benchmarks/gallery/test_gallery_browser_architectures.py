@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 
 import zoo
-from benchmarks.gallery import spine
+from benchmarks.gallery import timeline
 from benchmarks.gallery.overview import groups
 from tests.benchmarks.gallery.conftest import SHOWN, Open
 from zoo.catalog import ancestor
 from zoo.units import format_bytes, format_count
 
 pytestmark = pytest.mark.xdist_group("gallery")
-ENTRIES = spine.entries(SHOWN)
+ENTRIES = timeline.entries(SHOWN)
 
 
 def test_every_architecture_is_in_the_list_in_order_of_release(page: Any) -> None:
-    assert page.locator("#spine h3 .open").all_inner_texts() == [entry.group.title for entry in ENTRIES]
-    months = page.locator("#spine .when").all_inner_texts()
+    assert page.locator("#timeline h3 .open").all_inner_texts() == [entry.group.title for entry in ENTRIES]
+    months = page.locator("#timeline .when").all_inner_texts()
     assert months == sorted(months)
     assert len(months) == len(groups(SHOWN))
 
@@ -45,20 +45,20 @@ def test_arcs_join_those_that_are_shown(page: Any) -> None:
 def test_filters_are_those_of_the_specs(page: Any) -> None:
     for feature in ("experts", "windows"):
         page.locator(f'#features button[value="{feature}"]').click()
-        has = [entry.group.name for entry in ENTRIES if feature in spine.features(entry.group.typical.spec)]
-        shown = page.locator("#spine .entry:visible").evaluate_all("all => all.map(each => each.dataset.family)")
+        has = [entry.group.name for entry in ENTRIES if feature in timeline.features(entry.group.typical.spec)]
+        shown = page.locator("#timeline .entry:visible").evaluate_all("all => all.map(each => each.dataset.family)")
         assert shown == has
         assert 0 < len(has) < len(ENTRIES)
-        assert page.locator("#spine-count").inner_text() == f"{len(has)} of {len(ENTRIES)} have {feature}"
+        assert page.locator("#timeline-count").inner_text() == f"{len(has)} of {len(ENTRIES)} have {feature}"
         page.locator(f'#features button[value="{feature}"]').click()
-    assert page.locator("#spine .entry:visible").count() == len(ENTRIES)
+    assert page.locator("#timeline .entry:visible").count() == len(ENTRIES)
 
 
 def test_true_scale_is_in_proportion_to_months(page: Any) -> None:
     tops = "all => all.map(each => each.getBoundingClientRect().top)"
-    even = page.locator("#spine .entry").evaluate_all(tops)
+    even = page.locator("#timeline .entry").evaluate_all(tops)
     page.locator("#to-scale").check()
-    scaled = page.locator("#spine .entry").evaluate_all(tops)
+    scaled = page.locator("#timeline .entry").evaluate_all(tops)
     moved = [b - a - (scaled[0] - even[0]) for a, b in zip(even, scaled, strict=True)]
     months = [sum(entry.months for entry in ENTRIES[: i + 1]) for i in range(len(ENTRIES))]
     assert months[-1] > 12
@@ -78,7 +78,7 @@ def test_chosen_architecture_has_its_diagram_and_facts(open_page: Open, width: i
     assert inside == (width < 1080)
     for model in entry.group.models:
         page.locator("#chosen-size").select_option(model.name)
-        assert page.locator("#chosen svg > title").text_content() == spine.title_of(model)
+        assert page.locator("#chosen svg > title").text_content() == timeline.title_of(model)
         facts = dict(
             zip(page.locator("#chosen dt").all_inner_texts(), page.locator("#chosen dd").all_inner_texts(), strict=True)
         )
@@ -122,7 +122,7 @@ def test_compare_with_the_ancestor(page: Any) -> None:
 
 
 def test_chips_lead_to_the_text_on_blocks_and_back(page: Any) -> None:
-    chip = page.locator("#spine .kind", has_text="experts").first
+    chip = page.locator("#timeline .kind", has_text="experts").first
     chip.click()
     assert "#block-mixture-of-experts" in page.url
     assert abs(page.locator("#block-mixture-of-experts").bounding_box()["y"] - 64) < 10

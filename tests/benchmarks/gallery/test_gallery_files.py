@@ -17,7 +17,7 @@ import zoo
 from benchmarks.__main__ import app
 from benchmarks.analytic.models import NamedSpec, chosen, one
 from benchmarks.commands.gallery import read_measured
-from benchmarks.gallery import charts, files, learning_curves, spine
+from benchmarks.gallery import charts, files, learning_curves, timeline
 from benchmarks.gallery.chart_tables import tables
 from benchmarks.gallery.files import page
 from benchmarks.gallery.learning_tables import learning_tables
@@ -75,7 +75,7 @@ def test_list_is_complete_without_scripts(folder: Path) -> None:
     """Every architecture with its features, and how its structure differs from that of the one that it came from."""
     text = (folder / "index.html").read_text(encoding="utf-8").split("<script", 1)[0]
     assert "<noscript>" in text
-    for entry in spine.entries(SHOWN):
+    for entry in timeline.entries(SHOWN):
         assert f'id="{entry.group.name}"' in text
         assert all(sentence in html.unescape(text) for sentence in entry.added)
         assert all(f">{feature}</a>" in text for feature in entry.features)

@@ -11,9 +11,9 @@ import zoo
 from benchmarks.analytic.models import one
 from benchmarks.gallery import swap_grid
 from benchmarks.gallery.cost_terms import CostTerms, Terms, attention_terms, feed_forward_terms, outside_terms
-from benchmarks.gallery.spine import title_of
 from benchmarks.gallery.swap_drawings import swap_drawings
 from benchmarks.gallery.swap_grid import Grid
+from benchmarks.gallery.timeline import title_of
 from tests.presets import representatives, screen_of_families, split
 from zoo.diagram import fragments
 from zoo.model.decoder import Decoder
