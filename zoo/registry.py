@@ -56,10 +56,8 @@ class Spec(ABC):
     they are defined. `role` names where such a spec can stand: attn, ffn, norm, rope, router, act, ...
     """
 
-    __slots__ = (
-        "_kept_children",
-        "_kept_parts",
-    )  # found once, since specs are walked often; not in vars(), as the fields are
+    # Found once, since specs are walked and looked up often; not in vars(), as the fields are.
+    __slots__ = ("_kept_children", "_kept_hash", "_kept_parts")
 
     kinds: ClassVar[dict[str, type[Spec]]] = {}
     role: ClassVar[str] = ""
@@ -69,11 +67,16 @@ class Spec(ABC):
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls.__hash__ = Spec.__hash__  # type: ignore[method-assign]  # a dataclass would have one that keeps nothing
         unsaid = sorted(name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False))
         if unsaid and not abstract:
             raise TypeError(f"{cls.__name__} must define {', '.join(unsaid)}")
         if not abstract and not cls.__name__.startswith("_"):
             Spec.kinds[cls.__name__] = cls
+
+    def __hash__(self) -> int:
+        found: int = _kept(self, "_kept_hash", _hash_of)
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self)
@@ -165,6 +168,10 @@ def _kept(spec: Spec, name: str, find: Callable[[Any], Any]) -> Any:
     except AttributeError:
         object.__setattr__(spec, name, found := find(spec))
         return found
+
+
+def _hash_of(spec: Spec) -> int:
+    return hash((type(spec), *vars(spec).values()))
 
 
 def _children_of(spec: Spec) -> tuple[tuple[str, Spec], ...]:

@@ -1,6 +1,7 @@
 """Diagrams of swapped models, as parts that the page stacks: most parts of a swapped model are those of the original.
 
-One change is drawn at a time. The page marks the texts that the original does not have in the same place.
+One change is drawn at a time; the page puts one of attention and one of the feed-forward together. It marks the texts
+that the original does not have in the same place.
 """
 
 from collections.abc import Callable

@@ -88,15 +88,33 @@ function markNew(group, before) {
   for (const text of group.querySelectorAll("text")) if (!known.has(text.textContent)) text.classList.add("differs");
 }
 
-// The original, and beside it the swapped model if one thing is changed.
+const IN_ATTENTION = ["kv", "window", "positions"];
+
+// The parts of a model with one change in attention, in the feed-forward, or in both; undefined where that cannot be put
+// together: two changes of one block, or of which layers are alike. With both, the parts that say something of the whole
+// model are left out.
+function swappedParts(released, drawings, axes) {
+  const lists = axes.map(axis => drawings[axis][swapSelect(axis).selectedOptions[0].text]);
+  if (lists.length < 2 || !lists.every(Boolean)) return lists[0];
+  const areTwoBlocks = axes.filter(axis => IN_ATTENTION.includes(axis)).length === 1 && axes.length === 2;
+  if (!areTwoBlocks || lists.some(list => list.length !== released.length || list.some(([key], i) => key !== released[i][0])))
+    return undefined;
+  return released.flatMap((part, i) => {
+    const changed = lists.map(list => list[i]).filter(([, index]) => index !== part[1]);
+    if (["title", "layers"].includes(part[0]) && changed.length) return [];
+    return [changed[0] ?? part];
+  });
+}
+
+// The original, and beside it the swapped model where it can be drawn.
 function drawSwap(model) {
   const {released, changed: drawings} = PACKED.swaps.models[model.name];
   const axes = [...Object.keys(AXES), "positions"].filter(axis => swapSelect(axis).selectedIndex > 0);
   const figure = (name, svg) => make("figure", {}, make("p", {class: "playground-title"}, name), svg);
   const own = figure("As released", stacked(released, `Diagram of ${model.name}`));
   if (!axes.length) return [own];
-  const label = swapSelect(axes[0]).selectedOptions[0].text, parts = axes.length === 1 ? drawings[axes[0]][label] : undefined;
-  if (!parts) return [own, make("p", {class: "note"}, "One change is drawn at a time. zoo.diagram.svg(spec, \"swapped\") draws several.")];
+  const parts = swappedParts(released, drawings, axes);
+  if (!parts) return [own, make("p", {class: "note"}, "Several changes of one block are not drawn here. zoo.diagram.svg(spec, \"swapped\") draws them.")];
   return [own, figure("Swapped", stacked(parts, `Diagram of ${model.name}, swapped`, released))];
 }
 

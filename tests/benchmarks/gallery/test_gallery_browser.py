@@ -22,7 +22,7 @@ from zoo.units import format_bytes, format_count
 
 pytestmark = pytest.mark.xdist_group("gallery")
 SECTIONS = ("architectures", "compare", "charts", "learning", "fit", "swap", "blocks")
-OTHERS = ((390, "dark"), (1920, "light"), (1920, "dark"))
+OTHERS = ((390, "dark"), (1440, "light"), (1440, "dark"), (1920, "light"), (1920, "dark"))
 SCREENS = [(390, "light"), *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)]
 ARTEFACTS = Path(__file__).resolve().parents[3] / ".artifacts" / "gallery"
 

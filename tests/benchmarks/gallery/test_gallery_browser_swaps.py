@@ -123,7 +123,25 @@ def test_diagram_of_the_swapped_model_stands_beside_the_original(page: Any) -> N
     marked = figures.nth(1).locator("svg text.differs").all_text_contents()
     assert any("2 KV heads" in text for text in marked)
     assert figures.nth(0).locator(".differs").count() == 0
+    page.locator("#swap-reset").click()
+
+
+def test_a_change_of_attention_and_one_of_the_feed_forward_are_drawn_together(page: Any) -> None:
+    """With the texts of the spec's own drawing, but for those about the whole model; two of attention are not drawn."""
+    page.locator("#swap-model").select_option("llama3.1-8b")
+    page.locator("#swap-reset").click()
+    figures = page.locator("#swap-drawings figure")
+    page.locator("#swap-kv").select_option(label="2 KV heads (GQA)")
     page.locator("#swap-experts").select_option(label="8")
+    original = zoo.spec("llama3.1-8b")
+    command = shlex.split(page.locator("#swap-command").inner_text())
+    spec, _ = apply_swaps(original, [text for text in command[5:] if text != "--swap"])
+    assert any(isinstance(part, zoo.MoE) for part in spec.walk())
+    parts = [part for part in fragments(spec, "", layout="narrow") if part.key not in ("title", "layers")]
+    wanted = ["".join(text.itertext()) for part in parts for text in fromstring(part.svg).iter("text")]
+    assert figures.count() == 2
+    assert figures.nth(1).locator("svg text").all_text_contents() == wanted
+    page.locator("#swap-window").select_option(label="512, all layers")
     assert figures.count() == 1
-    assert "One change is drawn at a time" in page.locator("#swap-drawings").inner_text()
+    assert "Several changes of one block are not drawn here" in page.locator("#swap-drawings").inner_text()
     page.locator("#swap-reset").click()
