@@ -11,9 +11,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("ZOO_KERNELS", "plain")  # nothing is measured; tests of other kernels say so (zoo.kernels.using)
 
 import random
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,8 @@ from hypothesis import settings
 from tests import toys
 
 torch.set_num_threads(THREADS)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 # --hypothesis-profile=thorough looks further, and elsewhere on each run.
 settings.register_profile("zoo", deadline=None, max_examples=25, derandomize=True)
@@ -47,3 +51,16 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return folder
 
     return save
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The headless Chromium of this machine."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'zoo-llm[test]'")
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"no browser here: none of {', '.join(BROWSERS)} is on the PATH")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain
@@ -23,8 +22,6 @@ from zoo.errors import SpecError
 
 Open = Callable[..., Any]
 CHARTS = {**charts.CHARTS, **learning_curves.CHARTS}
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 # Some pairs, some of what shows every kind of block, and what the tests select: the time of a page grows with the
@@ -40,19 +37,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("gallery")
     files.write_gallery(out, SHOWN, MEASURED, images=True, learned=sample())
     return out
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """The headless Chromium of this machine."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'zoo-llm[test]'")
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"no browser here: none of {', '.join(BROWSERS)} is on the PATH")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.xdist_group("gallery")
 PLACES = ("fit", "block-mixture-of-experts", groups(SHOWN)[-1].name)
 OTHERS = ("architectures", "compare", "charts", "learning", "swap", "blocks", groups(SHOWN)[0].name)
 TOLERANCE, HEADER = 10, 64  # pixels
-SCREENS: list[Any] = [(390, PLACES), (1440, PLACES)]
-SLOW = [(390, OTHERS), (1440, OTHERS), (1920, PLACES + OTHERS)]
+SCREENS: list[Any] = [(390, PLACES)]
+SLOW = [(390, OTHERS), (1440, PLACES + OTHERS), (1920, PLACES + OTHERS)]
 SCREENS += [pytest.param(*each, marks=pytest.mark.slow) for each in SLOW]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -101,22 +100,16 @@ def test_mupdf_draws_the_same(name: str, theme: str) -> None:
     assert difference(image, opened(encode(drawing, Path("a.png")))) < TOLERANCE
 
 
+@pytest.mark.xdist_group("gallery")
 @pytest.mark.parametrize("theme", THEMES)
-def test_chromium_draws_the_same(theme: str, tmp_path: Path) -> None:
+def test_chromium_draws_the_same(theme: str, browser: Any, tmp_path: Path) -> None:
     """As an image, as a post or a README shows it, in a reader's dark scheme."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("no Chromium on the PATH")
     drawing = picture(SHOWN[0], theme)
     (tmp_path / "a.svg").write_text(drawing, encoding="utf-8")
-    with sync_api.sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        page = browser.new_page(device_scale_factor=2, color_scheme="dark", viewport={"width": 760, "height": 400})
-        (tmp_path / "a.html").write_text('<body style="margin:0"><img src="a.svg" style="display:block">')
-        page.goto((tmp_path / "a.html").as_uri())
-        image = opened(page.locator("img").screenshot())
-        browser.close()
+    page = browser.new_page(device_scale_factor=2, color_scheme="dark", viewport={"width": 760, "height": 400})
+    (tmp_path / "a.html").write_text('<body style="margin:0"><img src="a.svg" style="display:block">')
+    page.goto((tmp_path / "a.html").as_uri())
+    image = opened(page.locator("img").screenshot())
+    page.close()
     assert_in_colours(image, theme)
     assert difference(image, opened(encode(drawing, Path("a.png")))) < TOLERANCE
