@@ -18,7 +18,7 @@ from zoo.hf.config import Size
 from zoo.model.decoder import Decoder
 from zoo.model.initialisation import initialise
 from zoo.model.module import Model
-from zoo.registry import differences
+from zoo.registry import Spec, differences
 from zoo.swaps.differences import structure_differences
 from zoo.swaps.tiny import tiny as _tiny
 
@@ -177,10 +177,14 @@ def to_hf(spec: Decoder) -> dict[str, Any]:
     def distance(family: ModuleType) -> int:  # of its nearest released size
         return min(sum(differences(spec, size.spec).values()) for size in family.SIZES.values())
 
-    configs = {family: config_of(family, spec) for family in families().values()}
-    exact = [family for family, config in configs.items() if _read_back(family, config) == spec]
-    if exact:
-        return configs[min(exact, key=distance)]
+    # Whoever has released all kinds of blocks in it describes it, if anybody does; reading all the others takes longer.
+    kinds, configs = _block_kinds(spec), dict[ModuleType, dict[str, Any]]()
+    for likely in (True, False):
+        tried = [family for family in families().values() if (kinds <= _released_kinds(family)) is likely]
+        configs |= {family: config_of(family, spec) for family in tried}
+        exact = [family for family in tried if _read_back(family, configs[family]) == spec]
+        if exact:
+            return configs[min(exact, key=distance)]
     described = {family: found for family in configs if (found := _described(family, configs[family]))}
     if not described:
         raise SpecError("no published config describes this model, nor one like it")
@@ -197,6 +201,17 @@ def config_of(family: ModuleType, spec: Decoder) -> dict[str, Any]:
     alike = (size for size in sizes if size["model_type"] == own["model_type"])
     fields = deepcopy(next(alike, sizes[0])) | own
     return {"architectures": [family.from_hf.classes[fields["model_type"]]], **TOKENS, **fields}
+
+
+def _block_kinds(spec: Decoder) -> frozenset[type[Spec]]:
+    """What tells architectures apart whatever is set in a config: mixers, feed-forwards, routers."""
+    return frozenset(type(part) for part in spec.walk() if part.role in ("attn", "ffn", "router"))
+
+
+@cache
+def _released_kinds(family: ModuleType) -> frozenset[type[Spec]]:
+    """The kinds of blocks in all of the family's sizes."""
+    return frozenset().union(*(_block_kinds(size.spec) for size in family.SIZES.values()))
 
 
 @cache
