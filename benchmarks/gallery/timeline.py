@@ -11,6 +11,7 @@ from zoo.blocks import MLA, MoE, NoPE, RoPE
 from zoo.catalog import ancestor, family_name, title
 from zoo.cli.listing import used_names
 from zoo.costs import Chunk, Window
+from zoo.hf.config import Size
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
 from zoo.swaps.differences import Difference, structure_differences
@@ -167,7 +168,7 @@ def facts(model: NamedSpec) -> dict[str, Any]:
         "vocabulary": spec.vocab,
         "why_active": _why_active(model),
         "why_flops": why_flops(spec, FLOPS_CONTEXT),
-        "why_context": _why_context(spec),
+        "why_context": _why_context(spec, size),
         "why_cache": _why_cache(spec),
     }
 
@@ -203,17 +204,18 @@ def why_flops(spec: Decoder, context: int) -> str:
     return text
 
 
-def _why_context(spec: Decoder) -> str:
-    """Where a scaling of RoPE extends the context."""
+def _why_context(spec: Decoder, size: Size | None) -> str:
+    """Published against the config's, and where a scaling of RoPE extends the context."""
+    stated = ""
+    if size and size.stated_context:
+        stated = f"The publisher states {size.stated_context:,} tokens; this is the config's max_position_embeddings."
     for node in spec.walk():
         scaling = node.scaling if isinstance(node, RoPE) else None
         original = getattr(scaling, "original", None)
         if scaling is not None and original and spec.context and spec.context > original:
-            return (
-                f"The config's max_position_embeddings. Trained on {original:,} tokens first, then extended: "
-                f"{scaling.describe()}. Publishers may state another length in their reports."
-            )
-    return ""
+            extended = f"Trained on {original:,} tokens first, then extended: {scaling.describe()}."
+            return f"{stated or 'The max_position_embeddings of the config.'} {extended}"
+    return stated
 
 
 def _why_cache(spec: Decoder) -> str:

@@ -70,6 +70,12 @@ def test_a_size_says_the_month_of_its_release(month: str) -> None:
         Size("some/model", 1, zoo.spec("qwen3", tiny=True))  # type: ignore[call-arg]
 
 
+def test_a_stated_context_is_another_than_the_configs() -> None:
+    stated = {name: size.stated_context for name, size in sizes().items() if size.stated_context}
+    assert stated["deepseek-v3-671b"] == 131_072
+    assert all(sizes()[name].spec.context not in (None, tokens) for name, tokens in stated.items())
+
+
 @pytest.mark.parametrize("name", families()["olmo2"].SIZES)
 def test_the_month_in_the_hub_ids_of_olmo2_is_that_of_the_release(name: str) -> None:
     year, month = sizes()[name].released.split("-")

@@ -1,6 +1,8 @@
 """DeepSeek-V3 (DeepSeek-AI 2024). New here: multi-head latent attention; 256 experts in 8 groups, chosen by sigmoid
 with a correction bias, beside a shared one; three dense layers first. YaRN's gain is on the scores, not cos and sin."""
 
+from functools import partial
+
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, YarnScaling, pre, yarn_gain
 from zoo.hf.checkpoint_layout import PairedRows, Rename, Skipped
 from zoo.hf.config import About, Config, ModelType, Remote, Size, reads
@@ -114,4 +116,5 @@ ABOUT = About(
     report="https://arxiv.org/abs/2412.19437",
     left_out="multi-token prediction",
 )
-SIZES = {"deepseek-v3-671b": Size("deepseek-ai/DeepSeek-V3", 671_026_419_200, decoder(**_671B), released="2024-12")}
+_size = partial(Size, released="2024-12", stated_context=131_072)
+SIZES = {"deepseek-v3-671b": _size("deepseek-ai/DeepSeek-V3", 671_026_419_200, decoder(**_671B))}

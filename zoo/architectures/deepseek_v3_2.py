@@ -5,6 +5,8 @@ The released kernels multiply the indexer's queries and keys by a Hadamard matri
 reference, neither is here: the first changes no score, the second rounds.
 """
 
+from functools import partial
+
 from zoo.architectures import deepseek_v3
 from zoo.architectures.deepseek_v3 import attention, decoder, read_attention, read_shape
 from zoo.blocks import (
@@ -75,4 +77,5 @@ _671B = dict(dim=7168, layers=61, dense=3, attn=_ATTN, hidden=18_432, moe=_MOE, 
 ABOUT = About(
     came_from="deepseek-v3", licence="MIT", report="https://arxiv.org/abs/2512.02556", left_out="multi-token prediction"
 )
-SIZES = {"deepseek-v3.2-671b": Size("deepseek-ai/DeepSeek-V3.2", 671_877_944_064, decoder(**_671B), released="2025-12")}
+_size = partial(Size, released="2025-12", stated_context=131_072)
+SIZES = {"deepseek-v3.2-671b": _size("deepseek-ai/DeepSeek-V3.2", 671_877_944_064, decoder(**_671B))}

@@ -146,11 +146,12 @@ _MIXTURE = dict(moe=mixture(1792, experts=32, k=4), dense=2)
 _8B = _released((2, 6, 10, 14, 18, 21), layers=24, dim=2048, heads=32, hidden=7168, **_MIXTURE)
 ABOUT = About(came_from="llama3", licence="LFM Open License 1.0", report="https://arxiv.org/abs/2511.23404")
 BEST_KNOWN = "lfm2-1.2b"
+_size = partial(Size, released="2025-07", stated_context=32_768)
 SIZES = {
-    "lfm2-350m": Size("LiquidAI/LFM2-350M", 354_483_968, _dense(dim=1024, heads=16, hidden=4608), released="2025-07"),
-    "lfm2-700m": Size("LiquidAI/LFM2-700M", 742_489_344, _dense(dim=1536, heads=24, hidden=6912), released="2025-07"),
-    "lfm2-1.2b": Size("LiquidAI/LFM2-1.2B", 1_170_340_608, _dense(dim=2048, heads=32, hidden=8192), released="2025-07"),
-    "lfm2-8b-a1b": Size(
+    "lfm2-350m": _size("LiquidAI/LFM2-350M", 354_483_968, _dense(dim=1024, heads=16, hidden=4608)),
+    "lfm2-700m": _size("LiquidAI/LFM2-700M", 742_489_344, _dense(dim=1536, heads=24, hidden=6912)),
+    "lfm2-1.2b": _size("LiquidAI/LFM2-1.2B", 1_170_340_608, _dense(dim=2048, heads=32, hidden=8192)),
+    "lfm2-8b-a1b": _size(
         "LiquidAI/LFM2-8B-A1B",
         8_339_930_560,
         _8B,

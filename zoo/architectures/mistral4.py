@@ -81,6 +81,7 @@ SIZES = {
         118_972_826_624,
         decoder(**_119B),
         released="2026-03",
+        stated_context=262_144,
         note="every field is the reference's class default",
     )
 }

@@ -49,7 +49,8 @@ class Size:
     """A released model: its hub id, its published number of parameters (text part, each once) and its spec.
 
     `active`: the published active parameters where the publisher counts by another rule than the zoo, with that rule.
-    `released`: the month in which the weights were published: "2024-07". `note`: what is not certain about this size.
+    `released`: the month in which the weights were published: "2024-07". `stated_context`: the tokens of context that
+    the publisher states, where the config has another number. `note`: what is not certain about this size.
     """
 
     hub: str
@@ -58,6 +59,7 @@ class Size:
     active: tuple[int, str] | None = None
     released: str = field(kw_only=True)
     note: str | None = field(default=None, kw_only=True)
+    stated_context: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         parse_month(self.released)

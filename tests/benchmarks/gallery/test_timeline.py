@@ -1,0 +1,31 @@
+"""The facts of a size: reasons stand beside numbers that need one, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+
+import zoo
+from benchmarks.analytic.models import one
+from benchmarks.gallery.timeline import facts
+
+CONTEXTS = {
+    "deepseek-v3-671b": ("The publisher states 131,072 tokens", "Trained on 4,096 tokens first, then extended: YaRN"),
+    "lfm2-1.2b": ("The publisher states 32,768 tokens", "this is the config's max_position_embeddings."),
+    "llama3.1-8b": ("The max_position_embeddings of the config.", "Trained on 8,192 tokens first"),
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_published_against_config_context(name: str) -> None:
+    assert all(text in facts(one(name))["why_context"] for text in CONTEXTS[name])
+
+
+def test_what_needs_no_reason_has_none() -> None:
+    found = facts(one("qwen3-8b"))
+    assert not {found[why] for why in ("why_context", "why_active", "why_cache")} - {""}
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_size_has_facts(name: str) -> None:
+    found = facts(one(name))
+    assert all(found[each] for each in ("licence", "report", "released", "hub", "vocabulary"))
