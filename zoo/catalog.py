@@ -14,7 +14,7 @@ from zoo.architectures import families
 from zoo.core.devices import allocating
 from zoo.core.kernels import active
 from zoo.errors import MalformedError, SpecError, unknown
-from zoo.hf.config import Size
+from zoo.hf.config import About, Size
 from zoo.model.decoder import Decoder
 from zoo.model.initialisation import initialise
 from zoo.model.module import Model
@@ -46,11 +46,17 @@ def family_name(preset: str) -> str:
     return next(family for family, module in families().items() if preset in module.SIZES)
 
 
+def about(preset: str) -> About:
+    """What the publisher says of a preset's family."""
+    said: About = families()[family_name(preset)].ABOUT
+    return said
+
+
 @cache
 def ancestor(preset: str) -> str | None:
     """Of the family that a preset's family came from, the size of the most similar structure, of several the nearest in
     parameters; None for the first family."""
-    earlier: str | None = families()[family_name(preset)].ABOUT.came_from
+    earlier = about(preset).came_from
     if earlier is None:
         return None
     size, others = sizes()[preset], families()[earlier].SIZES

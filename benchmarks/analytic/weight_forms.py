@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
+from weights.formats.fp8_mxfp4 import FP8_BLOCK, MXFP4_BLOCK
 from zoo.model.decoder import Decoder
 from zoo.registry import Block
 from zoo.units import dtype_name
 
 RELEASED_DATA = Path(__file__).parents[1] / "data" / "released_weights.json"
-FP8_BLOCK, MXFP4_BLOCK = 128, 32  # as weights/formats/fp8_mxfp4.py reads them
 BLOCK, ROUTER, BIAS = "block.", "router", "bias"
 Shape = tuple[int, ...]
 
@@ -63,11 +63,11 @@ class WeightForm:
         params = branch.params(dim)
         if self.experts is None and self.matrices is None:
             return self.params_bytes(params)
-        packed = [(shape, how) for name, shape in _matrices(branch, dim) if (how := self._packing(name, shape))]
+        packed = [(shape, how) for shape in _matrices(branch, dim) if (how := self._packing(shape))]
         codes = sum(how(shape) for shape, how in packed)
         return codes + self.params_bytes(params - sum(torch.Size(shape).numel() for shape, _ in packed))
 
-    def _packing(self, name: str, shape: Shape) -> PackedBytes | None:
+    def _packing(self, shape: Shape) -> PackedBytes | None:
         return self.experts if len(shape) > 2 else self.matrices
 
     def model_bytes(self, spec: Decoder) -> int:
@@ -87,8 +87,8 @@ class WeightForm:
 
 
 @cache
-def _matrices(branch: Block, dim: int) -> tuple[tuple[str, Shape], ...]:
-    """The matrices of a branch's block that a quantised form packs, with their names: not those of a router, nor
+def _matrices(branch: Block, dim: int) -> tuple[Shape, ...]:
+    """The matrices of a branch's block that a quantised form packs: not those of a router, nor
     filters of a few tokens."""
     try:
         with torch.device("meta"):
@@ -96,7 +96,7 @@ def _matrices(branch: Block, dim: int) -> tuple[tuple[str, Shape], ...]:
     except NotImplementedError:  # a spec that is only described: nothing is known to be packed
         return ()
     return tuple(
-        (name, tuple(each.shape))
+        tuple(each.shape)
         for name, each in module.named_parameters()
         if name.startswith(BLOCK) and each.ndim > 1 and ROUTER not in name and not name.endswith(BIAS)
         if min(each.shape[-2:]) >= MXFP4_BLOCK

@@ -6,9 +6,9 @@ from typing import Any
 
 from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.gallery.overview import Group, groups
-from zoo.architectures import families
+from zoo.architectures import families, released
 from zoo.blocks import MLA, MoE, NoPE, RoPE
-from zoo.catalog import ancestor, family_name, title
+from zoo.catalog import about, ancestor, title
 from zoo.cli.listing import used_names
 from zoo.costs import Chunk, Window
 from zoo.hf.config import Size
@@ -66,9 +66,7 @@ FEATURES = {  # in the order shown: each follows from the specs
     "compressed keys": Feature(_entries, "Compressed keys"),
     "experts": Feature(_contains(MoE), "Mixture of experts"),
     "shared expert": Feature(_named("shared expert"), "Mixture of experts"),
-    "NoPE": Feature(
-        lambda spec, used: spec.positions is None and _contains(NoPE)(spec, used), "Position: RoPE and NoPE"
-    ),
+    "NoPE": Feature(_nope, "Position: RoPE and NoPE"),
     "QK-norm": Feature(_named("QK-norm"), "Norms and their placement"),
     "sinks": Feature(_named("sinks"), "One head"),
     "output gate": Feature(_named("output gate by", "gate"), "Many heads: MHA"),
@@ -112,9 +110,9 @@ def entries(models: Sequence[NamedSpec]) -> list[Entry]:
         kinds = features(group.typical.spec)
         earlier = _came_from(group)
         differences = structure_differences(group.typical.spec, earlier.typical.spec) if earlier else []
-        released = "" if month == UNDATED else month
+        shown = "" if month == UNDATED else month
         summary = _summary(group.typical.spec)
-        found.append(Entry(group, released, months, tuple(kinds), summary, earlier, tuple(differences)))
+        found.append(Entry(group, shown, months, tuple(kinds), summary, earlier, tuple(differences)))
         before = month if month != UNDATED else before
     return found
 
@@ -129,7 +127,7 @@ def _month(group: Group) -> str:
     """When the first size of an architecture was released, whether or not it is on the page."""
     if not group.typical.size:
         return UNDATED
-    return min(size.released for size in families()[group.name].SIZES.values())
+    return released(families()[group.name])
 
 
 def _count(month: str) -> int:
@@ -157,11 +155,11 @@ def subtitle_of(model: NamedSpec) -> str:
 def facts(model: NamedSpec) -> dict[str, Any]:
     """What the fact sheet of a size says beside its costs. Empty text: nothing to say."""
     spec, size = model.spec, model.size
-    about = families()[family_name(model.name)].ABOUT if size else None
+    said = about(model.name) if size else None
     return {
-        "licence": about.licence if about else "",
-        "report": about.report if about else "",
-        "left_out": (about.left_out or "") if about else "",
+        "licence": said.licence if said else "",
+        "report": said.report if said else "",
+        "left_out": (said.left_out or "") if said else "",
         "released": size.released if size else "",
         "hub": size.hub if size else "",
         "note": (size.note or "") if size else "",

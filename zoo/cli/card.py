@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from zoo.architectures import families
 from zoo.blocks import Layer
 from zoo.blocks.layer import Placement
-from zoo.catalog import ancestor, family_name, sizes
+from zoo.catalog import about, ancestor, sizes
 from zoo.catalog import spec as published_spec
 from zoo.cli import self_check
 from zoo.errors import SpecError
@@ -87,10 +86,10 @@ def build_report(
 
 def origin(preset: str) -> Facts:
     """What a published size came from, what is new in it, and what its publisher says."""
-    earlier, about = ancestor(preset), families()[family_name(preset)].ABOUT
+    earlier, publisher = ancestor(preset), about(preset)
     found = structure_differences(published_spec(preset), published_spec(earlier)) if earlier else []
     new = [each.sentence for each in found]
-    said = {"licence": about.licence, "report": about.report, "left_out": about.left_out}
+    said = {"licence": publisher.licence, "report": publisher.report, "left_out": publisher.left_out}
     return {"came_from": earlier, "new": new} | said
 
 
@@ -222,11 +221,11 @@ def _card_rows(card: Facts) -> Rows:
     }
 
 
-def _origin_rows(about: Facts) -> Rows:
-    new = "; ".join(about["new"]) or "nothing but sizes"
-    rows = {"came from": [f"{about['came_from']}; new: {new}"]} if about["came_from"] else {}
-    rows |= {"report": [about["report"]], "licence": [about["licence"]]}
-    return rows | ({"not built": [about["left_out"]]} if about["left_out"] else {})
+def _origin_rows(origin: Facts) -> Rows:
+    new = "; ".join(origin["new"]) or "nothing but sizes"
+    rows = {"came from": [f"{origin['came_from']}; new: {new}"]} if origin["came_from"] else {}
+    rows |= {"report": [origin["report"]], "licence": [origin["licence"]]}
+    return rows | ({"not built": [origin["left_out"]]} if origin["left_out"] else {})
 
 
 def _by_kind(card: Facts, key: str) -> list[str]:

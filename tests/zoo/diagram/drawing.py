@@ -15,6 +15,13 @@ from zoo.blocks import PostNorm
 from zoo.diagram import svg
 from zoo.diagram.canvas import FONT_SIZE, text_width
 
+CALLOUTS = (
+    ("attn", "A sentence that is so long that it takes more than one line of the list, even where the page is wide."),
+    ("rope", "Short."),
+    ("rope", "Two about one part."),
+    ("nowhere", "About a part that no model has."),
+    (None, "About the whole."),
+)
 SVG = "{http://www.w3.org/2000/svg}"
 SMALL_BOX = re.compile(r"M([-\d.]+) ([-\d.]+)h([\d.]+)v([\d.]+)h-[\d.]+z")
 DASHED = re.compile(r"M([-\d.]+) ([-\d.]+)h([\d.]+)")

@@ -11,6 +11,7 @@ import pytest
 from tests.presets import representatives, split
 from tests.zoo.diagram.drawing import (
     BASE,
+    CALLOUTS,
     classes,
     drawn,
     misplaced,
@@ -22,14 +23,6 @@ from zoo import Decoder, names, spec
 from zoo.catalog import ancestor
 from zoo.diagram import callouts, fragments, svg
 from zoo.swaps.differences import structure_differences
-
-CALLOUTS = (
-    ("attn", "A sentence that is so long that it takes more than one line of the list, even where the page is wide."),
-    ("rope", "Short."),
-    ("rope", "Two about one part."),
-    ("nowhere", "About a part that no model has."),
-    (None, "About the whole."),
-)
 
 
 @pytest.mark.parametrize("layout", ["wide", "narrow"])

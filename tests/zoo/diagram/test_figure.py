@@ -11,6 +11,7 @@ from tests.presets import representatives, split
 from tests.test_properties import decoders
 from tests.zoo.diagram.drawing import (
     BASE,
+    CALLOUTS,
     LAYOUTS,
     MODELS,
     SVG,
@@ -25,13 +26,6 @@ from zoo.diagram.canvas import FONT_SIZE
 from zoo.errors import UsageError
 
 SHOWN = [*representatives(), *(f"tiny {name}" for name in representatives()), "extreme"]
-CALLOUTS = (
-    ("attn", "A sentence that is so long that it takes more than one line of the list, even where the page is wide."),
-    ("rope", "Short."),
-    ("rope", "Two about one part."),
-    ("nowhere", "About a part that no model has."),
-    (None, "About the whole."),
-)
 
 
 @pytest.mark.parametrize("name", split(MODELS, SHOWN))
