@@ -113,7 +113,7 @@ def claims(preset: str) -> tuple[int | None, int | None]:
 def layer_rows(model: NamedSpec) -> Iterator[Row]:
     """One row for each distinct kind of layer: how many there are, and the parameters of one of them."""
     spec = model.spec
-    for (layer, number), label in zip(Counter(spec.layers).items(), labels(spec), strict=True):
+    for (layer, number), label in zip(Counter(spec.layers).items(), labels(spec.layers), strict=True):
         yield {
             "table": "layers",
             **about(model),

@@ -31,7 +31,7 @@ from benchmarks.gallery.charts import FORMATS
 from benchmarks.gallery.cost_terms import BATCHES, Terms
 from benchmarks.gallery.learning_tables import learning_tables, section
 from benchmarks.gallery.overview import groups, overview, typical
-from benchmarks.gallery.swap_drawings import swap_drawings
+from benchmarks.gallery.swap_drawings import STRIP_PLACE, swap_drawings
 from benchmarks.gallery.swap_grid import Grid
 from benchmarks.output.report import columns
 from benchmarks.output.show import describe_crossing
@@ -45,7 +45,7 @@ from zoo.swaps.differences import structure_differences
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = (
-    *("sums", "show", "state", "architectures", "compare", "fit", "swap"),
+    *("sums", "show", "state", "architectures", "compare", "fit", "swap_drawings", "swap"),
     *("pointing", "charts", "saving", "playgrounds", "start"),
 )
 CARDS = (1, 2, 4, 8, 16)  # that hold a model together
@@ -193,8 +193,8 @@ def _drawings(model: NamedSpec) -> dict[str, dict[str, str]]:
 def _swaps(models: Sequence[NamedSpec]) -> Json:
     """The parts of the drawings of all swaps, once each, and for each model those of its drawings."""
     parts: Interned = {}
-    drawn = {model.name: swap_drawings(model, lambda text: _index(parts, text)) for model in models}
-    return {"parts": [part for _, part in parts.values()], "models": drawn}
+    drawn = {model.name: swap_drawings(model.spec, lambda part: _index(parts, part)) for model in models}
+    return {"parts": [part for _, part in parts.values()], "models": drawn, "strip": STRIP_PLACE}
 
 
 def _marked_elements(model: NamedSpec, others: Sequence[NamedSpec]) -> dict[str, list[list[list[int]]]]:

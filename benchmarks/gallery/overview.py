@@ -10,7 +10,7 @@ from zoo.architectures import families
 from zoo.blocks import GQA, MoE, NoPE
 from zoo.catalog import best_known, title
 from zoo.diagram.canvas import Canvas, stretch, text_width, typeset
-from zoo.diagram.looks import draw_legend, draw_strip
+from zoo.diagram.looks import draw_legend, draw_strip, look
 from zoo.diagram.palette import Theme
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
@@ -72,7 +72,8 @@ def overview(models: Sequence[NamedSpec], prefix: str = "", theme: Theme = "auto
     description = "; ".join(map(_describe, models))
     canvas = Canvas(WIDTH, f"{len(models)} architectures at a glance", description)
     paper = canvas.rect(0.5, 0.5, WIDTH - 1, 0, "paper", 10)
-    top = draw_legend(canvas, [model.spec for model in models], PAD, 16, WIDTH - 2 * PAD, SMALL) + 32
+    looks = [look(layer, model.spec) for model in models for layer in set(model.spec.layers)]
+    top = draw_legend(canvas, looks, PAD, 16, WIDTH - 2 * PAD, SMALL) + 32
     for head, x in COLUMNS.items():
         canvas.text(x, top - 10, head, SMALL, 200, "faint")
     max_bytes = max(model.spec.kv_bytes(CONTEXT) for model in models)
@@ -104,7 +105,7 @@ def _row(canvas: Canvas, y: float, model: NamedSpec, max_bytes: int) -> None:
 
 
 def _layer_pattern(spec: Decoder) -> str:
-    kinds = dict(zip(dict.fromkeys(spec.layers), labels(spec), strict=True))
+    kinds = dict(zip(dict.fromkeys(spec.layers), labels(spec.layers), strict=True))
     return fold([kinds[layer] for layer in spec.layers]).replace(" x ", " × ")
 
 

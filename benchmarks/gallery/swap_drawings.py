@@ -1,33 +1,236 @@
-"""Diagrams of swapped models, as parts that the page stacks: most parts of a swapped model are those of the original.
+"""Diagrams of swapped models, as parts that the page stacks.
 
-One change is drawn at a time; the page puts one of attention and one of the feed-forward together. It marks the texts
-that the original does not have in the same place.
+A choice of attention (keys and values, window, positions) leaves the feed-forward as it is, and the other way round. So
+the branches of each choice are drawn by themselves. Which layers are alike is worked out for groups of choices: those
+that make the same layers alike and give them the same names, as all numbers of KV heads do.
 """
 
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from functools import cache
+from itertools import groupby
+from typing import Any, Literal, NamedTuple
 
-from benchmarks.analytic.models import NamedSpec
-from benchmarks.gallery.swap_grid import RELEASED, single_choices, swapped
-from benchmarks.gallery.timeline import title_of
-from zoo.diagram import fragments
+from benchmarks.gallery.swap_grid import Choice, both, single_choices, swapped
+from zoo.blocks import Layer
+from zoo.blocks.layer import Placement
+from zoo.blocks.layer_scale import LayerScale
+from zoo.diagram import Fragment, Fragments
+from zoo.diagram.figure import STRIP, STRIP_ABOVE, STRIP_BELOW, folded
+from zoo.diagram.fragments import Shown
+from zoo.diagram.layout import NARROW
+from zoo.diagram.looks import look
+from zoo.model.decoder import Decoder
+from zoo.model.layer_pattern import aspects, labels
 
-Intern = Callable[[str], int]  # a text -> its index among those that all drawings share
 LAYOUT: Literal["narrow"] = "narrow"  # two stand side by side, or on a phone one above the other
+STRIP_PLACE = {  # of the strip of layers, which the page draws: its box, and the room around it
+    "left": NARROW.left,
+    "width": NARROW.panel_end - NARROW.left,
+    "height": STRIP,
+    "above": STRIP_ABOVE,
+    "below": STRIP_BELOW,
+}
+SHOWN: tuple[Shown, ...] = ("here", "above", "below")
+
+Intern = Callable[[Fragment], int]  # a part -> its index among those that all drawings share
+Json = dict[str, Any]
+Branches = Sequence[Placement | None]  # of all layers, in one role
+Cell = tuple[int | None, ...]  # for each layer the index of its branch, None if it has none
+Kind = tuple[int | None, int | None, int]  # what a layer is made of: the indices of its branches, and of its rest
 
 
-def swap_drawings(model: NamedSpec, intern: Intern) -> dict[str, Any]:
-    """`released`: the parts of the model's own drawing from the top, each [key, index of its SVG, height]; `changed`:
-    for each axis and the label of each valid choice the parts of the swapped model's."""
-    changed: dict[str, dict[str, list[Any]]] = {}
-    for axis, choices in single_choices(model.spec).items():
-        specs = {choice.label: swapped(model.spec, choice) for choice in choices if choice is not RELEASED}
-        parts = {label: _parts(replace(model, spec=spec), intern) for label, spec in specs.items() if spec}
-        changed[axis] = parts
-    return {"released": _parts(model, intern), "changed": changed}
+class Rest(NamedTuple):
+    """What follows attention and feed-forward in a layer."""
+
+    inputs: Placement | None
+    output_scale: LayerScale | None
 
 
-def _parts(model: NamedSpec, intern: Intern) -> list[Any]:
-    drawn = fragments(model.spec, title_of(model), layout=LAYOUT)
-    return [[part.key, intern(part.svg), part.height] for part in drawn]
+def swap_drawings(spec: Decoder, intern: Intern) -> Json:
+    """What the page puts the drawings of a model and of all its swaps together from; parts are indices.
+
+    `before`, `after`: the parts around the layers. `attention`: for each choice of keys and values, and `feed_forward`:
+    for each number of experts and of experts per token, the `group` and for each distinct branch [its part in full, the
+    part that says that it is drawn above, or below], or None where that is no valid model. `rests`: what follows the
+    two branches in a layer, as [role, part]. `structures`: by group of attention, group of the feed-forward, window and
+    positions, the `frames` of its kinds of layers, and the runs of layers of each kind, or None.
+    """
+    choices, drawn = single_choices(spec), Fragments(spec, layout=LAYOUT)
+    attention = _Role(spec, "attn", _attention(spec, choices))
+    feed_forward = _Role(spec, "ffn", _feed_forward(spec, choices))
+    structures = _Structures(spec, drawn, intern, attention, feed_forward)
+    table = [
+        [_rows(structures.of(i, j), len(choices["positions"])) for j in range(len(feed_forward.groups))]
+        for i in range(len(attention.groups))
+    ]
+    return {
+        "before": list(map(intern, drawn.before())),
+        "after": list(map(intern, drawn.after())),
+        "attention": attention.parts(drawn, intern),
+        "feed_forward": _rows(feed_forward.parts(drawn, intern), len(choices["k"])),
+        "rests": structures.rest_parts(),
+        "frames": [frame for _, frame in structures.frames.values()],
+        "structures": table,
+    }
+
+
+def _rows(cells: Sequence[Any], columns: int) -> list[Sequence[Any]]:
+    return [cells[i : i + columns] for i in range(0, len(cells), columns)]
+
+
+class _Variant(NamedTuple):
+    """What one choice makes of the branches of a role: the distinct ones, and which of them each layer has. Attention
+    has a cell for each choice of a window and of positions, one after the other; None is no valid model."""
+
+    branches: tuple[Placement, ...]
+    cells: tuple[Cell | None, ...]
+
+
+def _variant(cells: Sequence[Branches | None]) -> _Variant:
+    distinct = dict.fromkeys(branch for branches in cells if branches for branch in branches if branch)
+    index: dict[Placement | None, int | None] = {branch: i for i, branch in enumerate(distinct)} | {None: None}
+    indexed = (tuple(index[branch] for branch in branches) if branches else None for branches in cells)
+    return _Variant(tuple(distinct), tuple(indexed))
+
+
+def _attention(spec: Decoder, choices: dict[str, list[Choice]]) -> list[_Variant]:
+    """For each choice of keys and values what it makes of attention. A choice that changes a field of blocks is applied
+    after the others, to one layer of each kind: all in all a tenth of the work."""
+
+    def with_others(spec: Decoder) -> list[Decoder | None]:
+        changed = (swapped(spec, window) for window in choices["window"])
+        return [each and swapped(each, positions) for each in changed for positions in choices["positions"]]
+
+    specs = with_others(spec)
+    distinct = tuple(dict.fromkeys(layer for each in specs if each for layer in each.layers))
+
+    def cells(choice: Choice) -> list[Branches | None]:
+        changed = swapped(replace(spec, layers=distinct) if choice.edits else spec, choice)
+        if changed is None:
+            return [None] * len(specs)
+        if not choice.edits:
+            return [_branches(each, "attn") if each else None for each in with_others(changed)]
+        made = dict(zip(distinct, changed.layers, strict=True))
+        return [[made[layer].attn for layer in each.layers] if each else None for each in specs]
+
+    return [_variant(cells(choice)) for choice in choices["kv"]]
+
+
+def _feed_forward(spec: Decoder, choices: dict[str, list[Choice]]) -> list[_Variant | None]:
+    """For each number of experts and each number of experts per token what they make of the feed-forward."""
+    changed = (each for n in choices["experts"] for each in both(spec, n, choices["k"]))
+    return [_variant([_branches(each, "ffn")]) if each else None for each in changed]
+
+
+def _branches(spec: Decoder, role: str) -> Branches:
+    return [dict(layer.branches()).get(role) for layer in spec.layers]
+
+
+class _Role:
+    """The variants of a role, and their groups: those that make the same layers alike and give them the same names and
+    looks. `used` is how each branch of a group is shown anywhere."""
+
+    def __init__(self, spec: Decoder, name: str, variants: Sequence[_Variant | None]) -> None:
+        self.name = name
+        found = dict[tuple[Any, ...], tuple[int, _Variant]]()  # the number of each group, and its first variant
+        self.numbered = [
+            (found.setdefault(self._key(spec, each), (len(found), each))[0], each) if each else None
+            for each in variants
+        ]
+        self.groups = [first for _, first in found.values()]
+        self.used: dict[tuple[int, int], set[Shown]] = defaultdict(set)
+
+    def _key(self, spec: Decoder, variant: _Variant) -> tuple[Any, ...]:
+        alone = [Layer(**dict.fromkeys(("attn", "ffn")) | {self.name: branch}) for branch in variant.branches]
+        return variant.cells, tuple((aspects(layer), look(layer, spec)) for layer in alone)
+
+    def parts(self, drawn: Fragments, intern: Intern) -> list[Json | None]:
+        """For each variant its group and the parts of its branches."""
+
+        def part(group: int, i: int, branch: Placement, shown: Shown) -> int | None:
+            return intern(drawn.branch(self.name, branch, shown)) if shown in self.used[group, i] else None
+
+        def parts(group: int, variant: _Variant) -> Json:
+            made = [[part(group, i, each, how) for how in SHOWN] for i, each in enumerate(variant.branches)]
+            return {"group": group, "parts": made}
+
+        return [parts(*each) if each else None for each in self.numbered]
+
+
+class _Structures:
+    """Which layers of a swapped model are alike, and what stands at the frames of each kind."""
+
+    def __init__(self, spec: Decoder, drawn: Fragments, intern: Intern, attention: _Role, feed_forward: _Role) -> None:
+        self.spec, self.drawn, self.intern = spec, drawn, intern
+        self.attention, self.feed_forward = attention, feed_forward
+        self.rests = list(dict.fromkeys(map(_rest, spec.layers)))
+        self.rest_of = [self.rests.index(_rest(layer)) for layer in spec.layers]
+        self.frames = dict[str, tuple[int, Json]]()  # by the repr of each distinct one, numbered
+        self.layer = cache(self._layer)
+        self.top = cache(lambda *frame: intern(drawn.top(*frame)))
+        self.pattern = cache(lambda *stated: intern(drawn.pattern(*stated)))
+
+    def of(self, i: int, j: int) -> list[Json | None]:
+        """Of group i of attention and group j of the feed-forward: by the cells of attention."""
+        computing = self.feed_forward.groups[j].cells[0] or ()
+        cells = self.attention.groups[i].cells
+        return [
+            self._structure(i, j, list(zip(mixing, computing, self.rest_of, strict=True))) if mixing else None
+            for mixing in cells
+        ]
+
+    def _structure(self, i: int, j: int, layers: list[Kind]) -> Json:
+        counts = Counter(layers)
+        kinds = list(counts)
+        made = [self.layer(i, j, kind) for kind in kinds]
+        names, looks = labels(made), [look(layer, self.spec) for layer in made]
+        pattern = folded([names[kinds.index(kind)] for kind in layers]) if len(kinds) > 1 else ""
+
+        def branch(role: _Role, group: int, place: int, position: int) -> list[int] | None:
+            at = kinds[position][place]
+            if at is None:
+                return None
+            numbers = [n if kind[place] == at else 0 for kind, n in counts.items()]
+            home = numbers.index(max(numbers))  # where the block is drawn
+            shown: Shown = "here" if home == position else "below" if home > position else "above"
+            role.used[group, at].add(shown)
+            return [at, SHOWN.index(shown)]
+
+        frames = [
+            {
+                "top": self.top(counts[kind], names[position] if pattern else "", looks[position]),
+                "look": looks[position],
+                "attn": branch(self.attention, i, 0, position),
+                "ffn": branch(self.feed_forward, j, 1, position),
+                "rest": kind[2],
+            }
+            for position, kind in enumerate(kinds)
+        ]
+        numbers = [self.frames.setdefault(repr(frame), (len(self.frames), frame))[0] for frame in frames]
+        runs = [[len(list(run)), position] for position, run in groupby(kinds.index(kind) for kind in layers)]
+        return {"kinds": numbers, "runs": runs, "pattern": self.pattern(tuple(dict.fromkeys(looks)), pattern)}
+
+    def _layer(self, i: int, j: int, kind: Kind) -> Layer:
+        attn, ffn, rest = kind
+        return Layer(
+            attn=None if attn is None else self.attention.groups[i].branches[attn],
+            ffn=None if ffn is None else self.feed_forward.groups[j].branches[ffn],
+            inputs=self.rests[rest].inputs,
+            output_scale=self.rests[rest].output_scale,
+        )
+
+    def rest_parts(self) -> list[list[tuple[str, int]]]:
+        """What follows the two branches, as [role, part]: the layer's own input, and the bottom of its frame."""
+        return [
+            [
+                *([("inputs", self.intern(self.drawn.branch("inputs", rest.inputs)))] if rest.inputs else []),
+                ("end", self.intern(self.drawn.bottom(rest.output_scale))),
+            ]
+            for rest in self.rests
+        ]
+
+
+def _rest(layer: Layer) -> Rest:
+    return Rest(layer.inputs, layer.output_scale)

@@ -6,8 +6,9 @@ the kinds are counted: swapping all 94 layers of a model would take as many time
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from benchmarks.gallery.cost_terms import Terms, attention_terms, feed_forward_terms
@@ -40,6 +41,11 @@ class Choice:
     every: int = 1
     text: str = ""
 
+    @property
+    def edits(self) -> bool:
+        """Whether it changes fields of blocks and leaves the blocks: then it may as well be applied after others."""
+        return bool(self.text) and "=" not in self.text.partition("(")[0]
+
     def dropped_features(self, spec: Decoder) -> list[str]:
         """The features that the swap drops."""
         distinct = replace(spec, layers=tuple(dict.fromkeys(spec.layers)))
@@ -54,18 +60,20 @@ RELEASED = Choice("as released")
 
 @dataclass(frozen=True)
 class Grid:
-    """Terms by the choices of two axes; None where the two cannot be combined."""
+    """Terms by the choices of two axes; None where the two cannot be combined. Every row has one that can."""
 
     rows: tuple[Choice, ...]
     columns: tuple[Choice, ...]
     cells: tuple[tuple[Terms | None, ...], ...]
 
 
+@lru_cache(maxsize=256)
 def attention_grid(spec: Decoder) -> Grid:
     """Attention terms: keys and values by window."""
     return _grid(spec, attention_terms, _kv_choices(spec), _window_choices())
 
 
+@lru_cache(maxsize=256)
 def expert_grid(spec: Decoder) -> Grid:
     """Feed-forward terms: number of experts by experts per token."""
     return _grid(spec, feed_forward_terms, _expert_choices(_is_sparse(spec)), _choices_of_k())
@@ -87,17 +95,17 @@ def _choices_of_k() -> Iterator[Choice]:
 
 def positions(spec: Decoder) -> list[dict[str, Any]]:
     """For each choice of position encoding, how many layers are `without` one. None of them changes a cost."""
-    found = ((choice, _apply(spec, choice)) for choice in [RELEASED, *_position_choices()])
+    found = ((choice, swapped(spec, choice)) for choice in _position_choices())
     return [
         {"label": choice.label, "code": choice.code, "text": choice.text, "dropped": ""}
-        | {"without": sum(n for layer, n in layers.items() if _nope(layer))}
-        for choice, layers in found
-        if layers is not None
+        | {"without": sum(map(_nope, changed.layers))}
+        for choice, changed in found
+        if changed
     ]
 
 
 def _position_choices() -> list[Choice]:
-    return [_swap_choice("RoPE in all layers", "rope=RoPE"), *map(_nope_choice, NOPE_EVERY)]
+    return [RELEASED, _swap_choice("RoPE in all layers", "rope=RoPE"), *map(_nope_choice, NOPE_EVERY)]
 
 
 def _nope(layer: Layer) -> bool:
@@ -110,63 +118,47 @@ def _grid(
     row_choices: Sequence[Choice],
     column_choices: Iterator[Choice],
 ) -> Grid:
-    def cell(row: Choice, column: Choice) -> Terms | None:
-        layers = _apply(spec, row, column)
-        return None if layers is None else terms(layers, spec.dim)
-
     rows, columns = (RELEASED, *row_choices), (RELEASED, *column_choices)
-    return Grid(rows, columns, tuple(tuple(cell(row, column) for column in columns) for row in rows))
+    changed = {row: both(spec, row, columns) for row in rows}
+    cells = {
+        row: tuple(terms(Counter(each.layers), spec.dim) if each else None for each in made)
+        for row, made in changed.items()
+        if any(made)
+    }
+    return Grid(tuple(cells), columns, tuple(cells.values()))
 
 
-def _apply(spec: Decoder, *choices: Choice) -> dict[Layer, int] | None:
-    """The number of layers of each kind after the choices, or None if the result is not a valid model."""
-    changed = _changed(spec, *choices)
-    if changed is None:
-        return None
-    counts = Counter[Layer]()
-    for kind, n in Counter(_kinds(spec, *choices)).items():
-        counts[changed[kind]] += n
-    return counts
+def both(spec: Decoder, first: Choice, others: Iterable[Choice]) -> list[Decoder | None]:
+    """The models after one choice and each of some others, None where that is not a valid one."""
+    changed = swapped(spec, first)
+    return [changed and swapped(changed, other) for other in others]
 
 
-def swapped(spec: Decoder, *choices: Choice) -> Decoder | None:
-    """The model after the choices, or None if that is not a valid one."""
-    changed = _changed(spec, *choices)
-    if changed is None:
-        return None
-    return replace(spec, layers=tuple(changed[kind] for kind in _kinds(spec, *choices)))
-
-
-Kind = tuple[Layer, bool]  # a layer, and whether it is a selected one
-
-
-def _kinds(spec: Decoder, *choices: Choice) -> list[Kind]:
-    every = max(choice.every for choice in choices)
-    return [(layer, i % every == every - 1) for i, layer in enumerate(spec.layers)]
-
-
-def _changed(spec: Decoder, *choices: Choice) -> dict[Kind, Layer] | None:
-    """What the choices make of each kind of layer, or None if the result is not a valid model."""
-    kinds = list(dict.fromkeys(_kinds(spec, *choices)))
-    selected = [flag for _, flag in kinds]
-    distinct = replace(spec, layers=tuple(layer for layer, _ in kinds))
+def swapped(spec: Decoder, choice: Choice) -> Decoder | None:
+    """The model after a choice, or None if that is not a valid one."""
+    if choice is RELEASED:
+        return spec
+    places = [(layer, i % choice.every == choice.every - 1) for i, layer in enumerate(spec.layers)]
+    kinds = list(dict.fromkeys(places))  # a layer, and whether it is a selected one
     try:
-        for choice in choices:
-            distinct = choice.change(distinct, selected)
+        distinct = replace(spec, layers=tuple(layer for layer, _ in kinds))
+        changed = choice.change(distinct, [selected for _, selected in kinds])
     except ZooError:
         return None
-    return dict(zip(kinds, distinct.layers, strict=True))
+    made = dict(zip(kinds, changed.layers, strict=True))
+    return replace(spec, layers=tuple(made[place] for place in places))
 
 
 def single_choices(spec: Decoder) -> dict[str, list[Choice]]:
-    """Axis of the page -> its choices, the first of which is the released model."""
-    sparse = _is_sparse(spec)
+    """Axis of the page -> its choices, the first of which is the released model. Those of positions are valid by
+    themselves; others may be valid beside a choice of another axis alone."""
+    attention, experts = attention_grid(spec), expert_grid(spec)
     return {
-        "kv": [RELEASED, *_kv_choices(spec)],
-        "window": [RELEASED, *_window_choices()],
-        "experts": [RELEASED, *_expert_choices(sparse)],
-        "k": [RELEASED, *_choices_of_k()],
-        "positions": [RELEASED, *_position_choices()],
+        "kv": list(attention.rows),
+        "window": list(attention.columns),
+        "experts": list(experts.rows),
+        "k": list(experts.columns),
+        "positions": [choice for choice in _position_choices() if swapped(spec, choice)],
     }
 
 

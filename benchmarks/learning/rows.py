@@ -168,7 +168,7 @@ def _model_row(entry: Entry, results: Results) -> Row:
 
 def layer_pattern(spec: Decoder) -> str:
     """The kinds of a model's layers in their order, repetitions folded."""
-    names = dict(zip(dict.fromkeys(spec.layers), labels(spec), strict=True))
+    names = dict(zip(dict.fromkeys(spec.layers), labels(spec.layers), strict=True))
     return fold([names[layer] for layer in spec.layers])
 
 

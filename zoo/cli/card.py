@@ -96,7 +96,7 @@ def origin(preset: str) -> Facts:
 def card(spec: Decoder, dtype: torch.dtype, published_active: tuple[int, str] | None = None) -> Facts:
     """A model's layers, blocks and costs. Bytes are of one sequence's cache in `dtype`; `published_active` is the
     publisher's count of active parameters and the rule by which it differs from the zoo's."""
-    names = dict(zip(dict.fromkeys(spec.layers), labels(spec), strict=True))
+    names = dict(zip(dict.fromkeys(spec.layers), labels(spec.layers), strict=True))
     counts = Counter(spec.layers)
     fixed, per_token = spec.kv_growth(dtype)
     active, rule = published_active or (None, None)

@@ -42,9 +42,8 @@ _NUMBER = re.compile(r"\d[\d,.]*(?:e[-+]?\d+)?(?:\s?(?:[kMBGT]i?B?|[KMG]iB)\b)?"
 
 class Fragment(NamedTuple):
     """A part of a drawing, drawn from y = 0 down: `svg` is the text of its <g>, to be moved down by the heights of the
-    fragments above it. The `key` names its place in the drawing: the same in any model."""
+    fragments above it."""
 
-    key: str
     svg: str
     height: float
 
@@ -108,29 +107,26 @@ class Canvas:
             SubElement(self.root, tag).text = text
         self._parent = self.root
         self._structures = {(place, structure(text)) for place, text in against or ()}
-        self._fragments: list[tuple[str, Element, float]] = []
+        self._fragments: list[tuple[Element, float]] = []
 
     @contextmanager
-    def fragment(self, key: str) -> Iterator[list[float]]:
+    def fragment(self) -> Iterator[list[float]]:
         """A part of the drawing, drawn from y = 0 down, below the parts before it. Append its height to the list."""
         height: list[float] = []
         self._parent = SubElement(self.root, "g")
         yield height
-        self._fragments.append((key, self._parent, float(ceil(height[-1]))))
+        self._fragments.append((self._parent, float(ceil(height[-1]))))
         self._parent = self.root
 
     def fragments(self) -> list[Fragment]:
         """The parts drawn so far, from the top, with classes for a page's style sheet."""
-        return [
-            Fragment(key, ElementTree.tostring(group, encoding="unicode"), height)
-            for key, group, height in self._fragments
-        ]
+        return [Fragment(ElementTree.tostring(group, encoding="unicode"), height) for group, height in self._fragments]
 
     def finish(self, prefix: str = "", theme: Theme = "auto") -> str:
         """The document as text. Every id begins with `prefix`. Theme "auto" has a style sheet with variables, "light"
         and "dark" have literal colours. A drawing of fragments gets paper behind it."""
         y = 0.0
-        for _, group, height in self._fragments:
+        for group, height in self._fragments:
             group.set("transform", f"translate(0 {_n(y)})")
             y += height
         self.height = max(self.height, y)

@@ -7,10 +7,11 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from zoo.diagram.canvas import Canvas, Facts, Fragment, text_width, typeset, wrap_text
+from zoo.blocks import Layer
+from zoo.diagram.canvas import Canvas, Facts, text_width, typeset, wrap_text
 from zoo.diagram.flow import branch_name
 from zoo.diagram.layout import NARROW, WIDE, Layout
-from zoo.diagram.looks import draw_legend, draw_strip, look
+from zoo.diagram.looks import Look, draw_legend, draw_strip, look
 from zoo.diagram.palette import Theme
 from zoo.diagram.parts import Cost, Costs
 from zoo.diagram.region import BADGE, LINE, SMALL, Badges, draw_badge
@@ -21,7 +22,7 @@ from zoo.model.layer_pattern import fold, labels
 from zoo.swaps.differences import Difference
 from zoo.units import dtype_name, format_bytes, format_count
 
-STRIP = 22.0  # height of the layers across the depth
+STRIP, STRIP_ABOVE, STRIP_BELOW = 22.0, 10.0, 8.0  # height of the layers across the depth, and room around them
 LAYOUTS: dict[str, Layout] = {"wide": WIDE, "narrow": NARROW}
 Callout = tuple[str | None, str]  # the part that it is about, and a sentence
 
@@ -86,20 +87,6 @@ def callouts(differences: Iterable[Difference]) -> list[Callout]:
     ]
 
 
-def fragments(spec: Decoder, title: str, *, layout: Literal["wide", "narrow"] = "wide") -> list[Fragment]:
-    """The parts that `svg` stacks, from the top, for a page that puts drawings together from parts that many share.
-
-    The part of a branch depends on its block, the model's width and the number of layers; where another kind of layer
-    shows the same block or nearly the same, on that too. So a page draws the swaps of attention and those of the
-    feed-forward, and puts two of them together: of each part the one that a swap has changed, as long as both leave as
-    many layers of each kind. The title and the strip of layers say something of the whole model.
-
-    Keys of layers count from 0 in the order of the drawing: "layer 0" is the top of a frame, "layer 0.attn" a branch,
-    "layer 0.end" the bottom.
-    """
-    return _draw(spec, title, Options(layout=layout), None).fragments()
-
-
 @lru_cache(maxsize=256)  # a page compares every model with every other
 def _facts(spec: Decoder, context: int, dtype: torch.dtype, layout: Literal["wide", "narrow"]) -> Facts:
     """What a model's diagram states."""
@@ -129,23 +116,28 @@ def _draw_with(
     the numbers that had no place."""
     title = _printable(title)
     counts = Counter(spec.layers)
-    names = dict(zip(counts, labels(spec), strict=True))
-    kinds = [Kind(layer, names[layer], n, look(layer, spec)) for layer, n in counts.items()]
-    pattern = typeset(fold([names[layer] for layer in spec.layers]).replace(" x ", " × "))
+    names = dict(zip(counts, labels(spec.layers), strict=True))
+    several = len(counts) > 1
+    kinds = [Kind(layer, names[layer] if several else "", n, look(layer, spec)) for layer, n in counts.items()]
+    pattern = folded([names[layer] for layer in spec.layers])
     layout = LAYOUTS[options.layout]
-    canvas = Canvas(layout.width, title, _description(spec, kinds, pattern, options), against)
+    canvas = Canvas(layout.width, title, _description(spec, names, pattern, options), against)
     badges, elsewhere = Badges.of(main), Badges.of(others)
     costs = Costs(spec, options.context, options.dtype)
-    with canvas.fragment("title") as height:
+    with canvas.fragment() as height:
         y = _draw_title(canvas, layout, title, options.subtitle)
         height.append(_draw_figures(canvas, layout, spec, options, y + 8))
-    with canvas.fragment("layers") as height:
+    with canvas.fragment() as height:
         height.append(_draw_layers(canvas, layout, spec, pattern, badges))
-    _draw_path(Rows(canvas, layout, costs, kinds, badges, elsewhere, options.costs), kinds, costs)
+    rows = Rows(canvas, layout, costs, kinds, badges, elsewhere, options.costs)
+    before_layers(rows)
+    for position in range(len(kinds)):
+        rows.layer(position)
+    after_layers(rows)
     if options.callouts or options.heading:
-        with canvas.fragment("callouts") as height:
+        with canvas.fragment() as height:
             height.append(_draw_callouts(canvas, layout, options))
-    with canvas.fragment("notes") as height:
+    with canvas.fragment() as height:
         height.append(_draw_notes(canvas, layout, options))
     return canvas, badges.left() | elsewhere.left()
 
@@ -201,45 +193,60 @@ def _tokens(number: int) -> str:
 
 def _draw_layers(canvas: Canvas, layout: Layout, spec: Decoder, pattern: str, badges: Badges) -> float:
     """A strip of all layers from the first to the last, its legend, and the pattern in text."""
-    width, y = layout.panel_end - layout.left, 10.0
+    width, y = layout.panel_end - layout.left, STRIP_ABOVE
     draw_strip(canvas, spec, layout.left, y, width, STRIP)
     badges.draw(canvas, ("layers",), layout.panel_end - 4, y)
-    y = draw_legend(canvas, [spec], layout.left, y + STRIP + 8, width, SMALL)
-    if len(set(spec.layers)) > 1:
-        css_class = canvas.marked("ink", "pattern", pattern)
-        for line in wrap_text(pattern, SMALL, width):
-            canvas.text(layout.left, y + 11, line, SMALL, width, css_class)
-            y += LINE
+    several = len(set(spec.layers)) > 1
+    looks = [look(layer, spec) for layer in set(spec.layers)]
+    return draw_pattern(canvas, layout, looks, pattern if several else "", y + STRIP + STRIP_BELOW)
+
+
+def draw_pattern(canvas: Canvas, layout: Layout, looks: Iterable[Look], pattern: str, y: float) -> float:
+    """The legend of a strip, and the pattern of layers in text; returns the y below them."""
+    width = layout.panel_end - layout.left
+    y = draw_legend(canvas, looks, layout.left, y, width, SMALL)
+    css_class = canvas.marked("ink", "pattern", pattern) if pattern else "ink"
+    for line in wrap_text(pattern, SMALL, width):
+        canvas.text(layout.left, y + 11, line, SMALL, width, css_class)
+        y += LINE
     return y + 6
 
 
-def _draw_path(rows: Rows, kinds: list[Kind], costs: Costs) -> None:
-    """A token's path: embedding, layers, norm, head."""
+def folded(names: Sequence[str]) -> str:
+    """The pattern of layers by the name of each, as it is printed: 5 × [window 1,024] + 1 × [full]."""
+    return typeset(fold(names).replace(" x ", " × "))
+
+
+def before_layers(rows: Rows) -> None:
+    """A token's path up to the layers: embedding, positions, the layers' own inputs."""
     spec, params = rows.spec, rows.spec.param_breakdown()
-    head_flops = spec.flop_breakdown(costs.context - 1, 1)["head"]
     scale = f", × {spec.embed_scale:.4g}" if spec.embed_scale != 1 else ""
     inputs = spec.per_layer.param_breakdown(spec.dim, spec.vocab, len(spec.layers)) if spec.per_layer else {}
     positions = spec.positions.params(spec.dim) if spec.positions else 0
     tables = params["embedding"] - inputs.get("embedding", 0) - positions
-    rows.ends("tokens", "token ids", down=True)
+    rows.ends("token ids", down=True)
     text = f"{spec.vocab:,} × {spec.dim:,}{scale}"
-    rows.table("embedding", "Embedding", text, Cost(1, tables, tables), "embedding")  # rows are looked up: no FLOPs
+    rows.table("Embedding", text, Cost(1, tables, tables), "embedding")  # rows are looked up: no FLOPs
     if spec.positions:
-        rows.table("positions", "Positions", spec.positions.describe(), Cost(1, positions, positions), "positions")
+        rows.table("Positions", spec.positions.describe(), Cost(1, positions, positions), "positions")
     if spec.per_layer:
         total, flops = sum(inputs.values()), spec.per_layer.flops(spec.dim, len(spec.layers), 1)
         text = f"{spec.vocab:,} × {len(spec.layers):,} × {spec.per_layer.width:,}"
-        rows.table("inputs", "Layer inputs", text, Cost(1, total, total, flops=flops), "inputs")
-    for position in range(len(kinds)):
-        rows.layer(position)
+        rows.table("Layer inputs", text, Cost(1, total, total, flops=flops), "inputs")
+
+
+def after_layers(rows: Rows) -> None:
+    """A token's path from the last layer on: residual streams, norm, head."""
+    spec, params = rows.spec, rows.spec.param_breakdown()["head"]
     if spec.streams:
         total = sum(spec.streams.param_breakdown(spec.dim).values())
         cost = Cost(1, total, total, flops=spec.streams.flops(spec.dim, 1))
-        rows.table("streams", "Streams", f"{spec.streams.describe()}, added up", cost, "streams")
-    rows.norm("norm", spec.norm, "final norm")
+        rows.table("Streams", f"{spec.streams.describe()}, added up", cost, "streams")
+    rows.norm(spec.norm, "final norm")
     text = "tied: the embedding's matrix" if spec.tied else f"{spec.dim:,} × {spec.vocab:,}"
-    rows.table("head", "Head", text, Cost(1, params["head"], params["head"], flops=head_flops), "head")
-    rows.ends("logits", f"logits of {spec.vocab:,} tokens", down=False)
+    flops = spec.flop_breakdown(rows.costs.context - 1, 1)["head"]
+    rows.table("Head", text, Cost(1, params, params, flops=flops), "head")
+    rows.ends(f"logits of {spec.vocab:,} tokens", down=False)
 
 
 def _draw_callouts(canvas: Canvas, layout: Layout, options: Options) -> float:
@@ -283,7 +290,7 @@ def _draw_notes(canvas: Canvas, layout: Layout, options: Options) -> float:
     return y + 10
 
 
-def _description(spec: Decoder, kinds: list[Kind], pattern: str, options: Options) -> str:
+def _description(spec: Decoder, names: dict[Layer, str], pattern: str, options: Options) -> str:
     """The diagram as text."""
     parts = [f"{len(spec.layers):,} layers: {pattern}."]
     parts.append(f"Embedding {spec.vocab:,} by {spec.dim:,}, {'tied to the head' if spec.tied else 'and a head'}.")
@@ -291,8 +298,8 @@ def _description(spec: Decoder, kinds: list[Kind], pattern: str, options: Option
         parts.append(f"{spec.per_layer.describe().capitalize()}.")
     if spec.streams:
         parts.append(f"{spec.streams.describe().capitalize()}.")
-    for kind in kinds:
-        branches = ((branch_name(role, branch.block), branch) for role, branch in kind.layer.branches())
-        parts.append(f"[{kind.label}] {'; '.join(f'{n} {b.formula} with {b.block.describe()}' for n, b in branches)}.")
+    for layer, name in names.items():
+        branches = ((branch_name(role, branch.block), branch) for role, branch in layer.branches())
+        parts.append(f"[{name}] {'; '.join(f'{n} {b.formula} with {b.block.describe()}' for n, b in branches)}.")
     parts += [f"{number}: {_printable(sentence)}." for number, (_, sentence) in enumerate(options.callouts, 1)]
     return " ".join(parts)

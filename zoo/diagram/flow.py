@@ -86,7 +86,7 @@ class Flow:
         return Piece(BAR, draw)
 
     def _norm_bar(self, y: float, left: float, norm: Norm, place: str) -> None:
-        with self.canvas.group(tooltip(norm.describe(), self.rows.costs.of(norm, self.layers))):
+        with self.canvas.group(tooltip(norm.describe(), self.rows.costs.of(norm, self.layers), self.layers)):
             self._bar(y, left, place, type(norm).__name__)
             self.rows.norm_name(left, y, norm, place)
             self._anchor("norm", y)
@@ -101,7 +101,7 @@ class Flow:
 
         def draw(y: float) -> None:
             stated = f"{text}, {branch.iterations}, {branch.streams}"
-            with self.canvas.group(tooltip("hyper-connections", cost)):
+            with self.canvas.group(tooltip("hyper-connections", cost, self.layers)):
                 self._bar(y, self.layout.block, f"{self.role}.streams", stated, BAR + LINE * (len(lines) - 1))
                 for i, line in enumerate(lines):
                     self.canvas.text(self.layout.block + 10, y + 14.5 + LINE * i, line, SMALL, width)

@@ -1,7 +1,7 @@
 """How a layer looks in a strip of all layers: above what its attention reaches, below its feed-forward. A colour means
 one thing in every picture."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -88,9 +88,9 @@ def _draw_bars(canvas: Canvas, y: float, height: float, bars: Sequence[tuple[flo
         canvas.boxes(each, css_class)
 
 
-def draw_legend(canvas: Canvas, specs: Sequence[Decoder], x: float, y: float, width: float, size: float) -> float:
-    """The words for all colours that the layers of these models have; returns the y below them."""
-    used = {css_class for spec in specs for layer in set(spec.layers) for css_class in look(layer, spec)}
+def draw_legend(canvas: Canvas, looks: Iterable[Look], x: float, y: float, width: float, size: float) -> float:
+    """The words for all colours of these layers; returns the y below them."""
+    used = {css_class for layer in looks for css_class in layer}
     left = x
     for heading, words in (("attention:", REACHES), ("feed-forward:", FEED_FORWARDS)):
         items = [(css_class, text) for css_class, text in words.items() if css_class in used]

@@ -1,6 +1,7 @@
 """What parts of a model cost together, as exact figures for tooltips and as cells with bars."""
 
 from fractions import Fraction
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -29,12 +30,12 @@ class Cost(NamedTuple):
     scores: int = 0  # FLOPs among these that grow with the context
 
 
-def tooltip(name: str, cost: Cost) -> str:
-    """The exact figures of a part."""
+def tooltip(name: str, cost: Cost, layers: int = 0) -> str:
+    """The exact figures of a part, which stands in so many `layers`, or in none."""
     kept = f", {cost.kv:,} bytes of cache a token" if cost.kv else ""
     kept += f", {whole(cost.entries):,} bytes of entries a token" if cost.entries else ""
     kept += f", {cost.state:,} bytes of state" if cost.state else ""
-    where = "" if cost.layers == 1 else f" in {cost.layers:,} layers"
+    where = f" in {layers:,} layer{'s' if layers > 1 else ''}" if layers else ""
     return f"{name}: {cost.params:,} parameters{kept}, {cost.flops:,} FLOPs{where}"
 
 
@@ -44,8 +45,21 @@ class Costs:
 
     def __init__(self, spec: Decoder, context: int, dtype: torch.dtype) -> None:
         self.spec, self.context, self.dtype = spec, context, dtype
-        self.params, self.flops = spec.params(), spec.flops(context - 1, 1)
-        self.kv = spec.kv_bytes(context, dtype=dtype)
+
+    @cached_property
+    def params(self) -> int:
+        """The model's parameters."""
+        return self.spec.params()
+
+    @cached_property
+    def flops(self) -> int:
+        """The model's FLOPs for the one token."""
+        return self.spec.flops(self.context - 1, 1)
+
+    @cached_property
+    def kv(self) -> int:
+        """The model's cache in bytes."""
+        return self.spec.kv_bytes(self.context, dtype=self.dtype)
 
     def of(self, block: Block, layers: int) -> Cost:
         """The cost of a block, a branch or a whole layer, in each of `layers` layers."""

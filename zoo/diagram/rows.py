@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from zoo.blocks import Layer
 from zoo.blocks.layer import Placement
+from zoo.blocks.layer_scale import LayerScale
 from zoo.blocks.norms import Norm
 from zoo.diagram.canvas import Canvas, stretch, typeset, wrap_text
 from zoo.diagram.flow import BRANCH_NAMES, Flow, branch_name
@@ -23,7 +24,8 @@ MAX_CHANGES = 5  # in which a block can differ from another that is drawn and no
 
 
 class Kind(NamedTuple):
-    """Equal layers of a model: what tells them from others in words, their number, and their look."""
+    """Equal layers of a model: what tells them from others in words ("" if there are none), their number, and their
+    look."""
 
     layer: Layer
     label: str
@@ -38,9 +40,13 @@ class Drawn(NamedTuple):
     like: Block | None = None  # another block, from which it differs in little
 
 
+Places = dict[tuple[str, Block], Drawn]  # by a branch's role and its block
+
+
 class Rows:
     """The rows of one drawing. `badges` are the numbers of call-outs about blocks that most layers have and about what
-    stands once, `elsewhere` those about what is inside other blocks."""
+    stands once, `elsewhere` those about what is inside other blocks. `where` says where each block is blown up, if that
+    is not to be found out."""
 
     def __init__(
         self,
@@ -51,12 +57,13 @@ class Rows:
         badges: Badges,
         elsewhere: Badges,
         with_costs: bool,
+        where: Places | None = None,
     ) -> None:
         self.canvas, self.layout, self.costs, self.kinds = canvas, layout, costs, kinds
         self.badges, self.elsewhere, self.with_costs = badges, elsewhere, with_costs
         self.spec = costs.spec
         self.is_like_other = False  # nothing in the last blow-up is marked
-        self.where = {key: drawn for role in BRANCH_NAMES for key, drawn in self._places(role)}
+        self.where = where or {key: drawn for role in BRANCH_NAMES for key, drawn in self._places(role)}
 
     def _places(self, role: str) -> Iterator[tuple[tuple[str, Block], Drawn]]:
         """Where each block of a role is blown up: in the kind of layer that most layers with this block are of. A block
@@ -95,9 +102,9 @@ class Rows:
 
     # Rows on the residual stream.
 
-    def ends(self, key: str, text: str, down: bool) -> None:
+    def ends(self, text: str, down: bool) -> None:
         """The token ids that go in, or the logits that come out."""
-        with self.canvas.fragment(key) as height:
+        with self.canvas.fragment() as height:
             x, y = self.layout.stream, 20.0 if down else 28.0
             if down:
                 self.canvas.path(f"M{x} 22V34", "residual")
@@ -107,17 +114,17 @@ class Rows:
             self.canvas.text(self.layout.left + 4, y - (4 if down else -4), text, SMALL, 220, "faint")
             height.append(34.0 if down else 40.0)
 
-    def table(self, key: str, name: str, text: str, cost: Cost, anchor: str) -> None:
+    def table(self, name: str, text: str, cost: Cost, anchor: str) -> None:
         """The embedding or the head, a box on the stream."""
-        with self.canvas.fragment(key) as height, self.canvas.group(tooltip(name, cost)):
+        with self.canvas.fragment() as height, self.canvas.group(tooltip(name, cost)):
             self._on_stream("table", name, text, cost, TABLE, name, (name, text))
             self.badges.draw(self.canvas, (anchor,), self.layout.frame_end - 6, GAP)
             height.append(self._beside(cost, GAP, GAP + TABLE))
 
-    def norm(self, key: str, norm: Norm, place: str) -> None:
+    def norm(self, norm: Norm, place: str) -> None:
         """A norm on the stream."""
         cost = self.costs.of(norm, 1)
-        with self.canvas.fragment(key) as height, self.canvas.group(tooltip(norm.describe(), cost)):
+        with self.canvas.fragment() as height, self.canvas.group(tooltip(norm.describe(), cost)):
             self._on_stream("norm", "", "", cost, BAR, place, (place, type(norm).__name__))
             self.norm_name(self.layout.left, GAP, norm, place)
             height.append(GAP + BAR)
@@ -158,48 +165,54 @@ class Rows:
     def layer(self, position: int) -> None:
         """The frame of a kind of layer and the rows of its branches."""
         each = self.kinds[position]
-        self._top(position, each)
+        self.top(each.layers, each.label, each.look)
         for role, branch in each.layer.branches():
-            with self.canvas.fragment(f"layer {position}.{role}") as height:
-                height.append(self._branch(position, role, branch, each.layers))
-        self._bottom(position, each)
+            self.branch(position, role, branch, each.layers)
+        self.bottom(each.layer.output_scale, each.layers)
 
-    def _top(self, position: int, each: Kind) -> None:
+    def top(self, layers: int, name: str, look: Look) -> None:
+        """The top of a frame: how many layers it stands for, what tells them from others, and their look."""
         canvas, layout = self.canvas, self.layout
-        with canvas.fragment(f"layer {position}") as height:
+        with canvas.fragment() as height:
             left, right, top = layout.left, layout.frame_end, GAP
             x = layout.stream + 18
-            label = wrap_text(typeset(each.label), SMALL, right - x - 40) if len(self.kinds) > 1 else []
+            label = wrap_text(typeset(name), SMALL, right - x - 40)
             bottom = top + 30 + LINE * len(label)
             frame = f"M{left} {bottom + 1}V{top + 8}q0 -8 8 -8H{right - 8}q8 0 8 8V{bottom + 1}"
             canvas.path(frame, "card")
             canvas.path(f"M{layout.stream} 0V{bottom + 1}", "residual")
-            canvas.text(x, top + 22, f"{each.layers:,} × layer", 15, right - x - 40, "strong")
-            draw_look(canvas, right - 34, top + 10, 22, 15, each.look)
+            canvas.text(x, top + 22, f"{layers:,} × layer", 15, right - x - 40, "strong")
+            draw_look(canvas, right - 34, top + 10, 22, 15, look)
             for i, line in enumerate(label):
                 canvas.text(x, top + 38 + LINE * i, line, SMALL, right - x - 12, "faint")
             height.append(bottom)
 
-    def _bottom(self, position: int, each: Kind) -> None:
+    def bottom(self, scale: LayerScale | None, layers: int) -> None:
+        """The bottom of a frame, with the scale of each layer's output."""
         canvas, layout = self.canvas, self.layout
-        with canvas.fragment(f"layer {position}.end") as height:
-            y, scale = 2.0, each.layer.output_scale
+        with canvas.fragment() as height:
+            y = 2.0
             inner = 22.0 if scale else 4.0
             left, right = layout.left, layout.frame_end
             d = f"M{left} -1V{y + inner}q0 8 8 8H{right - 8}q8 0 8 -8V-1"
             canvas.path(d, "card")
             canvas.path(f"M{layout.stream} -1V{y + inner + 8}", "residual")
             if scale:
-                with canvas.group(tooltip("output scale", self.costs.of(scale, each.layers))):
+                with canvas.group(tooltip("output scale", self.costs.of(scale, layers), layers)):
                     canvas.text(layout.block, 14, scale.describe(), SMALL, right - layout.block - 8, "faint")
             height.append(y + inner + 8)
+
+    def branch(self, position: int, role: str, branch: Placement, layers: int) -> None:
+        """A branch of a frame."""
+        with self.canvas.fragment() as height:
+            height.append(self._branch(position, role, branch, layers))
 
     def _branch(self, position: int, role: str, branch: Placement, layers: int) -> float:
         """A branch off the stream and its block's blow-up; returns the height of the row."""
         canvas, layout = self.canvas, self.layout
         back = canvas.rect(layout.left, 0, layout.frame_end - layout.left, 0, "frame")
         edges, stream = canvas.path("", "rule"), canvas.path("", "residual")
-        with canvas.group(tooltip(branch_name(role, branch.block), self.costs.of(branch.block, layers))):
+        with canvas.group(tooltip(branch_name(role, branch.block), self.costs.of(branch.block, layers), layers)):
             panel = 0.0 if layout.narrow else self._panel(position, role, branch, layers)
             flow = Flow(self, position, role, branch, layers)
             bottom, box = flow.draw(max(panel + 4 - flow.height, 0.0))

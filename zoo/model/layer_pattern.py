@@ -1,15 +1,14 @@
 """A model's layer list as text: a name for each kind of layer, and the list with repeats folded."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 
 from zoo.blocks.layer import Layer
-from zoo.model.decoder import Decoder
 
 
-def labels(spec: Decoder) -> list[str]:
+def labels(layers: Iterable[Layer]) -> list[str]:
     """A short name for each distinct layer, in order of appearance: the aspects that tell them apart."""
-    kinds = list(dict.fromkeys(spec.layers))
+    kinds = list(dict.fromkeys(layers))
     names = [""] * len(kinds)
     for aspect in ASPECTS:
         longer = [", ".join(filter(None, (name, aspect(layer)))) for name, layer in zip(names, kinds, strict=True)]
@@ -28,6 +27,11 @@ def _reach(layer: Layer) -> str:
     """What the layer's tokens attend to; of a mixer that keeps a state alone, its name."""
     cache = layer.cache_spec()
     return cache.describe() if cache.per_token or layer.takes() else _mixer(layer)
+
+
+def aspects(layer: Layer) -> tuple[str, ...]:
+    """What `labels` tells layers apart by: those that are equal in it get equal labels beside the same others."""
+    return tuple(aspect(layer) for aspect in ASPECTS)
 
 
 ASPECTS: tuple[Callable[[Layer], str], ...] = (

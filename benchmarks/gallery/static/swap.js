@@ -5,6 +5,7 @@ const FIRST_SWAP = "1,024, all but every sixth layer"; // so that the table show
 const AXES = {kv: ["attention", 0], window: ["attention", 1], experts: ["experts", 0], k: ["experts", 1]}; // [grid, axis]
 const swapSelect = axis => byId(`swap-${axis}`);
 const chosen = axis => Number(swapSelect(axis).value);
+const chosenAxes = () => Object.fromEntries([...Object.keys(AXES), "positions"].map(axis => [axis, chosen(axis)]));
 
 // The cell of a grid, or null if the two choices cannot be combined.
 const cell = (model, grid, i, j) => model[grid].cells[i][j];
@@ -65,59 +66,6 @@ function swapNote(model) {
   return dropped.length ? `${text} Dropped features: ${dropped.join(", ")}.` : text;
 }
 
-// A drawing put together from its parts, from the top. Texts that are not in the same part of the original are marked.
-function stacked(parts, title, original = null) {
-  const svg = shape("svg", {class: "zoo-diagram", role: "img", "aria-label": title, "font-size": "11.5"});
-  const before = new Map(original?.map(([key, index]) => [key, index]));
-  let y = 0;
-  for (const [key, index, height] of parts) {
-    const group = shape("g", {transform: `translate(0 ${y})`});
-    group.innerHTML = PACKED.swaps.parts[index];
-    if (original && before.get(key) !== index) markNew(group, PACKED.swaps.parts[before.get(key)] ?? "");
-    svg.append(group);
-    y += height;
-  }
-  svg.setAttribute("viewBox", `0 0 360 ${y}`);
-  return svg;
-}
-
-function markNew(group, before) {
-  const old = shape("g", {});
-  old.innerHTML = before;
-  const known = new Set([...old.querySelectorAll("text")].map(text => text.textContent));
-  for (const text of group.querySelectorAll("text")) if (!known.has(text.textContent)) text.classList.add("differs");
-}
-
-const IN_ATTENTION = ["kv", "window", "positions"];
-
-// The parts of a model with one change in attention, in the feed-forward, or in both; undefined where that cannot be put
-// together: two changes of one block, or of which layers are alike. With both, the parts that say something of the whole
-// model are left out.
-function swappedParts(released, drawings, axes) {
-  const lists = axes.map(axis => drawings[axis][swapSelect(axis).selectedOptions[0].text]);
-  if (lists.length < 2 || !lists.every(Boolean)) return lists[0];
-  const areTwoBlocks = axes.filter(axis => IN_ATTENTION.includes(axis)).length === 1 && axes.length === 2;
-  if (!areTwoBlocks || lists.some(list => list.length !== released.length || list.some(([key], i) => key !== released[i][0])))
-    return undefined;
-  return released.flatMap((part, i) => {
-    const changed = lists.map(list => list[i]).filter(([, index]) => index !== part[1]);
-    if (["title", "layers"].includes(part[0]) && changed.length) return [];
-    return [changed[0] ?? part];
-  });
-}
-
-// The original, and beside it the swapped model where it can be drawn.
-function drawSwap(model) {
-  const {released, changed: drawings} = PACKED.swaps.models[model.name];
-  const axes = [...Object.keys(AXES), "positions"].filter(axis => swapSelect(axis).selectedIndex > 0);
-  const figure = (name, svg) => make("figure", {}, make("p", {class: "playground-title"}, name), svg);
-  const own = figure("As released", stacked(released, `Diagram of ${model.name}`));
-  if (!axes.length) return [own];
-  const parts = swappedParts(released, drawings, axes);
-  if (!parts) return [own, make("p", {class: "note"}, "Several changes of one block are not drawn here. zoo.diagram.svg(spec, \"swapped\") draws them.")];
-  return [own, figure("Swapped", stacked(parts, `Diagram of ${model.name}, swapped`, released))];
-}
-
 // What is changed, in words.
 function swapSummary(model) {
   const words = {
@@ -162,7 +110,7 @@ function startSwap() {
     byId("swap-table").tBodies[0].replaceChildren(...swapRows(released(model()), swapped(model()), context.value));
     byId("swap-note").textContent = swapNote(model());
     byId("swap-summary").replaceChildren(...swapSummary(model()));
-    byId("swap-drawings").replaceChildren(...drawSwap(model()));
+    byId("swap-drawings").replaceChildren(...drawSwap(model(), chosenAxes()));
     byId("swap-code").textContent = swapCode(model());
     const command = swapCommand(model());
     byId("swap-command").textContent = command ?? "";

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from typing import Any
-from xml.etree.ElementTree import fromstring
+from xml.etree.ElementTree import fromstring, tostring
 
 import pytest
 
@@ -15,9 +16,12 @@ from benchmarks.gallery import swap_grid
 from benchmarks.gallery.cost_terms import outside_terms
 from benchmarks.gallery.overview import groups
 from tests.benchmarks.gallery.conftest import SHOWN
-from zoo.catalog import title
+from tests.zoo.diagram.drawing import parts
 from zoo.cli.runner import exit_code
-from zoo.diagram import fragments
+from zoo.diagram import Fragments, svg
+from zoo.diagram.figure import STRIP, STRIP_ABOVE, STRIP_BELOW, folded
+from zoo.diagram.looks import look
+from zoo.model.layer_pattern import labels
 from zoo.swaps.grammar import apply_swaps
 from zoo.units import format_bytes, format_count
 
@@ -105,43 +109,81 @@ def test_the_command_makes_the_same_swap(page: Any, capsys: pytest.CaptureFixtur
     page.locator("#swap-reset").click()
 
 
+def texts(parts: list[str]) -> list[str]:
+    return ["".join(text.itertext()) for part in parts for text in fromstring(part).iter() if text.tag.endswith("text")]
+
+
 def test_diagram_of_the_swapped_model_stands_beside_the_original(page: Any) -> None:
-    """It has the texts of the swapped spec's own drawing, in order, and marks those that the original lacks."""
+    """Below its title it has the texts of the swapped spec's own drawing, in order, and marks those that the original
+    lacks."""
     page.locator("#swap-model").select_option("llama3.1-8b")
     page.locator("#swap-reset").click()
     figures = page.locator("#swap-drawings figure")
     assert figures.count() == 1
     page.locator("#swap-kv").select_option(label="2 KV heads (GQA)")
+    page.locator("#swap-window").select_option(label="512, all layers")
+    page.locator("#swap-positions").select_option(label="NoPE in all layers")
+    page.locator("#swap-experts").select_option(label="8")
+    page.locator("#swap-k").select_option(label="1")
     assert figures.count() == 2
     original = zoo.spec("llama3.1-8b")
-    spec, _ = apply_swaps(original, ["GQA(kv_heads=2)"])
+    swaps = ["GQA(kv_heads=2)", "GQA(window=512)", "rope=NoPE", "ffn=MoE(experts=8, k=2)", "MoE(k=1)"]
+    spec, _ = apply_swaps(original, swaps)
     for figure, drawn in zip(figures.all(), (original, spec), strict=True):
-        parts = fragments(drawn, title("llama3.1-8b"), layout="narrow")
-        wanted = ["".join(text.itertext()) for part in parts for text in fromstring(part.svg).iter("text")]
-        assert figure.locator("svg text").all_text_contents() == wanted
-        assert figure.locator("svg").get_attribute("viewBox").split()[3] == f"{sum(part.height for part in parts):g}"
+        _, *rows, end = parts(fromstring(svg(drawn, "", layout="narrow")))
+        assert figure.locator("svg text").all_text_contents() == texts([tostring(row).decode() for _, row in rows])
+        assert float(figure.locator("svg").get_attribute("viewBox").split()[3]) == end[0] - rows[0][0]
     marked = figures.nth(1).locator("svg text.differs").all_text_contents()
-    assert any("2 KV heads" in text for text in marked)
+    assert {"32 heads on 2 KV heads", "NoPE", "window 512", "1 of 8 experts active"} <= {*marked}
+    assert not {"RMSNorm", "Embedding", "token ids"} & {*marked}
     assert figures.nth(0).locator(".differs").count() == 0
     page.locator("#swap-reset").click()
 
 
-def test_a_change_of_attention_and_one_of_the_feed_forward_are_drawn_together(page: Any) -> None:
-    """With the texts of the spec's own drawing, but for those about the whole model; two of attention are not drawn."""
-    page.locator("#swap-model").select_option("llama3.1-8b")
+def test_layers_that_differ_are_drawn_one_by_one(page: Any) -> None:
+    """Several changes of one block, in patterns that repeat by themselves: the strip and the frames of all kinds."""
+    page.locator("#swap-model").select_option("gemma3-27b")
     page.locator("#swap-reset").click()
-    figures = page.locator("#swap-drawings figure")
-    page.locator("#swap-kv").select_option(label="2 KV heads (GQA)")
+    page.locator("#swap-kv").select_option(label="4 KV heads (GQA)")
+    page.locator("#swap-window").select_option(label="512, all but every fourth layer")
+    page.locator("#swap-positions").select_option(label="NoPE in every second layer")
     page.locator("#swap-experts").select_option(label="8")
-    original = zoo.spec("llama3.1-8b")
-    command = shlex.split(page.locator("#swap-command").inner_text())
-    spec, _ = apply_swaps(original, [text for text in command[5:] if text != "--swap"])
-    assert any(isinstance(part, zoo.MoE) for part in spec.walk())
-    parts = [part for part in fragments(spec, "", layout="narrow") if part.key not in ("title", "layers")]
-    wanted = ["".join(text.itertext()) for part in parts for text in fromstring(part.svg).iter("text")]
-    assert figures.count() == 2
-    assert figures.nth(1).locator("svg text").all_text_contents() == wanted
-    page.locator("#swap-window").select_option(label="512, all layers")
-    assert figures.count() == 1
-    assert "Several changes of one block are not drawn here" in page.locator("#swap-drawings").inner_text()
+    scope = dict[str, Any]()
+    exec(page.locator("#swap-code").inner_text(), scope)
+    spec = scope["spec"]
+    kinds, made = Counter(spec.layers), Fragments(spec, layout="narrow")
+    assert len(kinds) == 3
+    names = dict(zip(kinds, labels(spec.layers), strict=True))
+    looks = {layer: look(layer, spec) for layer in kinds}
+    most = max(kinds, key=lambda layer: kinds[layer])
+    wanted = [made.pattern(looks.values(), folded([names[layer] for layer in spec.layers])), *made.before()]
+    for layer, n in kinds.items():  # all have one feed-forward
+        shown = "here" if layer is most else "below" if [*kinds].index(layer) < [*kinds].index(most) else "above"
+        wanted += [made.top(n, names[layer], looks[layer]), made.branch("attn", layer.attn)]
+        wanted += [made.branch("ffn", layer.ffn, shown), made.bottom(layer.output_scale)]
+    wanted += made.after()
+    figure = page.locator("#swap-drawings figure").nth(1)
+    assert figure.locator("svg text").all_text_contents() == texts([part.svg for part in wanted])
+    bars = [bar.get_attribute("class") for bar in figure.locator("svg > g").first.locator("rect").all()]
+    assert bars == [css_class for layer in spec.layers for css_class in looks[layer]]
+    strip = STRIP_ABOVE + STRIP + STRIP_BELOW
+    height = float(figure.locator("svg").get_attribute("viewBox").split()[3])
+    assert height == strip + sum(part.height for part in wanted)
+    assert not {"drawn above", "drawn below"} & {*figure.locator("svg text.differs").all_text_contents()}
     page.locator("#swap-reset").click()
+
+
+def test_positions_that_cannot_be_combined_are_disabled(page: Any) -> None:
+    """Of every model that is shown: an option that can be selected is drawn."""
+    for name in (group.typical.name for group in groups(SHOWN)):
+        page.locator("#swap-model").select_option(name)
+        page.locator("#swap-reset").click()
+        for option in page.locator("#swap-kv option").all():
+            page.locator("#swap-kv").select_option(value=option.get_attribute("value"))
+            offered = page.locator("#swap-positions option:enabled")
+            page.locator("#swap-positions").select_option(value=offered.last.get_attribute("value"))
+            assert page.locator("#swap-drawings figure").count() == (1 if page.evaluate(UNCHANGED) else 2)
+    page.locator("#swap-reset").click()
+
+
+UNCHANGED = "Object.values(chosenAxes()).every(choice => choice === 0)"

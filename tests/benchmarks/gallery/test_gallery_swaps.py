@@ -11,12 +11,14 @@ import zoo
 from benchmarks.analytic.models import one
 from benchmarks.gallery import swap_grid
 from benchmarks.gallery.cost_terms import CostTerms, Terms, attention_terms, feed_forward_terms, outside_terms
-from benchmarks.gallery.swap_drawings import swap_drawings
+from benchmarks.gallery.swap_drawings import SHOWN, swap_drawings
 from benchmarks.gallery.swap_grid import Grid
-from benchmarks.gallery.timeline import title_of
 from tests.presets import representatives, screen_of_families, split
-from zoo.diagram import fragments
+from zoo.diagram import Fragment, Fragments
+from zoo.diagram.figure import folded
+from zoo.diagram.looks import look
 from zoo.model.decoder import Decoder
+from zoo.model.layer_pattern import labels
 from zoo.swaps.grammar import apply_swap
 
 NAMES = vars(zoo) | {"apply_swap": apply_swap, "replace": replace}
@@ -62,6 +64,7 @@ def test_code_of_a_cell_gives_its_terms(kind: str, name: str) -> None:
     spec = zoo.spec(name)
     make_grid, terms = GRIDS[kind]
     grid, checked = make_grid(spec), 0
+    assert all(any(row) for row in grid.cells)  # DeepSeek's groups leave no room for 8 experts
     assert layer_counts(grid.cells[0][0]) == layer_counts(terms(Counter(spec.layers), spec.dim))
     for i, j in sampled_cells(grid):
         codes = grid.rows[i].code, grid.columns[j].code
@@ -101,25 +104,86 @@ def test_positions_change_no_cost(name: str) -> None:
         assert changed.kv_bytes(99) == spec.kv_bytes(99)
 
 
+AXES = ("kv", "window", "experts", "k", "positions")  # in the order of the code
+
+
+def sampled_choices(choices: dict[str, list[swap_grid.Choice]]) -> list[dict[str, int]]:
+    """Indices of choices: all of an axis beside the released model's others, and some of all axes together."""
+    alone = [dict.fromkeys(AXES, 0) | {axis: i} for axis in AXES for i in range(len(choices[axis]))]
+    steps = {axis: 1 + at for at, axis in enumerate(AXES)}
+    return alone + [{axis: steps[axis] * i % len(choices[axis]) for axis in AXES} for i in range(1, 25)]
+
+
 @pytest.mark.parametrize("name", screen_of_families())
 def test_drawings_are_of_the_models_that_the_code_makes(name: str) -> None:
-    """Each choice by itself, layer by layer; a drawing is named where the choice is valid, and has its parts."""
-    model, texts = one(name), dict[str, int]()
-    drawn = swap_drawings(model, lambda text: texts.setdefault(text, len(texts)))
-    held = list(texts)
-    for axis, choices in swap_grid.single_choices(model.spec).items():
-        for choice in choices:
-            changed = swap_grid.swapped(model.spec, choice)
-            if choice is swap_grid.RELEASED:
-                assert changed == model.spec
-                continue
-            assert (choice.label in drawn["changed"][axis]) is (changed is not None)
-            if changed is None:
-                with pytest.raises(zoo.ZooError):
-                    run_code(model.spec, choice.code)
-            else:
-                assert changed == run_code(model.spec, choice.code)
-    axis, label, parts = next((a, x, y) for a, each in drawn["changed"].items() for x, y in each.items())
-    choice = next(each for each in swap_grid.single_choices(model.spec)[axis] if each.label == label)
-    wanted = fragments(run_code(model.spec, choice.code), title_of(model), layout="narrow")
-    assert [(key, held[index], height) for key, index, height in parts] == [tuple(part) for part in wanted]
+    """However many changes: the layers one by one, the frames of their kinds, and the parts of their branches."""
+    spec, parts = one(name).spec, dict[Fragment, int]()
+    made, choices = swap_drawings(spec, lambda part: parts.setdefault(part, len(parts))), swap_grid.single_choices(spec)
+    held, drawn, checked = list(parts), Fragments(spec, layout="narrow"), 0
+    for at in sampled_choices(choices):
+        codes = [choices[axis][at[axis]].code for axis in AXES]
+        chosen = made["attention"][at["kv"]], made["feed_forward"][at["experts"]][at["k"]]
+        structures = chosen[1] and made["structures"][chosen[0]["group"]][chosen[1]["group"]]
+        structure = structures and structures[at["window"]][at["positions"]]
+        if structure is None:
+            with pytest.raises(zoo.ZooError):
+                run_code(spec, *codes)
+            continue
+        changed, checked = run_code(spec, *codes), checked + 1
+        counts = Counter(changed.layers)
+        kinds = list(counts)
+        assert [kinds.index(layer) for layer in changed.layers] == [i for n, i in structure["runs"] for _ in range(n)]
+        names = dict(zip(kinds, labels(changed.layers), strict=True))
+        whole = folded([names[layer] for layer in changed.layers]) if len(kinds) > 1 else ""
+        assert held[structure["pattern"]] == drawn.pattern([look(layer, changed) for layer in kinds], whole)
+        for layer, number in zip(kinds, structure["kinds"], strict=True):
+            frame, seen = made["frames"][number], look(layer, changed)
+            assert tuple(frame["look"]) == seen
+            assert held[frame["top"]] == drawn.top(counts[layer], names[layer] if len(kinds) > 1 else "", seen)
+            for role, choice in zip(("attn", "ffn"), chosen, strict=True):
+                branch = dict(layer.branches()).get(role)
+                assert (frame[role] is None) is (branch is None)
+                if branch:
+                    i, shown = frame[role]
+                    assert held[choice["parts"][i][shown]] == drawn.branch(role, branch, SHOWN[shown])
+            rest = [held[part] for _, part in made["rests"][frame["rest"]]]
+            inputs = [drawn.branch("inputs", layer.inputs)] if layer.inputs else []
+            assert rest == [*inputs, drawn.bottom(layer.output_scale)]
+    assert checked >= len(AXES)
+
+
+@pytest.mark.parametrize("name", screen_of_families())
+def test_every_block_is_drawn_once_in_a_drawing(name: str) -> None:
+    """In the frame of the kind that most layers with it are of; frames above and below say where."""
+    made = swap_drawings(one(name).spec, lambda part: 0)
+    found = 0
+    for structures in (each for groups in made["structures"] for each in groups):
+        for structure in (each for row in structures for each in row if each):
+            frames = [made["frames"][i] for i in structure["kinds"]]
+            counts = Counter[int]()
+            for n, position in structure["runs"]:
+                counts[position] += n
+            for role in ("attn", "ffn"):
+                held = [(position, *frame[role]) for position, frame in enumerate(frames) if frame[role]]
+                for branch in {i for _, i, _ in held}:
+                    shown = {position: SHOWN[how] for position, i, how in held if i == branch}
+                    (home,) = [position for position, how in shown.items() if how == "here"]
+                    assert counts[home] == max(counts[position] for position in shown)
+                    assert all((how == "below") is (position < home) for position, how in shown.items())
+                    found += 1
+    assert found
+
+
+def test_windows_and_positions_repeat_by_themselves() -> None:
+    """Every sixth layer has no window, every fourth no position encoding."""
+    spec = zoo.spec("llama3.1-8b")
+    window, nope = "512, all but every sixth layer", "NoPE in every fourth layer"
+    choices = swap_grid.single_choices(spec)
+    first, second = (
+        next(choice for choice in choices[axis] if choice.label == label)
+        for axis, label in (("window", window), ("positions", nope))
+    )
+    changed = swap_grid.swapped(swap_grid.swapped(spec, first), second)
+    assert [layer.mixer.window for layer in changed.layers] == [None if i % 6 == 5 else 512 for i in range(32)]
+    assert [isinstance(layer.mixer.rope, zoo.NoPE) for layer in changed.layers] == [i % 4 == 3 for i in range(32)]
+    assert changed == run_code(spec, first.code, second.code)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from xml.etree import ElementTree
 
 import pytest
 
@@ -19,9 +17,9 @@ from tests.zoo.diagram.drawing import (
     rects,
     texts,
 )
-from zoo import Decoder, names, spec
+from zoo import names, spec
 from zoo.catalog import ancestor
-from zoo.diagram import callouts, fragments, svg
+from zoo.diagram import callouts
 from zoo.swaps.differences import structure_differences
 
 
@@ -33,8 +31,7 @@ def test_callouts_are_numbered_in_the_figure_and_below_it(layout: str) -> None:
     assert "New" in texts(root, "strong")
     listed = " ".join(texts(parts(root)[-2][1]))
     assert all(sentence in listed for _, sentence in CALLOUTS[1:])
-    main = next(part for part in fragments(spec("deepseek-v3"), "") if part.key == "layer 1.attn")
-    assert "badge" not in main.svg
+    assert not texts(drawn(spec("deepseek-v3"), layout=layout), "badge-text")
     rows = [part for _, part in parts(root) if "1" in texts(part, "badge-text")]
     assert [bool(rects(part, "attn")) for part in rows] == [True, False]  # the branch, the list
 
@@ -42,21 +39,11 @@ def test_callouts_are_numbered_in_the_figure_and_below_it(layout: str) -> None:
 def test_callouts_stand_at_what_is_inside_a_block_or_at_the_block() -> None:
     """Of the layers that most are of; what is not drawn inside is said at the block."""
     about = ("attn.rope", "Inside."), ("attn.keys", "Not drawn inside."), ("ffn.router", "No router here.")
-    rows = {key: ElementTree.fromstring(part) for key, part in parts_of(spec("gemma3-27b"), about).items()}
-    badges = {key: [each for each in row.iter() if classes(each) == ["badge"]] for key, row in rows.items()}
-    words = {key: [each.text for each in row.iter() if "badge-text" in classes(each)] for key, row in rows.items()}
-    assert words["layer 0.attn"] == ["1", "2"]
-    assert words["layer 0.ffn"] == ["3"]
-    assert not words["layer 1.attn"]
-    rope, block = (float(circle.get("cx")) for circle in badges["layer 0.attn"])
+    rows = [row for _, row in parts(drawn(spec("gemma3-27b"), callouts=about))]
+    (first, second), (ffn, other_ffn) = ([row for row in rows if rects(row, role)] for role in ("attn", "ffn"))
+    assert [texts(row, "badge-text") for row in (first, ffn, second, other_ffn)] == [["1", "2"], ["3"], [], []]
+    rope, block = (float(each.get("cx")) for each in first.iter() if classes(each) == ["badge"])
     assert rope > 300 > block
-
-
-def parts_of(model: Decoder, about: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """Key -> the text of each part of a drawing with call-outs."""
-    keys = [part.key for part in fragments(model, "a title")]
-    groups = re.findall(r"<g transform.*?(?=<g transform|</svg>)", svg(model, "a title", callouts=about), re.DOTALL)
-    return dict(zip([*keys[:-1], "callouts", keys[-1]], groups, strict=True))
 
 
 @pytest.mark.parametrize("name", split(names(), representatives()))

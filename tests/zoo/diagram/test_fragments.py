@@ -1,62 +1,91 @@
-"""The parts that a drawing is stacked from."""
+"""The parts that a drawing is stacked from, drawn one by one."""
 
 from __future__ import annotations
+
+import re
+from dataclasses import replace
+from itertools import pairwise
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.presets import representatives, split
-from tests.zoo.diagram.drawing import (
-    MODELS,
-    drawn,
-)
+from tests.zoo.diagram.drawing import MODELS, drawn, parts, texts
 from zoo import spec
-from zoo.blocks import MoE
-from zoo.diagram import fragments, svg
+from zoo.diagram import Fragment, Fragments, svg
+from zoo.diagram.figure import STRIP, STRIP_ABOVE, STRIP_BELOW, folded
+from zoo.diagram.looks import look
+from zoo.model.layer_pattern import labels
 from zoo.swaps.grammar import apply_swap
 
 SHOWN = [*representatives(), *(f"tiny {name}" for name in representatives()), "extreme"]
+TOOLTIP = re.compile("<title>.*?</title>")
 
 
+def without_tooltips(part: str) -> str:
+    return TOOLTIP.sub("", part)
+
+
+@pytest.mark.parametrize("layout", ["wide", "narrow"])
 @pytest.mark.parametrize("name", split(MODELS, SHOWN))
-def test_a_drawing_is_its_fragments_one_below_the_other(name: str) -> None:
+def test_a_drawing_is_its_parts_one_below_the_other(name: str, layout: str) -> None:
+    """Of each kind of layer in a model of that kind alone, where every block is drawn in full."""
     model = MODELS[name]
-    made = fragments(model, "a title")
-    assert len({part.key for part in made}) == len(made)
-    whole, y = svg(model, "a title"), 0.0
-    for part in made:
-        moved = part.svg.replace("<g", f'<g transform="translate(0 {y:g})"', 1)
-        assert moved in whole
-        y += part.height
-    assert float(drawn(model).get("height")) == y
+    for layer in dict.fromkeys(each for each in model.layers if not each.takes()):
+        alone = replace(model, layers=(layer,) * 3)
+        made = Fragments(alone, layout=layout)
+        branches = [made.branch(role, branch) for role, branch in layer.branches()]
+        frame = [made.top(3, "", look(layer, alone)), *branches, made.bottom(layer.output_scale)]
+        stack: list[Fragment] = [*made.before(), *frame, *made.after()]
+        whole = svg(alone, "a title", layout=layout)
+        groups = re.findall(r"<g transform.*?(?=<g transform|</svg>)", whole, re.DOTALL)[1:-1]  # the title, the notes
+        moved = [re.sub(r'<g transform="[^"]*">', "<g>", without_tooltips(group), count=1) for group in groups[1:]]
+        assert moved == [without_tooltips(part.svg) for part in stack]
+        starts = [y for y, _ in parts(drawn(alone, layout=layout))][2:]
+        assert [part.height for part in stack] == [b - a for a, b in pairwise(starts)]
+
+
+@pytest.mark.parametrize("name", ["gemma3-27b", "deepseek-v3-671b", "nemotron3-nano-30b-a3b"])
+def test_the_pattern_stands_below_the_strip_of_layers(name: str) -> None:
+    model = spec(name)
+    names = dict(zip(dict.fromkeys(model.layers), labels(model.layers), strict=True))
+    looks = [look(layer, model) for layer in names]
+    part = Fragments(model).pattern(looks, folded([names[layer] for layer in model.layers]))
+    (start, strip), (end, _) = parts(drawn(model))[1:3]
+    assert texts(strip) == [each.text for each in ElementTree.fromstring(part.svg).iter("text")]
+    assert end - start == STRIP_ABOVE + STRIP + STRIP_BELOW + part.height
+
+
+def test_a_block_that_is_drawn_elsewhere() -> None:
+    """DeepSeek's dense layers have the attention of its many others, and come before them."""
+    model = spec("deepseek-v3")
+    dense, sparse = dict.fromkeys(model.layers)
+    assert dense.attn == sparse.attn
+    made, whole = Fragments(model), without_tooltips(svg(model, "a title"))
+    branches = {shown: made.branch("attn", dense.attn, shown) for shown in ("here", "above", "below")}
+    inside = {shown: without_tooltips(branch.svg).removeprefix("<g>") for shown, branch in branches.items()}
+    assert [shown for shown, text in inside.items() if text in whole] == ["here", "below"]
+    assert "drawn below" in inside["below"]
+    assert inside["above"] == inside["below"].replace("drawn below", "drawn above")
+
+
+def test_tooltips_are_of_one_layer() -> None:
+    model = spec("llama3.1-8b")
+    attention = model.layers[0].attn
+    params = attention.block.params(model.dim)
+    assert f"attention: {params:,} parameters" in Fragments(model).branch("attn", attention).svg
+    assert "in 1 layer</title>" in Fragments(model).branch("attn", attention).svg
+    assert f"attention: {32 * params:,} parameters" in svg(model, "a title")
+    assert "in 32 layers</title>" in svg(model, "a title")
 
 
 def test_a_branch_depends_on_its_own_block() -> None:
     """Swapping the feed-forward leaves the attention's part as it was, and the other way round."""
     experts = apply_swap(spec("llama3.1-8b"), "ffn=MoE(experts=8, k=2)")[0]
     latent = apply_swap(experts, "attn=MLA(kv_rank=512, q_rank=none, nope_dim=128, rope_dim=64, v_dim=128)")[0]
-    models = (spec("llama3.1-8b"), experts, latent)
-    models = (spec("llama3.1-8b"), experts, latent)
-    before, other, third = ({part.key: part for part in fragments(model, "")} for model in models)
-    assert before["layer 0.attn"] == other["layer 0.attn"] != third["layer 0.attn"]
-    assert before["layer 0.ffn"] != other["layer 0.ffn"] == third["layer 0.ffn"]
-
-
-@pytest.mark.parametrize("attention", ["GQA(kv_heads=1)", "GQA(bias=true, sinks=false)"])
-@pytest.mark.parametrize("name", ["llama3.1-8b", "gpt-oss-20b", "gemma3-27b", "glm4.5-355b", "qwen3-next-80b-a3b"])
-def test_two_swaps_are_put_together_from_their_parts(name: str, attention: str) -> None:
-    """As a page does it: of each part the one that a swap has changed."""
-    released = spec(name)
-    experts = "MoE(experts=64)" if any(isinstance(part, MoE) for part in released.walk()) else "ffn=MoE(experts=8, k=2)"
-    one, other = (apply_swap(released, swap)[0] for swap in (attention, experts))
-    both = apply_swap(one, experts)[0]
-    before, first, second, wanted = (
-        {part.key: part.svg for part in fragments(model, "")} for model in (released, one, other, both)
-    )
-    assert list(before) == list(first) == list(second) == list(wanted)
-    merged = {key: first[key] if first[key] != before[key] else second[key] for key in before}
-    whole = ("title", "layers")
-    assert {key: merged[key] for key in wanted if key not in whole} == {
-        k: v for k, v in wanted.items() if k not in whole
-    }
-    assert merged != first
-    assert merged != second
+    made = [
+        {role: Fragments(model).branch(role, branch) for role, branch in model.layers[0].branches()}
+        for model in (spec("llama3.1-8b"), experts, latent)
+    ]
+    assert made[0]["attn"] == made[1]["attn"] != made[2]["attn"]
+    assert made[0]["ffn"] != made[1]["ffn"] == made[2]["ffn"]

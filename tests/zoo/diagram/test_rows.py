@@ -20,11 +20,11 @@ from tests.zoo.diagram.drawing import (
     drawn,
     misplaced,
     parts,
+    rects,
     texts,
 )
 from zoo import GLU, Decoder, names, spec, swap
 from zoo.blocks import HyperBranch, PostNorm
-from zoo.diagram import fragments
 from zoo.registry import Block
 from zoo.swaps.grammar import apply_swap
 
@@ -67,15 +67,17 @@ def test_a_block_is_blown_up_where_most_layers_use_it(name: str) -> None:
     for position, (layer, number) in enumerate(counts.items()):
         for role, branch in layer.branches():
             used.setdefault((role, branch.block), [0] * len(counts))[position] = number
-    rows = {part.key: part.svg for part in fragments(model, name)}
+    rows = (row for _, row in parts(drawn(model)) if rects(row, "attn", "ffn", "inputs"))
+    places = ((position, role) for position, layer in enumerate(counts) for role, _ in layer.branches())
+    by_place = dict(zip(places, rows, strict=True))
     for (role, _), numbers in used.items():
         main = numbers.index(max(numbers))
         for position, number in enumerate(numbers):
             if number:
-                row = rows[f"layer {position}.{role}"]
-                assert ("drawn below" in row) == (position < main)
-                assert ("drawn above" in row) == (position > main)
-                assert ('class="guide"' in row) == (position == main)
+                row = by_place[position, role]
+                said = [text for text in texts(row) if text.startswith("drawn ")]
+                assert said == ["drawn below"] * (position < main) + ["drawn above"] * (position > main)
+                assert any("guide" in classes(each) for each in row.iter()) == (position == main)
 
 
 @pytest.mark.parametrize("name", split(MODELS, SHOWN))

@@ -1,0 +1,69 @@
+// The diagram of a swapped model, stacked from parts that were drawn ahead (benchmarks/gallery/swap_drawings.py).
+
+// What the choices that stand make of a model's layers: the frames of its kinds of layers, and runs of them; null where
+// they make no valid model. `at`: the index of the choice of each axis.
+function swapStructure(model, at) {
+  const drawings = PACKED.swaps.models[model.name], computing = drawings.feed_forward[at.experts][at.k];
+  return computing && drawings.structures[drawings.attention[at.kv].group][computing.group][at.window][at.positions];
+}
+
+// The parts of its drawing from the top, as [role, [text, height]].
+function swapParts(model, at) {
+  const drawings = PACKED.swaps.models[model.name], structure = swapStructure(model, at);
+  const part = (role, index) => [role, PACKED.swaps.parts[index]];
+  const branch = (role, found, choice) => (found ? [part(role, choice.parts[found[0]][found[1]])] : []);
+  const frames = structure.kinds.map(i => drawings.frames[i]);
+  return [
+    ["strip", strip(structure.runs, frames)],
+    part("pattern", structure.pattern),
+    ...drawings.before.map(index => part("before", index)),
+    ...frames.flatMap(frame => [
+      part("top", frame.top),
+      ...branch("attn", frame.attn, drawings.attention[at.kv]),
+      ...branch("ffn", frame.ffn, drawings.feed_forward[at.experts][at.k]),
+      ...drawings.rests[frame.rest].map(each => part(...each)),
+    ]),
+    ...drawings.after.map(index => part("after", index)),
+  ];
+}
+
+// All layers from the first to the last, as two rows of bars: what attention reaches, and the feed-forward.
+function strip(runs, frames) {
+  const {left, width, height, above, below} = PACKED.swaps.strip, layers = runs.flatMap(([n, kind]) => Array(n).fill(frames[kind].look));
+  const pitch = width / layers.length, gap = pitch > 5 ? 1 : pitch > 2 ? 0.6 : 0, upper = Math.round(height * 0.6);
+  const bar = (css, x, y, tall) => (css === "none"
+    ? `<rect class="none" x="${x + 0.5}" y="${y + 0.5}" width="${Math.max(pitch - gap - 1, 0.5)}" height="${tall - 1}"/>`
+    : `<rect class="${css}" x="${x}" y="${y}" width="${pitch - gap}" height="${tall}"/>`);
+  const bars = layers.map(([reach, ffn], i) => bar(reach, left + i * pitch, above, upper) + bar(ffn, left + i * pitch, above + upper, height - upper));
+  return [bars.join(""), above + height + below];
+}
+
+// A drawing of parts one below the other. Texts that the original does not have in any part of the same role are marked,
+// but for those that say where a block is drawn.
+function stacked(parts, title, original = null) {
+  const svg = shape("svg", {class: "zoo-diagram", role: "img", "aria-label": title, "font-size": "11.5"});
+  const known = new Map(), texts = group => [...group.querySelectorAll("text")].filter(text => !/^drawn (above|below)$/.test(text.textContent));
+  const drawn = markup => { const group = shape("g", {}); group.innerHTML = markup; return group; };
+  for (const [role, [markup]] of original ?? [])
+    known.set(role, new Set([...known.get(role) ?? [], ...texts(drawn(markup)).map(text => text.textContent)]));
+  let y = 0;
+  for (const [role, [markup, height]] of parts) {
+    const group = drawn(markup);
+    group.setAttribute("transform", `translate(0 ${y})`);
+    if (original) for (const text of texts(group)) if (!known.get(role)?.has(text.textContent)) text.classList.add("differs");
+    svg.append(group);
+    y += height;
+  }
+  svg.setAttribute("viewBox", `0 0 360 ${y}`);
+  return svg;
+}
+
+const AS_RELEASED = {kv: 0, window: 0, positions: 0, experts: 0, k: 0};
+
+// The original, and beside it the swapped model.
+function drawSwap(model, at) {
+  const figure = (name, svg) => make("figure", {}, make("p", {class: "playground-title"}, name), svg);
+  const released = swapParts(model, AS_RELEASED), own = figure("As released", stacked(released, `Diagram of ${model.name}`));
+  if (Object.values(at).every(choice => choice === 0)) return [own];
+  return [own, figure("Swapped", stacked(swapParts(model, at), `Diagram of ${model.name}, swapped`, released))];
+}
