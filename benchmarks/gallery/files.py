@@ -5,7 +5,6 @@ diagram of every model, and the scripts that show them.
 """
 
 import json
-import re
 import zlib
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +37,7 @@ from benchmarks.output.show import describe_crossing
 from zoo.catalog import ancestor, title
 from zoo.cli.figure import figure
 from zoo.cli.tables import Format, Row, render
-from zoo.diagram import callouts, svg
+from zoo.diagram import callouts, marked_elements, svg
 from zoo.model.decoder import Decoder
 from zoo.new_files import write_file
 from zoo.swaps.differences import structure_differences
@@ -54,8 +53,6 @@ CONTEXT, DEVICE = 4096, "h100"  # of the costs that two models are compared in
 DTYPES = {"float32": 4, "bfloat16": 2, "float8": 1}
 DTYPE_NAMES = {"float8_e4m3fn": "float8"}
 FORM_LABELS = {"mxfp4": "MXFP4", "mxfp4+fp8": "MXFP4 and fp8", "4-bit": "4-bit"}
-TAG = re.compile(r"<[a-z][^>]*>")  # the start of an element; the drawing escapes every > inside a value
-MARKS = {mark: re.compile(rf'class="[^"]*\b{mark}\b') for mark in ("differs", "resized")}
 LAYOUTS: tuple[Literal["wide", "narrow"], ...] = ("wide", "narrow")  # of diagrams: on a large screen, on a phone
 Json = dict[str, Any]
 Interned = dict[str, tuple[int, Any]]  # the repr of each distinct value -> its index, and the value
@@ -136,7 +133,7 @@ def data(
     terms: Interned = {}
     names = {model.name for model in models}
     return {
-        "models": [_model(model, terms) | {"marked": _marked_elements(model, models)} for model in models],
+        "models": [_model(model, terms) | {"marked": _marks(model, models)} for model in models],
         "terms": [asdict(value) for _, value in terms.values()],
         "families": [
             {name: getattr(entry.group, name) for name in ("name", "title", "source", "new")}
@@ -190,25 +187,18 @@ def _drawings(model: NamedSpec) -> dict[str, dict[str, str]]:
     }
 
 
+def _marks(model: NamedSpec, others: Sequence[NamedSpec]) -> dict[str, list[tuple[list[int], list[int]]]]:
+    """For each layout and each of the others, what to mark in the model's diagram (zoo.diagram.marked_elements)."""
+    specs, subtitle = [other.spec for other in others], timeline.subtitle_of(model)
+    title = timeline.title_of(model)
+    return {layout: marked_elements(model.spec, title, specs, layout=layout, subtitle=subtitle) for layout in LAYOUTS}
+
+
 def _swaps(models: Sequence[NamedSpec]) -> Json:
     """The parts of the drawings of all swaps, once each, and for each model those of its drawings."""
     parts: Interned = {}
     drawn = {model.name: swap_drawings(model.spec, lambda part: _index(parts, part)) for model in models}
     return {"parts": [part for _, part in parts.values()], "models": drawn, "strip": STRIP_PLACE}
-
-
-def _marked_elements(model: NamedSpec, others: Sequence[NamedSpec]) -> dict[str, list[list[list[int]]]]:
-    """For each layout and each of the others, the indices (in document order, without the root) of the elements in the
-    model's diagram that the other's diagram does not have, and of those that it has with another number."""
-    marked: dict[str, list[list[list[int]]]] = {}
-    for layout in LAYOUTS:
-        drawn = partial(svg, model.spec, timeline.title_of(model), subtitle=timeline.subtitle_of(model), layout=layout)
-        drawings = (drawn(against=other.spec) for other in others)
-        elements = (TAG.findall(without_style(drawing))[1:] for drawing in drawings)
-        marked[layout] = [
-            [[i for i, tag in enumerate(each) if mark.search(tag)] for mark in MARKS.values()] for each in elements
-        ]
-    return marked
 
 
 def _model(model: NamedSpec, terms: Interned) -> Json:

@@ -2,8 +2,8 @@
 
 from zoo.diagram.canvas import Fragment
 from zoo.diagram.export import encode
-from zoo.diagram.figure import Callout, callouts, svg
+from zoo.diagram.figure import Callout, callouts, marked_elements, svg
 from zoo.diagram.fragments import Fragments
 from zoo.diagram.palette import Theme, colours
 
-__all__ = ["Callout", "Fragment", "Fragments", "Theme", "callouts", "colours", "encode", "svg"]
+__all__ = ["Callout", "Fragment", "Fragments", "Theme", "callouts", "colours", "encode", "marked_elements", "svg"]

@@ -1,7 +1,7 @@
 """A small SVG canvas: shapes and text, the width of a text, and the parts that a drawing is stacked from.
 
-Text and shapes that state something about a model are drawn with a `place`; the pairs (place, text) are its `facts`. A
-canvas that compares against another model's facts marks what that model does not have in the same place.
+Text and shapes that state something about a model are drawn with a `place`; the pairs (place, text) are its `facts`.
+Compared with the facts of another model, what that model does not have in the same place is marked.
 """
 
 import re
@@ -15,7 +15,6 @@ from xml.etree.ElementTree import Element, SubElement
 
 from zoo.diagram.palette import FILE_FONT, Theme, attributes, css
 
-Facts = frozenset[tuple[str, str]]
 FONT_SIZE = 11.5  # of text that does not say its own
 
 # Advance widths of DejaVu Sans in hundredths of the font size: the widest face among the usual system fonts.
@@ -38,6 +37,32 @@ _BOLD = 1.13  # width of bold text relative to regular
 _LONG = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 # A number with its unit, as descriptions write it; alone or beside signs, so that top-8 and x40 are numbers too.
 _NUMBER = re.compile(r"\d[\d,.]*(?:e[-+]?\d+)?(?:\s?(?:[kMBGT]i?B?|[KMG]iB)\b)?")
+
+
+class Facts:
+    """What a drawing states: pairs of a place and a text."""
+
+    def __init__(self, stated: Iterable[tuple[str, str]]) -> None:
+        self.stated = frozenset(stated)
+        self.structures = frozenset((place, structure(text)) for place, text in self.stated)
+
+
+class Stated(str):
+    """The CSS class of an element that states `text` at `place`. The mark of a `weak` one is that of another number."""
+
+    place: str
+    text: str
+    weak: bool
+
+
+class Statement(NamedTuple):
+    """An element that states something. It is marked only if none of the statements `inside` it is."""
+
+    element: Element
+    place: str
+    text: str
+    weak: bool = False
+    inside: range = range(0)
 
 
 class Fragment(NamedTuple):
@@ -87,6 +112,7 @@ def _inverse_root(number: float) -> str:
     return f"1/√{root}" if number != 1 else "1"
 
 
+@lru_cache(maxsize=65_536)
 def structure(text: str) -> str:
     """A text with its numbers left out: two that differ in numbers alone state the same structure."""
     return _NUMBER.sub("#", text)
@@ -96,17 +122,15 @@ class Canvas:
     """An <svg> being drawn, `width` wide: in `fragment`s below one another, or in one piece with its `height` set.
     CSS classes are the names in zoo.diagram.palette.RULES."""
 
-    def __init__(self, width: float, title: str, description: str, against: Facts | None = None) -> None:
+    def __init__(self, width: float, title: str, description: str) -> None:
         self.root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "class": "zoo-diagram", "role": "img"})
         self.root.set("font-size", _n(FONT_SIZE))
         self.width, self.height = width, 0.0
-        self.against = against
-        self.marks = 0  # number of marked texts and shapes
+        self.statements: list[Statement] = []
         self.facts: dict[tuple[str, str], None] = {}  # every (place, text) drawn so far, in order
         for tag, text in (("title", title), ("desc", description), ("style", "")):
             SubElement(self.root, tag).text = text
         self._parent = self.root
-        self._structures = {(place, structure(text)) for place, text in against or ()}
         self._fragments: list[tuple[Element, float]] = []
 
     @contextmanager
@@ -195,25 +219,45 @@ class Canvas:
         shown = fit_text(text, size, max_width, bold)
         others = {} if size == FONT_SIZE else {"font-size": _n(size)}
         others |= {} if anchor == "start" else {"text-anchor": anchor}
-        css_class = self.marked(css_class, place, text) if place else css_class
+        css_class = self.stating(css_class, place, text) if place else css_class
         element = self._add("text", css_class, x=_n(x), y=_n(y), **others)
         element.text = shown
         if shown != text:
             SubElement(element, "title").text = text
         return text_width(shown, size, bold)
 
-    def marked(self, css_class: str, place: str, text: str, weak: bool = False) -> str:
-        """The class of what states `text` at `place`: with "differs" where the other model does not state it there, or
-        with "resized" where it states the same with other numbers, or where the difference is `weak`."""
+    def stating(self, css_class: str, place: str, text: str, weak: bool = False) -> str:
+        """The CSS class of what states `text` at `place`."""
         self.facts[place, text] = None
-        if self.against is None or (place, text) in self.against:
-            return css_class
-        self.marks += 1
-        weak = weak or (place, structure(text)) in self._structures
-        return f"{css_class} {'resized' if weak else 'differs'}"
+        stated = Stated(css_class)
+        stated.place, stated.text, stated.weak = place, text, weak
+        return stated
+
+    def state(self, element: Element, place: str, text: str, inside: range) -> None:
+        """That an element states `text`, which shows only where nothing `inside` it shows."""
+        self.facts[place, text] = None
+        self.statements.append(Statement(element, place, text, inside=inside))
+
+    def marks(self, other: Facts) -> list[tuple[Element, str]]:
+        """The elements that state what another drawing does not: "differs" where that has nothing like it in the same
+        place, "resized" where it states the same with other numbers."""
+        marks: list[str] = []
+        for each in self.statements:
+            mark = "resized" if each.weak or (each.place, structure(each.text)) in other.structures else "differs"
+            same = (each.place, each.text) in other.stated or any(marks[i] for i in each.inside)
+            marks.append("" if same else mark)
+        return [(each.element, mark) for each, mark in zip(self.statements, marks, strict=True) if mark]
+
+    def mark(self, other: Facts) -> None:
+        """Give these elements the classes."""
+        for element, mark in self.marks(other):
+            element.set("class", f"{element.get('class')} {mark}")
 
     def _add(self, tag: str, css_class: str, **attributes: str) -> Element:
-        return SubElement(self._parent, tag, {"class": css_class} | attributes)
+        element = SubElement(self._parent, tag, {"class": str(css_class)} | attributes)
+        if isinstance(css_class, Stated):
+            self.statements.append(Statement(element, css_class.place, css_class.text, css_class.weak))
+        return element
 
 
 def _write_attributes(root: Element, dark: bool) -> None:

@@ -72,8 +72,37 @@ def svg(
     context below 1.
     """
     options = Options(context, dtype, layout, costs, subtitle, heading, tuple(callouts))
-    facts = _facts(against, context, dtype, layout) if against else None
-    return _draw(spec, title, options, facts).finish(prefix, theme)
+    canvas = _draw(spec, title, options, compared=against is not None)
+    if against is not None:
+        canvas.mark(_facts(against, context, dtype, layout))
+    return canvas.finish(prefix, theme)
+
+
+def marked_elements(
+    spec: Decoder,
+    title: str,
+    others: Iterable[Decoder],
+    *,
+    layout: Literal["wide", "narrow"] = "wide",
+    subtitle: str = "",
+) -> list[tuple[list[int], list[int]]]:
+    """For each of the others the elements of `svg(spec, title)` that `svg(spec, title, against=other)` marks, for a
+    page that compares many models: those that differ and those that are resized, as indices in the order of the
+    document, without its root and its style sheet."""
+    options = Options(layout=layout, subtitle=subtitle)
+    canvas = _draw(spec, title, options)
+    canvas.finish()
+    elements = (element for element in canvas.root.iter() if element is not canvas.root and element.tag != "style")
+    index = {id(element): i for i, element in enumerate(elements)}
+
+    def indices(other: Decoder) -> tuple[list[int], list[int]]:
+        found = canvas.marks(_facts(other, options.context, options.dtype, layout))
+        differs, resized = (
+            sorted(index[id(element)] for element, each in found if each == mark) for mark in ("differs", "resized")
+        )
+        return differs, resized
+
+    return [indices(other) for other in others]
 
 
 def callouts(differences: Iterable[Difference]) -> list[Callout]:
@@ -90,27 +119,28 @@ def callouts(differences: Iterable[Difference]) -> list[Callout]:
 @lru_cache(maxsize=256)  # a page compares every model with every other
 def _facts(spec: Decoder, context: int, dtype: torch.dtype, layout: Literal["wide", "narrow"]) -> Facts:
     """What a model's diagram states."""
-    return frozenset(_draw(spec, "", Options(context, dtype, layout), None).facts)
+    return Facts(_draw(spec, "", Options(context, dtype, layout)).facts)
 
 
-def _draw(spec: Decoder, title: str, options: Options, against: Facts | None) -> Canvas:
-    """The drawing, with the numbers of call-outs at what is inside a block, or at the block where that is not drawn."""
+def _draw(spec: Decoder, title: str, options: Options, compared: bool = False) -> Canvas:
+    """The drawing, with the numbers of call-outs at what is inside a block, or at the block where that is not drawn;
+    `compared` with another one, with a note on what marks mean."""
     if options.context < 1:
         raise UsageError(f"context={options.context} is below 1")
     anchors = {number: (anchor or "").split(".") for number, (anchor, _) in enumerate(options.callouts, 1)}
     main, others = {number: path[-1] for number, path in anchors.items()}, dict[int, str]()
-    canvas, left = _draw_with(spec, title, options, against, main, others)
+    canvas, left = _draw_with(spec, title, options, compared, main, others)
     if left:  # not inside the blocks that most layers have
         main, others = ({n: part for n, part in main.items() if (n in left) is away} for away in (False, True))
-        canvas, left = _draw_with(spec, title, options, against, main, others)
+        canvas, left = _draw_with(spec, title, options, compared, main, others)
     if left:  # inside none
         main, others = main | {n: anchors[n][0] for n in left}, {n: others[n] for n in others if n not in left}
-        canvas, _ = _draw_with(spec, title, options, against, main, others)
+        canvas, _ = _draw_with(spec, title, options, compared, main, others)
     return canvas
 
 
 def _draw_with(
-    spec: Decoder, title: str, options: Options, against: Facts | None, main: dict[int, str], others: dict[int, str]
+    spec: Decoder, title: str, options: Options, compared: bool, main: dict[int, str], others: dict[int, str]
 ) -> tuple[Canvas, set[int]]:
     """The drawing with the numbers of call-outs at these parts: of the blocks that most layers have, and of others. And
     the numbers that had no place."""
@@ -121,7 +151,7 @@ def _draw_with(
     kinds = [Kind(layer, names[layer] if several else "", n, look(layer, spec)) for layer, n in counts.items()]
     pattern = folded([names[layer] for layer in spec.layers])
     layout = LAYOUTS[options.layout]
-    canvas = Canvas(layout.width, title, _description(spec, names, pattern, options), against)
+    canvas = Canvas(layout.width, title, _description(spec, names, pattern, options))
     badges, elsewhere = Badges.of(main), Badges.of(others)
     costs = Costs(spec, options.context, options.dtype)
     with canvas.fragment() as height:
@@ -138,7 +168,7 @@ def _draw_with(
         with canvas.fragment() as height:
             height.append(_draw_callouts(canvas, layout, options))
     with canvas.fragment() as height:
-        height.append(_draw_notes(canvas, layout, options))
+        height.append(_draw_notes(canvas, layout, options, compared))
     return canvas, badges.left() | elsewhere.left()
 
 
@@ -180,7 +210,7 @@ def _draw_figures(canvas: Canvas, layout: Layout, spec: Decoder, options: Option
         if x + width > end and x > layout.left:
             x, y = layout.left, y + 40
         place = fact and f"model.{fact}"
-        css_class = canvas.marked("strong", place, figure) if place else "strong"
+        css_class = canvas.stating("strong", place, figure) if place else "strong"
         canvas.text(x, y + 18, figure, 13.5, end - x, css_class)
         canvas.text(x, y + 34, what, SMALL, end - x, "faint")
         x += width + gap
@@ -205,7 +235,7 @@ def draw_pattern(canvas: Canvas, layout: Layout, looks: Iterable[Look], pattern:
     """The legend of a strip, and the pattern of layers in text; returns the y below them."""
     width = layout.panel_end - layout.left
     y = draw_legend(canvas, looks, layout.left, y, width, SMALL)
-    css_class = canvas.marked("ink", "pattern", pattern) if pattern else "ink"
+    css_class = canvas.stating("ink", "pattern", pattern) if pattern else "ink"
     for line in wrap_text(pattern, SMALL, width):
         canvas.text(layout.left, y + 11, line, SMALL, width, css_class)
         y += LINE
@@ -273,7 +303,7 @@ def _draw_callouts(canvas: Canvas, layout: Layout, options: Options) -> float:
     return max(bottoms) + 4
 
 
-def _draw_notes(canvas: Canvas, layout: Layout, options: Options) -> float:
+def _draw_notes(canvas: Canvas, layout: Layout, options: Options, compared: bool) -> float:
     """What the costs count, and what the marks mean."""
     notes = []
     if options.costs:
@@ -281,7 +311,7 @@ def _draw_notes(canvas: Canvas, layout: Layout, options: Options) -> float:
             f"Costs add up over the layers of a frame; bars are shares of the whole model, that of the cache at "
             f"{options.context:,} tokens. FLOPs are of one token that sees {options.context:,}, 2 per multiply-add."
         )
-    if canvas.against is not None:
+    if compared:
         notes.append("In red: what the model it is compared with does not have there. In plum: another size.")
     y = 4.0
     for line in wrap_text(" ".join(notes), SMALL, layout.panel_end - layout.left):

@@ -111,7 +111,7 @@ class Flow:
 
     def _bar(self, y: float, left: float, place: str, stated: str, tall: float = BAR) -> None:
         width = self.layout.block_end - left
-        self.canvas.rect(left, y, width, tall, self.canvas.marked("norm", place, stated), 4)
+        self.canvas.rect(left, y, width, tall, self.canvas.stating("norm", place, stated), 4)
 
     def _block(self) -> Piece:
         """The block as a box: with its summary and a blow-up beside it, or with its inside."""
@@ -140,8 +140,8 @@ class Flow:
                 canvas.text(x, y + 19, name.capitalize(), BIG, width, "strong")
                 for i, line in enumerate(lines if here else [*lines, elsewhere]):
                     canvas.text(x, y + 36 + LINE * i, line, SMALL, width, "ink" if i < len(lines) else "faint")
-            if here and self.rows.is_like_other:  # the blocks may differ in a field that is not drawn
-                box.set("class", canvas.marked(self.role, f"{self.role}.block", repr(block)))
+            if here:  # the blocks may differ in a field that is not drawn
+                canvas.state(box, f"{self.role}.block", repr(block), self.rows.inner)
             self._anchor(self.role, y)
 
         return Piece(height, draw)

@@ -62,7 +62,7 @@ class Rows:
         self.canvas, self.layout, self.costs, self.kinds = canvas, layout, costs, kinds
         self.badges, self.elsewhere, self.with_costs = badges, elsewhere, with_costs
         self.spec = costs.spec
-        self.is_like_other = False  # nothing in the last blow-up is marked
+        self.inner = range(0)  # the statements in the last blow-up
         self.where = where or {key: drawn for role in BRANCH_NAMES for key, drawn in self._places(role)}
 
     def _places(self, role: str) -> Iterator[tuple[tuple[str, Block], Drawn]]:
@@ -135,7 +135,7 @@ class Rows:
         canvas, layout = self.canvas, self.layout
         canvas.path(f"M{layout.stream} 0V{GAP}", "residual")
         left, width = layout.left, layout.frame_end - layout.left
-        canvas.rect(left, GAP, width, tall, canvas.marked(css_class, *fact), 5)
+        canvas.rect(left, GAP, width, tall, canvas.stating(css_class, *fact), 5)
         baseline = GAP + tall / 2 + 4.3
         end = left + 10
         if text:
@@ -144,7 +144,7 @@ class Rows:
 
     def norm_name(self, left: float, top: float, norm: Norm, place: str) -> None:
         """The name in a norm's bar. How it multiplies by its weight is in its tooltip, and marked weakly."""
-        css_class = self.canvas.marked("ink", f"{place}.fields", norm.describe(), weak=True)
+        css_class = self.canvas.stating("ink", f"{place}.fields", norm.describe(), weak=True)
         self.canvas.text(left + 10, top + 14.5, type(norm).__name__, SMALL, 160, css_class)
 
     def _beside(self, cost: Cost, top: float, bottom: float) -> float:
@@ -243,12 +243,12 @@ class Rows:
 
     def contents(self, x: float, y: float, position: int, role: str, block: Block, layers: int) -> float:
         """What a blow-up holds: the inside of its block, or how it differs from another; and its costs."""
-        canvas, drawn, marks = self.canvas, self.where[role, block], self.canvas.marks
+        canvas, drawn, first = self.canvas, self.where[role, block], len(self.canvas.statements)
         canvas.facts[f"{role}.block", repr(block)] = None
         badges = self.badges if self.is_main(position, role) else self.elsewhere
         region = Region(canvas, x, y, self.layout.inner_width, self.spec.dim, role, badges)
         bottom = inside(block, region) if drawn.like is None else self._variant(region, role, block, drawn)
-        self.is_like_other = canvas.marks == marks
+        self.inner = range(first, len(canvas.statements))
         if not self.with_costs:
             return bottom
         canvas.path(f"M{x} {bottom + 8:g}h{region.width:g}", "rule")

@@ -11,6 +11,7 @@ import zoo
 from tests.presets import representatives, split
 from tests.zoo.diagram.drawing import BASE, SVG, classes, drawn, texts
 from zoo import GLU, GQA, Decoder, MoE, NoPE, RMSNorm, RoPE, SoftmaxTopK, names, spec, swap
+from zoo.diagram import marked_elements
 from zoo.diagram.canvas import structure
 from zoo.swaps.grammar import apply_swap
 
@@ -96,3 +97,19 @@ def test_a_pair_of_one_structure_has_no_strong_mark() -> None:
 )
 def test_numbers_are_no_structure(text: str, other: str) -> None:
     assert structure(text) == structure(other) != structure("something else")
+
+
+@pytest.mark.parametrize("layout", ["wide", "narrow"])
+def test_marks_of_many_comparisons_are_those_of_each(layout: str) -> None:
+    others = [spec(name) for name in representatives()]
+    for model in others:
+        plain = drawn(model, layout=layout)
+        elements = [element for element in plain.iter() if element is not plain and element.tag != f"{SVG}style"]
+        found = marked_elements(model, "a title", others, layout=layout)
+        for other, indices in zip(others, found, strict=True):
+            compared = drawn(model, against=other, layout=layout)
+            both = [element for element in compared.iter() if element is not compared and element.tag != f"{SVG}style"]
+            for mark, listed in zip(("differs", "resized"), indices, strict=True):
+                assert [i for i, element in enumerate(both) if mark in classes(element)] == listed
+                assert [elements[i].text for i in listed] == [both[i].text for i in listed]
+        assert found[others.index(model)] == ([], [])
