@@ -3,7 +3,7 @@
 const SPECS = PACKED.specs;
 const EMBED_OPTIONS = {mode: "vega", actions: false, defaultStyle: false};
 const SHAPES = ["○", "□", "✚", "◇", "△", "▽"]; // as Vega's first shapes
-const LABELS_FROM = 620, LETTER = 6.6, LEAST_GAP = 10; // pixels: names beside lines, from a width of the plot on
+const LABELS_FROM = 620, LETTER = 6.6, LEAST_GAP = 10, LEADER = 26; // pixels: names beside lines, from a width of the plot on
 const MOST_RINGED = 8; // models whose crossings are marked in the chart
 const drawn = new Map(); // chart -> the promise of its last drawing
 
@@ -45,7 +45,7 @@ const labelled = (name, width, count) => name in LINES && width >= LABELS_FROM &
 // The names that a chart of lines has, in the order of their rows.
 const linesOf = name => [...new Set(records(SPECS[name].tables[0], selectedModels()).map(row => row.model))];
 
-const labelRoom = names => 26 + LETTER * Math.max(...names.map(name => name.length));
+const labelRoom = names => LEADER + 12 + LETTER * Math.max(...names.map(name => name.length));
 
 // A chart's Vega specification with its rows, parameters, colours and width.
 function chartSpec(name, width, labels = false) {
@@ -152,9 +152,9 @@ function nameLines(name, plot, view) {
   group.setAttribute("class", "line-names");
   labels.forEach(({model, at}, i) => {
     const line = document.createElementNS(svg.namespaceURI, "path"), text = document.createElementNS(svg.namespaceURI, "text");
-    line.setAttribute("d", `M${area.left + area.width + 2} ${area.top + at}L${area.left + area.width + 14} ${area.top + places[i]}h4`);
+    line.setAttribute("d", `M${area.left + area.width + 2} ${area.top + at}L${area.left + area.width + LEADER} ${area.top + places[i]}h4`);
     line.setAttribute("stroke", colour(model));
-    text.setAttribute("x", area.left + area.width + 21);
+    text.setAttribute("x", area.left + area.width + LEADER + 7);
     text.setAttribute("y", area.top + places[i] + 3.6);
     text.textContent = model;
     group.append(line, text);
@@ -162,12 +162,21 @@ function nameLines(name, plot, view) {
   svg.append(group);
 }
 
-// Places in order, at least `gap` apart and within the bounds, each as near to its own as that allows.
+// Places in order, at least `gap` apart and within the bounds, with the least sum of squared distances from those wanted:
+// without the gaps they may not fall, so neighbours that would are pooled at their mean (isotonic regression).
 function spread(wanted, gap, low, high) {
-  const places = [...wanted];
-  for (let i = 0; i < places.length; i++) places[i] = Math.max(places[i], i ? places[i - 1] + gap : low);
-  for (let i = places.length - 1; i >= 0; i--) places[i] = Math.min(places[i], i === places.length - 1 ? high : places[i + 1] - gap);
-  return places;
+  const pools = [];
+  for (const [i, each] of wanted.entries()) {
+    let pool = {sum: each - i * gap, count: 1};
+    while (pools.length && pools.at(-1).sum / pools.at(-1).count > pool.sum / pool.count) {
+      const last = pools.pop();
+      pool = {sum: last.sum + pool.sum, count: last.count + pool.count};
+    }
+    pools.push(pool);
+  }
+  const starts = pools.flatMap(({sum, count}) => Array(count).fill(sum / count));
+  const highest = Math.max(high - (wanted.length - 1) * gap, low);
+  return starts.map((start, i) => Math.min(Math.max(start, low), highest) + i * gap);
 }
 
 // The frame of the axes, in the coordinates of the plot's svg.

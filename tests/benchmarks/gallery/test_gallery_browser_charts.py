@@ -133,3 +133,19 @@ def test_chart_is_saved_as_shown(page: Any, folder: Path) -> None:
             assert "FLOPs per token" in content.decode()
         else:
             assert content.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "places"),
+    [
+        ([10, 40, 90], [10, 40, 90]),  # far enough apart
+        ([50, 50, 50], [40, 50, 60]),  # around their mean
+        ([50, 51, 52, 90], [41, 51, 61, 90]),
+        ([2, 2, 2], [0, 10, 20]),  # not beyond the ends
+        ([95, 95, 96], [80, 90, 100]),
+    ],
+)
+def test_names_beside_lines_are_as_near_to_them_as_their_height_allows(
+    page: Any, wanted: list[float], places: list[float]
+) -> None:
+    assert page.evaluate(f"spread({wanted}, 10, 0, 100)") == pytest.approx(places)
