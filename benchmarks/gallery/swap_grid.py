@@ -23,7 +23,7 @@ WINDOWS = (512, 1024, 4096)
 FULL_EVERY = (6, 4, 2)  # one layer of so many has no window
 EXPERTS = (8, 32, 64, 128, 256)
 EXPERTS_PER_TOKEN = (1, 2, 4, 8)
-NOPE_EVERY = (4, 2, 1)
+NOPE_EVERY = (4, 2)  # one layer of so many has no position encoding
 ORDINALS = {2: "second", 4: "fourth", 6: "sixth"}
 
 
@@ -94,22 +94,34 @@ def _choices_of_k() -> Iterator[Choice]:
 
 
 def positions(spec: Decoder) -> list[dict[str, Any]]:
-    """For each choice of position encoding, how many layers are `without` one. None of them changes a cost."""
-    found = ((choice, swapped(spec, choice)) for choice in _position_choices())
+    """For each choice of position encoding, what it is, and a `note` on the layers. None of them changes a cost."""
     return [
         {"label": choice.label, "code": choice.code, "text": choice.text, "dropped": ""}
-        | {"without": sum(map(_nope, changed.layers))}
-        for choice, changed in found
-        if changed
+        | {"note": _positions_note(changed)}
+        for choice, changed in _positions(spec)
     ]
 
 
-def _position_choices() -> list[Choice]:
-    return [RELEASED, _swap_choice("RoPE in all layers", "rope=RoPE"), *map(_nope_choice, NOPE_EVERY)]
+def _positions(spec: Decoder) -> list[tuple[Choice, Decoder]]:
+    """The choices that change a model, and the models that they make of it."""
+    everywhere = [_swap_choice(f"{name} in all layers", f"rope={name}") for name in ("RoPE", "NoPE")]
+    choices = everywhere[0], *map(_nope_choice, NOPE_EVERY), everywhere[1]
+    changed = ((choice, swapped(spec, choice)) for choice in choices)
+    return [(RELEASED, spec), *((choice, made) for choice, made in changed if made and made != spec)]
 
 
-def _nope(layer: Layer) -> bool:
-    return any(isinstance(node, NoPE) for node in layer.walk())
+def _positions_note(spec: Decoder) -> str:
+    """How many of the layers that could have a position encoding have none."""
+    if spec.positions:
+        return f"Positions: {spec.positions.describe()}."
+    encodings = [[node for node in layer.walk() if node.role == "rope"] for layer in spec.layers]
+    could = sum(map(bool, encodings))
+    without = sum(any(isinstance(node, NoPE) for node in nodes) for nodes in encodings)
+    layers = f"{could} layers" if could == len(spec.layers) else f"{could} layers with attention"
+    if without:
+        have = "has" if without == 1 else "have"
+        return f"{without} of {layers} {have} no position encoding, which does not change the costs."
+    return f"All {layers} have a position encoding."
 
 
 def _grid(
@@ -158,7 +170,7 @@ def single_choices(spec: Decoder) -> dict[str, list[Choice]]:
         "window": list(attention.columns),
         "experts": list(experts.rows),
         "k": list(experts.columns),
-        "positions": [choice for choice in _position_choices() if swapped(spec, choice)],
+        "positions": [choice for choice, _ in _positions(spec)],
     }
 
 
@@ -204,9 +216,8 @@ def _nope_choice(every: int) -> Choice:
     def change(spec: Decoder, selected: Sequence[bool]) -> Decoder:
         return swap_layers(apply_swap(spec, "rope=RoPE")[0], lambda i: selected[i], RoPE, NoPE())
 
-    label = "NoPE in all layers" if every == 1 else f"NoPE in every {ORDINALS[every]} layer"
     code = f"spec = swap_layers(spec, lambda i: i % {every} == {every - 1}, RoPE, NoPE())"
-    return Choice(label, change, "\n".join([_code("rope=RoPE"), code]), every)
+    return Choice(f"NoPE in every {ORDINALS[every]} layer", change, "\n".join([_code("rope=RoPE"), code]), every)
 
 
 def _swap_choice(label: str, text: str) -> Choice:

@@ -59,11 +59,8 @@ function swapCommand(model) {
 }
 
 function swapNote(model) {
-  const without = model.positions[chosen("positions")].without, dropped = currentChoices(model).map(choice => choice.dropped).filter(Boolean);
-  const text = without
-    ? `${without} of ${model.layers} layers ${without === 1 ? "has" : "have"} no position encoding, which does not change the costs.`
-    : `All ${model.layers} layers have a position encoding.`;
-  return dropped.length ? `${text} Dropped features: ${dropped.join(", ")}.` : text;
+  const {note} = model.positions[chosen("positions")], dropped = currentChoices(model).map(choice => choice.dropped).filter(Boolean);
+  return dropped.length ? `${note} Dropped features: ${dropped.join(", ")}.` : note;
 }
 
 // What is changed, in words.
