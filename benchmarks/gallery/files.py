@@ -236,7 +236,6 @@ def _model(model: NamedSpec, terms: Interned) -> Json:
         "name": model.name,
         "title": timeline.title_of(model),
         "context": spec.context,
-        "layers": len(spec.layers),
         "form": DTYPE_NAMES.get(model.released_form.name, model.released_form.name),
         "stored": stored(spec),
         "facts": timeline.facts(model),
