@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from zoo.blocks import Layer
+from zoo.diagram.blow_ups import BlowUps, Kind
 from zoo.diagram.canvas import Canvas, Facts, text_width, typeset, wrap_text
 from zoo.diagram.flow import branch_name
 from zoo.diagram.layout import NARROW, WIDE, Layout
@@ -15,7 +16,7 @@ from zoo.diagram.looks import Look, draw_legend, draw_strip, look
 from zoo.diagram.palette import Theme
 from zoo.diagram.parts import Cost, Costs
 from zoo.diagram.region import BADGE, LINE, SMALL, Badges, draw_badge
-from zoo.diagram.rows import Kind, Rows
+from zoo.diagram.rows import Rows
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
@@ -159,7 +160,7 @@ def _draw_with(
         height.append(_draw_figures(canvas, layout, spec, options, y + 8))
     with canvas.fragment() as height:
         height.append(_draw_layers(canvas, layout, spec, pattern, badges))
-    rows = Rows(canvas, layout, costs, kinds, badges, elsewhere, options.costs)
+    rows = Rows(BlowUps(canvas, layout, costs, kinds, badges, elsewhere, options.costs))
     before_layers(rows)
     for position in range(len(kinds)):
         rows.layer(position)

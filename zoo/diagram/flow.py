@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from zoo.blocks import MoE
 from zoo.blocks.hyper_connections import HyperBranch
 from zoo.blocks.layer import Placement, PostNorm
 from zoo.blocks.norms import Norm
-from zoo.diagram.canvas import typeset, wrap_text
+from zoo.diagram.blow_ups import BlowUps
+from zoo.diagram.canvas import Canvas, typeset, wrap_text
 from zoo.diagram.layout import BAR, GAP, PLUS, TAP
 from zoo.diagram.parts import Cost, tooltip
 from zoo.diagram.region import BIG, LINE, SMALL, kind
 from zoo.registry import Block, Mixer
-
-if TYPE_CHECKING:
-    from zoo.diagram.rows import Rows
 
 BRANCH_NAMES = {"attn": "attention", "ffn": "feed-forward", "inputs": "per-layer input"}
 
@@ -31,8 +29,8 @@ class Piece(NamedTuple):
 class Flow:
     """A branch from where it leaves the stream to where it is added to it."""
 
-    def __init__(self, rows: Rows, position: int, role: str, branch: Placement, layers: int) -> None:
-        self.rows, self.canvas, self.layout = rows, rows.canvas, rows.layout
+    def __init__(self, blow_ups: BlowUps, position: int, role: str, branch: Placement, layers: int) -> None:
+        self.blow_ups, self.canvas, self.layout = blow_ups, blow_ups.canvas, blow_ups.layout
         self.position, self.role, self.branch, self.layers = position, role, branch, layers
         self.box = (0.0, 0.0)
         self.pieces = list(self._pieces())
@@ -86,14 +84,14 @@ class Flow:
         return Piece(BAR, draw)
 
     def _norm_bar(self, y: float, left: float, norm: Norm, place: str) -> None:
-        with self.canvas.group(tooltip(norm.describe(), self.rows.costs.of(norm, self.layers), self.layers)):
+        with self.canvas.group(tooltip(norm.describe(), self.blow_ups.costs.of(norm, self.layers), self.layers)):
             self._bar(y, left, place, type(norm).__name__)
-            self.rows.norm_name(left, y, norm, place)
+            norm_name(self.canvas, left, y, norm, place)
             self._anchor("norm", y)
 
     def _mixing(self, branch: HyperBranch) -> Piece:
         """What a branch reads of several streams and how it mixes them."""
-        dim, width = self.rows.spec.dim, self.layout.block_end - self.layout.block - 16
+        dim, width = self.blow_ups.spec.dim, self.layout.block_end - self.layout.block - 16
         params = self.layers * sum(branch.mixing_params(dim).values())
         cost = Cost(self.layers, params, params, flops=self.layers * branch.mixing_flops(dim, 1))
         text = f"{branch.streams.describe()}, {branch.formula}"
@@ -117,14 +115,14 @@ class Flow:
         """The block as a box: with its summary and a blow-up beside it, or with its inside."""
         layout, block = self.layout, self.branch.block
         name = branch_name(self.role, block)
-        here = self.rows.is_blown_up(self.position, self.role, block)
+        here = self.blow_ups.is_blown_up(self.position, self.role, block)
         width = layout.block_end - layout.block - 20
         lines = wrap_text(summary(block), SMALL, width)
-        elsewhere = "drawn below" if self.rows.where[self.role, block].position > self.position else "drawn above"
+        elsewhere = "drawn below" if self.blow_ups.where[self.role, block].position > self.position else "drawn above"
         inner = layout.narrow and here
         height = 30 + LINE * len(lines) + (0 if here else LINE)
         if inner:
-            measuring = self.rows.measuring()
+            measuring = self.blow_ups.measuring()
             height = measuring.contents(layout.block + 12, 24, self.position, self.role, block, self.layers) + 10
 
         def draw(y: float) -> None:
@@ -135,20 +133,20 @@ class Flow:
             if inner:
                 x += 2  # as far from the edge as in a blow-up
                 canvas.text(x, y + 17, name.capitalize(), SMALL, width - 2, "faint")
-                self.rows.contents(x, y + 24, self.position, self.role, block, self.layers)
+                self.blow_ups.contents(x, y + 24, self.position, self.role, block, self.layers)
             else:
                 canvas.text(x, y + 19, name.capitalize(), BIG, width, "strong")
                 for i, line in enumerate(lines if here else [*lines, elsewhere]):
                     canvas.text(x, y + 36 + LINE * i, line, SMALL, width, "ink" if i < len(lines) else "faint")
             if here:  # the blocks may differ in a field that is not drawn
-                canvas.state(box, f"{self.role}.block", repr(block), self.rows.inner)
+                canvas.state(box, f"{self.role}.block", repr(block), self.blow_ups.inner)
             self._anchor(self.role, y)
 
         return Piece(height, draw)
 
     def _anchor(self, name: str, y: float) -> None:
-        if self.rows.is_main(self.position, self.role):
-            self.rows.badges.draw(self.canvas, (name,), self.layout.block_end - 4, y)
+        if self.blow_ups.is_main(self.position, self.role):
+            self.blow_ups.badges.draw(self.canvas, (name,), self.layout.block_end - 4, y)
 
 
 def summary(block: Block) -> str:
@@ -170,3 +168,9 @@ def branch_name(role: str, block: Block) -> str:
     if isinstance(block, Mixer) and not block.cache_spec().per_token and not block.takes():
         return "token mixer"
     return BRANCH_NAMES[role]
+
+
+def norm_name(canvas: Canvas, left: float, top: float, norm: Norm, place: str) -> None:
+    """The name in a norm's bar. How it multiplies by its weight is in its tooltip, and marked weakly."""
+    css_class = canvas.stating("ink", f"{place}.fields", norm.describe(), weak=True)
+    canvas.text(left + 10, top + 14.5, type(norm).__name__, SMALL, 160, css_class)

@@ -8,12 +8,13 @@ import torch
 
 from zoo.blocks.layer import Placement
 from zoo.blocks.layer_scale import LayerScale
+from zoo.diagram.blow_ups import BlowUps, Drawn, Places
 from zoo.diagram.canvas import Canvas, Fragment
 from zoo.diagram.figure import LAYOUTS, after_layers, before_layers, draw_pattern
 from zoo.diagram.looks import Look
 from zoo.diagram.parts import Costs
 from zoo.diagram.region import Badges
-from zoo.diagram.rows import Drawn, Places, Rows
+from zoo.diagram.rows import Rows
 from zoo.model.decoder import Decoder
 
 Shown = Literal["here", "above", "below"]
@@ -68,5 +69,7 @@ class Fragments:
 
     def _drawn(self, draw: Callable[[Rows], None], where: Places | None = None) -> list[Fragment]:
         canvas = Canvas(self._layout.width, "", "")
-        draw(Rows(canvas, self._layout, self._costs, [], Badges({}), Badges({}), with_costs=False, where=where))
+        draw(
+            Rows(BlowUps(canvas, self._layout, self._costs, [], Badges({}), Badges({}), with_costs=False, where=where))
+        )
         return canvas.fragments()
