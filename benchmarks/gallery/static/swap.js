@@ -123,6 +123,12 @@ function startSwap() {
   for (const axis of [...Object.keys(AXES), "positions"]) // an address sets them in this order, each if it is not disabled
     rememberSelect(`swap.${axis}`, "swap", swapSelect(axis), update, {byLabel: true, after: () => reconcile(model(), axis)});
   rememberSlider("swap.context", "swap", context, byId("swap-context"), update);
-  byId("swap-reset").addEventListener("click", () => { fillSwap(model()); update(); changed("swap.window"); });
+  byId("swap-reset").addEventListener("click", () => {
+    fillSwap(model());
+    update();
+    lastChanged = null; // a step by itself, whatever was changed before and is changed afterwards
+    changed("swap.window");
+    lastChanged = null;
+  });
   update();
 }

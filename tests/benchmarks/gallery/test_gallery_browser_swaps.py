@@ -239,6 +239,17 @@ def test_back_undoes_a_choice_that_changed_another(open_page: Open) -> None:
     assert page.evaluate(CHOSEN) == after
 
 
+def test_back_undoes_as_released(open_page: Open) -> None:
+    """After a window was chosen, and before another is."""
+    page = open_page()
+    page.locator("#swap-window").select_option(label="512, all layers")
+    page.locator("#swap-reset").click()
+    page.locator("#swap-window").select_option(label="4,096, all layers")
+    for label in ("as released", "512, all layers"):
+        page.go_back()
+        assert page.locator("#swap-window option:checked").inner_text() == label
+
+
 @pytest.mark.parametrize(("width", "beside"), [(390, False), (820, True), (1440, True)])
 def test_drawings_stand_side_by_side_where_there_is_room(open_page: Open, width: int, beside: bool) -> None:
     """On a phone the swapped one comes first, below the settings."""
