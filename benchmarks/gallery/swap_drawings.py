@@ -54,8 +54,10 @@ def swap_drawings(spec: Decoder, intern: Intern) -> Json:
     `before`, `after`: the parts around the layers. `attention`: for each choice of keys and values, and `feed_forward`:
     for each number of experts and of experts per token, the `group` and for each distinct branch [its part in full, the
     part that says that it is drawn above, or below], or None where that is no valid model. `rests`: what follows the
-    two branches in a layer, as [role, part]. `structures`: by group of attention, group of the feed-forward, window and
-    positions, the `frames` of its kinds of layers, and the runs of layers of each kind, or None.
+    two branches in a layer, as [role, part]. `frames`: kinds of layers, each with the `top` of its frame, its `look`,
+    in `attn` and `ffn` [which branch, which of its parts], and its `rest`. `structures`: by group of attention, group
+    of the feed-forward, window and positions, the `kinds` of layers as indices of frames, the `runs` of layers as
+    [number, which of these kinds], and the `pattern` below the strip; or None.
     """
     choices, drawn = single_choices(spec), Fragments(spec, layout=LAYOUT)
     attention = _Role(spec, "attn", _attention(spec, choices))

@@ -103,11 +103,13 @@ def positions(spec: Decoder) -> list[dict[str, Any]]:
 
 
 def _positions(spec: Decoder) -> list[tuple[Choice, Decoder]]:
-    """The choices that change a model, and the models that they make of it."""
-    everywhere = [_swap_choice(f"{name} in all layers", f"rope={name}") for name in ("RoPE", "NoPE")]
-    choices = everywhere[0], *map(_nope_choice, NOPE_EVERY), everywhere[1]
-    changed = ((choice, swapped(spec, choice)) for choice in choices)
-    return [(RELEASED, spec), *((choice, made) for choice, made in changed if made and made != spec)]
+    """The choices that change a model, and the models that they make of it: of those that make the same, the first."""
+    everywhere = (_swap_choice(f"{name} in all layers", f"rope={name}") for name in ("RoPE", "NoPE"))
+    choices = {spec: RELEASED}
+    for choice in (*everywhere, *map(_nope_choice, NOPE_EVERY)):
+        if made := swapped(spec, choice):
+            choices.setdefault(made, choice)
+    return [(choice, made) for made, choice in choices.items()]
 
 
 def _positions_note(spec: Decoder) -> str:

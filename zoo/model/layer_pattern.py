@@ -9,14 +9,19 @@ from zoo.blocks.layer import Layer
 def labels(layers: Iterable[Layer]) -> list[str]:
     """A short name for each distinct layer, in order of appearance: the aspects that tell them apart."""
     kinds = list(dict.fromkeys(layers))
-    names = [""] * len(kinds)
+    names: list[tuple[str, ...]] = [()] * len(kinds)
     for aspect in ASPECTS:
-        longer = [", ".join(filter(None, (name, aspect(layer)))) for name, layer in zip(names, kinds, strict=True)]
+        longer = [_with(name, aspect(layer)) for name, layer in zip(names, kinds, strict=True)]
         if len(set(longer)) > len(set(names)) or len(kinds) == 1:
             names = longer
         if len(set(names)) == len(kinds):
-            return names
+            return [", ".join(name) for name in names]
     return [f"kind {i + 1}" for i in range(len(kinds))]
+
+
+def _with(name: tuple[str, ...], part: str) -> tuple[str, ...]:
+    """A name with one more part: RoPE 10k takes the place of RoPE."""
+    return (*(each for each in name if not f"{part} ".startswith(f"{each} ")), part) if part else name
 
 
 def _mixer(layer: Layer) -> str:
@@ -27,6 +32,12 @@ def _reach(layer: Layer) -> str:
     """What the layer's tokens attend to; of a mixer that keeps a state alone, its name."""
     cache = layer.cache_spec()
     return cache.describe() if cache.per_token or layer.takes() else _mixer(layer)
+
+
+def _size(words: str, block: object, field: str) -> str:
+    """A size of a block in words, if it has one of that name."""
+    size = getattr(block, field, None)
+    return words.format(size) if size else ""
 
 
 def aspects(layer: Layer) -> tuple[str, ...]:
@@ -43,6 +54,9 @@ ASPECTS: tuple[Callable[[Layer], str], ...] = (
     lambda layer: layer.attn.placement if layer.attn else "",
     lambda layer: layer.ffn.placement if layer.ffn else "",
     lambda layer: f"takes {', '.join(layer.takes())}" if layer.takes() else "",
+    lambda layer: " ".join(node.describe() for node in layer.walk() if node.role == "rope"),
+    lambda layer: _size("heads {} wide", layer.mixer, "head_dim"),
+    lambda layer: _size("feed-forward {} wide", layer.ffn.block, "hidden") if layer.ffn else "",
 )
 
 

@@ -14,6 +14,7 @@ function fillSwap(model) {
   for (const [axis, [grid, i]] of Object.entries(AXES))
     options(swapSelect(axis), model[grid].axes[i].map((choice, at) => [at, choice.label]), 0);
   options(swapSelect("positions"), model.positions.map((choice, at) => [at, choice.label]), 0);
+  reconcile(model);
 }
 
 // After a change of one axis, move the other to its first choice that can be combined with it, and disable the rest.
@@ -66,7 +67,7 @@ function swapNote(model) {
 // What is changed, in words.
 function swapSummary(model) {
   const words = {
-    kv: label => label,
+    kv: label => (label.startsWith("latent") ? `a ${label}` : label),
     window: label => (label === "none" ? "no window" : `a window of ${label}`),
     experts: label => (label === "dense" ? "a dense feed-forward" : `${label} experts`),
     k: label => `${label} expert${label === "1" ? "" : "s"} per token`,
@@ -102,8 +103,7 @@ function swapRows(before, after, context) {
 
 function startSwap() {
   const model = () => MODELS.get(byId("swap-model").value);
-  const update = changedAxis => {
-    reconcile(model(), changedAxis in AXES ? changedAxis : undefined);
+  const update = () => {
     byId("swap-table").tBodies[0].replaceChildren(...swapRows(released(model()), swapped(model()), context.value));
     byId("swap-note").textContent = swapNote(model());
     byId("swap-summary").replaceChildren(...swapSummary(model()));
@@ -116,14 +116,19 @@ function startSwap() {
   const llama = DATA.families.find(family => family.name === "llama3") || DATA.families[0];
   modelOptions(byId("swap-model"), llama.typical);
   fillSwap(model());
-  const context = slider("swap-context", CONTEXTS, 32768, value => `${formatTokens(value)} tokens`, () => update());
-  const first = [...swapSelect("window").options].find(option => option.text === FIRST_SWAP);
+  const context = slider("swap-context", CONTEXTS, 32768, value => `${formatTokens(value)} tokens`, update);
+  const first = [...swapSelect("window").options].find(option => option.text === FIRST_SWAP && !option.disabled);
   if (first) swapSelect("window").value = first.value;
-  const refresh = name => update(name?.replace("swap.", ""));
-  rememberSelect("swap.model", "swap", byId("swap-model"), refresh, {after: () => { fillSwap(model()); reconcile(model()); }});
-  for (const axis of [...Object.keys(AXES), "positions"])
-    rememberSelect(`swap.${axis}`, "swap", swapSelect(axis), refresh, {byLabel: true});
-  rememberSlider("swap.context", "swap", context, byId("swap-context"), refresh);
-  byId("swap-reset").addEventListener("click", () => { fillSwap(model()); update(); changed("swap.window"); });
-  update("window");
+  rememberSelect("swap.model", "swap", byId("swap-model"), update, {after: () => fillSwap(model())});
+  for (const axis of [...Object.keys(AXES), "positions"]) // an address sets them in this order, each if it is not disabled
+    rememberSelect(`swap.${axis}`, "swap", swapSelect(axis), update, {byLabel: true, after: () => reconcile(model(), axis)});
+  rememberSlider("swap.context", "swap", context, byId("swap-context"), update);
+  byId("swap-reset").addEventListener("click", () => {
+    fillSwap(model());
+    update();
+    lastChanged = null; // a step by itself, whatever was changed before and is changed afterwards
+    changed("swap.window");
+    lastChanged = null;
+  });
+  update();
 }

@@ -38,19 +38,33 @@ function strip(runs, frames) {
   return [bars.join(""), above + height + below];
 }
 
-// A drawing of parts one below the other. Texts that the original does not have in any part of the same role are marked,
-// but for those that say where a block is drawn.
+const MOST_LINES = 4; // of a text that is wrapped; where it breaks depends on the room beside it
+
+// The lines of text in a part, and up to so many that follow each other: [elements, their text]. Lines that say where a
+// block is drawn are left out.
+function textRuns(group) {
+  const lines = [...group.querySelectorAll("text")].filter(line => !/^drawn (above|below)$/.test(line.textContent));
+  const runs = lines.flatMap((_, i) => Array.from({length: MOST_LINES}, (_, more) => lines.slice(i, i + more + 1)));
+  return runs.map(run => [run, run.map(line => line.textContent).join(" ")]);
+}
+
+// Mark the lines of a part whose text is not `known`, by itself or with the lines around it.
+function markNew(group, known) {
+  const runs = textRuns(group), same = new Set(runs.filter(([, text]) => known.has(text)).flatMap(([lines]) => lines));
+  for (const [[line]] of runs) if (!same.has(line)) line.classList.add("differs");
+}
+
+// A drawing of parts one below the other. Texts that the original does not have in any part of the same role are marked.
 function stacked(parts, title, original = null) {
-  const svg = shape("svg", {class: "zoo-diagram", role: "img", "aria-label": title, "font-size": "11.5"});
-  const known = new Map(), texts = group => [...group.querySelectorAll("text")].filter(text => !/^drawn (above|below)$/.test(text.textContent));
+  const svg = shape("svg", {class: "zoo-diagram", role: "img", "aria-label": title, "font-size": "11.5"}), known = new Map();
   const drawn = markup => { const group = shape("g", {}); group.innerHTML = markup; return group; };
   for (const [role, [markup]] of original ?? [])
-    known.set(role, new Set([...known.get(role) ?? [], ...texts(drawn(markup)).map(text => text.textContent)]));
+    known.set(role, new Set([...known.get(role) ?? [], ...textRuns(drawn(markup)).map(([, text]) => text)]));
   let y = 0;
   for (const [role, [markup, height]] of parts) {
     const group = drawn(markup);
     group.setAttribute("transform", `translate(0 ${y})`);
-    if (original) for (const text of texts(group)) if (!known.get(role)?.has(text.textContent)) text.classList.add("differs");
+    if (original) markNew(group, known.get(role) ?? new Set());
     svg.append(group);
     y += height;
   }

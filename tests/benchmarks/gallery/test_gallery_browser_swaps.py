@@ -15,7 +15,7 @@ from benchmarks.analytic.models import one
 from benchmarks.gallery import swap_grid
 from benchmarks.gallery.cost_terms import outside_terms
 from benchmarks.gallery.overview import groups
-from tests.benchmarks.gallery.conftest import SHOWN
+from tests.benchmarks.gallery.conftest import SHOWN, Open
 from tests.zoo.diagram.drawing import parts
 from zoo.cli.runner import exit_code
 from zoo.diagram import Fragments, svg
@@ -26,6 +26,8 @@ from zoo.swaps.grammar import apply_swaps
 from zoo.units import format_bytes, format_count
 
 pytestmark = pytest.mark.xdist_group("gallery")
+UNCHANGED = "Object.values(chosenAxes()).every(choice => choice === 0)"
+CHOSEN = "[...document.querySelectorAll('#swap select')].map(select => select.selectedOptions[0].text)"
 
 
 @pytest.mark.parametrize("name", [group.typical.name for group in groups(SHOWN)])
@@ -173,17 +175,87 @@ def test_layers_that_differ_are_drawn_one_by_one(page: Any) -> None:
     page.locator("#swap-reset").click()
 
 
-def test_positions_that_cannot_be_combined_are_disabled(page: Any) -> None:
-    """Of every model that is shown: an option that can be selected is drawn."""
-    for name in (group.typical.name for group in groups(SHOWN)):
-        page.locator("#swap-model").select_option(name)
-        page.locator("#swap-reset").click()
-        for option in page.locator("#swap-kv option").all():
-            page.locator("#swap-kv").select_option(value=option.get_attribute("value"))
-            offered = page.locator("#swap-positions option:enabled")
-            page.locator("#swap-positions").select_option(value=offered.last.get_attribute("value"))
-            assert page.locator("#swap-drawings figure").count() == (1 if page.evaluate(UNCHANGED) else 2)
+def test_lines_that_break_elsewhere_are_not_marked(page: Any) -> None:
+    """RoPE is the same in both, in bars of unlike width."""
+    page.locator("#swap-model").select_option("llama3.1-8b")
+    page.locator("#swap-reset").click()
+    page.locator("#swap-kv").select_option(label="latent of 512 (MLA)")
+    own, swapped, marked = (
+        page.locator(f"#swap-drawings figure:nth-child({each}").all_text_contents()
+        for each in ("1) text", "2) text", "2) text.differs")
+    )
+    assert {"RoPE 500k (Llama 3 ×8 from", "8,192)"} < {*own}
+    assert {"RoPE 500k (Llama 3 ×8", "from 8,192)"} < {*swapped}
+    assert {"MLA", "RoPE 500k (Llama 3 ×8", "from 8,192)"} & {*marked} == {"MLA"}
     page.locator("#swap-reset").click()
 
 
-UNCHANGED = "Object.values(chosenAxes()).every(choice => choice === 0)"
+def test_every_choice_of_positions_is_drawn_beside_those_of_keys_and_values(page: Any) -> None:
+    for name in (group.typical.name for group in groups(SHOWN)):
+        page.locator("#swap-model").select_option(name)
+        page.locator("#swap-reset").click()
+        for i in range(page.locator("#swap-kv option").count()):
+            page.locator("#swap-kv").select_option(index=i)
+            for j in range(page.locator("#swap-positions option").count()):
+                page.locator("#swap-positions").select_option(index=j)
+                assert page.locator("#swap-drawings figure").count() == (1 if page.evaluate(UNCHANGED) else 2)
+    page.locator("#swap-reset").click()
+
+
+@pytest.mark.parametrize(
+    ("model", "choices"),
+    [
+        ("deepseek-v3-671b", {"kv": "8 KV heads (GQA)", "window": "512, all layers", "experts": "64", "k": "1"}),
+        ("llama3.1-8b", {"experts": "32", "k": "8", "positions": "NoPE in all layers"}),
+    ],
+)
+def test_a_link_holds_choices_that_are_valid_beside_others_alone(
+    open_page: Open, model: str, choices: dict[str, str]
+) -> None:
+    """Latents have no window, and a dense model has no experts per token."""
+    page = open_page()
+    page.locator("#swap-model").select_option(model)
+    page.locator("#swap-reset").click()
+    for axis, label in choices.items():
+        page.locator(f"#swap-{axis}").select_option(label=label)
+    chosen = page.evaluate(CHOSEN)
+    assert {*choices.values()} < {*chosen}
+    place = page.url.partition("#")[2]
+    assert open_page(place=place).evaluate(CHOSEN) == chosen
+
+
+def test_back_undoes_a_choice_that_changed_another(open_page: Open) -> None:
+    page = open_page()
+    page.locator("#swap-model").select_option("llama3.1-8b")
+    page.locator("#swap-window").select_option(label="512, all layers")
+    before = page.evaluate(CHOSEN)
+    page.locator("#swap-kv").select_option(label="latent of 512 (MLA)")
+    after = page.evaluate(CHOSEN)
+    assert "512, all layers" in before
+    assert "512, all layers" not in after
+    page.go_back()
+    assert page.evaluate(CHOSEN) == before
+    page.go_forward()
+    assert page.evaluate(CHOSEN) == after
+
+
+def test_back_undoes_as_released(open_page: Open) -> None:
+    """After a window was chosen, and before another is."""
+    page = open_page()
+    page.locator("#swap-window").select_option(label="512, all layers")
+    page.locator("#swap-reset").click()
+    page.locator("#swap-window").select_option(label="4,096, all layers")
+    for label in ("as released", "512, all layers"):
+        page.go_back()
+        assert page.locator("#swap-window option:checked").inner_text() == label
+
+
+@pytest.mark.parametrize(("width", "beside"), [(390, False), (820, True), (1440, True)])
+def test_drawings_stand_side_by_side_where_there_is_room(open_page: Open, width: int, beside: bool) -> None:
+    """On a phone the swapped one comes first, below the settings."""
+    page = open_page(width)
+    page.locator("#swap-window").select_option(label="512, all layers")
+    own, swapped = (page.locator("#swap-drawings figure").nth(i).bounding_box() for i in range(2))
+    assert (own["y"] == swapped["y"]) == beside
+    assert own["x"] <= swapped["x"]
+    assert page.locator("#swap .settings").bounding_box()["y"] < swapped["y"] <= own["y"]

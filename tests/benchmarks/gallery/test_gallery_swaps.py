@@ -96,8 +96,9 @@ def test_positions_change_no_cost(name: str) -> None:
     spec = zoo.spec(name)
     choices = swap_grid.positions(spec)
     assert len(choices) > (1 if contains(spec, zoo.RoPE) else 0)
-    for choice in choices:
-        changed = run_code(spec, choice["code"])
+    models = [run_code(spec, choice["code"]) for choice in choices]
+    assert len({*models}) == len(models)
+    for choice, changed in zip(choices, models, strict=True):
         without = sum("NoPE" in repr(layer) for layer in changed.layers)
         start = "Positions: " if spec.positions else f"{without} of " if without else "All "
         assert choice["note"].startswith(start)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo import GLU, GQA, Decoder, Layer, NoPE, RMSNorm, RoPE, names, post, pre, spec
+from zoo import GLU, GQA, Layer, NoPE, RMSNorm, RoPE, names, post, pre, spec
 from zoo.model.layer_pattern import fold, labels
 
 
@@ -57,7 +58,7 @@ def test_a_name_holds_what_differs_and_no_more() -> None:
         return Layer(place(norm, GQA(4, kv_heads, 8, rope, window=window)), pre(norm, GLU(hidden)))
 
     def labels_of(*layers: Layer) -> list[str]:
-        return labels(Decoder(16, 8, layers, norm))
+        return labels(layers)
 
     assert labels_of(layer()) == ["full"]
     assert labels_of(layer(), layer(window=4), layer()) == ["full", "window 4"]
@@ -65,7 +66,10 @@ def test_a_name_holds_what_differs_and_no_more() -> None:
     assert labels_of(layer(window=4), layer(NoPE()), layer()) == ["window 4, RoPE", "full, NoPE", "full, RoPE"]
     assert labels_of(layer(), layer(kv_heads=1), layer(kv_heads=4)) == ["GQA", "MQA", "MHA"]
     assert labels_of(layer(), layer(place=post)) == ["pre", "post"]
-    assert labels_of(layer(hidden=8), layer(hidden=16)) == ["kind 1", "kind 2"]
+    assert labels_of(layer(hidden=8), layer(hidden=16)) == ["feed-forward 8 wide", "feed-forward 16 wide"]
+    assert labels_of(layer(), layer(RoPE(1e6))) == ["RoPE 10k", "RoPE 1M"]
+    assert labels_of(layer(), layer(RoPE(1e6)), layer(NoPE())) == ["RoPE 10k", "RoPE 1M", "NoPE"]
+    assert labels_of(layer(), replace(layer(), ffn=pre(norm, GLU(8, bias=True)))) == ["kind 1", "kind 2"]
 
 
 def test_an_aspect_that_tells_no_more_apart_is_left_out() -> None:
