@@ -81,7 +81,7 @@ def main(
     python -m zoo.build gemma3 --tiny
     python -m zoo.build gemma3 --params 200k
     python -m zoo.build deepseek-v3-671b
-    python -m zoo.build qwen3 --swap 'GQA(window=512)' --swap norm=olmo
+    python -m zoo.build qwen3 --swap 'GQA(window=512) except every 6' --swap norm=olmo
     python -m zoo.build gpt-oss --svg gpt-oss.svg
     """
     if list_:

@@ -1,35 +1,40 @@
-"""The charts in Vega-Lite, and compiled: to Vega for the page, which fills in rows and parameters, and to pictures.
-
-Colours in a chart are names that begin with @ until `styled` replaces them. Models and parts are distinguishable on a
-white and on a dark page; parts have the colours of the diagrams.
-"""
+"""The charts in Vega-Lite, and compiled: to Vega for the page, which fills in rows and parameters, and to pictures."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from colorsys import hls_to_rgb, rgb_to_hls
 from dataclasses import dataclass
 from functools import cache
-from itertools import cycle
 from typing import Any
 
 import altair as alt
 import vl_convert
 
-from zoo.architectures import families
+from benchmarks.gallery.chart_style import (
+    AXIS,
+    COUNT_LABEL,
+    DECADES,
+    HEIGHT,
+    HUES,
+    LEGEND,
+    LIGHT,
+    ONE_TWO_FIVE,
+    OTHER,
+    PAGE,
+    PART_COLOURS,
+    WIDTH,
+    log_axis,
+    model_colours,
+    styled,
+)
 from zoo.cli.tables import Row
 
 Json = dict[str, Any]
 FORMATS = ("png", "svg")  # of a chart as a picture
-WIDTH, HEIGHT = 720, 420
 ROW, MEASURED_ROW = 22, 46  # pixels of a model's row
 RINGS = "rings"  # the parameter that shows the rings of crossings: 0 or 1
 MOST_RINGED = 8  # models whose crossings are marked in the chart
-AXIS = 63  # pixels of a horizontal axis with its title, and a little room
-LEGEND: Json = {"orient": "bottom", "columns": 4, "title": None, "symbolLimit": 0}  # however many: all
 TOKEN_TICKS = [2**i for i in range(8, 21, 2)]
 BYTE_TICKS = [2**i for i in range(16, 51, 2)]
-DECADES = [10**i for i in range(-3, 19)]
-ONE_TWO_FIVE = [digit * 10**i for i in range(-3, 16) for digit in (1, 2, 5)]
 # Vega expressions of axis labels.
 TOKENS_LABEL = (
     "datum.value >= pow(2, 20) ? datum.value / pow(2, 20) + 'M' : "
@@ -40,46 +45,6 @@ BYTES_LABEL = (
     "datum.value / pow(2, 30) + ' GiB' : datum.value >= pow(2, 20) ? datum.value / pow(2, 20) + ' MiB' : "
     "datum.value / pow(2, 10) + ' KiB'"
 )
-COUNT_LABEL = "datum.value < 1 ? format(datum.value, '~r') : replace(format(datum.value, '.3~s'), 'G', 'B')"
-
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-HUES = ("#3b76d6", "#d9731a", "#2f9e5b", "#d6455d", "#9a5fd0", "#1295a0", "#8f8412", "#d459a6")  # of architectures
-LIGHTNESS_RANGE = 0.16  # between the lightest and the darkest size of an architecture, of 1
-PART_COLOURS = {
-    "embedding": "#7565c2",
-    "head": "#a99ee0",
-    "attn": "#3a70c4",
-    "ffn": "#2c8a4b",
-    "routed": "#63b87f",
-    "shared": "#1295a0",
-    "router": "#d6455d",
-    "inputs": "#c27a2c",
-    "norm": "#b98200",
-}
-OTHER = "#8a93a0"  # of a model that is not a preset
-LIGHT = {"ink": "#1a222e", "faint": "#566170", "grid": "#e3e7ec", "paper": "#ffffff", "accent": "#c8105f"}
-PAGE = {name: f"var(--{name})" for name in LIGHT}  # the page's own colours, which follow its colour scheme
-
-
-def model_colours() -> dict[str, str]:
-    """Preset -> colour: the hue of its architecture, in a shade for its size."""
-    return {
-        name: _shade(hue, i, len(family.SIZES))
-        for hue, family in zip(cycle(HUES), families().values(), strict=False)
-        for i, name in enumerate(family.SIZES)
-    }
-
-
-def _shade(colour: str, i: int, sizes: int) -> str:
-    hue, lightness, saturation = rgb_to_hls(*(int(colour[j : j + 2], 16) / 255 for j in (1, 3, 5)))
-    lightness += LIGHTNESS_RANGE * (0.5 - i / (sizes - 1)) if sizes > 1 else 0.0
-    return "#" + "".join(f"{round(255 * channel):02x}" for channel in hls_to_rgb(hue, lightness, saturation))
-
-
-def log_axis(axis: Any, ticks: list[int], label: str, title: str, grid: bool | None = None, **scale: Any) -> Any:
-    """An alt.X or alt.Y on a logarithmic scale, with labels at `ticks` by the Vega expression `label`."""
-    shown = {"values": ticks, "labelExpr": label} | ({"grid": grid} if grid is not None else {})
-    return axis.scale(type="log", nice=False, **scale).axis(**shown).title(title)
 
 
 def model_rows() -> alt.Y:
@@ -90,33 +55,6 @@ def model_rows() -> alt.Y:
 def model_colour(orient: str = "bottom") -> alt.Color:
     """A model's colour. The domain is filled in when the chart is drawn."""
     return alt.Color("model:N", sort=None).legend(**LEGEND | {"orient": orient}, symbolType="stroke")
-
-
-def styled(chart: alt.TopLevelMixin, colours: Mapping[str, str]) -> Json:
-    """A chart as Vega-Lite, its @names replaced by `colours`."""
-    axis = {"domainColor": "@faint", "tickColor": "@faint", "gridColor": "@grid", "labelColor": "@ink"}
-    text = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 12, "titleFontSize": 12, "titleColor": "@faint"}
-    config = {
-        "background": None,
-        "font": FONT,
-        "view": {"stroke": None},
-        "axis": axis | text | {"titleFontWeight": "normal", "titlePadding": 10, "labelPadding": 6},
-        "legend": text | {"labelColor": "@ink", "labelLimit": 220, "symbolStrokeWidth": 2, "offset": 16},
-        "title": {"color": "@ink", "font": FONT, "fontSize": 15, "anchor": "start", "offset": 14},
-        "text": {"font": FONT, "fontSize": 12},
-        "rule": {"color": "@faint"},
-        "header": {"labelColor": "@ink", "labelFont": FONT, "labelFontSize": 13, "labelAngle": 0, "labelAlign": "left"},
-    }
-    spec: Json = _replaced(chart.to_dict() | {"config": config}, colours)
-    return spec
-
-
-def _replaced(node: Any, colours: Mapping[str, str]) -> Any:
-    if isinstance(node, dict):
-        return {key: _replaced(value, colours) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_replaced(item, colours) for item in node]
-    return colours[node[1:]] if isinstance(node, str) and node.startswith("@") else node
 
 
 @dataclass(frozen=True)

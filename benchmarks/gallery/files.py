@@ -23,7 +23,7 @@ from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.analytic.roofline import device, devices
 from benchmarks.analytic.selection import matching, one_each
 from benchmarks.analytic.weight_forms import FOUR_BIT
-from benchmarks.gallery import blocks_page, charts, cost_terms, learning_curves, swap_grid, timeline
+from benchmarks.gallery import blocks_page, chart_style, charts, cost_terms, learning_curves, swap_grid, timeline
 from benchmarks.gallery.blocks_page import STYLE_SHEET, without_style
 from benchmarks.gallery.chart_tables import tables
 from benchmarks.gallery.charts import FORMATS
@@ -208,14 +208,7 @@ def _model(model: NamedSpec, terms: Interned) -> Json:
         return [[n, _index(terms, each)] for n, each in layers]
 
     def grid(made: Grid) -> Json:
-        axes = [
-            [
-                {"label": each.label, "code": each.code, "text": each.text}
-                | {"dropped": ", ".join(each.dropped_features(spec))}
-                for each in axis
-            ]
-            for axis in (made.rows, made.columns)
-        ]
+        axes = [[choice.shown(spec) for choice in axis] for axis in (made.rows, made.columns)]
         cells = [[None if cell is None else indexed(cell) for cell in row] for row in made.cells]
         return {"axes": axes, "cells": cells}
 
@@ -240,7 +233,7 @@ def _model(model: NamedSpec, terms: Interned) -> Json:
         "stored": stored(spec),
         "facts": timeline.facts(model),
         "code": f'spec = zoo.spec("{model.name}")' if model.size else from_config,
-        "colour": charts.model_colours().get(model.name, charts.OTHER),
+        "colour": chart_style.model_colours().get(model.name, chart_style.OTHER),
         "cards": {str(cards): on_cards(cards) for cards in CARDS if cards > 1},
         "outside": indexed(((1, cost_terms.outside_terms(spec)),)),
         "attention": grid(swap_grid.attention_grid(spec)),

@@ -16,7 +16,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from benchmarks.gallery.charts import (
+from benchmarks.gallery.chart_style import (
     AXIS,
     COUNT_LABEL,
     DECADES,

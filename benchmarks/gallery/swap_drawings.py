@@ -25,7 +25,8 @@ from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import aspects, labels
 
 LAYOUT: Literal["narrow"] = "narrow"  # two stand side by side, or on a phone one above the other
-STRIP_PLACE = {  # of the strip of layers, which the page draws: its box, and the room around it
+STRIP_PLACE = {  # of the strip of layers, which the page draws: its box, the room around it, the width of a drawing
+    "page": NARROW.width,
     "left": NARROW.left,
     "width": NARROW.panel_end - NARROW.left,
     "height": STRIP,

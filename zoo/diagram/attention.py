@@ -174,7 +174,7 @@ def _attend(lanes: Lanes, block: Mixer, last: int, scores: list[str], chosen: st
     y = top + (height - LINE * (len(lines) + 2)) / 2 + 11.5
     region.canvas.text(text.x, y, "softmax of q · k, times v", SMALL, text.width, "faint")
     text.at(y + LINE).line(seen, "window", css_class="strong")
-    css_class = region.canvas.stating("ink", f"{region.place}.scores", ", ".join(scores)) if scores else "ink"
+    css_class = region.canvas.with_fact("ink", f"{region.place}.scores", ", ".join(scores)) if scores else "ink"
     for i, line in enumerate(lines):
         region.canvas.text(text.x, y + LINE * (2 + i), line, SMALL, text.width, css_class)
 

@@ -47,7 +47,7 @@ class Facts:
         self.structures = frozenset((place, structure(text)) for place, text in self.stated)
 
 
-class Stated(str):
+class FactClass(str):
     """The CSS class of an element that states `text` at `place`. The mark of a `weak` one is that of another number."""
 
     place: str
@@ -219,21 +219,21 @@ class Canvas:
         shown = fit_text(text, size, max_width, bold)
         others = {} if size == FONT_SIZE else {"font-size": _n(size)}
         others |= {} if anchor == "start" else {"text-anchor": anchor}
-        css_class = self.stating(css_class, place, text) if place else css_class
+        css_class = self.with_fact(css_class, place, text) if place else css_class
         element = self._add("text", css_class, x=_n(x), y=_n(y), **others)
         element.text = shown
         if shown != text:
             SubElement(element, "title").text = text
         return text_width(shown, size, bold)
 
-    def stating(self, css_class: str, place: str, text: str, weak: bool = False) -> str:
+    def with_fact(self, css_class: str, place: str, text: str, weak: bool = False) -> str:
         """The CSS class of what states `text` at `place`."""
         self.facts[place, text] = None
-        stated = Stated(css_class)
+        stated = FactClass(css_class)
         stated.place, stated.text, stated.weak = place, text, weak
         return stated
 
-    def state(self, element: Element, place: str, text: str, inside: range) -> None:
+    def add_statement(self, element: Element, place: str, text: str, inside: range) -> None:
         """That an element states `text`, which shows only where nothing `inside` it shows."""
         self.facts[place, text] = None
         self.statements.append(Statement(element, place, text, inside=inside))
@@ -255,7 +255,7 @@ class Canvas:
 
     def _add(self, tag: str, css_class: str, **attributes: str) -> Element:
         element = SubElement(self._parent, tag, {"class": str(css_class)} | attributes)
-        if isinstance(css_class, Stated):
+        if isinstance(css_class, FactClass):
             self.statements.append(Statement(element, css_class.place, css_class.text, css_class.weak))
         return element
 

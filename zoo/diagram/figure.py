@@ -211,7 +211,7 @@ def _draw_figures(canvas: Canvas, layout: Layout, spec: Decoder, options: Option
         if x + width > end and x > layout.left:
             x, y = layout.left, y + 40
         place = fact and f"model.{fact}"
-        css_class = canvas.stating("strong", place, figure) if place else "strong"
+        css_class = canvas.with_fact("strong", place, figure) if place else "strong"
         canvas.text(x, y + 18, figure, 13.5, end - x, css_class)
         canvas.text(x, y + 34, what, SMALL, end - x, "faint")
         x += width + gap
@@ -236,7 +236,7 @@ def draw_pattern(canvas: Canvas, layout: Layout, looks: Iterable[Look], pattern:
     """The legend of a strip, and the pattern of layers in text; returns the y below them."""
     width = layout.panel_end - layout.left
     y = draw_legend(canvas, looks, layout.left, y, width, SMALL)
-    css_class = canvas.stating("ink", "pattern", pattern) if pattern else "ink"
+    css_class = canvas.with_fact("ink", "pattern", pattern) if pattern else "ink"
     for line in wrap_text(pattern, SMALL, width):
         canvas.text(layout.left, y + 11, line, SMALL, width, css_class)
         y += LINE

@@ -109,7 +109,7 @@ class Flow:
 
     def _bar(self, y: float, left: float, place: str, stated: str, tall: float = BAR) -> None:
         width = self.layout.block_end - left
-        self.canvas.rect(left, y, width, tall, self.canvas.stating("norm", place, stated), 4)
+        self.canvas.rect(left, y, width, tall, self.canvas.with_fact("norm", place, stated), 4)
 
     def _block(self) -> Piece:
         """The block as a box: with its summary and a blow-up beside it, or with its inside."""
@@ -139,7 +139,7 @@ class Flow:
                 for i, line in enumerate(lines if here else [*lines, elsewhere]):
                     canvas.text(x, y + 36 + LINE * i, line, SMALL, width, "ink" if i < len(lines) else "faint")
             if here:  # the blocks may differ in a field that is not drawn
-                canvas.state(box, f"{self.role}.block", repr(block), self.blow_ups.inner)
+                canvas.add_statement(box, f"{self.role}.block", repr(block), self.blow_ups.inner)
             self._anchor(self.role, y)
 
         return Piece(height, draw)
@@ -172,5 +172,5 @@ def branch_name(role: str, block: Block) -> str:
 
 def norm_name(canvas: Canvas, left: float, top: float, norm: Norm, place: str) -> None:
     """The name in a norm's bar. How it multiplies by its weight is in its tooltip, and marked weakly."""
-    css_class = canvas.stating("ink", f"{place}.fields", norm.describe(), weak=True)
+    css_class = canvas.with_fact("ink", f"{place}.fields", norm.describe(), weak=True)
     canvas.text(left + 10, top + 14.5, type(norm).__name__, SMALL, 160, css_class)

@@ -54,7 +54,7 @@ def _described(region: Region, block: Spec) -> float:
     first, _, rest = description.partition(", ")
     if _letters(first) == _letters(name):  # Gated DeltaNet and GatedDeltaNet
         description = rest
-    css_class = region.canvas.stating("ink", f"{region.place}.description", block.describe())
+    css_class = region.canvas.with_fact("ink", f"{region.place}.description", block.describe())
     for line in wrap_text(description, SMALL, region.width):
         region.canvas.text(region.x, y, line, SMALL, region.width, css_class)
         y += LINE

@@ -135,7 +135,7 @@ class Lanes:
             height = LINE * len(lines) + PAD
             canvas, place = self.region.canvas, f"{self.region.place}.{bar.fact}"
             self.reserve(bar.first, bar.last, top)
-            canvas.rect(x, top, width, height, canvas.stating(bar.css_class, place, bar.text), 5)
+            canvas.rect(x, top, width, height, canvas.with_fact(bar.css_class, place, bar.text), 5)
             draw_lines(self.region, x, top, width, lines, bar.fact, bar.text)
             self._end(bar.first, bar.last, top + height)
             if bar is bars[0]:
@@ -164,7 +164,7 @@ class Lanes:
 def draw_lines(region: Region, x: float, top: float, width: float, lines: Sequence[str], fact: str, text: str) -> None:
     """Lines of a text in the middle of a box; they are marked together, as the whole `text`."""
     place = f"{region.place}.{fact}"
-    css_class = region.canvas.stating("ink", place, text)
+    css_class = region.canvas.with_fact("ink", place, text)
     for i, line in enumerate(lines):
         baseline = top + PAD / 2 + LINE * i + 11.2
         region.canvas.text(x + width / 2, baseline, line, SMALL, width - 6, css_class, "middle")
@@ -192,7 +192,7 @@ def mask(region: Region, reach: Reach) -> None:
     """Which tokens (columns) a token (row) sees: windows and chunks as if they were of three tokens."""
     canvas, cells = region.canvas, 8
     side = (MASK - 2) / cells
-    css_class = canvas.stating("unseen", f"{region.place}.reach", reach.describe())
+    css_class = canvas.with_fact("unseen", f"{region.place}.reach", reach.describe())
     canvas.rect(region.x, region.y, MASK, MASK, css_class, 2)
     small = reach.bounded(3)
     rows = []
@@ -269,7 +269,7 @@ def chips(region: Region, texts: Sequence[tuple[str, str]]) -> float:
         height = LINE * len(lines) + 3
         if x > region.x and x + width > region.x + region.width:
             x, y = region.x, y + LINE + 7
-        css_class = region.canvas.stating("chip", f"{region.place}.{fact}", text)
+        css_class = region.canvas.with_fact("chip", f"{region.place}.{fact}", text)
         region.canvas.rect(x, y, width, height, css_class, 8)
         draw_lines(region, x, y - 1, width, lines, fact, text)
         x, y = x + width + 6, y + height - LINE - 3

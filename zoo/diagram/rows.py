@@ -55,7 +55,7 @@ class Rows:
         canvas, layout = self.canvas, self.layout
         canvas.path(f"M{layout.stream} 0V{GAP}", "residual")
         left, width = layout.left, layout.frame_end - layout.left
-        canvas.rect(left, GAP, width, tall, canvas.stating(css_class, *fact), 5)
+        canvas.rect(left, GAP, width, tall, canvas.with_fact(css_class, *fact), 5)
         baseline = GAP + tall / 2 + 4.3
         end = left + 10
         if text:

@@ -4,6 +4,7 @@
     role=KIND(field=value, ...)          replaces the blocks of a role: attn, ffn, rope, norm, router or act
     norm=pre | olmo | sandwich | post    moves the norms
     norm=hyper                           four residual streams (zoo.blocks.hyper_connections)
+    SWAP every N, SWAP except every N    in the last of every N layers alone, or in all others
 
 Kinds are the names in `Spec.kinds`. MHA, MQA and SWA are aliases for forms of GQA: they edit the GQAs of that form or,
 where the model has none, give every GQA that form. Fields that are not given are carried over (zoo.swaps.rebuild). A
@@ -13,18 +14,19 @@ router=SoftmaxTopK(k=2))`, `LongRoPE(short=(1, 1), long=(1, 4))`.
 
 import ast
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from zoo.blocks.layer import PLACEMENTS, Placement
+from zoo.blocks.layer import PLACEMENTS, Layer, Placement
 from zoo.errors import UsageError, unknown
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
 from zoo.swaps.rebuild import BlockCall, aliased_kinds, dropped_features, field_names, rebuild
 
 MAX_CHARACTERS = 120  # of a swap that an error repeats
+SOME_LAYERS = re.compile(r"(?P<swap>.*?\S)\s+(?P<others>except\s+)?every\s+(?P<every>\d{1,9})\s*", re.DOTALL)
 CONSTANTS = {"none": None, "true": True, "false": False}
 
 
@@ -45,9 +47,10 @@ def apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
     """
     dropped: dict[str, None] = {}
     try:
-        role, call = _parse_swap(text)
+        block, which = _parse_layers(text, len(spec.layers))
+        role, call = _parse_swap(block)
         if isinstance(call, str):
-            return _move_norms(spec, call), []
+            return _move_norms(spec, call, which), []
 
         @cache  # a model has equal blocks in many layers
         def change(old: Spec) -> Spec:
@@ -56,21 +59,33 @@ def apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
             return new
 
         chosen = _blocks_of_role(spec, role, call) if role else _blocks_of_kind(spec, call)
-        return _change(spec, chosen, change), list(dropped)
+        changed = cache(lambda child: _change(child, chosen, change))
+        if which is None:
+            new: Any = change(spec) if chosen(spec) else spec.map(changed)
+            return new, list(dropped)
+        if not any(chosen(node) for i in which for node in spec.layers[i].walk()):
+            raise UsageError(f"none of the {len(which)} layers that were chosen has a {role or call.name}")
+        layers = _changed_layers(spec, which, changed)
+        return replace(spec, layers=layers) if layers != spec.layers else spec, list(dropped)
     except UsageError as error:
         shown = text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}..."
         raise type(error)(f"swap {shown!r}: {error}") from error
 
 
-def _move_norms(spec: Decoder, placement: str) -> Decoder:
+def _changed_layers(spec: Decoder, which: Collection[int], change: Callable[[Layer], Layer]) -> tuple[Layer, ...]:
+    return tuple(change(layer) if i in which else layer for i, layer in enumerate(spec.layers))
+
+
+def _move_norms(spec: Decoder, placement: str, which: Collection[int] | None) -> Decoder:
     def move(old: Any) -> Spec:
         if old.placement == placement == "hyper":
             return old
         return PLACEMENTS[placement](next(iter(old.norms()), spec.norm), old.block)
 
-    moved = {layer: _change(layer, lambda node: isinstance(node, Placement), move) for layer in set(spec.layers)}
-    layers = tuple(moved[layer] for layer in spec.layers)
-    return replace(spec, layers=layers, streams=layers[0].stream_spec)
+    moved = cache(lambda layer: _change(layer, lambda node: isinstance(node, Placement), move))
+    layers = _changed_layers(spec, which or range(len(spec.layers)), moved)
+    streams: Any = layers[0].stream_spec
+    return replace(spec, layers=layers, streams=streams)
 
 
 def _change(spec: Any, chosen: Callable[[Spec], bool], change: Callable[[Any], Spec]) -> Any:
@@ -116,6 +131,20 @@ def _roles(spec: Decoder) -> set[str]:
 
 
 # Parsing.
+
+
+def _parse_layers(text: str, layers: int) -> tuple[str, frozenset[int] | None]:
+    """A swap without the words that choose layers, and the layers that they choose; None is the whole model."""
+    found = SOME_LAYERS.fullmatch(text)
+    if not found:
+        return text, None
+    every = int(found["every"])
+    last = frozenset(range(every - 1, layers, every)) if every else frozenset[int]()
+    chosen = frozenset(range(layers)) - last if found["others"] else last
+    if not every or not chosen:
+        words = f"{'except ' if found['others'] else ''}every {every}"
+        raise UsageError(f"{words!r} chooses none of {layers} layers")
+    return found["swap"], chosen
 
 
 def _parse_swap(text: str) -> tuple[str, BlockCall | str]:

@@ -35,33 +35,35 @@ function reconcile(model, changedAxis) {
 const swapped = model => [...model.outside, ...cell(model, "attention", chosen("kv"), chosen("window")),
   ...cell(model, "experts", chosen("experts"), chosen("k"))];
 
-// The choices that stand: each a label, Python code, a swap expression (if there is one) and the features it drops.
+// The choices that stand: each a label, the swaps that make it, and the features that it drops.
 const currentChoices = model =>
   [...Object.entries(AXES).map(([axis, [grid, i]]) => model[grid].axes[i][chosen(axis)]), model.positions[chosen("positions")]];
+const currentSwaps = model => currentChoices(model).flatMap(choice => choice.swaps);
 
-// Python code that makes the swapped spec, with the imports that it needs.
+// Python code that makes the swapped spec.
 function swapCode(model) {
-  const lines = currentChoices(model).map(choice => choice.code).filter(Boolean).join("\n");
-  const named = ["GQA", "NoPE", "RoPE", "swap_layers"].filter(name => new RegExp(`\\b${name}\\b`).test(lines.replace(/"[^"]*"/g, "")));
+  const swaps = currentSwaps(model).map(swap => `    ${JSON.stringify(swap)},`);
   return [
-    ...(lines.includes("replace(") ? ["from dataclasses import replace"] : []),
     model.code.includes("json") ? "import json, zoo" : "import zoo",
-    ...(named.length ? [`from zoo import ${named.join(", ")}`] : []),
-    ...(lines.includes("apply_swap") ? ["from zoo.swaps.grammar import apply_swap"] : []), "",
-    model.code, ...(lines ? [lines] : []), "print(spec.params(), spec.kv_growth())",
+    ...(swaps.length ? ["from zoo.swaps.grammar import apply_swaps"] : []), "",
+    model.code, ...(swaps.length ? ["spec, dropped = apply_swaps(spec, [", ...swaps, "])"] : []),
+    "print(spec.params(), spec.kv_growth())",
   ].join("\n");
 }
 
-// The command that makes the same swap, or null where only Python can: a change of some layers.
+// The command that makes the same swap, or null where nothing is swapped.
 function swapCommand(model) {
-  const choices = currentChoices(model).filter(choice => choice.code);
-  if (!choices.length || choices.some(choice => !choice.text)) return null;
-  return `python -m benchmarks kv ${model.name} ${choices.map(choice => `--swap '${choice.text}'`).join(" ")}`;
+  const swaps = currentSwaps(model);
+  return swaps.length ? `python -m benchmarks kv ${model.name} ${swaps.map(swap => `--swap '${swap}'`).join(" ")}` : null;
 }
 
-function swapNote(model) {
+function swapNote(model, context) {
   const {note} = model.positions[chosen("positions")], dropped = currentChoices(model).map(choice => choice.dropped).filter(Boolean);
-  return dropped.length ? `${note} Dropped features: ${dropped.join(", ")}.` : note;
+  return [
+    note, ...(chosen("positions") ? ["Positions do not change the costs."] : []),
+    ...(dropped.length ? [`Dropped features: ${[...new Set(dropped)].join(", ")}.`] : []),
+    ...(context > model.context ? [`${formatTokens(context)} tokens are beyond its context of ${formatTokens(model.context)}.`] : []),
+  ].join(" ");
 }
 
 // What is changed, in words.
@@ -105,7 +107,7 @@ function startSwap() {
   const model = () => MODELS.get(byId("swap-model").value);
   const update = () => {
     byId("swap-table").tBodies[0].replaceChildren(...swapRows(released(model()), swapped(model()), context.value));
-    byId("swap-note").textContent = swapNote(model());
+    byId("swap-note").textContent = swapNote(model(), context.value);
     byId("swap-summary").replaceChildren(...swapSummary(model()));
     byId("swap-drawings").replaceChildren(...drawSwap(model(), chosenAxes()));
     byId("swap-code").textContent = swapCode(model());

@@ -54,30 +54,39 @@ function markNew(group, known) {
   for (const [[line]] of runs) if (!same.has(line)) line.classList.add("differs");
 }
 
-// A drawing of parts one below the other. Texts that the original does not have in any part of the same role are marked.
-function stacked(parts, title, original = null) {
+// A drawing of parts one below the other. Texts that the other drawing does not have in any part of the same role are
+// marked.
+function stacked(parts, title, other = null) {
   const svg = shape("svg", {class: "zoo-diagram", role: "img", "aria-label": title, "font-size": "11.5"}), known = new Map();
   const drawn = markup => { const group = shape("g", {}); group.innerHTML = markup; return group; };
-  for (const [role, [markup]] of original ?? [])
+  for (const [role, [markup]] of other ?? [])
     known.set(role, new Set([...known.get(role) ?? [], ...textRuns(drawn(markup)).map(([, text]) => text)]));
   let y = 0;
   for (const [role, [markup, height]] of parts) {
     const group = drawn(markup);
     group.setAttribute("transform", `translate(0 ${y})`);
-    if (original) markNew(group, known.get(role) ?? new Set());
+    if (other) markNew(group, known.get(role) ?? new Set());
     svg.append(group);
     y += height;
   }
-  svg.setAttribute("viewBox", `0 0 360 ${y}`);
+  svg.setAttribute("viewBox", `0 0 ${PACKED.swaps.strip.page} ${y}`);
   return svg;
 }
 
 const AS_RELEASED = {kv: 0, window: 0, positions: 0, experts: 0, k: 0};
 
-// The original, and beside it the swapped model.
+// The original, and beside it the swapped model; each with what the other does not have marked.
 function drawSwap(model, at) {
-  const figure = (name, svg) => make("figure", {}, make("p", {class: "playground-title"}, name), svg);
-  const released = swapParts(model, AS_RELEASED), own = figure("As released", stacked(released, `Diagram of ${model.name}`));
-  if (Object.values(at).every(choice => choice === 0)) return [own];
-  return [own, figure("Swapped", stacked(swapParts(model, at), `Diagram of ${model.name}, swapped`, released))];
+  const parts = swapParts(model, AS_RELEASED), swapped = swapParts(model, at), {name} = model;
+  const figure = (heading, svg) => make("figure", {}, make("p", {class: "playground-title"}, heading), svg);
+  const same = swapped.length === parts.length && swapped.every(([, [text]], i) => text === parts[i][1][0]);
+  if (!same) return [
+    figure("As released", stacked(parts, `Diagram of ${name}`, swapped)),
+    figure("Swapped", stacked(swapped, `Diagram of ${name}, swapped`, parts)),
+  ];
+  const choices = Object.values(at).some(choice => choice > 0);
+  return [
+    figure("As released", stacked(parts, `Diagram of ${name}`)),
+    ...(choices ? [make("p", {class: "note"}, "These choices leave the model as it is.")] : []),
+  ];
 }

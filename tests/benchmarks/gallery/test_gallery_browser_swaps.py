@@ -26,7 +26,6 @@ from zoo.swaps.grammar import apply_swaps
 from zoo.units import format_bytes, format_count
 
 pytestmark = pytest.mark.xdist_group("gallery")
-UNCHANGED = "Object.values(chosenAxes()).every(choice => choice === 0)"
 CHOSEN = "[...document.querySelectorAll('#swap select')].map(select => select.selectedOptions[0].text)"
 
 
@@ -91,7 +90,7 @@ def test_dropped_features_are_listed(page: Any) -> None:
 
 
 def test_the_command_makes_the_same_swap(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is shown where a command can."""
+    """Of some layers, too; where nothing is swapped there is none."""
     page.locator("#swap-model").select_option("llama3.1-8b")
     page.locator("#swap-reset").click()
     assert not page.locator("#swap-command").is_visible()
@@ -107,7 +106,11 @@ def test_the_command_makes_the_same_swap(page: Any, capsys: pytest.CaptureFixtur
     shown = [row.locator("td").nth(1).inner_text() for row in page.locator("#swap-table tbody tr").all()]
     assert (shown[0], shown[3]) == (format_count(spec.params()), format_bytes(spec.kv_growth()[1]))
     page.locator("#swap-window").select_option(label="512, all but every fourth layer")
-    assert not page.locator("#swap-command").is_visible()
+    page.locator("#swap-positions").select_option(label="NoPE in every second layer")
+    command = shlex.split(page.locator("#swap-command").inner_text())
+    spec, _ = apply_swaps(zoo.spec("llama3.1-8b"), [text for text in command[5:] if text != "--swap"])
+    assert [layer.mixer.window for layer in spec.layers] == [None if i % 4 == 3 else 512 for i in range(32)]
+    assert [isinstance(layer.mixer.rope, zoo.NoPE) for layer in spec.layers] == [i % 2 == 1 for i in range(32)]
     page.locator("#swap-reset").click()
 
 
@@ -138,8 +141,11 @@ def test_diagram_of_the_swapped_model_stands_beside_the_original(page: Any) -> N
     marked = figures.nth(1).locator("svg text.differs").all_text_contents()
     assert {"32 heads on 2 KV heads", "NoPE", "window 512", "1 of 8 experts active"} <= {*marked}
     assert not {"RMSNorm", "Embedding", "token ids"} & {*marked}
-    assert figures.nth(0).locator(".differs").count() == 0
+    removed = figures.nth(0).locator("svg text.differs").all_text_contents()
+    assert {"32 heads on 8 KV heads", "sees all earlier tokens", "SwiGLU of gate, × up"} <= {*removed}
+    assert not {"RMSNorm", "Embedding", "token ids"} & {*removed}
     page.locator("#swap-reset").click()
+    assert figures.locator(".differs").count() == 0
 
 
 def test_layers_that_differ_are_drawn_one_by_one(page: Any) -> None:
@@ -198,7 +204,10 @@ def test_every_choice_of_positions_is_drawn_beside_those_of_keys_and_values(page
             page.locator("#swap-kv").select_option(index=i)
             for j in range(page.locator("#swap-positions option").count()):
                 page.locator("#swap-positions").select_option(index=j)
-                assert page.locator("#swap-drawings figure").count() == (1 if page.evaluate(UNCHANGED) else 2)
+                swaps = page.evaluate("currentSwaps(MODELS.get(byId('swap-model').value))")
+                same = apply_swaps(one(name).spec, swaps)[0] == one(name).spec
+                assert page.locator("#swap-drawings figure").count() == (1 if same else 2)
+                assert page.locator("#swap-drawings .note").count() == (1 if same and swaps else 0)
     page.locator("#swap-reset").click()
 
 

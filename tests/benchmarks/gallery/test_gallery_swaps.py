@@ -1,9 +1,8 @@
-"""The cells of a grid: the Python code of a choice, run on the whole model, gives the same terms."""
+"""The cells of a grid and the drawings: the swaps of the choices, made on the whole model, give the same."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 
@@ -19,9 +18,8 @@ from zoo.diagram.figure import folded
 from zoo.diagram.looks import look
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import labels
-from zoo.swaps.grammar import apply_swap
+from zoo.swaps.grammar import apply_swaps
 
-NAMES = vars(zoo) | {"apply_swap": apply_swap, "replace": replace}
 GRIDS = {
     "attention": (swap_grid.attention_grid, attention_terms),
     "experts": (swap_grid.expert_grid, feed_forward_terms),
@@ -36,12 +34,9 @@ def contains(spec: Decoder, *kinds: type[zoo.Spec]) -> bool:
     return any(isinstance(part, kinds) for part in spec.walk())
 
 
-def run_code(spec: Decoder, *codes: str) -> Decoder:
-    """The spec after the Python code shown beside the choices."""
-    scope = NAMES | {"spec": spec}
-    for code in codes:
-        exec(code, scope)
-    return scope["spec"]
+def after(spec: Decoder, *choices: swap_grid.Choice) -> Decoder:
+    """The spec after the swaps of some choices, one after the other."""
+    return apply_swaps(spec, [text for choice in choices for text in choice.swaps])[0]
 
 
 def layer_counts(terms: Terms | None) -> Counter[str]:
@@ -60,20 +55,20 @@ def sampled_cells(grid: Grid) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("name", screen_of_families())
 @pytest.mark.parametrize("kind", GRIDS)
-def test_code_of_a_cell_gives_its_terms(kind: str, name: str) -> None:
+def test_swaps_of_a_cell_give_its_terms(kind: str, name: str) -> None:
     spec = zoo.spec(name)
     make_grid, terms = GRIDS[kind]
     grid, checked = make_grid(spec), 0
     assert all(any(row) for row in grid.cells)  # DeepSeek's groups leave no room for 8 experts
     assert layer_counts(grid.cells[0][0]) == layer_counts(terms(Counter(spec.layers), spec.dim))
     for i, j in sampled_cells(grid):
-        codes = grid.rows[i].code, grid.columns[j].code
+        choices = grid.rows[i], grid.columns[j]
         if grid.cells[i][j] is None:
             with pytest.raises(zoo.ZooError):
-                run_code(spec, *codes)
+                after(spec, *choices)
         else:
-            changed = run_code(spec, *codes)
-            assert layer_counts(grid.cells[i][j]) == layer_counts(terms(Counter(changed.layers), spec.dim)), codes
+            changed = after(spec, *choices)
+            assert layer_counts(grid.cells[i][j]) == layer_counts(terms(Counter(changed.layers), spec.dim)), choices
             checked += 1
     assert checked >= (3 if contains(spec, *SWAPPED[kind]) else 1)
 
@@ -84,7 +79,7 @@ def test_attention_and_feed_forward_costs_are_independent(name: str) -> None:
     spec = zoo.spec(name)
     attention, experts = swap_grid.attention_grid(spec), swap_grid.expert_grid(spec)
     i, k = (max(i for i, row in enumerate(grid.cells) if row[0] is not None) for grid in (attention, experts))
-    changed = run_code(spec, attention.rows[i].code, experts.rows[k].code)
+    changed = after(spec, attention.rows[i], experts.rows[k])
     chosen = attention.cells[i][0], experts.cells[k][0]
     terms: list[tuple[int, CostTerms]] = [(1, outside_terms(spec)), *(chosen[0] or ()), *(chosen[1] or ())]
     assert sum(n * sum(each.params.values()) for n, each in terms) == changed.params()
@@ -96,17 +91,20 @@ def test_positions_change_no_cost(name: str) -> None:
     spec = zoo.spec(name)
     choices = swap_grid.positions(spec)
     assert len(choices) > (1 if contains(spec, zoo.RoPE) else 0)
-    models = [run_code(spec, choice["code"]) for choice in choices]
+    models = [apply_swaps(spec, choice["swaps"])[0] for choice in choices]
     assert len({*models}) == len(models)
     for choice, changed in zip(choices, models, strict=True):
         without = sum("NoPE" in repr(layer) for layer in changed.layers)
-        start = "Positions: " if spec.positions else f"{without} of " if without else "All "
-        assert choice["note"].startswith(start)
+        could = sum(any(node.role == "rope" for node in layer.walk()) for layer in changed.layers)
+        some = "None of" if without == could else f"{without} of {could} layers"
+        assert choice["note"].startswith(
+            "Positions: " if spec.positions else some if without else f"All {could} layers"
+        )
         assert (changed.params(), changed.flops(99, 1)) == (spec.params(), spec.flops(99, 1))
         assert changed.kv_bytes(99) == spec.kv_bytes(99)
 
 
-AXES = ("kv", "window", "experts", "k", "positions")  # in the order of the code
+AXES = ("kv", "window", "experts", "k", "positions")  # in the order of the swaps
 
 
 def sampled_choices(choices: dict[str, list[swap_grid.Choice]]) -> list[dict[str, int]]:
@@ -117,21 +115,21 @@ def sampled_choices(choices: dict[str, list[swap_grid.Choice]]) -> list[dict[str
 
 
 @pytest.mark.parametrize("name", screen_of_families())
-def test_drawings_are_of_the_models_that_the_code_makes(name: str) -> None:
+def test_drawings_are_of_the_models_that_the_swaps_make(name: str) -> None:
     """However many changes: the layers one by one, the frames of their kinds, and the parts of their branches."""
     spec, parts = one(name).spec, dict[Fragment, int]()
     made, choices = swap_drawings(spec, lambda part: parts.setdefault(part, len(parts))), swap_grid.single_choices(spec)
     held, drawn, checked = list(parts), Fragments(spec, layout="narrow"), 0
     for at in sampled_choices(choices):
-        codes = [choices[axis][at[axis]].code for axis in AXES]
+        these = [choices[axis][at[axis]] for axis in AXES]
         chosen = made["attention"][at["kv"]], made["feed_forward"][at["experts"]][at["k"]]
         structures = chosen[1] and made["structures"][chosen[0]["group"]][chosen[1]["group"]]
         structure = structures and structures[at["window"]][at["positions"]]
         if structure is None:
             with pytest.raises(zoo.ZooError):
-                run_code(spec, *codes)
+                after(spec, *these)
             continue
-        changed, checked = run_code(spec, *codes), checked + 1
+        changed, checked = after(spec, *these), checked + 1
         counts = Counter(changed.layers)
         kinds = list(counts)
         assert [kinds.index(layer) for layer in changed.layers] == [i for n, i in structure["runs"] for _ in range(n)]
@@ -188,4 +186,27 @@ def test_windows_and_positions_repeat_by_themselves() -> None:
     changed = swap_grid.swapped(swap_grid.swapped(spec, first), second)
     assert [layer.mixer.window for layer in changed.layers] == [None if i % 6 == 5 else 512 for i in range(32)]
     assert [isinstance(layer.mixer.rope, zoo.NoPE) for layer in changed.layers] == [i % 4 == 3 for i in range(32)]
-    assert changed == run_code(spec, first.code, second.code)
+    assert changed == after(spec, first, second)
+
+
+@pytest.mark.parametrize("name", screen_of_families())
+def test_what_two_grids_allow_is_drawn_with_any_positions(name: str) -> None:
+    spec = one(name).spec
+    made = swap_drawings(spec, lambda part: 0)
+    attention, experts = swap_grid.attention_grid(spec), swap_grid.expert_grid(spec)
+    choices = [each for row in made["feed_forward"] for each in row]
+    assert [each is None for each in choices] == [cell is None for row in experts.cells for cell in row]
+    for kv, row in zip(made["attention"], attention.cells, strict=True):
+        for group in {each["group"] for each in choices if each}:
+            structures = made["structures"][kv["group"]][group]
+            for cell, by_positions in zip(row, structures, strict=True):
+                assert [each is None for each in by_positions] == [cell is None] * len(by_positions)
+
+
+@pytest.mark.parametrize("name", ["qwen3-next-80b-a3b", "nemotron3-nano-30b-a3b", "kimi-linear-48b-a3b"])
+def test_choices_of_attention_leave_layers_with_a_state(name: str) -> None:
+    spec = zoo.spec(name)
+    states = [layer.attn for layer in spec.layers if layer.mixer and layer.mixer.cache_spec().state]
+    for choice in swap_grid.single_choices(spec)["kv"]:
+        held = [layer.attn for layer in after(spec, choice).layers]
+        assert [held[i] for i, layer in enumerate(spec.layers) if layer.attn in states] == states

@@ -32,6 +32,7 @@ from zoo import (
     sandwich,
     spec,
     swap,
+    swap_layers,
 )
 from zoo.blocks.layer import PLACEMENTS
 from zoo.errors import SpecError, UsageError
@@ -90,6 +91,34 @@ ROUTED = model((GLOBAL, FFN), (GLOBAL, MOE))
 )
 def test_a_swap_equals_the_swap_in_python(before, text, kind, change) -> None:
     assert swapped(before, text) == swap(before, kind, change) != before
+
+
+@pytest.mark.parametrize(
+    ("text", "changed"),
+    [
+        ("GQA(window=3) every 2", {1, 3, 5}),
+        ("GQA(window=3) except every 2", {0, 2, 4}),
+        ("SWA(window=3)   except  every 4 ", {0, 1, 2, 4, 5}),
+        ("GQA(window=3) every 6", {5}),
+        ("GQA(window=3) every 1", {0, 1, 2, 3, 4, 5}),
+        ("GQA(window=3) except every 9", {0, 1, 2, 3, 4, 5}),
+    ],
+)
+def test_a_swap_of_some_layers(text, changed) -> None:
+    before = model(*[(ATTN, FFN)] * 6)
+    which = [layer.mixer.window == 3 for layer in swapped(before, text).layers]
+    assert which == [i in changed for i in range(6)]
+    assert swapped(before, text) == swap_layers(before, lambda i: i in changed, GQA, lambda a: replace(a, window=3))
+
+
+def test_some_layers_of_a_role_and_of_norms() -> None:
+    before = model(*[(ATTN, FFN)] * 4)
+    experts = swapped(before, "ffn=MoE(experts=4, k=2) every 2")
+    assert [isinstance(layer.feed_forward, MoE) for layer in experts.layers] == [False, True, False, True]
+    moved = swapped(before, "norm=olmo except every 2")
+    assert [layer.attn.placement for layer in moved.layers] == ["olmo", "pre", "olmo", "pre"]
+    assert swapped(moved, "RMSNorm(eps=0.5) every 4").norm == before.norm  # the final norm is in no layer
+    assert apply_swap(before, "GQA(window=4) every 2") == (before, [])
 
 
 @pytest.mark.parametrize(("word", "place"), [("pre", pre), ("olmo", olmo), ("sandwich", sandwich), ("post", post)])
@@ -195,6 +224,14 @@ def test_a_swap_for_the_present_value_changes_nothing(text) -> None:
             "MoE has no field 'groups'; router=GroupedSigmoidTopK(groups=...) has one (fields: exp",
         ),
         (ROUTED, "MoE(k=9)", "k=9 is above the 8 experts"),
+        (PLAIN, "GQA(window=3) every 0", "'every 0' chooses none of"),
+        (PLAIN, "GQA(window=3) every 99", "'every 99' chooses none of"),
+        (PLAIN, "GQA(window=3) except every 1", "'except every 1' chooses none of"),
+        (PLAIN, "Decoder(tied=true) every 1", "that were chosen has a Decoder"),
+        (ROUTED, "MoE(k=1) except every 2", "none of the 1 layers that were chosen has a MoE"),
+        (PLAIN, "GQA(windw=3) every 1", "GQA has no field 'windw'"),
+        (PLAIN, "GQA(window=3) every", "at character"),
+        (PLAIN, "every 2", "at character 7"),
     ],
 )
 def test_a_wrong_swap_is_a_one_line_error(before, text, says) -> None:
@@ -226,6 +263,8 @@ WORDS = [
     "-1e3",
     "none",
     "'",
+    " every ",
+    " except",
 ]
 
 
