@@ -90,6 +90,7 @@ def test_bfloat16_is_as_near_as_the_reference_in_bfloat16(case: Case) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", screen_by_family(most=1), indirect=True, scope="module")
 def test_every_mutant_is_found(name: str, model: nn.Module, case: Case) -> None:
     """Each spec with one changed field, on the same weights, is off by at least 50 times the bound."""
     off = {label: _distance(mutant, model, case) for label, mutant in mutants(model.spec)}

@@ -152,28 +152,6 @@ def test_drawings_are_of_the_models_that_the_swaps_make(name: str) -> None:
     assert checked >= len(AXES)
 
 
-@pytest.mark.parametrize("name", screen_of_families())
-def test_every_block_is_drawn_once_in_a_drawing(name: str) -> None:
-    """In the frame of the kind that most layers with it are of; frames above and below say where."""
-    made = swap_drawings(one(name).spec, lambda part: 0)
-    found = 0
-    for structures in (each for groups in made["structures"] for each in groups):
-        for structure in (each for row in structures for each in row if each):
-            frames = [made["frames"][i] for i in structure["kinds"]]
-            counts = Counter[int]()
-            for n, position in structure["runs"]:
-                counts[position] += n
-            for role in ("attn", "ffn"):
-                held = [(position, *frame[role]) for position, frame in enumerate(frames) if frame[role]]
-                for branch in {i for _, i, _ in held}:
-                    shown = {position: SHOWN[how] for position, i, how in held if i == branch}
-                    (home,) = [position for position, how in shown.items() if how == "here"]
-                    assert counts[home] == max(counts[position] for position in shown)
-                    assert all((how == "below") is (position < home) for position, how in shown.items())
-                    found += 1
-    assert found
-
-
 def test_windows_and_positions_repeat_by_themselves() -> None:
     """Every sixth layer has no window, every fourth no position encoding."""
     spec = zoo.spec("llama3.1-8b")
@@ -190,7 +168,9 @@ def test_windows_and_positions_repeat_by_themselves() -> None:
 
 
 @pytest.mark.parametrize("name", screen_of_families())
-def test_what_two_grids_allow_is_drawn_with_any_positions(name: str) -> None:
+def test_all_drawings_are_there_and_draw_every_block_once(name: str) -> None:
+    """What the two grids allow is drawn, with any positions. A block is drawn in the frame of the kind that most layers
+    with it are of; frames above and below say where."""
     spec = one(name).spec
     made = swap_drawings(spec, lambda part: 0)
     attention, experts = swap_grid.attention_grid(spec), swap_grid.expert_grid(spec)
@@ -201,6 +181,19 @@ def test_what_two_grids_allow_is_drawn_with_any_positions(name: str) -> None:
             structures = made["structures"][kv["group"]][group]
             for cell, by_positions in zip(row, structures, strict=True):
                 assert [each is None for each in by_positions] == [cell is None] * len(by_positions)
+    drawn = [each for groups in made["structures"] for rows in groups for row in rows for each in row if each]
+    assert drawn
+    for structure in drawn:
+        frames, counts = [made["frames"][i] for i in structure["kinds"]], Counter[int]()
+        for n, position in structure["runs"]:
+            counts[position] += n
+        for role in ("attn", "ffn"):
+            held = [(position, *frame[role]) for position, frame in enumerate(frames) if frame[role]]
+            for branch in {i for _, i, _ in held}:
+                shown = {position: SHOWN[how] for position, i, how in held if i == branch}
+                (home,) = [position for position, how in shown.items() if how == "here"]
+                assert counts[home] == max(counts[position] for position in shown)
+                assert all((how == "below") is (position < home) for position, how in shown.items())
 
 
 @pytest.mark.parametrize("name", ["qwen3-next-80b-a3b", "nemotron3-nano-30b-a3b", "kimi-linear-48b-a3b"])
