@@ -39,7 +39,7 @@ class Case:
     rounding: dict[str, Tensor]  # of streams, how much gradients change with one rounding of the weights; else nothing
 
 
-@pytest.fixture(scope="module", params=screen_by_family())
+@pytest.fixture(scope="module", params=screen_by_family(most=1))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

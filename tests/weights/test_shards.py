@@ -55,7 +55,8 @@ def test_a_rank_gets_its_part_of_every_layout(name: str, saved: Saved) -> None:
     for ranks in (2, 4):
         if is_divisible(spec, ranks):  # in toy forms not all are
             assert_part(saved(name), ranks)
-            assert_part(saved(name), ranks, ep=True)
+            if any(isinstance(part, zoo.MoE) for part in spec.walk()):
+                assert_part(saved(name), ranks, ep=True)
 
 
 def is_divisible(spec: zoo.Decoder, ranks: int) -> bool:

@@ -27,7 +27,7 @@ CHARTS = {**charts.CHARTS, **learning_curves.CHARTS}
 # Some pairs, some of what shows every kind of block, and what the tests select: the time of a page grows with the
 # square of its models.
 PAIRS_SHOWN = (PAIRS[0], PAIRS[2], PAIRS[-4], PAIRS[-1])
-SHOWN_NAMES = {*representatives()[::3], *chain(*PAIRS_SHOWN), "llama3.1-8b", "gpt-oss-20b"}
+SHOWN_NAMES = {*representatives()[::4], *chain(*PAIRS_SHOWN), "llama3.1-8b", "gpt-oss-20b"}
 SHOWN = [one(name) for name in zoo.names() if name in SHOWN_NAMES]
 
 
