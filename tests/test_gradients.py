@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 import weights
 import zoo
 from tests import toys
-from tests.models import gradient_bound, has_compiler, moved_gradients, randomised, tokens_of
+from tests.models import gradient_bound, has_compiler, is_recurrent, moved_gradients, randomised, tokens_of
 from tests.presets import screen_by_family
 from zoo.core.forward_context import recorded_routing
 from zoo.model.module import Model
@@ -36,7 +36,9 @@ class Case:
     gradients: dict[str, Tensor]
     chosen: list[Tensor]  # expert ids of each layer with experts (tokens, k), in ascending order
     near: float  # how near gradients have to be, relative to a gradient's largest element
-    rounding: dict[str, Tensor]  # of streams, how much gradients change with one rounding of the weights; else nothing
+    rounding: dict[
+        str, Tensor
+    ]  # of streams and recurrences, how much gradients change with one rounding of the weights
 
 
 @pytest.fixture(scope="module", params=screen_by_family(most=1))
@@ -73,8 +75,8 @@ def case(name: str, saved: Callable[[str], Path], tmp_path_factory: pytest.TempP
     spec = zoo.spec(name, tiny=True)
     near, rounding = gradient_bound(spec, reference, loss_of), {}
     own = {key: each.grad for key, each in reference.named_parameters() if each.grad is not None}
-    if spec.streams:
-        # A scale or bias of what mixes them has few elements, each a sum of all tokens that cancel to a hundredth.
+    if spec.streams or is_recurrent(spec):
+        # A scale or bias of a head or of what mixes streams has few elements, each a sum of all tokens that cancel.
         moved = [moved_gradients(reference, loss_of, seed) for seed in range(3)]
         changes = {key: torch.stack([(each[key] - own[key]).abs() for each in moved]).amax(0) for key in own}
         rounding = by_our_names(reference, changes, tmp_path_factory.mktemp(f"{name}-rounding"))
@@ -105,8 +107,8 @@ def shifts_of_scores(model: Model) -> set[str]:
     return {f"layers.{i}.attn.block.k.bias" for i in plain}
 
 
-def check(model: Model, case: Case) -> None:
-    """Loss, experts and the gradient of every parameter."""
+def check(model: Model, case: Case, roundings: int = 1) -> None:
+    """Loss, experts and the gradient of every parameter: by so many `roundings` of the weights where they change it."""
     model.zero_grad()
     with recorded_routing() as routing:
         loss = next_token_loss(model(case.tokens), case.tokens)
@@ -129,7 +131,7 @@ def check(model: Model, case: Case) -> None:
             assert max(got.abs().max(), largest) <= NEAR * overall, parameter
             continue
         assert largest > 0, parameter
-        most = max(case.near * largest, case.rounding.get(parameter, largest * 0).max())
+        most = max(case.near * largest, roundings * case.rounding.get(parameter, largest * 0).max())
         assert (got - expected).abs().max() <= most, parameter
 
 
@@ -227,12 +229,13 @@ def test_a_traced_model_of_all_blocks_has_the_same_gradients() -> None:
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
 @pytest.mark.slow
 def test_every_compiled_gradient_equals_the_reference(case: Case) -> None:
-    """With and without activation checkpointing."""
+    """With and without activation checkpointing. A compiled sum takes its summands one after the other, which rounds
+    more often than the pairs of an uncompiled one."""
     torch.compiler.reset()
     with dynamo.patch(fail_on_recompile_limit_hit=True):
         model = weights.load(case.folder)
         model.compile()
-        check(model, case)
+        check(model, case, roundings=2)
         model.activation_checkpointing = True
-        check(model, case)
+        check(model, case, roundings=2)
     torch.compiler.reset()
