@@ -138,6 +138,7 @@ def test_the_architecture_and_the_blocks_go_through_every_command(hybrid: Path) 
     assert "minGRU of 2048" in page
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 def test_the_blocks_compile_are_fed_in_chunks_rewound_and_differentiated(hybrid: Path) -> None:
     """And a model of them is refused by name where it would be saved as a published one."""

@@ -33,6 +33,7 @@ def call(*args: str) -> int:
     return exit_code(app, "python -m benchmarks", ["load", *args])
 
 
+@pytest.mark.slow
 def test_both_loaders_in_turns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(str(folder), "--repeat", "1", "--json") == 0
     document = json.loads(capsys.readouterr().out)

@@ -17,6 +17,7 @@ SECONDS = 240
 SHORT = "--tiny -p 16 -n 4 -r 2".split()
 
 
+@pytest.mark.slow
 def test_two_processes_beside_one(tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
     args = *SHORT, "--tp", 2, "--peer", "one-process", "--json", "--out", out
