@@ -63,12 +63,10 @@ class WeightForm:
         params = branch.params(dim)
         if self.experts is None and self.matrices is None:
             return self.params_bytes(params)
-        packed = [(shape, how) for shape in _matrices(branch, dim) if (how := self._packing(shape))]
+        shapes = ((shape, self.experts if len(shape) > 2 else self.matrices) for shape in _matrices(branch, dim))
+        packed = [(shape, how) for shape, how in shapes if how]
         codes = sum(how(shape) for shape, how in packed)
         return codes + self.params_bytes(params - sum(torch.Size(shape).numel() for shape, _ in packed))
-
-    def _packing(self, shape: Shape) -> PackedBytes | None:
-        return self.experts if len(shape) > 2 else self.matrices
 
     def model_bytes(self, spec: Decoder) -> int:
         """Bytes of a model's weights, each stored value once."""
@@ -88,8 +86,8 @@ class WeightForm:
 
 @cache
 def _matrices(branch: Block, dim: int) -> tuple[Shape, ...]:
-    """The matrices of a branch's block that a quantised form packs: not those of a router, nor
-    filters of a few tokens."""
+    """The matrices of a branch's block that a quantised form packs: not those of a router, nor filters of a few
+    tokens."""
     try:
         with torch.device("meta"):
             module = branch.build(dim)

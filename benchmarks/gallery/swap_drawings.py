@@ -20,7 +20,7 @@ from zoo.diagram import Fragment, Fragments
 from zoo.diagram.figure import STRIP, STRIP_ABOVE, STRIP_BELOW, folded
 from zoo.diagram.fragments import Shown
 from zoo.diagram.layout import NARROW
-from zoo.diagram.looks import look
+from zoo.diagram.looks import Look, look
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import aspects, labels
 
@@ -49,6 +49,17 @@ class Rest(NamedTuple):
     output_scale: LayerScale | None
 
 
+class Frame(NamedTuple):
+    """A kind of layer: the part at the top of its frame, its look, which branches it has and which of their parts stand
+    in it, and its rest."""
+
+    top: int
+    look: Look
+    attn: tuple[int, int] | None
+    ffn: tuple[int, int] | None
+    rest: int
+
+
 def swap_drawings(spec: Decoder, intern: Intern) -> Json:
     """What the page puts the drawings of a model and of all its swaps together from; parts are indices.
 
@@ -74,7 +85,7 @@ def swap_drawings(spec: Decoder, intern: Intern) -> Json:
         "attention": attention.parts(drawn, intern),
         "feed_forward": _rows(feed_forward.parts(drawn, intern), len(choices["k"])),
         "rests": structures.rest_parts(),
-        "frames": [frame for _, frame in structures.frames.values()],
+        "frames": [frame._asdict() for frame in structures.frames],
         "structures": table,
     }
 
@@ -170,7 +181,7 @@ class _Structures:
         self.attention, self.feed_forward = attention, feed_forward
         self.rests = list(dict.fromkeys(map(_rest, spec.layers)))
         self.rest_of = [self.rests.index(_rest(layer)) for layer in spec.layers]
-        self.frames = dict[str, tuple[int, Json]]()  # by the repr of each distinct one, numbered
+        self.frames = dict[Frame, int]()  # numbered
         self.layer = cache(self._layer)
         self.top = cache(lambda *frame: intern(drawn.top(*frame)))
         self.pattern = cache(lambda *stated: intern(drawn.pattern(*stated)))
@@ -191,7 +202,7 @@ class _Structures:
         names, looks = labels(made), [look(layer, self.spec) for layer in made]
         pattern = folded([names[kinds.index(kind)] for kind in layers]) if len(kinds) > 1 else ""
 
-        def branch(role: _Role, group: int, place: int, position: int) -> list[int] | None:
+        def branch(role: _Role, group: int, place: int, position: int) -> tuple[int, int] | None:
             at = kinds[position][place]
             if at is None:
                 return None
@@ -199,19 +210,19 @@ class _Structures:
             home = numbers.index(max(numbers))  # where the block is drawn
             shown: Shown = "here" if home == position else "below" if home > position else "above"
             role.used[group, at].add(shown)
-            return [at, SHOWN.index(shown)]
+            return at, SHOWN.index(shown)
 
         frames = [
-            {
-                "top": self.top(counts[kind], names[position] if pattern else "", looks[position]),
-                "look": looks[position],
-                "attn": branch(self.attention, i, 0, position),
-                "ffn": branch(self.feed_forward, j, 1, position),
-                "rest": kind[2],
-            }
+            Frame(
+                top=self.top(counts[kind], names[position] if pattern else "", looks[position]),
+                look=looks[position],
+                attn=branch(self.attention, i, 0, position),
+                ffn=branch(self.feed_forward, j, 1, position),
+                rest=kind[2],
+            )
             for position, kind in enumerate(kinds)
         ]
-        numbers = [self.frames.setdefault(repr(frame), (len(self.frames), frame))[0] for frame in frames]
+        numbers = [self.frames.setdefault(frame, len(self.frames)) for frame in frames]
         runs = [[len(list(run)), position] for position, run in groupby(kinds.index(kind) for kind in layers)]
         return {"kinds": numbers, "runs": runs, "pattern": self.pattern(tuple(dict.fromkeys(looks)), pattern)}
 

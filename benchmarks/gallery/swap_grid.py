@@ -110,11 +110,13 @@ def _positions_note(spec: Decoder) -> str:
     could = sum(map(bool, encodings))
     without = sum(any(isinstance(node, NoPE) for node in nodes) for nodes in encodings)
     layers = f"{could} layers" if could == len(spec.layers) else f"{could} layers with attention"
+    if not could:
+        return "No layer encodes positions."
     if without == could:
         return f"None of the {layers} has a position encoding."
-    found = dict.fromkeys(node.describe() for nodes in encodings for node in nodes)
     if without:
         return f"{without} of {layers} {'has' if without == 1 else 'have'} no position encoding."
+    found = dict.fromkeys(node.describe() for nodes in encodings for node in nodes)
     return f"All {layers} have a position encoding: {' or '.join(found)}."
 
 

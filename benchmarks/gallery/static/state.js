@@ -44,8 +44,8 @@ function settingsText() {
 
 const address = section => `#${section}${settingsText() ? `?${settingsText()}` : ""}`;
 
-function changed(name) {
-  const hash = address(SETTINGS.get(name).section);
+function changed(name, section = SETTINGS.get(name).section) {
+  const hash = address(section);
   if (hash === location.hash) return;
   if (lastChanged === name) history.replaceState(SEEN, "", hash);
   else history.pushState(SEEN, "", hash);

@@ -128,9 +128,7 @@ function startSwap() {
   byId("swap-reset").addEventListener("click", () => {
     fillSwap(model());
     update();
-    lastChanged = null; // a step by itself, whatever was changed before and is changed afterwards
-    changed("swap.window");
-    lastChanged = null;
+    changed("swap.reset", "swap");
   });
   update();
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -203,3 +204,9 @@ def test_choices_of_attention_leave_layers_with_a_state(name: str) -> None:
     for choice in swap_grid.single_choices(spec)["kv"]:
         held = [layer.attn for layer in after(spec, choice).layers]
         assert [held[i] for i, layer in enumerate(spec.layers) if layer.attn in states] == states
+
+
+def test_a_model_without_attention_encodes_no_positions() -> None:
+    spec = zoo.spec("nemotron3-nano-30b-a3b")
+    states = replace(spec, layers=tuple(layer for layer in spec.layers if layer.mixer and layer.cache_spec().state))
+    assert [choice["note"] for choice in swap_grid.positions(states)] == ["No layer encodes positions."]
