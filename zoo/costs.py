@@ -184,7 +184,7 @@ class State:
 
     def nbytes(self, itemsize: int) -> int:
         """Bytes in a model whose elements take `itemsize`."""
-        return prod(self.shape) * (4 if self.in_float32 else itemsize)
+        return prod(self.shape) * (max(4, itemsize) if self.in_float32 else itemsize)
 
 
 @dataclass(frozen=True)

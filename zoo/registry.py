@@ -283,7 +283,7 @@ class Mixer(Block, abstract=True):
         return 1
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
-        """(spec, width) of each table of positions that a forward pass looks up: `spec.table(positions, width)`."""
+        """(spec, width) of each table that a forward pass looks up: `spec.table(positions, width, dtype)`."""
         return ()
 
 

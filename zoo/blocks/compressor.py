@@ -11,6 +11,7 @@ from zoo.blocks.norms import Norm
 from zoo.blocks.positions import Position, Table
 from zoo.core.block_pooling import Pooled, pooled
 from zoo.core.entry_attention import dense_index_pairs
+from zoo.core.float32 import upcast_dtype
 from zoo.core.forward_context import ForwardContext, LayerCache, blocks_of
 from zoo.core.indexing import Index, sees_all
 from zoo.core.linear import Linear
@@ -27,9 +28,9 @@ class _BlockStarts(Spec):
     rope: Position
     every: int
 
-    def table(self, positions: Tensor, width: int) -> Table | None:
+    def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
         """Positions (t,) of tokens in a row -> the table of `rope` for `blocks_of` them."""
-        return self.rope.table(blocks_of(positions, self.every) * self.every, width)
+        return self.rope.table(blocks_of(positions, self.every) * self.every, width, dtype)
 
     def check_width(self, width: int) -> None:
         self.rope.check_width(width)
@@ -154,7 +155,7 @@ class _Compressor(nn.Module):
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
         """(b, t, dim) -> the stream of entries (b, 1, n, width), as of `append_entries`."""
         every, width, positions = self.spec.every, self.width, ctx.positions
-        exact = torch.promote_types(x.dtype, torch.float32)
+        exact = upcast_dtype(x.dtype)
         name = f"pending {self.name}"
         state = cache.state(name, x).to(exact)
         held = Pooled(*state.split(1, dim=1))  # (b, 1, series) of the block that has begun, then of the one before

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.norms import Norm
 from zoo.core.causal_conv import CausalConv
+from zoo.core.float32 import upcast
 from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.linear import Linear
 from zoo.core.recurrence import (
@@ -122,7 +123,7 @@ class _GatedDeltaNet(nn.Module):
                 mixed.split(spec.mixed_widths, dim=-1), (spec.key_heads, spec.key_heads, spec.value_heads), strict=True
             )
         )
-        decay = -self.A_log.float().exp() * F.softplus(self.decay(x).float() + self.dt_bias.float())
+        decay = -upcast(self.A_log).exp() * F.softplus(upcast(self.decay(x)) + upcast(self.dt_bias))
         out, state = gated_delta_rule(
             l2_normalise(q) * spec.key_dim**-0.5,
             l2_normalise(k),
@@ -133,5 +134,5 @@ class _GatedDeltaNet(nn.Module):
         )
         cache.set_state("conv", last)
         cache.set_state("recurrent", state)
-        gate = F.silu(self.gate(x).unflatten(-1, (spec.value_heads, -1)).float())
+        gate = F.silu(upcast(self.gate(x).unflatten(-1, (spec.value_heads, -1))))
         return self.o((self.norm(out.to(x.dtype)) * gate).to(x.dtype).flatten(2))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.routers import LinearRouter, Router, record
-from zoo.core.float32 import Float32Parameters
+from zoo.core.float32 import Float32Parameters, empty, upcast
 from zoo.core.forward_context import ForwardContext
 from zoo.core.linear import linear
 from zoo.costs import linear_params
@@ -65,7 +65,7 @@ class _SoftplusRouter(LinearRouter):
     """Logits, and the weights of chosen experts."""
 
     def logits(self, x: Tensor) -> Tensor:
-        return linear(x.float(), self.weight.float()).float()
+        return upcast(linear(upcast(x), upcast(self.weight)))
 
     def weigh(self, scores: Tensor, chosen: Tensor) -> Tensor:
         """(..., experts) scores, (..., k) expert ids -> (..., k) weights."""
@@ -78,7 +78,7 @@ class _SqrtSoftplusTopK(_SoftplusRouter, Float32Parameters):
 
     def __init__(self, spec: SqrtSoftplusTopK, dim: int, experts: int) -> None:
         super().__init__(spec, dim, experts)
-        self.correction = nn.Parameter(torch.empty(experts, dtype=torch.float32), requires_grad=False)
+        self.correction = nn.Parameter(empty(experts), requires_grad=False)
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
         logits = self.logits(x)

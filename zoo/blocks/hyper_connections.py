@@ -6,13 +6,12 @@ Sizes: b sequences, t tokens, n streams, dim their width.
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.layer import PLACEMENTS, Placement, ResidualBranch
 from zoo.blocks.norms import Norm
-from zoo.core.float32 import Float32Parameters
+from zoo.core.float32 import Float32Parameters, empty, upcast_dtype
 from zoo.core.linear import linear
 from zoo.core.sinkhorn import doubly_stochastic
 from zoo.costs import Breakdown, linear_flops, linear_params, sum_breakdowns
@@ -127,19 +126,19 @@ class HyperBranch(Placement):
 class _StreamWeights(Float32Parameters):
     """Weights of a token, from all of its streams: in float32, since the mixtures of sixty layers multiply."""
 
-    in_float32, widens = ("weight", "bias", "scale"), True
+    in_float32 = ("weight", "bias", "scale")
 
     def __init__(self, streams: Streams, dim: int, weights: int, scales: int) -> None:
         super().__init__()
         self.norm_eps = streams.norm_eps
-        self.weight = nn.Parameter(torch.empty(weights, streams.count * dim, dtype=torch.float32))
-        self.bias = nn.Parameter(torch.empty(weights, dtype=torch.float32))
-        self.scale = nn.Parameter(torch.empty(scales, dtype=torch.float32))
+        self.weight = nn.Parameter(empty(weights, streams.count * dim))
+        self.bias = nn.Parameter(empty(weights))
+        self.scale = nn.Parameter(empty(scales))
         self.identity = {"scale": 1.0}
 
     def forward(self, x: Tensor, sizes: list[int]) -> list[Tensor]:
         """Streams (b, t, n, dim) -> weights (b, t, size) for each of the `sizes`, each with its own scale."""
-        exact = torch.promote_types(x.dtype, torch.float32)
+        exact = upcast_dtype(x.dtype)
         flat = x.flatten(2).to(exact)
         normed = F.rms_norm(flat, flat.shape[-1:], eps=self.norm_eps)
         raw = linear(normed, self.weight.to(exact)).to(exact)

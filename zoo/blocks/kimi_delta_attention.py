@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.norms import Norm
 from zoo.core.causal_conv import CausalConv
+from zoo.core.float32 import upcast
 from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.linear import Linear
 from zoo.core.recurrence import (
@@ -109,19 +110,19 @@ class _KDA(nn.Module):
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
         q, k, v = (self._stream(name, x, cache) for name in STREAMS)
-        steps = F.softplus(self.decay(x).float() + self.dt_bias.float())
+        steps = F.softplus(upcast(self.decay(x)) + upcast(self.dt_bias))
         out, state = gated_delta_rule(
             l2_normalise(q) * self.spec.head_dim**-0.5,
             l2_normalise(k),
             v,
-            -self.A_log.float().exp().unsqueeze(-1) * self._heads(steps),
+            -upcast(self.A_log).exp().unsqueeze(-1) * self._heads(steps),
             self.beta(x).sigmoid(),
             cache.state("recurrent", x),
         )
         cache.set_state("recurrent", state)
         # In float32, but for the recurrence's output, as the released code rounds.
-        normed = self.norm(out.to(x.dtype).float())
-        return self.o((normed * self._heads(self.gate(x).float()).sigmoid()).to(x.dtype).flatten(2))
+        normed = self.norm(upcast(out.to(x.dtype)))
+        return self.o((normed * self._heads(upcast(self.gate(x))).sigmoid()).to(x.dtype).flatten(2))
 
     def _stream(self, name: str, x: Tensor, cache: LayerCache) -> Tensor:
         """(b, t, dim) -> queries, keys or values (b, t, h, d), mixed over the last tokens."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zoo.core.causal_conv import CausalConv
 from zoo.core.collectives import Group, mean_over_ranks
+from zoo.core.float32 import upcast
 from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.linear import Linear
 from zoo.core.recurrence import initial_decay_rates, initial_time_steps, state_space, state_space_flops
@@ -118,18 +119,18 @@ class _Mamba2(nn.Module):
         spec = self.spec
         gate, mixed, dt = self.input(x).split([spec.width, sum(spec.mixed_widths), spec.heads], dim=-1)
         mixed, last = self.conv(mixed, cache.state("conv", x))
-        values, keys, queries = mixed.float().split(spec.mixed_widths, dim=-1)
+        values, keys, queries = upcast(mixed).split(spec.mixed_widths, dim=-1)
         values = values.unflatten(-1, (spec.heads, -1))
         keys, queries = (part.unflatten(-1, (spec.groups, -1)) for part in (keys, queries))
-        dt = F.softplus(dt.float() + self.dt_bias.float())
+        dt = F.softplus(upcast(dt) + upcast(self.dt_bias))
         if spec.min_step and x.shape[1] > 1:
             dt = dt.clamp(min=spec.min_step)
         out, state = state_space(
-            queries, keys, values * dt.unsqueeze(-1), -self.A_log.float().exp() * dt, cache.state("recurrent", x)
+            queries, keys, values * dt.unsqueeze(-1), -upcast(self.A_log).exp() * dt, cache.state("recurrent", x)
         )
         cache.set_state("conv", last)
         cache.set_state("recurrent", state)
-        out = out + self.D.float().unsqueeze(-1) * values
+        out = out + upcast(self.D).unsqueeze(-1) * values
         return self.o(self.norm(out.flatten(2), gate).to(x.dtype))
 
     def over_ranks(self, whole: Mamba2, group: Group) -> None:
@@ -149,8 +150,8 @@ class _GroupedNorm(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """x and gate (b, t, c) -> (b, t, c), in float32."""
-        gated = (x * F.silu(gate.float())).unflatten(-1, (self.groups, -1))
-        return self.normed(gated).flatten(-2) * self.weight.float()
+        gated = (x * F.silu(upcast(gate))).unflatten(-1, (self.groups, -1))
+        return self.normed(gated).flatten(-2) * upcast(self.weight)
 
     def normed(self, x: Tensor) -> Tensor:
         """(b, t, groups, c) -> the same, normalised over c"""

@@ -26,7 +26,8 @@ __all__ = [
     "Temperature",
 ]
 
-Table = tuple[Tensor, Tensor]  # cos and sin of each element, (t, rotated), float32; the first half of sin is negated
+# Cos and sin of each element, (t, rotated), in float32 at least; the first half of sin is negated.
+Table = tuple[Tensor, Tensor]
 
 
 class Position(Spec, abstract=True):
@@ -35,8 +36,8 @@ class Position(Spec, abstract=True):
     role = "rope"
 
     @abstractmethod
-    def table(self, positions: Tensor, width: int) -> Table | None:
-        """(t,) positions -> the table that `rotate` takes, for heads of this `width`."""
+    def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
+        """(t,) positions -> the table that `rotate` takes, for heads of this `width`, in float32 or float64."""
 
     @abstractmethod
     def rotate(self, x: Tensor, table: Table | None) -> Tensor:
@@ -68,7 +69,7 @@ class Position(Spec, abstract=True):
 class NoPE(Position):
     """No position encoding: order comes from the causal mask alone (Kazemnejad et al. 2023)."""
 
-    def table(self, positions: Tensor, width: int) -> Table | None:
+    def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
         return None
 
     def rotate(self, x: Tensor, table: Table | None) -> Tensor:
@@ -112,11 +113,11 @@ class RoPE(Position):
         """Rotated elements of a head of this width."""
         return int(width * self.fraction)
 
-    def table(self, positions: Tensor, width: int) -> Table | None:
-        frequencies = _frequencies(self, self.rotated(width), positions.device)
+    def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
+        frequencies = _frequencies(self, self.rotated(width), positions.device, dtype)
         if self.scaling:
             frequencies = self.scaling.select(frequencies, positions)
-        angles = positions.float()[:, None] * frequencies
+        angles = positions.to(dtype)[:, None] * frequencies
         cos, sin = angles.cos(), angles.sin()
         if self.scaling and self.scaling.gain != 1.0:
             cos, sin = cos * self.scaling.gain, sin * self.scaling.gain
@@ -129,7 +130,7 @@ class RoPE(Position):
         turned, rest = (x, None) if whole else x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], dim=-1)
         first, second = turned.chunk(2, dim=-1)
         rotated = turned * cos + torch.cat([second, first], dim=-1) * sin
-        rotated = rotated.to(x.dtype)  # the rotation is computed in the table's float32
+        rotated = rotated.to(x.dtype)  # the rotation is computed in the table's dtype
         return rotated if rest is None else torch.cat([rotated, rest], dim=-1)
 
     def inverse(self, table: Table | None) -> Table | None:
@@ -141,13 +142,13 @@ class RoPE(Position):
         fraction = f" on {self.fraction:g} of the width" if self.fraction < 1 else ""
         return f"RoPE {format_count(self.theta)}{fraction}{scaling}"
 
-    def frequencies(self, rotated: int) -> Tensor:
+    def frequencies(self, rotated: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """(rotated / 2,) radians per token, highest first; (sets, rotated / 2) if the scaling has several sets.
 
-        Computed in float32, as in the released models: a more exact power would differ by a hundredth of a radian at
-        position 100,000. Computed on the CPU, so equal on every device.
+        In float32, as in the released models, unless the model is in float64: a more exact power differs by a hundredth
+        of a radian at position 100,000. Computed on the CPU, so equal on every device.
         """
-        exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device="cpu") / rotated
+        exponents = torch.arange(0, rotated, 2, dtype=dtype, device="cpu") / rotated
         periods = self.theta**exponents
         return self.scaling.scale(periods, self.theta) if self.scaling else 1.0 / periods
 
@@ -160,8 +161,8 @@ class ProportionalRoPE(RoPE):
     def rotated(self, width: int) -> int:
         return width
 
-    def frequencies(self, rotated: int) -> Tensor:
-        frequencies = super().frequencies(rotated)
+    def frequencies(self, rotated: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        frequencies = super().frequencies(rotated, dtype)
         frequencies[..., int(self.fraction * rotated // 2) :] = 0.0
         return frequencies
 
@@ -197,8 +198,8 @@ class Temperature(Spec, abstract=True):
     role = "temperature"
 
     @abstractmethod
-    def table(self, positions: Tensor, width: int) -> Tensor:
-        """(t,) positions -> (t, 1) factors, in float32."""
+    def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(t,) positions -> (t, 1) factors, in float32 or float64."""
 
 
 @dataclass(frozen=True)
@@ -213,24 +214,24 @@ class LogTemperature(Temperature):
     step: int
     from_one: bool = False
 
-    def table(self, positions: Tensor, width: int) -> Tensor:
-        steps = torch.floor((positions.float() + (1.0 if self.from_one else 0.0)) / self.step)
+    def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        steps = torch.floor((positions.to(dtype) + (1.0 if self.from_one else 0.0)) / self.step)
         return (1.0 + self.scale * torch.log1p(steps)).unsqueeze(-1)
 
     def describe(self) -> str:
         return f"queries x(1 + {self.scale:g} ln(1 + position/{self.step:,}))"
 
 
-_KEPT: dict[tuple[RoPE, int, torch.device], Tensor] = {}
+_KEPT: dict[tuple[RoPE, int, torch.device, torch.dtype], Tensor] = {}
 
 
-def _frequencies(rope: RoPE, rotated: int, device: torch.device) -> Tensor:
-    """`rope.frequencies(rotated)`, computed once. A tensor made while a compiler or torch.export traces holds no
+def _frequencies(rope: RoPE, rotated: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`rope.frequencies(rotated, dtype)`, computed once. A tensor made while a compiler or torch.export traces holds no
     values, and is not kept."""
-    frequencies = _KEPT.get((rope, rotated, device))
+    frequencies = _KEPT.get((rope, rotated, device, dtype))
     if frequencies is None:
         with torch.inference_mode(False):  # so that later passes with gradients can use them
-            frequencies = rope.frequencies(rotated).to(device)
+            frequencies = rope.frequencies(rotated, dtype).to(device)
         if type(frequencies) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference(frequencies):
-            _KEPT[rope, rotated, device] = frequencies
+            _KEPT[rope, rotated, device, dtype] = frequencies
     return frequencies

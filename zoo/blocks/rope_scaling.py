@@ -115,7 +115,7 @@ class YarnScaling(Scaling):
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, 2 * half - 1)
-        dimensions = torch.arange(half, dtype=torch.float32, device=frequencies.device)
+        dimensions = torch.arange(half, dtype=frequencies.dtype, device=frequencies.device)
         ramp = (dimensions - low) / (high - low if high != low else 0.001)
         keep = 1 - ramp.clamp(0, 1)
         return frequencies / self.factor * (1 - keep) + frequencies * keep
@@ -160,7 +160,7 @@ class LongRoPE(Scaling):
         self.require(fits, f"{len(self.short)} factors for {rotated} rotated elements: one for each pair is needed")
 
     def scale(self, periods: Tensor, theta: float) -> Tensor:
-        factors = torch.tensor([self.short, self.long], dtype=torch.float32, device=periods.device)
+        factors = torch.tensor([self.short, self.long], dtype=periods.dtype, device=periods.device)
         return 1.0 / (factors * periods)  # as the reference rounds it
 
     def select(self, scaled: Tensor, positions: Tensor) -> Tensor:

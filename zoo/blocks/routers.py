@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.blocks.norms import Norm
-from zoo.core.float32 import Float32Parameters
+from zoo.core.float32 import Float32Parameters, empty, upcast
 from zoo.core.forward_context import ForwardContext, RouterOutput
 from zoo.core.linear import linear
 from zoo.costs import linear_params
@@ -57,8 +57,8 @@ class LinearRouter(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts, dim))
 
     def logits(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., experts), in float32."""
-        return linear(x, self.weight).float()
+        """(..., dim) -> (..., experts), in float32 at least."""
+        return upcast(linear(x, self.weight))
 
     def ranking(self, logits: Tensor) -> Tensor:
         """(..., experts) logits -> the scores that experts are chosen by, the highest first."""
@@ -104,7 +104,7 @@ class _SoftmaxTopK(LinearRouter):
         return (top.softmax(-1) if self.spec.renormalise else top).to(x.dtype), chosen
 
     def logits(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias).float()
+        return upcast(linear(x, self.weight, self.bias))
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class _NormedSoftmaxTopK(LinearRouter):
         return (top.softmax(-1) * self.expert_scale[chosen]).to(x.dtype), chosen
 
     def logits(self, x: Tensor) -> Tensor:
-        return linear(self.norm(x) * x.shape[-1] ** -0.5, self.weight).float()
+        return upcast(linear(self.norm(x) * x.shape[-1] ** -0.5, self.weight))
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class GroupedTopK(Router, abstract=True):
 
 @dataclass(frozen=True)
 class GroupedSigmoidTopK(GroupedTopK):
-    """DeepSeek-V3's routing (section 2.1.2), in float32 whatever the model's dtype.
+    """DeepSeek-V3's routing (section 2.1.2), in float32 at least.
 
     Scores are sigmoids. A learned correction is added for the choice only, of groups and of experts: the weights are of
     uncorrected scores.
@@ -231,7 +231,7 @@ class _GroupedSigmoidTopK(LinearRouter, Float32Parameters):
 
     def __init__(self, spec: GroupedSigmoidTopK, dim: int, experts: int) -> None:
         super().__init__(spec, dim, experts)
-        self.correction = nn.Parameter(torch.empty(experts, dtype=torch.float32), requires_grad=False)
+        self.correction = nn.Parameter(empty(experts), requires_grad=False)
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
         logits = self.logits(x)
@@ -240,7 +240,7 @@ class _GroupedSigmoidTopK(LinearRouter, Float32Parameters):
         return self.spec.weigh(logits.sigmoid(), chosen).to(x.dtype), chosen
 
     def logits(self, x: Tensor) -> Tensor:
-        return linear(x.float(), self.weight.float()).float()
+        return upcast(linear(upcast(x), upcast(self.weight)))
 
     def ranking(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() + self.correction

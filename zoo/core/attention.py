@@ -30,6 +30,7 @@ from zoo.core.flash import (
     reach_of,
     token_by_token,
 )
+from zoo.core.float32 import upcast, upcast_dtype
 from zoo.core.forward_context import Mask, ReachMask, causal, visible
 from zoo.core.kernels import COLD_BYTES, Trial, active, bucket
 from zoo.core.linear import dot, is_plain_memory, linear, materialize
@@ -242,7 +243,7 @@ def _fill_blocks(
         weights = scores.softmax(-1)
         part = _multiply(weights.view(*rows.shape[:2], reach), transposed[:, :, :reach]).view(batch, heads, -1, width)
         if sinks is not None:
-            denominator = scores.amax(-1).float() - weights.amax(-1).float().log()
+            denominator = upcast(scores.amax(-1)) - upcast(weights.amax(-1)).log()
             part = _apply_sinks(part, denominator, sinks[:, None])
         out[:, :, start:end] = part
 
@@ -359,7 +360,7 @@ def _explicit_attention(
     cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same with all scores in memory and softmax in float32 at least, by matrix products or by reductions."""
-    new, key_heads, exact = q.shape[2], k.shape[1], torch.promote_types(q.dtype, torch.float32)
+    new, key_heads, exact = q.shape[2], k.shape[1], upcast_dtype(q.dtype)
     grouped = q.unflatten(1, (key_heads, -1)).flatten(2, 3)  # the heads of one key: (b, g, h/g * t, d)
     if by_reductions:
         scores = torch.stack([dot(k, row) for row in materialize(grouped.to(exact) * scale).unbind(2)], dim=2)

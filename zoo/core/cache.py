@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from zoo.core.float32 import upcast_dtype
 from zoo.core.forward_context import CacheView, ForwardContext, ReachMask, visible
 from zoo.costs import CacheSpec, Chunk, Full, Reach, Window
 from zoo.errors import CacheFullError, UsageError
@@ -41,7 +42,7 @@ class NoCache:
 
     def state(self, name: str, x: Tensor) -> Tensor:
         shape, in_float32 = self.shapes[name]
-        return torch.zeros(x.shape[0], *shape, dtype=torch.float32 if in_float32 else x.dtype, device=x.device)
+        return torch.zeros(x.shape[0], *shape, dtype=upcast_dtype(x.dtype) if in_float32 else x.dtype, device=x.device)
 
     def set_state(self, name: str, value: Tensor) -> None:
         pass
@@ -64,7 +65,7 @@ class _AllocatedCache:
         ]
         self.states = {
             state.name: torch.zeros(
-                batch, *state.shape, dtype=torch.float32 if state.in_float32 else dtype, device=device
+                batch, *state.shape, dtype=upcast_dtype(dtype) if state.in_float32 else dtype, device=device
             )
             for state in spec.state
         }

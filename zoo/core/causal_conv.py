@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.core.float32 import upcast_dtype
+
 __all__ = ["CausalConv", "causal_conv"]
 
 
@@ -18,7 +20,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -
     """
     taps, new = weight.shape[2], x.shape[1]
     inputs = torch.cat([state.to(x.dtype), x], dim=1)
-    exact = torch.promote_types(x.dtype, torch.float32)
+    exact = upcast_dtype(x.dtype)
     terms, factors = inputs.to(exact), weight.to(exact)[:, 0].unbind(-1)
     y = terms[:, taps - 1 :] * factors[-1]
     for m in range(taps - 1):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from zoo.core.float32 import upcast_dtype
 from zoo.core.forward_context import Mask, ReachMask, visible
 from zoo.core.linear import autocast, is_plain_memory, is_transformed
 from zoo.costs import Chunk, Reach, Window
@@ -105,7 +106,7 @@ def _operator(
 
 @_operator.register_fake
 def _like_outputs(q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    exact = torch.promote_types(q.dtype, torch.float32)
+    exact = upcast_dtype(q.dtype)
     return token_by_token(q.new_empty(*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=exact)
 
 

@@ -1,4 +1,4 @@
-"""Parameters that stay in float32 when a module is cast to another dtype."""
+"""Arithmetic in float32 at least: what is computed in float32 in a narrower model, and in float64 in a float64 one."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
@@ -7,19 +7,32 @@ import torch
 from torch import Tensor, nn
 
 
+def upcast_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for narrower dtypes."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def upcast(x: Tensor) -> Tensor:
+    """x in float32, or as it is in float64."""
+    return x.to(upcast_dtype(x.dtype))
+
+
+def empty(*shape: int) -> Tensor:
+    """An uninitialised tensor of the default dtype, in float32 at least."""
+    return torch.empty(shape, dtype=upcast_dtype(torch.get_default_dtype()))
+
+
 class Float32Parameters(nn.Module):
-    """A module whose own parameters of the names in `in_float32` are in float32: `model.bfloat16()` and `model.to(...)`
-    cast the others, and move these to other devices. They follow to float64 if it `widens`."""
+    """A module whose own parameters of the names in `in_float32` are in float32 at least: `model.bfloat16()` and
+    `model.to(...)` cast the others, and move these to other devices. They follow to float64."""
 
     in_float32: ClassVar[Sequence[str]] = ()
-    widens: ClassVar[bool] = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = {name: self.get_parameter(name).detach() for name in self.in_float32}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in before.items():
             parameter = self.get_parameter(name)
-            is_wider = parameter.dtype.itemsize > torch.float32.itemsize
-            if parameter.dtype != torch.float32 and not (self.widens and is_wider):
+            if parameter.dtype != upcast_dtype(parameter.dtype):
                 parameter.data = value.to(parameter.device, torch.float32)
         return self

@@ -20,6 +20,7 @@ from torch.library import Library, register_fake
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from zoo.core import inductor
+from zoo.core.float32 import upcast_dtype
 from zoo.core.kernels import COLD_BYTES, Trial, active, bucket
 
 GEMV_PARTS = 4  # parts of a matrix that one loop goes over at once, for a single row
@@ -216,7 +217,7 @@ def gemv_reduce(x: Tensor, weight: Tensor) -> Tensor:
 
 def dot(weight: Tensor, x: Tensor) -> Tensor:
     """weight (..., out, in), x (..., in) -> (..., out), in float32 at least."""
-    exact = torch.promote_types(x.dtype, torch.float32)
+    exact = upcast_dtype(x.dtype)
     return (weight.to(exact) * x.to(exact).unsqueeze(-2)).sum(-1)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from zoo.core.chunk_loop import pass_on
+from zoo.core.float32 import upcast_dtype
 from zoo.costs import linear_flops
 
 CHUNK = 64  # tokens of a chunk
@@ -145,7 +146,7 @@ def _per_head(x: Tensor, heads: int) -> Tensor:
 
 def _exact(*tensors: Tensor) -> list[Tensor]:
     """All in float32, or in float64 if the first is."""
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    dtype = upcast_dtype(tensors[0].dtype)
     return [x.to(dtype) for x in tensors]
 
 

@@ -113,7 +113,9 @@ class Model(nn.Module):
             cache.require_room(self._cache_specs, *tokens.shape)
             past, layer_caches = cache.length, cache.layers
         self._require_positions(past + tokens.shape[1])
-        return prepare_forward(past, tokens.shape[1], self._tables, layer_caches, tokens.device), layer_caches
+        dtype = self.embed.weight.dtype
+        ctx = prepare_forward(past, tokens.shape[1], self._tables, layer_caches, tokens.device, dtype)
+        return ctx, layer_caches
 
     def _run(
         self,
@@ -176,7 +178,7 @@ class Model(nn.Module):
 
     def _decode_step(self, tokens: Tensor, position: Tensor, cache: Cache, functions: ForwardFunctions) -> Tensor:
         """Tokens (b, 1) at a `position` (1,) that only the device knows -> logits, over a static cache."""
-        ctx = prepare_forward_at(position, cache.length, self._tables, cache.layers)
+        ctx = prepare_forward_at(position, cache.length, self._tables, cache.layers, self.embed.weight.dtype)
         return self._run(tokens, ctx, cache.layers, functions)
 
     def embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:

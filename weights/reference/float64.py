@@ -1,0 +1,71 @@
+"""Computing in float64, the reference and the zoo alike, and the one bound at which the two count as equal.
+
+Models in float32 differ by rounding, and how much depends on the processor, the library and the order of sums. In
+float64 two models that compute the same differ by 1e-14 of the largest element, and two that do not differ by as much
+as before: a mistake cannot hide, and rounding cannot feign one. But models compute norms, softmax, rotary angles and
+routers in float32 whatever the dtype of their weights. So inside `in_float64` every request for a lower float dtype is
+answered with float64, on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+BOUND = 1e-10  # of the largest element
+LOWER = frozenset({torch.float32, torch.bfloat16, torch.float16})
+_CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
+_BITS = frozenset({Tensor.view, Tensor.view_dtype} if hasattr(Tensor, "view_dtype") else {Tensor.view})
+
+
+class _Float64Mode(TorchFunctionMode):
+    """Answers casts to a lower float dtype, and a lower `dtype` among the arguments of any call, with float64."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _CASTS:
+            func = Tensor.double
+        elif func not in _BITS:  # a view in another dtype reads the same bits
+            args = tuple(map(_widened, args))
+            kwargs = {name: _widened(value) for name, value in (kwargs or {}).items()}
+        return func(*args, **(kwargs or {}))
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value in LOWER else value
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Meanwhile, torch computes in float64 wherever a lower float dtype is asked for, or none is named.
+
+    Models must be built, loaded or cast inside: constants that they made before, such as rotary tables, stay as they
+    are. Tensors of integers and bits are left alone, and so are tensors made from files.
+    """
+    before = torch.get_default_dtype()
+    with _Float64Mode():
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def largest_difference(value: Tensor, expected: Tensor) -> float:
+    """The largest absolute difference of two tensors of one shape, relative to the largest element of `expected`; the
+    largest difference itself where `expected` is zero everywhere. NaN where an element of either is NaN, infinite where
+    only one of the two is infinite."""
+    if value.shape != expected.shape:
+        raise ValueError(f"shapes {tuple(value.shape)} and {tuple(expected.shape)} differ")
+    if not expected.numel():
+        return 0.0
+    value, expected = value.detach().double(), expected.detach().double()
+    difference = (value - expected).masked_fill(value == expected, 0.0)  # equal infinities
+    largest = expected.masked_fill(expected.isinf(), 0.0).abs().amax()
+    return float(difference.abs().amax() / (largest if largest > 0 else 1.0))
