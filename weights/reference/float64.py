@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 BOUND = 1e-10  # of the largest element
 LOWER = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
-_BITS = frozenset({Tensor.view, Tensor.view_dtype} if hasattr(Tensor, "view_dtype") else {Tensor.view})
 
 
 class _Float64Mode(TorchFunctionMode):
@@ -31,7 +30,7 @@ class _Float64Mode(TorchFunctionMode):
     ) -> Any:
         if func in _CASTS:
             func = Tensor.double
-        elif func not in _BITS:  # a view in another dtype reads the same bits
+        elif func is not Tensor.view:  # a view in another dtype reads the same bits
             args = tuple(map(_widened, args))
             kwargs = {name: _widened(value) for name, value in (kwargs or {}).items()}
         return func(*args, **(kwargs or {}))
@@ -69,3 +68,9 @@ def largest_difference(value: Tensor, expected: Tensor) -> float:
     difference = (value - expected).masked_fill(value == expected, 0.0)  # equal infinities
     largest = expected.masked_fill(expected.isinf(), 0.0).abs().amax()
     return float(difference.abs().amax() / (largest if largest > 0 else 1.0))
+
+
+def rms_error(value: Tensor, exact: Tensor) -> float:
+    """The root mean square of a tensor's error, relative to that of the `exact` values in float64."""
+    difference = value.detach().double() - exact
+    return float(difference.square().mean().sqrt() / exact.square().mean().sqrt())

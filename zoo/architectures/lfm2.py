@@ -1,8 +1,7 @@
 """LFM2 (Liquid AI 2025), dense and mixture-of-experts. New here: in most layers a gated convolution over three tokens
 and no attention; the published width of the feed-forward is not its own but follows by a rule.
 
-The mixture's released code adds 1e-6, and not 1e-20, to the sum by which it divides its router's weights: a relative
-change of about 1e-6. Its config is from memory and the reference's defaults.
+The mixture's config is from memory and the reference's defaults.
 """
 
 from functools import partial
@@ -50,7 +49,7 @@ def decoder(*, mixers, dim, conv=3, heads, kv_heads, head_dim, hidden, moe=None,
 
 
 def mixture(hidden, experts, k, scale=1.0):
-    return MoE(experts, GLU(hidden), GroupedSigmoidTopK(k, groups=1, keep=1, scale=scale))
+    return MoE(experts, GLU(hidden), GroupedSigmoidTopK(k, groups=1, keep=1, scale=scale, eps=1e-6))
 
 
 def adjusted(width, multiplier=1.0, multiple=256):

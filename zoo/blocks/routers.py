@@ -171,12 +171,13 @@ class _InputScaledTopK(LinearRouter):
 @dataclass(frozen=True)
 class GroupedTopK(Router, abstract=True):
     """The k experts of the highest scores in the `keep` best of `groups` equal groups, which are ranked by the sum of
-    their two best scores. The weights are the scores of the chosen, divided by their sum, times `scale`."""
+    their two best scores. The weights are the scores of the chosen, divided by their sum plus `eps`, times `scale`."""
 
     k: int
     groups: int
     keep: int
     scale: float
+    eps: float = 1e-20  # LFM2 adds 1e-6
     scores: ClassVar[str]  # in a word
 
     def check(self) -> None:
@@ -201,7 +202,7 @@ class GroupedTopK(Router, abstract=True):
     def weigh(self, scores: Tensor, chosen: Tensor) -> Tensor:
         """(..., experts) scores, (..., k) expert ids -> (..., k) weights."""
         top = scores.gather(-1, chosen)
-        return top / (top.sum(-1, keepdim=True) + 1e-20) * self.scale
+        return top / (top.sum(-1, keepdim=True) + self.eps) * self.scale
 
     def describe(self) -> str:
         groups = f" in {self.keep} of {self.groups} groups" if self.groups > 1 else ""
