@@ -88,8 +88,8 @@ SUBTLE: dict[str, Changes] = {
 
 
 def subtle_mutants(spec: zoo.Decoder) -> Iterator[tuple[str, zoo.Decoder]]:
-    """(what was changed, the changed spec), for each distinct part with a field in SUBTLE. Not of indexers: their scores
-    reach the logits through what they choose alone."""
+    """(what was changed, the changed spec), for each distinct part with a field in SUBTLE. Indexers are left out:
+    their scores reach the logits through what they choose alone."""
     indexers = (part for part in spec.walk() if part.role == "indexer")
     unseen = {part for indexer in indexers for part in indexer.walk()}
     for part in dict.fromkeys(spec.walk()):

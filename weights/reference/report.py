@@ -217,7 +217,7 @@ def _times(count: int, noun: str) -> str:
 
 
 def _error(value: float) -> str:
-    return "-" if isnan(value) else "0" if value == 0 else f"{value:.1e}"
+    return "0" if value == 0 else f"{value:.1e}"
 
 
 def _share(value: float) -> str:
