@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.exact import in_float64
 from tests.families import Family, family
 
 DATA = Path(__file__).parent / "data"
@@ -115,6 +116,23 @@ def toy_reference(config: dict[str, Any], seed: int = 0) -> nn.Module:
     model: nn.Module = causal_class(known)._from_config(known, dtype=torch.get_default_dtype(), **PLAIN_KERNELS)
     randomise(model, seed)
     return model.eval()
+
+
+def exact_twin(config: dict[str, Any], reference: nn.Module) -> nn.Module:
+    """The reference of a config in float64, with the weights of another, for use inside `in_float64`."""
+    with in_float64():
+        exact = toy_reference(config)
+        exact.load_state_dict(reference.state_dict())
+    assert all(x.dtype == torch.float64 for x in (*exact.parameters(), *exact.buffers()) if x.is_floating_point())
+    return exact
+
+
+@torch.no_grad()
+def exact_logits(config: dict[str, Any], reference: nn.Module, tokens: Tensor) -> Tensor:
+    """The logits in float64 of the reference of a config with the weights of another."""
+    exact = exact_twin(config, reference)
+    with in_float64():
+        return exact(tokens).logits
 
 
 @torch.no_grad()

@@ -17,13 +17,14 @@ from safetensors import safe_open
 
 import weights
 import zoo
-from tests.models import randomised, reference_bound, tokens_of
+from tests.exact import assert_equal, in_float64
+from tests.models import randomised, tokens_of
 from tests.presets import distinct, of_families, screen_by_family, split
 from tests.reference import family_of
 from tests.swapped import DESCRIBABLE, INDESCRIBABLE
 from tests.weights.checkpoints import read, read_index
 from weights import saving
-from weights.reference.model import causal_class
+from weights.reference.model import PLAIN_KERNELS, causal_class
 from zoo.errors import NotAvailable, SpecError, UsageError
 from zoo.model.module import Model
 
@@ -51,16 +52,16 @@ def check_reference(folder: Path, model: Model) -> None:
     """The reference fills every parameter of its own from the folder, and computes equal logits."""
     from transformers import AutoConfig
 
-    reference, loading = causal_class(AutoConfig.from_pretrained(folder)).from_pretrained(
-        folder, attn_implementation="eager", output_loading_info=True
-    )
-    assert not any(loading.values()), loading
-    assert reference.dtype == model.embed.weight.dtype
+    config = AutoConfig.from_pretrained(folder)
+    assert config.dtype == model.embed.weight.dtype
+    options = {"dtype": torch.float64, "output_loading_info": True, **PLAIN_KERNELS}
     tokens = tokens_of(model.spec, 2, 80)
-    with torch.no_grad():
+    with torch.no_grad(), in_float64():
+        reference, loading = causal_class(config).from_pretrained(folder, **options)
+        assert not any(loading.values()), loading
         expected = reference.eval()(tokens).logits
-        most = reference_bound(model.spec, reference, tokens, expected)
-        assert (model(tokens) - expected).abs().max() <= most
+    with torch.no_grad():
+        assert_equal(weights.load(folder, dtype=torch.float64)(tokens), expected)
 
 
 @pytest.mark.parametrize("name", split(MODELS, [*of_families(), *DESCRIBABLE]))

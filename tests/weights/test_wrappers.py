@@ -17,10 +17,13 @@ from torch import Tensor, nn
 import weights
 import zoo
 from tests import toys
+from tests.exact import assert_equal, in_float64
 from tests.reference import randomise
 from tests.weights.checkpoints import Config, Tensors, write
+from weights.reference.model import PLAIN_KERNELS
 from zoo.errors import MalformedError
 
+OPTIONS = {"dtype": torch.float64, **PLAIN_KERNELS}
 VISION: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -44,7 +47,7 @@ LLAMA4 |= {"model_type": "llama4_vision_model", "vision_output_dim": 32}
 
 
 class Made:
-    """A multimodal reference, the folder it saved, and its logits for text."""
+    """A multimodal reference in float64, the folder it saved, and its logits for text."""
 
     def __init__(self, name: str, folder: Path) -> None:
         from transformers import AutoConfig, AutoModelForImageTextToText
@@ -52,12 +55,13 @@ class Made:
         text = toys.config(name)
         tied = text.get("tie_word_embeddings", True)
         config = AutoConfig.for_model(**KINDS[name], text_config=text, tie_word_embeddings=tied)
-        self.model: nn.Module = AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
-        randomise(self.model, seed=0)
+        with in_float64():
+            self.model: nn.Module = AutoModelForImageTextToText.from_config(config, **OPTIONS)
+            randomise(self.model, seed=0)
         self.model.eval().save_pretrained(folder)
         self.folder, self.tokens = folder, torch.randint(2, 500, (2, 60), generator=torch.Generator().manual_seed(1))
         self.config: Config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        with torch.no_grad():
+        with torch.no_grad(), in_float64():
             self.logits: Tensor = self.model(self.tokens).logits
 
 
@@ -96,7 +100,7 @@ def test_the_text_part_is_the_reference(
     with caplog.at_level(logging.INFO, "weights"):
         model = weights.load(write(tmp_path / "x", made.config, tensors, shards=2))
     assert made.logits.abs().max() > 1
-    assert (model(made.tokens) - made.logits).abs().max() <= 1e-5 * made.logits.abs().max()
+    assert_equal(model(made.tokens), made.logits)
     towers = sum("vision_tower." in name for name in tensors)
     projectors = sum("multi_modal_projector." in name for name in tensors)
     assert towers > 10
@@ -112,15 +116,17 @@ def test_the_text_part_of_llama_4_is_the_reference(tmp_path: Path, caplog: pytes
 
     text = toys.config("llama4-scout-109b")
     config = AutoConfig.for_model("llama4", text_config=text, vision_config=LLAMA4)
-    reference = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
-    randomise(reference, seed=0)
+    with in_float64():
+        reference = AutoModelForImageTextToText.from_config(config, **OPTIONS).eval()
+        randomise(reference, seed=0)
     reference.save_pretrained(tmp_path)
     with caplog.at_level(logging.INFO, "weights"):
         model = weights.load(tmp_path)
     assert model.spec == zoo.spec("llama4-scout-109b", tiny=True)
     tokens = torch.randint(2, 500, (2, 60), generator=torch.Generator().manual_seed(1))
-    logits = reference.language_model(tokens).logits
-    assert (model(tokens) - logits).abs().max() <= 1e-5 * logits.abs().max()
+    with in_float64():
+        logits = reference.language_model(tokens).logits
+    assert_equal(model(tokens), logits)
     assert re.findall(r"left alone: \d+ tensors?, (the vision \w+)", caplog.text) == [
         "the vision projector",
         "the vision tower",
@@ -161,6 +167,7 @@ def test_the_tensors_say_whether_the_head_is_tied_where_the_config_says_both(
     model = weights.load(folder)
     assert model.spec.tied is not stored
     if outside or stored:  # else the reference makes up a head
-        reference = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
-        expected = reference(made.tokens).logits
-        assert (model(made.tokens) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        with in_float64():
+            reference = AutoModelForImageTextToText.from_pretrained(folder, **OPTIONS).eval()
+            expected = reference(made.tokens).logits
+        assert_equal(model(made.tokens), expected)

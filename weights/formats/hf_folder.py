@@ -32,7 +32,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"[A-Za-z0-9._-]{1,200}\.safetensors")
 MAX_PARAMETERS, MAX_EXPERTS = 10**14, 10**5  # in all layers: more than any release has, less than torch can size
 MAX_BROKEN_SHARDS = 20  # in one error message
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 log = logging.getLogger(__name__)
 
 

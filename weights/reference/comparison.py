@@ -89,6 +89,7 @@ def parity(
         streaming=streaming,
         ranks=ranks.count,
         reference=f"transformers {transformers().__version__}, eager attention, {results.origin}",
+        has_choices=any(selections.indices for selections in results.selections.values()),
         exact=results.differences[exact, "zoo"],
         exact_cached=results.differences[exact, "cached"],
         parts=results.parts,

@@ -88,10 +88,16 @@ class ParityReport:
     streaming: bool
     ranks: int  # processes that divide the zoo's model
     reference: str
+    has_choices: bool  # of experts or keys
     exact: Difference
     exact_cached: Difference
     parts: tuple[Part, ...]
     rounded: Rounded | None
+
+    def _prompts(self) -> str:
+        text = [name for name in self.prompts if name == "text"]
+        last = self.seed + len(self.prompts) - len(text) - 1
+        return " and ".join([*text, f"random ids of seeds {self.seed} to {last}"])
 
     @property
     def first(self) -> Part | None:
@@ -148,7 +154,7 @@ class ParityReport:
             f"float64: largest difference {_error(self.exact.relative)} of the largest logit ({others})",
             f"{self.source}: {format_count(self.parameters)} parameters, {self.dtype}{among}",
             f"against {self.reference}",
-            f"{_times(len(self.prompts), 'prompt')} of {self.length} tokens: {'; '.join(self.prompts)}",
+            f"{len(self.prompts)} prompts of {self.length} tokens: {self._prompts()}",
         ]
         failed = [check for check in self.checks if not check.passed]
         verdict = f"{'FAIL' if failed else 'PASS'}: {'; '.join(map(str, failed or self.checks))}"
@@ -193,7 +199,7 @@ def _table(report: ParityReport, title: str, rows: list[list[str]]) -> str:
 def _notes(report: ParityReport) -> Iterator[str]:
     yield "All columns are differences from the reference's logits in float64."
     yield "cached: the zoo through a cache, in chunks and single tokens."
-    if report.rounded is not None:
+    if report.rounded is not None and report.has_choices:
         yield f"In {report.dtype} both sides choose the experts and keys that were chosen in float64."
     yield "KL: divergence from the exact distribution of the next token, in nats per token."
     bad = [part for part in report.parts if not part.passed]
@@ -210,10 +216,6 @@ def _notes(report: ParityReport) -> Iterator[str]:
 
 def _filled(lines: list[str]) -> str:
     return "\n".join(fill(line, 80, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
-
-
-def _times(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count > 1)}"
 
 
 def _error(value: float) -> str:

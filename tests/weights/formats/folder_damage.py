@@ -86,7 +86,7 @@ def config_with_names_for_no_terminal(folder):
     set_config(folder, **{"\x1b[2J": 0, "n" * 1000: 0})
 
 
-@case(MalformedError, "dtype must be one of float32, bfloat16, float16, got 'int8'")
+@case(MalformedError, "dtype must be one of float32, bfloat16, float16, float64, got 'int8'")
 def config_of_an_unknown_dtype(folder):
     set_config(folder, dtype="int8")
 

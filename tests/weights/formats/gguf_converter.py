@@ -4,6 +4,7 @@ A name there is what follows the layer's number, in transformers' modules and in
 """
 
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import toys
+from tests.reference import exact_logits
 from tests.weights.checkpoints import Config, Tensors
 from tests.weights.formats.gguf_fields import fields
 
@@ -141,6 +143,19 @@ def renamed(name: str, kind: str) -> str:
     return f"{place}.{new}.{leaf}"
 
 
+def is_plus_one(name: str, kind: str) -> bool:
+    """Whether the weight of a norm is stored as 1 + w."""
+    hybrid = kind in QWEN_HYBRIDS and name.endswith("norm.weight") and "linear_attn" not in name
+    return hybrid or (kind in GEMMA and "norm" in name)
+
+
+def rounded(name: str, tensor: Tensor, kind: str) -> Tensor:
+    """A tensor after the way into a file and back, in float32."""
+    if is_plus_one(name, kind):
+        return tensor + 1 - 1
+    return tensor.exp().log() if name.endswith("A_log") else tensor
+
+
 def converted(name: str, tensor: Tensor, kind: str, config: Config) -> Tensors:
     """One of transformers' tensors -> as llama.cpp stores it."""
     numbers = re.findall(r"\.(\d+)\.", name)
@@ -154,9 +169,7 @@ def converted(name: str, tensor: Tensor, kind: str, config: Config) -> Tensors:
         width = len(tensor) // heads
         order = [h * width + half for h in range(heads) for j in range(width // 2) for half in (j, j + width // 2)]
         tensor = tensor[order]
-    if kind in GEMMA and "norm" in name:
-        tensor = tensor + 1
-    if kind in QWEN_HYBRIDS and name.endswith("norm.weight") and "linear_attn" not in name:
+    if is_plus_one(name, kind):
         tensor = tensor + 1
     if kind.startswith("qwen35") and "linear_attn" in name:
         tensor = tiled(name, tensor, config)
@@ -285,7 +298,9 @@ class Case:
     def __init__(self, name: str) -> None:
         self.name, self.kind = name, KINDS[name]
         self.config = toys.config(name)
-        self.reference: nn.Module = toys.reference(name)
+        self.reference: nn.Module = deepcopy(toys.reference(name))
+        state = self.reference.state_dict()
+        self.reference.load_state_dict({key: rounded(key, tensor, self.kind) for key, tensor in state.items()})
         tied = self.config.get("tie_word_embeddings") or self.kind in {*GEMMA, "gpt2"}
         self.said, self.tensors = fields(self.config, self.kind), dict[str, Any]()
         for key, tensor in self.reference.state_dict().items():
@@ -302,7 +317,7 @@ class Case:
         if self.said.get("nextn_predict_layers"):
             self.tensors[f"blk.{self.said['block_count'] - 1}.{PREDICTION}"] = np.ones((4, 8), dtype=np.float32)
 
-    @torch.no_grad()
     def logits(self) -> tuple[Tensor, Tensor]:
+        """Tokens, and the reference's logits in float64."""
         tokens = torch.randint(0, self.config["vocab_size"], (2, 80), generator=torch.Generator().manual_seed(1))
-        return tokens, self.reference(tokens).logits
+        return tokens, exact_logits(self.config, self.reference, tokens)

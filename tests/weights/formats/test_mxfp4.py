@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 import weights
-from tests.reference import toy_config, toy_reference
+from tests.exact import assert_equal
+from tests.reference import exact_logits, toy_config, toy_reference
 from tests.weights.checkpoints import Config, Tensors, write
 from tests.weights.packers import FP8_CONFIG, MXFP4_CODES, MXFP4_CONFIG, mxfp4, mxfp4_numbers, pack_mxfp4
 from weights.formats.fp8_mxfp4 import MXFP4
@@ -51,8 +52,7 @@ def packed() -> tuple[Config, Tensors, Tensors, Tensor, Tensor]:
     stored, numbers = pack_mxfp4(reference.state_dict())
     reference.load_state_dict(numbers)
     tokens = torch.randint(0, config["vocab_size"], (2, 40), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        logits = reference(tokens).logits
+    logits = exact_logits(config, reference, tokens)
     return config | {"quantization_config": MXFP4_CONFIG, "torch_dtype": "float32"}, stored, numbers, tokens, logits
 
 
@@ -60,9 +60,9 @@ def packed() -> tuple[Config, Tensors, Tensors, Tensor, Tensor]:
 def test_logits_equal_the_reference(packed: tuple, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config, stored, _, tokens, logits = packed
     with caplog.at_level(logging.INFO, "weights"):
-        model = weights.load(write(tmp_path / "x", config, stored, shards=2))
+        model = weights.load(write(tmp_path / "x", config, stored, shards=2), dtype=torch.float64)
     assert logits.abs().max() > 1
-    assert (model(tokens) - logits).abs().max() <= 1e-5 * logits.abs().max()
+    assert_equal(model(tokens), logits)
     assert f"{2 * LAYERS} packed tensors (mxfp4, a scale for each 32) are unpacked as they are read" in caplog.text
 
 
@@ -76,7 +76,7 @@ def test_the_reference_reads_the_same_folder(packed: tuple, tmp_path: Path) -> N
     reference = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", quantization_config=Mxfp4Config(dequantize=True)
     )
-    assert (reference(tokens).logits - logits).abs().max() <= 1e-5 * logits.abs().max()
+    assert_equal(exact_logits(config, reference, tokens), logits)
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])

@@ -13,7 +13,8 @@ import torch
 import zoo
 from tests import toys
 from tests.configs import WRAPPERS, older, older_rotary, smallest, wrapped, wrapped_names
-from tests.reference import published, toy_config, toy_reference
+from tests.exact import assert_equal
+from tests.reference import exact_logits, published, toy_config, toy_reference
 from weights.reference.model import causal_class
 from zoo.architectures import families
 from zoo.errors import MalformedError
@@ -209,12 +210,10 @@ def test_a_llama_with_biases_is_the_reference(field: str, tmp_path: Path) -> Non
     config = toy_config("llama3.2-1b", layers=2) | {field: True}
     reference = toy_reference(config)
     reference.save_pretrained(tmp_path)
-    model = weights.load(tmp_path)
+    model = weights.load(tmp_path, dtype=torch.float64)
     tokens = torch.randint(2, 500, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = reference(tokens).logits
-        plain = model(tokens)
-    assert (plain - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert_equal(model(tokens), exact_logits(config, reference, tokens))
     assert zoo.to_hf(model.spec)[field] is True
     assert zoo.from_hf(zoo.to_hf(model.spec)) == model.spec
 
