@@ -1,8 +1,8 @@
 """The k highest scores, chosen alike in every pass: among equal scores the earlier one wins.
 
 torch.topk leaves open which of several equal scores it chooses, and chooses differently for other lengths of a row.
-Equal scores are common: an indexer whose heads are all zero after ReLU, a probability that underflows. Scores that are
-equal in exact arithmetic alone, such as those of two equal keys, tie only where their products are rounded alike.
+Equal scores are common: those of keys for which every index head is zero after ReLU, probabilities that underflow.
+Scores that are equal in exact arithmetic alone, such as those of two equal keys, tie only where they are rounded alike.
 """
 
 from math import inf
