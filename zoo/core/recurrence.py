@@ -205,7 +205,8 @@ def _state_space_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: T
         """(b, h, n, c, w) -> (b, g, n, c, h/g * w)"""
         return x.unflatten(1, shape).permute(0, 1, 3, 4, 2, 5).flatten(-2)
 
-    write, kept = side_by_side(v * sums[..., -1:, :].mT.exp()), side_by_side(last.exp().expand(-1, -1, -1, -1, width)).mT
+    write = side_by_side(v * sums[..., -1:, :].mT.exp())
+    kept = side_by_side(last.exp().expand(-1, -1, -1, -1, width)).mT
     starts, _, after = pass_on(kept, write, None, None, k, state.unflatten(1, shape).flatten(2, 3))
     before = (q @ starts.mT).unflatten(-1, (shape[1], width)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
     return _in_tokens(torch.addcmul(out, before, total.exp()), new), after.view(state.shape)

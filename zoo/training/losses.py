@@ -19,8 +19,8 @@ IGNORED = -100  # the target of a position that is not scored
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean nats of the target ids (b, t) under logits (b, t, vocab), over the targets that are not IGNORED, in float32 at
-    least. NaN where no target is scored.
+    """Mean nats of the target ids (b, t) under logits (b, t, vocab), over the targets that are not IGNORED, in float32
+    at least. NaN where no target is scored.
 
     Targets are those of the same positions: the caller shifts them.
     """
