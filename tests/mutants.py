@@ -79,6 +79,27 @@ def mutants(spec: zoo.Decoder) -> Iterator[tuple[str, zoo.Decoder]]:
             assert made or not others or name in FIXED, f"{type(part).__name__}.{name}: none of {others} makes a model"
 
 
+# Values that float32 cannot tell from the right ones, by the field's name: an eps of twice the size (LFM2's released
+# code adds 1e-6 to a sum of weights, others 1e-20), a constant whose sixth digit is wrong.
+SUBTLE: dict[str, Changes] = {
+    **dict.fromkeys(("eps", "norm_eps"), lambda value: [max(2 * value, 1e-6)]),
+    **dict.fromkeys(("scale", "gain", "embed_scale", "factor", "alpha"), lambda value: [value * (1 + 2**-19)]),
+}
+
+
+def subtle_mutants(spec: zoo.Decoder) -> Iterator[tuple[str, zoo.Decoder]]:
+    """(what was changed, the changed spec), for each distinct part with a field in SUBTLE. Indexers are left out:
+    their scores reach the logits through what they choose alone."""
+    indexers = (part for part in spec.walk() if part.role == "indexer")
+    unseen = {part for indexer in indexers for part in indexer.walk()}
+    for part in dict.fromkeys(spec.walk()):
+        for name, value in ((field.name, getattr(part, field.name)) for field in fields(part)):
+            if name in SUBTLE and isinstance(value, float) and part not in unseen:
+                for other in SUBTLE[name](value):
+                    changed = _replace(spec, {part: _with(part, name, other)})
+                    yield f"{type(part).__name__}.{name}: {value} -> {other}", changed
+
+
 def changes(part: zoo.Spec, name: str) -> list[Any]:
     """Other values of a field that leave the shapes of all parameters unchanged.
 

@@ -102,17 +102,17 @@ def toy_config(name: str, layers: int) -> dict[str, Any]:
 
 
 def toy_reference(config: dict[str, Any], seed: int = 0) -> nn.Module:
-    """The reference implementation of a config, in float32 with eager attention, every parameter randomised.
+    """The reference implementation of a config in float32, inside `in_float64` in float64, every parameter randomised.
 
     Matrices are N(0, (1.2 / sqrt(fan_in))^2), so that logits reach 1 and mistakes show. A fresh model's norms of one,
     zero biases and zero sinks would hide every mistake in them.
     """
     from transformers import AutoConfig
 
-    from weights.reference.model import causal_class
+    from weights.reference.model import PLAIN_KERNELS, causal_class
 
     known = AutoConfig.for_model(**config)
-    model: nn.Module = causal_class(known)._from_config(known, attn_implementation="eager", dtype=torch.float32)
+    model: nn.Module = causal_class(known)._from_config(known, dtype=torch.get_default_dtype(), **PLAIN_KERNELS)
     randomise(model, seed)
     return model.eval()
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 
 import zoo
+from tests.exact import in_float64
 from tests.reference import toy_config, toy_reference
 
 
@@ -24,3 +26,13 @@ def config(name: str) -> dict[str, Any]:
 def reference(name: str) -> nn.Module:
     """The reference of that config, every parameter random. Not to be changed."""
     return toy_reference(config(name))
+
+
+@cache
+def exact_reference(name: str) -> nn.Module:
+    """The same in float64, with the same weights, for use inside `in_float64`. Not to be changed."""
+    with in_float64():
+        exact = toy_reference(config(name))
+        exact.load_state_dict(reference(name).state_dict())
+    assert all(x.dtype == torch.float64 for x in (*exact.parameters(), *exact.buffers()) if x.is_floating_point())
+    return exact

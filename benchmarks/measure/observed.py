@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.measure.timing import Task
-from weights.reference.choices import removed_after
+from weights.reference.model import removed_after
 from zoo.blocks import MoE
 from zoo.core.linear import ONEDNN, linear
 from zoo.model.module import Model

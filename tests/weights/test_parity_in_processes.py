@@ -33,9 +33,8 @@ def test_two_processes_report_what_one_does(name: str, streaming: bool, ep: int,
     told, alone = json.loads(out.read_text(encoding="utf-8")), weights.parity(saved(name), tokens=80)
     assert told["ranks"] == 2
     assert told["passed"]
-    assert told["logits"]["scale"] == pytest.approx(alone.logits.scale)
+    assert told["exact"]["scale"] == pytest.approx(alone.exact.scale, rel=1e-12)
     assert [part["name"] for part in told["parts"]] == [part.name for part in alone.parts]
-    assert told["rerouted"] == alone.rerouted
 
 
 def test_damage_is_found_by_two_processes(saved: Saved, tmp_path: Path) -> None:
@@ -48,7 +47,7 @@ def test_damage_is_found_by_two_processes(saved: Saved, tmp_path: Path) -> None:
     process = start("weights.parity", copy, "--reference", saved("llama3-8b"), "--tokens", 80, "--tp", 2)
     out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 1, err
-    assert out.count("FAIL: largest logit difference") == 1
+    assert out.count("FAIL: largest difference in float64") == 1
     assert "first in layer 1's attention" in " ".join(out.split())
     assert "divided among 2 processes" in " ".join(out.split())
     assert errors(err) == []

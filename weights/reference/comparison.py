@@ -8,19 +8,21 @@ import torch
 from torch import Tensor
 
 from weights.loading import open_source
-from weights.reference.choices import agreement
-from weights.reference.logits import compare
 from weights.reference.model import transformers
-from weights.reference.report import ParityReport
-from weights.reference.runs import run_in_memory, run_streaming
+from weights.reference.report import ParityReport, Rounded
+from weights.reference.runs import Models, run_all
 from weights.tokenizer import TOKENIZER, read_tokenizer
-from zoo.blocks import Layer, MoE
+from zoo.blocks import MoE
+from zoo.core import processes
+from zoo.core.devices import free_memory
 from zoo.errors import MalformedError, NotAvailable, UsageError, unknown
 from zoo.model.decoder import Decoder
 from zoo.model.parallel import Ranks
 from zoo.units import dtype_name
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+SEEDS = 3  # of random prompts, over which rounding errors are pooled
+MEMORY_SHARE = 0.8  # of the free memory that models and logits may take together
 MIN_TOKENS, TOKENS_PAST_WINDOW = 256, 64  # the default length of a prompt
 MAX_TOKENS = 4096  # by default, however wide the window is: attention scores grow with the square
 # The second paragraph of the Declaration of Independence, 1776.
@@ -42,7 +44,7 @@ def parity(
     text: str | None = None,
     reference: str | Path | None = None,
     spec: Decoder | None = None,
-    streaming: bool = False,
+    streaming: bool | None = None,
     ranks: Ranks = Ranks(),
     revision: str | None = None,
     offline: bool = False,
@@ -50,11 +52,15 @@ def parity(
 ) -> ParityReport:
     """How equal the zoo's model of a source is to the one that transformers makes of it, on the CPU.
 
+    Both compute in float64 first, which decides whether they are equal; then in `dtype`, float32 or bfloat16, where the
+    zoo's rounding error is compared with the reference's ("float64": not then).
+
     `source`, `revision` and `offline` are as for `weights.load`. Prompts have `tokens` tokens, None being enough to
-    leave every window: random ids from `seed`, and `text` where the source has a tokenizer. `reference` is another
-    source for the reference's weights, `spec` another model for the zoo's: to see what a conversion, or a change
-    of one block, does. `streaming` holds one layer at a time in memory. `ranks` divide the zoo's model (tensor
-    parallel): each calls this at the same time and gets the same report.
+    leave every window: random ids from three seeds, the first of them `seed`, and `text` where the source has a
+    tokenizer. `reference` is another source for the reference's weights, `spec` another model for the zoo's: to see
+    what a conversion, or a change of one block, does. `streaming` holds one layer at a time in memory; None where both
+    models do not fit. `ranks` divide the zoo's model (tensor parallel): each calls this at the same time and gets the
+    same report.
 
     Raises what `weights.load` raises, and NotAvailable where transformers is not installed.
     """
@@ -67,37 +73,36 @@ def parity(
     if reference is not None:
         _check_comparable(spec, other.spec(ignore_fields), f"{source} and {reference}")
     rows = prompts(opened.folder, spec, tokens, text, seed)
-    run = run_streaming if streaming else run_in_memory
-    runs = run(spec, opened, other, DTYPES[name], torch.stack(list(rows.values())), ranks)
-    choices, (batch, length) = runs.choices, runs.reference.shape[:2]
-    agree, rerouted = agreement(choices["reference"], choices["full"], (batch, length))
-    cached_agree, _ = agreement(choices["full"], choices["cached"], (batch, length))
-    exact = runs.reference_float32  # of a comparison in bfloat16; then all tokens are counted
+    models = Models(spec, opened, other, torch.stack(list(rows.values())), ranks)
+    if streaming is None:
+        streaming = processes.from_first(lambda: not _fits_in_memory(models))
+    results = run_all(models, DTYPES[name], streaming)
+    exact, rounded = torch.float64, DTYPES[name]
     return ParityReport(
         source=str(source),
         parameters=spec.params(),
         dtype=name,
         prompts=tuple(rows),
-        length=length,
+        length=models.tokens.shape[1],
         seed=seed,
         window=widest_window(spec),
         streaming=streaming,
         ranks=ranks.count,
-        reference=f"transformers {transformers().__version__}, eager attention, {runs.origin}",
-        logits=compare(runs.reference, runs.full, agree if exact is None else None),
-        cached=compare(runs.full, runs.cached, cached_agree if exact is None else None),
-        zoo_to_float32=None if exact is None else compare(exact, runs.full),
-        reference_to_float32=None if exact is None else compare(exact, runs.reference),
-        has_routers=_has(spec, "router"),
-        has_indexers=_has(spec, "indexer"),
-        is_recurrent=any(cache.state and not cache.per_token for cache in map(Layer.cache_spec, spec.layers)),
-        rerouted=rerouted,
-        parts=runs.parts,
+        reference=f"transformers {transformers().__version__}, eager attention, {results.origin}",
+        exact=results.differences[exact, "zoo"],
+        exact_cached=results.differences[exact, "cached"],
+        parts=results.parts,
+        rounded=None
+        if rounded == exact
+        else Rounded(*(results.differences[rounded, side] for side in ("zoo", "cached", "reference"))),
     )
 
 
-def _has(spec: Decoder, role: str) -> bool:
-    return any(part.role == role for part in spec.walk())
+def _fits_in_memory(models: Models) -> bool:
+    """Whether both models in float64 fit, and their logits, of which two and a copy are held at a time."""
+    free = free_memory(torch.device("cpu"))
+    needed = 8 * (2 * models.spec.params() + 3 * models.tokens.numel() * models.spec.vocab)
+    return free is None or needed < MEMORY_SHARE * free
 
 
 def _check_comparable(one: Decoder, other: Decoder, what: str) -> None:
@@ -118,8 +123,10 @@ def prompts(folder: Path, spec: Decoder, length: int | None, text: str | None, s
     """Prompts of token ids (t,), by what they are: random ids and, where the folder has a tokenizer.json, text.
     `length` None is long enough to leave every window. `text` replaces the zoo's own; it is repeated to the length."""
     length = _prompt_length(spec, length)
-    generator = torch.Generator().manual_seed(seed)
-    rows = {f"random ids, seed {seed}": torch.randint(spec.vocab, (length,), generator=generator)}
+    rows = {}
+    for each in range(seed, seed + SEEDS):
+        generator = torch.Generator().manual_seed(each)
+        rows[f"random ids, seed {each}"] = torch.randint(spec.vocab, (length,), generator=generator)
     if (folder / TOKENIZER).is_file():
         rows = {"text": _text_ids(folder, TEXT if text is None else text, length, spec.vocab)} | rows
     elif text is not None:

@@ -2,9 +2,11 @@
 
 Models in float32 differ by rounding, and how much depends on the processor, the library and the order of sums. In
 float64 two models that compute the same differ by 1e-14 of the largest element, and two that do not differ by as much
-as before: a mistake cannot hide, and rounding cannot feign one. But models compute norms, softmax, rotary angles and
-routers in float32 whatever the dtype of their weights. So inside `in_float64` every request for a lower float dtype is
-answered with float64, on both sides.
+as before: a mistake cannot hide, and rounding cannot feign one.
+
+The zoo's blocks compute in float32 at least: a model in float64 computes all of it in float64 (zoo.core.float32). The
+reference computes norms, softmax, rotary angles and routers in float32 whatever the dtype of its weights. So inside
+`in_float64` every request for a lower float dtype is answered with float64.
 """
 
 from __future__ import annotations
@@ -20,20 +22,23 @@ from torch.overrides import TorchFunctionMode
 BOUND = 1e-10  # of the largest element
 LOWER = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
+_active: list[_Float64Mode] = []
 
 
 class _Float64Mode(TorchFunctionMode):
     """Answers casts to a lower float dtype, and a lower `dtype` among the arguments of any call, with float64."""
 
+    enabled = True
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
+        if not self.enabled or func is Tensor.view:  # a view in another dtype reads the same bits
+            return func(*args, **kwargs)
         if func in _CASTS:
             func = Tensor.double
-        elif func is not Tensor.view:  # a view in another dtype reads the same bits
-            args = tuple(map(_widened, args))
-            kwargs = {name: _widened(value) for name, value in (kwargs or {}).items()}
-        return func(*args, **(kwargs or {}))
+        return func(*map(_widened, args), **{name: _widened(value) for name, value in kwargs.items()})
 
 
 def _widened(value: Any) -> Any:
@@ -42,24 +47,38 @@ def _widened(value: Any) -> Any:
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Meanwhile, torch computes in float64 wherever a lower float dtype is asked for, or none is named.
+    """Meanwhile, torch computes in float64 in this thread wherever a lower float dtype is asked for, or none is named.
 
-    Models must be built, loaded or cast inside: constants that they made before, such as rotary tables, stay as they
-    are. Tensors of integers and bits are left alone, and so are tensors made from files.
+    A reference must be built inside: what it computed before, such as rotary tables, stays as it is. Attention and
+    experts must be the plain ones ("eager"): some kernels take no float64.
     """
-    before = torch.get_default_dtype()
-    with _Float64Mode():
-        torch.set_default_dtype(torch.float64)
-        try:
+    before, mode = torch.get_default_dtype(), _Float64Mode()
+    torch.set_default_dtype(torch.float64)
+    _active.append(mode)
+    try:
+        with mode:
             yield
-        finally:
-            torch.set_default_dtype(before)
+    finally:
+        _active.pop()
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def as_stored() -> Iterator[None]:
+    """Meanwhile, dtypes are what they are called, also inside `in_float64`: packed weights are unpacked as always."""
+    for mode in _active:
+        mode.enabled = False
+    try:
+        yield
+    finally:
+        for mode in _active:
+            mode.enabled = True
 
 
 def largest_difference(value: Tensor, expected: Tensor) -> float:
     """The largest absolute difference of two tensors of one shape, relative to the largest element of `expected`; the
-    largest difference itself where `expected` is zero everywhere. NaN where an element of either is NaN, infinite where
-    only one of the two is infinite."""
+    difference itself where `expected` is zero everywhere. NaN where an element of either is NaN, infinite where an
+    element of one alone is infinite. Raises ValueError for other shapes."""
     if value.shape != expected.shape:
         raise ValueError(f"shapes {tuple(value.shape)} and {tuple(expected.shape)} differ")
     if not expected.numel():

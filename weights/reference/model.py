@@ -10,7 +10,7 @@ does not appear in the reference as well.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass, field
 from io import StringIO
@@ -25,7 +25,7 @@ from weights.formats.hf_folder import CONFIG
 from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
 from weights.loading import open_source
 from weights.matching import HEAD, Source, rule_names
-from weights.reference.choices import removed_after
+from weights.reference.float64 import as_stored
 from weights.reference.layers import LayerActivations
 from zoo.blocks import DenseAndMoE
 from zoo.catalog import family_of
@@ -35,6 +35,7 @@ from zoo.model.decoder import Decoder
 
 ReadTensor = Callable[[str], Tensor]
 ORIGIN = "text part, weights read by the zoo"
+PLAIN_KERNELS = {"attn_implementation": "eager", "experts_implementation": "eager"}  # they take every dtype
 FEED_FORWARD = "ffn.block."  # the prefix of a feed-forward's parameters in a layer of the zoo
 
 
@@ -98,13 +99,22 @@ def load_reference(source: Source, dtype: torch.dtype) -> tuple[Any, str]:
     else:
         require_package("accelerate", "parity")  # transformers needs it for .gguf files
         options = {"gguf_file": source.path.name}
-    options |= {"dtype": dtype, "attn_implementation": "eager", "output_loading_info": True}
+    options |= {"dtype": dtype, "output_loading_info": True, **PLAIN_KERNELS}
     with quiet():
         kind = causal_class(options["config"]) if "config" in options else transformers().AutoModelForCausalLM
         model, info = kind.from_pretrained(str(source.folder), **options)
     if info["missing_keys"]:
         raise MalformedError(f"{source.path}: transformers finds no {', '.join(sorted(info['missing_keys']))} there")
     return model.eval(), "weights read by transformers"
+
+
+@contextmanager
+def removed_after(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Register hooks now, and remove them in the end."""
+    with ExitStack() as registered:
+        for hook in hooks:
+            registered.enter_context(hook)
+        yield
 
 
 @contextmanager
@@ -143,30 +153,16 @@ def _observe(
     def before(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, args: seen.update({name: args[0]})
 
-    def routed(router: Any, args: tuple[Tensor, ...], out: tuple[Tensor, ...]) -> None:
-        last = out[-1]  # ids, or in Llama 4 the scores of all experts
-        ids = last.topk(router.top_k, sorted=False).indices if last.is_floating_point() else last
-        seen["experts"] = ids
-
-    def indexed(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        seen["keys"] = out
-
     def done(_: nn.Module, args: tuple[Tensor, ...], out: Any) -> None:
         last = out[0] if isinstance(out, tuple) else out
         gated: Any = seen.get("gated", last)
-        chosen = seen.get("keys"), seen.get("experts")
-        visit(LayerActivations(index, seen["x"], seen.get("between", gated), gated, last, *chosen))
+        visit(LayerActivations(index, seen["x"], seen.get("between", gated), gated, last))
         seen.clear()
 
-    routers, indexers = (
-        [part for part in layer.modules() if type(part).__name__.endswith(kind)] for kind in ("Router", "Indexer")
-    )
     return [
         layer.register_forward_pre_hook(before("x")),
         *([] if middle is None else [layer.get_submodule(middle).register_forward_pre_hook(before("between"))]),
         *([] if gate is None else [layer.get_submodule(gate).register_forward_pre_hook(before("gated"))]),
-        *(router.register_forward_hook(routed) for router in routers),
-        *(indexer.register_forward_hook(indexed) for indexer in indexers),
         layer.register_forward_hook(done),
     ]
 
@@ -255,7 +251,7 @@ class MetaModel:
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # the tensors are unpacked before they are filled in
         with quiet(), torch.device("meta"):
-            self.model = causal_class(config)._from_config(config, attn_implementation="eager", dtype=dtype)
+            self.model = causal_class(config)._from_config(config, dtype=dtype, **PLAIN_KERNELS)
         computed = {}
         for name, buffer in self.model.named_non_persistent_buffers():
             parent, _, leaf = name.rpartition(".")
@@ -272,7 +268,8 @@ class MetaModel:
         nothing holds their pages once the submodule is emptied."""
         opened = open_source(self.path) if source is None else source
         module, prefix = self.model.get_submodule(name), name and f"{name}."
-        filled = {leaf: self._tensor(prefix + leaf, like, opened) for leaf, like in module.state_dict().items()}
+        with as_stored():
+            filled = {leaf: self._tensor(prefix + leaf, like, opened) for leaf, like in module.state_dict().items()}
         module.load_state_dict(filled, assign=True)
 
     def _tensor(self, name: str, like: Tensor, source: Source) -> Tensor:

@@ -3,24 +3,23 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import count, pairwise, takewhile
-from math import isnan, nan
+from math import inf, isnan, nan
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+
+from weights.reference.float64 import BOUND
 from weights.reference.layers import Part
 from weights.reference.logits import Difference
 from zoo.errors import NotAvailable, UsageError, require_package
 from zoo.units import format_count
 
-EQUAL = 1e-5  # of the largest logit, at least 1: float32 logits that are equal but for rounding
-# What a recurrence computes may be small before it is normalised, and rounding then shows: token by token the reference
-# itself is up to 4e-5 of the largest logit from its whole pass.
-EQUAL_RECURRENT = 1e-4
-MAX_MEAN_KL = 1e-3  # nats per token: bfloat16 distributions that are equal but for rounding
-YARDSTICKS = 2  # the zoo's error in bfloat16 may be this many times the reference's own
+MAX_RATIO = 2  # the zoo's rounding error may be this many times the reference's own
 
 FIGURES = {
+    "rms": "RMS error, of RMS logit",
     "largest": "largest logit difference",
     "mean": "mean",
     "median": "median token's mean",
@@ -32,20 +31,7 @@ FIGURES = {
     "top10": "shared top-10 tokens",
 }
 SHARES = ("top1", "top10")
-# Field of the report -> the head of its column, the note below the tables, the label in the plot.
-HEADS = {"logits": "zoo", "cached": "cached", "zoo_to_float32": "zoo, f32", "reference_to_float32": "ref, f32"}
-NOTES = {
-    "logits": "its logits from the reference's in {}, on the same weights and prompts.",
-    "cached": "the zoo's through a cache, in chunks and single tokens, from its own in one forward pass.",
-    "zoo_to_float32": "the zoo's in {} from the reference's in float32.",
-    "reference_to_float32": "the reference's in {} from its own in float32, the yardstick.",
-}
-LABELS = {
-    "logits": "zoo to reference",
-    "cached": "zoo, cached to full",
-    "zoo_to_float32": "zoo to reference in float32",
-    "reference_to_float32": "reference to itself in float32",
-}
+SHORT = {"float32": "f32", "bfloat16": "bf16"}
 FIRST_BUCKET, BUCKET_GROWTH = 16, 4  # positions of the first bucket, and how many times further each next one reaches
 
 
@@ -67,17 +53,29 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Rounded:
+    """Logits in a narrower dtype, from the reference's in float64: the zoo's in one forward pass, the zoo's through a
+    cache, and the reference's own. All three chose the experts and keys that were chosen in float64."""
+
+    zoo: Difference
+    cached: Difference
+    reference: Difference
+
+
+class Side(NamedTuple):
+    """One comparison: the head of its column, its label in the plot, and the difference."""
+
+    head: str
+    label: str
+    difference: Difference
+
+
+@dataclass(frozen=True)
 class ParityReport:
     """How equal the zoo's model is to the reference on the same weights and prompts.
 
-    `logits`: the zoo's from the reference's, in `dtype`. `cached`: the zoo's in chunks and single tokens through a
-    cache, from its own in one forward pass. In bfloat16 also, from the reference in float32: `zoo_to_float32`, and
-    `reference_to_float32`, which is the yardstick.
-
-    In float32, a token for which a router chose other experts, or an indexer other keys (`rerouted` choices, in
-    `logits`), is not counted, nor are the later tokens of its prompt; `parts` show whether rounding alone decided. In
-    bfloat16 both sides round to other choices now and then, and a few such tokens dominate a mean: a model with routers
-    or indexers is judged by its median token.
+    `exact`: the zoo's logits in float64 from the reference's in float64; `exact_cached`: the same in chunks and single
+    tokens through a cache; `parts`: each part by itself, in float64. `rounded`: in `dtype`; None if that is float64.
     """
 
     source: str
@@ -90,15 +88,10 @@ class ParityReport:
     streaming: bool
     ranks: int  # processes that divide the zoo's model
     reference: str
-    logits: Difference
-    cached: Difference
-    zoo_to_float32: Difference | None
-    reference_to_float32: Difference | None
-    has_routers: bool
-    has_indexers: bool
-    is_recurrent: bool
-    rerouted: int
+    exact: Difference
+    exact_cached: Difference
     parts: tuple[Part, ...]
+    rounded: Rounded | None
 
     @property
     def first(self) -> Part | None:
@@ -107,28 +100,19 @@ class ParityReport:
 
     @property
     def checks(self) -> list[Check]:
-        """What must pass."""
-        exact, own = self.zoo_to_float32, self.reference_to_float32
-        worst = max(self.parts, key=lambda part: part.error / part.bound)
-        part = Check("largest error of one part", worst.error, worst.bound)
-        if exact is None or own is None:
-            bound = (EQUAL_RECURRENT if self.is_recurrent else EQUAL) * max(1.0, self.logits.scale)
-            cached = Check("largest difference, cached to full", self.cached.largest, bound)
-            return [Check("largest logit difference", self.logits.largest, bound), cached, part]
-        average = "median" if self.has_routers or self.has_indexers else "mean"
-
-        def check(what: str, side: Difference, figure: str, least: float = 0.0, factor: float = 1.0) -> Check:
-            bound = factor * YARDSTICKS * getattr(own, figure)
-            return Check(f"{average} {what}", getattr(side, figure), max(bound, least))  # NaN, in front, stays NaN
-
-        return [
-            check("logit difference to float32", exact, average),
-            check("KL to float32", exact, f"kl_{average}"),
-            # Between the two are both sides' rounding errors; on some models the reference's alone exceeds the limit.
-            check("KL", self.logits, f"kl_{average}", MAX_MEAN_KL, YARDSTICKS),
-            check("difference, cached to full", self.cached, average),
-            part,
+        """What must pass: one bound in float64, and rounding errors of at most twice the reference's own, which counts
+        as one unit of the dtype's rounding at least."""
+        checks = [
+            Check("largest difference in float64", self.exact.relative, BOUND),
+            Check("through a cache", self.exact_cached.relative, BOUND),
+            Check("in one part", max(self.parts, key=lambda part: _nan_last(part.error)).error, BOUND),
         ]
+        if self.rounded is not None:
+            unit = torch.finfo(getattr(torch, self.dtype)).eps
+            most = MAX_RATIO * max(self.rounded.reference.rms, unit)
+            checks.append(Check(f"RMS error in {self.dtype}", self.rounded.zoo.rms, most))
+            checks.append(Check("RMS error through a cache", self.rounded.cached.rms, most))
+        return checks
 
     @property
     def passed(self) -> bool:
@@ -136,9 +120,19 @@ class ParityReport:
         return all(check.passed for check in self.checks)
 
     @property
-    def sides(self) -> dict[str, Difference]:
-        """The comparisons that were made, by field."""
-        return {name: side for name in HEADS if (side := getattr(self, name)) is not None}
+    def sides(self) -> list[Side]:
+        """The comparisons that were made, in the order of their columns."""
+        sides = [
+            Side("zoo, f64", "zoo, float64", self.exact),
+            Side("cached", "zoo through a cache, float64", self.exact_cached),
+        ]
+        if self.rounded is not None:
+            sides += [
+                Side(f"zoo, {SHORT[self.dtype]}", f"zoo, {self.dtype}", self.rounded.zoo),
+                Side("cached", f"zoo through a cache, {self.dtype}", self.rounded.cached),
+                Side(f"ref, {SHORT[self.dtype]}", f"reference, {self.dtype}", self.rounded.reference),
+            ]
+        return sides
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, in values that JSON has."""
@@ -148,10 +142,13 @@ class ParityReport:
 
     def __str__(self) -> str:
         among = f", divided among {self.ranks} processes" if self.ranks > 1 else ""
+        _, cached, part = (_error(check.value) for check in self.checks[:3])
+        others = f"{cached} through a cache, {part} in one part; bound {BOUND:.0e}"
         head = [
+            f"float64: largest difference {_error(self.exact.relative)} of the largest logit ({others})",
             f"{self.source}: {format_count(self.parameters)} parameters, {self.dtype}{among}",
             f"against {self.reference}",
-            f"{_times(len(self.prompts), 'prompt')} of {self.length} tokens: {' and '.join(self.prompts)}",
+            f"{_times(len(self.prompts), 'prompt')} of {self.length} tokens: {'; '.join(self.prompts)}",
         ]
         failed = [check for check in self.checks if not check.passed]
         verdict = f"{'FAIL' if failed else 'PASS'}: {'; '.join(map(str, failed or self.checks))}"
@@ -161,13 +158,17 @@ class ParityReport:
         return "\n\n".join([_filled(head), *tables, _filled(notes), _filled([verdict])])
 
 
+def _nan_last(value: float) -> float:
+    """A key by which NaN is the largest."""
+    return inf if isnan(value) else value
+
+
 def _figures(report: ParityReport) -> str:
     rows = [
-        {"figure": label}
-        | {name: (_share if figure in SHARES else _error)(getattr(side, figure)) for name, side in report.sides.items()}
+        [label, *((_share if figure in SHARES else _error)(getattr(side.difference, figure)) for side in report.sides)]
         for figure, label in FIGURES.items()
     ]
-    return _table(report, rows, "figure", "")
+    return _table(report, "", rows)
 
 
 def _positions(report: ParityReport) -> str:
@@ -175,43 +176,34 @@ def _positions(report: ParityReport) -> str:
     edges = {0, *buckets, min(report.window, report.length), report.length}  # an error in the window shows after it
     rows = []
     for start, end in pairwise(sorted(edges)):
-        rows.append({"position": f"{start}-{end - 1}" if end - start > 1 else str(start)})
-        for name, side in report.sides.items():
-            errors = [each.largest for each in side.by_position[start:end] if not isnan(each.largest)]
-            rows[-1][name] = _error(max(errors, default=nan))
-    return _table(report, rows, "position", "largest, at position")
+        positions = (side.difference.by_position[start:end] for side in report.sides)
+        largest = (max((each.largest for each in errors), key=_nan_last) for errors in positions)
+        rows.append([f"{start}-{end - 1}" if end - start > 1 else str(start), *map(_error, largest)])
+    return _table(report, "largest, at position", rows)
 
 
-def _table(report: ParityReport, rows: list[dict[str, str]], key: str, head: str) -> str:
-    """A column `key`, and one for each side, aligned to the right."""
-    from zoo.cli.tables import Column, render  # here, since `import weights` must not import a command line's packages
-
+def _table(report: ParityReport, title: str, rows: list[list[str]]) -> str:
+    """A column of names under a title, and one for each side, aligned to the right."""
     width = max(map(len, FIGURES.values()))
-    columns = [Column(name, f"{HEADS[name]:>9}", lambda cell: f"{cell:>9}") for name in report.sides]
-    return render(rows, [Column(key, f"{head:<{width}}"), *columns])
+    heads = [title, *(side.head for side in report.sides)]
+    lines = [heads, ["-" * width, *["-" * 9] * len(report.sides)], *rows]
+    return "\n".join("  ".join([f"{first:<{width}}", *(f"{cell:>9}" for cell in rest)]) for first, *rest in lines)
 
 
 def _notes(report: ParityReport) -> Iterator[str]:
-    yield from (f"{HEADS[name]}: {NOTES[name].format(report.dtype)}" for name in report.sides)
-    yield "KL: divergence from the reference's distribution of the next token, in nats per token."
+    yield "All columns are differences from the reference's logits in float64."
+    yield "cached: the zoo through a cache, in chunks and single tokens."
+    if report.rounded is not None:
+        yield f"In {report.dtype} both sides choose the experts and keys that were chosen in float64."
+    yield "KL: divergence from the exact distribution of the next token, in nats per token."
     bad = [part for part in report.parts if not part.passed]
-    parts = f"Each of {len(report.parts)} parts, on the input of the reference's own"
+    parts = f"Each of {len(report.parts)} parts, on the reference's own input in float64"
     if bad:
-        first, verb = bad[0], "differs" if len(bad) == 1 else "differ"
-        errors = f"{_error(first.error)} of a token's vector, where rounding explains {_error(first.bound)}"
-        yield f"{parts}: {len(bad)} {verb} by more than rounding, the first being {first} ({errors})."
+        verb = "differs" if len(bad) == 1 else "differ"
+        yield f"{parts}: {len(bad)} {verb}, the first being {bad[0]} ({_error(bad[0].error)} of its largest element)."
     else:
-        worst = max(report.parts, key=lambda part: part.error / part.bound)
-        yield f"{parts}: all equal but for rounding, most in {worst} ({_error(worst.error)} of a vector)."
-    if report.rerouted:
-        left = len(report.prompts) * report.length - report.logits.tokens
-        uncounted = f"; {left} tokens that depend on that are not counted" if left else ""
-        choosing = {"Routers": ("experts", report.has_routers), "Indexers": ("keys", report.has_indexers)}
-        who = " and ".join(name for name, (_, there) in choosing.items() if there).capitalize()
-        what = " or ".join(name for name, there in choosing.values() if there)
-        yield f"{who} chose other {what} {_times(report.rerouted, 'time')}{uncounted}."
-    if ties := sum(part.ties for part in report.parts):
-        yield f"On the same input, rounding chose otherwise {_times(ties, 'time')}."
+        worst = max(report.parts, key=lambda part: _nan_last(part.error))
+        yield f"{parts}: all equal but for rounding, most in {worst} ({_error(worst.error)} of its largest element)."
     if report.window >= report.length:
         yield f"No token has left the window of {report.window}: --tokens {2 * report.window} would show more."
 
@@ -225,7 +217,7 @@ def _times(count: int, noun: str) -> str:
 
 
 def _error(value: float) -> str:
-    return "-" if isnan(value) else "0" if value == 0 else f"{value:.1e}"
+    return "0" if value == 0 else f"{value:.1e}"
 
 
 def _share(value: float) -> str:
@@ -246,12 +238,11 @@ def write_plot(report: ParityReport, file: Path) -> None:
     require_package("matplotlib", "plot")
     figure = require_package("matplotlib.figure", "plot").Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, side in report.sides.items():
+    for side in report.sides:
         # A logarithmic axis cannot show an error of zero: NaN interrupts the line.
-        errors = [each.largest if each.largest > 0 else nan for each in side.by_position]
-        axes.plot(range(len(errors)), errors, linewidth=1, label=LABELS[name])
-    if report.reference_to_float32 is None:
-        axes.axhline(report.checks[0].bound, color="black", linestyle="--", linewidth=0.8, label="bound")
+        errors = [each.largest if each.largest > 0 else nan for each in side.difference.by_position]
+        axes.plot(range(len(errors)), errors, linewidth=1, label=side.label)
+    axes.axhline(BOUND * report.exact.scale, color="black", linestyle="--", linewidth=0.8, label="bound in float64")
     if 0 < report.window < report.length:
         axes.axvline(report.window, color="gray", linestyle=":", linewidth=0.8, label=f"window of {report.window}")
     axes.set(yscale="log", xlabel="position", ylabel="largest logit difference", xlim=(0, report.length - 1))

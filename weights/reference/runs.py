@@ -1,15 +1,18 @@
 """The runs that are compared: the reference, the zoo in one forward pass, and the zoo through a cache.
 
+All of them in float64 first, and then, where asked for, in a narrower dtype, with the experts and keys that were chosen
+in float64. The reference's logits in float64 are the exact ones, from which all others are measured as they come.
+
 In memory, or streaming: both models together, with one layer's weights at a time. Peak memory of streaming is the
 embedding or two layers, whichever is more, beside the activations, which include the prompts' logits. Every file is
-read once for each model, twice in bfloat16.
+read once for each model and dtype.
 """
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -19,8 +22,10 @@ from tqdm import tqdm
 
 from weights.loading import fill, match_model, open_source
 from weights.matching import Source
-from weights.reference.choices import gathered, recorded_choices, removed_after
+from weights.reference.choices import Selections
+from weights.reference.float64 import as_stored, in_float64
 from weights.reference.layers import LayerActivations, Part, PartwiseComparison
+from weights.reference.logits import Difference, compare
 from weights.reference.model import (
     ORIGIN,
     MetaModel,
@@ -29,29 +34,62 @@ from weights.reference.model import (
     empty,
     load_reference,
     observed_layers,
+    removed_after,
 )
 from zoo.core.cache import Cache
 from zoo.core.forward_context import ForwardContext
 from zoo.model.decoder import Decoder
-from zoo.model.module import Model
 from zoo.model.parallel import Ranks
 
 DECODED_TOKENS = 4  # at the end of a prompt, one by one through the cache
+SIDES = ("reference", "zoo", "cached")  # of each run: whose logits they are
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Runs:
-    """The results of one comparison's runs: logits (batch, t, vocab), and what routers and indexers chose, layer
-    by layer (batch, t, k)."""
+@dataclass(frozen=True)
+class Models:
+    """What is compared: a spec with the weights of a `source`, divided by `ranks`, and the reference with those of
+    another, on the same tokens (batch, t)."""
 
-    reference: Tensor
-    full: Tensor
-    cached: Tensor
-    reference_float32: Tensor | None  # None where the others are in float32
-    choices: dict[str, list[Tensor]]  # by "reference", "full", "cached"
-    parts: tuple[Part, ...]
-    origin: str
+    spec: Decoder
+    source: Source
+    reference: Source
+    tokens: Tensor
+    ranks: Ranks = Ranks()
+
+
+@dataclass
+class Results:
+    """What the runs gave: the differences of logits from the exact ones by (dtype, side), the parts in float64, and how
+    the reference's weights were read. `exact` (batch, t, vocab): the reference's logits in float64."""
+
+    exact: Tensor = field(default_factory=lambda: torch.empty(0))
+    differences: dict[tuple[torch.dtype, str], Difference] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+    origin: str = ""
+    selections: dict[str, Selections] = field(default_factory=lambda: {side: Selections() for side in SIDES})
+
+    def add(self, dtype: torch.dtype, side: str, logits: Tensor) -> None:
+        """Measure one side's logits; the first are the exact ones."""
+        if not self.exact.numel():
+            self.exact = logits
+        else:
+            self.differences[dtype, side] = compare(self.exact, logits)
+
+
+Run = Callable[[Models, torch.dtype, Results], None]
+
+
+def run_all(models: Models, dtype: torch.dtype, streaming: bool) -> Results:
+    """The runs in float64, and then those in `dtype` if it is another."""
+    results, run = Results(), run_streaming if streaming else run_in_memory
+    with in_float64():
+        run(models, torch.float64, results)
+    if dtype != torch.float64:
+        for selections in results.selections.values():
+            selections.replay()
+        run(models, dtype, results)
+    return results
 
 
 def chunk_sizes(length: int) -> list[int]:
@@ -61,41 +99,40 @@ def chunk_sizes(length: int) -> list[int]:
     return [size for size in (half, length - decoded - half, *[1] * decoded) if size]
 
 
-def run_in_memory(
-    spec: Decoder, source: Source, reference: Source, dtype: torch.dtype, tokens: Tensor, ranks: Ranks = Ranks()
-) -> Runs:
-    """Both models in memory, and the reference in float32 before, where `dtype` is another. `ranks` divide the zoo's,
-    and each runs the reference by itself."""
-    with _logged_seconds("the zoo's model"):
-        model = fill(spec, source, "cpu", dtype, ranks=ranks)
-    in_float32 = None
-    if dtype != torch.float32:
-        with _logged_seconds("the reference in float32"):
-            in_float32 = load_reference(reference, torch.float32)[0](tokens, use_cache=False).logits
-    comparison = PartwiseComparison(model, tokens, dtype)
+def run_in_memory(models: Models, dtype: torch.dtype, results: Results) -> None:
+    """Both models in memory. `ranks` divide the zoo's, and each runs the reference by itself."""
+    tokens, selections = models.tokens, results.selections
+    with as_stored(), _logged_seconds(f"the zoo's model in {dtype}"):
+        model = fill(models.spec, models.source, "cpu", dtype, ranks=models.ranks)
+    with _logged_seconds(f"the reference in {dtype}"):
+        reference, results.origin = load_reference(models.reference, dtype)
+        observed: AbstractContextManager[None] = nullcontext()
+        if dtype == torch.float64:
+            comparison = PartwiseComparison(model, tokens)
 
-    def visit(layer: LayerActivations) -> None:
-        if layer.layer == 0:
-            comparison.embedding(layer.x)
-        comparison.layer(layer)
+            def visit(layer: LayerActivations) -> None:
+                with selections["reference"].paused():
+                    if layer.layer == 0:
+                        comparison.embedding(layer.x)
+                    comparison.layer(layer)
 
-    with _logged_seconds("the reference, and each part by itself"):
-        loaded, origin = load_reference(reference, dtype)
-        with observed_layers(loaded, spec, source.rules, visit):
-            logits = loaded(tokens, use_cache=False).logits
-        comparison.head(logits)
-    choices = {"reference": comparison.choices}
-    full, choices["full"] = _forward(model, [tokens])
-    chunks = tokens.split(chunk_sizes(tokens.shape[1]), dim=1)
-    cached, choices["cached"] = _forward(model, chunks, model.new_cache(*tokens.shape))
-    return Runs(logits, full, cached, in_float32, choices, tuple(comparison.parts), origin)
-
-
-def _forward(model: Model, chunks: Sequence[Tensor], cache: Cache | None = None) -> tuple[Tensor, list[Tensor]]:
-    """The zoo's logits and choices, chunk by chunk."""
-    with recorded_choices(model) as choices:
-        logits = torch.cat([model(chunk, cache) for chunk in chunks], dim=1)
-    return logits, gathered(choices)
+            observed = observed_layers(reference, models.spec, models.source.rules, visit)
+        with observed, selections["reference"]:
+            logits = reference(tokens, use_cache=False).logits
+        del reference
+        if dtype == torch.float64:
+            comparison.head(logits)
+            results.parts = tuple(comparison.parts)
+    results.add(dtype, "reference", logits)
+    del logits
+    with selections["zoo"]:
+        logits = model(tokens)
+    results.add(dtype, "zoo", logits)
+    del logits
+    cache = model.new_cache(*tokens.shape)
+    with selections["cached"]:
+        passes = [model(chunk, cache) for chunk in tokens.split(chunk_sizes(tokens.shape[1]), dim=1)]
+    results.add(dtype, "cached", torch.cat(passes, dim=1))
 
 
 @contextmanager
@@ -107,33 +144,36 @@ def _logged_seconds(what: str) -> Iterator[None]:
 
 
 class LayerwiseRuns:
-    """The zoo's runs, a layer at a time: in one forward pass, and in chunks through a cache."""
+    """The zoo's runs, a layer at a time: in one forward pass, and in chunks through a cache; in float64 also each part
+    on the reference's own input."""
 
-    def __init__(self, spec: Decoder, source: Source, dtype: torch.dtype, tokens: Tensor, ranks: Ranks) -> None:
-        self.matched, self.tokens = match_model(spec, source, dtype, ranks), tokens
+    def __init__(self, models: Models, dtype: torch.dtype, selections: dict[str, Selections]) -> None:
+        self.tokens, self.selections = models.tokens, selections
+        with as_stored():
+            self.matched = match_model(models.spec, models.source, dtype, models.ranks)
         self.model = self.matched.model
-        self.comparison = PartwiseComparison(self.model, tokens, dtype)
-        batch, length = tokens.shape
+        self.comparison = PartwiseComparison(self.model, self.tokens) if dtype == torch.float64 else None
+        batch, length = self.tokens.shape
         self.sizes = chunk_sizes(length)
         caches = [layer.cache_spec() for layer in self.model.spec.layers]
-        self.cache = Cache(caches, batch, length, dtype, tokens.device)
+        self.cache = Cache(caches, batch, length, dtype, self.tokens.device)
         self.contexts = []
-        for chunk in tokens.split(self.sizes, dim=1):
+        for chunk in self.tokens.split(self.sizes, dim=1):
             self.contexts.append(self.model.prepare(chunk, self.cache)[0])
             self.cache.length += chunk.shape[1]
         self.full, self.cached = torch.empty(0), torch.empty(0)  # (batch, t, dim)
         self.inputs: list[Sequence[Tensor | None]] = []  # of the layers, in one forward pass and in each chunk
-        self.ctx = replace(self.comparison.ctx, shared={})  # what layers hand on follows from other inputs there
-        self.choices: dict[str, list[Tensor]] = {"reference": self.comparison.choices, "full": [], "cached": []}
+        self.ctx, self.no_caches = self.model.prepare(self.tokens)
 
     @contextmanager
     def filled(self, *names: str) -> Iterator[None]:
         """Meanwhile, these submodules ("embed", "layers.3") hold weights."""
-        matched = replace(self.matched, source=open_source(self.matched.source.path))  # nothing else holds its pages
-        prefixes = tuple(f"{name}." for name in names)
-        mappings = [mapping for mapping in matched.mappings if mapping.module_names[0].startswith(prefixes)]
-        self.model.load_state_dict(matched.read(mappings), strict=False, assign=True)
-        del matched
+        with as_stored():  # the source is opened anew, so that nothing else holds its pages
+            matched = replace(self.matched, source=open_source(self.matched.source.path))
+            prefixes = tuple(f"{name}." for name in names)
+            mappings = [mapping for mapping in matched.mappings if mapping.module_names[0].startswith(prefixes)]
+            self.model.load_state_dict(matched.read(mappings), strict=False, assign=True)
+            del matched
         try:
             yield
         finally:
@@ -146,29 +186,27 @@ class LayerwiseRuns:
         if index == 0:
             others = (name for name in ("positions", "per_layer") if getattr(self.model.spec, name))
             with self.filled("embed", *others):
-                self.comparison.embedding(reference.x)
-                embedded = self.model.embedded(self.tokens, self.comparison.ctx.positions)
+                if self.comparison is not None:
+                    self.comparison.embedding(reference.x)
+                embedded = self.model.embedded(self.tokens, self.ctx.positions)
                 chunks = (each.split(self.sizes, dim=1) for each in (self.tokens, embedded))
                 pairs = [(self.tokens, embedded), *zip(*chunks, strict=True)]
                 self.inputs = [self.model.layer_inputs(*pair) for pair in pairs]
                 self.full = self.cached = self.model.expanded(embedded)
         layer: Any = self.model.layers[index]
         with self.filled(f"layers.{index}"):
-            self.comparison.layer(reference)
-            no_cache, ctx = self.comparison.layer_caches[index], self.ctx
+            if self.comparison is not None:
+                self.comparison.layer(reference)
             ids = [self.tokens, *self.tokens.split(self.sizes, dim=1)]
-            given = zip([ctx, *self.contexts], self.inputs, ids, strict=True)
-            whole, *contexts = (replace(each, layer_input=one[index], tokens=tokens) for each, one, tokens in given)
-            self.full = self._run("full", layer, no_cache, [self.full], [whole])
+            passes = zip([self.ctx, *self.contexts], self.inputs, ids, strict=True)
+            whole, *contexts = (replace(each, layer_input=one[index], tokens=tokens) for each, one, tokens in passes)
+            with self.selections["zoo"]:
+                self.full = _run_and_keep(layer, self.full, whole, self.no_caches[index])
             chunks = self.cached.split(self.sizes, dim=1)
-            self.cached = self._run("cached", layer, self.cache.layers[index], chunks, contexts)
-
-    def _run(self, name: str, layer: Any, cache: Any, chunks: Sequence[Tensor], contexts: Sequence[Any]) -> Tensor:
-        """The layer's output, (batch, t, dim), for these chunks of its input."""
-        with recorded_choices(layer) as choices:
-            out = [_run_and_keep(layer, chunk, ctx, cache) for chunk, ctx in zip(chunks, contexts, strict=True)]
-        self.choices[name] += gathered(choices)
-        return torch.cat(out, dim=1)
+            with self.selections["cached"]:
+                given = zip(chunks, contexts, strict=True)
+                outs = [_run_and_keep(layer, x, ctx, self.cache.layers[index]) for x, ctx in given]
+            self.cached = torch.cat(outs, dim=1)
 
 
 def _run_and_keep(layer: Any, x: Tensor, ctx: ForwardContext, cache: Any) -> Tensor:
@@ -181,29 +219,34 @@ def _run_and_keep(layer: Any, x: Tensor, ctx: ForwardContext, cache: Any) -> Ten
     return out
 
 
-def run_streaming(
-    spec: Decoder, source: Source, reference: Source, dtype: torch.dtype, tokens: Tensor, ranks: Ranks = Ranks()
-) -> Runs:
-    """Both models, a layer at a time; the reference in float32 before, where `dtype` is another."""
-    zoo = LayerwiseRuns(spec, source, dtype, tokens, ranks)
-    in_float32 = None if dtype == torch.float32 else _streamed_logits(MetaModel(reference, torch.float32), tokens)
-    meta = MetaModel(reference, dtype)
-    with tqdm(total=len(spec.layers), unit="layer", disable=None, leave=False) as bar:
+def run_streaming(models: Models, dtype: torch.dtype, results: Results) -> None:
+    """Both models, a layer at a time."""
+    selections = results.selections
+    zoo, meta = LayerwiseRuns(models, dtype, selections), MetaModel(models.reference, dtype)
+    with tqdm(total=len(models.spec.layers), unit="layer", disable=None, leave=False) as bar:
 
         def visit(layer: LayerActivations) -> None:
-            zoo.visit(layer)
+            with selections["reference"].paused():
+                zoo.visit(layer)
             bar.update()
 
-        logits = _streamed_logits(meta, tokens, observed_layers(meta.model, spec, source.rules, visit))
-    streams = ("contraction",) if spec.streams else ()
-    with zoo.filled("norm", *streams, "embed" if spec.tied else "head"):
-        zoo.comparison.head(logits)
-        full = zoo.model.logits(zoo.full)
-        cached = torch.cat([zoo.model.logits(chunk) for chunk in zoo.cached.split(zoo.sizes, dim=1)], dim=1)
-    return Runs(logits, full, cached, in_float32, zoo.choices, tuple(zoo.comparison.parts), ORIGIN)
+        with selections["reference"]:
+            logits = _streamed_logits(
+                meta, models.tokens, observed_layers(meta.model, models.spec, models.source.rules, visit)
+            )
+    streams = ("contraction",) if models.spec.streams else ()
+    with zoo.filled("norm", *streams, "embed" if models.spec.tied else "head"):
+        if zoo.comparison is not None:
+            zoo.comparison.head(logits)
+            results.parts, results.origin = tuple(zoo.comparison.parts), ORIGIN
+        results.add(dtype, "reference", logits)
+        del logits
+        results.add(dtype, "zoo", zoo.model.logits(zoo.full))
+        chunks = zoo.cached.split(zoo.sizes, dim=1)
+        results.add(dtype, "cached", torch.cat([zoo.model.logits(chunk) for chunk in chunks], dim=1))
 
 
-def _streamed_logits(meta: MetaModel, tokens: Tensor, observed: AbstractContextManager[None] = nullcontext()) -> Tensor:
+def _streamed_logits(meta: MetaModel, tokens: Tensor, observed: AbstractContextManager[None]) -> Tensor:
     """The reference's logits. Its layers, embedding, last norm and head hold weights only while they run; `observed` is
     entered around the forward pass, and its hooks see a layer that is empty again."""
     names = {module: name for name, module in meta.model.named_modules()}

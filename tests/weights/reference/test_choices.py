@@ -1,91 +1,71 @@
-"""Choices that rounding explains, and those that it does not."""
+"""Choices of a pass in float64, given to a pass in another dtype."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from torch import nn
+from torch import Tensor
 
-from weights.reference.choices import ties
-from zoo import (
-    GroupedSigmoidTopK,
-    GroupedSoftmaxTopK,
-    HashTopK,
-    Indexer,
-    InputScaledTopK,
-    LayerNorm,
-    NormedSoftmaxTopK,
-    RMSNorm,
-    SoftmaxTopK,
-    SqrtSoftplusTopK,
-)
-from zoo.blocks.routers import Router
-from zoo.core.indexing import NOT_CHOSEN, Index
-from zoo.registry import Spec
+import zoo
+from tests.models import randomised, tokens_of
+from weights.reference.choices import Selections
+from zoo.core.forward_context import recorded_routing
+from zoo.errors import CheckFailed
 
-BOUND = 1e-3
-
-
-@pytest.mark.parametrize(
-    ("own", "reference", "tied"),
-    [
-        ([0, 1], [0, 1], False),  # the same
-        ([0, 1], [0, 2], True),  # 0.5 and 0.4999
-        ([0, 1], [0, 3], False),  # 0.5 and 0.1
-        ([0, 1], [0, 4], False),  # which the token does not see, though it scores highest
-        ([0, 1], [NOT_CHOSEN, 0], False),  # one too few
-    ],
-)
-def test_an_indexer_ties_where_no_key_of_the_reference_is_far_below_its_last(
-    own: list[int], reference: list[int], tied: bool
-) -> None:
-    part = nn.Module()
-    part.spec, part.every = Indexer(1, 1, 2, LayerNorm(1e-6)), 1
-    keys = torch.tensor([1.0, 0.5, 0.4999, 0.1, 9.0]).view(1, 1, 5, 1)
-    out = Index(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1), keys, 2)
-    args = (torch.ones(1, 1, 1), None, SimpleNamespace(positions=torch.tensor([3])))
-    found = ties(part, args, out, torch.tensor([[own]]), torch.tensor([[reference]]), BOUND)
-    assert found.item() is tied
-
-
-ROUTERS = [
-    SoftmaxTopK(2, bias=True),
-    SoftmaxTopK(2, renormalise=False),
-    NormedSoftmaxTopK(2, RMSNorm(1e-5)),
-    InputScaledTopK(2),
-    GroupedSigmoidTopK(2, groups=1, keep=1, scale=1.0),
-    GroupedSigmoidTopK(2, groups=4, keep=2, scale=2.5),
-    GroupedSoftmaxTopK(2, groups=2, keep=1, scale=1.0),
-    SqrtSoftplusTopK(2, scale=1.5),
-]
-
-
-def test_every_kind_of_router_is_among_these() -> None:
-    kinds = {kind for kind in Spec.kinds.values() if issubclass(kind, Router)}
-    assert {type(router) for router in ROUTERS} == kinds - {HashTopK}
+NAMES = ["qwen3-30b-a3b", "deepseek-v3-671b", "llama4-scout-109b", "glm5.2-744b", "deepseek-v4-flash-284b"]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("router", ROUTERS, ids=lambda router: router.describe())
-def test_a_router_ties_where_its_last_expert_hardly_leads_the_next(router: Router) -> None:
-    """The second and the third best have nearly the same score: which of them is chosen is rounding."""
-    module, x = router.build(16, 8), torch.full((1, 1, 16), 1 / 16)
-    for name, parameter in module.named_parameters():
-        parameter.fill_(0.1 if name == "weight" else 1.0)
-    module.weight[[1, 3, 5]] = torch.tensor([0.9, 0.8, 0.8 * (1 - 1e-6)])[:, None]  # each in a group of its own
-    if getattr(router, "groups", 1) == 2:  # two groups of four: all in the first
-        module.weight.copy_(module.weight[[1, 3, 5, 0, 2, 4, 6, 7]])
-    out = module(x)
-    chosen, other = out[1].sort(-1).values, torch.tensor([[[0, 7]]])
-    assert not ties(module, (x,), out, chosen, chosen, BOUND).any()
-    assert ties(module, (x,), out, chosen, other, BOUND).all()
-    module.weight[chosen[0, 0]] *= 1.5
-    assert not ties(module, (x,), module(x), chosen, other, BOUND).any()
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pass_in_bfloat16_chooses_what_float64_chose(name: str) -> None:
+    """Its own choices differ. Logits are those of its own scores."""
+    spec = zoo.spec(name, tiny=True)
+    exact, coarse = (randomised(spec, dtype=dtype) for dtype in (torch.float64, torch.bfloat16))
+    tokens, selections = tokens_of(spec, 3, 80), Selections()
+
+    def chosen(model: torch.nn.Module) -> list[Tensor]:
+        with recorded_routing() as routing:
+            model(tokens)
+        return [layer.chosen.sort(-1).values for layer in routing]
+
+    free = chosen(coarse)
+    with selections:
+        expected = chosen(exact)
+    selections.replay()
+    with selections:
+        forced = chosen(coarse)
+    assert all(torch.equal(a, b) for a, b in zip(forced, expected, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(free, expected, strict=True))
 
 
-def test_a_choice_by_the_token_id_is_never_rounding() -> None:
-    module, x = HashTopK(2, 1.0, vocab=4).build(16, 8), torch.rand(1, 1, 16)
-    out = (torch.ones(1, 1, 2), torch.tensor([[[0, 1]]]))
-    assert not ties(module, (x,), out, out[1], out[1] + 1, 1e9).any()
+def test_values_are_those_of_the_scores_at_hand() -> None:
+    selections = Selections()
+    first, second = torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([[1.0, 5.0, 2.0]])
+    calls = [lambda x: x.topk(2), lambda x: torch.topk(x, 2, dim=-1), lambda x: x.sort(descending=True)]
+    with selections:
+        assert calls[0](first).indices.tolist() == [[0, 2]]
+        for call in calls[1:]:
+            call(first)
+    selections.replay()
+    with selections:
+        with selections.paused():
+            assert calls[0](second).indices.tolist() == [[1, 2]]  # another model's
+        assert torch.tensor([2, 1]).sort().indices.tolist() == [1, 0]  # of integers: an order, no choice
+        for call in calls[:2]:
+            result = call(second)
+            assert (result.values.tolist(), result.indices.tolist()) == ([[1.0, 2.0]], [[0, 2]])
+        assert calls[2](second).values.tolist() == [[1.0, 2.0, 5.0]]
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_model_that_chooses_otherwise_often_is_an_error(k: int) -> None:
+    """Another number of calls, or other shapes."""
+    selections, scores = Selections(), torch.arange(4.0)
+    with selections:
+        scores.topk(2)
+    selections.replay()
+    with selections:
+        if k == 2:
+            scores.topk(k)
+        with pytest.raises(CheckFailed, match="another number of times"):
+            scores.topk(k)

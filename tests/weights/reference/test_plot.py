@@ -22,7 +22,7 @@ def command(*args: object) -> int:
     return exit_code(app, "python -m weights.parity", list(map(str, args)))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_a_line_for_each_comparison(saved: Saved, tmp_path: Path, dtype: str) -> None:
     """Read from the SVG, in which text is text and curves have a point for each position."""
     import matplotlib
@@ -32,13 +32,12 @@ def test_a_line_for_each_comparison(saved: Saved, tmp_path: Path, dtype: str) ->
     with matplotlib.rc_context({"svg.fonttype": "none", "path.simplify": False}):
         write_plot(report, file)
     drawn = file.read_text(encoding="utf-8")
-    expected = ["zoo to reference", "zoo, cached to full", "window of 16"]
-    expected += ["bound"] if dtype == "float32" else ["zoo to reference in float32", "reference to itself in float32"]
+    expected = ["zoo, float64", "zoo through a cache, float64", "window of 16", "bound in float64"]
+    if dtype != "float64":
+        expected += [f"zoo, {dtype}", f"zoo through a cache, {dtype}", f"reference, {dtype}"]
     assert all(f">{label}<" in drawn for label in expected)
     points = [len(re.findall("[ML] ", path)) for path in re.findall(r'<path d="([^"]*)"', drawn)]
-    in_float32 = (report.zoo_to_float32, report.reference_to_float32)
-    sides = [side for side in (report.logits, report.cached, *in_float32) if side is not None]
-    nonzero = [sum(position.largest > 0 for position in side.by_position) for side in sides]
+    nonzero = [sum(position.largest > 0 for position in side.difference.by_position) for side in report.sides]
     assert max(points) == max(nonzero) > 30
     assert list(tmp_path.iterdir()) == [file]
 

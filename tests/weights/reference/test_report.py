@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ import torch
 
 import weights
 import zoo
-from tests import toys
+from tests.exact import BOUND, MUTANT, rms_error
 from tests.presets import distinct, screen_by_family, split
-from tests.reference import toy_reference
 from tests.weights.checkpoints import read, write
 from weights.reference import runs
-from weights.reference.choices import agreement
+from weights.reference.choices import Selections
 from weights.reference.logits import compare
 from weights.reference.runs import chunk_sizes
 from zoo.architectures import families
@@ -31,11 +29,6 @@ from zoo.cli.runner import exit_code
 from zoo.errors import NotAvailable, UsageError
 
 Saved = Callable[[str], Path]
-
-
-def routed() -> list[str]:
-    """The presets among the distinct ones that have routers."""
-    return [name for name in distinct() if any(part.role == "router" for part in zoo.spec(name, tiny=True).walk())]
 
 
 TOKENS = 80  # past 3 windows of 16 + 1
@@ -46,10 +39,11 @@ def command(*args: object) -> int:
     return exit_code(app, "python -m weights.parity", list(map(str, args)))
 
 
-@pytest.mark.parametrize("name", screen_by_family())
-@pytest.mark.parametrize("dtype", split(["float32", "bfloat16"], ["float32"]))
+@pytest.mark.parametrize("name", screen_by_family(most=1))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_architecture_passes(saved: Saved, name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against transformers' own classes, whose logits may equal the zoo's bit for bit: both use explicit attention."""
+    """In float64 at the bound, and in narrower dtypes no further from that than twice the reference's own error. The
+    reference is of transformers' own classes."""
     made: list[str] = []
     reference = runs.load_reference
 
@@ -64,8 +58,10 @@ def test_every_architecture_passes(saved: Saved, name: str, dtype: str, monkeypa
     assert all(module.startswith("transformers.models.") for module in made)
     assert report.passed, str(report)
     assert len(report.parts) == sum(len(list(layer.branches())) for layer in zoo.spec(name, tiny=True).layers) + 2
-    assert report.logits.scale > 1  # no noise
-    assert (report.reference_to_float32 is not None) == (dtype == "bfloat16")
+    assert report.exact.scale > 1  # no noise
+    rounded = report.rounded
+    assert rounded is not None
+    assert min(rounded.zoo.rms, rounded.cached.rms, rounded.reference.rms) > torch.finfo(getattr(torch, dtype)).eps / 8
 
 
 @pytest.mark.parametrize("family", families())
@@ -113,7 +109,7 @@ def test_damage_is_found_where_it_is(
     copy = damaged(tmp_path / "copy", saved(name), tensor, shaken)
     assert command(copy, "--reference", saved(name), "--tokens", TOKENS) == 1
     out = " ".join(capsys.readouterr().out.split())
-    assert re.search(rf"FAIL: largest logit difference .* first in {part}$", out)
+    assert re.search(rf"FAIL: largest difference in float64 .* first in {part}$", out)
     report = weights.parity(copy, reference=saved(name), tokens=TOKENS)
     assert [str(each) for each in report.parts if not each.passed] == [part]
 
@@ -128,14 +124,13 @@ def test_damage_to_a_norm_after_a_branch_counts_to_the_branch(saved: Saved, tmp_
 
 
 @pytest.mark.parametrize("name", ["gpt-oss-20b", "qwen3-30b-a3b", "deepseek-v3-671b"])
-def test_a_damaged_router_is_not_excused_as_rounding(saved: Saved, tmp_path: Path, name: str) -> None:
-    """It chooses other experts, and these are not counted as ties."""
+def test_a_damaged_router_is_found(saved: Saved, tmp_path: Path, name: str) -> None:
+    """It chooses other experts."""
     layer = len(zoo.spec(name, tiny=True).layers) - 1
     router = "router" if name == "gpt-oss-20b" else "gate"
     copy = damaged(tmp_path / "copy", saved(name), f"model.layers.{layer}.mlp.{router}.weight", lambda w: w.flip(0))
     report = weights.parity(copy, reference=saved(name), tokens=TOKENS)
     assert [str(each) for each in report.parts if not each.passed] == [f"layer {layer}'s feed-forward"]
-    assert report.rerouted > 0
     assert not report.passed
 
 
@@ -144,30 +139,27 @@ def indexed() -> list[str]:
     return [name for name in distinct() if any(part.role == "indexer" for part in zoo.spec(name, tiny=True).walk())]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", split(indexed(), indexed()[-1:]))
-def test_a_damaged_indexer_is_not_excused_as_rounding(saved: Saved, tmp_path: Path, name: str, dtype: str) -> None:
-    """It chooses other keys, far from the last that the reference chooses. Rounding is not blamed for most of them."""
+def test_a_damaged_indexer_is_found(saved: Saved, tmp_path: Path, name: str) -> None:
+    """It chooses other keys."""
     names = sorted(key for key in read(saved(name))[1] if ".indexer." in key and key.endswith("_proj.weight"))
     tensor = next(key for key in names if "weights_proj" in key)
     copy = damaged(tmp_path / "copy", saved(name), tensor, lambda w: w.roll(1, 0))
-    report = weights.parity(copy, reference=saved(name), tokens=TOKENS, dtype=dtype)
+    report = weights.parity(copy, reference=saved(name), tokens=TOKENS)
     layer = re.search(r"layers\.(\d+)\.", tensor)
     assert layer is not None
     assert str(report.first) == f"layer {layer[1]}'s attention"
-    assert report.rerouted > 0
     assert not report.passed
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_permuted_tensor_is_found(saved: Saved, tmp_path: Path, dtype: str) -> None:
+def test_a_permuted_tensor_is_found(saved: Saved, tmp_path: Path) -> None:
     """Two query heads exchanged: every value is present, and every shape is right."""
 
     def exchanged(rows: torch.Tensor) -> torch.Tensor:
         return rows.unflatten(0, (4, -1))[[1, 0, 2, 3]].flatten(0, 1)
 
     copy = damaged(tmp_path / "copy", saved("llama3-8b"), "model.layers.0.self_attn.q_proj.weight", exchanged)
-    report = weights.parity(copy, reference=saved("llama3-8b"), tokens=TOKENS, dtype=dtype)
+    report = weights.parity(copy, reference=saved("llama3-8b"), tokens=TOKENS)
     assert str(report.first) == "layer 0's attention"
     assert not report.passed
 
@@ -180,11 +172,10 @@ def test_a_wrong_window_shows_from_the_window_on(saved: Saved, window: int) -> N
     assert first == 16
     wrong = zoo.swap(spec, zoo.GQA, lambda a: a if a.window is None else replace(a, window=window))
     report = weights.parity(saved("gemma3-270m"), spec=wrong, tokens=TOKENS)
-    errors = [position.largest for position in report.logits.by_position]
+    errors = [position.largest / report.exact.scale for position in report.exact.by_position]
     start = min(window, first)
-    bound = report.checks[0].bound
-    assert max(errors[:start]) <= bound
-    assert min(errors[start:]) > 10 * bound
+    assert max(errors[:start]) <= BOUND
+    assert min(errors[start:]) >= MUTANT
     assert str(report.first) == "layer 0's attention"
 
 
@@ -196,19 +187,21 @@ def test_json_holds_the_whole_report(saved: Saved, tmp_path: Path, capsys: pytes
     assert told["schema_version"] == 2
     assert told["passed"] is True
     assert told["first_divergent"] is None
-    assert len(told["logits"]["by_position"]) == TOKENS
-    assert {"largest", "mean", "p999", "kl_mean", "kl_max", "top1", "top10"} <= told["cached"].keys()
+    assert len(told["exact"]["by_position"]) == TOKENS
+    for side in (told["exact_cached"], told["rounded"]["zoo"], told["rounded"]["cached"], told["rounded"]["reference"]):
+        assert {"rms", "largest", "mean", "p999", "kl_mean", "kl_max", "top1", "top10"} <= side.keys()
     assert all(check["passed"] for check in told["checks"])
     assert {part["name"] for part in told["parts"]} == {"embedding", "attention", "feed-forward", "head"}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_the_table_fits_eighty_columns(saved: Saved, capsys: pytest.CaptureFixture[str], dtype: str) -> None:
     assert command(saved("gpt-oss-20b"), "--tokens", TOKENS, "--dtype", dtype) == 0
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if str(saved("gpt-oss-20b")) not in line]
     assert max(map(len, lines)) <= 80
     assert "\nPASS: " in out
+    assert lines[0].startswith("float64: largest difference ")
 
 
 def test_text_where_there_is_a_tokenizer(saved: Saved, tmp_path: Path) -> None:
@@ -220,8 +213,8 @@ def test_text_where_there_is_a_tokenizer(saved: Saved, tmp_path: Path) -> None:
     model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     model.save(str(copy / "tokenizer.json"))
     report = weights.parity(copy, text="one two", tokens=8)
-    assert report.prompts == ("text", "random ids, seed 0")
-    assert report.logits.tokens == 16
+    assert report.prompts == ("text", *(f"random ids, seed {seed}" for seed in range(3)))
+    assert report.exact.tokens == 4 * 8
     assert report.passed
 
 
@@ -271,33 +264,18 @@ def test_without_transformers(
     assert capsys.readouterr().err == "error: this needs the package transformers: pip install 'zoo-llm[parity]'\n"
 
 
-@pytest.mark.parametrize("name", split(routed(), routed()[:1]))
-@pytest.mark.parametrize("seed", split([3, 4, 5], [3]))
-def test_a_few_other_experts_in_bfloat16_are_rounding(tmp_path: Path, name: str, seed: int) -> None:
-    """Which tokens go to other experts is chance on both sides: with few tokens they dominate a mean."""
-    toy_reference(toys.config(name), seed).save_pretrained(tmp_path)
-    report = weights.parity(tmp_path, dtype="bfloat16", tokens=TOKENS, seed=seed)
-    assert report.passed, str(report)
-
-
-def test_a_model_with_routers_is_judged_by_its_median_token(saved: Saved) -> None:
-    """Four tokens of 80 far off: rounding where routers may have turned, an error where there are none. Half of the
-    tokens far off: an error in both."""
-    report = weights.parity(saved(routed()[0]), dtype="bfloat16", tokens=TOKENS)
-    generator = torch.Generator().manual_seed(0)
-    exact = torch.randn(1, TOKENS, 40, generator=generator)
-    near, own = (exact + 0.01 * torch.randn(exact.shape, generator=generator) for _ in range(2))
-    everywhere = torch.ones(1, TOKENS, dtype=torch.bool)
-    for off, passes in ((4, {True: True, False: False}), (TOKENS // 2, {True: False, False: False})):
-        far = near.clone()
-        far[:, -off:] += torch.randn(far[:, -off:].shape, generator=generator)
-        figures = dict(
-            logits=compare(own, far, everywhere),
-            cached=compare(far, far, everywhere),
-            zoo_to_float32=compare(exact, far, everywhere),
-            reference_to_float32=compare(exact, own, everywhere),
-        )
-        assert {has: replace(report, **figures, has_routers=has, has_indexers=False).passed for has in passes} == passes
+@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "glm5.2-744b"])
+def test_other_choices_would_dominate_the_error_in_bfloat16(
+    saved: Saved, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Experts and keys that bfloat16 would choose otherwise are those of float64, on both sides."""
+    forced = weights.parity(saved(name), dtype="bfloat16", tokens=TOKENS)
+    monkeypatch.setattr(Selections, "replay", lambda self: self.indices.clear())
+    free = weights.parity(saved(name), dtype="bfloat16", tokens=TOKENS)
+    assert forced.rounded is not None
+    assert free.rounded is not None
+    for side in ("zoo", "cached", "reference"):
+        assert getattr(free.rounded, side).rms > 2 * getattr(forced.rounded, side).rms
 
 
 def smallest() -> list[str]:
@@ -323,51 +301,45 @@ def test_importing_weights_imports_no_reference() -> None:
 def test_the_figures_against_plain_arithmetic() -> None:
     """On logits small enough to sort."""
     generator = torch.Generator().manual_seed(0)
-    one = torch.randn(2, 5, 40, generator=generator)
-    two = one + 0.3 * torch.randn(2, 5, 40, generator=generator)
-    counted = torch.ones(2, 5, dtype=torch.bool)
-    counted[1, 2:] = False
-    told = compare(one, two, counted)
-    a, b = one[counted].double(), two[counted].double()
+    exact = torch.randn(2, 5, 40, generator=generator, dtype=torch.float64)
+    other = exact + 0.3 * torch.randn(2, 5, 40, generator=generator, dtype=torch.float64)
+    told = compare(exact, other)
+    a, b = exact.flatten(0, 1), other.flatten(0, 1)
     apart = (a - b).abs().flatten().sort().values
-    assert told.tokens == 7
+    assert told.tokens == 10
+    assert told.scale == exact.abs().max()
+    assert told.rms == pytest.approx(rms_error(other, exact))
     assert told.largest == pytest.approx(float(apart[-1]))
+    assert told.relative == told.largest / told.scale
     assert told.mean == pytest.approx(float(apart.mean()))
-    assert told.p999 == pytest.approx(float(apart[-1]))  # 280 numbers: the 280th is the first with 99.9% at or below
+    assert told.p999 == pytest.approx(float(apart[-1]))  # 400 numbers: the 400th is the first with 99.9% at or below
     kl = torch.nn.functional.kl_div(b.log_softmax(-1), a.log_softmax(-1), reduction="none", log_target=True).sum(-1)
     assert told.kl_mean == pytest.approx(float(kl.mean()))
     assert told.kl_max == pytest.approx(float(kl.max()))
-    assert told.kl_median == pytest.approx(float(kl.sort().values[3]))
-    assert told.median == pytest.approx(float((a - b).abs().mean(-1).sort().values[3]))
+    assert told.kl_median == pytest.approx(float(kl.sort().values[4]))
+    assert told.median == pytest.approx(float((a - b).abs().mean(-1).sort().values[4]))
     assert told.top1 == pytest.approx(float((a.argmax(-1) == b.argmax(-1)).double().mean()))
     shared = [
         len(set(x.topk(10).indices.tolist()) & set(y.topk(10).indices.tolist())) / 10 for x, y in zip(a, b, strict=True)
     ]
-    assert told.top10 == pytest.approx(sum(shared) / 7)
-    assert told.by_position[4].largest == pytest.approx(float((one - two)[0, 4].abs().max()))
-    nothing = compare(one, two, torch.zeros(2, 5, dtype=torch.bool))
-    assert isnan(nothing.largest)
+    assert told.top10 == pytest.approx(sum(shared) / 10)
+    assert told.by_position[4].largest == pytest.approx(float((exact - other)[:, 4].abs().max()))
 
 
 def test_a_percentile_over_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weights.reference.logits.CHUNK_ELEMENTS", 3000)
     one, two = torch.zeros(1, 8, 1000), torch.arange(8000.0).view(1, 8, 1000)
-    told = compare(one, two, torch.ones(1, 8, dtype=torch.bool))
+    told = compare(one, two)
     assert told.p999 == 7991  # 7992 of 8000 are at most that
+    assert told.relative == told.largest == 7999
 
 
 def test_a_nan_never_passes(saved: Saved, tmp_path: Path) -> None:
     copy = damaged(tmp_path / "copy", saved("llama3-8b"), "model.norm.weight", lambda w: w * float("nan"))
-    assert not weights.parity(copy, reference=saved("llama3-8b"), tokens=8).passed
-
-
-def test_agreement_counts_a_rerouted_token_once() -> None:
-    """That token and the later ones of its row are not compared."""
-    one = [torch.tensor([[[0], [1], [2]], [[0], [1], [2]]])] * 2
-    other = [torch.tensor([[[0], [2], [2]], [[0], [1], [2]]]), torch.tensor([[[0], [0], [0]], [[0], [1], [0]]])]
-    agree, differing = agreement(one, other, (2, 3))
-    assert agree.tolist() == [[True, False, False], [True, True, False]]
-    assert differing == 2
+    report = weights.parity(copy, reference=saved("llama3-8b"), tokens=8)
+    assert not report.passed
+    assert str(report.first) == "the head"
+    assert "nan" in str(report)
 
 
 @pytest.mark.parametrize("length", [2, 3, 5, 80, 257])
@@ -378,8 +350,9 @@ def test_chunks_are_the_whole_prompt(length: int) -> None:
 
 def test_dtypes_as_torch_has_them(saved: Saved) -> None:
     assert weights.parity(saved("llama3-8b"), dtype=torch.float32, tokens=8).dtype == "float32"
+    assert weights.parity(saved("llama3-8b"), dtype=torch.float64, tokens=8).rounded is None
     with pytest.raises(UsageError):
-        weights.parity(saved("llama3-8b"), dtype=torch.float64, tokens=8)
+        weights.parity(saved("llama3-8b"), dtype=torch.float16, tokens=8)
 
 
 def test_it_prints_as_its_table(saved: Saved) -> None:

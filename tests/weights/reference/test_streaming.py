@@ -96,21 +96,23 @@ def checkpoint(folder: Path, layers: int, dim: int, hidden: int, vocab: int) -> 
 
 
 MEASURE = """
-import json, resource, sys
+import json, sys
+from pathlib import Path
 import torch
 torch.set_num_threads({threads})
 import weights
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # not ru_maxrss, which begins with that of the process that started this one
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 weights.parity(sys.argv[1], tokens=8, streaming=True)  # everything is imported
 before = peak()
-report = weights.parity(sys.argv[2], tokens={tokens}, dtype="{dtype}", streaming=True)
+report = weights.parity(sys.argv[2], tokens={tokens}, streaming=True)
 print(json.dumps([report.passed, len(report.parts), peak() - before]))
 """
 
 
-def measured(small: Path, large: Path, tokens: int, dtype: str) -> tuple[bool, int, int]:
-    code = MEASURE.format(threads=torch.get_num_threads(), tokens=tokens, dtype=dtype)
+def measured(small: Path, large: Path, tokens: int) -> tuple[bool, int, int]:
+    code = MEASURE.format(threads=torch.get_num_threads(), tokens=tokens)
     command = [sys.executable, "-c", code, str(small), str(large)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
@@ -124,22 +126,20 @@ SIZES = {
 }
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts kilobytes on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status is of Linux")
 @pytest.mark.parametrize("size", ["350 MB", pytest.param("2 GB", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("dtype", split(["float32", "bfloat16"], ["float32"]))
-def test_peak_memory_is_the_embedding_two_layers_and_the_activations(
-    saved: Saved, tmp_path: Path, size: str, dtype: str
-) -> None:
-    shape, tokens = SIZES[size], 64
+def test_peak_memory_is_the_embedding_two_layers_and_the_activations(saved: Saved, tmp_path: Path, size: str) -> None:
+    """In float64, which takes the most."""
+    shape, tokens, prompts = SIZES[size], 64, 3
     folder = checkpoint(tmp_path / "large", **shape)
-    passed, parts, peak = measured(saved("llama3-8b"), folder, tokens, dtype)
+    passed, parts, peak = measured(saved("llama3-8b"), folder, tokens)
     dim, hidden, vocab, layers = shape["dim"], shape["hidden"], shape["vocab"], shape["layers"]
     layer, embedding = 4 * dim * dim + 3 * dim * hidden, vocab * dim
     numbers = embedding + 2 * layer
-    activations = 6 * tokens * vocab * 8 + 2 * layers * tokens * dim * 4  # logits, in float64 once; a cache
+    activations = 8 * prompts * tokens * (6 * vocab + 2 * layers * dim)  # logits, with what compares them; a cache
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert layers * layer > 3 * numbers  # the bound means something
     assert passed
     assert parts == 2 * layers + 2
-    print(f"{peak / MB:.0f} MB peak, bound {4 * numbers / MB:.0f} + {activations / MB:.0f} + 40")
-    assert peak <= 4 * numbers + activations + 40 * MB, f"{peak / MB:.0f} MB, of a file of {stored / MB:.0f}"
+    print(f"{peak / MB:.0f} MB peak, bound {8 * numbers / MB:.0f} + {activations / MB:.0f} + 40")
+    assert peak <= 8 * numbers + activations + 40 * MB, f"{peak / MB:.0f} MB, of a file of {stored / MB:.0f}"
