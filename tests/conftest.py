@@ -39,6 +39,14 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def _float64() -> Iterator[None]:
+    """Meanwhile, tensors and modules whose dtype is not named are in float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A preset's name -> a folder with its toy form as transformers writes it, every parameter random. Not to be

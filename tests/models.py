@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ BOUND = 1e-5  # of max(1, largest logit), in float32
 
 
 @torch.no_grad()
-def randomised(spec: zoo.Decoder, seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:
+def randomised(spec: zoo.Decoder, seed: int = 0, dtype: torch.dtype = torch.float64) -> Model:
     """Matrices are N(0, (1.2 / sqrt(fan_in))^2), so that logits reach 1 and mistakes show; norms, biases, sinks and
     corrections are off their fresh values by N(0, 0.3^2), which would hide mistakes in them."""
     model, generator = allocate(spec, dtype=dtype), torch.Generator().manual_seed(seed)
@@ -95,6 +96,22 @@ def moved_gradients(reference: nn.Module, loss: Callable[[nn.Module], Tensor], s
             weight.mul_(1 + sign * torch.finfo(torch.float32).eps)
     loss(moved).backward()
     return {name: each.grad for name, each in moved.named_parameters() if each.grad is not None}
+
+
+def choosing_all(spec: zoo.Decoder) -> zoo.Decoder:
+    """The spec with routers that choose every expert and indexers that choose every key, so that rounding decides
+    between none: what a narrow dtype changes is its rounding alone."""
+
+    def of_all(mixture: zoo.MoE) -> zoo.MoE:
+        router = mixture.router
+        groups = {"keep": router.groups} if hasattr(router, "groups") else {}
+        return replace(mixture, router=replace(router, k=mixture.experts, **groups))
+
+    changes = {zoo.MoE: of_all} | dict.fromkeys((zoo.Indexer, zoo.EntryIndexer), lambda indexer: replace(indexer, k=64))
+    for kind, change in changes.items():
+        if any(isinstance(part, kind) for part in spec.walk()):
+            spec = zoo.swap(spec, kind, change)
+    return spec
 
 
 def tokens_of(spec: zoo.Decoder, batch: int, length: int, seed: int = 0) -> Tensor:

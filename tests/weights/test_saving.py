@@ -35,7 +35,7 @@ MODELS |= {name: spec for name, (_, spec) in DESCRIBABLE.items()}
 
 @pytest.fixture
 def dense() -> Model:
-    return randomised(zoo.spec(DENSE, tiny=True))
+    return randomised(zoo.spec(DENSE, tiny=True), dtype=torch.float32)
 
 
 def check_equal(one: Model, other: Model) -> None:
@@ -67,7 +67,7 @@ def check_reference(folder: Path, model: Model) -> None:
 @pytest.mark.parametrize("name", split(MODELS, [*of_families(), *DESCRIBABLE]))
 def test_the_round_trip(name: str, tmp_path: Path) -> None:
     """Every released architecture, and every swapped one that a config can describe."""
-    model = randomised(MODELS[name])
+    model = randomised(MODELS[name], dtype=torch.float32)
     weights.save(model, tmp_path / "saved")
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
     assert {path.name for path in (tmp_path / "saved").iterdir()} == {"config.json", "model.safetensors"}
@@ -78,7 +78,7 @@ def test_the_round_trip(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", screen_by_family())
 def test_to_checkpoint_is_what_save_writes(name: str, tmp_path: Path) -> None:
     """The same config and tensors; those that are stored as the model holds them are not copied."""
-    model = randomised(MODELS[name])
+    model = randomised(MODELS[name], dtype=torch.float32)
     config, tensors = saving.to_checkpoint(model)
     weights.save(model, tmp_path / "saved")
     written_config, written = read(tmp_path / "saved")
@@ -126,7 +126,7 @@ def test_dtypes(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [DENSE, LATENT, "gpt-oss-20b"])
 def test_shards(name: str, tmp_path: Path) -> None:
     """Numbered, none above the limit unless it holds one larger tensor, and every tensor is in the index."""
-    model = randomised(zoo.spec(name, tiny=True))
+    model = randomised(zoo.spec(name, tiny=True), dtype=torch.float32)
     folder, most = tmp_path / "saved", 100_000
     weights.save(model, folder, shard_bytes=most)
     index = read_index(folder)
@@ -238,7 +238,7 @@ def test_a_model_that_no_config_can_describe_is_refused_before_anything_is_writt
 ) -> None:
     spec, _, differs = INDESCRIBABLE[swapped]
     with pytest.raises(SpecError) as raised:
-        weights.save(randomised(spec), tmp_path / "saved")
+        weights.save(randomised(spec, dtype=torch.float32), tmp_path / "saved")
     assert differs in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 

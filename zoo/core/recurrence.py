@@ -5,8 +5,8 @@ what happens inside chunks of `CHUNK` tokens as matrix products over all of them
 chunk (Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule", section 3; Dao and Gu
 2024, "Transformers are SSMs", section 6). Both continue from any state.
 
-Arithmetic is in float32 at least, under autocast too. Decays are logarithms, at most 0. Only differences of their sums
-within a chunk are exponentiated, later minus earlier: no exponential exceeds one.
+Arithmetic is in float32 at least, under autocast too. Decays are logarithms, at most 0. Only their sums within a
+chunk are exponentiated: no exponential exceeds one.
 
 Sizes: b sequences, t tokens; h heads, of which h/g share each of g keys and queries; d the width of keys, w of values.
 Inside: n chunks of c tokens each; s = b * h.
@@ -179,14 +179,16 @@ def _delta_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, 
         return (x.unsqueeze(2) * by.exp().unflatten(1, shape)).flatten(1, 2)
 
     if decay.shape[-1] == 1:
-        pairs = _pair_decays(total.squeeze(-1)).unflatten(1, shape)
+        sums = _pair_sums(decay)
+        pairs, rest = sums.exp().unflatten(1, shape), sums[..., -1:, :].mT
         keys, queries = (((x @ k.mT).unsqueeze(2) * pairs).flatten(1, 2) for x in (k, q))
     else:
+        rest = last - total
         keys, queries = _channel_scores(torch.stack([k, q]).repeat_interleave(shape[1], dim=2), total)
     identity = torch.eye(CHUNK, dtype=k.dtype, device=k.device).expand(keys.shape)
     # The inverse is cheaper than a solution with as many columns as the values have.
     inverse = torch.linalg.solve_triangular(beta * keys, identity, upper=False, unitriangular=True) * beta.mT
-    starts, written, state = pass_on(last.exp().mT, decayed(k, last - total), decayed(k, total), inverse, v, state)
+    starts, written, state = pass_on(last.exp().mT, decayed(k, rest), decayed(k, total), inverse, v, state)
     return _in_tokens(decayed(q, total) @ starts + queries @ written, new), state
 
 
@@ -196,14 +198,15 @@ def _state_space_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: T
     q, k, v, decay = (_in_chunks(x) for x in (q, k, v, decay.unsqueeze(-1)))
     total = decay.cumsum(-2)
     last = total[..., -1:, :]
-    pairs = _pair_decays(total.squeeze(-1)).unflatten(1, shape)
-    out = ((q @ k.mT).unsqueeze(2) * pairs).flatten(1, 2) @ v
+    sums = _pair_sums(decay)
+    out = ((q @ k.mT).unsqueeze(2) * sums.exp().unflatten(1, shape)).flatten(1, 2) @ v
 
     def side_by_side(x: Tensor) -> Tensor:
         """(b, h, n, c, w) -> (b, g, n, c, h/g * w)"""
         return x.unflatten(1, shape).permute(0, 1, 3, 4, 2, 5).flatten(-2)
 
-    write, kept = side_by_side(v * (last - total).exp()), side_by_side(last.exp().expand(-1, -1, -1, -1, width)).mT
+    write = side_by_side(v * sums[..., -1:, :].mT.exp())
+    kept = side_by_side(last.exp().expand(-1, -1, -1, -1, width)).mT
     starts, _, after = pass_on(kept, write, None, None, k, state.unflatten(1, shape).flatten(2, 3))
     before = (q @ starts.mT).unflatten(-1, (shape[1], width)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
     return _in_tokens(torch.addcmul(out, before, total.exp()), new), after.view(state.shape)
@@ -223,10 +226,15 @@ def _in_tokens(x: Tensor, new: int) -> Tensor:
     return x.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :new].contiguous()
 
 
-def _pair_decays(total: Tensor) -> Tensor:
-    """total (..., c) -> (..., c, c): exp(total_i - total_j), zero where j is after i."""
-    later = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=total.device).triu(1)
-    return (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(later, float("-inf")).exp()
+def _pair_sums(decay: Tensor) -> Tensor:
+    """decay (..., c, 1) -> (..., c, c): the sum of the decays after token j up to token i, -inf where j is after i.
+
+    Each sum is computed by itself. A difference of two sums from the start of the chunk would have their rounding
+    error, which is larger the more has decayed before: twice the error of released code in float32.
+    """
+    before = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=decay.device).tril(-1)
+    sums = torch.where(before, decay, 0.0).cumsum(-2)
+    return sums.masked_fill(before.mT, float("-inf"))
 
 
 def _channel_scores(rows: Tensor, total: Tensor) -> Tensor:

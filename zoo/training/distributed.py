@@ -55,10 +55,15 @@ def require_ranks(model: Model, batch: int, accumulate: int) -> None:
         raise UsageError(f"a batch of {batch} sequences cannot be divided among {ranks()} processes{pieces}")
 
 
-def sharded(spec: Decoder, device: torch.device, build: Callable[[], Model] | None = None) -> Model:
+def sharded(
+    spec: Decoder,
+    device: torch.device,
+    build: Callable[[], Model] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Model:
     """A model of this spec, each rank's part of it on its own `device`: every layer is a unit of FSDP, the embedding,
-    the last norm and the head are another. Its weights are those of the model that `build` makes on the CPU, in rank 0
-    alone; without it they are not initialised.
+    the last norm and the head are another. Its weights are those of the model of this `dtype` that `build` makes on the
+    CPU, in rank 0 alone; without it they are not initialised.
 
     Run it in all ranks at the same time, on as many rows in each: also to generate, or without gradients.
     """
@@ -66,7 +71,7 @@ def sharded(spec: Decoder, device: torch.device, build: Callable[[], Model] | No
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (ranks(),))
-    model = catalog.allocate(spec, "meta")
+    model = catalog.allocate(spec, "meta", dtype)
     for layer in model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.core.float32 import upcast
 from zoo.core.forward_context import RouterOutput
 from zoo.core.top_k import top_k
 from zoo.errors import UsageError
@@ -20,11 +21,11 @@ IGNORED = -100  # the target of a position that is not scored
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean nats of the target ids (b, t) under logits (b, t, vocab), over the targets that are not IGNORED, in float32
-    whatever the logits' dtype. NaN where no target is scored.
+    at least. NaN where no target is scored.
 
     Targets are those of the same positions: the caller shifts them.
     """
-    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED)
+    return F.cross_entropy(upcast(logits.flatten(0, -2)), targets.flatten(), ignore_index=IGNORED)
 
 
 def load_balancing_loss(routing: Sequence[RouterOutput]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.exact import BOUND, assert_equal
 from zoo import CompressedAttention, Compressor, EntryIndexer, RMSNorm, RoPE
 from zoo.core import entry_attention as forms
 from zoo.core.cache import Cache, NoCache
@@ -38,7 +39,7 @@ LENGTH = 40
 
 
 def built(spec: CompressedAttention) -> nn.Module:
-    module = spec.build(DIM).double()
+    module = spec.build(DIM)
     with torch.no_grad():
         for name, weight in module.named_parameters():
             weight.copy_(torch.randn(weight.shape) * (0.5 if weight.ndim == 2 else 1.0))
@@ -48,19 +49,20 @@ def built(spec: CompressedAttention) -> nn.Module:
 
 
 def given(length: int = LENGTH) -> Tensor:
-    return torch.randn(2, length, DIM, dtype=torch.float64)
+    return torch.randn(2, length, DIM)
 
 
 def whole(module: nn.Module, x: Tensor) -> Tensor:
     cache = NoCache(module.spec.cache_spec())
-    return module(x, prepare_forward(0, x.shape[1], module.spec.tables(), [cache]), cache)
+    return module(x, prepare_forward(0, x.shape[1], module.spec.tables(), [cache], dtype=torch.float64), cache)
 
 
 def in_passes(module: nn.Module, x: Tensor, sizes: list[int], static: bool = False) -> Tensor:
     (cache,) = Cache([module.spec.cache_spec()], len(x), x.shape[1], x.dtype, x.device, static).layers
     outs, past = [], 0
     for part in x.split(sizes, dim=1):
-        outs.append(module(part, prepare_forward(past, part.shape[1], module.spec.tables(), [cache]), cache))
+        ctx = prepare_forward(past, part.shape[1], module.spec.tables(), [cache], dtype=torch.float64)
+        outs.append(module(part, ctx, cache))
         past += part.shape[1]
     return torch.cat(outs, dim=1)
 
@@ -69,7 +71,7 @@ def expected(module: nn.Module, x: Tensor) -> Tensor:
     """With a loop over the queries, each over its own list of keys."""
     spec, positions = module.spec, torch.arange(x.shape[1])
     cache = NoCache(spec.cache_spec())
-    ctx = prepare_forward(0, x.shape[1], spec.tables(), [cache])
+    ctx = prepare_forward(0, x.shape[1], spec.tables(), [cache], dtype=torch.float64)
     table = ctx.tables[spec.rope, spec.rope_dim]
     down, norm, up = module.q
     latent = norm(down(x))
@@ -103,9 +105,8 @@ def expected(module: nn.Module, x: Tensor) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("spec", KINDS, ids=lambda spec: spec.names()[0])
 def test_one_pass_is_the_formula(spec: CompressedAttention) -> None:
-    """Norms are in float32, also of float64."""
     module, x = built(spec), given()
-    torch.testing.assert_close(whole(module, x), expected(module, x), rtol=1e-5, atol=1e-5)
+    assert_equal(whole(module, x), expected(module, x))
 
 
 @torch.no_grad()
@@ -113,9 +114,9 @@ def test_one_pass_is_the_formula(spec: CompressedAttention) -> None:
 @pytest.mark.parametrize("sizes", [[1] * LENGTH, [5, 1, 1, 13, 20], [33, 7], [3, 2, 1, 30, 1, 1, 1, 1]], ids=str)
 @pytest.mark.parametrize("spec", KINDS, ids=lambda spec: spec.names()[0])
 def test_passes_of_any_length_are_one_pass(spec: CompressedAttention, sizes: list[int], static: bool) -> None:
-    """Over a cache, whose states are in float32."""
+    """Over a cache."""
     module, x = built(spec), given()
-    torch.testing.assert_close(in_passes(module, x, sizes, static), whole(module, x), rtol=1e-5, atol=1e-5)
+    assert_equal(in_passes(module, x, sizes, static), whole(module, x))
 
 
 @pytest.mark.parametrize("spec", [HCA, CSA], ids=lambda spec: spec.names()[0])
@@ -134,7 +135,7 @@ def test_with_gradients_and_under_one_mask_it_is_the_same(
             monkeypatch.setattr(forms, "allows_operators", lambda *tensors: False)
         module.zero_grad()
         got = in_passes(module, x, [9, 31])
-        torch.testing.assert_close(got, plain)
+        assert_equal(got, plain)
         got.square().sum().backward()
         gradients.append({name: each.grad for name, each in module.named_parameters() if each.grad is not None})
     assert {name.split(".")[0] for name in gradients[0]} == {
@@ -142,7 +143,7 @@ def test_with_gradients_and_under_one_mask_it_is_the_same(
     }
     for name, gradient in gradients[0].items():
         assert gradient.abs().max() > 0, name
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-6, atol=1e-8)
+        assert_equal(gradients[1][name], gradient)
 
 
 @torch.no_grad()
@@ -154,8 +155,8 @@ def test_flops_are_those_that_torch_counts(spec: CompressedAttention, past: int,
     module, x = built(spec), given(past + new)[:1]
     (cache,) = Cache([spec.cache_spec()], 1, past + new, x.dtype, x.device).layers
     if past:
-        module(x[:, :past], prepare_forward(0, past, spec.tables(), [cache]), cache)
-    ctx = prepare_forward(past, new, spec.tables(), [cache])
+        module(x[:, :past], prepare_forward(0, past, spec.tables(), [cache], dtype=torch.float64), cache)
+    ctx = prepare_forward(past, new, spec.tables(), [cache], dtype=torch.float64)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         module(x[:, past:], ctx, cache)
     assert counted.get_total_flops() == spec.flops(DIM, past, new, causal=False)
@@ -177,11 +178,11 @@ def test_what_a_token_contributes_depends_on_its_distance() -> None:
     """Values are rotated with the keys, and the output is rotated back: positions may be shifted by whole blocks."""
     module, x = built(HCA), given(30)
     cache = NoCache(HCA.cache_spec())
-    shifted = prepare_forward(0, 30, HCA.tables(), [cache])
+    shifted = prepare_forward(0, 30, HCA.tables(), [cache], dtype=torch.float64)
     moved = torch.arange(30) + 10 * HCA.compressor.every
-    tables = {(spec, width): spec.table(moved, width) for spec, width in HCA.tables()}
+    tables = {(spec, width): spec.table(moved, width, torch.float64) for spec, width in HCA.tables()}
     got = module(x, replace(shifted, tables=tables), cache)
-    torch.testing.assert_close(got, whole(module, x), rtol=1e-5, atol=1e-5)  # angles are in float32
+    assert_equal(got, whole(module, x))
 
 
 @torch.no_grad()
@@ -191,7 +192,7 @@ def test_nothing_is_seen_of_a_block_before_it_is_complete() -> None:
     module, x = built(spec), given(20)
     other = x.clone()
     other[:, 11] += 1.0
-    moved = (whole(module, other) - whole(module, x)).abs().amax((0, 2)) > 1e-9
+    moved = (whole(module, other) - whole(module, x)).abs().amax((0, 2)) > BOUND
     assert moved.tolist() == [i == 11 or i >= 14 for i in range(20)]
 
 

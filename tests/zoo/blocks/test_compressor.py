@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.exact import assert_equal
 from zoo import Compressor, EntryIndexer, RMSNorm, RoPE
 from zoo.blocks.compressor import _Compressor
 from zoo.core.block_pooling import Pooled, nothing
@@ -20,7 +21,7 @@ KINDS = [Compressor(5), Compressor(4, overlap=True), Compressor(2, overlap=True)
 
 
 def built(spec: Compressor) -> _Compressor:
-    module = spec.build(DIM, WIDTH, NORM, ROPE, ROPE_DIM, "entries").double()
+    module = spec.build(DIM, WIDTH, NORM, ROPE, ROPE_DIM, "entries")
     with torch.no_grad():
         for weight in module.parameters():
             weight.copy_(torch.randn(weight.shape))
@@ -49,7 +50,7 @@ def expected(module: _Compressor, x: Tensor) -> Tensor:
                 terms.append((values[:, earlier, :WIDTH], scores[:, earlier, :WIDTH] + bias))
         weights = torch.stack([score for _, score in terms]).softmax(0)
         made = module.norm(sum(weight * value for weight, (value, _) in zip(weights, terms, strict=True)))
-        table = ROPE.table(torch.tensor([block * every]), ROPE_DIM)
+        table = ROPE.table(torch.tensor([block * every]), ROPE_DIM, torch.float64)
         entries.append(ROPE.rotate_last(made.unsqueeze(1), table, ROPE_DIM).squeeze(1))
     return torch.stack(entries, dim=1)
 
@@ -62,29 +63,29 @@ def tables(module: nn.Module) -> list[tuple[object, int]]:
 @pytest.mark.parametrize("spec", KINDS, ids=lambda spec: spec.describe())
 def test_entries_are_the_formula(spec: Compressor) -> None:
     """Of a pass without a cache, whose last block is not complete."""
-    module, x = built(spec), torch.randn(2, 4 * spec.every + 1, DIM, dtype=torch.float64)
+    module, x = built(spec), torch.randn(2, 4 * spec.every + 1, DIM)
     cache = NoCache(cache_spec(spec))
-    got = module(x, prepare_forward(0, x.shape[1], tables(module), [cache]), cache)
-    torch.testing.assert_close(got[:, 0, :4], expected(module, x))
+    got = module(x, prepare_forward(0, x.shape[1], tables(module), [cache], dtype=torch.float64), cache)
+    assert_equal(got[:, 0, :4], expected(module, x))
 
 
 @torch.no_grad()
 @given(st.sampled_from(KINDS), st.lists(st.integers(1, 11), min_size=1, max_size=6), st.booleans())
 def test_passes_of_any_length_give_the_same_entries(spec: Compressor, sizes: list[int], static: bool) -> None:
-    """At places that do not depend on the lengths. What a block has so far is in a state, in float32."""
-    module, x = built(spec), torch.randn(2, sum(sizes), DIM, dtype=torch.float64)
+    """At places that do not depend on the lengths. What a block has so far is in a state."""
+    module, x = built(spec), torch.randn(2, sum(sizes), DIM)
     kept = cache_spec(spec)
     whole = Cache([kept], 2, sum(sizes) + 3, torch.float64, torch.device("cpu"), static)
     (layer,), past, complete = whole.layers, 0, x.shape[1] // spec.every
     for part in x.split(sizes, dim=1):
         new = part.shape[1]
-        stream = module(part, prepare_forward(past, new, tables(module), [layer]), layer)
+        stream = module(part, prepare_forward(past, new, tables(module), [layer], dtype=torch.float64), layer)
         past += new
         if new == 1 and not static:
             assert stream.shape[2] == past // spec.every
     if complete:
-        torch.testing.assert_close(layer.entries["entries"][:, 0, :complete], expected(module, x), rtol=1e-5, atol=1e-5)
-    assert {name: state.dtype for name, state in layer.states.items()} == {"pending entries": torch.float32}
+        assert_equal(layer.entries["entries"][:, 0, :complete], expected(module, x))
+    assert {name: state.dtype for name, state in layer.states.items()} == {"pending entries": torch.float64}
     assert whole.nbytes == 2 * kept.nbytes(sum(sizes) + 3, 8)
 
 
@@ -100,7 +101,7 @@ def test_a_merge_with_nothing_changes_nothing() -> None:
     """Exactly, so that stale averages of a cache leave no trace."""
     some = Pooled(torch.randn(1, 3, 4), torch.randn(1, 3, 4))
     none = Pooled(torch.full((1, 3, 4), 1e6), torch.randn(1, 3, 4)).where(torch.tensor([False]))
-    assert (none.weight == nothing(torch.float32)).all()
+    assert (none.weight == nothing(torch.float64)).all()
     for merged in (some.merged(none), none.merged(some)):
         assert torch.equal(merged.mean, some.mean)
         assert torch.equal(merged.weight, some.weight)

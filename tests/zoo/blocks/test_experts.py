@@ -6,22 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.exact import assert_as_near, assert_equal
 from zoo.blocks.experts import allows_grouped_mm, gathered_linear, grouped_linear, grouped_mm
 
 EXPERTS, WIDE, NARROW = 6, 16, 8
 
 
-def stacked(dtype: torch.dtype, with_bias: bool) -> tuple[Tensor, Tensor | None]:
-    weight = torch.randn(EXPERTS, NARROW, WIDE).to(dtype)
-    return weight, torch.randn(EXPERTS, NARROW).to(dtype) if with_bias else None
+def stacked(with_bias: bool) -> tuple[Tensor, Tensor | None]:
+    return torch.randn(EXPERTS, NARROW, WIDE), torch.randn(EXPERTS, NARROW) if with_bias else None
 
 
 def one_by_one(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (n, in), ids (n,) -> (n, out)"""
-    rows = [
-        weight[e].double() @ row.double() + (0 if bias is None else bias[e].double())
-        for row, e in zip(x, ids, strict=True)
-    ]
+    rows = [weight[e] @ row + (0 if bias is None else bias[e]) for row, e in zip(x, ids, strict=True)]
     return torch.stack(rows)
 
 
@@ -29,16 +26,22 @@ def one_by_one(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None) -> T
 def test_sorted_tokens_meet_their_experts(with_bias: bool) -> None:
     """Some experts have many tokens, some one, some none."""
     ids = torch.tensor([0, 0, 0, 2, 3, 3, 5])
+    counts, (weight, bias), x = ids.bincount(minlength=EXPERTS), stacked(with_bias), torch.randn(len(ids), WIDE)
+    assert_equal(grouped_linear(x, counts, weight, bias), one_by_one(x, ids, weight, bias))
+
+
+@pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
+def test_the_grouped_kernel_is_as_near_as_one_product_for_each_expert(with_bias: bool) -> None:
+    """It takes bfloat16 alone."""
+    ids, found = torch.tensor([0, 0, 0, 2, 3, 3, 5]), []
     counts = ids.bincount(minlength=EXPERTS)
-    for form, dtype, near in (
-        (grouped_linear, torch.float32, 1e-5),
-        (grouped_linear, torch.bfloat16, 2e-2),
-        (grouped_mm, torch.bfloat16, 2e-2),
-    ):
-        weight, bias = stacked(dtype, with_bias)
-        x = torch.randn(len(ids), WIDE).to(dtype)
-        expected = one_by_one(x, ids, weight, bias)
-        assert (form(x, counts, weight, bias) - expected).abs().max() <= near * expected.abs().max()
+    for _ in range(3):
+        x, *parameters = (
+            None if each is None else each.bfloat16() for each in (torch.randn(len(ids), WIDE), *stacked(with_bias))
+        )
+        exact = one_by_one(x.double(), ids, *(None if each is None else each.double() for each in parameters))
+        found.append((grouped_mm(x, counts, *parameters), grouped_linear(x, counts, *parameters), exact))
+    assert_as_near(*zip(*found, strict=True))
 
 
 def test_the_grouped_kernel_gets_bfloat16_and_rows_of_16_bytes_alone() -> None:
@@ -57,25 +60,25 @@ def test_the_grouped_kernel_gets_bfloat16_and_rows_of_16_bytes_alone() -> None:
 @pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
 def test_gathered_tokens_meet_their_experts(with_bias: bool) -> None:
     """One x for all the experts of a token, and one for each."""
-    ids, (weight, bias) = torch.tensor([[[1, 4, 4]], [[5, 0, 2]]]), stacked(torch.float32, with_bias)
+    ids, (weight, bias) = torch.tensor([[[1, 4, 4]], [[5, 0, 2]]]), stacked(with_bias)
     for width in (1, 3):
         x = torch.randn(2, 1, width, WIDE)
         expected = one_by_one(x.expand(2, 1, 3, WIDE).flatten(0, 2), ids.flatten(), weight, bias)
         out = gathered_linear(x, ids, weight, bias)
         assert out.shape == (2, 1, 3, NARROW)
-        assert (out.flatten(0, 2) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert_equal(out.flatten(0, 2), expected)
 
 
 @pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
 def test_gradients_of_sorted_tokens(with_bias: bool) -> None:
     """Equal autograd's through each row's own product; an expert without tokens has a gradient of zero."""
     ids = torch.tensor([0, 0, 0, 2, 3, 3, 5])
-    weight, bias = stacked(torch.float32, with_bias)
+    weight, bias = stacked(with_bias)
     inputs = [x.requires_grad_() for x in (torch.randn(len(ids), WIDE), weight, *([] if bias is None else [bias]))]
     out = grouped_linear(inputs[0], ids.bincount(minlength=EXPERTS), weight, bias)
     upstream = torch.randn(out.shape)
     got = torch.autograd.grad(out, inputs, upstream)
-    expected = torch.autograd.grad(one_by_one(inputs[0], ids, weight, bias), inputs, upstream.double())
+    expected = torch.autograd.grad(one_by_one(inputs[0], ids, weight, bias), inputs, upstream)
     for ours, theirs in zip(got, expected, strict=True):
-        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+        assert_equal(ours, theirs)
     assert not got[1][1].any()

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from tests.exact import assert_equal
 from zoo import GLU, ClampedSwiGLU, GeGLU, SwiGLU
 from zoo.blocks.glu import Activation
 
@@ -45,7 +46,7 @@ def test_activations_are_their_formulas(act: Activation) -> None:
     joined = act.join(gate, up)
     for i in range(0, 41, 4):
         for j in range(41):
-            assert joined[i, j].item() == pytest.approx(FORMULAS[act](gate[i, j].item(), up[i, j].item()), abs=1e-5)
+            assert_equal(joined[i, j], torch.tensor(FORMULAS[act](gate[i, j].item(), up[i, j].item())))
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -57,10 +58,10 @@ def test_down_of_gate_and_up(act: Activation, bias: bool) -> None:
         for weight in module.parameters():
             weight.normal_()
     x = torch.randn(2, 3, 8)
-    w = {name: value.double() for name, value in module.state_dict().items()}
-    gate, up = (x.double() @ w[f"{part}.weight"].T + w.get(f"{part}.bias", 0) for part in ("gate", "up"))
+    w = module.state_dict()
+    gate, up = (x @ w[f"{part}.weight"].T + w.get(f"{part}.bias", 0) for part in ("gate", "up"))
     expected = act.join(gate, up) @ w["down.weight"].T + w.get("down.bias", 0)
-    torch.testing.assert_close(module(x).double(), expected, rtol=1e-4, atol=1e-4)
+    assert_equal(module(x), expected)
     assert spec.params(8) == sum(weight.numel() for weight in module.parameters())
     assert spec.flops(8, past=100, new=6) == 2 * 6 * 3 * 8 * 12
     assert ("bias" in spec.describe()) == bias

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.exact import assert_equal, differs
 from zoo import GQA, NoPE, RMSNorm, RoPE
 from zoo.core.cache import NoCache
 from zoo.core.forward_context import prepare_forward
@@ -34,7 +35,7 @@ SPECS = {
 
 
 def built(spec: GQA) -> nn.Module:
-    module = spec.build(DIM).double()
+    module = spec.build(DIM)
     with torch.no_grad():
         for weight in module.parameters():
             weight.copy_(torch.randn(weight.shape) * (0.3 if weight.ndim == 2 else 1.0))
@@ -46,7 +47,7 @@ def naive(module: nn.Module, spec: GQA, x: Tensor) -> Tensor:
     q, k, v = module.q(x), module.k(x), module.v(x)
     if spec.qk_norm and spec.qk_norm_over == "projection":
         q, k = module.q_norm(q), module.k_norm(k)
-    table, d = spec.rope.table(torch.arange(LENGTH), spec.head_dim), spec.head_dim
+    table, d = spec.rope.table(torch.arange(LENGTH), spec.head_dim, torch.float64), spec.head_dim
     out = torch.zeros(*x.shape[:2], spec.heads * d, dtype=x.dtype)
     for h in range(spec.heads):
         shared = h * spec.kv_heads // spec.heads
@@ -68,10 +69,9 @@ def naive(module: nn.Module, spec: GQA, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", SPECS)
 def test_every_option_head_by_head(case: str) -> None:
     spec = SPECS[case]
-    module, x, cache = built(spec), torch.randn(2, LENGTH, DIM, dtype=torch.float64), NoCache(spec.cache_spec())
-    out = module(x, prepare_forward(0, LENGTH, spec.tables(), [cache]), cache)
-    # Norms, rotary tables and sinks are float32 arithmetic in any dtype.
-    torch.testing.assert_close(out, naive(module, spec, x), rtol=1e-5, atol=2e-6)
+    module, x, cache = built(spec), torch.randn(2, LENGTH, DIM), NoCache(spec.cache_spec())
+    out = module(x, prepare_forward(0, LENGTH, spec.tables(), [cache], dtype=torch.float64), cache)
+    assert_equal(out, naive(module, spec, x))
 
 
 @torch.no_grad()
@@ -79,15 +79,15 @@ def test_every_option_head_by_head(case: str) -> None:
 def test_every_option_matters(case: str) -> None:
     """Else the test above might compare two ways to ignore it."""
     spec, plain = SPECS[case], replace(SPEC)
-    module, x = built(spec), torch.randn(2, LENGTH, DIM, dtype=torch.float64)
-    without = plain.build(DIM).double()
+    module, x = built(spec), torch.randn(2, LENGTH, DIM)
+    without = plain.build(DIM)
     without.load_state_dict(module.state_dict(), strict=False)
     one, other = (
-        made(x, prepare_forward(0, LENGTH, s.tables(), [cache]), cache)
+        made(x, prepare_forward(0, LENGTH, s.tables(), [cache], dtype=torch.float64), cache)
         for made, s in ((module, spec), (without, plain))
         for cache in [NoCache(s.cache_spec())]
     )
-    assert (one - other).abs().max() > 1e-2
+    assert differs(one, other)
 
 
 @pytest.mark.parametrize("case", SPECS)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.exact import in_float64
 from zoo import LayerNorm, NoPE, RoPE
 from zoo.blocks.indexer import Indexer
 from zoo.core.cache import NoCache
@@ -20,8 +21,8 @@ DIM, Q_RANK, ROPE_DIM, ROPE = 32, 20, 4, RoPE(1e4)
 SPEC = Indexer(heads=12, head_dim=8, k=5, norm=LayerNorm(1e-6))
 
 
-def built(spec: Indexer, dtype: torch.dtype = torch.float64, rope: RoPE | NoPE = ROPE) -> nn.Module:
-    made = spec.build(DIM, Q_RANK, rope, ROPE_DIM).to(dtype)
+def built(spec: Indexer, rope: RoPE | NoPE = ROPE) -> nn.Module:
+    made = spec.build(DIM, Q_RANK, rope, ROPE_DIM)
     with torch.no_grad():
         for weight in made.parameters():
             weight.copy_(torch.randn(weight.shape) * (0.3 if weight.ndim == 2 else 1.0))
@@ -30,9 +31,9 @@ def built(spec: Indexer, dtype: torch.dtype = torch.float64, rope: RoPE | NoPE =
 
 def choose(indexer: nn.Module, x: Tensor, q_latent: Tensor, past: int = 0) -> Tensor:
     """What the tokens after `past` of x (b, s, dim) choose among all of it."""
-    whole = prepare_forward(0, x.shape[1], [(indexer.rope, ROPE_DIM)], [NoCache(CacheSpec())])
+    whole = prepare_forward(0, x.shape[1], [(indexer.rope, ROPE_DIM)], [NoCache(CacheSpec())], dtype=torch.float64)
     new = x.shape[1] - past
-    step = prepare_forward(past, new, [(indexer.rope, ROPE_DIM)], [NoCache(CacheSpec())])
+    step = prepare_forward(past, new, [(indexer.rope, ROPE_DIM)], [NoCache(CacheSpec())], dtype=torch.float64)
     return choose_keys(indexer(x[:, past:], q_latent[:, past:], step, indexer.keys(x, whole)), past)
 
 
@@ -43,11 +44,11 @@ def sets(chosen: Tensor) -> list[list[set[int]]]:
 @torch.no_grad()
 @pytest.mark.parametrize("rope", [ROPE, NoPE()])
 def test_the_first_elements_are_rotated_and_the_rest_are_not(rope: RoPE | NoPE) -> None:
-    indexer, x, q_latent = built(SPEC, rope=rope), torch.randn(2, 9, DIM).double(), torch.randn(2, 9, Q_RANK).double()
-    table = rope.table(torch.arange(9), ROPE_DIM)
+    indexer, x, q_latent = built(SPEC, rope=rope), torch.randn(2, 9, DIM), torch.randn(2, 9, Q_RANK)
+    table = rope.table(torch.arange(9), ROPE_DIM, torch.float64)
     key = nn.functional.layer_norm(indexer.k(x), (8,), indexer.k_norm.weight, indexer.k_norm.bias, 1e-6)
     q = indexer.q(q_latent).unflatten(-1, (12, 8))
-    score = torch.zeros(2, 9, 9, dtype=torch.float64)
+    score = torch.zeros(2, 9, 9)
     rotated_key = torch.cat([rope.rotate(key[..., :ROPE_DIM], table), key[..., ROPE_DIM:]], -1)
     for h in range(12):
         rotated = torch.cat([rope.rotate(q[:, :, h, :ROPE_DIM], table), q[:, :, h, ROPE_DIM:]], -1)
@@ -61,7 +62,7 @@ def test_the_first_elements_are_rotated_and_the_rest_are_not(rope: RoPE | NoPE) 
 @pytest.mark.parametrize("past", [0, 1, 4, 5, 60, 149])
 def test_what_a_token_chooses_does_not_depend_on_the_pass(past: int) -> None:
     """Over an empty cache, after tokens that see at most k, and a single token; in several blocks of queries."""
-    indexer, x, q_latent = built(SPEC), torch.randn(2, 150, DIM).double(), torch.randn(2, 150, Q_RANK).double()
+    indexer, x, q_latent = built(SPEC), torch.randn(2, 150, DIM), torch.randn(2, 150, Q_RANK)
     assert QUERY_BLOCK < 150
     whole = sets(choose(indexer, x, q_latent))
     assert sets(choose(indexer, x, q_latent, past)) == [row[past:] for row in whole]
@@ -76,10 +77,9 @@ def test_parameters_are_counted() -> None:
 @given(past=st.integers(0, 90), new=st.integers(1, 90))
 def test_flops_are_those_that_run(past: int, new: int) -> None:
     indexer, x, q_latent = built(SPEC), torch.randn(1, past + new, DIM), torch.randn(1, past + new, Q_RANK)
-    indexer, x, q_latent = indexer.float(), x.float(), q_latent.float()
     tables = [(ROPE, ROPE_DIM)]
-    keys = indexer.keys(x, prepare_forward(0, past + new, tables, [NoCache(CacheSpec())]))
-    step = prepare_forward(past, new, tables, [NoCache(CacheSpec())])
+    keys = indexer.keys(x, prepare_forward(0, past + new, tables, [NoCache(CacheSpec())], dtype=torch.float64))
+    step = prepare_forward(past, new, tables, [NoCache(CacheSpec())], dtype=torch.float64)
     with FlopCounterMode(display=False) as counter:
         indexer.keys(x[:, past:], step)
         if past + new > SPEC.k:
@@ -91,8 +91,8 @@ def test_flops_are_those_that_run(past: int, new: int) -> None:
 
 
 def test_the_choice_has_no_gradient() -> None:
-    indexer, x = built(SPEC), torch.randn(1, 9, DIM).double().requires_grad_()
-    ctx = prepare_forward(0, 9, [(ROPE, ROPE_DIM)], [NoCache(CacheSpec())])
+    indexer, x = built(SPEC), torch.randn(1, 9, DIM).requires_grad_()
+    ctx = prepare_forward(0, 9, [(ROPE, ROPE_DIM)], [NoCache(CacheSpec())], dtype=torch.float64)
     assert not indexer.keys(x, ctx).requires_grad
     assert not any(weight.requires_grad for weight in indexer.parameters())
 
@@ -110,7 +110,8 @@ def test_released_code_chooses_the_same_keys(family: str, k: int) -> None:
     widths = {"hidden_size": DIM, "q_lora_rank": Q_RANK, "qk_rope_head_dim": ROPE_DIM}
     index = {"index_n_heads": 12, "index_head_dim": 8, "index_topk": k}
     config = getattr(transformers, f"{name}Config")(**widths, **index, num_hidden_layers=1)
-    theirs = getattr(modeling, f"{name}Indexer")(config, 0)
+    with in_float64():
+        theirs = getattr(modeling, f"{name}Indexer")(config, 0)
     ours = Indexer(12, 8, k, LayerNorm(1e-6)).build(DIM, Q_RANK, ROPE, ROPE_DIM)
     for weight in theirs.parameters():
         weight.copy_(torch.randn(weight.shape) * (0.3 if weight.ndim == 2 else 1.0))
@@ -123,9 +124,10 @@ def test_released_code_chooses_the_same_keys(family: str, k: int) -> None:
     ours.k_norm.bias.copy_(theirs.k_norm.bias[order])
     ours.head_weights.weight.copy_(theirs.weights_proj.weight)
     x, q_latent = torch.randn(2, 90, DIM), torch.randn(2, 90, Q_RANK)
-    cos, sin = ROPE.table(torch.arange(90), ROPE_DIM)
+    cos, sin = ROPE.table(torch.arange(90), ROPE_DIM, torch.float64)
     sin = torch.cat([sin[:, ROPE_DIM // 2 :]] * 2, dim=-1)  # ours has the first half negated
     mask = torch.ones(2, 90, 90, dtype=torch.bool).tril()
-    chosen = theirs(x, q_latent, (cos.expand(2, -1, -1), sin.expand(2, -1, -1)), mask, torch.arange(90))
+    with in_float64():
+        chosen = theirs(x, q_latent, (cos.expand(2, -1, -1), sin.expand(2, -1, -1)), mask, torch.arange(90))
     expected = [[{s for s in row if s <= t} for t, row in enumerate(one)] for one in chosen.tolist()]
     assert sets(choose(ours, x, q_latent)) == expected

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import weights
 import zoo
 from tests.configs import newer, older
-from tests.models import bound, has_compiler, is_differentiated
+from tests.exact import assert_equal, differs, in_float64
+from tests.models import has_compiler, is_differentiated
 from tests.reference import toy_config, toy_reference
 from weights.reference.model import causal_class
 from zoo.blocks import LongRoPE, longrope_gain
@@ -41,7 +42,8 @@ def config(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def reference() -> nn.Module:
-    return toy_reference(config())
+    with in_float64():
+        return toy_reference(config()).double()
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +55,17 @@ def folder(reference: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def model(folder: Path) -> Model:
-    return weights.load(folder)
+    return weights.load(folder, dtype=torch.float64)
 
 
 def tokens_of(length: int, batch: int = 2) -> Tensor:
     return torch.randint(0, 512, (batch, length), generator=torch.Generator().manual_seed(length))
+
+
+@torch.no_grad()
+def logits_of(reference: nn.Module, tokens: Tensor) -> Tensor:
+    with in_float64():
+        return reference(tokens).logits
 
 
 @torch.no_grad()
@@ -66,7 +74,9 @@ def in_passes(model: nn.Module, tokens: Tensor, lengths: list[int]) -> Tensor:
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
-    return torch.cat([model(part, cache=cache, use_cache=True).logits for part in tokens.split(lengths, dim=1)], dim=1)
+    with in_float64():
+        parts = [model(part, cache=cache, use_cache=True).logits for part in tokens.split(lengths, dim=1)]
+    return torch.cat(parts, dim=1)
 
 
 @torch.no_grad()
@@ -89,9 +99,9 @@ def test_the_loaded_model_has_all_that_is_compared(model: Model) -> None:
 @pytest.mark.parametrize("length", [1, ORIGINAL - 1, ORIGINAL, ORIGINAL + 1, BEYOND])
 def test_one_pass_equals_the_reference(model: Model, reference: nn.Module, length: int) -> None:
     tokens = tokens_of(length)
-    theirs = reference(tokens).logits
+    theirs = logits_of(reference, tokens)
     assert theirs.abs().max() > 1
-    assert (model(tokens) - theirs).abs().max() <= bound(theirs)
+    assert_equal(model(tokens), theirs)
 
 
 # Lengths of passes, and whether the reference agrees with its own single pass: not where keys that a pass within the
@@ -111,16 +121,20 @@ def test_passes_over_a_cache_equal_the_references(model: Model, reference: nn.Mo
     lengths, agree = PASSES[case]
     tokens = tokens_of(sum(lengths))
     theirs = in_passes(reference, tokens, lengths)
-    assert (our_passes(model, tokens, lengths) - theirs).abs().max() <= bound(theirs)
-    off = (theirs - in_passes(reference, tokens, [sum(lengths)])).abs().max()
-    assert off <= bound(theirs) if agree else off > 1000 * bound(theirs)
+    assert_equal(our_passes(model, tokens, lengths), theirs)
+    whole = in_passes(reference, tokens, [sum(lengths)])
+    if agree:
+        assert_equal(theirs, whole)
+    else:
+        assert differs(theirs, whole)
 
 
 @pytest.mark.parametrize("prompt", [5, ORIGINAL - 1, ORIGINAL, ORIGINAL + 1])
 def test_generated_tokens_equal_the_references(model: Model, reference: nn.Module, prompt: int) -> None:
     """Its `generate` computes the cache anew at the first token beyond the original context, and so does `stream`."""
     tokens, new = tokens_of(prompt), BEYOND - prompt
-    theirs = reference.generate(tokens, max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0)
+    with in_float64():
+        theirs = reference.generate(tokens, max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0)
     ours = model.generate(tokens, new)
     assert torch.equal(ours, theirs[:, prompt:])
     whole = model(torch.cat([tokens, ours], dim=1)[:, :-1])[:, -1]  # as if computed in one pass
@@ -131,9 +145,10 @@ def test_gradients_equal_the_references(model: Model, reference: nn.Module) -> N
     for length in (ORIGINAL, BEYOND):
         theirs, tokens = deepcopy(reference), tokens_of(length)
         ours = deepcopy(model)
-        for each, call in ((ours, ours), (theirs, lambda x, theirs=theirs: theirs(x).logits)):
-            each.zero_grad()
-            call(tokens).square().mean().backward()
+        ours.zero_grad()
+        ours(tokens).square().mean().backward()
+        with in_float64():
+            theirs(tokens).logits.square().mean().backward()
         assert all(weight.grad is not None for name, weight in ours.named_parameters() if is_differentiated(name))
         pairs = (
             (ours.embed, theirs.model.embed_tokens),
@@ -141,8 +156,7 @@ def test_gradients_equal_the_references(model: Model, reference: nn.Module) -> N
             (ours.layers[1].ffn.block.down, theirs.model.layers[1].mlp.down_proj),
         )
         for own, other in pairs:
-            largest = other.weight.grad.abs().max()
-            assert (own.weight.grad - other.weight.grad).abs().max() <= 1e-5 * largest
+            assert_equal(own.weight.grad, other.weight.grad)
 
 
 def mutants(scaling: LongRoPE) -> dict[str, dict[str, Any]]:
@@ -177,8 +191,7 @@ def test_every_mutant_is_found(model: Model, reference: nn.Module, case: str, le
     mutant = Model(zoo.swap(model.spec, zoo.RoPE, changed))
     mutant.load_state_dict(model.state_dict())
     tokens = tokens_of(length)
-    theirs = reference(tokens).logits
-    assert (mutant(tokens) - theirs).abs().max() > 50 * bound(theirs)
+    assert differs(mutant(tokens), logits_of(reference, tokens))
 
 
 @pytest.mark.parametrize("kind", ["longrope", "su"])
@@ -222,22 +235,23 @@ def test_other_configs_equal_the_reference(scaling: dict[str, float], fields: di
     given["rope_scaling"] |= scaling
     if "partial_rotary_factor" in fields:
         given["rope_scaling"] |= {"short_factor": [*factors(1), 1.0, 2.0], "long_factor": [*factors(2), 3.0, 0.5]}
-    made = toy_reference(deepcopy(given))
+    with in_float64():
+        made = toy_reference(deepcopy(given)).double()
     made.save_pretrained(tmp_path)
-    model = weights.load(tmp_path)
+    model = weights.load(tmp_path, dtype=torch.float64)
     assert zoo.from_hf(zoo.to_hf(model.spec)) == model.spec == zoo.from_hf(given)
     for length in (ORIGINAL, BEYOND):
-        theirs = made(tokens_of(length)).logits
-        assert (model(tokens_of(length)) - theirs).abs().max() <= bound(theirs)
+        assert_equal(model(tokens_of(length)), logits_of(made, tokens_of(length)))
 
 
 @torch.no_grad()
 def test_a_model_that_is_written_is_read_by_the_reference(model: Model, tmp_path: Path) -> None:
-    weights.save(model, tmp_path)
-    theirs = causal_class_of(tmp_path).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    weights.save(model.float(), tmp_path)
+    with in_float64():
+        theirs = causal_class_of(tmp_path).from_pretrained(tmp_path, attn_implementation="eager").double().eval()
     for length in (ORIGINAL, BEYOND):
-        ours = model(tokens_of(length))
-        assert (theirs(tokens_of(length)).logits - ours).abs().max() <= bound(ours)
+        ours = model.double()(tokens_of(length))
+        assert_equal(logits_of(theirs, tokens_of(length)), ours)
 
 
 def causal_class_of(folder: Path) -> Any:
@@ -310,12 +324,12 @@ def test_it_is_described() -> None:
 def test_compiled_in_one_graph(model: Model) -> None:
     """Which factors apply is decided on the device: one compiled table serves passes of both kinds."""
     rope = model.spec.layers[0].mixer.rope
-    rope.table(torch.arange(3), 16)  # frequencies are kept before anything is traced
-    compiled = torch.compile(lambda positions: rope.table(positions, 16), fullgraph=True, dynamic=True)
+    rope.table(torch.arange(3), 16, torch.float64)  # frequencies are kept before anything is traced
+    compiled = torch.compile(lambda positions: rope.table(positions, 16, torch.float64), fullgraph=True, dynamic=True)
     for start, length in ((0, 5), (ORIGINAL - 5, 5), (ORIGINAL - 4, 5), (ORIGINAL, 5)):
         positions = torch.arange(start, start + length)
-        for ours, expected in zip(compiled(positions), rope.table(positions, 16), strict=True):
-            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+        for ours, expected in zip(compiled(positions), rope.table(positions, 16, torch.float64), strict=True):
+            assert_equal(ours, expected)
 
 
 @pytest.mark.slow
@@ -327,7 +341,7 @@ def test_a_compiled_model_equals_the_reference(model: Model, reference: nn.Modul
     tokens = tokens_of(sum(lengths))
     theirs = in_passes(reference, tokens, lengths)
     model.compile()
-    assert (our_passes(model, tokens, lengths) - theirs).abs().max() <= bound(theirs)
+    assert_equal(our_passes(model, tokens, lengths), theirs)
 
 
 @torch.no_grad()
@@ -338,4 +352,4 @@ def test_exported_for_any_length(model: Model) -> None:
     exported = torch.export.export(model, (tokens_of(9),), dynamic_shapes=({1: length},)).module()
     for tokens in (tokens_of(ORIGINAL), tokens_of(ORIGINAL + 1)):
         expected = model(tokens)
-        assert (exported(tokens) - expected).abs().max() <= bound(expected)
+        assert_equal(exported(tokens), expected)

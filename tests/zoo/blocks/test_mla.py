@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.exact import assert_equal
 from zoo import MLA, NoPE, RMSNorm, RoPE, YarnScaling
 from zoo.blocks.mla import _MLA
 from zoo.core.cache import Cache, NoCache
@@ -29,7 +30,7 @@ SPECS = {
 
 
 def built(spec: MLA) -> nn.Module:
-    module = spec.build(DIM).double()
+    module = spec.build(DIM)
     with torch.no_grad():
         for weight in module.parameters():
             weight.copy_(torch.randn(weight.shape) * (0.3 if weight.ndim == 2 else 1.0))
@@ -38,7 +39,7 @@ def built(spec: MLA) -> nn.Module:
 
 def naive(module: nn.Module, spec: MLA, x: torch.Tensor) -> torch.Tensor:
     """DeepSeek-V2, equations 9 to 19, head by head: keys and values are expanded and nothing is absorbed."""
-    table, t = spec.rope.table(torch.arange(x.shape[1]), spec.rope_dim), x.shape[1]
+    table, t = spec.rope.table(torch.arange(x.shape[1]), spec.rope_dim, torch.float64), x.shape[1]
     down = module.kv_down(x)
     latent, k_rope = module.kv_norm(down[..., : spec.kv_rank]), spec.rope.rotate(down[..., spec.kv_rank :], table)
     queries = module.q(x).unflatten(-1, (spec.heads, -1))
@@ -56,7 +57,7 @@ def naive(module: nn.Module, spec: MLA, x: torch.Tensor) -> torch.Tensor:
 
 def run(module: nn.Module, spec: MLA, x: torch.Tensor, cache: object = None) -> torch.Tensor:
     cache = cache or NoCache(spec.cache_spec())
-    return module(x, prepare_forward(0, x.shape[1], spec.tables(), [cache], x.device), cache)
+    return module(x, prepare_forward(0, x.shape[1], spec.tables(), [cache], x.device, dtype=torch.float64), cache)
 
 
 @torch.no_grad()
@@ -64,11 +65,10 @@ def run(module: nn.Module, spec: MLA, x: torch.Tensor, cache: object = None) -> 
 @pytest.mark.parametrize("case", SPECS)
 def test_both_forms_are_per_head_attention(case: str, absorbs: bool) -> None:
     spec = SPECS[case]
-    module, x = built(spec), torch.randn(2, 7, DIM, dtype=torch.float64)
+    module, x = built(spec), torch.randn(2, 7, DIM)
     with patch.object(MLA, "absorbs", lambda self, past, new: absorbs):
         out = run(module, spec, x)
-    # Norms and rotary tables are float32 arithmetic in any dtype.
-    torch.testing.assert_close(out, naive(module, spec, x), rtol=1e-5, atol=1e-6)
+    assert_equal(out, naive(module, spec, x))
 
 
 @torch.no_grad()
@@ -78,12 +78,12 @@ def test_the_forms_agree_over_a_past(case: str) -> None:
     spec = SPECS[case]
     module = built(spec)
     for new, keys in ((1, 9), (4, 9), (5, 5)):
-        q_nope = torch.randn(2, spec.heads, new, spec.nope_dim, dtype=torch.float64)
-        q_rope = torch.randn(2, spec.heads, new, spec.rope_dim, dtype=torch.float64)
-        latent = torch.randn(2, 1, keys, spec.kv_rank + spec.rope_dim, dtype=torch.float64)
+        q_nope = torch.randn(2, spec.heads, new, spec.nope_dim)
+        q_rope = torch.randn(2, spec.heads, new, spec.rope_dim)
+        latent = torch.randn(2, 1, keys, spec.kv_rank + spec.rope_dim)
         mask = None if new in (1, keys) else visible(torch.arange(keys - new, keys), torch.arange(keys))
         absorbed, expanded = (form(q_nope, q_rope, latent, mask) for form in (module._absorbed, module._expanded))
-        torch.testing.assert_close(absorbed, expanded, rtol=1e-10, atol=1e-10)
+        assert_equal(absorbed, expanded)
 
 
 @given(
@@ -131,8 +131,8 @@ def test_the_form_that_runs_is_the_one_that_is_counted(case: str) -> None:
         cache = Cache([spec.cache_spec()], 1, 20, torch.float64, torch.device("cpu"))
         with noted("_absorbed"), noted("_expanded"):
             for start, length in [(0, past), (past, new)] if past else [(0, new)]:
-                step = prepare_forward(start, length, spec.tables(), cache.layers, torch.device("cpu"))
-                module(torch.randn(1, length, DIM, dtype=torch.float64), step, cache.layers[0])
+                step = prepare_forward(start, length, spec.tables(), cache.layers, dtype=torch.float64)
+                module(torch.randn(1, length, DIM), step, cache.layers[0])
         assert ran[-1] == ("_absorbed" if spec.absorbs(past, new) else "_expanded")
 
 

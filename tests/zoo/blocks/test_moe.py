@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.exact import assert_equal
 from zoo import (
     GLU,
     ClampedSwiGLU,
@@ -67,13 +68,13 @@ def test_softmax_routing_token_by_token(case: str) -> None:
     router, x = randomised(spec.build(DIM, EXPERTS)), torch.randn(TOKENS, DIM)
     weights, chosen = router(x)
     for token in range(TOKENS):
-        logits = router.weight.double() @ x[token].double() + (router.bias.double() if spec.bias else 0)
+        logits = router.weight @ x[token] + (router.bias if spec.bias else 0)
         order = logits.argsort(descending=True)[: spec.k]
         assert chosen[token].sort().values.tolist() == order.sort().values.tolist()
         probabilities = logits.softmax(-1)
         total = probabilities[order].sum() if spec.renormalise else 1.0
         expected = probabilities[chosen[token]] / total
-        torch.testing.assert_close(weights[token].double(), expected, rtol=1e-5, atol=1e-6)
+        assert_equal(weights[token], expected)
 
 
 @pytest.mark.parametrize("case", GROUPED)
@@ -84,7 +85,7 @@ def test_grouped_sigmoid_routing_token_by_token(case: str) -> None:
     weights, chosen = router(x)
     size = EXPERTS // spec.groups
     for token in range(TOKENS):
-        scores = (router.weight.double() @ x[token].double()).sigmoid().tolist()
+        scores = (router.weight @ x[token]).sigmoid().tolist()
         corrected = [score + correction for score, correction in zip(scores, router.correction.tolist(), strict=True)]
         groups = [list(range(g * size, (g + 1) * size)) for g in range(spec.groups)]
         worth = [sum(sorted((corrected[e] for e in group), reverse=True)[:2]) for group in groups]
@@ -93,7 +94,7 @@ def test_grouped_sigmoid_routing_token_by_token(case: str) -> None:
         assert sorted(chosen[token].tolist()) == sorted(best)
         total = sum(scores[e] for e in best)
         expected = [spec.scale * scores[e] / total for e in chosen[token].tolist()]
-        assert weights[token].tolist() == pytest.approx(expected, rel=1e-5)
+        assert_equal(weights[token], torch.tensor(expected))
 
 
 @pytest.mark.parametrize("case", GROUPED_SOFTMAX)
@@ -104,23 +105,23 @@ def test_grouped_softmax_routing_token_by_token(case: str) -> None:
     weights, chosen = router(x)
     size = EXPERTS // spec.groups
     for token in range(TOKENS):
-        scores = (router.weight.double() @ x[token].double()).softmax(-1).tolist()
+        scores = (router.weight @ x[token]).softmax(-1).tolist()
         worth = [sum(sorted(scores[g * size : (g + 1) * size])[-2:]) for g in range(spec.groups)]
         kept = sorted(range(spec.groups), key=lambda g: -worth[g])[: spec.keep]
         best = sorted(range(EXPERTS), key=lambda e: -scores[e] * (e // size in kept))[: spec.k]
         assert sorted(chosen[token].tolist()) == sorted(best)
         expected = [spec.scale * scores[e] / sum(scores[e] for e in best) for e in chosen[token].tolist()]
-        assert weights[token].tolist() == pytest.approx(expected, rel=1e-5)
+        assert_equal(weights[token], torch.tensor(expected))
 
 
 def test_weights_of_scaled_inputs_are_sigmoids_of_the_highest_logits() -> None:
     """Each by itself: they do not add up to one (Llama 4)."""
     router, x = randomised(InputScaledTopK(2).build(DIM, EXPERTS)), torch.randn(TOKENS, DIM)
     weights, chosen = router(x)
-    logits = x.double() @ router.weight.double().T
+    logits = x @ router.weight.T
     top, best = logits.topk(2)
     assert ids(chosen) == ids(best)
-    torch.testing.assert_close(weights.double(), top.sigmoid(), rtol=1e-5, atol=1e-6)
+    assert_equal(weights, top.sigmoid())
 
 
 def test_a_router_of_the_normalised_input_multiplies_weights_by_a_number_of_each_expert() -> None:
@@ -128,13 +129,13 @@ def test_a_router_of_the_normalised_input_multiplies_weights_by_a_number_of_each
     router, x = randomised(NormedSoftmaxTopK(3, RMSNorm(1e-5)).build(DIM, EXPERTS)), torch.randn(TOKENS, DIM)
     weights, chosen = router(x)
     for token in range(TOKENS):
-        exact = x[token].double()
-        normed = exact * (exact.square().mean() + 1e-5) ** -0.5 * router.norm.weight.double() * DIM**-0.5
-        logits = router.weight.double() @ normed
+        exact = x[token]
+        normed = exact * (exact.square().mean() + 1e-5) ** -0.5 * router.norm.weight * DIM**-0.5
+        logits = router.weight @ normed
         order = logits.argsort(descending=True)[:3]
         assert sorted(chosen[token].tolist()) == sorted(order.tolist())
-        expected = logits[chosen[token]].softmax(-1) * router.expert_scale.double()[chosen[token]]
-        torch.testing.assert_close(weights[token].double(), expected, rtol=1e-5, atol=1e-6)
+        expected = logits[chosen[token]].softmax(-1) * router.expert_scale[chosen[token]]
+        assert_equal(weights[token], expected)
 
 
 def test_the_correction_chooses_and_does_not_weigh() -> None:
@@ -147,7 +148,7 @@ def test_the_correction_chooses_and_does_not_weigh() -> None:
         router.correction.fill_(0.25)
         again, same = router(x)
         assert ids(same) == ids(chosen)
-        torch.testing.assert_close(again.sort(-1).values, weights.sort(-1).values)
+        assert_equal(again.sort(-1).values, weights.sort(-1).values)
         router.correction[7] = 10.0
         _, forced = router(x)
         assert (forced == 7).any(-1).all()
@@ -161,8 +162,8 @@ def test_the_correction_chooses_and_does_not_weigh() -> None:
 @pytest.mark.parametrize("case", GROUPED)
 def test_grouped_routing_is_float32_in_narrow_models(case: str, dtype: torch.dtype) -> None:
     """The same choice as a float32 router of the same values makes, to the bit but for the weights' last rounding."""
-    narrow = randomised(GROUPED[case].build(DIM, EXPERTS)).to(dtype)
-    wide = GROUPED[case].build(DIM, EXPERTS)
+    narrow = randomised(GROUPED[case].build(DIM, EXPERTS).float()).to(dtype)
+    wide = GROUPED[case].build(DIM, EXPERTS).float()
     wide.load_state_dict(narrow.state_dict())
     x = torch.randn(TOKENS, DIM).to(dtype)
     (weights, chosen), (expected, same) = narrow(x), wide(x.float())
@@ -184,11 +185,11 @@ MOVES: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.parametrize("move", MOVES)
 def test_the_correction_stays_float32_and_exact(move: str) -> None:
     """Steps of a correction are finer than a narrow type's; everything else follows the model."""
-    moe = randomised(MOES["shared"].build(DIM))
+    moe = randomised(MOES["shared"].build(DIM).float())
     before = moe.router.correction.clone()
     moved = MOVES[move](moe)
-    assert moved.router.correction.dtype == torch.float32
-    assert torch.equal(moved.router.correction, before)
+    assert moved.router.correction.dtype == (torch.float64 if move == "double()" else torch.float32)
+    assert torch.equal(moved.router.correction.float(), before)
     assert isinstance(moved.router.correction, nn.Parameter)
     assert moved.router.weight.dtype == moved.experts.gate.dtype
     x = torch.randn(3, DIM, dtype=moved.router.weight.dtype)
@@ -211,21 +212,20 @@ def test_a_mixture_is_the_weighed_sum_of_its_experts_token_by_token(case: str, s
     spec = MOES[case]
     moe, x = randomised(spec.build(DIM)), torch.randn(*shape, DIM)
     weights, chosen = (part.view(*shape, -1) for part in moe.router(x.flatten(0, 1)))
-    expected = torch.zeros_like(x, dtype=torch.float64)
+    expected = torch.zeros_like(x)
     for b in range(shape[0]):
         for t in range(shape[1]):
             for weight, e in zip(weights[b, t].tolist(), chosen[b, t].tolist(), strict=True):
-                expert, token = expert_of(moe, spec, e), x[b, t].double()
+                expert, token = expert_of(moe, spec, e), x[b, t]
                 expected[b, t] += expert(weight * token) if spec.router.scales_input else weight * expert(token)
             if spec.shared:
-                expected[b, t] += moe.shared.double()(x[b, t].double())
-                moe.shared.float()
-    torch.testing.assert_close(moe(x).double(), expected, rtol=1e-4, atol=1e-5)
+                expected[b, t] += moe.shared(x[b, t])
+    assert_equal(moe(x), expected)
 
 
 def expert_of(moe: nn.Module, spec: MoE, e: int) -> nn.Module:
     """One expert as the dense block it is."""
-    glu = spec.expert.build(DIM).double()
+    glu = spec.expert.build(DIM)
     with torch.no_grad():
         for part in ("gate", "up", "down"):
             getattr(glu, part).weight.copy_(getattr(moe.experts, part)[e])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import zoo
+from tests.exact import assert_equal
 from tests.models import randomised, tokens_of
 from zoo import GLU, GQA, Decoder, GeGLU, Layer, LayerInput, LayerScale, PerLayerInputs, RMSNorm, RoPE, olmo, pre
 from zoo.core.forward_context import prepare_forward
@@ -38,22 +39,22 @@ def test_inputs_are_a_row_of_the_table_and_a_projection_of_the_embedding() -> No
         columns = slice(layer * WIDTH, (layer + 1) * WIDTH)
         for b in range(2):
             for t in range(4):
-                projected = module.projection.weight[columns].double() @ x[b, t].double() / DIM**0.5
-                normed = projected * (projected.square().mean() + 1e-5) ** -0.5 * module.norm.weight.double()
-                row = module.embed.weight[tokens[b, t], columns].double() * WIDTH**0.5
-                torch.testing.assert_close(inputs[layer, b, t].double(), (normed + row) / 2**0.5, rtol=1e-5, atol=1e-5)
+                projected = module.projection.weight[columns] @ x[b, t] / DIM**0.5
+                normed = projected * (projected.square().mean() + 1e-5) ** -0.5 * module.norm.weight
+                row = module.embed.weight[tokens[b, t], columns] * WIDTH**0.5
+                assert_equal(inputs[layer, b, t], (normed + row) / 2**0.5)
 
 
 @torch.no_grad()
 def test_a_layer_joins_its_own_input_after_its_feed_forward_and_scales_last() -> None:
     module, x = filled(LAYER.build(DIM)), torch.randn(2, 4, DIM)
-    cache = zoo.build(SPEC).new_cache(2, 4).layers[0]
-    ctx = prepare_forward(0, 4, LAYER.tables(), [cache])
+    cache = zoo.build(SPEC, dtype=torch.float64).new_cache(2, 4).layers[0]
+    ctx = prepare_forward(0, 4, LAYER.tables(), [cache], dtype=torch.float64)
     given = torch.randn(2, 4, WIDTH)
     before = module.ffn(module.attn(x, ctx, cache), ctx)
     joined = F.gelu(before @ module.inputs.block.gate.weight.T, approximate="tanh") * given
     expected = (before + module.inputs.post(joined @ module.inputs.block.out.weight.T)) * module.output_scale.weight
-    torch.testing.assert_close(module(x, replace(ctx, layer_input=given), cache), expected)
+    assert_equal(module(x, replace(ctx, layer_input=given), cache), expected)
 
 
 @torch.no_grad()
@@ -65,7 +66,7 @@ def test_each_layer_gets_its_own() -> None:
         layer.inputs.block.register_forward_hook(lambda _, args, out: seen.append(args[1].layer_input))
     model(tokens)
     for layer in range(LAYERS):
-        assert torch.equal(seen[layer], model.per_layer(tokens, model.embedded(tokens, torch.arange(6)))[layer])
+        assert_equal(seen[layer], model.per_layer(tokens, model.embedded(tokens, torch.arange(6)))[layer])
     assert not torch.equal(seen[0], seen[1])
 
 

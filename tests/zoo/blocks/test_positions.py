@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 import zoo
 from tests.configs import newer
-from tests.models import bound, randomised, tokens_of
+from tests.exact import assert_equal, differs, in_float64
+from tests.models import randomised, tokens_of
 from tests.reference import published
 from zoo import LinearScaling, Llama3Scaling, LongRoPE, NoPE, ProportionalRoPE, RoPE, YarnScaling
 from zoo.blocks import positions as module
@@ -83,29 +84,26 @@ def blended(w: float, scaling: Llama3Scaling | YarnScaling, keep: float) -> floa
     return keep * w + (1 - keep) * w / scaling.factor
 
 
-@pytest.mark.parametrize("case", ROPES)
-def test_frequencies_are_the_papers(case: str) -> None:
-    rope, width = ROPES[case]
-    expected = torch.tensor(paper(rope, width), dtype=torch.float64)
-    torch.testing.assert_close(_frequencies(rope, rope.rotated(width), CPU).double(), expected, rtol=1e-6, atol=0)
+def test_frequencies_are_the_papers() -> None:
+    for case, (rope, width) in ROPES.items():
+        expected = torch.tensor(paper(rope, width))
+        assert_equal(_frequencies(rope, rope.rotated(width), CPU, torch.float64).log(), expected.log(), case)
 
 
 def test_each_scaling_moves_some_frequencies_and_by_no_more_than_its_factor() -> None:
     """Else the test above compares nothing with nothing."""
     for scaling in (LinearScaling(8), Llama3Scaling(8, 512), YarnScaling(8, 512, gain=1.0)):
-        plain, scaled = (_frequencies(RoPE(1e4, s), 64, CPU) for s in (None, scaling))
+        plain, scaled = (_frequencies(RoPE(1e4, s), 64, CPU, torch.float64) for s in (None, scaling))
         ratio = plain / scaled
-        assert ratio.max() == pytest.approx(8)
-        assert ratio.min() == pytest.approx(8 if isinstance(scaling, LinearScaling) else 1)
-        assert (ratio.diff() >= -1e-6).all(), "long wavelengths are stretched most"
+        assert ratio.max() == pytest.approx(8, rel=1e-12)
+        assert ratio.min() == pytest.approx(8 if isinstance(scaling, LinearScaling) else 1, rel=1e-12)
+        assert (ratio.diff() >= -1e-12).all(), "long wavelengths are stretched most"
         assert len({round(value, 3) for value in ratio.tolist()}) > 2 or isinstance(scaling, LinearScaling)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in published() if any(isinstance(part, RoPE) for part in zoo.spec(name).walk())]
-)
-def test_frequencies_are_the_reference_implementations(name: str) -> None:
-    """Those that transformers computes from the published config, to the last bit but one; and its gain."""
+def references(name: str, dtype: torch.dtype) -> Iterator[tuple[RoPE, Tensor, Tensor, float]]:
+    """Each layer's rope, its frequencies in the zoo and in transformers, computed from the published config, and the
+    gain there."""
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -115,7 +113,6 @@ def test_frequencies_are_the_reference_implementations(name: str) -> None:
     if "compress" in config.rope_parameters:  # by whether a layer compresses its keys
         nested, plain = True, "sliding_attention"
         kinds = ["main" if kind == plain else "compress" for kind in config.layer_types]
-    compared = 0
     for layer, kind in zip(layers, kinds, strict=True):
         if not layer.tables():
             continue
@@ -134,11 +131,22 @@ def test_frequencies_are_the_reference_implementations(name: str) -> None:
             if parameters["rope_type"] == "longrope":
                 beyond = compute(said, CPU, parameters["original_max_position_embeddings"] + 1, layer_type=kind)
                 theirs, gain = torch.stack([theirs, beyond[0]]), beyond[1]
-        ours = _frequencies(rope, rope.rotated(width), CPU)
-        assert (ours.view(torch.int32) - theirs.view(torch.int32)).abs().max() <= 1
-        assert (rope.scaling.gain if rope.scaling else 1.0) == pytest.approx(gain, rel=1e-12)
-        compared += 1
-    assert compared > sum(bool(layer.tables()) for layer in layers) // 2
+        yield rope, _frequencies(rope, rope.rotated(width), CPU, dtype), theirs, gain
+
+
+def test_frequencies_are_the_reference_implementations() -> None:
+    """Those that transformers computes from the published config, and its gain; in float32 to the last bit but one."""
+    for name, spec in ((name, zoo.spec(name)) for name in published()):
+        if not any(isinstance(part, RoPE) for part in spec.walk()):
+            continue
+        with in_float64():
+            exact = list(references(name, torch.float64))
+        for rope, ours, theirs, gain in exact:
+            assert_equal(ours.log(), theirs.log(), name)  # the slowest count as much as the fastest
+            assert (rope.scaling.gain if rope.scaling else 1.0) == pytest.approx(gain, rel=1e-12), name
+        for _, ours, theirs, _ in references(name, torch.float32):
+            assert (ours.view(torch.int32) - theirs.view(torch.int32)).abs().max() <= 1, name
+        assert len(exact) > sum(bool(layer.tables()) for layer in spec.layers) // 2, name
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (4.0, 4.0), (1.0, 4.0), (3.999, 4.0)])
@@ -149,44 +157,40 @@ def test_a_blend_of_any_width_is_the_reference_implementations(low: float, high:
     said = {"rope_type": "llama3", "factor": 16.0, "original_max_position_embeddings": 8192}
     said |= {"low_freq_factor": low, "high_freq_factor": high, "rope_theta": 5e5}
     config = AutoConfig.for_model("llama", hidden_size=1024, num_attention_heads=8, rope_parameters=said)
-    theirs, gain = ROPE_INIT_FUNCTIONS["llama3"](config, CPU)
-    ours = _frequencies(RoPE(5e5, Llama3Scaling(16, 8192, low, high)), 128, CPU)
+    with in_float64():
+        theirs, gain = ROPE_INIT_FUNCTIONS["llama3"](config, CPU)
+    ours = _frequencies(RoPE(5e5, Llama3Scaling(16, 8192, low, high)), 128, CPU, torch.float64)
     assert ours.isfinite().all()
-    assert (ours.view(torch.int32) - theirs.view(torch.int32)).abs().max() <= 1
+    assert_equal(ours.log(), theirs.log())
     assert gain == 1.0
 
 
-@pytest.mark.parametrize("case", ROPES)
-def test_rotation_is_complex_multiplication(case: str) -> None:
+def test_rotation_is_complex_multiplication() -> None:
     """The pair (x_i, x_{i + rotated/2}) turns by position x frequency, for positions of any order and size; what
     comes after the rotated part stays."""
-    rope, width = ROPES[case]
-    rotated = rope.rotated(width)
     positions = torch.tensor([0, 1, 7, 100, 8191, 131_071])
-    x = torch.randn(2, 3, len(positions), width)
-    turned = rope.rotate(x, rope.table(positions, width))
-    rotated = rope.rotated(width)
-    pairs = torch.complex(*x[..., :rotated].double().chunk(2, dim=-1))
-    frequencies = _frequencies(rope, rope.rotated(width), CPU)  # in float32, as every released model has it
-    if isinstance(rope.scaling, LongRoPE):
-        frequencies = frequencies[1]  # the largest position is beyond the original context
-    angles = positions[:, None].float() * frequencies
-    gain = rope.scaling.gain if rope.scaling else 1.0
-    expected = pairs * torch.polar(torch.full_like(angles.double(), gain), angles.double())
-    whole = torch.cat([expected.real, expected.imag, x[..., rotated:]], dim=-1)
-    torch.testing.assert_close(turned.double(), whole, rtol=0, atol=2e-6)
+    for case, (rope, width) in ROPES.items():
+        x, rotated = torch.randn(2, 3, len(positions), width), rope.rotated(width)
+        turned = rope.rotate(x, rope.table(positions, width, torch.float64))
+        pairs = torch.complex(*x[..., :rotated].chunk(2, dim=-1))
+        frequencies = _frequencies(rope, rotated, CPU, torch.float64)
+        if isinstance(rope.scaling, LongRoPE):
+            frequencies = frequencies[1]  # the largest position is beyond the original context
+        angles = positions[:, None] * frequencies
+        gain = rope.scaling.gain if rope.scaling else 1.0
+        expected = pairs * torch.polar(torch.full_like(angles, gain), angles)
+        assert_equal(turned, torch.cat([expected.real, expected.imag, x[..., rotated:]], dim=-1), case)
 
 
 def test_scores_depend_on_distance_alone() -> None:
-    rope, q, k = RoPE(1e4), torch.randn(16, dtype=torch.float64), torch.randn(16, dtype=torch.float64)
+    rope, q, k = RoPE(1e4), torch.randn(16), torch.randn(16)
 
     def score(query: int, key: int) -> Tensor:
-        cos, sin = (part.double() for part in rope.table(torch.tensor([query, key]), 16))
-        turned = rope.rotate(torch.stack([q, k]), (cos, sin))
+        turned = rope.rotate(torch.stack([q, k]), rope.table(torch.tensor([query, key]), 16, torch.float64))
         return turned[0] @ turned[1]
 
-    assert score(30, 20) == pytest.approx(score(110, 100).item(), abs=1e-5)
-    assert score(30, 20) != pytest.approx(score(31, 20).item(), abs=1e-3)
+    assert_equal(score(30, 20), score(110, 100))
+    assert differs(score(30, 20), score(31, 20))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -199,8 +203,8 @@ def test_narrow_types_are_rotated_in_float32(dtype: torch.dtype) -> None:
 
 def test_position_zero_is_not_turned_and_no_position_never_is() -> None:
     x = torch.randn(2, 5, 16)
-    assert torch.equal(RoPE(1e4).rotate(x, RoPE(1e4).table(torch.zeros(5), 16)), x)
-    assert NoPE().table(torch.arange(5), 16) is None
+    assert torch.equal(RoPE(1e4).rotate(x, RoPE(1e4).table(torch.zeros(5), 16, torch.float64)), x)
+    assert NoPE().table(torch.arange(5), 16, torch.float64) is None
     assert NoPE().rotate(x, None) is x
 
 
@@ -209,7 +213,7 @@ def test_tables_do_not_depend_on_the_default_device(default: str) -> None:
     """A spec is first looked up anywhere, also while a model is built on the meta device."""
     rope = RoPE(12_345.0 if default == "meta" else 12_346.0, YarnScaling(8, 512, gain=1.0))
     with torch.device(default):
-        cos, sin = rope.table(torch.arange(4, device="cpu"), 64)
+        cos, sin = rope.table(torch.arange(4, device="cpu"), 64, torch.float64)
     assert cos.device.type == sin.device.type == "cpu"
     assert cos.isfinite().all()
 
@@ -217,8 +221,8 @@ def test_tables_do_not_depend_on_the_default_device(default: str) -> None:
 def test_yarns_gain() -> None:
     """0.1 mscale ln(factor) + 1, and none for a context that is not stretched (Peng et al. 2023, equation 22)."""
     assert yarn_gain(1.0) == yarn_gain(0.5) == 1.0
-    assert yarn_gain(32) == pytest.approx(1.3465735902799727)
-    assert yarn_gain(40, 1.0) == pytest.approx(1.3688879454113936)
+    assert yarn_gain(32) == pytest.approx(1.3465735902799727, rel=1e-15)
+    assert yarn_gain(40, 1.0) == pytest.approx(1.3688879454113936, rel=1e-15)
     assert yarn_gain(40, 0.0) == 1.0
 
 
@@ -230,7 +234,7 @@ RAMPS: dict[str, Callable[[], YarnScaling]] = {
 
 @pytest.mark.parametrize("case", RAMPS)
 def test_a_ramp_without_width_is_a_step(case: str) -> None:
-    frequencies, plain = (_frequencies(RoPE(1e4, scaling), 16, CPU) for scaling in (RAMPS[case](), None))
+    frequencies, plain = (_frequencies(RoPE(1e4, scaling), 16, CPU, torch.float64) for scaling in (RAMPS[case](), None))
     assert set((plain / frequencies).round(decimals=3).tolist()) <= {1.0, 4.0}
 
 
@@ -247,8 +251,8 @@ def test_tables_made_while_a_model_is_exported_are_not_kept(name: str, monkeypat
         expected = model(tokens)
         assert all(type(table) is Tensor for table in module._KEPT.values())
         assert module._KEPT
-        assert (exported.module()(tokens) - expected).abs().max() <= bound(expected)
-        assert (torch.export.export(model, (tokens,)).module()(tokens) - expected).abs().max() <= bound(expected)
+        assert_equal(exported.module()(tokens), expected)
+        assert_equal(torch.export.export(model, (tokens,)).module()(tokens), expected)
     own = {str(node.target) for node in exported.graph.nodes if "zoo" in str(node.target)}
     assert own <= {"zoo.grouped_linear.default"}
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.exact import assert_equal
 from zoo import ClampedSwiGLU, GeGLU, SwiGLU
 from zoo.blocks import routed_glu as module
 from zoo.blocks.glu import Activation
 from zoo.blocks.routed_glu import allows_routed_glu, routed_glu
 
 TOKENS, K, EXPERTS, DIM, HIDDEN = 9, 2, 5, 8, 6
-NEAR = 1e-5
 
 
 def inputs(with_bias: bool) -> list[Tensor | None]:
@@ -30,7 +30,7 @@ def choices() -> Tensor:
 
 
 def one_by_one(act: Activation, chosen: Tensor, given: list[Tensor | None]) -> Tensor:
-    x, weights, gate, up, down, *biases = (None if each is None else each.double() for each in given)
+    x, weights, gate, up, down, *biases = given
     gate_bias, up_bias, down_bias = (0 if bias is None else bias[chosen] for bias in biases)
     hidden = act.join(
         torch.einsum("bti,btkoi->btko", x, gate[chosen]) + gate_bias,
@@ -47,15 +47,15 @@ def test_values_and_every_gradient(
     act: Activation, with_bias: bool, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In blocks of an expert, of some and of all."""
-    monkeypatch.setattr(module, "BLOCK_BYTES", rows * DIM * 4)
+    monkeypatch.setattr(module, "BLOCK_BYTES", rows * DIM * 8)
     given, chosen = inputs(with_bias), choices()
     out, expected = routed_glu(act.join, given[0], given[1], chosen, *given[2:]), one_by_one(act, chosen, given)
-    assert (out - expected).abs().max() <= NEAR * expected.abs().max()
+    assert_equal(out, expected)
     upstream, leaves = torch.randn(out.shape), [each for each in given if each is not None]
     got = torch.autograd.grad(out, leaves, upstream)
-    for ours, theirs in zip(got, torch.autograd.grad(expected, leaves, upstream.double()), strict=True):
+    for ours, theirs in zip(got, torch.autograd.grad(expected, leaves, upstream), strict=True):
         assert ours.shape == theirs.shape
-        assert (ours - theirs).abs().max() <= NEAR * theirs.abs().max()
+        assert_equal(ours, theirs)
     assert not got[2][3].any(), "an expert without tokens has a gradient of zero"
 
 
@@ -67,7 +67,7 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
         alone = [each.detach().requires_grad_(j == i) for j, each in enumerate(given)]
         routed_glu(SwiGLU().join, alone[0], alone[1], chosen, *alone[2:]).sum().backward()
         assert [j for j, each in enumerate(alone) if each.grad is not None] == [i]
-        assert torch.equal(alone[i].grad, expected)
+        assert_equal(alone[i].grad, expected)
 
 
 def test_blocks_hold_whole_experts() -> None:
@@ -81,7 +81,7 @@ def test_blocks_hold_whole_experts() -> None:
 
 def test_what_it_is_used_for() -> None:
     """Float32 on the CPU, with gradients, of one dtype, without autocast or functional transforms."""
-    x, weight = torch.randn(2, 3, DIM), torch.randn(EXPERTS, HIDDEN, DIM)
+    x, weight = torch.randn(2, 3, DIM).float(), torch.randn(EXPERTS, HIDDEN, DIM).float()
     assert allows_routed_glu(x, weight, None)
     assert not allows_routed_glu(x, weight.double())
     assert not allows_routed_glu(x.bfloat16(), weight.bfloat16())

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 import zoo
-from tests.models import bound, has_compiler, randomised, tokens_of
+from tests.exact import assert_equal, differs
+from tests.models import has_compiler, randomised, tokens_of
 from zoo import GLU, GQA, Decoder, KVSource, Layer, RMSNorm, RoPE, SharedKV, pre
 from zoo.core.cache import NoCache
 from zoo.core.forward_context import ForwardContext, prepare_forward
@@ -40,7 +41,7 @@ def both(kv_heads: int = 2) -> Decoder:
 
 def context(spec: GQA) -> tuple[ForwardContext, NoCache]:
     cache = NoCache(spec.cache_spec())
-    return prepare_forward(0, LENGTH, spec.tables(), [cache]), cache
+    return prepare_forward(0, LENGTH, spec.tables(), [cache], dtype=torch.float64), cache
 
 
 @torch.no_grad()
@@ -48,17 +49,17 @@ def context(spec: GQA) -> tuple[ForwardContext, NoCache]:
 def test_it_is_attention_with_the_keys_and_values_of_the_source(window: str) -> None:
     """GQA with the source's projections of keys and values gives the same, where the source's input is its own."""
     source, shared = (replace(spec, window=WINDOWS[window]) for spec in (OWN, SHARED))
-    plain = GQA(**vars(source)).build(DIM).double()
+    plain = GQA(**vars(source)).build(DIM)
     for weight in plain.parameters():
         weight.normal_()
-    own, taker = source.build(DIM).double(), shared.build(DIM).double()
+    own, taker = source.build(DIM), shared.build(DIM)
     own.load_state_dict(plain.state_dict())
     assert taker.state_dict().keys() == {"q.weight", "o.weight", "q_norm.weight"}
     taker.load_state_dict({name: plain.state_dict()[name] for name in taker.state_dict()})
-    x = torch.randn(2, LENGTH, DIM, dtype=torch.float64)
+    x = torch.randn(2, LENGTH, DIM)
     (ctx, cache), expected = context(source), plain(x, *context(plain.spec))
-    assert torch.equal(own(x, ctx, cache), expected)
-    assert torch.equal(taker(x, ctx, NoCache(shared.cache_spec())), expected)
+    assert_equal(own(x, ctx, cache), expected)
+    assert_equal(taker(x, ctx, NoCache(shared.cache_spec())), expected)
 
 
 @torch.no_grad()
@@ -79,7 +80,7 @@ def test_the_nearest_earlier_source_of_equal_heads_and_reach_counts() -> None:
                 model.layers[i].attn.block.o.weight.normal_(generator=torch.Generator().manual_seed(i))
             model(tokens)
             inputs.append(outs)
-        moved = [i for i, one, other in zip(shared, *inputs, strict=True) if not torch.equal(one, other)]
+        moved = [i for i, one, other in zip(shared, *inputs, strict=True) if differs(one, other)]
         assert moved[:1] == first_to_change
 
 
@@ -120,5 +121,5 @@ def test_three_graphs_a_layer_serve_every_length(kv_heads: int) -> None:
         caches = [model.new_cache(1, sum(sizes) + room) for model in (plain, fast)]
         for part in tokens.split(sizes, dim=1):
             expected, got = (model(part, cache) for model, cache in zip((plain, fast), caches, strict=True))
-            assert (got - expected).abs().max() <= bound(expected)
+            assert_equal(got, expected)
     assert counters["stats"]["unique_graphs"] <= 3 * len(set(spec.layers)) + 2

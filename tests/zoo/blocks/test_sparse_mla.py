@@ -17,7 +17,9 @@ from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.exact import assert_equal, differs, in_float64
 from tests.models import has_compiler
+from tests.presets import split
 from zoo import MLA, Decoder, Layer, LayerNorm, RMSNorm, RoPE, pre
 from zoo.blocks.indexer import Indexer
 from zoo.blocks.sparse_mla import SparseMLA
@@ -44,8 +46,8 @@ SPEC = SparseMLA(
 SMALL_LATENT = replace(SPEC, kv_rank=4)  # absorbs in every pass
 
 
-def built(spec: MLA, dtype: torch.dtype = torch.float32) -> nn.Module:
-    module = spec.build(DIM).to(dtype)
+def built(spec: MLA) -> nn.Module:
+    module = spec.build(DIM)
     with torch.no_grad():
         for weight in module.parameters():
             weight.copy_(torch.randn(weight.shape) * (0.3 if weight.ndim == 2 else 1.0))
@@ -54,30 +56,31 @@ def built(spec: MLA, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 def run(module: nn.Module, x: Tensor, cache: Any = None, past: int = 0) -> Tensor:
     cache = cache or NoCache(CacheSpec())
-    return module(x, prepare_forward(past, x.shape[1], module.spec.tables(), [cache]), cache)
+    return module(x, prepare_forward(past, x.shape[1], module.spec.tables(), [cache], dtype=torch.float64), cache)
 
 
-def new_cache(spec: MLA, tokens: int, dtype: torch.dtype = torch.float32, static: bool = False) -> Any:
-    return Cache([spec.cache_spec()], 2, tokens, dtype, torch.device("cpu"), static).layers[0]
+def new_cache(spec: MLA, tokens: int, static: bool = False) -> Any:
+    return Cache([spec.cache_spec()], 2, tokens, torch.float64, torch.device("cpu"), static).layers[0]
 
 
 def run_passes(module: nn.Module, x: Tensor, sizes: list[int], static: bool = False) -> Tensor:
     """The same in passes of these sizes over a cache with room beyond them."""
-    cache = new_cache(module.spec, x.shape[1] + 3, x.dtype, static)
+    cache = new_cache(module.spec, x.shape[1] + 3, static)
     starts = accumulate(sizes, initial=0)
     return torch.cat([run(module, part, cache, past) for past, part in zip(starts, x.split(sizes, 1), strict=False)], 1)
 
 
 def chosen_by(module: nn.Module, x: Tensor) -> Tensor:
     """The mask (b, t, t) of what the module's indexer chooses."""
-    ctx = prepare_forward(0, x.shape[1], module.spec.tables(), [NoCache(CacheSpec())])
+    ctx = prepare_forward(0, x.shape[1], module.spec.tables(), [NoCache(CacheSpec())], dtype=torch.float64)
     q_latent = module.q[1](module.q[0](x))
     return sees(choose_keys(module.indexer(x, q_latent, ctx, module.indexer.keys(x, ctx)), 0), x.shape[1])[:, 0]
 
 
 def masked(module: nn.Module, x: Tensor, seen: Tensor | None = None) -> Tensor:
     """Each head by itself over expanded keys and values, under the mask of what was chosen: by its indexer if None."""
-    spec, ctx = module.spec, prepare_forward(0, x.shape[1], module.spec.tables(), [NoCache(CacheSpec())])
+    spec = module.spec
+    ctx = prepare_forward(0, x.shape[1], spec.tables(), [NoCache(CacheSpec())], dtype=torch.float64)
     q_nope, q_rope, latent = module.project(x, ctx)
     seen = chosen_by(module, x) if seen is None else seen
     k, v = module.expand(latent)
@@ -93,9 +96,8 @@ def masked(module: nn.Module, x: Tensor, seen: Tensor | None = None) -> Tensor:
 @pytest.mark.parametrize("length", [1, K - 1, K, K + 1, 2 * K, 100])
 @pytest.mark.parametrize("spec", [SPEC, SMALL_LATENT, replace(SPEC, scale=0.5)], ids=["", "small latent", "scale"])
 def test_it_is_dense_attention_under_the_mask_of_what_was_chosen(spec: SparseMLA, length: int) -> None:
-    module, x = built(spec, torch.float64), torch.randn(2, length, DIM, dtype=torch.float64)
-    # Norms and rotary tables are float32 arithmetic in any dtype.
-    torch.testing.assert_close(run(module, x), masked(module, x), rtol=1e-5, atol=1e-6)
+    module, x = built(spec), torch.randn(2, length, DIM)
+    assert_equal(run(module, x), masked(module, x))
 
 
 @torch.no_grad()
@@ -106,8 +108,8 @@ def test_up_to_k_tokens_it_is_mla() -> None:
     plain.load_state_dict({name: w for name, w in module.state_dict().items() if not name.startswith("indexer.")})
     x = torch.randn(2, K + 1, DIM)
     whole, dense = run(module, x), run(plain, x)
-    assert torch.equal(whole[:, :K], dense[:, :K])
-    assert (whole[:, K] - dense[:, K]).abs().max() > 1e-3
+    assert_equal(whole[:, :K], dense[:, :K])
+    assert differs(whole[:, K], dense[:, K])
 
 
 @torch.no_grad()
@@ -118,7 +120,7 @@ def test_up_to_k_tokens_it_is_mla() -> None:
 @pytest.mark.parametrize("spec", [SPEC, SMALL_LATENT], ids=["", "small latent"])
 def test_passes_over_a_cache_equal_one_pass(spec: SparseMLA, sizes: list[int], static: bool) -> None:
     module, x = built(spec), torch.randn(2, 100, DIM)
-    assert (run_passes(module, x, sizes, static) - run(module, x)).abs().max() < 1e-5
+    assert_equal(run_passes(module, x, sizes, static), run(module, x))
 
 
 SHARING = replace(SPEC, shares_choice=True)
@@ -128,17 +130,17 @@ SHARING = replace(SPEC, shares_choice=True)
 @pytest.mark.parametrize("sizes", [[K - 1], [K], [60], [K - 1, 1, 1, 1, 52], [1] * 20], ids=len)
 def test_a_layer_without_an_indexer_attends_to_what_an_earlier_one_chose(sizes: list[int]) -> None:
     """In each pass over a cache to the choice of that pass; the two layers get different inputs."""
-    modules = [built(spec, torch.float64) for spec in (SPEC, SHARING)]
-    xs = [torch.randn(2, sum(sizes), DIM, dtype=torch.float64) for _ in modules]
+    modules = [built(spec) for spec in (SPEC, SHARING)]
+    xs = [torch.randn(2, sum(sizes), DIM) for _ in modules]
     caches = Cache([SPEC.cache_spec(), SHARING.cache_spec()], 2, sum(sizes), torch.float64, torch.device("cpu")).layers
     outs = []
     for past, size in zip(accumulate(sizes, initial=0), sizes, strict=False):
-        ctx = prepare_forward(past, size, SPEC.tables(), caches)
+        ctx = prepare_forward(past, size, SPEC.tables(), caches, dtype=torch.float64)
         for module, x, cache in zip(modules, xs, caches, strict=True):
             out = module(x[:, past : past + size], ctx, cache)
         outs.append(out)
     expected = masked(modules[1], xs[1], chosen_by(modules[0], xs[0]))
-    torch.testing.assert_close(torch.cat(outs, dim=1), expected, rtol=1e-5, atol=1e-6)
+    assert_equal(torch.cat(outs, dim=1), expected)
 
 
 def test_a_layer_that_shares_a_choice_has_the_costs_of_no_indexer() -> None:
@@ -163,16 +165,16 @@ def test_a_choice_is_taken_from_an_earlier_layer_of_the_same_k() -> None:
 def test_gradients_are_those_of_the_masked_form() -> None:
     """All parameters but the indexer's, which the choice passes no gradient to; below k tokens and above."""
     for length in (K, 50):
-        module, x = built(SPEC, torch.float64), torch.randn(2, length, DIM, dtype=torch.float64, requires_grad=True)
+        module, x = built(SPEC), torch.randn(2, length, DIM, requires_grad=True)
         names, given = zip(*((n, w) for n, w in module.named_parameters() if not n.startswith("indexer.")), strict=True)
         out, expected = run(module, x), masked(module, x)
         with torch.no_grad():
-            assert (run(module, x) - out).abs().max() < 1e-6
+            assert_equal(run(module, x), out)
         weight = torch.randn_like(out)
         got, wanted = (torch.autograd.grad(y, (x, *given), weight) for y in (out, expected))
         for name, one, other in zip(("x", *names), got, wanted, strict=True):
             assert other.abs().max() > 0, name
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+            assert_equal(one, other)
         run(module, x).sum().backward()
         assert all(weight.grad is None for weight in module.indexer.parameters())
 
@@ -181,7 +183,7 @@ def test_gradients_are_those_of_the_masked_form() -> None:
 @given(past=st.integers(0, 80), new=st.integers(1, 80), small=st.booleans())
 def test_flops_are_what_torch_counts(past: int, new: int, small: bool) -> None:
     spec = SMALL_LATENT if small else SPEC
-    module, cache = built(spec), Cache([spec.cache_spec()], 1, 160, torch.float32, torch.device("cpu")).layers[0]
+    module, cache = built(spec), Cache([spec.cache_spec()], 1, 160, torch.float64, torch.device("cpu")).layers[0]
     if past:
         run(module, torch.randn(1, past, DIM), cache)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -238,7 +240,9 @@ def test_released_code_computes_the_same(family: str, k: int) -> None:
     widths |= {"num_key_value_heads": 3, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 5}
     widths |= {"index_n_heads": 16, "index_head_dim": 8, "index_topk": k, "num_hidden_layers": 1}
     config = getattr(transformers, f"{name}Config")(**widths, attn_implementation="eager")
-    theirs = getattr(import_module(f"transformers.models.{family}.modeling_{family}"), f"{name}Attention")(config, 0)
+    with in_float64():
+        module = import_module(f"transformers.models.{family}.modeling_{family}")
+        theirs = getattr(module, f"{name}Attention")(config, 0)
     ours = replace(SPEC, indexer=replace(INDEXER, k=k)).build(DIM)
     for weight in theirs.parameters():
         weight.copy_(torch.randn(weight.shape) * (0.3 if weight.ndim == 2 else 1.0))
@@ -246,7 +250,7 @@ def test_released_code_computes_the_same(family: str, k: int) -> None:
     rotated = torch.cat([torch.arange(6), 6 + halves])
     latent = torch.cat([torch.arange(16), 16 + halves])
     index = torch.cat([halves if family == "glm_moe_dsa" else torch.arange(4), torch.arange(4, 8)])
-    pairs = {
+    parts = {
         "q.down": theirs.q_a_proj.weight,
         "q.norm": theirs.q_a_layernorm.weight,
         "q.up": theirs.q_b_proj.weight.view(3, 10, -1)[:, rotated].flatten(0, 1),
@@ -259,30 +263,54 @@ def test_released_code_computes_the_same(family: str, k: int) -> None:
         "indexer.k_norm": theirs.indexer.k_norm.weight[index],
         "indexer.head_weights": theirs.indexer.weights_proj.weight,
     }
-    state = {f"{module}.weight": weight for module, weight in pairs.items()}
+    state = {f"{part}.weight": weight for part, weight in parts.items()}
     ours.load_state_dict(state | {"indexer.k_norm.bias": theirs.indexer.k_norm.bias[index]})
     x = torch.randn(2, 90, DIM)
-    cos, sin = SPEC.rope.table(torch.arange(90), 4)
+    cos, sin = SPEC.rope.table(torch.arange(90), 4, torch.float64)
     sin = torch.cat([sin[:, 2:]] * 2, dim=-1)  # ours has the first half negated
     table = cos.expand(2, -1, -1), sin.expand(2, -1, -1)
     mask = torch.ones(2, 1, 90, 90, dtype=torch.bool).tril()
     bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-    expected = theirs(x, table, bias)[0]
-    assert (run(ours, x) - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item())
+    with in_float64():
+        expected = theirs(x, table, bias)[0]
+    assert_equal(run(ours, x), expected)
 
 
 def call(module: nn.Module, x: Tensor, ctx: Any, cache: Any) -> Tensor:
     return module(x, ctx, cache)
 
 
+BACKENDS = split(["aot_eager", "inductor"], ["aot_eager"])
+
+
 @torch.no_grad()
 @pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("_strict_compiler")
-def test_three_graphs_serve_every_length() -> None:
+@pytest.mark.slow
+def test_generated_code_decodes_the_same() -> None:
+    """Single tokens, of which few see at most k."""
+    module, x = built(SPEC), torch.randn(2, K + 4, DIM)
+    cache, past = new_cache(SPEC, K + 4), K - 2
+    expected = run(module, x)[:, past:]
+    run(module, x[:, :past], cache)
+    compiled, outs = compile_function(call), []
+    for i in range(past, K + 4):
+        ctx = prepare_forward(i, 1, SPEC.tables(), [cache], dtype=torch.float64)
+        mark_dynamic_lengths(ctx, 1)
+        outs.append(compiled(module, x[:, i : i + 1].clone(), ctx, cache))
+    assert_equal(torch.cat(outs, dim=1), expected)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_strict_compiler")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_three_graphs_serve_every_length(backend: str) -> None:
     """Prefill into an empty cache and into a filled one, and single tokens: below k tokens, across k and above."""
     module, x = built(SPEC), torch.randn(2, 100, DIM)
-    compiled = compile_function(call)
+    compiled = compile_function(call, backend=backend)
     for sizes, room in (
         ([40, 1, 1, 23, 1], 5),  # the first lengths are no widths of the module, with which torch would identify them
         ([K - 2, 1, 1, 1, 1, 50, 1, 1], 3),
@@ -294,30 +322,31 @@ def test_three_graphs_serve_every_length() -> None:
         for past, part in zip(accumulate(sizes, initial=0), x[:, : sum(sizes)].split(sizes, 1), strict=False):
             outs = []
             for function, cache in zip((call, compiled), caches, strict=True):
-                ctx = prepare_forward(past, part.shape[1], SPEC.tables(), [cache])
+                ctx = prepare_forward(past, part.shape[1], SPEC.tables(), [cache], dtype=torch.float64)
                 mark_dynamic_lengths(ctx, part.shape[1])
                 outs.append(function(module, part.clone(), ctx, cache))
-            assert (outs[0] - outs[1]).abs().max() < 1e-5
+            assert_equal(outs[0], outs[1])
     assert counters["stats"]["unique_graphs"] <= 3
 
 
 @pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("_strict_compiler")
-def test_compiled_gradients() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiled_gradients(backend: str) -> None:
     """One graph up to k tokens, and one above."""
     module = built(SPEC)
-    compiled = compile_function(call)
+    compiled = compile_function(call, backend=backend)
     given = [weight for name, weight in module.named_parameters() if not name.startswith("indexer.")]
     for length in (20, 4, 33, K, 50):
         x, cache = torch.randn(2, length, DIM), NoCache(CacheSpec())
         grads = []
         for function in (call, compiled):
-            ctx = prepare_forward(0, length, SPEC.tables(), [cache])
+            ctx = prepare_forward(0, length, SPEC.tables(), [cache], dtype=torch.float64)
             mark_dynamic_lengths(ctx, length)
             grads.append(torch.autograd.grad(function(module, x, ctx, cache).square().sum(), given))
         for one, other in zip(*grads, strict=True):
-            assert (one - other).abs().max() <= 1e-5 * max(1.0, one.abs().max().item())
+            assert_equal(one, other)
     assert counters["stats"]["unique_graphs"] <= 2
 
 
@@ -339,4 +368,4 @@ def test_an_exported_mixer_serves_other_lengths_and_has_no_operator_of_the_zoo()
         assert "zoo" not in str(program.graph)
         for length in (30, K + 1, 77):
             x = torch.randn(2, length, DIM)
-            assert (program.module()(x) - module(x)).abs().max() < 1e-5
+            assert_equal(program.module()(x), module(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,27 +10,29 @@ import torch
 from torch import Tensor
 from torch._dynamo import config as dynamo
 
+from tests.exact import assert_computes, assert_equal
 from zoo.core import attention as module
 from zoo.core import kernels
 from zoo.core.attention import attention
 from zoo.core.flash import flash_attention
-from zoo.core.forward_context import ReachMask, visible
+from zoo.core.forward_context import ReachMask, causal, visible
 from zoo.costs import Chunk, Full, Reach, Window
+
+pytestmark = pytest.mark.usefixtures("_float64")
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
     """One head, one query and one row at a time; a sink is one more key, of value zero."""
-    q, k, v = q.double(), k.double(), v.double()
     batch, heads, new, _ = q.shape
     share, keys = heads // k.shape[1], k.shape[2]
-    out = torch.zeros(batch, heads, new, v.shape[3], dtype=torch.float64)
+    out = torch.zeros(batch, heads, new, v.shape[3])
     for b in range(batch):
         for h in range(heads):
             for t in range(new):
                 seen = range(keys - new + t + 1) if mask is None else mask[t].nonzero().flatten().tolist()
                 scores = [scale * (q[b, h, t] @ k[b, h // share, s]) for s in seen]
                 if sinks is not None:
-                    scores.append(sinks[h].double())
+                    scores.append(sinks[h])
                 weights = torch.stack(scores).softmax(0)
                 out[b, h, t] = sum(weight * v[b, h // share, s] for weight, s in zip(weights, seen, strict=False))
     return out
@@ -70,9 +73,7 @@ def test_attention_is_a_softmax_over_the_keys_seen(
     q, k, v = inputs(heads, kv_heads, new, keys, value)
     mask, sinks = mask_of(new, keys, window), torch.randn(heads) if with_sinks else None
     out = attention(q, k, v, mask, 0.3, sinks)
-    expected = naive(q, k, v, mask, 0.3, sinks)
-    assert out.shape == expected.shape
-    assert (out - expected).abs().max() < 2e-6
+    assert_equal(out, naive(q, k, v, mask, 0.3, sinks))
 
 
 @pytest.mark.parametrize("kernel", [module.has_flash_kernel, lambda q: False], ids=["flash", "explicit"])
@@ -99,7 +100,7 @@ def test_a_mask_of_each_sequence(
     for b in range(2):
         one = slice(b, b + 1)
         expected = naive(q[one], k[one], v[one], mask[b, 0], 0.3, sinks)
-        assert (out[one] - expected).abs().max() < 2e-6
+        assert_equal(out[one], expected)
 
 
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
@@ -111,7 +112,7 @@ def test_the_order_of_keys_changes_nothing(case: str, with_sinks: bool) -> None:
     sinks, order = torch.randn(4) if with_sinks else None, torch.randperm(keys)
     mask = visible(torch.arange(keys - new, keys), torch.arange(keys), Window(window) if window else Full())
     shuffled = attention(q, k[:, :, order], v[:, :, order], mask[:, order], 0.3, sinks)
-    assert (attention(q, k, v, mask, 0.3, sinks) - shuffled).abs().max() < 2e-6
+    assert_equal(attention(q, k, v, mask, 0.3, sinks), shuffled)
 
 
 @torch.no_grad()
@@ -130,7 +131,7 @@ def test_the_mask_of_a_reach_equals_the_mask_it_describes(new: int, reach: Reach
         keys = torch.cat([held, queries])
         q, k, v = inputs(4, 2, new, len(keys))
         drawn = attention(q, k, v, visible(queries, keys, reach), 0.3, sinks)
-        assert (attention(q, k, v, ReachMask(queries, keys, reach), 0.3, sinks) - drawn).abs().max() < 1e-5
+        assert_equal(attention(q, k, v, ReachMask(queries, keys, reach), 0.3, sinks), drawn)
 
 
 @torch.no_grad()
@@ -149,10 +150,10 @@ def test_capped_scores(case: str, with_sinks: bool) -> None:
     expected = scores.softmax(-1)[..., :keys] @ v.repeat_interleave(2, dim=1)
     mask = mask_of(new, keys, window)
     for call in (attention, torch.compile(attention, backend="eager")):
-        assert (call(q, k, v, mask, 3.0, sinks, 0.5) - expected).abs().max() < 2e-6
+        assert_equal(call(q, k, v, mask, 3.0, sinks, 0.5), expected)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module, "BLOCK_QUERIES", 2)
-        assert (attention(q, k, v, mask, 3.0, sinks, 0.5) - expected).abs().max() < 2e-6
+        assert_equal(attention(q, k, v, mask, 3.0, sinks, 0.5), expected)
 
 
 def test_capped_scores_of_every_length_have_one_graph() -> None:
@@ -161,23 +162,27 @@ def test_capped_scores_of_every_length_have_one_graph() -> None:
         for new in range(2, 2 + 2 * dynamo.recompile_limit):
             q, k, v = (torch.randn(1, 2, new, 8) for _ in range(3))
             out = compiled(q, k, v, None, 0.5, None, 5.0)
-            torch.testing.assert_close(out, attention(q, k, v, None, 0.5, None, 5.0))
+            assert_equal(out, attention(q, k, v, None, 0.5, None, 5.0))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", PASSES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_flash_kernel_returns_the_denominator_of_the_explicit_softmax(case: str, dtype: torch.dtype) -> None:
+def test_the_flash_kernel_returns_the_denominator_of_the_explicit_softmax(case: str) -> None:
     new, keys, window = PASSES[case]
-    q, k, v = (x.to(dtype) for x in inputs(4, 2, new, keys, value=8))
     mask, causal = mask_of(new, keys, window), new == keys and new > 1
     drawn = torch.ones(new, keys, dtype=torch.bool).tril() if causal else mask
-    plain = module._explicit_attention(q, k, v, drawn, 0.3)
-    near = 2e-2 if dtype == torch.bfloat16 else 2e-6
-    strided = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (q, k, v)]  # a head's elements not contiguous
-    for given in ((q, k, v), strided):
-        for a, b in zip(flash_attention(*given, mask, causal, 0.3), plain, strict=True):
-            torch.testing.assert_close(a, b, rtol=near, atol=2 * near, check_dtype=False)
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return module._explicit_attention(q, k, v, drawn, 0.3)
+
+    def flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return flash_attention(q, k, v, mask, causal, 0.3)
+
+    def strided(*given: Tensor) -> tuple[Tensor, Tensor]:
+        return flash(*(x.transpose(2, 3).contiguous().transpose(2, 3) for x in given))  # no head's elements contiguous
+
+    for call in (flash, strided):
+        assert_computes(call, plain, lambda: inputs(4, 2, new, keys, value=8))
 
 
 @torch.no_grad()
@@ -197,27 +202,38 @@ def test_prefill_in_blocks_equals_explicit_attention(
     """Queries of two sequences in several blocks, in float32 too."""
     monkeypatch.setattr(module, "MIN_MULTIPLY_ADDS", 0)
     new = module.MIN_BLOCK_ROWS + 77
-    q, k, v = (x.to(dtype) for x in inputs(heads, kv_heads, new, past + new, value))
     sinks = torch.randn(heads) if with_sinks else None
     mask = visible(torch.arange(past, past + new), torch.arange(past + new))
-    out, total = module._explicit_attention(q.double(), k.double(), v.double(), mask, 0.3)
-    expected = out if sinks is None else module._apply_sinks(out, total, sinks[:, None])
-    near = 0.2 if dtype == torch.bfloat16 else 5e-6  # scores up to 20 are rounded, so weights by a tenth
-    for drawn in (mask, None) if past == 0 else (mask,):
+
+    def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, total = module._explicit_attention(q, k, v, mask, 0.3)
+        return module._apply_sinks(out, total, None if sinks is None else sinks[:, None]).to(q.dtype)
+
+    def blocks(q: Tensor, k: Tensor, v: Tensor, drawn: Tensor | None) -> Tensor:
         with kernels.using({"attention": "blocks"}) as active:
             got = attention(q, k, v, drawn, 0.3, sinks)
             assert "blocks" in active.chosen.values()
-        torch.testing.assert_close(got, expected, rtol=near, atol=near, check_dtype=False)
+        return got
+
+    for drawn in (mask, None) if past == 0 else (mask,):
+        assert_computes(
+            partial(blocks, drawn=drawn), explicit, lambda: inputs(heads, kv_heads, new, past + new, value), [dtype]
+        )
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_blocks_with_more_heads_on_one_key_than_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MIN_MULTIPLY_ADDS", 0)
-    q, k, v = (x.to(dtype) for x in inputs(module.MIN_BLOCK_ROWS + 3, 1, 3, 3))
-    with kernels.using({"attention": "blocks"}):
-        got = attention(q, k, v, None, 0.3)
-    torch.testing.assert_close(got, attention(q, k, v, None, 0.3), rtol=0.05, atol=0.05)
+
+    def blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with kernels.using({"attention": "blocks"}):
+            return attention(q, k, v, None, 0.3)
+
+    def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return module._explicit_attention(q, k, v, causal(3, 3, q.device), 0.3)[0]
+
+    assert_computes(blocks, explicit, lambda: inputs(module.MIN_BLOCK_ROWS + 3, 1, 3, 3), [dtype])
 
 
 @torch.no_grad()
@@ -243,7 +259,6 @@ def test_the_trial_of_blocks_runs_both_kernels_on_a_part_of_the_prefill(
 @pytest.mark.parametrize("new", [1, 9])
 def test_autocast_is_respected(new: int, with_sinks: bool, window: int | None) -> None:
     """As softmax and products that torch casts itself; eager and compiled."""
-    q, k, v = inputs(4, 2, new, 9, value=8)
     queries, keys = torch.arange(9 - new, 9), torch.arange(9)
     mask = (
         ReachMask(queries, keys, Window(window))
@@ -251,11 +266,23 @@ def test_autocast_is_respected(new: int, with_sinks: bool, window: int | None) -
         else (None if new in (1, 9) else visible(queries, keys))
     )
     sinks = torch.randn(4) if with_sinks else None
-    exact = attention(q, k, v, mask, 0.3, sinks)
-    for call in (attention, torch.compile(attention, backend="eager")):
-        with torch.autocast("cpu", torch.bfloat16):
-            out = call(q, k, v, mask, 0.3, sinks)
-        torch.testing.assert_close(out.float(), exact, rtol=0.1, atol=0.15)
+    drawn = visible(queries, keys, Window(window) if window and new > 1 else Full())
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=q.dtype == torch.float32):
+            scores = (q @ k.repeat_interleave(2, dim=1).mT * 0.3).masked_fill(~drawn, float("-inf"))
+            if sinks is not None:
+                scores = torch.cat([scores, sinks[:, None, None].to(scores.dtype).expand(2, -1, new, 1)], dim=-1)
+            out = scores.softmax(-1)[..., :9] @ v.repeat_interleave(2, dim=1)
+        return out if q.dtype == torch.float64 else out.bfloat16()
+
+    for function in (attention, torch.compile(attention, backend="eager")):
+
+        def call(q: Tensor, k: Tensor, v: Tensor, function: Any = function) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return function(q, k, v, mask, 0.3, sinks).bfloat16()
+
+        assert_computes(call, plain, lambda: inputs(4, 2, new, 9, value=8), [torch.float32])
 
 
 @pytest.mark.parametrize(
@@ -265,37 +292,41 @@ def test_autocast_is_respected(new: int, with_sinks: bool, window: int | None) -
 @pytest.mark.parametrize("with_mask", [False, True], ids=["", "mask"])
 def test_explicit_attention_by_reductions_equals_matrix_products(with_mask: bool, new: int, value: int) -> None:
     """For values that are read whole, and for others."""
-    q, k, v = (x.double() for x in inputs(4, 4, new, 7, value))
+    q, k, v = inputs(4, 4, new, 7, value)
     mask = visible(torch.arange(7 - new, 7), torch.arange(7), Window(3)) if with_mask else None
     for reductions, products in zip(
         module._explicit_attention(q, k, v, mask, 0.3, True),
         module._explicit_attention(q, k, v, mask, 0.3),
         strict=True,
     ):
-        torch.testing.assert_close(reductions, products)
+        assert_equal(reductions, products)
 
 
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("case", PASSES)
-def test_bfloat16_errors_are_within_its_rounding(case: str, with_sinks: bool) -> None:
-    """Inputs and outputs have 8 bits, weights at worst too: within 2^-7 of the largest value."""
+def test_narrow_dtypes_are_as_near_as_the_explicit_softmax(case: str, with_sinks: bool) -> None:
     new, keys, window = PASSES[case]
-    q, k, v = (x.bfloat16() for x in inputs(4, 2, new, keys))
     mask, sinks = mask_of(new, keys, window), torch.randn(4).bfloat16() if with_sinks else None
-    out = attention(q, k, v, mask, 0.3, sinks)
-    assert out.dtype == torch.bfloat16
-    error = (out - naive(q, k, v, mask, 0.3, sinks)).abs().max() / v.abs().max()
-    assert error < 2**-6
+    drawn = causal(new, keys, torch.device("cpu")) if mask is None else mask
+
+    def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, total = module._explicit_attention(q, k, v, drawn, 0.3)
+        return module._apply_sinks(out, total, None if sinks is None else sinks[:, None]).to(q.dtype)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, mask, 0.3, None if sinks is None else sinks.to(q.dtype))
+
+    assert_computes(call, explicit, lambda: inputs(4, 2, new, keys))
 
 
 def test_a_sink_of_minus_infinity_changes_nothing_and_a_large_one_takes_all() -> None:
     q, k, v = inputs(4, 2, 5, 5)
     without = attention(q, k, v, None, 0.3)
-    assert (attention(q, k, v, None, 0.3, torch.full((4,), float("-inf"))) - without).abs().max() < 2e-6
+    assert_equal(attention(q, k, v, None, 0.3, torch.full((4,), float("-inf"))), without)
     assert attention(q, k, v, None, 0.3, torch.full((4,), 1e4)).abs().max() == 0
     one = attention(q, k, v, None, 0.3, torch.tensor([1e4, -1e4, 1e4, -1e4]))
     assert one[:, ::2].abs().max() == 0
-    assert (one - without)[:, 1::2].abs().max() < 2e-6
+    assert_equal(one[:, 1::2], without[:, 1::2])
 
 
 def test_large_scores_do_not_overflow() -> None:
@@ -303,7 +334,7 @@ def test_large_scores_do_not_overflow() -> None:
     for sinks in (None, torch.tensor([500.0, -500.0, 0.0, 80.0])):
         out = attention(q * 100, k * 100, v, None, 1.0, sinks)
         assert out.isfinite().all()
-        assert (out - naive(q * 100, k * 100, v, None, 1.0, sinks)).abs().max() < 1e-4
+        assert_equal(out, naive(q * 100, k * 100, v, None, 1.0, sinks))
 
 
 @pytest.mark.parametrize("sink", [None, -1e4, 0.5, 1e4])

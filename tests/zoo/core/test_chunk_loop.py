@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.exact import assert_equal
 from zoo.core.chunk_loop import _loop, _loop_backward_operator, _loop_operator, pass_on
+
+pytestmark = pytest.mark.usefixtures("_float64")
 
 S, N, C, D, W = 2, 3, 4, 5, 6
 
@@ -15,7 +18,7 @@ def streams(erases: bool, columns: int = 1) -> list[Tensor | None]:
     """kept, write, erase, inverse, value and state."""
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=torch.float64).requires_grad_()
+        return torch.randn(*shape).requires_grad_()
 
     erase, inverse = (random(S, N, C, D), random(S, N, C, C)) if erases else (None, None)
     return [random(S, N, columns, 1), random(S, N, C, D), erase, inverse, random(S, N, C, W), random(S, D, W)]
@@ -42,14 +45,14 @@ def test_the_last_state_continues() -> None:
     first = pass_on(*(x[:, :, :1] for x in (kept, write, erase, inverse, value)), state)
     rest = pass_on(*(x[:, :, 1:] for x in (kept, write, erase, inverse, value)), first[2])
     assert torch.equal(starts[:, :, 0], state)
-    torch.testing.assert_close(rest[2], last)
-    torch.testing.assert_close(torch.cat([first[1], rest[1]], dim=2), written)
+    assert_equal(rest[2], last)
+    assert_equal(torch.cat([first[1], rest[1]], dim=2), written)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("erases", [True, False])
 def test_transposed_gradients_give_results_as_the_compiler_is_told(erases: bool) -> None:
     kept, write, erase, inverse, value, _ = streams(erases)
-    d_starts, d_state = torch.randn(S, N, W, D).double().mT, torch.randn(S, W, D).double().mT
-    found = _loop_backward_operator(d_starts, torch.randn(value.shape).double(), d_state, kept, write, erase, inverse)
+    d_starts, d_state = torch.randn(S, N, W, D).mT, torch.randn(S, W, D).mT
+    found = _loop_backward_operator(d_starts, torch.randn(value.shape), d_state, kept, write, erase, inverse)
     assert all(each.is_contiguous() for each in found)

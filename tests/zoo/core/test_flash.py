@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.exact import assert_as_near, assert_equal
 from zoo.core import flash
 from zoo.core.attention import attention
 from zoo.core.forward_context import Mask, ReachMask, visible
 from zoo.costs import Full, Window
+
+pytestmark = pytest.mark.usefixtures("_float64")
 
 # new queries, keys, window: one block and several, with keys before the queries and without.
 CASES = {
@@ -49,31 +52,34 @@ def test_gradients_equal_those_of_a_softmax(case: str, with_sinks: bool, monkeyp
         monkeypatch.setattr(flash, "_operator", lambda *given: used.append(1) or operator(*given))
     out = attention(q, k, v, mask, 0.3, sinks)
     assert bool(used) == (window is not None or with_sinks)
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    wanted = explicit(*exact[:3], drawn, 0.3, exact[3] if with_sinks else None)
-    assert (out - wanted).abs().max() < 2e-6
+    wanted = explicit(q, k, v, drawn, 0.3, sinks)
+    assert_equal(out, wanted)
     weight = torch.randn(out.shape)
-    gradients = torch.autograd.grad(out, inputs, weight)
-    for got, expected in zip(gradients, torch.autograd.grad(wanted, exact, weight.double()), strict=True):
-        assert (got - expected).abs().max() <= 5e-6 * expected.abs().max()
+    for got, expected in zip(*(torch.autograd.grad(x, inputs, weight) for x in (out, wanted)), strict=True):
+        assert_equal(got, expected)
 
 
 def test_bfloat16_under_autocast() -> None:
     """Inputs of several dtypes, as a rotation in float32 leaves them; gradients come back in each one's own."""
     positions = torch.arange(20)
-    mask = ReachMask(positions, positions, Window(4))
-    q, k, v = torch.randn(1, 4, 20, 8), torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, 8).bfloat16()
-    inputs = [x.requires_grad_() for x in (q, k, v, torch.randn(4))]
-    with torch.autocast("cpu", torch.bfloat16):
-        out = attention(q, k, v, mask, 0.3, inputs[3])
-    assert out.dtype == torch.bfloat16
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    wanted = explicit(*exact[:3], visible(positions, positions, Window(4)), 0.3, exact[3])
-    weight = torch.randn(out.shape).bfloat16()
-    expected = torch.autograd.grad(wanted, exact, weight.double())
-    for x, got, near in zip(inputs, torch.autograd.grad(out, inputs, weight), expected, strict=True):
-        assert got.dtype == x.dtype
-        assert (got - near).abs().max() <= 0.03 * near.abs().max()
+    mask, drawn = ReachMask(positions, positions, Window(4)), visible(positions, positions, Window(4))
+    seeds = []
+    for _ in range(4):
+        q, k, v = (
+            torch.randn(1, 4, 20, 8).float(),
+            torch.randn(1, 2, 20, 8).float(),
+            torch.randn(1, 2, 20, 8).bfloat16(),
+        )
+        inputs = [x.requires_grad_() for x in (q, k, v, torch.randn(4).float())]
+        exact = [x.detach().double().requires_grad_() for x in inputs]
+        weight = torch.randn(1, 4, 20, 8).bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            out, plain = attention(*inputs[:3], mask, 0.3, inputs[3]), explicit(*inputs[:3], drawn, 0.3, inputs[3])
+        assert out.dtype == plain.dtype == torch.bfloat16
+        forms = (out, inputs), (plain, inputs), (explicit(*exact[:3], drawn, 0.3, exact[3]), exact)
+        seeds.append([(y, *torch.autograd.grad(y, given, weight.to(y.dtype))) for y, given in forms])
+    for i in range(5):
+        assert_as_near(*([seed[form][i] for seed in seeds] for form in range(3)), i)
 
 
 def test_forward_mode_and_functional_gradients_work() -> None:
@@ -84,4 +90,4 @@ def test_forward_mode_and_functional_gradients_work() -> None:
         return attention(q, k, v, None, 0.3, sinks).square().sum()
 
     _, tangent = torch.func.jvp(run, (q,), (torch.ones_like(q),))
-    assert torch.allclose(torch.func.grad(run)(q).sum(), tangent, rtol=1e-4)
+    assert_equal(torch.func.grad(run)(q).sum(), tangent)

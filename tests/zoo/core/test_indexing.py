@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.library import opcheck
 
+from tests.exact import assert_as_near, assert_equal
 from zoo.core import indexing as module
 from zoo.core.forward_context import causal, visible
 from zoo.core.indexing import NOT_CHOSEN, Index, choose_keys, index_scores, sees, sees_all, top_keys
 
+pytestmark = pytest.mark.usefixtures("_float64")
 CPU = torch.device("cpu")
 K = 5
 # (new, keys): decode, the last query of k tokens, prefill, chunks over a past; at most k keys and more.
@@ -26,19 +29,18 @@ def test_scores_are_weighted_rectified_products() -> None:
     got = index_scores(q, weights, keys)
     for b, t, s in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(7)).tolist():
         terms = [weights[b, t, h].item() * max(torch.dot(q[b, t, h], keys[b, s]).item(), 0.0) for h in range(4)]
-        assert got[b, t, s].item() == pytest.approx(sum(terms), abs=1e-5)
+        assert_equal(got[b, t, s], torch.tensor(sum(terms)))
 
 
 @torch.no_grad()
 def test_bfloat16_is_scored_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """And in blocks of keys as in one."""
-    q, weights, keys = (torch.randn(shape).bfloat16() for shape in ((2, 3, 4, 8), (2, 3, 4), (2, 70, 8)))
-    exact = index_scores(q.double(), weights.double(), keys.double())
+    draws = [[torch.randn(shape).bfloat16() for shape in ((2, 3, 4, 8), (2, 3, 4), (2, 70, 8))] for _ in range(3)]
+    exact = [index_scores(*(each.double() for each in draw)) for draw in draws]
+    wide = [index_scores(*(each.float() for each in draw)) for draw in draws]
     for elements in (1, 500, 2**19):
         monkeypatch.setattr(module, "SCORE_ELEMENTS", elements)
-        got = index_scores(q, weights, keys)
-        assert got.dtype == torch.float32
-        assert (got - exact).abs().max() < 1e-5
+        assert_as_near([index_scores(*draw) for draw in draws], wide, exact)
 
 
 @pytest.mark.parametrize(("new", "keys"), PASSES)
@@ -84,8 +86,8 @@ def test_the_best_of_the_complete_keys_are_chosen(past: int, every: int) -> None
     """A key of several tokens is seen from its last token on."""
     new = 70
     stored = (past + new) // every
-    q, keys = torch.randn(2, new, 2, 8).double(), torch.randn(2, 1, stored, 8).double()
-    weights = torch.randn(2, new, 2).double()  # of so few heads, many scores are ReLU's zero: they tie
+    q, keys = torch.randn(2, new, 2, 8), torch.randn(2, 1, stored, 8)
+    weights = torch.randn(2, new, 2)  # of so few heads, many scores are ReLU's zero: they tie
     chosen = sets(choose_keys(Index(q, weights, keys, K), past, every))
     scores = index_scores(q, weights, keys[:, 0])
     for b in range(2):
@@ -103,3 +105,9 @@ def test_a_token_that_is_not_the_last_place_chooses_by_the_mask() -> None:
         chosen = sets(choose_keys(Index(q, weights, keys, K), 19, mask=mask))[0][0]
         scores = index_scores(q, weights, keys[:, 0, : position + 1])[0, 0]
         assert chosen == set(sorted(range(position + 1), key=lambda s: -scores[s].item())[:K])
+
+
+@pytest.mark.parametrize(("new", "keys"), [(1, 40), (7, 30)])
+def test_the_operator_keeps_the_compilers_rules(new: int, keys: int) -> None:
+    given = torch.randn(2, new, 6, 8), torch.rand(2, new, 6), torch.randn(2, 1, keys, 8)
+    opcheck(module._operator, (*given, K, keys - new, 1, None))

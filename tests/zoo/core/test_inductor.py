@@ -18,25 +18,27 @@ SCRIPT = """
 import locale, sys
 import torch
 import zoo
+from tests.exact import assert_equal
 
-model, tokens = zoo.build("qwen3-0.6b", tiny=True), torch.tensor([[1, 2, 3]])
+model, tokens = zoo.build("qwen3-0.6b", tiny=True, dtype=torch.float64), torch.tensor([[1, 2, 3]])
 before = locale.setlocale(locale.LC_CTYPE)
 assert (locale.getencoding(), sys.flags.utf8_mode) == ("ANSI_X3.4-1968", 0)
 with torch.no_grad():
     expected = model(tokens)
     model.compile()
-    assert (model(tokens) - expected).abs().max() < 1e-4
+    assert_equal(model(tokens), expected)
 assert locale.setlocale(locale.LC_CTYPE) == before
 """
 ELSEWHERE = """
 import torch
 import zoo
+from tests.exact import assert_equal
 
-model, tokens = zoo.build("qwen3-0.6b", tiny=True), torch.tensor([[1, 2, 3]])
+model, tokens = zoo.build("qwen3-0.6b", tiny=True, dtype=torch.float64), torch.tensor([[1, 2, 3]])
 with torch.no_grad():
     expected = model(tokens)
     model.compile()
-    assert (model(tokens) - expected).abs().max() < 1e-4
+    assert_equal(model(tokens), expected)
 """
 
 

@@ -8,12 +8,15 @@ from torch import Tensor
 from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
 
+from tests.exact import assert_computes, assert_equal
 from tests.models import has_compiler
 from zoo.core import sparse_attention as module
 from zoo.core.forward_context import causal, visible
 from zoo.core.indexing import NOT_CHOSEN, sees, top_keys
 from zoo.core.inductor import compile_dynamic
 from zoo.core.sparse_attention import sparse_attention
+
+pytestmark = pytest.mark.usefixtures("_float64")
 
 CPU = torch.device("cpu")
 K, WIDTH = 5, 6
@@ -26,9 +29,9 @@ def mask_of(new: int, keys: int) -> Tensor | None:
     return None if new in (1, keys) else visible(torch.arange(keys - new, keys), torch.arange(keys))
 
 
-def inputs(new: int, keys: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(new: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries of 4 heads, the shared stream, and what random scores choose."""
-    q, latent = torch.randn(2, 4, new, 8, dtype=dtype), torch.randn(2, 1, keys, 8, dtype=dtype)
+    q, latent = torch.randn(2, 4, new, 8), torch.randn(2, 1, keys, 8)
     return q, latent, top_keys(torch.randn(2, new, keys), K, causal(new, keys, CPU))
 
 
@@ -43,12 +46,12 @@ def test_gathered_keys_with_sinks(differentiates: bool) -> None:
     """A sink takes its part of each head's weights; places that no key is chosen for take none."""
     q, latent, chosen = inputs(7, 30)
     chosen[:, 3, 1:] = NOT_CHOSEN
-    sinks = torch.randn(4, dtype=torch.float64)
+    sinks = torch.randn(4)
     with torch.set_grad_enabled(differentiates):
         got = module.gathered_attention(q, latent, chosen, 0.3, sinks)
     scores = (q @ latent.mT * 0.3).masked_fill(~sees(chosen, 30), float("-inf"))
     weights = torch.cat([scores, sinks.view(1, 4, 1, 1).expand(2, -1, 7, -1)], dim=-1).softmax(-1)
-    torch.testing.assert_close(got, weights[..., :-1] @ latent)
+    assert_equal(got, weights[..., :-1] @ latent)
 
 
 @torch.no_grad()
@@ -61,16 +64,15 @@ def test_gathered_attention_equals_dense_attention(
     monkeypatch.setattr(module, "GATHERED_ELEMENTS", elements)
     q, latent, chosen = inputs(new, keys)
     out = sparse_attention(q, latent, chosen, mask_of(new, keys), 0.3, WIDTH)
-    torch.testing.assert_close(out, dense(q, latent, chosen, 0.3), rtol=1e-12, atol=1e-12)
+    assert_equal(out, dense(q, latent, chosen, 0.3))
 
 
 @torch.no_grad()
-def test_bfloat16_has_its_softmax_in_float32() -> None:
-    q, latent, chosen = inputs(7, 30, torch.bfloat16)
-    out = sparse_attention(q, latent, chosen, mask_of(7, 30), 0.3, WIDTH)
-    assert out.dtype == torch.bfloat16
-    expected = dense(q.double(), latent.double(), chosen, 0.3)
-    assert (out - expected).abs().max() < 0.03
+def test_narrow_dtypes_are_as_near_as_dense_attention() -> None:
+    def sparse(q: Tensor, latent: Tensor, chosen: Tensor) -> Tensor:
+        return sparse_attention(q, latent, chosen, mask_of(7, 30), 0.3, WIDTH)
+
+    assert_computes(sparse, lambda *given: dense(*given, 0.3), lambda: inputs(7, 30))
 
 
 @pytest.mark.parametrize(("new", "keys"), [(1, 40), (7, 30), (12, 12)])
@@ -81,7 +83,7 @@ def test_gradients_equal_those_of_dense_attention(new: int, keys: int) -> None:
     weight = torch.randn_like(out)
     for got, wanted in zip(*(torch.autograd.grad(x, given, weight) for x in (out, expected)), strict=True):
         assert wanted.abs().max() > 0
-        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+        assert_equal(got, wanted)
 
 
 @pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
@@ -98,10 +100,10 @@ def test_one_graph_serves_every_length(decode: bool, differentiates: bool) -> No
     lengths = [(1, 7), (1, 3), (1, 5), (1, 6), (1, 60)] if decode else [(7, 19), (3, 4), (2, 5), (7, 300), (200, 201)]
     with dynamo.patch(fail_on_recompile_limit_hit=True), torch.set_grad_enabled(differentiates):
         for new, keys in lengths:
-            q, latent, chosen = inputs(new, keys, torch.float32)
+            q, latent, chosen = inputs(new, keys)
             mask = mask_of(new, keys)
             (mark_unbacked if decode else maybe_mark_dynamic)(latent, 2)
             out = function(q, latent, chosen, mask, 0.3, WIDTH)
-            assert (out - dense(q.double(), latent.double(), chosen, 0.3)).abs().max() < 1e-5
+            assert_equal(out, dense(q, latent, chosen, 0.3))
     assert counters["stats"]["unique_graphs"] == 1
     torch.compiler.reset()

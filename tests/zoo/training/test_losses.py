@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import weights
 import zoo
 from tests import toys
-from tests.models import gradient_bound
+from tests.exact import assert_as_near, assert_equal, in_float64
 from tests.presets import distinct
 from tests.reference import toy_reference
 from zoo.core.forward_context import RouterOutput, recorded_routing
@@ -25,8 +25,9 @@ from zoo.training.losses import (
     sequence_balance_loss,
 )
 
+pytestmark = pytest.mark.usefixtures("_float64")
+
 EXPERTS, K = 6, 2
-BOUND = 1e-5
 LOSSES = [load_balancing_loss, pooled_load_balancing_loss, sequence_balance_loss]
 SOFTMAX = [
     name for name in distinct() if any(isinstance(part, zoo.SoftmaxTopK) for part in zoo.spec(name, tiny=True).walk())
@@ -49,18 +50,26 @@ def softmax(logits: list[float]) -> list[float]:
 
 
 def test_cross_entropy_is_the_mean_over_scored_targets() -> None:
-    logits, targets = torch.randn(2, 5, 11, dtype=torch.bfloat16), torch.randint(11, (2, 5))
+    logits, targets = torch.randn(3, 2, 5, 11), torch.randint(11, (2, 5))
     targets[0, 1] = targets[1, 4] = IGNORED
-    each = [
-        -torch.log_softmax(logits[b, t].double(), -1)[targets[b, t]]
-        for b in range(2)
-        for t in range(5)
-        if targets[b, t] != IGNORED
-    ]
-    loss = cross_entropy(logits, targets)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(torch.stack(each).mean().item(), rel=1e-6)
-    assert cross_entropy(logits, torch.full((2, 5), IGNORED)).isnan()
+
+    def by_token(logits: Tensor) -> Tensor:
+        each = [
+            -torch.log_softmax(logits[b, t], -1)[targets[b, t]]
+            for b in range(2)
+            for t in range(5)
+            if targets[b, t] != IGNORED
+        ]
+        return torch.stack(each).mean()
+
+    assert_equal(cross_entropy(logits[0], targets), by_token(logits[0]))
+    narrow = logits.bfloat16()  # of which the loss is in float32
+    assert_as_near(
+        [cross_entropy(each, targets) for each in narrow],
+        [by_token(each.float()) for each in narrow],
+        [by_token(each.double()) for each in narrow],
+    )
+    assert cross_entropy(logits[0], torch.full((2, 5), IGNORED)).isnan()
 
 
 def test_counts_are_of_every_choice() -> None:
@@ -76,7 +85,7 @@ def test_the_per_layer_loss_is_its_formula() -> None:
         for e in range(EXPERTS):
             share = sum(e in chosen for _, chosen in tokens) / (K * len(tokens))
             total += EXPERTS * share * sum(softmax(logits)[e] for logits, _ in tokens) / len(tokens)
-    assert load_balancing_loss(routing).item() == pytest.approx(total / len(routing))
+    assert_equal(load_balancing_loss(routing), torch.tensor(total / len(routing)))
 
 
 def test_the_pooled_loss_is_that_of_all_layers_as_one() -> None:
@@ -85,9 +94,8 @@ def test_the_pooled_loss_is_that_of_all_layers_as_one() -> None:
     for e in range(EXPERTS):
         share = sum(e in chosen for _, chosen in tokens) / len(tokens)
         expected += EXPERTS * share * sum(softmax(logits)[e] for logits, _ in tokens) / len(tokens)
-    assert pooled_load_balancing_loss(routing).item() == pytest.approx(expected)
-    alone = pooled_load_balancing_loss(routing[:1]).item()
-    assert alone == pytest.approx(K * load_balancing_loss(routing[:1]).item())
+    assert_equal(pooled_load_balancing_loss(routing), torch.tensor(expected))
+    assert_equal(pooled_load_balancing_loss(routing[:1]), K * load_balancing_loss(routing[:1]))
 
 
 def test_the_sequence_loss_is_its_formula() -> None:
@@ -99,9 +107,9 @@ def test_the_sequence_loss_is_its_formula() -> None:
                 best = sum(scores[e] >= sorted(scores)[-K] for scores in sequence)
                 part = sum(scores[e] / sum(scores) for scores in sequence) / len(sequence)
                 total += EXPERTS / (K * len(sequence)) * best * part
-    assert sequence_balance_loss(routing).item() == pytest.approx(total / 2 / len(routing))
+    assert_equal(sequence_balance_loss(routing), torch.tensor(total / 2 / len(routing)))
     chosen_otherwise = [RouterOutput(output.logits, (-output.logits).topk(K).indices) for output in routing]
-    assert torch.equal(sequence_balance_loss(chosen_otherwise), sequence_balance_loss(routing))
+    assert_equal(sequence_balance_loss(chosen_otherwise), sequence_balance_loss(routing))
 
 
 @pytest.mark.parametrize(("loss", "balanced"), list(zip(LOSSES, [1, K, 1], strict=True)))
@@ -110,7 +118,7 @@ def test_what_is_balanced_has_the_least_loss_and_gradients_lead_there(loss, bala
     ids = torch.arange(EXPERTS)
     chosen = torch.stack([ids, (ids + 1) % EXPERTS], dim=-1)[None]
     even = torch.zeros(1, EXPERTS, EXPERTS).scatter_(-1, chosen, 3.0)
-    assert loss([RouterOutput(even, chosen)]).item() == pytest.approx(balanced)
+    assert_equal(loss([RouterOutput(even, chosen)]), torch.tensor(float(balanced)))
     uneven = (even[:, :1] * torch.ones(1, EXPERTS, 1)).requires_grad_()
     worst = loss([RouterOutput(uneven, chosen[:, :1].expand(1, EXPERTS, K))])
     assert worst > 1.2 * balanced
@@ -139,23 +147,22 @@ def gradients(reference: nn.Module, folder: Path) -> dict[str, Tensor]:
         for held, weight in zip(holder.parameters(), reference.parameters(), strict=True):
             held.copy_(weight.grad)
     holder.save_pretrained(folder)
-    return dict(weights.load(folder).named_parameters())
+    return dict(weights.load(folder, dtype=torch.float64).named_parameters())
 
 
 @pytest.mark.parametrize("name", SOFTMAX)
 def test_the_loss_with_router_logits_and_its_gradients_equal_the_reference(name: str, tmp_path: Path) -> None:
     """With a coefficient so large that the balancing loss moves every gradient before the last router."""
     config = toys.config(name) | {"router_aux_loss_coef": 0.5}
-    reference = toy_reference(config)
-    reference.save_pretrained(tmp_path / "weights")
     tokens = torch.randint(0, 512, (2, 40), generator=torch.Generator().manual_seed(1))
-    expected = reference(tokens, labels=tokens, output_router_logits=True)
-    expected.loss.backward()
+    with in_float64():
+        reference = toy_reference(config).double()
+        reference.set_experts_implementation("eager")
+        expected = reference(tokens, labels=tokens, output_router_logits=True)
+        expected.loss.backward()
+    reference.save_pretrained(tmp_path / "weights")
     theirs = gradients(reference, tmp_path / "gradients")
-    model = weights.load(tmp_path / "weights")
-    near = gradient_bound(
-        model.spec, reference, lambda other: other(tokens, labels=tokens, output_router_logits=True).loss
-    )
+    model = weights.load(tmp_path / "weights", dtype=torch.float64)
     for recompute in (False, True):
         model.activation_checkpointing = recompute
         model.zero_grad()
@@ -164,9 +171,8 @@ def test_the_loss_with_router_logits_and_its_gradients_equal_the_reference(name:
         balance = pooled_load_balancing_loss(routing)
         loss = cross_entropy(logits[:, :-1], tokens[:, 1:]) + 0.5 * balance
         loss.backward()
-        assert balance.item() == pytest.approx(expected.aux_loss.item(), rel=BOUND)
-        assert loss.item() == pytest.approx(expected.loss.item(), rel=BOUND)
+        assert_equal(balance, expected.aux_loss)
+        assert_equal(loss, expected.loss)
         for part, weight in model.named_parameters():
-            scale = theirs[part].abs().max()
-            assert scale > 0
-            assert (weight.grad - theirs[part]).abs().max() <= near * scale, part
+            assert theirs[part].any(), part
+            assert_equal(weight.grad, theirs[part], part)
