@@ -260,6 +260,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.feed_forward import Apply, LinearFeedForward
 from zoo.blocks.routers import Router, record
+from zoo.core.top_k import top_k
 
 
 @dataclass(frozen=True)
@@ -303,7 +304,7 @@ class _CosineTopK(nn.Module):
 
     def forward(self, x: Tensor, ctx=None) -> tuple[Tensor, Tensor]:
         logits = F.linear(F.normalize(x.float(), dim=-1), F.normalize(self.weight.float(), dim=-1))
-        top, chosen = logits.topk(self.spec.k)
+        top, chosen = top_k(logits, self.spec.k)
         record(ctx, logits, chosen)
         return top.softmax(-1).to(x.dtype), chosen
 '''

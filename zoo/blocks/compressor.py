@@ -55,7 +55,7 @@ class EntryIndexer(Spec):
     k: int
 
     role = "indexer"
-    toy: ClassVar = {"heads": 16, "k": 6}  # with few heads, many scores are relu's zero: ties
+    toy: ClassVar = {"heads": 16, "k": 6}  # as of Indexer
 
     def describe(self) -> str:
         return f"top {self.k} of {self.heads} index heads of {self.head_dim}"

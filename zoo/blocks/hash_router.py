@@ -12,6 +12,7 @@ from zoo.blocks.routers import LinearRouter, Router, record
 from zoo.core.float32 import Float32Parameters, empty, upcast
 from zoo.core.forward_context import ForwardContext
 from zoo.core.linear import linear
+from zoo.core.top_k import top_k
 from zoo.costs import linear_params
 from zoo.errors import UsageError
 
@@ -82,7 +83,7 @@ class _SqrtSoftplusTopK(_SoftplusRouter, Float32Parameters):
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
         logits = self.logits(x)
-        chosen = self.ranking(logits).topk(self.spec.k).indices
+        _, chosen = top_k(self.ranking(logits), self.spec.k)
         record(ctx, logits, chosen)
         return self.weigh(F.softplus(logits).sqrt(), chosen).to(x.dtype), chosen
 

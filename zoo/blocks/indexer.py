@@ -42,7 +42,8 @@ class Indexer(Spec):
     norm: Norm
 
     role = "indexer"
-    toy: ClassVar[Mapping[str, Any]] = {"heads": 16, "k": 24}  # with few heads, many scores are relu's zero: ties
+    # With few heads many scores are ReLU's zero, and among equal ones the reference chooses otherwise.
+    toy: ClassVar[Mapping[str, Any]] = {"heads": 16, "k": 24}
 
     def build(self, dim: int, q_rank: int, rope: Position, rope_dim: int) -> "_Indexer":
         """The module for a residual stream of `dim`, a latent of queries of `q_rank`, and the rotary encoding of the

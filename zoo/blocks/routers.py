@@ -11,6 +11,7 @@ from zoo.blocks.norms import Norm
 from zoo.core.float32 import Float32Parameters, empty, upcast
 from zoo.core.forward_context import ForwardContext, RouterOutput
 from zoo.core.linear import linear
+from zoo.core.top_k import top_k
 from zoo.costs import linear_params
 from zoo.registry import Spec
 
@@ -26,7 +27,7 @@ __all__ = [
 
 
 class Router(Spec, abstract=True):
-    """Chooses `k` experts for each token, and their weights."""
+    """Chooses `k` experts for each token, and their weights. Of equal scores the earlier is chosen, as by `top_k`."""
 
     k: int
     role = "router"
@@ -99,7 +100,7 @@ class _SoftmaxTopK(LinearRouter):
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
         logits = self.logits(x)
         scores = logits if self.spec.renormalise else logits.softmax(-1)
-        top, chosen = scores.topk(self.spec.k)
+        top, chosen = top_k(scores, self.spec.k)
         record(ctx, logits, chosen)
         return (top.softmax(-1) if self.spec.renormalise else top).to(x.dtype), chosen
 
@@ -134,7 +135,7 @@ class _NormedSoftmaxTopK(LinearRouter):
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
         logits = self.logits(x)
-        top, chosen = logits.topk(self.spec.k)
+        top, chosen = top_k(logits, self.spec.k)
         record(ctx, logits, chosen)
         return (top.softmax(-1) * self.expert_scale[chosen]).to(x.dtype), chosen
 
@@ -163,7 +164,7 @@ class InputScaledTopK(Router):
 class _InputScaledTopK(LinearRouter):
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
         logits = self.logits(x)
-        top, chosen = logits.topk(self.spec.k)
+        top, chosen = top_k(logits, self.spec.k)
         record(ctx, logits, chosen)
         return top.sigmoid().to(x.dtype), chosen
 
@@ -194,10 +195,10 @@ class GroupedTopK(Router, abstract=True):
         """(..., experts) scores -> (..., k) expert ids."""
         if self.keep < self.groups:
             grouped = scores.unflatten(-1, (self.groups, -1))
-            best = grouped.topk(2).values.sum(-1).topk(self.keep).indices
+            _, best = top_k(top_k(grouped, 2)[0].sum(-1), self.keep)
             kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, True)
             scores = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
-        return scores.topk(self.k).indices
+        return top_k(scores, self.k)[1]
 
     def weigh(self, scores: Tensor, chosen: Tensor) -> Tensor:
         """(..., experts) scores, (..., k) expert ids -> (..., k) weights."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from zoo.core.forward_context import causal
+from zoo.core.top_k import top_k_set
 
 NOT_CHOSEN = -1
 SCORE_ELEMENTS = 2**19  # scores of all heads that are in memory together
@@ -59,14 +60,14 @@ def top_keys(scores: Tensor, k: int, visible: Tensor | None = None) -> Tensor:
     """scores (b, t, s) -> the k stored tokens of the highest score for each query, (b, t, k) int32, in no order.
 
     `visible` (t, s) is True where a query sees a token, None for all. A query that sees fewer than k gets all of them,
-    and NOT_CHOSEN in the other places. Among equal scores torch.topk decides. The result is k wide for every s, so that
+    and NOT_CHOSEN in the other places. Of equal scores the earlier is chosen. The result is k wide for every s, so that
     compiled code has one shape for all lengths.
     """
     if visible is not None:
         scores = scores.masked_fill(~visible, float("-inf"))
     scores = F.pad(scores, (0, torch.sym_max(k - scores.shape[-1], 0)), value=float("-inf"))
-    top = scores.topk(k, sorted=False)
-    return top.indices.to(torch.int32).masked_fill(top.values == float("-inf"), NOT_CHOSEN)
+    chosen = top_k_set(scores, k)
+    return chosen.to(torch.int32).masked_fill(scores.gather(-1, chosen) == float("-inf"), NOT_CHOSEN)
 
 
 def sees(chosen: Tensor, keys: int) -> Tensor:

@@ -10,8 +10,9 @@ class Sampler:
     """Greedy at temperature 0; else a sample from softmax(logits / temperature), cut to `top_k` and `top_p`.
 
     `top_k` keeps that many most likely tokens. After it, `top_p` keeps the fewest most likely tokens whose
-    probabilities reach it (nucleus sampling, Holtzman et al. 2019). `seed` makes the samples repeatable, independent of
-    other randomness in the process. Raises UsageError for options out of range.
+    probabilities reach it (nucleus sampling, Holtzman et al. 2019). Of equally likely tokens, which
+    bfloat16 has many of, the first comes first. `seed` makes the samples repeatable, independent of other randomness in
+    the process. Raises UsageError for options out of range.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Sampler:
         """(batch, vocab) -> (batch,) token ids."""
         if self.temperature < torch.finfo(torch.float32).tiny:
             return logits.argmax(-1)
-        scores, ids = logits.float().sort(-1, descending=True)
+        scores, ids = logits.float().sort(dim=-1, descending=True, stable=True)
         scores = (scores - scores[:, :1]) / self.temperature  # the most likely at 0, so that none overflows
         if self.top_k is not None:
             scores, ids = scores[:, : self.top_k], ids[:, : self.top_k]

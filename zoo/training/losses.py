@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zoo.core.float32 import upcast
 from zoo.core.forward_context import RouterOutput
+from zoo.core.top_k import top_k
 from zoo.errors import UsageError
 
 IGNORED = -100  # the target of a position that is not scored
@@ -75,7 +76,7 @@ def sequence_balance_loss(routing: Sequence[RouterOutput]) -> Tensor:
 
 def _sequence_loss(output: RouterOutput) -> Tensor:
     scores, (experts, k) = output.logits.sigmoid(), (output.logits.shape[-1], output.chosen.shape[-1])
-    is_best = torch.zeros_like(scores).scatter_(-1, scores.topk(k).indices, 1.0)
+    is_best = torch.zeros_like(scores).scatter_(-1, top_k(scores, k)[1], 1.0)
     shares = experts / k * is_best.mean(-2)
     return (shares * (scores / scores.sum(-1, keepdim=True)).mean(-2)).sum(-1).mean()
 
