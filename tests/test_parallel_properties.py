@@ -27,7 +27,8 @@ def is_divisible(spec: zoo.Decoder, ranks: int, ep: bool) -> bool:
     return True
 
 
-@settings(suppress_health_check=[HealthCheck.filter_too_much])  # of random models, few can be divided
+# Of random models, few can be divided.
+@settings(suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 @given(decoders(), st.sampled_from([2, 3]), st.booleans(), st.integers(0, 2**31))
 def test_parts_compute_what_the_whole_computes(spec: zoo.Decoder, ranks: int, ep: bool, seed: int) -> None:
     """Whole, and in chunks through a cache."""
