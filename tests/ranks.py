@@ -38,7 +38,7 @@ def in_ranks(
         results = [reader.recv() if reader.poll(seconds) else None for reader in readers]
     finally:
         for process in processes:
-            process.join(10)
+            process.join(60)  # on a busy machine it takes a while until all have left the group
             process.kill()
     assert all(process.exitcode == 0 for process in processes), [process.exitcode for process in processes]
     return results
