@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 import zoo
+from tests.presets import over
 from zoo import GLU, GQA, MLA, Branch, GroupedSigmoidTopK, Layer, MoE, NoPE, PostNorm, RMSNorm, RoPE, SoftmaxTopK, pre
 from zoo.errors import SpecError
 from zoo.registry import Block, Mixer
@@ -114,7 +115,7 @@ def test_an_impossible_spec_is_refused_with_the_reason(message: str) -> None:
     assert message in refusal(IMPOSSIBLE[message])
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_equal_specs_are_equal_and_hash_equal(name: str) -> None:
     spec = zoo.spec(name)
     again = _rebuilt(spec)
@@ -167,7 +168,7 @@ def test_swapping_a_spec_for_itself_changes_nothing(name: str, kind: type[zoo.Sp
         assert message == f"nothing to swap: no {kind.__name__} here, only {held}"
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_swap_replaces_every_one_and_leaves_the_original(name: str) -> None:
     spec = zoo.spec(name)
     before = hash(spec)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import zoo
-from tests.presets import distinct
+from tests.presets import distinct, over
 from zoo.blocks.expert_parallel import expert_parallel
 from zoo.catalog import allocate
 from zoo.core.collectives import Group
@@ -77,7 +77,7 @@ def test_released_sizes_are_divided_among_the_cards_that_they_are_run_on(name: s
     assert_parts(zoo.spec(name), ranks)
 
 
-@pytest.mark.parametrize("name", [name for name in distinct() if expert_parallel(zoo.spec(name)) != zoo.spec(name)])
+@over([name for name in distinct() if expert_parallel(zoo.spec(name)) != zoo.spec(name)])
 def test_whole_experts_are_divided_as_their_spec_says(name: str) -> None:
     spec = expert_parallel(zoo.spec(name, tiny=True))
     assert_parts(spec, 2)

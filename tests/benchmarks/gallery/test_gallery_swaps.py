@@ -13,7 +13,7 @@ from benchmarks.gallery import swap_grid
 from benchmarks.gallery.cost_terms import CostTerms, Terms, attention_terms, feed_forward_terms, outside_terms
 from benchmarks.gallery.swap_drawings import SHOWN, swap_drawings
 from benchmarks.gallery.swap_grid import Grid
-from tests.presets import representatives, screen_of_families, split
+from tests.presets import over, representatives, screen_of_families
 from zoo.diagram import Fragment, Fragments
 from zoo.diagram.figure import folded
 from zoo.diagram.looks import look
@@ -74,7 +74,7 @@ def test_swaps_of_a_cell_give_its_terms(kind: str, name: str) -> None:
     assert checked >= (3 if contains(spec, *SWAPPED[kind]) else 1)
 
 
-@pytest.mark.parametrize("name", split(zoo.names(), representatives()))
+@over(zoo.names(), representatives())
 def test_attention_and_feed_forward_costs_are_independent(name: str) -> None:
     """One cell of each grid and the terms outside the layers add up to the costs of a model with both swaps."""
     spec = zoo.spec(name)

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 
-from tests.presets import representatives, split
+from tests.presets import over, representatives, split
 from tests.test_properties import decoders
 from tests.zoo.diagram.drawing import (
     BASE,
@@ -28,7 +28,7 @@ from zoo.errors import UsageError
 SHOWN = [*representatives(), *(f"tiny {name}" for name in representatives()), "extreme"]
 
 
-@pytest.mark.parametrize("name", split(MODELS, SHOWN))
+@over(MODELS, SHOWN)
 def test_it_is_well_formed_with_a_title_and_a_description(name: str) -> None:
     root = ElementTree.fromstring(svg(MODELS[name], f"{name} <&>", prefix="a-"))
     title, described = root.find(f"{SVG}title"), root.find(f"{SVG}desc")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import zoo
-from tests.presets import of_families, split
+from tests.presets import of_families, over
 from weights.matching import TensorMapping, match, skipped
 from zoo.architectures import families
 from zoo.blocks.gated_delta_net import GatedDeltaNet
@@ -44,7 +44,7 @@ def stored_shapes(name: str) -> list[tuple[str, tuple[int, ...]]]:
     return [pair for move in moves(spec, layout(name)) for pair in move.expected(parameters).items()]
 
 
-@pytest.mark.parametrize("name", split(zoo.names(), of_families()))
+@over(zoo.names(), of_families())
 def test_a_checkpoint_holds_every_number_once(name: str) -> None:
     shapes = stored_shapes(name)
     assert len(dict(shapes)) == len(shapes)
@@ -60,7 +60,7 @@ def test_released_files_hold_that_many_tensors(name: str, count: int) -> None:
     assert len(stored_shapes(name)) == count
 
 
-@pytest.mark.parametrize("name", split(zoo.names(), of_families()))
+@over(zoo.names(), of_families())
 def test_reading_undoes_writing(name: str) -> None:
     """Bit by bit, for every rule that has a parameter here: each of two ways to store the experts, too."""
     model = zoo.build(name, tiny=True)
@@ -120,7 +120,7 @@ def test_what_is_skipped_may_be_of_layers_with_one_kind_of_mixer() -> None:
     assert not skipped(zoo.spec("gemma4-12b", tiny=True), (rule, *COMMON), [*names, "layers..k"])
 
 
-@pytest.mark.parametrize("name", split(zoo.names(), of_families()))
+@over(zoo.names(), of_families())
 def test_nothing_that_a_model_needs_is_skipped(name: str) -> None:
     assert not skipped(zoo.spec(name), layout(name), [stored for stored, _ in stored_shapes(name)])
 

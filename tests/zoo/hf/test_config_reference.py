@@ -13,6 +13,7 @@ import torch
 import zoo
 from tests import toys
 from tests.configs import WRAPPERS, older, older_rotary, smallest, wrapped, wrapped_names
+from tests.presets import over
 from tests.reference import published, toy_config, toy_reference
 from weights.reference.model import causal_class
 from zoo.architectures import families
@@ -97,7 +98,7 @@ def test_a_field_that_is_absent_is_the_references_default_or_demanded(name: str,
     assert read > 3
 
 
-@pytest.mark.parametrize("name", older_rotary())
+@over(older_rotary())
 def test_the_scaling_of_the_models_own_context(name: str) -> None:
     """YaRN and Llama 3's scaling without the context they stretch: the reference takes the model's."""
     yarn = {"rope_type": "yarn", "factor": 4.0}
@@ -194,7 +195,7 @@ def test_configs_as_people_publish_them(variant: str) -> None:
     assert reference_params(reference_config(read)) == params
 
 
-@pytest.mark.parametrize("name", wrapped_names())
+@over(wrapped_names())
 def test_the_text_part_says_whether_the_head_is_tied_and_then_the_wrapper(name: str) -> None:
     for inside, outside, tied in ((True, False, True), (False, True, False), (None, True, True), (None, False, False)):
         config = wrapped(older(name, tie_word_embeddings=inside), tie_word_embeddings=outside)
@@ -219,7 +220,7 @@ def test_a_llama_with_biases_is_the_reference(field: str, tmp_path: Path) -> Non
     assert zoo.from_hf(zoo.to_hf(model.spec)) == model.spec
 
 
-@pytest.mark.parametrize("name", published())
+@over(published())
 def test_no_released_config_is_refused_for_its_class(name: str) -> None:
     assert older(name)["architectures"]
     assert zoo.from_hf(older(name)) == zoo.spec(name)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zoo
-from tests.presets import of_families, representatives, screen_of_families, split
+from tests.presets import of_families, over, representatives, screen_of_families, split
 from tests.zoo.swaps.test_tiny import composition
 from zoo import GLU, GQA, MLA, Decoder, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
 from zoo.catalog import resolve
@@ -120,7 +120,7 @@ def test_a_published_config_describes_it(name: str, params: int) -> None:
         assert len(config.get(field, spec.layers)) == len(spec.layers)
 
 
-@pytest.mark.parametrize("name", split(zoo.names(), representatives()))
+@over(zoo.names(), representatives())
 def test_every_distinct_kind_of_layer_is_there(name: str) -> None:
     full, spec = zoo.spec(name), small(name).spec
     kinds, made = ([unsized(layer) for layer in each.layers] for each in (full, spec))
@@ -129,7 +129,7 @@ def test_every_distinct_kind_of_layer_is_there(name: str) -> None:
     assert made[0] == kinds[0]
 
 
-@pytest.mark.parametrize("name", split(zoo.names(), representatives()))
+@over(zoo.names(), representatives())
 def test_what_makes_it_its_kind_stays(name: str) -> None:
     full, spec = zoo.spec(name), small(name).spec
     assert (spec.norm, spec.tied) == (full.norm, full.tied)
@@ -183,7 +183,7 @@ def test_latents_are_relative_to_the_heads(name: str, params: int) -> None:
     assert spec.scale in (None, (spec.nope_dim + spec.rope_dim) ** -0.5)  # the gain belongs to YaRN, which is dropped
 
 
-@pytest.mark.parametrize("name", split([name for name in zoo.names() if parts(zoo.spec(name), MoE)], of_families()))
+@over([name for name in zoo.names() if parts(zoo.spec(name), MoE)], of_families())
 def test_experts(name: str) -> None:
     full, spec = zoo.spec(name), small(name, 2_000_000).spec
     before, after = parts(full, MoE)[0], parts(spec, MoE)[0]
