@@ -8,8 +8,6 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,10 @@ import pytest
 
 import weights
 import zoo
-from tests.ranks import in_process
+from tests.ranks import command, in_process
 from tests.weights.checkpoints import read, write
 from tests.weights.hub import COMMIT, Hub, etag, serve
-from weights.generate import app
 from weights.sources import locate, repository
-from zoo.cli.runner import exit_code
 from zoo.errors import NotAvailable, UsageError, ZooError
 
 Saved = Callable[[str], Path]
@@ -78,13 +74,6 @@ def located(calls: list[list[Any]]) -> list[tuple[str, str]]:
 def settings(hub: Hub, tmp_path: Path) -> dict[str, str]:
     there = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     return there | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-
-
-def generated(*args: str) -> tuple[int, str, str]:
-    """The exit code of weights.generate, and what it writes to stdout and stderr."""
-    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
-        code = exit_code(app, "python -m weights.generate", args)
-    return code, out.getvalue(), err.getvalue()
 
 
 def test_no_weights_are_fetched_in_a_scheme_that_is_not_read(hub: Hub, ask: Callable[..., Any]) -> None:
@@ -209,14 +198,14 @@ def test_a_download_goes_on_where_it_stopped(hub: Hub, ask: Callable, tmp_path: 
 
 def test_from_the_command_line(hub: Hub, saved: Saved, tmp_path: Path) -> None:
     """Data on stdout; the repository and its commit on stderr, without a bar, since it is not a terminal."""
-    args, there = ["--tokens", "5,6,7", "--max-new-tokens", "4"], settings(hub, tmp_path)
-    code, out, err = in_process(generated, "tiny/shards", *args, environment=there)
-    assert (code, out) == (0, generated(str(saved(DENSE)), *args)[1]), err
+    args, there = ["weights.generate", "--tokens", "5,6,7", "--max-new-tokens", "4"], settings(hub, tmp_path)
+    code, out, err = in_process(command, *args, "tiny/shards", environment=there)
+    assert (code, out) == (0, command(*args, str(saved(DENSE)))[1]), err
     assert out.count(",") == 3
     assert err.splitlines()[0] == f"tiny/shards at commit {COMMIT}"
     assert len(err.splitlines()) == 3, err
     shutil.rmtree(tmp_path / "home")
-    code, out, err = in_process(generated, "tiny/shards", *args, "--offline", environment=there)
+    code, out, err = in_process(command, *args, "tiny/shards", "--offline", environment=there)
     assert (code, out) == (3, "")
     assert err.startswith("error: tiny/shards: not in the download cache, and --offline")
 

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 import zoo
-from tests.presets import over, representatives, split
+from tests.presets import over, representatives
 from tests.zoo.diagram.drawing import (
     BASE,
     LAYOUTS,
@@ -44,7 +44,7 @@ def branches(model: Decoder) -> list[str]:
 
 @pytest.mark.parametrize("layout", ["wide", "narrow"])
 @pytest.mark.parametrize("place", [None, "pre", "olmo", "sandwich", "post"])
-@pytest.mark.parametrize("name", split(names(), representatives()))
+@over(names(), representatives())
 def test_norms_are_drawn_at_their_placement(name: str, place: str | None, layout: str) -> None:
     model = apply_swap(spec(name), f"norm={place}")[0] if place else spec(name)
     at = []

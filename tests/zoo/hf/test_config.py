@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zoo
+from tests import toys
 from tests.configs import newer, older, older_rotary, own, partly_rotary, rotary, smallest, wrapped, wrapped_names
 from tests.presets import over
 from tests.reference import published
@@ -250,8 +251,10 @@ def damaged(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from (values | {field: inner} for inner in damaged(held))
 
 
-@pytest.mark.parametrize("spelling", [older, pytest.param(newer, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", smallest())
+@pytest.mark.parametrize(
+    "spelling", [toys.config, *(pytest.param(each, marks=pytest.mark.slow) for each in (older, newer))]
+)
+@over(smallest())
 def test_every_field_may_hold_anything(name: str, spelling: Callable[[str], dict[str, Any]]) -> None:
     for config in damaged(spelling(name)):
         read_or_refused(config)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zoo
-from tests.presets import of_families, over, representatives, screen_of_families, split
+from tests.presets import of_families, over, representatives, screen_of_families
 from tests.zoo.swaps.test_tiny import composition
 from zoo import GLU, GQA, MLA, Decoder, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
 from zoo.catalog import resolve
@@ -47,7 +47,7 @@ def whole(attn: GQA) -> GQA:
 
 
 @pytest.mark.parametrize("params", [100_000, 200_000, 2_000_000])
-@pytest.mark.parametrize("name", split(zoo.names(), of_families()))
+@over(zoo.names(), of_families())
 def test_every_size_meets_its_budget(name: str, params: int) -> None:
     met = small(name, params)
     assert abs(met.spec.params() - params) <= params / 100
@@ -111,7 +111,7 @@ def test_large_budgets_grow_in_width_and_depth(family: str, params: int) -> None
 
 
 @pytest.mark.parametrize("params", [200_000, 2_000_000])
-@pytest.mark.parametrize("name", split(zoo.names(), representatives()))
+@over(zoo.names(), representatives())
 def test_a_published_config_describes_it(name: str, params: int) -> None:
     spec = small(name, params).spec
     config = zoo.to_hf(spec)  # of its own model_type, or of another for which it computes the same
@@ -147,7 +147,7 @@ def test_what_makes_it_its_kind_stays(name: str) -> None:
 
 
 @pytest.mark.parametrize("params", [200_000, 2_000_000])
-@pytest.mark.parametrize("name", split([name for name in zoo.names() if parts(zoo.spec(name), GQA)], of_families()))
+@over([name for name in zoo.names() if parts(zoo.spec(name), GQA)], of_families())
 def test_heads(name: str, params: int) -> None:
     full, spec = zoo.spec(name), small(name, params).spec
     kinds = {(type(attn), attn.reach.limit is None): attn for attn in reversed(parts(full, GQA))}  # the first of each
@@ -172,7 +172,7 @@ def test_heads(name: str, params: int) -> None:
 
 
 @pytest.mark.parametrize("params", [200_000, 2_000_000])
-@pytest.mark.parametrize("name", split([name for name in zoo.names() if parts(zoo.spec(name), MLA)], of_families()))
+@over([name for name in zoo.names() if parts(zoo.spec(name), MLA)], of_families())
 def test_latents_are_relative_to_the_heads(name: str, params: int) -> None:
     full, spec = parts(zoo.spec(name), MLA)[0], parts(small(name, params).spec, MLA)[0]
     dim, unit = small(name, params).spec.dim, spec.nope_dim / full.nope_dim
