@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -120,6 +121,7 @@ def test_drawings_are_of_the_models_that_the_swaps_make(name: str) -> None:
     """However many changes: the layers one by one, the frames of their kinds, and the parts of their branches."""
     spec, parts = one(name).spec, dict[Fragment, int]()
     made, choices = swap_drawings(spec, lambda part: parts.setdefault(part, len(parts))), swap_grid.single_choices(spec)
+    assert_complete(spec, made)
     held, drawn, checked = list(parts), Fragments(spec, layout="narrow"), 0
     for at in sampled_choices(choices):
         these = [choices[axis][at[axis]] for axis in AXES]
@@ -168,12 +170,9 @@ def test_windows_and_positions_repeat_by_themselves() -> None:
     assert changed == after(spec, first, second)
 
 
-@pytest.mark.parametrize("name", screen_of_families())
-def test_all_drawings_are_there_and_draw_every_block_once(name: str) -> None:
+def assert_complete(spec: Decoder, made: dict[str, Any]) -> None:
     """What the two grids allow is drawn, with any positions. A block is drawn in the frame of the kind that most layers
     with it are of; frames above and below say where."""
-    spec = one(name).spec
-    made = swap_drawings(spec, lambda part: 0)
     attention, experts = swap_grid.attention_grid(spec), swap_grid.expert_grid(spec)
     choices = [each for row in made["feed_forward"] for each in row]
     assert [each is None for each in choices] == [cell is None for row in experts.cells for cell in row]
