@@ -19,10 +19,10 @@ install = @echo "installing $(1) into $(VENV): some minutes the first time" >&2 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help compare gallery docs test test-slow check format dev clean
+.PHONY: help compare gallery docs test test-browser test-slow check format dev clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 compare: $(VENV)/.run ## all architectures side by side: parameters, KV cache, FLOPs, tokens/s
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -39,6 +39,9 @@ docs: $(VENV)/.gallery ## write what is generated in docs/: comparisons, blocks 
 
 test: $(VENV)/.test ## the tests: offline, on the CPU
 	$(PYTEST) $(ARGS)
+
+test-browser: $(VENV)/.test ## the tests of the gallery's page, in a Chromium that is on the PATH
+	$(PYTEST) -m 'browser and not slow' $(ARGS)
 
 test-slow: $(VENV)/.test ## the tests marked slow
 	$(PYTEST) -m 'slow and not gpu and not network' $(ARGS)

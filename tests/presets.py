@@ -6,12 +6,16 @@ of all show. The rest is marked slow, so that the time of the default tests grow
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import fields
-from functools import cache
+from functools import cache, wraps
+from inspect import signature
 from typing import Any
 
 import pytest
+import torch
 from _pytest.mark import ParameterSet
 
 import zoo
@@ -93,6 +97,56 @@ def split(values: Iterable[Any], chosen: Iterable[Any]) -> list[ParameterSet]:
     """Each value as a test's parameter, marked slow where it is not a chosen one."""
     chosen = list(chosen)
     return [pytest.param(value, marks=[] if value in chosen else [pytest.mark.slow]) for value in values]
+
+
+def over(
+    values: Iterable[Any], by_default: Iterable[Any] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a test of one value, its first argument, a single test of all values: for checks so short that pytest's own
+    work for a test would take longer. It goes on after a failure and reports every value that fails. With `by_default`,
+    only those values run by default, and a slow test has the rest. Values that `-k` names run alone."""
+    every = list(values)
+    chosen = every if by_default is None else [value for value in every if value in set(by_default)]
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        argument, *fixtures = signature(test).parameters.values()
+
+        @wraps(test)
+        def run(_values: list[Any], request: pytest.FixtureRequest, **given: Any) -> None:
+            failures = []
+            for value in _named(_values, every, request.config.option.keyword):
+                random.seed(0)
+                torch.manual_seed(0)
+                try:
+                    test(value, **given)
+                except Exception as failure:
+                    failure.add_note(f"{argument.name} = {value!r}")
+                    failures.append(failure)
+            if failures:
+                names = ", ".join(failure.__notes__[-1] for failure in failures)
+                raise ExceptionGroup(f"{len(failures)} of {len(_values)}: {names}", failures)
+
+        used = [argument.replace(name=name, annotation=Any) for name in ("_values", "request")]
+        run.__signature__ = signature(test).replace(parameters=[*used, *fixtures])  # type: ignore[attr-defined]
+        run.__dict__ |= {str(value): None for value in every}  # words that `-k` knows the test by
+        sets = [pytest.param(chosen, id="all" if by_default is None else "some")]
+        if rest := [value for value in every if value not in chosen]:
+            sets.append(pytest.param(rest, id="rest", marks=pytest.mark.slow))
+        return pytest.mark.parametrize("_values", sets)(run)
+
+    return decorate
+
+
+def _named(values: list[Any], every: list[Any], keywords: str) -> list[Any]:
+    """Those of the values that an expression of keywords names; all, if it names none of any."""
+    words = {word.lower() for word in re.findall(r"[\w.-]+", keywords)} - {"and", "or", "not"}
+    if not any(_is_named(value, words) for value in every):
+        return values
+    return [value for value in values if _is_named(value, words)] or pytest.skip(f"-k {keywords} names none of these")
+
+
+def _is_named(value: Any, words: set[str]) -> bool:
+    return any(word in str(value).lower() for word in words)
 
 
 def screen() -> list[ParameterSet]:

@@ -30,14 +30,9 @@ def defined(file: Path) -> set[str]:
     return {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
-def test_the_map_answers_eleven_questions() -> None:
-    questions = [
-        line
-        for line in TEXT.partition("## Where is what")[2].splitlines()
-        if re.match(r"\| (Where|How|What|Which)", line)
-    ]
-    assert len(questions) == 11
-    assert len(MAP) >= 6
+def test_every_row_of_the_map_is_read() -> None:
+    rows = TEXT.partition("## Where is what")[2].partition("\n## ")[0].count("\n| ") - 1  # the head
+    assert len(MAP) == rows > 0
 
 
 @pytest.mark.parametrize(("path", "names"), MAP)
@@ -63,5 +58,5 @@ def test_every_path_in_the_text_exists_or_is_one_to_write() -> None:
     written = {"zoo/blocks/min_gru.py", "zoo/architectures/olmoe.py", "tests/zoo/blocks/test_min_gru.py"}
     written |= {f"tests/data/{folder}/olmoe.json" for folder in ("published", "kv_reference")}
     written |= {"tests/families/olmoe.py"}
-    assert len(paths) > 15
+    assert paths
     assert {path for path in paths if not (ROOT / path).exists()} <= written

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
 import zoo
-from tests.presets import cover, distinct, features, of_families, representatives, screen, split
+from tests.presets import cover, distinct, features, of_families, over, representatives, screen, split
 from zoo.architectures import families
 
 
@@ -48,3 +53,31 @@ def test_the_rest_is_slow() -> None:
     assert marked == {"a": ["slow"], "b": []}
     assert [each.values[0] for each in screen()] == list(distinct())
     assert [each.values[0] for each in screen() if not each.marks] == [n for n in distinct() if n in representatives()]
+
+
+def test_a_test_over_values_reports_each_that_fails_and_runs_those_that_are_named() -> None:
+    seen: list[str] = []
+
+    @over(["one", "two", "three"], by_default=["two", "three"])
+    def check(name: str) -> None:
+        seen.append(name)
+        assert name == "two"
+
+    def failing(values: list[str], keywords: str = "") -> str:
+        seen.clear()
+        options = SimpleNamespace(option=SimpleNamespace(keyword=keywords))
+        with pytest.raises(ExceptionGroup) as failed:
+            cast(Any, check)(values, SimpleNamespace(config=options))
+        return str(failed.value)
+
+    some, rest = cast(Any, check).pytestmark[0].args[1]
+    assert (some.values, some.marks) == ((["two", "three"],), ())
+    assert (rest.values, [mark.name for mark in rest.marks]) == ((["one"],), ["slow"])
+    assert failing(["two", "three", "one"]).startswith("2 of 3: name = 'three', name = 'one'")
+    assert seen == ["two", "three", "one"]
+    failing(["two", "three"], "THREE and not test_other")
+    assert seen == ["three"]
+    with pytest.raises(pytest.skip.Exception, match="names none"):
+        failing(["two", "three"], "one")
+    failing(["two", "three"], "test_other")
+    assert seen == ["two", "three"]

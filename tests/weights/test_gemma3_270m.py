@@ -12,7 +12,7 @@ import torch
 
 import weights
 import zoo
-from weights.generate import app
+from weights import generate
 from zoo.cli import runner
 
 pytestmark = pytest.mark.xdist_group("gemma3_270m")  # loaded once
@@ -66,8 +66,12 @@ def test_the_parity_report(path: Path, dtype: str) -> None:
     assert report.reference.endswith("weights read by transformers")
 
 
-def test_from_the_command_line(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a tokenizer.json: ids in, ids out."""
+def test_from_the_command_line(
+    path: Path, model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a tokenizer.json: ids in, ids out. The weights are those that were loaded before."""
+    monkeypatch.setattr(generate, "fill", lambda spec, *_: model if spec == model.spec else pytest.fail(str(spec)))
+    app = generate.app
     prompt = REFERENCE["prompts"][0]
     ids = ",".join(map(str, prompt["tokens"]))
     args = [str(path), "--tokens", ids, "--max-new-tokens", "3"]

@@ -11,6 +11,7 @@ import pytest
 
 import weights
 from tests.presets import split
+from tests.ranks import as_launched, command
 from tests.torchrun import errors, start
 from tests.weights.checkpoints import read, write
 from zoo.cli.runner import exit_code
@@ -44,9 +45,9 @@ def test_damage_is_found_by_two_processes(saved: Saved, tmp_path: Path) -> None:
     changed = tensors[name].clone()
     changed[len(changed) // 2 :] *= 1.05
     copy = write(tmp_path / "copy", config, tensors | {name: changed})
-    process = start("weights.parity", copy, "--reference", saved("llama3-8b"), "--tokens", 80, "--tp", 2)
-    out, err = process.communicate(timeout=SECONDS)
-    assert process.returncode == 1, err
+    args = str(copy), "--reference", str(saved("llama3-8b")), "--tokens", "80", "--tp", "2"
+    (code, out, err), other = as_launched(2, command, "weights.parity", *args)
+    assert (code, other) == (1, (1, "", "")), err
     assert out.count("FAIL: largest difference in float64") == 1
     assert "first in layer 1's attention" in " ".join(out.split())
     assert "divided among 2 processes" in " ".join(out.split())

@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,26 +15,15 @@ import pytest
 
 import weights
 import zoo
+from tests.ranks import command, in_process
 from tests.weights.checkpoints import read, write
 from tests.weights.hub import COMMIT, Hub, etag, serve
 from weights.sources import locate, repository
-from zoo.errors import NotAvailable, UsageError
+from zoo.errors import NotAvailable, UsageError, ZooError
 
 Saved = Callable[[str], Path]
 DENSE = "qwen3-0.6b"
 PAGE = "http://127.0.0.1"
-# Each argument is a JSON list of locate's arguments; each line of the answer is what came of it.
-SCRIPT = """
-import json, sys
-from weights.sources import locate
-from zoo.errors import ZooError
-for call in sys.argv[1:]:
-    try:
-        answer = ["path", str(locate(*json.loads(call)))]
-    except ZooError as error:
-        answer = [type(error).__name__, str(error)]
-    print(json.dumps(answer), flush=True)
-"""
 UNREAD = {"README.md": b"r", "pytorch_model.bin": b"p", "original/model.safetensors": b"o", "onnx/config.json": b"c"}
 
 
@@ -67,19 +54,26 @@ def ask(hub: Hub, tmp_path: Path) -> Callable[..., list[tuple[str, str]]]:
     """The results of calls of `locate`, in one process with its own, empty cache in tmp_path/home."""
 
     def ask(*calls: list[Any], **environment: str) -> list[tuple[str, str]]:
-        done = run(hub, tmp_path, "-c", SCRIPT, *map(json.dumps, calls), **environment)
-        assert done.returncode == 0, done.stderr
-        return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+        found: list[tuple[str, str]] = in_process(located, calls, environment=settings(hub, tmp_path) | environment)
+        return found
 
     return ask
 
 
-def run(hub: Hub, tmp_path: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-    settings |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **environment}
-    return subprocess.run(
-        [sys.executable, *args], env=os.environ | settings, capture_output=True, text=True, check=False, timeout=120
-    )
+def located(calls: list[list[Any]]) -> list[tuple[str, str]]:
+    """What comes of each of these calls: a path, or an error."""
+    found = []
+    for call in calls:
+        try:
+            found.append(("path", str(locate(*call))))
+        except ZooError as error:
+            found.append((type(error).__name__, str(error)))
+    return found
+
+
+def settings(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    there = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    return there | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
 
 def test_no_weights_are_fetched_in_a_scheme_that_is_not_read(hub: Hub, ask: Callable[..., Any]) -> None:
@@ -204,17 +198,16 @@ def test_a_download_goes_on_where_it_stopped(hub: Hub, ask: Callable, tmp_path: 
 
 def test_from_the_command_line(hub: Hub, saved: Saved, tmp_path: Path) -> None:
     """Data on stdout; the repository and its commit on stderr, without a bar, since it is not a terminal."""
-    command = ["-m", "weights.generate", "tiny/shards", "--tokens", "5,6,7", "--max-new-tokens", "4"]
-    done = run(hub, tmp_path, *command)
-    expected = run(hub, tmp_path, *command[:2], str(saved(DENSE)), *command[3:])
-    assert (done.returncode, done.stdout) == (0, expected.stdout), done.stderr
-    assert done.stdout.count(",") == 3
-    assert done.stderr.splitlines()[0] == f"tiny/shards at commit {COMMIT}"
-    assert len(done.stderr.splitlines()) == 3, done.stderr
+    args, there = ["weights.generate", "--tokens", "5,6,7", "--max-new-tokens", "4"], settings(hub, tmp_path)
+    code, out, err = in_process(command, *args, "tiny/shards", environment=there)
+    assert (code, out) == (0, command(*args, str(saved(DENSE)))[1]), err
+    assert out.count(",") == 3
+    assert err.splitlines()[0] == f"tiny/shards at commit {COMMIT}"
+    assert len(err.splitlines()) == 3, err
     shutil.rmtree(tmp_path / "home")
-    failed = run(hub, tmp_path, *command, "--offline")
-    assert (failed.returncode, failed.stdout) == (3, "")
-    assert failed.stderr.startswith("error: tiny/shards: not in the download cache, and --offline")
+    code, out, err = in_process(command, *args, "tiny/shards", "--offline", environment=there)
+    assert (code, out) == (3, "")
+    assert err.startswith("error: tiny/shards: not in the download cache, and --offline")
 
 
 def test_names() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import zoo
+from tests.presets import over
 from zoo.architectures import families, released
 from zoo.catalog import allocate, ancestor, best_known, family_name, resolve, sizes
 from zoo.errors import UsageError
@@ -25,7 +26,7 @@ def test_families_are_in_order_of_their_first_release() -> None:
     assert zoo.names() == [name for family in families().values() for name in family.SIZES]
 
 
-@pytest.mark.parametrize("family", families())
+@over(families())
 def test_a_family_is_known_by_one_of_its_sizes(family: str) -> None:
     module = families()[family]
     assert best_known(family) in module.SIZES
@@ -39,7 +40,7 @@ def test_a_family_that_says_nothing_is_known_by_its_first_size() -> None:
     assert best_known("llama3") == "llama3.1-8b"
 
 
-@pytest.mark.parametrize("family", families())
+@over(families())
 def test_a_family_says_where_it_came_from_and_where_its_report_is(family: str) -> None:
     """Followed back, every family came from the first; each from one that was released before it."""
     about, known = families()[family].ABOUT, best_known(family)
@@ -82,13 +83,13 @@ def test_the_month_in_the_hub_ids_of_olmo2_is_that_of_the_release(name: str) -> 
     assert f"-{month}{year[2:]}-" in sizes()[name].hub
 
 
-@pytest.mark.parametrize("family", families())
+@over(families())
 def test_a_family_is_its_smallest_size(family: str) -> None:
     smallest = min(families()[family].SIZES.values(), key=lambda size: size.params)
     assert zoo.spec(family) == sizes().get(family, smallest).spec
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_a_preset_goes_by_its_name_and_its_hub_id_in_any_case(name: str) -> None:
     hub = sizes()[name].hub
     for word in (name, name.upper(), name.replace("-", "_"), hub, hub.lower()):
@@ -96,7 +97,7 @@ def test_a_preset_goes_by_its_name_and_its_hub_id_in_any_case(name: str) -> None
         assert zoo.spec(word) is zoo.spec(name)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_a_misspelt_name_gets_the_nearest(name: str) -> None:
     for wrong in (name + "x", name[:-1] + "_", name.replace("-", "--")):
         if wrong.lower().replace("_", "-") in map(str.lower, [*zoo.names(), *families()]):

@@ -9,7 +9,7 @@ import zoo
 from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row, usual_formula_bytes
 from benchmarks.analytic.models import NamedSpec, chosen, one
 from benchmarks.output.show import smaller_at
-from tests.presets import representatives, split
+from tests.presets import over, representatives
 from tests.reference import kv_reference, published
 from zoo.core.cache import Cache
 
@@ -37,7 +37,7 @@ def test_batch_and_dtype_multiply() -> None:
     assert (row["batch"], row["cache_dtype"]) == (8, "float8_e4m3fn")
 
 
-@pytest.mark.parametrize("name", split(zoo.names(), representatives()))
+@over(zoo.names(), representatives())
 def test_a_full_size_cache_allocates_what_is_printed(name: str) -> None:
     """Without the weights, which the cache does not depend on: small ones in memory, the others on the meta device."""
     spec = zoo.spec(name)

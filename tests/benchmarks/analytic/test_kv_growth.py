@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import zoo
 from benchmarks.analytic.kv import Change, Piece, changes, longest, pieces
+from tests.presets import over
 
 BF16 = torch.bfloat16
 SMALL = zoo.spec("gemma3-1b", tiny=True)
@@ -110,7 +111,7 @@ def test_two_models_of_the_zoo_cross_where_a_search_finds_it() -> None:
     assert found == [Change(1, 1), Change(where, -1)]
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_the_last_piece_is_what_a_model_grows_by(name: str) -> None:
     last = pieces(zoo.spec(name), BF16)[-1]
     assert (last.fixed, last.slope) == zoo.spec(name).kv_growth()

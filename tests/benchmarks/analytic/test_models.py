@@ -11,6 +11,7 @@ import pytest
 import zoo
 from benchmarks.analytic.models import NamedSpec, chosen, one, representatives
 from benchmarks.analytic.weight_forms import BFLOAT16
+from tests.presets import over
 from tests.reference import published
 from zoo.architectures import families
 from zoo.errors import MalformedError, NotAvailable, UsageError
@@ -36,7 +37,7 @@ def test_no_name_means_all() -> None:
     assert names(representatives([])) == list(families())
 
 
-@pytest.mark.parametrize("family", families())
+@over(families())
 def test_a_family_means_its_sizes_and_is_measured_as_its_smallest(family: str) -> None:
     assert {model.name: model.size for model in chosen([family])} == families()[family].SIZES
     assert chosen([family.upper().replace("-", "_")]) == chosen([family])

@@ -13,6 +13,7 @@ import zoo
 from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.analytic.params import LAYER_PARTS, PARTS, claims, cost_row, layer_rows, longest_context, param_row
 from benchmarks.commands.params import reconciliation
+from tests.presets import over
 from tests.reference import kv_reference, published
 
 KV = kv_reference()
@@ -79,7 +80,7 @@ def test_flops_are_those_counted_by_hand(name: str) -> None:
     assert costs(name)["flops_per_token_4k"] == FLOPS[name]
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_every_row_is_consistent(name: str) -> None:
     found = costs(name)
     assert 0 < found["active_params"] <= found["params"]
@@ -96,7 +97,7 @@ def test_a_model_without_a_context_is_shown_at_128k() -> None:
     assert longest_context(4096) == 4096
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_parts_add_up_to_the_total(name: str) -> None:
     row = ROWS[name]
     parts = sum(row[f"{part}_params"] for part in PARTS)
@@ -197,7 +198,7 @@ def test_an_unpublished_model_has_no_hub_total_and_no_claim() -> None:
     assert reconciliation(row) == "my-7b: 8,190,735,360."
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_kinds_of_layers_and_what_is_outside_add_up_to_the_total(name: str) -> None:
     kinds = list(layer_rows(one(name)))
     inside = sum(row["layers"] * row["params"] for row in kinds)

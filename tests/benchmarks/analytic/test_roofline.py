@@ -23,6 +23,7 @@ from benchmarks.analytic.roofline import FLOP_PARTS, PHASES, Device, flop_row, f
 from benchmarks.commands.flops import tables
 from benchmarks.commands.kv import cache as kv_table
 from benchmarks.output.show import three
+from tests.presets import over
 from zoo.architectures import families
 from zoo.cli.tables import Format
 from zoo.costs import CacheSpec
@@ -72,7 +73,7 @@ def counted(model: torch.nn.Module, new: int) -> dict[str, int]:
     return dict(parts)
 
 
-@pytest.mark.parametrize("family", families())
+@over(families())
 def test_every_part_is_what_torch_counts(family: str) -> None:
     model = zoo.build(family, tiny=True)
     found, expected = counted(model, 40), dict(model.spec.flop_breakdown(0, 40, causal=False))
@@ -90,7 +91,7 @@ def rows(name: str, context: int = 4096, batch: int = 1, device: Device = H100) 
     return found["decode"], found["prefill"]
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_parts_add_up_and_masking_only_saves(name: str) -> None:
     spec = zoo.spec(name)
     recurrent = (layer.cache_spec() for layer in spec.layers if not layer.cache_spec().per_token)

@@ -24,7 +24,7 @@ from benchmarks.analytic.weight_forms import (
     released_form,
 )
 from benchmarks.options import InferenceOptions, parse_weights
-from tests.presets import of_families, split
+from tests.presets import of_families, over
 from zoo.errors import UsageError
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "data" / "published"
@@ -68,7 +68,7 @@ def _is_matrix(shape: tuple[int, ...]) -> bool:
     return len(shape) > 1
 
 
-@pytest.mark.parametrize("name", split(zoo.names(), of_families()))
+@over(zoo.names(), of_families())
 def test_every_form_of_every_model(name: str) -> None:
     """A dtype is its size times the parameters; fewer bits are fewer bytes; what is read is at most what there is."""
     spec = zoo.spec(name)

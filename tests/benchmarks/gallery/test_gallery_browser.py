@@ -20,7 +20,7 @@ from tests.benchmarks.gallery.conftest import CHARTS, PAIRS_SHOWN, SHOWN, Open, 
 from zoo.catalog import title
 from zoo.units import format_bytes, format_count
 
-pytestmark = pytest.mark.xdist_group("gallery")
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]
 SECTIONS = ("architectures", "compare", "charts", "learning", "fit", "swap", "blocks")
 OTHERS = ((390, "dark"), (1440, "light"), (1440, "dark"), (1920, "light"), (1920, "dark"))
 SCREENS = [(390, "light"), *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)]

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.gallery.overview import groups
 from tests.benchmarks.gallery.conftest import CHARTS, SHOWN, Open, draw_charts
 
-pytestmark = pytest.mark.xdist_group("gallery")
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]
 PLACES = ("fit", "block-mixture-of-experts", groups(SHOWN)[-1].name)
 OTHERS = ("architectures", "compare", "charts", "learning", "swap", "blocks", groups(SHOWN)[0].name)
 TOLERANCE, HEADER = 10, 64  # pixels

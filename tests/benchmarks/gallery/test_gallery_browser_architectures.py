@@ -14,7 +14,7 @@ from tests.benchmarks.gallery.conftest import SHOWN, Open
 from zoo.catalog import ancestor
 from zoo.units import format_bytes, format_count
 
-pytestmark = pytest.mark.xdist_group("gallery")
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]
 ENTRIES = timeline.entries(SHOWN)
 
 

@@ -17,7 +17,7 @@ from benchmarks.gallery.overview import groups
 from tests.benchmarks.gallery.conftest import SHOWN, Open, draw_charts
 from tests.benchmarks.gallery.learned import sample
 
-pytestmark = pytest.mark.xdist_group("gallery")
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]
 TYPICAL = [group.typical.name for group in groups(SHOWN)]  # what the charts show at first: of each family one model
 ONE = f'#picker input[value="{TYPICAL[-1]}"]'
 

@@ -15,7 +15,7 @@ from zoo.core.forward_context import visible
 from zoo.costs import Window
 from zoo.units import format_bytes
 
-pytestmark = pytest.mark.xdist_group("gallery")
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]
 
 
 def play(page: Any, title: str, **values: int) -> str:

@@ -18,7 +18,7 @@ from benchmarks.output.show import format_decimal_bytes
 from tests.benchmarks.gallery.conftest import SHOWN, on_each
 from zoo.cli.runner import exit_code
 
-pytestmark = pytest.mark.xdist_group("gallery")
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]
 SETTINGS = (
     (131_072, 1, 24, "released", "bfloat16", 1),
     (8192, 16, 141, "float8", "bfloat16", 8),

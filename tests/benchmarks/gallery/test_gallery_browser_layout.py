@@ -9,7 +9,7 @@ import pytest
 
 from tests.benchmarks.gallery.conftest import Open, draw_charts
 
-pytestmark = pytest.mark.xdist_group("gallery")
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]
 WIDTHS = [390, 1440, pytest.param(1920, marks=pytest.mark.slow), pytest.param(820, marks=pytest.mark.slow)]
 
 # The boxes of all texts outside drawings, line by line: those of inline elements in a paragraph belong together.

@@ -17,6 +17,7 @@ RUNS = 5
 PAINTED = "performance.getEntriesByName('first-contentful-paint')"
 
 
+@pytest.mark.browser
 @pytest.mark.slow
 def test_page_of_every_size(browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index, *_ = files.write_gallery(tmp_path, chosen(zoo.names()), None, images=False)

@@ -25,7 +25,7 @@ from zoo.model.layer_pattern import labels
 from zoo.swaps.grammar import apply_swaps
 from zoo.units import format_bytes, format_count
 
-pytestmark = pytest.mark.xdist_group("gallery")
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]
 CHOSEN = "[...document.querySelectorAll('#swap select')].map(select => select.selectedOptions[0].text)"
 
 

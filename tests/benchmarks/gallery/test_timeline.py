@@ -7,6 +7,7 @@ import pytest
 import zoo
 from benchmarks.analytic.models import one
 from benchmarks.gallery.timeline import facts
+from tests.presets import over
 
 CONTEXTS = {
     "deepseek-v3-671b": ("The publisher states 131,072 tokens", "Trained on 4,096 tokens first, then extended: YaRN"),
@@ -25,7 +26,7 @@ def test_what_needs_no_reason_has_none() -> None:
     assert not {found[why] for why in ("why_context", "why_active", "why_cache")} - {""}
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_every_size_has_facts(name: str) -> None:
     found = facts(one(name))
     assert all(found[each] for each in ("licence", "report", "released", "hub", "vocabulary"))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from benchmarks.learning.tasks import FAR_PAIRS, FILLER, HALF, SEPARATOR, TASKS, VOCAB, Task, generator_for
+from tests.ranks import in_process
 from zoo.training.batches import Batch
 from zoo.training.losses import IGNORED
 
-ROOT = Path(__file__).parents[3]
 CASES = [(task, size) for task in TASKS.values() for size in task.sizes]
 IDS = [f"{task.name}-{size}" for task, size in CASES]
 
@@ -129,11 +125,12 @@ def test_a_step_follows_from_the_seed_and_the_step_alone(task: Task) -> None:
     assert all(0.8 * task.tokens < batch * length <= task.tokens for batch, length in shapes)
 
 
+def sums() -> list[int]:
+    return [task.training_batch(7, 2).inputs.sum().item() for task in TASKS.values()]
+
+
 def test_another_process_draws_the_same() -> None:
-    sums = "[task.training_batch(7, 2).inputs.sum().item() for task in TASKS.values()]"
-    code = f"from benchmarks.learning.tasks import TASKS; print({sums})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str([task.training_batch(7, 2).inputs.sum().item() for task in TASKS.values()])
+    assert in_process(sums) == sums()
 
 
 def test_test_sequences_are_as_many_as_asked_and_never_those_of_training() -> None:

@@ -14,6 +14,7 @@ from benchmarks.measure import devices
 from benchmarks.measure.benchmark_models import BenchmarkModel, Variant, benchmark_models, first_layers
 from benchmarks.measure.runners import ThroughputConfig, workloads
 from benchmarks.measure.throughput import needed_bytes, require_model_memory
+from tests.presets import over
 from zoo.architectures import families
 from zoo.errors import NotAvailable, UsageError
 
@@ -21,7 +22,7 @@ CPU, F32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
 WORKS = workloads(512, 128, [0, 4096], 1)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_the_first_layers_hold_every_kind_as_far_as_they_go(name: str) -> None:
     spec = zoo.spec(name)
     kinds = list(dict.fromkeys(spec.layers))

@@ -15,6 +15,7 @@ from torch import Tensor
 import weights
 import zoo
 from tests.exact import assert_equal
+from tests.presets import over
 from tests.reference import published, toy_config
 from tests.weights.formats.gguf_converter import KINDS, PREDICTION, Case, write
 from tests.weights.formats.gguf_fields import fields
@@ -56,7 +57,7 @@ def test_logits_equal_the_reference(
     assert re.search(r"x\.gguf does not say the layer pattern.*: taken from toy, of the same dimensions", caplog.text)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@over(KINDS)
 def test_the_library_knows_these_tensors(name: str) -> None:
     """Of the architecture: a name of our own table that is none of GGUF's would prove nothing."""
     case = Case(name)

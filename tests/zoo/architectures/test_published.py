@@ -11,6 +11,7 @@ import pytest
 import zoo
 from tests.configs import older, wrapped, wrapped_names
 from tests.families import known
+from tests.presets import over
 from tests.reference import facts, published
 from zoo.architectures import families
 from zoo.catalog import sizes
@@ -25,7 +26,7 @@ def test_the_facts_are_complete() -> None:
     assert known().keys() <= modules.keys()
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_the_formula_the_built_model_and_the_published_total_are_equal(name: str) -> None:
     spec = zoo.spec(name)
     model = zoo.build(name, device="meta")
@@ -35,14 +36,14 @@ def test_the_formula_the_built_model_and_the_published_total_are_equal(name: str
         assert layer.params(spec.dim) == sum(weight.numel() for weight in module.parameters())
 
 
-@pytest.mark.parametrize("name", published())
+@over(published())
 def test_published_totals(name: str) -> None:
     facts, size = published()[name], sizes()[name]
     assert size.hub == facts["repo_id"]
     assert size.params == facts["total_parameters"]
 
 
-@pytest.mark.parametrize("name", published())
+@over(published())
 def test_active_parameters(name: str) -> None:
     """All of a dense model; of a mixture of experts what its publisher says, by the publisher's rule, if it says it."""
     facts, size, spec = published()[name], sizes()[name], zoo.spec(name)
@@ -62,14 +63,14 @@ def test_active_parameters(name: str) -> None:
     assert ours / 1e9 == pytest.approx(billions, rel=0.02)
 
 
-@pytest.mark.parametrize("name", published())
+@over(published())
 def test_the_published_config_is_the_preset(name: str) -> None:
     config = deepcopy(published()[name]["config"])
     assert zoo.from_hf(config) == zoo.from_hf(older(name)) == zoo.spec(name) == zoo.spec(sizes()[name].hub)
     assert config == published()[name]["config"], "reading a config changed it"
 
 
-@pytest.mark.parametrize("name", published())
+@over(published())
 def test_the_newer_spelling_is_the_same_preset(name: str, tmp_path: Path) -> None:
     """What transformers 5 writes to a folder."""
     from transformers import AutoConfig
@@ -82,7 +83,7 @@ def test_the_newer_spelling_is_the_same_preset(name: str, tmp_path: Path) -> Non
     assert zoo.from_hf(written) == zoo.spec(name)
 
 
-@pytest.mark.parametrize("name", wrapped_names())
+@over(wrapped_names())
 def test_the_multimodal_wrapper_is_the_same_preset(name: str, tmp_path: Path) -> None:
     """As published, in the sparse form that Gemma's files have, and as transformers 5 writes it."""
     from transformers import AutoConfig

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from tests.presets import representatives, split
+from tests.presets import over, representatives, split
 from zoo import GLU, GQA, Decoder, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, names, pre, sandwich, spec
 from zoo.cli.card import WIDTH, card, origin, report_text
 from zoo.cli.self_check import BuildCheck, DecodeCheck
@@ -86,7 +86,7 @@ FLOPs are 2 per multiply-add, matrix products only, of one new token that sees
 """
 
 
-@pytest.mark.parametrize("name", names())
+@over(names())
 def test_where_a_size_came_from(name: str) -> None:
     """The first has no ancestor; one that differs in sizes alone says so."""
     about = origin(name)
@@ -170,7 +170,7 @@ def test_what_is_not_certain_is_shown_below_the_name() -> None:
     assert max(map(len, lines)) <= 80
 
 
-@pytest.mark.parametrize("name", split(names(), representatives()))
+@over(names(), representatives())
 def test_the_data_equals_the_specs(name) -> None:
     whole = spec(name)
     data = card(whole, torch.float32)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.presets import over
 from zoo import Spec, names, spec
 from zoo.architectures import families, released
 from zoo.catalog import resolve
@@ -26,7 +27,7 @@ def test_every_kind_of_the_registry_has_a_row() -> None:
     assert len(ROWS) == len(listing.block_rows())
 
 
-@pytest.mark.parametrize("family", families())
+@over(families())
 def test_marks_are_what_the_specs_hold(family) -> None:
     sizes = [size.spec for size in families()[family].SIZES.values()]
     kinds = {(type(node).role, type(node).__name__) for size in sizes for node in size.walk() if node.role}
@@ -97,7 +98,7 @@ def test_sizes_are_listed_with_the_release_of_their_architecture() -> None:
     assert [(family, month) for family, month, *_ in lines] == [(name, released(of)) for name, of in families().items()]
 
 
-@pytest.mark.parametrize("name", names())
+@over(names())
 def test_a_size_uses_what_its_architecture_is_marked_for(name: str) -> None:
     used = listing.used_names(spec(name))
     family = next(family for family, module in families().items() if name in module.SIZES)

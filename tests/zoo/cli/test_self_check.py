@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.presets import distinct, representatives, split
+from tests.presets import distinct, over, representatives, split
 from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, names, pre, spec, swap
 from zoo.blocks.mamba2 import Mamba2
 from zoo.catalog import build
@@ -32,7 +32,7 @@ BUILT = BuildCheck("cpu", "float32", 0.1, 100, 100)
 DECODED = DecodeCheck(0, 50, (12, 12, 10), 16, 4.0, 1e-6, 4e-5, 64, 64)
 
 
-@pytest.mark.parametrize("name", split(names(), representatives()))
+@over(names(), representatives())
 def test_every_published_model_decodes_as_it_computes(name) -> None:
     model, built = check_build(spec(name, tiny=True), CPU, FP32, seed=1)
     decoded = check_decoding(model, FP32, seed=1)

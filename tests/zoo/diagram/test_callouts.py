@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tests.presets import representatives, split
+from tests.presets import over, representatives
 from tests.zoo.diagram.drawing import (
     BASE,
     CALLOUTS,
@@ -46,7 +46,7 @@ def test_callouts_stand_at_what_is_inside_a_block_or_at_the_block() -> None:
     assert rope > 300 > block
 
 
-@pytest.mark.parametrize("name", split(names(), representatives()))
+@over(names(), representatives())
 def test_differences_from_the_ancestor_are_callouts(name: str) -> None:
     """Every sentence is listed, and nearly all have a place in the figure."""
     known = ancestor(name)

@@ -100,6 +100,7 @@ def test_mupdf_draws_the_same(name: str, theme: str) -> None:
     assert difference(image, opened(encode(drawing, Path("a.png")))) < TOLERANCE
 
 
+@pytest.mark.browser
 @pytest.mark.xdist_group("gallery")
 @pytest.mark.parametrize("theme", THEMES)
 def test_chromium_draws_the_same(theme: str, browser: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 
-from tests.presets import representatives, split
+from tests.presets import over, representatives
 from tests.test_properties import decoders
 from tests.zoo.diagram.drawing import (
     BASE,
@@ -28,7 +28,7 @@ from zoo.errors import UsageError
 SHOWN = [*representatives(), *(f"tiny {name}" for name in representatives()), "extreme"]
 
 
-@pytest.mark.parametrize("name", split(MODELS, SHOWN))
+@over(MODELS, SHOWN)
 def test_it_is_well_formed_with_a_title_and_a_description(name: str) -> None:
     root = ElementTree.fromstring(svg(MODELS[name], f"{name} <&>", prefix="a-"))
     title, described = root.find(f"{SVG}title"), root.find(f"{SVG}desc")
@@ -40,19 +40,19 @@ def test_it_is_well_formed_with_a_title_and_a_description(name: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", split(MODELS, SHOWN))
+@over(MODELS, SHOWN)
 def test_every_text_fits_its_box(name: str, layout: str) -> None:
     assert list(misplaced(drawn(MODELS[name], subtitle="below", callouts=CALLOUTS, **LAYOUTS[layout]))) == []
 
 
 @pytest.mark.parametrize("layout", ["wide", "narrow"])
-@pytest.mark.parametrize("name", split(names(), representatives()))
+@over(names(), representatives())
 def test_nothing_of_a_released_model_is_cut_short(name: str, layout: str) -> None:
     root = ElementTree.fromstring(svg(spec(name), name, layout=layout, costs=True))
     assert not [text for text in texts(root) if "…" in text]
 
 
-@pytest.mark.parametrize("name", representatives())
+@over(representatives())
 def test_text_can_be_read_on_a_phone(name: str) -> None:
     """At 390 pixels with a margin of 16 on each side, the smallest text takes 11."""
     root = drawn(spec(name), layout="narrow", costs=True, callouts=CALLOUTS)

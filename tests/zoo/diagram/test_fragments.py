@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.presets import representatives, split
+from tests.presets import over, representatives
 from tests.zoo.diagram.drawing import MODELS, drawn, parts, texts
 from zoo import spec
 from zoo.diagram import Fragment, Fragments, svg
@@ -27,7 +27,7 @@ def without_tooltips(part: str) -> str:
 
 
 @pytest.mark.parametrize("layout", ["wide", "narrow"])
-@pytest.mark.parametrize("name", split(MODELS, SHOWN))
+@over(MODELS, SHOWN)
 def test_a_drawing_is_its_parts_one_below_the_other(name: str, layout: str) -> None:
     """Of each kind of layer in a model of that kind alone, where every block is drawn in full."""
     model = MODELS[name]

@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 import zoo
-from tests.presets import representatives, split
+from tests.presets import over, representatives
 from tests.zoo.diagram.drawing import BASE, LAYOUTS, drawn, misplaced, small_boxes, texts
 from zoo import GQA, MoE, names, spec
 from zoo.blocks import MLA, DenseAndMoE, SparseMLA
@@ -42,7 +42,7 @@ def order(canvas: Canvas, *starts: str) -> list[float]:
     return [next(y for text, y in lines if text.startswith(start)) for start in starts]
 
 
-@pytest.mark.parametrize("name", split(names(), representatives()))
+@over(names(), representatives())
 def test_heads_and_experts_are_drawn_one_by_one(name: str) -> None:
     for block in blocks(name, "attn"):
         if isinstance(block, GQA) and block.heads <= MAX_HEADS:
@@ -65,7 +65,7 @@ def namespaced(canvas: Canvas) -> Element:
     return ElementTree.fromstring(canvas.finish())
 
 
-@pytest.mark.parametrize("name", split(names(), representatives()))
+@over(names(), representatives())
 def test_every_block_shows_its_fields(name: str) -> None:
     for block in blocks(name, "attn"):
         said = Counter(texts(namespaced(blown_up(block))))
@@ -106,7 +106,7 @@ def test_norm_and_rotation_are_drawn_in_the_order_they_are_applied() -> None:
     assert y == sorted(set(y))
 
 
-@pytest.mark.parametrize("name", split(names(), representatives()))
+@over(names(), representatives())
 def test_nothing_is_said_twice(name: str) -> None:
     """An option has one box. A norm's kind may be that of several."""
     for block in [*blocks(name, "attn"), *blocks(name, "ffn")]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 import zoo
-from tests.presets import representatives, split
+from tests.presets import over, representatives
 from tests.zoo.diagram.drawing import (
     BASE,
     EXTREME,
@@ -21,7 +19,7 @@ from zoo.diagram.looks import FEED_FORWARDS, NONE, REACHES
 LOOKS = (*REACHES, *FEED_FORWARDS, NONE)
 
 
-@pytest.mark.parametrize("name", split(names(), representatives()))
+@over(names(), representatives())
 def test_the_strip_holds_every_layer_in_order(name: str) -> None:
     """Above what each layer's attention reaches, below its feed-forward."""
     model = spec(name)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import zoo
-from tests.presets import representatives, split
+from tests.presets import over, representatives
 from tests.zoo.diagram.drawing import BASE, SVG, classes, drawn, texts
 from zoo import GLU, GQA, Decoder, MoE, NoPE, RMSNorm, RoPE, SoftmaxTopK, names, spec, swap
 from zoo.diagram import marked_elements
@@ -22,7 +22,7 @@ def marked(model: Decoder, against: Decoder, css_class: str = "differs") -> set[
     return {element.text or "" if element.tag == f"{SVG}text" else classes(element)[0] for element in found}
 
 
-@pytest.mark.parametrize("name", split(names(), representatives()))
+@over(names(), representatives())
 def test_a_model_does_not_differ_from_itself(name: str) -> None:
     for layout in ("wide", "narrow"):
         root = drawn(spec(name), against=spec(name), layout=layout)

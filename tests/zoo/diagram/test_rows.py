@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 import zoo
-from tests.presets import representatives, split
+from tests.presets import over, representatives
 from tests.zoo.diagram.drawing import (
     BASE,
     LAYOUTS,
@@ -44,7 +44,7 @@ def branches(model: Decoder) -> list[str]:
 
 @pytest.mark.parametrize("layout", ["wide", "narrow"])
 @pytest.mark.parametrize("place", [None, "pre", "olmo", "sandwich", "post"])
-@pytest.mark.parametrize("name", split(names(), representatives()))
+@over(names(), representatives())
 def test_norms_are_drawn_at_their_placement(name: str, place: str | None, layout: str) -> None:
     model = apply_swap(spec(name), f"norm={place}")[0] if place else spec(name)
     at = []
@@ -58,7 +58,7 @@ def test_norms_are_drawn_at_their_placement(name: str, place: str | None, layout
     assert at == sorted(at, key=lambda place: place[0])
 
 
-@pytest.mark.parametrize("name", split(names(), representatives()))
+@over(names(), representatives())
 def test_a_block_is_blown_up_where_most_layers_use_it(name: str) -> None:
     """Once, beside the kind of layer with the most layers; the others say where."""
     model = spec(name)
@@ -80,7 +80,7 @@ def test_a_block_is_blown_up_where_most_layers_use_it(name: str) -> None:
                 assert any("guide" in classes(each) for each in row.iter()) == (position == main)
 
 
-@pytest.mark.parametrize("name", split(MODELS, SHOWN))
+@over(MODELS, SHOWN)
 def test_the_figures_add_up_to_the_model(name: str) -> None:
     """The exact figures, which are in the tooltips."""
     model = MODELS[name]

@@ -1,12 +1,10 @@
 """How checkpoints store each architecture: every parameter has a place, and the rules run both ways."""
 
-from functools import cache
-
 import pytest
 import torch
 
 import zoo
-from tests.presets import of_families, split
+from tests.presets import distinct, of_families, over
 from weights.matching import TensorMapping, match, skipped
 from zoo.architectures import families
 from zoo.blocks.gated_delta_net import GatedDeltaNet
@@ -36,19 +34,19 @@ def moves(spec: zoo.Decoder, rules: Rules) -> list[TensorMapping]:
     return match(spec, dict(allocate(spec, "meta").named_parameters()), rules, stored=())
 
 
-@cache
-def stored_shapes(name: str) -> list[tuple[str, tuple[int, ...]]]:
-    """What a checkpoint of a published size is expected to hold."""
-    spec = zoo.spec(name)
+def stored_shapes(name: str, spec: zoo.Decoder) -> list[tuple[str, tuple[int, ...]]]:
+    """What a checkpoint of a published size, or of its tiny form, is expected to hold."""
     parameters = dict(allocate(spec, "meta").named_parameters())
     return [pair for move in moves(spec, layout(name)) for pair in move.expected(parameters).items()]
 
 
-@pytest.mark.parametrize("name", split(zoo.names(), of_families()))
-def test_a_checkpoint_holds_every_number_once(name: str) -> None:
-    shapes = stored_shapes(name)
+@over(distinct(), of_families())
+def test_a_checkpoint_holds_every_number_once_and_nothing_of_it_is_skipped(name: str) -> None:
+    spec = zoo.spec(name, tiny=True)
+    shapes = stored_shapes(name, spec)
     assert len(dict(shapes)) == len(shapes)
-    assert sum(torch.Size(shape).numel() for _, shape in shapes) == sizes()[name].params
+    assert sum(torch.Size(shape).numel() for _, shape in shapes) == spec.params()
+    assert not skipped(spec, layout(name), [stored for stored, _ in shapes])
 
 
 @pytest.mark.parametrize(
@@ -57,10 +55,12 @@ def test_a_checkpoint_holds_every_number_once(name: str) -> None:
 )
 def test_released_files_hold_that_many_tensors(name: str, count: int) -> None:
     """Of the text part, a tied head's second copy not counted."""
-    assert len(stored_shapes(name)) == count
+    shapes = stored_shapes(name, zoo.spec(name))
+    assert len(shapes) == count
+    assert sum(torch.Size(shape).numel() for _, shape in shapes) == sizes()[name].params
 
 
-@pytest.mark.parametrize("name", split(zoo.names(), of_families()))
+@over(distinct(), of_families())
 def test_reading_undoes_writing(name: str) -> None:
     """Bit by bit, for every rule that has a parameter here: each of two ways to store the experts, too."""
     model = zoo.build(name, tiny=True)
@@ -118,11 +118,6 @@ def test_what_is_skipped_may_be_of_layers_with_one_kind_of_mixer() -> None:
     names = [f"layers.{i}.k" for i in range(len(spec.layers) + 1)]
     assert skipped(spec, (rule, *COMMON), names) == {"it": names[-6:-1]}
     assert not skipped(zoo.spec("gemma4-12b", tiny=True), (rule, *COMMON), [*names, "layers..k"])
-
-
-@pytest.mark.parametrize("name", split(zoo.names(), of_families()))
-def test_nothing_that_a_model_needs_is_skipped(name: str) -> None:
-    assert not skipped(zoo.spec(name), layout(name), [stored for stored, _ in stored_shapes(name)])
 
 
 def test_rotary_pairs_of_rows_become_halves() -> None:

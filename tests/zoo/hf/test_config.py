@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zoo
+from tests import toys
 from tests.configs import newer, older, older_rotary, own, partly_rotary, rotary, smallest, wrapped, wrapped_names
+from tests.presets import over
 from tests.reference import published
 from zoo.architectures import families
 from zoo.catalog import family_of
@@ -29,7 +31,7 @@ def refusal(config: Any, **options: Any) -> str:
     return message
 
 
-@pytest.mark.parametrize("name", smallest())
+@over(smallest())
 def test_an_unread_field_is_named_with_its_value_and_can_be_ignored(name: str) -> None:
     config = older(name, surprise=3, another="x")
     assert "not understood: surprise=3, another='x'; pass --ignore-field NAME" in refusal(config)
@@ -37,7 +39,7 @@ def test_an_unread_field_is_named_with_its_value_and_can_be_ignored(name: str) -
     assert zoo.from_hf(config, ignore_fields=["surprise", "another"]) == zoo.spec(name)
 
 
-@pytest.mark.parametrize("name", rotary())
+@over(rotary())
 def test_an_unread_entry_of_the_rope_fields_is_refused(name: str) -> None:
     config = newer(name)
     config["rope_parameters"]["surprise"] = 0.5
@@ -51,7 +53,7 @@ def with_rope(name: str, **changes: Any) -> dict[str, Any]:
     return older(name, rope_scaling=scaling | changes)
 
 
-@pytest.mark.parametrize("name", older_rotary())
+@over(older_rotary())
 def test_an_unknown_rope_type_is_refused(name: str) -> None:
     known = "known: default, linear, llama3, yarn"
     assert f"rope_type='dynamic' is unknown; {known}" in refusal(with_rope(name, rope_type="dynamic"))
@@ -94,7 +96,7 @@ def test_rotated_elements_agree_with_their_share() -> None:
     assert "attn_type_list[3]=0 is not supported" in refusal(older(name, attn_type_list=[1, 1, 1, 0, *[1] * 58]))
 
 
-@pytest.mark.parametrize("name", rotary())
+@over(rotary())
 def test_two_spellings_that_differ_are_refused(name: str) -> None:
     linear = {"type": "linear", "factor": 2.0}
     assert "not understood: rope_scaling={'factor': 2.0, 'type'" in refusal(newer(name, rope_scaling=linear))
@@ -110,7 +112,7 @@ def test_a_dimension_is_a_positive_integer_of_sane_size(name: str, field: str) -
         assert f"{field} must be an integer from 1 to " in refusal(older(name, **{field: value}))
 
 
-@pytest.mark.parametrize("name", smallest())
+@over(smallest())
 def test_a_number_is_positive_and_finite(name: str) -> None:
     for value in (True, 0, -1e-6, "1e-6", [1e-6], float("nan"), float("inf"), 10**400, None):
         eps = own(name, EPS)
@@ -120,7 +122,7 @@ def test_a_number_is_positive_and_finite(name: str) -> None:
             assert "rope_scaling.factor must be a positive number, got " in refusal(with_rope(name, factor=value))
 
 
-@pytest.mark.parametrize("name", smallest())
+@over(smallest())
 def test_a_field_without_a_default_must_be_there(name: str) -> None:
     config, field = older(name), own(name, "hidden_size")
     del config[field]
@@ -169,7 +171,7 @@ def test_no_more_dense_layers_than_layers(name: str) -> None:
     assert message in refusal(older(name, first_k_dense_replace=layers + 1))
 
 
-@pytest.mark.parametrize("name", smallest())
+@over(smallest())
 def test_dimensions_that_contradict_each_other_are_refused(name: str) -> None:
     """As what the spec says is wrong with it, or as the one value the architecture knows."""
     field = "num_key_value_heads" if "num_key_value_heads" in older(name) else own(name, "num_attention_heads")
@@ -195,7 +197,7 @@ def test_heads_share_the_width_where_theirs_is_not_given() -> None:
         Config(values | {"num_attention_heads": 5}).head_dim()
 
 
-@pytest.mark.parametrize("family", families())
+@over(families())
 def test_an_unknown_model_type_gets_the_nearest(family: str) -> None:
     for known in families()[family].from_hf.model_types:
         message = refusal({"model_type": known + "x"})
@@ -208,7 +210,7 @@ def test_what_names_no_model_type_is_refused(config: Any) -> None:
     assert "model_type" in refusal(config)
 
 
-@pytest.mark.parametrize("name", smallest())
+@over(smallest())
 def test_another_familys_config_is_refused(name: str) -> None:
     config = older(name)
     for family in families().values():
@@ -217,7 +219,7 @@ def test_another_familys_config_is_refused(name: str) -> None:
                 family.from_hf(config)
 
 
-@pytest.mark.parametrize("name", wrapped_names())
+@over(wrapped_names())
 def test_a_wrappers_own_fields_are_read_as_strictly(name: str) -> None:
     text = older(name)
     assert "not understood: surprise=3" in refusal(wrapped(text, surprise=3))
@@ -249,8 +251,10 @@ def damaged(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from (values | {field: inner} for inner in damaged(held))
 
 
-@pytest.mark.parametrize("spelling", [older, pytest.param(newer, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", smallest())
+@pytest.mark.parametrize(
+    "spelling", [toys.config, *(pytest.param(each, marks=pytest.mark.slow) for each in (older, newer))]
+)
+@over(smallest())
 def test_every_field_may_hold_anything(name: str, spelling: Callable[[str], dict[str, Any]]) -> None:
     for config in damaged(spelling(name)):
         read_or_refused(config)

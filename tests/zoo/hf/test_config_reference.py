@@ -14,6 +14,7 @@ import zoo
 from tests import toys
 from tests.configs import WRAPPERS, older, older_rotary, smallest, wrapped, wrapped_names
 from tests.exact import assert_equal
+from tests.presets import over
 from tests.reference import exact_logits, published, toy_config, toy_reference
 from weights.reference.model import causal_class
 from zoo.architectures import families
@@ -33,9 +34,19 @@ def reference_config(config: dict[str, Any]) -> Any:
     return AutoConfig.for_model(**deepcopy(config) | {"model_type": kind})
 
 
+BUILT: dict[str, int] = {}  # a config -> its parameters
+
+
 def reference_params(config: Any) -> int:
     """Parameters of the text part that the reference builds, each once."""
-    text = deepcopy(config.get_text_config())
+    text = config.get_text_config()
+    said = text.to_json_string(use_diff=False)
+    if said not in BUILT:
+        BUILT[said] = count_params(deepcopy(text))
+    return BUILT[said]
+
+
+def count_params(text: Any) -> int:
     text.pad_token_id = None  # may be outside a small vocabulary
     with torch.device("meta"):
         model = causal_class(text)._from_config(text)
@@ -98,7 +109,7 @@ def test_a_field_that_is_absent_is_the_references_default_or_demanded(name: str,
     assert read > 3
 
 
-@pytest.mark.parametrize("name", older_rotary())
+@over(older_rotary())
 def test_the_scaling_of_the_models_own_context(name: str) -> None:
     """YaRN and Llama 3's scaling without the context they stretch: the reference takes the model's."""
     yarn = {"rope_type": "yarn", "factor": 4.0}
@@ -195,7 +206,7 @@ def test_configs_as_people_publish_them(variant: str) -> None:
     assert reference_params(reference_config(read)) == params
 
 
-@pytest.mark.parametrize("name", wrapped_names())
+@over(wrapped_names())
 def test_the_text_part_says_whether_the_head_is_tied_and_then_the_wrapper(name: str) -> None:
     for inside, outside, tied in ((True, False, True), (False, True, False), (None, True, True), (None, False, False)):
         config = wrapped(older(name, tie_word_embeddings=inside), tie_word_embeddings=outside)
@@ -218,7 +229,7 @@ def test_a_llama_with_biases_is_the_reference(field: str, tmp_path: Path) -> Non
     assert zoo.from_hf(zoo.to_hf(model.spec)) == model.spec
 
 
-@pytest.mark.parametrize("name", published())
+@over(published())
 def test_no_released_config_is_refused_for_its_class(name: str) -> None:
     assert older(name)["architectures"]
     assert zoo.from_hf(older(name)) == zoo.spec(name)

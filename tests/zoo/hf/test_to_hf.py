@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import zoo
 from tests.configs import older, own, settled
-from tests.presets import distinct, screen_by_family
+from tests.presets import distinct, over, screen_by_family
 from tests.reference import published
 from tests.swapped import DESCRIBABLE, INDESCRIBABLE
 from weights.reference.model import causal_class
@@ -28,17 +28,16 @@ def read_back(spec: zoo.Decoder) -> zoo.Decoder:
     return zoo.from_hf(json.loads(json.dumps(zoo.to_hf(spec), allow_nan=False)))
 
 
-@pytest.mark.parametrize(
-    ("name", "tiny"), [*((name, False) for name in zoo.names()), *((name, True) for name in distinct())]
-)
-def test_from_hf_inverts_to_hf(name: str, tiny: bool) -> None:
+@over([*zoo.names(), *(f"tiny {name}" for name in distinct())])
+def test_from_hf_inverts_to_hf(name: str) -> None:
+    tiny, name = name.startswith("tiny "), name.removeprefix("tiny ")
     spec = zoo.spec(name, tiny)
     assert read_back(spec) == spec
     same = [module for module in families().values() if any(zoo.spec(size, tiny) == spec for size in module.SIZES)]
     assert zoo.to_hf(spec)["model_type"] in {known for module in same for known in module.from_hf.model_types}
 
 
-@pytest.mark.parametrize("name", published())
+@over(published())
 def test_fields_equal_the_published_ones(name: str) -> None:
     """All but the fields on training and storage, and the width of dense layers where there are none."""
     theirs, ours = older(name), zoo.to_hf(zoo.spec(name))

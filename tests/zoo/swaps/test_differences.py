@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 
 import zoo
-from tests.presets import representatives
+from tests.presets import over, representatives
 from zoo.swaps.differences import structure, structure_differences
 from zoo.swaps.grammar import apply_swaps
 
@@ -18,7 +18,7 @@ def sentences(name: str, other: str | zoo.Decoder) -> list[str]:
     return [found.sentence for found in structure_differences(zoo.spec(name), theirs)]
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_a_model_does_not_differ_from_itself_nor_from_its_toy_form_in_kind(name: str) -> None:
     spec = zoo.spec(name)
     assert structure_differences(spec, spec) == []

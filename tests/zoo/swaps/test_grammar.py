@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.presets import representatives, split
+from tests.presets import over, representatives
 from zoo import (
     GLU,
     GQA,
@@ -293,7 +293,7 @@ EVERYWHERE = [
 ]
 
 
-@pytest.mark.parametrize("name", split(names(), representatives()))
+@over(names(), representatives())
 def test_every_published_model_takes_every_swap(name) -> None:
     for text in EVERYWHERE:
         before = spec(name, tiny=True)

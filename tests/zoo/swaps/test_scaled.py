@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zoo
-from tests.presets import of_families, representatives, screen_of_families, split
+from tests.presets import of_families, over, representatives, screen_of_families
 from tests.zoo.swaps.test_tiny import composition
 from zoo import GLU, GQA, MLA, Decoder, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
 from zoo.catalog import resolve
@@ -47,7 +47,7 @@ def whole(attn: GQA) -> GQA:
 
 
 @pytest.mark.parametrize("params", [100_000, 200_000, 2_000_000])
-@pytest.mark.parametrize("name", split(zoo.names(), of_families()))
+@over(zoo.names(), of_families())
 def test_every_size_meets_its_budget(name: str, params: int) -> None:
     met = small(name, params)
     assert abs(met.spec.params() - params) <= params / 100
@@ -111,7 +111,7 @@ def test_large_budgets_grow_in_width_and_depth(family: str, params: int) -> None
 
 
 @pytest.mark.parametrize("params", [200_000, 2_000_000])
-@pytest.mark.parametrize("name", split(zoo.names(), representatives()))
+@over(zoo.names(), representatives())
 def test_a_published_config_describes_it(name: str, params: int) -> None:
     spec = small(name, params).spec
     config = zoo.to_hf(spec)  # of its own model_type, or of another for which it computes the same
@@ -120,7 +120,7 @@ def test_a_published_config_describes_it(name: str, params: int) -> None:
         assert len(config.get(field, spec.layers)) == len(spec.layers)
 
 
-@pytest.mark.parametrize("name", split(zoo.names(), representatives()))
+@over(zoo.names(), representatives())
 def test_every_distinct_kind_of_layer_is_there(name: str) -> None:
     full, spec = zoo.spec(name), small(name).spec
     kinds, made = ([unsized(layer) for layer in each.layers] for each in (full, spec))
@@ -129,7 +129,7 @@ def test_every_distinct_kind_of_layer_is_there(name: str) -> None:
     assert made[0] == kinds[0]
 
 
-@pytest.mark.parametrize("name", split(zoo.names(), representatives()))
+@over(zoo.names(), representatives())
 def test_what_makes_it_its_kind_stays(name: str) -> None:
     full, spec = zoo.spec(name), small(name).spec
     assert (spec.norm, spec.tied) == (full.norm, full.tied)
@@ -147,7 +147,7 @@ def test_what_makes_it_its_kind_stays(name: str) -> None:
 
 
 @pytest.mark.parametrize("params", [200_000, 2_000_000])
-@pytest.mark.parametrize("name", split([name for name in zoo.names() if parts(zoo.spec(name), GQA)], of_families()))
+@over([name for name in zoo.names() if parts(zoo.spec(name), GQA)], of_families())
 def test_heads(name: str, params: int) -> None:
     full, spec = zoo.spec(name), small(name, params).spec
     kinds = {(type(attn), attn.reach.limit is None): attn for attn in reversed(parts(full, GQA))}  # the first of each
@@ -172,7 +172,7 @@ def test_heads(name: str, params: int) -> None:
 
 
 @pytest.mark.parametrize("params", [200_000, 2_000_000])
-@pytest.mark.parametrize("name", split([name for name in zoo.names() if parts(zoo.spec(name), MLA)], of_families()))
+@over([name for name in zoo.names() if parts(zoo.spec(name), MLA)], of_families())
 def test_latents_are_relative_to_the_heads(name: str, params: int) -> None:
     full, spec = parts(zoo.spec(name), MLA)[0], parts(small(name, params).spec, MLA)[0]
     dim, unit = small(name, params).spec.dim, spec.nope_dim / full.nope_dim
@@ -183,7 +183,7 @@ def test_latents_are_relative_to_the_heads(name: str, params: int) -> None:
     assert spec.scale in (None, (spec.nope_dim + spec.rope_dim) ** -0.5)  # the gain belongs to YaRN, which is dropped
 
 
-@pytest.mark.parametrize("name", split([name for name in zoo.names() if parts(zoo.spec(name), MoE)], of_families()))
+@over([name for name in zoo.names() if parts(zoo.spec(name), MoE)], of_families())
 def test_experts(name: str) -> None:
     full, spec = zoo.spec(name), small(name, 2_000_000).spec
     before, after = parts(full, MoE)[0], parts(spec, MoE)[0]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import zoo
+from tests.presets import over
 from zoo import GLU, GQA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, pre
 from zoo.swaps.tiny import MAX_LAYERS, tiny
 
@@ -35,7 +36,7 @@ def mixed(part: zoo.Spec) -> bool:
     return isinstance(part, MoE)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_every_distinct_kind_of_layer_is_there_in_the_full_models_order(name: str) -> None:
     """From the first layer on, unless that takes too many."""
     full, small = zoo.spec(name), zoo.spec(name, tiny=True)
@@ -51,7 +52,7 @@ def test_every_distinct_kind_of_layer_is_there_in_the_full_models_order(name: st
     assert len(set(toy_of.values())) == len(toy_of)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_everything_but_sizes_stays(name: str) -> None:
     full, small = zoo.spec(name), zoo.spec(name, tiny=True)
     assert small.norm == full.norm
@@ -63,7 +64,7 @@ def test_everything_but_sizes_stays(name: str) -> None:
         assert of_small == of_full
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_it_is_small_and_runs_past_its_windows_and_scalings(name: str) -> None:
     small = zoo.spec(name, tiny=True)
     assert small.params() < 1_500_000
@@ -75,7 +76,7 @@ def test_it_is_small_and_runs_past_its_windows_and_scalings(name: str) -> None:
     assert logits.abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_a_tiny_models_tiny_form_is_itself(name: str) -> None:
     small = zoo.spec(name, tiny=True)
     assert tiny(small) == small

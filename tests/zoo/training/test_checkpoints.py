@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import zoo
+from tests.presets import over
 from zoo import new_files
 from zoo.errors import MalformedError, NotAvailable, UsageError
 from zoo.training import checkpoints as stored
@@ -155,7 +156,7 @@ def test_files_that_are_broken_or_missing_are_named(tmp_path) -> None:
         read_state(path)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_a_spec_as_json_tells_specs_apart(name) -> None:
     spec = zoo.spec(name)
     then = json.loads(json.dumps(as_json(spec)))

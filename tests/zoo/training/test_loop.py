@@ -9,7 +9,7 @@ import torch
 import zoo
 from tests.exact import assert_equal
 from tests.models import is_differentiated
-from tests.presets import split
+from tests.presets import over, split
 from zoo.architectures import families
 from zoo.errors import CheckFailed, MalformedError, UsageError
 from zoo.model.module import Model
@@ -106,7 +106,7 @@ def test_clipping_bounds_the_gradient_and_none_leaves_it() -> None:
     assert_near(after[2][1], after[0][0] * 1e-3 / (after[0][0] + 1e-6))  # as torch divides
 
 
-@pytest.mark.parametrize("family", families())
+@over(families())
 def test_decay_is_for_matrices_and_every_parameter_that_learns_has_one_group(family) -> None:
     trained = model(family)
     decayed, kept = Trainer(trained, config()).optimizer.param_groups

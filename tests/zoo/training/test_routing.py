@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,8 @@ from torch import Tensor, nn
 import zoo
 from tests.exact import BOUND, assert_equal
 from tests.models import randomised, tokens_of
-from tests.presets import distinct
+from tests.presets import distinct, over
+from tests.ranks import in_ranks
 from zoo.core.forward_context import ForwardContext, RouterOutput, recorded_routing
 from zoo.errors import UsageError
 from zoo.training.routing import require_trainable_routers, routers_of, update_router_bias
@@ -104,13 +103,12 @@ def test_loads_even_out_while_a_router_learns() -> None:
     assert largest_excess(rate=0.02) < 0.5
 
 
-def rank(index: int, store: str, out: str) -> None:
-    """One of two: the same model, whole and then sharded, on its own tokens."""
+def moved(device: torch.device) -> dict[str, Any]:
+    """In one rank of two: the same model, whole and then sharded, on its own tokens."""
     from torch.distributed.fsdp import fully_shard
 
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=index, world_size=2)
-    mesh = dist.init_device_mesh("cpu", (2,))
-    moved: dict[str, Any] = {}
+    mesh, index = dist.init_device_mesh("cpu", (2,)), dist.get_rank()
+    found: dict[str, Any] = {}
     for form in ("whole", "sharded"):
         model = randomised(SIGMOID)
         if form == "sharded":
@@ -120,12 +118,11 @@ def rank(index: int, store: str, out: str) -> None:
         routing = recorded(model, tokens_of(model.spec, 2, 13, seed=index))
         update_router_bias(model, routing, RATE)
         full = [getattr(each, "full_tensor", lambda each=each: each)() for each in corrections(model)]
-        moved[form] = full, [output.chosen for output in routing]
-    torch.save(moved, f"{out}-{index}")
-    dist.destroy_process_group()
+        found[form] = [correction.tolist() for correction in full]
+    return found
 
 
-def test_loads_are_those_of_all_ranks(tmp_path: Path) -> None:
+def test_loads_are_those_of_all_ranks() -> None:
     """Two processes end with the corrections of one that saw the tokens of both, with whole and sharded models."""
     model = randomised(SIGMOID)
     both = torch.cat([tokens_of(model.spec, 2, 13, seed=index) for index in range(2)])
@@ -133,11 +130,8 @@ def test_loads_are_those_of_all_ranks(tmp_path: Path) -> None:
     update_router_bias(model, recorded(model, both), RATE)
     update_router_bias(alone, recorded(alone, both[:2]), RATE)
     assert any((a != b).any() for a, b in zip(corrections(model), corrections(alone), strict=True))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(rank, (str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2)
-    for index in range(2):
-        for corrected, _ in torch.load(tmp_path / f"out-{index}").values():
-            assert all(map(torch.equal, corrected, corrections(model)))
+    expected = [correction.tolist() for correction in corrections(model)]
+    assert in_ranks(2, moved) == [{"whole": expected, "sharded": expected}] * 2
 
 
 ONE = [zoo.SoftmaxTopK(k=1), zoo.GroupedSigmoidTopK(k=1, groups=2, keep=1, scale=2.5)]
@@ -163,6 +157,6 @@ def test_a_single_renormalised_expert_is_refused_since_its_router_gets_no_gradie
                 require_trainable_routers(spec)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_every_released_model_can_be_trained(name: str) -> None:
     require_trainable_routers(zoo.spec(name))
