@@ -51,11 +51,24 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
+    if not (lines := _cpu_info()):
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def cpu_flags() -> list[str]:
+    """The features that the processor reports, as Linux names them; elsewhere the one that torch found."""
+    if not (lines := _cpu_info()):
+        return [torch.backends.cpu.get_cpu_capability()]
+    return next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+
+
+def _cpu_info() -> list[str]:
+    """Empty where the system is no Linux."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
 
 
 def free_memory(device: torch.device) -> int | None:
