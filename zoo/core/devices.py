@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from zoo.core.host_memory import keep_freed_memory
 from zoo.errors import NotAvailable, unknown
 
 
@@ -30,6 +31,7 @@ def find_device(name: str) -> torch.device:
 def allocating(device: str | torch.device, dtype: torch.dtype) -> Iterator[None]:
     """What is built meanwhile is on this device and, unless it asks for another, of this dtype. Of the whole process:
     not for several threads at a time."""
+    keep_freed_memory()
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -72,4 +72,5 @@ def options() -> dict[str, Any]:
 def compiled(function: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
     """`function`, compiled apart from whatever else is compiled of it: for all shapes at once if `dynamic`, else for
     those of its first call, but for marked dimensions."""
-    return torch.compile(function, dynamic=dynamic, fullgraph=True, isolate_recompiles=True, options=options())
+    settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options()}
+    return torch.compile(function, dynamic=dynamic, **settings)
