@@ -20,6 +20,7 @@ from zoo import catalog
 from zoo.core.collectives import Group
 from zoo.errors import MalformedError, UsageError, require_package, unknown
 from zoo.hf.checkpoint_layout import Rename, Stacked
+from zoo.kernels import decide_for
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
 from zoo.model.parallel import Ranks, allocate_part
@@ -170,7 +171,8 @@ def fill(
         _check_tables(source, matched.model)
         for what, names in matched.skipped.items():
             log.info("left alone: %d tensor%s, %s", len(names), "s" * (len(names) > 1), what)
-        return matched.model
+    decide_for(matched.model, ranks.group)
+    return matched.model
 
 
 def match_model(spec: Decoder, source: Source, dtype: torch.dtype, ranks: Ranks = Ranks()) -> MatchedModel:

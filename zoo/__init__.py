@@ -5,6 +5,7 @@ from typing import Any
 from zoo.cli import interrupt as interrupt  # before torch, so that Ctrl-C is answered while torch is imported
 
 # isort: split
+from zoo import kernels as kernels
 from zoo.blocks.glu import *
 from zoo.blocks.gqa import *
 from zoo.blocks.layer import *
@@ -19,7 +20,6 @@ from zoo.catalog import from_hf as from_hf
 from zoo.catalog import names as names
 from zoo.catalog import spec as spec
 from zoo.catalog import to_hf as to_hf
-from zoo.core import kernels as kernels
 from zoo.costs import CacheSpec as CacheSpec
 from zoo.errors import ZooError as ZooError
 from zoo.model.decoder import Decoder as Decoder

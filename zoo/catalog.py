@@ -15,6 +15,7 @@ from zoo.core.devices import allocating
 from zoo.core.kernels import active
 from zoo.errors import MalformedError, SpecError, unknown
 from zoo.hf.config import About, Size
+from zoo.kernels import decide_for
 from zoo.model.decoder import Decoder
 from zoo.model.initialisation import initialise
 from zoo.model.module import Model
@@ -128,6 +129,7 @@ def build(
     model = allocate(_decoder(name_or_spec, tiny), device, dtype)
     if torch.device(device).type != "meta":
         initialise(model, seed)
+        decide_for(model)
     return model
 
 

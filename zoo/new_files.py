@@ -1,7 +1,9 @@
-"""Files and folders that appear whole: written beside under a hidden name, flushed to disk, then renamed."""
+"""Files and folders that appear whole: written beside under a hidden name, flushed to disk, then renamed. And a lock
+for one process at a time."""
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,8 @@ from secrets import token_hex
 from typing import BinaryIO
 
 from zoo.errors import NotAvailable
+
+POLL_SECONDS = 0.01  # between two looks at a lock
 
 
 @contextmanager
@@ -74,3 +78,25 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(descriptor: int, seconds: float = 0.0) -> bool:
+    """Lock an open file against other processes, and wait up to so many seconds for one that holds it; False if it
+    still does. The system lifts the lock when the file is closed or the process ends, however it ends. Systems without
+    flock, and network file systems without locks, lock nothing."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    began = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() - began >= seconds:
+                return False
+            time.sleep(POLL_SECONDS)
+        except OSError:
+            return True
+        else:
+            return True

@@ -24,7 +24,7 @@ from zoo import catalog
 from zoo.architectures import families
 from zoo.cli.runner import Debug, emit, run
 from zoo.cli.training import minutes, shown, summary
-from zoo.core import processes
+from zoo.core import kernels, processes
 from zoo.core.devices import free_memory
 from zoo.errors import NotAvailable, SpecError, UsageError, ZooError
 from zoo.model.decoder import Decoder
@@ -115,6 +115,8 @@ def main(
     """
     began = perf_counter()
     logging.basicConfig(format="%(message)s")
+    if not kernels.active().is_set:
+        kernels.use(kernels.PLAIN)  # a run and its continuation, perhaps on another machine, compute the same
     if compile and processes.is_launched():
         raise UsageError("--compile is for one process: the layers of a sharded model have hooks and run uncompiled")
     if out is None:
@@ -221,7 +223,6 @@ def _start(out: Path, given: dict[str, Any], place: torch.device, began: float) 
     )
     recorded = facts(session.spec, trainer, described(tokens), options=options.recorded())
     training = Run(out, trainer, learns, recorded, every)
-    training.fix_kernels()
     return training, session
 
 
@@ -247,7 +248,9 @@ def _resume(out: Path, given: dict[str, Any], last: Path, place: torch.device) -
     training.restore(last, state)
     _say(f"resumed after step {trainer.step:,} of {trainer.config.steps:,}")
     if not same_sums(state):
-        _say("note: other threads or processes than before: losses differ in their last digits from an uncut run's")
+        _say(
+            "note: other threads, processes or kernels than before: losses differ in the last digits from an uncut run"
+        )
     return training, session
 
 

@@ -9,7 +9,7 @@ import typer
 from benchmarks.measure import blocks
 from benchmarks.measure.blocks import EXPERTS, HEAD_DIM, QUERIES_PER_KEY, WINDOW, BlockConfig, block_list
 from benchmarks.measure.devices import CPU
-from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
+from benchmarks.measure.environment import kernel_summary, recorded, used_kernels
 from benchmarks.measure.timing import Samples
 from benchmarks.options import ComputingType, Repeat, ReportOptions, Seed, tokens_option
 from benchmarks.output.report import Row, Rows, Table, columns
@@ -92,7 +92,7 @@ def _times(title: str, rows: Rows) -> Table:
         f"{format_tokens(first['context'])}.",
         f"Medians of {'-'.join(map(str, rounds))} after warm-up; blocks take turns, so that each finds its weights in "
         f"memory, as in a model, and not in the processor's caches. {measured_on(first)}",
-        f"{kernel_summary(chosen_kernels())}.",
+        f"{kernel_summary(used_kernels())}.",
     ]
 
     def ranges(row: Row) -> Row:

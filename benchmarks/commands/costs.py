@@ -4,7 +4,7 @@ from typing import Annotated
 
 from benchmarks.analytic.params import FLOPS_CONTEXT, cost_row
 from benchmarks.measure import throughput
-from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
+from benchmarks.measure.environment import kernel_summary, recorded, used_kernels
 from benchmarks.measure.throughput import TINY_DECODE, TINY_PREFILL
 from benchmarks.measure.throughput_rows import repetitions
 from benchmarks.measure.throughput_rows import rows as throughput_rows
@@ -118,7 +118,7 @@ def tiny_throughput_table(rows: Rows) -> Table:
         f"prefill/s: {TINY_PREFILL} tokens in one pass. decode/s: {TINY_DECODE} more, one at a time, with the cache.",
         "us/layer: microseconds for a decoded token, divided by the number of layers.",
         f"{repetitions(rows)}, models taking turns; {measured_on(rows[0])}",
-        f"{kernel_summary(chosen_kernels())}.",
+        f"{kernel_summary(used_kernels())}.",
     ]
     prefill = {(row["model"], row["swap"]): row for row in rows if row["phase"] == "prefill"}
 

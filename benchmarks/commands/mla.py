@@ -9,7 +9,7 @@ import typer
 from benchmarks.analytic.models import NamedSpec, about, one, swapped
 from benchmarks.measure import mla
 from benchmarks.measure.devices import CPU
-from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
+from benchmarks.measure.environment import kernel_summary, recorded, used_kernels
 from benchmarks.measure.mla import ABSORBED, EXPANDED, LATENT, MLAConfig, Outcome
 from benchmarks.measure.timing import Samples
 from benchmarks.options import ComputingType, Contexts, Repeat, ReportOptions, Seed, Strings, flag
@@ -129,4 +129,4 @@ def _notes(rows: Rows) -> Iterator[str]:
         )
     if rounds := sorted({len(row["decode_seconds"]) for row in rows if row["decode_seconds"]}):
         yield f"Medians of {'-'.join(map(str, rounds))} after warm-up, variants taking turns; {measured_on(first)}"
-        yield f"{kernel_summary(chosen_kernels())}."
+        yield f"{kernel_summary(used_kernels())}."

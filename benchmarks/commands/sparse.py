@@ -10,7 +10,7 @@ from benchmarks.analytic.models import NamedSpec, about, one, swapped
 from benchmarks.measure import sparse
 from benchmarks.measure.blocks import DECODE, PREFILL
 from benchmarks.measure.devices import CPU
-from benchmarks.measure.environment import chosen_kernels, kernel_summary, recorded
+from benchmarks.measure.environment import kernel_summary, recorded, used_kernels
 from benchmarks.measure.mla import require_weight_memory
 from benchmarks.measure.sparse import SPARSE, SparseConfig
 from benchmarks.measure.timing import Samples
@@ -110,7 +110,7 @@ def _measured(title: str, rows: Rows) -> Table:
         f"tokens: at most {max(row['difference'] for row in rows if row['variant'] == SPARSE):.1e} apart, relative to "
         f"the largest; the bound is {first['bound']:.0e}.",
         f"Medians of {'-'.join(map(str, rounds))} after warm-up, taking turns, compiled; {measured_on(first)}",
-        f"{kernel_summary(chosen_kernels())}.",
+        f"{kernel_summary(used_kernels())}.",
     ]
 
     def ranges(row: Row) -> Row:

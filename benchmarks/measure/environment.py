@@ -13,30 +13,30 @@ import torch
 from benchmarks.measure.devices import last_cache
 from benchmarks.output.report import Report
 from zoo.core import kernels
-from zoo.core.devices import machine
+from zoo.core.devices import cpu_flags, machine
 
 ROOT = Path(__file__).resolve().parents[2]
 # The extensions that matter to matrix products, as Linux names them on x86 and on ARM.
-ISA = re.compile(r"\b(avx2|fma|avx512f|avx512_bf16|avx512_fp16|avx512_vnni|amx_\w+|asimd\w*|sve\w*|i8mm|bf16)\b")
+ISA = re.compile(r"avx2|fma|avx512f|avx512_bf16|avx512_fp16|avx512_vnni|amx_\w+|asimd\w*|sve\w*|i8mm|bf16")
 OR = " or "
 
 
 @contextmanager
 def recorded(report: Report, device: torch.device) -> Iterator[None]:
-    """Around a measurement: the report says what it ran on, whether it is complete, and which kernels it chose.
+    """Around a measurement: the report says what it ran on, whether it is complete, and which kernels it used.
 
-    Kernels are chosen while it runs, so they are read when it ends, by an exception or Ctrl-C too.
+    Kernels are decided while models are built, so they are read when it ends, by an exception or Ctrl-C too.
     """
     report.about |= {"complete": False, "machine": environment(device)}
     try:
         yield
         report.about["complete"] = True
     finally:
-        report.about["machine"] |= chosen_kernels()
+        report.about["machine"] |= used_kernels()
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """The machine of a measurement, with the kernels chosen so far. Raises NotAvailable or MalformedError for a
+    """The machine of a measurement, with the kernels decided so far. Raises NotAvailable or MalformedError for a
     ZOO_KERNELS that cannot be read."""
     cuda = device.type == "cuda"
     return {
@@ -49,17 +49,17 @@ def environment(device: torch.device) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if cuda else None,
         "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None,
         "commit": _commit(),
-        **chosen_kernels(),
+        **used_kernels(),
     }
 
 
-def chosen_kernels() -> dict[str, Any]:
-    """The kernel of each size class that came up so far in this process, and the ZOO_KERNELS setting, if any."""
+def used_kernels() -> dict[str, Any]:
+    """The kernels that are decided or set in this process, and the ZOO_KERNELS setting, if any."""
     return {"kernels": kernels.choices(), "kernels_set": os.environ.get(kernels.VARIABLE) or None}
 
 
 def merged(choices: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """The choices of several processes. Where they differ, a class has all its kernels: "onednn or plain"."""
+    """The kernels of several processes. Where they differ, all are named: "onednn or plain"."""
     found: dict[str, set[str]] = {}
     for each in choices:
         for name, kernel in each.items():
@@ -68,32 +68,20 @@ def merged(choices: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def kernel_summary(machine: Mapping[str, Any]) -> str:
-    """The kernels of a machine block, in a line: "linear float32: onednn (4 of 6 classes)"; empty without any."""
+    """The kernels of a machine block, in a line: "linear prefill float32: onednn"; empty without any. Earlier versions
+    had kernels for classes of sizes: of an operation and dtype all are named."""
     if "kernels" not in machine:
         return ""
-    operations: dict[str, list[str]] = {}
-    for name, kernel in machine["kernels"].items():
-        operations.setdefault(" ".join(name.split(", ")[:2]), []).append(kernel)
-    summary = ", ".join(f"{name}: {_counted(found)}" for name, found in operations.items())
+    found = merged({" ".join(name.split(", ")[:2]): kernel} for name, kernel in machine["kernels"].items())
+    summary = ", ".join(f"{name}: {kernel}" for name, kernel in found.items())
     setting = machine.get("kernels_set")
     return f"kernels{f' ({kernels.VARIABLE}={Path(setting).name})' if setting else ''}: {summary or kernels.PLAIN}"
 
 
-def _counted(found: list[str]) -> str:
-    """The kernels other than plain, each with its number of classes unless it computes all of them."""
-    counts = {kernel: found.count(kernel) for kernel in sorted({*found} - {kernels.PLAIN})}
-    words = (k if n == len(found) else f"{k} ({n} of {len(found)} classes)" for k, n in counts.items())
-    return ", ".join(words) or kernels.PLAIN
-
-
 def _isa() -> list[str]:
     """The instruction set extensions that the processor reports."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return [torch.backends.cpu.get_cpu_capability()]
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return sorted(set(ISA.findall(flags)))
+    flags = cpu_flags()
+    return sorted({flag for flag in flags if len(flags) == 1 or ISA.fullmatch(flag)})
 
 
 def _blas(config: str) -> str:

@@ -115,6 +115,48 @@ def test_a_run_that_is_cut_off_goes_on_to_the_bit(capsys, monkeypatch, text, fin
     assert figures(out) == figures(finished)
 
 
+@pytest.mark.parametrize(
+    ("told", "recorded", "used", "note"),
+    [
+        (None, {}, {}, False),  # plain ones, without being told
+        (
+            {"linear decode": "onednn"},
+            {"linear decode, float32": "onednn"},
+            {"linear decode, float32": "onednn"},
+            False,
+        ),
+        # As older runs recorded them, by classes of sizes: plain ones take their place.
+        ("plain", {"linear, float32, rows 1, weights 1048576, threads 2": "onednn"}, {}, True),
+    ],
+    ids=["untold", "told", "older"],
+)
+def test_a_resumed_run_has_the_kernels_of_its_checkpoint(
+    capsys, monkeypatch, text, tmp_path, told, recorded, used, note
+) -> None:
+    out, train_step = tmp_path / "cut", Trainer.train_step
+
+    def interrupted(self, batch):
+        if self.step == 4:
+            raise KeyboardInterrupt
+        return train_step(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    with kernels.using(told):
+        run(capsys, "qwen3", *SMALL, "--text", text, "--out", out, code=130)
+        assert kernels.active().is_set
+    monkeypatch.undo()
+    file = checkpoints(out / "checkpoints")[-1] / stored.STATE
+    state = json.loads(file.read_text(encoding="utf-8"))
+    if not note:
+        assert state["kernels"] == recorded
+    file.write_text(json.dumps(state | {"kernels": recorded}), encoding="utf-8")
+    with kernels.using("plain"):
+        _, err = run(capsys, "--out", out, "--resume")
+        assert kernels.choices() == used
+    assert ("note: other threads, processes or kernels than before" in err) is note
+    assert read_state(checkpoints(out / "checkpoints")[-1])["kernels"] == used
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(capsys, monkeypatch, text, finished, tmp_path) -> None:
     out, save = tmp_path / "full", stored.safetensors.torch.save_file
 

@@ -7,12 +7,11 @@
 - `_bounded_attention`: several tokens over sliding windows or chunks, as a prefill for each block of queries.
 - `_capped_attention`: scores with a cap, which no kernel computes.
 
-zoo.core.kernels chooses by measuring. Sizes: b sequences, t queries, s keys; h heads, g key heads; d the width of
+zoo.kernels decides between them. Sizes: b sequences, t queries, s keys; h heads, g key heads; d the width of
 queries and keys, w that of values.
 """
 
 import itertools
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +31,7 @@ from zoo.core.flash import (
 )
 from zoo.core.float32 import upcast, upcast_dtype
 from zoo.core.forward_context import Mask, ReachMask, causal, visible
-from zoo.core.kernels import COLD_BYTES, Trial, active, bucket
+from zoo.core.kernels import is_replaced
 from zoo.core.linear import dot, is_plain_memory, linear, materialize
 
 MAX_REDUCTION_HEADS = 8  # query heads of one key head up to which decode by reductions is a choice
@@ -40,9 +39,7 @@ MIN_WHOLE_WIDTH = 128  # elements of a value from which a whole value is read at
 LOAD_BYTES = 64  # of one vector load
 BLOCK_QUERIES = 128  # of which the scores are in memory together: at most, in float32 at least
 MIN_BLOCK_ROWS = 512  # rows of a matrix product, queries times heads of one key head
-MIN_MULTIPLY_ADDS = 2**22  # of a prefill, from which blocks can earn back what choosing them costs
-TRIAL_MULTIPLY_ADDS = 2**29  # of the timed part of a prefill
-MAX_TRIAL_QUERIES, MAX_TRIAL_KEYS = 512, 1024
+MIN_MULTIPLY_ADDS = 2**22  # of a prefill, from which arithmetic outweighs the calls of more operators
 
 
 def attention(
@@ -99,9 +96,7 @@ def _decode(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, 
     # reductions over them; calls to a library are one opaque operator.
     if not _allows_kernels(q, k, v):
         return _apply_sinks(*_explicit_attention(q, k, v, mask, scale), sinks).to(v.dtype)
-    if q.shape[2] <= MAX_REDUCTION_HEADS and _reductions_win(
-        q.dtype, int(k.shape[1]), int(q.shape[2]), int(q.shape[3])
-    ):
+    if q.shape[2] <= MAX_REDUCTION_HEADS and _reductions_replace(q.dtype):
         return _decode_by_reductions(q, k, v, mask, scale, sinks)
     return _decode_operator(q, k, v, mask, scale, sinks)
 
@@ -129,19 +124,9 @@ def _decode_by_reductions(
 
 
 @inductor.constant
-def _reductions_win(dtype: torch.dtype, key_heads: int, share: int, width: int) -> bool:
+def _reductions_replace(dtype: torch.dtype) -> bool:
     """Called by the compiler while it traces: the choice is part of the code that it makes."""
-    trial = partial(_reductions_trial, dtype, key_heads, share, width)
-    return active().pick_traced("decode attention", dtype, (share, width), trial)
-
-
-def _reductions_trial(dtype: torch.dtype, key_heads: int, share: int, width: int) -> Trial:
-    """One token over keys and values that do not fit into a cache, both kernels compiled."""
-    count = max(COLD_BYTES // (2 * key_heads * MAX_TRIAL_KEYS * width * dtype.itemsize), 1)
-    q = torch.ones(1, key_heads, share, width, dtype=dtype)
-    caches = torch.ones(count, 2, 1, key_heads, MAX_TRIAL_KEYS, width, dtype=dtype)
-    given = [(q, k, v, None, width**-0.5, None) for k, v in caches]
-    return Trial.over(given, _decode_operator, _decode_by_reductions, compiled=True)
+    return is_replaced("compiled decode attention", dtype)
 
 
 # Prefill.
@@ -153,7 +138,7 @@ def _prefill(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float,
     if torch.compiler.is_compiling():
         if _allows_kernels(q, k, v):
             return _prefill_operator(q, k, v, mask, scale, sinks)  # one operator for every number of keys
-    elif _blocks_win(q, k, v, mask, scale, sinks):
+    elif _takes_blocks(q, k, v, mask):
         return _prefill_in_blocks(q, k, v, mask, scale, sinks)
     return _prefill_sdpa(q, k, v, mask, scale, sinks)
 
@@ -183,34 +168,18 @@ def _like_prefill(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
     return token_by_token(q.new_empty(*q.shape[:3], v.shape[3]))
 
 
-def _blocks_win(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> bool:
-    (heads, new, width), (key_heads, keys) = q.shape[1:], k.shape[1:3]
-    if heads * new * keys * width < MIN_MULTIPLY_ADDS or not has_flash_kernel(q) or not _allows_kernels(q, k, v):
+def _takes_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+    if not is_replaced("attention prefill", q.dtype) or (mask is not None and mask.ndim == 4):
         return False
-    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16) or (mask is not None and mask.ndim == 4):
-        return False
-    sizes = heads // key_heads, width, bucket(new), bucket(keys), int(mask is not None)
-    return active().pick("attention", q.dtype, sizes, partial(_blocks_trial, q, k, v, mask, scale, sinks))
-
-
-def _blocks_trial(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Trial:
-    """Both kernels on as many heads, queries and keys of one sequence as take some milliseconds."""
-    (heads, new, width), (key_heads, keys) = q.shape[1:], k.shape[1:3]
-    share, new = heads // key_heads, min(new, MAX_TRIAL_QUERIES)
-    keys = new if mask is None else min(keys, MAX_TRIAL_KEYS)
-    key_heads = min(key_heads, max(TRIAL_MULTIPLY_ADDS // (2 * share * new * keys * width), 1))
-    queries, seen = (slice(new), slice(keys)) if mask is None else (slice(-new, None), slice(-keys, None))
-    q, k, v = q[:1, : key_heads * share, queries], k[:1, :key_heads, seen], v[:1, :key_heads, seen]
-    mask, sinks = None if mask is None else mask[queries, seen], None if sinks is None else sinks[: key_heads * share]
-    given = q, k, v, mask, scale, sinks
-    return Trial(partial(_prefill_sdpa, *given), partial(_prefill_in_blocks, *given))
+    multiply_adds = q.numel() // max(q.shape[0], 1) * k.shape[2]
+    return multiply_adds >= MIN_MULTIPLY_ADDS and has_flash_kernel(q) and _allows_kernels(q, k, v)
 
 
 def _prefill_in_blocks(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None
 ) -> Tensor:
     """A block of queries at a time, its scores in memory in the dtype of q, as released code computes them in eager
-    mode. In float32 one sequence and one key head at a time: `linear` takes one matrix."""
+    mode. From float32 on one sequence and one key head at a time: `linear` takes one matrix."""
     (batch, heads, new, _), key_heads = q.shape, k.shape[1]
     out = q.new_empty(batch, new, heads, v.shape[3]).transpose(1, 2)
     if q.dtype.itemsize < 4:
@@ -249,9 +218,9 @@ def _fill_blocks(
 
 
 def _multiply(x: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
-    """x (n, r, d), weight (n, s, d) -> (n, r, s), scaled; in float32 n is one."""
+    """x (n, r, d), weight (n, s, d) -> (n, r, s), scaled; from float32 on n is one."""
     if x.dtype == torch.float32:
-        return linear(x[0] * scale, weight[0].contiguous(), any_size=True).unsqueeze(0)
+        return linear(x[0] * scale, weight[0].contiguous()).unsqueeze(0)
     return torch.baddbmm(x.new_empty(1, 1, 1), x, weight.transpose(1, 2), beta=0, alpha=scale)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from zoo.core.host_memory import keep_freed_memory
 from zoo.errors import NotAvailable, unknown
 
 
@@ -30,6 +31,7 @@ def find_device(name: str) -> torch.device:
 def allocating(device: str | torch.device, dtype: torch.dtype) -> Iterator[None]:
     """What is built meanwhile is on this device and, unless it asks for another, of this dtype. Of the whole process:
     not for several threads at a time."""
+    keep_freed_memory()
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -51,11 +53,24 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
+    if not (lines := _cpu_info()):
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def cpu_flags() -> list[str]:
+    """The features that the processor reports, as Linux names them; elsewhere the one that torch found."""
+    if not (lines := _cpu_info()):
+        return [torch.backends.cpu.get_cpu_capability()]
+    return next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+
+
+def _cpu_info() -> list[str]:
+    """Empty where the system is no Linux."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
 
 
 def free_memory(device: torch.device) -> int | None:

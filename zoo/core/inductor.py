@@ -69,6 +69,8 @@ def options() -> dict[str, Any]:
     return {"cpp.simdlen": width, **FUSED_MULTIPLY_ADD}
 
 
-def compile_dynamic(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, compiled for all shapes at once."""
-    return torch.compile(function, dynamic=True, fullgraph=True, options=options())
+def compiled(function: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+    """`function`, compiled apart from whatever else is compiled of it: for all shapes at once if `dynamic`, else for
+    those of its first call, but for marked dimensions."""
+    settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options()}
+    return torch.compile(function, dynamic=dynamic, **settings)

@@ -1,15 +1,15 @@
 """Linear maps with F.linear's contract, computed by the fastest kernel that gives the same result.
 
-`linear` is torch's own F.linear, but for two cases in which a model spends its time on a CPU:
+`linear` is torch's own F.linear, but for two cases in which a model spends its time on a CPU, where zoo.kernels has
+decided so on this machine:
 
-- float32 without gradients: oneDNN may be faster than the BLAS library that torch calls (zoo.core.kernels measures it);
+- float32 without gradients: oneDNN in place of the BLAS library that torch calls;
 - compiled single-token decode of few sequences: matrix-vector products run as reductions ("GEMV"), which Inductor turns
   into one loop that reads each weight once, at the memory's speed, and adds up narrow dtypes in float32.
 
 Autocast, gradients, tensor subclasses (quantised, sharded), other layouts and wrong shapes all get F.linear itself.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,13 +21,11 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from zoo.core import inductor
 from zoo.core.float32 import upcast_dtype
-from zoo.core.kernels import COLD_BYTES, Trial, active, bucket
+from zoo.core.kernels import is_replaced
 
 GEMV_PARTS = 4  # parts of a matrix that one loop goes over at once, for a single row
 MAX_GEMV_BATCH = 4  # sequences up to which single-token decode may run as reductions
-MIN_WEIGHT_ELEMENTS = 2**17  # of a matrix, from which another kernel can earn back what choosing it costs
-MAX_COLD_ROWS = 16  # rows up to which a product waits for the memory and not for the arithmetic
-TRIAL_MULTIPLY_ADDS = 2**28  # of the timed part of a product
+MAX_DECODE_ROWS = 16  # rows up to which a product waits for the memory and not for the arithmetic
 PLAIN_TYPES = (Tensor, nn.Parameter)  # a subclass has its own F.linear
 
 # oneDNN's linear map, where torch itself would call MKL in float32.
@@ -52,15 +50,18 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, any_size: bool = False) -> Tensor:
-    """x (..., in), weight (out, in), bias (out,) -> (..., out), as F.linear, whose errors it raises. `any_size`: small
-    matrices, such as a prefill's keys, may be worth another kernel too."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., in), weight (out, in), bias (out,) -> (..., out), as F.linear, whose errors it raises."""
     if torch.compiler.is_compiling():
         return _traced_linear(x, weight, bias)
-    large = any_size or weight.numel() >= MIN_WEIGHT_ELEMENTS
-    if large and _allows_onednn(x, weight, bias) and _onednn_wins(x, weight):
+    if is_replaced(_operation(x), x.dtype) and _allows_onednn(x, weight, bias):
         return ONEDNN(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+def _operation(x: Tensor) -> str:
+    few = x.ndim > 0 and x.numel() <= MAX_DECODE_ROWS * x.shape[-1]
+    return "linear decode" if few else "linear prefill"
 
 
 def per_head(x: Tensor, weight: Tensor) -> Tensor:
@@ -74,10 +75,14 @@ def _traced_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if use_gemv(x, weight):
         y = gemv_reduce(x.squeeze(1), weight).unsqueeze(1)
         return y if bias is None else y + bias
-    small = weight.numel() < MIN_WEIGHT_ELEMENTS
-    if small or torch.compiler.is_exporting() or active().is_plain or not _allows_operator(x, weight, bias):
+    if torch.compiler.is_exporting() or not _may_be_onednn(x.dtype) or not _allows_operator(x, weight, bias):
         return F.linear(x, weight, bias)
     return _operator(x, weight, bias)  # the kernel depends on the number of rows, which is known when it runs
+
+
+@inductor.constant
+def _may_be_onednn(dtype: torch.dtype) -> bool:
+    return is_replaced("linear prefill", dtype) or is_replaced("linear decode", dtype)
 
 
 # oneDNN, for float32.
@@ -135,25 +140,6 @@ def is_plain_memory(x: Tensor, other: Tensor) -> bool:
     )
 
 
-def _onednn_wins(x: Tensor, weight: Tensor) -> bool:
-    sizes = bucket(x.numel() // x.shape[-1]), bucket(weight.numel(), 16)
-    return active().pick("linear", torch.float32, sizes, partial(_onednn_trial, x, weight))
-
-
-def _onednn_trial(x: Tensor, weight: Tensor) -> Trial:
-    """Both kernels on as much of the product as takes a millisecond or two. A product of few rows waits for the memory:
-    it is timed on matrices that together do not fit into a cache."""
-    rows = x.reshape(-1, x.shape[-1])
-    if len(rows) <= MAX_COLD_ROWS:
-        count = max(COLD_BYTES // weight.nbytes, 1)
-        matrices = torch.ones(count, min(len(weight), COLD_BYTES // weight[0].nbytes), weight.shape[1])
-    else:
-        rows = rows[: max(TRIAL_MULTIPLY_ADDS // (64 * rows.shape[1]), MAX_COLD_ROWS)]
-        matrices = weight[None, : max(TRIAL_MULTIPLY_ADDS // rows.numel(), 64)]
-    operands = [(rows, matrix) for matrix in matrices]
-    return Trial.over(operands, F.linear, lambda x, weight: ONEDNN(x, weight, None, "none", [], ""))
-
-
 # One operator for every number of rows. Its call takes 6 us, that of a torch.library.custom_op 20 us.
 _LIBRARY = Library("zoo", "FRAGMENT")
 _LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
@@ -173,7 +159,7 @@ def use_gemv(x: Tensor, weight: Tensor) -> bool:
         and is_single_token(x)
         and is_plain_memory(x, weight)
         and not torch.is_autocast_enabled("cpu")
-        and _gemv_wins(x.dtype, 1 if x.shape[0] == 1 else MAX_GEMV_BATCH)  # a guard on the batch, and a constant
+        and _gemv_replaces(x.dtype)
     )
 
 
@@ -185,23 +171,9 @@ def is_single_token(x: Tensor) -> bool:
 
 
 @inductor.constant
-def _gemv_wins(dtype: torch.dtype, rows: int) -> bool:
+def _gemv_replaces(dtype: torch.dtype) -> bool:
     """Called by the compiler while it traces: the choice is part of the code that it makes."""
-    return active().pick_traced("decode linear", dtype, (rows,), partial(_gemv_trial, dtype, rows))
-
-
-def _gemv_trial(dtype: torch.dtype, rows: int) -> Trial:
-    """Matrices that do not fit into a cache, both kernels compiled."""
-    width = 1024
-    x = torch.ones(rows, width, dtype=dtype)
-    matrices = torch.ones(8, COLD_BYTES // 8 // dtype.itemsize // width, width, dtype=dtype)
-    operands = [(x, matrix) for matrix in matrices]
-    return Trial.over(operands, _library_product, gemv_reduce, compiled=True)
-
-
-def _library_product(x: Tensor, weight: Tensor) -> Tensor:
-    """As a compiled pass multiplies where reductions are not chosen."""
-    return _operator(x, weight, None) if _allows_operator(x, weight, None) else F.linear(x, weight)
+    return is_replaced("compiled decode linear", dtype)
 
 
 def gemv_reduce(x: Tensor, weight: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,9 +23,6 @@ from zoo.errors import NotAvailable, UsageError
 T = TypeVar("T")
 # The others wait while rank 0 reads text or saves; torchrun ends them where it fails.
 TIMEOUT = timedelta(days=1)
-
-
-_store: Any = None  # what the joined processes read and write
 
 
 def launched() -> int:
@@ -72,16 +69,12 @@ def joined(name: str, advice: str = "") -> Iterator[torch.device]:
         timeout=TIMEOUT,
         device_id=device if on_cuda else None,
     )
-    global _store
-    _store = store
     try:
         yield device
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
             raise NotAvailable(f"another process of this run has ended{advice}") from error
         raise
-    finally:
-        _store = None
     dist.destroy_process_group()  # not after an error: the others may be waiting for this process
 
 
@@ -104,23 +97,6 @@ def may_report_error() -> bool:
 def _attempt() -> str:
     """Which start of the processes this is: torchrun may start them anew, with the same store."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-
-
-def can_agree() -> bool:
-    """Whether `agreed` gives all processes the same: in one, and in several that have `joined`."""
-    return ranks() == 1 or _store is not None
-
-
-def agreed(what: str, decide: Callable[[], str]) -> str:
-    """What the first process that asks for `what` decides, in every process that asks; the others wait for it. Unlike
-    in a collective, not all need to ask, nor in the same order."""
-    if _store is None:
-        return decide()
-    key = f"zoo/agreed/{_attempt()}/{what}"
-    if _store.add(f"{key}/asked", 1) == 1:
-        _store.set(key, decide())
-    decided: bytes = _store.get(key)
-    return decided.decode()
 
 
 def from_first(compute: Callable[[], T]) -> T:

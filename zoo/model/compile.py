@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zoo.core import inductor
 from zoo.core.cache import Cache, SlidingWindowCache
 from zoo.core.forward_context import ForwardContext, LayerCache, RouterOutput
-from zoo.core.kernels import active
+from zoo.kernels import decide_for
 from zoo.model.cuda_graph import CudaGraph
 from zoo.model.guards import ModelGuard, has_hooks, has_opaque_parameters, is_as_built, parameter_facts
 
@@ -93,6 +93,7 @@ class CompiledModel:
         inductor.load_compiler()
         if model.embed.weight.device.type == "cpu":
             inductor.find_compiler()
+        decide_for(model, getattr(model, "group", None), compiled=True)
         # The decode step over each cache, with the fingerprint of the model at its capture.
         self.graphs = WeakKeyDictionary[Cache, tuple[CudaGraph, Hashable]]()
         self._model, self._options = model, options
@@ -110,12 +111,6 @@ class CompiledModel:
         if kind not in self._functions:
             self._functions[kind] = self._compile_all(*kind)
         return self._functions[kind]
-
-    def measure_pending(self) -> None:
-        """After a pass: measure kernels that came up while it was traced, and recompile where the slower was chosen."""
-        if active().pending and active().measure_pending():
-            self._compiled.clear()
-            self._functions.clear()
 
     def fingerprint(self) -> Hashable:
         """What a CUDA graph of the model depends on: its structure, where its weights are, and autocast."""

@@ -99,8 +99,6 @@ class Model(nn.Module):
             logits = self._replay(tokens, cache, functions, compiled)
         else:
             logits = self._run(tokens, *self.prepare(tokens, cache), functions, logits_to_keep)
-        if compiled:
-            compiled.measure_pending()
         if cache is not None:
             cache.length += tokens.shape[1]
         return logits

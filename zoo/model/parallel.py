@@ -19,6 +19,7 @@ from zoo.blocks.expert_parallel import expert_parallel, has_whole_experts
 from zoo.core.collectives import Group, gathered_columns, read_by_all, summed
 from zoo.core.devices import allocating
 from zoo.errors import UsageError
+from zoo.kernels import decide_for
 from zoo.model.decoder import Decoder
 from zoo.model.initialisation import drawn
 from zoo.model.module import Model
@@ -181,4 +182,5 @@ def build_part(
         whole = spec.build()
     for name, value in drawn(whole, seed):
         own[name].copy_(part_of(name, value, cuts, ranks.group))
+    decide_for(part, ranks.group)
     return part

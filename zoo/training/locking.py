@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zoo.errors import NotAvailable, UsageError
+from zoo.new_files import lock
 
 LOCK = ".lock"
 
@@ -21,20 +22,8 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise NotAvailable(f"{folder} cannot be written: {error.strerror}") from error
     try:
-        _lock(descriptor, folder)
+        if not lock(descriptor):
+            raise UsageError(f"another process is training in {folder}")
         yield
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(f"another process is training in {folder}") from None
-    except OSError:  # a network file system without locks
-        return

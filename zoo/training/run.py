@@ -8,7 +8,7 @@ processes all run it, and the first one writes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,7 +19,7 @@ import torch
 
 from zoo.core import kernels, processes
 from zoo.core.devices import machine
-from zoo.errors import UsageError, enough
+from zoo.errors import MalformedError, UsageError, enough
 from zoo.training import checkpoints as stored
 from zoo.training.batches import Batch
 from zoo.training.log import Log, NoLog
@@ -55,22 +55,15 @@ class Run:
     facts: Mapping[str, Any]
     every: int
     seconds: float = 0.0  # of training steps, in all processes that worked at the run
-    kernels: Mapping[str, str] = field(default_factory=dict)
     row: Row | None = None  # of the checkpoint that is resumed
 
     def restore(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
-        """Continue after a checkpoint with this `state`, on the kernels that were chosen then. Raises UsageError where
+        """Continue after a checkpoint with this `state`, on the kernels that were used then. Raises UsageError where
         the run is another one, naming the differences, MalformedError for a checkpoint that is damaged."""
         self._require_same(state)
         self.trainer.restore(state["step"], *stored.read_tensors(checkpoint))
-        self.seconds, self.kernels, self.row = float(state["seconds"]), dict(state["kernels"]), dict(state["row"])
-        kernels.use(self.kernels)
-
-    def fix_kernels(self) -> None:
-        """From here on the kernels that came up so far are used, and plain ones for what comes up later: what is chosen
-        by time would differ between a run and its continuation."""
-        self.kernels = kernels.choices()
-        kernels.use(self.kernels)
+        self.seconds, self.row = float(state["seconds"]), dict(state["row"])
+        kernels.use(_recorded_kernels(state))
 
     def steps(self) -> Iterator[Row]:
         """Train to the end. Yields each step's row when it is logged and its checkpoint, if it has one, is on disk;
@@ -127,7 +120,7 @@ class Run:
             "row": row,
             "bits_per_byte": row.get("bits_per_byte"),
             "seconds": self.seconds,
-            "kernels": dict(self.kernels),
+            "kernels": kernels.choices(),
             "machine": machine() | {"device": str(self.trainer.device), "processes": processes.ranks()},
         }
         tensors = self.trainer.tensors()
@@ -152,15 +145,29 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def same_sums(state: Mapping[str, Any]) -> bool:
-    """Whether there are as many threads and processes as when a checkpoint was written: with others, sums are added up
-    in another order."""
+    """Whether there are as many threads and processes as when a checkpoint was written, and the kernels that it names:
+    with others, sums are added up in another order."""
     then = state.get("machine", {})
-    return bool(then.get("threads") == torch.get_num_threads() and then.get("processes", 1) == processes.ranks())
+    return bool(
+        then.get("threads") == torch.get_num_threads()
+        and then.get("processes", 1) == processes.ranks()
+        and _recorded_kernels(state) == state["kernels"]
+    )
+
+
+def _recorded_kernels(state: Mapping[str, Any]) -> dict[str, str]:
+    """The kernels of a checkpoint. Older ones name kernels by classes of sizes that no longer exist: plain ones take
+    their place."""
+    try:
+        kernels.parse(state["kernels"], "the checkpoint")
+    except MalformedError:
+        return {}
+    return dict(state["kernels"])
 
 
 def time_steps(trainer: Trainer, batch: Callable[[int], Batch], budget: float = 0.0) -> float:
     """The seconds of a step, measured at the first batches without changing the model, in a small share of `budget`
-    seconds. The first step, in which kernels are chosen and compiled, does not count."""
+    seconds. The first step, in which code is compiled, does not count."""
     times, spent = list[float](), 0.0
     trainer.rehearse(batch(0))
     while processes.from_first(partial(_goes_on, len(times), spent, budget)):

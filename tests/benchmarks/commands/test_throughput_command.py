@@ -63,33 +63,29 @@ def test_json_has_rows_ceilings_and_the_machine(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_kernels_that_are_chosen_while_it_runs_are_reported(
+def test_kernels_that_are_used_are_reported(
     interrupted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In JSON and beneath the table, after Ctrl-C too."""
 
-    def choosing(tasks: Any, samples: Any, **rest: Any) -> None:
+    def ending(tasks: Any, samples: Any, **rest: Any) -> None:
         measure(tasks, samples, **rest)
-        for rows in (1, 4):
-            kernels.active().pick("linear", torch.float32, (rows, 7), lambda: pytest.fail("a race"))
         if interrupted:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(throughput, "measure", choosing)
+    monkeypatch.setattr(throughput, "measure", ending)
     monkeypatch.setenv("ZOO_KERNELS", "choices.json")
-    setting = {"linear": "onednn", "linear, float32, rows 4, weights 7, threads 1": "plain"}
+    setting = {"linear prefill": "onednn", "linear decode": "plain"}
     with kernels.using(setting):
         assert call("qwen3", *SHORT, "--json") == (130 if interrupted else 0)
     machine = written(capsys)["machine"]
-    chosen = {name: kernel for name, kernel in machine["kernels"].items() if "weights 7" in name}
-    names = [f"linear, float32, rows {rows}, weights 7, threads 1" for rows in (1, 4)]
-    assert chosen == {names[0]: "onednn", names[1]: "plain"}
+    assert machine["kernels"] == {"linear prefill, float32": "onednn", "linear decode, float32": "plain"}
     assert machine["kernels_set"] == "choices.json"
     with kernels.using(setting):
         assert call("qwen3", *SHORT) == (130 if interrupted else 0)
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
-    assert re.search(r"^kernels \(ZOO_KERNELS=choices.json\): .*linear float32: onednn", out, re.MULTILINE)
+    assert re.search(r"^kernels \(ZOO_KERNELS=choices.json\): linear decode float32: plain, linear", out, re.MULTILINE)
 
 
 def test_tables_on_stdout_and_nothing_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

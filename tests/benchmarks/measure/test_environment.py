@@ -14,7 +14,6 @@ from benchmarks.measure.environment import _blas, environment, kernel_summary, m
 from benchmarks.output.report import Report
 from zoo.cli.tables import Format
 from zoo.core import kernels
-from zoo.core.kernels import Trial
 from zoo.errors import MalformedError
 
 
@@ -71,27 +70,14 @@ def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None
 CPU = torch.device("cpu")
 
 
-def chooses(operation: str = "linear", rows: int = 1) -> None:
-    """An operation of one class comes up."""
-    sizes = (rows,) * len(kernels.OPERATIONS[operation].sizes)
-    kernels.active().pick(operation, torch.float32, sizes, no_race)
+LINEAR = ("linear prefill", torch.float32)
 
 
-def no_race() -> Trial:
-    raise AssertionError("nothing is measured where a setting decides")
-
-
-def test_the_machine_says_which_kernels_were_chosen_and_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_machine_says_which_kernels_are_used_and_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_KERNELS", "choices.json")
-    with kernels.using({"linear": "onednn"}):
-        chooses("linear")
-        chooses("attention")
+    with kernels.using({"linear prefill": "onednn", "attention prefill, bfloat16": "plain"}):
         found = environment(CPU)
-    threads = f"threads {torch.get_num_threads()}"
-    assert found["kernels"] == {
-        f"attention, float32, heads per key 1, width 1, new 1, keys 1, masked 1, {threads}": "plain",
-        f"linear, float32, rows 1, weights 1, {threads}": "onednn",
-    }
+    assert found["kernels"] == {"attention prefill, bfloat16": "plain", "linear prefill, float32": "onednn"}
     assert found["kernels_set"] == "choices.json"
     for setting in (None, ""):
         monkeypatch.delenv("ZOO_KERNELS") if setting is None else monkeypatch.setenv("ZOO_KERNELS", setting)
@@ -103,13 +89,12 @@ def test_the_machine_says_which_kernels_were_chosen_and_what_was_set(monkeypatch
 def test_kernels_are_read_when_the_measurement_ends_however_it_ends(error: type[BaseException] | None) -> None:
     report = Report(Format.json, None)
     ending = pytest.raises(error) if error else nullcontext()
-    with kernels.using({"linear": "onednn"}), ending, recorded(report, CPU):
+    with kernels.using(None) as active, ending, recorded(report, CPU):
         assert (report.about["complete"], report.about["machine"]["kernels"]) == (False, {})
-        chooses()
+        active.add({LINEAR: "onednn"})
         if error is not None:
             raise error
-    name = f"linear, float32, rows 1, weights 1, threads {torch.get_num_threads()}"
-    assert report.about["machine"]["kernels"] == {name: "onednn"}
+    assert report.about["machine"]["kernels"] == {"linear prefill, float32": "onednn"}
     assert report.about["complete"] is (error is None)
 
 
@@ -117,7 +102,7 @@ def test_an_unreadable_kernel_setting_is_an_error_before_anything_runs(tmp_path:
     (tmp_path / "choices.json").write_text("[]", encoding="utf-8")
     monkeypatch.setenv("ZOO_KERNELS", str(tmp_path / "choices.json"))
     monkeypatch.setattr(kernels, "_active", None)
-    with pytest.raises(MalformedError, match="not a file of choices"), recorded(Report(Format.json, None), CPU):
+    with pytest.raises(MalformedError, match="not a file of kernels"), recorded(Report(Format.json, None), CPU):
         pytest.fail("it ran")
 
 
@@ -138,15 +123,17 @@ def test_choices_of_several_processes_are_merged_and_what_differs_is_kept() -> N
         (
             {
                 "kernels": {
-                    "attention, float32, new 64": "plain",
-                    "linear, bfloat16, rows 1": "onednn or plain",
-                    "linear, float32, rows 1": "onednn",
-                    "linear, float32, rows 4": "plain",
-                    "linear, float32, rows 16": "onednn",
+                    "attention prefill, float32": "plain",
+                    "linear prefill, float32": "onednn or plain",
+                    "linear decode, float32": "onednn",
                 }
             },
-            "kernels: attention float32: plain, linear bfloat16: onednn or plain, "
-            "linear float32: onednn (2 of 3 classes)",
+            "kernels: attention prefill float32: plain, linear decode float32: onednn, "
+            "linear prefill float32: onednn or plain",
+        ),
+        (  # as earlier versions recorded them, by classes of sizes
+            {"kernels": {"linear, float32, rows 1": "onednn", "linear, float32, rows 4": "plain"}},
+            "kernels: linear float32: onednn or plain",
         ),
     ],
 )

@@ -31,7 +31,7 @@ def test_the_gemms_of_a_prefill_are_those_that_the_formula_counts(
     monkeypatch.setattr(attention, "MIN_MULTIPLY_ADDS", 0)
     model, spec = zoo.build(family, tiny=True), zoo.spec(family, tiny=True)
     parts = spec.flop_breakdown(0, 20, logits=1)
-    with kernels.using({"attention": kernel, "linear": "onednn"}):
+    with kernels.using({"attention prefill": kernel, "linear prefill": "onednn", "linear decode": "onednn"}):
         gemms = seen(model, Workload("prefill", 20)).gemms
     counted = sum(2 * rows * weight.numel() for weight, rows in gemms)
     assert counted == sum(parts.values()) - parts["scores"]

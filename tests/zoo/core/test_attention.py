@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -187,7 +188,7 @@ def test_the_flash_kernel_returns_the_denominator_of_the_explicit_softmax(case: 
 
 @torch.no_grad()
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "kv_heads", "value"), [(4, 2, 6), (6, 1, 8), (2, 2, 8)])
 @pytest.mark.parametrize("past", [0, 40])
 def test_prefill_in_blocks_equals_explicit_attention(
@@ -199,8 +200,10 @@ def test_prefill_in_blocks_equals_explicit_attention(
     with_sinks: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Queries of two sequences in several blocks, in float32 too."""
+    """Queries of two sequences in several blocks, in float32 and float64 too."""
     monkeypatch.setattr(module, "MIN_MULTIPLY_ADDS", 0)
+    blocks = Mock(wraps=module._prefill_in_blocks)
+    monkeypatch.setattr(module, "_prefill_in_blocks", blocks)
     new = module.MIN_BLOCK_ROWS + 77
     sinks = torch.randn(heads) if with_sinks else None
     mask = visible(torch.arange(past, past + new), torch.arange(past + new))
@@ -209,16 +212,15 @@ def test_prefill_in_blocks_equals_explicit_attention(
         out, total = module._explicit_attention(q, k, v, mask, 0.3)
         return module._apply_sinks(out, total, None if sinks is None else sinks[:, None]).to(q.dtype)
 
-    def blocks(q: Tensor, k: Tensor, v: Tensor, drawn: Tensor | None) -> Tensor:
-        with kernels.using({"attention": "blocks"}) as active:
-            got = attention(q, k, v, drawn, 0.3, sinks)
-            assert "blocks" in active.chosen.values()
-        return got
+    def in_blocks(q: Tensor, k: Tensor, v: Tensor, drawn: Tensor | None) -> Tensor:
+        with kernels.using({"attention prefill": "blocks"}):
+            return attention(q, k, v, drawn, 0.3, sinks)
 
     for drawn in (mask, None) if past == 0 else (mask,):
-        assert_computes(
-            partial(blocks, drawn=drawn), explicit, lambda: inputs(heads, kv_heads, new, past + new, value), [dtype]
-        )
+        given = partial(inputs, heads, kv_heads, new, past + new, value)
+        assert_computes(partial(in_blocks, drawn=drawn), explicit, given, [dtype])
+        assert blocks.called
+        blocks.reset_mock()
 
 
 @torch.no_grad()
@@ -227,30 +229,13 @@ def test_blocks_with_more_heads_on_one_key_than_rows(dtype: torch.dtype, monkeyp
     monkeypatch.setattr(module, "MIN_MULTIPLY_ADDS", 0)
 
     def blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with kernels.using({"attention": "blocks"}):
+        with kernels.using({"attention prefill": "blocks"}):
             return attention(q, k, v, None, 0.3)
 
     def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return module._explicit_attention(q, k, v, causal(3, 3, q.device), 0.3)[0]
 
     assert_computes(blocks, explicit, lambda: inputs(module.MIN_BLOCK_ROWS + 3, 1, 3, 3), [dtype])
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
-@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
-@pytest.mark.parametrize(("heads", "kv_heads", "new", "keys"), [(8, 2, 700, 700), (8, 8, 3, 5000), (128, 1, 40, 40)])
-def test_the_trial_of_blocks_runs_both_kernels_on_a_part_of_the_prefill(
-    heads: int, kv_heads: int, new: int, keys: int, masked: bool, with_sinks: bool
-) -> None:
-    """They agree, whatever the shapes."""
-    q, k, v = inputs(heads, kv_heads, new, keys, value=8)
-    mask = visible(torch.arange(keys - new, keys), torch.arange(keys)) if masked or new < keys else None
-    trial = module._blocks_trial(q, k, v, mask, 0.3, torch.randn(heads) if with_sinks else None)
-    plain, blocks = trial.plain(), trial.other()
-    assert plain.shape == blocks.shape
-    assert plain.shape[1] % (heads // kv_heads) == 0
-    torch.testing.assert_close(blocks, plain, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -30,13 +30,13 @@ from zoo.core.linear import (
     use_gemv,
 )
 
+ONEDNN = {"linear prefill": "onednn", "linear decode": "onednn"}
 needs_onednn = pytest.mark.skipif(linear_module.ONEDNN is None, reason="this build of torch does not ask MKL")
 
 
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
-    """Every product that may goes through oneDNN, however small; -> the shapes of those that did."""
-    monkeypatch.setattr(linear_module, "MIN_WEIGHT_ELEMENTS", 0)
+    """Every product that may goes through oneDNN; -> the shapes of those that did."""
     used: list[object] = []
     kernel = linear_module.ONEDNN
 
@@ -46,7 +46,7 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 
     if kernel is not None:
         monkeypatch.setattr(linear_module, "ONEDNN", counted)
-    with kernels.using({"linear": "onednn"}):
+    with kernels.using(ONEDNN):
         yield used
 
 
@@ -74,9 +74,8 @@ def test_linear_equals_the_matrix_product(
 
 @needs_onednn
 @torch.no_grad()
-def test_onednn_flops_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_module, "MIN_WEIGHT_ELEMENTS", 0)
-    with kernels.using({"linear": "onednn"}), FlopCounterMode(display=False) as counted:
+def test_onednn_flops_are_counted() -> None:
+    with kernels.using(ONEDNN), FlopCounterMode(display=False) as counted:
         linear(torch.randn(2, 3, 6), torch.randn(5, 6))
     assert counted.get_total_flops() == 2 * 2 * 3 * 5 * 6
 
@@ -266,7 +265,7 @@ def test_compiled_single_tokens_of_few_sequences_are_reductions(
 ) -> None:
     """Where that kernel is chosen, for plain memory of one dtype alone."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    with kernels.using({"decode linear": kernel}):
+    with kernels.using({"compiled decode linear": kernel}):
         x, weight = torch.randn(shape).to(dtype), torch.randn(3, 4).to(dtype)
         assert use_gemv(x, weight) is (expected and kernel == "gemv")
         assert not use_gemv(x, weight.double())

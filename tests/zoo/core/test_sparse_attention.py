@@ -13,7 +13,7 @@ from tests.models import has_compiler
 from zoo.core import sparse_attention as module
 from zoo.core.forward_context import causal, visible
 from zoo.core.indexing import NOT_CHOSEN, sees, top_keys
-from zoo.core.inductor import compile_dynamic
+from zoo.core.inductor import compiled
 from zoo.core.sparse_attention import sparse_attention
 
 pytestmark = pytest.mark.usefixtures("_float64")
@@ -96,7 +96,7 @@ def test_one_graph_serves_every_length(decode: bool, differentiates: bool) -> No
 
     torch.compiler.reset()
     counters.clear()
-    function = compile_dynamic(sparse_attention)
+    function = compiled(sparse_attention, dynamic=True)
     lengths = [(1, 7), (1, 3), (1, 5), (1, 6), (1, 60)] if decode else [(7, 19), (3, 4), (2, 5), (7, 300), (200, 201)]
     with dynamo.patch(fail_on_recompile_limit_hit=True), torch.set_grad_enabled(differentiates):
         for new, keys in lengths:

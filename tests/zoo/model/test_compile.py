@@ -15,7 +15,7 @@ import zoo
 from tests.exact import assert_as_near, assert_equal
 from tests.models import has_compiler, randomised, tokens_of
 from tests.presets import distinct, split
-from zoo.core import attention, kernels, linear
+from zoo.core import kernels
 from zoo.errors import NotAvailable
 from zoo.model.module import Model
 
@@ -136,39 +136,25 @@ def test_equal_layers_share_their_graphs() -> None:
 
 
 @torch.no_grad()
-def test_slower_kernels_are_recompiled_as_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels of the first single token are measured after it has been traced; the pass after that is plain."""
-    monkeypatch.setattr(kernels, "_is_faster", lambda trial, seconds: False)
-    made: list[str] = []
+@pytest.mark.parametrize(("operation", "parts"), [("compiled decode linear", 2), ("compiled decode attention", 1)])
+def test_compiled_decode_has_the_kernels_that_are_chosen(operation: str, parts: int) -> None:
+    """Of a layer and of the head: the graphs that reduce, and none where the plain kernel is chosen."""
+    spec, found = zoo.spec(DEFAULT, tiny=True), []
+    for kernel in (FORCED[operation], kernels.PLAIN):
+        made: list[str] = []
 
-    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
-        made.append(graph.print_readable(print_output=False))
-        return graph
+        def keep(graph: torch.fx.GraphModule, inputs: list[Tensor], made: list[str] = made) -> torch.fx.GraphModule:
+            made.append(graph.print_readable(print_output=False))
+            return graph
 
-    kernels.use(None)
-    plain, fast = pair(zoo.spec(DEFAULT, tiny=True))
-    fast.compile(backend=keep)
-    tokens = tokens_of(plain.spec, 1, 12)
-    expected = run(plain, tokens, [10, 1, 1])
-    assert_equal(run(fast, tokens, [10, 1, 1]), expected)
-    assert {name.partition(",")[0]: kernel for name, kernel in kernels.choices().items()} == {
-        "decode linear": kernels.PLAIN,
-        "decode attention": kernels.PLAIN,
-    }
-    assert not kernels.active().pending
-    assert sum("as_strided" in text for text in made) == 2, "a layer and the head by reductions, once"
-
-
-@torch.no_grad()
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("batch", "share"), [(1, 1), (4, 8)])
-def test_trials_of_reductions_run_both_kernels(dtype: torch.dtype, batch: int, share: int) -> None:
-    """Which of them is faster depends on the machine."""
-    for trial in (linear._gemv_trial(dtype, batch), attention._reductions_trial(dtype, 2, share, 64)):
-        seconds = [kernels._time(run) for _ in range(3) for run in trial]
-        assert min(seconds) > 1e-4, "64 MiB cannot be read faster"
-        assert kernels._is_faster(trial) in (True, False)
+        kernels.use({operation: kernel})
+        plain, fast = pair(spec)
+        fast.compile(backend=keep)
+        tokens = tokens_of(spec, 1, 12)
+        expected = run(plain, tokens, [10, 1, 1])
+        assert_equal(run(fast, tokens, [10, 1, 1]), expected)
+        found.append(sum("as_strided" in text for text in made))
+    assert found == [parts, 0]
 
 
 def test_a_missing_cpp_compiler_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:

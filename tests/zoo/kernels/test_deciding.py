@@ -1,0 +1,246 @@
+"""Deciding kernels: by timed turns, once a machine, where a model is made; and never where nothing may be measured."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, cycle
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import weights
+import zoo
+from tests.models import has_compiler, tokens_of
+from tests.ranks import in_ranks
+from zoo.core import kernels
+from zoo.core.collectives import Group
+from zoo.core.kernels import OPERATIONS, PLAIN, Decision
+from zoo.kernels import deciding, kept
+
+LINEAR, DECODE, ATTENTION = (
+    (operation, torch.float32) for operation in ("linear prefill", "linear decode", "attention prefill")
+)
+EAGER = [LINEAR, DECODE, ATTENTION]
+COMPILED = [("compiled decode linear", torch.float32), ("compiled decode attention", torch.float32)]
+Seconds = dict[str, list[list[float]]]  # by kernel, of each shape, turn by turn
+
+
+class Clock:
+    """Time advances in calls alone: each says how long it takes. `asked`: the decisions that were measured. `chosen`:
+    the kernels during each call."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.asked: list[Decision] = []
+        self.chosen: list[dict[str, str]] = []
+        self.seconds: Seconds = {}
+
+    def __call__(self) -> float:
+        return self.now
+
+    def trial(self, decision: Decision) -> Callable[[], list[Callable[[], None]]]:
+        """Calls that take these seconds by the kernel that is chosen, after a first call that does not count."""
+        self.asked.append(decision)
+
+        def run(turns: dict[str, Iterator[float]]) -> None:
+            self.chosen.append(kernels.choices())
+            self.now += next(turns[kernels.active().kernel(*decision)])
+
+        def calls() -> list[Callable[[], None]]:
+            names = PLAIN, OPERATIONS[decision[0]].kernel
+            shapes = zip(*(self.seconds[kernel] for kernel in names), strict=True)
+            turns = (
+                {name: chain([7.0], cycle(times)) for name, times in zip(names, shape, strict=True)} for shape in shapes
+            )
+            return [partial(run, each) for each in turns]
+
+        return calls
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Clock]:
+    """A machine that has decided nothing yet, on which the other kernel of every operation is faster."""
+    made = Clock()
+    made.seconds = {operation.kernel: [[1e-3]] for operation in OPERATIONS.values()} | {PLAIN: [[2e-3]]}
+    monkeypatch.setattr(deciding, "perf_counter", made)
+    monkeypatch.setattr(deciding, "trial", made.trial)
+    monkeypatch.setattr(deciding, "MIN_PARAMETERS", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with kernels.using(None):
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("plain", "other", "chosen"),
+    [
+        ([[1e-3]], [[0.5e-3]], "onednn"),
+        ([[1e-3]], [[0.94e-3]], "onednn"),
+        ([[1e-3]], [[0.96e-3]], PLAIN),  # not clearly faster
+        ([[1e-3]], [[2e-3]], PLAIN),
+        ([[1e-3]], [[9e-3, 0.5e-3, 9e-3]], "onednn"),  # others disturb most turns
+        ([[9e-3, 1e-3, 9e-3]], [[0.96e-3]], PLAIN),
+        ([[1e-3], [1e-3]], [[0.5e-3], [1.7e-3]], "onednn"),  # over both shapes
+        ([[1e-3], [1e-3]], [[0.5e-3], [1.9e-3]], PLAIN),
+        ([[1e-6], [1e-3]], [[0.5e-6], [1.7e-3]], "onednn"),  # whatever their sizes
+    ],
+)
+def test_another_kernel_is_chosen_only_if_it_is_clearly_faster(
+    clock: Clock, plain: list[list[float]], other: list[list[float]], chosen: str
+) -> None:
+    clock.seconds = {PLAIN: plain, "onednn": other}
+    zoo.kernels.decide([LINEAR])
+    assert kernels.choices() == {"linear prefill, float32": chosen}
+    assert kernels.is_replaced(*LINEAR) is (chosen != PLAIN)
+
+
+def test_a_decision_ends_when_its_time_is_spent(clock: Clock) -> None:
+    """Or when each kernel was about as fast as at its fastest in three turns."""
+    warm_up = 2 * 7.0
+    zoo.kernels.decide([LINEAR])
+    assert clock.now == pytest.approx(warm_up + 3 * 3e-3)
+    clock.now, clock.seconds[PLAIN] = 0.0, [[1e-3 * 1.2**turn for turn in range(40)]]
+    zoo.kernels.decide([DECODE])
+    assert deciding.MAX_SECONDS <= clock.now - warm_up <= 1.2 * deciding.MAX_SECONDS
+    clock.now, clock.seconds[PLAIN] = 0.0, [[3.0 * 1.2**turn for turn in range(40)]]
+    zoo.kernels.decide([ATTENTION])
+    assert clock.now == pytest.approx(warm_up + 3.0 * (1 + 1.2 + 1.44) + 3e-3), "three turns, however long they take"
+
+
+def test_decisions_share_the_time(clock: Clock) -> None:
+    """All of them together take two seconds, and what it takes to begin."""
+    clock.seconds[PLAIN] = [[1e-3 * 1.2**turn for turn in range(40)]]
+    wanted = deciding.decisions([torch.float32, torch.bfloat16, torch.float16], compiled=True)
+    zoo.kernels.decide(wanted)
+    assert clock.asked == wanted
+    assert clock.now - len(wanted) * 2 * 7.0 < 2
+
+
+def test_a_machine_decides_once(clock: Clock) -> None:
+    zoo.kernels.decide([LINEAR, DECODE])
+    zoo.kernels.decide([LINEAR])
+    assert clock.asked == [LINEAR, DECODE]
+    kernels.use(None)  # another process
+    zoo.kernels.decide([LINEAR, ATTENTION])
+    assert clock.asked == [LINEAR, DECODE, ATTENTION]
+    assert kernels.choices().keys() == {"linear prefill, float32", "attention prefill, float32"}, "what was asked for"
+    clock.seconds = {PLAIN: [[1e-3]], "onednn": [[1e-3]], "blocks": [[1e-3]]}
+    zoo.kernels.decide([LINEAR], again=True)
+    assert kernels.choices() == {"linear prefill, float32": PLAIN, "attention prefill, float32": "blocks"}
+    assert kept.read() == {LINEAR: PLAIN, DECODE: "onednn", ATTENTION: "blocks"}
+
+
+def test_a_kernel_is_measured_beside_those_that_are_decided(clock: Clock) -> None:
+    """A prefill's blocks multiply by linear maps."""
+    zoo.kernels.decide([LINEAR, ATTENTION])
+    linear = {"linear prefill, float32": "onednn"}
+    assert clock.chosen[-2:] == [linear | {"attention prefill, float32": kernel} for kernel in (PLAIN, "blocks")]
+
+
+@pytest.mark.parametrize("setting", [PLAIN, {"linear prefill": "onednn"}])
+def test_kernels_that_are_set_are_not_decided(clock: Clock, setting: kernels.Request) -> None:
+    with kernels.using(setting):
+        before = kernels.choices()
+        zoo.kernels.decide(EAGER)
+        zoo.build("qwen3", tiny=True).compile()
+        assert kernels.choices() == before
+    assert clock.asked == []
+
+
+@pytest.mark.filterwarnings("ignore:TF32")  # of a GPU that is not asked for
+def test_nothing_is_decided_in_a_thread_or_where_calls_are_intercepted(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor read from what is kept: a program's results would depend on what ran before. The next call decides."""
+    kept.write({LINEAR: "onednn"})
+    decide = partial(zoo.kernels.decide, [LINEAR])
+    thread = threading.Thread(target=decide)
+    thread.start()
+    thread.join()
+    for mode in (
+        FlopCounterMode(display=False),
+        torch.device("meta"),
+        torch._subclasses.FakeTensorMode(),
+        torch.overrides.TorchFunctionMode(),
+        torch.backends.mkldnn.flags(enabled=False),
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+    ):
+        with mode:
+            decide()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        decide()
+    assert kernels.choices() == {}
+    decide()
+    assert kernels.choices() == {"linear prefill, float32": "onednn"}
+    assert clock.asked == []
+
+
+def test_a_model_decides_before_its_first_pass(clock: Clock, saved: Callable[[str], Path]) -> None:
+    """When it is built or loaded, for its dtype; and the compiled operations when it is compiled."""
+    makers: list[Callable[[torch.dtype], object]] = [
+        lambda dtype: zoo.build("qwen3", tiny=True, dtype=dtype),
+        lambda dtype: weights.load(saved("qwen3-0.6b"), dtype=dtype),
+    ]
+    for make in makers:
+        for dtype, expected in ((torch.float32, EAGER), (torch.bfloat16, [("attention prefill", torch.bfloat16)])):
+            kernels.use(None)
+            make(dtype)
+            assert kernels.choices() == {kernels.name(each): OPERATIONS[each[0]].kernel for each in expected}
+    kernels.use(None)
+    zoo.build("qwen3", tiny=True, device="meta")
+    assert kernels.choices() == {}
+
+
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
+def test_a_compiled_model_decides_on_compiled_kernels(clock: Clock) -> None:
+    model = zoo.build("qwen3", tiny=True)
+    model.compile(backend="eager", options=None)
+    assert clock.asked == [*EAGER, *COMPILED]
+
+
+def test_a_small_model_decides_nothing(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = zoo.build("qwen3", tiny=True)
+    kernels.use(None)
+    monkeypatch.setattr(deciding, "MIN_PARAMETERS", model.spec.params() + 1)
+    zoo.build("qwen3", tiny=True)
+    assert kernels.choices() == {}
+    monkeypatch.setattr(deciding, "MIN_PARAMETERS", model.spec.params())
+    zoo.build("qwen3", tiny=True)
+    assert kernels.choices() != {}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.filterwarnings("ignore"))])
+def test_a_pass_decides_nothing(clock: Clock, compiled: bool) -> None:
+    model = zoo.build("qwen3", tiny=True)
+    if compiled:
+        model.compile(backend="eager", options=None)
+    kernels.use(None)
+    clock.asked.clear()
+    cache = model.new_cache(1, 80)
+    for length in (70, 1, 1, 3):
+        model(tokens_of(model.spec, 1, length), cache)
+    assert (kernels.choices(), clock.asked) == ({}, [])
+
+
+def decided_in_group(device: torch.device, folder: str) -> dict[str, str]:
+    """Rank 0 finds the other kernels faster, and rank 1 would find the plain ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        rank = torch.distributed.get_rank()
+        patch.setenv("XDG_CACHE_HOME", folder + str(rank))
+        patch.setattr(deciding, "measure", lambda each, chosen, seconds: PLAIN if rank else OPERATIONS[each[0]].kernel)
+        kernels.use(None)
+        group = Group.of(torch.distributed.group.WORLD)
+        model = zoo.build("qwen3", tiny=True)
+        assert kernels.choices() == {}, "too small, were it not divided"
+        zoo.kernels.decide_for(model, group)
+        return kernels.choices()
+
+
+def test_rank_0_decides_for_all_ranks(tmp_path: Path) -> None:
+    first, second = in_ranks(2, decided_in_group, str(tmp_path))
+    assert first == second == {kernels.name(each): OPERATIONS[each[0]].kernel for each in EAGER}

@@ -1,0 +1,16 @@
+"""Which kernel computes an operation on this machine: decided once, kept, read, set.
+
+    zoo.kernels.choices()       the kernels of this process by operation and dtype
+    zoo.kernels.use("plain")    torch's own calls from here on; a FILE, or kernels by operation
+    python -m zoo.kernels       decides all, and shows them
+
+Nothing is decided in a forward pass.
+"""
+
+from zoo.core.kernels import active as active
+from zoo.core.kernels import choices as choices
+from zoo.core.kernels import save as save
+from zoo.core.kernels import use as use
+from zoo.core.kernels import using as using
+from zoo.kernels.deciding import decide as decide
+from zoo.kernels.deciding import decide_for as decide_for

@@ -1,0 +1,59 @@
+"""python -m zoo.kernels: the kernels of this machine, decided where they were not."""
+
+import logging
+from typing import Annotated
+
+import torch
+import typer
+
+from zoo.cli.runner import Debug, Json, emit, run
+from zoo.cli.tables import Column, Format, render
+from zoo.core import inductor
+from zoo.core.kernels import VARIABLE, active
+from zoo.errors import NotAvailable
+from zoo.kernels import kept
+from zoo.kernels.deciding import decide, decisions
+
+DTYPES = torch.float32, torch.bfloat16, torch.float16  # float64 only where a model has it
+COLUMNS = [Column("operation", "operation"), Column("dtype", "dtype"), Column("kernel", "kernel")]
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    again: Annotated[bool, typer.Option("--again", help="Measure all again.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the process. Default: torch's.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show which kernel computes an operation on this machine, after deciding what is not decided yet.
+
+    plain is torch's own call. What is decided is kept for later processes, with this number of threads.
+    """
+    logging.basicConfig(format="%(message)s")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    choices = active()
+    wanted = decisions(DTYPES, compiled=_has_compiler())
+    decide(wanted, again)
+    rows = [
+        {"operation": operation, "dtype": str(dtype).removeprefix("torch."), "kernel": choices.kernel(operation, dtype)}
+        for operation, dtype in wanted
+    ]
+    if json:
+        emit(render(rows, COLUMNS, Format.json, {"file": str(kept.path()), "set": choices.is_set}))
+        return
+    origin = f"Set by {VARIABLE}." if choices.is_set else f"Kept in {kept.path()}."
+    emit(f"{render(rows, COLUMNS)}\n\n{origin}")
+
+
+def _has_compiler() -> bool:
+    try:
+        inductor.find_compiler()
+    except NotAvailable:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    run(app, "python -m zoo.kernels")

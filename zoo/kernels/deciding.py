@@ -1,0 +1,142 @@
+"""Deciding which kernel computes an operation on this machine: by a short measurement, once, kept for later processes.
+
+Models ask for it when they are loaded, built or compiled, and before their first pass. Where nothing may be measured
+(in a thread, under a mode that intercepts calls, while a compiler traces) nothing is read either, so that a program's
+results do not depend on what ran before it: its operations are plain.
+"""
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from math import exp, log
+from statistics import fmean
+from time import perf_counter
+
+import torch
+from torch import nn
+
+from zoo.core import kernels
+from zoo.core.collectives import Group, summed
+from zoo.core.kernels import OPERATIONS, PLAIN, Decision, KernelChoices, active
+from zoo.kernels import kept
+from zoo.kernels.trials import Call, trial
+
+MIN_PARAMETERS = 2**25  # of a model that earns a measurement
+MAX_SECONDS = 1.6  # of timing for all decisions that are wanted at once; with what it takes to begin them, two
+SETTLED_TURNS, SETTLED_WITHIN = 3, 1.1  # so many turns, and their time as a multiple of the fastest one's
+MAX_TIME_RATIO = 0.95  # of the plain kernel's time, the geometric mean over shapes, for another one to be chosen
+logger = logging.getLogger(__name__)
+
+
+def decide_for(model: nn.Module, group: Group | None = None, compiled: bool = False) -> None:
+    """Decide the kernels of a model, if it is on the CPU and large enough to earn it; those of compiled code too.
+
+    Of a model that a `group` of ranks divides, rank 0 decides for all, and every rank calls this: what each of them
+    computes must be equal to the last bit, or their routers would choose different experts.
+    """
+    parameters = list(model.parameters())
+    first = parameters[0]
+    small = group is None and sum(each.numel() for each in parameters) < MIN_PARAMETERS
+    if active().is_set or first.device.type != "cpu" or small:
+        return
+    wanted = decisions([first.dtype], compiled)
+    if group is None:
+        decide(wanted)
+    elif wanted:
+        _decide_in_group(wanted, group)
+
+
+def decisions(dtypes: Iterable[torch.dtype], compiled: bool = False) -> list[Decision]:
+    """The decisions on operations in these dtypes, those of compiled code last."""
+    return [
+        (name, dtype)
+        for dtype in dtypes
+        for name, operation in OPERATIONS.items()
+        if dtype in operation.dtypes and (compiled or not name.startswith("compiled"))
+    ]
+
+
+def decide(wanted: Iterable[Decision], again: bool = False) -> None:
+    """Take what this machine has decided, and measure the rest; `again`: measure all. Nothing where the caller or
+    ZOO_KERNELS has set the kernels."""
+    choices = active()
+    missing = [each for each in wanted if again or each not in choices.chosen]
+    if choices.is_set or not missing or not _can_measure():
+        return
+    found = {} if again else kept.read()
+    if not found.keys() >= set(missing):
+        with kept.one_at_a_time():
+            found = {} if again else kept.read()
+            measured: dict[Decision, str] = {}
+            undecided = [each for each in missing if each not in found]
+            for each in undecided:
+                measured[each] = measure(each, choices.chosen | found | measured, MAX_SECONDS / len(undecided))
+            kept.write(measured)
+            found |= measured
+    choices.add({each: found[each] for each in missing})
+
+
+def measure(decision: Decision, chosen: Mapping[Decision, str], seconds: float) -> str:
+    """The kernel that a short measurement finds for an operation, beside what is `chosen` for others."""
+    operation, _ = decision
+    return OPERATIONS[operation].kernel if time_ratio(decision, chosen, seconds) <= MAX_TIME_RATIO else PLAIN
+
+
+def time_ratio(decision: Decision, chosen: Mapping[Decision, str], seconds: float) -> float:
+    """The time of the other kernel as a multiple of the plain one's: the geometric mean over the calls of its trial.
+
+    Kernels take turns, and each call counts with its fastest turn: what else the machine does can only slow it down.
+    It ends when each call was about as fast in several turns, or when the `seconds` are over.
+    """
+    pair = [KernelChoices({**chosen, decision: kernel}) for kernel in (PLAIN, OPERATIONS[decision[0]].kernel)]
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        make = trial(decision)
+        calls = [make() for _ in pair]
+        for each in zip(pair, calls, strict=True):
+            _time(*each)  # compiled code is made, and memory touched
+        turns: list[list[float]] = []
+        began = perf_counter()
+        while len(turns) < SETTLED_TURNS or (perf_counter() - began < seconds and not _settled(turns)):
+            turns.append([time for each in zip(pair, calls, strict=True) for time in _time(*each)])
+    fastest = [min(times) for times in zip(*turns, strict=True)]
+    half = len(fastest) // 2
+    return exp(fmean(log(other / plain) for plain, other in zip(fastest[:half], fastest[half:], strict=True)))
+
+
+def _settled(turns: list[list[float]]) -> bool:
+    """Whether several turns of each call were about as fast as its fastest."""
+    return all(sorted(times)[SETTLED_TURNS - 1] <= SETTLED_WITHIN * min(times) for times in zip(*turns, strict=True))
+
+
+def _time(choices: KernelChoices, calls: list[Call]) -> list[float]:
+    """The seconds of each call."""
+    found = []
+    with kernels.using(choices):
+        for call in calls:
+            began = perf_counter()
+            call()
+            found.append(perf_counter() - began)
+    return found
+
+
+def _can_measure() -> bool:
+    """Not while a compiler traces, where a mode intercepts calls, beside other threads of the program, or where the
+    libraries to compare are disabled."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and threading.current_thread() is threading.main_thread()
+        and torch._C._get_mkldnn_enabled()
+        and torch.backends.cuda.flash_sdp_enabled()
+    )
+
+
+def _decide_in_group(wanted: list[Decision], group: Group) -> None:
+    """Every rank takes what rank 0 has decided."""
+    if group.rank.index == 0:
+        decide(wanted)
+    first = group.rank.index == 0
+    own = torch.tensor([first and kernels.is_replaced(*each) for each in wanted], dtype=torch.int64, device="cpu")
+    for each, flag in zip(wanted, summed(own, group).tolist(), strict=True):
+        active().add({each: OPERATIONS[each[0]].kernel if flag else PLAIN})
