@@ -202,9 +202,10 @@ def build_block(spec: Block, dim: int, dtype: torch.dtype, seed: int) -> nn.Modu
     return module
 
 
-def block_context(spec: Mixer, cache: Cache, past: int, new: int) -> ForwardContext:
-    """The context of a pass of `new` tokens after `past` through one mixer over its `cache`."""
-    return prepare_forward(past, new, spec.tables(), cache.layers, CPU)
+def block_context(spec: Mixer, cache: Cache, past: int, new: int, dtype: torch.dtype = torch.float32) -> ForwardContext:
+    """The context of a pass of `new` tokens after `past` through one mixer over its `cache`. `dtype` is as for
+    `prepare_forward`."""
+    return prepare_forward(past, new, spec.tables(), cache.layers, CPU, dtype)
 
 
 def block_tasks(entry: BlockEntry, module: nn.Module, config: BlockConfig) -> Iterator[Task]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import weights
+from tests.exact import assert_equal, in_float64
 from zoo.cli.runner import exit_code
 from zoo.core import kernels
 from zoo.training import checkpoints as stored
@@ -88,9 +89,11 @@ def test_the_saved_model_is_the_trained_one_here_and_in_the_reference(finished) 
     held, _ = stored.read_tensors(checkpoints(finished / "checkpoints")[-1])
     assert all(torch.equal(value, held[name]) for name, value in model.state_dict().items())
     tokens = torch.tensor([tokenizer.encode("line 3 of").tolist()])
+    with torch.no_grad(), in_float64():
+        reference = transformers.AutoModelForCausalLM.from_pretrained(finished / "model", dtype=torch.float64)
+        expected = reference(tokens).logits
     with torch.no_grad():
-        reference = transformers.AutoModelForCausalLM.from_pretrained(finished / "model", dtype=torch.float32)
-        torch.testing.assert_close(model(tokens), reference(tokens).logits, rtol=0, atol=1e-5)
+        assert_equal(weights.load(finished / "model", dtype=torch.float64)(tokens), expected)
 
 
 def test_a_run_that_is_cut_off_goes_on_to_the_bit(capsys, monkeypatch, text, finished, tmp_path) -> None:

@@ -16,6 +16,7 @@ import zoo
 from benchmarks.measure.blocks import block_context, build_block
 from benchmarks.measure.devices import CPU
 from benchmarks.measure.mla import ABSORBED, EXPANDED, LATENT, fill_cache, modules, scratch_elements, variants
+from tests.exact import assert_equal
 from zoo import MLA, NoPE, RMSNorm, RoPE
 from zoo.core.cache import Cache
 from zoo.registry import Spec
@@ -41,7 +42,7 @@ def passed(spec: MLA, module: nn.Module, chunks: list[Tensor]) -> Iterator[Tenso
     cache = Cache([spec.cache_spec()], 1, sum(x.shape[1] for x in chunks), torch.float64, CPU)
     past = 0
     for x in chunks:
-        yield module(x, block_context(spec, cache, past, x.shape[1]), cache.layers[0])
+        yield module(x, block_context(spec, cache, past, x.shape[1], torch.float64), cache.layers[0])
         past += x.shape[1]
 
 
@@ -56,7 +57,7 @@ def test_the_variants_compute_the_same_from_the_first_token_on(spec: MLA, length
     expected = torch.cat(list(passed(spec, source, chunks)), dim=1)
     for variant, each in variants(spec).items():
         out = torch.cat(list(passed(each, built[variant], chunks)), dim=1)
-        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)  # norms are float32 in any dtype
+        assert_equal(out, expected, variant)
 
 
 @torch.no_grad()
@@ -68,12 +69,12 @@ def test_a_filled_cache_is_the_one_that_the_tokens_would_have_made(spec: MLA, to
     built = modules(spec, source, DIM)
     for variant, each in variants(spec).items():
         ran, filled = (Cache([each.cache_spec()], 1, tokens, torch.float64, CPU) for _ in range(2))
-        step = block_context(each, ran, 0, tokens)
+        step = block_context(each, ran, 0, tokens, torch.float64)
         built[variant](x, step, ran.layers[0])
         *_, latent = source.project(x, step)
         fill_cache(variant, built[variant], filled.layers[0].streams, latent, chunk)
         for one, other in zip(ran.layers[0].streams, filled.layers[0].streams, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+            assert_equal(other, one, variant)
 
 
 @torch.no_grad()
@@ -85,7 +86,7 @@ def test_flops_of_a_decoded_token_are_what_torch_counts(spec: MLA, past: int) ->
     for variant, module in modules(spec, source, DIM).items():
         each = variants(spec)[variant]
         cache = Cache([each.cache_spec()], 1, past + 1, torch.float32, CPU)
-        step = block_context(each, cache, past, 1)
+        step = block_context(each, cache, past, 1, torch.float64)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             module(torch.randn(1, 1, DIM), step, cache.layers[0])
         assert counter.get_total_flops() == each.flops(DIM, past, 1, causal=False), variant
