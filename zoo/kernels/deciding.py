@@ -98,6 +98,11 @@ def time_ratio(decision: Decision, chosen: Mapping[Decision, str], seconds: floa
         began = perf_counter()
         while len(turns) < SETTLED_TURNS or (perf_counter() - began < seconds and not _settled(turns)):
             turns.append([time for each in zip(pair, calls, strict=True) for time in _time(*each)])
+    if not _settled(turns):
+        logger.warning(
+            "%s was decided while the machine was busy; python -m zoo.kernels --again decides anew",
+            kernels.name(decision),
+        )
     fastest = [min(times) for times in zip(*turns, strict=True)]
     half = len(fastest) // 2
     return exp(fmean(log(other / plain) for plain, other in zip(fastest[:half], fastest[half:], strict=True)))

@@ -53,9 +53,10 @@ def drawn(module: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
                 generator = generators.setdefault(value.device, torch.Generator(value.device).manual_seed(seed))
                 value.normal_(std=scales.get(weight, 1.0) * weight.shape[-1] ** -0.5, generator=generator)
             else:
-                value.copy_(torch.as_tensor(getattr(part, "identity", {}).get(name, 0.0)))
-            if weight in gains:
-                value.add_(gains[weight] - 1.0)  # added: a norm may multiply by 1 + w
+                start = torch.as_tensor(getattr(part, "identity", {}).get(name, 0.0))
+                if weight in gains:  # added: a norm may multiply by 1 + w. In bfloat16 1 / 576 - 1 would be -1
+                    start = start.to(torch.promote_types(value.dtype, torch.float32)) + (gains[weight] - 1.0)
+                value.copy_(start)
             yield (f"{path}.{name}" if path else name), value
 
 

@@ -97,14 +97,16 @@ def test_another_kernel_is_chosen_only_if_it_is_clearly_faster(
     assert kernels.is_replaced(*LINEAR) is (chosen != PLAIN)
 
 
-def test_a_decision_ends_when_its_time_is_spent(clock: Clock) -> None:
-    """Or when each kernel was about as fast as at its fastest in three turns."""
+def test_a_decision_ends_when_its_time_is_spent(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """Or when each kernel was about as fast as at its fastest in three turns; else it is said that it was not."""
     warm_up = 2 * 7.0
     zoo.kernels.decide([LINEAR])
     assert clock.now == pytest.approx(warm_up + 3 * 3e-3)
+    assert caplog.text == ""
     clock.now, clock.seconds[PLAIN] = 0.0, [[1e-3 * 1.2**turn for turn in range(40)]]
     zoo.kernels.decide([DECODE])
     assert deciding.MAX_SECONDS <= clock.now - warm_up <= 1.2 * deciding.MAX_SECONDS
+    assert "linear decode, float32 was decided while the machine was busy" in caplog.text
     clock.now, clock.seconds[PLAIN] = 0.0, [[3.0 * 1.2**turn for turn in range(40)]]
     zoo.kernels.decide([ATTENTION])
     assert clock.now == pytest.approx(warm_up + 3.0 * (1 + 1.2 + 1.44) + 3e-3), "three turns, however long they take"

@@ -54,6 +54,16 @@ def test_a_tied_head_predicts_as_uniformly_at_any_width(dim: int) -> None:
     assert_equal(first_loss(offset), first_loss(spec))  # it multiplies by 1 + w
 
 
+def test_a_tied_head_starts_the_same_in_bfloat16() -> None:
+    """1 / 576, of which bfloat16 holds nothing beside 1."""
+    norm = zoo.RMSNorm(1e-6)
+    layer = zoo.Layer(zoo.pre(norm, zoo.GQA(4, 2, 16, zoo.RoPE(1e4))), zoo.pre(norm, zoo.GLU(64)))
+    spec = zoo.Decoder(256, 576, (layer,), norm, tied=True)
+    whole, half = (zoo.build(spec, dtype=dtype).norm.weight for dtype in (torch.float32, torch.bfloat16))
+    assert torch.equal(half, whole.to(torch.bfloat16))
+    assert whole.unique().item() == pytest.approx(1 / 576, rel=1e-4)
+
+
 def outputs(model: Model, tokens: Tensor) -> Iterator[float]:
     """Mean square of the embedded tokens, then of each layer's output."""
     kept = [model.embedded(tokens, torch.arange(tokens.shape[1]))]
