@@ -13,6 +13,7 @@ from torch import nn
 
 import zoo
 from tests.reference import exact_twin, toy_config, toy_reference
+from weights.reference.float64 import as_stored
 
 
 def config(name: str) -> dict[str, Any]:
@@ -23,7 +24,8 @@ def config(name: str) -> dict[str, Any]:
 @cache
 def reference(name: str) -> nn.Module:
     """The reference of that config, every parameter random. Not to be changed."""
-    return toy_reference(config(name))
+    with as_stored():  # also where it is first asked for inside `in_float64`
+        return toy_reference(config(name))
 
 
 @cache

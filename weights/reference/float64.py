@@ -28,7 +28,9 @@ _active: list[_Float64Mode] = []
 class _Float64Mode(TorchFunctionMode):
     """Answers casts to a lower float dtype, and a lower `dtype` among the arguments of any call, with float64."""
 
-    enabled = True
+    def __init__(self, default: torch.dtype) -> None:
+        super().__init__()
+        self.enabled, self.default = True, default  # the dtype where none is named, outside
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -52,7 +54,8 @@ def in_float64() -> Iterator[None]:
     A reference must be built inside: what it computed before, such as rotary tables, stays as it is. Attention and
     experts must be the plain ones ("eager"): some kernels take no float64.
     """
-    before, mode = torch.get_default_dtype(), _Float64Mode()
+    before = torch.get_default_dtype()
+    mode = _Float64Mode(before)
     torch.set_default_dtype(torch.float64)
     _active.append(mode)
     try:
@@ -66,11 +69,15 @@ def in_float64() -> Iterator[None]:
 @contextmanager
 def as_stored() -> Iterator[None]:
     """Meanwhile, dtypes are what they are called, also inside `in_float64`: packed weights are unpacked as always."""
+    before, outermost = torch.get_default_dtype(), _active[:1]
     for mode in _active:
         mode.enabled = False
+    for mode in outermost:
+        torch.set_default_dtype(mode.default)
     try:
         yield
     finally:
+        torch.set_default_dtype(before)
         for mode in _active:
             mode.enabled = True
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from tests.models import has_compiler
-from zoo.core.inductor import compile_dynamic
+from zoo.core.inductor import compiled
 from zoo.core.top_k import top_k, top_k_set
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
@@ -90,7 +90,7 @@ def test_compiled_code_chooses_the_same_at_every_length() -> None:
         scores = x.relu() * factors
         return *top_k(scores, 7), top_k_set(scores, 7)
 
-    fast = compile_dynamic(both)
+    fast = compiled(both, dynamic=True)
     for length in (9, 40, 131, 1000):
         generator = torch.Generator().manual_seed(length)
         x = torch.randint(-3, 2, (2, 5, length), generator=generator).float()
