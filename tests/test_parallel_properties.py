@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import zoo
 from tests.exact import assert_equal
-from tests.models import chunks, randomised, tokens_of
+from tests.models import chunks, is_well_conditioned, randomised, tokens_of
 from tests.test_properties import decoders, specs
 from tests.thread_ranks import ThreadRanks
 from zoo.blocks.expert_parallel import expert_parallel
@@ -37,6 +37,7 @@ def test_parts_compute_what_the_whole_computes(spec: zoo.Decoder, ranks: int, ep
     with torch.no_grad():
         expected = model(tokens)
         assume(expected.isfinite().all())
+        assume(is_well_conditioned(model, tokens, expected))
     threads = ThreadRanks(ranks)
     parts = [divide(model, Group("threads", Rank(index, ranks)), ep) for index in range(ranks)]
 

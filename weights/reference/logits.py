@@ -82,7 +82,7 @@ def compare(exact: Tensor, other: Tensor) -> Difference:
 def _distributions(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """KL (one || two), whether the argmax is the same, and the share of the top 10 in common: each (batch, t)."""
     p, q = one.log_softmax(-1), two.log_softmax(-1)
-    kl = (p.exp() * (p - q)).sum(-1)
+    kl = (p.exp() * (p - q)).sum(-1).clamp_min(0)  # of equal distributions, rounding may make it negative
     k = min(10, one.shape[-1])
     best, others = one.topk(k).indices, two.topk(k).indices
     shared = (best[..., None] == others[..., None, :]).any(-1).double().mean(-1)
