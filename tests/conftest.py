@@ -22,8 +22,10 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests import toys
+from zoo.core.inductor import load_compiler
 
 torch.set_num_threads(THREADS)
+load_compiler()  # under a C locale, before a test that has torch compile by itself
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 

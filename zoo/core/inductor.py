@@ -72,5 +72,6 @@ def options() -> dict[str, Any]:
 def compiled(function: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
     """`function`, compiled apart from whatever else is compiled of it: for all shapes at once if `dynamic`, else for
     those of its first call, but for marked dimensions."""
+    load_compiler()
     settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options()}
     return torch.compile(function, dynamic=dynamic, **settings)

@@ -39,7 +39,7 @@ SPLITS = ("train", "tuning", "heldout")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("texts")
     for i in range(80):
-        (folder / f"{i}.txt").write_text(f"größer {i} 😀\r\n" * (1 + i % 13), newline="")
+        (folder / f"{i}.txt").write_text(f"größer {i} 😀\r\n" * (1 + i % 13), "utf-8", newline="")
     return read_text(folder)
 
 
