@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weights.reference.float64 import BOUND, in_float64, largest_difference, rms_error
+from weights.reference.float64 import in_float64, rms_error
+from zoo.core.equality import BOUND, largest_difference
 
 __all__ = [
     "BOUND",

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure.benchmark_models import BenchmarkModel
-from benchmarks.measure.runners import BASELINE, COMPILED, Candidate, Runner, ThroughputConfig, inference
+from benchmarks.measure.runners import BASELINE, COMPILED, TOLERANCE, Candidate, Runner, ThroughputConfig, inference
 from weights.reference.model import causal_class, quiet, transformers
 from weights.saving import to_checkpoint
 from zoo.blocks import MoE
-from zoo.cli.self_check import TOLERANCE
 from zoo.errors import CheckFailed
 from zoo.model.module import Model
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from benchmarks.measure.blocks import block_context, build_block, time_columns
 from benchmarks.measure.devices import CPU, require_memory
+from benchmarks.measure.runners import TOLERANCE
 from benchmarks.measure.timing import Samples, Task, measure
 from benchmarks.output.progress import progress
 from zoo.blocks.mla import MLA
-from zoo.cli.self_check import TOLERANCE
 from zoo.core.attention import attention
 from zoo.core.cache import Cache
 from zoo.core.devices import free_memory

@@ -22,6 +22,10 @@ from zoo.errors import UsageError
 from zoo.model.module import Model
 from zoo.model.parallel import Ranks
 
+# Of the largest element: what is timed side by side differs by less, in the dtype that it is timed in. A guard against
+# timing two different models; that two are equal is proven in float64 (weights.parity, zoo.cli.self_check).
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
 ZOO, BASELINE = "zoo", "transformers"  # implementations
 EAGER, COMPILED = "eager", "compiled"  # modes
 FILL_TOKENS = 512  # in one pass while a cache is filled to its depth

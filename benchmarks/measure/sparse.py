@@ -15,11 +15,11 @@ from torch import Tensor
 
 from benchmarks.measure.blocks import DECODE, block_context, build_block, time_columns
 from benchmarks.measure.devices import CPU
+from benchmarks.measure.runners import TOLERANCE
 from benchmarks.measure.timing import Samples, Task, measure
 from benchmarks.output.progress import progress
 from zoo.blocks.mla import MLA
 from zoo.blocks.sparse_mla import SparseMLA
-from zoo.cli.self_check import TOLERANCE
 from zoo.core.attention import attention
 from zoo.core.cache import Cache
 from zoo.core.indexing import choose_keys, sees

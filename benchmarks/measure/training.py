@@ -20,6 +20,7 @@ from benchmarks.measure.benchmark_models import BenchmarkModel
 from benchmarks.measure.runners import (
     BASELINE,
     COMPILED,
+    TOLERANCE,
     ZOO,
     Candidate,
     Runner,
@@ -29,7 +30,6 @@ from benchmarks.measure.runners import (
     random_tokens,
 )
 from zoo.blocks import GQA, MoE
-from zoo.cli.self_check import TOLERANCE
 from zoo.errors import CheckFailed
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model

@@ -1,8 +1,4 @@
-"""Computing in float64, the reference and the zoo alike, and the one bound at which the two count as equal.
-
-Models in float32 differ by rounding, and how much depends on the processor, the library and the order of sums. In
-float64 two models that compute the same differ by 1e-14 of the largest element, and two that do not differ by as much
-as before: a mistake cannot hide, and rounding cannot feign one.
+"""Computing in float64, the reference and the zoo alike, so that both count as equal at one bound (zoo.core.equality).
 
 The zoo's blocks compute in float32 at least: a model in float64 computes all of it in float64 (zoo.core.float32). The
 reference computes norms, softmax, rotary angles and routers in float32 whatever the dtype of its weights. So inside
@@ -19,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-BOUND = 1e-10  # of the largest element
 LOWER = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
 _active: list[_Float64Mode] = []
@@ -80,20 +75,6 @@ def as_stored() -> Iterator[None]:
         torch.set_default_dtype(before)
         for mode in _active:
             mode.enabled = True
-
-
-def largest_difference(value: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference of two tensors of one shape, relative to the largest element of `expected`; the
-    difference itself where `expected` is zero everywhere. NaN where an element of either is NaN, infinite where an
-    element of one alone is infinite. Raises ValueError for other shapes."""
-    if value.shape != expected.shape:
-        raise ValueError(f"shapes {tuple(value.shape)} and {tuple(expected.shape)} differ")
-    if not expected.numel():
-        return 0.0
-    value, expected = value.detach().double(), expected.detach().double()
-    difference = (value - expected).masked_fill(value == expected, 0.0)  # equal infinities
-    largest = expected.masked_fill(expected.isinf(), 0.0).abs().amax()
-    return float(difference.abs().amax() / (largest if largest > 0 else 1.0))
 
 
 def rms_error(value: Tensor, exact: Tensor) -> float:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weights.reference.float64 import BOUND, largest_difference
 from weights.reference.logits import chunks_of_positions
+from zoo.core.equality import BOUND, largest_difference
 from zoo.model.module import Model
 
 

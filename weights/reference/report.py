@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from weights.reference.float64 import BOUND
 from weights.reference.layers import Part
 from weights.reference.logits import Difference
+from zoo.core.equality import BOUND
 from zoo.errors import NotAvailable, UsageError, require_package
 from zoo.units import format_count
 

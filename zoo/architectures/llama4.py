@@ -70,13 +70,17 @@ def from_hf(config: Config) -> Decoder:
     config.expect(**EXPECTED)
     config.neutral(router_jitter_noise=0.0, for_llm_compressor=False)
     shape = config.dense() | config.integers(**SHAPE)
+    rope, qk_norm = config.rope(), config.flag("use_qk_norm")
+    if qk_norm and rope.scaling and rope.scaling.gain != 1.0:
+        gain = f"the rotation's factor of {rope.scaling.gain:g}"  # which commutes with the norm where it is 1
+        raise config.error(f"{gain} with use_qk_norm is not supported: this norm follows the rotation and undoes it")
     spec = decoder(
         **shape,
         head_dim=config.head_dim(),
         chunk=config.optional("attention_chunk_size"),
-        rope=config.rope(),
+        rope=rope,
         temperature=_temperature(config),
-        qk_norm=config.flag("use_qk_norm"),
+        qk_norm=qk_norm,
     )
     config.agrees_on_windows(spec)
     if config.values.get("no_rope_layers") == []:

@@ -256,15 +256,16 @@ def _check_rows(built: Facts, decoded: Facts | None) -> Rows:
     rows = {"built": [f"on {built['device']} in {built['dtype']}, in {built['seconds']:.2g} s: {parameters}"]}
     if decoded is None:
         return rows
-    largest, difference, bound = decoded["largest_logit"], decoded["largest_difference"], decoded["bound"]
-    verdict = f"not judged: {decoded['not_judged']}"
+    bound, verdict = decoded["bound"], f"not judged: {decoded['not_judged']}"
     if bound is not None:
-        verdict = f"the bound is {bound:.1e}, {bound / (largest or 1):.0e} of it"
+        verdict = f"the bound is {bound:.0e}"
+    tokens, logit = f"{decoded['tokens']} random tokens, seed {decoded['seed']}", decoded["largest_logit"]
     return rows | {
-        "forward": [f"{decoded['tokens']} random tokens, seed {decoded['seed']}: logits up to {largest:.2f}"],
+        "forward": [f"{tokens}: logits up to {logit:.2f}"],
         "decoding": [
             f"over the cache, {' + '.join(map(str, decoded['chunks']))} tokens, then {decoded['steps']} one by one",
-            f"differs by {difference:.1e} at most, {difference / (largest or 1):.1e} of the largest logit; {verdict}",
+            f"differs by {decoded['largest_difference']:.0e} of the largest logit at most, in "
+            f"{decoded['compared_in']}; {verdict}",
         ],
         "cache": [f"{decoded['cache_bytes']:,} bytes, {agreement(decoded['cache_bytes'], decoded['cache_formula'])}"],
     }

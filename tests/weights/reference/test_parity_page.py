@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import weights
-from weights.reference.float64 import BOUND
 from zoo.cli.runner import exit_code
+from zoo.core.equality import BOUND
 
 PAGE = (Path(__file__).parents[3] / "docs" / "parity.md").read_text(encoding="utf-8")
 SHOWN = re.findall(r"```console\n\$ (.*?)\n(.*?)```", PAGE, re.DOTALL)

@@ -136,23 +136,23 @@ def test_a_small_change_is_not_rounded_to_zero() -> None:
 
 
 def test_the_check_is_shown_with_its_bound() -> None:
-    decoded = DecodeCheck(3, 50, (12, 12, 10), 16, 4.0, 2e-6, 4e-5, 1024, 1024)
+    decoded = DecodeCheck(3, 50, (12, 12, 10), 16, 4.0, 2e-15, "float64", 1e-10, 1024, 1024)
     shown = report_text(report(example(), decoded=decoded))
     assert "50 random tokens, seed 3: logits up to 4.00" in shown
     assert "12 + 12 + 10 tokens, then 16 one by one" in shown
-    assert "2.0e-06 at most, 5.0e-07 of the largest logit; the" in shown
-    assert "bound is 4.0e-05, 1e-05 of it" in shown
+    assert "differs by 2e-15 of the largest logit at most, in float64; the" in shown
+    assert "bound is 1e-10" in shown
     assert "1,024 bytes, as the formula says" in shown
 
 
 def test_figures_that_disagree_are_both_shown() -> None:
     decoded = DecodeCheck(
-        3, 50, (12, 12, 10), 16, 4.0, 2e-6, None, 1025, 1024, "in this dtype, rounding may change a router's choice"
+        3, 50, (12, 12, 10), 16, 4.0, 2e-6, "float32", None, 1025, 1024, "float64 needs 1 TB more, and 1 GB is free"
     )
     shown = " ".join(report_text(report(example(), decoded=decoded, parameters=8)).split())
     assert "8 parameters, and the formula says 7" in shown
     assert "1,025 bytes, and the formula says 1,024" in shown
-    assert "not judged: in this dtype, rounding may change a router's choice" in shown
+    assert "in float32; not judged: float64 needs 1 TB more" in shown
 
 
 def test_a_published_active_count_is_shown_with_its_rule() -> None:

@@ -189,6 +189,15 @@ def test_gpt2_heads_share_the_width() -> None:
         assert f"not understood: {field}={on}" in refusal(older("gpt2-small", **{field: on}))
 
 
+def test_llama4s_norm_undoes_a_factor_of_its_rotation() -> None:
+    """The reference normalises rotated queries and keys, the zoo rotates normalised ones: the same without a factor."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+    refused = refusal(older("llama4-scout-109b", rope_scaling=scaling))
+    assert "the rotation's factor of 1.13863 with use_qk_norm is not supported" in refused
+    assert zoo.from_hf(older("llama4-scout-109b", rope_scaling=scaling | {"attention_factor": 1.0}))
+    assert zoo.from_hf(older("llama4-maverick-400b", rope_scaling=scaling))
+
+
 def test_heads_share_the_width_where_theirs_is_not_given() -> None:
     values = {"hidden_size": 96, "num_attention_heads": 4, "head_dim": None}
     assert Config(values).head_dim() == 24
