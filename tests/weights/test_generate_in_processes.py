@@ -1,4 +1,4 @@
-"""torchrun -m weights.generate --tp: two processes write what one writes, and report an error once."""
+"""python -m weights.generate --tp: two processes write what one writes, and report an error once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ranks import as_launched, command
 from tests.torchrun import errors, start, start_nodes
 from weights.generate import app
 from zoo.cli.runner import exit_code
@@ -18,15 +19,26 @@ SECONDS = 120
 Saved = Callable[[str], Path]
 
 
-@pytest.mark.parametrize("ep", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ep", [1, 2])
 def test_two_processes_write_what_one_writes(ep: int, saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
-    args = saved("gpt-oss-20b"), "--tokens", "5,6,7", "--max-new-tokens", 8, "--temperature", 2, "--seed", 3
+    sampled = "--temperature", "2", "--seed", "3", "--max-new-tokens", "8"
+    args = [str(saved("gpt-oss-20b")), "--tokens", "5,6,7", *sampled]
+    assert exit_code(app, "python -m weights.generate", args) == 0
+    divided = "--tp", "2", "--ep", str(ep)
+    (code, out, err), other = as_launched(2, command, "weights.generate", *args, *divided)
+    assert (code, other[:2]) == (0, (0, "")), err
+    assert out == capsys.readouterr().out
+    assert (err + other[2]).count("parameters, float32 on 2 x cpu") == (err + other[2]).count("tokens/s)") / 2 == 1
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_processes(saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
+    args = saved("gpt-oss-20b"), "--tokens", "5,6,7", "--max-new-tokens", 8
     assert exit_code(app, "python -m weights.generate", list(map(str, args))) == 0
-    process = start("weights.generate", *args, "--tp", 2, "--ep", ep)
+    process = start("weights.generate", *args, "--tp", 2)
     out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, err
     assert out == capsys.readouterr().out
-    assert err.count("parameters, float32 on 2 x cpu") == err.count("tokens/s)") / 2 == 1
 
 
 @pytest.mark.slow

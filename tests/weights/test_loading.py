@@ -253,15 +253,17 @@ def test_changing_a_model_leaves_the_file_as_it_is(saved: Saved) -> None:
     assert (saved(DENSE) / "model.safetensors").read_bytes() == before
 
 
-def test_loading_leaves_the_compiler_out(saved: Saved) -> None:
+def test_loading_leaves_the_compiler_and_the_reference_out(saved: Saved) -> None:
     """Shapes on the meta device are computed without torch's compiler, whose import takes a second and 60 MB."""
     folders = [str(saved(name)) for name in (DENSE, MIXED, LATENT, "gpt-oss-20b")]
-    code = f"import sys, weights; [weights.load(folder) for folder in {folders}]; print(sorted(sys.modules))"
+    code = (
+        f"import sys, weights; weights.parity; [weights.load(each) for each in {folders}]; print(sorted(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "'weights.loading'" in done.stdout
-    assert "'torch._dynamo'" not in done.stdout
-    assert "'sympy'" not in done.stdout
+    for package in ("torch._dynamo", "sympy", "transformers", "typer"):
+        assert f"'{package}'" not in done.stdout
 
 
 def test_a_given_spec_is_filled(saved: Saved) -> None:

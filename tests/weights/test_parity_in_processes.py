@@ -45,7 +45,7 @@ def test_damage_is_found_by_two_processes(saved: Saved, tmp_path: Path) -> None:
     changed = tensors[name].clone()
     changed[len(changed) // 2 :] *= 1.05
     copy = write(tmp_path / "copy", config, tensors | {name: changed})
-    args = str(copy), "--reference", str(saved("llama3-8b")), "--tokens", "80", "--tp", "2"
+    args = str(copy), "--reference", str(saved("llama3-8b")), "--tokens", "80", "--dtype", "float64", "--tp", "2"
     (code, out, err), other = as_launched(2, command, "weights.parity", *args)
     assert (code, other) == (1, (1, "", "")), err
     assert out.count("FAIL: largest difference in float64") == 1

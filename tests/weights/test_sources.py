@@ -135,19 +135,24 @@ def test_an_index_that_leaves_the_folder_fetches_nothing(hub: Hub, ask: Callable
 
 def test_without_a_network(ask: Callable, tmp_path: Path) -> None:
     """The cache is used where it has the files, and a missing file is named."""
-    found = str(snapshot(tmp_path, "tiny/shards"))
-    assert ask(["tiny/shards"]) == [("path", found)]
-    call, offline = ["tiny/shards"], ["tiny/shards", None, True]
+    found, other, gone = (
+        str(snapshot(tmp_path, "tiny/single")),
+        snapshot(tmp_path, "tiny/shards"),
+        "model-00002-of-00003",
+    )
+    call, offline, without = ["tiny/single"], ["tiny/single", None, True], ["tiny/shards"]
+    assert ask(call, without) == [("path", found), ("path", str(other))]
+    (other / f"{gone}.safetensors").unlink()
     nowhere = {"HF_ENDPOINT": f"{PAGE}:9"}
-    assert ask(call, offline, ["tiny/shards", COMMIT, True], **nowhere) == [("path", found)] * 3
-    assert ask(call, HF_HUB_OFFLINE="1") == [("path", found)]
-    gone = "model-00002-of-00003.safetensors"
-    (snapshot(tmp_path, "tiny/shards") / gone).unlink()
-    ((kind, told),) = ask(offline, **nowhere)
+    *answers, (kind, told) = ask(call, offline, ["tiny/single", COMMIT, True], [*without, None, True], **nowhere)
+    assert answers == [("path", found)] * 3
     assert kind == "NotAvailable"
-    assert f"{gone} not in the download cache, and --offline (offline=) forbids to fetch; fetch once" in told
-    ((_, told),) = ask(call, HF_HUB_OFFLINE="1")
-    assert f"{gone} not in the download cache, and HF_HUB_OFFLINE forbids to fetch" in told
+    assert (
+        f"{gone}.safetensors not in the download cache, and --offline (offline=) forbids to fetch; fetch once" in told
+    )
+    answer, (_, told) = ask(call, without, HF_HUB_OFFLINE="1")
+    assert answer == ("path", found)
+    assert f"{gone}.safetensors not in the download cache, and HF_HUB_OFFLINE forbids to fetch" in told
 
 
 @pytest.mark.slow  # the hub's client tries again five times, at growing intervals
