@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch._dynamo.utils import counters
 
 import zoo
 from tests.exact import assert_as_near, assert_equal
-from tests.models import has_compiler, randomised, tokens_of
+from tests.models import has_compiler, one_layer_of_each, randomised, tokens_of
 from tests.presets import distinct, split
 from zoo.core import kernels
 from zoo.errors import NotAvailable
@@ -157,8 +156,7 @@ def test_a_missing_cpp_compiler_is_a_one_line_error(monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 def test_layers_that_take_an_earlier_ones_choice() -> None:
     """GLM-5.2's three kinds of layer: passes of fewer tokens than are chosen, of as many and of more."""
-    tiny = zoo.spec("glm5.2-744b", tiny=True)
-    spec = replace(tiny, layers=tuple(dict.fromkeys(tiny.layers)))
+    spec = one_layer_of_each(zoo.spec("glm5.2-744b", tiny=True))
     assert [bool(layer.takes()) for layer in spec.layers] == [False, True, False]
     uncompiled, compiled = randomised(spec), randomised(spec)
     compiled.compile(backend="aot_eager")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo
 from tests.exact import BOUND, differing_gradients, largest_difference
-from tests.models import randomised, tokens_of
+from tests.models import one_layer_of_each, randomised, tokens_of
 from tests.presets import distinct, features, representatives
 from tests.ranks import in_ranks
 from zoo.core.collectives import Group
@@ -45,8 +44,7 @@ def world() -> Group:
 def both(name: str, ep: bool = False) -> tuple[Model, ParallelModel, Tensor]:
     """A model with one layer of each kind, this rank's part of it, with whole experts if `ep`, and tokens
     (2, LENGTH)."""
-    spec = zoo.spec(name, tiny=True).with_vocab(VOCAB)
-    model = randomised(replace(spec, layers=tuple(dict.fromkeys(spec.layers))))
+    model = randomised(one_layer_of_each(zoo.spec(name, tiny=True)).with_vocab(VOCAB))
     return model, divide(model, world(), ep), tokens_of(model.spec, 2, LENGTH)
 
 
