@@ -61,6 +61,11 @@ def choosing_all(spec: zoo.Decoder) -> zoo.Decoder:
     return spec
 
 
+def one_layer_of_each(spec: zoo.Decoder) -> zoo.Decoder:
+    """The spec without repeated layers: what is to be shown of every kind of layer is shown once."""
+    return replace(spec, layers=tuple(dict.fromkeys(spec.layers)))
+
+
 def tokens_of(spec: zoo.Decoder, batch: int, length: int, seed: int = 0) -> Tensor:
     """Random token ids (batch, length)."""
     return torch.randint(spec.vocab, (batch, length), generator=torch.Generator().manual_seed(seed))

@@ -26,7 +26,8 @@ WINDOW = 16  # of every tiny layer that has one; a length like any other for the
 LENGTH = 3 * WINDOW + 9  # after the longest prefill, too, there are chunks
 PREFILLS, CHUNKS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW), (1, 7, WINDOW, LENGTH)
 # By default each prefill and each chunk: single tokens across the end of the window and past it.
-FEW = [(1, 7), (WINDOW - 1, 1), (WINDOW, WINDOW), (WINDOW + 1, LENGTH), (3 * WINDOW, 1)]
+ACROSS = (WINDOW - 1, *[1] * 5, LENGTH)
+FEW = [(1, 7), ACROSS, (WINDOW, WINDOW), (WINDOW + 1, LENGTH), (3 * WINDOW, 1)]
 MANY = [each for each in product(PREFILLS, CHUNKS) if each not in FEW]
 
 
@@ -69,28 +70,27 @@ def test_a_pass_over_a_cache_is_differentiated(name: str, new: int) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("passes", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
 @pytest.mark.parametrize("name", screen())
-def test_cached_equals_uncached(name: str, passes: list[tuple[int, int]]) -> None:
-    """A prefill, then the rest in chunks."""
+def test_cached_equals_uncached(name: str, passes: list[tuple[int, ...]]) -> None:
+    """A prefill, then the rest in chunks, the last of these sizes repeated."""
     model = model_of(name)
-    for prefill, chunk in passes:
+    for sizes in passes:
         kv = model.new_cache(2, LENGTH)
-        parts = [model(part, kv) for part in chunks(tokens_of(model.spec, 2, LENGTH), [prefill, chunk])]
-        assert_equal(torch.cat(parts, dim=1), whole(name), f"a prefill of {prefill}, then chunks of {chunk}")
+        parts = [model(part, kv) for part in chunks(tokens_of(model.spec, 2, LENGTH), [*sizes])]
+        assert_equal(torch.cat(parts, dim=1), whole(name), f"passes of {sizes}")
         assert kv.length == LENGTH
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("prefill", split([1, WINDOW, LENGTH - WINDOW - 1], [WINDOW]))
 @pytest.mark.parametrize("name", screen())
-def test_static_caches_decode_what_others_decode(name: str, prefill: int) -> None:
+def test_static_caches_decode_what_one_pass_computes(name: str, prefill: int) -> None:
     """From a tensor of positions, in shapes that never change."""
     model, tokens = model_of(name), tokens_of(model_of(name).spec, 2, LENGTH)
     plain = model.new_cache(2, LENGTH)
     static = Cache(plain.cache_specs, 2, LENGTH, torch.float64, torch.device("cpu"), static=True)
     assert static.nbytes == plain.nbytes
     shapes = set()
-    for kv in (plain, static):
-        model(tokens[:, :prefill], kv)
+    model(tokens[:, :prefill], static)
     for i in range(prefill, LENGTH):
         token, position = tokens[:, i : i + 1], torch.tensor([i])
         ctx = prepare_forward_at(position, prefill, model._tables, static.layers, torch.float64)
@@ -98,7 +98,7 @@ def test_static_caches_decode_what_others_decode(name: str, prefill: int) -> Non
             tuple(part.shape for view in ctx.views.values() for part in view if part is not None)
         )  # of states: None
         logits = model._run(token, ctx, static.layers, model._eager)
-        assert_equal(logits, model(token, plain), i)
+        assert_equal(logits, whole(name)[:, i : i + 1], i)
     assert len(shapes) == 1
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.ranks import command, in_process
 from zoo.core import kernels
 from zoo.core.kernels import OPERATIONS, PLAIN
 from zoo.errors import MalformedError, NotAvailable
@@ -95,28 +94,23 @@ def test_a_missing_file_is_named() -> None:
         pass
 
 
+def set_kernels() -> tuple[bool, dict[str, str]]:
+    return kernels.active().is_set, kernels.choices()
+
+
 def test_the_environment_sets_the_kernels(tmp_path: Path) -> None:
     file = tmp_path / "kernels.json"
     file.write_text(json.dumps({"schema_version": 2, "kernels": {"linear decode": "onednn"}}), encoding="utf-8")
-    script = "from zoo import kernels; print(kernels.active().is_set, kernels.choices())"
     for setting, expected in (
-        (str(file), "True {'linear decode, float32': 'onednn'}"),
-        ("plain", "True {}"),
-        ("", "False {}"),
+        (str(file), (True, {"linear decode, float32": "onednn"})),
+        ("plain", (True, {})),
+        ("", (False, {})),
     ):
-        done = subprocess.run(
-            [sys.executable, "-c", script], env={"ZOO_KERNELS": setting}, capture_output=True, text=True, check=True
-        )
-        assert done.stdout.strip() == expected
+        assert in_process(set_kernels, environment={"ZOO_KERNELS": setting}) == expected
 
 
 def test_a_wrong_setting_is_a_one_line_error_with_an_exit_code() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "zoo.build", "qwen3", "--tiny"],
-        env={"ZOO_KERNELS": "nowhere.json"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 3
-    assert done.stderr.startswith("error: ZOO_KERNELS=nowhere.json")
+    environment = {"ZOO_KERNELS": "nowhere.json"}
+    code, _, err = in_process(command, "zoo.build", "qwen3", "--tiny", environment=environment)
+    assert code == 3
+    assert err.startswith("error: ZOO_KERNELS=nowhere.json")

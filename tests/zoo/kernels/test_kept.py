@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
 import torch
 
+from tests.ranks import as_launched
 from zoo.core import kernels
 from zoo.core.kernels import PLAIN
 from zoo.errors import NotAvailable
@@ -170,40 +172,33 @@ def test_the_cache_folder_is_the_systems(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert kept.cache_folder(windows=False) == home / ".cache"
 
 
-PROCESS = """
-import os, sys, time
-import torch
-from zoo.kernels import choices, decide, deciding
+def decided(folder: str) -> tuple[list[kernels.Decision], dict[str, str], str]:
+    """In one of several processes, which would not agree: what it measures, its kernels, and what it says."""
+    found: list[kernels.Decision] = []
 
-def measure(decision, *_):
-    print("measured", flush=True)
-    time.sleep(0.5)
-    return ("plain", "onednn")[int(sys.argv[1]) % 2]  # they would not agree
+    def measure(decision: kernels.Decision, *_: Any) -> str:
+        found.append(decision)
+        sleep(0.5)
+        return (PLAIN, "onednn")[int(os.environ["RANK"]) % 2]
 
-deciding.measure = measure
-decide([("linear prefill", torch.float32)])
-print(choices())
-"""
+    os.environ["XDG_CACHE_HOME"] = folder
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()) as err, kernels.using(None):
+        patch.setattr(deciding, "measure", measure)
+        decide([LINEAR])
+        return found, kernels.choices(), err.getvalue()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no flock")
 def test_of_several_processes_at_once_one_decides_for_all(tmp_path: Path) -> None:
     """One file, whole; the others wait, and take what it says."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "ZOO_KERNELS": ""}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(i)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for i in range(4)
-    ]
-    done = [process.communicate(timeout=120) for process in started]
-    assert [err for _, err in done] == [b""] * 4
-    lines = [line for out, _ in done for line in out.decode().splitlines()]
-    assert lines.count("measured") == 1
-    assert len(set(lines)) == 2, "all have the same kernels"
+    measured, chosen, said = zip(*as_launched(4, decided, str(tmp_path)), strict=True)
+    assert said == ("",) * 4
+    assert sorted(measured) == [[], [], [], [LINEAR]]
+    assert all(each == chosen[0] for each in chosen)
     files = [file for file in (tmp_path / "zoo" / "kernels").iterdir() if file.suffix != ".lock"]
     assert len(files) == 1
-    assert json.loads(files[0].read_text(encoding="utf-8"))["kernels"].keys() == {"linear prefill, float32"}
+    assert json.loads(files[0].read_text(encoding="utf-8"))["kernels"] == chosen[0]
+    assert chosen[0].keys() == {"linear prefill, float32"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no flock")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch._dynamo.utils import counters
 
 import zoo
 from tests.exact import assert_as_near, assert_equal
-from tests.models import has_compiler, randomised, tokens_of
+from tests.models import has_compiler, one_layer_of_each, randomised, tokens_of
 from tests.presets import distinct, split
 from zoo.core import kernels
 from zoo.errors import NotAvailable
@@ -93,14 +92,11 @@ def test_compiled_equals_uncompiled_at_every_length_with_three_graphs_a_layer(ch
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("batch", "backend"),
-    [(2, "aot_eager"), *(pytest.param(batch, "inductor", marks=pytest.mark.slow) for batch in (2, 5, 9))],
-)
-def test_several_sequences(batch: int, backend: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [2, 5, 9])
+def test_several_sequences(batch: int) -> None:
     """So few that single-token products run as reductions, and more."""
     plain, fast = pair(zoo.spec(DEFAULT, tiny=True))
-    fast.compile(backend=backend)
     tokens = tokens_of(plain.spec, batch, 40)
     expected = run(plain, tokens, [30, 1, 9])
     assert_equal(run(fast, tokens, [30, 1, 9]), expected)
@@ -118,43 +114,29 @@ def test_compiled_narrow_dtypes_are_as_near_to_float64_as_uncompiled(dtype: torc
 
 
 @torch.no_grad()
-def test_equal_layers_share_their_graphs() -> None:
-    """However many layers there are. Options reach torch.compile: here a backend that counts graphs."""
-    made: list[object] = []
-
-    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
-        made.append(graph)
-        return graph
-
-    spec = zoo.spec(DEFAULT, tiny=True)
-    model = randomised(replace(spec, layers=spec.layers * 4))
-    model.compile(backend=count, options=None)
-    cache = model.new_cache(1, 30)
-    for length in (9, 1, 1, 7, 1, 5):
-        model(tokens_of(spec, 1, length), cache)
-    assert len(made) == 3 * len(set(spec.layers)) + 2
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("operation", "parts"), [("compiled decode linear", 2), ("compiled decode attention", 1)])
-def test_compiled_decode_has_the_kernels_that_are_chosen(operation: str, parts: int) -> None:
-    """Of a layer and of the head: the graphs that reduce, and none where the plain kernel is chosen."""
-    spec, found = zoo.spec(DEFAULT, tiny=True), []
-    for kernel in (FORCED[operation], kernels.PLAIN):
+def test_compiled_decode_has_the_kernels_that_are_chosen() -> None:
+    """Of a layer and of the head: the graphs that reduce, and none where plain kernels are chosen. Options reach
+    torch.compile: here a backend that keeps graphs."""
+    spec, found = zoo.spec(DEFAULT, tiny=True), {}
+    for operation in ("compiled decode linear", "compiled decode attention", None):
         made: list[str] = []
 
         def keep(graph: torch.fx.GraphModule, inputs: list[Tensor], made: list[str] = made) -> torch.fx.GraphModule:
             made.append(graph.print_readable(print_output=False))
             return graph
 
-        kernels.use({operation: kernel})
+        kernels.use({operation: FORCED[operation]} if operation else kernels.PLAIN)
         plain, fast = pair(spec)
         fast.compile(backend=keep)
-        tokens = tokens_of(spec, 1, 12)
-        expected = run(plain, tokens, [10, 1, 1])
-        assert_equal(run(fast, tokens, [10, 1, 1]), expected)
-        found.append(sum("as_strided" in text for text in made))
-    assert found == [parts, 0]
+        tokens, caches = tokens_of(spec, 2, 12), [plain.new_cache(2, 12) for _ in range(2)]
+        for cache in caches:
+            plain(tokens[:, :10], cache)
+        for token in tokens[:, 10:].split(1, dim=1):
+            expected, got = (model(token, cache) for model, cache in zip((plain, fast), caches, strict=True))
+            assert_equal(got, expected)
+        assert len(made) == 2
+        found[operation] = sum("as_strided" in text for text in made)
+    assert found == {"compiled decode linear": 2, "compiled decode attention": 1, None: 0}
 
 
 def test_a_missing_cpp_compiler_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +156,7 @@ def test_a_missing_cpp_compiler_is_a_one_line_error(monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 def test_layers_that_take_an_earlier_ones_choice() -> None:
     """GLM-5.2's three kinds of layer: passes of fewer tokens than are chosen, of as many and of more."""
-    tiny = zoo.spec("glm5.2-744b", tiny=True)
-    spec = replace(tiny, layers=tuple(dict.fromkeys(tiny.layers)))
+    spec = one_layer_of_each(zoo.spec("glm5.2-744b", tiny=True))
     assert [bool(layer.takes()) for layer in spec.layers] == [False, True, False]
     uncompiled, compiled = randomised(spec), randomised(spec)
     compiled.compile(backend="aot_eager")

@@ -6,20 +6,19 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo
 from tests.exact import BOUND, differing_gradients, largest_difference
-from tests.models import randomised, tokens_of
-from tests.presets import distinct, representatives
+from tests.models import one_layer_of_each, randomised, tokens_of
+from tests.presets import distinct, features, representatives
 from tests.ranks import in_ranks
 from zoo.core.collectives import Group
 from zoo.core.processes import sums
@@ -42,10 +41,10 @@ def world() -> Group:
     return Group.of(dist.group.WORLD)
 
 
-@cache
-def both(name: str, ep: bool = False, dtype: torch.dtype = torch.float64) -> tuple[Model, ParallelModel, Tensor]:
-    """A model, this rank's part of it, with whole experts if `ep`, and tokens (2, LENGTH)."""
-    model = randomised(zoo.spec(name, tiny=True).with_vocab(VOCAB), dtype=dtype)
+def both(name: str, ep: bool = False) -> tuple[Model, ParallelModel, Tensor]:
+    """A model with one layer of each kind, this rank's part of it, with whole experts if `ep`, and tokens
+    (2, LENGTH)."""
+    model = randomised(one_layer_of_each(zoo.spec(name, tiny=True)).with_vocab(VOCAB))
     return model, divide(model, world(), ep), tokens_of(model.spec, 2, LENGTH)
 
 
@@ -71,37 +70,58 @@ def test_two_cards_compute_the_logits_of_one(name: str, ep: bool) -> None:
 
 
 def mixtures(names: Iterable[str]) -> list[str]:
-    return [name for name in names if any(isinstance(part, zoo.MoE) for part in zoo.spec(name).parts)]
+    """Few of these presets, which together show all that their mixtures of experts show."""
+    shown = {}
+    for name in names:
+        kinds = {type(part) for part in zoo.spec(name, tiny=True).walk() if isinstance(part, zoo.MoE | zoo.Router)}
+        shown[name] = {feature for feature in features(name) if feature[0] in {kind.__name__ for kind in kinds}}
+    for name in sorted(shown, key=lambda name: len(zoo.spec(name, tiny=True).layers), reverse=True):
+        others = set().union(*(each for other, each in shown.items() if other != name))
+        if shown[name] <= others:
+            del shown[name]
+    return list(shown)
 
 
-@torch.no_grad()
-def logits(device: torch.device, names: list[str], ep: bool) -> dict[str, tuple[float, float]]:
-    """Of each model: how far logits of a whole pass and of cached passes are from one process's."""
+class Found(NamedTuple):
+    """How far a rank's logits of a whole pass and of cached passes are from one process's; the gradients that differ by
+    more than the bound, and by how much; the bytes of each kind of collective in a pass, over all ranks, and their
+    number, each measured and by formula."""
+
+    logits: tuple[float, float]
+    gradients: dict[str, float]
+    nbytes: tuple[Bytes, Bytes]
+    count: tuple[int, int]
+
+
+def compare(device: torch.device, names: list[str], ep: bool) -> dict[str, Found]:
+    """Each model with one process's. Its gradients are those of the logits that are compared."""
     found = {}
     for name in names:
         model, part, tokens = both(name, ep)
-        expected, cache = model(tokens), part.new_cache(2, LENGTH)
-        ends = [0, CHUNK, CHUNK + 1, CHUNK + 2, LENGTH]
-        passes = [part(tokens[:, start:end], cache) for start, end in pairwise(ends)]
-        found[name] = tuple(largest_difference(each, expected) for each in (part(tokens), torch.cat(passes, dim=1)))
+        expected, whole = model(tokens), part(tokens)
+        distances = largest_difference(whole, expected), largest_difference(in_passes(part, tokens), expected)
+        far = far_gradients(part, gradients_of(part, whole, tokens), gradients_of(model, expected, tokens))
+        found[name] = Found(distances, far, *exchanged(part.float(), tokens))
     return found
 
 
-def everything(device: torch.device, names: list[str], ep: bool) -> dict[str, Any]:
-    compute = {"logits": logits, "gradients": gradients, "exchanged": exchanged}
-    return {name: function(device, names, ep) for name, function in compute.items()}
+@torch.no_grad()
+def in_passes(part: ParallelModel, tokens: Tensor) -> Tensor:
+    """Logits of passes over a cache."""
+    cache = part.new_cache(2, LENGTH)
+    ends = [0, CHUNK, CHUNK + 1, CHUNK + 2, LENGTH]
+    return torch.cat([part(tokens[:, start:end], cache) for start, end in pairwise(ends)], dim=1)
 
 
 @cache
-def in_all_ranks(ranks: int, names: tuple[str, ...], ep: bool) -> dict[str, list[Any]]:
-    """What each function gives in each rank: processes are started once for all tests."""
-    found = in_ranks(ranks, everything, list(names), ep)
-    return {name: [each[name] for each in found] for name in found[0]}
+def in_all_ranks(ranks: int, names: tuple[str, ...], ep: bool) -> list[dict[str, Found]]:
+    """What each rank finds: processes are started once for all tests."""
+    return in_ranks(ranks, compare, list(names), ep)
 
 
 def assert_logits(ranks: int, names: list[str], ep: bool = False) -> None:
-    for found in in_all_ranks(ranks, tuple(names), ep)["logits"]:
-        far = {name: each for name, each in found.items() if not max(each) <= BOUND}
+    for found in in_all_ranks(ranks, tuple(names), ep):
+        far = {name: each.logits for name, each in found.items() if not max(each.logits) <= BOUND}
         assert not far
         assert list(found) == names
 
@@ -126,8 +146,8 @@ def test_four_ranks_with_whole_experts_compute_the_logits_of_one_process() -> No
     assert_logits(4, mixtures(distinct()), ep=True)
 
 
-def gradients_of(model: Model, tokens: Tensor) -> dict[str, Tensor]:
-    F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+def gradients_of(model: Model, logits: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
     return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
 
 
@@ -148,81 +168,72 @@ def gathered(name: str, own: Tensor, like: Tensor, model: ParallelModel) -> Tens
     return total
 
 
-def gradients(device: torch.device, names: list[str], ep: bool) -> dict[str, dict[str, float]]:
-    """Of each model, the parameters whose gradients differ by more than the bound, and by how much."""
-    found = {}
-    for name in names:
-        model, part, tokens = both(name, ep)
-        expected, own = gradients_of(model, tokens), gradients_of(part, tokens)
-        assert expected.keys() == own.keys()
-        whole = {parameter: gathered(parameter, own[parameter], each, part) for parameter, each in expected.items()}
-        found[name] = differing_gradients(whole, expected)
-    return found
+def far_gradients(part: ParallelModel, own: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    assert expected.keys() == own.keys()
+    whole = {parameter: gathered(parameter, own[parameter], each, part) for parameter, each in expected.items()}
+    return differing_gradients(whole, expected)
+
+
+def assert_gradients(ranks: int, names: list[str], ep: bool = False) -> None:
+    for found in in_all_ranks(ranks, tuple(names), ep):
+        assert {name: each.gradients for name, each in found.items()} == {name: {} for name in names}
 
 
 def test_two_ranks_compute_the_gradients_of_one_process() -> None:
-    names = list(representatives())
-    for found in in_all_ranks(2, tuple(names), False)["gradients"]:
-        assert found == {name: {} for name in names}
+    assert_gradients(2, list(representatives()))
 
 
 @pytest.mark.slow
 def test_four_ranks_compute_the_gradients_of_one_process() -> None:
-    names = list(distinct())
-    for found in in_all_ranks(4, tuple(names), False)["gradients"]:
-        assert found == {name: {} for name in names}
+    assert_gradients(4, list(distinct()))
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_with_whole_experts_compute_the_gradients_of_one_process(ranks: int) -> None:
-    names = mixtures(representatives() if ranks == 2 else distinct())
-    for found in in_all_ranks(ranks, tuple(names), True)["gradients"]:
-        assert found == {name: {} for name in names}
+    assert_gradients(ranks, mixtures(representatives() if ranks == 2 else distinct()), ep=True)
 
 
-class ExchangedBytes(TorchDispatchMode):
-    """Bytes of the tensors of each collective operator: of what an all-reduce sums, of what an all-gather gives, of
-    what an all-to-all sends."""
+class Exchanged(TorchDispatchMode):
+    """The number of collective operators, and bytes of the tensors of each kind: of what an all-reduce sums, of what an
+    all-gather gives, of what an all-to-all sends."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.nbytes = Counter[str]()
+        self.count, self.nbytes = 0, Counter[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        kind = OPERATORS.get(func.__name__.partition(".")[0]) if func.namespace == "_c10d_functional" else None
-        if kind:
+        name = func.__name__.partition(".")[0]
+        if "c10d" in func.namespace and name != "wait_tensor":
+            self.count += 1
+            kind = OPERATORS[name]
             self.nbytes[kind] += args[0].nbytes if kind == "all-to-all" else out.nbytes
         return out
 
 
 @torch.no_grad()
-def exchanged(device: torch.device, names: list[str], ep: bool) -> dict[str, tuple[Bytes, Bytes, int, int]]:
-    """Of each model: the bytes of each kind of collective in a pass of the last chunk, over all ranks, by formula too;
-    the number of collectives, by formula too."""
-    found = {}
-    for name in names:
-        _, part, tokens = both(name, ep, torch.float32)
-        ranks, spec = part.group.rank.ranks, part.whole
-        cache = part.new_cache(2, LENGTH)
-        part(tokens[:, :CHUNK], cache)
-        with CommDebugMode() as counted, ExchangedBytes() as measured:
-            part(tokens[:, CHUNK:], cache, logits_to_keep=1)
-        by_token, of_head = spec.exchanges(spec.dim, ranks), spec.head_exchange(ranks)
-        formula = Counter[str]()
-        for each in by_token:
-            formula[each.kind] += each.nbytes(2 * (LENGTH - CHUNK), 4) * (1 if each.shared else ranks)
-        formula[of_head.kind] += of_head.nbytes(2, 4) * ranks
-        total = {kind: int(sums(nbytes)[0]) for kind, nbytes in measured.nbytes.items()}
-        found[name] = total, dict(formula), counted.get_total_counts(), len(by_token) + 1
-    return found
+def exchanged(part: ParallelModel, tokens: Tensor) -> tuple[tuple[Bytes, Bytes], tuple[int, int]]:
+    """The bytes of each kind of collective in a pass of the last chunk in float32, over all ranks, by formula too; the
+    number of collectives, by formula too."""
+    ranks, spec = part.group.rank.ranks, part.whole
+    cache = part.new_cache(2, LENGTH)
+    part(tokens[:, :CHUNK], cache)
+    with Exchanged() as measured:
+        part(tokens[:, CHUNK:], cache, logits_to_keep=1)
+    by_token, of_head = spec.exchanges(spec.dim, ranks), spec.head_exchange(ranks)
+    formula = Counter[str]()
+    for each in by_token:
+        formula[each.kind] += each.nbytes(2 * (LENGTH - CHUNK), 4) * (1 if each.shared else ranks)
+    formula[of_head.kind] += of_head.nbytes(2, 4) * ranks
+    total = {kind: int(sums(nbytes)[0]) for kind, nbytes in measured.nbytes.items()}
+    return (total, dict(formula)), (measured.count, len(by_token) + 1)
 
 
 def assert_exchanged(ranks: int, names: list[str], ep: bool = False) -> None:
-    for found in in_all_ranks(ranks, tuple(names), ep)["exchanged"]:
-        for name, (measured, formula, count, expected) in found.items():
-            assert measured == formula, name
-            assert count == expected, name
+    for found in in_all_ranks(ranks, tuple(names), ep):
+        for name, each in found.items():
+            for measured, formula in (each.nbytes, each.count):
+                assert measured == formula, name
 
 
 def test_what_two_ranks_exchange_follows_from_the_formula() -> None:
@@ -255,8 +266,9 @@ def test_compiled_decode_is_that_of_one_process(name: str) -> None:
     assert max(in_ranks(2, compiled, name, seconds=800)) <= BOUND
 
 
-@pytest.mark.parametrize("name", representatives())
-@pytest.mark.parametrize("ep", [False, True])
+@pytest.mark.parametrize(
+    ("name", "ep"), [(name, ep) for ep in (False, True) for name in (mixtures if ep else list)(representatives())]
+)
 def test_a_part_that_is_drawn_is_that_of_the_model_that_is(name: str, ep: bool) -> None:
     """Whether the whole was ever in memory or not; its tables, too."""
     spec = zoo.spec(name, tiny=True)
