@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -190,6 +191,7 @@ def changed(config: dict[str, Any], field: str, value: Any) -> dict[str, Any] | 
     return other
 
 
+@cache
 def plain(name: str) -> dict[str, Any]:
     """The config of a tiny model, without the fields that restate others."""
     spec = zoo.spec(name, tiny=True)
