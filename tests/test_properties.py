@@ -62,7 +62,7 @@ VALUES: dict[str, list[Any]] = {
     "high": [2.0, 4.0],
     "fast": [2.0, 32.0],
     "every": [2, 3, 5],
-    "iterations": [1, 2, 20],
+    "iterations": [1, 2, 4],
     "vocab": [30],  # of a table: as many as any model here has
     "min_step": [1e-9],  # single tokens have none (Nemotron 3): one that is reached makes passes differ
 }
@@ -82,7 +82,7 @@ def of(hint: Any, name: str) -> st.SearchStrategy[Any]:
         return st.sampled_from(VALUES[name])
     if hint in (int, float):
         return st.integers(2, 6) if hint is int else st.floats(0.3, 1.5)
-    return specs(hint)
+    return specs(hint, dense=name in ("expert", "shared", "dense"))
 
 
 @cache
@@ -94,15 +94,16 @@ def values_of(kind: type[zoo.Spec]) -> dict[str, st.SearchStrategy[Any]]:
 
 
 @cache
-def kinds(base: type[zoo.Spec], role: str | None) -> list[type[zoo.Spec]]:
-    """The kinds that are a `base`, with this role if one is given."""
-    return [kind for kind in zoo.Spec.kinds.values() if issubclass(kind, base) and role in (None, kind.role)]
+def kinds(base: type[zoo.Spec], dense: bool = False) -> list[type[zoo.Spec]]:
+    """The kinds that are a `base`; of `dense` ones, those that hold no experts."""
+    found = [kind for kind in zoo.Spec.kinds.values() if issubclass(kind, base)]
+    return [kind for kind in found if not (dense and {zoo.MoE, zoo.Router} & set(get_type_hints(kind).values()))]
 
 
 @st.composite
-def specs(draw: st.DrawFn, base: type[zoo.Spec], role: str | None = None) -> Any:
+def specs(draw: st.DrawFn, base: type[zoo.Spec], dense: bool = False) -> Any:
     """A spec of any kind that is a `base`, its fields drawn until they make one."""
-    kind = draw(st.sampled_from(kinds(base, role)))
+    kind = draw(st.sampled_from(kinds(base, dense)))
     for _ in range(20):
         try:
             return kind(**{name: draw(values) for name, values in values_of(kind).items()})
@@ -172,7 +173,7 @@ def reachable() -> set[type[zoo.Spec]]:
     bases += [zoo.LearnedPositions, zoo.Layer, zoo.LayerScale, zoo.Branch, zoo.PostNorm, zoo.HyperBranch, zoo.Decoder]
     found: set[type[zoo.Spec]] = set()
     while bases:
-        for kind in {*kinds(bases.pop(), None)} - found:
+        for kind in {*kinds(bases.pop())} - found:
             found.add(kind)
             held = [hint for each in get_type_hints(kind).values() for hint in (each, *get_args(each))]
             bases += [hint for hint in held if isinstance(hint, type) and issubclass(hint, zoo.Spec)]

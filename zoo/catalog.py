@@ -71,13 +71,19 @@ def ancestor(preset: str) -> str | None:
 
 def resolve(name: str) -> str:
     """A preset, a family (its smallest size) or a preset's hub id -> the preset's name. Raises UsageError otherwise."""
+    if folded(name) not in _presets():
+        raise unknown("model", name, [*sizes(), *families()], listed=families())
+    return _presets()[folded(name)]
+
+
+@cache
+def _presets() -> dict[str, str]:
+    """Each folded name of a preset -> the preset."""
     known = {folded(preset): preset for preset in sizes()}
     known |= {folded(size.hub): preset for preset, size in sizes().items()}
     for family, module in families().items():
         known.setdefault(folded(family), min(module.SIZES, key=lambda preset: module.SIZES[preset].params))
-    if folded(name) not in known:
-        raise unknown("model", name, [*sizes(), *families()], listed=families())
-    return known[folded(name)]
+    return known
 
 
 def folded(name: str) -> str:

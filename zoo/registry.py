@@ -171,17 +171,23 @@ def _kept(spec: Spec, name: str, find: Callable[[Any], Any]) -> Any:
 
 
 def _hash_of(spec: Spec) -> int:
-    return hash((type(spec), *vars(spec).values()))
+    return hash((type(spec), *(getattr(spec, name) for name in field_names(type(spec)))))
 
 
 def _children_of(spec: Spec) -> tuple[tuple[str, Spec], ...]:
-    held = ((name, getattr(spec, name)) for name in field_names(type(spec)))
-    items = ((name, item) for name, value in held for item in (value if isinstance(value, tuple) else (value,)))
-    return tuple((name, item) for name, item in items if is_spec(item))
+    found: list[tuple[str, Spec]] = []
+    for name in field_names(type(spec)):
+        value = getattr(spec, name)
+        items = value if isinstance(value, tuple) else (value,)
+        found += [(name, item) for item in items if is_spec(item)]
+    return tuple(found)
 
 
 def _parts_of(spec: Spec) -> tuple[Spec, ...]:
-    return (spec, *(part for _, child in spec.children() for part in child.walk()))
+    found = [spec]
+    for _, child in spec.children():
+        found += child.walk()
+    return tuple(found)
 
 
 @cache
@@ -320,7 +326,14 @@ def _test(hint: Any) -> Callable[[Any], bool]:
     if hint in (int, float):
         kinds = int if hint is int else (int, float)
         return lambda value: isinstance(value, kinds) and value is not True and 0 < value <= float_info.max
-    return lambda value: isinstance(value, hint)
+    allowed: dict[type, bool] = {}  # of an abstract class, isinstance takes several times as long
+
+    def fits(value: object) -> bool:
+        if (kind := type(value)) not in allowed:
+            allowed[kind] = issubclass(kind, hint)
+        return allowed[kind]
+
+    return fits
 
 
 def _wanted(hint: Any) -> str:

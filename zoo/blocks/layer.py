@@ -200,8 +200,8 @@ class Layer(Composite):
         self.require(is_input, "inputs must hold a LayerInput")
         streams = {branch.stream_spec for _, branch in self.branches()}
         self.require(len(streams) == 1, "all branches of a layer must have the same residual streams")
-        needing = [part for branch in (self.attn, self.ffn) if branch for part in branch.walk()]
-        self.require(not any(isinstance(part, LayerInput) for part in needing), "a LayerInput stands in inputs alone")
+        kinds = {type(part) for branch in (self.attn, self.ffn) if branch for part in branch.walk()}
+        self.require(not any(issubclass(kind, LayerInput) for kind in kinds), "a LayerInput stands in inputs alone")
 
     def build(self, dim: int) -> nn.Module:
         return _Layer(self, dim)

@@ -25,6 +25,7 @@ from benchmarks.learning import comparison
 from benchmarks.learning.intervals import NO_DIFFERENCE
 from zoo.cli.runner import exit_code
 
+pytestmark = pytest.mark.xdist_group("learn")  # the runs are made once
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
 SWAPS = ["GQA(window=4)", "rope=NoPE; norm=olmo"]
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("learn")
     (folder / "text").mkdir()
     for name in map(str, range(60)):
-        (folder / "text" / name).write_text("".join(f"{name} times {i} is {int(name) * i}\n" for i in range(20)))
+        (folder / "text" / name).write_text("".join(f"{name} times {i} is {int(name) * i}\n" for i in range(8)))
     return folder
 
 

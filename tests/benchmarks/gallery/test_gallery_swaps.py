@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -123,6 +124,7 @@ def test_drawings_are_of_the_models_that_the_swaps_make(name: str) -> None:
     made, choices = swap_drawings(spec, lambda part: parts.setdefault(part, len(parts))), swap_grid.single_choices(spec)
     assert_complete(spec, made)
     held, drawn, checked = list(parts), Fragments(spec, layout="narrow"), 0
+    branch_drawn = cache(drawn.branch)
     for at in sampled_choices(choices):
         these = [choices[axis][at[axis]] for axis in AXES]
         chosen = made["attention"][at["kv"]], made["feed_forward"][at["experts"]][at["k"]]
@@ -148,9 +150,9 @@ def test_drawings_are_of_the_models_that_the_swaps_make(name: str) -> None:
                 assert (frame[role] is None) is (branch is None)
                 if branch:
                     i, shown = frame[role]
-                    assert held[choice["parts"][i][shown]] == drawn.branch(role, branch, SHOWN[shown])
+                    assert held[choice["parts"][i][shown]] == branch_drawn(role, branch, SHOWN[shown])
             rest = [held[part] for _, part in made["rests"][frame["rest"]]]
-            inputs = [drawn.branch("inputs", layer.inputs)] if layer.inputs else []
+            inputs = [branch_drawn("inputs", layer.inputs)] if layer.inputs else []
             assert rest == [*inputs, drawn.bottom(layer.output_scale)]
     assert checked >= len(AXES)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,13 @@ def test_the_facts_are_complete() -> None:
 
 @over(zoo.names())
 def test_the_formula_the_built_model_and_the_published_total_are_equal(name: str) -> None:
+    """A model of one layer of each kind, and what the formula makes of them all."""
     spec = zoo.spec(name)
-    model = zoo.build(name, device="meta")
-    assert spec.params() == sum(weight.numel() for weight in model.parameters())
+    few = replace(spec, layers=tuple(dict.fromkeys(spec.layers)))
+    model = zoo.build(few, device="meta")
+    assert few.params() == sum(weight.numel() for weight in model.parameters())
     assert spec.params() == sizes()[name].params
-    for layer, module in zip(spec.layers, model.layers, strict=True):
+    for layer, module in zip(few.layers, model.layers, strict=True):
         assert layer.params(spec.dim) == sum(weight.numel() for weight in module.parameters())
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.presets import of_families, over, screen_of_families, split
+from tests.presets import over, representatives, screen_of_families, split
 from zoo import build, names, spec
 from zoo.architectures import families
 from zoo.catalog import resolve, sizes
@@ -35,7 +35,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> tuple[
     return out, err
 
 
-@over(names(), of_families())
+@over(names(), representatives())
 def test_every_size_has_a_card(name, capsys) -> None:
     out, err = run(capsys, name)
     assert out.startswith(f"{name}  ({sizes()[name].hub})")

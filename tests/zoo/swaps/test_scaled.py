@@ -46,7 +46,7 @@ def whole(attn: GQA) -> GQA:
     return replace(attn, heads=1, kv_heads=1)
 
 
-@pytest.mark.parametrize("params", [100_000, 200_000, 2_000_000])
+@pytest.mark.parametrize("params", [100_000, 2_000_000])
 @over(zoo.names(), of_families())
 def test_every_size_meets_its_budget(name: str, params: int) -> None:
     met = small(name, params)
