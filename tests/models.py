@@ -40,7 +40,7 @@ def is_well_conditioned(model: Model, tokens: Tensor, expected: Tensor) -> bool:
     generator = torch.Generator().manual_seed(0)
     moved = deepcopy(model)
     for weight in moved.parameters():
-        sign = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
+        sign = torch.randint(0, 2, weight.shape, generator=generator).double() * 2 - 1  # float32 would round it off
         weight.mul_(1 + sign * torch.finfo(torch.float64).eps)
     return largest_difference(moved(tokens), expected) <= BOUND / 100
 

@@ -23,6 +23,8 @@ from tests.weights.packers import mxfp4, mxfp4_numbers
 from weights.formats.gguf_file import GGUFFile
 from weights.formats.gguf_layout import ARCHITECTURES
 from weights.formats.gguf_metadata import any_value, metadata_of, spec_differences
+from weights.loading import open_source
+from weights.reference.model import config_of
 from zoo.architectures import families
 from zoo.blocks import MoE
 from zoo.errors import MalformedError
@@ -55,6 +57,18 @@ def test_logits_equal_the_reference(
     assert logits.abs().max() > 1
     assert_equal(model(tokens), logits)
     assert re.search(r"x\.gguf does not say the layer pattern.*: taken from toy, of the same dimensions", caplog.text)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in KINDS if name.startswith("gemma3")])
+def test_the_reference_computes_with_the_decimal_numbers_of_a_file_in_float32(
+    name: str, toy: Callable[[Case], Case], tmp_path: Path
+) -> None:
+    """A norm's eps of 9.99999997e-07 moves logits by more than rounding does."""
+    case = toy(Case(name))
+    file = write(tmp_path / "x.gguf", case.kind, case.said, case.tensors)
+    source = open_source(file)
+    assert source.spec().norm.eps == config_of(source).rms_norm_eps == 1e-6
 
 
 @over(KINDS)
