@@ -117,7 +117,7 @@ def test_a_field_that_is_absent_is_the_references_default_or_demanded(name: str,
 @over(older_rotary())
 def test_the_scaling_of_the_models_own_context(name: str) -> None:
     """YaRN and Llama 3's scaling without the context they stretch: the reference takes the model's."""
-    yarn = {"rope_type": "yarn", "factor": 4.0}
+    yarn = {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0}  # of Llama 4 no other is read
     llama = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     for scaling in (yarn, llama):
         config = older(name, rope_scaling=scaling, initial_context_length=None)
