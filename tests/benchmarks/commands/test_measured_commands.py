@@ -18,6 +18,7 @@ from benchmarks.__main__ import app
 from benchmarks.measure import blocks as blocks_module
 from benchmarks.measure import mla, sparse, timing
 from zoo.cli.runner import exit_code
+from zoo.core import kernels
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
@@ -102,5 +103,5 @@ def test_ctrl_c_while_it_measures_leaves_valid_json(
     out, err = capsys.readouterr()
     document = json.loads(out)
     assert (document["complete"], document["rows"]) == (False, [])
-    assert document["machine"]["kernels"] == {}
+    assert document["machine"]["kernels"] == kernels.choices()
     assert err == "error: interrupted\n"
