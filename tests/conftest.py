@@ -1,4 +1,4 @@
-"""What holds for every test: no network, few threads, the same random numbers on every run."""
+"""Settings of every test: no network, few threads, the same random numbers on every run."""
 
 import os
 

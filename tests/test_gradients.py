@@ -103,7 +103,7 @@ def test_every_gradient_equals_the_reference(case: Case) -> None:
 
 
 def assert_equal_gradients(one: Model, other: Model) -> None:
-    """Of two equal models, after a backward pass of each."""
+    """Two equal models have equal gradients after a backward pass of each."""
     for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
         assert (a.grad is None) == (b.grad is None), name
         if a.grad is not None and b.grad is not None and name not in shifts_of_scores(one):

@@ -33,7 +33,7 @@ def text(page: Path) -> str:
 
 
 def run(command: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What `python -m MODULE ...` prints. `make compare` is run without its measurements."""
+    """The output of `python -m MODULE ...`. `make compare` is run without its measurements."""
     python, m, module, *args = shlex.split(command.replace("make compare", "python -m benchmarks --static"))
     assert (python, m) == ("python", "-m")
     with warnings.catch_warnings():  # another test may have imported it; importing zoo.build would hide the function

@@ -83,13 +83,12 @@ def test_every_mutant_is_found(name: str, model: nn.Module, case: Case) -> None:
 
 
 def _distance(mutant: zoo.Decoder, model: nn.Module, case: Case, least: float) -> float:
-    """How far a mutant's logits are from the reference's: of the first prompt's first tokens, or of all its tokens
-    where those differ by less than `least`."""
+    """The largest difference of a mutant's logits from the reference's: over the first tokens of a prompt, or over all
+    tokens of both prompts where that is less than `least`."""
     changed = allocate(mutant, dtype=torch.float64)
     given = model.state_dict()
     for parameter, value in changed.state_dict().items():
         moved = parameter.replace(".pre.", ".post.") if ".pre." in parameter else parameter.replace(".post.", ".pre.")
         value.copy_(given[parameter if parameter in given else moved])
-    lengths = (PREFIX, LENGTH)
-    distances = (largest_difference(changed(case.tokens[:1, :end]), case.logits[:1, :end]) for end in lengths)
-    return next((distance for distance in distances if distance >= least), 0.0)
+    distance = largest_difference(changed(case.tokens[:1, :PREFIX]), case.logits[:1, :PREFIX])
+    return distance if distance >= least else largest_difference(changed(case.tokens), case.logits)

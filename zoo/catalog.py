@@ -71,9 +71,10 @@ def ancestor(preset: str) -> str | None:
 
 def resolve(name: str) -> str:
     """A preset, a family (its smallest size) or a preset's hub id -> the preset's name. Raises UsageError otherwise."""
-    if folded(name) not in _presets():
+    preset = _presets().get(folded(name))
+    if preset is None:
         raise unknown("model", name, [*sizes(), *families()], listed=families())
-    return _presets()[folded(name)]
+    return preset
 
 
 @cache

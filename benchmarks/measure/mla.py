@@ -106,7 +106,7 @@ def fill_cache(variant: str, module: Any, streams: list[Tensor], latent: Tensor,
 
 @dataclass(frozen=True)
 class MLAConfig:
-    """How the variants are measured. `contexts`: tokens that the decoded one sees, itself included."""
+    """Settings of the measurement. `contexts`: tokens that the decoded one sees, itself included."""
 
     contexts: Sequence[int]
     dtype: torch.dtype = torch.float32

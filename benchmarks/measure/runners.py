@@ -1,4 +1,4 @@
-"""What takes turns in a throughput measurement: candidates that run workloads, without sampling or text.
+"""Candidates that take turns in a throughput measurement: they run workloads, without sampling or text.
 
 A `Workload` says which passes are timed, under the labels of llama-bench. A `Runner` is a model as one implementation
 runs it, a `Candidate` such a model in one mode.
@@ -170,8 +170,8 @@ def random_tokens(workload: Workload, vocab: int, seed: int, device: torch.devic
 
 @dataclass(frozen=True)
 class ThroughputConfig:
-    """What all candidates share. `thorough`: also measure ceilings, GEMMs alone, memory, experts and overhead. `ranks`:
-    the processes that divide each model."""
+    """Settings that all candidates share. `thorough`: also measure ceilings, GEMMs alone, memory, experts and
+    overhead. `ranks`: the processes that divide each model."""
 
     workloads: tuple[Workload, ...]
     dtype: torch.dtype = torch.float32

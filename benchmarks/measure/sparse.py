@@ -36,7 +36,7 @@ LONGEST = 2**24  # tokens: where the sparse form is not cheaper before, it is ne
 
 @dataclass(frozen=True)
 class SparseConfig:
-    """How the two are measured. `contexts`: tokens that the last one sees, itself included. `phases`: of DECODE, one
+    """Settings of the measurement. `contexts`: tokens that the last one sees, itself included. `phases`: of DECODE, one
     token after the others, and PREFILL, all of them at once."""
 
     contexts: Sequence[int]

@@ -71,7 +71,7 @@ class TrainingRunner(Runner):
             self.optimizer.zero_grad()
 
     def gradients(self, tokens: Tensor) -> Gradients:
-        """What a step on tokens (b, t + 1) starts with. The weights stay as they are."""
+        """Loss and gradient norm of a step on tokens (b, t + 1). The weights stay as they are."""
         with torch.inference_mode(False):
             loss = self._loss(tokens.clone())
             loss.backward()
@@ -157,7 +157,7 @@ def _difference(
     expected: Gradients,
     runner: TrainingRunner,
 ) -> str | None:
-    """How a runner's loss or gradient norm differs from the `expected` by more than rounding; None if neither does.
+    """Says which of a runner's loss and gradient norm differs from the `expected` by more than rounding; None: neither.
 
     A mixture of experts in 16 bits is not judged: a near tie in a router may go either way, and the rest then differs.
     """

@@ -173,8 +173,8 @@ def test_windows_and_positions_repeat_by_themselves() -> None:
 
 
 def assert_complete(spec: Decoder, made: dict[str, Any]) -> None:
-    """What the two grids allow is drawn, with any positions. A block is drawn in the frame of the kind that most layers
-    with it are of; frames above and below say where."""
+    """Every cell of the two grids is drawn, with any positions. A block is drawn in the frame of the kind that most
+    layers with it are of; frames above and below say where."""
     attention, experts = swap_grid.attention_grid(spec), swap_grid.expert_grid(spec)
     choices = [each for row in made["feed_forward"] for each in row]
     assert [each is None for each in choices] == [cell is None for row in experts.cells for cell in row]

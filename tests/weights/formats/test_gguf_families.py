@@ -73,7 +73,7 @@ def test_the_reference_computes_with_the_decimal_numbers_of_a_file_in_float32(
 
 @over(KINDS)
 def test_the_library_knows_these_tensors(name: str) -> None:
-    """Of the architecture: a name of our own table that is none of GGUF's would prove nothing."""
+    """The library has each name for the architecture: one that is none of GGUF's would prove nothing."""
     case = Case(name)
     arch = next(arch for arch, kind in gguf.MODEL_ARCH_NAMES.items() if kind == case.kind)
     known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[arch]}

@@ -1,4 +1,5 @@
-"""A streamed report takes the memory of two layers. (test_runs.py: it equals the one made in memory.)"""
+"""A streamed report takes the memory of two layers. (test_reference_runs.py: it equals the one made in
+memory.)"""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.presets import over, representatives
+from tests.presets import distinct, over, representatives, split
 from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, names, pre, spec, swap
 from zoo.blocks.mamba2 import Mamba2
 from zoo.catalog import build
@@ -85,12 +85,20 @@ def test_each_failure_has_a_line() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_narrow_dtype_is_judged_with_the_same_weights_in_float64(dtype) -> None:
+@pytest.mark.parametrize("name", split(distinct(), ["llama3-8b", "qwen3-30b-a3b"]))
+def test_a_narrow_dtype_is_judged_with_the_same_weights_in_float64(name, dtype) -> None:
     """So that a router's choice depends on no rounding."""
-    model, built = check_build(spec("qwen3-30b-a3b", tiny=True), CPU, dtype, seed=0)
+    model, built = check_build(spec(name, tiny=True), CPU, dtype, seed=0)
     decoded = check_decoding(model, dtype, seed=0)
     assert failures(built, decoded) == []
     assert decoded.bound == BOUND
+
+
+def test_logits_that_are_no_numbers_in_the_models_dtype_fail() -> None:
+    """Whatever they are in float64."""
+    model = build(windowed(16)).half()
+    model.norm.weight.data.fill_(float("inf"))
+    assert "by nan" in failures(BUILT, check_decoding(model, torch.float16, seed=0))[0]
 
 
 def test_what_does_not_fit_in_float64_is_compared_in_its_own_dtype_and_not_judged(monkeypatch) -> None:

@@ -92,11 +92,14 @@ def test_compiled_equals_uncompiled_at_every_length_with_three_graphs_a_layer(ch
 
 
 @torch.no_grad()
-@pytest.mark.slow
-@pytest.mark.parametrize("batch", [2, 5, 9])
-def test_several_sequences(batch: int) -> None:
+@pytest.mark.parametrize(
+    ("batch", "backend"),
+    [(2, "aot_eager"), *(pytest.param(batch, "inductor", marks=pytest.mark.slow) for batch in (2, 5, 9))],
+)
+def test_several_sequences(batch: int, backend: str) -> None:
     """So few that single-token products run as reductions, and more."""
     plain, fast = pair(zoo.spec(DEFAULT, tiny=True))
+    fast.compile(backend=backend)
     tokens = tokens_of(plain.spec, batch, 40)
     expected = run(plain, tokens, [30, 1, 9])
     assert_equal(run(fast, tokens, [30, 1, 9]), expected)
