@@ -18,6 +18,7 @@ from tests.benchmarks.gallery.packed import packed
 from tests.models import has_compiler
 
 ROOT = Path(__file__).parent.parent
+UNFINISHED = shutil.ignore_patterns("*.pyc.*")  # bytecode that another process is writing
 PARTS = ("zoo", "weights", "benchmarks", "tests", "docs", "pyproject.toml", "README.md", "CONTRIBUTING.md")
 
 
@@ -27,7 +28,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("copy")
     for part in PARTS:
         if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / part, folder / part, ignore=UNFINISHED)
         else:
             shutil.copy(ROOT / part, folder / part)
     shown = re.findall(
@@ -45,7 +46,7 @@ def hybrid(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The copy with a second file of blocks that nobody has seen, an architecture that is made of them all, and what a
     test asks for with a block."""
     folder = tmp_path_factory.mktemp("hybrid") / "copy"
-    shutil.copytree(copy, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(copy, folder, ignore=UNFINISHED)
     (folder / "zoo" / "blocks" / "cosine_experts.py").write_text(COSINE_EXPERTS, encoding="utf-8")
     (folder / "zoo" / "architectures" / "hybrid.py").write_text(HYBRID, encoding="utf-8")
     listed, told = folder / "benchmarks/measure/blocks.py", folder / "benchmarks/gallery/static/blocks.md"
