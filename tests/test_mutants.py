@@ -9,6 +9,7 @@ import pytest
 
 import zoo
 from tests.mutants import changes, known, mutants
+from tests.presets import over
 
 FIELDS = [(kind, field.name) for kind in zoo.Spec.kinds.values() for field in fields(kind)]
 
@@ -30,8 +31,9 @@ class _Odd(zoo.Spec):
         return f"stride {self.stride}"
 
 
-@pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda each: getattr(each, "__name__", each))
-def test_every_field_of_every_block_has_its_changes(kind: type[zoo.Spec], name: str) -> None:
+@over(FIELDS)
+def test_every_field_of_every_block_has_its_changes(field: tuple[type[zoo.Spec], str]) -> None:
+    kind, name = field
     assert known(kind, name) is not None, f"add the other values of {kind.__name__}.{name} to tests/mutants.py"
 
 

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import gguf
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -218,7 +219,8 @@ class GGUFFile(Source):
         return tensor.to(device, dtype)
 
     def _dequantised(self, tensor: Any) -> Tensor:
+        data = np.asarray(tensor.data)  # gguf takes many views of it, and one of a memmap is slow to make
         try:
-            return torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type))
+            return torch.from_numpy(gguf.dequantize(data, tensor.tensor_type))
         except NotImplementedError as error:
             raise MalformedError(f"{self.path}: {tensor.name} has a quantisation that is not read: {error}") from error

@@ -22,7 +22,7 @@ def test_every_published_model_has_golden_integers() -> None:
     assert GOLDEN.keys() == published().keys()
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@over(GOLDEN)
 def test_bytes_are_the_golden_ones(name: str) -> None:
     rows = [cache_row(one(name), context, InferenceConfig()) for context in CONTEXTS.values()]
     assert [row["kv_bytes"] for row in rows] == [GOLDEN[name][key] for key in CONTEXTS]

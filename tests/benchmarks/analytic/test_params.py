@@ -26,7 +26,7 @@ def costs(name: str) -> dict[str, Any]:
     return cost_row(one(name))
 
 
-@pytest.mark.parametrize("name", KV)
+@over(KV)
 def test_cache_bytes_are_the_derived_ones(name: str) -> None:
     expected, found = KV[name], costs(name)
     assert found["kv_fixed_bytes"] == expected["fixed_bytes"]
@@ -36,7 +36,7 @@ def test_cache_bytes_are_the_derived_ones(name: str) -> None:
     assert found["kv_bytes_longest_context"] == expected["bytes_longest_context"]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@over(PUBLISHED)
 def test_parameters_are_the_published_ones(name: str) -> None:
     expected, found = PUBLISHED[name], costs(name)
     assert found["params"] == expected["total_parameters"]
@@ -105,7 +105,7 @@ def test_parts_add_up_to_the_total(name: str) -> None:
     assert row["other_params"] == 0
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@over(PUBLISHED)
 def test_the_hubs_total_is_the_published_one_and_adds_up(name: str) -> None:
     row = ROWS[name]
     assert row["hub_params"] == PUBLISHED[name].get("hub_total_parameters", row["params"])
@@ -181,7 +181,7 @@ def test_what_a_name_claims(name: str, claimed: tuple[int | None, int | None]) -
     assert claims(name) == claimed
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@over(PUBLISHED)
 def test_every_published_name_claims_its_size_to_within_a_half(name: str) -> None:
     row = ROWS[name]
     assert reconciliation(row).startswith(f"{name}: {row['params']:,}")

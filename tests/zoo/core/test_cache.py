@@ -14,7 +14,7 @@ from torch import Tensor
 import zoo
 from tests.exact import BOUND, assert_equal
 from tests.models import chunks, randomised, tokens_of
-from tests.presets import distinct, representatives, screen, split
+from tests.presets import distinct, over, representatives, screen, split
 from zoo.catalog import allocate
 from zoo.core.cache import Cache
 from zoo.core.forward_context import prepare_forward_at
@@ -130,7 +130,7 @@ def test_full_sizes_allocate_the_bytes_of_the_formula_too(name: str) -> None:
         assert model.new_cache(2, context).nbytes == spec.kv_bytes(context, batch=2)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_growth_is_exact_once_every_window_is_full(name: str) -> None:
     spec = zoo.spec(name)
     fixed, slope = spec.kv_growth()

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import zoo
+from tests.presets import over
 from zoo import GQA, NoPE, RoPE
 from zoo.errors import SpecError
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_figures_are_sums_over_the_layers(name: str) -> None:
     spec = zoo.spec(name)
     layers = spec.layers
@@ -36,7 +37,7 @@ def test_figures_are_sums_over_the_layers(name: str) -> None:
     assert spec.kv_bytes(100, batch=3, dtype=torch.float32) == 3 * (2 * spec.kv_bytes(100) - in_float32)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@over(zoo.names())
 def test_swap_layers_changes_the_chosen_and_no_other(name: str) -> None:
     spec = zoo.spec(name)
     kind = type(spec.norm)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.presets import over
 from zoo import GLU, GQA, Layer, NoPE, RMSNorm, RoPE, names, post, pre, spec
 from zoo.model.layer_pattern import fold, labels
 
@@ -44,7 +45,7 @@ def test_it_folds(layers, text) -> None:
     assert fold(layers) == text
 
 
-@pytest.mark.parametrize("name", names())
+@over(names())
 def test_every_kind_of_layer_has_its_own_name(name) -> None:
     whole = spec(name)
     found = labels(whole.layers)

@@ -84,7 +84,7 @@ def test_a_tiny_models_tiny_form_is_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize(("shared", "toy"), [(1, 1), (2, 2), (4, 4), (0.5, 0.5), (1.5, 1.5)])
-@pytest.mark.parametrize("name", [name for name in zoo.names() if any(map(mixed, zoo.spec(name).walk()))])
+@over(name for name in zoo.names() if any(map(mixed, zoo.spec(name).walk())))
 def test_a_shared_expert_stays_as_many_times_as_wide(name: str, shared: float, toy: float) -> None:
     """It stands for as many routed ones: `to_hf` says how many, and reads it again."""
     spec = zoo.spec(name)
