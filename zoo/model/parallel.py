@@ -179,7 +179,7 @@ def build_part(
     part, cuts = allocate_part(spec, ranks.group, dtype, device), spec.cuts()
     own = dict(part.named_parameters())
     with allocating("meta", dtype):
-        whole = spec.build()
+        whole = Model(spec)
     for name, value in drawn(whole, seed):
         own[name].copy_(part_of(name, value, cuts, ranks.group))
     decide_for(part, ranks.group)
