@@ -113,13 +113,13 @@ class Reach:
     def _pairs_of_first(self, count: int) -> int:
         if self.period is None:
             return self._pairs_in_stretch(count)
-        stretches, rest = divmod(count, self.period)
-        return stretches * self._pairs_in_stretch(self.period) + self._pairs_in_stretch(rest)
+        whole = count // self.period * self._pairs_in_stretch(self.period)
+        return whole + self._pairs_in_stretch(count % self.period)
 
     def _pairs_in_stretch(self, count: int) -> int:
         """Pairs of the first `count` tokens of a stretch: each `stride` of them see one more token, up to the limit."""
         growing = self.tokens(count)
-        steps, rest = divmod(growing, self.stride)
+        steps, rest = growing // self.stride, growing % self.stride  # divmod is not compiled
         growth = self.stride * (steps * (steps + 1) // 2) + rest * (steps + 1)
         return growth + (count - growing) * -(-growing // self.stride)
 
