@@ -306,7 +306,7 @@ class CacheSpec:
         return sum((Fraction(each.elements * itemsize, each.every) for each in self.entries), Fraction())
 
     @property
-    def geometry(self) -> Hashable:
+    def geometry(self) -> tuple[Hashable, ...]:
         """What the places of tokens in the cache follow from: caches of equal geometry share positions and masks. Only
         strings and integers, which compiled code looks up."""
         kind, numbers = self.reach.arguments

@@ -22,7 +22,7 @@ class NoCache:
     def __init__(self, spec: CacheSpec) -> None:
         self.reach = spec.reach
         self.shapes = {state.name: (state.shape, state.in_float32) for state in spec.state}
-        self.geometry = spec.geometry
+        self.geometry = "no cache", *spec.geometry
         self.has_entries = bool(spec.entries)
 
     def view(self, positions: Tensor, past: int) -> CacheView:
