@@ -3,7 +3,8 @@ compiled code follow."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 import zoo
 from benchmarks.gallery.cost_terms import model_terms
+from benchmarks.gallery.files import STATIC
 from tests.exact import assert_equal, differs
 from tests.models import has_compiler, randomised, tokens_of
 from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, pre
@@ -150,6 +152,21 @@ def test_costs_and_the_sums_of_the_page(size: int | None) -> None:
     grown = spec.flop_breakdown(99, 1)["scores"] - model_of(None).flop_breakdown(0, 1)["scores"]
     seen = Strided(2, size or 0).seen(100) + 100 - 2
     assert grown == 2 * 4 * 16 * seen
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_the_script_of_the_page_adds_up_the_same(size: int | None, browser: Any) -> None:
+    spec, contexts = model_of(size), [1, 2, 5, 6, 7, 99, 100, 4096]
+    terms = model_terms(spec)
+    packed = {"data": {"models": [], "terms": [asdict(each) for _, each in terms]}}
+    page = browser.new_page()
+    script = (STATIC / "sums.js").read_text(encoding="utf-8")
+    page.add_script_tag(content=f"const PACKED = {json.dumps(packed)};\n{script}")
+    layers = [[n, i] for i, (n, _) in enumerate(terms)]
+    sums = "([layers, all]) => all.map(each => [sums.flops(layers, each), sums.cacheBytes(layers, each, 1, 2)])"
+    found = page.evaluate(sums, [layers, contexts])
+    assert found == [[spec.flops(context - 1, 1), spec.kv_bytes(context)] for context in contexts]
 
 
 def test_pictures_and_words() -> None:

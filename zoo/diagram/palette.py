@@ -11,7 +11,7 @@ from functools import cache
 from itertools import chain
 from typing import Any, Literal
 
-from zoo.costs import Reach
+from zoo.costs import Chunk, Full, Reach, Window
 
 Theme = Literal["auto", "light", "dark"]
 
@@ -43,8 +43,11 @@ PALETTE = {
     "rope-edge": ("#8a57c4", "#b78ae8"),
     "window": ("#d9f1f1", "#0f3033"),
     "window-edge": ("#0d878c", "#3fbcc0"),
-    # A layer's attention and its feed-forward: one colour for each, in every picture. Kinds of Reach have their own.
+    # A layer's attention and its feed-forward: one colour for each, in every picture.
+    "reach-full": Full.colours,
     "reach-nope": ("#a9bbd8", "#4b5f83"),
+    "reach-window": Window.colours,
+    "reach-chunk": Chunk.colours,
     "reach-sparse": ("#8857c6", "#b48be8"),
     "reach-entries": ("#c25f9c", "#dd86bb"),
     "reach-state": ("#d08b2c", "#d9a45c"),
@@ -108,7 +111,7 @@ _COLOUR = re.compile(r"@([\w-]+)")
 
 
 def palette() -> dict[str, tuple[str, str]]:
-    """Name of a colour -> its (light, dark) form: PALETTE, and the colours of every kind of Reach."""
+    """Name of a colour -> its (light, dark) form: PALETTE, and the colours of kinds of Reach that are added later."""
     return _palette(*_kinds())
 
 
@@ -118,7 +121,7 @@ def _kinds() -> Iterable[Any]:
 
 @cache
 def _palette(*kinds: Any) -> dict[str, tuple[str, str]]:
-    return {f"reach-{kind.name}": kind.colours for kind in kinds} | PALETTE
+    return PALETTE | {f"reach-{kind.name}": kind.colours for kind in kinds}
 
 
 def rules() -> dict[str, str]:
