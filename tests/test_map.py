@@ -60,3 +60,33 @@ def test_every_path_in_the_text_exists_or_is_one_to_write() -> None:
     written |= {"tests/families/olmoe.py"}
     assert paths
     assert {path for path in paths if not (ROOT / path).exists()} <= written
+
+
+def test_no_file_uses_a_private_name_of_another() -> None:
+    """Neither imports one, nor names an attribute that another file of the project defines and this one does not."""
+    trees = {
+        file: [*ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+        for top in ("zoo", "weights", "benchmarks")
+        for file in (ROOT / top).rglob("*.py")
+    }
+    own = {file: {name for node in nodes if (name := _defines(node))} for file, nodes in trees.items()}
+    known = set[str]().union(*own.values())
+    for file, nodes in trees.items():
+        imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+        tops = [node for node in imports if (node.module or "").partition(".")[0] in ("zoo", "weights", "benchmarks")]
+        used = {each.name for node in tops for each in node.names}
+        used |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        found = {name for name in used & known - own[file] if name[0] == "_" != name[:2][-1]}
+        assert not found - OF_TORCH, f"{file}: {found}"
+
+
+OF_TORCH = {"_parameters"}  # of torch's modules, and by chance a name of ours
+
+
+def _defines(node: ast.AST) -> str:
+    """The name that a piece of code defines, if it does."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return node.name
+    if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+        return node.id if isinstance(node, ast.Name) else node.attr
+    return ""

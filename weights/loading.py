@@ -22,6 +22,7 @@ from zoo.errors import MalformedError, UsageError, require_package, unknown
 from zoo.hf.checkpoint_layout import Rename, Stacked
 from zoo.kernels import decide_for
 from zoo.model.decoder import Decoder
+from zoo.model.initialisation import fill_buffers
 from zoo.model.module import Model
 from zoo.model.parallel import Ranks, allocate_part
 
@@ -167,8 +168,10 @@ def fill(
             _check_tied_head(source)
         if check_finite:
             _check_finite(source, [name for mapping in matched.mappings for name in mapping.checkpoint_names])
-        matched.model.load_state_dict(matched.read(matched.mappings, device), assign=True)
-        _check_tables(source, matched.model)
+        # Not strict: a checkpoint holds no buffers but those that are declared.
+        matched.model.load_state_dict(matched.read(matched.mappings, device), strict=False, assign=True)
+        fill_buffers(matched.model, device)
+        _check_stored(source, matched.model)
         for what, names in matched.skipped.items():
             log.info("left alone: %d tensor%s, %s", len(names), "s" * (len(names) > 1), what)
     decide_for(matched.model, ranks.group)
@@ -209,15 +212,11 @@ def _check_tied_head(source: Source) -> None:
         raise MalformedError(f"{source.path}: the head is tied to the embedding, yet {differs}")
 
 
-def _check_tables(source: Source, model: Model) -> None:
-    """Raise MalformedError for a table that names experts which are not there."""
-    for name, table in model.named_buffers():
-        experts = len(model.get_submodule(name.rpartition(".")[0]).get_parameter("weight"))
-        lowest, highest = (int(end) for end in torch.aminmax(table))
-        if not 0 <= lowest <= highest < experts:
-            raise MalformedError(
-                f"{source.path}: {name} has expert ids from {lowest} to {highest}, of {experts} experts"
-            )
+def _check_stored(source: Source, model: Model) -> None:
+    """Raise MalformedError for what a module finds wrong with the buffers that were loaded into it."""
+    for path, module in model.named_modules():
+        if problem := module.stored_problem() if hasattr(module, "stored_problem") else "":
+            raise MalformedError(f"{source.path}: {path}.{problem}")
 
 
 def _check_finite(source: Source, names: Iterable[str]) -> None:

@@ -140,8 +140,14 @@ class TensorMapping:
 
 
 def stored_tensors(model: Model) -> dict[str, Tensor]:
-    """What a checkpoint holds of a model, by name: its parameters and the tables of hash routers."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """The tensors of a model that a checkpoint holds, by name: its parameters, and the buffers that a module declares
+    as `stored_buffers`. All other buffers are computed when a module is built."""
+    buffers = {
+        f"{path}.{name}": module.get_buffer(name)
+        for path, module in model.named_modules()
+        for name in getattr(module, "stored_buffers", ())
+    }
+    return {**dict(model.named_parameters()), **buffers}
 
 
 def layout(family: ModuleType) -> Rules:

@@ -145,7 +145,7 @@ def allocate(spec: Decoder, device: str | torch.device = "cpu", dtype: torch.dty
     cannot be read, before anything is built."""
     active()
     with allocating(device, dtype):
-        return spec.build().eval()
+        return Model(spec).eval()
 
 
 def _decoder(name_or_spec: str | Decoder, tiny: bool) -> Decoder:

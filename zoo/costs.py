@@ -5,13 +5,17 @@ head). Norms, rotations, activations and softmax are not counted, as in Kaplan e
 own counter.
 """
 
-from abc import ABC, abstractmethod
+from __future__ import annotations
+
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import lcm, prod
 from typing import Any, ClassVar, Self
+
+from zoo.classes import add_kind
+from zoo.errors import SpecError
 
 BLOCK = 256  # queries per block of sliding-window attention: larger blocks waste pairs, smaller ones need more calls
 Breakdown = Mapping[str, int]  # a total by part of the model: "attn", "norm", "routed", ...
@@ -26,75 +30,141 @@ def sum_breakdowns(counted: Iterable[tuple[int, Breakdown]]) -> Breakdown:
 
 
 @dataclass(frozen=True)
-class Reach(ABC):
-    """Which earlier tokens a token attends to. One value answers for the mask, the tokens that a cache keeps, the pairs
-    that FLOPs count, the words and the published name."""
+class Reach:
+    """The earlier tokens that a token attends to. One value answers for the mask, the tokens that a cache keeps, the
+    pairs that FLOPs count, the words, the colour and the published name.
 
-    layer_type: ClassVar[str]  # its name in `layer_types` of a published config.json
+    Three numbers define it. Of the tokens since the last multiple of `period` (None: since the first token) a token
+    sees the last `limit` (None: all), itself included, and of these every `stride`-th, counted back from itself. A kind
+    is a subclass with a `name`. Its fields are integers, so that operators of compiled code can take a reach as the
+    name of its kind and a list of integers.
+    """
+
+    kinds: ClassVar[dict[str, type[Reach]]] = {}
+    name: ClassVar[str] = ""  # in descriptions, legends and style classes: window
+    layer_type: ClassVar[str] = ""  # its name in `layer_types` of a published config.json
+    size_field: ClassVar[str] = ""  # its limit's name in a published config.json
+    colours: ClassVar[tuple[str, str]] = ("#6f7f1f", "#a9bb45")  # of a layer in pictures: light theme, dark theme
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        add_kind(Reach.kinds, cls)
+
+    def __post_init__(self) -> None:
+        if self.period and self.limit and self.period % self.limit:  # the first place of a ring starts a period
+            raise SpecError(f"{type(self).__name__}: limit={self.limit} must divide period={self.period}")
+
+    @property
+    def period(self) -> int | None:
+        """Tokens after which a new stretch begins, whose tokens see none before it; None: there is one stretch."""
+        return None
 
     @property
     def limit(self) -> int | None:
         """Tokens that a cache keeps at most; None: all."""
         return None
 
+    @property
+    def stride(self) -> int:
+        """Distance between the tokens that are seen; 1: all of them."""
+        return 1
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a token sees every earlier one."""
+        return self.period is None and self.limit is None and self.stride == 1
+
+    @property
+    def arguments(self) -> tuple[str, list[int]]:
+        """The kind's name and the fields, as an operator of compiled code takes them; `reach_of` is the inverse."""
+        names: tuple[str, ...] = self.__match_args__
+        return type(self).__name__, [getattr(self, name) for name in names]
+
     def bounded(self, size: int) -> Self:
         """The same kind of reach over `size` tokens; all tokens where it has no limit."""
         changes: dict[str, Any] = {"size": size}
         return self if self.limit is None else replace(self, **changes)
 
-    @abstractmethod
     def sees(self, query: Any, key: Any) -> Any:
         """Whether the token at position `query` attends to the one at `key`: integers, or tensors that broadcast."""
+        seen = key <= query
+        if self.period is not None:
+            seen = seen & (key // self.period == query // self.period)
+        if self.limit is not None and self.limit != self.period:
+            seen = seen & (key > query - self.limit)
+        return seen & ((query - key) % self.stride == 0) if self.stride > 1 else seen
 
-    @abstractmethod
+    def seen(self, context: int) -> int:
+        """Tokens that the last of `context` tokens sees, itself included."""
+        return seen_tokens(context, self.period, self.limit, self.stride)
+
     def held(self, past: int) -> int:
-        """Keys of a cache that the next token still attends to, after `past` tokens."""
-
-    @abstractmethod
-    def pairs(self, past: int, new: int) -> int:
-        """Visible (query, key) pairs of `new` tokens after `past`, each token with itself included."""
-
-    @abstractmethod
-    def blocks(self, held: int, new: int) -> Iterator[tuple[int, int, int]]:
-        """(start, end, first) of each block of `new` queries after `held` keys of the cache: queries start to end - 1
-        are given the keys from `first` on, up to the block's last. `first` is 0 where the cache's keys are in reach."""
-
-    @abstractmethod
-    def describe(self) -> str:
-        """In words: full, window 512, chunk 8192."""
+        """Tokens of a cache, after `past` tokens, among which the next token's keys are: the first places of a ring."""
+        return self.tokens(past if self.period is None else past % self.period)
 
     def tokens(self, context: int) -> int:
         """Tokens in a cache after `context` tokens."""
         return context if self.limit is None else min(context, self.limit)
 
+    def pairs(self, past: int, new: int) -> int:
+        """Visible (query, key) pairs of `new` tokens after `past`, each token with itself included."""
+        return self._pairs_of_first(past + new) - self._pairs_of_first(past)
+
+    def _pairs_of_first(self, count: int) -> int:
+        if self.period is None:
+            return self._pairs_in_stretch(count)
+        whole = count // self.period * self._pairs_in_stretch(self.period)
+        return whole + self._pairs_in_stretch(count % self.period)
+
+    def _pairs_in_stretch(self, count: int) -> int:
+        """Pairs of the first `count` tokens of a stretch: each `stride` of them see one more token, up to the limit."""
+        growing = self.tokens(count)
+        steps, rest = growing // self.stride, growing % self.stride  # divmod is not compiled
+        growth = self.stride * (steps * (steps + 1) // 2) + rest * (steps + 1)
+        return growth + (count - growing) * -(-growing // self.stride)
+
     def dense_pairs(self, past: int, new: int) -> int:
         """Pairs that a dense masked kernel computes for the same tokens: every query with every key it is given."""
         held = self.held(past)
         if new == 1:
-            return held + 1
+            return self.tokens(held + 1)
         return sum((end - start) * (held + end - first) for start, end, first in self.blocks(held, new))
+
+    def blocks(self, held: int, new: int) -> Iterator[tuple[int, int, int]]:
+        """(start, end, first) of each block of `new` queries after `held` keys of the cache: queries start to end - 1
+        are given the keys from `first` on, up to the block's last. `first` is 0 where the cache's keys are in reach."""
+        yield 0, new, 0
+
+    def describe(self) -> str:
+        """In words: full, window 512, chunk 8192."""
+        return " ".join([self.name, *map(str, self.arguments[1])])
+
+    def clause(self) -> str:
+        """The tokens that a layer sees, to complete "every layer sees"."""
+        return f"tokens by {self.describe()}"
+
+
+def reach_of(kind: str, numbers: Sequence[int]) -> Reach:
+    """The reach of these `arguments`."""
+    return Reach.kinds[kind](*numbers)
+
+
+def seen_tokens(context: int, period: int | None, limit: int | None, stride: int) -> int:
+    """Tokens that the last of `context` tokens sees, itself included, by the three numbers of a Reach."""
+    in_stretch = context if period is None else (context - 1) % period + 1
+    return -(-(in_stretch if limit is None else min(in_stretch, limit)) // stride)
 
 
 @dataclass(frozen=True)
 class Full(Reach):
     """Every earlier token."""
 
+    name = "full"
     layer_type = "full_attention"
+    colours = ("#3d5f94", "#7f9fd2")
 
-    def sees(self, query: Any, key: Any) -> Any:
-        return key <= query
-
-    def held(self, past: int) -> int:
-        return past
-
-    def pairs(self, past: int, new: int) -> int:
-        return new * past + new * (new + 1) // 2
-
-    def blocks(self, held: int, new: int) -> Iterator[tuple[int, int, int]]:
-        yield 0, new, 0
-
-    def describe(self) -> str:
-        return "full"
+    def clause(self) -> str:
+        return "all tokens"
 
 
 @dataclass(frozen=True)
@@ -102,26 +172,15 @@ class Window(Reach):
     """The last `size` tokens, itself included: token i attends to min(i + 1, size) keys (Mistral 7B, section 2)."""
 
     size: int
+
+    name = "window"
     layer_type = "sliding_attention"
+    size_field = "sliding_window"
+    colours = ("#16a0a4", "#2fb0b5")
 
     @property
     def limit(self) -> int | None:
         return self.size
-
-    def sees(self, query: Any, key: Any) -> Any:
-        return (key <= query) & (key > query - self.size)
-
-    def held(self, past: int) -> int:
-        return min(past, self.size)
-
-    def pairs(self, past: int, new: int) -> int:
-        ramp = min(max(self.size - past, 0), new)
-        return ramp * past + ramp * (ramp + 1) // 2 + (new - ramp) * self.size
-
-    def dense_pairs(self, past: int, new: int) -> int:
-        if new == 1:
-            return min(self.held(past) + 1, self.size)
-        return super().dense_pairs(past, new)
 
     def blocks(self, held: int, new: int) -> Iterator[tuple[int, int, int]]:
         if held == 0 and new <= self.size:
@@ -132,8 +191,8 @@ class Window(Reach):
             first = held + start + 1 - self.size  # all keys of the cache or none: in a ring they are in no order
             yield start, min(start + block, new), first if first > held else 0
 
-    def describe(self) -> str:
-        return f"window {self.size}"
+    def clause(self) -> str:
+        return f"the last {self.size:,} tokens"
 
 
 @dataclass(frozen=True)
@@ -142,25 +201,18 @@ class Chunk(Reach):
     (Llama 4)."""
 
     size: int
+
+    name = "chunk"
     layer_type = "chunked_attention"
+    colours = ("#83d2d4", "#1d6c70")
+
+    @property
+    def period(self) -> int | None:
+        return self.size
 
     @property
     def limit(self) -> int | None:
         return self.size
-
-    def sees(self, query: Any, key: Any) -> Any:
-        return (key <= query) & (key // self.size == query // self.size)
-
-    def held(self, past: int) -> int:
-        return past % self.size
-
-    def pairs(self, past: int, new: int) -> int:
-        return self._upto(past + new) - self._upto(past)
-
-    def _upto(self, tokens: int) -> int:
-        """Pairs of the first `tokens` tokens."""
-        whole, rest = divmod(tokens, self.size)
-        return whole * (self.size * (self.size + 1) // 2) + rest * (rest + 1) // 2
 
     def blocks(self, held: int, new: int) -> Iterator[tuple[int, int, int]]:
         start, end = 0, min(self.size - held, new)
@@ -169,8 +221,8 @@ class Chunk(Reach):
             start, end = end, min(end + self.size, new)
             yield start, end, held + start
 
-    def describe(self) -> str:
-        return f"chunk {self.size}"
+    def clause(self) -> str:
+        return f"their chunk of {self.size:,} tokens"
 
 
 @dataclass(frozen=True)
@@ -252,6 +304,13 @@ class CacheSpec:
     def entry_growth(self, itemsize: int) -> Fraction:
         """Bytes per token of the entries, exact at multiples of `block` tokens."""
         return sum((Fraction(each.elements * itemsize, each.every) for each in self.entries), Fraction())
+
+    @property
+    def geometry(self) -> tuple[Hashable, ...]:
+        """What the places of tokens in the cache follow from: caches of equal geometry share positions and masks. Only
+        strings and integers, which compiled code looks up."""
+        kind, numbers = self.reach.arguments
+        return kind, *numbers, "entries", *(each.every for each in self.entries)
 
     def describe(self) -> str:
         """What a token sees in words: full, window 512, window 128 + 1/4 (an entry for four)."""

@@ -6,26 +6,13 @@ A spec holds everything known about a block before a tensor exists, and builds i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from reprlib import repr as brief
-from sys import float_info
-from types import UnionType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Literal,
-    NamedTuple,
-    Self,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
+from zoo.classes import add_kind, allowed_values, field_tests
 from zoo.costs import Breakdown, CacheSpec, Reach
 from zoo.errors import SpecError
 from zoo.sharding import Cut, Cuts, Divide, Exchange, Rank, Section, prefixed
@@ -72,7 +59,7 @@ class Spec(ABC):
         if unsaid and not abstract:
             raise TypeError(f"{cls.__name__} must define {', '.join(unsaid)}")
         if not abstract and not cls.__name__.startswith("_"):
-            Spec.kinds[cls.__name__] = cls
+            add_kind(Spec.kinds, cls)
 
     def __hash__(self) -> int:
         found: int = _kept(self, "_kept_hash", _hash_of)
@@ -82,10 +69,9 @@ class Spec(ABC):
         return vars(self)
 
     def __post_init__(self) -> None:
-        for name, fits in _tests(type(self)).items():
+        for name, fits in field_tests(type(self)).items():
             if not fits(value := getattr(self, name)):
-                wanted = _wanted(_hints(type(self))[name])
-                self.require(False, f"{name} must be {wanted}, not {_given(value)}")
+                self.require(False, f"{name} must be {allowed_values(type(self), name)}, not {_given(value)}")
         self.check()
 
     def check(self) -> None:
@@ -267,13 +253,15 @@ class Mixer(Block, abstract=True):
     def cache_spec(self) -> CacheSpec:
         """What the layer's cache keeps."""
 
-    def hands_on(self) -> tuple[str, ...]:
-        """Names of what the module gives to later layers, with `ctx.hand_on(name, value)`."""
+    def hands_on(self) -> tuple[Hashable, ...]:
+        """Keys of what the module gives to later layers, with `ctx.hand_on(key, value)`: tuples of strings and
+        integers."""
         return ()
 
-    def takes(self) -> tuple[str, ...]:
-        """Names of what it reads from the nearest earlier layer that hands it on: `ctx.shared[name]`."""
-        return ()
+    def takes(self) -> Mapping[Hashable, str]:
+        """Keys of what the module reads from the nearest earlier layer that hands it on, `ctx.shared[key]`, each with
+        words for it."""
+        return {}
 
     def flop_reach(self, part: str) -> Reach:
         """The tokens that one token's FLOPs of a part (of `flop_breakdown`) grow with."""
@@ -291,62 +279,6 @@ class Mixer(Block, abstract=True):
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         """(spec, width) of each table that a forward pass looks up: `spec.table(positions, width, dtype)`."""
         return ()
-
-
-@cache
-def _hints(kind: type[Spec]) -> dict[str, Any]:
-    """Field name -> its annotation, evaluated."""
-    hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields(kind)}
-
-
-@cache
-def _tests(kind: type[Spec]) -> dict[str, Callable[[Any], bool]]:
-    """Field name -> what tells whether it may hold a value."""
-    return {name: _test(hint) for name, hint in _hints(kind).items()}
-
-
-def accepts(kind: type[Spec], name: str, value: Any) -> bool:
-    """Whether a field of a kind may hold a value, by its annotation."""
-    return _tests(kind)[name](value)
-
-
-@cache
-def _test(hint: Any) -> Callable[[Any], bool]:
-    """Tells whether a field annotated `hint` may hold a value. Made once for each annotation: specs are made often."""
-    origin, of = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        options = [_test(option) for option in of]
-        return lambda value: any(fits(value) for fits in options)
-    if origin is Literal:
-        return lambda value: value in of
-    if origin is tuple:
-        each = _test(of[0])
-        return lambda value: isinstance(value, tuple) and all(each(item) for item in value)
-    if hint in (int, float):
-        kinds = int if hint is int else (int, float)
-        return lambda value: isinstance(value, kinds) and value is not True and 0 < value <= float_info.max
-    allowed: dict[type, bool] = {}  # of an abstract class, isinstance takes several times as long
-
-    def fits(value: object) -> bool:
-        if (kind := type(value)) not in allowed:
-            allowed[kind] = issubclass(kind, hint)
-        return allowed[kind]
-
-    return fits
-
-
-def _wanted(hint: Any) -> str:
-    """What a field annotated `hint` holds, for an error message."""
-    origin, of = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return " or ".join(map(_wanted, of))
-    if origin is Literal:
-        return " or ".join(map(repr, of))
-    if origin is tuple:
-        return f"a tuple of {_wanted(of[0])}"
-    names = {int: "a positive integer", float: "a positive number", bool: "True or False", type(None): "None"}
-    return names[hint] if hint in names else str(hint.__name__)
 
 
 def _given(value: Any) -> str:

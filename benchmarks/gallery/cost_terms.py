@@ -4,7 +4,7 @@ Terms are pairs (number of layers, CostTerms): one for all that is outside the b
 attention branch and one for each distinct feed-forward branch.
 
 With kept = min(context, limit), or context without a limit,
-visible the same, but in chunks (context - 1) mod limit + 1, divided by every and rounded down,
+visible = the tokens that the last one sees (zoo.costs.seen_tokens), divided by every and rounded down,
 and grown = entry + flops * visible, but 0 up to a context of start,
 
     parameters                         sum of layers * each of params
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.weight_forms import WeightForm
 from zoo.blocks import Layer
-from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, sum_breakdowns
+from zoo.costs import Breakdown, CacheSpec, Full, Reach, seen_tokens, sum_breakdowns
 from zoo.errors import CheckFailed, SpecError
 from zoo.model.decoder import Decoder
 from zoo.registry import Block, Mixer
@@ -38,22 +38,20 @@ NO_CACHE = CacheSpec()
 
 @dataclass(frozen=True)
 class GrowingFlops:
-    """FLOPs for each visible token: of all, of at most `limit`, or of those of a chunk of `limit`; or for each complete
-    block of `every` of them. They are spent in contexts of more than `start` tokens only, with `entry` FLOPs beside
-    them."""
+    """FLOPs for each token that the last one sees, by the three numbers of a Reach, or for each complete block of
+    `every` of them. They are spent in contexts of more than `start` tokens only, with `entry` FLOPs beside them."""
 
     flops: int
+    period: int | None
     limit: int | None
-    chunked: bool
+    stride: int
     start: int = 0
     entry: int = 0
     every: int = 1
 
     def visible(self, context: int) -> int:
         """Tokens, or blocks of them, visible to the last of `context` tokens, itself included."""
-        if self.limit is None:
-            return context // self.every
-        return ((context - 1) % self.limit + 1 if self.chunked else min(context, self.limit)) // self.every
+        return seen_tokens(context, self.period, self.limit, self.stride) // self.every
 
     def grown(self, context: int) -> int:
         """FLOPs for the last of `context` tokens."""
@@ -211,9 +209,10 @@ def _growth(branch: Block, part: str, dim: int) -> GrowingFlops:
     start, every = 0, 1
     if mixer:
         reach, start, every = mixer.flop_reach(part), mixer.flop_start(part), mixer.flop_every(part)
-    fixed, first, second = (branch.flop_breakdown(dim, past, 1)[part] for past in (0, start, start + every))
+    step = every * reach.stride
+    fixed, first, second = (branch.flop_breakdown(dim, past, 1)[part] for past in (0, start, start + step))
     entry = first - fixed - (second - first) * ((start + 1) // every) if start else 0
-    return GrowingFlops(second - first, reach.limit, isinstance(reach, Chunk), start, entry, every)
+    return GrowingFlops(second - first, reach.period, reach.limit, reach.stride, start, entry, every)
 
 
 def _sum(counted: Iterable[tuple[int, Breakdown]]) -> dict[str, int]:

@@ -10,7 +10,6 @@ from zoo.architectures import families, released
 from zoo.blocks import MLA, MoE, NoPE, RoPE
 from zoo.catalog import about, ancestor, title
 from zoo.cli.listing import used_names
-from zoo.costs import Chunk, Window
 from zoo.hf.config import Size
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
@@ -29,7 +28,7 @@ def _named(*names: str) -> Callable[[Decoder, Names], bool]:
 
 
 def _windows(spec: Decoder, used: Names) -> bool:
-    return any(isinstance(layer.cache_spec().reach, Window | Chunk) for layer in spec.layers)
+    return any(layer.cache_spec().reach.limit is not None for layer in spec.layers)
 
 
 def _states(spec: Decoder, used: Names) -> bool:

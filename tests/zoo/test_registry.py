@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -40,8 +42,15 @@ def test_every_kind_is_in_the_table_and_in_the_package() -> None:
     assert EXAMPLES.keys() <= zoo.Spec.kinds.keys()
     for name, kind in zoo.Spec.kinds.items():
         assert getattr(zoo, name) is kind
+        assert name in dir(zoo)
         assert not getattr(kind, "__abstractmethods__", None), f"{name} cannot be made"
     assert not {"Spec", "Block", "Mixer", "Router", "Activation", "Position", "Scaling"} & zoo.Spec.kinds.keys()
+
+
+def test_editors_and_type_checkers_see_every_kind() -> None:
+    tree = ast.parse(Path(zoo.__file__).read_text(encoding="utf-8"))
+    listed = {each.asname for node in tree.body if isinstance(node, ast.ImportFrom) for each in node.names}
+    assert zoo.Spec.kinds.keys() <= listed
 
 
 def test_a_private_kind_stays_out_of_the_table() -> None:

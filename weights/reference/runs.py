@@ -39,6 +39,7 @@ from weights.reference.model import (
 from zoo.core.cache import Cache
 from zoo.core.forward_context import ForwardContext
 from zoo.model.decoder import Decoder
+from zoo.model.initialisation import fill_buffers
 from zoo.model.parallel import Ranks
 
 DECODED_TOKENS = 4  # at the end of a prompt, one by one through the cache
@@ -173,6 +174,7 @@ class LayerwiseRuns:
             prefixes = tuple(f"{name}." for name in names)
             mappings = [mapping for mapping in matched.mappings if mapping.module_names[0].startswith(prefixes)]
             self.model.load_state_dict(matched.read(mappings), strict=False, assign=True)
+            fill_buffers(self.model)
             del matched
         try:
             yield

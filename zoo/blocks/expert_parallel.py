@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.feed_forward import LinearFeedForward
-from zoo.blocks.moe import MoE, _Experts, _MoE
+from zoo.blocks.moe import MoE, MoEModule, StackedExperts
 from zoo.core.collectives import Group, exchanged_counts, exchanged_rows
 from zoo.core.forward_context import ForwardContext
 from zoo.costs import Breakdown
@@ -83,7 +83,7 @@ class _ExpertParallelMoE(MoE):
         return _ExpertParallel(self, dim)
 
     def active_params(self, dim: int) -> int:
-        return self.params(dim) - round((self.experts - self.router.k * self._share) * self._expert_params(dim))
+        return self.params(dim) - round((self.experts - self.router.k * self._share) * self.expert_params(dim))
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         """Of a rank, where tokens are equally many for every rank and expert."""
@@ -91,9 +91,9 @@ class _ExpertParallelMoE(MoE):
         return {**whole, "routed": round(whole["routed"] * self._share)}
 
 
-class _ExpertParallel(_MoE):
+class _ExpertParallel(MoEModule):
     spec: _ExpertParallelMoE
-    experts: _Experts
+    experts: StackedExperts
     group: Group
 
     def __init__(self, spec: _ExpertParallelMoE, dim: int) -> None:

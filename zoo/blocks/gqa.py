@@ -68,7 +68,7 @@ class GQA(Mixer):
         self.require(not (self.v_dim and self.keys_as_values), f"v_dim={self.v_dim}, but keys are values")
 
     def build(self, dim: int) -> nn.Module:
-        return _GQA(self, dim)
+        return GQAModule(self, dim)
 
     @property
     def value_dim(self) -> int:
@@ -95,7 +95,7 @@ class GQA(Mixer):
 
     def param_breakdown(self, dim: int) -> Breakdown:
         projections = sum(linear_params(*each) for each in self.projections(dim).values())
-        norms = sum(self.qk_norm.params(width) for width in self._norm_widths().values()) if self.qk_norm else 0
+        norms = sum(self.qk_norm.params(width) for width in self.norm_widths().values()) if self.qk_norm else 0
         norms += self.v_norm.params(self.value_dim) if self.v_norm else 0
         return {"attn": projections + (self.heads if self.sinks else 0), "norm": norms}
 
@@ -121,7 +121,7 @@ class GQA(Mixer):
 
     def exchanges(self, dim: int, ranks: int) -> tuple[Exchange, ...]:
         over_all = self.qk_norm if self.qk_norm_over == "projection" else None
-        means = len(self._norm_widths()) * over_all.means if over_all else 0
+        means = len(self.norm_widths()) * over_all.means if over_all else 0
         return *(Exchange("all-reduce", 1, in_float32=True),) * means, *super().exchanges(dim, ranks)
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
@@ -145,7 +145,7 @@ class GQA(Mixer):
             f"values of {self.v_dim}" if self.v_dim else "",
             "values are the raw keys" if self.keys_as_values else "",
             self.rope.describe(),
-            self.reach.describe() if self.reach.limit else "",
+            "" if self.reach.is_full else self.reach.describe(),
             f"QK-norm{no_weight} per {self.qk_norm_over}" if self.qk_norm else "",
             f"V-norm{v_weight}" if self.v_norm else "",
             *self.scale_words(),
@@ -161,21 +161,23 @@ class GQA(Mixer):
         """The scale in words, where it is not the usual one."""
         return [f"scale {self.scale**-2:.4g}^-1/2"] if self.scale else []
 
-    def _norm_widths(self) -> dict[str, int]:
+    def norm_widths(self) -> dict[str, int]:
         """Elements that the norms of queries and of keys average over."""
         if self.qk_norm_over == "projection":
             return {"q": self.heads * self.head_dim, "k": self.kv_heads * self.head_dim}
         return {"q": self.head_dim, "k": self.head_dim}
 
 
-class _GQA(nn.Module):
+class GQAModule(nn.Module):
+    """Grouped-query attention."""
+
     residual_outputs = ("o",)  # matrices whose products are the output
 
     def __init__(self, spec: GQA, dim: int) -> None:
         super().__init__()
         self.spec = spec
         self.scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
-        widths, norm_widths = spec.projections(dim), spec._norm_widths()
+        widths, norm_widths = spec.projections(dim), spec.norm_widths()
         self.q = Linear(*widths["q"])
         self.k, self.v = (Linear(*widths[name]) if name in widths else None for name in ("k", "v"))
         self.o = Linear(*widths["o"])
@@ -203,7 +205,7 @@ class _GQA(nn.Module):
     def over_ranks(self, whole: GQA, group: Group) -> None:
         """Normalise over the heads of all ranks, where that is over all heads."""
         if whole.qk_norm and whole.qk_norm_over == "projection":
-            for name in whole._norm_widths():
+            for name in whole.norm_widths():
                 norm: Any = getattr(self, f"{name}_norm")
                 norm.over_ranks(group)
 

@@ -94,9 +94,18 @@ class _SqrtSoftplusTopK(_SoftplusRouter, Float32Parameters):
 class _HashTopK(_SoftplusRouter):
     """A fresh table gives the experts in turn, k to each token: all get as many tokens of the vocabulary."""
 
+    stored_buffers = ("table",)  # buffers that a checkpoint holds
+
     def __init__(self, spec: HashTopK, dim: int, experts: int) -> None:
         super().__init__(spec, dim, experts)
         self.register_buffer("table", (torch.arange(spec.vocab * spec.k) % experts).view(spec.vocab, spec.k))
+
+    def stored_problem(self) -> str:
+        """What is wrong with the table as it was loaded: it names experts that are not there. "" if nothing is."""
+        lowest, highest = (int(end) for end in torch.aminmax(self.get_buffer("table")))
+        experts = len(self.weight)
+        is_right = 0 <= lowest <= highest < experts
+        return "" if is_right else f"table has expert ids from {lowest} to {highest}, of {experts} experts"
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
         if ctx is None or ctx.tokens is None:

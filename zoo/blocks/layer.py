@@ -1,7 +1,7 @@
 """A layer: attention and feed-forward, each a branch off the residual stream, and where the norms stand."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -244,13 +244,13 @@ class Layer(Composite):
         """What this layer's cache keeps."""
         return self.mixer.cache_spec() if self.mixer else CacheSpec()
 
-    def hands_on(self) -> tuple[str, ...]:
-        """Names of what this layer gives to later ones."""
+    def hands_on(self) -> tuple[Hashable, ...]:
+        """Keys of what this layer gives to later ones."""
         return self.mixer.hands_on() if self.mixer else ()
 
-    def takes(self) -> tuple[str, ...]:
-        """Names of what it reads from earlier ones."""
-        return self.mixer.takes() if self.mixer else ()
+    def takes(self) -> Mapping[Hashable, str]:
+        """Keys of what this layer reads from earlier ones, each with words for it."""
+        return self.mixer.takes() if self.mixer else {}
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         """(spec, width) of each table of positions that this layer looks up."""

@@ -48,9 +48,9 @@ class MLA(Mixer):
         self.require(self.rope_dim % 2 == 0, f"rope_dim={self.rope_dim} must be even: rotation pairs its halves")
 
     def build(self, dim: int) -> nn.Module:
-        return _MLA(self, dim)
+        return MLAModule(self, dim)
 
-    def _projections(self, dim: int) -> list[tuple[int, int]]:
+    def projections(self, dim: int) -> list[tuple[int, int]]:
         """(inputs, outputs) of the projections of new tokens: of queries, of the latent, of the output."""
         q_width, ranks = self.heads * (self.nope_dim + self.rope_dim), [self.q_rank] if self.q_rank else []
         queries = list(pairwise([dim, *ranks, q_width]))
@@ -58,7 +58,7 @@ class MLA(Mixer):
 
     def param_breakdown(self, dim: int) -> Breakdown:
         expand = linear_params(self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
-        projections = sum(linear_params(*widths) for widths in self._projections(dim))
+        projections = sum(linear_params(*widths) for widths in self.projections(dim))
         norms = self.norm.params(self.kv_rank) + (self.norm.params(self.q_rank) if self.q_rank else 0)
         return {"attn": projections + expand, "norm": norms}
 
@@ -75,7 +75,7 @@ class MLA(Mixer):
         widths += self.rope_dim if absorbed and not causal else 0  # the kernel computes them as values too
         pairs = (Full().pairs if causal else Full().dense_pairs)(past, new)
         scores = linear_flops(pairs, 1, self.heads * (widths + self.rope_dim))
-        projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
+        projections = sum(linear_flops(new, *widths) for widths in self.projections(dim))
         return {"projections": projections + up, "scores": scores}
 
     def cache_spec(self) -> CacheSpec:
@@ -101,7 +101,9 @@ class MLA(Mixer):
         return ", ".join(part for part in parts if part)
 
 
-class _MLA(nn.Module):
+class MLAModule(nn.Module):
+    """Multi-head latent attention."""
+
     residual_outputs = ("o",)  # matrices whose products are the output
 
     def __init__(self, spec: MLA, dim: int) -> None:

@@ -57,25 +57,26 @@ class MoE(FeedForward):
         return replace(self, expert=self.expert.with_width(width), shared=shared)
 
     def build(self, dim: int) -> nn.Module:
-        return _MoE(self, dim)
+        return MoEModule(self, dim)
 
-    def _expert_params(self, dim: int) -> int:
+    def expert_params(self, dim: int) -> int:
+        """Parameters of one routed expert."""
         return self.expert.params(self.latent or dim)
 
     def param_breakdown(self, dim: int) -> Breakdown:
         latent = 2 * linear_params(dim, self.latent) if self.latent else 0
         return {
-            "routed": self.experts * self._expert_params(dim) + latent,
+            "routed": self.experts * self.expert_params(dim) + latent,
             "shared": self.shared.params(dim) if self.shared else 0,
             "router": self.router.params(dim, self.routed),
         }
 
     def active_params(self, dim: int) -> int:
-        return self.params(dim) - (self.experts - self.router.k) * self._expert_params(dim)
+        return self.params(dim) - (self.experts - self.router.k) * self.expert_params(dim)
 
     def read_params(self, dim: int, tokens: int) -> float:
         idle = self.experts * (1 - self.router.k / self.routed) ** tokens  # expected number without a token
-        return self.params(dim) - idle * self._expert_params(dim)
+        return self.params(dim) - idle * self.expert_params(dim)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         latent = 2 * linear_flops(new, dim, self.latent) if self.latent else 0
@@ -114,11 +115,13 @@ class MoE(FeedForward):
         return f"MoE {self.experts} x ({self.expert.describe()}){latent}{shared}, {self.router.describe()}"
 
 
-class _MoE(nn.Module):
+class MoEModule(nn.Module):
+    """A mixture of experts."""
+
     def __init__(self, spec: MoE, dim: int) -> None:
         super().__init__()
         self.router = spec.router.build(dim, spec.routed)
-        experts = _Experts if isinstance(spec.expert, LinearFeedForward) else _ExpertModules
+        experts = StackedExperts if isinstance(spec.expert, LinearFeedForward) else _ExpertModules
         self.experts = experts(spec, spec.latent or dim)
         self.latent_in = Linear(dim, spec.latent, bias=False) if spec.latent else None
         self.latent_out = Linear(spec.latent, dim, bias=False) if spec.latent else None
@@ -136,7 +139,7 @@ class _MoE(nn.Module):
         return out if self.shared is None else out + self.shared(x, ctx)
 
 
-class _Experts(nn.Module):
+class StackedExperts(nn.Module):
     """All experts of a layer, the matrices of each linear map stacked: (experts, outputs, inputs)."""
 
     def __init__(self, spec: MoE, dim: int) -> None:
@@ -201,7 +204,7 @@ class _ExpertModules(nn.ModuleList):
         self.scales_input = spec.router.scales_input
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """As `_Experts`. Compiled, each expert computes every token: how many come to it is unknown."""
+        """As `StackedExperts`. Compiled, each expert computes every token: how many come to it is unknown."""
         tokens, ids, factors = x.flatten(0, -2), chosen.flatten(0, -2), weights.flatten(0, -2)
         out = torch.zeros_like(tokens)
         for e, expert in enumerate(self):

@@ -1,20 +1,22 @@
 """Keys and values shared between layers: those of one are attended to by later ones, which keep none (Gemma 4 E2B, E4B;
 Brandon et al. 2024, "Reducing Transformer Key-Value Cache Size with Cross-Layer Attention")."""
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from zoo.blocks.gqa import _GQA, GQA
+from zoo.blocks.gqa import GQA, GQAModule
 from zoo.core.forward_context import ForwardContext, LayerCache, Mask
 from zoo.costs import CacheSpec
 
 __all__ = ["KVSource", "SharedKV"]
 
 
-def _handed_on(attn: GQA) -> str:
-    """The name of keys and values: layers share them if heads, widths and reach are the same."""
-    return f"keys and values of {attn.kv_heads} x {attn.head_dim} and {attn.value_dim}, {attn.reach.describe()}"
+def _key(attn: GQA) -> Hashable:
+    """The key of keys and values: layers share them if heads, widths and reach are the same."""
+    kind, numbers = attn.reach.arguments
+    return "keys and values", attn.kv_heads, attn.head_dim, attn.value_dim, kind, *numbers
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class KVSource(GQA):
     def build(self, dim: int) -> nn.Module:
         return _KVSource(self, dim)
 
-    def hands_on(self) -> tuple[str, ...]:
-        return (_handed_on(self),)
+    def hands_on(self) -> tuple[Hashable, ...]:
+        return (_key(self),)
 
     def names(self) -> list[str]:
         held = super().names()
@@ -36,10 +38,10 @@ class KVSource(GQA):
         return [*super().options(), "keys and values handed on"]
 
 
-class _KVSource(_GQA):
+class _KVSource(GQAModule):
     def keys_and_values(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> tuple[Tensor, Tensor, Mask]:
         k, v, mask = super().keys_and_values(x, ctx, cache)
-        ctx.hand_on(_handed_on(self.spec), (*cache.shared(x, k, v), ctx.views[cache.geometry].keys, mask))
+        ctx.hand_on(_key(self.spec), (*cache.shared(x, k, v), ctx.views[cache.geometry].keys, mask))
         return k, v, mask
 
 
@@ -56,8 +58,9 @@ class SharedKV(GQA):
     def build(self, dim: int) -> nn.Module:
         return _SharedKV(self, dim)
 
-    def takes(self) -> tuple[str, ...]:
-        return (_handed_on(self),)
+    def takes(self) -> Mapping[Hashable, str]:
+        widths = f"{self.kv_heads} x {self.head_dim} and {self.value_dim}"
+        return {_key(self): f"keys and values of {widths}, {self.reach.describe()}"}
 
     def projections(self, dim: int) -> dict[str, tuple[int, int, bool]]:
         return {name: widths for name, widths in super().projections(dim).items() if name not in ("k", "v")}
@@ -71,11 +74,11 @@ class SharedKV(GQA):
     def options(self) -> list[str]:
         return [*super().options(), "keys and values of an earlier layer"]
 
-    def _norm_widths(self) -> dict[str, int]:
-        return {"q": super()._norm_widths()["q"]}
+    def norm_widths(self) -> dict[str, int]:
+        return {"q": super().norm_widths()["q"]}
 
 
-class _SharedKV(_GQA):
+class _SharedKV(GQAModule):
     def keys_and_values(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> tuple[Tensor, Tensor, Mask]:
-        k, v, keys, mask = ctx.shared[_handed_on(self.spec)]
+        k, v, keys, mask = ctx.shared[_key(self.spec)]
         return k.narrow(2, 0, len(keys)), v.narrow(2, 0, len(keys)), mask

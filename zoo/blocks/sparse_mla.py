@@ -1,5 +1,6 @@
 """DeepSeek Sparse Attention: latent attention over the tokens that an indexer chooses (DeepSeek-V3.2, section 2.1)."""
 
+from collections.abc import Hashable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.library import custom_op
 
 from zoo.blocks.indexer import Indexer
-from zoo.blocks.mla import _MLA, MLA, absorbed, absorbing_is_cheaper, expand
+from zoo.blocks.mla import MLA, MLAModule, absorbed, absorbing_is_cheaper, expand
 from zoo.core.attention import attention
 from zoo.core.flash import token_by_token
 from zoo.core.forward_context import ForwardContext, LayerCache
@@ -57,7 +58,7 @@ class SparseMLA(MLA):
         widths = 2 * self.kv_rank + self.rope_dim + (0 if causal else self.rope_dim)  # as in MLA
         folded = linear_flops(choosing, self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
         over_chosen = {
-            "projections": sum(linear_flops(choosing, *each) for each in self._projections(dim)) + folded,
+            "projections": sum(linear_flops(choosing, *each) for each in self.projections(dim)) + folded,
             "scores": linear_flops(choosing * self.indexer.k, self.heads, widths),
         }
         if not self.shares_choice:
@@ -70,15 +71,15 @@ class SparseMLA(MLA):
         return CacheSpec(per_token=(*super().cache_spec().per_token, ("index_keys", (1, self.indexer.head_dim))))
 
     @property
-    def choice(self) -> str:
-        """The name under which the chosen tokens are handed on: (b, t, k) as of `top_keys`, None where all are."""
-        return f"top {self.indexer.k}"
+    def choice(self) -> Hashable:
+        """The key under which the chosen tokens are handed on: (b, t, k) as of `top_keys`, None where all are."""
+        return "top", self.indexer.k
 
-    def hands_on(self) -> tuple[str, ...]:
+    def hands_on(self) -> tuple[Hashable, ...]:
         return () if self.shares_choice else (self.choice,)
 
-    def takes(self) -> tuple[str, ...]:
-        return (self.choice,) if self.shares_choice else ()
+    def takes(self) -> Mapping[Hashable, str]:
+        return {self.choice: f"top {self.indexer.k}"} if self.shares_choice else {}
 
     def flop_reach(self, part: str) -> Reach:
         return Window(self.indexer.k) if part == "scores" else super().flop_reach(part)
@@ -90,11 +91,11 @@ class SparseMLA(MLA):
         return [*super().names(), "MLA"]
 
     def describe(self) -> str:
-        chosen = f"the {self.choice} of an earlier layer" if self.shares_choice else self.indexer.describe()
+        chosen = f"the top {self.indexer.k} of an earlier layer" if self.shares_choice else self.indexer.describe()
         return f"sparse {super().describe()}, {chosen}"
 
 
-class _SparseMLA(_MLA):
+class _SparseMLA(MLAModule):
     spec: SparseMLA
 
     def __init__(self, spec: SparseMLA, dim: int) -> None:

@@ -12,6 +12,7 @@ queries and keys, w that of values.
 """
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +25,14 @@ from zoo.core.flash import (
     flash_attention,
     has_flash_gradient,
     has_flash_kernel,
-    reach_arguments,
     reach_blocks,
-    reach_of,
     token_by_token,
 )
 from zoo.core.float32 import upcast, upcast_dtype
 from zoo.core.forward_context import Mask, ReachMask, causal, visible
 from zoo.core.kernels import is_replaced
 from zoo.core.linear import dot, is_plain_memory, linear, materialize
+from zoo.costs import reach_of
 
 MAX_REDUCTION_HEADS = 8  # query heads of one key head up to which decode by reductions is a choice
 MIN_WHOLE_WIDTH = 128  # elements of a value from which a whole value is read at once
@@ -235,8 +235,7 @@ def _bounded_attention(q: Tensor, k: Tensor, v: Tensor, mask: ReachMask, scale: 
     # The number of blocks is unknown to the compiler, which cannot loop over them: they are one opaque operator. Where
     # there is none, the whole mask is built.
     if _allows_kernels(q, k, v):
-        size, chunked = reach_arguments(mask.reach)
-        return _bounded_operator(q, k, v, mask.queries, mask.keys, size, chunked, scale, sinks)
+        return _bounded_operator(q, k, v, mask.queries, mask.keys, *mask.reach.arguments, scale, sinks)
     return _prefill(q, k, v, visible(*mask), scale, sinks)
 
 
@@ -256,12 +255,12 @@ def _bounded_operator(
     v: Tensor,
     queries: Tensor,
     keys: Tensor,
-    size: int,
-    chunked: bool,
+    reach: str,
+    numbers: Sequence[int],
     scale: float,
     sinks: Tensor | None,
 ) -> Tensor:
-    mask = ReachMask(queries, keys, reach_of(size, chunked))
+    mask = ReachMask(queries, keys, reach_of(reach, numbers))
     return token_by_token(_in_blocks(q, k, v, mask, scale, sinks))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo.core.float32 import upcast_dtype
 from zoo.core.forward_context import CacheView, ForwardContext, ReachMask, visible
-from zoo.costs import CacheSpec, Chunk, Full, Reach, Window
+from zoo.costs import CacheSpec
 from zoo.errors import CacheFullError, UsageError
 
 
@@ -22,12 +22,12 @@ class NoCache:
     def __init__(self, spec: CacheSpec) -> None:
         self.reach = spec.reach
         self.shapes = {state.name: (state.shape, state.in_float32) for state in spec.state}
-        self.geometry = f"no cache, {spec.describe()}"
+        self.geometry = "no cache", *spec.geometry
         self.has_entries = bool(spec.entries)
 
     def view(self, positions: Tensor, past: int) -> CacheView:
         so_far = positions if self.has_entries else None
-        if self.reach.limit is None or len(positions) == 1:
+        if self.reach.is_full or len(positions) == 1:
             return CacheView(positions, positions, None, so_far)
         return CacheView(positions, positions, ReachMask(positions, positions, self.reach), so_far)
 
@@ -47,6 +47,9 @@ class NoCache:
     def set_state(self, name: str, value: Tensor) -> None:
         pass
 
+    def resizable(self) -> list[Tensor]:
+        return []
+
 
 class _AllocatedCache:
     """Streams of (batch, heads, tokens, width) and states of (batch, *shape), allocated once.
@@ -59,7 +62,7 @@ class _AllocatedCache:
         self, spec: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool = False
     ) -> None:
         self.tokens, self.static, self.reach = tokens, static, spec.reach
-        self.geometry: Hashable = spec.describe()
+        self.geometry: Hashable = spec.geometry
         self.streams = [
             torch.zeros(batch, heads, tokens, width, dtype=dtype, device=device) for _, (heads, width) in spec.per_token
         ]
@@ -86,8 +89,11 @@ class _AllocatedCache:
         return tuple(stream.detach() for stream in self.streams) if x.shape[1] == 1 else read
 
     def overwritten(self) -> list[Tensor]:
-        """What a pass changes beyond adding tokens behind those that are held: the states."""
+        """Tensors that a pass overwrites in place, beyond adding tokens behind those that are held: the states."""
         return list(self.states.values())
+
+    def resizable(self) -> list[Tensor]:
+        return []
 
     def kept(self) -> list[Tensor]:
         """Every tensor that is kept from pass to pass."""
@@ -112,12 +118,10 @@ class FullCache(_AllocatedCache):
     """Every token, at the index of its position."""
 
     def view(self, positions: Tensor, past: int) -> CacheView:
-        if self.static and len(positions) == 1:
-            index = torch.arange(self.tokens, device=positions.device)
-            return CacheView(positions, index, visible(positions, index))
-        keys = torch.arange(past + len(positions), device=positions.device)
-        sees_all_before = past == 0 or len(positions) == 1
-        return CacheView(positions, keys, None if sees_all_before else visible(positions, keys))
+        is_static = self.static and len(positions) == 1
+        keys = torch.arange(self.tokens if is_static else past + len(positions), device=positions.device)
+        sees_all_before = self.reach.is_full and not is_static and (past == 0 or len(positions) == 1)
+        return CacheView(positions, keys, None if sees_all_before else visible(positions, keys, self.reach))
 
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
         view = ctx.views[self.geometry]
@@ -132,16 +136,37 @@ class FullCache(_AllocatedCache):
         return (*(_first(stream, len(keys)) for stream in self.streams), mask)
 
 
-class _RingCache(_AllocatedCache):
+class RingCache(_AllocatedCache):
     """The last `tokens` tokens in a ring: position p is at index p mod `tokens`, the reach's limit or the context if
-    shorter.
+    shorter. The first token of a chunk is at index 0, so that the first places hold the current chunk.
 
     Single-token decode writes first and then reads. Several tokens attend over the ring's old content and themselves
     and are written afterwards, since the first of them needs keys that the last of them overwrites.
     """
 
+    def view(self, positions: Tensor, past: int) -> CacheView:
+        write = positions[-self.tokens :] % self.tokens
+        if self.static and len(positions) == 1:
+            index = torch.arange(self.tokens, device=positions.device)
+            keys = positions - (positions - index) % self.tokens  # below 0: an empty place
+            return CacheView(write, keys, visible(positions, keys, self.reach))
+        held = min(self.reach.held(past), self.tokens)
+        if len(positions) == 1:
+            keys = self._positions(min(held + 1, self.tokens), past + 1, positions.device)
+            return CacheView(write, keys, None if self.reach.stride == 1 else visible(positions, keys, self.reach))
+        keys = torch.cat([self._positions(held, past, positions.device), positions])
+        return CacheView(write, keys, ReachMask(positions, keys, self.reach))
+
+    def _positions(self, places: int, past: int, device: torch.device) -> Tensor:
+        """Positions in the first `places` after `past` tokens: at index i the last p < past with p mod tokens == i."""
+        index = torch.arange(places, device=device)
+        return past - 1 - (past - 1 - index) % self.tokens
+
     def overwritten(self) -> list[Tensor]:
         return [*super().overwritten(), *self.streams]
+
+    def resizable(self) -> list[Tensor]:
+        return self.streams
 
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
         view = ctx.views[self.geometry]
@@ -158,28 +183,8 @@ class _RingCache(_AllocatedCache):
         return (*read, mask)
 
 
-class SlidingWindowCache(_RingCache):
-    """The ring of a window: after a decoded token it holds exactly that token's window."""
-
-    def view(self, positions: Tensor, past: int) -> CacheView:
-        write = positions[-self.tokens :] % self.tokens
-        if self.static and len(positions) == 1:
-            index = torch.arange(self.tokens, device=positions.device)
-            held = positions - (positions - index) % self.tokens  # below 0: an empty place
-            return CacheView(write, held, visible(positions, held))
-        if len(positions) == 1:
-            return CacheView(write, self._held(past + 1, positions.device), None)
-        keys = torch.cat([self._held(past, positions.device), positions])
-        return CacheView(write, keys, ReachMask(positions, keys, Window(self.tokens)))
-
-    def _held(self, past: int, device: torch.device) -> Tensor:
-        """Positions in the ring, by index, after `past` tokens: at index i the last p < past with p mod tokens == i."""
-        index = torch.arange(min(past, self.tokens), device=device)
-        return past - 1 - (past - 1 - index) % self.tokens
-
-
-class EntryCache(SlidingWindowCache):
-    """The ring of a window, and beside it streams with an entry for several tokens, each at its number."""
+class EntryCache(RingCache):
+    """A ring, and beside it streams with an entry for several tokens, each at its number."""
 
     def __init__(
         self, spec: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, **options: Any
@@ -194,6 +199,9 @@ class EntryCache(SlidingWindowCache):
 
     def kept(self) -> list[Tensor]:
         return [*super().kept(), *self.entries.values()]
+
+    def resizable(self) -> list[Tensor]:
+        return [*self.streams, *self.entries.values()]
 
     def view(self, positions: Tensor, past: int) -> CacheView:
         view = super().view(positions, past)
@@ -210,20 +218,6 @@ class EntryCache(SlidingWindowCache):
         return stream if view.so_far is None else stream.narrow(2, 0, len(view.so_far) // self.blocks[name])
 
 
-class ChunkCache(_RingCache):
-    """The ring of a chunk: a chunk's first token is at index 0, so that the first places hold the current chunk."""
-
-    def view(self, positions: Tensor, past: int) -> CacheView:
-        assert isinstance(self.reach, Chunk)
-        size, held = self.reach.size, self.reach.held(past)
-        write = positions[-self.tokens :] % size
-        if self.static and len(positions) == 1:
-            keys = positions - positions % size + torch.arange(self.tokens, device=positions.device)
-            return CacheView(write, keys, visible(positions, keys))
-        keys = torch.cat([torch.arange(past - held, past, device=positions.device), positions])
-        return CacheView(write, keys, None if len(positions) == 1 else ReachMask(positions, keys, self.reach))
-
-
 def _first(stream: Tensor, count: int) -> Tensor:
     """The first `count` places of a stream (batch, heads, tokens, width), for prefill.
 
@@ -235,20 +229,14 @@ def _first(stream: Tensor, count: int) -> Tensor:
     return stream.narrow(2, 0, count)
 
 
-_CACHES: dict[type[Reach], type[FullCache | SlidingWindowCache | ChunkCache]] = {
-    Full: FullCache,
-    Window: SlidingWindowCache,
-    Chunk: ChunkCache,
-}
-
-
 def _layer_cache(
     spec: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool
-) -> StateCache | FullCache | SlidingWindowCache | ChunkCache:
+) -> StateCache | FullCache | RingCache:
     """The cache of one layer for at most `tokens` tokens of each sequence."""
     if spec.entries:
         return EntryCache(spec, batch, tokens, dtype, device, static=static)
-    kind = _CACHES[type(spec.reach)] if spec.per_token else StateCache
+    bounded = FullCache if spec.reach.limit is None else RingCache
+    kind = bounded if spec.per_token else StateCache
     return kind(spec, batch, spec.tokens(tokens), dtype, device, static)
 
 

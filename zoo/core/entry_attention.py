@@ -6,6 +6,8 @@ values, and all heads share them. Sizes: b sequences, t queries, s keys of the w
 and d their width; i index heads and w their width.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,7 +28,7 @@ from zoo.core.indexing import (
     top_keys,
 )
 from zoo.core.sparse_attention import allows_operators, gathered_attention
-from zoo.costs import Window
+from zoo.costs import Full, Reach, Window, reach_of
 
 
 def entry_attention(
@@ -49,11 +51,12 @@ def entry_attention(
     token over a static cache, where no length follows from its position.
     """
     # An operator runs code that loops over lengths. Where there is none, everything is under one mask.
-    if so_far is None or (torch.compiler.is_compiling() and not allows_operators(q, keys, entries)):
+    has_operator = not torch.compiler.is_compiling() or allows_operators(q, keys, entries)
+    if so_far is None or isinstance(mask, Tensor) or not has_operator:
         return _under_a_mask(q, keys, entries, mask, positions, so_far, every, scale, sinks, index)
-    window, key_positions = (mask.reach.limit or 0, mask.keys) if isinstance(mask, ReachMask) else (0, positions)
+    key_positions, reach = (mask.keys, mask.reach) if isinstance(mask, ReachMask) else (positions, Full())
     chosen_by = (None, None, None, 0) if index is None else index
-    lengths = key_positions, positions, len(so_far), window, every
+    lengths = key_positions, positions, len(so_far), *reach.arguments, every
     run = _operator if torch.compiler.is_compiling() else _entry_attention
     return run(q, keys, entries, *lengths, scale, sinks, *chosen_by)
 
@@ -90,7 +93,8 @@ def _entry_attention(
     key_positions: Tensor,
     positions: Tensor,
     so_far: int,
-    window: int,
+    kind: str,
+    numbers: Sequence[int],
     every: int,
     scale: float,
     sinks: Tensor | None,
@@ -104,7 +108,7 @@ def _entry_attention(
         assert weights is not None
         assert index_keys is not None
         index = Index(queries, weights, index_keys, k)
-    new, past = q.shape[2], so_far - q.shape[2]
+    new, past, reach = q.shape[2], so_far - q.shape[2], reach_of(kind, numbers)
     if new == 1:
         if index:
             entries = _taken(entries, choose_keys(index, past, every))
@@ -116,9 +120,9 @@ def _entry_attention(
     if chosen is not None and torch.is_grad_enabled():
         seen, first = sees(chosen, so_far // every), new
     out = []
-    for start, end, low in Window(window).blocks(held, first) if first else ():
+    for start, end, low in reach.blocks(held, first) if first else ():
         stored, high = (past + end) // every, held + end
-        in_window = visible(positions[start:end], key_positions[low:high], Window(window))
+        in_window = visible(positions[start:end], key_positions[low:high], reach)
         if seen is None:
             block_mask = torch.cat([in_window, complete(positions[start:end], stored, every)], dim=1)
         else:
@@ -128,7 +132,7 @@ def _entry_attention(
         out.append(attention(q[:, :, start:end], both, both, block_mask, scale, sinks))
     if first < new:
         assert chosen is not None
-        near = _places(positions[first:], past, held, min(so_far, window)).expand(len(q), -1, -1)
+        near = _places(positions[first:], past, held, reach.tokens(so_far), reach).expand(len(q), -1, -1)
         far = torch.where(chosen == NOT_CHOSEN, NOT_CHOSEN, chosen + keys.shape[2])[:, first:]
         both = torch.cat([keys, entries], dim=2)
         out.append(gathered_attention(q[:, :, first:], both, torch.cat([near, far], dim=2), scale, sinks))
@@ -139,12 +143,13 @@ _operator = custom_op("zoo::entry_attention", _entry_attention, mutates_args=())
 _operator.register_fake(lambda q, *_: token_by_token(torch.empty_like(q)))
 
 
-def _places(positions: Tensor, past: int, held: int, window: int) -> Tensor:
-    """Positions (t,) after `past` tokens -> where the keys of each one's window are (t, window), int32: of the cache's
-    ring the first `held`, then those of the pass, which begins at position `past`."""
-    seen = positions[:, None] - torch.arange(window, device=positions.device)
-    places = torch.where(seen < past, seen % max(held, 1), seen - past + held)
-    return places.masked_fill(seen < 0, NOT_CHOSEN).to(torch.int32)
+def _places(positions: Tensor, past: int, held: int, tokens: int, reach: Reach) -> Tensor:
+    """Positions (t,) after `past` tokens -> where the keys in each one's reach are (t, tokens), int32: of the cache's
+    ring of `tokens` the first `held`, then those of the pass, which begins at position `past`."""
+    keys = positions[:, None] - torch.arange(tokens, device=positions.device)
+    places = torch.where(keys < past, keys % tokens, keys - past + held)
+    is_seen = reach.sees(positions[:, None], keys) & (keys >= 0)
+    return places.masked_fill(~is_seen, NOT_CHOSEN).to(torch.int32)
 
 
 def _taken(entries: Tensor, chosen: Tensor) -> Tensor:

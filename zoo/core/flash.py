@@ -9,7 +9,7 @@ that product is D).
 Sizes as in zoo.core.attention.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.library import custom_op
 from zoo.core.float32 import upcast_dtype
 from zoo.core.forward_context import Mask, ReachMask, visible
 from zoo.core.linear import autocast, is_plain_memory, is_transformed
-from zoo.costs import Chunk, Reach, Window
+from zoo.costs import Full, reach_of
 
 _KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BACKWARD_KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -62,20 +62,10 @@ def differentiable_flash_attention(
 ) -> Tensor:
     """zoo.core.attention.attention of several queries, with gradients. Windows take work in proportion to their length,
     and compiled this is one operator for all lengths."""
-    queries, keys, reach = mask if isinstance(mask, ReachMask) else (None, None, None)
+    queries, keys, reach = mask if isinstance(mask, ReachMask) else (None, None, Full())
     plain = None if isinstance(mask, ReachMask) else mask
     q, k, v = (autocast(x) for x in (q, k, v))
-    return _operator(q, k, v, plain, queries, keys, *reach_arguments(reach), scale, sinks)[0]
-
-
-def reach_arguments(reach: Reach | None) -> tuple[int, bool]:
-    """A window or chunk as arguments of an operator: its size, 0 without one, and whether it is a chunk."""
-    return (0, False) if reach is None else (reach.limit or 0, isinstance(reach, Chunk))
-
-
-def reach_of(size: int, chunked: bool) -> Reach:
-    """The window or chunk of these arguments."""
-    return Chunk(size) if chunked else Window(size)
+    return _operator(q, k, v, plain, queries, keys, *reach.arguments, scale, sinks)[0]
 
 
 @custom_op("zoo::flash_attention", mutates_args=())
@@ -86,14 +76,14 @@ def _operator(
     mask: Tensor | None,
     queries: Tensor | None,
     keys: Tensor | None,
-    size: int,
-    chunked: bool,
+    reach: str,
+    numbers: Sequence[int],
     scale: float,
     sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """-> values (b, h, t, w) and the logarithm of the denominator, with the sink (b, h, t)."""
     out, denominator = _like_outputs(q, k, v)
-    for new, seen, seen_mask in _blocks(q, k, mask, queries, keys, size, chunked):
+    for new, seen, seen_mask in _blocks(mask, queries, keys, reach, numbers):
         part, log_sum = flash_attention(q[:, :, new], k[:, :, seen], v[:, :, seen], seen_mask, seen_mask is None, scale)
         if sinks is not None:
             sink = sinks.to(log_sum.dtype)[:, None]
@@ -121,15 +111,15 @@ def _backward_operator(
     mask: Tensor | None,
     queries: Tensor | None,
     keys: Tensor | None,
-    size: int,
-    chunked: bool,
+    reach: str,
+    numbers: Sequence[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
     grad_q, grad_k, grad_v = _like_inputs(grad, q, k, v)
     grad_k.zero_(), grad_v.zero_()
     q, k, v, grad, out = map(_with_contiguous_heads, (q, k, v, grad, out))
-    for new, seen, seen_mask in _blocks(q, k, mask, queries, keys, size, chunked):
+    for new, seen, seen_mask in _blocks(mask, queries, keys, reach, numbers):
         parts = _BACKWARD_KERNEL(
             grad[:, :, new],
             q[:, :, new],
@@ -154,7 +144,7 @@ def _like_inputs(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> t
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, mask, queries, keys, ctx.size, ctx.chunked, ctx.scale, sinks = inputs
+    q, k, v, mask, queries, keys, *ctx.reach, ctx.scale, sinks = inputs
     ctx.save_for_backward(q, k, v, *output, mask, queries, keys, sinks)
     ctx.set_materialize_grads(False)
 
@@ -163,8 +153,7 @@ def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Ten
     q, k, v, out, denominator, mask, queries, keys, sinks = ctx.saved_tensors
     if grad is None:
         return (None,) * 10
-    reach = ctx.size, ctx.chunked
-    grads = _backward_operator(grad, q, k, v, out, denominator, mask, queries, keys, *reach, ctx.scale)
+    grads = _backward_operator(grad, q, k, v, out, denominator, mask, queries, keys, *ctx.reach, ctx.scale)
     grad_sinks = None
     if sinks is not None:
         weight = (sinks.to(denominator.dtype)[:, None] - denominator).exp()
@@ -177,13 +166,13 @@ _operator.register_autograd(_differentiate, setup_context=_save_for_backward)
 
 
 def _blocks(
-    q: Tensor, k: Tensor, mask: Tensor | None, queries: Tensor | None, keys: Tensor | None, size: int, chunked: bool
+    mask: Tensor | None, queries: Tensor | None, keys: Tensor | None, reach: str, numbers: Sequence[int]
 ) -> Iterator[tuple[slice, slice, Tensor | None]]:
     """Queries, the keys that they see, and the mask of both, None where each query sees all keys up to itself."""
     if queries is None or keys is None:
         yield slice(None), slice(None), mask
     else:
-        yield from reach_blocks(ReachMask(queries, keys, reach_of(size, chunked)))
+        yield from reach_blocks(ReachMask(queries, keys, reach_of(reach, numbers)))
 
 
 def reach_blocks(mask: ReachMask) -> Iterator[tuple[slice, slice, Tensor | None]]:
@@ -192,7 +181,7 @@ def reach_blocks(mask: ReachMask) -> Iterator[tuple[slice, slice, Tensor | None]
     held = len(mask.keys) - len(mask.queries)
     for start, end, first in mask.reach.blocks(held, len(mask.queries)):
         new, seen = slice(start, end), slice(first, held + end)
-        is_causal = first == held + start  # the keys are the queries' own
+        is_causal = first == held + start and mask.reach.stride == 1  # the keys are the queries' own
         yield new, seen, None if is_causal else visible(mask.queries[new], mask.keys[seen], mask.reach)
 
 

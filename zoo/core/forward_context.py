@@ -19,7 +19,7 @@ from zoo.costs import Full, Reach
 
 
 class ReachMask(NamedTuple):
-    """The mask `visible(queries, keys, reach)` of a window or chunk, as the positions that it follows from.
+    """The mask `visible(queries, keys, reach)` of a reach that is not full, as the positions that it follows from.
 
     The queries (t,) are the last t of the keys (s,); the keys before them, at most `reach.limit`, are in any order.
     """
@@ -36,8 +36,8 @@ class CacheView(NamedTuple):
     """What a forward pass writes and reads in every layer cache of one geometry.
 
     `write` (w,): the indices at which the last w new tokens are stored. `keys` (s,): the position of each key that is
-    read. `mask` (t, s): True where a query sees a key; a ReachMask for windows and chunks; None where each query sees
-    all keys up to itself and the queries are the last t of the s keys (single-token decode, prefill into an empty
+    read. `mask` (t, s): True where a query sees a key; a ReachMask where the reach is not full; None where each query
+    sees all keys up to itself and the queries are the last t of the s keys (single-token decode, prefill into an empty
     cache). `so_far`, where the cache has entries: a tensor as long as the tokens so far, those of the pass included;
     None for a single token over a static cache.
     """
@@ -75,6 +75,10 @@ class LayerCache(Protocol):
     def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
         """The streams that `append` returned, in the form in which later layers are given them: (batch, heads, places,
         width), of which the first s are the keys of the view. `x` (b, t, ...) is any tensor of the pass."""
+        ...
+
+    def resizable(self) -> list[Tensor]:
+        """Streams (batch, heads, places, width) with as many places as another size by chance: rings and entries."""
         ...
 
     def state(self, name: str, x: Tensor) -> Tensor:
@@ -116,14 +120,14 @@ class ForwardContext:
     tables: dict[tuple[Any, int], Any]
     views: dict[Hashable, CacheView]
     routing: list[RouterOutput] | None = None
-    shared: dict[str, Any] = field(default_factory=dict)
-    handed_on: dict[str, Any] | None = None
+    shared: dict[Hashable, Any] = field(default_factory=dict)
+    handed_on: dict[Hashable, Any] | None = None
     layer_input: Tensor | None = None
     tokens: Tensor | None = None
 
-    def hand_on(self, name: str, value: Any) -> None:
-        """Give tensors, or None, to later layers, under a name that the mixer's spec lists in `hands_on`."""
-        (self.shared if self.handed_on is None else self.handed_on)[name] = value
+    def hand_on(self, key: Hashable, value: Any) -> None:
+        """Gives tensors, or None, to later layers, under a key that the mixer's spec lists in `hands_on`."""
+        (self.shared if self.handed_on is None else self.handed_on)[key] = value
 
 
 _recordings: list[list[RouterOutput]] = []  # torch's compiler guards a list, and neither a ContextVar nor a local

@@ -53,7 +53,7 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
         lanes.stage(Bar(0, normed, factor, "chip", "temperature"), badges=("temperature",))
     if elements := block.cache_spec().elements():
         lanes.stage(Bar(1, 2, f"KV cache: {elements:,} per token", "latent", "cache"))
-    if block.reach.limit:
+    if not block.reach.is_full:
         taken(typeset(block.reach.describe()))
     scores = [_scale(block.scale)] if block.scale else []
     for _ in block.scale_words():

@@ -153,7 +153,7 @@ def summary(block: Block) -> str:
     """A block in a few words."""
     if isinstance(block, Mixer):
         cache = block.cache_spec()
-        limited = bool(cache.reach.limit or cache.entries)
+        limited = bool(cache.entries) or not cache.reach.is_full
         return f"{kind(block)}, {typeset(cache.describe())}" if limited else kind(block)
     mixture = next((part for part in block.walk() if isinstance(part, MoE)), None)
     if mixture:

@@ -7,16 +7,12 @@ from typing import NamedTuple
 
 from zoo.blocks import Indexer, MoE, NoPE
 from zoo.blocks.layer import Layer
-from zoo.costs import Window
+from zoo.costs import Full, Reach
 from zoo.diagram.canvas import Canvas, text_width
 from zoo.model.decoder import Decoder
 
-# class -> words for the legend, in its order
-REACHES = {
-    "reach-full": "full attention",
-    "reach-nope": "full, no position encoding",
-    "reach-window": "window",
-    "reach-chunk": "chunk",
+# class -> words for the legend, of what attention reaches by another rule than a Reach
+OTHER_REACHES = {
     "reach-sparse": "chosen tokens",
     "reach-entries": "window and compressed entries",
     "reach-state": "state",
@@ -33,6 +29,12 @@ class Look(NamedTuple):
     ffn: str
 
 
+def reaches() -> dict[str, str]:
+    """Style class -> words for the legend, in its order."""
+    full = {"reach-full": "full attention", "reach-nope": "full, no position encoding"}
+    return full | {f"reach-{kind.name}": kind.name for kind in Reach.kinds.values() if kind is not Full} | OTHER_REACHES
+
+
 def look(layer: Layer, spec: Decoder) -> Look:
     """The look of one of a model's layers."""
     return Look(_reach(layer, spec), _feed_forward(layer))
@@ -44,8 +46,8 @@ def _reach(layer: Layer, spec: Decoder) -> str:
         return "reach-state" if kept.state else NONE
     if kept.entries:
         return "reach-entries"
-    if kept.reach.limit:
-        return "reach-window" if isinstance(kept.reach, Window) else "reach-chunk"
+    if not kept.reach.is_full:
+        return f"reach-{kept.reach.name}"
     if any(isinstance(part, Indexer) for part in layer.walk()):
         return "reach-sparse"
     encoded = spec.positions is not None  # by the embedding
@@ -92,7 +94,7 @@ def draw_legend(canvas: Canvas, looks: Iterable[Look], x: float, y: float, width
     """The words for all colours of these layers; returns the y below them."""
     used = {css_class for layer in looks for css_class in layer}
     left = x
-    for heading, words in (("attention:", REACHES), ("feed-forward:", FEED_FORWARDS)):
+    for heading, words in (("attention:", reaches()), ("feed-forward:", FEED_FORWARDS)):
         items = [(css_class, text) for css_class, text in words.items() if css_class in used]
         if not items:
             continue

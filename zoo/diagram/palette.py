@@ -6,9 +6,12 @@ often neither variables nor selectors.
 """
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
+
+from zoo.costs import Chunk, Full, Reach, Window
 
 Theme = Literal["auto", "light", "dark"]
 
@@ -40,11 +43,11 @@ PALETTE = {
     "rope-edge": ("#8a57c4", "#b78ae8"),
     "window": ("#d9f1f1", "#0f3033"),
     "window-edge": ("#0d878c", "#3fbcc0"),
-    # What a layer's attention reaches, and its feed-forward: one colour for each, in every picture.
-    "reach-full": ("#3d5f94", "#7f9fd2"),
+    # A layer's attention and its feed-forward: one colour for each, in every picture.
+    "reach-full": Full.colours,
     "reach-nope": ("#a9bbd8", "#4b5f83"),
-    "reach-window": ("#16a0a4", "#2fb0b5"),
-    "reach-chunk": ("#83d2d4", "#1d6c70"),
+    "reach-window": Window.colours,
+    "reach-chunk": Chunk.colours,
     "reach-sparse": ("#8857c6", "#b48be8"),
     "reach-entries": ("#c25f9c", "#dd86bb"),
     "reach-state": ("#d08b2c", "#d9a45c"),
@@ -97,7 +100,6 @@ RULES = {
     "kv": "fill:@kept",
     "flops": "fill:@attn-edge",
     "none": "fill:@paper;stroke:@edge",
-    **{name: f"fill:@{name}" for name in PALETTE if name.startswith(("reach-", "ffn-")) and name != "ffn-edge"},
 }
 # Marks of what differs from another model: strong for structure, weak for another number in the same place.
 MARKS = {
@@ -108,21 +110,50 @@ MARKS = {
 _COLOUR = re.compile(r"@([\w-]+)")
 
 
-def colours(dark: bool = False) -> str:
-    """CSS declarations of the light or the dark theme's variables, for a page that lets its reader choose one."""
-    return ";".join(f"--zoo-{name}:{pair[dark]}" for name, pair in PALETTE.items())
+def palette() -> dict[str, tuple[str, str]]:
+    """Name of a colour -> its (light, dark) form: PALETTE, and the colours of kinds of Reach that are added later."""
+    return _palette(*_kinds())
+
+
+def _kinds() -> Iterable[Any]:
+    return Reach.kinds.values()
 
 
 @cache
+def _palette(*kinds: Any) -> dict[str, tuple[str, str]]:
+    return PALETTE | {f"reach-{kind.name}": kind.colours for kind in kinds}
+
+
+def rules() -> dict[str, str]:
+    """Style class -> its declarations: RULES, and those of the looks of layers."""
+    return _rules(*_kinds())
+
+
+@cache
+def _rules(*kinds: Any) -> dict[str, str]:
+    looks = (name for name in _palette(*kinds) if name.startswith(("reach-", "ffn-")) and name != "ffn-edge")
+    return RULES | {name: f"fill:@{name}" for name in looks}
+
+
+def colours(dark: bool = False) -> str:
+    """CSS declarations of the light or the dark theme's variables, for a page that lets its reader choose one."""
+    return ";".join(f"--zoo-{name}:{pair[dark]}" for name, pair in palette().items())
+
+
 def css() -> str:
     """The style sheet, the same for every diagram. Declarations have the light colour, and again the variable, for
     programs that support style sheets and no variables."""
-    rules = {f".{name}": rule for name, rule in RULES.items()}
-    rules |= {f"{tag}.{mark}": rule for (tag, mark), rule in MARKS.items()}
+    return _css(*_kinds())
+
+
+@cache
+def _css(*kinds: Any) -> str:
+    selectors = {f".{name}": rule for name, rule in _rules(*kinds).items()}
+    selectors |= {f"{tag}.{mark}": rule for (tag, mark), rule in MARKS.items()}
     dark = f"@media(prefers-color-scheme:dark){{:where(.zoo-diagram){{{colours(dark=True)}}}}}"
     base = f".zoo-diagram{{font-family:{FONT}}}.zoo-diagram text{{font-variant-numeric:tabular-nums}}"
     sheet = [f":where(.zoo-diagram){{{colours()}}}", dark, base]
-    for selector, rule in rules.items():
+    for selector, rule in selectors.items():
         light = _literal(rule, dark=False).split(";")
         variable = _COLOUR.sub(r"var(--zoo-\1)", rule).split(";")
         both = dict.fromkeys(chain.from_iterable(zip(light, variable, strict=True)))
@@ -133,11 +164,12 @@ def css() -> str:
 def attributes(tag: str, css_classes: str, dark: bool) -> dict[str, str]:
     """What the style sheet says of an element of these classes, as presentation attributes with literal colours."""
     classes = css_classes.split()
-    rules = [RULES[name] for name in classes if name in RULES]
-    rules += [MARKS[tag, name] for name in classes if (tag, name) in MARKS]
-    declarations = (each.partition(":") for rule in rules for each in _literal(rule, dark).split(";"))
+    known = rules()
+    found = [known[name] for name in classes if name in known]
+    found += [MARKS[tag, name] for name in classes if (tag, name) in MARKS]
+    declarations = (each.partition(":") for rule in found for each in _literal(rule, dark).split(";"))
     return {name: value for name, _, value in declarations}
 
 
 def _literal(rule: str, dark: bool) -> str:
-    return _COLOUR.sub(lambda found: PALETTE[found[1]][dark], rule)
+    return _COLOUR.sub(lambda found: palette()[found[1]][dark], rule)

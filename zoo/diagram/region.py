@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from math import gcd
 from typing import NamedTuple, Self
 
@@ -189,7 +191,7 @@ def title(region: Region, name: str, *details: tuple[str, str], fact: str = "kin
 
 
 def mask(region: Region, reach: Reach) -> None:
-    """Which tokens (columns) a token (row) sees: windows and chunks as if they were of three tokens."""
+    """The tokens (columns) that each token (row) sees: a reach with a limit is drawn as one of three tokens."""
     canvas, cells = region.canvas, 8
     side = (MASK - 2) / cells
     css_class = canvas.with_fact("unseen", f"{region.place}.reach", reach.describe())
@@ -197,9 +199,12 @@ def mask(region: Region, reach: Reach) -> None:
     small = reach.bounded(3)
     rows = []
     for i in range(cells):
-        first = next(j for j in range(i + 1) if small.sees(i, j))
-        rows.append((region.x + 1 + side * first, region.y + 1 + side * i, side * (i + 1 - first), side - 0.5))
-    canvas.boxes(rows, "seen-window" if reach.limit else "seen")
+        for is_seen, run in groupby(range(i + 1), partial(small.sees, i)):
+            columns = list(run)
+            if is_seen:
+                x, y = region.x + 1 + side * columns[0], region.y + 1 + side * i
+                rows.append((x, y, side * len(columns), side - 0.5))
+    canvas.boxes(rows, "seen" if reach.is_full else "seen-window")
 
 
 def heads(region: Region, number: int, groups: int, css_class: str) -> float:

@@ -12,7 +12,6 @@ from sys import float_info
 from typing import Any, TypeVar, get_type_hints
 
 from zoo.blocks import GLU, GQA, LogTemperature, LongRoPE, RoPE, Scaling, YarnScaling, yarn_gain
-from zoo.costs import Window
 from zoo.hf.config import COMMON, EPS, ORIGINAL, SCALINGS, layer_types
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
@@ -67,10 +66,9 @@ def dense_fields(spec: Decoder) -> ConfigFields:
 
 
 def window_fields(spec: Decoder) -> ConfigFields:
-    """`layer_types`, and the `sliding_window` of the first layer that has one."""
-    reaches = (layer.cache_spec().reach for layer in dict.fromkeys(spec.layers))
-    window = next((reach.size for reach in reaches if isinstance(reach, Window)), None)
-    return {"layer_types": layer_types(spec)} | ({"sliding_window": window} if window else {})
+    """`layer_types`, and the size of the first layer's reach of each kind that has a field for it."""
+    reaches = [layer.cache_spec().reach for layer in reversed(spec.layers)]
+    return {"layer_types": layer_types(spec)} | {reach.size_field: reach.limit for reach in reaches if reach.size_field}
 
 
 def rope_fields(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core import inductor
-from zoo.core.cache import Cache, SlidingWindowCache
+from zoo.core.cache import Cache
 from zoo.core.forward_context import ForwardContext, LayerCache, RouterOutput
 from zoo.kernels import decide_for
 from zoo.model.cuda_graph import CudaGraph
@@ -43,7 +43,7 @@ def run_recorded_layer(
 
 
 def _inside(
-    ctx: ForwardContext, routing: list[RouterOutput] | None, handed_on: dict[str, Any] | None
+    ctx: ForwardContext, routing: list[RouterOutput] | None, handed_on: dict[Hashable, Any] | None
 ) -> ForwardContext:
     """The context of a pass with what one layer's function collects of its own."""
     return ForwardContext(
@@ -53,16 +53,16 @@ def _inside(
 
 def _run_layer_and_return(
     layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Any, dict[Hashable, Any]]:
     """`run_layer`, and what the layer hands on: uncompiled it would fill `ctx.shared`, compiled it is returned."""
-    handed_on: dict[str, Any] = {}
+    handed_on: dict[Hashable, Any] = {}
     return run_layer(layer, x, _inside(ctx, None, handed_on), cache), handed_on
 
 
 def _run_recorded_layer_and_return(
     layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache
-) -> tuple[Any, dict[str, Any]]:
-    handed_on: dict[str, Any] = {}
+) -> tuple[Any, dict[Hashable, Any]]:
+    handed_on: dict[Hashable, Any] = {}
     return run_recorded_layer(layer, x, _inside(ctx, None, handed_on), cache), handed_on
 
 
@@ -203,13 +203,11 @@ def mark_dynamic_lengths(ctx: ForwardContext, new: int, layer_caches: Sequence[L
             if len(part) != new:  # of blocks of tokens, not of tokens
                 maybe_mark_dynamic(part, 0)
     for layer_cache in layer_caches:  # a ring or entries may be as many as a head is wide, by chance
-        if isinstance(layer_cache, SlidingWindowCache):
-            for stream in layer_cache.kept():
-                if not any(stream is state for state in layer_cache.states.values()):
-                    maybe_mark_dynamic(stream, 2)
+        for stream in layer_cache.resizable():
+            maybe_mark_dynamic(stream, 2)
 
 
-def mark_handed_on(values: Mapping[str, Any]) -> None:
+def mark_handed_on(values: Mapping[Hashable, Any]) -> None:
     """The same for streams (b, heads, places, width) that a layer handed on: their places are as many as in no other
     tensor, their heads and widths as many as in the specs."""
     from torch._dynamo.decorators import mark_static, maybe_mark_dynamic

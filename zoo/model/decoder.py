@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -19,7 +19,6 @@ from zoo.blocks.per_layer import PerLayerInputs
 from zoo.blocks.positions import LearnedPositions
 from zoo.costs import Breakdown, linear_flops, sum_breakdowns, whole
 from zoo.errors import SpecError
-from zoo.model.module import Model
 from zoo.registry import Spec, swap
 from zoo.sharding import Cut, Cuts, Divide, Exchange, FirstRankOnly, Rank, prefixed
 
@@ -52,9 +51,9 @@ class Decoder(Spec):
 
     def check(self) -> None:
         self.require(len(self.layers) > 0, "a model needs at least one layer")
-        handed_on: set[str] = set()
+        handed_on: set[Hashable] = set()
         for i, layer in enumerate(self.layers):
-            missing = [name for name in layer.takes() if name not in handed_on]
+            missing = [words for key, words in layer.takes().items() if key not in handed_on]
             self.require(not missing, f"layer {i} takes {', '.join(missing)}, which no earlier layer hands on")
             handed_on.update(layer.hands_on())
         width = self.per_layer.width if self.per_layer else None
@@ -67,10 +66,6 @@ class Decoder(Spec):
         rows = (part.vocab for layer in kinds for part in layer.walk() if isinstance(part, HashTopK))
         few = min(rows, default=self.vocab)
         self.require(few >= self.vocab, f"a hash router has a table of {few} tokens, the vocabulary {self.vocab}")
-
-    def build(self) -> Model:
-        """The module, allocated on the current default device in the current default dtype, not initialised."""
-        return Model(self)
 
     def shard(self, rank: Rank) -> Self:
         """What a rank holds: rows of the vocabulary, and its parts of the blocks."""

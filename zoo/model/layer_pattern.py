@@ -53,7 +53,7 @@ ASPECTS: tuple[Callable[[Layer], str], ...] = (
     lambda layer: "hash" if layer.reads_tokens else "",
     lambda layer: layer.attn.placement if layer.attn else "",
     lambda layer: layer.ffn.placement if layer.ffn else "",
-    lambda layer: f"takes {', '.join(layer.takes())}" if layer.takes() else "",
+    lambda layer: f"takes {', '.join(layer.takes().values())}" if layer.takes() else "",
     lambda layer: " ".join(node.describe() for node in layer.walk() if node.role == "rope"),
     lambda layer: _size("heads {} wide", layer.mixer, "head_dim"),
     lambda layer: _size("feed-forward {} wide", layer.ffn.block, "hidden") if layer.ffn else "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,13 @@ from zoo.model.compile import (
     run_recorded_layer,
 )
 from zoo.model.cuda_graph import CudaGraph
+from zoo.model.decoder import Decoder
 from zoo.model.sampling import Sampler
-
-if TYPE_CHECKING:
-    from zoo.model.decoder import Decoder
 
 
 class Model(nn.Module):
-    """The module of a Decoder: `embed`, `layers`, `norm`, and `head` unless that is tied to `embed`.
+    """The module of a Decoder: `embed`, `layers`, `norm`, and `head` unless that is tied to `embed`. It is allocated on
+    the current default device in the current default dtype, and not initialised.
 
     `activation_checkpointing`: a pass with gradients and without a cache keeps the input of each layer only, and
     computes the layer again in the backward pass (Chen et al. 2016). It may be set at any time, compiled or not.
@@ -211,11 +210,11 @@ class Model(nn.Module):
     def twin(self) -> Model:
         """A second model of the same spec, on the meta device."""
         with torch.device("meta"):
-            return self.spec.build().eval()
+            return Model(self.spec).eval()
 
     def reference(self) -> Model:
         """The model as its spec builds it, with one layer of each kind."""
-        return replace(self.spec, layers=tuple(dict.fromkeys(self.spec.layers))).build()
+        return Model(replace(self.spec, layers=tuple(dict.fromkeys(self.spec.layers))))
 
     def _require_positions(self, length: int) -> None:
         """Raise UsageError for a sequence that is longer than learned positions reach."""

@@ -21,7 +21,7 @@ from zoo.core.devices import allocating
 from zoo.errors import UsageError
 from zoo.kernels import decide_for
 from zoo.model.decoder import Decoder
-from zoo.model.initialisation import drawn
+from zoo.model.initialisation import drawn, fill_buffers
 from zoo.model.module import Model
 from zoo.registry import Spec
 from zoo.sharding import Cuts, Divide, FirstRankOnly, cut_of
@@ -165,6 +165,7 @@ def divide(model: Model, group: Group, whole_experts: bool = False) -> ParallelM
     cuts = spec.cuts()
     parameters = {name: part_of(name, value, cuts, group) for name, value in model.state_dict().items()}
     part.load_state_dict(parameters, assign=True)
+    fill_buffers(part, model.embed.weight.device)
     return part.train(model.training)
 
 
@@ -179,7 +180,7 @@ def build_part(
     part, cuts = allocate_part(spec, ranks.group, dtype, device), spec.cuts()
     own = dict(part.named_parameters())
     with allocating("meta", dtype):
-        whole = spec.build()
+        whole = Model(spec)
     for name, value in drawn(whole, seed):
         own[name].copy_(part_of(name, value, cuts, ranks.group))
     decide_for(part, ranks.group)

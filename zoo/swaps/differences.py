@@ -16,7 +16,7 @@ from typing import NamedTuple
 from zoo.blocks import DenseAndMoE, EntryIndexer, Indexer, MoE, NoPE, RoPE, Router
 from zoo.blocks.layer import Layer
 from zoo.blocks.positions import Position
-from zoo.costs import CacheSpec, Chunk, Window
+from zoo.costs import CacheSpec
 from zoo.model.decoder import Decoder
 from zoo.registry import Block, Spec
 from zoo.swaps.rebuild import features, field_names
@@ -234,13 +234,7 @@ def _reach(layer: Layer) -> str | None:
 
 
 def _tokens(cache: CacheSpec) -> str:
-    match cache.reach:
-        case Window(size):
-            return f"the last {size:,} tokens"
-        case Chunk(size):
-            return f"their chunk of {size:,} tokens"
-        case reach:
-            return "all tokens" if reach.limit is None else reach.describe()
+    return cache.reach.clause()
 
 
 def _position(layer: Layer, spec: Decoder) -> str | None:

@@ -8,8 +8,9 @@ from functools import cache
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from zoo.blocks.positions import Position
+from zoo.classes import accepts
 from zoo.errors import UsageError, unknown
-from zoo.registry import Alias, Spec, accepts
+from zoo.registry import Alias, Spec
 
 Values = dict[str, Any]
 # Optional field in use -> its term, where that is not the field's own name; "" where it is not mentioned.

@@ -26,6 +26,7 @@ from zoo import catalog
 from zoo.core.processes import rank, ranks
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
+from zoo.model.initialisation import fill_buffers
 from zoo.model.module import Model
 from zoo.training.batches import Batch
 from zoo.training.losses import IGNORED
@@ -76,14 +77,15 @@ def sharded(
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     model.to_empty(device=device)
+    fill_buffers(model, device, every=True)
     model.register_forward_hook(_reshard)
     if build is not None:
         built = build() if rank() == 0 else None
         _spread(model, dict(built.named_parameters()) if built else {}, device)
-        for name, table in model.named_buffers():  # of hash routers: whole on every rank
+        for name, buffer in model.named_buffers():  # whole on every rank
             if built:
-                table.copy_(built.get_buffer(name))
-            dist.broadcast(table, 0)
+                buffer.copy_(built.get_buffer(name))
+            dist.broadcast(buffer, 0)
     return model
 
 
@@ -140,4 +142,5 @@ def whole_model(model: Model) -> Model | None:
         return None
     full = catalog.allocate(model.spec, "meta")
     full.load_state_dict(tensors, assign=True)
+    fill_buffers(full)
     return full

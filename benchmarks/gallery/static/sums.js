@@ -5,8 +5,9 @@ const DATA = PACKED.data;
 const MODELS = new Map(DATA.models.map(model => [model.name, model]));
 
 const kept = (terms, context) => (terms.limit === null ? context : Math.min(context, terms.limit));
+const stretch = (part, context) => (part.period === null ? context : (context - 1) % part.period + 1);
 const visible = (part, context) =>
-  Math.floor((part.chunked ? (context - 1) % part.limit + 1 : kept(part, context)) / part.every);
+  Math.floor(Math.ceil(kept(part, stretch(part, context)) / part.stride) / part.every);
 const entries = (terms, context) =>
   terms.entries.reduce((sum, [elements, every]) => sum + elements * Math.ceil(context / every), 0);
 const grown = (part, context) => (context > part.start ? part.entry + part.flops * visible(part, context) : 0);

@@ -17,6 +17,7 @@ from zoo.core import entry_attention as forms
 from zoo.core.cache import Cache, NoCache
 from zoo.core.forward_context import prepare_forward
 from zoo.core.indexing import NOT_CHOSEN
+from zoo.costs import Window
 
 DIM = 24
 PLAIN = CompressedAttention(
@@ -202,7 +203,7 @@ def test_places_of_a_window_are_where_the_cache_has_its_keys() -> None:
     for past, new, window in ((0, 9, 4), (3, 5, 4), (4, 3, 4), (10, 7, 4)):
         held = min(past, window)
         stored = [max(p for p in range(past) if p % window == i) for i in range(held)] + list(range(past, past + new))
-        places = forms._places(torch.arange(past, past + new), past, held, window)
+        places = forms._places(torch.arange(past, past + new), past, held, window, Window(window))
         for i, row in enumerate(places.tolist()):
             seen = sorted(stored[place] for place in row if place != NOT_CHOSEN)
             assert seen == list(range(max(0, past + i - window + 1), past + i + 1))

@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.exact import assert_equal
 from zoo import MLA, NoPE, RMSNorm, RoPE, YarnScaling
-from zoo.blocks.mla import _MLA
+from zoo.blocks.mla import MLAModule
 from zoo.core.cache import Cache, NoCache
 from zoo.core.forward_context import prepare_forward, visible
 from zoo.costs import Full
@@ -124,8 +124,8 @@ def test_the_form_that_runs_is_the_one_that_is_counted(case: str) -> None:
     module = built(spec)
 
     def noted(name: str) -> object:
-        form = getattr(_MLA, name)
-        return patch.object(_MLA, name, lambda self, *args: ran.append(name) or form(self, *args))
+        form = getattr(MLAModule, name)
+        return patch.object(MLAModule, name, lambda self, *args: ran.append(name) or form(self, *args))
 
     for past, new in ((0, 1), (0, 6), (5, 1), (5, 2), (9, 5), (3, 9)):
         cache = Cache([spec.cache_spec()], 1, 20, torch.float64, torch.device("cpu"))

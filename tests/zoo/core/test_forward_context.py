@@ -9,7 +9,7 @@ import torch
 
 import zoo
 from tests.presets import representatives, split
-from zoo.core.cache import ChunkCache, FullCache, NoCache, SlidingWindowCache
+from zoo.core.cache import FullCache, NoCache, RingCache
 from zoo.core.forward_context import CacheView, ReachMask, block_count, prepare_forward, visible
 from zoo.costs import CacheSpec, Chunk, Full, Reach, Window
 
@@ -19,7 +19,7 @@ SIZE = 5  # of a window or chunk
 def layer_caches(reach: Reach, tokens: int = 64) -> list[Any]:
     """Every kind of cache that a layer of this reach may have."""
     spec, cpu = CacheSpec(per_token=(("k", (1, 2)),), reach=reach), torch.device("cpu")
-    kind = {Full: FullCache, Window: SlidingWindowCache, Chunk: ChunkCache}[type(reach)]
+    kind = FullCache if reach.limit is None else RingCache
     return [NoCache(spec), kind(spec, 1, spec.tokens(tokens), torch.float32, cpu)]
 
 

@@ -14,9 +14,9 @@ from tests.zoo.diagram.drawing import (
 from zoo import names, spec, swap
 from zoo.blocks import Indexer, MoE
 from zoo.diagram.layout import WIDE
-from zoo.diagram.looks import FEED_FORWARDS, NONE, REACHES
+from zoo.diagram.looks import FEED_FORWARDS, NONE, reaches
 
-LOOKS = (*REACHES, *FEED_FORWARDS, NONE)
+LOOKS = (*reaches(), *FEED_FORWARDS, NONE)
 
 
 @over(names(), representatives())

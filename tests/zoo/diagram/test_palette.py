@@ -10,7 +10,7 @@ import pytest
 from tests.zoo.diagram.drawing import BASE, MODELS, SVG, classes, drawn
 from zoo import spec
 from zoo.diagram import colours, svg
-from zoo.diagram.palette import MARKS, PALETTE, RULES, attributes, css
+from zoo.diagram.palette import MARKS, attributes, css, palette, rules
 
 
 def luminance(colour: str) -> float:
@@ -32,24 +32,24 @@ def contrast(one: str, other: str) -> float:
 )
 def test_text_has_enough_contrast(theme: int, text: str, behind: str) -> None:
     """By 4.5 to 1, the contrast that WCAG 2.1 asks of small text (criterion 1.4.3)."""
-    assert contrast(PALETTE[text][theme], PALETTE[behind][theme]) >= 4.5
+    assert contrast(palette()[text][theme], palette()[behind][theme]) >= 4.5
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_kinds_of_layer_have_colours_that_differ(theme: int) -> None:
     """Also in grey, where one stands above the other: attention against the feed-forward below it."""
-    reaches = [pair[theme] for name, pair in PALETTE.items() if name.startswith("reach-")]
+    reaches = [pair[theme] for name, pair in palette().items() if name.startswith("reach-")]
     assert len(set(reaches)) == len(reaches) == 7
-    assert contrast(PALETTE["ffn-dense"][theme], PALETTE["ffn-experts"][theme]) >= 2
+    assert contrast(palette()["ffn-dense"][theme], palette()["ffn-experts"][theme]) >= 2
 
 
 def test_every_class_has_a_rule_and_every_rule_its_colours() -> None:
-    styled = {css_class for rule in RULES for css_class in rule.split()} | {"differs", "resized"}
+    styled = {css_class for rule in rules() for css_class in rule.split()} | {"differs", "resized"}
     used = {css_class for model in MODELS.values() for each in drawn(model).iter() for css_class in classes(each)}
     assert used - {"zoo-diagram", "part"} <= styled
-    for name in re.findall(r"@([\w-]+)", " ".join([*RULES.values(), *MARKS.values()])):
+    for name in re.findall(r"@([\w-]+)", " ".join([*rules().values(), *MARKS.values()])):
         assert f"var(--zoo-{name})" in css()
-        assert all(f"--zoo-{name}:{PALETTE[name][dark]}" in colours(dark=bool(dark)) for dark in (0, 1))
+        assert all(f"--zoo-{name}:{palette()[name][dark]}" in colours(dark=bool(dark)) for dark in (0, 1))
 
 
 def test_a_page_has_one_style_sheet_with_variables() -> None:
@@ -65,13 +65,13 @@ def test_a_file_has_literal_colours_and_no_style_sheet(name: str, theme: str) ->
     text = svg(spec(name), name, theme=theme, against=BASE, costs=True, callouts=(("attn", "One."),))
     root = ElementTree.fromstring(text)
     assert not any(word in text for word in ("<style", "class=", "var(", "--zoo", "@", "currentColor"))
-    allowed = {pair[theme == "dark"] for pair in PALETTE.values()} | {"none"}
+    allowed = {pair[theme == "dark"] for pair in palette().values()} | {"none"}
     for element in root.iter():
         if element.tag.removeprefix(SVG) in ("rect", "path", "circle", "text"):
             assert element.get("fill") in allowed
             assert element.get("stroke", "none") in allowed
     assert "sans-serif" in root.get("font-family", "")
-    assert root.find(f"{SVG}rect").get("fill") == PALETTE["paper"][theme == "dark"]
+    assert root.find(f"{SVG}rect").get("fill") == palette()["paper"][theme == "dark"]
 
 
 def test_attributes_say_what_the_style_sheet_says() -> None:

@@ -36,6 +36,7 @@ from zoo import (
 )
 from zoo.blocks.layer import PLACEMENTS
 from zoo.errors import SpecError, UsageError
+from zoo.model.module import Model
 from zoo.swaps.grammar import apply_swap
 
 NORM, QK_NORM = RMSNorm(1e-6), RMSNorm(1e-5)
@@ -301,4 +302,4 @@ def test_every_published_model_takes_every_swap(name) -> None:
         if not any(isinstance(node, needed) for node in before.walk()):
             continue
         after, _ = apply_swap(before, text)
-        assert after.params() == sum(each.numel() for each in after.build().parameters())
+        assert after.params() == sum(each.numel() for each in Model(after).parameters())
