@@ -264,7 +264,7 @@ from torch import Tensor, nn
 from zoo.blocks.feed_forward import Apply, LinearFeedForward
 from zoo.blocks.routers import Router, record
 from zoo.core.float32 import upcast
-from zoo.core.top_k import top_k
+from zoo.core.ops.top_k import top_k
 
 
 @dataclass(frozen=True)

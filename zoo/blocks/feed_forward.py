@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core.forward_context import ForwardContext
-from zoo.core.linear import Linear
+from zoo.core.ops.linear import Linear
 from zoo.costs import linear_flops, linear_params
 from zoo.registry import Block
 from zoo.sharding import Cuts

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from zoo.blocks.norms import Norm
 from zoo.blocks.positions import Position, Temperature
-from zoo.core.attention import attention
 from zoo.core.forward_context import ForwardContext, LayerCache
-from zoo.core.linear import Linear, per_head
+from zoo.core.ops.attention import attention
+from zoo.core.ops.linear import Linear, per_head
 from zoo.costs import Breakdown, CacheSpec, Full, linear_flops, linear_params
 from zoo.registry import Mixer, Spec
 from zoo.sharding import Cuts, Divide

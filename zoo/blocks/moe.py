@@ -8,13 +8,13 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.experts import expert_linear, gathered_linear, grouped_linear
 from zoo.blocks.feed_forward import FeedForward, LinearFeedForward
 from zoo.blocks.glu import GLU
-from zoo.blocks.routed_glu import allows_routed_glu, routed_glu
 from zoo.blocks.routers import Router
 from zoo.core.forward_context import ForwardContext
-from zoo.core.linear import Linear, is_single_token, use_gemv
+from zoo.core.ops.experts import expert_linear, gathered_linear, grouped_linear
+from zoo.core.ops.linear import Linear, is_single_token, use_gemv
+from zoo.core.ops.routed_glu import allows_routed_glu, routed_glu
 from zoo.costs import Breakdown, linear_flops, linear_params
 from zoo.sharding import Cut, Cuts, FirstRankOnly, Rank, prefixed
 

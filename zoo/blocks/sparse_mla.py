@@ -9,12 +9,12 @@ from torch.library import custom_op
 
 from zoo.blocks.indexer import Indexer
 from zoo.blocks.mla import _MLA, MLA, absorbed, absorbing_is_cheaper, expand
-from zoo.core.attention import attention
-from zoo.core.flash import token_by_token
 from zoo.core.forward_context import ForwardContext, LayerCache
-from zoo.core.indexing import choose_keys, sees, sees_all
-from zoo.core.linear import linear
-from zoo.core.sparse_attention import allows_operators, sparse_attention
+from zoo.core.ops.attention import attention
+from zoo.core.ops.flash import token_by_token
+from zoo.core.ops.indexing import choose_keys, sees, sees_all
+from zoo.core.ops.linear import linear
+from zoo.core.ops.sparse_attention import allows_operators, sparse_attention
 from zoo.costs import Breakdown, CacheSpec, Reach, Window, linear_flops, sum_breakdowns
 
 __all__ = ["SparseMLA"]

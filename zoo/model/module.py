@@ -19,7 +19,7 @@ from zoo.core.forward_context import (
     prepare_forward,
     prepare_forward_at,
 )
-from zoo.core.linear import Linear, linear
+from zoo.core.ops.linear import Linear, linear
 from zoo.errors import UsageError
 from zoo.model.compile import (
     CompiledModel,

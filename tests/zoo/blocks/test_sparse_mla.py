@@ -25,7 +25,7 @@ from zoo.blocks.indexer import Indexer
 from zoo.blocks.sparse_mla import SparseMLA
 from zoo.core.cache import Cache, NoCache
 from zoo.core.forward_context import prepare_forward
-from zoo.core.indexing import choose_keys, sees
+from zoo.core.ops.indexing import choose_keys, sees
 from zoo.costs import CacheSpec
 from zoo.errors import SpecError
 from zoo.model.compile import compile_function, mark_dynamic_lengths

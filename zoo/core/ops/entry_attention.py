@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.core.attention import attention
-from zoo.core.flash import token_by_token
 from zoo.core.forward_context import Mask, ReachMask, visible
-from zoo.core.indexing import (
+from zoo.core.ops.attention import attention
+from zoo.core.ops.flash import token_by_token
+from zoo.core.ops.indexing import (
     NOT_CHOSEN,
     Index,
     choose_keys,
@@ -25,7 +25,7 @@ from zoo.core.indexing import (
     sees_all,
     top_keys,
 )
-from zoo.core.sparse_attention import allows_operators, gathered_attention
+from zoo.core.ops.sparse_attention import allows_operators, gathered_attention
 from zoo.costs import Window
 
 

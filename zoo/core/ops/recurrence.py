@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.core.chunk_loop import pass_on
 from zoo.core.float32 import upcast_dtype
+from zoo.core.ops.chunk_loop import pass_on
 from zoo.costs import linear_flops
 
 CHUNK = 64  # tokens of a chunk

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from zoo.core.forward_context import causal
-from zoo.core.top_k import top_k_set
+from zoo.core.ops.top_k import top_k_set
 
 NOT_CHOSEN = -1
 SCORE_ELEMENTS = 2**19  # scores of all heads that are in memory together

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.exact import assert_equal
-from zoo.core.causal_conv import CausalConv, causal_conv
+from zoo.core.ops.causal_conv import CausalConv, causal_conv
 
 pytestmark = pytest.mark.usefixtures("_float64")
 

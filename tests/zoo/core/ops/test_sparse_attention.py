@@ -10,11 +10,11 @@ from torch._dynamo.utils import counters
 
 from tests.exact import assert_computes, assert_equal
 from tests.models import has_compiler
-from zoo.core import sparse_attention as module
 from zoo.core.forward_context import causal, visible
-from zoo.core.indexing import NOT_CHOSEN, sees, top_keys
 from zoo.core.inductor import compiled
-from zoo.core.sparse_attention import sparse_attention
+from zoo.core.ops import sparse_attention as module
+from zoo.core.ops.indexing import NOT_CHOSEN, sees, top_keys
+from zoo.core.ops.sparse_attention import sparse_attention
 
 pytestmark = pytest.mark.usefixtures("_float64")
 

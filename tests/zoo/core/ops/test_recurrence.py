@@ -13,8 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.exact import assert_equal
-from zoo.core import recurrence
-from zoo.core.recurrence import gated_delta_flops, gated_delta_rule, state_space, state_space_flops
+from zoo.core.ops import recurrence
+from zoo.core.ops.recurrence import gated_delta_flops, gated_delta_rule, state_space, state_space_flops
 
 BATCH, KEY_HEADS, HEADS, WIDTH, VALUE_WIDTH = 2, 2, 4, 8, 6
 KINDS = "decay a head", "decay a channel", "state space"

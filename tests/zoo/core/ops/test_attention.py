@@ -12,11 +12,11 @@ from torch import Tensor
 from torch._dynamo import config as dynamo
 
 from tests.exact import assert_computes, assert_equal
-from zoo.core import attention as module
 from zoo.core import kernels
-from zoo.core.attention import attention
-from zoo.core.flash import flash_attention
 from zoo.core.forward_context import ReachMask, causal, visible
+from zoo.core.ops import attention as module
+from zoo.core.ops.attention import attention
+from zoo.core.ops.flash import flash_attention
 from zoo.costs import Chunk, Full, Reach, Window
 
 pytestmark = pytest.mark.usefixtures("_float64")

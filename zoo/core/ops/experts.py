@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.core.linear import autocast, dot, is_transformed, linear, materialize
+from zoo.core.ops.linear import autocast, dot, is_transformed, linear, materialize
 
 ROW_BYTES = 16  # of which torch's grouped product wants each row's length to be a multiple
 

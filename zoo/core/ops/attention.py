@@ -19,7 +19,10 @@ from torch import Tensor
 from torch.library import custom_op
 
 from zoo.core import inductor
-from zoo.core.flash import (
+from zoo.core.float32 import upcast, upcast_dtype
+from zoo.core.forward_context import Mask, ReachMask, causal, visible
+from zoo.core.kernels import is_replaced
+from zoo.core.ops.flash import (
     differentiable_flash_attention,
     flash_attention,
     has_flash_gradient,
@@ -29,10 +32,7 @@ from zoo.core.flash import (
     reach_of,
     token_by_token,
 )
-from zoo.core.float32 import upcast, upcast_dtype
-from zoo.core.forward_context import Mask, ReachMask, causal, visible
-from zoo.core.kernels import is_replaced
-from zoo.core.linear import dot, is_plain_memory, linear, materialize
+from zoo.core.ops.linear import dot, is_plain_memory, linear, materialize
 
 MAX_REDUCTION_HEADS = 8  # query heads of one key head up to which decode by reductions is a choice
 MIN_WHOLE_WIDTH = 128  # elements of a value from which a whole value is read at once
@@ -118,8 +118,8 @@ _decode_operator.register_fake(lambda q, k, v, *_: q.new_empty(*q.shape[:3], v.s
 def _decode_by_reductions(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None
 ) -> Tensor:
-    """By reductions over the keys (zoo.core.linear). On an AMD EPYC with two cores keys and values are read 1.2 times
-    as fast as by torch's kernel in float32, 1.2 to 4 times in bfloat16."""
+    """By reductions over the keys (zoo.core.ops.linear). On an AMD EPYC with two cores keys and values are read 1.2
+    times as fast as by torch's kernel in float32, 1.2 to 4 times in bfloat16."""
     return _apply_sinks(*_explicit_attention(q, k, v, mask, scale, by_reductions=True), sinks).to(v.dtype)
 
 
