@@ -1,7 +1,6 @@
 """Feed-forward blocks, which compute each token by itself: what they have in common, and a gate on the whole of one."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -9,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core.forward_context import ForwardContext
+from zoo.core.ops.experts import Apply
 from zoo.core.ops.linear import Linear
 from zoo.costs import linear_flops, linear_params
 from zoo.registry import Block
 from zoo.sharding import Cuts
 
 __all__ = ["FeedForward", "Gated", "LinearFeedForward"]
-
-Apply = Callable[[str, Tensor], Tensor]  # a linear map by its name: (..., in) -> (..., out)
 
 
 class FeedForward(Block, abstract=True):

@@ -6,16 +6,18 @@ single-token decode need no masks of their own. Routers hand their logits out th
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from zoo.core.float32 import upcast_dtype
 from zoo.costs import Full, Reach
+
+K = TypeVar("K", bound=Hashable)
 
 
 class ReachMask(NamedTuple):
@@ -177,6 +179,16 @@ def prepare_forward_at(
     exact = upcast_dtype(dtype)
     computed = {(spec, width): spec.table(positions, width, exact) for spec, width in tables}
     return ForwardContext(positions, computed, views)
+
+
+def keep(kept: dict[K, Tensor], key: K, compute: Callable[[], Tensor]) -> Tensor:
+    """Computes a tensor that later passes look up in `kept`, those with gradients too. A tensor made while a compiler
+    or torch.export traces holds no values, and is not kept."""
+    with torch.inference_mode(False):
+        value = compute()
+    if type(value) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference(value):
+        kept[key] = value
+    return value
 
 
 def block_count(new: int, every: int) -> int:

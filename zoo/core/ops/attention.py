@@ -42,6 +42,33 @@ MIN_BLOCK_ROWS = 512  # rows of a matrix product, queries times heads of one key
 MIN_MULTIPLY_ADDS = 2**22  # of a prefill, from which arithmetic outweighs the calls of more operators
 
 
+def plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask,
+    scale: float,
+    sinks: Tensor | None = None,
+    cap: float | None = None,
+) -> Tensor:
+    """`attention`, in the shapes that it describes: softmax(scale * q k^T + mask) v.
+
+    With a `cap`, scores x become cap * tanh(x / cap). A sink is one more score of each query, whose value is zero.
+    """
+    share = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
+    scores = scale * q @ k.mT
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
+    seen = visible(*mask) if isinstance(mask, ReachMask) else mask
+    if seen is None:
+        seen = causal(q.shape[2], k.shape[2], q.device)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:3], 1)], dim=-1)
+    return scores.softmax(-1)[..., : k.shape[2]] @ v
+
+
 def attention(
     q: Tensor,
     k: Tensor,

@@ -58,6 +58,12 @@ def entry_attention(
     return run(q, keys, entries, *lengths, scale, sinks, *chosen_by)
 
 
+def chooses_all_entries(so_far: Tensor | None, every: int, k: int) -> bool:
+    """Whether the tokens so far have at most k complete entries, so that an index is not needed. False where their
+    number is unknown: in compiled code, and of a single token over a static cache."""
+    return so_far is not None and not torch.compiler.is_compiling() and len(so_far) // every <= k
+
+
 def dense_entry_pairs(past: int, new: int, every: int, window: int, most: int | None) -> int:
     """(query, key) pairs that `entry_attention` computes for `new` tokens after `past`, masked ones included: over keys
     of the window and over entries, of which an index chooses at most `most`."""

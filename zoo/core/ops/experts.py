@@ -1,6 +1,18 @@
-"""Linear layers of many experts at once, their weights stacked: tokens sorted by expert, or gathered weights."""
+"""Mixtures of experts: each token's weighted sum of the outputs of a few experts (Shazeer et al. 2017, equation 1).
+
+`mixture` computes experts whose matrices are stacked, by one of four forms:
+
+- compiled single-token decode gathers the chosen matrices, and reads them in place;
+- with gradients on a CPU, gated linear units run a few experts at a time (zoo.core.ops.routed_glu);
+- otherwise tokens are sorted by expert. Each linear layer is then one operator for all experts;
+- eager inference on a CPU runs one expert after the other, whose activations stay in the processor's caches.
+
+`separate_mixture` takes experts that are functions of their own. Sizes: b sequences, t tokens, k experts of a token.
+"""
 
 import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,9 +20,101 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.core.ops.linear import autocast, dot, is_transformed, linear, materialize
+from zoo.core.ops.linear import autocast, dot, is_single_token, is_transformed, linear, materialize, use_gemv
+from zoo.core.ops.routed_glu import Join, allows_routed_glu, routed_glu
 
-ROW_BYTES = 16  # of which torch's grouped product wants each row's length to be a multiple
+ROW_BYTES = 16  # torch's grouped product takes rows whose length is a multiple of this
+
+Expert = Callable[[Tensor], Tensor]  # (n, dim) -> (n, dim)
+Linears = Mapping[str, tuple[Tensor, Tensor | None]]  # weight (experts, out, in) and bias (experts, out) by name
+Apply = Callable[[str, Tensor], Tensor]  # a linear layer by its name: (..., in) -> (..., out)
+Combine = Callable[[Apply, Tensor], Tensor]  # an expert in terms of its linear layers: (..., dim) -> (..., dim)
+
+
+def plain(x: Tensor, weights: Tensor, chosen: Tensor, experts: Sequence[Expert], scales_input: bool = False) -> Tensor:
+    """x (..., dim), weights and expert ids (..., k) -> y (..., dim).
+
+    y = sum over j of weights[j] * experts[chosen[j]](x), or of experts[chosen[j]](weights[j] * x) if `scales_input`.
+    """
+    out = torch.zeros_like(x)
+    for e, expert in enumerate(experts):
+        for j in range(chosen.shape[-1]):
+            is_chosen, weight = (chosen[..., j] == e).unsqueeze(-1), weights[..., j, None]
+            out = out + torch.where(is_chosen, expert(weight * x) if scales_input else weight * expert(x), 0)
+    return out
+
+
+def separate_mixture(
+    x: Tensor, weights: Tensor, chosen: Tensor, experts: Sequence[Expert], scales_input: bool = False
+) -> Tensor:
+    """`plain`, with each expert run once, on the tokens that chose it. Compiled, it runs on all tokens: how many chose
+    it is unknown there."""
+    tokens, ids, factors = x.flatten(0, -2), chosen.flatten(0, -2), weights.flatten(0, -2)
+
+    def output(expert: Expert, x: Tensor, factor: Tensor) -> Tensor:
+        return expert(x * factor) if scales_input else expert(x) * factor
+
+    out = torch.zeros_like(tokens)
+    for e, expert in enumerate(experts):
+        factor = torch.where(ids == e, factors, 0).sum(-1, keepdim=True)  # (n, 1), 0 where it is not chosen
+        visits = (ids == e).any(-1, keepdim=True)
+        if torch.compiler.is_compiling():
+            out = out + torch.where(visits, output(expert, tokens, factor), 0)
+        else:
+            rows = visits.squeeze(-1).nonzero().squeeze(-1)
+            if len(rows):
+                out = out.index_add(0, rows, output(expert, tokens[rows], factor[rows]))
+    return out.view_as(x)
+
+
+def mixture(
+    x: Tensor,
+    weights: Tensor,
+    chosen: Tensor,
+    linears: Linears,
+    combine: Combine,
+    join: Join | None = None,
+    scales_input: bool = False,
+) -> Tensor:
+    """`plain` for x (b, t, dim) and experts whose linear layers are stacked. Gated linear units,
+    down(join(gate(x), up(x))), give their `join`."""
+    if join is not None and not scales_input:
+        matrices, biases = zip(*(linears[name] for name in ("gate", "up", "down")), strict=True)
+        if allows_routed_glu(x, weights, *matrices, *biases):
+            return routed_glu(join, x, weights, chosen, *matrices, *biases)
+    if scales_input:
+        return expert_outputs(x, chosen, linears, combine, weights).sum(-2)
+    return (expert_outputs(x, chosen, linears, combine) * weights[..., None]).sum(-2)
+
+
+def expert_outputs(
+    x: Tensor, chosen: Tensor, linears: Linears, combine: Combine, factors: Tensor | None = None
+) -> Tensor:
+    """x (b, t, dim), expert ids (b, t, k) -> the output of each chosen expert (b, t, k, dim); with `factors` (b, t, k),
+    of x times each."""
+
+    def experts(x: Tensor, product: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
+        return combine(lambda name, x: product(x, *linears[name]), x)
+
+    first = next(iter(linears.values()))[0]
+    if use_gemv(x, first) or (x.device.type == "cuda" and is_single_token(x)):
+        rows = x.unsqueeze(-2)
+        scaled = rows if factors is None else rows * factors[..., None]
+        return experts(scaled, lambda x, weight, bias: gathered_linear(x, chosen, weight, bias))
+    # Tokens are sorted by expert: each expert reads its matrices once and multiplies one contiguous block.
+    ids = chosen.flatten()
+    order = ids.argsort(stable=True)
+    counts = torch.zeros(len(first), dtype=torch.long, device=ids.device)
+    counts.scatter_add_(0, ids, torch.ones_like(ids))
+    tokens = x.flatten(0, -2)[order // chosen.shape[-1]]
+    if factors is not None:
+        tokens = tokens * factors.flatten()[order][:, None]
+    if torch.compiler.is_compiling() or x.device.type == "cuda" or torch.is_grad_enabled():
+        done = experts(tokens, lambda x, weight, bias: grouped_linear(x, counts, weight, bias))
+    else:  # one expert after the other: its intermediate activations stay in the processor's caches
+        blocks = enumerate(tokens.split(counts.tolist()))
+        done = torch.cat([experts(block, partial(expert_linear, e)) for e, block in blocks if len(block)])
+    return torch.empty_like(done).index_copy_(0, order, done).view(*chosen.shape, -1)
 
 
 def gathered_linear(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -83,6 +83,16 @@ def sees_all(k: int, past: int, new: int, every: int = 1) -> int:
     return min(max((k + 1) * every - 1 - past, 0), new)
 
 
+def chooses_all(new: int, stored: int, k: int, mask: Tensor | None) -> bool:
+    """Whether each of `new` queries attends to all that it sees, at most k of the `stored` keys.
+
+    False where compiled code does not know. It knows the number of keys with gradients and in a static cache (which
+    has a `mask` of a single token), and otherwise has one graph for all lengths.
+    """
+    is_known = mask is not None if new == 1 else torch.is_grad_enabled()
+    return (is_known or not torch.compiler.is_compiling()) and stored <= k
+
+
 def query_blocks(first: int, new: int) -> Iterator[tuple[int, int]]:
     """(start, end) of each block of the queries from `first` on."""
     return ((start, min(start + QUERY_BLOCK, new)) for start in range(first, new, QUERY_BLOCK))

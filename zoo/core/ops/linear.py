@@ -50,6 +50,12 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., in), weight (out, in), bias (out,) -> y = weight x + bias (..., out)."""
+    y = x @ weight.mT
+    return y if bias is None else y + bias
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in), weight (out, in), bias (out,) -> (..., out), as F.linear, whose errors it raises."""
     if torch.compiler.is_compiling():
