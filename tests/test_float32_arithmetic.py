@@ -21,7 +21,7 @@ def _to_float32(x: Tensor) -> Tensor:
 
 # Functions that keep float64, where they are used -> a model whose logits they reach.
 PLACES = {
-    ("zoo.blocks.norms", "upcast"): "llama3-8b",
+    ("zoo.blocks.norms", "upcast_dtype"): "llama3-8b",
     ("zoo.blocks.routers", "upcast"): "qwen3-30b-a3b",
     ("zoo.blocks.hash_router", "upcast"): "deepseek-v4-flash-284b",
     ("zoo.blocks.mamba2", "upcast"): "granite4-h-tiny",

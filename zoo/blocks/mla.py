@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 from zoo.blocks.norms import Norm
 from zoo.blocks.positions import Position, Temperature
 from zoo.core.forward_context import ForwardContext, LayerCache
-from zoo.core.ops.attention import attention
-from zoo.core.ops.latent_attention import absorbed, absorbing_is_cheaper, expand
+from zoo.core.ops.latent_attention import absorbing_is_cheaper, expand, latent_attention
 from zoo.core.ops.linear import Linear
 from zoo.costs import Breakdown, CacheSpec, Full, linear_flops, linear_params
 from zoo.registry import Mixer, Spec
@@ -147,20 +145,9 @@ class _MLA(nn.Module):
         return torch.cat([self.kv_norm(compressed), k_rope], dim=-1)
 
     def attend(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
-        """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v), in the cheaper form."""
-        new = q_nope.shape[2]
-        form = self._absorbed if self.spec.absorbs(latent.shape[2] - new, new) else self._expanded
-        return form(q_nope, q_rope, latent, mask)
-
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
-        """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v), attending over the latents."""
-        # The values keep the rotary columns: a kernel that needs keys and values of one width copies neither.
-        attend = partial(attention, k=latent, v=latent, mask=mask, scale=self.scale)
-        return absorbed(q_nope, q_rope, self.kv_up.weight.unflatten(0, (self.spec.heads, -1)), attend)
-
-    def _expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
-        """The same, attending over keys and values expanded from the latents."""
-        return attention(torch.cat([q_nope, q_rope], dim=-1), *self.expand(latent), mask, self.scale)
+        """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v)."""
+        up = self.kv_up.weight.unflatten(0, (self.spec.heads, -1))
+        return latent_attention(q_nope, q_rope, latent, up, mask, self.scale, self.kv_up)
 
     def expand(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 1, s, r + rope_dim) -> keys and values of all heads, (b, h, s, nope_dim + rope_dim) and (b, h, s, v)."""

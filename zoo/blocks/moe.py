@@ -7,8 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.feed_forward import FeedForward, LinearFeedForward
-from zoo.blocks.glu import GLU
+from zoo.blocks.feed_forward import FeedForward
+from zoo.blocks.glu import GLU, LinearFeedForward
 from zoo.blocks.routers import Router
 from zoo.core.forward_context import ForwardContext
 from zoo.core.ops.experts import Linears, expert_outputs, mixture, separate_mixture

@@ -109,7 +109,7 @@ class ForwardContext:
     by cache geometry.
 
     `routing`: the list to which routers add their RouterOutput; None where nobody asked for it. `shared`: what earlier
-    layers handed on, by name. `handed_on`: where this layer's go instead, if a compiled function returns them.
+    layers handed on, by name. `handed_on`: where this layer's go instead, None for a layer that is run by itself.
     `layer_input` (b, t, width): what the model computed for this layer alone (zoo.blocks.per_layer). `tokens` (b, t):
     the token ids, in layers that read them (zoo.blocks.hash_router).
     """
@@ -122,6 +122,19 @@ class ForwardContext:
     handed_on: dict[str, Any] | None = None
     layer_input: Tensor | None = None
     tokens: Tensor | None = None
+
+    def collecting(self) -> ForwardContext:
+        """The same context with an empty list and an empty dict for what one layer records and hands on."""
+        return ForwardContext(
+            self.positions,
+            self.tables,
+            self.views,
+            None if self.routing is None else [],
+            self.shared,
+            None if self.handed_on is None else {},
+            self.layer_input,
+            self.tokens,
+        )
 
     def hand_on(self, name: str, value: Any) -> None:
         """Give tensors, or None, to later layers, under a name that the mixer's spec lists in `hands_on`."""

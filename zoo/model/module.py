@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from zoo.blocks.layer import run_layer
 from zoo.core.cache import Cache, NoCache
 from zoo.core.forward_context import (
     ForwardContext,
@@ -26,9 +27,6 @@ from zoo.model.compile import (
     ForwardFunctions,
     mark_dynamic_lengths,
     mark_handed_on,
-    run_head,
-    run_layer,
-    run_recorded_layer,
 )
 from zoo.model.cuda_graph import CudaGraph
 from zoo.model.sampling import Sampler
@@ -65,8 +63,7 @@ class Model(nn.Module):
         self._switches = sorted({length for length in switches if length is not None})
         self._cache_specs = tuple(layer.cache_spec() for layer in spec.layers)
         self._no_cache: Sequence[LayerCache] = [NoCache(cache_spec) for cache_spec in self._cache_specs]
-        self._eager = ForwardFunctions([run_layer] * len(spec.layers), run_head, replayable=False)
-        self._eager_recorded = self._eager._replace(layers=[run_recorded_layer] * len(spec.layers))
+        self._eager = ForwardFunctions([run_layer] * len(spec.layers), Model.logits, replayable=False)
         self._compiled: CompiledModel | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,9 +89,7 @@ class Model(nn.Module):
         if logits_to_keep < 0:
             raise UsageError(f"logits_to_keep={logits_to_keep} is below 0")
         compiled = self._compiled
-        recorded = current_recording() is not None
-        eager = self._eager_recorded if recorded else self._eager
-        functions = eager if compiled is None else compiled.functions(recorded)
+        functions = self._eager if compiled is None else compiled.functions(current_recording() is not None)
         if compiled and cache is not None and _can_replay(functions, tokens, cache):
             logits = self._replay(tokens, cache, functions, compiled)
         else:
@@ -136,26 +131,29 @@ class Model(nn.Module):
             self.spec.layers, self.layers, functions.layers, layer_caches, inputs, self._reads_tokens, strict=True
         ):
             seen = ctx
-            if layer_input is not None or ctx.shared or spec.hands_on() or reads_tokens:
+            if layer_input is not None or ctx.shared or spec.hands_on() or reads_tokens or recording is not None:
                 # What it reads and no more, which compiled code is specific to. A dict of its own: a layer that is
                 # computed again for the backward pass must not find what later layers handed on.
                 taken = {name: ctx.shared[name] for name in spec.takes()}
-                ids = tokens if reads_tokens else None
-                seen = replace(ctx, shared=taken, layer_input=layer_input, tokens=ids)
+                seen = ForwardContext(
+                    ctx.positions,
+                    ctx.tables,
+                    ctx.views,
+                    routing=None if recording is None else [],
+                    shared=taken,
+                    handed_on={} if spec.hands_on() else None,
+                    layer_input=layer_input,
+                    tokens=tokens if reads_tokens else None,
+                )
             arguments = layer, x, seen, layer_cache
             out = checkpoint(run, *arguments, use_reentrant=False) if recomputes else run(*arguments)
-            if spec.hands_on():
-                if self._compiled is None:
-                    handed_on = seen.shared
-                else:
-                    out, handed_on = out
-                    mark_handed_on(handed_on)
-                ctx.shared.update(handed_on)
-            if recording is None:
-                x = out
-            else:
-                x, routing = out
-                recording += routing
+            x = out.x
+            if out.handed_on is not None:
+                if self._compiled is not None:
+                    mark_handed_on(out.handed_on)
+                ctx.shared.update(out.handed_on)
+            if recording is not None:
+                recording += out.routing
         return functions.head(self, x[:, -logits_to_keep:])
 
     def _replay(self, tokens: Tensor, cache: Cache, functions: ForwardFunctions, compiled: CompiledModel) -> Tensor:

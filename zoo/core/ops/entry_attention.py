@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.core.forward_context import Mask, ReachMask, visible
+from zoo.core.forward_context import Mask, ReachMask, causal, visible
+from zoo.core.ops import attention as scores
+from zoo.core.ops import indexing
 from zoo.core.ops.attention import attention
 from zoo.core.ops.flash import token_by_token
 from zoo.core.ops.indexing import (
@@ -27,6 +29,31 @@ from zoo.core.ops.indexing import (
 )
 from zoo.core.ops.sparse_attention import allows_operators, gathered_attention
 from zoo.costs import Window
+
+
+def plain(
+    q: Tensor,
+    keys: Tensor,
+    entries: Tensor,
+    mask: Mask,
+    positions: Tensor,
+    every: int,
+    scale: float,
+    sinks: Tensor | None,
+    index: Index | None = None,
+) -> Tensor:
+    """`entry_attention` over several tokens: one softmax over the keys of the window and the entries that each query
+    sees, or the k of these that score highest in `index`."""
+    past, new, stored = int(positions[0]), q.shape[2], entries.shape[2]
+    in_window = visible(*mask) if isinstance(mask, ReachMask) else mask
+    if in_window is None:
+        in_window = causal(new, keys.shape[2], q.device)
+    seen = complete(positions, stored, every)
+    if index is not None:
+        seen = sees(indexing.plain(index, past, every), stored)
+        in_window = in_window.expand(q.shape[0], 1, -1, -1)
+    both = torch.cat([keys, entries], dim=2)
+    return scores.plain(q, both, both, torch.cat([in_window, seen], dim=-1), scale, sinks)
 
 
 def entry_attention(

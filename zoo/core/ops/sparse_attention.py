@@ -11,12 +11,18 @@ from torch import Tensor
 from torch.library import custom_op
 
 from zoo.core.forward_context import Mask
+from zoo.core.ops import attention as scores
 from zoo.core.ops.attention import attention
 from zoo.core.ops.flash import token_by_token
-from zoo.core.ops.indexing import NOT_CHOSEN
+from zoo.core.ops.indexing import NOT_CHOSEN, sees
 from zoo.core.ops.linear import PLAIN_TYPES
 
 GATHERED_ELEMENTS = 2**21  # of keys that are gathered together, for as many queries as that holds, one at least
+
+
+def plain(q: Tensor, latent: Tensor, chosen: Tensor, scale: float, width: int) -> Tensor:
+    """`sparse_attention`, with the scores of all tokens in memory and those that are not chosen masked."""
+    return scores.plain(q, latent, latent[..., :width], sees(chosen, latent.shape[2]), scale)
 
 
 def sparse_attention(q: Tensor, latent: Tensor, chosen: Tensor, mask: Mask, scale: float, width: int) -> Tensor:
