@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,3 +127,14 @@ def test_pooled_blocks() -> None:
         expected = block_pooling.plain(*given)
         for one, other in zip(block_pooling.pooled(*given), expected, strict=True):
             assert_equal(one[:, : other.shape[1]], other)
+
+
+def test_every_operation_has_a_plain_form_and_blocks_do_not_choose() -> None:
+    """Kernels of an operation stand in files of their own; the operation's plain form is theirs."""
+    zoo = Path(linear.__file__).parents[2]
+    kernels = {"__init__", "flash", "chunk_loop", "routed_glu"}
+    files = {file.stem: file.read_text(encoding="utf-8") for file in (zoo / "core" / "ops").glob("*.py")}
+    assert {name for name, text in files.items() if "\ndef plain" not in text} == kernels
+    asked = "is_compiling", "is_exporting", "is_grad_enabled", "device.type", "is_cuda", "is_autocast_enabled"
+    for file in (zoo / "blocks").glob("*.py"):
+        assert not [word for word in asked if word in file.read_text(encoding="utf-8")], file.name
