@@ -35,6 +35,7 @@ class Position(Spec, abstract=True):
     """A position encoding: a table computed once per forward pass, applied to queries and keys."""
 
     role = "rope"
+    keeps_hash = False
 
     @abstractmethod
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:

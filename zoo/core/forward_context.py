@@ -1,4 +1,4 @@
-"""Positions, rotary tables and masks, computed once per forward pass.
+"""Positions, rotary tables and masks of a forward pass, computed once (zoo.core.cache: `prepare_forward`).
 
 Layers look them up in the `ForwardContext`. Masks follow from positions alone, so ring buffers, chunked prefill and
 single-token decode need no masks of their own. Routers hand their logits out through it, inside `recorded_routing()`.
@@ -6,7 +6,7 @@ single-token decode need no masks of their own. Routers hand their logits out th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from zoo.core.float32 import upcast_dtype
 from zoo.costs import Full, Reach
 
 K = TypeVar("K", bound=Hashable)
@@ -141,7 +140,8 @@ class ForwardContext:
         (self.shared if self.handed_on is None else self.handed_on)[name] = value
 
 
-_recordings: list[list[RouterOutput]] = []  # torch's compiler guards a list, and neither a ContextVar nor a local
+# Routers record into the last one, where there is one.
+recordings: list[list[RouterOutput]] = []  # torch's compiler guards a list, and neither a ContextVar nor a local
 
 
 @contextmanager
@@ -151,47 +151,11 @@ def recorded_routing() -> Iterator[list[RouterOutput]]:
     The logits have gradients where the pass has. Of several `with` inside each other the innermost records. It is one
     for the process: threads that run models at the same time share it.
     """
-    _recordings.append([])
+    recordings.append([])
     try:
-        yield _recordings[-1]
+        yield recordings[-1]
     finally:
-        _recordings.pop()
-
-
-def current_recording() -> list[RouterOutput] | None:
-    """The list of the innermost `recorded_routing()`, None outside."""
-    return _recordings[-1] if _recordings else None
-
-
-def prepare_forward(
-    past: int,
-    new: int,
-    tables: Iterable[tuple[Any, int]],
-    layer_caches: Iterable[LayerCache],
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> ForwardContext:
-    """The context of a forward pass of `new` tokens after `past`, for layers that look up the tables of these (spec,
-    width) pairs and keep their tokens in these `layer_caches`. Tables are in float32, or in float64 for a model of that
-    `dtype`."""
-    return prepare_forward_at(torch.arange(past, past + new, device=device), past, tables, layer_caches, dtype)
-
-
-def prepare_forward_at(
-    positions: Tensor,
-    past: int,
-    tables: Iterable[tuple[Any, int]],
-    layer_caches: Iterable[LayerCache],
-    dtype: torch.dtype = torch.float32,
-) -> ForwardContext:
-    """The same for tokens at `positions` (t,). A single token over static caches depends on these and not on `past`."""
-    views: dict[Hashable, CacheView] = {}
-    for layer_cache in layer_caches:
-        if layer_cache.geometry not in views:
-            views[layer_cache.geometry] = layer_cache.view(positions, past)
-    exact = upcast_dtype(dtype)
-    computed = {(spec, width): spec.table(positions, width, exact) for spec, width in tables}
-    return ForwardContext(positions, computed, views)
+        recordings.pop()
 
 
 def keep(kept: dict[K, Tensor], key: K, compute: Callable[[], Tensor]) -> Tensor:

@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.exact import BOUND, assert_equal
 from zoo import CompressedAttention, Compressor, EntryIndexer, RMSNorm, RoPE
-from zoo.core.cache import Cache, NoCache
-from zoo.core.forward_context import prepare_forward
+from zoo.core.cache import Cache, NoCache, prepare_forward
 from zoo.core.ops import entry_attention as forms
 from zoo.core.ops.indexing import NOT_CHOSEN
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tests.exact import assert_equal
 from zoo import Compressor, EntryIndexer, RMSNorm, RoPE
 from zoo.blocks.compressor import _Compressor
-from zoo.core.cache import Cache, NoCache
-from zoo.core.forward_context import block_count, blocks_of, prepare_forward
+from zoo.core.cache import Cache, NoCache, prepare_forward
+from zoo.core.forward_context import block_count, blocks_of
 from zoo.core.ops.block_pooling import Pooled, nothing
 from zoo.costs import CacheSpec, Window
 

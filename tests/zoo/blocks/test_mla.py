@@ -13,8 +13,8 @@ from torch import nn
 
 from tests.exact import assert_equal
 from zoo import MLA, NoPE, RMSNorm, RoPE, YarnScaling
-from zoo.core.cache import Cache, NoCache
-from zoo.core.forward_context import prepare_forward, visible
+from zoo.core.cache import Cache, NoCache, prepare_forward
+from zoo.core.forward_context import visible
 from zoo.core.ops import latent_attention
 from zoo.costs import Full
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.core import inductor
+from zoo.core import inductor, kernels
 from zoo.core.float32 import upcast, upcast_dtype
 from zoo.core.forward_context import Mask, ReachMask, causal, visible
 from zoo.core.kernels import is_replaced
@@ -196,7 +196,8 @@ def _like_prefill(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
 
 
 def _takes_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
-    if not is_replaced("attention prefill", q.dtype) or (mask is not None and mask.ndim == 4):
+    choices = kernels.current or kernels.active()
+    if ("attention prefill", q.dtype) not in choices.replaced or (mask is not None and mask.ndim == 4):
         return False
     multiply_adds = q.numel() // max(q.shape[0], 1) * k.shape[2]
     return multiply_adds >= MIN_MULTIPLY_ADDS and has_flash_kernel(q) and _allows_kernels(q, k, v)
