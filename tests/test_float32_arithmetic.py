@@ -29,7 +29,7 @@ PLACES = {
     ("zoo.blocks.kimi_delta_attention", "upcast"): "kimi-linear-48b-a3b",
     ("zoo.core.ops.recurrence", "upcast_dtype"): "qwen3-next-80b-a3b",
     ("zoo.core.ops.causal_conv", "upcast_dtype"): "qwen3-next-80b-a3b",
-    ("zoo.core.forward_context", "upcast_dtype"): "llama3-8b",
+    ("zoo.core.cache", "upcast_dtype"): "llama3-8b",
     ("zoo.core.ops.attention", "upcast_dtype"): "gemma2-2b",
     ("zoo.blocks.compressor", "upcast_dtype"): "deepseek-v4-flash-284b",
     ("zoo.blocks.hyper_connections", "upcast_dtype"): "deepseek-v4-flash-284b",
@@ -37,7 +37,7 @@ PLACES = {
 
 
 def test_every_place_is_listed_or_needs_no_float64_here() -> None:
-    """Caches hand states on to the recurrences; others only decide dtypes of kernels for narrower models."""
+    """Others only decide dtypes of kernels for narrower models."""
     users = {
         (module, name)
         for module, loaded in sys.modules.items()
@@ -46,7 +46,6 @@ def test_every_place_is_listed_or_needs_no_float64_here() -> None:
         if getattr(loaded, name, None) is getattr(float32, name)
     }
     elsewhere = {
-        ("zoo.core.cache", "upcast_dtype"),  # tests/zoo/core/test_cache.py: cached equals uncached
         ("zoo.core.ops.flash", "upcast_dtype"),  # gradients of attention, in tests/test_gradients.py
         ("zoo.core.ops.linear", "upcast_dtype"),  # compiled decode
         ("zoo.core.ops.indexing", "upcast_dtype"),  # choices
