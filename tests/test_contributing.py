@@ -261,10 +261,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.feed_forward import Apply, LinearFeedForward
+from zoo.blocks.glu import LinearFeedForward
 from zoo.blocks.routers import Router, record
 from zoo.core.float32 import upcast
-from zoo.core.top_k import top_k
+from zoo.core.ops.experts import Apply
+from zoo.core.ops.top_k import top_k
 
 
 @dataclass(frozen=True)

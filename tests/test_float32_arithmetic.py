@@ -21,23 +21,23 @@ def _to_float32(x: Tensor) -> Tensor:
 
 # Functions that keep float64, where they are used -> a model whose logits they reach.
 PLACES = {
-    ("zoo.blocks.norms", "upcast"): "llama3-8b",
+    ("zoo.blocks.norms", "upcast_dtype"): "llama3-8b",
     ("zoo.blocks.routers", "upcast"): "qwen3-30b-a3b",
     ("zoo.blocks.hash_router", "upcast"): "deepseek-v4-flash-284b",
     ("zoo.blocks.mamba2", "upcast"): "granite4-h-tiny",
     ("zoo.blocks.gated_delta_net", "upcast"): "qwen3-next-80b-a3b",
     ("zoo.blocks.kimi_delta_attention", "upcast"): "kimi-linear-48b-a3b",
-    ("zoo.core.recurrence", "upcast_dtype"): "qwen3-next-80b-a3b",
-    ("zoo.core.causal_conv", "upcast_dtype"): "qwen3-next-80b-a3b",
-    ("zoo.core.forward_context", "upcast_dtype"): "llama3-8b",
-    ("zoo.core.attention", "upcast_dtype"): "gemma2-2b",
+    ("zoo.core.ops.recurrence", "upcast_dtype"): "qwen3-next-80b-a3b",
+    ("zoo.core.ops.causal_conv", "upcast_dtype"): "qwen3-next-80b-a3b",
+    ("zoo.core.cache", "upcast_dtype"): "llama3-8b",
+    ("zoo.core.ops.attention", "upcast_dtype"): "gemma2-2b",
     ("zoo.blocks.compressor", "upcast_dtype"): "deepseek-v4-flash-284b",
     ("zoo.blocks.hyper_connections", "upcast_dtype"): "deepseek-v4-flash-284b",
 }
 
 
 def test_every_place_is_listed_or_needs_no_float64_here() -> None:
-    """Caches hand states on to the recurrences; others only decide dtypes of kernels for narrower models."""
+    """Others only decide dtypes of kernels for narrower models."""
     users = {
         (module, name)
         for module, loaded in sys.modules.items()
@@ -46,11 +46,10 @@ def test_every_place_is_listed_or_needs_no_float64_here() -> None:
         if getattr(loaded, name, None) is getattr(float32, name)
     }
     elsewhere = {
-        ("zoo.core.cache", "upcast_dtype"),  # tests/zoo/core/test_cache.py: cached equals uncached
-        ("zoo.core.flash", "upcast_dtype"),  # gradients of attention, in tests/test_gradients.py
-        ("zoo.core.linear", "upcast_dtype"),  # compiled decode
-        ("zoo.core.indexing", "upcast_dtype"),  # choices
-        ("zoo.core.attention", "upcast"),  # a kernel for narrower dtypes
+        ("zoo.core.ops.flash", "upcast_dtype"),  # gradients of attention, in tests/test_gradients.py
+        ("zoo.core.ops.linear", "upcast_dtype"),  # compiled decode
+        ("zoo.core.ops.indexing", "upcast_dtype"),  # choices
+        ("zoo.core.ops.attention", "upcast"),  # a kernel for narrower dtypes
         ("zoo.training.losses", "upcast"),  # tests/zoo/training/test_losses.py
     }
     assert users - elsewhere == PLACES.keys() - elsewhere

@@ -136,7 +136,9 @@ def load(
 
 def open_source(source: str | Path, revision: str | None = None, offline: bool = False) -> Source:
     """The source of this name, downloaded if need be. Raises NotAvailable where it cannot be had."""
-    path = locate(source, revision, offline)
+    path = Path(source)
+    if revision is not None or not path.exists():
+        path = locate(source, revision, offline)
     if path.is_dir():
         return HFFolder(path)
     if path.is_file() and path.suffix == ".gguf":

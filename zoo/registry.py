@@ -50,11 +50,13 @@ class Spec(ABC):
     role: ClassVar[str] = ""
     aliases: ClassVar[Mapping[str, Alias]] = {}  # names of forms of this kind: MHA and MQA are forms of GQA
     divides: ClassVar[Mapping[str, Divide]] = {}  # fields whose units ranks divide among them (zoo.sharding)
+    keeps_hash: ClassVar[bool] = True  # computed once; False for specs of a few numbers, whose hash is cheap
     toy: ClassVar[Mapping[str, Any]] = {}  # field -> largest value in tiny models, where not zoo.swaps.tiny's
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.__hash__ = Spec.__hash__  # type: ignore[method-assign]  # a dataclass would have one that keeps nothing
+        if cls.keeps_hash:
+            cls.__hash__ = Spec.__hash__  # type: ignore[method-assign]  # a dataclass would have one that keeps nothing
         unsaid = sorted(name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False))
         if unsaid and not abstract:
             raise TypeError(f"{cls.__name__} must define {', '.join(unsaid)}")

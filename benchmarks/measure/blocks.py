@@ -47,9 +47,9 @@ from zoo.blocks import (
     SwiGLU,
 )
 from zoo.blocks.layer import PLACEMENTS
-from zoo.core.cache import Cache
+from zoo.core.cache import Cache, prepare_forward
 from zoo.core.devices import allocating
-from zoo.core.forward_context import ForwardContext, prepare_forward
+from zoo.core.forward_context import ForwardContext
 from zoo.costs import CacheSpec, whole
 from zoo.errors import UsageError
 from zoo.model.initialisation import initialise

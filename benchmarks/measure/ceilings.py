@@ -14,7 +14,7 @@ from benchmarks.analytic.roofline import Device
 from benchmarks.measure.timing import Agree, Clock, Samples, Task, each_for_itself, measure
 from benchmarks.output.report import Row
 from zoo.core.devices import free_memory
-from zoo.core.linear import linear
+from zoo.core.ops.linear import linear
 from zoo.units import dtype_name
 
 BUFFER_BYTES = 2**30  # read by each kernel, where there is room

@@ -21,10 +21,10 @@ from benchmarks.measure.runners import TOLERANCE
 from benchmarks.measure.timing import Samples, Task, measure
 from benchmarks.output.progress import progress
 from zoo.blocks.mla import MLA
-from zoo.core.attention import attention
 from zoo.core.cache import Cache
 from zoo.core.devices import free_memory
 from zoo.core.forward_context import ForwardContext, LayerCache
+from zoo.core.ops.attention import attention
 from zoo.costs import Breakdown, CacheSpec, linear_flops
 from zoo.units import dtype_name, format_bytes
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from benchmarks.measure.timing import Task
 from weights.reference.model import removed_after
 from zoo.blocks import MoE
-from zoo.core.linear import ONEDNN, linear
+from zoo.core.ops.linear import ONEDNN, linear
 from zoo.model.module import Model
 
 

@@ -20,11 +20,11 @@ from benchmarks.measure.timing import Samples, Task, measure
 from benchmarks.output.progress import progress
 from zoo.blocks.mla import MLA
 from zoo.blocks.sparse_mla import SparseMLA
-from zoo.core.attention import attention
 from zoo.core.cache import Cache
-from zoo.core.indexing import choose_keys, sees
-from zoo.core.linear import per_head
-from zoo.core.sparse_attention import sparse_attention
+from zoo.core.ops.attention import attention
+from zoo.core.ops.indexing import choose_keys, sees
+from zoo.core.ops.linear import per_head
+from zoo.core.ops.sparse_attention import sparse_attention
 from zoo.costs import linear_flops
 from zoo.model.compile import compile_function
 from zoo.units import dtype_name

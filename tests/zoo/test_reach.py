@@ -18,9 +18,9 @@ from benchmarks.gallery.files import STATIC
 from tests.exact import assert_equal, differs
 from tests.models import has_compiler, randomised, tokens_of
 from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, pre
-from zoo.core.attention import attention
-from zoo.core.cache import Cache
-from zoo.core.forward_context import ReachMask, prepare_forward_at, visible
+from zoo.core.cache import Cache, prepare_forward_at
+from zoo.core.forward_context import ReachMask, visible
+from zoo.core.ops.attention import attention
 from zoo.costs import Full, Reach, Window, reach_of
 from zoo.diagram import svg
 from zoo.errors import SpecError

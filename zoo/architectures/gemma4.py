@@ -32,8 +32,7 @@ from zoo.blocks import (
 )
 from zoo.hf.checkpoint_layout import GLU_NAMES, Rearranged, Rename, Skipped
 from zoo.hf.config import About, Config, ModelType, Size, layer_types, reads
-from zoo.hf.fields import MAX_INTEGER, Fields
-from zoo.hf.inert_fields import alike
+from zoo.hf.fields import MAX_INTEGER, Fields, alike
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
 from zoo.model.decoder import Decoder
 

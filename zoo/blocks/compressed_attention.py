@@ -3,7 +3,7 @@ compressed sparse attention, CSA."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from zoo.blocks.compressor import Compressor
 from zoo.blocks.norms import Norm
 from zoo.blocks.positions import Position
-from zoo.core.attention import attention
-from zoo.core.entry_attention import dense_entry_pairs, entry_attention
 from zoo.core.forward_context import ForwardContext, LayerCache
-from zoo.core.linear import Linear, per_head
+from zoo.core.ops.attention import attention
+from zoo.core.ops.entry_attention import chooses_all_entries, dense_entry_pairs, entry_attention
+from zoo.core.ops.linear import Linear, per_head
 from zoo.costs import Breakdown, CacheSpec, Full, Reach, Window, entry_pairs, linear_flops, linear_params
 from zoo.registry import Mixer, Spec
 from zoo.sharding import Cuts, Divide
@@ -216,9 +216,8 @@ class _CompressedAttention(nn.Module):
         every, so_far = self.compressor.spec.every, ctx.views[cache.geometry].so_far
         entries, index = self.compressor(x, ctx, cache), None
         if self.indexer is not None:
-            is_known = so_far is not None and not torch.compiler.is_compiling()
-            few = is_known and len(cast(Tensor, so_far)) // every <= self.indexer.spec.k
-            index = self.indexer(x, q_latent, ctx, cache, used=not few)
+            is_all = chooses_all_entries(so_far, every, self.indexer.spec.k)
+            index = self.indexer(x, q_latent, ctx, cache, used=not is_all)
         scale = self.spec.head_dim**-0.5
         return entry_attention(q, keys, entries, mask, ctx.positions, so_far, every, scale, self.sinks, index)
 

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from zoo.blocks.norms import Norm
 from zoo.blocks.positions import Position, Table
-from zoo.core.block_pooling import Pooled, pooled
-from zoo.core.entry_attention import dense_index_pairs
 from zoo.core.float32 import upcast_dtype
 from zoo.core.forward_context import ForwardContext, LayerCache, blocks_of
-from zoo.core.indexing import Index, sees_all
-from zoo.core.linear import Linear
+from zoo.core.ops.block_pooling import Pooled, pooled
+from zoo.core.ops.entry_attention import dense_index_pairs
+from zoo.core.ops.indexing import Index, sees_all
+from zoo.core.ops.linear import Linear
 from zoo.costs import Breakdown, Entries, State, entry_pairs, linear_flops, linear_params
 from zoo.registry import Spec
 

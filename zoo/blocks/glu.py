@@ -1,4 +1,4 @@
-"""The dense feed-forward block: a gated linear unit (Shazeer 2020)."""
+"""Dense feed-forward blocks of linear layers, and the gated linear unit (Shazeer 2020)."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -6,13 +6,60 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo.blocks.feed_forward import Apply, LinearFeedForward
+from zoo.blocks.feed_forward import FeedForward
+from zoo.core.forward_context import ForwardContext
+from zoo.core.ops.experts import Apply
+from zoo.core.ops.linear import Linear
+from zoo.costs import linear_flops, linear_params
 from zoo.registry import Spec
-from zoo.sharding import Divide
+from zoo.sharding import Cuts, Divide
 
-__all__ = ["GLU", "Activation", "ClampedSwiGLU", "GeGLU", "SwiGLU"]
+__all__ = ["GLU", "Activation", "ClampedSwiGLU", "GeGLU", "LinearFeedForward", "SwiGLU"]
+
+
+class LinearFeedForward(FeedForward, abstract=True):
+    """Linear maps, and how they are combined. It says both once, and is built dense or, in a mixture, with the matrices
+    of all experts stacked."""
+
+    bias: bool
+
+    @abstractmethod
+    def linears(self, dim: int) -> tuple[tuple[str, int, int], ...]:
+        """(name, inputs, outputs) of each linear map; the last one's product is the output."""
+
+    @abstractmethod
+    def combine(self, apply: Apply, x: Tensor) -> Tensor:
+        """x (..., dim) -> (..., dim), with `apply(name, x)` for the linear map of that name."""
+
+    def build(self, dim: int) -> nn.Module:
+        return _LinearFeedForward(self, dim)
+
+    def cuts(self) -> Cuts:
+        """Divided by the hidden width, where a kind says so: the last map by its inputs, the others by outputs."""
+        if "hidden" not in self.divides:
+            return {}
+        *names, last = (name for name, _, _ in self.linears(1))
+        return {**{name: self.cut("hidden") for name in names}, last: self.cut("hidden", 1)}
+
+    def params(self, dim: int) -> int:
+        return sum(linear_params(fan_in, fan_out, self.bias) for _, fan_in, fan_out in self.linears(dim))
+
+    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        return sum(linear_flops(new, fan_in, fan_out) for _, fan_in, fan_out in self.linears(dim))
+
+
+class _LinearFeedForward(nn.Module):
+    def __init__(self, spec: LinearFeedForward, dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        for name, fan_in, fan_out in spec.linears(dim):
+            self.add_module(name, Linear(fan_in, fan_out, spec.bias))
+            self.residual_outputs = (name,)  # the last: the matrix whose product is the output
+
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
+        return self.spec.combine(lambda name, x: getattr(self, name)(x), x)
 
 
 class Activation(Spec, abstract=True):

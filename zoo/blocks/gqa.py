@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from zoo.blocks.norms import Norm
 from zoo.blocks.positions import Position, Temperature
-from zoo.core.attention import attention
 from zoo.core.collectives import Group
 from zoo.core.forward_context import ForwardContext, LayerCache, Mask
-from zoo.core.linear import Linear
+from zoo.core.ops.attention import attention
+from zoo.core.ops.linear import Linear
 from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, Window, linear_flops, linear_params
 from zoo.registry import Alias, Mixer, Spec
 from zoo.sharding import Cuts, Divide, Exchange, Rank

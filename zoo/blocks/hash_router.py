@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from zoo.blocks.routers import LinearRouter, Router, record
 from zoo.core.float32 import Float32Parameters, empty, upcast
 from zoo.core.forward_context import ForwardContext
-from zoo.core.linear import linear
-from zoo.core.top_k import top_k
+from zoo.core.ops.linear import linear
+from zoo.core.ops.top_k import top_k
 from zoo.costs import linear_params
 from zoo.errors import UsageError
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from zoo.blocks.layer import PLACEMENTS, Placement, ResidualBranch
 from zoo.blocks.norms import Norm
 from zoo.core.float32 import Float32Parameters, empty, upcast_dtype
-from zoo.core.linear import linear
-from zoo.core.sinkhorn import doubly_stochastic
+from zoo.core.ops.linear import linear
+from zoo.core.ops.sinkhorn import doubly_stochastic
 from zoo.costs import Breakdown, linear_flops, linear_params, sum_breakdowns
 from zoo.registry import Block, Spec
 

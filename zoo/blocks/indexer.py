@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from zoo.blocks.norms import Norm
 from zoo.blocks.positions import Position
 from zoo.core.forward_context import ForwardContext
-from zoo.core.indexing import Index, query_blocks, sees_all
-from zoo.core.linear import Linear
+from zoo.core.ops.indexing import Index, query_blocks, sees_all
+from zoo.core.ops.linear import Linear
 from zoo.costs import linear_flops, linear_params
 from zoo.registry import Spec
 

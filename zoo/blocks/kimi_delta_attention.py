@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.norms import Norm
-from zoo.core.causal_conv import CausalConv
 from zoo.core.float32 import upcast
 from zoo.core.forward_context import ForwardContext, LayerCache
-from zoo.core.linear import Linear
-from zoo.core.recurrence import (
+from zoo.core.ops.causal_conv import CausalConv
+from zoo.core.ops.linear import Linear
+from zoo.core.ops.recurrence import (
     gated_delta_flops,
     gated_delta_rule,
     initial_decay_rates,
@@ -68,7 +68,7 @@ class KDA(Mixer):
         return {"attn": projections + own, "norm": self.norm.params(self.head_dim)}
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        """`scores` are the recurrence's (zoo.core.recurrence)."""
+        """`scores` are the recurrence's (zoo.core.ops.recurrence)."""
         projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
         sizes = self.heads, self.heads, self.head_dim, self.head_dim
         return {

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -11,7 +11,7 @@ from zoo.blocks.layer_scale import LayerScale
 from zoo.blocks.norms import Norm
 from zoo.blocks.per_layer import LayerInput
 from zoo.blocks.routers import Router
-from zoo.core.forward_context import ForwardContext, LayerCache
+from zoo.core.forward_context import ForwardContext, LayerCache, RouterOutput
 from zoo.costs import Breakdown, CacheSpec, sum_breakdowns
 from zoo.registry import Block, Mixer, Spec
 
@@ -259,6 +259,26 @@ class Layer(Composite):
     def describe(self) -> str:
         parts = [branch.describe() for _, branch in self.branches()]
         return "; ".join([*parts, self.output_scale.describe()] if self.output_scale else parts)
+
+
+class LayerOutput(NamedTuple):
+    """The output x (b, t, dim) of a layer, the outputs of its routers, and tensors for later layers by name. The last
+    two are None where the context asks for none."""
+
+    x: Tensor
+    routing: list[RouterOutput] | None
+    handed_on: dict[Hashable, Any] | None
+
+
+def run_layer(layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> LayerOutput:
+    """Runs a layer on x (b, t, dim): eager or compiled, recorded or not.
+
+    What the layer collects is made and returned in this call. A list that grew from layer to layer would be compiled
+    for each length of it, and a layer that is computed again for the backward pass would add to it twice.
+    """
+    if ctx.routing is not None or ctx.handed_on is not None:
+        ctx = ctx.collecting()
+    return LayerOutput(layer(x, ctx, cache), ctx.routing, ctx.handed_on)
 
 
 class _Layer(nn.Module):

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.core.causal_conv import CausalConv
 from zoo.core.collectives import Group, mean_over_ranks
 from zoo.core.float32 import upcast
 from zoo.core.forward_context import ForwardContext, LayerCache
-from zoo.core.linear import Linear
-from zoo.core.recurrence import initial_decay_rates, initial_time_steps, state_space, state_space_flops
+from zoo.core.ops.causal_conv import CausalConv
+from zoo.core.ops.linear import Linear
+from zoo.core.ops.recurrence import initial_decay_rates, initial_time_steps, state_space, state_space_flops
 from zoo.costs import Breakdown, CacheSpec, State, linear_flops, linear_params
 from zoo.registry import Mixer
 from zoo.sharding import Cut, Cuts, Divide, Exchange
@@ -70,7 +70,7 @@ class Mamba2(Mixer):
         return {"attn": projections + own, "norm": self.width}
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        """`scores` are the recurrence's (zoo.core.recurrence)."""
+        """`scores` are the recurrence's (zoo.core.ops.recurrence)."""
         projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
         scores = state_space_flops(new, self.groups, self.heads, self.state, self.head_dim, causal)
         return {"projections": projections, "scores": scores}

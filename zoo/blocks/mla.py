@@ -1,9 +1,7 @@
 """Multi-head latent attention (DeepSeek-V2, section 2.1): the cache keeps one compressed latent per token."""
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -12,9 +10,9 @@ from torch import Tensor, nn
 
 from zoo.blocks.norms import Norm
 from zoo.blocks.positions import Position, Temperature
-from zoo.core.attention import attention
 from zoo.core.forward_context import ForwardContext, LayerCache
-from zoo.core.linear import Linear, per_head
+from zoo.core.ops.latent_attention import absorbing_is_cheaper, expand, latent_attention
+from zoo.core.ops.linear import Linear
 from zoo.costs import Breakdown, CacheSpec, Full, linear_flops, linear_params
 from zoo.registry import Mixer, Spec
 from zoo.sharding import Cuts, Divide
@@ -149,49 +147,10 @@ class MLAModule(nn.Module):
         return torch.cat([self.kv_norm(compressed), k_rope], dim=-1)
 
     def attend(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
-        """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v), in the cheaper form."""
-        new = q_nope.shape[2]
-        form = self._absorbed if self.spec.absorbs(latent.shape[2] - new, new) else self._expanded
-        return form(q_nope, q_rope, latent, mask)
-
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
-        """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v), attending over the latents."""
-        # The values keep the rotary columns: a kernel that needs keys and values of one width copies neither.
-        attend = partial(attention, k=latent, v=latent, mask=mask, scale=self.scale)
-        return absorbed(q_nope, q_rope, self.kv_up.weight.unflatten(0, (self.spec.heads, -1)), attend)
-
-    def _expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
-        """The same, attending over keys and values expanded from the latents."""
-        return attention(torch.cat([q_nope, q_rope], dim=-1), *self.expand(latent), mask, self.scale)
+        """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v)."""
+        up = self.kv_up.weight.unflatten(0, (self.spec.heads, -1))
+        return latent_attention(q_nope, q_rope, latent, up, mask, self.scale, self.kv_up)
 
     def expand(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 1, s, r + rope_dim) -> keys and values of all heads, (b, h, s, nope_dim + rope_dim) and (b, h, s, v)."""
         return expand(latent, self.kv_up, self.spec.heads, self.spec.kv_rank, self.spec.nope_dim)
-
-
-def absorbing_is_cheaper(past: int, new: int, kv_rank: int, expanded_width: int) -> bool:
-    """Whether `new` tokens after `past` take fewer FLOPs over latents than over keys and values that are expanded from
-    them, `expanded_width` = nope_dim + v_dim elements of each head. A single token always absorbs."""
-    expanding = past * kv_rank * expanded_width
-    wider = Full().pairs(past, new) * (2 * kv_rank - expanded_width)
-    return new == 1 or expanding > wider
-
-
-def absorbed(q_nope: Tensor, q_rope: Tensor, up: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-    """q (b, h, t, d) and up (h, nope_dim + v_dim, r) -> (b, h, t, v), with `up` folded into the queries and the output.
-    `attend` maps queries (b, h, t, r + rope_dim) to weighted latents, of which the first r elements count."""
-    nope_dim, kv_rank = q_nope.shape[3], up.shape[2]
-    k_up, v_up = up.split([nope_dim, up.shape[1] - nope_dim], dim=1)
-    q = torch.cat([per_head(q_nope, k_up.transpose(1, 2)), q_rope], dim=-1)
-    return per_head(attend(q)[..., :kv_rank], v_up)
-
-
-def expand(
-    latent: Tensor, kv_up: Callable[[Tensor], Tensor], heads: int, kv_rank: int, nope_dim: int
-) -> tuple[Tensor, Tensor]:
-    """Latents (b, 1, s, r + rope_dim), with `kv_up` mapping (b, s, r) to (b, s, h * (nope_dim + v)) -> keys and values
-    of all heads, (b, h, s, nope_dim + rope_dim) and (b, h, s, v)."""
-    compressed, k_rope = latent.split([kv_rank, latent.shape[3] - kv_rank], dim=-1)
-    kv = kv_up(compressed.squeeze(1)).unflatten(-1, (heads, -1)).transpose(1, 2)
-    k_nope, v = kv.split([nope_dim, kv.shape[3] - nope_dim], dim=-1)
-    return torch.cat([k_nope, k_rope.expand(-1, heads, -1, -1)], dim=-1), v

@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.blocks.feed_forward import Apply, LinearFeedForward
+from zoo.blocks.glu import LinearFeedForward
+from zoo.core.ops.experts import Apply
 from zoo.registry import Spec
 from zoo.sharding import Divide
 

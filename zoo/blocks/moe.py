@@ -1,6 +1,5 @@
 """Mixture of experts: many feed-forward blocks, of which each token visits a few (Shazeer et al. 2017)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
@@ -8,13 +7,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.experts import expert_linear, gathered_linear, grouped_linear
-from zoo.blocks.feed_forward import FeedForward, LinearFeedForward
-from zoo.blocks.glu import GLU
-from zoo.blocks.routed_glu import allows_routed_glu, routed_glu
+from zoo.blocks.feed_forward import FeedForward
+from zoo.blocks.glu import GLU, LinearFeedForward
 from zoo.blocks.routers import Router
 from zoo.core.forward_context import ForwardContext
-from zoo.core.linear import Linear, is_single_token, use_gemv
+from zoo.core.ops.experts import Linears, expert_outputs, mixture, separate_mixture
+from zoo.core.ops.linear import Linear
 from zoo.costs import Breakdown, linear_flops, linear_params
 from zoo.sharding import Cut, Cuts, FirstRankOnly, Rank, prefixed
 
@@ -145,7 +143,7 @@ class StackedExperts(nn.Module):
     def __init__(self, spec: MoE, dim: int) -> None:
         super().__init__()
         assert isinstance(spec.expert, LinearFeedForward)
-        self.spec, self.count, self.scales_input = spec.expert, spec.experts, spec.router.scales_input
+        self.spec, self.scales_input = spec.expert, spec.router.scales_input
         for name, fan_in, fan_out in spec.expert.linears(dim):
             self.register_parameter(name, nn.Parameter(torch.empty(spec.experts, fan_out, fan_in)))
             bias = nn.Parameter(torch.empty(spec.experts, fan_out)) if spec.expert.bias else None
@@ -154,71 +152,31 @@ class StackedExperts(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """x (b, t, dim), weights (b, t, k), expert ids (b, t, k) -> the weighted sum of the chosen (b, t, dim)."""
-        if type(self.spec) is GLU and not self.scales_input:
-            matrices = *self._stacked("gate"), *self._stacked("up"), *self._stacked("down")
-            parameters = *matrices[::2], *matrices[1::2]
-            if allows_routed_glu(x, weights, *parameters):
-                return routed_glu(self.spec.act.join, x, weights, chosen, *parameters)
-        if self.scales_input:
-            return self.outputs(x, chosen, weights).sum(-2)
-        return (self.outputs(x, chosen) * weights[..., None]).sum(-2)
+        join = self.spec.act.join if type(self.spec) is GLU else None
+        return mixture(x, weights, chosen, self._linears(), self.spec.combine, join, self.scales_input)
 
-    def _stacked(self, name: str) -> tuple[Tensor, Tensor | None]:
-        """The matrices of a linear map, and its biases."""
-        return getattr(self, name), getattr(self, f"{name}_bias")
+    def outputs(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """x (b, t, dim), expert ids (b, t, k) -> the output of each chosen expert (b, t, k, dim)."""
+        return expert_outputs(x, chosen, self._linears(), self.spec.combine)
 
-    def outputs(self, x: Tensor, chosen: Tensor, factors: Tensor | None = None) -> Tensor:
-        """x (b, t, dim), expert ids (b, t, k) -> the output of each chosen expert (b, t, k, dim); with `factors`
-        (b, t, k), of x times each."""
-        first = self._stacked(self.spec.linears(1)[0][0])[0]
-        if use_gemv(x, first) or (x.device.type == "cuda" and is_single_token(x)):
-            rows = x.unsqueeze(-2)
-            return self._each(
-                rows if factors is None else rows * factors[..., None],
-                lambda x, weight, bias: gathered_linear(x, chosen, weight, bias),
-            )
-        # Tokens are sorted by expert: each expert reads its matrices once and multiplies one contiguous block.
-        ids = chosen.flatten()
-        order = ids.argsort(stable=True)
-        counts = torch.zeros(self.count, dtype=torch.long, device=ids.device)
-        counts.scatter_add_(0, ids, torch.ones_like(ids))
-        tokens = x.flatten(0, -2)[order // chosen.shape[-1]]
-        if factors is not None:
-            tokens = tokens * factors.flatten()[order][:, None]
-        if torch.compiler.is_compiling() or x.device.type == "cuda" or torch.is_grad_enabled():
-            done = self._each(tokens, lambda x, weight, bias: grouped_linear(x, counts, weight, bias))
-        else:  # one expert after the other: its intermediate activations stay in the processor's caches
-            blocks = enumerate(tokens.split(counts.tolist()))
-            done = torch.cat([self._each(block, partial(expert_linear, e)) for e, block in blocks if len(block)])
-        return torch.empty_like(done).index_copy_(0, order, done).view(*chosen.shape, -1)
-
-    def _each(self, x: Tensor, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
-        return self.spec.combine(lambda name, x: linear(x, *self._stacked(name)), x)
+    def _linears(self) -> Linears:
+        return {name: (getattr(self, name), getattr(self, f"{name}_bias")) for name, *_ in self.spec.linears(1)}
 
 
 class _ExpertModules(nn.ModuleList):
-    """Experts whose parameters are not those of linear maps alone: one module each, one after the other."""
+    """Experts whose parameters are not those of linear layers alone: one module each."""
 
     def __init__(self, spec: MoE, dim: int) -> None:
         super().__init__(spec.expert.build(dim) for _ in range(spec.experts))
         self.scales_input = spec.router.scales_input
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """As `StackedExperts`. Compiled, each expert computes every token: how many come to it is unknown."""
-        tokens, ids, factors = x.flatten(0, -2), chosen.flatten(0, -2), weights.flatten(0, -2)
-        out = torch.zeros_like(tokens)
-        for e, expert in enumerate(self):
-            factor = torch.where(ids == e, factors, 0).sum(-1, keepdim=True)  # (n, 1), 0 where it is not chosen
-            visits = (ids == e).any(-1, keepdim=True)
-            if torch.compiler.is_compiling():
-                out = out + torch.where(visits, self._output(expert, tokens, factor), 0)
-            else:
-                rows = visits.squeeze(-1).nonzero().squeeze(-1)
-                if len(rows):
-                    out = out.index_add(0, rows, self._output(expert, tokens[rows], factor[rows]))
-        return out.view_as(x)
+        """As `StackedExperts`."""
+        experts = [partial(_one_sequence, expert) for expert in self]
+        return separate_mixture(x, weights, chosen, experts, self.scales_input)
 
-    def _output(self, expert: nn.Module, x: Tensor, factor: Tensor) -> Tensor:
-        """x (n, dim), the router's weights (n, 1) -> (n, dim)"""
-        y: Tensor = expert((x * factor if self.scales_input else x).unsqueeze(0)).squeeze(0)
-        return y if self.scales_input else y * factor
+
+def _one_sequence(expert: nn.Module, x: Tensor) -> Tensor:
+    """x (n, dim) -> (n, dim), as one sequence of n tokens."""
+    y: Tensor = expert(x.unsqueeze(0)).squeeze(0)
+    return y

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.core.collectives import Group, mean_over_ranks
-from zoo.core.float32 import upcast
+from zoo.core.float32 import upcast_dtype
 from zoo.costs import Breakdown
 from zoo.registry import Block
 
@@ -67,12 +67,12 @@ class _RMSNorm(nn.Module):
         self.identity = {"weight": 0.0 if spec.unit_offset else 1.0}
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = self.normed(upcast(x))
+        normed = self.normed(x.to(upcast_dtype(x.dtype)))
         if self.weight is None:
             return normed.to(x.dtype)
         if not self.spec.scale_in_fp32:
             normed = normed.to(x.dtype)
-        weight = upcast(self.weight) + 1.0 if self.spec.unit_offset else self.weight
+        weight = self.weight.to(upcast_dtype(self.weight.dtype)) + 1.0 if self.spec.unit_offset else self.weight
         return (normed * weight).to(x.dtype)
 
     def normed(self, x: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class _LayerNorm(nn.Module):
 
 class _LayerNormOverRanks(_LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
-        wide = upcast(x)
+        wide = x.to(upcast_dtype(x.dtype))
         centred = wide - mean_over_ranks(wide.mean(-1, keepdim=True), self.group)
         variance = mean_over_ranks(centred.square().mean(-1, keepdim=True), self.group)
         y = centred * torch.rsqrt(variance + self.spec.eps) * self.weight

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.blocks.glu import Activation, GeGLU
 from zoo.blocks.norms import Norm
 from zoo.core.forward_context import ForwardContext
-from zoo.core.linear import Linear
+from zoo.core.ops.linear import Linear
 from zoo.costs import Breakdown, linear_flops, linear_params
 from zoo.registry import Block, Spec
 

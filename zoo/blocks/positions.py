@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.blocks.rope_scaling import Scaling
+from zoo.core.forward_context import keep
 from zoo.costs import Breakdown
 from zoo.registry import Block, Spec
 from zoo.units import format_count
@@ -34,6 +35,7 @@ class Position(Spec, abstract=True):
     """A position encoding: a table computed once per forward pass, applied to queries and keys."""
 
     role = "rope"
+    keeps_hash = False
 
     @abstractmethod
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
@@ -226,12 +228,6 @@ _KEPT: dict[tuple[RoPE, int, torch.device, torch.dtype], Tensor] = {}
 
 
 def _frequencies(rope: RoPE, rotated: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`rope.frequencies(rotated, dtype)`, computed once. A tensor made while a compiler or torch.export traces holds no
-    values, and is not kept."""
-    frequencies = _KEPT.get((rope, rotated, device, dtype))
-    if frequencies is None:
-        with torch.inference_mode(False):  # so that later passes with gradients can use them
-            frequencies = rope.frequencies(rotated, dtype).to(device)
-        if type(frequencies) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference(frequencies):
-            _KEPT[rope, rotated, device, dtype] = frequencies
-    return frequencies
+    """Returns `rope.frequencies(rotated, dtype)`, which is computed once."""
+    key = rope, rotated, device, dtype
+    return _KEPT[key] if key in _KEPT else keep(_KEPT, key, lambda: rope.frequencies(rotated, dtype).to(device))

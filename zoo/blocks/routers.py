@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from zoo.blocks.norms import Norm
 from zoo.core.float32 import Float32Parameters, empty, upcast
 from zoo.core.forward_context import ForwardContext, RouterOutput
-from zoo.core.linear import linear
-from zoo.core.top_k import top_k
+from zoo.core.ops.linear import linear
+from zoo.core.ops.top_k import top_k
 from zoo.costs import linear_params
 from zoo.registry import Spec
 

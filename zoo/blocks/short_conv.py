@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from zoo.core.causal_conv import CausalConv
 from zoo.core.forward_context import ForwardContext, LayerCache
-from zoo.core.linear import Linear
+from zoo.core.ops.causal_conv import CausalConv
+from zoo.core.ops.linear import Linear
 from zoo.costs import Breakdown, CacheSpec, State, linear_flops, linear_params
 from zoo.registry import Mixer
 from zoo.sharding import Cut, Cuts, Divide

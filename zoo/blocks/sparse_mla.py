@@ -4,18 +4,13 @@ from collections.abc import Hashable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
-import torch
 from torch import Tensor, nn
-from torch.library import custom_op
 
 from zoo.blocks.indexer import Indexer
-from zoo.blocks.mla import MLA, MLAModule, absorbed, absorbing_is_cheaper, expand
-from zoo.core.attention import attention
-from zoo.core.flash import token_by_token
+from zoo.blocks.mla import MLA, MLAModule
 from zoo.core.forward_context import ForwardContext, LayerCache
-from zoo.core.indexing import choose_keys, sees, sees_all
-from zoo.core.linear import linear
-from zoo.core.sparse_attention import allows_operators, sparse_attention
+from zoo.core.ops.indexing import choose_keys, chooses_all, sees_all
+from zoo.core.ops.latent_attention import sparse_latent_attention
 from zoo.costs import Breakdown, CacheSpec, Reach, Window, linear_flops, sum_breakdowns
 
 __all__ = ["SparseMLA"]
@@ -116,7 +111,7 @@ class _SparseMLA(MLAModule):
             chosen = ctx.shared[self.spec.choice]
         else:
             latent, index_keys, mask = cache.append(ctx, self.compress(x, ctx), self.indexer.keys(x, ctx))
-            is_all = self._attends_to_all(x, latent, mask)
+            is_all = chooses_all(x.shape[1], latent.shape[2], self.spec.indexer.k, mask)
             index = self.indexer(x, q_latent, ctx, index_keys, used=not is_all)
             past = latent.shape[2] - x.shape[1]
             chosen = None if index is None else choose_keys(index, past, mask=mask)
@@ -124,69 +119,7 @@ class _SparseMLA(MLAModule):
         if chosen is None:
             out = self.attend(q_nope, q_rope, latent, mask)
         else:
-            out = self.attend_to_chosen(q_nope, q_rope, latent, mask, chosen)
+            up = self.kv_up.weight.unflatten(0, (self.spec.heads, -1))
+            under = partial(self.attend, q_nope, q_rope, latent)
+            out = sparse_latent_attention(q_nope, q_rope, latent, up, chosen, mask, self.scale, under)
         return self.o(out.transpose(1, 2).flatten(2))
-
-    def _attends_to_all(self, x: Tensor, latent: Tensor, mask: Tensor | None) -> bool:
-        """Whether no more tokens are stored than are chosen. False where compiled code does not know: a number of
-        tokens is known there with gradients and in a static cache, and is not for all lengths of one graph."""
-        is_known = mask is not None if x.shape[1] == 1 else torch.is_grad_enabled()
-        return (is_known or not torch.compiler.is_compiling()) and latent.shape[2] <= self.spec.indexer.k
-
-    def attend_to_chosen(
-        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None, chosen: Tensor
-    ) -> Tensor:
-        up = self.kv_up.weight.unflatten(0, (self.spec.heads, -1))
-        given = q_nope, q_rope, latent, up, chosen, mask, self.scale
-        if q_nope.shape[2] == 1:
-            return _over_chosen(*given)
-        if not torch.compiler.is_compiling():
-            if not torch.is_grad_enabled():
-                return _prefill(*given)
-        elif allows_operators(*given[:4]):
-            return _prefill_operator(*given)
-        return self.attend(q_nope, q_rope, latent, sees(chosen, latent.shape[2]))
-
-
-def _over_chosen(
-    q_nope: Tensor, q_rope: Tensor, latent: Tensor, up: Tensor, chosen: Tensor, mask: Tensor | None, scale: float
-) -> Tensor:
-    """q (b, h, t, d), latent (b, 1, s, r + rope_dim), up (h, nope_dim + v, r), chosen (b, t, k) -> (b, h, t, v)."""
-    attend = partial(sparse_attention, latent=latent, chosen=chosen, mask=mask, scale=scale, width=up.shape[2])
-    return absorbed(q_nope, q_rope, up, attend)
-
-
-def _prefill(
-    q_nope: Tensor, q_rope: Tensor, latent: Tensor, up: Tensor, chosen: Tensor, mask: Tensor | None, scale: float
-) -> Tensor:
-    """The same for several tokens. The first ones, which see at most k, attend to all in the cheaper form of MLA."""
-    new, past = q_nope.shape[2], latent.shape[2] - q_nope.shape[2]
-    first = sees_all(chosen.shape[2], past, new)
-    out = []
-    if first:
-        seen, seen_mask = latent[:, :, : past + first], None if mask is None else mask[:first, : past + first]
-        out.append(_over_all(q_nope[:, :, :first], q_rope[:, :, :first], seen, up, seen_mask, scale))
-    if first < new:
-        later = q_nope[:, :, first:], q_rope[:, :, first:], latent, up, chosen[:, first:], mask, scale
-        out.append(_over_chosen(*later))
-    return torch.cat(out, dim=2)
-
-
-def _over_all(q_nope: Tensor, q_rope: Tensor, latent: Tensor, up: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    (heads, new, nope_dim), kv_rank = q_nope.shape[1:], up.shape[2]
-    if absorbing_is_cheaper(latent.shape[2] - new, new, kv_rank, up.shape[1]):
-        return absorbed(q_nope, q_rope, up, partial(attention, k=latent, v=latent, mask=mask, scale=scale))
-    k, v = expand(latent, partial(linear, weight=up.flatten(0, 1)), heads, kv_rank, nope_dim)
-    return attention(torch.cat([q_nope, q_rope], dim=-1), k, v, mask, scale)
-
-
-@custom_op("zoo::sparse_mla_prefill", mutates_args=())
-def _prefill_operator(
-    q_nope: Tensor, q_rope: Tensor, latent: Tensor, up: Tensor, chosen: Tensor, mask: Tensor | None, scale: float
-) -> Tensor:
-    return token_by_token(_prefill(q_nope, q_rope, latent, up, chosen, mask, scale))
-
-
-@_prefill_operator.register_fake
-def _like_prefill(q_nope: Tensor, q_rope: Tensor, latent: Tensor, up: Tensor, *_: object) -> Tensor:
-    return token_by_token(q_nope.new_empty(*q_nope.shape[:3], up.shape[1] - q_nope.shape[3]))

@@ -4,16 +4,47 @@
 where there is no cache and returns its arguments, so that layers have no `if cache`.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from zoo.core.float32 import upcast_dtype
-from zoo.core.forward_context import CacheView, ForwardContext, ReachMask, visible
+from zoo.core.forward_context import CacheView, ForwardContext, LayerCache, ReachMask, visible
 from zoo.costs import CacheSpec
 from zoo.errors import CacheFullError, UsageError
+
+
+def prepare_forward(
+    past: int,
+    new: int,
+    tables: Iterable[tuple[Any, int]],
+    layer_caches: Iterable[LayerCache],
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> ForwardContext:
+    """The context of a forward pass of `new` tokens after `past`, for layers that look up the tables of these (spec,
+    width) pairs and keep their tokens in these `layer_caches`. Tables are in float32, or in float64 for a model of that
+    `dtype`."""
+    return prepare_forward_at(torch.arange(past, past + new, device=device), past, tables, layer_caches, dtype)
+
+
+def prepare_forward_at(
+    positions: Tensor,
+    past: int,
+    tables: Iterable[tuple[Any, int]],
+    layer_caches: Iterable[LayerCache],
+    dtype: torch.dtype = torch.float32,
+) -> ForwardContext:
+    """The same for tokens at `positions` (t,). A single token over static caches depends on these and not on `past`."""
+    views: dict[Hashable, CacheView] = {}
+    for layer_cache in layer_caches:
+        if layer_cache.geometry not in views:
+            views[layer_cache.geometry] = layer_cache.view(positions, past)
+    exact = upcast_dtype(dtype)
+    computed = {(spec, width): spec.table(positions, width, exact) for spec, width in tables}
+    return ForwardContext(positions, computed, views)
 
 
 class NoCache:

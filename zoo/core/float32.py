@@ -1,15 +1,14 @@
 """Arithmetic in float32 at least: what is computed in float32 in a narrower model, and in float64 in a float64 one."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-
-def upcast_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for narrower dtypes."""
-    return torch.promote_types(dtype, torch.float32)
+# A dtype -> float64 for float64, float32 for narrower ones.
+upcast_dtype: Callable[[torch.dtype], torch.dtype] = partial(torch.promote_types, torch.float32)
 
 
 def upcast(x: Tensor) -> Tensor:

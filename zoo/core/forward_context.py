@@ -1,4 +1,4 @@
-"""Positions, rotary tables and masks, computed once per forward pass.
+"""Positions, rotary tables and masks of a forward pass, computed once (zoo.core.cache: `prepare_forward`).
 
 Layers look them up in the `ForwardContext`. Masks follow from positions alone, so ring buffers, chunked prefill and
 single-token decode need no masks of their own. Routers hand their logits out through it, inside `recorded_routing()`.
@@ -6,16 +6,17 @@ single-token decode need no masks of their own. Routers hand their logits out th
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from zoo.core.float32 import upcast_dtype
 from zoo.costs import Full, Reach
+
+K = TypeVar("K", bound=Hashable)
 
 
 class ReachMask(NamedTuple):
@@ -111,7 +112,7 @@ class ForwardContext:
     by cache geometry.
 
     `routing`: the list to which routers add their RouterOutput; None where nobody asked for it. `shared`: what earlier
-    layers handed on, by name. `handed_on`: where this layer's go instead, if a compiled function returns them.
+    layers handed on, by name. `handed_on`: where this layer's go instead, None for a layer that is run by itself.
     `layer_input` (b, t, width): what the model computed for this layer alone (zoo.blocks.per_layer). `tokens` (b, t):
     the token ids, in layers that read them (zoo.blocks.hash_router).
     """
@@ -125,12 +126,26 @@ class ForwardContext:
     layer_input: Tensor | None = None
     tokens: Tensor | None = None
 
+    def collecting(self) -> ForwardContext:
+        """The same context with an empty list and an empty dict for what one layer records and hands on."""
+        return ForwardContext(
+            self.positions,
+            self.tables,
+            self.views,
+            None if self.routing is None else [],
+            self.shared,
+            None if self.handed_on is None else {},
+            self.layer_input,
+            self.tokens,
+        )
+
     def hand_on(self, key: Hashable, value: Any) -> None:
         """Gives tensors, or None, to later layers, under a key that the mixer's spec lists in `hands_on`."""
         (self.shared if self.handed_on is None else self.handed_on)[key] = value
 
 
-_recordings: list[list[RouterOutput]] = []  # torch's compiler guards a list, and neither a ContextVar nor a local
+# Routers record into the last one, where there is one.
+recordings: list[list[RouterOutput]] = []  # torch's compiler guards a list, and neither a ContextVar nor a local
 
 
 @contextmanager
@@ -140,47 +155,21 @@ def recorded_routing() -> Iterator[list[RouterOutput]]:
     The logits have gradients where the pass has. Of several `with` inside each other the innermost records. It is one
     for the process: threads that run models at the same time share it.
     """
-    _recordings.append([])
+    recordings.append([])
     try:
-        yield _recordings[-1]
+        yield recordings[-1]
     finally:
-        _recordings.pop()
+        recordings.pop()
 
 
-def current_recording() -> list[RouterOutput] | None:
-    """The list of the innermost `recorded_routing()`, None outside."""
-    return _recordings[-1] if _recordings else None
-
-
-def prepare_forward(
-    past: int,
-    new: int,
-    tables: Iterable[tuple[Any, int]],
-    layer_caches: Iterable[LayerCache],
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> ForwardContext:
-    """The context of a forward pass of `new` tokens after `past`, for layers that look up the tables of these (spec,
-    width) pairs and keep their tokens in these `layer_caches`. Tables are in float32, or in float64 for a model of that
-    `dtype`."""
-    return prepare_forward_at(torch.arange(past, past + new, device=device), past, tables, layer_caches, dtype)
-
-
-def prepare_forward_at(
-    positions: Tensor,
-    past: int,
-    tables: Iterable[tuple[Any, int]],
-    layer_caches: Iterable[LayerCache],
-    dtype: torch.dtype = torch.float32,
-) -> ForwardContext:
-    """The same for tokens at `positions` (t,). A single token over static caches depends on these and not on `past`."""
-    views: dict[Hashable, CacheView] = {}
-    for layer_cache in layer_caches:
-        if layer_cache.geometry not in views:
-            views[layer_cache.geometry] = layer_cache.view(positions, past)
-    exact = upcast_dtype(dtype)
-    computed = {(spec, width): spec.table(positions, width, exact) for spec, width in tables}
-    return ForwardContext(positions, computed, views)
+def keep(kept: dict[K, Tensor], key: K, compute: Callable[[], Tensor]) -> Tensor:
+    """Computes a tensor that later passes look up in `kept`, those with gradients too. A tensor made while a compiler
+    or torch.export traces holds no values, and is not kept."""
+    with torch.inference_mode(False):
+        value = compute()
+    if type(value) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference(value):
+        kept[key] = value
+    return value
 
 
 def block_count(new: int, every: int) -> int:

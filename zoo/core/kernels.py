@@ -90,15 +90,15 @@ def name(decision: Decision) -> str:
     return f"{operation}, {str(dtype).removeprefix('torch.')}"
 
 
-_active: KernelChoices | None = None
+current: KernelChoices | None = None  # None until ZOO_KERNELS is read
 
 
 def active() -> KernelChoices:
     """The kernels of this process. Raises NotAvailable or MalformedError for a ZOO_KERNELS that cannot be read."""
-    global _active
-    if _active is None:
-        _active = _read(os.environ.get(VARIABLE) or None)
-    return _active
+    global current
+    if current is None:
+        current = _read(os.environ.get(VARIABLE) or None)
+    return current
 
 
 def use(setting: Request) -> None:
@@ -108,20 +108,20 @@ def use(setting: Request) -> None:
     A model that is already compiled keeps its kernels. Raises NotAvailable for a file that cannot be read,
     MalformedError for one that holds something else.
     """
-    global _active
-    _active = _read(setting)
+    global current
+    current = _read(setting)
 
 
 @contextmanager
 def using(setting: Request) -> Iterator[KernelChoices]:
     """`use` inside a with statement: the earlier kernels are back afterwards."""
-    global _active
-    before = _active
+    global current
+    before = current
     use(setting)
     try:
         yield active()
     finally:
-        _active = before
+        current = before
 
 
 def choices() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Published sizes, and reading a published config.json: strictly, in the older and the newer spelling.
 
-Every field is read by the architecture, or has no effect on a forward pass (zoo/hf/inert_fields.py), or is an error.
+Every field is read by the architecture, or has no effect on a forward pass (zoo/hf/fields.py), or is an error.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from zoo.blocks import (
     yarn_gain,
 )
 from zoo.errors import MalformedError, SpecError
-from zoo.hf.fields import MAX_INTEGER, MAX_NAME_CHARACTERS, Fields
-from zoo.hf.inert_fields import NEUTRAL, VISION, is_inert
+from zoo.hf.fields import MAX_INTEGER, MAX_NAME_CHARACTERS, NEUTRAL, VISION, Fields, is_inert
 from zoo.model.decoder import Decoder
 from zoo.units import parse_month
 

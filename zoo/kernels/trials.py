@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from zoo.core import inductor
-from zoo.core.attention import attention
 from zoo.core.kernels import Decision
-from zoo.core.linear import linear
+from zoo.core.ops.attention import attention
+from zoo.core.ops.linear import linear
 
 Call = Callable[[], object]
 Trial = Callable[[], list[Call]]  # -> calls of the operation, by the kernels that are chosen when they first run

@@ -15,9 +15,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from zoo.blocks.layer import LayerOutput, run_layer
 from zoo.core import inductor
 from zoo.core.cache import Cache
-from zoo.core.forward_context import ForwardContext, LayerCache, RouterOutput
+from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.kernels import decide_for
 from zoo.model.cuda_graph import CudaGraph
 from zoo.model.guards import ModelGuard, has_hooks, has_opaque_parameters, is_as_built, parameter_facts
@@ -27,58 +28,11 @@ KEYS_HINT = 1024  # keys in single-token decode that the compiler assumes where 
 log = logging.getLogger(__name__)
 
 
-def run_layer(layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
-    """A layer on its input (b, t, dim) -> (b, t, dim)."""
-    return layer(x, ctx, cache)
-
-
-def run_recorded_layer(
-    layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache
-) -> tuple[Tensor, list[RouterOutput]]:
-    """`run_layer`, and what the layer's routers hand out. The list is made and returned in the call: a list that grew
-    from layer to layer would be compiled for each length of it, and a layer that is recomputed would add to it twice.
-    """
-    routing: list[RouterOutput] = []
-    return layer(x, _inside(ctx, routing, ctx.handed_on), cache), routing
-
-
-def _inside(
-    ctx: ForwardContext, routing: list[RouterOutput] | None, handed_on: dict[Hashable, Any] | None
-) -> ForwardContext:
-    """The context of a pass with what one layer's function collects of its own."""
-    return ForwardContext(
-        ctx.positions, ctx.tables, ctx.views, routing, ctx.shared, handed_on, ctx.layer_input, ctx.tokens
-    )
-
-
-def _run_layer_and_return(
-    layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache
-) -> tuple[Any, dict[Hashable, Any]]:
-    """`run_layer`, and what the layer hands on: uncompiled it would fill `ctx.shared`, compiled it is returned."""
-    handed_on: dict[Hashable, Any] = {}
-    return run_layer(layer, x, _inside(ctx, None, handed_on), cache), handed_on
-
-
-def _run_recorded_layer_and_return(
-    layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache
-) -> tuple[Any, dict[Hashable, Any]]:
-    handed_on: dict[Hashable, Any] = {}
-    return run_recorded_layer(layer, x, _inside(ctx, None, handed_on), cache), handed_on
-
-
-_RETURNING = {run_layer: _run_layer_and_return, run_recorded_layer: _run_recorded_layer_and_return}
-
-
-def run_head(model: Any, x: Tensor) -> Tensor:
-    """The last norm and the head: (b, t, dim) -> logits (b, t, vocab)."""
-    return model.logits(x)
-
-
 class ForwardFunctions(NamedTuple):
-    """What a forward pass calls: a function for each layer, `run_layer` or `run_recorded_layer`, and one for the head.
+    """Functions that a forward pass calls: `run_layer` for each layer and `Model.logits`, compiled or as they are.
     `replayable`: no module has a hook, which a CUDA graph would not call, and nothing is recorded."""
 
-    layers: Sequence[Callable[[nn.Module, Tensor, ForwardContext, LayerCache], Any]]
+    layers: Sequence[Callable[[nn.Module, Tensor, ForwardContext, LayerCache], LayerOutput]]
     head: Callable[[Any, Tensor], Tensor]
     replayable: bool
 
@@ -103,7 +57,7 @@ class CompiledModel:
         self._version = 0  # counts the changes of the model that were seen
 
     def functions(self, recorded: bool = False) -> ForwardFunctions:
-        """The functions for the model as it is now; where `recorded`, those of layers are `run_recorded_layer`."""
+        """The functions for the model as it is now, and for passes whose routing is `recorded` or not."""
         if self._guard is None or not self._guard.holds():
             self._guard, self._functions = ModelGuard(self._model), {}
             self._version += 1
@@ -118,13 +72,12 @@ class CompiledModel:
         return self._version, autocast, tuple(weight.data_ptr() for weight in self._model.parameters())
 
     def _compile_all(self, differentiates: bool, recorded: bool) -> ForwardFunctions:
-        model = self._model
-        run: Callable[..., Any] = run_recorded_layer if recorded else run_layer
+        model, run_head = self._model, type(self._model).logits
         with torch.device("meta"):  # without memory
             reference = model.reference()
         built = dict(zip(reference.spec.layers, reference.layers, strict=True))
         layers = [
-            self._compile(_RETURNING[run] if spec.hands_on() else run, (spec,), [(layer, built[spec])], differentiates)
+            self._compile(run_layer, (spec, recorded), [(layer, built[spec])], differentiates)
             for spec, layer in zip(model.spec.layers, model.layers, strict=True)
         ]
         names = "norm", "head" if model.head else "embed", *(("contraction",) if model.contraction else ())
@@ -132,8 +85,7 @@ class CompiledModel:
         spec = model.spec
         kind = "head", spec.norm, spec.tied, spec.logits_scaling, spec.logit_cap, spec.streams
         head = self._compile(run_head, kind, parts, differentiates)
-        plain = {run, _RETURNING[run]}
-        uncompiled = sum(function in plain for function in layers) + (head is run_head)
+        uncompiled = sum(function is run_layer for function in layers) + (head is run_head)
         if uncompiled:
             log.warning(
                 "%d of %d parts of the model have hooks or tensors that torch cannot trace: these run uncompiled",

@@ -11,24 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.core.cache import Cache, NoCache
-from zoo.core.forward_context import (
-    ForwardContext,
-    LayerCache,
-    current_recording,
-    prepare_forward,
-    prepare_forward_at,
-)
-from zoo.core.linear import Linear, linear
+from zoo.blocks.layer import run_layer
+from zoo.core.cache import Cache, NoCache, prepare_forward, prepare_forward_at
+from zoo.core.forward_context import ForwardContext, LayerCache, recordings
+from zoo.core.ops.linear import Linear, linear
 from zoo.errors import UsageError
 from zoo.model.compile import (
     CompiledModel,
     ForwardFunctions,
     mark_dynamic_lengths,
     mark_handed_on,
-    run_head,
-    run_layer,
-    run_recorded_layer,
 )
 from zoo.model.cuda_graph import CudaGraph
 from zoo.model.decoder import Decoder
@@ -58,14 +50,14 @@ class Model(nn.Module):
         per_layer = spec.per_layer
         self.per_layer = per_layer.build(spec.dim, spec.vocab, len(spec.layers)) if per_layer else None
         self.contraction = spec.streams.build(spec.dim) if spec.streams else None
-        self._reads_tokens = [layer.reads_tokens for layer in spec.layers]
+        # For each layer: tensors it takes from earlier ones, whether it hands any on, and whether it reads token ids.
+        self._exchanges = [(layer.takes(), bool(layer.hands_on()), layer.reads_tokens) for layer in spec.layers]
         self._tables = list(dict.fromkeys(need for layer in spec.layers for need in layer.tables()))
         switches = (getattr(table, "switch", None) for table, _ in self._tables)
         self._switches = sorted({length for length in switches if length is not None})
         self._cache_specs = tuple(layer.cache_spec() for layer in spec.layers)
         self._no_cache: Sequence[LayerCache] = [NoCache(cache_spec) for cache_spec in self._cache_specs]
-        self._eager = ForwardFunctions([run_layer] * len(spec.layers), run_head, replayable=False)
-        self._eager_recorded = self._eager._replace(layers=[run_recorded_layer] * len(spec.layers))
+        self._eager = ForwardFunctions([run_layer] * len(spec.layers), Model.logits, replayable=False)
         self._compiled: CompiledModel | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,9 +83,7 @@ class Model(nn.Module):
         if logits_to_keep < 0:
             raise UsageError(f"logits_to_keep={logits_to_keep} is below 0")
         compiled = self._compiled
-        recorded = current_recording() is not None
-        eager = self._eager_recorded if recorded else self._eager
-        functions = eager if compiled is None else compiled.functions(recorded)
+        functions = self._eager if compiled is None else compiled.functions(bool(recordings))
         if compiled and cache is not None and _can_replay(functions, tokens, cache):
             logits = self._replay(tokens, cache, functions, compiled)
         else:
@@ -125,36 +115,39 @@ class Model(nn.Module):
         if self._compiled is not None:
             mark_dynamic_lengths(ctx, tokens.shape[1], layer_caches)
         recomputes = self.activation_checkpointing and torch.is_grad_enabled() and layer_caches is self._no_cache
-        recording = current_recording()
+        recording = recordings[-1] if recordings else None
         x = self.embedded(tokens, ctx.positions)
         inputs = self.layer_inputs(tokens, x)
-        if self._compiled is not None and any(self._reads_tokens):
+        if self._compiled is not None and any(reads_tokens for *_, reads_tokens in self._exchanges):
             tokens = tokens.clone(memory_format=torch.contiguous_format)  # a part of a longer prompt has other strides
         x = self.expanded(x)
-        for spec, layer, run, layer_cache, layer_input, reads_tokens in zip(
-            self.spec.layers, self.layers, functions.layers, layer_caches, inputs, self._reads_tokens, strict=True
+        for (takes, hands_on, reads_tokens), layer, run, layer_cache, layer_input in zip(
+            self._exchanges, self.layers, functions.layers, layer_caches, inputs, strict=True
         ):
             seen = ctx
-            if layer_input is not None or ctx.shared or spec.hands_on() or reads_tokens:
+            if layer_input is not None or ctx.shared or hands_on or reads_tokens or recording is not None:
                 # What it reads and no more, which compiled code is specific to. A dict of its own: a layer that is
                 # computed again for the backward pass must not find what later layers handed on.
-                taken = {name: ctx.shared[name] for name in spec.takes()}
-                ids = tokens if reads_tokens else None
-                seen = replace(ctx, shared=taken, layer_input=layer_input, tokens=ids)
+                taken = {name: ctx.shared[name] for name in takes}
+                seen = ForwardContext(
+                    ctx.positions,
+                    ctx.tables,
+                    ctx.views,
+                    routing=None if recording is None else [],
+                    shared=taken,
+                    handed_on={} if hands_on else None,
+                    layer_input=layer_input,
+                    tokens=tokens if reads_tokens else None,
+                )
             arguments = layer, x, seen, layer_cache
             out = checkpoint(run, *arguments, use_reentrant=False) if recomputes else run(*arguments)
-            if spec.hands_on():
-                if self._compiled is None:
-                    handed_on = seen.shared
-                else:
-                    out, handed_on = out
-                    mark_handed_on(handed_on)
-                ctx.shared.update(handed_on)
-            if recording is None:
-                x = out
-            else:
-                x, routing = out
-                recording += routing
+            x = out.x
+            if out.handed_on is not None:
+                if self._compiled is not None:
+                    mark_handed_on(out.handed_on)
+                ctx.shared.update(out.handed_on)
+            if recording is not None:
+                recording += out.routing or ()
         return functions.head(self, x[:, -logits_to_keep:])
 
     def _replay(self, tokens: Tensor, cache: Cache, functions: ForwardFunctions, compiled: CompiledModel) -> Tensor:

@@ -5,7 +5,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from zoo.blocks.feed_forward import FeedForward, LinearFeedForward
+from zoo.blocks.feed_forward import FeedForward
+from zoo.blocks.glu import LinearFeedForward
 from zoo.blocks.layer import Layer
 from zoo.errors import SpecError
 from zoo.model.decoder import Decoder

@@ -5,7 +5,8 @@ from functools import cache
 from math import gcd
 from typing import Any
 
-from zoo.blocks.feed_forward import FeedForward, LinearFeedForward
+from zoo.blocks.feed_forward import FeedForward
+from zoo.blocks.glu import LinearFeedForward
 from zoo.blocks.layer import Layer
 from zoo.blocks.rope_scaling import yarn_gain
 from zoo.model.decoder import Decoder

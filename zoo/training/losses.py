@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.core.float32 import upcast
 from zoo.core.forward_context import RouterOutput
-from zoo.core.top_k import top_k
+from zoo.core.ops.top_k import top_k
 from zoo.errors import UsageError
 
 IGNORED = -100  # the target of a position that is not scored

@@ -9,7 +9,8 @@ import zoo
 from benchmarks.measure.devices import CPU, start_memory_meter
 from benchmarks.measure.observed import Observed, observe
 from benchmarks.measure.runners import Workload, ZooRunner, random_tokens, task
-from zoo.core import attention, kernels
+from zoo.core import kernels
+from zoo.core.ops import attention
 from zoo.model.module import Model
 
 DENSE = ("llama3", "olmo2", "gemma3", "mistral3", "qwen3", "smollm3")

@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.exact import assert_as_near, assert_equal, in_float64
 from tests.reference import randomise
-from zoo.core.cache import Cache, NoCache
-from zoo.core.forward_context import prepare_forward
+from zoo.core.cache import Cache, NoCache, prepare_forward
 from zoo.registry import Mixer
 
 DIM, TOKENS = 48, 150

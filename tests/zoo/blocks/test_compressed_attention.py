@@ -13,10 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.exact import BOUND, assert_equal
 from zoo import CompressedAttention, Compressor, EntryIndexer, RMSNorm, RoPE
-from zoo.core import entry_attention as forms
-from zoo.core.cache import Cache, NoCache
-from zoo.core.forward_context import prepare_forward
-from zoo.core.indexing import NOT_CHOSEN
+from zoo.core.cache import Cache, NoCache, prepare_forward
+from zoo.core.ops import entry_attention as forms
+from zoo.core.ops.indexing import NOT_CHOSEN
 from zoo.costs import Window
 
 DIM = 24

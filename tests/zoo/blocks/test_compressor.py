@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tests.exact import assert_equal
 from zoo import Compressor, EntryIndexer, RMSNorm, RoPE
 from zoo.blocks.compressor import _Compressor
-from zoo.core.block_pooling import Pooled, nothing
-from zoo.core.cache import Cache, NoCache
-from zoo.core.forward_context import block_count, blocks_of, prepare_forward
+from zoo.core.cache import Cache, NoCache, prepare_forward
+from zoo.core.forward_context import block_count, blocks_of
+from zoo.core.ops.block_pooling import Pooled, nothing
 from zoo.costs import CacheSpec, Window
 
 DIM, WIDTH, ROPE_DIM, ROPE, NORM = 12, 8, 4, RoPE(1e2), RMSNorm(1e-6, scale_in_fp32=True)

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from tests.exact import assert_equal, differs
 from zoo import GQA, NoPE, RMSNorm, RoPE
-from zoo.core.cache import NoCache
-from zoo.core.forward_context import prepare_forward
+from zoo.core.cache import NoCache, prepare_forward
 
 DIM, LENGTH = 32, 11
 SPEC = GQA(heads=4, kv_heads=2, head_dim=6, rope=RoPE(1e4))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import zoo
 from tests.exact import assert_equal
 from tests.models import chunks, randomised, tokens_of
-from zoo.core.sinkhorn import doubly_stochastic
+from zoo.core.ops.sinkhorn import doubly_stochastic
 from zoo.errors import SpecError
 from zoo.swaps.grammar import apply_swap
 

@@ -12,9 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.exact import in_float64
 from zoo import LayerNorm, NoPE, RoPE
 from zoo.blocks.indexer import Indexer
-from zoo.core.cache import NoCache
-from zoo.core.forward_context import prepare_forward
-from zoo.core.indexing import NOT_CHOSEN, QUERY_BLOCK, choose_keys
+from zoo.core.cache import NoCache, prepare_forward
+from zoo.core.ops.indexing import NOT_CHOSEN, QUERY_BLOCK, choose_keys
 from zoo.costs import CacheSpec
 
 DIM, Q_RANK, ROPE_DIM, ROPE = 32, 20, 4, RoPE(1e4)

@@ -13,9 +13,9 @@ from torch import nn
 
 from tests.exact import assert_equal
 from zoo import MLA, NoPE, RMSNorm, RoPE, YarnScaling
-from zoo.blocks.mla import MLAModule
-from zoo.core.cache import Cache, NoCache
-from zoo.core.forward_context import prepare_forward, visible
+from zoo.core.cache import Cache, NoCache, prepare_forward
+from zoo.core.forward_context import visible
+from zoo.core.ops import latent_attention
 from zoo.costs import Full
 
 DIM = 32
@@ -82,8 +82,11 @@ def test_the_forms_agree_over_a_past(case: str) -> None:
         q_rope = torch.randn(2, spec.heads, new, spec.rope_dim)
         latent = torch.randn(2, 1, keys, spec.kv_rank + spec.rope_dim)
         mask = None if new in (1, keys) else visible(torch.arange(keys - new, keys), torch.arange(keys))
-        absorbed, expanded = (form(q_nope, q_rope, latent, mask) for form in (module._absorbed, module._expanded))
-        assert_equal(absorbed, expanded)
+        found = []
+        for absorbs in (True, False):
+            with patch.object(latent_attention, "absorbing_is_cheaper", lambda *_, absorbs=absorbs: absorbs):
+                found.append(module.attend(q_nope, q_rope, latent, mask))
+        assert_equal(*found)
 
 
 @given(
@@ -124,16 +127,16 @@ def test_the_form_that_runs_is_the_one_that_is_counted(case: str) -> None:
     module = built(spec)
 
     def noted(name: str) -> object:
-        form = getattr(MLAModule, name)
-        return patch.object(MLAModule, name, lambda self, *args: ran.append(name) or form(self, *args))
+        form = getattr(latent_attention, name)
+        return patch.object(latent_attention, name, lambda *args: ran.append(name) or form(*args))
 
     for past, new in ((0, 1), (0, 6), (5, 1), (5, 2), (9, 5), (3, 9)):
         cache = Cache([spec.cache_spec()], 1, 20, torch.float64, torch.device("cpu"))
-        with noted("_absorbed"), noted("_expanded"):
+        with noted("absorbed"), noted("expand"):
             for start, length in [(0, past), (past, new)] if past else [(0, new)]:
                 step = prepare_forward(start, length, spec.tables(), cache.layers, dtype=torch.float64)
                 module(torch.randn(1, length, DIM), step, cache.layers[0])
-        assert ran[-1] == ("_absorbed" if spec.absorbs(past, new) else "_expanded")
+        assert ran[-1] == ("absorbed" if spec.absorbs(past, new) else "expand")
 
 
 def test_a_token_keeps_one_latent_and_one_rotated_key() -> None:

@@ -13,7 +13,7 @@ import zoo
 from tests.exact import assert_equal
 from tests.models import randomised, tokens_of
 from zoo import GLU, GQA, Decoder, GeGLU, Layer, LayerInput, LayerScale, PerLayerInputs, RMSNorm, RoPE, olmo, pre
-from zoo.core.forward_context import prepare_forward
+from zoo.core.cache import prepare_forward
 from zoo.errors import SpecError
 
 DIM, VOCAB, WIDTH, LAYERS = 12, 30, 5, 3

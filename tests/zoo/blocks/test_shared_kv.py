@@ -13,8 +13,8 @@ import zoo
 from tests.exact import assert_equal, differs
 from tests.models import has_compiler, randomised, tokens_of
 from zoo import GLU, GQA, Decoder, KVSource, Layer, RMSNorm, RoPE, SharedKV, pre
-from zoo.core.cache import NoCache
-from zoo.core.forward_context import ForwardContext, prepare_forward
+from zoo.core.cache import NoCache, prepare_forward
+from zoo.core.forward_context import ForwardContext
 from zoo.errors import SpecError
 
 DIM, LENGTH, WINDOW = 20, 11, 7

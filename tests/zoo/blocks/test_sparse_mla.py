@@ -23,9 +23,8 @@ from tests.presets import split
 from zoo import MLA, Decoder, Layer, LayerNorm, RMSNorm, RoPE, pre
 from zoo.blocks.indexer import Indexer
 from zoo.blocks.sparse_mla import SparseMLA
-from zoo.core.cache import Cache, NoCache
-from zoo.core.forward_context import prepare_forward
-from zoo.core.indexing import choose_keys, sees
+from zoo.core.cache import Cache, NoCache, prepare_forward
+from zoo.core.ops.indexing import choose_keys, sees
 from zoo.costs import CacheSpec
 from zoo.errors import SpecError
 from zoo.model.compile import compile_function, mark_dynamic_lengths

@@ -16,8 +16,7 @@ from tests.exact import BOUND, assert_equal
 from tests.models import chunks, randomised, tokens_of
 from tests.presets import distinct, over, representatives, screen, split
 from zoo.catalog import allocate
-from zoo.core.cache import Cache
-from zoo.core.forward_context import prepare_forward_at
+from zoo.core.cache import Cache, prepare_forward_at
 from zoo.errors import CacheFullError, UsageError
 from zoo.model.module import Model
 

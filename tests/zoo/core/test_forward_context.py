@@ -9,8 +9,8 @@ import torch
 
 import zoo
 from tests.presets import representatives, split
-from zoo.core.cache import FullCache, NoCache, RingCache
-from zoo.core.forward_context import CacheView, ReachMask, block_count, prepare_forward, visible
+from zoo.core.cache import FullCache, NoCache, RingCache, prepare_forward
+from zoo.core.forward_context import CacheView, ReachMask, block_count, visible
 from zoo.costs import CacheSpec, Chunk, Full, Reach, Window
 
 SIZE = 5  # of a window or chunk

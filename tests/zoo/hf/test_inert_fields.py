@@ -24,7 +24,7 @@ from zoo.architectures import families
 from zoo.catalog import family_of
 from zoo.errors import MalformedError
 from zoo.hf.config import COMMON, PARTIAL
-from zoo.hf.inert_fields import INERT, NEUTRAL, PATTERNS, VISION, alike, is_inert
+from zoo.hf.fields import INERT, NEUTRAL, PATTERNS, VISION, alike, is_inert
 
 # What each ignored field is set to, beside what the groups below say: values that are not the usual ones, and that the
 # reference takes. Names that are matched by a pattern, and not listed, are here too.

@@ -21,7 +21,7 @@ from weights.reference.model import causal_class
 from zoo.architectures import families
 from zoo.catalog import config_of, family_of
 from zoo.errors import MalformedError, SpecError
-from zoo.hf.inert_fields import is_inert
+from zoo.hf.fields import is_inert
 
 
 def read_back(config: dict[str, Any]) -> zoo.Decoder:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.models import has_compiler
-from zoo.core import attention, inductor, kernels, linear
+from zoo.core import inductor, kernels
 from zoo.core.kernels import OPERATIONS, PLAIN, Decision, KernelChoices
+from zoo.core.ops import attention, linear
 from zoo.kernels import trials
 from zoo.kernels.deciding import decisions, time_ratio
 

@@ -18,11 +18,11 @@ from tests.models import randomised, tokens_of
 from tests.test_properties import kinds, specs
 from tests.thread_ranks import ThreadRanks
 from zoo.blocks.routers import GroupedTopK, Router
-from zoo.core import indexing
 from zoo.core.cache import Cache
 from zoo.core.collectives import Group
 from zoo.core.forward_context import recorded_routing
-from zoo.core.top_k import top_k_set
+from zoo.core.ops import indexing
+from zoo.core.ops.top_k import top_k_set
 from zoo.model.module import Model
 from zoo.model.parallel import divide
 from zoo.sharding import Rank

@@ -6,7 +6,7 @@ added to the denominator the same backward kernel gives the gradients of queries
 minus its weight times the product of the output and its gradient (FlashAttention-2, Dao 2023, section 3.1, in which
 that product is D).
 
-Sizes as in zoo.core.attention.
+Sizes as in zoo.core.ops.attention.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from torch.library import custom_op
 
 from zoo.core.float32 import upcast_dtype
 from zoo.core.forward_context import Mask, ReachMask, visible
-from zoo.core.linear import autocast, is_plain_memory, is_transformed
+from zoo.core.ops.linear import autocast, is_plain_memory, is_transformed
 from zoo.costs import Full, reach_of
 
 _KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -60,8 +60,8 @@ def has_flash_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
 def differentiable_flash_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Tensor | None
 ) -> Tensor:
-    """zoo.core.attention.attention of several queries, with gradients. Windows take work in proportion to their length,
-    and compiled this is one operator for all lengths."""
+    """`attention` of several queries, with gradients. The work of a window is in proportion to its length, and compiled
+    code calls one operator for all lengths."""
     queries, keys, reach = mask if isinstance(mask, ReachMask) else (None, None, Full())
     plain = None if isinstance(mask, ReachMask) else mask
     q, k, v = (autocast(x) for x in (q, k, v))

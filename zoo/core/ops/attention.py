@@ -19,8 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.core import inductor
-from zoo.core.flash import (
+from zoo.core import inductor, kernels
+from zoo.core.float32 import upcast, upcast_dtype
+from zoo.core.forward_context import Mask, ReachMask, causal, visible
+from zoo.core.kernels import is_replaced
+from zoo.core.ops.flash import (
     differentiable_flash_attention,
     flash_attention,
     has_flash_gradient,
@@ -28,10 +31,7 @@ from zoo.core.flash import (
     reach_blocks,
     token_by_token,
 )
-from zoo.core.float32 import upcast, upcast_dtype
-from zoo.core.forward_context import Mask, ReachMask, causal, visible
-from zoo.core.kernels import is_replaced
-from zoo.core.linear import dot, is_plain_memory, linear, materialize
+from zoo.core.ops.linear import dot, is_plain_memory, linear, materialize
 from zoo.costs import reach_of
 
 MAX_REDUCTION_HEADS = 8  # query heads of one key head up to which decode by reductions is a choice
@@ -40,6 +40,33 @@ LOAD_BYTES = 64  # of one vector load
 BLOCK_QUERIES = 128  # of which the scores are in memory together: at most, in float32 at least
 MIN_BLOCK_ROWS = 512  # rows of a matrix product, queries times heads of one key head
 MIN_MULTIPLY_ADDS = 2**22  # of a prefill, from which arithmetic outweighs the calls of more operators
+
+
+def plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask,
+    scale: float,
+    sinks: Tensor | None = None,
+    cap: float | None = None,
+) -> Tensor:
+    """`attention`, in the shapes that it describes: softmax(scale * q k^T + mask) v.
+
+    With a `cap`, scores x become cap * tanh(x / cap). A sink is one more score of each query, whose value is zero.
+    """
+    share = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
+    scores = scale * q @ k.mT
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
+    seen = visible(*mask) if isinstance(mask, ReachMask) else mask
+    if seen is None:
+        seen = causal(q.shape[2], k.shape[2], q.device)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:3], 1)], dim=-1)
+    return scores.softmax(-1)[..., : k.shape[2]] @ v
 
 
 def attention(
@@ -118,8 +145,8 @@ _decode_operator.register_fake(lambda q, k, v, *_: q.new_empty(*q.shape[:3], v.s
 def _decode_by_reductions(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None
 ) -> Tensor:
-    """By reductions over the keys (zoo.core.linear). On an AMD EPYC with two cores keys and values are read 1.2 times
-    as fast as by torch's kernel in float32, 1.2 to 4 times in bfloat16."""
+    """By reductions over the keys (zoo.core.ops.linear). On an AMD EPYC with two cores keys and values are read 1.2
+    times as fast as by torch's kernel in float32, 1.2 to 4 times in bfloat16."""
     return _apply_sinks(*_explicit_attention(q, k, v, mask, scale, by_reductions=True), sinks).to(v.dtype)
 
 
@@ -169,7 +196,8 @@ def _like_prefill(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
 
 
 def _takes_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
-    if not is_replaced("attention prefill", q.dtype) or (mask is not None and mask.ndim == 4):
+    choices = kernels.current or kernels.active()
+    if ("attention prefill", q.dtype) not in choices.replaced or (mask is not None and mask.ndim == 4):
         return False
     multiply_adds = q.numel() // max(q.shape[0], 1) * k.shape[2]
     return multiply_adds >= MIN_MULTIPLY_ADDS and has_flash_kernel(q) and _allows_kernels(q, k, v)

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.library import opcheck
 
 from tests.exact import assert_as_near, assert_equal
-from zoo.core import indexing as module
 from zoo.core.forward_context import causal, visible
-from zoo.core.indexing import NOT_CHOSEN, Index, choose_keys, index_scores, sees, sees_all, top_keys
+from zoo.core.ops import indexing as module
+from zoo.core.ops.indexing import NOT_CHOSEN, Index, choose_keys, index_scores, sees, sees_all, top_keys
 
 pytestmark = pytest.mark.usefixtures("_float64")
 CPU = torch.device("cpu")

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.exact import assert_as_near, assert_equal
-from zoo.blocks.experts import allows_grouped_mm, gathered_linear, grouped_linear, grouped_mm
+from zoo.core.ops.experts import allows_grouped_mm, gathered_linear, grouped_linear, grouped_mm
 
+pytestmark = pytest.mark.usefixtures("_float64")
 EXPERTS, WIDE, NARROW = 6, 16, 8
 
 

@@ -10,11 +10,11 @@ from torch._dynamo.utils import counters
 
 from tests.exact import assert_computes, assert_equal
 from tests.models import has_compiler
-from zoo.core import sparse_attention as module
 from zoo.core.forward_context import causal, visible
-from zoo.core.indexing import NOT_CHOSEN, sees, top_keys
 from zoo.core.inductor import compiled
-from zoo.core.sparse_attention import sparse_attention
+from zoo.core.ops import sparse_attention as module
+from zoo.core.ops.indexing import NOT_CHOSEN, sees, top_keys
+from zoo.core.ops.sparse_attention import plain, sparse_attention
 
 pytestmark = pytest.mark.usefixtures("_float64")
 
@@ -33,12 +33,6 @@ def inputs(new: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries of 4 heads, the shared stream, and what random scores choose."""
     q, latent = torch.randn(2, 4, new, 8), torch.randn(2, 1, keys, 8)
     return q, latent, top_keys(torch.randn(2, new, keys), K, causal(new, keys, CPU))
-
-
-def dense(q: Tensor, latent: Tensor, chosen: Tensor, scale: float) -> Tensor:
-    """All scores, those of other keys set to -inf."""
-    scores = (q @ latent.mT * scale).masked_fill(~sees(chosen, latent.shape[2]), float("-inf"))
-    return scores.softmax(-1) @ latent[..., :WIDTH]
 
 
 @pytest.mark.parametrize("differentiates", [False, True])
@@ -64,7 +58,7 @@ def test_gathered_attention_equals_dense_attention(
     monkeypatch.setattr(module, "GATHERED_ELEMENTS", elements)
     q, latent, chosen = inputs(new, keys)
     out = sparse_attention(q, latent, chosen, mask_of(new, keys), 0.3, WIDTH)
-    assert_equal(out, dense(q, latent, chosen, 0.3))
+    assert_equal(out, plain(q, latent, chosen, 0.3, WIDTH))
 
 
 @torch.no_grad()
@@ -72,14 +66,14 @@ def test_narrow_dtypes_are_as_near_as_dense_attention() -> None:
     def sparse(q: Tensor, latent: Tensor, chosen: Tensor) -> Tensor:
         return sparse_attention(q, latent, chosen, mask_of(7, 30), 0.3, WIDTH)
 
-    assert_computes(sparse, lambda *given: dense(*given, 0.3), lambda: inputs(7, 30))
+    assert_computes(sparse, lambda *given: plain(*given, 0.3, WIDTH), lambda: inputs(7, 30))
 
 
 @pytest.mark.parametrize(("new", "keys"), [(1, 40), (7, 30), (12, 12)])
 def test_gradients_equal_those_of_dense_attention(new: int, keys: int) -> None:
     q, latent, chosen = inputs(new, keys)
     given = [x.requires_grad_() for x in (q, latent)]
-    out, expected = sparse_attention(*given, chosen, mask_of(new, keys), 0.3, WIDTH), dense(*given, chosen, 0.3)
+    out, expected = sparse_attention(*given, chosen, mask_of(new, keys), 0.3, WIDTH), plain(*given, chosen, 0.3, WIDTH)
     weight = torch.randn_like(out)
     for got, wanted in zip(*(torch.autograd.grad(x, given, weight) for x in (out, expected)), strict=True):
         assert wanted.abs().max() > 0
@@ -104,6 +98,6 @@ def test_one_graph_serves_every_length(decode: bool, differentiates: bool) -> No
             mask = mask_of(new, keys)
             (mark_unbacked if decode else maybe_mark_dynamic)(latent, 2)
             out = function(q, latent, chosen, mask, 0.3, WIDTH)
-            assert_equal(out, dense(q, latent, chosen, 0.3))
+            assert_equal(out, plain(q, latent, chosen, 0.3, WIDTH))
     assert counters["stats"]["unique_graphs"] == 1
     torch.compiler.reset()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from zoo.core.linear import is_plain_memory, is_transformed
+from zoo.core.ops.linear import is_plain_memory, is_transformed
 
 Join = Callable[[Tensor, Tensor], Tensor]  # gate and up (n, hidden) -> (n, hidden)
 

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from tests.exact import assert_equal
 from zoo import ClampedSwiGLU, GeGLU, SwiGLU
-from zoo.blocks import routed_glu as module
 from zoo.blocks.glu import Activation
-from zoo.blocks.routed_glu import allows_routed_glu, routed_glu
+from zoo.core.ops import routed_glu as module
+from zoo.core.ops.routed_glu import allows_routed_glu, routed_glu
 
+pytestmark = pytest.mark.usefixtures("_float64")
 TOKENS, K, EXPERTS, DIM, HIDDEN = 9, 2, 5, 8, 6
 
 

@@ -12,6 +12,14 @@ from torch import Tensor
 from torch.library import custom_op
 
 
+def plain(scores: Tensor, eps: float, iterations: int) -> Tensor:
+    """`doubly_stochastic`, sum by sum. Its operator calls it too."""
+    matrix = scores.softmax(-1) + eps
+    for axis in _axes(iterations):
+        matrix = matrix / (matrix.sum(axis, keepdim=True) + eps)
+    return matrix
+
+
 def doubly_stochastic(scores: Tensor, eps: float, iterations: int) -> Tensor:
     """(..., n, n) -> matrices of the same shape whose rows and columns add up to nearly 1.
 
@@ -19,14 +27,7 @@ def doubly_stochastic(scores: Tensor, eps: float, iterations: int) -> Tensor:
     elements of the first rows, and to every sum after.
     """
     compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    return (_operator if compiled else _normalised)(scores, eps, iterations)
-
-
-def _normalised(scores: Tensor, eps: float, iterations: int) -> Tensor:
-    matrix = scores.softmax(-1) + eps
-    for axis in _axes(iterations):
-        matrix = matrix / (matrix.sum(axis, keepdim=True) + eps)
-    return matrix
+    return (_operator if compiled else plain)(scores, eps, iterations)
 
 
 def _axes(iterations: int) -> Iterator[int]:
@@ -36,7 +37,7 @@ def _axes(iterations: int) -> Iterator[int]:
         yield from (-1, -2)
 
 
-_operator = custom_op("zoo::doubly_stochastic", _normalised, mutates_args=())
+_operator = custom_op("zoo::doubly_stochastic", plain, mutates_args=())
 _operator.register_fake(lambda scores, eps, iterations: torch.empty_like(scores))
 
 

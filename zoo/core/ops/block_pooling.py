@@ -43,6 +43,20 @@ def nothing(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min / 4
 
 
+def plain(values: Tensor, scores: Tensor, positions: Tensor, every: int, pending: Pooled) -> Pooled:
+    """`pooled`, block by block: mean = sum of softmax(scores) * values, weight = log(sum of exp(scores)).
+
+    What the first block holds of earlier tokens counts as one more token.
+    """
+    if positions[0] % every:
+        values, scores = (torch.cat([first, x], dim=1) for first, x in zip(pending, (values, scores), strict=True))
+        positions = torch.cat([positions[:1], positions])
+    numbers = positions // every
+    blocks = [numbers == number for number in numbers.unique().tolist()]
+    means = [(scores[:, block].softmax(1) * values[:, block]).sum(1) for block in blocks]
+    return Pooled(torch.stack(means, 1), torch.stack([scores[:, block].logsumexp(1) for block in blocks], 1))
+
+
 def pooled(values: Tensor, scores: Tensor, positions: Tensor, every: int, pending: Pooled) -> Pooled:
     """Values and scores (b, t, c) of tokens at `positions` (t,) in a row -> the average of each block of `every` tokens
     that they lie in, weighted by the exponentials of its scores, `block_count(t, every)` of them.

@@ -9,6 +9,11 @@ from zoo.core.float32 import upcast_dtype
 __all__ = ["CausalConv", "causal_conv"]
 
 
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tensor:
+    """The outputs of `causal_conv` (b, t, c), by torch's convolution over the state and x."""
+    return F.conv1d(torch.cat([state, x], dim=1).mT, weight, bias, groups=x.shape[2]).mT
+
+
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
     """x (b, t, c), weight (c, 1, taps), bias (c,), state (b, taps - 1, c) -> y (b, t, c), the next state.
 

@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.library import Library, register_fake
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from zoo.core import inductor
+from zoo.core import inductor, kernels
 from zoo.core.float32 import upcast_dtype
 from zoo.core.kernels import is_replaced
 
@@ -50,11 +50,18 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., in), weight (out, in), bias (out,) -> y = weight x + bias (..., out)."""
+    y = x @ weight.mT
+    return y if bias is None else y + bias
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in), weight (out, in), bias (out,) -> (..., out), as F.linear, whose errors it raises."""
     if torch.compiler.is_compiling():
         return _traced_linear(x, weight, bias)
-    if is_replaced(_operation(x), x.dtype) and _allows_onednn(x, weight, bias):
+    choices = kernels.current or kernels.active()
+    if (_operation(x), x.dtype) in choices.replaced and _allows_onednn(x, weight, bias):
         return ONEDNN(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 

@@ -5,7 +5,7 @@ import torch
 from torch.library import opcheck
 
 from tests.exact import assert_equal
-from zoo.core.sinkhorn import _backward, _operator, doubly_stochastic
+from zoo.core.ops.sinkhorn import _backward, _operator, doubly_stochastic
 
 pytestmark = pytest.mark.usefixtures("_float64")
 

@@ -1,4 +1,4 @@
-"""Attention against a naive softmax in float64."""
+"""Each form of attention against the plain one in float64."""
 
 from __future__ import annotations
 
@@ -12,31 +12,14 @@ from torch import Tensor
 from torch._dynamo import config as dynamo
 
 from tests.exact import assert_computes, assert_equal
-from zoo.core import attention as module
 from zoo.core import kernels
-from zoo.core.attention import attention
-from zoo.core.flash import flash_attention
 from zoo.core.forward_context import ReachMask, causal, visible
+from zoo.core.ops import attention as module
+from zoo.core.ops.attention import attention, plain
+from zoo.core.ops.flash import flash_attention
 from zoo.costs import Chunk, Full, Reach, Window
 
 pytestmark = pytest.mark.usefixtures("_float64")
-
-
-def naive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
-    """One head, one query and one row at a time; a sink is one more key, of value zero."""
-    batch, heads, new, _ = q.shape
-    share, keys = heads // k.shape[1], k.shape[2]
-    out = torch.zeros(batch, heads, new, v.shape[3])
-    for b in range(batch):
-        for h in range(heads):
-            for t in range(new):
-                seen = range(keys - new + t + 1) if mask is None else mask[t].nonzero().flatten().tolist()
-                scores = [scale * (q[b, h, t] @ k[b, h // share, s]) for s in seen]
-                if sinks is not None:
-                    scores.append(sinks[h])
-                weights = torch.stack(scores).softmax(0)
-                out[b, h, t] = sum(weight * v[b, h // share, s] for weight, s in zip(weights, seen, strict=False))
-    return out
 
 
 def inputs(heads: int, kv_heads: int, new: int, keys: int, value: int = 6) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,7 +57,7 @@ def test_attention_is_a_softmax_over_the_keys_seen(
     q, k, v = inputs(heads, kv_heads, new, keys, value)
     mask, sinks = mask_of(new, keys, window), torch.randn(heads) if with_sinks else None
     out = attention(q, k, v, mask, 0.3, sinks)
-    assert_equal(out, naive(q, k, v, mask, 0.3, sinks))
+    assert_equal(out, plain(q, k, v, mask, 0.3, sinks))
 
 
 @pytest.mark.parametrize("kernel", [module.has_flash_kernel, lambda q: False], ids=["flash", "explicit"])
@@ -100,7 +83,7 @@ def test_a_mask_of_each_sequence(
         out = attention(q, k, v, mask, 0.3, sinks)
     for b in range(2):
         one = slice(b, b + 1)
-        expected = naive(q[one], k[one], v[one], mask[b, 0], 0.3, sinks)
+        expected = plain(q[one], k[one], v[one], mask[b, 0], 0.3, sinks)
         assert_equal(out[one], expected)
 
 
@@ -143,13 +126,8 @@ def test_capped_scores(case: str, with_sinks: bool) -> None:
     new, keys, window = PASSES[case]
     q, k, v = inputs(4, 2, new, keys)
     sinks = torch.randn(4) if with_sinks else None
-    drawn = visible(torch.arange(keys - new, keys), torch.arange(keys), Window(window) if window else Full())
-    scores = 0.5 * (q.unflatten(1, (2, 2)) @ k.unsqueeze(2).transpose(3, 4) * 3 / 0.5).tanh()
-    scores = scores.flatten(1, 2).masked_fill(~drawn, float("-inf"))
-    if sinks is not None:
-        scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:3], 1)], dim=-1)
-    expected = scores.softmax(-1)[..., :keys] @ v.repeat_interleave(2, dim=1)
     mask = mask_of(new, keys, window)
+    expected = plain(q, k, v, mask, 3.0, sinks, 0.5)
     for call in (attention, torch.compile(attention, backend="eager")):
         assert_equal(call(q, k, v, mask, 3.0, sinks, 0.5), expected)
     with pytest.MonkeyPatch.context() as patched:
@@ -320,7 +298,7 @@ def test_large_scores_do_not_overflow() -> None:
     for sinks in (None, torch.tensor([500.0, -500.0, 0.0, 80.0])):
         out = attention(q * 100, k * 100, v, None, 1.0, sinks)
         assert out.isfinite().all()
-        assert_equal(out, naive(q * 100, k * 100, v, None, 1.0, sinks))
+        assert_equal(out, plain(q * 100, k * 100, v, None, 1.0, sinks))
 
 
 @pytest.mark.parametrize("sink", [None, -1e4, 0.5, 1e4])

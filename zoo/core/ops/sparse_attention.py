@@ -1,7 +1,8 @@
 """Attention over chosen keys: each query attends to at most k stored tokens (DeepSeek-V3.2, section 2.1).
 
 The work is in proportion to k and not to the tokens stored. Sizes: b sequences, t queries, s stored tokens; h heads,
-which share one key per token; k chosen tokens (zoo.core.indexing); d the width of queries and keys, w that of values.
+which share one key per token; k chosen tokens (zoo.core.ops.indexing); d the width of queries and keys, w that of
+values.
 """
 
 import torch
@@ -9,13 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.core.attention import attention
-from zoo.core.flash import token_by_token
 from zoo.core.forward_context import Mask
-from zoo.core.indexing import NOT_CHOSEN
-from zoo.core.linear import PLAIN_TYPES
+from zoo.core.ops import attention as scores
+from zoo.core.ops.attention import attention
+from zoo.core.ops.flash import token_by_token
+from zoo.core.ops.indexing import NOT_CHOSEN, sees
+from zoo.core.ops.linear import PLAIN_TYPES
 
 GATHERED_ELEMENTS = 2**21  # of keys that are gathered together, for as many queries as that holds, one at least
+
+
+def plain(q: Tensor, latent: Tensor, chosen: Tensor, scale: float, width: int) -> Tensor:
+    """`sparse_attention`, with the scores of all tokens in memory and those that are not chosen masked."""
+    return scores.plain(q, latent, latent[..., :width], sees(chosen, latent.shape[2]), scale)
 
 
 def sparse_attention(q: Tensor, latent: Tensor, chosen: Tensor, mask: Mask, scale: float, width: int) -> Tensor:

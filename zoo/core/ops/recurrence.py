@@ -20,13 +20,40 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.core.chunk_loop import pass_on
 from zoo.core.float32 import upcast_dtype
+from zoo.core.ops.chunk_loop import pass_on
 from zoo.costs import linear_flops
 
 CHUNK = 64  # tokens of a chunk
 SEGMENT, CPU_SEGMENT = 2048, 128  # tokens computed at a time: on a CPU, intermediates stay in its caches
 BASE = 16  # tokens of a block in which per-channel decays are computed for each pair
+
+
+def plain_gated_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`gated_delta_rule`, token by token, with S (b, h, d, w):
+
+    S <- exp(decay) S;  S <- S + k (beta (v - S^T k))^T;  y = S^T q.
+    """
+    q, k = (x.repeat_interleave(v.shape[2] // x.shape[2], dim=2) for x in (q, k))
+    outs = []
+    for t in range(v.shape[1]):
+        state = decay[:, t].exp().unsqueeze(-1) * state
+        error = v[:, t] - torch.einsum("bhdw,bhd->bhw", state, k[:, t])
+        state = state + torch.einsum("bhd,bhw->bhdw", k[:, t], beta[:, t, :, None] * error)
+        outs.append(torch.einsum("bhdw,bhd->bhw", state, q[:, t]))
+    return torch.stack(outs, dim=1), state
+
+
+def plain_state_space(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """`state_space`, token by token, with S (b, h, w, d): S <- exp(decay) S + v k^T;  y = S q."""
+    q, k = (x.repeat_interleave(v.shape[2] // x.shape[2], dim=2) for x in (q, k))
+    outs = []
+    for t in range(v.shape[1]):
+        state = decay[:, t, :, None, None].exp() * state + torch.einsum("bhw,bhd->bhwd", v[:, t], k[:, t])
+        outs.append(torch.einsum("bhwd,bhd->bhw", state, q[:, t]))
+    return torch.stack(outs, dim=1), state
 
 
 def gated_delta_rule(

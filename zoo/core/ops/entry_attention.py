@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.core.attention import attention
-from zoo.core.flash import token_by_token
-from zoo.core.forward_context import Mask, ReachMask, visible
-from zoo.core.indexing import (
+from zoo.core.forward_context import Mask, ReachMask, causal, visible
+from zoo.core.ops import attention as scores
+from zoo.core.ops import indexing
+from zoo.core.ops.attention import attention
+from zoo.core.ops.flash import token_by_token
+from zoo.core.ops.indexing import (
     NOT_CHOSEN,
     Index,
     choose_keys,
@@ -27,8 +29,33 @@ from zoo.core.indexing import (
     sees_all,
     top_keys,
 )
-from zoo.core.sparse_attention import allows_operators, gathered_attention
+from zoo.core.ops.sparse_attention import allows_operators, gathered_attention
 from zoo.costs import Full, Reach, Window, reach_of
+
+
+def plain(
+    q: Tensor,
+    keys: Tensor,
+    entries: Tensor,
+    mask: Mask,
+    positions: Tensor,
+    every: int,
+    scale: float,
+    sinks: Tensor | None,
+    index: Index | None = None,
+) -> Tensor:
+    """`entry_attention` over several tokens: one softmax over the keys of the window and the entries that each query
+    sees, or the k of these that score highest in `index`."""
+    past, new, stored = int(positions[0]), q.shape[2], entries.shape[2]
+    in_window = visible(*mask) if isinstance(mask, ReachMask) else mask
+    if in_window is None:
+        in_window = causal(new, keys.shape[2], q.device)
+    seen = complete(positions, stored, every)
+    if index is not None:
+        seen = sees(indexing.plain(index, past, every), stored)
+        in_window = in_window.expand(q.shape[0], 1, -1, -1)
+    both = torch.cat([keys, entries], dim=2)
+    return scores.plain(q, both, both, torch.cat([in_window, seen], dim=-1), scale, sinks)
 
 
 def entry_attention(
@@ -59,6 +86,12 @@ def entry_attention(
     lengths = key_positions, positions, len(so_far), *reach.arguments, every
     run = _operator if torch.compiler.is_compiling() else _entry_attention
     return run(q, keys, entries, *lengths, scale, sinks, *chosen_by)
+
+
+def chooses_all_entries(so_far: Tensor | None, every: int, k: int) -> bool:
+    """Whether the tokens so far have at most k complete entries, so that an index is not needed. False where their
+    number is unknown: in compiled code, and of a single token over a static cache."""
+    return so_far is not None and not torch.compiler.is_compiling() and len(so_far) // every <= k
 
 
 def dense_entry_pairs(past: int, new: int, every: int, window: int, most: int | None) -> int:

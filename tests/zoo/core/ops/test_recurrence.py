@@ -13,8 +13,15 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.exact import assert_equal
-from zoo.core import recurrence
-from zoo.core.recurrence import gated_delta_flops, gated_delta_rule, state_space, state_space_flops
+from zoo.core.ops import recurrence
+from zoo.core.ops.recurrence import (
+    gated_delta_flops,
+    gated_delta_rule,
+    plain_gated_delta_rule,
+    plain_state_space,
+    state_space,
+    state_space_flops,
+)
 
 BATCH, KEY_HEADS, HEADS, WIDTH, VALUE_WIDTH = 2, 2, 4, 8, 6
 KINDS = "decay a head", "decay a channel", "state space"
@@ -40,25 +47,7 @@ def run(kind: str, given: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def token_by_token(kind: str, given: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The definition, one sequence, head and token at a time."""
-    *streams, state = given
-    q, k, v, decay = streams[:4]
-    outs, states = torch.empty_like(v), torch.empty_like(state)
-    for b in range(v.shape[0]):
-        for h in range(v.shape[2]):
-            g, S = h // (v.shape[2] // k.shape[2]), state[b, h]
-            for t in range(v.shape[1]):
-                if kind == "state space":
-                    S = decay[b, t, h].exp() * S + torch.outer(v[b, t, h], k[b, t, g])
-                    out = S @ q[b, t, g]
-                else:
-                    S = decay[b, t, h].exp().unsqueeze(-1) * S
-                    error = v[b, t, h] - S.T @ k[b, t, g]
-                    S = S + torch.outer(k[b, t, g], streams[4][b, t, h] * error)
-                    out = S.T @ q[b, t, g]
-                outs[b, t, h] = out
-            states[b, h] = S
-    return outs, states
+    return (plain_state_space if kind == "state space" else plain_gated_delta_rule)(*given)
 
 
 def assert_all_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:

@@ -5,6 +5,7 @@ stand for several. Sizes: b sequences, t queries, s stored keys; h index heads a
 """
 
 from collections.abc import Iterator, Sequence
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from zoo.core.forward_context import causal
-from zoo.core.top_k import top_k_set
+from zoo.core.ops.top_k import top_k, top_k_set
 
 NOT_CHOSEN = -1
 SCORE_ELEMENTS = 2**19  # scores of all heads that are in memory together
@@ -29,6 +30,19 @@ class Index(NamedTuple):
     weights: Tensor  # (b, t, h)
     keys: Tensor  # (b, 1, s, d)
     k: int
+
+
+def plain(index: Index, past: int, every: int = 1, mask: Tensor | None = None) -> Tensor:
+    """`choose_keys` with all scores in memory: the k highest of the keys s that a query sees, of
+
+    score(s) = sum over heads of weight(head) * relu(query(head) . key(s)).
+    """
+    products = torch.einsum("bthd,bsd->bths", index.queries, index.keys[:, 0]).relu()
+    scores = torch.einsum("bth,bths->bts", index.weights, products)
+    positions = torch.arange(past, past + scores.shape[1], device=scores.device)
+    seen = complete(positions, scores.shape[2], every) if mask is None else mask
+    chosen = top_k(F.pad(scores.masked_fill(~seen, -inf), (0, index.k), value=-inf), index.k)
+    return chosen[1].to(torch.int32).masked_fill(chosen[0] == -inf, NOT_CHOSEN)
 
 
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor, at_once: bool = False) -> Tensor:
@@ -64,10 +78,10 @@ def top_keys(scores: Tensor, k: int, visible: Tensor | None = None) -> Tensor:
     compiled code has one shape for all lengths.
     """
     if visible is not None:
-        scores = scores.masked_fill(~visible, float("-inf"))
-    scores = F.pad(scores, (0, torch.sym_max(k - scores.shape[-1], 0)), value=float("-inf"))
+        scores = scores.masked_fill(~visible, -inf)
+    scores = F.pad(scores, (0, torch.sym_max(k - scores.shape[-1], 0)), value=-inf)
     chosen = top_k_set(scores, k)
-    return chosen.to(torch.int32).masked_fill(scores.gather(-1, chosen) == float("-inf"), NOT_CHOSEN)
+    return chosen.to(torch.int32).masked_fill(scores.gather(-1, chosen) == -inf, NOT_CHOSEN)
 
 
 def sees(chosen: Tensor, keys: int) -> Tensor:
@@ -81,6 +95,16 @@ def sees_all(k: int, past: int, new: int, every: int = 1) -> int:
     """How many of `new` tokens after `past`, the first of them, see at most k keys of `every` tokens each, so that
     every one is chosen."""
     return min(max((k + 1) * every - 1 - past, 0), new)
+
+
+def chooses_all(new: int, stored: int, k: int, mask: Tensor | None) -> bool:
+    """Whether each of `new` queries attends to all that it sees, at most k of the `stored` keys.
+
+    False where compiled code does not know. It knows the number of keys with gradients and in a static cache (which
+    has a `mask` of a single token), and otherwise has one graph for all lengths.
+    """
+    is_known = mask is not None if new == 1 else torch.is_grad_enabled()
+    return (is_known or not torch.compiler.is_compiling()) and stored <= k
 
 
 def query_blocks(first: int, new: int) -> Iterator[tuple[int, int]]:

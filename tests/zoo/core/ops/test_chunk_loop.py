@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.exact import assert_equal
-from zoo.core.chunk_loop import _loop, _loop_backward_operator, _loop_operator, pass_on
+from zoo.core.ops.chunk_loop import _loop, _loop_backward_operator, _loop_operator, pass_on
 
 pytestmark = pytest.mark.usefixtures("_float64")
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.exact import assert_as_near, assert_equal
-from zoo.core import flash
-from zoo.core.attention import attention
 from zoo.core.forward_context import Mask, ReachMask, visible
+from zoo.core.ops import flash
+from zoo.core.ops.attention import attention
 from zoo.costs import Full, Window
 
 pytestmark = pytest.mark.usefixtures("_float64")

@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 
 
+def plain(scores: Tensor, k: int) -> Tensor:
+    """scores (..., n) -> the indices of the k highest (..., k): the first k of a stable sort."""
+    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+
+
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """scores (..., n) -> the k highest and their indices, (..., k), the highest first and the earlier first among equal
     ones. 0.0 equals -0.0, and NaN is above all."""
-    indices = scores.detach().sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    indices = plain(scores.detach(), k)
     return scores.gather(-1, indices), indices
 
 
@@ -28,5 +33,5 @@ def top_k_set(scores: Tensor, k: int) -> Tensor:
     highest = scores.topk(k, sorted=False).values
     last = highest.nan_to_num(inf, inf, -inf).amin(-1, keepdim=True)
     earliest = torch.arange(n, 0, -1, dtype=torch.int32, device=scores.device)
-    order = torch.where(scores <= last, torch.where(scores == last, earliest, 0), n + 1)  # NaN is not below
+    order = torch.where(scores <= last, torch.where(scores == last, earliest, 0), n + earliest)  # NaN is not below
     return order.topk(k, sorted=False).indices

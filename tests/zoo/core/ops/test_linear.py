@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.exact import assert_computes, assert_equal
 from zoo.core import kernels
-from zoo.core import linear as linear_module
-from zoo.core.linear import (
+from zoo.core.ops import linear as linear_module
+from zoo.core.ops.linear import (
     GEMV_PARTS,
     MAX_GEMV_BATCH,
     Linear,

@@ -1,0 +1,143 @@
+"""Latent attention: keys and values of all heads are linear maps of one latent per token (DeepSeek-V2, section 2.1).
+
+Expanded, attention runs over these keys and values. Absorbed, the maps are folded into queries and outputs, and
+attention runs over the latents themselves. Both are equal, and which one takes fewer FLOPs depends on the lengths.
+
+Sizes: b sequences, t queries, s stored tokens; h heads; r the rank of a latent; k chosen tokens
+(zoo.core.ops.indexing).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from zoo.core.ops import attention as scores
+from zoo.core.ops.attention import attention
+from zoo.core.ops.flash import token_by_token
+from zoo.core.ops.indexing import sees, sees_all
+from zoo.core.ops.linear import linear, per_head
+from zoo.core.ops.sparse_attention import allows_operators, sparse_attention
+from zoo.costs import Full
+
+
+def plain(q_nope: Tensor, q_rope: Tensor, latent: Tensor, up: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """q_nope (b, h, t, nope_dim), q_rope (b, h, t, rope_dim), latent (b, 1, s, r + rope_dim), up (h, nope_dim + v, r)
+    -> (b, h, t, v).
+
+    Head i has keys [up_k[i] c; k_rope] and values up_v[i] c of each latent [c; k_rope].
+    """
+    compressed, k_rope = latent.split([up.shape[2], q_rope.shape[3]], dim=3)
+    nope, v = (compressed @ up.mT).split([q_nope.shape[3], up.shape[1] - q_nope.shape[3]], dim=3)
+    k = torch.cat([nope, k_rope.expand(*nope.shape[:3], -1)], dim=3)
+    return scores.plain(torch.cat([q_nope, q_rope], dim=3), k, v, mask, scale)
+
+
+def latent_attention(
+    q_nope: Tensor,
+    q_rope: Tensor,
+    latent: Tensor,
+    up: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    kv_up: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """`plain`, in the form that takes fewer FLOPs. A module `kv_up`, if given, expands the latents in place of `up`."""
+    (heads, new, nope_dim), kv_rank = q_nope.shape[1:], up.shape[2]
+    if absorbing_is_cheaper(latent.shape[2] - new, new, kv_rank, up.shape[1]):
+        # The values keep the rotary columns: a kernel that needs keys and values of one width copies neither.
+        return absorbed(q_nope, q_rope, up, partial(attention, k=latent, v=latent, mask=mask, scale=scale))
+    k, v = expand(latent, kv_up or partial(linear, weight=up.flatten(0, 1)), heads, kv_rank, nope_dim)
+    return attention(torch.cat([q_nope, q_rope], dim=-1), k, v, mask, scale)
+
+
+def sparse_latent_attention(
+    q_nope: Tensor,
+    q_rope: Tensor,
+    latent: Tensor,
+    up: Tensor,
+    chosen: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    under: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """`plain` under the mask of the chosen tokens (b, t, k), as of `top_keys`. `mask` is the cache's own.
+
+    Tokens that choose attend over gathered latents, absorbed. With gradients it takes less memory to attend to all
+    latents `under` a mask: that function maps a mask to the attention of these queries.
+    """
+    given = q_nope, q_rope, latent, up, chosen, mask, scale
+    if q_nope.shape[2] == 1:
+        return _over_chosen(*given)
+    if not torch.compiler.is_compiling():
+        if not torch.is_grad_enabled():
+            return _prefill(*given)
+    elif allows_operators(*given[:4]):
+        return _prefill_operator(*given)
+    return under(sees(chosen, latent.shape[2]))
+
+
+def absorbing_is_cheaper(past: int, new: int, kv_rank: int, expanded_width: int) -> bool:
+    """Whether `new` tokens after `past` take fewer FLOPs over latents than over keys and values that are expanded from
+    them, `expanded_width` = nope_dim + v_dim elements of each head. A single token always absorbs."""
+    expanding = past * kv_rank * expanded_width
+    wider = Full().pairs(past, new) * (2 * kv_rank - expanded_width)
+    return new == 1 or expanding > wider
+
+
+def absorbed(q_nope: Tensor, q_rope: Tensor, up: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+    """q (b, h, t, d) and up (h, nope_dim + v_dim, r) -> (b, h, t, v), with `up` folded into the queries and the output.
+    `attend` maps queries (b, h, t, r + rope_dim) to weighted latents, of which the first r elements count."""
+    nope_dim, kv_rank = q_nope.shape[3], up.shape[2]
+    k_up, v_up = up.split([nope_dim, up.shape[1] - nope_dim], dim=1)
+    q = torch.cat([per_head(q_nope, k_up.transpose(1, 2)), q_rope], dim=-1)
+    return per_head(attend(q)[..., :kv_rank], v_up)
+
+
+def expand(
+    latent: Tensor, kv_up: Callable[[Tensor], Tensor], heads: int, kv_rank: int, nope_dim: int
+) -> tuple[Tensor, Tensor]:
+    """Latents (b, 1, s, r + rope_dim), with `kv_up` mapping (b, s, r) to (b, s, h * (nope_dim + v)) -> keys and values
+    of all heads, (b, h, s, nope_dim + rope_dim) and (b, h, s, v)."""
+    compressed, k_rope = latent.split([kv_rank, latent.shape[3] - kv_rank], dim=-1)
+    kv = kv_up(compressed.squeeze(1)).unflatten(-1, (heads, -1)).transpose(1, 2)
+    k_nope, v = kv.split([nope_dim, kv.shape[3] - nope_dim], dim=-1)
+    return torch.cat([k_nope, k_rope.expand(-1, heads, -1, -1)], dim=-1), v
+
+
+def _over_chosen(
+    q_nope: Tensor, q_rope: Tensor, latent: Tensor, up: Tensor, chosen: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """q (b, h, t, d), latent (b, 1, s, r + rope_dim), up (h, nope_dim + v, r), chosen (b, t, k) -> (b, h, t, v)."""
+    attend = partial(sparse_attention, latent=latent, chosen=chosen, mask=mask, scale=scale, width=up.shape[2])
+    return absorbed(q_nope, q_rope, up, attend)
+
+
+def _prefill(
+    q_nope: Tensor, q_rope: Tensor, latent: Tensor, up: Tensor, chosen: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """The same for several tokens. The first ones, which see at most k, attend to all in the cheaper form of MLA."""
+    new, past = q_nope.shape[2], latent.shape[2] - q_nope.shape[2]
+    first = sees_all(chosen.shape[2], past, new)
+    out = []
+    if first:
+        seen, seen_mask = latent[:, :, : past + first], None if mask is None else mask[:first, : past + first]
+        out.append(latent_attention(q_nope[:, :, :first], q_rope[:, :, :first], seen, up, seen_mask, scale))
+    if first < new:
+        later = q_nope[:, :, first:], q_rope[:, :, first:], latent, up, chosen[:, first:], mask, scale
+        out.append(_over_chosen(*later))
+    return torch.cat(out, dim=2)
+
+
+@custom_op("zoo::sparse_mla_prefill", mutates_args=())
+def _prefill_operator(
+    q_nope: Tensor, q_rope: Tensor, latent: Tensor, up: Tensor, chosen: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    return token_by_token(_prefill(q_nope, q_rope, latent, up, chosen, mask, scale))
+
+
+@_prefill_operator.register_fake
+def _like_prefill(q_nope: Tensor, q_rope: Tensor, latent: Tensor, up: Tensor, *_: object) -> Tensor:
+    return token_by_token(q_nope.new_empty(*q_nope.shape[:3], up.shape[1] - q_nope.shape[3]))
