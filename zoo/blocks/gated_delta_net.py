@@ -54,10 +54,15 @@ class GatedDeltaNet(Mixer):
         return _GatedDeltaNet(self, dim)
 
     @property
+    def width(self) -> int:
+        """The width of the values of all heads."""
+        return self.value_heads * self.value_dim
+
+    @property
     def mixed_widths(self) -> tuple[int, int, int]:
         """Widths of the queries, keys and values of all heads: the rows of `qkv` and of the convolution, in order."""
         keys = self.key_heads * self.key_dim
-        return keys, keys, self.value_heads * self.value_dim
+        return keys, keys, self.width
 
     def _projections(self, dim: int) -> tuple[tuple[int, int], ...]:
         """(inputs, outputs) of the projections qkv, gate, beta, decay and o."""
