@@ -15,9 +15,10 @@ from tests.exact import BOUND, assert_equal
 from tests.models import randomised, tokens_of
 from tests.presets import distinct, over
 from tests.ranks import in_ranks
+from zoo.blocks.routers import routers_of
 from zoo.core.forward_context import ForwardContext, RouterOutput, recorded_routing
 from zoo.errors import UsageError
-from zoo.training.routing import require_trainable_routers, routers_of, update_router_bias
+from zoo.training.routing import require_trainable_routers, update_router_bias
 
 
 def router_kinds(spec: zoo.Decoder) -> set[type]:
