@@ -213,6 +213,8 @@ class Block(Spec, abstract=True):
     A subclass defines `params` or `param_breakdown`, and `flops` or `flop_breakdown`: each follows from the other.
     """
 
+    input_norm: ClassVar[str | None] = None  # the name of a norm of its module's own that reads x first
+
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(abstract=abstract, **kwargs)
         for total, parts in (("params", "param_breakdown"), ("flops", "flop_breakdown")):
@@ -274,6 +276,11 @@ class Mixer(Block, abstract=True):
     def takes(self) -> tuple[str, ...]:
         """Names of what it reads from the nearest earlier layer that hands it on: `ctx.shared[name]`."""
         return ()
+
+    @property
+    def sink_heads(self) -> int:
+        """Query heads whose scores have a learned sink."""
+        return 0
 
     def flop_reach(self, part: str) -> Reach:
         """The tokens that one token's FLOPs of a part (of `flop_breakdown`) grow with."""

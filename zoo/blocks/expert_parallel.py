@@ -83,7 +83,7 @@ class _ExpertParallelMoE(MoE):
         return _ExpertParallel(self, dim)
 
     def active_params(self, dim: int) -> int:
-        return self.params(dim) - round((self.experts - self.router.k * self._share) * self._expert_params(dim))
+        return self.params(dim) - round((self.experts - self.router.k * self._share) * self.expert_params(dim))
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         """Of a rank, where tokens are equally many for every rank and expert."""

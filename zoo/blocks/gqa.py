@@ -71,6 +71,10 @@ class GQA(Mixer):
         return _GQA(self, dim)
 
     @property
+    def sink_heads(self) -> int:
+        return self.heads if self.sinks else 0
+
+    @property
     def value_dim(self) -> int:
         """Width of a value."""
         return self.v_dim or self.head_dim

@@ -59,23 +59,24 @@ class MoE(FeedForward):
     def build(self, dim: int) -> nn.Module:
         return _MoE(self, dim)
 
-    def _expert_params(self, dim: int) -> int:
+    def expert_params(self, dim: int) -> int:
+        """Parameters of one routed expert."""
         return self.expert.params(self.latent or dim)
 
     def param_breakdown(self, dim: int) -> Breakdown:
         latent = 2 * linear_params(dim, self.latent) if self.latent else 0
         return {
-            "routed": self.experts * self._expert_params(dim) + latent,
+            "routed": self.experts * self.expert_params(dim) + latent,
             "shared": self.shared.params(dim) if self.shared else 0,
             "router": self.router.params(dim, self.routed),
         }
 
     def active_params(self, dim: int) -> int:
-        return self.params(dim) - (self.experts - self.router.k) * self._expert_params(dim)
+        return self.params(dim) - (self.experts - self.router.k) * self.expert_params(dim)
 
     def read_params(self, dim: int, tokens: int) -> float:
         idle = self.experts * (1 - self.router.k / self.routed) ** tokens  # expected number without a token
-        return self.params(dim) - idle * self._expert_params(dim)
+        return self.params(dim) - idle * self.expert_params(dim)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         latent = 2 * linear_flops(new, dim, self.latent) if self.latent else 0

@@ -6,7 +6,7 @@ Rotated pairs are (i, i + rotated/2), the half-split order of most checkpoints; 
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ class Position(Spec, abstract=True):
     """A position encoding: a table computed once per forward pass, applied to queries and keys."""
 
     role = "rope"
+    encodes: ClassVar[bool] = True  # whether the result depends on the position
 
     @abstractmethod
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
@@ -68,6 +69,8 @@ class Position(Spec, abstract=True):
 @dataclass(frozen=True)
 class NoPE(Position):
     """No position encoding: order comes from the causal mask alone (Kazemnejad et al. 2023)."""
+
+    encodes = False
 
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
         return None
