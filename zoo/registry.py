@@ -147,6 +147,11 @@ class Spec(ABC):
         """This spec and every spec inside it, outermost first."""
         return iter(_kept(self, "_kept_parts", _parts_of))
 
+    def resized(self, to: Any) -> dict[str, Any]:
+        """Fields, and their values in the model's small form. `to` has the rules: zoo.swaps.proportions.Proportions.
+        Other fields stay, and specs inside say theirs."""
+        return {}
+
     def map(self, change: Callable[[Spec], Spec], **others: Any) -> Self:
         """This spec with `change` applied to each spec held directly, and `others` set, all at once."""
 
@@ -264,6 +269,10 @@ class Mixer(Block, abstract=True):
         super().__post_init__()
         for spec, width in self.tables():
             spec.check_width(width)
+
+    @abstractmethod
+    def resized(self, to: Any) -> dict[str, Any]:
+        """As of every spec; a mixer has widths of its own."""
 
     @abstractmethod
     def cache_spec(self) -> CacheSpec:

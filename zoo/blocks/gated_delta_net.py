@@ -1,7 +1,7 @@
 """Gated DeltaNet (Yang et al. 2025): a linear recurrence that overwrites what its state holds under a key."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,9 @@ class GatedDeltaNet(Mixer):
         shared = f"key_heads={self.key_heads} must divide value_heads={self.value_heads}"
         self.require(self.value_heads % self.key_heads == 0, shared)
         self.require(self.conv > 1, f"conv={self.conv} must be at least 2 tokens")
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        return to.key_and_value_heads(self)
 
     def build(self, dim: int) -> nn.Module:
         return _GatedDeltaNet(self, dim)

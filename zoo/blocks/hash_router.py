@@ -1,8 +1,8 @@
 """The routers of DeepSeek-V4 (section 2.1): scores that are the square root of softplus, and layers whose experts
 follow from the token id alone (Roller et al. 2021, "Hash Layers")."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,9 @@ class HashTopK(_SqrtSoftplus):
     @property
     def table_rows(self) -> int | None:
         return self.vocab
+
+    def among(self, experts: int, before: int, vocab: int) -> Self:
+        return replace(super().among(experts, before, vocab), vocab=vocab)
 
     def build(self, dim: int, experts: int) -> nn.Module:
         return _HashTopK(self, dim, experts)

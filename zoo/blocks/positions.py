@@ -6,7 +6,7 @@ Rotated pairs are (i, i + rotated/2), the half-split order of most checkpoints; 
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -140,6 +140,9 @@ class RoPE(Position):
         assert table is not None
         return table[0], -table[1]
 
+    def resized(self, to: Any) -> dict[str, Any]:
+        return {"theta": to.theta(self), "scaling": None}
+
     def describe(self) -> str:
         scaling = f" ({self.scaling.describe()})" if self.scaling else ""
         fraction = f" on {self.fraction:g} of the width" if self.fraction < 1 else ""
@@ -220,6 +223,9 @@ class LogTemperature(Temperature):
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
         steps = torch.floor((positions.to(dtype) + (1.0 if self.from_one else 0.0)) / self.step)
         return (1.0 + self.scale * torch.log1p(steps)).unsqueeze(-1)
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        return {"step": to.window(self.step)}
 
     def describe(self) -> str:
         return f"queries x(1 + {self.scale:g} ln(1 + position/{self.step:,}))"

@@ -5,8 +5,9 @@ weights. One module computes all three; a kind of its own holds what a router le
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,13 @@ class Router(Spec, abstract=True):
     def check_experts(self, experts: int) -> None:
         """Raise SpecError unless this can route among that many experts."""
         self.require(self.k <= experts, f"k={self.k} is above the {experts} experts there are")
+
+    def among(self, experts: int, before: int, vocab: int) -> Self:
+        """This router for a model with fewer `experts` than `before` and a vocabulary of `vocab` tokens. k keeps its
+        ratio, and is at least 2 where a single expert's weight would have no gradient."""
+        least = min(2, before) if self.renormalises else 1
+        changes: dict[str, Any] = {"k": min(experts, max(least, round(self.k * experts / before)))}
+        return replace(self, **changes)
 
     def scores(self, logits: Tensor) -> Tensor:
         """(..., experts) logits -> the scores that experts are chosen by and weighed with, in the same order."""
@@ -242,6 +250,13 @@ class GroupedTopK(Router, abstract=True):
         self.require(experts >= 2 * self.groups, few)
         reach = self.keep * experts // self.groups
         self.require(self.k <= reach, f"k={self.k} is above the {reach} experts in {self.keep} groups")
+
+    def among(self, experts: int, before: int, vocab: int) -> Self:
+        """Of its groups, as many stay as divide the experts, and as many are kept as k experts need."""
+        small, most = super().among(experts, before, vocab), min(self.groups, max(experts // 2, 1))
+        groups = next(number for number in range(most, 0, -1) if experts % number == 0)
+        keep = max(1, round(groups * self.keep / self.groups), ceil(small.k * groups / experts))
+        return replace(small, groups=groups, keep=keep)
 
     def choose(self, scores: Tensor) -> Tensor:
         if self.keep < self.groups:
