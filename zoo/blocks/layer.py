@@ -248,6 +248,12 @@ class Layer(Composite):
         block = self.feed_forward
         return block.width if isinstance(block, FeedForward) and not self.mixture else None
 
+    def with_width(self, width: int) -> Self:
+        """This layer with a feed-forward of another hidden width."""
+        assert self.ffn is not None
+        assert isinstance(self.ffn.block, FeedForward)
+        return replace(self, ffn=self.ffn.with_block(self.ffn.block.with_width(width)))
+
     @property
     def position_encoding(self) -> Position | None:
         """The position encoding of the mixer's queries and keys; None for a mixer without any."""
