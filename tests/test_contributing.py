@@ -257,15 +257,13 @@ COSINE_EXPERTS = '''
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.glu import LinearFeedForward
-from zoo.blocks.routers import Router, record
+from zoo.blocks.routers import LinearRouter, Router
 from zoo.core.float32 import upcast
 from zoo.core.ops.experts import Apply
-from zoo.core.ops.top_k import top_k
 
 
 @dataclass(frozen=True)
@@ -294,24 +292,16 @@ class CosineTopK(Router):
     def build(self, dim: int, experts: int) -> nn.Module:
         return _CosineTopK(self, dim, experts)
 
-    def params(self, dim: int, experts: int) -> int:
-        return dim * experts
+    def weigh(self, top: Tensor) -> Tensor:
+        return top.softmax(-1)
 
     def describe(self) -> str:
         return f"cosine top-{self.k} router"
 
 
-class _CosineTopK(nn.Module):
-    def __init__(self, spec: CosineTopK, dim: int, experts: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.weight = nn.Parameter(torch.empty(experts, dim))
-
-    def forward(self, x: Tensor, ctx=None) -> tuple[Tensor, Tensor]:
-        logits = F.linear(F.normalize(upcast(x), dim=-1), F.normalize(upcast(self.weight), dim=-1))
-        top, chosen = top_k(logits, self.spec.k)
-        record(ctx, logits, chosen)
-        return top.softmax(-1).to(x.dtype), chosen
+class _CosineTopK(LinearRouter):
+    def logits(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(upcast(x), dim=-1), F.normalize(upcast(self.weight), dim=-1))
 '''
 
 HYBRID = '''

@@ -23,7 +23,6 @@ def _to_float32(x: Tensor) -> Tensor:
 PLACES = {
     ("zoo.blocks.norms", "upcast_dtype"): "llama3-8b",
     ("zoo.blocks.routers", "upcast"): "qwen3-30b-a3b",
-    ("zoo.blocks.hash_router", "upcast"): "deepseek-v4-flash-284b",
     ("zoo.blocks.mamba2", "upcast"): "granite4-h-tiny",
     ("zoo.blocks.gated_delta_net", "upcast"): "qwen3-next-80b-a3b",
     ("zoo.blocks.kimi_delta_attention", "upcast"): "kimi-linear-48b-a3b",

@@ -135,6 +135,11 @@ class Spec(ABC):
         """This spec and every spec inside it, outermost first."""
         return iter(_kept(self, "_kept_parts", _parts_of))
 
+    def resized(self, to: Any) -> dict[str, Any]:
+        """Fields, and their values in the model's small form. `to` has the rules: zoo.swaps.proportions.Proportions.
+        Other fields stay, and specs inside say theirs."""
+        return {}
+
     def map(self, change: Callable[[Spec], Spec], **others: Any) -> Self:
         """This spec with `change` applied to each spec held directly, and `others` set, all at once."""
 
@@ -201,6 +206,8 @@ class Block(Spec, abstract=True):
     A subclass defines `params` or `param_breakdown`, and `flops` or `flop_breakdown`: each follows from the other.
     """
 
+    input_norm: ClassVar[str | None] = None  # the name of a norm of its module's own that reads x first
+
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(abstract=abstract, **kwargs)
         for total, parts in (("params", "param_breakdown"), ("flops", "flop_breakdown")):
@@ -252,6 +259,10 @@ class Mixer(Block, abstract=True):
             spec.check_width(width)
 
     @abstractmethod
+    def resized(self, to: Any) -> dict[str, Any]:
+        """As of every spec; a mixer has widths of its own."""
+
+    @abstractmethod
     def cache_spec(self) -> CacheSpec:
         """What the layer's cache keeps."""
 
@@ -264,6 +275,11 @@ class Mixer(Block, abstract=True):
         """Keys of what the module reads from the nearest earlier layer that hands it on, `ctx.shared[key]`, each with
         words for it."""
         return {}
+
+    @property
+    def sink_heads(self) -> int:
+        """Query heads whose scores have a learned sink."""
+        return 0
 
     def flop_reach(self, part: str) -> Reach:
         """The tokens that one token's FLOPs of a part (of `flop_breakdown`) grow with."""

@@ -5,7 +5,7 @@ of its experts alone. Norms, biases, routers, the embedding and the head are not
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from weights.formats.fp8_mxfp4 import FP8_BLOCK, MXFP4_BLOCK
+from weights.formats.fp8_mxfp4 import FP8, MXFP4, MXFP4_BLOCK, PackedFormat
 from zoo.model.decoder import Decoder
 from zoo.registry import Block
 from zoo.units import dtype_name
@@ -23,31 +23,15 @@ BLOCK, ROUTER, BIAS = "block.", "router", "bias"
 Shape = tuple[int, ...]
 
 
-def _fp8_bytes(shape: Shape) -> int:
-    """Float8 with a float32 scale for each 128 x 128 of a matrix."""
-    *stacked, rows, columns = shape
-    count = torch.Size(stacked).numel()
-    return count * (rows * columns + 4 * -(-rows // FP8_BLOCK) * -(-columns // FP8_BLOCK))
-
-
-def _mxfp4_bytes(shape: Shape) -> int:
-    """4-bit floats with one byte for each 32 of a row."""
-    rows = torch.Size(shape[:-1]).numel()
-    return rows * -(-shape[-1] // MXFP4_BLOCK) * (MXFP4_BLOCK // 2 + 1)
-
-
-PackedBytes = Callable[[Shape], int]
-
-
 @dataclass(frozen=True)
 class WeightForm:
-    """A form of stored weights. `experts`, `matrices`: bytes of a packed matrix of experts, and of any other in a block
-    (None: not packed). `dtype`: of everything else."""
+    """A form of stored weights. `experts`, `matrices`: the format of matrices of experts, and of any other matrix in a
+    block (None: not packed). `dtype`: that of everything else."""
 
     name: str
     dtype: torch.dtype = torch.bfloat16
-    experts: PackedBytes | None = None
-    matrices: PackedBytes | None = None
+    experts: PackedFormat | None = None
+    matrices: PackedFormat | None = None
 
     @property
     def activation_itemsize(self) -> int:
@@ -65,7 +49,7 @@ class WeightForm:
             return self.params_bytes(params)
         shapes = ((shape, self.experts if len(shape) > 2 else self.matrices) for shape in _matrices(branch, dim))
         packed = [(shape, how) for shape, how in shapes if how]
-        codes = sum(how(shape) for shape, how in packed)
+        codes = sum(how.nbytes(shape) for shape, how in packed)
         return codes + self.params_bytes(params - sum(torch.Size(shape).numel() for shape, _ in packed))
 
     def model_bytes(self, spec: Decoder) -> int:
@@ -104,11 +88,11 @@ def _matrices(branch: Block, dim: int) -> tuple[Shape, ...]:
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 PLAIN = {dtype: WeightForm(dtype_name(dtype), dtype) for dtype in _PLAIN}
 BFLOAT16 = PLAIN[torch.bfloat16]
-FOUR_BIT = WeightForm("4-bit", experts=_mxfp4_bytes, matrices=_mxfp4_bytes)
+FOUR_BIT = WeightForm("4-bit", experts=MXFP4(), matrices=MXFP4())
 PACKED = {
-    "fp8": WeightForm("fp8", experts=_fp8_bytes, matrices=_fp8_bytes),
-    "mxfp4": WeightForm("mxfp4", experts=_mxfp4_bytes),
-    "mxfp4+fp8": WeightForm("mxfp4+fp8", experts=_mxfp4_bytes, matrices=_fp8_bytes),
+    "fp8": WeightForm("fp8", experts=FP8(), matrices=FP8()),
+    "mxfp4": WeightForm("mxfp4", experts=MXFP4()),
+    "mxfp4+fp8": WeightForm("mxfp4+fp8", experts=MXFP4(), matrices=FP8()),
 }
 RELEASED = WeightForm("released")  # stands for each model's own form
 FP8_METHOD, MXFP4_METHOD = "fp8", "mxfp4"  # quant_method in a config.json

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from benchmarks.gallery.cost_terms import Terms, attention_terms, feed_forward_terms
-from zoo.blocks import GQA, MLA, Layer, MoE, NoPE
+from zoo.blocks import GQA, MLA, Layer
 from zoo.errors import ZooError
 from zoo.model.decoder import Decoder
 from zoo.swaps.grammar import apply_swaps
@@ -70,7 +70,7 @@ def expert_grid(spec: Decoder) -> Grid:
 
 
 def _is_sparse(spec: Decoder) -> bool:
-    return any(isinstance(node, MoE) for node in spec.walk())
+    return any(layer.mixture for layer in spec.layers)
 
 
 def _expert_choices(sparse: bool) -> list[Choice]:
@@ -106,9 +106,9 @@ def _positions_note(spec: Decoder) -> str:
     """Which position encodings a model has, and how many of the layers that could have one have none."""
     if spec.positions:
         return f"Positions: {spec.positions.describe()}."
-    encodings = [[node for node in layer.walk() if node.role == "rope"] for layer in spec.layers]
-    could = sum(map(bool, encodings))
-    without = sum(any(isinstance(node, NoPE) for node in nodes) for nodes in encodings)
+    encodings = [layer.position_encoding for layer in spec.layers if layer.position_encoding]
+    could = len(encodings)
+    without = sum(not encoding.encodes for encoding in encodings)
     layers = f"{could} layers" if could == len(spec.layers) else f"{could} layers with attention"
     if not could:
         return "No layer encodes positions."
@@ -116,7 +116,7 @@ def _positions_note(spec: Decoder) -> str:
         return f"None of the {layers} has a position encoding."
     if without:
         return f"{without} of {layers} {'has' if without == 1 else 'have'} no position encoding."
-    found = dict.fromkeys(node.describe() for nodes in encodings for node in nodes)
+    found = dict.fromkeys(encoding.describe() for encoding in encodings)
     return f"All {layers} have a position encoding: {' or '.join(found)}."
 
 

@@ -18,7 +18,6 @@ from benchmarks.measure.benchmark_models import BenchmarkModel
 from benchmarks.measure.runners import BASELINE, COMPILED, TOLERANCE, Candidate, Runner, ThroughputConfig, inference
 from weights.reference.model import causal_class, quiet, transformers
 from weights.saving import to_checkpoint
-from zoo.blocks import MoE
 from zoo.errors import CheckFailed
 from zoo.model.module import Model
 
@@ -106,7 +105,7 @@ def require_equal_logits(
     A mixture of experts in 16 bits is not judged: a near tie in a router may go either way, and the rest then differs.
     """
     difference, bound = _difference(logits, expected, config.dtype)
-    judged = config.dtype.itemsize >= 4 or not any(isinstance(part, MoE) for part in benchmark_model.spec.walk())
+    judged = config.dtype.itemsize >= 4 or not any(layer.mixture for layer in benchmark_model.spec.layers)
     if judged and not difference <= bound:  # a NaN is a failure, too
         apart = f"differ by {difference:.1e} from {others}, above {bound:.1e}"
         raise CheckFailed(f"{benchmark_model.label}: the logits of {whose} {apart}; nothing was measured")

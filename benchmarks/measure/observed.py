@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.measure.timing import Task
 from weights.reference.model import removed_after
-from zoo.blocks import MoE
+from zoo.blocks.routers import routers_of
 from zoo.core.ops.linear import ONEDNN, linear
 from zoo.model.module import Model
 
@@ -74,9 +74,8 @@ def _recording(model: Model, gemms: list[tuple[Tensor, int]], counts: dict[int, 
     def count(layer: int, router: Any, args: Any, out: tuple[Tensor, Tensor]) -> None:
         counts.setdefault(layer, []).append(out[1].unique().numel())
 
-    sparse = [layer for layer, spec in enumerate(model.spec.layers) if isinstance(spec.feed_forward, MoE)]
-    routers = {layer: model.layers[layer].get_submodule("ffn.block.router") for layer in sparse}
-    hooks = (router.register_forward_hook(partial(count, layer)) for layer, router in routers.items())
+    routers = ((index, router) for index, layer in enumerate(model.layers) for router in routers_of(layer))
+    hooks = (router.register_forward_hook(partial(count, index)) for index, router in routers)
     with removed_after(hooks), _Gemms(model, gemms):
         yield
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from math import inf
 from statistics import fmean, median
-from typing import Any
 
 import torch
 
@@ -154,8 +153,9 @@ def least_work(spec: Decoder, work: Workload, dtype: torch.dtype, hits: dict[int
     new = passes[0][1]
     read: float = spec.read_params(batch * new)
     for index, hit in hits.items():
-        block: Any = spec.layers[index].feed_forward
-        read += (hit - expected_hits(block, batch * new)) * block.expert.params(block.latent or spec.dim)
+        block = spec.layers[index].mixture
+        assert block is not None
+        read += (hit - expected_hits(block, batch * new)) * block.expert_params(spec.dim)
     return Pass(
         tokens=batch * work.tokens,
         flops=batch * sum(spec.flops(past, new, logits=1) for past, new in passes),
@@ -164,7 +164,7 @@ def least_work(spec: Decoder, work: Workload, dtype: torch.dtype, hits: dict[int
     )
 
 
-def expected_hits(block: Any, tokens: int) -> float:
+def expected_hits(block: MoE, tokens: int) -> float:
     """Experts hit by at least one of `tokens` tokens if every expert is equally likely: E (1 - (1 - k/E)^tokens)."""
     return block.experts * (1 - (1 - block.router.k / block.experts) ** tokens)
 
@@ -172,8 +172,8 @@ def expected_hits(block: Any, tokens: int) -> float:
 def predicted_hits(spec: Decoder, work: Workload) -> float | None:
     """The mean of `expected_hits` of a pass over the layers with experts; None where there are none."""
     tokens = work.batch * work.passes[0][1]
-    sparse = (layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, MoE))
-    return fmean(hits) if (hits := [expected_hits(block, tokens) for block in sparse]) else None
+    hits = [expected_hits(layer.mixture, tokens) for layer in spec.layers if layer.mixture]
+    return fmean(hits) if hits else None
 
 
 def trains(row: Row) -> bool:

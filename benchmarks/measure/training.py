@@ -29,7 +29,6 @@ from benchmarks.measure.runners import (
     inference,
     random_tokens,
 )
-from zoo.blocks import GQA, MoE
 from zoo.errors import CheckFailed
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
@@ -162,7 +161,7 @@ def _difference(
     A mixture of experts in 16 bits is not judged: a near tie in a router may go either way, and the rest then differs.
     """
     found = _gradients(runner, tokens, config)
-    if config.dtype.itemsize < 4 and any(isinstance(part, MoE) for part in benchmark_model.spec.walk()):
+    if config.dtype.itemsize < 4 and any(layer.mixture for layer in benchmark_model.spec.layers):
         return None
     for what, value, other, bound in (
         ("the loss", found.loss, expected.loss, TOLERANCE[config.dtype]),
@@ -184,8 +183,7 @@ def training_bytes(spec: Decoder, dtype: torch.dtype, work: Workload, copies: in
     tokens, size = work.batch * work.tokens, dtype.itemsize
     # What a layer keeps for its gradients: inputs and outputs of the matrix products, and of norms in float32.
     kept = sum(2 * layer.active_params(spec.dim) // spec.dim * size + 8 * spec.dim * 4 for layer in spec.layers)
-    blocks = (layer.mixer for layer in spec.layers)
-    heads = sum(block.heads for block in blocks if isinstance(block, GQA) and block.sinks)
+    heads = sum(layer.mixer.sink_heads for layer in spec.layers if layer.mixer)
     scores = 3 * heads * work.tokens * 4  # with sinks, they may be written out, masked, and turned to probabilities
     held = (copies * (1 + MOMENTS) + 1) * spec.params() * size
     return held + tokens * (kept + scores + spec.vocab * LOGITS_BYTES)

@@ -6,6 +6,7 @@ A source is refused for its scheme before any field of its config is checked, si
 
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable
+from math import prod
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, ClassVar
@@ -50,6 +51,10 @@ class PackedFormat(ABC):
     @abstractmethod
     def scales_shape(self, codes: Shape) -> Shape:
         """Shape of the codes -> shape of the scales."""
+
+    @abstractmethod
+    def nbytes(self, shape: Shape) -> int:
+        """Bytes of the codes and scales of matrices of this unpacked shape, (..., rows, columns)."""
 
     @abstractmethod
     def blocks(self, dim: int) -> int:
@@ -138,6 +143,10 @@ class FP8(PackedFormat):
     def scales_shape(self, codes: Shape) -> Shape:
         return tuple(-(-side // FP8_BLOCK) for side in codes)
 
+    def nbytes(self, shape: Shape) -> int:
+        *stacked, rows, columns = shape
+        return prod(stacked) * (rows * columns + 4 * prod(self.scales_shape((rows, columns))))
+
     def blocks(self, dim: int) -> int:
         return FP8_BLOCK
 
@@ -171,6 +180,10 @@ class MXFP4(PackedFormat):
 
     def scales_shape(self, codes: Shape) -> Shape:
         return codes[:-1]
+
+    def nbytes(self, shape: Shape) -> int:
+        """A block's codes, and a byte for its scale; the last block of a row may be partial."""
+        return prod(shape[:-1]) * -(-shape[-1] // MXFP4_BLOCK) * (MXFP4_BLOCK // 2 + 1)
 
     def blocks(self, dim: int) -> int:
         return MXFP4_BLOCK if dim == 2 else 1
@@ -213,6 +226,9 @@ class FP4(PackedFormat):
 
     def scales_shape(self, codes: Shape) -> Shape:
         return codes[0], 2 * codes[1] // MXFP4_BLOCK
+
+    def nbytes(self, shape: Shape) -> int:
+        return MXFP4().nbytes(shape)
 
     def blocks(self, dim: int) -> int:
         return MXFP4_BLOCK if dim == 1 else 1

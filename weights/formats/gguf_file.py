@@ -30,10 +30,9 @@ from weights.formats.gguf_layout import (
     undone,
 )
 from weights.formats.gguf_metadata import (
-    IMPLIED,
+    NOTED,
     PREDICTED,
     ROPE_TABLES,
-    any_value,
     metadata_of,
     rope_factors,
     spec_differences,
@@ -101,13 +100,13 @@ class GGUFFile(Source):
         there is none, or where the file has a field that is not understood."""
         name, _, spec = self.preset
         expected = metadata_of(self.kind, spec)
-        known = {*expected, *any_value(self.kind, spec), *ignore_fields}
+        known = {*expected, *ignore_fields}
         if left := [f"{self.kind}.{key}={brief(value)}" for key, value in self._metadata.items() if key not in known]:
             raise MalformedError(
                 f"{self.path}: not understood: {', '.join(left)}; pass --ignore-field NAME (ignore_fields=), the name "
                 f"without {self.kind}., to ignore one"
             )
-        absent = [key for key in expected if key not in self._metadata and key not in IMPLIED]
+        absent = [key for key, value in expected.items() if key in NOTED - self._metadata.keys() and value is not ...]
         tables = (name.removesuffix(".weight") for name in self._missing_factors(spec))
         missing = ", ".join(["the layer pattern", *absent, *tables])
         log.info("%s does not say %s: taken from %s, of the same dimensions", self.path.name, missing, name)
@@ -158,7 +157,8 @@ class GGUFFile(Source):
     def _other_factors(self, spec: Decoder) -> list[str]:
         """A table of rotary factors, where there is one, must be the preset's: ones where the preset scales nothing."""
         expected, found = rope_factors(spec), []
-        plain = torch.ones(metadata_of(self.kind, spec).get("rope.dimension_count", 0) // 2)
+        rotated = metadata_of(self.kind, spec)["rope.dimension_count"]
+        plain = torch.ones(0 if rotated is ... else rotated // 2)
         for name in self._tensors.keys() & ROPE_TABLES:
             stored, wanted = self._dequantised(self._tensors[name]), expected.get(name, plain)
             if stored.shape != wanted.shape or not torch.allclose(stored, wanted, rtol=1e-5, atol=0):

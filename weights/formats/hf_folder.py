@@ -20,7 +20,6 @@ from weights.formats.json_limits import CONFIG_LIMIT, INDEX_LIMIT, member, read_
 from weights.formats.safetensors_header import read_header
 from weights.matching import HEAD, READABLE_DTYPES, Part, Source, StoredTensor, layout, listed
 from zoo import catalog
-from zoo.blocks import MoE
 from zoo.errors import MalformedError, NotAvailable, enough
 from zoo.hf.checkpoint_layout import Rules
 from zoo.hf.config import contradicts_on_tying
@@ -91,8 +90,7 @@ class HFFolder(Source):
         spec = catalog.from_hf(self.config, ignore_fields)
         if contradicts_on_tying(self.config):  # the reference ties a head only where none is stored
             spec = replace(spec, tied=HEAD not in self.tensors)
-        blocks = (layer.feed_forward for layer in spec.layers)
-        experts = sum(block.experts for block in blocks if isinstance(block, MoE))
+        experts = sum(layer.mixture.experts for layer in spec.layers if layer.mixture)
         count = len(self._shard_of)
         limits = (
             ("layers", len(spec.layers), count, f"with {count} tensors in the files"),

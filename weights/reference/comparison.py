@@ -12,7 +12,6 @@ from weights.reference.model import transformers
 from weights.reference.report import ParityReport, Rounded
 from weights.reference.runs import Models, run_all
 from weights.tokenizer import TOKENIZER, read_tokenizer
-from zoo.blocks import MoE
 from zoo.core import processes
 from zoo.core.devices import free_memory
 from zoo.errors import MalformedError, NotAvailable, UsageError, unknown
@@ -110,8 +109,7 @@ def _check_comparable(one: Decoder, other: Decoder, what: str) -> None:
     """Raise UsageError for two models whose parts cannot take each other's inputs."""
 
     def shape(spec: Decoder) -> dict[str, Any]:
-        layers = enumerate(spec.layers)
-        with_experts = [i for i, layer in layers if any(isinstance(part, MoE) for part in layer.walk())]
+        with_experts = [i for i, layer in enumerate(spec.layers) if layer.mixture]
         sizes = {"layers": len(spec.layers), "width": spec.dim, "vocabulary": spec.vocab}
         return sizes | {"layers with experts": len(with_experts), "indices of these": with_experts}
 

@@ -28,7 +28,6 @@ from weights.loading import open_source
 from weights.matching import HEAD, Source, rule_names
 from weights.reference.float64 import as_stored
 from weights.reference.layers import LayerActivations
-from zoo.blocks import DenseAndMoE
 from zoo.catalog import family_of
 from zoo.errors import CheckFailed, MalformedError, require_package
 from zoo.hf.checkpoint_layout import Rule, Rules
@@ -182,13 +181,10 @@ def feed_forward_input(spec: Decoder, rules: Rules, index: int, layer: nn.Module
     """The name of the first module of the reference's `layer` after attention: the feed-forward's norm or, where there
     is no norm before it, the feed-forward, as the rules of the checkpoint layout name them; None for a layer without a
     feed-forward. Raises CheckFailed where the layer has no module of such a name."""
-    if spec.layers[index].ffn is None:
+    branch = spec.layers[index].ffn
+    if branch is None:
         return None
-    has_norm, norm = getattr(spec.layers[index].ffn, "pre", None) is not None, "ffn.pre"
-    if spec.streams:  # what reads them comes before the norm
-        has_norm, norm = True, "ffn.weights"
-    if isinstance(spec.layers[index].feed_forward, DenseAndMoE):
-        has_norm, norm = True, "ffn.block.dense_pre"
+    has_norm, norm = branch.reads_x_by is not None, f"ffn.{branch.reads_x_by}"
     modules = dict(layer.named_modules())
     for module_names, checkpoint_name in (rule_names(rule) for rule in rules if isinstance(rule, Rule)):
         name = checkpoint_name if has_norm else checkpoint_name.partition(".")[0]

@@ -260,6 +260,11 @@ def _rope_entry(attn: GQA) -> ConfigFields:
     return {"rope_type": "default"} | entry
 
 
+def gguf_fields(spec: Decoder) -> ConfigFields:
+    """Returns the metadata of .gguf files that this architecture alone has: the layers that reuse earlier keys."""
+    return {"attention.shared_kv_layers": sum(bool(layer.takes()) for layer in spec.layers)}
+
+
 _31B = decoder(dim=5376, full_layers=every(6, 60), heads=32, kv_heads=16, full_kv_heads=4, hidden=21_504, tied=True)
 _SMALL = dict(heads=8, full_kv_heads=None, window=512, keys_as_values=False, width=256, tied=True, context=131_072)
 _E2B = dict(dim=1536, full_layers=every(5, 35), kv_heads=1, hidden=6144, sharing=20, sharing_hidden=12_288)

@@ -128,6 +128,14 @@ def to_hf(spec: Decoder) -> ConfigFields:
     return config | fields_of(spec, SoftmaxTopK, k="num_experts_per_tok")
 
 
+def gguf_fields(spec: Decoder) -> ConfigFields:
+    """Returns the metadata that .gguf files of this architecture have otherwise: the width is that of a routed expert,
+    and `finetuned` false means that attention has no positions."""
+    moe, branch = first(spec, MoE), first(spec, Branch)
+    width = {"feed_forward_length": moe.expert.width} if moe else {}
+    return width | {"residual_scale": branch and branch.multiplier, "rope.scaling.finetuned": False}
+
+
 def _released(dim, heads, kv_heads, mamba_heads, hidden, experts, k, logits_scaling):
     mamba = Mamba2(mamba_heads, head_dim=64, groups=1, state=128, conv=4, eps=1e-5)
     attn = GQA(heads, kv_heads, head_dim=128, rope=NoPE(), scale=1 / 128)

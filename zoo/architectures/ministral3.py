@@ -5,7 +5,15 @@ The sizes of 3B and 14B and the latter's RoPE base are from memory; other fields
 
 from zoo.blocks import GLU, GQA, Layer, LogTemperature, RMSNorm, RoPE, YarnScaling, pre
 from zoo.hf.config import About, Config, ModelType, Size, reads
-from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first_rope, rope_fields, temperature_fields
+from zoo.hf.write_config import (
+    ConfigFields,
+    dense_fields,
+    fields_of,
+    first,
+    first_rope,
+    rope_fields,
+    temperature_fields,
+)
 from zoo.model.decoder import Decoder
 
 
@@ -36,6 +44,11 @@ def to_hf(spec: Decoder) -> ConfigFields:
     config = dense_fields(spec) | rope_fields(spec, unscaled={"rope_type": "default"}, mscale_all_dim=without_gain)
     config["rope_scaling"] = (config.get("rope_scaling") or {}) | temperature_fields(spec)
     return {"model_type": "ministral3", "hidden_act": "silu"} | config | fields_of(spec, GQA, window="sliding_window")
+
+
+def gguf_fields(spec: Decoder) -> ConfigFields:
+    """Returns the metadata of .gguf files that this architecture alone has: a multiplier that undoes YaRN's gain."""
+    return {"rope.scaling.yarn_log_multiplier": 1.0} if first(spec, LogTemperature) else {}
 
 
 def _rope(theta):

@@ -136,6 +136,13 @@ def to_hf(spec: Decoder) -> ConfigFields:
     return config | fields_of(spec, GroupedSigmoidTopK, **ROUTER) | ({"intermediate_size": mlp.hidden} if mlp else {})
 
 
+def gguf_fields(spec: Decoder) -> ConfigFields:
+    """Returns the metadata that .gguf files of this architecture have otherwise: widths are those of routed experts,
+    the shared expert counts as one, and `finetuned` false means that attention has no positions."""
+    widths = [layer.mixture.expert.width if layer.mixture else 0 for layer in spec.layers]
+    return {"feed_forward_length": widths, "expert_shared_count": 1, "rope.scaling.finetuned": False}
+
+
 def _released(pattern, dim, heads, mamba_heads, hidden, experts, router, latent=None):
     mamba = Mamba2(mamba_heads, head_dim=64, groups=8, state=128, conv=4, eps=1e-5, min_step=1e-3)
     attn = GQA(heads, kv_heads=2, head_dim=128, rope=NoPE())

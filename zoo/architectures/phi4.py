@@ -5,7 +5,7 @@ each rotary frequency, and how the weights are stored: queries, keys and values 
 from zoo.blocks import GLU, GQA, Layer, LongRoPE, RMSNorm, RoPE, longrope_gain, pre
 from zoo.hf.checkpoint_layout import FusedQKV, Rearranged
 from zoo.hf.config import ORIGINAL, PARTIAL, About, Config, ModelType, Remote, Size, reads
-from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first_rope
+from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first, first_rope
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (
@@ -54,6 +54,13 @@ def to_hf(spec: Decoder) -> ConfigFields:
         if rope.scaling.gain == _usual_gain(spec.context, rope.scaling.original):
             scaling.pop("attention_factor")
     return config | fields_of(spec, GQA, window="sliding_window") | fields_of(spec, RoPE, fraction=PARTIAL)
+
+
+def gguf_fields(spec: Decoder) -> ConfigFields:
+    """Returns the metadata of .gguf files that this architecture alone has: the context before its stretching, also
+    where it is not stretched."""
+    scaling = first(spec, LongRoPE)
+    return {"rope.scaling.original_context_length": scaling.original if scaling else spec.context}
 
 
 def _usual_gain(context: int | None, original: int) -> float | None:

@@ -3,7 +3,7 @@ compressed sparse attention, CSA."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,10 @@ class CompressedAttention(Mixer):
             widths["the indexer's head_dim"] = self.compressor.indexer.head_dim
         for name, width in widths.items():
             self.require(self.rope_dim <= width, f"rope_dim={self.rope_dim} is above {name}={width}")
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        new = to.heads_of_one_key(self) | {"window": to.window(self.window)}
+        return new | {"compressor": self.compressor and to.compressor(self.compressor, self, new)}
 
     def build(self, dim: int) -> nn.Module:
         return _CompressedAttention(self, dim)

@@ -24,6 +24,8 @@ class DenseAndMoE(FeedForward):
     routed: MoE
     norm: Norm
 
+    input_norm = "dense_pre"
+
     def check(self) -> None:
         self.require(not any(isinstance(part, MoE) for part in self.dense.walk()), "dense must hold no MoE")
 

@@ -1,7 +1,7 @@
 """Gated DeltaNet (Yang et al. 2025): a linear recurrence that overwrites what its state holds under a key."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -50,14 +50,22 @@ class GatedDeltaNet(Mixer):
         self.require(self.value_heads % self.key_heads == 0, shared)
         self.require(self.conv > 1, f"conv={self.conv} must be at least 2 tokens")
 
+    def resized(self, to: Any) -> dict[str, Any]:
+        return to.key_and_value_heads(self)
+
     def build(self, dim: int) -> nn.Module:
         return _GatedDeltaNet(self, dim)
+
+    @property
+    def width(self) -> int:
+        """The width of the values of all heads."""
+        return self.value_heads * self.value_dim
 
     @property
     def mixed_widths(self) -> tuple[int, int, int]:
         """Widths of the queries, keys and values of all heads: the rows of `qkv` and of the convolution, in order."""
         keys = self.key_heads * self.key_dim
-        return keys, keys, self.value_heads * self.value_dim
+        return keys, keys, self.width
 
     def _projections(self, dim: int) -> tuple[tuple[int, int], ...]:
         """(inputs, outputs) of the projections qkv, gate, beta, decay and o."""

@@ -67,8 +67,16 @@ class GQA(Mixer):
         self.require(not (self.window and self.chunk), f"window={self.window} and chunk={self.chunk}: give one of them")
         self.require(not (self.v_dim and self.keys_as_values), f"v_dim={self.v_dim}, but keys are values")
 
+    def resized(self, to: Any) -> dict[str, Any]:
+        windows = {"window": self.window, "chunk": self.chunk}
+        return to.grouped_heads(self) | {name: to.window(size) for name, size in windows.items() if size}
+
     def build(self, dim: int) -> nn.Module:
         return GQAModule(self, dim)
+
+    @property
+    def sink_heads(self) -> int:
+        return self.heads if self.sinks else 0
 
     @property
     def value_dim(self) -> int:

@@ -1,26 +1,35 @@
 """The routers of DeepSeek-V4 (section 2.1): scores that are the square root of softplus, and layers whose experts
 follow from the token id alone (Roller et al. 2021, "Hash Layers")."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.routers import LinearRouter, Router, record
-from zoo.core.float32 import Float32Parameters, empty, upcast
+from zoo.blocks.routers import CorrectedRouter, Float32Router, Router
 from zoo.core.forward_context import ForwardContext
-from zoo.core.ops.linear import linear
-from zoo.core.ops.top_k import top_k
-from zoo.costs import linear_params
 from zoo.errors import UsageError
 
 __all__ = ["HashTopK", "SqrtSoftplusTopK"]
 
 
+class _SqrtSoftplus(Router, abstract=True):
+    """Scores are sqrt(softplus(logit)), in float32 whatever the model's dtype. The weights are the scores of the
+    chosen, divided by their sum, times `scale`."""
+
+    scale: float
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return F.softplus(logits).sqrt()
+
+    def weigh(self, top: Tensor) -> Tensor:
+        return top / (top.sum(-1, keepdim=True) + 1e-20) * self.scale
+
+
 @dataclass(frozen=True)
-class SqrtSoftplusTopK(Router):
+class SqrtSoftplusTopK(_SqrtSoftplus):
     """The k experts of the highest score sqrt(softplus(logit)), in float32 whatever the model's dtype. A learned
     correction is added for the choice alone. The weights are the uncorrected scores, divided by their sum, times
     `scale`."""
@@ -31,17 +40,14 @@ class SqrtSoftplusTopK(Router):
     has_correction = True
 
     def build(self, dim: int, experts: int) -> nn.Module:
-        return _SqrtSoftplusTopK(self, dim, experts)
-
-    def params(self, dim: int, experts: int) -> int:
-        return linear_params(dim, experts, bias=True)
+        return CorrectedRouter(self, dim, experts)
 
     def describe(self) -> str:
         return f"sqrt-softplus top-{self.k} router, weights x{self.scale:g}"
 
 
 @dataclass(frozen=True)
-class HashTopK(Router):
+class HashTopK(_SqrtSoftplus):
     """The k experts that a table has for the token's id, weighed as by SqrtSoftplusTopK. The table has a row for each
     of `vocab` tokens, and is not trained: a buffer, and no parameter."""
 
@@ -52,46 +58,21 @@ class HashTopK(Router):
     reads_tokens = True
     toy: ClassVar = {"vocab": 512}
 
+    @property
+    def table_rows(self) -> int | None:
+        return self.vocab
+
+    def among(self, experts: int, before: int, vocab: int) -> Self:
+        return replace(super().among(experts, before, vocab), vocab=vocab)
+
     def build(self, dim: int, experts: int) -> nn.Module:
         return _HashTopK(self, dim, experts)
-
-    def params(self, dim: int, experts: int) -> int:
-        return linear_params(dim, experts)
 
     def describe(self) -> str:
         return f"hash router of {self.k} experts by token id, sqrt-softplus weights x{self.scale:g}"
 
 
-class _SoftplusRouter(LinearRouter):
-    """Logits, and the weights of chosen experts."""
-
-    def logits(self, x: Tensor) -> Tensor:
-        return upcast(linear(upcast(x), upcast(self.weight)))
-
-    def weigh(self, scores: Tensor, chosen: Tensor) -> Tensor:
-        """(..., experts) scores, (..., k) expert ids -> (..., k) weights."""
-        top = scores.gather(-1, chosen)
-        return top / (top.sum(-1, keepdim=True) + 1e-20) * self.spec.scale
-
-
-class _SqrtSoftplusTopK(_SoftplusRouter, Float32Parameters):
-    in_float32 = ("correction",)  # its steps are finer than bfloat16's
-
-    def __init__(self, spec: SqrtSoftplusTopK, dim: int, experts: int) -> None:
-        super().__init__(spec, dim, experts)
-        self.correction = nn.Parameter(empty(experts), requires_grad=False)
-
-    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
-        logits = self.logits(x)
-        _, chosen = top_k(self.ranking(logits), self.spec.k)
-        record(ctx, logits, chosen)
-        return self.weigh(F.softplus(logits).sqrt(), chosen).to(x.dtype), chosen
-
-    def ranking(self, logits: Tensor) -> Tensor:
-        return F.softplus(logits).sqrt() + self.correction
-
-
-class _HashTopK(_SoftplusRouter):
+class _HashTopK(Float32Router):
     """A fresh table gives the experts in turn, k to each token: all get as many tokens of the vocabulary."""
 
     stored_buffers = ("table",)  # buffers that a checkpoint holds
@@ -107,10 +88,7 @@ class _HashTopK(_SoftplusRouter):
         is_right = 0 <= lowest <= highest < experts
         return "" if is_right else f"table has expert ids from {lowest} to {highest}, of {experts} experts"
 
-    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
+    def choose(self, scores: Tensor, ctx: ForwardContext | None) -> Tensor:
         if ctx is None or ctx.tokens is None:
             raise UsageError("a hash router needs the token ids of a forward pass")
-        logits = self.logits(x)
-        chosen = self.get_buffer("table")[ctx.tokens]
-        record(ctx, logits, chosen)
-        return self.weigh(F.softplus(logits).sqrt(), chosen).to(x.dtype), chosen
+        return self.get_buffer("table")[ctx.tokens]

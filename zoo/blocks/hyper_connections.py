@@ -85,6 +85,10 @@ class HyperBranch(Placement):
         return self.streams
 
     @property
+    def reads_x_by(self) -> str | None:
+        return "weights"
+
+    @property
     def placement(self) -> str:
         return "hyper"
 

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,9 @@ class KDA(Mixer):
 
     def check(self) -> None:
         self.require(self.conv > 1, f"conv={self.conv} must be at least 2 tokens")
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        return to.plain_heads(self)
 
     def build(self, dim: int) -> nn.Module:
         return _KDA(self, dim)

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
+from zoo.blocks.feed_forward import FeedForward
 from zoo.blocks.layer_scale import LayerScale
+from zoo.blocks.moe import MoE
 from zoo.blocks.norms import Norm
 from zoo.blocks.per_layer import LayerInput
-from zoo.blocks.routers import Router
+from zoo.blocks.positions import Position
 from zoo.core.forward_context import ForwardContext, LayerCache, RouterOutput
 from zoo.costs import Breakdown, CacheSpec, sum_breakdowns
 from zoo.registry import Block, Mixer, Spec
@@ -49,6 +51,12 @@ class Placement(Composite, abstract=True):
         return None
 
     @property
+    def reads_x_by(self) -> str | None:
+        """The submodule that reads x, a norm or the weights of streams, by name; None where the block itself does."""
+        norm = self.block.input_norm
+        return f"block.{norm}" if norm else None
+
+    @property
     @abstractmethod
     def placement(self) -> str:
         """Where the norms stand: pre, olmo, sandwich, post, none, or hyper, which has several residual streams."""
@@ -80,6 +88,10 @@ class Branch(Placement):
 
     def build(self, dim: int) -> nn.Module:
         return _Branch(self, dim)
+
+    @property
+    def reads_x_by(self) -> str | None:
+        return "pre" if self.pre else super().reads_x_by
 
     @property
     def placement(self) -> str:
@@ -225,6 +237,30 @@ class Layer(Composite):
         return self.ffn.block if self.ffn else None
 
     @property
+    def mixture(self) -> MoE | None:
+        """The mixture of experts of the feed-forward, wherever it stands in it; None in a dense layer."""
+        parts = self.ffn.walk() if self.ffn else ()
+        return next((part for part in parts if isinstance(part, MoE)), None)
+
+    @property
+    def dense_width(self) -> int | None:
+        """The hidden width of a feed-forward without experts; None for any other layer."""
+        block = self.feed_forward
+        return block.width if isinstance(block, FeedForward) and not self.mixture else None
+
+    def with_width(self, width: int) -> Self:
+        """This layer with a feed-forward of another hidden width."""
+        assert self.ffn is not None
+        assert isinstance(self.ffn.block, FeedForward)
+        return replace(self, ffn=self.ffn.with_block(self.ffn.block.with_width(width)))
+
+    @property
+    def position_encoding(self) -> Position | None:
+        """The position encoding of the mixer's queries and keys; None for a mixer without any."""
+        parts = self.attn.walk() if self.attn else ()
+        return next((part for part in parts if isinstance(part, Position)), None)
+
+    @property
     def input_width(self) -> int | None:
         """The width of the layer's own input, None if it takes none."""
         block = self.inputs.block if self.inputs else None
@@ -237,8 +273,8 @@ class Layer(Composite):
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether a router of this layer goes by the token ids."""
-        return any(isinstance(part, Router) and part.reads_tokens for part in self.walk())
+        """Whether this layer's router reads the token ids."""
+        return self.mixture is not None and self.mixture.router.reads_tokens
 
     def cache_spec(self) -> CacheSpec:
         """What this layer's cache keeps."""

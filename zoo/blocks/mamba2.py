@@ -1,7 +1,7 @@
 """Mamba-2 (Dao and Gu 2024): a state-space model whose decay is one number a head and token."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,9 @@ class Mamba2(Mixer):
     def check(self) -> None:
         self.require(self.heads % self.groups == 0, f"groups={self.groups} must divide heads={self.heads}")
         self.require(self.conv > 1, f"conv={self.conv} must be at least 2 tokens")
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        return to.state_space_heads(self)
 
     def build(self, dim: int) -> nn.Module:
         return _Mamba2(self, dim)

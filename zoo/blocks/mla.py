@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ class MLA(Mixer):
 
     def check(self) -> None:
         self.require(self.rope_dim % 2 == 0, f"rope_dim={self.rope_dim} must be even: rotation pairs its halves")
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        return to.latent_heads(self)
 
     def build(self, dim: int) -> nn.Module:
         return MLAModule(self, dim)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,9 @@ class MoE(FeedForward):
         if shared is not None:
             shared = shared.with_width(max(1, round(width * shared.width / self.expert.width)))
         return replace(self, expert=self.expert.with_width(width), shared=shared)
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        return to.experts(self) | {"latent": self.latent and to.share(self.latent)}
 
     def build(self, dim: int) -> nn.Module:
         return MoEModule(self, dim)

@@ -5,6 +5,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,9 @@ class PerLayerInputs(Spec):
     norm: Norm
 
     role = "inputs"
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        return {"width": to.share(self.width)}
 
     def build(self, dim: int, vocab: int, layers: int) -> nn.Module:
         """The module, allocated and not initialised."""
@@ -79,6 +83,9 @@ class LayerInput(Block):
     act: Activation = GeGLU()
 
     role = "inputs"
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        return {"width": to.share(self.width)}
 
     def build(self, dim: int) -> nn.Module:
         return _LayerInput(self, dim)

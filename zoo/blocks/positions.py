@@ -6,7 +6,7 @@ Rotated pairs are (i, i + rotated/2), the half-split order of most checkpoints; 
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class Position(Spec, abstract=True):
 
     role = "rope"
     keeps_hash = False
+    encodes: ClassVar[bool] = True  # whether the result depends on the position
 
     @abstractmethod
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
@@ -70,6 +71,8 @@ class Position(Spec, abstract=True):
 @dataclass(frozen=True)
 class NoPE(Position):
     """No position encoding: order comes from the causal mask alone (Kazemnejad et al. 2023)."""
+
+    encodes = False
 
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
         return None
@@ -138,6 +141,9 @@ class RoPE(Position):
     def inverse(self, table: Table | None) -> Table | None:
         assert table is not None
         return table[0], -table[1]
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        return {"theta": to.theta(self), "scaling": None}
 
     def describe(self) -> str:
         scaling = f" ({self.scaling.describe()})" if self.scaling else ""
@@ -219,6 +225,9 @@ class LogTemperature(Temperature):
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
         steps = torch.floor((positions.to(dtype) + (1.0 if self.from_one else 0.0)) / self.step)
         return (1.0 + self.scale * torch.log1p(steps)).unsqueeze(-1)
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        return {"step": to.window(self.step)}
 
     def describe(self) -> str:
         return f"queries x(1 + {self.scale:g} ln(1 + position/{self.step:,}))"

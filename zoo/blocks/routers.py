@@ -1,8 +1,13 @@
-"""Routers of a mixture of experts: which experts a token is sent to, and with which weights."""
+"""Routers of a mixture of experts: which experts a token is sent to, and with which weights.
+
+A router's spec says how logits become scores, how scores choose experts and how the scores of the chosen become
+weights. One module computes all three; a kind of its own holds what a router learns beside its matrix.
+"""
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,18 +40,48 @@ class Router(Spec, abstract=True):
     has_correction: ClassVar[bool] = False  # its module's `correction`, which keeps experts equally used
     reads_tokens: ClassVar[bool] = False  # the context has the token ids
 
-    @abstractmethod
     def build(self, dim: int, experts: int) -> nn.Module:
-        """A module: x (b, t, dim) and a ForwardContext or None -> weights and expert ids, both (b, t, k). Its logits
-        are handed out with `record`."""
+        """A module: x (b, t, dim) and a ForwardContext or None -> weights and expert ids, both (b, t, k)."""
+        return LinearRouter(self, dim, experts)
 
-    @abstractmethod
     def params(self, dim: int, experts: int) -> int:
         """Parameters."""
+        return linear_params(dim, experts, bias=self.has_correction)
+
+    @property
+    def table_rows(self) -> int | None:
+        """The token ids that its table of experts covers; None for a router without a table."""
+        return None
 
     def check_experts(self, experts: int) -> None:
         """Raise SpecError unless this can route among that many experts."""
         self.require(self.k <= experts, f"k={self.k} is above the {experts} experts there are")
+
+    def among(self, experts: int, before: int, vocab: int) -> Self:
+        """This router for a model with fewer `experts` than `before` and a vocabulary of `vocab` tokens. k keeps its
+        ratio, and is at least 2 where a single expert's weight would have no gradient."""
+        least = min(2, before) if self.renormalises else 1
+        changes: dict[str, Any] = {"k": min(experts, max(least, round(self.k * experts / before)))}
+        return replace(self, **changes)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """(..., experts) logits -> the scores that experts are chosen by and weighed with, in the same order."""
+        return logits
+
+    def choose(self, scores: Tensor) -> Tensor:
+        """(..., experts) scores -> (..., k) expert ids."""
+        return top_k(scores, self.k)[1]
+
+    @abstractmethod
+    def weigh(self, top: Tensor) -> Tensor:
+        """(..., k) scores of the chosen experts -> their weights."""
+
+    @property
+    def renormalises(self) -> bool:
+        """Whether the weight of a single chosen expert is the same for every score. With k = 1 such a router gets no
+        gradient."""
+        low, high = (self.weigh(torch.tensor([score], device="cpu")) for score in (0.25, 0.5))
+        return torch.allclose(low, high)
 
 
 class LinearRouter(nn.Module):
@@ -57,19 +92,56 @@ class LinearRouter(nn.Module):
         self.spec: Any = spec
         self.weight = nn.Parameter(torch.empty(experts, dim))
 
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
+        logits = self.logits(x)
+        scores = self.spec.scores(logits)
+        chosen = self.choose(scores, ctx)
+        if ctx is not None and ctx.routing is not None:
+            ctx.routing.append(RouterOutput(logits, chosen))
+        return self.weigh(scores.gather(-1, chosen), chosen).to(x.dtype), chosen
+
     def logits(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., experts), in float32 at least."""
         return upcast(linear(x, self.weight))
 
-    def ranking(self, logits: Tensor) -> Tensor:
-        """(..., experts) logits -> the scores that experts are chosen by, the highest first."""
-        return logits
+    def ranking(self, scores: Tensor) -> Tensor:
+        """(..., experts) scores -> the values that experts are chosen by, the highest first."""
+        return scores
+
+    def choose(self, scores: Tensor, ctx: ForwardContext | None) -> Tensor:
+        """(..., experts) scores -> (..., k) expert ids."""
+        chosen: Tensor = self.spec.choose(self.ranking(scores))
+        return chosen
+
+    def weigh(self, top: Tensor, chosen: Tensor) -> Tensor:
+        """(..., k) scores and ids of the chosen experts -> (..., k) weights."""
+        weights: Tensor = self.spec.weigh(top)
+        return weights
 
 
-def record(ctx: ForwardContext | None, logits: Tensor, chosen: Tensor) -> None:
-    """Hand out a router's logits (b, t, experts) and chosen experts (b, t, k), if the pass records them."""
-    if ctx is not None and ctx.routing is not None:
-        ctx.routing.append(RouterOutput(logits, chosen))
+def routers_of(module: nn.Module) -> list[Any]:
+    """The router modules inside a module, in the order of layers, which is that of `recorded_routing`."""
+    return [each for each in module.modules() if isinstance(getattr(each, "spec", None), Router)]
+
+
+class Float32Router(LinearRouter):
+    """A router that multiplies in float32 at least, whatever the model's dtype."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        return upcast(linear(upcast(x), upcast(self.weight)))
+
+
+class CorrectedRouter(Float32Router, Float32Parameters):
+    """A router with a learned correction of each expert, which is added to the scores for the choice alone."""
+
+    in_float32 = ("correction",)  # its steps are finer than bfloat16's
+
+    def __init__(self, spec: Router, dim: int, experts: int) -> None:
+        super().__init__(spec, dim, experts)
+        self.correction = nn.Parameter(empty(experts), requires_grad=False)
+
+    def ranking(self, scores: Tensor) -> Tensor:
+        return scores + self.correction
 
 
 @dataclass(frozen=True)
@@ -87,6 +159,12 @@ class SoftmaxTopK(Router):
     def params(self, dim: int, experts: int) -> int:
         return linear_params(dim, experts, self.bias)
 
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits if self.renormalise else logits.softmax(-1)
+
+    def weigh(self, top: Tensor) -> Tensor:
+        return top.softmax(-1) if self.renormalise else top
+
     def describe(self) -> str:
         weights = "" if self.renormalise else ", not renormalised"
         return f"softmax top-{self.k} router{weights}" + (", router bias" if self.bias else "")
@@ -96,13 +174,6 @@ class _SoftmaxTopK(LinearRouter):
     def __init__(self, spec: SoftmaxTopK, dim: int, experts: int) -> None:
         super().__init__(spec, dim, experts)
         self.bias = nn.Parameter(torch.empty(experts)) if spec.bias else None
-
-    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
-        logits = self.logits(x)
-        scores = logits if self.spec.renormalise else logits.softmax(-1)
-        top, chosen = top_k(scores, self.spec.k)
-        record(ctx, logits, chosen)
-        return (top.softmax(-1) if self.spec.renormalise else top).to(x.dtype), chosen
 
     def logits(self, x: Tensor) -> Tensor:
         return upcast(linear(x, self.weight, self.bias))
@@ -122,6 +193,9 @@ class NormedSoftmaxTopK(Router):
     def params(self, dim: int, experts: int) -> int:
         return self.norm.params(dim) + linear_params(dim, experts) + experts
 
+    def weigh(self, top: Tensor) -> Tensor:
+        return top.softmax(-1)
+
     def describe(self) -> str:
         return f"softmax top-{self.k} router of the normalised input, weights times a number of each expert"
 
@@ -133,14 +207,11 @@ class _NormedSoftmaxTopK(LinearRouter):
         self.expert_scale = nn.Parameter(torch.empty(experts))
         self.identity = {"expert_scale": 1.0}
 
-    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
-        logits = self.logits(x)
-        top, chosen = top_k(logits, self.spec.k)
-        record(ctx, logits, chosen)
-        return (top.softmax(-1) * self.expert_scale[chosen]).to(x.dtype), chosen
-
     def logits(self, x: Tensor) -> Tensor:
         return upcast(linear(self.norm(x) * x.shape[-1] ** -0.5, self.weight))
+
+    def weigh(self, top: Tensor, chosen: Tensor) -> Tensor:
+        return super().weigh(top, chosen) * self.expert_scale[chosen]
 
 
 @dataclass(frozen=True)
@@ -151,22 +222,11 @@ class InputScaledTopK(Router):
     k: int
     scales_input = True
 
-    def build(self, dim: int, experts: int) -> nn.Module:
-        return _InputScaledTopK(self, dim, experts)
-
-    def params(self, dim: int, experts: int) -> int:
-        return linear_params(dim, experts)
+    def weigh(self, top: Tensor) -> Tensor:
+        return top.sigmoid()
 
     def describe(self) -> str:
         return f"sigmoid top-{self.k} router, weights on the experts' input"
-
-
-class _InputScaledTopK(LinearRouter):
-    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
-        logits = self.logits(x)
-        top, chosen = top_k(logits, self.spec.k)
-        record(ctx, logits, chosen)
-        return top.sigmoid().to(x.dtype), chosen
 
 
 @dataclass(frozen=True)
@@ -179,7 +239,7 @@ class GroupedTopK(Router, abstract=True):
     keep: int
     scale: float
     eps: float = 1e-20  # LFM2 adds 1e-6
-    scores: ClassVar[str]  # in a word
+    function: ClassVar[str]  # the name of the function from logits to scores
 
     def check(self) -> None:
         self.require(self.keep <= self.groups, f"keep={self.keep} is above groups={self.groups}")
@@ -191,23 +251,27 @@ class GroupedTopK(Router, abstract=True):
         reach = self.keep * experts // self.groups
         self.require(self.k <= reach, f"k={self.k} is above the {reach} experts in {self.keep} groups")
 
+    def among(self, experts: int, before: int, vocab: int) -> Self:
+        """Of its groups, as many stay as divide the experts, and as many are kept as k experts need."""
+        small, most = super().among(experts, before, vocab), min(self.groups, max(experts // 2, 1))
+        groups = next(number for number in range(most, 0, -1) if experts % number == 0)
+        keep = max(1, round(groups * self.keep / self.groups), ceil(small.k * groups / experts))
+        return replace(small, groups=groups, keep=keep)
+
     def choose(self, scores: Tensor) -> Tensor:
-        """(..., experts) scores -> (..., k) expert ids."""
         if self.keep < self.groups:
             grouped = scores.unflatten(-1, (self.groups, -1))
             _, best = top_k(top_k(grouped, 2)[0].sum(-1), self.keep)
             kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, True)
             scores = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
-        return top_k(scores, self.k)[1]
+        return super().choose(scores)
 
-    def weigh(self, scores: Tensor, chosen: Tensor) -> Tensor:
-        """(..., experts) scores, (..., k) expert ids -> (..., k) weights."""
-        top = scores.gather(-1, chosen)
+    def weigh(self, top: Tensor) -> Tensor:
         return top / (top.sum(-1, keepdim=True) + self.eps) * self.scale
 
     def describe(self) -> str:
         groups = f" in {self.keep} of {self.groups} groups" if self.groups > 1 else ""
-        return f"{self.scores} top-{self.k} router{groups}, weights x{self.scale:g}"
+        return f"{self.function} top-{self.k} router{groups}, weights x{self.scale:g}"
 
 
 @dataclass(frozen=True)
@@ -218,56 +282,21 @@ class GroupedSigmoidTopK(GroupedTopK):
     uncorrected scores.
     """
 
-    scores = "sigmoid"
+    function = "sigmoid"
     has_correction = True
 
     def build(self, dim: int, experts: int) -> nn.Module:
-        return _GroupedSigmoidTopK(self, dim, experts)
+        return CorrectedRouter(self, dim, experts)
 
-    def params(self, dim: int, experts: int) -> int:
-        return linear_params(dim, experts, bias=True)
-
-
-class _GroupedSigmoidTopK(LinearRouter, Float32Parameters):
-    in_float32 = ("correction",)  # its steps are finer than bfloat16's
-
-    def __init__(self, spec: GroupedSigmoidTopK, dim: int, experts: int) -> None:
-        super().__init__(spec, dim, experts)
-        self.correction = nn.Parameter(empty(experts), requires_grad=False)
-
-    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
-        logits = self.logits(x)
-        chosen = self.spec.choose(self.ranking(logits))
-        record(ctx, logits, chosen)
-        return self.spec.weigh(logits.sigmoid(), chosen).to(x.dtype), chosen
-
-    def logits(self, x: Tensor) -> Tensor:
-        return upcast(linear(upcast(x), upcast(self.weight)))
-
-    def ranking(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid() + self.correction
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
 
 
 @dataclass(frozen=True)
 class GroupedSoftmaxTopK(GroupedTopK):
-    """The same with probabilities as scores, and without a correction (Mistral Small 4)."""
+    """DeepSeek-V3's routing with probabilities as scores, and without a correction (Mistral Small 4)."""
 
-    scores = "softmax"
+    function = "softmax"
 
-    def build(self, dim: int, experts: int) -> nn.Module:
-        return _GroupedSoftmaxTopK(self, dim, experts)
-
-    def params(self, dim: int, experts: int) -> int:
-        return linear_params(dim, experts)
-
-
-class _GroupedSoftmaxTopK(LinearRouter):
-    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
-        logits = self.logits(x)
-        scores = self.ranking(logits)
-        chosen = self.spec.choose(scores)
-        record(ctx, logits, chosen)
-        return self.spec.weigh(scores, chosen).to(x.dtype), chosen
-
-    def ranking(self, logits: Tensor) -> Tensor:
+    def scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1)

@@ -1,7 +1,7 @@
 """The gated short convolution of LFM2 (Liquid AI 2025): a mixer that sees only the last few tokens."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -27,6 +27,9 @@ class ShortConv(Mixer):
 
     def check(self) -> None:
         self.require(self.conv > 1, f"conv={self.conv} must be at least 2 tokens")
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        return {"channels": to.share(self.channels)}
 
     def build(self, dim: int) -> nn.Module:
         return _ShortConv(self, dim)

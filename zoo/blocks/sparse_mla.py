@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,6 +37,10 @@ class SparseMLA(MLA):
         self.require(self.q_rank is not None, "q_rank is None: the indexer projects its queries from that latent")
         wide = f"rope_dim={self.rope_dim} is above the indexer's head_dim={self.indexer.head_dim}"
         self.require(self.rope_dim <= self.indexer.head_dim, wide)
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        new = super().resized(to)
+        return new | {"indexer": to.indexer(self.indexer, self, new)}
 
     def build(self, dim: int) -> nn.Module:
         return _SparseMLA(self, dim)

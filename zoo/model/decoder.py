@@ -63,8 +63,8 @@ class Decoder(Spec):
         same = {layer.stream_spec for layer in self.layers} == {self.streams}
         self.require(same, f"the model has {said}, which every layer must have too: norm=hyper gives all four streams")
         kinds = {id(layer): layer for layer in self.layers}.values()
-        rows = (part.vocab for layer in kinds for part in layer.walk() if isinstance(part, HashTopK))
-        few = min(rows, default=self.vocab)
+        routers = (layer.mixture.router for layer in kinds if layer.mixture)
+        few = min((router.table_rows for router in routers if router.table_rows), default=self.vocab)
         self.require(few >= self.vocab, f"a hash router has a table of {few} tokens, the vocabulary {self.vocab}")
 
     def shard(self, rank: Rank) -> Self:

@@ -6,7 +6,6 @@ from functools import cache
 from typing import Any
 
 from zoo.blocks.feed_forward import FeedForward
-from zoo.blocks.glu import LinearFeedForward
 from zoo.blocks.layer import Layer
 from zoo.errors import SpecError
 from zoo.model.decoder import Decoder
@@ -41,19 +40,17 @@ def narrowest(spec: Decoder) -> Decoder:
 
 def with_widths(spec: Decoder, factor: float) -> Decoder:
     """`spec` with every feed-forward width times `factor`, rounded, at least 1."""
-    blocks = (layer.feed_forward for layer in dict.fromkeys(spec.layers))
-    narrowest = min((block.width for block in blocks if isinstance(block, LinearFeedForward)), default=1)
+    narrowest = min((layer.dense_width for layer in spec.layers if layer.dense_width), default=1)
     layers = {layer: _scaled_layer(layer, factor, narrowest) for layer in dict.fromkeys(spec.layers)}
     return replace(spec, layers=tuple(layers[layer] for layer in spec.layers))
 
 
 def _scaled_layer(layer: Layer, factor: float, narrowest: int) -> Layer:
     """A layer with its feed-forward widths times `factor`; a multiple of the `narrowest` dense one stays one."""
-    block = layer.feed_forward
-    if layer.ffn is None or not isinstance(block, LinearFeedForward) or block.width % narrowest:
-        return _scaled(layer, factor)
-    width = block.width // narrowest * max(1, round(narrowest * factor))
-    return replace(layer, ffn=layer.ffn.with_block(block.with_width(width)))
+    dense = layer.dense_width
+    if dense and dense % narrowest == 0:
+        return layer.with_width(dense // narrowest * max(1, round(narrowest * factor)))
+    return _scaled(layer, factor)
 
 
 def _scaled(part: Any, factor: float) -> Any:

@@ -1,9 +1,9 @@
 """Proportions of a published model at another width: heads, latents, windows, RoPE, experts.
 
-The rules go by field names, since one quantity has one name in every block: a new block scales by them too.
+A block says in `resized` which of its fields scale, and with what; `Proportions` has the rules.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, log2
 from typing import Any
@@ -14,7 +14,7 @@ from zoo.model.decoder import Decoder
 from zoo.registry import Spec
 from zoo.swaps.tiny import MIN_STEP
 
-EXPERTS, MIN_K = 16, 2  # with one expert per token, renormalised weights are 1 and the router gets no gradient
+EXPERTS = 16
 WINDOWS_IN_CONTEXT = 8  # a window is at least context / 8
 ENTRIES_IN_CONTEXT = 16  # blocks that are compressed to an entry, at least
 MAX_WIDTH = 1.5  # heads * head_dim / dim: wider attention leaves a small model too little feed-forward
@@ -47,84 +47,122 @@ class Proportions:
 
     def _scale(self, part: Any) -> Any:
         """A part at this width, and every part in it."""
-        held: Fields = {field.name: getattr(part, field.name) for field in fields(part)}
-        new: Fields = {}
-        if "theta" in held:
-            new["theta"] = self._theta(part)
-        if isinstance(held.get("scaling"), Spec):
-            new["scaling"] = None
-        for name in ("window", "chunk", "step"):
-            if held.get(name):
-                new[name] = self._window(held[name])
-        for name in ("latent", "width"):
-            if held.get(name):
-                new[name] = max(1, round(held[name] * self.dim / self.full.dim))
-        if {"heads", "kv_heads", "head_dim"} <= held.keys():
-            new |= self._grouped_heads(held)
-        if {"heads", "head_dim", "groups", "state"} <= held.keys():
-            new |= state_space_heads(held, self.full.dim, self.dim)
-        if held.get("channels"):
-            new["channels"] = max(1, round(held["channels"] * self.dim / self.full.dim))
-        if {"heads", "nope_dim", "rope_dim", "v_dim"} <= held.keys():
-            new |= latent_heads(held, self.full.dim, self.dim)
-            if "indexer" in held:
-                new["indexer"] = self._indexer(held["indexer"], held, new)
-        if {"heads", "head_dim", "rope_dim", "o_rank"} <= held.keys():
-            new |= heads_of_one_key(held, self.full.dim, self.dim)
-            if held["compressor"]:
-                new["compressor"] = self._compressor(held["compressor"], held, new)
-        if {"key_heads", "value_heads", "key_dim", "value_dim"} <= held.keys():
-            new |= key_and_value_heads(held, self.full.dim, self.dim)
-        elif {"heads", "head_dim"} <= held.keys() and not {"kv_heads", "groups"} & held.keys():
-            new |= plain_heads(held, self.full.dim, self.dim)
-        if held.get("scale") and "heads" in held:
-            new["scale"] = score_scale(held, new)
-        if "experts" in held:
-            new["experts"] = min(EXPERTS, held["experts"])
-            new["router"] = _router(held["router"], held["experts"], new["experts"], self.vocab)
-            small = {name: self._scale(held[name]) for name in ("expert", "shared") if held.get(name)}
-            new |= _experts(held, small, new)
-        return part.map(self._scale, **new)
+        return part.map(self._scale, **part.resized(self))
 
-    def _grouped_heads(self, held: Fields) -> Fields:
-        """`grouped_heads`; of attention with as many heads as the model's first, and other KV heads or widths, in the
-        ratios to the first's: one config field says how many heads all layers have."""
+    def share(self, width: int) -> int:
+        """A width in the ratio that it has to the model's."""
+        return max(1, round(width * self.dim / self.full.dim))
+
+    def grouped_heads(self, attn: Any) -> Fields:
+        """heads, kv_heads and head_dim of grouped-query attention, and the scale of its scores.
+
+        Of attention with as many heads as the model's first, and other KV heads or widths, they are in the ratios to
+        the first's: one config field says how many heads all layers have.
+        """
+        held = vars(attn)
         every = (vars(part) for layer in self.full.layers for part in layer.walk() if hasattr(part, "kv_heads"))
         first: Fields = next(every, held)
         names = ("kv_heads", "head_dim")
         if first["heads"] != held["heads"] or all(first[name] == held[name] for name in names):
-            return grouped_heads(held, self.full.dim, self.dim)
+            return _with_scale(held, grouped_heads(held, self.full.dim, self.dim))
         new = grouped_heads(first, self.full.dim, self.dim)
         same = held["kv_heads"] == first["kv_heads"]
         most = new["kv_heads"] if same else max(1, round(held["kv_heads"] * new["heads"] / held["heads"]))
         kv_heads = next(number for number in range(most, 0, -1) if new["heads"] % number == 0)
         head_dim = 2 * max(1, round(new["head_dim"] * held["head_dim"] / first["head_dim"] / 2))
-        return new | {"kv_heads": kv_heads, "head_dim": head_dim}
+        return _with_scale(held, new | {"kv_heads": kv_heads, "head_dim": head_dim})
 
-    def _indexer(self, indexer: Any, held: Fields, new: Fields) -> Any:
-        """An indexer beside attention's `new` heads, in the ratios to them that it has in `held`; its k is a window's
+    def latent_heads(self, attn: Any) -> Fields:
+        """heads, their widths, the latents' ranks and the scale of the scores. Every width is relative to nope_dim; a
+        rank is at most `dim`, above which a latent compresses nothing."""
+        held, unit = vars(attn), head_width(self.dim)
+        width = self.dim * min(attn.heads * attn.v_dim / self.full.dim, MAX_WIDTH)
+        new = {name: max(1, round(held[name] * unit / attn.nope_dim)) for name in ("v_dim", "nope_dim")}
+        for name in ("q_rank", "kv_rank"):
+            if held[name]:
+                new[name] = min(self.dim, max(1, round(held[name] * unit / attn.nope_dim)))
+        new["rope_dim"] = 2 * max(1, round(attn.rope_dim * unit / attn.nope_dim / 2))
+        return _with_scale(held, new | {"heads": max(1, round(width / new["v_dim"]))})
+
+    def heads_of_one_key(self, attn: Any) -> Fields:
+        """Heads that share one key and value, and their ranks: as wide relative to each other. Several heads still
+        share a group."""
+        unit = head_width(self.dim)
+        heads = max(1, round(self.dim * min(attn.heads * attn.head_dim / self.full.dim, MAX_WIDTH) / unit))
+        groups = _groups(attn, heads)
+        share = attn.o_rank * attn.groups / (attn.heads * attn.head_dim)
+        return {
+            "heads": heads,
+            "head_dim": unit,
+            "rope_dim": 2 * max(1, round(attn.rope_dim * unit / attn.head_dim / 2)),
+            "q_rank": min(self.dim, max(1, round(attn.q_rank * unit / attn.head_dim))),
+            "groups": groups,
+            "o_rank": max(1, round(share * heads * unit / groups)),
+        }
+
+    def state_space_heads(self, block: Any) -> Fields:
+        """heads, head_dim, groups and state of a state-space block: heads that together are a multiple of the model's
+        width stay one, several still share a group, and a state is as large relative to a head."""
+        times, unit = block.heads * block.head_dim / self.full.dim, head_width(self.dim)
+        if times == int(times):
+            widths = [width for width in range(1, int(times) * self.dim + 1) if int(times) * self.dim % width == 0]
+            head_dim = min(widths, key=lambda width: abs(log2(width / unit)))
+            heads = int(times) * self.dim // head_dim
+        else:
+            head_dim, heads = unit, max(1, round(times * self.dim / unit))
+        state = max(1, round(block.state * head_dim / block.head_dim))
+        least = block.min_step and MIN_STEP  # a model generates as it was trained
+        groups = _groups(block, heads)
+        return {"heads": heads, "head_dim": head_dim, "groups": groups, "state": state, "min_step": least}
+
+    def key_and_value_heads(self, block: Any) -> Fields:
+        """Heads of a recurrence and their widths: as many values share a key as in the full model."""
+        unit, shared = head_width(self.dim), block.value_heads // block.key_heads
+        width = self.dim * min(block.value_heads * block.value_dim / self.full.dim, MAX_WIDTH)
+        keys = max(1, round(width / (shared * unit)))
+        key_dim = max(1, round(block.key_dim * unit / block.value_dim))
+        return {"key_heads": keys, "value_heads": shared * keys, "key_dim": key_dim, "value_dim": unit}
+
+    def plain_heads(self, block: Any) -> Fields:
+        """heads and head_dim of a recurrence whose keys and values are equally wide."""
+        width = self.dim * min(block.heads * block.head_dim / self.full.dim, MAX_WIDTH)
+        return {"heads": max(1, round(width / head_width(self.dim))), "head_dim": head_width(self.dim)}
+
+    def indexer(self, indexer: Any, attn: Any, new: Fields) -> Any:
+        """An indexer beside attention's `new` heads, in the ratios to them that it has in `attn`; its k is a window's
         number of tokens."""
-        width = max(1, round(indexer.head_dim * new["rope_dim"] / held["rope_dim"]))
-        heads = max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / held["heads"]))
-        return replace(indexer, heads=heads, head_dim=width, k=self._window(indexer.k))
+        width = max(1, round(indexer.head_dim * new["rope_dim"] / attn.rope_dim))
+        heads = max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / attn.heads))
+        return replace(indexer, heads=heads, head_dim=width, k=self.window(indexer.k))
 
-    def _compressor(self, compressor: Any, held: Fields, new: Fields) -> Any:
+    def compressor(self, compressor: Any, attn: Any, new: Fields) -> Any:
         """A compressor beside attention's `new` heads, of which a context has several blocks."""
         every = max(2, min(compressor.every, self.context // ENTRIES_IN_CONTEXT))
         indexer = compressor.indexer
         if indexer is not None:
-            width = max(round(indexer.head_dim * new["head_dim"] / held["head_dim"]), new["rope_dim"])
-            heads = max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / held["heads"]))
-            k = max(1, self._window(indexer.k * compressor.every) // every)
+            width = max(round(indexer.head_dim * new["head_dim"] / attn.head_dim), new["rope_dim"])
+            heads = max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / attn.heads))
+            k = max(1, self.window(indexer.k * compressor.every) // every)
             indexer = replace(indexer, heads=heads, head_dim=width, k=k)
         return replace(compressor, every=every, indexer=indexer)
 
-    def _window(self, window: int) -> int:
+    def experts(self, moe: Any) -> Fields:
+        """Fewer experts, and a router for them. Experts are as much wider as a token visits fewer: the width that a
+        token visits keeps its ratio to a dense feed-forward."""
+        experts = min(EXPERTS, moe.experts)
+        router = moe.router.among(experts, moe.experts, self.vocab)
+        shared = moe.shared.width / moe.expert.width if moe.shared else 0
+        wider = (moe.router.k + shared) / (router.k + shared)
+        parts = {"expert": moe.expert, **({"shared": moe.shared} if moe.shared else {})}
+        small = {name: self._scale(each).with_width(round(each.width * wider) or 1) for name, each in parts.items()}
+        return {"experts": experts, "router": router, **small}
+
+    def window(self, window: int) -> int:
         """Tokens: the window's share of the context, and at least an eighth."""
         share = window / (self.full.context or window * WINDOWS_IN_CONTEXT)
         return min(self.context, max(round(share * self.context), ceil(self.context / WINDOWS_IN_CONTEXT)))
 
-    def _theta(self, rope: Any) -> float:
+    def theta(self, rope: Any) -> float:
         """The base, in proportion to the tokens that the layers of this RoPE attend to; three digits.
 
         The longest wavelength keeps its ratio to them. Before its stretching, a model attended to fewer tokens.
@@ -136,7 +174,7 @@ class Proportions:
                 trained = getattr(rope.scaling, "original", None) or trained / getattr(rope.scaling, "factor", 1)
             ratio = self.context / (trained or self.context)
         else:
-            ratio = self._window(max(windows)) / max(windows)
+            ratio = self.window(max(windows)) / max(windows)
         return max(float(f"{rope.theta * ratio:.3g}"), MIN_THETA)
 
     @cached_property
@@ -177,72 +215,19 @@ def grouped_heads(held: Fields, full_dim: int, dim: int) -> Fields:
     return {"heads": few * queries, "kv_heads": few, "head_dim": rounded}
 
 
+def _groups(block: Any, heads: int) -> int:
+    """Groups that divide so many heads, at most the block's; several heads still share one."""
+    most = max(1, heads // 2) if block.groups < block.heads else heads
+    return next(number for number in range(min(block.groups, most), 0, -1) if heads % number == 0)
+
+
 def head_width(dim: int) -> int:
     """A usual head_dim for a model of this width: the power of two nearest to 2 * sqrt(dim), from 8 to 128."""
     return int(2 ** min(max(round(log2(2 * dim**0.5)), 3), 7))
 
 
-def latent_heads(held: Fields, full_dim: int, dim: int) -> Fields:
-    """heads, their widths and the latents' ranks at width `dim`. Every width is relative to nope_dim; a rank is at most
-    `dim`, above which a latent compresses nothing."""
-    unit = head_width(dim)
-    width = dim * min(held["heads"] * held["v_dim"] / full_dim, MAX_WIDTH)
-    new = {name: max(1, round(held[name] * unit / held["nope_dim"])) for name in ("v_dim", "nope_dim")}
-    for name in ("q_rank", "kv_rank"):
-        if held.get(name):
-            new[name] = min(dim, max(1, round(held[name] * unit / held["nope_dim"])))
-    rotary = 2 * max(1, round(held["rope_dim"] * unit / held["nope_dim"] / 2))
-    return new | {"rope_dim": rotary, "heads": max(1, round(width / new["v_dim"]))}
-
-
-def heads_of_one_key(held: Fields, full_dim: int, dim: int) -> Fields:
-    """Heads that share one key and value, and their ranks, at width `dim`: as wide relative to each other. Several
-    heads still share a group."""
-    unit = head_width(dim)
-    heads = max(1, round(dim * min(held["heads"] * held["head_dim"] / full_dim, MAX_WIDTH) / unit))
-    most = max(1, heads // 2) if held["groups"] < held["heads"] else heads
-    groups = next(number for number in range(min(held["groups"], most), 0, -1) if heads % number == 0)
-    share = held["o_rank"] * held["groups"] / (held["heads"] * held["head_dim"])
-    return {
-        "heads": heads,
-        "head_dim": unit,
-        "rope_dim": 2 * max(1, round(held["rope_dim"] * unit / held["head_dim"] / 2)),
-        "q_rank": min(dim, max(1, round(held["q_rank"] * unit / held["head_dim"]))),
-        "groups": groups,
-        "o_rank": max(1, round(share * heads * unit / groups)),
-    }
-
-
-def state_space_heads(held: Fields, full_dim: int, dim: int) -> Fields:
-    """heads, head_dim, groups and state of Mamba-2 at width `dim`: heads that together are a multiple of the model's
-    width stay one, several still share a group, and a state is as large relative to a head."""
-    times, unit = held["heads"] * held["head_dim"] / full_dim, head_width(dim)
-    if times == int(times):
-        widths = [width for width in range(1, int(times) * dim + 1) if int(times) * dim % width == 0]
-        head_dim = min(widths, key=lambda width: abs(log2(width / unit)))
-        heads = int(times) * dim // head_dim
-    else:
-        head_dim, heads = unit, max(1, round(times * dim / unit))
-    most = max(1, heads // 2) if held["groups"] < held["heads"] else heads
-    groups = next(number for number in range(min(held["groups"], most), 0, -1) if heads % number == 0)
-    state = max(1, round(held["state"] * head_dim / held["head_dim"]))
-    least = held["min_step"] and MIN_STEP  # a model generates as it was trained
-    return {"heads": heads, "head_dim": head_dim, "groups": groups, "state": state, "min_step": least}
-
-
-def key_and_value_heads(held: Fields, full_dim: int, dim: int) -> Fields:
-    """Heads of a recurrence and their widths at width `dim`: as many values share a key as at `full_dim`."""
-    unit, shared = head_width(dim), held["value_heads"] // held["key_heads"]
-    width = dim * min(held["value_heads"] * held["value_dim"] / full_dim, MAX_WIDTH)
-    keys = max(1, round(width / (shared * unit)))
-    key_dim = max(1, round(held["key_dim"] * unit / held["value_dim"]))
-    return {"key_heads": keys, "value_heads": shared * keys, "key_dim": key_dim, "value_dim": unit}
-
-
-def plain_heads(held: Fields, full_dim: int, dim: int) -> Fields:
-    """heads and head_dim at width `dim`, of a recurrence whose keys and values are equally wide."""
-    width = dim * min(held["heads"] * held["head_dim"] / full_dim, MAX_WIDTH)
-    return {"heads": max(1, round(width / head_width(dim))), "head_dim": head_width(dim)}
+def _with_scale(held: Fields, new: Fields) -> Fields:
+    return new | ({"scale": score_scale(held, new)} if held["scale"] else {})
 
 
 def score_scale(held: Fields, new: Fields) -> float:
@@ -252,25 +237,3 @@ def score_scale(held: Fields, new: Fields) -> float:
     stretched = isinstance(getattr(held.get("rope"), "scaling", None), YarnScaling)
     ratio = 1.0 if stretched else held["scale"] ** -2 / before
     return float(max(1, round(after * ratio)) ** -0.5)
-
-
-def _router(router: Any, before: int, experts: int, vocab: int) -> Any:
-    """The router of fewer experts: k in the ratio it had, at least two where weights are renormalised; groups that it
-    can choose from; a table of `vocab` tokens, where it has one."""
-    held: Fields = {field.name: getattr(router, field.name) for field in fields(router)}
-    least = 1 if router.scales_input else min(MIN_K, before)  # such weights are not renormalised
-    k = min(experts, max(least, round(held["k"] * experts / before)))
-    if "groups" not in held:
-        return replace(router, k=k, **({"vocab": vocab} if "vocab" in held else {}))
-    most = min(held["groups"], max(experts // 2, 1))
-    groups = next(number for number in range(most, 0, -1) if experts % number == 0)
-    keep = max(1, round(groups * held["keep"] / held["groups"]), ceil(k * groups / experts))
-    return replace(router, k=k, groups=groups, keep=keep)
-
-
-def _experts(held: Fields, small: Fields, new: Fields) -> Fields:
-    """Routed and shared experts that are as much wider as a token visits fewer: the ratio of the width that a token
-    visits to a dense feed-forward stays."""
-    shared = small["shared"].width / small["expert"].width if "shared" in small else 0
-    wider = (held["router"].k + shared) / (new["router"].k + shared)
-    return {name: expert.with_width(max(1, round(expert.width * wider))) for name, expert in small.items()}

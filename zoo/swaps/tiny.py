@@ -5,8 +5,6 @@ from functools import cache
 from math import gcd
 from typing import Any
 
-from zoo.blocks.feed_forward import FeedForward
-from zoo.blocks.glu import LinearFeedForward
 from zoo.blocks.layer import Layer
 from zoo.blocks.rope_scaling import yarn_gain
 from zoo.model.decoder import Decoder
@@ -56,12 +54,10 @@ def _without_repeats(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
 
 def _widened(layer: Layer, full: Layer, spec: Decoder) -> Layer:
     """A tiny layer whose dense feed-forward is as many times as wide as the narrowest of the model as `full`'s is."""
-    if layer.ffn is None or not isinstance(layer.ffn.block, LinearFeedForward):
+    if full.dense_width is None or layer.dense_width is None:
         return layer
-    widths = {each.feed_forward.width for each in set(spec.layers) if isinstance(each.feed_forward, LinearFeedForward)}
-    assert isinstance(full.feed_forward, LinearFeedForward)
-    times = round(full.feed_forward.width / min(widths))
-    return replace(layer, ffn=layer.ffn.with_block(layer.ffn.block.with_width(times * layer.ffn.block.width)))
+    times = round(full.dense_width / min(each.dense_width for each in set(spec.layers) if each.dense_width))
+    return layer.with_width(times * layer.dense_width)
 
 
 def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
@@ -97,10 +93,9 @@ def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
     if cut.get("keep") == 1:
         cut["groups"] = min(cut["groups"], 2)  # so that one group has k experts to choose from
     small = spec.map(lambda part: _shrink(part, dim, heads), **cut)
-    shared, expert = values.get("shared"), values.get("expert")
-    if not isinstance(shared, FeedForward) or not isinstance(expert, FeedForward):
+    if not (shared := values.get("shared")):
         return small
-    width = max(1, round(small.expert.width * shared.width / expert.width))  # relative to a routed expert's
+    width = max(1, round(small.expert.width * shared.width / values["expert"].width))  # relative to a routed expert's
     return replace(small, shared=small.shared.with_width(width))
 
 

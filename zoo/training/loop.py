@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from zoo.blocks.routers import routers_of
 from zoo.core import processes
 from zoo.core.forward_context import RouterOutput, recorded_routing
 from zoo.errors import CheckFailed, MalformedError, UsageError, unknown
@@ -18,7 +19,7 @@ from zoo.model.module import Model
 from zoo.training import distributed
 from zoo.training.batches import Batch
 from zoo.training.losses import cross_entropy, load_balancing_loss
-from zoo.training.routing import require_trainable_routers, routers_of, update_router_bias
+from zoo.training.routing import require_trainable_routers, update_router_bias
 from zoo.training.schedule import SHAPES, learning_rate, warmup_steps
 
 

@@ -1,5 +1,5 @@
-"""Keeping experts equally used without a loss: the bias update of routers with a correction; routers that cannot
-learn."""
+"""Keeping experts equally used without a loss, by the bias update of routers with a correction; and the refusal of
+routers that cannot learn."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,17 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from zoo.blocks.hash_router import HashTopK, SqrtSoftplusTopK
-from zoo.blocks.moe import MoE
-from zoo.blocks.routers import GroupedTopK, NormedSoftmaxTopK, Router, SoftmaxTopK
+from zoo.blocks.routers import routers_of
 from zoo.core.forward_context import RouterOutput
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
-
-
-def routers_of(model: nn.Module) -> list[Any]:
-    """The router modules of a model, in layer order: that of `recorded_routing`."""
-    return [module for module in model.modules() if isinstance(getattr(module, "spec", None), Router)]
 
 
 @torch.no_grad()
@@ -65,15 +58,9 @@ def require_trainable_routers(spec: Decoder) -> None:
     """Raise UsageError where a router would get no gradient from what the model learns: a single chosen expert whose
     weight is divided by itself is weighed the same whatever the router computes."""
     for index, layer in enumerate(spec.layers):
-        for moe in layer.walk():
-            if isinstance(moe, MoE) and moe.experts > 1 and moe.router.k == 1 and _renormalises(moe.router):
-                raise UsageError(
-                    f"layer {index}: the {moe.router.describe()} has k=1 and renormalised weights, so it gets no "
-                    "gradient: take k >= 2, or SoftmaxTopK(k=1, renormalise=False)"
-                )
-
-
-def _renormalises(router: Router) -> bool:
-    if isinstance(router, SoftmaxTopK):
-        return router.renormalise
-    return isinstance(router, GroupedTopK | NormedSoftmaxTopK | SqrtSoftplusTopK | HashTopK)
+        moe = layer.mixture
+        if moe and moe.experts > 1 and moe.router.k == 1 and moe.router.renormalises:
+            raise UsageError(
+                f"layer {index}: the {moe.router.describe()} has k=1 and renormalised weights, so it gets no "
+                "gradient: take k >= 2, or SoftmaxTopK(k=1, renormalise=False)"
+            )

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -206,6 +207,9 @@ class _Averaging(Mixer):
     """A mixer that tells what it costs in all and nothing of its parts."""
 
     width: int
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        return {}
 
     def build(self, dim: int) -> torch.nn.Module:
         raise NotImplementedError

@@ -6,6 +6,7 @@ import doctest
 import re
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -126,6 +127,9 @@ def test_overview_has_a_box_for_each_layer_of_each_model() -> None:
 @dataclass(frozen=True)
 class _Mean(Mixer):
     """A mixer without heads and positions that caches one element per token."""
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        return {}
 
     def build(self, dim: int) -> nn.Module:
         raise NotImplementedError

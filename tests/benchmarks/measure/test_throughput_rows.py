@@ -24,7 +24,14 @@ from benchmarks.measure.runners import (
     ThroughputConfig,
     Workload,
 )
-from benchmarks.measure.throughput_rows import ceiling_rows, expected_hits, harness_key, least_work, rows
+from benchmarks.measure.throughput_rows import (
+    ceiling_rows,
+    expected_hits,
+    harness_key,
+    least_work,
+    predicted_hits,
+    rows,
+)
 from tests.benchmarks.fakes import MACHINE
 from zoo.cli.tables import Format
 
@@ -86,6 +93,15 @@ def test_experts_that_were_counted_take_the_place_of_those_expected() -> None:
     assert likely == pytest.approx(32 * (1 - (1 - 4 / 32) ** 4))
     guessed, counted = (least_work(spec, work, torch.bfloat16, hits) for hits in ({}, {0: 10.0, 5: 12.0}))
     assert counted.weight_bytes - guessed.weight_bytes == pytest.approx(2 * expert * (22 - 2 * likely))
+
+
+def test_experts_beside_a_dense_feed_forward_are_counted() -> None:
+    spec, work = zoo.spec("gemma4-26b-a4b"), Workload("decode", 1, batch=4)
+    likely = 128 * (1 - (1 - 8 / 128) ** 4)
+    assert predicted_hits(spec, work) == pytest.approx(likely)
+    expert = spec.layers[0].mixture.expert.params(spec.dim)  # type: ignore[union-attr]
+    guessed, counted = (least_work(spec, work, torch.bfloat16, hits) for hits in ({}, {0: 10.0}))
+    assert counted.weight_bytes - guessed.weight_bytes == pytest.approx(2 * expert * (10 - likely))
 
 
 def test_gemms_alone_and_the_counted_experts_are_in_the_row() -> None:

@@ -101,9 +101,10 @@ def test_sizes_must_be_positive_integers(
             weights.load(folder)
 
 
-def test_more_experts_than_can_be_named(saved: Saved, tmp_path: Path) -> None:
-    folder = write(tmp_path / "model", *read(saved("qwen3-30b-a3b")))
-    set_config(folder, num_local_experts=2**31 - 1)
+@pytest.mark.parametrize(("name", "field"), [("qwen3-30b-a3b", "num_local_experts"), ("gemma4-26b-a4b", "num_experts")])
+def test_more_experts_than_can_be_named(name: str, field: str, saved: Saved, tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", *read(saved(name)))
+    set_config(folder, **{field: 2**31 - 1})
     with pytest.raises(MalformedError, match=r"impossible model; experts in all layers: \d+ above 100000"):
         weights.load(folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -130,6 +131,9 @@ def test_layers_that_share_keys_project_queries_alone() -> None:
 @dataclass(frozen=True)
 class _Averages(Mixer):
     """A mixer for which `inside` has no function, with three states."""
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        return {}
 
     def build(self, dim: int) -> nn.Module:
         raise NotImplementedError

@@ -138,7 +138,7 @@ def test_routers_choose_as_sorting_does(spec: Router, seed: int) -> None:
     """Python's sorting leaves equals in their order: of groups by their two best scores, then of experts."""
     router, x = with_equal_rows(spec.build(DIM, EXPERTS), seed), torch.randn(1, 9, DIM)
     _, chosen = router(x, None)
-    ranking = router.ranking(router.logits(x))  # type: ignore[operator]
+    ranking = router.ranking(spec.scores(router.logits(x)))  # type: ignore[operator]
     for scores, ids in zip(ranking[0].tolist(), chosen[0].tolist(), strict=True):
         experts = range(EXPERTS)
         if isinstance(spec, GroupedTopK):

@@ -17,18 +17,11 @@ from tests.presets import distinct
 from tests.reference import toy_reference
 from zoo.core.forward_context import RouterOutput, recorded_routing
 from zoo.errors import UsageError
-from zoo.training.losses import (
-    IGNORED,
-    cross_entropy,
-    load_balancing_loss,
-    pooled_load_balancing_loss,
-    sequence_balance_loss,
-)
+from zoo.training.losses import IGNORED, cross_entropy, load_balancing_loss
 
 pytestmark = pytest.mark.usefixtures("_float64")
 
 EXPERTS, K = 6, 2
-LOSSES = [load_balancing_loss, pooled_load_balancing_loss, sequence_balance_loss]
 SOFTMAX = [
     name for name in distinct() if any(isinstance(part, zoo.SoftmaxTopK) for part in zoo.spec(name, tiny=True).walk())
 ]
@@ -88,56 +81,30 @@ def test_the_per_layer_loss_is_its_formula() -> None:
     assert_equal(load_balancing_loss(routing), torch.tensor(total / len(routing)))
 
 
-def test_the_pooled_loss_is_that_of_all_layers_as_one() -> None:
-    routing, expected = outputs(), 0.0
-    tokens = [row for output in routing for row in rows(output)]
-    for e in range(EXPERTS):
-        share = sum(e in chosen for _, chosen in tokens) / len(tokens)
-        expected += EXPERTS * share * sum(softmax(logits)[e] for logits, _ in tokens) / len(tokens)
-    assert_equal(pooled_load_balancing_loss(routing), torch.tensor(expected))
-    assert_equal(pooled_load_balancing_loss(routing[:1]), K * load_balancing_loss(routing[:1]))
-
-
-def test_the_sequence_loss_is_its_formula() -> None:
-    """DeepSeek-V3, section 2.1.2, eq. 17 to 20, for each sequence: the choice of the router does not matter."""
-    routing, total = outputs(), 0.0
-    for output in routing:
-        for sequence in output.logits.sigmoid().tolist():
-            for e in range(EXPERTS):
-                best = sum(scores[e] >= sorted(scores)[-K] for scores in sequence)
-                part = sum(scores[e] / sum(scores) for scores in sequence) / len(sequence)
-                total += EXPERTS / (K * len(sequence)) * best * part
-    assert_equal(sequence_balance_loss(routing), torch.tensor(total / 2 / len(routing)))
-    chosen_otherwise = [RouterOutput(output.logits, (-output.logits).topk(K).indices) for output in routing]
-    assert_equal(sequence_balance_loss(chosen_otherwise), sequence_balance_loss(routing))
-
-
-@pytest.mark.parametrize(("loss", "balanced"), list(zip(LOSSES, [1, K, 1], strict=True)))
-def test_what_is_balanced_has_the_least_loss_and_gradients_lead_there(loss, balanced: int) -> None:
+def test_what_is_balanced_has_the_least_loss_and_gradients_lead_there() -> None:
     """Every expert for as many tokens: one after the other. All tokens to the same experts cost more."""
     ids = torch.arange(EXPERTS)
     chosen = torch.stack([ids, (ids + 1) % EXPERTS], dim=-1)[None]
     even = torch.zeros(1, EXPERTS, EXPERTS).scatter_(-1, chosen, 3.0)
-    assert_equal(loss([RouterOutput(even, chosen)]), torch.tensor(float(balanced)))
+    assert_equal(load_balancing_loss([RouterOutput(even, chosen)]), torch.tensor(1.0))
     uneven = (even[:, :1] * torch.ones(1, EXPERTS, 1)).requires_grad_()
-    worst = loss([RouterOutput(uneven, chosen[:, :1].expand(1, EXPERTS, K))])
-    assert worst > 1.2 * balanced
+    worst = load_balancing_loss([RouterOutput(uneven, chosen[:, :1].expand(1, EXPERTS, K))])
+    assert worst > 1.2
     worst.backward()
     assert (uneven.grad[..., :K] > 0).all()
     assert (uneven.grad[..., K:] < 0).all()
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_without_routing_there_is_no_loss(loss) -> None:
+def test_without_routing_there_is_no_loss() -> None:
     with pytest.raises(UsageError, match="no routing was recorded"):
-        loss([])
+        load_balancing_loss([])
 
 
-def test_layers_of_other_sizes_are_not_pooled() -> None:
-    routing = [*outputs(1), RouterOutput(torch.randn(2, 7, 4), torch.zeros(2, 7, 1, dtype=torch.long))]
-    assert load_balancing_loss(routing).isfinite()
-    with pytest.raises(UsageError, match=r"different numbers of experts \(\[4, 6\]\)"):
-        pooled_load_balancing_loss(routing)
+def pooled(routing: list[RouterOutput]) -> Tensor:
+    """The reference's form: the layers' tokens are those of one layer, and each of a token's k choices counts."""
+    logits = torch.cat([output.logits.flatten(0, -2) for output in routing])
+    chosen = torch.cat([output.chosen.flatten(0, -2) for output in routing])
+    return chosen.shape[-1] * load_balancing_loss([RouterOutput(logits, chosen)])
 
 
 def gradients(reference: nn.Module, folder: Path) -> dict[str, Tensor]:
@@ -168,7 +135,7 @@ def test_the_loss_with_router_logits_and_its_gradients_equal_the_reference(name:
         model.zero_grad()
         with recorded_routing() as routing:
             logits = model(tokens)
-        balance = pooled_load_balancing_loss(routing)
+        balance = pooled(routing)
         loss = cross_entropy(logits[:, :-1], tokens[:, 1:]) + 0.5 * balance
         loss.backward()
         assert_equal(balance, expected.aux_loss)

@@ -15,9 +15,10 @@ from tests.exact import BOUND, assert_equal
 from tests.models import randomised, tokens_of
 from tests.presets import distinct, over
 from tests.ranks import in_ranks
+from zoo.blocks.routers import routers_of
 from zoo.core.forward_context import ForwardContext, RouterOutput, recorded_routing
 from zoo.errors import UsageError
-from zoo.training.routing import require_trainable_routers, routers_of, update_router_bias
+from zoo.training.routing import require_trainable_routers, update_router_bias
 
 
 def router_kinds(spec: zoo.Decoder) -> set[type]:
@@ -134,27 +135,39 @@ def test_loads_are_those_of_all_ranks() -> None:
     assert in_ranks(2, moved) == [{"whole": expected, "sharded": expected}] * 2
 
 
-ONE = [zoo.SoftmaxTopK(k=1), zoo.GroupedSigmoidTopK(k=1, groups=2, keep=1, scale=2.5)]
+ROUTERS = [
+    zoo.SoftmaxTopK(k=1),
+    zoo.SoftmaxTopK(k=1, renormalise=False),
+    zoo.NormedSoftmaxTopK(k=1, norm=zoo.RMSNorm(1e-5)),
+    zoo.InputScaledTopK(k=1),
+    zoo.GroupedSigmoidTopK(k=1, groups=2, keep=1, scale=2.5),
+    zoo.GroupedSoftmaxTopK(k=1, groups=2, keep=1, scale=2.5),
+    zoo.SqrtSoftplusTopK(k=1, scale=1.5),
+    zoo.HashTopK(k=1, scale=1.5, vocab=512),
+]
 
 
-@pytest.mark.parametrize("router", ONE, ids=lambda router: type(router).__name__)
+@pytest.mark.parametrize("router", ROUTERS, ids=repr)
 def test_a_single_renormalised_expert_is_refused_since_its_router_gets_no_gradient(router: Any) -> None:
     base = zoo.spec("qwen3", tiny=True)
-    for changed, learns in (
-        (router, False),
-        (zoo.SoftmaxTopK(k=1, renormalise=False), True),
-        (replace(router, k=2), True),
-    ):
+    for changed in (router, replace(router, k=2)):
         spec = zoo.swap(base, zoo.GLU, zoo.MoE(4, zoo.GLU(8), changed))
         model = randomised(spec)
         recorded(model, tokens_of(spec, 1, 6))
-        largest = max(part.weight.grad.abs().max() for part in routers_of(model))
-        assert (largest > BOUND) == learns
+        learns = max(part.weight.grad.abs().max() for part in routers_of(model)) > BOUND
+        assert learns == (changed.k == 2 or not changed.renormalises)
         if learns:
             require_trainable_routers(spec)
         else:
             with pytest.raises(UsageError, match=r"layer 0: the .* gets no gradient"):
                 require_trainable_routers(spec)
+
+
+def test_every_kind_of_router_is_among_these() -> None:
+    released = {
+        kind for kind in zoo.Spec.kinds.values() if kind.role == "router" and kind.__module__.startswith("zoo.")
+    }
+    assert released == set(map(type, ROUTERS))
 
 
 @over(zoo.names())
