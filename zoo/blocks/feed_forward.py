@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zoo.core.forward_context import ForwardContext
 from zoo.core.linear import Linear
 from zoo.costs import linear_flops, linear_params
+from zoo.facts import Fact
 from zoo.registry import Block
 from zoo.sharding import Cuts
 
@@ -106,6 +107,10 @@ class Gated(FeedForward):
 
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         return self.block.flops(dim, past, new, causal) + linear_flops(new, dim, 1)
+
+    def facts(self) -> tuple[Fact, ...]:
+        kind = self.block.facts()[0]
+        return (kind._replace(phrase=f"gated {kind.template}"),)
 
     def describe(self) -> str:
         return f"gated {self.block.describe()}"

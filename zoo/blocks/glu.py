@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.blocks.feed_forward import Apply, LinearFeedForward
+from zoo.facts import Fact
 from zoo.registry import Spec
 from zoo.sharding import Divide
 
@@ -24,8 +25,8 @@ class Activation(Spec, abstract=True):
     def join(self, gate: Tensor, up: Tensor) -> Tensor:
         """(..., hidden) twice -> (..., hidden)."""
 
-    def describe(self) -> str:
-        return type(self).__name__
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", type(self).__name__),)
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class ClampedSwiGLU(Activation):
         gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
         return gate * torch.sigmoid(self.alpha * gate) * (up + 1 if self.plus_one else up)
 
-    def describe(self) -> str:
-        return f"SwiGLU clamped at {self.limit:g}"
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", self.limit, phrase="SwiGLU clamped at {:g}"),)
 
 
 @dataclass(frozen=True)
@@ -77,5 +78,6 @@ class GLU(LinearFeedForward):
     def combine(self, apply: Apply, x: Tensor) -> Tensor:
         return apply("down", self.act.join(apply("gate", x), apply("up", x)))
 
-    def describe(self) -> str:
-        return f"{self.act.describe()}, width {self.hidden}" + (", biases" if self.bias else "")
+    def facts(self) -> tuple[Fact, ...]:
+        biases = (Fact("bias", phrase="biases"),) if self.bias else ()
+        return Fact("kind", self.act), Fact("hidden", self.hidden, phrase="width {}"), *biases

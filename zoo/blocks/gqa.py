@@ -13,6 +13,7 @@ from zoo.core.collectives import Group
 from zoo.core.forward_context import ForwardContext, LayerCache, Mask
 from zoo.core.linear import Linear
 from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, Window, linear_flops, linear_params
+from zoo.facts import Fact
 from zoo.registry import Alias, Mixer, Spec
 from zoo.sharding import Cuts, Divide, Exchange, Rank
 
@@ -131,41 +132,39 @@ class GQA(Mixer):
         held = super().names()
         return held[1:] if {"MHA", "MQA"} & set(held) else held  # the first is the number of KV heads in a word
 
-    def describe(self) -> str:
+    def facts(self) -> tuple[Fact, ...]:
         kind = {self.heads: "MHA", 1: "MQA"}.get(self.kv_heads, "GQA")
-        heads = f"{self.heads} heads" + (f" on {self.kv_heads} KV heads" if kind == "GQA" else "")
-        parts = [f"{kind}, {heads} of {self.head_dim}", *self.options()]
-        return ", ".join(parts)
-
-    def options(self) -> list[str]:
-        """In words, whatever is not the number of heads and their width."""
-        no_weight = " without weight" if self.qk_norm and not self.qk_norm.params(1) else ""
-        v_weight = " without weight" if self.v_norm and not self.v_norm.params(1) else ""
-        parts = [
-            f"values of {self.v_dim}" if self.v_dim else "",
-            "values are the raw keys" if self.keys_as_values else "",
-            self.rope.describe(),
-            self.reach.describe() if self.reach.limit else "",
-            f"QK-norm{no_weight} per {self.qk_norm_over}" if self.qk_norm else "",
-            f"V-norm{v_weight}" if self.v_norm else "",
-            *self.scale_words(),
-            f"scores capped at {self.cap:g}" if self.cap else "",
-            self.temperature.describe() if self.temperature else "",
-            "biases on q, k, v" if self.bias == "qkv" else "biases" if self.bias else "",
-            "sinks" if self.sinks else "",
-            f"output gate by {self.gate}" if self.gate else "",
-        ]
-        return [part for part in parts if part]
-
-    def scale_words(self) -> list[str]:
-        """The scale in words, where it is not the usual one."""
-        return [f"scale {self.scale**-2:.4g}^-1/2"] if self.scale else []
+        sizes = ((self.heads, self.kv_heads, self.head_dim), "heads", "{} heads on {} KV heads of {}")
+        if kind != "GQA":
+            sizes = ((self.heads, self.head_dim), "heads", "{} heads of {}")
+        qk_norm = f"QK-norm{_weightless(self.qk_norm)} per {{}}"
+        optional = (
+            Fact("v_dim", self.v_dim, phrase="values of {}", noun="value width"),
+            Fact("keys_as_values", phrase="values are the raw keys", noun="keys as values"),
+            Fact("rope", self.rope),
+            Fact("window", self.reach.describe()),
+            Fact("chunk", self.reach.describe()),
+            Fact("qk_norm", self.qk_norm_over, phrase=qk_norm, noun=f"QK-norm per {self.qk_norm_over}"),
+            Fact("v_norm", phrase=f"V-norm{_weightless(self.v_norm)}", noun="V-norm"),
+            Fact("scale", (self.scale or 1) ** -2, phrase="scale {:.4g}^-1/2", noun="attention scale"),
+            Fact("cap", self.cap, phrase="scores capped at {:g}", noun="score cap"),
+            Fact("temperature", self.temperature),
+            Fact("bias", phrase="biases on q, k, v" if self.bias == "qkv" else "biases", noun="biases"),
+            Fact("sinks", phrase="sinks"),
+            Fact("gate", self.gate, phrase="output gate by {}", noun="output gate"),
+        )
+        in_use = [fact for fact in optional if getattr(self, fact.key) not in (None, False)]
+        return (Fact("kind", kind), Fact("heads", *sizes), *in_use, Fact("qk_norm_over", ""))
 
     def _norm_widths(self) -> dict[str, int]:
         """Elements that the norms of queries and of keys average over."""
         if self.qk_norm_over == "projection":
             return {"q": self.heads * self.head_dim, "k": self.kv_heads * self.head_dim}
         return {"q": self.head_dim, "k": self.head_dim}
+
+
+def _weightless(norm: Norm | None) -> str:
+    return "" if norm is None or norm.params(1) else " without weight"
 
 
 class _GQA(nn.Module):

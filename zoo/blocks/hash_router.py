@@ -15,6 +15,7 @@ from zoo.core.linear import linear
 from zoo.core.top_k import top_k
 from zoo.costs import linear_params
 from zoo.errors import UsageError
+from zoo.facts import Fact
 
 __all__ = ["HashTopK", "SqrtSoftplusTopK"]
 
@@ -36,8 +37,9 @@ class SqrtSoftplusTopK(Router):
     def params(self, dim: int, experts: int) -> int:
         return linear_params(dim, experts, bias=True)
 
-    def describe(self) -> str:
-        return f"sqrt-softplus top-{self.k} router, weights x{self.scale:g}"
+    def facts(self) -> tuple[Fact, ...]:
+        kind = Fact("kind", self.k, phrase="sqrt-softplus top-{} router")
+        return kind, Fact("scale", self.scale, phrase="weights x{:g}")
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ class HashTopK(Router):
     def params(self, dim: int, experts: int) -> int:
         return linear_params(dim, experts)
 
-    def describe(self) -> str:
-        return f"hash router of {self.k} experts by token id, sqrt-softplus weights x{self.scale:g}"
+    def facts(self) -> tuple[Fact, ...]:
+        kind = Fact("kind", self.k, phrase="hash router of {} experts by token id")
+        return kind, Fact("scale", self.scale, phrase="sqrt-softplus weights x{:g}")
 
 
 class _SoftplusRouter(LinearRouter):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.blocks.feed_forward import Apply, LinearFeedForward
+from zoo.facts import Fact
 from zoo.registry import Spec
 from zoo.sharding import Divide
 
@@ -23,8 +24,8 @@ class Pointwise(Spec, abstract=True):
     def apply(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., hidden)."""
 
-    def describe(self) -> str:
-        return type(self).__name__
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", type(self).__name__),)
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class ReLUSquared(Pointwise):
     def apply(self, x: Tensor) -> Tensor:
         return F.relu(x).square()
 
-    def describe(self) -> str:
-        return "squared ReLU"
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", "squared ReLU"),)
 
 
 @dataclass(frozen=True)
@@ -62,5 +63,7 @@ class MLP(LinearFeedForward):
     def combine(self, apply: Apply, x: Tensor) -> Tensor:
         return apply("down", self.act.apply(apply("up", x)))
 
-    def describe(self) -> str:
-        return f"MLP with {self.act.describe()}, width {self.hidden}" + (", biases" if self.bias else "")
+    def facts(self) -> tuple[Fact, ...]:
+        biases = (Fact("bias", phrase="biases"),) if self.bias else ()
+        kind = Fact("kind", self.act, phrase="MLP with {}")
+        return kind, Fact("hidden", self.hidden, phrase="width {}"), *biases

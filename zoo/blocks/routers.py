@@ -13,6 +13,7 @@ from zoo.core.forward_context import ForwardContext, RouterOutput
 from zoo.core.linear import linear
 from zoo.core.top_k import top_k
 from zoo.costs import linear_params
+from zoo.facts import Fact
 from zoo.registry import Spec
 
 __all__ = [
@@ -87,9 +88,10 @@ class SoftmaxTopK(Router):
     def params(self, dim: int, experts: int) -> int:
         return linear_params(dim, experts, self.bias)
 
-    def describe(self) -> str:
-        weights = "" if self.renormalise else ", not renormalised"
-        return f"softmax top-{self.k} router{weights}" + (", router bias" if self.bias else "")
+    def facts(self) -> tuple[Fact, ...]:
+        optional = [] if self.renormalise else [Fact("renormalise", phrase="not renormalised")]
+        optional += [Fact("bias", phrase="router bias")] if self.bias else []
+        return Fact("kind", self.k, phrase="softmax top-{} router"), *optional
 
 
 class _SoftmaxTopK(LinearRouter):
@@ -122,8 +124,11 @@ class NormedSoftmaxTopK(Router):
     def params(self, dim: int, experts: int) -> int:
         return self.norm.params(dim) + linear_params(dim, experts) + experts
 
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", self.k, phrase="softmax top-{} router of the normalised input"),)
+
     def describe(self) -> str:
-        return f"softmax top-{self.k} router of the normalised input, weights times a number of each expert"
+        return f"{super().describe()}, weights times a number of each expert"
 
 
 class _NormedSoftmaxTopK(LinearRouter):
@@ -157,8 +162,11 @@ class InputScaledTopK(Router):
     def params(self, dim: int, experts: int) -> int:
         return linear_params(dim, experts)
 
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", self.k, phrase="sigmoid top-{} router"),)
+
     def describe(self) -> str:
-        return f"sigmoid top-{self.k} router, weights on the experts' input"
+        return f"{super().describe()}, weights on the experts' input"
 
 
 class _InputScaledTopK(LinearRouter):
@@ -205,9 +213,14 @@ class GroupedTopK(Router, abstract=True):
         top = scores.gather(-1, chosen)
         return top / (top.sum(-1, keepdim=True) + self.eps) * self.scale
 
+    def facts(self) -> tuple[Fact, ...]:
+        grouped = (Fact("grouped", (self.keep, self.groups), phrase="in {} of {} groups", noun="groups of experts"),)
+        kind = Fact("kind", self.k, phrase=f"{self.scores} top-{{}} router")
+        return kind, *grouped * (self.groups > 1), Fact("scale", self.scale, phrase="weights x{:g}")
+
     def describe(self) -> str:
-        groups = f" in {self.keep} of {self.groups} groups" if self.groups > 1 else ""
-        return f"{self.scores} top-{self.k} router{groups}, weights x{self.scale:g}"
+        *router, scale = map(str, self.facts())
+        return f"{' '.join(router)}, {scale}"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from zoo.core.indexing import choose_keys, sees, sees_all
 from zoo.core.linear import linear
 from zoo.core.sparse_attention import allows_operators, sparse_attention
 from zoo.costs import Breakdown, CacheSpec, Reach, Window, linear_flops, sum_breakdowns
+from zoo.facts import Fact
 
 __all__ = ["SparseMLA"]
 
@@ -89,9 +90,12 @@ class SparseMLA(MLA):
     def names(self) -> list[str]:
         return [*super().names(), "MLA"]
 
-    def describe(self) -> str:
-        chosen = f"the {self.choice} of an earlier layer" if self.shares_choice else self.indexer.describe()
-        return f"sparse {super().describe()}, {chosen}"
+    def facts(self) -> tuple[Fact, ...]:
+        kind, *others = super().facts()
+        chosen = Fact("indexer", self.indexer)
+        if self.shares_choice:
+            chosen = Fact("indexer", self.indexer.k, phrase="the top {} of an earlier layer")
+        return kind._replace(phrase="sparse {}"), *others, chosen
 
 
 class _SparseMLA(_MLA):
