@@ -69,7 +69,8 @@ def in_words(text: str) -> Phrase:
 def joined(phrases: Iterable[Phrase]) -> Phrase | None:
     """Different phrases as one; None if there are none."""
     found = list(dict.fromkeys(phrases))
-    return Phrase(" and ".join(each.text for each in found), tuple(each.key for each in found)) if found else None
+    text = " and ".join(each.text for each in found)
+    return Phrase(text, tuple(each.key for each in found), text) if found else None
 
 
 class Aspect(NamedTuple):
@@ -199,12 +200,14 @@ def _aspects(spec: Decoder) -> Iterator[Aspect]:
 
 
 def _options(part: str, parts: Sequence[Sequence[Spec]]) -> Iterator[Aspect]:
-    """The options that the parts of each layer state, an aspect each."""
+    """The options that the parts of each layer state, an aspect each. Blocks that have a field for it have it off where
+    they do not state it; so have all, where it is no field of any."""
     used = [{key: fact for each in of for key, fact in options(each).items()} for of in parts]
     known = [{name for each in of for name in field_names(type(each))} for of in parts]
+    every_field = set().union(*known)
     for key in dict.fromkeys(key for facts in used for key in facts if key not in DETAILS):
         phrases = [
-            _phrase(facts[key]) if key in facts else OFF if key in names else None
+            _phrase(facts[key]) if key in facts else OFF if key in names or (names and key not in every_field) else None
             for facts, names in zip(used, known, strict=True)
         ]
         yield Aspect(PARTS_OF_MODEL.get(key, part), key, tuple(phrases), is_option=True)
@@ -285,7 +288,7 @@ def _position(layer: Layer, spec: Decoder) -> Phrase | None:
 def _scaling(layer: Layer) -> Phrase | None:
     ropes = [stated(node) for node in layer.walk() if node.role == "rope"]
     kinds = (_kind(rope["scaling"].value) for rope in ropes if "scaling" in rope)
-    found = joined(Phrase(f"{kind.text} scaling of RoPE", kind.key, f"{kind.text} scaling of RoPE") for kind in kinds)
+    found = joined(Phrase(f"{kind.text} scaling of RoPE", kind.key) for kind in kinds)
     return found or (OFF if any("theta" in rope for rope in ropes) else None)
 
 
