@@ -91,7 +91,9 @@ class MLA(Mixer):
 
     def facts(self) -> tuple[Fact, ...]:
         rank = self.q_rank
-        optional = [Fact("scale", self.scale**-2, phrase="scale {:.4g}^-1/2", noun="attention scale")] if self.scale else []
+        optional = (
+            [Fact("scale", self.scale**-2, phrase="scale {:.4g}^-1/2", noun="attention scale")] if self.scale else []
+        )
         optional += [Fact("temperature", self.temperature)] if self.temperature else []
         return (
             Fact("kind", "MLA"),

@@ -37,6 +37,11 @@ class Scaling(Spec, abstract=True):
         """What `scale` returns -> the (pairs,) frequencies of a forward pass of tokens at `positions` (t,)."""
         return scaled
 
+    def gain_facts(self) -> tuple[Fact, ...]:
+        """A fact about the gain, where there is one."""
+        noun = "gain on cos and sin"
+        return () if self.gain == 1 else (Fact("gain", self.gain, phrase=f"{noun} {{:g}}", noun=noun),)
+
     def describe(self) -> str:
         return " ".join(str(fact) for fact in self.facts() if fact.key in ("kind", "factor", "original"))
 
@@ -128,7 +133,7 @@ class YarnScaling(Scaling):
     def facts(self) -> tuple[Fact, ...]:
         sizes = Fact("factor", self.factor, phrase="x{:g}"), Fact("original", self.original, "tokens", "from {}")
         ramp = () if self.truncate else (Fact("truncate", phrase="unrounded ramp"),)
-        return Fact("kind", "YaRN"), *sizes, *ramp
+        return Fact("kind", "YaRN"), *sizes, *ramp, *self.gain_facts()
 
 
 def yarn_gain(factor: float, mscale: float = 1.0) -> float:
@@ -186,7 +191,7 @@ class LongRoPE(Scaling):
         return replace(self, short=short, long=long)
 
     def facts(self) -> tuple[Fact, ...]:
-        return Fact("kind", "LongRoPE"), Fact("original", self.original, "tokens", "{}")
+        return Fact("kind", "LongRoPE"), Fact("original", self.original, "tokens", "{}"), *self.gain_facts()
 
 
 def longrope_gain(factor: float, original: int) -> float:

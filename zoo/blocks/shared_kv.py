@@ -34,7 +34,7 @@ class KVSource(GQA):
         return [*(held[1:] if held[0] == "KVSource" else held), "KVSource"] if len(held) > 1 else held
 
     def facts(self) -> tuple[Fact, ...]:
-        return *super().facts(), Fact("hands_on", phrase="keys and values handed on")
+        return *super().facts(), Fact("hands_on", phrase="keys and values handed on", noun="K/V reused later")
 
 
 class _KVSource(_GQA):
@@ -70,7 +70,9 @@ class SharedKV(GQA):
         return ["SharedKV", *(name for name in super().names() if name != "SharedKV")]
 
     def facts(self) -> tuple[Fact, ...]:
-        return *super().facts(), Fact("takes", phrase="keys and values of an earlier layer")
+        return *super().facts(), Fact(
+            "takes", phrase="keys and values of an earlier layer", noun="K/V of another layer"
+        )
 
     def _norm_widths(self) -> dict[str, int]:
         return {"q": super()._norm_widths()["q"]}

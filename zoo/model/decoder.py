@@ -175,7 +175,7 @@ class Decoder(Spec):
         optional = (
             Fact("tied", phrase="tied head"),
             Fact("logit_cap", self.logit_cap, phrase="logits capped at {:g}", noun="logit cap"),
-            Fact("positions", phrase="learned positions"),
+            Fact("positions", self.positions, phrase="learned positions"),
             Fact("embed_scale", self.embed_scale, phrase="embedding scale {:.4g}", noun="embedding scale"),
             Fact("logits_scaling", self.logits_scaling, phrase="logits divided by {:.4g}", noun="logits divisor"),
         )
