@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 class Fact(NamedTuple):
     """One statement of a block about itself.
 
-    `key` names the subject, for a field the field's name; `kind` is the block itself. `phrase` is a format string that
-    the value fills, or each member of a tuple of values; without one the text is the value with its `unit`. `noun` names
-    the subject without its value: "score cap" for "scores capped at 50". A fact without text is said by another one.
+    `key` names the subject: a field's name, or "kind" for the block itself. `phrase` is a format string that the value
+    fills, or the members of a tuple; without one the text is the value with its `unit`. `noun` names the subject
+    without its value: "score cap" for "scores capped at 50". A fact whose text is empty is covered by another one.
     """
 
     key: str

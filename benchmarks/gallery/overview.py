@@ -25,7 +25,7 @@ BIG, SMALL = 13.0, 11.5
 
 @dataclass(frozen=True)
 class Group:
-    """An architecture: its title and source, the docstring of its file, and those of its models that are on the page."""
+    """An architecture: its title and source, the docstring of its file (`new`), and its models on the page."""
 
     name: str
     title: str

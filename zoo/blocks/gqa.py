@@ -13,6 +13,7 @@ from zoo.core.collectives import Group
 from zoo.core.forward_context import ForwardContext, LayerCache, Mask
 from zoo.core.linear import Linear
 from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, Window, linear_flops, linear_params
+from zoo.errors import IndivisibleError
 from zoo.facts import Fact
 from zoo.registry import Alias, Mixer, Spec
 from zoo.sharding import Cuts, Divide, Exchange, Rank
@@ -112,7 +113,8 @@ class GQA(Mixer):
 
     def shard(self, rank: Rank) -> Self:
         norm = self.qk_norm if self.qk_norm_over == "projection" else None
-        self.require(not norm or norm.means > 0, f"its norm over all heads cannot be divided among {rank.ranks} ranks")
+        if norm and norm.means == 0:
+            raise IndivisibleError(f"{type(self).__name__}: its norm over all heads", rank.ranks)
         return super().shard(rank)
 
     def cuts(self) -> Cuts:
@@ -134,9 +136,9 @@ class GQA(Mixer):
 
     def facts(self) -> tuple[Fact, ...]:
         kind = {self.heads: "MHA", 1: "MQA"}.get(self.kv_heads, "GQA")
-        sizes = ((self.heads, self.kv_heads, self.head_dim), "heads", "{} heads on {} KV heads of {}")
+        heads = Fact("heads", (self.heads, self.kv_heads, self.head_dim), "heads", "{} heads on {} KV heads of {}")
         if kind != "GQA":
-            sizes = ((self.heads, self.head_dim), "heads", "{} heads of {}")
+            heads = Fact("heads", (self.heads, self.head_dim), "heads", "{} heads of {}")
         qk_norm = f"QK-norm{_weightless(self.qk_norm)} per {{}}"
         optional = (
             Fact("v_dim", self.v_dim, phrase="values of {}", noun="value width"),
@@ -154,7 +156,7 @@ class GQA(Mixer):
             Fact("gate", self.gate, phrase="output gate by {}", noun="output gate"),
         )
         in_use = [fact for fact in optional if getattr(self, fact.key) not in (None, False)]
-        return (Fact("kind", kind), Fact("heads", *sizes), *in_use, Fact("qk_norm_over", ""))
+        return Fact("kind", kind), heads, *in_use, Fact("qk_norm_over", "")
 
     def _norm_widths(self) -> dict[str, int]:
         """Elements that the norms of queries and of keys average over."""

@@ -94,7 +94,7 @@ class Aspect(NamedTuple):
     def shares(self) -> dict[Hashable, float]:
         """Key -> the share of the layers that have such a phrase, among those that the aspect applies to."""
         keys = self.keys
-        return {key: number / len(keys) for key, number in Counter(keys).items() if key}
+        return {key: number / len(keys) for key, number in Counter(keys).items() if key != OFF.key}
 
     def phrase(self, key: Hashable) -> Phrase:
         """The first phrase of this key."""
@@ -104,7 +104,7 @@ class Aspect(NamedTuple):
         """The text of the first phrase of this key."""
         return self.phrase(key).text
 
-    def count(self, key: Hashable) -> tuple[int, int]:
+    def frequency(self, key: Hashable) -> tuple[int, int]:
         """How many of how many layers have such a phrase: 5 of 6 where the pattern repeats, else of all layers."""
         keys = [None if phrase is None else phrase.key for phrase in self.phrases]
         repeats = (n for n in range(1, MAX_PERIOD + 1) if all(x == keys[i % n] for i, x in enumerate(keys)))
@@ -113,7 +113,7 @@ class Aspect(NamedTuple):
 
     def layers(self, key: Hashable) -> str:
         """The layers that have such a phrase: "5 of 6 layers"."""
-        return "{:,} of {:,} layers".format(*self.count(key))
+        return "{:,} of {:,} layers".format(*self.frequency(key))
 
     def statement(self, keys: Iterable[Hashable]) -> str:
         """The phrases of these keys, with the layers that have them unless all have that they can apply to."""
@@ -125,7 +125,7 @@ class Aspect(NamedTuple):
             elif self.is_option:
                 parts.append(f"{text} in {layers}")
             else:
-                verb = self.some[self.count(key)[0] == 1]
+                verb = self.some[self.frequency(key)[0] == 1]
                 parts.append(" ".join(filter(None, (layers, verb, self.noun, text))))
         return ", ".join(parts)
 
@@ -152,7 +152,7 @@ def structure_differences(model: Decoder, other: Decoder) -> list[Difference]:
 @lru_cache(maxsize=256)  # a page compares every model with every other
 def structure(spec: Decoder) -> dict[tuple[str, str], Aspect]:
     """The aspects of a model by part and detail. One that no layer has is not among them."""
-    return {aspect[:2]: aspect for aspect in _aspects(spec) if any(aspect.keys)}
+    return {aspect[:2]: aspect for aspect in _aspects(spec) if aspect.shares}
 
 
 def _sentence(mine: Aspect, theirs: Aspect | None) -> str:
