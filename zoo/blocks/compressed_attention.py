@@ -158,7 +158,7 @@ class CompressedAttention(Mixer):
         return (
             Fact("kind", self.names()[0] if self.compressor else "MQA"),
             Fact("heads", (self.heads, self.head_dim), "heads", "{} heads of {}"),
-            Fact("keys_as_values", phrase="keys are values", noun="keys as values"),
+            Fact("keys_as_values", phrase="keys are values", noun="keys reused as values"),
             Fact("q_rank", self.q_rank, phrase="query rank {}"),
             Fact("rope", (self.rope, self.rope_dim), phrase="{} on the last {}"),
             Fact("window", self.window, phrase="window {}"),

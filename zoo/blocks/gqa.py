@@ -142,7 +142,7 @@ class GQA(Mixer):
         qk_norm = f"QK-norm{_weightless(self.qk_norm)} per {{}}"
         optional = (
             Fact("v_dim", self.v_dim, phrase="values of {}", noun="value width"),
-            Fact("keys_as_values", phrase="values are the raw keys", noun="keys as values"),
+            Fact("keys_as_values", phrase="values are the raw keys", noun="keys reused as values"),
             Fact("rope", self.rope),
             Fact("window", self.reach.describe()),
             Fact("chunk", self.reach.describe()),
@@ -150,7 +150,7 @@ class GQA(Mixer):
             Fact("v_norm", phrase=f"V-norm{_weightless(self.v_norm)}", noun="V-norm"),
             Fact("scale", (self.scale or 1) ** -2, phrase="scale {:.4g}^-1/2", noun="attention scale"),
             Fact("cap", self.cap, phrase="scores capped at {:g}", noun="score cap"),
-            Fact("temperature", self.temperature),
+            Fact("temperature", self.temperature, noun="temperature by position"),
             Fact("bias", phrase="biases on q, k, v" if self.bias == "qkv" else "biases", noun="biases"),
             Fact("sinks", phrase="sinks"),
             Fact("gate", self.gate, phrase="output gate by {}", noun="output gate"),

@@ -94,7 +94,7 @@ class MLA(Mixer):
         optional = (
             [Fact("scale", self.scale**-2, phrase="scale {:.4g}^-1/2", noun="attention scale")] if self.scale else []
         )
-        optional += [Fact("temperature", self.temperature)] if self.temperature else []
+        optional += [Fact("temperature", self.temperature, noun="temperature by position")] if self.temperature else []
         return (
             Fact("kind", "MLA"),
             Fact("heads", (self.heads, self.nope_dim, self.rope_dim), "heads", "{} heads of {} + {} rotary"),

@@ -177,7 +177,8 @@ class Decoder(Spec):
             Fact("logit_cap", self.logit_cap, phrase="logits capped at {:g}", noun="logit cap"),
             Fact("positions", self.positions, phrase="learned positions"),
             Fact("embed_scale", self.embed_scale, phrase="embedding scale {:.4g}", noun="embedding scale"),
-            Fact("logits_scaling", self.logits_scaling, phrase="logits divided by {:.4g}", noun="logits divisor"),
+            Fact("logits_scaling", self.logits_scaling, phrase="logits divided by {:.4g}", noun="logit divisor"),
+            Fact("streams", self.streams, noun="parallel residual streams"),
         )
         in_use = fields_in_use(self)
         return Fact("kind", "Decoder"), Fact("context", ""), *(fact for fact in optional if fact.key in in_use)
