@@ -24,7 +24,7 @@ from benchmarks.analytic.weight_forms import BFLOAT16, FOUR_BIT, PLAIN, RELEASED
 from benchmarks.output.report import Report
 from zoo.cli.runner import Debug, Json, Out
 from zoo.cli.tables import Format
-from zoo.errors import SpecError, UsageError
+from zoo.errors import IndivisibleError, SpecError, UsageError
 from zoo.units import parse_count, parse_month
 
 TOKENS = {"": 1, "k": 2**10, "m": 2**20}
@@ -211,7 +211,8 @@ class InferenceOptions(InferenceConfig):
         if reasons and not found:
             raise next(iter(reasons.values()))
         if reasons:
-            why = ", ".join(f"{name} ({str(error).partition(' cannot')[0]})" for name, error in reasons.items())
+            parts = {n: e.part if isinstance(e, IndivisibleError) else e for n, e in reasons.items()}
+            why = ", ".join(f"{name} ({part})" for name, part in parts.items())
             print(f"left out, since {self.tp} cards cannot divide them: {why}", file=sys.stderr)
         return found
 

@@ -93,14 +93,14 @@ def folded(name: str) -> str:
 
 
 def title(preset: str) -> str:
-    """A preset's name as people write it: "DeepSeek-V3 671B", "Gemma 3 27B". Spelled as the family's file or the hub
+    """A preset's name as people write it: "DeepSeek-V3 671B", "Gemma 3 27B". Spelled as the family's title or the hub
     id spells it."""
-    published = re.match(r"(.+?) \(", families()[family_name(preset)].__doc__ or "")
+    family = about(preset).title
     spelling = [*re.split(r"[-_ ]", sizes()[preset].hub.split("/")[-1])]
     words, shown = preset.split("-"), list[str]()
     for n in range(len(words), 0, -1):
-        if published and _letters("".join(words[:n])) == _letters(published[1]):
-            shown, words = [published[1]], words[n:]
+        if _letters("".join(words[:n])) == _letters(family):
+            shown, words = [family], words[n:]
             break
     return " ".join([*shown, *(_spelled(word, spelling) for word in words)])
 

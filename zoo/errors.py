@@ -26,6 +26,17 @@ class SpecError(UsageError):
     """A spec that describes no model: kv_heads that do not divide heads, more active experts than experts, ..."""
 
 
+class IndivisibleError(SpecError):
+    """A part of a model that `ranks` ranks cannot divide: `part` names it, as in "heads=14"."""
+
+    def __init__(self, part: str, ranks: int) -> None:
+        super().__init__(f"{part} cannot be divided among {ranks} ranks")
+        self.part, self.ranks = part, ranks
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.part, self.ranks)
+
+
 class CacheFullError(UsageError):
     """More tokens than the cache was allocated for."""
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from functools import cache
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import cache, lru_cache
 from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 from zoo.classes import add_kind, allowed_values, field_tests
 from zoo.costs import Breakdown, CacheSpec, Reach
 from zoo.errors import SpecError
+from zoo.facts import Fact, fact_of_field
 from zoo.sharding import Cut, Cuts, Divide, Exchange, Rank, Section, prefixed
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Spec(ABC):
         unsaid = sorted(name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False))
         if unsaid and not abstract:
             raise TypeError(f"{cls.__name__} must define {', '.join(unsaid)}")
+        if not abstract and cls.describe is Spec.describe and cls.facts is Spec.facts:
+            raise TypeError(f"{cls.__name__} must define describe or facts")
         if not abstract and not cls.__name__.startswith("_"):
             add_kind(Spec.kinds, cls)
 
@@ -88,9 +91,14 @@ class Spec(ABC):
         if not holds:
             raise SpecError(f"{type(self).__name__}: {message}")
 
-    @abstractmethod
+    def facts(self) -> tuple[Fact, ...]:
+        """Statements about this spec, in the order in which a description makes them: its kind alone by default, which
+        `stated` completes from the fields."""
+        return (Fact("kind", self.names()[0]),)
+
     def describe(self) -> str:
-        """One line of text for cards, tables and pictures."""
+        """One line of text for cards, tables and pictures: the facts by default."""
+        return ", ".join(filter(None, map(str, self.facts())))
 
     def names(self) -> list[str]:
         """The names that a reader knows this block by: its kind, and the aliases that hold."""
@@ -187,6 +195,33 @@ def _parts_of(spec: Spec) -> tuple[Spec, ...]:
 def field_names(kind: type[Spec]) -> tuple[str, ...]:
     """The fields of a kind of spec, in order."""
     return tuple(field.name for field in fields(kind))
+
+
+@lru_cache(maxsize=4096)
+def stated(spec: Spec) -> Mapping[str, Fact]:
+    """Key -> fact: the facts of a spec, and one for each optional field in use that these do not mention."""
+    found = {fact.key: fact for fact in spec.facts()}
+    used = {name: fact_of_field(name, getattr(spec, name)) for name in fields_in_use(spec) if name not in found}
+    return found | used
+
+
+def options(spec: Spec) -> dict[str, Fact]:
+    """Key -> fact, of those that not every spec of this kind states alike: no required field, and not the kind."""
+    fixed = {"kind", *field_names(type(spec))} - _defaults(type(spec)).keys()
+    return {key: fact for key, fact in stated(spec).items() if key not in fixed and str(fact)}
+
+
+def fields_in_use(spec: Spec) -> list[str]:
+    """The optional fields whose value is not the default."""
+    return [name for name, default in _defaults(type(spec)).items() if getattr(spec, name) != default]
+
+
+@cache
+def _defaults(kind: type[Spec]) -> dict[str, Any]:
+    """Optional field -> its default."""
+    given = {each.name: each.default for each in fields(kind) if each.default is not MISSING}
+    made = {each.name: each.default_factory() for each in fields(kind) if each.default_factory is not MISSING}
+    return {name: (given | made)[name] for name in field_names(kind) if name in given or name in made}
 
 
 def is_spec(value: object) -> bool:

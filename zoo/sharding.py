@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, NamedTuple
 
-from zoo.errors import SpecError, UsageError
+from zoo.errors import IndivisibleError, UsageError
 
 
 class Divide(Enum):
@@ -45,7 +45,7 @@ class Rank:
             only = self.index * count // self.ranks
             return range(only, only + 1)
         if count < self.ranks or (how is not Divide.ANY and count % self.ranks):
-            raise SpecError(f"{what}={count} cannot be divided among {self.ranks} ranks")
+            raise IndivisibleError(f"{what}={count}", self.ranks)
         return self.share(count)
 
 

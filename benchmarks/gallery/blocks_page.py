@@ -298,7 +298,8 @@ def _branch(canvas: Canvas, left: float, name: str, branch: Placement) -> None:
     canvas.text(left + 8, 16, name, SMALL, 130, "strong")
     canvas.text(left + 8, 31, branch.formula, TINY, 140, "faint")
     post_norm = branch.placement == "post"
-    boxes = ["norm"] * ("f(norm" in branch.formula) + ["f"] + ["norm"] * branch.formula.startswith("x + norm")
+    before, after = (branch.placement in kinds for kinds in (("pre", "sandwich"), ("olmo", "sandwich")))
+    boxes = ["norm"] * before + ["f"] + ["norm"] * after
     join = bottom - (48 if post_norm else 22)
     canvas.path(f"M{stream} {top - 10}V{bottom}", "residual")
     canvas.path(f"M{stream} {top + 4}H{block + 40}V{join}H{stream + 8}", "branch")

@@ -31,6 +31,9 @@ from benchmarks.gallery.chart_style import (
 )
 from benchmarks.gallery.label_places import Place, label_places
 from benchmarks.gallery.learning_tables import learning_tables
+from benchmarks.learning.comparison import LENGTH
+from benchmarks.learning.rows import size_word
+from benchmarks.learning.tasks import TASKS
 from zoo.cli.tables import Row
 
 TICKS = [digit * decade for decade in DECADES for digit in (1, 2, 3, 4, 6, 8)]
@@ -168,7 +171,7 @@ def _accuracy(data: Sequence[Row]) -> alt.TopLevelMixin:
     tasks = {task: max(row["size"] for row in data if row["task"] == task) for task in dict.fromkeys(map(_task, data))}
     colour = _colours(names, "model", alt.Legend(**LEGEND, symbolType="stroke"))
     x = alt.X("size:Q").scale(type="log", base=2, domain=[min(sizes) / 1.1, max(sizes) * 1.1])
-    x = x.axis(values=sorted(sizes), format="d").title(SIZE_TITLE if len(tasks) > 1 else _unit(data[0]["measure"]))
+    x = x.axis(values=sorted(sizes), format="d").title(SIZE_TITLE if len(tasks) > 1 else _size_title(_task(data[0])))
     y = alt.Y("mean:Q").scale(domain=[0, 1], clamp=True).axis(format=".0%").title("accuracy")
     tips = [alt.Tooltip(f"{name}:N") for name in ("model", "measure")]
     tips += [alt.Tooltip(f"{name}:Q", format=".1%") for name in ("mean", "low", "high", "chance")]
@@ -188,9 +191,9 @@ def _accuracy(data: Sequence[Row]) -> alt.TopLevelMixin:
     return layers.facet(row=header, data=alt.NamedData("learning_accuracy"))
 
 
-def _unit(measure: str) -> str:
-    """What the size of a task counts: "recall, 4 pairs" is of pairs."""
-    return re.sub(r"^.*?\d[\d,]* ?", "", measure) or SIZE_TITLE
+def _size_title(task: str) -> str:
+    """The unit of a task's sizes, "pairs" for recall, where the task is known."""
+    return size_word(task) if task in TASKS or task == LENGTH else SIZE_TITLE
 
 
 def _task(row: Row) -> str:

@@ -1,6 +1,5 @@
 """The models of a page by architecture, and all architectures at a glance: the picture at the top of the README."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from zoo.diagram.looks import draw_legend, draw_strip, look
 from zoo.diagram.palette import Theme
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
-from zoo.registry import Mixer
-from zoo.swaps.rebuild import features
+from zoo.registry import Mixer, stated
 from zoo.units import format_bytes, format_count
 
 WIDTH, ROW, PAD = 1000.0, 48.0, 16.0
@@ -27,7 +25,7 @@ BIG, SMALL = 13.0, 11.5
 
 @dataclass(frozen=True)
 class Group:
-    """An architecture: the parts of its file's docstring, and those of its models that are on the page."""
+    """An architecture: its title and source, the docstring of its file (`new`), and its models on the page."""
 
     name: str
     title: str
@@ -48,7 +46,7 @@ def groups(models: Sequence[NamedSpec]) -> list[Group]:
     for model in models:
         family = next((name for name, module in families().items() if model.name in module.SIZES), model.name)
         by_family.setdefault(family, []).append(model)
-    return [Group(name, *_docstring_parts(name), tuple(members)) for name, members in by_family.items()]
+    return [Group(name, *_about(name), tuple(members)) for name, members in by_family.items()]
 
 
 def typical(models: Sequence[NamedSpec]) -> list[NamedSpec]:
@@ -56,15 +54,12 @@ def typical(models: Sequence[NamedSpec]) -> list[NamedSpec]:
     return [group.typical for group in groups(models)]
 
 
-def _docstring_parts(family: str) -> tuple[str, str, str]:
-    """The docstring of an architecture's file: its title, the source in brackets, and what is new in it."""
-    if family not in families():
+def _about(family: str) -> tuple[str, str, str]:
+    """An architecture's title, its source, and the docstring of its file."""
+    module = families().get(family)
+    if module is None:
         return family, "", "Read from a config.json."
-    text = " ".join((families()[family].__doc__ or "").split())
-    match = re.match(r"(.+?) \((.+?)\)[,.:]? *(.*)", text)
-    title, source, new = match.groups() if match else (family, "", text)
-    new = re.sub(r"New here: (.)", lambda first: first[1].upper(), new)
-    return title, source, new[:1].upper() + new[1:]
+    return module.ABOUT.title, module.ABOUT.source, " ".join((module.__doc__ or "").split())
 
 
 def overview(models: Sequence[NamedSpec], prefix: str = "", theme: Theme = "auto") -> str:
@@ -117,12 +112,12 @@ def _attention(spec: Decoder) -> tuple[str, str]:
     elements = attn.cache_spec().elements()
     size = f"{attn.heads} : {attn.kv_heads}" if isinstance(attn, GQA) else f"of {elements}" if elements else ""
     attention = [f"{attn.names()[0]} {size}"] if elements else []
-    bases: dict[str, dict[str, None]] = {}  # kind of position encoding -> its bases, without the scaling in brackets
+    bases: dict[str, dict[str, None]] = {}  # kind of position encoding -> its bases, without the scaling
     for node in spec.walk():
         if node.role == "rope" and not isinstance(node, NoPE):
-            word, _, base = node.describe().split(" (")[0].partition(" ")
-            bases.setdefault(word, {})[base] = None
-    options = [term for name, term in features(attn).items() if name in ("qk_norm", "sinks")]
+            kind, *others = (fact for fact in node.facts() if fact.key != "scaling")
+            bases.setdefault(str(kind), {})[" ".join(map(str, others))] = None
+    options = [fact.name for key, fact in stated(attn).items() if key in ("qk_norm", "sinks")]
     options += [f"{word} {' and '.join(each)}".strip() for word, each in bases.items()]
     main = " + ".join(recurrent or attention)
     beside = attention if recurrent else []

@@ -7,78 +7,67 @@ from typing import Any
 from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.gallery.overview import Group, groups
 from zoo.architectures import families, released
-from zoo.blocks import MLA, MoE, NoPE, RoPE
+from zoo.blocks import MLA, RoPE
 from zoo.catalog import about, ancestor, title
 from zoo.cli.listing import used_names
+from zoo.costs import CacheSpec
 from zoo.hf.config import Size
 from zoo.model.decoder import Decoder
-from zoo.registry import Spec
+from zoo.registry import options
 from zoo.swaps.differences import Difference, structure_differences
 from zoo.units import format_count
 
 FLOPS_CONTEXT = 4096  # tokens of context of the FLOPs that are explained
 SHOWN_SENTENCES = 6  # of how an architecture differs from its ancestor; the others stand in its panel
 UNDATED = "9999-99"  # of what is not published: behind all others
-Names = frozenset[str]
 
 
-def _named(*names: str) -> Callable[[Decoder, Names], bool]:
-    """Whether a spec uses a block or an option of one of these names (or of a name that begins with one)."""
-    return lambda spec, used: any(each == name or each.startswith(f"{name} ") for each in used for name in names)
+def _named(*names: str) -> Callable[[Decoder], bool]:
+    """Whether a spec uses a kind of block, an alias or a placement of norms of one of these names."""
+    return lambda spec: not used_names(spec).isdisjoint(names)
 
 
-def _windows(spec: Decoder, used: Names) -> bool:
-    return any(layer.cache_spec().reach.limit is not None for layer in spec.layers)
+def _states(key: str) -> Callable[[Decoder], bool]:
+    """Whether a block of a spec states an option with this key."""
+    return lambda spec: any(key in options(node) for node in set(spec.walk()))
 
 
-def _states(spec: Decoder, used: Names) -> bool:
-    return any(layer.cache_spec().state and not layer.cache_spec().per_token for layer in spec.layers)
-
-
-def _entries(spec: Decoder, used: Names) -> bool:
-    return any(layer.cache_spec().entries for layer in spec.layers)
-
-
-def _nope(spec: Decoder, used: Names) -> bool:
-    return spec.positions is None and any(isinstance(node, NoPE) for node in spec.walk())
-
-
-def _contains(kind: type[Spec]) -> Callable[[Decoder, Names], bool]:
-    return lambda spec, used: any(isinstance(node, kind) for node in spec.walk())
+def _of_cache(holds: Callable[[CacheSpec], bool]) -> Callable[[Decoder], bool]:
+    """Whether this holds of the cache of some layer."""
+    return lambda spec: any(holds(layer.cache_spec()) for layer in spec.layers)
 
 
 @dataclass(frozen=True)
 class Feature:
     """Something that a reader may filter by: whether a spec has it, and the section of the text on blocks about it."""
 
-    has: Callable[[Decoder, Names], bool]
+    has: Callable[[Decoder], bool]
     section: str
 
 
 FEATURES = {  # in the order shown: each follows from the specs
     "multi-head": Feature(_named("MHA"), "Many heads: MHA"),
     "grouped queries": Feature(_named("GQA"), "Shared keys: GQA and MQA"),
-    "latents (MLA)": Feature(_contains(MLA), "One latent: MLA"),
-    "windows": Feature(_windows, "A window, or a chunk"),
-    "state": Feature(_states, "A state instead of a cache"),
+    "latents (MLA)": Feature(_named("MLA"), "One latent: MLA"),
+    "windows": Feature(_of_cache(lambda cache: cache.reach.limit is not None), "A window, or a chunk"),
+    "state": Feature(_of_cache(lambda cache: bool(cache.state) and not cache.per_token), "A state instead of a cache"),
     "sparse choice of keys": Feature(_named("Indexer", "EntryIndexer"), "A choice of tokens: sparse attention"),
-    "compressed keys": Feature(_entries, "Compressed keys"),
-    "experts": Feature(_contains(MoE), "Mixture of experts"),
-    "shared expert": Feature(_named("shared expert"), "Mixture of experts"),
-    "NoPE": Feature(_nope, "Position: RoPE and NoPE"),
-    "QK-norm": Feature(_named("QK-norm"), "Norms and their placement"),
-    "sinks": Feature(_named("sinks"), "One head"),
-    "output gate": Feature(_named("output gate by", "gate"), "Many heads: MHA"),
+    "compressed keys": Feature(_of_cache(lambda cache: bool(cache.entries)), "Compressed keys"),
+    "experts": Feature(_named("MoE"), "Mixture of experts"),
+    "shared expert": Feature(_states("shared"), "Mixture of experts"),
+    "NoPE": Feature(_named("NoPE"), "Position: RoPE and NoPE"),
+    "QK-norm": Feature(_states("qk_norm"), "Norms and their placement"),
+    "sinks": Feature(_states("sinks"), "One head"),
+    "output gate": Feature(_states("gate"), "Many heads: MHA"),
     "norms after blocks": Feature(_named("olmo", "sandwich", "post"), "Norms and their placement"),
     "several streams": Feature(_named("Streams"), "Several residual streams"),
-    "tied head": Feature(_named("tied head"), "A forward pass"),
+    "tied head": Feature(_states("tied"), "A forward pass"),
 }
 
 
 def features(spec: Decoder) -> list[str]:
     """The features of a model, of those that a reader may filter by."""
-    used = frozenset(used_names(spec))
-    return [name for name, feature in FEATURES.items() if feature.has(spec, used)]
+    return [name for name, feature in FEATURES.items() if feature.has(spec)]
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,13 @@ _ATTN = dict(heads=64, kv_heads=8, head_dim=64, window=128, rope=_ROPE, vocab=20
 _BOTH = dict(_ATTN, dim=2880, hidden=2880, act=ClampedSwiGLU(1.702, 7.0), k=4)
 _20B, _120B = decoder(**_BOTH, layers=24, experts=32), decoder(**_BOTH, layers=36, experts=128)
 RULE = "without the input embedding"
-ABOUT = About(came_from="gpt2", licence="Apache-2.0", report="https://arxiv.org/abs/2508.10925")
+ABOUT = About(
+    title="gpt-oss",
+    source="OpenAI 2025",
+    came_from="gpt2",
+    licence="Apache-2.0",
+    report="https://arxiv.org/abs/2508.10925",
+)
 SIZES = {
     "gpt-oss-20b": Size("openai/gpt-oss-20b", 20_914_757_184, _20B, active=(3_608_307_264, RULE), released="2025-08"),
     "gpt-oss-120b": Size(

@@ -151,7 +151,13 @@ _48B = decoder(
     **dict(dim=2304, types=_TYPES, dense=1, linear=dict(heads=32, head_dim=128, conv=4), latent=_LATENT),
     **dict(hidden=9216, moe=_MOE, vocab=163_840, context=1_048_576),
 )
-ABOUT = About(came_from="kimi-k2", licence="MIT", report="https://arxiv.org/abs/2510.26692")
+ABOUT = About(
+    title="Kimi Linear",
+    source="Kimi Team 2025",
+    came_from="kimi-k2",
+    licence="MIT",
+    report="https://arxiv.org/abs/2510.26692",
+)
 SIZES = {
     "kimi-linear-48b-a3b": Size("moonshotai/Kimi-Linear-48B-A3B-Instruct", 49_122_681_728, _48B, released="2025-10")
 }

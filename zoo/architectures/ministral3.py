@@ -60,7 +60,14 @@ _3B = dict(_BOTH, dim=3072, layers=26, hidden=9216, rope=_rope(1e6), tied=True)
 _8B = dict(_BOTH, dim=4096, layers=34, hidden=14_336, rope=_rope(1e6))
 _14B = dict(_BOTH, dim=5120, layers=40, hidden=16_384, rope=_rope(1e9))
 NOTE = "config from memory and the reference's class defaults"
-ABOUT = About(came_from="mistral3", licence="Apache-2.0", report="https://arxiv.org/abs/2601.08584", left_out="vision")
+ABOUT = About(
+    title="Ministral 3",
+    source="Mistral AI 2025",
+    came_from="mistral3",
+    licence="Apache-2.0",
+    report="https://arxiv.org/abs/2601.08584",
+    left_out="vision",
+)
 BEST_KNOWN = "ministral3-8b"
 SIZES = {
     "ministral3-3b": Size(

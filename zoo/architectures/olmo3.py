@@ -60,7 +60,13 @@ _STRETCHED = RoPE(THETA, YarnScaling(factor=8, original=8192, gain=yarn_gain(8))
 _BOTH = dict(head_dim=128, window=4096, full=_STRETCHED, local=RoPE(THETA), vocab=100_278, context=65_536)
 _7B = dict(_BOTH, dim=4096, layers=32, heads=32, kv_heads=32, hidden=11_008)
 _32B = dict(_BOTH, dim=5120, layers=64, heads=40, kv_heads=8, hidden=27_648)
-ABOUT = About(came_from="olmo2", licence="Apache-2.0", report="https://arxiv.org/abs/2512.13961")
+ABOUT = About(
+    title="OLMo 3",
+    source="Team OLMo 2025",
+    came_from="olmo2",
+    licence="Apache-2.0",
+    report="https://arxiv.org/abs/2512.13961",
+)
 BEST_KNOWN = "olmo3-32b"
 SIZES = {
     "olmo3-7b": Size("allenai/Olmo-3-1025-7B", 7_298_011_136, decoder(**_7B), released="2025-11"),

@@ -61,7 +61,13 @@ _SMALL = dict(layers=28, heads=16, tied=True)
 _30B = decoder(dim=2048, layers=48, heads=32, kv_heads=4, ffn=mixture(768))
 _235B = decoder(dim=4096, layers=94, heads=64, kv_heads=4, ffn=mixture(1536))
 _size = partial(Size, released="2025-04")
-ABOUT = About(came_from="qwen2-5", licence="Apache-2.0", report="https://arxiv.org/abs/2505.09388")
+ABOUT = About(
+    title="Qwen3",
+    source="Yang et al. 2025",
+    came_from="qwen2-5",
+    licence="Apache-2.0",
+    report="https://arxiv.org/abs/2505.09388",
+)
 BEST_KNOWN = "qwen3-8b"
 SIZES = {
     "qwen3-0.6b": _size("Qwen/Qwen3-0.6B", 596_049_920, decoder(**_SMALL, dim=1024, ffn=GLU(3072))),

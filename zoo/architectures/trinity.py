@@ -111,7 +111,13 @@ _398B |= dict(vocab=200_192, context=262_144, window=4096)
 _NANO, _MINI = (decoder(**_6B, moe=mixture(128, 8, 256, 2.826)), decoder(**_26B, moe=mixture(128, 8, 1024, 2.826)))
 _LARGE = decoder(**_398B, moe=mixture(256, 4, 3072, 2.448))
 NOTE = "route_scale and context from memory"
-ABOUT = About(came_from="llama3", licence="Apache-2.0", report="https://arxiv.org/abs/2602.17004")
+ABOUT = About(
+    title="Trinity",
+    source="Arcee AI 2025",
+    came_from="llama3",
+    licence="Apache-2.0",
+    report="https://arxiv.org/abs/2602.17004",
+)
 BEST_KNOWN = "trinity-mini-26b"
 SIZES = {
     "trinity-nano-6b": Size("arcee-ai/Trinity-Nano-Base", 6_120_003_328, _NANO, released="2025-12"),

@@ -16,6 +16,7 @@ from zoo.core.ops.attention import attention
 from zoo.core.ops.entry_attention import chooses_all_entries, dense_entry_pairs, entry_attention
 from zoo.core.ops.linear import Linear, per_head
 from zoo.costs import Breakdown, CacheSpec, Full, Reach, Window, entry_pairs, linear_flops, linear_params
+from zoo.facts import Fact
 from zoo.registry import Mixer, Spec
 from zoo.sharding import Cuts, Divide
 
@@ -157,17 +158,18 @@ class CompressedAttention(Mixer):
         kind = [] if self.compressor is None else ["CSA" if self.compressor.indexer else "HCA"]
         return [*kind, "SWA", *super().names()]
 
-    def describe(self) -> str:
-        parts = [
-            f"{self.names()[0] if self.compressor else 'MQA'}, {self.heads} heads of {self.head_dim}, keys are values",
-            f"query rank {self.q_rank}",
-            f"{self.rope.describe()} on the last {self.rope_dim}",
-            f"window {self.window}",
-            self.compressor.describe() if self.compressor else "",
-            "sinks",
-            f"output in {self.groups} groups of rank {self.o_rank}",
-        ]
-        return ", ".join(part for part in parts if part)
+    def facts(self) -> tuple[Fact, ...]:
+        return (
+            Fact("kind", self.names()[0] if self.compressor else "MQA"),
+            Fact("heads", (self.heads, self.head_dim), "heads", "{} heads of {}"),
+            Fact("keys_as_values", phrase="keys are values", noun="keys reused as values"),
+            Fact("q_rank", self.q_rank, phrase="query rank {}"),
+            Fact("rope", (self.rope, self.rope_dim), phrase="{} on the last {}"),
+            Fact("window", self.window, phrase="window {}"),
+            Fact("compressor", self.compressor or ""),
+            Fact("sinks", phrase="sinks"),
+            Fact("groups", (self.groups, self.o_rank), phrase="output in {} groups of rank {}"),
+        )
 
 
 class _CompressedAttention(nn.Module):

@@ -16,6 +16,7 @@ from zoo.core.ops.entry_attention import dense_index_pairs
 from zoo.core.ops.indexing import Index, sees_all
 from zoo.core.ops.linear import Linear
 from zoo.costs import Breakdown, Entries, State, entry_pairs, linear_flops, linear_params
+from zoo.facts import Fact
 from zoo.registry import Spec
 
 __all__ = ["Compressor", "EntryIndexer"]
@@ -57,8 +58,8 @@ class EntryIndexer(Spec):
     role = "indexer"
     toy: ClassVar = {"heads": 16, "k": 6}  # as of Indexer
 
-    def describe(self) -> str:
-        return f"top {self.k} of {self.heads} index heads of {self.head_dim}"
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("k", (self.k, self.heads, self.head_dim), "entries", "top {} of {} index heads of {}"),)
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,11 @@ class Compressor(Spec):
         """What computes the table of the entries' positions."""
         return _BlockStarts(rope, self.every)
 
-    def describe(self) -> str:
-        overlap = f" of {2 * self.every} tokens" if self.overlap else ""
-        return f"an entry{overlap} every {self.every}" + (f", {self.indexer.describe()}" if self.indexer else "")
+    def facts(self) -> tuple[Fact, ...]:
+        every = Fact("every", self.every, "tokens", "an entry every {}")
+        if self.overlap:
+            every = Fact("every", (2 * self.every, self.every), "tokens", "an entry of {} tokens every {}")
+        return (every, Fact("indexer", self.indexer)) if self.indexer else (every,)
 
 
 class _Compressor(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from zoo.core.forward_context import ForwardContext
 from zoo.core.ops.linear import Linear
 from zoo.costs import linear_flops
+from zoo.facts import Fact
 from zoo.registry import Block
 
 __all__ = ["FeedForward", "Gated"]
@@ -58,6 +59,10 @@ class Gated(FeedForward):
 
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         return self.block.flops(dim, past, new, causal) + linear_flops(new, dim, 1)
+
+    def facts(self) -> tuple[Fact, ...]:
+        kind = self.block.facts()[0]
+        return (kind._replace(phrase=f"gated {kind.template}"),)
 
     def describe(self) -> str:
         return f"gated {self.block.describe()}"

@@ -20,6 +20,7 @@ from zoo.core.ops.recurrence import (
     l2_normalise,
 )
 from zoo.costs import Breakdown, CacheSpec, State, linear_flops, linear_params
+from zoo.facts import Fact
 from zoo.registry import Mixer
 from zoo.sharding import Cut, Cuts, Divide
 
@@ -99,9 +100,10 @@ class GatedDeltaNet(Mixer):
         by_value_head = dict.fromkeys(("gate", "beta", "decay", "A_log", "dt_bias"), self.cut("value_heads"))
         return {"qkv": mixed, "conv": mixed, **by_value_head, "o": self.cut("value_heads", 1)}
 
-    def describe(self) -> str:
-        shared = f" on {self.key_heads} key heads of {self.key_dim}"
-        return f"Gated DeltaNet, {self.value_heads} heads of {self.value_dim}{shared}, convolution over {self.conv}"
+    def facts(self) -> tuple[Fact, ...]:
+        sizes = self.value_heads, self.value_dim, self.key_heads, self.key_dim
+        heads = Fact("value_heads", sizes, "heads", "{} heads of {} on {} key heads of {}")
+        return Fact("kind", "Gated DeltaNet"), heads, Fact("conv", self.conv, "tokens", "convolution over {}")
 
 
 class _GatedDeltaNet(nn.Module):

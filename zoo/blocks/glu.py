@@ -13,6 +13,7 @@ from zoo.core.forward_context import ForwardContext
 from zoo.core.ops.experts import Apply
 from zoo.core.ops.linear import Linear
 from zoo.costs import linear_flops, linear_params
+from zoo.facts import Fact
 from zoo.registry import Spec
 from zoo.sharding import Cuts, Divide
 
@@ -71,8 +72,8 @@ class Activation(Spec, abstract=True):
     def join(self, gate: Tensor, up: Tensor) -> Tensor:
         """(..., hidden) twice -> (..., hidden)."""
 
-    def describe(self) -> str:
-        return type(self).__name__
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", type(self).__name__),)
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ class ClampedSwiGLU(Activation):
         gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
         return gate * torch.sigmoid(self.alpha * gate) * (up + 1 if self.plus_one else up)
 
-    def describe(self) -> str:
-        return f"SwiGLU clamped at {self.limit:g}"
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", self.limit, phrase="SwiGLU clamped at {:g}"),)
 
 
 @dataclass(frozen=True)
@@ -124,5 +125,6 @@ class GLU(LinearFeedForward):
     def combine(self, apply: Apply, x: Tensor) -> Tensor:
         return apply("down", self.act.join(apply("gate", x), apply("up", x)))
 
-    def describe(self) -> str:
-        return f"{self.act.describe()}, width {self.hidden}" + (", biases" if self.bias else "")
+    def facts(self) -> tuple[Fact, ...]:
+        biases = (Fact("bias", phrase="biases"),) if self.bias else ()
+        return Fact("kind", self.act), Fact("hidden", self.hidden, phrase="width {}"), *biases

@@ -13,6 +13,8 @@ from zoo.core.forward_context import ForwardContext, LayerCache, Mask
 from zoo.core.ops.attention import attention
 from zoo.core.ops.linear import Linear
 from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, Window, linear_flops, linear_params
+from zoo.errors import IndivisibleError
+from zoo.facts import Fact
 from zoo.registry import Alias, Mixer, Spec
 from zoo.sharding import Cuts, Divide, Exchange, Rank
 
@@ -119,7 +121,8 @@ class GQA(Mixer):
 
     def shard(self, rank: Rank) -> Self:
         norm = self.qk_norm if self.qk_norm_over == "projection" else None
-        self.require(not norm or norm.means > 0, f"its norm over all heads cannot be divided among {rank.ranks} ranks")
+        if norm and norm.means == 0:
+            raise IndivisibleError(f"{type(self).__name__}: its norm over all heads", rank.ranks)
         return super().shard(rank)
 
     def cuts(self) -> Cuts:
@@ -139,41 +142,39 @@ class GQA(Mixer):
         held = super().names()
         return held[1:] if {"MHA", "MQA"} & set(held) else held  # the first is the number of KV heads in a word
 
-    def describe(self) -> str:
+    def facts(self) -> tuple[Fact, ...]:
         kind = {self.heads: "MHA", 1: "MQA"}.get(self.kv_heads, "GQA")
-        heads = f"{self.heads} heads" + (f" on {self.kv_heads} KV heads" if kind == "GQA" else "")
-        parts = [f"{kind}, {heads} of {self.head_dim}", *self.options()]
-        return ", ".join(parts)
-
-    def options(self) -> list[str]:
-        """In words, whatever is not the number of heads and their width."""
-        no_weight = " without weight" if self.qk_norm and not self.qk_norm.params(1) else ""
-        v_weight = " without weight" if self.v_norm and not self.v_norm.params(1) else ""
-        parts = [
-            f"values of {self.v_dim}" if self.v_dim else "",
-            "values are the raw keys" if self.keys_as_values else "",
-            self.rope.describe(),
-            "" if self.reach.is_full else self.reach.describe(),
-            f"QK-norm{no_weight} per {self.qk_norm_over}" if self.qk_norm else "",
-            f"V-norm{v_weight}" if self.v_norm else "",
-            *self.scale_words(),
-            f"scores capped at {self.cap:g}" if self.cap else "",
-            self.temperature.describe() if self.temperature else "",
-            "biases on q, k, v" if self.bias == "qkv" else "biases" if self.bias else "",
-            "sinks" if self.sinks else "",
-            f"output gate by {self.gate}" if self.gate else "",
-        ]
-        return [part for part in parts if part]
-
-    def scale_words(self) -> list[str]:
-        """The scale in words, where it is not the usual one."""
-        return [f"scale {self.scale**-2:.4g}^-1/2"] if self.scale else []
+        heads = Fact("heads", (self.heads, self.kv_heads, self.head_dim), "heads", "{} heads on {} KV heads of {}")
+        if kind != "GQA":
+            heads = Fact("heads", (self.heads, self.head_dim), "heads", "{} heads of {}")
+        qk_norm = f"QK-norm{_weightless(self.qk_norm)} per {{}}"
+        optional = (
+            Fact("v_dim", self.v_dim, phrase="values of {}", noun="value width"),
+            Fact("keys_as_values", phrase="values are the raw keys", noun="keys reused as values"),
+            Fact("rope", self.rope),
+            Fact("window", self.reach.describe()),
+            Fact("chunk", self.reach.describe()),
+            Fact("qk_norm", self.qk_norm_over, phrase=qk_norm, noun=f"QK-norm per {self.qk_norm_over}"),
+            Fact("v_norm", phrase=f"V-norm{_weightless(self.v_norm)}", noun="V-norm"),
+            Fact("scale", (self.scale or 1) ** -2, phrase="scale {:.4g}^-1/2", noun="attention scale"),
+            Fact("cap", self.cap, phrase="scores capped at {:g}", noun="score cap"),
+            Fact("temperature", self.temperature, noun="temperature by position"),
+            Fact("bias", phrase="biases on q, k, v" if self.bias == "qkv" else "biases", noun="biases"),
+            Fact("sinks", phrase="sinks"),
+            Fact("gate", self.gate, phrase="output gate by {}", noun="output gate"),
+        )
+        in_use = [fact for fact in optional if getattr(self, fact.key) not in (None, False)]
+        return Fact("kind", kind), heads, *in_use, Fact("qk_norm_over", "")
 
     def norm_widths(self) -> dict[str, int]:
         """Elements that the norms of queries and of keys average over."""
         if self.qk_norm_over == "projection":
             return {"q": self.heads * self.head_dim, "k": self.kv_heads * self.head_dim}
         return {"q": self.head_dim, "k": self.head_dim}
+
+
+def _weightless(norm: Norm | None) -> str:
+    return "" if norm is None or norm.params(1) else " without weight"
 
 
 class GQAModule(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zoo.blocks.routers import CorrectedRouter, Float32Router, Router
 from zoo.core.forward_context import ForwardContext
 from zoo.errors import UsageError
+from zoo.facts import Fact
 
 __all__ = ["HashTopK", "SqrtSoftplusTopK"]
 
@@ -42,8 +43,9 @@ class SqrtSoftplusTopK(_SqrtSoftplus):
     def build(self, dim: int, experts: int) -> nn.Module:
         return CorrectedRouter(self, dim, experts)
 
-    def describe(self) -> str:
-        return f"sqrt-softplus top-{self.k} router, weights x{self.scale:g}"
+    def facts(self) -> tuple[Fact, ...]:
+        kind = Fact("kind", self.k, phrase="sqrt-softplus top-{} router")
+        return kind, Fact("scale", self.scale, phrase="weights x{:g}")
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ class HashTopK(_SqrtSoftplus):
     def build(self, dim: int, experts: int) -> nn.Module:
         return _HashTopK(self, dim, experts)
 
-    def describe(self) -> str:
-        return f"hash router of {self.k} experts by token id, sqrt-softplus weights x{self.scale:g}"
+    def facts(self) -> tuple[Fact, ...]:
+        kind = Fact("kind", self.k, phrase="hash router of {} experts by token id")
+        return kind, Fact("scale", self.scale, phrase="sqrt-softplus weights x{:g}")
 
 
 class _HashTopK(Float32Router):

@@ -15,6 +15,7 @@ from zoo.core.float32 import Float32Parameters, empty, upcast_dtype
 from zoo.core.ops.linear import linear
 from zoo.core.ops.sinkhorn import doubly_stochastic
 from zoo.costs import Breakdown, linear_flops, linear_params, sum_breakdowns
+from zoo.facts import Fact
 from zoo.registry import Block, Spec
 
 __all__ = ["HyperBranch", "Streams", "hyper"]
@@ -56,8 +57,8 @@ class Streams(Spec):
         each."""
         return {"streams": linear_params(self.count * dim, weights, bias=True) + scales}
 
-    def describe(self) -> str:
-        return f"{self.count} residual streams"
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", self.count, "residual streams"),)
 
 
 @dataclass(frozen=True)

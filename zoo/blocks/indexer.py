@@ -17,6 +17,7 @@ from zoo.core.forward_context import ForwardContext
 from zoo.core.ops.indexing import Index, query_blocks, sees_all
 from zoo.core.ops.linear import Linear
 from zoo.costs import linear_flops, linear_params
+from zoo.facts import Fact
 from zoo.registry import Spec
 
 __all__ = ["Indexer"]
@@ -68,8 +69,8 @@ class Indexer(Spec):
         queries = linear_flops(new, q_rank, self.heads * self.head_dim) + linear_flops(new, dim, self.heads)
         return keys + queries + linear_flops(pairs, self.heads, self.head_dim + 1)
 
-    def describe(self) -> str:
-        return f"top {self.k} keys of {self.heads} index heads of {self.head_dim}"
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("k", (self.k, self.heads, self.head_dim), "keys", "top {} keys of {} index heads of {}"),)
 
 
 class _Indexer(nn.Module):

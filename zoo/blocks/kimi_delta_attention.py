@@ -21,6 +21,7 @@ from zoo.core.ops.recurrence import (
     l2_normalise,
 )
 from zoo.costs import Breakdown, CacheSpec, State, linear_flops, linear_params
+from zoo.facts import Fact
 from zoo.registry import Mixer
 from zoo.sharding import Cuts, Divide
 
@@ -88,8 +89,9 @@ class KDA(Mixer):
         by_head = *STREAMS, *(f"{name}_conv" for name in STREAMS), "decay.up", "gate.up", "beta", "A_log", "dt_bias"
         return {**dict.fromkeys(by_head, self.cut("heads")), "o": self.cut("heads", 1)}
 
-    def describe(self) -> str:
-        return f"KDA, {self.heads} heads of {self.head_dim}, convolution over {self.conv}"
+    def facts(self) -> tuple[Fact, ...]:
+        heads = Fact("heads", (self.heads, self.head_dim), "heads", "{} heads of {}")
+        return Fact("kind", "KDA"), heads, Fact("conv", self.conv, "tokens", "convolution over {}")
 
 
 class _KDA(nn.Module):

@@ -15,6 +15,7 @@ from zoo.blocks.per_layer import LayerInput
 from zoo.blocks.positions import Position
 from zoo.core.forward_context import ForwardContext, LayerCache, RouterOutput
 from zoo.costs import Breakdown, CacheSpec, sum_breakdowns
+from zoo.facts import Fact
 from zoo.registry import Block, Mixer, Spec
 
 __all__ = ["Branch", "Layer", "PostNorm", "olmo", "post", "pre", "sandwich"]
@@ -71,6 +72,9 @@ class Placement(Composite, abstract=True):
         changes: dict[str, Any] = {"block": block}
         return replace(self, **changes)
 
+    def facts(self) -> tuple[Fact, ...]:
+        return Fact("kind", self.placement), Fact("pre", ""), Fact("post", "")  # norms are part of a placement
+
     def norms(self) -> tuple[Norm, ...]:
         """The norms of this placement, in the order they are applied."""
         return tuple(child for name, child in self.children() if isinstance(child, Norm) and name != "block")
@@ -104,6 +108,10 @@ class Branch(Placement):
         inside = "f(norm(x))" if self.pre else "f(x)"
         times = f"{self.multiplier:g} " if self.multiplier != 1 else ""
         return f"x + {times}norm({inside})" if self.post else f"x + {times}{inside}"
+
+    def facts(self) -> tuple[Fact, ...]:
+        multiplier = Fact("multiplier", self.multiplier, phrase="residual multiplier {:g}", noun="residual multiplier")
+        return *super().facts(), *(multiplier,) * (self.multiplier != 1)
 
     def describe(self) -> str:
         return f"{self.formula}, f: {self.block.describe()}"

@@ -14,6 +14,7 @@ from zoo.core.ops.causal_conv import CausalConv
 from zoo.core.ops.linear import Linear
 from zoo.core.ops.recurrence import initial_decay_rates, initial_time_steps, state_space, state_space_flops
 from zoo.costs import Breakdown, CacheSpec, State, linear_flops, linear_params
+from zoo.facts import Fact
 from zoo.registry import Mixer
 from zoo.sharding import Cut, Cuts, Divide, Exchange
 
@@ -93,11 +94,13 @@ class Mamba2(Mixer):
         norm = (Exchange("all-reduce", self.groups, in_float32=True),) if self.groups < ranks else ()
         return *norm, *super().exchanges(dim, ranks)
 
-    def describe(self) -> str:
-        groups = f", {self.groups} groups" if self.groups > 1 else ""
-        floor = f", time steps of at least {self.min_step:g}" if self.min_step else ""
-        sizes = f"{self.heads} heads of {self.head_dim}, state {self.state}"
-        return f"Mamba-2, {sizes}{groups}, convolution over {self.conv}{floor}"
+    def facts(self) -> tuple[Fact, ...]:
+        heads = Fact("heads", (self.heads, self.head_dim), "heads", "{} heads of {}")
+        found = [Fact("kind", "Mamba-2"), heads, Fact("state", self.state, phrase="state {}")]
+        found += [Fact("groups", self.groups, "groups")] if self.groups > 1 else []
+        found += [Fact("conv", self.conv, "tokens", "convolution over {}")]
+        floor = Fact("min_step", self.min_step, phrase="time steps of at least {:g}")
+        return (*found, floor) if self.min_step else tuple(found)
 
 
 class _Mamba2(nn.Module):

@@ -14,6 +14,7 @@ from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.ops.latent_attention import absorbing_is_cheaper, expand, latent_attention
 from zoo.core.ops.linear import Linear
 from zoo.costs import Breakdown, CacheSpec, Full, linear_flops, linear_params
+from zoo.facts import Fact
 from zoo.registry import Mixer, Spec
 from zoo.sharding import Cuts, Divide
 
@@ -89,17 +90,21 @@ class MLA(Mixer):
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         return ((self.rope, self.rope_dim), *(((self.temperature, 1),) if self.temperature else ()))
 
-    def describe(self) -> str:
-        parts = [
-            f"MLA, {self.heads} heads of {self.nope_dim} + {self.rope_dim} rotary",
-            f"values of {self.v_dim}",
-            f"KV rank {self.kv_rank}",
-            f"query rank {self.q_rank}" if self.q_rank else "full-rank queries",
-            self.rope.describe(),
-            f"scale {self.scale**-2:.4g}^-1/2" if self.scale else "",
-            self.temperature.describe() if self.temperature else "",
-        ]
-        return ", ".join(part for part in parts if part)
+    def facts(self) -> tuple[Fact, ...]:
+        rank = self.q_rank
+        optional = (
+            [Fact("scale", self.scale**-2, phrase="scale {:.4g}^-1/2", noun="attention scale")] if self.scale else []
+        )
+        optional += [Fact("temperature", self.temperature, noun="temperature by position")] if self.temperature else []
+        return (
+            Fact("kind", "MLA"),
+            Fact("heads", (self.heads, self.nope_dim, self.rope_dim), "heads", "{} heads of {} + {} rotary"),
+            Fact("v_dim", self.v_dim, phrase="values of {}"),
+            Fact("kv_rank", self.kv_rank, phrase="KV rank {}"),
+            Fact("q_rank", rank, phrase="query rank {}") if rank else Fact("q_rank", phrase="full-rank queries"),
+            Fact("rope", self.rope),
+            *optional,
+        )
 
 
 class MLAModule(nn.Module):

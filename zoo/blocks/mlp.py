@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zoo.blocks.glu import LinearFeedForward
 from zoo.core.ops.experts import Apply
+from zoo.facts import Fact
 from zoo.registry import Spec
 from zoo.sharding import Divide
 
@@ -24,8 +25,8 @@ class Pointwise(Spec, abstract=True):
     def apply(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., hidden)."""
 
-    def describe(self) -> str:
-        return type(self).__name__
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", type(self).__name__),)
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class ReLUSquared(Pointwise):
     def apply(self, x: Tensor) -> Tensor:
         return F.relu(x).square()
 
-    def describe(self) -> str:
-        return "squared ReLU"
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", "squared ReLU"),)
 
 
 @dataclass(frozen=True)
@@ -63,5 +64,7 @@ class MLP(LinearFeedForward):
     def combine(self, apply: Apply, x: Tensor) -> Tensor:
         return apply("down", self.act.apply(apply("up", x)))
 
-    def describe(self) -> str:
-        return f"MLP with {self.act.describe()}, width {self.hidden}" + (", biases" if self.bias else "")
+    def facts(self) -> tuple[Fact, ...]:
+        biases = (Fact("bias", phrase="biases"),) if self.bias else ()
+        kind = Fact("kind", self.act, phrase="MLP with {}")
+        return kind, Fact("hidden", self.hidden, phrase="width {}"), *biases

@@ -14,6 +14,7 @@ from zoo.core.forward_context import ForwardContext
 from zoo.core.ops.experts import Linears, expert_outputs, mixture, separate_mixture
 from zoo.core.ops.linear import Linear
 from zoo.costs import Breakdown, linear_flops, linear_params
+from zoo.facts import Fact
 from zoo.sharding import Cut, Cuts, FirstRankOnly, Rank, prefixed
 
 __all__ = ["MoE"]
@@ -109,6 +110,11 @@ class MoE(FeedForward):
             stacked[name] = cut.stacked()
             stacked[f"{name}_bias"] = cut.stacked() if cut.dim == 0 else FirstRankOnly()
         return shared | prefixed("experts", stacked)
+
+    def facts(self) -> tuple[Fact, ...]:
+        shared = [Fact("shared", phrase="shared expert")] if self.shared else []
+        latent = [Fact("latent", self.latent, phrase="latent of {}", noun="latent of experts")] if self.latent else []
+        return Fact("experts", (self.experts, self.router.k), "experts", "{:,} experts ({:,} active)"), *latent, *shared
 
     def describe(self) -> str:
         shared = f" + shared ({self.shared.describe()})" if self.shared else ""

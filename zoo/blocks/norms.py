@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from zoo.core.collectives import Group, mean_over_ranks
 from zoo.core.float32 import upcast_dtype
 from zoo.costs import Breakdown
+from zoo.facts import Fact
 from zoo.registry import Block
 
 __all__ = ["LayerNorm", "Norm", "RMSNorm"]
@@ -53,10 +54,11 @@ class RMSNorm(Norm):
     def params(self, dim: int) -> int:
         return dim if self.weight else 0
 
-    def describe(self) -> str:
-        offset = ", weight 1 + w" if self.unit_offset else "" if self.weight else ", no weight"
-        rounding = ", multiplied in float32" if self.scale_in_fp32 else ""
-        return f"RMSNorm, eps {self.eps:g}{offset}{rounding}"
+    def facts(self) -> tuple[Fact, ...]:
+        optional = [Fact("unit_offset", phrase="weight 1 + w")] if self.unit_offset else []
+        optional += [] if self.weight else [Fact("weight", phrase="no weight")]
+        optional += [Fact("scale_in_fp32", phrase="multiplied in float32")] if self.scale_in_fp32 else []
+        return Fact("kind", "RMSNorm"), Fact("eps", self.eps, phrase="eps {:g}"), *optional
 
 
 class _RMSNorm(nn.Module):
@@ -105,8 +107,9 @@ class LayerNorm(Norm):
     def params(self, dim: int) -> int:
         return 2 * dim if self.bias else dim
 
-    def describe(self) -> str:
-        return f"LayerNorm, eps {self.eps:g}" + ("" if self.bias else ", no bias")
+    def facts(self) -> tuple[Fact, ...]:
+        unbiased = () if self.bias else (Fact("bias", phrase="no bias", noun="biases"),)
+        return Fact("kind", "LayerNorm"), Fact("eps", self.eps, phrase="eps {:g}"), *unbiased
 
 
 class _LayerNorm(nn.Module):

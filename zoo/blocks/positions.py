@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zoo.blocks.rope_scaling import Scaling
 from zoo.core.forward_context import keep
 from zoo.costs import Breakdown
+from zoo.facts import Fact
 from zoo.registry import Block, Spec
 from zoo.units import format_count
 
@@ -83,8 +84,8 @@ class NoPE(Position):
     def inverse(self, table: Table | None) -> Table | None:
         return None
 
-    def describe(self) -> str:
-        return "NoPE"
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", "NoPE"),)
 
 
 @dataclass(frozen=True)
@@ -145,10 +146,20 @@ class RoPE(Position):
     def resized(self, to: Any) -> dict[str, Any]:
         return {"theta": to.theta(self), "scaling": None}
 
+    rotated_of: ClassVar[str] = "width"  # that a fraction is of
+
+    def facts(self) -> tuple[Fact, ...]:
+        found = [Fact("kind", "RoPE"), Fact("theta", format_count(self.theta))]
+        if self.fraction < 1:
+            found.append(
+                Fact("fraction", self.fraction, phrase=f"on {{:g}} of the {self.rotated_of}", noun="rotated fraction")
+            )
+        if self.scaling:
+            found.append(Fact("scaling", self.scaling, phrase="({})"))
+        return tuple(found)
+
     def describe(self) -> str:
-        scaling = f" ({self.scaling.describe()})" if self.scaling else ""
-        fraction = f" on {self.fraction:g} of the width" if self.fraction < 1 else ""
-        return f"RoPE {format_count(self.theta)}{fraction}{scaling}"
+        return " ".join(map(str, self.facts()))
 
     def frequencies(self, rotated: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """(rotated / 2,) radians per token, highest first; (sets, rotated / 2) if the scaling has several sets.
@@ -174,8 +185,7 @@ class ProportionalRoPE(RoPE):
         frequencies[..., int(self.fraction * rotated // 2) :] = 0.0
         return frequencies
 
-    def describe(self) -> str:
-        return super().describe().replace("of the width", "of the pairs")
+    rotated_of = "pairs"
 
 
 @dataclass(frozen=True)
@@ -196,8 +206,8 @@ class LearnedPositions(Block):
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         return {}  # a lookup
 
-    def describe(self) -> str:
-        return f"{self.count:,} learned positions"
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("count", self.count, "learned positions"),)
 
 
 class Temperature(Spec, abstract=True):
@@ -229,8 +239,8 @@ class LogTemperature(Temperature):
     def resized(self, to: Any) -> dict[str, Any]:
         return {"step": to.window(self.step)}
 
-    def describe(self) -> str:
-        return f"queries x(1 + {self.scale:g} ln(1 + position/{self.step:,}))"
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", (self.scale, self.step), phrase="queries x(1 + {:g} ln(1 + position/{:,}))"),)
 
 
 _KEPT: dict[tuple[RoPE, int, torch.device, torch.dtype], Tensor] = {}

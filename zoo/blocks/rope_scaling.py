@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from zoo.facts import Fact
 from zoo.registry import Spec
 
 __all__ = [
@@ -36,6 +37,14 @@ class Scaling(Spec, abstract=True):
         """What `scale` returns -> the (pairs,) frequencies of a forward pass of tokens at `positions` (t,)."""
         return scaled
 
+    def gain_facts(self) -> tuple[Fact, ...]:
+        """A fact about the gain, where there is one."""
+        noun = "gain on cos and sin"
+        return () if self.gain == 1 else (Fact("gain", self.gain, phrase=f"{noun} {{:g}}", noun=noun),)
+
+    def describe(self) -> str:
+        return " ".join(str(fact) for fact in self.facts() if fact.key in ("kind", "factor", "original"))
+
     def check_rotated(self, rotated: int) -> None:
         """Raise SpecError unless heads with this many rotated elements can be scaled."""
 
@@ -58,8 +67,8 @@ class LinearScaling(Scaling):
     def scale(self, periods: Tensor, theta: float) -> Tensor:
         return 1.0 / periods / self.factor
 
-    def describe(self) -> str:
-        return f"linear x{self.factor:g}"
+    def facts(self) -> tuple[Fact, ...]:
+        return Fact("kind", "linear"), Fact("factor", self.factor, phrase="x{:g}")
 
 
 @dataclass(frozen=True)
@@ -85,8 +94,9 @@ class Llama3Scaling(Scaling):
             blend = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
         return (1 - blend) * frequencies / self.factor + blend * frequencies
 
-    def describe(self) -> str:
-        return f"Llama 3 x{self.factor:g} from {self.original}"
+    def facts(self) -> tuple[Fact, ...]:
+        sizes = Fact("factor", self.factor, phrase="x{:g}"), Fact("original", self.original, "tokens", "from {}")
+        return Fact("kind", "Llama 3"), *sizes
 
 
 @dataclass(frozen=True)
@@ -120,8 +130,10 @@ class YarnScaling(Scaling):
         keep = 1 - ramp.clamp(0, 1)
         return frequencies / self.factor * (1 - keep) + frequencies * keep
 
-    def describe(self) -> str:
-        return f"YaRN x{self.factor:g} from {self.original}"
+    def facts(self) -> tuple[Fact, ...]:
+        sizes = Fact("factor", self.factor, phrase="x{:g}"), Fact("original", self.original, "tokens", "from {}")
+        ramp = () if self.truncate else (Fact("truncate", phrase="unrounded ramp"),)
+        return Fact("kind", "YaRN"), *sizes, *ramp, *self.gain_facts()
 
 
 def yarn_gain(factor: float, mscale: float = 1.0) -> float:
@@ -178,8 +190,8 @@ class LongRoPE(Scaling):
         short, long = (tuple(factors[i] for i in chosen) for factors in (self.short, self.long))
         return replace(self, short=short, long=long)
 
-    def describe(self) -> str:
-        return f"LongRoPE {self.original}"
+    def facts(self) -> tuple[Fact, ...]:
+        return Fact("kind", "LongRoPE"), Fact("original", self.original, "tokens", "{}"), *self.gain_facts()
 
 
 def longrope_gain(factor: float, original: int) -> float:

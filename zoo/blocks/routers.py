@@ -18,6 +18,7 @@ from zoo.core.forward_context import ForwardContext, RouterOutput
 from zoo.core.ops.linear import linear
 from zoo.core.ops.top_k import top_k
 from zoo.costs import linear_params
+from zoo.facts import Fact
 from zoo.registry import Spec
 
 __all__ = [
@@ -165,9 +166,10 @@ class SoftmaxTopK(Router):
     def weigh(self, top: Tensor) -> Tensor:
         return top.softmax(-1) if self.renormalise else top
 
-    def describe(self) -> str:
-        weights = "" if self.renormalise else ", not renormalised"
-        return f"softmax top-{self.k} router{weights}" + (", router bias" if self.bias else "")
+    def facts(self) -> tuple[Fact, ...]:
+        optional = [] if self.renormalise else [Fact("renormalise", phrase="not renormalised")]
+        optional += [Fact("bias", phrase="router bias")] if self.bias else []
+        return Fact("kind", self.k, phrase="softmax top-{} router"), *optional
 
 
 class _SoftmaxTopK(LinearRouter):
@@ -196,8 +198,11 @@ class NormedSoftmaxTopK(Router):
     def weigh(self, top: Tensor) -> Tensor:
         return top.softmax(-1)
 
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", self.k, phrase="softmax top-{} router of the normalised input"),)
+
     def describe(self) -> str:
-        return f"softmax top-{self.k} router of the normalised input, weights times a number of each expert"
+        return f"{super().describe()}, weights times a number of each expert"
 
 
 class _NormedSoftmaxTopK(LinearRouter):
@@ -225,8 +230,11 @@ class InputScaledTopK(Router):
     def weigh(self, top: Tensor) -> Tensor:
         return top.sigmoid()
 
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", self.k, phrase="sigmoid top-{} router"),)
+
     def describe(self) -> str:
-        return f"sigmoid top-{self.k} router, weights on the experts' input"
+        return f"{super().describe()}, weights on the experts' input"
 
 
 @dataclass(frozen=True)
@@ -269,9 +277,14 @@ class GroupedTopK(Router, abstract=True):
     def weigh(self, top: Tensor) -> Tensor:
         return top / (top.sum(-1, keepdim=True) + self.eps) * self.scale
 
+    def facts(self) -> tuple[Fact, ...]:
+        grouped = (Fact("grouped", (self.keep, self.groups), phrase="in {} of {} groups", noun="groups of experts"),)
+        kind = Fact("kind", self.k, phrase=f"{self.function} top-{{}} router")
+        return kind, *grouped * (self.groups > 1), Fact("scale", self.scale, phrase="weights x{:g}")
+
     def describe(self) -> str:
-        groups = f" in {self.keep} of {self.groups} groups" if self.groups > 1 else ""
-        return f"{self.function} top-{self.k} router{groups}, weights x{self.scale:g}"
+        *router, scale = map(str, self.facts())
+        return f"{' '.join(router)}, {scale}"
 
 
 @dataclass(frozen=True)

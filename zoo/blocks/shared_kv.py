@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from zoo.blocks.gqa import GQA, GQAModule
 from zoo.core.forward_context import ForwardContext, LayerCache, Mask
 from zoo.costs import CacheSpec
+from zoo.facts import Fact
 
 __all__ = ["KVSource", "SharedKV"]
 
@@ -34,8 +35,8 @@ class KVSource(GQA):
         held = super().names()
         return [*(held[1:] if held[0] == "KVSource" else held), "KVSource"] if len(held) > 1 else held
 
-    def options(self) -> list[str]:
-        return [*super().options(), "keys and values handed on"]
+    def facts(self) -> tuple[Fact, ...]:
+        return *super().facts(), Fact("hands_on", phrase="keys and values handed on", noun="K/V reused later")
 
 
 class _KVSource(GQAModule):
@@ -71,8 +72,10 @@ class SharedKV(GQA):
     def names(self) -> list[str]:
         return ["SharedKV", *(name for name in super().names() if name != "SharedKV")]
 
-    def options(self) -> list[str]:
-        return [*super().options(), "keys and values of an earlier layer"]
+    def facts(self) -> tuple[Fact, ...]:
+        return *super().facts(), Fact(
+            "takes", phrase="keys and values of an earlier layer", noun="K/V of another layer"
+        )
 
     def norm_widths(self) -> dict[str, int]:
         return {"q": super().norm_widths()["q"]}

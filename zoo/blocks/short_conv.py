@@ -9,6 +9,7 @@ from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.ops.causal_conv import CausalConv
 from zoo.core.ops.linear import Linear
 from zoo.costs import Breakdown, CacheSpec, State, linear_flops, linear_params
+from zoo.facts import Fact
 from zoo.registry import Mixer
 from zoo.sharding import Cut, Cuts, Divide
 
@@ -51,8 +52,12 @@ class ShortConv(Mixer):
         section = self.section("channels", self.channels)
         return {"input": Cut(0, (section,) * 3), "conv": self.cut("channels"), "o": self.cut("channels", 1)}
 
+    def facts(self) -> tuple[Fact, ...]:
+        sizes = Fact("channels", (self.channels, self.conv), "channels", "of {} channels over {}")
+        return Fact("kind", "short convolution"), sizes
+
     def describe(self) -> str:
-        return f"short convolution of {self.channels} channels over {self.conv}"
+        return " ".join(map(str, self.facts()))
 
 
 class _ShortConv(nn.Module):

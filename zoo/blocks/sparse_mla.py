@@ -13,6 +13,7 @@ from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.ops.indexing import choose_keys, chooses_all, sees_all
 from zoo.core.ops.latent_attention import sparse_latent_attention
 from zoo.costs import Breakdown, CacheSpec, Reach, Window, linear_flops, sum_breakdowns
+from zoo.facts import Fact
 
 __all__ = ["SparseMLA"]
 
@@ -90,9 +91,12 @@ class SparseMLA(MLA):
     def names(self) -> list[str]:
         return [*super().names(), "MLA"]
 
-    def describe(self) -> str:
-        chosen = f"the top {self.indexer.k} of an earlier layer" if self.shares_choice else self.indexer.describe()
-        return f"sparse {super().describe()}, {chosen}"
+    def facts(self) -> tuple[Fact, ...]:
+        kind, *others = super().facts()
+        chosen = Fact("indexer", self.indexer)
+        if self.shares_choice:
+            chosen = Fact("indexer", self.indexer.k, phrase="the top {} of an earlier layer")
+        return kind._replace(phrase="sparse {}"), *others, chosen
 
 
 class _SparseMLA(MLAModule):

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from zoo.architectures import families, released
 from zoo.blocks.layer import PLACEMENTS, Placement
-from zoo.registry import Spec
-from zoo.swaps.rebuild import features
+from zoo.model.decoder import Decoder
+from zoo.registry import Spec, options
 
 WIDTH = 80  # characters
 ROLES = {"attn": "attention", "rope": "position", "scaling": "RoPE scaling"}
@@ -94,12 +94,13 @@ def _registered() -> Iterator[RegistryEntry]:
 def _used(spec: Spec) -> Iterator[RegistryEntry]:
     """The blocks and options of a spec and of everything in it."""
     names, role = spec.names(), spec.role
+    encodes_positions = isinstance(spec, Decoder) and spec.positions is not None
     if isinstance(spec, Placement):
         names, role = [spec.placement], "placement"
     yield from (RegistryEntry(role, name) for name in names if role)
-    for name, term in features(spec).items():
-        has_row = name == "window" or getattr(getattr(spec, name), "role", "") == name  # of its own
+    for key, fact in options(spec).items():
+        has_row = key == "window" or getattr(fact.value, "role", "") == key  # of its own
         if not has_row:
-            yield RegistryEntry(role or "model", term, option=True)
+            yield RegistryEntry(role or "model", fact.name, option=True)
     for child in dict.fromkeys(child for _, child in spec.children()):
-        yield from _used(child)
+        yield from (entry for entry in _used(child) if not encodes_positions or entry.block != "NoPE")

@@ -18,7 +18,7 @@ from zoo.diagram.region import (
     mask,
     title,
 )
-from zoo.registry import Mixer
+from zoo.registry import Mixer, stated
 
 OF_SCORES = ("reach", "sinks", "cap")  # what call-outs about the softmax are about
 
@@ -30,40 +30,32 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
     shared = " on one KV head" if block.kv_heads == 1 else shared
     y = title(region, name, (f"{block.heads:,} heads{shared}", "heads"), (f"each {block.head_dim:,} wide", "widths"))
     lanes = Lanes(region.at(y), (2.2, 1, 1))
-    options = [typeset(each) for each in block.options()]  # that have no box yet
+    said = {key: typeset(str(fact)) for key, fact in stated(block).items()}
+    without_box = {key: text for key, text in said.items() if text and key not in ("kind", "heads")}
 
-    def taken(start: str) -> str:
-        found = next(each for each in options if each.startswith(start))
-        options.remove(found)
-        return found
+    def taken(*keys: str) -> list[str]:
+        """The texts of these facts, of those that the block states. They then have a box."""
+        return [without_box.pop(key) for key in keys if key in without_box]
 
     own = _heads_of_columns(lanes, block)
-    if block.keys_as_values:
-        taken("values are")
+    taken("keys_as_values", "window", "chunk", "scale")
     normed = 1 if "k" in own else 0  # the last column that a norm and the rotation are of
-    norms = [Bar(0, normed, taken("QK-norm"), "chip-norm", "norm")] if block.qk_norm else []
-    norms += [Bar(2, 2, taken("V-norm"), "chip-norm", "v norm")] if block.v_norm else []
+    norms = [Bar(0, normed, text, "chip-norm", "norm") for text in taken("qk_norm")]
+    norms += [Bar(2, 2, text, "chip-norm", "v norm") for text in taken("v_norm")]
     if norms:
         lanes.stage(*norms, badges=("qk_norm",) if block.qk_norm else ("v_norm",))
-    position = _position_bar(block, 0, normed)
-    lanes.stage(position, badges=("rope",))
-    taken(position.text)
-    if block.temperature:
-        factor = taken(typeset(block.temperature.describe()))
-        lanes.stage(Bar(0, normed, factor, "chip", "temperature"), badges=("temperature",))
+    taken("rope")
+    lanes.stage(_position_bar(block, 0, normed), badges=("rope",))
+    for text in taken("temperature"):
+        lanes.stage(Bar(0, normed, text, "chip", "temperature"), badges=("temperature",))
     if elements := block.cache_spec().elements():
         lanes.stage(Bar(1, 2, f"KV cache: {elements:,} per token", "latent", "cache"))
-    if not block.reach.is_full:
-        taken(typeset(block.reach.describe()))
-    scores = [_scale(block.scale)] if block.scale else []
-    for _ in block.scale_words():
-        taken("scale")
-    scores += [taken("scores capped")] if block.cap else []
-    _attend(lanes, block, 2, scores + ([taken("sinks")] if block.sinks else []))
-    if block.gate:
-        lanes.stage(Bar(0, 2, taken("output gate"), "chip", "gate"), badges=("gate",))
+    _attend(lanes, block, 2, [*([_scale(block.scale)] if block.scale else []), *taken("cap", "sinks")])
+    for text in taken("gate"):
+        lanes.stage(Bar(0, 2, text, "chip", "gate"), badges=("gate",))
     _output(lanes, 2, block.heads * block.value_dim, region.dim)
-    return chips(region.at(lanes.y + 8), [(text, "option") for text in options]) if options else lanes.y
+    options = [(text, "option") for text in without_box.values()]
+    return chips(region.at(lanes.y + 8), options) if options else lanes.y
 
 
 def _heads_of_columns(lanes: Lanes, block: GQA) -> set[str]:
@@ -143,7 +135,7 @@ def compressed_attention(block: CompressedAttention, region: Region) -> float:
     lanes.stage(*kept)
     if block.chosen:
         lanes.stage(Bar(2, 2, f"{block.chosen:,} entries chosen by an indexer", "chip-window", "chosen"))
-    _attend(lanes, block, last, ["sinks"])
+    _attend(lanes, block, last, [typeset(str(stated(block)["sinks"]))])
     target = f"output in {block.groups:,} groups: {block.group_dim:,} → {block.o_rank:,}, all → {region.dim:,}"
     lanes.stage(Bar(0, last, target, "inner", "output"))
     return lanes.y
@@ -162,7 +154,8 @@ def _attend(lanes: Lanes, block: Mixer, last: int, scores: list[str], chosen: st
     """The softmax over the tokens that are seen, with the mask as a picture. `chosen`: which of them, in words."""
     region, cache = lanes.region, block.cache_spec()
     _, width = lanes.span(0, last)
-    seen = chosen or ("sees all earlier tokens" if cache.describe() == "full" else typeset(cache.describe()))
+    is_limited = cache.entries or not cache.reach.is_full
+    seen = chosen or (typeset(cache.describe()) if is_limited else "sees all earlier tokens")
     free = width - MASK - 26 - region.badges_width(OF_SCORES)
     lines = wrap_text(", ".join(scores), SMALL, free) if scores else []
     height = max(MASK + 10, LINE * (len(lines) + 2) + 2 * PAD)

@@ -35,7 +35,7 @@ from zoo.diagram.region import (
     kind,
     title,
 )
-from zoo.registry import Mixer, Spec
+from zoo.registry import Mixer, Spec, stated
 
 FUNNEL = 24.0  # height of a linear map between two widths
 STATES_SIDE_BY_SIDE = 2
@@ -49,20 +49,13 @@ def inside(block: Spec, region: Region) -> float:
 
 def _described(region: Region, block: Spec) -> float:
     """A block's kind and its description; returns the y below them."""
-    name, description = kind(block), typeset(block.describe())
-    y = title(region, name) + 6
-    first, _, rest = description.partition(", ")
-    if _letters(first) == _letters(name):  # Gated DeltaNet and GatedDeltaNet
-        description = rest
+    y = title(region, kind(block)) + 6
+    description = typeset(block.describe())
     css_class = region.canvas.with_fact("ink", f"{region.place}.description", block.describe())
     for line in wrap_text(description, SMALL, region.width):
         region.canvas.text(region.x, y, line, SMALL, region.width, css_class)
         y += LINE
     return y - 6
-
-
-def _letters(text: str) -> str:
-    return "".join(filter(str.isalnum, text.lower()))
 
 
 @inside.register
@@ -182,7 +175,7 @@ def _expert_widths(block: MoE, dim: int) -> list[tuple[str, str]]:
 
 def _name(block: FeedForward) -> str:
     """What a feed-forward is, without its width: SwiGLU, gated SwiGLU, MLP with squared ReLU."""
-    return typeset(block.describe()).partition(", ")[0]
+    return typeset(str(stated(block)["kind"]))
 
 
 def _widths(block: FeedForward, dim: int) -> str:

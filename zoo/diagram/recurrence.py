@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from zoo.blocks import KDA, GatedDeltaNet, Mamba2, ShortConv
 from zoo.diagram.region import SMALL, Bar, Lanes, Region, heads, title
+from zoo.registry import stated
 
 Column = tuple[str, int, str]  # label, number of heads, their class; a number of 0: no heads
 
@@ -58,7 +59,7 @@ def short_convolution(block: ShortConv, region: Region) -> float:
 
 
 def _name(block: GatedDeltaNet | KDA | Mamba2) -> str:
-    return block.describe().partition(",")[0]
+    return str(stated(block)["kind"])
 
 
 def _columns(region: Region, columns: Sequence[Column], shares: Sequence[float]) -> Lanes:

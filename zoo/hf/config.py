@@ -33,10 +33,13 @@ from zoo.units import parse_month
 class About:
     """What no tensor proves about an architecture, as its publisher has it; licences may differ between versions.
 
-    `came_from`: the earlier family of the zoo that it builds on, or where that is not here the nearest to it. `report`:
-    the address of the paper, else of the announcement. `left_out`: parts of the released model that are not built.
+    `title`: the family's name as its publisher spells it. `source`: the authors and the year. `came_from`: the earlier
+    family of the zoo that it builds on, or where that is not here the nearest to it. `report`: the address of the
+    paper, else of the announcement. `left_out`: parts of the released model that are not built.
     """
 
+    title: str
+    source: str
     licence: str
     report: str
     came_from: str | None = None

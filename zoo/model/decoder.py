@@ -19,7 +19,8 @@ from zoo.blocks.per_layer import PerLayerInputs
 from zoo.blocks.positions import LearnedPositions
 from zoo.costs import Breakdown, linear_flops, sum_breakdowns, whole
 from zoo.errors import SpecError
-from zoo.registry import Spec, swap
+from zoo.facts import Fact
+from zoo.registry import Spec, fields_in_use, swap
 from zoo.sharding import Cut, Cuts, Divide, Exchange, FirstRankOnly, Rank, prefixed
 
 
@@ -164,6 +165,18 @@ class Decoder(Spec):
         stand for several tokens, at multiples of these. States are fixed. An int per token wherever it is whole."""
         terms = [(n, *layer.cache_spec().growth(dtype.itemsize)) for layer, n in self._counted]
         return sum(n * fixed for n, fixed, _ in terms), whole(sum((n * slope for n, _, slope in terms), Fraction()))
+
+    def facts(self) -> tuple[Fact, ...]:
+        optional = (
+            Fact("tied", phrase="tied head"),
+            Fact("logit_cap", self.logit_cap, phrase="logits capped at {:g}", noun="logit cap"),
+            Fact("positions", self.positions, phrase="learned positions"),
+            Fact("embed_scale", self.embed_scale, phrase="embedding scale {:.4g}", noun="embedding scale"),
+            Fact("logits_scaling", self.logits_scaling, phrase="logits divided by {:.4g}", noun="logit divisor"),
+            Fact("streams", self.streams, noun="parallel residual streams"),
+        )
+        in_use = fields_in_use(self)
+        return Fact("kind", "Decoder"), Fact("context", ""), *(fact for fact in optional if fact.key in in_use)
 
     def describe(self) -> str:
         return f"{len(self.layers)} layers of width {self.dim}, {self.vocab:,} tokens"

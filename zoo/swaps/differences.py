@@ -1,40 +1,38 @@
 """How the structure of one model differs from another's, in sentences: "norms after each block instead of before each
 block". Numbers of the same field, such as widths, are not structure.
 
-A structure is a table: for each aspect, such as where the norms stand, a phrase for every layer. Phrases follow from
-what blocks say of themselves, so that a block that nobody has seen has its sentences too.
+A structure is a table: for each aspect, such as where the norms stand, a phrase for every layer. Phrases are made of
+the facts that blocks state, so that a block that nobody has seen has its sentences too.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from zoo.blocks import DenseAndMoE, EntryIndexer, Indexer, MoE, NoPE, RoPE, Router
+from zoo.blocks import DenseAndMoE, MoE, NoPE
 from zoo.blocks.layer import Layer
-from zoo.blocks.positions import Position
 from zoo.costs import CacheSpec
+from zoo.facts import Fact
 from zoo.model.decoder import Decoder
-from zoo.registry import Block, Spec
-from zoo.swaps.rebuild import features, field_names
+from zoo.registry import Spec, field_names, options, stated
 
 PLACEMENTS = {
-    "pre": "before each block",
-    "olmo": "after each block",
-    "sandwich": "before and after each block",
-    "post": "after each sum",
+    "pre": "before {}",
+    "olmo": "after {}",
+    "sandwich": "before and after {}",
+    "post": "after the sum with {}",
     "none": "nowhere",
-    "hyper": "before each block (on a sum of several streams)",
+    "hyper": "before {} (on a sum of several streams)",
 }
-# Optional fields that are numbers or rounding, or that another aspect speaks of.
+# Facts that are numbers or rounding, or that another aspect speaks of.
 DETAILS = frozenset(
     "act chunk compressor context expert fraction gain indexer latent min_step multiplier positions post pre q_norm "
     "qk_norm_over renormalise scale scale_in_fp32 scaling shares_choice v_dim weight window".split()
 )
-BRANCHES = {"attn": "attention", "ffn": "a feed-forward"}
+BRANCH_NAMES = {"attn": "attention", "ffn": "the feed-forward"}
 PARTS_OF_MODEL = {"tied": "head", "logit_cap": "head", "logits_scaling": "head", "streams": "layers"}
 # What an aspect is of, where that has another name.
 DETAIL_NAMES = {"position": "rope", "scaling": "rope", "activation": "act", "placement": "norm"}
@@ -51,58 +49,84 @@ class Difference(NamedTuple):
     detail: str = ""
 
 
+class Phrase(NamedTuple):
+    """What an aspect says of a layer. Phrases of equal `key` are alike, whatever numbers they hold; `name` is the noun
+    for an option."""
+
+    text: str
+    key: Hashable
+    name: str = ""
+
+
+OFF = Phrase("", "")  # an option that a layer's block has, and that is off
+
+
+def in_words(text: str) -> Phrase:
+    """A phrase that is alike to an equal one only."""
+    return Phrase(text, text)
+
+
+def joined(phrases: Iterable[Phrase]) -> Phrase | None:
+    """Different phrases as one; None if there are none."""
+    found = list(dict.fromkeys(phrases))
+    text = " and ".join(each.text for each in found)
+    return Phrase(text, tuple(each.key for each in found), text) if found else None
+
+
 class Aspect(NamedTuple):
-    """A phrase for every layer: None where the aspect does not apply, "" where an option is off. How a sentence is made
-    of them: `some` of the layers "see", or all of them, `every`, "every layer sees". Of one that is `exact`, phrases
-    that differ in a number alone differ."""
+    """A phrase for every layer: None where the aspect does not apply, OFF where an option is off. How a sentence is
+    made of them: `some` of the layers "see" (one of them "sees"), or all of them, `every`, "every layer sees"."""
 
     part: str
-    phrases: tuple[str | None, ...]
-    some: str = "have"
+    detail: str
+    phrases: tuple[Phrase | None, ...]
+    some: tuple[str, str] = ("have", "has")
+    noun: str = ""
     every: str = ""
     is_option: bool = False
-    exact: bool = False
 
     @property
-    def keys(self) -> list[str]:
+    def keys(self) -> list[Hashable]:
         """What the phrases are compared by, where the aspect applies."""
-        return [self.key(phrase) for phrase in self.phrases if phrase is not None]
-
-    def key(self, phrase: str) -> str:
-        """What a phrase is compared by."""
-        return phrase if self.exact else re.sub(r"\d[\d.,]*", "", phrase)
+        return [phrase.key for phrase in self.phrases if phrase is not None]
 
     @property
-    def shares(self) -> dict[str, float]:
+    def shares(self) -> dict[Hashable, float]:
         """Key -> the share of the layers that have such a phrase, among those that the aspect applies to."""
         keys = self.keys
-        return {key: number / len(keys) for key, number in Counter(keys).items() if key}
+        return {key: number / len(keys) for key, number in Counter(keys).items() if key != OFF.key}
 
-    def phrase(self, key: str) -> str:
+    def phrase(self, key: Hashable) -> Phrase:
         """The first phrase of this key."""
-        return next(phrase for phrase in self.phrases if phrase is not None and self.key(phrase) == key)
+        return next(phrase for phrase in self.phrases if phrase is not None and phrase.key == key)
 
-    def layers(self, key: str) -> str:
-        """Which layers have such a phrase: "5 of 6 layers" where the pattern repeats, else of all layers."""
-        keys = [None if phrase is None else self.key(phrase) for phrase in self.phrases]
+    def text(self, key: Hashable) -> str:
+        """The text of the first phrase of this key."""
+        return self.phrase(key).text
+
+    def frequency(self, key: Hashable) -> tuple[int, int]:
+        """How many of how many layers have such a phrase: 5 of 6 where the pattern repeats, else of all layers."""
+        keys = [None if phrase is None else phrase.key for phrase in self.phrases]
         repeats = (n for n in range(1, MAX_PERIOD + 1) if all(x == keys[i % n] for i, x in enumerate(keys)))
         period = next(repeats, len(keys))
-        return f"{keys[:period].count(key):,} of {period:,} layers"
+        return keys[:period].count(key), period
 
-    def statement(self, keys: Iterable[str]) -> str:
+    def layers(self, key: Hashable) -> str:
+        """The layers that have such a phrase: "5 of 6 layers"."""
+        return "{:,} of {:,} layers".format(*self.frequency(key))
+
+    def statement(self, keys: Iterable[Hashable]) -> str:
         """The phrases of these keys, with the layers that have them unless all have that they can apply to."""
         parts = []
         for key in keys:
-            phrase, layers = self.phrase(key), self.layers(key)
+            text, layers = self.text(key), self.layers(key)
             if set(self.keys) == {key}:
-                parts.append(f"{self.every} {phrase}".strip())
+                parts.append(f"{self.every} {text}".strip())
             elif self.is_option:
-                parts.append(f"{phrase} in {layers}")
+                parts.append(f"{text} in {layers}")
             else:
-                verb, _, rest = self.some.partition(" ")
-                if layers.startswith("1 "):
-                    verb = {"have": "has"}.get(verb, f"{verb}s")
-                parts.append(" ".join(filter(None, (layers, verb, rest, phrase))))
+                verb = self.some[self.frequency(key)[0] == 1]
+                parts.append(" ".join(filter(None, (layers, verb, self.noun, text))))
         return ", ".join(parts)
 
 
@@ -118,17 +142,17 @@ def structure_differences(model: Decoder, other: Decoder) -> list[Difference]:
         else:
             assert y is not None
             # An option of a block that the model does not have is not missed.
-            sentence = f"no {y.phrase(next(iter(y.shares)))}" if y.is_option and name.split()[-1] in fields else ""
+            sentence = f"no {y.phrase(next(iter(y.shares))).name}" if y.is_option and y.detail in fields else ""
         if sentence:
-            detail = DETAIL_NAMES.get(name, name.split()[-1])
-            found.setdefault(sentence, Difference((x or y or theirs[name]).part, sentence, detail))
+            part, detail, *_ = x or y or theirs[name]
+            found.setdefault(sentence, Difference(part, sentence, DETAIL_NAMES.get(detail, detail)))
     return list(found.values())
 
 
 @lru_cache(maxsize=256)  # a page compares every model with every other
-def structure(spec: Decoder) -> dict[str, Aspect]:
-    """The aspects of a model by name. One that no layer has is not among them."""
-    return {name: aspect for name, aspect in _aspects(spec) if any(aspect.phrases)}
+def structure(spec: Decoder) -> dict[tuple[str, str], Aspect]:
+    """The aspects of a model by part and detail. One that no layer has is not among them."""
+    return {aspect[:2]: aspect for aspect in _aspects(spec) if aspect.shares}
 
 
 def _sentence(mine: Aspect, theirs: Aspect | None) -> str:
@@ -143,79 +167,87 @@ def _sentence(mine: Aspect, theirs: Aspect | None) -> str:
             return ""
         return f"{mine.statement([rarest])} instead of {theirs.layers(rarest) if x[rarest] < 1 else 'some'}"
     if not new:
-        return f"no layers that {theirs.some} {' or '.join(map(theirs.phrase, gone))}"
+        verb = " ".join(filter(None, (theirs.some[0], theirs.noun)))
+        return f"no layers that {verb} {' or '.join(map(theirs.text, gone))}"
     several = len(y) > 1 and not mine.is_option
-    before = [f"{theirs.layers(key)} {theirs.phrase(key)}" if several else theirs.phrase(key) for key in gone]
+    before = [f"{theirs.layers(key)} {theirs.text(key)}" if several else theirs.text(key) for key in gone]
     return mine.statement(new) + (f" instead of {' or '.join(before)}" if before else "")
 
 
-def _aspects(spec: Decoder) -> Iterator[tuple[str, Aspect]]:
-    def of(read: Callable[[Layer], str | None]) -> tuple[str | None, ...]:
+def _aspects(spec: Decoder) -> Iterator[Aspect]:
+    def of(read: Callable[[Layer], Phrase | None]) -> tuple[Phrase | None, ...]:
         return tuple(map(read, spec.layers))
 
     mixers = [[layer.mixer] if layer.mixer else [] for layer in spec.layers]
     feed_forwards = [[node for node in layer.walk() if node.role == "ffn"] for layer in spec.layers]
-    yield "branches", Aspect("layers", of(_branches), "have", "every layer has")
-    yield "placement", Aspect("norm", of(_placement), "have norms", "norms")
-    yield "norm", Aspect("norm", of(_norm))
-    yield "mixer", Aspect("attn", of(_mixer), "use")
-    yield "reach", Aspect("attn", of(_reach), "see", "every layer sees", exact=True)
-    yield "position", Aspect("attn", of(lambda layer: _position(layer, spec)), exact=True)
-    yield "scaling", Aspect("attn", of(_scaling), is_option=True)
+    is_mixed = any(layer.mixer and _keeps_a_state(layer) for layer in spec.layers)
+    both = "a token mixer and a feed-forward" if is_mixed else "attention and a feed-forward"
+    uses = ("use", "uses")
+    yield Aspect("layers", "branches", of(lambda layer: _branches(layer, both)), every="every layer has")
+    yield Aspect("norm", "placement", of(_placement), noun="norms", every="norms")
+    yield Aspect("norm", "norm", of(_norm))
+    yield Aspect("attn", "mixer", of(_mixer), uses)
+    yield Aspect("attn", "reach", of(_reach), ("see", "sees"), every="every layer sees")
+    yield Aspect("attn", "position", of(lambda layer: _position(layer, spec)))
+    yield Aspect("attn", "scaling", of(_scaling), is_option=True)
     yield from _options("attn", mixers)
-    yield "experts", Aspect("ffn", of(_experts))
-    yield "activation", Aspect("ffn", of(_activation), "use")
-    yield "router", Aspect("ffn", of(_router), "use")
+    yield Aspect("ffn", "experts", of(_experts))
+    yield Aspect("ffn", "activation", of(_activation), uses)
+    yield Aspect("ffn", "router", of(_router), uses)
     yield from _options("ffn", feed_forwards)
     yield from _options("layers", [[layer] for layer in spec.layers])
     yield from _options("embedding", [[spec]])
 
 
-def _options(part: str, parts: Sequence[Sequence[Spec]]) -> Iterator[tuple[str, Aspect]]:
-    """The optional fields that are in use in the parts of each layer, an aspect each."""
-    used = [{name: _option(each, name, term) for each in of for name, term in features(each).items()} for of in parts]
+def _options(part: str, parts: Sequence[Sequence[Spec]]) -> Iterator[Aspect]:
+    """The options that the parts of each layer state, an aspect each. Blocks that have a field for it have it off where
+    they do not state it; so have all, where it is no field of any."""
+    used = [{key: fact for each in of for key, fact in options(each).items()} for of in parts]
     known = [{name for each in of for name in field_names(type(each))} for of in parts]
-    for name in dict.fromkeys(name for fields in used for name in fields if name not in DETAILS):
-        phrases = [fields.get(name, "" if name in names else None) for fields, names in zip(used, known, strict=True)]
-        yield f"{part} {name}", Aspect(PARTS_OF_MODEL.get(name, part), tuple(phrases), is_option=True)
+    every_field = set().union(*known)
+    for key in dict.fromkeys(key for facts in used for key in facts if key not in DETAILS):
+        phrases = [
+            _phrase(facts[key]) if key in facts else OFF if key in names or (names and key not in every_field) else None
+            for facts, names in zip(used, known, strict=True)
+        ]
+        yield Aspect(PARTS_OF_MODEL.get(key, part), key, tuple(phrases), is_option=True)
 
 
-def _option(spec: Spec, name: str, term: str) -> str:
-    """A field in use as a phrase: its term, with its value where that is a number, or the spec's own words."""
-    value = getattr(spec, name)
-    if name == "bias" and isinstance(value, str):
-        return f"{term} on {', '.join(value)}"
-    if isinstance(value, Spec):
-        return value.describe() if value.role == name and not isinstance(value, Block) else term
-    if value is None or isinstance(value, bool | tuple):
-        return term
-    return f"{term} {value:.4g}" if isinstance(value, float) else f"{term} {value}"
+def _phrase(fact: Fact) -> Phrase:
+    return Phrase(str(fact), fact.structure, fact.name)
 
 
-def _branches(layer: Layer) -> str:
-    held = [name for role, name in BRANCHES.items() if getattr(layer, role)]
-    return " and ".join(held) if len(held) > 1 else f"{held[0]} alone" if held else ""
+def _kind(block: Spec) -> Phrase:
+    """What a block is, without its sizes."""
+    return _phrase(stated(block)["kind"])
 
 
-def _placement(layer: Layer) -> str:
-    places = [PLACEMENTS.get(branch.placement, f"as in {branch.formula}") for _, branch in layer.branches()]
-    return " and ".join(dict.fromkeys(places))
+def _branches(layer: Layer, both: str) -> Phrase:
+    if layer.attn and layer.ffn:
+        return Phrase(both, "both")
+    if layer.mixer is None:
+        return in_words("a feed-forward alone")
+    return in_words(f"{_kind(layer.mixer).text if _keeps_a_state(layer) else 'attention'} alone")
 
 
-def _norm(layer: Layer) -> str | None:
-    norms = [norm for _, branch in layer.branches() for norm in branch.norms()]
-    return " and ".join(dict.fromkeys(type(norm).__name__ for norm in norms)) or None
+def _placement(layer: Layer) -> Phrase:
+    """Where the norms stand beside attention and feed-forward; a layer's own inputs are another aspect."""
+    branches = {role: branch for role, branch in layer.branches() if role in BRANCH_NAMES}
+    places = {PLACEMENTS.get(each.placement, f"as in {each.formula} for {{}}"): role for role, each in branches.items()}
+    if len(places) == 1:
+        return in_words(next(iter(places)).format("each block"))
+    return in_words(" and ".join(place.format(BRANCH_NAMES[role]) for place, role in places.items()))
 
 
-def _name(block: Spec) -> str:
-    """What a block calls itself, without its numbers."""
-    return re.sub(r" of \d.*", "", block.describe().split(", ")[0])
+def _norm(layer: Layer) -> Phrase | None:
+    return joined(_kind(norm) for _, branch in layer.branches() for norm in branch.norms())
 
 
-def _mixer(layer: Layer) -> str | None:
+def _mixer(layer: Layer) -> Phrase | None:
     if layer.mixer is None:
         return None
-    return f"{_name(layer.mixer)} (a state of fixed size)" if _keeps_a_state(layer) else _name(layer.mixer)
+    kind = _kind(layer.mixer)
+    return kind._replace(text=f"{kind.text} (a state of fixed size)") if _keeps_a_state(layer) else kind
 
 
 def _keeps_a_state(layer: Layer) -> bool:
@@ -223,56 +255,64 @@ def _keeps_a_state(layer: Layer) -> bool:
     return not layer.cache_spec().per_token and not layer.takes()
 
 
-def _reach(layer: Layer) -> str | None:
+def _reach(layer: Layer) -> Phrase | None:
     if layer.mixer is None or _keeps_a_state(layer):
         return None
     cache, chosen = layer.cache_spec(), next((node for node in layer.walk() if node.role == "indexer"), None)
     seen = [_tokens(cache), *dict.fromkeys(f"an entry for every {each.every:,}" for each in cache.entries)]
-    if isinstance(chosen, Indexer | EntryIndexer):
-        seen[-1] += f" (an indexer chooses {chosen.k:,})"
-    return " and ".join(seen)
+    if chosen and "k" in stated(chosen):
+        seen[-1] += f" (an indexer chooses {stated(chosen)['k'].values[0]:,})"
+    return in_words(" and ".join(seen))
 
 
 def _tokens(cache: CacheSpec) -> str:
     return cache.reach.clause()
 
 
-def _position(layer: Layer, spec: Decoder) -> str | None:
+def _position(layer: Layer, spec: Decoder) -> Phrase | None:
     found = next((node for node in layer.walk() if node.role == "rope"), None)
-    if not isinstance(found, Position):
+    if found is None:
         return None
     if isinstance(found, NoPE):
-        return "learned positions" if spec.positions else "no position encoding (NoPE)"
-    return re.sub(r"^(\S+) \d\S*", r"\1", re.sub(r" \(.*?\)", "", found.describe()))  # without base and scaling
+        return in_words("learned positions" if spec.positions else "no position encoding (NoPE)")
+    facts = stated(found)
+    return in_words(" ".join(str(facts[key]) for key in ("kind", "fraction") if key in facts))
 
 
-def _scaling(layer: Layer) -> str | None:
-    ropes = [node for node in layer.walk() if isinstance(node, RoPE)]
-    names = [rope.scaling.describe().split(" x")[0] if rope.scaling else "" for rope in ropes]
-    return " and ".join(f"{name} scaling of RoPE" for name in dict.fromkeys(names) if name) if ropes else None
+def _scaling(layer: Layer) -> Phrase | None:
+    ropes = [stated(node) for node in layer.walk() if node.role == "rope"]
+    kinds = (_kind(rope["scaling"].value) for rope in ropes if "scaling" in rope)
+    found = joined(Phrase(f"{kind.text} scaling of RoPE", kind.key) for kind in kinds)
+    return found or (OFF if any("theta" in rope for rope in ropes) else None)
 
 
-def _experts(layer: Layer) -> str | None:
+def _experts(layer: Layer) -> Phrase | None:
     if layer.ffn is None:
         return None
     nodes = list(layer.ffn.walk())
     routed = next((node for node in nodes if isinstance(node, MoE)), None)
     if routed is None:
-        return "a dense feed-forward"
-    beside = " beside a dense feed-forward" if any(isinstance(node, DenseAndMoE) for node in nodes) else ""
-    return f"{routed.experts:,} experts ({routed.router.k:,} active){beside}"
+        return in_words("a dense feed-forward")
+    experts = _phrase(stated(routed)["experts"])
+    if any(isinstance(node, DenseAndMoE) for node in nodes):
+        return Phrase(f"{experts.text} beside a dense feed-forward", (experts.key, "beside"))
+    return experts
 
 
-def _activation(layer: Layer) -> str | None:
+def _activation(layer: Layer) -> Phrase | None:
     """What the feed-forward calls itself; of experts, one of them."""
     if layer.ffn is None:
         return None
     routed = next((node for node in layer.ffn.walk() if isinstance(node, MoE)), None)
-    return _name(routed.expert if routed else layer.ffn.block)
+    return _kind(routed.expert if routed else layer.ffn.block)
 
 
-def _router(layer: Layer) -> str | None:
-    found = next((node for node in layer.walk() if isinstance(node, Router)), None)
+def _router(layer: Layer) -> Phrase | None:
+    found = next((node for node in layer.walk() if node.role == "router"), None)
     if found is None:
         return None
-    return re.sub(r"top-\d+", "top-k", re.sub(r" of \d+ experts", "", found.describe().split(", ")[0]))
+    facts = stated(found)
+    kind = facts["kind"]
+    text = kind.template.format("k" if isinstance(kind.value, int) else kind.value)  # without the number of experts
+    groups = [facts["grouped"]] if "grouped" in facts else []
+    return Phrase(" ".join([text, *map(str, groups)]), (kind.structure, *(each.structure for each in groups)))

@@ -10,38 +10,9 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from zoo.blocks.positions import Position
 from zoo.classes import accepts
 from zoo.errors import UsageError, unknown
-from zoo.registry import Alias, Spec
+from zoo.registry import Alias, Spec, fields_in_use, stated
 
 Values = dict[str, Any]
-# Optional field in use -> its term, where that is not the field's own name; "" where it is not mentioned.
-TERMS = {
-    "bias": "biases",
-    "context": "",
-    "embed_scale": "embedding scale",
-    "gain": "gain on cos and sin",
-    "cap": "scores capped at",
-    "fraction": "rotated fraction",
-    "gate": "output gate by",
-    "latent": "latent of experts",
-    "logit_cap": "logits capped at",
-    "logits_scaling": "logits divided by",
-    "multiplier": "residual multiplier",
-    "positions": "learned positions",
-    "post": "",
-    "pre": "",
-    "qk_norm": "QK-norm per {qk_norm_over}",
-    "v_dim": "values of",
-    "v_norm": "V-norm",
-    "weight": "no weight",
-    "qk_norm_over": "",
-    "renormalise": "not renormalised",
-    "scale": "attention scale",
-    "scale_in_fp32": "multiplied in float32",
-    "shared": "shared expert",
-    "tied": "tied head",
-    "truncate": "unrounded ramp",
-    "unit_offset": "weight 1 + w",
-}
 
 
 class BlockCall(NamedTuple):
@@ -159,46 +130,12 @@ def _first(kind: type[Spec] | tuple[type[Spec], ...], near: tuple[Spec, ...]) ->
     return next((node for spec in near for node in spec.walk() if isinstance(node, kind)), None)
 
 
-# Features: optional fields in use.
-
-
 def dropped_features(old: Spec, new: Spec) -> Iterator[str]:
-    """The features of `old` that no block in `new` has a field for: "sinks", "window 128", ..."""
+    """The optional fields in use in `old` that no block in `new` has: "sinks", "window 128", ..."""
     kept = {name for node in new.walk() for name in field_names(type(node))}
     for node in old.walk():
-        for name, term in features(node).items():
-            value = getattr(node, name)
-            described = isinstance(value, Spec) and value.role == name
-            if name not in kept:
-                yield value.describe() if described else f"{term} {_amount(value)}".strip()
-
-
-def features(spec: Spec) -> dict[str, str]:
-    """The optional fields of a block that are in use: field name -> its term."""
-    values, required = vars(spec), required_fields(type(spec))
-    used = []
-    for field in fields(spec):
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        if field.name not in required and values[field.name] != default:
-            used.append(field.name)
-    return {name: term for name in used if (term := _term(name, values))}
-
-
-def _term(name: str, values: Values) -> str:
-    """The term for a field: from TERMS, where the block has the fields that it refers to, else the field's name."""
-    with suppress(KeyError):
-        return TERMS[name].format(**values)
-    off = values[name] is False or values[name] is None  # on by default
-    return f"no {name.replace('_', ' ')}" if off else name.replace("_", " ")
-
-
-def _amount(value: Any) -> str:
-    """The value of a feature as text after its term; "" for a switch or a block."""
-    if value is None or isinstance(value, bool | Spec):
-        return ""
-    if isinstance(value, tuple | list):
-        return ", ".join(each.describe() if isinstance(each, Spec) else _amount(each) or str(each) for each in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        facts = stated(node)
+        yield from filter(None, (str(facts[name]) for name in fields_in_use(node) if name not in kept))
 
 
 # Fields of a kind.

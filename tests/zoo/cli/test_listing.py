@@ -9,6 +9,7 @@ import pytest
 from tests.presets import over
 from zoo import Spec, names, spec
 from zoo.architectures import families, released
+from zoo.blocks import CompressedAttention
 from zoo.catalog import resolve
 from zoo.cli import listing
 from zoo.costs import Window
@@ -29,13 +30,19 @@ def test_every_kind_of_the_registry_has_a_row() -> None:
 
 @over(families())
 def test_marks_are_what_the_specs_hold(family) -> None:
+    """A model with learned positions encodes positions, though its attention does not."""
     sizes = [size.spec for size in families()[family].SIZES.values()]
+    learned = any(size.positions for size in sizes)
     kinds = {(type(node).role, type(node).__name__) for size in sizes for node in size.walk() if node.role}
-    for role, name in kinds - {("attn", "GQA")}:
+    for role, name in kinds - {("attn", "GQA"), ("rope", "NoPE")}:
         assert family in users(role, name)
+    assert (family in users("rope", "NoPE")) == (("rope", "NoPE") in kinds and not learned)
     mixers = [layer.mixer for size in sizes for layer in size.layers if layer.mixer]
     assert (family in users("attn", "SWA")) == any(isinstance(mixer.cache_spec().reach, Window) for mixer in mixers)
-    assert (family in users("attn", "sinks")) == any(getattr(mixer, "sinks", False) for mixer in mixers)
+    has_sinks = (isinstance(mixer, CompressedAttention) or getattr(mixer, "sinks", False) for mixer in mixers)
+    assert (family in users("attn", "sinks")) == any(has_sinks)
+    routers = [node for size in sizes for node in size.walk() if node.role == "router"]
+    assert (family in users("router", "groups of experts")) == any(getattr(each, "groups", 1) > 1 for each in routers)
     heads = [(mixer.heads, mixer.kv_heads) for mixer in mixers if hasattr(mixer, "kv_heads")]
     assert (family in users("attn", "MHA")) == any(kv_heads == all_heads for all_heads, kv_heads in heads)
     assert (family in users("attn", "MQA")) == any(kv_heads == 1 for _, kv_heads in heads)

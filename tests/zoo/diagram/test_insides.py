@@ -20,7 +20,7 @@ from zoo.costs import CacheSpec, State
 from zoo.diagram.canvas import Canvas, typeset
 from zoo.diagram.insides import inside
 from zoo.diagram.region import MAX_HEADS, Region
-from zoo.registry import Block, Mixer
+from zoo.registry import Block, Mixer, stated
 
 
 def blown_up(block: Block, dim: int = 1024) -> Canvas:
@@ -88,8 +88,9 @@ def test_every_block_shows_its_fields(name: str) -> None:
         assert any(text.startswith(f"{block.heads} heads") for text in said)
         if isinstance(block, GQA):
             shown = joined.replace(" ", "")
-            options = [option for option in block.options() if not option.startswith(("scale", "values are the raw"))]
-            assert all(typeset(option).replace(" ", "") in shown for option in options)
+            elsewhere = ("kind", "heads", "keys_as_values", "scale")
+            facts = [str(fact) for key, fact in stated(block).items() if key not in elsewhere]
+            assert all(typeset(text).replace(" ", "") in shown for text in facts)
             assert not block.scale or f"scale1/√{round(block.scale**-2, 2):,g}" in shown or "scale1" in shown
     for block in blocks(name, "ffn"):
         said = Counter(texts(namespaced(blown_up(block))))

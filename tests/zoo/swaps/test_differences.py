@@ -46,8 +46,8 @@ EXAMPLES = {
         "5 of 6 layers see the last 1,024 tokens instead of 1 of 2 layers the last 4,096 tokens",
         "linear scaling of RoPE in 1 of 6 layers",
         "QK-norm per head",
-        "no scores capped at 50",
-        "no logits capped at 30",
+        "no score cap",
+        "no logit cap",
     ],
     ("qwen3-next-80b-a3b", "qwen3-30b-a3b"): [
         "3 of 4 layers use Gated DeltaNet (a state of fixed size)",
@@ -77,6 +77,44 @@ EXAMPLES = {
 @pytest.mark.parametrize(("name", "other"), EXAMPLES)
 def test_sentences(name: str, other: str) -> None:
     assert sentences(name, other) == EXAMPLES[name, other]
+
+
+SAID = {  # a sentence that is there, and the beginning of one that is not
+    ("nemotron3-nano-30b-a3b", "llama3-8b"): (
+        "23 of 52 layers have Mamba-2 alone, 23 of 52 layers have a feed-forward alone, "
+        "6 of 52 layers have attention alone instead of attention and a feed-forward",
+        "29 of 52",
+    ),
+    ("gemma4-e2b", "llama3-8b"): ("norms before and after each block instead of before each block", "norms after"),
+    ("gpt2-small", "smollm3-3b"): (
+        "learned positions instead of 3 of 4 layers RoPE or 1 of 4 layers no position encoding (NoPE)",
+        "no position",
+    ),
+    ("deepseek-v4-pro-1.6t", "deepseek-v3.2-671b"): ("sinks", "no layers that see"),
+    ("gemma4-e2b", "gemma3-27b"): ("keys and values of an earlier layer in 20 of 35 layers", "no RoPE"),
+    ("kimi-k2-1t", "mixtral-8x7b"): (
+        "sigmoid top-k router instead of softmax top-k router",
+        "sigmoid top-k router in ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "other"), SAID)
+def test_a_sentence_is_true(name: str, other: str) -> None:
+    said, wrong = SAID[name, other]
+    found = sentences(name, other)
+    assert said in found
+    assert not [sentence for sentence in found if sentence.startswith(wrong)]
+
+
+def test_norms_that_differ_within_a_layer_are_told_apart() -> None:
+    spec = zoo.spec("llama3.2-1b")
+    mixed, _ = apply_swaps(spec, ["norm=sandwich"])
+    layer = replace(spec.layers[0], ffn=mixed.layers[0].ffn)
+    found = structure_differences(replace(spec, layers=(layer,) * len(spec.layers)), spec)
+    assert [each.sentence for each in found] == [
+        "norms before attention and before and after the feed-forward instead of before each block"
+    ]
 
 
 def test_no_option_of_a_block_that_is_not_there_is_missed() -> None:
