@@ -152,8 +152,7 @@ class GQA(Mixer):
             Fact("v_dim", self.v_dim, phrase="values of {}", noun="value width"),
             Fact("keys_as_values", phrase="values are the raw keys", noun="keys reused as values"),
             Fact("rope", self.rope),
-            Fact("window", self.reach.describe()),
-            Fact("chunk", self.reach.describe()),
+            Fact("window" if self.window else "chunk" if self.chunk else "reach", self.reach.describe()),
             Fact("qk_norm", self.qk_norm_over, phrase=qk_norm, noun=f"QK-norm per {self.qk_norm_over}"),
             Fact("v_norm", phrase=f"V-norm{_weightless(self.v_norm)}", noun="V-norm"),
             Fact("scale", (self.scale or 1) ** -2, phrase="scale {:.4g}^-1/2", noun="attention scale"),
@@ -163,7 +162,8 @@ class GQA(Mixer):
             Fact("sinks", phrase="sinks"),
             Fact("gate", self.gate, phrase="output gate by {}", noun="output gate"),
         )
-        in_use = [fact for fact in optional if getattr(self, fact.key) not in (None, False)]
+        unused = (None, False, Full())
+        in_use = [fact for fact in optional if getattr(self, fact.key) not in unused]
         return Fact("kind", kind), heads, *in_use, Fact("qk_norm_over", "")
 
     def norm_widths(self) -> dict[str, int]:

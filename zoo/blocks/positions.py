@@ -155,11 +155,11 @@ class RoPE(Position):
                 Fact("fraction", self.fraction, phrase=f"on {{:g}} of the {self.rotated_of}", noun="rotated fraction")
             )
         if self.scaling:
-            found.append(Fact("scaling", self.scaling, phrase="({})"))
+            found.append(Fact("scaling", self.scaling))
         return tuple(found)
 
     def describe(self) -> str:
-        return " ".join(map(str, self.facts()))
+        return " ".join(f"({fact})" if fact.key == "scaling" else str(fact) for fact in self.facts())
 
     def frequencies(self, rotated: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """(rotated / 2,) radians per token, highest first; (sets, rotated / 2) if the scaling has several sets.

@@ -38,7 +38,7 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
         return [without_box.pop(key) for key in keys if key in without_box]
 
     own = _heads_of_columns(lanes, block)
-    taken("keys_as_values", "window", "chunk", "scale")
+    taken("keys_as_values", "window", "chunk", "reach", "scale")
     normed = 1 if "k" in own else 0  # the last column that a norm and the rotation are of
     norms = [Bar(0, normed, text, "chip-norm", "norm") for text in taken("qk_norm")]
     norms += [Bar(2, 2, text, "chip-norm", "v norm") for text in taken("v_norm")]

@@ -30,7 +30,7 @@ PLACEMENTS = {
 # Facts that are numbers or rounding, or that another aspect speaks of.
 DETAILS = frozenset(
     "act chunk compressor context expert fraction gain indexer latent min_step multiplier positions post pre q_norm "
-    "qk_norm_over renormalise scale scale_in_fp32 scaling shares_choice v_dim weight window".split()
+    "qk_norm_over reach renormalise scale scale_in_fp32 scaling shares_choice v_dim weight window".split()
 )
 BRANCH_NAMES = {"attn": "attention", "ffn": "the feed-forward"}
 PARTS_OF_MODEL = {"tied": "head", "logit_cap": "head", "logits_scaling": "head", "streams": "layers"}
