@@ -30,8 +30,12 @@ def _always() -> bool:
 def run(
     app: typer.Typer, prog: str, args: Sequence[str] | None = None, may_report: Callable[[], bool] = _always
 ) -> NoReturn:
-    """Run a command line and exit with its code; an error is one line on stderr, if this process `may_report` it. A
-    character that the terminal's encoding cannot show, such as × in ASCII, is printed as a question mark."""
+    """Runs a command line and exits with its code; an error is one line on stderr, if this process `may_report` it.
+
+    A character that the terminal's encoding cannot show, such as × in ASCII, is printed as a question mark. Help and
+    errors call the command `prog`, or as it was typed: the command `zoo` sets `typed_as` in the main module.
+    """
+    prog = getattr(sys.modules.get("__main__"), "typed_as", prog)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what a program has put in the place of a stream may lack it
             stream.reconfigure(errors="replace")
