@@ -79,7 +79,7 @@ def main(
 
 
 def _print(new: Iterator[torch.Tensor], prompt: int, show: Callable[[int], str], end_tokens: Container[int]) -> None:
-    """Print each token as it comes, and in the end the tokens per second and why generation stopped. The time of the
+    """Prints each token as it comes, and in the end the tokens per second and why generation stopped. The time of the
     first token is that of the prompt's forward pass."""
     times, last = [time.perf_counter()], -1
     try:

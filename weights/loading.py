@@ -210,7 +210,7 @@ def _check_tied_head(source: Source) -> None:
 
 
 def _check_tables(source: Source, model: Model) -> None:
-    """Raise MalformedError for a table that names experts which are not there."""
+    """Raises MalformedError for a table that names experts which are not there."""
     for name, table in model.named_buffers():
         experts = len(model.get_submodule(name.rpartition(".")[0]).get_parameter("weight"))
         lowest, highest = (int(end) for end in torch.aminmax(table))
@@ -221,7 +221,7 @@ def _check_tables(source: Source, model: Model) -> None:
 
 
 def _check_finite(source: Source, names: Iterable[str]) -> None:
-    """Raise one MalformedError naming every tensor that holds a NaN or an infinity."""
+    """Raises one MalformedError naming every tensor that holds a NaN or an infinity."""
     extremes = ((name, torch.aminmax(source.get(name))) for name in names)  # aminmax propagates NaN
     if wrong := [source.tensors[name].name for name, ends in extremes if not all(end.isfinite() for end in ends)]:
         raise MalformedError(f"{source.path}: NaN or infinite numbers in {listed(wrong)}")

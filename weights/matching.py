@@ -209,7 +209,7 @@ def skipped(spec: Decoder, rules: Rules, names: Iterable[str]) -> dict[str, list
 def check_fit(
     source: Source, mappings: Sequence[TensorMapping], parameters: Mapping[str, Tensor], skip: set[str]
 ) -> None:
-    """Raise one MalformedError naming every tensor that does not fit: missing, neither used nor one to `skip`, of a
+    """Raises one MalformedError naming every tensor that does not fit: missing, neither used nor one to `skip`, of a
     wrong shape, of a dtype that cannot be read."""
     stored, shapes = source.tensors, [item for each in mappings for item in each.expected(parameters).items()]
     used, found = {name for name, _ in shapes}, [(stored[name], shape) for name, shape in shapes if name in stored]
@@ -232,7 +232,7 @@ def check_fit(
 
 
 def refuse_problems(where: str, problems: Mapping[str, Iterable[str]]) -> None:
-    """Raise one MalformedError for what is wrong -> the names that it is wrong of, unless there are no names."""
+    """Raises one MalformedError for what is wrong -> the names that it is wrong of, unless there are no names."""
     if found := [f"{what}: {listed(names)}" for what, names in problems.items() if names]:
         raise MalformedError(f"{where}; {'; '.join(found)}")
 

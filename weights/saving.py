@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def save(model: Model, folder: str | Path, *, shard_bytes: int = 5_000_000_000) -> None:
-    """Write a model to a new folder: config.json and safetensors, in files of at most `shard_bytes` of tensors each.
+    """Writes a model to a new folder: config.json and safetensors, in files of at most `shard_bytes` of tensors each.
 
     A larger tensor gets a file of its own; several files get an index. Every tensor keeps its dtype; a tied head is not
     stored. The tokenizer is not part of a model: add its files and generation_config.json yourself.
@@ -142,7 +142,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _require_room(target: Path, nbytes: int) -> None:
-    """Raise UsageError where something is at `target` already, NotAvailable where `nbytes` do not fit on its disk."""
+    """Raises UsageError where something is at `target` already, NotAvailable where `nbytes` do not fit on its disk."""
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UsageError(f"{target} is there already, and nothing is overwritten: give another name, or remove it")
     try:

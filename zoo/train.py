@@ -1,4 +1,4 @@
-"""python -m zoo.train NAME: train a model on text, from fresh weights or from a checkpoint."""
+"""python -m zoo.train NAME: trains a model on text, from fresh weights or from a checkpoint."""
 
 import logging
 import sys
@@ -51,7 +51,7 @@ Flag = bool | None
 
 
 class Schedule(StrEnum):
-    """How the learning rate goes on after the warm-up: half a cosine; or constant, with a decay at the end."""
+    """The shape of the learning rate after warm-up: half a cosine, or a constant rate that decays at the end (wsd)."""
 
     cosine = "cosine"
     wsd = "wsd"
@@ -145,14 +145,15 @@ def main(
 
 @dataclass(frozen=True)
 class Session:
-    """The model of a run: its spec, the source of its first weights, if it has one, and whether others can read it."""
+    """The model of a run: its spec, the source of its first weights (if any), and whether it can be saved for
+    others."""
 
     spec: Decoder
     opened: Source | None
     saves: bool
 
     def build(self, options: Options, place: torch.device, fresh: bool = True) -> Model:
-        """The model, set up as the options say: with its first weights if `fresh`, else not initialised."""
+        """Returns the model, set up as the options say: with its first weights if `fresh`, otherwise uninitialised."""
         if processes.ranks() > 1:
             first = partial(self._fresh, options, torch.device("cpu")) if fresh else None
             model = distributed.sharded(self.spec, place, first)
@@ -171,8 +172,8 @@ class Session:
         return catalog.build(self.spec, device=place, seed=options.seed)
 
     def save(self, out: Path, model: Model | None) -> None:
-        """Save the trained model and what belongs to its tokenizer, for `weights.load` and `weights.generate`. Nothing
-        in a process that does not hold it."""
+        """Saves the trained model and its tokenizer files, for `weights.load` and `weights.generate`. A process without
+        the model saves nothing."""
         if model is None:
             return
         with new_folder(out / SAVED, "the model ") as fresh:
@@ -184,8 +185,8 @@ class Session:
 
 
 def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> str | None:
-    """The path of the last checkpoint of the run in a folder, None for a new run. Raises UsageError where a run is
-    there and was not asked for, or the other way round."""
+    """Returns the path of the last checkpoint of the run in a folder, or None for a new run. Raises UsageError where a
+    run exists and `resume` is not set, or the reverse."""
     remove_leftovers(out / CHECKPOINTS)
     remove_leftovers(out, SAVED)
     last = last_checkpoint(out)
@@ -201,7 +202,7 @@ def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> str | None:
 
 
 def _start(out: Path, given: dict[str, Any], place: torch.device, began: float) -> tuple[Run, Session]:
-    """A new run, its steps fixed."""
+    """Returns a new run with its number of steps, and its session."""
     options = Options.fresh(given)
     session = _session(options, place)
     source = session.opened.folder if session.opened else None
@@ -227,7 +228,7 @@ def _start(out: Path, given: dict[str, Any], place: torch.device, began: float) 
 
 
 def _budget(options: Options, step: float, evaluation: float, spent: float) -> tuple[int, int]:
-    """How many steps a run has, and how many lie between two evaluations."""
+    """Returns the number of steps of a run, and the number of steps between two evaluations."""
     if options.minutes is not None:
         return steps_within(60 * options.minutes - spent, step, evaluation, options.eval_every)
     steps = ceil((options.tokens or 0) / options.config(1).tokens_per_step)
@@ -235,7 +236,7 @@ def _budget(options: Options, step: float, evaluation: float, spent: float) -> t
 
 
 def _resume(out: Path, given: dict[str, Any], last: Path, place: torch.device) -> tuple[Run, Session]:
-    """The run in a folder, continued after its last checkpoint."""
+    """Returns the run in a folder, restored from its last checkpoint, and its session."""
     state = read_state(last)
     options = Options.resumed(given, state.get("options"))
     session = _session(options, place)
@@ -255,7 +256,7 @@ def _resume(out: Path, given: dict[str, Any], last: Path, place: torch.device) -
 
 
 def _session(options: Options, place: torch.device) -> Session:
-    """The model that the options ask for. Says what swaps dropped, and if the trained model cannot be saved."""
+    """Returns the model that the options ask for. Reports dropped features, and a model that cannot be saved."""
     opened = None
     if options.source is not None:
         opened = open_source(_finished_model(Path(options.source)) or options.source)
@@ -284,7 +285,7 @@ def _session(options: Options, place: torch.device) -> Session:
 
 
 def _finished_model(source: Path) -> Path | None:
-    """The model's folder in a finished run. Raises NotAvailable for a run that has none."""
+    """Returns the model's folder in a finished run. Raises NotAvailable for a run without one."""
     if (source / SAVED / CONFIG).is_file():
         return source / SAVED
     if last_checkpoint(source) is not None:
@@ -293,7 +294,7 @@ def _finished_model(source: Path) -> Path | None:
 
 
 def _train(training: Run, session: Session) -> None:
-    """Train to the end, save the model, and print what was done."""
+    """Trains to the end, saves the model, and prints a summary."""
     trainer, out = training.trainer, training.folder
     flops = training_flops_per_token(session.spec, trainer.config.context)
     dtype = torch.bfloat16 if trainer.config.autocast else torch.float32
@@ -313,7 +314,7 @@ def _train(training: Run, session: Session) -> None:
 
 
 def _figures(training: Run, session: Session, row: dict[str, Any], seconds_per_token: float) -> dict[str, str]:
-    """The figures of the summary. `seconds_per_token`: those that the measured arithmetic rate would take."""
+    """Returns the figures of the summary. `seconds_per_token` is the time at the measured arithmetic rate."""
     config, data, out = training.trainer.config, training.facts["data"], training.folder
     tokens = config.steps * config.tokens_per_step
     best = best_checkpoint(out / CHECKPOINTS)

@@ -251,7 +251,7 @@ MARKS = {
 
 
 def check_scheme(folder: Path, config: dict[str, Any]) -> None:
-    """Raise MalformedError naming the scheme of a folder whose weights are quantised in one that is not read."""
+    """Raises MalformedError naming the scheme of a folder whose weights are quantised in one that is not read."""
     text = config.get("text_config")
     for part in (config, *([text] if isinstance(text, dict) else [])):
         refuse(part)
@@ -274,7 +274,7 @@ def _expert_dtype(config: dict[str, Any], quantization: dict[str, Any]) -> str:
 
 
 def refuse(config: dict[str, Any]) -> None:
-    """Raise MalformedError for a scheme that is not read. A field that is malformed is left to the reader."""
+    """Raises MalformedError for a scheme that is not read. A field that is malformed is left to the reader."""
     if mlx := config.get("quantization"):
         raise _unsupported("MLX", f"quantization={brief(mlx)}")
     if sparse := config.get("compression_config"):

@@ -141,7 +141,7 @@ class HFFolder(Source):
         return text.get(name) if value is None and isinstance(text, dict) else value
 
     def _read_packed(self, quantization: Any) -> None:
-        """Pair packed tensors with their scales. (`check_scheme` has refused other schemes.)"""
+        """Pairs packed tensors with their scales. (`check_scheme` has refused other schemes.)"""
         if not isinstance(quantization, dict):
             where = f"{self.path / CONFIG}: quantization_config"
             raise MalformedError(f"{where} must be an object, got {brief(quantization)}")

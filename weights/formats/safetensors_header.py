@@ -84,7 +84,7 @@ def _counts(value: Any, max_length: int) -> bool:
 
 
 def _check_extents(path: Path, header: dict[str, Any], size: int) -> None:
-    """Raise MalformedError unless the tensors follow one another and fill the `size` bytes."""
+    """Raises MalformedError unless the tensors follow one another and fill the `size` bytes."""
     extents = sorted((*info["data_offsets"], name) for name, info in header.items())
     ends = [(0, 0, ""), *extents, (size, size, "")]
     if overlap := [f"{one[2]} and {other[2]}" for one, other in pairwise(extents) if other[0] < one[1]]:

@@ -107,7 +107,7 @@ def _fits_in_memory(models: Models) -> bool:
 
 
 def _check_comparable(one: Decoder, other: Decoder, what: str) -> None:
-    """Raise UsageError for two models whose parts cannot take each other's inputs."""
+    """Raises UsageError for two models whose parts cannot take each other's inputs."""
 
     def shape(spec: Decoder) -> dict[str, Any]:
         layers = enumerate(spec.layers)

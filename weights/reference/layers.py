@@ -57,13 +57,13 @@ class PartwiseComparison:
         self.inputs: Sequence[Tensor | None] = ()  # what the model computes for each layer alone
 
     def embedding(self, x: Tensor) -> None:
-        """Compare with the reference's embeddings `x` (batch, t, dim)."""
+        """Compares with the reference's embeddings `x` (batch, t, dim)."""
         embedded = self.model.embedded(self.tokens, self.ctx.positions)
         self._add("embedding", None, self.model.expanded(embedded), x)
         self.inputs = self.model.layer_inputs(self.tokens, x)
 
     def layer(self, reference: LayerActivations) -> None:
-        """Compare the branches of one layer, the last with what the layer's output is multiplied by."""
+        """Compares the branches of one layer, the last with what the layer's output is multiplied by."""
         index, self.last = reference.layer, reference.out
         layer: Any = self.model.layers[index]
         ctx = replace(self.ctx, layer_input=self.inputs[index], tokens=self.tokens)
@@ -79,7 +79,7 @@ class PartwiseComparison:
             self._add("feed-forward", index, scaled(layer.ffn(reference.between, ctx)), reference.gated)
 
     def head(self, logits: Tensor) -> None:
-        """Compare the last norm and the head with the reference's `logits` (batch, t, vocab)."""
+        """Compares the last norm and the head with the reference's `logits` (batch, t, vocab)."""
         largest = float(logits.abs().max())
         errors = []
         for chunk in chunks_of_positions(*logits.shape):

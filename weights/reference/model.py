@@ -121,7 +121,7 @@ def load_reference(source: Source, dtype: torch.dtype) -> tuple[Any, str]:
 
 @contextmanager
 def removed_after(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Register hooks now, and remove them in the end."""
+    """Registers hooks now, and remove them in the end."""
     with ExitStack() as registered:
         for hook in hooks:
             registered.enter_context(hook)
@@ -275,7 +275,7 @@ class MetaModel:
         self.conversions = conversions(self.model, source.tensors)
 
     def reload_submodule(self, name: str, source: Source | None = None) -> None:
-        """Fill the submodule of this name ("": the whole model). Without a `source` its files are opened anew, so that
+        """Fills the submodule of this name ("": the whole model). Without a `source` its files are opened anew, so that
         nothing holds their pages once the submodule is emptied."""
         opened = open_source(self.path) if source is None else source
         module, prefix = self.model.get_submodule(name), name and f"{name}."
@@ -299,5 +299,5 @@ class MetaModel:
 
 
 def empty(module: nn.Module) -> None:
-    """Free the memory of a module: its tensors become meta tensors."""
+    """Frees the memory of a module: its tensors become meta tensors."""
     module.load_state_dict({name: tensor.to("meta") for name, tensor in module.state_dict().items()}, assign=True)

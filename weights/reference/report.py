@@ -227,7 +227,7 @@ def _share(value: float) -> str:
 
 
 def check_plot(file: Path) -> None:
-    """Raise, before anything is run, what `write_plot` would raise for this file."""
+    """Raises, before anything is run, what `write_plot` would raise for this file."""
     if file.suffix not in (".png", ".svg"):
         raise UsageError(f"--plot must be a file that ends in .png or .svg, got {file}")
     if not file.parent.is_dir():
@@ -236,7 +236,7 @@ def check_plot(file: Path) -> None:
 
 
 def write_plot(report: ParityReport, file: Path) -> None:
-    """Plot the largest logit difference at each position, over all prompts, to a .png or .svg file."""
+    """Plots the largest logit difference at each position, over all prompts, to a .png or .svg file."""
     require_package("matplotlib", "plot")
     figure = require_package("matplotlib.figure", "plot").Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()

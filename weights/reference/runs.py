@@ -70,7 +70,7 @@ class Results:
     selections: dict[str, Selections] = field(default_factory=lambda: {side: Selections() for side in SIDES})
 
     def add(self, dtype: torch.dtype, side: str, logits: Tensor) -> None:
-        """Measure one side's logits; the first are the exact ones."""
+        """Measures one side's logits; the first are the exact ones."""
         if not self.exact.numel():
             self.exact = logits
         else:
@@ -137,7 +137,7 @@ def run_in_memory(models: Models, dtype: torch.dtype, results: Results) -> None:
 
 @contextmanager
 def _logged_seconds(what: str) -> Iterator[None]:
-    """Log how long `what` takes."""
+    """Logs how long `what` takes."""
     began = time.perf_counter()
     yield
     log.info("%s: %.1f s", what, time.perf_counter() - began)
@@ -181,7 +181,7 @@ class LayerwiseRuns:
                 empty(self.model.get_submodule(name))
 
     def visit(self, reference: LayerActivations) -> None:
-        """Run the zoo's layer, after the reference's."""
+        """Runs the zoo's layer, after the reference's."""
         index = reference.layer
         if index == 0:
             others = (name for name in ("positions", "per_layer") if getattr(self.model.spec, name))

@@ -1,4 +1,4 @@
-"""Running a command line: exit codes, one-line errors, interrupts and closed pipes.
+"""Runs a command line: exit codes, one-line errors, interrupts and closed pipes.
 
 Data goes to stdout or a file, everything else to stderr. Exit codes: 0 done, 1 a check failed, 2 usage, 3 not
 available, 4 malformed input, 130 interrupted.
@@ -43,7 +43,7 @@ def run(
 
 
 def exit_code(app: typer.Typer, prog: str, args: Sequence[str], may_report: Callable[[], bool] = _always) -> int:
-    """Run a command line and return its exit code: 0, an integer that its function returned, or the error's."""
+    """Runs a command line and returns its exit code: 0, an integer that its function returned, or the error's."""
     command = typer.main.get_command(app)
     try:
         # Not command.main(), which swallows interrupts and closed pipes, differently in each release of typer.
@@ -77,7 +77,7 @@ def _fail(message: str, code: int, args: Sequence[str], may_report: Callable[[],
 
 
 def emit(text: str, out: Path | None = None) -> None:
-    """Write text to stdout or to the file `out`, which is written as a whole or not at all."""
+    """Writes text to stdout or to the file `out`, which is written as a whole or not at all."""
     if out is None:
         print(text)
         return

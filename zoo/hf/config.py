@@ -243,7 +243,7 @@ class Config(Fields):
             self.unused("auto_map")
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
-        """Raise MalformedError naming every field, except those in `ignore`, that was not read and has an effect on a
+        """Raises MalformedError naming every field, except those in `ignore`, that was not read and has an effect on a
         forward pass."""
         self.neutral(**{name: value for name, value in NEUTRAL.items() if name not in self.read})
         self.unused(*filter(is_inert, self.values))

@@ -164,7 +164,7 @@ class Fields:
             yield from inner.left()
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
-        """Raise MalformedError naming every field that was not read, except those in `ignore`."""
+        """Raises MalformedError naming every field that was not read, except those in `ignore`."""
         ignore = set(ignore)
         left = [shown for path, shown in self.left() if path not in ignore]
         if left:

@@ -1,4 +1,4 @@
-"""python -m zoo.kernels: the kernels of this machine, decided where they were not."""
+"""python -m zoo.kernels: shows the kernels of this machine, and decides those that are undecided."""
 
 import logging
 from typing import Annotated

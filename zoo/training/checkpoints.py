@@ -32,7 +32,7 @@ NAME = re.compile(r"step-(\d{8,})")
 def write_checkpoint(
     folder: Path, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> Path:
-    """Write the checkpoint of a `step` into the folder of a run's checkpoints, and remove those that are not kept: all
+    """Writes the checkpoint of a `step` into the folder of a run's checkpoints, and remove those that are not kept: all
     but the last two and the one whose state's "bits_per_byte" is the lowest.
 
     Raises NotAvailable where the disk fails or is full: the earlier checkpoints stay. UsageError for a step whose
@@ -95,7 +95,7 @@ def read_tensors(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]
 
 
 def remove_leftovers(folder: Path, name: str = "step-*") -> None:
-    """Remove folders of this name that a killed process was writing or removing. No other may be writing there."""
+    """Removes folders of this name that a killed process was writing or removing. No other may be writing there."""
     for path in folder.glob(f".{name}.{'[0-9a-f]' * 8}"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -142,7 +142,7 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _remove_others(folder: Path) -> None:
-    """Remove the checkpoints that are not kept. Each is renamed first: what is half removed is no checkpoint."""
+    """Removes the checkpoints that are not kept. Each is renamed first: what is half removed is no checkpoint."""
     best = best_checkpoint(folder)
     for path in checkpoints(folder)[:-KEPT]:
         if path != best:

@@ -45,7 +45,7 @@ def own_rows(batch: Batch) -> Batch:
 
 
 def require_ranks(model: Model, batch: int, accumulate: int) -> None:
-    """Raise UsageError for a model that several ranks cannot train in batches of so many sequences."""
+    """Raises UsageError for a model that several ranks cannot train in batches of so many sequences."""
     if ranks() == 1:
         return
     if not hasattr(model, "reshard"):
@@ -95,7 +95,7 @@ def _reshard(model: Any, inputs: Any, output: Any) -> None:
 
 @torch.no_grad()
 def _spread(model: Model, whole: Mapping[str, Tensor], device: torch.device) -> None:
-    """Give each rank its part of the parameters that rank 0 holds."""
+    """Gives each rank its part of the parameters that rank 0 holds."""
     from torch.distributed.tensor import distribute_tensor
 
     parameter: Any

@@ -13,7 +13,7 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep other processes out of it; the system lifts the lock when the process ends, however it
+    """Makes the folder, and keep other processes out of it; the system lifts the lock when the process ends, however it
     ends. Raises UsageError if another process is at work there, NotAvailable for a folder that cannot be made. Systems
     without flock lock nothing."""
     try:

@@ -25,14 +25,14 @@ class Log:
             raise self._failed(error) from error
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add a line. Raises NotAvailable where the disk fails."""
+        """Adds a line. Raises NotAvailable where the disk fails."""
         try:
             self._file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise self._failed(error) from error
 
     def flush(self) -> None:
-        """Flush to disk what was written: a checkpoint that follows is never ahead of the log."""
+        """Flushes to disk what was written: a checkpoint that follows is never ahead of the log."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:

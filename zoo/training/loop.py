@@ -185,7 +185,7 @@ class Trainer:
         return distributed.gathered(self.model.state_dict().items()), distributed.gathered(optimizer)
 
     def restore(self, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
-        """Continue after `step`, with what `tensors` gave then. Raises MalformedError for tensors of another model."""
+        """Continues after `step`, with what `tensors` gave then. Raises MalformedError for tensors of another model."""
         parameters = dict(self.model.named_parameters())
         state: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, value in optimizer.items():
@@ -208,7 +208,7 @@ class Trainer:
         return next(self.model.parameters()).device
 
     def _backward(self, piece: Batch, scored: int) -> tuple[Tensor, Tensor, list[RouterOutput]]:
-        """Add the gradient of a piece of a batch with so many `scored` targets; its share of the two losses."""
+        """Adds the gradient of a piece of a batch with so many `scored` targets; its share of the two losses."""
         inputs, targets = piece.inputs.to(self.device), piece.targets.to(self.device)
         with autocast(self.device, self.config.autocast), recorded_routing() as routing:
             logits = self.model(inputs)

@@ -23,7 +23,7 @@ def routers_of(model: nn.Module) -> list[Any]:
 
 @torch.no_grad()
 def update_router_bias(model: nn.Module, routing: Sequence[RouterOutput], rate: float) -> None:
-    """Add rate * sign(mean load - load) to the correction of each router that has one, where the load of an expert is
+    """Adds rate * sign(mean load - load) to the correction of each router that has one, where the load of an expert is
     the number of tokens that it was chosen for: auxiliary-loss-free load balancing (Wang et al. 2024, algorithm 1;
     DeepSeek-V3, section 2.1.2, with a rate of 0.001).
 
@@ -52,7 +52,7 @@ def _summed_over_ranks(loads: list[Tensor]) -> Sequence[Tensor]:
 
 
 def _add(correction: Any, step: Tensor) -> None:
-    """Add a whole `step` to a correction of which this rank may hold a part only."""
+    """Adds a whole `step` to a correction of which this rank may hold a part only."""
     step = step.to(correction)
     if hasattr(correction, "placements"):
         from torch.distributed.tensor import distribute_tensor
@@ -62,7 +62,7 @@ def _add(correction: Any, step: Tensor) -> None:
 
 
 def require_trainable_routers(spec: Decoder) -> None:
-    """Raise UsageError where a router would get no gradient from what the model learns: a single chosen expert whose
+    """Raises UsageError where a router would get no gradient from what the model learns: a single chosen expert whose
     weight is divided by itself is weighed the same whatever the router computes."""
     for index, layer in enumerate(spec.layers):
         for moe in layer.walk():

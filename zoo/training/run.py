@@ -58,7 +58,7 @@ class Run:
     row: Row | None = None  # of the checkpoint that is resumed
 
     def restore(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
-        """Continue after a checkpoint with this `state`, on the kernels that were used then. Raises UsageError where
+        """Continues after a checkpoint with this `state`, on the kernels that were used then. Raises UsageError where
         the run is another one, naming the differences, MalformedError for a checkpoint that is damaged."""
         self._require_same(state)
         self.trainer.restore(state["step"], *stored.read_tensors(checkpoint))
@@ -66,7 +66,7 @@ class Run:
         kernels.use(_recorded_kernels(state))
 
     def steps(self) -> Iterator[Row]:
-        """Train to the end. Yields each step's row when it is logged and its checkpoint, if it has one, is on disk;
+        """Trains to the end. Yields each step's row when it is logged and its checkpoint, if it has one, is on disk;
         first the row of step 0, which has an evaluation and no loss, or that of the checkpoint which is resumed.
 
         Raises DivergedError for a loss that is not finite, NotAvailable for a disk that fails or is full: the last

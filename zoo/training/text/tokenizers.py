@@ -48,7 +48,7 @@ class Tokenizer(Protocol):
         """The text of ids. Bytes that are not UTF-8 become U+FFFD."""
 
     def save(self, folder: str | Path) -> None:
-        """Write a tokenizer.json. Raises UsageError where another one is there already."""
+        """Writes a tokenizer.json. Raises UsageError where another one is there already."""
 
 
 def id_dtype(vocab: int) -> np.dtype[Any]:
