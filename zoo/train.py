@@ -42,7 +42,7 @@ from zoo.training.speed import EVALUATIONS, matmul_rate, seconds, steps_within, 
 from zoo.units import format_bytes, format_count, parse_count
 
 BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two moments, in float32
-# What a source's folder holds for reading and writing text.
+# Files of a source's folder for reading and writing text.
 TEXT_FILES = (TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, OLDER_TEMPLATE, "generation_config.json")
 CONFIG = "config.json"
 SAVED = "model"  # the folder in OUT that `weights.load` reads
@@ -61,50 +61,61 @@ class Schedule(StrEnum):
 def main(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A size or an architecture.")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept; it must hold none.")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the run; it must not hold another run.")
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(metavar="FILE_OR_FOLDER", help="UTF-8 text. Default: Python's standard library.")
+        Path | None,
+        typer.Option(metavar="FILE_OR_FOLDER", help="Training text in UTF-8. Default: Python's standard library."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with its options.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out with its options.")] = False,
     params: Annotated[
-        str | None, typer.Option(help="Scale the model to so many; 'published': its own size. Default: 1M.")
+        str | None, typer.Option(help="Parameters to scale to; 'published' keeps the size. Default: 1M.")
     ] = None,
-    tiny: Annotated[Flag, typer.Option("--tiny", help="Toy widths instead of --params.")] = None,
-    swap: Annotated[list[str] | None, typer.Option(metavar="SWAP", help="Change a block, as in zoo.build.")] = None,
+    tiny: Annotated[Flag, typer.Option("--tiny", help="Use toy widths instead of --params.")] = None,
+    swap: Annotated[
+        list[str] | None, typer.Option(metavar="SWAP", help="Change a block, as in zoo.build (repeatable).")
+    ] = None,
     source: Annotated[
-        str | None, typer.Option("--from", metavar="SOURCE", help="Start from a released model, or a finished run.")
+        str | None, typer.Option("--from", metavar="SOURCE", help="Released model or finished run to start from.")
     ] = None,
-    vocab: Annotated[int | None, typer.Option(min=1, help="Train a BPE of so many tokens. Default: bytes.")] = None,
-    context: Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence. Default: 256.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Sequences of a step. Default: 8.")] = None,
-    accumulate: Annotated[int | None, typer.Option(min=1, help="Compute a step in so many pieces.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="The budget in tokens: 600k, 2M.")] = None,
-    minutes_: Annotated[float | None, typer.Option("--minutes", help="Or the budget in minutes. Default: 10.")] = None,
+    vocab: Annotated[int | None, typer.Option(min=1, help="Tokens of a BPE to train. Default: bytes.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence. Default: 256.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences per step. Default: 8.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(min=1, help="Pieces that a step is computed in. Default: 1.")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="Budget in tokens: 600k, 2M.")] = None,
+    minutes_: Annotated[
+        float | None, typer.Option("--minutes", help="Budget in minutes, instead of tokens. Default: 10.")
+    ] = None,
     lr: Annotated[
         float | None,
         typer.Option(help="Peak learning rate. Default: 4e-3; published sizes 3e-4; with --from 1e-4."),
     ] = None,
-    schedule: Annotated[Schedule | None, typer.Option(help="Default: cosine.")] = None,
-    warmup: Annotated[float | None, typer.Option(min=0, help="Steps, or a share below 1. Default: 0.1.")] = None,
-    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient. Default: 1.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(min=0, help="Of matrices. Default: 0.1.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of weights and batches. Default: 0.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; under torchrun cpu or cuda.")] = "cpu",
+    schedule: Annotated[Schedule | None, typer.Option(help="Shape of the learning rate. Default: cosine.")] = None,
+    warmup: Annotated[
+        float | None, typer.Option(min=0, help="Warm-up steps, or their share below 1. Default: 0.1.")
+    ] = None,
+    clip: Annotated[float | None, typer.Option(help="Maximum norm of the gradient. Default: 1.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0, help="Weight decay of matrices. Default: 0.1.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of weights and batches. Default: 0.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps; under torchrun cpu or cuda.")] = "cpu",
     autocast: Annotated[Flag, typer.Option("--autocast", help="Compute in bfloat16.")] = None,
     compile: Annotated[Flag, typer.Option("--compile", help="Compile the model first.")] = None,
     checkpoint_activations: Annotated[
-        Flag, typer.Option("--checkpoint-activations", help="Less memory: compute layers again in the backward pass.")
+        Flag, typer.Option("--checkpoint-activations", help="Save memory: recompute layers in the backward pass.")
     ] = None,
     eval_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps from one evaluation to the next. Default: ten in all.")
+        int | None, typer.Option(min=1, help="Steps between two evaluations. Default: ten evaluations.")
     ] = None,
-    sample: Annotated[str | None, typer.Option(metavar="PROMPT", help="What the samples continue.")] = None,
+    sample: Annotated[str | None, typer.Option(metavar="PROMPT", help="Prompt of the samples.")] = None,
     debug: Debug = False,
 ) -> None:
     """Train a model on text; the run, its log, its checkpoints and the model go to --out.
 
-    Progress and samples go to stderr, a summary to stdout. What was interrupted goes on with --out FOLDER --resume.
+    Progress and samples go to stderr, a summary to stdout. An interrupted run continues with --out FOLDER --resume.
 
     \b
     python -m zoo.train qwen3 --out run

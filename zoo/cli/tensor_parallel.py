@@ -15,12 +15,10 @@ from zoo.core.devices import find_device
 from zoo.errors import UsageError
 
 TensorParallel = Annotated[
-    int, typer.Option("--tp", min=1, help="Divide the model among so many processes, which torchrun starts.")
+    int, typer.Option("--tp", min=1, help="Processes that divide the model; torchrun starts them.")
 ]
 
-ExpertParallel = Annotated[
-    int, typer.Option("--ep", min=1, help="As --tp: each process holds whole experts, and not a part of each.")
-]
+ExpertParallel = Annotated[int, typer.Option("--ep", min=1, help="Processes that divide whole experts; equal to --tp.")]
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""What training minimises: the cross entropy of the next token, and losses that keep experts equally used.
+"""The training losses: cross entropy of the next token, and losses that keep experts equally used.
 
-A balancing loss takes what `zoo.core.forward_context.recorded_routing` collects from one forward pass. It is 1 where
-all experts are used equally (the pooled form: k), and up to as many times that as there are experts where a few take
-every token. It balances the batch that it is given: one rank's, one step of an accumulation.
+A balancing loss takes the routing that `zoo.core.forward_context.recorded_routing` collects from one forward pass. It
+is 1 where all experts are used equally (the pooled form: k), and grows to the number of experts where a few take every
+token. It balances its own batch: that of one rank, of one step of an accumulation.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,20 @@ IGNORED = -100  # the target of a position that is not scored
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean nats of the target ids (b, t) under logits (b, t, vocab), over the targets that are not IGNORED, in float32
-    at least. NaN where no target is scored.
+    """Returns the mean nats of the target ids (b, t) under logits (b, t, vocab), over the targets that are not IGNORED.
 
-    Targets are those of the same positions: the caller shifts them.
+    It is computed in float32 at least, and NaN where no target is scored. Targets are those of the same positions: the
+    caller shifts them.
     """
     return F.cross_entropy(upcast(logits.flatten(0, -2)), targets.flatten(), ignore_index=IGNORED)
 
 
 def load_balancing_loss(routing: Sequence[RouterOutput]) -> Tensor:
-    """The papers' form: the mean over layers of experts * sum_e f_e P_e, where f_e is the share of a layer's choices
-    that fell on expert e (of its tokens, where k = 1) and P_e the mean probability that its softmax over all experts
-    gives to e (Switch Transformer, Fedus et al. 2021, section 2.2, eq. 4 to 6, whose coefficient is 0.01).
+    """Returns the load-balancing loss of the papers: the mean over layers of experts * sum_e f_e P_e.
+
+    f_e is the share of a layer's choices that fell on expert e (of its tokens, where k = 1). P_e is the mean
+    probability that its softmax over all experts gives to e (Switch Transformer, Fedus et al. 2021, section 2.2, eq. 4
+    to 6, whose coefficient is 0.01).
 
     Only P has gradients. It is 1 where a layer is balanced, for every k. Raises UsageError where nothing was recorded.
     """
@@ -45,12 +47,12 @@ def _switch_loss(output: RouterOutput) -> Tensor:
 
 
 def pooled_load_balancing_loss(routing: Sequence[RouterOutput]) -> Tensor:
-    """The form in transformers (`output_router_logits`), to which `router_aux_loss_coef` of published configs belongs:
-    the tokens of all layers are pooled, and f_e is how many of the k choices of a pooled token fall on expert e.
+    """Returns the load-balancing loss of transformers (`output_router_logits`), which pools the tokens of all layers.
 
-    One layer gives k times `load_balancing_loss`. With several, layers that prefer different experts cancel out: each
-    may be unbalanced where their sum is not. Raises UsageError where nothing was recorded, or where layers have
-    different numbers of experts.
+    f_e is the number of a pooled token's k choices that fall on expert e. `router_aux_loss_coef` of published configs
+    belongs to this form. One layer gives k times `load_balancing_loss`. With several, layers that prefer different
+    experts cancel out: each may be unbalanced where their sum is not. Raises UsageError where nothing was recorded, or
+    where layers have different numbers of experts.
     """
     _require_recorded(routing)
     sizes = sorted({output.logits.shape[-1] for output in routing})
@@ -62,13 +64,15 @@ def pooled_load_balancing_loss(routing: Sequence[RouterOutput]) -> Tensor:
 
 
 def sequence_balance_loss(routing: Sequence[RouterOutput]) -> Tensor:
-    """For sigmoid routers, the complement of their bias update: the mean over layers and sequences of sum_e f_e P_e,
-    where f_e is experts / k times the share of the sequence's tokens that have e among their k highest scores, and P_e
-    the mean of e's score as a part of all scores of a token (DeepSeek-V3, section 2.1.2, eq. 17 to 20, whose
-    coefficient is 0.0001).
+    """Returns the balancing loss of sigmoid routers, beside their bias update: the mean over layers and sequences of
+    sum_e f_e P_e.
 
-    As in the paper the k highest are those without correction and groups, so f is not what the router chose. Only P has
-    gradients. It is 1 where a sequence is balanced. Raises UsageError where nothing was recorded.
+    f_e is experts / k times the share of the sequence's tokens that have e among their k highest scores. P_e is the
+    mean of e's score as a share of all scores of a token (DeepSeek-V3, section 2.1.2, eq. 17 to 20, whose coefficient
+    is 0.0001).
+
+    As in the paper, the k highest scores are those without correction and groups, so f is not the router's choice. Only
+    P has gradients. It is 1 where a sequence is balanced. Raises UsageError where nothing was recorded.
     """
     _require_recorded(routing)
     return torch.stack([_sequence_loss(output) for output in routing]).mean()

@@ -1,5 +1,5 @@
-"""Keeping experts equally used without a loss: the bias update of routers with a correction; routers that cannot
-learn."""
+"""Keeps experts equally used without a loss, by updating the bias of routers with a correction; refuses routers that
+cannot learn."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,19 +17,20 @@ from zoo.model.decoder import Decoder
 
 
 def routers_of(model: nn.Module) -> list[Any]:
-    """The router modules of a model, in layer order: that of `recorded_routing`."""
+    """Returns the router modules of a model in layer order, the order of `recorded_routing`."""
     return [module for module in model.modules() if isinstance(getattr(module, "spec", None), Router)]
 
 
 @torch.no_grad()
 def update_router_bias(model: nn.Module, routing: Sequence[RouterOutput], rate: float) -> None:
-    """Adds rate * sign(mean load - load) to the correction of each router that has one, where the load of an expert is
-    the number of tokens that it was chosen for: auxiliary-loss-free load balancing (Wang et al. 2024, algorithm 1;
-    DeepSeek-V3, section 2.1.2, with a rate of 0.001).
+    """Adds rate * sign(mean load - load) to the correction of each router that has one.
 
-    For after an optimiser step, with what `recorded_routing` collected in it: one output for each router of the model,
-    those that have no correction included. Where torch.distributed is initialised the loads are those of all ranks, and
-    all ranks must call this; corrections may be sharded. Raises UsageError where a router has no output.
+    The load of an expert is the number of tokens that it was chosen for. This is auxiliary-loss-free load balancing
+    (Wang et al. 2024, algorithm 1; DeepSeek-V3, section 2.1.2, with a rate of 0.001).
+
+    Call it after an optimiser step, with the step's `recorded_routing`: one output for each router of the model,
+    including those without a correction. Where torch.distributed is initialised the loads are those of all ranks, and
+    all ranks must call it; corrections may be sharded. Raises UsageError where a router has no output.
     """
     routers = routers_of(model)
     if len(routers) != len(routing):
@@ -52,7 +53,7 @@ def _summed_over_ranks(loads: list[Tensor]) -> Sequence[Tensor]:
 
 
 def _add(correction: Any, step: Tensor) -> None:
-    """Adds a whole `step` to a correction of which this rank may hold a part only."""
+    """Adds a whole `step` to a correction, of which this rank may hold only a part."""
     step = step.to(correction)
     if hasattr(correction, "placements"):
         from torch.distributed.tensor import distribute_tensor
@@ -62,8 +63,8 @@ def _add(correction: Any, step: Tensor) -> None:
 
 
 def require_trainable_routers(spec: Decoder) -> None:
-    """Raises UsageError where a router would get no gradient from what the model learns: a single chosen expert whose
-    weight is divided by itself is weighed the same whatever the router computes."""
+    """Raises UsageError where a router would get no gradient: a single chosen expert whose weight is divided by itself
+    has the weight 1 whatever the router computes."""
     for index, layer in enumerate(spec.layers):
         for moe in layer.walk():
             if isinstance(moe, MoE) and moe.experts > 1 and moe.router.k == 1 and _renormalises(moe.router):
