@@ -46,11 +46,12 @@ test-browser: $(VENV)/.test ## the tests of the gallery's page, in a Chromium th
 test-slow: $(VENV)/.test ## the tests marked slow
 	$(PYTEST) -m 'slow and not gpu and not network' $(ARGS)
 
-check: $(VENV)/.dev ## lint, format, types and which room imports which, changing nothing
+check: $(VENV)/.dev ## lint, format, types, imports between rooms and docstrings, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tests/docstrings.py
 
 format: $(VENV)/.dev ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
