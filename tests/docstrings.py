@@ -1,7 +1,7 @@
-"""Refuses docstrings and help texts that open with a question word or with "Of": `python tests/docstrings.py [FILE ...]`.
+"""Refuses docstrings and help texts that open with a question word or with "Of".
 
 A docstring is a sentence: its subject comes first, or it starts with a verb in the third person. `make check` and the
-commit hook run this file. It needs the standard library only.
+commit hook run `python tests/docstrings.py [FILE ...]`. It needs the standard library only.
 """
 
 import ast

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.docstrings import refused
 
-REFUSED = ["Of a model, the size.", "What a pass changes.", "The same of columns.", "By what keys are chosen.", "Whose."]
+REFUSED = ["Of a model, the size.", "What a pass changes.", "The same of columns.", "By what it sorts.", "As one."]
 ACCEPTED = ["Returns the size of a model.", "Offsets of the rows.", "Assigns ranks.", "Whether it fits.", "A model."]
 
 

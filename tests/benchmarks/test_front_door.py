@@ -75,8 +75,8 @@ def test_help_is_that_of_the_module_under_the_name_that_was_typed(verb: str, zoo
     module = MODULES[verb][0]
     there, here = (run(*words, "--help") for words in (("-m", module), (zoo, verb)))
     assert here.returncode == there.returncode == 0
-    assert here.stdout.partition("\n")[0] == there.stdout.partition("\n")[0].replace(f"python -m {module}", f"zoo {verb}")
-    assert here.stdout.partition("\n\n")[2] == there.stdout.partition("\n\n")[2]
+    (usage, _, rest), (expected, _, other) = (done.stdout.partition("\n\n") for done in (here, there))
+    assert (usage, rest) == (expected.replace(f"python -m {module}", f"zoo {verb}"), other)
 
 
 @pytest.mark.parametrize(
