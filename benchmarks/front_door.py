@@ -1,4 +1,4 @@
-"""The command `zoo`: `zoo build qwen3` runs `python -m zoo.build qwen3`, and so for each verb. Nothing imports this file.
+"""The command `zoo`: `zoo build qwen3` runs `python -m zoo.build qwen3`. Nothing imports this file.
 
 It imports nothing of the project before the verb is known: `zoo` alone answers at once.
 """
