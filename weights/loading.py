@@ -40,7 +40,7 @@ class LazyTensors(Sequence[Tensor]):
     names: Sequence[str]
     device: str | torch.device
     dtype: torch.dtype
-    part: Part | None = None  # of each
+    part: Part | None = None  # the part of each tensor
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,8 +58,8 @@ class MatchedModel:
     source: Source
     model: Model
     mappings: list[TensorMapping]
-    skipped: dict[str, list[str]]  # what they are -> names
-    shards: Shards | None = None  # of several ranks: what this one reads
+    skipped: dict[str, list[str]]  # description -> names
+    shards: Shards | None = None  # the part that this rank reads, of several ranks
 
     def read(self, mappings: Sequence[TensorMapping], device: str | torch.device = "cpu") -> dict[str, Tensor]:
         """Returns the parameters that these mappings fill, by name, in the shapes and dtypes of the model.

@@ -21,7 +21,7 @@ from zoo.model.decoder import Decoder
 from zoo.model.module import Model
 
 READABLE_DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
-TABLE_DTYPES = {torch.int32, torch.int64}  # of what is read as integers
+TABLE_DTYPES = {torch.int32, torch.int64}  # dtypes of tables that are read as integers
 MAX_FOLDED_LINES = 20_000  # folding takes about a kilobyte of memory per line
 HEAD = "lm_head.weight"
 

@@ -192,10 +192,10 @@ def to_hf(spec: Decoder) -> dict[str, Any]:
     can, naming each block that the nearest model_type cannot describe.
     """
 
-    def distance(family: ModuleType) -> int:  # of its nearest released size
+    def distance(family: ModuleType) -> int:  # to its nearest released size
         return min(sum(differences(spec, size.spec).values()) for size in family.SIZES.values())
 
-    # Whoever has released all kinds of blocks in it describes it, if anybody does; reading all the others takes longer.
+    # A family that has released all kinds of blocks in it describes it, if any does; reading the others takes longer.
     kinds, configs = _block_kinds(spec), dict[ModuleType, dict[str, Any]]()
     for likely in (True, False):
         tried = [family for family in families().values() if (kinds <= _released_kinds(family)) is likely]

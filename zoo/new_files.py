@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from zoo.errors import NotAvailable
 
-POLL_SECONDS = 0.01  # between two looks at a lock
+POLL_SECONDS = 0.01  # between two attempts to lock
 
 
 @contextmanager

@@ -18,8 +18,8 @@ class Divide(Enum):
     """The rule that divides a number of units among ranks."""
 
     EVENLY = "evenly"  # equally many to each
-    REPEATED = "repeated"  # equally many to each; where there are fewer than ranks, several ranks hold the same one
-    ANY = "any"  # as equally as it goes: of 10, three ranks hold 4, 3 and 3
+    REPEATED = "repeated"  # equally many to each; with fewer units than ranks, several ranks hold the same unit
+    ANY = "any"  # as even as possible: three ranks hold 4, 3 and 3 of 10
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class FirstRankOnly:
 
 
 Cuts = Mapping[str, Cut | FirstRankOnly]
-"""Module or parameter -> how it is divided. What is not named, every rank holds.
+"""Maps a module or a parameter to its cut. Every rank holds the parameters that are not named.
 
 A linear map's name stands for its weight, and for its bias: a bias is divided with the outputs, and added by the first
 rank alone where the inputs are divided.

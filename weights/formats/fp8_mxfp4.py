@@ -233,7 +233,7 @@ class FP4(PackedFormat):
 
 
 FORMATS: dict[str, PackedFormat] = {"fp8": FP8(), "mxfp4": MXFP4()}  # quant_method -> the format, if it is read
-EXPERT_DTYPES = {"fp8": (), "fp4": (FP4(),)}  # how experts are stored beside fp8 -> formats beside that
+EXPERT_DTYPES = {"fp8": (), "fp4": (FP4(),)}  # dtype of the experts -> formats beside fp8
 _SPELT_ALIKE = (
     "AQLM|AWQ|BitNet|bitsandbytes|compressed-tensors|EETQ|FBGEMM FP8|FP-Quant|GGUF|GPTQ|HIGGS|HQQ|MXFP8|NVFP4|Quanto|"
     "SINQ|SpQR|torchao|VPTQ"

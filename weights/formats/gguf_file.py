@@ -171,7 +171,7 @@ class GGUFFile(Source):
         """Returns every tensor, under Hugging Face's name, or under its own if it has none there."""
         found = [StoredTensor(name, self._shape(name), torch.float32) for name in self._names]
         used = {name for tensor in self._names.values() for name in tensor.names}
-        others = self._tensors.keys() - used - ROPE_TABLES  # which are compared with the preset's already
+        others = self._tensors.keys() - used - ROPE_TABLES  # `_other_factors` compares these
         return [*found, *(StoredTensor(name, self._raw_shape(name), torch.float32) for name in sorted(others))]
 
     @cached_property

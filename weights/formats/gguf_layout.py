@@ -95,14 +95,14 @@ SINKS: Rules = (Rename("attn.block.sinks", "attn_sinks.weight"),)
 PREDICTION: Rules = (Skipped("blk.{layers}.*", "the multi-token prediction layer"),)
 QKVZ: Rules = tuple(Rename(f"attn.block.{x}", f"attn_{x}", mixer=GatedDeltaNet) for x in ("qkv", "gate"))
 SHARED_EXPERT: Rules = tuple(Rename(f"ffn.block.shared.{x}", f"ffn_{x}_shexp") for x in ("gate", "up"))
-# GPT-2's matrices are transposed, as other architectures have them.
+# GPT-2's matrices are transposed, which makes them like those of other architectures.
 GPT2: Rules = (
     FusedQKV(("attn.block.q", "attn.block.k", "attn.block.v"), "attn_qkv"),
     Rename("attn.block.o", "attn_output"),
     *(Rename(f"ffn.block.{part}", f"ffn_{part}") for part in ("up", "down")),
 )
 
-# Beside each dense feed-forward; what the router multiplies by lies beside the matrices that it belongs to.
+# The experts beside each dense feed-forward. The router's factors are stored beside the matrices that they scale.
 GEMMA4: Rules = (
     Rename("ffn.block.routed.router.norm.weight", "ffn_gate_inp.scale"),
     Rename("ffn.block.routed.router.expert_scale", "ffn_down_exps.scale"),

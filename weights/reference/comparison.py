@@ -21,8 +21,8 @@ from zoo.model.parallel import Ranks
 from zoo.units import dtype_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-SEEDS = 3  # of random prompts, over which rounding errors are pooled
-MEMORY_SHARE = 0.8  # of the free memory that models and logits may take together
+SEEDS = 3  # random prompts, over which rounding errors are pooled
+MEMORY_SHARE = 0.8  # share of the free memory for models and logits together
 MIN_TOKENS, TOKENS_PAST_WINDOW = 256, 64  # the default length of a prompt
 MAX_TOKENS = 4096  # by default, however wide the window is: attention scores grow with the square
 # The second paragraph of the Declaration of Independence, 1776.

@@ -26,7 +26,7 @@ class _Float64Mode(TorchFunctionMode):
 
     def __init__(self, default: torch.dtype) -> None:
         super().__init__()
-        self.enabled, self.default = True, default  # the dtype where none is named, outside
+        self.enabled, self.default = True, default  # the default dtype outside
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -56,7 +56,7 @@ class PartwiseComparison:
         self.ctx, self.layer_caches = model.prepare(tokens)
         self.parts: list[Part] = []
         self.last = torch.empty(0)  # the output of the reference's last layer
-        self.inputs: Sequence[Tensor | None] = ()  # what the model computes for each layer alone
+        self.inputs: Sequence[Tensor | None] = ()  # the per-layer inputs
 
     def embedding(self, x: Tensor) -> None:
         """Compares the embeddings with the reference's `x` (batch, t, dim)."""

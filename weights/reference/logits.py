@@ -60,7 +60,7 @@ def compare(exact: Tensor, other: Tensor) -> Difference:
     """Returns the difference of logits (batch, t, vocab) from the `exact` ones, which are in float64."""
     batch, length, vocab = exact.shape
     elements = exact.numel()
-    tail_size = elements - ceil(0.999 * elements) + 1  # how many differences are at or above the percentile
+    tail_size = elements - ceil(0.999 * elements) + 1  # differences at or above the percentile
     columns, scale, tail, squares = [], 0.0, torch.empty(0), torch.zeros(2, dtype=torch.float64)
     for chunk in chunks_of_positions(batch, length, vocab):
         one, two = exact[:, chunk].double(), other[:, chunk].double()
@@ -86,7 +86,7 @@ def _distributions(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns KL (one || two), whether the argmax is the same, and the share of the top 10 in common: each (batch,
     t)."""
     p, q = one.log_softmax(-1), two.log_softmax(-1)
-    kl = (p.exp() * (p - q)).sum(-1).clamp_min(0)  # of equal distributions, rounding may make it negative
+    kl = (p.exp() * (p - q)).sum(-1).clamp_min(0)  # for equal distributions, rounding may make it negative
     k = min(10, one.shape[-1])
     best, others = one.topk(k).indices, two.topk(k).indices
     shared = (best[..., None] == others[..., None, :]).any(-1).double().mean(-1)

@@ -189,7 +189,7 @@ def feed_forward_input(spec: Decoder, rules: Rules, index: int, layer: nn.Module
     if spec.layers[index].ffn is None:
         return None
     has_norm, norm = getattr(spec.layers[index].ffn, "pre", None) is not None, "ffn.pre"
-    if spec.streams:  # what reads them comes before the norm
+    if spec.streams:  # a module that reads the streams comes before the norm
         has_norm, norm = True, "ffn.weights"
     if isinstance(spec.layers[index].feed_forward, DenseAndMoE):
         has_norm, norm = True, "ffn.block.dense_pre"

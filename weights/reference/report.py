@@ -91,7 +91,7 @@ class ParityReport:
     streaming: bool
     ranks: int  # processes that divide the zoo's model
     reference: str
-    has_choices: bool  # of experts or keys
+    has_choices: bool  # experts or keys are chosen
     exact: Difference
     exact_cached: Difference
     parts: tuple[Part, ...]

@@ -42,7 +42,7 @@ from zoo.model.decoder import Decoder
 from zoo.model.parallel import Ranks
 
 DECODED_TOKENS = 4  # at the end of a prompt, one by one through the cache
-SIDES = ("reference", "zoo", "cached")  # of each run: whose logits they are
+SIDES = ("reference", "zoo", "cached")  # the origin of the logits in each run
 log = logging.getLogger(__name__)
 
 
@@ -163,7 +163,7 @@ class LayerwiseRuns:
             self.contexts.append(self.model.prepare(chunk, self.cache)[0])
             self.cache.length += chunk.shape[1]
         self.full, self.cached = torch.empty(0), torch.empty(0)  # (batch, t, dim)
-        self.inputs: list[Sequence[Tensor | None]] = []  # of the layers, in one forward pass and in each chunk
+        self.inputs: list[Sequence[Tensor | None]] = []  # inputs of the layers, in one forward pass and in each chunk
         self.ctx, self.no_caches = self.model.prepare(self.tokens)
 
     @contextmanager

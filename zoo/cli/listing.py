@@ -99,7 +99,7 @@ def _used(spec: Spec) -> Iterator[RegistryEntry]:
         names, role = [spec.placement], "placement"
     yield from (RegistryEntry(role, name) for name in names if role)
     for name, term in features(spec).items():
-        has_row = name == "window" or getattr(getattr(spec, name), "role", "") == name  # of its own
+        has_row = name == "window" or getattr(getattr(spec, name), "role", "") == name  # a row of its own
         if not has_row:
             yield RegistryEntry(role or "model", term, option=True)
     for child in dict.fromkeys(child for _, child in spec.children()):

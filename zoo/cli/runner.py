@@ -37,7 +37,7 @@ def run(
     """
     prog = getattr(sys.modules.get("__main__"), "typed_as", prog)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # what a program has put in the place of a stream may lack it
+        if hasattr(stream, "reconfigure"):  # a program's replacement of a stream may lack it
             stream.reconfigure(errors="replace")
     sys.exit(exit_code(app, prog, sys.argv[1:] if args is None else args, may_report))
 

@@ -263,7 +263,7 @@ class Skipped:
         number = r"\d+"
         if self.mixer is not None:
             of_mixer = [str(i) for i, layer in enumerate(layers) if isinstance(layer.mixer, self.mixer)]
-            number = f"(?:{'|'.join(of_mixer)})" if of_mixer else "(?!)"  # which matches nothing
+            number = f"(?:{'|'.join(of_mixer)})" if of_mixer else "(?!)"  # matches nothing
         stands = {"*": ".*", "{i}": number, "{layers}": str(len(layers))}
         pieces = re.split(r"(\*|\{\w+\})", self.pattern)
         return re.compile("".join(stands[each] if i % 2 else re.escape(each) for i, each in enumerate(pieces)))

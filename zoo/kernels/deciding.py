@@ -21,10 +21,10 @@ from zoo.core.kernels import OPERATIONS, PLAIN, Decision, KernelChoices, active
 from zoo.kernels import kept
 from zoo.kernels.trials import Call, trial
 
-MIN_PARAMETERS = 2**25  # of a model that earns a measurement
-MAX_SECONDS = 1.6  # of timing for all decisions that are wanted at once; with what it takes to begin them, two
-SETTLED_TURNS, SETTLED_WITHIN = 3, 1.1  # so many turns, and their time as a multiple of the fastest one's
-MAX_TIME_RATIO = 0.95  # of the plain kernel's time, the geometric mean over shapes, for another one to be chosen
+MIN_PARAMETERS = 2**25  # parameters of the smallest model that earns a measurement
+MAX_SECONDS = 1.6  # timing of all decisions that are wanted at once; two seconds with their setup
+SETTLED_TURNS, SETTLED_WITHIN = 3, 1.1  # turns, and their maximum time as a multiple of the fastest one's
+MAX_TIME_RATIO = 0.95  # another kernel is chosen below this share of the plain one's time
 logger = logging.getLogger(__name__)
 
 
@@ -96,7 +96,7 @@ def time_ratio(decision: Decision, chosen: Mapping[Decision, str], seconds: floa
         make = trial(decision)
         calls = [make() for _ in pair]
         for each in zip(pair, calls, strict=True):
-            _time(*each)  # compiled code is made, and memory touched
+            _time(*each)  # compiles code and touches memory
         turns: list[list[float]] = []
         began = perf_counter()
         while len(turns) < SETTLED_TURNS or (perf_counter() - began < seconds and not _settled(turns)):

@@ -22,7 +22,7 @@ from zoo.core.kernels import Decision
 from zoo.errors import MalformedError, NotAvailable
 from zoo.new_files import lock
 
-# Variables that keep a library from instructions which the processor has.
+# Variables that stop a library from using instructions of the processor.
 RESTRICTIONS = ("DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 MAX_WAIT_SECONDS = 60.0  # for another process that is deciding
 log = logging.getLogger(__name__)

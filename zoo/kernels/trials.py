@@ -18,17 +18,17 @@ from zoo.core.kernels import Decision
 from zoo.core.linear import linear
 
 Call = Callable[[], object]
-Trial = Callable[[], list[Call]]  # -> calls of the operation, by the kernels that are chosen when they first run
+Trial = Callable[[], list[Call]]  # returns calls, which use the kernels chosen when they first run
 
-ROWS = 128  # of a prefill's products
+ROWS = 128  # rows of a prefill's products
 PRODUCTS = ((576, 1536), (1024, 768), (2048, 512), (4096, 256))  # in, out
-TOKENS = 256  # of a prefill
+TOKENS = 256  # tokens of a prefill
 PREFILL_HEADS = ((9, 3, 64), (8, 4, 128), (4, 1, 256))  # query heads, key heads, width
-WIDTHS = (576, 1024, 2048, 4096)  # of a decoded token
-KEYS, KEYS_HINT = 4096, 1024  # in its cache, and what its compiler assumes
+WIDTHS = (576, 1024, 2048, 4096)  # widths of a decoded token
+KEYS, KEYS_HINT = 4096, 1024  # keys in its cache, and the number that its compiler assumes
 DECODE_HEADS = ((9, 3, 64), (4, 1, 256))
-READ_BYTES = 2**26  # by all calls of single-token decode together
-MATRIX_BYTES = 2**23  # by one of its products
+READ_BYTES = 2**26  # read by all calls of single-token decode together
+MATRIX_BYTES = 2**23  # read by one of its products
 
 
 def trial(decision: Decision) -> Trial:

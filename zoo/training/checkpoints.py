@@ -25,7 +25,7 @@ from zoo.new_files import hidden, new_folder
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SCHEMA_VERSION = 1
 MAX_STATE_BYTES = 64 * 2**20
-KEPT = 2  # the last so many; the best by evaluation is kept too
+KEPT = 2  # last checkpoints that are kept, beside the best by evaluation
 NAME = re.compile(r"step-(\d{8,})")
 
 

@@ -81,7 +81,7 @@ def sharded(
     if build is not None:
         built = build() if rank() == 0 else None
         _spread(model, dict(built.named_parameters()) if built else {}, device)
-        for name, table in model.named_buffers():  # of hash routers: whole on every rank
+        for name, table in model.named_buffers():  # tables of hash routers are whole on every rank
             if built:
                 table.copy_(built.get_buffer(name))
             dist.broadcast(table, 0)

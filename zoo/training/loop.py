@@ -126,7 +126,7 @@ class Trainer:
         self.model, self.config, self.step = model, config, 0
         model.train()
         self.optimizer = _adamw(model, config)
-        # Of each router, in layer order: whether it is balanced by a loss. A table's choice cannot be.
+        # Whether each router, in layer order, is balanced by a loss. The choice of a table cannot be.
         specs = (router.spec for router in routers_of(model))
         self._with_loss = [not (router.has_correction or router.reads_tokens) for router in specs]
 
@@ -255,7 +255,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], bfloat16: bool = False)
 
 def autocast(device: torch.device, enabled: bool) -> Any:
     """Computes matrix products in bfloat16 where `enabled`."""
-    # Of a sharded model the weights in bfloat16 would be kept whole, of all layers until the pass ends.
+    # A sharded model would keep the bfloat16 weights of all layers whole until the pass ends.
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=processes.ranks() == 1)
 
 

@@ -14,7 +14,7 @@ from zoo.training.text.data import Corpus, read_text, standard_library
 from zoo.training.text.tokenizers import TOKENIZER, ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 from zoo.training.text.tokens import TokenFile, heldout_batches, open_tokens, token_file, training_batch
 
-LIBRARY_PROMPT = "import "  # what Python's own source often begins with
+LIBRARY_PROMPT = "import "  # Python's own source often begins with it
 PROMPT_TOKENS, SAMPLE_TOKENS, TEMPERATURE = 16, 120, 0.8
 
 

@@ -8,7 +8,7 @@ from zoo.errors import MalformedError, UsageError
 from zoo.training.loop import TrainingConfig
 
 PUBLISHED = "published"  # as `params`: the size itself
-HELDOUT_TOKENS = 65_536  # scored in an evaluation, at most: the first ones of the held-out text
+HELDOUT_TOKENS = 65_536  # maximum per evaluation: the first tokens of the held-out text
 # Options that may differ when a run is resumed: they change neither the model nor its losses.
 CHANGEABLE = frozenset({"text", "compile", "checkpoint_activations", "eval_every", "sample"})
 

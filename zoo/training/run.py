@@ -28,7 +28,7 @@ from zoo.training.speed import seconds
 
 LOG, CHECKPOINTS = "log.jsonl", "checkpoints"
 CHECKPOINT_SECONDS = 600  # a run that evaluates rarely writes a checkpoint at least this often
-COMPARED = ("spec", "config", "data")  # what a run that is resumed must agree in
+COMPARED = ("spec", "config", "data")  # facts in which a resumed run must agree
 MIN_TIMED, MAX_TIMED, TIMED_SHARE = 3, 20, 0.03  # steps that are timed, and the share of the time that they may take
 Row = dict[str, Any]
 
@@ -57,8 +57,8 @@ class Run:
     material: Material
     facts: Mapping[str, Any]
     every: int
-    seconds: float = 0.0  # of training steps, in all processes that worked at the run
-    row: Row | None = None  # of the checkpoint that is resumed
+    seconds: float = 0.0  # of training steps, over all processes that continued the run
+    row: Row | None = None  # row of the resumed checkpoint
 
     def restore(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
         """Continues after a checkpoint with this `state`, on the kernels of that time. Raises UsageError if the run

@@ -7,7 +7,7 @@ from zoo.errors import UsageError, unknown
 
 Shape = Literal["cosine", "wsd"]
 SHAPES: tuple[str, ...] = get_args(Shape)
-DECAY_SHARE = 0.2  # of the steps, the last ones of "wsd"
+DECAY_SHARE = 0.2  # share of the steps, at the end of "wsd"
 
 
 def warmup_steps(warmup: float, steps: int) -> int:

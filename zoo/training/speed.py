@@ -10,11 +10,11 @@ import torch
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 
-SIDES = (256, 512, 1024, 2048, 4096, 8192)  # of square matrices; the largest whose product takes at most
+SIDES = (256, 512, 1024, 2048, 4096, 8192)  # sides of square matrices; the largest that takes at most
 MAX_PRODUCT_SECONDS = 0.05
-EVALUATIONS = 10  # of a run, after the one before its first step, if nothing else is asked for
-EVALUATION_SHARE = 0.2  # of the time, at most
-PRODUCTS = 4  # timed of each size; the fastest counts
+EVALUATIONS = 10  # default for a run, after the one before its first step
+EVALUATION_SHARE = 0.2  # maximum share of the time
+PRODUCTS = 4  # timed products per size; the fastest counts
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 from zoo.errors import NotAvailable, UsageError
 from zoo.units import format_bytes
 
-HELDOUT_SHARE, TUNING_SHARE = 0.05, 0.025  # of the files, by a hash of their path; of the text, where few files are
+HELDOUT_SHARE, TUNING_SHARE = 0.05, 0.025  # shares of the files, by a hash of their path
 BLOCK_BYTES = 1 << 18
 # The standard library's own tests, and packages that are installed inside its folder.
 LIBRARY_LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})

@@ -18,7 +18,7 @@ from zoo.training.text.data import Corpus
 
 TOKENIZER = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
-# What released models put between documents, the more specific name first: a vocabulary can hold several of these.
+# Separators of documents in released models, the more specific name first: a vocabulary can hold several.
 SEPARATORS = ("<|end_of_text|>", END_OF_TEXT, "<｜end▁of▁sentence｜>", "<eos>", "</s>")
 MIN_BPE_VOCAB = 257  # every byte, and the separator
 

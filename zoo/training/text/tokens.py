@@ -23,7 +23,7 @@ from zoo.training.losses import IGNORED
 from zoo.training.text.data import Corpus, Piece
 from zoo.training.text.tokenizers import Ids, Tokenizer, id_dtype
 
-VERSION = 1  # of the layout, of how text is split, and of how it is cut into blocks
+VERSION = 1  # version of the layout, of the splits and of the blocks
 MAGIC, HEADER_BYTES = b"ZOOTOKEN", 4096
 ENCODED_AT_ONCE = 1 << 21  # characters; the library keeps about 100 bytes for each token
 FIELDS: dict[str, type] = dict.fromkeys(("name", "hash", "text_hash", "tokenizer"), str)
