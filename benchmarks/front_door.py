@@ -42,8 +42,8 @@ def _run_as_module(module: str, typed_as: str, args: list[str]) -> None:
 
 
 def _print_help() -> int:
-    rows = [f"  {verb:9} {summary} (python -m {module})" for verb, (module, summary) in MODULES.items()]
-    head = "Usage: zoo VERB ...\n\nOpen large language model architectures, side by side.\n"
+    rows = [f"  {verb:9} {module:17} {summary}" for verb, (module, summary) in MODULES.items()]
+    head = "Usage: zoo VERB ...\n\nOpen large language model architectures, side by side.\nA verb starts a module, as `python -m MODULE` does.\n"
     try:
         print(head, *rows, "\n`zoo VERB --help` lists the options of a verb.", sep="\n", flush=True)
     except BrokenPipeError:  # the reader, such as `head`, has ended

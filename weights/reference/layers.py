@@ -48,8 +48,8 @@ class LayerActivations:
 
 
 class PartwiseComparison:
-    """Runs each of the zoo's parts on the input of the reference's part, as the reference computes it; `parts` collects
-    them."""
+    """Runs each of the zoo's parts on the input of the reference's part, during its pass.
+    `parts` collects them."""
 
     def __init__(self, model: Model, tokens: Tensor) -> None:
         self.model, self.tokens = model, tokens
