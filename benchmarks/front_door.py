@@ -15,6 +15,11 @@ MODULES = {
     "parity": ("weights.parity", "compares a model with its released implementation"),
     "kernels": ("zoo.kernels", "the fastest kernels of this machine"),
 }
+HELP = """Usage: zoo VERB ...
+
+Open large language model architectures, side by side.
+A verb starts a module, as `python -m MODULE` does.
+"""
 
 
 def main() -> int:
@@ -43,9 +48,8 @@ def _run_as_module(module: str, typed_as: str, args: list[str]) -> None:
 
 def _print_help() -> int:
     rows = [f"  {verb:9} {module:17} {summary}" for verb, (module, summary) in MODULES.items()]
-    head = "Usage: zoo VERB ...\n\nOpen large language model architectures, side by side.\nA verb starts a module, as `python -m MODULE` does.\n"
     try:
-        print(head, *rows, "\n`zoo VERB --help` lists the options of a verb.", sep="\n", flush=True)
+        print(HELP, *rows, "\n`zoo VERB --help` lists the options of a verb.", sep="\n", flush=True)
     except BrokenPipeError:  # the reader, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
