@@ -35,9 +35,9 @@ def save(model: Model, folder: str | Path, *, shard_bytes: int = 5_000_000_000) 
     A larger tensor gets a file of its own; several files get an index. Every tensor keeps its dtype; a tied head is not
     stored. The tokenizer is not part of a model: add its files and generation_config.json yourself.
 
-    Raises SpecError for a model that no published config can describe, UsageError for a folder that already holds
-    something, or for a model without weights or with other parameters than its spec says, NotAvailable where the disk
-    fails.
+    Raises SpecError for a model that no published config can describe, and NotAvailable where the disk fails. Raises
+    UsageError for a folder that already holds something, and for a model without weights or with other parameters than
+    its spec says.
     """
     if shard_bytes < 1:
         raise UsageError(f"shard_bytes must be at least 1, got {shard_bytes}")

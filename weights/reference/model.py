@@ -1,8 +1,8 @@
 """The reference: transformers' implementation of a model, in eager attention, with a source's weights.
 
 transformers reads the weights, or the zoo does, into a model on the meta device whose submodules are filled and emptied
-one by one. The latter is for models too large for memory, for packed weights (transformers' fp8 differs in partial
-blocks), and for multimodal wrappers, where transformers reads more than the text part.
+one by one. The zoo reads models too large for memory, packed weights (transformers' fp8 differs in partial blocks), and
+multimodal wrappers, where transformers reads more than the text part.
 
 Modules of transformers 5 have other names than the files they are read from, and hold the experts of a layer in one
 tensor. Its own table of conversions gives the names. The zoo's rules are not read for that, so that an error in them

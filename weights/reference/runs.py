@@ -1,7 +1,8 @@
 """The runs that are compared: the reference, the zoo in one forward pass, and the zoo through a cache.
 
-All of them run in float64 first and then, where asked for, in a narrower dtype, with the experts and keys that were
-chosen in float64. The reference's logits in float64 are the exact ones, and all others are measured against them.
+All of them run in float64 first. Where a narrower dtype is asked for they run again in it, with the experts and keys
+that were chosen in float64. The reference's logits in float64 are the exact ones, and all others are measured against
+them.
 
 Both models are in memory, or streaming runs them together with one layer's weights at a time. Peak memory of streaming
 is the embedding or two layers, whichever is more, beside the activations, which include the prompts' logits. Every file

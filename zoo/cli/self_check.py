@@ -1,5 +1,5 @@
-"""Builds a model and checks it. Its parameters and its cache must have the sizes that the formulas give, and decoding
-with the cache must give the logits of one forward pass."""
+"""Builds a model and checks it. Its parameters and its cache must have the sizes that the formulas give. Decoding with
+the cache must give the logits of one forward pass."""
 
 from dataclasses import dataclass
 from math import inf

@@ -4,9 +4,9 @@
 
 Each process ("rank") holds a part of every parameter, gradient and optimiser moment, and computes its own rows of each
 batch. A layer's parameters are gathered when it runs (Zhao et al. 2023, "PyTorch FSDP"). Gradients and figures are
-those of all rows, as on one device, with one exception. A load-balancing loss is the mean over ranks of each rank's
-loss on its own rows, as it is the mean over the pieces of an accumulated step. n ranks therefore train as one process
-does with n times as many pieces.
+those of all rows, as on one device, with one exception. A load-balancing loss is the mean over ranks of the losses on
+their own rows, like the mean over the pieces of an accumulated step. n ranks therefore train as one process does with n
+times as many pieces.
 
 Under autocast a layer's bfloat16 weights are kept whole for the backward pass, two bytes per parameter in each rank.
 Recomputing layers (activation checkpointing) avoids it.

@@ -124,9 +124,9 @@ class Corpus:
 def read_text(path: str | Path, leave_out: str | Path | None = None) -> Corpus:
     """Reads the UTF-8 text of one file, or of all files of a folder and its subfolders.
 
-    In a folder the following are left out and counted: files that are not text (bytes that are not UTF-8, or a zero
-    byte among them), empty files, exact copies of an earlier file, links and special files. Hidden files and folders
-    (names that begin with ".") and the folder `leave_out` are ignored. A `path` that is itself a link is followed.
+    In a folder, files that are not text are left out and counted: bytes that are not UTF-8, or a zero byte among them.
+    So are empty files, exact copies of an earlier file, links and special files. Hidden files and folders (names that
+    begin with ".") and the folder `leave_out` are ignored. A `path` that is itself a link is followed.
 
     Raises NotAvailable for a path that does not exist or may not be read, UsageError where there is no text at all.
     """

@@ -1,8 +1,8 @@
 """The token file: a text's token ids in a memory-mapped file made once, and the batches that are drawn from it.
 
 A file is 4096 bytes of header (a magic word and one JSON object), then the ids of the training, tuning and held-out
-text as little-endian integers of the size that the vocabulary needs. Each of the three begins with a separator, and one
-follows every file's text. Reading it runs no code.
+text. Ids are little-endian integers of the size that the vocabulary needs. Each of the three texts begins with a
+separator, and one follows every file's text. Reading it runs no code.
 """
 
 import hashlib
