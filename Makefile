@@ -30,12 +30,13 @@ compare: $(VENV)/.run ## all architectures side by side: parameters, KV cache, F
 gallery: $(VENV)/.gallery ## write gallery/index.html: diagrams, charts and what-if of all architectures
 	@$(BIN)/python -m benchmarks gallery --out gallery $(ARGS)
 
-docs: $(VENV)/.gallery ## write what is generated in docs/: comparisons, blocks and their drawings, measured tables
+docs: $(VENV)/.gallery ## write the generated parts of docs/ and CONTRIBUTING.md: comparisons, blocks, tables, walks
 	@$(BIN)/python -m benchmarks compare --docs --out docs/comparisons.md
 	@$(BIN)/python -m benchmarks gallery --docs --out docs
 	@$(BIN)/python -m benchmarks.performance
 	@$(BIN)/python -m benchmarks.single_blocks
 	@$(BIN)/python -m benchmarks.findings
+	@$(BIN)/python -m tests.walks
 
 test: $(VENV)/.test ## the tests: offline, on the CPU
 	$(PYTEST) $(ARGS)
@@ -46,11 +47,12 @@ test-browser: $(VENV)/.test ## the tests of the gallery's page, in a Chromium th
 test-slow: $(VENV)/.test ## the tests marked slow
 	$(PYTEST) -m 'slow and not gpu and not network' $(ARGS)
 
-check: $(VENV)/.dev ## lint, format, types and which room imports which, changing nothing
+check: $(VENV)/.dev ## lint, format, types, imports between rooms and docstrings, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tests/docstrings.py
 
 format: $(VENV)/.dev ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

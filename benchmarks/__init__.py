@@ -1,3 +1,6 @@
 """What each architecture costs, in tables: formulas from the specs, and measurements on this machine."""
 
-from zoo.cli import interrupt  # noqa: F401 - before torch, so that Ctrl-C is answered while that is imported
+import sys
+
+if sys.argv[:1] == ["-m"]:  # `python -m benchmarks`; the command `zoo` imports this package before it knows its verb
+    from zoo.cli import interrupt  # noqa: F401 - before torch, so that Ctrl-C is answered while that is imported

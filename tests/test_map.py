@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.walks import written
+
 ROOT = Path(__file__).parents[1]
+TOPS = ("zoo", "weights", "benchmarks")
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 MAP = re.findall(r"^\| .+ \| `(\S+\.py)` \| (.+) \|$", TEXT, re.MULTILINE)
 
@@ -45,12 +48,28 @@ def test_every_path_and_name_in_the_map_exists(path: str, names: str) -> None:
 def test_every_room_exists_and_is_in_the_tree() -> None:
     told = rooms()
     assert all((ROOT / path).exists() for path in told), [path for path in told if not (ROOT / path).exists()]
-    packages = {
-        f"{file.parent.relative_to(ROOT)}/"
-        for top in ("zoo", "weights", "benchmarks")
-        for file in (ROOT / top).rglob("__init__.py")
-    }
+    packages = {f"{file.parent.relative_to(ROOT)}/" for top in TOPS for file in (ROOT / top).rglob("__init__.py")}
     assert packages <= set(told)
+
+
+# Imports of private names that are still there. The set only shrinks.
+PRIVATE = {
+    *("zoo/blocks/expert_parallel.py: _Experts", "zoo/blocks/expert_parallel.py: _MoE"),
+    *("zoo/blocks/shared_kv.py: _GQA", "zoo/blocks/sparse_mla.py: _MLA"),
+}
+
+
+def test_no_file_imports_another_files_private_name() -> None:
+    found = set[str]()
+    for file in (file for top in TOPS for file in (ROOT / top).rglob("*.py")):
+        imports = (node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.ImportFrom))
+        names = [each.name for node in imports if (node.module or "").partition(".")[0] in TOPS for each in node.names]
+        found |= {f"{file.relative_to(ROOT)}: {name}" for name in names if name.startswith("_")}
+    assert found <= PRIVATE
+
+
+def test_the_walks_are_those_of_the_code() -> None:
+    assert written(TEXT) == TEXT, "the code takes other ways: `python -m tests.walks` writes them into CONTRIBUTING.md"
 
 
 def test_every_path_in_the_text_exists_or_is_one_to_write() -> None:

@@ -16,9 +16,11 @@ import pytest
 import zoo
 from benchmarks.analytic.models import one
 from benchmarks.commands import costs
+from benchmarks.front_door import MODULES
 from benchmarks.measure import throughput_rows
 from benchmarks.measure.benchmark_models import BenchmarkModel
 from tests.benchmarks.fakes import MACHINE, fake_rows
+from zoo.architectures import families
 from zoo.cli.runner import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,9 +35,10 @@ def text(page: Path) -> str:
 
 
 def run(command: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The output of `python -m MODULE ...`. `make compare` is run without its measurements."""
-    python, m, module, *args = shlex.split(command.replace("make compare", "python -m benchmarks --static"))
-    assert (python, m) == ("python", "-m")
+    """Returns the output of `zoo VERB ...` or `python -m MODULE ...`; `make compare` runs without measurements."""
+    first, second, *args = shlex.split(command.replace("make compare", "zoo bench --static"))
+    module = MODULES[second][0] if first == "zoo" else args.pop(0)
+    assert first == "zoo" or (first, second) == ("python", "-m")
     with warnings.catch_warnings():  # another test may have imported it; importing zoo.build would hide the function
         warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
         app = runpy.run_module("benchmarks.__main__" if module == "benchmarks" else module)["app"]
@@ -144,7 +147,7 @@ def test_measured_tables_have_todays_columns_and_legends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "least"), [(README, 4), (MODELS, 15), (LEARNING, 40)], ids=["README", "models", "learning"]
+    ("page", "least"), [(README, 9), (MODELS, 15), (LEARNING, 40)], ids=["README", "models", "learning"]
 )
 def test_the_examples_print_what_they_say(page: Path, least: int) -> None:
     failed, tried = doctest.testfile(str(page), module_relative=False)
@@ -159,6 +162,31 @@ def test_the_glossary_explains_fields_that_exist() -> None:
     words = {word for row in re.findall(r"^\| (`.*?) \|", specs, re.MULTILINE) for word in re.findall(r"`(\w+)`", row)}
     assert len(words) > 40
     assert words <= known
+
+
+def test_the_readme_counts_architectures_and_sizes() -> None:
+    words = re.findall(r"\b(Thirty-\w+) architectures", text(README))
+    count = 30 + ["", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"].index(words[0][7:])
+    assert len(words) == 2
+    assert words[0] == words[1]
+    assert count == len(families())
+    assert re.findall(r"in (\d+)\s+published\s+sizes", text(README)) == [str(len(zoo.names()))]
+
+
+def test_the_readme_compares_two_caches() -> None:
+    """Gemma's windows are full at 1,024 tokens, and its cache is the smaller one from 8,875 tokens on."""
+    gemma, llama = zoo.spec("gemma3-27b"), zoo.spec("llama3.1-8b")
+    for figure in ("496 KiB", "windows of 1,024 tokens", "416 MiB and 80 KiB", "128 KiB", "from 8,875 tokens on"):
+        assert figure in " ".join(text(README).split())
+    assert all(gemma.kv_bytes(tokens) == tokens * 496 * 2**10 for tokens in (1, 1_023, 1_024))
+    assert all(gemma.kv_bytes(tokens) == 416 * 2**20 + tokens * 80 * 2**10 for tokens in (1_024, 1_025, 32_768))
+    assert all(llama.kv_bytes(tokens) == tokens * 128 * 2**10 for tokens in (1, 32_768))
+    assert [gemma.kv_bytes(tokens) < llama.kv_bytes(tokens) for tokens in (8_874, 8_875)] == [False, True]
+
+
+def test_the_readme_shows_every_verb_of_the_command() -> None:
+    rows = re.findall(r"^\| `zoo (\w+).*?` \| `(\S+)` \|", text(README), re.MULTILINE)
+    assert dict(rows) == {verb: module for verb, (module, _) in MODULES.items()}
 
 
 def test_the_readme_names_every_dependency() -> None:

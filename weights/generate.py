@@ -1,4 +1,4 @@
-"""python -m weights.generate SOURCE PROMPT: continue a prompt with a released model, or answer it (--chat).
+"""python -m weights.generate SOURCE PROMPT: continues a prompt with a released model, or answers it (--chat).
 
 Text in, text out, where the source has a tokenizer.json. Token ids in, token ids out: --tokens 2,818,5279.
 """
@@ -34,18 +34,20 @@ def main(
     ],
     prompt: Annotated[str | None, typer.Argument(help="Text to continue; - reads it from stdin.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the source's chat template.")] = False,
-    tokens: Annotated[str | None, typer.Option(help="Token ids to continue instead, as 2,818,5279.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many tokens.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token; above, sample.")] = 0.0,
+    tokens: Annotated[str | None, typer.Option(help="Token ids to continue instead of a text: 2,818,5279.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of new tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 takes the most likely token.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Sample among the k most likely tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample among the fewest that hold this probability.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Make the samples repeatable.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample among the fewest tokens with this total probability.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the samples. Default: another one each time.")] = None,
+    device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Dtype: auto (as stored), float32, bfloat16, float16.")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a source on the hub.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use the download cache only.")] = False,
     check_finite: Annotated[bool, typer.Option("--check-finite", help="Refuse weights that are NaN or Inf.")] = False,
-    ignore_field: Annotated[list[str] | None, typer.Option(help="A field of the config to ignore.")] = None,
+    ignore_field: Annotated[list[str] | None, typer.Option(help="Field of the config to ignore (repeatable).")] = None,
     tp: TensorParallel = 1,
     ep: ExpertParallel = 1,
     debug: Debug = False,
@@ -79,8 +81,8 @@ def main(
 
 
 def _print(new: Iterator[torch.Tensor], prompt: int, show: Callable[[int], str], end_tokens: Container[int]) -> None:
-    """Print each token as it comes, and in the end the tokens per second and why generation stopped. The time of the
-    first token is that of the prompt's forward pass."""
+    """Prints each token as it comes, and at the end the tokens per second and the reason why generation stopped. The
+    time of the first token is that of the prompt's forward pass."""
     times, last = [time.perf_counter()], -1
     try:
         for token in new:

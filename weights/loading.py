@@ -1,4 +1,4 @@
-"""A released model from a source of weights: every parameter filled, every stored tensor used, or one error."""
+"""Loads a released model from a source of weights: every parameter filled, every stored tensor used, or one error."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LazyTensors(Sequence[Tensor]):
-    """Tensors of a source, each read when it is looked at and not kept."""
+    """The tensors of a source, each read on access and not kept."""
 
     source: Source
     names: Sequence[str]
     device: str | torch.device
     dtype: torch.dtype
-    part: Part | None = None  # of each
+    part: Part | None = None  # the part of each tensor
 
     def __len__(self) -> int:
         return len(self.names)
@@ -54,21 +54,21 @@ class LazyTensors(Sequence[Tensor]):
 
 @dataclass(frozen=True)
 class MatchedModel:
-    """A model on the meta device, and the stored tensors that fill it: they fit, and none of them is read yet."""
+    """A model on the meta device, and the stored tensors that fill it: they are checked to fit, and not read yet."""
 
     source: Source
     model: Model
     mappings: list[TensorMapping]
-    skipped: dict[str, list[str]]  # what they are -> names
-    shards: Shards | None = None  # of several ranks: what this one reads
+    skipped: dict[str, list[str]]  # description -> names
+    shards: Shards | None = None  # the part that this rank reads, of several ranks
 
     def read(self, mappings: Sequence[TensorMapping], device: str | torch.device = "cpu") -> dict[str, Tensor]:
-        """The parameters that these mappings fill, by name, in the shapes and dtypes of the model.
+        """Returns the parameters that these mappings fill, by name, in the shapes and dtypes of the model.
 
         Tensors that are only renamed come first: they may share the file's pages. Then memory for all other parameters
-        is allocated at once and filled, so that temporary tensors leave no gaps between parameters. Stacked experts are
-        read by several threads: they are many small tensors, too small for torch's own threads (a third less time to
-        float32, on two cores). Other tensors are read one by one, since each reader would hold one more in memory.
+        is allocated at once and filled, so that temporary tensors leave no gaps between parameters. Several threads
+        read stacked experts, whose many tensors are too small for torch's own threads (a third less time to float32, on
+        two cores). Other tensors are read one by one, since each reader would hold one more in memory.
         """
         wanted, absent = stored_tensors(self.model), dict[str, Tensor]()
         if self.shards is not None:
@@ -113,21 +113,21 @@ def load(
     mesh: DeviceMesh | None = None,
     whole_experts: bool = False,
 ) -> Model:
-    """A released model, in eval mode. `source` is a hub id ("org/name" or "org/name@revision"), a preset's name, a
-    folder in Hugging Face layout, or a .gguf file.
+    """Returns a released model, in eval mode. `source` is a hub id ("org/name" or "org/name@revision"), a preset's
+    name, a folder in Hugging Face layout, or a .gguf file.
 
-    `dtype` "auto" is the source's own: what its config.json says, float32 for a quantised .gguf. On the CPU in that
-    dtype, parameters that are stored as the model holds them share the file's pages; packed ones are unpacked one at a
-    time. Parameters are normal tensors under `torch.inference_mode()` too.
+    `dtype` "auto" is the source's own: that of its config.json, or float32 for a quantised .gguf. On the CPU and in
+    that dtype, parameters that are stored as the model holds them share the file's pages; packed ones are unpacked one
+    at a time. Parameters are normal tensors under `torch.inference_mode()` too.
 
-    With a `mesh` (torch's DeviceMesh, of one dimension or with one that is named "tp") the model is this rank's part of
-    tensor parallel, and this rank's slices alone are read. Every rank calls it, and runs the model at the same time.
-    Ranks divide the width of each expert, or hold `whole_experts` (expert parallel).
+    With a `mesh` (torch's DeviceMesh, of one dimension or with one that is named "tp") the model is this rank's part in
+    tensor parallelism, and only this rank's slices are read. Every rank calls it, and runs the model at the same time.
+    Ranks divide the width of each expert, or hold `whole_experts` (expert parallelism).
 
     `ignore_fields` are fields of the config to ignore at your own risk. `check_finite` reads every tensor first, and
     refuses NaN and infinity. `offline` uses the download cache only.
 
-    Raises NotAvailable for what is not there, MalformedError for what does not fit, naming all of it at once.
+    Raises NotAvailable for a missing file or package, MalformedError for everything that does not fit, named at once.
     """
     opened = open_source(source, revision, offline)
     group = None if mesh is None else Group.of(mesh.get_group("tp" if mesh.mesh_dim_names else None))
@@ -157,10 +157,10 @@ def fill(
     check_finite: bool = False,
     ranks: Ranks = Ranks(),
 ) -> Model:
-    """A model of this spec with the source's weights, or this process's part of it. Everything is checked to fit
-    before the first tensor is read.
+    """Returns a model of this spec with the source's weights, or this process's part of it. Everything is checked to
+    fit before the first tensor is read.
 
-    The modes around the call do not matter. Under `torch.inference_mode()` the parameters are normal tensors, so that
+    The modes around the call have no effect. Under `torch.inference_mode()` the parameters are normal tensors, so that
     the model can be trained and compiled afterwards. (Reader threads do not inherit that mode, and could not write into
     tensors made in it.) Temporary tensors are on the CPU, whatever the default device is.
     """
@@ -181,8 +181,8 @@ def fill(
 
 
 def match_model(spec: Decoder, source: Source, dtype: torch.dtype, ranks: Ranks = Ranks()) -> MatchedModel:
-    """A model of this spec on the meta device, or this process's part of it, matched with the source's tensors. Raises
-    MalformedError naming everything that does not fit, SpecError for a model that the ranks cannot divide."""
+    """Returns a model of this spec on the meta device, or this process's part of it, matched with the source's tensors.
+    Raises MalformedError naming everything that does not fit, SpecError for a model that the ranks cannot divide."""
     model = catalog.allocate(spec, "meta", dtype)
     parameters = stored_tensors(model)
     mappings = match(spec, parameters, source.rules, source.tensors)
@@ -196,7 +196,7 @@ def match_model(spec: Decoder, source: Source, dtype: torch.dtype, ranks: Ranks 
 
 
 def resolve_dtype(dtype: str | torch.dtype, source: Source) -> torch.dtype:
-    """The dtype of this name; "auto" is the source's own."""
+    """Returns the dtype of this name; "auto" is the source's own."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
@@ -207,7 +207,7 @@ def resolve_dtype(dtype: str | torch.dtype, source: Source) -> torch.dtype:
 
 
 def _check_tied_head(source: Source) -> None:
-    """A head that is stored although it is tied must equal the embedding bit by bit."""
+    """Checks that a head that is stored although it is tied equals the embedding bit by bit."""
     head, embed = source.get(HEAD), source.get(source.embedding)
     if head.dtype != embed.dtype or not torch.equal(head.view(torch.uint8), embed.view(torch.uint8)):
         differs = f"{source.tensors[HEAD].name} differs from {source.tensors[source.embedding].name}"
@@ -222,7 +222,7 @@ def _check_stored(source: Source, model: Model) -> None:
 
 
 def _check_finite(source: Source, names: Iterable[str]) -> None:
-    """Raise one MalformedError naming every tensor that holds a NaN or an infinity."""
+    """Raises one MalformedError naming every tensor that holds a NaN or an infinity."""
     extremes = ((name, torch.aminmax(source.get(name))) for name in names)  # aminmax propagates NaN
     if wrong := [source.tensors[name].name for name, ends in extremes if not all(end.isfinite() for end in ends)]:
         raise MalformedError(f"{source.path}: NaN or infinite numbers in {listed(wrong)}")

@@ -1,4 +1,4 @@
-"""Which stored tensors fill which parameters: decided from names, shapes and dtypes, before any tensor is read."""
+"""Matches stored tensors with parameters, by names, shapes and dtypes, before any tensor is read."""
 
 import re
 from abc import ABC, abstractmethod
@@ -21,14 +21,14 @@ from zoo.model.decoder import Decoder
 from zoo.model.module import Model
 
 READABLE_DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
-TABLE_DTYPES = {torch.int32, torch.int64}  # of what is read as integers
+TABLE_DTYPES = {torch.int32, torch.int64}  # dtypes of tables that are read as integers
 MAX_FOLDED_LINES = 20_000  # folding takes about a kilobyte of memory per line
 HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in a file, not read yet: its name in the file, its shape, its dtype (None: one that cannot be read)."""
+    """A tensor in a file, not read yet: its name in the file, its shape, and its dtype (None: an unreadable one)."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,36 +36,37 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements."""
+        """The bytes of its elements."""
         assert self.dtype is not None
         return prod(self.shape) * self.dtype.itemsize
 
 
 class Part(NamedTuple):
-    """Of a tensor, ranges of rows along `dim`, in order."""
+    """A part of a tensor: ranges of rows along `dim`, in order."""
 
     dim: int
     ranges: tuple[range, ...]
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The part of a tensor: without a copy if it is one range of the first dimension."""
+        """Returns the part of a tensor, without a copy if it is one range of the first dimension."""
         pieces = [tensor.narrow(self.dim, rows.start, len(rows)) for rows in self.ranges]
         return torch.cat(pieces, dim=self.dim) if len(pieces) > 1 else pieces[0].contiguous()
 
 
 class Source(ABC):
-    """Weights on disk under Hugging Face's names: which model they are of, what is stored, and each tensor by name."""
+    """Weights on disk under Hugging Face's names: the model that they belong to, the stored tensors, and each tensor by
+    name."""
 
     path: Path
 
     @property
     def folder(self) -> Path:
-        """Where the source's other files are, such as tokenizer.json."""
+        """The folder of the source's other files, such as tokenizer.json."""
         return self.path if self.path.is_dir() else self.path.parent
 
     @cached_property
     def tensors(self) -> Mapping[str, StoredTensor]:
-        """Stored tensors by name, without the prefix of a multimodal wrapper and as `ReadAs` has them. Raises
+        """Stored tensors by name, without the prefix of a multimodal wrapper and renamed by `ReadAs`. Raises
         MalformedError for duplicates."""
         named: dict[str, StoredTensor] = {}
         prefixes = WRAPPERS | {rule.prefix: rule.instead for rule in self.rules if isinstance(rule, ReadAs)}
@@ -94,7 +95,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """The dtype that a model is loaded in unless another is asked for."""
+        """The dtype of a loaded model unless another is asked for."""
 
     @property
     @abstractmethod
@@ -103,26 +104,27 @@ class Source(ABC):
 
     @abstractmethod
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
-        """The model that the source describes. Raises MalformedError for a field that is not understood, unless it is
-        one of `ignore_fields`."""
+        """Returns the model that the source describes. Raises MalformedError for an unknown field that is not one of
+        `ignore_fields`."""
 
     @abstractmethod
     def stored(self) -> list[StoredTensor]:
-        """Every tensor, under its name in the files."""
+        """Returns every tensor, under its name in the files."""
 
     def get_part(self, name: str, part: Part, device: str | torch.device, dtype: torch.dtype | None = None) -> Tensor:
-        """Part of the tensor of a name in `tensors`, as `get` gives all of it."""
+        """Returns part of the tensor with a name in `tensors`, converted as by `get`."""
         return part.of(self.get(name, device, dtype))
 
     @abstractmethod
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor of a name in `tensors`. `dtype` None: as it is stored, or float32 where it is quantised."""
+        """Returns the tensor with a name in `tensors`. `dtype` None: as it is stored, or float32 where it is
+        quantised."""
 
 
 @dataclass(frozen=True)
 class TensorMapping:
-    """The stored tensors `checkpoint_names` become the parameters `module_names` by a rule. `layer` is the spec of the
-    layer that they are in, None outside the layers."""
+    """A rule that converts the stored tensors `checkpoint_names` into the parameters `module_names`. `layer` is the
+    spec of their layer, None outside the layers."""
 
     rule: Rule
     layer: Layer | None
@@ -130,11 +132,11 @@ class TensorMapping:
     checkpoint_names: tuple[str, ...]
 
     def write(self, parameters: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        """Parameters -> the tensors to store, in the order of `checkpoint_names`."""
+        """Converts parameters to the tensors to store, in the order of `checkpoint_names`."""
         return self.rule.write([parameters[name] for name in self.module_names], self.layer)
 
     def expected(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-        """The shape of each stored tensor, from parameters on the meta device."""
+        """Returns the shape of each stored tensor, from parameters on the meta device."""
         shapes = (tuple(tensor.shape) for tensor in self.write(parameters))
         return dict(zip(self.checkpoint_names, shapes, strict=True))
 
@@ -151,19 +153,19 @@ def stored_tensors(model: Model) -> dict[str, Tensor]:
 
 
 def layout(family: ModuleType) -> Rules:
-    """An architecture's checkpoint layout: its own rules first."""
+    """Returns an architecture's checkpoint layout, its own rules first."""
     return (*getattr(family, "WEIGHTS", ()), *COMMON)
 
 
 def rule_names(rule: Rule) -> tuple[tuple[str, ...], str]:
-    """A rule's module names, and the checkpoint name that they are stored under."""
+    """Returns a rule's module names, and the checkpoint name that they are stored under."""
     names = rule.module_names
     return (names,) if isinstance(names, str) else names, rule.checkpoint_names
 
 
 def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Container[str]) -> list[TensorMapping]:
-    """The mappings that fill all parameters. Where several rules apply to a parameter, the first one whose tensors are
-    `stored` wins, else the first. Raises UsageError naming the parameters that no rule applies to."""
+    """Returns the mappings that fill all parameters. Where several rules apply to a parameter, the first one whose
+    tensors are `stored` wins, or else the first. Raises UsageError naming the parameters that no rule applies to."""
     mappings: list[TensorMapping] = []
     layers = next(rule.prefix for rule in rules if isinstance(rule, LayerPrefix))
     filled: set[str] = set()
@@ -183,7 +185,8 @@ def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Contai
 
 
 def _bind(spec: Decoder, rule: Rule, parameter: str, layers: str) -> TensorMapping | None:
-    """The rule applied to this parameter; None if it is for others. `layers` begins the names of stored layers."""
+    """Applies the rule to this parameter; returns None if it is for others. `layers` begins the names of stored
+    layers."""
     in_layer = re.fullmatch(r"layers\.(\d+)\.(.+)", parameter)
     prefix, local = (f"layers.{in_layer[1]}.", in_layer[2]) if in_layer else ("", parameter)
     module_names, checkpoint_name = rule_names(rule)
@@ -201,7 +204,7 @@ def _bind(spec: Decoder, rule: Rule, parameter: str, layers: str) -> TensorMappi
 
 
 def skipped(spec: Decoder, rules: Rules, names: Iterable[str]) -> dict[str, list[str]]:
-    """Stored tensors that are left out on purpose: what they are -> their names."""
+    """Maps a description to the names of the stored tensors that are left out on purpose."""
     names = list(names)
     found = {"the embedding, stored again as the head": [HEAD]} if spec.tied and HEAD in names else {}
     skips = [(rule.what, rule.matcher(spec.layers)) for rule in rules if isinstance(rule, Skipped)]
@@ -215,8 +218,8 @@ def skipped(spec: Decoder, rules: Rules, names: Iterable[str]) -> dict[str, list
 def check_fit(
     source: Source, mappings: Sequence[TensorMapping], parameters: Mapping[str, Tensor], skip: set[str]
 ) -> None:
-    """Raise one MalformedError naming every tensor that does not fit: missing, neither used nor one to `skip`, of a
-    wrong shape, of a dtype that cannot be read."""
+    """Raises one MalformedError naming every tensor that does not fit: missing, neither used nor in `skip`, of a wrong
+    shape, or of an unreadable dtype."""
     stored, shapes = source.tensors, [item for each in mappings for item in each.expected(parameters).items()]
     used, found = {name for name, _ in shapes}, [(stored[name], shape) for name, shape in shapes if name in stored]
     whole = {
@@ -238,20 +241,21 @@ def check_fit(
 
 
 def refuse_problems(where: str, problems: Mapping[str, Iterable[str]]) -> None:
-    """Raise one MalformedError for what is wrong -> the names that it is wrong of, unless there are no names."""
+    """Raises one MalformedError for `problems`, a map from each problem to the names that have it; none if there are no
+    names."""
     if found := [f"{what}: {listed(names)}" for what, names in problems.items() if names]:
         raise MalformedError(f"{where}; {'; '.join(found)}")
 
 
 def listed(lines: Iterable[str]) -> str:
-    """Lines as one, folded; above MAX_FOLDED_LINES, the first ones and how many there are."""
+    """Joins lines into one, folded; above MAX_FOLDED_LINES, the first ones and the total count."""
     lines = list(lines)
     rest = f", ... ({len(lines)} in all)" if len(lines) > MAX_FOLDED_LINES else ""
     return enough(folded(lines[:MAX_FOLDED_LINES])) + rest
 
 
 def folded(lines: Iterable[str]) -> list[str]:
-    """Lines that differ in one number only, as one line: "layers.{0-27}.mlp.up_proj". Nothing is left out."""
+    """Merges lines that differ in one number only: "layers.{0-27}.mlp.up_proj". Nothing is left out."""
     split = {tuple(re.split(r"(?<=\.)(\d+)(?=\.)", line)) for line in lines}
     for place in range(max(map(len, split), default=1) - 2, 0, -2):
         groups: dict[tuple[str, ...], list[str]] = {}
@@ -264,7 +268,7 @@ def folded(lines: Iterable[str]) -> list[str]:
 
 
 def _ranges(numbers: Iterable[str]) -> str:
-    """ "3", "4", "5", "9" -> "{3-5,9}"; a single number as it is."""
+    """Formats numbers as ranges: "3", "4", "5", "9" -> "{3-5,9}"; a single number stays as it is."""
     counted = enumerate(sorted(map(int, numbers)))  # in a run, number minus count is the same
     runs = [[number for _, number in run] for _, run in groupby(counted, lambda pair: pair[1] - pair[0])]
     text = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

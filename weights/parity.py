@@ -1,4 +1,4 @@
-"""python -m weights.parity SOURCE: how equal the zoo's model is to the released implementation, on the same weights."""
+"""python -m weights.parity SOURCE: compares the zoo's model with the released implementation, on the same weights."""
 
 import logging
 from pathlib import Path
@@ -24,26 +24,29 @@ def main(
         str, typer.Argument(help="ORG/NAME or ORG/NAME@REVISION on the hub, a preset, a folder, or a .gguf file.")
     ],
     tokens: Annotated[
-        int | None, typer.Option(help="Tokens of each prompt.", show_default="past the widest window")
+        int | None, typer.Option(help="Tokens per prompt.", show_default="past the widest window")
     ] = None,
     dtype: Annotated[
         str, typer.Option(help="Dtype whose rounding errors are compared after float64: float32, bfloat16.")
     ] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of the first of three prompts of random token ids.")] = 0,
-    text: Annotated[str | None, typer.Option(help="Text to compare on, where there is a tokenizer.json.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text to compare on, if the source has a tokenizer.json.")] = None,
     reference: Annotated[
-        str | None, typer.Option(help="Another source for the reference: what SOURCE was made from.")
+        str | None, typer.Option(help="Another source for the reference: the origin of SOURCE.")
     ] = None,
     streaming: Annotated[
-        bool, typer.Option("--streaming", help="Hold one layer at a time, as where both models do not fit in memory.")
+        bool,
+        typer.Option("--streaming", help="Hold one layer at a time. Default: if both models do not fit in memory."),
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a source on the hub.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use the download cache only.")] = False,
-    ignore_field: Annotated[list[str] | None, typer.Option(help="A field of the config to ignore.")] = None,
+    ignore_field: Annotated[list[str] | None, typer.Option(help="Field of the config to ignore (repeatable).")] = None,
     tp: TensorParallel = 1,
     ep: ExpertParallel = 1,
-    plot: Annotated[Path | None, typer.Option(help="Draw the error against position: .png or .svg.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON, with each position.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the error against position into a .png or .svg file.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole report as JSON, with each position.")
+    ] = False,
     out: Out = None,
     debug: Debug = False,
 ) -> int:

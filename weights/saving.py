@@ -1,4 +1,4 @@
-"""Saving a model as a folder in Hugging Face layout, which `weights.load` and the reference implementation read.
+"""Saves a model as a folder in Hugging Face layout, which `weights.load` and the reference implementation read.
 
 The folder gets its name when all of it is on disk, so that it is never there in part. Tensors are written one at a
 time, in the layout of the released files, by the rules that loading reads them with.
@@ -30,14 +30,14 @@ log = logging.getLogger(__name__)
 
 
 def save(model: Model, folder: str | Path, *, shard_bytes: int = 5_000_000_000) -> None:
-    """Write a model to a new folder: config.json and safetensors, in files of at most `shard_bytes` of tensors each.
+    """Writes a model to a new folder: config.json and safetensors, in files of at most `shard_bytes` of tensors each.
 
     A larger tensor gets a file of its own; several files get an index. Every tensor keeps its dtype; a tied head is not
     stored. The tokenizer is not part of a model: add its files and generation_config.json yourself.
 
-    Raises SpecError for a model that no published config can describe, UsageError for a folder that already holds
-    something, or for a model without weights or with other parameters than its spec says, NotAvailable where the disk
-    fails.
+    Raises SpecError for a model that no published config can describe, and NotAvailable where the disk fails. Raises
+    UsageError for a folder that already holds something, and for a model without weights or with other parameters than
+    its spec says.
     """
     if shard_bytes < 1:
         raise UsageError(f"shard_bytes must be at least 1, got {shard_bytes}")
@@ -51,14 +51,14 @@ def save(model: Model, folder: str | Path, *, shard_bytes: int = 5_000_000_000) 
 
 
 def to_checkpoint(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config.json that `save` would write, and the tensors by name. One that is stored as the model holds it is the
-    parameter itself, not a copy. Raises as `save` does."""
+    """Returns the config.json that `save` would write, and the tensors by name. A tensor that is stored as the model
+    holds it is the parameter itself, not a copy. Raises as `save` does."""
     config, entries, tensors = _checkpoint(model)
     return config, {entry.name: tensor for entry, tensor in zip(entries, tensors, strict=True)}
 
 
 def _checkpoint(model: Model) -> tuple[dict[str, Any], list[StoredTensor], Iterator[Tensor]]:
-    """The config.json, what will be stored, and the tensors themselves, each made when it is asked for."""
+    """Returns the config.json, the entries to store, and the tensors themselves, each made when it is asked for."""
     parameters = _parameters(model)
     config = to_hf(model.spec) | {"dtype": dtype_name(model.embed.weight.dtype)}
     mappings = match(model.spec, parameters, layout(catalog.family_of(config)), stored=())  # as in released files
@@ -72,7 +72,7 @@ def _checkpoint(model: Model) -> tuple[dict[str, Any], list[StoredTensor], Itera
 
 
 def _parameters(model: Model) -> dict[str, Tensor]:
-    """The parameters by name. Raises UsageError unless they are those that loading would make for the spec."""
+    """Returns the parameters by name. Raises UsageError unless they are those that loading would make for the spec."""
     held = {name: tensor.detach() for name, tensor in stored_tensors(model).items()}
     dtype = model.embed.weight.dtype
     if any(parameter.is_meta for parameter in held.values()):
@@ -91,7 +91,7 @@ def _type(parameter: Tensor | None) -> str:
 
 
 def _shards(entries: Iterable[StoredTensor], max_bytes: int) -> Iterator[list[StoredTensor]]:
-    """Runs of at most `max_bytes`, and of at least one tensor."""
+    """Yields runs of at most `max_bytes`, and of at least one tensor."""
     shard: list[StoredTensor] = []
     total = 0
     for entry in entries:
@@ -104,7 +104,7 @@ def _shards(entries: Iterable[StoredTensor], max_bytes: int) -> Iterator[list[St
 
 
 def _write_shards(folder: Path, shards: list[list[StoredTensor]], tensors: Iterator[Tensor]) -> None:
-    """The files, which take the tensors in turn, and an index where there are several."""
+    """Writes the files, which take the tensors in turn, and an index where there are several."""
     index, total = dict[str, str](), 0
     for i, shard in enumerate(shards):
         name = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
@@ -118,7 +118,7 @@ def _write_shards(folder: Path, shards: list[list[StoredTensor]], tensors: Itera
 
 
 def _write_safetensors(path: Path, entries: Iterable[StoredTensor], tensors: Iterable[Tensor]) -> None:
-    """A safetensors file, written one tensor at a time. (The library's own writer takes all of a file's at once.)"""
+    """Writes a safetensors file, one tensor at a time. (The library's own writer takes all of a file's at once.)"""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for entry in entries:
@@ -142,7 +142,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _require_room(target: Path, nbytes: int) -> None:
-    """Raise UsageError where something is at `target` already, NotAvailable where `nbytes` do not fit on its disk."""
+    """Raises UsageError if `target` exists already, NotAvailable if `nbytes` do not fit on its disk."""
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UsageError(f"{target} is there already, and nothing is overwritten: give another name, or remove it")
     try:

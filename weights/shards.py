@@ -1,4 +1,4 @@
-"""Tensor parallel: which part of which stored tensor a rank reads. Nothing else of the files is asked for."""
+"""Tensor parallelism: the part of each stored tensor that a rank reads. Nothing else in the files is read."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from zoo.sharding import Cut, Cuts, FirstRankOnly, cut_of
 
 @dataclass(frozen=True)
 class Shards:
-    """A rank's part of a model of the spec `whole`, which has these `parameters`, on the meta device."""
+    """A rank's part of a model with the spec `whole`, which has these `parameters`, on the meta device."""
 
     whole: Decoder
     group: Group
@@ -28,11 +28,12 @@ class Shards:
         return self.whole.cuts()
 
     def layer(self, mapping: TensorMapping) -> Layer | None:
-        """The rank's part of the layer that a mapping is of: by it a rule makes parameters of what the rank reads."""
+        """Returns the rank's part of a mapping's layer: with it a rule makes parameters of the part that the rank
+        reads."""
         return None if mapping.layer is None else mapping.layer.shard(self.group.rank)
 
     def names(self, mapping: TensorMapping) -> tuple[str, ...]:
-        """The stored tensors that a rank reads: of experts that are stored one by one, those that it holds."""
+        """Returns the stored tensors that a rank reads: of experts that are stored one by one, those that it holds."""
         cut = cut_of(mapping.module_names[0], self._cuts)
         if isinstance(mapping.rule, Stacked) and isinstance(cut, Cut) and cut.dim == 0:
             (held,) = cut.slices(len(mapping.checkpoint_names), self.group.rank)
@@ -40,11 +41,11 @@ class Shards:
         return mapping.checkpoint_names
 
     def is_absent(self, parameter: str) -> bool:
-        """Whether the first rank alone has the values of a parameter, and this rank has zeros."""
+        """Whether only the first rank has the values of a parameter, and this rank has zeros."""
         return self.group.rank.index > 0 and isinstance(cut_of(parameter, self._cuts), FirstRankOnly)
 
     def part(self, mapping: TensorMapping, stored: Mapping[str, StoredTensor]) -> Part | None:
-        """What a rank reads of each stored tensor of a mapping of the whole model; None: all of it."""
+        """Returns the part of each stored tensor in a mapping that the rank reads; None: all of it."""
         shape = stored[mapping.checkpoint_names[0]].shape
         dims, rows = set(), []
         for i, name in enumerate(mapping.module_names):
@@ -61,7 +62,7 @@ class Shards:
 
 
 def _ranges(rows: Tensor) -> Iterator[range]:
-    """Rows in order -> ranges without gaps."""
+    """Yields the ranges without gaps in sorted rows."""
     ends = (rows.diff() != 1).nonzero().flatten() + 1
     for run in rows.tensor_split(ends.tolist()):
         yield range(int(run[0]), int(run[-1]) + 1)

@@ -1,4 +1,4 @@
-"""The name of a source -> its place on disk: a folder, a .gguf file, a downloaded repository of the Hugging Face Hub.
+"""Locates a source on disk by its name: a folder, a .gguf file, a downloaded repository of the Hugging Face Hub.
 
 huggingface_hub downloads a repository into its own cache, with its progress bar and its settings (HF_HOME, HF_TOKEN,
 HF_HUB_OFFLINE, HF_ENDPOINT). Only the files that are read here are downloaded.
@@ -23,9 +23,11 @@ log = logging.getLogger(__name__)
 
 
 def locate(source: str | Path, revision: str | None = None, offline: bool = False) -> Path:
-    """The folder or file of a source: a path, a preset, or a repository, "org/name" or "org/name@revision". Its name
-    and its resolved commit are logged. `offline` makes no network requests. Raises UsageError for a revision of a path,
-    and NotAvailable, with what to do, for what cannot be found or downloaded."""
+    """Returns the folder or file of a source: a path, a preset, or a repository, "org/name" or "org/name@revision".
+
+    Its name and its resolved commit are logged. `offline` makes no network requests. Raises UsageError for a revision
+    of a path, and NotAvailable, with advice, for a source that cannot be found or downloaded.
+    """
     path = Path(source)
     if path.exists():
         if revision is not None:
@@ -38,7 +40,7 @@ def locate(source: str | Path, revision: str | None = None, offline: bool = Fals
 
 
 def repository(name: str) -> str:
-    """The hub id of a name: itself, or the preset's. Raises NotAvailable where it is neither."""
+    """Returns the hub id of a name: itself, or the preset's. Raises NotAvailable where it is neither."""
     if HUB_ID.fullmatch(name) and not name.startswith(".") and not name.endswith(".gguf"):
         return name
     try:
@@ -51,7 +53,7 @@ def repository(name: str) -> str:
 
 
 def download(repo: str, revision: str | None, offline: bool) -> Path:
-    """The folder in the download cache that holds all the files of a repository that are read here."""
+    """Returns the folder in the download cache that holds all the files of a repository that are read here."""
     folder = _snapshot(repo, revision, SMALL_FILES, offline)
     log.info("%s at commit %s", repo, folder.name)
     if (folder / CONFIG).exists():  # before gigabytes are downloaded that cannot be read
@@ -67,7 +69,7 @@ def download(repo: str, revision: str | None, offline: bool) -> Path:
 
 
 def _snapshot(repo: str, revision: str | None, files: Iterable[str], offline: bool) -> Path:
-    """The folder in the download cache, with those of these files that the repository has."""
+    """Returns the folder in the download cache, with the repository's files among `files`."""
     from huggingface_hub import snapshot_download  # here, since it takes a third of a second
     from huggingface_hub.utils.tqdm import tqdm
 
@@ -96,7 +98,7 @@ def _not_cached(offline: bool) -> str:
 
 
 def _reason(error: Exception, repo: str, offline: bool) -> str:
-    """Why a repository cannot be downloaded, and what to do about it."""
+    """Returns the reason why a repository cannot be downloaded, with advice."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{repo}"

@@ -1,4 +1,4 @@
-"""A source's tokenizer and chat template: a text, or a user's message -> token ids, and token ids -> text.
+"""A source's tokenizer and chat template: converts a text or a user's message to token ids, and token ids to text.
 
 A chat template is a program from a stranger. It runs in jinja2's sandbox, which gives it the values passed here and
 nothing else: no files, no modules, no attributes that begin with an underscore. Its running time and the length of its
@@ -21,7 +21,8 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer.json of a folder, read by the library `tokenizers`. Raises NotAvailable where there is none."""
+    """Returns the tokenizer.json of a folder, read by the library `tokenizers`. Raises NotAvailable where there is
+    none."""
     path, tokenizers = member(folder, TOKENIZER), require_package("tokenizers", "text")
     try:
         return tokenizers.Tokenizer.from_file(str(path))
@@ -30,7 +31,7 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def encode(folder: Path, text: str, chat: bool) -> tuple[Any, list[int]]:
-    """A text -> the folder's tokenizer, and the text's token ids. The tokenizer, or with `chat` the chat template, adds
+    """Returns the folder's tokenizer, and the text's token ids. The tokenizer, or with `chat` the chat template, adds
     special tokens. Raises NotAvailable without a tokenizer.json, UsageError for a text that is not valid Unicode."""
     if not (folder / TOKENIZER).is_file():
         raise NotAvailable(f"{folder} has no {TOKENIZER} to read a prompt with; give ids: --tokens 2,818,5279")
@@ -44,14 +45,14 @@ def encode(folder: Path, text: str, chat: bool) -> tuple[Any, list[int]]:
 
 
 def decoder(tokenizer: Any, prompt: list[int]) -> Callable[[int], str]:
-    """A function from each new token to the text that it completes: "" for a part of a character."""
+    """Returns a function from each new token to the text that it completes: "" for a part of a character."""
     stream = require_package("tokenizers.decoders", "text").DecodeStream(ids=prompt, skip_special_tokens=True)
     return lambda token: stream.step(tokenizer, token) or ""
 
 
 def chat_prompt(folder: Path, message: str) -> str:
-    """The text of a chat in which the user has sent `message` and the model answers next. Raises NotAvailable where the
-    folder has no chat template, MalformedError where the template fails or is refused."""
+    """Returns the text of a chat in which the user has sent `message` and the model answers next. Raises NotAvailable
+    where the folder has no chat template, MalformedError where the template fails or is refused."""
     require_package("jinja2", "text")
     has_config = (folder / TOKENIZER_CONFIG).exists()
     config = read_json(member(folder, TOKENIZER_CONFIG), TOKENIZER_CONFIG_LIMIT) if has_config else {}
@@ -70,7 +71,7 @@ def chat_prompt(folder: Path, message: str) -> str:
 
 
 def _template(folder: Path, config: dict[str, Any]) -> tuple[str, Path]:
-    """The template's text and the file that holds it: the newest of the three places it can be in."""
+    """Returns the template's text and its file: the newest of the three places it can be in."""
     if (path := folder / TEMPLATE).exists():
         with member(folder, TEMPLATE).open("rb") as file:
             data = file.read(CONFIG_LIMIT + 1)
@@ -93,7 +94,7 @@ def _template(folder: Path, config: dict[str, Any]) -> tuple[str, Path]:
 
 
 def _environment() -> Any:
-    """jinja2 with the functions that transformers gives to published templates, and no others."""
+    """Returns jinja2 with the functions that transformers gives to published templates, and no others."""
     from jinja2 import nodes
     from jinja2.exceptions import SecurityError, TemplateError
     from jinja2.ext import Extension

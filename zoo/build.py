@@ -1,4 +1,4 @@
-"""python -m zoo.build NAME: a model's blocks and costs; with --tiny, --params or a --device, a run of it."""
+"""python -m zoo.build NAME: shows a model's blocks and costs; with --tiny, --params or --device it also runs it."""
 
 import sys
 from enum import StrEnum
@@ -47,35 +47,39 @@ def _count(text: str) -> int:
 
 @app.command()
 def main(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A size, an architecture, or a hub id.")] = None,
-    tiny: Annotated[bool, typer.Option("--tiny", help="Toy widths, every kind of layer kept; and run it.")] = False,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A size, an architecture, or a hub id (--list shows all).")
+    ] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Use toy widths, with every kind of layer, and run the model.")
+    ] = False,
     params: Annotated[
         int | None,
-        typer.Option(parser=_count, metavar="COUNT", help="Scaled to so many parameters, as for training; and run it."),
+        typer.Option(parser=_count, metavar="COUNT", help="Scale to this number of parameters, and run the model."),
     ] = None,
     swap: Annotated[
-        list[str] | None, typer.Option(metavar="SWAP", help="Change a block: 'GQA(window=512)', attn=MQA. Repeatable.")
+        list[str] | None, typer.Option(metavar="SWAP", help="Change a block: 'GQA(window=512)', attn=MQA (repeatable).")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Where to build and run it: cpu, cuda, meta (no run).")] = None,
+    device: Annotated[str | None, typer.Option(help="Device of the model: cpu, cuda, meta (no run).")] = None,
     dtype: Annotated[
-        DType | None, typer.Option(help="Of weights and cache: float32 where it runs, else bfloat16.")
+        DType | None, typer.Option(help="Dtype of weights and cache. Default: float32 for a run, else bfloat16.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the random weights and tokens.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random weights and tokens.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     svg: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw a diagram into FILE (.svg, .png, .pdf), no run; - is stdout."),
+        typer.Option(metavar="FILE", help="Draw a diagram into FILE (.svg, .png, .pdf) without a run; - is stdout."),
     ] = None,
-    theme: Annotated[Theme | None, typer.Option(help="Of the diagram: light (default) or dark.")] = None,
-    costs: Annotated[bool, typer.Option("--costs", help="In the diagram, what each part costs.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="All blocks against all architectures; all sizes.")] = False,
+    theme: Annotated[Theme | None, typer.Option(help="Colours of the diagram. Default: light.")] = None,
+    costs: Annotated[bool, typer.Option("--costs", help="Show the cost of each part in the diagram.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List blocks against architectures, and all sizes.")] = False,
     debug: Debug = False,
 ) -> None:
     """Show a model's blocks and costs; with --tiny or --params, run it too.
 
-    Without them the model is built on the meta device, which allocates nothing. --params 200k is the form that is
-    trained beside others: equal depth and parameters, the proportions kept, for bytes and a context of 256 tokens;
-    a swapped one is scaled to the same number again. --list shows every NAME.
+    Without them the model is built on the meta device, which allocates nothing. --params 200k gives the form that is
+    trained beside others: equal depth and parameters, the same proportions, a vocabulary of bytes and a context of
+    256 tokens. A swapped model is scaled to the same number again.
 
     \b
     python -m zoo.build gemma3 --tiny
@@ -92,7 +96,7 @@ def main(
         raise UsageError("which model? For example: python -m zoo.build qwen3 --tiny; --list names them all")
     preset, swaps = resolve(name), swap or []
     if tiny and params:
-        raise UsageError("--tiny has toy widths and --params solves for others: leave one of them out")
+        raise UsageError("--tiny and --params both set the widths: leave one of them out")
     if svg is not None:
         if json or device:
             raise UsageError("--svg draws and builds nothing: leave --json and --device out")
@@ -106,7 +110,7 @@ def main(
             write_file(svg, diagram.encode(drawing, svg))
         return
     if theme or costs:
-        raise UsageError("--theme and --costs are of a diagram: give --svg FILE as well")
+        raise UsageError("--theme and --costs change a diagram: give --svg FILE as well")
     place = find_device(device or ("cpu" if tiny or params else "meta"))
     weights_dtype = getattr(torch, dtype or ("bfloat16" if place.type == "meta" else "float32"))
     report = build_report(preset, tiny, swaps, place, weights_dtype, seed, params)

@@ -1,4 +1,4 @@
-"""Every released model by name: presets, families and hub ids, and building one."""
+"""Every released model by name: presets, families and hub ids. Builds a model from its name."""
 
 import re
 from collections.abc import Iterable
@@ -26,37 +26,38 @@ from zoo.swaps.tiny import tiny as _tiny
 
 @cache
 def sizes() -> dict[str, Size]:
-    """Preset name -> its published size, family by family in order of release."""
+    """Maps each preset's name to its published size, family by family in order of release."""
     return {name: size for family in families().values() for name, size in family.SIZES.items()}
 
 
 def names() -> list[str]:
-    """Every published size: "qwen3-0.6b", "deepseek-v3-671b", "gpt-oss-20b", ..."""
+    """Returns the name of every published size: "qwen3-0.6b", "deepseek-v3-671b", "gpt-oss-20b", ..."""
     return list(sizes())
 
 
 def best_known(family: str) -> str:
-    """The size that stands for a family where it has one line: BEST_KNOWN in its file, or else its first size."""
+    """Returns the size that represents a family in tables with one line per family: BEST_KNOWN in its file, or its
+    first size."""
     module = families()[family]
     name: str = getattr(module, "BEST_KNOWN", next(iter(module.SIZES)))
     return name
 
 
 def family_name(preset: str) -> str:
-    """The family of a preset: "gpt-oss-20b" -> "gpt-oss"."""
+    """Returns the family of a preset: "gpt-oss-20b" -> "gpt-oss"."""
     return next(family for family, module in families().items() if preset in module.SIZES)
 
 
 def about(preset: str) -> About:
-    """What the publisher says of a preset's family."""
+    """Returns the publisher's facts about a preset's family."""
     said: About = families()[family_name(preset)].ABOUT
     return said
 
 
 @cache
 def ancestor(preset: str) -> str | None:
-    """Of the family that a preset's family came from, the size of the most similar structure, of several the nearest in
-    parameters; None for the first family."""
+    """Returns the parent family's size with the most similar structure, or None for the first family. Among equally
+    similar sizes it is the one with the nearest number of parameters."""
     earlier = about(preset).came_from
     if earlier is None:
         return None
@@ -70,7 +71,8 @@ def ancestor(preset: str) -> str | None:
 
 
 def resolve(name: str) -> str:
-    """A preset, a family (its smallest size) or a preset's hub id -> the preset's name. Raises UsageError otherwise."""
+    """Returns the preset for a preset's name, a family (its smallest size) or a hub id. Raises UsageError for other
+    names."""
     preset = _presets().get(folded(name))
     if preset is None:
         raise unknown("model", name, [*sizes(), *families()], listed=families())
@@ -79,7 +81,7 @@ def resolve(name: str) -> str:
 
 @cache
 def _presets() -> dict[str, str]:
-    """Each folded name of a preset -> the preset."""
+    """Maps each folded name of a preset to the preset."""
     known = {folded(preset): preset for preset in sizes()}
     known |= {folded(size.hub): preset for preset, size in sizes().items()}
     for family, module in families().items():
@@ -88,7 +90,7 @@ def _presets() -> dict[str, str]:
 
 
 def folded(name: str) -> str:
-    """A name as it is compared: qwen2.5, Qwen2_5 and qwen2-5 are one."""
+    """Returns a name in the form used for comparison: qwen2.5, Qwen2_5 and qwen2-5 are equal."""
     return name.lower().replace("_", "-").replace(".", "-")
 
 
@@ -106,7 +108,7 @@ def title(preset: str) -> str:
 
 
 def _spelled(word: str, parts: list[str]) -> str:
-    """A word of a preset's name as the parts of a hub id spell it; a number of parameters in capitals."""
+    """Returns a word of a preset's name as it is spelled in the parts of a hub id; parameter counts are in capitals."""
     if re.fullmatch(r"a?\d+(\.\d+)?(x\d+)?[bmt]", word):
         return word.upper().replace("X", "x")
     joined = (parts[i:j] for i in range(len(parts)) for j in range(i + 1, len(parts) + 1))
@@ -119,7 +121,7 @@ def _letters(text: str) -> str:
 
 
 def spec(name: str, tiny: bool = False) -> Decoder:
-    """The spec of a preset, a family or a preset's hub id; `tiny`: the same composition at toy widths."""
+    """Returns the spec of a preset, a family or a hub id. With `tiny` it has the same composition at toy widths."""
     full = sizes()[resolve(name)].spec
     return _tiny(full) if tiny else full
 
@@ -132,7 +134,7 @@ def build(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Model:
-    """A model in eval mode with fresh weights drawn from `seed`; on the meta device without any."""
+    """Returns a model in eval mode with fresh weights drawn from `seed`; on the meta device it has none."""
     model = allocate(_decoder(name_or_spec, tiny), device, dtype)
     if torch.device(device).type != "meta":
         initialise(model, seed)
@@ -141,8 +143,8 @@ def build(
 
 
 def allocate(spec: Decoder, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
-    """A model in eval mode with uninitialised weights. Raises NotAvailable or MalformedError for a ZOO_KERNELS that
-    cannot be read, before anything is built."""
+    """Returns a model in eval mode with uninitialised weights. Raises NotAvailable or MalformedError, before building
+    anything, if ZOO_KERNELS cannot be read."""
     active()
     with allocating(device, dtype):
         return Model(spec).eval()
@@ -155,8 +157,8 @@ def _decoder(name_or_spec: str | Decoder, tiny: bool) -> Decoder:
 
 
 def family_of(config: Any) -> ModuleType:
-    """The architecture module that reads a published config.json, by its model_type; of several that read a multimodal
-    wrapper's, the one for its text part."""
+    """Returns the architecture module that reads a published config.json, chosen by model_type. For a multimodal
+    wrapper it is the module that reads the text part."""
     by_type: dict[str, ModuleType] = {}
     for family in families().values():  # several share a reader where one was released under the other's model_type
         by_type = dict.fromkeys(family.from_hf.model_types, family) | by_type
@@ -171,7 +173,8 @@ def family_of(config: Any) -> ModuleType:
 
 
 def from_hf(config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder:
-    """A published config.json of any architecture -> its spec. Raises MalformedError for one that is not supported."""
+    """Returns the spec of a published config.json of any architecture. Raises MalformedError for an unsupported
+    config."""
     spec: Decoder = family_of(config).from_hf(config, ignore_fields)
     return spec
 
@@ -182,17 +185,17 @@ PER_LAYER = ("layer_types", "no_rope_layers")
 
 
 def to_hf(spec: Decoder) -> dict[str, Any]:
-    """The published config.json of this model: `from_hf` of it is the spec again.
+    """Returns the published config.json of this model; `from_hf` of it is the same spec.
 
-    It is in the older spelling (`rope_theta`, `rope_scaling`), which every version of the reference reads. If several
-    model_types can describe the model, it is the one with the nearest released size. Raises SpecError if none can,
-    naming each block that differs from what the nearest model_type can describe.
+    The config is in the older spelling (`rope_theta`, `rope_scaling`), which every version of the reference reads. If
+    several model_types can describe the model, the one with the nearest released size is used. Raises SpecError if none
+    can, naming each block that the nearest model_type cannot describe.
     """
 
-    def distance(family: ModuleType) -> int:  # of its nearest released size
+    def distance(family: ModuleType) -> int:  # to its nearest released size
         return min(sum(differences(spec, size.spec).values()) for size in family.SIZES.values())
 
-    # Whoever has released all kinds of blocks in it describes it, if anybody does; reading all the others takes longer.
+    # A family that has released all kinds of blocks in it describes it, if any does; reading the others takes longer.
     kinds, configs = _block_kinds(spec), dict[ModuleType, dict[str, Any]]()
     for likely in (True, False):
         tried = [family for family in families().values() if (kinds <= _released_kinds(family)) is likely]
@@ -210,8 +213,8 @@ def to_hf(spec: Decoder) -> dict[str, Any]:
 
 
 def config_of(family: ModuleType, spec: Decoder) -> dict[str, Any]:
-    """The family's config that is nearest to a spec: fields of blocks that the spec does not hold are those of the
-    family's first size of this model_type, else of its first."""
+    """Returns the family's config that is nearest to a spec. Fields of blocks that the spec lacks come from the
+    family's first size of this model_type, or else from its first size."""
     own, sizes = family.to_hf(spec), _released_configs(family)
     alike = (size for size in sizes if size["model_type"] == own["model_type"])
     fields = deepcopy(next(alike, sizes[0])) | own
@@ -219,31 +222,32 @@ def config_of(family: ModuleType, spec: Decoder) -> dict[str, Any]:
 
 
 def _block_kinds(spec: Decoder) -> frozenset[type[Spec]]:
-    """What tells architectures apart whatever is set in a config: mixers, feed-forwards, routers."""
+    """Returns the kinds of mixers, feed-forwards and routers in a spec: they identify an architecture whatever its
+    config."""
     return frozenset(type(part) for part in spec.walk() if part.role in ("attn", "ffn", "router"))
 
 
 @cache
 def _released_kinds(family: ModuleType) -> frozenset[type[Spec]]:
-    """The kinds of blocks in all of the family's sizes."""
+    """Returns the kinds of blocks in all of the family's sizes."""
     return frozenset().union(*(_block_kinds(size.spec) for size in family.SIZES.values()))
 
 
 @cache
 def _released_configs(family: ModuleType) -> list[dict[str, Any]]:
-    """What the family writes of each of its sizes."""
+    """Returns the config that the family writes for each of its sizes."""
     return [family.to_hf(size.spec) for size in family.SIZES.values()]
 
 
 def _described(family: ModuleType, config: dict[str, Any]) -> Decoder | None:
-    """The spec that a config describes; if it contradicts the family's layer pattern or head_dim, without those fields.
-    None if the family has no such model."""
+    """Returns the spec that a config describes, or None if the family has no such model. A config that contradicts the
+    family's layer pattern or head_dim is read without those fields."""
     ignored = ((), PER_LAYER, (*PER_LAYER, "head_dim"))
     return next((spec for without in ignored if (spec := _read_back(family, config, without))), None)
 
 
 def _read_back(family: ModuleType, config: dict[str, Any], without: tuple[str, ...] = ()) -> Decoder | None:
-    """The spec that a config describes; None if it contradicts itself."""
+    """Returns the spec that a config describes; None if the config contradicts itself."""
     try:
         spec: Decoder = family.from_hf({name: value for name, value in config.items() if name not in without})
     except MalformedError:

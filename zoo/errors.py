@@ -1,4 +1,4 @@
-"""The errors that are raised on purpose, each of one line and with the exit code of a command that ends with it."""
+"""Errors that are raised on purpose. Each is one line and has the exit code of a command that ends with it."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class ZooError(Exception):
-    """Base class: says what went wrong, where, and what to do about it."""
+    """The base class. Its message says what went wrong, where, and what to do about it."""
 
     exit_code = 1
 
@@ -54,19 +54,20 @@ class MalformedError(ZooError, ValueError):
 
 
 def enough(lines: Iterable[str], most: int = 100) -> str:
-    """All lines, joined by commas; of more than `most`, the first ones and how many there are."""
+    """Joins the lines with commas. Beyond `most` lines it keeps the first ones and adds the total count."""
     lines = list(lines)
     return ", ".join(lines if len(lines) <= most else [*lines[:most], f"... ({len(lines)} in all)"])
 
 
 def unknown(what: str, word: str, known: Iterable[str], listed: Iterable[str] = ()) -> UsageError:
-    """An error for a `word` that is not a known `what`, with the most similar known ones; where none is similar, with
-    all, or with those `listed`."""
+    """Returns the error for a `word` that is not a known `what`. It suggests the most similar known words; if none is
+    similar, it lists all of them, or those `listed`."""
     return UsageError(f"unknown {what} {word[:80]!r}; {suggestion(word, known, listed)}")
 
 
 def suggestion(word: str, known: Iterable[str], listed: Iterable[str] = ()) -> str:
-    """The known words that are most similar to a word, as a question; where none is similar, all, or those `listed`."""
+    """Returns a question with the known words most similar to `word`; if none is similar, with all of them or those
+    `listed`."""
     known = sorted(known)
     folded = {name.lower().replace("_", "-"): name for name in known}
     close = get_close_matches(word[:80].lower().replace("_", "-"), folded, n=3, cutoff=0.5)
@@ -76,7 +77,7 @@ def suggestion(word: str, known: Iterable[str], listed: Iterable[str] = ()) -> s
 
 
 def require_package(package: str, extra: str) -> Any:
-    """The imported package. Raises NotAvailable with the pip line of the extra that it comes with."""
+    """Imports and returns a package. Raises NotAvailable with the pip line of the extra that provides it."""
     try:
         return import_module(package)
     except ImportError as error:

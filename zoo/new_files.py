@@ -1,5 +1,5 @@
-"""Files and folders that appear whole: written beside under a hidden name, flushed to disk, then renamed. And a lock
-for one process at a time."""
+"""Files and folders that appear whole: they are written under a hidden name, flushed to disk, then renamed. Also a lock
+that admits one process at a time."""
 
 import os
 import shutil
@@ -12,15 +12,15 @@ from typing import BinaryIO
 
 from zoo.errors import NotAvailable
 
-POLL_SECONDS = 0.01  # between two looks at a lock
+POLL_SECONDS = 0.01  # between two attempts to lock
 
 
 @contextmanager
 def write_new_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file to write. It gets its name when the block ends; if the block raises, nothing is left.
+    """Opens a binary file for writing. It gets its name when the block ends; if the block raises, nothing is left.
 
-    Of two processes that write one name, the last one's file stays: give it to content that follows from the name.
-    Raises NotAvailable where the disk fails or is full.
+    If two processes write the same name, the last file stays: use it for content that the name determines. Raises
+    NotAvailable where the disk fails or is full.
     """
     fresh = hidden(path)
     try:
@@ -40,15 +40,16 @@ def write_new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a whole file or none of it. Raises NotAvailable if it cannot be written."""
+    """Writes a whole file or nothing. Raises NotAvailable if it cannot be written."""
     with write_new_file(path) as file:
         file.write(content)
 
 
 @contextmanager
 def new_folder(target: Path, what: str = "") -> Iterator[Path]:
-    """A folder to write files into. It gets its name when the block ends; if the block raises, nothing is left. `what`
-    names it in an error. Raises NotAvailable where the disk fails, or where something is there meanwhile."""
+    """Makes a folder to write files into. It gets its name when the block ends; if the block raises, nothing is left.
+    `what` names the folder in errors. Raises NotAvailable where the disk fails, or where the target has appeared
+    meanwhile."""
     fresh = hidden(target.absolute())
     try:
         fresh.parent.mkdir(parents=True, exist_ok=True)
@@ -67,12 +68,12 @@ def new_folder(target: Path, what: str = "") -> Iterator[Path]:
 
 
 def hidden(path: Path) -> Path:
-    """Another name beside a path, which no one else uses: ".NAME." and eight digits."""
+    """Returns an unused name beside a path: ".NAME." and eight digits."""
     return path.with_name(f".{path.name}.{token_hex(4)}")
 
 
 def flush(path: Path) -> None:
-    """Flush a file's bytes, or the names in a folder, to disk."""
+    """Flushes a file's bytes, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -81,8 +82,8 @@ def flush(path: Path) -> None:
 
 
 def lock(descriptor: int, seconds: float = 0.0) -> bool:
-    """Lock an open file against other processes, and wait up to so many seconds for one that holds it; False if it
-    still does. The system lifts the lock when the file is closed or the process ends, however it ends. Systems without
+    """Locks an open file against other processes. Waits up to `seconds` for a process that holds the lock, and returns
+    False if it still does. The system lifts the lock when the file is closed or the process ends. Systems without
     flock, and network file systems without locks, lock nothing."""
     try:
         import fcntl

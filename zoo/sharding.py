@@ -1,9 +1,9 @@
-"""Tensor parallel, without torch: which part of each parameter a rank holds, of how many ranks.
+"""Tensor parallelism, without torch: the part of each parameter that a rank holds.
 
 A block names the fields that ranks divide among them (`divides`), and the parameters that are divided with these
-(`cuts`). From this follow what a rank holds (`Spec.shard`, a spec like any other), the slices of every parameter, and
-where the outputs of ranks are added up. As in Megatron-LM (Shoeybi et al. 2019, section 3): the heads of attention and
-the width of a feed-forward are divided, and each block ends in one sum over ranks.
+(`cuts`). They determine a rank's own spec (`Spec.shard`), the slices of every parameter, and where the outputs of ranks
+are added up. The scheme is that of Megatron-LM (Shoeybi et al. 2019, section 3): the heads of attention and the width
+of a feed-forward are divided, and each block ends in one sum over ranks.
 """
 
 from collections.abc import Mapping
@@ -15,32 +15,33 @@ from zoo.errors import IndivisibleError, UsageError
 
 
 class Divide(Enum):
-    """How a number of units is divided among ranks."""
+    """The rule that divides a number of units among ranks."""
 
     EVENLY = "evenly"  # equally many to each
-    REPEATED = "repeated"  # equally many to each; where there are fewer than ranks, several ranks hold the same one
-    ANY = "any"  # as equally as it goes: of 10, three ranks hold 4, 3 and 3
+    REPEATED = "repeated"  # equally many to each; with fewer units than ranks, several ranks hold the same unit
+    ANY = "any"  # as even as possible: three ranks hold 4, 3 and 3 of 10
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One of the ranks that divide a model, the first of which has index 0."""
+    """One of the ranks that divide a model; the first has index 0."""
 
     index: int
     ranks: int
 
     def all(self) -> "list[Rank]":
-        """Every rank, in order."""
+        """Returns every rank, in order."""
         return [replace(self, index=index) for index in range(self.ranks)]
 
     def share(self, count: int) -> range:
-        """Of so many units those of this rank, as equally many as it goes: none where there are fewer than ranks."""
+        """Returns this rank's share of `count` units, as even as possible; it is empty where there are fewer units than
+        ranks."""
         each, more = divmod(count, self.ranks)
         first = self.index * each + min(self.index, more)
         return range(first, first + each + (self.index < more))
 
     def held(self, count: int, how: Divide = Divide.EVENLY, what: str = "count") -> range:
-        """Which of `count` units this rank holds. Raises SpecError for units that so many ranks cannot divide."""
+        """Returns the units, of `count`, that this rank holds. Raises SpecError if the ranks cannot divide them."""
         if how is Divide.REPEATED and count < self.ranks and self.ranks % count == 0:
             only = self.index * count // self.ranks
             return range(only, only + 1)
@@ -50,14 +51,14 @@ class Rank:
 
 
 def require_same_ranks(tp: int, ep: int) -> None:
-    """Raise UsageError unless experts are divided by none or by all of the `tp` ranks."""
+    """Raises UsageError unless experts are divided by none or by all of the `tp` ranks."""
     if ep not in (1, tp):
         raise UsageError(f"--ep {ep} with --tp {tp}: the same ranks divide attention and experts, so give --ep {tp}")
 
 
 class Section(NamedTuple):
-    """Rows of a parameter that belong to so many units, equally many to each: `rows` in all, None for all rows that
-    there are. `what` names the units."""
+    """Rows of a parameter that belong to a number of units, equally many to each. `rows` is their total; None means all
+    rows of the parameter. `what` names the units."""
 
     units: int
     how: Divide
@@ -73,7 +74,7 @@ class Cut:
     sections: tuple[Section, ...]
 
     def slices(self, size: int, rank: Rank) -> list[range]:
-        """The parts of a dimension of this size that a rank holds, in order."""
+        """Returns the parts of a dimension of this size that a rank holds, in order."""
         found, start = [], 0
         for section in self.sections:
             rows = size if section.rows is None else section.rows
@@ -83,14 +84,17 @@ class Cut:
         return found
 
     def stacked(self) -> "Cut":
-        """The same of a stack of such parameters, whose first dimension is the stack's."""
+        """Returns this cut for a stack of such parameters, which adds a first dimension."""
         return replace(self, dim=self.dim + 1)
 
 
 class Exchange(NamedTuple):
-    """A collective operation in a forward pass: "all-reduce", whose tensor has so many `elements` for each token,
-    "all-gather", whose result has, or "all-to-all". Elements are of the activations' dtype, or of four bytes each
-    (`in_float32`). If `shared`, each rank has the elements of its own share of the tokens."""
+    """A collective operation in a forward pass: all-reduce, all-gather or all-to-all.
+
+    `elements` is the size per token: of the tensor for "all-reduce" and "all-to-all", of the result for "all-gather".
+    Elements have the activations' dtype, or four bytes each (`in_float32`). If `shared`, each rank has the elements of
+    its own share of the tokens.
+    """
 
     kind: Literal["all-reduce", "all-gather", "all-to-all"]
     elements: int
@@ -99,25 +103,28 @@ class Exchange(NamedTuple):
     for_each: Literal["token", "pass"] = "token"
 
     def nbytes(self, tokens: int, itemsize: int) -> int:
-        """Bytes of the tensor in one rank; if `shared`, in all ranks together."""
+        """Returns the bytes of the tensor in one rank; if `shared`, in all ranks together."""
         count = tokens if self.for_each == "token" else 1
         return self.elements * count * (4 if self.in_float32 else itemsize)
 
     def sent(self, tokens: int, itemsize: int, ranks: int) -> float:
-        """Bytes that one rank sends. In an all-reduce ranks form a ring, and each part of the tensor goes through all
-        the others twice, in an all-gather once (Patarasuk and Yuan 2009). In an all-to-all all get equally many."""
+        """Returns the bytes that one rank sends.
+
+        The ranks form a ring: each part of the tensor passes through all other ranks twice in an all-reduce and once in
+        an all-gather (Patarasuk and Yuan 2009). In an all-to-all every rank gets equally many bytes.
+        """
         rounds = 2 if self.kind == "all-reduce" else 1
         share = 1 / ranks if self.shared else 1
         return rounds * (ranks - 1) / ranks * share * self.nbytes(tokens, itemsize)
 
 
 class FirstRankOnly:
-    """A parameter that the ranks' outputs would hold once each: a bias after their sum. The first rank has its values,
-    the others hold zeros."""
+    """A parameter that counts once in the sum of the ranks' outputs, such as a bias. The first rank has its values, the
+    others hold zeros."""
 
 
 Cuts = Mapping[str, Cut | FirstRankOnly]
-"""Module or parameter -> how it is divided. What is not named, every rank holds.
+"""Maps a module or a parameter to its cut. Every rank holds the parameters that are not named.
 
 A linear map's name stands for its weight, and for its bias: a bias is divided with the outputs, and added by the first
 rank alone where the inputs are divided.
@@ -125,12 +132,12 @@ rank alone where the inputs are divided.
 
 
 def prefixed(prefix: str, cuts: Cuts) -> dict[str, Cut | FirstRankOnly]:
-    """The cuts of a module inside another, as the other one names them."""
+    """Returns the cuts of an inner module under the names of the outer module."""
     return {f"{prefix}.{name}": cut for name, cut in cuts.items()}
 
 
 def cut_of(parameter: str, cuts: Cuts) -> Cut | FirstRankOnly | None:
-    """How a parameter is divided; None: every rank holds it."""
+    """Returns the cut of a parameter; None if every rank holds all of it."""
     if parameter in cuts:
         return cuts[parameter]
     name, _, kind = parameter.rpartition(".")

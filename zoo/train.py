@@ -1,4 +1,4 @@
-"""python -m zoo.train NAME: train a model on text, from fresh weights or from a checkpoint."""
+"""python -m zoo.train NAME: trains a model on text, from fresh weights or from a checkpoint."""
 
 import logging
 import sys
@@ -42,7 +42,7 @@ from zoo.training.speed import EVALUATIONS, matmul_rate, seconds, steps_within, 
 from zoo.units import format_bytes, format_count, parse_count
 
 BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two moments, in float32
-# What a source's folder holds for reading and writing text.
+# Files of a source's folder for reading and writing text.
 TEXT_FILES = (TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, OLDER_TEMPLATE, "generation_config.json")
 CONFIG = "config.json"
 SAVED = "model"  # the folder in OUT that `weights.load` reads
@@ -51,7 +51,7 @@ Flag = bool | None
 
 
 class Schedule(StrEnum):
-    """How the learning rate goes on after the warm-up: half a cosine; or constant, with a decay at the end."""
+    """The shape of the learning rate after warm-up: half a cosine, or a constant rate that decays at the end (wsd)."""
 
     cosine = "cosine"
     wsd = "wsd"
@@ -61,50 +61,61 @@ class Schedule(StrEnum):
 def main(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A size or an architecture.")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept; it must hold none.")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the run; it must not hold another run.")
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(metavar="FILE_OR_FOLDER", help="UTF-8 text. Default: Python's standard library.")
+        Path | None,
+        typer.Option(metavar="FILE_OR_FOLDER", help="Training text in UTF-8. Default: Python's standard library."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with its options.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out with its options.")] = False,
     params: Annotated[
-        str | None, typer.Option(help="Scale the model to so many; 'published': its own size. Default: 1M.")
+        str | None, typer.Option(help="Parameters to scale to; 'published' keeps the size. Default: 1M.")
     ] = None,
-    tiny: Annotated[Flag, typer.Option("--tiny", help="Toy widths instead of --params.")] = None,
-    swap: Annotated[list[str] | None, typer.Option(metavar="SWAP", help="Change a block, as in zoo.build.")] = None,
+    tiny: Annotated[Flag, typer.Option("--tiny", help="Use toy widths instead of --params.")] = None,
+    swap: Annotated[
+        list[str] | None, typer.Option(metavar="SWAP", help="Change a block, as in zoo.build (repeatable).")
+    ] = None,
     source: Annotated[
-        str | None, typer.Option("--from", metavar="SOURCE", help="Start from a released model, or a finished run.")
+        str | None, typer.Option("--from", metavar="SOURCE", help="Released model or finished run to start from.")
     ] = None,
-    vocab: Annotated[int | None, typer.Option(min=1, help="Train a BPE of so many tokens. Default: bytes.")] = None,
-    context: Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence. Default: 256.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Sequences of a step. Default: 8.")] = None,
-    accumulate: Annotated[int | None, typer.Option(min=1, help="Compute a step in so many pieces.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="The budget in tokens: 600k, 2M.")] = None,
-    minutes_: Annotated[float | None, typer.Option("--minutes", help="Or the budget in minutes. Default: 10.")] = None,
+    vocab: Annotated[int | None, typer.Option(min=1, help="Tokens of a BPE to train. Default: bytes.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence. Default: 256.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences per step. Default: 8.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(min=1, help="Pieces that a step is computed in. Default: 1.")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="Budget in tokens: 600k, 2M.")] = None,
+    minutes_: Annotated[
+        float | None, typer.Option("--minutes", help="Budget in minutes, instead of tokens. Default: 10.")
+    ] = None,
     lr: Annotated[
         float | None,
         typer.Option(help="Peak learning rate. Default: 4e-3; published sizes 3e-4; with --from 1e-4."),
     ] = None,
-    schedule: Annotated[Schedule | None, typer.Option(help="Default: cosine.")] = None,
-    warmup: Annotated[float | None, typer.Option(min=0, help="Steps, or a share below 1. Default: 0.1.")] = None,
-    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient. Default: 1.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(min=0, help="Of matrices. Default: 0.1.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of weights and batches. Default: 0.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; under torchrun cpu or cuda.")] = "cpu",
+    schedule: Annotated[Schedule | None, typer.Option(help="Shape of the learning rate. Default: cosine.")] = None,
+    warmup: Annotated[
+        float | None, typer.Option(min=0, help="Warm-up steps, or their share below 1. Default: 0.1.")
+    ] = None,
+    clip: Annotated[float | None, typer.Option(help="Maximum norm of the gradient. Default: 1.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0, help="Weight decay of matrices. Default: 0.1.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of weights and batches. Default: 0.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps; under torchrun cpu or cuda.")] = "cpu",
     autocast: Annotated[Flag, typer.Option("--autocast", help="Compute in bfloat16.")] = None,
     compile: Annotated[Flag, typer.Option("--compile", help="Compile the model first.")] = None,
     checkpoint_activations: Annotated[
-        Flag, typer.Option("--checkpoint-activations", help="Less memory: compute layers again in the backward pass.")
+        Flag, typer.Option("--checkpoint-activations", help="Save memory: recompute layers in the backward pass.")
     ] = None,
     eval_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps from one evaluation to the next. Default: ten in all.")
+        int | None, typer.Option(min=1, help="Steps between two evaluations. Default: ten evaluations.")
     ] = None,
-    sample: Annotated[str | None, typer.Option(metavar="PROMPT", help="What the samples continue.")] = None,
+    sample: Annotated[str | None, typer.Option(metavar="PROMPT", help="Prompt of the samples.")] = None,
     debug: Debug = False,
 ) -> None:
     """Train a model on text; the run, its log, its checkpoints and the model go to --out.
 
-    Progress and samples go to stderr, a summary to stdout. What was interrupted goes on with --out FOLDER --resume.
+    Progress and samples go to stderr, a summary to stdout. An interrupted run continues with --out FOLDER --resume.
 
     \b
     python -m zoo.train qwen3 --out run
@@ -145,14 +156,15 @@ def main(
 
 @dataclass(frozen=True)
 class Session:
-    """The model of a run: its spec, the source of its first weights, if it has one, and whether others can read it."""
+    """The model of a run: its spec, the source of its first weights (if any), and whether it can be saved for
+    others."""
 
     spec: Decoder
     opened: Source | None
     saves: bool
 
     def build(self, options: Options, place: torch.device, fresh: bool = True) -> Model:
-        """The model, set up as the options say: with its first weights if `fresh`, else not initialised."""
+        """Returns the model, set up as the options say: with its first weights if `fresh`, otherwise uninitialised."""
         if processes.ranks() > 1:
             first = partial(self._fresh, options, torch.device("cpu")) if fresh else None
             model = distributed.sharded(self.spec, place, first)
@@ -171,8 +183,8 @@ class Session:
         return catalog.build(self.spec, device=place, seed=options.seed)
 
     def save(self, out: Path, model: Model | None) -> None:
-        """Save the trained model and what belongs to its tokenizer, for `weights.load` and `weights.generate`. Nothing
-        in a process that does not hold it."""
+        """Saves the trained model and its tokenizer files, for `weights.load` and `weights.generate`. A process without
+        the model saves nothing."""
         if model is None:
             return
         with new_folder(out / SAVED, "the model ") as fresh:
@@ -184,8 +196,8 @@ class Session:
 
 
 def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> str | None:
-    """The path of the last checkpoint of the run in a folder, None for a new run. Raises UsageError where a run is
-    there and was not asked for, or the other way round."""
+    """Returns the path of the last checkpoint of the run in a folder, or None for a new run. Raises UsageError where a
+    run exists and `resume` is not set, or the reverse."""
     remove_leftovers(out / CHECKPOINTS)
     remove_leftovers(out, SAVED)
     last = last_checkpoint(out)
@@ -201,7 +213,7 @@ def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> str | None:
 
 
 def _start(out: Path, given: dict[str, Any], place: torch.device, began: float) -> tuple[Run, Session]:
-    """A new run, its steps fixed."""
+    """Returns a new run with its number of steps, and its session."""
     options = Options.fresh(given)
     session = _session(options, place)
     source = session.opened.folder if session.opened else None
@@ -227,7 +239,7 @@ def _start(out: Path, given: dict[str, Any], place: torch.device, began: float) 
 
 
 def _budget(options: Options, step: float, evaluation: float, spent: float) -> tuple[int, int]:
-    """How many steps a run has, and how many lie between two evaluations."""
+    """Returns the number of steps of a run, and the number of steps between two evaluations."""
     if options.minutes is not None:
         return steps_within(60 * options.minutes - spent, step, evaluation, options.eval_every)
     steps = ceil((options.tokens or 0) / options.config(1).tokens_per_step)
@@ -235,7 +247,7 @@ def _budget(options: Options, step: float, evaluation: float, spent: float) -> t
 
 
 def _resume(out: Path, given: dict[str, Any], last: Path, place: torch.device) -> tuple[Run, Session]:
-    """The run in a folder, continued after its last checkpoint."""
+    """Returns the run in a folder, restored from its last checkpoint, and its session."""
     state = read_state(last)
     options = Options.resumed(given, state.get("options"))
     session = _session(options, place)
@@ -255,7 +267,7 @@ def _resume(out: Path, given: dict[str, Any], last: Path, place: torch.device) -
 
 
 def _session(options: Options, place: torch.device) -> Session:
-    """The model that the options ask for. Says what swaps dropped, and if the trained model cannot be saved."""
+    """Returns the model that the options ask for. Reports dropped features, and a model that cannot be saved."""
     opened = None
     if options.source is not None:
         opened = open_source(_finished_model(Path(options.source)) or options.source)
@@ -284,7 +296,7 @@ def _session(options: Options, place: torch.device) -> Session:
 
 
 def _finished_model(source: Path) -> Path | None:
-    """The model's folder in a finished run. Raises NotAvailable for a run that has none."""
+    """Returns the model's folder in a finished run. Raises NotAvailable for a run without one."""
     if (source / SAVED / CONFIG).is_file():
         return source / SAVED
     if last_checkpoint(source) is not None:
@@ -293,7 +305,7 @@ def _finished_model(source: Path) -> Path | None:
 
 
 def _train(training: Run, session: Session) -> None:
-    """Train to the end, save the model, and print what was done."""
+    """Trains to the end, saves the model, and prints a summary."""
     trainer, out = training.trainer, training.folder
     flops = training_flops_per_token(session.spec, trainer.config.context)
     dtype = torch.bfloat16 if trainer.config.autocast else torch.float32
@@ -313,7 +325,7 @@ def _train(training: Run, session: Session) -> None:
 
 
 def _figures(training: Run, session: Session, row: dict[str, Any], seconds_per_token: float) -> dict[str, str]:
-    """The figures of the summary. `seconds_per_token`: those that the measured arithmetic rate would take."""
+    """Returns the figures of the summary. `seconds_per_token` is the time at the measured arithmetic rate."""
     config, data, out = training.trainer.config, training.facts["data"], training.folder
     tokens = config.steps * config.tokens_per_step
     best = best_checkpoint(out / CHECKPOINTS)

@@ -8,7 +8,7 @@ FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
 
 def format_count(number: float) -> str:
-    """A count in three digits: 671B, 8.03B, 268M, 12."""
+    """Formats a count in three digits: 671B, 8.03B, 268M, 12."""
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= unit:
             return three_digits(number / unit) + name
@@ -16,7 +16,7 @@ def format_count(number: float) -> str:
 
 
 def parse_count(text: str) -> int:
-    """A count as people write it: 200k, 1M, 1.5G or 1.5B, 2_000_000. Raises ValueError for other text, or below 1."""
+    """Parses a count: 200k, 1M, 1.5G or 1.5B, 2_000_000. Raises ValueError for other text and for counts below 1."""
     match = COUNT.fullmatch(text.strip().replace("_", "").replace(",", ""))
     count = round(float(match[1]) * FACTORS[match[2].lower()]) if match else 0
     if count < 1:
@@ -25,14 +25,14 @@ def parse_count(text: str) -> int:
 
 
 def parse_month(text: str) -> str:
-    """A year and a month: 2025-06. As text, months compare in order of time. Raises ValueError for other text."""
+    """Parses a year and a month: 2025-06. Months compare in order of time as text. Raises ValueError for other text."""
     if not MONTH.fullmatch(text):
         raise ValueError(f"{text[:80]!r} is not a month; write 2025-06")
     return text
 
 
 def format_bytes(nbytes: float) -> str:
-    """Bytes in binary units: 16.0 GiB, 416 MiB, 0 B."""
+    """Formats bytes in binary units: 16.0 GiB, 416 MiB, 0 B."""
     for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if abs(nbytes) >= unit:
             return f"{three_digits(nbytes / unit)} {name}"
@@ -40,11 +40,12 @@ def format_bytes(nbytes: float) -> str:
 
 
 def three_digits(number: float) -> str:
-    """Three digits, as many after the point as are not zero in a whole number: 671, 12.3, 8, 8.03."""
+    """Formats a number in three digits, without trailing zeros after the point for a whole number: 671, 12.3, 8,
+    8.03."""
     digits = 0 if number >= 100 or number == int(number) else 1 if number >= 10 else 2
     return f"{number:.{digits}f}"
 
 
 def dtype_name(dtype: object) -> str:
-    """A torch dtype's name: float32, bfloat16, ..."""
+    """Returns a torch dtype's name: float32, bfloat16, ..."""
     return str(dtype).removeprefix("torch.")

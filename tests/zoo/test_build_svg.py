@@ -104,8 +104,8 @@ def test_the_figure_says_what_is_new(capsys, args: tuple[str, ...], heading: str
         (["--svg", "-", "--device", "cpu"], 2, "leave --json and --device out"),
         (["--svg", "-", "--swap", "attn=Nowhere"], 2, "unknown block 'Nowhere'"),
         (["--svg", "-", "--theme", "auto"], 2, "--theme"),
-        (["--theme", "dark"], 2, "--theme and --costs are of a diagram"),
-        (["--costs"], 2, "--theme and --costs are of a diagram"),
+        (["--theme", "dark"], 2, "--theme and --costs change a diagram"),
+        (["--costs"], 2, "--theme and --costs change a diagram"),
         (["--svg"], 2, "--svg"),
     ],
 )

@@ -1,5 +1,5 @@
-"""Quantised weights: FP8, FP4 and MXFP4, stored as codes and scales that multiply them, and the names of refused
-schemes.
+"""Quantised weights: FP8, FP4 and MXFP4, stored as codes and the scales that multiply them. Other schemes are refused
+by name.
 
 A source is refused for its scheme before any field of its config is checked, since no field can make it readable.
 """
@@ -31,8 +31,8 @@ MXFP4_SCALES = [*(2.0 ** (exponent - 127) for exponent in range(255)), float("na
 
 
 class PackedFormat(ABC):
-    """A way to store a tensor as two: codes, of `dtype` and with a name that ends in `codes`, and scales, with the same
-    name but for its end, one of `scales`."""
+    """A format that stores a tensor as two: codes and scales. The codes have the dtype `dtype` and a name that ends in
+    `codes`; the scales have the same name with one of the endings `scales`."""
 
     description: ClassVar[str]
     codes: ClassVar[str]
@@ -42,15 +42,16 @@ class PackedFormat(ABC):
 
     @abstractmethod
     def check_config(self, config: Fields) -> None:
-        """Read all fields of quantization_config. Raises MalformedError where they describe another format."""
+        """Reads all fields of quantization_config. Raises MalformedError where they describe another format."""
 
     @abstractmethod
     def unpacked_shape(self, codes: Shape) -> Shape | None:
-        """Shape of the codes -> shape of the unpacked tensor; None for a shape that codes cannot have."""
+        """Returns the shape of the unpacked tensor for a shape of the codes; None for a shape that codes cannot
+        have."""
 
     @abstractmethod
     def scales_shape(self, codes: Shape) -> Shape:
-        """Shape of the codes -> shape of the scales."""
+        """Returns the shape of the scales for a shape of the codes."""
 
     @abstractmethod
     def nbytes(self, shape: Shape) -> int:
@@ -58,11 +59,11 @@ class PackedFormat(ABC):
 
     @abstractmethod
     def blocks(self, dim: int) -> int:
-        """Rows along a dimension of the unpacked tensor that share a scale."""
+        """Returns the number of rows along a dimension of the unpacked tensor that share a scale."""
 
     def parts(self, part: Part, tensor: StoredTensor) -> tuple[Part, Part]:
-        """The parts of codes and scales for a part of an unpacked tensor. Raises MalformedError for one that would
-        divide what shares a scale."""
+        """Returns the parts of codes and scales for a part of an unpacked tensor. Raises MalformedError for a part that
+        divides elements with a common scale."""
         block, size = self.blocks(part.dim), tensor.shape[part.dim]
         for rows in part.ranges:
             if rows.start % block or (rows.stop % block and rows.stop != size):
@@ -72,20 +73,20 @@ class PackedFormat(ABC):
         return self.coded(part), scales
 
     def coded(self, part: Part) -> Part:
-        """The part of the codes for a part of the unpacked tensor."""
+        """Returns the part of the codes for a part of the unpacked tensor."""
         return part
 
     @abstractmethod
     def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        """The tensor, rounded to `dtype` once; its temporaries stay small beside it."""
+        """Returns the tensor, rounded to `dtype` once. Temporaries are small compared with it."""
 
     def unpacked(self, codes: StoredTensor) -> StoredTensor:
-        """A tensor of `pairs` after unpacking, under the name of its codes."""
+        """Returns a tensor of `pairs` after unpacking, under the name of its codes."""
         return StoredTensor(codes.name, self.unpacked_shape(codes.shape) or (), torch.float32)
 
     def pairs(self, where: Path, stored: Iterable[StoredTensor]) -> dict[str, str]:
-        """The packed tensors of a source: name of the codes -> name of the scales. Raises one MalformedError naming all
-        codes without scales, scales without codes, and wrong shapes and dtypes."""
+        """Maps the name of the codes to the name of the scales, for the packed tensors of a source. Raises one
+        MalformedError naming all codes without scales, scales without codes, and wrong shapes and dtypes."""
         tensors = {tensor.name: tensor for tensor in stored}
         packed = (name for name, each in tensors.items() if each.dtype == self.dtype and name.endswith(self.codes))
         scales = {name: self._scales_of(name, tensors) for name in packed}
@@ -102,12 +103,13 @@ class PackedFormat(ABC):
         return scales
 
     def _scales_of(self, codes: str, tensors: Container[str]) -> str:
-        """The name of the scales of codes: with the first ending that is there, or the first."""
+        """Returns the name of the scales of `codes`: with the first ending that is in `tensors`, or else with the first
+        ending."""
         names = [codes.removesuffix(self.codes) + ending for ending in self.scales]
         return next((name for name in names if name in tensors), names[0])
 
     def _misfit(self, codes: StoredTensor, scales: StoredTensor | None) -> str | None:
-        """What is wrong with the shapes and dtypes of a pair, if anything."""
+        """Describes a mistake in the shapes and dtypes of a pair; None if there is none."""
         if self.unpacked_shape(codes.shape) is None:
             return f"{codes.name} {list(codes.shape)}"
         if scales is not None and scales.shape != (shape := self.scales_shape(codes.shape)):
@@ -121,7 +123,7 @@ class FP8(PackedFormat):
     """Matrices in float8 e4m3 with a scale for each block of 128 x 128, as DeepSeek-V3 was released (section 3.3).
 
     Element (i, j) is its code times scale (i // 128, j // 128): blocks at the lower and the right edge are partial. The
-    scales are named `weight_scale_inv`, and multiply all the same. DeepSeek-V4's are powers of two, named `scale`.
+    scales multiply despite their name `weight_scale_inv`. DeepSeek-V4's are powers of two, named `scale`.
     """
 
     description = "fp8 e4m3, a scale for each 128 x 128"
@@ -131,7 +133,8 @@ class FP8(PackedFormat):
     scale_dtypes = frozenset({torch.float32, torch.bfloat16, torch.float8_e8m0fnu})
 
     def check_config(self, config: Fields) -> None:
-        """Not used: how activations and scales are rounded, and which matrices are packed (the files say that)."""
+        """Checks the format and the blocks. The rounding of activations and the list of packed matrices have no effect
+        here."""
         config.expect(fmt="e4m3", weight_block_size=[FP8_BLOCK, FP8_BLOCK])
         config.unused("expert_dtype")  # FP4 is a format of its own: see `formats_of`
         config.unused("modules_to_convert", "modules_to_not_convert", "ignored_layers")
@@ -151,7 +154,7 @@ class FP8(PackedFormat):
         return FP8_BLOCK
 
     def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        """One row of blocks at a time, so that only the result is as large as the matrix."""
+        """Unpacks one row of blocks at a time, so that only the result is as large as the matrix."""
         result = torch.empty(codes.shape, dtype=dtype, device=codes.device)
         for rows, packed, scale in zip(result.split(FP8_BLOCK), codes.split(FP8_BLOCK), scales.float(), strict=True):
             rows.copy_(packed.float() * scale.repeat_interleave(FP8_BLOCK)[: codes.shape[1]])
@@ -171,7 +174,7 @@ class MXFP4(PackedFormat):
     scale_dtypes = frozenset({torch.uint8})
 
     def check_config(self, config: Fields) -> None:
-        """Not used: which tensors are packed (the files say that)."""
+        """Checks the format. The list of packed tensors has no effect: the files show it."""
         config.unused("dequantize", "modules_to_not_convert")
 
     def unpacked_shape(self, codes: Shape) -> Shape | None:
@@ -193,7 +196,8 @@ class MXFP4(PackedFormat):
         return Part(part.dim, tuple(range(rows.start // block, rows.stop // block) for rows in part.ranges))
 
     def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        """One expert at a time. Products are exact in float32, and in bfloat16, whose exponents are the same."""
+        """Unpacks one expert at a time. Products are exact in float32, and in bfloat16, which has the same
+        exponents."""
         wide, word = (torch.bfloat16, torch.int32) if dtype == torch.bfloat16 else (torch.float32, torch.int64)
         # A byte's two values are looked up as one integer, which is faster than one by one.
         pairs = torch.tensor(MXFP4_PAIRS, dtype=wide, device=codes.device).view(word).flatten()
@@ -207,7 +211,8 @@ class MXFP4(PackedFormat):
 
 
 class FP4(PackedFormat):
-    """Matrices in 4-bit floats with a power of two for each 32 of a row, as DeepSeek-V4's experts were released.
+    """Matrices in 4-bit floats with a power of two for each 32 elements of a row, as DeepSeek-V4's experts were
+    released.
 
     Codes are (out, in / 2 bytes), the first of two in the low half, scales (out, in / 32), unpacked tensors (out, in).
     """
@@ -219,7 +224,7 @@ class FP4(PackedFormat):
     scale_dtypes = frozenset({torch.float8_e8m0fnu, torch.uint8})
 
     def check_config(self, config: Fields) -> None:
-        """None of its own: it stands beside FP8."""
+        """Reads no fields: the format stands beside FP8."""
 
     def unpacked_shape(self, codes: Shape) -> Shape | None:
         return (codes[0], 2 * codes[1]) if len(codes) == 2 and 2 * codes[1] % MXFP4_BLOCK == 0 else None
@@ -238,13 +243,13 @@ class FP4(PackedFormat):
         return Part(part.dim, tuple(range(rows.start // halves, rows.stop // halves) for rows in part.ranges))
 
     def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        """As one expert in MXFP4, whose codes and exponents are the same."""
+        """Unpacks the matrix like one expert in MXFP4, with the same codes and exponents."""
         packed = codes.contiguous().view(torch.uint8).unflatten(1, (-1, MXFP4_BLOCK // 2))
         return MXFP4().unpack(packed[None], scales.contiguous().view(torch.uint8)[None], dtype)[0]
 
 
 FORMATS: dict[str, PackedFormat] = {"fp8": FP8(), "mxfp4": MXFP4()}  # quant_method -> the format, if it is read
-EXPERT_DTYPES = {"fp8": (), "fp4": (FP4(),)}  # how experts are stored beside fp8 -> formats beside that
+EXPERT_DTYPES = {"fp8": (), "fp4": (FP4(),)}  # dtype of the experts -> formats beside fp8
 _SPELT_ALIKE = (
     "AQLM|AWQ|BitNet|bitsandbytes|compressed-tensors|EETQ|FBGEMM FP8|FP-Quant|GGUF|GPTQ|HIGGS|HQQ|MXFP8|NVFP4|Quanto|"
     "SINQ|SpQR|torchao|VPTQ"
@@ -267,7 +272,7 @@ MARKS = {
 
 
 def check_scheme(folder: Path, config: dict[str, Any]) -> None:
-    """Raise MalformedError naming the scheme of a folder whose weights are quantised in one that is not read."""
+    """Raises MalformedError naming the scheme of a folder whose weights are quantised in an unsupported one."""
     text = config.get("text_config")
     for part in (config, *([text] if isinstance(text, dict) else [])):
         refuse(part)
@@ -276,21 +281,22 @@ def check_scheme(folder: Path, config: dict[str, Any]) -> None:
 
 
 def formats_of(config: dict[str, Any], quantization: Fields) -> list[PackedFormat]:
-    """The formats that tensors of a checkpoint may have, whose scheme is not refused."""
+    """Returns the formats that tensors of a checkpoint may have. Its scheme must be a supported one."""
     method = quantization.get("quant_method")
     beside = EXPERT_DTYPES[_expert_dtype(config, quantization.values)] if method == "fp8" else ()
     return [FORMATS[method], *beside]
 
 
 def _expert_dtype(config: dict[str, Any], quantization: dict[str, Any]) -> str:
-    """What a config says of its experts, beside the scheme or in it; a multimodal wrapper's in its text_config."""
+    """Returns the config's dtype of experts, from beside the scheme or in it; a multimodal wrapper has it in its
+    text_config."""
     text = config.get("text_config")
     said = [quantization, config, *([text] if isinstance(text, dict) else [])]
     return next((part["expert_dtype"] for part in said if part.get("expert_dtype")), "fp8")
 
 
 def refuse(config: dict[str, Any]) -> None:
-    """Raise MalformedError for a scheme that is not read. A field that is malformed is left to the reader."""
+    """Raises MalformedError for an unsupported scheme. A malformed field is left to the reader."""
     if mlx := config.get("quantization"):
         raise _unsupported("MLX", f"quantization={brief(mlx)}")
     if sparse := config.get("compression_config"):

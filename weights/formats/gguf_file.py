@@ -1,7 +1,7 @@
-"""A .gguf file, as llama.cpp writes it, under the names and in the layout of Hugging Face.
+"""Reads a .gguf file, as llama.cpp writes it, under the names and in the layout of Hugging Face.
 
-The gguf library reads it, names its tensors and dequantises them. What such a file does not say (Gemma's layer pattern
-and its local RoPE base, SmolLM3's layers without positions) comes from the preset of equal dimensions.
+The gguf library reads it, names its tensors and dequantises them. Facts that such a file lacks (Gemma's layer pattern
+and its local RoPE base, SmolLM3's layers without positions) come from the preset of equal dimensions.
 """
 
 import logging
@@ -52,8 +52,8 @@ log = logging.getLogger(__name__)
 
 
 class Stored(NamedTuple):
-    """A tensor of Hugging Face's in the file: GGUF's names of what holds it, the spec of its layer, the shape that the
-    model expects."""
+    """A tensor under Hugging Face's name: the GGUF names of the tensors that hold it, the spec of its layer, and the
+    shape that the model expects."""
 
     names: tuple[str, ...]
     layer: Layer | None
@@ -61,7 +61,7 @@ class Stored(NamedTuple):
 
 
 class _Held(Container[str]):
-    """The names of Hugging Face's tensors that the file holds, by a function from a name to what holds it."""
+    """The Hugging Face names of the tensors in the file, by a function from a name to the GGUF names that hold it."""
 
     def __init__(self, find: Callable[[str], tuple[str, ...]]) -> None:
         self._find = find
@@ -86,7 +86,8 @@ class GGUFFile(Source):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The embedding's; float32 if that is quantised, since bfloat16 would round dequantised values once more."""
+        """The embedding's dtype; float32 if it is quantised, since bfloat16 would round dequantised values once
+        more."""
         kind = self._tensors[EMBEDDING].tensor_type.name if EMBEDDING in self._tensors else ""
         return UNQUANTISED.get(kind, torch.float32)
 
@@ -96,8 +97,8 @@ class GGUFFile(Source):
         return [] if end is None else [int(end)]
 
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
-        """The preset of this file's dimensions, with the vocabulary size of its embedding. Raises MalformedError where
-        there is none, or where the file has a field that is not understood."""
+        """Returns the preset of this file's dimensions, with the vocabulary size of its embedding. Raises
+        MalformedError where there is none, or where the file has an unknown field."""
         name, _, spec = self.preset
         expected = metadata_of(self.kind, spec)
         known = {*expected, *ignore_fields}
@@ -114,8 +115,8 @@ class GGUFFile(Source):
 
     @cached_property
     def preset(self) -> tuple[str, ModuleType, Decoder]:
-        """Name, family and spec of the preset that agrees with the file wherever both say something; both say the
-        dimensions. Of several, the one with the file's context."""
+        """Name, family and spec of the preset that agrees with the file wherever both state a value; both state the
+        dimensions. Among several it is the one with the file's context."""
         differ: dict[str, list[str]] = {}
         found: list[tuple[str, ModuleType, Decoder]] = []
         for family in (families()[name] for name in ARCHITECTURES[self.kind].families):
@@ -155,7 +156,8 @@ class GGUFFile(Source):
         return sorted(rope_factors(spec).keys() - self._tensors.keys())
 
     def _other_factors(self, spec: Decoder) -> list[str]:
-        """A table of rotary factors, where there is one, must be the preset's: ones where the preset scales nothing."""
+        """Compares a table of rotary factors, if any, with the preset's; a preset without scaling has ones. Returns the
+        differences."""
         expected, found = rope_factors(spec), []
         rotated = metadata_of(self.kind, spec)["rope.dimension_count"]
         plain = torch.ones(0 if rotated is ... else rotated // 2)
@@ -166,15 +168,15 @@ class GGUFFile(Source):
         return sorted(found)
 
     def stored(self) -> list[StoredTensor]:
-        """Every tensor, under Hugging Face's name; under its own if it has none there."""
+        """Returns every tensor, under Hugging Face's name, or under its own if it has none there."""
         found = [StoredTensor(name, self._shape(name), torch.float32) for name in self._names]
         used = {name for tensor in self._names.values() for name in tensor.names}
-        others = self._tensors.keys() - used - ROPE_TABLES  # which are compared with the preset's already
+        others = self._tensors.keys() - used - ROPE_TABLES  # `_other_factors` compares these
         return [*found, *(StoredTensor(name, self._raw_shape(name), torch.float32) for name in sorted(others))]
 
     @cached_property
     def _names(self) -> dict[str, Stored]:
-        """Hugging Face's name of every tensor of this model that is in the file -> what holds it."""
+        """Maps the Hugging Face name of every tensor of this model that is in the file to its `Stored`."""
         spec = self.preset[2]
         named = TensorNames(self.kind, len(spec.layers))
         parameters = dict(catalog.allocate(spec, "meta").named_parameters())
@@ -188,7 +190,7 @@ class GGUFFile(Source):
         return found
 
     def _held_in(self, name: str | None) -> tuple[str, ...]:
-        """The tensors of the file that hold this one: itself, or its two parts."""
+        """Returns the tensors of the file that hold this one: itself, or its two parts."""
         if name is None or name in self._tensors:
             return () if name is None else (name,)
         parts = split_parts(name) or ()
@@ -198,7 +200,7 @@ class GGUFFile(Source):
         return tuple(int(n) for n in reversed(self._tensors[name].shape))
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        """The shape of Hugging Face's tensor. Axes of length 1 come and go in conversion and quantisation."""
+        """Returns the shape of Hugging Face's tensor. Axes of length 1 come and go in conversion and quantisation."""
         tensor = self._names[name]
         shapes = [self._raw_shape(each) for each in tensor.names]
         shape = joined_shape(*shapes) if len(shapes) == 2 else shapes[0]
@@ -208,7 +210,7 @@ class GGUFFile(Source):
         return tensor.shape if same else shape
 
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor by Hugging Face's name, dequantised to float32 and then cast."""
+        """Returns the tensor by Hugging Face's name, dequantised to float32 and then cast."""
         if name not in self._names:
             return self._dequantised(self._tensors[name]).to(device, dtype)
         stored = self._names[name]

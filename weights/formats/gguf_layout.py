@@ -1,8 +1,8 @@
-"""How llama.cpp stores each architecture: names of tensors, and what its converter changes in them.
+"""The layout of each architecture in llama.cpp's files: names of tensors, and the changes that its converter makes.
 
-A tensor of Hugging Face's layout is in a .gguf file under the name that the gguf library gives it. `Architecture` says
-what differs beyond that: `rules` for parameters that are split or joined otherwise, with GGUF's names of the tensors of
-a layer; `changes` for tensors that hold other numbers, or the same in another order.
+A tensor of Hugging Face's layout is in a .gguf file under the name that the gguf library gives it. `Architecture`
+states further differences. `rules` are for parameters that are split or joined otherwise, with the GGUF names of a
+layer's tensors. `changes` are for tensors with other numbers, or the same numbers in another order.
 """
 
 import re
@@ -25,7 +25,7 @@ Undo = Callable[[Tensor, Any], Tensor]  # a tensor, and the mixer of its layer
 @dataclass(frozen=True)
 class Change:
     """Hugging Face's tensors whose names end with `pattern` (a regular expression) are stored changed; `undo` restores
-    them. It keeps their shape."""
+    them and keeps their shape."""
 
     pattern: str
     undo: Undo
@@ -36,7 +36,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One of GGUF's architectures. `families` are those of ours that have its name."""
+    """One of GGUF's architectures. `families` are the zoo's families under its name."""
 
     families: tuple[str, ...]
     changes: tuple[Change, ...] = ()
@@ -52,7 +52,8 @@ def _log_of_negative(tensor: Tensor, mixer: Any) -> Tensor:
 
 
 def _halves(heads: str) -> Undo:
-    """RoPE rotates rows 2j and 2j + 1 of the file's heads as a pair: from side by side to half a head apart."""
+    """Returns a function that reorders the rows of heads. RoPE rotates rows 2j and 2j + 1 of the file's heads as a
+    pair, and here rows half a head apart."""
 
     def undo(tensor: Tensor, mixer: Any) -> Tensor:
         return rearrange(tensor, "(h pair side) ... -> (h side pair) ...", h=getattr(mixer, heads), side=2)
@@ -61,8 +62,9 @@ def _halves(heads: str) -> Undo:
 
 
 def _grouped(axis: int = 0, after_keys: bool = False) -> Undo:
-    """Value heads along an axis: the file has the first of every key head, then the second of every one; Hugging Face
-    all of the first key head, then all of the second. Queries and keys may come before them."""
+    """Returns a function that reorders value heads along an axis. The file has the first value head of every key head,
+    then the second of every one; Hugging Face has all of the first key head, then all of the second. Queries and keys
+    may come before them."""
 
     def undo(tensor: Tensor, mixer: Any) -> Tensor:
         start = 2 * mixer.key_heads * mixer.key_dim if after_keys else 0
@@ -93,14 +95,14 @@ SINKS: Rules = (Rename("attn.block.sinks", "attn_sinks.weight"),)
 PREDICTION: Rules = (Skipped("blk.{layers}.*", "the multi-token prediction layer"),)
 QKVZ: Rules = tuple(Rename(f"attn.block.{x}", f"attn_{x}", mixer=GatedDeltaNet) for x in ("qkv", "gate"))
 SHARED_EXPERT: Rules = tuple(Rename(f"ffn.block.shared.{x}", f"ffn_{x}_shexp") for x in ("gate", "up"))
-# GPT-2's matrices are transposed, as other architectures have them.
+# GPT-2's matrices are transposed, which makes them like those of other architectures.
 GPT2: Rules = (
     FusedQKV(("attn.block.q", "attn.block.k", "attn.block.v"), "attn_qkv"),
     Rename("attn.block.o", "attn_output"),
     *(Rename(f"ffn.block.{part}", f"ffn_{part}") for part in ("up", "down")),
 )
 
-# Beside each dense feed-forward; what the router multiplies by lies beside the matrices that it belongs to.
+# The experts beside each dense feed-forward. The router's factors are stored beside the matrices that they scale.
 GEMMA4: Rules = (
     Rename("ffn.block.routed.router.norm.weight", "ffn_gate_inp.scale"),
     Rename("ffn.block.routed.router.expert_scale", "ffn_down_exps.scale"),
@@ -156,14 +158,14 @@ FLATTENED = ("ssm_norm.weight",)  # stored with an axis for the groups
 
 
 class TensorNames:
-    """GGUF's names of the tensors of an architecture with so many layers."""
+    """GGUF's names of the tensors of an architecture with a given number of layers."""
 
     def __init__(self, kind: str, layers: int) -> None:
         kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
         self._table = gguf.get_tensor_name_map(kinds[kind], layers)
 
     def __call__(self, name: str) -> str | None:
-        """GGUF's name of a tensor of Hugging Face's, or of one of this page's rules; None if it has none."""
+        """Returns GGUF's name of a Hugging Face tensor, or of a tensor of this file's rules; None if it has none."""
         if found := re.fullmatch(r".*?layers\.(\d+)\.(.+)|.*?\.h\.(\d+)\.(.+)", name):
             number, local = found[1] or found[3], found[2] or found[4]
             ending = next((ours for theirs, ours in BY_ENDING.items() if local.endswith(theirs)), None)
@@ -174,25 +176,27 @@ class TensorNames:
 
 
 def split_parts(name: str) -> tuple[str, str] | None:
-    """The names of the two tensors that hold a stored kv_b: keys, transposed, and values; None for other names."""
+    """Returns the names of the two tensors that hold a stored kv_b: keys, transposed, and values; None for other
+    names."""
     stem, separator, leaf = name.partition("attn_kv_b")
     return (f"{stem}attn_k_b{leaf}", f"{stem}attn_v_b{leaf}") if separator else None
 
 
 def joined_shape(keys: tuple[int, ...], values: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of `joined`, from those of its parts; that of the keys if they cannot be joined."""
+    """Returns the shape of `joined` for its parts' shapes; the shape of the keys if they cannot be joined."""
     if len(keys) != 3 or len(values) != 3 or (keys[0], keys[1]) != (values[0], values[2]):
         return keys
     return keys[0] * (keys[2] + values[1]), keys[1]
 
 
 def joined(keys: Tensor, values: Tensor) -> Tensor:
-    """Keys (h, r, nope) and values (h, v, r) -> (h * (nope + v), r), for each head its keys and then its values."""
+    """Joins keys (h, r, nope) and values (h, v, r) to (h * (nope + v), r): for each head its keys and then its
+    values."""
     return torch.cat([keys.mT, values], dim=1).flatten(0, 1)
 
 
 def undone(name: str, tensor: Tensor, mixer: Any, changes: Iterable[Change]) -> Tensor:
-    """A tensor as Hugging Face has it."""
+    """Returns a tensor in Hugging Face's form."""
     for change in changes:
         if change.applies(name):
             tensor = change.undo(tensor, mixer)

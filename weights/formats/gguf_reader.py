@@ -1,4 +1,4 @@
-"""The fields and tensors of a .gguf file: the gguf library's reader, with limits on what a file may declare."""
+"""Reads the fields and tensors of a .gguf file: the gguf library's reader, with limits on a file's declarations."""
 
 from pathlib import Path
 from struct import unpack
@@ -15,7 +15,7 @@ MIN_TENSOR_BYTES, MIN_FIELD_BYTES = 32, 13
 
 
 class _Reader(gguf.GGUFReader):  # type: ignore[misc]
-    """The library's reader, but long lists are skipped: it takes ten seconds over a vocabulary, entry by entry."""
+    """The library's reader without long lists, since it reads a vocabulary entry by entry, for ten seconds."""
 
     entries = 0  # in short lists
 
@@ -30,7 +30,7 @@ class _Reader(gguf.GGUFReader):  # type: ignore[misc]
         return super()._get_field_parts(orig_offs, raw_type)
 
     def _extent(self, start: int, kind: Any, length: int) -> int:
-        """Bytes of `length` entries from `start` on."""
+        """Returns the bytes of `length` entries from `start` on."""
         if kind != gguf.GGUFValueType.STRING:
             return length * self.gguf_scalar_to_np[kind]().itemsize
         raw, at = memoryview(self.data), start
@@ -42,7 +42,7 @@ class _Reader(gguf.GGUFReader):  # type: ignore[misc]
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields and the tensors of a .gguf file, by name. Raises MalformedError for a file that is not readable."""
+    """Returns the fields and the tensors of a .gguf file, by name. Raises MalformedError for an unreadable file."""
     if problem := _start_problem(path):
         raise MalformedError(f"{path} is not a readable .gguf file: {problem}")
     try:
@@ -56,7 +56,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _start_problem(path: Path) -> str | None:
-    """Why the first 24 bytes cannot be those of a .gguf file of this size; None if they can."""
+    """Describes a mistake in the first 24 bytes of a .gguf file of this size; None if there is none."""
     with path.open("rb") as file:
         size, start = path.stat().st_size, file.read(24)
     if len(start) < 24:

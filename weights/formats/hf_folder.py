@@ -1,6 +1,6 @@
-"""A folder in Hugging Face layout: config.json, and one safetensors file or several with an index.
+"""Reads a folder in Hugging Face layout: config.json, and one safetensors file or several with an index.
 
-Nothing in the folder is trusted: docs/loading.md says what a broken or a hostile one gets.
+Nothing in the folder is trusted: docs/loading.md lists the errors for broken and hostile folders.
 """
 
 import logging
@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 
 
 class HFFolder(Source):
-    """The tensors of a folder. `get` maps one into memory without reading it; a packed one (fp8, fp4, MXFP4) has the
-    name of its codes, and `get` unpacks it."""
+    """The tensors of a folder. `get` maps a tensor into memory without reading it. A packed tensor (fp8, fp4, MXFP4)
+    has the name of its codes, and `get` unpacks it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,7 +62,7 @@ class HFFolder(Source):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What config.json says, else the dtype of the first tensor that is not packed."""
+        """The dtype that config.json states, or else that of the first tensor that is not packed."""
         name = self._field("dtype") or self._field("torch_dtype")
         if name is None:
             unpacked = (each.dtype for each in self._stored if each.name not in self._packed)
@@ -73,7 +73,7 @@ class HFFolder(Source):
 
     @property
     def end_tokens(self) -> list[int]:
-        """What generation_config.json says, else config.json."""
+        """The end tokens in generation_config.json, or else in config.json."""
         has_file = (self.path / GENERATION).exists()
         generation = read_json(member(self.path, GENERATION), CONFIG_LIMIT) if has_file else {}
         ids = generation.get("eos_token_id")
@@ -84,7 +84,8 @@ class HFFolder(Source):
         return ends
 
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
-        """The model that config.json describes. Raises MalformedError for one that the files cannot hold."""
+        """Returns the model that config.json describes. Raises MalformedError for a model that the files cannot
+        hold."""
         if self._quantization is not None:
             self._quantization.finish(ignore_fields)
         spec = catalog.from_hf(self.config, ignore_fields)
@@ -105,7 +106,7 @@ class HFFolder(Source):
         return self._stored
 
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor. On the CPU and in its own dtype it shares the file's pages, unless it is packed."""
+        """Returns the tensor. On the CPU and in its own dtype it shares the file's pages, unless it is packed."""
         name = self.tensors[name].name
         if name not in self._packed:
             return self._mapped(name).to(device, dtype)
@@ -113,8 +114,8 @@ class HFFolder(Source):
         return packing.unpack(self._mapped(name).to(device), self._mapped(scales).to(device), dtype or torch.float32)
 
     def get_part(self, name: str, part: Part, device: str | torch.device, dtype: torch.dtype | None = None) -> Tensor:
-        """On the CPU and in its own dtype, one range of rows shares the file's pages; of other parts, the pages of the
-        whole may be touched and are not held."""
+        """Returns part of a tensor. On the CPU and in its own dtype, one range of rows shares the file's pages; for
+        other parts the pages of the whole tensor may be touched, and are released."""
         stored = self.tensors[name]
         if stored.name not in self._packed:
             return part.of(self._mapped(stored.name)).to(device, dtype)
@@ -134,12 +135,12 @@ class HFFolder(Source):
         return self._opened[shard].get_tensor(name)
 
     def _field(self, name: str) -> Any:
-        """A field of config.json, which a multimodal wrapper may hold in its text_config."""
+        """Returns a field of config.json, which a multimodal wrapper may hold in its text_config."""
         value, text = self.config.get(name), self.config.get("text_config")
         return text.get(name) if value is None and isinstance(text, dict) else value
 
     def _read_packed(self, quantization: Any) -> None:
-        """Pair packed tensors with their scales. (`check_scheme` has refused other schemes.)"""
+        """Pairs packed tensors with their scales. (`check_scheme` has refused other schemes.)"""
         if not isinstance(quantization, dict):
             where = f"{self.path / CONFIG}: quantization_config"
             raise MalformedError(f"{where} must be an object, got {brief(quantization)}")
@@ -158,7 +159,7 @@ class HFFolder(Source):
         ]
 
     def _read_shards(self) -> list[StoredTensor]:
-        """The tensors of all shards. Raises one MalformedError for all files that do not hold what the index says."""
+        """Returns the tensors of all shards. Raises one MalformedError for all files that contradict the index."""
         expected: dict[str, set[str]] = {}
         for name, shard in self._shard_of.items():
             expected.setdefault(shard, set()).add(name)
@@ -185,7 +186,8 @@ class HFFolder(Source):
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """Tensor -> shard, by the index of the folder. Raises MalformedError for a shard that is not a plain file name."""
+    """Maps each tensor to its shard, by the index of the folder. Raises MalformedError for a shard that is not a plain
+    file name."""
     where = folder / INDEX
     shards = read_json(member(folder, INDEX), INDEX_LIMIT).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(type(shard) is str for shard in shards.values()):

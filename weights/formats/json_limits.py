@@ -1,4 +1,4 @@
-"""Reading untrusted JSON: only files inside their own folder, only up to the size that such a file can need.
+"""Reads untrusted JSON: only files inside their own folder, and only up to the size that such a file can need.
 
 JSON is measured before it is parsed. A parser makes objects of up to thirty times the size of the text, so both bytes
 and values are limited.
@@ -19,7 +19,8 @@ MAX_NON_ASCII = 1 * MB  # in memory, one wide character makes every character ta
 
 
 def member(folder: Path, name: str) -> Path:
-    """A file of the folder. Raises NotAvailable if it is not there, MalformedError for a link that leads elsewhere."""
+    """Returns the path of a file in the folder. Raises NotAvailable if it does not exist, MalformedError for a link
+    that leads elsewhere."""
     path = folder / name
     if not path.is_file():
         raise NotAvailable(f"{folder}: there is no {name}")
@@ -33,7 +34,7 @@ def member(folder: Path, name: str) -> Path:
 
 
 def read_json(path: Path, limit: int) -> dict[str, Any]:
-    """A JSON object from a file of at most `limit` bytes."""
+    """Returns the JSON object in a file of at most `limit` bytes."""
     size = path.stat().st_size
     if size > limit:
         raise MalformedError(f"{path} has {size} bytes, above the {limit} that such a file can need")
@@ -42,9 +43,10 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
 
 
 def parse(where: str, file: BinaryIO, size: int, max_values: int) -> dict[str, Any]:
-    """The JSON object in the next `size` bytes of UTF-8, or in as many as there are.
+    """Returns the JSON object in the next `size` bytes of UTF-8, or in fewer at the end of the file.
 
-    Raises MalformedError, saying `where`, for duplicate keys in one object, and for clearly more than `max_values`."""
+    Raises MalformedError, naming `where`, for duplicate keys in one object, and for clearly more than `max_values`.
+    """
     data = file.read(size)
     if data.count(b",") + data.count(b"[") + data.count(b"{") > max_values:
         raise MalformedError(f"{where} holds more than the {max_values} values that it can need")

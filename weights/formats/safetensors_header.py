@@ -1,4 +1,4 @@
-"""The header of a safetensors file: which tensors it holds, and where.
+"""The header of a safetensors file: the name, dtype, shape and place of each tensor.
 
 It is read strictly here before the library maps the file. The library silently keeps the last of two tensors of one
 name, and takes ten times the size of a header in memory to read it.
@@ -28,7 +28,7 @@ PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  #
 
 
 def read_header(path: Path) -> list[StoredTensor]:
-    """Every tensor of a safetensors file, sorted by name. Raises MalformedError for a file that is not a valid one."""
+    """Returns every tensor of a safetensors file, sorted by name. Raises MalformedError for an invalid file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(9)
@@ -84,7 +84,7 @@ def _counts(value: Any, max_length: int) -> bool:
 
 
 def _check_extents(path: Path, header: dict[str, Any], size: int) -> None:
-    """Raise MalformedError unless the tensors follow one another and fill the `size` bytes."""
+    """Raises MalformedError unless the tensors follow one another and fill the `size` bytes."""
     extents = sorted((*info["data_offsets"], name) for name, info in header.items())
     ends = [(0, 0, ""), *extents, (size, size, "")]
     if overlap := [f"{one[2]} and {other[2]}" for one, other in pairwise(extents) if other[0] < one[1]]:

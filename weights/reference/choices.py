@@ -1,8 +1,8 @@
-"""What routers and indexers choose in float64, given to a pass in a narrower dtype.
+"""Gives a pass in a narrower dtype the experts and keys that routers and indexers chose in float64.
 
-Rounding decides between two experts, or two keys, of nearly equal scores, and all that follows differs then. In float64
-that does not happen. So a pass in float32 or bfloat16 is made to choose what the same code chose in float64: its error
-is that of its arithmetic, and no lottery.
+Rounding decides between two experts, or two keys, of nearly equal scores, and everything after that differs. In float64
+that does not happen. So a pass in float32 or bfloat16 chooses what the same code chose in float64, and its error is
+only that of its arithmetic.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _SELECTING = frozenset({torch.topk, Tensor.topk, torch.sort, Tensor.sort})
 
 
 class Selections(TorchFunctionMode):
-    """Records the indices that each `topk` and each `sort` of floats gives while it is entered, in the order of the
-    calls. After `replay` the calls give these again, with the values of their own scores at them.
+    """Records the indices that each `topk` and each `sort` of floats returns while it is entered, in the order of the
+    calls. After `replay` the calls return these indices again, with their own scores at them.
 
-    Entered around uncompiled code that makes the same calls on both occasions.
+    Enter it around uncompiled code that makes the same calls on both occasions.
     """
 
     def __init__(self) -> None:
@@ -34,12 +34,12 @@ class Selections(TorchFunctionMode):
         self._paused = False
 
     def replay(self) -> None:
-        """From here on, give what was recorded, from the first call on."""
+        """Makes later calls return the recorded indices, from the first recorded call on."""
         self._following = iter(self.indices)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Meanwhile, calls are those of another model, and left alone."""
+        """Leaves calls alone within the block: they belong to another model."""
         self._paused = True
         try:
             yield

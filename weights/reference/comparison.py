@@ -1,4 +1,4 @@
-"""parity: the reference and the zoo compared on the same weights and prompts, random ids and text."""
+"""Compares the reference and the zoo on the same weights and prompts, random ids and text: `parity`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,8 +20,8 @@ from zoo.model.parallel import Ranks
 from zoo.units import dtype_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-SEEDS = 3  # of random prompts, over which rounding errors are pooled
-MEMORY_SHARE = 0.8  # of the free memory that models and logits may take together
+SEEDS = 3  # random prompts, over which rounding errors are pooled
+MEMORY_SHARE = 0.8  # share of the free memory for models and logits together
 MIN_TOKENS, TOKENS_PAST_WINDOW = 256, 64  # the default length of a prompt
 MAX_TOKENS = 4096  # by default, however wide the window is: attention scores grow with the square
 # The second paragraph of the Declaration of Independence, 1776.
@@ -49,17 +49,17 @@ def parity(
     offline: bool = False,
     ignore_fields: Iterable[str] = (),
 ) -> ParityReport:
-    """How equal the zoo's model of a source is to the one that transformers makes of it, on the CPU.
+    """Compares the zoo's model of a source with the one that transformers makes of it, on the CPU.
 
-    Both compute in float64 first, which decides whether they are equal; then in `dtype`, float32 or bfloat16, where the
-    zoo's rounding error is compared with the reference's ("float64": not then).
+    Both compute in float64 first, which decides whether they are equal. Then both compute in `dtype`, float32 or
+    bfloat16, where the zoo's rounding error is compared with the reference's; `dtype` "float64" leaves this out.
 
     `source`, `revision` and `offline` are as for `weights.load`. Prompts have `tokens` tokens, None being enough to
     leave every window: random ids from three seeds, the first of them `seed`, and `text` where the source has a
-    tokenizer. `reference` is another source for the reference's weights, `spec` another model for the zoo's: to see
-    what a conversion, or a change of one block, does. `streaming` holds one layer at a time in memory; None where both
-    models do not fit. `ranks` divide the zoo's model (tensor parallel): each calls this at the same time and gets the
-    same report.
+    tokenizer. `reference` is another source for the reference's weights, and `spec` another model for the zoo's: they
+    show the effect of a conversion, or of a change of one block. `streaming` holds one layer at a time in memory; None
+    where both models do not fit. `ranks` divide the zoo's model (tensor parallelism): each calls this at the same time
+    and gets the same report.
 
     Raises what `weights.load` raises, and NotAvailable where transformers is not installed.
     """
@@ -99,14 +99,14 @@ def parity(
 
 
 def _fits_in_memory(models: Models) -> bool:
-    """Whether both models in float64 fit, and their logits, of which two and a copy are held at a time."""
+    """Whether both models fit in memory in float64, with their logits, of which two and a copy are held at a time."""
     free = free_memory(torch.device("cpu"))
     needed = 8 * (2 * models.spec.params() + 3 * models.tokens.numel() * models.spec.vocab)
     return free is None or needed < MEMORY_SHARE * free
 
 
 def _check_comparable(one: Decoder, other: Decoder, what: str) -> None:
-    """Raise UsageError for two models whose parts cannot take each other's inputs."""
+    """Raises UsageError for two models whose parts cannot take each other's inputs."""
 
     def shape(spec: Decoder) -> dict[str, Any]:
         with_experts = [i for i, layer in enumerate(spec.layers) if layer.mixture]
@@ -119,8 +119,10 @@ def _check_comparable(one: Decoder, other: Decoder, what: str) -> None:
 
 
 def prompts(folder: Path, spec: Decoder, length: int | None, text: str | None, seed: int) -> dict[str, Tensor]:
-    """Prompts of token ids (t,), by what they are: random ids and, where the folder has a tokenizer.json, text.
-    `length` None is long enough to leave every window. `text` replaces the zoo's own; it is repeated to the length."""
+    """Returns prompts of token ids (t,), by description: random ids and, where the folder has a tokenizer.json, text.
+
+    `length` None is long enough to leave every window. `text` replaces the zoo's own; it is repeated to the length.
+    """
     length = _prompt_length(spec, length)
     rows = {}
     for each in range(seed, seed + SEEDS):
@@ -134,7 +136,7 @@ def prompts(folder: Path, spec: Decoder, length: int | None, text: str | None, s
 
 
 def widest_window(spec: Decoder) -> int:
-    """Tokens of the widest sliding window or chunk, 0 without one."""
+    """Returns the tokens of the widest sliding window or chunk, 0 without one."""
     return max((layer.cache_spec().reach.limit or 0 for layer in spec.layers), default=0)
 
 

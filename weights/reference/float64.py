@@ -1,4 +1,5 @@
-"""Computing in float64, the reference and the zoo alike, so that both count as equal at one bound (zoo.core.equality).
+"""Makes the reference and the zoo compute in float64, so that one bound decides whether they are equal
+(zoo.core.equality).
 
 The zoo's blocks compute in float32 at least: a model in float64 computes all of it in float64 (zoo.core.float32). The
 reference computes norms, softmax, rotary angles and routers in float32 whatever the dtype of its weights. So inside
@@ -25,7 +26,7 @@ class _Float64Mode(TorchFunctionMode):
 
     def __init__(self, default: torch.dtype) -> None:
         super().__init__()
-        self.enabled, self.default = True, default  # the dtype where none is named, outside
+        self.enabled, self.default = True, default  # the default dtype outside
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -44,10 +45,10 @@ def _widened(value: Any) -> Any:
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Meanwhile, torch computes in float64 in this thread wherever a lower float dtype is asked for, or none is named.
+    """Makes torch compute in float64, in this thread, wherever a lower float dtype is asked for, or none is named.
 
-    A reference must be built inside: what it computed before, such as rotary tables, stays as it is. Attention and
-    experts must be the plain ones ("eager"): some kernels take no float64.
+    A reference must be built inside: earlier results, such as rotary tables, stay as they are. Attention and experts
+    must be the plain ones ("eager"): some kernels take no float64.
     """
     before = torch.get_default_dtype()
     mode = _Float64Mode(before)
@@ -63,7 +64,8 @@ def in_float64() -> Iterator[None]:
 
 @contextmanager
 def as_stored() -> Iterator[None]:
-    """Meanwhile, dtypes are what they are called, also inside `in_float64`: packed weights are unpacked as always."""
+    """Restores the usual meaning of dtypes within the block, also inside `in_float64`: packed weights are unpacked as
+    always."""
     before, outermost = torch.get_default_dtype(), _active[:1]
     for mode in _active:
         mode.enabled = False
@@ -78,6 +80,6 @@ def as_stored() -> Iterator[None]:
 
 
 def rms_error(value: Tensor, exact: Tensor) -> float:
-    """The root mean square of a tensor's error, relative to that of the `exact` values in float64."""
+    """Returns the root mean square of a tensor's error, relative to that of the `exact` values in float64."""
     difference = value.detach().double() - exact
     return float(difference.square().mean().sqrt() / exact.square().mean().sqrt())

@@ -1,7 +1,7 @@
-"""Each part of a model on the reference's own input, in float64: where a difference begins.
+"""Compares each part of a model on the reference's own input, in float64, to locate the start of a difference.
 
-A whole forward pass hands every difference on to the layers above. Here each branch of each layer gets exactly what the
-reference's branch got, so that a difference in its output began in it.
+A whole forward pass passes every difference on to the layers above. Here each branch of each layer gets exactly the
+input of the reference's branch, so that a difference in its output began in it.
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,9 @@ class Part:
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """One layer of the reference in a forward pass: the inputs of attention, of the feed-forward and of the gate of a
-    per-layer input (the output where there is none) and the layer's output, (batch, t, dim) each."""
+    """The activations of one layer of the reference in a forward pass, (batch, t, dim) each: the inputs of attention,
+    of the feed-forward and of the gate of a per-layer input (the output where there is none), and the layer's
+    output."""
 
     layer: int
     x: Tensor
@@ -47,23 +48,24 @@ class LayerActivations:
 
 
 class PartwiseComparison:
-    """The zoo's parts, each run on what the reference's got, as the reference computes it; `parts` collects them."""
+    """Runs each of the zoo's parts on the input of the reference's part, during its pass.
+    `parts` collects them."""
 
     def __init__(self, model: Model, tokens: Tensor) -> None:
         self.model, self.tokens = model, tokens
         self.ctx, self.layer_caches = model.prepare(tokens)
         self.parts: list[Part] = []
         self.last = torch.empty(0)  # the output of the reference's last layer
-        self.inputs: Sequence[Tensor | None] = ()  # what the model computes for each layer alone
+        self.inputs: Sequence[Tensor | None] = ()  # the per-layer inputs
 
     def embedding(self, x: Tensor) -> None:
-        """Compare with the reference's embeddings `x` (batch, t, dim)."""
+        """Compares the embeddings with the reference's `x` (batch, t, dim)."""
         embedded = self.model.embedded(self.tokens, self.ctx.positions)
         self._add("embedding", None, self.model.expanded(embedded), x)
         self.inputs = self.model.layer_inputs(self.tokens, x)
 
     def layer(self, reference: LayerActivations) -> None:
-        """Compare the branches of one layer, the last with what the layer's output is multiplied by."""
+        """Compares the branches of one layer; the last includes the factor of the layer's output."""
         index, self.last = reference.layer, reference.out
         layer: Any = self.model.layers[index]
         ctx = replace(self.ctx, layer_input=self.inputs[index], tokens=self.tokens)
@@ -79,7 +81,7 @@ class PartwiseComparison:
             self._add("feed-forward", index, scaled(layer.ffn(reference.between, ctx)), reference.gated)
 
     def head(self, logits: Tensor) -> None:
-        """Compare the last norm and the head with the reference's `logits` (batch, t, vocab)."""
+        """Compares the last norm and the head with the reference's `logits` (batch, t, vocab)."""
         largest = float(logits.abs().max())
         errors = []
         for chunk in chunks_of_positions(*logits.shape):

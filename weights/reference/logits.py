@@ -1,4 +1,4 @@
-"""How far a model's logits are from exact ones."""
+"""Measures the distance of a model's logits from exact ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,10 +21,13 @@ class PositionError:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far logits are from exact ones. `rms` is the root mean square over all elements, relative to that of the
-    exact logits; `largest`, `mean`, `median` and `p999` are of absolute differences. KL (exact || other) is in nats per
-    token; `top1` is the share of tokens with the same argmax, `top10` the share of the ten most likely tokens that are
-    among the other's ten. `median` and `kl_median` are over each token's own mean difference and KL."""
+    """The distance of logits from exact ones.
+
+    `rms` is the root mean square over all elements, relative to that of the exact logits. `largest`, `mean`, `median`
+    and `p999` are of absolute differences. KL (exact || other) is in nats per token. `top1` is the share of tokens with
+    the same argmax, `top10` the share of the ten most likely tokens that are among the other's ten. `median` and
+    `kl_median` are over each token's own mean difference and KL.
+    """
 
     tokens: int
     scale: float  # the largest absolute exact logit
@@ -47,17 +50,17 @@ class Difference:
 
 
 def chunks_of_positions(batch: int, length: int, vocab: int) -> Iterator[slice]:
-    """Slices of positions with at most CHUNK_ELEMENTS logits each, and at least one position."""
+    """Yields slices of positions with at most CHUNK_ELEMENTS logits each, and at least one position."""
     step = max(1, CHUNK_ELEMENTS // (batch * vocab))
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
 @torch.no_grad()
 def compare(exact: Tensor, other: Tensor) -> Difference:
-    """The difference of logits (batch, t, vocab) from the `exact` ones, which are in float64."""
+    """Returns the difference of logits (batch, t, vocab) from the `exact` ones, which are in float64."""
     batch, length, vocab = exact.shape
     elements = exact.numel()
-    tail_size = elements - ceil(0.999 * elements) + 1  # how many differences are at or above the percentile
+    tail_size = elements - ceil(0.999 * elements) + 1  # differences at or above the percentile
     columns, scale, tail, squares = [], 0.0, torch.empty(0), torch.zeros(2, dtype=torch.float64)
     for chunk in chunks_of_positions(batch, length, vocab):
         one, two = exact[:, chunk].double(), other[:, chunk].double()
@@ -80,9 +83,10 @@ def compare(exact: Tensor, other: Tensor) -> Difference:
 
 
 def _distributions(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KL (one || two), whether the argmax is the same, and the share of the top 10 in common: each (batch, t)."""
+    """Returns KL (one || two), whether the argmax is the same, and the share of the top 10 in common: each (batch,
+    t)."""
     p, q = one.log_softmax(-1), two.log_softmax(-1)
-    kl = (p.exp() * (p - q)).sum(-1).clamp_min(0)  # of equal distributions, rounding may make it negative
+    kl = (p.exp() * (p - q)).sum(-1).clamp_min(0)  # for equal distributions, rounding may make it negative
     k = min(10, one.shape[-1])
     best, others = one.topk(k).indices, two.topk(k).indices
     shared = (best[..., None] == others[..., None, :]).any(-1).double().mean(-1)

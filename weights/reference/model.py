@@ -1,8 +1,8 @@
 """The reference: transformers' implementation of a model, in eager attention, with a source's weights.
 
-transformers reads them, or the zoo does, into a model on the meta device whose submodules are filled and emptied one by
-one: for models too large for memory, and for checkpoints that transformers does not read exactly, or reads more of than
-the text part: packed weights (its fp8 differs in partial blocks) and multimodal wrappers.
+transformers reads the weights, or the zoo does, into a model on the meta device whose submodules are filled and emptied
+one by one. The zoo reads models too large for memory, packed weights (transformers' fp8 differs in partial blocks), and
+multimodal wrappers, where transformers reads more than the text part.
 
 Modules of transformers 5 have other names than the files they are read from, and hold the experts of a layer in one
 tensor. Its own table of conversions gives the names. The zoo's rules are not read for that, so that an error in them
@@ -40,13 +40,13 @@ FEED_FORWARD = "ffn.block."  # the prefix of a feed-forward's parameters in a la
 
 
 def transformers() -> Any:
-    """The package. Raises NotAvailable with the pip line where it is missing."""
+    """Returns the package. Raises NotAvailable with the pip line where it is missing."""
     return require_package("transformers", "parity")
 
 
 def causal_class(config: Any) -> Any:
-    """The class of the model that a config describes: that of AutoModelForCausalLM; where its table leaves the config
-    out (Mistral Small 4), the class that the architecture names."""
+    """Returns the class of the model that a config describes: that of AutoModelForCausalLM, or where its table lacks
+    the config (Mistral Small 4), the class that the architecture names."""
     table = transformers().AutoModelForCausalLM._model_mapping
     if type(config) in table:
         return table[type(config)]
@@ -55,7 +55,8 @@ def causal_class(config: Any) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' messages and progress bars, some of which no setting turns off. Errors are still raised."""
+    """Silences transformers' messages and progress bars, some of which no setting turns off. Errors are still
+    raised."""
     settings = transformers().utils.logging
     level, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
     settings.set_verbosity_error()
@@ -70,8 +71,8 @@ def quiet() -> Iterator[None]:
 
 
 def config_of(source: Source) -> Any:
-    """The source's config as transformers reads it, with the decimal numbers that a .gguf file holds in float32. A
-    model_type that transformers lacks is replaced by another of the same family: kimi_k2 is deepseek_v3."""
+    """Returns the source's config as transformers reads it, with the decimal numbers that a .gguf file holds in
+    float32. A model_type that transformers lacks is replaced by another of the same family: kimi_k2 is deepseek_v3."""
     known = transformers().CONFIG_MAPPING
     reader = transformers().AutoConfig
     if source.path.is_dir():
@@ -88,8 +89,8 @@ def config_of(source: Source) -> Any:
 
 
 def _decimal(value: Any) -> Any:
-    """The shortest decimal number for each float32 in a config: 1e-06 for 9.999999974752427e-07. The difference moves
-    Gemma 3 270M's logits by 2e-10 of the largest."""
+    """Returns the shortest decimal number for each float32 in a config: 1e-06 for 9.999999974752427e-07. The difference
+    moves Gemma 3 270M's logits by 2e-10 of the largest."""
     if isinstance(value, dict):
         return {name: _decimal(each) for name, each in value.items()}
     if isinstance(value, float) and np.float32(value) == value:
@@ -98,7 +99,8 @@ def _decimal(value: Any) -> Any:
 
 
 def load_reference(source: Source, dtype: torch.dtype) -> tuple[Any, str]:
-    """The reference of a source in memory, a causal language model of transformers, and how its weights were read."""
+    """Returns the reference of a source in memory, a causal language model of transformers, and a note on how its
+    weights were read."""
     config = config_of(source)
     options: dict[str, Any] = {"config": config}
     if source.path.is_dir():
@@ -120,7 +122,7 @@ def load_reference(source: Source, dtype: torch.dtype) -> tuple[Any, str]:
 
 @contextmanager
 def removed_after(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Register hooks now, and remove them in the end."""
+    """Registers hooks now, and removes them at the end."""
     with ExitStack() as registered:
         for hook in hooks:
             registered.enter_context(hook)
@@ -131,7 +133,7 @@ def removed_after(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
 def observed_layers(
     model: Any, spec: Decoder, rules: Rules, visit: Callable[[LayerActivations], None]
 ) -> Iterator[None]:
-    """Meanwhile, `visit` gets the activations of each layer of the reference, right after the layer has run."""
+    """Passes the activations of each layer of the reference to `visit`, right after the layer has run."""
     layers = enumerate(decoder_layers(model))
     gates = dict(rule_names(rule) for rule in rules if isinstance(rule, Rule))
     gate = gates.get(("inputs.block.gate",)) if spec.per_layer else None
@@ -141,13 +143,13 @@ def observed_layers(
 
 
 def decoder_of(model: Any) -> nn.Module:
-    """The part of a causal language model of the reference that has the layers, the embedding and the last norm. Not
-    get_decoder(), which returns the whole model for Llama 4."""
+    """Returns the part of the reference's causal language model with the layers, the embedding and the last norm. This
+    is not get_decoder(), which returns the whole model for Llama 4."""
     return next(part for part in model.modules() if _layer_lists(part))
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """The layers of a causal language model of the reference, whatever they are called there."""
+    """Returns the layers of a causal language model of the reference, whatever their name there."""
     return _layer_lists(decoder_of(model))[0]
 
 
@@ -197,16 +199,17 @@ def feed_forward_input(spec: Decoder, rules: Rules, index: int, layer: nn.Module
 
 @dataclass
 class Conversion:
-    """How tensors of the reference are made: the stored names by the pattern that each matched, and transformers'
-    converter, None where a tensor is only renamed. `first` is the converter's name for its first result."""
+    """The conversion of stored tensors into tensors of the reference: the stored names by the pattern that each
+    matched, and transformers' converter, None where a tensor is only renamed. `first` is the converter's name for its
+    first result."""
 
     first: str
     converter: Any = None
     stored: dict[str, list[str]] = field(default_factory=dict)
 
     def make(self, name: str, like: Tensor, read: ReadTensor, config: Any) -> Tensor:
-        """The tensor `name`, of the shape and dtype of `like`. Experts are converted one by one where that gives the
-        same, so that they are not in memory twice."""
+        """Returns the tensor `name`, of the shape and dtype of `like`. Experts are converted one by one where that
+        gives the same, so that they are not in memory twice."""
         if self.converter is None:
             ((only,),) = self.stored.values()
             return read(only)
@@ -232,7 +235,7 @@ class Conversion:
 
 
 def conversions(model: Any, stored: Iterable[str]) -> Mapping[str, Conversion]:
-    """Name of a parameter or buffer of the reference -> its conversion, for all that stored tensors are read into."""
+    """Maps each parameter or buffer of the reference that is read from stored tensors to its conversion."""
     loading = require_package("transformers.core_model_loading", "parity")
     table = require_package("transformers.conversion_mapping", "parity").get_model_conversion_mapping(model)
     converters = [each for each in table if isinstance(each, loading.WeightConverter)]
@@ -271,7 +274,7 @@ class MetaModel:
         self.conversions = conversions(self.model, source.tensors)
 
     def reload_submodule(self, name: str, source: Source | None = None) -> None:
-        """Fill the submodule of this name ("": the whole model). Without a `source` its files are opened anew, so that
+        """Fills the submodule of this name ("": the whole model). Without a `source` its files are opened anew, so that
         nothing holds their pages once the submodule is emptied."""
         opened = open_source(self.path) if source is None else source
         module, prefix = self.model.get_submodule(name), name and f"{name}."
@@ -280,7 +283,8 @@ class MetaModel:
         module.load_state_dict(filled, assign=True)
 
     def _tensor(self, name: str, like: Tensor, source: Source) -> Tensor:
-        """The tensor that transformers calls `name`: a tied head and stacked experts have other names in files."""
+        """Returns the tensor that transformers calls `name`: a tied head and stacked experts have other names in
+        files."""
 
         def read(stored: str) -> Tensor:
             return source.get(stored, dtype=like.dtype)
@@ -295,5 +299,5 @@ class MetaModel:
 
 
 def empty(module: nn.Module) -> None:
-    """Free the memory of a module: its tensors become meta tensors."""
+    """Frees the memory of a module: its tensors become meta tensors."""
     module.load_state_dict({name: tensor.to("meta") for name, tensor in module.state_dict().items()}, assign=True)

@@ -1,4 +1,5 @@
-"""The parity report: what was measured and whether it passes, as text of at most 80 columns, as JSON and as a plot."""
+"""The parity report: measured differences and whether they pass, as text of at most 80 columns, as JSON and as a
+plot."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -37,7 +38,7 @@ FIRST_BUCKET, BUCKET_GROWTH = 16, 4  # positions of the first bucket, and how ma
 
 @dataclass(frozen=True)
 class Check:
-    """A value and the most that it may be. NaN never passes."""
+    """A value and its upper bound. NaN never passes."""
 
     name: str
     value: float
@@ -54,8 +55,9 @@ class Check:
 
 @dataclass(frozen=True)
 class Rounded:
-    """Logits in a narrower dtype, from the reference's in float64: the zoo's in one forward pass, the zoo's through a
-    cache, and the reference's own. All three chose the experts and keys that were chosen in float64."""
+    """Differences of logits in a narrower dtype from the reference's in float64: of the zoo's in one forward pass, of
+    the zoo's through a cache, and of the reference's own. All three used the experts and keys that were chosen in
+    float64."""
 
     zoo: Difference
     cached: Difference
@@ -72,10 +74,11 @@ class Side(NamedTuple):
 
 @dataclass(frozen=True)
 class ParityReport:
-    """How equal the zoo's model is to the reference on the same weights and prompts.
+    """The difference between the zoo's model and the reference on the same weights and prompts.
 
-    `exact`: the zoo's logits in float64 from the reference's in float64; `exact_cached`: the same in chunks and single
-    tokens through a cache; `parts`: each part by itself, in float64. `rounded`: in `dtype`; None if that is float64.
+    `exact`: the zoo's logits in float64 from the reference's in float64. `exact_cached`: the same comparison in chunks
+    and single tokens through a cache. `parts`: each part by itself, in float64. `rounded`: in `dtype`; None if that is
+    float64.
     """
 
     source: str
@@ -88,7 +91,7 @@ class ParityReport:
     streaming: bool
     ranks: int  # processes that divide the zoo's model
     reference: str
-    has_choices: bool  # of experts or keys
+    has_choices: bool  # experts or keys are chosen
     exact: Difference
     exact_cached: Difference
     parts: tuple[Part, ...]
@@ -106,8 +109,8 @@ class ParityReport:
 
     @property
     def checks(self) -> list[Check]:
-        """What must pass: one bound in float64, and rounding errors of at most twice the reference's own, which counts
-        as one unit of the dtype's rounding at least."""
+        """Returns the checks that must pass: one bound in float64, and rounding errors of at most twice the reference's
+        own, which counts as at least one unit of the dtype's rounding."""
         checks = [
             Check("largest difference in float64", self.exact.relative, BOUND),
             Check("through a cache", self.exact_cached.relative, BOUND),
@@ -141,7 +144,7 @@ class ParityReport:
         return sides
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, in values that JSON has."""
+        """Returns everything, in values that JSON has."""
         checks = [asdict(check) | {"passed": check.passed} for check in self.checks]
         first = None if self.first is None else asdict(self.first)
         return {**asdict(self), "passed": self.passed, "checks": checks, "first_divergent": first}
@@ -165,7 +168,7 @@ class ParityReport:
 
 
 def _nan_last(value: float) -> float:
-    """A key by which NaN is the largest."""
+    """Returns a sort key by which NaN is the largest."""
     return inf if isnan(value) else value
 
 
@@ -189,7 +192,7 @@ def _positions(report: ParityReport) -> str:
 
 
 def _table(report: ParityReport, title: str, rows: list[list[str]]) -> str:
-    """A column of names under a title, and one for each side, aligned to the right."""
+    """Formats a column of names under a title, and one column for each side, aligned to the right."""
     width = max(map(len, FIGURES.values()))
     heads = [title, *(side.head for side in report.sides)]
     lines = [heads, ["-" * width, *["-" * 9] * len(report.sides)], *rows]
@@ -227,7 +230,7 @@ def _share(value: float) -> str:
 
 
 def check_plot(file: Path) -> None:
-    """Raise, before anything is run, what `write_plot` would raise for this file."""
+    """Raises, before anything is run, the errors that `write_plot` would raise for this file."""
     if file.suffix not in (".png", ".svg"):
         raise UsageError(f"--plot must be a file that ends in .png or .svg, got {file}")
     if not file.parent.is_dir():
@@ -236,7 +239,7 @@ def check_plot(file: Path) -> None:
 
 
 def write_plot(report: ParityReport, file: Path) -> None:
-    """Plot the largest logit difference at each position, over all prompts, to a .png or .svg file."""
+    """Plots the largest logit difference at each position, over all prompts, to a .png or .svg file."""
     require_package("matplotlib", "plot")
     figure = require_package("matplotlib.figure", "plot").Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -1,11 +1,12 @@
 """The runs that are compared: the reference, the zoo in one forward pass, and the zoo through a cache.
 
-All of them in float64 first, and then, where asked for, in a narrower dtype, with the experts and keys that were chosen
-in float64. The reference's logits in float64 are the exact ones, from which all others are measured as they come.
+All of them run in float64 first. Where a narrower dtype is asked for they run again in it, with the experts and keys
+that were chosen in float64. The reference's logits in float64 are the exact ones, and all others are measured against
+them.
 
-In memory, or streaming: both models together, with one layer's weights at a time. Peak memory of streaming is the
-embedding or two layers, whichever is more, beside the activations, which include the prompts' logits. Every file is
-read once for each model and dtype.
+Both models are in memory, or streaming runs them together with one layer's weights at a time. Peak memory of streaming
+is the embedding or two layers, whichever is more, beside the activations, which include the prompts' logits. Every file
+is read once for each model and dtype.
 """
 
 import logging
@@ -43,14 +44,14 @@ from zoo.model.initialisation import fill_buffers
 from zoo.model.parallel import Ranks
 
 DECODED_TOKENS = 4  # at the end of a prompt, one by one through the cache
-SIDES = ("reference", "zoo", "cached")  # of each run: whose logits they are
+SIDES = ("reference", "zoo", "cached")  # the origin of the logits in each run
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Models:
-    """What is compared: a spec with the weights of a `source`, divided by `ranks`, and the reference with those of
-    another, on the same tokens (batch, t)."""
+    """The models that are compared, on the same tokens (batch, t): a spec with the weights of a `source`, divided by
+    `ranks`, and the reference with the weights of another source."""
 
     spec: Decoder
     source: Source
@@ -61,8 +62,8 @@ class Models:
 
 @dataclass
 class Results:
-    """What the runs gave: the differences of logits from the exact ones by (dtype, side), the parts in float64, and how
-    the reference's weights were read. `exact` (batch, t, vocab): the reference's logits in float64."""
+    """The results of the runs: the differences of logits from the exact ones by (dtype, side), the parts in float64,
+    and how the reference's weights were read. `exact` (batch, t, vocab) are the reference's logits in float64."""
 
     exact: Tensor = field(default_factory=lambda: torch.empty(0))
     differences: dict[tuple[torch.dtype, str], Difference] = field(default_factory=dict)
@@ -71,7 +72,7 @@ class Results:
     selections: dict[str, Selections] = field(default_factory=lambda: {side: Selections() for side in SIDES})
 
     def add(self, dtype: torch.dtype, side: str, logits: Tensor) -> None:
-        """Measure one side's logits; the first are the exact ones."""
+        """Measures one side's logits; the first are the exact ones."""
         if not self.exact.numel():
             self.exact = logits
         else:
@@ -82,7 +83,7 @@ Run = Callable[[Models, torch.dtype, Results], None]
 
 
 def run_all(models: Models, dtype: torch.dtype, streaming: bool) -> Results:
-    """The runs in float64, and then those in `dtype` if it is another."""
+    """Returns the results of the runs in float64, and then of those in `dtype` if it is another."""
     results, run = Results(), run_streaming if streaming else run_in_memory
     with in_float64():
         run(models, torch.float64, results)
@@ -94,14 +95,15 @@ def run_all(models: Models, dtype: torch.dtype, streaming: bool) -> Results:
 
 
 def chunk_sizes(length: int) -> list[int]:
-    """How a prompt goes through the cache: one half, most of the other, and single tokens."""
+    """Returns the sizes of the chunks of a prompt that go through the cache: one half, most of the other, and single
+    tokens."""
     decoded = min(DECODED_TOKENS, length - 1)
     half = (length - decoded + 1) // 2
     return [size for size in (half, length - decoded - half, *[1] * decoded) if size]
 
 
 def run_in_memory(models: Models, dtype: torch.dtype, results: Results) -> None:
-    """Both models in memory. `ranks` divide the zoo's, and each runs the reference by itself."""
+    """Runs both models in memory. `ranks` divide the zoo's model, and each runs the reference by itself."""
     tokens, selections = models.tokens, results.selections
     with as_stored(), _logged_seconds(f"the zoo's model in {dtype}"):
         model = fill(models.spec, models.source, "cpu", dtype, ranks=models.ranks)
@@ -138,7 +140,7 @@ def run_in_memory(models: Models, dtype: torch.dtype, results: Results) -> None:
 
 @contextmanager
 def _logged_seconds(what: str) -> Iterator[None]:
-    """Log how long `what` takes."""
+    """Logs how long `what` takes."""
     began = time.perf_counter()
     yield
     log.info("%s: %.1f s", what, time.perf_counter() - began)
@@ -163,12 +165,12 @@ class LayerwiseRuns:
             self.contexts.append(self.model.prepare(chunk, self.cache)[0])
             self.cache.length += chunk.shape[1]
         self.full, self.cached = torch.empty(0), torch.empty(0)  # (batch, t, dim)
-        self.inputs: list[Sequence[Tensor | None]] = []  # of the layers, in one forward pass and in each chunk
+        self.inputs: list[Sequence[Tensor | None]] = []  # inputs of the layers, in one forward pass and in each chunk
         self.ctx, self.no_caches = self.model.prepare(self.tokens)
 
     @contextmanager
     def filled(self, *names: str) -> Iterator[None]:
-        """Meanwhile, these submodules ("embed", "layers.3") hold weights."""
+        """Gives these submodules ("embed", "layers.3") their weights within the block."""
         with as_stored():  # the source is opened anew, so that nothing else holds its pages
             matched = replace(self.matched, source=open_source(self.matched.source.path))
             prefixes = tuple(f"{name}." for name in names)
@@ -183,7 +185,7 @@ class LayerwiseRuns:
                 empty(self.model.get_submodule(name))
 
     def visit(self, reference: LayerActivations) -> None:
-        """Run the zoo's layer, after the reference's."""
+        """Runs the zoo's layer, after the reference's."""
         index = reference.layer
         if index == 0:
             others = (name for name in ("positions", "per_layer") if getattr(self.model.spec, name))
@@ -212,7 +214,8 @@ class LayerwiseRuns:
 
 
 def _run_and_keep(layer: Any, x: Tensor, ctx: ForwardContext, cache: Any) -> Tensor:
-    """The layer's output. What it hands on is copied: its cache goes on before later layers read it."""
+    """Returns the layer's output. Tensors that it passes on are copied, since its cache goes on before later layers
+    read them."""
     before = dict(ctx.shared)
     out: Tensor = layer(x, ctx, cache)
     for name, value in ctx.shared.items():
@@ -222,7 +225,7 @@ def _run_and_keep(layer: Any, x: Tensor, ctx: ForwardContext, cache: Any) -> Ten
 
 
 def run_streaming(models: Models, dtype: torch.dtype, results: Results) -> None:
-    """Both models, a layer at a time."""
+    """Runs both models, a layer at a time."""
     selections = results.selections
     zoo, meta = LayerwiseRuns(models, dtype, selections), MetaModel(models.reference, dtype)
     with tqdm(total=len(models.spec.layers), unit="layer", disable=None, leave=False) as bar:
@@ -249,8 +252,8 @@ def run_streaming(models: Models, dtype: torch.dtype, results: Results) -> None:
 
 
 def _streamed_logits(meta: MetaModel, tokens: Tensor, observed: AbstractContextManager[None]) -> Tensor:
-    """The reference's logits. Its layers, embedding, last norm and head hold weights only while they run; `observed` is
-    entered around the forward pass, and its hooks see a layer that is empty again."""
+    """Returns the reference's logits. Its layers, embedding, last norm and head hold weights only while they run;
+    `observed` is entered around the forward pass, and its hooks see a layer that is empty again."""
     names = {module: name for name, module in meta.model.named_modules()}
     head = meta.model.get_output_embeddings()
     layers = decoder_layers(meta.model)

@@ -1,1 +1,2 @@
-"""What command lines share (errors and exit codes, interrupts, tables), and the output of python -m zoo.build."""
+"""Shared parts of the command lines (errors and exit codes, interrupts, tables), and the output of python -m
+zoo.build."""

@@ -1,4 +1,4 @@
-"""A model's card (layers, blocks, costs) and the report of python -m zoo.build, each as data and as text."""
+"""The card of a model (layers, blocks, costs) and the report of python -m zoo.build, each as data and as text."""
 
 import re
 import sys
@@ -35,8 +35,10 @@ Rows = dict[str, list[str]]  # label -> paragraphs
 def swapped_specs(
     preset: str, tiny: bool, swaps: Sequence[str], params: int | None = None
 ) -> tuple[Decoder, Decoder, list[str]]:
-    """A published size, at toy widths if `tiny`, scaled to `params` parameters if given; the same with every swap in
-    turn, scaled to them again; and the features that the swaps drop."""
+    """Returns a published size, the same size with all swaps made, and the names of the features that the swaps drop.
+
+    With `tiny` both specs have toy widths. With `params` both are scaled to that number of parameters.
+    """
     original = published_spec(preset, tiny) if params is None else scaled(published_spec(preset), params).spec
     where = "toy widths of --tiny" if tiny else "widths of --params" if params else ""
     try:
@@ -55,8 +57,8 @@ def build_report(
     seed: int,
     params: int | None = None,
 ) -> Facts:
-    """The card of a published size, at toy widths or scaled to `params`, and the checks of the model built on a device
-    (on meta, of its parameters only)."""
+    """Returns the card of a published size, at toy widths or scaled to `params`, and the checks of the built model. On
+    the meta device only the parameters are checked."""
     original, spec, dropped = swapped_specs(preset, tiny, swaps, params)
     size, runs = sizes()[preset], device.type != "meta"
     if runs:
@@ -85,7 +87,7 @@ def build_report(
 
 
 def origin(preset: str) -> Facts:
-    """What a published size came from, what is new in it, and what its publisher says."""
+    """Returns the ancestor of a published size, its new features, and the publisher's facts."""
     earlier, publisher = ancestor(preset), about(preset)
     found = structure_differences(published_spec(preset), published_spec(earlier)) if earlier else []
     new = [each.sentence for each in found]
@@ -94,8 +96,8 @@ def origin(preset: str) -> Facts:
 
 
 def card(spec: Decoder, dtype: torch.dtype, published_active: tuple[int, str] | None = None) -> Facts:
-    """A model's layers, blocks and costs. Bytes are of one sequence's cache in `dtype`; `published_active` is the
-    publisher's count of active parameters and the rule by which it differs from the zoo's."""
+    """Returns a model's layers, blocks and costs. Bytes are those of one sequence's cache in `dtype`.
+    `published_active` is the publisher's count of active parameters and the rule by which it differs from the zoo's."""
     names = dict(zip(dict.fromkeys(spec.layers), labels(spec.layers), strict=True))
     counts = Counter(spec.layers)
     fixed, per_token = spec.kv_growth(dtype)
@@ -140,7 +142,7 @@ def _blocks(layer: Layer) -> Facts:
 
 
 def report_text(report: Facts) -> str:
-    """A report in 80 columns: name, swaps, the card or both cards, and the checks of the built model."""
+    """Formats a report in 80 columns: name, swaps, the card or both cards, and the checks of the built model."""
     name = f"{report['model']} at toy widths" if report["tiny"] else report["model"]
     name = f"{name}, scaled: {report['budget']}" if report["budget"] else f"{name}  ({report['hub']})"
     released = "; ".join(filter(None, [f"released {report['released']}", report["note"]]))
@@ -159,7 +161,7 @@ def report_text(report: Facts) -> str:
 
 
 def spaced(swap: str) -> str:
-    """A swap with a space after each comma, where a line may break."""
+    """Returns a swap with a space after each comma, where a line may break."""
     return re.sub(r",\s*", ", ", swap)
 
 
@@ -168,7 +170,7 @@ def _one_column(rows: Rows) -> list[str]:
 
 
 def _two_columns(original: Facts, swapped: Facts) -> list[str]:
-    """Both cards side by side, with a star at the rows that differ."""
+    """Formats both cards side by side, with a star at the rows that differ."""
     column = (WIDTH - LABEL_WIDTH - 2) // 2
     before, after = _card_rows(original), _card_rows(swapped)
     for label, key, where in (
@@ -187,7 +189,7 @@ def _two_columns(original: Facts, swapped: Facts) -> list[str]:
 
 
 def _row(label: str, cells: Sequence[Sequence[str]], column: int) -> list[str]:
-    """A label and its cells beside it, each a list of paragraphs that are wrapped to `column` characters."""
+    """Formats a label with its cells beside it. Each cell is a list of paragraphs, wrapped to `column` characters."""
     wrapped = partial(wrap, width=column, subsequent_indent="  ", break_on_hyphens=False)
     rows = zip_longest([label], *(chain.from_iterable(map(wrapped, cell)) for cell in cells), fillvalue="")
     return [f"{row[0]:{LABEL_WIDTH}}{'  '.join(line.ljust(column) for line in row[1:])}".rstrip() for row in rows]
@@ -229,7 +231,7 @@ def _origin_rows(origin: Facts) -> Rows:
 
 
 def _by_kind(card: Facts, key: str) -> list[str]:
-    """A description for each kind of layer, each once; labelled if there are several."""
+    """Returns one description per kind of layer, without duplicates; each has a label if there are several kinds."""
     found: dict[str, list[str]] = {}
     for kind in card["kinds"]:
         found.setdefault(kind[key], []).append(f"[{kind['label']}]")

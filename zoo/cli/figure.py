@@ -1,4 +1,4 @@
-"""The figure of a model that a command line names."""
+"""Makes the figure of the model that a command line names."""
 
 from collections.abc import Sequence
 
@@ -21,8 +21,11 @@ def figure(
     theme: Theme = "light",
     costs: bool = False,
 ) -> tuple[str, list[str]]:
-    """A preset's figure as SVG, and the features that swaps dropped. Numbered sentences say what is new compared with
-    its ancestor; of a swapped model, what the swaps changed, and the differences are marked."""
+    """Returns a preset's figure as SVG, and the features that swaps dropped.
+
+    Numbered sentences list what is new compared with the ancestor. For a swapped model they list the swaps' changes,
+    and the figure marks the differences.
+    """
     original, drawn, dropped = swapped_specs(preset, tiny, list(swaps), params)
     name = f"{title(preset)} at toy widths" if tiny else title(preset)
     name += f" at {format_count(params)} parameters" if params else ""

@@ -1,8 +1,8 @@
-"""Ctrl-C while a command starts or ends: one line and exit code 130, as while it runs.
+"""Handles Ctrl-C while a command starts or ends: one line and exit code 130, as while it runs.
 
 `python -m zoo.build` imports its packages, and with them torch, for seconds before the first line of the command runs;
-no `try` can be around that. So each package imports this module before anything else, and it sets a handler for SIGINT,
-but only if the process is one of these commands: other programs that import the zoo keep their own handler.
+no `try` can be around that. So each package imports this module before anything else. It sets a handler for SIGINT if
+the process is one of these commands: other programs that import the zoo keep their own handler.
 """
 
 import atexit
@@ -19,7 +19,8 @@ _interrupted = False  # while a command ran
 
 
 def command() -> str:
-    """The module that `python -m MODULE` is about to run, while its package is imported; "" at any other time."""
+    """Returns the module that `python -m MODULE` is about to run, while its package is imported; "" at any other
+    time."""
     if sys.argv[:1] != ["-m"]:  # Python sets it while it looks for the module, and then puts the file's path there
         return ""
     word = sys.orig_argv[-len(sys.argv)]  # the arguments after the module are the last of both lists
@@ -27,7 +28,7 @@ def command() -> str:
 
 
 def exit_now(number: int, frame: FrameType | None) -> None:
-    """The handler: print that the command was interrupted, and end the process at once.
+    """Prints that the command was interrupted, and ends the process at once: the handler of SIGINT.
 
     A KeyboardInterrupt in an import would show a traceback, and some imports swallow it.
     """
@@ -38,7 +39,7 @@ def exit_now(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Within, Ctrl-C raises KeyboardInterrupt as usual, also where `exit_now` was set."""
+    """Lets Ctrl-C raise KeyboardInterrupt within the block, also where `exit_now` was set."""
     if signal.getsignal(signal.SIGINT) is not exit_now:
         yield
         return
@@ -54,10 +55,10 @@ def raised() -> Iterator[None]:
 
 
 def _end() -> None:
-    """The last callback at exit: an interrupted process ends with EXIT_CODE.
+    """Ends an interrupted process with EXIT_CODE: the last callback at exit.
 
-    Otherwise Python kills itself by the signal if a KeyboardInterrupt came through exec(text), although it was caught.
-    Defining a dataclass calls that, and so do many imports within a command.
+    Python kills itself by the signal if a KeyboardInterrupt came through exec(text), although it was caught. Defining a
+    dataclass calls exec, and so do many imports within a command.
     """
     if _interrupted:
         _flush()

@@ -1,5 +1,5 @@
-"""The registry as a table: blocks and their options against the architectures that use them. Everything is found by
-walking specs: a new architecture is a new column, a new block or option a new row."""
+"""The registry as a table: blocks and their options against the architectures that use them. The table comes from
+walking the specs: a new architecture is a new column, a new block or option a new row."""
 
 from collections.abc import Iterable, Iterator
 from textwrap import wrap
@@ -25,7 +25,8 @@ class RegistryEntry(NamedTuple):
 
 
 def block_rows() -> list[dict[str, Any]]:
-    """A row for each block and option: role, block, option, and the architectures of which some size uses it."""
+    """Returns a row for each block and option: its role, block, option, and the architectures with a size that uses
+    it."""
     used = {
         name: dict.fromkeys(e for size in family.SIZES.values() for e in _used(size.spec))
         for name, family in families().items()
@@ -39,13 +40,13 @@ def block_rows() -> list[dict[str, Any]]:
 
 
 def published_sizes() -> dict[str, list[str]]:
-    """Architecture -> its published sizes, in order of release."""
+    """Maps each architecture to its published sizes, in order of release."""
     return {family: list(module.SIZES) for family, module in families().items()}
 
 
 def listing_text() -> str:
-    """The table in 80 columns, each architecture's name above its own column, then the names of all sizes. What does
-    not fit beside each other is one table below the other."""
+    """Formats the table in 80 columns, each architecture's name above its own column, then the names of all sizes.
+    Columns that do not fit continue in a further table below."""
     rows = block_rows()
     cells = [f"  {'+ ' * row['option']}{row['block']}" for row in rows]
     width = max(map(len, cells)) + 2
@@ -68,13 +69,13 @@ def listing_text() -> str:
 
 
 def used_names(spec: Spec) -> set[str]:
-    """The table's names for the blocks and options that a spec uses: "MLA", "SWA", "sinks", "QK-norm per head", ..."""
+    """Returns the table's names for the blocks and options of a spec: "MLA", "SWA", "sinks", "QK-norm per head", ..."""
     return {entry.block for entry in _used(spec)}
 
 
 def _panels(names: Iterable[str], width: int) -> list[list[str]]:
-    """The names, in their order, in tables that fit the width: a column has two characters, and a name stands above its
-    own column and what is right of it."""
+    """Divides the names, in order, into tables that fit the width. A column has two characters; a name extends to the
+    right above the next columns."""
     panels: list[list[str]] = [[]]
     for name in names:
         if panels[-1] and 2 * len(panels[-1]) + len(name) > width:
@@ -84,7 +85,7 @@ def _panels(names: Iterable[str], width: int) -> list[list[str]]:
 
 
 def _registered() -> Iterator[RegistryEntry]:
-    """Every block of the registry, used or not."""
+    """Yields every block of the registry, used or not."""
     for name, kind in Spec.kinds.items():
         names = (name, *vars(kind).get("aliases", ()))
         yield from (RegistryEntry(kind.role, each) for each in names if kind.role)
@@ -92,7 +93,7 @@ def _registered() -> Iterator[RegistryEntry]:
 
 
 def _used(spec: Spec) -> Iterator[RegistryEntry]:
-    """The blocks and options of a spec and of everything in it."""
+    """Yields the blocks and options of a spec and of everything in it."""
     names, role = spec.names(), spec.role
     encodes_positions = isinstance(spec, Decoder) and spec.positions is not None
     if isinstance(spec, Placement):

@@ -1,4 +1,4 @@
-"""Running a command line: exit codes, one-line errors, interrupts and closed pipes.
+"""Runs a command line: exit codes, one-line errors, interrupts and closed pipes.
 
 Data goes to stdout or a file, everything else to stderr. Exit codes: 0 done, 1 a check failed, 2 usage, 3 not
 available, 4 malformed input, 130 interrupted.
@@ -30,16 +30,20 @@ def _always() -> bool:
 def run(
     app: typer.Typer, prog: str, args: Sequence[str] | None = None, may_report: Callable[[], bool] = _always
 ) -> NoReturn:
-    """Run a command line and exit with its code; an error is one line on stderr, if this process `may_report` it. A
-    character that the terminal's encoding cannot show, such as × in ASCII, is printed as a question mark."""
+    """Runs a command line and exits with its code; an error is one line on stderr, if this process `may_report` it.
+
+    A character that the terminal's encoding cannot show, such as × in ASCII, is printed as a question mark. Help and
+    errors call the command `prog`, or as it was typed: the command `zoo` sets `typed_as` in the main module.
+    """
+    prog = getattr(sys.modules.get("__main__"), "typed_as", prog)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # what a program has put in the place of a stream may lack it
+        if hasattr(stream, "reconfigure"):  # a program's replacement of a stream may lack it
             stream.reconfigure(errors="replace")
     sys.exit(exit_code(app, prog, sys.argv[1:] if args is None else args, may_report))
 
 
 def exit_code(app: typer.Typer, prog: str, args: Sequence[str], may_report: Callable[[], bool] = _always) -> int:
-    """Run a command line and return its exit code: 0, an integer that its function returned, or the error's."""
+    """Runs a command line and returns its exit code: 0, an integer that its function returned, or the error's."""
     command = typer.main.get_command(app)
     try:
         # Not command.main(), which swallows interrupts and closed pipes, differently in each release of typer.
@@ -73,7 +77,7 @@ def _fail(message: str, code: int, args: Sequence[str], may_report: Callable[[],
 
 
 def emit(text: str, out: Path | None = None) -> None:
-    """Write text to stdout or to the file `out`, which is written as a whole or not at all."""
+    """Writes text to stdout or to the file `out`, which is written as a whole or not at all."""
     if out is None:
         print(text)
         return

@@ -1,5 +1,5 @@
-"""Building a model and checking it: its parameters and cache have the sizes that the formulas give, and decoding with
-the cache gives the logits of one forward pass."""
+"""Builds a model and checks it. Its parameters and its cache must have the sizes that the formulas give. Decoding with
+the cache must give the logits of one forward pass."""
 
 from dataclasses import dataclass
 from math import inf
@@ -22,7 +22,7 @@ MAX_WINDOW_TOKENS = 4096  # a longer window is not filled: this is a check, not 
 
 @dataclass(frozen=True)
 class BuildCheck:
-    """A built module: its parameters counted, and by the spec's formula."""
+    """The parameter count of a built module, and the count by the spec's formula."""
 
     device: str
     dtype: str
@@ -33,10 +33,13 @@ class BuildCheck:
 
 @dataclass(frozen=True)
 class DecodeCheck:
-    """One forward pass over `tokens` tokens, against prefill in `chunks` and then `steps` of one token over a cache:
-    `largest_difference`, relative to the largest logit, in `compared_in`. That is float64, and `bound` what rounding
-    stays below there; where it is not judged, `bound` is None and `not_judged` says why. Cache sizes are bytes, as
-    allocated and by the formula."""
+    """The difference between one forward pass over `tokens` tokens and the same tokens through a cache.
+
+    The cache is filled by a prefill in `chunks` and then `steps` single tokens. `largest_difference` is relative to the
+    largest logit, and was computed in `compared_in`: float64, where rounding stays below `bound`. If the difference is
+    not judged, `bound` is None and `not_judged` gives the reason. Cache sizes are bytes, as allocated and by the
+    formula.
+    """
 
     seed: int
     tokens: int
@@ -52,7 +55,7 @@ class DecodeCheck:
 
 
 def check_build(spec: Decoder, device: torch.device, dtype: torch.dtype, seed: int) -> tuple[Model, BuildCheck]:
-    """Build the model and count its parameters. Call `require_free_memory` first."""
+    """Builds the model and counts its parameters. Call `require_free_memory` first."""
     start = perf_counter()
     model = build(spec, device=device, dtype=dtype, seed=seed)
     seconds = perf_counter() - start
@@ -62,8 +65,11 @@ def check_build(spec: Decoder, device: torch.device, dtype: torch.dtype, seed: i
 
 @torch.no_grad()
 def check_decoding(model: Model, dtype: torch.dtype, seed: int) -> DecodeCheck:
-    """Run the model on random tokens, in one forward pass and over a cache, in its own dtype and with the same weights
-    in float64, where a mistake and rounding cannot be confused: the difference is of those."""
+    """Runs the model on random tokens, in one forward pass and through a cache.
+
+    It runs in the model's own dtype, and with the same weights in float64, where rounding cannot be taken for a
+    mistake: the reported difference is that of float64.
+    """
     spec, device, total = model.spec, model.embed.weight.device, tokens_needed(model.spec)
     chunks = tuple(len(part) for part in torch.arange(total - DECODE_STEPS).chunk(PREFILL_CHUNKS))
     tokens = torch.randint(spec.vocab, (1, total), generator=torch.Generator().manual_seed(seed)).to(device)
@@ -95,7 +101,7 @@ def check_decoding(model: Model, dtype: torch.dtype, seed: int) -> DecodeCheck:
 
 
 def _obstacle(spec: Decoder, device: torch.device) -> str | None:
-    """Why the model is not run in float64, beside the one that is checked; None if it can be."""
+    """Returns the reason why the model is not also run in float64; None if it can be."""
     if device.type == "mps":
         return "this device has no float64"
     free, needed = free_memory(device), _bytes_needed(spec, torch.float64)
@@ -105,7 +111,7 @@ def _obstacle(spec: Decoder, device: torch.device) -> str | None:
 
 
 def failures(built: BuildCheck, decoded: DecodeCheck | None) -> list[str]:
-    """A line for each check that failed."""
+    """Returns a line for each check that failed."""
     found = []
     if built.parameters != built.formula:
         found.append(f"{built.parameters:,} parameters were built, and the formula says {built.formula:,}")
@@ -118,13 +124,14 @@ def failures(built: BuildCheck, decoded: DecodeCheck | None) -> list[str]:
 
 
 def tokens_needed(spec: Decoder) -> int:
-    """Tokens that the check of decoding runs: some beyond every window."""
+    """Returns the number of tokens in the check of decoding: some more than the widest window."""
     widest = max(layer.cache_spec().reach.limit or 0 for layer in spec.layers)
     return min(widest, MAX_WINDOW_TOKENS) + TOKENS_PAST_WINDOW
 
 
 def require_free_memory(spec: Decoder, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise NotAvailable unless the checks' weights, cache and logits in this dtype fit the device's free memory."""
+    """Raises NotAvailable unless the checks' weights, cache and logits in this dtype fit in the device's free
+    memory."""
     free, needed = free_memory(device), _bytes_needed(spec, dtype)
     if free is None or needed <= free:
         return
@@ -138,7 +145,7 @@ def require_free_memory(spec: Decoder, device: torch.device, dtype: torch.dtype)
 
 
 def _bytes_needed(spec: Decoder, dtype: torch.dtype) -> int:
-    """Of weights, a cache, and the logits of both runs."""
+    """Returns the bytes of the weights, a cache, and the logits of both runs."""
     tokens = tokens_needed(spec)
     rest = spec.kv_bytes(tokens, dtype=dtype) + 2 * tokens * spec.vocab * dtype.itemsize
     return spec.params() * dtype.itemsize + rest

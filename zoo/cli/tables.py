@@ -1,4 +1,4 @@
-"""Rows as tables, CSV and JSON documents."""
+"""Formats rows as tables, CSV and JSON documents."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 class Format(StrEnum):
-    """How rows are written."""
+    """The output format of rows."""
 
     table = "table"
     md = "md"
@@ -29,8 +29,8 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: the key of its value in a row, its header, and how a value is shown. A plain table wraps
-    the column at `width` characters; None: not at all."""
+    """A column of a table: the key of its value in a row, its header, and the function that formats a value. A plain
+    table wraps the column at `width` characters; None: no wrapping."""
 
     key: str
     header: str
@@ -41,8 +41,8 @@ class Column:
 def render(
     rows: Sequence[Row], columns: Sequence[Column], format: Format = Format.table, about: Row | None = None
 ) -> str:
-    """Rows as text: tables show the `columns`; csv holds their raw values; json and jsonl hold the rows as they are,
-    with `schema_version`, the machine and the facts `about` the rows."""
+    """Formats rows as text. Tables show the `columns`; csv holds their raw values; json and jsonl hold the rows as they
+    are, with `schema_version`, the machine and the facts `about` the rows."""
     if format is Format.json:
         return document({**(about or {}), "rows": rows})
     if format is Format.jsonl:
@@ -56,8 +56,8 @@ def render(
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], plain: bool) -> str:
-    """A plain or a Markdown table. Headers, which may have several lines in a plain table, are its first row, since
-    tabulate pads what it knows as a header by two."""
+    """Formats a plain or a Markdown table. Headers, which may have several lines in a plain table, are passed as the
+    first row, since tabulate pads its own headers by two."""
 
     def cell(value: Any, column: Column) -> str:
         shown = "" if value is None else column.show(value)
@@ -80,10 +80,10 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], plain: bool) -> str:
 
 
 def document(facts: Row, indent: int | None = 2) -> str:
-    """Facts as one JSON object, with `schema_version` and the machine."""
+    """Formats facts as one JSON object, with `schema_version` and the machine."""
     return _dumps({"schema_version": SCHEMA_VERSION, "machine": machine(), **facts}, indent)
 
 
 def _dumps(value: Row, indent: int | None = None) -> str:
-    """A value as JSON, which has no NaN and no infinity: they become null."""
+    """Formats a value as JSON. NaN and infinity, which JSON lacks, become null."""
     return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=indent)

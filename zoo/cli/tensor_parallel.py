@@ -1,4 +1,4 @@
-"""Commands that several processes run together: `torchrun --nproc-per-node N -m COMMAND ... --tp N`."""
+"""Runs a command in several processes: `torchrun --nproc-per-node N -m COMMAND ... --tp N`."""
 
 import logging
 import os
@@ -15,19 +15,18 @@ from zoo.core.devices import find_device
 from zoo.errors import UsageError
 
 TensorParallel = Annotated[
-    int, typer.Option("--tp", min=1, help="Divide the model among so many processes, which torchrun starts.")
+    int, typer.Option("--tp", min=1, help="Processes that divide the model; torchrun starts them.")
 ]
 
-ExpertParallel = Annotated[
-    int, typer.Option("--ep", min=1, help="As --tp: each process holds whole experts, and not a part of each.")
-]
+ExpertParallel = Annotated[int, typer.Option("--ep", min=1, help="Processes that divide whole experts; equal to --tp.")]
 
 
 @contextmanager
 def tensor_parallel(device: str, tp: int, command: str) -> Iterator[tuple[torch.device, Group | None]]:
-    """The device of this process, and the group of all that torchrun started; None if a single process runs `command`.
+    """Yields the device of this process, and the group of all processes that torchrun started; None for a single
+    process.
 
-    Raises UsageError where `tp` is not the number of processes, and as `processes.joined` does.
+    Raises UsageError where `tp` is not the number of processes that run `command`, and as `processes.joined` does.
     """
     launched = processes.launched()
     if tp != launched:
@@ -46,7 +45,7 @@ def tensor_parallel(device: str, tp: int, command: str) -> Iterator[tuple[torch.
 
 @contextmanager
 def quiet_unless_first() -> Iterator[None]:
-    """What the first process prints is printed once."""
+    """Silences every process but the first, so that the output appears once."""
     if processes.rank() == 0:
         yield
         return

@@ -1,4 +1,4 @@
-"""Training as people see it: a bar and lines on stderr while it runs, a table on stdout in the end."""
+"""Shows training: a bar and lines on stderr while it runs, a table on stdout at the end."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,8 +16,10 @@ MIN_INTERVAL = 0.2  # seconds between two updates of the bar
 
 
 def shown(rows: Iterable[Row], steps: int, flops_per_token: float, rate: float) -> Iterator[Row]:
-    """Pass the rows of a run on. Show a bar where stderr is a terminal, and a line and a sample at each evaluation.
-    MFU is relative to `rate`, the measured FLOPs per second of a matrix product."""
+    """Passes on the rows of a run. Shows a bar where stderr is a terminal, and a line and a sample at each evaluation.
+
+    MFU is relative to `rate`, the measured FLOPs per second of a matrix product.
+    """
     options = {"file": sys.stderr, "disable": None, "mininterval": MIN_INTERVAL, "dynamic_ncols": True}
     with tqdm(total=steps, bar_format=BAR, **options) as bar:
         for row in rows:
@@ -32,30 +34,30 @@ def shown(rows: Iterable[Row], steps: int, flops_per_token: float, rate: float) 
 
 
 def evaluation_line(row: Row, steps: int, flops_per_token: float, rate: float) -> str:
-    """An evaluation in one line of less than 80 characters."""
+    """Formats an evaluation in one line of less than 80 characters."""
     trained = f", {_figures(row, flops_per_token, rate)}" if "loss" in row else ""
     return f"step {row['step']} of {steps}: {row['bits_per_byte']:.3f} bits/byte held out{trained}"
 
 
 def summary(facts: Mapping[str, str]) -> str:
-    """What a run did, as a table."""
+    """Formats the facts of a run as a table."""
     return tabulate(facts.items(), tablefmt="plain", disable_numparse=True)
 
 
 def minutes(seconds: float) -> str:
-    """A time as people say it: 45 s, 9.8 min, 3.2 h."""
+    """Formats a duration: 45 s, 9.8 min, 3.2 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def printable(text: str) -> str:
-    """Text that a model wrote, without characters that control a terminal."""
+    """Returns text that a model wrote, without characters that control a terminal."""
     return "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def mfu(row: Row, flops_per_token: float, rate: float) -> float:
-    """The share of the measured arithmetic rate that a step used."""
+    """Returns the share of the measured arithmetic rate that a step used."""
     return float(row["tokens_per_second"]) * flops_per_token / rate
 
 

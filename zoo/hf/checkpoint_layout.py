@@ -1,4 +1,4 @@
-"""How Hugging Face checkpoints store the zoo's parameters: a table of rules that run both ways.
+"""The layout of the zoo's parameters in Hugging Face checkpoints: a table of rules that run both ways.
 
 A rule ties parameters of the module to tensors of the checkpoint. Names are local to a layer ("attn.block.q" is stored
 as "self_attn.q_proj", behind a `LayerPrefix` and the layer's number), or full outside the layers. A module's name
@@ -28,8 +28,8 @@ from zoo.registry import Mixer
 class Rule(ABC):
     """Parameters `module_names` are stored as tensors `checkpoint_names`, in which "{e}" stands for an expert's number.
 
-    `layer` is the spec of the layer they are in, None outside the layers. A rule with a `mixer` applies in layers with
-    that kind of mixer only.
+    `layer` is the spec of their layer, None outside the layers. A rule with a `mixer` applies only in layers with that
+    kind of mixer.
     """
 
     module_names: str | tuple[str, ...]
@@ -42,30 +42,33 @@ class Rule(ABC):
 
     @abstractmethod
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        """Stored tensors -> parameters. Each tensor may be read from its file when it is indexed: a rule indexes it
-        once."""
+        """Converts stored tensors to parameters. It indexes each tensor once, since indexing may read the tensor from
+        its file."""
 
     @abstractmethod
     def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        """Parameters -> the tensors to store: the inverse of `read`. On meta tensors, the shapes to expect."""
+        """Converts parameters to the tensors to store: the inverse of `read`. Meta tensors give the expected shapes."""
 
     def stored_rows(
         self, parameter: int, dim: int, rows: Tensor, shape: Sequence[int], layer: Layer | None
     ) -> tuple[int, Tensor]:
-        """Where rows along a dimension of a parameter are in a stored tensor of this shape: a dimension, and the rows
-        along it, in their order there. A part that is read so becomes a part of the parameter by the same rule."""
+        """Locates rows along a dimension of a parameter in a stored tensor of this shape.
+
+        Returns the stored dimension, and the rows along it in stored order. The same rule converts a part that is read
+        so to that part of the parameter.
+        """
         if dim:
             return dim, rows  # most rules move rows of the first dimension alone
         return 0, self.read([torch.arange(shape[0])], layer)[parameter][rows].sort().values
 
     def fill(self, parameters: Sequence[Tensor], stored: Sequence[Tensor], layer: Layer | None) -> None:
-        """`read` into allocated parameters, holding as few of the stored tensors at a time as possible."""
+        """Reads the stored tensors into allocated parameters, with as few of them in memory at a time as possible."""
         for parameter, value in zip(parameters, self.read(stored, layer), strict=True):
             parameter.copy_(value)
 
 
 class Rename(Rule):
-    """The same tensor under another name."""
+    """The parameter is stored unchanged, under another name."""
 
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         return stored
@@ -75,7 +78,7 @@ class Rename(Rule):
 
 
 class Stacked(Rule):
-    """One stored tensor per expert; the parameter is their stack."""
+    """Each expert has a stored tensor; the parameter is their stack."""
 
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         return [torch.stack(list(stored))]
@@ -99,17 +102,17 @@ FUSED_AXES = {"gate_up": 2, "qkv": 3}  # an axis of several parameters, and how 
 
 @dataclass(frozen=True)
 class Rearranged(Rule):
-    """One stored tensor of another layout: `pattern` is einops', from the stored axes to those of the parameters.
+    """One stored tensor of another layout. `pattern` is einops': from the stored axes to the axes of the parameters.
 
-    An axis `gate_up` of two, or `qkv` of three, holds the parameters: "e (gate_up hidden) dim -> gate_up e hidden dim"
-    has all rows of gate, then all rows of up; "(hidden gate_up)" has them in turns.
+    An axis `gate_up` of two, or `qkv` of three, holds the parameters. "e (gate_up hidden) dim -> gate_up e hidden dim"
+    has all rows of gate, then all rows of up; "(hidden gate_up)" alternates them.
     """
 
     pattern: str
 
     @property
     def _fused(self) -> dict[str, int]:
-        """Those of FUSED_AXES in the pattern."""
+        """Returns the FUSED_AXES that are in the pattern."""
         return {axis: number for axis, number in FUSED_AXES.items() if axis in self.pattern}
 
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
@@ -146,7 +149,7 @@ class Rearranged(Rule):
 
 
 def _axes(side: str) -> list[list[str]]:
-    """One side of an einops pattern -> the names of the axes in each dimension."""
+    """Returns the names of the axes in each dimension of one side of an einops pattern."""
     return [group.strip("()").split() for group in re.findall(r"\([^)]*\)|\S+", side)]
 
 
@@ -165,11 +168,11 @@ class FusedQKV(Rule):
 
 @dataclass(frozen=True)
 class PackedRows(Rule):
-    """One stored tensor with the rows of all parameters, a group of heads after the other.
+    """One stored tensor with the rows of all parameters, one group of heads after the other.
 
-    The mixer's field `groups` says how many groups there are. `sections` gives, of a mixer, how many rows each section
-    of each parameter has, in all groups together. A parameter holds one section of all groups, then the next. A group
-    of the stored tensor holds its share of every section.
+    The mixer's field `groups` holds the number of groups. `sections` returns, for a mixer, the number of rows in each
+    section of each parameter, over all groups. A parameter holds one section of all groups, then the next. A group of
+    the stored tensor holds its share of every section.
     """
 
     groups: str
@@ -192,9 +195,8 @@ class PackedRows(Rule):
 
 @dataclass(frozen=True)
 class PairedRows(Rule):
-    """Rows of each head: `plain` ones (None: none), then `rotary` ones, counted by the mixer's fields of these
-    names. The checkpoint rotates rows 2j and 2j + 1 as a pair, the module rows j and j + half.
-    """
+    """The rows of each head are `plain` ones (None: none), then `rotary` ones, counted by the mixer's fields of these
+    names. The checkpoint rotates rows 2j and 2j + 1 as a pair, the module rows j and j + half."""
 
     plain: str | None
     rotary: str
@@ -210,7 +212,7 @@ class PairedRows(Rule):
         return [rows.index_select(self.axis, self._order(rows.shape[self.axis], layer).argsort().to(rows.device))]
 
     def _order(self, rows: int, layer: Layer | None) -> Tensor:
-        """(rows,) the checkpoint's row for each row of the parameter."""
+        """Returns the checkpoint's row for each row of the parameter, (rows,)."""
         assert layer is not None
         first, rotary, last = self._widths(layer.mixer)
         heads = rearrange(torch.arange(rows), "(h rows) -> h rows", rows=first + rotary + last)
@@ -218,12 +220,13 @@ class PairedRows(Rule):
         return torch.cat([before, rearrange(moved, "h (pair side) -> h (side pair)", side=2), after], dim=1).flatten()
 
     def _widths(self, mixer: Any) -> tuple[int, int, int]:
-        """Rows of a head before the rotary ones, the rotary ones, and those behind."""
+        """Returns the number of a head's rows before the rotary ones, of the rotary ones, and of those behind."""
         return getattr(mixer, self.plain) if self.plain else 0, getattr(mixer, self.rotary), 0
 
 
 class PairedColumns(PairedRows):
-    """The same of columns: those of a matrix that multiplies the output of heads, or of a bias of their elements."""
+    """The columns of each head are paired as in `PairedRows`: of a matrix that multiplies the output of heads, or of a
+    bias on their elements."""
 
     axis = -1
 
@@ -236,7 +239,7 @@ class PairedColumns(PairedRows):
 
 @dataclass(frozen=True)
 class PairedIndexRows(PairedRows):
-    """Rows of each head of the mixer's indexer: the first `rotary` ones in pairs, the others behind them."""
+    """In each head of the mixer's indexer, the first `rotary` rows are paired, and the others follow."""
 
     def _widths(self, mixer: Any) -> tuple[int, int, int]:
         rotary = getattr(mixer, self.rotary)
@@ -245,10 +248,10 @@ class PairedIndexRows(PairedRows):
 
 @dataclass(frozen=True)
 class Skipped:
-    """Stored tensors whose whole name matches `pattern` are not loaded: they hold `what`.
+    """Stored tensors whose whole name matches `pattern` are not loaded; `what` describes their content.
 
-    In a pattern "*" stands for any text, "{i}" for any number, with a `mixer` for that of a layer with that kind of
-    mixer, and "{layers}" for the number of layers.
+    In a pattern "*" stands for any text, "{i}" for any number, and "{layers}" for the number of layers. With a `mixer`,
+    "{i}" stands for the number of a layer with that kind of mixer.
     """
 
     pattern: str
@@ -256,11 +259,11 @@ class Skipped:
     mixer: type[Mixer] | None = field(default=None, kw_only=True)
 
     def matcher(self, layers: Sequence[Layer]) -> re.Pattern[str]:
-        """The pattern as a regular expression to `fullmatch`, for a model of these layers."""
+        """Returns the pattern as a regular expression for `fullmatch`, for a model of these layers."""
         number = r"\d+"
         if self.mixer is not None:
             of_mixer = [str(i) for i, layer in enumerate(layers) if isinstance(layer.mixer, self.mixer)]
-            number = f"(?:{'|'.join(of_mixer)})" if of_mixer else "(?!)"  # which matches nothing
+            number = f"(?:{'|'.join(of_mixer)})" if of_mixer else "(?!)"  # matches nothing
         stands = {"*": ".*", "{i}": number, "{layers}": str(len(layers))}
         pieces = re.split(r"(\*|\{\w+\})", self.pattern)
         return re.compile("".join(stands[each] if i % 2 else re.escape(each) for i, each in enumerate(pieces)))
@@ -268,15 +271,15 @@ class Skipped:
 
 @dataclass(frozen=True)
 class LayerPrefix:
-    """Where the checkpoint's layers are: layer 3's tensors begin with `prefix` and "3."."""
+    """The names of layer 3's tensors in the checkpoint begin with `prefix` and "3."."""
 
     prefix: str
 
 
 @dataclass(frozen=True)
 class ReadAs:
-    """Stored names that begin with `prefix` stand for those that begin with `instead`: files of a model without its
-    head lack the first part of each name."""
+    """Stored names that begin with `prefix` are read as if they began with `instead`. Files of a model without its head
+    lack the first part of each name."""
 
     prefix: str
     instead: str

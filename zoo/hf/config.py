@@ -1,4 +1,4 @@
-"""Published sizes, and reading a published config.json: strictly, in the older and the newer spelling.
+"""Published sizes, and the reader of a published config.json: strict, in the older and the newer spelling.
 
 Every field is read by the architecture, or has no effect on a forward pass (zoo/hf/fields.py), or is an error.
 """
@@ -31,7 +31,7 @@ from zoo.units import parse_month
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What no tensor proves about an architecture, as its publisher has it; licences may differ between versions.
+    """The publisher's facts about an architecture that no tensor proves; licences may differ between versions.
 
     `title`: the family's name as its publisher spells it. `source`: the authors and the year. `came_from`: the earlier
     family of the zoo that it builds on, or where that is not here the nearest to it. `report`: the address of the
@@ -50,9 +50,9 @@ class About:
 class Size:
     """A released model: its hub id, its published number of parameters (text part, each once) and its spec.
 
-    `active`: the published active parameters where the publisher counts by another rule than the zoo, with that rule.
-    `released`: the month in which the weights were published: "2024-07". `stated_context`: the tokens of context that
-    the publisher states, where the config has another number. `note`: what is not certain about this size.
+    `active`: the published active parameters and the counting rule, where the publisher's rule differs from the zoo's.
+    `released`: the month in which the weights were published: "2024-07". `stated_context`: the publisher's tokens of
+    context, where the config has another number. `note`: uncertainties about this size.
     """
 
     hub: str
@@ -93,12 +93,12 @@ class Config(Fields):
 
     @property
     def model_type(self) -> Any:
-        """The field that says which published code this config is for."""
+        """The field that names the published code for this config."""
         return self.values.get("model_type")
 
     def common(self, eps: str = EPS, **names: str) -> dict[str, Any]:
-        """The arguments of every architecture's `decoder`; `eps` and `names` are the published names that are not the
-        usual ones: common(dim="n_embd")."""
+        """Returns the arguments that every architecture's `decoder` takes. `eps` and `names` are published names that
+        differ from the usual ones: common(dim="n_embd")."""
         most = {"layers": MAX_LAYERS}
         integers = (COMMON | names).items()
         return {field: self.integer(name, most.get(field, MAX_INTEGER)) for field, name in integers} | {
@@ -107,12 +107,12 @@ class Config(Fields):
         }
 
     def dense(self) -> dict[str, Any]:
-        """`common`, and the arguments for grouped-query attention with a dense feed-forward."""
+        """Returns `common`, and the arguments for grouped-query attention with a dense feed-forward."""
         kv_heads = self.optional("num_key_value_heads") or self.integer("num_attention_heads")
         return self.common() | {"kv_heads": kv_heads, "hidden": self.integer("intermediate_size")}
 
     def head_dim(self) -> int:
-        """The width of a head; hidden_size / num_attention_heads where the field is null."""
+        """Returns the width of a head; hidden_size / num_attention_heads where the field is null."""
         given = self.optional("head_dim")
         dim, heads = self.integer("hidden_size"), self.integer("num_attention_heads")
         if given is None and dim % heads:
@@ -128,12 +128,13 @@ class Config(Fields):
         unread: Iterable[str] = (),
         synonyms: Mapping[str, str] = MappingProxyType({}),
     ) -> RoPE:
-        """The rotary encoding; that of the layers of a `kind` where each kind of layer has its own.
+        """Returns the rotary encoding; with a `kind`, that of this kind of layer.
 
         Newer files hold `rope_parameters`, by kind of layer or for all layers. Older files hold the base under the name
         `theta`, and `rope_scaling`, which applies to `scaled` layers only. A field of the other spelling must be null
-        or agree. `fraction` is the share of a head's width that is rotated where the file does not say one; None: it
-        must be all. Fields `unread` are there and have no effect. `synonyms`: other names of a rope_type -> the usual.
+        or agree. `fraction` is the share of a head's width that is rotated where the file does not state one; None: all
+        of it. Fields `unread` may be present and have no effect. `synonyms` maps other names of a rope_type to the
+        usual one.
         """
         given = self._rope_fields()
         if self._newer and kind is not None:
@@ -149,7 +150,8 @@ class Config(Fields):
         return RoPE(base, self._scaling(given, synonyms), share)
 
     def _fraction(self, given: Fields, default: float) -> float:
-        """The share of a head's width that is rotated: among the `given` rope fields, beside them, or the default."""
+        """Returns the rotated share of a head's width: from the `given` rope fields, from beside them, or the
+        default."""
         inside, outside = given.values.get(PARTIAL), self.values.get(PARTIAL)
         if inside is None:
             return default if outside is None else self.number(PARTIAL)
@@ -158,17 +160,20 @@ class Config(Fields):
         return given.number(PARTIAL)
 
     def rope_field(self, name: str) -> float | None:
-        """A number in rope_parameters or rope_scaling, None where it is absent."""
+        """Returns a number from rope_parameters or rope_scaling; None where it is absent."""
         given = self._rope_fields()
         return None if given.values.get(name) is None else given.number(name)
 
     def rotary_share(self, share: float) -> None:
-        """`partial_rotary_factor` beside the scaling, where it restates this share of a head's width."""
+        """Checks that `partial_rotary_factor` beside the scaling, if present, equals this share of a head's width."""
         self._rope_fields().neutral(partial_rotary_factor=share)
 
     def temperature(self) -> LogTemperature | None:
-        """Queries that grow with their position, by the original context: `llama_4_scaling_beta`, which stands beside
-        the scaling (Ministral 3). The context, restated there, is not read."""
+        """Returns the scaling of queries by their position, from `llama_4_scaling_beta` beside the scaling (Ministral
+        3).
+
+        The original context is the scaling's own; the copy beside it is not read.
+        """
         beta = self.rope_field("llama_4_scaling_beta")
         self.rope_field("max_position_embeddings")
         return None if beta is None else LogTemperature(beta, self._rope_fields().integer(ORIGINAL))
@@ -178,8 +183,8 @@ class Config(Fields):
         return self.values.get("rope_parameters") not in (None, {})
 
     def _rope_fields(self) -> Fields:
-        """The object with the scaling of positions. Where it does not state the original context, that is the one
-        beside it, or else the model's own context, as in the reference."""
+        """Returns the object with the scaling of positions. If it lacks the original context, the one beside it is
+        used, or else the model's own context, as in the reference."""
         plain = self.values.get("rope_parameters") == {} and not self.values.get("rope_scaling")  # no default then
         used, other = ("rope_parameters", "rope_scaling")[:: 1 if self._newer or plain else -1]
         if self.values.get(other) in (None, {}):
@@ -189,7 +194,7 @@ class Config(Fields):
         return self.object(used, ROPE_DEFAULTS | {ORIGINAL: context})
 
     def _scaling(self, given: Fields, synonyms: Mapping[str, str]) -> Scaling | None:
-        """rope_parameters or rope_scaling -> the scaling, None for type "default" or an empty object."""
+        """Returns the scaling in rope_parameters or rope_scaling; None for type "default" or an empty object."""
         spellings = ("rope_type", "type")  # the newer and the older
         said = {name: given.values[name] for name in spellings if name in given.values}
         known = {name: synonyms.get(text, text) if isinstance(text, str) else text for name, text in said.items()}
@@ -211,7 +216,7 @@ class Config(Fields):
         return kind(**values)
 
     def _longrope_gain(self, given: Fields, original: int) -> float:
-        """`attention_factor`, or the usual gain for `factor`, or for the ratio of the contexts."""
+        """Returns `attention_factor`, or the usual gain for `factor`, or for the ratio of the contexts."""
         gain = given.optional_number("attention_factor")
         if gain is not None:
             given.unused("factor")
@@ -223,14 +228,15 @@ class Config(Fields):
         return longrope_gain(factor, original)
 
     def agrees_on_windows(self, spec: Decoder) -> None:
-        """`layer_types` must name the layers that have a window."""
+        """Checks that `layer_types` names the layers that have a window."""
         self.agrees("layer_types", layer_types(spec))
 
     def check_released(self, kinds: Sequence[ModelType], ignore: Iterable[str] = ()) -> None:
-        """`architectures` and `auto_map` must name released classes, for which the layout of the weights is known.
+        """Checks that `architectures` and `auto_map` name released classes, for which the layout of the weights is
+        known.
 
-        Other heads (a classifier's, a reward model's, a draft model's) and bare models compute something else from
-        the same fields. Raises MalformedError for `architectures`; an `auto_map` is left to `finish`.
+        Other heads (a classifier's, a reward model's, a draft model's) and bare models compute something else from the
+        same fields. Raises MalformedError for `architectures`; an `auto_map` is left to `finish`.
         """
         self.read.add("architectures")
         given, classes = self.values.get("architectures"), sorted({kind.reference for kind in kinds})
@@ -245,22 +251,23 @@ class Config(Fields):
             self.unused("auto_map")
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
-        """Raise MalformedError naming every field, except those in `ignore`, that was not read and has an effect on a
-        forward pass."""
+        """Raises MalformedError naming every field that was not read and affects a forward pass, except those in
+        `ignore`."""
         self.neutral(**{name: value for name, value in NEUTRAL.items() if name not in self.read})
         self.unused(*filter(is_inert, self.values))
         super().finish(ignore)
 
 
 def layer_types(spec: Decoder) -> list[str]:
-    """The published name of each layer's reach: sliding_attention, chunked_attention, full_attention; of a layer that
-    keeps a state alone, linear_attention."""
+    """Returns the published name of each layer's reach: sliding_attention, chunked_attention, full_attention; for a
+    layer with only a state, linear_attention."""
     caches = [layer.cache_spec() for layer in spec.layers]
     return ["linear_attention" if c.state and not c.per_token else c.reach.layer_type for c in caches]
 
 
 def _gain(given: Fields) -> float:
-    """YaRN's gain on cos and sin: `attention_factor`, or the ratio of two gains (DeepSeek), or the usual one."""
+    """Returns YaRN's gain on cos and sin: `attention_factor`, or the ratio of two gains (DeepSeek), or the usual
+    one."""
     factor, mscale = given.number("factor"), given.optional_number("mscale")
     all_dim, gain = given.optional_number("mscale_all_dim"), given.optional_number("attention_factor")
     if gain is not None:
@@ -270,13 +277,13 @@ def _gain(given: Fields) -> float:
 
 @dataclass(frozen=True)
 class Remote:
-    """Code that a family was released with, before the reference had it: "module.Class", and who published it."""
+    """Code that a family was released with, before the reference had it: "module.Class", and its publisher."""
 
     classes: tuple[str, ...]
     publishers: tuple[str, ...]
 
     def released(self, auto_map: Any) -> bool:
-        """Whether an `auto_map` names these classes only, of its own repository or ("org/name--") a publisher's. A
+        """Whether an `auto_map` names only these classes, from its own repository or ("org/name--") a publisher's. A
         tokenizer's code, which computes no logits, may be any."""
         if not isinstance(auto_map, dict) or not all(isinstance(code, str) for code in auto_map.values()):
             return False
@@ -287,8 +294,8 @@ class Remote:
 
 @dataclass(frozen=True)
 class ModelType:
-    """A model_type: its name in config.json, the reference's class where that is not the name in capitals with
-    "ForCausalLM", the defaults of this model_type only, and the code it was released with."""
+    """A model_type: its name in config.json, its defaults, the code it was released with, and the reference's class.
+    The class is given only where it is not the name in capitals with "ForCausalLM"."""
 
     name: str
     class_name: str | None = None
@@ -297,14 +304,14 @@ class ModelType:
 
     @property
     def reference(self) -> str:
-        """The reference's class."""
+        """The name of the reference's class."""
         return self.class_name or "".join(word.capitalize() for word in self.name.split("_")) + "ForCausalLM"
 
 
 class FromHF:
-    """An architecture's `from_hf`: a published config -> its spec. Made by `reads`.
+    """An architecture's `from_hf`: converts a published config to its spec. Made by `reads`.
 
-    `classes`: each model_type that it reads -> the reference's class.
+    `classes` maps each model_type that it reads to the reference's class.
     """
 
     def __init__(self, read: Callable[[Config], Decoder], kinds: Sequence[ModelType], defaults: dict[str, Any]) -> None:
@@ -332,27 +339,27 @@ class FromHF:
         return spec
 
     def _candidates(self, model_type: Any) -> list[ModelType]:
-        """The kind of this name; every kind where the name is not known."""
+        """Returns the kind of this name, or every kind where the name is unknown."""
         known = isinstance(model_type, str) and model_type in self._kinds
         return [self._kinds[model_type]] if known else list(self._kinds.values())
 
 
 def reads(*kinds: str | ModelType, **defaults: Any) -> Callable[[Callable[[Config], Decoder]], FromHF]:
-    """Decorator: make `from_hf(config, ignore_fields=())` of a function that reads a Config.
+    """Decorator: makes `from_hf(config, ignore_fields=())` of a function that reads a Config.
 
-    `kinds` are the model_types it reads, those of multimodal wrappers included; `defaults` the published values of
-    fields that files leave out.
+    `kinds` are the model_types that it reads, including those of multimodal wrappers. `defaults` are the published
+    values of fields that files leave out.
     """
     return lambda read: FromHF(read, [ModelType(each) if isinstance(each, str) else each for each in kinds], defaults)
 
 
 def text_part(wrapper: Config, ignore: Iterable[str] = ()) -> dict[str, Any]:
-    """The language model's fields of a multimodal wrapper's config.
+    """Returns the language model's fields in a multimodal wrapper's config.
 
     `tie_word_embeddings` of the text part counts, and the wrapper's only where the text part has none. Mistral Small
-    3.1 was released untied, with a wrapper that does not have the field; transformers 5 writes `true` into that
-    wrapper, its class default, whatever the model is. Where the two differ, `weights.load` goes by the stored tensors,
-    as the reference does: see `contradicts_on_tying`.
+    3.1 was released untied, with a wrapper that lacks the field; transformers 5 writes `true`, its class default, into
+    every such wrapper. Where the two differ, `weights.load` follows the stored tensors, as the reference does: see
+    `contradicts_on_tying`.
     """
     text = wrapper.values["text_config"]
     if not isinstance(text, dict):

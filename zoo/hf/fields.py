@@ -113,11 +113,11 @@ class Fields:
         self.off: dict[str, Any] = {}
 
     def error(self, message: str) -> MalformedError:
-        """An error about this object."""
+        """Returns an error about this object."""
         return MalformedError(f"config.json: {self.where}{message}")
 
     def get(self, name: str) -> Any:
-        """The field's value, or its default."""
+        """Returns the field's value, or its default."""
         self.read.add(name)
         value = self.values.get(name, self.defaults.get(name, _ABSENT))
         if value is _ABSENT:
@@ -131,26 +131,27 @@ class Fields:
         return value
 
     def integer(self, name: str, most: int = MAX_INTEGER) -> int:
-        """An integer from 1 to `most`."""
+        """Returns an integer from 1 to `most`."""
         return int(self._typed(name, f"an integer from 1 to {most}", int, most))
 
     def integers(self, **names: str) -> dict[str, int]:
-        """Integers under other names: integers(kv_rank="kv_lora_rank") -> {"kv_rank": ...}."""
+        """Returns integers under other names: integers(kv_rank="kv_lora_rank") -> {"kv_rank": ...}."""
         return {field: self.integer(name) for field, name in names.items()}
 
     def typed(self, kind: type[Spec], **names: str) -> dict[str, Any]:
-        """Arguments of a kind of spec, each read as the type of its annotation: typed(MLA, kv_rank="kv_lora_rank")."""
+        """Returns arguments for a kind of spec, each read as the type of its annotation: typed(MLA,
+        kv_rank="kv_lora_rank")."""
         readers: dict[Any, Callable[[str], Any]] = {int: self.integer, float: self.number, bool: self.flag}
         readers |= {int | None: self.optional, tuple[float, ...]: self.numbers}
         hints = get_type_hints(kind)
         return {field: readers[hints[field]](name) for field, name in names.items()}
 
     def number(self, name: str) -> float:
-        """A positive, finite number."""
+        """Returns a positive, finite number."""
         return float(self._typed(name, "a positive number", int | float, float_info.max))
 
     def numbers(self, name: str) -> tuple[float, ...]:
-        """A list of positive, finite numbers."""
+        """Returns a list of positive, finite numbers."""
         value = self.get(name)
         if not isinstance(value, list) or not value:
             raise self.error(f"{name} must be a list of positive numbers, got {brief(value)}")
@@ -158,24 +159,24 @@ class Fields:
         return tuple(map(each.number, each.values))
 
     def optional(self, name: str) -> int | None:
-        """An `integer`, or None where the field is null."""
+        """Returns an `integer`, or None where the field is null."""
         return None if self.get(name) is None else self.integer(name)
 
     def optional_number(self, name: str) -> float | None:
-        """A `number`, or None where the field is null."""
+        """Returns a `number`, or None where the field is null."""
         return None if self.get(name) is None else self.number(name)
 
     def flag(self, name: str) -> bool:
-        """True or false."""
+        """Returns True or False."""
         value = self.get(name)
         if not isinstance(value, bool):
             raise self.error(f"{name} must be true or false, got {brief(value)}")
         return value
 
     def object(self, name: str, defaults: dict[str, Any] | None = None) -> Fields:
-        """The fields of an object in this one; its default, or an empty object, where it is absent, null or empty.
+        """Returns the fields of an object in this one. Where it is absent, null or empty, they are its default or none.
 
-        `finish` looks there too.
+        `finish` checks that object too.
         """
         self.read.add(name)
         if name not in self.inner:
@@ -186,13 +187,14 @@ class Fields:
         return self.inner[name]
 
     def spelled(self, *names: str) -> str:
-        """Of several names of one field, the first that is given, else the first. Others must agree with it."""
+        """Returns the first of a field's `names` that is present, or else the first. Values under other names must
+        agree."""
         used = next((name for name in names if self.values.get(name) is not None), names[0])
         self.unused(*(name for name in names if alike(self.values.get(name), self.values.get(used))))
         return used
 
     def expect(self, **only: Any) -> None:
-        """Fields with one supported value, which is also their default unless `defaults` has another."""
+        """Reads fields with one supported value, which is also their default unless `defaults` has another."""
         for name, value in only.items():
             self.read.add(name)
             if (given := self.values.get(name, self.defaults.get(name, value))) != value:
@@ -200,12 +202,12 @@ class Fields:
                 raise self.error(f"{name}={brief(given)}{source} is not supported, only {value!r}")
 
     def neutral(self, **off: Any) -> None:
-        """Fields that name a feature, with the value that turns it off. `finish` refuses any other value."""
+        """Reads fields that name a feature, with the value that turns it off. `finish` refuses any other value."""
         self.off |= off
         self.read.update(name for name, value in off.items() if alike(self.values.get(name, value), value))
 
     def agrees(self, name: str, layers: Iterable[Any]) -> None:
-        """A list with one entry per layer that must, where it is given, equal `layers`."""
+        """Checks that a list with one entry per layer, where present, equals `layers`."""
         expected, given = list(layers), self.values.get(name)
         self.read.add(name)
         if given is None or given == expected:
@@ -218,7 +220,8 @@ class Fields:
         raise self.error(f"{name}[{i}]={brief(given[i])} is not supported, only {expected[i]!r} in this architecture")
 
     def plan(self, name: str, kinds: Collection[str], default: Sequence[str]) -> list[str]:
-        """A list with one of `kinds` for each layer; `default`, of the same length, where it is absent or null."""
+        """Returns a list with one of `kinds` for each layer; `default`, of the same length, where it is absent or
+        null."""
         given = self.values.get(name)
         self.read.add(name)
         if given is None:
@@ -233,11 +236,11 @@ class Fields:
         return given
 
     def unused(self, *names: str) -> None:
-        """Fields that have no effect because of the values of other fields."""
+        """Marks fields as read that have no effect because of the values of other fields."""
         self.read.update(names)
 
     def left(self) -> Iterator[tuple[str, str]]:
-        """(path, "path=value") of every field that was not read. A field that is null counts as absent."""
+        """Yields (path, "path=value") for every field that was not read. A null field counts as absent."""
         for name, value in self.values.items():
             if name not in self.read and value is not None:
                 path = self.where + (name if name.isprintable() and len(name) <= MAX_NAME_CHARACTERS else brief(name))
@@ -247,7 +250,7 @@ class Fields:
             yield from inner.left()
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
-        """Raise MalformedError naming every field that was not read, except those in `ignore`."""
+        """Raises MalformedError naming every field that was not read, except those in `ignore`."""
         ignore = set(ignore)
         left = [shown for path, shown in self.left() if path not in ignore]
         if left:

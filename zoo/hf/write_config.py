@@ -1,8 +1,8 @@
-"""Writing a published config.json: the fields that architectures share, each from the spec it describes.
+"""Writes a published config.json: the fields that architectures share, each from the spec it describes.
 
 An architecture's `to_hf(spec)` lists its fields, in the older spelling (`rope_theta`, `rope_scaling`), which every
-version of the reference reads. A block that the spec does not hold leaves its fields out. `zoo.to_hf` proves the result
-by reading it back.
+version of the reference reads. A block that the spec lacks leaves its fields out. `zoo.to_hf` proves the result by
+reading it back.
 """
 
 from collections.abc import Callable
@@ -21,13 +21,14 @@ ConfigFields = dict[str, Any]
 
 
 def first(spec: Spec, kind: type[S]) -> S | None:
-    """The first block of a kind, None where the spec holds none."""
+    """Returns the first block of a kind; None where the spec holds none."""
     parts = spec.parts if isinstance(spec, Decoder) else spec.walk()
     return next((part for part in parts if isinstance(part, kind)), None)
 
 
 def fields_of(spec: Spec, kind: type[Spec], **names: str) -> ConfigFields:
-    """Fields of the first block of a kind, under their published names: fields_of(spec, GQA, bias="attention_bias")."""
+    """Returns fields of the first block of a kind under their published names: fields_of(spec, GQA,
+    bias="attention_bias")."""
     block = first(spec, kind)
 
     def value(field: str) -> Any:
@@ -41,13 +42,13 @@ def fields_of(spec: Spec, kind: type[Spec], **names: str) -> ConfigFields:
 
 @cache
 def _floats(kind: type[Spec]) -> frozenset[str]:
-    """Its fields that are floats: a spec may hold an int there."""
+    """Returns the names of the fields of type float, where a spec may hold an int."""
     return frozenset(name for name, hint in get_type_hints(kind).items() if hint is float)
 
 
 def common_fields(spec: Decoder, eps: str = EPS, **names: str) -> ConfigFields:
-    """The fields that every config has, but for those of its blocks; what `Config.common` (of the same `names`) and
-    `Config.rope` read."""
+    """Returns the fields that every config has, except those of its blocks: the inverse of `Config.common` (with the
+    same `names`) and `Config.rope`."""
     names = COMMON | names
     common = {
         names["vocab"]: spec.vocab,
@@ -60,7 +61,8 @@ def common_fields(spec: Decoder, eps: str = EPS, **names: str) -> ConfigFields:
 
 
 def dense_fields(spec: Decoder) -> ConfigFields:
-    """`common_fields`, grouped-query attention and a dense feed-forward; what `Config.dense` and `head_dim` read."""
+    """Returns `common_fields`, and the fields of grouped-query attention and a dense feed-forward: the inverse of
+    `Config.dense` and `head_dim`."""
     heads = dict(heads="num_attention_heads", kv_heads="num_key_value_heads", head_dim="head_dim")
     return common_fields(spec) | fields_of(spec, GQA, **heads) | fields_of(spec, GLU, hidden="intermediate_size")
 
@@ -74,7 +76,7 @@ def window_fields(spec: Decoder) -> ConfigFields:
 def rope_fields(
     spec: Decoder, unscaled: ConfigFields | None = None, mscale_all_dim: float | None = None
 ) -> ConfigFields:
-    """`rope_theta` and `rope_scaling` of the layers without a window, `unscaled` where there is no scaling."""
+    """Returns `rope_theta` and `rope_scaling` of the layers without a window; `unscaled` where there is no scaling."""
     rope = first_rope(spec)
     if rope is None:
         return {}
@@ -83,18 +85,20 @@ def rope_fields(
 
 
 def temperature_fields(spec: Decoder) -> ConfigFields:
-    """What stands beside a scaling in `rope_scaling`, and `Config.temperature` reads."""
+    """Returns the fields beside a scaling in `rope_scaling` that `Config.temperature` reads."""
     return fields_of(spec, LogTemperature, scale="llama_4_scaling_beta", step=ORIGINAL)
 
 
 def first_rope(spec: Decoder, windowed: bool = False) -> RoPE | None:
-    """The rotary encoding of the first layer with, or without, a window; where none has one, of the first layer."""
+    """Returns the rotary encoding of the first layer with (or without) a window; if there is none, of the first
+    layer."""
     layers = sorted(dict.fromkeys(spec.layers), key=lambda layer: (layer.cache_spec().reach.limit is None) is windowed)
     return next((rope for layer in layers if (rope := first(layer, RoPE))), None)
 
 
 def scaling_fields(scaling: Scaling, mscale_all_dim: float | None = None) -> ConfigFields | None:
-    """A scaling as `rope_scaling`, None for a kind that no config has. `mscale_all_dim`: the gain on the scores."""
+    """Returns a scaling as `rope_scaling`; None for a kind that no config has. `mscale_all_dim`: the gain on the
+    scores."""
     kinds = {kind: (rope_type, names) for rope_type, (kind, names) in SCALINGS.items()}
     if type(scaling) not in kinds:
         return None
@@ -110,7 +114,8 @@ def scaling_fields(scaling: Scaling, mscale_all_dim: float | None = None) -> Con
 
 
 def solve(formula: Callable[[float], float], value: float, guess: float) -> float:
-    """The number near `guess`, with the fewest digits, for which `formula` gives exactly `value`; else `guess`."""
+    """Returns the number near `guess`, with the fewest digits, for which `formula` is exactly `value`; or else
+    `guess`."""
     shorter = (float(f"{guess:.{digits}g}") for digits in range(1, 17))
     near = (guess * (1 + step * float_info.epsilon) for step in range(-8, 9))
     return next((number for number in chain(shorter, near) if formula(number) == value), guess)

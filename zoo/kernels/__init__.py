@@ -1,10 +1,10 @@
-"""Which kernel computes an operation on this machine: decided once, kept, read, set.
+"""The kernel of each operation on this machine: decided once, kept, read, set.
 
     zoo.kernels.choices()       the kernels of this process by operation and dtype
     zoo.kernels.use("plain")    torch's own calls from here on; a FILE, or kernels by operation
     python -m zoo.kernels       decides all, and shows them
 
-Nothing is decided in a forward pass.
+A forward pass decides nothing.
 """
 
 from zoo.core.kernels import active as active

@@ -1,4 +1,4 @@
-"""python -m zoo.kernels: the kernels of this machine, decided where they were not."""
+"""python -m zoo.kernels: shows the kernels of this machine, and decides those that are undecided."""
 
 import logging
 from typing import Annotated
@@ -14,21 +14,21 @@ from zoo.errors import NotAvailable
 from zoo.kernels import kept
 from zoo.kernels.deciding import decide, decisions
 
-DTYPES = torch.float32, torch.bfloat16, torch.float16  # float64 only where a model has it
+DTYPES = torch.float32, torch.bfloat16, torch.float16  # float64 only for a model in it
 COLUMNS = [Column("operation", "operation"), Column("dtype", "dtype"), Column("kernel", "kernel")]
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
 def main(
-    again: Annotated[bool, typer.Option("--again", help="Measure all again.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Measure all operations again.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the process. Default: torch's.")] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show which kernel computes an operation on this machine, after deciding what is not decided yet.
+    """Show the kernel of each operation on this machine, after deciding the undecided ones.
 
-    plain is torch's own call. What is decided is kept for later processes, with this number of threads.
+    plain is torch's own call. Decisions are kept for later processes with the same number of threads.
     """
     logging.basicConfig(format="%(message)s")
     if threads is not None:

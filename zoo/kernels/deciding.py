@@ -1,8 +1,8 @@
-"""Deciding which kernel computes an operation on this machine: by a short measurement, once, kept for later processes.
+"""Decides which kernel computes an operation on this machine: by a short measurement, once, kept for later processes.
 
-Models ask for it when they are loaded, built or compiled, and before their first pass. Where nothing may be measured
-(in a thread, under a mode that intercepts calls, while a compiler traces) nothing is read either, so that a program's
-results do not depend on what ran before it: its operations are plain.
+Models ask for it when they are loaded, built or compiled, and before their first pass. Nothing may be measured in a
+thread, under a mode that intercepts calls, or while a compiler traces. There nothing is read either, so that results do
+not depend on what ran before: operations use the plain kernels.
 """
 
 import logging
@@ -21,18 +21,19 @@ from zoo.core.kernels import OPERATIONS, PLAIN, Decision, KernelChoices, active
 from zoo.kernels import kept
 from zoo.kernels.trials import Call, trial
 
-MIN_PARAMETERS = 2**25  # of a model that earns a measurement
-MAX_SECONDS = 1.6  # of timing for all decisions that are wanted at once; with what it takes to begin them, two
-SETTLED_TURNS, SETTLED_WITHIN = 3, 1.1  # so many turns, and their time as a multiple of the fastest one's
-MAX_TIME_RATIO = 0.95  # of the plain kernel's time, the geometric mean over shapes, for another one to be chosen
+MIN_PARAMETERS = 2**25  # parameters of the smallest model that earns a measurement
+MAX_SECONDS = 1.6  # timing of all decisions that are wanted at once; two seconds with their setup
+SETTLED_TURNS, SETTLED_WITHIN = 3, 1.1  # turns, and their maximum time as a multiple of the fastest one's
+MAX_TIME_RATIO = 0.95  # another kernel is chosen below this share of the plain one's time
 logger = logging.getLogger(__name__)
 
 
 def decide_for(model: nn.Module, group: Group | None = None, compiled: bool = False) -> None:
-    """Decide the kernels of a model, if it is on the CPU and large enough to earn it; those of compiled code too.
+    """Decides the kernels of a model on the CPU, if it is large enough to earn a measurement; `compiled` adds those of
+    compiled code.
 
-    Of a model that a `group` of ranks divides, rank 0 decides for all, and every rank calls this: what each of them
-    computes must be equal to the last bit, or their routers would choose different experts.
+    If a `group` of ranks divides the model, rank 0 decides for all, and every rank calls this. The ranks' results must
+    be equal to the last bit, or their routers would choose different experts.
     """
     parameters = list(model.parameters())
     first = parameters[0]
@@ -47,7 +48,7 @@ def decide_for(model: nn.Module, group: Group | None = None, compiled: bool = Fa
 
 
 def decisions(dtypes: Iterable[torch.dtype], compiled: bool = False) -> list[Decision]:
-    """The decisions on operations in these dtypes, those of compiled code last."""
+    """Returns the decisions on operations in these dtypes, those of compiled code last."""
     return [
         (name, dtype)
         for dtype in dtypes
@@ -57,8 +58,8 @@ def decisions(dtypes: Iterable[torch.dtype], compiled: bool = False) -> list[Dec
 
 
 def decide(wanted: Iterable[Decision], again: bool = False) -> None:
-    """Take what this machine has decided, and measure the rest; `again`: measure all. Nothing where the caller or
-    ZOO_KERNELS has set the kernels."""
+    """Takes the decisions that this machine has kept, and measures the rest; with `again` it measures all. Does nothing
+    where the caller or ZOO_KERNELS has set the kernels."""
     choices = active()
     missing = [each for each in wanted if again or each not in choices.chosen]
     if choices.is_set or not missing or not _can_measure():
@@ -77,23 +78,25 @@ def decide(wanted: Iterable[Decision], again: bool = False) -> None:
 
 
 def measure(decision: Decision, chosen: Mapping[Decision, str], seconds: float) -> str:
-    """The kernel that a short measurement finds for an operation, beside what is `chosen` for others."""
+    """Returns the faster kernel for an operation by a short measurement, with the kernels `chosen` for other
+    operations."""
     operation, _ = decision
     return OPERATIONS[operation].kernel if time_ratio(decision, chosen, seconds) <= MAX_TIME_RATIO else PLAIN
 
 
 def time_ratio(decision: Decision, chosen: Mapping[Decision, str], seconds: float) -> float:
-    """The time of the other kernel as a multiple of the plain one's: the geometric mean over the calls of its trial.
+    """Returns the other kernel's time as a multiple of the plain kernel's: the geometric mean over the calls of the
+    trial.
 
-    Kernels take turns, and each call counts with its fastest turn: what else the machine does can only slow it down.
-    It ends when each call was about as fast in several turns, or when the `seconds` are over.
+    Kernels take turns, and each call counts with its fastest turn, since other work on the machine can only slow it
+    down. The measurement ends when each call was about as fast in several turns, or after `seconds`.
     """
     pair = [KernelChoices({**chosen, decision: kernel}) for kernel in (PLAIN, OPERATIONS[decision[0]].kernel)]
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         make = trial(decision)
         calls = [make() for _ in pair]
         for each in zip(pair, calls, strict=True):
-            _time(*each)  # compiled code is made, and memory touched
+            _time(*each)  # compiles code and touches memory
         turns: list[list[float]] = []
         began = perf_counter()
         while len(turns) < SETTLED_TURNS or (perf_counter() - began < seconds and not _settled(turns)):
@@ -109,12 +112,12 @@ def time_ratio(decision: Decision, chosen: Mapping[Decision, str], seconds: floa
 
 
 def _settled(turns: list[list[float]]) -> bool:
-    """Whether several turns of each call were about as fast as its fastest."""
+    """Whether each call took about its fastest time in several turns."""
     return all(sorted(times)[SETTLED_TURNS - 1] <= SETTLED_WITHIN * min(times) for times in zip(*turns, strict=True))
 
 
 def _time(choices: KernelChoices, calls: list[Call]) -> list[float]:
-    """The seconds of each call."""
+    """Returns the seconds of each call."""
     found = []
     with kernels.using(choices):
         for call in calls:
@@ -125,8 +128,8 @@ def _time(choices: KernelChoices, calls: list[Call]) -> list[float]:
 
 
 def _can_measure() -> bool:
-    """Not while a compiler traces, where a mode intercepts calls, beside other threads of the program, or where the
-    libraries to compare are disabled."""
+    """Whether this process may measure now. It may not while a compiler traces, where a mode intercepts calls, beside
+    other threads of the program, or with the compared libraries disabled."""
     return (
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
@@ -138,7 +141,7 @@ def _can_measure() -> bool:
 
 
 def _decide_in_group(wanted: list[Decision], group: Group) -> None:
-    """Every rank takes what rank 0 has decided."""
+    """Gives every rank the decisions of rank 0."""
     if group.rank.index == 0:
         decide(wanted)
     first = group.rank.index == 0

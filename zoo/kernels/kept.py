@@ -2,7 +2,7 @@
 
     ~/.cache/zoo/kernels/0123456789ab.json       XDG_CACHE_HOME in place of ~/.cache; on Windows LOCALAPPDATA
 
-It says which machine it is of, and is a file for ZOO_KERNELS as well.
+The file names its machine, and ZOO_KERNELS accepts it as well.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from zoo.core.kernels import Decision
 from zoo.errors import MalformedError, NotAvailable
 from zoo.new_files import lock
 
-# Variables that keep a library from instructions which the processor has.
+# Variables that stop a library from using instructions of the processor.
 RESTRICTIONS = ("DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 MAX_WAIT_SECONDS = 60.0  # for another process that is deciding
 log = logging.getLogger(__name__)
 
 
 def this_machine() -> dict[str, Any]:
-    """What decisions depend on: the processor and its features, torch, and the number of threads."""
+    """Returns the facts that decisions depend on: the processor and its features, torch, and the number of threads."""
     about = machine()
     return {
         "cpu": about["cpu"],
@@ -42,7 +42,7 @@ def this_machine() -> dict[str, Any]:
 
 
 def cache_folder(windows: bool = os.name == "nt") -> Path:
-    """The user's cache folder. Raises NotAvailable for a user without a home."""
+    """Returns the user's cache folder. Raises NotAvailable for a user without a home."""
     variable, default = ("LOCALAPPDATA", "AppData/Local") if windows else ("XDG_CACHE_HOME", ".cache")
     folder = Path(os.environ.get(variable, ""))
     try:
@@ -52,13 +52,13 @@ def cache_folder(windows: bool = os.name == "nt") -> Path:
 
 
 def path() -> Path:
-    """Where this machine's decisions are kept. Raises NotAvailable for a user without a home."""
+    """Returns the file of this machine's decisions. Raises NotAvailable for a user without a home."""
     digest = hashlib.sha256(json.dumps(this_machine(), sort_keys=True).encode()).hexdigest()
     return cache_folder() / "zoo" / "kernels" / f"{digest[:12]}.json"
 
 
 def read() -> dict[Decision, str]:
-    """The decisions that are kept. A file that is damaged or of another machine is put aside, and that is said."""
+    """Returns the kept decisions. A file that is damaged or belongs to another machine is renamed, with a warning."""
     with suppress(NotAvailable):
         file = path()
         try:
@@ -79,7 +79,7 @@ def read() -> dict[Decision, str]:
 
 
 def write(decided: Mapping[Decision, str]) -> None:
-    """Add decisions to those that are kept. Where that fails, it is said."""
+    """Adds decisions to the kept ones, and warns if that fails."""
     try:
         kernels.write(path(), {**read(), **decided}, machine=this_machine())
     except NotAvailable as error:
@@ -88,8 +88,8 @@ def write(decided: Mapping[Decision, str]) -> None:
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Other processes that want to decide wait meanwhile, and find what this one has decided. Where the folder cannot
-    be written, none waits."""
+    """Makes other processes that want to decide wait, so that they find this one's decisions. They do not wait where
+    the folder cannot be written."""
     try:
         file = path()
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""What is timed to decide a kernel: an operation on shapes of released models, as a pass calls it.
+"""The trials that decide a kernel: an operation on shapes of released models, called as a forward pass calls it.
 
-The operation itself is called, once with torch's own kernel chosen and once with the other one: what is compared is
-what a pass would do. Widths are those of models of 135 million to 8 billion parameters. Calls are short, about a
-millisecond, so that some of many are not disturbed by what else the machine does: matrices of a prefill are cut. What
-single-token decode reads does not fit into a processor's cache.
+The operation itself is called, once with torch's own kernel chosen and once with the other one. Widths are those of
+models of 135 million to 8 billion parameters. Calls take about a millisecond, so that other work on the machine
+disturbs few of them: the matrices of a prefill are cut. The data of single-token decode do not fit in a processor's
+cache.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,21 +18,21 @@ from zoo.core.ops.attention import attention
 from zoo.core.ops.linear import linear
 
 Call = Callable[[], object]
-Trial = Callable[[], list[Call]]  # -> calls of the operation, by the kernels that are chosen when they first run
+Trial = Callable[[], list[Call]]  # returns calls, which use the kernels chosen when they first run
 
-ROWS = 128  # of a prefill's products
+ROWS = 128  # rows of a prefill's products
 PRODUCTS = ((576, 1536), (1024, 768), (2048, 512), (4096, 256))  # in, out
-TOKENS = 256  # of a prefill
+TOKENS = 256  # tokens of a prefill
 PREFILL_HEADS = ((9, 3, 64), (8, 4, 128), (4, 1, 256))  # query heads, key heads, width
-WIDTHS = (576, 1024, 2048, 4096)  # of a decoded token
-KEYS, KEYS_HINT = 4096, 1024  # in its cache, and what its compiler assumes
+WIDTHS = (576, 1024, 2048, 4096)  # widths of a decoded token
+KEYS, KEYS_HINT = 4096, 1024  # keys in its cache, and the number that its compiler assumes
 DECODE_HEADS = ((9, 3, 64), (4, 1, 256))
-READ_BYTES = 2**26  # by all calls of single-token decode together
-MATRIX_BYTES = 2**23  # by one of its products
+READ_BYTES = 2**26  # read by all calls of single-token decode together
+MATRIX_BYTES = 2**23  # read by one of its products
 
 
 def trial(decision: Decision) -> Trial:
-    """The trial of an operation in a dtype."""
+    """Returns the trial of an operation in a dtype."""
     operation, dtype = decision
     return TRIALS[operation](dtype)
 
@@ -105,14 +105,14 @@ def _attend(q: Tensor, stored: Tensor) -> Tensor:
 
 
 def _products(dtype: torch.dtype) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """A token (1, 1, in) with a matrix (out, in) of each width, again and again."""
+    """Yields pairs of a token (1, 1, in) and a matrix (out, in), one pair per width, again and again."""
     for _ in range(READ_BYTES // (MATRIX_BYTES * len(WIDTHS))):
         shapes = [(width, MATRIX_BYTES // dtype.itemsize // width) for width in WIDTHS]
         yield [(_filled(1, 1, width, dtype=dtype), _filled(out, width, dtype=dtype)) for width, out in shapes]
 
 
 def _caches(dtype: torch.dtype) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """A token's queries with keys and values for each number of heads, again and again."""
+    """Yields a token's queries with keys and values for each number of heads, again and again."""
     nbytes = sum(2 * keys * KEYS * width * dtype.itemsize for _, keys, width in DECODE_HEADS)
     for _ in range(READ_BYTES // nbytes):
         yield [
@@ -122,5 +122,6 @@ def _caches(dtype: torch.dtype) -> Iterator[list[tuple[Tensor, Tensor]]]:
 
 
 def _filled(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Equal elements: only zeros and subnormal numbers would take another time than others."""
+    """Returns a tensor of equal elements. Zeros and subnormal numbers alone would take another time than other
+    values."""
     return torch.full(shape, 0.5, dtype=dtype, device="cpu")

@@ -8,17 +8,17 @@ from zoo.training.losses import IGNORED
 
 
 class Batch(NamedTuple):
-    """Sequences of one step. `inputs` (b, t) int64 are token ids. `targets` (b, t) int64 are the ids that should be
-    predicted after each of them, IGNORED where nothing is scored."""
+    """The sequences of one step. `inputs` (b, t) int64 are token ids. `targets` (b, t) int64 are the ids to predict
+    after each of them, IGNORED where nothing is scored."""
 
     inputs: Tensor
     targets: Tensor
 
     def scored(self) -> Tensor:
-        """The number of scored targets, on the batch's device."""
+        """Returns the number of scored targets, on the batch's device."""
         return (self.targets != IGNORED).sum()
 
     def split(self, pieces: int) -> list["Batch"]:
-        """The same sequences in `pieces` batches of nearly equal size, for gradient accumulation."""
+        """Divides the sequences into `pieces` batches of nearly equal size, for gradient accumulation."""
         inputs, targets = self.inputs.tensor_split(pieces), self.targets.tensor_split(pieces)
         return [Batch(*both) for both in zip(inputs, targets, strict=True)]

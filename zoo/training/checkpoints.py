@@ -1,9 +1,9 @@
-"""Checkpoints of a run: folders that are there whole or not at all, and that hold no code.
+"""Checkpoints of a run: folders that appear whole or not at all, and that hold no code.
 
 `step-00000100/` holds model.safetensors, the module's own state dict; optimizer.safetensors, AdamW's state by parameter
-name; and state.json, everything else. A checkpoint is written beside, flushed to disk, and renamed, so that a process
-that is killed, or a disk that is full, leaves the checkpoints before it. Tensors lie whole in one file each, whatever
-the number of processes that train.
+name; and state.json, everything else. A checkpoint is written beside, flushed to disk, and renamed. A process that is
+killed, or a full disk, leaves the earlier checkpoints. Each tensor is whole, in one file, whatever the number of
+training processes.
 """
 
 import json
@@ -25,18 +25,18 @@ from zoo.new_files import hidden, new_folder
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SCHEMA_VERSION = 1
 MAX_STATE_BYTES = 64 * 2**20
-KEPT = 2  # the last so many; the best by evaluation is kept too
+KEPT = 2  # last checkpoints that are kept, beside the best by evaluation
 NAME = re.compile(r"step-(\d{8,})")
 
 
 def write_checkpoint(
     folder: Path, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> Path:
-    """Write the checkpoint of a `step` into the folder of a run's checkpoints, and remove those that are not kept: all
-    but the last two and the one whose state's "bits_per_byte" is the lowest.
+    """Writes the checkpoint of a `step` into the folder of a run's checkpoints, and removes the checkpoints that are
+    not kept.
 
-    Raises NotAvailable where the disk fails or is full: the earlier checkpoints stay. UsageError for a step whose
-    checkpoint is there.
+    The last two are kept, and the one whose state's "bits_per_byte" is the lowest. Raises NotAvailable where the disk
+    fails or is full: the earlier checkpoints stay. Raises UsageError if the step's checkpoint exists.
     """
     target = folder / f"step-{step:08}"
     if target.exists():
@@ -51,7 +51,7 @@ def write_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, by step. Empty where there is no such folder."""
+    """Returns the checkpoints in a folder, by step; none where the folder does not exist."""
     try:
         found = {int(match[1]): path for path in folder.iterdir() if (match := NAME.fullmatch(path.name))}
     except FileNotFoundError:
@@ -62,15 +62,15 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint whose evaluation is the best, the first of equal ones; None where none was evaluated."""
+    """Returns the checkpoint with the best evaluation, the first of equal ones; None where none was evaluated."""
     scores = {path: read_state(path).get("bits_per_byte") for path in checkpoints(folder)}
     evaluated = {path: float(score) for path, score in scores.items() if score is not None}
     return min(evaluated, key=lambda path: evaluated[path], default=None)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The state.json of a checkpoint. Raises NotAvailable where it cannot be read, MalformedError where it is no state,
-    or one of another version."""
+    """Returns the state.json of a checkpoint. Raises NotAvailable if it cannot be read, MalformedError if it is not a
+    state, or of another version."""
     path = checkpoint / STATE
     try:
         if path.stat().st_size > MAX_STATE_BYTES:
@@ -89,26 +89,27 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_tensors(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors of a checkpoint, the model's and the optimiser's, on the CPU. Raises NotAvailable for a file that
-    cannot be read, MalformedError for one that holds something else."""
+    """Returns the model's and the optimiser's tensors in a checkpoint, on the CPU. Raises NotAvailable for an
+    unreadable file, MalformedError for one with other content."""
     return _load(checkpoint / MODEL), _load(checkpoint / OPTIMIZER)
 
 
 def remove_leftovers(folder: Path, name: str = "step-*") -> None:
-    """Remove folders of this name that a killed process was writing or removing. No other may be writing there."""
+    """Removes folders of this name that a killed process was writing or removing. No other process may be writing
+    there."""
     for path in folder.glob(f".{name}.{'[0-9a-f]' * 8}"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def as_json(value: Any) -> Any:
-    """A spec or another dataclass as JSON: an object with its "kind" and its fields; tuples become lists."""
+    """Converts a spec or another dataclass to JSON: an object with its "kind" and its fields; tuples become lists."""
     if is_dataclass(value) and not isinstance(value, type):
         return {"kind": type(value).__name__} | {f.name: as_json(getattr(value, f.name)) for f in fields(value)}
     return [as_json(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def json_differences(then: Any, now: Any, path: str) -> Iterator[str]:
-    """Each place in which two JSON values differ, as a line of text."""
+    """Yields a line of text for each place where two JSON values differ."""
     if isinstance(then, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*then, *now]):
             yield from json_differences(then.get(key), now.get(key), f"{path}.{key}")
@@ -142,7 +143,8 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _remove_others(folder: Path) -> None:
-    """Remove the checkpoints that are not kept. Each is renamed first: what is half removed is no checkpoint."""
+    """Removes the checkpoints that are not kept. Each is renamed first, so that a half-removed one is not taken for a
+    checkpoint."""
     best = best_checkpoint(folder)
     for path in checkpoints(folder)[:-KEPT]:
         if path != best:

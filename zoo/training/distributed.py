@@ -1,18 +1,18 @@
-"""Training on several devices: torchrun starts a process for each, and FSDP2 shards the model over them.
+"""Trains on several devices: torchrun starts a process for each, and FSDP2 shards the model over them.
 
     torchrun --nproc-per-node 2 -m zoo.train qwen3 --out run
 
-Each process ("rank") holds a part of every parameter, gradient and moment of the optimiser, and computes its own rows
-of each batch; a layer's parameters are gathered when it runs (Zhao et al. 2023, "PyTorch FSDP"). Gradients and figures
-are those of all rows, as on one device, with one exception: a load-balancing loss is the mean over ranks of the loss of
-each rank's own rows, as it is the mean over the pieces of an accumulated step. n ranks therefore train as one process
-does with n times as many pieces.
+Each process ("rank") holds a part of every parameter, gradient and optimiser moment, and computes its own rows of each
+batch. A layer's parameters are gathered when it runs (Zhao et al. 2023, "PyTorch FSDP"). Gradients and figures are
+those of all rows, as on one device, with one exception. A load-balancing loss is the mean over ranks of the losses on
+their own rows, like the mean over the pieces of an accumulated step. n ranks therefore train as one process does with n
+times as many pieces.
 
-Under autocast a layer's weights in bfloat16 are kept whole for the backward pass, two bytes a parameter in each rank;
-recomputing layers (activation checkpointing) avoids it.
+Under autocast a layer's bfloat16 weights are kept whole for the backward pass, two bytes per parameter in each rank.
+Recomputing layers (activation checkpointing) avoids it.
 
-Rank 0 alone prepares, prints and writes; every rank reads the folder of the run, which several machines must share.
-With one process all functions here do nothing, or what their name says.
+Rank 0 alone prepares, prints and writes; every rank reads the folder of the run, which several machines must share. In
+a single process these functions do nothing, or act on the whole.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -33,8 +33,8 @@ from zoo.training.losses import IGNORED
 
 
 def own_rows(batch: Batch) -> Batch:
-    """The sequences of a batch that this rank computes: equally many in each, filled up with some that are not scored.
-    All ranks hold the whole batch."""
+    """Returns the sequences of a batch that this rank computes, equally many in each rank; unscored ones fill up the
+    rest. Every rank holds the whole batch."""
     if ranks() == 1:
         return batch
     each = -(-len(batch.inputs) // ranks())
@@ -46,7 +46,7 @@ def own_rows(batch: Batch) -> Batch:
 
 
 def require_ranks(model: Model, batch: int, accumulate: int) -> None:
-    """Raise UsageError for a model that several ranks cannot train in batches of so many sequences."""
+    """Raises UsageError for a model that several ranks cannot train in batches of this many sequences."""
     if ranks() == 1:
         return
     if not hasattr(model, "reshard"):
@@ -62,11 +62,12 @@ def sharded(
     build: Callable[[], Model] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Model:
-    """A model of this spec, each rank's part of it on its own `device`: every layer is a unit of FSDP, the embedding,
-    the last norm and the head are another. Its weights are those of the model of this `dtype` that `build` makes on the
-    CPU, in rank 0 alone; without it they are not initialised.
+    """Returns this rank's part of a model, on its own `device`.
 
-    Run it in all ranks at the same time, on as many rows in each: also to generate, or without gradients.
+    Every layer is a unit of FSDP; the embedding, the last norm and the head are another. The weights come from the
+    model of this `dtype` that `build` makes on the CPU, in rank 0 alone; without `build` they are uninitialised.
+
+    All ranks run the model at the same time and on equally many rows, also to generate or without gradients.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -90,14 +91,15 @@ def sharded(
 
 
 def _reshard(model: Any, inputs: Any, output: Any) -> None:
-    """FSDP keeps the embedding and the head whole until the backward pass; a pass without gradients has none."""
+    """Reshards the embedding and the head after a pass without gradients: FSDP keeps them whole until the backward
+    pass."""
     if not torch.is_grad_enabled():
         model.reshard()
 
 
 @torch.no_grad()
 def _spread(model: Model, whole: Mapping[str, Tensor], device: torch.device) -> None:
-    """Give each rank its part of the parameters that rank 0 holds."""
+    """Gives each rank its part of the parameters that rank 0 holds."""
     from torch.distributed.tensor import distribute_tensor
 
     parameter: Any
@@ -107,7 +109,8 @@ def _spread(model: Model, whole: Mapping[str, Tensor], device: torch.device) -> 
 
 
 def own_part(whole: Tensor, like: Any) -> Tensor:
-    """A tensor that all ranks hold, on the device of another and sharded as that one is. A scalar stays whole."""
+    """Returns a tensor that all ranks hold, on the device of `like` and sharded in the same way. A scalar stays
+    whole."""
     if ranks() == 1 or not whole.ndim or not hasattr(like, "placements"):
         return whole.to(like.device)
     from torch.distributed.tensor import distribute_tensor
@@ -116,13 +119,13 @@ def own_part(whole: Tensor, like: Any) -> Tensor:
 
 
 def whole(tensor: Any) -> Tensor:
-    """All of a tensor that may be sharded, on its device. Every rank must call it."""
+    """Returns all of a tensor that may be sharded, on its device. Every rank must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def gathered(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Sharded tensors by name, whole and on the CPU in rank 0, which gathers one at a time; empty in the others. One
-    process gets its own."""
+    """Returns sharded tensors by name, whole and on the CPU in rank 0, which gathers one at a time; the other ranks get
+    none. A single process gets its own."""
     if ranks() == 1:
         return dict(tensors)
     found: dict[str, Tensor] = {}
@@ -134,7 +137,8 @@ def gathered(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def whole_model(model: Model) -> Model | None:
-    """The model with all its weights, in rank 0 on the CPU; None in the others. One process gets the model itself."""
+    """Returns the model with all its weights, in rank 0 on the CPU; None in the others. A single process gets the model
+    itself."""
     if ranks() == 1:
         return model
     tensors = gathered(model.state_dict().items())

@@ -12,11 +12,11 @@ BYTES = 256  # the vocabulary of a ByteTokenizer
 
 
 def fresh_spec(options: Options) -> tuple[Decoder, list[str]]:
-    """The spec that the options describe, and the features that its swaps dropped. Only a published size keeps its
-    vocabulary; the others have the tokenizer's. A swapped model is scaled again to the same number of parameters.
+    """Returns the spec that the options describe, and the features that its swaps dropped.
 
-    Raises UsageError for an unknown name or a swap that cannot be made, SpecError for one that gives no model, or where
-    the parameters are too few.
+    Only a published size keeps its vocabulary; the others have the tokenizer's. A swapped model is scaled again to the
+    same number of parameters. Raises UsageError for an unknown name or an impossible swap, SpecError for one that gives
+    no model, or where the parameters are too few.
     """
     if options.name is None:
         raise UsageError("which model?")

@@ -1,4 +1,4 @@
-"""One process at a time in the folder of a run."""
+"""Admits one process at a time to the folder of a run."""
 
 import os
 from collections.abc import Iterator
@@ -13,9 +13,11 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep other processes out of it; the system lifts the lock when the process ends, however it
-    ends. Raises UsageError if another process is at work there, NotAvailable for a folder that cannot be made. Systems
-    without flock lock nothing."""
+    """Makes the folder, and keeps other processes out of it. The system lifts the lock when the process ends.
+
+    Raises UsageError if another process works there, NotAvailable for a folder that cannot be made. Systems without
+    flock lock nothing.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)

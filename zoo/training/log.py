@@ -1,4 +1,5 @@
-"""The log of a run: one JSON object a line, a line a step. Lines after the step of a checkpoint are cut on resume."""
+"""The log of a run: one JSON object per line, one line per step. On resume, lines after the checkpoint's step are
+cut."""
 
 import json
 import os
@@ -12,8 +13,8 @@ from zoo.new_files import write_file
 
 
 class Log:
-    """A log that is open for writing. Of a log that is there, the lines before `step` are kept: a process
-    wrote the others after the checkpoint of that step. Raises NotAvailable where the disk fails."""
+    """A log that is open for writing. An existing log keeps the lines before `step`: the others were written after the
+    checkpoint of that step. Raises NotAvailable where the disk fails."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
@@ -25,14 +26,14 @@ class Log:
             raise self._failed(error) from error
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add a line. Raises NotAvailable where the disk fails."""
+        """Adds a line. Raises NotAvailable where the disk fails."""
         try:
             self._file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise self._failed(error) from error
 
     def flush(self) -> None:
-        """Flush to disk what was written: a checkpoint that follows is never ahead of the log."""
+        """Flushes the written lines to disk: a checkpoint that follows is never ahead of the log."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -53,13 +54,13 @@ class Log:
 
 
 class NoLog:
-    """A log that nobody reads: that of a process which trains together with the one that writes."""
+    """A log without a file, for the processes that train together with the one that writes."""
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def flush(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -69,7 +70,7 @@ class NoLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log, up to the first line that is not whole. Raises NotAvailable where it cannot be read."""
+    """Returns the rows of a log, up to the first incomplete line. Raises NotAvailable where it cannot be read."""
     rows: list[dict[str, Any]] = []
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -29,14 +29,14 @@ class DivergedError(CheckFailed):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained.
+    """The settings of training: `steps` optimiser steps of `batch` sequences of `context` tokens, in `accumulate`
+    pieces.
 
-    `steps` optimiser steps of `batch` sequences of `context` tokens, each computed in `accumulate` pieces. The learning
-    rate is that of `zoo.training.schedule` with `learning_rate` as its peak; a `warmup` below 1 is a share of the
-    steps. AdamW with `betas`; `weight_decay` applies to matrices but not to embeddings. `clip`: the largest norm of
-    the gradient, None for no limit. `autocast`: compute in bfloat16, the weights stay as they are. `balance`: the
-    coefficient of the load-balancing loss of softmax routers; `bias_rate`: the step of the bias of routers that are
-    balanced without a loss. `seed` is that of the order of the data.
+    The learning rate follows `zoo.training.schedule` with `learning_rate` as its peak; a `warmup` below 1 is a share of
+    the steps. The optimiser is AdamW with `betas`; `weight_decay` applies to matrices but not to embeddings. `clip`:
+    the largest norm of the gradient, None for no limit. `autocast`: compute in bfloat16 with the weights unchanged.
+    `balance`: the coefficient of the load-balancing loss of softmax routers. `bias_rate`: the step of the bias of
+    routers that are balanced without a loss. `seed` determines the order of the data.
     """
 
     steps: int
@@ -72,17 +72,17 @@ class TrainingConfig:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that a step reads."""
+        """The number of tokens that a step reads."""
         return self.batch * self.context
 
     def rate(self, step: int) -> float:
-        """The learning rate of `step`, from 0."""
+        """Returns the learning rate of `step`, counted from 0."""
         return learning_rate(step, self.steps, self.learning_rate, self.warmup, self.schedule)
 
 
 class StepResult(NamedTuple):
-    """One step of training, the `step`-th from 1: the mean `loss` in nats per scored token and the mean `balance_loss`
-    of its pieces, unweighted, both before the step; the norm of the gradient before clipping; the learning rate."""
+    """The result of one step, counted from 1. `loss` is the mean in nats per scored token, and `balance_loss` the
+    unweighted mean over pieces, both before the step. `grad_norm` is the norm before clipping."""
 
     step: int
     loss: float
@@ -92,8 +92,8 @@ class StepResult(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """A model on held-out batches: the sum of the losses in `nats`, how many targets were `scored`, and how many of
-    them were the most likely token."""
+    """A model's result on held-out batches: the sum of losses in `nats`, the number of `scored` targets, and the number
+    of targets that were the most likely token (`correct`)."""
 
     nats: float
     scored: int
@@ -110,14 +110,16 @@ class Evaluation(NamedTuple):
         return self.correct / self.scored
 
     def bits_per_byte(self, nbytes: int) -> float:
-        """Bits per byte of the text that the scored tokens stand for."""
+        """Returns the bits per byte of text, for `nbytes` bytes that the scored tokens stand for."""
         return self.nats / math.log(2) / nbytes
 
 
 class Trainer:
-    """A model, its optimiser, and how many steps were done. In several processes the model is sharded, and all of them
-    call each method with the same arguments. Raises UsageError for a router that could not learn, and for a batch that
-    cannot be divided among the processes."""
+    """A model, its optimiser, and the number of steps done.
+
+    With several processes the model is sharded, and each of them calls every method with the same arguments. Raises
+    UsageError for a router that could not learn, and for a batch that cannot be divided among the processes.
+    """
 
     def __init__(self, model: Model, config: TrainingConfig) -> None:
         require_trainable_routers(model.spec)
@@ -125,25 +127,27 @@ class Trainer:
         self.model, self.config, self.step = model, config, 0
         model.train()
         self.optimizer = _adamw(model, config)
-        # Of each router, in layer order: whether it is balanced by a loss. A table's choice cannot be.
+        # Whether each router, in layer order, is balanced by a loss. The choice of a table cannot be.
         specs = (router.spec for router in routers_of(model))
         self._with_loss = [not (router.has_correction or router.reads_tokens) for router in specs]
 
     def train_step(self, batch: Batch) -> StepResult:
-        """One optimiser step on a batch, which may lie on another device than the model.
+        """Makes one optimiser step on a batch, which may lie on another device than the model.
 
         The gradient is that of the mean loss over all scored targets of the batch, whatever the number of pieces. Load
         balancing follows the mean over pieces of each piece's own loss, as it does over devices. Raises UsageError
-        where no target is scored, and DivergedError, before the weights change, where the loss or the norm of the
-        gradient is not finite.
+        where no target is scored. Raises DivergedError, before the weights change, where the loss or the gradient's
+        norm is not finite.
         """
         result = self._step(batch, self.config.rate(self.step), self.config.bias_rate)
         self.step += 1
         return result
 
     def rehearse(self, batch: Batch) -> None:
-        """A step that changes nothing: kernels are chosen and compiled in it, and its time can be measured. Only before
-        the first step, since the optimiser's state is cleared. Raises as `train_step` does."""
+        """Makes a step that changes nothing: it chooses and compiles kernels, and its time can be measured.
+
+        It must come before the first step, since it clears the optimiser's state. Raises as `train_step` does.
+        """
         assert self.step == 0
         self._step(batch, 0.0, 0.0)
         self.optimizer.state.clear()
@@ -176,8 +180,11 @@ class Trainer:
         return StepResult(self.step + 1, figures[0], figures[1], figures[2], rate)
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What training changes: the model's state dict, and the optimiser's state as "PARAMETER.exp_avg", ... Of
-        several processes the first one gets all of it on the CPU, the others get nothing."""
+        """Returns the state that training changes: the model's state dict, and the optimiser's state as
+        "PARAMETER.exp_avg", ...
+
+        With several processes the first gets all of it, on the CPU, and the others get nothing.
+        """
         optimizer = (
             (f"{name}.{key}", value)
             for name, parameter in self.model.named_parameters()
@@ -186,7 +193,8 @@ class Trainer:
         return distributed.gathered(self.model.state_dict().items()), distributed.gathered(optimizer)
 
     def restore(self, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
-        """Continue after `step`, with what `tensors` gave then. Raises MalformedError for tensors of another model."""
+        """Continues after `step` from the state that `tensors` returned then. Raises MalformedError for tensors of
+        another model."""
         parameters = dict(self.model.named_parameters())
         state: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, value in optimizer.items():
@@ -209,7 +217,8 @@ class Trainer:
         return next(self.model.parameters()).device
 
     def _backward(self, piece: Batch, scored: int) -> tuple[Tensor, Tensor, list[RouterOutput]]:
-        """Add the gradient of a piece of a batch with so many `scored` targets; its share of the two losses."""
+        """Adds the gradient of a piece of a batch with `scored` targets. Returns its share of the two losses, and the
+        routing."""
         inputs, targets = piece.inputs.to(self.device), piece.targets.to(self.device)
         with autocast(self.device, self.config.autocast), recorded_routing() as routing:
             logits = self.model(inputs)
@@ -227,8 +236,8 @@ class Trainer:
 
 
 def evaluate(model: nn.Module, batches: Iterable[Batch], bfloat16: bool = False) -> Evaluation:
-    """A model on batches, without gradients, in eval mode; several processes share the rows. Raises UsageError where
-    nothing is scored."""
+    """Evaluates a model on batches, without gradients and in eval mode; several processes share the rows. Raises
+    UsageError where nothing is scored."""
     device = next(model.parameters()).device
     nats, scored, correct = 0.0, 0, 0
     with _eval_mode(model), torch.no_grad(), autocast(device, bfloat16):
@@ -246,8 +255,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], bfloat16: bool = False)
 
 
 def autocast(device: torch.device, enabled: bool) -> Any:
-    """Matrix products in bfloat16 where `enabled`."""
-    # Of a sharded model the weights in bfloat16 would be kept whole, of all layers until the pass ends.
+    """Computes matrix products in bfloat16 where `enabled`."""
+    # A sharded model would keep the bfloat16 weights of all layers whole until the pass ends.
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=processes.ranks() == 1)
 
 
@@ -262,9 +271,11 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW, torch's fused one. Matrices decay; norms, biases, sinks and embeddings do not, since decay of the last
-    two only changes scales that a norm follows (OLMo 2, section 3.3). The bias of a router that is balanced without a
-    loss has no gradient and is not the optimiser's."""
+    """Returns torch's fused AdamW. Matrices decay; norms, biases, sinks and embeddings do not.
+
+    Decay of embeddings would only change a scale that a norm follows (OLMo 2, section 3.3). The bias of a router that
+    is balanced without a loss has no gradient, and is left out.
+    """
     decayed, kept = dict[int, nn.Parameter](), dict[int, nn.Parameter]()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -280,7 +291,7 @@ def _adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
 
 
 def _joined(pieces: list[list[RouterOutput]]) -> list[RouterOutput]:
-    """The routing of each layer over all pieces of a batch."""
+    """Joins the routing of each layer over all pieces of a batch."""
     return [
         RouterOutput(torch.cat([o.logits for o in layer]), torch.cat([o.chosen for o in layer]))
         for layer in zip(*pieces, strict=True)

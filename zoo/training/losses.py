@@ -14,10 +14,10 @@ IGNORED = -100  # the target of a position that is not scored
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean nats of the target ids (b, t) under logits (b, t, vocab), over the targets that are not IGNORED, in float32
-    at least. NaN where no target is scored.
+    """Returns the mean nats of the target ids (b, t) under logits (b, t, vocab), over the targets that are not IGNORED.
 
-    Targets are those of the same positions: the caller shifts them.
+    It is computed in float32 at least, and NaN where no target is scored. Targets are those of the same positions: the
+    caller shifts them.
     """
     return F.cross_entropy(upcast(logits.flatten(0, -2)), targets.flatten(), ignore_index=IGNORED)
 

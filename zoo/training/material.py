@@ -1,4 +1,4 @@
-"""What a run learns from: the token file in its folder, made from a text or found there, and a sample of its model."""
+"""The data of a run: the token file in its folder, made from a text or found there, and a sample of its model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,21 +14,23 @@ from zoo.training.text.data import Corpus, read_text, standard_library
 from zoo.training.text.tokenizers import TOKENIZER, ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 from zoo.training.text.tokens import TokenFile, heldout_batches, open_tokens, token_file, training_batch
 
-LIBRARY_PROMPT = "import "  # what Python's own source often begins with
+LIBRARY_PROMPT = "import "  # Python's own source often begins with it
 PROMPT_TOKENS, SAMPLE_TOKENS, TEMPERATURE = 16, 120, 0.8
 
 
 def read_corpus(options: Options, folder: Path) -> Corpus:
-    """The text that the options name, without what lies in the run's own `folder`."""
+    """Returns the text that the options name, without the files in the run's own `folder`."""
     return standard_library() if options.text is None else read_text(options.text, leave_out=folder)
 
 
 def make_tokens(
     options: Options, folder: Path, source: Path | None, progress: Callable[[int], object] | None = None
 ) -> tuple[TokenFile, Tokenizer]:
-    """The token file and the tokenizer of a new run, both written to its folder. The tokenizer is that of the `source`
-    folder, if it has one, else a BPE where a `vocab` is asked for, else bytes. Raises as `read_text`, `train_bpe` and
-    `token_file` do."""
+    """Returns the token file and the tokenizer of a new run, both written to its folder.
+
+    The tokenizer is that of the `source` folder, if it has one; or else a BPE of `vocab` tokens, or else bytes. Raises
+    as `read_text`, `train_bpe` and `token_file` do.
+    """
     corpus = read_corpus(options, folder)
     tokenizer: Tokenizer = ByteTokenizer()
     if source is not None and (source / TOKENIZER).is_file():
@@ -43,8 +45,11 @@ def make_tokens(
 def find_tokens(
     data: dict[str, Any], folder: Path, options: Options, check_text: bool = False
 ) -> tuple[TokenFile, Tokenizer]:
-    """The token file and the tokenizer in the folder of a run that recorded this `data`. With `check_text` the text of
-    the options is read too. Raises UsageError where that is another one, MalformedError for another file."""
+    """Returns the token file and the tokenizer in the folder of a run that recorded this `data`.
+
+    With `check_text` the options' text is read too. Raises UsageError if the text differs, MalformedError if the file
+    does.
+    """
     if check_text and (found := read_corpus(options, folder).hash) != data["text_hash"]:
         raise UsageError(f"the text is not that of the run: its hash is {found}, and was {data['text_hash']}")
     tokens = open_tokens(folder / f"tokens-{data['hash']}.bin")
@@ -54,12 +59,12 @@ def find_tokens(
 
 
 def described(tokens: TokenFile) -> dict[str, Any]:
-    """The data of a run, for its checkpoints and tables."""
+    """Returns the facts about a run's data, for its checkpoints and tables."""
     return {name: getattr(tokens, name) for name in ("name", "hash", "text_hash", "tokenizer", "vocab")}
 
 
 def material(model: Model, tokens: TokenFile, tokenizer: Tokenizer, options: Options) -> Material:
-    """What a model learns from, in the batches that the options ask for."""
+    """Returns the training and held-out data, in the batches that the options ask for."""
     batch, context = options.batch, options.context
     limit = min(HELDOUT_TOKENS, len(tokens.heldout) - 1)
     return Material(
@@ -71,8 +76,10 @@ def material(model: Model, tokens: TokenFile, tokenizer: Tokenizer, options: Opt
 
 
 def write_sample(model: Model, tokens: TokenFile, tokenizer: Tokenizer, options: Options) -> str:
-    """A prompt and how the model goes on, at most to the end of its context. The same weights write the same text. The
-    prompt is the one of the options, "import " for Python's own source, else the beginning of the held-out text."""
+    """Returns a prompt and the model's continuation, at most to the end of its context. Equal weights write equal text.
+
+    The prompt is that of the options, "import " for Python's own source, or else the beginning of the held-out text.
+    """
     prompt = options.sample or (LIBRARY_PROMPT if options.text is None else None)
     ids = tokens.heldout[1 : PROMPT_TOKENS + 1] if prompt is None else tokenizer.encode(prompt)
     given = [int(each) for each in ids][-max(options.context // 2, 1) :]

@@ -1,4 +1,4 @@
-"""What a run was asked for: the options of the command line, their defaults, and what may change when it is resumed."""
+"""The options of a run: those of the command line, their defaults, and those that may change on resume."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -8,17 +8,20 @@ from zoo.errors import MalformedError, UsageError
 from zoo.training.loop import TrainingConfig
 
 PUBLISHED = "published"  # as `params`: the size itself
-HELDOUT_TOKENS = 65_536  # scored in an evaluation, at most: the first ones of the held-out text
+HELDOUT_TOKENS = 65_536  # maximum per evaluation: the first tokens of the held-out text
 # Options that may differ when a run is resumed: they change neither the model nor its losses.
 CHANGEABLE = frozenset({"text", "compile", "checkpoint_activations", "eval_every", "sample"})
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a run. `name` and `params`, `tiny` and `swap` describe the model, or `source` is a checkpoint that
-    training starts from. `text` is a path, None for Python's standard library; `vocab` the size of a BPE, None for
-    bytes or the source's own tokenizer. Exactly one of `tokens` and `minutes` is the budget. The others are fields of
-    TrainingConfig, or as in `python -m zoo.train --help`."""
+    """The options of a run.
+
+    `name` and `params`, `tiny` and `swap` describe the model, or `source` is a checkpoint that training starts from.
+    `text` is a path, None for Python's standard library; `vocab` the size of a BPE, None for bytes or the source's own
+    tokenizer. Exactly one of `tokens` and `minutes` is the budget. The others are fields of TrainingConfig, or as in
+    `python -m zoo.train --help`.
+    """
 
     name: str | None = None
     params: str = "1M"
@@ -46,7 +49,7 @@ class Options:
 
     @classmethod
     def fresh(cls, given: Mapping[str, Any]) -> Self:
-        """Options of a new run. Raises UsageError for ones that contradict each other."""
+        """Returns the options of a new run. Raises UsageError for options that contradict each other."""
         options = cls(**given)
         options._check(given)
         if options.tokens is None and options.minutes is None:
@@ -58,8 +61,8 @@ class Options:
 
     @classmethod
     def resumed(cls, given: Mapping[str, Any], recorded: Any) -> Self:
-        """The options that a run `recorded`, with those given now. Raises UsageError where they are those of another
-        run, MalformedError for options that no run recorded."""
+        """Returns the options that a run `recorded`, with those given now. Raises UsageError where they are those of
+        another run, MalformedError for options that no run recorded."""
         if not isinstance(recorded, dict) or set(recorded) != {field.name for field in fields(cls)}:
             raise MalformedError("the options in the checkpoint are not those of this version")
         earlier = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
@@ -70,7 +73,7 @@ class Options:
         return cls(**(earlier | dict(given)))
 
     def config(self, steps: int) -> TrainingConfig:
-        """How the model is trained in so many steps."""
+        """Returns the settings of training in `steps` steps."""
         assert self.lr is not None
         return TrainingConfig(
             steps=steps,
@@ -87,7 +90,7 @@ class Options:
         )
 
     def recorded(self) -> dict[str, Any]:
-        """As JSON, for a checkpoint."""
+        """Returns the options as JSON, for a checkpoint."""
         return asdict(self) | {"swap": list(self.swap)}
 
     def _check(self, given: Mapping[str, Any]) -> None:

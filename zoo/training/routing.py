@@ -16,13 +16,14 @@ from zoo.model.decoder import Decoder
 
 @torch.no_grad()
 def update_router_bias(model: nn.Module, routing: Sequence[RouterOutput], rate: float) -> None:
-    """Add rate * sign(mean load - load) to the correction of each router that has one, where the load of an expert is
-    the number of tokens that it was chosen for: auxiliary-loss-free load balancing (Wang et al. 2024, algorithm 1;
-    DeepSeek-V3, section 2.1.2, with a rate of 0.001).
+    """Adds rate * sign(mean load - load) to the correction of each router that has one.
 
-    For after an optimiser step, with what `recorded_routing` collected in it: one output for each router of the model,
-    those that have no correction included. Where torch.distributed is initialised the loads are those of all ranks, and
-    all ranks must call this; corrections may be sharded. Raises UsageError where a router has no output.
+    The load of an expert is the number of tokens that it was chosen for. This is auxiliary-loss-free load balancing
+    (Wang et al. 2024, algorithm 1; DeepSeek-V3, section 2.1.2, with a rate of 0.001).
+
+    Call it after an optimiser step, with the step's `recorded_routing`: one output for each router of the model,
+    including those without a correction. Where torch.distributed is initialised the loads are those of all ranks, and
+    all ranks must call it; corrections may be sharded. Raises UsageError where a router has no output.
     """
     routers = routers_of(model)
     if len(routers) != len(routing):
@@ -45,7 +46,7 @@ def _summed_over_ranks(loads: list[Tensor]) -> Sequence[Tensor]:
 
 
 def _add(correction: Any, step: Tensor) -> None:
-    """Add a whole `step` to a correction of which this rank may hold a part only."""
+    """Adds a whole `step` to a correction, of which this rank may hold only a part."""
     step = step.to(correction)
     if hasattr(correction, "placements"):
         from torch.distributed.tensor import distribute_tensor
@@ -55,8 +56,8 @@ def _add(correction: Any, step: Tensor) -> None:
 
 
 def require_trainable_routers(spec: Decoder) -> None:
-    """Raise UsageError where a router would get no gradient from what the model learns: a single chosen expert whose
-    weight is divided by itself is weighed the same whatever the router computes."""
+    """Raises UsageError where a router would get no gradient: a single chosen expert whose weight is divided by itself
+    has the weight 1 whatever the router computes."""
     for index, layer in enumerate(spec.layers):
         moe = layer.mixture
         if moe and moe.experts > 1 and moe.router.k == 1 and moe.router.renormalises:

@@ -1,8 +1,8 @@
-"""A run: training that logs each step, evaluates, keeps checkpoints, and goes on where it was cut off.
+"""A run: training that logs each step, evaluates, keeps checkpoints, and resumes after an interruption.
 
-The folder of a run holds log.jsonl, `checkpoints/` and the token file. A step depends on the step before it and on
-nothing else, so that a run which was killed and resumed on one device gives the same losses to the bit. Of several
-processes all run it, and the first one writes.
+The folder of a run holds log.jsonl, `checkpoints/` and the token file. A step depends only on the step before it: a run
+that is killed and resumed on one device gives the same losses to the bit. With several processes all run it, and the
+first one writes.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ from zoo.training.speed import seconds
 
 LOG, CHECKPOINTS = "log.jsonl", "checkpoints"
 CHECKPOINT_SECONDS = 600  # a run that evaluates rarely writes a checkpoint at least this often
-COMPARED = ("spec", "config", "data")  # what a run that is resumed must agree in
+COMPARED = ("spec", "config", "data")  # facts in which a resumed run must agree
 MIN_TIMED, MAX_TIMED, TIMED_SHARE = 3, 20, 0.03  # steps that are timed, and the share of the time that they may take
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a run learns from: the `batch` of each step, from 0, and the `heldout` batches, whose nats and number of
-    scored targets `bits_per_byte` turns into bits per byte of their text. `sample`: a text that the model writes."""
+    """The data of a run: the `batch` of each step, counted from 0, and the `heldout` batches.
+
+    `bits_per_byte` converts nats and the number of scored targets into bits per byte of the held-out text. `sample`
+    returns a text that the model writes.
+    """
 
     batch: Callable[[int], Batch]
     heldout: Callable[[], Iterable[Batch]]
@@ -47,30 +50,30 @@ class Material:
 @dataclass
 class Run:
     """A run in a folder. `facts` go into every checkpoint: "spec", "config" and "data", in which a resumed run must
-    agree, and whatever else describes the run. It evaluates `every` so many steps and after the last one."""
+    agree, and others that describe the run. It evaluates after each `every` steps and after the last one."""
 
     folder: Path
     trainer: Trainer
     material: Material
     facts: Mapping[str, Any]
     every: int
-    seconds: float = 0.0  # of training steps, in all processes that worked at the run
-    row: Row | None = None  # of the checkpoint that is resumed
+    seconds: float = 0.0  # of training steps, over all processes that continued the run
+    row: Row | None = None  # row of the resumed checkpoint
 
     def restore(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
-        """Continue after a checkpoint with this `state`, on the kernels that were used then. Raises UsageError where
-        the run is another one, naming the differences, MalformedError for a checkpoint that is damaged."""
+        """Continues after a checkpoint with this `state`, on the kernels of that time. Raises UsageError if the run
+        differs, naming the differences, and MalformedError for a damaged checkpoint."""
         self._require_same(state)
         self.trainer.restore(state["step"], *stored.read_tensors(checkpoint))
         self.seconds, self.row = float(state["seconds"]), dict(state["row"])
         kernels.use(_recorded_kernels(state))
 
     def steps(self) -> Iterator[Row]:
-        """Train to the end. Yields each step's row when it is logged and its checkpoint, if it has one, is on disk;
-        first the row of step 0, which has an evaluation and no loss, or that of the checkpoint which is resumed.
+        """Trains to the end, and yields each step's row when it is logged and its checkpoint, if any, is on disk.
 
-        Raises DivergedError for a loss that is not finite, NotAvailable for a disk that fails or is full: the last
-        checkpoint stays.
+        The first row is that of step 0, with an evaluation and no loss, or that of the resumed checkpoint. Raises
+        DivergedError for a loss that is not finite, NotAvailable for a disk that fails or is full: the last checkpoint
+        stays.
         """
         trainer, steps = self.trainer, self.trainer.config.steps
         saved = perf_counter()
@@ -94,7 +97,7 @@ class Run:
                 yield row
 
     def evaluate(self) -> Row:
-        """Bits per byte and accuracy on the held-out text, and a sample."""
+        """Returns bits per byte and accuracy on the held-out text, and a sample."""
         found = evaluate(self.trainer.model, self.material.heldout(), self.trainer.config.autocast)
         bits = self.material.bits_per_byte(found.nats, found.scored)
         row: Row = {"bits_per_byte": bits, "accuracy": found.accuracy}
@@ -134,19 +137,19 @@ class Run:
 
 
 def facts(spec: Any, trainer: Trainer, data: Mapping[str, Any], **others: Any) -> Row:
-    """The facts of a run as JSON: its spec, its config, and its data."""
+    """Returns the facts of a run as JSON: its spec, its config, and its data."""
     return {"spec": stored.as_json(spec), "config": stored.as_json(trainer.config), "data": dict(data), **others}
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint of the run in a folder; None where there is no run."""
+    """Returns the last checkpoint of the run in a folder; None where there is no run."""
     found = stored.checkpoints(folder / CHECKPOINTS)
     return found[-1] if found else None
 
 
 def same_sums(state: Mapping[str, Any]) -> bool:
-    """Whether there are as many threads and processes as when a checkpoint was written, and the kernels that it names:
-    with others, sums are added up in another order."""
+    """Whether threads, processes and kernels are those of the checkpoint; with others, sums are added up in another
+    order."""
     then = state.get("machine", {})
     return bool(
         then.get("threads") == torch.get_num_threads()
@@ -156,8 +159,8 @@ def same_sums(state: Mapping[str, Any]) -> bool:
 
 
 def _recorded_kernels(state: Mapping[str, Any]) -> dict[str, str]:
-    """The kernels of a checkpoint. Older ones name kernels by classes of sizes that no longer exist: plain ones take
-    their place."""
+    """Returns the kernels of a checkpoint. Older ones name kernels by classes of sizes that no longer exist: plain
+    kernels replace them."""
     try:
         kernels.parse(state["kernels"], "the checkpoint")
     except MalformedError:
@@ -166,8 +169,10 @@ def _recorded_kernels(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def time_steps(trainer: Trainer, batch: Callable[[int], Batch], budget: float = 0.0) -> float:
-    """The seconds of a step, measured at the first batches without changing the model, in a small share of `budget`
-    seconds. The first step, in which code is compiled, does not count."""
+    """Returns the seconds of a step, measured on the first batches without changing the model.
+
+    The measurement takes a small share of `budget` seconds. The first step, which compiles code, does not count.
+    """
     times, spent = list[float](), 0.0
     trainer.rehearse(batch(0))
     while processes.from_first(partial(_goes_on, len(times), spent, budget)):
@@ -181,5 +186,5 @@ def _goes_on(timed: int, spent: float, budget: float) -> bool:
 
 
 def _is_over(limit: float, began: float) -> bool:
-    """Whether so many seconds have passed by the clock of the first process."""
+    """Whether `limit` seconds have passed by the clock of the first process."""
     return processes.from_first(lambda: perf_counter() - began > limit)

@@ -7,12 +7,12 @@ from zoo.errors import UsageError, unknown
 
 Shape = Literal["cosine", "wsd"]
 SHAPES: tuple[str, ...] = get_args(Shape)
-DECAY_SHARE = 0.2  # of the steps, the last ones of "wsd"
+DECAY_SHARE = 0.2  # share of the steps, at the end of "wsd"
 
 
 def warmup_steps(warmup: float, steps: int) -> int:
-    """How many of `steps` warm up: `warmup` itself, or, below 1, that share of the steps. Raises UsageError for one
-    that is negative or above the steps."""
+    """Returns the number of warm-up steps: `warmup` itself, or that share of `steps` if it is below 1. Raises
+    UsageError for one that is negative or above the steps."""
     if not 0 <= warmup <= max(steps, 1):
         raise UsageError(f"the warm-up must be a share below 1 or from 1 to {steps} steps, got {warmup:g}")
     return math.ceil(warmup * steps) if warmup < 1 else int(warmup)
@@ -21,10 +21,10 @@ def warmup_steps(warmup: float, steps: int) -> int:
 def learning_rate(
     step: int, steps: int, peak: float, warmup: float = 0.1, shape: str = "cosine", final: float = 0.1
 ) -> float:
-    """The learning rate of `step`, from 0 to `steps` - 1.
+    """Returns the learning rate of `step`, from 0 to `steps` - 1.
 
-    It rises linearly to `peak` over the warm-up (see `warmup_steps`) and ends at `final` * `peak` in the last step:
-    "cosine" falls along half a cosine (Loshchilov and Hutter, SGDR, section 3, without restarts); "wsd" stays at the
+    It rises linearly to `peak` over the warm-up (see `warmup_steps`) and ends at `final` * `peak` in the last step.
+    "cosine" falls along half a cosine (Loshchilov and Hutter, SGDR, section 3, without restarts). "wsd" stays at the
     peak and falls linearly in the last DECAY_SHARE of the steps (Hu et al., MiniCPM, section 4). Raises UsageError for
     another shape.
     """

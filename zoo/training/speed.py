@@ -1,5 +1,5 @@
-"""How fast a model trains: the arithmetic rate of the device, of which training uses a share (MFU), and how many steps
-fit into a time."""
+"""The speed of training: the arithmetic rate of the device, the reference of MFU, and the number of steps that fit into
+a time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,15 +10,15 @@ import torch
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 
-SIDES = (256, 512, 1024, 2048, 4096, 8192)  # of square matrices; the largest whose product takes at most
+SIDES = (256, 512, 1024, 2048, 4096, 8192)  # sides of square matrices; the largest that takes at most
 MAX_PRODUCT_SECONDS = 0.05
-EVALUATIONS = 10  # of a run, after the one before its first step, if nothing else is asked for
-EVALUATION_SHARE = 0.2  # of the time, at most
-PRODUCTS = 4  # timed of each size; the fastest counts
+EVALUATIONS = 10  # default for a run, after the one before its first step
+EVALUATION_SHARE = 0.2  # maximum share of the time
+PRODUCTS = 4  # timed products per size; the fastest counts
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of the fastest square matrix product on a device, measured in about half a second."""
+    """Measures the FLOPs per second of the fastest square matrix product on a device, in about half a second."""
     rate = 0.0
     for side in SIDES:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -30,14 +30,16 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def training_flops_per_token(spec: Decoder, context: int) -> float:
-    """FLOPs of training per token of sequences of `context` tokens: three times those of the forward pass, since the
-    backward pass computes a product for the input and one for the weight of each. What is computed again to save
-    memory is not counted (Chowdhery et al., PaLM, appendix B)."""
+    """Returns the FLOPs of training per token of sequences of `context` tokens: three times those of the forward pass.
+
+    The backward pass computes a product for the input and one for the weight of each. Recomputation to save memory is
+    not counted (Chowdhery et al., PaLM, appendix B).
+    """
     return 3 * spec.flops(0, context) / context
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """The time that a call takes on a device."""
+    """Returns the seconds that a call takes on a device."""
     began = perf_counter()
     run()
     if device.type in ("cuda", "mps", "xpu"):
@@ -46,9 +48,12 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def steps_within(budget: float, step: float, evaluation: float, every: int | None) -> tuple[int, int]:
-    """How many steps of `step` seconds fit into `budget` seconds beside evaluations of `evaluation` seconds, one before
-    the first step; and how many steps lie between two evaluations: `every`, or, if that is None, as many as give
-    EVALUATIONS, or fewer that take EVALUATION_SHARE of the time. Raises UsageError if there is no time for one step."""
+    """Returns the number of steps that fit into `budget` seconds, and the number of steps between two evaluations.
+
+    A step takes `step` seconds and an evaluation `evaluation` seconds; one evaluation comes before the first step.
+    `every` sets the steps between two evaluations. If it is None there are EVALUATIONS, or fewer that take
+    EVALUATION_SHARE of the time. Raises UsageError if there is no time for one step.
+    """
     evaluations = max(1, min(EVALUATIONS, int(EVALUATION_SHARE * budget / evaluation)))
     reserved = evaluation * (1 + (evaluations if every is None else 0))
     left, each = budget - reserved, step + (evaluation / every if every else 0.0)

@@ -284,7 +284,7 @@ def test_commands_on_the_pages_have_options_that_exist(capsys: pytest.CaptureFix
         command
         for page in pages
         for command in re.findall(
-            r"^(?:    |\$ )python -m benchmarks ((?:throughput|compare) .*?)(?: +#.*)?$", page, re.M
+            r"^(?:    |\$ )(?:python -m benchmarks|zoo bench) ((?:throughput|compare) .*?)(?: +#.*)?$", page, re.M
         )
     ]
     assert len(commands) > 8

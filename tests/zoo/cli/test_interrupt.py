@@ -61,6 +61,16 @@ def test_a_command_interrupted_during_its_imports_prints_one_line(command: str, 
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
+@pytest.mark.parametrize("verb", ["build", "bench", "generate"])
+def test_the_command_zoo_is_interrupted_in_one_line(verb: str, tmp_path: Path) -> None:
+    """One verb of each package, by a script as pip makes one."""
+    script = tmp_path / "zoo"
+    script.write_text("import sys; from benchmarks.front_door import main; sys.exit(main())", encoding="utf-8")
+    for moment in ("torch", "zoo.cli.runner"):
+        done = interrupted(tmp_path, moment, str(script), verb, "--help")
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
 def test_an_import_within_a_command_is_interrupted_in_one_line(tmp_path: Path) -> None:
     done = interrupted(tmp_path, "huggingface_hub", "-m", "weights.generate", "org/name", "text")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")

@@ -69,7 +69,7 @@ def test_a_wrong_mask_is_detected(monkeypatch) -> None:
         return visible(queries, keys, Window(reach.size - 1))
 
     for module in ("attention", "flash"):
-        monkeypatch.setattr(f"zoo.core.{module}.visible", shorter)
+        monkeypatch.setattr(f"zoo.core.ops.{module}.visible", shorter)
     assert "differs from the forward" in failures(BUILT, check_decoding(model, FP32, 0))[0]
 
 

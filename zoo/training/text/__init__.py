@@ -1,1 +1,1 @@
-"""Text to tokens: which files are read and held out, tokenizers, and the token file that batches are drawn from."""
+"""Text to tokens: training and held-out files, tokenizers, and the token file that batches are drawn from."""

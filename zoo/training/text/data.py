@@ -1,6 +1,6 @@
 """Text to train on: a file, a folder or Python's own standard library, split into training, tuning and held-out text.
 
-Nothing here holds the text itself: files are listed and hashed once, and read again in blocks when they are tokenised.
+Nothing here holds the text itself: files are listed and hashed once, and read again in blocks for tokenisation.
 """
 
 import codecs
@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 from zoo.errors import NotAvailable, UsageError
 from zoo.units import format_bytes
 
-HELDOUT_SHARE, TUNING_SHARE = 0.05, 0.025  # of the files, by a hash of their path; of the text, where few files are
+HELDOUT_SHARE, TUNING_SHARE = 0.05, 0.025  # shares of the files, by a hash of their path
 BLOCK_BYTES = 1 << 18
 # The standard library's own tests, and packages that are installed inside its folder.
 LIBRARY_LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
@@ -28,8 +28,8 @@ LIBRARY_LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "di
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of UTF-8 text. `name` is its path inside the folder, with "/"; `digest` the SHA-256 of its bytes.
-    `modified`, in nanoseconds, tells whether it was changed after it was listed."""
+    """A file of UTF-8 text. `name` is its path inside the folder, with "/"; `digest` is the SHA-256 of its bytes.
+    `modified`, in nanoseconds, reveals a change after it was listed."""
 
     name: str
     path: Path
@@ -39,7 +39,7 @@ class TextFile:
 
     @cached_property
     def place(self) -> float:
-        """A number in [0, 1) that follows from the name alone. It decides which split the file is in."""
+        """Returns a number in [0, 1) that follows from the name alone. It decides the split of the file."""
         return int.from_bytes(hashlib.sha256(_as_bytes(self.name)).digest()[:8]) / 2**64
 
 
@@ -55,7 +55,8 @@ class Piece:
         return self.end - self.start
 
     def blocks(self) -> Iterator[str]:
-        """The text in order, in parts of about BLOCK_BYTES that end with a line where the lines are shorter than that.
+        """Yields the text in order, in parts of about BLOCK_BYTES. A part ends with a line, unless the line is longer
+        than a part.
 
         Raises UsageError if the file has changed since it was listed, NotAvailable if it cannot be read.
         """
@@ -90,7 +91,7 @@ class Splits(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Distinct text files, sorted by name. `left_out` counts what the folder held besides, by reason."""
+    """Distinct text files, sorted by name. `left_out` counts the other files of the folder, by reason."""
 
     name: str
     files: tuple[TextFile, ...]
@@ -98,22 +99,22 @@ class Corpus:
 
     @cached_property
     def hash(self) -> str:
-        """16 hexadecimal digits that follow from the names and contents of the files."""
+        """Returns 16 hexadecimal digits that follow from the names and contents of the files."""
         entries = (_as_bytes(file.name) + b"\0" + file.digest.encode() + b"\n" for file in self.files)
         return hashlib.sha256(b"".join(entries)).hexdigest()[:16]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of text."""
+        """The number of bytes of text."""
         return sum(file.size for file in self.files)
 
     @cached_property
     def splits(self) -> Splits:
-        """Training, tuning and held-out text. Raises UsageError for a single file too short to be split."""
+        """Returns training, tuning and held-out text. Raises UsageError for a single file too short to be split."""
         return _split(self.files)
 
     def describe(self) -> str:
-        """One line: name, files, bytes, and what was left out."""
+        """Returns one line: name, files, bytes, and the files left out."""
         counts = [f"{count} {reason}" for reason, count in self.left_out]
         left_out = f"; left out: {', '.join(counts)}" if counts else ""
         files = "1 file" if len(self.files) == 1 else f"{len(self.files)} files"
@@ -121,13 +122,13 @@ class Corpus:
 
 
 def read_text(path: str | Path, leave_out: str | Path | None = None) -> Corpus:
-    """The UTF-8 text of one file, or of all files of a folder and its subfolders.
+    """Reads the UTF-8 text of one file, or of all files of a folder and its subfolders.
 
-    In a folder, what is not text (bytes that are not UTF-8, or a zero byte among them), empty files, exact copies of an
-    earlier file, links and special files are left out and counted; hidden files and folders (names that begin with ".")
-    and the folder `leave_out` are not looked at. A `path` that is itself a link is followed.
+    In a folder, files that are not text are left out and counted: bytes that are not UTF-8, or a zero byte among them.
+    So are empty files, exact copies of an earlier file, links and special files. Hidden files and folders (names that
+    begin with ".") and the folder `leave_out` are ignored. A `path` that is itself a link is followed.
 
-    Raises NotAvailable for what does not exist or may not be read, UsageError where there is no text at all.
+    Raises NotAvailable for a path that does not exist or may not be read, UsageError where there is no text at all.
     """
     path = Path(path)
     try:
@@ -145,9 +146,10 @@ def read_text(path: str | Path, leave_out: str | Path | None = None) -> Corpus:
 
 
 def standard_library() -> Corpus:
-    """The Python source of this interpreter's own standard library, without its tests and without installed packages.
+    """Returns the Python source of this interpreter's standard library, without its tests and without installed
+    packages.
 
-    Left out too are files written when Python was built (`_sysconfigdata...`, `config-...`): they differ between
+    Files written when Python was built (`_sysconfigdata...`, `config-...`) are left out too: they differ between
     machines of one version. Raises NotAvailable where the standard library is not a folder of files.
     """
     folder = Path(sysconfig.get_path("stdlib"))
@@ -168,7 +170,8 @@ def standard_library() -> Corpus:
 def _walk(
     top: Path, left_out: Counter[str], unwanted: Callable[[os.DirEntry[str], bool], bool]
 ) -> Iterator[tuple[str, Path]]:
-    """Name and path of every regular file, in no fixed order. Links are not followed, so no folder is seen twice."""
+    """Yields the name and path of every regular file, in no fixed order. Links are not followed, so no folder is seen
+    twice."""
     folders = [("", top)]
     while folders:
         prefix, folder = folders.pop()
@@ -189,7 +192,8 @@ def _walk(
 
 
 def _corpus(name: str, found: Iterable[tuple[str, Path]], left_out: Counter[str], nothing: str) -> Corpus:
-    """The files that are text, the first by name of equal ones. Raises UsageError, saying `nothing`, if none is."""
+    """Returns the corpus of the files that are text, the first by name of equal ones. Raises UsageError with the
+    message `nothing` if there are none."""
     files = dict[str, TextFile]()
     for each, path in sorted(found):
         if (file := _listed(each, path)) is None:
@@ -206,7 +210,8 @@ def _corpus(name: str, found: Iterable[tuple[str, Path]], left_out: Counter[str]
 
 
 def _listed(name: str, path: Path) -> TextFile | None:
-    """The file with its hash; None if it is not text. A zero byte is not text: among bytes it separates files."""
+    """Returns the file with its hash; None if it is not text. A zero byte is not text: among bytes it separates
+    files."""
     digest, decoder, size = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0
     with _open(path) as file:
         _, modified = _stamp(file.fileno())
@@ -227,11 +232,10 @@ def _listed(name: str, path: Path) -> TextFile | None:
 
 
 def _split(files: tuple[TextFile, ...]) -> Splits:
-    """Files are split by `place`, so that adding a file moves no other; at least one is held out and one is not. They
-    are in the order of `place`: the first part of a split is a sample of it.
+    """Divides files by `place`, so that adding a file moves no other; at least one is held out and one is not.
 
-    A single file is cut: its end is held out. Where no file's place makes it tuning text, that is the end of the
-    largest training piece.
+    Files are in the order of `place`: the first part of a split is a sample of it. A single file is cut: its end is
+    held out. Where no file's place makes it tuning text, that is the end of the largest training piece.
     """
     ordered = sorted(files, key=lambda file: (file.place, file.name))
     pieces = [Piece(file, 0, file.size) for file in ordered]
@@ -254,8 +258,8 @@ def _split(files: tuple[TextFile, ...]) -> Splits:
 
 
 def _cut(piece: Piece, nbytes: float) -> tuple[Piece, Piece]:
-    """The piece without its last `nbytes` or so, and these: from the next start of a line, or of a character where the
-    line is long. Raises UsageError for a piece that is too short."""
+    """Returns the piece without about its last `nbytes`, and these bytes. The cut is at the next start of a line, or of
+    a character where the line is long. Raises UsageError for a piece that is too short."""
     at = piece.end - max(1, round(nbytes))
     with _open(piece.file.path) as file:
         file.seek(at)

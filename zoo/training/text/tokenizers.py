@@ -18,7 +18,7 @@ from zoo.training.text.data import Corpus
 
 TOKENIZER = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
-# What released models put between documents, the more specific name first: a vocabulary can hold several of these.
+# Separators of documents in released models, the more specific name first: a vocabulary can hold several.
 SEPARATORS = ("<|end_of_text|>", END_OF_TEXT, "<｜end▁of▁sentence｜>", "<eos>", "</s>")
 MIN_BPE_VOCAB = 257  # every byte, and the separator
 
@@ -26,8 +26,8 @@ Ids = NDArray[np.unsignedinteger[Any]]
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. Ids are below `vocab`; `separator` is the id between files, which no text encodes to;
-    `hash` follows from all that decides the ids."""
+    """Converts text to token ids and back. Ids are below `vocab`; `separator` is the id between files, which no text
+    encodes to; `hash` follows from all that decides the ids."""
 
     @property
     def name(self) -> str: ...
@@ -39,20 +39,21 @@ class Tokenizer(Protocol):
     def hash(self) -> str: ...
 
     def encode(self, text: str) -> Ids:
-        """The ids of a text, (tokens,). Raises UsageError for a text that is not valid Unicode (lone surrogates)."""
+        """Returns the ids of a text, (tokens,). Raises UsageError for a text that is not valid Unicode (lone
+        surrogates)."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of each of several texts."""
+        """Returns the ids of each of several texts."""
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
-        """The text of ids. Bytes that are not UTF-8 become U+FFFD."""
+        """Returns the text of ids. Bytes that are not UTF-8 become U+FFFD."""
 
     def save(self, folder: str | Path) -> None:
-        """Write a tokenizer.json. Raises UsageError where another one is there already."""
+        """Writes a tokenizer.json. Raises UsageError where another one exists."""
 
 
 def id_dtype(vocab: int) -> np.dtype[Any]:
-    """The smallest unsigned integer that holds every id below `vocab`."""
+    """Returns the smallest unsigned integer type that holds every id below `vocab`."""
     return np.dtype(np.uint8 if vocab <= 1 << 8 else np.uint16 if vocab <= 1 << 16 else np.uint32)
 
 
@@ -79,7 +80,7 @@ class ByteTokenizer:
 
 
 class LibraryTokenizer:
-    """A `tokenizers.Tokenizer`. Special tokens written out in a text are encoded as other text is; no beginning-of-text
+    """A `tokenizers.Tokenizer`. Special tokens that appear in a text are encoded like other text; no beginning-of-text
     token is added."""
 
     def __init__(self, tokenizer: Any, name: str, separator: str | None = None) -> None:
@@ -118,10 +119,11 @@ class LibraryTokenizer:
 
 
 def train_bpe(corpus: Corpus, vocab: int) -> LibraryTokenizer:
-    """A byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of `vocab` tokens, learnt from the training split
-    alone: the 256 bytes, a separator, and merges. Equal text gives an equal tokenizer.
+    """Trains a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of `vocab` tokens on the training split
+    alone.
 
-    Raises UsageError for a vocab below MIN_BPE_VOCAB or above what the text yields, NotAvailable without the package.
+    It holds the 256 bytes, a separator, and merges. Equal text gives an equal tokenizer. Raises UsageError for a vocab
+    below MIN_BPE_VOCAB or above the text's yield, NotAvailable without the package.
     """
     tokenizers = require_package("tokenizers", "train")
     if vocab < MIN_BPE_VOCAB:
@@ -141,9 +143,10 @@ def train_bpe(corpus: Corpus, vocab: int) -> LibraryTokenizer:
 
 
 def read_tokenizer(path: str | Path, separator: str | None = None) -> Tokenizer:
-    """The tokenizer in a tokenizer.json, or in the folder that holds one: a released model's, or one saved here.
+    """Returns the tokenizer in a tokenizer.json, or in the folder that holds one: a released model's, or one saved
+    here.
 
-    Raises NotAvailable if it is not there, MalformedError if it is no tokenizer, UsageError without a separator.
+    Raises NotAvailable if it does not exist, MalformedError if it is not a tokenizer, UsageError without a separator.
     """
     path = Path(path)
     path = path / TOKENIZER if path.is_dir() else path
@@ -164,7 +167,8 @@ def read_tokenizer(path: str | Path, separator: str | None = None) -> Tokenizer:
 
 
 def _byte_json() -> str:
-    """The tokenizer.json of ByteTokenizer: a byte-level BPE without merges, in which an id is a byte's value."""
+    """Returns the tokenizer.json of ByteTokenizer: a byte-level BPE without merges, in which an id is a byte's
+    value."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     model: dict[str, Any] = {
         "type": "BPE",
@@ -193,8 +197,8 @@ def _byte_json() -> str:
 
 
 def _byte_characters() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary (Radford et al. 2019): its own where that is
-    visible, else the next one from U+0100 on."""
+    """Returns the character that stands for each byte in a byte-level vocabulary (Radford et al. 2019): its own where
+    that is visible, or else the next one from U+0100 on."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in visible else next(others)) for byte in range(256)]

@@ -1,8 +1,8 @@
 """The token file: a text's token ids in a memory-mapped file made once, and the batches that are drawn from it.
 
 A file is 4096 bytes of header (a magic word and one JSON object), then the ids of the training, tuning and held-out
-text as little-endian integers of the size that the vocabulary needs. Each of the three begins with a separator, and one
-follows every file's text. Reading it runs no code.
+text. Ids are little-endian integers of the size that the vocabulary needs. Each of the three texts begins with a
+separator, and one follows every file's text. Reading it runs no code.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from zoo.training.losses import IGNORED
 from zoo.training.text.data import Corpus, Piece
 from zoo.training.text.tokenizers import Ids, Tokenizer, id_dtype
 
-VERSION = 1  # of the layout, of how text is split, and of how it is cut into blocks
+VERSION = 1  # version of the layout, of the splits and of the blocks
 MAGIC, HEADER_BYTES = b"ZOOTOKEN", 4096
 ENCODED_AT_ONCE = 1 << 21  # characters; the library keeps about 100 bytes for each token
 FIELDS: dict[str, type] = dict.fromkeys(("name", "hash", "text_hash", "tokenizer"), str)
@@ -33,11 +33,11 @@ Split = Literal["train", "tuning", "heldout"]
 
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """Token ids of a text, memory-mapped and read-only: (tokens,) uint8, uint16 or uint32.
+    """The token ids of a text, memory-mapped and read-only: (tokens,) uint8, uint16 or uint32.
 
-    `hash` follows from the text, the tokenizer and VERSION, `text_hash` from the text alone. `..._bytes` are those of
-    the UTF-8 text, with one for the end of each file: a split holds one token more than it scores, and with bytes as
-    tokens it scores as many tokens as it has bytes. `tuning` is for choosing learning rates, `heldout` for results.
+    `hash` follows from the text, the tokenizer and VERSION, `text_hash` from the text alone. `..._bytes` count the
+    UTF-8 text, with one for the end of each file. A split holds one token more than it scores; with bytes as tokens it
+    scores as many tokens as it has bytes. `tuning` is for choosing learning rates, `heldout` for results.
     """
 
     path: Path
@@ -55,11 +55,11 @@ class TokenFile:
     heldout_bytes: int
 
     def describe(self) -> str:
-        """One line for tables: figures of different text hashes are of different text."""
+        """Returns one line for tables. Figures with different text hashes belong to different text."""
         return f"{self.name} (text {self.text_hash}), {self.tokenizer}: {len(self.train):,} training tokens"
 
     def bits_per_byte(self, nats: float, scored: int, split: Split = "heldout") -> float:
-        """Bits per byte of a split's text, from the sum of `nats` over `scored` targets.
+        """Returns the bits per byte of a split's text, from the sum of `nats` over `scored` targets.
 
         If `scored` is not all of the split, its mean stands for the whole, with the whole split's tokens per byte.
         """
@@ -70,11 +70,11 @@ class TokenFile:
 def token_file(
     folder: str | Path, corpus: Corpus, tokenizer: Tokenizer, progress: Callable[[int], object] | None = None
 ) -> TokenFile:
-    """The token file of a text in `folder`, made if it is not there yet. It is named by its hash, is never there in
-    part, and two processes may make it at once. `progress` is called with bytes of text as they are done.
+    """Returns the token file of a text in `folder`, and makes it if it does not exist.
 
-    Raises MalformedError for a file of that name that is not this one, UsageError where the text changes meanwhile or
-    cannot be split, NotAvailable where the disk fails.
+    Its name is its hash. It is never there in part, and two processes may make it at once. `progress` is called with
+    the bytes of text that are done. Raises MalformedError for another file of that name, UsageError where the text
+    changes meanwhile or cannot be split, NotAvailable where the disk fails.
     """
     key = f"{VERSION} {corpus.hash} {tokenizer.hash}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -88,8 +88,8 @@ def token_file(
 
 
 def open_tokens(path: str | Path) -> TokenFile:
-    """A token file that is there. Raises NotAvailable if it cannot be read, MalformedError if it is another kind of
-    file, was made by another version, or is not whole."""
+    """Opens an existing token file. Raises NotAvailable if it cannot be read, MalformedError if it is another kind of
+    file, of another version, or incomplete."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -104,11 +104,11 @@ def open_tokens(path: str | Path) -> TokenFile:
 
 
 def training_batch(tokens: TokenFile, step: int, batch: int, context: int, seed: int) -> Batch:
-    """`batch` windows of `context` tokens and the token after each, (batch, context): the same for the same seed, step
-    and row, whatever else was drawn, so a resumed run needs no state. Windows start anywhere, drawn with replacement;
-    they may reach over the end of a file.
+    """Returns `batch` windows of `context` tokens and the token after each, (batch, context).
 
-    Raises UsageError for a training text of no more than `context` tokens, MalformedError for an id outside `vocab`.
+    The result depends only on seed, step and row, so a resumed run needs no state. Windows start anywhere, are drawn
+    with replacement, and may reach over the end of a file. Raises UsageError for a training text of no more than
+    `context` tokens, MalformedError for an id outside `vocab`.
     """
     starts = len(tokens.train) - context
     if starts < 1:
@@ -125,8 +125,10 @@ def training_batch(tokens: TokenFile, step: int, batch: int, context: int, seed:
 def heldout_batches(
     tokens: TokenFile, batch: int, context: int, limit: int | None = None, split: Split = "heldout"
 ) -> Iterator[Batch]:
-    """Batches (batch, context) that score each token of a split once, in order, in windows that follow one another;
-    with `limit`, the first `limit` tokens. The last batch is filled up with targets that are IGNORED."""
+    """Yields batches (batch, context) that score each token of a split once, in order, in consecutive windows.
+
+    With `limit` they score the first `limit` tokens. The last batch is filled up with IGNORED targets.
+    """
     if limit is not None and limit < 1:
         raise UsageError(f"at least 1 token must be scored, got a limit of {limit}")
     ids = getattr(tokens, split)
@@ -172,7 +174,7 @@ def _make(path: Path, digest: str, corpus: Corpus, tokenizer: Tokenizer, progres
 
 
 def _encoded(pieces: Sequence[Piece], tokenizer: Tokenizer, progress: Callable[[int], object]) -> Iterator[Ids]:
-    """A separator, then each piece's ids and a separator, in parts."""
+    """Yields, in parts, a separator, and then each piece's ids and a separator."""
     separator = np.array([tokenizer.separator], dtype=id_dtype(tokenizer.vocab))
     yield separator
     for texts in _batches(pieces):
@@ -183,7 +185,7 @@ def _encoded(pieces: Sequence[Piece], tokenizer: Tokenizer, progress: Callable[[
 
 
 def _batches(pieces: Sequence[Piece]) -> Iterator[list[str | None]]:
-    """Blocks of text to encode at once, with None at the end of each piece."""
+    """Yields blocks of text to encode at once, with None at the end of each piece."""
     texts, total = list[str | None](), 0
     for piece in pieces:
         for text in piece.blocks():
@@ -197,7 +199,7 @@ def _batches(pieces: Sequence[Piece]) -> Iterator[list[str | None]]:
 
 
 def _header(path: Path, head: bytes, size: int) -> dict[str, Any]:
-    """The checked header, with the dtype of the ids."""
+    """Returns the checked header, with the dtype of the ids."""
     broken = MalformedError(f"{path} is not a token file, or only a part of one; remove it, and it is made again")
     if len(head) < HEADER_BYTES or not head.startswith(MAGIC):
         raise broken
