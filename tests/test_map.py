@@ -52,22 +52,6 @@ def test_every_room_exists_and_is_in_the_tree() -> None:
     assert packages <= set(told)
 
 
-# Imports of private names that are still there. The set only shrinks.
-PRIVATE = {
-    *("zoo/blocks/expert_parallel.py: _Experts", "zoo/blocks/expert_parallel.py: _MoE"),
-    *("zoo/blocks/shared_kv.py: _GQA", "zoo/blocks/sparse_mla.py: _MLA"),
-}
-
-
-def test_no_file_imports_another_files_private_name() -> None:
-    found = set[str]()
-    for file in (file for top in TOPS for file in (ROOT / top).rglob("*.py")):
-        imports = (node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.ImportFrom))
-        names = [each.name for node in imports if (node.module or "").partition(".")[0] in TOPS for each in node.names]
-        found |= {f"{file.relative_to(ROOT)}: {name}" for name in names if name.startswith("_")}
-    assert found <= PRIVATE
-
-
 def test_the_walks_are_those_of_the_code() -> None:
     assert written(TEXT) == TEXT, "the code takes other ways: `python -m tests.walks` writes them into CONTRIBUTING.md"
 

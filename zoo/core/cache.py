@@ -51,14 +51,14 @@ class NoCache:
     """No cache: the tokens of a forward pass see only each other, and its states begin at zero and are not kept."""
 
     def __init__(self, spec: CacheSpec) -> None:
-        self.reach = spec.reach
+        self.reach, self.sees_all = spec.reach, spec.reach.is_full
         self.shapes = {state.name: (state.shape, state.in_float32) for state in spec.state}
         self.geometry = "no cache", *spec.geometry
         self.has_entries = bool(spec.entries)
 
     def view(self, positions: Tensor, past: int) -> CacheView:
         so_far = positions if self.has_entries else None
-        if self.reach.is_full or len(positions) == 1:
+        if self.sees_all or len(positions) == 1:
             return CacheView(positions, positions, None, so_far)
         return CacheView(positions, positions, ReachMask(positions, positions, self.reach), so_far)
 
@@ -92,7 +92,8 @@ class _AllocatedCache:
     def __init__(
         self, spec: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool = False
     ) -> None:
-        self.tokens, self.static, self.reach = tokens, static, spec.reach
+        self.tokens, self.static = tokens, static
+        self.reach, self.sees_all = spec.reach, spec.reach.is_full
         self.geometry: Hashable = spec.geometry
         self.streams = [
             torch.zeros(batch, heads, tokens, width, dtype=dtype, device=device) for _, (heads, width) in spec.per_token
@@ -151,7 +152,7 @@ class FullCache(_AllocatedCache):
     def view(self, positions: Tensor, past: int) -> CacheView:
         is_static = self.static and len(positions) == 1
         keys = torch.arange(self.tokens if is_static else past + len(positions), device=positions.device)
-        sees_all_before = self.reach.is_full and not is_static and (past == 0 or len(positions) == 1)
+        sees_all_before = self.sees_all and not is_static and (past == 0 or len(positions) == 1)
         return CacheView(positions, keys, None if sees_all_before else visible(positions, keys, self.reach))
 
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
