@@ -13,7 +13,7 @@ from benchmarks.analytic.models import chosen
 from benchmarks.analytic.selection import matching, one_each
 from benchmarks.gallery.learning_tables import learning_tables, section
 from benchmarks.options import flag
-from benchmarks.performance import kept, read
+from benchmarks.output.documents import DOCS, kept, read
 from zoo.catalog import names as zoo_names
 from zoo.cli.runner import Debug, emit
 from zoo.cli.tables import Row
@@ -24,7 +24,6 @@ from zoo.units import format_bytes
 FOLDER = Path("gallery")
 # What all figures of a comparison have in common.
 SHARED = ("data_hash", "code_hash", "tokens", "batch", "context", "seeds")
-LEARNED = Path(__file__).parents[2] / "docs" / "learning"  # the comparisons that come with the repository
 
 
 def command(
@@ -52,16 +51,16 @@ def command(
 ) -> None:
     """A web page of the architectures: diagrams, charts, what small forms learn, what fits, what a swap costs.
 
-    By default with the best-known size of each family, and those that docs/comparisons.md compares. One file,
+    By default with the best-known size of each family, and with the pairs that it suggests to compare. One file,
     index.html, which needs no network; beside it data/, the numbers of each chart as CSV, and with --png
     charts/, each chart for papers.
     """
     if names and all_sizes:
         raise UsageError("--all-sizes chooses among all models: leave it out, or name none")
     models = chosen(names or (zoo_names() if all_sizes else shown_by_default()))
-    samples = measured or next(iter(kept().values()), None)  # the default: the speeds of the first processor kept here
+    samples = measured or next(iter(kept(DOCS / "performance").values()), None)  # by default of the first processor
     speeds = read_measured(samples) if samples else None
-    comparisons = kept(LEARNED)
+    comparisons = kept(DOCS / "learning")
     comparison = learned or comparisons.get("default") or next(iter(comparisons.values()), None)
     rows = read_learned(comparison) if comparison else None
     for package in ("altair", "vl_convert", "jinja2", "mistune"):
