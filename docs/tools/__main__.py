@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.output.documents import DOCS
 from docs.tools import performance
-from docs.tools.pages import DOCS, texts
+from docs.tools.pages import texts
 from zoo.errors import ZooError
 
 

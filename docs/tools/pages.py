@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from benchmarks.output.documents import DOCS
-from docs.tools import findings, performance, schema, single_blocks
+from docs.tools import learning, performance, schema, single_blocks
 
 BEGIN, END = "<!-- measured: {} -->\n", "<!-- end -->\n"
 SECTION = re.compile(r"<!-- measured: (\S+) -->\n.*?<!-- end -->\n", re.DOTALL)
@@ -18,7 +18,7 @@ def texts() -> dict[str, str]:
     sections = {
         "performance.md": performance.sections(),
         "single-blocks.md": single_blocks.sections(),
-        "learning.md": findings.sections(),
+        "learning.md": learning.sections(),
     }
     pages = {name: filled((DOCS / name).read_text(encoding="utf-8"), each) for name, each in sections.items()}
     return pages | {"benchmarks.schema.json": schema.text()}

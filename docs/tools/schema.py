@@ -5,6 +5,7 @@ name in `COLUMNS`, where "table.column" goes before "column", or else from the e
 """
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.analytic.compare import difference_rows, figure_rows, structure_rows
-from benchmarks.analytic.kv import InferenceConfig, crossing_row, fit_row, kv_row
+from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row
 from benchmarks.analytic.models import one
 from benchmarks.analytic.params import cost_row, layer_rows, param_row
 from benchmarks.analytic.roofline import device, flop_row
@@ -25,6 +26,7 @@ from benchmarks.measure.mla import MLAVariants
 from benchmarks.measure.runners import BASELINE, ZOO
 from benchmarks.measure.sparse import SparseVariants
 from benchmarks.measure.throughput_rows import SIGNS
+from benchmarks.measure.timing import Samples
 from benchmarks.measure.variants import VariantsConfig
 from benchmarks.output.documents import DOCS, kept, read
 from benchmarks.output.report import Row
@@ -119,7 +121,7 @@ COLUMNS: dict[str, Kind] = {
     ),
     **_all("publisher_active_params name_active_params", OPTIONAL_COUNT),
     "tiny": BOOL,
-    **_all("load.dtype device kernel field figure", TEXT),
+    **_all("load.dtype ceilings.dtype device kernel field figure", TEXT),
     "dtype": COMPUTING,
     **_all("tokens_per_s_std std figures.value figures.other learn_figures.mean", AMOUNT),
     "seconds": TIMES,
@@ -267,14 +269,14 @@ COLUMNS: dict[str, Kind] = {
     "p": _said(SHARE, "two-sided, not corrected"),
     "compared": _said(POSITIVE, "models that are compared at once"),
 }
-MACHINE = {
+MACHINE: dict[str, Kind] = {
     "platform": TEXT,
     "cpu": TEXT,
     "threads": POSITIVE,
     "python": TEXT,
     "torch": TEXT,
 }
-MEASURED_ON = {
+MEASURED_ON: dict[str, Kind] = {
     "isa": _list(TEXT),
     "cores": POSITIVE,
     "blas": TEXT,
@@ -297,7 +299,7 @@ def examples() -> Iterator[Row]:
     """A row of every table as its code writes it, but for its figures; kept ones where they take training or a model
     that runs."""
     first, second, config = one("gemma3"), one("qwen3"), InferenceConfig()
-    yield from (cost_row(first), param_row(first), *layer_rows(first), kv_row(first, 4096, config))
+    yield from (cost_row(first), param_row(first), *layer_rows(first), cache_row(first, 4096, config))
     yield from (fit_row(first, 10**9, config), crossing_row(first, second, config))
     yield flop_row(first, "decode", 4096, config, device("h100"))
     yield from (*structure_rows(first, second), *difference_rows(first, second))
@@ -309,7 +311,7 @@ def examples() -> Iterator[Row]:
         about = {"model": "", "hub": None, "swap": None, "dropped": None, "tiny": False}
         yield about | comparison.row(kind.VARIANTS[0], "decode", 4096)
     listed = blocks.block_list(256)[:1]
-    samples = {(listed[0].label, phase): [1.0] for phase in ("prefill", "decode")}
+    samples: Samples = {(listed[0].label, phase): [1.0] for phase in ("prefill", "decode")}
     yield from blocks.rows(listed, blocks.BlockConfig(256, 1, 1, torch.float32), samples)
     for folder in ("performance", "learning"):
         yield from chain.from_iterable(read(file)["rows"] for file in kept(DOCS / folder).values())
@@ -360,5 +362,6 @@ def schema() -> Kind:
 
 
 def text() -> str:
-    """The file."""
-    return json.dumps(schema(), indent=1) + "\n"
+    """The file, with a line for each column."""
+    lines = re.sub(r"\[[^][{}]*\]", lambda values: " ".join(values[0].split()), json.dumps(schema(), indent=1))
+    return re.sub(r"\n {5,}|\n {4}(?=[]}])", " ", lines) + "\n"
