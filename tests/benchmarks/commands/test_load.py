@@ -111,23 +111,3 @@ def test_a_broken_tensor_ends_the_process_of_its_load_only(folder: Path, tmp_pat
     sample = loading.load_once("zoo", tmp_path, "auto")
     assert sample["exit_code"] == 4
     assert "model.safetensors" in sample["error"]
-
-
-@pytest.mark.parametrize(
-    ("args", "code", "message"),
-    [
-        (["nowhere"], 3, "nowhere"),
-        ([], 2, "SOURCE"),
-        (["FOLDER", "--dtype", "int8"], 2, "unknown dtype 'int8'"),
-        (["FOLDER", "--repeat", "0"], 2, "--repeat"),
-        (["FOLDER", "--out", "/nowhere/x.json"], 3, "there is no folder"),
-    ],
-)
-def test_misuse_is_one_line(
-    args: list[str], code: int, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(*[str(folder) if word == "FOLDER" else word for word in args]) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert message in err
-    assert err.count("\n") == 1

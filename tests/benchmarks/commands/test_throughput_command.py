@@ -317,31 +317,3 @@ def test_where_it_does_not_fit_nothing_is_built(
     out, err = capsys.readouterr()
     assert out == ""
     assert "what would fit: --tiny" in err
-
-
-@pytest.mark.parametrize(
-    ("args", "code", "message"),
-    [
-        (["nope"], 2, "unknown model 'nope'"),
-        (["qwen3", "-p", "0", "-n", "0"], 2, "nothing to measure"),
-        (["qwen3", "-d", "deep"], 2, "write 4096 or 4k"),
-        (["qwen3", "--train", "-p", "64"], 2, "--prompt is for prefill and decode"),
-        (["qwen3", "--train", "-d", "0"], 2, "--depth is for prefill and decode"),
-        (["qwen3", "--train", "--context", "0"], 2, "write 4096 or 4k"),
-        (["qwen3", "--context", "64"], 2, "--context is for --train"),
-        (["qwen3", "--dtype", "fp8"], 2, "for storing only"),
-        (["qwen3", "--mode", "fast"], 2, "fast"),
-        (["qwen3", "--peer", "vllm"], 2, "vllm"),
-        (["qwen3", "--layers", "0"], 2, "--layers"),
-        (["qwen3", "--seed", "-1"], 2, "--seed"),
-        (["qwen3", "--device", "cdua"], 2, "did you mean cuda"),
-        (["qwen3", "--out", "no/such/folder/file"], 3, "no folder"),
-        (["no.gguf"], 3, "no.gguf"),
-    ],
-)
-def test_misuse_is_one_line(args: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(*args) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert message in err
-    assert err.count("\n") == 1

@@ -197,31 +197,6 @@ def test_an_interruption_leaves_what_there_is_and_valid_json(
     assert len(document["rows"]) == rows
 
 
-@pytest.mark.parametrize(
-    ("args", "code", "told"),
-    [
-        (["mla"], 2, "the verb mla is now: python -m benchmarks blocks --variants mla"),
-        (["sparse", "--prefill"], 2, "the verb sparse is now: python -m benchmarks blocks --variants sparse"),
-        (["blocks", "--variants", "mla", "qwen3"], 2, "qwen3-0.6b has no MLA; one that has: deepseek-v3"),
-        (["blocks", "--variants", "sparse", "llama3"], 2, "has no sparse attention; one that has: deepseek-v3.2"),
-        (["blocks", "--variants", "mla", "deepsek-v3"], 2, "did you mean"),
-        (["blocks", "--variants", "mla", "--swap", "MLA(heads=0)"], 2, "heads"),
-        (["blocks", "--variants", "sparse", "--context", "2k"], 2, "of at most k=2048 tokens all are chosen"),
-        (["blocks", "--variants", "mla", "./nowhere"], 3, "neither a folder"),
-        (["blocks", "--variants", "mla", "--dim", "256"], 2, "--dim is for blocks without --variants"),
-        (["blocks", "--variants", "mla", "--prefill"], 2, "--prefill is for --variants sparse"),
-        (["blocks", "deepseek-v3"], 2, "NAME is for --variants"),
-        (["blocks", "--context", "1k", "--context", "2k"], 2, "--context is given once, or with --variants"),
-    ],
-)
-def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, told: str, capsys: Any) -> None:
-    assert exit_code(app, "benchmarks", args) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert told in err
-    assert len(err.splitlines()) == 1
-
-
 def test_weights_that_do_not_fit_are_never_allocated(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(devices, "free_memory", lambda _: 10**8)
     assert exit_code(app, "benchmarks", ["blocks", "--variants", "mla"]) == 3
