@@ -31,7 +31,6 @@ gallery: $(VENV)/.gallery ## write gallery/index.html: diagrams, charts and what
 	@$(BIN)/python -m benchmarks gallery --out gallery $(ARGS)
 
 docs: $(VENV)/.gallery ## write what is generated in docs/: text on blocks, drawings, measured tables, schema
-	@$(BIN)/python -m benchmarks gallery --docs --out docs
 	@$(BIN)/python -m docs.tools
 
 test: $(VENV)/.test ## the tests: offline, on the CPU

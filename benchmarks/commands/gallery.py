@@ -18,7 +18,6 @@ from zoo.catalog import names as zoo_names
 from zoo.cli.runner import Debug, emit
 from zoo.cli.tables import Row
 from zoo.errors import MalformedError, UsageError, require_package
-from zoo.new_files import write_file
 from zoo.units import format_bytes
 
 FOLDER = Path("gallery")
@@ -45,7 +44,6 @@ def command(
         typer.Option(metavar="FILE", help="What `python -m benchmarks learn --json` wrote: learning to show."),
     ] = None,
     all_sizes: Annotated[bool, flag("Every size of every family, not only the best-known.", "--all-sizes")] = False,
-    docs: Annotated[bool, flag("Write what docs/ holds of it: the text on blocks, and pictures.", "--docs")] = False,
     open: Annotated[bool, flag("Show it in a browser.", "--open")] = False,
     debug: Debug = False,
 ) -> None:
@@ -67,10 +65,6 @@ def command(
         require_package(package, "gallery")
     from benchmarks.gallery import files  # imports the packages above
 
-    if docs:
-        for name, content in files.docs_files().items():
-            write_file(out / name, content)
-        return
     note = partial(print, file=sys.stderr)
     index, *others = files.write_gallery(out, models, speeds, images=png, progress=note, learned=rows)
     emit(f"{index}  {format_bytes(index.stat().st_size)}, {len(others)} files beside it")

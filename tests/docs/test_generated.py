@@ -19,7 +19,10 @@ DOCUMENTS = {f"{folder}/{name}": read(file) for folder in FOLDERS for name, file
 
 
 def test_every_generated_file_is_committed() -> None:
-    for name, text in texts().items():
+    found = texts()
+    drawings = {f"blocks/{file.name}" for file in (DOCS / "blocks").iterdir()}
+    assert drawings == {name for name in found if name.startswith("blocks/")}
+    for name, text in found.items():
         assert (DOCS / name).read_text(encoding="utf-8") == text, f"run python -m docs.tools: {name}"
 
 
