@@ -7,15 +7,14 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
 
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.commands import verbs
 from benchmarks.commands.gallery import read_measured
+from tests.benchmarks.schema import validate
 from tests.presets import representatives
 from zoo.architectures import families
 from zoo.catalog import best_known, sizes
@@ -23,8 +22,6 @@ from zoo.cli.runner import exit_code
 from zoo.cli.tables import SCHEMA_VERSION
 from zoo.errors import MalformedError
 
-ROOT = Path(__file__).resolve().parents[3]
-SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
 SOME = representatives()  # for what depends on the kinds of rows, not on how many there are
 CALLS = {
     "all": ["all"],
@@ -95,13 +92,6 @@ def test_markdown_tables_have_equal_rows(call: Callable[..., str]) -> None:
     for block in call("--format", "md", *SOME).split("\n\n"):
         if block.startswith("|"):
             assert len({line.count("|") for line in block.splitlines()}) == 1
-
-
-def validate(document: Any) -> None:
-    errors = [
-        f"{list(error.path)}: {error.message[:200]}" for error in Draft202012Validator(SCHEMA).iter_errors(document)
-    ]
-    assert errors == []
 
 
 def test_json_follows_the_schema(call: Callable[..., str]) -> None:

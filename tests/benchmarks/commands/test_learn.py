@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
 
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.commands import learn
 from benchmarks.learning import comparison
 from benchmarks.learning.intervals import NO_DIFFERENCE
+from tests.benchmarks.schema import validate
 from zoo.cli.runner import exit_code
 
 pytestmark = pytest.mark.xdist_group("learn")  # the runs are made once
 ROOT = Path(__file__).resolve().parents[3]
-SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
 SWAPS = ["GQA(window=4)", "rope=NoPE; norm=olmo"]
 SIZES = ["--params", "40k", "--context", "16", "--batch", "2", "--seeds", "2", "-j", "1"]
 MODELS = ["llama3", "--swap", SWAPS[0], "--swap", SWAPS[1]]
@@ -54,11 +53,6 @@ def call(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
         return capsys.readouterr().out
 
     return run
-
-
-def validate(document: Any) -> None:
-    errors = [f"{list(each.path)}: {each.message[:200]}" for each in Draft202012Validator(SCHEMA).iter_errors(document)]
-    assert errors == []
 
 
 def test_json_follows_the_schema_and_holds_every_sample(call: Callable[..., str], folder: Path) -> None:

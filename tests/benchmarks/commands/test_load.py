@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
 
 from benchmarks.__main__ import app
 from benchmarks.measure import loading
+from tests.benchmarks.schema import validate
 from tests.reference import toy_config, toy_reference
 from zoo.cli.runner import exit_code
 from zoo.core import kernels
 from zoo.errors import MalformedError
-
-SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +34,7 @@ def call(*args: str) -> int:
 def test_both_loaders_in_turns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(str(folder), "--repeat", "1", "--json") == 0
     document = json.loads(capsys.readouterr().out)
-    assert list(Draft202012Validator(SCHEMA).iter_errors(document)) == []
+    validate(document)
     zoo, peer = document["rows"]
     assert (zoo["loader"], peer["loader"]) == ("zoo", "transformers")
     assert zoo["model_bytes"] == peer["model_bytes"]
