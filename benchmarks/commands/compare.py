@@ -61,7 +61,7 @@ def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str
 
 
 def tables(first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device) -> list[Table]:
-    """What differs in the specs, in costs, and whose cache is the smaller."""
+    """The differences in specs and costs, and the contexts at which each cache is smaller."""
     row = crossing_row(first, second, config)
     crossing = Table("Whose cache is smaller, by tokens of context", [], [describe_crossing(row)], [row])
     return [

@@ -237,7 +237,7 @@ MASK_SIDE = MASK_TOKENS * MASK_CELL
 
 
 def _masks(canvas: Canvas) -> None:
-    """Which keys each query sees: all earlier ones, and a window."""
+    """The keys that each query sees, in full and in windowed attention."""
     positions = torch.arange(MASK_TOKENS)
     for i, reach in enumerate((Full(), Window(MASK_WINDOW))):
         left = PAD + i * (MASK_SIDE + 3 * PAD)

@@ -75,7 +75,7 @@ def gather(files: Sequence[Path]) -> Row:
 
 
 def key_of(row: Row) -> tuple[str, str, str]:
-    """What was timed together: a model, in a dtype, in one test."""
+    """The name of rows that were timed together: model, dtype and test."""
     return row["model"], row["dtype"], row["test"]
 
 

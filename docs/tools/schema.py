@@ -281,7 +281,7 @@ def examples() -> Iterator[Row]:
 
 
 def holds(table: str, column: str) -> Kind:
-    """What a column of a table holds."""
+    """The kind of a table's column."""
     if column == "table":
         return {"const": table}
     if found := COLUMNS.get(f"{table}.{column}") or COLUMNS.get(column):
