@@ -30,12 +30,8 @@ compare: $(VENV)/.run ## all architectures side by side: parameters, KV cache, F
 gallery: $(VENV)/.gallery ## write gallery/index.html: diagrams, charts and what-if of all architectures
 	@$(BIN)/python -m benchmarks gallery --out gallery $(ARGS)
 
-docs: $(VENV)/.gallery ## write the generated parts of docs/ and CONTRIBUTING.md: comparisons, blocks, tables, walks
-	@$(BIN)/python -m benchmarks compare --docs --out docs/comparisons.md
-	@$(BIN)/python -m benchmarks gallery --docs --out docs
-	@$(BIN)/python -m benchmarks.performance
-	@$(BIN)/python -m benchmarks.single_blocks
-	@$(BIN)/python -m benchmarks.findings
+docs: $(VENV)/.gallery ## write what is generated in docs/: text on blocks, drawings, measured tables, schema
+	@$(BIN)/python -m docs.tools
 	@$(BIN)/python -m tests.walks
 
 test: $(VENV)/.test ## the tests: offline, on the CPU

@@ -49,7 +49,7 @@ def hybrid(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(copy, folder, ignore=UNFINISHED)
     (folder / "zoo" / "blocks" / "cosine_experts.py").write_text(COSINE_EXPERTS, encoding="utf-8")
     (folder / "zoo" / "architectures" / "hybrid.py").write_text(HYBRID, encoding="utf-8")
-    listed, told = folder / "benchmarks/measure/blocks.py", folder / "benchmarks/gallery/static/blocks.md"
+    listed, told = folder / "benchmarks/measure/blocks.py", folder / "docs/blocks.md"
     text = listed.read_text(encoding="utf-8")
     entries = {
         '        "SwiGLU": dense,\n': '        "bilinear": Bilinear(4 * dim),\n'

@@ -33,7 +33,7 @@ PAIRS = (
     ("qwen3-235b-a22b", "glm4.5-355b"),
     ("qwen3-30b-a3b", "qwen3-next-80b-a3b"),
     ("qwen3-next-80b-a3b", "nemotron3-nano-30b-a3b"),
-)  # those of docs/comparisons.md
+)  # that the gallery suggests
 FieldValues = dict[str, Counter[Any]]  # field path -> value -> in how many layers
 # A name in a field's path -> its words, where these are not the name itself.
 WORDS = {

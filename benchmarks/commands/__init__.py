@@ -18,6 +18,7 @@ from zoo.catalog import names
 from zoo.errors import UsageError
 
 MAIN = "costs"
+MOVED = {name: f"blocks --variants {name}" for name in ("mla", "sparse")}  # verbs of earlier versions
 HELP = f"""What the architectures cost, side by side.
 
 Without a verb: {MAIN}, the main job. Each verb has its own --help.
@@ -41,9 +42,12 @@ class Verbs(TyperGroup):
     """A group of commands that runs the main job where no verb is given."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the main job's verb in front where there is none. Raises UsageError for a misspelt or misplaced verb."""
+        """Put the main job's verb in front where there is none. Raises UsageError for a misspelt, misplaced or moved
+        verb."""
         if args and args[0] in (*self.commands, "--help"):
             return super().parse_args(ctx, args)
+        if args and args[0] in MOVED:
+            raise UsageError(f"the verb {args[0]} is now: python -m benchmarks {MOVED[args[0]]}")
         if late := next((word for word in self._without_values(args) if word in self.commands), None):
             raise UsageError(f"the verb comes first: python -m benchmarks {late} ...")
         if args and args[0] not in names() and (close := get_close_matches(args[0], self.commands, n=1, cutoff=0.75)):

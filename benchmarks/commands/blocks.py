@@ -1,42 +1,127 @@
-"""Each block alone at one width: parameters, KV cache, FLOPs and measured times."""
+"""Blocks outside of a model: each kind at one width, or the variants of one layer's attention."""
 
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Annotated
 
 import torch
 import typer
 
+from benchmarks import options
+from benchmarks.analytic.models import NamedSpec, about, one, swapped
 from benchmarks.measure import blocks
-from benchmarks.measure.blocks import EXPERTS, HEAD_DIM, QUERIES_PER_KEY, WINDOW, BlockConfig, block_list
+from benchmarks.measure import variants as attention_variants
+from benchmarks.measure.blocks import (
+    DECODE,
+    EXPERTS,
+    HEAD_DIM,
+    PREFILL,
+    QUERIES_PER_KEY,
+    WINDOW,
+    BlockConfig,
+    block_list,
+)
 from benchmarks.measure.devices import CPU
 from benchmarks.measure.environment import kernel_summary, recorded, used_kernels
+from benchmarks.measure.mla import ABSORBED, EXPANDED, LATENT, MLAVariants
+from benchmarks.measure.sparse import SPARSE, SparseVariants
 from benchmarks.measure.timing import Samples
-from benchmarks.options import ComputingType, Repeat, ReportOptions, Seed, tokens_option
-from benchmarks.output.report import Row, Rows, Table, columns
-from benchmarks.output.show import format_tokens, measured_on, min_max, three_in, unless_zero
+from benchmarks.measure.variants import Comparison, VariantsConfig
+from benchmarks.output.report import Report, Row, Rows, Table, columns, named
+from benchmarks.output.show import format_tokens, measured_on, min_max, three, three_in, unit, unless_zero
+from zoo.errors import CheckFailed, UsageError
+from zoo.swaps.tiny import tiny as tiny_form
+from zoo.units import format_count
 
-PHASES = (blocks.PREFILL, blocks.DECODE)
+Variants = StrEnum("Variants", ["mla", "sparse"])
+COMPARISONS: dict[str, type[Comparison]] = {Variants.mla: MLAVariants, Variants.sparse: SparseVariants}
+EXPANDS = {EXPANDED: "each token once", LATENT: "all, at each step", ABSORBED: "nothing"}
+MILLISECONDS = three_in(1e-3)
+REPEAT, VARIANTS_REPEAT = 9, 5
 
 
 def command(
     *,
-    dim: Annotated[int, typer.Option(min=1, help="Width of the residual stream, a multiple of 256.")] = 1024,
-    tokens: Annotated[int, tokens_option(help="Of a prefill: 512 or 2k.")] = 512,
-    context: Annotated[int, tokens_option(help="What a decoded token sees: 4096 or 32k.")] = 4096,
-    dtype: ComputingType = torch.float32,
-    repeat: Repeat = 9,
-    seed: Seed = 0,
-    to: ReportOptions,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="For --variants: a preset, hub id, family or folder. [deepseek-v3 or deepseek-v3.2]"),
+    ] = None,
+    variants: Annotated[
+        Variants | None,
+        typer.Option(
+            help="mla: three ways to decode with latent attention. sparse: attention to chosen tokens beside full."
+        ),
+    ] = None,
+    dim: Annotated[
+        int | None, typer.Option(min=1, help="Width of the residual stream, a multiple of 256. [1024]")
+    ] = None,
+    tokens: Annotated[int | None, options.tokens_option(help="Tokens of a prefill: 512 or 2k. [512]")] = None,
+    context: Annotated[
+        list[int] | None,
+        options.tokens_option(
+            "--context",
+            help="Tokens that a decoded one sees. Repeatable for --variants. [4k; mla: 1k, 4k, 32k; sparse: 8k, 32k]",
+        ),
+    ] = None,
+    prefill: Annotated[
+        bool, options.flag("With --variants sparse: prefill, too, which takes minutes.", "--prefill")
+    ] = False,
+    tiny: Annotated[bool, options.flag("With --variants: toy widths.", "--tiny")] = False,
+    dtype: options.ComputingType = torch.float32,
+    repeat: Annotated[
+        int | None, typer.Option("--repeat", "-r", min=1, help="Runs of each that count. [9; with --variants: 5]")
+    ] = None,
+    seed: options.Seed = 0,
+    swap: Annotated[
+        options.Strings,
+        typer.Option(metavar="CHANGE", help="With --variants: change a block first: 'MLA(heads=16)'. Repeatable."),
+    ] = None,
+    to: options.ReportOptions,
 ) -> None:
     """Each block alone at one width, measured on the CPU.
 
     Attention (MHA, GQA, MQA, SWA, MLA; RoPE and NoPE), feed-forward (dense and experts), norms and where they stand:
     parameters, KV cache, FLOPs, and the time of a prefill and of one decoded token.
+
+    --variants measures one layer's attention of a model instead, at each context. mla: decoding with keys and values of
+    all heads kept (expanded), with latents that are expanded at each step (latent), and over the latents themselves
+    (absorbed, the zoo's MLA); a variant that does not fit the free memory says so. sparse: attention without its
+    projections, compiled, over all stored tokens, and over those that the indexer chooses. Variants have the same
+    weights, and their outputs must be equal.
     """
-    config, listed = BlockConfig(dim, tokens, context, dtype, repeat, seed), block_list(dim)
-    blocks.require_block_memory(listed, config)
-    samples = Samples()
+    given = {"NAME": name, "--tiny": tiny, "--swap": swap} if variants is None else {"--dim": dim, "--tokens": tokens}
+    if unused := [option for option, value in given.items() if value]:
+        raise UsageError(f"{unused[0]} is for {'--variants' if variants is None else 'blocks without --variants'}")
+    if prefill and variants is not Variants.sparse:
+        raise UsageError("--prefill is for --variants sparse")
+    if variants is None:
+        if context and len(context) > 1:
+            raise UsageError("--context is given once, or with --variants")
+        config = BlockConfig(dim or 1024, tokens or 512, context[0] if context else 4096, dtype, repeat or REPEAT, seed)
+        _measure_blocks(config, to.report())
+        return
+    kind = COMPARISONS[variants]
+    model = swapped(one(name or kind.MODEL), swap) if swap else one(name or kind.MODEL)
+    phases = (DECODE, PREFILL) if prefill else (DECODE,)
+    contexts = sorted(set(context or kind.CONTEXTS))
+    comparison = of_model(kind, model, tiny, VariantsConfig(contexts, phases, dtype, repeat or VARIANTS_REPEAT, seed))
+    comparison.require_weight_memory()
+    measured = list[Row]()
     with to.report() as report:
+        try:
+            with recorded(report, CPU):
+                attention_variants.run(comparison, measured)
+        finally:
+            rows = [{**about(model), "tiny": tiny, **row} for row in measured]
+            report.add(*(tables(rows) if rows else ()))
+    if failed := comparison.failures(rows):
+        raise CheckFailed("; ".join(failed))
+
+
+def _measure_blocks(config: BlockConfig, to: Report) -> None:
+    listed, samples = block_list(config.dim), Samples()
+    blocks.require_block_memory(listed, config)
+    with to as report:
         try:
             with recorded(report, CPU):
                 blocks.run(listed, config, samples)
@@ -45,10 +130,30 @@ def command(
             report.add(*(tables(rows) if rows else ()))
 
 
+def of_model(kind: type[Comparison], model: NamedSpec, tiny: bool, config: VariantsConfig) -> Comparison:
+    """The variants of the attention of a model's first layer that has it. Raises UsageError where none has."""
+    spec = tiny_form(model.spec) if tiny else model.spec
+    if found := next((layer.mixer for layer in spec.layers if kind.measures(layer.mixer)), None):
+        return kind(found, spec.dim, config)
+    raise UsageError(f"{model.label} has no {kind.FEATURE}; one that has: {kind.MODEL}")
+
+
 def tables(rows: Rows) -> Iterator[Table]:
-    """The costs that follow from the specs; then the times."""
-    yield _costs(f"Blocks at width {rows[0]['dim']:,}", rows)
-    yield _times("The same, in milliseconds", rows)
+    """The tables of one measurement."""
+    first = rows[0]
+    if first["table"] == "blocks":
+        yield _costs(f"Blocks at width {first['dim']:,}", rows)
+        yield _times("The same, in milliseconds", rows)
+        return
+    of = f"of {named(first)}{' at toy widths' if first['tiny'] else ''}"
+    if first["table"] == "mla":
+        yield _kept(f"One layer's attention {of}", rows)
+        yield _decoding("Decoding one token, in milliseconds", rows)
+        return
+    titles = {DECODE: f"Decoding one token: one layer's attention {of}", PREFILL: f"Prefill: the same {of}"}
+    for phase, title in titles.items():
+        if shown := [row for row in rows if row["phase"] == phase]:
+            yield _gain(title, shown)
 
 
 def _costs(title: str, rows: Rows) -> Table:
@@ -78,24 +183,119 @@ def _costs(title: str, rows: Rows) -> Table:
 
 
 def _times(title: str, rows: Rows) -> Table:
-    first, milliseconds = rows[0], three_in(1e-3)
+    first = rows[0]
     shown = [
         *columns(block="block"),
-        *columns(milliseconds, prefill_s="prefill"),
+        *columns(MILLISECONDS, prefill_s="prefill"),
         *columns(prefill_range="min-max"),
-        *columns(milliseconds, decode_s="decode"),
+        *columns(MILLISECONDS, decode_s="decode"),
         *columns(decode_range="min-max"),
     ]
-    rounds = sorted({len(row[f"{phase}_seconds"]) for row in rows for phase in PHASES})
     legend = [
         f"prefill: {format_tokens(first['tokens'])} tokens. decode: one token that sees "
         f"{format_tokens(first['context'])}.",
-        f"Medians of {'-'.join(map(str, rounds))} after warm-up; blocks take turns, so that each finds its weights in "
-        f"memory, as in a model, and not in the processor's caches. {measured_on(first)}",
-        f"{kernel_summary(used_kernels())}.",
+        *_method(
+            first,
+            "; blocks take turns, so that each finds its weights in memory, as in a model, and not in the processor's "
+            "caches.",
+            [row[f"{phase}_seconds"] for row in rows for phase in (PREFILL, DECODE)],
+        ),
     ]
 
     def ranges(row: Row) -> Row:
-        return {f"{phase}_range": min_max(row, f"{phase}_s", milliseconds) for phase in PHASES}
+        return {f"{phase}_range": min_max(row, f"{phase}_s", MILLISECONDS) for phase in (PREFILL, DECODE)}
 
     return Table(title, shown, legend, rows, ranges)
+
+
+def _method(first: Row, turns: str, samples: list[list[float]]) -> Iterator[str]:
+    """How the times were measured: the number of samples, who took turns, and on which machine."""
+    if rounds := sorted({len(seconds) for seconds in samples if seconds}):
+        yield f"Medians of {'-'.join(map(str, rounds))} after warm-up{turns} {measured_on(first)}"
+        yield f"{kernel_summary(used_kernels())}."
+
+
+def _kept(title: str, rows: Rows) -> Table:
+    shown = [
+        *columns(variant="variant", keeps="keeps of each token", expands="expands"),
+        *columns(unit(1, 0), elements_per_token="elements"),
+        *columns(three_in(2**10), kv_bytes_per_token="KiB/token"),
+    ]
+    heads = f"{rows[0]['heads']} keys and values"
+
+    def kept(row: Row) -> Row:
+        variant = row["variant"]
+        return {"keeps": heads if variant == EXPANDED else "1 latent and 1 key", "expands": EXPANDS[variant]}
+
+    legend = [f"{format_count(rows[0]['params'])} parameters at width {rows[0]['dim']:,}, the same for all variants."]
+    return Table(title, shown, legend, [row for row in rows if row["context"] == rows[0]["context"]], kept)
+
+
+def _decoding(title: str, rows: Rows) -> Table:
+    first = rows[0]
+    shown = [
+        *columns(format_tokens, context="context"),
+        *columns(variant="variant"),
+        *columns(three_in(2**20), kv_bytes="MiB"),
+        *columns(three_in(1e9), flops="GFLOPs"),
+        *columns(MILLISECONDS, decode_s="ms"),
+        *columns(range="min-max"),
+        *columns(three, against_absorbed="x absorbed"),
+    ]
+    skipped = [
+        f"{row['variant']} at {format_tokens(row['context'])} {row['too_large']}" for row in rows if row["too_large"]
+    ]
+    apart = [row["difference"] for row in rows if row["variant"] != ABSORBED and row["difference"] is not None]
+    legend = [
+        "context: tokens that the decoded one sees, itself included. MiB: the cache of them, allocated as the formula "
+        "says. GFLOPs: 2 per multiply-add of all matrix products.",
+        *([f"Too large for this machine: {'; '.join(skipped)}."] if skipped else []),
+        *(
+            [
+                f"Outputs {_equal(rows)}: at most {max(apart):.1e} from absorbed's, relative to its largest; the bound "
+                f"is {first['bound']:.0e}."
+            ]
+            if apart
+            else []
+        ),
+        *_method(first, ", variants taking turns;", [row["decode_seconds"] for row in rows]),
+    ]
+
+    def ranges(row: Row) -> Row:
+        return {"range": "too large" if row["too_large"] else min_max(row, "decode_s", MILLISECONDS)}
+
+    return Table(title, shown, legend, rows, ranges)
+
+
+def _gain(title: str, rows: Rows) -> Table:
+    shown = [
+        *columns(format_tokens, context="context"),
+        *columns(variant="variant"),
+        *columns(three_in(1e9), flops="GFLOPs"),
+        *columns(MILLISECONDS, attention_s="ms"),
+        *columns(range="min-max"),
+        *columns(three, gain="x full", predicted_gain="predicted"),
+        *columns("{:.0%}".format, reached="reached"),
+    ]
+    first = rows[0]
+    crossover = first["crossover_tokens"]
+    cheaper = f"from {crossover:,} stored tokens on" if crossover else "at no length"
+    apart = max(row["difference"] for row in rows if row["variant"] == SPARSE)
+    legend = [
+        "Without projections. full: attention over all latents. sparse: the indexer, gathering, and attention over "
+        "what it chose. predicted: FLOPs of full over those of sparse; reached: the share of it.",
+        f"{first['heads']} heads, {first['index_heads']} index heads, top {first['k']:,}: sparse decodes with fewer "
+        f"FLOPs {cheaper}.",
+        f"Outputs {_equal(rows)} to attention under the mask of the chosen tokens: at most {apart:.1e} apart, relative "
+        f"to the largest; the bound is {first['bound']:.0e}.",
+        *_method(first, ", taking turns, compiled;", [row["attention_seconds"] for row in rows]),
+    ]
+
+    def ranges(row: Row) -> Row:
+        return {"range": min_max(row, "attention_s", MILLISECONDS)}
+
+    return Table(title, shown, legend, rows, ranges)
+
+
+def _equal(rows: Rows) -> str:
+    return "NOT equal" if COMPARISONS[rows[0]["table"]].failures(rows) else "equal"

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import options
-from benchmarks.analytic.compare import KV_CONTEXTS, PAIRS, difference_rows, field_in_words, figure_rows, structure_rows
+from benchmarks.analytic.compare import KV_CONTEXTS, difference_rows, field_in_words, figure_rows, structure_rows
 from benchmarks.analytic.kv import InferenceConfig, crossing_row
 from benchmarks.analytic.models import NamedSpec, one, swapped
 from benchmarks.analytic.roofline import Device
@@ -15,15 +15,9 @@ from benchmarks.measure.runners import EAGER, workloads
 from benchmarks.measure.throughput import measure_throughput, throughput_config
 from benchmarks.output.report import Row, Table, columns
 from benchmarks.output.show import describe_crossing, format_sequences, format_tokens
-from zoo.cli.runner import emit
-from zoo.cli.tables import Column, Format
+from zoo.cli.tables import Column
 from zoo.errors import UsageError
 from zoo.units import dtype_name, format_bytes, format_count
-
-INTRODUCTION = """# How do two architectures differ?
-
-In a few fields of their specs: below are pairs, and only what differs between the two. Written by `make docs`; a
-test holds it to what `python -m benchmarks compare A B` prints."""
 
 
 def command(
@@ -39,7 +33,6 @@ def command(
     measure: Annotated[bool, options.flag("Measure both on this machine, too: pp512 and tg128.", "--measure")] = False,
     tiny: options.Tiny = False,
     layers: options.Layers = None,
-    docs: Annotated[bool, options.flag("Write docs/comparisons.md: pairs of models, as Markdown.", "--docs")] = False,
     to: options.ReportOptions,
 ) -> None:
     """Two architectures: blocks and costs that differ.
@@ -48,9 +41,6 @@ def command(
     turns; --tiny and --layers then say in which form.
     """
     device = peak.device()
-    if docs:
-        emit(comparison_page(context, inference, device), to.out)
-        return
     models = pair(names or [], changes.swap or [], changes.ignore_field or [])
     with to.report() as report:
         report.add(*tables(*models, context, inference, device))
@@ -70,18 +60,8 @@ def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str
     return first, swapped(first, swaps) if swaps else one(names[1], ignore_fields)
 
 
-def comparison_page(context: int, config: InferenceConfig, device: Device) -> str:
-    """docs/comparisons.md."""
-    parts = [INTRODUCTION]
-    for names in PAIRS:
-        first, second = map(one, names)
-        parts.append(f"## {first.label} and {second.label}")
-        parts += [table.text(Format.md) for table in tables(first, second, context, config, device)]
-    return "\n\n".join(parts)
-
-
 def tables(first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device) -> list[Table]:
-    """What differs in the specs, in costs, and whose cache is the smaller."""
+    """The differences in specs and costs, and the contexts at which each cache is smaller."""
     row = crossing_row(first, second, config)
     crossing = Table("Whose cache is smaller, by tokens of context", [], [describe_crossing(row)], [row])
     return [

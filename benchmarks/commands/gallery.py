@@ -13,18 +13,16 @@ from benchmarks.analytic.models import chosen
 from benchmarks.analytic.selection import matching, one_each
 from benchmarks.gallery.learning_tables import learning_tables, section
 from benchmarks.options import flag
-from benchmarks.performance import kept, read
+from benchmarks.output.documents import DOCS, kept, read
 from zoo.catalog import names as zoo_names
 from zoo.cli.runner import Debug, emit
 from zoo.cli.tables import Row
 from zoo.errors import MalformedError, UsageError, require_package
-from zoo.new_files import write_file
 from zoo.units import format_bytes
 
 FOLDER = Path("gallery")
 # What all figures of a comparison have in common.
 SHARED = ("data_hash", "code_hash", "tokens", "batch", "context", "seeds")
-LEARNED = Path(__file__).parents[2] / "docs" / "learning"  # the comparisons that come with the repository
 
 
 def command(
@@ -46,32 +44,27 @@ def command(
         typer.Option(metavar="FILE", help="What `python -m benchmarks learn --json` wrote: learning to show."),
     ] = None,
     all_sizes: Annotated[bool, flag("Every size of every family, not only the best-known.", "--all-sizes")] = False,
-    docs: Annotated[bool, flag("Write what docs/ holds of it: the text on blocks, and pictures.", "--docs")] = False,
     open: Annotated[bool, flag("Show it in a browser.", "--open")] = False,
     debug: Debug = False,
 ) -> None:
     """A web page of the architectures: diagrams, charts, what small forms learn, what fits, what a swap costs.
 
-    By default with the best-known size of each family, and those that docs/comparisons.md compares. One file,
+    By default with the best-known size of each family, and with the pairs that it suggests to compare. One file,
     index.html, which needs no network; beside it data/, the numbers of each chart as CSV, and with --png
     charts/, each chart for papers.
     """
     if names and all_sizes:
         raise UsageError("--all-sizes chooses among all models: leave it out, or name none")
     models = chosen(names or (zoo_names() if all_sizes else shown_by_default()))
-    samples = measured or next(iter(kept().values()), None)  # the default: the speeds of the first processor kept here
+    samples = measured or next(iter(kept(DOCS / "performance").values()), None)  # by default of the first processor
     speeds = read_measured(samples) if samples else None
-    comparisons = kept(LEARNED)
+    comparisons = kept(DOCS / "learning")
     comparison = learned or comparisons.get("default") or next(iter(comparisons.values()), None)
     rows = read_learned(comparison) if comparison else None
     for package in ("altair", "vl_convert", "jinja2", "mistune"):
         require_package(package, "gallery")
     from benchmarks.gallery import files  # imports the packages above
 
-    if docs:
-        for name, content in files.docs_files().items():
-            write_file(out / name, content)
-        return
     note = partial(print, file=sys.stderr)
     index, *others = files.write_gallery(out, models, speeds, images=png, progress=note, learned=rows)
     emit(f"{index}  {format_bytes(index.stat().st_size)}, {len(others)} files beside it")

@@ -1,7 +1,7 @@
 """The tutorial on blocks: docs/blocks.md for readers of the repository, and a section of the page.
 
-static/blocks.md is its Jinja template. It names drawings, in the shapes and colours of the model diagrams; who uses a
-block and what attention costs follow from specs.
+The text names drawings, in the shapes and colours of the model diagrams. Two kinds of comments in it mark what follows
+from specs and is written anew: the sentence on who uses a block, and the table of what attention costs.
 """
 
 import re
@@ -10,12 +10,12 @@ from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 
-import jinja2
 import mistune
 import torch
 
 from benchmarks.analytic.models import one
 from benchmarks.analytic.selection import matching, one_each
+from benchmarks.output.documents import DOCS
 from benchmarks.output.report import columns
 from zoo.architectures import families
 from zoo.blocks import GLU, GQA, MLA, GatedDeltaNet, GroupedSigmoidTopK, MoE, RMSNorm, RoPE, SoftmaxTopK
@@ -32,7 +32,11 @@ from zoo.diagram.region import Region
 from zoo.registry import Block
 from zoo.units import format_bytes, format_count
 
-SOURCE = Path(__file__).parent / "static" / "blocks.md"
+PACKAGED = Path(__file__).parent / "static" / "blocks.md"  # its place in an installed package (pyproject.toml)
+SOURCE = PACKAGED if PACKAGED.is_file() else DOCS / "blocks.md"
+USED = re.compile(r"(<!-- used: (.+) -->\n\*Who uses .+?:\*) .*")
+COSTS = re.compile(r"(?<=<!-- costs -->\n)(\|.*\n)+")
+COMMENT = re.compile(r"<!--.*?-->\n")
 SCROLL_BOX = '<div class="{}" tabindex="0" role="group" aria-label="{}">{}</div>'  # scrollable by keyboard too
 HEADING = re.compile(r"<h(\d)>(.*?)</h\1>")
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
@@ -45,9 +49,8 @@ STYLE_SHEET = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL)
 @cache
 def markdown() -> str:
     """docs/blocks.md."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    template = environment.from_string(SOURCE.read_text(encoding="utf-8"))
-    return template.render(drawing=_image, used=used, costs=costs).strip()
+    text = USED.sub(lambda found: f"{found[1]} {users(found[2])}.", SOURCE.read_text(encoding="utf-8").strip())
+    return COSTS.sub(lambda _: f"{costs()}\n", text)
 
 
 def pictures() -> dict[str, str]:
@@ -59,7 +62,7 @@ def pictures() -> dict[str, str]:
 def html(shown: Collection[str] = ()) -> str:
     """The section of the page: headings one level lower, drawings inline, wide content in boxes that scroll, and links
     to the architectures that are `shown` on it."""
-    text: str = mistune.create_markdown(escape=False, plugins=["table"])(markdown())
+    text: str = mistune.create_markdown(escape=False, plugins=["table"])(COMMENT.sub("", markdown()))
     text = HEADING.sub(_lower_heading, text)
     text = IMAGES.sub(lambda images: SCROLL_BOX.format("drawings", "Drawing", IMAGE.sub(_inline, images[1])), text)
     text = USERS.sub(lambda users: f'<p class="used">{_linked(users[1], shown)}</p>', text)
@@ -89,23 +92,18 @@ def _lower_heading(match: re.Match[str]) -> str:
     return f'<h{level + 1} id="{name}">{text}</h{level + 1}>'
 
 
-def _image(name: str, description: str) -> str:
-    assert name in DRAWINGS, name
-    return f"![{description}](blocks/{name}.svg)"
-
-
 def _inline(match: re.Match[str]) -> str:
     return without_style(draw(match[1], match[2], f"block-{match[1]}-"))
 
 
-def used(word: str, label: str | None = None) -> str:
-    """The sentence that says which architectures (or which of their sizes) use a block, alias, option or placement."""
-    users = []
+def users(word: str) -> str:
+    """The architectures, or those of their sizes, that use a block, alias, option or placement."""
+    found = []
     for family, module in families().items():
         names = [name for name in module.SIZES if word in words(name)]
         if names:
-            users.append(family if len(names) == len(module.SIZES) else f"{family} ({', '.join(names)})")
-    return f"*Who uses {label or word}:* {', '.join(users) or 'none of these'}."
+            found.append(family if len(names) == len(module.SIZES) else f"{family} ({', '.join(names)})")
+    return ", ".join(found) or "none of these"
 
 
 @cache
@@ -239,7 +237,7 @@ MASK_SIDE = MASK_TOKENS * MASK_CELL
 
 
 def _masks(canvas: Canvas) -> None:
-    """Which keys each query sees: all earlier ones, and a window."""
+    """The keys that each query sees, in full and in windowed attention."""
     positions = torch.arange(MASK_TOKENS)
     for i, reach in enumerate((Full(), Window(MASK_WINDOW))):
         left = PAD + i * (MASK_SIDE + 3 * PAD)

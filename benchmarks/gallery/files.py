@@ -1,4 +1,4 @@
-"""The files of a gallery: the page, the data of its charts, the charts as pictures, and what docs/ holds of it.
+"""The files of a gallery: the page, the data of its charts, and the charts as pictures.
 
 The page is one HTML file. Beside the list of architectures and the text on blocks it holds, packed, its data, a
 diagram of every model, and the scripts that show them.
@@ -21,7 +21,6 @@ from benchmarks.analytic import compare, weight_forms
 from benchmarks.analytic.kv import InferenceConfig, crossing_row
 from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.analytic.roofline import device, devices
-from benchmarks.analytic.selection import matching, one_each
 from benchmarks.analytic.weight_forms import FOUR_BIT
 from benchmarks.gallery import blocks_page, chart_style, charts, cost_terms, learning_curves, swap_grid, timeline
 from benchmarks.gallery.blocks_page import STYLE_SHEET, without_style
@@ -35,7 +34,6 @@ from benchmarks.gallery.swap_grid import Grid
 from benchmarks.output.report import columns
 from benchmarks.output.show import describe_crossing
 from zoo.catalog import ancestor, title
-from zoo.cli.figure import figure
 from zoo.cli.tables import Format, Row, render
 from zoo.diagram import callouts, marked_elements, svg
 from zoo.model.decoder import Decoder
@@ -48,7 +46,6 @@ SCRIPTS = (
     *("pointing", "charts", "saving", "playgrounds", "start"),
 )
 CARDS = (1, 2, 4, 8, 16)  # that hold a model together
-FIGURE = "deepseek-v3-671b"  # in docs/models.md
 CONTEXT, DEVICE = 4096, "h100"  # of the costs that two models are compared in
 DTYPES = {"float32": 4, "bfloat16": 2, "float8": 1}
 DTYPE_NAMES = {"float8_e4m3fn": "float8"}
@@ -300,14 +297,3 @@ def chart_images(models: Sequence[NamedSpec], speeds: Sequence[Mapping[str, Any]
     params = {"rate": card.flops, "bandwidth": card.bandwidth}
     names = [name for name, chart in charts.CHARTS.items() if data[chart.tables[0]]]
     return {f"{name}.{kind}": charts.image(name, data, params, kind) for name in names for kind in FORMATS}
-
-
-def docs_files() -> dict[str, bytes]:
-    """Path in docs/ -> content of every file there that the gallery generates; the same on every machine."""
-    texts = {
-        "overview.svg": overview([one(name) for name in one_each(matching())], theme="light"),
-        "figure.svg": figure(FIGURE)[0],
-        "blocks.md": blocks_page.markdown(),
-    }
-    texts |= {f"blocks/{name}": drawing for name, drawing in blocks_page.pictures().items()}
-    return {name: f"{text}\n".encode() for name, text in texts.items()}

@@ -25,11 +25,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    @property
-    def half_width(self) -> float:
-        """The distance from the mean to each bound."""
-        return (self.high - self.low) / 2
-
 
 @dataclass(frozen=True)
 class Difference:

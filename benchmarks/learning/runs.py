@@ -105,11 +105,6 @@ class Outcome:
     seconds: float = 0.0
     diverged: str | None = None
 
-    @property
-    def tokens_per_s(self) -> float:
-        """Training tokens per second, without evaluations."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
 
 class RunStore:
     """The runs kept in a folder, one JSON file each."""

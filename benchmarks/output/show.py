@@ -54,7 +54,7 @@ def format_sequences(batch: int) -> str:
 
 
 def measured_on(row: Mapping[str, Any]) -> str:
-    """What a legend says of the measurement: dtype, batch, threads, processor and torch."""
+    """The conditions of a measurement, for a legend: dtype, batch, threads, processor and torch."""
     here = machine()
     return (
         f"{row['dtype']}, batch {row.get('batch', 1)}, threads: {row['threads']}, {here['cpu']}, torch {here['torch']}."
@@ -69,7 +69,7 @@ def smaller_at(crossing: Mapping[str, Any], label: str) -> str:
 
 
 def describe_crossing(crossing: Mapping[str, Any]) -> str:
-    """Which model of a "crossing" row has the smaller cache, for all contexts."""
+    """The model with the smaller cache at each context, from a "crossing" row."""
     return "; ".join(f"{smaller or 'both alike'} {at}" for smaller, at in _spans(crossing)) + "."
 
 

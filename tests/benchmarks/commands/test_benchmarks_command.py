@@ -113,24 +113,6 @@ def test_a_whole_run_says_that_it_is(measured, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["complete"] is True
 
 
-@pytest.mark.parametrize(
-    ("args", "code", "message"),
-    [
-        (["qwen4"], 2, "did you mean qwen3"),
-        (["--format", "xml"], 2, "xml"),
-        (["--sizes"], 2, "--sizes"),
-        (["--static", "--seed", "-5"], 2, "--seed"),
-        (["--static", "--out", "no/such/folder/file"], 3, "no folder"),
-    ],
-)
-def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, message: str, capsys) -> None:
-    assert call(*args) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert message in err
-    assert len(err.splitlines()) == 1
-
-
 def test_in_a_pipe_there_is_data_and_nothing_else() -> None:
     """The real thing, measuring included: no bar on a stderr that is no terminal."""
     command = [sys.executable, "-m", "benchmarks", "mistral3", "--json"]

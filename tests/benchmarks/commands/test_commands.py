@@ -7,15 +7,14 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
 
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.commands import verbs
 from benchmarks.commands.gallery import read_measured
+from tests.benchmarks.schema import validate
 from tests.presets import representatives
 from zoo.architectures import families
 from zoo.catalog import best_known, sizes
@@ -23,9 +22,6 @@ from zoo.cli.runner import exit_code
 from zoo.cli.tables import SCHEMA_VERSION
 from zoo.errors import MalformedError
 
-ROOT = Path(__file__).resolve().parents[3]
-SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
-Draft202012Validator.check_schema(SCHEMA)
 SOME = representatives()  # for what depends on the kinds of rows, not on how many there are
 CALLS = {
     "all": ["all"],
@@ -68,17 +64,8 @@ def test_a_swapped_model_is_a_row_like_any_other(call: Callable[..., str]) -> No
 def test_every_verb_is_tested_here() -> None:
     """compare needs two models, so that what follows is called for it below; load needs files: test_load.py; gallery
     writes them; learn trains: test_learn.py. What is measured needs a fake clock: test_throughput_command.py, of blocks
-    test_measured_verbs.py."""
-    assert verbs().keys() - CALLS.keys() == {
-        "compare",
-        "load",
-        "throughput",
-        "mla",
-        "sparse",
-        "blocks",
-        "gallery",
-        "learn",
-    }
+    test_measured_commands.py."""
+    assert verbs().keys() - CALLS.keys() == {"compare", "load", "throughput", "blocks", "gallery", "learn"}
 
 
 @pytest.mark.parametrize(
@@ -105,13 +92,6 @@ def test_markdown_tables_have_equal_rows(call: Callable[..., str]) -> None:
     for block in call("--format", "md", *SOME).split("\n\n"):
         if block.startswith("|"):
             assert len({line.count("|") for line in block.splitlines()}) == 1
-
-
-def validate(document: Any) -> None:
-    errors = [
-        f"{list(error.path)}: {error.message[:200]}" for error in Draft202012Validator(SCHEMA).iter_errors(document)
-    ]
-    assert errors == []
 
 
 def test_json_follows_the_schema(call: Callable[..., str]) -> None:
@@ -172,16 +152,6 @@ def test_out_writes_what_the_terminal_would_show(call: Callable[..., str], tmp_p
     assert (tmp_path / "out.json").read_text(encoding="utf-8") == shown
 
 
-def test_the_schema_refuses_rows_with_missing_or_extra_keys() -> None:
-    """A row that misses a key, has one too many or says a negative number is refused."""
-    validator = Draft202012Validator({**SCHEMA["$defs"]["row"], "$defs": SCHEMA["$defs"]})
-    for name, definition in SCHEMA["$defs"].items():
-        if "table" in definition.get("properties", {}):
-            assert set(definition["required"]) == set(definition["properties"]), name
-            assert definition["additionalProperties"] is False
-            assert not validator.is_valid({"table": name})
-
-
 @pytest.mark.parametrize(("version", "age"), [(SCHEMA_VERSION - 1, "an older"), (SCHEMA_VERSION + 1, "another")])
 def test_a_measured_file_of_another_schema_version_is_refused_by_name(version: int, age: str, tmp_path: Path) -> None:
     path = tmp_path / "speeds.json"
@@ -189,42 +159,3 @@ def test_a_measured_file_of_another_schema_version_is_refused_by_name(version: i
     message = rf"written by {age} version \(schema_version {version}\); this version reads {SCHEMA_VERSION}"
     with pytest.raises(MalformedError, match=message):
         read_measured(path)
-
-
-@pytest.mark.usefixtures("_eight_families")
-@pytest.mark.parametrize(
-    ("args", "code", "message"),
-    [
-        (["parms"], 2, "did you mean params"),
-        (["--json", "params"], 2, "the verb comes first"),
-        (["params", "qwen4"], 2, "did you mean qwen3"),
-        (["params", "./nowhere"], 3, "neither a folder here"),
-        (["flops", "--device-spec", "h10"], 2, "did you mean h100"),
-        (["flops", "--bandwidth", "900"], 2, "go together"),
-        (["flops", "--bandwidth", "900", "--flops", "-1"], 2, "above 0"),
-        (["kv", "--memory", "3 apples"], 2, "write 24GB or 80GiB"),
-        (["kv", "--context", "long"], 2, "write 4096 or 4k"),
-        (["kv", "--cache-dtype", "int3"], 2, "none of float32"),
-        (["kv", "--against", "gemma"], 2, "unknown model 'gemma'"),
-        (["params", "--since", "2025-13"], 2, "'2025-13' is not a month; write 2025-06"),
-        (["params", "--since", "2025-09"], 2, "no published size is of 2025-09 or later; the latest are of 2025-08: "),
-        (
-            ["params", "--with", "shared-expert"],
-            2,
-            "has 'shared-expert'; did you mean shared expert?",
-        ),
-        (["params", "--with", "post"], 2, "no published size has 'post'; "),
-        (["params", "--with", "MLA", "--with", "sinks"], 2, "at once: MLA: deepseek-v3-671b; sinks: gpt-oss-20b, "),
-        (["--with", "blocks"], 2, "no published size has 'blocks'"),  # a verb elsewhere
-        (["params", "qwen3", "--with", "MoE"], 2, "--with chooses among all models: leave it out, or name none"),
-        (["params", "qwen3", "--since", "2025-01"], 2, "--since chooses among all models"),
-        (["params", "qwen3-8b", "--all-sizes"], 2, "--all-sizes chooses among all models"),
-        (["params", "--with", "MoE", "--swap", "norm=olmo"], 2, "--swap changes the models that are named"),
-    ],
-)
-def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, message: str, capsys: Any) -> None:
-    assert exit_code(app, "python -m benchmarks", args) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert message in err
-    assert len(err.splitlines()) == 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import signal
@@ -16,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
 
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.commands import learn
 from benchmarks.learning import comparison
 from benchmarks.learning.intervals import NO_DIFFERENCE
+from tests.benchmarks.schema import validate
 from zoo.cli.runner import exit_code
 
 pytestmark = pytest.mark.xdist_group("learn")  # the runs are made once
 ROOT = Path(__file__).resolve().parents[3]
-SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
 SWAPS = ["GQA(window=4)", "rope=NoPE; norm=olmo"]
 SIZES = ["--params", "40k", "--context", "16", "--batch", "2", "--seeds", "2", "-j", "1"]
 MODELS = ["llama3", "--swap", SWAPS[0], "--swap", SWAPS[1]]
@@ -56,11 +53,6 @@ def call(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
         return capsys.readouterr().out
 
     return run
-
-
-def validate(document: Any) -> None:
-    errors = [f"{list(each.path)}: {each.message[:200]}" for each in Draft202012Validator(SCHEMA).iter_errors(document)]
-    assert errors == []
 
 
 def test_json_follows_the_schema_and_holds_every_sample(call: Callable[..., str], folder: Path) -> None:
@@ -101,23 +93,6 @@ def test_tables_fit_80_columns_and_say_what_they_are_of(call: Callable[..., str]
     assert flat.count("Text: text, ") >= 3  # name and hash stand under every table of text
     assert "Dropped: llama3 rope=NoPE; norm=olmo has no" in flat or "Dropped" not in flat
     assert "*: after" not in flat
-
-
-def test_markdown_tables_have_equal_rows(call: Callable[..., str]) -> None:
-    blocks = [block for block in call("--format", "md").split("\n\n") if block.startswith("|")]
-    assert len(blocks) == 5
-    for block in blocks:
-        assert len({line.count("|") for line in block.splitlines()}) == 1
-
-
-def test_jsonl_and_csv_hold_the_same_rows(call: Callable[..., str]) -> None:
-    document = json.loads(call("--json"))
-    head, *rows = map(json.loads, call("--format", "jsonl").splitlines())
-    assert head["complete"] is True
-    assert rows == document["rows"]
-    assert [row["table"] for row in csv.DictReader(io.StringIO(call("--format", "csv")))] == [
-        row["table"] for row in document["rows"]
-    ]
 
 
 def test_kept_runs_are_not_made_again(call: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,39 +174,6 @@ def test_committed_rates_are_of_families() -> None:
     document = json.loads(learn.COMMITTED_RATES.read_text(encoding="utf-8"))
     assert document["rates"].keys() <= set(zoo.architectures.families())
     assert all(0 < rate < 1 for rate in [document["default"], *document["rates"].values()])
-
-
-@pytest.mark.parametrize(
-    ("args", "code", "message"),
-    [
-        (["--swap", "GQA(window=4)"], 2, "--swap changes the models that are named"),
-        (["lama3"], 2, "did you mean llama3"),
-        (["llama3", "--swap", "GQA(windw=4)"], 2, "windw"),
-        (["llama3", "--tasks", "recal"], 2, "did you mean recall"),
-        (["llama3", "--tasks", ","], 2, "names no task"),
-        (["llama3", "--seeds", "1"], 2, "2"),
-        (["llama3", "--tokens", "0"], 2, "not a count above 0"),
-        (["llama3", "--tokens", "3k"], 2, "less than two steps"),
-        (["llama3", "--params", "many"], 2, "write 200k"),
-        (["llama3", "--params", "2k"], 2, "too few"),
-        (["llama3", "--rates", "fast"], 2, "write learning rates above 0"),
-        (["llama3", "--learning-rate", "-1"], 2, "above 0"),
-        (["llama3", "--learning-rate", "1e-3", "--rates", "1e-3"], 2, "give --rates for a sweep"),
-        (["llama3", "--match", "size"], 2, "params"),
-        (["llama3", "--text", "nowhere"], 3, "nowhere"),
-        (["llama3", "--text", "short.txt", "--context", "64"], 2, "too few"),
-    ],
-)
-def test_a_bad_call_is_one_line_and_its_code(
-    args: list[str], code: int, message: str, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("short.txt").write_text("a line\n" * 100, encoding="utf-8")
-    assert exit_code(app, "python -m benchmarks", ["learn", *args]) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert message in err
-    assert len(err.splitlines()) == 1
 
 
 def is_left(group: int) -> bool:

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
 
 from benchmarks.__main__ import app
 from benchmarks.measure import loading
+from tests.benchmarks.schema import validate
 from tests.reference import toy_config, toy_reference
 from zoo.cli.runner import exit_code
 from zoo.core import kernels
 from zoo.errors import MalformedError
-
-SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +34,7 @@ def call(*args: str) -> int:
 def test_both_loaders_in_turns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(str(folder), "--repeat", "1", "--json") == 0
     document = json.loads(capsys.readouterr().out)
-    assert list(Draft202012Validator(SCHEMA).iter_errors(document)) == []
+    validate(document)
     zoo, peer = document["rows"]
     assert (zoo["loader"], peer["loader"]) == ("zoo", "transformers")
     assert zoo["model_bytes"] == peer["model_bytes"]
@@ -111,23 +109,3 @@ def test_a_broken_tensor_ends_the_process_of_its_load_only(folder: Path, tmp_pat
     sample = loading.load_once("zoo", tmp_path, "auto")
     assert sample["exit_code"] == 4
     assert "model.safetensors" in sample["error"]
-
-
-@pytest.mark.parametrize(
-    ("args", "code", "message"),
-    [
-        (["nowhere"], 3, "nowhere"),
-        ([], 2, "SOURCE"),
-        (["FOLDER", "--dtype", "int8"], 2, "unknown dtype 'int8'"),
-        (["FOLDER", "--repeat", "0"], 2, "--repeat"),
-        (["FOLDER", "--out", "/nowhere/x.json"], 3, "there is no folder"),
-    ],
-)
-def test_misuse_is_one_line(
-    args: list[str], code: int, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(*[str(folder) if word == "FOLDER" else word for word in args]) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert message in err
-    assert err.count("\n") == 1

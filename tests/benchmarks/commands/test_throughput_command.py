@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from jsonschema import Draft202012Validator
 
 import weights
 import zoo
@@ -18,11 +17,11 @@ from benchmarks.__main__ import app
 from benchmarks.measure import ceilings, devices, runners, throughput
 from benchmarks.measure.timing import measure
 from tests.benchmarks.fakes import Ticking
+from tests.benchmarks.schema import validate
 from zoo.cli.runner import exit_code
 from zoo.core import kernels
 
 ROOT = Path(__file__).resolve().parents[3]
-SCHEMA = json.loads((ROOT / "docs" / "benchmarks.schema.json").read_text(encoding="utf-8"))
 SHORT = ("--tiny", "-p", "20", "-n", "2")
 TRAIN = ("--tiny", "--train", "--context", "16", "--batch", "2")
 
@@ -39,7 +38,7 @@ def call(*args: str, verb: str = "throughput") -> int:
 
 def written(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert list(Draft202012Validator(SCHEMA).iter_errors(document)) == []
+    validate(document)
     return document
 
 
@@ -317,31 +316,3 @@ def test_where_it_does_not_fit_nothing_is_built(
     out, err = capsys.readouterr()
     assert out == ""
     assert "what would fit: --tiny" in err
-
-
-@pytest.mark.parametrize(
-    ("args", "code", "message"),
-    [
-        (["nope"], 2, "unknown model 'nope'"),
-        (["qwen3", "-p", "0", "-n", "0"], 2, "nothing to measure"),
-        (["qwen3", "-d", "deep"], 2, "write 4096 or 4k"),
-        (["qwen3", "--train", "-p", "64"], 2, "--prompt is for prefill and decode"),
-        (["qwen3", "--train", "-d", "0"], 2, "--depth is for prefill and decode"),
-        (["qwen3", "--train", "--context", "0"], 2, "write 4096 or 4k"),
-        (["qwen3", "--context", "64"], 2, "--context is for --train"),
-        (["qwen3", "--dtype", "fp8"], 2, "for storing only"),
-        (["qwen3", "--mode", "fast"], 2, "fast"),
-        (["qwen3", "--peer", "vllm"], 2, "vllm"),
-        (["qwen3", "--layers", "0"], 2, "--layers"),
-        (["qwen3", "--seed", "-1"], 2, "--seed"),
-        (["qwen3", "--device", "cdua"], 2, "did you mean cuda"),
-        (["qwen3", "--out", "no/such/folder/file"], 3, "no folder"),
-        (["no.gguf"], 3, "no.gguf"),
-    ],
-)
-def test_misuse_is_one_line(args: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(*args) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert message in err
-    assert err.count("\n") == 1

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 import zoo
-from benchmarks.commands import make_app
 from tests.torchrun import errors, start
-from zoo.cli.runner import exit_code
 from zoo.sharding import Rank
 
 SECONDS = 240
@@ -64,20 +62,3 @@ def test_modes_and_whole_experts(args: list[object], says: str | None) -> None:
         assert process.returncode != 0
         (line,) = errors(err)
         assert line.startswith(says)
-
-
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        (["--tp", "2"], "torchrun --nproc-per-node 2 -m benchmarks throughput ... --tp 2 starts 2"),
-        (["--tp", "2", "--train"], "--train with --tp: training divides the data, torchrun -m zoo.train"),
-        (["--tp", "2", "--peer", "transformers"], "transformers runs in one process; with --tp, --peer is one-process"),
-        (["--peer", "one-process"], "--peer one-process is for several"),
-        (["--tp", "2", "--ep", "3"], "--ep 3 with --tp 2"),
-    ],
-)
-def test_what_cannot_be_measured(args: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(make_app(), "python -m benchmarks", ["throughput", "qwen3-0.6b", "--tiny", *args]) == 2
-    err = capsys.readouterr().err
-    assert says in err
-    assert len(err.splitlines()) == 1

@@ -154,25 +154,8 @@ def test_crossings_are_where_another_cache_becomes_smaller() -> None:
         assert smaller.kv_bytes(row["context"] - 1) >= larger.kv_bytes(row["context"] - 1)
 
 
-def test_docs_are_current() -> None:
-    docs = Path(__file__).resolve().parents[3] / "docs"
-    found = files.docs_files()
-    assert {f"blocks/{path.name}" for path in (docs / "blocks").iterdir()} == {
-        name for name in found if name.startswith("blocks/")
-    }
-    for name, content in found.items():
-        assert (docs / name).read_text(encoding="utf-8") == content.decode(), f"docs/{name} is out of date: make docs"
-
-
 def call(*args: object) -> int:
     return exit_code(app, "python -m benchmarks", ["gallery", *map(str, args)])
-
-
-def test_docs_are_written_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("--docs", "--out", tmp_path) == 0
-    assert capsys.readouterr().out == ""
-    assert (tmp_path / "overview.svg").read_bytes() == files.docs_files()["overview.svg"]
-    assert not (tmp_path / "index.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -194,14 +177,9 @@ def test_file_without_speeds_is_refused(tmp_path: Path, text: str | None, error:
 
 
 def test_errors_are_reported_before_anything_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    assert call("--measured", tmp_path / "nowhere.json", "--out", tmp_path) == 3
-    assert call("--learned", tmp_path / "nowhere.json", "--out", tmp_path) == 3
-    assert call("--docs", "--out", tmp_path / "file") == 3
-    err = capsys.readouterr().err.splitlines()
-    told = [f"error: cannot read {tmp_path}/nowhere.json"] * 2
-    for line, start in zip(err, [*told, f"error: {tmp_path}/file/"], strict=True):
-        assert line.startswith(start)
+    for option in ("--measured", "--learned"):
+        assert call(option, tmp_path / "nowhere.json", "--out", tmp_path) == 3
+        assert capsys.readouterr().err.startswith(f"error: cannot read {tmp_path}/nowhere.json")
 
 
 def test_missing_extra_is_named(monkeypatch: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,8 +125,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_the_kept_comparison_is_shown_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gallery, "LEARNED", tmp_path)
-    write(tmp_path / "attention.json", sample())
-    write(tmp_path / "default.json", [])
+    monkeypatch.setattr(gallery, "DOCS", tmp_path)
+    folder = tmp_path / "learning"
+    folder.mkdir()
+    write(folder / "attention.json", sample())
+    write(folder / "default.json", [])
     assert exit_code(app, "python -m benchmarks", ["gallery", "--out", str(tmp_path / "out")]) == 4
-    assert f"{tmp_path / 'default.json'}: holds no comparison" in capsys.readouterr().err
+    assert f"{folder / 'default.json'}: holds no comparison" in capsys.readouterr().err

@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.__main__ import app
 from benchmarks.measure import blocks, timing
 from benchmarks.measure.blocks import BlockConfig, BlockEntry, block_list, block_tasks, build_block, rows, run
 from benchmarks.measure.devices import CPU
 from benchmarks.measure.timing import Samples
 from zoo.blocks import HyperBranch
-from zoo.cli.runner import exit_code
 from zoo.core.cache import Cache
 from zoo.errors import UsageError
 from zoo.registry import Mixer, Spec
@@ -110,22 +108,3 @@ def test_what_is_timed_is_a_prefill_and_one_token(entry: BlockEntry) -> None:
 def test_a_block_measured_in_one_phase_only_has_no_row() -> None:
     samples = {("MHA", "prefill"): [1.0], ("MHA", "decode"): [1.0], ("GQA", "prefill"): [1.0]}
     assert [row["block"] for row in rows(LISTED, CONFIG, samples)] == ["MHA"]
-
-
-@pytest.mark.parametrize(
-    ("args", "code", "told"),
-    [
-        (["--dim", "100"], 2, "--dim 100 must be a multiple of 256"),
-        (["--dim", "0"], 2, "dim"),
-        (["--dtype", "int8"], 2, "none of float32"),
-        (["--tokens", "few"], 2, "write 4096 or 4k"),
-        (["--repeat", "0"], 2, "repeat"),
-        (["--dim", "1048576"], 3, "a smaller --dim, --tokens or --context needs less"),
-    ],
-)
-def test_a_bad_call_is_one_line_and_its_code(args: list[str], code: int, told: str, capsys: Any) -> None:
-    assert exit_code(app, "benchmarks", ["blocks", *args]) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert told in err
-    assert len(err.splitlines()) == 1

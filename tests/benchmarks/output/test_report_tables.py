@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -63,40 +61,11 @@ def test_a_table_that_is_too_wide_wraps_its_longest_names() -> None:
     assert first.split()[0] + second == name
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.title)
-def test_markdown_has_one_line_per_row_of_equal_cells(table: Table) -> None:
-    lines = [line for line in table.text(Format.md).splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + sum(table.derive(row) is not None for row in table.rows)
-    assert len({line.count("|") for line in lines}) == 1
-
-
 def test_tables_in_a_file_are_the_tables_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = Report(Format.table, None)
     report.add(*TABLES)
     report.finish()
     assert capsys.readouterr().out == written(Format.table, tmp_path)
-
-
-def test_json_holds_every_row_once_and_names_its_machine(tmp_path: Path) -> None:
-    document = json.loads(written(Format.json, tmp_path))
-    assert document["rows"] == [*COSTS, *SPEEDS]
-    assert document["complete"] is True
-    assert document["schema_version"] == 2
-    assert {"cpu", "threads", "torch"} <= document["machine"].keys()
-
-
-def test_jsonl_is_a_head_and_the_same_rows(tmp_path: Path) -> None:
-    head, *rows = map(json.loads, written(Format.jsonl, tmp_path).splitlines())
-    assert {"schema_version", "machine", "complete"} <= head.keys()
-    assert rows == [*COSTS, *SPEEDS]
-
-
-def test_csv_holds_both_tables_under_one_header(tmp_path: Path) -> None:
-    rows = list(csv.DictReader(io.StringIO(written(Format.csv, tmp_path))))
-    assert [row["table"] for row in rows] == ["costs"] * len(COSTS) + ["throughput"] * len(SPEEDS)
-    assert [int(row["params"]) for row in rows] == [row["params"] for row in [*COSTS, *SPEEDS]]
-    assert float(rows[-1]["tokens_per_s_max"]) == SPEEDS[-1]["tokens_per_s_max"]
-    assert all(None not in row and None not in row.values() for row in rows)
 
 
 def test_an_empty_column_is_left_out() -> None:

@@ -1,36 +1,34 @@
-"""docs/performance.md: a section for each processor, from the samples in docs/performance/<slug>.json.
+"""The sections of docs/performance.md: one for each processor, from the samples in docs/performance/SLUG.json.
 
-python -m benchmarks.performance                            write the page again
-python -m benchmarks.performance --processor SLUG FILE ...  first gather files of `throughput --json --out FILE` there
-
-The text between a section's markers is generated: facts of the processor, a table of speeds, missed targets. All other
-text on the page is written by hand and stays.
+A section holds facts of the processor, a table of speeds, and missed targets.
 """
 
-import argparse
 import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.measure.environment import kernel_summary, merged
 from benchmarks.measure.runners import COMPILED, EAGER, ZOO
 from benchmarks.measure.timing import PairedRatio, paired_ratio
+from benchmarks.output.documents import DOCS, kept, read
 from benchmarks.output.report import Row, columns
 from benchmarks.output.show import three
-from zoo.cli.tables import SCHEMA_VERSION, Format, render
-from zoo.errors import MalformedError, NotAvailable, ZooError
+from zoo.cli.tables import Format, render
+from zoo.errors import MalformedError, UsageError
 from zoo.units import format_bytes, format_count
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
-FOLDER = PAGE.with_suffix("")
+FOLDER = DOCS / "performance"
 SPEEDS = "throughput"  # the table of the rows that are compared
-EARLIER = "before"  # samples of the zoo before it was made fast: kept, without a section
 SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-BEGIN, END = "<!-- measured: {} -->\n", "<!-- end -->\n"
-SECTION = re.compile(r"<!-- measured: (\S+) -->\n.*?<!-- end -->\n", re.DOTALL)
-SHARED = ("cpu", "isa", "cores", "torch", "device")  # facts that all documents of a processor have in common
+SHARED = (
+    "cpu",
+    "isa",
+    "cores",
+    "torch",
+    "device",
+    "kernels_set",
+)  # facts that all documents of a processor have in common
 
 # Targets. Ratios are speeds over transformers' in the same rounds.
 DECODE_DEPTH = 512  # tokens in the cache where compiled decode is judged
@@ -41,28 +39,18 @@ PREFILL_RATIO, PREFILL_GEMMS = 1.05, 0.95  # compiled prefill: either of the two
 VECTORS = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "sve2": "SVE2", "sve": "SVE", "asimd": "NEON"}
 
 
-def kept(folder: Path = FOLDER) -> dict[str, Path]:
-    """The samples that come with the repository: slug of the processor -> file."""
-    return {file.stem: file for file in sorted(folder.glob("*.json")) if file.stem != EARLIER}
+def sections() -> dict[str, str]:
+    """Slug of a processor -> its section."""
+    return {slug: section(slug, read(file)) for slug, file in kept(FOLDER).items()}
 
 
-def read(file: Path, verb: str = SPEEDS) -> Row:
-    """A document of `python -m benchmarks throughput --json`, or of another verb. Raises NotAvailable for a file that
-    cannot be read, MalformedError for another document and for one of another schema version."""
-    wrong = f"{file}: not a document of python -m benchmarks {verb} --json"
-    try:
-        document: Row = json.loads(file.read_text(encoding="utf-8"))
-        version = document["schema_version"]
-        if not isinstance(document["machine"], dict) or not all("table" in row for row in document["rows"]):
-            raise MalformedError(wrong)
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotAvailable(f"cannot read {file}: {getattr(error, 'strerror', None) or 'it is not text'}") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise MalformedError(wrong) from error
-    if version != SCHEMA_VERSION:
-        author = f"{'an older' if version == 1 else 'another'} version (schema_version {version})"
-        raise MalformedError(f"{file}: written by {author}; this version reads {SCHEMA_VERSION}")
-    return document
+def keep(slug: str, files: Sequence[Path]) -> None:
+    """Writes the rows of the files as the samples of a processor. Raises what `gather` does, and UsageError for a slug
+    that is no file name."""
+    if not SLUG.fullmatch(slug):
+        raise UsageError(f"--processor {slug}: must be lower-case words joined by -, such as amd-epyc-avx512")
+    text = json.dumps(gather(files), indent=1)
+    (FOLDER / f"{slug}.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 def gather(files: Sequence[Path]) -> Row:
@@ -82,36 +70,13 @@ def gather(files: Sequence[Path]) -> Row:
     last = {key_of(row): n for n, row in numbered if row["table"] == SPEEDS}
     rows = [row for n, row in numbered if row["table"] != SPEEDS or last[key_of(row)] == n]
     complete = all(document.get("complete", True) for document in documents)
-    return documents[0] | {"machine": machines[0] | _kernels(machines), "complete": complete, "rows": rows}
-
-
-def _kernels(machines: Sequence[Row]) -> Row:
-    """The choices of all processes; nothing where none was recorded."""
-    recorded = [machine for machine in machines if "kernels" in machine]
-    settings = {machine.get("kernels_set") for machine in recorded}
-    if len(settings) > 1:
-        raise MalformedError(f"the files were measured with different ZOO_KERNELS: {', '.join(map(str, settings))}")
-    choices = merged(machine["kernels"] for machine in recorded)
-    return {"kernels": choices, "kernels_set": settings.pop()} if recorded else {}
+    machine = machines[0] | {"kernels": merged(machine["kernels"] for machine in machines)}
+    return documents[0] | {"machine": machine, "complete": complete, "rows": rows}
 
 
 def key_of(row: Row) -> tuple[str, str, str]:
-    """What was timed together: a model, in a dtype, in one test."""
+    """The name of rows that were timed together: model, dtype and test."""
     return row["model"], row["dtype"], row["test"]
-
-
-def page(text: str, documents: dict[str, Row]) -> str:
-    """The page with a generated section for each document, by slug.
-
-    A section stays where its markers are; a new one follows the last; one without a document is removed.
-    """
-    sections = {slug: f"{BEGIN.format(slug)}{section(slug, each)}\n\n{END}" for slug, each in documents.items()}
-    text = SECTION.sub(lambda found: sections.get(found[1], ""), text)
-    for slug, block in sections.items():
-        if BEGIN.format(slug) not in text:
-            before, end, after = text.rpartition(END)
-            text = f"{before}{end}\n{block}{after}" if end else f"{text.rstrip()}\n\n{block}"
-    return text
 
 
 def section(slug: str, document: Row) -> str:
@@ -133,7 +98,7 @@ def _facts(slug: str, document: Row) -> Iterator[str]:
     yield f"ISA: {' '.join(machine['isa'])}"
     yield f"Threads: {', '.join(map(str, threads))}"
     yield f"torch {machine['torch']} with {machine['blas']}"
-    summary = kernel_summary(machine) or "kernels: not recorded in these samples"
+    summary = kernel_summary(machine)
     yield f"{summary[:1].upper()}{summary[1:]}"
     yield f"Samples: [performance/{slug}.json](performance/{slug}.json), commit {(machine['commit'] or 'unknown')[:7]}"
 
@@ -221,36 +186,3 @@ def misses(test: Row) -> Iterator[str]:
         speed = f"{interval(ratio)} times as fast as transformers{alone}"
         target = f"{PREFILL_RATIO}, or {PREFILL_GEMMS:.0%} of the GEMMs"
         yield f"{name}: compiled prefill is {speed}; the target is {target}"
-
-
-def write(slug: str | None, files: Sequence[Path], page_file: Path, folder: Path) -> None:
-    """Gather the files as the samples of a processor, if there are any, and write the page."""
-    if slug is not None:
-        text = json.dumps(gather(files), indent=1)
-        folder.mkdir(exist_ok=True)
-        (folder / f"{slug}.json").write_text(text + "\n", encoding="utf-8")
-    documents = {name: read(file) for name, file in kept(folder).items()}
-    page_file.write_text(page(page_file.read_text(encoding="utf-8"), documents), encoding="utf-8")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command; its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.performance", description="Write docs/performance.md.")
-    processor = "such as amd-epyc-avx512: the files' rows become its samples"
-    parser.add_argument("--processor", metavar="SLUG", help=processor)
-    parser.add_argument("files", metavar="FILE", nargs="*", type=Path, help="of python -m benchmarks throughput --json")
-    asked = parser.parse_args(arguments)
-    if (asked.processor is None) != (not asked.files):
-        parser.error("--processor SLUG and FILE ... go together")
-    if asked.processor is not None and (asked.processor == EARLIER or not SLUG.fullmatch(asked.processor)):
-        parser.error(f"--processor {asked.processor}: must be lower-case words joined by -, such as amd-epyc-avx512")
-    try:
-        write(asked.processor, asked.files, PAGE, FOLDER)
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,330 @@
+"""docs/benchmarks.schema.json: the JSON schema of `python -m benchmarks --json`.
+
+The columns of a table are those of a row that its code writes, each required. What a column holds follows from its
+name in `COLUMNS`, where "table.column" goes before "column", or else from the ending of its name.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.analytic.compare import difference_rows, figure_rows, structure_rows
+from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row
+from benchmarks.analytic.models import one
+from benchmarks.analytic.params import cost_row, layer_rows, param_row
+from benchmarks.analytic.roofline import device, flop_row
+from benchmarks.analytic.weight_forms import FOUR_BIT, PACKED, PLAIN
+from benchmarks.commands.blocks import of_model
+from benchmarks.learning.comparison import ALL_TASKS
+from benchmarks.measure import blocks, loading
+from benchmarks.measure.mla import MLAVariants
+from benchmarks.measure.runners import BASELINE, ZOO
+from benchmarks.measure.sparse import SparseVariants
+from benchmarks.measure.throughput_rows import SIGNS
+from benchmarks.measure.timing import Samples
+from benchmarks.measure.variants import VariantsConfig
+from benchmarks.output.documents import DOCS, kept, read
+from benchmarks.output.report import Row
+from zoo.cli.tables import SCHEMA_VERSION
+
+Kind = dict[str, Any]
+TITLES = {  # table -> what its rows are
+    "costs": "the main job: one row per model",
+    "throughput": "throughput, compare --measure and the main job: one row per model, implementation, mode and test",
+    "ceilings": "the limits of this machine: one row per kernel, measured in turns with the models",
+    "params": "params: one row per model; the parts add up to `params`",
+    "layers": "params: one row per kind of layer of a model; the figures are those of one layer",
+    "kv": "kv: one row per model and context",
+    "fit": "kv: the longest context that fits on a card, one row per model",
+    "crossing": "kv, compare: the contexts at which each of two caches is smaller",
+    "flops": "flops: one row per model, context and phase, for all sequences together; the parts add up to `flops`",
+    "structure": "compare: one row per structural difference between `against` and the model, as a sentence",
+    "differences": "compare: one row per field of the specs that differs",
+    "figures": "compare: one row per cost that differs",
+    "load": "load: one row per loader; memory is counted above that of the imports, medians of fresh processes",
+    "mla": "blocks --variants mla: one row per context and variant of one layer's attention, batch 1",
+    "sparse": "blocks --variants sparse: one row per phase, context and variant of one layer's attention without its "
+    "projections, batch 1",
+    "blocks": "blocks: one row per block, alone, batch 1",
+    "learn": "learn: one row per model, in its small form, with all of its runs",
+    "learn_figures": "learn: one row per model and size of a task; for length, times the trained context",
+    "learn_differences": "learn: one row per measure and model after the first; differences at equal seeds",
+}
+
+
+def _said(kind: Kind, description: str) -> Kind:
+    return kind | {"description": description}
+
+
+def _optional(kind: Kind, description: str = "") -> Kind:
+    """A kind that may be null."""
+    null = {"enum": [*kind["enum"], None]} if "enum" in kind else {"type": [kind["type"], "null"]}
+    return kind | null | ({"description": description} if description else {})
+
+
+def _list(items: Kind, least: int = 0, description: str = "") -> Kind:
+    return {"type": "array", "items": items, "minItems": least} | ({"description": description} if description else {})
+
+
+def _object(description: str = "", /, **columns: Kind) -> Kind:
+    """An object with these keys, all required."""
+    about = {"description": description} if description else {}
+    return {"type": "object", "required": list(columns), "properties": columns, "additionalProperties": False} | about
+
+
+def _all(names: str, kind: Kind) -> dict[str, Kind]:
+    """Columns of one kind."""
+    return dict.fromkeys(names.split(), kind)
+
+
+TEXT, WORD, BOOL = {"type": "string"}, {"type": "string", "minLength": 1}, {"type": "boolean"}
+COUNT, POSITIVE = {"type": "integer", "minimum": 0}, {"type": "integer", "minimum": 1}
+NUMBER, AMOUNT, RATE = {"type": "number"}, {"type": "number", "minimum": 0}, {"type": "number", "exclusiveMinimum": 0}
+SHARE, HASH = {"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "pattern": "^[0-9a-f]{16}$"}
+TIMES = _list(RATE, 1)
+OPTIONAL_RATE, OPTIONAL_COUNT, OPTIONAL_TEXT = _optional(RATE), _optional(COUNT), _optional(TEXT)
+OPTIONAL_NUMBER = _optional(NUMBER)
+DTYPES = [form.name for form in PLAIN.values()]
+COMPUTING = {"enum": [form.name for dtype, form in PLAIN.items() if dtype.itemsize > 1]}
+SAMPLES = _list(_object(seed=COUNT, value=NUMBER), 1)
+CURVE = _object(tokens=POSITIVE, flops=_said(POSITIVE, "training FLOPs so far"), seconds=RATE, bits_per_byte=RATE)
+RUN = _object(
+    task={"enum": [*ALL_TASKS]},
+    seed=COUNT,
+    name=_said(TEXT, "name of the kept file"),
+    tokens=COUNT,
+    seconds=_said(AMOUNT, "training steps alone"),
+    figures={"type": "object", "additionalProperties": NUMBER},
+    diverged=OPTIONAL_TEXT,
+    curve=_list(CURVE),
+)
+ENDINGS = {
+    "_params": COUNT,
+    "_bytes": COUNT,
+    "_flops": COUNT,
+    "_seconds": TIMES,
+    "_s": RATE,
+    "_s_min": RATE,
+    "_s_max": RATE,
+}
+COLUMNS: dict[str, Kind] = {
+    **_all("mean learn_differences.low learn_differences.high", NUMBER),
+    **_all("bits_per_byte_low bits_per_byte_high low high", OPTIONAL_NUMBER),
+    **_all("gain reached against_absorbed", OPTIONAL_RATE),
+    **_all("p", SHARE),
+    **_all("depth warmups", COUNT),
+    **_all("against_swap publisher_active_rule hub_note usual_formula hub note smaller too_large", OPTIONAL_TEXT),
+    **_all(
+        "layers params active_params flops_per_token_4k kv_bytes_32k longest_context "
+        "kv_bytes_longest_context batch threads memory_bytes weight_bytes file_bytes "
+        "model_bytes dim heads index_heads elements_per_token seeds size ranks amount compared from_context",
+        POSITIVE,
+    ),
+    **_all("publisher_active_params name_active_params hub_params name_params allocated_bytes", OPTIONAL_COUNT),
+    "tiny": BOOL,
+    **_all("load.dtype ceilings.dtype device kernel field figure test", TEXT),
+    "dtype": COMPUTING,
+    **_all("tokens_per_s_std std figures.value figures.other learn_figures.mean", AMOUNT),
+    "seconds": TIMES,
+    **_all("min max flops_per_byte device_flops device_bandwidth learning_rate median", RATE),
+    "learn.kv_bytes": COUNT,
+    **_all("words source block description layer_pattern measure model against", WORD),
+    "samples": SAMPLES,
+    "swap": _optional(TEXT, "swaps that were applied to the model of that name"),
+    "dropped": _optional(TEXT, "features that the swaps removed"),
+    "released": _optional({"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}$"}, "month of the release of the weights"),
+    "costs.context": _optional(COUNT, "positions it was trained for or extended to"),
+    "learn.context": _said(POSITIVE, "tokens of the sequences that it was trained on"),
+    "context": _said(POSITIVE, "tokens that the last one sees, itself included"),
+    "windows": _list(_object(layers=POSITIVE, tokens=POSITIVE)),
+    "state_layers": _said(COUNT, "layers that keep a state of a fixed size"),
+    "kv_fixed_bytes": _said(COUNT, "for one sequence: full windows and states"),
+    "kv_bytes_per_token": _said(COUNT, "for one sequence: bytes that the other layers add per token"),
+    "weights": _said(TEXT, "random, or the name of the folder or file they come from"),
+    "implementation": _said(
+        {"enum": [ZOO, BASELINE, "one process"]}, "one process: the whole model in the first of several processes"
+    ),
+    "mode": _said(TEXT, "eager or compiled; for transformers its default attention (sdpa, eager), or compiled"),
+    "throughput.phase": {"enum": ["prefill", "decode", "train"]},
+    "phase": _said({"enum": ["decode", "prefill"]}, "decode: one token after the others; prefill: all tokens at once"),
+    "tokens": _said(POSITIVE, "per sequence"),
+    "learn.tokens_per_s": _optional(RATE, "training steps alone, one thread; median over the runs of the first task"),
+    "tokens_per_s": _said(RATE, "all sequences together, at the median time or the ceiling"),
+    "flops.seconds": _said(RATE, "least time: the longer of FLOPs / rate and bytes / bandwidth, and sending_seconds"),
+    "flops": _said(POSITIVE, "pairs that a mask hides are not counted; a training step: three forward passes"),
+    "throughput.weight_bytes_read": _optional(
+        POSITIVE, "each weight once per pass, except unused rows of the embedding and experts that no token hits"
+    ),
+    "weight_bytes_read": _said(POSITIVE, "without unused rows of the embedding and experts that no token likely hits"),
+    "kv_bytes_read": _optional(POSITIVE, "the cache, up to the new tokens; null for a training step"),
+    "experts_hit": _optional(AMOUNT, "counted per pass and layer with experts, on average; null where not counted"),
+    "experts_hit_predicted": _optional(AMOUNT, "E (1 - (1 - k/E)^n) for the n tokens of a pass; null without experts"),
+    "ceiling_tokens_per_s": _optional(RATE, "from this machine's ceilings, by bytes / bandwidth and FLOPs / rate"),
+    "mbu": _optional(AMOUNT, "bytes read / time / measured bandwidth; null for a training step"),
+    "mfu": _optional(AMOUNT, "FLOPs / time / measured arithmetic rate"),
+    "gemms_tokens_per_s": _optional(RATE, "a prefill's matrix products with weights, one after the other"),
+    "throughput.peak_bytes": _optional(COUNT, "weights and the most memory taken beside them; null where unknown"),
+    "overhead": _optional(AMOUNT, "share of the time that the same loop takes around a model that computes nothing"),
+    "figures.ratio": _optional(AMOUNT, "other / value; null where value is 0"),
+    "ratio": _optional(RATE, "speed over that of transformers as it runs by default, or of one process"),
+    "step_seconds": _optional(RATE, "a pass, median; this and the next four are null for one process"),
+    "read_seconds": _optional(RATE, "a process's part of weights and cache at the bandwidth while all read"),
+    "compute_seconds": _optional(RATE, "a process's FLOPs at the arithmetic rate"),
+    "exchange_seconds": _optional(RATE, "the pass's collectives alone, median"),
+    "of_predicted": _optional(RATE, "the pass over the longer of reading and computing, and the exchange"),
+    "marks": _list({"enum": list(SIGNS)}),
+    "layers.kind": _said(TEXT, "how these layers differ from the model's others"),
+    "kind": {"enum": ["bandwidth", "matmul"]},
+    "hub_beside": _list(
+        _object(what=TEXT, params=POSITIVE), 0, "parts that the Hub counts beside the text model: hub_params - params"
+    ),
+    "cache_dtype": {"enum": DTYPES},
+    "weights_dtype": _said({"enum": [*DTYPES, FOUR_BIT.name, *PACKED]}, "form in which weights are stored"),
+    "tp": _said(POSITIVE, "cards that hold the model together; other figures are those of the first card"),
+    "ep": _said(POSITIVE, "1, or tp: each card holds whole experts"),
+    "kv_bytes": _said(POSITIVE, "all sequences at this context"),
+    "usual_formula_kv_bytes": _optional(COUNT, "by usual_formula; null where a layer has no such formula"),
+    "usual_formula_error": _optional({"type": "number", "minimum": -1}, "usual_formula_kv_bytes / kv_bytes - 1"),
+    "context_that_fits": _optional(COUNT, "null where every context fits"),
+    "trained_context": _optional(COUNT, "positions it was trained for or extended to"),
+    "limit": _said({"enum": ["weights", "cache", "context"]}, "weights that do not fit, a full cache, or `context`"),
+    "changes": _list(_object(from_context=POSITIVE, smaller=OPTIONAL_TEXT), 1),
+    "full_square_flops": _said(POSITIVE, "with every pair that a masked dense kernel computes"),
+    "device_link": _optional(RATE, "bytes per second that a card sends to others; null where unknown"),
+    "sending_seconds": _said(AMOUNT, "part of `seconds` that sending takes; 0 without a known link"),
+    "fits": _optional(BOOL, "whether weights and cache fit into the device's memory; null where that is unknown"),
+    "flops.bound": {"enum": ["memory", "compute"]},
+    "bound": _said(RATE, "difference that still counts as equal in this dtype"),
+    "part": {"enum": ["attn", "ffn", "norm", "layers", "embedding", "head"]},
+    "sentence": _said(TEXT, "about `against`"),
+    "figures.unit": {"enum": ["parameters", "bytes", "FLOPs", "tokens/s"]},
+    "value": _optional(TEXT, "null where the block has no such field"),
+    "other": _optional(TEXT, "null where the block has no such field"),
+    "loader": {"enum": [ZOO, BASELINE]},
+    "mla.variant": {"enum": [*MLAVariants.VARIANTS]},
+    "variant": {"enum": [*SparseVariants.VARIANTS]},
+    "k": _said(POSITIVE, "tokens that the indexer chooses for each token"),
+    "crossover_tokens": _optional(POSITIVE, "stored tokens from which on sparse decodes with fewer FLOPs"),
+    "mla.difference": _optional(AMOUNT, "largest difference from absorbed's output, as a share of its largest element"),
+    "difference": _said(AMOUNT, "largest difference from attention under the mask, as a share of the largest element"),
+    "predicted_gain": _optional(RATE, "FLOPs of full over those of sparse; null for full"),
+    **{f"mla.decode_s{end}": OPTIONAL_RATE for end in ("", "_min", "_max")},
+    "mla.decode_seconds": _list(RATE),
+    "group": {"enum": ["attention", "feed-forward", "norm", "placement"]},
+    "match": _said({"enum": ["params", "active", "flops", "kv"]}, "quantity that was made equal"),
+    "budgets": _list(_object(unit=TEXT, wanted=POSITIVE, met=POSITIVE), 1),
+    "flops_per_token": _said(RATE, "forward pass, mean over `context`; training takes three times as many"),
+    "sweep": _list(_object(learning_rate=RATE, bits_per_byte=_optional(RATE, "null where training diverged"))),
+    "sweep_edge": _optional({"enum": ["lowest", "highest"]}, "set where the best rate is the last one tried"),
+    "bits_per_byte": _optional(RATE, "held-out text, mean over seeds; null where it was not trained on text"),
+    "data": _optional(TEXT, "the text; null where a task generates its sequences"),
+    "data_hash": _optional(HASH, "hash of text and tokens; figures of different hashes cannot be compared"),
+    "code_hash": _said(HASH, "hash of the code that figures depend on"),
+    "runs": _list(RUN),
+    "task": {"enum": [*ALL_TASKS]},
+    "learn_differences.size": _optional(POSITIVE, "null for text"),
+    "unit": {"enum": ["bits per byte", "accuracy"]},
+    "chance": _optional(RATE, "accuracy of a guess"),
+    "level": _said(SHARE, "level at which Holm's procedure tests it: 0.05 over the number of models, or more"),
+}
+MACHINE: dict[str, Kind] = {
+    "platform": TEXT,
+    "cpu": TEXT,
+    "threads": POSITIVE,
+    "python": TEXT,
+    "torch": TEXT,
+}
+MEASURED_ON: dict[str, Kind] = {
+    "isa": _list(TEXT),
+    "cores": POSITIVE,
+    "blas": TEXT,
+    "device": TEXT,
+    "last_cache_bytes": OPTIONAL_COUNT,
+    "gpu": OPTIONAL_TEXT,
+    "driver": OPTIONAL_TEXT,
+    "commit": _optional(TEXT, "this project's commit, where it runs from a checkout"),
+    "kernels": {
+        "type": "object",
+        "additionalProperties": WORD,
+        "description": "kernel of each operation and dtype that is decided or set: 'linear prefill, float32'; all "
+        "others are plain, torch's own call. 'onednn or plain' where several processes differ.",
+    },
+    "kernels_set": _optional(TEXT, "environment variable ZOO_KERNELS, null where it is not set"),
+}
+
+
+def examples() -> Iterator[Row]:
+    """A row of every table as its code writes it, but for its figures; kept ones where they take training or a model
+    that runs."""
+    first, second, config = one("gemma3"), one("qwen3"), InferenceConfig()
+    yield from (cost_row(first), param_row(first), *layer_rows(first), cache_row(first, 4096, config))
+    yield from (fit_row(first, 10**9, config), crossing_row(first, second, config))
+    yield flop_row(first, "decode", 4096, config, device("h100"))
+    yield from (*structure_rows(first, second), *difference_rows(first, second))
+    yield from figure_rows(first, second, 4096, config, device("h100"))
+    loaded = {"load_s": 1.0, "ready_s": 1.0, "model_bytes": 1, "peak_bytes": 1, "anonymous_bytes": 1}
+    yield from loading.rows(Path("model"), "float32", {ZOO: [loaded]})
+    for kind in (MLAVariants, SparseVariants):
+        comparison = of_model(kind, one(kind.MODEL), False, VariantsConfig([4096]))
+        about = {"model": "", "hub": None, "swap": None, "dropped": None, "tiny": False}
+        yield about | comparison.row(kind.VARIANTS[0], "decode", 4096)
+    listed = blocks.block_list(256)[:1]
+    samples: Samples = {(listed[0].label, phase): [1.0] for phase in ("prefill", "decode")}
+    yield from blocks.rows(listed, blocks.BlockConfig(256, 1, 1, torch.float32), samples)
+    for folder in ("performance", "learning"):
+        yield from chain.from_iterable(read(file)["rows"] for file in kept(DOCS / folder).values())
+
+
+def holds(table: str, column: str) -> Kind:
+    """The kind of a table's column."""
+    if column == "table":
+        return {"const": table}
+    if found := COLUMNS.get(f"{table}.{column}") or COLUMNS.get(column):
+        return found
+    return next(kind for ending, kind in ENDINGS.items() if column.endswith(ending))
+
+
+def schema() -> Kind:
+    """The schema of a document."""
+    tables = {row["table"]: list(row) for row in examples()}
+    rows = {
+        table: {"title": title} | _object(**{column: holds(table, column) for column in tables[table]})
+        for table, title in TITLES.items()
+    }
+    machine = _object("where the document was written, and how measured rows were measured", **MACHINE)
+    machine["properties"] = MACHINE | MEASURED_ON
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Output of python -m benchmarks with --format json",
+        "description": "One document. With --format jsonl the first line is this object without its rows, and each "
+        "further line is one row. `table` names the definition that a row follows. Parameters are counts, bytes are "
+        "bytes, FLOPs are 2 per multiply-add of matrix products, times are seconds; null does not apply.",
+        "type": "object",
+        "required": ["schema_version", "machine", "rows"],
+        "properties": {
+            "schema_version": {"const": SCHEMA_VERSION},
+            "machine": machine,
+            "complete": _said(BOOL, "false where an interruption cut the measurement short"),
+            "rows": {"type": "array", "items": {"$ref": "#/$defs/row"}},
+        },
+        "additionalProperties": False,
+        "$defs": {
+            "row": {
+                "type": "object",
+                "required": ["table"],
+                "oneOf": [{"$ref": f"#/$defs/{table}"} for table in rows],
+            },
+            **rows,
+        },
+    }
+
+
+def text() -> str:
+    """The file, with a line for each column."""
+    lines = re.sub(r"\[[^][{}]*\]", lambda values: " ".join(values[0].split()), json.dumps(schema(), indent=1))
+    return re.sub(r"\n {5,}|\n {4}(?=[]}])", " ", lines) + "\n"
