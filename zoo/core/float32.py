@@ -1,4 +1,4 @@
-"""Arithmetic in float32 at least: what is computed in float32 in a narrower model, and in float64 in a float64 one."""
+"""Arithmetic in at least float32: narrower models compute it in float32, and float64 models in float64."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
@@ -8,23 +8,26 @@ from torch import Tensor, nn
 
 
 def upcast_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for narrower dtypes."""
+    """Returns float64 for float64 and float32 for narrower dtypes."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def upcast(x: Tensor) -> Tensor:
-    """x in float32, or as it is in float64."""
+    """Returns x in float32; a float64 x stays as it is."""
     return x.to(upcast_dtype(x.dtype))
 
 
 def empty(*shape: int) -> Tensor:
-    """An uninitialised tensor of the default dtype, in float32 at least."""
+    """Returns an uninitialised tensor of the default dtype, widened to at least float32."""
     return torch.empty(shape, dtype=upcast_dtype(torch.get_default_dtype()))
 
 
 class Float32Parameters(nn.Module):
-    """A module whose own parameters of the names in `in_float32` are in float32 at least: `model.bfloat16()` and
-    `model.to(...)` cast the others, and move these to other devices. They follow to float64."""
+    """A module whose own parameters named in `in_float32` stay in at least float32.
+
+    `model.bfloat16()` and `model.to(...)` cast only the other parameters. They move these to other devices and widen
+    them to float64.
+    """
 
     in_float32: ClassVar[Sequence[str]] = ()
 
