@@ -1,7 +1,7 @@
 """Positions, rotary tables and masks, computed once per forward pass.
 
 Layers look them up in the `ForwardContext`. Masks follow from positions alone, so ring buffers, chunked prefill and
-single-token decode need no masks of their own. Routers hand their logits out through it, inside `recorded_routing()`.
+single-token decode need no masks of their own. Inside `recorded_routing()`, routers add their logits to the context.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from zoo.costs import Full, Reach
 
 
 class ReachMask(NamedTuple):
-    """The mask `visible(queries, keys, reach)` of a window or chunk, as the positions that it follows from.
+    """The mask `visible(queries, keys, reach)` of a window or chunk, stored as positions instead of in full.
 
-    The queries (t,) are the last t of the keys (s,); the keys before them, at most `reach.limit`, are in any order.
+    The queries (t,) are the last t of the keys (s,). The keys before them, at most `reach.limit`, are in any order.
     """
 
     queries: Tensor
@@ -33,13 +33,13 @@ Mask = Tensor | ReachMask | None
 
 
 class CacheView(NamedTuple):
-    """What a forward pass writes and reads in every layer cache of one geometry.
+    """The places that a forward pass writes and reads in every layer cache of one geometry.
 
     `write` (w,): the indices at which the last w new tokens are stored. `keys` (s,): the position of each key that is
-    read. `mask` (t, s): True where a query sees a key; a ReachMask for windows and chunks; None where each query sees
-    all keys up to itself and the queries are the last t of the s keys (single-token decode, prefill into an empty
-    cache). `so_far`, where the cache has entries: a tensor as long as the tokens so far, those of the pass included;
-    None for a single token over a static cache.
+    read. `mask` (t, s): True where a query sees a key; a ReachMask for windows and chunks. None: each query sees all
+    keys up to itself and the queries are the last t of the s keys (single-token decode, prefill into an empty cache).
+    `so_far`, for caches with entries: a tensor as long as all tokens so far, those of the pass included; None for a
+    single token over a static cache.
     """
 
     write: Tensor
@@ -49,7 +49,7 @@ class CacheView(NamedTuple):
 
 
 class LayerCache(Protocol):
-    """Where one layer keeps its tokens and its states."""
+    """The store of one layer's tokens and states."""
 
     @property
     def geometry(self) -> Hashable:
@@ -57,45 +57,56 @@ class LayerCache(Protocol):
         ...
 
     def view(self, positions: Tensor, past: int) -> CacheView:
-        """What a forward pass of tokens at `positions` (t,), after `past` tokens, writes and reads."""
+        """Returns the places that a pass of tokens at `positions` (t,), after `past` tokens, writes and reads."""
         ...
 
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
-        """Store the new part of each stream (batch, heads, t, width) -> the streams to attend over, each (batch, heads,
-        s, width), and last the mask."""
+        """Stores the new part of each stream (batch, heads, t, width).
+
+        Returns the streams to attend over, each (batch, heads, s, width), and last the mask.
+        """
         ...
 
     def append_entries(self, ctx: ForwardContext, name: str, numbers: Tensor, new: Tensor) -> Tensor:
-        """Store `new` entries (batch, heads, n, width) of a stream at their `numbers` (n,) -> the stream (batch, heads,
-        places, width) with the entry of each block at its number. Of a single token, unless the cache is static, it has
-        the complete ones alone; else a token sees those of blocks that are complete with it. Equal numbers have equal
-        entries."""
+        """Stores `new` entries (batch, heads, n, width) of a stream at their `numbers` (n,).
+
+        Entries with equal numbers are equal.
+        Returns the stream (batch, heads, places, width) with each block's entry at the block's number. For a single
+        token and a cache that is not static, it holds only complete entries. Otherwise each token sees only the entries
+        of blocks that are complete with it.
+        """
         ...
 
     def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
-        """The streams that `append` returned, in the form in which later layers are given them: (batch, heads, places,
-        width), of which the first s are the keys of the view. `x` (b, t, ...) is any tensor of the pass."""
+        """Returns the streams of `append` as later layers read them, (batch, heads, places, width).
+
+        The first s places are the keys of the view. `x` (b, t, ...) is any tensor of the pass.
+        """
         ...
 
     def state(self, name: str, x: Tensor) -> Tensor:
-        """The state of this name (batch, *shape) after the tokens so far, zeros before the first. `x` is any tensor of
-        the pass, its first axis the batch."""
+        """Returns the state of this name (batch, *shape) after the tokens so far; zeros before the first token.
+
+        `x` is any tensor of the pass whose first axis is the batch.
+        """
         ...
 
     def set_state(self, name: str, value: Tensor) -> None:
-        """Keep the state for the next pass."""
+        """Keeps the state for the next pass."""
         ...
 
 
 class RouterOutput(NamedTuple):
-    """What a router computed for each token: `logits` (b, t, experts) in float32, before softmax, sigmoid and any
-    correction, and the ids of the `chosen` experts (b, t, k)."""
+    """A router's result for each token: its `logits` (b, t, experts) and the ids of the `chosen` experts (b, t, k).
+
+    The logits are in float32, before softmax, sigmoid and any correction.
+    """
 
     logits: Tensor
     chosen: Tensor
 
     def counts(self) -> Tensor:
-        """(experts,) int64: how many tokens each expert was chosen for."""
+        """Counts the tokens of each expert: (experts,) int64."""
         ids = self.chosen.flatten()
         counts = torch.zeros(self.logits.shape[-1], dtype=torch.long, device=ids.device)
         return counts.scatter_add_(0, ids, torch.ones_like(ids))
@@ -103,13 +114,13 @@ class RouterOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """What the layers of a forward pass look up: the `positions` (t,) of its tokens, `tables` by (spec, width), `views`
-    by cache geometry.
+    """Values that the layers of a forward pass look up.
 
-    `routing`: the list to which routers add their RouterOutput; None where nobody asked for it. `shared`: what earlier
-    layers handed on, by name. `handed_on`: where this layer's go instead, if a compiled function returns them.
-    `layer_input` (b, t, width): what the model computed for this layer alone (zoo.blocks.per_layer). `tokens` (b, t):
-    the token ids, in layers that read them (zoo.blocks.hash_router).
+    `positions` (t,): the positions of the pass's tokens. `tables`: by (spec, width). `views`: by cache geometry.
+    `routing`: the list to which routers add their RouterOutput; None unless it is recorded. `shared`: values from
+    earlier layers, by name. `handed_on`: receives this layer's values instead, if a compiled function returns them.
+    `layer_input` (b, t, width): an input computed for this layer alone (zoo.blocks.per_layer). `tokens` (b, t): the
+    token ids, in layers that read them (zoo.blocks.hash_router).
     """
 
     positions: Tensor
@@ -122,19 +133,19 @@ class ForwardContext:
     tokens: Tensor | None = None
 
     def hand_on(self, name: str, value: Any) -> None:
-        """Give tensors, or None, to later layers, under a name that the mixer's spec lists in `hands_on`."""
+        """Passes tensors, or None, to later layers under a name that the mixer's spec lists in `hands_on`."""
         (self.shared if self.handed_on is None else self.handed_on)[name] = value
 
 
-_recordings: list[list[RouterOutput]] = []  # torch's compiler guards a list, and neither a ContextVar nor a local
+_recordings: list[list[RouterOutput]] = []  # a list, because torch's compiler guards neither a ContextVar nor a local
 
 
 @contextmanager
 def recorded_routing() -> Iterator[list[RouterOutput]]:
-    """The RouterOutput of each router, in order of layers, of every model that runs inside the `with`, pass after pass.
+    """Records the RouterOutput of each router of every model that runs inside the `with`, by pass and by layer.
 
-    The logits have gradients where the pass has. Of several `with` inside each other the innermost records. It is one
-    for the process: threads that run models at the same time share it.
+    The logits have gradients if the pass has. Of nested `with` statements, the innermost records. The recording belongs
+    to the process: threads that run models at the same time share it.
     """
     _recordings.append([])
     try:
@@ -144,7 +155,7 @@ def recorded_routing() -> Iterator[list[RouterOutput]]:
 
 
 def current_recording() -> list[RouterOutput] | None:
-    """The list of the innermost `recorded_routing()`, None outside."""
+    """Returns the list of the innermost `recorded_routing()`; None outside."""
     return _recordings[-1] if _recordings else None
 
 
@@ -156,9 +167,11 @@ def prepare_forward(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> ForwardContext:
-    """The context of a forward pass of `new` tokens after `past`, for layers that look up the tables of these (spec,
-    width) pairs and keep their tokens in these `layer_caches`. Tables are in float32, or in float64 for a model of that
-    `dtype`."""
+    """Returns the context of a forward pass of `new` tokens after `past`.
+
+    Its layers look up the `tables` of these (spec, width) pairs and keep their tokens in these `layer_caches`. Tables
+    are in float32, or in float64 for a model of that `dtype`.
+    """
     return prepare_forward_at(torch.arange(past, past + new, device=device), past, tables, layer_caches, dtype)
 
 
@@ -169,7 +182,10 @@ def prepare_forward_at(
     layer_caches: Iterable[LayerCache],
     dtype: torch.dtype = torch.float32,
 ) -> ForwardContext:
-    """The same for tokens at `positions` (t,). A single token over static caches depends on these and not on `past`."""
+    """Returns the context of a forward pass of tokens at `positions` (t,), after `past` tokens.
+
+    For a single token over static caches it depends on `positions` alone, not on `past`.
+    """
     views: dict[Hashable, CacheView] = {}
     for layer_cache in layer_caches:
         if layer_cache.geometry not in views:
@@ -180,28 +196,33 @@ def prepare_forward_at(
 
 
 def block_count(new: int, every: int) -> int:
-    """At least the blocks of `every` tokens that `new` tokens in a row can lie in, whatever the position of the first.
+    """An upper bound on the blocks of `every` tokens that `new` consecutive tokens touch, for any first position.
 
-    Of several tokens it is one more: what follows the first block is then never a single one, which the compiler would
-    take for a case of its own.
+    It is one higher for several tokens: the blocks after the first are then never a single one, which the compiler
+    would specialise on.
     """
     return (new + every - 2) // every + 2 if new > 1 else 1
 
 
 def blocks_of(positions: Tensor, every: int) -> Tensor:
-    """Positions (t,) of tokens in a row -> the numbers of the blocks of `every` tokens that they lie in, `block_count`
-    of them: the last is repeated where they are fewer. No shape depends on the positions."""
+    """Returns the numbers of the blocks of `every` tokens that tokens at consecutive `positions` (t,) lie in.
+
+    There are `block_count(t, every)` numbers: the last one repeats if there are fewer blocks, so that no shape depends
+    on the positions.
+    """
     first, last = positions[:1] // every, positions[-1:] // every
     return torch.minimum(first + torch.arange(block_count(len(positions), every), device=positions.device), last)
 
 
 def causal(new: int, stored: int, device: torch.device) -> Tensor:
-    """The mask (t, s) of the last t of s tokens."""
+    """Returns the causal mask (t, s) of the last t = `new` of s = `stored` tokens."""
     return torch.ones(new, stored, dtype=torch.bool, device=device).tril(stored - new)
 
 
 def visible(queries: Tensor, keys: Tensor, reach: Reach = Full()) -> Tensor:
-    """Positions (t,) and (s,) -> mask (t, s), True where the query sees the key. A key at position -1 is an empty
-    place."""
+    """Returns the mask (t, s) for positions of queries (t,) and keys (s,): True where the query sees the key.
+
+    A key at a negative position is an empty place.
+    """
     seen: Tensor = reach.sees(queries[:, None], keys) & (keys >= 0)
     return seen

@@ -1,8 +1,8 @@
-"""The k highest scores, chosen alike in every pass: among equal scores the earlier one wins.
+"""Deterministic selection of the k highest scores: among equal scores the earlier one wins.
 
-torch.topk leaves open which of several equal scores it chooses, and chooses differently for other lengths of a row.
-Equal scores are common: those of keys for which every index head is zero after ReLU, probabilities that underflow.
-Scores that are equal in exact arithmetic alone, such as those of two equal keys, tie only where they are rounded alike.
+torch.topk does not define the order of equal scores, and its choice changes with the length of a row. Equal scores are
+common: keys whose index heads are all zero after ReLU, or probabilities that underflow. Scores that are equal only in
+exact arithmetic, such as those of two equal keys, tie only if they are rounded alike.
 """
 
 from math import inf
@@ -12,17 +12,19 @@ from torch import Tensor
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """scores (..., n) -> the k highest and their indices, (..., k), the highest first and the earlier first among equal
-    ones. 0.0 equals -0.0, and NaN is above all."""
+    """Returns the k highest of scores (..., n) and their indices, both (..., k), highest first.
+
+    Among equal scores the earlier comes first. 0.0 equals -0.0, and NaN is above all.
+    """
     indices = scores.detach().sort(dim=-1, descending=True, stable=True).indices[..., :k]
     return scores.gather(-1, indices), indices
 
 
 def top_k_set(scores: Tensor, k: int) -> Tensor:
-    """The indices that `top_k` gives, in no order. For long rows this is several times as fast as sorting them.
+    """Returns the indices of `top_k`, unordered. For long rows this is several times as fast as sorting.
 
-    The k-th highest score divides a row: every index above it is chosen, and so many of those that equal it as are
-    missing, the earliest ones.
+    The k-th highest score divides a row: every higher score is chosen, and then the earliest of the scores that equal
+    it, until there are k.
     """
     n = scores.shape[-1]
     highest = scores.topk(k, sorted=False).values
