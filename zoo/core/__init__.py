@@ -1,1 +1,1 @@
-"""What blocks compute with: attention, linear layers, caches, positions and masks, and the choice of kernels."""
+"""Operations that blocks share: attention, linear layers, caches, positions and masks, and the choice of kernels."""

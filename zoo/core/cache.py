@@ -1,7 +1,7 @@
 """The KV cache: one LayerCache per layer, built from the `CacheSpec` that the layer's spec reports.
 
-`append(ctx, *new)` stores the new tokens and returns every stream to attend over, with the mask. `NoCache` stands in
-where there is no cache and returns its arguments, so that layers have no `if cache`.
+`append(ctx, *new)` stores the new tokens and returns every stream to attend over, with the mask. Without a cache,
+`NoCache` returns its arguments, so that layers have no `if cache`.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -48,7 +48,7 @@ def prepare_forward_at(
 
 
 class NoCache:
-    """No cache: the tokens of a forward pass see only each other, and its states begin at zero and are not kept."""
+    """The absence of a cache: tokens see only those of the same pass; states start at zero and are not kept."""
 
     def __init__(self, spec: CacheSpec) -> None:
         self.reach, self.sees_all = spec.reach, spec.reach.is_full
@@ -85,8 +85,8 @@ class NoCache:
 class _AllocatedCache:
     """Streams of (batch, heads, tokens, width) and states of (batch, *shape), allocated once.
 
-    If `static`, single-token decode reads all places under a mask: every step has the same shapes and depends on the
-    tensor of positions alone, so that the CUDA graph of one step serves all steps.
+    If `static`, single-token decode reads all places under a mask. Every step then has the same shapes and depends on
+    the tensor of positions alone, so that the CUDA graph of one step serves all steps.
     """
 
     def __init__(
@@ -109,15 +109,17 @@ class _AllocatedCache:
         raise TypeError("this layer's cache spec has no entries")
 
     def state(self, name: str, x: Tensor) -> Tensor:
-        state = self.states[name]  # `set_state` writes over it, and a backward pass may still need it
+        state = self.states[name]  # `set_state` overwrites it, and a backward pass may still need it
         return state.clone() if torch.is_grad_enabled() else state
 
     def set_state(self, name: str, value: Tensor) -> None:
         self.states[name].copy_(value.detach())
 
     def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
-        """Of a decoded token the whole streams: the layout of their first places says how many there are of all, and
-        compiled code would be specific to it."""
+        """Returns the streams for later layers: the full buffers in decode, those that `append` returned otherwise.
+
+        In decode, a narrowed view would expose the allocated length and make compiled code specialise on it.
+        """
         return tuple(stream.detach() for stream in self.streams) if x.shape[1] == 1 else read
 
     def overwritten(self) -> list[Tensor]:
@@ -128,12 +130,12 @@ class _AllocatedCache:
         return []
 
     def kept(self) -> list[Tensor]:
-        """Every tensor that is kept from pass to pass."""
+        """Every tensor that is kept from one pass to the next."""
         return [*self.streams, *self.states.values()]
 
 
 class StateCache(_AllocatedCache):
-    """No streams: states alone, or nothing (a layer that is a feed-forward)."""
+    """A cache of states alone, or of nothing (a layer that is only a feed-forward)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -147,7 +149,7 @@ class StateCache(_AllocatedCache):
 
 
 class FullCache(_AllocatedCache):
-    """Every token, at the index of its position."""
+    """A cache of every token, at the index of its position."""
 
     def view(self, positions: Tensor, past: int) -> CacheView:
         is_static = self.static and len(positions) == 1
@@ -172,8 +174,9 @@ class RingCache(_AllocatedCache):
     """The last `tokens` tokens in a ring: position p is at index p mod `tokens`, the reach's limit or the context if
     shorter. The first token of a chunk is at index 0, so that the first places hold the current chunk.
 
+    `tokens` is the reach's limit, or the context if that is shorter.
     Single-token decode writes first and then reads. Several tokens attend over the ring's old content and themselves
-    and are written afterwards, since the first of them needs keys that the last of them overwrites.
+    and are written afterwards, because the last token overwrites keys that the first one needs.
     """
 
     def view(self, positions: Tensor, past: int) -> CacheView:
@@ -239,7 +242,7 @@ class EntryCache(RingCache):
         view = super().view(positions, past)
         if self.static and len(positions) == 1:
             return view
-        # Without memory, of one token too: `expand` would give a single one another stride.
+        # It takes no memory. `expand` would give a single token another stride.
         return view._replace(so_far=positions.as_strided((past + len(positions),), (0,)))
 
     def append_entries(self, ctx: ForwardContext, name: str, numbers: Tensor, new: Tensor) -> Tensor:
@@ -253,8 +256,8 @@ class EntryCache(RingCache):
 def _first(stream: Tensor, count: int) -> Tensor:
     """The first `count` places of a stream (batch, heads, tokens, width), for prefill.
 
-    Compiled, it is a copy, which is cheap beside a prefill's other work: of a view the compiler asks whether it is
-    contiguous, and recompiles once the cache is full.
+    Compiled, it is a copy, which is cheap beside a prefill's other work. For a view, the compiler would guard on
+    contiguity and recompile once the cache is full.
     """
     if torch.compiler.is_compiling():
         return stream.index_select(2, torch.arange(count, device=stream.device))
@@ -273,17 +276,17 @@ def _layer_cache(
 
 
 class Snapshot(NamedTuple):
-    """A cache at one point: its length, and tensors with a copy of what they held."""
+    """A cache at one point: its length, and pairs of a tensor and a copy of its content."""
 
     length: int
     copies: list[tuple[Tensor, Tensor]]
 
 
 class Cache:
-    """A layer cache for each layer: `batch` sequences of equal length, at most `tokens` tokens each.
+    """One layer cache per layer, for `batch` sequences of equal length and at most `tokens` tokens each.
 
-    For inference: streams carry no gradient to earlier passes. `length` is the number of tokens held. `static` is by
-    default True on CUDA. Raises UsageError for a batch or a number of tokens below 1.
+    It is for inference: streams carry no gradient to earlier passes. `length` is the number of tokens held. `static`
+    defaults to True on CUDA. Raises UsageError for a batch or a number of tokens below 1.
     """
 
     def __init__(
@@ -310,19 +313,23 @@ class Cache:
         return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
     def snapshot(self) -> Snapshot:
-        """What `restore` needs to come back to this point: copies of the states and of the rings, and the length.
-        Tokens of full caches stay where they are, behind the length."""
+        """Copies the states, the rings and the length, so that `restore` can return to this point.
+
+        Full caches need no copy: later tokens lie past the restored length.
+        """
         return Snapshot(self.length, [(kept, kept.clone()) for each in self.layers for kept in each.overwritten()])
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Forget what came after the `snapshot`, which can be used again."""
+        """Discards every token after the `snapshot`, which can be restored again."""
         self.length = snapshot.length
         for kept, copy in snapshot.copies:
             kept.copy_(copy)
 
     def require_room(self, cache_specs: tuple[CacheSpec, ...], batch: int, new: int) -> None:
-        """Raise UsageError unless the cache was made for layers of these `cache_specs` and this `batch`, CacheFullError
-        unless `new` tokens fit."""
+        """Raises UsageError unless the cache was made for these `cache_specs` and this `batch`.
+
+        Raises CacheFullError unless `new` more tokens fit.
+        """
         if cache_specs != self.cache_specs:
             raise UsageError("the cache was made for another model; make one with this model's new_cache")
         if batch != self.batch:

@@ -1,8 +1,8 @@
-"""What the ranks of tensor parallel exchange: sums and gathered columns, with gradients, compiled or not.
+"""Collectives of tensor and expert parallelism with gradients, compiled or not: sums, gathered columns, exchanged rows.
 
-Every rank computes the same loss from the same logits. So the gradient of a sum over ranks is the gradient of what is
-summed, and the gradient of what every rank reads is the sum of theirs: the functions f and g of Megatron-LM (Shoeybi et
-al. 2019, section 3).
+Every rank computes the same loss from the same logits. The gradient of a sum over ranks is therefore the gradient of
+each summand. The gradient of a tensor that every rank reads is the sum of the ranks' gradients. These are the functions
+g and f of Megatron-LM (Shoeybi et al. 2019, section 3).
 """
 
 from dataclasses import dataclass
@@ -17,50 +17,50 @@ from zoo.sharding import Rank
 
 @dataclass(frozen=True)
 class Group:
-    """The ranks that divide a model, as torch's process group of this `name`, and which of them this process is."""
+    """The ranks that divide a model, as torch's process group of this `name`, and the `rank` of this process."""
 
     name: str
     rank: Rank
 
     @classmethod
     def of(cls, group: dist.ProcessGroup) -> "Group":
-        """Of torch's process group."""
+        """Returns the Group for torch's process group."""
         from torch.distributed import _functional_collectives  # noqa: F401  (defines the operators; takes a second)
 
         return cls(group.group_name, Rank(dist.get_rank(group), dist.get_world_size(group)))
 
 
 def summed(x: Tensor, group: Group) -> Tensor:
-    """The sum of x over ranks, in each of them."""
+    """Returns the sum of x over ranks, in every rank."""
     out: Tensor = _Summed.apply(x, group.name)  # type: ignore[no-untyped-call]
     return out
 
 
 def read_by_all(x: Tensor, group: Group) -> Tensor:
-    """x, which each rank goes on with in a way of its own: its gradient is the sum of the ranks' gradients."""
+    """Returns x, which each rank then uses differently: its gradient is the sum of the ranks' gradients."""
     out: Tensor = _ReadByAll.apply(x, group.name)  # type: ignore[no-untyped-call]
     return out
 
 
 def mean_over_ranks(x: Tensor, group: Group) -> Tensor:
-    """The mean of x over ranks, of which each rank makes results of its own: gradients are averaged, too."""
+    """Returns the mean of x over ranks, which each rank then uses differently: gradients are averaged, too."""
     return _all_reduce(x, group.name) / group.rank.ranks
 
 
 def gathered_columns(x: Tensor, group: Group, counts: list[int]) -> Tensor:
-    """Each rank's x (..., columns), side by side (..., all columns), of which rank i has counts[i]."""
+    """Concatenates the x (..., columns) of all ranks to (..., all columns); rank i has counts[i] columns."""
     out: Tensor = _GatheredColumns.apply(x, group, counts)  # type: ignore[no-untyped-call]
     return out
 
 
 def exchanged_rows(x: Tensor, group: Group, sent: list[int], received: list[int]) -> Tensor:
-    """x (n, ...), the first sent[0] rows of which go to rank 0, and so on -> what comes, received[i] rows of rank i."""
+    """Sends rows of x (n, ...), the first sent[0] to rank 0 and so on; returns received[i] rows from each rank i."""
     out: Tensor = _ExchangedRows.apply(x, group.name, sent, received)  # type: ignore[no-untyped-call]
     return out
 
 
 def exchanged_counts(counts: Tensor, group: Group) -> Tensor:
-    """A number for each rank (ranks,) -> the number that each rank has for this one."""
+    """Sends counts[i] of `counts` (ranks,) to rank i; returns the number that each rank sent to this one (ranks,)."""
     ones = [1] * group.rank.ranks
     return _all_to_all(counts, group.name, ones, ones)
 

@@ -1,4 +1,4 @@
-"""The machine and its devices: names, free memory, and how documents describe them."""
+"""The machine and its devices: names, free memory, and a description for documents."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from zoo.errors import NotAvailable, unknown
 
 
 def find_device(name: str) -> torch.device:
-    """A device by torch's name for it. Raises UsageError for an unknown name, NotAvailable for a missing device."""
+    """Returns the device of torch's name. Raises UsageError for an unknown name, NotAvailable for a missing device."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -29,8 +29,10 @@ def find_device(name: str) -> torch.device:
 
 @contextmanager
 def allocating(device: str | torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """What is built meanwhile is on this device and, unless it asks for another, of this dtype. Of the whole process:
-    not for several threads at a time."""
+    """Allocates new tensors on this device and, unless they ask for another dtype, in this dtype.
+
+    It holds for the whole process: two threads must not use it at the same time.
+    """
     keep_freed_memory()
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -42,7 +44,7 @@ def allocating(device: str | torch.device, dtype: torch.dtype) -> Iterator[None]
 
 
 def machine() -> dict[str, Any]:
-    """The machine that figures were computed on, for documents."""
+    """Describes this machine, for documents with figures measured on it."""
     return {
         "platform": platform.platform(),
         "cpu": _cpu_name(),
@@ -59,14 +61,14 @@ def _cpu_name() -> str:
 
 
 def cpu_flags() -> list[str]:
-    """The features that the processor reports, as Linux names them; elsewhere the one that torch found."""
+    """The processor's features by their Linux names; without Linux, the one capability that torch detects."""
     if not (lines := _cpu_info()):
         return [torch.backends.cpu.get_cpu_capability()]
     return next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
 
 
 def _cpu_info() -> list[str]:
-    """Empty where the system is no Linux."""
+    """The lines of /proc/cpuinfo; empty without Linux."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -74,7 +76,7 @@ def _cpu_info() -> list[str]:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a device; None where that is unknown."""
+    """Bytes that can still be allocated on a device; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
@@ -83,7 +85,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _free_on_machine() -> int | None:
-    """Linux's own estimate; elsewhere all physical memory, an upper bound."""
+    """Free bytes by Linux's own estimate; without Linux all physical memory, an upper bound; None if unknown."""
     try:
         meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
         return int(meminfo["MemAvailable"].removesuffix("kB")) * 1024
@@ -93,7 +95,7 @@ def _free_on_machine() -> int | None:
 
 
 def _free_in_group() -> Iterator[int]:
-    """What the limits of control groups, version 2 and 1, leave to a container. Cached file pages can be reclaimed."""
+    """Yields the bytes that control groups, versions 2 and 1, leave to a container. Cached file pages count as free."""
     for folder, limit, usage, cached in (
         ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

@@ -1,4 +1,4 @@
-"""Arithmetic in float32 at least: what is computed in float32 in a narrower model, and in float64 in a float64 one."""
+"""Arithmetic in at least float32: narrower models compute it in float32, and float64 models in float64."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,18 +12,21 @@ upcast_dtype: Callable[[torch.dtype], torch.dtype] = partial(torch.promote_types
 
 
 def upcast(x: Tensor) -> Tensor:
-    """x in float32, or as it is in float64."""
+    """Returns x in float32; a float64 x stays as it is."""
     return x.to(upcast_dtype(x.dtype))
 
 
 def empty(*shape: int) -> Tensor:
-    """An uninitialised tensor of the default dtype, in float32 at least."""
+    """Returns an uninitialised tensor of the default dtype, widened to at least float32."""
     return torch.empty(shape, dtype=upcast_dtype(torch.get_default_dtype()))
 
 
 class Float32Parameters(nn.Module):
-    """A module whose own parameters of the names in `in_float32` are in float32 at least: `model.bfloat16()` and
-    `model.to(...)` cast the others, and move these to other devices. They follow to float64."""
+    """A module whose own parameters named in `in_float32` stay in at least float32.
+
+    `model.bfloat16()` and `model.to(...)` cast only the other parameters. They move these to other devices and widen
+    them to float64.
+    """
 
     in_float32: ClassVar[Sequence[str]] = ()
 

@@ -1,7 +1,7 @@
 """Positions, rotary tables and masks of a forward pass, computed once (zoo.core.cache: `prepare_forward`).
 
 Layers look them up in the `ForwardContext`. Masks follow from positions alone, so ring buffers, chunked prefill and
-single-token decode need no masks of their own. Routers hand their logits out through it, inside `recorded_routing()`.
+single-token decode need no masks of their own. Inside `recorded_routing()`, routers add their logits to the context.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ K = TypeVar("K", bound=Hashable)
 class ReachMask(NamedTuple):
     """The mask `visible(queries, keys, reach)` of a reach that is not full, as the positions that it follows from.
 
-    The queries (t,) are the last t of the keys (s,); the keys before them, at most `reach.limit`, are in any order.
+    The queries (t,) are the last t of the keys (s,). The keys before them, at most `reach.limit`, are in any order.
     """
 
     queries: Tensor
@@ -34,7 +34,7 @@ Mask = Tensor | ReachMask | None
 
 
 class CacheView(NamedTuple):
-    """What a forward pass writes and reads in every layer cache of one geometry.
+    """The places that a forward pass writes and reads in every layer cache of one geometry.
 
     `write` (w,): the indices at which the last w new tokens are stored. `keys` (s,): the position of each key that is
     read. `mask` (t, s): True where a query sees a key; a ReachMask where the reach is not full; None where each query
@@ -50,7 +50,7 @@ class CacheView(NamedTuple):
 
 
 class LayerCache(Protocol):
-    """Where one layer keeps its tokens and its states."""
+    """The store of one layer's tokens and states."""
 
     @property
     def geometry(self) -> Hashable:
@@ -58,24 +58,31 @@ class LayerCache(Protocol):
         ...
 
     def view(self, positions: Tensor, past: int) -> CacheView:
-        """What a forward pass of tokens at `positions` (t,), after `past` tokens, writes and reads."""
+        """Returns the places that a pass of tokens at `positions` (t,), after `past` tokens, writes and reads."""
         ...
 
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
-        """Store the new part of each stream (batch, heads, t, width) -> the streams to attend over, each (batch, heads,
-        s, width), and last the mask."""
+        """Stores the new part of each stream (batch, heads, t, width).
+
+        Returns the streams to attend over, each (batch, heads, s, width), and last the mask.
+        """
         ...
 
     def append_entries(self, ctx: ForwardContext, name: str, numbers: Tensor, new: Tensor) -> Tensor:
-        """Store `new` entries (batch, heads, n, width) of a stream at their `numbers` (n,) -> the stream (batch, heads,
-        places, width) with the entry of each block at its number. Of a single token, unless the cache is static, it has
-        the complete ones alone; else a token sees those of blocks that are complete with it. Equal numbers have equal
-        entries."""
+        """Stores `new` entries (batch, heads, n, width) of a stream at their `numbers` (n,).
+
+        Entries with equal numbers are equal.
+        Returns the stream (batch, heads, places, width) with each block's entry at the block's number. For a single
+        token and a cache that is not static, it holds only complete entries. Otherwise each token sees only the entries
+        of blocks that are complete with it.
+        """
         ...
 
     def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
-        """The streams that `append` returned, in the form in which later layers are given them: (batch, heads, places,
-        width), of which the first s are the keys of the view. `x` (b, t, ...) is any tensor of the pass."""
+        """Returns the streams of `append` as later layers read them, (batch, heads, places, width).
+
+        The first s places are the keys of the view. `x` (b, t, ...) is any tensor of the pass.
+        """
         ...
 
     def resizable(self) -> list[Tensor]:
@@ -83,24 +90,28 @@ class LayerCache(Protocol):
         ...
 
     def state(self, name: str, x: Tensor) -> Tensor:
-        """The state of this name (batch, *shape) after the tokens so far, zeros before the first. `x` is any tensor of
-        the pass, its first axis the batch."""
+        """Returns the state of this name (batch, *shape) after the tokens so far; zeros before the first token.
+
+        `x` is any tensor of the pass whose first axis is the batch.
+        """
         ...
 
     def set_state(self, name: str, value: Tensor) -> None:
-        """Keep the state for the next pass."""
+        """Keeps the state for the next pass."""
         ...
 
 
 class RouterOutput(NamedTuple):
-    """What a router computed for each token: `logits` (b, t, experts) in float32, before softmax, sigmoid and any
-    correction, and the ids of the `chosen` experts (b, t, k)."""
+    """A router's result for each token: its `logits` (b, t, experts) and the ids of the `chosen` experts (b, t, k).
+
+    The logits are in float32, before softmax, sigmoid and any correction.
+    """
 
     logits: Tensor
     chosen: Tensor
 
     def counts(self) -> Tensor:
-        """(experts,) int64: how many tokens each expert was chosen for."""
+        """Counts the tokens of each expert: (experts,) int64."""
         ids = self.chosen.flatten()
         counts = torch.zeros(self.logits.shape[-1], dtype=torch.long, device=ids.device)
         return counts.scatter_add_(0, ids, torch.ones_like(ids))
@@ -108,8 +119,7 @@ class RouterOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """What the layers of a forward pass look up: the `positions` (t,) of its tokens, `tables` by (spec, width), `views`
-    by cache geometry.
+    """Values that the layers of a forward pass look up.
 
     `routing`: the list to which routers add their RouterOutput; None where nobody asked for it. `shared`: what earlier
     layers handed on, by name. `handed_on`: where this layer's go instead, None for a layer that is run by itself.
@@ -150,10 +160,10 @@ recordings: list[list[RouterOutput]] = []  # torch's compiler guards a list, and
 
 @contextmanager
 def recorded_routing() -> Iterator[list[RouterOutput]]:
-    """The RouterOutput of each router, in order of layers, of every model that runs inside the `with`, pass after pass.
+    """Records the RouterOutput of each router of every model that runs inside the `with`, by pass and by layer.
 
-    The logits have gradients where the pass has. Of several `with` inside each other the innermost records. It is one
-    for the process: threads that run models at the same time share it.
+    The logits have gradients if the pass has. Of nested `with` statements, the innermost records. The recording belongs
+    to the process: threads that run models at the same time share it.
     """
     recordings.append([])
     try:
@@ -173,28 +183,33 @@ def keep(kept: dict[K, Tensor], key: K, compute: Callable[[], Tensor]) -> Tensor
 
 
 def block_count(new: int, every: int) -> int:
-    """At least the blocks of `every` tokens that `new` tokens in a row can lie in, whatever the position of the first.
+    """An upper bound on the blocks of `every` tokens that `new` consecutive tokens touch, for any first position.
 
-    Of several tokens it is one more: what follows the first block is then never a single one, which the compiler would
-    take for a case of its own.
+    It is one higher for several tokens: the blocks after the first are then never a single one, which the compiler
+    would specialise on.
     """
     return (new + every - 2) // every + 2 if new > 1 else 1
 
 
 def blocks_of(positions: Tensor, every: int) -> Tensor:
-    """Positions (t,) of tokens in a row -> the numbers of the blocks of `every` tokens that they lie in, `block_count`
-    of them: the last is repeated where they are fewer. No shape depends on the positions."""
+    """Returns the numbers of the blocks of `every` tokens that tokens at consecutive `positions` (t,) lie in.
+
+    There are `block_count(t, every)` numbers: the last one repeats if there are fewer blocks, so that no shape depends
+    on the positions.
+    """
     first, last = positions[:1] // every, positions[-1:] // every
     return torch.minimum(first + torch.arange(block_count(len(positions), every), device=positions.device), last)
 
 
 def causal(new: int, stored: int, device: torch.device) -> Tensor:
-    """The mask (t, s) of the last t of s tokens."""
+    """Returns the causal mask (t, s) of the last t = `new` of s = `stored` tokens."""
     return torch.ones(new, stored, dtype=torch.bool, device=device).tril(stored - new)
 
 
 def visible(queries: Tensor, keys: Tensor, reach: Reach = Full()) -> Tensor:
-    """Positions (t,) and (s,) -> mask (t, s), True where the query sees the key. A key at position -1 is an empty
-    place."""
+    """Returns the mask (t, s) for positions of queries (t,) and keys (s,): True where the query sees the key.
+
+    A key at a negative position is an empty place.
+    """
     seen: Tensor = reach.sees(queries[:, None], keys) & (keys >= 0)
     return seen

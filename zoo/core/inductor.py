@@ -1,5 +1,5 @@
-"""torch.compile on other machines: where text is read as ASCII, where its cache on disk is another processor's, and
-where there is no C++ compiler."""
+"""torch.compile on unusual machines: with an ASCII locale, with a disk cache shared with another processor, or without
+a C++ compiler."""
 
 import codecs
 import locale
@@ -12,22 +12,22 @@ import torch
 from zoo.errors import NotAvailable
 
 F = TypeVar("F", bound=Callable[..., Any])
-# Multiply-adds are rounded once, in one instruction: reductions are 1.05 times as fast.
+# Fused multiply-adds round once, in one instruction, and make reductions 1.05 times as fast.
 FUSED_MULTIPLY_ADD = {"cpp.enable_floating_point_contract_flag": "fast"}
 
 
 def load_compiler() -> None:
-    """Import what `torch.compile` imports at its first use, under a locale in which it can be imported.
+    """Imports the compiler's modules under a UTF-8 locale, before `torch.compile` imports them at its first use.
 
-    It reads files of its own, which hold more than ASCII, in the encoding of the locale. That fails under a C locale
-    without Python's UTF-8 mode (LC_ALL=C, PYTHONUTF8=0), and so would every first compiled call.
+    The compiler reads source files with non-ASCII characters in the encoding of the locale. Under a C locale without
+    Python's UTF-8 mode (LC_ALL=C, PYTHONUTF8=0) that fails, and every first compiled call would fail too.
     """
     if codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8":
         return
     before = locale.setlocale(locale.LC_CTYPE)
     try:
         locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
-    except locale.Error:  # this system has none: other encodings than ASCII may do
+    except locale.Error:  # the system lacks it; the present encoding may still work, unless it is ASCII
         return
     try:
         import_module("torch._inductor.lowering")
@@ -36,7 +36,7 @@ def load_compiler() -> None:
 
 
 def find_compiler() -> None:
-    """Raise NotAvailable unless there is the C++ compiler that code for the CPU needs."""
+    """Raises NotAvailable if the C++ compiler that CPU code needs is missing."""
     from torch._inductor import cpp_builder, exc
 
     try:
@@ -48,18 +48,20 @@ def find_compiler() -> None:
 
 
 def constant(function: F) -> F:
-    """Mark a function that the compiler calls while it traces, and whose result becomes part of the code that it makes.
-    torch.compiler.assume_constant_result does this too, and imports the whole compiler."""
+    """Marks a function that the compiler evaluates while tracing: its result becomes a constant in compiled code.
+
+    torch.compiler.assume_constant_result does the same, but imports the whole compiler.
+    """
     vars(function)["_dynamo_marked_constant"] = True
     return function
 
 
 def options() -> dict[str, Any]:
-    """torch.compile's options for code on this processor.
+    """Returns torch.compile's options for this processor.
 
-    The compiler's cache on disk finds code by the graph and the compiler's settings, not by the processor's
-    instructions. A processor with AVX2 alone would take code for AVX-512 from a cache that it shares with another one,
-    and compute NaN. The width of vectors is a setting: it is set to the one that the compiler would choose.
+    The compiler's disk cache is keyed by the graph and the compiler's settings, not by the processor's instructions.
+    From a shared cache, a processor with only AVX2 would load AVX-512 code and compute NaN. The vector width is a
+    setting, so it is set to the one that the compiler would choose.
     """
     from torch._inductor import config
     from torch._inductor.cpu_vec_isa import pick_vec_isa
@@ -70,8 +72,10 @@ def options() -> dict[str, Any]:
 
 
 def compiled(function: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
-    """`function`, compiled apart from whatever else is compiled of it: for all shapes at once if `dynamic`, else for
-    those of its first call, but for marked dimensions."""
+    """Returns `function` compiled, independently of its other compilations.
+
+    The code serves all shapes if `dynamic`. Otherwise it serves the shapes of the first call, except marked dimensions.
+    """
     load_compiler()
     settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options()}
     return torch.compile(function, dynamic=dynamic, **settings)

@@ -1,13 +1,13 @@
-"""Which kernel computes an operation: torch's own call, "plain", or another one that computes the same.
+"""The choice of kernel for each operation: "plain", which is torch's own call, or a kernel with the same result.
 
-A forward pass looks kernels up and decides nothing: an operation without a decision is plain. zoo.kernels decides, once
-a machine. The environment variable ZOO_KERNELS, or `use`, sets all kernels instead:
+A forward pass only looks kernels up: an operation without a decision is plain. zoo.kernels decides once per machine.
+The environment variable ZOO_KERNELS, or `use`, sets all kernels instead:
 
     ZOO_KERNELS=plain    torch's own calls
-    ZOO_KERNELS=FILE     as in a file that `save` wrote; an operation that it does not name is plain
+    ZOO_KERNELS=FILE     kernels from a file that `save` wrote; operations missing in it are plain
 
-Kernels change speed and, since they add up in different orders, the last bits of results. With the same kernels a run
-repeats bit by bit on one machine.
+Kernels differ in speed and, because they sum in different orders, in the last bits of results. With the same kernels,
+runs on one machine are bitwise reproducible.
 """
 
 from __future__ import annotations
@@ -27,36 +27,39 @@ from zoo.new_files import write_file
 
 PLAIN = "plain"
 VARIABLE = "ZOO_KERNELS"
-SCHEMA_VERSION = 2  # 1: a kernel for each class of sizes
+SCHEMA_VERSION = 2  # version 1 had a kernel for each class of sizes
 
 Decision = tuple[str, torch.dtype]  # an operation in a dtype
 _FLOATS = torch.float64, torch.float32, torch.bfloat16, torch.float16
 
 
 class Operation(NamedTuple):
-    """The `kernel` that may compute an operation instead of the plain one, and the `dtypes` in which it can."""
+    """The alternative `kernel` of an operation and the `dtypes` that it supports."""
 
     kernel: str
     dtypes: tuple[torch.dtype, ...] = _FLOATS
 
 
 OPERATIONS = {
-    # matrix products of many rows, and of few: oneDNN instead of the BLAS library that torch was built with
+    # matrix products with many rows, and with few: oneDNN instead of torch's BLAS library
     "linear prefill": Operation("onednn", (torch.float32,)),
     "linear decode": Operation("onednn", (torch.float32,)),
-    # a block of queries at a time, its scores in memory, instead of torch's SDPA
+    # one block of queries at a time, with its scores in memory, instead of torch's SDPA
     "attention prefill": Operation("blocks"),
-    # a reduction that Inductor compiles, instead of the library's product
+    # a reduction that Inductor compiles, instead of the library's matrix product
     "compiled decode linear": Operation("gemv"),
-    # the same for scores and weighted values
+    # reductions for scores and weighted values
     "compiled decode attention": Operation("reduction"),
 }
 
 
 @dataclass
 class KernelChoices:
-    """The kernels of a process. `chosen`: the kernel of each decision. `is_set`: the caller or ZOO_KERNELS set them, so
-    that nothing else is decided. `replaced`: the decisions against the plain kernel."""
+    """The kernels of a process.
+
+    `chosen`: the kernel of each decision. `is_set`: the caller or ZOO_KERNELS set them, so that zoo.kernels decides
+    nothing. `replaced`: the decisions whose kernel is not plain.
+    """
 
     chosen: dict[Decision, str] = field(default_factory=dict)
     is_set: bool = False
@@ -66,26 +69,26 @@ class KernelChoices:
         self.replaced = {decision for decision, kernel in self.chosen.items() if kernel != PLAIN}
 
     def kernel(self, operation: str, dtype: torch.dtype) -> str:
-        """The kernel that computes an operation."""
+        """Returns the kernel that computes an operation in a dtype."""
         return self.chosen.get((operation, dtype), PLAIN)
 
     def add(self, decided: Mapping[Decision, str]) -> None:
-        """Take these decisions from here on."""
+        """Adds decisions; they replace earlier ones."""
         self.chosen |= decided
         self.__post_init__()
 
 
-# "plain", a file, kernels by name or operation, or such choices as they are; None: none set
+# "plain", a file, kernels by decision or operation, or KernelChoices; None: nothing is set
 Request = str | Path | Mapping[str, str] | KernelChoices | None
 
 
 def is_replaced(operation: str, dtype: torch.dtype) -> bool:
-    """Whether another kernel computes an operation in place of torch's own call."""
+    """Whether a kernel other than torch's own call computes an operation in a dtype."""
     return (operation, dtype) in active().replaced
 
 
 def name(decision: Decision) -> str:
-    """A decision as text: "linear prefill, float32"."""
+    """Returns a decision as text, such as "linear prefill, float32"."""
     operation, dtype = decision
     return f"{operation}, {str(dtype).removeprefix('torch.')}"
 
@@ -102,11 +105,10 @@ def active() -> KernelChoices:
 
 
 def use(setting: Request) -> None:
-    """Start over with "plain", a file that `save` wrote, or kernels by name or operation; None: without any decision,
-    and with zoo.kernels free to decide.
+    """Replaces all kernels by "plain", by a file that `save` wrote, or by kernels by decision or operation.
 
-    A model that is already compiled keeps its kernels. Raises NotAvailable for a file that cannot be read,
-    MalformedError for one that holds something else.
+    None discards all decisions and lets zoo.kernels decide. A model that is already compiled keeps its kernels. Raises
+    NotAvailable for a file that cannot be read, MalformedError for a file of another kind.
     """
     global current
     current = _read(setting)
@@ -125,24 +127,26 @@ def using(setting: Request) -> Iterator[KernelChoices]:
 
 
 def choices() -> dict[str, str]:
-    """The kernel of each operation and dtype that is set or decided, by name: {"linear prefill, float32": "onednn"}."""
+    """Returns each kernel that is set or decided, by decision: {"linear prefill, float32": "onednn"}."""
     return as_text(active().chosen)
 
 
 def save(path: str | Path) -> None:
-    """Write `choices` to a file for ZOO_KERNELS. Raises NotAvailable where it cannot be written."""
+    """Writes `choices` to a file for ZOO_KERNELS. Raises NotAvailable if the file cannot be written."""
     write(Path(path), active().chosen)
 
 
 def write(path: Path, chosen: Mapping[Decision, str], **facts: Any) -> None:
-    """Write kernels to a file, whole or not at all, with `facts` beside them."""
+    """Writes kernels and `facts` to a file, atomically."""
     document = {"schema_version": SCHEMA_VERSION, **facts, "kernels": as_text(chosen)}
     write_file(path, (json.dumps(document, indent=2) + "\n").encode())
 
 
 def read(path: Path) -> tuple[dict[Decision, str], dict[str, Any]]:
-    """The kernels in a file, and all that it holds. Raises OSError where it cannot be read, MalformedError for one that
-    `write` did not write."""
+    """Returns the kernels in a file and its whole content.
+
+    Raises OSError if the file cannot be read, MalformedError if `write` did not write it.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -155,13 +159,15 @@ def read(path: Path) -> tuple[dict[Decision, str], dict[str, Any]]:
 
 
 def as_text(chosen: Mapping[Decision, str]) -> dict[str, str]:
-    """Kernels by the names of decisions."""
+    """Returns kernels by the names of their decisions."""
     return dict(sorted((name(decision), kernel) for decision, kernel in chosen.items()))
 
 
 def parse(named: Mapping[str, str], where: str) -> dict[Decision, str]:
-    """Kernels by the names of decisions, or by operations in all their dtypes. Raises MalformedError, which says
-    `where`, for an operation, a dtype or a kernel that there is not."""
+    """Parses kernels by the names of decisions; the name of an operation alone stands for all its dtypes.
+
+    Raises MalformedError, which starts with `where`, for an unknown operation, dtype or kernel.
+    """
     chosen: dict[Decision, str] = {}
     for given, kernel in sorted(named.items()):  # an operation before its dtypes
         operation, _, dtype = given.partition(", ")

@@ -1,8 +1,8 @@
-"""Several processes that work on one model: torchrun starts them, and they find each other.
+"""Processes that torchrun starts to work on one model together.
 
     torchrun --nproc-per-node 2 -m zoo.train qwen3 --out run
 
-With one process all functions here do nothing, or what their name says.
+Without torchrun, every function also works for a single process.
 """
 
 import json
@@ -21,12 +21,12 @@ from zoo.core.devices import find_device
 from zoo.errors import NotAvailable, UsageError
 
 T = TypeVar("T")
-# The others wait while rank 0 reads text or saves; torchrun ends them where it fails.
+# The other ranks wait while rank 0 reads text or saves; if rank 0 fails, torchrun ends them.
 TIMEOUT = timedelta(days=1)
 
 
 def launched() -> int:
-    """How many processes torchrun started; 1 where it did not start this one."""
+    """The number of processes that torchrun started; 1 if it did not start this one."""
     return int(os.environ["WORLD_SIZE"]) if dist.is_available() and dist.is_torchelastic_launched() else 1
 
 
@@ -41,17 +41,17 @@ def ranks() -> int:
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """The rank of this process, from 0."""
     return dist.get_rank() if ranks() > 1 else 0
 
 
 @contextmanager
 def joined(name: str, advice: str = "") -> Iterator[torch.device]:
-    """The device of this process, by torch's name for it or for all devices of its kind. Within, the processes that
-    torchrun started are one group: nccl on CUDA, a device for each process; gloo on the CPU.
+    """Joins the processes that torchrun started into one group and yields this process's device.
 
-    Raises as `find_device` does, UsageError for a device that several processes cannot use, and NotAvailable where
-    another process has ended before this one, with `advice` on what to do then.
+    `name` is torch's name of a device or of a kind of device. The group uses nccl on CUDA, with one device per process,
+    and gloo on the CPU. Raises the errors of `find_device`, and UsageError for a device that several processes cannot
+    share. Raises NotAvailable, followed by `advice`, if another process has ended before this one.
     """
     if not is_launched():
         yield find_device(name)
@@ -75,7 +75,7 @@ def joined(name: str, advice: str = "") -> Iterator[torch.device]:
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
             raise NotAvailable(f"another process of this run has ended{advice}") from error
         raise
-    dist.destroy_process_group()  # not after an error: the others may be waiting for this process
+    dist.destroy_process_group()  # not after an error: other processes may be waiting for this one
 
 
 def _own_device(name: str) -> torch.device:
@@ -86,8 +86,10 @@ def _own_device(name: str) -> torch.device:
 
 
 def may_report_error() -> bool:
-    """Whether this process prints the error that it ends with: of several, the first one that asks. What one fails at,
-    most others fail at too, or at waiting for it."""
+    """Whether this process prints its final error: only the first process that asks does.
+
+    Most other processes fail for the same reason, or because they wait for the failed one.
+    """
     if not is_launched():
         return True
     store, _, _ = next(rendezvous("env://"))
@@ -95,13 +97,15 @@ def may_report_error() -> bool:
 
 
 def _attempt() -> str:
-    """Which start of the processes this is: torchrun may start them anew, with the same store."""
+    """The number of this start of the processes: torchrun may restart them with the same store."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def from_first(compute: Callable[[], T]) -> T:
-    """What `compute` gives in rank 0, in every rank, whose own is not called. It goes through JSON: tuples arrive as
-    lists."""
+    """Calls `compute` in rank 0 alone and returns its result in every rank.
+
+    The result travels as JSON: tuples arrive as lists.
+    """
     if ranks() == 1:
         return compute()
     value = compute() if rank() == 0 else None
@@ -115,18 +119,18 @@ def from_first(compute: Callable[[], T]) -> T:
 
 
 def wait_for_all() -> None:
-    """Return once every process has come here."""
+    """Returns once every process has called it."""
     if ranks() > 1:
         dist.barrier()
 
 
 def local_ranks() -> int:
-    """How many of the processes are on this machine."""
+    """The number of processes on this machine."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if ranks() > 1 else 1
 
 
 def sums(*figures: float) -> list[float]:
-    """Each figure, added up over ranks in float64."""
+    """Returns each figure summed over ranks, in float64."""
     if ranks() == 1:
         return list(figures)
     total = torch.tensor(figures, dtype=torch.float64, device=_group_device())
@@ -135,7 +139,7 @@ def sums(*figures: float) -> list[float]:
 
 
 def summed(figures: Tensor) -> Tensor:
-    """A tensor, added up over ranks. Without gradients."""
+    """Returns a tensor summed over ranks, without gradients."""
     if ranks() == 1:
         return figures
     total = figures.clone()

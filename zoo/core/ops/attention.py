@@ -1,14 +1,14 @@
-"""Softmax attention over the keys that a layer cache returns: the one place where it is computed.
+"""Softmax attention over the keys that a layer cache returns. No other file computes it.
 
-`attention` calls one of four:
+`attention` calls one of four functions:
 
-- `_decode`: a single token, by torch's kernels or, compiled for the CPU, by reductions over the keys.
-- `_prefill`: several tokens, by torch's kernels or, on the CPU, in blocks of queries with their scores in memory.
+- `_decode`: a single token. It uses torch's kernels or, compiled for the CPU, reductions over the keys.
+- `_prefill`: several tokens. It uses torch's kernels or, on the CPU, blocks of queries with their scores in memory.
 - `_bounded_attention`: several tokens over sliding windows or chunks, as a prefill for each block of queries.
 - `_capped_attention`: scores with a cap, which no kernel computes.
 
-zoo.kernels decides between them. Sizes: b sequences, t queries, s keys; h heads, g key heads; d the width of
-queries and keys, w that of values.
+zoo.kernels chooses the kernels. Sizes: b sequences, t queries, s keys; h heads, g key heads; d the width of
+queries and keys, w the width of values.
 """
 
 import itertools
@@ -34,12 +34,12 @@ from zoo.core.ops.flash import (
 from zoo.core.ops.linear import dot, is_plain_memory, linear, materialize
 from zoo.costs import reach_of
 
-MAX_REDUCTION_HEADS = 8  # query heads of one key head up to which decode by reductions is a choice
-MIN_WHOLE_WIDTH = 128  # elements of a value from which a whole value is read at once
-LOAD_BYTES = 64  # of one vector load
-BLOCK_QUERIES = 128  # of which the scores are in memory together: at most, in float32 at least
-MIN_BLOCK_ROWS = 512  # rows of a matrix product, queries times heads of one key head
-MIN_MULTIPLY_ADDS = 2**22  # of a prefill, from which arithmetic outweighs the calls of more operators
+MAX_REDUCTION_HEADS = 8  # maximum query heads per key head for decode by reductions
+MIN_WHOLE_WIDTH = 128  # minimum elements of a value to read it whole
+LOAD_BYTES = 64  # bytes of one vector load
+BLOCK_QUERIES = 128  # maximum queries per block (minimum in float32)
+MIN_BLOCK_ROWS = 512  # rows of a matrix product: queries times query heads per key head
+MIN_MULTIPLY_ADDS = 2**22  # multiply-adds from which a prefill's arithmetic outweighs the calls of more operators
 
 
 def plain(
@@ -78,13 +78,13 @@ def attention(
     sinks: Tensor | None = None,
     cap: float | None = None,
 ) -> Tensor:
-    """q (b, h, t, d), k (b, g, s, d), v (b, g, s, w) -> (b, h, t, w); heads i * h/g to (i + 1) * h/g - 1 share key i.
+    """Returns the attention output (b, h, t, w) for q (b, h, t, d), k (b, g, s, d) and v (b, g, s, w).
 
+    Heads i * h/g to (i + 1) * h/g - 1 share key head i.
     `mask` (t, s) or (b, 1, t, s) is True where a query sees a key; a ReachMask is never built in full. None: each query
-    sees all keys up to itself, the queries being the last t of the s keys (a single query, or s == t). `sinks` (h,) are
-    scores of one more key of value zero that each head may attend to instead (gpt-oss; StreamingLLM, Xiao et al. 2023,
-    section 3.3).
-    With a `cap` scores x become cap * tanh(x / cap) before the mask (Gemma 2, section 2).
+    sees all keys up to itself, and the queries are the last t of the s keys (a single query, or s == t).
+    `sinks` (h,) are scores of one extra key per head, whose value is zero (gpt-oss; StreamingLLM, Xiao et al. 2023,
+    section 3.3). With a `cap`, each score x becomes cap * tanh(x / cap) before the mask (Gemma 2, section 2).
     """
     if cap is not None:
         return _capped_attention(q, k, v, mask, scale, sinks, cap)
@@ -92,7 +92,7 @@ def attention(
         return _bounded_attention(q, k, v, mask, scale, sinks)
     if q.shape[2] > 1:
         return _prefill(q, k, v, mask, scale, sinks)
-    # Heads that share a key become queries of that key: each key is read once and never repeated.
+    # Heads that share a key become queries of that key, so that each key is read once and never repeated.
     folded = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
     if mask is not None and mask.ndim == 4:
         mask = mask.expand(-1, -1, folded.shape[2], -1)
@@ -101,7 +101,7 @@ def attention(
 
 
 def _allows_kernels(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether kernels for plain CPU memory may compute this: no gradients, no autocast, no tensor subclasses."""
+    """Whether kernels for plain CPU memory may run: no gradients, no autocast, no export, no tensor subclasses."""
     return (
         q.device.type == "cpu"
         and not torch.is_grad_enabled()
@@ -116,11 +116,11 @@ def _allows_kernels(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def _decode(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
-    """q (b, g, h/g, d), the heads of one token by the key they share; sinks (g, h/g) -> (b, g, h/g, w)."""
+    """Returns (b, g, h/g, w) for one token's q (b, g, h/g, d), grouped by key head; sinks are (g, h/g)."""
     if not torch.compiler.is_compiling() or q.device.type != "cpu":
         return _decode_sdpa(q, k, v, mask, scale, sinks)
-    # The compiler is not told the number of keys, so that it never recompiles for another one. It can make loops of
-    # reductions over them; calls to a library are one opaque operator.
+    # The number of keys is dynamic, so that the compiler never recompiles for another one. Reductions over the keys
+    # compile to loops; library calls stay in one opaque operator.
     if not _allows_kernels(q, k, v):
         return _apply_sinks(*_explicit_attention(q, k, v, mask, scale), sinks).to(v.dtype)
     if q.shape[2] <= MAX_REDUCTION_HEADS and _reductions_replace(q.dtype):
@@ -131,7 +131,7 @@ def _decode(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, 
 def _decode_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
     if sinks is not None:
         out = _sdpa_with_sinks(q, k, v, mask, False, scale, sinks)
-    elif q.shape[3] != v.shape[3]:  # no kernel takes keys wider than values, and padding either would take longest
+    elif q.shape[3] != v.shape[3]:  # no kernel takes keys wider than values, and padding would be slowest
         out = _explicit_attention(q, k, v, mask, scale)[0]
     else:
         out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
@@ -152,7 +152,7 @@ def _decode_by_reductions(
 
 @inductor.constant
 def _reductions_replace(dtype: torch.dtype) -> bool:
-    """Called by the compiler while it traces: the choice is part of the code that it makes."""
+    """Whether reductions are the chosen kernel. The compiler evaluates it while tracing and bakes in the result."""
     return is_replaced("compiled decode attention", dtype)
 
 
@@ -175,8 +175,8 @@ def _prefill_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: f
         return _sdpa_with_sinks(q, k, v, mask, mask is None, scale, sinks[:, None])
     width, gqa = v.shape[3], q.shape[1] != k.shape[1]
     if has_flash_kernel(q) and width < q.shape[3]:
-        # The kernel wants keys and values of one width. Without it torch writes all scores to memory, and copies all
-        # keys to scale them: three times slower for a prefill of latent attention.
+        # The kernel needs keys and values of one width. Otherwise torch writes all scores to memory and copies all
+        # keys to scale them, which makes a prefill of latent attention three times slower.
         v = F.pad(v, (0, q.shape[3] - width))
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=gqa)
     return out[..., :width]
@@ -191,7 +191,7 @@ def _prefill_operator(
 
 @_prefill_operator.register_fake
 def _like_prefill(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
-    # An operator that returns another layout needs a new name: compiled code on disk knows it by its name alone.
+    # Compiled code on disk identifies an operator by its name alone: a change of its output layout needs a new name.
     return token_by_token(q.new_empty(*q.shape[:3], v.shape[3]))
 
 
@@ -206,8 +206,10 @@ def _takes_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
 def _prefill_in_blocks(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None
 ) -> Tensor:
-    """A block of queries at a time, its scores in memory in the dtype of q, as released code computes them in eager
-    mode. From float32 on one sequence and one key head at a time: `linear` takes one matrix."""
+    """Computes one block of queries at a time, with its scores in memory in the dtype of q, as released code does.
+
+    In float32 and float64 it takes one sequence and one key head at a time, because `linear` takes one matrix.
+    """
     (batch, heads, new, _), key_heads = q.shape, k.shape[1]
     out = q.new_empty(batch, new, heads, v.shape[3]).transpose(1, 2)
     if q.dtype.itemsize < 4:
@@ -246,7 +248,7 @@ def _fill_blocks(
 
 
 def _multiply(x: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
-    """x (n, r, d), weight (n, s, d) -> (n, r, s), scaled; from float32 on n is one."""
+    """Returns the scaled products (n, r, s) of x (n, r, d) and weight (n, s, d); n is 1 in float32 and float64."""
     if x.dtype == torch.float32:
         return linear(x[0] * scale, weight[0].contiguous()).unsqueeze(0)
     return torch.baddbmm(x.new_empty(1, 1, 1), x, weight.transpose(1, 2), beta=0, alpha=scale)
@@ -260,15 +262,15 @@ def _bounded_attention(q: Tensor, k: Tensor, v: Tensor, mask: ReachMask, scale: 
         return differentiable_flash_attention(q, k, v, mask, scale, sinks)
     if not torch.compiler.is_compiling():
         return _in_blocks(q, k, v, mask, scale, sinks)
-    # The number of blocks is unknown to the compiler, which cannot loop over them: they are one opaque operator. Where
-    # there is none, the whole mask is built.
+    # The compiler does not know the number of blocks and cannot loop over them, so they are one opaque operator. Where
+    # operators are not allowed, the whole mask is built.
     if _allows_kernels(q, k, v):
         return _bounded_operator(q, k, v, mask.queries, mask.keys, *mask.reach.arguments, scale, sinks)
     return _prefill(q, k, v, visible(*mask), scale, sinks)
 
 
 def _in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: ReachMask, scale: float, sinks: Tensor | None) -> Tensor:
-    """A block of queries at a time, each over the keys in its reach: the work grows with the reach."""
+    """Computes one block of queries at a time over the keys in its reach, so that work grows with the reach."""
     blocks = [
         _prefill(q[:, :, new], k[:, :, seen], v[:, :, seen], seen_mask, scale, sinks)
         for new, seen, seen_mask in reach_blocks(mask)
@@ -301,8 +303,10 @@ _bounded_operator.register_fake(_like_prefill)
 def _capped_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Tensor | None, cap: float
 ) -> Tensor:
-    """With the scores of a block of queries in memory. Compiled, one block holds them all: the compiler does not know
-    how many blocks there are."""
+    """Computes attention with capped scores, one block of queries at a time, with the block's scores in memory.
+
+    Compiled, one block holds all queries, because the compiler does not know the number of blocks.
+    """
     new = q.shape[2]
     if isinstance(mask, ReachMask) and not torch.compiler.is_compiling():
         parts = (
@@ -323,14 +327,16 @@ def _capped_attention(
     return torch.cat(blocks, dim=2).to(v.dtype)
 
 
-# Kernels of both.
+# Kernels of decode and prefill.
 
 
 def _sdpa_with_sinks(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float, sinks: Tensor
 ) -> Tensor:
-    """Sinks rescale what a kernel returns: no key is copied to make room for one more, and a prefill of 2,048 tokens
-    takes a third of the time that it takes with all scores in memory."""
+    """Computes attention with sinks by rescaling a kernel's output, so that no key is copied to append a sink.
+
+    A prefill of 2,048 tokens takes a third of the time that it takes with all scores in memory.
+    """
     if has_flash_kernel(q) and q.shape[3] == v.shape[3] and _allows_kernels(q, k, v):
         out, denominator = flash_attention(q, k, v, mask, is_causal, scale)
     else:
@@ -341,8 +347,10 @@ def _sdpa_with_sinks(
 
 
 def _apply_sinks(out: Tensor, denominator: Tensor, sinks: Tensor | None) -> Tensor:
-    """out (..., w), the logarithm of its softmax's denominator (...): a sink adds e^sink to the denominator and nothing
-    to the values, so that it rescales the output."""
+    """Rescales an output (..., w) by its sinks; `denominator` (...) is the logarithm of the softmax's denominator.
+
+    A sink adds e^sink to the denominator and nothing to the values.
+    """
     return out if sinks is None else out * torch.sigmoid(denominator - sinks.to(denominator.dtype)).unsqueeze(-1)
 
 
@@ -355,7 +363,10 @@ def _explicit_attention(
     by_reductions: bool = False,
     cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same with all scores in memory and softmax in float32 at least, by matrix products or by reductions."""
+    """Returns the output (b, h, t, w) and the logarithm of the softmax's denominator (b, h, t).
+
+    All scores are in memory, and softmax is in float32 or float64. It uses matrix products or reductions.
+    """
     new, key_heads, exact = q.shape[2], k.shape[1], upcast_dtype(q.dtype)
     grouped = q.unflatten(1, (key_heads, -1)).flatten(2, 3)  # the heads of one key: (b, g, h/g * t, d)
     if by_reductions:
@@ -376,10 +387,10 @@ def _explicit_attention(
 
 
 def _weighted_values(weights: Tensor, v: Tensor) -> Tensor:
-    """weights (b, g, h, s), v (b, g, s, w) -> (b, g, h, w), as reductions over the keys.
+    """Returns the sums (b, g, h, w) of v (b, g, s, w), weighted by `weights` (b, g, h, s), as reductions over the keys.
 
-    A loop goes through all keys for as many elements of a value as one load brings, and then for the next ones. Where
-    the sums of a whole value fit the processor's registers, wide values are read 1.2 to 1.5 times as fast whole.
+    A loop over all keys covers the elements of a value that one vector load brings; the next loop covers the next ones.
+    Wide values are read 1.2 to 1.5 times as fast whole if the sums of a whole value fit in the processor's registers.
     """
     width = v.shape[3]
     whole = width >= MIN_WHOLE_WIDTH and weights.shape[2] * width <= 2 * MIN_WHOLE_WIDTH

@@ -1,8 +1,8 @@
 """Running averages of blocks of tokens: a softmax over the tokens of a block, channel by channel (DeepSeek-V4, section
 2.3.1, equations 11 and 12).
 
-What a block holds so far is an average of its values and the logarithm of the sum of their weights. Two such pairs
-merge into that of both. So a cache keeps one pair, and not the tokens of a block that has begun. Sizes: b sequences, t
+An unfinished block is an average of its values and the logarithm of the sum of their weights. Two such pairs merge
+into one. A cache therefore keeps one pair instead of the tokens of an unfinished block. Sizes: b sequences, t
 tokens, n blocks; c channels.
 """
 
@@ -15,31 +15,31 @@ from zoo.core.forward_context import block_count
 
 
 class Pooled(NamedTuple):
-    """Averages of values, and the logarithm of the sum of their weights, both (b, n, c), in float32 at least."""
+    """Averages of values and the logarithms of the sums of their weights, both (b, n, c), in float32 or float64."""
 
     mean: Tensor
     weight: Tensor
 
     def merged(self, other: "Pooled") -> "Pooled":
-        """The average of what both are averages of."""
-        share = torch.sigmoid(other.weight - self.weight)  # 0 or 1 where one of them holds nothing
+        """Returns the average over the values of both."""
+        share = torch.sigmoid(other.weight - self.weight)  # 0 or 1 where one of them is empty
         return Pooled(self.mean.lerp(other.mean, share), torch.logaddexp(self.weight, other.weight))
 
     def where(self, holds: Tensor) -> "Pooled":
-        """The same where `holds`, a bool (1,) or (n, 1), is true; elsewhere nothing, which has no weight."""
+        """Returns these averages where `holds`, a bool (1,) or (n, 1), is true, and empty averages elsewhere."""
         return Pooled(self.mean, torch.where(holds, self.weight, nothing(self.weight.dtype)))
 
     def at(self, index: Tensor) -> "Pooled":
-        """The blocks at `index` (m,)."""
+        """Returns the blocks at `index` (m,)."""
         return Pooled(*(each.index_select(1, index) for each in self))
 
     def shifted(self, before: "Pooled") -> "Pooled":
-        """Of each block what the block before it holds, of the first `before`."""
+        """Returns each block's predecessor; the predecessor of the first block is `before`."""
         return Pooled(*(torch.cat([first, each[:, :-1]], dim=1) for first, each in zip(before, self, strict=True)))
 
 
 def nothing(dtype: torch.dtype) -> float:
-    """The logarithm of no weight: so low that it is lost beside any other, and finite, so that differences are."""
+    """The logarithm that stands for no weight: negligible beside any other, and finite so that differences are too."""
     return torch.finfo(dtype).min / 4
 
 
@@ -58,11 +58,11 @@ def plain(values: Tensor, scores: Tensor, positions: Tensor, every: int, pending
 
 
 def pooled(values: Tensor, scores: Tensor, positions: Tensor, every: int, pending: Pooled) -> Pooled:
-    """Values and scores (b, t, c) of tokens at `positions` (t,) in a row -> the average of each block of `every` tokens
-    that they lie in, weighted by the exponentials of its scores, `block_count(t, every)` of them.
+    """Returns the averages of `block_count(t, every)` blocks of `every` tokens, starting with the first token's block.
 
-    `pending` (b, 1, c) is what the first of these blocks holds of earlier tokens; it is not read where the first token
-    begins a block. Blocks beyond the last token's hold nothing.
+    `values` and `scores` (b, t, c) belong to tokens at consecutive `positions` (t,). The exponentials of the scores are
+    the weights. `pending` (b, 1, c) is the average of earlier tokens in the first block; it is ignored where the first
+    token begins a block. Blocks after the last token's are empty.
     """
     (new, channels), lowest = values.shape[1:], nothing(scores.dtype)
     blocks, slots = block_count(new, every), every if new > 1 else 1

@@ -1,4 +1,4 @@
-"""Causal depthwise convolution over the last few tokens, which recurrent mixers put before their recurrence."""
+"""Causal depthwise convolution over the last few tokens, which recurrent mixers apply before their recurrence."""
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,13 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tens
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
-    """x (b, t, c), weight (c, 1, taps), bias (c,), state (b, taps - 1, c) -> y (b, t, c), the next state.
+    """Returns y (b, t, c) and the next state for x (b, t, c), weight (c, 1, taps), bias (c,), state (b, taps - 1, c).
 
-    Token i of channel j is the sum of weight[j, 0, m] * x[i - (taps - 1) + m, j]. The tokens before the first are the
-    `state`, the last taps - 1 inputs of the pass before: zeros at the start. Sums are in float32 at least.
+    Token i of channel j is the sum over m of weight[j, 0, m] * x[i - (taps - 1) + m, j]. The `state` holds the last
+    taps - 1 inputs of the previous pass, and zeros at the start. Sums are in float32 or float64.
 
-    It is taps - 1 shifted additions, which the compiler turns into one loop, and not F.conv1d, whose layout has the
-    channels before the tokens.
+    The code makes taps - 1 shifted additions, which the compiler fuses into one loop. F.conv1d would need the channels
+    before the tokens.
     """
     taps, new = weight.shape[2], x.shape[1]
     inputs = torch.cat([state.to(x.dtype), x], dim=1)
@@ -36,7 +36,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -
 
 
 class CausalConv(nn.Module):
-    """`causal_conv`, followed by SiLU if `silu`. The weights are in nn.Conv1d's layout and left as allocated."""
+    """A `causal_conv`, followed by SiLU if `silu`. The weights have nn.Conv1d's layout and are not initialised."""
 
     def __init__(self, channels: int, taps: int, bias: bool = False, silu: bool = True) -> None:
         super().__init__()
@@ -45,6 +45,6 @@ class CausalConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """x (b, t, c), state (b, taps - 1, c) -> y (b, t, c), the next state."""
+        """Returns y (b, t, c) and the next state for x (b, t, c) and state (b, taps - 1, c)."""
         y, state = causal_conv(x, self.weight, self.bias, state)
         return F.silu(y) if self.silu else y, state

@@ -1,7 +1,7 @@
-"""The state from chunk to chunk: the part of a chunked recurrence in which one product waits for the one before.
+"""The state passed from chunk to chunk: the sequential part of a chunked recurrence.
 
-The compiler cannot loop over an unknown number of chunks, nor differentiate such a loop: compiled, it is one operator
-with a gradient of its own.
+The compiler cannot loop over an unknown number of chunks, nor differentiate such a loop. Compiled, the loop is one
+operator with a gradient of its own.
 """
 
 from typing import Any
@@ -14,10 +14,11 @@ from torch.library import custom_op
 def pass_on(
     kept: Tensor, write: Tensor, erase: Tensor | None, inverse: Tensor | None, value: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of n chunks: U = inverse (value - erase S); S <- kept S + write^T U. Without `erase`, U is the value.
+    """Computes for each of n chunks: U = inverse (value - erase S); S <- kept S + write^T U.
 
-    kept (b, h, n, d or 1, 1), write and erase (b, h, n, c, d), inverse (b, h, n, c, c), value (b, h, n, c, w), state S
-    (b, h, d, w) -> every S before its chunk (b, h, n, d, w), every U (b, h, n, c, w), the last S (b, h, d, w).
+    Without `erase`, U is the value. Shapes: kept (b, h, n, d or 1, 1), write and erase (b, h, n, c, d), inverse (b, h,
+    n, c, c), value (b, h, n, c, w), state S (b, h, d, w). Returns each chunk's initial S (b, h, n, d, w), each U (b, h,
+    n, c, w) and the last S (b, h, d, w).
     """
     if erase is not None and inverse is not None:
         erase, inverse = erase.flatten(0, 1), inverse.flatten(0, 1)
@@ -31,7 +32,7 @@ def pass_on(
 def _loop(
     kept: Tensor, write: Tensor, erase: Tensor | None, inverse: Tensor | None, value: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`pass_on` with one axis s for sequences and heads."""
+    """Computes `pass_on` with one axis s for sequences and heads."""
     starts, written = [], []
     for i in range(value.shape[1]):
         starts.append(state)
@@ -48,7 +49,7 @@ def _loop_operator(
     kept: Tensor, write: Tensor, erase: Tensor | None, inverse: Tensor | None, value: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     starts, written, after = _loop(kept, write, erase, inverse, value, state)
-    return starts, written, after.contiguous()  # as the compiler is told below
+    return starts, written, after.contiguous()  # the layout that _like_loop promises
 
 
 @_loop_operator.register_fake
@@ -69,7 +70,7 @@ def _loop_backward_operator(
     erase: Tensor | None,
     inverse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of every S after its chunk (s, n, d, w), of every U (s, n, c, w), and of the first S (s, d, w)."""
+    """Returns the gradients of each chunk's final S (s, n, d, w), of each U (s, n, c, w), of the first S (s, d, w)."""
     after, written = [], []
     for i in reversed(range(write.shape[1])):
         after.append(d_state)
@@ -77,7 +78,7 @@ def _loop_backward_operator(
         d_state = torch.addcmul(d_starts[:, i], kept[:, i], d_state)
         if erase is not None and inverse is not None:
             d_state = d_state.baddbmm(erase[:, i].mT, inverse[:, i].mT @ written[-1], alpha=-1)
-    # The gradients given may be transposed, and the last state's is then, too: the compiler is told otherwise below.
+    # Incoming gradients may be transposed, and so may d_state then; _like_loop_backward promises a contiguous one.
     return torch.stack(after[::-1], dim=1), torch.stack(written[::-1], dim=1), d_state.contiguous()
 
 

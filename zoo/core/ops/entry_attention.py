@@ -1,9 +1,8 @@
-"""Attention over a window of tokens and over entries, each of which stands for a block of tokens, in one softmax
-(DeepSeek-V4, section 2.3).
+"""Attention over a sliding window of tokens and over entries in one softmax (DeepSeek-V4, section 2.3).
 
-A token sees the entries of the blocks that are complete with it, or the k of these that an indexer chooses. Keys are
-values, and all heads share them. Sizes: b sequences, t queries, s keys of the window, n entries, k chosen ones; h heads
-and d their width; i index heads and w their width.
+An entry stands for a block of tokens. A token sees the entries of all complete blocks, itself included, or the k of
+them that an indexer chooses. Keys are values, and all heads share them. Sizes: b sequences, t queries, s keys of the
+window, n entries, k chosen entries; h heads and d their width; i index heads and w their width.
 """
 
 from collections.abc import Sequence
@@ -70,12 +69,12 @@ def entry_attention(
     sinks: Tensor | None,
     index: Index | None = None,
 ) -> Tensor:
-    """q (b, h, t, d) of tokens at `positions` (t,), keys (b, 1, s, d), entries (b, 1, n, d) of `every` tokens each, the
-    entry of a block at its number -> (b, h, t, d).
+    """Returns (b, h, t, d) for q (b, h, t, d) of tokens at `positions` (t,), keys (b, 1, s, d), entries (b, 1, n, d).
 
-    `mask` of the keys is what a sliding window's cache returns, and `sinks` (h,) are as in `attention`. `so_far` is as
-    long as the tokens so far, these included; a single token is then given the complete entries alone. None: a single
-    token over a static cache, where no length follows from its position.
+    Each entry stands for `every` tokens and lies at the number of its block. `mask` is the sliding window cache's mask
+    of the keys, and `sinks` (h,) are those of `attention`. `so_far` is a tensor as long as all tokens so far, those of
+    this pass included; a single token then gets only complete entries. None: a single token over a static cache, whose
+    shapes do not depend on its position.
     """
     # An operator runs code that loops over lengths. Where there is none, everything is under one mask.
     has_operator = not torch.compiler.is_compiling() or allows_operators(q, keys, entries)
@@ -95,8 +94,10 @@ def chooses_all_entries(so_far: Tensor | None, every: int, k: int) -> bool:
 
 
 def dense_entry_pairs(past: int, new: int, every: int, window: int, most: int | None) -> int:
-    """(query, key) pairs that `entry_attention` computes for `new` tokens after `past`, masked ones included: over keys
-    of the window and over entries, of which an index chooses at most `most`."""
+    """(query, key) pairs that `entry_attention` computes for `new` tokens after `past`, masked pairs included.
+
+    Keys are those of the window and the entries, of which an index chooses at most `most`.
+    """
     if new == 1:
         complete = (past + 1) // every
         return min(past + 1, window) + (complete if most is None else min(complete, most))
@@ -109,13 +110,13 @@ def dense_entry_pairs(past: int, new: int, every: int, window: int, most: int | 
 
 
 def dense_index_pairs(past: int, new: int, every: int, most: int) -> int:
-    """(query, entry) pairs that are scored to choose at most `most` entries for `new` tokens after `past`."""
+    """(query, entry) pairs scored to choose at most `most` entries per token, for `new` tokens after `past`."""
     first = _first_that_see_all(past, new, every, most)
     return sum((end - start) * ((past + end) // every) for start, end in query_blocks(first, new))
 
 
 def _first_that_see_all(past: int, new: int, every: int, most: int | None) -> int:
-    """How many of `new` tokens after `past`, the first of them, see no more entries than are chosen."""
+    """The number of leading tokens, among `new` after `past`, that see at most `most` entries."""
     return new if most is None else sees_all(most, past, new, every)
 
 
@@ -186,7 +187,7 @@ def _places(positions: Tensor, past: int, held: int, tokens: int, reach: Reach) 
 
 
 def _taken(entries: Tensor, chosen: Tensor) -> Tensor:
-    """Entries (b, 1, n, d), chosen ones of one query (b, 1, k) -> (b, 1, k, d); of those that are absent, the first."""
+    """Gathers the `chosen` (b, 1, k) of the entries (b, 1, n, d) to (b, 1, k, d); NOT_CHOSEN takes the first entry."""
     places = chosen.clamp_min(0).long().unsqueeze(-1).expand(-1, -1, -1, entries.shape[3])
     return entries.gather(2, places)
 
@@ -203,7 +204,7 @@ def _under_a_mask(
     sinks: Tensor | None,
     index: Index | None,
 ) -> Tensor:
-    """The same with all pairs of a query and a key or entry, in shapes that follow from those of the arguments."""
+    """Computes `entry_attention` over all pairs under one mask: every shape follows from those of the arguments."""
     new, stored = q.shape[2], entries.shape[2]
     in_window = visible(*mask) if isinstance(mask, ReachMask) else mask
     if in_window is None:
@@ -214,7 +215,7 @@ def _under_a_mask(
             scores = index_scores(index.queries, index.weights, index.keys[:, 0], at_once=True)
             chosen = top_keys(scores, index.k, seen)
         if new == 1:
-            places = entries if so_far is None else F.pad(entries, (0, 0, 0, 1))  # one at least
+            places = entries if so_far is None else F.pad(entries, (0, 0, 0, 1))  # at least one
             entries, seen = _taken(places, chosen), (chosen != NOT_CHOSEN).unsqueeze(1)
         else:
             seen = sees(chosen, stored)

@@ -1,10 +1,10 @@
 """torch's flash-attention kernel for the CPU, and its gradient with attention sinks and sliding windows.
 
-The kernel returns the logarithm of each softmax's denominator, and its backward kernel computes the weights anew from
-the scores and that denominator. A sink of value zero is part of the denominator and of nothing else. So with the sink
-added to the denominator the same backward kernel gives the gradients of queries, keys and values. The sink's own is
-minus its weight times the product of the output and its gradient (FlashAttention-2, Dao 2023, section 3.1, in which
-that product is D).
+The kernel returns the logarithm of each softmax's denominator, and its backward kernel recomputes the weights from the
+scores and that denominator. A sink of value zero adds to the denominator alone. With the sink added to the denominator,
+the same backward kernel therefore gives the gradients of queries, keys and values. The sink's own gradient is minus its
+weight times the product of the output and the output's gradient. FlashAttention-2 (Dao 2023, section 3.1) calls that
+product D.
 
 Sizes as in zoo.core.ops.attention.
 """
@@ -33,19 +33,21 @@ def has_flash_kernel(q: Tensor) -> bool:
 def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """-> values (b, h, t, w) and the logarithm of the softmax's denominator (b, h, t), which has no gradient."""
+    """Returns the output (b, h, t, w) and the logarithm of the softmax's denominator (b, h, t), without gradient."""
     # The kernel assumes that a head's elements are contiguous, and does not check it.
     return _KERNEL(*map(_with_contiguous_heads, (q, k, v)), 0.0, causal, attn_mask=_bias(mask, q.dtype), scale=scale)
 
 
 def token_by_token(out: Tensor) -> Tensor:
-    """(b, h, t, w), in memory (b, t, h, w), as the next projection reads it."""
+    """Returns `out` (b, h, t, w) laid out in memory as (b, t, h, w), as the next projection reads it."""
     return out.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def has_flash_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `differentiable_flash_attention` may compute this: with gradients, of plain CPU memory, in one dtype or
-    under autocast, which narrows it to one."""
+    """Whether `differentiable_flash_attention` may run: with gradients, on plain CPU memory, in one dtype.
+
+    Autocast counts as one dtype, because it casts q, k and v to the same one.
+    """
     return (
         torch.is_grad_enabled()
         and has_flash_kernel(q)
@@ -81,7 +83,7 @@ def _operator(
     scale: float,
     sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """-> values (b, h, t, w) and the logarithm of the denominator, with the sink (b, h, t)."""
+    """Returns the output (b, h, t, w) and the logarithm of the denominator, sink included (b, h, t)."""
     out, denominator = _like_outputs(q, k, v)
     for new, seen, seen_mask in _blocks(mask, queries, keys, reach, numbers):
         part, log_sum = flash_attention(q[:, :, new], k[:, :, seen], v[:, :, seen], seen_mask, seen_mask is None, scale)
@@ -168,7 +170,7 @@ _operator.register_autograd(_differentiate, setup_context=_save_for_backward)
 def _blocks(
     mask: Tensor | None, queries: Tensor | None, keys: Tensor | None, reach: str, numbers: Sequence[int]
 ) -> Iterator[tuple[slice, slice, Tensor | None]]:
-    """Queries, the keys that they see, and the mask of both, None where each query sees all keys up to itself."""
+    """Yields queries, their keys and the mask of both: None where each query sees all keys up to itself."""
     if queries is None or keys is None:
         yield slice(None), slice(None), mask
     else:
@@ -176,8 +178,7 @@ def _blocks(
 
 
 def reach_blocks(mask: ReachMask) -> Iterator[tuple[slice, slice, Tensor | None]]:
-    """Blocks of queries, the keys that they are given, and the mask of both, None where each query sees all keys up to
-    itself."""
+    """Yields blocks of queries, their keys and the mask of both: None where each query sees all keys up to itself."""
     held = len(mask.keys) - len(mask.queries)
     for start, end, first in mask.reach.blocks(held, len(mask.queries)):
         new, seen = slice(start, end), slice(first, held + end)

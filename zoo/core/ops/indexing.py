@@ -1,7 +1,8 @@
-"""Which keys a query attends to: an index scores all that are stored, cheaply, and the k best are chosen.
+"""Top-k selection of keys: a cheap index scores all stored keys, and each query attends to the k best.
 
-The lightning indexer of DeepSeek-V3.2 (section 2.1) chooses tokens, that of DeepSeek-V4 (section 2.3) entries that each
-stand for several. Sizes: b sequences, t queries, s stored keys; h index heads and d their width; k chosen keys.
+The lightning indexer of DeepSeek-V3.2 (section 2.1) chooses tokens. That of DeepSeek-V4 (section 2.3) chooses entries,
+each of which stands for several tokens. Sizes: b sequences, t queries, s stored keys; h index heads and d their width;
+k chosen keys.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +18,13 @@ from zoo.core.forward_context import causal
 from zoo.core.ops.top_k import top_k, top_k_set
 
 NOT_CHOSEN = -1
-SCORE_ELEMENTS = 2**19  # scores of all heads that are in memory together
-CONVERTED_ELEMENTS = 2**18  # of keys that are converted to float32 together
+SCORE_ELEMENTS = 2**19  # maximum scores of all heads in memory at once
+CONVERTED_ELEMENTS = 2**18  # maximum elements of keys converted to float32 at once
 QUERY_BLOCK = 64  # queries that are scored together, over the keys up to the last of them
 
 
 class Index(NamedTuple):
-    """By what `k` keys are chosen for a query: the score of a key is the sum over heads of weight times
-    relu(query . key)."""
+    """Scores for top-k selection: a key's score is the sum over heads of weight * relu(query . key)."""
 
     queries: Tensor  # (b, t, h, d)
     weights: Tensor  # (b, t, h)
@@ -46,10 +46,10 @@ def plain(index: Index, past: int, every: int = 1, mask: Tensor | None = None) -
 
 
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor, at_once: bool = False) -> Tensor:
-    """q (b, t, h, d), weights (b, t, h), keys (b, s, d) -> scores (b, t, s), in float32 at least.
+    """Returns scores (b, t, s), in at least float32, for q (b, t, h, d), weights (b, t, h) and keys (b, s, d).
 
-    score(t, s) = sum over heads of weights(t, head) * relu(q(t, head) . keys(s)) (DeepSeek-V3.2, equation 1). A block
-    of keys at a time, unless `at_once`: the scores of all heads would take h times the memory of the result.
+    score(t, s) = sum over heads of weights(t, head) * relu(q(t, head) . keys(s)) (DeepSeek-V3.2, equation 1). It takes
+    one block of keys at a time, unless `at_once`: the scores of all heads take h times the memory of the result.
     """
     exact = torch.promote_types(q.dtype, torch.float32)
     rows, weights = q.to(exact).flatten(1, 2), weights.to(exact).unsqueeze(2)
@@ -61,7 +61,7 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, at_once: bool = False
 
 
 def _key_blocks(keys: Tensor, rows: int, exact: torch.dtype) -> Sequence[Tensor]:
-    """Keys (b, s, d) in blocks for `rows` queries of single heads, each converted to `exact`."""
+    """Splits keys (b, s, d) into blocks small enough to score `rows` rows (queries times heads) in dtype `exact`."""
     if torch.compiler.is_exporting():  # no loop over an unknown number of keys
         return [keys]
     block = SCORE_ELEMENTS // rows
@@ -71,11 +71,11 @@ def _key_blocks(keys: Tensor, rows: int, exact: torch.dtype) -> Sequence[Tensor]
 
 
 def top_keys(scores: Tensor, k: int, visible: Tensor | None = None) -> Tensor:
-    """scores (b, t, s) -> the k stored tokens of the highest score for each query, (b, t, k) int32, in no order.
+    """Returns the k stored tokens with the highest scores (b, t, s) for each query: (b, t, k) int32, unordered.
 
-    `visible` (t, s) is True where a query sees a token, None for all. A query that sees fewer than k gets all of them,
-    and NOT_CHOSEN in the other places. Of equal scores the earlier is chosen. The result is k wide for every s, so that
-    compiled code has one shape for all lengths.
+    `visible` (t, s) is True where a query sees a token; None: everywhere. A query that sees fewer than k tokens gets
+    all of them, and NOT_CHOSEN in the other places. Among equal scores the earlier token wins. The result is k wide for
+    every s, so that compiled code has one shape for all lengths.
     """
     if visible is not None:
         scores = scores.masked_fill(~visible, -inf)
@@ -85,15 +85,17 @@ def top_keys(scores: Tensor, k: int, visible: Tensor | None = None) -> Tensor:
 
 
 def sees(chosen: Tensor, keys: int) -> Tensor:
-    """Chosen tokens (b, t, k) -> the mask (b, 1, t, s) that is True where a query attends to one of s = `keys`."""
+    """Returns the mask (b, 1, t, s) of `chosen` tokens (b, t, k), with s = `keys`: True where a query attends."""
     seen = chosen.new_zeros(*chosen.shape[:2], keys + 1, dtype=torch.bool)
     places = torch.where(chosen == NOT_CHOSEN, keys, chosen).long()
     return seen.scatter(2, places, torch.ones_like(places, dtype=torch.bool))[:, None, :, :keys]
 
 
 def sees_all(k: int, past: int, new: int, every: int = 1) -> int:
-    """How many of `new` tokens after `past`, the first of them, see at most k keys of `every` tokens each, so that
-    every one is chosen."""
+    """The number of leading tokens, among `new` after `past`, that see at most k keys of `every` tokens each.
+
+    All keys are chosen for these tokens.
+    """
     return min(max((k + 1) * every - 1 - past, 0), new)
 
 
@@ -108,21 +110,24 @@ def chooses_all(new: int, stored: int, k: int, mask: Tensor | None) -> bool:
 
 
 def query_blocks(first: int, new: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of each block of the queries from `first` on."""
+    """Yields (start, end) of each block of the queries from `first` to `new`."""
     return ((start, min(start + QUERY_BLOCK, new)) for start in range(first, new, QUERY_BLOCK))
 
 
 def complete(positions: Tensor, keys: int, every: int) -> Tensor:
-    """Positions (t,) -> (t, s), True for those of the first s = `keys` blocks of `every` tokens that are complete with
-    the token."""
+    """Returns the mask (t, s) for tokens at `positions` (t,): True where a block of `every` tokens is complete.
+
+    The token itself counts; the blocks are the first s = `keys`.
+    """
     return torch.arange(keys, device=positions.device) < ((positions + 1) // every)[:, None]
 
 
 def choose_keys(index: Index, past: int, every: int = 1, mask: Tensor | None = None) -> Tensor:
-    """The keys chosen for each of t tokens after `past`, (b, t, k), as of `top_keys`.
+    """Returns the keys chosen for each of t tokens after `past`, (b, t, k), in the form of `top_keys`.
 
-    A key stands for `every` tokens, and a token sees those that are complete with it. `mask` (t, s) says otherwise what
-    is seen; `past` is then that of the last place. No gradient passes. Compiled, this is one operator for all lengths.
+    A key stands for `every` tokens, and a token sees the keys that are complete with it. A `mask` (t, s) replaces this
+    rule; `past` then counts the tokens before the last place. No gradient flows through. Compiled, it is one operator
+    for all lengths.
     """
     run = _operator if torch.compiler.is_compiling() and not torch.compiler.is_exporting() else _choose_keys
     return run(*index, past, every, mask)

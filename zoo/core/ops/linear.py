@@ -1,11 +1,11 @@
 """Linear maps with F.linear's contract, computed by the fastest kernel that gives the same result.
 
-`linear` is torch's own F.linear, but for two cases in which a model spends its time on a CPU, where zoo.kernels has
-decided so on this machine:
+`linear` is torch's own F.linear, except in two cases that dominate a model's time on a CPU, if zoo.kernels has decided
+so on this machine:
 
 - float32 without gradients: oneDNN in place of the BLAS library that torch calls;
-- compiled single-token decode of few sequences: matrix-vector products run as reductions ("GEMV"), which Inductor turns
-  into one loop that reads each weight once, at the memory's speed, and adds up narrow dtypes in float32.
+- compiled single-token decode of few sequences: matrix-vector products run as reductions ("GEMV"). Inductor turns them
+  into one loop that reads each weight once, at the memory's speed, and sums narrow dtypes in float32.
 
 Autocast, gradients, tensor subclasses (quantised, sharded), other layouts and wrong shapes all get F.linear itself.
 """
@@ -23,15 +23,15 @@ from zoo.core import inductor, kernels
 from zoo.core.float32 import upcast_dtype
 from zoo.core.kernels import is_replaced
 
-GEMV_PARTS = 4  # parts of a matrix that one loop goes over at once, for a single row
-MAX_GEMV_BATCH = 4  # sequences up to which single-token decode may run as reductions
-MAX_DECODE_ROWS = 16  # rows up to which a product waits for the memory and not for the arithmetic
+GEMV_PARTS = 4  # parts of a matrix that one loop covers at once, for a single row
+MAX_GEMV_BATCH = 4  # maximum sequences for single-token decode by reductions
+MAX_DECODE_ROWS = 16  # maximum rows of a product that is limited by memory, not by arithmetic
 PLAIN_TYPES = (Tensor, nn.Parameter)  # a subclass has its own F.linear
 
 # oneDNN's linear map, where torch itself would call MKL in float32.
 _USES_MKL = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _USES_MKL else None
-if ONEDNN is not None and ONEDNN not in flop_registry:  # what it counts as
+if ONEDNN is not None and ONEDNN not in flop_registry:  # FLOPs for torch's FLOP counter
 
     @register_flop_formula(ONEDNN)
     def _flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
@@ -39,14 +39,16 @@ if ONEDNN is not None and ONEDNN not in flop_registry:  # what it counts as
 
 
 class Linear(nn.Linear):
-    """nn.Linear with its weight left as allocated: `zoo.build` initialises the whole model once. Importing what
-    nn.Linear initialises with would cost a second."""
+    """An nn.Linear whose weight is not initialised: `zoo.build` initialises the whole model once.
+
+    Importing nn.Linear's own initialisation would take a second.
+    """
 
     def reset_parameters(self) -> None:
-        """Nothing: weights come from `zoo.build` or from a checkpoint."""
+        """Does nothing: weights come from `zoo.build` or from a checkpoint."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)"""
+        """Maps (..., in) to (..., out)."""
         return linear(x, self.weight, self.bias)
 
 
@@ -57,7 +59,7 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., in), weight (out, in), bias (out,) -> (..., out), as F.linear, whose errors it raises."""
+    """Returns (..., out) for x (..., in), weight (out, in) and bias (out,). Raises the errors of F.linear."""
     if torch.compiler.is_compiling():
         return _traced_linear(x, weight, bias)
     choices = kernels.current or kernels.active()
@@ -72,7 +74,7 @@ def _operation(x: Tensor) -> str:
 
 
 def per_head(x: Tensor, weight: Tensor) -> Tensor:
-    """x (b, h, t, in), weight (h, out, in) -> (b, h, t, out), a matrix for each head."""
+    """Returns (b, h, t, out) for x (b, h, t, in) and weight (h, out, in): one matrix per head."""
     if not use_gemv(x.transpose(1, 2), weight):
         return x @ weight.transpose(1, 2)
     return gemv_reduce(x.squeeze(2), weight).unsqueeze(2)
@@ -96,7 +98,7 @@ def _may_be_onednn(dtype: torch.dtype) -> bool:
 
 
 def _allows_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a kernel that takes plain float32 memory alone computes what F.linear would."""
+    """Whether oneDNN's kernel, which takes only plain float32 memory, gives the result of F.linear here."""
     return (
         _allows_operator(x, weight, bias)
         and weight.is_contiguous()  # oneDNN is 300 times slower on other layouts
@@ -107,7 +109,7 @@ def _allows_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _allows_operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """The conditions on dtypes, types, devices and shapes: those that hold for every number of rows."""
+    """Whether the conditions that do not depend on the number of rows hold: dtypes, types, devices and shapes."""
     return (
         ONEDNN is not None
         and x.dtype is torch.float32
@@ -121,7 +123,7 @@ def _allows_operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def autocast(x: Tensor) -> Tensor:
-    """x as autocast, where it is enabled, hands it to torch's own products. It does not know our operators."""
+    """Casts x as autocast, if enabled, casts operands of torch's own products: it does not know custom operators."""
     device = x.device.type
     if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return x
@@ -129,8 +131,10 @@ def autocast(x: Tensor) -> Tensor:
 
 
 def is_transformed() -> bool:
-    """Whether uncompiled code runs under vmap or its like, or under forward-mode differentiation: for these an operator
-    needs rules of its own."""
+    """Whether eager code runs under a torch.func transform such as vmap, or under forward-mode differentiation.
+
+    A custom operator needs rules of its own for these.
+    """
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
@@ -147,7 +151,7 @@ def is_plain_memory(x: Tensor, other: Tensor) -> bool:
     )
 
 
-# One operator for every number of rows. Its call takes 6 us, that of a torch.library.custom_op 20 us.
+# One operator serves every number of rows. A call takes 6 us; a torch.library.custom_op would take 20 us.
 _LIBRARY = Library("zoo", "FRAGMENT")
 _LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 _LIBRARY.impl("linear", linear, "CPU")
@@ -159,8 +163,11 @@ register_fake("zoo::linear", lambda x, weight, bias: x.new_empty(*x.shape[:-1], 
 
 
 def use_gemv(x: Tensor, weight: Tensor) -> bool:
-    """Whether the product of x (b, t, ..., in) with a matrix, or with one per head, runs as a reduction: in compiled
-    single-token decode of few sequences on the CPU, of plain memory alone, where reductions are the chosen kernel."""
+    """Whether the product of x (b, t, ..., in) with a matrix, or with one matrix per head, runs as a reduction.
+
+    It does in compiled single-token decode of few sequences on the CPU, on plain memory, without autocast, if
+    reductions are the chosen kernel.
+    """
     return (
         x.device.type == "cpu"
         and is_single_token(x)
@@ -179,15 +186,15 @@ def is_single_token(x: Tensor) -> bool:
 
 @inductor.constant
 def _gemv_replaces(dtype: torch.dtype) -> bool:
-    """Called by the compiler while it traces: the choice is part of the code that it makes."""
+    """Whether reductions are the chosen kernel. The compiler evaluates it while tracing and bakes in the result."""
     return is_replaced("compiled decode linear", dtype)
 
 
 def gemv_reduce(x: Tensor, weight: Tensor) -> Tensor:
-    """x (n, ..., in), weight (..., out, in) -> (n, ..., out): all rows in one loop over the weights.
+    """Returns (n, ..., out) for x (n, ..., in) and weight (..., out, in): all rows in one loop over the weights.
 
-    The loop goes over several parts of the matrix at once, so that each load of x serves all of them: 1.1 times as fast
-    for a single row in float32, 1.5 times in bfloat16 from 4,096 elements on (AMD EPYC, two cores).
+    The loop covers several parts of the matrix at once, so that each load of x serves all of them. For a single row
+    that is 1.1 times as fast in float32, and 1.5 times in bfloat16 from 4,096 elements on (AMD EPYC, two cores).
     """
     parts = weight.chunk(max(2, GEMV_PARTS // len(x)), dim=-2)
     rows = materialize(x).unbind()
@@ -195,11 +202,11 @@ def gemv_reduce(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def dot(weight: Tensor, x: Tensor) -> Tensor:
-    """weight (..., out, in), x (..., in) -> (..., out), in float32 at least."""
+    """Returns the products (..., out) of weight (..., out, in) and x (..., in), in at least float32."""
     exact = upcast_dtype(x.dtype)
     return (weight.to(exact) * x.to(exact).unsqueeze(-2)).sum(-1)
 
 
 def materialize(x: Tensor) -> Tensor:
-    """x in memory, so that Inductor does not recompute it, from the norm before it, inside the loop over each row."""
+    """Writes x to memory, so that Inductor does not recompute it and the norm before it in the loop over each row."""
     return x.as_strided(x.shape, x.stride())

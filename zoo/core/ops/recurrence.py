@@ -1,12 +1,12 @@
 """Linear recurrences over tokens with a state of fixed size: the gated delta rule and Mamba-2's state-space model.
 
-Each has two forms that agree up to rounding: a step for a single token, and a chunked form for several, which computes
-what happens inside chunks of `CHUNK` tokens as matrix products over all of them, and passes the state from chunk to
+Each has two forms that agree up to rounding: a step for a single token, and a chunked form for several tokens. The
+chunked form computes chunks of `CHUNK` tokens as matrix products over all chunks, and passes the state from chunk to
 chunk (Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule", section 3; Dao and Gu
-2024, "Transformers are SSMs", section 6). Both continue from any state.
+2024, "Transformers are SSMs", section 6). Both forms continue from any state.
 
-Arithmetic is in float32 at least, under autocast too. Decays are logarithms, at most 0. Only their sums within a
-chunk are exponentiated: no exponential exceeds one.
+Arithmetic is in at least float32, under autocast too. Decays are logarithms, at most 0. Only their sums within a
+chunk are exponentiated, so that no exponential exceeds one.
 
 Sizes: b sequences, t tokens; h heads, of which h/g share each of g keys and queries; d the width of keys, w of values.
 Inside: n chunks of c tokens each; s = b * h.
@@ -24,9 +24,9 @@ from zoo.core.float32 import upcast_dtype
 from zoo.core.ops.chunk_loop import pass_on
 from zoo.costs import linear_flops
 
-CHUNK = 64  # tokens of a chunk
-SEGMENT, CPU_SEGMENT = 2048, 128  # tokens computed at a time: on a CPU, intermediates stay in its caches
-BASE = 16  # tokens of a block in which per-channel decays are computed for each pair
+CHUNK = 64  # tokens per chunk
+SEGMENT, CPU_SEGMENT = 2048, 128  # tokens computed at a time; on a CPU, intermediates stay in its caches
+BASE = 16  # tokens per block in which per-channel decays are computed for each pair
 
 
 def plain_gated_delta_rule(
@@ -59,12 +59,12 @@ def plain_state_space(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Ten
 def gated_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """q, k (b, t, g, d), v (b, t, h, w), decay (b, t, h, 1 or d), beta (b, t, h), state (b, h, d, w) -> the outputs
-    (b, t, h, w) and the state after the last token, in float32.
+    """Returns the outputs (b, t, h, w) and the state after the last token, in at least float32.
 
-    For each token and head: S <- exp(decay) S; S <- S + k (beta (v - S^T k))^T; the output is S^T q. With one decay a
-    head it is Gated DeltaNet (Yang et al. 2025, section 3.1), with one a key channel Kimi Delta Attention (Kimi Team
-    2025, section 3).
+    Shapes: q, k (b, t, g, d), v (b, t, h, w), decay (b, t, h, 1 or d), beta (b, t, h), state (b, h, d, w).
+    For each token and head: S <- exp(decay) S; S <- S + k (beta (v - S^T k))^T; the output is S^T q. With one decay per
+    head it is Gated DeltaNet (Yang et al. 2025, section 3.1). With one decay per key channel it is Kimi Delta Attention
+    (Kimi Team 2025, section 3).
     """
     with torch.autocast(q.device.type, enabled=False):
         given = _exact(q, k, v, decay, beta, state)
@@ -78,9 +78,9 @@ def gated_delta_rule(
 
 
 def state_space(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """q, k (b, t, g, d), v (b, t, h, w), decay (b, t, h), state (b, h, w, d) -> the outputs (b, t, h, w) and the state
-    after the last token, in float32.
+    """Returns the outputs (b, t, h, w) and the state after the last token, in at least float32.
 
+    Shapes: q, k (b, t, g, d), v (b, t, h, w), decay (b, t, h), state (b, h, w, d).
     For each token and head: S <- exp(decay) S + v k^T; the output is S q. In Mamba-2 (Dao and Gu 2024) q is C, k is B,
     v is x times the time step, and decay is A times the time step.
     """
@@ -96,7 +96,7 @@ def state_space(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -
 
 
 def l2_normalise(x: Tensor) -> Tensor:
-    """x / sqrt(sum of x^2 + 1e-6) over the last axis, in float32: queries and keys of the delta rule."""
+    """Returns x / sqrt(sum of x^2 + 1e-6) over the last axis, in at least float32 (delta rule: queries and keys)."""
     x = _exact(x)[0]
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
@@ -106,13 +106,13 @@ def gated_delta_flops(
 ) -> int:
     """FLOPs of `gated_delta_rule` over `new` tokens, by the convention of zoo.costs.
 
-    `causal`: the recurrence itself, three products of state and vector for each token and head. Otherwise the matrix
-    products of the form that runs, over whole chunks; the triangular solve is not one.
+    `causal` counts the recurrence itself: three products of state and vector per token and head. Otherwise it counts
+    the matrix products of the form that runs, over whole chunks, without the triangular solve.
     """
     if causal or new == 1:  # the step's update is an outer product
         return new * heads * (3 if causal else 2) * linear_flops(1, key_dim, value_dim)
     scores = 2 * key_heads * linear_flops(CHUNK, key_dim, CHUNK)
-    if per_channel:  # in the smallest blocks, and between neighbours of each size
+    if per_channel:  # in the smallest blocks, and between neighbouring blocks of each size
         reached = BASE + sum(size // 2 for size in _block_sizes())
         scores = 2 * heads * linear_flops(CHUNK, key_dim, reached)
     states = 3 * linear_flops(CHUNK, key_dim, value_dim)
@@ -120,7 +120,7 @@ def gated_delta_flops(
 
 
 def state_space_flops(new: int, key_heads: int, heads: int, key_dim: int, value_dim: int, causal: bool = True) -> int:
-    """FLOPs of `state_space`, as `gated_delta_flops` counts."""
+    """FLOPs of `state_space` over `new` tokens, counted like `gated_delta_flops`."""
     if causal or new == 1:
         return new * heads * (2 if causal else 1) * linear_flops(1, key_dim, value_dim)
     scores = key_heads * linear_flops(CHUNK, key_dim, CHUNK)
@@ -129,13 +129,12 @@ def state_space_flops(new: int, key_heads: int, heads: int, key_dim: int, value_
 
 
 def initial_decay_rates(heads: int) -> list[float]:
-    """A_log of a fresh model: logarithms of rates evenly spaced from 1 to 16 (Mamba-2 draws them)."""
+    """A_log of a fresh model: logarithms of rates evenly spaced from 1 to 16 (Mamba-2 draws them at random)."""
     return [math.log(1 + 15 * i / max(heads - 1, 1)) for i in range(heads)]
 
 
 def initial_time_steps(count: int) -> list[float]:
-    """dt_bias of a fresh model: softplus of these are time steps from 1e-3 to 0.1, evenly spaced on a logarithmic scale
-    (Mamba-2)."""
+    """dt_bias of a fresh model: its softplus gives time steps from 1e-3 to 0.1, log-spaced (Mamba-2)."""
     shortest, longest = 1e-3, 0.1
     ratio = (longest / shortest) ** (1 / max(count - 1, 1))
     return [math.log(math.expm1(shortest * ratio**i)) for i in range(count)]
@@ -145,9 +144,9 @@ def initial_time_steps(count: int) -> list[float]:
 
 
 def _delta_step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """`gated_delta_rule` for t = 1.
+    """Computes `gated_delta_rule` for t = 1.
 
-    The old state is read for key and query at once, before the update: S^T q = (decayed S)^T q + (k . q) correction.
+    Key and query read the old state together, before the update: S^T q = (decayed S)^T q + (k . q) correction.
     """
     q, k, v, decay, beta = (x.squeeze(1) for x in (q, k, v, decay, beta))
     q, k = (_per_head(x, v.shape[1]) for x in (q, k))
@@ -159,7 +158,7 @@ def _delta_step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, st
 
 
 def _state_space_step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """`state_space` for t = 1."""
+    """Computes `state_space` for t = 1."""
     q, k, v, decay = (x.squeeze(1) for x in (q, k, v, decay))
     q, k = (_per_head(x, v.shape[1]) for x in (q, k))
     state = torch.addcmul(decay.exp()[..., None, None] * state, v.unsqueeze(-1), k.unsqueeze(-2))
@@ -167,12 +166,12 @@ def _state_space_step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Ten
 
 
 def _per_head(x: Tensor, heads: int) -> Tensor:
-    """(b, g, ...) -> (b, h, ...): heads i * h/g to (i + 1) * h/g - 1 share key i."""
+    """Repeats (b, g, ...) to (b, h, ...): heads i * h/g to (i + 1) * h/g - 1 share key i."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def _exact(*tensors: Tensor) -> list[Tensor]:
-    """All in float32, or in float64 if the first is."""
+    """Returns all tensors in float32, or in float64 if the first one is."""
     dtype = upcast_dtype(tensors[0].dtype)
     return [x.to(dtype) for x in tensors]
 
@@ -181,7 +180,7 @@ def _exact(*tensors: Tensor) -> list[Tensor]:
 
 
 def _in_segments(chunks: Callable[..., tuple[Tensor, Tensor]], *given: Tensor) -> tuple[Tensor, Tensor]:
-    """`chunks` over streams (b, t, ...) and a state, a segment of tokens at a time."""
+    """Runs `chunks` over streams (b, t, ...) and a state, one segment of tokens at a time."""
     *streams, state = given
     tokens, outs = CPU_SEGMENT if state.is_cpu else SEGMENT, []
     for start in range(0, streams[0].shape[1], tokens):
@@ -191,18 +190,18 @@ def _in_segments(chunks: Callable[..., tuple[Tensor, Tensor]], *given: Tensor) -
 
 
 def _delta_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """`gated_delta_rule` over all chunks at once.
+    """Computes `gated_delta_rule` over all chunks at once.
 
-    With S the state at the start of a chunk, what its tokens write, U, solves a unit lower triangular system:
-    (I + L) U = beta (v - exp(total) k S), where L holds beta_i (k_i . k_j) exp(total_i - total_j) for j < i.
+    Let S be the state at the start of a chunk and U the values that its tokens write. U solves a unit lower triangular
+    system: (I + L) U = beta (v - exp(total) k S), where L holds beta_i (k_i . k_j) exp(total_i - total_j) for j < i.
     """
     new, shape = v.shape[1], (k.shape[2], v.shape[2] // k.shape[2])
     q, k, v, decay, beta = (_in_chunks(x) for x in (q, k, v, decay, beta.unsqueeze(-1)))
-    total = decay.cumsum(-2)  # of the tokens of a chunk up to each
+    total = decay.cumsum(-2)  # over the chunk's tokens up to each one
     last = total[..., -1:, :]
 
     def decayed(x: Tensor, by: Tensor) -> Tensor:
-        """(b, g, n, c, d) times exp(by) of each head"""
+        """Multiplies x (b, g, n, c, d) by each head's exp(by)."""
         return (x.unsqueeze(2) * by.exp().unflatten(1, shape)).flatten(1, 2)
 
     if decay.shape[-1] == 1:
@@ -213,14 +212,14 @@ def _delta_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, 
         rest = last - total
         keys, queries = _channel_scores(torch.stack([k, q]).repeat_interleave(shape[1], dim=2), total)
     identity = torch.eye(CHUNK, dtype=k.dtype, device=k.device).expand(keys.shape)
-    # The inverse is cheaper than a solution with as many columns as the values have.
+    # Inverting is cheaper than solving for as many columns as the values have.
     inverse = torch.linalg.solve_triangular(beta * keys, identity, upper=False, unitriangular=True) * beta.mT
     starts, written, state = pass_on(last.exp().mT, decayed(k, rest), decayed(k, total), inverse, v, state)
     return _in_tokens(decayed(q, total) @ starts + queries @ written, new), state
 
 
 def _state_space_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """`state_space` over all chunks at once. The heads that share a key are rows of one product."""
+    """Computes `state_space` over all chunks at once. Heads that share a key are rows of one product."""
     (_, new, _, width), shape = v.shape, (k.shape[2], v.shape[2] // k.shape[2])
     q, k, v, decay = (_in_chunks(x) for x in (q, k, v, decay.unsqueeze(-1)))
     total = decay.cumsum(-2)
@@ -229,7 +228,7 @@ def _state_space_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: T
     out = ((q @ k.mT).unsqueeze(2) * sums.exp().unflatten(1, shape)).flatten(1, 2) @ v
 
     def side_by_side(x: Tensor) -> Tensor:
-        """(b, h, n, c, w) -> (b, g, n, c, h/g * w)"""
+        """Concatenates the heads of each key: (b, h, n, c, w) to (b, g, n, c, h/g * w)."""
         return x.unflatten(1, shape).permute(0, 1, 3, 4, 2, 5).flatten(-2)
 
     write = side_by_side(v * sums[..., -1:, :].mT.exp())
@@ -240,24 +239,27 @@ def _state_space_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: T
 
 
 def _in_chunks(x: Tensor) -> Tensor:
-    """(b, t, h, w) -> (b, h, n, c, w), zeros after the last token: a decay of one, nothing erased, nothing written."""
+    """Reshapes (b, t, h, w) to (b, h, n, c, w), padded with zeros.
+
+    A padding token has a decay factor of one; it erases and writes nothing.
+    """
     chunks = -(-x.shape[1] // CHUNK)
     padding = chunks * CHUNK - x.shape[1]
-    if torch.compiler.is_compiling() or padding:  # the compiler takes every length alike
+    if torch.compiler.is_compiling() or padding:  # compiled, always pad, so that one graph serves every length
         x = F.pad(x, (0, 0, 0, 0, 0, padding))
     return x.unflatten(1, (chunks, CHUNK)).permute(0, 3, 1, 2, 4).contiguous()
 
 
 def _in_tokens(x: Tensor, new: int) -> Tensor:
-    """(b, h, n, c, w) -> (b, t, h, w)"""
+    """Reshapes (b, h, n, c, w) to (b, t, h, w), with t = `new`."""
     return x.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :new].contiguous()
 
 
 def _pair_sums(decay: Tensor) -> Tensor:
-    """decay (..., c, 1) -> (..., c, c): the sum of the decays after token j up to token i, -inf where j is after i.
+    """Returns (..., c, c) for decay (..., c, 1): the sum of the decays after token j up to token i, -inf for j > i.
 
-    Each sum is computed by itself. A difference of two sums from the start of the chunk would have their rounding
-    error, which is larger the more has decayed before: twice the error of released code in float32.
+    Each sum is computed by itself. A difference of two sums from the start of the chunk would carry their rounding
+    error, which grows with the decay before: in float32 it is twice the error of released code.
     """
     before = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=decay.device).tril(-1)
     sums = torch.where(before, decay, 0.0).cumsum(-2)
@@ -265,11 +267,12 @@ def _pair_sums(decay: Tensor) -> Tensor:
 
 
 def _channel_scores(rows: Tensor, total: Tensor) -> Tensor:
-    """rows (2, ..., c, d), of keys and of queries, total (..., c, d) -> (2, ..., c, c): the products of each row i and
-    the key j, every channel decayed by exp(total_i - total_j), zero where j is after i.
+    """Returns the products (2, ..., c, c) of each row i and key j for rows (2, ..., c, d) and total (..., c, d).
 
-    Of two neighbouring blocks, the later one's rows decay from the earlier one's last token on, and the earlier one's
-    keys up to it: a matrix product. Inside the smallest blocks the decays of each pair are in memory.
+    `rows` stacks keys and queries. Each channel decays by exp(total_i - total_j); products with j > i are zero.
+    For two neighbouring blocks this is a matrix product: the later block's rows decay from the earlier block's last
+    token on, and the earlier block's keys decay up to it. Inside the smallest blocks, the decays of each pair are in
+    memory.
     """
     blocks, totals = (x.unflatten(-2, (CHUNK // BASE, BASE)) for x in (rows, total))  # (..., c / BASE, BASE, d)
     later = torch.ones(BASE, BASE, dtype=torch.bool, device=rows.device).triu(1).unsqueeze(-1)
@@ -281,12 +284,12 @@ def _channel_scores(rows: Tensor, total: Tensor) -> Tensor:
 
 
 def _block_sizes() -> list[int]:
-    """Tokens of the blocks that are joined in pairs, until one is a chunk."""
+    """Sizes, in tokens, of the blocks that are joined in pairs until one block is a chunk."""
     return [size for size in (2**i for i in range(CHUNK.bit_length())) if BASE <= size < CHUNK]
 
 
 def _joined(scores: Tensor, rows: Tensor, total: Tensor, size: int) -> Tensor:
-    """Scores inside blocks of `size` tokens, (2, ..., c / size, size, size), to those inside blocks twice as large."""
+    """Extends scores inside blocks of `size` tokens, (2, ..., c / size, size, size), to blocks twice as large."""
     rows, total = (x.unflatten(-2, (CHUNK // (2 * size), 2, size)) for x in (rows, total))
     middle = total[..., 0, -1:, :]
     after = rows[..., 1, :, :] * (total[..., 1, :, :] - middle).exp()
@@ -296,7 +299,7 @@ def _joined(scores: Tensor, rows: Tensor, total: Tensor, size: int) -> Tensor:
     return torch.cat([above, torch.cat([after @ before.mT, later], dim=-1)], dim=-2)
 
 
-# Compiled without gradients: the whole chunked form is one operator for every number of tokens.
+# Compiled without gradients, the whole chunked form is one operator for every number of tokens.
 
 
 @custom_op("zoo::gated_delta_rule", mutates_args=())

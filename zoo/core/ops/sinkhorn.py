@@ -1,6 +1,6 @@
-"""Matrices whose rows and columns add up to one: Sinkhorn's normalisation (Xie et al. 2026, mHC, section 4.2).
+"""Sinkhorn normalisation: matrices whose rows and columns sum to one (Xie et al. 2026, mHC, section 4.2).
 
-Compiled, it is one operator. Of rows so short the compiler would write every sum out, twenty iterations of them, and
+Compiled, it is one operator. The compiler would unroll the sums of such short rows, twenty iterations of them, and
 would take ten seconds for each place that mixes streams.
 """
 
@@ -21,17 +21,17 @@ def plain(scores: Tensor, eps: float, iterations: int) -> Tensor:
 
 
 def doubly_stochastic(scores: Tensor, eps: float, iterations: int) -> Tensor:
-    """(..., n, n) -> matrices of the same shape whose rows and columns add up to nearly 1.
+    """Returns matrices (..., n, n) whose rows and columns sum to nearly 1, for scores (..., n, n).
 
-    exp(scores), its rows and columns divided by their sums `iterations` times, columns last. `eps` is added to the
-    elements of the first rows, and to every sum after.
+    It divides the rows and columns of exp(scores) by their sums `iterations` times, columns last. `eps` is added to the
+    elements after the first division of rows, and to every later sum.
     """
     compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     return (_operator if compiled else plain)(scores, eps, iterations)
 
 
 def _axes(iterations: int) -> Iterator[int]:
-    """The axis of each sum after the softmax, which is the first over rows."""
+    """Yields the axis of each sum after the softmax, which is the first division of rows."""
     yield -2
     for _ in range(iterations - 1):
         yield from (-1, -2)
@@ -43,7 +43,7 @@ _operator.register_fake(lambda scores, eps, iterations: torch.empty_like(scores)
 
 @custom_op("zoo::doubly_stochastic_backward", mutates_args=())
 def _backward(grad: Tensor, scores: Tensor, eps: float, iterations: int) -> Tensor:
-    """The gradient of `scores`. What each iteration made is computed again: it takes less time than to keep it."""
+    """Returns the gradient of `scores`. It recomputes each iteration, which is faster than storing the results."""
     shares = scores.softmax(-1)
     matrix, steps = shares + eps, []
     for axis in _axes(iterations):

@@ -17,7 +17,7 @@ from zoo.core.ops.flash import token_by_token
 from zoo.core.ops.indexing import NOT_CHOSEN, sees
 from zoo.core.ops.linear import PLAIN_TYPES
 
-GATHERED_ELEMENTS = 2**21  # of keys that are gathered together, for as many queries as that holds, one at least
+GATHERED_ELEMENTS = 2**21  # maximum elements of keys gathered at once, for at least one query
 
 
 def plain(q: Tensor, latent: Tensor, chosen: Tensor, scale: float, width: int) -> Tensor:
@@ -26,13 +26,13 @@ def plain(q: Tensor, latent: Tensor, chosen: Tensor, scale: float, width: int) -
 
 
 def sparse_attention(q: Tensor, latent: Tensor, chosen: Tensor, mask: Mask, scale: float, width: int) -> Tensor:
-    """q (b, h, t, d), latent (b, 1, s, d), chosen (b, t, k) as of `top_keys` -> (b, h, t, width).
+    """Returns (b, h, t, width) for q (b, h, t, d), latent (b, 1, s, d) and chosen (b, t, k) from `top_keys`.
 
-    All heads share one key per token, and its first `width` elements are the value: the absorbed form of latent
-    attention. `mask` is what `attention` takes. It is read where no more than k tokens are stored: then every visible
-    one is attended to. Each query has at least one chosen token.
+    All heads share one key per token, whose first `width` elements are the value: the absorbed form of latent
+    attention. `mask` is that of `attention`. It is read only if at most k tokens are stored: queries then attend to
+    every visible one. Each query has at least one chosen token.
 
-    With gradients the gathered keys, (b, t, k, d), are kept for the backward pass. For more than a few queries,
+    With gradients, the gathered keys (b, t, k, d) are kept for the backward pass. For more than a few queries,
     attention under the mask `sees(chosen, s)` takes less memory.
     """
     if not torch.compiler.is_compiling():
@@ -46,7 +46,7 @@ def sparse_attention(q: Tensor, latent: Tensor, chosen: Tensor, mask: Mask, scal
 
 
 def allows_operators(*tensors: Tensor) -> bool:
-    """Whether compiled code may call an operator that has no gradient, on ordinary tensors in the dtype they have."""
+    """Whether compiled code may call an operator without gradient: ordinary tensors, no autocast, no export."""
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_exporting()
@@ -61,10 +61,13 @@ def _sparse_attention(q: Tensor, latent: Tensor, chosen: Tensor, mask: Mask, sca
 
 
 def gathered_attention(q: Tensor, keys: Tensor, chosen: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
-    """q (b, h, t, d), keys (b, 1, s, d), which are the values too, chosen (b, t, k) as of `top_keys`, sinks (h,) as of
-    `attention` -> (b, h, t, d), each query's keys gathered. Not for compiled code: it loops over the queries."""
+    """Returns (b, h, t, d): attention of each query over its gathered keys, which are the values too.
+
+    Shapes: q (b, h, t, d), keys (b, 1, s, d), chosen (b, t, k) from `top_keys`, sinks (h,) as in `attention`. It loops
+    over the queries, so compiled code cannot trace it.
+    """
     block = max(GATHERED_ELEMENTS // (chosen.shape[2] * q.shape[3]), 1)
-    # One buffer for all blocks: of fresh memory the system maps each page anew, which takes as long as the attention.
+    # One buffer serves all blocks: mapping the pages of fresh memory takes as long as the attention.
     buffer = None if torch.is_grad_enabled() else keys.new_empty(block * chosen.shape[2], q.shape[3])
     out = []
     for queries, stored, indices in zip(q.transpose(1, 2), keys[:, 0], chosen, strict=True):
@@ -76,16 +79,16 @@ def gathered_attention(q: Tensor, keys: Tensor, chosen: Tensor, scale: float, si
 
 
 def _gather(keys: Tensor, index: Tensor, buffer: Tensor | None) -> Tensor:
-    """keys (s, d), index (n,) -> the keys at `index`, (n, d), whole rows copied into the buffer if there is one."""
+    """Returns the rows of keys (s, d) at `index` (n,) as (n, d), in the buffer if there is one."""
     return torch.index_select(keys, 0, index, out=None if buffer is None else buffer[: len(index)])
 
 
 def _over_gathered(q: Tensor, keys: Tensor, absent: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
-    """q (n, h, d), keys (n, k, d), absent (n, k) -> (n, h, d). The heads are queries of the one key they share."""
+    """Returns (n, h, d) for q (n, h, d), keys (n, k, d) and absent (n, k). Heads are queries over the shared keys."""
     seen = ~absent[:, None, None]
     if sinks is not None:
         return attention(q.unsqueeze(2), keys[:, None], keys[:, None], seen, scale, sinks).squeeze(2)
-    # As wide as the keys: torch's kernels want that, and none copies values that are the keys.
+    # Values stay as wide as the keys, as torch's kernels need; no kernel copies values that are the keys.
     return F.scaled_dot_product_attention(q[:, None], keys[:, None], keys[:, None], seen, scale=scale)[:, 0]
 
 

@@ -1,8 +1,8 @@
-"""The k highest scores, chosen alike in every pass: among equal scores the earlier one wins.
+"""Deterministic selection of the k highest scores: among equal scores the earlier one wins.
 
-torch.topk leaves open which of several equal scores it chooses, and chooses differently for other lengths of a row.
-Equal scores are common: those of keys for which every index head is zero after ReLU, probabilities that underflow.
-Scores that are equal in exact arithmetic alone, such as those of two equal keys, tie only where they are rounded alike.
+torch.topk does not define the order of equal scores, and its choice changes with the length of a row. Equal scores are
+common: keys whose index heads are all zero after ReLU, or probabilities that underflow. Scores that are equal only in
+exact arithmetic, such as those of two equal keys, tie only if they are rounded alike.
 """
 
 from math import inf
@@ -24,10 +24,10 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def top_k_set(scores: Tensor, k: int) -> Tensor:
-    """The indices that `top_k` gives, in no order. For long rows this is several times as fast as sorting them.
+    """Returns the indices of `top_k`, unordered. For long rows this is several times as fast as sorting.
 
-    The k-th highest score divides a row: every index above it is chosen, and so many of those that equal it as are
-    missing, the earliest ones.
+    The k-th highest score divides a row: every higher score is chosen, and then the earliest of the scores that equal
+    it, until there are k.
     """
     n = scores.shape[-1]
     highest = scores.topk(k, sorted=False).values
