@@ -1,5 +1,5 @@
-"""The inside of attention, in the order in which it is computed: queries, keys and values, their norms and rotation,
-what the cache keeps, the tokens that are seen, the output."""
+"""Drawings of the inside of attention, in the order of computation: queries, keys and values, their norms and rotation,
+the contents of the cache, the visible tokens, the output."""
 
 from zoo.blocks import GQA, MLA, CompressedAttention, NoPE, SparseMLA
 from zoo.diagram.canvas import typeset, wrap_text
@@ -20,17 +20,17 @@ from zoo.diagram.region import (
 )
 from zoo.registry import Mixer
 
-OF_SCORES = ("reach", "sinks", "cap")  # what call-outs about the softmax are about
+OF_SCORES = ("reach", "sinks", "cap")  # parts whose call-outs stand at the softmax
 
 
 def grouped_query_attention(block: GQA, region: Region) -> float:
-    """Queries, keys and values in three columns."""
+    """Draws queries, keys and values in three columns. Returns the y below them."""
     name = kind(block)
     shared = f" on {block.kv_heads:,} KV heads" if name not in ("MHA", "MQA") and block.kv_heads > 1 else ""
     shared = " on one KV head" if block.kv_heads == 1 else shared
     y = title(region, name, (f"{block.heads:,} heads{shared}", "heads"), (f"each {block.head_dim:,} wide", "widths"))
     lanes = Lanes(region.at(y), (2.2, 1, 1))
-    options = [typeset(each) for each in block.options()]  # that have no box yet
+    options = [typeset(each) for each in block.options()]  # options without a box so far
 
     def taken(start: str) -> str:
         found = next(each for each in options if each.startswith(start))
@@ -40,7 +40,7 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
     own = _heads_of_columns(lanes, block)
     if block.keys_as_values:
         taken("values are")
-    normed = 1 if "k" in own else 0  # the last column that a norm and the rotation are of
+    normed = 1 if "k" in own else 0  # the last column with a norm and the rotation
     norms = [Bar(0, normed, taken("QK-norm"), "chip-norm", "norm")] if block.qk_norm else []
     norms += [Bar(2, 2, taken("V-norm"), "chip-norm", "v norm")] if block.v_norm else []
     if norms:
@@ -67,7 +67,7 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
 
 
 def _heads_of_columns(lanes: Lanes, block: GQA) -> set[str]:
-    """The heads of queries, keys and values; returns which of q, k and v the block projects."""
+    """Draws the heads of queries, keys and values. Returns those of q, k and v that the block projects itself."""
     region = lanes.region
     own = {"q", "k", "v"} & {*block.projections(region.dim)}
     for column, (letter, label) in enumerate({"q": "queries", "k": "keys", "v": "values"}.items()):
@@ -83,7 +83,7 @@ def _heads_of_columns(lanes: Lanes, block: GQA) -> set[str]:
 
 
 def latent_attention(block: MLA, region: Region) -> float:
-    """Queries, the rotary key and the latent in three columns."""
+    """Draws queries, the rotary key and the latent in three columns. Returns the y below them."""
     widths = f"each {block.nope_dim:,} + {block.rope_dim:,} rotary, values {block.v_dim:,}"
     y = title(region, kind(block), (f"{block.heads:,} heads", "heads"), (widths, "widths"))
     lanes = Lanes(region.at(y), (1.5, 1, 1.5))
@@ -118,7 +118,8 @@ def latent_attention(block: MLA, region: Region) -> float:
 
 
 def compressed_attention(block: CompressedAttention, region: Region) -> float:
-    """Queries, the one key that is the value too, and the entries that stand for several tokens."""
+    """Draws queries, the one key that is also the value, and the entries that stand for several tokens. Returns the y
+    below them."""
     y = title(
         region,
         kind(block) if block.compressor else "MQA",
@@ -159,7 +160,7 @@ def _position_bar(block: GQA | MLA | CompressedAttention, first: int, last: int)
 
 
 def _attend(lanes: Lanes, block: Mixer, last: int, scores: list[str], chosen: str = "") -> None:
-    """The softmax over the tokens that are seen, with the mask as a picture. `chosen`: which of them, in words."""
+    """Draws the softmax over the visible tokens, with a picture of the mask. `chosen`: the visible tokens in words."""
     region, cache = lanes.region, block.cache_spec()
     _, width = lanes.span(0, last)
     seen = chosen or ("sees all earlier tokens" if cache.describe() == "full" else typeset(cache.describe()))

@@ -1,4 +1,4 @@
-"""Colours of the diagrams in a light and a dark theme: as variables for a page, or as literal attributes for a file.
+"""Colours of the diagrams in a light and a dark theme, as variables for a page or as literal attributes for a file.
 
 A page restyles its diagrams by setting the variables --zoo-ink and so on of `.zoo-diagram`, so that they follow its
 reader's colour scheme. A file has no style sheet at all: programs that draw SVG support presentation attributes, and
@@ -13,7 +13,7 @@ from typing import Literal
 Theme = Literal["auto", "light", "dark"]
 
 FONT = 'system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Noto Sans","Liberation Sans",Arial,sans-serif'
-# In a file: faces that are installed with the usual systems. None is wider than DejaVu Sans, which text is measured by.
+# For files: fonts of the usual systems. None is wider than DejaVu Sans, whose widths are used to measure text.
 FILE_FONT = "Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
 
 # name -> (light, dark)
@@ -40,7 +40,7 @@ PALETTE = {
     "rope-edge": ("#8a57c4", "#b78ae8"),
     "window": ("#d9f1f1", "#0f3033"),
     "window-edge": ("#0d878c", "#3fbcc0"),
-    # What a layer's attention reaches, and its feed-forward: one colour for each, in every picture.
+    # The reach of a layer's attention, and its feed-forward: one colour for each, in every picture.
     "reach-full": ("#3d5f94", "#7f9fd2"),
     "reach-nope": ("#a9bbd8", "#4b5f83"),
     "reach-window": ("#16a0a4", "#2fb0b5"),
@@ -99,7 +99,7 @@ RULES = {
     "none": "fill:@paper;stroke:@edge",
     **{name: f"fill:@{name}" for name in PALETTE if name.startswith(("reach-", "ffn-")) and name != "ffn-edge"},
 }
-# Marks of what differs from another model: strong for structure, weak for another number in the same place.
+# Marks of differences from another model: strong for structure, weak for another number in the same place.
 MARKS = {
     ("text", "differs"): "fill:@differs;text-decoration:underline",
     ("rect", "differs"): "stroke:@differs;stroke-width:2",
@@ -109,14 +109,14 @@ _COLOUR = re.compile(r"@([\w-]+)")
 
 
 def colours(dark: bool = False) -> str:
-    """CSS declarations of the light or the dark theme's variables, for a page that lets its reader choose one."""
+    """Returns CSS declarations of the light or the dark theme's variables, for a page whose reader chooses a theme."""
     return ";".join(f"--zoo-{name}:{pair[dark]}" for name, pair in PALETTE.items())
 
 
 @cache
 def css() -> str:
-    """The style sheet, the same for every diagram. Declarations have the light colour, and again the variable, for
-    programs that support style sheets and no variables."""
+    """Returns the style sheet, which is the same for every diagram. Each declaration stands twice, with the light
+    colour and with the variable, for programs that support style sheets but no variables."""
     rules = {f".{name}": rule for name, rule in RULES.items()}
     rules |= {f"{tag}.{mark}": rule for (tag, mark), rule in MARKS.items()}
     dark = f"@media(prefers-color-scheme:dark){{:where(.zoo-diagram){{{colours(dark=True)}}}}}"
@@ -131,7 +131,7 @@ def css() -> str:
 
 
 def attributes(tag: str, css_classes: str, dark: bool) -> dict[str, str]:
-    """What the style sheet says of an element of these classes, as presentation attributes with literal colours."""
+    """Returns the style of an element of these classes, as presentation attributes with literal colours."""
     classes = css_classes.split()
     rules = [RULES[name] for name in classes if name in RULES]
     rules += [MARKS[tag, name] for name in classes if (tag, name) in MARKS]

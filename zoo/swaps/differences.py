@@ -1,8 +1,8 @@
-"""How the structure of one model differs from another's, in sentences: "norms after each block instead of before each
+"""Differences between the structures of two models, in sentences: "norms after each block instead of before each
 block". Numbers of the same field, such as widths, are not structure.
 
-A structure is a table: for each aspect, such as where the norms stand, a phrase for every layer. Phrases follow from
-what blocks say of themselves, so that a block that nobody has seen has its sentences too.
+A structure is a table: for each aspect, such as the place of the norms, a phrase for every layer. Phrases come from the
+blocks' own descriptions, so that a new block has its sentences too.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ PLACEMENTS = {
     "none": "nowhere",
     "hyper": "before each block (on a sum of several streams)",
 }
-# Optional fields that are numbers or rounding, or that another aspect speaks of.
+# Optional fields that are numbers or rounding, or that another aspect covers.
 DETAILS = frozenset(
     "act chunk compressor context expert fraction gain indexer latent min_step multiplier positions post pre q_norm "
     "qk_norm_over renormalise scale scale_in_fp32 scaling shares_choice v_dim weight window".split()
 )
 BRANCHES = {"attn": "attention", "ffn": "a feed-forward"}
 PARTS_OF_MODEL = {"tied": "head", "logit_cap": "head", "logits_scaling": "head", "streams": "layers"}
-# What an aspect is of, where that has another name.
+# Aspect -> `detail` of its differences, where the names differ.
 DETAIL_NAMES = {"position": "rope", "scaling": "rope", "activation": "act", "placement": "norm"}
-MAX_PERIOD = 12  # layers after which a pattern is said to repeat
-MIN_SHARE = 0.1  # of the layers: what differs by less is a size
+MAX_PERIOD = 12  # longest period of a layer pattern, in layers
+MIN_SHARE = 0.1  # share of the layers: a smaller difference is a difference in size
 
 
 class Difference(NamedTuple):
     """A sentence, and the part of a model that it is about: attn, ffn, norm, layers, embedding or head. `detail` names
-    what of that part: rope, reach, router, act, ..., or a field."""
+    the property of that part: rope, reach, router, act, ..., or a field."""
 
     part: str
     sentence: str
@@ -52,9 +52,9 @@ class Difference(NamedTuple):
 
 
 class Aspect(NamedTuple):
-    """A phrase for every layer: None where the aspect does not apply, "" where an option is off. How a sentence is made
-    of them: `some` of the layers "see", or all of them, `every`, "every layer sees". Of one that is `exact`, phrases
-    that differ in a number alone differ."""
+    """A phrase for every layer: None where the aspect does not apply, "" where an option is off. `some` is the verb of
+    a sentence about some of the layers ("see"), `every` the opening of one about all layers ("every layer sees"). In
+    an `exact` aspect, phrases that differ only in a number count as different."""
 
     part: str
     phrases: tuple[str | None, ...]
@@ -65,32 +65,34 @@ class Aspect(NamedTuple):
 
     @property
     def keys(self) -> list[str]:
-        """What the phrases are compared by, where the aspect applies."""
+        """The keys by which the phrases are compared, for the layers that the aspect applies to."""
         return [self.key(phrase) for phrase in self.phrases if phrase is not None]
 
     def key(self, phrase: str) -> str:
-        """What a phrase is compared by."""
+        """Returns the key by which a phrase is compared: without its numbers, unless the aspect is `exact`."""
         return phrase if self.exact else re.sub(r"\d[\d.,]*", "", phrase)
 
     @property
     def shares(self) -> dict[str, float]:
-        """Key -> the share of the layers that have such a phrase, among those that the aspect applies to."""
+        """Key -> the share of layers with such a phrase, among the layers that the aspect applies to."""
         keys = self.keys
         return {key: number / len(keys) for key, number in Counter(keys).items() if key}
 
     def phrase(self, key: str) -> str:
-        """The first phrase of this key."""
+        """Returns the first phrase with this key."""
         return next(phrase for phrase in self.phrases if phrase is not None and self.key(phrase) == key)
 
     def layers(self, key: str) -> str:
-        """Which layers have such a phrase: "5 of 6 layers" where the pattern repeats, else of all layers."""
+        """Returns the number of layers with such a phrase, in one period of a repeating pattern ("5 of 6 layers"), else
+        in all layers."""
         keys = [None if phrase is None else self.key(phrase) for phrase in self.phrases]
         repeats = (n for n in range(1, MAX_PERIOD + 1) if all(x == keys[i % n] for i, x in enumerate(keys)))
         period = next(repeats, len(keys))
         return f"{keys[:period].count(key):,} of {period:,} layers"
 
     def statement(self, keys: Iterable[str]) -> str:
-        """The phrases of these keys, with the layers that have them unless all have that they can apply to."""
+        """Returns the phrases of these keys. The layers are named unless all layers that the aspect applies to have the
+        phrase."""
         parts = []
         for key in keys:
             phrase, layers = self.phrase(key), self.layers(key)
@@ -107,7 +109,7 @@ class Aspect(NamedTuple):
 
 
 def structure_differences(model: Decoder, other: Decoder) -> list[Difference]:
-    """What `model` has in another way than `other`, each a sentence about `model`."""
+    """Returns the differences in structure of `model` from `other`, each as a sentence about `model`."""
     mine, theirs = structure(model), structure(other)
     fields = {name for node in model.walk() for name in field_names(type(node))}
     found: dict[str, Difference] = {}  # by sentence: blocks of two parts may say the same
@@ -117,7 +119,7 @@ def structure_differences(model: Decoder, other: Decoder) -> list[Difference]:
             sentence = _sentence(x, y)
         else:
             assert y is not None
-            # An option of a block that the model does not have is not missed.
+            # The absence of an option is stated only if one of the model's blocks could have it.
             sentence = f"no {y.phrase(next(iter(y.shares)))}" if y.is_option and name.split()[-1] in fields else ""
         if sentence:
             detail = DETAIL_NAMES.get(name, name.split()[-1])
@@ -127,12 +129,12 @@ def structure_differences(model: Decoder, other: Decoder) -> list[Difference]:
 
 @lru_cache(maxsize=256)  # a page compares every model with every other
 def structure(spec: Decoder) -> dict[str, Aspect]:
-    """The aspects of a model by name. One that no layer has is not among them."""
+    """Returns the aspects of a model by name, without those that no layer has."""
     return {name: aspect for name, aspect in _aspects(spec) if any(aspect.phrases)}
 
 
 def _sentence(mine: Aspect, theirs: Aspect | None) -> str:
-    """What the aspect says of this model; "" where it is alike in the other."""
+    """Returns the sentence of an aspect about this model; "" if the other model is alike."""
     if theirs is None:
         return mine.statement(mine.shares)
     x, y = mine.shares, theirs.shares
@@ -172,7 +174,7 @@ def _aspects(spec: Decoder) -> Iterator[tuple[str, Aspect]]:
 
 
 def _options(part: str, parts: Sequence[Sequence[Spec]]) -> Iterator[tuple[str, Aspect]]:
-    """The optional fields that are in use in the parts of each layer, an aspect each."""
+    """Yields one aspect for each optional field that is in use in the parts of the layers."""
     used = [{name: _option(each, name, term) for each in of for name, term in features(each).items()} for of in parts]
     known = [{name for each in of for name in field_names(type(each))} for of in parts]
     for name in dict.fromkeys(name for fields in used for name in fields if name not in DETAILS):
@@ -181,7 +183,7 @@ def _options(part: str, parts: Sequence[Sequence[Spec]]) -> Iterator[tuple[str, 
 
 
 def _option(spec: Spec, name: str, term: str) -> str:
-    """A field in use as a phrase: its term, with its value where that is a number, or the spec's own words."""
+    """Returns the phrase of a field in use: its term, with its value if that is a number, or the spec's description."""
     value = getattr(spec, name)
     if name == "bias" and isinstance(value, str):
         return f"{term} on {', '.join(value)}"
@@ -208,7 +210,7 @@ def _norm(layer: Layer) -> str | None:
 
 
 def _name(block: Spec) -> str:
-    """What a block calls itself, without its numbers."""
+    """Returns the name in a block's description, without its numbers."""
     return re.sub(r" of \d.*", "", block.describe().split(", ")[0])
 
 
@@ -219,7 +221,7 @@ def _mixer(layer: Layer) -> str | None:
 
 
 def _keeps_a_state(layer: Layer) -> bool:
-    """Whether a layer keeps a state and no tokens, neither its own nor another's."""
+    """Whether a layer keeps a state and no tokens, neither its own nor those of another layer."""
     return not layer.cache_spec().per_token and not layer.takes()
 
 
@@ -270,7 +272,7 @@ def _experts(layer: Layer) -> str | None:
 
 
 def _activation(layer: Layer) -> str | None:
-    """What the feed-forward calls itself; of experts, one of them."""
+    """Returns the name in the description of the feed-forward, or of one routed expert."""
     if layer.ffn is None:
         return None
     routed = next((node for node in layer.ffn.walk() if isinstance(node, MoE)), None)

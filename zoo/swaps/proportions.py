@@ -15,11 +15,11 @@ from zoo.registry import Spec
 from zoo.swaps.tiny import MIN_STEP
 
 EXPERTS, MIN_K = 16, 2  # with one expert per token, renormalised weights are 1 and the router gets no gradient
-WINDOWS_IN_CONTEXT = 8  # a window is at least context / 8
-ENTRIES_IN_CONTEXT = 16  # blocks that are compressed to an entry, at least
+WINDOWS_IN_CONTEXT = 8  # the minimum window is context / 8
+ENTRIES_IN_CONTEXT = 16  # minimum number of blocks per context that are compressed to an entry
 MAX_WIDTH = 1.5  # heads * head_dim / dim: wider attention leaves a small model too little feed-forward
 MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 256
-MIN_INDEX_HEADS = 16  # one in 2^heads tokens has scores of zero alone, of relu, and any choice is as good
+MIN_INDEX_HEADS = 16  # after relu, one in 2^heads tokens has only zero scores, so that its choice is arbitrary
 USUAL_HEAD_DIM = 12  # narrower heads learn recall late or not at all, and take attention kernels as long as wide ones
 MIN_THETA = 10.0
 Fields = dict[str, Any]
@@ -27,8 +27,8 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Proportions:
-    """Gives layers of the published `full` their small form, for width `dim`, a trained context of `context` and
-    `vocab` tokens."""
+    """Scales layers of the published model `full` down to width `dim`, a trained context of `context` tokens and a
+    vocabulary of `vocab` tokens."""
 
     full: Decoder
     dim: int
@@ -36,7 +36,7 @@ class Proportions:
     vocab: int
 
     def apply(self, spec: Decoder) -> Decoder:
-        """`spec`, made of layers of `full`, at this width and context."""
+        """Returns `spec`, made of layers of `full`, at this width and context."""
         small = {layer: self._scale(layer) for layer in dict.fromkeys(spec.layers)}
         layers = tuple(small[layer] for layer in spec.layers)
         embed_scale = self.dim**0.5 if self.full.embed_scale == self.full.dim**0.5 else self.full.embed_scale
@@ -46,7 +46,7 @@ class Proportions:
         return replace(placed, dim=self.dim, layers=layers, embed_scale=embed_scale, per_layer=per_layer)
 
     def _scale(self, part: Any) -> Any:
-        """A part at this width, and every part in it."""
+        """Returns a part at this width, with every part in it."""
         held: Fields = {field.name: getattr(part, field.name) for field in fields(part)}
         new: Fields = {}
         if "theta" in held:
@@ -87,8 +87,8 @@ class Proportions:
         return part.map(self._scale, **new)
 
     def _grouped_heads(self, held: Fields) -> Fields:
-        """`grouped_heads`; of attention with as many heads as the model's first, and other KV heads or widths, in the
-        ratios to the first's: one config field says how many heads all layers have."""
+        """Returns `grouped_heads`. Attention with the same number of heads as the model's first, but other KV heads or
+        widths, keeps its ratios to the first: one config field holds the number of heads of all layers."""
         every = (vars(part) for layer in self.full.layers for part in layer.walk() if hasattr(part, "kv_heads"))
         first: Fields = next(every, held)
         names = ("kv_heads", "head_dim")
@@ -102,14 +102,14 @@ class Proportions:
         return new | {"kv_heads": kv_heads, "head_dim": head_dim}
 
     def _indexer(self, indexer: Any, held: Fields, new: Fields) -> Any:
-        """An indexer beside attention's `new` heads, in the ratios to them that it has in `held`; its k is a window's
-        number of tokens."""
+        """Returns an indexer for attention's `new` heads, with the ratios to them that it has in `held`. Its k becomes
+        the number of tokens of a window."""
         width = max(1, round(indexer.head_dim * new["rope_dim"] / held["rope_dim"]))
         heads = max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / held["heads"]))
         return replace(indexer, heads=heads, head_dim=width, k=self._window(indexer.k))
 
     def _compressor(self, compressor: Any, held: Fields, new: Fields) -> Any:
-        """A compressor beside attention's `new` heads, of which a context has several blocks."""
+        """Returns a compressor for attention's `new` heads. A context holds several of its blocks."""
         every = max(2, min(compressor.every, self.context // ENTRIES_IN_CONTEXT))
         indexer = compressor.indexer
         if indexer is not None:
@@ -120,14 +120,14 @@ class Proportions:
         return replace(compressor, every=every, indexer=indexer)
 
     def _window(self, window: int) -> int:
-        """Tokens: the window's share of the context, and at least an eighth."""
+        """Returns the window in tokens: the same share of the context as in the full model, at least an eighth."""
         share = window / (self.full.context or window * WINDOWS_IN_CONTEXT)
         return min(self.context, max(round(share * self.context), ceil(self.context / WINDOWS_IN_CONTEXT)))
 
     def _theta(self, rope: Any) -> float:
-        """The base, in proportion to the tokens that the layers of this RoPE attend to; three digits.
+        """Returns the base in three digits, in proportion to the tokens that the layers of this RoPE attend to.
 
-        The longest wavelength keeps its ratio to them. Before its stretching, a model attended to fewer tokens.
+        The longest wavelength keeps its ratio to them. Before its context was extended, a model attended to fewer.
         """
         windows = self._windows.get(rope, {None})
         if None in windows:
@@ -141,7 +141,8 @@ class Proportions:
 
     @cached_property
     def _windows(self) -> dict[Spec, set[Any]]:
-        """RoPE -> the windows of the layers that rotate by it, None for a layer that sees beyond one or has none."""
+        """RoPE -> the windows of the layers that use it. None stands for a layer without a window, or one that sees
+        beyond it."""
         found: dict[Spec, set[Any]] = {}
         for layer in dict.fromkeys(self.full.layers):
             for part in layer.walk():
@@ -151,10 +152,10 @@ class Proportions:
 
 
 def grouped_heads(held: Fields, full_dim: int, dim: int) -> Fields:
-    """heads, kv_heads and head_dim at width `dim`, in the ratios that they have at `full_dim`.
+    """Returns heads, kv_heads and head_dim at width `dim`, in the ratios that they have at `full_dim`.
 
-    One KV head stays one, and several stay several where that leaves a head_dim of USUAL_HEAD_DIM; of those numbers,
-    the one whose head_dim is nearest to `head_width(dim)`. heads * head_dim == dim stays so where `dim` divides.
+    One KV head stays one. Several stay several if head_dim is then at least USUAL_HEAD_DIM. The number of heads is the
+    one whose head_dim is nearest to `head_width(dim)`. heads * head_dim == dim stays true where `dim` is divisible.
     """
     heads, kv_heads, head_dim = held["heads"], held["kv_heads"], held["head_dim"]
     square = heads * head_dim == full_dim
@@ -178,13 +179,13 @@ def grouped_heads(held: Fields, full_dim: int, dim: int) -> Fields:
 
 
 def head_width(dim: int) -> int:
-    """A usual head_dim for a model of this width: the power of two nearest to 2 * sqrt(dim), from 8 to 128."""
+    """Returns a usual head_dim for a model of this width: the power of two nearest to 2 * sqrt(dim), from 8 to 128."""
     return int(2 ** min(max(round(log2(2 * dim**0.5)), 3), 7))
 
 
 def latent_heads(held: Fields, full_dim: int, dim: int) -> Fields:
-    """heads, their widths and the latents' ranks at width `dim`. Every width is relative to nope_dim; a rank is at most
-    `dim`, above which a latent compresses nothing."""
+    """Returns heads, their widths and the latents' ranks at width `dim`. Every width is relative to nope_dim. A rank is
+    at most `dim`, since a wider latent compresses nothing."""
     unit = head_width(dim)
     width = dim * min(held["heads"] * held["v_dim"] / full_dim, MAX_WIDTH)
     new = {name: max(1, round(held[name] * unit / held["nope_dim"])) for name in ("v_dim", "nope_dim")}
@@ -196,8 +197,8 @@ def latent_heads(held: Fields, full_dim: int, dim: int) -> Fields:
 
 
 def heads_of_one_key(held: Fields, full_dim: int, dim: int) -> Fields:
-    """Heads that share one key and value, and their ranks, at width `dim`: as wide relative to each other. Several
-    heads still share a group."""
+    """Returns the sizes and ranks of heads that share one key and value, at width `dim`. The ratios of the widths stay,
+    and several heads still share a group."""
     unit = head_width(dim)
     heads = max(1, round(dim * min(held["heads"] * held["head_dim"] / full_dim, MAX_WIDTH) / unit))
     most = max(1, heads // 2) if held["groups"] < held["heads"] else heads
@@ -214,8 +215,8 @@ def heads_of_one_key(held: Fields, full_dim: int, dim: int) -> Fields:
 
 
 def state_space_heads(held: Fields, full_dim: int, dim: int) -> Fields:
-    """heads, head_dim, groups and state of Mamba-2 at width `dim`: heads that together are a multiple of the model's
-    width stay one, several still share a group, and a state is as large relative to a head."""
+    """Returns heads, head_dim, groups and state of Mamba-2 at width `dim`. A total head width that is a multiple of the
+    model's width stays one. Several heads still share a group, and the ratio of a state to a head stays."""
     times, unit = held["heads"] * held["head_dim"] / full_dim, head_width(dim)
     if times == int(times):
         widths = [width for width in range(1, int(times) * dim + 1) if int(times) * dim % width == 0]
@@ -231,7 +232,8 @@ def state_space_heads(held: Fields, full_dim: int, dim: int) -> Fields:
 
 
 def key_and_value_heads(held: Fields, full_dim: int, dim: int) -> Fields:
-    """Heads of a recurrence and their widths at width `dim`: as many values share a key as at `full_dim`."""
+    """Returns the heads of a recurrence and their widths at width `dim`. The ratio of value heads to key heads stays as
+    at `full_dim`."""
     unit, shared = head_width(dim), held["value_heads"] // held["key_heads"]
     width = dim * min(held["value_heads"] * held["value_dim"] / full_dim, MAX_WIDTH)
     keys = max(1, round(width / (shared * unit)))
@@ -240,14 +242,14 @@ def key_and_value_heads(held: Fields, full_dim: int, dim: int) -> Fields:
 
 
 def plain_heads(held: Fields, full_dim: int, dim: int) -> Fields:
-    """heads and head_dim at width `dim`, of a recurrence whose keys and values are equally wide."""
+    """Returns heads and head_dim at width `dim`, for a recurrence whose keys and values are equally wide."""
     width = dim * min(held["heads"] * held["head_dim"] / full_dim, MAX_WIDTH)
     return {"heads": max(1, round(width / head_width(dim))), "head_dim": head_width(dim)}
 
 
 def score_scale(held: Fields, new: Fields) -> float:
-    """The scale of the scores for the head widths in `new`: an integer ** -0.5, in the ratio to the width that it has
-    in `held`. YaRN's gain on it goes with YaRN."""
+    """Returns the scale of the scores for the head widths in `new`: an integer ** -0.5, with the ratio to the width
+    that it has in `held`. YaRN's gain is dropped together with YaRN."""
     before, after = (sum(f.get(name, 0) for name in ("head_dim", "nope_dim", "rope_dim")) for f in (held, held | new))
     stretched = isinstance(getattr(held.get("rope"), "scaling", None), YarnScaling)
     ratio = 1.0 if stretched else held["scale"] ** -2 / before
@@ -255,10 +257,10 @@ def score_scale(held: Fields, new: Fields) -> float:
 
 
 def _router(router: Any, before: int, experts: int, vocab: int) -> Any:
-    """The router of fewer experts: k in the ratio it had, at least two where weights are renormalised; groups that it
-    can choose from; a table of `vocab` tokens, where it has one."""
+    """Returns the router for fewer experts. k keeps its ratio, and is at least 2 where weights are renormalised. Groups
+    stay large enough to choose from. A hash router's table holds `vocab` tokens."""
     held: Fields = {field.name: getattr(router, field.name) for field in fields(router)}
-    least = 1 if router.scales_input else min(MIN_K, before)  # such weights are not renormalised
+    least = 1 if router.scales_input else min(MIN_K, before)  # weights of scaled inputs are not renormalised
     k = min(experts, max(least, round(held["k"] * experts / before)))
     if "groups" not in held:
         return replace(router, k=k, **({"vocab": vocab} if "vocab" in held else {}))
@@ -269,8 +271,8 @@ def _router(router: Any, before: int, experts: int, vocab: int) -> Any:
 
 
 def _experts(held: Fields, small: Fields, new: Fields) -> Fields:
-    """Routed and shared experts that are as much wider as a token visits fewer: the ratio of the width that a token
-    visits to a dense feed-forward stays."""
+    """Returns routed and shared experts that are wider by the same factor by which a token visits fewer. The ratio of
+    a token's total expert width to a dense feed-forward stays."""
     shared = small["shared"].width / small["expert"].width if "shared" in small else 0
     wider = (held["router"].k + shared) / (new["router"].k + shared)
     return {name: expert.with_width(max(1, round(expert.width * wider))) for name, expert in small.items()}

@@ -1,4 +1,4 @@
-"""Building a block from a few of its fields in the place of another, and naming the features that this drops."""
+"""Builds a block from a few of its fields in the place of another, and names the features that this drops."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +12,7 @@ from zoo.errors import UsageError, unknown
 from zoo.registry import Alias, Spec, accepts
 
 Values = dict[str, Any]
-# Optional field in use -> its term, where that is not the field's own name; "" where it is not mentioned.
+# Optional field in use -> its term, if that is not the field's own name; "": the field is not mentioned.
 TERMS = {
     "bias": "biases",
     "context": "",
@@ -59,22 +59,22 @@ class BlockCall(NamedTuple):
 
     @property
     def alias(self) -> Alias | None:
-        """The alias that the name is, if it is one."""
+        """The alias of this name, if there is one."""
         kind = aliased_kinds().get(self.name)
         return kind.aliases[self.name] if kind else None
 
 
 def aliased_kinds() -> dict[str, type[Spec]]:
-    """Alias -> the kind that it is a form of, which is not one derived from it."""
+    """Returns the kind that each alias is a form of: the kind that defines the alias, not one derived from it."""
     return {name: kind for kind in Spec.kinds.values() for name in vars(kind).get("aliases", ())}
 
 
 def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_kind: bool = False) -> Spec:
-    """The block that `call` describes, in the place of `old`. Fields that it does not give come from `old`, then from
-    the first block of the same kind in `around`, then from the kind's defaults; those without a default from the first
-    block of the same role that has them. `keeps_kind`: an `old` of a kind derived from the call's stays one.
+    """Returns the block that `call` describes, in the place of `old`. Missing fields come from `old`, then from the
+    first block of the same kind in `around`, then from the kind's defaults. Fields without a default come from the
+    first block of the same role that has them. `keeps_kind`: an `old` of a kind derived from the call's keeps its kind.
 
-    Raises UsageError for fields that are unknown or missing, SpecError where they contradict each other.
+    Raises UsageError for fields that are unknown or missing, SpecError if they contradict each other.
     """
     kind = type(old) if old and keeps_kind and isinstance(old, call.kind) else call.kind
     near = (*((old,) if old else ()), *around)
@@ -106,8 +106,9 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_k
 
 
 def _give_to_parts(call: BlockCall, values: Values, near: tuple[Spec, ...]) -> None:
-    """Set in `values` the fields that belong to the kind's parts: k of a router, hidden of an expert. A part that is
-    not there yet becomes the kind that takes most of the fields. Raises UsageError for a field that no part takes."""
+    """Sets in `values` the fields that belong to the kind's parts: k of a router, hidden of an expert. A part that does
+    not exist yet becomes the kind that accepts most of the fields. Raises UsageError for a field that no part accepts.
+    """
     given = {name: value for name, value in call.given.items() if name not in field_names(call.kind)}
     for name, kinds in _parts(call.kind).items():
         held = values.get(name)
@@ -122,7 +123,7 @@ def _give_to_parts(call: BlockCall, values: Values, near: tuple[Spec, ...]) -> N
 
 
 def _apply_alias(call: BlockCall, values: Values) -> None:
-    """Give `values` the form that an alias stands for."""
+    """Sets in `values` the fields of the form that the alias stands for."""
     if call.alias is None:
         return
     for name, example in call.alias.needs.items():
@@ -132,7 +133,7 @@ def _apply_alias(call: BlockCall, values: Values) -> None:
         if name in call.given:
             kind = call.kind.__name__
             raise UsageError(f"{call.name} sets {name} itself; for another number write {kind}({name}=...)")
-        with suppress(KeyError):  # of a field that is missing: the caller says so
+        with suppress(KeyError):  # a field is missing: the caller raises the error
             values[name] = value(values)
 
 
@@ -150,7 +151,7 @@ def _unknown_field(name: str, kind: type[Spec], field: str) -> UsageError:
 
 
 def _example(kinds: tuple[type[Spec], ...] | None) -> str:
-    """A value to show for a missing field: for a part, the first kind it may be."""
+    """Returns an example value for a missing field: for a part, the first kind that it may be."""
     return next((f"{name}(...)" for name, kind in Spec.kinds.items() if kinds and issubclass(kind, kinds)), "...")
 
 
@@ -162,7 +163,7 @@ def _first(kind: type[Spec] | tuple[type[Spec], ...], near: tuple[Spec, ...]) ->
 
 
 def dropped_features(old: Spec, new: Spec) -> Iterator[str]:
-    """The features of `old` that no block in `new` has a field for: "sinks", "window 128", ..."""
+    """Yields the features of `old` for which no block in `new` has a field: "sinks", "window 128", ..."""
     kept = {name for node in new.walk() for name in field_names(type(node))}
     for node in old.walk():
         for name, term in features(node).items():
@@ -173,7 +174,7 @@ def dropped_features(old: Spec, new: Spec) -> Iterator[str]:
 
 
 def features(spec: Spec) -> dict[str, str]:
-    """The optional fields of a block that are in use: field name -> its term."""
+    """Returns the optional fields of a block that are in use: field name -> term."""
     values, required = vars(spec), required_fields(type(spec))
     used = []
     for field in fields(spec):
@@ -184,7 +185,8 @@ def features(spec: Spec) -> dict[str, str]:
 
 
 def _term(name: str, values: Values) -> str:
-    """The term for a field: from TERMS, where the block has the fields that it refers to, else the field's name."""
+    """Returns the term for a field: from TERMS if the block has the fields that the term refers to, else the field's
+    name."""
     with suppress(KeyError):
         return TERMS[name].format(**values)
     off = values[name] is False or values[name] is None  # on by default
@@ -192,7 +194,7 @@ def _term(name: str, values: Values) -> str:
 
 
 def _amount(value: Any) -> str:
-    """The value of a feature as text after its term; "" for a switch or a block."""
+    """Returns the value of a feature as text that follows its term; "" for a switch or a block."""
     if value is None or isinstance(value, bool | Spec):
         return ""
     if isinstance(value, tuple | list):
@@ -204,18 +206,18 @@ def _amount(value: Any) -> str:
 
 
 def field_names(kind: type[Spec]) -> list[str]:
-    """The fields that a kind is constructed from."""
+    """Returns the fields that a kind is constructed from."""
     return [field.name for field in fields(kind)]
 
 
 def required_fields(kind: type[Spec]) -> set[str]:
-    """The fields without a default."""
+    """Returns the fields without a default."""
     return {each.name for each in fields(kind) if each.default is each.default_factory is MISSING}
 
 
 @cache
 def _parts(kind: type[Spec]) -> dict[str, tuple[type[Spec], ...]]:
-    """The required fields of a kind that hold one block, and the kinds that each may hold."""
+    """Returns the required fields of a kind that hold one block, with the kinds that each may hold."""
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name in required_fields(kind)}
     kinds = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
     return {name: of for name, of in kinds.items() if all(isinstance(t, type) and issubclass(t, Spec) for t in of)}
