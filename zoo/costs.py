@@ -22,7 +22,7 @@ Breakdown = Mapping[str, int]  # a total by part of the model: "attn", "norm", "
 
 
 def sum_breakdowns(counted: Iterable[tuple[int, Breakdown]]) -> Breakdown:
-    """(count, breakdown of one) pairs -> the sum by name."""
+    """Returns the sum by name of (count, breakdown of one) pairs."""
     total: Counter[str] = Counter()
     for count, parts in counted:
         total.update({name: count * amount for name, amount in parts.items()})
@@ -61,7 +61,7 @@ class Reach:
 
     @property
     def limit(self) -> int | None:
-        """Tokens that a cache keeps at most; None: all."""
+        """The maximum number of tokens that a cache keeps; None: no limit."""
         return None
 
     @property
@@ -81,7 +81,7 @@ class Reach:
         return type(self).__name__, [getattr(self, name) for name in names]
 
     def bounded(self, size: int) -> Self:
-        """The same kind of reach over `size` tokens; all tokens where it has no limit."""
+        """Returns this kind of reach over `size` tokens, or itself if it has no limit."""
         changes: dict[str, Any] = {"size": size}
         return self if self.limit is None else replace(self, **changes)
 
@@ -103,7 +103,7 @@ class Reach:
         return self.tokens(past if self.period is None else past % self.period)
 
     def tokens(self, context: int) -> int:
-        """Tokens in a cache after `context` tokens."""
+        """The number of tokens in a cache after `context` tokens."""
         return context if self.limit is None else min(context, self.limit)
 
     def pairs(self, past: int, new: int) -> int:
@@ -124,7 +124,8 @@ class Reach:
         return growth + (count - growing) * -(-growing // self.stride)
 
     def dense_pairs(self, past: int, new: int) -> int:
-        """Pairs that a dense masked kernel computes for the same tokens: every query with every key it is given."""
+        """The number of pairs that a dense masked kernel computes for the same tokens: every query with every key that
+        it receives."""
         held = self.held(past)
         if new == 1:
             return self.tokens(held + 1)
@@ -169,7 +170,8 @@ class Full(Reach):
 
 @dataclass(frozen=True)
 class Window(Reach):
-    """The last `size` tokens, itself included: token i attends to min(i + 1, size) keys (Mistral 7B, section 2)."""
+    """A sliding window over the last `size` tokens, including the token itself: token i attends to min(i + 1, size)
+    keys (Mistral 7B, section 2)."""
 
     size: int
 
@@ -188,7 +190,7 @@ class Window(Reach):
             return
         block = min(self.size, BLOCK)
         for start in range(0, new, block):
-            first = held + start + 1 - self.size  # all keys of the cache or none: in a ring they are in no order
+            first = held + start + 1 - self.size  # all cached keys or none: a ring buffer does not keep their order
             yield start, min(start + block, new), first if first > held else 0
 
     def clause(self) -> str:
@@ -197,8 +199,8 @@ class Window(Reach):
 
 @dataclass(frozen=True)
 class Chunk(Reach):
-    """The tokens of its own chunk: positions are cut into chunks of `size`, and a chunk's first token sees itself alone
-    (Llama 4)."""
+    """The earlier tokens of a token's own chunk: positions are cut into chunks of `size`, and the first token of a
+    chunk sees only itself (Llama 4)."""
 
     size: int
 
@@ -227,29 +229,29 @@ class Chunk(Reach):
 
 @dataclass(frozen=True)
 class State:
-    """A part of a cache that is as large after one token as after a million: `shape` of one sequence. Sums over many
-    tokens are kept in float32 (`in_float32`) whatever the model's dtype."""
+    """A part of a cache whose size does not depend on the number of tokens. `shape` is that of one sequence. States
+    that sum over many tokens are kept in float32 (`in_float32`), whatever the model's dtype."""
 
     name: str
     shape: tuple[int, ...]
     in_float32: bool = False
 
     def nbytes(self, itemsize: int) -> int:
-        """Bytes in a model whose elements take `itemsize`."""
+        """The bytes of the state of one sequence, in a model whose elements take `itemsize` bytes."""
         return prod(self.shape) * (max(4, itemsize) if self.in_float32 else itemsize)
 
 
 @dataclass(frozen=True)
 class Entries:
     """A stream with one entry of (heads, width) elements for each block of `every` tokens, kept for the whole context
-    (DeepSeek-V4, section 2.3). The block of the last token has its entry from its first token on."""
+    (DeepSeek-V4, section 2.3). A block that is not complete already has its entry."""
 
     name: str
     shape: tuple[int, int]
     every: int
 
     def count(self, context: int) -> int:
-        """Entries after `context` tokens: as many as blocks have begun."""
+        """The number of entries after `context` tokens: one per block that has begun."""
         return -(-context // self.every)
 
     @property
@@ -272,20 +274,20 @@ class CacheSpec:
     entries: tuple[Entries, ...] = ()
 
     def elements(self) -> int:
-        """Cache elements per token in reach, entries aside."""
+        """Cache elements per token in reach, without the entries."""
         return sum(prod(shape) for _, shape in self.per_token)
 
     @property
     def block(self) -> int:
-        """The tokens after which the cache grows by the same bytes again: 1, or a multiple of every block's."""
+        """The period of the cache's growth in tokens: 1, or the least common multiple of all block sizes."""
         return lcm(*(each.every for each in self.entries))
 
     def tokens(self, context: int) -> int:
-        """Tokens in the cache after `context` tokens: none where it has no streams."""
+        """The number of tokens in the cache after `context` tokens: 0 without per-token streams."""
         return self.reach.tokens(context) if self.per_token else 0
 
     def state_bytes(self, itemsize: int) -> int:
-        """Bytes of the states, in a model whose elements take `itemsize`."""
+        """Bytes of the states, in a model whose elements take `itemsize` bytes."""
         return sum(state.nbytes(itemsize) for state in self.state)
 
     def nbytes(self, context: int, itemsize: int) -> int:
@@ -294,8 +296,8 @@ class CacheSpec:
         return streams * itemsize + self.state_bytes(itemsize)
 
     def growth(self, itemsize: int) -> tuple[int, Fraction]:
-        """(fixed bytes, bytes per token) of one sequence's cache: exact once every window is full and, where it has
-        entries, at multiples of `block` tokens."""
+        """Returns (fixed bytes, bytes per token) of one sequence's cache. They are exact once every window is full, and
+        with entries, at multiples of `block` tokens."""
         per_token = self.elements() * itemsize
         limit = self.reach.limit
         fixed = self.state_bytes(itemsize) + per_token * (limit or 0)
@@ -313,19 +315,20 @@ class CacheSpec:
         return kind, *numbers, "entries", *(each.every for each in self.entries)
 
     def describe(self) -> str:
-        """What a token sees in words: full, window 512, window 128 + 1/4 (an entry for four)."""
+        """Returns a short description of the visible tokens: full, window 512, window 128 + 1/4 (one entry per four
+        tokens)."""
         steps = dict.fromkeys(each.every for each in self.entries)
         return " + ".join([self.reach.describe(), *(f"1/{every}" for every in steps)])
 
 
 def whole(number: Fraction) -> int | float:
-    """The same number as an int where it is one, else as a float."""
+    """Returns the number as an int if it is whole, else as a float."""
     return number.numerator if number.denominator == 1 else float(number)
 
 
 def entry_pairs(past: int, new: int, every: int, most: int | None = None) -> int:
-    """(query, entry) pairs of `new` tokens after `past`: a token sees the entries of the blocks of `every` tokens that
-    are complete with it, or `most` of them."""
+    """The number of (query, entry) pairs of `new` tokens after `past`. A token sees the entries of all blocks of
+    `every` tokens that are complete once it is there, or at most `most` of them."""
 
     def upto(tokens: int) -> int:
         blocks, rest = divmod(tokens, every)
@@ -337,7 +340,7 @@ def entry_pairs(past: int, new: int, every: int, most: int | None = None) -> int
 
 
 def linear_params(fan_in: int, fan_out: int, bias: bool = False) -> int:
-    """Parameters of a linear map."""
+    """The number of parameters of a linear map."""
     return fan_in * fan_out + (fan_out if bias else 0)
 
 

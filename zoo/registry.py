@@ -25,10 +25,10 @@ S = TypeVar("S", bound="Spec")
 
 
 class Alias(NamedTuple):
-    """Another name for a form of a kind of block, understood by `--swap` and printed where it `holds`.
+    """Another name for a form of a kind of block. `--swap` understands it, and it is printed where it `holds`.
 
-    `sets`: fields that follow from the others, as functions of those. `needs`: fields that have to be given, each with
-    an example.
+    `sets`: fields that follow from the other fields, each as a function of them. `needs`: fields that must be given,
+    each with an example value.
     """
 
     holds: Callable[[Any], bool]
@@ -44,7 +44,7 @@ class Spec(ABC):
     they are defined. `role` names where such a spec can stand: attn, ffn, norm, rope, router, act, ...
     """
 
-    # Found once, since specs are walked and looked up often; not in vars(), as the fields are.
+    # Computed once, since specs are walked and looked up often. Slots keep these values out of vars().
     __slots__ = ("_kept_children", "_kept_hash", "_kept_parts")
 
     kinds: ClassVar[dict[str, type[Spec]]] = {}
@@ -80,14 +80,14 @@ class Spec(ABC):
         self.check()
 
     def check(self) -> None:
-        """Raise SpecError where fields contradict each other. Types are already checked against the annotations; an int
+        """Raises SpecError if fields contradict each other. Types are already checked against the annotations: an int
         is positive, a float positive and finite."""
 
     def check_width(self, width: int) -> None:
-        """Raise SpecError where a table of positions for heads of this width contradicts the fields."""
+        """Raises SpecError if a table of positions for heads of this width contradicts the fields."""
 
     def require(self, holds: bool, message: str) -> None:
-        """Raise SpecError naming this kind unless `holds`."""
+        """Raises a SpecError that names this kind, unless `holds`."""
         if not holds:
             raise SpecError(f"{type(self).__name__}: {message}")
 
@@ -101,46 +101,48 @@ class Spec(ABC):
         return ", ".join(filter(None, map(str, self.facts())))
 
     def names(self) -> list[str]:
-        """The names that a reader knows this block by: its kind, and the aliases that hold."""
+        """Returns the usual names of this block: its kind, and the aliases that hold."""
         return [type(self).__name__, *(name for name, alias in self.aliases.items() if alias.holds(self))]
 
     def children(self) -> Iterator[tuple[str, Spec]]:
-        """(field name, spec) of each spec held directly, in field order; the members of a tuple share its name."""
+        """Yields (field name, spec) for each spec held directly, in field order. The members of a tuple share the
+        tuple's name."""
         return iter(_kept(self, "_kept_children", _children_of))
 
     def shard(self, rank: Rank) -> Self:
-        """What one rank of tensor parallel holds, as a spec: the fields in `divides` are smaller. Raises SpecError for
-        what so many ranks cannot divide."""
+        """Returns the spec of one tensor-parallel rank's shard: the fields in `divides` are smaller. Raises SpecError
+        if a field cannot be divided among this many ranks."""
         held = {name: len(rank.held(getattr(self, name), how, name)) for name, how in self.divides.items()}
         return self.map(lambda child: child.shard(rank), **held)
 
     def cuts(self) -> Cuts:
-        """Which parameters of its module ranks divide. By default those of the specs inside, whose modules have the
-        names of the fields."""
+        """Returns the parameters of the module that ranks divide. By default these are the parameters of the inner
+        specs, whose modules have the names of the fields."""
         inside = (prefixed(name, child.cuts()) for name, child in self.children())
         return {name: cut for cuts in inside for name, cut in cuts.items()}
 
     @property
     def sums_over_ranks(self) -> bool:
-        """Whether the output is the sum of what ranks compute with their parts of the parameters."""
+        """Whether the output is the sum of the partial outputs that ranks compute with their shards."""
         return bool(self.divides)
 
     def cut(self, field: str, dim: int = 0) -> Cut:
-        """A parameter that is divided with a field, along `dim`."""
+        """Returns the cut of a parameter that is divided with a field, along `dim`."""
         return Cut(dim, (self.section(field),))
 
     def section(self, field: str, rows: int | None = None) -> Section:
-        """Rows of a parameter that are divided with a field."""
+        """Returns the section of a parameter's rows that is divided with a field."""
         return Section(getattr(self, field), self.divides[field], field, rows)
 
     def exchanges(self, dim: int, ranks: int) -> tuple[Exchange, ...]:
-        """What so many ranks exchange in a forward pass, in order: the sum of outputs, or what the specs inside do."""
+        """Returns the exchanges of `ranks` ranks in a forward pass, in order: the all-reduce of outputs, or the
+        exchanges of the inner specs."""
         if self.sums_over_ranks:
             return (Exchange("all-reduce", dim),)
         return tuple(each for _, child in self.children() for each in child.exchanges(dim, ranks))
 
     def walk(self) -> Iterator[Spec]:
-        """This spec and every spec inside it, outermost first."""
+        """Yields this spec and every spec inside it, outermost first."""
         return iter(_kept(self, "_kept_parts", _parts_of))
 
     def resized(self, to: Any) -> dict[str, Any]:
@@ -149,7 +151,8 @@ class Spec(ABC):
         return {}
 
     def map(self, change: Callable[[Spec], Spec], **others: Any) -> Self:
-        """This spec with `change` applied to each spec held directly, and `others` set, all at once."""
+        """Returns this spec with `change` applied to each spec held directly and the fields `others` set, all at
+        once."""
 
         def changed(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -163,7 +166,7 @@ class Spec(ABC):
 
 
 def _kept(spec: Spec, name: str, find: Callable[[Any], Any]) -> Any:
-    """What `find` gives for a spec, which never changes."""
+    """Returns `find(spec)`, computed once: a spec never changes."""
     try:
         return getattr(spec, name)
     except AttributeError:
@@ -193,7 +196,7 @@ def _parts_of(spec: Spec) -> tuple[Spec, ...]:
 
 @cache
 def field_names(kind: type[Spec]) -> tuple[str, ...]:
-    """The fields of a kind of spec, in order."""
+    """Returns the field names of a kind of spec, in order."""
     return tuple(field.name for field in fields(kind))
 
 
@@ -225,7 +228,7 @@ def _defaults(kind: type[Spec]) -> dict[str, Any]:
 
 
 def is_spec(value: object) -> bool:
-    """What isinstance says, which takes several times as long for a class with abstract methods."""
+    """Whether `value` is a Spec. isinstance takes several times as long for a class with abstract methods."""
     kind: Any = type(value)
     return _is_kind(kind)
 
@@ -251,32 +254,33 @@ class Block(Spec, abstract=True):
 
     @abstractmethod
     def build(self, dim: int) -> nn.Module:
-        """The module, allocated and not initialised."""
+        """Returns the module, allocated and not initialised."""
 
     def params(self, dim: int) -> int:
-        """Parameters."""
+        """The number of parameters."""
         return sum(self.param_breakdown(dim).values())
 
     def active_params(self, dim: int) -> int:
-        """Parameters that one token uses: all but those of the experts it is not routed to."""
+        """The number of parameters that one token uses: all except those of experts that it is not routed to."""
         return self.params(dim)
 
     def read_params(self, dim: int, tokens: int) -> float:
-        """Parameters that a forward pass of `tokens` tokens is expected to read: all but those of experts that no token
-        is routed to, where every expert is equally likely. For one token these are the active ones."""
+        """The expected number of parameters that a forward pass of `tokens` tokens reads: all except those of experts
+        that no token is routed to. Every expert is equally likely. For one token, this equals the active parameters."""
         return self.params(dim)
 
     def param_breakdown(self, dim: int) -> Breakdown:
-        """`params` by part: attn, norm, ffn, routed, shared, router. A block of one part is named by its role."""
+        """Returns `params` by part: attn, norm, ffn, routed, shared, router. A block of one part is named by its
+        role."""
         return {self.role: self.params(dim)}
 
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        """FLOPs of a forward pass of `new` tokens after `past`, by the convention of zoo.costs. `causal=False` counts
-        every pair that a dense masked kernel computes, not only the visible ones."""
+        """The FLOPs of a forward pass of `new` tokens after `past`, by the convention of zoo.costs. `causal=False`
+        counts every pair that a dense masked kernel computes, not only the visible pairs."""
         return sum(self.flop_breakdown(dim, past, new, causal).values())
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        """`flops` by part: projections, scores (with the weighted values), ffn, routed, shared, router."""
+        """Returns `flops` by part: projections, scores (with the weighted values), ffn, routed, shared, router."""
         return {self.role: self.flops(dim, past, new, causal)}
 
 
@@ -299,7 +303,7 @@ class Mixer(Block, abstract=True):
 
     @abstractmethod
     def cache_spec(self) -> CacheSpec:
-        """What the layer's cache keeps."""
+        """Returns the contents of the layer's cache."""
 
     def hands_on(self) -> tuple[Hashable, ...]:
         """Keys of what the module gives to later layers, with `ctx.hand_on(key, value)`: tuples of strings and
@@ -317,32 +321,32 @@ class Mixer(Block, abstract=True):
         return 0
 
     def flop_reach(self, part: str) -> Reach:
-        """The tokens that one token's FLOPs of a part (of `flop_breakdown`) grow with."""
+        """Returns the reach with which one token's FLOPs of a part (of `flop_breakdown`) grow."""
         return self.cache_spec().reach
 
     def flop_start(self, part: str) -> int:
-        """How many tokens a token has to see before a part's FLOPs grow with them: up to as many, the part takes what
-        it takes of the first token."""
+        """The number of visible tokens up to which a part's FLOPs do not grow: they stay those of the first token."""
         return 0
 
     def flop_every(self, part: str) -> int:
-        """The tokens after which a part's FLOPs grow: several where an entry stands for them."""
+        """The number of tokens after which a part's FLOPs grow: more than 1 where one entry stands for several
+        tokens."""
         return 1
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
-        """(spec, width) of each table that a forward pass looks up: `spec.table(positions, width, dtype)`."""
+        """Returns (spec, width) for each table that a forward pass looks up: `spec.table(positions, width, dtype)`."""
         return ()
 
 
 def _given(value: Any) -> str:
-    """The value in an error message: a number or a string itself, of anything larger the type."""
+    """Returns the value for an error message: a number or a string itself, otherwise the name of its type."""
     return brief(value) if isinstance(value, int | float | str | None) else type(value).__name__
 
 
 def swap(spec: S, kind: type[Spec], change: Spec | Callable[[Any], Spec]) -> S:
-    """`spec` with each outermost spec of `kind` replaced by `change`, a spec or a function of the old one.
+    """Returns `spec` with each outermost spec of `kind` replaced by `change`, a spec or a function of the old spec.
 
-    Raises SpecError when there is none of that kind, so that a swap never silently does nothing.
+    Raises SpecError if there is no spec of that kind, so that a swap never silently does nothing.
     """
     swapped = _swap(spec, kind, change if callable(change) else lambda _: change)
     if not any(isinstance(node, kind) for node in spec.walk()):
@@ -356,8 +360,8 @@ def _swap(spec: Any, kind: type[Spec], change: Callable[[Any], Spec]) -> Any:
 
 
 def differences(here: Spec, there: Spec, path: str = "") -> dict[str, int]:
-    """Every field in which two specs of one kind differ, as a line of text, with a weight: 10 where it holds another
-    kind of block, else 1. For equal pairs of layers, in the first pair only."""
+    """Returns a line of text for every field in which two specs of one kind differ, with a weight: 10 if the field
+    holds another kind of block, else 1. Of equal pairs of layers, only the first is compared."""
     found: dict[str, int] = {}
     for field in fields(here):
         one, other = getattr(here, field.name), getattr(there, field.name)

@@ -29,7 +29,7 @@ def decoder(*, layers, dense, attn, hidden, moe, eps=1e-6, **rest):
 
 
 def attention(*, nope_dim, rope_dim, gain, kind=MLA, **rest):
-    norm = RMSNorm(1e-6)  # of the latents, whatever the config's eps
+    norm = RMSNorm(1e-6)  # norms of the latents have a fixed eps, independent of the config's
     return kind(nope_dim=nope_dim, rope_dim=rope_dim, norm=norm, scale=score_scale(nope_dim, rope_dim, gain), **rest)
 
 
@@ -45,7 +45,7 @@ REMOTE = Remote(
     ),
     publishers=("deepseek-ai", "moonshotai"),
 )
-# kimi_k2 is the same computation under another name.
+# kimi_k2 names the same computation.
 KINDS = [ModelType(name, "DeepseekV3ForCausalLM", remote=REMOTE) for name in ("deepseek_v3", "kimi_k2")]
 WIDTHS = dict(num_key_value_heads=128, q_lora_rank=1536, max_position_embeddings=4096)
 EXPECTED = dict(hidden_act="silu", attention_bias=False, rope_interleave=True, moe_layer_freq=1)
@@ -63,7 +63,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def read_shape(config):
-    """The arguments of `decoder` but for the attention."""
+    """Returns the arguments of `decoder`, except those of the attention."""
     shape = config.common() | config.integers(hidden="intermediate_size")
     config.expect(**EXPECTED, num_key_value_heads=shape.pop("heads"))
     shape["dense"] = config.integer("first_k_dense_replace", most=shape["layers"])
@@ -74,7 +74,7 @@ def read_shape(config):
 
 
 def read_attention(config):
-    """The arguments of `attention`."""
+    """Returns the arguments of `attention`."""
     gain = yarn_gain(config.rope_field("factor") or 1, config.rope_field("mscale_all_dim") or 0)
     return config.typed(MLA, **ATTENTION) | {"rope": config.rope(), "gain": gain}
 
@@ -94,7 +94,7 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 def mscale_all_dim(attn):
-    """The gain on the scores: the mscale_all_dim for which `from_hf` computes this attention's scale."""
+    """Returns the mscale_all_dim (gain on the scores) from which `from_hf` computes this attention's scale."""
     factor = getattr(getattr(attn and attn.rope, "scaling", None), "factor", 1)
     if factor <= 1 or attn.scale is None:
         return None

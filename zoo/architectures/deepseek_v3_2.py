@@ -36,7 +36,7 @@ WEIGHTS = (
 
 
 def sparse_attention(*, index_heads, index_head_dim, k, **rest):
-    indexer = Indexer(index_heads, index_head_dim, k, norm=LayerNorm(1e-6))  # whatever the config's eps
+    indexer = Indexer(index_heads, index_head_dim, k, norm=LayerNorm(1e-6))  # a fixed eps, independent of the config's
     return attention(**rest, kind=SparseMLA, indexer=indexer)
 
 
@@ -53,7 +53,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def read_sparse(config):
-    """The arguments of `decoder`."""
+    """Returns the arguments of `decoder`."""
     shape = read_shape(config)
     config.expect(mlp_bias=False)
     config.unused("head_dim", "qk_head_dim")  # the reference computes both from the widths of the parts

@@ -41,12 +41,12 @@ from zoo.hf.config import MAX_LAYERS, About, Config, Size, reads
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first, scaling_fields
 from zoo.model.decoder import Decoder
 
-# The checkpoint rotates elements 2j and 2j + 1 of the last ones of a head as a pair.
+# The checkpoint rotates the last elements of a head, with elements 2j and 2j + 1 as a pair.
 SPLIT, INDEX_SPLIT = ("nope_dim", "rope_dim"), ("index_nope_dim", "rope_dim")
 
 
 def _compressor(module, name, split):
-    """The rules of a compressor whose entries are split so."""
+    """Yields the tensor mappings of a compressor whose entries have this `split`."""
     yield from (PairedRows(f"{module}.{own}", f"{name}.{other}", *split) for own, other in POOLING.items())
     yield PairedColumns(f"{module}.position_bias", f"{name}.ape", *split)
 
@@ -72,7 +72,7 @@ WEIGHTS = (
         for prefix in ("hc_head_", "hc_head.hc_")
         for own, name in (("weight", "fn"), ("bias", "base"), ("scale", "scale"))
     ),
-    Rename("ffn.weights", "ffn_hc"),  # the reference's module, by which its inputs are found
+    Rename("ffn.weights", "ffn_hc"),  # the reference's module name, which identifies the module's inputs
     Rename("attn.pre", "attn_norm"),
     Rename("ffn.pre", "ffn_norm"),
     Rename("attn.block.q.down", "attn.wq_a"),
@@ -107,8 +107,8 @@ HASHED, SCORED = "hash_moe", "moe"
 
 
 def decoder(*, kinds, hashed, attn, ropes, compressors, k, scale, experts, hidden, clamp, iterations, eps, **rest):
-    """`kinds` of attention and whether experts are `hashed`, of each layer. `ropes`: of layers with a window alone, and
-    of those with a compressor; `compressors`: by kind."""
+    """Returns the decoder. For each layer, `kinds` holds the kind of attention and `hashed` whether experts are chosen
+    by hash. `ropes`: one for layers with only a window, one for layers with a compressor. `compressors`: by kind."""
     norm, plain = RMSNorm(eps, scale_in_fp32=True), RMSNorm(eps, weight=False)
     glu = GLU(hidden, ClampedSwiGLU(1.0, clamp, plus_one=False))
     streams = replace(rest.pop("streams"), norm_eps=eps)
@@ -143,14 +143,14 @@ DEFAULTS |= dict(routed_scaling_factor=1.5, swiglu_limit=10.0, hc_mult=4, hc_sin
 DEFAULTS |= dict(rope_theta=1e4, compress_rope_theta=1.6e5, rms_norm_eps=1e-6, tie_word_embeddings=False)
 DEFAULTS |= dict(num_hash_layers=3)
 RATES = {CSA: 4, HCA: 128}
-SHARE = 64 / 512  # of a head that is rotated
+SHARE = 64 / 512  # rotated share of a head
 
 
 @reads("deepseek_v4", **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
     config.expect(**EXPECTED)
     config.neutral(router_jitter_noise=0.0)
-    config.unused("expert_dtype")  # how the experts are stored
+    config.unused("expert_dtype")  # only the storage of the experts
     shape = config.common()
     layers = shape.pop("layers")
     del shape["heads"]
@@ -177,7 +177,8 @@ def from_hf(config: Config) -> Decoder:
 
 
 def read_rope_dim(config):
-    """The rotated elements of a head: `partial_rotary_factor` of it or, where that is absent, `qk_rope_head_dim`."""
+    """Returns the number of rotated elements of a head: the share `partial_rotary_factor` of the head, or
+    `qk_rope_head_dim` if the former is absent."""
     given = config.optional("qk_rope_head_dim") if "qk_rope_head_dim" in config.values else None
     share = config.values.get("partial_rotary_factor")
     by_share = int(config.integer("head_dim") * (SHARE if share is None else config.number("partial_rotary_factor")))
@@ -187,8 +188,8 @@ def read_rope_dim(config):
 
 
 def read_kinds(config, layers):
-    """Of each layer the kind of its attention: `layer_types`, or else by `compress_ratios`, which go on with the layers
-    of multi-token prediction, or else two of HCA, and CSA and HCA by turns."""
+    """Returns the kind of attention of each layer: from `layer_types`, or else from `compress_ratios`. The latter also
+    has entries for the multi-token prediction layers. Without both: two HCA layers, then CSA and HCA alternating."""
     ratios = config.values.get("compress_ratios")
     usual = [CSA if i >= 2 and i % 2 else HCA for i in range(layers)]
     if config.values.get("layer_types") is None and ratios is not None:
@@ -203,7 +204,7 @@ def read_kinds(config, layers):
 
 
 def read_hashed(config, layers):
-    """Of each layer whether its experts are chosen by token id: `mlp_layer_types`, or else the first
+    """Returns, for each layer, whether its experts are chosen by token id: from `mlp_layer_types`, or else the first
     `num_hash_layers`."""
     first = config.get("num_hash_layers")
     if first != 0:
@@ -213,8 +214,8 @@ def read_hashed(config, layers):
 
 
 def read_ropes(config, share):
-    """The rotary encodings of layers with a window alone and of those with a compressor. YaRN is of the latter, and
-    changes no magnitude unless the newer spelling says so."""
+    """Returns the rotary encodings of layers with only a window, and of layers with a compressor. Only the latter have
+    YaRN, which changes no magnitude unless the newer form of the config sets it."""
     found = []
     for kind, theta in (("main", "rope_theta"), ("compress", "compress_rope_theta")):
         rope = config.rope(kind, theta, scaled=kind == "compress", fraction=share)

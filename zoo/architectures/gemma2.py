@@ -37,7 +37,7 @@ EXPECTED = dict(hidden_activation="gelu_pytorch_tanh", attention_bias=False)
 def from_hf(config: Config) -> Decoder:
     config.expect(**EXPECTED)
     config.neutral(use_bidirectional_attention=False)
-    config.unused("hidden_act")  # a first name of hidden_activation, which the reference does not read
+    config.unused("hidden_act")  # the earlier name of hidden_activation, which the reference does not read
     shape = config.dense() | {"head_dim": config.head_dim(), "window": config.integer("sliding_window")}
     shape |= {"cap": config.optional_number("attn_logit_softcapping")}
     shape |= {"logit_cap": config.optional_number("final_logit_softcapping")}

@@ -96,8 +96,8 @@ def decoder(
     context=262_144,
     **rest,
 ):
-    """`full_layers`: of each layer, whether it sees everything. The last `sharing` layers have no keys and values of
-    their own; `width` is that of per-layer inputs."""
+    """Returns the decoder. `full_layers`: for each layer, whether it has full attention. The last `sharing` layers have
+    no keys and values of their own. `width`: the width of per-layer inputs."""
     norm = RMSNorm(eps, scale_in_fp32=True)
     own = partial(KVSource if sharing else GQA, v_norm=RMSNorm(eps, weight=False))
     inputs = olmo(norm, LayerInput(width, GeGLU())) if width else None
@@ -123,7 +123,7 @@ def mixture(hidden, experts, k, eps=1e-6):
 
 
 def every(period, layers):
-    """Of each layer whether it is the last of a `period`."""
+    """Returns, for each layer, whether it is the last of a `period`."""
     return tuple(i % period == period - 1 for i in range(layers))
 
 
@@ -158,7 +158,7 @@ KINDS = (
 def from_hf(config: Config) -> Decoder:
     config.expect(**EXPECTED)
     if config.values.get("use_bidirectional_attention") == "vision":
-        config.unused("use_bidirectional_attention")  # of image tokens among themselves
+        config.unused("use_bidirectional_attention")  # only among image tokens
     config.neutral(use_bidirectional_attention=None)
     shape = config.dense()
     full_layers = _full_layers(config, shape.pop("layers"))
@@ -185,13 +185,13 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _optional(config: Config, name: str, most: int = MAX_INTEGER) -> int:
-    """An integer up to `most`; 0 where there is none of what it counts."""
+    """Returns an optional integer up to `most`; 0 if the feature is absent."""
     return 0 if alike(config.get(name), 0) else config.integer(name, most)
 
 
 def _full_layers(config: Config, layers: int) -> tuple[bool, ...]:
-    """Of each layer whether `layer_types` says that it sees everything, as the last one always does. Where the field is
-    absent it is one layer in six."""
+    """Returns, for each layer, whether `layer_types` gives it full attention. The last layer always has it. Without the
+    field, one layer in six has it."""
     given = config.values.get("layer_types")
     if not isinstance(given, list) or len(given) != layers:
         return (*every(6, layers)[:-1], True)
@@ -199,8 +199,8 @@ def _full_layers(config: Config, layers: int) -> tuple[bool, ...]:
 
 
 def _full_heads(config: Config, full_layers: tuple[bool, ...]) -> dict[str, int | bool]:
-    """The heads of layers that see everything: two fields in published files; in those that transformers 5.24 writes an
-    object by layer, of what differs from the other layers."""
+    """Returns the heads of layers with full attention. Published files have two fields for them. Files written by
+    transformers 5.24 have an object that holds, by layer, the differences from the other layers."""
     is_raw = config.flag("attention_k_eq_v")
     names = {"full_head_dim": "global_head_dim", "full_kv_heads": "num_global_key_value_heads"}
     kv_heads = config.integer("num_key_value_heads")
@@ -248,7 +248,7 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 def _attention(spec: Decoder, is_full: bool) -> GQA | None:
-    """The first attention that sees everything, or that does not."""
+    """Returns the first full attention of a model (`is_full`), or its first windowed attention."""
     found = (layer.mixer for layer in spec.layers if isinstance(layer.mixer, GQA))
     return next((attn for attn in found if (attn.reach.limit is None) is is_full), None)
 

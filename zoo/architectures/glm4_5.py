@@ -39,7 +39,7 @@ ROUTER = dict(k="num_experts_per_tok", groups="n_group", keep="topk_group", scal
 def from_hf(config: Config) -> Decoder:
     config.expect(**EXPECTED)
     shape = config.dense() | {"rope": config.rope(fraction=0.5)}
-    shape["head_dim"] = config.optional("head_dim") or shape["dim"] // shape["heads"]  # which need not divide
+    shape["head_dim"] = config.optional("head_dim") or shape["dim"] // shape["heads"]  # heads need not divide dim
     shape |= {"bias": config.flag("attention_bias"), "qk_norm": config.flag("use_qk_norm")}
     shape["dense"] = config.integer("first_k_dense_replace", most=shape["layers"])
     expert, shared = GLU(config.integer("moe_intermediate_size")), config.integer("n_shared_experts")

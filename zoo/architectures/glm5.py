@@ -23,7 +23,7 @@ WEIGHTS = (
     PairedIndexRows("attn.block.indexer.k_norm", "self_attn.indexer.k_norm", None, "rope_dim"),
     Rename("attn.block.indexer.head_weights", "self_attn.indexer.weights_proj"),
 )
-FULL, SHARED = "full", "shared"  # layers with an indexer, and those that share the choice of one
+FULL, SHARED = "full", "shared"  # layers with an indexer, and layers that reuse another layer's choice
 
 
 def decoder(*, indexers, **rest):
@@ -37,7 +37,7 @@ def shared(layer):
 
 
 def every_fourth(layers):
-    """GLM-5.2's layers: three full ones, then three shared ones and a full one by turns."""
+    """Returns the kinds of GLM-5.2's layers: three full layers, then a repeated group of three shared and one full."""
     return [FULL if i < 3 or i % 4 == 2 else SHARED for i in range(layers)]
 
 
@@ -49,15 +49,15 @@ WIDTHS |= dict(index_n_heads=32, index_head_dim=128, index_topk=2048)
 @reads(KIND, **WIDTHS, rms_norm_eps=1e-5, rope_theta=1e4, tie_word_embeddings=False, first_k_dense_replace=3)
 def from_hf(config: Config) -> Decoder:
     config.expect(indexer_rope_interleave=True, moe_router_dtype="float32")
-    config.unused("index_share_for_mtp_iteration")  # of the multi-token prediction layer
+    config.unused("index_share_for_mtp_iteration")  # for the multi-token prediction layer only
     shape = read_sparse(config)
     indexers = read_indexers(config, shape.pop("layers"))
     return decoder(**shape, indexers=indexers)
 
 
 def read_indexers(config, layers):
-    """The kind of each layer: `indexer_types`. Every layer is full where that is absent, and so are the fields from
-    which the reference would then make it."""
+    """Returns the kind of each layer, from `indexer_types`. Without this field every layer is full, and the fields from
+    which the reference would derive it must have no effect."""
     given = config.values.get("indexer_types")
     if given is None:
         config.expect(index_topk_freq=1, index_topk_pattern=None)

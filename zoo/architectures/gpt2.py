@@ -41,7 +41,7 @@ def decoder(*, dim, layers, heads, hidden=None, context=1024, vocab=50_257, eps=
 
 NAMES = dict(dim="n_embd", layers="n_layer", heads="n_head", context="n_positions", eps="layer_norm_epsilon")
 EXPECTED = dict(activation_function="gelu_new")
-# Of another class, with a second head, and of the first versions of the reference.
+# Fields of another class with a second head, and of the first versions of the reference.
 UNREAD = [f"summary_{name}" for name in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")]
 UNREAD += ["n_special", "output_past", "predict_special_tokens"]
 

@@ -33,7 +33,8 @@ WEIGHTS = (
 
 
 def decoder(*, mixers, mamba, attn, ffn, multiplier, eps=1e-5, **rest):
-    """`mixers` has "mamba" or "attention" for each layer, `multiplier` is that of every branch."""
+    """Returns the decoder. `mixers`: "mamba" or "attention" for each layer. `multiplier`: scales the output of every
+    branch."""
     norm = RMSNorm(eps)
     ffn = Branch(ffn, pre=norm, multiplier=multiplier)
     kinds = {"mamba": mamba, "attention": attn}
@@ -77,7 +78,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _mamba(config, eps):
-    limit = config.values.get("time_step_limit", [0.0, inf])  # of the time step, from below and from above
+    limit = config.values.get("time_step_limit", [0.0, inf])  # lower and upper bound of the time step
     if limit not in ([0.0, inf], [0.0, {"__float__": "Infinity"}]):
         raise config.error(f"time_step_limit={limit!r} is not supported, only [0.0, Infinity]")
     config.unused("time_step_limit")
@@ -101,7 +102,7 @@ def _positions(config):
 
 
 def _feed_forward(config):
-    """Routed experts beside a shared one, which is all there is where no routed ones are."""
+    """Returns routed experts beside a shared expert, or the shared one alone if there are no routed experts."""
     shared = GLU(config.integer("shared_intermediate_size"))
     if config.get("num_local_experts") == 0:
         config.unused("intermediate_size", "num_experts_per_tok")

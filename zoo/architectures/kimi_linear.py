@@ -28,9 +28,9 @@ WEIGHTS = (
 
 
 def decoder(*, types, dense, linear, latent, hidden, moe, eps=1e-5, **rest):
-    """`types` names the mixer of each layer, the first `dense` of which have no experts."""
+    """Returns the decoder. `types`: the mixer of each layer. The first `dense` layers have no experts."""
     norm = RMSNorm(eps)
-    latents = RMSNorm(1e-6)  # whatever the config's eps
+    latents = RMSNorm(1e-6)  # a fixed eps, independent of the config's
     mixers = {"linear_attention": KDA(**linear, norm=norm), "full_attention": MLA(**latent, norm=latents, rope=NoPE())}
     ffns = [GLU(hidden) if i < dense else moe for i in range(len(types))]
     layers = tuple(Layer(pre(norm, mixers[name]), pre(norm, ffn)) for name, ffn in zip(types, ffns, strict=True))
@@ -45,7 +45,7 @@ REMOTE = Remote(
     ),
     publishers=("moonshotai",),
 )
-# The published names, and those that the reference writes.
+# The published field names, and the names that the reference writes.
 CONTEXT = "model_max_length", "max_position_embeddings"
 EXPERTS, SHARED = ("num_experts", "num_local_experts"), ("num_shared_experts", "n_shared_experts")
 K, GROUPS = ("num_experts_per_token", "num_experts_per_tok"), ("num_expert_group", "n_group")
@@ -69,8 +69,8 @@ def from_hf(config: Config) -> Decoder:
     shape = config.common(context=config.spelled(*CONTEXT))
     config.expect(**EXPECTED, norm_topk_prob=True, attention_bias=False)
     config.expect(num_key_value_heads=shape.pop("heads"))
-    config.unused("head_dim", "qk_head_dim")  # attention has widths of its own
-    config.unused("rope_theta", "rope_scaling", "rope_parameters")  # and no positions
+    config.unused("head_dim", "qk_head_dim")  # attention has its own widths
+    config.unused("rope_theta", "rope_scaling", "rope_parameters")  # attention has no position encoding
     router = dict(k=config.spelled(*K), groups=config.spelled(*GROUPS), **ROUTER)
     width, shared = config.integer("moe_intermediate_size"), config.integer(config.spelled(*SHARED))
     shape["moe"] = MoE(
@@ -87,7 +87,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _linear(config):
-    """The sizes of the recurrent layers: those of `linear_attn_config` come before the fields beside it."""
+    """Returns the sizes of the recurrent layers. `linear_attn_config` takes precedence over the fields beside it."""
     inner, sizes = config.object("linear_attn_config"), {}
     for field, (name, beside) in LINEAR.items():
         sizes[field] = inner.integer(name) if name in inner.values else config.integer(beside)
@@ -97,7 +97,7 @@ def _linear(config):
 
 
 def _mixers(config, layers):
-    """The type of each layer: by `layer_types`, or by two lists of numbers of layers, counted from one."""
+    """Returns the type of each layer: from `layer_types`, or from two lists of layer numbers that count from 1."""
     inner = config.object("linear_attn_config")
     inner.unused(*LISTS)
     full, recurrent = (inner.values.get(name) for name in LISTS)
@@ -111,7 +111,7 @@ def _mixers(config, layers):
 
 
 def _dense(config, layers):
-    """How many layers come before the first with experts."""
+    """Returns the number of layers before the first layer with experts."""
     number = config.integer("first_k_dense_replace", most=layers)
     kinds = config.plan("mlp_layer_types", ("dense", "sparse"), ["dense"] * number + ["sparse"] * (layers - number))
     dense = [*kinds, "sparse"].index("sparse")

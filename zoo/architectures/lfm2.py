@@ -37,7 +37,8 @@ WEIGHTS = (
 
 
 def decoder(*, mixers, dim, conv=3, heads, kv_heads, head_dim, hidden, moe=None, dense=0, eps=1e-5, rope, **rest):
-    """`mixers` has "conv" or "full_attention" for each layer. With a `moe` all layers but the first `dense` have it."""
+    """Returns the decoder. `mixers`: "conv" or "full_attention" for each layer. If there is a `moe`, all layers have it
+    except the first `dense`."""
     norm = RMSNorm(eps)
     attn = GQA(heads, kv_heads, head_dim, rope=rope, qk_norm=norm)
     kinds = {"conv": ShortConv(dim, conv), "full_attention": attn}
@@ -53,7 +54,8 @@ def mixture(hidden, experts, k, scale=1.0):
 
 
 def adjusted(width, multiplier=1.0, multiple=256):
-    """The feed-forward's width of a published one: two thirds, times the multiplier, rounded up to a multiple."""
+    """Returns the feed-forward's width for a published `width`: two thirds of it times the multiplier, rounded up to a
+    multiple of `multiple`."""
     width = 2 * width // 3
     return width if multiplier is None else -(-int(multiplier * width) // multiple) * multiple
 
@@ -68,7 +70,7 @@ DEFAULTS |= dict(conv_L_cache=3, rope_theta=1e6, tie_word_embeddings=True)
 EXPECTED: dict[str, Any] = dict(conv_bias=False, block_use_swiglu=True, use_pos_enc=True)
 KINDS = ("conv", "full_attention")
 ROUTED = dict(experts="num_experts", k="num_experts_per_tok", hidden="moe_intermediate_size")
-# Of fresh weights.
+# Fields of the initialisation.
 UNUSED = "block_mlp_init_scale block_out_init_scale block_use_xavier_init conv_use_xavier_init".split()
 
 
@@ -87,8 +89,8 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _mixers(config, layers):
-    """`layer_types`; without it the layers of `full_attn_idxs` have attention, or all."""
-    config.get("layer_types")  # which the mixture must have
+    """Returns `layer_types`. Without this field, the layers of `full_attn_idxs` have attention, or all layers."""
+    config.get("layer_types")  # the mixture's config must have it
     indices = config.values.get("full_attn_idxs") or list(range(layers))
     if not isinstance(indices, list):
         raise config.error(f"full_attn_idxs must be a list, got {brief(indices)}")
@@ -124,7 +126,7 @@ def to_hf(spec: Decoder) -> ConfigFields:
         "conv" if isinstance(layer.mixer, ShortConv) else "full_attention" for layer in spec.layers
     ]
     hidden = next((layer.feed_forward.hidden for layer in spec.layers if isinstance(layer.feed_forward, GLU)), None)
-    if moe is None:  # the rule makes this width of half as much again
+    if moe is None:  # the rule takes two thirds of this width
         published = {"intermediate_size": -(-3 * hidden // 2), "block_multiple_of": gcd(hidden, 256)} if hidden else {}
         return config | RULE | published
     config |= {"intermediate_size": hidden} if hidden else {}

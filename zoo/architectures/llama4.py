@@ -40,7 +40,7 @@ def decoder(
     eps=1e-5,
     **rest,
 ):
-    """`step`: of so many layers one has experts. `interval`: of so many one sees everything."""
+    """Returns the decoder. One in `step` layers has experts. One in `interval` layers has full attention."""
     norm, unit = RMSNorm(eps), RMSNorm(eps, weight=False) if qk_norm else None
     local = GQA(heads, kv_heads, head_dim, rope=rope, chunk=chunk, qk_norm=unit)
     everywhere = GQA(heads, kv_heads, head_dim, rope=NoPE(), temperature=temperature)
@@ -72,7 +72,7 @@ def from_hf(config: Config) -> Decoder:
     shape = config.dense() | config.integers(**SHAPE)
     rope, qk_norm = config.rope(), config.flag("use_qk_norm")
     if qk_norm and rope.scaling and rope.scaling.gain != 1.0:
-        gain = f"the rotation's factor of {rope.scaling.gain:g}"  # which commutes with the norm where it is 1
+        gain = f"the rotation's factor of {rope.scaling.gain:g}"  # only a factor of 1 commutes with the norm
         raise config.error(f"{gain} with use_qk_norm is not supported: this norm follows the rotation and undoes it")
     spec = decoder(
         **shape,
@@ -84,7 +84,7 @@ def from_hf(config: Config) -> Decoder:
     )
     config.agrees_on_windows(spec)
     if config.values.get("no_rope_layers") == []:
-        config.unused("no_rope_layers")  # as where it is absent
+        config.unused("no_rope_layers")  # an empty list means the same as no field
     else:
         config.agrees("no_rope_layers", _rotated(spec))
     if config.values.get("moe_layers") is not None:
@@ -93,7 +93,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _temperature(config):
-    """The switch is a flag, in older files a number that is not 0."""
+    """Returns the temperature, if it is on. The switch is a flag; in older files, a number other than 0."""
     switch, scale, step = "attn_temperature_tuning", config.number("attn_scale"), config.integer("floor_scale")
     tuned = config.flag(switch) if isinstance(config.get(switch), bool) else config.integer(switch) > 0
     return LogTemperature(scale, step, from_one=True) if tuned else None

@@ -35,7 +35,7 @@ EXPERTS = dict(num_local_experts=256, num_experts_per_tok=8)
 OTHERS = dict(rms_norm_eps=1e-6, rope_theta=5e6, tie_word_embeddings=False)
 EXPECTED = dict(hidden_act="silu", use_qk_norm=True, qk_norm_type="per_layer")
 EXPECTED |= dict(use_routing_bias=True, scoring_func="sigmoid", shared_intermediate_size=0)
-# Draft layers for multi-token prediction, which are not in the files, and a shared expert, of which there is none.
+# Draft layers for multi-token prediction, which are not in the files, and a shared expert, which does not exist.
 UNREAD = "use_mtp", "mtp_transformer_layers", "num_mtp_modules", "shared_moe_mode", "mlp_intermediate_size"
 
 
@@ -48,7 +48,7 @@ def from_hf(config: Config) -> Decoder:
     config.agrees("attn_type_list", [1] * shape["layers"])  # 0 is linear attention
     head_dim, rotated = config.head_dim(), config.optional("rotary_dim")
     rope = config.rope(fraction=rotated / head_dim if rotated else 1.0)
-    if rotated:  # beside the share, as the reference writes it, the number must agree
+    if rotated:  # the reference writes the share too: the number must agree with it
         config.expect(rotary_dim=rope.rotated(head_dim))
     return decoder(**shape, head_dim=head_dim, rope=rope)
 

@@ -40,7 +40,7 @@ def from_hf(config: Config) -> Decoder:
 def to_hf(spec: Decoder) -> ConfigFields:
     scaling = getattr(first_rope(spec), "scaling", None)
     without_gain = 1.0 if isinstance(scaling, YarnScaling) and scaling.gain == 1 else None
-    # A file without the field means the released YaRN.
+    # A file without the field uses the released YaRN.
     config = dense_fields(spec) | rope_fields(spec, unscaled={"rope_type": "default"}, mscale_all_dim=without_gain)
     config["rope_scaling"] = (config.get("rope_scaling") or {}) | temperature_fields(spec)
     return {"model_type": "ministral3", "hidden_act": "silu"} | config | fields_of(spec, GQA, window="sliding_window")

@@ -50,7 +50,7 @@ def from_hf(config: Config) -> Decoder:
 def to_hf(spec: Decoder) -> ConfigFields:
     attn, moe = first(spec, MLA), first(spec, MoE)
     config: ConfigFields = {"model_type": "mistral4", **EXPECTED} | common_fields(spec)
-    # A file without the field means the released YaRN. Its frequencies are those of the rotary part of a head.
+    # A file without the field uses the released YaRN. Its frequencies are for the rotary part of a head.
     config |= rope_fields(spec, unscaled={"rope_type": "default"}, mscale_all_dim=mscale_all_dim(attn))
     share = {"partial_rotary_factor": attn.rope_dim / (attn.nope_dim + attn.rope_dim)} if attn else {}
     config["rope_scaling"] = (config.get("rope_scaling") or {}) | temperature_fields(spec) | share

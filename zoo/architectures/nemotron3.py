@@ -36,7 +36,8 @@ WEIGHTS = (
 
 
 def decoder(*, pattern, mamba, attn, moe, mlp=None, eps=1e-5, **rest):
-    """`pattern` has a letter for each layer: M for Mamba-2, * for attention, E for experts, - for an MLP."""
+    """Returns the decoder. `pattern`: a letter for each layer: M for Mamba-2, * for attention, E for experts, - for an
+    MLP."""
     norm = RMSNorm(eps, scale_in_fp32=True)
 
     def layer(letter):
@@ -77,7 +78,7 @@ MAMBA = dict(heads="mamba_num_heads", head_dim="mamba_head_dim", groups="n_group
 MAMBA |= dict(conv="conv_kernel", eps="layer_norm_epsilon")
 HEADS: dict[str, Any] = dict(heads="num_attention_heads", head_dim="head_dim")
 ROUTER = dict(k="num_experts_per_tok", groups="n_group", keep="topk_group", scale="routed_scaling_factor")
-# Of the kernels, of fresh weights, of several tokens at once, and of what attention does not have.
+# Fields of kernels, initialisation and multi-token prediction, and of features that attention does not have.
 UNUSED = (
     "chunk_size expand time_step_floor time_step_limit time_step_max use_mamba_kernels moe_shared_expert_overlap "
     "rescale_prenorm_residual mtp_hybrid_override_pattern mtp_layers_block_type num_logits_to_keep rope_theta"
@@ -105,7 +106,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _pattern(config):
-    """A letter for each layer. Newer files list the kinds by name, which count where both are given."""
+    """Returns a letter for each layer. Newer files list the kinds by name, and these take precedence."""
     listed = config.get("layers_block_type") is not None
     name, known = ("layers_block_type", KINDS) if listed else ("hybrid_override_pattern", LETTERS)
     given = config.get(name)

@@ -41,14 +41,14 @@ def to_hf(spec: Decoder) -> ConfigFields:
         return config
     if full.theta == THETA and local == RoPE(THETA):
         return config | {"rope_scaling": _rope_entry(full) if full.scaling else None}
-    # Versions of the reference disagree on the base that another rope_theta gives to the layers with a window.
+    # Versions of the reference disagree on the base of windowed layers if rope_theta differs from the released one.
     by_kind = {"full_attention": _rope_entry(full, float(full.theta))}
     by_kind["sliding_attention"] = _rope_entry(local, float(local.theta))
     return config | {"rope_theta": None, "rope_scaling": None, "rope_parameters": by_kind}
 
 
 def _rope_entry(rope: RoPE, theta: float | None = None) -> ConfigFields:
-    """A rotary encoding as an object of a config: its scaling, YaRN's gain always written out, and a base if given."""
+    """Returns a rotary encoding as an object of a config: its scaling, always with YaRN's gain, and any `theta`."""
     scaling = scaling_fields(rope.scaling) if rope.scaling else None
     entry = scaling or {"rope_type": "default"}
     if isinstance(rope.scaling, YarnScaling):

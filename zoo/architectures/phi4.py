@@ -36,12 +36,12 @@ def from_hf(config: Config) -> Decoder:
     rope = config.rope(fraction=1.0, synonyms={"su": "longrope"})
     if rope.scaling is None:
         config.unused(ORIGINAL)
-    elif not isinstance(rope.scaling, LongRoPE):  # the reference has no other here
+    elif not isinstance(rope.scaling, LongRoPE):  # the reference has no other scaling here
         raise config.error(f"{rope.scaling.describe()} as the scaling of RoPE is not supported, only LongRoPE")
     elif (original := config.integer(ORIGINAL)) != rope.scaling.original:  # the reference reads the former
         raise config.error(f"{ORIGINAL} is {original}, but {rope.scaling.original} in the scaling of RoPE")
     shape, window = config.dense(), config.optional("sliding_window")
-    if window and window >= shape["context"]:  # it hides no token of the context, and is no window to a reader
+    if window and window >= shape["context"]:  # it hides no token of the context, so it counts as no window
         window = None
     return decoder(**shape, head_dim=config.head_dim(), window=window, rope=rope)
 
@@ -64,12 +64,12 @@ def gguf_fields(spec: Decoder) -> ConfigFields:
 
 
 def _usual_gain(context: int | None, original: int) -> float | None:
-    """The gain that follows from the contexts, None where they have none."""
+    """Returns the gain that follows from the two context lengths; None if they define none."""
     return longrope_gain(context / original, original) if context and original > 1 else None
 
 
 _14B = dict(dim=5120, layers=40, heads=40, kv_heads=10, hidden=17_920, vocab=100_352, context=16_384)
-# What divides the frequencies of Phi-4-mini's 48 rotated pairs beyond 4,096 tokens; within them nothing does.
+# Divisors of the frequencies of Phi-4-mini's 48 rotated pairs beyond 4,096 tokens; up to 4,096 they are not divided.
 _LONG = (
     1.0,
     1.118320672,

@@ -40,17 +40,17 @@ KINDS = (
     ModelType("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", defaults=SPARSE),
     ModelType("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", defaults=SPARSE),
 )
-MROPE = ("mrope_section", "mrope_interleaved")  # which pairs of a head each of the three positions rotates
+MROPE = ("mrope_section", "mrope_interleaved")  # the pairs of a head that each of the three positions rotates
 
 
 @reads(*KINDS, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    # What the reference computes in any case, and layers that predict further tokens.
+    # Fields of computations that the reference always does, and of multi-token prediction layers.
     config.neutral(attn_output_gate=True, output_gate_type="swish", mamba_ssm_dtype="float32", mlp_only_layers=[])
     config.unused("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
     shape = read_mixers(config, unread=MROPE)
     if config.model_type in ("qwen3_5_moe_text", "qwen3_5_moe"):
-        config.unused("intermediate_size")  # of dense layers, of which there are none
+        config.unused("intermediate_size")  # there are no dense layers
         return hybrid(**shape, ffn=mixture(**config.integers(**EXPERTS, k="num_experts_per_tok")))
     return hybrid(**shape, ffn=GLU(config.integer("intermediate_size")))
 

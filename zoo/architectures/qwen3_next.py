@@ -14,7 +14,7 @@ def _query_and_gate(attn):
     return (attn.heads * attn.head_dim,), (attn.heads * attn.value_dim,)
 
 
-# What Qwen3.5 stores in the same way.
+# Layout that Qwen3.5 stores in the same way.
 SHARED_WEIGHTS = (
     PackedRows(("attn.block.q", "attn.block.gate"), "self_attn.q_proj", "heads", _query_and_gate, mixer=GQA),
     *(Rename(f"attn.block.{name}", f"linear_attn.{name}") for name in ("A_log", "dt_bias", "norm")),
@@ -43,7 +43,7 @@ WEIGHTS = (
 
 
 def decoder(*, types, heads, kv_heads, head_dim, rope, linear, ffn, eps=1e-6, **rest):
-    """`types` names the mixer of each layer; `linear` are the sizes of Gated DeltaNet."""
+    """Returns the decoder. `types`: the mixer of each layer. `linear`: the sizes of Gated DeltaNet."""
     norm = RMSNorm(eps, unit_offset=True, scale_in_fp32=True)
     mixers = {
         "linear_attention": GatedDeltaNet(**linear, norm=RMSNorm(eps)),
@@ -58,7 +58,7 @@ def mixture(hidden, shared, experts, k, renormalise=True):
 
 
 def pattern(layers, interval=4):
-    """Full attention in each fourth layer."""
+    """Returns the layer types with full attention in every layer whose number is a multiple of `interval`."""
     return ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(layers)]
 
 
@@ -74,7 +74,8 @@ DEFAULTS |= dict(linear_value_head_dim=128, linear_conv_kernel_dim=4, full_atten
 
 
 def read_mixers(config, unread=()):
-    """The arguments of `decoder` for the mixers and their pattern. Fields `unread` of the rotation have no effect."""
+    """Returns the arguments of `decoder` for the mixers and their pattern. The rotation's fields `unread` have no
+    effect."""
     config.expect(**EXPECTED_OF_MIXERS)
     shape = config.common()
     default = pattern(shape.pop("layers"), config.integer("full_attention_interval"))
@@ -88,7 +89,7 @@ def read_mixers(config, unread=()):
 
 
 def mixer_fields(spec: Decoder) -> ConfigFields:
-    """What `read_mixers` reads."""
+    """Returns the config fields that `read_mixers` reads."""
     linear = fields_of(spec, GatedDeltaNet, **LINEAR) | fields_of(spec, RoPE, fraction="partial_rotary_factor")
     return EXPECTED_OF_MIXERS | dense_fields(spec) | linear | {"layer_types": layer_types(spec)}
 
@@ -101,7 +102,7 @@ def mixer_fields(spec: Decoder) -> ConfigFields:
 )
 def from_hf(config: Config) -> Decoder:
     config.expect(**EXPECTED)
-    config.unused("intermediate_size")  # of dense layers, of which there are none
+    config.unused("intermediate_size")  # there are no dense layers
     shape = read_mixers(config)
     experts = mixture(**config.integers(**EXPERTS), **config.typed(SoftmaxTopK, **ROUTER))
     return decoder(**shape, ffn=experts)
@@ -118,7 +119,7 @@ def gguf_fields(spec: Decoder) -> ConfigFields:
 
 
 def expert_fields(spec: Decoder) -> ConfigFields:
-    """The fields of the mixture of experts."""
+    """Returns the config fields of the mixture of experts."""
     experts = fields_of(spec, MoE, experts="num_experts") | fields_of(spec, GLU, hidden="moe_intermediate_size")
     shared = next((part.width for part in spec.walk() if isinstance(part, Gated)), None)
     config = experts | fields_of(spec, SoftmaxTopK, **ROUTER)

@@ -37,7 +37,7 @@ def decoder(
     scaled=True,
     **rest,
 ):
-    """`everywhere`: the layers without a window."""
+    """Returns the decoder. `everywhere`: the layers without a window."""
     norm = RMSNorm(eps, scale_in_fp32=True)
 
     def layer(i):
@@ -60,7 +60,7 @@ LAYERS = dict(num_dense_layers=1, global_attn_every_n_layers=4)
 EXPERTS = dict(num_experts=64, num_experts_per_tok=6, num_shared_experts=2, route_scale=1.0)
 OTHERS = dict(rms_norm_eps=1e-5, rope_theta=1e4, tie_word_embeddings=False, mup_enabled=False)
 EXPECTED = dict(hidden_act="silu", attention_bias=False)
-# One group of all experts, chosen by sigmoid, their weights divided by the sum: what the reference always computes.
+# The reference always has one group of all experts, chosen by sigmoid, with weights divided by their sum.
 ROUTING = dict(
     score_func="sigmoid", route_norm=True, n_group=1, topk_group=1, num_expert_groups=1, num_limited_groups=1
 )
@@ -70,7 +70,7 @@ ROUTING = dict(
 def from_hf(config: Config) -> Decoder:
     config.expect(**EXPECTED)
     config.neutral(**ROUTING)
-    config.unused("use_grouped_mm", "load_balance_coeff")  # which kernel, and a coefficient of training
+    config.unused("use_grouped_mm", "load_balance_coeff")  # the choice of kernel, and a coefficient for training
     shape = config.dense() | config.integers(window="sliding_window")
     shape["everywhere"] = _everywhere(config, shape["layers"])
     shape["dense"] = config.integer("num_dense_layers", most=shape["layers"])
@@ -83,7 +83,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _everywhere(config, layers):
-    """By `layer_types`; where that is absent, one layer of so many."""
+    """Returns the layers without a window: from `layer_types`, or else one in every `global_attn_every_n_layers`."""
     interval, given = config.integer("global_attn_every_n_layers"), config.values.get("layer_types")
     if isinstance(given, list):
         return [i for i, kind in enumerate(given) if kind == Full.layer_type]

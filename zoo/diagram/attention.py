@@ -1,5 +1,5 @@
-"""The inside of attention, in the order in which it is computed: queries, keys and values, their norms and rotation,
-what the cache keeps, the tokens that are seen, the output."""
+"""Drawings of the inside of attention, in the order of computation: queries, keys and values, their norms and rotation,
+the contents of the cache, the visible tokens, the output."""
 
 from zoo.blocks import GQA, MLA, CompressedAttention, NoPE, SparseMLA
 from zoo.diagram.canvas import typeset, wrap_text
@@ -20,11 +20,11 @@ from zoo.diagram.region import (
 )
 from zoo.registry import Mixer, stated
 
-OF_SCORES = ("reach", "sinks", "cap")  # what call-outs about the softmax are about
+OF_SCORES = ("reach", "sinks", "cap")  # parts whose call-outs stand at the softmax
 
 
 def grouped_query_attention(block: GQA, region: Region) -> float:
-    """Queries, keys and values in three columns."""
+    """Draws queries, keys and values in three columns. Returns the y below them."""
     name = kind(block)
     shared = f" on {block.kv_heads:,} KV heads" if name not in ("MHA", "MQA") and block.kv_heads > 1 else ""
     shared = " on one KV head" if block.kv_heads == 1 else shared
@@ -59,7 +59,7 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
 
 
 def _heads_of_columns(lanes: Lanes, block: GQA) -> set[str]:
-    """The heads of queries, keys and values; returns which of q, k and v the block projects."""
+    """Draws the heads of queries, keys and values. Returns those of q, k and v that the block projects itself."""
     region = lanes.region
     own = {"q", "k", "v"} & {*block.projections(region.dim)}
     for column, (letter, label) in enumerate({"q": "queries", "k": "keys", "v": "values"}.items()):
@@ -75,7 +75,7 @@ def _heads_of_columns(lanes: Lanes, block: GQA) -> set[str]:
 
 
 def latent_attention(block: MLA, region: Region) -> float:
-    """Queries, the rotary key and the latent in three columns."""
+    """Draws queries, the rotary key and the latent in three columns. Returns the y below them."""
     widths = f"each {block.nope_dim:,} + {block.rope_dim:,} rotary, values {block.v_dim:,}"
     y = title(region, kind(block), (f"{block.heads:,} heads", "heads"), (widths, "widths"))
     lanes = Lanes(region.at(y), (1.5, 1, 1.5))
@@ -110,7 +110,8 @@ def latent_attention(block: MLA, region: Region) -> float:
 
 
 def compressed_attention(block: CompressedAttention, region: Region) -> float:
-    """Queries, the one key that is the value too, and the entries that stand for several tokens."""
+    """Draws queries, the one key that is also the value, and the entries that stand for several tokens. Returns the y
+    below them."""
     y = title(
         region,
         kind(block) if block.compressor else "MQA",
@@ -151,7 +152,7 @@ def _position_bar(block: GQA | MLA | CompressedAttention, first: int, last: int)
 
 
 def _attend(lanes: Lanes, block: Mixer, last: int, scores: list[str], chosen: str = "") -> None:
-    """The softmax over the tokens that are seen, with the mask as a picture. `chosen`: which of them, in words."""
+    """Draws the softmax over the visible tokens, with a picture of the mask. `chosen`: the visible tokens in words."""
     region, cache = lanes.region, block.cache_spec()
     _, width = lanes.span(0, last)
     is_limited = cache.entries or not cache.reach.is_full

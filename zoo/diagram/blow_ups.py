@@ -1,5 +1,5 @@
-"""Where each block of a drawing is blown up, and what a blow-up holds: the inside of the block, or how it differs from
-another that is drawn in full."""
+"""The blow-ups of blocks in a drawing: their places, and their contents. A blow-up holds the inside of its block, or
+the differences from another block that is drawn in full."""
 
 from collections.abc import Iterator
 from copy import copy
@@ -15,13 +15,13 @@ from zoo.diagram.parts import Costs
 from zoo.diagram.region import MASK, Badges, Region, chips, kind, mask, title
 from zoo.registry import Block, Mixer
 
-REPEATED = ("reach",)  # facts that restate another
-MAX_CHANGES = 5  # in which a block can differ from another that is drawn and not be drawn itself
+REPEATED = ("reach",)  # facts that repeat another fact
+MAX_CHANGES = 5  # most differences for a block to be drawn by its differences from another
 
 
 class Kind(NamedTuple):
-    """Equal layers of a model: what tells them from others in words ("" if there are none), their number, and their
-    look."""
+    """Equal layers of a model: a label that tells them from others ("" if there are no others), their number, and
+    their look."""
 
     layer: Layer
     label: str
@@ -30,10 +30,10 @@ class Kind(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """How a block of one kind of layer is blown up: in full, or by its differences from one that is."""
+    """The form of a block's blow-up: in full, or by its differences from a block that is drawn in full."""
 
     position: int  # of the kind of layer where the block is drawn in full
-    like: Block | None = None  # another block, from which it differs in little
+    like: Block | None = None  # another block that differs only slightly
 
 
 Places = dict[tuple[str, Block], Drawn]  # by a branch's role and its block
@@ -41,8 +41,8 @@ Places = dict[tuple[str, Block], Drawn]  # by a branch's role and its block
 
 class BlowUps:
     """The blow-ups of one drawing. `badges` are the numbers of call-outs about blocks that most layers have and about
-    what stands once, `elsewhere` those about what is inside other blocks. `where` says where each block is blown up, if
-    that is not to be found out."""
+    parts that occur once. `elsewhere` are the numbers about the inside of other blocks. `where` sets the place of each
+    block's blow-up; None: it is computed."""
 
     def __init__(
         self,
@@ -58,13 +58,13 @@ class BlowUps:
         self.canvas, self.layout, self.costs, self.kinds = canvas, layout, costs, kinds
         self.badges, self.elsewhere, self.with_costs = badges, elsewhere, with_costs
         self.spec = costs.spec
-        self.inner = range(0)  # the statements in the last blow-up
+        self.inner = range(0)  # indices of the statements in the last blow-up
         roles = dict.fromkeys(role for each in kinds for role, _ in each.layer.branches())
         self.where = where or {key: drawn for role in roles for key, drawn in self._places(role)}
 
     def _places(self, role: str) -> Iterator[tuple[tuple[str, Block], Drawn]]:
-        """Where each block of a role is blown up: in the kind of layer that most layers with this block are of. A block
-        that hardly differs from one of more layers refers to it."""
+        """Yields the place of each blow-up of a role: the kind of layer to which most layers with this block belong. A
+        block that hardly differs from a block of more layers refers to it."""
         counts: dict[Block, list[int]] = {}
         for position, each in enumerate(self.kinds):
             branch = dict(each.layer.branches()).get(role)
@@ -79,8 +79,8 @@ class BlowUps:
             yield (role, block), Drawn(position, like)
 
     def _changes(self, role: str, block: Block, other: Block) -> list[tuple[str, str]]:
-        """What a blow-up of `block` states otherwise than one of `other`, as (text, fact), where that is little; else
-        nothing."""
+        """Returns the statements, as (text, fact), in which a blow-up of `block` differs from one of `other`; none if
+        there are more than MAX_CHANGES."""
         if type(block) is not type(other):
             return []
         here, there = (self._stated(role, each) for each in (block, other))
@@ -92,7 +92,7 @@ class BlowUps:
         return changes if len(changes) <= MAX_CHANGES else []
 
     def _stated(self, role: str, block: Block) -> list[tuple[str, str]]:
-        """What a blow-up of a block states, in order."""
+        """Returns the statements of a block's blow-up as (place, text), in order."""
         scratch = Canvas(0, "", "")
         inside(block, Region(scratch, 0, 0, self.layout.inner_width, self.spec.dim, role))
         return list(scratch.facts)
@@ -102,7 +102,8 @@ class BlowUps:
         return self.where[role, block].position == position
 
     def contents(self, x: float, y: float, position: int, role: str, block: Block, layers: int) -> float:
-        """What a blow-up holds: the inside of its block, or how it differs from another; and its costs."""
+        """Draws the contents of a blow-up: the inside of its block or its differences from another, and its costs.
+        Returns the y below them."""
         canvas, drawn, first = self.canvas, self.where[role, block], len(self.canvas.statements)
         canvas.facts[f"{role}.block", repr(block)] = None
         badges = self.badges if self.is_main(position, role) else self.elsewhere
@@ -115,7 +116,7 @@ class BlowUps:
         return self.costs.cells(canvas, x, bottom + 13, region.width, self.costs.of(block, layers))
 
     def _variant(self, region: Region, role: str, block: Block, drawn: Drawn) -> float:
-        """A block by its differences from one that is drawn in full."""
+        """Draws a block by its differences from a block that is drawn in full. Returns the y below it."""
         assert drawn.like is not None
         other = self.where[role, drawn.like].position
         changes = self._changes(role, block, drawn.like)
@@ -132,13 +133,13 @@ class BlowUps:
         return max(chips(at.at(y), changes), region.y + (MASK if reach else 0))
 
     def measuring(self) -> Self:
-        """The same on another canvas, to learn how tall it is."""
+        """Returns a copy of the blow-ups on another canvas, to measure their heights."""
         twin = copy(self)
         twin.canvas = Canvas(0, "", "")
         twin.badges, twin.elsewhere = Badges(dict(self.badges.numbers)), Badges(dict(self.elsewhere.numbers))
         return twin
 
     def is_main(self, position: int, role: str) -> bool:
-        """Whether the block of this role that most layers have is blown up in this kind of layer."""
+        """Whether this kind of layer holds the blow-up of the role's most frequent block."""
         first = next(drawn for (each, _), drawn in self.where.items() if each == role)
         return first.position == position

@@ -1,7 +1,7 @@
-"""A small SVG canvas: shapes and text, the width of a text, and the parts that a drawing is stacked from.
+"""A small SVG canvas: shapes and text, the width of a text, and the parts that are stacked into a drawing.
 
-Text and shapes that state something about a model are drawn with a `place`; the pairs (place, text) are its `facts`.
-Compared with the facts of another model, what that model does not have in the same place is marked.
+Text and shapes that state something about a model are drawn with a `place`; the pairs (place, text) are the `facts` of
+the drawing. Elements whose facts another model does not have in the same place can be marked.
 """
 
 import re
@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from zoo.diagram.palette import FILE_FONT, Theme, attributes, css
 
-FONT_SIZE = 11.5  # of text that does not say its own
+FONT_SIZE = 11.5  # of text without a size of its own
 
 # Advance widths of DejaVu Sans in hundredths of the font size: the widest face among the usual system fonts.
 _ADVANCES = {
@@ -35,12 +35,12 @@ _ADVANCES = {
 _WIDTHS = {letter: width / 100 for width, letters in _ADVANCES.items() for letter in letters}
 _BOLD = 1.13  # width of bold text relative to regular
 _LONG = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
-# A number with its unit, as descriptions write it; alone or beside signs, so that top-8 and x40 are numbers too.
+# A number with its unit, as descriptions write it. It may stand beside signs: top-8 and x40 are numbers too.
 _NUMBER = re.compile(r"\d[\d,.]*(?:e[-+]?\d+)?(?:\s?(?:[kMBGT]i?B?|[KMG]iB)\b)?")
 
 
 class Facts:
-    """What a drawing states: pairs of a place and a text."""
+    """The statements of a drawing: pairs of a place and a text."""
 
     def __init__(self, stated: Iterable[tuple[str, str]]) -> None:
         self.stated = frozenset(stated)
@@ -48,7 +48,8 @@ class Facts:
 
 
 class FactClass(str):
-    """The CSS class of an element that states `text` at `place`. The mark of a `weak` one is that of another number."""
+    """The CSS class of an element that states `text` at `place`. A difference of a `weak` one is marked as weakly as a
+    different number."""
 
     place: str
     text: str
@@ -56,7 +57,7 @@ class FactClass(str):
 
 
 class Statement(NamedTuple):
-    """An element that states something. It is marked only if none of the statements `inside` it is."""
+    """An element that states something. It is marked only if none of the statements `inside` it is marked."""
 
     element: Element
     place: str
@@ -66,8 +67,8 @@ class Statement(NamedTuple):
 
 
 class Fragment(NamedTuple):
-    """A part of a drawing, drawn from y = 0 down: `svg` is the text of its <g>, to be moved down by the heights of the
-    fragments above it."""
+    """A part of a drawing, drawn from y = 0 down. `svg` is the text of its <g>, which is moved down by the heights of
+    the fragments above it."""
 
     svg: str
     height: float
@@ -75,12 +76,12 @@ class Fragment(NamedTuple):
 
 @lru_cache(maxsize=65_536)
 def text_width(text: str, size: float, bold: bool = False) -> float:
-    """An upper bound for the width of a line of text, in the unit of its font `size`."""
+    """Returns an upper bound of the width of a line of text, in the unit of its font `size`."""
     return size * sum(_WIDTHS.get(letter, 1.0) for letter in text) * (_BOLD if bold else 1)
 
 
 def fit_text(text: str, size: float, width: float, bold: bool = False) -> str:
-    """The text, cut to `width` with an ellipsis where it is longer."""
+    """Returns the text, cut to `width` with an ellipsis if it is longer."""
     if text_width(text, size, bold) <= width + 0.01:  # the width may have been computed from this text
         return text
     while text and text_width(f"{text}…", size, bold) > width:
@@ -89,7 +90,7 @@ def fit_text(text: str, size: float, width: float, bold: bool = False) -> str:
 
 
 def wrap_text(text: str, size: float, width: float, bold: bool = False) -> list[str]:
-    """The text in lines of at most `width`; a longer word is cut."""
+    """Returns the text in lines of at most `width`; a longer word is cut."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -101,7 +102,7 @@ def wrap_text(text: str, size: float, width: float, bold: bool = False) -> list[
 
 
 def typeset(text: str) -> str:
-    """A description as it is printed: 4,096 for 4096, ×8 for x8, 1/√168 for 168^-1/2."""
+    """Returns a description as it is printed: 4,096 for 4096, ×8 for x8, 1/√168 for 168^-1/2."""
     text = re.sub(r"([\d.]+(?:e[+-]\d+)?)\^-1/2", lambda found: _inverse_root(float(found[1])), text)
     text = re.sub(r"(?<![\w.,])(\d{4,})(?![\w.,]*\w)", lambda found: f"{int(found[1]):,}", text)
     return re.sub(r"\bx(?=[\d(])", "×", text)
@@ -114,12 +115,13 @@ def _inverse_root(number: float) -> str:
 
 @lru_cache(maxsize=65_536)
 def structure(text: str) -> str:
-    """A text with its numbers left out: two that differ in numbers alone state the same structure."""
+    """Returns a text without its numbers: texts that differ only in numbers state the same structure."""
     return _NUMBER.sub("#", text)
 
 
 class Canvas:
-    """An <svg> being drawn, `width` wide: in `fragment`s below one another, or in one piece with its `height` set.
+    """An <svg> of this `width` that is being drawn: in `fragment`s below one another, or in one piece with its `height`
+    set.
     CSS classes are the names in zoo.diagram.palette.RULES."""
 
     def __init__(self, width: float, title: str, description: str) -> None:
@@ -135,7 +137,8 @@ class Canvas:
 
     @contextmanager
     def fragment(self) -> Iterator[list[float]]:
-        """A part of the drawing, drawn from y = 0 down, below the parts before it. Append its height to the list."""
+        """Opens a part of the drawing, drawn from y = 0 down and placed below the earlier parts. Append its height to
+        the list."""
         height: list[float] = []
         self._parent = SubElement(self.root, "g")
         yield height
@@ -143,12 +146,12 @@ class Canvas:
         self._parent = self.root
 
     def fragments(self) -> list[Fragment]:
-        """The parts drawn so far, from the top, with classes for a page's style sheet."""
+        """Returns the parts drawn so far, from the top, with classes for a page's style sheet."""
         return [Fragment(ElementTree.tostring(group, encoding="unicode"), height) for group, height in self._fragments]
 
     def finish(self, prefix: str = "", theme: Theme = "auto") -> str:
-        """The document as text. Every id begins with `prefix`. Theme "auto" has a style sheet with variables, "light"
-        and "dark" have literal colours. A drawing of fragments gets paper behind it."""
+        """Returns the document as text. Every id begins with `prefix`. Theme "auto" has a style sheet with variables,
+        "light" and "dark" have literal colours. A drawing of fragments gets a background."""
         y = 0.0
         for group, height in self._fragments:
             group.set("transform", f"translate(0 {_n(y)})")
@@ -171,36 +174,36 @@ class Canvas:
 
     @contextmanager
     def group(self, tooltip: str) -> Iterator[None]:
-        """A group of everything drawn within, a part of the model, with a tooltip."""
+        """Groups everything drawn within the context, a part of the model, under a tooltip."""
         outer, self._parent = self._parent, self._add("g", "part")
         SubElement(self._parent, "title").text = tooltip
         yield
         self._parent = outer
 
     def rect(self, x: float, y: float, width: float, height: float, css_class: str, radius: float = 0) -> Element:
-        """A rectangle; `stretch` changes its height once its contents are known."""
+        """Draws a rectangle; `stretch` changes its height once its contents are known."""
         corners = {"rx": _n(radius)} if radius else {}
         return self._add("rect", css_class, x=_n(x), y=_n(y), width=_n(width), height=_n(height), **corners)
 
     def boxes(self, boxes: Iterable[tuple[float, float, float, float]], css_class: str) -> None:
-        """Many small boxes (x, y, width, height) as one path: a tenth of the text that as many rectangles take."""
+        """Draws many small boxes (x, y, width, height) as one path, in a tenth of the text of separate rectangles."""
         d = "".join(f"M{_n(x)} {_n(y)}h{_n(w)}v{_n(h)}h-{_n(w)}z" for x, y, w, h in boxes)
         if d:
             self._add("path", css_class, d=d)
 
     def dashes(self, x: float, y: float, height: float, lengths: Sequence[float], repeats: int, css_class: str) -> None:
-        """A row of boxes as one dashed line: `lengths` of box, gap, box, gap, ..., repeated. However many boxes there
-        are, it takes the text of one repeat."""
+        """Draws a row of boxes as one dashed line: `lengths` of box, gap, box, gap, ..., repeated. Its text is as long
+        as one repeat, for any number of boxes."""
         width = sum(lengths) * repeats - lengths[-1]
         dashes = {"stroke-width": _n(height), "stroke-dasharray": " ".join(map(_n, lengths))}
         self._add("path", css_class, d=f"M{_n(x)} {_n(y + height / 2)}h{_n(width)}", **dashes)
 
     def path(self, d: str, css_class: str) -> Element:
-        """A path, its coordinates rounded to a hundredth."""
+        """Draws a path, its coordinates rounded to a hundredth."""
         return self._add("path", css_class, d=_LONG.sub(lambda number: _n(float(number[0])), d))
 
     def circle(self, x: float, y: float, radius: float, css_class: str) -> Element:
-        """A circle around (x, y)."""
+        """Draws a circle around (x, y)."""
         return self._add("circle", css_class, cx=_n(x), cy=_n(y), r=_n(radius))
 
     def text(
@@ -214,7 +217,8 @@ class Canvas:
         anchor: str = "start",
         place: str = "",
     ) -> float:
-        """A line of text on the baseline `y`; cut to `max_width`, with the whole as its tooltip. Returns its width."""
+        """Draws a line of text on the baseline `y`, cut to `max_width` with the whole text as its tooltip. Returns its
+        width."""
         bold = "strong" in css_class.split()
         shown = fit_text(text, size, max_width, bold)
         others = {} if size == FONT_SIZE else {"font-size": _n(size)}
@@ -227,20 +231,20 @@ class Canvas:
         return text_width(shown, size, bold)
 
     def with_fact(self, css_class: str, place: str, text: str, weak: bool = False) -> str:
-        """The CSS class of what states `text` at `place`."""
+        """Returns the CSS class of an element that states `text` at `place`."""
         self.facts[place, text] = None
         stated = FactClass(css_class)
         stated.place, stated.text, stated.weak = place, text, weak
         return stated
 
     def add_statement(self, element: Element, place: str, text: str, inside: range) -> None:
-        """That an element states `text`, which shows only where nothing `inside` it shows."""
+        """Records that an element states `text`. It is marked only if no statement `inside` it is marked."""
         self.facts[place, text] = None
         self.statements.append(Statement(element, place, text, inside=inside))
 
     def marks(self, other: Facts) -> list[tuple[Element, str]]:
-        """The elements that state what another drawing does not: "differs" where that has nothing like it in the same
-        place, "resized" where it states the same with other numbers."""
+        """Returns the elements whose statements another drawing does not have, with their marks: "resized" if the other
+        states the same with other numbers in the same place, else "differs"."""
         marks: list[str] = []
         for each in self.statements:
             mark = "resized" if each.weak or (each.place, structure(each.text)) in other.structures else "differs"
@@ -249,7 +253,7 @@ class Canvas:
         return [(each.element, mark) for each, mark in zip(self.statements, marks, strict=True) if mark]
 
     def mark(self, other: Facts) -> None:
-        """Give these elements the classes."""
+        """Gives the elements of `marks` their classes."""
         for element, mark in self.marks(other):
             element.set("class", f"{element.get('class')} {mark}")
 
@@ -261,7 +265,7 @@ class Canvas:
 
 
 def _write_attributes(root: Element, dark: bool) -> None:
-    """Replace the classes of all elements by what they mean."""
+    """Replaces the classes of all elements by presentation attributes."""
     for element in root.iter():
         if css_class := element.attrib.pop("class", ""):
             element.attrib |= attributes(element.tag, css_class, dark)
@@ -269,10 +273,10 @@ def _write_attributes(root: Element, dark: bool) -> None:
 
 
 def _n(number: float) -> str:
-    """A coordinate, to a hundredth."""
+    """Returns a coordinate as text, rounded to a hundredth."""
     return f"{number:.2f}".rstrip("0").rstrip(".")
 
 
 def stretch(rect: Element, bottom: float) -> None:
-    """Make a rectangle end at `bottom`."""
+    """Makes a rectangle end at `bottom`."""
     rect.set("height", _n(bottom - float(rect.get("y", 0))))

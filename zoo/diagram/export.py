@@ -8,8 +8,8 @@ PNG_SCALE = 2.0  # pixels per unit of the drawing
 
 
 def encode(drawing: str, path: Path) -> bytes:
-    """The content of the file `path` for a drawing with literal colours (theme "light" or "dark"). PNG has two pixels
-    per unit. Raises UsageError for another suffix, and NotAvailable where the package that draws PNG and PDF is
+    """Returns the content of the file `path` for a drawing with literal colours (theme "light" or "dark"). PNG has two
+    pixels per unit. Raises UsageError for another suffix, and NotAvailable if the package that draws PNG and PDF is
     missing."""
     suffix = path.suffix.lower()
     if suffix == ".svg":

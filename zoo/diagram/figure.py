@@ -23,13 +23,13 @@ from zoo.model.layer_pattern import fold, labels
 from zoo.swaps.differences import Difference
 from zoo.units import dtype_name, format_bytes, format_count
 
-STRIP, STRIP_ABOVE, STRIP_BELOW = 22.0, 10.0, 8.0  # height of the layers across the depth, and room around them
+STRIP, STRIP_ABOVE, STRIP_BELOW = 22.0, 10.0, 8.0  # height of the strip of layers, and the room around it
 LAYOUTS: dict[str, Layout] = {"wide": WIDE, "narrow": NARROW}
-Callout = tuple[str | None, str]  # the part that it is about, and a sentence
+Callout = tuple[str | None, str]  # the part that the call-out is about, and its sentence
 
 
 class Options(NamedTuple):
-    """What to show of a model, and how."""
+    """Options of a diagram: contents, layout and costs."""
 
     context: int = 4096
     dtype: torch.dtype = torch.bfloat16
@@ -55,22 +55,22 @@ def svg(
     callouts: Sequence[Callout] = (),
     heading: str = "",
 ) -> str:
-    """A model as an SVG document, drawn from its spec.
+    """Returns a diagram of a model as an SVG document, drawn from its spec.
 
     `theme`: "light" and "dark" have literal colours, for files; "auto" has a style sheet whose variables a page can
     set, and follows the reader's system. `layout`: 760 units wide with blocks blown up beside the path, or 360 with
-    everything in one column. `costs` shows what each part takes: shares are of the FLOPs of one token that sees
-    `context` tokens, itself included, and of the cache of one sequence of that length in `dtype`.
+    everything in one column. `costs` adds the costs of each part. FLOPs are those of one token that sees `context`
+    tokens, including itself; the cache is that of one sequence of this length in `dtype`.
 
-    `callouts` are numbered and listed below the figure, under the `heading`, which may stand alone; each is a sentence
-    and the part that it is about, or None: layers, embedding, positions, head, norm, attn, ffn, inputs, streams, or
-    what is inside a block: attn.rope, attn.qk_norm, attn.reach, attn.indexer, attn.state, ffn.act, ffn.router, ... A
-    number stands at what is inside if that is drawn, else at the block. One about a part that the model does not have
-    is listed all the same.
+    `callouts` are numbered and listed below the figure, under the `heading`, which may stand alone. Each is a sentence
+    and the part that it is about, or None: layers, embedding, positions, head, norm, attn, ffn, inputs, streams. A part
+    can also be inside a block: attn.rope, attn.qk_norm, attn.reach, attn.indexer, attn.state, ffn.act, ffn.router, ...
+    A number stands at the inner part if that is drawn, else at the block. A call-out about a part that the model does
+    not have is still listed.
 
-    What the model `against` does not have in the same place has the class "differs"; where it has another number,
-    "resized". Every id begins with `prefix`, so that several diagrams can stand in one page. Raises UsageError for a
-    context below 1.
+    Elements that the model `against` does not have in the same place have the class "differs", or "resized" if only
+    their number differs. Every id begins with `prefix`, so that several diagrams can stand in one page. Raises
+    UsageError for a context below 1.
     """
     options = Options(context, dtype, layout, costs, subtitle, heading, tuple(callouts))
     canvas = _draw(spec, title, options, compared=against is not None)
@@ -87,9 +87,9 @@ def marked_elements(
     layout: Literal["wide", "narrow"] = "wide",
     subtitle: str = "",
 ) -> list[tuple[list[int], list[int]]]:
-    """For each of the others the elements of `svg(spec, title)` that `svg(spec, title, against=other)` marks, for a
-    page that compares many models: those that differ and those that are resized, as indices in the order of the
-    document, without its root and its style sheet."""
+    """Returns, for each of the others, the elements of `svg(spec, title)` that `svg(spec, title, against=other)` marks,
+    for a page that compares many models. Each pair holds the elements that differ and those that are resized: indices
+    in the order of the document, without its root and its style sheet."""
     options = Options(layout=layout, subtitle=subtitle)
     canvas = _draw(spec, title, options)
     canvas.finish()
@@ -107,7 +107,7 @@ def marked_elements(
 
 
 def callouts(differences: Iterable[Difference]) -> list[Callout]:
-    """Differences of structure as call-outs."""
+    """Returns differences of structure as call-outs."""
     return [
         (
             f"{found.part}.{found.detail}" if found.detail else found.part,
@@ -119,13 +119,13 @@ def callouts(differences: Iterable[Difference]) -> list[Callout]:
 
 @lru_cache(maxsize=256)  # a page compares every model with every other
 def _facts(spec: Decoder, context: int, dtype: torch.dtype, layout: Literal["wide", "narrow"]) -> Facts:
-    """What a model's diagram states."""
+    """Returns the facts that a model's diagram states."""
     return Facts(_draw(spec, "", Options(context, dtype, layout)).facts)
 
 
 def _draw(spec: Decoder, title: str, options: Options, compared: bool = False) -> Canvas:
-    """The drawing, with the numbers of call-outs at what is inside a block, or at the block where that is not drawn;
-    `compared` with another one, with a note on what marks mean."""
+    """Returns the drawing. The number of a call-out stands at the inner part of a block, or at the block if that part
+    is not drawn. `compared` adds a note on the meaning of the marks."""
     if options.context < 1:
         raise UsageError(f"context={options.context} is below 1")
     anchors = {number: (anchor or "").split(".") for number, (anchor, _) in enumerate(options.callouts, 1)}
@@ -143,8 +143,8 @@ def _draw(spec: Decoder, title: str, options: Options, compared: bool = False) -
 def _draw_with(
     spec: Decoder, title: str, options: Options, compared: bool, main: dict[int, str], others: dict[int, str]
 ) -> tuple[Canvas, set[int]]:
-    """The drawing with the numbers of call-outs at these parts: of the blocks that most layers have, and of others. And
-    the numbers that had no place."""
+    """Returns the drawing with the numbers of call-outs at these parts, and the numbers that found no place. `main` are
+    parts of the blocks that most layers have, `others` parts of other blocks."""
     title = _printable(title)
     counts = Counter(spec.layers)
     names = dict(zip(counts, labels(spec.layers), strict=True))
@@ -178,7 +178,7 @@ def _printable(text: str) -> str:
 
 
 def _draw_title(canvas: Canvas, layout: Layout, title: str, subtitle: str) -> float:
-    """The title, large where it fits one line, and a line below it; returns the last baseline."""
+    """Draws the title, large if it fits one line, and a line below it. Returns the last baseline."""
     width = layout.panel_end - layout.left
     size = next((size for size in (21.0, 17.0) if text_width(title, size, bold=True) <= width), 13.0)
     y = 16.0 + size
@@ -192,12 +192,12 @@ def _draw_title(canvas: Canvas, layout: Layout, title: str, subtitle: str) -> fl
 
 
 def _draw_figures(canvas: Canvas, layout: Layout, spec: Decoder, options: Options, y: float) -> float:
-    """The model's key figures in a row, or in as many as they need; returns the y below them."""
+    """Draws the model's key figures in as many rows as they need. Returns the y below them."""
     active, total = spec.active_params(), spec.params()
     fixed, growth = spec.kv_growth(options.dtype)
     kept = [f"{format_bytes(fixed)} fixed"] if fixed else []
     kept += [f"{format_bytes(growth)} per token"] if growth or not fixed else []
-    figures = [  # figure, what it is, the name of its fact
+    figures = [  # figure, its label, the name of its fact
         (format_count(total), "parameters", ""),
         *([(format_count(active), "active per token", "")] * (active < total)),
         (f"{len(spec.layers):,}", "layers", "depth"),
@@ -223,7 +223,8 @@ def _tokens(number: int) -> str:
 
 
 def _draw_layers(canvas: Canvas, layout: Layout, spec: Decoder, pattern: str, badges: Badges) -> float:
-    """A strip of all layers from the first to the last, its legend, and the pattern in text."""
+    """Draws a strip of all layers from the first to the last, its legend, and the pattern in text. Returns the y below
+    them."""
     width, y = layout.panel_end - layout.left, STRIP_ABOVE
     draw_strip(canvas, spec, layout.left, y, width, STRIP)
     badges.draw(canvas, ("layers",), layout.panel_end - 4, y)
@@ -233,7 +234,7 @@ def _draw_layers(canvas: Canvas, layout: Layout, spec: Decoder, pattern: str, ba
 
 
 def draw_pattern(canvas: Canvas, layout: Layout, looks: Iterable[Look], pattern: str, y: float) -> float:
-    """The legend of a strip, and the pattern of layers in text; returns the y below them."""
+    """Draws the legend of a strip, and the pattern of layers in text. Returns the y below them."""
     width = layout.panel_end - layout.left
     y = draw_legend(canvas, looks, layout.left, y, width, SMALL)
     css_class = canvas.with_fact("ink", "pattern", pattern) if pattern else "ink"
@@ -244,12 +245,12 @@ def draw_pattern(canvas: Canvas, layout: Layout, looks: Iterable[Look], pattern:
 
 
 def folded(names: Sequence[str]) -> str:
-    """The pattern of layers by the name of each, as it is printed: 5 × [window 1,024] + 1 × [full]."""
+    """Returns the printed pattern of layers from their names: 5 × [window 1,024] + 1 × [full]."""
     return typeset(fold(names).replace(" x ", " × "))
 
 
 def before_layers(rows: Rows) -> None:
-    """A token's path up to the layers: embedding, positions, the layers' own inputs."""
+    """Draws a token's path up to the layers: embedding, positions, per-layer inputs."""
     spec, params = rows.spec, rows.spec.param_breakdown()
     scale = f", × {spec.embed_scale:.4g}" if spec.embed_scale != 1 else ""
     inputs = spec.per_layer.param_breakdown(spec.dim, spec.vocab, len(spec.layers)) if spec.per_layer else {}
@@ -267,7 +268,7 @@ def before_layers(rows: Rows) -> None:
 
 
 def after_layers(rows: Rows) -> None:
-    """A token's path from the last layer on: residual streams, norm, head."""
+    """Draws a token's path after the last layer: residual streams, norm, head."""
     spec, params = rows.spec, rows.spec.param_breakdown()["head"]
     if spec.streams:
         total = sum(spec.streams.param_breakdown(spec.dim).values())
@@ -281,7 +282,7 @@ def after_layers(rows: Rows) -> None:
 
 
 def _draw_callouts(canvas: Canvas, layout: Layout, options: Options) -> float:
-    """The numbered sentences, in two columns where there is room."""
+    """Draws the numbered sentences, in two columns if there is room. Returns the y below them."""
     columns = 1 if layout.narrow or len(options.callouts) < 4 else 2
     width = (layout.panel_end - layout.left - 24 * (columns - 1)) / columns
     canvas.path(f"M{layout.left} 6H{layout.panel_end}", "rule")
@@ -305,7 +306,7 @@ def _draw_callouts(canvas: Canvas, layout: Layout, options: Options) -> float:
 
 
 def _draw_notes(canvas: Canvas, layout: Layout, options: Options, compared: bool) -> float:
-    """What the costs count, and what the marks mean."""
+    """Draws notes on the meaning of the costs and of the marks. Returns the y below them."""
     notes = []
     if options.costs:
         notes.append(
@@ -322,7 +323,7 @@ def _draw_notes(canvas: Canvas, layout: Layout, options: Options, compared: bool
 
 
 def _description(spec: Decoder, names: dict[Layer, str], pattern: str, options: Options) -> str:
-    """The diagram as text."""
+    """Returns the diagram as text."""
     parts = [f"{len(spec.layers):,} layers: {pattern}."]
     parts.append(f"Embedding {spec.vocab:,} by {spec.dim:,}, {'tied to the head' if spec.tied else 'and a head'}.")
     if spec.per_layer:

@@ -20,14 +20,14 @@ BRANCH_NAMES = {"attn": "attention", "ffn": "feed-forward", "inputs": "per-layer
 
 
 class Piece(NamedTuple):
-    """A box of a branch: its height, and what draws it from a given y."""
+    """A box of a branch: its height, and a function that draws it from a given y."""
 
     height: float
     draw: Callable[[float], None]
 
 
 class Flow:
-    """A branch from where it leaves the stream to where it is added to it."""
+    """A branch, from the point where it leaves the stream to the point where it is added back."""
 
     def __init__(self, blow_ups: BlowUps, position: int, role: str, branch: Placement, layers: int) -> None:
         self.blow_ups, self.canvas, self.layout = blow_ups, blow_ups.canvas, blow_ups.layout
@@ -49,7 +49,8 @@ class Flow:
             yield self._norm(after, f"{self.role}.norm after")
 
     def draw(self, room: float) -> tuple[float, tuple[float, float]]:
-        """Draw it with `room` more than it needs; returns the y below it, and the top and bottom of the block."""
+        """Draws the branch with `room` units of extra height. Returns the y below it, and the top and bottom of the
+        block."""
         canvas, layout = self.canvas, self.layout
         gap = GAP + room / (len(self.pieces) + 1)
         stream, rail = layout.stream, layout.rail
@@ -90,7 +91,7 @@ class Flow:
             self._anchor("norm", y)
 
     def _mixing(self, branch: HyperBranch) -> Piece:
-        """What a branch reads of several streams and how it mixes them."""
+        """Returns the box of hyper-connections: the streams that a branch reads and mixes."""
         dim, width = self.blow_ups.spec.dim, self.layout.block_end - self.layout.block - 16
         params = self.layers * sum(branch.mixing_params(dim).values())
         cost = Cost(self.layers, params, params, flops=self.layers * branch.mixing_flops(dim, 1))
@@ -112,7 +113,7 @@ class Flow:
         self.canvas.rect(left, y, width, tall, self.canvas.with_fact("norm", place, stated), 4)
 
     def _block(self) -> Piece:
-        """The block as a box: with its summary and a blow-up beside it, or with its inside."""
+        """Returns the block as a box, with its summary and a blow-up beside it, or with its inside."""
         layout, block = self.layout, self.branch.block
         name = branch_name(self.role, block)
         here = self.blow_ups.is_blown_up(self.position, self.role, block)
@@ -131,7 +132,7 @@ class Flow:
             box = canvas.rect(layout.block, y, layout.block_end - layout.block, height, self.role, 7)
             x = layout.block + 10
             if inner:
-                x += 2  # as far from the edge as in a blow-up
+                x += 2  # the same distance from the edge as in a blow-up
                 canvas.text(x, y + 17, name.capitalize(), SMALL, width - 2, "faint")
                 self.blow_ups.contents(x, y + 24, self.position, self.role, block, self.layers)
             else:
@@ -150,7 +151,7 @@ class Flow:
 
 
 def summary(block: Block) -> str:
-    """A block in a few words."""
+    """Returns a summary of a block in a few words."""
     if isinstance(block, Mixer):
         cache = block.cache_spec()
         limited = bool(cache.entries) or not cache.reach.is_full
@@ -164,13 +165,14 @@ def summary(block: Block) -> str:
 
 
 def branch_name(role: str, block: Block) -> str:
-    """What a branch does. A mixer that keeps a state alone is no attention."""
+    """Returns the printed name of a branch. A mixer that only keeps a state is not attention."""
     if isinstance(block, Mixer) and not block.cache_spec().per_token and not block.takes():
         return "token mixer"
     return BRANCH_NAMES[role]
 
 
 def norm_name(canvas: Canvas, left: float, top: float, norm: Norm, place: str) -> None:
-    """The name in a norm's bar. How it multiplies by its weight is in its tooltip, and marked weakly."""
+    """Draws the name in a norm's bar. The tooltip describes the multiplication by the weight, and differences in it are
+    marked weakly."""
     css_class = canvas.with_fact("ink", f"{place}.fields", norm.describe(), weak=True)
     canvas.text(left + 10, top + 14.5, type(norm).__name__, SMALL, 160, css_class)

@@ -1,5 +1,5 @@
-"""The parts that a drawing is stacked from, one by one, for a page that puts many drawings together from parts that
-they share: a swap of attention leaves the parts of the feed-forward as they were."""
+"""Single parts of a drawing, for a page that assembles many drawings from parts that they share. A swap of attention
+leaves the parts of the feed-forward as they were."""
 
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -18,15 +18,15 @@ from zoo.diagram.rows import Rows
 from zoo.model.decoder import Decoder
 
 Shown = Literal["here", "above", "below"]
-POSITIONS = {"here": 0, "above": -1, "below": 1}  # of where a block is blown up, from where its branch is
+POSITIONS = {"here": 0, "above": -1, "below": 1}  # of a block's blow-up, relative to its branch
 
 
 class Fragments:
-    """The parts of drawings of one model and of those that have other layers: the same that zoo.diagram.svg stacks, but
-    for two things. Tooltips are of one layer, however many a frame stands for; and a block is drawn in full where `svg`
-    may draw how it differs from another. FLOPs are of one token that sees `context` tokens, caches in `dtype`.
+    """The parts of drawings of one model and of its variants with other layers. They are the parts that zoo.diagram.svg
+    stacks, with two differences: a tooltip describes one layer, and every block is drawn in full, never by its
+    differences. FLOPs are those of one token that sees `context` tokens; caches are in `dtype`.
 
-    A page draws the strip of layers by itself: from each layer's look (zoo.diagram.looks).
+    A page draws the strip of layers itself, from each layer's look (zoo.diagram.looks).
     """
 
     def __init__(
@@ -40,30 +40,30 @@ class Fragments:
         self._costs, self._layout = Costs(spec, context, dtype), LAYOUTS[layout]
 
     def before(self) -> list[Fragment]:
-        """What stands before the layers: token ids, embedding, ..."""
+        """Returns the parts before the layers: token ids, embedding, ..."""
         return self._drawn(before_layers)
 
     def after(self) -> list[Fragment]:
-        """What stands after them: final norm, head, logits."""
+        """Returns the parts after the layers: final norm, head, logits."""
         return self._drawn(after_layers)
 
     def pattern(self, looks: Iterable[Look], pattern: str) -> Fragment:
-        """What stands below the strip of layers: its legend, and the pattern in text, if there is one."""
+        """Returns the part below the strip of layers: its legend, and the pattern in text, if there is one."""
         canvas = Canvas(self._layout.width, "", "")
         with canvas.fragment() as height:
             height.append(draw_pattern(canvas, self._layout, looks, pattern, 0))
         return canvas.fragments()[0]
 
     def top(self, layers: int, label: str, look: Look) -> Fragment:
-        """The top of the frame that stands for so many `layers`, with the `label` that tells them from others."""
+        """Returns the top of a frame that stands for `layers` layers, with the `label` that tells them from others."""
         return self._drawn(lambda rows: rows.top(layers, label, look))[0]
 
     def bottom(self, output_scale: LayerScale | None) -> Fragment:
-        """The bottom of a layer's frame."""
+        """Returns the bottom of a layer's frame."""
         return self._drawn(lambda rows: rows.bottom(output_scale, 1))[0]
 
     def branch(self, role: str, branch: Placement, shown: Shown = "here") -> Fragment:
-        """A branch. Its block is blown up in it ("here"), or is said to be so in a frame above or below."""
+        """Returns a branch. Its block is blown up in it ("here"), or a note refers to a frame above or below."""
         where: Places = {(role, branch.block): Drawn(POSITIONS[shown])}
         return self._drawn(lambda rows: rows.branch(0, role, branch, 1), where)[0]
 

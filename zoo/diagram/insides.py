@@ -1,5 +1,5 @@
-"""What is drawn inside a block: `inside` has a function for each kind, and draws another kind's name, description and
-states."""
+"""Drawings of the inside of a block. `inside` has a function for each known kind; for another kind it draws the name,
+description and states."""
 
 from dataclasses import replace
 from functools import singledispatch
@@ -43,7 +43,7 @@ STATES_SIDE_BY_SIDE = 2
 
 @singledispatch
 def inside(block: Spec, region: Region) -> float:
-    """Draw a block's inside; returns the y below it."""
+    """Draws a block's inside. Returns the y below it."""
     return _described(region, block)
 
 
@@ -60,7 +60,7 @@ def _described(region: Region, block: Spec) -> float:
 
 @inside.register
 def _(block: Mixer, region: Region) -> float:
-    """A mixer without a picture of its own: its description, and a box for each state that it keeps."""
+    """Draws a mixer without a picture of its own: its description, and a box for each state that it keeps."""
     y = _described(region, block)
     states = block.cache_spec().state
     for i in range(0, len(states), STATES_SIDE_BY_SIDE):
@@ -99,7 +99,7 @@ def _(block: GLU | MLP, region: Region) -> float:
 
 
 def _funnels(block: GLU | MLP, region: Region) -> float:
-    """The linear maps as funnels, their widths to scale, and the activation between them."""
+    """Draws the linear maps as funnels, with their widths to scale, and the activation between them."""
     names = ("gate", "up") if isinstance(block, GLU) else ("up",)
     lanes = Lanes(region, (1,) * len(names))
     for column, name in enumerate(names):
@@ -112,7 +112,7 @@ def _funnels(block: GLU | MLP, region: Region) -> float:
 
 
 def _funnel(lanes: Lanes, top: float, first: int, last: int, text: str, ratio: float) -> None:
-    """A linear map over some columns, whose upper edge is `ratio` times as wide as its lower one."""
+    """Draws a linear map over some columns. Its upper edge is `ratio` times as wide as its lower edge."""
     x, width = lanes.span(first, last)
     lanes.reserve(first, last, top)
     middle, upper, lower = x + width / 2, width / 2 * min(ratio, 1.0), width / 2 * min(1 / ratio, 1.0)
@@ -146,7 +146,7 @@ def _(block: MoE, region: Region) -> float:
 
 
 def _experts(lanes: Lanes, block: MoE) -> float:
-    """A square for each expert, and one for the shared expert in a column of its own; returns the y below them."""
+    """Draws a square for each expert, and one for the shared expert in a separate column. Returns the y below them."""
     region, top = lanes.region, lanes.y + ARROW + 2
     (x, width), canvas = lanes.columns[0], region.canvas
     grid = replace(region, x=x, y=top, width=width)
@@ -164,7 +164,7 @@ def _experts(lanes: Lanes, block: MoE) -> float:
 
 
 def _expert_widths(block: MoE, dim: int) -> list[tuple[str, str]]:
-    """What an expert is, and the shared one if it is another: each a (text, fact)."""
+    """Returns descriptions of an expert, and of the shared expert if it differs, each as (text, fact)."""
     inner = block.latent or dim
     lines = [(f"each expert: {_name(block.expert)}, {_widths(block.expert, inner)}", "expert")]
     shared = block.shared

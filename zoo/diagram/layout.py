@@ -1,17 +1,17 @@
-"""Places in a drawing: of the residual stream, the blocks on a branch, and their blow-ups, on a page and on a phone."""
+"""Places of the residual stream, the blocks on a branch and their blow-ups in a drawing, on a page and on a phone."""
 
 from dataclasses import dataclass
 
-GAP, BAR, TABLE, PLUS = 12.0, 21.0, 28.0, 7.5  # between boxes, a norm's height, a table's, the radius of a sum
-TAP, PANEL_TOP = 14.0, 5.0  # y of a branch's start and of a blow-up, in a row
+GAP, BAR, TABLE, PLUS = 12.0, 21.0, 28.0, 7.5  # gap between boxes, height of a norm and of a table, radius of a sum
+TAP, PANEL_TOP = 14.0, 5.0  # y of the start of a branch and of a blow-up, in a row
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Places from left to right: the frame of a layer, the residual stream, the blocks on a branch, the blow-ups."""
+    """Horizontal places: the frame of a layer, the residual stream, the blocks on a branch, the blow-ups."""
 
     width: float
-    left: float  # of everything
+    left: float  # of the whole drawing
     frame_end: float
     stream: float
     rail: float  # of a branch
@@ -27,7 +27,7 @@ class Layout:
 
     @property
     def inner_width(self) -> float:
-        """The width of a block's inside: in its blow-up, or where there is none, in its box."""
+        """The width of a block's inside: in its blow-up, or in its box if blow-ups stand below."""
         return (self.block_end - self.block if self.narrow else self.panel_end - self.panel) - 24
 
 

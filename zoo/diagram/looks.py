@@ -1,5 +1,5 @@
-"""How a layer looks in a strip of all layers: above what its attention reaches, below its feed-forward. A colour means
-one thing in every picture."""
+"""The look of a layer in a strip of all layers: the reach of its attention above, its feed-forward below. A colour has
+the same meaning in every picture."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -23,7 +23,7 @@ LEGEND_PITCH, SWATCH = 17.0, 10.0
 
 
 class Look(NamedTuple):
-    """Style classes of a layer: of what its attention reaches, and of its feed-forward; NONE where it has none."""
+    """Style classes of a layer: one for the reach of its attention, one for its feed-forward; NONE if it has none."""
 
     reach: str
     ffn: str
@@ -36,7 +36,7 @@ def reaches() -> dict[str, str]:
 
 
 def look(layer: Layer, spec: Decoder) -> Look:
-    """The look of one of a model's layers."""
+    """Returns the look of one of a model's layers."""
     return Look(_reach(layer, spec), _feed_forward(layer))
 
 
@@ -50,7 +50,7 @@ def _reach(layer: Layer, spec: Decoder) -> str:
         return f"reach-{kept.reach.name}"
     if any(isinstance(part, Indexer) for part in layer.walk()):
         return "reach-sparse"
-    encoded = spec.positions is not None  # by the embedding
+    encoded = spec.positions is not None  # positions are added to the embedding
     return "reach-nope" if not encoded and any(isinstance(part, NoPE) for part in layer.walk()) else "reach-full"
 
 
@@ -61,12 +61,12 @@ def _feed_forward(layer: Layer) -> str:
 
 
 def draw_look(canvas: Canvas, x: float, y: float, width: float, height: float, layer: Look) -> None:
-    """A bar in two tones, attention above and feed-forward below."""
+    """Draws a bar in two tones, attention above and feed-forward below."""
     _draw_bars(canvas, y, height, [(x, width, layer)])
 
 
 def draw_strip(canvas: Canvas, spec: Decoder, x: float, y: float, width: float, height: float) -> None:
-    """All layers from the first to the last. Where they are too many for gaps, equal ones are one bar."""
+    """Draws all layers from the first to the last. If they are too many for gaps, equal neighbours are one bar."""
     pitch = width / len(spec.layers)
     gap = 1.0 if pitch > 5 else 0.6 if pitch > 2 else 0.0
     looks, bars = [look(layer, spec) for layer in spec.layers], []
@@ -77,7 +77,7 @@ def draw_strip(canvas: Canvas, spec: Decoder, x: float, y: float, width: float, 
 
 
 def _draw_bars(canvas: Canvas, y: float, height: float, bars: Sequence[tuple[float, float, Look]]) -> None:
-    """Bars from the left edge, the width and the look of each. Those of one colour are one path."""
+    """Draws bars, each given by its left edge, width and look. Bars of one colour are one path."""
     upper = round(height * 0.6)
     boxes: dict[str, list[tuple[float, float, float, float]]] = {}
     for x, width, layer in bars:
@@ -91,7 +91,7 @@ def _draw_bars(canvas: Canvas, y: float, height: float, bars: Sequence[tuple[flo
 
 
 def draw_legend(canvas: Canvas, looks: Iterable[Look], x: float, y: float, width: float, size: float) -> float:
-    """The words for all colours of these layers; returns the y below them."""
+    """Draws the words for all colours of these layers. Returns the y below them."""
     used = {css_class for layer in looks for css_class in layer}
     left = x
     for heading, words in (("attention:", reaches()), ("feed-forward:", FEED_FORWARDS)):

@@ -1,4 +1,4 @@
-"""Colours of the diagrams in a light and a dark theme: as variables for a page, or as literal attributes for a file.
+"""Colours of the diagrams in a light and a dark theme, as variables for a page or as literal attributes for a file.
 
 A page restyles its diagrams by setting the variables --zoo-ink and so on of `.zoo-diagram`, so that they follow its
 reader's colour scheme. A file has no style sheet at all: programs that draw SVG support presentation attributes, and
@@ -16,7 +16,7 @@ from zoo.costs import Chunk, Full, Reach, Window
 Theme = Literal["auto", "light", "dark"]
 
 FONT = 'system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Noto Sans","Liberation Sans",Arial,sans-serif'
-# In a file: faces that are installed with the usual systems. None is wider than DejaVu Sans, which text is measured by.
+# For files: fonts of the usual systems. None is wider than DejaVu Sans, whose widths are used to measure text.
 FILE_FONT = "Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
 
 # name -> (light, dark)
@@ -101,7 +101,7 @@ RULES = {
     "flops": "fill:@attn-edge",
     "none": "fill:@paper;stroke:@edge",
 }
-# Marks of what differs from another model: strong for structure, weak for another number in the same place.
+# Marks of differences from another model: strong for structure, weak for another number in the same place.
 MARKS = {
     ("text", "differs"): "fill:@differs;text-decoration:underline",
     ("rect", "differs"): "stroke:@differs;stroke-width:2",
@@ -162,7 +162,7 @@ def _css(*kinds: Any) -> str:
 
 
 def attributes(tag: str, css_classes: str, dark: bool) -> dict[str, str]:
-    """What the style sheet says of an element of these classes, as presentation attributes with literal colours."""
+    """Returns the style of an element of these classes, as presentation attributes with literal colours."""
     classes = css_classes.split()
     known = rules()
     found = [known[name] for name in classes if name in known]

@@ -1,4 +1,4 @@
-"""What parts of a model cost together, as exact figures for tooltips and as cells with bars."""
+"""Total costs of parts of a model, as exact figures for tooltips and as cells with bars."""
 
 from fractions import Fraction
 from functools import cached_property
@@ -17,21 +17,21 @@ CELL = 26.0  # height of a figure and its bar
 
 
 class Cost(NamedTuple):
-    """What `layers` equal blocks cost together."""
+    """The total cost of `layers` equal blocks."""
 
     layers: int
     params: int
     active: int  # parameters
     kv: int = 0  # bytes per token in reach
     limit: int | None = None  # tokens in reach, None: all
-    entries: Fraction = Fraction()  # bytes per token of entries that stand for several, kept for all
-    state: int = 0  # bytes, whatever the context
+    entries: Fraction = Fraction()  # bytes per token of entries for several tokens, kept for all of them
+    state: int = 0  # bytes, for any context
     flops: int = 0
-    scores: int = 0  # FLOPs among these that grow with the context
+    scores: int = 0  # the part of the FLOPs that grows with the context
 
 
 def tooltip(name: str, cost: Cost, layers: int = 0) -> str:
-    """The exact figures of a part, which stands in so many `layers`, or in none."""
+    """Returns the exact figures of a part that occurs in `layers` layers, or outside of layers (0)."""
     kept = f", {cost.kv:,} bytes of cache a token" if cost.kv else ""
     kept += f", {whole(cost.entries):,} bytes of entries a token" if cost.entries else ""
     kept += f", {cost.state:,} bytes of state" if cost.state else ""
@@ -40,8 +40,8 @@ def tooltip(name: str, cost: Cost, layers: int = 0) -> str:
 
 
 class Costs:
-    """The costs of a model's parts. KV caches are of one sequence of `context` tokens in `dtype`, FLOPs of one new
-    token that sees `context` tokens, itself included."""
+    """The costs of a model's parts. KV caches hold one sequence of `context` tokens in `dtype`. FLOPs are those of one
+    new token that sees `context` tokens, including itself."""
 
     def __init__(self, spec: Decoder, context: int, dtype: torch.dtype) -> None:
         self.spec, self.context, self.dtype = spec, context, dtype
@@ -53,7 +53,7 @@ class Costs:
 
     @cached_property
     def flops(self) -> int:
-        """The model's FLOPs for the one token."""
+        """The model's FLOPs for one new token."""
         return self.spec.flops(self.context - 1, 1)
 
     @cached_property
@@ -62,7 +62,7 @@ class Costs:
         return self.spec.kv_bytes(self.context, dtype=self.dtype)
 
     def of(self, block: Block, layers: int) -> Cost:
-        """The cost of a block, a branch or a whole layer, in each of `layers` layers."""
+        """Returns the total cost of a block, a branch or a whole layer over `layers` layers."""
         dim, past = self.spec.dim, self.context - 1
         cache = next((part.cache_spec() for part in block.walk() if isinstance(part, Mixer)), None)
         parts = block.flop_breakdown(dim, past, 1)
@@ -79,12 +79,12 @@ class Costs:
         )
 
     def cells(self, canvas: Canvas, x: float, y: float, width: float, cost: Cost, detailed: bool = True) -> float:
-        """Three cells side by side: parameters, KV cache, FLOPs, with bars for their shares of the model's and details
-        below; returns the y below."""
+        """Draws three cells side by side: parameters, KV cache, FLOPs. Bars show their shares of the model's totals,
+        with details below. Returns the y below them."""
         kept = cost.state + cost.kv * (self.context if cost.limit is None else min(cost.limit, self.context))
         kept += round(cost.entries * self.context)
         share = cost.flops / self.flops
-        cells = (  # class of the bar, whether there is any, share, figure, what it is, details
+        cells = (  # class of the bar, whether there is any, share, figure, its label, details
             (
                 "params",
                 cost.params,

@@ -1,5 +1,5 @@
-"""The inside of mixers that keep a state: what is mixed over the last tokens, what the state holds and how it changes,
-and the norm and the gate of the output."""
+"""Drawings of the inside of mixers that keep a state: the mixing over the last tokens, the state and its update, and
+the norm and the gate of the output."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from zoo.blocks import KDA, GatedDeltaNet, Mamba2, ShortConv
 from zoo.diagram.region import SMALL, Bar, Lanes, Region, heads, title
 from zoo.registry import stated
 
-Column = tuple[str, int, str]  # label, number of heads, their class; a number of 0: no heads
+Column = tuple[str, int, str]  # label, number of heads (0: none), their class
 
 
 def delta_rule(block: GatedDeltaNet | KDA, region: Region) -> float:
-    """Queries, keys, values, and what a token does to the state."""
+    """Draws queries, keys, values, and a token's update of the state. Returns the y below them."""
     if isinstance(block, KDA):
         key_heads, value_heads, widths = block.heads, block.heads, f"each {block.head_dim:,} wide"
         decay, gate, state = "by channel", "sigmoid", (block.heads, block.head_dim, block.head_dim)
@@ -32,7 +32,8 @@ def delta_rule(block: GatedDeltaNet | KDA, region: Region) -> float:
 
 
 def state_space(block: Mamba2, region: Region) -> float:
-    """What a token writes to the state, where it writes and reads, and its time step."""
+    """Draws a token's input (x), write (B) and read (C) vectors of the state, and its time step. Returns the y below
+    them."""
     groups = (f"in {block.groups:,} groups", "groups") if block.groups > 1 else ("B and C shared by all", "groups")
     y = title(
         region, _name(block), (f"{block.heads:,} heads", "heads"), (f"each {block.head_dim:,} wide", "widths"), groups
@@ -48,7 +49,7 @@ def state_space(block: Mamba2, region: Region) -> float:
 
 
 def short_convolution(block: ShortConv, region: Region) -> float:
-    """A convolution between two gates."""
+    """Draws a convolution between two gates. Returns the y below it."""
     y = title(region, "Short convolution", (f"{block.channels:,} channels", "channels"))
     lanes = Lanes(region.at(y), (1, 1, 1))
     lanes.stage(*(Bar(i, i, name, "inner", "projections") for i, name in enumerate(("u", "B", "C"))))
@@ -63,7 +64,7 @@ def _name(block: GatedDeltaNet | KDA | Mamba2) -> str:
 
 
 def _columns(region: Region, columns: Sequence[Column], shares: Sequence[float]) -> Lanes:
-    """A label for each column, and below it a box for each head, or words."""
+    """Draws a label for each column, and below it a box for each head, or words."""
     lanes = Lanes(region, shares)
     for i, (label, number, what) in enumerate(columns):
         x, width = lanes.columns[i]

@@ -1,5 +1,5 @@
-"""Where the inside of a block is drawn, and the shapes that it is drawn from: stages one below the other in columns,
-masks, boxes of heads, grids of experts, chips. Each fills its `Region` from the top and returns the y below."""
+"""The region in which the inside of a block is drawn, and its shapes: stages one below the other in columns, masks,
+boxes of heads, grids of experts, chips. Each shape fills its `Region` from the top and returns the y below it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from zoo.diagram.canvas import FONT_SIZE, Canvas, text_width, wrap_text
 from zoo.registry import Spec
 
 BIG, SMALL = 13.5, FONT_SIZE
-LINE, PAD = 15.0, 5.0  # from one line of small text to the next; above and below the lines in a box
-ARROW = 9.0  # from a stage to the next
+LINE, PAD = 15.0, 5.0  # pitch of lines of small text; room above and below the lines in a box
+ARROW = 9.0  # between two stages
 MASK = 38.0  # side of a mask
-MAX_HEADS, MAX_EXPERTS = 64, 512  # drawn one by one; larger numbers are only written
+MAX_HEADS, MAX_EXPERTS = 64, 512  # most that are drawn one by one; larger numbers are only written
 
 
 @dataclass(frozen=True)
 class Region:
-    """Where a block's inside is drawn: from (x, y) down, `width` wide, in a model of width `dim`. `place` is that of
-    everything stated here, for Canvas.facts; `badges` are numbers to show beside a part, by its name."""
+    """The region of a block's inside: from (x, y) down, `width` wide, in a model of width `dim`. `place` is the prefix
+    of all places stated here, for Canvas.facts. `badges` are numbers to show beside parts, by part name."""
 
     canvas: Canvas
     x: float
@@ -36,42 +36,42 @@ class Region:
     badges: Badges | None = None
 
     def at(self, y: float) -> Region:
-        """The same region from `y` on."""
+        """Returns this region from `y` on."""
         return replace(self, y=y)
 
     def line(self, text: str, fact: str, size: float = SMALL, css_class: str = "ink", left: float = 0) -> float:
-        """A line of text with its baseline at y, which states a `fact` unless that is empty; returns its width."""
+        """Draws a line of text with its baseline at y. It states a `fact`, unless that is empty. Returns its width."""
         place = fact and f"{self.place}.{fact}"
         return self.canvas.text(self.x + left, self.y, text, size, self.width - left, css_class, place=place)
 
     def badges_width(self, names: Sequence[str]) -> float:
-        """The width that the numbers of call-outs about these parts take."""
+        """Returns the width of the numbers of call-outs about these parts."""
         numbers = [number for name in names for number in (self.badges.numbers.get(name, []) if self.badges else [])]
         return len(numbers) * 2.2 * BADGE + 3 if numbers else 0.0
 
     def badge(self, names: Sequence[str], x: float, y: float) -> None:
-        """The numbers of call-outs that are about these parts, the last around (x, y)."""
+        """Draws the numbers of call-outs about these parts, the last around (x, y)."""
         if self.badges:
             self.badges.draw(self.canvas, names, x, y)
 
 
 @dataclass(frozen=True)
 class Badges:
-    """Numbers of call-outs by the name of the part that they are about."""
+    """Numbers of call-outs, by the name of their part."""
 
     numbers: dict[str, list[int]]
 
     @classmethod
     def of(cls, parts: Mapping[int, str]) -> Self:
-        """Of the part that each number is about."""
+        """Returns the badges for a mapping from each number to its part."""
         return cls({part: [n for n, other in parts.items() if other == part] for part in parts.values()})
 
     def left(self) -> set[int]:
-        """The numbers that have not been drawn."""
+        """The numbers that have not been drawn yet."""
         return {number for numbers in self.numbers.values() for number in numbers}
 
     def draw(self, canvas: Canvas, names: Sequence[str], x: float, y: float) -> None:
-        """The numbers of some parts in circles side by side, the last around (x, y); each is drawn once."""
+        """Draws the numbers of some parts in circles side by side, the last around (x, y), each number once."""
         numbers = [number for name in names for number in self.numbers.pop(name, [])]
         for i, number in enumerate(sorted(numbers, reverse=True)):
             draw_badge(canvas, number, x - i * 2.2 * BADGE, y)
@@ -81,7 +81,7 @@ BADGE = 8.5  # radius
 
 
 def draw_badge(canvas: Canvas, number: int, x: float, y: float) -> None:
-    """A number in a circle around (x, y)."""
+    """Draws a number in a circle around (x, y)."""
     canvas.circle(x, y, BADGE, "badge")
     canvas.text(x, y + 4.1, str(number), SMALL, 2 * BADGE, "badge-text", "middle")
 
@@ -97,8 +97,8 @@ class Bar(NamedTuple):
 
 
 class Lanes:
-    """Stages of a computation, one below the other, in columns side by side; a column's output goes down to the next
-    box that covers it."""
+    """Stages of a computation, one below the other, in columns side by side. A column's output goes down to the next
+    box that covers the column."""
 
     def __init__(self, region: Region, shares: Sequence[float], gap: float = 10.0) -> None:
         self.region = region
@@ -108,16 +108,16 @@ class Lanes:
         for share in shares:
             self.columns.append((x, share / sum(shares) * usable))
             x += self.columns[-1][1] + gap
-        self.starts: list[float | None] = [None] * len(shares)  # where each column's last box ended
+        self.starts: list[float | None] = [None] * len(shares)  # y at which each column's last box ends
         self.y = region.y
 
     def span(self, first: int, last: int) -> tuple[float, float]:
-        """The left edge and the width of some columns."""
+        """Returns the left edge and the width of some columns."""
         x, (right, width) = self.columns[first][0], self.columns[last]
         return x, right + width - x
 
     def reserve(self, first: int, last: int, top: float) -> None:
-        """Arrows from the last boxes of some columns down to `top`."""
+        """Draws arrows from the last boxes of some columns down to `top`."""
         columns = zip(self.columns[first : last + 1], self.starts[first : last + 1], strict=True)
         arrows = [(x + width / 2, start) for (x, width), start in columns if start is not None and start < top]
         if arrows:
@@ -126,8 +126,8 @@ class Lanes:
             self.region.canvas.path("".join(f"M{x} {top}l-3 -5h6z" for x, _ in arrows), "tip")
 
     def stage(self, *bars: Bar, badges: Sequence[str] = ()) -> None:
-        """Boxes side by side, below everything so far that they follow from. `badges`: names of parts that the first
-        box stands for."""
+        """Draws boxes side by side, below all earlier boxes that lead to them. `badges`: names of the parts that the
+        first box stands for."""
         following = [start for bar in bars for start in self.starts[bar.first : bar.last + 1] if start is not None]
         top = max([*following, self.y - ARROW]) + ARROW if following else self.y
         for bar in bars:
@@ -145,7 +145,7 @@ class Lanes:
         self.y = max(start for start in self.starts if start is not None)
 
     def box(self, first: int, last: int, height: float) -> tuple[float, float]:
-        """An empty box over some columns, below all of them; returns its left edge and its top."""
+        """Draws an empty box across some columns, below their earlier boxes. Returns its left edge and its top."""
         starts = [start for start in self.starts[first : last + 1] if start is not None]
         top = max(starts) + ARROW if starts else self.y
         self.reserve(first, last, top)
@@ -155,7 +155,7 @@ class Lanes:
         return x, top
 
     def taken(self, first: int, last: int, bottom: float) -> None:
-        """Some columns have been drawn to `bottom`."""
+        """Records that some columns have been drawn down to `bottom`."""
         self._end(first, last, bottom)
         self.y = max(self.y, bottom)
 
@@ -164,7 +164,7 @@ class Lanes:
 
 
 def draw_lines(region: Region, x: float, top: float, width: float, lines: Sequence[str], fact: str, text: str) -> None:
-    """Lines of a text in the middle of a box; they are marked together, as the whole `text`."""
+    """Draws the lines of a text in the middle of a box. They are marked together, as the whole `text`."""
     place = f"{region.place}.{fact}"
     css_class = region.canvas.with_fact("ink", place, text)
     for i, line in enumerate(lines):
@@ -173,7 +173,8 @@ def draw_lines(region: Region, x: float, top: float, width: float, lines: Sequen
 
 
 def title(region: Region, name: str, *details: tuple[str, str], fact: str = "kind") -> float:
-    """A block's name, and its details after it, in as many lines as they need; each a (text, fact)."""
+    """Draws a block's name followed by its details, each a (text, fact), in as many lines as they need. Returns the y
+    below them."""
     y = region.y + BIG - 2
     left = region.at(y).line(name, fact, BIG, "strong") + 10
     for text, detail in details:
@@ -208,8 +209,8 @@ def mask(region: Region, reach: Reach) -> None:
 
 
 def heads(region: Region, number: int, groups: int, css_class: str) -> float:
-    """A box for each of a number of heads, in groups that share one key and value; returns the y below. More than can
-    be told apart are one bar."""
+    """Draws a box for each head, in groups that share one key and value. More than MAX_HEADS heads are one bar. Returns
+    the y below."""
     height = 11.0
     if number > MAX_HEADS:
         region.canvas.dashes(region.x, region.y, height, (region.width, 1.0), 1, css_class)
@@ -226,7 +227,7 @@ def heads(region: Region, number: int, groups: int, css_class: str) -> float:
 
 
 def experts(region: Region, number: int, groups: int, chosen: Iterable[int]) -> float:
-    """A square for each expert, one group below another, the chosen ones filled; returns the y below."""
+    """Draws a square for each expert, one group below another, with the chosen ones filled. Returns the y below."""
     if number > MAX_EXPERTS:
         return region.y
     size = number // groups
@@ -250,14 +251,14 @@ def experts(region: Region, number: int, groups: int, chosen: Iterable[int]) -> 
 
 
 def example_choice(router: Router, number: int) -> tuple[int, list[int]]:
-    """An example of a router's choice: the number of its groups, and k experts that it can choose together."""
+    """Returns an example of a router's choice: the number of its groups, and k experts that it can choose together."""
     groups, keep = getattr(router, "groups", 1), getattr(router, "keep", 1)
     size, kept = number // groups, _spread(keep, groups)
     return groups, [kept[i // size] * size + i % size for i in _spread(router.k, keep * size)]
 
 
 def _spread(k: int, number: int) -> list[int]:
-    """k different integers below `number`, by a stride near the golden ratio so that they show no pattern."""
+    """Returns k different integers below `number`, by a stride near the golden ratio so that they show no pattern."""
     stride = round(number * 0.618)
     while gcd(stride, number) != 1:
         stride += 1
@@ -265,8 +266,8 @@ def _spread(k: int, number: int) -> list[int]:
 
 
 def chips(region: Region, texts: Sequence[tuple[str, str]]) -> float:
-    """Short texts in rounded boxes side by side, in as many lines as they need, each a (text, fact); returns the y
-    below."""
+    """Draws short texts, each a (text, fact), in rounded boxes side by side, in as many lines as they need. Returns the
+    y below."""
     x, y = region.x, region.y
     for text, fact in texts:
         lines = wrap_text(text, SMALL, region.width - 14)
@@ -282,5 +283,5 @@ def chips(region: Region, texts: Sequence[tuple[str, str]]) -> float:
 
 
 def kind(block: Spec) -> str:
-    """The name that a reader knows a block by."""
+    """Returns the usual name of a block."""
     return block.names()[0]

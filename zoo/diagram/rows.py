@@ -1,5 +1,5 @@
-"""A token's path through a model, one row below the other: tables and norms on the residual stream, and for each kind
-of layer a frame with its branches. Beside a branch, or below it where the page is narrow, its block is blown up."""
+"""A token's path through a model, in rows from the top: tables and norms on the residual stream, and for each kind of
+layer a frame with its branches. A branch's block is blown up beside it, or below it if the page is narrow."""
 
 from zoo.blocks.layer import Placement
 from zoo.blocks.layer_scale import LayerScale
@@ -23,7 +23,7 @@ class Rows:
     # Rows on the residual stream.
 
     def ends(self, text: str, down: bool) -> None:
-        """The token ids that go in, or the logits that come out."""
+        """Draws the input token ids or the output logits."""
         with self.canvas.fragment() as height:
             x, y = self.layout.stream, 20.0 if down else 28.0
             if down:
@@ -35,14 +35,14 @@ class Rows:
             height.append(34.0 if down else 40.0)
 
     def table(self, name: str, text: str, cost: Cost, anchor: str) -> None:
-        """The embedding or the head, a box on the stream."""
+        """Draws the embedding or the head, a box on the stream."""
         with self.canvas.fragment() as height, self.canvas.group(tooltip(name, cost)):
             self._on_stream("table", name, text, cost, TABLE, name, (name, text))
             self.badges.draw(self.canvas, (anchor,), self.layout.frame_end - 6, GAP)
             height.append(self._beside(cost, GAP, GAP + TABLE))
 
     def norm(self, norm: Norm, place: str) -> None:
-        """A norm on the stream."""
+        """Draws a norm on the stream."""
         cost = self.costs.of(norm, 1)
         with self.canvas.fragment() as height, self.canvas.group(tooltip(norm.describe(), cost)):
             self._on_stream("norm", "", "", cost, BAR, place, (place, type(norm).__name__))
@@ -63,7 +63,7 @@ class Rows:
             canvas.text(end, baseline, text, SMALL, left + width - end - 6, place=place)
 
     def _beside(self, cost: Cost, top: float, bottom: float) -> float:
-        """The costs of a part on the stream, beside it or below; returns the y below both."""
+        """Draws the costs of a part on the stream, beside it or below. Returns the y below both."""
         if not self.blow_ups.with_costs:
             return bottom
         layout = self.layout
@@ -78,7 +78,7 @@ class Rows:
     # Layers.
 
     def layer(self, position: int) -> None:
-        """The frame of a kind of layer and the rows of its branches."""
+        """Draws the frame of a kind of layer and the rows of its branches."""
         each = self.blow_ups.kinds[position]
         self.top(each.layers, each.label, each.look)
         for role, branch in each.layer.branches():
@@ -86,7 +86,7 @@ class Rows:
         self.bottom(each.layer.output_scale, each.layers)
 
     def top(self, layers: int, name: str, look: Look) -> None:
-        """The top of a frame: how many layers it stands for, what tells them from others, and their look."""
+        """Draws the top of a frame: its number of layers, a label that tells them from others, and their look."""
         canvas, layout = self.canvas, self.layout
         with canvas.fragment() as height:
             left, right, top = layout.left, layout.frame_end, GAP
@@ -103,7 +103,7 @@ class Rows:
             height.append(bottom)
 
     def bottom(self, scale: LayerScale | None, layers: int) -> None:
-        """The bottom of a frame, with the scale of each layer's output."""
+        """Draws the bottom of a frame, with the scale of each layer's output."""
         canvas, layout = self.canvas, self.layout
         with canvas.fragment() as height:
             y = 2.0
@@ -118,12 +118,12 @@ class Rows:
             height.append(y + inner + 8)
 
     def branch(self, position: int, role: str, branch: Placement, layers: int) -> None:
-        """A branch of a frame."""
+        """Draws a branch of a frame."""
         with self.canvas.fragment() as height:
             height.append(self._branch(position, role, branch, layers))
 
     def _branch(self, position: int, role: str, branch: Placement, layers: int) -> float:
-        """A branch off the stream and its block's blow-up; returns the height of the row."""
+        """Draws a branch off the stream and its block's blow-up. Returns the height of the row."""
         canvas, layout = self.canvas, self.layout
         back = canvas.rect(layout.left, 0, layout.frame_end - layout.left, 0, "frame")
         edges, stream = canvas.path("", "rule"), canvas.path("", "residual")
@@ -141,7 +141,7 @@ class Rows:
         return row
 
     def _panel(self, position: int, role: str, branch: Placement, layers: int) -> float:
-        """The blow-up beside a branch, or a note of where it is; returns the y below it."""
+        """Draws the blow-up beside a branch, or only costs if the block is blown up elsewhere. Returns the y below."""
         canvas, layout, block = self.canvas, self.layout, branch.block
         cost, left = self.costs.of(block, layers), layout.panel
         if not self.blow_ups.is_blown_up(position, role, block):

@@ -12,19 +12,20 @@ from zoo.model.decoder import Decoder
 
 TOLERANCE = 0.01
 Cost = Callable[[Decoder], int]
-STEPS = 64  # of the common factor between two widths of the widest block
+STEPS = 64  # steps of the common factor between two neighbouring widths of the widest block
 
 
 def solve_widths(spec: Decoder, wanted: int, cost: Cost) -> Decoder:
-    """`spec` with every feed-forward width multiplied by one factor, so that its cost is the nearest to `wanted`.
+    """Returns `spec` with every feed-forward width multiplied by one factor, so that its cost is nearest to `wanted`.
 
-    Widths that differ keep their ratio up to rounding. Raises SpecError where the spec has no feed-forward width.
+    Different widths keep their ratio up to rounding. Raises SpecError if the spec has no feed-forward width.
     """
     return min(_around(spec, wanted, cost), key=lambda each: abs(cost(each) - wanted))
 
 
 def mix_widths(spec: Decoder, wanted: int, cost: Cost) -> Decoder:
-    """The same, and where that misses by more than TOLERANCE, a second width: the first layers are a step wider."""
+    """Returns `solve_widths`, or if that misses by more than TOLERANCE, a spec of two widths: the first layers are a
+    step wider."""
     low, high = _around(spec, wanted, cost)
     nearest = min(low, high, key=lambda each: abs(cost(each) - wanted))
     if abs(cost(nearest) - wanted) <= TOLERANCE * wanted:
@@ -34,7 +35,7 @@ def mix_widths(spec: Decoder, wanted: int, cost: Cost) -> Decoder:
 
 
 def narrowest(spec: Decoder) -> Decoder:
-    """`spec` with feed-forward widths of one."""
+    """Returns `spec` with the smallest feed-forward widths."""
     return with_widths(spec, 0)
 
 
@@ -54,14 +55,15 @@ def _scaled_layer(layer: Layer, factor: float, narrowest: int) -> Layer:
 
 
 def _scaled(part: Any, factor: float) -> Any:
-    """A part with its feed-forward widths times `factor`."""
+    """Returns a part with its feed-forward widths multiplied by `factor`."""
     if isinstance(part, FeedForward):
         return part.with_width(max(1, round(part.width * factor)))
     return part.map(lambda child: _scaled(child, factor))
 
 
 def _around(spec: Decoder, wanted: int, cost: Cost) -> tuple[Decoder, Decoder]:
-    """Neighbours in width: the widest that costs at most `wanted` (the narrowest there is, if none), and the next."""
+    """Returns two neighbours in width: the widest spec that costs at most `wanted` (or the narrowest of all), and the
+    next wider."""
     widest = max((part.width for part in spec.walk() if isinstance(part, FeedForward)), default=0)
     if not widest:
         raise SpecError("no feed-forward width here that could meet a budget")

@@ -1,4 +1,4 @@
-"""How the structure of one model differs from another's, in sentences: "norms after each block instead of before each
+"""Differences between the structures of two models, in sentences: "norms after each block instead of before each
 block". Numbers of the same field, such as widths, are not structure.
 
 A structure is a table: for each aspect, such as where the norms stand, a phrase for every layer. Phrases are made of
@@ -34,15 +34,15 @@ DETAILS = frozenset(
 )
 BRANCH_NAMES = {"attn": "attention", "ffn": "the feed-forward"}
 PARTS_OF_MODEL = {"tied": "head", "logit_cap": "head", "logits_scaling": "head", "streams": "layers"}
-# What an aspect is of, where that has another name.
+# Aspect -> `detail` of its differences, where the names differ.
 DETAIL_NAMES = {"position": "rope", "scaling": "rope", "activation": "act", "placement": "norm"}
-MAX_PERIOD = 12  # layers after which a pattern is said to repeat
-MIN_SHARE = 0.1  # of the layers: what differs by less is a size
+MAX_PERIOD = 12  # longest period of a layer pattern, in layers
+MIN_SHARE = 0.1  # share of the layers: a smaller difference is a difference in size
 
 
 class Difference(NamedTuple):
     """A sentence, and the part of a model that it is about: attn, ffn, norm, layers, embedding or head. `detail` names
-    what of that part: rope, reach, router, act, ..., or a field."""
+    the property of that part: rope, reach, router, act, ..., or a field."""
 
     part: str
     sentence: str
@@ -131,7 +131,7 @@ class Aspect(NamedTuple):
 
 
 def structure_differences(model: Decoder, other: Decoder) -> list[Difference]:
-    """What `model` has in another way than `other`, each a sentence about `model`."""
+    """Returns the differences in structure of `model` from `other`, each as a sentence about `model`."""
     mine, theirs = structure(model), structure(other)
     fields = {name for node in model.walk() for name in field_names(type(node))}
     found: dict[str, Difference] = {}  # by sentence: blocks of two parts may say the same
@@ -156,7 +156,7 @@ def structure(spec: Decoder) -> dict[tuple[str, str], Aspect]:
 
 
 def _sentence(mine: Aspect, theirs: Aspect | None) -> str:
-    """What the aspect says of this model; "" where it is alike in the other."""
+    """Returns the sentence of an aspect about this model; "" if the other model is alike."""
     if theirs is None:
         return mine.statement(mine.shares)
     x, y = mine.shares, theirs.shares
@@ -251,7 +251,7 @@ def _mixer(layer: Layer) -> Phrase | None:
 
 
 def _keeps_a_state(layer: Layer) -> bool:
-    """Whether a layer keeps a state and no tokens, neither its own nor another's."""
+    """Whether a layer keeps a state and no tokens, neither its own nor those of another layer."""
     return not layer.cache_spec().per_token and not layer.takes()
 
 

@@ -25,13 +25,14 @@ from zoo.model.decoder import Decoder
 from zoo.registry import Spec
 from zoo.swaps.rebuild import BlockCall, aliased_kinds, dropped_features, field_names, rebuild
 
-MAX_CHARACTERS = 120  # of a swap that an error repeats
+MAX_CHARACTERS = 120  # of a swap in an error message
 SOME_LAYERS = re.compile(r"(?P<swap>.*?\S)\s+(?P<others>except\s+)?every\s+(?P<every>\d{1,9})\s*", re.DOTALL)
 CONSTANTS = {"none": None, "true": True, "false": False}
 
 
 def apply_swaps(spec: Decoder, texts: Sequence[str]) -> tuple[Decoder, list[str]]:
-    """Every swap in turn -> the new spec, and the features that were dropped, each once. Raises as `apply_swap`."""
+    """Applies swaps in turn. Returns the new spec, and the features that were dropped, each once. Raises the errors of
+    `apply_swap`."""
     dropped: dict[str, None] = {}
     for text in texts:
         spec, features = apply_swap(spec, text)
@@ -40,10 +41,10 @@ def apply_swaps(spec: Decoder, texts: Sequence[str]) -> tuple[Decoder, list[str]
 
 
 def apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
-    """One swap -> the new spec, and the features that were dropped: "sinks", "window 128", "biases", ...
+    """Applies one swap. Returns the new spec, and the features that were dropped: "sinks", "window 128", "biases", ...
 
-    The spec is returned unchanged where it already is what the swap asks for. Raises UsageError for a swap that cannot
-    be parsed or names blocks that the model does not have, SpecError where the new fields describe no model.
+    The spec is returned unchanged if it already has the swap's blocks. Raises UsageError for a swap that cannot be
+    parsed or names blocks that the model does not have. Raises SpecError if the new fields describe no valid model.
     """
     dropped: dict[str, None] = {}
     try:
@@ -89,15 +90,15 @@ def _move_norms(spec: Decoder, placement: str, which: Collection[int] | None) ->
 
 
 def _change(spec: Any, chosen: Callable[[Spec], bool], change: Callable[[Any], Spec]) -> Any:
-    """`spec` with its outermost chosen specs changed."""
+    """Returns `spec` with its outermost chosen specs changed."""
     return change(spec) if chosen(spec) else spec.map(lambda child: _change(child, chosen, change))
 
 
-# Which blocks a swap changes.
+# The blocks that a swap changes.
 
 
 def _blocks_of_kind(spec: Decoder, call: BlockCall) -> Callable[[Spec], bool]:
-    """Every block of the kind; for an alias, the GQAs of that form or, where there are none, every GQA."""
+    """Chooses every block of the kind; for an alias, the GQAs of that form or, if there are none, every GQA."""
     kind = call.kind
     if not any(isinstance(node, kind) for node in spec.walk()):
         present = sorted({type(node).__name__ for node in spec.walk()} & Spec.kinds.keys())
@@ -113,7 +114,7 @@ def _blocks_of_kind(spec: Decoder, call: BlockCall) -> Callable[[Spec], bool]:
 
 
 def _blocks_of_role(spec: Decoder, role: str, call: BlockCall) -> Callable[[Spec], bool]:
-    """Every block of the role, which must suit the kind that replaces it."""
+    """Chooses every block of the role. The kind that replaces them must have the same role."""
     known = {kind.role for kind in Spec.kinds.values() if kind.role}
     if role not in known:
         raise unknown("role", role, known)
@@ -134,7 +135,7 @@ def _roles(spec: Decoder) -> set[str]:
 
 
 def _parse_layers(text: str, layers: int) -> tuple[str, frozenset[int] | None]:
-    """A swap without the words that choose layers, and the layers that they choose; None is the whole model."""
+    """Returns a swap without the words that choose layers, and the chosen layers; None: the whole model."""
     found = SOME_LAYERS.fullmatch(text)
     if not found:
         return text, None
@@ -148,7 +149,7 @@ def _parse_layers(text: str, layers: int) -> tuple[str, frozenset[int] | None]:
 
 
 def _parse_swap(text: str) -> tuple[str, BlockCall | str]:
-    """The role ("" without one), and the block; after norm=, a placement is a string."""
+    """Returns the role ("" if none is given), and the block; after norm=, a placement is a string."""
     match = re.fullmatch(r"\s*(?:(\w+)\s*=)?\s*(.*?)\s*", text, re.DOTALL)
     assert match is not None
     role, block = match[1] or "", match[2]
@@ -169,7 +170,8 @@ def _parse_swap(text: str) -> tuple[str, BlockCall | str]:
 
 
 def _value(node: ast.expr) -> Any:
-    """A number, true, false, none, a block (its name starts with a capital), a word, or several of them."""
+    """Returns the value of an expression: a number, true, false, none, a block (its name starts with a capital), a
+    word, or several of them."""
     match node:
         case ast.Constant(value=int() | float() | str() | None as value):
             return value

@@ -19,7 +19,7 @@ WINDOWS_IN_CONTEXT = 8  # a window is at least context / 8
 ENTRIES_IN_CONTEXT = 16  # blocks that are compressed to an entry, at least
 MAX_WIDTH = 1.5  # heads * head_dim / dim: wider attention leaves a small model too little feed-forward
 MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 256
-MIN_INDEX_HEADS = 16  # one in 2^heads tokens has scores of zero alone, of relu, and any choice is as good
+MIN_INDEX_HEADS = 16  # after relu, one in 2^heads tokens has only zero scores, so that its choice is arbitrary
 USUAL_HEAD_DIM = 12  # narrower heads learn recall late or not at all, and take attention kernels as long as wide ones
 MIN_THETA = 10.0
 Fields = dict[str, Any]
@@ -27,8 +27,8 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Proportions:
-    """Gives layers of the published `full` their small form, for width `dim`, a trained context of `context` and
-    `vocab` tokens."""
+    """Scales layers of the published model `full` down to width `dim`, a trained context of `context` tokens and a
+    vocabulary of `vocab` tokens."""
 
     full: Decoder
     dim: int
@@ -36,7 +36,7 @@ class Proportions:
     vocab: int
 
     def apply(self, spec: Decoder) -> Decoder:
-        """`spec`, made of layers of `full`, at this width and context."""
+        """Returns `spec`, made of layers of `full`, at this width and context."""
         small = {layer: self._scale(layer) for layer in dict.fromkeys(spec.layers)}
         layers = tuple(small[layer] for layer in spec.layers)
         embed_scale = self.dim**0.5 if self.full.embed_scale == self.full.dim**0.5 else self.full.embed_scale
@@ -165,7 +165,7 @@ class Proportions:
     def theta(self, rope: Any) -> float:
         """The base, in proportion to the tokens that the layers of this RoPE attend to; three digits.
 
-        The longest wavelength keeps its ratio to them. Before its stretching, a model attended to fewer tokens.
+        The longest wavelength keeps its ratio to them. Before its context was extended, a model attended to fewer.
         """
         windows = self._windows.get(rope, {None})
         if None in windows:
@@ -179,7 +179,8 @@ class Proportions:
 
     @cached_property
     def _windows(self) -> dict[Spec, set[Any]]:
-        """RoPE -> the windows of the layers that rotate by it, None for a layer that sees beyond one or has none."""
+        """RoPE -> the windows of the layers that use it. None stands for a layer without a window, or one that sees
+        beyond it."""
         found: dict[Spec, set[Any]] = {}
         for layer in dict.fromkeys(self.full.layers):
             for part in layer.walk():
@@ -189,10 +190,10 @@ class Proportions:
 
 
 def grouped_heads(held: Fields, full_dim: int, dim: int) -> Fields:
-    """heads, kv_heads and head_dim at width `dim`, in the ratios that they have at `full_dim`.
+    """Returns heads, kv_heads and head_dim at width `dim`, in the ratios that they have at `full_dim`.
 
-    One KV head stays one, and several stay several where that leaves a head_dim of USUAL_HEAD_DIM; of those numbers,
-    the one whose head_dim is nearest to `head_width(dim)`. heads * head_dim == dim stays so where `dim` divides.
+    One KV head stays one. Several stay several if head_dim is then at least USUAL_HEAD_DIM. The number of heads is the
+    one whose head_dim is nearest to `head_width(dim)`. heads * head_dim == dim stays true where `dim` is divisible.
     """
     heads, kv_heads, head_dim = held["heads"], held["kv_heads"], held["head_dim"]
     square = heads * head_dim == full_dim
@@ -222,7 +223,7 @@ def _groups(block: Any, heads: int) -> int:
 
 
 def head_width(dim: int) -> int:
-    """A usual head_dim for a model of this width: the power of two nearest to 2 * sqrt(dim), from 8 to 128."""
+    """Returns a usual head_dim for a model of this width: the power of two nearest to 2 * sqrt(dim), from 8 to 128."""
     return int(2 ** min(max(round(log2(2 * dim**0.5)), 3), 7))
 
 
@@ -231,8 +232,8 @@ def _with_scale(held: Fields, new: Fields) -> Fields:
 
 
 def score_scale(held: Fields, new: Fields) -> float:
-    """The scale of the scores for the head widths in `new`: an integer ** -0.5, in the ratio to the width that it has
-    in `held`. YaRN's gain on it goes with YaRN."""
+    """Returns the scale of the scores for the head widths in `new`: an integer ** -0.5, with the ratio to the width
+    that it has in `held`. YaRN's gain is dropped together with YaRN."""
     before, after = (sum(f.get(name, 0) for name in ("head_dim", "nope_dim", "rope_dim")) for f in (held, held | new))
     stretched = isinstance(getattr(held.get("rope"), "scaling", None), YarnScaling)
     ratio = 1.0 if stretched else held["scale"] ** -2 / before

@@ -1,4 +1,4 @@
-"""Building a block from a few of its fields in the place of another, and naming the features that this drops."""
+"""Builds a block from a few of its fields in the place of another, and names the features that this drops."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -31,22 +31,22 @@ class BlockCall(NamedTuple):
 
     @property
     def alias(self) -> Alias | None:
-        """The alias that the name is, if it is one."""
+        """The alias of this name, if there is one."""
         kind = aliased_kinds().get(self.name)
         return kind.aliases[self.name] if kind else None
 
 
 def aliased_kinds() -> dict[str, type[Spec]]:
-    """Alias -> the kind that it is a form of, which is not one derived from it."""
+    """Returns the kind that each alias is a form of: the kind that defines the alias, not one derived from it."""
     return {name: kind for kind in Spec.kinds.values() for name in vars(kind).get("aliases", ())}
 
 
 def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_kind: bool = False) -> Spec:
-    """The block that `call` describes, in the place of `old`. Fields that it does not give come from `old`, then from
-    the first block of the same kind in `around`, then from the kind's defaults; those without a default from the first
-    block of the same role that has them. `keeps_kind`: an `old` of a kind derived from the call's stays one.
+    """Returns the block that `call` describes, in the place of `old`. Missing fields come from `old`, then from the
+    first block of the same kind in `around`, then from the kind's defaults. Fields without a default come from the
+    first block of the same role that has them. `keeps_kind`: an `old` of a kind derived from the call's keeps its kind.
 
-    Raises UsageError for fields that are unknown or missing, SpecError where they contradict each other.
+    Raises UsageError for fields that are unknown or missing, SpecError if they contradict each other.
     """
     kind = type(old) if old and keeps_kind and isinstance(old, call.kind) else call.kind
     near = (*((old,) if old else ()), *around)
@@ -78,8 +78,9 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_k
 
 
 def _give_to_parts(call: BlockCall, values: Values, near: tuple[Spec, ...]) -> None:
-    """Set in `values` the fields that belong to the kind's parts: k of a router, hidden of an expert. A part that is
-    not there yet becomes the kind that takes most of the fields. Raises UsageError for a field that no part takes."""
+    """Sets in `values` the fields that belong to the kind's parts: k of a router, hidden of an expert. A part that does
+    not exist yet becomes the kind that accepts most of the fields. Raises UsageError for a field that no part accepts.
+    """
     given = {name: value for name, value in call.given.items() if name not in field_names(call.kind)}
     for name, kinds in _parts(call.kind).items():
         held = values.get(name)
@@ -94,7 +95,7 @@ def _give_to_parts(call: BlockCall, values: Values, near: tuple[Spec, ...]) -> N
 
 
 def _apply_alias(call: BlockCall, values: Values) -> None:
-    """Give `values` the form that an alias stands for."""
+    """Sets in `values` the fields of the form that the alias stands for."""
     if call.alias is None:
         return
     for name, example in call.alias.needs.items():
@@ -104,7 +105,7 @@ def _apply_alias(call: BlockCall, values: Values) -> None:
         if name in call.given:
             kind = call.kind.__name__
             raise UsageError(f"{call.name} sets {name} itself; for another number write {kind}({name}=...)")
-        with suppress(KeyError):  # of a field that is missing: the caller says so
+        with suppress(KeyError):  # a field is missing: the caller raises the error
             values[name] = value(values)
 
 
@@ -122,7 +123,7 @@ def _unknown_field(name: str, kind: type[Spec], field: str) -> UsageError:
 
 
 def _example(kinds: tuple[type[Spec], ...] | None) -> str:
-    """A value to show for a missing field: for a part, the first kind it may be."""
+    """Returns an example value for a missing field: for a part, the first kind that it may be."""
     return next((f"{name}(...)" for name, kind in Spec.kinds.items() if kinds and issubclass(kind, kinds)), "...")
 
 
@@ -142,18 +143,18 @@ def dropped_features(old: Spec, new: Spec) -> Iterator[str]:
 
 
 def field_names(kind: type[Spec]) -> list[str]:
-    """The fields that a kind is constructed from."""
+    """Returns the fields that a kind is constructed from."""
     return [field.name for field in fields(kind)]
 
 
 def required_fields(kind: type[Spec]) -> set[str]:
-    """The fields without a default."""
+    """Returns the fields without a default."""
     return {each.name for each in fields(kind) if each.default is each.default_factory is MISSING}
 
 
 @cache
 def _parts(kind: type[Spec]) -> dict[str, tuple[type[Spec], ...]]:
-    """The required fields of a kind that hold one block, and the kinds that each may hold."""
+    """Returns the required fields of a kind that hold one block, with the kinds that each may hold."""
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name in required_fields(kind)}
     kinds = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
     return {name: of for name, of in kinds.items() if all(isinstance(t, type) and issubclass(t, Spec) for t in of)}

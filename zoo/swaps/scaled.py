@@ -1,7 +1,7 @@
-"""Scaled models: the equal-budget small form of a published model, to train it beside others.
+"""Scaled models: small forms of published models with equal budgets, to train them beside each other.
 
-Every model has the same depth, about the same width and, through its feed-forward, the same budget. What makes it its
-kind stays in proportion: the layer pattern, heads, latents, windows, RoPE's base (zoo.swaps.proportions).
+Every model has the same depth, about the same width and, through its feed-forward, the same budget. Its characteristic
+sizes keep their proportions: the layer pattern, heads, latents, windows, RoPE's base (zoo.swaps.proportions).
 """
 
 from collections.abc import Callable, Iterator
@@ -19,14 +19,14 @@ from zoo.units import format_count
 Match = Literal["params", "active", "flops", "kv"]
 UNITS: dict[str, str] = {"params": "parameters", "active": "active parameters", "flops": "FLOPs per token"}
 UNITS |= {"kv": "bytes of KV cache"}
-DEPTH = 6  # holds five local layers and a full one; larger models have a multiple
+DEPTH = 6  # five local layers and a full one; larger models have a multiple of it
 MAX_WIDTH_PER_LAYER = 64  # dim / layers, as in GPT-2 small
 MIN_DIM = 8
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A figure that was to be met: `unit` in words, what was `wanted`, and what the spec has."""
+    """A target figure: its `unit` in words, the `wanted` value, and the value that the spec has (`met`)."""
 
     unit: str
     wanted: int
@@ -34,17 +34,17 @@ class Budget:
 
     @property
     def gap(self) -> float:
-        """What the spec has beyond `wanted`, relative to it."""
+        """The relative difference of `met` from `wanted`."""
         return self.met / self.wanted - 1
 
     def describe(self) -> str:
-        """One line: both figures and the gap."""
+        """Returns one line: both figures and the gap."""
         return f"{self.met:,} {self.unit}, {self.gap:+.2%} of {self.wanted:,}"
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """A spec and the budgets that it was made to meet: one or, for "kv", the cache and the parameters."""
+    """A spec and its budgets: one or, for "kv", the cache and the parameters."""
 
     spec: Decoder
     match: Match
@@ -56,7 +56,7 @@ class Scaled:
         return abs(self.budgets[-1].met - self.budgets[-1].wanted) <= TOLERANCE * self.budgets[-1].wanted
 
     def describe(self) -> str:
-        """Every budget in a line."""
+        """Returns all budgets in one line."""
         return "; ".join(budget.describe() for budget in self.budgets)
 
 
@@ -70,19 +70,21 @@ def scaled(
     layers: int | None = None,
     reference: Decoder | int | None = None,
 ) -> Scaled:
-    """The small form of a published `spec`, for `vocab` tokens and sequences of `context`.
+    """Returns the small form of a published `spec`, for a vocabulary of `vocab` tokens and sequences of `context`
+    tokens.
 
-    The width is that of a plain decoder of `params` parameters and `layers` layers, 12 * layers * dim**2 + 2 * vocab *
-    dim (Kaplan et al. 2020, section 2.1); None: 6 layers, or the multiple of 6 with dim <= 64 * layers. It moves where
-    the heads do not divide it, where attention would get more than the feed-forward, or where no feed-forward width
-    comes within 1 %. Then the feed-forward width is solved for `params` parameters, as many active ones, or FLOPs.
+    The width is that of a plain decoder with `params` parameters and `layers` layers: 12 * layers * dim**2 +
+    2 * vocab * dim (Kaplan et al. 2020, section 2.1). None: 6 layers, or the multiple of 6 with dim <= 64 * layers.
+    Another width is chosen if the heads do not divide this one or attention would get more than the feed-forward. It is
+    also chosen if no feed-forward width comes within 1 %. The feed-forward width is then solved for `params`
+    parameters, `params` active parameters, or FLOPs.
 
-    `reference`, for "flops" and "kv": a model whose figure is met, or the figure itself: forward FLOPs per token of a
-    sequence of `context`, or cache bytes of `context` tokens in bfloat16. None: that of the plain decoder, whose cache
-    is a quarter of its queries' width. For "kv" the width of KV heads, or the latent's rank, is the nearest to that
-    cache, and the feed-forward then meets `params`.
+    `reference`, for "flops" and "kv": a model whose figure is met, or the figure itself. The figure is forward FLOPs
+    per token of a sequence of `context` tokens, or cache bytes of `context` tokens in bfloat16. None: the figure of the
+    plain decoder, whose cache has a quarter of its queries' width. For "kv", the width of KV heads or the latent's rank
+    gives the nearest cache, and the feed-forward then meets `params`.
 
-    Raises SpecError where the budget is too small for the depth and vocabulary, UsageError for one below 1.
+    Raises SpecError if the budget is too small for the depth and vocabulary, UsageError for a budget below 1.
     """
     _check(params, match, vocab=vocab, context=context, layers=1 if layers is None else layers)
     depth, width = _depth_and_width(params, vocab, layers)
@@ -112,9 +114,9 @@ def resolved(
     match: Match = "params",
     reference: Decoder | int | None = None,
 ) -> Scaled:
-    """A scaled spec that was swapped since, its feed-forward width solved again, for "kv" after its KV heads' width.
+    """Solves the feed-forward width of a scaled spec again after a swap; for "kv", after the width of its KV heads.
 
-    Where one width misses by more than 1 %, the first layers are a step wider. Raises as `scaled`.
+    If one width misses by more than 1 %, the first layers are a step wider. Raises the errors of `scaled`.
     """
     context = spec.context or 1
     _check(params, match)
@@ -128,7 +130,7 @@ def resolved(
 
 @dataclass(frozen=True)
 class _Target:
-    """What is to be met, and of which figure."""
+    """A target: the figure to meet, and its value."""
 
     params: int
     match: Match
@@ -137,34 +139,34 @@ class _Target:
 
     @property
     def solved_for(self) -> tuple[str, int]:
-        """What the feed-forward width is solved for, and the figure."""
+        """The quantity that the feed-forward width is solved for, and its wanted value."""
         return ("flops", self.reference) if self.match == "flops" else (self.match.replace("kv", "params"), self.params)
 
     def cost(self, spec: Decoder) -> int:
-        """The figure that the feed-forward width is solved for."""
+        """Returns the spec's value of the quantity that the feed-forward width is solved for."""
         return _COSTS[self.solved_for[0]](spec, self.context)
 
     def least(self, spec: Decoder) -> int:
-        """Its least, with feed-forward widths of one."""
+        """Returns the least cost, with the smallest feed-forward widths."""
         return self.cost(narrowest(spec))
 
     def affords(self, spec: Decoder) -> bool:
-        """Whether that is within the budget."""
+        """Whether the least cost is within the budget."""
         return self.least(spec) <= self.solved_for[1] * (1 + TOLERANCE)
 
     def leaves_half(self, spec: Decoder) -> bool:
-        """Whether the feed-forward gets at least half of what the layers may cost: else attention starves it."""
+        """Whether the feed-forward gets at least half of the layers' budget. Otherwise attention starves it."""
         narrow = narrowest(spec)
         whole = self.cost(narrow)
         layers = self.cost(replace(narrow, layers=2 * narrow.layers)) - whole
         return layers <= (self.solved_for[1] - (whole - layers)) / 2
 
     def with_cache(self, spec: Decoder) -> Decoder:
-        """`spec`, for "kv" with the width of KV heads or latents that the cache asks for."""
+        """Returns `spec`, for "kv" with the width of KV heads or latents that meets the cache's budget."""
         return _with_cache(spec, self.reference, self.context) if self.match == "kv" else spec
 
     def solve(self, spec: Decoder, widths: Callable[[Decoder, int, Callable[[Decoder], int]], Decoder]) -> Scaled:
-        """`spec` with the feed-forward widths that `widths` finds."""
+        """Returns `spec` with the feed-forward widths that `widths` finds."""
         match, wanted = self.solved_for
         spec = widths(spec, wanted, self.cost)
         met = Budget(UNITS[match], wanted, self.cost(spec))
@@ -174,7 +176,7 @@ class _Target:
         return Scaled(spec, self.match, (cache, met))
 
     def too_small(self, spec: Decoder) -> SpecError:
-        """The error that says the least budget."""
+        """Returns the error that names the least budget."""
         match, wanted = self.solved_for
         least = self.least(spec)
         return SpecError(
@@ -194,7 +196,7 @@ _COSTS: dict[str, Callable[[Decoder, int], int]] = {
 def _reference(
     given: Decoder | int | None, match: Match, params: int, vocab: int, context: int, depth: int, width: int
 ) -> int:
-    """The figure to meet; where none is given, that of the plain decoder."""
+    """Returns the figure to meet: the given one, or that of the plain decoder."""
     if isinstance(given, Decoder):
         return _COSTS[match](given, context)
     if given is not None:
@@ -206,7 +208,7 @@ def _reference(
 
 
 def _depth_and_width(params: int, vocab: int, layers: int | None) -> tuple[int, int]:
-    """Layers and dim of a plain decoder of `params` parameters."""
+    """Returns the number of layers and dim of a plain decoder with `params` parameters."""
     depth, outside = layers or DEPTH, 2 * vocab
     while True:
         width = ((outside**2 + 4 * 12 * depth * params) ** 0.5 - outside) / (2 * 12 * depth)
@@ -217,8 +219,8 @@ def _depth_and_width(params: int, vocab: int, layers: int | None) -> tuple[int, 
 
 
 def _sized(full: Decoder, plan: Decoder, width: int, context: int) -> Iterator[Decoder]:
-    """`plan` at even dims, the best first: an eighth around `width`, then narrower ones. Of each, first those that keep
-    what the heads are, and of those the nearest."""
+    """Yields `plan` at even dims, the best first: dims within an eighth of `width`, then narrower dims. In each group,
+    forms that keep the kind of heads come first, and among these the nearest dim."""
     step = 2 ** max(1, int(log2(width / 32)))
     few = width // 8 // step
     near = sorted((width + i * step for i in range(-few, few + 1)), key=lambda dim: abs(dim - width))
@@ -229,7 +231,8 @@ def _sized(full: Decoder, plan: Decoder, width: int, context: int) -> Iterator[D
 
 
 def _lost(full: Decoder, small: Decoder) -> int:
-    """What the heads are no more: 1 grouped queries (they are multi-query), 2 as wide as the model together."""
+    """Scores the properties of the heads that the small form lost: 1 if grouped queries became multi-query, plus 2 if
+    their total width no longer equals the model's."""
 
     def kept(spec: Decoder) -> tuple[bool, bool]:
         heads: list[Any] = [part for part in spec.walk() if hasattr(part, "kv_heads")]
@@ -240,7 +243,7 @@ def _lost(full: Decoder, small: Decoder) -> int:
 
 
 def _with_cache(spec: Decoder, wanted: int, context: int) -> Decoder:
-    """`spec` with KV heads or latents of the width that makes its cache the nearest to `wanted` bytes."""
+    """Returns `spec` with the width of KV heads or latents that makes its cache nearest to `wanted` bytes."""
 
     def at(factor: float) -> Decoder:
         layers = {layer: _kv_width(layer, factor) for layer in dict.fromkeys(spec.layers)}
@@ -250,13 +253,13 @@ def _with_cache(spec: Decoder, wanted: int, context: int) -> Decoder:
     if not widest:
         raise SpecError("no KV heads and no latents here whose width could meet a cache")
     one, two = (at(factor).kv_bytes(context) for factor in (1, 2))
-    exact = 1 + (wanted - one) / (two - one)  # bytes are linear in the factor, but for rounding
+    exact = 1 + (wanted - one) / (two - one)  # bytes are linear in the factor, up to rounding
     near = [at(max(exact + step / widest, 0)) for step in range(-3, 4)]
     return min(near, key=lambda each: abs(each.kv_bytes(context) - wanted))
 
 
 def _kv_width(part: Any, factor: float) -> Any:
-    """A part with its latent's rank, or the width of its heads, times `factor`."""
+    """Returns a part with its latent's rank, or the width of its heads, multiplied by `factor`."""
     if hasattr(part, "kv_rank"):
         return replace(part, kv_rank=max(1, round(part.kv_rank * factor)))
     if hasattr(part, "kv_heads") or hasattr(part, "o_rank"):

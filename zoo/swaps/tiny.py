@@ -9,8 +9,8 @@ from zoo.blocks.layer import Layer
 from zoo.blocks.rope_scaling import yarn_gain
 from zoo.model.decoder import Decoder
 
-MIN_STEP = 1e-9  # below every time step: passes of one token and of several agree
-# Field name -> largest value, for every kind: one quantity has one name, so that the fields of a new block shrink too.
+MIN_STEP = 1e-9  # below every time step, so that passes of one token and of several agree
+# Field name -> largest value, for every kind. One quantity has one name in all blocks, so a new block shrinks too.
 TOY: dict[str, Any] = {"heads": 4, "kv_heads": 2, "hidden": 96, "window": 16, "chunk": 16, "original": 64, "step": 16}
 TOY |= {"experts": 8, "k": 3, "groups": 4, "keep": 2, "latent": 40, "state": 16, "channels": 64, "width": 24}
 TOY |= {"q_rank": 40, "o_rank": 20, "kv_rank": 32, "nope_dim": 32, "rope_dim": 16, "v_dim": 24}
@@ -18,16 +18,16 @@ TOY |= {"min_step": MIN_STEP}
 TOY |= {"key_heads": 2, "value_heads": 4, "key_dim": 16, "value_dim": 24}
 TOY |= {"limit": 1.0, "cap": 1.0}  # low enough that toy activations reach them
 VOCAB, DIM, CONTEXT = 512, 64, 1024
-LOGIT_CAP = 8.0  # low enough that toy logits feel it, high enough that a toy can be sure of a token
+LOGIT_CAP = 8.0  # low enough to change toy logits, high enough that a toy model can be sure of a token
 LOGITS_SCALING = 1.5  # low enough that toy logits reach 1
 MAX_LAYERS = 12
-WIDE_HEAD = 24  # head_dim where heads * head_dim is not dim: the narrowest of a model; each wider one is 8 wider
+WIDE_HEAD = 24  # head_dim where heads * head_dim is not dim: a model's narrowest heads; each wider kind is 8 wider
 
 
 @cache
 def tiny(spec: Decoder) -> Decoder:
-    """`spec` at toy widths, with as many of its first layers as hold every distinct kind of layer, at least two,
-    and no group twice where they are more than MAX_LAYERS."""
+    """Returns `spec` at toy widths. It keeps the first layers up to the last new kind of layer, at least two. If these
+    are more than MAX_LAYERS, repeated groups are dropped."""
     last = max(map(spec.layers.index, set(spec.layers)))  # of the first layers of each kind
     kept = _without_repeats(spec.layers[: max(last + 1, 2)])
     small = replace(spec, layers=kept, context=CONTEXT).with_vocab(VOCAB)
@@ -42,8 +42,8 @@ def tiny(spec: Decoder) -> Decoder:
 
 
 def _without_repeats(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """The layers without their first group, while they are more than MAX_LAYERS and the next group equals it: in Gemma
-    4 E2B, 15 layers come before the first of another kind."""
+    """Drops the first group of layers, as long as the next group equals it and there are more than MAX_LAYERS layers.
+    In Gemma 4 E2B, 15 layers come before the first of another kind."""
     while len(layers) > MAX_LAYERS:
         sizes = (size for size in range(len(layers) // 2, 0, -1) if layers[:size] == layers[size : 2 * size])
         if (size := next(sizes, 0)) == 0:
@@ -61,8 +61,8 @@ def _widened(layer: Layer, full: Layer, spec: Decoder) -> Layer:
 
 
 def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
-    """`spec` with its sizes cut to TOY. What makes it its kind stays: MHA, MQA, heads * head_dim == dim, and which of
-    the widths of grouped `heads` is the wider."""
+    """Returns `spec` with its sizes limited to TOY. Its characteristic relations stay: MHA, MQA,
+    heads * head_dim == dim, and the order of the widths of grouped `heads`."""
     values: dict[str, Any] = {field.name: getattr(spec, field.name) for field in fields(spec)}
     toy = {**TOY, **spec.toy}
     cut = {name: min(value, toy[name]) for name, value in values.items() if name in toy and value is not None}
@@ -88,7 +88,7 @@ def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
     if scaling and (width := cut.get("rope_dim", cut.get("head_dim"))):
         cut["rope"] = _shrink(values["rope"], dim, heads).at_width(width)
     temperature = values.get("temperature")
-    if temperature and temperature.step == getattr(scaling, "original", None):  # they are one number in a config
+    if temperature and temperature.step == getattr(scaling, "original", None):  # both are one number in a config
         cut["temperature"] = replace(temperature, step=min(temperature.step, TOY["original"]))
     if cut.get("keep") == 1:
         cut["groups"] = min(cut["groups"], 2)  # so that one group has k experts to choose from
@@ -100,8 +100,9 @@ def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
 
 
 def _score_scale(scale: float, before: int, after: int, factor: float) -> float:
-    """The scale of scores at another width of keys, with YaRN's gain for a context `factor` times as long, if it has
-    that. The gain is made of a number of few digits, as in a config: products of roundings differ in the last bit."""
+    """Returns the scale of scores at another width of keys. It includes YaRN's gain for a context `factor` times as
+    long, if there is one. The gain comes from a number with few digits, as in a config, since products of rounded
+    numbers differ in the last bit."""
     gain = (scale * before**0.5) ** 0.5
     if factor > 1:
         gain = yarn_gain(factor, round((gain - 1) / (yarn_gain(factor) - 1), 9))
