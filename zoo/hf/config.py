@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from reprlib import repr as brief
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +30,7 @@ from zoo.model.decoder import Decoder
 from zoo.units import parse_month
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class About:
     """What no tensor proves about an architecture, as its publisher has it; licences may differ between versions.
 
@@ -41,6 +41,7 @@ class About:
 
     title: str
     source: str
+    _: KW_ONLY
     licence: str
     report: str
     came_from: str | None = None
