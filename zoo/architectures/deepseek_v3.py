@@ -111,8 +111,8 @@ _ATTN = attention(**_HEADS, rope=_ROPE, gain=yarn_gain(40))
 _MOE = MoE(256, GLU(2048), GroupedSigmoidTopK(k=8, groups=8, keep=4, scale=2.5), shared=GLU(2048))
 _671B = dict(dim=7168, layers=61, dense=3, attn=_ATTN, hidden=18_432, moe=_MOE, vocab=129_280, context=163_840)
 ABOUT = About(
-    title="DeepSeek-V3",
-    source="DeepSeek-AI 2024",
+    "DeepSeek-V3",
+    "DeepSeek-AI 2024",
     came_from="mixtral",
     licence="DeepSeek Model",
     report="https://arxiv.org/abs/2412.19437",

@@ -75,8 +75,8 @@ _ATTN = sparse_attention(**_HEADS, **_INDEX, rope=_ROPE, gain=yarn_gain(40))
 _MOE = MoE(256, GLU(2048), GroupedSigmoidTopK(k=8, groups=8, keep=4, scale=2.5), shared=GLU(2048))
 _671B = dict(dim=7168, layers=61, dense=3, attn=_ATTN, hidden=18_432, moe=_MOE, vocab=129_280, context=163_840)
 ABOUT = About(
-    title="DeepSeek-V3.2",
-    source="DeepSeek-AI 2025",
+    "DeepSeek-V3.2",
+    "DeepSeek-AI 2025",
     came_from="deepseek-v3",
     licence="MIT",
     report="https://arxiv.org/abs/2512.02556",

@@ -286,8 +286,8 @@ _PRO = _size(
     scale=2.5,
 )
 ABOUT = About(
-    title="DeepSeek-V4",
-    source="DeepSeek-AI 2026",
+    "DeepSeek-V4",
+    "DeepSeek-AI 2026",
     came_from="deepseek-v3-2",
     licence="MIT",
     report="https://huggingface.co/deepseek-ai/DeepSeek-V4-Pro",

@@ -59,8 +59,8 @@ _2B = decoder(**_ALL, dim=2304, layers=26, heads=8, kv_heads=4, head_dim=256, hi
 _9B = decoder(**_ALL, dim=3584, layers=42, heads=16, kv_heads=8, head_dim=256, hidden=14_336, scale=256**-0.5)
 _27B = decoder(**_ALL, dim=4608, layers=46, heads=32, kv_heads=16, head_dim=128, hidden=36_864, scale=144**-0.5)
 ABOUT = About(
-    title="Gemma 2",
-    source="Gemma Team 2024",
+    "Gemma 2",
+    "Gemma Team 2024",
     came_from="llama3",
     licence="Gemma Terms of Use",
     report="https://arxiv.org/abs/2408.00118",

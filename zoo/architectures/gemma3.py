@@ -61,8 +61,8 @@ _4B = dict(_LARGE, dim=2560, layers=34, heads=8, kv_heads=4, hidden=10_240)
 _12B = dict(_LARGE, dim=3840, layers=48, heads=16, kv_heads=8, hidden=15_360)
 _27B = dict(_LARGE, dim=5376, layers=62, heads=32, kv_heads=16, hidden=21_504, head_dim=128, scale=168**-0.5)
 ABOUT = About(
-    title="Gemma 3",
-    source="Gemma Team 2025",
+    "Gemma 3",
+    "Gemma Team 2025",
     came_from="gemma2",
     licence="Gemma Terms of Use",
     report="https://arxiv.org/abs/2503.19786",

@@ -282,8 +282,8 @@ _26B = decoder(
 _12B = decoder(dim=3840, full_layers=every(6, 48), heads=16, kv_heads=8, full_kv_heads=1, hidden=15_360, tied=True)
 NOTE = "the month is not established, and the config is another library's defaults"
 ABOUT = About(
-    title="Gemma 4",
-    source="Google 2026",
+    "Gemma 4",
+    "Google 2026",
     came_from="gemma3",
     licence="Apache-2.0",
     report="https://ai.google.dev/gemma/docs/core",

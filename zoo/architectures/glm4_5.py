@@ -71,8 +71,8 @@ _355B = dict(dim=5120, layers=92, dense=3, hidden=12_288, qk_norm=True, moe=_mix
 _106B = dict(dim=4096, layers=46, dense=1, hidden=10_944, qk_norm=False, moe=_mixture(128, 1408, scale=1.0))
 NOTE = "context from memory"
 ABOUT = About(
-    title="GLM-4.5 and GLM-4.5-Air",
-    source="GLM Team 2025",
+    "GLM-4.5 and GLM-4.5-Air",
+    "GLM Team 2025",
     came_from="deepseek-v3",
     licence="MIT",
     report="https://arxiv.org/abs/2508.06471",

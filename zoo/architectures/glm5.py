@@ -88,8 +88,8 @@ def _glm5(theta, **rest):
 _5 = _glm5(1e6, indexers=[FULL] * 78, context=202_752)
 _52 = _glm5(8e6, indexers=every_fourth(78), context=1_048_576)
 ABOUT = About(
-    title="GLM-5 and GLM-5.2",
-    source="GLM Team 2026",
+    "GLM-5 and GLM-5.2",
+    "GLM Team 2026",
     came_from="deepseek-v3-2",
     licence="MIT",
     report="https://arxiv.org/abs/2602.15763",

@@ -70,8 +70,8 @@ def to_hf(spec: Decoder) -> ConfigFields:
 _124M, _355M = decoder(dim=768, layers=12, heads=12), decoder(dim=1024, layers=24, heads=16)
 _774M, _1_5B = decoder(dim=1280, layers=36, heads=20), decoder(dim=1600, layers=48, heads=25)
 ABOUT = About(
-    title="GPT-2",
-    source="Radford et al. 2019",
+    "GPT-2",
+    "Radford et al. 2019",
     licence="Modified MIT",
     report="https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf",
 )

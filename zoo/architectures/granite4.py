@@ -159,8 +159,8 @@ _TINY = dict(dim=1536, heads=12, kv_heads=4, mamba_heads=48, hidden=512, experts
 _SMALL = dict(dim=4096, heads=32, kv_heads=8, mamba_heads=128, hidden=768, experts=72, k=10, logits_scaling=16.0)
 _size = partial(Size, released="2025-10", note="its multipliers are from memory")
 ABOUT = About(
-    title="Granite 4.0",
-    source="IBM 2025",
+    "Granite 4.0",
+    "IBM 2025",
     came_from="llama3",
     licence="Apache-2.0",
     report="https://www.ibm.com/new/announcements/ibm-granite-4-0-hyper-efficient-high-performance-hybrid-models",

@@ -27,8 +27,8 @@ _16B = dict(dim=2048, layers=27, dense=1, hidden=11_264, vocab=163_840, context=
 _16B |= dict(attn=attention(**_HEADS, heads=16, q_rank=None, rope=RoPE(5e4), gain=1.0))
 _16B |= dict(moe=mixture(experts=64, hidden=1408, k=6, scale=2.446, shared=2))
 ABOUT = About(
-    title="Kimi K2",
-    source="Kimi Team 2025",
+    "Kimi K2",
+    "Kimi Team 2025",
     came_from="deepseek-v3",
     licence="Modified MIT (Moonlight: MIT)",
     report="https://arxiv.org/abs/2507.20534",

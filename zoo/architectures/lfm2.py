@@ -146,8 +146,8 @@ _dense = partial(_released, (2, 5, 8, 10, 12, 14), layers=16)
 _MIXTURE = dict(moe=mixture(1792, experts=32, k=4), dense=2)
 _8B = _released((2, 6, 10, 14, 18, 21), layers=24, dim=2048, heads=32, hidden=7168, **_MIXTURE)
 ABOUT = About(
-    title="LFM2",
-    source="Liquid AI 2025",
+    "LFM2",
+    "Liquid AI 2025",
     came_from="llama3",
     licence="LFM Open License 1.0",
     report="https://arxiv.org/abs/2511.23404",

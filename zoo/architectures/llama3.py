@@ -43,8 +43,8 @@ _70B = dict(dim=8192, layers=80, heads=64, hidden=28_672)
 _1B = dict(dim=2048, layers=16, heads=32, hidden=8192, head_dim=64)
 _3B = dict(dim=3072, layers=28, heads=24, hidden=8192)
 ABOUT = About(
-    title="Llama 3",
-    source="Grattafiori et al. 2024",
+    "Llama 3",
+    "Grattafiori et al. 2024",
     came_from="gpt2",
     licence="Llama 3 Community",
     report="https://arxiv.org/abs/2407.21783",

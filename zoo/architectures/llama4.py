@@ -132,8 +132,8 @@ _SCOUT = dict(_BOTH, experts=16, rope=RoPE(5e5, Llama3Scaling(16, 8192, low=1.0,
 _MAVERICK = dict(_BOTH, experts=128, step=2, rope=RoPE(5e5), qk_norm=False, context=1_048_576)
 _109B, _400B = decoder(**_SCOUT), decoder(**_MAVERICK)
 ABOUT = About(
-    title="Llama 4",
-    source="Meta 2025",
+    "Llama 4",
+    "Meta 2025",
     came_from="llama3",
     licence="Llama 4 Community",
     report="https://ai.meta.com/blog/llama-4-multimodal-intelligence/",

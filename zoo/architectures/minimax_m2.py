@@ -66,8 +66,8 @@ _ATTN = dict(heads=48, kv_heads=8, head_dim=128, rope=RoPE(5e6, fraction=0.5))
 _230B = dict(_ATTN, dim=3072, layers=62, hidden=1536, experts=256, k=8, vocab=200_064, context=196_608)
 NOTE = "read from the config of M2.5"
 ABOUT = About(
-    title="MiniMax-M2",
-    source="MiniMax 2025",
+    "MiniMax-M2",
+    "MiniMax 2025",
     came_from="qwen3",
     licence="Modified MIT",
     report="https://github.com/MiniMax-AI/MiniMax-M2",

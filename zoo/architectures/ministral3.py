@@ -61,8 +61,8 @@ _8B = dict(_BOTH, dim=4096, layers=34, hidden=14_336, rope=_rope(1e6))
 _14B = dict(_BOTH, dim=5120, layers=40, hidden=16_384, rope=_rope(1e9))
 NOTE = "config from memory and the reference's class defaults"
 ABOUT = About(
-    title="Ministral 3",
-    source="Mistral AI 2025",
+    "Ministral 3",
+    "Mistral AI 2025",
     came_from="mistral3",
     licence="Apache-2.0",
     report="https://arxiv.org/abs/2601.08584",

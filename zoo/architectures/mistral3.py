@@ -35,8 +35,8 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 _24B = dict(dim=5120, layers=40, heads=32, hidden=32_768, vocab=131_072, context=131_072)
 ABOUT = About(
-    title="Mistral Small 3.1",
-    source="Mistral AI 2025",
+    "Mistral Small 3.1",
+    "Mistral AI 2025",
     came_from="llama3",
     licence="Apache-2.0",
     report="https://mistral.ai/news/mistral-small-3-1",

@@ -70,8 +70,8 @@ _ATTN = attention(**_HEADS, rope=_ROPE, gain=yarn_gain(128), temperature=LogTemp
 _MOE = MoE(128, GLU(2048), GroupedSoftmaxTopK(k=4, groups=1, keep=1, scale=1.0), shared=GLU(2048))
 _119B = dict(dim=4096, layers=36, dense=0, attn=_ATTN, hidden=12_288, moe=_MOE, vocab=131_072, context=1_048_576)
 ABOUT = About(
-    title="Mistral Small 4",
-    source="Mistral AI 2026",
+    "Mistral Small 4",
+    "Mistral AI 2026",
     came_from="deepseek-v3",
     licence="Apache-2.0",
     report="https://huggingface.co/mistralai/Mistral-Small-4-119B-2603",

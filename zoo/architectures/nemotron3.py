@@ -160,8 +160,8 @@ _SUPER = _released(_88, dim=4096, heads=32, mamba_heads=128, hidden=2688, expert
 _ULTRA = _released(_108, dim=8192, heads=64, mamba_heads=256, hidden=5120, experts=512, router=_TOP_22, latent=2048)
 HUB, RULE = "nvidia/NVIDIA-Nemotron-3-{}-BF16", "without the input embedding"
 ABOUT = About(
-    title="Nemotron 3",
-    source="NVIDIA 2025",
+    "Nemotron 3",
+    "NVIDIA 2025",
     came_from="llama3",
     licence="NVIDIA Open Model",
     report="https://arxiv.org/abs/2512.20856",

@@ -39,8 +39,8 @@ _7B = dict(dim=3584, layers=28, heads=28, kv_heads=4, hidden=18_944)
 _72B = dict(dim=8192, layers=80, heads=64, kv_heads=8, hidden=29_568)
 MEMORY = "its config is from memory; only its number of parameters agrees with a published one"
 ABOUT = About(
-    title="Qwen2.5",
-    source="Yang et al. 2024",
+    "Qwen2.5",
+    "Yang et al. 2024",
     came_from="llama3",
     licence="Apache-2.0 (3B: Qwen Research, 72B: Qwen)",
     report="https://arxiv.org/abs/2412.15115",

@@ -84,8 +84,8 @@ _397B = dict(_LARGE, layers=60, ffn=mixture(1024, 1024, experts=512, k=10))
 _NOTE = "the config is put together from public copies of its sizes and the 27B file; the month is from memory"
 _pieced, _size = partial(Size, released="2026-03", note=_NOTE), partial(Size, released="2026-02")
 ABOUT = About(
-    title="Qwen3.5",
-    source="Qwen Team 2026",
+    "Qwen3.5",
+    "Qwen Team 2026",
     came_from="qwen3-next",
     licence="Apache-2.0",
     report="https://huggingface.co/Qwen/Qwen3.5-27B",

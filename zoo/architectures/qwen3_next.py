@@ -132,8 +132,8 @@ _80B = decoder(
     **dict(rope=RoPE(1e7, fraction=0.25), ffn=mixture(512, 512, experts=512, k=10), vocab=151_936, context=262_144),
 )
 ABOUT = About(
-    title="Qwen3-Next",
-    source="Qwen Team 2025",
+    "Qwen3-Next",
+    "Qwen Team 2025",
     came_from="qwen3",
     licence="Apache-2.0",
     report="https://huggingface.co/Qwen/Qwen3-Next-80B-A3B-Instruct",

@@ -41,8 +41,8 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 _3B = dict(dim=2048, layers=36, heads=16, kv_heads=4, hidden=11_008, vocab=128_256, tied=True, context=65_536)
 ABOUT = About(
-    title="SmolLM3",
-    source="Hugging Face 2025",
+    "SmolLM3",
+    "Hugging Face 2025",
     came_from="llama3",
     licence="Apache-2.0",
     report="https://huggingface.co/blog/smollm3",

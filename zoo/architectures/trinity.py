@@ -112,11 +112,7 @@ _NANO, _MINI = (decoder(**_6B, moe=mixture(128, 8, 256, 2.826)), decoder(**_26B,
 _LARGE = decoder(**_398B, moe=mixture(256, 4, 3072, 2.448))
 NOTE = "route_scale and context from memory"
 ABOUT = About(
-    title="Trinity",
-    source="Arcee AI 2025",
-    came_from="llama3",
-    licence="Apache-2.0",
-    report="https://arxiv.org/abs/2602.17004",
+    "Trinity", "Arcee AI 2025", came_from="llama3", licence="Apache-2.0", report="https://arxiv.org/abs/2602.17004"
 )
 BEST_KNOWN = "trinity-mini-26b"
 SIZES = {

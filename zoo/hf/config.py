@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from reprlib import repr as brief
 from types import MappingProxyType
 from typing import Any
@@ -29,7 +29,7 @@ from zoo.model.decoder import Decoder
 from zoo.units import parse_month
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class About:
     """The publisher's facts about an architecture that no tensor proves; licences may differ between versions.
 
@@ -40,6 +40,7 @@ class About:
 
     title: str
     source: str
+    _: KW_ONLY
     licence: str
     report: str
     came_from: str | None = None
