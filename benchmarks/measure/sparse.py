@@ -21,6 +21,7 @@ from zoo.cli.tables import Row
 from zoo.core.cache import Cache
 from zoo.core.ops.attention import attention
 from zoo.core.ops.indexing import choose_keys, sees
+from zoo.core.ops.latent_attention import sparse_latent_attention
 from zoo.core.ops.linear import per_head
 from zoo.core.ops.sparse_attention import sparse_attention
 from zoo.costs import linear_flops
@@ -126,8 +127,9 @@ class SparseVariants(Comparison):
         parts = module.split_queries(up(q_latent), ctx)
         latent, keys, mask = cache.layers[0].append(ctx, module.compress(x, ctx), module.indexer.keys(x, ctx))
         index = module.indexer(x, q_latent, ctx, keys)
+        kv_up = module.kv_up.weight.unflatten(0, (spec.heads, -1))
         if new == 1:  # the up-projections are folded into the queries; what is left is attention over latents
-            k_up = module.kv_up.weight.unflatten(0, (spec.heads, -1))[:, : spec.nope_dim]
+            k_up = kv_up[:, : spec.nope_dim]
             parts = (torch.cat([per_head(parts[0], k_up.transpose(1, 2)), parts[1]], dim=-1),)
 
         def full(*q: Tensor, mask: Tensor | None = mask) -> Tensor:
@@ -138,7 +140,9 @@ class SparseVariants(Comparison):
         def sparse(*q: Tensor) -> Tensor:
             chosen = choose_keys(index, context - new, mask=mask)
             if new > 1:
-                return cast(Tensor, module.attend_to_chosen(*q, latent, mask, chosen))
+                q_nope, q_rope = q
+                under = partial(module.attend, q_nope, q_rope, latent)
+                return sparse_latent_attention(q_nope, q_rope, latent, kv_up, chosen, mask, module.scale, under)
             return sparse_attention(q[0], latent, chosen, mask, module.scale, spec.kv_rank)
 
         compiled = {

@@ -101,7 +101,7 @@ def test_kernels_are_read_when_the_measurement_ends_however_it_ends(error: type[
 def test_an_unreadable_kernel_setting_is_an_error_before_anything_runs(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "choices.json").write_text("[]", encoding="utf-8")
     monkeypatch.setenv("ZOO_KERNELS", str(tmp_path / "choices.json"))
-    monkeypatch.setattr(kernels, "_active", None)
+    monkeypatch.setattr(kernels, "current", None)
     with pytest.raises(MalformedError, match="not a file of kernels"), recorded(Report(Format.json, None), CPU):
         pytest.fail("it ran")
 
