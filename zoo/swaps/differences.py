@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from zoo.blocks import DenseAndMoE, MoE, NoPE
+from zoo.blocks import DenseAndMoE
 from zoo.blocks.layer import Layer
 from zoo.costs import CacheSpec
 from zoo.facts import Fact
@@ -270,10 +270,10 @@ def _tokens(cache: CacheSpec) -> str:
 
 
 def _position(layer: Layer, spec: Decoder) -> Phrase | None:
-    found = next((node for node in layer.walk() if node.role == "rope"), None)
+    found = layer.position_encoding
     if found is None:
         return None
-    if isinstance(found, NoPE):
+    if not found.encodes:
         return in_words("learned positions" if spec.positions else "no position encoding (NoPE)")
     facts = stated(found)
     return in_words(" ".join(str(facts[key]) for key in ("kind", "fraction") if key in facts))
@@ -290,7 +290,7 @@ def _experts(layer: Layer) -> Phrase | None:
     if layer.ffn is None:
         return None
     nodes = list(layer.ffn.walk())
-    routed = next((node for node in nodes if isinstance(node, MoE)), None)
+    routed = layer.mixture
     if routed is None:
         return in_words("a dense feed-forward")
     experts = _phrase(stated(routed)["experts"])
@@ -303,7 +303,7 @@ def _activation(layer: Layer) -> Phrase | None:
     """What the feed-forward calls itself; of experts, one of them."""
     if layer.ffn is None:
         return None
-    routed = next((node for node in layer.ffn.walk() if isinstance(node, MoE)), None)
+    routed = layer.mixture
     return _kind(routed.expert if routed else layer.ffn.block)
 
 
