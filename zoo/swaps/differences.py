@@ -27,6 +27,8 @@ PLACEMENTS = {
     "none": "nowhere",
     "hyper": "before {} (on a sum of several streams)",
 }
+# Placement -> the one that it amounts to around a block whose first step is a norm of its own.
+NORMED_BY_BLOCK = {"none": "pre", "olmo": "sandwich"}
 # Facts that are numbers or rounding, or that another aspect speaks of.
 DETAILS = frozenset(
     "act chunk compressor context expert fraction gain indexer latent min_step multiplier positions post pre q_norm "
@@ -233,7 +235,14 @@ def _branches(layer: Layer, both: str) -> Phrase:
 def _placement(layer: Layer) -> Phrase:
     """Where the norms stand beside attention and feed-forward; a layer's own inputs are another aspect."""
     branches = {role: branch for role, branch in layer.branches() if role in BRANCH_NAMES}
-    places = {PLACEMENTS.get(each.placement, f"as in {each.formula} for {{}}"): role for role, each in branches.items()}
+    places = {}
+    for role, branch in branches.items():
+        place = (
+            branch.placement
+            if branch.block.input_norm is None
+            else NORMED_BY_BLOCK.get(branch.placement, branch.placement)
+        )
+        places[PLACEMENTS.get(place, f"as in {branch.formula} for {{}}")] = role
     if len(places) == 1:
         return in_words(next(iter(places)).format("each block"))
     return in_words(" and ".join(place.format(BRANCH_NAMES[role]) for place, role in places.items()))

@@ -117,6 +117,12 @@ def test_norms_that_differ_within_a_layer_are_told_apart() -> None:
     ]
 
 
+def test_a_norm_that_a_block_begins_with_stands_before_it() -> None:
+    """Gemma 4 26B's feed-forward of two branches normalises its input itself."""
+    found = structure_differences(zoo.spec("gemma4-26b-a4b"), zoo.spec("gemma3-27b"))
+    assert "norm" not in {each.part for each in found}
+
+
 def test_no_option_of_a_block_that_is_not_there_is_missed() -> None:
     """DeepSeek-V3 has no QK-norm and no sinks to leave out: MLA has no such fields."""
     found = " ".join(sentences("deepseek-v3-671b", "gpt-oss-120b"))
