@@ -1,4 +1,5 @@
-"""The files that a token and a folder go through, traced: `python -m tests.walks` writes them into CONTRIBUTING.md.
+"""The files that a token and a folder go through, traced: `python -m tests.walks` writes them into CONTRIBUTING.md,
+and `--show` prints them.
 
 A walk lists each file in the order in which its first function runs, with the functions that run there first. Each run
 is traced the second time: imports and cached results are not part of it.
@@ -86,5 +87,7 @@ def written(page: str) -> str:
     return re.sub(f"(?<={re.escape(START)}).*(?={re.escape(END)})", lambda _: section(), page, flags=re.DOTALL)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "--show" in sys.argv:
+    print(section(), end="")
+elif __name__ == "__main__":
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
