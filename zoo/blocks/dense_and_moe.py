@@ -34,7 +34,7 @@ class DenseAndMoE(FeedForward):
         return self.dense.width
 
     def with_width(self, width: int) -> Self:
-        """Returns this block with another dense width. The ratio of the routed experts' width to it stays."""
+        """Returns this block with another dense width. The routed experts' relative width stays."""
         routed = max(1, round(width * self.routed.width / self.dense.width))
         return replace(self, dense=self.dense.with_width(width), routed=self.routed.with_width(routed))
 

@@ -53,7 +53,7 @@ class Placement(Composite, abstract=True):
 
     @property
     def reads_x_by(self) -> str | None:
-        """The name of the submodule that reads x: a norm, or the weights of streams. None if the block reads x itself."""
+        """The name of the submodule that reads x: a norm or the stream weights. None if the block reads x itself."""
         norm = self.block.input_norm
         return f"block.{norm}" if norm else None
 

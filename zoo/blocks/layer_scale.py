@@ -13,7 +13,7 @@ __all__ = ["LayerScale"]
 
 @dataclass(frozen=True)
 class LayerScale(Block):
-    """w * x, with one stored scalar w. It is not trained: the reference keeps it as a buffer. A fresh model has w = 1."""
+    """w * x, with one stored scalar w. It is not trained: the reference keeps it as a buffer. A fresh w is 1."""
 
     role = "scale"
 

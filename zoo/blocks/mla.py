@@ -23,8 +23,8 @@ __all__ = ["MLA"]
 
 @dataclass(frozen=True)
 class MLA(Mixer):
-    """The cache keeps, per token, a latent of `kv_rank` elements and a rotary key of `rope_dim` elements, which all heads
-    share.
+    """The cache keeps a latent of `kv_rank` elements and a rotary key of `rope_dim` elements per token. All heads share
+    them.
 
     A head's query and key have `nope_dim` plain elements and `rope_dim` rotary ones; its value is `v_dim` wide.
     Queries are projected through a latent of `q_rank` elements, or directly from x if None. `norm` applies to both

@@ -50,7 +50,7 @@ class MoE(FeedForward):
         return self.expert.width
 
     def with_width(self, width: int) -> Self:
-        """Returns this block with another width of routed experts. The ratio of the shared expert's width to it stays."""
+        """Returns this block with routed experts of another width. The shared expert's relative width stays."""
         shared = self.shared
         if shared is not None:
             shared = shared.with_width(max(1, round(width * shared.width / self.expert.width)))

@@ -24,7 +24,7 @@ class Norm(Block, abstract=True):
 
     eps: float
     role = "norm"
-    means: ClassVar[int] = 0  # means over the axis, so sums over ranks that divide it (0: they cannot)
+    means: ClassVar[int] = 0  # means over the axis: one sum over ranks for each (0: ranks cannot divide it)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         return {}  # no matrix products

@@ -37,7 +37,8 @@ def prepare_forward_at(
     layer_caches: Iterable[LayerCache],
     dtype: torch.dtype = torch.float32,
 ) -> ForwardContext:
-    """The same for tokens at `positions` (t,). A single token over static caches depends on these and not on `past`."""
+    """Returns the context of a forward pass of tokens at `positions` (t,), as in `prepare_forward`. In single-token
+    decode over static caches it depends on `positions` and not on `past`."""
     views: dict[Hashable, CacheView] = {}
     for layer_cache in layer_caches:
         if layer_cache.geometry not in views:

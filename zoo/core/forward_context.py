@@ -137,7 +137,8 @@ class ForwardContext:
     tokens: Tensor | None = None
 
     def collecting(self) -> ForwardContext:
-        """The same context with an empty list and an empty dict for what one layer records and hands on."""
+        """Returns a copy of this context for one layer, with an empty list of routing records and an empty dict for
+        tensors that it gives to later layers. Either stays None if it was None."""
         return ForwardContext(
             self.positions,
             self.tables,
