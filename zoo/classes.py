@@ -11,8 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def add_kind(kinds: dict[str, type[Any]], cls: type[Any]) -> None:
-    """Adds a class to the table `kinds` by its name. A class that is defined anew, as by importlib.reload or in a
-    notebook, takes its own place; raises TypeError where another class has the name."""
+    """Adds a class to the table `kinds` by its name. A redefined class, as after importlib.reload or in a notebook,
+    replaces its old definition. Raises TypeError if another class has the name."""
     known = kinds.setdefault(cls.__name__, cls)
     if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         both = " and ".join(f"{each.__module__}.{each.__qualname__}" for each in (known, cls))
@@ -22,14 +22,14 @@ def add_kind(kinds: dict[str, type[Any]], cls: type[Any]) -> None:
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    """Field name -> its annotation, evaluated."""
+    """Returns field name -> its evaluated annotation."""
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
 @cache
 def field_tests(kind: Any) -> dict[str, Callable[[Any], bool]]:
-    """Field name -> a function that tells whether the field may hold a value."""
+    """Returns field name -> a function that tells whether the field may hold a value."""
     return {name: _test(hint) for name, hint in _hints(kind).items()}
 
 
@@ -40,7 +40,7 @@ def accepts(kind: Any, name: str, value: Any) -> bool:
 
 @cache
 def _test(hint: Any) -> Callable[[Any], bool]:
-    """Tells whether a field annotated `hint` may hold a value. Made once for each annotation: specs are made often."""
+    """Returns the test of values for a field annotated `hint`. It is cached: specs are created often."""
     origin, of = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         options = [_test(option) for option in of]
@@ -53,7 +53,7 @@ def _test(hint: Any) -> Callable[[Any], bool]:
     if hint in (int, float):
         kinds = int if hint is int else (int, float)
         return lambda value: isinstance(value, kinds) and value is not True and 0 < value <= float_info.max
-    allowed: dict[type, bool] = {}  # of an abstract class, isinstance takes several times as long
+    allowed: dict[type, bool] = {}  # cached: isinstance is several times slower for an abstract class
 
     def fits(value: object) -> bool:
         if (kind := type(value)) not in allowed:
@@ -64,7 +64,7 @@ def _test(hint: Any) -> Callable[[Any], bool]:
 
 
 def allowed_values(kind: Any, name: str) -> str:
-    """The values that a field of a kind may hold, for an error message: "a positive integer or None"."""
+    """Returns the values that a field of a kind may hold, for an error message: "a positive integer or None"."""
     return _allowed(_hints(kind)[name])
 
 

@@ -1,4 +1,4 @@
-"""Costs, without torch: what a layer's cache keeps, (query, key) pairs of attention, FLOPs of matrix products.
+"""Costs, without torch: the contents of a layer's cache, (query, key) pairs of attention, FLOPs of matrix products.
 
 One FLOP convention everywhere: 2 per multiply-add, matrix products only (projections, scores, weighted values, router,
 head). Norms, rotations, activations and softmax are not counted, as in Kaplan et al. 2020 (section 2.1) and in torch's
@@ -18,7 +18,7 @@ from zoo.classes import add_kind
 from zoo.errors import SpecError
 
 BLOCK = 256  # queries per block of sliding-window attention: larger blocks waste pairs, smaller ones need more calls
-Breakdown = Mapping[str, int]  # a total by part of the model: "attn", "norm", "routed", ...
+Breakdown = Mapping[str, int]  # part of the model -> its amount: "attn", "norm", "routed", ...
 
 
 def sum_breakdowns(counted: Iterable[tuple[int, Breakdown]]) -> Breakdown:
@@ -44,7 +44,7 @@ class Reach:
     name: ClassVar[str] = ""  # in descriptions, legends and style classes: window
     layer_type: ClassVar[str] = ""  # its name in `layer_types` of a published config.json
     size_field: ClassVar[str] = ""  # its limit's name in a published config.json
-    colours: ClassVar[tuple[str, str]] = ("#6f7f1f", "#a9bb45")  # of a layer in pictures: light theme, dark theme
+    colours: ClassVar[tuple[str, str]] = ("#6f7f1f", "#a9bb45")  # of such a layer in pictures: light theme, dark theme
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -99,7 +99,7 @@ class Reach:
         return seen_tokens(context, self.period, self.limit, self.stride)
 
     def held(self, past: int) -> int:
-        """Tokens of a cache, after `past` tokens, among which the next token's keys are: the first places of a ring."""
+        """The number of cached tokens after `past` tokens that the next token may attend to: a ring's first places."""
         return self.tokens(past if self.period is None else past % self.period)
 
     def tokens(self, context: int) -> int:
@@ -137,7 +137,7 @@ class Reach:
         yield 0, new, 0
 
     def describe(self) -> str:
-        """In words: full, window 512, chunk 8192."""
+        """Returns the reach in words: full, window 512, chunk 8192."""
         return " ".join([self.name, *map(str, self.arguments[1])])
 
     def clause(self) -> str:
@@ -146,7 +146,7 @@ class Reach:
 
 
 def reach_of(kind: str, numbers: Sequence[int]) -> Reach:
-    """The reach of these `arguments`."""
+    """Returns the reach with these `arguments`."""
     return Reach.kinds[kind](*numbers)
 
 
@@ -309,8 +309,8 @@ class CacheSpec:
 
     @property
     def geometry(self) -> tuple[Hashable, ...]:
-        """What the places of tokens in the cache follow from: caches of equal geometry share positions and masks. Only
-        strings and integers, which compiled code looks up."""
+        """The key of the tokens' places in the cache: caches of equal geometry share positions and masks. It holds only
+        strings and integers, which compiled code can look up."""
         kind, numbers = self.reach.arguments
         return kind, *numbers, "entries", *(each.every for each in self.entries)
 

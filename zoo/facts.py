@@ -12,7 +12,7 @@ class Fact(NamedTuple):
 
     `key` names the subject: a field's name, or "kind" for the block itself. `phrase` is a format string that the value
     fills, or the members of a tuple; without one the text is the value with its `unit`. `noun` names the subject
-    without its value: "score cap" for "scores capped at 50". A fact whose text is empty is covered by another one.
+    without its value: "score cap" for "scores capped at 50". A fact with an empty text is covered by another fact.
     """
 
     key: str
@@ -56,7 +56,7 @@ def _structure(value: Any) -> Hashable:
 
 
 def fact_of_field(name: str, value: Any) -> Fact:
-    """The fact about an optional field in use, where its block states none."""
+    """Returns a fact about an optional field in use, for a block that states none about it."""
     noun = name.replace("_", " ")
     if value is None or value is False:
         return Fact(name, phrase=f"no {noun}")

@@ -146,8 +146,8 @@ class Spec(ABC):
         return iter(_kept(self, "_kept_parts", _parts_of))
 
     def resized(self, to: Any) -> dict[str, Any]:
-        """Fields, and their values in the model's small form. `to` has the rules: zoo.swaps.proportions.Proportions.
-        Other fields stay, and specs inside say theirs."""
+        """Returns the changed fields of the model's small form. `to` has the rules: zoo.swaps.proportions.Proportions.
+        Other fields stay, and inner specs return their own."""
         return {}
 
     def map(self, change: Callable[[Spec], Spec], **others: Any) -> Self:
@@ -202,33 +202,33 @@ def field_names(kind: type[Spec]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def stated(spec: Spec) -> Mapping[str, Fact]:
-    """Key -> fact: the facts of a spec, and one for each optional field in use that these do not mention."""
+    """Returns key -> fact: the facts of a spec, and one for each optional field in use that these do not mention."""
     found = {fact.key: fact for fact in spec.facts()}
     used = {name: fact_of_field(name, getattr(spec, name)) for name in fields_in_use(spec) if name not in found}
     return found | used
 
 
 def options(spec: Spec) -> dict[str, Fact]:
-    """Key -> fact, of those that not every spec of this kind states alike: no required field, and not the kind."""
+    """Returns key -> fact for the optional facts of a spec: all except its kind and its required fields."""
     fixed = {"kind", *field_names(type(spec))} - _defaults(type(spec)).keys()
     return {key: fact for key, fact in stated(spec).items() if key not in fixed and str(fact)}
 
 
 def fields_in_use(spec: Spec) -> list[str]:
-    """The optional fields whose value is not the default."""
+    """Returns the optional fields with a value other than the default."""
     return [name for name, default in _defaults(type(spec)).items() if getattr(spec, name) != default]
 
 
 @cache
 def _defaults(kind: type[Spec]) -> dict[str, Any]:
-    """Optional field -> its default."""
+    """Returns optional field -> its default."""
     given = {each.name: each.default for each in fields(kind) if each.default is not MISSING}
     made = {each.name: each.default_factory() for each in fields(kind) if each.default_factory is not MISSING}
     return {name: (given | made)[name] for name in field_names(kind) if name in given or name in made}
 
 
 def is_spec(value: object) -> bool:
-    """Whether `value` is a Spec. isinstance takes several times as long for a class with abstract methods."""
+    """Whether `value` is a Spec. isinstance is several times slower for a class with abstract methods."""
     kind: Any = type(value)
     return _is_kind(kind)
 
@@ -244,7 +244,7 @@ class Block(Spec, abstract=True):
     A subclass defines `params` or `param_breakdown`, and `flops` or `flop_breakdown`: each follows from the other.
     """
 
-    input_norm: ClassVar[str | None] = None  # the name of a norm of its module's own that reads x first
+    input_norm: ClassVar[str | None] = None  # the name of its module's own norm that reads x first
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(abstract=abstract, **kwargs)
@@ -299,25 +299,25 @@ class Mixer(Block, abstract=True):
 
     @abstractmethod
     def resized(self, to: Any) -> dict[str, Any]:
-        """As of every spec; a mixer has widths of its own."""
+        """Returns the changed fields of the small form, as in Spec. Every mixer has widths and defines this."""
 
     @abstractmethod
     def cache_spec(self) -> CacheSpec:
         """Returns the contents of the layer's cache."""
 
     def hands_on(self) -> tuple[Hashable, ...]:
-        """Keys of what the module gives to later layers, with `ctx.hand_on(key, value)`: tuples of strings and
-        integers."""
+        """Returns the keys of the tensors that the module gives to later layers with `ctx.hand_on(key, value)`. Keys
+        are tuples of strings and integers."""
         return ()
 
     def takes(self) -> Mapping[Hashable, str]:
-        """Keys of what the module reads from the nearest earlier layer that hands it on, `ctx.shared[key]`, each with
-        words for it."""
+        """Returns key -> description for each tensor that the module reads from the nearest earlier layer that gives
+        it, as `ctx.shared[key]`."""
         return {}
 
     @property
     def sink_heads(self) -> int:
-        """Query heads whose scores have a learned sink."""
+        """The number of query heads with a learned sink in their scores."""
         return 0
 
     def flop_reach(self, part: str) -> Reach:

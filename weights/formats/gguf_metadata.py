@@ -1,7 +1,7 @@
-"""The metadata that llama.cpp's converter writes for a model, to compare with that of a .gguf file.
+"""The metadata that llama.cpp's converter writes for a model, for comparison with a .gguf file.
 
-FIELDS says which fields of a spec GGUF's keys stand for. What an architecture writes otherwise is in the `gguf_fields`
-of its own file in zoo/architectures. A value of `...` changes nothing in the model: a file may hold any.
+FIELDS maps GGUF's keys to fields of specs. An architecture's deviations are in the `gguf_fields` of its own file in
+zoo/architectures. The value `...` marks a key that does not affect the model: a file may hold any value for it.
 """
 
 from collections.abc import Mapping
@@ -27,19 +27,19 @@ from zoo.registry import Spec
 
 Metadata = dict[str, Any]
 WINDOW = "attention.sliding_window"
-# Keys that a file must have: they tell one preset from another.
+# Keys that a file must have, since they distinguish presets.
 REQUIRED = frozenset(
     "block_count embedding_length feed_forward_length attention.head_count expert_count expert_used_count".split()
 )
-# Keys that no tensor's shape shows: a file that leaves them out takes them from the preset, and that is logged.
+# Keys that tensor shapes do not show. If a file lacks one, the preset's value is used, and that is logged.
 NOTED = frozenset(
     "attn_logit_softcapping final_logit_softcapping residual_scale rope.freq_base rope.freq_base_swa rope.scaling.type "
     "rope.scaling.factor rope.scaling.original_context_length rope.scaling.attn_factor "
     "rope.scaling.yarn_log_multiplier full_attention_interval interleave_moe_layer_step".split()
 )
-PREDICTED = "nextn_predict_layers"  # layers for multi-token prediction, which block_count counts
-GATING = {"softmax": 1, "sigmoid": 2}  # GGUF's numbers of a router's function
-# GGUF's key -> the field or property of the first spec of a kind; None says nothing.
+PREDICTED = "nextn_predict_layers"  # layers for multi-token prediction; block_count includes them
+GATING = {"softmax": 1, "sigmoid": 2}  # GGUF's ids of router functions
+# GGUF's key -> the field or property of the first spec of a kind. A value of None writes no key.
 RECURRENT = "ssm.conv_kernel ssm.state_size ssm.group_count ssm.time_step_rank ssm.inner_size".split()
 FIELDS: dict[type[Spec], dict[str, str]] = {
     MoE: {
@@ -88,8 +88,8 @@ UNROTATED = 1e30  # divides the frequencies of pairs that do not rotate
 
 
 def metadata_of(kind: str, spec: Decoder) -> Metadata:
-    """The metadata of a file of this model, by key. `kind` is GGUF's name of the architecture."""
-    found: Metadata = dict.fromkeys(("context_length", "vocab_size", PREDICTED), ...)  # two change in conversion
+    """Returns the expected metadata of a file of this model, by key. `kind` is GGUF's name of the architecture."""
+    found: Metadata = dict.fromkeys(("context_length", "vocab_size", PREDICTED), ...)  # conversion changes two of them
     found |= {"block_count": len(spec.layers), "embedding_length": spec.dim, "embedding_scale": spec.embed_scale}
     found |= {"final_logit_softcapping": spec.logit_cap, "logit_scale": spec.logits_scaling}
     found |= dict.fromkeys(("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"), spec.norm.eps)
@@ -105,19 +105,19 @@ def metadata_of(kind: str, spec: Decoder) -> Metadata:
 
 
 def spec_differences(kind: str, metadata: Mapping[str, Any], spec: Decoder) -> list[str]:
-    """Where a file and a spec differ: in a required key, or in another key that the file has."""
+    """Returns a line for each difference between a file and a spec, in required keys and in the file's other keys."""
     found = []
     for key, expected in metadata_of(kind, spec).items():
         value = metadata.get(key, _implied(metadata, key, None if key in REQUIRED else expected))
         if key == WINDOW and isinstance(value, int) and value >= (spec.context or value + 1):
-            value = 0  # it hides no token of the context
+            value = 0  # the window hides no token of the context
         if not _equal(value, expected, len(spec.layers)):
             found.append(f"{key} {value} instead of {expected}")
     return found
 
 
 def _equal(value: Any, expected: Any, layers: int) -> bool:
-    """Whether a file's value is the expected one. Of values by layer, one may stand for all layers that have any."""
+    """Whether a file's value is the expected one. A single value may stand for all layers with a non-zero value."""
     if isinstance(expected, float) and isinstance(value, int | float):
         return isclose(value, expected, rel_tol=1e-6)  # files hold float32
     if isinstance(expected, list) and isinstance(value, int):
@@ -126,8 +126,8 @@ def _equal(value: Any, expected: Any, layers: int) -> bool:
 
 
 def rope_factors(spec: Decoder) -> dict[str, Tensor]:
-    """Name of a tensor -> (rotated / 2,) the divisors of the rotary frequencies in llama.cpp; none where it computes
-    the scaling itself."""
+    """Returns tensor name -> divisors (rotated / 2,) of the rotary frequencies in llama.cpp. The result is empty if
+    llama.cpp computes the scaling itself."""
     if scaling := first(spec, LongRoPE):
         return {ROPE_SHORT: torch.tensor(scaling.short), ROPE_LONG: torch.tensor(scaling.long)}
     for attn in _attentions(spec):
@@ -142,7 +142,7 @@ def rope_factors(spec: Decoder) -> dict[str, Tensor]:
 
 
 def _feed_forward(spec: Decoder) -> Metadata:
-    """The widths of dense feed-forwards, those beside experts included, and the fields of the first mixture."""
+    """Returns the widths of dense feed-forwards, also those beside experts, and the fields of the first mixture."""
     ffns = [(layer.feed_forward, layer.mixture) for layer in spec.layers]
     widths = [0 if ffn is None or ffn is moe else ffn.width for ffn, moe in ffns]  # type: ignore[attr-defined]
     found: Metadata = {"feed_forward_length": _by_layer(widths) if any(widths) else ...}
@@ -158,17 +158,17 @@ def _feed_forward(spec: Decoder) -> Metadata:
 
 
 def _by_layer(values: list[int]) -> int | list[int]:
-    """One value where it is that of all layers."""
+    """Returns a single value if all layers have the same one, else the list of values by layer."""
     return values if len(set(values)) > 1 else values[0]
 
 
 def _attentions(spec: Decoder) -> list[GQA]:
-    """The distinct kinds of grouped-query attention, in the order of layers."""
+    """Returns the distinct grouped-query attention specs, in layer order."""
     return list(dict.fromkeys(layer.mixer for layer in spec.layers if isinstance(layer.mixer, GQA)))
 
 
 def _attention(spec: Decoder) -> Metadata:
-    """The fields of attention without a window, and of attention with one where they differ."""
+    """Returns the fields of attention without a window, and the differing fields of attention with one."""
     if latent := first(spec, MLA):
         return _latent_attention(latent, spec)
     if not (attns := _attentions(spec)):
@@ -188,8 +188,8 @@ def _attention(spec: Decoder) -> Metadata:
 
 
 def _latent_attention(attn: MLA, spec: Decoder) -> Metadata:
-    """Keys and values of the cached latents are as wide as those are; one head of them serves all. DeepSeek's gain on
-    the scores is the square of 1 + multiplier * ln(factor)."""
+    """Returns the fields of latent attention. Keys and values are as wide as their parts of the cached latents, and
+    all heads share one head of them. DeepSeek's gain on the scores is the square of 1 + multiplier * ln(factor)."""
     found: Metadata = {"attention.head_count_kv": _kv_heads(spec), **_rotation(attn.rope, attn.rope_dim)}
     found["attention.key_length"] = attn.kv_rank + attn.rope_dim
     found["attention.key_length_mla"] = attn.nope_dim + attn.rope_dim
@@ -200,19 +200,19 @@ def _latent_attention(attn: MLA, spec: Decoder) -> Metadata:
 
 
 def _kv_heads(spec: Decoder) -> int | list[int]:
-    """KV heads layer by layer, 0 in layers that keep no keys."""
+    """Returns the number of KV heads by layer, 0 in layers that keep no keys."""
     mixers = (layer.mixer for layer in spec.layers)
     return _by_layer([getattr(each, "kv_heads", int(bool(each and each.cache_spec().per_token))) for each in mixers])
 
 
 def _rotation(rope: Any, width: int) -> Metadata:
-    """The fields of the position encoding of heads of this width."""
+    """Returns the fields of the position encoding for heads of this width."""
     count, base = (rope.rotated(width), rope.theta) if rope.encodes else (..., ...)
     return {"rope.dimension_count": count, "rope.freq_base": base}
 
 
 def _implied(metadata: Mapping[str, Any], key: str, default: Any) -> Any:
-    """The value of an absent key."""
+    """Returns the value that an absent key implies."""
     heads, dim = metadata.get("attention.head_count"), metadata.get("embedding_length")
     if key == WINDOW:
         return 0

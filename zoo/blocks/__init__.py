@@ -1,6 +1,6 @@
 """The blocks, one file each: a public frozen spec and the private module that it builds.
 
-The folder is scanned: the specs of a new file are in `Spec.kinds`, hence on the command line, without an edit here.
+The folder is scanned: the specs of a new file enter `Spec.kinds` and the command line without an edit here.
 """
 
 from importlib import import_module

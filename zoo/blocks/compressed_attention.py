@@ -25,14 +25,15 @@ __all__ = ["CompressedAttention"]
 
 @dataclass(frozen=True)
 class CompressedAttention(Mixer):
-    """`heads` queries share one key of `head_dim`, which is the value too. A token sees the last `window` tokens,
-    itself included, and the entries of a `compressor`, all in one softmax. HCA has one entry for many tokens and sees
-    them all; CSA has one for few, and sees those that an indexer chooses.
+    """`heads` query heads share one key of `head_dim`, which is also the value. A token sees the last `window` tokens,
+    itself included, and the entries of a `compressor`, all in one softmax. HCA has one entry for many tokens, and a
+    token sees all entries. CSA has one entry for few tokens, and a token sees those that an indexer chooses.
 
-    Queries are projected through a latent of `q_rank` under `norm`, and each head then has `q_norm`. Keys have `norm`.
-    The last `rope_dim` elements of queries and keys are rotated. So are those of values, hence the output is rotated
-    back by its own position: what a token contributes depends on its distance. Each head has a sink. The output of each
-    of `groups` groups of heads is projected to `o_rank` elements, and all of these to the model's width.
+    Queries are projected through a latent of `q_rank` elements, normalised by `norm`; each query head is normalised by
+    `q_norm`, and keys by `norm`. The last `rope_dim` elements of queries and keys are rotated, and so are those of
+    values. The output is therefore rotated back by its own position: a token's contribution depends on its distance.
+    Each head has a sink. The output of each of `groups` groups of heads is projected to `o_rank` elements, and all
+    groups together to the model's width.
     """
 
     heads: int
@@ -72,14 +73,14 @@ class CompressedAttention(Mixer):
 
     @property
     def index_nope_dim(self) -> int:
-        """The same of an index head."""
+        """Elements of an index head that are not rotated."""
         assert self.compressor is not None
         assert self.compressor.indexer is not None
         return self.compressor.indexer.head_dim - self.rope_dim
 
     @property
     def group_dim(self) -> int:
-        """Elements of the heads of a group."""
+        """Elements of all heads of a group."""
         return self.heads * self.head_dim // self.groups
 
     @property
@@ -88,7 +89,7 @@ class CompressedAttention(Mixer):
         return self.compressor.indexer.k if self.compressor and self.compressor.indexer else None
 
     def _projections(self, dim: int) -> list[tuple[int, int]]:
-        """(inputs, outputs) of the projections of queries, keys and the output; a group's inputs are its own."""
+        """Returns (inputs, outputs) of the query, key and output projections. Each group has its own inputs."""
         queries = [(dim, self.q_rank), (self.q_rank, self.heads * self.head_dim)]
         return [
             *queries,
@@ -131,7 +132,7 @@ class CompressedAttention(Mixer):
         )
 
     def cuts(self) -> Cuts:
-        """The one key, the compressor and the indexer are whole in every rank."""
+        """Every rank holds the whole key projection, compressor and indexer."""
         heads, groups = self.cut("heads"), self.cut("groups")
         return {"q.up": heads, "sinks": heads, "o_groups": groups, "o": self.cut("groups", 1)}
 
@@ -173,7 +174,7 @@ class CompressedAttention(Mixer):
 
 
 class _CompressedAttention(nn.Module):
-    residual_outputs = ("o",)  # matrices whose products are the output
+    residual_outputs = ("o",)  # matrices whose products are the block's output
 
     def __init__(self, spec: CompressedAttention, dim: int) -> None:
         super().__init__()
@@ -229,7 +230,7 @@ class _CompressedAttention(nn.Module):
 
 
 class _GroupedLinear(nn.Module):
-    """A linear map of its own for each group of heads, their outputs side by side."""
+    """A separate linear map for each group of heads, with concatenated outputs."""
 
     def __init__(self, groups: int, fan_in: int, fan_out: int) -> None:
         super().__init__()

@@ -24,13 +24,13 @@ __all__ = ["Compressor", "EntryIndexer"]
 
 @dataclass(frozen=True)
 class _BlockStarts(Spec):
-    """The table of `rope` at the first positions of the blocks of `every` tokens that a pass touches."""
+    """The table of `rope` for the blocks of `every` tokens that a pass touches, at the first position of each block."""
 
     rope: Position
     every: int
 
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
-        """Positions (t,) of tokens in a row -> the table of `rope` for `blocks_of` them."""
+        """Consecutive positions (t,) -> the table of `rope` for their `blocks_of`."""
         return self.rope.table(blocks_of(positions, self.every) * self.every, width, dtype)
 
     def check_width(self, width: int) -> None:
@@ -42,13 +42,13 @@ class _BlockStarts(Spec):
 
 @dataclass(frozen=True)
 class EntryIndexer(Spec):
-    """Chooses the `k` entries that score highest for a token, as the Indexer of DeepSeek-V3.2 chooses among tokens:
+    """Chooses the `k` entries with the highest scores for a token, as the Indexer of DeepSeek-V3.2 chooses tokens:
 
         score(t, e) = sum over heads of weight(t, head) * relu(query(t, head) . key(e))
 
-    in float32. All `heads` share one key per entry, `head_dim` wide, from a compressor of its own. Queries are
-    projected from attention's latent of queries, weights from x. The last elements carry attention's rotary encoding.
-    The choice passes no gradient on, and the parameters ask for none.
+    in float32. All `heads` share one key per entry, `head_dim` wide, from the indexer's own compressor. Queries are
+    projected from attention's query latent, and weights from x. The last elements carry attention's rotary encoding.
+    No gradient passes through the choice, and the parameters require none.
     """
 
     heads: int
@@ -56,7 +56,7 @@ class EntryIndexer(Spec):
     k: int
 
     role = "indexer"
-    toy: ClassVar = {"heads": 16, "k": 6}  # as of Indexer
+    toy: ClassVar = {"heads": 16, "k": 6}  # for the reason given at Indexer.toy
 
     def facts(self) -> tuple[Fact, ...]:
         return (Fact("k", (self.k, self.heads, self.head_dim), "entries", "top {} of {} index heads of {}"),)
@@ -64,12 +64,12 @@ class EntryIndexer(Spec):
 
 @dataclass(frozen=True)
 class Compressor(Spec):
-    """One entry for each block of `every` tokens: an average of their values, channel by channel, weighted by a softmax
-    over the block of scores that have a learned bias for each place in it. Values and scores are projections of x. The
-    entry is normalised, and rotated as the block's first position is.
+    """Makes one entry for each block of `every` tokens: the weighted average of their values, channel by channel. The
+    weights are a softmax over the block's scores, which have a learned bias for each place in the block. Values and
+    scores are projections of x. The entry is normalised, and rotated by the block's first position.
 
-    With `overlap` an entry also averages the block before, by values and scores of their own (equation 11). A token
-    sees the entries of the blocks that are complete with it or, with an `indexer`, those of them that it chooses.
+    With `overlap` an entry also averages the previous block, with separate values and scores (equation 11). A token
+    sees the entries of the blocks that are complete, its own token included. With an `indexer` it sees the chosen ones.
     """
 
     every: int
@@ -83,11 +83,11 @@ class Compressor(Spec):
         self.require(self.every > 1, f"every={self.every} must be at least 2 tokens")
 
     def build(self, dim: int, width: int, norm: Norm, rope: Position, rope_dim: int, name: str) -> "_Compressor":
-        """The module that makes entries of `width`, whose last `rope_dim` elements are rotated."""
+        """Returns the module that makes entries of `width` elements, the last `rope_dim` of them rotated."""
         return _Compressor(self, dim, width, norm, rope, rope_dim, name)
 
     def build_indexer(self, dim: int, q_rank: int, norm: Norm, rope: Position, rope_dim: int) -> "_EntryIndexer | None":
-        """The module of the indexer, with a compressor like this one, for queries from a latent of `q_rank`."""
+        """Returns the indexer's module, with a compressor like this one, for queries from a latent of `q_rank`."""
         return _EntryIndexer(self, self.indexer, dim, q_rank, norm, rope, rope_dim) if self.indexer else None
 
     def series(self, width: int) -> int:
@@ -95,16 +95,16 @@ class Compressor(Spec):
         return 2 * width if self.overlap else width
 
     def pooling_params(self, dim: int, width: int) -> int:
-        """Parameters of what makes entries of `width`, their norm aside."""
+        """The number of parameters that make entries of `width` elements, without their norm."""
         channels = self.series(width)
         return 2 * linear_params(dim, channels) + self.every * channels
 
     def pooling_flops(self, dim: int, width: int, new: int) -> int:
-        """FLOPs of what makes entries of `width` of `new` tokens."""
+        """FLOPs of making entries of `width` elements from `new` tokens."""
         return 2 * linear_flops(new, dim, self.series(width))
 
     def indexer_params(self, dim: int, q_rank: int, norm: Norm) -> int:
-        """Parameters of the indexer with its compressor; 0 without one."""
+        """The number of parameters of the indexer and its compressor; 0 without an indexer."""
         if self.indexer is None:
             return 0
         heads, width = self.indexer.heads, self.indexer.head_dim
@@ -112,7 +112,7 @@ class Compressor(Spec):
         return projections + self.pooling_params(dim, width) + norm.params(width)
 
     def indexer_flops(self, dim: int, q_rank: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        """FLOPs of the indexer. While no more entries are complete than are chosen, its compressor alone runs."""
+        """FLOPs of the indexer. Only its compressor runs while at most k entries are complete."""
         if self.indexer is None:
             return {}
         heads, width, k = self.indexer.heads, self.indexer.head_dim, self.indexer.k
@@ -126,14 +126,14 @@ class Compressor(Spec):
         return {"indexer": flops}
 
     def kept(self, width: int) -> Iterator[tuple[Entries, State]]:
-        """What a layer's cache keeps of entries of `width`, and of the indexer's."""
+        """Yields (entries of `width` elements, state of their pending block) for a layer cache, then the indexer's."""
         widths = {"entries": width} | ({"index entries": self.indexer.head_dim} if self.indexer else {})
         for name, each in widths.items():
-            series = (3 if self.overlap else 1) * each  # of the block that has begun, twice, and of the one before
+            series = (3 if self.overlap else 1) * each  # two of the pending block, one of the block before
             yield Entries(name, (1, each), self.every), State(f"pending {name}", (2, series), in_float32=True)
 
     def table(self, rope: Position) -> Spec:
-        """What computes the table of the entries' positions."""
+        """Returns the spec whose table holds the rotations of the entries."""
         return _BlockStarts(rope, self.every)
 
     def facts(self) -> tuple[Fact, ...]:
@@ -156,12 +156,12 @@ class _Compressor(nn.Module):
         self.norm = norm.build(width)
 
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
-        """(b, t, dim) -> the stream of entries (b, 1, n, width), as of `append_entries`."""
+        """(b, t, dim) -> the stream of entries (b, 1, n, width) from `append_entries`."""
         every, width, positions = self.spec.every, self.width, ctx.positions
         exact = upcast_dtype(x.dtype)
         name = f"pending {self.name}"
         state = cache.state(name, x).to(exact)
-        held = Pooled(*state.split(1, dim=1))  # (b, 1, series) of the block that has begun, then of the one before
+        held = Pooled(*state.split(1, dim=1))  # (b, 1, series): the pending block, then the one before
         values, scores = self.kv(x).to(exact), self.gate(x).to(exact)
         scores = scores + self.position_bias.to(exact)[positions % every]
         pending = Pooled(*(each[..., : values.shape[2]] for each in held))
@@ -172,7 +172,7 @@ class _Compressor(nn.Module):
             own, following = (
                 Pooled(*(each[..., part] for each in blocks)) for part in (slice(width, None), slice(width))
             )
-            is_new = positions[:1] % every == 0  # then the block before is the one that was pending
+            is_new = positions[:1] % every == 0  # the block that was pending is complete
             before = Pooled(*(torch.where(is_new, each[..., :width], each[..., 2 * width :]) for each in held))
             earlier = following.shifted(before.where(positions[:1] >= every))
             entries = earlier.merged(own)
@@ -196,7 +196,7 @@ class _EntryIndexer(nn.Module):
     ) -> None:
         super().__init__()
         self.spec, self.rope, self.rope_dim = spec, rope, rope_dim
-        self.every = compressor.every  # tokens that a key stands for
+        self.every = compressor.every  # tokens per key
         self.compressor = compressor.build(dim, spec.head_dim, norm, rope, rope_dim, "index entries")
         self.q = Linear(q_rank, spec.heads * spec.head_dim, bias=False)
         self.head_weights = Linear(dim, spec.heads, bias=False)
@@ -204,7 +204,7 @@ class _EntryIndexer(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor, q_latent: Tensor, ctx: ForwardContext, cache: LayerCache, used: bool) -> Index | None:
-        """x (b, t, dim), q_latent (b, t, q_rank) -> by what entries are chosen; None unless it is `used`."""
+        """x (b, t, dim), q_latent (b, t, q_rank) -> scores for entry selection; None unless `used`."""
         keys = self.compressor(x, ctx, cache)
         if not used:
             return None

@@ -1,4 +1,4 @@
-"""A dense feed-forward and a mixture of experts side by side, each between norms of its own (Gemma 4)."""
+"""A dense feed-forward and a mixture of experts in parallel, each between its own norms (Gemma 4)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ class DenseAndMoE(FeedForward):
         return self.dense.width
 
     def with_width(self, width: int) -> Self:
-        """Routed experts stay as many times as wide as the dense block."""
+        """Returns this block with another dense width. The routed experts' relative width stays."""
         routed = max(1, round(width * self.routed.width / self.dense.width))
         return replace(self, dense=self.dense.with_width(width), routed=self.routed.with_width(routed))
 
@@ -42,7 +42,7 @@ class DenseAndMoE(FeedForward):
         return _DenseAndMoE(self, dim)
 
     def _parts(self) -> Iterator[tuple[int, Block]]:
-        """(how many, block) of each block inside."""
+        """Returns (count, block) for each inner block."""
         return iter(((1, self.dense), (1, self.routed), (4, self.norm)))
 
     def active_params(self, dim: int) -> int:

@@ -1,8 +1,8 @@
 """Expert parallel: ranks hold whole experts, and tokens travel to them (GShard, Lepikhin et al. 2020, section 3.2).
 
-Each rank sends its own share of the tokens to the ranks of their experts (all-to-all). These compute what arrives and
-send the outputs back. Weighted sums of its own tokens are a rank's part of the block's output. Every rank has all
-tokens, and routes them all: the router is small beside the experts, and hands out what it chose for each of them.
+Each rank sends its share of the tokens to the ranks that hold their experts (all-to-all). These ranks compute the
+expert outputs and send them back. The weighted sums for its own tokens are a rank's part of the block's output. Every
+rank has all tokens and routes them all: the router is small beside the experts, and its choices can then be recorded.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -24,21 +24,21 @@ __all__: list[str] = []
 
 
 def expert_parallel(spec: S) -> S:
-    """The spec with every mixture of experts divided by experts, and not by the width of each."""
+    """Returns the spec with each mixture divided by whole experts, instead of by the width of each expert."""
     if not any(isinstance(part, MoE) for part in spec.walk()):
         return spec
     return swap(spec, MoE, _ExpertParallelMoE.of)
 
 
 def has_whole_experts(spec: Spec) -> bool:
-    """Whether the spec is one of `expert_parallel`, or a rank's part of it."""
+    """Whether the spec is a result of `expert_parallel`, or one rank's part of such a spec."""
     return any(isinstance(part, _ExpertParallelMoE) for part in spec.walk())
 
 
 @dataclass(frozen=True)
 class _ExpertParallelMoE(MoE):
-    """A mixture whose `experts` are those that one rank holds, of the `routed` ones that there are. The shared expert
-    is divided by its width."""
+    """A mixture of which one rank holds `experts` of the `routed` experts. The shared expert is divided by its
+    width."""
 
     routed: int = 1
 
@@ -68,15 +68,15 @@ class _ExpertParallelMoE(MoE):
         return prefixed("experts", own) | (prefixed("shared", self.shared.cuts()) if self.shared else {})
 
     def exchanges(self, dim: int, ranks: int) -> tuple[Exchange, ...]:
-        """Each token goes to k experts and comes back; a rank sends those of its share."""
+        """Returns the exchanges of a pass: each token goes to k experts and comes back. A rank sends its own share."""
         rows = Exchange("all-to-all", self.router.k * (self.latent or dim), shared=True)
-        counts = Exchange("all-to-all", 2 * ranks**2, in_float32=True, shared=True, for_each="pass")  # of eight bytes
+        counts = Exchange("all-to-all", 2 * ranks**2, in_float32=True, shared=True, for_each="pass")  # eight bytes each
         ids = Exchange("all-to-all", self.router.k, in_float32=True, shared=True)
         return counts, ids, rows, rows, Exchange("all-reduce", dim)
 
     @property
     def _share(self) -> float:
-        """Of the experts, and of the tokens."""
+        """This rank's fraction of the experts, and of the tokens."""
         return self.experts / self.routed
 
     def build(self, dim: int) -> nn.Module:
@@ -86,7 +86,7 @@ class _ExpertParallelMoE(MoE):
         return self.params(dim) - round((self.experts - self.router.k * self._share) * self.expert_params(dim))
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        """Of a rank, where tokens are equally many for every rank and expert."""
+        """Returns the FLOPs of one rank by part. Tokens are spread evenly over ranks and experts."""
         whole = super().flop_breakdown(dim, past, new, causal)
         return {**whole, "routed": round(whole["routed"] * self._share)}
 
@@ -104,8 +104,8 @@ class _ExpertParallel(MoEModule):
         self.group = group
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None, routed_by: Tensor | None = None) -> Tensor:
-        """(b, t, dim) -> the rank's part of the output (b, t, dim): its share of the tokens, and its part of the shared
-        expert."""
+        """(b, t, dim) -> the rank's partial output (b, t, dim): the routed output of its own tokens, plus its part of
+        the shared expert."""
         routed = self.router(x if routed_by is None else routed_by, ctx)
         tokens = x[..., 0].numel()
         own = self.group.rank.share(tokens)
@@ -117,7 +117,7 @@ class _ExpertParallel(MoEModule):
         return whole if self.shared is None else whole + self.shared(x, ctx)
 
     def _routed(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """x (n, dim), weights and expert ids (n, k) -> weighted sums of what the experts' ranks compute (n, dim)."""
+        """x (n, dim), weights and expert ids (n, k) -> weighted sums of the expert outputs (n, dim)."""
         held, ranks = self.spec.experts, self.group.rank.ranks
         ids = chosen.flatten()
         order = ids.argsort(stable=True)  # by expert, hence by rank

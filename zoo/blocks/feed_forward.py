@@ -1,4 +1,4 @@
-"""Feed-forward blocks, which compute each token by itself: what they have in common, and a gate on the whole of one."""
+"""Feed-forward blocks, which compute each token by itself: their base class, and a gate on a whole block."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -22,19 +22,19 @@ class FeedForward(Block, abstract=True):
 
     @property
     def width(self) -> int:
-        """The hidden width, which a budget can change: the field `hidden` unless a kind says otherwise."""
+        """The hidden width, which a budget can change: the field `hidden` unless a subclass overrides this."""
         hidden: int = vars(self)["hidden"]
         return hidden
 
     def with_width(self, width: int) -> Self:
-        """The same block of another hidden width."""
+        """Returns this block with another hidden width."""
         changes: dict[str, Any] = {"hidden": width}
         return replace(self, **changes)
 
 
 @dataclass(frozen=True)
 class Gated(FeedForward):
-    """sigmoid(w . x) * block(x): one gate for all elements of a token, as of the shared expert of Qwen3-Next."""
+    """sigmoid(w . x) * block(x): one gate for all elements of a token, as in the shared expert of Qwen3-Next."""
 
     block: FeedForward
 

@@ -1,4 +1,4 @@
-"""Gated DeltaNet (Yang et al. 2025): a linear recurrence that overwrites what its state holds under a key."""
+"""Gated DeltaNet (Yang et al. 2025): a linear recurrence that overwrites the value stored under a key."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -29,12 +29,12 @@ __all__ = ["GatedDeltaNet"]
 
 @dataclass(frozen=True)
 class GatedDeltaNet(Mixer):
-    """Each of `value_heads` has a state of `key_dim` x `value_dim`; value_heads / key_heads of them share a query and a
-    key.
+    """Each of `value_heads` heads has a state of `key_dim` x `value_dim`; value_heads / key_heads of them share a query
+    and a key.
 
-    Queries, keys and values are mixed over the last `conv` tokens. A token's decay of the state is one number a head,
-    exp(-exp(A_log) softplus(decay(x) + dt_bias)), and beta = sigmoid(beta(x)) is how much of what the state holds under
-    its key it overwrites. The output of each head is normalised and then multiplied by silu(gate(x)).
+    Queries, keys and values are mixed over the last `conv` tokens. Each token decays the state by one factor per head,
+    exp(-exp(A_log) softplus(decay(x) + dt_bias)), and overwrites the fraction beta = sigmoid(beta(x)) of the value
+    stored under its key. The output of each head is normalised and then multiplied by silu(gate(x)).
     """
 
     key_heads: int
@@ -69,7 +69,7 @@ class GatedDeltaNet(Mixer):
         return keys, keys, self.width
 
     def _projections(self, dim: int) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of the projections qkv, gate, beta, decay and o."""
+        """Returns (inputs, outputs) of the projections qkv, gate, beta, decay and o."""
         width = self.value_heads * self.value_dim
         return (
             (dim, sum(self.mixed_widths)),
@@ -85,7 +85,7 @@ class GatedDeltaNet(Mixer):
         return {"attn": projections + own, "norm": self.norm.params(self.value_dim)}
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        """`scores` are the recurrence's (zoo.core.ops.recurrence)."""
+        """Returns the FLOPs by part. `scores` counts the recurrence (zoo.core.ops.recurrence)."""
         projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
         sizes = self.key_heads, self.value_heads, self.key_dim, self.value_dim
         return {"projections": projections, "scores": gated_delta_flops(new, *sizes, causal=causal)}

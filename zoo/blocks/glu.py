@@ -21,24 +21,24 @@ __all__ = ["GLU", "Activation", "ClampedSwiGLU", "GeGLU", "LinearFeedForward", "
 
 
 class LinearFeedForward(FeedForward, abstract=True):
-    """Linear maps, and how they are combined. It says both once, and is built dense or, in a mixture, with the matrices
-    of all experts stacked."""
+    """A feed-forward of linear maps and a function that combines them. The same two methods serve a dense module and a
+    mixture, where the matrices of all experts are stacked."""
 
     bias: bool
 
     @abstractmethod
     def linears(self, dim: int) -> tuple[tuple[str, int, int], ...]:
-        """(name, inputs, outputs) of each linear map; the last one's product is the output."""
+        """Returns (name, inputs, outputs) of each linear map. The product of the last one is the output."""
 
     @abstractmethod
     def combine(self, apply: Apply, x: Tensor) -> Tensor:
-        """x (..., dim) -> (..., dim), with `apply(name, x)` for the linear map of that name."""
+        """x (..., dim) -> (..., dim). `apply(name, x)` runs the linear map of that name."""
 
     def build(self, dim: int) -> nn.Module:
         return _LinearFeedForward(self, dim)
 
     def cuts(self) -> Cuts:
-        """Divided by the hidden width, where a kind says so: the last map by its inputs, the others by outputs."""
+        """Returns cuts along the hidden width if it is in `divides`: the last map by inputs, the others by outputs."""
         if "hidden" not in self.divides:
             return {}
         *names, last = (name for name, _, _ in self.linears(1))
@@ -57,7 +57,7 @@ class _LinearFeedForward(nn.Module):
         self.spec = spec
         for name, fan_in, fan_out in spec.linears(dim):
             self.add_module(name, Linear(fan_in, fan_out, spec.bias))
-            self.residual_outputs = (name,)  # the last: the matrix whose product is the output
+            self.residual_outputs = (name,)  # the last matrix, whose product is the output
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         return self.spec.combine(lambda name, x: getattr(self, name)(x), x)
@@ -70,7 +70,7 @@ class Activation(Spec, abstract=True):
 
     @abstractmethod
     def join(self, gate: Tensor, up: Tensor) -> Tensor:
-        """(..., hidden) twice -> (..., hidden)."""
+        """gate and up, both (..., hidden) -> (..., hidden)."""
 
     def facts(self) -> tuple[Fact, ...]:
         return (Fact("kind", type(self).__name__),)
@@ -94,8 +94,8 @@ class GeGLU(Activation):
 
 @dataclass(frozen=True)
 class ClampedSwiGLU(Activation):
-    """gate * sigmoid(alpha * gate) * (up + 1), gate clamped from above and up on both sides at `limit` (gpt-oss).
-    Without `plus_one` up is taken as it is: with an alpha of 1 that is a clamped SwiGLU (DeepSeek-V4)."""
+    """gate * sigmoid(alpha * gate) * (up + 1), with gate clamped from above and up on both sides at `limit` (gpt-oss).
+    Without `plus_one`, up replaces up + 1: an alpha of 1 then gives a clamped SwiGLU (DeepSeek-V4)."""
 
     alpha: float
     limit: float
@@ -111,7 +111,7 @@ class ClampedSwiGLU(Activation):
 
 @dataclass(frozen=True)
 class GLU(LinearFeedForward):
-    """down(act(gate(x), up(x))), of hidden width `hidden`."""
+    """down(act(gate(x), up(x))), with hidden width `hidden`."""
 
     hidden: int
     act: Activation = SwiGLU()

@@ -23,17 +23,17 @@ __all__ = ["GQA"]
 
 @dataclass(frozen=True)
 class GQA(Mixer):
-    """`heads` queries share `kv_heads` keys and values, all `head_dim` wide; values `v_dim`, if given.
+    """`heads` query heads share `kv_heads` key and value heads, all `head_dim` wide. Values are `v_dim` wide, if given.
 
     kv_heads == heads is multi-head attention (MHA), kv_heads == 1 multi-query (MQA). With a `window` a token attends to
-    the last `window` tokens, itself included; with a `chunk` to the tokens of its own chunk of that many (Llama 4).
+    the last `window` tokens, itself included. With a `chunk` it attends to the tokens of its own chunk (Llama 4).
 
-    `qk_norm` normalises queries and keys before rotation, each head or the whole projection. `scale` multiplies the
-    scores, head_dim**-0.5 if None. `bias`: on all four projections, or on those of queries, keys and values. `sinks`:
-    one learned logit per head in the softmax, without a value. `gate`: the output is multiplied by the sigmoid of a
-    projection of x, one number an element or one a head (Qiu et al. 2025, "Gated Attention", section 2.2). `cap`:
-    scores x become cap * tanh(x / cap). `temperature` multiplies the queries. `v_norm` normalises the values of each
-    head. `keys_as_values`: values are the keys before their norm and rotation, without a projection of their own
+    `qk_norm` normalises queries and keys before rotation, over each head or the whole projection. `scale` multiplies
+    the scores; None is head_dim**-0.5. `bias`: on all four projections, or on those of queries, keys and values.
+    `sinks`: one learned logit per head in the softmax, without a value. `gate`: the output is multiplied by the sigmoid
+    of a projection of x, with one gate per element or per head (Qiu et al. 2025, "Gated Attention", section 2.2).
+    `cap`: scores x become cap * tanh(x / cap). `temperature` multiplies the queries. `v_norm` normalises the values of
+    each head. `keys_as_values`: values are the keys before their norm and rotation, without a separate projection
     (Gemma 4).
     """
 
@@ -82,16 +82,16 @@ class GQA(Mixer):
 
     @property
     def value_dim(self) -> int:
-        """Width of a value."""
+        """Width of a value, in elements."""
         return self.v_dim or self.head_dim
 
     @property
     def reach(self) -> Reach:
-        """Which earlier tokens a token attends to."""
+        """The earlier tokens that a token attends to."""
         return Window(self.window) if self.window else Chunk(self.chunk) if self.chunk else Full()
 
     def projections(self, dim: int) -> dict[str, tuple[int, int, bool]]:
-        """(inputs, outputs, whether it has a bias) of each linear map."""
+        """Returns name -> (inputs, outputs, whether it has a bias) for each linear map."""
         kv, out, qkv_bias = self.kv_heads, self.heads * self.value_dim, bool(self.bias)
         found = {
             "q": (dim, self.heads * self.head_dim, qkv_bias),
@@ -140,7 +140,7 @@ class GQA(Mixer):
 
     def names(self) -> list[str]:
         held = super().names()
-        return held[1:] if {"MHA", "MQA"} & set(held) else held  # the first is the number of KV heads in a word
+        return held[1:] if {"MHA", "MQA"} & set(held) else held  # MHA or MQA replaces the kind
 
     def facts(self) -> tuple[Fact, ...]:
         kind = {self.heads: "MHA", 1: "MQA"}.get(self.kv_heads, "GQA")
@@ -167,7 +167,7 @@ class GQA(Mixer):
         return Fact("kind", kind), heads, *in_use, Fact("qk_norm_over", "")
 
     def norm_widths(self) -> dict[str, int]:
-        """Elements that the norms of queries and of keys average over."""
+        """Returns the number of elements that the norms of queries ("q") and of keys ("k") average over."""
         if self.qk_norm_over == "projection":
             return {"q": self.heads * self.head_dim, "k": self.kv_heads * self.head_dim}
         return {"q": self.head_dim, "k": self.head_dim}
@@ -180,7 +180,7 @@ def _weightless(norm: Norm | None) -> str:
 class GQAModule(nn.Module):
     """Grouped-query attention."""
 
-    residual_outputs = ("o",)  # matrices whose products are the output
+    residual_outputs = ("o",)  # matrices whose products are the block's output
 
     def __init__(self, spec: GQA, dim: int) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class GQAModule(nn.Module):
         return self.o(out.flatten(2))
 
     def over_ranks(self, whole: GQA, group: Group) -> None:
-        """Normalise over the heads of all ranks, where that is over all heads."""
+        """Makes a norm over the whole projection average over the heads of all ranks."""
         if whole.qk_norm and whole.qk_norm_over == "projection":
             for name in whole.norm_widths():
                 norm: Any = getattr(self, f"{name}_norm")

@@ -1,5 +1,5 @@
-"""The routers of DeepSeek-V4 (section 2.1): scores that are the square root of softplus, and layers whose experts
-follow from the token id alone (Roller et al. 2021, "Hash Layers")."""
+"""The routers of DeepSeek-V4 (section 2.1): one scores experts by the square root of softplus, the other chooses them
+by the token id alone (Roller et al. 2021, "Hash Layers")."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
@@ -17,8 +17,8 @@ __all__ = ["HashTopK", "SqrtSoftplusTopK"]
 
 
 class _SqrtSoftplus(Router, abstract=True):
-    """Scores are sqrt(softplus(logit)), in float32 whatever the model's dtype. The weights are the scores of the
-    chosen, divided by their sum, times `scale`."""
+    """A router with scores sqrt(softplus(logit)), in float32 whatever the model's dtype. The weights are the scores of
+    the chosen experts, divided by their sum, times `scale`."""
 
     scale: float
 
@@ -31,9 +31,9 @@ class _SqrtSoftplus(Router, abstract=True):
 
 @dataclass(frozen=True)
 class SqrtSoftplusTopK(_SqrtSoftplus):
-    """The k experts of the highest score sqrt(softplus(logit)), in float32 whatever the model's dtype. A learned
-    correction is added for the choice alone. The weights are the uncorrected scores, divided by their sum, times
-    `scale`."""
+    """Chooses the k experts with the highest score sqrt(softplus(logit)), in float32 whatever the model's dtype. A
+    learned correction is added for the choice only. The weights are the uncorrected scores of the chosen experts,
+    divided by their sum, times `scale`."""
 
     k: int
     scale: float
@@ -50,8 +50,8 @@ class SqrtSoftplusTopK(_SqrtSoftplus):
 
 @dataclass(frozen=True)
 class HashTopK(_SqrtSoftplus):
-    """The k experts that a table has for the token's id, weighed as by SqrtSoftplusTopK. The table has a row for each
-    of `vocab` tokens, and is not trained: a buffer, and no parameter."""
+    """Chooses the k experts that a table lists for the token id, with weights as in SqrtSoftplusTopK. The table has a
+    row for each of `vocab` token ids. It is a buffer, not a parameter, and is not trained."""
 
     k: int
     scale: float
@@ -76,7 +76,7 @@ class HashTopK(_SqrtSoftplus):
 
 
 class _HashTopK(Float32Router):
-    """A fresh table gives the experts in turn, k to each token: all get as many tokens of the vocabulary."""
+    """A hash router. A fresh table assigns k experts to each token in turn: all get equally many tokens."""
 
     stored_buffers = ("table",)  # buffers that a checkpoint holds
 
@@ -85,7 +85,7 @@ class _HashTopK(Float32Router):
         self.register_buffer("table", (torch.arange(spec.vocab * spec.k) % experts).view(spec.vocab, spec.k))
 
     def stored_problem(self) -> str:
-        """What is wrong with the table as it was loaded: it names experts that are not there. "" if nothing is."""
+        """Returns an error message if the loaded table has expert ids out of range, "" otherwise."""
         lowest, highest = (int(end) for end in torch.aminmax(self.get_buffer("table")))
         experts = len(self.weight)
         is_right = 0 <= lowest <= highest < experts

@@ -1,5 +1,6 @@
-"""Hyper-connections: a residual stream of several streams, which each block reads from and writes to by weights that
-the token itself gives (Zhu et al. 2024), and whose mixture neither grows nor shrinks it (Xie et al. 2026, mHC).
+"""Hyper-connections: a residual stream made of several streams. Each block reads and writes them with weights that are
+computed from the token itself (Zhu et al. 2024). The mixing matrix neither grows nor shrinks them (Xie et al. 2026,
+mHC).
 
 Sizes: b sequences, t tokens, n streams, dim their width.
 """
@@ -23,9 +24,9 @@ __all__ = ["HyperBranch", "Streams", "hyper"]
 
 @dataclass(frozen=True)
 class Streams(Spec):
-    """A residual stream of `count` streams. All begin as the embedding. Before the last norm they are added up, each
-    times sigmoid(scale * w + bias) + eps, where the w are a projection of all streams together, divided by their root
-    mean square: sqrt(mean(x^2) + norm_eps)."""
+    """A residual stream made of `count` streams. All start as the embedding. Before the last norm they are summed, each
+    multiplied by sigmoid(scale * w + bias) + eps. The w are a projection of all streams together, which are first
+    divided by their root mean square, sqrt(mean(x^2) + norm_eps)."""
 
     count: int = 4
     eps: float = 1e-6
@@ -37,7 +38,7 @@ class Streams(Spec):
         self.require(self.count > 1, f"count={self.count} must be at least 2 streams")
 
     def build(self, dim: int) -> nn.Module:
-        """The module that adds the streams up: (b, t, n, dim) -> (b, t, dim)."""
+        """Returns the module that sums the streams: (b, t, n, dim) -> (b, t, dim)."""
         return _Contraction(self, dim)
 
     def expand(self, x: Tensor) -> Tensor:
@@ -45,16 +46,16 @@ class Streams(Spec):
         return x.unsqueeze(2).expand(-1, -1, self.count, -1).contiguous()
 
     def param_breakdown(self, dim: int) -> Breakdown:
-        """Parameters of the module."""
+        """The number of parameters of the module that `build` returns, by part."""
         return self.weight_params(dim, self.count, 1)
 
     def flops(self, dim: int, new: int) -> int:
-        """FLOPs of the module for `new` tokens."""
+        """FLOPs of the module that `build` returns, for `new` tokens."""
         return linear_flops(new, self.count * dim, self.count) + linear_flops(new, self.count, dim)
 
     def weight_params(self, dim: int, weights: int, scales: int) -> Breakdown:
-        """Parameters of what computes so many `weights` of a token from its streams, in `scales` groups of one scale
-        each."""
+        """The number of parameters that compute `weights` weights per token from its streams, in `scales` groups with
+        one scale each."""
         return {"streams": linear_params(self.count * dim, weights, bias=True) + scales}
 
     def facts(self) -> tuple[Fact, ...]:
@@ -63,12 +64,12 @@ class Streams(Spec):
 
 @dataclass(frozen=True)
 class HyperBranch(Placement):
-    """Streams X become C X + p block(pre(a X)): `a` adds the streams up to what the block is given, `p` adds the
-    block's output to each, and C mixes them. All three follow from the token's own streams, by a projection of them
-    divided by their root mean square:
+    """Streams X become C X + p block(pre(a X)): `a` sums the streams to the block's input, `p` adds the block's output
+    to each stream, and C mixes the streams. All three are computed from the token's own streams, by a projection of the
+    streams divided by their root mean square:
 
         a = sigmoid(.) + eps;  p = 2 sigmoid(.);  C = softmax of each row + eps, columns divided by their sums, and then
-        rows and columns by turns, `iterations` - 1 times (Sinkhorn and Knopp 1967): rows and columns nearly add up to 1
+        rows and columns in turn, `iterations` - 1 times (Sinkhorn and Knopp 1967): rows and columns nearly sum to 1
 
     with a learned scale for each of the three and a bias for each weight, in float32 whatever the model's dtype.
     """
@@ -99,15 +100,15 @@ class HyperBranch(Placement):
 
     @property
     def weights(self) -> int:
-        """Weights of a token: of what it reads, writes and mixes."""
+        """The number of weights per token: for reading, writing and mixing the streams."""
         return self.streams.count * (2 + self.streams.count)
 
     def mixing_params(self, dim: int) -> Breakdown:
-        """Parameters beside those of the block and its norm."""
+        """The number of parameters in addition to those of the block and its norm, by part."""
         return self.streams.weight_params(dim, self.weights, 3)
 
     def mixing_flops(self, dim: int, new: int) -> int:
-        """FLOPs beside those of the block, for `new` tokens."""
+        """FLOPs in addition to those of the block, for `new` tokens."""
         count = self.streams.count
         return linear_flops(new, count * dim, self.weights) + linear_flops(new * (1 + count), count, dim)
 
@@ -129,7 +130,7 @@ class HyperBranch(Placement):
 
 
 class _StreamWeights(Float32Parameters):
-    """Weights of a token, from all of its streams: in float32, since the mixtures of sixty layers multiply."""
+    """Computes a token's weights from all its streams, in float32: the mixing matrices of sixty layers multiply."""
 
     in_float32 = ("weight", "bias", "scale")
 
@@ -193,4 +194,4 @@ def hyper(norm: Norm, block: Block) -> HyperBranch:
     return HyperBranch(block, pre=norm)
 
 
-PLACEMENTS["hyper"] = hyper  # here, since placements of one stream do not know this file
+PLACEMENTS["hyper"] = hyper  # here, since zoo.blocks.layer does not import this file

@@ -1,6 +1,8 @@
-"""The lightning indexer of DeepSeek Sparse Attention (DeepSeek-V3.2, section 2.1): which tokens a query attends to.
+"""The lightning indexer of DeepSeek Sparse Attention (DeepSeek-V3.2, section 2.1). It chooses the tokens that a query
+attends to.
 
-A few narrow heads score every stored token, which is cheap beside attention; attention then runs over the k best.
+A few narrow heads score every stored token, which is cheap compared with attention. Attention then runs over the best
+k tokens.
 Sizes: b sequences, t queries, s stored tokens; h index heads, d their width.
 """
 
@@ -25,16 +27,16 @@ __all__ = ["Indexer"]
 
 @dataclass(frozen=True)
 class Indexer(Spec):
-    """Chooses the `k` stored tokens s that score highest for a token t (DeepSeek-V3.2, equation 1):
+    """Chooses the `k` stored tokens s with the highest scores for a token t (DeepSeek-V3.2, equation 1):
 
         score(t, s) = sum over heads of weight(t, head) * relu(query(t, head) . key(s))
 
     in float32. All `heads` share one key per token, a projection of x under `norm`, `head_dim` wide. Queries are
-    projected from attention's latent of queries, weights from x. The first elements of queries and keys carry
-    attention's own rotary encoding. Released code multiplies scores by (heads * head_dim)^-1/2, which changes no order.
+    projected from attention's query latent, and weights from x. The first elements of queries and keys carry
+    attention's rotary encoding. Released code multiplies scores by (heads * head_dim)^-1/2, which keeps their order.
 
-    The choice passes no gradient on, and the parameters ask for none: DeepSeek trains the indexer with a loss of its
-    own.
+    No gradient passes through the choice, and the parameters require none: DeepSeek trains the indexer with a separate
+    loss.
     """
 
     heads: int
@@ -43,21 +45,21 @@ class Indexer(Spec):
     norm: Norm
 
     role = "indexer"
-    # With few heads many scores are ReLU's zero, and among equal ones the reference chooses otherwise.
+    # With few heads many scores are zero after the ReLU, and the reference breaks ties differently.
     toy: ClassVar[Mapping[str, Any]] = {"heads": 16, "k": 24}
 
     def build(self, dim: int, q_rank: int, rope: Position, rope_dim: int) -> "_Indexer":
-        """The module for a residual stream of `dim`, a latent of queries of `q_rank`, and the rotary encoding of the
-        first `rope_dim` elements."""
+        """Returns the module for a residual stream of width `dim` and a query latent of `q_rank` elements. `rope`
+        encodes the first `rope_dim` elements of each index head."""
         return _Indexer(self, dim, q_rank, rope, rope_dim)
 
     def params(self, dim: int, q_rank: int) -> int:
-        """Parameters."""
+        """The number of parameters."""
         projections = ((q_rank, self.heads * self.head_dim), (dim, self.head_dim), (dim, self.heads))
         return sum(linear_params(*widths) for widths in projections) + self.norm.params(self.head_dim)
 
     def flops(self, dim: int, q_rank: int, past: int, new: int, causal: bool = True) -> int:
-        """FLOPs for `new` tokens after `past`. While at most k tokens are stored, keys alone are computed."""
+        """FLOPs for `new` tokens after `past`. Only keys are computed while at most k tokens are stored."""
         keys = linear_flops(new, dim, self.head_dim)
         first = sees_all(self.k, past, new)
         if first == new:
@@ -94,8 +96,8 @@ class _Indexer(nn.Module):
     def forward(
         self, x: Tensor, q_latent: Tensor, ctx: ForwardContext, keys: Tensor, used: bool = True
     ) -> Index | None:
-        """x (b, t, dim), q_latent (b, t, q_rank), stored keys (b, 1, s, d) -> by what tokens are chosen; None unless it
-        is `used`."""
+        """x (b, t, dim), q_latent (b, t, q_rank), stored keys (b, 1, s, d) -> scores for token selection; None
+        unless `used`."""
         if not used:
             return None
         q = self.q(q_latent).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)

@@ -32,12 +32,12 @@ STREAMS = "q", "k", "v"
 
 @dataclass(frozen=True)
 class KDA(Mixer):
-    """Each of `heads` has a state of `head_dim` x `head_dim`.
+    """Each of `heads` heads has a state of `head_dim` x `head_dim`.
 
-    Queries, keys and values are mixed over the last `conv` tokens. A token's decay of a head's key channel is
-    exp(-exp(A_log) softplus(decay(x) + dt_bias)), A_log of the head and dt_bias of the channel, and beta =
-    sigmoid(beta(x)) is how much of what the state holds under its key it overwrites. The output of each head is
-    normalised and then multiplied by sigmoid(gate(x)). `decay` and `gate` have rank head_dim.
+    Queries, keys and values are mixed over the last `conv` tokens. Each token decays a head's key channel by the factor
+    exp(-exp(A_log) softplus(decay(x) + dt_bias)), with one A_log per head and one dt_bias per channel. It overwrites
+    the fraction beta = sigmoid(beta(x)) of the value stored under its key. The output of each head is normalised and
+    then multiplied by sigmoid(gate(x)). The projections `decay` and `gate` have rank head_dim.
     """
 
     heads: int
@@ -62,7 +62,7 @@ class KDA(Mixer):
         return self.heads * self.head_dim
 
     def _projections(self, dim: int) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of the projections q, k, v, of the two halves of decay and of gate, of beta and o."""
+        """Returns (inputs, outputs) of the projections q, k, v, both halves of decay and of gate, beta and o."""
         low_rank = (dim, self.head_dim), (self.head_dim, self.width)
         return *((dim, self.width),) * 3, *low_rank, *low_rank, (dim, self.heads), (self.width, dim)
 
@@ -72,7 +72,7 @@ class KDA(Mixer):
         return {"attn": projections + own, "norm": self.norm.params(self.head_dim)}
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        """`scores` are the recurrence's (zoo.core.ops.recurrence)."""
+        """Returns the FLOPs by part. `scores` counts the recurrence (zoo.core.ops.recurrence)."""
         projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
         sizes = self.heads, self.heads, self.head_dim, self.head_dim
         return {
@@ -125,7 +125,7 @@ class _KDA(nn.Module):
             cache.state("recurrent", x),
         )
         cache.set_state("recurrent", state)
-        # In float32, but for the recurrence's output, as the released code rounds.
+        # In float32 except for the recurrence's output: the released code rounds in the same places.
         normed = self.norm(upcast(out.to(x.dtype)))
         return self.o((normed * self._heads(upcast(self.gate(x))).sigmoid()).to(x.dtype).flatten(2))
 

@@ -1,4 +1,4 @@
-"""A layer: attention and feed-forward, each a branch off the residual stream, and where the norms stand."""
+"""A layer: attention and feed-forward, each a branch off the residual stream, and the placement of their norms."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -22,10 +22,10 @@ __all__ = ["Branch", "Layer", "PostNorm", "olmo", "post", "pre", "sandwich"]
 
 
 class Composite(Block, abstract=True):
-    """A block made of blocks of the same `dim`: each cost is the sum over those blocks."""
+    """A block made of inner blocks of the same `dim`. Each cost is the sum over the inner blocks."""
 
     def blocks(self) -> Iterator[Block]:
-        """The blocks held directly, in field order."""
+        """Returns the blocks held directly, in field order."""
         return (child for _, child in self.children() if isinstance(child, Block))
 
     def active_params(self, dim: int) -> int:
@@ -48,27 +48,27 @@ class Placement(Composite, abstract=True):
 
     @property
     def stream_spec(self) -> Spec | None:
-        """What the residual stream consists of, where it is several streams: zoo.blocks.hyper_connections.Streams."""
+        """The spec of several residual streams (zoo.blocks.hyper_connections.Streams); None for a single stream."""
         return None
 
     @property
     def reads_x_by(self) -> str | None:
-        """The submodule that reads x, a norm or the weights of streams, by name; None where the block itself does."""
+        """The name of the submodule that reads x: a norm or the stream weights. None if the block reads x itself."""
         norm = self.block.input_norm
         return f"block.{norm}" if norm else None
 
     @property
     @abstractmethod
     def placement(self) -> str:
-        """Where the norms stand: pre, olmo, sandwich, post, none, or hyper, which has several residual streams."""
+        """The placement of the norms: pre, olmo, sandwich, post, none, or hyper, which has several residual streams."""
 
     @property
     @abstractmethod
     def formula(self) -> str:
-        """The formula in x, with f for the block."""
+        """The formula of the output in x, with f for the block."""
 
     def with_block(self, block: Block) -> Self:
-        """The same placement of another block."""
+        """Returns this placement with another block."""
         changes: dict[str, Any] = {"block": block}
         return replace(self, **changes)
 
@@ -76,14 +76,14 @@ class Placement(Composite, abstract=True):
         return Fact("kind", self.placement), Fact("pre", ""), Fact("post", "")  # norms are part of a placement
 
     def norms(self) -> tuple[Norm, ...]:
-        """The norms of this placement, in the order they are applied."""
+        """Returns the norms of this placement, in the order they are applied."""
         return tuple(child for name, child in self.children() if isinstance(child, Norm) and name != "block")
 
 
 @dataclass(frozen=True)
 class Branch(Placement):
-    """x + multiplier * post(block(pre(x))), either norm optional: pre-norm, OLMo 2's placement and Gemma 3's sandwich.
-    Granite has a `multiplier`."""
+    """x + multiplier * post(block(pre(x))). Either norm is optional: pre-norm, OLMo 2's placement and Gemma 3's
+    sandwich. Granite has a `multiplier`."""
 
     block: Block
     pre: Norm | None = None
@@ -121,7 +121,7 @@ class ResidualBranch(nn.Module):
     """The module of a placement: the output of its `block` is added to the residual stream."""
 
     block: nn.Module
-    normalises_output: bool  # before it is added: the scale of the block's last projection then has no effect
+    normalises_output: bool  # before the sum: the scale of the block's last projection then has no effect
 
 
 class _Branch(ResidualBranch):
@@ -182,7 +182,7 @@ def olmo(norm: Norm, block: Block) -> Branch:
 
 
 def sandwich(norm: Norm, block: Block) -> Branch:
-    """x + norm(block(norm(x))), two norms of one kind  (Gemma 3)"""
+    """x + norm(block(norm(x))), with two equal norm specs  (Gemma 3)"""
     return Branch(block, pre=norm, post=norm)
 
 
@@ -201,8 +201,8 @@ PLACEMENTS: dict[str, Callable[[Norm, Block], Placement]] = {
 
 @dataclass(frozen=True)
 class Layer(Composite):
-    """Attention, then feed-forward; or one of them alone (Nemotron-H). Then come the layer's own `inputs`, if the model
-    has them (zoo.blocks.per_layer), and last the `output_scale` (Gemma 4)."""
+    """Attention, then feed-forward, or only one of the two (Nemotron-H). The layer's own `inputs` follow, if the model
+    has per-layer inputs (zoo.blocks.per_layer). The `output_scale` comes last (Gemma 4)."""
 
     attn: Placement | None
     ffn: Placement | None
@@ -227,13 +227,13 @@ class Layer(Composite):
         return _Layer(self, dim)
 
     def branches(self) -> Iterator[tuple[str, Placement]]:
-        """(role, branch) of each branch that is there: "attn", "ffn", "inputs"."""
+        """Returns (role, branch) for each branch that the layer has: "attn", "ffn", "inputs"."""
         branches = ("attn", self.attn), ("ffn", self.ffn), ("inputs", self.inputs)
         return ((role, branch) for role, branch in branches if branch)
 
     @property
     def mixer(self) -> Mixer | None:
-        """The block in which tokens exchange information, if there is one."""
+        """The block in which tokens exchange information; None without one."""
         if self.attn is None:
             return None
         assert isinstance(self.attn.block, Mixer)
@@ -241,12 +241,12 @@ class Layer(Composite):
 
     @property
     def feed_forward(self) -> Block | None:
-        """The block that computes each token by itself, if there is one."""
+        """The block that computes each token by itself; None without one."""
         return self.ffn.block if self.ffn else None
 
     @property
     def mixture(self) -> MoE | None:
-        """The mixture of experts of the feed-forward, wherever it stands in it; None in a dense layer."""
+        """The mixture of experts inside the feed-forward, at any depth; None in a dense layer."""
         parts = self.ffn.walk() if self.ffn else ()
         return next((part for part in parts if isinstance(part, MoE)), None)
 
@@ -257,7 +257,7 @@ class Layer(Composite):
         return block.width if isinstance(block, FeedForward) and not self.mixture else None
 
     def with_width(self, width: int) -> Self:
-        """This layer with a feed-forward of another hidden width."""
+        """Returns this layer with another hidden width of the feed-forward."""
         assert self.ffn is not None
         assert isinstance(self.ffn.block, FeedForward)
         return replace(self, ffn=self.ffn.with_block(self.ffn.block.with_width(width)))
@@ -270,13 +270,13 @@ class Layer(Composite):
 
     @property
     def input_width(self) -> int | None:
-        """The width of the layer's own input, None if it takes none."""
+        """The width of the layer's own input; None if it takes none."""
         block = self.inputs.block if self.inputs else None
         return block.width if isinstance(block, LayerInput) else None
 
     @property
     def stream_spec(self) -> Spec | None:
-        """What the residual stream consists of, None for one stream."""
+        """The spec of several residual streams; None for a single stream."""
         return next(branch.stream_spec for _, branch in self.branches())
 
     @property
@@ -285,19 +285,19 @@ class Layer(Composite):
         return self.mixture is not None and self.mixture.router.reads_tokens
 
     def cache_spec(self) -> CacheSpec:
-        """What this layer's cache keeps."""
+        """Returns the contents of this layer's cache."""
         return self.mixer.cache_spec() if self.mixer else CacheSpec()
 
     def hands_on(self) -> tuple[Hashable, ...]:
-        """Keys of what this layer gives to later ones."""
+        """Returns the keys of the tensors that this layer gives to later layers."""
         return self.mixer.hands_on() if self.mixer else ()
 
     def takes(self) -> Mapping[Hashable, str]:
-        """Keys of what this layer reads from earlier ones, each with words for it."""
+        """Returns key -> description for each tensor that this layer reads from earlier layers."""
         return self.mixer.takes() if self.mixer else {}
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
-        """(spec, width) of each table of positions that this layer looks up."""
+        """Returns (spec, width) for each position table that this layer looks up."""
         return self.mixer.tables() if self.mixer else ()
 
     def describe(self) -> str:
@@ -306,8 +306,8 @@ class Layer(Composite):
 
 
 class LayerOutput(NamedTuple):
-    """The output x (b, t, dim) of a layer, the outputs of its routers, and tensors for later layers by name. The last
-    two are None where the context asks for none."""
+    """The output x (b, t, dim) of a layer, the outputs of its routers, and tensors for later layers by key. The last
+    two are None if the context does not ask for them."""
 
     x: Tensor
     routing: list[RouterOutput] | None
@@ -317,8 +317,8 @@ class LayerOutput(NamedTuple):
 def run_layer(layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> LayerOutput:
     """Runs a layer on x (b, t, dim): eager or compiled, recorded or not.
 
-    What the layer collects is made and returned in this call. A list that grew from layer to layer would be compiled
-    for each length of it, and a layer that is computed again for the backward pass would add to it twice.
+    The layer's records are created and returned in this call. A list that grew from layer to layer would recompile for
+    each of its lengths, and a layer that is recomputed for the backward pass would append to it twice.
     """
     if ctx.routing is not None or ctx.handed_on is not None:
         ctx = ctx.collecting()

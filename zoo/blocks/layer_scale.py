@@ -1,4 +1,4 @@
-"""A number that the output of a layer is multiplied by (Gemma 4)."""
+"""A stored scalar that multiplies the output of a layer (Gemma 4)."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ __all__ = ["LayerScale"]
 
 @dataclass(frozen=True)
 class LayerScale(Block):
-    """w * x, with one stored number w. It is not trained: the reference keeps it as a buffer, one in a fresh model."""
+    """w * x, with one stored scalar w. It is not trained: the reference keeps it as a buffer. A fresh w is 1."""
 
     role = "scale"
 
@@ -38,4 +38,4 @@ class _LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
-        return (x * self.weight).to(x.dtype)  # as norms do, whatever dtype the number was cast to
+        return (x * self.weight).to(x.dtype)  # as norms do, whatever dtype the scalar was cast to

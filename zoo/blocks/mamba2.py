@@ -1,4 +1,4 @@
-"""Mamba-2 (Dao and Gu 2024): a state-space model whose decay is one number a head and token."""
+"""Mamba-2 (Dao and Gu 2024): a state-space model with one decay factor per head and token."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,15 +23,15 @@ __all__ = ["Mamba2"]
 
 @dataclass(frozen=True)
 class Mamba2(Mixer):
-    """Each of `heads` has a state of `head_dim` x `state`; heads / groups of them share B and C, what a token writes to
-    the state's columns and reads of them.
+    """Each of `heads` heads has a state of `head_dim` x `state`. heads / groups of them share B and C, the vectors with
+    which a token writes and reads the state's columns.
 
     x, B and C are mixed over the last `conv` tokens. A token's time step is dt = softplus(dt + dt_bias); it decays the
-    state by exp(-exp(A_log) dt) and adds dt x B^T; the output is the state times C, plus D x. It is multiplied by
-    silu(gate), and then normalised over each group's channels, with `eps`.
+    state by exp(-exp(A_log) dt) and adds dt x B^T. The output is the state times C, plus D x. It is multiplied by
+    silu(gate) and then normalised over each group's channels, with `eps`.
 
-    `min_step`: in passes of several tokens, and not of a single one, shorter time steps are this long. Nemotron-H's
-    released code does so.
+    `min_step`: the minimum time step in passes of several tokens; a single token's step has no minimum. Nemotron-H's
+    released code does the same.
     """
 
     heads: int
@@ -61,11 +61,11 @@ class Mamba2(Mixer):
 
     @property
     def mixed_widths(self) -> tuple[int, int, int]:
-        """Widths of x, B and C, which the convolution mixes, in order."""
+        """The widths of x, B and C, in the order in which the convolution holds them."""
         return self.width, self.groups * self.state, self.groups * self.state
 
     def _projections(self, dim: int) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of the projections input and o."""
+        """Returns (inputs, outputs) of the projections input and o."""
         return (dim, self.width + sum(self.mixed_widths) + self.heads), (self.width, dim)
 
     def param_breakdown(self, dim: int) -> Breakdown:
@@ -74,7 +74,7 @@ class Mamba2(Mixer):
         return {"attn": projections + own, "norm": self.width}
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        """`scores` are the recurrence's (zoo.core.ops.recurrence)."""
+        """Returns the FLOPs by part. `scores` counts the recurrence (zoo.core.ops.recurrence)."""
         projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
         scores = state_space_flops(new, self.groups, self.heads, self.state, self.head_dim, causal)
         return {"projections": projections, "scores": scores}
@@ -140,13 +140,13 @@ class _Mamba2(nn.Module):
         return self.o(self.norm(out.flatten(2), gate).to(x.dtype))
 
     def over_ranks(self, whole: Mamba2, group: Group) -> None:
-        """Normalise over the channels of several ranks, where these share a group."""
+        """Makes the norm average over the channels of several ranks, if these share a group."""
         if whole.groups < group.rank.ranks:
             self.norm.over_ranks(whole.groups, group)
 
 
 class _GroupedNorm(nn.Module):
-    """RMS norm of x * silu(gate) over each group's channels."""
+    """The RMS norm of x * silu(gate) over each group's channels."""
 
     def __init__(self, spec: Mamba2) -> None:
         super().__init__()
@@ -160,11 +160,11 @@ class _GroupedNorm(nn.Module):
         return self.normed(gated).flatten(-2) * upcast(self.weight)
 
     def normed(self, x: Tensor) -> Tensor:
-        """(b, t, groups, c) -> the same, normalised over c"""
+        """(b, t, groups, c) -> the same shape, normalised over c"""
         return F.rms_norm(x, x.shape[-1:], eps=self.eps)
 
     def over_ranks(self, groups: int, group: Group) -> None:
-        """Normalise over all channels of each of so many groups, of which this rank has a part of one."""
+        """Makes the norm average over whole groups. There are `groups` of them, and this rank holds a part of one."""
         self.__class__, self.all_groups, self.group = _GroupedNormOverRanks, groups, group
 
 

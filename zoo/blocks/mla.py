@@ -23,11 +23,12 @@ __all__ = ["MLA"]
 
 @dataclass(frozen=True)
 class MLA(Mixer):
-    """The cache keeps, per token, a latent of `kv_rank` elements and one rotary key of `rope_dim` that all heads share.
+    """The cache keeps a latent of `kv_rank` elements and a rotary key of `rope_dim` elements per token. All heads share
+    them.
 
-    A head's query and key are `nope_dim` plain elements and `rope_dim` rotary ones; its value is `v_dim` wide.
-    Queries are projected through a latent of `q_rank`, or directly from x if None. `norm` is on both latents. `scale`
-    multiplies the scores, (nope_dim + rope_dim)**-0.5 if None; `temperature` the queries.
+    A head's query and key have `nope_dim` plain elements and `rope_dim` rotary ones; its value is `v_dim` wide.
+    Queries are projected through a latent of `q_rank` elements, or directly from x if None. `norm` applies to both
+    latents. `scale` multiplies the scores; None is (nope_dim + rope_dim)**-0.5. `temperature` multiplies the queries.
     """
 
     heads: int
@@ -53,7 +54,7 @@ class MLA(Mixer):
         return MLAModule(self, dim)
 
     def projections(self, dim: int) -> list[tuple[int, int]]:
-        """(inputs, outputs) of the projections of new tokens: of queries, of the latent, of the output."""
+        """Returns (inputs, outputs) of the projections of new tokens: queries, latent, output."""
         q_width, ranks = self.heads * (self.nope_dim + self.rope_dim), [self.q_rank] if self.q_rank else []
         queries = list(pairwise([dim, *ranks, q_width]))
         return [*queries, (dim, self.kv_rank + self.rope_dim), (self.heads * self.v_dim, dim)]
@@ -66,8 +67,8 @@ class MLA(Mixer):
 
     def absorbs(self, past: int, new: int) -> bool:
         """Whether attention runs over the latents, with the up-projections folded into query and output, instead of
-        over expanded keys and values. Decoding always does; a longer pass does where that takes fewer FLOPs. With
-        gradients that is faster, too: 0.7 times as long where a latent is half as wide as a key and value together."""
+        over expanded keys and values. Decode always does. A longer pass does if that takes fewer FLOPs. It is then
+        faster with gradients, too: 0.7 times as long if a latent is half as wide as a key and a value together."""
         return absorbing_is_cheaper(past, new, self.kv_rank, self.nope_dim + self.v_dim)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
@@ -110,7 +111,7 @@ class MLA(Mixer):
 class MLAModule(nn.Module):
     """Multi-head latent attention."""
 
-    residual_outputs = ("o",)  # matrices whose products are the output
+    residual_outputs = ("o",)  # matrices whose products are the block's output
 
     def __init__(self, spec: MLA, dim: int) -> None:
         super().__init__()
@@ -142,7 +143,7 @@ class MLAModule(nn.Module):
         """(b, t, h * (nope_dim + rope_dim)) -> plain and rotary queries, each (b, h, t, d)."""
         spec = self.spec
         q = q.unflatten(-1, (spec.heads, -1)).transpose(1, 2)
-        if spec.temperature is not None:  # a factor of both parts, so before the rotation as well as after it
+        if spec.temperature is not None:  # scales both parts, so it can come before the rotation
             q = (q * ctx.tables[spec.temperature, 1]).to(q.dtype)
         q_nope, q_rope = q.split([spec.nope_dim, spec.rope_dim], dim=-1)
         return q_nope, spec.rope.rotate(q_rope, ctx.tables[spec.rope, spec.rope_dim])

@@ -1,4 +1,5 @@
-"""The feed-forward block without a gate: two linear maps and a function between (Vaswani et al. 2017, section 3.3)."""
+"""The feed-forward block without a gate: two linear maps with a function between them (Vaswani et al. 2017,
+section 3.3)."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class ReLUSquared(Pointwise):
 
 @dataclass(frozen=True)
 class MLP(LinearFeedForward):
-    """down(act(up(x))), of hidden width `hidden`."""
+    """down(act(up(x))), with hidden width `hidden`."""
 
     hidden: int
     act: Pointwise = GELU()

@@ -1,4 +1,4 @@
-"""Mixture of experts: many feed-forward blocks, of which each token visits a few (Shazeer et al. 2017)."""
+"""Mixture of experts: many feed-forward blocks, a few of which process each token (Shazeer et al. 2017)."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,9 +22,10 @@ __all__ = ["MoE"]
 
 @dataclass(frozen=True)
 class MoE(FeedForward):
-    """`experts` copies of `expert`, of which `router` chooses k for each token, plus a `shared` one for all tokens.
+    """`experts` experts of the form `expert`. The `router` chooses k of them for each token; a `shared` expert
+    processes every token.
 
-    With `latent`, routed experts work at that width: one linear map leads into it and one back (Nemotron 3 Super); the
+    With `latent`, routed experts work at that width: one linear map leads into it and one back (Nemotron 3 Super). The
     router and the shared expert see x itself.
     """
 
@@ -36,7 +37,7 @@ class MoE(FeedForward):
 
     @property
     def routed(self) -> int:
-        """The experts that the router chooses among."""
+        """The number of experts that the router chooses among."""
         return self.experts
 
     def check(self) -> None:
@@ -49,7 +50,7 @@ class MoE(FeedForward):
         return self.expert.width
 
     def with_width(self, width: int) -> Self:
-        """The shared expert stays as many times as wide as a routed one."""
+        """Returns this block with routed experts of another width. The shared expert's relative width stays."""
         shared = self.shared
         if shared is not None:
             shared = shared.with_width(max(1, round(width * shared.width / self.expert.width)))
@@ -62,7 +63,7 @@ class MoE(FeedForward):
         return MoEModule(self, dim)
 
     def expert_params(self, dim: int) -> int:
-        """Parameters of one routed expert."""
+        """The number of parameters of one routed expert."""
         return self.expert.params(self.latent or dim)
 
     def param_breakdown(self, dim: int) -> Breakdown:
@@ -77,7 +78,7 @@ class MoE(FeedForward):
         return self.params(dim) - (self.experts - self.router.k) * self.expert_params(dim)
 
     def read_params(self, dim: int, tokens: int) -> float:
-        idle = self.experts * (1 - self.router.k / self.routed) ** tokens  # expected number without a token
+        idle = self.experts * (1 - self.router.k / self.routed) ** tokens  # expected number of experts without a token
         return self.params(dim) - idle * self.expert_params(dim)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
@@ -93,7 +94,7 @@ class MoE(FeedForward):
         return bool(self.expert.cuts())
 
     def shard(self, rank: Rank) -> Self:
-        """Each rank holds a part of the width of every expert."""
+        """Returns the spec of a rank, which holds a part of the width of every expert."""
         same = self.shared is None or bool(self.shared.cuts()) == bool(self.expert.cuts())
         self.require(same, "ranks divide its experts and its shared expert, or neither")
         return super().shard(rank)
@@ -101,7 +102,7 @@ class MoE(FeedForward):
     def cuts(self) -> Cuts:
         shared = prefixed("shared", self.shared.cuts()) if self.shared else {}
         own = self.expert.cuts()
-        if not isinstance(self.expert, LinearFeedForward):  # a module for each
+        if not isinstance(self.expert, LinearFeedForward):  # one module per expert
             modules = (prefixed(f"experts.{e}", own) for e in range(self.experts))
             return shared | {name: cut for each in modules for name, cut in each.items()}
         stacked: dict[str, Cut | FirstRankOnly] = {}
@@ -138,7 +139,7 @@ class MoEModule(nn.Module):
             self.experts.residual_outputs = ()
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None, routed_by: Tensor | None = None) -> Tensor:
-        """(b, t, dim) -> (b, t, dim). The router sees `routed_by` where it is given, else x."""
+        """(b, t, dim) -> (b, t, dim). The router sees `routed_by` if it is given, else x."""
         weights, chosen = self.router(x if routed_by is None else routed_by, ctx)
         out = self.experts(x if self.latent_in is None else self.latent_in(x), weights, chosen)
         if self.latent_out is not None:
@@ -147,7 +148,7 @@ class MoEModule(nn.Module):
 
 
 class StackedExperts(nn.Module):
-    """All experts of a layer, the matrices of each linear map stacked: (experts, outputs, inputs)."""
+    """All experts of a layer, with the matrices of each linear map stacked: (experts, outputs, inputs)."""
 
     def __init__(self, spec: MoE, dim: int) -> None:
         super().__init__()
@@ -157,10 +158,10 @@ class StackedExperts(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(spec.experts, fan_out, fan_in)))
             bias = nn.Parameter(torch.empty(spec.experts, fan_out)) if spec.expert.bias else None
             self.register_parameter(f"{name}_bias", bias)
-            self.residual_outputs: tuple[str, ...] = (name,)  # the last: the matrices whose products are the output
+            self.residual_outputs: tuple[str, ...] = (name,)  # the last matrices, whose products are the output
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """x (b, t, dim), weights (b, t, k), expert ids (b, t, k) -> the weighted sum of the chosen (b, t, dim)."""
+        """x (b, t, dim), weights (b, t, k), expert ids (b, t, k) -> weighted sums of expert outputs (b, t, dim)."""
         join = self.spec.act.join if type(self.spec) is GLU else None
         return mixture(x, weights, chosen, self._linears(), self.spec.combine, join, self.scales_input)
 
@@ -173,14 +174,14 @@ class StackedExperts(nn.Module):
 
 
 class _ExpertModules(nn.ModuleList):
-    """Experts whose parameters are not those of linear layers alone: one module each."""
+    """Experts with parameters beyond those of linear layers: one module per expert."""
 
     def __init__(self, spec: MoE, dim: int) -> None:
         super().__init__(spec.expert.build(dim) for _ in range(spec.experts))
         self.scales_input = spec.router.scales_input
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """As `StackedExperts`."""
+        """x (b, t, dim), weights (b, t, k), expert ids (b, t, k) -> weighted sums of expert outputs (b, t, dim)."""
         experts = [partial(_one_sequence, expert) for expert in self]
         return separate_mixture(x, weights, chosen, experts, self.scales_input)
 

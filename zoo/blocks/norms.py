@@ -1,4 +1,4 @@
-"""RMSNorm (Zhang and Sennrich 2019) in the roundings that released models use, and LayerNorm (Ba et al. 2016)."""
+"""RMSNorm (Zhang and Sennrich 2019) with the roundings of released models, and LayerNorm (Ba et al. 2016)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,12 +19,12 @@ __all__ = ["LayerNorm", "Norm", "RMSNorm"]
 class Norm(Block, abstract=True):
     """Normalises the last axis. Its module maps (..., dim) to the same shape.
 
-    The module's `identity` holds, for each parameter, the value at which it changes nothing beyond the normalisation.
+    The module's `identity` holds the value of each parameter at which the module only normalises.
     """
 
     eps: float
     role = "norm"
-    means: ClassVar[int] = 0  # over elements; where several ranks hold these, as many sums over ranks (0: it cannot)
+    means: ClassVar[int] = 0  # means over the axis: one sum over ranks for each (0: ranks cannot divide it)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         return {}  # no matrix products
@@ -34,8 +34,9 @@ class Norm(Block, abstract=True):
 class RMSNorm(Norm):
     """x / rms(x) * w, with rms(x) = sqrt(mean(x^2) + eps) in float32.
 
-    `unit_offset` multiplies by 1 + w (Gemma). `scale_in_fp32` rounds to the input's dtype after the weight (OLMo 2,
-    gpt-oss, Gemma) and not before it (Llama). Without a `weight` nothing is learned (Llama 4's queries and keys).
+    `unit_offset` multiplies by 1 + w (Gemma). `scale_in_fp32` rounds to the input's dtype after the multiplication by
+    the weight (OLMo 2, gpt-oss, Gemma) and not before it (Llama). Without a `weight`, nothing is learned (Llama 4's
+    queries and keys).
     """
 
     eps: float
@@ -82,7 +83,7 @@ class _RMSNorm(nn.Module):
         return F.rms_norm(x, x.shape[-1:], eps=self.spec.eps)
 
     def over_ranks(self, group: Group) -> None:
-        """Normalise over the elements of all ranks, equally many in each, of which this module has its own."""
+        """Makes the norm average over the elements of all ranks, which hold equally many each."""
         self.__class__, self.group = _RMSNormOverRanks, group
 
 
@@ -94,7 +95,7 @@ class _RMSNormOverRanks(_RMSNorm):
 
 @dataclass(frozen=True)
 class LayerNorm(Norm):
-    """(x - mean(x)) / sqrt(var(x) + eps) * w + b, with the biased variance. `bias`: whether there is a b."""
+    """(x - mean(x)) / sqrt(var(x) + eps) * w + b, with the biased variance. Without a `bias` there is no b."""
 
     eps: float
     bias: bool = True
@@ -125,7 +126,7 @@ class _LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, weight, bias, self.spec.eps)
 
     def over_ranks(self, group: Group) -> None:
-        """Normalise over the elements of all ranks, equally many in each, of which this module has its own."""
+        """Makes the norm average over the elements of all ranks, which hold equally many each."""
         self.__class__, self.group = _LayerNormOverRanks, group
 
 

@@ -1,7 +1,8 @@
-"""Per-layer embeddings: each layer is given, beside the residual stream, a narrow vector of its own for each token
+"""Per-layer embeddings: beside the residual stream, each layer receives a narrow vector of its own for each token
 (Gemma 3n; Gemma 4 E2B and E4B).
 
-`PerLayerInputs` of a model computes them once a pass; `LayerInput` in each layer adds what the layer makes of its own.
+A model's `PerLayerInputs` computes the vectors once per pass. Each layer's `LayerInput` is a branch that processes its
+own vector and adds the result to the residual stream.
 """
 
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ __all__ = ["LayerInput", "PerLayerInputs"]
 
 @dataclass(frozen=True)
 class PerLayerInputs(Spec):
-    """(sqrt(width) * table[token] + norm(projection(x) * dim^-0.5)) / sqrt(2) for each layer, `width` wide, where x is
-    the embedding as the first layer receives it. A table holds a row for each token and each layer."""
+    """(sqrt(width) * table[token] + norm(projection(x) * dim^-0.5)) / sqrt(2) for each layer, `width` wide. Here x
+    is the embedding as the first layer receives it. The table holds a row for each token id and each layer."""
 
     width: int
     norm: Norm
@@ -34,15 +35,15 @@ class PerLayerInputs(Spec):
         return {"width": to.share(self.width)}
 
     def build(self, dim: int, vocab: int, layers: int) -> nn.Module:
-        """The module, allocated and not initialised."""
+        """Returns the module, allocated and not initialised."""
         return _PerLayerInputs(self, dim, vocab, layers)
 
     def table_params(self, vocab: int, layers: int) -> int:
-        """Parameters of the table."""
+        """The number of parameters of the table."""
         return vocab * layers * self.width
 
     def param_breakdown(self, dim: int, vocab: int, layers: int) -> Breakdown:
-        """Parameters by part: the table is an embedding."""
+        """Returns the parameters by part. The table counts as an embedding."""
         projection = linear_params(dim, layers * self.width)
         return {
             "embedding": self.table_params(vocab, layers),
@@ -77,7 +78,7 @@ class _PerLayerInputs(nn.Module):
 
 @dataclass(frozen=True)
 class LayerInput(Block):
-    """out(act(gate(x), the layer's input)), where that input is `width` wide."""
+    """out(act(gate(x), input)), where `input` is the layer's own input of `width` elements per token."""
 
     width: int
     act: Activation = GeGLU()

@@ -1,7 +1,7 @@
 """Positions: rotary embedding (Su et al. 2021), none (NoPE), learned embeddings, and temperatures that grow with the
 position.
 
-Rotated pairs are (i, i + rotated/2), the half-split order of most checkpoints; others are permuted on loading.
+Rotated pairs are (i, i + rotated/2), the half-split order of most checkpoints. Other orders are permuted on loading.
 """
 
 from abc import abstractmethod
@@ -28,7 +28,7 @@ __all__ = [
     "Temperature",
 ]
 
-# Cos and sin of each element, (t, rotated), in float32 at least; the first half of sin is negated.
+# Cos and sin of each element, both (t, rotated), in at least float32. The first half of sin is negated.
 Table = tuple[Tensor, Tensor]
 
 
@@ -41,7 +41,7 @@ class Position(Spec, abstract=True):
 
     @abstractmethod
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
-        """(t,) positions -> the table that `rotate` takes, for heads of this `width`, in float32 or float64."""
+        """Positions (t,) -> the table for `rotate` of heads of this `width`, in float32 or float64."""
 
     @abstractmethod
     def rotate(self, x: Tensor, table: Table | None) -> Tensor:
@@ -49,23 +49,23 @@ class Position(Spec, abstract=True):
 
     @abstractmethod
     def inverse(self, table: Table | None) -> Table | None:
-        """The table that rotates back."""
+        """Returns the table of the inverse rotation."""
 
     def rotate_last(self, x: Tensor, table: Table | None, width: int) -> Tensor:
-        """`rotate` of the last `width` elements of each head alone; the table is of heads of that width."""
+        """Rotates only the last `width` elements of each head, by a table for heads of that width."""
         if width == x.shape[-1]:
             return self.rotate(x, table)
         before, last = x.split([x.shape[-1] - width, width], dim=-1)
         return torch.cat([before, self.rotate(last, table)], dim=-1)
 
     def at_width(self, width: int) -> Self:
-        """The same encoding for heads of this width."""
+        """Returns this encoding for heads of this width."""
         return self
 
     @property
     def switch(self) -> int | None:
-        """The number of tokens beyond which a forward pass rotates otherwise than shorter ones, None if there is none:
-        keys that those cached are then out of date."""
+        """The number of tokens beyond which a forward pass rotates differently from shorter passes, whose cached keys
+        are then out of date. None if there is no such number."""
         return None
 
 
@@ -92,8 +92,8 @@ class NoPE(Position):
 class RoPE(Position):
     """Pair i of `rotated / 2` rotates by theta^(-2i / rotated) radians per token.
 
-    Rotated is the leading `fraction` of the width: all of it, or a part whose rest has no position (GPT-NeoX, Black et
-    al. 2022, section 2.2).
+    The leading `fraction` of the width is rotated. The remaining elements have no position (GPT-NeoX, Black et al.
+    2022, section 2.2).
     """
 
     theta: float
@@ -116,7 +116,7 @@ class RoPE(Position):
         return self.scaling.switch if self.scaling else None
 
     def rotated(self, width: int) -> int:
-        """Rotated elements of a head of this width."""
+        """The number of rotated elements of a head of this width."""
         return int(width * self.fraction)
 
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
@@ -146,7 +146,7 @@ class RoPE(Position):
     def resized(self, to: Any) -> dict[str, Any]:
         return {"theta": to.theta(self), "scaling": None}
 
-    rotated_of: ClassVar[str] = "width"  # that a fraction is of
+    rotated_of: ClassVar[str] = "width"  # the whole that `fraction` refers to
 
     def facts(self) -> tuple[Fact, ...]:
         found = [Fact("kind", "RoPE"), Fact("theta", format_count(self.theta))]
@@ -162,10 +162,11 @@ class RoPE(Position):
         return " ".join(f"({fact})" if fact.key == "scaling" else str(fact) for fact in self.facts())
 
     def frequencies(self, rotated: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(rotated / 2,) radians per token, highest first; (sets, rotated / 2) if the scaling has several sets.
+        """Returns (rotated / 2,) radians per token, highest first, or (sets, rotated / 2) if the scaling has several
+        sets.
 
-        In float32, as in the released models, unless the model is in float64: a more exact power differs by a hundredth
-        of a radian at position 100,000. Computed on the CPU, so equal on every device.
+        They are in float32, as in the released models, unless the model is in float64: a more exact power differs by a
+        hundredth of a radian at position 100,000. They are computed on the CPU, so they are equal on every device.
         """
         exponents = torch.arange(0, rotated, 2, dtype=dtype, device="cpu") / rotated
         periods = self.theta**exponents
@@ -174,8 +175,8 @@ class RoPE(Position):
 
 @dataclass(frozen=True)
 class ProportionalRoPE(RoPE):
-    """RoPE on the whole width, of whose pairs (i, i + width/2) the leading `fraction` rotates, each by the angle that
-    it has where all rotate: theta^(-2i / width). The rest, the slowest, have no position (Gemma 4)."""
+    """RoPE over the pairs (i, i + width/2) of the whole width. The leading `fraction` of the pairs rotates, each by the
+    same angle as in full RoPE: theta^(-2i / width). The remaining, slowest pairs have no position (Gemma 4)."""
 
     def rotated(self, width: int) -> int:
         return width
@@ -190,8 +191,8 @@ class ProportionalRoPE(RoPE):
 
 @dataclass(frozen=True)
 class LearnedPositions(Block):
-    """A learned embedding of each of `count` positions, added to the tokens' (GPT-2; Vaswani et al. 2017, section 3.5).
-    A sequence cannot be longer."""
+    """A learned embedding of each of `count` positions, added to the token embeddings (GPT-2; Vaswani et al. 2017,
+    section 3.5). A sequence has at most `count` tokens."""
 
     count: int
 
@@ -211,19 +212,19 @@ class LearnedPositions(Block):
 
 
 class Temperature(Spec, abstract=True):
-    """A factor of the queries that depends on their position."""
+    """A factor that multiplies queries and depends on their position."""
 
     role = "temperature"
 
     @abstractmethod
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(t,) positions -> (t, 1) factors, in float32 or float64."""
+        """Positions (t,) -> factors (t, 1), in float32 or float64."""
 
 
 @dataclass(frozen=True)
 class LogTemperature(Temperature):
-    """1 + scale * ln(1 + floor(position / step)): one for the first `step` positions, then growing with the logarithm,
-    so that attention over many keys stays sharp (Llama 4; Nakanishi 2025, "Scalable-Softmax", section 2).
+    """1 + scale * ln(1 + floor(position / step)): one for the first `step` positions, then logarithmic growth, so that
+    attention over many keys stays sharp (Llama 4; Nakanishi 2025, "Scalable-Softmax", section 2).
 
     `from_one` counts positions from one, as Llama 4 does.
     """

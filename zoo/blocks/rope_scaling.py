@@ -1,4 +1,4 @@
-"""Scalings: changes of the rotary frequencies that stretch a trained context."""
+"""Scalings: changes of the rotary frequencies that extend a trained context."""
 
 import math
 from abc import abstractmethod
@@ -23,22 +23,22 @@ __all__ = [
 
 
 class Scaling(Spec, abstract=True):
-    """A change of the rotary frequencies that stretches a trained context."""
+    """A change of the rotary frequencies that extends a trained context."""
 
     role = "scaling"
-    gain: float = 1.0  # multiplies cos and sin, so scores by its square
+    gain: float = 1.0  # multiplies cos and sin, hence multiplies scores by its square
 
     @abstractmethod
     def scale(self, periods: Tensor, theta: float) -> Tensor:
-        """Periods (pairs,) in tokens per radian, shortest first -> scaled frequencies (pairs,) in radians per token;
-        (sets, pairs) where it depends on the forward pass which of several sets is used."""
+        """Periods (pairs,) in tokens per radian, shortest first -> scaled frequencies (pairs,) in radians per token, or
+        (sets, pairs) if the forward pass decides which of several sets is used."""
 
     def select(self, scaled: Tensor, positions: Tensor) -> Tensor:
-        """What `scale` returns -> the (pairs,) frequencies of a forward pass of tokens at `positions` (t,)."""
+        """Frequencies from `scale` -> frequencies (pairs,) for a forward pass of tokens at `positions` (t,)."""
         return scaled
 
     def gain_facts(self) -> tuple[Fact, ...]:
-        """A fact about the gain, where there is one."""
+        """Returns the fact about the gain on cos and sin, if it is not 1."""
         noun = "gain on cos and sin"
         return () if self.gain == 1 else (Fact("gain", self.gain, phrase=f"{noun} {{:g}}", noun=noun),)
 
@@ -46,15 +46,15 @@ class Scaling(Spec, abstract=True):
         return " ".join(str(fact) for fact in self.facts() if fact.key in ("kind", "factor", "original"))
 
     def check_rotated(self, rotated: int) -> None:
-        """Raise SpecError unless heads with this many rotated elements can be scaled."""
+        """Raises SpecError if heads with this many rotated elements cannot be scaled."""
 
     def at_rotated(self, rotated: int) -> Self:
-        """The same for heads with this many rotated elements."""
+        """Returns this scaling for heads with this many rotated elements."""
         return self
 
     @property
     def switch(self) -> int | None:
-        """The number of tokens beyond which a forward pass uses other frequencies, None if there is none."""
+        """The number of tokens beyond which a forward pass uses other frequencies; None if there is no such number."""
         return None
 
 
@@ -73,8 +73,9 @@ class LinearScaling(Scaling):
 
 @dataclass(frozen=True)
 class Llama3Scaling(Scaling):
-    """Frequencies with wavelengths above original / low are divided by `factor`, those below original / high are kept,
-    those between are interpolated (Llama 3.1, as released). low = high: none between (Llama 4 Scout)."""
+    """Frequencies with wavelengths above original / low are divided by `factor`, and those with wavelengths below
+    original / high are kept. Frequencies between these limits are interpolated (Llama 3.1, as released). With
+    low = high there are none between (Llama 4 Scout)."""
 
     factor: float
     original: int
@@ -101,11 +102,12 @@ class Llama3Scaling(Scaling):
 
 @dataclass(frozen=True)
 class YarnScaling(Scaling):
-    """YaRN (Peng et al. 2023, section 3.2): dimensions that rotate at least `fast` times within the original context
-    are kept, those that rotate at most `slow` times are divided by `factor`, with a linear ramp between.
+    """YaRN (Peng et al. 2023, section 3.2). Frequencies of dimensions that rotate at least `fast` times within the
+    original context are kept. Those of dimensions that rotate at most `slow` times are divided by `factor`, with a
+    linear ramp between the two.
 
     `truncate` rounds the ramp's ends outward to whole dimensions. `gain` multiplies cos and sin (section 3.3:
-    `yarn_gain`); DeepSeek has 1.0 here and the gain in its attention scale.
+    `yarn_gain`). DeepSeek has a gain of 1.0 here, and applies YaRN's gain in its attention scale.
     """
 
     factor: float
@@ -137,22 +139,22 @@ class YarnScaling(Scaling):
 
 
 def yarn_gain(factor: float, mscale: float = 1.0) -> float:
-    """YaRN's gain on the scores' temperature (Peng et al. 2023, equation 22): 0.1 * mscale * ln(factor) + 1."""
+    """Returns YaRN's gain on cos and sin (Peng et al. 2023, equation 22): 0.1 * mscale * ln(factor) + 1."""
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 @dataclass(frozen=True)
 class LongRoPE(Scaling):
-    """The frequency of each pair is divided by a factor of its own, which was found by search (LongRoPE, Ding et al.
-    2024, section 3): by those in `short` in a forward pass whose positions are all within the `original` context, by
-    those in `long` in a pass that goes beyond. `gain` multiplies cos and sin in both (`longrope_gain`).
+    """The frequency of each pair is divided by its own factor, which was found by search (LongRoPE, Ding et al. 2024,
+    section 3). A forward pass whose positions are all within the `original` context uses the factors in `short`; a pass
+    that goes beyond it uses those in `long`. `gain` multiplies cos and sin in both cases (`longrope_gain`).
 
-    As in the reference, the largest position of each forward pass decides, and keys in the cache stay as an earlier
-    pass rotated them. So passes of any length give equal logits as long as the sequence is within `original`; beyond,
-    one pass rotates every key by the long factors, while in chunks or token by token the keys of the passes within
-    `original` keep the short ones. The reference differs from itself there, and a pass here equals the reference's pass
-    after the same earlier passes. `Model.stream` computes the cache anew at the first token beyond `original`, as the
-    reference's `generate` does.
+    As in the reference, the largest position of each forward pass decides, and cached keys keep the rotation of an
+    earlier pass. Logits therefore do not depend on how a sequence within `original` is split into passes. Beyond
+    `original` they do: a single pass rotates every key by the long factors, but earlier passes within `original` leave
+    keys with the short factors in the cache. The reference has the same dependence, and a pass here equals the
+    reference's pass after the same earlier passes. `Model.stream` recomputes the cache at the first token beyond
+    `original`, as the reference's `generate` does.
     """
 
     short: tuple[float, ...]
@@ -160,7 +162,7 @@ class LongRoPE(Scaling):
     original: int
     gain: float
 
-    # Every pass of a tiny model that rotates anything uses the long factors, so that passes of all lengths agree.
+    # In a tiny model every pass beyond position 0 uses the long factors, so that passes of all lengths agree.
     toy: ClassVar = {"original": 1}
 
     def check(self) -> None:
@@ -173,7 +175,7 @@ class LongRoPE(Scaling):
 
     def scale(self, periods: Tensor, theta: float) -> Tensor:
         factors = torch.tensor([self.short, self.long], dtype=periods.dtype, device=periods.device)
-        return 1.0 / (factors * periods)  # as the reference rounds it
+        return 1.0 / (factors * periods)  # rounded as in the reference
 
     def select(self, scaled: Tensor, positions: Tensor) -> Tensor:
         short, long = scaled
@@ -184,7 +186,8 @@ class LongRoPE(Scaling):
         return self.original
 
     def at_rotated(self, rotated: int) -> Self:
-        """Pair i of n rotates by theta^(-i / n), and gets the factors of the pair here that rotates as fast."""
+        """Returns this scaling for other heads. Pair i of n rotates by theta^(-i / n) and gets the factors of the pair
+        here that rotates as fast."""
         pairs = (rotated + 1) // 2
         chosen = [pair * len(self.short) // pairs for pair in range(pairs)]
         short, long = (tuple(factors[i] for i in chosen) for factors in (self.short, self.long))
@@ -195,5 +198,5 @@ class LongRoPE(Scaling):
 
 
 def longrope_gain(factor: float, original: int) -> float:
-    """LongRoPE's gain for a context `factor` times the original one: sqrt(1 + ln(factor) / ln(original))."""
+    """Returns LongRoPE's gain for a context `factor` times the original one: sqrt(1 + ln(factor) / ln(original))."""
     return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0

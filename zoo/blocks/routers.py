@@ -1,7 +1,7 @@
-"""Routers of a mixture of experts: which experts a token is sent to, and with which weights.
+"""Routers of a mixture of experts. They choose the experts that a token is sent to, and their weights.
 
-A router's spec says how logits become scores, how scores choose experts and how the scores of the chosen become
-weights. One module computes all three; a kind of its own holds what a router learns beside its matrix.
+A router's spec defines how logits become scores, how scores choose experts, and how the scores of the chosen experts
+become weights. One module computes all three. A router that learns more than a matrix has its own module class.
 """
 
 from abc import abstractmethod
@@ -33,60 +33,60 @@ __all__ = [
 
 
 class Router(Spec, abstract=True):
-    """Chooses `k` experts for each token, and their weights. Of equal scores the earlier is chosen, as by `top_k`."""
+    """Chooses `k` experts for each token, and their weights. Of equal scores, the earlier wins, as in `top_k`."""
 
     k: int
     role = "router"
-    scales_input: ClassVar[bool] = False  # weights multiply what an expert is given, not what it returns (Llama 4)
-    has_correction: ClassVar[bool] = False  # its module's `correction`, which keeps experts equally used
-    reads_tokens: ClassVar[bool] = False  # the context has the token ids
+    scales_input: ClassVar[bool] = False  # weights multiply an expert's input, not its output (Llama 4)
+    has_correction: ClassVar[bool] = False  # its module has a `correction`, which balances the experts' load
+    reads_tokens: ClassVar[bool] = False  # needs the token ids in the context
 
     def build(self, dim: int, experts: int) -> nn.Module:
-        """A module: x (b, t, dim) and a ForwardContext or None -> weights and expert ids, both (b, t, k)."""
+        """Returns the module: x (b, t, dim), a ForwardContext or None -> weights and expert ids, both (b, t, k)."""
         return LinearRouter(self, dim, experts)
 
     def params(self, dim: int, experts: int) -> int:
-        """Parameters."""
+        """The number of parameters."""
         return linear_params(dim, experts, bias=self.has_correction)
 
     @property
     def table_rows(self) -> int | None:
-        """The token ids that its table of experts covers; None for a router without a table."""
+        """The number of token ids in the router's table of experts; None for a router without a table."""
         return None
 
     def check_experts(self, experts: int) -> None:
-        """Raise SpecError unless this can route among that many experts."""
+        """Raises SpecError if this router cannot route among that many experts."""
         self.require(self.k <= experts, f"k={self.k} is above the {experts} experts there are")
 
     def among(self, experts: int, before: int, vocab: int) -> Self:
-        """This router for a model with fewer `experts` than `before` and a vocabulary of `vocab` tokens. k keeps its
-        ratio, and is at least 2 where a single expert's weight would have no gradient."""
+        """Returns this router for a model with fewer `experts` than `before` and a vocabulary of `vocab` tokens. The
+        ratio of k to the experts stays. k is at least 2 if a single expert's weight would have no gradient."""
         least = min(2, before) if self.renormalises else 1
         changes: dict[str, Any] = {"k": min(experts, max(least, round(self.k * experts / before)))}
         return replace(self, **changes)
 
     def scores(self, logits: Tensor) -> Tensor:
-        """(..., experts) logits -> the scores that experts are chosen by and weighed with, in the same order."""
+        """Logits (..., experts) -> scores (..., experts), which choose the experts and become their weights."""
         return logits
 
     def choose(self, scores: Tensor) -> Tensor:
-        """(..., experts) scores -> (..., k) expert ids."""
+        """Scores (..., experts) -> expert ids (..., k)."""
         return top_k(scores, self.k)[1]
 
     @abstractmethod
     def weigh(self, top: Tensor) -> Tensor:
-        """(..., k) scores of the chosen experts -> their weights."""
+        """Scores (..., k) of the chosen experts -> their weights (..., k)."""
 
     @property
     def renormalises(self) -> bool:
-        """Whether the weight of a single chosen expert is the same for every score. With k = 1 such a router gets no
+        """Whether the weight of a single chosen expert does not depend on its score. With k = 1, such a router gets no
         gradient."""
         low, high = (self.weigh(torch.tensor([score], device="cpu")) for score in (0.25, 0.5))
         return torch.allclose(low, high)
 
 
 class LinearRouter(nn.Module):
-    """The module of a router whose logits are a linear map of x."""
+    """The module of a router with logits that are a linear map of x."""
 
     def __init__(self, spec: Router, dim: int, experts: int) -> None:
         super().__init__()
@@ -102,38 +102,38 @@ class LinearRouter(nn.Module):
         return self.weigh(scores.gather(-1, chosen), chosen).to(x.dtype), chosen
 
     def logits(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., experts), in float32 at least."""
+        """x (..., dim) -> logits (..., experts), in at least float32."""
         return upcast(linear(x, self.weight))
 
     def ranking(self, scores: Tensor) -> Tensor:
-        """(..., experts) scores -> the values that experts are chosen by, the highest first."""
+        """Scores (..., experts) -> values (..., experts), of which the highest k choose the experts."""
         return scores
 
     def choose(self, scores: Tensor, ctx: ForwardContext | None) -> Tensor:
-        """(..., experts) scores -> (..., k) expert ids."""
+        """Scores (..., experts) -> expert ids (..., k)."""
         chosen: Tensor = self.spec.choose(self.ranking(scores))
         return chosen
 
     def weigh(self, top: Tensor, chosen: Tensor) -> Tensor:
-        """(..., k) scores and ids of the chosen experts -> (..., k) weights."""
+        """Scores and ids of the chosen experts, both (..., k) -> weights (..., k)."""
         weights: Tensor = self.spec.weigh(top)
         return weights
 
 
 def routers_of(module: nn.Module) -> list[Any]:
-    """The router modules inside a module, in the order of layers, which is that of `recorded_routing`."""
+    """Returns the router modules inside a module in layer order, the order of `recorded_routing`."""
     return [each for each in module.modules() if isinstance(getattr(each, "spec", None), Router)]
 
 
 class Float32Router(LinearRouter):
-    """A router that multiplies in float32 at least, whatever the model's dtype."""
+    """A router that multiplies in at least float32, whatever the model's dtype."""
 
     def logits(self, x: Tensor) -> Tensor:
         return upcast(linear(upcast(x), upcast(self.weight)))
 
 
 class CorrectedRouter(Float32Router, Float32Parameters):
-    """A router with a learned correction of each expert, which is added to the scores for the choice alone."""
+    """A router with a learned correction per expert, which is added to the scores for the choice only."""
 
     in_float32 = ("correction",)  # its steps are finer than bfloat16's
 
@@ -147,8 +147,9 @@ class CorrectedRouter(Float32Router, Float32Parameters):
 
 @dataclass(frozen=True)
 class SoftmaxTopK(Router):
-    """The k experts of the highest softmax probability. `renormalise` divides by the sum of the k probabilities, which
-    equals a softmax over the k logits (Qwen3, gpt-oss). `bias` adds a learned bias to the logits."""
+    """Chooses the k experts with the highest softmax probability. `renormalise` divides by the sum of the k
+    probabilities, which equals a softmax over the k logits (Qwen3, gpt-oss). `bias` adds a learned bias to
+    the logits."""
 
     k: int
     renormalise: bool = True
@@ -183,8 +184,8 @@ class _SoftmaxTopK(LinearRouter):
 
 @dataclass(frozen=True)
 class NormedSoftmaxTopK(Router):
-    """Softmax over the k highest logits, which are those of norm(x) * dim^-0.5; the weights are multiplied by a learned
-    number of each expert (Gemma 4)."""
+    """Softmax over the k highest logits, computed from norm(x) * dim^-0.5. The weights are multiplied by a learned
+    scale per expert (Gemma 4)."""
 
     k: int
     norm: Norm
@@ -221,8 +222,8 @@ class _NormedSoftmaxTopK(LinearRouter):
 
 @dataclass(frozen=True)
 class InputScaledTopK(Router):
-    """The k experts of the highest logits. Their weights are the sigmoids of those, not renormalised, and multiply what
-    an expert is given, not what it returns (Llama 4, as released)."""
+    """Chooses the k experts with the highest logits. Their weights are the sigmoids of the logits, not renormalised.
+    They multiply an expert's input, not its output (Llama 4, as released)."""
 
     k: int
     scales_input = True
@@ -239,8 +240,9 @@ class InputScaledTopK(Router):
 
 @dataclass(frozen=True)
 class GroupedTopK(Router, abstract=True):
-    """The k experts of the highest scores in the `keep` best of `groups` equal groups, which are ranked by the sum of
-    their two best scores. The weights are the scores of the chosen, divided by their sum plus `eps`, times `scale`."""
+    """Chooses the k experts with the highest scores in the `keep` best of `groups` equal groups. Groups are ranked by
+    the sum of their two best scores. The weights are the scores of the chosen experts, divided by their sum plus
+    `eps`, times `scale`."""
 
     k: int
     groups: int
@@ -260,7 +262,7 @@ class GroupedTopK(Router, abstract=True):
         self.require(self.k <= reach, f"k={self.k} is above the {reach} experts in {self.keep} groups")
 
     def among(self, experts: int, before: int, vocab: int) -> Self:
-        """Of its groups, as many stay as divide the experts, and as many are kept as k experts need."""
+        """Returns this router for fewer experts. Groups divide them equally; the kept ones hold at least k experts."""
         small, most = super().among(experts, before, vocab), min(self.groups, max(experts // 2, 1))
         groups = next(number for number in range(most, 0, -1) if experts % number == 0)
         keep = max(1, round(groups * self.keep / self.groups), ceil(small.k * groups / experts))
@@ -289,10 +291,10 @@ class GroupedTopK(Router, abstract=True):
 
 @dataclass(frozen=True)
 class GroupedSigmoidTopK(GroupedTopK):
-    """DeepSeek-V3's routing (section 2.1.2), in float32 at least.
+    """DeepSeek-V3's routing (section 2.1.2), in at least float32.
 
-    Scores are sigmoids. A learned correction is added for the choice only, of groups and of experts: the weights are of
-    uncorrected scores.
+    Scores are sigmoids. A learned correction is added only for the choice of groups and experts. The weights are
+    computed from uncorrected scores.
     """
 
     function = "sigmoid"

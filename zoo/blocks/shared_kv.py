@@ -1,5 +1,5 @@
-"""Keys and values shared between layers: those of one are attended to by later ones, which keep none (Gemma 4 E2B, E4B;
-Brandon et al. 2024, "Reducing Transformer Key-Value Cache Size with Cross-Layer Attention")."""
+"""K/V sharing between layers: later layers attend to the keys and values of an earlier one and keep none (Gemma 4 E2B,
+E4B; Brandon et al. 2024, "Reducing Transformer Key-Value Cache Size with Cross-Layer Attention")."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ __all__ = ["KVSource", "SharedKV"]
 
 
 def _key(attn: GQA) -> Hashable:
-    """The key of keys and values: layers share them if heads, widths and reach are the same."""
+    """Returns the key under which layers share K/V: they share it if heads, widths and reach are equal."""
     kind, numbers = attn.reach.arguments
     return "keys and values", attn.kv_heads, attn.head_dim, attn.value_dim, kind, *numbers
 
 
 @dataclass(frozen=True)
 class KVSource(GQA):
-    """GQA that hands its keys and values on to later layers (SharedKV). Of several with equal heads and reach the
-    nearest counts."""
+    """GQA with keys and values that later layers reuse (SharedKV). A later layer reuses those of the nearest KVSource
+    with equal heads and reach."""
 
     def build(self, dim: int) -> nn.Module:
         return _KVSource(self, dim)
@@ -48,8 +48,8 @@ class _KVSource(GQAModule):
 
 @dataclass(frozen=True)
 class SharedKV(GQA):
-    """GQA over the keys and values of the nearest earlier KVSource with equal heads and reach: it projects queries
-    alone, `qk_norm` is of these, and its cache keeps nothing."""
+    """GQA over the keys and values of the nearest earlier KVSource with equal heads and reach. It projects and
+    normalises only queries, and its cache keeps nothing."""
 
     def check(self) -> None:
         super().check()

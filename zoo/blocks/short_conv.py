@@ -18,8 +18,8 @@ __all__ = ["ShortConv"]
 
 @dataclass(frozen=True)
 class ShortConv(Mixer):
-    """o(C * convolution(B * u)), where B, C and u are projections of x to `channels`, and the convolution is over each
-    channel's last `conv` tokens."""
+    """o(C * convolution(B * u)), where B, C and u are projections of x to `channels` channels. The convolution covers
+    each channel's last `conv` tokens."""
 
     channels: int
     conv: int
@@ -36,7 +36,7 @@ class ShortConv(Mixer):
         return _ShortConv(self, dim)
 
     def _projections(self, dim: int) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of the projections input and o."""
+        """Returns (inputs, outputs) of the projections input and o."""
         return (dim, 3 * self.channels), (self.channels, dim)
 
     def params(self, dim: int) -> int:
@@ -61,7 +61,7 @@ class ShortConv(Mixer):
 
 
 class _ShortConv(nn.Module):
-    residual_outputs = ("o",)  # matrices whose products are the output
+    residual_outputs = ("o",)  # matrices whose products are the block's output
 
     def __init__(self, spec: ShortConv, dim: int) -> None:
         super().__init__()

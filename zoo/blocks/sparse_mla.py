@@ -20,13 +20,15 @@ __all__ = ["SparseMLA"]
 
 @dataclass(frozen=True)
 class SparseMLA(MLA):
-    """MLA in which a token attends to the `indexer.k` tokens that its indexer chooses, to all while no more are there.
+    """MLA in which a token attends to the `indexer.k` tokens that its indexer chooses, or to all tokens while there are
+    at most k.
 
-    The cache keeps the index keys beside the latents. Tokens that choose attend over gathered latents, absorbed; the
-    first k tokens attend in MLA's own forms. With gradients, MLA's forms run under the mask of what was chosen.
+    The cache keeps the index keys beside the latents. Tokens beyond the first k attend to gathered latents, in the
+    absorbed form. The first k tokens attend in MLA's own forms. With gradients, MLA's forms run under a mask of the
+    chosen tokens.
 
-    `shares_choice`: the tokens are those that the nearest earlier layer with an indexer of this k chose. Then the layer
-    has no indexer and keeps no index keys (GLM-5.2; "IndexCache", arXiv 2603.12201).
+    `shares_choice`: the layer reuses the choice of the nearest earlier layer with an indexer of this k. It then has no
+    indexer and keeps no index keys (GLM-5.2; "IndexCache", arXiv 2603.12201).
     """
 
     _: KW_ONLY
@@ -73,7 +75,7 @@ class SparseMLA(MLA):
 
     @property
     def choice(self) -> Hashable:
-        """The key under which the chosen tokens are handed on: (b, t, k) as of `top_keys`, None where all are."""
+        """The key under which later layers find the chosen tokens: ids (b, t, k), or None if all tokens are chosen."""
         return "top", self.indexer.k
 
     def hands_on(self) -> tuple[Hashable, ...]:

@@ -24,8 +24,8 @@ def prepare_forward(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> ForwardContext:
-    """The context of a forward pass of `new` tokens after `past`, for layers that look up the tables of these (spec,
-    width) pairs and keep their tokens in these `layer_caches`. Tables are in float32, or in float64 for a model of that
+    """Returns the context of a forward pass of `new` tokens after `past`. Layers look up the `tables` of these (spec,
+    width) pairs and store their tokens in `layer_caches`. Tables are in float32, or in float64 for a model of that
     `dtype`."""
     return prepare_forward_at(torch.arange(past, past + new, device=device), past, tables, layer_caches, dtype)
 
@@ -37,7 +37,8 @@ def prepare_forward_at(
     layer_caches: Iterable[LayerCache],
     dtype: torch.dtype = torch.float32,
 ) -> ForwardContext:
-    """The same for tokens at `positions` (t,). A single token over static caches depends on these and not on `past`."""
+    """Returns the context of a forward pass of tokens at `positions` (t,), as in `prepare_forward`. In single-token
+    decode over static caches it depends on `positions` and not on `past`."""
     views: dict[Hashable, CacheView] = {}
     for layer_cache in layer_caches:
         if layer_cache.geometry not in views:
@@ -48,7 +49,7 @@ def prepare_forward_at(
 
 
 class NoCache:
-    """The absence of a cache: tokens see only those of the same pass; states start at zero and are not kept."""
+    """The absence of a cache: tokens see only tokens of the same pass, and states start at zero and are not kept."""
 
     def __init__(self, spec: CacheSpec) -> None:
         self.reach, self.sees_all = spec.reach, spec.reach.is_full
@@ -123,7 +124,7 @@ class _AllocatedCache:
         return tuple(stream.detach() for stream in self.streams) if x.shape[1] == 1 else read
 
     def overwritten(self) -> list[Tensor]:
-        """Tensors that a pass overwrites in place, beyond adding tokens behind those that are held: the states."""
+        """Tensors that a pass overwrites in place, in addition to new tokens after the stored ones: the states."""
         return list(self.states.values())
 
     def resizable(self) -> list[Tensor]:
@@ -135,7 +136,7 @@ class _AllocatedCache:
 
 
 class StateCache(_AllocatedCache):
-    """A cache of states alone, or of nothing (a layer that is only a feed-forward)."""
+    """A cache of states only, or an empty cache (for a layer without a mixer)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -171,8 +172,8 @@ class FullCache(_AllocatedCache):
 
 
 class RingCache(_AllocatedCache):
-    """The last `tokens` tokens in a ring: position p is at index p mod `tokens`, the reach's limit or the context if
-    shorter. The first token of a chunk is at index 0, so that the first places hold the current chunk.
+    """The last `tokens` tokens in a ring: position p is at index p mod `tokens`. The first token of a chunk is at index
+    0, so that the first places hold the current chunk.
 
     `tokens` is the reach's limit, or the context if that is shorter.
     Single-token decode writes first and then reads. Several tokens attend over the ring's old content and themselves
@@ -183,7 +184,7 @@ class RingCache(_AllocatedCache):
         write = positions[-self.tokens :] % self.tokens
         if self.static and len(positions) == 1:
             index = torch.arange(self.tokens, device=positions.device)
-            keys = positions - (positions - index) % self.tokens  # below 0: an empty place
+            keys = positions - (positions - index) % self.tokens  # a negative position marks an empty place
             return CacheView(write, keys, visible(positions, keys, self.reach))
         held = min(self.reach.held(past), self.tokens)
         if len(positions) == 1:
@@ -219,7 +220,7 @@ class RingCache(_AllocatedCache):
 
 
 class EntryCache(RingCache):
-    """A ring, and beside it streams with an entry for several tokens, each at its number."""
+    """A ring, and streams with one entry for several tokens, each at the index of its block."""
 
     def __init__(
         self, spec: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, **options: Any
@@ -254,7 +255,7 @@ class EntryCache(RingCache):
 
 
 def _first(stream: Tensor, count: int) -> Tensor:
-    """The first `count` places of a stream (batch, heads, tokens, width), for prefill.
+    """Returns the first `count` places of a stream (batch, heads, tokens, width), for prefill.
 
     Compiled, it is a copy, which is cheap beside a prefill's other work. For a view, the compiler would guard on
     contiguity and recompile once the cache is full.
@@ -267,7 +268,7 @@ def _first(stream: Tensor, count: int) -> Tensor:
 def _layer_cache(
     spec: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool
 ) -> StateCache | FullCache | RingCache:
-    """The cache of one layer for at most `tokens` tokens of each sequence."""
+    """Returns the cache of one layer for at most `tokens` tokens of each sequence."""
     if spec.entries:
         return EntryCache(spec, batch, tokens, dtype, device, static=static)
     bounded = FullCache if spec.reach.limit is None else RingCache

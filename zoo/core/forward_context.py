@@ -20,7 +20,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class ReachMask(NamedTuple):
-    """The mask `visible(queries, keys, reach)` of a reach that is not full, as the positions that it follows from.
+    """The mask `visible(queries, keys, reach)` of a reach that is not full, given by its positions.
 
     The queries (t,) are the last t of the keys (s,). The keys before them, at most `reach.limit`, are in any order.
     """
@@ -37,10 +37,10 @@ class CacheView(NamedTuple):
     """The places that a forward pass writes and reads in every layer cache of one geometry.
 
     `write` (w,): the indices at which the last w new tokens are stored. `keys` (s,): the position of each key that is
-    read. `mask` (t, s): True where a query sees a key; a ReachMask where the reach is not full; None where each query
-    sees all keys up to itself and the queries are the last t of the s keys (single-token decode, prefill into an empty
-    cache). `so_far`, where the cache has entries: a tensor as long as the tokens so far, those of the pass included;
-    None for a single token over a static cache.
+    read. `mask` (t, s): True where a query sees a key, or a ReachMask if the reach is not full. None if each query sees
+    all keys up to itself and the queries are the last t of the s keys (single-token decode, prefill into an empty
+    cache). `so_far`, for a cache with entries: a tensor with the length of all tokens so far, this pass included; None
+    for a single token over a static cache.
     """
 
     write: Tensor
@@ -86,7 +86,7 @@ class LayerCache(Protocol):
         ...
 
     def resizable(self) -> list[Tensor]:
-        """Streams (batch, heads, places, width) with as many places as another size by chance: rings and entries."""
+        """Returns the streams (batch, heads, places, width) whose places may equal another size by chance."""
         ...
 
     def state(self, name: str, x: Tensor) -> Tensor:
@@ -121,10 +121,10 @@ class RouterOutput(NamedTuple):
 class ForwardContext:
     """Values that the layers of a forward pass look up.
 
-    `routing`: the list to which routers add their RouterOutput; None where nobody asked for it. `shared`: what earlier
-    layers handed on, by name. `handed_on`: where this layer's go instead, None for a layer that is run by itself.
-    `layer_input` (b, t, width): what the model computed for this layer alone (zoo.blocks.per_layer). `tokens` (b, t):
-    the token ids, in layers that read them (zoo.blocks.hash_router).
+    `routing`: the list to which routers add their RouterOutput; None without a recording. `shared`: tensors from
+    earlier layers, by key. `handed_on`: the dict for this layer's own tensors; if None, they go to `shared`.
+    `layer_input` (b, t, width): this layer's own input (zoo.blocks.per_layer). `tokens` (b, t): the token ids, in
+    layers that read them (zoo.blocks.hash_router).
     """
 
     positions: Tensor
@@ -137,7 +137,8 @@ class ForwardContext:
     tokens: Tensor | None = None
 
     def collecting(self) -> ForwardContext:
-        """The same context with an empty list and an empty dict for what one layer records and hands on."""
+        """Returns a copy of this context for one layer, with an empty list of routing records and an empty dict for
+        tensors that it gives to later layers. Either stays None if it was None."""
         return ForwardContext(
             self.positions,
             self.tables,
@@ -154,8 +155,8 @@ class ForwardContext:
         (self.shared if self.handed_on is None else self.handed_on)[key] = value
 
 
-# Routers record into the last one, where there is one.
-recordings: list[list[RouterOutput]] = []  # torch's compiler guards a list, and neither a ContextVar nor a local
+# Routers record into the last recording, if there is one.
+recordings: list[list[RouterOutput]] = []  # a list, since torch's compiler guards lists, but not a ContextVar or a local
 
 
 @contextmanager
@@ -173,8 +174,8 @@ def recorded_routing() -> Iterator[list[RouterOutput]]:
 
 
 def keep(kept: dict[K, Tensor], key: K, compute: Callable[[], Tensor]) -> Tensor:
-    """Computes a tensor that later passes look up in `kept`, those with gradients too. A tensor made while a compiler
-    or torch.export traces holds no values, and is not kept."""
+    """Computes a tensor and stores it in `kept` for later passes, with or without gradients. A tensor that a compiler or
+    torch.export traces has no values and is not stored."""
     with torch.inference_mode(False):
         value = compute()
     if type(value) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference(value):
@@ -192,7 +193,7 @@ def block_count(new: int, every: int) -> int:
 
 
 def blocks_of(positions: Tensor, every: int) -> Tensor:
-    """Returns the numbers of the blocks of `every` tokens that tokens at consecutive `positions` (t,) lie in.
+    """Returns the numbers of the blocks of `every` tokens that contain the consecutive `positions` (t,).
 
     There are `block_count(t, every)` numbers: the last one repeats if there are fewer blocks, so that no shape depends
     on the positions.

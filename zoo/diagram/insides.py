@@ -1,5 +1,5 @@
-"""Drawings of the inside of a block. `inside` has a function for each known kind; for another kind it draws the name,
-description and states."""
+"""Drawings of the inside of a block. `inside` has a function for each known kind. For another kind it draws the name,
+the description and the states."""
 
 from dataclasses import replace
 from functools import singledispatch
@@ -174,7 +174,7 @@ def _expert_widths(block: MoE, dim: int) -> list[tuple[str, str]]:
 
 
 def _name(block: FeedForward) -> str:
-    """What a feed-forward is, without its width: SwiGLU, gated SwiGLU, MLP with squared ReLU."""
+    """Returns the kind of a feed-forward, without its width: SwiGLU, gated SwiGLU, MLP with squared ReLU."""
     return typeset(str(stated(block)["kind"]))
 
 

@@ -1,10 +1,10 @@
-"""Compiling a model: one function for each distinct layer, which every layer equal to it calls with its own weights.
+"""Compiling a model: one function for each distinct layer. Equal layers share it and call it with their own weights.
 
-torch would check on every call that no module and no global has changed since it compiled, which takes a tenth of a
-millisecond a layer. For a layer that is as its spec builds it, the spec and the facts of its parameters determine the
-code. So these guards are left out, and one look at the whole model (zoo.model.guards) takes their place. A layer that
-was edited, by an adapter in place of a projection for example, is compiled separately with all of torch's guards. A
-layer with hooks runs uncompiled. Whatever is changed after `compile()` is seen on the next pass.
+On every call, torch would check that no module and no global has changed since compilation, which takes 0.1 ms per
+layer. If a layer is as its spec builds it, the spec and the facts of its parameters determine the code. So these guards
+are left out, and one check of the whole model (zoo.model.guards) replaces them. An edited layer, for example one with
+an adapter in place of a projection, is compiled separately with all of torch's guards. A layer with hooks runs
+uncompiled. The next pass sees every change that is made after `compile()`.
 """
 
 import logging
@@ -24,13 +24,13 @@ from zoo.model.cuda_graph import CudaGraph
 from zoo.model.guards import ModelGuard, has_hooks, has_opaque_parameters, is_as_built, parameter_facts
 
 F = TypeVar("F", bound=Callable[..., Any])
-KEYS_HINT = 1024  # keys in single-token decode that the compiler assumes where it asks what is worth doing
+KEYS_HINT = 1024  # number of keys in single-token decode that the compiler assumes in its cost estimates
 log = logging.getLogger(__name__)
 
 
 class ForwardFunctions(NamedTuple):
-    """Functions that a forward pass calls: `run_layer` for each layer and `Model.logits`, compiled or as they are.
-    `replayable`: no module has a hook, which a CUDA graph would not call, and nothing is recorded."""
+    """The functions that a forward pass calls: `run_layer` for each layer, and `Model.logits`, compiled or not.
+    `replayable`: no module has a hook, which a CUDA graph would skip, and no routing is recorded."""
 
     layers: Sequence[Callable[[nn.Module, Tensor, ForwardContext, LayerCache], LayerOutput]]
     head: Callable[[Any, Tensor], Tensor]
@@ -40,7 +40,7 @@ class ForwardFunctions(NamedTuple):
 class CompiledModel:
     """The compiled functions and CUDA graphs of a zoo.model.module.Model. `options` are torch.compile's.
 
-    Not for pickling: a copy of a model is not compiled. Raises NotAvailable where there is no C++ compiler for the CPU.
+    It is not pickled: a copy of a model is not compiled. Raises NotAvailable if there is no C++ compiler for the CPU.
     """
 
     def __init__(self, model: Any, options: dict[str, Any]) -> None:
@@ -54,10 +54,10 @@ class CompiledModel:
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
         self._functions: dict[tuple[bool, bool], ForwardFunctions] = {}
         self._guard: ModelGuard | None = None
-        self._version = 0  # counts the changes of the model that were seen
+        self._version = 0  # counts the detected changes of the model
 
     def functions(self, recorded: bool = False) -> ForwardFunctions:
-        """The functions for the model as it is now, and for passes whose routing is `recorded` or not."""
+        """Returns the functions for the model in its present state, for passes with or without `recorded` routing."""
         if self._guard is None or not self._guard.holds():
             self._guard, self._functions = ModelGuard(self._model), {}
             self._version += 1
@@ -67,7 +67,7 @@ class CompiledModel:
         return self._functions[kind]
 
     def fingerprint(self) -> Hashable:
-        """What a CUDA graph of the model depends on: its structure, where its weights are, and autocast."""
+        """Returns the state that a CUDA graph depends on: the model's structure, weight addresses and autocast."""
         autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
         return self._version, autocast, tuple(weight.data_ptr() for weight in self._model.parameters())
 
@@ -101,7 +101,8 @@ class CompiledModel:
         parts: Sequence[tuple[nn.Module, nn.Module | None]],
         differentiates: bool,
     ) -> F:
-        """`function`, compiled for modules like these, each given with the one that its spec builds; or itself."""
+        """Returns `function` compiled for modules like these, or `function` itself if they cannot be compiled. `parts`
+        pairs each module with the module that its spec builds."""
         modules = [module for module, _ in parts]
         if any(has_hooks(module) or has_opaque_parameters(module) for module in modules):
             return function
@@ -116,8 +117,8 @@ class CompiledModel:
 
 
 def compile_function(function: F, as_built: bool = True, **options: Any) -> F:
-    """`function` compiled for every length at once, isolated from whatever else is compiled of it. Where the modules
-    that it is given are not `as_built`, torch keeps all its guards, and calls what it cannot compile."""
+    """Returns `function` compiled for every length at once, isolated from its other compiled forms. If its modules are
+    not `as_built`, torch keeps all its guards, and runs the parts uncompiled that it cannot compile."""
     defaults: dict[str, Any] = {"dynamic": True, "fullgraph": as_built, "isolate_recompiles": True}
     backend_options: dict[str, Any] = {"guard_filter_fn": _kept_guards} if as_built else {}
     if options.get("backend", "inductor") == "inductor" and "mode" not in options:
@@ -127,18 +128,18 @@ def compile_function(function: F, as_built: bool = True, **options: Any) -> F:
 
 
 def _kept_guards(entries: Sequence[Any]) -> list[bool]:
-    """Guards kept in compiled code: all but those on modules, which zoo.model.guards checks, and those on globals, such
-    as functions, which do not change."""
+    """Tells for each guard whether compiled code keeps it. Guards on modules are dropped, since zoo.model.guards checks
+    these; guards on globals, such as functions, are dropped, since these do not change."""
     kept = torch.compiler.skip_guard_on_all_nn_modules_unsafe(entries)
     return [is_kept and not entry.is_global for is_kept, entry in zip(kept, entries, strict=True)]
 
 
 def mark_dynamic_lengths(ctx: ForwardContext, new: int, layer_caches: Sequence[LayerCache] = ()) -> None:
-    """Tell the compiler which lengths of a pass of `new` tokens over these caches are independent. It takes equal
-    lengths for the same one, and would recompile as soon as two differ that were equal by chance.
+    """Tells the compiler which lengths are independent in a pass of `new` tokens over these caches. By default it
+    assumes that equal lengths stay equal, and recompiles once two lengths differ that were equal by chance.
 
-    The number of keys in single-token decode on the CPU is unbacked: the compiler would ask whether it is one, above
-    4,096 or the size of the cache, and recompile whenever an answer changes. (In a static cache it never changes.)
+    The number of keys in single-token decode on the CPU is unbacked. Otherwise the compiler would test whether it is
+    one, above 4,096 or the size of the cache, and recompile whenever a result changes. (In a static cache none does.)
     """
     from torch._dynamo.decorators import mark_unbacked, maybe_mark_dynamic
 
@@ -149,19 +150,19 @@ def mark_dynamic_lengths(ctx: ForwardContext, new: int, layer_caches: Sequence[L
             maybe_mark_dynamic(view.keys, 0)
             maybe_mark_dynamic(view.write, 0)
         if view.so_far is not None and view.so_far is not ctx.positions:
-            mark_unbacked(view.so_far, 0, hint_override=KEYS_HINT)  # too few for an entry, or enough for many
+            mark_unbacked(view.so_far, 0, hint_override=KEYS_HINT)  # entries: none, one or many
     for table in ctx.tables.values():
         for part in table if isinstance(table, tuple) else ():
-            if len(part) != new:  # of blocks of tokens, not of tokens
+            if len(part) != new:  # a table of blocks of tokens
                 maybe_mark_dynamic(part, 0)
-    for layer_cache in layer_caches:  # a ring or entries may be as many as a head is wide, by chance
+    for layer_cache in layer_caches:  # a length may equal a head's width by chance
         for stream in layer_cache.resizable():
             maybe_mark_dynamic(stream, 2)
 
 
 def mark_handed_on(values: Mapping[Hashable, Any]) -> None:
-    """The same for streams (b, heads, places, width) that a layer handed on: their places are as many as in no other
-    tensor, their heads and widths as many as in the specs."""
+    """Tells the compiler which sizes of the streams (b, heads, places, width) for later layers are independent. The
+    number of places is independent of all other lengths. Heads and widths are fixed by the specs."""
     from torch._dynamo.decorators import mark_static, maybe_mark_dynamic
 
     for value in values.values():

@@ -1,19 +1,19 @@
-"""One decode step on a GPU as a CUDA graph: its hundreds of kernels are launched as one."""
+"""One decode step on a GPU as a CUDA graph: a single launch for its hundreds of kernels."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-WARMUP_STEPS = 3  # before the capture: kernels are compiled and workspaces allocated in them
+WARMUP_STEPS = 3  # before the capture; they compile kernels and allocate workspaces
 
 
 class CudaGraph:
-    """A decode step, captured once and replayed for every token after it.
+    """A decode step, captured once and replayed for every later token.
 
-    `step`: tokens (b, 1) and their position (1,) -> logits (b, 1, vocab). It may depend on nothing but these and memory
-    that stays where it is: the weights, and a static cache. The warm-up steps write at `position`, where the first
-    replay writes again.
+    `step`: tokens (b, 1) and their position (1,) -> logits (b, 1, vocab). It may depend only on these and on memory
+    with a fixed address: the weights, and a static cache. The warm-up steps write to the cache at `position`, and the
+    first replay overwrites that place.
     """
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, position: int) -> None:
@@ -30,7 +30,7 @@ class CudaGraph:
             self._logits = step(self._tokens, self._position)
 
     def __call__(self, tokens: Tensor, position: int) -> Tensor:
-        """Logits of the tokens at this position, in memory that the next replay does not overwrite."""
+        """Returns the logits of the tokens at this position, in memory that the next replay does not overwrite."""
         self._tokens.copy_(tokens)
         self._position.fill_(position)
         self._graph.replay()

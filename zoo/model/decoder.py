@@ -1,4 +1,4 @@
-"""The spec of a whole model: embedding, layers, norm, head, and what they cost."""
+"""The spec of a whole model: embedding, layers, norm, head, and their costs."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Decoder(Spec):
     """A decoder-only transformer: `layers` holds one spec per layer.
 
     `tied`: the head is the embedding's matrix. `embed_scale` multiplies embeddings. `context`: the number of positions
-    it was trained or extended to, None if unpublished. `positions` are added to embeddings. Logits are divided by
-    `logits_scaling` (Granite); with a `logit_cap` logits x become cap * tanh(x / cap) (Gemma 2). With `per_layer` every
-    layer has an input of its own (Gemma 4 E2B). `streams`: the residual stream consists of several, as every branch of
-    every layer then says too (DeepSeek-V4).
+    that the model was trained or extended to; None if unpublished. `positions` are added to embeddings. Logits are
+    divided by `logits_scaling` (Granite). With a `logit_cap`, logits x become cap * tanh(x / cap) (Gemma 2). With
+    `per_layer`, every layer has its own input (Gemma 4 E2B). `streams`: the residual stream consists of several
+    streams, and every branch of every layer has the same spec of them (DeepSeek-V4).
     """
 
     vocab: int
@@ -69,7 +69,7 @@ class Decoder(Spec):
         self.require(few >= self.vocab, f"a hash router has a table of {few} tokens, the vocabulary {self.vocab}")
 
     def shard(self, rank: Rank) -> Self:
-        """What a rank holds: rows of the vocabulary, and its parts of the blocks."""
+        """Returns the spec of one rank's shard: rows of the vocabulary, and its parts of the blocks."""
         parts = {layer: layer.shard(rank) for layer, _ in self._counted}
         layers = tuple(parts[layer] for layer in self.layers)
         return replace(self, vocab=len(rank.held(self.vocab, Divide.ANY, "vocab")), layers=layers)
@@ -82,18 +82,19 @@ class Decoder(Spec):
         return found
 
     def exchanges(self, dim: int, ranks: int) -> tuple[Exchange, ...]:
-        """What so many ranks exchange for each token before the head: of looked up rows, one rank has each."""
+        """Returns the exchanges of `ranks` ranks for each token before the head. Embedding rows are all-reduced, since
+        only one rank holds each row."""
         rows = [self.dim, *([len(self.layers) * self.per_layer.width] if self.per_layer else [])]
         by_layer = {layer: layer.exchanges(dim, ranks) for layer, _ in self._counted}
         layers = (each for layer in self.layers for each in by_layer[layer])
         return *(Exchange("all-reduce", width) for width in rows), *layers
 
     def head_exchange(self, ranks: int) -> Exchange:
-        """What they exchange for each position that goes through the head: columns, equally many of each rank."""
+        """Returns the exchange for each position that goes through the head: equally many logits from each rank."""
         return Exchange("all-gather", ranks * -(-self.vocab // ranks))
 
     def with_vocab(self, vocab: int) -> Decoder:
-        """The same model of another number of tokens, the tables of hash routers included."""
+        """Returns this model with another vocabulary size, in the tables of hash routers too."""
         new = {
             layer: swap(layer, HashTopK, lambda router: replace(router, vocab=vocab)) if layer.reads_tokens else layer
             for layer in dict.fromkeys(self.layers)
@@ -101,23 +102,23 @@ class Decoder(Spec):
         return replace(self, vocab=vocab, layers=tuple(new[layer] for layer in self.layers))
 
     def params(self) -> int:
-        """Stored values, a tied head counted once."""
+        """The number of stored values. A tied head counts once."""
         return self._outside() + sum(n * layer.params(self.dim) for layer, n in self._counted)
 
     def active_params(self) -> int:
-        """Stored values without those of the experts that a token is not routed to."""
+        """The number of stored values without those of the experts that a token is not routed to."""
         return self._outside() + sum(n * layer.active_params(self.dim) for layer, n in self._counted)
 
     def read_params(self, tokens: int) -> float:
-        """Stored values that a forward pass of `tokens` tokens, of all sequences together, reads: of an untied
-        embedding one row per token, and no experts that none of the tokens is expected to be routed to."""
+        """The expected number of stored values that a forward pass of `tokens` tokens reads, all sequences together. It
+        reads one row per token of an untied embedding, and only the experts that some token is routed to."""
         unread = max(self.vocab - tokens, 0) * (0 if self.tied else self.dim)
         if self.per_layer:
             unread += self.per_layer.table_params(max(self.vocab - tokens, 0), len(self.layers))
         return self._outside() - unread + sum(n * layer.read_params(self.dim, tokens) for layer, n in self._counted)
 
     def param_breakdown(self) -> Breakdown:
-        """`params` by part: embedding, head (0 where it is tied), and the parts of the blocks."""
+        """Returns `params` by part: embedding, head (0 if tied), and the parts of the blocks."""
         table = self.vocab * self.dim
         outside = {"embedding": table + self._position_params(), "head": 0 if self.tied else table}
         outside |= self.norm.param_breakdown(self.dim)
@@ -131,8 +132,8 @@ class Decoder(Spec):
         )
 
     def embedding_params(self) -> int:
-        """Stored values of the embedding, of learned positions, of the table of per-layer inputs and, unless it is
-        tied, the head."""
+        """The number of stored values of the embedding, learned positions, the table of per-layer inputs, and an untied
+        head."""
         tables = self.vocab * self.dim * (1 if self.tied else 2) + self._position_params()
         return tables + self._per_layer_params().get("embedding", 0)
 
@@ -145,7 +146,7 @@ class Decoder(Spec):
         return sum(self.flop_breakdown(past, new, logits, causal).values())
 
     def flop_breakdown(self, past: int, new: int, logits: int | None = None, causal: bool = True) -> Breakdown:
-        """`flops` by part: head, and the parts of the blocks."""
+        """Returns `flops` by part: head, and the parts of the blocks."""
         kept = new if logits is None else logits
         outside = {"head": linear_flops(kept, self.dim, self.vocab)}
         if self.per_layer:
@@ -156,13 +157,14 @@ class Decoder(Spec):
         return sum_breakdowns([*layers, (1, outside)])
 
     def kv_bytes(self, context: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
-        """Bytes of a cache for `context` tokens: what `new_cache(batch, context)` allocates."""
+        """Bytes of a cache for `batch` sequences of `context` tokens, as `new_cache(batch, context)` allocates it."""
         caches = ((layer.cache_spec(), n) for layer, n in self._counted)
         return batch * sum(n * cache.nbytes(context, dtype.itemsize) for cache, n in caches)
 
     def kv_growth(self, dtype: torch.dtype = torch.bfloat16) -> tuple[int, float]:
-        """(fixed bytes, bytes per token) of one sequence's cache: exact once every window is full and, where entries
-        stand for several tokens, at multiples of these. States are fixed. An int per token wherever it is whole."""
+        """Returns (fixed bytes, bytes per token) of one sequence's cache. They are exact once every window is full and,
+        if entries stand for several tokens, at multiples of their number. States are fixed bytes. Bytes per token are
+        an int if whole."""
         terms = [(n, *layer.cache_spec().growth(dtype.itemsize)) for layer, n in self._counted]
         return sum(n * fixed for n, fixed, _ in terms), whole(sum((n * slope for n, _, slope in terms), Fraction()))
 
@@ -197,19 +199,20 @@ class Decoder(Spec):
 
     @cached_property
     def parts(self) -> tuple[Spec, ...]:
-        """Every spec inside this one, outermost first, those of equal layers once."""
+        """Every spec inside this one, outermost first. Equal layers count once."""
         return tuple(part for child in dict.fromkeys(child for _, child in self.children()) for part in child.walk())
 
     @cached_property
     def _counted(self) -> tuple[tuple[Layer, int], ...]:
-        """Each distinct layer and how many there are. Counted once: hashing all layers costs more than any figure."""
+        """(layer, count) for each distinct layer. Cached: hashing all layers takes longer than computing any figure."""
         return tuple(Counter(self.layers).items())
 
 
 def swap_layers(
     spec: Decoder, which: Callable[[int], bool], kind: type[Spec], change: Spec | Callable[[Any], Spec]
 ) -> Decoder:
-    """`swap` in the layers i for which `which(i)` is true. Raises SpecError if there are none, or none has a `kind`."""
+    """Applies `swap` to the layers i for which `which(i)` is true. Raises SpecError if there are no such layers, or if
+    one of them has no spec of `kind`."""
     chosen = {i for i in range(len(spec.layers)) if which(i)}
     if not chosen:
         raise SpecError(f"nothing to swap: none of the {len(spec.layers)} layers was chosen")

@@ -1,6 +1,6 @@
 """Guards of a compiled model: its modules, their attributes and hooks, and the facts of its parameters.
 
-Compiled code relies on all of these, and not on the values of parameters.
+Compiled code relies on all of these, but not on the values of parameters.
 """
 
 from collections.abc import Hashable, Mapping
@@ -16,7 +16,7 @@ HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_h
 
 
 class ModelGuard:
-    """A model as it is now. `holds` looks again, in 0.3 ms for 500 modules, since nearly all of it runs in C."""
+    """A snapshot of a model. `holds` compares it with the model: 0.3 ms for 500 modules, since most runs in C."""
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())[1:]  # the model may change its own attributes
@@ -30,8 +30,8 @@ class ModelGuard:
         self._facts_before = self._facts()
 
     def holds(self) -> bool:
-        """Whether the model is as it was: the same modules with the same attributes, as many hooks, and parameters of
-        the same types, dtypes, devices, shapes, strides and need of gradients. Their values may differ."""
+        """Whether the model is unchanged: the same modules with the same attributes, equally many hooks, and parameters
+        of the same types, dtypes, devices, shapes, strides and requires_grad. Their values may differ."""
         try:
             return (
                 self._children == self._children_before
@@ -39,7 +39,7 @@ class ModelGuard:
                 and list(map(len, self._hooks)) == self._hook_counts
                 and self._facts() == self._facts_before
             )
-        except RuntimeError:  # an attribute was and is a tensor, another one: tensors compare element by element
+        except RuntimeError:  # an attribute was replaced by another tensor: tensors compare element by element
             return False
 
     def _facts(self) -> list[object]:
@@ -56,12 +56,12 @@ def _strides(tensor: Tensor) -> tuple[int, ...] | None:
 
 
 def hooks_of(module: nn.Module) -> list[Mapping[Any, Any]]:
-    """The tables of hooks that a call of the module, or its backward pass, looks at."""
+    """Returns the hook tables that a call of the module, or its backward pass, consults."""
     return [getattr(module, f"_{kind}") for kind in HOOKS]
 
 
 def global_hooks() -> list[Mapping[Any, Any]]:
-    """The tables of hooks on all modules of the process."""
+    """Returns the tables of global hooks, which apply to all modules of the process."""
     return [getattr(torch_modules, f"_global_{kind}") for kind in HOOKS]
 
 
@@ -71,15 +71,15 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def has_opaque_parameters(module: nn.Module) -> bool:
-    """Whether a parameter is of a tensor subclass that torch's compiler would take for a plain tensor. It knows the
-    subclasses that declare what they wrap, as quantised and sharded ones do."""
+    """Whether a parameter or buffer is of a tensor subclass that torch's compiler would treat as a plain tensor. The
+    compiler supports subclasses that declare their inner tensors, as quantised and sharded ones do."""
     kinds = {type(each) for each in (*module.parameters(), *module.buffers())} - {Tensor, nn.Parameter}
     return any(not hasattr(kind, "__tensor_flatten__") for kind in kinds)
 
 
 def is_as_built(module: nn.Module, reference: nn.Module | None) -> bool:
-    """Whether a module is like `reference`, fresh from its spec, in all but the values, the dtype and the device of its
-    parameters: the same classes with the same attributes, and plain parameters of the same shapes."""
+    """Whether a module equals `reference`, fresh from its spec, except for the values, dtype and device of its
+    parameters. Classes, attributes and parameter shapes must be equal, and parameters must be plain."""
     if reference is None:  # the head of a tied model
         return False
     modules, references = (list(each.named_modules(remove_duplicate=False)) for each in (module, reference))
@@ -89,8 +89,8 @@ def is_as_built(module: nn.Module, reference: nn.Module | None) -> bool:
 
 
 def _structure(module: nn.Module) -> tuple[object, ...]:
-    """A module's class, the attributes that the class sets, and the names of its children, buffers and parameters, with
-    the layouts of the last."""
+    """Returns a module's class, the attributes that the class sets, the names of its children and buffers, and the
+    layouts of its parameters by name."""
     attributes = {name: value for name, value in vars(module).items() if name not in MODULE_ATTRIBUTES}
     layouts = {
         name: None if each is None else (type(each), each.shape, each.is_contiguous())
@@ -100,7 +100,7 @@ def _structure(module: nn.Module) -> tuple[object, ...]:
 
 
 def parameter_facts(module: nn.Module, differentiates: bool) -> Hashable:
-    """What code compiled for a module assumes of its parameters and buffers."""
+    """Returns the facts about a module's parameters and buffers that its compiled code assumes."""
     tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     return tuple(
         (name, type(each), each.dtype, each.device, differentiates and each.requires_grad) for name, each in tensors

@@ -1,8 +1,8 @@
 """Weights of a fresh model, chosen so that it starts near the uniform prediction and learns from the first steps.
 
-Blocks need no edit here: a norm says at which values it changes nothing, a recurrence at which it starts (`identity`),
-a block which of its matrices write to the residual stream (`residual_outputs`), and a branch whether that output is
-normalised before it is added.
+New blocks need no edit here. A norm states the values at which it only normalises, and a recurrence its initial values
+(`identity`). A block names its matrices that write to the residual stream (`residual_outputs`). A branch states whether
+the block's output is normalised before it is added.
 """
 
 from collections.abc import Iterator
@@ -17,21 +17,22 @@ from zoo.model.module import Model
 
 @torch.no_grad()
 def initialise(module: nn.Module, seed: int) -> None:
-    """Draw the weights of a model, or of one block, from `seed`: on a CPU the same values whatever else is built.
+    """Draws the weights of a model, or of one block, from `seed`. On a CPU they do not depend on other random draws.
 
     - Matrices are normal with variance 1 / fan-in, so that activations keep their size (LeCun et al. 1998, "Efficient
-      BackProp", section 4.6); those of routers and of latents (MLA), and each expert's, too.
-    - A block's output matrices, in branches that are added as they are, are multiplied by n^-1/2, n the number of such
-      branches: twice the layers (GPT-2, Radford et al. 2019, section 2.3). The branches together then add what the
-      embedding holds, at any depth. Where the output is normalised first (OLMo 2, Gemma) their scale has no effect.
+      BackProp", section 4.6). This includes routers, latents (MLA) and each expert.
+    - Output matrices of branches that are added without a norm are multiplied by n^-1/2. n is the number of such
+      branches: twice the layers (GPT-2, Radford et al. 2019, section 2.3). All branches together then add as much
+      variance as the embedding has, at any depth. If the output is normalised first (OLMo 2, Gemma), the scale of these
+      matrices has no effect.
     - Embeddings have variance 1 as the first layer receives them, after `embed_scale` (as in Takase et al. 2023, "Spike
-      No More"): with less, the first branches drown what tells tokens apart.
-    - A head of its own has variance 1 / dim as every matrix. A tied head is the embedding; its product with an input
-      token's own row is as large as dim. The norm before it starts at embed_scale^2 / dim: 1 / dim, at which no logit
-      exceeds 1, and 1 where embeddings have variance 1 / dim (Gemma).
-    - Norms are the identity, that of queries less where scores would have a variance above one; biases, sinks and a
-      router's correction are zero. Decays and time steps of recurrences are spread over the heads as their papers draw
-      them.
+      No More"). With less variance, the first branches would drown the differences between tokens.
+    - An untied head has variance 1 / dim, like every matrix. A tied head is the embedding; its product with an input
+      token's own row is as large as dim. The norm before it starts at embed_scale^2 / dim. That is 1 / dim without a
+      scale, at which no logit exceeds 1, and 1 if embeddings have variance 1 / dim (Gemma).
+    - Norms start as the identity. The norm of queries starts lower if scores would have a variance above one. Biases,
+      sinks and a router's correction are zero. Decays and time steps of recurrences are spread over the heads as in
+      their papers.
     """
     for _ in drawn(module, seed):
         pass
@@ -39,8 +40,8 @@ def initialise(module: nn.Module, seed: int) -> None:
 
 @torch.no_grad()
 def drawn(module: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter's name, and its initial values in its own place; of a module on the meta device, one after the
-    other in memory of their own on the CPU."""
+    """Yields each parameter's name and initial values, drawn in place. For a module on the meta device,
+    they are drawn one parameter after the other, each in new memory on the CPU."""
     scales, generators = _residual_scales(module), dict[torch.device, torch.Generator]()
     gains: dict[Tensor, float] = {}
     if isinstance(module, Model):
@@ -50,20 +51,20 @@ def drawn(module: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
     for path, part in module.named_modules():
         for name, weight in part.named_parameters(recurse=False):
             value = torch.empty_like(weight, device="cpu") if weight.is_meta else weight
-            if weight.ndim >= 2 and not name.endswith("bias"):  # experts' biases are stacked
+            if weight.ndim >= 2 and not name.endswith("bias"):  # experts' stacked biases have 2 dimensions
                 generator = generators.setdefault(value.device, torch.Generator(value.device).manual_seed(seed))
                 value.normal_(std=scales.get(weight, 1.0) * weight.shape[-1] ** -0.5, generator=generator)
             else:
                 start = torch.as_tensor(getattr(part, "identity", {}).get(name, 0.0))
-                if weight in gains:  # added: a norm may multiply by 1 + w. In bfloat16 1 / 576 - 1 would be -1
+                if weight in gains:  # added, since a norm may multiply by 1 + w. In bfloat16, 1 / 576 - 1 would be -1
                     start = start.to(torch.promote_types(value.dtype, torch.float32)) + (gains[weight] - 1.0)
                 value.copy_(start)
             yield (f"{path}.{name}" if path else name), value
 
 
 def fill_buffers(model: Model, device: str | torch.device = "cpu", every: bool = False) -> None:
-    """Gives buffers that no checkpoint holds the values that they have in a fresh model: those without memory yet, or
-    `every` one. Parameters are allocated meanwhile and not written, which takes no memory."""
+    """Gives buffers that no checkpoint holds their values in a fresh model: buffers without memory, or `every` such
+    buffer. The fresh parameters are allocated but not written, so they take no memory."""
     spec, parts = model.spec, [*zip(model.spec.layers, model.layers, strict=True), (model.spec.norm, model.norm)]
     for block, module in parts:
         wanted = [
@@ -80,14 +81,14 @@ def fill_buffers(model: Model, device: str | torch.device = "cpu", every: bool =
 
 
 def _residual_scales(module: nn.Module) -> dict[Tensor, float]:
-    """Output matrix -> its factor, of each branch that is added without being normalised."""
+    """Returns output matrix -> its factor, for each branch whose output is added without a norm."""
     branches = [part for part in module.modules() if isinstance(part, ResidualBranch) and not part.normalises_output]
     return {weight: len(branches) ** -0.5 for branch in branches for weight in residual_outputs(branch.block)}
 
 
 def residual_outputs(block: nn.Module) -> list[Tensor]:
-    """The matrices whose products are the block's output: those that its modules name in `residual_outputs`, each a
-    parameter or the module that holds it."""
+    """Returns the matrices whose products are the block's output. Its modules name them in `residual_outputs`, each as
+    a parameter or as the module that holds it."""
     return [
         weight
         for part in block.modules()

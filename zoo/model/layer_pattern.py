@@ -7,7 +7,7 @@ from zoo.blocks.layer import Layer
 
 
 def labels(layers: Iterable[Layer]) -> list[str]:
-    """A short name for each distinct layer, in order of appearance: the aspects that tell them apart."""
+    """Returns a short name for each distinct layer, in order of appearance, made of the aspects that differ."""
     kinds = list(dict.fromkeys(layers))
     names: list[tuple[str, ...]] = [()] * len(kinds)
     for aspect in ASPECTS:
@@ -20,7 +20,7 @@ def labels(layers: Iterable[Layer]) -> list[str]:
 
 
 def _with(name: tuple[str, ...], part: str) -> tuple[str, ...]:
-    """A name with one more part: RoPE 10k takes the place of RoPE."""
+    """Returns a name with one more part, which replaces its own prefix: RoPE 10k replaces RoPE."""
     return (*(each for each in name if not f"{part} ".startswith(f"{each} ")), part) if part else name
 
 
@@ -29,19 +29,19 @@ def _mixer(layer: Layer) -> str:
 
 
 def _reach(layer: Layer) -> str:
-    """What the layer's tokens attend to; of a mixer that keeps a state alone, its name."""
+    """Returns the reach of the layer's tokens in words, or the mixer's name if it keeps only a state."""
     cache = layer.cache_spec()
     return cache.describe() if cache.per_token or layer.takes() else _mixer(layer)
 
 
 def _size(words: str, block: object, field: str) -> str:
-    """A size of a block in words, if it has one of that name."""
+    """Returns a size of a block in words, or "" if it has no such field."""
     size = getattr(block, field, None)
     return words.format(size) if size else ""
 
 
 def aspects(layer: Layer) -> tuple[str, ...]:
-    """What `labels` tells layers apart by: those that are equal in it get equal labels beside the same others."""
+    """Returns the aspects by which `labels` distinguishes layers. In a given list, equal aspects give equal labels."""
     return tuple(aspect(layer) for aspect in ASPECTS)
 
 
@@ -61,10 +61,10 @@ ASPECTS: tuple[Callable[[Layer], str], ...] = (
 
 
 def fold(names: Sequence[str]) -> str:
-    """The name of each layer, run-length encoded, repeated groups of runs folded:
+    """Returns the layers' names, run-length encoded, with repeated groups of runs folded:
     5 x (5 x [window 1024] + 1 x [full]) + 4 x [window 1024]"""
     runs, groups = [(len(list(run)), name) for name, run in groupby(names)], []
-    while runs:  # from the front, the group that covers most runs by its repeats
+    while runs:  # from the front, the group whose repeats cover most runs
         length, times = max(_repeats(runs), key=lambda found: (found[0] * found[1], -found[0]))
         inner = " + ".join(f"{count} x [{name}]" for count, name in runs[:length])
         groups.append(f"{times} x ({inner})" if times > 1 else inner)
@@ -73,7 +73,7 @@ def fold(names: Sequence[str]) -> str:
 
 
 def _repeats(runs: list[tuple[int, str]]) -> Iterator[tuple[int, int]]:
-    """(length, times) for every group of runs at the front of the list that repeats immediately, and for the first."""
+    """Yields (length, times) for every group of runs at the front that repeats immediately, and for the first run."""
     yield 1, 1
     for length in range(2, len(runs) // 2 + 1):
         times = 1

@@ -1,4 +1,4 @@
-"""The module of a whole model: embedding, layers, norm, head, run with or without a cache."""
+"""The module of a whole model: embedding, layers, norm and head, with or without a cache."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from zoo.model.sampling import Sampler
 
 
 class Model(nn.Module):
-    """The module of a Decoder: `embed`, `layers`, `norm`, and `head` unless that is tied to `embed`. It is allocated on
+    """The module of a Decoder: `embed`, `layers`, `norm`, and `head` unless it is tied to `embed`. It is allocated on
     the current default device in the current default dtype, and not initialised.
 
-    `activation_checkpointing`: a pass with gradients and without a cache keeps the input of each layer only, and
-    computes the layer again in the backward pass (Chen et al. 2016). It may be set at any time, compiled or not.
+    `activation_checkpointing`: a pass with gradients and without a cache keeps only the input of each layer, and
+    recomputes the layer in the backward pass (Chen et al. 2016). It may be set at any time, compiled or not.
     """
 
     activation_checkpointing: bool = False
@@ -42,7 +42,7 @@ class Model(nn.Module):
         self.spec = spec
         self.vocab = spec.vocab
         self.embed = nn.Embedding(spec.vocab, spec.dim, _weight=torch.empty(spec.vocab, spec.dim))
-        shared = {layer: layer for layer in spec.layers}  # equal layers share one spec, by which a compiler knows them
+        shared = {layer: layer for layer in spec.layers}  # equal layers share one spec, which identifies them to torch
         self.layers = nn.ModuleList(shared[layer].build(spec.dim) for layer in spec.layers)
         self.norm = spec.norm.build(spec.dim)
         self.head = None if spec.tied else Linear(spec.dim, spec.vocab, bias=False)
@@ -50,7 +50,7 @@ class Model(nn.Module):
         per_layer = spec.per_layer
         self.per_layer = per_layer.build(spec.dim, spec.vocab, len(spec.layers)) if per_layer else None
         self.contraction = spec.streams.build(spec.dim) if spec.streams else None
-        # For each layer: tensors it takes from earlier ones, whether it hands any on, and whether it reads token ids.
+        # For each layer: tensors from earlier layers, whether it gives any to later ones, whether it reads token ids.
         self._exchanges = [(layer.takes(), bool(layer.hands_on()), layer.reads_tokens) for layer in spec.layers]
         self._tables = list(dict.fromkeys(need for layer in spec.layers for need in layer.tables()))
         switches = (getattr(table, "switch", None) for table, _ in self._tables)
@@ -61,24 +61,25 @@ class Model(nn.Module):
         self._compiled: CompiledModel | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """As torch's own modules: a copy, or an unpickled model, is not compiled."""
+        """Returns the state without compiled functions. As with torch's own modules, a copy is not compiled."""
         return self.__dict__ | {"_compiled": None}
 
     def compile(self, **options: Any) -> None:
-        """Compile in place, one function for each distinct layer, at the first prefill, the first prefill over a filled
-        cache and the first single token, each for every length. On CUDA a decode step is replayed as a CUDA graph that
-        is captured once per cache. `options` are torch.compile's.
+        """Compiles the model in place, one function for each distinct layer. Compilation happens at the first prefill,
+        the first prefill over a filled cache and the first single token, each time for every length. On CUDA a decode
+        step is replayed as a CUDA graph that is captured once per cache. `options` are torch.compile's.
 
-        What is changed afterwards is seen on the next pass: weights, their dtype, device and need of gradients, train
-        and eval mode, replaced modules, which are compiled separately, and hooks, whose layers run uncompiled. A copy
-        is not compiled. Raises NotAvailable where there is no C++ compiler for the CPU.
+        The next pass sees every later change: weights, their dtype, device and requires_grad, train and eval mode,
+        replaced modules and hooks. Replaced modules are compiled separately; layers with hooks run uncompiled. A copy
+        is not compiled. Raises NotAvailable if there is no C++ compiler for the CPU.
         """
         self._compiled = CompiledModel(self, options)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None, logits_to_keep: int = 0) -> Tensor:
-        """Token ids (batch, new) -> logits (batch, new, vocab), or of the last `logits_to_keep` positions if not 0.
+        """Token ids (batch, new) -> logits (batch, new, vocab), or only those of the last `logits_to_keep` positions.
 
-        With a `cache` the tokens follow those it holds and are added to it. Raises CacheFullError if they do not fit.
+        0 keeps all positions. With a `cache`, the tokens follow the cached tokens and are added to the cache. Raises
+        CacheFullError if they do not fit.
         """
         if logits_to_keep < 0:
             raise UsageError(f"logits_to_keep={logits_to_keep} is below 0")
@@ -93,7 +94,7 @@ class Model(nn.Module):
         return logits
 
     def prepare(self, tokens: Tensor, cache: Cache | None = None) -> tuple[ForwardContext, Sequence[LayerCache]]:
-        """The context of a forward pass of `tokens` (batch, new), and the cache of each layer."""
+        """Returns the context of a forward pass of `tokens` (batch, new), and the cache of each layer."""
         _check_tokens(tokens)
         past, layer_caches = 0, self._no_cache
         if cache is not None:
@@ -119,15 +120,15 @@ class Model(nn.Module):
         x = self.embedded(tokens, ctx.positions)
         inputs = self.layer_inputs(tokens, x)
         if self._compiled is not None and any(reads_tokens for *_, reads_tokens in self._exchanges):
-            tokens = tokens.clone(memory_format=torch.contiguous_format)  # a part of a longer prompt has other strides
+            tokens = tokens.clone(memory_format=torch.contiguous_format)  # slices of a longer prompt have other strides
         x = self.expanded(x)
         for (takes, hands_on, reads_tokens), layer, run, layer_cache, layer_input in zip(
             self._exchanges, self.layers, functions.layers, layer_caches, inputs, strict=True
         ):
             seen = ctx
             if layer_input is not None or ctx.shared or hands_on or reads_tokens or recording is not None:
-                # What it reads and no more, which compiled code is specific to. A dict of its own: a layer that is
-                # computed again for the backward pass must not find what later layers handed on.
+                # A new dict of only the tensors that the layer reads: compiled code is specific to them, and a layer
+                # that is recomputed for the backward pass must not find the tensors of later layers.
                 taken = {name: ctx.shared[name] for name in takes}
                 seen = ForwardContext(
                     ctx.positions,
@@ -151,7 +152,7 @@ class Model(nn.Module):
         return functions.head(self, x[:, -logits_to_keep:])
 
     def _replay(self, tokens: Tensor, cache: Cache, functions: ForwardFunctions, compiled: CompiledModel) -> Tensor:
-        """Single-token decode as a CUDA graph, which is captured at the first token and after changes of the model."""
+        """Runs single-token decode as a CUDA graph, which is captured at the first token and after model changes."""
         _check_tokens(tokens)
         cache.require_room(self._cache_specs, *tokens.shape)
         self._require_positions(cache.length + 1)
@@ -159,10 +160,10 @@ class Model(nn.Module):
         graph, captured = compiled.graphs.get(cache, (None, None))
         if graph is None or captured != fingerprint:
             graph = None
-            compiled.graphs.pop(cache, None)  # its memory is free before the next capture
+            compiled.graphs.pop(cache, None)  # frees its memory before the next capture
             before = cache.snapshot()
             graph = CudaGraph(partial(self._decode_step, cache=cache, functions=functions), tokens, cache.length)
-            cache.restore(before)  # its warm-up advanced the states
+            cache.restore(before)  # the warm-up steps advanced the states
             compiled.graphs[cache] = graph, fingerprint
         return graph(tokens, cache.length)
 
@@ -179,16 +180,16 @@ class Model(nn.Module):
         return x if self.positions is None else x + self.positions(positions)
 
     def layer_inputs(self, tokens: Tensor, x: Tensor) -> Sequence[Tensor | None]:
-        """Token ids (batch, t), the input of the first layer (batch, t, dim) -> each layer's own (batch, t, width)."""
+        """Token ids (batch, t), first layer's input (batch, t, dim) -> each layer's own input (batch, t, width)."""
         return [None] * len(self.layers) if self.per_layer is None else self.per_layer(tokens, x).unbind()
 
     def expanded(self, x: Tensor) -> Tensor:
-        """The same (batch, t, dim) as what the first layer is given: with several streams (batch, t, streams, dim)."""
+        """Embeddings (batch, t, dim) -> the residual stream: (batch, t, streams, dim), or the same with one stream."""
         return x if self.spec.streams is None else self.spec.streams.expand(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """The output of the last layer, (batch, t, dim) or with several streams (batch, t, streams, dim) -> logits
-        (batch, t, vocab)."""
+        """Output of the last layer (batch, t, dim), or (batch, t, streams, dim) with several streams -> logits (batch,
+        t, vocab)."""
         logits = self.scores(self.norm(x if self.contraction is None else self.contraction(x)))
         if self.spec.logits_scaling != 1.0:
             logits = logits / self.spec.logits_scaling
@@ -196,27 +197,27 @@ class Model(nn.Module):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def scores(self, x: Tensor) -> Tensor:
-        """The head: (batch, t, dim) -> (batch, t, vocab)."""
+        """Runs the head: (batch, t, dim) -> (batch, t, vocab)."""
         scores: Tensor = linear(x, self.embed.weight) if self.head is None else self.head(x)
         return scores
 
     def twin(self) -> Model:
-        """A second model of the same spec, on the meta device."""
+        """Returns a second model of the same spec, on the meta device."""
         with torch.device("meta"):
             return Model(self.spec).eval()
 
     def reference(self) -> Model:
-        """The model as its spec builds it, with one layer of each kind."""
+        """Returns a fresh model from the spec, with one layer of each kind."""
         return Model(replace(self.spec, layers=tuple(dict.fromkeys(self.spec.layers))))
 
     def _require_positions(self, length: int) -> None:
-        """Raise UsageError for a sequence that is longer than learned positions reach."""
+        """Raises UsageError for a sequence with more tokens than there are learned positions."""
         positions = self.spec.positions
         if positions is not None and length > positions.count:
             raise UsageError(f"the model has {positions.count} learned positions, the sequence {length} tokens")
 
     def new_cache(self, batch: int, tokens: int) -> Cache:
-        """An empty cache for `batch` sequences of up to `tokens` tokens, of this model's dtype and on its device."""
+        """Returns an empty cache for `batch` sequences of up to `tokens` tokens, with this model's dtype and device."""
         weight = self.embed.weight
         return Cache(self._cache_specs, batch, tokens, weight.dtype, weight.device)
 
@@ -230,13 +231,13 @@ class Model(nn.Module):
         seed: int | None = None,
         stop: Iterable[int] = (),
     ) -> Iterator[Tensor]:
-        """Continue prompts (batch, t) of equal length; yields each step's token ids (batch,).
+        """Continues prompts (batch, t) of equal length. Yields each step's token ids (batch,).
 
-        Ends after `max_new_tokens`, or when every row has produced one of the token ids in `stop`; a row that has
-        repeats its own. `temperature` 0 takes the most likely token; otherwise samples as `Sampler` says, from `top_k`
-        and `top_p`. Where a longer sequence rotates its keys otherwise (LongRoPE), the cache is computed anew when the
-        sequence becomes that long. The call raises UsageError for tokens or options out of range; the model runs as the
-        result is iterated over.
+        Generation ends after `max_new_tokens`, or when every row has produced one of the token ids in `stop`. A stopped
+        row repeats its stop token. `temperature` 0 takes the most likely token; otherwise `Sampler` samples with
+        `top_k` and `top_p`. If longer sequences rotate keys differently (LongRoPE), the cache is recomputed once the
+        sequence becomes that long. The call raises UsageError for tokens or options out of range. The model runs during
+        iteration over the result.
         """
         _check_tokens(tokens, self.vocab)
         if max_new_tokens < 1:
@@ -246,7 +247,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def _stream(self, tokens: Tensor, max_new_tokens: int, sampler: Sampler, stop_ids: Tensor) -> Iterator[Tensor]:
-        """`stream`, its arguments checked: a generator's body runs at the first `next`, and not at the call."""
+        """Runs `stream` after the check of its arguments: a generator's body runs only at the first `next`."""
         cache = self.new_cache(tokens.shape[0], tokens.shape[1] + max_new_tokens)
         done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
         last, new, every = tokens[:, -1], tokens, tokens
@@ -263,7 +264,7 @@ class Model(nn.Module):
             every = torch.cat([every, new], dim=1) if self._switches else every
 
     def generate(self, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
-        """All of `stream`: the new tokens (batch, new)."""
+        """Returns all tokens of `stream` at once, (batch, new)."""
         return torch.stack(list(self.stream(tokens, max_new_tokens, **options)), dim=1)
 
 
@@ -274,8 +275,8 @@ def _can_replay(functions: ForwardFunctions, tokens: Tensor, cache: Cache) -> bo
 
 
 def _check_tokens(tokens: Tensor, vocab: int | None = None) -> None:
-    """Raise UsageError unless `tokens` are integers (batch, new) and, if `vocab` is given, ids below it: looking at the
-    ids makes a device wait."""
+    """Raises UsageError unless `tokens` are integers (batch, new) and, if `vocab` is given, ids below it. The check of
+    the ids waits for the device."""
     if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int32, torch.int64):
         raise UsageError(f"tokens must be integers of shape (batch, new), not {tokens.dtype} {tuple(tokens.shape)}")
     if vocab is not None and not 0 <= tokens.min() <= tokens.max() < vocab:

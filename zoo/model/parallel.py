@@ -1,7 +1,7 @@
-"""A model that several ranks hold together (tensor parallel): each runs its part of every block.
+"""A model that several ranks hold together (tensor parallel): each rank runs its part of every block.
 
-A rank's module is the module of its spec (`Decoder.shard`), and its blocks know nothing of other ranks. Connected here:
-the input and the output of each block that ranks divide, norms that go over divided elements, the embedding's rows and
+A rank's module is built from its own spec (`Decoder.shard`), and its blocks know nothing of other ranks. This file
+connects the ranks: the input and output of each divided block, norms over divided elements, the embedding's rows and
 the head's columns.
 """
 
@@ -29,31 +29,31 @@ from zoo.sharding import Cuts, Divide, FirstRankOnly, cut_of
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that divide a model: a `group`, or None for this process alone. They divide the width of each
-    expert, or hold `whole_experts`."""
+    """The processes that divide a model: a `group`, or None for a single process. They divide the width of each expert,
+    or hold `whole_experts`."""
 
     group: Group | None = None
     whole_experts: bool = False
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of ranks."""
         return 1 if self.group is None else self.group.rank.ranks
 
     def divided(self, spec: Decoder) -> Decoder:
-        """The spec of the whole model, in the form that they divide."""
+        """Returns the spec of the whole model in the form that the ranks divide."""
         return expert_parallel(spec) if self.whole_experts else spec
 
     def own(self, spec: Decoder) -> Decoder:
-        """The spec of this process's part."""
+        """Returns the spec of this process's part."""
         return spec if self.group is None else self.divided(spec).shard(self.group.rank)
 
 
 class ParallelModel(Model):
-    """The part of a model that one rank of a group holds: `spec` is the rank's own, `whole` that of the model.
+    """The part of a model that one rank of a group holds: `spec` is the rank's spec, `whole` the whole model's.
 
-    All ranks run it at the same time on the same tokens, and each gets all logits. Gradients of a parameter that is
-    whole in every rank, inside a block that ranks divide, are a summand each.
+    All ranks run it at the same time on the same tokens, and each gets all logits. If a divided block has a parameter
+    that is whole in every rank, each rank's gradient of it is a partial sum.
     """
 
     def __init__(self, whole: Decoder, group: Group) -> None:
@@ -83,7 +83,7 @@ class ParallelModel(Model):
 
 
 def connect(module: nn.Module, whole: Spec, group: Group) -> None:
-    """Make a rank's module, built of its part of the `whole` spec, add up and share with the other ranks."""
+    """Connects a rank's module, built from its part of the `whole` spec, to the other ranks: outputs are summed."""
     for path in summing(whole):
         block: Any = module.get_submodule(path)
         spec: Spec = attrgetter(path)(whole)
@@ -94,14 +94,14 @@ def connect(module: nn.Module, whole: Spec, group: Group) -> None:
 
 
 def connected(module: nn.Module, kind: type[nn.Module], group: Group, **attributes: Any) -> None:
-    """Make a module one of a subclass that works with other ranks."""
+    """Changes the class of a module to a subclass that works with other ranks."""
     module.__class__ = kind
     for name, value in {"group": group, **attributes}.items():
         setattr(module, name, value)
 
 
 def summing(spec: Spec, path: str = "") -> Iterator[str]:
-    """The outermost blocks whose outputs are summed over ranks, by their modules' names."""
+    """Yields the module names of the outermost blocks whose outputs are summed over ranks."""
     for name, child in spec.children():
         inside = f"{path}.{name}" if path else name
         if child.sums_over_ranks:
@@ -112,7 +112,7 @@ def summing(spec: Spec, path: str = "") -> Iterator[str]:
 
 @cache
 def _summing_class(kind: Any) -> Any:
-    """A block's class, with an output that is the sum over ranks."""
+    """Returns a subclass of a block's class with an output that is the sum over ranks."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         group = self.group
@@ -124,7 +124,7 @@ def _summing_class(kind: Any) -> Any:
 
 
 class _PartOfEmbedding(nn.Embedding):
-    """Rows `first` and following of an embedding."""
+    """One rank's rows of an embedding, from row `first` on. The lookup is summed over ranks."""
 
     first: int
     group: Group
@@ -138,7 +138,7 @@ class _PartOfEmbedding(nn.Embedding):
 
 
 def part_of(name: str, value: Tensor, cuts: Cuts, group: Group) -> Tensor:
-    """A rank's part of a parameter of the whole model, a copy unless it is all of it."""
+    """Returns a rank's part of a parameter of the whole model: a copy unless it is the whole parameter."""
     cut = cut_of(name, cuts)
     if isinstance(cut, FirstRankOnly):
         return value if group.rank.index == 0 else torch.zeros_like(value)
@@ -151,14 +151,14 @@ def part_of(name: str, value: Tensor, cuts: Cuts, group: Group) -> Tensor:
 def allocate_part(
     whole: Decoder, group: Group, dtype: torch.dtype = torch.float32, device: str | torch.device = "meta"
 ) -> ParallelModel:
-    """A rank's part of a model with uninitialised weights, in eval mode."""
+    """Returns a rank's part of a model with uninitialised weights, in eval mode."""
     with allocating(device, dtype):
         return ParallelModel(whole, group).eval()
 
 
 @torch.no_grad()
 def divide(model: Model, group: Group, whole_experts: bool = False) -> ParallelModel:
-    """A rank's part of a model that every rank holds. Ranks divide the width of each expert, or hold
+    """Returns a rank's part of a model that every rank holds. Ranks divide the width of each expert, or hold
     `whole_experts`."""
     spec = expert_parallel(model.spec) if whole_experts else model.spec
     part = allocate_part(spec, group, model.embed.weight.dtype)
@@ -173,8 +173,8 @@ def divide(model: Model, group: Group, whole_experts: bool = False) -> ParallelM
 def build_part(
     spec: Decoder, ranks: Ranks, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> ParallelModel:
-    """A rank's part of the model that `zoo.build` draws from `seed` on the CPU. Of the whole, one parameter at a time
-    is in memory."""
+    """Returns a rank's part of the model that `zoo.build` draws from `seed` on the CPU. Only one parameter of the whole
+    model at a time is in memory."""
     assert ranks.group is not None
     spec = ranks.divided(spec)
     part, cuts = allocate_part(spec, ranks.group, dtype, device), spec.cuts()

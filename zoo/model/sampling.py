@@ -7,12 +7,12 @@ from zoo.errors import UsageError
 
 
 class Sampler:
-    """Greedy at temperature 0; else a sample from softmax(logits / temperature), cut to `top_k` and `top_p`.
+    """Takes the most likely token at temperature 0, else samples softmax(logits / temperature) within `top_k`, `top_p`.
 
-    `top_k` keeps that many most likely tokens. After it, `top_p` keeps the fewest most likely tokens whose
-    probabilities reach it (nucleus sampling, Holtzman et al. 2019). Of equally likely tokens, which
-    bfloat16 has many of, the first comes first. `seed` makes the samples repeatable, independent of other randomness in
-    the process. Raises UsageError for options out of range.
+    `top_k` keeps the k most likely tokens. Then `top_p` keeps the smallest set of most likely tokens with a total
+    probability of at least `top_p` (nucleus sampling, Holtzman et al. 2019). Of equally likely tokens, which are
+    common in bfloat16, the lower id comes first. `seed` makes the samples repeatable, independent of other randomness
+    in the process. Raises UsageError for options out of range.
     """
 
     def __init__(
@@ -29,17 +29,17 @@ class Sampler:
         self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """(batch, vocab) -> (batch,) token ids."""
+        """Logits (batch, vocab) -> token ids (batch,)."""
         if self.temperature < torch.finfo(torch.float32).tiny:
             return logits.argmax(-1)
         scores, ids = logits.float().sort(dim=-1, descending=True, stable=True)
-        scores = (scores - scores[:, :1]) / self.temperature  # the most likely at 0, so that none overflows
+        scores = (scores - scores[:, :1]) / self.temperature  # the most likely score becomes 0, so that none overflows
         if self.top_k is not None:
             scores, ids = scores[:, : self.top_k], ids[:, : self.top_k]
         probabilities = scores.softmax(-1)
         if self.top_p is not None:
             before = probabilities.cumsum(-1) - probabilities
-            before[:, 0] = -1.0  # the most likely is kept, however small top_p is
+            before[:, 0] = -1.0  # keeps the most likely token, however small top_p is
             probabilities = probabilities.masked_fill(before >= self.top_p, 0.0)
         sampled = torch.multinomial(probabilities, 1, generator=self.generator)
         return ids.gather(-1, sampled).squeeze(-1)

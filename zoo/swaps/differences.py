@@ -1,8 +1,8 @@
 """Differences between the structures of two models, in sentences: "norms after each block instead of before each
-block". Numbers of the same field, such as widths, are not structure.
+block". Different values of the same numeric field, such as a width, are not a difference in structure.
 
-A structure is a table: for each aspect, such as where the norms stand, a phrase for every layer. Phrases are made of
-the facts that blocks state, so that a block that nobody has seen has its sentences too.
+A structure is a table: for each aspect, such as the placement of norms, a phrase for every layer. Phrases are made from
+the facts that blocks state, so that new kinds of blocks need no code here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLACEMENTS = {
 }
 # Placement -> the one that it amounts to around a block whose first step is a norm of its own.
 NORMED_BY_BLOCK = {"none": "pre", "olmo": "sandwich"}
-# Facts that are numbers or rounding, or that another aspect speaks of.
+# Facts about sizes or rounding, and facts that another aspect covers.
 DETAILS = frozenset(
     "act chunk compressor context expert fraction gain indexer latent min_step multiplier positions post pre q_norm "
     "qk_norm_over reach renormalise scale scale_in_fp32 scaling shares_choice v_dim weight window".split()
@@ -39,12 +39,12 @@ PARTS_OF_MODEL = {"tied": "head", "logit_cap": "head", "logits_scaling": "head",
 # Aspect -> `detail` of its differences, where the names differ.
 DETAIL_NAMES = {"position": "rope", "scaling": "rope", "activation": "act", "placement": "norm"}
 MAX_PERIOD = 12  # longest period of a layer pattern, in layers
-MIN_SHARE = 0.1  # share of the layers: a smaller difference is a difference in size
+MIN_SHARE = 0.1  # share of the layers: a smaller difference counts as a difference in size
 
 
 class Difference(NamedTuple):
-    """A sentence, and the part of a model that it is about: attn, ffn, norm, layers, embedding or head. `detail` names
-    the property of that part: rope, reach, router, act, ..., or a field."""
+    """A sentence, and its subject: a part of the model (attn, ffn, norm, layers, embedding or head). `detail` names the
+    property of that part: rope, reach, router, act, ..., or a field."""
 
     part: str
     sentence: str
@@ -52,32 +52,33 @@ class Difference(NamedTuple):
 
 
 class Phrase(NamedTuple):
-    """What an aspect says of a layer. Phrases of equal `key` are alike, whatever numbers they hold; `name` is the noun
-    for an option."""
+    """An aspect's statement about a layer. Phrases with equal `key` count as equal, whatever numbers they hold. `name`
+    is the noun for an option."""
 
     text: str
     key: Hashable
     name: str = ""
 
 
-OFF = Phrase("", "")  # an option that a layer's block has, and that is off
+OFF = Phrase("", "")  # the layer's block has the option, and it is off
 
 
 def in_words(text: str) -> Phrase:
-    """A phrase that is alike to an equal one only."""
+    """Returns a phrase with its text as the key: it equals only phrases with the same text."""
     return Phrase(text, text)
 
 
 def joined(phrases: Iterable[Phrase]) -> Phrase | None:
-    """Different phrases as one; None if there are none."""
+    """Returns the distinct phrases joined into one; None if there are none."""
     found = list(dict.fromkeys(phrases))
     text = " and ".join(each.text for each in found)
     return Phrase(text, tuple(each.key for each in found), text) if found else None
 
 
 class Aspect(NamedTuple):
-    """A phrase for every layer: None where the aspect does not apply, OFF where an option is off. How a sentence is
-    made of them: `some` of the layers "see" (one of them "sees"), or all of them, `every`, "every layer sees"."""
+    """A phrase for every layer: None if the aspect does not apply to it, OFF if an option is off. Sentences use the
+    verbs in `some` for a part of the layers ("see", or "sees" for one layer), and `every` for all of them ("every layer
+    sees")."""
 
     part: str
     detail: str
@@ -89,36 +90,36 @@ class Aspect(NamedTuple):
 
     @property
     def keys(self) -> list[Hashable]:
-        """What the phrases are compared by, where the aspect applies."""
+        """The keys of the phrases, without layers to which the aspect does not apply."""
         return [phrase.key for phrase in self.phrases if phrase is not None]
 
     @property
     def shares(self) -> dict[Hashable, float]:
-        """Key -> the share of the layers that have such a phrase, among those that the aspect applies to."""
+        """Key -> the share of layers with such a phrase, among the layers to which the aspect applies."""
         keys = self.keys
         return {key: number / len(keys) for key, number in Counter(keys).items() if key != OFF.key}
 
     def phrase(self, key: Hashable) -> Phrase:
-        """The first phrase of this key."""
+        """Returns the first phrase with this key."""
         return next(phrase for phrase in self.phrases if phrase is not None and phrase.key == key)
 
     def text(self, key: Hashable) -> str:
-        """The text of the first phrase of this key."""
+        """Returns the text of the first phrase with this key."""
         return self.phrase(key).text
 
     def frequency(self, key: Hashable) -> tuple[int, int]:
-        """How many of how many layers have such a phrase: 5 of 6 where the pattern repeats, else of all layers."""
+        """Returns (layers with such a phrase, layers): (5, 6) for a repeating pattern of 6 layers, else of all layers."""
         keys = [None if phrase is None else phrase.key for phrase in self.phrases]
         repeats = (n for n in range(1, MAX_PERIOD + 1) if all(x == keys[i % n] for i, x in enumerate(keys)))
         period = next(repeats, len(keys))
         return keys[:period].count(key), period
 
     def layers(self, key: Hashable) -> str:
-        """The layers that have such a phrase: "5 of 6 layers"."""
+        """Returns the frequency of such a phrase in words: "5 of 6 layers"."""
         return "{:,} of {:,} layers".format(*self.frequency(key))
 
     def statement(self, keys: Iterable[Hashable]) -> str:
-        """The phrases of these keys, with the layers that have them unless all have that they can apply to."""
+        """Returns the phrases with these keys, each with its layers unless all layers have it that can."""
         parts = []
         for key in keys:
             text, layers = self.text(key), self.layers(key)
@@ -136,14 +137,14 @@ def structure_differences(model: Decoder, other: Decoder) -> list[Difference]:
     """Returns the differences in structure of `model` from `other`, each as a sentence about `model`."""
     mine, theirs = structure(model), structure(other)
     fields = {name for node in model.walk() for name in field_names(type(node))}
-    found: dict[str, Difference] = {}  # by sentence: blocks of two parts may say the same
+    found: dict[str, Difference] = {}  # by sentence: blocks of two parts may give the same one
     for name in dict.fromkeys([*mine, *theirs]):
         x, y = mine.get(name), theirs.get(name)
         if x is not None:
             sentence = _sentence(x, y)
         else:
             assert y is not None
-            # An option of a block that the model does not have is not missed.
+            # An option is missing only if the model has a block with that field.
             sentence = f"no {y.phrase(next(iter(y.shares))).name}" if y.is_option and y.detail in fields else ""
         if sentence:
             part, detail, *_ = x or y or theirs[name]
@@ -153,12 +154,12 @@ def structure_differences(model: Decoder, other: Decoder) -> list[Difference]:
 
 @lru_cache(maxsize=256)  # a page compares every model with every other
 def structure(spec: Decoder) -> dict[tuple[str, str], Aspect]:
-    """The aspects of a model by part and detail. One that no layer has is not among them."""
+    """Returns the aspects of a model by (part, detail), without aspects that no layer has."""
     return {aspect[:2]: aspect for aspect in _aspects(spec) if aspect.shares}
 
 
 def _sentence(mine: Aspect, theirs: Aspect | None) -> str:
-    """Returns the sentence of an aspect about this model; "" if the other model is alike."""
+    """Returns the sentence about an aspect of this model; "" if the other model is equal in it."""
     if theirs is None:
         return mine.statement(mine.shares)
     x, y = mine.shares, theirs.shares
@@ -202,8 +203,8 @@ def _aspects(spec: Decoder) -> Iterator[Aspect]:
 
 
 def _options(part: str, parts: Sequence[Sequence[Spec]]) -> Iterator[Aspect]:
-    """The options that the parts of each layer state, an aspect each. Blocks that have a field for it have it off where
-    they do not state it; so have all, where it is no field of any."""
+    """Yields an aspect for each option that the parts of layers state. An option is off in a block that has the field
+    and does not state it. If no block has such a field, it is off in all blocks that do not state it."""
     used = [{key: fact for each in of for key, fact in options(each).items()} for of in parts]
     known = [{name for each in of for name in field_names(type(each))} for of in parts]
     every_field = set().union(*known)
@@ -220,7 +221,7 @@ def _phrase(fact: Fact) -> Phrase:
 
 
 def _kind(block: Spec) -> Phrase:
-    """What a block is, without its sizes."""
+    """Returns the kind of a block, without its sizes."""
     return _phrase(stated(block)["kind"])
 
 
@@ -233,15 +234,13 @@ def _branches(layer: Layer, both: str) -> Phrase:
 
 
 def _placement(layer: Layer) -> Phrase:
-    """Where the norms stand beside attention and feed-forward; a layer's own inputs are another aspect."""
+    """Returns the placement of the norms of attention and feed-forward. A layer's own inputs are another aspect."""
     branches = {role: branch for role, branch in layer.branches() if role in BRANCH_NAMES}
     places = {}
     for role, branch in branches.items():
-        place = (
-            branch.placement
-            if branch.block.input_norm is None
-            else NORMED_BY_BLOCK.get(branch.placement, branch.placement)
-        )
+        place = branch.placement
+        if branch.block.input_norm is not None:
+            place = NORMED_BY_BLOCK.get(place, place)
         places[PLACEMENTS.get(place, f"as in {branch.formula} for {{}}")] = role
     if len(places) == 1:
         return in_words(next(iter(places)).format("each block"))
@@ -309,7 +308,7 @@ def _experts(layer: Layer) -> Phrase | None:
 
 
 def _activation(layer: Layer) -> Phrase | None:
-    """What the feed-forward calls itself; of experts, one of them."""
+    """Returns the kind of the feed-forward, or of one expert in a mixture."""
     if layer.ffn is None:
         return None
     routed = layer.mixture

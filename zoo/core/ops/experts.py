@@ -147,7 +147,7 @@ def allows_grouped_mm(x: Tensor, weight: Tensor) -> bool:
 
 
 def grouped_mm(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The same in one kernel, which takes bfloat16 only and does not wait for the device to report the counts."""
+    """Computes `grouped_linear` in one kernel. It takes bfloat16 only and does not wait for the counts."""
     ends = counts.cumsum(0)
     y = F.grouped_mm(x, weight.transpose(1, 2), offs=ends.to(torch.int32))
     return y if bias is None else y + bias[torch.bucketize(torch.arange(len(x), device=x.device), ends, right=True)]

@@ -122,7 +122,8 @@ def _over_chosen(
 def _prefill(
     q_nope: Tensor, q_rope: Tensor, latent: Tensor, up: Tensor, chosen: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:
-    """The same for several tokens. The first ones, which see at most k, attend to all in the cheaper form of MLA."""
+    """Returns the output (b, h, t, v) of several tokens, with the arguments of `_over_chosen`. The first tokens, which
+    see at most k tokens, attend to all of them in the cheaper form of MLA."""
     new, past = q_nope.shape[2], latent.shape[2] - q_nope.shape[2]
     first = sees_all(chosen.shape[2], past, new)
     out = []
