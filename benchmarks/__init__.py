@@ -1,4 +1,4 @@
-"""What each architecture costs, in tables: formulas from the specs, and measurements on this machine."""
+"""The costs of each architecture, in tables: formulas from the specs, and measurements on this machine."""
 
 import sys
 

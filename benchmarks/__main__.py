@@ -7,7 +7,7 @@ app = make_app()
 
 
 def may_report() -> bool:
-    """Whether this process prints an error: of several, one."""
+    """Whether this process prints an error. With several processes, one does."""
     from zoo.core.processes import may_report_error  # here, since it imports torch
 
     return may_report_error()
