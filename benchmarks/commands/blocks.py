@@ -64,7 +64,7 @@ def command(
         ),
     ] = None,
     prefill: Annotated[
-        bool, options.flag("With --variants sparse: prefill, too, which takes minutes.", "--prefill")
+        bool, options.flag("With --variants sparse: also prefill, which takes minutes.", "--prefill")
     ] = False,
     tiny: Annotated[bool, options.flag("With --variants: toy widths.", "--tiny")] = False,
     dtype: options.ComputingType = torch.float32,

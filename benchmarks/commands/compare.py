@@ -30,7 +30,9 @@ def command(
     inference: options.InferenceOptions,
     peak: options.DeviceOptions,
     changes: options.SwapOptions,
-    measure: Annotated[bool, options.flag("Measure both on this machine, too: pp512 and tg128.", "--measure")] = False,
+    measure: Annotated[
+        bool, options.flag("Also the measured speed of both here: pp512 and tg128.", "--measure")
+    ] = False,
     tiny: options.Tiny = False,
     layers: options.Layers = None,
     to: options.ReportOptions,

@@ -34,7 +34,7 @@ def command(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder, created if missing.")] = FOLDER,
-    png: Annotated[bool, flag("Each chart as a PNG and an SVG file, too.", "--png")] = False,
+    png: Annotated[bool, flag("Also each chart as a PNG and an SVG file.", "--png")] = False,
     measured: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Output of `python -m benchmarks throughput --json`: speeds to show."),
@@ -44,7 +44,7 @@ def command(
         typer.Option(metavar="FILE", help="Output of `python -m benchmarks learn --json`: learning to show."),
     ] = None,
     all_sizes: Annotated[bool, flag("Every size of every family, not only the best-known.", "--all-sizes")] = False,
-    open: Annotated[bool, flag("Show it in a browser.", "--open")] = False,
+    open: Annotated[bool, flag("Show the page in a browser.", "--open")] = False,
     debug: Debug = False,
 ) -> None:
     """A web page of the architectures: diagrams, charts, learning of small forms, models that fit, costs of swaps.

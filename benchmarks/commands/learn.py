@@ -60,7 +60,7 @@ class ModelOptions:
     match: Annotated[Match, typer.Option(help="Quantity that all small forms share.")] = Match.params
     context: Annotated[int, options.tokens_option(help="Training context.")] = 256
     ignore_field: Annotated[
-        options.Strings, typer.Option(metavar="NAME", help="A field of a folder's config.json to ignore. Repeatable.")
+        options.Strings, typer.Option(metavar="NAME", help="Field of a folder's config.json to ignore. Repeatable.")
     ] = None
 
     def entries(self, quick: bool) -> list[Entry]:

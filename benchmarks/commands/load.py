@@ -26,7 +26,7 @@ def command(
         str, typer.Option(help="Dtype of the weights: auto (as stored), float32, bfloat16, float16.")
     ] = "auto",
     repeat: Annotated[int, typer.Option(min=1, help="Counted loads of each loader.")] = 5,
-    alone: Annotated[bool, flag("Without transformers beside it.", "--alone")] = False,
+    alone: Annotated[bool, flag("Only the zoo's loader, without transformers.", "--alone")] = False,
     to: ReportOptions,
 ) -> None:
     """Seconds and memory of loading, next to transformers.

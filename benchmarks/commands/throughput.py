@@ -48,7 +48,7 @@ def command(
         list[int] | None,
         options.tokens_or_none_option("--depth", "-d", help="Tokens already in the cache (repeatable). [0]"),
     ] = None,
-    train: Annotated[bool, options.flag("Time training steps, and no prefill or decode.", "--train")] = False,
+    train: Annotated[bool, options.flag("Training steps instead of prefill and decode.", "--train")] = False,
     context: Annotated[
         int | None, options.tokens_option("--context", help="Tokens of each sequence in a training step. [256]")
     ] = None,
@@ -66,13 +66,13 @@ def command(
     seed: options.Seed = 0,
     tiny: options.Tiny = False,
     layers: options.Layers = None,
-    released: Annotated[bool, options.flag("Presets and hub ids with their released weights.", "--released")] = False,
+    released: Annotated[bool, options.flag("Released weights for presets and hub ids.", "--released")] = False,
     peer: Annotated[
         Peer | None,
         typer.Option(help="Baseline: another implementation or, with --tp, one process with the whole model."),
     ] = None,
     peer_compiled: Annotated[
-        bool, options.flag("The baseline compiled, for inference with a static cache, too.", "--peer-compiled")
+        bool, options.flag("Also the compiled baseline; for inference it has a static cache.", "--peer-compiled")
     ] = False,
     tp: TensorParallel = 1,
     ep: ExpertParallel = 1,
