@@ -111,7 +111,7 @@ def users(word: str) -> str:
 
 @cache
 def words(name: str) -> frozenset[str]:
-    """The words for all parts of a preset: kinds of blocks, aliases, norm placements, and options in use."""
+    """Returns the words for all parts of a preset: kinds of blocks, aliases, norm placements, and options in use."""
     return frozenset(used_names(sizes()[name].spec))
 
 

@@ -16,12 +16,7 @@ from zoo.architectures import families
 Json = dict[str, Any]
 WIDTH, HEIGHT = 720, 420
 AXIS = 63  # pixels of a horizontal axis with its title and a margin
-LEGEND: Json = {
-    "orient": "bottom",
-    "columns": 4,
-    "title": None,
-    "symbolLimit": 0,
-}  # 0: no limit to the number of symbols
+LEGEND: Json = {"orient": "bottom", "columns": 4, "title": None, "symbolLimit": 0}  # limit 0: all symbols
 DECADES = [10**i for i in range(-3, 19)]
 ONE_TWO_FIVE = [digit * 10**i for i in range(-3, 16) for digit in (1, 2, 5)]
 COUNT_LABEL = "datum.value < 1 ? format(datum.value, '~r') : replace(format(datum.value, '.3~s'), 'G', 'B')"

@@ -47,8 +47,10 @@ NARROW = 480  # pixels; below, a page shows its legend instead of names in the c
 
 @dataclass(frozen=True)
 class LearningChart:
-    """A chart of a table of `learning_tables`. `wanted`: which of its rows the chart shows; `panels`: whether it
-    has several, one above the other."""
+    """A chart of a table of `learning_tables`.
+
+    `wanted` selects its rows. `panels`: whether it has several panels, one above the other.
+    """
 
     title: str
     caption: str

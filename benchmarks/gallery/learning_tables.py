@@ -102,8 +102,11 @@ def _figures(rows: Sequence[Row], unit: str, *more: str) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Section:
-    """The words and the table of a page: what was trained on what, how figures are to be read, and the table's `head`
-    and lines, as text."""
+    """The text and the table of the page's section on learning.
+
+    `facts`: models, data and budget. `notes`: explanations of the figures. `head`, `cells`: the table's head and lines,
+    as text.
+    """
 
     facts: tuple[str, ...]
     notes: tuple[str, ...]
