@@ -1,4 +1,4 @@
-"""python -m benchmarks [VERB]: what the architectures cost, side by side."""
+"""python -m benchmarks [VERB]: the costs of the architectures, side by side."""
 
 from benchmarks.commands import make_app
 from zoo.cli.runner import run

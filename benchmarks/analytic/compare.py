@@ -1,4 +1,4 @@
-"""Two architectures side by side: how their structure differs, the fields of their specs, and what that costs."""
+"""Two architectures side by side: the differences in structure, in the fields of their specs, and in costs."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from zoo.model.decoder import Decoder
 from zoo.registry import Spec
 from zoo.swaps.differences import structure_differences
 
-DESCRIBED_ROLES = ("rope", "norm", "router", "act")  # specs of these roles are one value, not one for each field
+DESCRIBED_ROLES = ("rope", "norm", "router", "act")  # a spec of these roles counts as one value, not as one per field
 KV_CONTEXTS = (4 * 1024, 32 * 1024, 128 * 1024)
 PAIRS = (
     ("gpt2-xl", "llama3.2-1b"),

@@ -154,7 +154,7 @@ def changes(first: Sequence[Piece], second: Sequence[Piece]) -> list[Change]:
     for start, end in zip(starts, [*starts[1:], inf], strict=True):
         a, b = (_piece(growth, start) for growth in (first, second))
         fixed, slope = a.fixed - b.fixed, a.slope - b.slope
-        # The sign of fixed + slope * n changes at the first multiple that is not below the root, and at the next one.
+        # The sign of fixed + slope * n changes at the first multiple at or above the root, and at the next one.
         root = ceil(-fixed / slope / step) * step if slope else 0
         lowest = max(ceil(Fraction(start, step)), 1) * step
         contexts = {1 if start == 0 else lowest, lowest, *(n for n in (root, root + step) if slope and n > lowest)}

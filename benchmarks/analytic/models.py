@@ -1,4 +1,4 @@
-"""The models that a command line names: presets, families, hub ids and folders with a config.json."""
+"""Models named on a command line: presets, families, hub ids and folders with a config.json."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,8 @@
 """Rows of parameters: the costs of the main table, the total by part, and why the Hub and a name give another number.
 
-data/hub.json holds the presets whose total on the Hub differs from ours. It has the Hub's `total` (over the headers of
-the safetensors files), the parameters in it that are stored `beside` the text model, and a `note` on other totals.
+data/hub.json holds the presets whose total on the Hub differs from ours. It has the Hub's `total`, over the headers of
+the safetensors files. `beside` counts the parameters in it that are stored beside the text model. A `note` explains
+other totals there.
 """
 
 import json

@@ -7,7 +7,7 @@ from zoo.catalog import best_known, folded, resolve, sizes
 from zoo.cli.listing import used_names
 from zoo.errors import UsageError, enough, suggestion
 
-FEW = 3  # names in an error
+FEW = 3  # maximum number of names in an error
 Found = dict[str, list[str]]  # family -> some of its sizes
 
 

@@ -47,11 +47,12 @@ def command(
     open: Annotated[bool, flag("Show the page in a browser.", "--open")] = False,
     debug: Debug = False,
 ) -> None:
-    """A web page of the architectures: diagrams, charts, learning of small forms, models that fit, costs of swaps.
+    """A web page of the architectures.
 
-    By default it holds the best-known size of each family, and the pairs that it suggests to compare. The page is one
-    file, index.html, which needs no network. data/ beside it holds the numbers of each chart as CSV. With --png,
-    charts/ holds each chart for papers.
+    It has diagrams, charts, the learning of small forms, the models that fit a card, and the costs of swaps. By default
+    it holds the best-known size of each family, and the pairs that it suggests to compare. The page is one file,
+    index.html, which needs no network. data/ beside it holds the numbers of each chart as CSV. With --png, charts/
+    holds each chart for papers.
     """
     if names and all_sizes:
         raise UsageError("--all-sizes chooses among all models: leave it out, or name none")

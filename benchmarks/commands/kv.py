@@ -24,9 +24,10 @@ def command(
     models: ModelOptions,
     to: ReportOptions,
 ) -> None:
-    """Cache bytes, contexts that fit on a card, and crossings of two models.
+    """Cache bytes, contexts that fit, and crossings.
 
-    The result of the usual formula stands beside the exact bytes.
+    The result of the usual formula stands beside the exact bytes. Contexts fit on a card beside the weights. At a
+    crossing, the smaller of two models' caches changes.
     """
     chosen, other = inference.divisible(models.chosen()), one(against, models.ignore_field or [])
     with to.report() as report:

@@ -22,7 +22,7 @@ from zoo.sharding import require_same_ranks
 PROMPT, GENERATE = 512, 128  # tokens
 TRAINING_CONTEXT, TRAINING_BATCH = 256, 8  # tokens of a sequence, and sequences
 
-Mode = StrEnum("Mode", ["eager", "compiled"])  # how a model is run
+Mode = StrEnum("Mode", ["eager", "compiled"])  # execution modes
 Peer = StrEnum(
     "Peer", {"transformers": "transformers", "one_process": "one-process"}
 )  # the baseline beside the zoo's model
@@ -79,7 +79,9 @@ def command(
     changes: options.SwapOptions,
     to: options.ReportOptions,
 ) -> None:
-    """Tokens per second, and the share of this machine's ceiling that they reach.
+    """Measured tokens per second, and their ceilings.
+
+    A ceiling is the speed that this machine's bandwidth and arithmetic would allow.
 
     --train measures training steps instead: forward, backward and AdamW on --batch sequences of --context tokens.
 

@@ -22,7 +22,7 @@ ONE_TWO_FIVE = [digit * 10**i for i in range(-3, 16) for digit in (1, 2, 5)]
 COUNT_LABEL = "datum.value < 1 ? format(datum.value, '~r') : replace(format(datum.value, '.3~s'), 'G', 'B')"
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-HUES = ("#3b76d6", "#d9731a", "#2f9e5b", "#d6455d", "#9a5fd0", "#1295a0", "#8f8412", "#d459a6")  # of architectures
+HUES = ("#3b76d6", "#d9731a", "#2f9e5b", "#d6455d", "#9a5fd0", "#1295a0", "#8f8412", "#d459a6")  # hues of architectures
 LIGHTNESS_RANGE = 0.16  # lightness of the lightest size of an architecture minus that of the darkest (full scale: 1)
 PART_COLOURS = {
     "embedding": "#7565c2",

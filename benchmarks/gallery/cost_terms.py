@@ -3,9 +3,9 @@
 Terms are pairs (number of layers, CostTerms): one for everything outside the branches of layers, one for each distinct
 attention branch and one for each distinct feed-forward branch.
 
-With kept = min(context, limit), or context without a limit,
-visible = the tokens that the last one sees (zoo.costs.seen_tokens), divided by every and rounded down,
-and grown = entry + flops * visible, but 0 up to a context of start,
+The formulas use kept = min(context, limit), or context without a limit;
+visible = the tokens that the last one sees (zoo.costs.seen_tokens), divided by every and rounded down;
+and grown = entry + flops * visible, but 0 up to a context of start.
 
     parameters                         sum of layers * each of params
     active parameters                  sum of layers * active_params

@@ -42,7 +42,7 @@ POWERS_OF_TWO = [2**i for i in range(24)]
 Y_TITLE = "bits per byte, held-out text"
 SIZE_TITLE = "size of the task"
 PANEL = 230  # pixels: the height of one of several panels
-NARROW = 480  # pixels; below, a page shows its legend instead of names in the chart
+NARROW = 480  # pixels; below this width, a page shows its legend instead of names in the chart
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _by_place(data: Sequence[Row], domain: Sequence[float]) -> dict[Place, list[
 def _labels(base: alt.Chart, place: Place, models: Sequence[str]) -> alt.Chart:
     """Returns the names of these models, each at this place beside its point."""
     chosen = base.transform_filter(alt.FieldOneOfPredicate("model", list(models)))
-    size = alt.expr(f"width < {NARROW} ? 0 : 12")  # names that are merely invisible would still take room
+    size = alt.expr(f"width < {NARROW} ? 0 : 12")  # size 0, since invisible names would still take room
     return chosen.mark_text(align=place.align, dx=place.dx, dy=place.dy, fontSize=size).encode(text="model:N")
 
 

@@ -70,8 +70,8 @@ def swap_drawings(spec: Decoder, intern: Intern) -> Json:
     `before`, `after`: the parts around the layers.
 
     `attention`: an entry for each choice of keys and values; `feed_forward`: for each number of experts and of experts
-    per token. An entry has its `group`, and for each distinct branch [its full part, the part that says that it is
-    drawn above, the part for below]. It is None for an invalid model.
+    per token. An entry has its `group`, and three parts for each distinct branch. They show the branch in full, or say
+    that it is drawn above, or below. The entry is None for an invalid model.
 
     `rests`: the parts of a layer after the two branches, as [role, part].
 

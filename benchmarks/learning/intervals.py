@@ -57,8 +57,9 @@ def paired_differences(pairs: Sequence[Sequence[float]], alpha: float = ALPHA) -
     """Returns the interval of each sequence of paired differences, corrected by Holm (1979) over all of them.
 
     A paired difference is a value minus the first model's value at the same seed. In the order of their p values,
-    hypothesis i of m is tested at alpha / (m - i), i = 0, 1, ..., until one is not rejected. The level of that one
-    holds for the rest. Raises UsageError for fewer than two differences.
+    hypothesis
+    i of m is tested at alpha / (m - i), i = 0, 1, ... The level of the first one that is not rejected holds for the
+    rest. Raises UsageError for fewer than two differences.
     """
     p_values = [_p_value(each) for each in pairs]
     order = sorted(range(len(pairs)), key=p_values.__getitem__)

@@ -113,7 +113,7 @@ def require_equal_logits(
     """
     difference, bound = _difference(logits, expected, config.dtype)
     judged = config.dtype.itemsize >= 4 or not any(layer.mixture for layer in benchmark_model.spec.layers)
-    if judged and not difference <= bound:  # a NaN is a failure, too
+    if judged and not difference <= bound:  # a NaN fails, too
         apart = f"differ by {difference:.1e} from {others}, above {bound:.1e}"
         raise CheckFailed(f"{benchmark_model.label}: the logits of {whose} {apart}; nothing was measured")
 

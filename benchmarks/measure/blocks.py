@@ -216,8 +216,8 @@ def block_context(spec: Mixer, cache: Cache, past: int, new: int, dtype: torch.d
 def block_tasks(entry: BlockEntry, module: nn.Module, config: BlockConfig) -> Iterator[Task]:
     """Yields the prefill task, then the decode task.
 
-    A mixer gets a cache with a random past, and a forward context that is prepared beforehand, as a model prepares it
-    once for all layers. A router by token id gets random ids.
+    A mixer gets a cache with a random past. Its forward context is prepared beforehand, as a model prepares it once
+    for all layers. A router by token id gets random ids.
     """
     generator = torch.Generator().manual_seed(config.seed)
     for phase, past, new in ((PREFILL, 0, config.tokens), (DECODE, config.context - 1, 1)):

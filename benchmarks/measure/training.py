@@ -174,7 +174,7 @@ def _difference(
         ("the loss", found.loss, expected.loss, TOLERANCE[config.dtype]),
         ("the norm of the gradients", found.norm, expected.norm, NORM_TOLERANCE[config.dtype]),
     ):
-        if not abs(value - other) <= bound * abs(other):  # a NaN is a failure, too
+        if not abs(value - other) <= bound * abs(other):  # a NaN fails, too
             return f"{what} is {value:.7g}, and {other:.7g} in the zoo's eager mode"
     return None
 
